@@ -1,0 +1,40 @@
+# make quickstart   set everything up, then prune a real model
+# make test         set everything up, then lint, types and all tests
+# make lint types pytest constraints clean   the single steps
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: quickstart test lint types pytest constraints clean
+
+quickstart: $(READY)
+	$(BIN)/llmprune run recipes/quickstart.yaml
+
+test: lint types pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+pytest: $(READY)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# uv installs torch in seconds where pip takes minutes, so pip only brings uv.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("llmprune needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": set PYTHON=") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[demo,dev]'
+	touch $(READY)
+
+# Names and versions only, of everything that the tests ran with.
+constraints: $(READY)
+	$(BIN)/uv pip freeze --quiet --python $(BIN)/python --exclude-editable | grep -v ' @ ' > constraints.txt
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

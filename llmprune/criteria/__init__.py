@@ -1,0 +1,14 @@
+"""The importance criteria, by the ``kind`` that a recipe names.
+
+A new criterion is one file beside this one and one name in a union here.
+"""
+
+from __future__ import annotations
+
+from llmprune.criteria.activation import Activation
+from llmprune.criteria.block_influence import BlockInfluence
+
+AnyDepthCriterion = BlockInfluence
+AnyWidthCriterion = Activation
+
+__all__ = ["Activation", "AnyDepthCriterion", "AnyWidthCriterion", "BlockInfluence"]

@@ -1,0 +1,58 @@
+"""What a criterion is.
+
+A criterion is a frozen section of the recipe (its parameters) that opens one
+accumulator per layer or unit; the accumulator holds the running sums. Adding a
+criterion takes one file here and one line in ``__init__.py``.
+
+Shapes: B batch, L sequence length, D hidden size, F neurons of a unit.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+from llmprune.schema import Section
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class LayerAccumulator(ABC):
+    """Sees every batch that one decoder layer transforms, and ends with one number."""
+
+    @abstractmethod
+    def update(self, hidden_BLD: Tensor, output_BLD: Tensor) -> None:
+        """Take in the hidden states before and after the layer."""
+
+    @abstractmethod
+    def score(self) -> Tensor:
+        """Importance of the layer as a float32 scalar; the lowest are removed first."""
+
+
+class UnitAccumulator(ABC):
+    """Sees every batch of inputs of one unit's output projection, and ends with a score a neuron."""
+
+    @abstractmethod
+    def update(self, activation_BLF: Tensor) -> None:
+        """Take in the inputs of the unit's output projection."""
+
+    @abstractmethod
+    def scores(self) -> Tensor:
+        """Importance of each neuron, float32 [F]; the lowest are removed first."""
+
+
+class DepthCriterion(Section, ABC):
+    """Scores decoder layers."""
+
+    @abstractmethod
+    def open(self) -> LayerAccumulator:
+        """Start the sums of one layer."""
+
+
+class WidthCriterion(Section, ABC):
+    """Scores the neurons of an MLP."""
+
+    @abstractmethod
+    def open(self, weight_DF: Tensor) -> UnitAccumulator:
+        """Start the sums of one unit whose output projection has this weight."""

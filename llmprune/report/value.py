@@ -1,0 +1,138 @@
+"""What a run found out, as one value: ``report.json`` is this, and the HTML page draws it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+SCHEMA_VERSION = 1
+
+
+class Figures(BaseModel):
+    """A frozen part of the report."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Size(Figures):
+    """How large a model is."""
+
+    parameters: int
+    bytes: int  # of the weights, in the dtype that they are saved in
+    layers: int
+    mlp_width: int | None  # neurons of a layer's MLP; None where layers differ or have none
+    kv_bytes_per_token: int | None  # key-value cache of one token; None where it could not be found out
+
+
+class LayerFigures(Figures):
+    """What happened to one layer of the dense model."""
+
+    layer: int
+    importance: float | None  # by the depth criterion; None where layers were not scored
+    removed: bool
+    width: int | None  # MLP neurons before
+    kept: int | None  # MLP neurons after; None for a removed layer
+    score_share: float | None  # share of the layer's neuron scores that the kept neurons hold
+    error_cut: float | None  # relative error of the hidden states after the layer, before its refit
+    error_refit: float | None  # the same after its refit
+
+
+class PerplexityFigures(Figures):
+    """Perplexity on held-out text of the dense model, of the cut alone, and of the result."""
+
+    dense: float
+    cut: float | None  # None where nothing was refit: then ``pruned`` is the cut alone
+    pruned: float
+    tokens: int
+    source: str
+
+
+class TaskFigures(Figures):
+    """One lm-eval task, dense against pruned on the same samples."""
+
+    task: str
+    metric: str
+    dense: float
+    pruned: float
+    retention: float | None  # pruned / dense; None where dense is 0
+    samples: int
+    lost: int | None  # samples right before and wrong after; None where the metric is not 0/1
+    gained: int | None
+
+
+class SpeedFigures(Figures):
+    """Generation speed in tokens per second: medians of runs in turn in one process."""
+
+    dense: float
+    pruned: float
+    ratio: float  # median of pruned / dense, pair by pair
+    ratio_low: float
+    ratio_high: float
+    batch_size: int
+    prompt_tokens: int
+    new_tokens: int
+    repeats: int
+    device: str
+
+
+class GateFigures(Figures):
+    """The bar and whether it was cleared."""
+
+    min_retention: float
+    retention: float
+    passed: bool
+
+
+class VerificationFigures(Figures):
+    """What a fresh process found when it loaded the checkpoint with plain transformers."""
+
+    parameters: int
+    largest_logit_difference: float  # between the run's own logits and the reloaded model's
+    cached_generation_equal: bool
+    positions: int  # token positions whose logits were compared
+
+
+class Step(Figures):
+    """One step of the run."""
+
+    name: str
+    seconds: float
+    reused: bool  # its product was there already and still valid
+
+
+class Provenance(Figures):
+    """What the result came from."""
+
+    model: str
+    revision: str | None
+    commit: str | None
+    calibration_fingerprint: str | None
+    calibration_tokens: int | None
+    seed: int
+    trust_remote_code: bool
+    device: str
+    versions: dict[str, str]
+
+
+class Report(Figures):
+    """The whole report of one run."""
+
+    schema_version: int = SCHEMA_VERSION
+    created: str
+    recipe: dict[str, Any]
+    recipe_text: str
+    overrides: tuple[str, ...]
+    provenance: Provenance
+    dense: Size
+    pruned: Size
+    layers: tuple[LayerFigures, ...]
+    perplexity: PerplexityFigures | None
+    tasks: tuple[TaskFigures, ...]
+    mean_retention: float | None
+    speed: SpeedFigures | None
+    gate: GateFigures | None
+    verification: VerificationFigures
+    steps: tuple[Step, ...]
+    warnings: tuple[str, ...]
+    files: dict[str, str]

@@ -1,0 +1,54 @@
+"""What every section of a recipe has in common: strict, frozen, and quick to import."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+_UNITS = {"": 1, "B": 1} | {
+    f"{prefix}{suffix}": base**power
+    for power, prefix in enumerate("KMGT", start=1)
+    for suffix, base in (("B", 1000), ("iB", 1024))
+}
+
+
+class Section(BaseModel):
+    """A part of the recipe. Unknown keys and wrong types are errors; values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, defer_build=True)
+
+
+def parse_size(value: Any) -> int:
+    """Bytes from ``5GB``, ``20GiB`` or a plain number."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        size = value
+    else:
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B?)\s*", str(value))
+        if match is None or match[2] not in _UNITS:
+            raise ValueError("a size is a number with a unit, such as 5GB or 20GiB")
+        size = int(float(match[1]) * _UNITS[match[2]])
+    if size <= 0:
+        raise ValueError("a size must be above zero, such as 5GB or 20GiB")
+    return size
+
+
+def format_size(size: float) -> str:
+    """``3.1 GB``: decimal units, as disks and the hub print them."""
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if abs(size) < 1000 or unit == "TB":
+            break
+        size /= 1000
+    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.3g} {unit}"
+
+
+def format_count(count: float) -> str:
+    """``16.6 B`` parameters, ``134.5 M``, ``1,024``."""
+    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if abs(count) >= limit:
+            return f"{count / limit:.4g} {unit}"
+    return f"{count:,.0f}"
+
+
+Size = Annotated[int, BeforeValidator(parse_size)]
