@@ -11,62 +11,36 @@ that is an error and not a repetition.
 from __future__ import annotations
 
 import hashlib
-import importlib
-import importlib.util
 import json
-import logging
-import os
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from llmprune.errors import CalibrationError
+from llmprune.errors import CalibrationError, did_you_mean
 from llmprune.schema import Section
+from llmprune.texts import PACKAGE_SCHEME as PACKAGE_SCHEME
+from llmprune.texts import TextSource, read_documents, readable_split
+from llmprune.texts import package_folder as package_folder
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
-
-logger = logging.getLogger(__name__)
-
-PACKAGE_SCHEME = "package://"
-FILE_BUILDERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-
-
-class TextSource(Section):
-    """One source of text: a hub data set, a local file, or text that an installed package carries."""
-
-    dataset: str = Field(
-        min_length=1,
-        description="Hub id, a .txt, .jsonl or .parquet file, or package://MODULE/NAME for a file in a "
-        "package or a mapping of texts in a module.",
-    )
-    config: str | None = Field(None, description="Configuration (subset) of a hub data set.")
-    split: str = Field("train", description="Split, slices allowed: train[:80%].")
-    text_field: str | None = Field(None, description="Column that holds the text; default: text.")
-    messages_field: str | None = Field(
-        None, description="Column of chat messages, rendered with the model's chat template."
-    )
-    weight: float = Field(1.0, gt=0, description="Share of the windows that this source gets.")
-
-    @model_validator(mode="after")
-    def _one_field(self) -> Self:
-        if self.text_field is not None and self.messages_field is not None:
-            raise ValueError("text_field and messages_field exclude each other; keep one")
-        return self
 
 
 class TokenWindows(Section):
     """Token windows [samples, sequence_length] from one source, several, or a file of ready tokens."""
 
-    dataset: str | None = Field(None, min_length=1, description=TextSource.model_fields["dataset"].description)
+    dataset: str | None = Field(
+        None, min_length=1, description=TextSource.model_fields["dataset"].description
+    )
     config: str | None = Field(None, description=TextSource.model_fields["config"].description)
     split: str = Field("train", description=TextSource.model_fields["split"].description)
     text_field: str | None = Field(None, description=TextSource.model_fields["text_field"].description)
-    messages_field: str | None = Field(None, description=TextSource.model_fields["messages_field"].description)
+    messages_field: str | None = Field(
+        None, description=TextSource.model_fields["messages_field"].description
+    )
     sources: tuple[TextSource, ...] | None = Field(
         None, strict=False, min_length=1, description="Several sources, mixed by weight."
     )
@@ -74,8 +48,26 @@ class TokenWindows(Section):
     key: str | None = Field(None, description="Name of the tensor in the tokens file.")
     samples: int | None = Field(None, gt=0, description="Number of windows N.")
     sequence_length: int | None = Field(None, ge=8, description="Tokens in a window L.")
-    seed: int = Field(0, ge=0, description="Seed of the document shuffle.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the document shuffle.")
     batch_size: int = Field(4, gt=0, description="Windows that go through a layer at a time.")
+
+    @field_validator("split")
+    @classmethod
+    def _readable_split(cls, split: str) -> str:
+        return readable_split(split)
+
+    @field_validator("sources")
+    @classmethod
+    def _different(cls, sources: tuple[TextSource, ...] | None) -> tuple[TextSource, ...] | None:
+        seen: set[str] = set()
+        for source in sources or ():
+            rows = source.model_dump_json(exclude={"weight"})
+            if rows in seen:
+                raise ValueError(
+                    f"{source.dataset} is there twice with the same rows; raise its weight instead"
+                )
+            seen.add(rows)
+        return sources
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -131,11 +123,9 @@ def load_windows(
     samples = windows.samples or default_shape[0]
     length = windows.sequence_length or default_shape[1]
     sources = windows.text_sources()
-    counts = _share(samples, [source.weight for source in sources])
     parts = [
         _pack(source, tokenizer, count, length, windows.seed)
-        for source, count in zip(sources, counts, strict=True)
-        if count
+        for source, count in zip(sources, _share(samples, sources), strict=True)
     ]
     windows_NL = torch.cat(parts)
     order_N = torch.randperm(len(windows_NL), generator=torch.Generator().manual_seed(windows.seed))
@@ -148,42 +138,67 @@ def fingerprint_tokens(windows_NL: Tensor) -> str:
     return hashlib.sha256(head + windows_NL.cpu().numpy().astype("<i8").tobytes()).hexdigest()
 
 
-def _share(samples: int, weights: list[float]) -> list[int]:
+def _share(samples: int, sources: Sequence[TextSource]) -> list[int]:
     """Split a number of windows by weight, the largest remainders rounded up."""
-    exact = [samples * weight / sum(weights) for weight in weights]
+    total = sum(source.weight for source in sources)
+    exact = [samples * source.weight / total for source in sources]
     counts = [int(value) for value in exact]
     by_remainder = sorted(range(len(exact)), key=lambda index: counts[index] - exact[index])
     for index in by_remainder[: samples - sum(counts)]:
         counts[index] += 1
+    left_out = [source.dataset for source, count in zip(sources, counts, strict=True) if not count]
+    if left_out:
+        raise CalibrationError(
+            f"{', '.join(left_out)} would get none of the {samples} samples; "
+            "ask for more samples, raise its weight, or remove it from sources"
+        )
     return counts
 
 
 def _ready_windows(windows: TokenWindows) -> Tensor:
     import torch
-    from safetensors import SafetensorError, safe_open
 
-    path = Path(str(windows.tokens))
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            if windows.key not in names:
-                raise CalibrationError(f"{path} has no tensor {windows.key!r}; it has: {', '.join(names)}")
-            tokens_NL: Tensor = file.get_tensor(windows.key)
-    except (OSError, SafetensorError) as error:
-        raise CalibrationError(f"the tokens file {path} cannot be read ({error}); check calibration.tokens") from error
-    if tokens_NL.ndim != 2 or tokens_NL.is_floating_point() or tokens_NL.numel() == 0:
+    path, key = Path(str(windows.tokens)), str(windows.key)
+    tokens_NL = _read_tensor(path, key)
+    integers = not (tokens_NL.is_floating_point() or tokens_NL.is_complex() or tokens_NL.dtype == torch.bool)
+    if tokens_NL.ndim != 2 or not integers or not tokens_NL.numel():
         raise CalibrationError(
-            f"{windows.key!r} in {path} is {tokens_NL.dtype} {list(tokens_NL.shape)}; "
+            f"{key!r} in {path} is {tokens_NL.dtype} {list(tokens_NL.shape)}; "
             "token windows are integers [N, L] with at least one window"
         )
     samples = windows.samples or tokens_NL.shape[0]
     length = windows.sequence_length or tokens_NL.shape[1]
     if samples > tokens_NL.shape[0] or length > tokens_NL.shape[1]:
         raise CalibrationError(
-            f"{windows.key!r} in {path} is {list(tokens_NL.shape)}, which is less than the "
+            f"{key!r} in {path} is {list(tokens_NL.shape)}, which is less than the "
             f"{samples} × {length} asked; lower samples or sequence_length"
         )
-    return tokens_NL[:samples, :length].to(torch.int64)
+    tokens_NL = tokens_NL[:samples, :length].to(torch.int64)
+    if tokens_NL.min() < 0:
+        raise CalibrationError(
+            f"{key!r} in {path} has the negative token id {int(tokens_NL.min())}; "
+            "every token of a window counts, so leave no padding in it"
+        )
+    return tokens_NL
+
+
+def _read_tensor(path: Path, key: str) -> Tensor:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            if key in names:
+                tensor: Tensor = file.get_tensor(key)
+                return tensor
+    except (OSError, SafetensorError) as error:
+        raise CalibrationError(
+            f"the tokens file {path} cannot be read ({error}); give a safetensors file as tokens"
+        ) from error
+    listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    raise CalibrationError(
+        f"{path} has no tensor {key!r}{did_you_mean(key, names)}; set key to one of: {listed or 'none'}"
+    )
 
 
 def _pack(
@@ -193,7 +208,7 @@ def _pack(
 
     needed, ids = samples * length, []
     documents = 0
-    for text in _documents(source, tokenizer, seed):
+    for text in read_documents(source, tokenizer, seed):
         tokens = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         if not tokens:
             continue
@@ -203,97 +218,15 @@ def _pack(
             ids.append(tokenizer.eos_token_id)
         if len(ids) >= needed:
             break
+    if not documents:
+        raise CalibrationError(
+            f"{source.dataset} ({source.split}) has no text at all; give one that has some"
+        )
     if len(ids) < needed:
+        fit = len(ids) // length
+        fewer = f"ask for at most {fit} samples, shorten" if fit else "shorten"
         raise CalibrationError(
             f"{source.dataset} ({source.split}) has {len(ids):,} tokens in {documents:,} documents; "
-            f"{samples} samples of {length} need {needed:,}: "
-            f"ask for at most {len(ids) // length} samples, shorten sequence_length, or add text"
+            f"{samples} samples of {length} need {needed:,}: {fewer} sequence_length, or add text"
         )
     return torch.tensor(ids[:needed], dtype=torch.int64).view(samples, length)
-
-
-def _documents(source: TextSource, tokenizer: PreTrainedTokenizerBase, seed: int) -> Iterator[str]:
-    dataset = load_text(source)
-    column = source.messages_field or source.text_field or "text"
-    if column not in dataset.column_names:
-        wanted = "messages_field" if source.messages_field else "text_field"
-        raise CalibrationError(
-            f"{source.dataset} has no column {column!r}; set {wanted} to one of: {', '.join(dataset.column_names)}"
-        )
-    for row in dataset.shuffle(seed=seed):
-        if source.messages_field:
-            yield str(tokenizer.apply_chat_template(row[column], tokenize=False))
-        elif row[column]:
-            yield row[column]
-
-
-def load_text(source: TextSource) -> Dataset:
-    """The rows of a source as a data set; raises CalibrationError where it cannot be read."""
-    import datasets
-
-    path = Path(source.dataset)
-    try:
-        if source.dataset.startswith(PACKAGE_SCHEME):
-            return _package_text(source)
-        if path.suffix in FILE_BUILDERS:
-            if not path.is_file():
-                raise CalibrationError(f"the data file {path} does not exist (looked in {os.getcwd()})")
-            builder = FILE_BUILDERS[path.suffix]
-            options = {"sample_by": "paragraph"} if builder == "text" else {}
-            return datasets.load_dataset(builder, data_files={_split_name(source): str(path)}, split=source.split, **options)
-        return datasets.load_dataset(source.dataset, source.config, split=source.split)
-    except CalibrationError:
-        raise
-    except Exception as error:  # the library raises dozens of kinds, down to plain OSError
-        raise CalibrationError(
-            f"the data set {source.dataset!r} ({source.config or 'default'}, {source.split}) cannot be loaded: "
-            f"{type(error).__name__}: {error}; check the name, or HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE"
-        ) from error
-
-
-def _split_name(source: TextSource) -> str:
-    return source.split.split("[")[0]
-
-
-def _package_text(source: TextSource) -> Dataset:
-    """``package://MODULE/NAME``: NAME is a file of the package, or a mapping or list of texts in it."""
-    import datasets
-
-    module_name, _, name = source.dataset.removeprefix(PACKAGE_SCHEME).rpartition("/")
-    folder = package_folder(module_name)
-    if folder is not None and (folder / name).suffix in FILE_BUILDERS:
-        return load_text(source.model_copy(update={"dataset": str(folder / name)}))
-    try:
-        texts = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise CalibrationError(
-            f"{source.dataset} cannot be read: {error}; the form is package://MODULE/NAME of an installed module"
-        ) from error
-    rows = [texts[key] for key in sorted(texts)] if isinstance(texts, dict) else list(texts)
-    if not rows or not all(isinstance(row, str) for row in rows):
-        raise CalibrationError(f"{source.dataset} is not a non-empty mapping or list of texts")
-    return _sliced(datasets.Dataset.from_dict({source.text_field or "text": rows}), source)
-
-
-def _sliced(dataset: Dataset, source: TextSource) -> Dataset:
-    """Apply the split's slice, in the notation of datasets, to rows that are already in memory."""
-    import datasets
-
-    name = _split_name(source)
-    read = datasets.ReadInstruction.from_spec(source.split)
-    chosen = [
-        index
-        for part in read.to_absolute({name: len(dataset)})
-        for index in range(part.from_ or 0, len(dataset) if part.to is None else part.to)
-    ]
-    return dataset.select(chosen)
-
-
-def package_folder(module_name: str) -> Path | None:
-    """The folder of an installed top-level package, found without importing it."""
-    try:
-        spec: Any = importlib.util.find_spec(module_name)
-    except (ImportError, ValueError):
-        return None
-    places = list(spec.submodule_search_locations or ()) if spec else []
-    return Path(places[0]) if places else None

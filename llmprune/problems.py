@@ -2,80 +2,156 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, get_args
+import math
+import re
+from collections.abc import Iterator, Sequence
+from reprlib import Repr
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from llmprune.errors import did_you_mean
 
-_REMEDIES = {
-    "missing": "is missing; add it",
-    "bool_type": "must be true or false",
-    "int_type": "must be a whole number",
-    "int_from_float": "must be a whole number",
-    "float_type": "must be a number",
-    "string_type": "must be text",
-    "tuple_type": "must be a list",
-    "dict_type": "must be a mapping",
-    "model_type": "must be a mapping of keys",
-    "model_attributes_type": "must be a mapping of keys",
+Problem = dict[str, Any]
+Path = tuple[Any, ...]
+
+_MUST_BE = {
+    "bool_type": "true or false",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "greater_than": "above {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "below {lt}",
+    "less_than_equal": "at most {le}",
+    "string_type": "text",
+    "string_too_short": "text of at least {min_length} character",
+    "tuple_type": "a list",
+    "too_short": "a list of at least {min_length}",
+    "dict_type": "a mapping",
+    "model_type": "a mapping of keys",
+    "model_attributes_type": "a mapping of keys",
+    "literal_error": "{expected}",
+    "union_tag_invalid": "{expected_tags}",
+    "union_tag_not_found": "a mapping with {discriminator}",
 }
+_UNKNOWN_KEY = ("extra_forbidden", "invalid_key")
 
 
-def describe_problems(error: ValidationError, schema: type[BaseModel]) -> list[str]:
-    """One sentence for every mistake, in the order of the recipe."""
-    problems = [dict(problem) for problem in error.errors(include_url=False)]
-    paths = [_path(problem["loc"]) for problem in problems]
+def describe_problems(error: ValidationError, schema: type[BaseModel], data: Any) -> list[str]:
+    """One sentence for each place in ``data`` that is wrong, in the order of the schema."""
+    by_path: dict[Path, list[Problem]] = {}
+    for details in error.errors(include_url=False):
+        problem: Problem = dict(details)
+        by_path.setdefault(_path(problem, data), []).append(problem)
     return [
-        _describe(problem, schema)
-        for index, problem in enumerate(problems)
-        if paths[index] not in paths[:index]  # the other members of a union say it again
-        and not (problem["type"] == "too_short" and any(_inside(path, paths[index]) for path in paths))
+        _sentence(path, problems, schema)
+        for path, problems in by_path.items()
+        # What is wrong inside a value says it better than that the value is wrong.
+        if not any(len(other) > len(path) and other[: len(path)] == path for other in by_path)
     ]
 
 
-def _path(location: tuple[int | str, ...]) -> str:
-    return ".".join(str(part) for part in _visible(location)) or "recipe"
+def short(value: Any) -> str:
+    """A value as YAML writes it, in at most about 60 characters."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return ".nan" if math.isnan(value) else f"{'-' * (value < 0)}.inf"
+    text = _repr.repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _inside(path: str, outer: str) -> bool:
-    return path.startswith(outer + ".")
+def _path(problem: Problem, data: Any) -> Path:
+    """The keys that lead to the problem; pydantic puts the names of union members between them."""
+    path: list[Any] = []
+    location = problem["loc"]
+    for index, part in enumerate(location):
+        last = index == len(location) - 1
+        if (isinstance(data, dict) and part in data) or (isinstance(data, list) and isinstance(part, int)):
+            path.append(part)
+            data = data[part]
+        elif problem["type"] in ("missing", *_UNKNOWN_KEY) and last:
+            path.append(part)
+    if problem["type"] == "union_tag_invalid":
+        path.append(problem["ctx"]["discriminator"].strip("'"))
+    return tuple(path)
 
 
-def _describe(problem: dict[str, Any], schema: type[BaseModel]) -> str:
-    kind, location, value = problem["type"], problem["loc"], problem["input"]
-    path = _path(location)
-    if kind == "extra_forbidden":
-        valid = _valid_keys(schema, location[:-1])
-        hint = did_you_mean(str(location[-1]), valid)
-        return f"{path}: unknown key{hint or '; valid keys'}" + ("" if hint else f": {', '.join(valid)}")
+def _sentence(path: Path, problems: Sequence[Problem], schema: type[BaseModel]) -> str:
+    first = problems[0]
+    kind, value = first["type"], first["input"]
+    place = ".".join(_plain(part) for part in path) or "recipe"
+    if kind in _UNKNOWN_KEY:
+        valid = _valid_keys(schema, first["loc"][:-1])
+        return (
+            f"{place}: unknown key{did_you_mean(str(path[-1]), valid) or '; valid keys: ' + ', '.join(valid)}"
+        )
+    meaning = _meaning(schema, path)
     if kind == "missing":
-        return f"{path}: {_REMEDIES[kind]}"
-    said = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if kind in _REMEDIES:
-        said = _REMEDIES[kind]
-    elif kind == "value_error":
-        return f"{path}: {said}" + (f" (given: {_short(value)})" if not isinstance(value, dict) else "")
-    elif problem["msg"].startswith("Input should be "):
-        said = f"must be {said}"
-    return f"{path}: {said}, not {_short(value)}"
+        return f"{place}: is missing; add it{meaning}"
+    if kind == "value_error":
+        given = "" if isinstance(value, dict) else f" (given: {short(value)})"
+        return f"{place}: {first['msg'].removeprefix('Value error, ')}{given}"
+    if kind == "union_tag_invalid":
+        value = first["ctx"]["tag"]
+    wishes = dict.fromkeys(_wish(problem) for problem in problems)  # the members of a union, each once
+    return f"{place}: must be {' or '.join(wishes)}, not {short(value)}{_quotes(problems, value)}{meaning}"
 
 
-def _visible(location: tuple[int | str, ...]) -> Iterator[int | str]:
-    """The parts of a location that are keys in the recipe: pydantic adds the names of union members."""
-    members = ("function-", "literal[", "dict[", "int", "str", "bool")
+def _wish(problem: Problem) -> str:
+    template = _MUST_BE.get(problem["type"])
+    if template is None:
+        message: str = problem["msg"]
+        return message.removeprefix("Input should be ")
+    return template.format(**problem.get("ctx", {}))
+
+
+def _quotes(problems: Sequence[Problem], value: Any) -> str:
+    """The remedy where only the quotes are wrong: ``remove: "6"``, ``revision: 0123456``."""
+    kinds = {problem["type"] for problem in problems}
+    if "string_type" in kinds and isinstance(value, bool | int | float):
+        return "; put it in quotes if it is a name"
+    number = (
+        kinds & {"int_type", "float_type"} and isinstance(value, str) and re.fullmatch(r"[-+]?[0-9.]+", value)
+    )
+    boolean = "bool_type" in kinds and isinstance(value, str) and value.lower() in ("true", "false")
+    return "; remove the quotes" if number or boolean else ""
+
+
+def _plain(part: Any) -> str:
+    text = str(part)
+    return text if re.fullmatch(r"[\w-]+", text) else repr(text)
+
+
+def _meaning(schema: type[BaseModel], path: Path) -> str:
+    """The description of the field that a path leads to, in brackets."""
+    field: FieldInfo | None = None
+    models = [schema]
+    for part in path:
+        found = [model.model_fields[part] for model in models if part in model.model_fields]
+        field = found[0] if found else None
+        models = [inner for one in found for inner in _models(one.annotation)] if found else models
+    return f" ({field.description.rstrip('.')})" if field and field.description else ""
+
+
+def _valid_keys(schema: type[BaseModel], location: Path) -> list[str]:
+    """The keys of the section that a location leads to; a criterion's ``kind`` picks among several."""
+    models = [schema]
     for part in location:
-        if isinstance(part, int) or (part.islower() and not part.startswith(members)):
-            yield part
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        if fields:
+            models = [inner for field in fields for inner in _models(field.annotation)] or models
+        else:
+            models = [model for model in models if part in _kinds(model)] or models
+    return list(dict.fromkeys(name for model in models for name in model.model_fields))
 
 
-def _valid_keys(schema: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    for part in location:
-        field = schema.model_fields.get(str(part))
-        if field is not None:
-            schema = next(_models(field.annotation), schema)
-    return list(schema.model_fields)
+def _kinds(model: type[BaseModel]) -> tuple[Any, ...]:
+    kind = model.model_fields.get("kind")
+    return get_args(kind.annotation) if kind and get_origin(kind.annotation) is Literal else ()
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -85,6 +161,5 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models(inner)
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+_repr = Repr()  # bounded work: a recipe of nested aliases has a repr of gigabytes
+_repr.maxlevel, _repr.maxstring, _repr.maxother, _repr.maxlong = 2, 50, 50, 30

@@ -6,8 +6,10 @@ imports torch, so that a wrong recipe is answered at once.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -21,7 +23,7 @@ from llmprune.errors import RecipeError
 from llmprune.evaluation.section import Evaluation
 from llmprune.model.saving import Export
 from llmprune.model.source import ModelSource
-from llmprune.problems import describe_problems
+from llmprune.problems import describe_problems, short
 from llmprune.refit import Refit
 from llmprune.schema import Section
 
@@ -85,28 +87,49 @@ class Recipe(Section):
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
         """Read a recipe file; ``overrides`` are ``section.key=value`` texts. Raises RecipeError."""
         try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"the recipe cannot be read: {error}; give the path of a YAML file", str(path)) from error
+            text = Path(path).read_bytes().decode("utf-8")
+        except UnicodeDecodeError as error:
+            place = f"byte {error.object[error.start]:#04x} at position {error.start}"
+            raise RecipeError(f"not UTF-8 text ({place}); save the recipe as UTF-8", str(path)) from error
+        except OSError as error:
+            reason = error.strerror or error
+            raise RecipeError(
+                f"the recipe cannot be read: {reason}; give the path of a YAML file", str(path)
+            ) from error
         return cls.parse(text, overrides, source=str(path))
 
     @classmethod
     def parse(cls, text: str, overrides: Sequence[str] = (), source: str = "recipe") -> Self:
         """Read a recipe from YAML text. Raises RecipeError that lists every problem at once."""
-        data = _read_yaml(text, source)
+        try:
+            data, problems = _read_yaml(text)
+        except RecipeError as error:
+            raise RecipeError(error.problems, source) from None
+        if not isinstance(data, dict):
+            raise RecipeError("a recipe is a mapping of sections, at least model and calibration", source)
         for override in overrides:
-            _apply_override(data, override)
+            try:
+                _apply_override(data, override)
+            except RecipeError as error:
+                problems += [f"--set {override!r}: {problem}" for problem in error.problems]
         try:
             recipe = cls.model_validate(data)
         except ValidationError as error:
-            raise RecipeError(describe_problems(error, cls), source) from None
+            raise RecipeError(problems + describe_problems(error, cls, data), source) from None
+        if problems:
+            raise RecipeError(problems, source)
         recipe._text, recipe._overrides = text, tuple(overrides)
         return recipe
 
     @property
     def text(self) -> str:
-        """The user's YAML, verbatim; a recipe made in Python is written out."""
-        return self._text or yaml.safe_dump(self.model_dump(mode="json", exclude_unset=True), sort_keys=False)
+        """The user's YAML, verbatim to the line endings; a recipe made in Python is written out."""
+        if self._text:
+            return self._text
+        values = self.model_dump(mode="json", exclude_unset=True)
+        if "refit" in values and values["refit"] is None:
+            values["refit"] = False
+        return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
     @property
     def overrides(self) -> tuple[str, ...]:
@@ -115,58 +138,121 @@ class Recipe(Section):
 
     def fingerprint(self, sections: Iterable[str]) -> str:
         """SHA-256 of the named sections' values, defaults included."""
-        values = self.model_dump(mode="json", include=set(sections))
+        names = set(sections)
+        assert names <= set(type(self).model_fields), f"not sections: {names - set(type(self).model_fields)}"
+        values = self.model_dump(mode="json", include=names)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _exactly_one(section: Section, names: Sequence[str]) -> None:
     given = [name for name in names if getattr(section, name) is not None]
     if len(given) != 1:
-        raise ValueError(f"needs exactly one of {', '.join(names)}; {' and '.join(given) or 'none'} given")
+        remedy = ": leave one out or set it to null" if given else ""
+        said = " and ".join(given) or "none"
+        raise ValueError(f"needs exactly one of {', '.join(names)}; {said} given{remedy}")
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML lets the last of two equal keys win in silence; here that is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]  # PyYAML has none
-            line = key_node.start_mark.line + 1
-            if not isinstance(key, str | int | float | bool | None):
-                raise RecipeError(f"line {line}: a key must be a word, not {key!r}")
-            if key in seen:
-                raise RecipeError(f"line {line}: {key!r} is there twice; keep one of them")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+_TAG = "tag:yaml.org,2002:"
+_PLAIN = {
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "int": (r"[-+]?[0-9]+", "-+0123456789"),
+    "float": (
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+    "merge": (r"<<", "<"),
+}
 
 
-def _read_yaml(text: str, source: str) -> dict[str, Any]:
+class _StrictLoader(yaml.SafeLoader):
+    """YAML 1.2's plain values, and no key twice.
+
+    PyYAML follows YAML 1.1, where 010 is 8, 1:30 is 90, 1e-3 is text and a
+    revision such as 2024-07-01 is a date; and it lets the last of two equal
+    keys win in silence.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.repeated: list[str] = []
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            line = f"line {key.start_mark.line + 1}"
+            if not isinstance(key, yaml.ScalarNode):
+                raise RecipeError(f"{line}: a key must be a word, not a list or a mapping")
+            if key.tag.removeprefix(_TAG) not in ("str", "int", "merge"):
+                raise RecipeError(
+                    f"{line}: a key must be a word, not {key.value!r}; put it in quotes if it is one"
+                )
+            if key.value in seen:
+                self.repeated.append(f"{line}: {key.value!r} is there twice; keep one of them")
+            seen.add(key.value)
+        return node
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what either version of YAML would not read back as text."""
+
+
+_StrictLoader.yaml_implicit_resolvers = {}
+for _name, (_pattern, _first) in _PLAIN.items():
+    _StrictLoader.add_implicit_resolver(_TAG + _name, re.compile(f"(?:{_pattern})$"), list(_first))
+    _Dumper.add_implicit_resolver(_TAG + _name, re.compile(f"(?:{_pattern})$"), list(_first))
+_StrictLoader.add_constructor(_TAG + "int", lambda _, node: int(node.value))
+
+
+def _read_yaml(text: str) -> tuple[Any, list[str]]:
+    """The data, and a sentence for each repeated key. Raises RecipeError where there is no data."""
     try:
-        data = yaml.load(text, _UniqueKeyLoader)
-    except RecipeError as error:
-        raise RecipeError(error.problems, source) from None
+        loader = _StrictLoader(text)
+        try:
+            return loader.get_single_data(), loader.repeated
+        finally:
+            loader.dispose()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise RecipeError(f"{place}not valid YAML: {getattr(error, 'problem', error)}", source) from None
-    if not isinstance(data, dict):
-        raise RecipeError("a recipe is a mapping of sections, at least model and calibration", source)
-    return data
+        said = " ".join(str(getattr(error, "problem", None) or error).split())
+        hint = "; indent with spaces" if r"'\t'" in said else ""
+        raise RecipeError(f"{place}not valid YAML: {said}{hint}") from None
+    except RecursionError:
+        raise RecipeError("not a recipe: brackets or mappings are nested hundreds deep") from None
+    except ValueError as error:  # a number of thousands of digits, an explicit !!timestamp that is none
+        raise RecipeError(f"not valid YAML: {str(error).split(';')[0]}") from None
 
 
 def _apply_override(data: dict[str, Any], override: str) -> None:
-    path, equals, value = override.partition("=")
-    keys = path.split(".")
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
     if not equals or not all(keys):
-        raise RecipeError(f"--set {override!r}: the form is section.key=value, such as width.mlp=0.5")
-    place = data
-    for key in keys[:-1]:
-        child = place.get(key)
-        if not isinstance(child, dict):
-            child = place[key] = {}
-        place = child
-    try:
-        place[keys[-1]] = yaml.load(value, _UniqueKeyLoader)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--set {override!r}: the value is not valid YAML ({error})") from None
+        raise RecipeError("the form is section.key=value, such as width.mlp=0.5")
+    value, problems = _read_yaml(text)
+    if problems:
+        raise RecipeError(problems)
+    place: Any = data
+    for depth, name in enumerate(keys[:-1], start=1):
+        key = _key_in(place, name)
+        child = place[key] if isinstance(place, list) else place.get(key)
+        if child is not None and child is not False and not isinstance(child, dict | list):
+            raise RecipeError(
+                f"{'.'.join(keys[:depth])} is {short(child)}, which has no keys; set it as a whole"
+            )
+        # A copy, for a YAML alias may share this mapping with another section.
+        place[key] = copy.copy(child) if child else {}
+        place = place[key]
+    place[_key_in(place, keys[-1])] = value
+
+
+def _key_in(place: Any, name: str) -> Any:
+    """The key or list index that is written ``name``; a device's number is an int in YAML."""
+    if isinstance(place, dict):
+        return next((key for key in place if str(key) == name), name)
+    if not name.isdecimal() or int(name) >= len(place):
+        raise RecipeError(
+            f"{name!r} is no place in a list of {len(place)}; count from 0, or set the list as a whole"
+        )
+    return int(name)

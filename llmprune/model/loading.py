@@ -1,0 +1,178 @@
+"""Load a model as it is: config, tokenizer, weights, and the decoder that the walk visits."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import align_module_device
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from llmprune.anatomy.blueprint import Config, build_blueprint, find_layers, quiet_transformers
+from llmprune.calibration import PACKAGE_SCHEME
+from llmprune.errors import CheckpointError, ModelError
+from llmprune.model.gguf import converted_folder, gguf_location
+from llmprune.model.source import ModelSource
+from llmprune.model.walk import Decoder, Tensors
+
+logger = logging.getLogger(__name__)
+
+
+def load_config(source: ModelSource) -> Config:
+    """The model's config, without reading weights. Raises ModelError where there is none."""
+    if source.id.startswith(PACKAGE_SCHEME):
+        path = gguf_location(source.id)
+        return _from_pretrained(AutoConfig, source, str(path.parent), gguf_file=path.name)
+    config: Config = _from_pretrained(AutoConfig, source, _place(source))
+    return config
+
+
+def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
+    """The model's tokenizer. Raises ModelError where there is none."""
+    tokenizer: PreTrainedTokenizerBase = _from_pretrained(AutoTokenizer, source, _place(source))
+    return tokenizer
+
+
+def load_model(source: ModelSource) -> PreTrainedModel:
+    """The whole model, placed by the recipe's device map.
+
+    Raises CheckpointError on missing, unexpected, misshapen or unreadable weights:
+    transformers would fill what is missing with random numbers.
+    """
+    place = _place(source)
+    device_map: Any = source.device_map
+    if device_map == "cpu" or (device_map == "auto" and not torch.cuda.is_available() and not source.max_memory):
+        device_map = None  # nothing to spread over
+    model, info = _from_pretrained(
+        AutoModelForCausalLM,
+        source,
+        place,
+        dtype=source.dtype,
+        device_map=device_map,
+        max_memory=source.max_memory,
+        use_safetensors=True,
+        output_loading_info=True,
+        offload_folder=None,
+    )
+    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    problems = {kind.split("_")[0]: sorted(map(str, info[kind])) for kind in kinds if info.get(kind)}
+    if problems:
+        listed = "; ".join(f"{len(keys)} {kind}: {', '.join(keys[:3])}" for kind, keys in problems.items())
+        raise CheckpointError(f"the weights of {source.id} do not fit its config ({listed}); get a whole checkpoint")
+    loaded: PreTrainedModel = model.eval()
+    return loaded.requires_grad_(False)
+
+
+def identity(source: ModelSource, config: Config) -> str:
+    """What a fingerprint needs of the base model: its commit, or the state of its files."""
+    commit = getattr(config, "_commit_hash", None)
+    if commit:
+        return str(commit)
+    folder = Path(_place(source))
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr(states).encode()).hexdigest()
+
+
+def dense_decoder(model: PreTrainedModel) -> Decoder:
+    """A decoder over a loaded model: its layers stay where the device map put them until they are visited."""
+    _, layers = find_layers(model)
+    skeleton = build_skeleton(model.config, model)
+    devices = [_running_device(layer) for layer in layers]
+    return Decoder(skeleton, lambda index: tensors_of(layers[index]), lambda index: devices[index])
+
+
+def build_skeleton(config: Config, model: PreTrainedModel) -> PreTrainedModel:
+    """A model of this config without layer weights; all other tensors are those of ``model``."""
+    skeleton = build_blueprint(config, dtype=model.dtype)
+    path, _ = find_layers(skeleton)
+    tensors = tensors_of(model, skip=path)
+    skeleton.load_state_dict(tensors, strict=False, assign=True)
+    skeleton.requires_grad_(False)
+    device = _running_device(model.get_input_embeddings())
+    for module_path, module in skeleton.named_modules():
+        if not f"{module_path}.".startswith(f"{path}."):
+            for name, value in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+                setattr(module, name, nn.Parameter(value.to(device), False) if isinstance(value, nn.Parameter) else value.to(device))
+    skeleton.generation_config = model.generation_config
+    conversions = getattr(model, "_weight_conversions", None)
+    if conversions is not None:
+        skeleton._weight_conversions = conversions  # how the files' tensors differ from memory, for saving
+    return skeleton
+
+
+def tensors_of(module: nn.Module, skip: str | None = None) -> Tensors:
+    """A module's parameters and persistent buffers by name, brought back from offloading where needed."""
+    tensors: Tensors = {}
+    for path, part in module.named_modules():
+        if skip is not None and f"{path}.".startswith(f"{skip}."):
+            continue
+        dot = f"{path}." if path else ""
+        with align_module_device(part):
+            for name, value in [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]:
+                if name not in part._non_persistent_buffers_set:
+                    tensors[dot + name] = value.detach()
+    return tensors
+
+
+def _running_device(module: nn.Module) -> torch.device:
+    """Where a module computes: its own GPU, or the first GPU for what is offloaded, or the CPU."""
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    if device.type in ("cpu", "meta"):
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    return device
+
+
+def _place(source: ModelSource) -> str:
+    """The folder or hub id that transformers can load; a packaged GGUF file is converted once."""
+    if source.id.startswith(PACKAGE_SCHEME):
+        return str(converted_folder(source.id))
+    folder = Path(source.id).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"the folder {source.id} has no config.json; give the folder of a Hugging Face checkpoint")
+        return str(folder)
+    if source.id.startswith(("/", ".", "~")) or source.id.count("/") > 1:
+        raise ModelError(f"the model folder {source.id} does not exist; give a hub id (org/name) or an existing folder")
+    return source.id
+
+
+def _from_pretrained(auto: Any, source: ModelSource, place: str, **options: Any) -> Any:
+    from safetensors import SafetensorError
+
+    try:
+        with quiet_transformers():
+            return auto.from_pretrained(
+                place, revision=source.revision, trust_remote_code=source.trust_remote_code, **options
+            )
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"a weights file of {source.id} cannot be read ({error}); it is damaged or cut short: fetch it again"
+        ) from error
+    except (OSError, ValueError, KeyError) as error:
+        raise _explain(source, place, error) from error
+
+
+def _explain(source: ModelSource, place: str, error: Exception) -> ModelError | CheckpointError:
+    said = str(error).strip().split("\n")[0]
+    local = Path(place).is_dir()
+    if "trust_remote_code" in str(error):
+        return ModelError(
+            f"{source.id} brings its own Python code; set model.trust_remote_code: true if you trust it, "
+            "or choose a model that transformers knows"
+        )
+    if local and "safetensors" in said:
+        return CheckpointError(
+            f"{source.id} lacks a safetensors weights file ({said}); only safetensors are read, never pickles: "
+            "fetch the missing file, or convert the checkpoint to safetensors"
+        )
+    if local:
+        return ModelError(f"the model in {source.id} cannot be loaded: {said}")
+    return ModelError(
+        f"the model {source.id!r} (revision {source.revision}) cannot be fetched from the hub: {said}; "
+        "check the name and revision, HF_TOKEN for gated models, HF_ENDPOINT, and HF_HUB_OFFLINE"
+    )

@@ -1,0 +1,155 @@
+"""Taps: what a model's own forward hands to each decoder layer.
+
+The model runs its own code once with every layer replaced by a tap that notes
+its arguments and passes the hidden states through. Masks, rotary embeddings and
+whatever else a family computes are so recorded without knowing the family.
+
+Shapes: B batch, L sequence length, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from llmprune.errors import ModelError
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """The arguments of one layer for one batch, hidden states left out."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def returned(self, layer: nn.Module, hidden_BLD: Tensor) -> Any:
+        """All that the layer returns."""
+        args, kwargs = send_to_device((self.args, self.kwargs), hidden_BLD.device)
+        return layer(hidden_BLD, *args, **kwargs)
+
+    def run(self, layer: nn.Module, hidden_BLD: Tensor) -> Tensor:
+        """Hidden states after the layer [B, L, D]."""
+        output = self.returned(layer, hidden_BLD)
+        return output if isinstance(output, Tensor) else output[0]
+
+
+class SharedValues:
+    """Keeps one copy of equal tensors: masks and rotary embeddings repeat over layers and batches."""
+
+    def __init__(self) -> None:
+        self._tensors: dict[tuple[torch.Size, torch.dtype], list[Tensor]] = {}
+
+    def share(self, value: Any) -> Any:
+        """The value, with every tensor in it replaced by an equal one that is kept already."""
+        if isinstance(value, Tensor):
+            kept = self._tensors.setdefault((value.shape, value.dtype), [])
+            for tensor in kept:
+                if tensor is value or torch.equal(tensor, value):
+                    return tensor
+            kept.append(value)
+            return value
+        if type(value) in (tuple, list):
+            return type(value)(self.share(item) for item in value)
+        if type(value) is dict:
+            return {key: self.share(item) for key, item in value.items()}
+        return value
+
+
+class _Recorded(Exception):  # noqa: N818  # no error: it ends a forward pass that is only being recorded
+    pass
+
+
+@torch.no_grad()
+def record_calls(
+    model: PreTrainedModel,
+    layers: nn.ModuleList,
+    ids_BL: Tensor,
+    shared: SharedValues,
+    run_layer: Callable[[int, LayerCall, Tensor], Any],
+    returns_tuple: dict[type, bool],
+) -> tuple[Tensor, list[LayerCall]]:
+    """Hidden states before the first layer [B, L, D], and the call of every layer.
+
+    ``run_layer`` runs a real layer, once for every class of layer, to learn whether it
+    returns a tensor or a tuple; ``returns_tuple`` keeps what was learnt.
+    """
+    calls: list[LayerCall] = []
+    hiddens: list[Tensor] = []
+
+    def tap(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        hidden_BLD, args, kwargs = _split_hidden(args, kwargs)
+        if index != len(calls) or (hiddens and not _same(hiddens[0], hidden_BLD)):
+            raise ModelError(
+                f"{type(model).__name__} does something between its layers, or runs them out of order "
+                f"(at layer {index}); such a model cannot be walked layer by layer"
+            )
+        hiddens.append(hidden_BLD)
+        calls.append(LayerCall(shared.share(args), shared.share(kwargs)))
+        kind = type(layers[index])
+        if kind not in returns_tuple:
+            returns_tuple[kind] = not isinstance(run_layer(index, calls[-1], hidden_BLD), Tensor)
+        if index == len(layers) - 1:
+            raise _Recorded
+        return (hidden_BLD, None) if returns_tuple[kind] else hidden_BLD
+
+    try:
+        with _tapped(layers, tap):
+            model(input_ids=ids_BL, use_cache=False)
+    except _Recorded:
+        return hiddens[0], calls
+    raise ModelError(f"{type(model).__name__} returned without running its {len(layers)} layers")
+
+
+@torch.no_grad()
+def run_tail(
+    model: PreTrainedModel,
+    layers: nn.ModuleList,
+    ids_BL: Tensor,
+    hidden_BLD: Tensor,
+    returns_tuple: dict[type, bool],
+) -> Tensor:
+    """Logits [B, L, V] that the model's own code makes of the last layer's hidden states."""
+
+    def tap(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        passed_BLD = hidden_BLD if index == len(layers) - 1 else _split_hidden(args, kwargs)[0]
+        return (passed_BLD, None) if returns_tuple[type(layers[index])] else passed_BLD
+
+    with _tapped(layers, tap):
+        logits_BLV: Tensor = model(input_ids=ids_BL, use_cache=False).logits
+    return logits_BLV
+
+
+@contextmanager
+def _tapped(
+    layers: nn.ModuleList, tap: Callable[[int, tuple[Any, ...], dict[str, Any]], Any]
+) -> Iterator[None]:
+    def make(index: int) -> Callable[..., Any]:
+        return lambda *args, **kwargs: tap(index, args, kwargs)
+
+    try:
+        for index, layer in enumerate(layers):
+            layer.forward = make(index)
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _split_hidden(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
+    if args:
+        return args[0], args[1:], kwargs
+    rest = dict(kwargs)
+    return rest.pop("hidden_states"), (), rest
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    return first is second or torch.equal(first.to(second.device), second)

@@ -1,0 +1,149 @@
+"""The walk: visit the decoder layers in order, run every batch through each.
+
+Only hidden states live between layers, so each layer's weights are brought to
+its device once for all batches and a model larger than memory can be walked.
+
+Shapes: N windows, B batch, L sequence length, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from llmprune.anatomy.blueprint import find_layers
+from llmprune.errors import NumericalError
+from llmprune.model.taps import LayerCall, SharedValues, record_calls, run_tail
+
+Tensors = dict[str, Tensor]
+
+
+class Decoder:
+    """A causal decoder whose layers get their weights only while they are visited.
+
+    ``skeleton`` is the model without layer weights but with all others; ``fetch(i)``
+    gives layer i's tensors by their names in the layer; ``device_of(i)`` says where it runs.
+    """
+
+    def __init__(
+        self, skeleton: PreTrainedModel, fetch: Callable[[int], Tensors], device_of: Callable[[int], torch.device]
+    ) -> None:
+        self.skeleton = skeleton
+        self.layers_path, self.layers = find_layers(skeleton)
+        self.device_of = device_of
+        self.returns_tuple: dict[type, bool] = {}
+        self.tensors = fetch
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    @contextmanager
+    def layer(self, index: int) -> Iterator[nn.Module]:
+        """The layer with its weights on its device; they go when the visit ends."""
+        layer = self.layers[index]
+        device = self.device_of(index)
+        tensors = {name: tensor.to(device) for name, tensor in self.tensors(index).items()}
+        layer.load_state_dict(tensors, assign=True)
+        layer.requires_grad_(False)
+        for module in layer.modules():  # buffers that no checkpoint holds stay on the skeleton's device
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(device))
+        try:
+            yield layer
+        finally:
+            release(layer)
+
+
+def release(module: nn.Module) -> None:
+    """Put every parameter back on the meta device."""
+    for owner in module.modules():
+        for name, parameter in list(owner.named_parameters(recurse=False)):
+            setattr(owner, name, nn.Parameter(parameter.to("meta"), requires_grad=False))
+
+
+class Walk:
+    """A decoder's stream of hidden states over a fixed set of token windows.
+
+    ``streams[b]`` holds the hidden states [B, L, D] of batch b before the next layer.
+    """
+
+    @torch.no_grad()
+    def __init__(self, decoder: Decoder, windows_NL: Tensor, batch_size: int) -> None:
+        self.decoder = decoder
+        self.batches = list(windows_NL.split(batch_size))
+        self.streams: list[Tensor] = []
+        self.calls: list[list[LayerCall]] = []
+        shared = SharedValues()
+        for ids_BL in self.batches:
+            hidden_BLD, calls = record_calls(
+                decoder.skeleton,
+                decoder.layers,
+                ids_BL.to(decoder.skeleton.device),
+                shared,
+                self._run_layer,
+                decoder.returns_tuple,
+            )
+            self.streams.append(hidden_BLD)
+            self.calls.append(calls)
+
+    def _run_layer(self, index: int, call: LayerCall, hidden_BLD: Tensor) -> Any:
+        tap = self.decoder.layers[index].__dict__.pop("forward")  # the layer's own forward, for this once
+        try:
+            with self.decoder.layer(index) as layer:
+                return call.returned(layer, hidden_BLD.to(self.decoder.device_of(index)))
+        finally:
+            self.decoder.layers[index].forward = tap
+
+    @torch.no_grad()
+    def outputs(self, index: int, layer: nn.Module) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """(batch number, hidden states before, hidden states after) of one layer, batch by batch.
+
+        The streams stay as they are: ``advance`` sets them. Raises NumericalError on NaN or infinity.
+        """
+        for batch, (stream_BLD, calls) in enumerate(zip(self.streams, self.calls, strict=True)):
+            hidden_BLD = stream_BLD.to(self.decoder.device_of(index))
+            output_BLD = calls[index].run(layer, hidden_BLD)
+            if not torch.isfinite(output_BLD).all():
+                raise NumericalError(
+                    f"layer {index} puts out NaN or infinity for calibration batch {batch}; "
+                    "try model.dtype: float32 or bfloat16, and check the checkpoint's weights"
+                )
+            yield batch, hidden_BLD, output_BLD
+
+    def advance(self, batch: int, output_BLD: Tensor) -> None:
+        """Make these the hidden states before the next layer."""
+        self.streams[batch] = output_BLD
+
+    def pass_through(self, index: int, layer: nn.Module) -> None:
+        """Run every batch through the layer."""
+        for batch, _, output_BLD in self.outputs(index, layer):
+            self.advance(batch, output_BLD)
+
+    def logits(self, batch: int) -> Tensor:
+        """Logits [B, L, V] of a batch whose stream has left the last layer."""
+        decoder = self.decoder
+        device = decoder.skeleton.device
+        return run_tail(
+            decoder.skeleton,
+            decoder.layers,
+            self.batches[batch].to(device),
+            self.streams[batch].to(device),
+            decoder.returns_tuple,
+        )
+
+
+@contextmanager
+def inputs_of(module: nn.Module, see: Callable[[Tensor], None]) -> Iterator[None]:
+    """Call ``see`` with the input of every call of a module, while the context lasts."""
+    handle = module.register_forward_pre_hook(lambda _, args: see(args[0]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+

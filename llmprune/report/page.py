@@ -1,0 +1,148 @@
+"""The report as one HTML page: no network, no script, readable on a phone and on paper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup, escape
+
+from llmprune.report.charts import Bar, bar_chart, error_chart, importance_chart, swatch
+from llmprune.report.value import LayerFigures, PerplexityFigures, Report, Size, SpeedFigures
+from llmprune.report.wording import change, count, duration, fixed, number, percent, plural, ranges, weight
+from llmprune.schema import format_size
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One figure of the headline."""
+
+    name: str
+    figure: str
+    note: str
+
+
+def render_page(report: Report) -> str:
+    """The whole page as text; what the report does not hold is left out."""
+    return _template().render(
+        report=report,
+        name=_model_name(report),
+        sentence=_sentence(report),
+        tiles=_tiles(report),
+        sizes=_size_rows(report.dense, report.pruned),
+        importance=importance_chart(report.layers),
+        errors=error_chart(report.layers),
+        removed=ranges([layer.layer for layer in report.layers if layer.removed]),
+        columns=_layer_columns(report.layers),
+        perplexity=_perplexity_bars(report.perplexity) if report.perplexity else None,
+        speed=_speed_bars(report.speed) if report.speed else None,
+    )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("llmprune.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        number=number, fixed=fixed, percent=percent, duration=duration, plural=plural, breakable=_breakable
+    )
+    environment.globals.update(swatch=swatch)
+    return environment.get_template("page.html.j2")
+
+
+def _breakable(name: str) -> Markup:
+    """A long task name may wrap after each underscore."""
+    return escape(name).replace("_", Markup("_<wbr>"))
+
+
+def _model_name(report: Report) -> str:
+    """The last part of a hub id or a path."""
+    return report.provenance.model.rstrip("/").rsplit("/", 1)[-1] or report.provenance.model
+
+
+def _sentence(report: Report) -> str:
+    """What was cut, in words."""
+    dense, pruned = report.dense, report.pruned
+    said = []
+    if pruned.layers < dense.layers:
+        said.append(f"{dense.layers - pruned.layers} of {plural(dense.layers, 'layer')} removed")
+    if dense.mlp_width and pruned.mlp_width and pruned.mlp_width < dense.mlp_width:
+        said.append(f"MLPs narrowed from {dense.mlp_width:,} to {pruned.mlp_width:,} neurons")
+    elif any(_narrowed(layer) for layer in report.layers):
+        said.append("MLPs narrowed by layer")
+    if not said:
+        return "No layer removed, no MLP narrowed."
+    return (sentence := ", ".join(said))[0].upper() + sentence[1:] + "."
+
+
+def _narrowed(layer: LayerFigures) -> bool:
+    return layer.width is not None and layer.kept is not None and layer.kept < layer.width
+
+
+def _tiles(report: Report) -> list[Tile]:
+    dense, pruned, perplexity, speed = report.dense, report.pruned, report.perplexity, report.speed
+    tiles = [
+        Tile(
+            "size of the weights",
+            change(dense.bytes, pruned.bytes),
+            f"{format_size(dense.bytes)} → {format_size(pruned.bytes)}",
+        )
+    ]
+    if speed:
+        tiles.append(
+            Tile(
+                "generation speed",
+                f"{speed.ratio:.2f}×",
+                f"{speed.ratio_low:.2f}–{speed.ratio_high:.2f}× over {plural(speed.repeats, 'pair')}",
+            )
+        )
+    if report.mean_retention is not None:
+        tasks = f"of dense, mean of {plural(len(report.tasks), 'task')}" if report.tasks else "of dense"
+        tiles.append(Tile("scores retained", percent(report.mean_retention), tasks))
+    if perplexity:
+        tiles.append(Tile("perplexity", number(perplexity.pruned), f"dense {number(perplexity.dense)}"))
+    return tiles
+
+
+def _size_rows(dense: Size, pruned: Size) -> list[tuple[str, str, str, str]]:
+    """Name, dense, pruned and change of each measure of size that is known."""
+    rows: list[tuple[str, int | None, int | None, Callable[[float | None], str]]] = [
+        ("Parameters", dense.parameters, pruned.parameters, count),
+        ("Weights", dense.bytes, pruned.bytes, weight),
+        ("Layers", dense.layers, pruned.layers, number),
+        ("MLP width", dense.mlp_width, pruned.mlp_width, number),
+        ("Key-value cache per token", dense.kv_bytes_per_token, pruned.kv_bytes_per_token, weight),
+    ]
+    return [
+        (name, write(before), write(after), change(before, after))
+        for name, before, after, write in rows
+        if before is not None or after is not None
+    ]
+
+
+def _layer_columns(layers: tuple[LayerFigures, ...]) -> dict[str, bool]:
+    """Which figures any layer has, so that the table shows no empty column."""
+    return {
+        name: any(getattr(layer, name) is not None for layer in layers)
+        for name in ("importance", "width", "score_share", "error_cut", "error_refit")
+    }
+
+
+def _perplexity_bars(perplexity: PerplexityFigures) -> Markup:
+    bars = [Bar("dense", perplexity.dense, "dense")]
+    if perplexity.cut is not None:
+        bars.append(Bar("cut", perplexity.cut, "cut"))
+    bars.append(Bar("cut and refit" if len(bars) > 1 else "pruned", perplexity.pruned, "pruned"))
+    return bar_chart("perplexity", "Perplexity; lower is better", bars)
+
+
+def _speed_bars(speed: SpeedFigures) -> Markup:
+    bars = [Bar("dense", speed.dense, "dense"), Bar("pruned", speed.pruned, "pruned")]
+    return bar_chart("speed", "Generated tokens per second", bars, lambda value: f"{number(value)} tokens/s")

@@ -1,0 +1,92 @@
+"""The report as a short table: what a person sees in the terminal when a run ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from llmprune.report.value import Report
+from llmprune.report.wording import count, fixed, number, percent, share, weight
+
+Row = tuple[str, str, str, str, str]  # name, dense, cut, pruned, pruned / dense
+
+
+def print_summary(report: Report, console: Console) -> None:
+    """Print dense against pruned, the gate's verdict, warnings and files; 80 columns are enough."""
+    with_cut = report.perplexity is not None and report.perplexity.cut is not None
+    console.print()
+    console.print(_table([*_size_rows(report), *_measured_rows(report)], with_cut))
+    console.print()
+    if report.gate:
+        verdict = "Gate passed" if report.gate.passed else "Gate not passed"
+        console.print(
+            Text.assemble(
+                (verdict, "bold green" if report.gate.passed else "bold red"),
+                f": mean retention {percent(report.gate.retention, 2)}, "
+                f"at least {percent(report.gate.min_retention, 2)} asked for",
+            )
+        )
+    for warning in report.warnings:
+        console.print(_beside(Text("Warning", "bold yellow"), Text(warning)))
+    if report.files and (report.gate or report.warnings):
+        console.print()
+    longest = max(map(len, report.files), default=0)
+    for name, path in report.files.items():  # a path stays whole, so that it can be copied
+        console.print(Text.assemble((f"{name:<{longest}}  ", "dim"), path), soft_wrap=True)
+
+
+def _table(rows: list[Row], with_cut: bool) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("", overflow="fold")
+    heads = ["dense", "cut", "pruned", "of dense"] if with_cut else ["dense", "pruned", "of dense"]
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True, style="bold" if head == "pruned" else None)
+    for name, dense, cut, pruned, ratio in rows:
+        figures = [dense, cut, pruned, ratio] if with_cut else [dense, pruned, ratio]
+        table.add_row(Text(name), *map(Text, figures))
+    return table
+
+
+def _size_rows(report: Report) -> list[Row]:
+    sizes: list[tuple[str, int | None, int | None, Callable[[float | None], str]]] = [
+        ("parameters", report.dense.parameters, report.pruned.parameters, count),
+        ("weights", report.dense.bytes, report.pruned.bytes, weight),
+        ("layers", report.dense.layers, report.pruned.layers, number),
+        ("MLP width", report.dense.mlp_width, report.pruned.mlp_width, number),
+        ("KV cache per token", report.dense.kv_bytes_per_token, report.pruned.kv_bytes_per_token, weight),
+    ]
+    return [
+        (name, write(dense), "", write(pruned), percent(share(dense, pruned)))
+        for name, dense, pruned, write in sizes
+        if dense is not None or pruned is not None
+    ]
+
+
+def _measured_rows(report: Report) -> list[Row]:
+    rows: list[Row] = []
+    if found := report.perplexity:
+        cut = "" if found.cut is None else number(found.cut)
+        ratio = percent(share(found.dense, found.pruned))
+        rows.append(("perplexity", number(found.dense), cut, number(found.pruned), ratio))
+    for task in report.tasks:
+        name = f"{task.task} ({task.metric})"
+        rows.append((name, fixed(task.dense), "", fixed(task.pruned), percent(task.retention)))
+    if report.mean_retention is not None:
+        rows.append(("mean retention", "", "", "", percent(report.mean_retention)))
+    if speed := report.speed:
+        rows.append(
+            ("generated tokens/s", number(speed.dense), "", number(speed.pruned), percent(speed.ratio)),
+        )
+    return rows
+
+
+def _beside(head: Text, body: Text) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_row(head, body)
+    return grid

@@ -1,0 +1,86 @@
+"""How figures are written for people, the same on the page and in the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from llmprune.schema import format_count, format_size
+
+NOTHING = "–"  # a figure that does not exist
+
+
+def number(value: float | None) -> str:
+    """Four digits that mean something: ``0.4312``, ``15.21``, ``1,204``; tiny values as ``3.1e-05``."""
+    if value is None:
+        return NOTHING
+    if not math.isfinite(value):
+        return "not a number" if math.isnan(value) else "∞" if value > 0 else "−∞"
+    if abs(value) >= 1e7 or 0 < abs(value) < 1e-4:
+        return f"{value:.2g}".replace("-", "−")
+    if abs(value) >= 1000 or float(value).is_integer():
+        return f"{value:,.0f}".replace("-", "−")
+    return f"{value:.4g}".replace("-", "−")
+
+
+def fixed(value: float | None, digits: int = 3) -> str:
+    """``0.412``: so many decimals that a column lines up, unless they would say too little or too much."""
+    if value is None or not math.isfinite(value) or 0 < abs(value) < 10**-digits or abs(value) >= 100:
+        return number(value)
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+def count(value: float | None) -> str:
+    """``134.5 M``, ``27``."""
+    return NOTHING if value is None else format_count(value)
+
+
+def weight(value: float | None) -> str:
+    """``269 MB``."""
+    return NOTHING if value is None else format_size(value)
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """``93.1%`` from 0.931."""
+    return NOTHING if value is None else f"{value:.{digits}%}".replace("-", "−")
+
+
+def share(dense: float | None, pruned: float | None) -> float | None:
+    """Pruned / dense; None where either is unknown or dense is 0."""
+    return pruned / dense if dense and pruned is not None else None
+
+
+def change(dense: float | None, pruned: float | None) -> str:
+    """``−31.0%``: by how much pruned differs from dense."""
+    ratio = share(dense, pruned)
+    if ratio is None:
+        return NOTHING
+    text = f"{ratio - 1:+.1%}".replace("-", "−")
+    return "0%" if text[1:] == "0.0%" else text
+
+
+def duration(seconds: float) -> str:
+    """``0.42 s``, ``12.3 s``, ``3 min 12 s``, ``2 h 5 min``."""
+    if seconds < 59.95:
+        return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def ranges(indices: Sequence[int]) -> str:
+    """``3, 20–22``: runs of three or more drawn together."""
+    runs: list[list[int]] = []
+    for index in sorted(indices):
+        if runs and index == runs[-1][-1] + 1:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    parts = [f"{run[0]}–{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
+    return ", ".join(parts)
+
+
+def plural(number_of: int, noun: str) -> str:
+    """``1 layer``, ``1,024 layers``."""
+    return f"{number_of:,} {noun}" + ("" if number_of == 1 else "s")

@@ -1,0 +1,243 @@
+"""Rows of text from the hub, a local file, or an installed package."""
+
+from __future__ import annotations
+
+import glob
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from llmprune.errors import CalibrationError, did_you_mean
+from llmprune.schema import Section
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+    from transformers import PreTrainedTokenizerBase
+
+PACKAGE_SCHEME = "package://"
+FILE_BUILDERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+SHUFFLE_BUFFER = (
+    10_000  # rows of a streamed data set that are shuffled at a time; its shards are shuffled whole
+)
+
+_SLICE = r"\[(-?\d+%?)?:(-?\d+%?)?\]"
+_SPLIT = re.compile(rf"\w+(\.\w+)*({_SLICE})?(\(\w+\))?")
+
+
+class TextSource(Section):
+    """One source of text: a hub data set, a local file, or text that an installed package carries."""
+
+    dataset: str = Field(
+        min_length=1,
+        description="Hub id, a .txt, .jsonl or .parquet file, or package://MODULE/NAME for a file in a "
+        "package or a mapping of texts in a module.",
+    )
+    config: str | None = Field(None, description="Configuration (subset) of a hub data set.")
+    split: str = Field(
+        "train",
+        description="Split of the data set. Without a slice, hub data is streamed and only what is needed is "
+        "read; with one, such as train[:80%], the whole split is downloaded.",
+    )
+    text_field: str | None = Field(None, description="Column that holds the text; default: text.")
+    messages_field: str | None = Field(
+        None, description="Column of chat messages, rendered with the model's chat template."
+    )
+    weight: float = Field(1.0, gt=0, description="Share of the windows that this source gets.")
+
+    @field_validator("split")
+    @classmethod
+    def _readable_split(cls, split: str) -> str:
+        return readable_split(split)
+
+    @model_validator(mode="after")
+    def _one_field(self) -> Self:
+        if self.text_field is not None and self.messages_field is not None:
+            raise ValueError("text_field and messages_field exclude each other; keep one")
+        return self
+
+
+def readable_split(split: str) -> str:
+    """The split as it is, where datasets can read it. Raises ValueError."""
+    if not all(_SPLIT.fullmatch(part.strip()) for part in split.split("+")):
+        raise ValueError("a split is a name, with a slice if need be, such as train[:80%] or train[:5000]")
+    return split
+
+
+def read_documents(source: TextSource, tokenizer: PreTrainedTokenizerBase, seed: int) -> Iterator[str]:
+    """The texts of a source that are not empty, shuffled with the seed. Raises CalibrationError."""
+    with _explained(source):
+        for row in _shuffled(load_text(source), seed):
+            text = _text_of(row, source, tokenizer)
+            if text:
+                yield text
+
+
+def load_text(source: TextSource) -> Dataset | IterableDataset:
+    """The rows of a source; hub data is streamed where no slice is asked. Raises CalibrationError."""
+    import datasets
+
+    with _explained(source), _quiet():
+        if source.dataset.startswith(PACKAGE_SCHEME):
+            return _package_text(source)
+        path = Path(source.dataset)
+        if path.suffix in FILE_BUILDERS:
+            return _file_text(path, source)
+        if path.is_file():
+            kinds = ", ".join(FILE_BUILDERS)
+            raise CalibrationError(
+                f"the data file {path} is of a kind that is not read here; give one of {kinds}"
+            )
+        streaming = source.split.isidentifier()
+        return datasets.load_dataset(source.dataset, source.config, split=source.split, streaming=streaming)
+
+
+def package_folder(module_name: str) -> Path | None:
+    """The folder of an installed package, found without importing it."""
+    try:
+        spec: Any = importlib.util.find_spec(module_name)
+    except (ImportError, ValueError):
+        return None
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    return Path(places[0]) if places else None
+
+
+def _shuffled(rows: Dataset | IterableDataset, seed: int) -> Any:
+    import datasets
+
+    if isinstance(rows, datasets.IterableDataset):
+        return rows.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
+    return rows.shuffle(seed=seed, keep_in_memory=True)
+
+
+def _text_of(row: dict[str, Any], source: TextSource, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    column = source.messages_field or source.text_field or "text"
+    wish = "messages_field" if source.messages_field else "text_field"
+    if column not in row:
+        near = did_you_mean(column, list(row))
+        raise CalibrationError(
+            f"{source.dataset} has no column {column!r}{near}; set {wish} to one of: {', '.join(row)}"
+        )
+    value = row[column]
+    if value is None or value == "" or value == []:
+        return None
+    if source.messages_field:
+        return _rendered(value, source, tokenizer)
+    if not isinstance(value, str):
+        kind = type(value).__name__
+        remedy = (
+            "set messages_field instead" if isinstance(value, list) else "set text_field to a column of texts"
+        )
+        raise CalibrationError(f"column {column!r} of {source.dataset} holds {kind}, not text; {remedy}")
+    return value
+
+
+def _rendered(messages: Any, source: TextSource, tokenizer: PreTrainedTokenizerBase) -> str:
+    if not tokenizer.chat_template:
+        raise CalibrationError(
+            f"the tokenizer has no chat template for {source.messages_field!r} of {source.dataset}; "
+            "use a column of plain text with text_field, or a chat model"
+        )
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except Exception as error:  # a template is a program of the model's author and may raise anything
+        raise CalibrationError(
+            f"{source.messages_field!r} of {source.dataset} does not fit the model's chat template: "
+            f"{type(error).__name__}: {error}; it needs lists of {{role: …, content: …}}"
+        ) from error
+
+
+def _file_text(path: Path, source: TextSource) -> Dataset:
+    import datasets
+
+    if not path.is_file():
+        raise CalibrationError(
+            f"the data file {path} does not exist (looked in {Path.cwd()}); check the path"
+        )
+    if not path.stat().st_size:
+        raise CalibrationError(f"the data file {path} is empty; give one with text")
+    builder = FILE_BUILDERS[path.suffix]
+    options = {"sample_by": "paragraph"} if builder == "text" else {}
+    files = {_split_name(source): glob.escape(str(path))}
+    return datasets.load_dataset(builder, data_files=files, split=source.split, **options)
+
+
+def _package_text(source: TextSource) -> Dataset:
+    """``package://MODULE/NAME``: NAME is a file of the package, or a mapping or list of texts in it."""
+    import datasets
+
+    module_name, _, name = source.dataset.removeprefix(PACKAGE_SCHEME).partition("/")
+    folder = package_folder(module_name)
+    if folder is not None and Path(name).suffix in FILE_BUILDERS:
+        return _file_text(folder / name, source)
+    try:
+        texts = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise CalibrationError(
+            f"{source.dataset} cannot be read: {error}; give package://MODULE/NAME of an installed module"
+        ) from error
+    rows = [texts[key] for key in sorted(texts)] if isinstance(texts, dict) else texts
+    if not isinstance(rows, list | tuple) or not rows or not all(isinstance(row, str) for row in rows):
+        raise CalibrationError(
+            f"{source.dataset} is not a non-empty mapping or list of texts; name one that is"
+        )
+    return _sliced(datasets.Dataset.from_dict({source.text_field or "text": list(rows)}), source)
+
+
+def _sliced(dataset: Dataset, source: TextSource) -> Dataset:
+    """Apply the split's slice, in the notation of datasets, to rows that are already in memory."""
+    import datasets
+
+    read = datasets.ReadInstruction.from_spec(source.split)
+    chosen = [
+        index
+        for part in read.to_absolute({_split_name(source): len(dataset)})
+        for index in range(part.from_ or 0, len(dataset) if part.to is None else part.to)
+    ]
+    return dataset.select(chosen)
+
+
+def _split_name(source: TextSource) -> str:
+    return re.split(r"[\[(+]", source.split)[0].strip()
+
+
+@contextmanager
+def _explained(source: TextSource) -> Iterator[None]:
+    """What the datasets library raises, as one error that names the source and the remedy."""
+    try:
+        yield
+    except CalibrationError:
+        raise
+    except Exception as error:  # the library raises dozens of kinds, down to plain OSError
+        local = source.dataset.startswith(PACKAGE_SCHEME) or Path(source.dataset).exists()
+        remedy = (
+            "check the file and the split"
+            if local
+            else "check the name, or HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE"
+        )
+        said = " ".join(str(error).split())
+        raise CalibrationError(
+            f"the data set {source.dataset!r} ({source.config or 'default'}, {source.split}) cannot be read: "
+            f"{type(error).__name__}: {said}; {remedy}"
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars of the datasets library where nobody watches."""
+    import datasets
+
+    if sys.stderr.isatty() or datasets.are_progress_bars_disabled():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()
