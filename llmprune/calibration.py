@@ -46,8 +46,12 @@ class TokenWindows(Section):
     )
     tokens: str | None = Field(None, description="A safetensors file of ready token windows [N, L].")
     key: str | None = Field(None, description="Name of the tensor in the tokens file.")
-    samples: int | None = Field(None, gt=0, description="Number of windows N.")
-    sequence_length: int | None = Field(None, ge=8, description="Tokens in a window L.")
+    samples: int | None = Field(
+        None, gt=0, description="Number of windows N; default: 128, for perplexity 32, of a tokens file all."
+    )
+    sequence_length: int | None = Field(
+        None, ge=8, description="Tokens in a window L; default: 2048, or the tokens file's."
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the document shuffle.")
     batch_size: int = Field(4, gt=0, description="Windows that go through a layer at a time.")
 

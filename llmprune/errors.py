@@ -5,6 +5,7 @@
     ├── ModelError           exit 2   this model cannot be loaded or pruned as asked
     ├── CalibrationError     exit 2   the calibration text does not suffice
     ├── OutputError          exit 2   the output folder cannot be used
+    ├── DiskError            exit 1   the disk is full or cannot be written
     ├── CheckpointError      exit 1   files of a model are missing or damaged
     ├── NumericalError       exit 1   NaN or infinity where numbers should be
     ├── VerificationError    exit 1   the saved model is not what was computed
@@ -19,6 +20,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llmprune.report.value import Report
 
 
 class LLMPruneError(Exception):
@@ -56,9 +61,13 @@ class CalibrationError(LLMPruneError):
 
 
 class OutputError(LLMPruneError):
-    """The output folder holds something else, or the disk is too small."""
+    """The output folder holds something else, is in use, or cannot be made."""
 
     exit_code = 2
+
+
+class DiskError(LLMPruneError):
+    """The disk is too small for the result, or a write failed."""
 
 
 class CheckpointError(LLMPruneError):
@@ -78,9 +87,13 @@ class EvaluationError(LLMPruneError):
 
 
 class GateNotMet(LLMPruneError):
-    """The pruned model retains less than the recipe's gate demands."""
+    """The pruned model retains less than the recipe's gate demands; ``report`` has the figures."""
 
     exit_code = 3
+
+    def __init__(self, message: str, report: Report) -> None:
+        self.report = report
+        super().__init__(message)
 
 
 def did_you_mean(name: str, valid: Sequence[str]) -> str:

@@ -133,7 +133,7 @@ def _meaning(schema: type[BaseModel], path: Path) -> str:
     for part in path:
         found = [model.model_fields[part] for model in models if part in model.model_fields]
         field = found[0] if found else None
-        models = [inner for one in found for inner in _models(one.annotation)] if found else models
+        models = [inner for one in found for inner in models_in(one.annotation)] if found else models
     return f" ({field.description.rstrip('.')})" if field and field.description else ""
 
 
@@ -143,7 +143,7 @@ def _valid_keys(schema: type[BaseModel], location: Path) -> list[str]:
     for part in location:
         fields = [model.model_fields[part] for model in models if part in model.model_fields]
         if fields:
-            models = [inner for field in fields for inner in _models(field.annotation)] or models
+            models = [inner for field in fields for inner in models_in(field.annotation)] or models
         else:
             models = [model for model in models if part in _kinds(model)] or models
     return list(dict.fromkeys(name for model in models for name in model.model_fields))
@@ -154,11 +154,12 @@ def _kinds(model: type[BaseModel]) -> tuple[Any, ...]:
     return get_args(kind.annotation) if kind and get_origin(kind.annotation) is Literal else ()
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections that a field's type names, itself or in a union, list or mapping."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for inner in get_args(annotation):
-        yield from _models(inner)
+        yield from models_in(inner)
 
 
 _repr = Repr()  # bounded work: a recipe of nested aliases has a repr of gigabytes

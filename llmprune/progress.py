@@ -25,3 +25,16 @@ def track(items: Iterable[int], what: str) -> Iterator[int]:
     with Progress(*columns, console=console) as progress:
         total = len(items) if isinstance(items, Sized) else None
         yield from progress.track(items, total=total, description=what)
+
+
+def quiet_libraries() -> None:
+    """Where nobody watches, the libraries draw no bars either."""
+    if Console(stderr=True).is_terminal:
+        return
+    import datasets
+    import huggingface_hub.utils
+    import transformers.utils.logging
+
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    huggingface_hub.utils.disable_progress_bars()

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 import yaml
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
@@ -256,3 +256,14 @@ def _key_in(place: Any, name: str) -> Any:
             f"{name!r} is no place in a list of {len(place)}; count from 0, or set the list as a whole"
         )
     return int(name)
+
+
+S = TypeVar("S", bound=Section)
+
+
+def validate_arguments(section: type[S], values: dict[str, Any]) -> S:
+    """A section made of command-line arguments; RecipeError lists what is wrong with them."""
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(describe_problems(error, section), "arguments") from None

@@ -58,6 +58,8 @@ class TextSource(Section):
 
     @model_validator(mode="after")
     def _one_field(self) -> Self:
+        if self.config is not None and _is_local(self.dataset):
+            raise ValueError(f"config belongs to a hub data set, not to {self.dataset}; remove it")
         if self.text_field is not None and self.messages_field is not None:
             raise ValueError("text_field and messages_field exclude each other; keep one")
         return self
@@ -65,9 +67,14 @@ class TextSource(Section):
 
 def readable_split(split: str) -> str:
     """The split as it is, where datasets can read it. Raises ValueError."""
-    if not all(_SPLIT.fullmatch(part.strip()) for part in split.split("+")):
+    percents = [int(number) for number in re.findall(r"(\d+)%", split)]
+    if max(percents, default=0) > 100 or not all(_SPLIT.fullmatch(part.strip()) for part in split.split("+")):
         raise ValueError("a split is a name, with a slice if need be, such as train[:80%] or train[:5000]")
     return split
+
+
+def _is_local(dataset: str) -> bool:
+    return dataset.startswith(PACKAGE_SCHEME) or Path(dataset).suffix in FILE_BUILDERS
 
 
 def read_documents(source: TextSource, tokenizer: PreTrainedTokenizerBase, seed: int) -> Iterator[str]:
@@ -87,7 +94,7 @@ def load_text(source: TextSource) -> Dataset | IterableDataset:
         if source.dataset.startswith(PACKAGE_SCHEME):
             return _package_text(source)
         path = Path(source.dataset)
-        if path.suffix in FILE_BUILDERS:
+        if _is_local(source.dataset):
             return _file_text(path, source)
         if path.is_file():
             kinds = ", ".join(FILE_BUILDERS)
@@ -215,16 +222,17 @@ def _explained(source: TextSource) -> Iterator[None]:
     except CalibrationError:
         raise
     except Exception as error:  # the library raises dozens of kinds, down to plain OSError
-        local = source.dataset.startswith(PACKAGE_SCHEME) or Path(source.dataset).exists()
+        local = _is_local(source.dataset) or Path(source.dataset).exists()
         remedy = (
-            "check the file and the split"
-            if local
-            else "check the name, or HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE"
+            "the file and the split" if local else "the name, or HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE"
         )
-        said = " ".join(str(error).split())
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # "An error occurred" helps nobody
+            cause = cause.__cause__
+        said = " ".join(str(cause).split())
         raise CalibrationError(
             f"the data set {source.dataset!r} ({source.config or 'default'}, {source.split}) cannot be read: "
-            f"{type(error).__name__}: {said}; {remedy}"
+            f"{type(cause).__name__}: {said}; check {remedy}"
         ) from error
 
 

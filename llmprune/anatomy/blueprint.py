@@ -47,6 +47,7 @@ def build_blueprint(config: Config, dtype: torch.dtype | None = None, trust_remo
             f"a model of type {config.model_type!r} is not a causal decoder (transformers has no "
             "AutoModelForCausalLM for it); llmprune prunes decoder-only language models"
         ) from error
+    model.tie_weights()  # making parameters empty gave each tied one a copy of its own
     return model.eval()
 
 

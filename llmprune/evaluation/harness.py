@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict
 
 from llmprune.errors import EvaluationError, NumericalError, RecipeError, did_you_mean
 from llmprune.evaluation.section import Evaluation
+from llmprune.evaluation.speed import input_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -88,15 +89,11 @@ def check_tasks(evaluation: Evaluation) -> None:
         known = _all_tasks(folder).all_tasks
     unknown = [name for name in evaluation.tasks if name in missing and name not in known]
     if unknown:
-        where = f"lm-eval or {folder}" if folder else "lm-eval"
+        where = f"neither lm-eval nor {folder} has a" if folder else "lm-eval has no"
+        remedy = "correct the name" if folder else "correct it, or give its folder as evaluation.include_path"
         raise RecipeError(
             [
-                f"evaluation.tasks: {where} has no task, group or tag {name!r}{did_you_mean(name, known)}; "
-                + (
-                    "correct the name"
-                    if folder
-                    else "correct the name, or give its folder as evaluation.include_path"
-                )
+                f"evaluation.tasks: {where} task, group or tag {name!r}{did_you_mean(name, known)}; {remedy}"
                 for name in unknown
             ]
         )
@@ -121,6 +118,7 @@ def run_tasks(
         tasks = _load_tasks(evaluation)
         # HFLM gives the tokenizer a padding token, which must not reach the saved checkpoint.
         lm = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=evaluation.batch_size)
+        lm._device = input_device(model)  # HFLM would send the inputs of an offloaded model to "meta"
         results = evaluate(
             lm=lm, task_dict={"tasks": tasks}, limit=evaluation.limit, bootstrap_iters=0, log_samples=True
         )
@@ -271,7 +269,7 @@ def _quiet() -> Iterator[None]:
 
     tqdm reads its environment on import only, so its constructor is replaced meanwhile.
     """
-    from tqdm import tqdm
+    from tqdm import tqdm  # type: ignore[import-untyped]  # ships no types
 
     chatter, original = logging.getLogger("lm_eval"), tqdm.__init__
     level = chatter.level

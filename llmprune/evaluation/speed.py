@@ -58,8 +58,15 @@ def compare_speed(dense: PreTrainedModel, pruned: PreTrainedModel, settings: Spe
         prompt_tokens=settings.prompt_tokens,
         new_tokens=settings.new_tokens,
         repeats=settings.repeats,
-        device=" and ".join(sorted({_device_name(model.device) for model in models})),
+        device=" and ".join(sorted({_device_name(input_device(model)) for model in models})),
     )
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where a model's inputs belong; an offloaded model takes and gives its tensors on the CPU."""
+    import torch
+
+    return torch.device("cpu") if model.device.type == "meta" else model.device
 
 
 def _tokens_per_second(model: PreTrainedModel, prompts_BL: Tensor, new_tokens: int) -> float:
@@ -80,12 +87,13 @@ def _tokens_per_second(model: PreTrainedModel, prompts_BL: Tensor, new_tokens: i
         use_cache=True,
         pad_token_id=0,
     )
-    inputs_BL = prompts_BL.to(model.device)
+    device = input_device(model)
+    inputs_BL = prompts_BL.to(device)
     mask_BL = torch.ones_like(inputs_BL)
-    _synchronize(model.device)
+    _synchronize(device)
     start = perf_counter()
     output_BL = model.generate(inputs_BL, attention_mask=mask_BL, generation_config=greedy)
-    _synchronize(model.device)
+    _synchronize(device)
     seconds = perf_counter() - start
     assert output_BL.shape[1] == prompts_BL.shape[1] + new_tokens, "generation ended early"
     return float(prompts_BL.shape[0] * new_tokens / seconds)

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from llmprune.calibration import PACKAGE_SCHEME, package_folder
+from llmprune.texts import PACKAGE_SCHEME, package_folder
 from llmprune.errors import ModelError
 
 logger = logging.getLogger(__name__)

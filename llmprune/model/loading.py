@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmprune.anatomy.blueprint import Config, build_blueprint, find_layers, quiet_transformers
-from llmprune.calibration import PACKAGE_SCHEME
+from llmprune.texts import PACKAGE_SCHEME
 from llmprune.errors import CheckpointError, ModelError
 from llmprune.model.gguf import converted_folder, gguf_location
 from llmprune.model.source import ModelSource
@@ -91,13 +91,14 @@ def build_skeleton(config: Config, model: PreTrainedModel) -> PreTrainedModel:
     skeleton = build_blueprint(config, dtype=model.dtype)
     path, _ = find_layers(skeleton)
     tensors = tensors_of(model, skip=path)
-    skeleton.load_state_dict(tensors, strict=False, assign=True)
-    skeleton.requires_grad_(False)
     device = _running_device(model.get_input_embeddings())
+    skeleton.load_state_dict({name: tensor.to(device) for name, tensor in tensors.items()}, strict=False, assign=True)
+    skeleton.tie_weights()
+    skeleton.requires_grad_(False)
     for module_path, module in skeleton.named_modules():
         if not f"{module_path}.".startswith(f"{path}."):
-            for name, value in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-                setattr(module, name, nn.Parameter(value.to(device), False) if isinstance(value, nn.Parameter) else value.to(device))
+            for name, buffer in list(module.named_buffers(recurse=False)):
+                setattr(module, name, buffer.to(device))
     skeleton.generation_config = model.generation_config
     conversions = getattr(model, "_weight_conversions", None)
     if conversions is not None:

@@ -1,7 +1,191 @@
+"""Write an ordinary checkpoint, a layer at a time, that is never half there.
+
+Every finished layer goes to a file of its own in a folder beside the final one.
+The parts are then joined into shards, the config is written last, everything is
+flushed to disk, and only a verified folder is renamed to its final name.
+"""
+
 from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from pydantic import Field
-from llmprune.schema import Section, Size
+
+from llmprune.errors import DiskError
+from llmprune.schema import Section, Size, format_size
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    Tensors = dict[str, Tensor]
+
+
 class Export(Section):
     """How the result is written."""
 
     max_shard_size: Size = Field(5_000_000_000, description="Most bytes in one weights file, such as 5GB.")
+
+
+class CheckpointWriter:
+    """Writes the parts of a checkpoint into ``folder`` and joins them."""
+
+    def __init__(self, folder: Path, skeleton: PreTrainedModel, layers_path: str) -> None:
+        self.folder, self.skeleton, self.layers_path = folder, skeleton, layers_path
+        self.parts = folder / "parts"
+        shutil.rmtree(folder, ignore_errors=True)
+        self.parts.mkdir(parents=True)
+
+    def write_rest(self, tensors: Tensors) -> None:
+        """Write all that lies outside the layers. Tied tensors are written once."""
+        tied = set(self.skeleton.all_tied_weights_keys)
+        self._write("rest", {name: tensor for name, tensor in tensors.items() if name not in tied})
+
+    def write_layer(self, index: int, tensors: Tensors) -> None:
+        """Write one finished layer."""
+        self._write(f"layer-{index:05}", {f"{self.layers_path}.{index}.{name}": t for name, t in tensors.items()})
+
+    def _write(self, name: str, tensors: Tensors) -> None:
+        from safetensors.torch import save_file
+        from transformers.core_model_loading import revert_weight_conversion
+
+        # in memory some families hold fused tensors that their files hold apart
+        stored = revert_weight_conversion(self.skeleton, tensors)
+        with disk_errors(self.folder):
+            path = self.parts / f"{name}.safetensors"
+            save_file({key: tensor.contiguous().cpu() for key, tensor in stored.items()}, path, {"format": "pt"})
+            flush(path)
+
+    def finish(self, max_shard_size: int, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        """Join the parts into shards of at most this size, add tokenizer and configs."""
+        with disk_errors(self.folder):
+            shards = list(self._join(max_shard_size))
+            self._name_shards(shards)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(self.folder)
+            if self.skeleton.generation_config is not None and self.skeleton.can_generate():
+                self.skeleton.generation_config.save_pretrained(self.folder)
+            self.parts.rmdir()
+            config = self.skeleton.config
+            config.architectures = [type(self.skeleton).__name__]
+            config.save_pretrained(self.folder)
+            for path in self.folder.iterdir():
+                share(path)
+                flush(path)
+            flush(self.folder)
+
+    def _join(self, max_shard_size: int) -> Iterator[dict[str, int]]:
+        """Write shards as ``shard-i``; yields the bytes of every tensor of each. A part is dropped once it is in."""
+        from safetensors import safe_open
+        from safetensors.torch import save_file
+
+        pending: Tensors = {}
+        done: list[Path] = []
+        number = 0
+        for path in [*sorted(self.parts.glob("rest*")), *sorted(self.parts.glob("layer-*"))]:
+            with safe_open(path, framework="pt") as part:  # memory-mapped: joining needs no memory of its own
+                for name in part.keys():  # noqa: SIM118  # safe_open is no mapping
+                    tensor = part.get_tensor(name)
+                    if pending and _bytes(pending) + tensor.nbytes > max_shard_size:
+                        number += 1
+                        save_file(pending, self.folder / f"shard-{number}", {"format": "pt"})
+                        yield {key: value.nbytes for key, value in pending.items()}
+                        pending = {}
+                        while done:
+                            done.pop().unlink()
+                    pending[name] = tensor
+            done.append(path)
+        save_file(pending, self.folder / f"shard-{number + 1}", {"format": "pt"})
+        yield {key: value.nbytes for key, value in pending.items()}
+        for path in done:
+            path.unlink()
+
+    def _name_shards(self, shards: list[dict[str, int]]) -> None:
+        if len(shards) == 1:
+            (self.folder / "shard-1").rename(self.folder / "model.safetensors")
+            return
+        names = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
+        for number, name in enumerate(names, start=1):
+            (self.folder / f"shard-{number}").rename(self.folder / name)
+        index = {
+            "metadata": {"total_size": sum(sum(sizes.values()) for sizes in shards)},
+            "weight_map": {key: name for name, sizes in zip(names, shards, strict=True) for key in sorted(sizes)},
+        }
+        path = self.folder / "model.safetensors.index.json"
+        path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _bytes(tensors: Tensors) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def write_beside(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a file under another name, flush it, and rename it: it is whole or not there."""
+    beside = path.with_name(f".{path.name}.partial")
+    with disk_errors(path.parent):
+        write(beside)
+        share(beside)
+        flush(beside)
+        os.replace(beside, path)
+        flush(path.parent)
+
+
+def publish(folder: Path, final: Path) -> None:
+    """Rename a finished folder to its final name, replacing an older one."""
+    with disk_errors(final.parent):
+        old = final.with_name(f".{final.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if final.exists():
+            final.rename(old)
+        folder.rename(final)
+        flush(final.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def share(path: Path) -> None:
+    """Give a file the mode that the umask allows; libraries write some readable by the owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    if path.is_file():
+        path.chmod(0o666 & ~umask)
+
+
+def flush(path: Path) -> None:
+    """Have the operating system put a file or folder on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raise DiskError where the disk of a folder (or of its first existing parent) is too small."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise DiskError(
+            f"the result needs {format_size(needed)} on disk and {place} has {format_size(free)} free; "
+            "make room, or choose another --output"
+        )
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turn a failed write into a sentence."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise DiskError(
+            f"writing in {folder} failed: {error}; make room (or choose another --output) and run again"
+        ) from error

@@ -12,7 +12,7 @@ SCHEMA_VERSION = 1
 class Figures(BaseModel):
     """A frozen part of the report."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
 
 class Size(Figures):
@@ -55,7 +55,7 @@ class TaskFigures(Figures):
     metric: str
     dense: float
     pruned: float
-    retention: float | None  # pruned / dense; None where dense is 0
+    retention: float | None  # pruned / dense, inverted where lower is better; None where it would divide by 0
     samples: int
     lost: int | None  # samples right before and wrong after; None where the metric is not 0/1
     gained: int | None
@@ -67,7 +67,7 @@ class SpeedFigures(Figures):
     dense: float
     pruned: float
     ratio: float  # median of pruned / dense, pair by pair
-    ratio_low: float
+    ratio_low: float  # least and most over the pairs
     ratio_high: float
     batch_size: int
     prompt_tokens: int
@@ -97,7 +97,7 @@ class Step(Figures):
     """One step of the run."""
 
     name: str
-    seconds: float
+    seconds: float  # of the work itself, also where it was done in an earlier run
     reused: bool  # its product was there already and still valid
 
 

@@ -1,0 +1,71 @@
+"""Depth-and-width pruning of large language models.
+
+    from llmprune import Recipe, run
+    report = run(Recipe.load("recipe.yaml"))
+
+Names are imported when they are first used, so that ``llmprune --help`` and a
+wrong recipe are answered without waiting for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llmprune.errors import (
+        CalibrationError,
+        CheckpointError,
+        DiskError,
+        EvaluationError,
+        GateNotMet,
+        LLMPruneError,
+        ModelError,
+        NumericalError,
+        OutputError,
+        RecipeError,
+        VerificationError,
+    )
+    from llmprune.pipeline import run
+    from llmprune.plan import Plan, make_plan
+    from llmprune.recipe import Recipe
+    from llmprune.report.value import Report
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CalibrationError",
+    "CheckpointError",
+    "DiskError",
+    "EvaluationError",
+    "GateNotMet",
+    "LLMPruneError",
+    "ModelError",
+    "NumericalError",
+    "OutputError",
+    "Plan",
+    "Recipe",
+    "RecipeError",
+    "Report",
+    "VerificationError",
+    "make_plan",
+    "run",
+]
+
+_HOMES = {
+    "Plan": "llmprune.plan",
+    "Recipe": "llmprune.recipe",
+    "Report": "llmprune.report.value",
+    "make_plan": "llmprune.plan",
+    "run": "llmprune.pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'llmprune' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES.get(name, "llmprune.errors")), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

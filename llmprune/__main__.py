@@ -1,0 +1,5 @@
+"""``python -m llmprune`` is ``llmprune``."""
+
+from llmprune.cli import main
+
+main()

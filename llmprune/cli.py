@@ -1,0 +1,143 @@
+"""One command, four verbs. Bodies import late: ``--help`` and a wrong recipe answer without torch."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmprune import __version__
+from llmprune.errors import GateNotMet, LLMPruneError
+
+app = typer.Typer(
+    name="llmprune",
+    help="Prune large language models in depth and width: a recipe in, an ordinary checkpoint with its proof out.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a key of the recipe; may be repeated.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more about what is done.")] = False,
+) -> None:
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
+    logging.getLogger("llmprune").setLevel(logging.INFO if verbose else logging.WARNING)
+    if version:
+        typer.echo(f"llmprune {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def plan(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Say what a recipe would do: sizes, memory, refusals. No weights are read."""
+    from llmprune.recipe import Recipe
+
+    parsed = Recipe.load(recipe, overrides or ())
+    from llmprune.plan import make_plan
+    from llmprune.report.plan_table import print_plan
+
+    made = make_plan(parsed)
+    if as_json:
+        typer.echo(made.model_dump_json(indent=1))
+    else:
+        print_plan(made, _console())
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Run folder; default: runs/NAME-OF-THE-RECIPE.")
+    ] = None,
+    overrides: Overrides = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Throw away what the folder has and start over.")] = False,
+) -> None:
+    """Prune a model as a recipe says. Run again on the same folder, it continues."""
+    from llmprune.recipe import Recipe
+
+    parsed = Recipe.load(recipe, overrides or ())
+    from llmprune.pipeline import run as run_recipe
+    from llmprune.report.table import print_summary
+
+    try:
+        report = run_recipe(parsed, output or Path("runs") / recipe.stem, fresh)
+    except GateNotMet as missed:
+        print_summary(missed.report, _console())
+        raise
+    print_summary(report, _console())
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Hub id or folder.")],
+    tasks: Annotated[str, typer.Option(help="lm-eval tasks, separated by commas.")],
+    against: Annotated[str | None, typer.Option(help="Base model to compare with, sample by sample.")] = None,
+    include_path: Annotated[
+        Path | None, typer.Option(help="Folder of further task files. They may run code: trust them first.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most samples a task.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for evaluation.json.")] = None,
+) -> None:
+    """Evaluate a model with lm-eval, alone or against its base."""
+    from llmprune.evaluation.section import Evaluation
+    from llmprune.recipe import validate_arguments
+
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    include = str(include_path) if include_path else None
+    settings = validate_arguments(Evaluation, {"tasks": names, "include_path": include, "limit": limit})
+    from llmprune.comparison import evaluate_models
+
+    evaluate_models(model, against, settings, output, _console())
+
+
+@app.command()
+def anatomy(
+    model: Annotated[str, typer.Argument(help="Hub id, folder (config.json suffices) or package://MODULE/FILE.gguf.")],
+    as_json: Json = False,
+) -> None:
+    """Show what can be pruned in a model, and why not the rest."""
+    from llmprune.anatomy.discovery import discover
+    from llmprune.model.loading import load_config
+    from llmprune.model.source import ModelSource
+    from llmprune.report.anatomy_table import print_anatomy
+
+    config = load_config(ModelSource(id=model))
+    found = discover(config)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=1))
+    else:
+        print_anatomy(model, config, found, _console())
+
+
+def _console():  # type: ignore[no-untyped-def]  # rich is imported where something is printed
+    from rich.console import Console
+
+    return Console()
+
+
+def main() -> None:
+    """Entry point: errors for people become one message and an exit code."""
+    try:
+        app()
+    except LLMPruneError as error:
+        typer.echo(f"llmprune: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("llmprune: stopped; run the same command again to continue", err=True)
+        sys.exit(130)

@@ -1,0 +1,103 @@
+"""Prove that the saved checkpoint is what the run computed: load it in a fresh process and compare.
+
+Shapes: B batch, L sequence length, P probed positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from llmprune.errors import VerificationError
+from llmprune.model.walk import Walk
+
+# Largest difference of logits that passes, relative to the largest logit. The same code on the
+# same device gives 0; other kernels (a GPU's, or a layer that was split over devices) round otherwise.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+
+_WORKER = Path(__file__).with_name("verify_worker.py")
+_PROBED_POSITIONS = 16
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Tokens, and the logits that the run ended with on some of their positions."""
+
+    ids_BL: Tensor
+    positions_P: Tensor
+    logits_BPV: Tensor
+
+    @classmethod
+    def take(cls, walk: Walk) -> Probe:
+        """From the first batch of a walk that has passed the last layer."""
+        ids_BL = walk.batches[0]
+        positions_P = torch.linspace(0, ids_BL.shape[1] - 1, min(_PROBED_POSITIONS, ids_BL.shape[1])).long()
+        logits_BLV = walk.logits(0)
+        return cls(ids_BL, positions_P, logits_BLV[:, positions_P.to(logits_BLV.device)].float().cpu())
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What the fresh process found."""
+
+    parameters: int
+    largest_logit_difference: float
+    cached_generation_equal: bool
+    positions: int
+
+
+def verify(
+    checkpoint: Path, probe: Probe, parameters: int, dtype: torch.dtype, trust_remote_code: bool = False
+) -> Verified:
+    """Load with a plain ``from_pretrained`` in a fresh process and compare with the run.
+
+    Raises VerificationError on key differences, other logits, a broken key-value cache,
+    or a parameter count other than the plan's.
+    """
+    found = _ask_worker(checkpoint, probe, trust_remote_code)
+    problems = []
+    if found["keys"]:
+        listed = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(keys[:3])}" for kind, keys in found["keys"].items())
+        problems.append(f"the checkpoint's tensors do not fit its config ({listed})")
+    limit = TOLERANCE.get(dtype, 1e-4) * max(found["scale"], 1.0)
+    if not found["difference"] <= limit:
+        problems.append(f"its logits differ by {found['difference']:.3g} from the run's (limit {limit:.3g})")
+    if not found["cached_generation_equal"]:
+        problems.append("generation with the key-value cache differs from generation without")
+    if found["parameters"] != parameters:
+        problems.append(f"it has {found['parameters']:,} parameters and the plan says {parameters:,}")
+    if problems:
+        raise VerificationError(
+            f"the saved model was loaded afresh and refused: {'; '.join(problems)}. "
+            f"It stays in {checkpoint} for a look and is not published"
+        )
+    return Verified(
+        found["parameters"], found["difference"], found["cached_generation_equal"], probe.logits_BPV.shape[:2].numel()
+    )
+
+
+def _ask_worker(checkpoint: Path, probe: Probe, trust_remote_code: bool) -> dict:  # type: ignore[type-arg]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "probe.safetensors"
+        tensors = {"ids": probe.ids_BL, "positions": probe.positions_P, "logits": probe.logits_BPV}
+        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, path)
+        command = [sys.executable, "-P", str(_WORKER), str(checkpoint), str(path)]
+        command += [device, "yes" if trust_remote_code else "no"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+        raise VerificationError(
+            f"plain transformers cannot load the saved model in {checkpoint}: {last[0]} (exit code {done.returncode})"
+        )
+    found: dict = json.loads(done.stdout.strip().splitlines()[-1])  # type: ignore[type-arg]
+    assert not found["llmprune_imported"], "the fresh process knows nothing of llmprune"
+    return found

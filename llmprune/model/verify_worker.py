@@ -1,0 +1,56 @@
+"""Run in a fresh process by ``verify``: plain transformers, no llmprune.
+
+    python -P verify_worker.py CHECKPOINT PROBE.safetensors
+
+PROBE has ids [B, L], positions [P] and logits [B, P, V]. Prints one JSON object.
+"""
+
+import json
+import sys
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+
+def main(checkpoint: str, probe_path: str, device: str, trust_remote_code: str) -> None:
+    """Load, compare, generate; print what was found."""
+    probe = load_file(probe_path)
+    model, info = AutoModelForCausalLM.from_pretrained(
+        checkpoint,
+        dtype="auto",
+        use_safetensors=True,
+        trust_remote_code=trust_remote_code == "yes",
+        output_loading_info=True,
+    )
+    model = model.eval().to(device)
+    with torch.inference_mode():
+        ids_BL = probe["ids"].to(device)
+        logits_BPV = model(input_ids=ids_BL, use_cache=False).logits[:, probe["positions"]].float().cpu()
+        generations = [
+            model.generate(
+                ids_BL[:1, :16],
+                attention_mask=torch.ones_like(ids_BL[:1, :16]),
+                max_new_tokens=8,
+                min_new_tokens=8,
+                do_sample=False,
+                num_beams=1,
+                use_cache=use_cache,
+                pad_token_id=0,
+            ).tolist()
+            for use_cache in (True, False)
+        ]
+    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    found = {
+        "keys": {kind: sorted(map(str, info[kind])) for kind in kinds if info.get(kind)},
+        "difference": (logits_BPV - probe["logits"]).abs().max().item(),
+        "scale": probe["logits"].abs().max().item(),
+        "cached_generation_equal": generations[0] == generations[1],
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "llmprune_imported": "llmprune" in sys.modules,
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,248 @@
+"""The story of one run: recipe → plan → scores → cut → checkpoint → verified → report."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from llmprune.cut import Cut, choose_layers, choose_neurons
+from llmprune.errors import GateNotMet, RecipeError
+from llmprune.evaluation.harness import check_tasks
+from llmprune.evaluation.measure import Measured, measure
+from llmprune.evaluation.retention import judge, mean_retention
+from llmprune.model.loading import dense_decoder, load_model, tensors_of
+from llmprune.model.saving import CheckpointWriter, publish, require_space, write_beside
+from llmprune.model.source import ModelSource
+from llmprune.model.verify import Probe, Verified, verify
+from llmprune.plan import Plan, measure_size, plan_with_anatomy
+from llmprune.progress import quiet_libraries
+from llmprune.prune import LayerRecord, Pruning
+from llmprune.recipe import Recipe
+from llmprune.report.compose import layer_figures, now, provenance
+from llmprune.report.page import render_page
+from llmprune.report.value import Report, Size, VerificationFigures
+from llmprune.run import RunFolder, file_fingerprint, fingerprint
+from llmprune.scores import Scores
+from llmprune.scoring import score
+from llmprune.surgery import cut_decoder
+from llmprune.workbench import Workbench
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What pass 2 and the verification left, beside the checkpoint itself."""
+
+    records: tuple[LayerRecord, ...]
+    verified: Verified
+    size: Size
+
+
+def run(recipe: Recipe, output: str | Path = "runs/llmprune", fresh: bool = False) -> Report:
+    """Prune as the recipe says, into the folder ``output``; what is done there already is not done again.
+
+    Raises LLMPruneError in its kinds; GateNotMet only after the report is written.
+    """
+    quiet_libraries()
+    plan, anatomy = plan_with_anatomy(recipe)
+    check_tasks(recipe.evaluation)
+    require_space(Path(output), 2 * plan.disk)
+    folder = RunFolder.open(Path(output), fresh)
+    try:
+        return _run(recipe, plan, Workbench(recipe, anatomy), folder)
+    finally:
+        folder.close()
+
+
+def _run(recipe: Recipe, plan: Plan, bench: Workbench, folder: RunFolder) -> Report:
+    folder.start()
+    folder.write("recipe.yaml", recipe.text)
+    folder.write("plan.json", plan.model_dump_json(indent=1) + "\n")
+    warnings = list(plan.notes)
+    scores = _score(recipe, bench, folder)
+    cut = _choose(recipe, plan, bench, folder, scores, warnings)
+    pruned = _prune(recipe, bench, folder, cut)
+    measured = _measure(recipe, bench, folder, cut)
+    report = _report(recipe, plan, bench, folder, scores, cut, pruned, measured, warnings)
+    folder.write("report.json", report.model_dump_json(indent=1) + "\n")
+    folder.write("report.html", render_page(report))
+    if report.gate and not report.gate.passed:
+        raise GateNotMet(
+            f"the gate asks for a mean retention of {report.gate.min_retention:.4g} and the pruned model has "
+            f"{report.gate.retention:.4g}; see {folder.path / 'report.html'}, and prune less or calibrate with more text",
+            report,
+        )
+    return report
+
+
+def _score(recipe: Recipe, bench: Workbench, folder: RunFolder) -> Scores | None:
+    """Pass 1, unless the recipe names the layers and leaves the widths."""
+    depth = recipe.depth.criterion if recipe.depth and recipe.depth.layers is None else None
+    width = recipe.width.criterion if recipe.width else None
+    if depth is None and width is None:
+        return None
+
+    def make(path: Path) -> Scores:
+        made = score(
+            bench.dense, bench.anatomy, bench.windows, recipe.calibration.batch_size, depth, width
+        )
+        write_beside(path, made.save)
+        return made
+
+    origin = fingerprint(bench.identity, bench.windows_fingerprint, depth, width)
+    return folder.produce("scores", origin, "scores.safetensors", Scores.load, make)
+
+
+def _choose(
+    recipe: Recipe, plan: Plan, bench: Workbench, folder: RunFolder, scores: Scores | None, warnings: list[str]
+) -> Cut:
+    chosen = _chosen_cut(plan, scores, bench)
+
+    def make(path: Path) -> Cut:
+        chosen.save(path)
+        return chosen
+
+    origin = fingerprint(file_fingerprint(folder.path / "scores.safetensors"), plan.keep_width, chosen.layers)
+    cut = folder.produce("cut", origin, "cut.json", Cut.load, make)
+    if cut.num_layers != chosen.num_layers:
+        raise RecipeError(f"cut.json is for {cut.num_layers} layers, the model has {chosen.num_layers}; delete it")
+    if cut.layers != chosen.layers:
+        warnings.append(f"cut.json was edited: it removes layers {list(cut.removed)}, the scores chose {list(chosen.removed)}")
+    return cut
+
+
+def _chosen_cut(plan: Plan, scores: Scores | None, bench: Workbench) -> Cut:
+    count = bench.anatomy.num_layers
+    if plan.removed_layers is not None:
+        layers = tuple(index for index in range(count) if index not in plan.removed_layers)
+    else:
+        assert scores is not None, "layers are scored where the recipe does not name them"
+        assert scores.layers is not None
+        layers = choose_layers(scores.layers, plan.keep_layers)
+    narrower = plan.keep_width is not None and plan.keep_width != bench.anatomy.width
+    neurons = choose_neurons(scores, plan.keep_width) if narrower and scores and plan.keep_width else {}
+    return Cut(count, layers, plan.keep_width, neurons)
+
+
+def _prune(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: Cut) -> Pruned:
+    """Pass 2, the checkpoint, and its proof."""
+
+    def make(path: Path) -> Pruned:
+        made = _write_checkpoint(recipe, bench, folder.path / "model.partial", cut)
+        publish(folder.path / "model.partial", folder.path / "model")
+        text = json.dumps(
+            {
+                "records": [asdict(record) for record in made.records],
+                "verified": asdict(made.verified),
+                "size": made.size.model_dump(),
+            },
+            indent=1,
+        )
+        folder.write(path.name, text + "\n")
+        return made
+
+    def load(path: Path) -> Pruned:
+        text = json.loads(path.read_text(encoding="utf-8"))
+        records = tuple(LayerRecord(**record) for record in text["records"])
+        return Pruned(records, Verified(**text["verified"]), Size(**text["size"]))
+
+    if not (folder.path / "model" / "config.json").is_file():
+        (folder.path / "pruning.json").unlink(missing_ok=True)
+    cut_files = file_fingerprint(folder.path / "cut.json", folder.path / "cut.safetensors")
+    origin = fingerprint(
+        bench.identity, bench.windows_fingerprint, cut_files, recipe.fingerprint(["refit", "export"])
+    )
+    return folder.produce("model", origin, "pruning.json", load, make)
+
+
+def _write_checkpoint(recipe: Recipe, bench: Workbench, staging: Path, cut: Cut) -> Pruned:
+    pruned = cut_decoder(bench.dense, bench.model, bench.anatomy, cut)
+    size = measure_size(pruned.skeleton, cut.width)
+    writer = CheckpointWriter(staging, pruned.skeleton, pruned.layers_path)
+    writer.write_rest(tensors_of(pruned.skeleton, skip=pruned.layers_path))
+    pruning = Pruning(bench.dense, pruned, bench.anatomy, cut, recipe.refit, writer.write_layer)
+    records, walk = pruning.run(bench.windows, recipe.calibration.batch_size)
+    probe = Probe.take(walk)
+    writer.finish(recipe.export.max_shard_size, bench.tokenizer)
+    verified = verify(staging, probe, size.parameters, bench.model.dtype, recipe.model.trust_remote_code)
+    return Pruned(tuple(records), verified, size)
+
+
+def _measure(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: Cut) -> Measured:
+    """The dense model, the cut without refit, and the checkpoint as it was saved."""
+    model_folder = folder.path / "model"
+
+    def make(path: Path) -> Measured:
+        source = ModelSource(
+            id=str(model_folder.absolute()),
+            device_map=recipe.model.device_map,
+            max_memory=recipe.model.max_memory,
+            trust_remote_code=recipe.model.trust_remote_code,
+        )
+        pruned = load_model(source)
+        cut_only = None
+        if recipe.refit and not cut.is_empty and recipe.evaluation.perplexity:
+            cut_only = cut_decoder(bench.dense, bench.model, bench.anatomy, cut)
+        decoders = (bench.dense, cut_only, dense_decoder(pruned))
+        measured = measure(recipe.evaluation, bench.model, pruned, decoders, bench.tokenizer)
+        folder.write(path.name, measured.model_dump_json(indent=1) + "\n")
+        return measured
+
+    def load(path: Path) -> Measured:
+        return Measured.model_validate_json(path.read_text(encoding="utf-8"))
+
+    asked = recipe.evaluation.model_copy(update={"gate": None})
+    if not (asked.perplexity or asked.tasks or asked.speed):
+        return Measured(perplexity=None, tasks=(), speed=None)
+    origin = fingerprint(file_fingerprint(folder.path / "pruning.json"), asked.model_dump_json())
+    return folder.produce("evaluation", origin, "evaluation.json", load, make)
+
+
+def _report(
+    recipe: Recipe,
+    plan: Plan,
+    bench: Workbench,
+    folder: RunFolder,
+    scores: Scores | None,
+    cut: Cut,
+    pruned: Pruned,
+    measured: Measured,
+    warnings: list[str],
+) -> Report:
+    errors = {record.layer: (record.error_cut, record.error_refit) for record in pruned.records}
+    retention = mean_retention(measured.tasks)
+    calibration = (bench.windows_fingerprint, bench.windows.numel())
+    return Report(
+        created=now(),
+        recipe=recipe.model_dump(mode="json"),
+        recipe_text=recipe.text,
+        overrides=recipe.overrides,
+        provenance=provenance(
+            recipe.model.id,
+            recipe.model.revision if bench.commit else None,
+            bench.commit,
+            calibration,
+            recipe.calibration.seed,
+            recipe.model.trust_remote_code,
+            bench.device,
+        ),
+        dense=plan.dense,
+        pruned=pruned.size,
+        layers=layer_figures(bench.anatomy, scores, cut, errors),
+        perplexity=measured.perplexity,
+        tasks=measured.tasks,
+        mean_retention=retention,
+        speed=measured.speed,
+        gate=judge(recipe.evaluation.gate, retention),
+        verification=VerificationFigures(**asdict(pruned.verified)),
+        steps=tuple(folder.steps),
+        warnings=tuple(warnings),
+        files={
+            "model": str(folder.path / "model"),
+            "report": str(folder.path / "report.html"),
+            "figures": str(folder.path / "report.json"),
+        },
+    )

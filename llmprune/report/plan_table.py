@@ -1,0 +1,51 @@
+"""The plan as a person reads it."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from llmprune.plan import Plan
+from llmprune.schema import format_count, format_size
+
+
+def print_plan(plan: Plan, console: Console) -> None:
+    """Print sizes before and after, what the run needs, and notes."""
+    about = "" if plan.parameters_exact else "about "
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("")
+    table.add_column("dense", justify="right")
+    table.add_column("pruned", justify="right", style="bold")
+    table.add_column("of dense", justify="right")
+    rows = [
+        ("parameters", plan.dense.parameters, plan.pruned.parameters, format_count),
+        ("weights", plan.dense.bytes, plan.pruned.bytes, format_size),
+        ("layers", plan.dense.layers, plan.pruned.layers, format_count),
+        ("MLP width", plan.dense.mlp_width, plan.pruned.mlp_width, format_count),
+        ("KV cache per token", plan.dense.kv_bytes_per_token, plan.pruned.kv_bytes_per_token, format_size),
+    ]
+    for name, dense, pruned, form in rows:
+        if dense is not None and pruned is not None:
+            share = f"{pruned / dense:.1%}" if dense else "–"
+            table.add_row(name, form(dense), f"{about}{form(pruned)}", share)
+    console.print(Text(f"{plan.model} ({plan.model_type}, {plan.dtype})", style="bold"))
+    console.print()
+    console.print(table)
+    console.print()
+    if plan.removed_layers is None:
+        console.print(f"Layers: {plan.dense.layers - plan.keep_layers} go, chosen by their scores")
+    elif plan.removed_layers:
+        console.print(f"Layers: {', '.join(map(str, plan.removed_layers))} go")
+    windows, length = plan.calibration
+    console.print(f"Calibration: {windows} windows of {length} tokens")
+    memory = plan.memory
+    console.print(
+        f"Memory: about {format_size(memory.total)} in all: weights {format_size(memory.weights)} where the device "
+        f"map puts them, one layer {format_size(memory.layer)}, hidden states {format_size(memory.streams)}, "
+        f"refit {format_size(memory.statistics)}"
+    )
+    console.print(f"Disk: {format_size(plan.disk)} for the result, twice that while it is written")
+    for note in plan.notes:
+        console.print(Text.assemble(("Note: ", "yellow"), note))

@@ -1,0 +1,139 @@
+"""The folder of one run: its products, each under a fingerprint of what it came from.
+
+A product that is there with the right fingerprint is not made again. The journal
+``run.json`` records fingerprints and the seconds that each product took.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, TypeVar
+
+from llmprune.errors import OutputError
+from llmprune.model.saving import write_beside
+from llmprune.report.value import Step
+
+T = TypeVar("T")
+
+JOURNAL = "run.json"
+LOCK = ".lock"
+_FORMAT = 1
+_PRODUCTS = (
+    "recipe.yaml", "plan.json", "scores.safetensors", "cut.json", "cut.safetensors", "pruning.json",
+    "evaluation.json", "report.json", "report.html", "model", "model.partial",
+)  # fmt: skip
+
+
+class RunFolder:
+    """One run's folder, held by one process at a time."""
+
+    def __init__(self, path: Path, lock: IO[str]) -> None:
+        self.path = path
+        self.steps: list[Step] = []
+        self._lock = lock
+        self._journal = self._read_journal()
+
+    @classmethod
+    def open(cls, path: Path, fresh: bool = False) -> RunFolder:
+        """Make or continue a run folder; ``fresh`` throws earlier products away.
+
+        Raises OutputError where the path is a file, holds something else, or is in use.
+        """
+        if path.exists() and not path.is_dir():
+            raise OutputError(f"the output {path} is a file; give a folder")
+        strange = path.is_dir() and any(entry.name != LOCK for entry in path.iterdir())
+        if strange and not (path / JOURNAL).is_file():
+            raise OutputError(
+                f"the output folder {path} is not empty and is no llmprune run; give a new or an empty folder"
+            )
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = (path / LOCK).open("a")
+        except OSError as error:
+            raise OutputError(f"the output folder {path} cannot be made: {error}; choose another --output") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.close()
+            raise OutputError(f"another run is using {path}; wait for it, or choose another --output") from error
+        if fresh:
+            _clear(path)
+        return cls(path, lock)
+
+    def close(self) -> None:
+        """Let other processes use the folder."""
+        self._lock.close()
+
+    def produce(
+        self, name: str, fingerprint: str, file: str, load: Callable[[Path], T], make: Callable[[Path], T]
+    ) -> T:
+        """The product ``file``: loaded where it is there under this fingerprint, else made (and written) now."""
+        path = self.path / file
+        noted = self._journal.get(name, {})
+        if noted.get("fingerprint") == fingerprint and path.exists():
+            value = load(path)
+            self.steps.append(Step(name=name, seconds=noted["seconds"], reused=True))
+            return value
+        start = time.perf_counter()
+        value = make(path)
+        seconds = round(time.perf_counter() - start, 3)
+        self._journal[name] = {"fingerprint": fingerprint, "seconds": seconds}
+        self._write_journal()
+        self.steps.append(Step(name=name, seconds=seconds, reused=False))
+        return value
+
+    def write(self, file: str, text: str) -> Path:
+        """Write a text file whole or not at all."""
+        path = self.path / file
+        write_beside(path, lambda beside: beside.write_text(text, encoding="utf-8") and None)
+        return path
+
+    def start(self) -> None:
+        """Write the journal, so that the folder is known as a run's from now on."""
+        self._write_journal()
+
+    def _read_journal(self) -> dict[str, dict[str, str | float]]:
+        path = self.path / JOURNAL
+        if not path.is_file():
+            return {}
+        try:
+            journal = json.loads(path.read_text(encoding="utf-8"))
+            if journal["format"] != _FORMAT:
+                raise ValueError(f"format {journal['format']}")
+            products: dict[str, dict[str, str | float]] = journal["products"]
+            return products
+        except (ValueError, KeyError, TypeError) as error:
+            raise OutputError(f"{path} cannot be read ({error}); run with --fresh to start over") from error
+
+    def _write_journal(self) -> None:
+        self.write(JOURNAL, json.dumps({"format": _FORMAT, "products": self._journal}, indent=1) + "\n")
+
+
+def fingerprint(*parts: object) -> str:
+    """SHA-256 of the parts' texts."""
+    return hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).hexdigest()
+
+
+def file_fingerprint(*paths: Path) -> str:
+    """SHA-256 of the contents of those files that are there."""
+    digest = hashlib.sha256()
+    for path in paths:
+        if path.is_file():
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _clear(path: Path) -> None:
+    (path / JOURNAL).unlink(missing_ok=True)
+    for name in _PRODUCTS:
+        entry = path / name
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink(missing_ok=True)
