@@ -32,15 +32,11 @@ if TYPE_CHECKING:
 class TokenWindows(Section):
     """Token windows [samples, sequence_length] from one source, several, or a file of ready tokens."""
 
-    dataset: str | None = Field(
-        None, min_length=1, description=TextSource.model_fields["dataset"].description
-    )
+    dataset: str | None = Field(None, min_length=1, description=TextSource.model_fields["dataset"].description)
     config: str | None = Field(None, description=TextSource.model_fields["config"].description)
     split: str = Field("train", description=TextSource.model_fields["split"].description)
     text_field: str | None = Field(None, description=TextSource.model_fields["text_field"].description)
-    messages_field: str | None = Field(
-        None, description=TextSource.model_fields["messages_field"].description
-    )
+    messages_field: str | None = Field(None, description=TextSource.model_fields["messages_field"].description)
     sources: tuple[TextSource, ...] | None = Field(
         None, strict=False, min_length=1, description="Several sources, mixed by weight."
     )
@@ -67,9 +63,7 @@ class TokenWindows(Section):
         for source in sources or ():
             rows = source.model_dump_json(exclude={"weight"})
             if rows in seen:
-                raise ValueError(
-                    f"{source.dataset} is there twice with the same rows; raise its weight instead"
-                )
+                raise ValueError(f"{source.dataset} is there twice with the same rows; raise its weight instead")
             seen.add(rows)
         return sources
 
@@ -77,9 +71,7 @@ class TokenWindows(Section):
     def _one_origin(self) -> Self:
         given = [name for name in ("dataset", "sources", "tokens") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(
-                f"needs exactly one of dataset, sources or tokens; {' and '.join(given) or 'none'} given"
-            )
+            raise ValueError(f"needs exactly one of dataset, sources or tokens; {' and '.join(given) or 'none'} given")
         if self.tokens is None and self.key is not None:
             raise ValueError("key belongs to a tokens file; remove it")
         if self.tokens is not None and self.key is None:
@@ -205,9 +197,7 @@ def _read_tensor(path: Path, key: str) -> Tensor:
     )
 
 
-def _pack(
-    source: TextSource, tokenizer: PreTrainedTokenizerBase, samples: int, length: int, seed: int
-) -> Tensor:
+def _pack(source: TextSource, tokenizer: PreTrainedTokenizerBase, samples: int, length: int, seed: int) -> Tensor:
     import torch
 
     needed, ids = samples * length, []
@@ -223,9 +213,7 @@ def _pack(
         if len(ids) >= needed:
             break
     if not documents:
-        raise CalibrationError(
-            f"{source.dataset} ({source.split}) has no text at all; give one that has some"
-        )
+        raise CalibrationError(f"{source.dataset} ({source.split}) has no text at all; give one that has some")
     if len(ids) < needed:
         fit = len(ids) // length
         fewer = f"ask for at most {fit} samples, shorten" if fit else "shorten"

@@ -24,7 +24,8 @@ app = typer.Typer(
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file.")]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a key of the recipe; may be repeated.")
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=C", help="Override a key of the recipe; may be repeated."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 

@@ -13,8 +13,8 @@ from rich.table import Table
 from llmprune.evaluation.harness import TaskResults, check_tasks, run_tasks
 from llmprune.evaluation.retention import compare, mean_retention
 from llmprune.evaluation.section import Evaluation
+from llmprune.files import write_text
 from llmprune.model.loading import load_model, load_tokenizer
-from llmprune.model.saving import write_beside
 from llmprune.model.source import ModelSource
 from llmprune.progress import quiet_libraries
 from llmprune.report.compose import versions
@@ -28,7 +28,11 @@ def evaluate_models(
     quiet_libraries()
     check_tasks(settings)
     results = _evaluate(model, settings)
-    found: dict[str, Any] = {"model": model, "settings": settings.model_dump(mode="json"), "versions": versions()}
+    found: dict[str, Any] = {
+        "model": model,
+        "settings": settings.model_dump(mode="json"),
+        "versions": versions(),
+    }
     found["results"] = results.model_dump(mode="json")
     if against is None:
         console.print(_table_of_one(results))
@@ -45,8 +49,7 @@ def evaluate_models(
         }
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(found, indent=1) + "\n"
-        write_beside(output / "evaluation.json", lambda path: path.write_text(text, encoding="utf-8") and None)
+        write_text(output / "evaluation.json", json.dumps(found, indent=1) + "\n")
         console.print(f"written to {output / 'evaluation.json'}")
 
 

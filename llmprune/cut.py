@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llmprune.errors import RecipeError
+from llmprune.files import write_beside, write_text
 from llmprune.scores import Scores
 
 
@@ -60,8 +61,8 @@ class Cut:
             "neurons": listed.name if self.neurons else None,
         }
         if self.neurons:
-            save_file(self.neurons, listed)
-        path.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
+            write_beside(listed, lambda beside: save_file(self.neurons, beside))
+        write_text(path, json.dumps(text, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Cut:
@@ -71,13 +72,21 @@ class Cut:
             neurons = load_file(path.with_name(text["neurons"])) if text["neurons"] else {}
             return cls(int(text["num_layers"]), tuple(text["keep_layers"]), text["mlp_width"], neurons)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RecipeError(f"{path} is no cut that can be read ({type(error).__name__}: {error}); delete it to choose anew") from error
+            raise RecipeError(
+                f"{path} is no cut that can be read ({type(error).__name__}: {error}); delete it to choose anew"
+            ) from error
 
 
-def choose_layers(scores_N: Tensor, keep: int) -> tuple[int, ...]:
-    """The ``keep`` layers with the highest scores, ascending; of equal scores the earlier layer stays."""
-    order = torch.sort(scores_N, descending=True, stable=True).indices
-    return tuple(sorted(order[:keep].tolist()))
+def choose_layers(scores_N: Tensor, keep: int, one_of: Sequence[int] = ()) -> tuple[int, ...]:
+    """The ``keep`` layers with the highest scores, ascending; of equal scores the earlier layer stays.
+
+    Of ``one_of``, if there are any, at least one stays.
+    """
+    order = torch.sort(scores_N, descending=True, stable=True).indices.tolist()
+    kept = order[:keep]
+    if one_of and not set(one_of) & set(kept):
+        kept[-1] = next(index for index in order if index in set(one_of))
+    return tuple(sorted(kept))
 
 
 def choose_neurons(scores: Scores, keep: int) -> dict[str, Tensor]:

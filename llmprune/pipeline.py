@@ -9,11 +9,12 @@ from pathlib import Path
 
 from llmprune.cut import Cut, choose_layers, choose_neurons
 from llmprune.errors import GateNotMet, RecipeError
-from llmprune.evaluation.harness import check_tasks
+from llmprune.evaluation.harness import check_tasks, fetch_tasks
 from llmprune.evaluation.measure import Measured, measure
 from llmprune.evaluation.retention import judge, mean_retention
+from llmprune.files import publish, require_space, write_beside
 from llmprune.model.loading import dense_decoder, load_model, tensors_of
-from llmprune.model.saving import CheckpointWriter, publish, require_space, write_beside
+from llmprune.model.saving import CheckpointWriter
 from llmprune.model.source import ModelSource
 from llmprune.model.verify import Probe, Verified, verify
 from llmprune.plan import Plan, measure_size, plan_with_anatomy
@@ -49,6 +50,7 @@ def run(recipe: Recipe, output: str | Path = "runs/llmprune", fresh: bool = Fals
     quiet_libraries()
     plan, anatomy = plan_with_anatomy(recipe)
     check_tasks(recipe.evaluation)
+    fetch_tasks(recipe.evaluation)
     require_space(Path(output), 2 * plan.disk)
     folder = RunFolder.open(Path(output), fresh)
     try:
@@ -72,7 +74,8 @@ def _run(recipe: Recipe, plan: Plan, bench: Workbench, folder: RunFolder) -> Rep
     if report.gate and not report.gate.passed:
         raise GateNotMet(
             f"the gate asks for a mean retention of {report.gate.min_retention:.4g} and the pruned model has "
-            f"{report.gate.retention:.4g}; see {folder.path / 'report.html'}, and prune less or calibrate with more text",
+            f"{report.gate.retention:.4g}; "
+            f"see {folder.path / 'report.html'}, and prune less or calibrate with more text",
             report,
         )
     return report
@@ -86,9 +89,7 @@ def _score(recipe: Recipe, bench: Workbench, folder: RunFolder) -> Scores | None
         return None
 
     def make(path: Path) -> Scores:
-        made = score(
-            bench.dense, bench.anatomy, bench.windows, recipe.calibration.batch_size, depth, width
-        )
+        made = score(bench.dense, bench.anatomy, bench.windows, recipe.calibration.batch_size, depth, width)
         write_beside(path, made.save)
         return made
 
@@ -97,7 +98,12 @@ def _score(recipe: Recipe, bench: Workbench, folder: RunFolder) -> Scores | None
 
 
 def _choose(
-    recipe: Recipe, plan: Plan, bench: Workbench, folder: RunFolder, scores: Scores | None, warnings: list[str]
+    recipe: Recipe,
+    plan: Plan,
+    bench: Workbench,
+    folder: RunFolder,
+    scores: Scores | None,
+    warnings: list[str],
 ) -> Cut:
     chosen = _chosen_cut(plan, scores, bench)
 
@@ -110,7 +116,9 @@ def _choose(
     if cut.num_layers != chosen.num_layers:
         raise RecipeError(f"cut.json is for {cut.num_layers} layers, the model has {chosen.num_layers}; delete it")
     if cut.layers != chosen.layers:
-        warnings.append(f"cut.json was edited: it removes layers {list(cut.removed)}, the scores chose {list(chosen.removed)}")
+        warnings.append(
+            f"cut.json was edited: it removes layers {list(cut.removed)}, the scores chose {list(chosen.removed)}"
+        )
     return cut
 
 
@@ -121,7 +129,7 @@ def _chosen_cut(plan: Plan, scores: Scores | None, bench: Workbench) -> Cut:
     else:
         assert scores is not None, "layers are scored where the recipe does not name them"
         assert scores.layers is not None
-        layers = choose_layers(scores.layers, plan.keep_layers)
+        layers = choose_layers(scores.layers, plan.keep_layers, bench.anatomy.one_of)
     narrower = plan.keep_width is not None and plan.keep_width != bench.anatomy.width
     neurons = choose_neurons(scores, plan.keep_width) if narrower and scores and plan.keep_width else {}
     return Cut(count, layers, plan.keep_width, neurons)
@@ -152,9 +160,7 @@ def _prune(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: Cut) -> Pru
     if not (folder.path / "model" / "config.json").is_file():
         (folder.path / "pruning.json").unlink(missing_ok=True)
     cut_files = file_fingerprint(folder.path / "cut.json", folder.path / "cut.safetensors")
-    origin = fingerprint(
-        bench.identity, bench.windows_fingerprint, cut_files, recipe.fingerprint(["refit", "export"])
-    )
+    origin = fingerprint(bench.identity, bench.windows_fingerprint, cut_files, recipe.fingerprint(["refit", "export"]))
     return folder.produce("model", origin, "pruning.json", load, make)
 
 

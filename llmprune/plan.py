@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llmprune.anatomy.blueprint import Config, build_blueprint, find_layers, quiet_transformers, text_config
 from llmprune.anatomy.discovery import discover
+from llmprune.anatomy.proof import prove_twins
 from llmprune.anatomy.value import Anatomy
 from llmprune.cut import round_width, width_step
 from llmprune.errors import RecipeError
@@ -70,6 +71,7 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
     dtype = _dtype(recipe, config)
     dense = build_blueprint(config, dtype, trust)
     pruned = build_blueprint(cut_config(config, anatomy, keep, width), dtype, trust)
+    prove_twins(dense, pruned, keep, {anatomy.width: width} if anatomy.width and width else {})
     exact = _exact(recipe.depth, dense)
     if not exact:
         notes.append("layers differ in size: the sizes are those of a cut from the middle, until the scores are known")
@@ -119,9 +121,10 @@ def _planned_layers(depth: Depth | None, anatomy: Anatomy) -> tuple[int, ...]:
     else:
         number = depth.remove if depth.remove is not None else count - (depth.keep or 0)
         if number < 0:
-            raise RecipeError(f"depth.keep: the model has {count} layers, {depth.keep} cannot be kept; keep at most {count}")
-        first = (count - min(number, count)) // 2
-        removed = set(range(first, first + number))
+            raise RecipeError(
+                f"depth.keep: the model has {count} layers, {depth.keep} cannot be kept; keep at most {count}"
+            )
+        removed = set(_spread(count, number, anatomy.one_of))
     if len(removed) >= count:
         raise RecipeError(
             f"depth.{'layers' if depth.layers else 'remove'}: the model has {count} layers and "
@@ -130,22 +133,33 @@ def _planned_layers(depth: Depth | None, anatomy: Anatomy) -> tuple[int, ...]:
     return tuple(index for index in range(count) if index not in removed)
 
 
+def _spread(count: int, number: int, one_of: tuple[int, ...]) -> list[int]:
+    """Some ``number`` of layers, from the middle outwards, the first of ``one_of`` left out."""
+    free = [index for index in range(count) if index not in one_of[:1]]
+    outwards = sorted(free, key=lambda index: abs(index - count // 2))
+    return outwards[:number] if number <= len(free) else list(range(count))
+
+
 def _planned_width(width: Width | None, anatomy: Anatomy, notes: list[str]) -> int | None:
     """Neurons kept in each layer's MLP, rounded to what hardware likes, with a note where that changes it."""
     if width is None:
         return anatomy.width
     if anatomy.width is None:
-        raise RecipeError(f"width: the MLPs of this model cannot be narrowed: {anatomy.width_refusal}; remove the section")
+        raise RecipeError(
+            f"width: the MLPs of this model cannot be narrowed: {anatomy.width_refusal}; remove the section"
+        )
     if width.neurons is not None and width.neurons > anatomy.width:
         raise RecipeError(
-            f"width.neurons: {width.neurons} is more than the {anatomy.width} neurons that the MLPs have; keep at most those"
+            f"width.neurons: {width.neurons} is more than the {anatomy.width} neurons that the MLPs have; "
+            "keep at most those"
         )
     wanted = width.neurons if width.neurons is not None else (width.mlp or 1.0) * anatomy.width
     kept = round_width(wanted, anatomy.width)
     if abs(kept - wanted) >= 1:
         step = width_step(anatomy.width)
         notes.append(
-            f"MLP width {wanted:g} is rounded to {kept}, a multiple of {step} ({kept / anatomy.width:.1%} of {anatomy.width})"
+            f"MLP width {wanted:g} is rounded to {kept}, a multiple of {step} "
+            f"({kept / anatomy.width:.1%} of {anatomy.width})"
         )
     return kept
 

@@ -70,7 +70,7 @@ def _path(problem: Problem, data: Any) -> Path:
     location = problem["loc"]
     for index, part in enumerate(location):
         last = index == len(location) - 1
-        if (isinstance(data, dict) and part in data) or (isinstance(data, list) and isinstance(part, int)):
+        if (isinstance(data, dict) and part in data) or (isinstance(data, list | tuple) and isinstance(part, int)):
             path.append(part)
             data = data[part]
         elif problem["type"] in ("missing", *_UNKNOWN_KEY) and last:
@@ -86,9 +86,7 @@ def _sentence(path: Path, problems: Sequence[Problem], schema: type[BaseModel]) 
     place = ".".join(_plain(part) for part in path) or "recipe"
     if kind in _UNKNOWN_KEY:
         valid = _valid_keys(schema, first["loc"][:-1])
-        return (
-            f"{place}: unknown key{did_you_mean(str(path[-1]), valid) or '; valid keys: ' + ', '.join(valid)}"
-        )
+        return f"{place}: unknown key{did_you_mean(str(path[-1]), valid) or '; valid keys: ' + ', '.join(valid)}"
     meaning = _meaning(schema, path)
     if kind == "missing":
         return f"{place}: is missing; add it{meaning}"
@@ -114,9 +112,7 @@ def _quotes(problems: Sequence[Problem], value: Any) -> str:
     kinds = {problem["type"] for problem in problems}
     if "string_type" in kinds and isinstance(value, bool | int | float):
         return "; put it in quotes if it is a name"
-    number = (
-        kinds & {"int_type", "float_type"} and isinstance(value, str) and re.fullmatch(r"[-+]?[0-9.]+", value)
-    )
+    number = kinds & {"int_type", "float_type"} and isinstance(value, str) and re.fullmatch(r"[-+]?[0-9.]+", value)
     boolean = "bool_type" in kinds and isinstance(value, str) and value.lower() in ("true", "false")
     return "; remove the quotes" if number or boolean else ""
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sized
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 
 def track(items: Iterable[int], what: str) -> Iterator[int]:
@@ -32,9 +39,9 @@ def quiet_libraries() -> None:
     if Console(stderr=True).is_terminal:
         return
     import datasets
-    import huggingface_hub.utils
     import transformers.utils.logging
+    from huggingface_hub.utils import disable_progress_bars
 
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    huggingface_hub.utils.disable_progress_bars()
+    disable_progress_bars()

@@ -10,6 +10,7 @@ Shapes: N windows, B batch, L sequence length, D hidden size, F neurons kept.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,9 +98,7 @@ class Pruning:
         units = self.anatomy.units[layer]
         return units[0] if units and self.refit else None
 
-    def _repair(
-        self, new: int, layer: nn.Module, target: Walk, stream: Walk, wanted: list[Tensor]
-    ) -> LayerRecord:
+    def _repair(self, new: int, layer: nn.Module, target: Walk, stream: Walk, wanted: list[Tensor]) -> LayerRecord:
         """Refit the layer's output projection, if it has one, and advance the pruned stream."""
         old = self.cut.layers[new]
         unit = self._refit_unit(old)
@@ -172,7 +171,7 @@ class _RelativeError:
         self.tokens += ratio_BL.numel()
 
     def value(self) -> float:
-        return (self.total / max(self.tokens, 1)) ** 0.5
+        return math.sqrt(self.total / max(self.tokens, 1))
 
 
 def _equal(mine: list[Tensor], others: list[Tensor]) -> bool:

@@ -185,9 +185,7 @@ class _StrictLoader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 raise RecipeError(f"{line}: a key must be a word, not a list or a mapping")
             if key.tag.removeprefix(_TAG) not in ("str", "int", "merge"):
-                raise RecipeError(
-                    f"{line}: a key must be a word, not {key.value!r}; put it in quotes if it is one"
-                )
+                raise RecipeError(f"{line}: a key must be a word, not {key.value!r}; put it in quotes if it is one")
             if key.value in seen:
                 self.repeated.append(f"{line}: {key.value!r} is there twice; keep one of them")
             seen.add(key.value)
@@ -238,9 +236,7 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
         key = _key_in(place, name)
         child = place[key] if isinstance(place, list) else place.get(key)
         if child is not None and child is not False and not isinstance(child, dict | list):
-            raise RecipeError(
-                f"{'.'.join(keys[:depth])} is {short(child)}, which has no keys; set it as a whole"
-            )
+            raise RecipeError(f"{'.'.join(keys[:depth])} is {short(child)}, which has no keys; set it as a whole")
         # A copy, for a YAML alias may share this mapping with another section.
         place[key] = copy.copy(child) if child else {}
         place = place[key]
@@ -252,9 +248,7 @@ def _key_in(place: Any, name: str) -> Any:
     if isinstance(place, dict):
         return next((key for key in place if str(key) == name), name)
     if not name.isdecimal() or int(name) >= len(place):
-        raise RecipeError(
-            f"{name!r} is no place in a list of {len(place)}; count from 0, or set the list as a whole"
-        )
+        raise RecipeError(f"{name!r} is no place in a list of {len(place)}; count from 0, or set the list as a whole")
     return int(name)
 
 
@@ -266,4 +260,4 @@ def validate_arguments(section: type[S], values: dict[str, Any]) -> S:
     try:
         return section.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(describe_problems(error, section), "arguments") from None
+        raise RecipeError(describe_problems(error, section, values), "arguments") from None

@@ -54,9 +54,7 @@ def command_reference(app: Any = None) -> str:
         app = cli.app
     root: Any = typer.main.get_command(app)
     commands = getattr(root, "commands", {})
-    parts = [
-        _command(f"llmprune {name}", command) for name, command in commands.items() if not command.hidden
-    ]
+    parts = [_command(f"llmprune {name}", command) for name, command in commands.items() if not command.hidden]
     if any(not parameter.hidden for parameter in root.params):
         parts.append(_command("llmprune", root))
     return "\n\n".join(parts)
@@ -113,9 +111,7 @@ def _words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     if origin is dict:
         return f"mapping of {_words(inner[0])} to {_words(inner[1])}"
     if inner:  # a union; None is said by the default, and an Annotated adds nothing here
-        members = [
-            part for part in inner if part is not type(None) and (get_origin(part) or isinstance(part, type))
-        ]
+        members = [part for part in inner if part is not type(None) and (get_origin(part) or isinstance(part, type))]
         return " or ".join(dict.fromkeys(_words(part) for part in members))
     kind = annotation.model_fields.get("kind")
     return f"`{{kind: {get_args(kind.annotation)[0]}}}`" if kind else "mapping"

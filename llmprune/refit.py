@@ -32,9 +32,7 @@ if TYPE_CHECKING:
 class Refit(Section):
     """``refit: {ridge: 0.1}``."""
 
-    ridge: float = Field(
-        0.1, ge=0, description="Pull towards the sliced weights, in units of the mean of diag(XᵀX)."
-    )
+    ridge: float = Field(0.1, ge=0, description="Pull towards the sliced weights, in units of the mean of diag(XᵀX).")
 
     def open(self) -> NormalEquations:
         """Start the sums of one projection."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 from llmprune.errors import OutputError
-from llmprune.model.saving import write_beside
+from llmprune.files import write_text
 from llmprune.report.value import Step
 
 T = TypeVar("T")
@@ -91,7 +91,7 @@ class RunFolder:
     def write(self, file: str, text: str) -> Path:
         """Write a text file whole or not at all."""
         path = self.path / file
-        write_beside(path, lambda beside: beside.write_text(text, encoding="utf-8") and None)
+        write_text(path, text)
         return path
 
     def start(self) -> None:

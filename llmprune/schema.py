@@ -25,7 +25,7 @@ def parse_size(value: Any) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         size = value
     else:
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B?)\s*", str(value))
+        match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([KMGT]?i?B?)\s*", str(value))
         if match is None or match[2] not in _UNITS:
             raise ValueError("a size is a number with a unit, such as 5GB or 20GiB")
         size = int(float(match[1]) * _UNITS[match[2]])

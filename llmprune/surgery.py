@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
+from llmprune.anatomy.blueprint import Config
 from llmprune.anatomy.config_edits import edit_config
 from llmprune.anatomy.proof import prove_twins, select_neurons
 from llmprune.anatomy.value import Anatomy
-from llmprune.anatomy.blueprint import Config
 from llmprune.cut import Cut
 from llmprune.errors import ModelError
 from llmprune.model.loading import build_skeleton

@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 
 PACKAGE_SCHEME = "package://"
 FILE_BUILDERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-SHUFFLE_BUFFER = (
-    10_000  # rows of a streamed data set that are shuffled at a time; its shards are shuffled whole
-)
+SHUFFLE_BUFFER = 10_000  # rows of a streamed data set that are shuffled at a time; its shards are shuffled whole
 
 _SLICE = r"\[(-?\d+%?)?:(-?\d+%?)?\]"
 _SPLIT = re.compile(rf"\w+(\.\w+)*({_SLICE})?(\(\w+\))?")
@@ -98,9 +96,7 @@ def load_text(source: TextSource) -> Dataset | IterableDataset:
             return _file_text(path, source)
         if path.is_file():
             kinds = ", ".join(FILE_BUILDERS)
-            raise CalibrationError(
-                f"the data file {path} is of a kind that is not read here; give one of {kinds}"
-            )
+            raise CalibrationError(f"the data file {path} is of a kind that is not read here; give one of {kinds}")
         streaming = source.split.isidentifier()
         return datasets.load_dataset(source.dataset, source.config, split=source.split, streaming=streaming)
 
@@ -138,9 +134,7 @@ def _text_of(row: dict[str, Any], source: TextSource, tokenizer: PreTrainedToken
         return _rendered(value, source, tokenizer)
     if not isinstance(value, str):
         kind = type(value).__name__
-        remedy = (
-            "set messages_field instead" if isinstance(value, list) else "set text_field to a column of texts"
-        )
+        remedy = "set messages_field instead" if isinstance(value, list) else "set text_field to a column of texts"
         raise CalibrationError(f"column {column!r} of {source.dataset} holds {kind}, not text; {remedy}")
     return value
 
@@ -164,9 +158,7 @@ def _file_text(path: Path, source: TextSource) -> Dataset:
     import datasets
 
     if not path.is_file():
-        raise CalibrationError(
-            f"the data file {path} does not exist (looked in {Path.cwd()}); check the path"
-        )
+        raise CalibrationError(f"the data file {path} does not exist (looked in {Path.cwd()}); check the path")
     if not path.stat().st_size:
         raise CalibrationError(f"the data file {path} is empty; give one with text")
     builder = FILE_BUILDERS[path.suffix]
@@ -191,9 +183,7 @@ def _package_text(source: TextSource) -> Dataset:
         ) from error
     rows = [texts[key] for key in sorted(texts)] if isinstance(texts, dict) else texts
     if not isinstance(rows, list | tuple) or not rows or not all(isinstance(row, str) for row in rows):
-        raise CalibrationError(
-            f"{source.dataset} is not a non-empty mapping or list of texts; name one that is"
-        )
+        raise CalibrationError(f"{source.dataset} is not a non-empty mapping or list of texts; name one that is")
     return _sliced(datasets.Dataset.from_dict({source.text_field or "text": list(rows)}), source)
 
 
@@ -223,9 +213,7 @@ def _explained(source: TextSource) -> Iterator[None]:
         raise
     except Exception as error:  # the library raises dozens of kinds, down to plain OSError
         local = _is_local(source.dataset) or Path(source.dataset).exists()
-        remedy = (
-            "the file and the split" if local else "the name, or HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE"
-        )
+        remedy = "the file and the split" if local else "the name, or HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE"
         cause: BaseException = error
         while cause.__cause__ is not None:  # "An error occurred" helps nobody
             cause = cause.__cause__

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from llmprune.anatomy.blueprint import Config, text_config
 from llmprune.anatomy.value import Anatomy
 from llmprune.calibration import fingerprint_tokens, load_windows
 from llmprune.errors import CalibrationError, ModelError
@@ -48,7 +49,7 @@ class Workbench:
 
     def require_known(self, windows_NL: Tensor) -> None:
         """Raise CalibrationError for token ids that the model has no embedding for."""
-        vocabulary = self.model.get_input_embeddings().num_embeddings
+        vocabulary = text_config(self.config).vocab_size
         largest, least = int(windows_NL.max()), int(windows_NL.min())
         if largest >= vocabulary or least < 0:
             raise CalibrationError(
@@ -72,14 +73,19 @@ class Workbench:
         return dense_decoder(self.model)
 
     @cached_property
+    def config(self) -> Config:
+        """The dense model's config."""
+        return load_config(self.recipe.model)
+
+    @property
     def commit(self) -> str | None:
         """The hub commit that the model was loaded from; None for a folder."""
-        return getattr(load_config(self.recipe.model), "_commit_hash", None)
+        return getattr(self.config, "_commit_hash", None)
 
     @cached_property
     def identity(self) -> str:
         """What every product depends on: the base model as it is, and the arithmetic."""
-        base = identity(self.recipe.model, load_config(self.recipe.model))
+        base = identity(self.recipe.model, self.config)
         return fingerprint(base, self.recipe.model.dtype, torch.__version__)
 
     @property

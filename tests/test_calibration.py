@@ -148,14 +148,10 @@ def test_package_text_and_its_split() -> None:
 
 
 @pytest.mark.parametrize(("split", "streaming"), [("train", True), ("train[:10%]", False), ("a+b", False)])
-def test_hub_data_is_streamed_unless_sliced(
-    split: str, streaming: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hub_data_is_streamed_unless_sliced(split: str, streaming: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A data set of hundreds of gigabytes is read only as far as needed; a slice needs all of it."""
     asked: dict[str, Any] = {}
-    monkeypatch.setattr(
-        datasets, "load_dataset", lambda *names, **options: asked.update(options, names=names)
-    )
+    monkeypatch.setattr(datasets, "load_dataset", lambda *names, **options: asked.update(options, names=names))
     load_text(TextSource(dataset="allenai/c4", config="en", split=split))
     assert asked == {"names": ("allenai/c4", "en"), "split": split, "streaming": streaming}
 
@@ -241,9 +237,7 @@ def test_ready_tokens_that_do_not_serve(
         ('{"text": "a"}\n', {"messages_field": "text"}, ["does not fit the model's chat template", "role"]),
     ],
 )  # fmt: skip
-def test_text_that_does_not_suffice(
-    tmp_path: Path, content: str, settings: dict[str, Any], said: list[str]
-) -> None:
+def test_text_that_does_not_suffice(tmp_path: Path, content: str, settings: dict[str, Any], said: list[str]) -> None:
     """Too few tokens, no rows, a damaged file, a wrong column: one error with value, limit and remedy."""
     path = tmp_path / "data.jsonl"
     path.write_text(content)
@@ -284,9 +278,7 @@ def test_an_unreachable_hub_names_the_remedies(monkeypatch: pytest.MonkeyPatch) 
             raise RuntimeError("an error occurred") from error
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(
-        CalibrationError, match=r"'a/b' .* ConnectionError: no route to host; .*HF_HUB_OFFLINE"
-    ):
+    with pytest.raises(CalibrationError, match=r"'a/b' .* ConnectionError: no route to host; .*HF_HUB_OFFLINE"):
         load(dataset="a/b")
 
 

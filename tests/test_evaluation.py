@@ -24,9 +24,7 @@ TASKS = str(Path(__file__).parents[1] / "eval" / "tasks")
 AGREEMENT = Evaluation(tasks=("llmprune_agreement",), include_path=TASKS, limit=8)
 
 
-def results(
-    *values: float | None, metric: str = "acc", higher_is_better: bool = True, **total: float
-) -> TaskResults:
+def results(*values: float | None, metric: str = "acc", higher_is_better: bool = True, **total: float) -> TaskResults:
     """One task whose samples have these values."""
     samples = tuple(
         Sample(doc_id=index, doc_hash=f"d{index}", prompt_hash=f"p{index}", value=value)
@@ -72,9 +70,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
         "was",
         "were",
     )
-    tokenizer = Tokenizer(
-        models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]")
-    )
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", eos_token="</s>")
 
@@ -155,9 +151,7 @@ def test_no_flips_without_right_and_wrong(values: tuple[float | None, ...]) -> N
 
 def test_lower_is_better() -> None:
     """Where less is better, a rising metric lowers retention."""
-    dense, pruned = (
-        results(None, metric="perplexity", higher_is_better=False, value=value) for value in (10.0, 12.5)
-    )
+    dense, pruned = (results(None, metric="perplexity", higher_is_better=False, value=value) for value in (10.0, 12.5))
     (figures,) = compare(dense, pruned)
     assert figures.retention == 0.8
 
@@ -229,9 +223,7 @@ def test_offloaded_model_is_used_where_it_lies(tokenizer: PreTrainedTokenizerFas
     assert compare_speed(offloaded, offloaded, Speed(prompt_tokens=4, new_tokens=2, repeats=1)).ratio > 0
 
 
-def test_ignored_fewshot_is_said(
-    tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_ignored_fewshot_is_said(tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture) -> None:
     """A task that is defined without examples ignores num_fewshot, and says so."""
     with caplog.at_level(logging.WARNING, logger="llmprune"):
         run_tasks(tiny_llama(layers=1), tokenizer, AGREEMENT.model_copy(update={"num_fewshot": 2}))

@@ -10,7 +10,9 @@ import pytest
 from pydantic import ValidationError
 from test_recipe import BASE, MODEL, problems, table
 
-from llmprune.recipe import Recipe
+from llmprune.errors import RecipeError
+from llmprune.evaluation.section import Evaluation
+from llmprune.recipe import Recipe, validate_arguments
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 
@@ -51,8 +53,7 @@ def test_anchors_and_merge_keys() -> None:
 def test_yaml_values_mean_what_they_say() -> None:
     """Numbers with exponents are numbers, 010 is ten, and a date or a yes stays text."""
     recipe = Recipe.parse(
-        "model: {id: yes, revision: 2024-07-01}\ncalibration: {dataset: x, samples: 010}\n"
-        "refit: {ridge: 1e-3}"
+        "model: {id: yes, revision: 2024-07-01}\ncalibration: {dataset: x, samples: 010}\nrefit: {ridge: 1e-3}"
     )
     assert recipe.refit is not None
     assert (recipe.model.id, recipe.model.revision) == ("yes", "2024-07-01")
@@ -173,6 +174,13 @@ def test_recipes_are_frozen(place: str) -> None:
     section = getattr(Recipe.parse(BASE), place) if place else Recipe.parse(BASE)
     with pytest.raises(ValidationError, match="frozen"):
         setattr(section, next(iter(type(section).model_fields)), None)
+
+
+def test_arguments_are_as_strict_as_recipes() -> None:
+    """What the command line gives for a section is checked in the words of the recipe."""
+    assert validate_arguments(Evaluation, {"tasks": ("a",), "limit": 3}).tasks == ("a",)
+    with pytest.raises(RecipeError, match=r"^arguments: 2 problems\n  - tasks.1: must be text.*\n  - limit: must"):
+        validate_arguments(Evaluation, {"tasks": ("a", 3), "limit": 0})
 
 
 def test_reading_recipes_imports_nothing_heavy() -> None:

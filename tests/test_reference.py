@@ -60,9 +60,7 @@ def test_command_reference() -> None:
     @app.command()
     def cut(
         recipe: Annotated[Path, typer.Argument(help="The recipe.")],
-        output: Annotated[
-            Path | None, typer.Option("--output", "-o", metavar="DIR", help="The folder.")
-        ] = None,
+        output: Annotated[Path | None, typer.Option("--output", "-o", metavar="DIR", help="The folder.")] = None,
         limit: Annotated[int, typer.Option(help="Most of them.")] = 3,
         fresh: Annotated[bool, typer.Option("--fresh", help="Start over.")] = False,
         secret: Annotated[bool, typer.Option("--secret", hidden=True)] = False,
@@ -91,9 +89,7 @@ def test_the_texts_go_between_the_markers(monkeypatch: pytest.MonkeyPatch) -> No
     assert write_reference(page) == page
 
 
-@pytest.mark.parametrize(
-    "line", ["<!-- recipe reference -->", "<!-- /recipe reference -->", "<!-- /commands -->"]
-)
+@pytest.mark.parametrize("line", ["<!-- recipe reference -->", "<!-- /recipe reference -->", "<!-- /commands -->"])
 def test_a_missing_marker_is_named(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page without a marker is an error that shows the marker, and is not touched."""
     monkeypatch.setattr(reference, "command_reference", lambda: "COMMANDS")

@@ -45,9 +45,7 @@ def sample_layers(count: int = 30, removed: tuple[int, ...] = REMOVED) -> tuple[
     layers = []
     for layer in range(count):
         depth = layer / max(count - 1, 1)
-        importance = (
-            0.026 + 0.42 * math.exp(-28 * depth) + 0.16 * math.exp(-30 * (1 - depth)) + layer % 5 * 0.004
-        )
+        importance = 0.026 + 0.42 * math.exp(-28 * depth) + 0.16 * math.exp(-30 * (1 - depth)) + layer % 5 * 0.004
         gone = layer in removed
         layers.append(
             LayerFigures(
@@ -82,12 +80,8 @@ def sample_report(**changes: Any) -> Report:
             device="cpu, 2 threads",
             versions={"llmprune": "0.1.0", "torch": "2.11.0", "transformers": "5.17.0"},
         ),
-        "dense": Size(
-            parameters=134515008, bytes=269030016, layers=30, mlp_width=1536, kv_bytes_per_token=23040
-        ),
-        "pruned": Size(
-            parameters=105978816, bytes=211957632, layers=27, mlp_width=1152, kv_bytes_per_token=20736
-        ),
+        "dense": Size(parameters=134515008, bytes=269030016, layers=30, mlp_width=1536, kv_bytes_per_token=23040),
+        "pruned": Size(parameters=105978816, bytes=211957632, layers=27, mlp_width=1152, kv_bytes_per_token=20736),
         "layers": sample_layers(),
         "perplexity": PerplexityFigures(
             dense=15.21, cut=47.36, pruned=21.94, tokens=65536, source="wikitext2_test.txt"
@@ -130,9 +124,7 @@ def sample_report(**changes: Any) -> Report:
     return Report(**values | changes)
 
 
-def task(
-    name: str, metric: str, dense: float, pruned: float, lost: int | None, gained: int | None
-) -> TaskFigures:
+def task(name: str, metric: str, dense: float, pruned: float, lost: int | None, gained: int | None) -> TaskFigures:
     """One task on 500 samples."""
     return TaskFigures(
         task=name,

@@ -6,7 +6,7 @@ import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from accelerate import init_empty_weights
@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from llmprune.errors import ModelError
 
-Config = PretrainedConfig
+Config: TypeAlias = PretrainedConfig  # transformers' own name for it is about to change
 
 
 @contextmanager
@@ -30,7 +30,9 @@ def quiet_transformers() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def build_blueprint(config: Config, dtype: torch.dtype | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
+def build_blueprint(
+    config: Config, dtype: torch.dtype | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
     """The model of this config with parameters on the meta device and real buffers.
 
     Raises ModelError where the config is not that of a causal decoder.
@@ -42,7 +44,9 @@ def build_blueprint(config: Config, dtype: torch.dtype | None = None, trust_remo
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **options)
     except ValueError as error:
         if "Unrecognized configuration class" not in str(error):
-            raise ModelError(f"a model of type {config.model_type!r} cannot be built from its config: {error}") from error
+            raise ModelError(
+                f"a model of type {config.model_type!r} cannot be built from its config: {error}"
+            ) from error
         raise ModelError(
             f"a model of type {config.model_type!r} is not a causal decoder (transformers has no "
             "AutoModelForCausalLM for it); llmprune prunes decoder-only language models"

@@ -5,17 +5,15 @@ Shapes in names: D hidden size, F neurons.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from llmprune.anatomy.blueprint import Config, build_blueprint, find_layers, text_config
 from llmprune.anatomy.config_edits import edit_config
-from llmprune.anatomy.proof import matching_layout, prove_twins
+from llmprune.anatomy.proof import matching_layout, one_of_layers, prove_twins
 from llmprune.anatomy.value import Anatomy, Layout, MlpUnit, TensorCut
 from llmprune.errors import ModelError
 
@@ -38,6 +36,7 @@ def discover(config: Config, trust_remote_code: bool = False) -> Anatomy:
         num_layers=len(layers),
         layer_classes=tuple(type(layer).__name__ for layer in layers),
         units=units,
+        one_of=one_of_layers(config),
         depth_refusal=_depth_refusal(model, trust_remote_code),
         width_refusal=width_refusal,
     )
@@ -54,11 +53,12 @@ def _refuse_bidirectional(model: PreTrainedModel) -> None:
 
 
 def _depth_refusal(model: PreTrainedModel, trust_remote_code: bool) -> str | None:
-    """Why no layer can be removed: tried on the model without its middle layer."""
+    """Why no layer can be removed: tried on the model without one layer near its middle."""
     _, layers = find_layers(model)
     if len(layers) < 2:
         return "the model has a single layer"
-    keep = [index for index in range(len(layers)) if index != len(layers) // 2]
+    removed = next(index for index in [len(layers) // 2, 0] if (index,) != one_of_layers(model.config))
+    keep = [index for index in range(len(layers)) if index != removed]
     try:
         pruned = build_blueprint(edit_config(model.config, keep, {}), trust_remote_code=trust_remote_code)
         prove_twins(model, pruned, keep, {})
@@ -82,8 +82,9 @@ def _discover_units(
             found[proposed] = _first_proven(proposed, index, model, trust_remote_code, reasons)
     units = tuple(tuple(unit for unit in (found[proposed],) if unit) for proposed in proposals)
     flat = [unit for layer_units in units for unit in layer_units]
-    experts = next((name for name, parameter in layers.named_parameters() if parameter.ndim == 3), None)
-    if experts is not None and "expert" in experts:
+    stacked = [name for name, parameter in layers.named_parameters() if parameter.ndim == 3]
+    experts = next((name for name in stacked if "expert" in name), None)
+    if experts is not None:
         return nothing, f"{experts} holds a mixture of experts, whose widths are not cut; cut depth instead"
     if not flat:
         return nothing, reasons[-1] if reasons else "no layer has an MLP of the shape hidden → neurons → hidden"
@@ -93,7 +94,11 @@ def _discover_units(
 
 
 def _first_proven(
-    proposed: tuple[MlpUnit, ...], layer: int, model: PreTrainedModel, trust_remote_code: bool, reasons: list[str]
+    proposed: tuple[MlpUnit, ...],
+    layer: int,
+    model: PreTrainedModel,
+    trust_remote_code: bool,
+    reasons: list[str],
 ) -> MlpUnit | None:
     for unit in proposed:
         narrowed = _find_width_field(unit, layer, model, trust_remote_code)
@@ -110,9 +115,7 @@ def _first_proven(
 
 
 def _with(unit: MlpUnit, field: str, layout: Layout) -> MlpUnit:
-    tensors = tuple(
-        TensorCut(cut.name, cut.dim, layout if cut.layout != "plain" else "plain") for cut in unit.tensors
-    )
+    tensors = tuple(TensorCut(cut.name, cut.dim, layout if cut.layout != "plain" else "plain") for cut in unit.tensors)
     return MlpUnit(unit.path, unit.output, unit.output_dim, tensors, unit.width, field)
 
 
@@ -126,7 +129,7 @@ def _find_width_field(
         try:
             config = edit_config(model.config, range(text.num_hidden_layers), {name: _PROOF_WIDTH})
             narrow = build_blueprint(config, trust_remote_code=trust_remote_code)
-        except Exception:  # noqa: BLE001, S112  # any other field of that value may break the model: not the width
+        except Exception:  # any other field of that value may break the model: not the width
             continue
         changed = _changed_shapes(model, narrow)
         _, layers = find_layers(model)
@@ -157,7 +160,8 @@ def _propose(layer: nn.Module, config: Config) -> Iterator[MlpUnit]:
     """Modules of the layer whose direct children look like hidden → neurons → hidden."""
     hidden = text_config(config).hidden_size
     for path, module in layer.named_modules():
-        linears = {name: _in_out(child) for name, child in module.named_children() if _in_out(child)}
+        shapes = {name: _in_out(child) for name, child in module.named_children()}
+        linears = {name: shape for name, shape in shapes.items() if shape is not None}
         for output, (width, written) in linears.items():
             if written != hidden:
                 continue
@@ -178,9 +182,7 @@ def _in_out(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
-def _unit(
-    module: nn.Module, path: str, inputs: list[str], output: str, width: int, layout: Layout
-) -> MlpUnit:
+def _unit(module: nn.Module, path: str, inputs: list[str], output: str, width: int, layout: Layout) -> MlpUnit:
     dot = f"{path}." if path else ""
     cuts: list[TensorCut] = []
     for name in inputs:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from llmprune.anatomy.blueprint import find_layers, materialise, text_config
+from llmprune.anatomy.blueprint import Config, find_layers, materialise, text_config
 from llmprune.anatomy.value import Layout, MlpUnit, TensorCut
 from llmprune.errors import ModelError
 
@@ -64,9 +64,7 @@ def matching_layout(layer: nn.Module, unit: MlpUnit, width: int) -> Layout | Non
     return None
 
 
-def _permuted(
-    layer: nn.Module, unit: MlpUnit, cuts: Sequence[TensorCut], layout: Layout, order_F: Tensor
-) -> nn.Module:
+def _permuted(layer: nn.Module, unit: MlpUnit, cuts: Sequence[TensorCut], layout: Layout, order_F: Tensor) -> nn.Module:
     twin = copy.deepcopy(layer)
     for cut in cuts:
         parameter = twin.get_parameter(cut.name)
@@ -85,9 +83,7 @@ def _first(output: Tensor | tuple[Tensor, ...]) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
-def prove_twins(
-    dense: PreTrainedModel, pruned: PreTrainedModel, keep: Sequence[int], widths: dict[int, int]
-) -> None:
+def prove_twins(dense: PreTrainedModel, pruned: PreTrainedModel, keep: Sequence[int], widths: dict[int, int]) -> None:
     """Compare every kept layer with the layer that the edited config builds in its place.
 
     ``widths`` maps a dense width to the pruned one. Both models may be without weights.
@@ -110,9 +106,7 @@ def prove_twins(
 
 def _prove_rest(dense: PreTrainedModel, pruned: PreTrainedModel, path: str) -> None:
     def rest(model: PreTrainedModel) -> dict[str, torch.Size]:
-        return {
-            name: tensor.shape for name, tensor in model.named_parameters() if not name.startswith(f"{path}.")
-        }
+        return {name: tensor.shape for name, tensor in model.named_parameters() if not name.startswith(f"{path}.")}
 
     before, after = rest(dense), rest(pruned)
     changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
@@ -124,12 +118,19 @@ def _prove_rest(dense: PreTrainedModel, pruned: PreTrainedModel, path: str) -> N
 
 
 def _prove_attention_left(dense: PreTrainedModel, keep: Sequence[int]) -> None:
-    kinds = getattr(text_config(dense.config), "layer_types", None)
-    if kinds and "full_attention" in kinds and "full_attention" not in {kinds[index] for index in keep}:
+    one_of = one_of_layers(dense.config)
+    if one_of and not set(one_of) & set(keep):
         raise ModelError(
             f"{dense.config.model_type}: no full-attention layer would be left; "
-            f"keep at least one of layers {[i for i, kind in enumerate(kinds) if kind == 'full_attention']}"
+            f"keep at least one of layers {list(one_of)}"
         )
+
+
+def one_of_layers(config: Config) -> tuple[int, ...]:
+    """The full-attention layers of a model that has other kinds too: their cache counts the tokens."""
+    kinds = getattr(text_config(config), "layer_types", None) or ()
+    full = tuple(index for index, kind in enumerate(kinds) if kind in ("full_attention", "attention"))
+    return full if len(full) < len(kinds) else ()
 
 
 def _difference(layer: nn.Module, twin: nn.Module, widths: dict[int, int]) -> str:
@@ -150,9 +151,7 @@ def _difference(layer: nn.Module, twin: nn.Module, widths: dict[int, int]) -> st
 def _plain_attributes(module: nn.Module) -> dict[str, object]:
     plain = (bool, int, float, str, type(None))
     values: dict[str, object] = {
-        name: value
-        for name, value in vars(module).items()
-        if isinstance(value, plain) and name not in INDEX_ATTRIBUTES
+        name: value for name, value in vars(module).items() if isinstance(value, plain) and name not in INDEX_ATTRIBUTES
     }
     return values | {f"{name}.shape": tuple(value.shape) for name, value in module.named_parameters(recurse=False)}
 

@@ -51,6 +51,7 @@ class Anatomy:
     num_layers: int
     layer_classes: tuple[str, ...]
     units: tuple[tuple[MlpUnit, ...], ...]
+    one_of: tuple[int, ...]  # layers of which at least one must stay; empty where any may go
     depth_refusal: str | None
     width_refusal: str | None
 

@@ -99,9 +99,7 @@ def check_tasks(evaluation: Evaluation) -> None:
         )
 
 
-def run_tasks(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, evaluation: Evaluation
-) -> TaskResults:
+def run_tasks(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, evaluation: Evaluation) -> TaskResults:
     """Evaluate the model where it lies; equal settings ask two models exactly the same questions.
 
     Sets the global random seeds, and shows lm-eval's progress on a terminal only.
@@ -160,12 +158,20 @@ def _named_in_defaults(names: set[str]) -> set[str]:
     import lm_eval.tasks
 
     either = "|".join(re.escape(name) for name in names)
-    defined = re.compile(
-        rf"^\s*(?:-|(?:task|group|tag)\s*:)\s*['\"]?(?:{either})['\"]?\s*$".encode(), re.MULTILINE
-    )
+    defined = re.compile(rf"^\s*(?:-|(?:task|group|tag)\s*:)\s*['\"]?(?:{either})['\"]?\s*$".encode(), re.MULTILINE)
     files = Path(lm_eval.tasks.__file__).parent.rglob("*.yaml")
     folders = {file.parent for file in files if defined.search(file.read_bytes())}
     return names & set(_manager(*sorted(folders)).all_tasks)
+
+
+def fetch_tasks(evaluation: Evaluation) -> None:
+    """Load every task and its data once, so that what is out of reach is known before the pruning.
+
+    Raises EvaluationError.
+    """
+    if evaluation.tasks:
+        with nullcontext() if sys.stderr.isatty() else _quiet():
+            _load_tasks(evaluation)
 
 
 def _load_tasks(evaluation: Evaluation) -> dict[str, Any]:
@@ -182,9 +188,7 @@ def _load_tasks(evaluation: Evaluation) -> dict[str, Any]:
             raise EvaluationError(_unreachable(name, manager, error)) from error
     for name, task in tasks.items():
         if getattr(task, "UNSAFE_CODE", False):
-            raise EvaluationError(
-                f"the task {name!r} runs code that the model wrote; remove it from evaluation.tasks"
-            )
+            raise EvaluationError(f"the task {name!r} runs code that the model wrote; remove it from evaluation.tasks")
         _set_fewshot(name, task, evaluation)
     return tasks
 
@@ -203,9 +207,7 @@ def _set_fewshot(name: str, task: Any, evaluation: Evaluation) -> None:
     """The recipe's examples before each question, except where the task forbids them."""
     own, wanted = task.get_config("num_fewshot"), evaluation.num_fewshot
     if own == 0 and wanted:
-        logger.warning(
-            "the task %s is defined without examples: num_fewshot %d does not apply to it", name, wanted
-        )
+        logger.warning("the task %s is defined without examples: num_fewshot %d does not apply to it", name, wanted)
     elif wanted is not None:
         task.set_config(key="num_fewshot", value=wanted)
     elif own is None:

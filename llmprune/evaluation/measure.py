@@ -54,7 +54,11 @@ def _measure_perplexity(
     assert dense is not None, "dense and pruned are always measured"
     assert pruned is not None
     return PerplexityFigures(
-        dense=dense, cut=cut, pruned=pruned, tokens=windows_NL[:, 1:].numel(), source=describe_source(settings)
+        dense=dense,
+        cut=cut,
+        pruned=pruned,
+        tokens=windows_NL[:, 1:].numel(),
+        source=describe_source(settings),
     )
 
 

@@ -28,9 +28,7 @@ class Speed(Section):
 class Gate(Section):
     """The bar that the pruned model must clear; below it the run ends with exit code 3."""
 
-    min_retention: float = Field(
-        gt=0, le=1, description="Least mean over tasks of pruned metric / dense metric."
-    )
+    min_retention: float = Field(gt=0, le=1, description="Least mean over tasks of pruned metric / dense metric.")
 
 
 class Evaluation(Section):
@@ -42,7 +40,7 @@ class Evaluation(Section):
     limit: int | None = Field(None, gt=0, description="Most samples a task; null: all.")
     num_fewshot: int | None = Field(None, ge=0, description="Examples before each question; null: the task's own.")
     batch_size: int = Field(8, gt=0, description="Requests that go through the model together.")
-    seed: int = Field(0, ge=0, description="Seed of the few-shot choice.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the few-shot choice.")
     speed: Speed | None = Field(None, description="Generation speed.")
     gate: Gate | None = Field(None, description="The bar that decides the exit code.")
 

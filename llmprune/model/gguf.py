@@ -9,8 +9,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from llmprune.texts import PACKAGE_SCHEME, package_folder
 from llmprune.errors import ModelError
+from llmprune.texts import PACKAGE_SCHEME, package_folder
 
 logger = logging.getLogger(__name__)
 
@@ -31,14 +31,19 @@ def gguf_location(model_id: str) -> Path:
     return path
 
 
-def converted_folder(model_id: str) -> Path:
-    """A plain float32 checkpoint of the GGUF file, kept in the user's cache (under HF_HOME)."""
+def cache_folder(model_id: str) -> Path:
+    """Where the converted checkpoint lies, or will lie: under HF_HOME, named by the file's contents."""
     from huggingface_hub.constants import HF_HOME
 
     path = gguf_location(model_id)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
-    folder = Path(HF_HOME) / "llmprune" / f"{path.stem}-{digest}"
+    return Path(HF_HOME) / "llmprune" / f"{path.stem}-{digest}"
+
+
+def converted_folder(model_id: str) -> Path:
+    """A plain float32 checkpoint of the GGUF file, kept in the user's cache."""
+    path, folder = gguf_location(model_id), cache_folder(model_id)
     if not folder.is_dir():
         logger.info("converting %s once, into %s", path.name, folder)
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -10,24 +10,31 @@ from typing import Any
 import torch
 from accelerate.utils import align_module_device
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from llmprune.anatomy.blueprint import Config, build_blueprint, find_layers, quiet_transformers
-from llmprune.texts import PACKAGE_SCHEME
 from llmprune.errors import CheckpointError, ModelError
-from llmprune.model.gguf import converted_folder, gguf_location
+from llmprune.model.gguf import cache_folder, converted_folder, gguf_location
 from llmprune.model.source import ModelSource
 from llmprune.model.walk import Decoder, Tensors
+from llmprune.texts import PACKAGE_SCHEME
 
 logger = logging.getLogger(__name__)
 
 
 def load_config(source: ModelSource) -> Config:
     """The model's config, without reading weights. Raises ModelError where there is none."""
-    if source.id.startswith(PACKAGE_SCHEME):
+    place, options = "", {}
+    if source.id.startswith(PACKAGE_SCHEME) and not cache_folder(source.id).is_dir():
         path = gguf_location(source.id)
-        return _from_pretrained(AutoConfig, source, str(path.parent), gguf_file=path.name)
-    config: Config = _from_pretrained(AutoConfig, source, _place(source))
+        place, options = str(path.parent), {"gguf_file": path.name}
+    config: Config = _from_pretrained(AutoConfig, source, place or _place(source), **options)
     return config
 
 

@@ -8,17 +8,15 @@ flushed to disk, and only a verified folder is renamed to its final name.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from llmprune.errors import DiskError
-from llmprune.schema import Section, Size, format_size
+from llmprune.files import disk_errors, flush, share
+from llmprune.schema import Section, Size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -123,69 +121,3 @@ class CheckpointWriter:
 
 def _bytes(tensors: Tensors) -> int:
     return sum(tensor.nbytes for tensor in tensors.values())
-
-
-def write_beside(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file under another name, flush it, and rename it: it is whole or not there."""
-    beside = path.with_name(f".{path.name}.partial")
-    with disk_errors(path.parent):
-        write(beside)
-        share(beside)
-        flush(beside)
-        os.replace(beside, path)
-        flush(path.parent)
-
-
-def publish(folder: Path, final: Path) -> None:
-    """Rename a finished folder to its final name, replacing an older one."""
-    with disk_errors(final.parent):
-        old = final.with_name(f".{final.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if final.exists():
-            final.rename(old)
-        folder.rename(final)
-        flush(final.parent)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def share(path: Path) -> None:
-    """Give a file the mode that the umask allows; libraries write some readable by the owner alone."""
-    umask = os.umask(0)
-    os.umask(umask)
-    if path.is_file():
-        path.chmod(0o666 & ~umask)
-
-
-def flush(path: Path) -> None:
-    """Have the operating system put a file or folder on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def require_space(folder: Path, needed: int) -> None:
-    """Raise DiskError where the disk of a folder (or of its first existing parent) is too small."""
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise DiskError(
-            f"the result needs {format_size(needed)} on disk and {place} has {format_size(free)} free; "
-            "make room, or choose another --output"
-        )
-
-
-@contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
-    """Turn a failed write into a sentence."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise DiskError(
-            f"writing in {folder} failed: {error}; make room (or choose another --output) and run again"
-        ) from error

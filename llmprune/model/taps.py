@@ -62,7 +62,7 @@ class SharedValues:
         return value
 
 
-class _Recorded(Exception):  # noqa: N818  # no error: it ends a forward pass that is only being recorded
+class _Recorded(Exception):  # no error: it ends a forward pass that is only being recorded
     pass
 
 
@@ -127,9 +127,7 @@ def run_tail(
 
 
 @contextmanager
-def _tapped(
-    layers: nn.ModuleList, tap: Callable[[int, tuple[Any, ...], dict[str, Any]], Any]
-) -> Iterator[None]:
+def _tapped(layers: nn.ModuleList, tap: Callable[[int, tuple[Any, ...], dict[str, Any]], Any]) -> Iterator[None]:
     def make(index: int) -> Callable[..., Any]:
         return lambda *args, **kwargs: tap(index, args, kwargs)
 
@@ -142,9 +140,7 @@ def _tapped(
             del layer.forward
 
 
-def _split_hidden(
-    args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
+def _split_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
     if args:
         return args[0], args[1:], kwargs
     rest = dict(kwargs)

@@ -80,7 +80,10 @@ def verify(
             f"It stays in {checkpoint} for a look and is not published"
         )
     return Verified(
-        found["parameters"], found["difference"], found["cached_generation_equal"], probe.logits_BPV.shape[:2].numel()
+        found["parameters"],
+        found["difference"],
+        found["cached_generation_equal"],
+        probe.logits_BPV.shape[:2].numel(),
     )
 
 

@@ -31,7 +31,10 @@ class Decoder:
     """
 
     def __init__(
-        self, skeleton: PreTrainedModel, fetch: Callable[[int], Tensors], device_of: Callable[[int], torch.device]
+        self,
+        skeleton: PreTrainedModel,
+        fetch: Callable[[int], Tensors],
+        device_of: Callable[[int], torch.device],
     ) -> None:
         self.skeleton = skeleton
         self.layers_path, self.layers = find_layers(skeleton)
@@ -75,7 +78,7 @@ class Walk:
     @torch.no_grad()
     def __init__(self, decoder: Decoder, windows_NL: Tensor, batch_size: int) -> None:
         self.decoder = decoder
-        self.batches = list(windows_NL.split(batch_size))
+        self.batches: list[Tensor] = list(torch.split(windows_NL, batch_size))
         self.streams: list[Tensor] = []
         self.calls: list[list[LayerCall]] = []
         shared = SharedValues()
@@ -145,5 +148,3 @@ def inputs_of(module: nn.Module, see: Callable[[Tensor], None]) -> Iterator[None
         yield
     finally:
         handle.remove()
-
-

@@ -26,7 +26,11 @@ def print_anatomy(model: str, config: Any, anatomy: Anatomy, console: Console) -
     if isinstance(heads, int):
         table.add_row("attention heads", f"{heads}" + (f", {kv_heads} for keys and values" if kv_heads else ""))
     experts = next(
-        (value for name in ("num_local_experts", "num_experts", "n_routed_experts") if (value := getattr(text, name, None))),
+        (
+            value
+            for name in ("num_local_experts", "num_experts", "n_routed_experts")
+            if (value := getattr(text, name, None))
+        ),
         None,
     )
     if experts:
@@ -37,7 +41,8 @@ def print_anatomy(model: str, config: Any, anatomy: Anatomy, console: Console) -
             f"{cut.name}[{cut.dim}]" + ("" if cut.layout == "plain" else f" {cut.layout}") for cut in unit.tensors
         )
         table.add_row(
-            "MLP neurons", f"{unit.width} in {count} layers ({unit.path or 'in the layer itself'}), set by {unit.field}"
+            "MLP neurons",
+            f"{unit.width} in {count} layers ({unit.path or 'in the layer itself'}), set by {unit.field}",
         )
         table.add_row("", f"proven by permutation: {tensors}")
     console.print(Text(f"{model} ({anatomy.model_type})", style="bold"))

@@ -64,10 +64,7 @@ def importance_chart(layers: Sequence[LayerFigures]) -> Markup | None:
     body = [
         _grounds(layers, "importance"),
         _grid(axis, "importance, log scale" if axis.log else "importance"),
-        *(
-            _layer_bar(place / len(layers), 1 / len(layers), layer, value, axis)
-            for place, layer, value in scored
-        ),
+        *(_layer_bar(place / len(layers), 1 / len(layers), layer, value, axis) for place, layer, value in scored),
         _layer_numbers(layers),
     ]
     text = (
@@ -80,9 +77,7 @@ def importance_chart(layers: Sequence[LayerFigures]) -> Markup | None:
 def error_chart(layers: Sequence[LayerFigures]) -> Markup | None:
     """Relative error of the hidden states along depth, before and after refit. None without errors."""
     lines = {
-        kind: [
-            (place, value) for place, value in enumerate(errors) if value is not None and math.isfinite(value)
-        ]
+        kind: [(place, value) for place, value in enumerate(errors) if value is not None and math.isfinite(value)]
         for kind, errors in (
             ("cut", [layer.error_cut for layer in layers]),
             ("pruned", [layer.error_refit for layer in layers]),
@@ -137,9 +132,7 @@ def _svg(name: str, title: str, text: str, height: float, body: Iterable[Markup]
 def _layer_bar(left: float, width: float, layer: LayerFigures, value: float, axis: Axis) -> Markup:
     """One layer's bar, at least a pixel high; ``left`` and ``width`` of its slot are shares of the chart."""
     top, bottom = sorted((axis.y(value), axis.base))
-    return Markup(
-        '<rect class="{}" x="{:.3%}" y="{}" width="{:.3%}" height="{}"><title>{}</title></rect>'
-    ).format(
+    return Markup('<rect class="{}" x="{:.3%}" y="{}" width="{:.3%}" height="{}"><title>{}</title></rect>').format(
         "cut" if layer.removed else "kept",
         left + 0.14 * width,
         top,
@@ -166,14 +159,10 @@ def _line(points: Sequence[tuple[int, float]], kind: str, axis: Axis, slots: int
 
 def _grounds(layers: Sequence[LayerFigures], name: str) -> Markup:
     """Hatched ground over the whole height for each removed layer."""
-    ground = Markup(
-        '<rect class="ground" x="{:.3f}%" y="{}" width="{:.3f}%" height="{}" fill="url(#{}-hatch)"/>'
-    )
+    ground = Markup('<rect class="ground" x="{:.3f}%" y="{}" width="{:.3f}%" height="{}" fill="url(#{}-hatch)"/>')
     width = 100 / len(layers)
     return _hatching(name) + Markup("").join(
-        ground.format(place * width, TOP, width, PLOT, name)
-        for place, layer in enumerate(layers)
-        if layer.removed
+        ground.format(place * width, TOP, width, PLOT, name) for place, layer in enumerate(layers) if layer.removed
     )
 
 
@@ -186,13 +175,9 @@ def _hatching(name: str) -> Markup:
 
 
 def _grid(axis: Axis, heading: str) -> Markup:
-    line = Markup(
-        '<line class="{}" x1="0" x2="100%" y1="{y}" y2="{y}"/><text class="tick end" x="-8" y="{}">{}</text>'
-    )
+    line = Markup('<line class="{}" x1="0" x2="100%" y1="{y}" y2="{y}"/><text class="tick end" x="-8" y="{}">{}</text>')
     rows = [
-        line.format(
-            "zero" if axis.y(tick) == axis.base else "grid", axis.y(tick) + 4, number(tick), y=axis.y(tick)
-        )
+        line.format("zero" if axis.y(tick) == axis.base else "grid", axis.y(tick) + 4, number(tick), y=axis.y(tick))
         for tick in axis.ticks
     ]
     return Markup('<text class="tick" x="-44" y="12">{}</text>').format(heading) + Markup("").join(rows)
@@ -215,11 +200,7 @@ def _layer_numbers(layers: Sequence[LayerFigures]) -> Markup:
 
 def _removed_sentence(layers: Sequence[LayerFigures]) -> str:
     removed = [layer.layer for layer in layers if layer.removed]
-    return (
-        f"Removed: {'layer' if len(removed) == 1 else 'layers'} {ranges(removed)}."
-        if removed
-        else "None removed."
-    )
+    return f"Removed: {'layer' if len(removed) == 1 else 'layers'} {ranges(removed)}." if removed else "None removed."
 
 
 def _bar_axis(values: Sequence[float]) -> Axis:
@@ -243,10 +224,7 @@ def _log_axis(low: float, high: float) -> Axis:
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for digits in ((1,), (1, 3), (1, 2, 5)):
         ticks = tuple(
-            value
-            for power in decades
-            for digit in digits
-            if low <= (value := float(f"{digit}e{power}")) <= high
+            value for power in decades for digit in digits if low <= (value := float(f"{digit}e{power}")) <= high
         )
         if len(ticks) >= 3:
             break
@@ -272,8 +250,7 @@ def swatch(kind: str) -> Markup:
         "kept": '<rect class="kept" x="4" y="1" width="10" height="12"/>',
         "removed": '<rect x="0" y="0" width="18" height="14" fill="url(#importance-hatch)"/>'
         '<rect class="cut" x="4" y="5" width="10" height="9"/>',
-        "cut": '<line class="line cut" x1="0" x2="18" y1="7" y2="7"/>'
-        '<circle class="dot cut" cx="9" cy="7" r="2.6"/>',
+        "cut": '<line class="line cut" x1="0" x2="18" y1="7" y2="7"/><circle class="dot cut" cx="9" cy="7" r="2.6"/>',
         "pruned": '<line class="line pruned" x1="0" x2="18" y1="7" y2="7"/>'
         '<circle class="dot pruned" cx="9" cy="7" r="2.6"/>',
     }

@@ -72,9 +72,7 @@ def versions(libraries: Sequence[str] = _LIBRARIES) -> dict[str, str]:
     """Versions of llmprune, Python and the libraries that compute."""
     from llmprune import __version__
 
-    return {"llmprune": __version__, "python": platform.python_version()} | {
-        name: version(name) for name in libraries
-    }
+    return {"llmprune": __version__, "python": platform.python_version()} | {name: version(name) for name in libraries}
 
 
 def now() -> str:

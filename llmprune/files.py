@@ -1,0 +1,87 @@
+"""Files that are whole or not there: written beside, flushed, renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from llmprune.errors import DiskError
+from llmprune.schema import format_size
+
+
+def write_beside(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a file under another name, flush it, and rename it: it is whole or not there."""
+    beside = path.with_name(f".{path.name}.partial")
+    with disk_errors(path.parent):
+        write(beside)
+        share(beside)
+        flush(beside)
+        os.replace(beside, path)
+        flush(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+
+    def write(beside: Path) -> None:
+        beside.write_text(text, encoding="utf-8")
+
+    write_beside(path, write)
+
+
+def publish(folder: Path, final: Path) -> None:
+    """Rename a finished folder to its final name, replacing an older one."""
+    with disk_errors(final.parent):
+        old = final.with_name(f".{final.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if final.exists():
+            final.rename(old)
+        folder.rename(final)
+        flush(final.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def share(path: Path) -> None:
+    """Give a file the mode that the umask allows; libraries write some readable by the owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    if path.is_file():
+        path.chmod(0o666 & ~umask)
+
+
+def flush(path: Path) -> None:
+    """Have the operating system put a file or folder on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raise DiskError where the disk of a folder (or of its first existing parent) is too small."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise DiskError(
+            f"the result needs {format_size(needed)} on disk and {place} has {format_size(free)} free; "
+            "make room, or choose another --output"
+        )
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turn a failed write into a sentence."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise DiskError(
+            f"writing in {folder} failed: {error}; make room (or choose another --output) and run again"
+        ) from error

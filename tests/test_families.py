@@ -1,0 +1,187 @@
+"""One contract for every family: found, proven, cut, saved, and reloaded by plain transformers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from llmprune.anatomy.discovery import discover
+from llmprune.anatomy.value import Anatomy
+from llmprune.criteria import Activation, BlockInfluence
+from llmprune.cut import Cut, choose_layers, choose_neurons
+from llmprune.model.loading import dense_decoder, tensors_of
+from llmprune.model.saving import CheckpointWriter
+from llmprune.model.walk import Walk
+from llmprune.prune import Pruning
+from llmprune.refit import Refit
+from llmprune.scores import unit_key
+from llmprune.scoring import score
+from llmprune.surgery import cut_decoder
+from llmprune.testing import VOCABULARY, tiny_model
+
+DEPTH_AND_WIDTH = (
+    "llama mistral ministral3 qwen2 qwen3 gemma2 gemma3_text phi phi3 glm4 olmo2 granite smollm3 cohere2 exaone4 "
+    "seed_oss stablelm starcoder2 nemotron gpt2 gpt_neox falcon opt lfm2 bamba"
+).split()
+DEPTH_ONLY = (
+    "mixtral qwen2_moe qwen3_moe olmoe deepseek_v3 gpt_oss llama4_text qwen3_next granitemoehybrid nemotron_h mamba "
+    "bloom mpt"
+).split()
+KEPT_LAYERS, KEPT_WIDTH = 3, 64
+
+# Plain transformers in a process of its own: no llmprune. Reads folders, writes logits and generations beside them.
+RELOAD = """
+import json, sys
+from pathlib import Path
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+assert "llmprune" not in sys.modules
+for folder in map(Path, sys.argv[1:]):
+    model, info = AutoModelForCausalLM.from_pretrained(folder / "model", output_loading_info=True, dtype="auto")
+    ids = load_file(folder / "ids.safetensors")["ids"]
+    with torch.no_grad():
+        logits = model.eval()(ids, use_cache=False).logits
+        texts = [model.generate(ids[:1, :8], attention_mask=torch.ones_like(ids[:1, :8]), max_new_tokens=6,
+                 min_new_tokens=6, do_sample=False, use_cache=cached, pad_token_id=0).tolist() for cached in (True, False)]
+    save_file({"logits": logits}, folder / "logits.safetensors")
+    keys = {kind: len(value) for kind, value in info.items() if value}
+    (folder / "reloaded.json").write_text(json.dumps({"keys": keys, "cached": texts[0], "uncached": texts[1],
+                                                      "parameters": sum(p.numel() for p in model.parameters())}))
+"""
+
+
+@dataclass
+class Case:
+    """One family, pruned by a third in depth and (where it can be) in width, without and with refit."""
+
+    model: PreTrainedModel
+    anatomy: Anatomy
+    cut: Cut
+    ids_NL: Tensor
+    logits_NLV: Tensor  # that pass 2 ended with
+    folder: Path
+
+
+def _prune(family: str, folder: Path) -> Case:
+    model = tiny_model(family)
+    anatomy = discover(model.config)
+    ids_NL = torch.randint(3, VOCABULARY, (4, 24), generator=torch.Generator().manual_seed(0))
+    dense = dense_decoder(model)
+    scores = score(dense, anatomy, ids_NL, 4, BlockInfluence(), Activation())
+    assert scores.layers is not None
+    width = KEPT_WIDTH if anatomy.width else None
+    layers = choose_layers(scores.layers, KEPT_LAYERS, anatomy.one_of)
+    cut = Cut(len(dense), layers, width, choose_neurons(scores, width) if width else {})
+    pruned = cut_decoder(dense, model, anatomy, cut)
+    writer = CheckpointWriter(folder / "model", pruned.skeleton, pruned.layers_path)
+    writer.write_rest(tensors_of(pruned.skeleton, skip=pruned.layers_path))
+    _, walk = Pruning(dense, pruned, anatomy, cut, Refit(), writer.write_layer).run(ids_NL, 4)
+    writer.finish(max_shard_size=20_000, tokenizer=None)
+    save_file({"ids": ids_NL}, folder / "ids.safetensors")
+    return Case(model, anatomy, cut, ids_NL, walk.logits(0), folder)
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
+    """Every family pruned here, then all reloaded by one fresh process."""
+    root = tmp_path_factory.mktemp("families")
+    made = {}
+    for family in DEPTH_AND_WIDTH + DEPTH_ONLY:
+        (root / family).mkdir()
+        made[family] = _prune(family, root / family)
+    folders = [str(root / family) for family in made]
+    done = subprocess.run([sys.executable, "-P", "-c", RELOAD, *folders], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return made
+
+
+@pytest.mark.parametrize("family", DEPTH_AND_WIDTH + DEPTH_ONLY)
+def test_reload_equals_memory(family: str, cases: dict[str, Case]) -> None:
+    """Plain transformers gives the very logits that pass 2 ended with, and no key differs."""
+    case = cases[family]
+    reloaded = json.loads((case.folder / "reloaded.json").read_text())
+    logits_NLV = load_file(case.folder / "logits.safetensors")["logits"]
+    assert reloaded["keys"] == {}
+    assert torch.equal(logits_NLV, case.logits_NLV)
+    assert reloaded["cached"] == reloaded["uncached"]
+
+
+@pytest.mark.parametrize("family", DEPTH_AND_WIDTH)
+def test_cut_equals_mask(family: str, cases: dict[str, Case]) -> None:
+    """Neurons removed and neurons zeroed, layers removed and layers skipped, give the same logits."""
+    case = cases[family]
+    dense = dense_decoder(case.model)
+    cut = cut_decoder(dense, case.model, case.anatomy, case.cut)
+    removed, masked = Walk(cut, case.ids_NL, 4), Walk(dense, case.ids_NL, 4)
+    for new, old in enumerate(case.cut.layers):
+        with cut.layer(new) as layer:
+            removed.pass_through(new, layer)
+        with dense.layer(old) as layer:
+            for unit in case.anatomy.units[old]:
+                keep_K = case.cut.neurons[unit_key(old, unit.path)]
+                mask_F = torch.zeros(unit.width).index_fill_(0, keep_K, 1.0)
+                layer.get_submodule(unit.output).register_forward_pre_hook(
+                    lambda _, args, mask_F=mask_F: (args[0] * mask_F, *args[1:])
+                )
+            masked.pass_through(old, layer)
+    torch.testing.assert_close(removed.logits(0), masked.logits(0), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", DEPTH_AND_WIDTH)
+def test_width_is_proven(family: str, cases: dict[str, Case]) -> None:
+    """The width is found, and the saved config holds the new one in the field that was proven."""
+    case = cases[family]
+    config = json.loads((case.folder / "model" / "config.json").read_text())
+    assert case.anatomy.width_refusal is None
+    assert config[case.anatomy.width_field] == KEPT_WIDTH
+
+
+@pytest.mark.parametrize("family", DEPTH_ONLY)
+def test_width_is_refused_with_a_reason(family: str, cases: dict[str, Case]) -> None:
+    """Where no narrower model could be reloaded, the anatomy says why."""
+    anatomy = cases[family].anatomy
+    assert anatomy.width is None
+    assert anatomy.width_refusal
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mixtral", "opt"])
+def test_cutting_nothing_changes_nothing(family: str, tmp_path: Path) -> None:
+    """An empty cut writes every tensor of the dense model bit for bit, refit or not."""
+    model = tiny_model(family)
+    anatomy = discover(model.config)
+    dense = dense_decoder(model)
+    cut = Cut(len(dense), tuple(range(len(dense))), anatomy.width)
+    pruned = cut_decoder(dense, model, anatomy, cut)
+    writer = CheckpointWriter(tmp_path / "model", pruned.skeleton, pruned.layers_path)
+    writer.write_rest(tensors_of(pruned.skeleton, skip=pruned.layers_path))
+    ids_NL = torch.randint(3, VOCABULARY, (4, 16))
+    Pruning(dense, pruned, anatomy, cut, Refit(), writer.write_layer).run(ids_NL, 2)
+    writer.finish(10**9, None)
+    model.save_pretrained(tmp_path / "dense")
+    written, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("model", "dense"))
+    assert written.keys() == expected.keys()
+    assert all(torch.equal(written[name], expected[name]) for name in expected)
+
+
+def test_walk_equals_forward() -> None:
+    """Walking layer by layer gives the logits of the model's own forward, to the bit."""
+    model = tiny_model("gemma3_text")
+    dense = dense_decoder(model)
+    ids_NL = torch.randint(3, VOCABULARY, (5, 40))
+    walk = Walk(dense, ids_NL, 2)
+    for index in range(len(dense)):
+        with dense.layer(index) as layer:
+            walk.pass_through(index, layer)
+    with torch.no_grad():
+        for batch, ids_BL in enumerate(walk.batches):
+            assert torch.equal(walk.logits(batch), model(ids_BL, use_cache=False).logits)
