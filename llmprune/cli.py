@@ -6,15 +6,35 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from llmprune import __version__
-from llmprune.errors import GateNotMet, LLMPruneError
+from llmprune.errors import GateNotMet, LLMPruneError, RecipeError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from llmprune.model.source import ModelSource
+
+
+class _Verbs(TyperGroup):
+    """Says what Ctrl-C means; typer itself would end without a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            again = "; run the same command again to continue" if ctx.invoked_subcommand == "run" else ""
+            typer.echo(f"llmprune: stopped{again}", err=True)
+            raise typer.Exit(130) from None
+
 
 app = typer.Typer(
     name="llmprune",
+    cls=_Verbs,
     help="Prune large language models in depth and width: a recipe in, an ordinary checkpoint with its proof out.",
     no_args_is_help=True,
     add_completion=False,
@@ -35,10 +55,7 @@ def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more about what is done.")] = False,
 ) -> None:
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
-    )
-    logging.getLogger("llmprune").setLevel(logging.INFO if verbose else logging.WARNING)
+    _log_to_stderr(logging.INFO if verbose else logging.WARNING)
     if version:
         typer.echo(f"llmprune {__version__}")
         raise typer.Exit
@@ -100,11 +117,14 @@ def evaluate(
     from llmprune.recipe import validate_arguments
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
+    if not names:
+        raise RecipeError("--tasks names no task; give at least one, such as --tasks hellaswag")
     include = str(include_path) if include_path else None
     settings = validate_arguments(Evaluation, {"tasks": names, "include_path": include, "limit": limit})
+    judged, base = _source(model), None if against is None else _source(against)
     from llmprune.comparison import evaluate_models
 
-    evaluate_models(model, against, settings, output, _console())
+    evaluate_models(judged, base, settings, output, _console())
 
 
 @app.command()
@@ -113,12 +133,12 @@ def anatomy(
     as_json: Json = False,
 ) -> None:
     """Show what can be pruned in a model, and why not the rest."""
+    source = _source(model)
     from llmprune.anatomy.discovery import discover
     from llmprune.model.loading import load_config
-    from llmprune.model.source import ModelSource
     from llmprune.report.anatomy_table import print_anatomy
 
-    config = load_config(ModelSource(id=model))
+    config = load_config(source)
     found = discover(config)
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=1))
@@ -126,10 +146,26 @@ def anatomy(
         print_anatomy(model, config, found, _console())
 
 
-def _console():  # type: ignore[no-untyped-def]  # rich is imported where something is printed
+def _source(model: str) -> ModelSource:
+    from llmprune.model.source import ModelSource
+    from llmprune.recipe import validate_arguments
+
+    return validate_arguments(ModelSource, {"id": model})
+
+
+def _console() -> Console:
     from rich.console import Console
 
     return Console()
+
+
+def _log_to_stderr(level: int) -> None:
+    """Only llmprune's own log: the libraries' have handlers and settings of their own."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("llmprune")
+    logger.handlers = [handler]
+    logger.setLevel(level)
 
 
 def main() -> None:
@@ -139,6 +175,3 @@ def main() -> None:
     except LLMPruneError as error:
         typer.echo(f"llmprune: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("llmprune: stopped; run the same command again to continue", err=True)
-        sys.exit(130)

@@ -9,12 +9,14 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from llmprune.evaluation.harness import TaskResults, check_tasks, run_tasks
+from llmprune.errors import OutputError
+from llmprune.evaluation.harness import TaskResults, check_tasks, fetch_tasks, run_tasks
 from llmprune.evaluation.retention import compare, mean_retention
 from llmprune.evaluation.section import Evaluation
 from llmprune.files import write_text
-from llmprune.model.loading import load_model, load_tokenizer
+from llmprune.model.loading import load_config, load_model, load_tokenizer
 from llmprune.model.source import ModelSource
 from llmprune.progress import quiet_libraries
 from llmprune.report.compose import versions
@@ -22,40 +24,53 @@ from llmprune.report.value import TaskFigures
 
 
 def evaluate_models(
-    model: str, against: str | None, settings: Evaluation, output: Path | None, console: Console
+    model: ModelSource, against: ModelSource | None, settings: Evaluation, output: Path | None, console: Console
 ) -> None:
-    """Evaluate, print a table, and write ``evaluation.json`` where a folder is given."""
+    """Evaluate, print a table, and write ``evaluation.json`` where a folder is given.
+
+    What is wrong with the tasks, either model or the folder is raised before weights are read.
+    """
     quiet_libraries()
     check_tasks(settings)
-    results = _evaluate(model, settings)
+    sources = [source for source in (model, against) if source is not None]
+    for source in sources:
+        load_config(source)
+        load_tokenizer(source)
+    if output is not None:
+        _make_folder(output)
+    fetch_tasks(settings)
+    results, *others = [run_tasks(load_model(source), load_tokenizer(source), settings) for source in sources]
     found: dict[str, Any] = {
-        "model": model,
+        "model": model.id,
         "settings": settings.model_dump(mode="json"),
         "versions": versions(),
+        "results": results.model_dump(mode="json"),
     }
-    found["results"] = results.model_dump(mode="json")
     if against is None:
         console.print(_table_of_one(results))
     else:
-        base = _evaluate(against, settings)
+        (base,) = others
         figures = compare(base, results)
         retention = mean_retention(figures)
         console.print(_table_of_two(figures, retention))
         found |= {
-            "against": against,
+            "against": against.id,
             "against_results": base.model_dump(mode="json"),
             "tasks": [task.model_dump(mode="json") for task in figures],
             "mean_retention": retention,
         }
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
         write_text(output / "evaluation.json", json.dumps(found, indent=1) + "\n")
-        console.print(f"written to {output / 'evaluation.json'}")
+        console.print(Text(f"written to {output / 'evaluation.json'}"), soft_wrap=True)
 
 
-def _evaluate(model: str, settings: Evaluation) -> TaskResults:
-    source = ModelSource(id=model)
-    return run_tasks(load_model(source), load_tokenizer(source), settings)
+def _make_folder(output: Path) -> None:
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"the output {output} is a file; give a folder")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"the output folder {output} cannot be made: {error}; choose another --output") from error
 
 
 def _table_of_one(results: TaskResults) -> Table:

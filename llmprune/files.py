@@ -64,7 +64,7 @@ def flush(path: Path) -> None:
 def require_space(folder: Path, needed: int) -> None:
     """Raise DiskError where the disk of a folder (or of its first existing parent) is too small."""
     place = folder.absolute()
-    while not place.exists():
+    while not os.path.exists(place):  # unlike Path.exists, False also where a name is too long or a folder closed
         place = place.parent
     free = shutil.disk_usage(place).free
     if free < needed:

@@ -9,15 +9,18 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TypeVar
 
-from llmprune.errors import OutputError
+from llmprune.errors import LLMPruneError, OutputError
 from llmprune.files import write_text
 from llmprune.report.value import Step
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -45,26 +48,19 @@ class RunFolder:
 
         Raises OutputError where the path is a file, holds something else, or is in use.
         """
-        if path.exists() and not path.is_dir():
-            raise OutputError(f"the output {path} is a file; give a folder")
-        strange = path.is_dir() and any(entry.name != LOCK for entry in path.iterdir())
-        if strange and not (path / JOURNAL).is_file():
-            raise OutputError(
-                f"the output folder {path} is not empty and is no llmprune run; give a new or an empty folder"
-            )
         try:
+            _refuse_foreign(path)
             path.mkdir(parents=True, exist_ok=True)
-            lock = (path / LOCK).open("a")
+            lock = _lock(path)
+            try:
+                if fresh:
+                    _clear(path)
+                return cls(path, lock)
+            except BaseException:
+                lock.close()
+                raise
         except OSError as error:
-            raise OutputError(f"the output folder {path} cannot be made: {error}; choose another --output") from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.close()
-            raise OutputError(f"another run is using {path}; wait for it, or choose another --output") from error
-        if fresh:
-            _clear(path)
-        return cls(path, lock)
+            raise OutputError(f"the output folder {path} cannot be used: {error}; choose another --output") from error
 
     def close(self) -> None:
         """Let other processes use the folder."""
@@ -73,13 +69,23 @@ class RunFolder:
     def produce(
         self, name: str, fingerprint: str, file: str, load: Callable[[Path], T], make: Callable[[Path], T]
     ) -> T:
-        """The product ``file``: loaded where it is there under this fingerprint, else made (and written) now."""
+        """The product ``file``: loaded where it is there under this fingerprint, else made (and written) now.
+
+        One that is there and cannot be read is made again, unless ``load`` has an error for people.
+        """
         path = self.path / file
         noted = self._journal.get(name, {})
         if noted.get("fingerprint") == fingerprint and path.exists():
-            value = load(path)
-            self.steps.append(Step(name=name, seconds=noted["seconds"], reused=True))
-            return value
+            try:
+                value = load(path)
+                self.steps.append(Step(name=name, seconds=noted["seconds"], reused=True))
+                return value
+            except LLMPruneError:
+                raise
+            except Exception as error:  # pydantic's, json's and safetensors' have no base in common
+                logger.warning("%s is damaged (%s): it is made again", path, error)
+        if self._journal.pop(name, None):  # a stop while it is made must not leave it under the old fingerprint
+            self._write_journal()
         start = time.perf_counter()
         value = make(path)
         seconds = round(time.perf_counter() - start, 3)
@@ -129,11 +135,30 @@ def file_fingerprint(*paths: Path) -> str:
     return digest.hexdigest()
 
 
+def _refuse_foreign(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"the output {path} is a file; give a folder")
+    filled = path.is_dir() and any(entry.name != LOCK for entry in path.iterdir())
+    if filled and not (path / JOURNAL).is_file():
+        raise OutputError(
+            f"the output folder {path} is not empty and is no llmprune run; give a new or an empty folder"
+        )
+
+
+def _lock(path: Path) -> IO[str]:
+    lock = (path / LOCK).open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise OutputError(f"another run is using {path}; wait for it, or choose another --output") from error
+    return lock
+
+
 def _clear(path: Path) -> None:
-    (path / JOURNAL).unlink(missing_ok=True)
-    for name in _PRODUCTS:
+    for name in (*_PRODUCTS, JOURNAL):  # the journal last: until then the folder is known as a run's
         entry = path / name
-        if entry.is_dir():
+        if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:
             entry.unlink(missing_ok=True)

@@ -144,6 +144,8 @@ def _place(source: ModelSource) -> str:
         if not (folder / "config.json").is_file():
             raise ModelError(f"the folder {source.id} has no config.json; give the folder of a Hugging Face checkpoint")
         return str(folder)
+    if folder.exists():
+        raise ModelError(f"{source.id} is a file; give the folder of a Hugging Face checkpoint")
     if source.id.startswith(("/", ".", "~")) or source.id.count("/") > 1:
         raise ModelError(f"the model folder {source.id} does not exist; give a hub id (org/name) or an existing folder")
     return source.id

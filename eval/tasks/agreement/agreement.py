@@ -7,9 +7,10 @@ takes a 135M model seconds on a CPU. It tells a language model from a broken one
 (chance is 0.5) and shows gross damage of pruning before a real task is run. Do
 not compare models by it, and report no figure of it as a result.
 
-Every document has a noun of the other number between subject and verb, so the
-nearest noun is always wrong. Singular and plural subjects, and the place of the
-right verb, are balanced. Nothing is random: all runs see the same documents.
+Every document has another noun between subject and verb: in half of them of the
+other number, so that the nearest noun misleads. Singular and plural subjects, and
+the place of the right verb, are balanced too. Nothing is random: all runs see the
+same documents.
 """
 
 from __future__ import annotations
@@ -64,17 +65,16 @@ def documents(**_settings: Any) -> dict[str, Dataset]:
 
 
 def _document(index: int) -> dict[str, Any]:
-    """One of the combinations; ``index`` counts number, answer, subject and template, in this order."""
-    plural, answer, rest = index % 2, index // 2 % 2, index // 4
-    subject, template = rest % len(SUBJECTS), rest // len(SUBJECTS)
-    other = 1 - plural
+    """One of the combinations; ``index`` counts number, answer, number of the other nouns, template, subject."""
+    plural, answer, between, rest = index % 2, index // 2 % 2, index // 4 % 2, index // 8
+    template, subject = rest % len(TEMPLATES), rest * 3 % len(SUBJECTS)
     step = subject + 3 * template + 5 * answer
     text = TEMPLATES[template].format(
         subject=SUBJECTS[subject][plural],
-        place=PLACES[step % len(PLACES)][other],
-        second_place=PLACES[(step + 4) % len(PLACES)][other],
-        person=PEOPLE[step % len(PEOPLE)][other],
+        place=PLACES[step % len(PLACES)][between],
+        second_place=PLACES[(step + 4) % len(PLACES)][between],
+        person=PEOPLE[step % len(PEOPLE)][between],
     )
     verbs = VERBS[(subject + template + answer) % len(VERBS)]
-    choices = [verbs[plural], verbs[other]]
+    choices = [verbs[plural], verbs[1 - plural]]
     return {"subject": text, "verbs": choices[::-1] if answer else choices, "correct": answer}

@@ -1,0 +1,341 @@
+"""The command as a person uses it, on tiny models in this process."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small import LAYERS, TASKS, command, save_model, states, verify_here, write_recipe, write_text
+
+PRODUCTS = {
+    "recipe.yaml", "plan.json", "scores.safetensors", "cut.json", "cut.safetensors", "pruning.json", "evaluation.json",
+    "report.json", "report.html", "run.json", "model", ".lock",
+}  # fmt: skip
+PERPLEXITY = {"perplexity": {"samples": 4, "sequence_length": 32}}
+
+
+@pytest.fixture(autouse=True)
+def _in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    verify_here(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``base`` (a model), ``text.txt``, ``recipe.yaml``, and ``done``, a finished run of it."""
+    folder = tmp_path_factory.mktemp("room")
+    text = write_text(folder / "text.txt")
+    save_model(folder / "base")
+    recipe = write_recipe(folder / "recipe.yaml", folder / "base", text, evaluation=evaluation(text))
+    recipe.write_text(f"# kept as it is\n{recipe.read_text()}")
+    with pytest.MonkeyPatch.context() as patch:
+        verify_here(patch)
+        before = os.umask(0o027)
+        try:
+            outcome = command("run", recipe, "--output", folder / "done")
+        finally:
+            os.umask(before)
+    assert outcome.code == 0, outcome.err
+    (folder / "printed.txt").write_text(outcome.out)
+    return folder
+
+
+def evaluation(text: Path, **more: Any) -> dict[str, Any]:
+    """An evaluation section that measures perplexity."""
+    return {"perplexity": {"dataset": str(text), "samples": 4, "sequence_length": 32}} | more
+
+
+def copy_of_done(room: Path, tmp_path: Path) -> Path:
+    """The finished run, to be changed."""
+    shutil.copytree(room / "done", tmp_path / "again")
+    return tmp_path / "again"
+
+
+def report_in(folder: Path) -> dict[str, Any]:
+    """The report of a run folder."""
+    report: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    return report
+
+
+def reused(folder: Path) -> dict[str, bool]:
+    """By step of the last run, whether its product was reused."""
+    return {step["name"]: step["reused"] for step in report_in(folder)["steps"]}
+
+
+def test_run_folder_has_every_product(room: Path) -> None:
+    """A finished run has the files that the README lists and no leavings."""
+    assert {path.name for path in (room / "done").iterdir()} == PRODUCTS
+    assert {path.name for path in (room / "done" / "model").iterdir()} == {
+        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "chat_template.jinja",
+    }  # fmt: skip
+
+
+def test_recipe_is_kept_verbatim(room: Path) -> None:
+    """``recipe.yaml`` is the user's file, comments and all."""
+    assert (room / "done" / "recipe.yaml").read_bytes() == (room / "recipe.yaml").read_bytes()
+
+
+def test_files_have_the_modes_of_the_umask(room: Path) -> None:
+    """Under umask 027 every file is readable by the group and by nobody else."""
+    for path in (room / "done").rglob("*"):
+        assert path.stat().st_mode & 0o777 == (0o750 if path.is_dir() else 0o640), path
+
+
+def test_run_prints_dense_against_pruned(room: Path) -> None:
+    """The terminal gets a table and the places of the results."""
+    printed = (room / "printed.txt").read_text()
+    for word in ("parameters", "perplexity", "of dense", str(room / "done" / "model"), "report.html"):
+        assert word in printed
+
+
+def test_result_is_an_ordinary_checkpoint(room: Path) -> None:
+    """Plain transformers load it, with the sizes that the plan said."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(room / "done" / "model")
+    plan = json.loads((room / "done" / "plan.json").read_text())
+    assert (model.config.num_hidden_layers, model.config.intermediate_size) == (LAYERS - 2, 64)
+    assert sum(parameter.numel() for parameter in model.parameters()) == plan["pruned"]["parameters"]
+
+
+def test_second_run_reuses_everything(room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same command again loads no weights, touches no product and reports the same figures."""
+    folder = copy_of_done(room, tmp_path)
+    before, model = report_in(folder), states(folder / "model")
+    monkeypatch.setattr("llmprune.workbench.load_model", lambda source: pytest.fail("weights are not needed"))
+    assert command("run", room / "recipe.yaml", "--output", folder).code == 0
+    assert reused(folder) == {"scores": True, "cut": True, "model": True, "evaluation": True}
+    assert states(folder / "model") == model
+    changing = ("created", "steps", "files")
+    after = report_in(folder)
+    assert {k: v for k, v in after.items() if k not in changing} == {
+        k: v for k, v in before.items() if k not in changing
+    }
+    assert [step["seconds"] for step in after["steps"]] == [step["seconds"] for step in before["steps"]]
+
+
+def test_fresh_starts_over(room: Path, tmp_path: Path) -> None:
+    """``--fresh`` makes every product anew, the same, and leaves a user's own file alone."""
+    folder = copy_of_done(room, tmp_path)
+    (folder / "notes.txt").write_text("mine")
+    before = states(folder / "model")
+    assert command("run", room / "recipe.yaml", "--output", folder, "--fresh").code == 0
+    assert set(reused(folder).values()) == {False}
+    assert states(folder / "model") == before
+    assert {path.name for path in folder.iterdir()} == PRODUCTS | {"notes.txt"}
+
+
+def test_another_evaluation_redoes_only_the_evaluation(room: Path, tmp_path: Path) -> None:
+    """What pruned the model stays when only what is measured changes."""
+    folder = copy_of_done(room, tmp_path)
+    override = "evaluation.perplexity.samples=2"
+    assert command("run", room / "recipe.yaml", "--output", folder, "--set", override).code == 0
+    assert reused(folder) == {"scores": True, "cut": True, "model": True, "evaluation": False}
+    assert report_in(folder)["perplexity"]["tokens"] == 2 * 31
+    assert report_in(folder)["overrides"] == [override]
+
+
+def test_another_width_keeps_the_scores(room: Path, tmp_path: Path) -> None:
+    """A new target cuts again from the scores that are there."""
+    folder = copy_of_done(room, tmp_path)
+    assert command("run", room / "recipe.yaml", "--output", folder, "--set", "width.neurons=32").code == 0
+    assert reused(folder) == {"scores": True, "cut": False, "model": False, "evaluation": False}
+    assert json.loads((folder / "model" / "config.json").read_text())["intermediate_size"] == 32
+
+
+def test_edited_cut_is_replayed(room: Path, tmp_path: Path) -> None:
+    """Other layers in ``cut.json`` are the layers that the model keeps, and the report says so."""
+    folder = copy_of_done(room, tmp_path)
+    cut = json.loads((folder / "cut.json").read_text())
+    keep = [0, 1, 2] if cut["keep_layers"] != [0, 1, 2] else [0, 1, 5]
+    (folder / "cut.json").write_text(json.dumps(cut | {"keep_layers": keep}))
+    assert command("run", room / "recipe.yaml", "--output", folder).code == 0
+    report = report_in(folder)
+    assert reused(folder) == {"scores": True, "cut": True, "model": False, "evaluation": False}
+    assert [layer["layer"] for layer in report["layers"] if not layer["removed"]] == keep
+    assert json.loads((folder / "model" / "config.json").read_text())["num_hidden_layers"] == 3
+    assert any("cut.json was edited" in warning for warning in report["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"keep_layers": []}, "at least one of layers 0 to 5"),
+        ({"keep_layers": [0, 9]}, "layers 0 to 5"),
+        ({"neurons": "elsewhere.safetensors"}, "elsewhere.safetensors"),
+    ],
+)
+def test_cut_edited_wrongly(room: Path, tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    """An edited cut that cannot be is an error of the input, and the model stays as it was."""
+    folder = copy_of_done(room, tmp_path)
+    before = states(folder / "model")
+    cut = json.loads((folder / "cut.json").read_text())
+    (folder / "cut.json").write_text(json.dumps(cut | changes))
+    outcome = command("run", room / "recipe.yaml", "--output", folder)
+    assert (outcome.code, said in outcome.err) == (2, True), outcome.err
+    assert states(folder / "model") == before
+
+
+def test_set_overrides_the_recipe(room: Path, tmp_path: Path) -> None:
+    """``--set`` changes keys, adds sections, and may be repeated."""
+    arguments = ["--set", "depth.remove=1", "--set", "width=null", "--json"]
+    plan = json.loads(command("plan", room / "recipe.yaml", *arguments).out)
+    assert (plan["keep_layers"], plan["pruned"]["mlp_width"]) == (LAYERS - 1, 96)
+
+
+def test_default_output_folder(room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without ``--output`` the run goes to ``runs/`` and the recipe's name."""
+    monkeypatch.chdir(tmp_path)
+    recipe = write_recipe(tmp_path / "mine.yaml", room / "base", room / "text.txt", width=None, refit=False)
+    assert command("run", recipe).code == 0
+    assert (tmp_path / "runs" / "mine" / "model" / "config.json").is_file()
+
+
+def test_no_cut_at_all_copies_the_model(room: Path, tmp_path: Path) -> None:
+    """Without depth and width every tensor of the result equals the original's bit for bit."""
+    from safetensors.torch import load_file
+
+    recipe = write_recipe(tmp_path / "copy.yaml", room / "base", room / "text.txt", depth=None, width=None)
+    assert command("run", recipe, "--output", tmp_path / "out").code == 0
+    original = load_file(room / "base" / "model.safetensors")
+    result = load_file(tmp_path / "out" / "model" / "model.safetensors")
+    assert original.keys() == result.keys()
+    assert all(original[name].equal(result[name]) for name in original)
+
+
+def test_plan_is_for_people_and_machines(room: Path) -> None:
+    """``plan`` prints a table; with ``--json`` the same as one JSON object, the one that a run keeps."""
+    table = command("plan", room / "recipe.yaml")
+    assert table.code == 0
+    assert "90,784" in table.out
+    assert "Layers: 2 go" in table.out
+    plan = json.loads(command("plan", room / "recipe.yaml", "--json").out)
+    assert plan == json.loads((room / "done" / "plan.json").read_text())
+
+
+def test_plan_and_anatomy_need_only_a_config(room: Path, tmp_path: Path) -> None:
+    """A folder with nothing but ``config.json`` can be planned and looked at."""
+    (tmp_path / "bare").mkdir()
+    shutil.copy(room / "base" / "config.json", tmp_path / "bare")
+    recipe = write_recipe(tmp_path / "recipe.yaml", tmp_path / "bare", room / "text.txt")
+    assert json.loads(command("plan", recipe, "--json").out)["dense"]["layers"] == LAYERS
+    found = json.loads(command("anatomy", tmp_path / "bare", "--json").out)
+    assert (found["num_layers"], found["width"], found["width_field"]) == (LAYERS, 96, "intermediate_size")
+    assert {path.name for path in (tmp_path / "bare").iterdir()} == {"config.json"}
+
+
+def test_anatomy_says_what_can_be_cut(room: Path) -> None:
+    """``anatomy`` names the layers, the neurons with their proof, and both verdicts."""
+    outcome = command("anatomy", f"{room / 'base'}/")
+    assert outcome.code == 0
+    for said in ("6 × LlamaDecoderLayer", "96 in 6 layers", "intermediate_size", "Depth: can be cut", "Width: can be"):
+        assert said in outcome.out
+
+
+def test_anatomy_says_why_not() -> None:
+    """A width that no config field sets is refused with the reason."""
+
+
+def test_evaluation_alone_and_against_the_base(room: Path, tmp_path: Path) -> None:
+    """``eval`` prints one model's figures, or two side by side, and writes them where asked."""
+    options = ["--tasks", "llmprune_agreement", "--include-path", TASKS, "--limit", "4"]
+    model = room / "done" / "model"
+    alone = command("eval", model, *options, "--output", tmp_path / "alone")
+    assert alone.code == 0, alone.err
+    assert "llmprune_agreement" in alone.out
+    assert json.loads((tmp_path / "alone" / "evaluation.json").read_text())["results"]["tasks"][0]["task"]
+    against = command("eval", model, "--against", room / "base", *options, "--output", tmp_path / "two")
+    assert against.code == 0, against.err
+    assert "retention" in against.out
+    written = json.loads((tmp_path / "two" / "evaluation.json").read_text())
+    assert written["tasks"][0]["samples"] == 4
+    assert written["settings"]["limit"] == 4
+
+
+def test_gate_decides_the_exit_code(room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gate that is not met exits with 3, after the report; one that is met with 0, without pruning again."""
+    from llmprune.evaluation.harness import Sample, TaskResult, TaskResults
+
+    def run_tasks(model: Any, tokenizer: Any, settings: Any) -> TaskResults:
+        right = model.config.num_hidden_layers  # more layers, more right answers
+        samples = tuple(
+            Sample(doc_id=n, doc_hash=f"{n}", prompt_hash=f"{n}", value=float(n < right)) for n in range(LAYERS)
+        )
+        task = TaskResult(
+            task="llmprune_agreement",
+            metric="acc",
+            filter="none",
+            higher_is_better=True,
+            value=right / LAYERS,
+            samples=samples,
+        )
+        return TaskResults(tasks=(task,))
+
+    monkeypatch.setattr("llmprune.evaluation.measure.run_tasks", run_tasks)
+    asked = {"tasks": ["llmprune_agreement"], "include_path": str(TASKS), "limit": 4}
+    recipe = write_recipe(
+        tmp_path / "gated.yaml", room / "base", room / "text.txt", evaluation=asked | {"gate": {"min_retention": 0.9}}
+    )
+    missed = command("run", recipe, "--output", tmp_path / "out")
+    assert missed.code == 3
+    assert "0.9" in missed.err
+    assert "0.6667" in missed.err
+    assert "Gate not passed" in missed.out
+    assert report_in(tmp_path / "out")["gate"]["passed"] is False
+    assert (tmp_path / "out" / "report.html").is_file()
+    override = "evaluation.gate.min_retention=0.5"
+    passed = command("run", recipe, "--output", tmp_path / "out", "--set", override)
+    assert passed.code == 0
+    assert set(reused(tmp_path / "out").values()) == {True}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["frobnicate"], 2, "No such command"),
+        (["plan"], 2, "RECIPE"),
+        (["plan", "nowhere.yaml"], 2, "nowhere.yaml: the recipe cannot be read"),
+        (["plan", "."], 2, "Is a directory"),
+        (["run", "recipe.yaml", "--set", "depth"], 2, "section.key=value"),
+        (["run", "recipe.yaml", "--set", "depht.remove=1"], 2, "did you mean 'depth'"),
+        (["eval", "base"], 2, "--tasks"),
+        (["eval", "base", "--tasks", " , "], 2, "--tasks"),
+        (["eval", "base", "--tasks", "a", "--limit", "0"], 2, "--limit"),
+        (["eval", "base", "--tasks", "a", "--include-path", "nowhere"], 2, "nowhere is not a folder"),
+        (["eval", "", "--tasks", "a"], 2, "id: must be text of at least 1 character"),
+        (["eval", "base", "--tasks", "a", "--output", "text.txt"], 2, "text.txt is a file"),
+        (["anatomy", ""], 2, "id: must be text of at least 1 character"),
+        (["anatomy", "text.txt"], 2, "text.txt is a file"),
+        (["anatomy", "./nowhere"], 2, "does not exist"),
+        (["anatomy", "."], 2, "has no config.json"),
+        (["anatomy", "package://nowhere/x.gguf"], 2, "no package 'nowhere' is installed"),
+    ],
+)
+def test_wrong_arguments(
+    room: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, said: str
+) -> None:
+    """A wrong argument is one clear message on stderr and nothing on stdout."""
+    monkeypatch.chdir(room)
+    outcome = command(*arguments)
+    assert (outcome.code, said in outcome.err) == (code, True), outcome.err
+    assert outcome.out == ""
+    assert "Traceback" not in outcome.err
+
+
+def test_no_arguments_show_the_help() -> None:
+    """``llmprune`` alone and ``--help`` list the four verbs."""
+    for arguments in ([], ["--help"]):
+        outcome = command(*arguments)
+        assert all(verb in outcome.out + outcome.err for verb in ("plan", "run", "eval", "anatomy"))
+    assert command("--help").code == 0
+
+
+def test_version() -> None:
+    """``--version`` prints name and version."""
+    from llmprune import __version__
+
+    assert command("--version").out == f"llmprune {__version__}\n"
