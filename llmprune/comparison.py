@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llmprune.errors import OutputError
+from llmprune.errors import OutputError, RecipeError
 from llmprune.evaluation.harness import TaskResults, check_tasks, fetch_tasks, run_tasks
 from llmprune.evaluation.retention import compare, mean_retention
 from llmprune.evaluation.section import Evaluation
@@ -31,7 +31,9 @@ def evaluate_models(
     What is wrong with the tasks, either model or the folder is raised before weights are read.
     """
     quiet_libraries()
-    check_tasks(settings)
+    if output is not None and output.exists() and not output.is_dir():
+        raise OutputError(f"the output {output} is a file; give a folder")
+    _check_tasks(settings)
     sources = [source for source in (model, against) if source is not None]
     for source in sources:
         load_config(source)
@@ -64,9 +66,15 @@ def evaluate_models(
         console.print(Text(f"written to {output / 'evaluation.json'}"), soft_wrap=True)
 
 
+def _check_tasks(settings: Evaluation) -> None:
+    try:
+        check_tasks(settings)
+    except RecipeError as error:  # here its keys are options
+        said = "\n".join(error.problems).replace("evaluation.tasks", "--tasks")
+        raise RecipeError(said.replace("evaluation.include_path", "--include-path").split("\n")) from None
+
+
 def _make_folder(output: Path) -> None:
-    if output.exists() and not output.is_dir():
-        raise OutputError(f"the output {output} is a file; give a folder")
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -24,7 +24,7 @@ from llmprune.recipe import Recipe
 from llmprune.report.compose import layer_figures, now, provenance
 from llmprune.report.page import render_page
 from llmprune.report.value import Report, Size, VerificationFigures
-from llmprune.run import RunFolder, file_fingerprint, fingerprint
+from llmprune.run_folder import RunFolder, file_fingerprint, fingerprint
 from llmprune.scores import Scores
 from llmprune.scoring import score
 from llmprune.surgery import cut_decoder

@@ -191,7 +191,10 @@ def _cache_bytes_per_token(model: PreTrainedModel) -> int | None:
     """What one more token adds to the key-value cache, from a forward pass without weights; None if it fails."""
     try:
         with quiet_transformers(), torch.device("meta"):
-            shapes = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype).eval()
+            if all(parameter.is_meta for parameter in model.parameters()):
+                shapes = model.to("meta")  # only buffers move: cheaper than building it again
+            else:
+                shapes = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype).eval()
             sizes = [_cache_bytes(shapes, length) for length in (2, 3)]
     except Exception:  # some models cannot run without weights: the figure is then left out
         return None

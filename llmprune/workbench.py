@@ -5,6 +5,7 @@ A run that finds all its products done loads no weights at all.
 
 from __future__ import annotations
 
+import logging
 from functools import cached_property
 
 import torch
@@ -18,43 +19,61 @@ from llmprune.errors import CalibrationError, ModelError
 from llmprune.model.loading import dense_decoder, identity, load_config, load_model, load_tokenizer
 from llmprune.model.walk import Decoder
 from llmprune.recipe import Recipe
-from llmprune.run import fingerprint
+from llmprune.run_folder import fingerprint
+
+logger = logging.getLogger(__name__)
 
 
 class Workbench:
-    """The dense model and the calibration windows of one recipe."""
+    """The dense model and the calibration windows of one recipe. Raises ModelError for a quantized model."""
 
     def __init__(self, recipe: Recipe, anatomy: Anatomy) -> None:
         self.recipe = recipe
         self.anatomy = anatomy
+        stored = getattr(self.config, "quantization_config", None)
+        if stored:
+            method = stored.get("quant_method", "") if isinstance(stored, dict) else ""
+            raise ModelError(
+                f"the weights of {recipe.model.id} are quantized ({method or 'by a method that is not named'}), "
+                "so they cannot be cut and refit; prune the original in float32, bfloat16 or float16"
+            )
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """The model's tokenizer; None where it has none, which only ready tokens can do without."""
+        """The model's tokenizer; None where it has none and the recipe only uses ready tokens."""
+        evaluation = self.recipe.evaluation
+        texts = [self.recipe.calibration, evaluation.perplexity]
+        needed = evaluation.tasks or any(windows is not None and windows.tokens is None for windows in texts)
         try:
             return load_tokenizer(self.recipe.model)
-        except ModelError:
-            needed = self.recipe.calibration.tokens is None or self.recipe.evaluation.tasks
+        except ModelError as error:
             if needed:
                 raise
+            logger.warning("the result gets no tokenizer: %s", error)
             return None
 
     @cached_property
     def windows(self) -> Tensor:
-        """Calibration tokens int64 [N, L], known to the model's vocabulary."""
+        """Calibration tokens int64 [N, L], known to the model's vocabulary and within its positions."""
         calibration = self.recipe.calibration
         windows_NL = load_windows(calibration, self.tokenizer, calibration.shape())
-        self.require_known(windows_NL)
+        self.require_fitting(windows_NL)
         return windows_NL
 
-    def require_known(self, windows_NL: Tensor) -> None:
-        """Raise CalibrationError for token ids that the model has no embedding for."""
-        vocabulary = text_config(self.config).vocab_size
+    def require_fitting(self, windows_NL: Tensor) -> None:
+        """Raise CalibrationError for token ids that have no embedding, and for windows beyond the model's positions."""
+        text = text_config(self.config)
         largest, least = int(windows_NL.max()), int(windows_NL.min())
-        if largest >= vocabulary or least < 0:
+        if largest >= text.vocab_size or least < 0:
             raise CalibrationError(
-                f"the tokens go from {least} to {largest} and the model knows 0 to {vocabulary - 1}; "
+                f"the tokens go from {least} to {largest} and the model knows 0 to {text.vocab_size - 1}; "
                 "tokenise the text with this model's tokenizer"
+            )
+        positions = getattr(text, "max_position_embeddings", None)
+        if positions and windows_NL.shape[1] > positions:
+            raise CalibrationError(
+                f"windows of {windows_NL.shape[1]} tokens are longer than the model's {positions} positions; "
+                f"set sequence_length to at most {positions}"
             )
 
     @cached_property

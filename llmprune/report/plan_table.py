@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llmprune.plan import Plan
 from llmprune.schema import format_count, format_size
+
+if TYPE_CHECKING:
+    from llmprune.plan import Plan
 
 
 def print_plan(plan: Plan, console: Console) -> None:

@@ -1,0 +1,134 @@
+"""The parts that decide and repair: criteria, cut, refit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmprune.criteria import Activation, BlockInfluence
+from llmprune.cut import Cut, choose_layers, choose_neurons, gap_after, kept_share, round_width, width_step
+from llmprune.errors import NumericalError, RecipeError
+from llmprune.refit import Refit
+from llmprune.scores import Scores
+
+
+def _normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_block_influence_is_one_minus_the_mean_cosine() -> None:
+    """Batches of any size add up to the definition over all tokens."""
+    before, after = _normal(6, 5, 8), _normal(6, 5, 8, seed=1)
+    accumulator = BlockInfluence().open()
+    for part in (slice(0, 4), slice(4, 6)):
+        accumulator.update(before[part], after[part])
+    expected = 1 - torch.nn.functional.cosine_similarity(before, after, dim=-1).mean()
+    torch.testing.assert_close(accumulator.score(), expected)
+
+
+def test_a_layer_that_changes_nothing_has_no_influence() -> None:
+    """The identity scores 0, a reversal scores 2."""
+    hidden = _normal(2, 3, 4)
+    for output, expected in ((hidden, 0.0), (-hidden, 2.0)):
+        accumulator = BlockInfluence().open()
+        accumulator.update(hidden, output)
+        assert float(accumulator.score()) == pytest.approx(expected, abs=1e-6)
+
+
+def test_activation_score_is_the_energy_that_a_neuron_writes() -> None:
+    """Mean square of the activation times the squared norm of the neuron's output column."""
+    weight_DF, activation_BLF = _normal(3, 5), _normal(2, 7, 5, seed=1)
+    accumulator = Activation().open(weight_DF)
+    accumulator.update(activation_BLF[:1])
+    accumulator.update(activation_BLF[1:])
+    written = activation_BLF.flatten(0, 1)[:, None, :] * weight_DF  # [T, D, F]
+    torch.testing.assert_close(accumulator.scores(), written.square().sum(1).mean(0))
+
+
+def test_lowest_layers_go_and_equal_ones_from_the_end() -> None:
+    """The kept layers stay in order; of equal scores the earlier layer stays."""
+    assert choose_layers(torch.tensor([0.5, 0.1, 0.9, 0.2]), 2) == (0, 2)
+    assert choose_layers(torch.tensor([1.0, 1.0, 1.0]), 2) == (0, 1)
+
+
+def test_one_of_the_needed_layers_stays() -> None:
+    """A hybrid keeps its best full-attention layer in place of the worst that was kept."""
+    assert choose_layers(torch.tensor([0.9, 0.1, 0.8, 0.2]), 2, one_of=(1, 3)) == (0, 3)
+    assert choose_layers(torch.tensor([0.9, 0.7, 0.8, 0.2]), 2, one_of=(0, 3)) == (0, 2)
+
+
+def test_neurons_with_the_highest_scores_stay() -> None:
+    """Indices ascend, and the share of score mass they hold is reported."""
+    scores = Scores(None, {"0.mlp": torch.tensor([3.0, 1.0, 4.0, 2.0])})
+    kept = choose_neurons(scores, 2)["0.mlp"]
+    assert kept.tolist() == [0, 2]
+    assert kept_share(scores.neurons["0.mlp"], kept) == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "width", "expected"),
+    [
+        (0.75 * 14336, 14336, 10752),
+        (9200, 14336, 9216),
+        (9087, 14336, 9088),
+        (1, 1536, 128),
+        (1536, 1536, 1536),
+        (0.5 * 11008, 11008, 5504),
+        (60, 96, 64),
+        (5, 7, 5),
+    ],
+)
+def test_width_rounds_to_what_hardware_likes(wanted: float, width: int, expected: int) -> None:
+    """A multiple of 128, or of the largest power of two that divides the width; never none, never more."""
+    assert round_width(wanted, width) == expected
+    assert expected % width_step(width) == 0
+
+
+def test_cut_is_saved_and_loaded_whole(tmp_path: Path) -> None:
+    """JSON and safetensors together give the same cut again."""
+    cut = Cut(4, (0, 1, 3), 2, {"0.mlp": torch.tensor([1, 3]), "3.mlp": torch.tensor([0, 2])})
+    cut.save(tmp_path / "cut.json")
+    loaded = Cut.load(tmp_path / "cut.json")
+    assert (loaded.layers, loaded.removed, loaded.width) == ((0, 1, 3), (2,), 2)
+    assert all(torch.equal(loaded.neurons[key], cut.neurons[key]) for key in cut.neurons)
+
+
+@pytest.mark.parametrize("layers", [(), (1, 0), (0, 0), (0, 4), (-1, 0)])
+def test_impossible_cuts_are_refused(layers: tuple[int, ...]) -> None:
+    """No layer, layers out of order, twice, or that the model has not."""
+    with pytest.raises(RecipeError, match="keeps at least one of layers 0 to 3"):
+        Cut(4, layers, None)
+
+
+def test_gap_is_what_goes_between_kept_layers() -> None:
+    """A kept layer's gap reaches to the next kept layer, or to the end."""
+    assert [list(gap_after((1, 2, 5), position, 7)) for position in range(3)] == [[], [3, 4], [6]]
+
+
+def test_refit_solves_the_formula() -> None:
+    """The normal equations give the minimum of the ridge objective, solved here as one stacked least squares."""
+    inputs_TF, error_TD = _normal(50, 6), _normal(50, 3, seed=1)
+    equations = Refit(ridge=0.3).open()
+    equations.update(inputs_TF[:20], error_TD[:20])
+    equations.update(inputs_TF[20:], error_TD[20:])
+    strength = (0.3 * inputs_TF.square().sum(0).mean()).sqrt()
+    stacked = torch.cat([inputs_TF, strength * torch.eye(6)])
+    expected = torch.linalg.lstsq(stacked, torch.cat([error_TD, torch.zeros(6, 3)])).solution
+    torch.testing.assert_close(equations.solve(), expected.T, rtol=1e-4, atol=1e-5)
+
+
+def test_refit_of_no_error_is_nothing() -> None:
+    """Where the pruned stream is right already, the weights stay as they are."""
+    equations = Refit().open()
+    equations.update(_normal(40, 5), torch.zeros(40, 2))
+    assert not equations.solve().any()
+
+
+def test_refit_without_enough_tokens_says_so() -> None:
+    """Fewer tokens than inputs and no ridge have no unique solution: an error with the remedy."""
+    equations = Refit(ridge=0).open()
+    equations.update(torch.ones(3, 5), torch.ones(3, 2))
+    with pytest.raises(NumericalError, match=r"raise refit\.ridge or calibration\.samples"):
+        equations.solve()
