@@ -19,7 +19,7 @@ PACKAGE = Path(llmprune.__file__).parent
 LADDER = (
     ("cli", "__main__", "reference"),
     ("pipeline", "comparison"),
-    ("workbench", "plan", "recipe", "problems", "run"),
+    ("workbench", "plan", "recipe", "problems", "run_folder"),
     ("scoring", "prune", "criteria", "refit", "surgery", "evaluation", "report"),
     ("model",),
     ("anatomy", "calibration", "texts", "cut", "scores", "progress", "testing"),
