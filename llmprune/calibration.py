@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Self
 from pydantic import Field, field_validator, model_validator
 
 from llmprune.errors import CalibrationError, did_you_mean
-from llmprune.schema import Section
+from llmprune.schema import Section, Size
 from llmprune.texts import PACKAGE_SCHEME as PACKAGE_SCHEME
 from llmprune.texts import TextSource, read_documents, readable_split
 from llmprune.texts import package_folder as package_folder
@@ -97,6 +97,11 @@ class TokenWindows(Section):
 
 class Calibration(TokenWindows):
     """The text that scores and repairs are measured on."""
+
+    stream_memory: Size = Field(
+        16 * 2**30,
+        description="Most memory for the hidden states of all tokens, dense and pruned each; more goes to a file.",
+    )
 
     def shape(self) -> tuple[int, int]:
         """(N, L) that the recipe asks for; a tokens file decides for itself where nothing is asked."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,16 +22,26 @@ if TYPE_CHECKING:
     from llmprune.model.source import ModelSource
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which then ends a run as Ctrl-C does."""
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise _Terminated
+
+
 class _Verbs(TyperGroup):
-    """Says what Ctrl-C means; typer itself would end without a word."""
+    """Says what Ctrl-C and SIGTERM mean; typer itself would end without a word."""
 
     def invoke(self, ctx: Any) -> Any:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _terminate)
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             again = "; run the same command again to continue" if ctx.invoked_subcommand == "run" else ""
             typer.echo(f"llmprune: stopped{again}", err=True)
-            raise typer.Exit(130) from None
+            raise typer.Exit(143 if isinstance(stop, _Terminated) else 130) from None
 
 
 app = typer.Typer(
@@ -85,20 +97,27 @@ def run(
     ] = None,
     overrides: Overrides = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Throw away what the folder has and start over.")] = False,
+    measure_forward: Annotated[
+        bool, typer.Option("--measure-forward", help="Also time a plain forward pass, to compare the passes with.")
+    ] = False,
 ) -> None:
     """Prune a model as a recipe says. Run again on the same folder, it continues."""
     from llmprune.recipe import Recipe
 
     parsed = Recipe.load(recipe, overrides or ())
+    from llmprune.model.processes import is_first, leave
     from llmprune.pipeline import run as run_recipe
     from llmprune.report.table import print_summary
 
     try:
-        report = run_recipe(parsed, output or Path("runs") / recipe.stem, fresh)
+        report = run_recipe(parsed, output or Path("runs") / recipe.stem, fresh, measure_forward)
     except GateNotMet as missed:
-        print_summary(missed.report, _console())
+        if is_first():
+            print_summary(missed.report, _console())
         raise
-    print_summary(report, _console())
+    if is_first():
+        print_summary(report, _console())
+    leave()
 
 
 @app.command("eval")

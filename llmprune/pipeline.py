@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from llmprune.accounting import FORWARD, account, compare_with_forward, plain_forward
 from llmprune.cut import Cut, choose_layers, choose_neurons
 from llmprune.errors import GateNotMet, RecipeError
 from llmprune.evaluation.harness import check_tasks, fetch_tasks
@@ -14,12 +16,13 @@ from llmprune.evaluation.measure import Measured, measure
 from llmprune.evaluation.retention import judge, mean_retention
 from llmprune.files import publish, require_space, write_beside
 from llmprune.model.loading import dense_decoder, load_model, tensors_of
+from llmprune.model.processes import count, from_first, is_first, local_device
 from llmprune.model.saving import CheckpointWriter
 from llmprune.model.source import ModelSource
 from llmprune.model.verify import Probe, Verified, verify
 from llmprune.plan import Plan, measure_size, plan_with_anatomy
 from llmprune.progress import quiet_libraries
-from llmprune.prune import LayerRecord, Pruning
+from llmprune.prune import Pruning
 from llmprune.recipe import Recipe
 from llmprune.report.compose import layer_figures, now, provenance
 from llmprune.report.page import render_page
@@ -27,6 +30,7 @@ from llmprune.report.value import Report, Size, VerificationFigures
 from llmprune.run_folder import RunFolder, file_fingerprint, fingerprint
 from llmprune.scores import Scores
 from llmprune.scoring import score
+from llmprune.snapshots import LayerRecord, Snapshots
 from llmprune.surgery import cut_decoder
 from llmprune.workbench import Workbench
 
@@ -41,36 +45,42 @@ class Pruned:
     verified: Verified
     size: Size
 
+    def to_json(self) -> str:
+        """As text, for the product file."""
+        records = [asdict(record) for record in self.records]
+        return (
+            json.dumps({"records": records, "verified": asdict(self.verified), "size": self.size.model_dump()}) + "\n"
+        )
 
-def run(recipe: Recipe, output: str | Path = "runs/llmprune", fresh: bool = False) -> Report:
+    @classmethod
+    def from_json(cls, path: Path) -> Pruned:
+        """Read the product file."""
+        text = json.loads(path.read_text(encoding="utf-8"))
+        records = tuple(LayerRecord(**record) for record in text["records"])
+        return cls(records, Verified(**text["verified"]), Size(**text["size"]))
+
+
+def run(
+    recipe: Recipe, output: str | Path = "runs/llmprune", fresh: bool = False, measure_forward: bool = False
+) -> Report:
     """Prune as the recipe says, into the folder ``output``; what is done there already is not done again.
 
-    Raises LLMPruneError in its kinds; GateNotMet only after the report is written.
+    Under torchrun every process calls it and gets the report. ``measure_forward`` also times a plain forward
+    pass over the calibration tokens, to compare with. Raises LLMPruneError in its kinds; GateNotMet only after
+    the report is written.
     """
     quiet_libraries()
     plan, anatomy = plan_with_anatomy(recipe)
-    check_tasks(recipe.evaluation)
-    fetch_tasks(recipe.evaluation)
-    require_space(Path(output), 2 * plan.disk)
+    if is_first():
+        check_tasks(recipe.evaluation)
+        fetch_tasks(recipe.evaluation)
+        require_space(Path(output), 2 * plan.disk + 2 * plan.memory.streams)
+        logger.info("walking in %d process%s on %s", count(), "" if count() == 1 else "es", local_device())
     folder = RunFolder.open(Path(output), fresh)
     try:
-        return _run(recipe, plan, Workbench(recipe, anatomy), folder)
+        report = _run(recipe, plan, Workbench(recipe, anatomy), folder, measure_forward)
     finally:
         folder.close()
-
-
-def _run(recipe: Recipe, plan: Plan, bench: Workbench, folder: RunFolder) -> Report:
-    folder.start()
-    folder.write("recipe.yaml", recipe.text)
-    folder.write("plan.json", plan.model_dump_json(indent=1) + "\n")
-    warnings = list(plan.notes)
-    scores = _score(recipe, bench, folder)
-    cut = _choose(recipe, plan, bench, folder, scores, warnings)
-    pruned = _prune(recipe, bench, folder, cut)
-    measured = _measure(recipe, bench, folder, cut)
-    report = _report(recipe, plan, bench, folder, scores, cut, pruned, measured, warnings)
-    folder.write("report.json", report.model_dump_json(indent=1) + "\n")
-    folder.write("report.html", render_page(report))
     if report.gate and not report.gate.passed:
         raise GateNotMet(
             f"the gate asks for a mean retention of {report.gate.min_retention:.4g} and the pruned model has "
@@ -78,6 +88,25 @@ def _run(recipe: Recipe, plan: Plan, bench: Workbench, folder: RunFolder) -> Rep
             f"see {folder.path / 'report.html'}, and prune less or calibrate with more text",
             report,
         )
+    return report
+
+
+def _run(recipe: Recipe, plan: Plan, bench: Workbench, folder: RunFolder, measure_forward: bool) -> Report:
+    folder.start()
+    folder.write("recipe.yaml", recipe.text)
+    folder.write("plan.json", plan.model_dump_json(indent=1) + "\n")
+    warnings = list(plan.notes)
+    if measure_forward:
+        plain_forward(bench.model, bench.windows[: count()], 1)  # the first run brings weights from disk
+        with account(folder.steps, FORWARD, bench.windows.numel()):
+            plain_forward(bench.model, bench.windows, recipe.calibration.batch_size)
+    scores = _score(recipe, bench, folder)
+    cut = _choose(recipe, plan, bench, folder, scores, warnings)
+    pruned = _prune(recipe, bench, folder, cut)
+    measured = _measure(recipe, bench, folder, cut)
+    report = from_first(_report(recipe, plan, bench, folder, scores, cut, pruned, measured, warnings))
+    folder.write("report.json", report.model_dump_json(indent=1) + "\n")
+    folder.write("report.html", render_page(report))
     return report
 
 
@@ -89,12 +118,15 @@ def _score(recipe: Recipe, bench: Workbench, folder: RunFolder) -> Scores | None
         return None
 
     def make(path: Path) -> Scores:
-        made = score(bench.dense, bench.anatomy, bench.windows, recipe.calibration.batch_size, depth, width)
-        write_beside(path, made.save)
+        decoder, windows_NL, batch_size = bench.dense, bench.windows, recipe.calibration.batch_size
+        with account(folder.steps, "pass 1", windows_NL.numel()):
+            made = score(decoder, bench.anatomy, windows_NL, batch_size, depth, width, bench.store(folder.path))
+        if is_first():
+            write_beside(path, made.save)
         return made
 
     origin = fingerprint(bench.identity, bench.windows_fingerprint, depth, width)
-    return folder.produce("scores", origin, "scores.safetensors", Scores.load, make)
+    return folder.produce("scores", origin, "scores.safetensors", Scores.load, make, together=True)
 
 
 def _choose(
@@ -137,43 +169,45 @@ def _chosen_cut(plan: Plan, scores: Scores | None, bench: Workbench) -> Cut:
 
 def _prune(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: Cut) -> Pruned:
     """Pass 2, the checkpoint, and its proof."""
+    staging = folder.path / "model.partial"
+    cut_files = file_fingerprint(folder.path / "cut.json", folder.path / "cut.safetensors")
+    settings = recipe.calibration.batch_size, recipe.refit, recipe.export
+    origin = fingerprint(bench.identity, bench.windows_fingerprint, cut_files, *settings)
 
     def make(path: Path) -> Pruned:
-        made = _write_checkpoint(recipe, bench, folder.path / "model.partial", cut)
-        publish(folder.path / "model.partial", folder.path / "model")
-        text = json.dumps(
-            {
-                "records": [asdict(record) for record in made.records],
-                "verified": asdict(made.verified),
-                "size": made.size.model_dump(),
-            },
-            indent=1,
-        )
-        folder.write(path.name, text + "\n")
+        made = _write_checkpoint(recipe, bench, folder, cut, Snapshots(staging, origin))
+        if is_first():
+            publish(staging / "checkpoint", folder.path / "model")
+            folder.write(path.name, made.to_json())
         return made
 
-    def load(path: Path) -> Pruned:
-        text = json.loads(path.read_text(encoding="utf-8"))
-        records = tuple(LayerRecord(**record) for record in text["records"])
-        return Pruned(records, Verified(**text["verified"]), Size(**text["size"]))
-
-    if not (folder.path / "model" / "config.json").is_file():
+    if is_first() and not (folder.path / "model" / "config.json").is_file():
         (folder.path / "pruning.json").unlink(missing_ok=True)
-    cut_files = file_fingerprint(folder.path / "cut.json", folder.path / "cut.safetensors")
-    origin = fingerprint(bench.identity, bench.windows_fingerprint, cut_files, recipe.fingerprint(["refit", "export"]))
-    return folder.produce("model", origin, "pruning.json", load, make)
+    pruned = folder.produce("model", origin, "pruning.json", Pruned.from_json, make, together=True)
+    if is_first():
+        shutil.rmtree(staging, ignore_errors=True)
+    return pruned
 
 
-def _write_checkpoint(recipe: Recipe, bench: Workbench, staging: Path, cut: Cut) -> Pruned:
+def _write_checkpoint(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: Cut, snapshots: Snapshots) -> Pruned:
     pruned = cut_decoder(bench.dense, bench.model, bench.anatomy, cut)
     size = measure_size(pruned.skeleton, cut.width)
-    writer = CheckpointWriter(staging, pruned.skeleton, pruned.layers_path)
-    writer.write_rest(tensors_of(pruned.skeleton, skip=pruned.layers_path))
+    writer = CheckpointWriter(snapshots.folder, pruned.skeleton, pruned.layers_path)
     pruning = Pruning(bench.dense, pruned, bench.anatomy, cut, recipe.refit, writer.write_layer)
-    records, walk = pruning.run(bench.windows, recipe.calibration.batch_size)
-    probe = Probe.take(walk)
-    writer.finish(recipe.export.max_shard_size, bench.tokenizer)
-    verified = verify(staging, probe, size.parameters, bench.model.dtype, recipe.model.trust_remote_code)
+    with account(folder.steps, "pass 2", bench.windows.numel()):
+        batch_size = recipe.calibration.batch_size
+        records, walk = pruning.run(bench.windows, batch_size, snapshots, bench.store(folder.path))
+    verified = None
+    if is_first():
+        probe = Probe.take(walk)
+        with account(folder.steps, "saving"):
+            writer.write_rest(tensors_of(pruned.skeleton, skip=pruned.layers_path))
+            writer.finish(recipe.export.max_shard_size, bench.tokenizer)
+        with account(folder.steps, "verification"):
+            trust = recipe.model.trust_remote_code
+            verified = verify(writer.folder, probe, size.parameters, bench.model.dtype, trust)
+    verified = from_first(verified)
+    assert verified is not None, "the first process verifies or raises"
     return Pruned(tuple(records), verified, size)
 
 
@@ -193,7 +227,8 @@ def _measure(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: Cut) -> M
         if recipe.refit and not cut.is_empty and recipe.evaluation.perplexity:
             cut_only = cut_decoder(bench.dense, bench.model, bench.anatomy, cut)
         decoders = (bench.dense, cut_only, dense_decoder(pruned))
-        measured = measure(recipe.evaluation, bench.model, pruned, decoders, bench.tokenizer)
+        with account(folder.steps, "evaluation"):
+            measured = measure(recipe.evaluation, bench.model, pruned, decoders, bench.tokenizer)
         folder.write(path.name, measured.model_dump_json(indent=1) + "\n")
         return measured
 
@@ -244,7 +279,7 @@ def _report(
         speed=measured.speed,
         gate=judge(recipe.evaluation.gate, retention),
         verification=VerificationFigures(**asdict(pruned.verified)),
-        steps=tuple(folder.steps),
+        steps=compare_with_forward(folder.steps),
         warnings=tuple(warnings),
         files={
             "model": str(folder.path / "model"),

@@ -10,10 +10,7 @@ Shapes: N windows, B batch, L sequence length, D hidden size, F neurons kept.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -21,18 +18,13 @@ from torch import Tensor, nn
 from llmprune.anatomy.value import Anatomy, MlpUnit
 from llmprune.cut import Cut, gap_after
 from llmprune.model.loading import tensors_of
-from llmprune.model.walk import Decoder, Tensors, Walk, inputs_of
+from llmprune.model.processes import from_first, is_first, share_of, sum_over_processes
+from llmprune.model.streams import StreamStore
+from llmprune.model.walk import Decoder, Tensors, Walk, inputs_of, outputs_of
 from llmprune.progress import track
 from llmprune.refit import Refit
-
-
-@dataclass(frozen=True)
-class LayerRecord:
-    """Relative error of the hidden states after a kept layer (and its gap), before and after its refit."""
-
-    layer: int
-    error_cut: float
-    error_refit: float | None
+from llmprune.residual import RelativeError, residual_scale
+from llmprune.snapshots import LayerRecord, Snapshots
 
 
 class Pruning:
@@ -49,35 +41,61 @@ class Pruning:
     ) -> None:
         self.dense, self.pruned, self.anatomy, self.cut = dense, pruned, anatomy, cut
         self.refit, self.write = refit, write
-        self._scales: dict[type, float | None] = {}
+        self._scales: dict[str, float | None] = {}
 
     @torch.no_grad()
-    def run(self, windows_NL: Tensor, batch_size: int) -> tuple[list[LayerRecord], Walk]:
-        """Prune every kept layer; returns what was repaired, and the pruned stream after the last layer."""
-        target = Walk(self.dense, windows_NL, batch_size)
-        stream = Walk(self.pruned, windows_NL, batch_size)
-        for index in range(self.cut.layers[0]):
-            self._pass_dense(target, index)
-        records = []
-        for new in track(range(len(self.cut.layers)), "pass 2: cut and refit"):
+    def run(
+        self, windows_NL: Tensor, batch_size: int, snapshots: Snapshots | None = None, store: StreamStore | None = None
+    ) -> tuple[list[LayerRecord], Walk]:
+        """Prune every kept layer; returns what was repaired, and the pruned stream after the last layer.
+
+        With snapshots, layers that an earlier run finished are not done again.
+        """
+        mine_NL = share_of(windows_NL)
+        target = Walk(self.dense, mine_NL, batch_size, store)
+        stream = Walk(self.pruned, mine_NL, batch_size, store)
+        records = snapshots.records() if snapshots else []
+        if snapshots:
+            self._scales = snapshots.scales
+        if snapshots and records:
+            snapshots.restore(len(records), target.streams, stream.streams)
+        else:
+            for index in range(self.cut.layers[0]):
+                self._pass_dense(target, index)
+        for new in track(range(len(records), len(self.cut.layers)), "pass 2: cut and refit"):
             records.append(self._prune_layer(new, target, stream))
+            if snapshots:
+                snapshots.keep(records, target.streams, stream.streams)
         return records, stream
 
     def _prune_layer(self, new: int, target: Walk, stream: Walk) -> LayerRecord:
         old = self.cut.layers[new]
-        gap = gap_after(self.cut.layers, new, self.cut.num_layers)
-        untouched = not gap and not self._is_narrowed(old) and _equal(stream.streams, target.streams)
         wanted = self._pass_dense(target, old)
-        for index in gap:
+        tensors = self.pruned.tensors(new)  # cut out of the dense layer while that is at hand
+        self.dense.forget()
+        for index in gap_after(self.cut.layers, new, self.cut.num_layers):
             self._pass_dense(target, index)
+        if self._is_untouched(new):
+            for batch, hidden_BLD in enumerate(target.streams):
+                stream.advance(batch, hidden_BLD)
+            self._write(new, tensors)
+            return LayerRecord(old, 0.0, None)
         with self.pruned.layer(new) as layer:
-            if untouched:
-                stream.streams = list(target.streams)
-                record = LayerRecord(old, 0.0, None)
-            else:
-                record = self._repair(new, layer, target, stream, wanted)
-            self.write(new, tensors_of(layer))
+            record = self._repair(new, layer, target, stream, wanted)
+            self._write(new, tensors_of(layer))
+        self.pruned.forget()
         return record
+
+    def _write(self, new: int, tensors: Tensors) -> None:
+        if is_first():
+            self.write(new, tensors)
+
+    def _is_untouched(self, new: int) -> bool:
+        """Whether nothing is cut up to this layer and in the gap after it: then both streams are one."""
+        first_gap = next((index for index in range(self.cut.num_layers) if index not in self.cut.layers), None)
+        old = self.cut.layers[new]
+        narrowed = any(self._is_narrowed(index) for index in self.cut.layers[: new + 1])
+        return not narrowed and (first_gap is None or first_gap > old + 1)
 
     def _is_narrowed(self, layer: int) -> bool:
         return bool(self.cut.neurons) and bool(self.anatomy.units[layer])
@@ -88,7 +106,7 @@ class Pruning:
         unit = self._refit_unit(index)
         with self.dense.layer(index) as layer:
             if unit is not None and index in self.cut.layers and self._scale(target, index, layer, unit) is None:
-                with _outputs_of(layer.get_submodule(unit.output), outputs.append):
+                with outputs_of(layer.get_submodule(unit.output), outputs.append):
                     target.pass_through(index, layer)
             else:
                 target.pass_through(index, layer)
@@ -105,10 +123,10 @@ class Pruning:
         if unit is None or self.refit is None:
             return LayerRecord(old, self._advance(new, layer, target, stream), None)
         output = layer.get_submodule(unit.output)
-        equations, error = self.refit.open(), _RelativeError()
+        equations, error = self.refit.open(), RelativeError()
         seen: list[Tensor] = []
         written: list[Tensor] = []
-        with inputs_of(output, seen.append), _outputs_of(output, written.append):
+        with inputs_of(output, seen.append), outputs_of(output, written.append):
             for batch, _, output_BLD in stream.outputs(new, layer):
                 missing_BLD = target.streams[batch].to(output_BLD.device) - output_BLD
                 error.update(missing_BLD, target.streams[batch])
@@ -116,17 +134,19 @@ class Pruning:
                     missing_BLD = wanted[batch].to(output_BLD.device) - written.pop()
                 equations.update(seen.pop().flatten(0, -2), missing_BLD.flatten(0, -2))
                 written.clear()
-        delta_DF = equations.solve() / (self._scales[type(layer)] or 1.0)
+        sum_over_processes([*equations.sums(), *error.sums()])
+        delta_DF = equations.solve() / (self._scales[type(layer).__name__] or 1.0)
         weight = output.get_parameter("weight")
         delta = delta_DF if unit.output_dim == 1 else delta_DF.T
         weight.data = (weight.float() + delta).to(weight.dtype)
         return LayerRecord(old, error.value(), self._advance(new, layer, target, stream))
 
     def _advance(self, new: int, layer: nn.Module, target: Walk, stream: Walk) -> float:
-        error = _RelativeError()
+        error = RelativeError()
         for batch, _, output_BLD in stream.outputs(new, layer):
             error.update(target.streams[batch].to(output_BLD.device) - output_BLD, target.streams[batch])
             stream.advance(batch, output_BLD)
+        sum_over_processes(error.sums())
         return error.value()
 
     def _scale(self, walk: Walk, index: int, layer: nn.Module, unit: MlpUnit) -> float | None:
@@ -134,54 +154,7 @@ class Pruning:
 
         Found by adding noise to the projection's output in one layer of each class.
         """
-        kind = type(layer)
+        kind = type(layer).__name__
         if kind not in self._scales:
-            self._scales[kind] = _residual_scale(walk, index, layer, layer.get_submodule(unit.output))
+            self._scales[kind] = from_first(residual_scale(walk, index, layer, layer.get_submodule(unit.output)))
         return self._scales[kind]
-
-
-def _residual_scale(walk: Walk, index: int, layer: nn.Module, output: nn.Module) -> float | None:
-    hidden_BLD = walk.streams[0].to(walk.decoder.device_of(index))
-    call = walk.calls[0][index]
-    before_BLD = call.run(layer, hidden_BLD).float()
-    noise_BLD = torch.randn(before_BLD.shape, generator=torch.Generator().manual_seed(0)).to(before_BLD)
-    noise_BLD *= before_BLD.norm() / noise_BLD.norm()
-    handle = output.register_forward_hook(lambda _, __, value: value + noise_BLD.to(value).view(value.shape))
-    try:
-        change_BLD = call.run(layer, hidden_BLD).float() - before_BLD
-    finally:
-        handle.remove()
-    scale = float((change_BLD * noise_BLD).sum() / noise_BLD.square().sum())
-    off = float((change_BLD - scale * noise_BLD).norm() / noise_BLD.norm())
-    if abs(scale) < 1e-3 or off > 0.05 * abs(scale):
-        return None
-    return 1.0 if abs(scale - 1) < 0.01 else scale
-
-
-class _RelativeError:
-    """Mean over tokens of ‖difference‖² / ‖target‖², as its root."""
-
-    def __init__(self) -> None:
-        self.total, self.tokens = 0.0, 0
-
-    def update(self, difference_BLD: Tensor, target_BLD: Tensor) -> None:
-        target_BL = target_BLD.to(difference_BLD.device).float().square().sum(-1).clamp_min(1e-30)
-        ratio_BL = difference_BLD.float().square().sum(-1) / target_BL
-        self.total += float(ratio_BL.double().sum())
-        self.tokens += ratio_BL.numel()
-
-    def value(self) -> float:
-        return math.sqrt(self.total / max(self.tokens, 1))
-
-
-def _equal(mine: list[Tensor], others: list[Tensor]) -> bool:
-    return all(a is b or torch.equal(a, b.to(a.device)) for a, b in zip(mine, others, strict=True))
-
-
-@contextmanager
-def _outputs_of(module: nn.Module, see: Callable[[Tensor], None]) -> Iterator[None]:
-    handle = module.register_forward_hook(lambda _, __, output: see(output))
-    try:
-        yield
-    finally:
-        handle.remove()

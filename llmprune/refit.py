@@ -57,6 +57,10 @@ class NormalEquations:
             self.gram_FF.addmm_(input_TF.T, input_TF)
             self.moment_FD.addmm_(input_TF.T, error_TD)
 
+    def sums(self) -> list[Tensor]:
+        """XᵀX and XᵀE themselves, for several processes to add up."""
+        return [sums for sums in (self.gram_FF, self.moment_FD) if sums is not None]
+
     def solve(self) -> Tensor:
         """Δ [D, F], float32. Raises NumericalError where the equations have no stable solution."""
         import torch

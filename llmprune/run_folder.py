@@ -1,7 +1,7 @@
 """The folder of one run: its products, each under a fingerprint of what it came from.
 
 A product that is there with the right fingerprint is not made again. The journal
-``run.json`` records fingerprints and the seconds that each product took.
+``run.json`` records fingerprints and what each product cost.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import hashlib
 import json
 import logging
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 from llmprune.errors import LLMPruneError, OutputError
 from llmprune.files import write_text
+from llmprune.model.processes import from_first, is_first
 from llmprune.report.value import Step
 
 logger = logging.getLogger(__name__)
@@ -34,9 +34,9 @@ _PRODUCTS = (
 
 
 class RunFolder:
-    """One run's folder, held by one process at a time."""
+    """One run's folder, held by one run at a time; of its processes the first reads and writes."""
 
-    def __init__(self, path: Path, lock: IO[str]) -> None:
+    def __init__(self, path: Path, lock: IO[str] | None) -> None:
         self.path = path
         self.steps: list[Step] = []
         self._lock = lock
@@ -48,6 +48,8 @@ class RunFolder:
 
         Raises OutputError where the path is a file, holds something else, or is in use.
         """
+        if not is_first():
+            return cls(path, None)
         try:
             _refuse_foreign(path)
             path.mkdir(parents=True, exist_ok=True)
@@ -64,55 +66,75 @@ class RunFolder:
 
     def close(self) -> None:
         """Let other processes use the folder."""
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def produce(
-        self, name: str, fingerprint: str, file: str, load: Callable[[Path], T], make: Callable[[Path], T]
+        self,
+        name: str,
+        fingerprint: str,
+        file: str,
+        load: Callable[[Path], T],
+        make: Callable[[Path], T],
+        together: bool = False,
     ) -> T:
         """The product ``file``: loaded where it is there under this fingerprint, else made (and written) now.
 
-        One that is there and cannot be read is made again, unless ``load`` has an error for people.
+        Of several processes the first decides and loads, and makes it, unless all make it ``together``; all
+        get its value. One that is there and cannot be read is made again, unless ``load`` has an error for people.
         """
         path = self.path / file
-        noted = self._journal.get(name, {})
-        if noted.get("fingerprint") == fingerprint and path.exists():
-            try:
-                value = load(path)
-                self.steps.append(Step(name=name, seconds=noted["seconds"], reused=True))
-                return value
-            except LLMPruneError:
-                raise
-            except Exception as error:  # pydantic's, json's and safetensors' have no base in common
-                logger.warning("%s is damaged (%s): it is made again", path, error)
-        if self._journal.pop(name, None):  # a stop while it is made must not leave it under the old fingerprint
+        reused, value = from_first(self._reuse(name, fingerprint, path, load) if is_first() else (False, None))
+        if reused and value is not None:
+            return value
+        if is_first() and name in self._journal:  # a stop must not leave it under the old fingerprint
+            del self._journal[name]
             self._write_journal()
-        start = time.perf_counter()
-        value = make(path)
-        seconds = round(time.perf_counter() - start, 3)
-        self._journal[name] = {"fingerprint": fingerprint, "seconds": seconds}
-        self._write_journal()
-        self.steps.append(Step(name=name, seconds=seconds, reused=False))
+        before = len(self.steps)
+        if together or is_first():
+            value = make(path)
+        value = from_first(value)
+        assert value is not None, "make returns the product"
+        if is_first():
+            made = [step.model_dump() for step in self.steps[before:]]
+            self._journal[name] = {"fingerprint": fingerprint, "steps": made}
+            self._write_journal()
         return value
 
+    def _reuse(self, name: str, fingerprint: str, path: Path, load: Callable[[Path], T]) -> tuple[bool, T | None]:
+        noted = self._journal.get(name, {})
+        if noted.get("fingerprint") != fingerprint or not path.exists():
+            return False, None
+        try:
+            value = load(path)
+        except LLMPruneError:
+            raise
+        except Exception as error:  # pydantic's, json's and safetensors' have no base in common
+            logger.warning("%s is damaged (%s): it is made again", path, error)
+            return False, None
+        self.steps += [Step(**step | {"reused": True}) for step in noted["steps"]]
+        return True, value
+
     def write(self, file: str, text: str) -> Path:
-        """Write a text file whole or not at all."""
+        """Write a text file whole or not at all; only the first process does."""
         path = self.path / file
-        write_text(path, text)
+        if is_first():
+            write_text(path, text)
         return path
 
     def start(self) -> None:
         """Write the journal, so that the folder is known as a run's from now on."""
         self._write_journal()
 
-    def _read_journal(self) -> dict[str, dict[str, str | float]]:
+    def _read_journal(self) -> dict[str, dict[str, Any]]:
         path = self.path / JOURNAL
-        if not path.is_file():
+        if self._lock is None or not path.is_file():
             return {}
         try:
             journal = json.loads(path.read_text(encoding="utf-8"))
             if journal["format"] != _FORMAT:
                 raise ValueError(f"format {journal['format']}")
-            products: dict[str, dict[str, str | float]] = journal["products"]
+            products: dict[str, dict[str, Any]] = journal["products"]
             return products
         except (ValueError, KeyError, TypeError) as error:
             raise OutputError(f"{path} cannot be read ({error}); run with --fresh to start over") from error

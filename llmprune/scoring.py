@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from llmprune.anatomy.value import Anatomy
 from llmprune.criteria.base import DepthCriterion, UnitAccumulator, WidthCriterion
 from llmprune.errors import NumericalError
+from llmprune.model.processes import share_of, sum_over_processes
+from llmprune.model.streams import StreamStore
 from llmprune.model.walk import Decoder, Walk, inputs_of
 from llmprune.progress import track
 from llmprune.scores import Scores, unit_key
@@ -25,19 +27,22 @@ def score(
     batch_size: int,
     depth: DepthCriterion | None,
     width: WidthCriterion | None,
+    store: StreamStore = StreamStore(),  # noqa: B008  # frozen
 ) -> Scores:
-    """Scores by whichever criteria are given, in one walk."""
-    walk = Walk(decoder, windows_NL, batch_size)
+    """Scores by whichever criteria are given, in one walk; over several processes, the same in each."""
+    walk = Walk(decoder, share_of(windows_NL), batch_size, store)
     layer_scores: list[Tensor] = []
     neurons: dict[str, Tensor] = {}
     for index in track(range(len(decoder)), "pass 1: scoring layers"):
         with decoder.layer(index) as layer, ExitStack() as hooks:
             units = _open_units(layer, anatomy, index, width, hooks)
-            accumulator = depth.open() if depth else None
+            accumulator = depth.open(decoder.device_of(index)) if depth else None
             for batch, hidden_BLD, output_BLD in walk.outputs(index, layer):
                 if accumulator:
                     accumulator.update(hidden_BLD, output_BLD)
                 walk.advance(batch, output_BLD)
+            for opened in [*units.values(), *([accumulator] if accumulator else [])]:
+                sum_over_processes(opened.sums())
             if accumulator:
                 layer_scores.append(accumulator.score().cpu())
             neurons |= {key: unit.scores().float().cpu() for key, unit in units.items()}

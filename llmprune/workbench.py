@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from llmprune.anatomy.value import Anatomy
 from llmprune.calibration import fingerprint_tokens, load_windows
 from llmprune.errors import CalibrationError, ModelError
 from llmprune.model.loading import dense_decoder, identity, load_config, load_model, load_tokenizer
+from llmprune.model.streams import StreamStore
 from llmprune.model.walk import Decoder
 from llmprune.recipe import Recipe
 from llmprune.run_folder import fingerprint
@@ -106,6 +108,10 @@ class Workbench:
         """What every product depends on: the base model as it is, and the arithmetic."""
         base = identity(self.recipe.model, self.config)
         return fingerprint(base, self.recipe.model.dtype, torch.__version__)
+
+    def store(self, folder: Path) -> StreamStore:
+        """Where the hidden states of the calibration tokens may live."""
+        return StreamStore(self.recipe.calibration.stream_memory, folder)
 
     @property
     def device(self) -> str:

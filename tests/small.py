@@ -14,12 +14,13 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+import torch
 import yaml
 from tiny import tiny_tokenizer
 
 from llmprune.testing import tiny_model
 
-LAYERS = 6
+LAYERS = 4
 VOCABULARY = 260  # of the model; the tokenizer has the ids 0 to 256
 TASKS = Path(__file__).parents[1] / "eval" / "tasks"
 
@@ -34,12 +35,13 @@ class Outcome:
 
 
 def command(*arguments: str | Path) -> Outcome:
-    """Run ``llmprune ARGUMENTS`` in this process."""
+    """Run ``llmprune ARGUMENTS`` in this process, on one thread: tiny models only lose by more."""
     from llmprune.cli import main
 
     out, err = StringIO(), StringIO()
     argv = ["llmprune", *map(str, arguments)]
-    level = logging.getLogger("llmprune").level
+    level, threads = logging.getLogger("llmprune").level, torch.get_num_threads()
+    torch.set_num_threads(1)
     with patch.object(sys, "argv", argv), redirect_stdout(out), redirect_stderr(err):
         try:
             main()
@@ -47,6 +49,7 @@ def command(*arguments: str | Path) -> Outcome:
         except SystemExit as exit_:
             code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
     logging.getLogger("llmprune").setLevel(level)
+    torch.set_num_threads(threads)
     return Outcome(code, out.getvalue(), err.getvalue())
 
 
@@ -68,7 +71,7 @@ def write_text(path: Path, paragraphs: int = 100) -> Path:
 
 
 def write_recipe(path: Path, base: Path | str, text: Path | str, **sections: Any) -> Path:
-    """A recipe that removes two of six layers and a third of the neurons; ``sections`` replace them, None drops one."""
+    """A recipe that removes two of four layers and a third of the neurons; ``sections`` replace these."""
     recipe = {
         "model": {"id": str(base)},
         "calibration": {"dataset": str(text), "samples": 6, "sequence_length": 32},

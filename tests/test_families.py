@@ -82,7 +82,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 assert "llmprune" not in sys.modules
 for folder in map(Path, sys.argv[1:]):
-    model, info = AutoModelForCausalLM.from_pretrained(folder / "model", output_loading_info=True, dtype="auto")
+    model, info = AutoModelForCausalLM.from_pretrained(folder / "checkpoint", output_loading_info=True, dtype="auto")
     ids = load_file(folder / "ids.safetensors")["ids"]
     with torch.no_grad():
         logits = model.eval()(ids, use_cache=False).logits
@@ -119,7 +119,7 @@ def _prune(family: str, folder: Path) -> Case:
     layers = choose_layers(scores.layers, KEPT_LAYERS, anatomy.one_of)
     cut = Cut(len(dense), layers, width, choose_neurons(scores, width) if width else {})
     pruned = cut_decoder(dense, model, anatomy, cut)
-    writer = CheckpointWriter(folder / "model", pruned.skeleton, pruned.layers_path)
+    writer = CheckpointWriter(folder, pruned.skeleton, pruned.layers_path)
     writer.write_rest(tensors_of(pruned.skeleton, skip=pruned.layers_path))
     _, walk = Pruning(dense, pruned, anatomy, cut, Refit(), writer.write_layer).run(ids_NL, 4)
     writer.finish(max_shard_size=20_000, tokenizer=None)
@@ -177,7 +177,7 @@ def test_cut_equals_mask(family: str, cases: dict[str, Case]) -> None:
 def test_width_is_proven(family: str, cases: dict[str, Case]) -> None:
     """The width is found, and the saved config holds the new one in the field that was proven."""
     case = cases[family]
-    config = json.loads((case.folder / "model" / "config.json").read_text())
+    config = json.loads((case.folder / "checkpoint" / "config.json").read_text())
     assert case.anatomy.width_refusal is None
     assert config[case.anatomy.width_field] == KEPT_WIDTH
 
@@ -198,13 +198,13 @@ def test_cutting_nothing_changes_nothing(family: str, tmp_path: Path) -> None:
     dense = dense_decoder(model)
     cut = Cut(len(dense), tuple(range(len(dense))), anatomy.width)
     pruned = cut_decoder(dense, model, anatomy, cut)
-    writer = CheckpointWriter(tmp_path / "model", pruned.skeleton, pruned.layers_path)
+    writer = CheckpointWriter(tmp_path, pruned.skeleton, pruned.layers_path)
     writer.write_rest(tensors_of(pruned.skeleton, skip=pruned.layers_path))
     ids_NL = torch.randint(3, VOCABULARY, (4, 16))
     Pruning(dense, pruned, anatomy, cut, Refit(), writer.write_layer).run(ids_NL, 2)
     writer.finish(10**9, None)
     model.save_pretrained(tmp_path / "dense")
-    written, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("model", "dense"))
+    written, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("checkpoint", "dense"))
     assert written.keys() == expected.keys()
     assert all(torch.equal(written[name], expected[name]) for name in expected)
 

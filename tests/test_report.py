@@ -78,6 +78,7 @@ def sample_report(**changes: Any) -> Report:
             seed=0,
             trust_remote_code=False,
             device="cpu, 2 threads",
+            processes=1,
             versions={"llmprune": "0.1.0", "torch": "2.11.0", "transformers": "5.17.0"},
         ),
         "dense": Size(parameters=134515008, bytes=269030016, layers=30, mlp_width=1536, kv_bytes_per_token=23040),

@@ -31,7 +31,10 @@ class _SecondMoment(UnitAccumulator):
     def __init__(self, weight_DF: Tensor) -> None:
         self.column_energy_F = weight_DF.float().square().sum(0)
         self.sum_F = self.column_energy_F.new_zeros(self.column_energy_F.shape)
-        self.tokens = 0
+        self.tokens = self.sum_F.new_zeros(1)
+
+    def sums(self) -> list[Tensor]:
+        return [self.sum_F, self.tokens]
 
     def update(self, activation_BLF: Tensor) -> None:
         activation_TF = activation_BLF.flatten(0, -2).float()
@@ -39,4 +42,4 @@ class _SecondMoment(UnitAccumulator):
         self.tokens += activation_TF.shape[0]
 
     def scores(self) -> Tensor:
-        return self.sum_F / max(self.tokens, 1) * self.column_energy_F
+        return self.sum_F / self.tokens.clamp_min(1) * self.column_energy_F

@@ -15,10 +15,19 @@ from typing import TYPE_CHECKING
 from llmprune.schema import Section
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
-class LayerAccumulator(ABC):
+class Accumulator(ABC):
+    """Sums over tokens that several processes can add up."""
+
+    @abstractmethod
+    def sums(self) -> list[Tensor]:
+        """The running sums themselves; whoever adds to them in place adds to the accumulator."""
+
+
+class LayerAccumulator(Accumulator):
     """Sees every batch that one decoder layer transforms, and ends with one number."""
 
     @abstractmethod
@@ -30,7 +39,7 @@ class LayerAccumulator(ABC):
         """Importance of the layer as a float32 scalar; the lowest are removed first."""
 
 
-class UnitAccumulator(ABC):
+class UnitAccumulator(Accumulator):
     """Sees every batch of inputs of one unit's output projection, and ends with a score a neuron."""
 
     @abstractmethod
@@ -46,8 +55,8 @@ class DepthCriterion(Section, ABC):
     """Scores decoder layers."""
 
     @abstractmethod
-    def open(self) -> LayerAccumulator:
-        """Start the sums of one layer."""
+    def open(self, device: torch.device) -> LayerAccumulator:
+        """Start the sums of one layer that runs on this device."""
 
 
 class WidthCriterion(Section, ABC):

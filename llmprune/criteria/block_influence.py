@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from llmprune.criteria.base import DepthCriterion, LayerAccumulator
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -20,24 +21,26 @@ class BlockInfluence(DepthCriterion):
 
     kind: Literal["block_influence"] = "block_influence"
 
-    def open(self) -> LayerAccumulator:
-        """Start the sums of one layer."""
-        return _Cosines()
+    def open(self, device: torch.device) -> LayerAccumulator:
+        """Start the sums of one layer that runs on this device."""
+        return _Cosines(device)
 
 
 class _Cosines(LayerAccumulator):
-    def __init__(self) -> None:
-        self.total: Tensor | None = None
-        self.tokens = 0
+    def __init__(self, device: torch.device) -> None:
+        import torch
+
+        self.total_and_tokens = torch.zeros(2, dtype=torch.float64, device=device)
+
+    def sums(self) -> list[Tensor]:
+        return [self.total_and_tokens]
 
     def update(self, hidden_BLD: Tensor, output_BLD: Tensor) -> None:
         before_BLD, after_BLD = hidden_BLD.float(), output_BLD.float()
         norms_BL = before_BLD.norm(dim=-1) * after_BLD.norm(dim=-1)
         cosine_BL = (before_BLD * after_BLD).sum(-1) / norms_BL.clamp_min(1e-30)
-        batch_total = cosine_BL.double().sum()
-        self.total = batch_total if self.total is None else self.total + batch_total
-        self.tokens += cosine_BL.numel()
+        self.total_and_tokens[0] += cosine_BL.double().sum()
+        self.total_and_tokens[1] += cosine_BL.numel()
 
     def score(self) -> Tensor:
-        assert self.total is not None, "a layer is scored after at least one batch"
-        return (1 - self.total / self.tokens).float()
+        return (1 - self.total_and_tokens[0] / self.total_and_tokens[1]).float()

@@ -23,6 +23,7 @@ from transformers import (
 from llmprune.anatomy.blueprint import Config, build_blueprint, find_layers, quiet_transformers
 from llmprune.errors import CheckpointError, ModelError
 from llmprune.model.gguf import cache_folder, converted_folder, gguf_location
+from llmprune.model.processes import count, local_device
 from llmprune.model.source import ModelSource
 from llmprune.model.walk import Decoder, Tensors
 from llmprune.texts import PACKAGE_SCHEME
@@ -54,8 +55,10 @@ def load_model(source: ModelSource) -> PreTrainedModel:
     """
     place = _place(source)
     device_map: Any = source.device_map
-    if device_map == "cpu" or (device_map == "auto" and not torch.cuda.is_available() and not source.max_memory):
-        device_map = None  # nothing to spread over
+    nothing_to_spread_over = device_map == "auto" and not torch.cuda.is_available() and not source.max_memory
+    each_process_has_its_device = count() > 1 and not isinstance(device_map, dict) and not source.max_memory
+    if device_map == "cpu" or nothing_to_spread_over or each_process_has_its_device:
+        device_map = None
     model, info = _from_pretrained(
         AutoModelForCausalLM,
         source,
@@ -100,7 +103,10 @@ def dense_decoder(model: PreTrainedModel) -> Decoder:
     _, layers = find_layers(model)
     skeleton = build_skeleton(model.config, model)
     devices = [_running_device(layer) for layer in layers]
-    return Decoder(skeleton, lambda index: tensors_of(layers[index]), lambda index: devices[index])
+    lie_elsewhere = any(parameter.device != devices[0] for parameter in layers.parameters())
+    return Decoder(
+        skeleton, lambda index: tensors_of(layers[index]), lambda index: devices[index], fetch_ahead=lie_elsewhere
+    )
 
 
 def build_skeleton(config: Config, model: PreTrainedModel) -> PreTrainedModel:
@@ -141,7 +147,7 @@ def _running_device(module: nn.Module) -> torch.device:
     """Where a module computes: its own GPU, or the first GPU for what is offloaded, or the CPU."""
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     if device.type in ("cpu", "meta"):
-        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        return local_device()
     return device
 
 

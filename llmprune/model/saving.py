@@ -32,13 +32,14 @@ class Export(Section):
 
 
 class CheckpointWriter:
-    """Writes the parts of a checkpoint into ``folder`` and joins them."""
+    """Writes the parts of a checkpoint into ``folder``/parts, and joins them into ``folder``/checkpoint.
+
+    The parts stay: joining them again gives the same files.
+    """
 
     def __init__(self, folder: Path, skeleton: PreTrainedModel, layers_path: str) -> None:
-        self.folder, self.skeleton, self.layers_path = folder, skeleton, layers_path
-        self.parts = folder / "parts"
-        shutil.rmtree(folder, ignore_errors=True)
-        self.parts.mkdir(parents=True)
+        self.skeleton, self.layers_path = skeleton, layers_path
+        self.parts, self.folder = folder / "parts", folder / "checkpoint"
 
     def write_rest(self, tensors: Tensors) -> None:
         """Write all that lies outside the layers. Tied tensors are written once."""
@@ -55,21 +56,23 @@ class CheckpointWriter:
 
         # in memory some families hold fused tensors that their files hold apart
         stored = revert_weight_conversion(self.skeleton, tensors)
-        with disk_errors(self.folder):
-            path = self.parts / f"{name}.safetensors"
+        path = self.parts / f"{name}.safetensors"
+        with disk_errors(self.parts):
+            self.parts.mkdir(parents=True, exist_ok=True)
             save_file({key: tensor.contiguous().cpu() for key, tensor in stored.items()}, path, {"format": "pt"})
             flush(path)
 
     def finish(self, max_shard_size: int, tokenizer: PreTrainedTokenizerBase | None) -> None:
         """Join the parts into shards of at most this size, add tokenizer and configs."""
+        shutil.rmtree(self.folder, ignore_errors=True)
         with disk_errors(self.folder):
+            self.folder.mkdir(parents=True)
             shards = list(self._join(max_shard_size))
             self._name_shards(shards)
             if tokenizer is not None:
                 tokenizer.save_pretrained(self.folder)
             if self.skeleton.generation_config is not None and self.skeleton.can_generate():
                 self.skeleton.generation_config.save_pretrained(self.folder)
-            self.parts.rmdir()
             config = self.skeleton.config
             config.architectures = [type(self.skeleton).__name__]
             config.save_pretrained(self.folder)
@@ -79,12 +82,11 @@ class CheckpointWriter:
             flush(self.folder)
 
     def _join(self, max_shard_size: int) -> Iterator[dict[str, int]]:
-        """Write shards as ``shard-i``; yields the bytes of every tensor of each. A part is dropped once it is in."""
+        """Write shards as ``shard-i``; yields the bytes of every tensor of each."""
         from safetensors import safe_open
         from safetensors.torch import save_file
 
         pending: Tensors = {}
-        done: list[Path] = []
         number = 0
         for path in [*sorted(self.parts.glob("rest*")), *sorted(self.parts.glob("layer-*"))]:
             with safe_open(path, framework="pt") as part:  # memory-mapped: joining needs no memory of its own
@@ -95,14 +97,9 @@ class CheckpointWriter:
                         save_file(pending, self.folder / f"shard-{number}", {"format": "pt"})
                         yield {key: value.nbytes for key, value in pending.items()}
                         pending = {}
-                        while done:
-                            done.pop().unlink()
                     pending[name] = tensor
-            done.append(path)
         save_file(pending, self.folder / f"shard-{number + 1}", {"format": "pt"})
         yield {key: value.nbytes for key, value in pending.items()}
-        for path in done:
-            path.unlink()
 
     def _name_shards(self, shards: list[dict[str, int]]) -> None:
         if len(shards) == 1:

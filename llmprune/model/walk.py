@@ -9,6 +9,7 @@ Shapes: N windows, B batch, L sequence length, D hidden size, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel
 
 from llmprune.anatomy.blueprint import find_layers
 from llmprune.errors import NumericalError
+from llmprune.model.streams import Streams, StreamStore
 from llmprune.model.taps import LayerCall, SharedValues, record_calls, run_tail
 
 Tensors = dict[str, Tensor]
@@ -35,26 +37,52 @@ class Decoder:
         skeleton: PreTrainedModel,
         fetch: Callable[[int], Tensors],
         device_of: Callable[[int], torch.device],
+        fetch_ahead: bool = False,
     ) -> None:
         self.skeleton = skeleton
         self.layers_path, self.layers = find_layers(skeleton)
         self.device_of = device_of
         self.returns_tuple: dict[type, bool] = {}
-        self.tensors = fetch
+        self._fetch = fetch
+        self._held: tuple[int, Tensors] | None = None
+        self._ahead: tuple[int, Future[Tensors]] | None = None
+        self._reader = ThreadPoolExecutor(1, "fetch") if fetch_ahead else None
 
     def __len__(self) -> int:
         return len(self.layers)
+
+    def tensors(self, index: int) -> Tensors:
+        """A layer's tensors on its device. The layer last asked for is held until another is, or ``forget``.
+
+        With ``fetch_ahead`` the next layer is brought in the background meanwhile.
+        """
+        if self._held is not None and self._held[0] == index:
+            return self._held[1]
+        self._held = None
+        ahead, self._ahead = self._ahead, None
+        tensors = ahead[1].result() if ahead and ahead[0] == index else self._bring(index)
+        self._held = (index, tensors)
+        if self._reader is not None and index + 1 < len(self):
+            self._ahead = (index + 1, self._reader.submit(self._bring, index + 1))
+        return tensors
+
+    def forget(self) -> None:
+        """Let the held layer go."""
+        self._held = None
+
+    def _bring(self, index: int) -> Tensors:
+        device = self.device_of(index)
+        return {name: tensor.to(device) for name, tensor in self._fetch(index).items()}
 
     @contextmanager
     def layer(self, index: int) -> Iterator[nn.Module]:
         """The layer with its weights on its device; they go when the visit ends."""
         layer = self.layers[index]
         device = self.device_of(index)
-        tensors = {name: tensor.to(device) for name, tensor in self.tensors(index).items()}
-        layer.load_state_dict(tensors, assign=True)
+        layer.load_state_dict(self.tensors(index), assign=True)
         layer.requires_grad_(False)
         for module in layer.modules():  # buffers that no checkpoint holds stay on the skeleton's device
-            for name, buffer in module.named_buffers(recurse=False):
+            for name, buffer in list(module.named_buffers(recurse=False)):
                 setattr(module, name, buffer.to(device))
         try:
             yield layer
@@ -76,10 +104,10 @@ class Walk:
     """
 
     @torch.no_grad()
-    def __init__(self, decoder: Decoder, windows_NL: Tensor, batch_size: int) -> None:
+    def __init__(self, decoder: Decoder, windows_NL: Tensor, batch_size: int, store: StreamStore | None = None) -> None:
         self.decoder = decoder
         self.batches: list[Tensor] = list(torch.split(windows_NL, batch_size))
-        self.streams: list[Tensor] = []
+        self.streams = Streams()
         self.calls: list[list[LayerCall]] = []
         shared = SharedValues()
         for ids_BL in self.batches:
@@ -91,6 +119,8 @@ class Walk:
                 self._run_layer,
                 decoder.returns_tuple,
             )
+            if not self.calls and store is not None:
+                self.streams = store.open(hidden_BLD, len(windows_NL))
             self.streams.append(hidden_BLD)
             self.calls.append(calls)
 
@@ -144,6 +174,16 @@ class Walk:
 def inputs_of(module: nn.Module, see: Callable[[Tensor], None]) -> Iterator[None]:
     """Call ``see`` with the input of every call of a module, while the context lasts."""
     handle = module.register_forward_pre_hook(lambda _, args: see(args[0]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def outputs_of(module: nn.Module, see: Callable[[Tensor], None]) -> Iterator[None]:
+    """Call ``see`` with the output of every call of a module, while the context lasts."""
+    handle = module.register_forward_hook(lambda _, __, output: see(output))
     try:
         yield
     finally:

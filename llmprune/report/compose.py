@@ -11,6 +11,7 @@ from torch import Tensor
 
 from llmprune.anatomy.value import Anatomy
 from llmprune.cut import Cut, kept_share
+from llmprune.model.processes import count
 from llmprune.report.value import LayerFigures, Provenance
 from llmprune.scores import Scores, unit_key
 
@@ -64,6 +65,7 @@ def provenance(
         seed=seed,
         trust_remote_code=trust_remote_code,
         device=device,
+        processes=count(),
         versions=versions(),
     )
 

@@ -51,7 +51,13 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        number=number, fixed=fixed, percent=percent, duration=duration, plural=plural, breakable=_breakable
+        number=number,
+        fixed=fixed,
+        percent=percent,
+        duration=duration,
+        plural=plural,
+        weight=weight,
+        breakable=_breakable,
     )
     environment.globals.update(swatch=swatch)
     return environment.get_template("page.html.j2")

@@ -99,6 +99,11 @@ class Step(Figures):
     name: str
     seconds: float  # of the work itself, also where it was done in an earlier run
     reused: bool  # its product was there already and still valid
+    tokens_per_second: float | None = None  # calibration tokens, where they went through the model
+    bytes_read: int | None = None  # from disk; what the page cache had does not count
+    peak_resident: int | None = None  # bytes of memory, mapped files included
+    peak_device: int | None = None  # bytes on the GPU
+    forward_ratio: float | None = None  # seconds / those of a plain forward pass, with --measure-forward
 
 
 class Provenance(Figures):
@@ -112,6 +117,7 @@ class Provenance(Figures):
     seed: int
     trust_remote_code: bool
     device: str
+    processes: int
     versions: dict[str, str]
 
 

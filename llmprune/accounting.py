@@ -1,0 +1,85 @@
+"""What a step cost: time, tokens, bytes read, peak memory.
+
+Peaks come from Linux's own accounting, reset when a step begins; elsewhere they are left out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from llmprune.model.processes import local_device, share_of
+from llmprune.report.value import Step
+
+FORWARD = "plain forward pass"
+
+_PROC = Path("/proc/self")
+
+
+@contextmanager
+def account(steps: list[Step], name: str, tokens: int | None = None) -> Iterator[None]:
+    """Append a Step for what happens in this context. ``tokens``: how many went through the model."""
+    _reset_peaks()
+    read, start = _bytes_read(), time.perf_counter()
+    yield
+    seconds = time.perf_counter() - start
+    after = _bytes_read()
+    steps.append(
+        Step(
+            name=name,
+            seconds=round(seconds, 3),
+            reused=False,
+            tokens_per_second=round(tokens / seconds, 1) if tokens else None,
+            bytes_read=after - read if read is not None and after is not None else None,
+            peak_resident=_peak_resident(),
+            peak_device=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+        )
+    )
+
+
+@torch.no_grad()
+def plain_forward(model: PreTrainedModel, windows_NL: Tensor, batch_size: int) -> None:
+    """The decoder's own forward over this process's windows, without the head: what a pass is compared with."""
+    for ids_BL in torch.split(share_of(windows_NL), batch_size):
+        model.base_model(input_ids=ids_BL.to(local_device()), use_cache=False)
+
+
+def compare_with_forward(steps: Sequence[Step]) -> tuple[Step, ...]:
+    """The steps, those that walk calibration tokens with their ratio to the forward pass, if it was measured."""
+    forward = next((step.seconds for step in steps if step.name == FORWARD), None)
+    return tuple(
+        step.model_copy(update={"forward_ratio": round(step.seconds / forward, 3)})
+        if forward and step.tokens_per_second
+        else step
+        for step in steps
+    )
+
+
+def _reset_peaks() -> None:
+    with suppress(OSError):
+        (_PROC / "clear_refs").write_text("5")  # resets VmHWM, see proc(5)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _peak_resident() -> int | None:
+    kilobytes = _field(_PROC / "status", "VmHWM:")
+    return kilobytes * 1024 if kilobytes is not None else None
+
+
+def _bytes_read() -> int | None:
+    return _field(_PROC / "io", "read_bytes:")
+
+
+def _field(path: Path, name: str) -> int | None:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith(name)), None)

@@ -1,0 +1,79 @@
+"""The state of pass 2 after each layer, so that a killed run continues with the next one.
+
+Beside the finished layers' files lie both streams as they left the last finished
+layer, in two places by turns, and ``progress.json``, which is renamed into place
+after everything that it speaks of. Whatever the instant of a kill, it names a
+state that is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from llmprune.files import write_text
+from llmprune.model.processes import all_agree, count, from_first, is_first, rank
+from llmprune.model.streams import Streams
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """Relative error of the hidden states after a kept layer (and its gap), before and after its refit."""
+
+    layer: int
+    error_cut: float
+    error_refit: float | None
+
+
+class Snapshots:
+    """Pass 2's state in ``folder``, valid for one fingerprint and one number of processes."""
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        self.folder = folder
+        # Streams are not forced to disk at every layer: after a crash of the machine they are not trusted.
+        boot = _BOOT_ID.read_text().strip() if _BOOT_ID.is_file() else ""
+        self.scales: dict[str, float | None] = {}  # of pass 2, by class of layer: measured once in a run
+        self._key = {"fingerprint": fingerprint, "processes": count(), "boot": boot}
+
+    def records(self) -> list[LayerRecord]:
+        """What is done already; empties the folder where that is nothing or not of this run. The same everywhere."""
+        records, self.scales = from_first(self._read() if is_first() else ([], {}))
+        if not all_agree(all(path.is_file() for path in self._streams(len(records))) if records else True):
+            records, self.scales = [], {}
+        if not records:
+            if is_first():
+                shutil.rmtree(self.folder, ignore_errors=True)
+            all_agree(True)
+            self.folder.mkdir(parents=True, exist_ok=True)
+        return records
+
+    def restore(self, done: int, target: Streams, stream: Streams) -> None:
+        """Put both streams where they were after so many layers."""
+        for streams, path in zip((target, stream), self._streams(done), strict=True):
+            streams.load(path)
+
+    def keep(self, records: list[LayerRecord], target: Streams, stream: Streams) -> None:
+        """Note that one more layer is done, whose tensors are written already."""
+        for streams, path in zip((target, stream), self._streams(len(records)), strict=True):
+            streams.save(path)
+        all_agree(True)
+        if is_first():
+            text = self._key | {"records": [asdict(record) for record in records], "scales": self.scales}
+            write_text(self.folder / "progress.json", json.dumps(text) + "\n")
+
+    def _streams(self, done: int) -> tuple[Path, Path]:
+        name = f"{rank()}-{done % 2}.safetensors"
+        return self.folder / f"dense-{name}", self.folder / f"pruned-{name}"
+
+    def _read(self) -> tuple[list[LayerRecord], dict[str, float | None]]:
+        try:
+            text = json.loads((self.folder / "progress.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return [], {}
+        if any(text.get(key) != value for key, value in self._key.items()):
+            return [], {}
+        return [LayerRecord(**record) for record in text["records"]], text["scales"]
