@@ -33,11 +33,22 @@ class Cut:
     neurons: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        valid = sorted(set(self.layers)) == list(self.layers) and self.layers
+        indices = all(type(index) is int for index in self.layers)
+        valid = indices and sorted(set(self.layers)) == list(self.layers) and self.layers
         if not valid or self.layers[0] < 0 or self.layers[-1] >= self.num_layers:
             raise RecipeError(
                 f"a cut keeps at least one of layers 0 to {self.num_layers - 1}, each once and in order; "
                 f"this one keeps {list(self.layers)}"
+            )
+
+    def require_fits(self, num_layers: int, width: int | None) -> None:
+        """Raise RecipeError unless this cut is of a model and to a width like these: it may be edited by hand."""
+        if self.num_layers != num_layers:
+            raise RecipeError(f"cut.json is for {self.num_layers} layers and the model has {num_layers}; delete it")
+        if self.width != width or any(len(keep_K) != width for keep_K in self.neurons.values()):
+            raise RecipeError(
+                f"cut.json says mlp_width {self.width} and the recipe keeps {width} neurons: "
+                "which neurons stay is not edited there; change width in the recipe"
             )
 
     @property

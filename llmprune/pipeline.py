@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llmprune.accounting import FORWARD, account, compare_with_forward, plain_forward
+from llmprune.calibration import fingerprint_tokens
 from llmprune.cut import Cut, choose_layers, choose_neurons
-from llmprune.errors import GateNotMet, RecipeError
+from llmprune.errors import GateNotMet
 from llmprune.evaluation.harness import check_tasks, fetch_tasks
 from llmprune.evaluation.measure import Measured, measure
 from llmprune.evaluation.retention import judge, mean_retention
@@ -95,6 +96,7 @@ def _run(recipe: Recipe, plan: Plan, bench: Workbench, folder: RunFolder, measur
     folder.start()
     folder.write("recipe.yaml", recipe.text)
     folder.write("plan.json", plan.model_dump_json(indent=1) + "\n")
+    bench.read_texts()
     warnings = list(plan.notes)
     if measure_forward:
         plain_forward(bench.model, bench.windows[: count()], 1)  # the first run brings weights from disk
@@ -145,8 +147,7 @@ def _choose(
 
     origin = fingerprint(file_fingerprint(folder.path / "scores.safetensors"), plan.keep_width, chosen.layers)
     cut = folder.produce("cut", origin, "cut.json", Cut.load, make)
-    if cut.num_layers != chosen.num_layers:
-        raise RecipeError(f"cut.json is for {cut.num_layers} layers, the model has {chosen.num_layers}; delete it")
+    cut.require_fits(chosen.num_layers, chosen.width)
     if cut.layers != chosen.layers:
         warnings.append(
             f"cut.json was edited: it removes layers {list(cut.removed)}, the scores chose {list(chosen.removed)}"
@@ -228,7 +229,7 @@ def _measure(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: Cut) -> M
             cut_only = cut_decoder(bench.dense, bench.model, bench.anatomy, cut)
         decoders = (bench.dense, cut_only, dense_decoder(pruned))
         with account(folder.steps, "evaluation"):
-            measured = measure(recipe.evaluation, bench.model, pruned, decoders, bench.tokenizer)
+            measured = measure(recipe.evaluation, bench.model, pruned, decoders, bench.tokenizer, bench.held_out)
         folder.write(path.name, measured.model_dump_json(indent=1) + "\n")
         return measured
 
@@ -238,7 +239,12 @@ def _measure(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: Cut) -> M
     asked = recipe.evaluation.model_copy(update={"gate": None})
     if not (asked.perplexity or asked.tasks or asked.speed):
         return Measured(perplexity=None, tasks=(), speed=None)
-    origin = fingerprint(file_fingerprint(folder.path / "pruning.json"), asked.model_dump_json())
+    origin = fingerprint(
+        bench.identity,
+        file_fingerprint(folder.path / "pruning.json"),
+        asked.model_dump_json(),
+        fingerprint_tokens(bench.held_out) if bench.held_out is not None else None,
+    )
     return folder.produce("evaluation", origin, "evaluation.json", load, make)
 
 

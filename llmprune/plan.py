@@ -16,6 +16,7 @@ from llmprune.anatomy.proof import prove_twins
 from llmprune.anatomy.value import Anatomy
 from llmprune.cut import round_width, width_step
 from llmprune.errors import RecipeError
+from llmprune.evaluation.speed import require_positions
 from llmprune.model.loading import load_config
 from llmprune.recipe import Depth, Recipe, Width
 from llmprune.report.value import Figures, Size
@@ -68,6 +69,8 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
     keep = _planned_layers(recipe.depth, anatomy)
     width = _planned_width(recipe.width, anatomy, notes)
     _require_something_to_judge(recipe)
+    if recipe.evaluation.speed:
+        require_positions(recipe.evaluation.speed, config)
     dtype = _dtype(recipe, config)
     dense = build_blueprint(config, dtype, trust)
     pruned = build_blueprint(cut_config(config, anatomy, keep, width), dtype, trust)
@@ -124,7 +127,7 @@ def _planned_layers(depth: Depth | None, anatomy: Anatomy) -> tuple[int, ...]:
             raise RecipeError(
                 f"depth.keep: the model has {count} layers, {depth.keep} cannot be kept; keep at most {count}"
             )
-        removed = set(_spread(count, number, anatomy.one_of))
+        removed = set(_spread(count, number, anatomy.one_of)) if number < count else set(range(number))
     if len(removed) >= count:
         raise RecipeError(
             f"depth.{'layers' if depth.layers else 'remove'}: the model has {count} layers and "
@@ -137,7 +140,7 @@ def _spread(count: int, number: int, one_of: tuple[int, ...]) -> list[int]:
     """Some ``number`` of layers, from the middle outwards, the first of ``one_of`` left out."""
     free = [index for index in range(count) if index not in one_of[:1]]
     outwards = sorted(free, key=lambda index: abs(index - count // 2))
-    return outwards[:number] if number <= len(free) else list(range(count))
+    return outwards[:number]
 
 
 def _planned_width(width: Width | None, anatomy: Anatomy, notes: list[str]) -> int | None:

@@ -62,6 +62,21 @@ class Workbench:
         self.require_fitting(windows_NL)
         return windows_NL
 
+    @cached_property
+    def held_out(self) -> Tensor | None:
+        """Tokens for perplexity int64 [N, L]; None where the recipe asks for none."""
+        settings = self.recipe.evaluation.perplexity
+        if settings is None:
+            return None
+        windows_NL = load_windows(settings, self.tokenizer, settings.shape())
+        self.require_fitting(windows_NL)
+        return windows_NL
+
+    def read_texts(self) -> None:
+        """Read all text that the run needs, before the expensive work finds it missing."""
+        assert self.windows is not None
+        assert self.held_out is None or len(self.held_out)
+
     def require_fitting(self, windows_NL: Tensor) -> None:
         """Raise CalibrationError for token ids that have no embedding, and for windows beyond the model's positions."""
         text = text_config(self.config)

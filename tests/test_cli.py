@@ -171,8 +171,8 @@ def test_edited_cut_is_replayed(room: Path, tmp_path: Path) -> None:
         ({"keep_layers": []}, "at least one of layers 0 to 3"),
         ({"keep_layers": [0, 9]}, "layers 0 to 3"),
         ({"neurons": "elsewhere.safetensors"}, "elsewhere.safetensors"),
-        pytest.param({"mlp_width": 32}, "mlp_width", marks=pytest.mark.xfail(strict=True, reason="a shape mismatch")),
-        pytest.param({"keep_layers": [0, 1.5]}, "1.5", marks=pytest.mark.xfail(strict=True, reason="a TypeError")),
+        pytest.param({"mlp_width": 32}, "mlp_width"),
+        pytest.param({"keep_layers": [0, 1.5]}, "1.5"),
     ],
 )
 def test_cut_edited_wrongly(room: Path, tmp_path: Path, changes: dict[str, Any], said: str) -> None:
@@ -186,7 +186,6 @@ def test_cut_edited_wrongly(room: Path, tmp_path: Path, changes: dict[str, Any],
     assert states(folder / "model") == before
 
 
-@pytest.mark.xfail(strict=True, reason="the evaluation's fingerprint knows neither the model nor the text")
 @pytest.mark.parametrize("changed", ["model", "text"])
 def test_evaluation_follows_what_it_measures(room: Path, tmp_path: Path, changed: str) -> None:
     """Another base model, or another held-out text under the same name, is evaluated anew, also without any cut."""

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,9 +21,6 @@ from safetensors.torch import load_file, save_file
 from small import TASKS, Outcome, command, save_model, states, verify_here, write_recipe, write_text
 
 from llmprune.testing import tiny_config, tiny_model
-
-# What is known to be missing; the mark goes when the code does it.
-later: Any = partial(pytest.mark.xfail, strict=True)
 
 UP_PROJECTION = "model.layers.3.mlp.up_proj.weight"
 
@@ -146,7 +142,7 @@ def without_tokenizer(folder: Path) -> None:
         (with_config(num_attention_heads=5, head_dim=None), ["config", "not a multiple of the number of attention"]),
         (with_config(quantization_config={"quant_method": "gptq", "bits": 4}), ["quantized (gptq)", "prune the orig"]),
         (with_config(auto_map={"AutoConfig": "a.B"}, model_type="own"), ["own Python code", "trust_remote_code"]),
-        pytest.param(with_config(hidden_act="nonsense"), ["'nonsense'"], marks=later(reason="a KeyError")),
+        pytest.param(with_config(hidden_act="nonsense"), ["'nonsense'"]),
         (lambda folder: (folder / "config.json").write_text("{"), ["config", "not a valid JSON"]),
         (lambda folder: (folder / "config.json").unlink(), ["no config.json", "folder of a Hugging Face checkpoint"]),
         (without_tokenizer, ["has no tokenizer", "beside config.json"]),
@@ -239,9 +235,7 @@ def test_not_a_number_behind_the_layers(room: Path, tmp_path: Path) -> None:
     ("sections", "said"),
     [
         ({"depth": {"remove": 4}}, ["depth.remove", "4 layers", "at most 3"]),
-        pytest.param(
-            {"depth": {"remove": 99}}, ["depth.remove", "4 layers", "99", "at most 3"], marks=later(reason="99")
-        ),
+        pytest.param({"depth": {"remove": 99}}, ["depth.remove", "4 layers", "99", "at most 3"]),
         ({"depth": {"keep": 0}}, ["depth.keep: must be above 0, not 0"]),
         ({"depth": {"keep": 5}}, ["depth.keep", "4 layers", "at most 4"]),
         ({"depth": {"layers": [2, 4]}}, ["depth.layers", "layers 0 to 3", "[4]"]),
@@ -286,7 +280,6 @@ def test_calibration_that_does_not_serve(
     assert not (tmp_path / "out" / "model").exists()
 
 
-@later(reason="held-out text is read after the pruning")
 @pytest.mark.usefixtures("no_passes")
 @pytest.mark.parametrize(
     ("evaluation", "said"),

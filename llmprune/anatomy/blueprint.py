@@ -42,10 +42,11 @@ def build_blueprint(
     try:
         with quiet_transformers(), init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **options)
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError, RuntimeError) as error:
         if "Unrecognized configuration class" not in str(error):
             raise ModelError(
-                f"a model of type {config.model_type!r} cannot be built from its config: {error}"
+                f"a model of type {config.model_type!r} cannot be built from its config "
+                f"({type(error).__name__}: {error}); correct its config.json"
             ) from error
         raise ModelError(
             f"a model of type {config.model_type!r} is not a causal decoder (transformers has no "

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llmprune.calibration import TokenWindows, load_windows
+from llmprune.calibration import TokenWindows
 from llmprune.evaluation.harness import run_tasks
 from llmprune.evaluation.perplexity import perplexity
 from llmprune.evaluation.retention import compare
@@ -28,11 +29,12 @@ def measure(
     pruned: PreTrainedModel,
     decoders: tuple[Decoder, Decoder | None, Decoder],
     tokenizer: PreTrainedTokenizerBase | None,
+    held_out_NL: Tensor | None,
 ) -> Measured:
     """Measure what the recipe asks for. ``decoders``: dense, the cut without refit or None, pruned."""
     figures = None
-    if settings.perplexity is not None:
-        figures = _measure_perplexity(settings.perplexity, decoders, tokenizer)
+    if settings.perplexity is not None and held_out_NL is not None:
+        figures = _measure_perplexity(settings.perplexity, decoders, held_out_NL)
     tasks: tuple[TaskFigures, ...] = ()
     if settings.tasks:
         assert tokenizer is not None, "tasks need a tokenizer"
@@ -44,11 +46,10 @@ def measure(
 def _measure_perplexity(
     settings: Perplexity,
     decoders: tuple[Decoder, Decoder | None, Decoder],
-    tokenizer: PreTrainedTokenizerBase | None,
+    held_out_NL: Tensor,
 ) -> PerplexityFigures:
-    windows_NL = load_windows(settings, tokenizer, settings.shape())
     dense, cut, pruned = (
-        perplexity(decoder, windows_NL, settings.batch_size, name) if decoder else None
+        perplexity(decoder, held_out_NL, settings.batch_size, name) if decoder else None
         for name, decoder in zip(("dense", "cut", "pruned"), decoders, strict=True)
     )
     assert dense is not None, "dense and pruned are always measured"
@@ -57,7 +58,7 @@ def _measure_perplexity(
         dense=dense,
         cut=cut,
         pruned=pruned,
-        tokens=windows_NL[:, 1:].numel(),
+        tokens=held_out_NL[:, 1:].numel(),
         source=describe_source(settings),
     )
 

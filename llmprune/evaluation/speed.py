@@ -16,7 +16,17 @@ from llmprune.report.value import SpeedFigures
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+def require_positions(settings: Speed, config: PretrainedConfig) -> None:
+    """Raise RecipeError where prompt and new tokens are more than the model has positions."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions and settings.prompt_tokens + settings.new_tokens > positions:
+        raise RecipeError(
+            f"evaluation.speed: prompt_tokens {settings.prompt_tokens} + new_tokens {settings.new_tokens} "
+            f"exceed the model's {positions} positions; shorten one of them"
+        )
 
 
 def compare_speed(dense: PreTrainedModel, pruned: PreTrainedModel, settings: Speed) -> SpeedFigures:
@@ -27,15 +37,9 @@ def compare_speed(dense: PreTrainedModel, pruned: PreTrainedModel, settings: Spe
     import torch
 
     models = (dense, pruned)
-    vocabulary, positions = (
-        min(getattr(model.config.get_text_config(), field, None) or 2**31 for model in models)
-        for field in ("vocab_size", "max_position_embeddings")
-    )
-    if settings.prompt_tokens + settings.new_tokens > positions:
-        raise RecipeError(
-            f"evaluation.speed: prompt_tokens {settings.prompt_tokens} + new_tokens {settings.new_tokens} "
-            f"exceed the model's {positions} positions; shorten one of them"
-        )
+    for model in models:
+        require_positions(settings, model.config)
+    vocabulary = min(model.config.get_text_config().vocab_size for model in models)
     shape = (settings.batch_size, settings.prompt_tokens)
     prompts_BL = torch.randint(vocabulary, shape, generator=torch.Generator().manual_seed(0))
     for model in models:
