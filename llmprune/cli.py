@@ -122,7 +122,7 @@ def run(
 
 @app.command("eval")
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Hub id or folder.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id or folder.")],
     tasks: Annotated[str, typer.Option(help="lm-eval tasks, separated by commas.")],
     against: Annotated[str | None, typer.Option(help="Base model to compare with, sample by sample.")] = None,
     include_path: Annotated[
@@ -148,7 +148,10 @@ def evaluate(
 
 @app.command()
 def anatomy(
-    model: Annotated[str, typer.Argument(help="Hub id, folder (config.json suffices) or package://MODULE/FILE.gguf.")],
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="Hub id, folder (config.json suffices) or package://MODULE/FILE.gguf."),
+    ],
     as_json: Json = False,
 ) -> None:
     """Show what can be pruned in a model, and why not the rest."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llmprune.errors import OutputError, RecipeError
+from llmprune.errors import EvaluationError, OutputError, RecipeError
 from llmprune.evaluation.harness import TaskResults, check_tasks, fetch_tasks, run_tasks
 from llmprune.evaluation.retention import compare, mean_retention
 from llmprune.evaluation.section import Evaluation
@@ -33,14 +35,16 @@ def evaluate_models(
     quiet_libraries()
     if output is not None and output.exists() and not output.is_dir():
         raise OutputError(f"the output {output} is a file; give a folder")
-    _check_tasks(settings)
+    with _as_options():
+        check_tasks(settings)
     sources = [source for source in (model, against) if source is not None]
     for source in sources:
         load_config(source)
         load_tokenizer(source)
     if output is not None:
         _make_folder(output)
-    fetch_tasks(settings)
+    with _as_options():
+        fetch_tasks(settings)
     results, *others = [run_tasks(load_model(source), load_tokenizer(source), settings) for source in sources]
     found: dict[str, Any] = {
         "model": model.id,
@@ -66,12 +70,14 @@ def evaluate_models(
         console.print(Text(f"written to {output / 'evaluation.json'}"), soft_wrap=True)
 
 
-def _check_tasks(settings: Evaluation) -> None:
+@contextmanager
+def _as_options() -> Iterator[None]:
+    """Errors about tasks, with a recipe's keys as the options that they are here."""
     try:
-        check_tasks(settings)
-    except RecipeError as error:  # here its keys are options
-        said = "\n".join(error.problems).replace("evaluation.tasks", "--tasks")
-        raise RecipeError(said.replace("evaluation.include_path", "--include-path").split("\n")) from None
+        yield
+    except (RecipeError, EvaluationError) as error:
+        said = str(error).replace("evaluation.tasks", "--tasks").replace("evaluation.include_path", "--include-path")
+        raise type(error)(said) from error
 
 
 def _make_folder(output: Path) -> None:
@@ -103,5 +109,5 @@ def _table_of_two(figures: tuple[TaskFigures, ...], retention: float | None) -> 
 def _table(*heads: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for number, head in enumerate(heads):
-        table.add_column(head, justify="left" if number < 2 else "right")
+        table.add_column(head, justify="left" if number < 2 else "right", overflow="fold")
     return table

@@ -39,8 +39,11 @@ class Refit(Section):
         return NormalEquations(self.ridge)
 
 
+_BLOCKS = 4  # of columns: XᵀX is symmetric, and 10 of its 16 blocks are computed
+
+
 class NormalEquations:
-    """Sums XᵀX [F, F] and XᵀE [F, D] over tokens, in float32."""
+    """Sums XᵀX [F, F], its upper triangle at least, and XᵀE [F, D] over tokens, in float32."""
 
     def __init__(self, ridge: float) -> None:
         self.ridge = ridge
@@ -50,12 +53,15 @@ class NormalEquations:
     def update(self, input_TF: Tensor, error_TD: Tensor) -> None:
         """Take in the inputs of the projection and the error its output should make good."""
         input_TF, error_TD = input_TF.float(), error_TD.float()
+        width = input_TF.shape[1]
         if self.gram_FF is None or self.moment_FD is None:
-            self.gram_FF = input_TF.T @ input_TF
-            self.moment_FD = input_TF.T @ error_TD
-        else:
-            self.gram_FF.addmm_(input_TF.T, input_TF)
-            self.moment_FD.addmm_(input_TF.T, error_TD)
+            self.gram_FF = input_TF.new_zeros(width, width)
+            self.moment_FD = input_TF.new_zeros(width, error_TD.shape[1])
+        step = -(-width // _BLOCKS)
+        for start in range(0, width, step):
+            rows = slice(start, start + step)
+            self.gram_FF[rows, start:].addmm_(input_TF[:, rows].T, input_TF[:, start:])
+        self.moment_FD.addmm_(input_TF.T, error_TD)
 
     def sums(self) -> list[Tensor]:
         """XᵀX and XᵀE themselves, for several processes to add up."""
@@ -69,8 +75,8 @@ class NormalEquations:
         assert self.moment_FD is not None
         gram_FF, moment_FD = self.gram_FF.double(), self.moment_FD.double()
         gram_FF.diagonal().add_(self.ridge * gram_FF.diagonal().mean())
-        factor_FF, failed = torch.linalg.cholesky_ex(gram_FF)
-        delta_FD = torch.cholesky_solve(moment_FD, factor_FF)
+        factor_FF, failed = torch.linalg.cholesky_ex(gram_FF, upper=True)  # reads the upper triangle
+        delta_FD = torch.cholesky_solve(moment_FD, factor_FF, upper=True)
         if int(failed) or not torch.isfinite(delta_FD).all():
             raise NumericalError(
                 f"the refit has no stable solution: {gram_FF.shape[0]} inputs and too few or too similar "
