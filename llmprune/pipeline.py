@@ -77,7 +77,7 @@ def run(
         fetch_tasks(recipe.evaluation)
         require_space(Path(output), 2 * plan.disk + 2 * plan.memory.streams)
         logger.info("walking in %d process%s on %s", count(), "" if count() == 1 else "es", local_device())
-    folder = RunFolder.open(Path(output), fresh)
+    folder = RunFolder.open(Path(output), fresh, recipe.model.id)
     try:
         report = _run(recipe, plan, Workbench(recipe, anatomy), folder, measure_forward)
     finally:

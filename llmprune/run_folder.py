@@ -43,15 +43,17 @@ class RunFolder:
         self._journal = self._read_journal()
 
     @classmethod
-    def open(cls, path: Path, fresh: bool = False) -> RunFolder:
+    def open(cls, path: Path, fresh: bool = False, model: str | None = None) -> RunFolder:
         """Make or continue a run folder; ``fresh`` throws earlier products away.
 
-        Raises OutputError where the path is a file, holds something else, or is in use.
+        Raises OutputError where the path is a file, holds something else, is in use, or where its
+        result would replace ``model``, the model that the run reads.
         """
         if not is_first():
             return cls(path, None)
         try:
             _refuse_foreign(path)
+            _refuse_own_result(path, model)
             path.mkdir(parents=True, exist_ok=True)
             lock = _lock(path)
             try:
@@ -165,6 +167,11 @@ def _refuse_foreign(path: Path) -> None:
         raise OutputError(
             f"the output folder {path} is not empty and is no llmprune run; give a new or an empty folder"
         )
+
+
+def _refuse_own_result(path: Path, model: str | None) -> None:
+    if model is not None and Path(model).expanduser().resolve() == (path / "model").resolve():
+        raise OutputError(f"the run reads {model} and would replace it with its own result; choose another --output")
 
 
 def _lock(path: Path) -> IO[str]:

@@ -349,6 +349,20 @@ def test_output_that_cannot_be_used(room: Path, tmp_path: Path) -> None:
     assert_refused(command("run", tmp_path / "recipe.yaml", "--output", long), 2, "cannot be used", "File name too")
 
 
+def test_output_that_holds_the_model(room: Path, tmp_path: Path, finished: Path) -> None:
+    """A run that would replace the model it reads is refused, and so is starting it afresh."""
+    model = states(finished / "model")
+    assert_refused(
+        run(room, tmp_path, finished / "model", depth={"remove": 1}, width=None),
+        2,
+        "would replace it",
+        "another --output",
+    )
+    again = command("run", tmp_path / "recipe.yaml", "--output", finished, "--fresh")
+    assert_refused(again, 2, "would replace it")
+    assert states(finished / "model") == model
+
+
 def test_output_in_use(room: Path, tmp_path: Path) -> None:
     """A folder that another run holds is refused, and free again when that run ends."""
     from llmprune.run_folder import RunFolder

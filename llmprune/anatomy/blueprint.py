@@ -12,6 +12,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from llmprune.errors import ModelError
 
@@ -40,7 +41,7 @@ def build_blueprint(
     config = copy.deepcopy(config)
     options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     try:
-        with quiet_transformers(), init_empty_weights(include_buffers=False):
+        with quiet_transformers(), init_empty_weights(include_buffers=False), no_init_weights():
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **options)
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError, RuntimeError) as error:
         if "Unrecognized configuration class" not in str(error):

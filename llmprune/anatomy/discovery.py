@@ -17,7 +17,7 @@ from llmprune.anatomy.proof import matching_layout, one_of_layers, prove_twins
 from llmprune.anatomy.value import Anatomy, Layout, MlpUnit, TensorCut
 from llmprune.errors import ModelError
 
-_PROOF_WIDTH = 64  # neurons of the narrowed module that is permuted
+_PROOF_WIDTHS = (64, 32)  # neurons of the narrowed module that is permuted: another than it has
 _WIDTH_WORDS = ("inner", "intermediate", "ffn", "mlp")
 
 
@@ -106,7 +106,7 @@ def _first_proven(
             reasons.append(narrowed)
             continue
         field, narrow_layer = narrowed
-        layout = matching_layout(narrow_layer, unit, _PROOF_WIDTH)
+        layout = matching_layout(narrow_layer, unit, _proof_width(unit))
         if layout is None:
             reasons.append(f"{unit.path or 'the layer'}: its output changes when its neurons are permuted")
             continue
@@ -127,7 +127,7 @@ def _find_width_field(
     names = [name for name, value in text.to_dict().items() if _may_set_width(name, value, unit.width)]
     for name in names:
         try:
-            config = edit_config(model.config, range(text.num_hidden_layers), {name: _PROOF_WIDTH})
+            config = edit_config(model.config, range(text.num_hidden_layers), {name: _proof_width(unit)})
             narrow = build_blueprint(config, trust_remote_code=trust_remote_code)
         except Exception:  # any other field of that value may break the model: not the width
             continue
@@ -141,6 +141,10 @@ def _find_width_field(
         f"{unit.path or 'the layer'}: {unit.width} neurons, but no config field sets this width alone, "
         "so a narrower model would not reload"
     )
+
+
+def _proof_width(unit: MlpUnit) -> int:
+    return next(width for width in _PROOF_WIDTHS if width != unit.width)
 
 
 def _may_set_width(name: str, value: object, width: int) -> bool:
