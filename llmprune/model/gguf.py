@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import os
+import sys
 import tempfile
+from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,8 +83,11 @@ def _read(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     location = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    # the bar of the conversion has no other switch
+    unseen = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
     try:
-        model = AutoModelForCausalLM.from_pretrained(**location, dtype=torch.float32, trust_remote_code=False)
+        with unseen:
+            model = AutoModelForCausalLM.from_pretrained(**location, dtype=torch.float32, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(**location, trust_remote_code=False)
     except ImportError as error:
         raise ModelError(f"{path.name} needs a package: pip install 'llmprune[demo]' ({error})") from error

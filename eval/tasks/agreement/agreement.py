@@ -67,7 +67,8 @@ def documents(**_settings: Any) -> dict[str, Dataset]:
 def _document(index: int) -> dict[str, Any]:
     """One of the combinations; ``index`` counts number, answer, number of the other nouns, template, subject."""
     plural, answer, between, rest = index % 2, index // 2 % 2, index // 4 % 2, index // 8
-    template, subject = rest % len(TEMPLATES), rest * 3 % len(SUBJECTS)
+    template = rest % len(TEMPLATES)
+    subject = (rest // len(TEMPLATES) * 2 + template) % len(SUBJECTS)
     step = subject + 3 * template + 5 * answer
     text = TEMPLATES[template].format(
         subject=SUBJECTS[subject][plural],
