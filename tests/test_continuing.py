@@ -1,0 +1,81 @@
+"""Pass 2 stopped and continued, and streams on file: the result is the same to the bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmprune.anatomy.discovery import discover
+from llmprune.cut import Cut
+from llmprune.model.loading import dense_decoder
+from llmprune.model.streams import MappedStreams, Streams, StreamStore
+from llmprune.model.walk import Tensors
+from llmprune.prune import Pruning
+from llmprune.refit import Refit
+from llmprune.snapshots import Snapshots
+from llmprune.surgery import cut_decoder
+from llmprune.testing import VOCABULARY, tiny_model
+
+WINDOWS = torch.randint(3, VOCABULARY, (5, 16), generator=torch.Generator().manual_seed(0))
+
+
+class _Stopped(Exception):
+    pass
+
+
+def _prune(
+    family: str, snapshots: Snapshots | None = None, store: StreamStore | None = None, stop_at: int | None = None
+) -> tuple[dict[int, Tensors], torch.Tensor]:
+    """The layers that this run wrote, and the logits that it ended with."""
+    model = tiny_model(family, num_hidden_layers=6)
+    anatomy = discover(model.config)
+    dense = dense_decoder(model)
+    neurons = {f"{index}.{anatomy.units[index][0].path}": torch.arange(0, 64) for index in range(6)}
+    cut = Cut(6, (0, 1, 3, 5), 64, neurons)
+    written: dict[int, Tensors] = {}
+
+    def write(index: int, tensors: Tensors) -> None:
+        if index == stop_at:
+            raise _Stopped
+        written[index] = {name: tensor.clone() for name, tensor in tensors.items()}
+
+    pruning = Pruning(dense, cut_decoder(dense, model, anatomy, cut), anatomy, cut, Refit(), write)
+    _, walk = pruning.run(WINDOWS, 2, snapshots, store)
+    return written, walk.logits(0)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "granite"])
+@pytest.mark.parametrize("stop_at", [0, 1, 3])
+def test_continued_equals_uninterrupted(family: str, stop_at: int, tmp_path: Path) -> None:
+    """After a stop only the unfinished layers are done, and together they are those of one whole run."""
+    whole, whole_logits = _prune(family)
+    with pytest.raises(_Stopped):
+        _prune(family, Snapshots(tmp_path, "same"), stop_at=stop_at)
+    rest, logits = _prune(family, Snapshots(tmp_path, "same"))
+    assert sorted(rest) == list(range(stop_at, 4))
+    assert torch.equal(logits, whole_logits)
+    for index, tensors in rest.items():
+        assert all(torch.equal(tensor, whole[index][name]) for name, tensor in tensors.items())
+
+
+def test_state_of_another_run_is_not_used(tmp_path: Path) -> None:
+    """Another fingerprint starts pass 2 over."""
+    with pytest.raises(_Stopped):
+        _prune("llama", Snapshots(tmp_path, "one"), stop_at=2)
+    written, _ = _prune("llama", Snapshots(tmp_path, "another"))
+    assert sorted(written) == [0, 1, 2, 3]
+
+
+def test_streams_on_file_equal_streams_in_memory(tmp_path: Path) -> None:
+    """More hidden states than the limit go to a file, which leaves nothing behind and changes nothing."""
+    store = StreamStore(limit=0, folder=tmp_path)
+    assert isinstance(store.open(torch.zeros(2, 3, 4), 5), MappedStreams)
+    assert type(StreamStore(limit=10**6).open(torch.zeros(2, 3, 4), 5)) is Streams
+    in_memory, logits = _prune("llama")
+    on_file, same_logits = _prune("llama", store=store)
+    assert torch.equal(logits, same_logits)
+    for index, tensors in in_memory.items():
+        assert all(torch.equal(tensor, on_file[index][name]) for name, tensor in tensors.items())
+    assert list(tmp_path.iterdir()) == []
