@@ -15,7 +15,7 @@ from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.proof import prove_twins
 from llmprune.anatomy.value import Anatomy
 from llmprune.cut import round_width, width_step
-from llmprune.errors import RecipeError
+from llmprune.errors import ModelError, RecipeError
 from llmprune.evaluation.speed import require_positions
 from llmprune.model.loading import load_config
 from llmprune.recipe import Depth, Recipe, Width
@@ -63,6 +63,7 @@ def make_plan(recipe: Recipe) -> Plan:
 def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
     """The plan, and the anatomy that it found on the way."""
     config = load_config(recipe.model)
+    _refuse_quantized(recipe.model.id, config)
     trust = recipe.model.trust_remote_code
     anatomy = discover(config, trust)
     notes: list[str] = []
@@ -98,6 +99,16 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
         notes=tuple(notes),
     )
     return plan, anatomy
+
+
+def _refuse_quantized(model: str, config: Config) -> None:
+    stored = getattr(config, "quantization_config", None)
+    if stored:
+        method = stored.get("quant_method", "") if isinstance(stored, dict) else ""
+        raise ModelError(
+            f"the weights of {model} are quantized ({method or 'by a method that is not named'}), "
+            "so they cannot be cut and refit; prune the original in float32, bfloat16 or float16"
+        )
 
 
 def measure_size(model: PreTrainedModel, mlp_width: int | None) -> Size:

@@ -27,18 +27,11 @@ logger = logging.getLogger(__name__)
 
 
 class Workbench:
-    """The dense model and the calibration windows of one recipe. Raises ModelError for a quantized model."""
+    """The dense model and the calibration windows of one recipe."""
 
     def __init__(self, recipe: Recipe, anatomy: Anatomy) -> None:
         self.recipe = recipe
         self.anatomy = anatomy
-        stored = getattr(self.config, "quantization_config", None)
-        if stored:
-            method = stored.get("quant_method", "") if isinstance(stored, dict) else ""
-            raise ModelError(
-                f"the weights of {recipe.model.id} are quantized ({method or 'by a method that is not named'}), "
-                "so they cannot be cut and refit; prune the original in float32, bfloat16 or float16"
-            )
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
