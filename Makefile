@@ -34,7 +34,7 @@ $(READY): pyproject.toml constraints.txt
 
 # Names and versions only, of everything that the tests ran with.
 constraints: $(READY)
-	$(BIN)/uv pip freeze --quiet --python $(BIN)/python --exclude-editable | grep -v ' @ ' > constraints.txt
+	$(BIN)/uv pip freeze --quiet --python $(BIN)/python --exclude-editable | grep -v -e ' @ ' -e '^uv==' > constraints.txt
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

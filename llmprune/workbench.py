@@ -65,10 +65,9 @@ class Workbench:
         self.require_fitting(windows_NL)
         return windows_NL
 
-    def read_texts(self) -> None:
+    def read_texts(self) -> tuple[Tensor, Tensor | None]:
         """Read all text that the run needs, before the expensive work finds it missing."""
-        assert self.windows is not None
-        assert self.held_out is None or len(self.held_out)
+        return self.windows, self.held_out
 
     def require_fitting(self, windows_NL: Tensor) -> None:
         """Raise CalibrationError for token ids that have no embedding, and for windows beyond the model's positions."""

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -87,7 +88,7 @@ def verify(
     )
 
 
-def _ask_worker(checkpoint: Path, probe: Probe, trust_remote_code: bool) -> dict:  # type: ignore[type-arg]
+def _ask_worker(checkpoint: Path, probe: Probe, trust_remote_code: bool) -> dict[str, Any]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "probe.safetensors"
@@ -101,6 +102,6 @@ def _ask_worker(checkpoint: Path, probe: Probe, trust_remote_code: bool) -> dict
         raise VerificationError(
             f"plain transformers cannot load the saved model in {checkpoint}: {last[0]} (exit code {done.returncode})"
         )
-    found: dict = json.loads(done.stdout.strip().splitlines()[-1])  # type: ignore[type-arg]
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     assert not found["llmprune_imported"], "the fresh process knows nothing of llmprune"
     return found
