@@ -128,9 +128,25 @@ def load_windows(
         _pack(source, tokenizer, count, length, windows.seed)
         for source, count in zip(sources, _share(samples, sources), strict=True)
     ]
-    windows_NL = torch.cat(parts)
-    order_N = torch.randperm(len(windows_NL), generator=torch.Generator().manual_seed(windows.seed))
-    return windows_NL[order_N]
+    return torch.cat(parts)[_order(samples, windows.seed)]
+
+
+def sources_of_windows(windows: TokenWindows, default_shape: tuple[int, int]) -> Tensor | None:
+    """Which of its sources each of ``load_windows``' windows is from, int64 [N]; None for ready tokens."""
+    import torch
+
+    sources = windows.text_sources()
+    if not sources:
+        return None
+    samples = windows.samples or default_shape[0]
+    counts = torch.tensor(_share(samples, sources))
+    return torch.arange(len(sources)).repeat_interleave(counts)[_order(samples, windows.seed)]
+
+
+def _order(samples: int, seed: int) -> Tensor:
+    import torch
+
+    return torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
 
 
 def fingerprint_tokens(windows_NL: Tensor) -> str:

@@ -1,10 +1,10 @@
-"""The decision as a value: which layers and which neurons stay.
+"""The decision as a value: which layers, neurons and experts stay.
 
 Pure functions choose it from scores and targets. It is saved as readable JSON,
-with the long lists of neuron indices in safetensors beside it; edited by hand
+with the long lists of indices in safetensors beside it; edited by hand
 and run again, it is replayed.
 
-Shapes: N layers, F neurons of a unit, K neurons kept.
+Shapes: N layers, F neurons of a unit, E experts, K neurons kept.
 """
 
 from __future__ import annotations
@@ -20,17 +20,22 @@ from torch import Tensor
 
 from llmprune.errors import RecipeError
 from llmprune.files import write_beside, write_text
-from llmprune.scores import Scores
 
 
 @dataclass(frozen=True)
 class Cut:
-    """``layers``: indices kept, ascending; ``neurons``: indices kept, int64 [K], by ``unit_key``."""
+    """``layers``: indices kept, ascending. ``widths``: neurons kept, by config field, of what is narrowed.
+
+    By ``unit_key``: ``neurons``, indices kept, int64 [K], for each expert its own [E, K];
+    ``experts``, indices kept, int64 [num_experts].
+    """
 
     num_layers: int
     layers: tuple[int, ...]
-    width: int | None
+    widths: dict[str, int] = field(default_factory=dict)
     neurons: dict[str, Tensor] = field(default_factory=dict)
+    num_experts: int | None = None
+    experts: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         indices = all(type(index) is int for index in self.layers)
@@ -41,14 +46,17 @@ class Cut:
                 f"this one keeps {list(self.layers)}"
             )
 
-    def require_fits(self, num_layers: int, width: int | None) -> None:
-        """Raise RecipeError unless this cut is of a model and to a width like these: it may be edited by hand."""
-        if self.num_layers != num_layers:
-            raise RecipeError(f"cut.json is for {self.num_layers} layers and the model has {num_layers}; delete it")
-        if self.width != width or any(len(keep_K) != width for keep_K in self.neurons.values()):
+    def require_like(self, chosen: Cut) -> None:
+        """Raise RecipeError unless this cut, which may be edited by hand, has the sizes of the chosen one."""
+        if self.num_layers != chosen.num_layers:
             raise RecipeError(
-                f"cut.json says mlp_width {self.width} and the recipe keeps {width} neurons: "
-                "which neurons stay is not edited there; change width in the recipe"
+                f"cut.json is for {self.num_layers} layers and the model has {chosen.num_layers}; delete it"
+            )
+        if (self.widths, self.num_experts) != (chosen.widths, chosen.num_experts) or _shapes(self) != _shapes(chosen):
+            raise RecipeError(
+                f"cut.json says widths {self.widths} and num_experts {self.num_experts}, and the recipe keeps "
+                f"{chosen.widths} and {chosen.num_experts}: which neurons and experts stay is not edited there; "
+                "change width and experts in the recipe"
             )
 
     @property
@@ -59,20 +67,23 @@ class Cut:
     @property
     def is_empty(self) -> bool:
         """Whether nothing is cut at all."""
-        return not self.removed and not self.neurons
+        return not self.removed and not self.neurons and not self.experts
 
     def save(self, path: Path) -> None:
-        """Write ``cut.json`` and, where neurons are cut, ``cut.safetensors`` beside it."""
+        """Write ``cut.json`` and, where neurons or experts are cut, ``cut.safetensors`` beside it."""
         listed = path.with_suffix(".safetensors")
+        indices = {f"neurons.{key}": keep for key, keep in self.neurons.items()}
+        indices |= {f"experts.{key}": keep for key, keep in self.experts.items()}
         text = {
             "num_layers": self.num_layers,
             "keep_layers": list(self.layers),
             "remove_layers": list(self.removed),
-            "mlp_width": self.width,
-            "neurons": listed.name if self.neurons else None,
+            "widths": self.widths,
+            "num_experts": self.num_experts,
+            "indices": listed.name if indices else None,
         }
-        if self.neurons:
-            write_beside(listed, lambda beside: save_file(self.neurons, beside))
+        if indices:
+            write_beside(listed, lambda beside: save_file(indices, beside))
         write_text(path, json.dumps(text, indent=1) + "\n")
 
     @classmethod
@@ -80,12 +91,21 @@ class Cut:
         """Read what ``save`` wrote, or what a person made of it: ``keep_layers`` counts."""
         try:
             text = json.loads(path.read_text(encoding="utf-8"))
-            neurons = load_file(path.with_name(text["neurons"])) if text["neurons"] else {}
-            return cls(int(text["num_layers"]), tuple(text["keep_layers"]), text["mlp_width"], neurons)
+            indices = load_file(path.with_name(text["indices"])) if text["indices"] else {}
+            kinds = [
+                {name.removeprefix(kind): keep for name, keep in indices.items() if name.startswith(kind)}
+                for kind in ("neurons.", "experts.")
+            ]
+            layers = tuple(text["keep_layers"])
+            return cls(int(text["num_layers"]), layers, dict(text["widths"]), kinds[0], text["num_experts"], kinds[1])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RecipeError(
                 f"{path} is no cut that can be read ({type(error).__name__}: {error}); delete it to choose anew"
             ) from error
+
+
+def _shapes(cut: Cut) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(keep.shape) for kept in (cut.neurons, cut.experts) for key, keep in kept.items()}
 
 
 def choose_layers(scores_N: Tensor, keep: int, one_of: Sequence[int] = ()) -> tuple[int, ...]:
@@ -100,9 +120,9 @@ def choose_layers(scores_N: Tensor, keep: int, one_of: Sequence[int] = ()) -> tu
     return tuple(sorted(kept))
 
 
-def choose_neurons(scores: Scores, keep: int) -> dict[str, Tensor]:
-    """The ``keep`` neurons with the highest scores of every unit, ascending."""
-    return {key: scores_F.topk(keep).indices.sort().values.cpu() for key, scores_F in scores.neurons.items()}
+def choose_highest(scores: Tensor, keep: int) -> Tensor:
+    """Indices of the ``keep`` highest scores along the last dimension, ascending: of neurons [F] or [E, F], experts."""
+    return scores.topk(keep).indices.sort().values.cpu()
 
 
 def round_width(wanted: float, width: int, multiple: int | None = None) -> int:
@@ -119,10 +139,10 @@ def width_step(width: int) -> int:
     return min(width & -width, 128)
 
 
-def kept_share(scores_F: Tensor, keep_K: Tensor) -> float:
-    """Share of the score mass that the kept neurons hold."""
-    total = scores_F.double().sum()
-    return float(scores_F.double()[keep_K].sum() / total) if total > 0 else 1.0
+def kept_share(scores: Tensor, keep: Tensor) -> float:
+    """Share of the score mass that the kept neurons hold: [F] and [K], or [E, F] and [E, K]."""
+    total = scores.double().sum()
+    return float(scores.double().gather(-1, keep).sum() / total) if total > 0 else 1.0
 
 
 def gap_after(layers: Sequence[int], position: int, num_layers: int) -> range:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from llmprune.accounting import FORWARD, account, compare_with_forward, plain_forward
 from llmprune.calibration import fingerprint_tokens
-from llmprune.cut import Cut, choose_layers, choose_neurons
+from llmprune.cut import Cut
 from llmprune.errors import GateNotMet
 from llmprune.evaluation.harness import check_tasks, fetch_tasks
 from llmprune.evaluation.measure import Measured, measure
@@ -25,7 +25,7 @@ from llmprune.plan import Plan, measure_size, plan_with_anatomy
 from llmprune.progress import quiet_libraries
 from llmprune.prune import Pruning
 from llmprune.recipe import Recipe
-from llmprune.report.compose import layer_figures, now, provenance
+from llmprune.report.compose import layer_figures, now, provenance, unrouted
 from llmprune.report.page import render_page
 from llmprune.report.value import Report, Size, VerificationFigures
 from llmprune.run_folder import RunFolder, file_fingerprint, fingerprint
@@ -33,6 +33,7 @@ from llmprune.scores import Scores
 from llmprune.scoring import score
 from llmprune.snapshots import LayerRecord, Snapshots
 from llmprune.surgery import cut_decoder
+from llmprune.targets import choose_cut
 from llmprune.workbench import Workbench
 
 logger = logging.getLogger(__name__)
@@ -103,6 +104,8 @@ def _run(recipe: Recipe, plan: Plan, bench: Workbench, folder: RunFolder, measur
         with account(folder.steps, FORWARD, bench.windows.numel()):
             plain_forward(bench.model, bench.windows, recipe.calibration.batch_size)
     scores = _score(recipe, bench, folder)
+    if scores is not None:
+        warnings += unrouted(scores)
     cut = _choose(recipe, plan, bench, folder, scores, warnings)
     pruned = _prune(recipe, bench, folder, cut)
     measured = _measure(recipe, bench, folder, cut)
@@ -116,18 +119,20 @@ def _score(recipe: Recipe, bench: Workbench, folder: RunFolder) -> Scores | None
     """Pass 1, unless the recipe names the layers and leaves the widths."""
     depth = recipe.depth.criterion if recipe.depth and recipe.depth.layers is None else None
     width = recipe.width.criterion if recipe.width else None
-    if depth is None and width is None:
+    experts = recipe.experts.criterion if recipe.experts else None
+    if depth is None and width is None and experts is None:
         return None
 
     def make(path: Path) -> Scores:
         decoder, windows_NL, batch_size = bench.dense, bench.windows, recipe.calibration.batch_size
         with account(folder.steps, "pass 1", windows_NL.numel()):
-            made = score(decoder, bench.anatomy, windows_NL, batch_size, depth, width, bench.store(folder.path))
+            store = bench.store(folder.path)
+            made = score(decoder, bench.anatomy, windows_NL, batch_size, depth, width, experts, store)
         if is_first():
             write_beside(path, made.save)
         return made
 
-    origin = fingerprint(bench.identity, bench.windows_fingerprint, depth, width)
+    origin = fingerprint(bench.identity, bench.windows_fingerprint, depth, width, experts)
     return folder.produce("scores", origin, "scores.safetensors", Scores.load, make, together=True)
 
 
@@ -139,33 +144,23 @@ def _choose(
     scores: Scores | None,
     warnings: list[str],
 ) -> Cut:
-    chosen = _chosen_cut(plan, scores, bench)
+    wanted = (plan.removed_layers, plan.keep_layers, plan.keep_widths, plan.keep_experts)
+    chosen = choose_cut(bench.anatomy, scores, *wanted)
 
     def make(path: Path) -> Cut:
         chosen.save(path)
         return chosen
 
-    origin = fingerprint(file_fingerprint(folder.path / "scores.safetensors"), plan.keep_width, chosen.layers)
+    origin = fingerprint(
+        file_fingerprint(folder.path / "scores.safetensors"), chosen.widths, chosen.num_experts, chosen.layers
+    )
     cut = folder.produce("cut", origin, "cut.json", Cut.load, make)
-    cut.require_fits(chosen.num_layers, chosen.width)
+    cut.require_like(chosen)
     if cut.layers != chosen.layers:
         warnings.append(
             f"cut.json was edited: it removes layers {list(cut.removed)}, the scores chose {list(chosen.removed)}"
         )
     return cut
-
-
-def _chosen_cut(plan: Plan, scores: Scores | None, bench: Workbench) -> Cut:
-    count = bench.anatomy.num_layers
-    if plan.removed_layers is not None:
-        layers = tuple(index for index in range(count) if index not in plan.removed_layers)
-    else:
-        assert scores is not None, "layers are scored where the recipe does not name them"
-        assert scores.layers is not None
-        layers = choose_layers(scores.layers, plan.keep_layers, bench.anatomy.one_of)
-    narrower = plan.keep_width is not None and plan.keep_width != bench.anatomy.width
-    neurons = choose_neurons(scores, plan.keep_width) if narrower and scores and plan.keep_width else {}
-    return Cut(count, layers, plan.keep_width, neurons)
 
 
 def _prune(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: Cut) -> Pruned:
@@ -192,12 +187,14 @@ def _prune(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: Cut) -> Pru
 
 def _write_checkpoint(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: Cut, snapshots: Snapshots) -> Pruned:
     pruned = cut_decoder(bench.dense, bench.model, bench.anatomy, cut)
-    size = measure_size(pruned.skeleton, cut.width)
+    dense = bench.anatomy.experts.count if bench.anatomy.experts else None
+    size = measure_size(pruned.skeleton, bench.anatomy.widths | cut.widths, cut.num_experts or dense)
     writer = CheckpointWriter(snapshots.folder, pruned.skeleton, pruned.layers_path)
     pruning = Pruning(bench.dense, pruned, bench.anatomy, cut, recipe.refit, writer.write_layer)
     with account(folder.steps, "pass 2", bench.windows.numel()):
         batch_size = recipe.calibration.batch_size
-        records, walk = pruning.run(bench.windows, batch_size, snapshots, bench.store(folder.path))
+        store = bench.store(folder.path)
+        records, walk = pruning.run(bench.windows, batch_size, snapshots, store, bench.sources)
     verified = None
     if is_first():
         probe = Probe.take(walk)

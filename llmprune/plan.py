@@ -12,15 +12,16 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llmprune.anatomy.blueprint import Config, build_blueprint, find_layers, quiet_transformers, text_config
 from llmprune.anatomy.discovery import discover
-from llmprune.anatomy.proof import prove_twins
+from llmprune.anatomy.proof import prove_twins, sizes_that_change
 from llmprune.anatomy.value import Anatomy
-from llmprune.cut import round_width, width_step
 from llmprune.errors import ModelError, RecipeError
 from llmprune.evaluation.speed import require_positions
 from llmprune.model.loading import load_config
-from llmprune.recipe import Depth, Recipe, Width
+from llmprune.recipe import Depth, Recipe
 from llmprune.report.value import Figures, Size
+from llmprune.report.wording import ranges
 from llmprune.surgery import cut_config
+from llmprune.targets import planned_experts, planned_layers, planned_widths
 
 
 class Memory(Figures):
@@ -48,7 +49,8 @@ class Plan(Figures):
     parameters_exact: bool  # False where layers differ in size and the scores decide which go
     removed_layers: tuple[int, ...] | None  # None where the scores decide
     keep_layers: int
-    keep_width: int | None
+    keep_widths: dict[str, int]  # by config field
+    keep_experts: int | None
     calibration: tuple[int, int]  # windows, tokens in each
     memory: Memory
     disk: int  # bytes of the result
@@ -67,34 +69,38 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
     trust = recipe.model.trust_remote_code
     anatomy = discover(config, trust)
     notes: list[str] = []
-    keep = _planned_layers(recipe.depth, anatomy)
-    width = _planned_width(recipe.width, anatomy, notes)
+    keep = planned_layers(recipe.depth, anatomy)
+    widths = planned_widths(recipe.width, anatomy, notes)
+    experts = planned_experts(recipe.experts, anatomy)
     _require_something_to_judge(recipe)
     if recipe.evaluation.speed:
         require_positions(recipe.evaluation.speed, config)
     dtype = _dtype(recipe, config)
     dense = build_blueprint(config, dtype, trust)
-    pruned = build_blueprint(cut_config(config, anatomy, keep, width), dtype, trust)
-    prove_twins(dense, pruned, keep, {anatomy.width: width} if anatomy.width and width else {})
+    pruned = build_blueprint(cut_config(config, anatomy, keep, widths, experts), dtype, trust)
+    prove_twins(dense, pruned, keep, sizes_that_change(anatomy, widths, experts))
     exact = _exact(recipe.depth, dense)
     if not exact:
         notes.append("layers differ in size: the sizes are those of a cut from the middle, until the scores are known")
-    if recipe.refit and not any(anatomy.units) and (recipe.depth or recipe.width):
-        notes.append(f"nothing can be refit in this model: {anatomy.width_refusal}")
+    if recipe.refit and (recipe.depth or recipe.width or recipe.experts):
+        notes += _not_refit(anatomy)
+    if text_config(config) is not config:
+        notes.append("only the text part is pruned, and scored on text: what images need of it is not measured")
     if trust:
         notes.append("the model's own Python code is run (model.trust_remote_code)")
     plan = Plan(
         model=recipe.model.id,
         model_type=config.model_type,
         dtype=str(dtype).removeprefix("torch."),
-        dense=measure_size(dense, anatomy.width),
-        pruned=measure_size(pruned, width),
+        dense=measure_size(dense, anatomy.widths, anatomy.experts.count if anatomy.experts else None),
+        pruned=measure_size(pruned, anatomy.widths | widths, experts),
         parameters_exact=exact,
         removed_layers=recipe.depth.layers if recipe.depth else (),
         keep_layers=len(keep),
-        keep_width=width,
+        keep_widths=widths,
+        keep_experts=experts,
         calibration=recipe.calibration.shape(),
-        memory=_memory(recipe, dense, pruned, anatomy, width),
+        memory=_memory(recipe, dense, pruned, anatomy, widths),
         disk=_bytes(pruned),
         notes=tuple(notes),
     )
@@ -111,71 +117,29 @@ def _refuse_quantized(model: str, config: Config) -> None:
         )
 
 
-def measure_size(model: PreTrainedModel, mlp_width: int | None) -> Size:
+def measure_size(model: PreTrainedModel, widths: dict[str, int], experts: int | None) -> Size:
     """Sizes of a model that may be without weights. Tied tensors count once."""
     return Size(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         bytes=_bytes(model),
         layers=len(find_layers(model)[1]),
-        mlp_width=mlp_width,
+        widths=widths,
+        experts=experts,
         kv_bytes_per_token=_cache_bytes_per_token(model),
     )
 
 
-def _planned_layers(depth: Depth | None, anatomy: Anatomy) -> tuple[int, ...]:
-    """Layers kept; where the scores will decide, as many of them, without the middle."""
-    count = anatomy.num_layers
-    if depth is None:
-        return tuple(range(count))
-    if depth.layers is not None:
-        outside = [index for index in depth.layers if index >= count]
-        if outside:
-            raise RecipeError(f"depth.layers: the model has layers 0 to {count - 1}, not {outside}; correct the list")
-        removed = set(depth.layers)
-    else:
-        number = depth.remove if depth.remove is not None else count - (depth.keep or 0)
-        if number < 0:
-            raise RecipeError(
-                f"depth.keep: the model has {count} layers, {depth.keep} cannot be kept; keep at most {count}"
-            )
-        removed = set(_spread(count, number, anatomy.one_of)) if number < count else set(range(number))
-    if len(removed) >= count:
-        raise RecipeError(
-            f"depth.{'layers' if depth.layers else 'remove'}: the model has {count} layers and "
-            f"{len(removed)} would go; at least one must stay: remove at most {count - 1}"
-        )
-    return tuple(index for index in range(count) if index not in removed)
-
-
-def _spread(count: int, number: int, one_of: tuple[int, ...]) -> list[int]:
-    """Some ``number`` of layers, from the middle outwards, the first of ``one_of`` left out."""
-    free = [index for index in range(count) if index not in one_of[:1]]
-    outwards = sorted(free, key=lambda index: abs(index - count // 2))
-    return outwards[:number]
-
-
-def _planned_width(width: Width | None, anatomy: Anatomy, notes: list[str]) -> int | None:
-    """Neurons kept in each layer's MLP, rounded to what hardware likes, with a note where that changes it."""
-    if width is None:
-        return anatomy.width
-    if anatomy.width is None:
-        raise RecipeError(
-            f"width: the MLPs of this model cannot be narrowed: {anatomy.width_refusal}; remove the section"
-        )
-    if width.neurons is not None and width.neurons > anatomy.width:
-        raise RecipeError(
-            f"width.neurons: {width.neurons} is more than the {anatomy.width} neurons that the MLPs have; "
-            "keep at most those"
-        )
-    wanted = width.neurons if width.neurons is not None else (width.mlp or 1.0) * anatomy.width
-    kept = round_width(wanted, anatomy.width)
-    if abs(kept - wanted) >= 1:
-        step = width_step(anatomy.width)
-        notes.append(
-            f"MLP width {wanted:g} is rounded to {kept}, a multiple of {step} "
-            f"({kept / anatomy.width:.1%} of {anatomy.width})"
-        )
-    return kept
+def _not_refit(anatomy: Anatomy) -> list[str]:
+    """What a refit leaves as it was cut, in words."""
+    stacked = sorted({unit.path for units in anatomy.units for unit in units if not unit.refit})
+    without = [index for index, units in enumerate(anatomy.units) if not any(unit.refit for unit in units)]
+    notes = [f"cut without refit, for not every token goes through them: {', '.join(stacked)}"] if stacked else []
+    if len(without) == anatomy.num_layers:
+        reason = anatomy.width_refusal or "no MLP is run on every token"
+        notes.append(f"nothing can be refit in this model: {reason}")
+    elif without:
+        notes.append(f"layers {ranges(without)} have nothing that can be refit")
+    return notes
 
 
 def _require_something_to_judge(recipe: Recipe) -> None:
@@ -227,11 +191,13 @@ def _cache_bytes(shapes: PreTrainedModel, length: int) -> int:
 
 
 def _memory(
-    recipe: Recipe, dense: PreTrainedModel, pruned: PreTrainedModel, anatomy: Anatomy, width: int | None
+    recipe: Recipe, dense: PreTrainedModel, pruned: PreTrainedModel, anatomy: Anatomy, widths: dict[str, int]
 ) -> Memory:
     samples, length = recipe.calibration.shape()
     hidden = text_config(dense.config).hidden_size
-    inputs = width if recipe.refit and width and any(anatomy.units) else 0
+    kept = anatomy.widths | widths
+    inputs = max((unit.times * kept[unit.field] for units in anatomy.units for unit in units if unit.refit), default=0)
+    inputs = inputs if recipe.refit else 0
     return Memory(
         weights=_bytes(dense),
         layer=_largest(find_layers(dense)[1]) + _largest(find_layers(pruned)[1]),

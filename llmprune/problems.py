@@ -37,6 +37,7 @@ _MUST_BE = {
     "union_tag_invalid": "{expected_tags}",
     "union_tag_not_found": "a mapping with {discriminator}",
 }
+_LIMITS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 _UNKNOWN_KEY = ("extra_forbidden", "invalid_key")
 
 
@@ -95,7 +96,8 @@ def _sentence(path: Path, problems: Sequence[Problem], schema: type[BaseModel]) 
         return f"{place}: {first['msg'].removeprefix('Value error, ')}{given}"
     if kind == "union_tag_invalid":
         value = first["ctx"]["tag"]
-    wishes = dict.fromkeys(_wish(problem) for problem in problems)  # the members of a union, each once
+    limits = [problem for problem in problems if problem["type"] in _LIMITS]  # say more than another type would
+    wishes = dict.fromkeys(_wish(problem) for problem in limits or problems)  # the members of a union, each once
     return f"{place}: must be {' or '.join(wishes)}, not {short(value)}{_quotes(problems, value)}{meaning}"
 
 

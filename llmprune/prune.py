@@ -19,11 +19,14 @@ from llmprune.anatomy.value import Anatomy, MlpUnit
 from llmprune.cut import Cut, gap_after
 from llmprune.model.loading import tensors_of
 from llmprune.model.processes import from_first, is_first, share_of, sum_over_processes
-from llmprune.model.streams import StreamStore
-from llmprune.model.walk import Decoder, Tensors, Walk, inputs_of, outputs_of
+from llmprune.model.streams import Streams, StreamStore
+from llmprune.model.walk import Decoder, Tensors, Walk, outputs_of, require_same_calls
+from llmprune.normal_equations import Repair
 from llmprune.progress import track
+from llmprune.readings import read_both, read_uncut
 from llmprune.refit import Refit
 from llmprune.residual import RelativeError, residual_scale
+from llmprune.scores import unit_key
 from llmprune.snapshots import LayerRecord, Snapshots
 
 
@@ -45,15 +48,25 @@ class Pruning:
 
     @torch.no_grad()
     def run(
-        self, windows_NL: Tensor, batch_size: int, snapshots: Snapshots | None = None, store: StreamStore | None = None
+        self,
+        windows_NL: Tensor,
+        batch_size: int,
+        snapshots: Snapshots | None = None,
+        store: StreamStore | None = None,
+        sources_N: Tensor | None = None,
     ) -> tuple[list[LayerRecord], Walk]:
         """Prune every kept layer; returns what was repaired, and the pruned stream after the last layer.
 
-        With snapshots, layers that an earlier run finished are not done again.
+        With snapshots, layers that an earlier run finished are not done again. ``sources_N`` says which source
+        each window is from.
         """
         mine_NL = share_of(windows_NL)
+        folds_N = folds_of(len(windows_NL), sources_N)
+        self._num_folds = int(folds_N.max()) + 1
+        self._folds = torch.split(share_of(folds_N), batch_size)
         target = Walk(self.dense, mine_NL, batch_size, store)
         stream = Walk(self.pruned, mine_NL, batch_size, store)
+        require_same_calls(target, stream, self.cut.layers)
         records = snapshots.records() if snapshots else []
         if snapshots:
             self._scales = snapshots.scales
@@ -70,21 +83,32 @@ class Pruning:
 
     def _prune_layer(self, new: int, target: Walk, stream: Walk) -> LayerRecord:
         old = self.cut.layers[new]
+        unit, gap = self._refit_unit(old), gap_after(self.cut.layers, new, self.cut.num_layers)
         wanted = self._pass_dense(target, old)
-        tensors = self.pruned.tensors(new)  # cut out of the dense layer while that is at hand
+        uncut = self.dense.tensors(old)
+        self.pruned.tensors(new)  # cut out of the dense layer while that is at hand, and held
         self.dense.forget()
-        for index in gap_after(self.cut.layers, new, self.cut.num_layers):
-            self._pass_dense(target, index)
         if self._is_untouched(new):
             for batch, hidden_BLD in enumerate(target.streams):
                 stream.advance(batch, hidden_BLD)
-            self._write(new, tensors)
+            self._write(new, self.pruned.tensors(new))
             return LayerRecord(old, 0.0, None)
+        reached = target.copy() if gap and unit else target.streams  # the dense stream before the gap
+        for index in gap:
+            self._pass_dense(target, index)
+        repair = None
+        if unit is not None:
+            repair, error_cut = self._solve(new, uncut, unit, target, reached, stream, wanted)
+        del uncut, reached, wanted
         with self.pruned.layer(new) as layer:
-            record = self._repair(new, layer, target, stream, wanted)
+            if repair is not None and unit is not None:
+                _apply(repair, layer, unit)
+            error = self._advance(new, layer, target, stream)
             self._write(new, tensors_of(layer))
         self.pruned.forget()
-        return record
+        if repair is None:
+            return LayerRecord(old, error, None)
+        return LayerRecord(old, error_cut, error, repair.ridge, repair.inherited, repair.held_out)
 
     def _write(self, new: int, tensors: Tensors) -> None:
         if is_first():
@@ -94,11 +118,15 @@ class Pruning:
         """Whether nothing is cut up to this layer and in the gap after it: then both streams are one."""
         first_gap = next((index for index in range(self.cut.num_layers) if index not in self.cut.layers), None)
         old = self.cut.layers[new]
-        narrowed = any(self._is_narrowed(index) for index in self.cut.layers[: new + 1])
+        narrowed = any(self._narrowed(index) for index in self.cut.layers[: new + 1])
         return not narrowed and (first_gap is None or first_gap > old + 1)
 
-    def _is_narrowed(self, layer: int) -> bool:
-        return bool(self.cut.neurons) and bool(self.anatomy.units[layer])
+    def _narrowed(self, layer: int) -> set[str]:
+        """Keys of the layer's units that lose neurons, and of its experts if some go."""
+        block = self.anatomy.blocks[layer]
+        keys = {unit_key(layer, unit.path) for unit in self.anatomy.units[layer]} & self.cut.neurons.keys()
+        experts = {unit_key(layer, block.path)} & self.cut.experts.keys() if block else set()
+        return keys | {f"experts of {key}" for key in experts}
 
     def _pass_dense(self, target: Walk, index: int) -> list[Tensor]:
         """Advance the dense stream; returns the outputs of the layer's projection where the refit needs them."""
@@ -113,33 +141,50 @@ class Pruning:
         return outputs
 
     def _refit_unit(self, layer: int) -> MlpUnit | None:
-        units = self.anatomy.units[layer]
-        return units[0] if units and self.refit else None
+        return next((unit for unit in self.anatomy.units[layer] if unit.refit), None) if self.refit else None
 
-    def _repair(self, new: int, layer: nn.Module, target: Walk, stream: Walk, wanted: list[Tensor]) -> LayerRecord:
-        """Refit the layer's output projection, if it has one, and advance the pruned stream."""
+    def _solve(
+        self,
+        new: int,
+        uncut: Tensors,
+        unit: MlpUnit,
+        target: Walk,
+        reached: Streams,
+        stream: Walk,
+        wanted: list[Tensor],
+    ) -> tuple[Repair, float]:
+        """The repair of the layer's output projection, and the relative error without it."""
+        assert self.refit is not None
         old = self.cut.layers[new]
-        unit = self._refit_unit(old)
-        if unit is None or self.refit is None:
-            return LayerRecord(old, self._advance(new, layer, target, stream), None)
-        output = layer.get_submodule(unit.output)
-        equations, error = self.refit.open(), RelativeError()
-        seen: list[Tensor] = []
-        written: list[Tensor] = []
-        with inputs_of(output, seen.append), outputs_of(output, written.append):
-            for batch, _, output_BLD in stream.outputs(new, layer):
-                missing_BLD = target.streams[batch].to(output_BLD.device) - output_BLD
-                error.update(missing_BLD, target.streams[batch])
-                if wanted:  # a norm follows the projection: match its own dense output instead
-                    missing_BLD = wanted[batch].to(output_BLD.device) - written.pop()
-                equations.update(seen.pop().flatten(0, -2), missing_BLD.flatten(0, -2))
-                written.clear()
+        key = unit_key(old, unit.path)
+        equations, error = self.refit.open(self._num_folds), RelativeError()
+        with self.dense.layer(old, uncut) as layer:
+            scale = self._scales[_kind(layer, unit)]
+            if scale is not None and self._narrowed(old) <= {key}:
+                readings = read_uncut(stream, new, layer, unit, self.cut.neurons.get(key), scale)
+            else:
+                readings = read_both(stream, new, layer, self.pruned, unit)
+            for reading in readings:
+                batch, device = reading.batch, reading.full_BLD.device
+                target_BLD, reached_BLD = target.streams[batch].to(device), reached[batch].to(device)
+                error.update(target_BLD - reading.cut_BLD, target_BLD)
+                if scale is not None:
+                    inherited_BLD = (reached_BLD - reading.full_BLD) / scale
+                    lost_BLD = (reading.full_BLD - reading.cut_BLD + target_BLD - reached_BLD) / scale
+                else:  # a norm follows the projection: match its own dense output instead
+                    assert reading.full_written_BLD is not None
+                    assert reading.cut_written_BLD is not None
+                    inherited_BLD = wanted[batch].to(device).view_as(target_BLD) - reading.full_written_BLD
+                    lost_BLD = reading.full_written_BLD - reading.cut_written_BLD
+                folds_B = self._folds[batch]
+                for fold in set(folds_B.tolist()):
+                    rows = (folds_B == fold).to(device)
+                    input_TF, lost_TD, inherited_TD = (
+                        part[rows].flatten(0, 1) for part in (reading.input_BLF, lost_BLD, inherited_BLD)
+                    )
+                    equations.update(input_TF, lost_TD, inherited_TD, fold)
         sum_over_processes([*equations.sums(), *error.sums()])
-        delta_DF = equations.solve() / (self._scales[type(layer).__name__] or 1.0)
-        weight = output.get_parameter("weight")
-        delta = delta_DF if unit.output_dim == 1 else delta_DF.T
-        weight.data = (weight.float() + delta).to(weight.dtype)
-        return LayerRecord(old, error.value(), self._advance(new, layer, target, stream))
+        return equations.solve(), error.value()
 
     def _advance(self, new: int, layer: nn.Module, target: Walk, stream: Walk) -> float:
         error = RelativeError()
@@ -152,9 +197,30 @@ class Pruning:
     def _scale(self, walk: Walk, index: int, layer: nn.Module, unit: MlpUnit) -> float | None:
         """How much of the projection's output reaches the hidden states: a factor, or None if not linearly.
 
-        Found by adding noise to the projection's output in one layer of each class.
+        Found by adding noise to the projection's output in one layer of each kind.
         """
-        kind = type(layer).__name__
+        kind = _kind(layer, unit)
         if kind not in self._scales:
             self._scales[kind] = from_first(residual_scale(walk, index, layer, layer.get_submodule(unit.output)))
         return self._scales[kind]
+
+
+def folds_of(windows: int, sources_N: Tensor | None) -> Tensor:
+    """Which windows are judged together on a solve without them, int64 [N]: those of one source, or two halves."""
+    if sources_N is not None and len(set(sources_N.tolist())) > 1:
+        return sources_N % _MOST_FOLDS
+    return torch.arange(windows) * 2 // max(windows, 2)
+
+
+_MOST_FOLDS = 4  # each takes a Gram matrix of memory
+
+
+def _apply(repair: Repair, layer: nn.Module, unit: MlpUnit) -> None:
+    if repair.delta_DF is not None:
+        weight = layer.get_submodule(unit.output).get_parameter("weight")
+        delta = repair.delta_DF if unit.tensors[-1].dim == 1 else repair.delta_DF.T
+        weight.data = (weight.float() + delta).to(weight.dtype)
+
+
+def _kind(layer: nn.Module, unit: MlpUnit) -> str:
+    return f"{type(layer).__name__}.{unit.output}"

@@ -18,7 +18,14 @@ import yaml
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 
 from llmprune.calibration import Calibration
-from llmprune.criteria import Activation, AnyDepthCriterion, AnyWidthCriterion, BlockInfluence
+from llmprune.criteria import (
+    Activation,
+    AnyDepthCriterion,
+    AnyExpertCriterion,
+    AnyWidthCriterion,
+    BlockInfluence,
+    Reap,
+)
 from llmprune.errors import RecipeError
 from llmprune.evaluation.section import Evaluation
 from llmprune.model.saving import Export
@@ -26,6 +33,8 @@ from llmprune.model.source import ModelSource
 from llmprune.problems import describe_problems, short
 from llmprune.refit import Refit
 from llmprune.schema import Section
+
+Positive = Annotated[int, Field(gt=0)]
 
 
 class Depth(Section):
@@ -52,12 +61,27 @@ class Width(Section):
     """How many MLP neurons stay in every layer: a fraction, or a number."""
 
     mlp: float | None = Field(None, gt=0, le=1, description="Fraction of the MLP neurons kept.")
-    neurons: int | None = Field(None, gt=0, description="Number of MLP neurons kept.")
+    neurons: Positive | dict[str, Positive] | None = Field(
+        None, description="Number of MLP neurons kept; of a model with several widths, by the config field of each."
+    )
     criterion: AnyWidthCriterion = Field(Activation(), description="How neurons are scored.")
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:
         _exactly_one(self, ("mlp", "neurons"))
+        return self
+
+
+class Experts(Section):
+    """How many experts of each mixture go."""
+
+    remove: int | None = Field(None, gt=0, description="Number of experts to remove from each mixture.")
+    keep: int | None = Field(None, gt=0, description="Number of experts to keep in each mixture.")
+    criterion: AnyExpertCriterion = Field(Reap(), description="How experts are scored.")
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        _exactly_one(self, ("remove", "keep"))
         return self
 
 
@@ -74,6 +98,7 @@ class Recipe(Section):
     calibration: Calibration = Field(description="The text that scores and repairs are measured on.")
     depth: Depth | None = Field(None, description="Layers to remove; left out: none.")
     width: Width | None = Field(None, description="MLP neurons to keep; left out: all.")
+    experts: Experts | None = Field(None, description="Experts to remove; left out: none.")
     refit: Annotated[Refit | None, BeforeValidator(_settings_or_false)] = Field(
         Refit(), description="Closed-form repair; false: none."
     )

@@ -22,11 +22,17 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """Relative error of the hidden states after a kept layer (and its gap), before and after its refit."""
+    """Relative error of the hidden states after a kept layer (and its gap), before and after its refit.
+
+    ``ridge``, ``inherited`` and ``held_out`` are those of its ``Repair``; no ridge: it was better left as it is.
+    """
 
     layer: int
     error_cut: float
     error_refit: float | None
+    ridge: float | None = None
+    inherited: float | None = None
+    held_out: float | None = None
 
 
 class Snapshots:

@@ -1,12 +1,15 @@
-"""Apply a cut: the pruned model's config, and each kept layer's tensors without their lost neurons."""
+"""Apply a cut: the pruned model's config, and each kept layer's tensors without their lost neurons and experts."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from transformers import PreTrainedModel
 
 from llmprune.anatomy.blueprint import Config
 from llmprune.anatomy.config_edits import edit_config
-from llmprune.anatomy.proof import prove_twins, select_neurons
+from llmprune.anatomy.proof import prove_twins, sizes_that_change
+from llmprune.anatomy.selection import select_neurons
 from llmprune.anatomy.value import Anatomy
 from llmprune.cut import Cut
 from llmprune.errors import ModelError
@@ -15,15 +18,22 @@ from llmprune.model.walk import Decoder, Tensors
 from llmprune.scores import unit_key
 
 
-def cut_config(config: Config, anatomy: Anatomy, layers: tuple[int, ...], width: int | None) -> Config:
+def cut_config(
+    config: Config, anatomy: Anatomy, layers: tuple[int, ...], widths: Mapping[str, int], num_experts: int | None = None
+) -> Config:
     """The config that a reload of the pruned model reads. Raises ModelError for what cannot be cut."""
     if len(layers) < anatomy.num_layers and anatomy.depth_refusal:
         raise ModelError(f"the depth of this model cannot be cut: {anatomy.depth_refusal}")
-    narrower = width is not None and width != anatomy.width
-    if narrower and anatomy.width_field is None:
-        raise ModelError(f"the MLP width of this model cannot be cut: {anatomy.width_refusal}")
-    widths = {anatomy.width_field: width} if narrower and anatomy.width_field and width else {}
-    return edit_config(config, layers, widths)
+    unknown = sorted(widths.keys() - anatomy.widths.keys())
+    if unknown:
+        raise ModelError(f"the width {unknown[0]} of this model cannot be cut; those that can: {anatomy.widths}")
+    fields = {field: kept for field, kept in widths.items() if kept != anatomy.widths[field]}
+    if num_experts is not None and not (anatomy.experts and anatomy.experts.count == num_experts):
+        if anatomy.experts is None or anatomy.experts.refusal:
+            reason = anatomy.experts.refusal if anatomy.experts else "it has no mixture of experts"
+            raise ModelError(f"experts of this model cannot be removed: {reason}")
+        fields[anatomy.experts.field] = num_experts
+    return edit_config(config, layers, fields)
 
 
 def cut_decoder(dense: Decoder, model: PreTrainedModel, anatomy: Anatomy, cut: Cut) -> Decoder:
@@ -31,9 +41,10 @@ def cut_decoder(dense: Decoder, model: PreTrainedModel, anatomy: Anatomy, cut: C
 
     Raises ModelError where a kept layer would change by moving.
     """
-    skeleton = build_skeleton(cut_config(model.config, anatomy, cut.layers, cut.width), model)
-    widths = {anatomy.width: cut.width} if anatomy.width and cut.width else {}
-    prove_twins(dense.skeleton, skeleton, cut.layers, widths)
+    config = cut_config(model.config, anatomy, cut.layers, cut.widths, cut.num_experts)
+    skeleton = build_skeleton(config, model)
+    changing = sizes_that_change(anatomy, cut.widths, cut.num_experts)
+    prove_twins(dense.skeleton, skeleton, cut.layers, changing)
     decoder = Decoder(
         skeleton,
         lambda new: cut_layer(dense.tensors(cut.layers[new]), anatomy, cut, cut.layers[new]),
@@ -44,11 +55,16 @@ def cut_decoder(dense: Decoder, model: PreTrainedModel, anatomy: Anatomy, cut: C
 
 
 def cut_layer(tensors: Tensors, anatomy: Anatomy, cut: Cut, layer: int) -> Tensors:
-    """A dense layer's tensors with only the kept neurons. Tensors without neurons are passed on as they are."""
+    """A dense layer's tensors with only the kept neurons and experts. Other tensors are passed on as they are."""
     kept = dict(tensors)
     for unit in anatomy.units[layer]:
-        keep_K = cut.neurons.get(unit_key(layer, unit.path))
-        if keep_K is not None:
+        keep = cut.neurons.get(unit_key(layer, unit.path))
+        if keep is not None:
             for tensor_cut in unit.tensors:
-                kept[tensor_cut.name] = select_neurons(kept[tensor_cut.name], tensor_cut, keep_K)
+                kept[tensor_cut.name] = select_neurons(kept[tensor_cut.name], tensor_cut, keep)
+    block = anatomy.blocks[layer]
+    keep_E = cut.experts.get(unit_key(layer, block.path)) if block else None
+    if block is not None and keep_E is not None:
+        for tensor_cut in block.tensors:
+            kept[tensor_cut.name] = select_neurons(kept[tensor_cut.name], tensor_cut, keep_E)
     return kept

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmprune.anatomy.blueprint import Config, text_config
 from llmprune.anatomy.value import Anatomy
-from llmprune.calibration import fingerprint_tokens, load_windows
+from llmprune.calibration import fingerprint_tokens, load_windows, sources_of_windows
 from llmprune.errors import CalibrationError, ModelError
 from llmprune.model.loading import dense_decoder, identity, load_config, load_model, load_tokenizer
 from llmprune.model.streams import StreamStore
@@ -54,6 +54,11 @@ class Workbench:
         windows_NL = load_windows(calibration, self.tokenizer, calibration.shape())
         self.require_fitting(windows_NL)
         return windows_NL
+
+    @property
+    def sources(self) -> Tensor | None:
+        """Which source each calibration window is from, int64 [N]; None for ready tokens."""
+        return sources_of_windows(self.recipe.calibration, self.recipe.calibration.shape())
 
     @cached_property
     def held_out(self) -> Tensor | None:

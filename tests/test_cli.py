@@ -170,8 +170,8 @@ def test_edited_cut_is_replayed(room: Path, tmp_path: Path) -> None:
     [
         ({"keep_layers": []}, "at least one of layers 0 to 3"),
         ({"keep_layers": [0, 9]}, "layers 0 to 3"),
-        ({"neurons": "elsewhere.safetensors"}, "elsewhere.safetensors"),
-        pytest.param({"mlp_width": 32}, "mlp_width"),
+        ({"indices": "elsewhere.safetensors"}, "elsewhere.safetensors"),
+        pytest.param({"widths": {"intermediate_size": 32}}, "intermediate_size"),
         pytest.param({"keep_layers": [0, 1.5]}, "1.5"),
     ],
 )
@@ -213,7 +213,7 @@ def test_set_overrides_the_recipe(room: Path, tmp_path: Path) -> None:
     """``--set`` changes keys, adds sections, and may be repeated."""
     arguments = ["--set", "depth.remove=1", "--set", "width=null", "--json"]
     plan = json.loads(command("plan", room / "recipe.yaml", *arguments).out)
-    assert (plan["keep_layers"], plan["pruned"]["mlp_width"]) == (LAYERS - 1, 96)
+    assert (plan["keep_layers"], plan["pruned"]["widths"]) == (LAYERS - 1, {"intermediate_size": 96})
 
 
 def test_default_output_folder(room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +253,8 @@ def test_plan_and_anatomy_need_only_a_config(room: Path, tmp_path: Path) -> None
     recipe = write_recipe(tmp_path / "recipe.yaml", tmp_path / "bare", room / "text.txt")
     assert json.loads(command("plan", recipe, "--json").out)["dense"]["layers"] == LAYERS
     found = json.loads(command("anatomy", tmp_path / "bare", "--json").out)
-    assert (found["num_layers"], found["width"], found["width_field"]) == (LAYERS, 96, "intermediate_size")
+    assert found["num_layers"] == LAYERS
+    assert found["groups"] == [{"field": "intermediate_size", "width": 96, "refusal": None}]
     assert {path.name for path in (tmp_path / "bare").iterdir()} == {"config.json"}
 
 
@@ -271,7 +272,7 @@ def test_anatomy_says_why_not(tmp_path: Path) -> None:
     assert "Width: cannot be cut: " in command("anatomy", tmp_path).out
     found = json.loads(command("anatomy", tmp_path, "--json").out)
     assert found["depth_refusal"] is None
-    assert "no config field sets this width" in found["width_refusal"]
+    assert "no config field sets the width of an MLP" in found["width_refusal"]
 
 
 def test_evaluation_alone_and_against_the_base(room: Path, tmp_path: Path) -> None:

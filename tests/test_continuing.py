@@ -33,7 +33,7 @@ def _prune(
     anatomy = discover(model.config)
     dense = dense_decoder(model)
     neurons = {f"{index}.{anatomy.units[index][0].path}": torch.arange(0, 64) for index in range(6)}
-    cut = Cut(6, (0, 1, 3, 5), 64, neurons)
+    cut = Cut(6, (0, 1, 3, 5), {"intermediate_size": 64}, neurons)
     written: dict[int, Tensors] = {}
 
     def write(index: int, tensors: Tensors) -> None:

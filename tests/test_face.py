@@ -19,8 +19,11 @@ PACKAGE = Path(llmprune.__file__).parent
 LADDER = (
     ("cli", "__main__", "reference"),
     ("pipeline", "comparison"),
-    ("workbench", "plan", "recipe", "problems", "run_folder", "accounting"),
-    ("scoring", "prune", "snapshots", "residual", "criteria", "refit", "surgery", "evaluation", "report"),
+    ("workbench", "plan", "targets", "recipe", "problems", "run_folder", "accounting"),
+    (
+        *("scoring", "prune", "readings", "normal_equations", "snapshots", "residual", "criteria", "refit", "surgery"),
+        *("evaluation", "report"),
+    ),
     ("model",),
     ("anatomy", "calibration", "texts", "cut", "scores", "progress", "testing"),
     ("files", "schema", "errors"),

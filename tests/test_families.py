@@ -15,9 +15,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmprune.anatomy.discovery import discover
+from llmprune.anatomy.selection import mask_neurons
 from llmprune.anatomy.value import Anatomy
 from llmprune.criteria import Activation, BlockInfluence
-from llmprune.cut import Cut, choose_layers, choose_neurons
+from llmprune.cut import Cut
 from llmprune.model.loading import dense_decoder, load_model, tensors_of
 from llmprune.model.saving import CheckpointWriter
 from llmprune.model.source import ModelSource
@@ -27,6 +28,7 @@ from llmprune.refit import Refit
 from llmprune.scores import unit_key
 from llmprune.scoring import score
 from llmprune.surgery import cut_decoder
+from llmprune.targets import choose_cut
 from llmprune.testing import VOCABULARY, tiny_model
 
 DEPTH_AND_WIDTH = [
@@ -56,7 +58,7 @@ DEPTH_AND_WIDTH = [
     "lfm2",
     "bamba",
 ]
-DEPTH_ONLY = [
+MIXTURES = [
     "mixtral",
     "qwen2_moe",
     "qwen3_moe",
@@ -67,11 +69,13 @@ DEPTH_ONLY = [
     "qwen3_next",
     "granitemoehybrid",
     "nemotron_h",
+]
+DEPTH_ONLY = [
     "mamba",
     "bloom",
     "mpt",
 ]
-KEPT_LAYERS, KEPT_WIDTH = 3, 64
+KEPT_LAYERS, KEPT_WIDTHS = 3, {96: 64, 48: 32, 64: 48, 256: 192}
 
 # Plain transformers in a process of its own: no llmprune. Reads folders, writes logits and generations beside them.
 RELOAD = """
@@ -114,10 +118,8 @@ def _prune(family: str, folder: Path) -> Case:
     ids_NL = torch.randint(3, VOCABULARY, (4, 24), generator=torch.Generator().manual_seed(0))
     dense = dense_decoder(model)
     scores = score(dense, anatomy, ids_NL, 4, BlockInfluence(), Activation())
-    assert scores.layers is not None
-    width = KEPT_WIDTH if anatomy.width else None
-    layers = choose_layers(scores.layers, KEPT_LAYERS, anatomy.one_of)
-    cut = Cut(len(dense), layers, width, choose_neurons(scores, width) if width else {})
+    widths = {field: KEPT_WIDTHS[width] for field, width in anatomy.widths.items()}
+    cut = choose_cut(anatomy, scores, None, KEPT_LAYERS, widths, None)
     pruned = cut_decoder(dense, model, anatomy, cut)
     writer = CheckpointWriter(folder, pruned.skeleton, pruned.layers_path)
     writer.write_rest(tensors_of(pruned.skeleton, skip=pruned.layers_path))
@@ -132,7 +134,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     """Every family pruned here, then all reloaded by one fresh process."""
     root = tmp_path_factory.mktemp("families")
     made = {}
-    for family in DEPTH_AND_WIDTH + DEPTH_ONLY:
+    for family in DEPTH_AND_WIDTH + MIXTURES + DEPTH_ONLY:
         (root / family).mkdir()
         made[family] = _prune(family, root / family)
     folders = [str(root / family) for family in made]
@@ -141,7 +143,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     return made
 
 
-@pytest.mark.parametrize("family", DEPTH_AND_WIDTH + DEPTH_ONLY)
+@pytest.mark.parametrize("family", DEPTH_AND_WIDTH + MIXTURES + DEPTH_ONLY)
 def test_reload_equals_memory(family: str, cases: dict[str, Case]) -> None:
     """Plain transformers gives the very logits that pass 2 ended with, and no key differs."""
     case = cases[family]
@@ -152,7 +154,7 @@ def test_reload_equals_memory(family: str, cases: dict[str, Case]) -> None:
     assert reloaded["cached"] == reloaded["uncached"]
 
 
-@pytest.mark.parametrize("family", DEPTH_AND_WIDTH)
+@pytest.mark.parametrize("family", DEPTH_AND_WIDTH + MIXTURES)
 def test_cut_equals_mask(family: str, cases: dict[str, Case]) -> None:
     """Neurons removed and neurons zeroed, layers removed and layers skipped, give the same logits."""
     case = cases[family]
@@ -164,29 +166,27 @@ def test_cut_equals_mask(family: str, cases: dict[str, Case]) -> None:
             removed.pass_through(new, layer)
         with dense.layer(old) as layer:
             for unit in case.anatomy.units[old]:
-                keep_K = case.cut.neurons[unit_key(old, unit.path)]
-                mask_F = torch.zeros(unit.width).index_fill_(0, keep_K, 1.0)
-                layer.get_submodule(unit.output).register_forward_pre_hook(
-                    lambda _, args, mask_F=mask_F: (args[0] * mask_F, *args[1:])
-                )
+                weight = layer.get_parameter(unit.tensors[-1].name)
+                weight.data = mask_neurons(weight.data, unit.tensors[-1], case.cut.neurons[unit_key(old, unit.path)])
             masked.pass_through(old, layer)
     torch.testing.assert_close(removed.logits(0), masked.logits(0), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", DEPTH_AND_WIDTH)
+@pytest.mark.parametrize("family", DEPTH_AND_WIDTH + MIXTURES)
 def test_width_is_proven(family: str, cases: dict[str, Case]) -> None:
-    """The width is found, and the saved config holds the new one in the field that was proven."""
+    """The widths are found, and the saved config holds the new ones in the fields that were proven."""
     case = cases[family]
     config = json.loads((case.folder / "checkpoint" / "config.json").read_text())
     assert case.anatomy.width_refusal is None
-    assert config[case.anatomy.width_field] == KEPT_WIDTH
+    assert case.anatomy.widths
+    assert {field: config[field] for field in case.anatomy.widths} == case.cut.widths
 
 
 @pytest.mark.parametrize("family", DEPTH_ONLY)
 def test_width_is_refused_with_a_reason(family: str, cases: dict[str, Case]) -> None:
     """Where no narrower model could be reloaded, the anatomy says why."""
     anatomy = cases[family].anatomy
-    assert anatomy.width is None
+    assert not anatomy.widths
     assert anatomy.width_refusal
 
 
@@ -196,7 +196,7 @@ def test_cutting_nothing_changes_nothing(family: str, tmp_path: Path) -> None:
     model = tiny_model(family)
     anatomy = discover(model.config)
     dense = dense_decoder(model)
-    cut = Cut(len(dense), tuple(range(len(dense))), anatomy.width)
+    cut = Cut(len(dense), tuple(range(len(dense))))
     pruned = cut_decoder(dense, model, anatomy, cut)
     writer = CheckpointWriter(tmp_path, pruned.skeleton, pruned.layers_path)
     writer.write_rest(tensors_of(pruned.skeleton, skip=pruned.layers_path))
@@ -233,7 +233,9 @@ def test_offloaded_equals_resident(tmp_path: Path) -> None:
     for device_map in ("cpu", placed | offloaded_layers):
         model = load_model(ModelSource(id=str(tmp_path), device_map=device_map))
         dense = dense_decoder(model)
-        cut = Cut(4, (0, 1, 3), 64, {unit_key(index, "mlp"): torch.arange(0, 64) for index in range(4)})
+        cut = Cut(
+            4, (0, 1, 3), {"intermediate_size": 64}, {unit_key(index, "mlp"): torch.arange(0, 64) for index in range(4)}
+        )
         pruned = cut_decoder(dense, model, discover(model.config), cut)
         _, walk = Pruning(dense, pruned, discover(model.config), cut, Refit(), lambda *_: None).run(ids_NL, 2)
         logits.append(walk.logits(0))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from llmprune.criteria import Activation, BlockInfluence
-from llmprune.cut import Cut, choose_layers, choose_neurons, gap_after, kept_share, round_width, width_step
+from llmprune.cut import Cut, choose_highest, choose_layers, gap_after, kept_share, round_width, width_step
 from llmprune.errors import NumericalError, RecipeError
 from llmprune.refit import Refit
 from llmprune.scores import Scores
@@ -62,7 +62,7 @@ def test_one_of_the_needed_layers_stays() -> None:
 def test_neurons_with_the_highest_scores_stay() -> None:
     """Indices ascend, and the share of score mass they hold is reported."""
     scores = Scores(None, {"0.mlp": torch.tensor([3.0, 1.0, 4.0, 2.0])})
-    kept = choose_neurons(scores, 2)["0.mlp"]
+    kept = choose_highest(scores.neurons["0.mlp"], 2)
     assert kept.tolist() == [0, 2]
     assert kept_share(scores.neurons["0.mlp"], kept) == pytest.approx(0.7)
 
@@ -88,18 +88,21 @@ def test_width_rounds_to_what_hardware_likes(wanted: float, width: int, expected
 
 def test_cut_is_saved_and_loaded_whole(tmp_path: Path) -> None:
     """JSON and safetensors together give the same cut again."""
-    cut = Cut(4, (0, 1, 3), 2, {"0.mlp": torch.tensor([1, 3]), "3.mlp": torch.tensor([0, 2])})
+    neurons = {"0.mlp": torch.tensor([1, 3]), "3.mlp.experts": torch.tensor([[0, 2], [1, 2]])}
+    cut = Cut(4, (0, 1, 3), {"width": 2}, neurons, 1, {"3.mlp.experts": torch.tensor([1])})
     cut.save(tmp_path / "cut.json")
     loaded = Cut.load(tmp_path / "cut.json")
-    assert (loaded.layers, loaded.removed, loaded.width) == ((0, 1, 3), (2,), 2)
-    assert all(torch.equal(loaded.neurons[key], cut.neurons[key]) for key in cut.neurons)
+    assert (loaded.layers, loaded.removed, loaded.widths, loaded.num_experts) == ((0, 1, 3), (2,), {"width": 2}, 1)
+    for before, after in ((cut.neurons, loaded.neurons), (cut.experts, loaded.experts)):
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[key], after[key]) for key in before)
 
 
 @pytest.mark.parametrize("layers", [(), (1, 0), (0, 0), (0, 4), (-1, 0)])
 def test_impossible_cuts_are_refused(layers: tuple[int, ...]) -> None:
     """No layer, layers out of order, twice, or that the model has not."""
     with pytest.raises(RecipeError, match="keeps at least one of layers 0 to 3"):
-        Cut(4, layers, None)
+        Cut(4, layers)
 
 
 def test_gap_is_what_goes_between_kept_layers() -> None:

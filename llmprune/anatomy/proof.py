@@ -1,99 +1,53 @@
-"""Proofs that what discovery proposed is true of the model's own code.
+"""Proof that a cut leaves the layers what they are.
 
-- permuting the neurons of a module leaves its output as it was;
-- every kept layer equals its twin in the model that the edited config builds:
-  class, tensor shapes, and every plain attribute but its own index.
+Every kept layer equals its twin in the model that the edited config builds: class, tensor
+shapes, and every plain attribute but its own index and the sizes that were cut.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from llmprune.anatomy.blueprint import Config, find_layers, materialise, text_config
-from llmprune.anatomy.value import Layout, MlpUnit, TensorCut
+from llmprune.anatomy.blueprint import Config, find_layers, text_config
+from llmprune.anatomy.config_edits import INDEX_LISTS, LAYER_LISTS
+from llmprune.anatomy.value import Anatomy
 from llmprune.errors import ModelError
 
 # Spellings of a module's own position, which differs between twins by design.
 INDEX_ATTRIBUTES = frozenset({"layer_idx", "layer_id", "layer_index", "layer_number", "block_idx", "idx"})
 
 
-def select_neurons(tensor: Tensor, cut: TensorCut, keep_K: Tensor) -> Tensor:
-    """The tensor with only the kept neurons along the cut's dimension, in the order of ``keep_K``."""
-    keep_K = keep_K.to(tensor.device)
-    if cut.layout == "plain":
-        return tensor.index_select(cut.dim, keep_K)
-    width = tensor.shape[cut.dim] // 2
-    if cut.layout == "chunked":
-        rows = torch.cat([keep_K, keep_K + width])
-    else:
-        rows = torch.stack([2 * keep_K, 2 * keep_K + 1], dim=1).flatten()
-    return tensor.index_select(cut.dim, rows)
+Sizes = Collection[tuple[int, int]]
 
 
-@torch.no_grad()
-def matching_layout(layer: nn.Module, unit: MlpUnit, width: int) -> Layout | None:
-    """The layout under which permuting the neurons leaves the module's output unchanged, or None.
-
-    The layer comes without weights and ``width`` neurons wide; only the module that
-    holds the unit is given (random) weights. A control, the output projection alone
-    permuted, must change the output: else the module does not use its neurons.
-    """
-    layer = copy.deepcopy(layer).float()
-    module = layer.get_submodule(unit.path)
-    materialise(module)
-    generator = torch.Generator().manual_seed(1)
-    hidden_BLD = torch.randn(1, 4, _hidden_size(module, unit), generator=generator)
-    order_F = torch.randperm(width, generator=generator)
-    try:
-        before = _first(module(hidden_BLD))
-        fused = any(cut.layout != "plain" for cut in unit.tensors)
-        layouts: tuple[Layout, ...] = ("chunked", "interleaved") if fused else ("plain",)
-        for layout in layouts:
-            after = _first(_permuted(layer, unit, unit.tensors, layout, order_F)(hidden_BLD))
-            control = _first(_permuted(layer, unit, unit.tensors[-1:], layout, order_F)(hidden_BLD))
-            tolerance = 1e-4 * before.abs().max().clamp_min(1e-6)
-            if (after - before).abs().max() <= tolerance < (control - before).abs().max():
-                return layout
-    except (TypeError, RuntimeError, ValueError, AttributeError, IndexError, KeyError):
-        return None  # a module that cannot be run on hidden states alone is no MLP that we can prove
-    return None
+def sizes_that_change(anatomy: Anatomy, widths: Mapping[str, int], experts: int | None) -> set[tuple[int, int]]:
+    """(dense, pruned) of every size that a layer may have anew when these widths and experts are kept."""
+    changing = set()
+    if anatomy.experts and experts is not None:
+        changing.add((anatomy.experts.count, experts))
+    for field, kept in widths.items():
+        width = anatomy.widths[field]
+        changing.add((width, kept))
+        for times in {unit.times for units in anatomy.units for unit in units if unit.field == field}:
+            changing |= {(times * width, times * kept), (2 * times * width, 2 * times * kept)}  # gate and up in one
+    return changing
 
 
-def _permuted(layer: nn.Module, unit: MlpUnit, cuts: Sequence[TensorCut], layout: Layout, order_F: Tensor) -> nn.Module:
-    twin = copy.deepcopy(layer)
-    for cut in cuts:
-        parameter = twin.get_parameter(cut.name)
-        actual = TensorCut(cut.name, cut.dim, layout if cut.layout != "plain" else "plain")
-        parameter.data = select_neurons(parameter.data, actual, order_F)
-    return twin.get_submodule(unit.path)
-
-
-def _hidden_size(module: nn.Module, unit: MlpUnit) -> int:
-    output = module.get_submodule(unit.output.removeprefix(f"{unit.path}.") if unit.path else unit.output)
-    weight: Tensor = output.get_parameter("weight")
-    return weight.shape[1 - unit.output_dim]
-
-
-def _first(output: Tensor | tuple[Tensor, ...]) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
-
-
-def prove_twins(dense: PreTrainedModel, pruned: PreTrainedModel, keep: Sequence[int], widths: dict[int, int]) -> None:
+def prove_twins(dense: PreTrainedModel, pruned: PreTrainedModel, keep: Sequence[int], changing: Sizes) -> None:
     """Compare every kept layer with the layer that the edited config builds in its place.
 
-    ``widths`` maps a dense width to the pruned one. Both models may be without weights.
+    ``changing``: (dense, pruned) of the sizes that are cut. Both models may be without weights.
     Raises ModelError that names the first difference.
     """
     path, layers = find_layers(dense)
     _, pruned_layers = find_layers(pruned)
     assert len(pruned_layers) == len(keep), "the edited config has as many layers as are kept"
     for new, old in enumerate(keep):
-        difference = _difference(layers[old], pruned_layers[new], widths)
+        difference = _difference(layers[old], pruned_layers[new], changing)
         if difference:
             raise ModelError(
                 f"{dense.config.model_type}: layer {old} would become layer {new} and change there ({difference}); "
@@ -129,38 +83,61 @@ def _prove_attention_left(dense: PreTrainedModel, keep: Sequence[int]) -> None:
 def one_of_layers(config: Config) -> tuple[int, ...]:
     """The full-attention layers of a model that has other kinds too: their cache counts the tokens."""
     kinds = getattr(text_config(config), "layer_types", None) or ()
-    full = tuple(index for index, kind in enumerate(kinds) if kind in ("full_attention", "attention"))
+    named = {"full_attention", "attention"} & set(kinds) or {"indexed_attention"}
+    full = tuple(index for index, kind in enumerate(kinds) if kind in named)
     return full if len(full) < len(kinds) else ()
 
 
-def _difference(layer: nn.Module, twin: nn.Module, widths: dict[int, int]) -> str:
+def _difference(layer: nn.Module, twin: nn.Module, changing: Sizes) -> str:
     if type(layer) is not type(twin):
         return f"{type(layer).__name__} against {type(twin).__name__}"
     modules, twins = dict(layer.named_modules()), dict(twin.named_modules())
     if modules.keys() != twins.keys():
         return f"modules {sorted(modules.keys() ^ twins.keys())}"
+    buffers, twin_buffers = _computed_buffers(layer), _computed_buffers(twin)
+    for name in buffers.keys() | twin_buffers.keys():
+        if buffers.keys() != twin_buffers.keys() or not torch.equal(buffers[name], twin_buffers[name]):
+            return f"the values of {name}"
     for path, module in modules.items():
         mine, other = _plain_attributes(module), _plain_attributes(twins[path])
         for name in mine.keys() | other.keys():
             value, twin_value = mine.get(name), other.get(name)
-            if value != twin_value and not _is_narrowed(value, twin_value, widths):
+            if value != twin_value and not _is_narrowed(value, twin_value, changing):
                 return f"{path}.{name} {value!r} against {twin_value!r}".lstrip(".")
     return ""
 
 
+def _computed_buffers(layer: nn.Module) -> dict[str, Tensor]:
+    """Buffers that a model computes from its config: no checkpoint holds them."""
+    return {
+        f"{path}.{name}".lstrip("."): buffer
+        for path, module in layer.named_modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if name in module._non_persistent_buffers_set
+    }
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list | tuple | dict):
+        return all(map(_is_plain, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, bool | int | float | str | None)
+
+
 def _plain_attributes(module: nn.Module) -> dict[str, object]:
-    plain = (bool, int, float, str, type(None))
+    own = {"training", *INDEX_ATTRIBUTES, *LAYER_LISTS, *INDEX_LISTS}  # a whole list by layer is shorter by design
     values: dict[str, object] = {
-        name: value for name, value in vars(module).items() if isinstance(value, plain) and name not in INDEX_ATTRIBUTES
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in vars(module).items()
+        if name not in own and not name.startswith("_") and _is_plain(value)
     }
     return values | {f"{name}.shape": tuple(value.shape) for name, value in module.named_parameters(recurse=False)}
 
 
-def _is_narrowed(value: object, twin_value: object, widths: dict[int, int]) -> bool:
-    """Whether a number, or one number of a shape, went from a dense width to its pruned width."""
+def _is_narrowed(value: object, twin_value: object, changing: Sizes) -> bool:
+    """Whether a number, or numbers of a shape, went from a dense size to its pruned size."""
     if isinstance(value, tuple) and isinstance(twin_value, tuple):
+        if len(value) != len(twin_value):
+            return False
         pairs = [(a, b) for a, b in zip(value, twin_value, strict=True) if a != b]
-        return all(_is_narrowed(a, b, widths) for a, b in pairs)
-    if not isinstance(value, int) or not isinstance(twin_value, int):
-        return False
-    return any((value, twin_value) in ((m, k), (2 * m, 2 * k)) for m, k in widths.items())
+        return all(_is_narrowed(a, b, changing) for a, b in pairs)
+    return isinstance(value, int) and isinstance(twin_value, int) and (value, twin_value) in changing

@@ -1,7 +1,7 @@
 """What is known of a model's structure, as values.
 
-Nothing here names a model family: which tensors hold a neuron, along which
-dimension and in which layout, is data that discovery found and proved.
+Nothing here names a model family: which tensors hold a neuron or an expert, along
+which dimension and in which layout, is data that discovery found and proved.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Layout = Literal["plain", "chunked", "interleaved"]
 
 @dataclass(frozen=True)
 class TensorCut:
-    """One tensor of a layer that has neurons along one of its dimensions.
+    """One tensor of a layer that has neurons, or experts, along one of its dimensions.
 
     ``chunked``: the dimension holds the gates of all neurons, then their ups;
     ``interleaved``: gate and up of each neuron lie side by side.
@@ -29,17 +29,52 @@ class TensorCut:
 class MlpUnit:
     """A group of neurons in a layer that can be made fewer.
 
-    ``path`` is the module in the layer that holds it ("" for the layer itself),
-    ``output`` the projection whose inputs are the neurons' activations,
-    ``output_dim`` the dimension of its weight that runs over neurons.
+    ``path`` is the module in the layer that holds it ("" for the layer itself). The last of
+    ``tensors`` is the weight whose inputs are the neurons' activations. ``width`` is ``times`` the value
+    of the config's ``field``. ``experts``: how many
+    experts its tensors stack along their first dimension, each with neurons of its own; None
+    where there is one. ``refit``: whether every token goes through it, so that it can be solved again.
     """
 
     path: str
-    output: str
-    output_dim: int
     tensors: tuple[TensorCut, ...]
     width: int
     field: str
+    times: int
+    experts: int | None
+    refit: bool
+
+    @property
+    def output(self) -> str:
+        """The module that holds the output projection."""
+        return self.tensors[-1].name.rpartition(".")[0]
+
+
+@dataclass(frozen=True)
+class WidthGroup:
+    """All units that one config field sets the width of: a unit is a whole number of times as wide."""
+
+    field: str
+    width: int
+    refusal: str | None  # why it cannot be cut; then its units are not among the anatomy's
+
+
+@dataclass(frozen=True)
+class ExpertBlock:
+    """The experts of one layer: the module that runs them, and every tensor with an entry for each."""
+
+    path: str
+    tensors: tuple[TensorCut, ...]
+
+
+@dataclass(frozen=True)
+class Experts:
+    """How many experts each mixture has, by which config field, and how many of them a token takes."""
+
+    field: str
+    count: int
+    top_k: int | None
+    refusal: str | None  # why none can be removed
 
 
 @dataclass(frozen=True)
@@ -51,22 +86,18 @@ class Anatomy:
     num_layers: int
     layer_classes: tuple[str, ...]
     units: tuple[tuple[MlpUnit, ...], ...]
+    groups: tuple[WidthGroup, ...]
+    blocks: tuple[ExpertBlock | None, ...]
+    experts: Experts | None  # None where no layer has a mixture of experts
     one_of: tuple[int, ...]  # layers of which at least one must stay; empty where any may go
     depth_refusal: str | None
-    width_refusal: str | None
+    width_refusal: str | None  # None where at least one group can be cut
 
     @property
-    def width(self) -> int | None:
-        """MLP width that the model's units share; None where there is no unit."""
-        widths = {unit.width for units in self.units for unit in units}
-        return widths.pop() if len(widths) == 1 else None
-
-    @property
-    def width_field(self) -> str | None:
-        """The config field that a reload reads the width from."""
-        fields = {unit.field for units in self.units for unit in units}
-        return fields.pop() if len(fields) == 1 else None
+    def widths(self) -> dict[str, int]:
+        """Width of every group that can be cut, by config field."""
+        return {group.field: group.width for group in self.groups if group.refusal is None}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return asdict(self) | {"width": self.width, "width_field": self.width_field}
+        return asdict(self)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from llmprune.criteria.activation import Activation
 from llmprune.criteria.block_influence import BlockInfluence
+from llmprune.criteria.reap import Reap
 
 AnyDepthCriterion = BlockInfluence
 AnyWidthCriterion = Activation
+AnyExpertCriterion = Reap
 
-__all__ = ["Activation", "AnyDepthCriterion", "AnyWidthCriterion", "BlockInfluence"]
+__all__ = ["Activation", "AnyDepthCriterion", "AnyExpertCriterion", "AnyWidthCriterion", "BlockInfluence", "Reap"]

@@ -4,7 +4,7 @@ A criterion is a frozen section of the recipe (its parameters) that opens one
 accumulator per layer or unit; the accumulator holds the running sums. Adding a
 criterion takes one file here and one line in ``__init__.py``.
 
-Shapes: B batch, L sequence length, D hidden size, F neurons of a unit.
+Shapes: B batch, L sequence length, T tokens, D hidden size, F neurons of a unit, E experts.
 """
 
 from __future__ import annotations
@@ -51,6 +51,18 @@ class UnitAccumulator(Accumulator):
         """Importance of each neuron, float32 [F]; the lowest are removed first."""
 
 
+class ExpertAccumulator(Accumulator):
+    """Sees what each expert of one layer adds for its tokens, and ends with a score an expert."""
+
+    @abstractmethod
+    def update(self, expert: int, added_TD: Tensor) -> None:
+        """Take in the outputs of an expert, times the router's weight, for the tokens routed to it."""
+
+    @abstractmethod
+    def scores(self) -> Tensor:
+        """Importance of each expert, float32 [E]; the lowest are removed first."""
+
+
 class DepthCriterion(Section, ABC):
     """Scores decoder layers."""
 
@@ -65,3 +77,11 @@ class WidthCriterion(Section, ABC):
     @abstractmethod
     def open(self, weight_DF: Tensor) -> UnitAccumulator:
         """Start the sums of one unit whose output projection has this weight."""
+
+
+class ExpertCriterion(Section, ABC):
+    """Scores the experts of a mixture."""
+
+    @abstractmethod
+    def open(self, experts: int, device: torch.device) -> ExpertAccumulator:
+        """Start the sums of one layer's experts, which run on this device."""

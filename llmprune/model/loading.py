@@ -12,15 +12,9 @@ from accelerate.utils import align_module_device
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from safetensors import SafetensorError
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from llmprune.anatomy.blueprint import Config, build_blueprint, find_layers, quiet_transformers
+from llmprune.anatomy.blueprint import Config, auto_class, build_blueprint, find_layers, quiet_transformers
 from llmprune.errors import CheckpointError, ModelError
 from llmprune.model.gguf import cache_folder, converted_folder, gguf_location
 from llmprune.model.processes import count, local_device
@@ -60,7 +54,7 @@ def load_model(source: ModelSource) -> PreTrainedModel:
     if device_map == "cpu" or nothing_to_spread_over or each_process_has_its_device:
         device_map = None
     model, info = _from_pretrained(
-        AutoModelForCausalLM,
+        auto_class(load_config(source)),
         source,
         place,
         dtype=source.dtype,
@@ -123,6 +117,8 @@ def build_skeleton(config: Config, model: PreTrainedModel) -> PreTrainedModel:
             for name, buffer in list(module.named_buffers(recurse=False)):
                 setattr(module, name, buffer.to(device))
     skeleton.generation_config = model.generation_config
+    skeleton.config.name_or_path = model.config.name_or_path
+    skeleton.config._commit_hash = getattr(model.config, "_commit_hash", None)
     conversions = getattr(model, "_weight_conversions", None)
     if conversions is not None:
         skeleton._weight_conversions = conversions  # how the files' tensors differ from memory, for saving

@@ -25,6 +25,16 @@ if TYPE_CHECKING:
     Tensors = dict[str, Tensor]
 
 
+# What a model that sees images has beside its tokenizer; pruning its text part leaves it as it is.
+_PROCESSOR_FILES = (
+    "chat_template.jinja",
+    "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+)
+
+
 class Export(Section):
     """How the result is written."""
 
@@ -71,6 +81,7 @@ class CheckpointWriter:
             self._name_shards(shards)
             if tokenizer is not None:
                 tokenizer.save_pretrained(self.folder)
+            self._copy_processor()
             if self.skeleton.generation_config is not None and self.skeleton.can_generate():
                 self.skeleton.generation_config.save_pretrained(self.folder)
             config = self.skeleton.config
@@ -80,6 +91,22 @@ class CheckpointWriter:
                 share(path)
                 flush(path)
             flush(self.folder)
+
+    def _copy_processor(self) -> None:
+        from transformers.utils import cached_file
+
+        config = self.skeleton.config
+        if config.get_text_config(decoder=True) is config or not config.name_or_path:
+            return
+        for name in _PROCESSOR_FILES:
+            found = cached_file(
+                config.name_or_path,
+                name,
+                revision=getattr(config, "_commit_hash", None),
+                _raise_exceptions_for_missing_entries=False,
+            )
+            if found:
+                shutil.copyfile(found, self.folder / name)
 
     def _join(self, max_shard_size: int) -> Iterator[dict[str, int]]:
         """Write shards as ``shard-i``; yields the bytes of every tensor of each."""

@@ -62,6 +62,22 @@ class SharedValues:
         return value
 
 
+def same_value(first: Any, second: Any) -> bool:
+    """Whether two arguments are equal, tensors in lists, tuples and mappings by their values.
+
+    Of objects that are none of these only the types are compared.
+    """
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return first.shape == second.shape and _same(first, second)
+    if isinstance(first, list | tuple) and isinstance(second, list | tuple):
+        return len(first) == len(second) and all(map(same_value, first, second))
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first.keys() == second.keys() and all(same_value(first[key], second[key]) for key in first)
+    if isinstance(first, bool | int | float | str):
+        return bool(first == second)
+    return type(first) is type(second)
+
+
 class _Recorded(Exception):  # no error: it ends a forward pass that is only being recorded
     pass
 
@@ -73,15 +89,17 @@ def record_calls(
     ids_BL: Tensor,
     shared: SharedValues,
     run_layer: Callable[[int, LayerCall, Tensor], Any],
-    returns_tuple: dict[type, bool],
+    returns_tuple: dict[type, int],
 ) -> tuple[Tensor, list[LayerCall]]:
     """Hidden states before the first layer [B, L, D], and the call of every layer.
 
     ``run_layer`` runs a real layer, once for every class of layer, to learn whether it
-    returns a tensor or a tuple; ``returns_tuple`` keeps what was learnt.
+    returns a tensor or a tuple; ``returns_tuple`` keeps of how many items, 0 for a tensor.
     """
     calls: list[LayerCall] = []
     hiddens: list[Tensor] = []
+    besides: dict[type, tuple[Any, ...]] = {}  # what a layer of a class returned with its hidden states
+    handed: set[int] = set()  # the tensors in that by their ids, those left out that the layer was called with
 
     def tap(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         hidden_BLD, args, kwargs = _split_hidden(args, kwargs)
@@ -90,14 +108,23 @@ def record_calls(
                 f"{type(model).__name__} does something between its layers, or runs them out of order "
                 f"(at layer {index}); such a model cannot be walked layer by layer"
             )
+        if not handed.isdisjoint(map(id, _tensors((args, kwargs)))):
+            raise ModelError(
+                f"{type(model).__name__} hands more than hidden states from layer to layer "
+                f"(to layer {index}); such a model cannot be walked layer by layer"
+            )
         hiddens.append(hidden_BLD)
         calls.append(LayerCall(shared.share(args), shared.share(kwargs)))
         kind = type(layers[index])
         if kind not in returns_tuple:
-            returns_tuple[kind] = not isinstance(run_layer(index, calls[-1], hidden_BLD), Tensor)
+            returned = run_layer(index, calls[-1], hidden_BLD)
+            besides[kind] = () if isinstance(returned, Tensor) else tuple(returned[1:])
+            returns_tuple[kind] = 0 if isinstance(returned, Tensor) else len(returned)
+            given = _tensors((calls[-1].args, calls[-1].kwargs))
+            handed.update({*map(id, _tensors(besides[kind]))} - {*map(id, given)})
         if index == len(layers) - 1:
             raise _Recorded
-        return (hidden_BLD, None) if returns_tuple[kind] else hidden_BLD
+        return _as_returned(hidden_BLD, returns_tuple[kind], besides.get(kind, ()))
 
     try:
         with _tapped(layers, tap):
@@ -113,13 +140,13 @@ def run_tail(
     layers: nn.ModuleList,
     ids_BL: Tensor,
     hidden_BLD: Tensor,
-    returns_tuple: dict[type, bool],
+    returns_tuple: dict[type, int],
 ) -> Tensor:
     """Logits [B, L, V] that the model's own code makes of the last layer's hidden states."""
 
     def tap(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         passed_BLD = hidden_BLD if index == len(layers) - 1 else _split_hidden(args, kwargs)[0]
-        return (passed_BLD, None) if returns_tuple[type(layers[index])] else passed_BLD
+        return _as_returned(passed_BLD, returns_tuple[type(layers[index])])
 
     with _tapped(layers, tap):
         logits_BLV: Tensor = model(input_ids=ids_BL, use_cache=False).logits
@@ -140,11 +167,25 @@ def _tapped(layers: nn.ModuleList, tap: Callable[[int, tuple[Any, ...], dict[str
             del layer.forward
 
 
+def _as_returned(hidden_BLD: Tensor, items: int, besides: tuple[Any, ...] = ()) -> Any:
+    """Hidden states in the form in which a layer returns them: alone, or first of so many items."""
+    if not items:
+        return hidden_BLD
+    return (hidden_BLD, *(besides or [None] * (max(items, 2) - 1)))
+
+
 def _split_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
     if args:
         return args[0], args[1:], kwargs
     rest = dict(kwargs)
     return rest.pop("hidden_states"), (), rest
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [tensor for item in items for tensor in _tensors(item)]
 
 
 def _same(first: Tensor, second: Tensor) -> bool:

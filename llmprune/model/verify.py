@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import AutoConfig
 
+from llmprune.anatomy.blueprint import auto_class
 from llmprune.errors import VerificationError
 from llmprune.model.walk import Walk
 
@@ -95,7 +97,8 @@ def _ask_worker(checkpoint: Path, probe: Probe, trust_remote_code: bool) -> dict
         tensors = {"ids": probe.ids_BL, "positions": probe.positions_P, "logits": probe.logits_BPV}
         save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, path)
         command = [sys.executable, "-P", str(_WORKER), str(checkpoint), str(path)]
-        command += [device, "yes" if trust_remote_code else "no"]
+        config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=trust_remote_code)
+        command += [device, "yes" if trust_remote_code else "no", auto_class(config).__name__]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]

@@ -1,6 +1,6 @@
 """Run in a fresh process by ``verify``: plain transformers, no llmprune.
 
-    python -P verify_worker.py CHECKPOINT PROBE.safetensors
+    python -P verify_worker.py CHECKPOINT PROBE.safetensors DEVICE yes|no AutoModelForCausalLM
 
 PROBE has ids [B, L], positions [P] and logits [B, P, V]. Prints one JSON object.
 """
@@ -9,14 +9,14 @@ import json
 import sys
 
 import torch
+import transformers
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
 
-def main(checkpoint: str, probe_path: str, device: str, trust_remote_code: str) -> None:
+def main(checkpoint: str, probe_path: str, device: str, trust_remote_code: str, auto_class: str) -> None:
     """Load, compare, generate; print what was found."""
     probe = load_file(probe_path)
-    model, info = AutoModelForCausalLM.from_pretrained(
+    model, info = getattr(transformers, auto_class).from_pretrained(
         checkpoint,
         dtype="auto",
         use_safetensors=True,

@@ -8,7 +8,7 @@ Shapes: N windows, B batch, L sequence length, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llmprune.anatomy.blueprint import find_layers
-from llmprune.errors import NumericalError
+from llmprune.errors import ModelError, NumericalError
 from llmprune.model.streams import Streams, StreamStore
-from llmprune.model.taps import LayerCall, SharedValues, record_calls, run_tail
+from llmprune.model.taps import LayerCall, SharedValues, record_calls, run_tail, same_value
 
 Tensors = dict[str, Tensor]
 
@@ -42,7 +42,7 @@ class Decoder:
         self.skeleton = skeleton
         self.layers_path, self.layers = find_layers(skeleton)
         self.device_of = device_of
-        self.returns_tuple: dict[type, bool] = {}
+        self.returns_tuple: dict[type, int] = {}  # items of what a layer of a class returns; 0: a tensor alone
         self._fetch = fetch
         self._held: tuple[int, Tensors] | None = None
         self._ahead: tuple[int, Future[Tensors]] | None = None
@@ -50,6 +50,12 @@ class Decoder:
 
     def __len__(self) -> int:
         return len(self.layers)
+
+    @property
+    def device(self) -> torch.device:
+        """Where tokens go in: the embeddings' device. What lies outside the layers is there too."""
+        embedding: Tensor = next(self.skeleton.get_input_embeddings().parameters())
+        return embedding.device
 
     def tensors(self, index: int) -> Tensors:
         """A layer's tensors on its device. The layer last asked for is held until another is, or ``forget``.
@@ -75,11 +81,11 @@ class Decoder:
         return {name: tensor.to(device) for name, tensor in self._fetch(index).items()}
 
     @contextmanager
-    def layer(self, index: int) -> Iterator[nn.Module]:
-        """The layer with its weights on its device; they go when the visit ends."""
+    def layer(self, index: int, tensors: Tensors | None = None) -> Iterator[nn.Module]:
+        """The layer with its weights (or these) on its device; they go when the visit ends."""
         layer = self.layers[index]
         device = self.device_of(index)
-        layer.load_state_dict(self.tensors(index), assign=True)
+        layer.load_state_dict(self.tensors(index) if tensors is None else tensors, assign=True)
         layer.requires_grad_(False)
         for module in layer.modules():  # buffers that no checkpoint holds stay on the skeleton's device
             for name, buffer in list(module.named_buffers(recurse=False)):
@@ -108,19 +114,20 @@ class Walk:
         self.decoder = decoder
         self.batches: list[Tensor] = list(torch.split(windows_NL, batch_size))
         self.streams = Streams()
+        self._store = store or StreamStore()
         self.calls: list[list[LayerCall]] = []
         shared = SharedValues()
         for ids_BL in self.batches:
             hidden_BLD, calls = record_calls(
                 decoder.skeleton,
                 decoder.layers,
-                ids_BL.to(decoder.skeleton.device),
+                ids_BL.to(decoder.device),
                 shared,
                 self._run_layer,
                 decoder.returns_tuple,
             )
-            if not self.calls and store is not None:
-                self.streams = store.open(hidden_BLD, len(windows_NL))
+            if not self.calls:
+                self.streams = self._store.open(hidden_BLD, len(windows_NL))
             self.streams.append(hidden_BLD)
             self.calls.append(calls)
 
@@ -152,6 +159,13 @@ class Walk:
         """Make these the hidden states before the next layer."""
         self.streams[batch] = output_BLD
 
+    def copy(self) -> Streams:
+        """The streams as they are now, kept where streams are."""
+        copied = self._store.open(self.streams[0], sum(map(len, self.batches)))
+        for hidden_BLD in self.streams:
+            copied.append(hidden_BLD)
+        return copied
+
     def pass_through(self, index: int, layer: nn.Module) -> None:
         """Run every batch through the layer."""
         for batch, _, output_BLD in self.outputs(index, layer):
@@ -160,14 +174,25 @@ class Walk:
     def logits(self, batch: int) -> Tensor:
         """Logits [B, L, V] of a batch whose stream has left the last layer."""
         decoder = self.decoder
-        device = decoder.skeleton.device
         return run_tail(
             decoder.skeleton,
             decoder.layers,
-            self.batches[batch].to(device),
-            self.streams[batch].to(device),
+            self.batches[batch].to(decoder.device),
+            self.streams[batch].to(decoder.device),
             decoder.returns_tuple,
         )
+
+
+def require_same_calls(dense: Walk, pruned: Walk, layers: Sequence[int]) -> None:
+    """Raise ModelError unless each kept layer gets the arguments (masks, rotary embeddings) that it got before."""
+    for dense_calls, calls in zip(dense.calls, pruned.calls, strict=True):
+        for new, old in enumerate(layers):
+            before, now = dense_calls[old], calls[new]
+            if not same_value((before.args, before.kwargs), (now.args, now.kwargs)):
+                raise ModelError(
+                    f"layer {old} would become layer {new} and be called with other arguments there (a mask or "
+                    "positions); its config cannot express this cut"
+                )
 
 
 @contextmanager

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llmprune.anatomy.value import Anatomy
+from llmprune.anatomy.value import Anatomy, MlpUnit
 
 
 def print_anatomy(model: str, config: Any, anatomy: Anatomy, console: Console) -> None:
-    """Print layers, MLP units, heads and experts, and what is refused and why."""
+    """Print layers, heads, MLP units by the field that sets their width, experts, and what is refused and why."""
     text = config.get_text_config(decoder=True)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, show_header=False)
     table.add_column(style="dim")
@@ -25,30 +25,40 @@ def print_anatomy(model: str, config: Any, anatomy: Anatomy, console: Console) -
     heads, kv_heads = getattr(text, "num_attention_heads", None), getattr(text, "num_key_value_heads", None)
     if isinstance(heads, int):
         table.add_row("attention heads", f"{heads}" + (f", {kv_heads} for keys and values" if kv_heads else ""))
-    experts = next(
-        (
-            value
-            for name in ("num_local_experts", "num_experts", "n_routed_experts")
-            if (value := getattr(text, name, None))
-        ),
-        None,
-    )
-    if experts:
-        table.add_row("experts", str(experts))
-    for unit in dict.fromkeys(unit for units in anatomy.units for unit in units):
-        count = sum(unit in units for units in anatomy.units)
-        tensors = ", ".join(
-            f"{cut.name}[{cut.dim}]" + ("" if cut.layout == "plain" else f" {cut.layout}") for cut in unit.tensors
-        )
-        table.add_row(
-            "MLP neurons",
-            f"{unit.width} in {count} layers ({unit.path or 'in the layer itself'}), set by {unit.field}",
-        )
-        table.add_row("", f"proven by permutation: {tensors}")
+    _add_widths(table, anatomy)
+    if anatomy.experts:
+        mixtures = sum(block is not None for block in anatomy.blocks)
+        chosen = f", {anatomy.experts.top_k} for each token" if anatomy.experts.top_k else ""
+        where = f" in {mixtures} layers, set by {anatomy.experts.field}" if mixtures else ""
+        table.add_row("experts", f"{anatomy.experts.count}{chosen}{where}")
     console.print(Text(f"{model} ({anatomy.model_type})", style="bold"))
     console.print()
     console.print(table)
     console.print()
-    for what, refusal in (("Depth", anatomy.depth_refusal), ("Width", anatomy.width_refusal)):
+    verdicts = [("Depth", anatomy.depth_refusal), ("Width", anatomy.width_refusal)]
+    if anatomy.experts:
+        verdicts.append(("Experts", anatomy.experts.refusal))
+    for what, refusal in verdicts:
         verdict = Text("can be cut", "green") if refusal is None else Text(f"cannot be cut: {refusal}", "red")
         console.print(Text.assemble((f"{what}: ", "bold"), verdict))
+
+
+def _add_widths(table: Table, anatomy: Anatomy) -> None:
+    units = Counter(unit for units in anatomy.units for unit in units)
+    for group in anatomy.groups:
+        if group.refusal:
+            table.add_row("MLP neurons", f"{group.width}, set by {group.field}, cannot be cut: {group.refusal}")
+        for unit, layers in units.items():
+            if unit.field == group.field:
+                each = f" in each of {unit.experts} experts" if unit.experts else ""
+                place = unit.path or "in the layer itself"
+                table.add_row("MLP neurons", f"{unit.width}{each} in {layers} layers ({place}), set by {unit.field}")
+                table.add_row(
+                    "", f"proven by cutting and masking: {_tensors(unit)}" + ("" if unit.refit else "; no refit")
+                )
+
+
+def _tensors(unit: MlpUnit) -> str:
+    return ", ".join(
+        f"{cut.name}[{cut.dim}]" + ("" if cut.layout == "plain" else f" {cut.layout}") for cut in unit.tensors
+    )

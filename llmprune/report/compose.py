@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 from torch import Tensor
 
-from llmprune.anatomy.value import Anatomy
+from llmprune.anatomy.value import Anatomy, MlpUnit
 from llmprune.cut import Cut, kept_share
 from llmprune.model.processes import count
 from llmprune.report.value import LayerFigures, Provenance
@@ -29,21 +29,44 @@ def _layer(
     index: int, anatomy: Anatomy, scores: Scores | None, cut: Cut, error: tuple[float, float | None] | None
 ) -> LayerFigures:
     removed = index in cut.removed
-    unit = anatomy.units[index][0] if anatomy.units[index] else None
-    key = unit_key(index, unit.path) if unit else ""
-    keep_K: Tensor | None = cut.neurons.get(key)
-    known = scores.neurons.get(key) if scores else None
-    kept = None if unit is None else unit.width if keep_K is None else len(keep_K)
+    units, block = anatomy.units[index], anatomy.blocks[index]
+    keep_E = cut.experts.get(unit_key(index, block.path)) if block else None
     return LayerFigures(
         layer=index,
         importance=float(scores.layers[index]) if scores and scores.layers is not None else None,
         removed=removed,
-        width=unit.width if unit else None,
-        kept=None if removed else kept,
-        score_share=kept_share(known, keep_K) if known is not None and keep_K is not None and not removed else None,
+        width=sum(unit.width * (unit.experts or 1) for unit in units) if units else None,
+        kept=sum(_kept(index, unit, cut, keep_E) for unit in units) if units and not removed else None,
+        experts_kept=None if keep_E is None or removed else tuple(keep_E.tolist()),
+        score_share=None if removed or scores is None else _score_share(index, anatomy, scores, cut),
         error_cut=error[0] if error else None,
         error_refit=error[1] if error else None,
     )
+
+
+def _kept(index: int, unit: MlpUnit, cut: Cut, keep_E: Tensor | None) -> int:
+    keep = cut.neurons.get(unit_key(index, unit.path))
+    experts = 1 if unit.experts is None else unit.experts if keep_E is None else len(keep_E)
+    return experts * (unit.width if keep is None else keep.shape[-1])
+
+
+def _score_share(index: int, anatomy: Anatomy, scores: Scores, cut: Cut) -> float | None:
+    """Mean over the layer's units that lost neurons."""
+    keys = [unit_key(index, unit.path) for unit in anatomy.units[index]]
+    shares = [kept_share(scores.neurons[key], cut.neurons[key]) for key in keys if key in cut.neurons]
+    return sum(shares) / len(shares) if shares else None
+
+
+def unrouted(scores: Scores) -> list[str]:
+    """A warning where experts got no calibration token."""
+    without = {key: int((tokens_E == 0).sum()) for key, tokens_E in scores.routed.items()}
+    if not any(without.values()):
+        return []
+    places = [key for key, count in without.items() if count]
+    return [
+        f"{sum(without.values())} experts in {len(places)} layers ({', '.join(places[:3])}, …) got no calibration "
+        "token: their neurons were scored by the norm of what they write; more calibration text would reach them"
+    ]
 
 
 def provenance(

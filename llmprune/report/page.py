@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 
 from llmprune.report.charts import Bar, bar_chart, error_chart, importance_chart, swatch
 from llmprune.report.value import LayerFigures, PerplexityFigures, Report, Size, SpeedFigures
-from llmprune.report.wording import change, count, duration, fixed, number, percent, plural, ranges, weight
+from llmprune.report.wording import change, count, duration, fixed, number, percent, plural, ranges, weight, width_names
 from llmprune.schema import format_size
 
 
@@ -57,6 +57,7 @@ def _template() -> Template:
         duration=duration,
         plural=plural,
         weight=weight,
+        ranges=ranges,
         breakable=_breakable,
     )
     environment.globals.update(swatch=swatch)
@@ -79,17 +80,15 @@ def _sentence(report: Report) -> str:
     said = []
     if pruned.layers < dense.layers:
         said.append(f"{dense.layers - pruned.layers} of {plural(dense.layers, 'layer')} removed")
-    if dense.mlp_width and pruned.mlp_width and pruned.mlp_width < dense.mlp_width:
-        said.append(f"MLPs narrowed from {dense.mlp_width:,} to {pruned.mlp_width:,} neurons")
-    elif any(_narrowed(layer) for layer in report.layers):
-        said.append("MLPs narrowed by layer")
+    if dense.experts and pruned.experts and pruned.experts < dense.experts:
+        said.append(f"{dense.experts - pruned.experts} of {plural(dense.experts, 'expert')} removed from each mixture")
+    narrowed = [field for field, width in dense.widths.items() if pruned.widths.get(field, width) < width]
+    for field in narrowed:
+        which = f" ({field})" if len(dense.widths) > 1 else ""
+        said.append(f"MLPs narrowed from {dense.widths[field]:,} to {pruned.widths[field]:,} neurons{which}")
     if not said:
         return "No layer removed, no MLP narrowed."
     return (sentence := ", ".join(said))[0].upper() + sentence[1:] + "."
-
-
-def _narrowed(layer: LayerFigures) -> bool:
-    return layer.width is not None and layer.kept is not None and layer.kept < layer.width
 
 
 def _tiles(report: Report) -> list[Tile]:
@@ -123,7 +122,11 @@ def _size_rows(dense: Size, pruned: Size) -> list[tuple[str, str, str, str]]:
         ("Parameters", dense.parameters, pruned.parameters, count),
         ("Weights", dense.bytes, pruned.bytes, weight),
         ("Layers", dense.layers, pruned.layers, number),
-        ("MLP width", dense.mlp_width, pruned.mlp_width, number),
+        *(
+            (name, dense.widths[field], pruned.widths.get(field), number)
+            for field, name in width_names(dense.widths).items()
+        ),
+        ("Experts", dense.experts, pruned.experts, number),
         ("Key-value cache per token", dense.kv_bytes_per_token, pruned.kv_bytes_per_token, weight),
     ]
     return [
@@ -137,7 +140,7 @@ def _layer_columns(layers: tuple[LayerFigures, ...]) -> dict[str, bool]:
     """Which figures any layer has, so that the table shows no empty column."""
     return {
         name: any(getattr(layer, name) is not None for layer in layers)
-        for name in ("importance", "width", "score_share", "error_cut", "error_refit")
+        for name in ("importance", "width", "experts_kept", "score_share", "error_cut", "error_refit")
     }
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from llmprune.report.wording import width_names
 from llmprune.schema import format_count, format_size
 
 if TYPE_CHECKING:
@@ -27,7 +28,11 @@ def print_plan(plan: Plan, console: Console) -> None:
         ("parameters", plan.dense.parameters, plan.pruned.parameters, format_count),
         ("weights", plan.dense.bytes, plan.pruned.bytes, format_size),
         ("layers", plan.dense.layers, plan.pruned.layers, format_count),
-        ("MLP width", plan.dense.mlp_width, plan.pruned.mlp_width, format_count),
+        *(
+            (name, plan.dense.widths[field], plan.pruned.widths.get(field), format_count)
+            for field, name in width_names(plan.dense.widths).items()
+        ),
+        ("experts", plan.dense.experts, plan.pruned.experts, format_count),
         ("KV cache per token", plan.dense.kv_bytes_per_token, plan.pruned.kv_bytes_per_token, format_size),
     ]
     for name, dense, pruned, form in rows:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmprune.report.value import Report
-from llmprune.report.wording import count, fixed, number, percent, share, weight
+from llmprune.report.wording import count, fixed, number, percent, share, weight, width_names
 
 Row = tuple[str, str, str, str, str]  # name, dense, cut, pruned, pruned / dense
 
@@ -56,7 +56,11 @@ def _size_rows(report: Report) -> list[Row]:
         ("parameters", report.dense.parameters, report.pruned.parameters, count),
         ("weights", report.dense.bytes, report.pruned.bytes, weight),
         ("layers", report.dense.layers, report.pruned.layers, number),
-        ("MLP width", report.dense.mlp_width, report.pruned.mlp_width, number),
+        *(
+            (name, report.dense.widths[field], report.pruned.widths.get(field), number)
+            for field, name in width_names(report.dense.widths).items()
+        ),
+        ("experts", report.dense.experts, report.pruned.experts, number),
         ("KV cache per token", report.dense.kv_bytes_per_token, report.pruned.kv_bytes_per_token, weight),
     ]
     return [

@@ -21,7 +21,8 @@ class Size(Figures):
     parameters: int
     bytes: int  # of the weights, in the dtype that they are saved in
     layers: int
-    mlp_width: int | None  # neurons of a layer's MLP; None where layers differ or have none
+    widths: dict[str, int]  # neurons of an MLP, by the config field that sets it; empty where none could be found
+    experts: int | None  # in each mixture; None where there is none
     kv_bytes_per_token: int | None  # key-value cache of one token; None where it could not be found out
 
 
@@ -31,8 +32,9 @@ class LayerFigures(Figures):
     layer: int
     importance: float | None  # by the depth criterion; None where layers were not scored
     removed: bool
-    width: int | None  # MLP neurons before
+    width: int | None  # MLP neurons before, of all MLPs and experts of the layer
     kept: int | None  # MLP neurons after; None for a removed layer
+    experts_kept: tuple[int, ...] | None = None  # indices of the experts that stay, where some go
     score_share: float | None  # share of the layer's neuron scores that the kept neurons hold
     error_cut: float | None  # relative error of the hidden states after the layer, before its refit
     error_refit: float | None  # the same after its refit

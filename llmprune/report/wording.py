@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from llmprune.schema import format_count, format_size
 
@@ -79,6 +79,11 @@ def ranges(indices: Sequence[int]) -> str:
             runs.append([index])
     parts = [f"{run[0]}–{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
     return ", ".join(parts)
+
+
+def width_names(widths: Mapping[str, int]) -> dict[str, str]:
+    """What each width is called, by its config field: the only one simply MLP width."""
+    return dict.fromkeys(widths, "MLP width") if len(widths) == 1 else {field: field for field in widths}
 
 
 def plural(number_of: int, noun: str) -> str:

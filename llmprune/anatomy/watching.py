@@ -1,0 +1,117 @@
+"""See what each expert of a mixture gets and gives, without knowing the family.
+
+Experts are stacked in one tensor, so no module of theirs can be hooked. Their block is run
+expert by expert (transformers' own eager implementation), and the products with the output
+projection are watched: the operand beside it are the activations of the expert's neurons.
+
+Shapes: E experts, T tokens, K experts a token takes, D hidden size, F neurons of an expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+_PRODUCTS = ("linear", "matmul", "__matmul__", "mm", "bmm")
+
+
+class _Products(TorchFunctionMode):
+    """Calls ``see(expert, activation_TF)`` for every product with one expert's part of a stacked weight."""
+
+    def __init__(self, weight: Tensor, see: Callable[[int, Tensor], None]) -> None:
+        super().__init__()
+        self.weight, self.see = weight, see
+        self.expert_bytes = weight.stride(0) * weight.itemsize
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in _PRODUCTS:
+            values = [value for value in (*args, *(kwargs or {}).values()) if isinstance(value, Tensor)]
+            if len(values) > 1 and self._is_part(values[1]):
+                self._note(values[0], values[1])
+        return func(*args, **(kwargs or {}))
+
+    def _is_part(self, tensor: Tensor) -> bool:
+        return 0 <= tensor.data_ptr() - self.weight.data_ptr() < self.weight.shape[0] * self.expert_bytes
+
+    def _note(self, activation: Tensor, part: Tensor) -> None:
+        if part.ndim == 2:
+            self.see((part.data_ptr() - self.weight.data_ptr()) // self.expert_bytes, activation.flatten(0, -2))
+        elif part.shape[0] == activation.shape[0] == self.weight.shape[0]:
+            for expert, activation_TF in enumerate(activation):
+                self.see(expert, activation_TF[activation_TF.any(-1)])  # who is not routed there comes as zeros
+
+
+@contextmanager
+def _expert_by_expert(module: nn.Module) -> Iterator[None]:
+    """Let the module loop over its experts, where transformers gives it a choice."""
+    config = getattr(module, "config", None)
+    before = getattr(config, "_experts_implementation", None)
+    if config is None or before is None:
+        yield
+        return
+    config._experts_implementation = "eager"
+    try:
+        yield
+    finally:
+        config._experts_implementation = before
+
+
+@contextmanager
+def activations_of_experts(module: nn.Module, weight: Tensor, see: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Call ``see(expert, activation_TF)`` in every run of a module that holds experts, while the context lasts.
+
+    ``weight``: the stacked output projection [E, …].
+    """
+    forward = module.forward
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        with _expert_by_expert(module), _Products(weight, see):
+            return forward(*args, **kwargs)
+
+    module.forward = watched
+    try:
+        yield
+    finally:
+        del module.forward
+
+
+def choice_in(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor] | None:
+    """(hidden_TD, index_TK, weight_TK) among the arguments of an experts module; None where they are not these."""
+    values = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    chosen = [value for value in values if not value.is_floating_point()]
+    floats = [value for value in values if value.is_floating_point()]
+    if len(chosen) != 1 or len(floats) != 2 or chosen[0].ndim != 2:
+        return None
+    hidden_TD, weight_TK = floats
+    if hidden_TD.ndim != 2 or len(hidden_TD) != len(chosen[0]) or weight_TK.shape != chosen[0].shape:
+        return None
+    return hidden_TD, chosen[0], weight_TK
+
+
+def outputs_of_experts(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], count: int
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """(expert, its tokens [T], weight · f(x) of each of them [T, D]) for every expert that is chosen at all."""
+    choice = choice_in(args, kwargs)
+    assert choice is not None, "discovery has seen the choice"
+    hidden_TD, index_TK, weight_TK = choice
+    for expert in range(count):
+        token_T, place_T = torch.where(index_TK == expert)
+        if not len(token_T):
+            continue
+        own = {
+            id(hidden_TD): hidden_TD[token_T],
+            id(index_TK): index_TK[token_T, place_T].unsqueeze(1),
+            id(weight_TK): weight_TK[token_T, place_T].unsqueeze(1),
+        }
+        own_args = [own.get(id(value), value) for value in args]
+        own_kwargs = {name: own.get(id(value), value) for name, value in kwargs.items()}
+        with _expert_by_expert(module):
+            yield expert, token_T, type(module).forward(module, *own_args, **own_kwargs)

@@ -1,0 +1,200 @@
+"""The closed-form repair of what a cut breaks, as strong as text that the solve did not see bears out.
+
+After a layer lost neurons, or its successors went, the weight W of an output
+projection is solved again so that the pruned hidden states match the dense ones:
+
+    minimise over Δ   ‖ X Δᵀ − E ‖² + λ · mean diag(XᵀX) · ‖ Δ ‖²        (XᵀX + μI) Δᵀ = XᵀE
+
+X: the projection's inputs on the pruned stream; E: how far the pruned layer's output
+is from the dense hidden states to reach; W₀ + Δ replaces the sliced weight W₀. This is
+ridge regression towards W₀, and its normal equations need two sums over tokens.
+
+E has two parts, E = L + α I. L is what this cut lost: the removed neurons' own
+contributions, and those of the removed layers. I is what earlier layers' errors left
+behind. X explains L well and I badly, so that I is mostly noise to the solve: it is
+let in only as far as it helps. Both λ and α are chosen by cross-validation over
+folds of the calibration windows, which are its sources where there are several:
+Δ is solved without a fold and judged on it by
+
+    ‖ X Δᵀ − (L + I) ‖² − ‖ L + I ‖² = tr(Δ G Δᵀ) − 2 tr(Δ M)        G = XᵀX, M = Xᵀ(L + I)
+
+which needs that fold's sums alone and is quadratic in α. Where no λ makes it
+negative, the projection is left as it was sliced. The choice of two numbers does not
+need all D outputs: it is made on S random combinations of them.
+
+Memory: one F × F matrix a fold and one more while solving, which happens in place.
+
+Shapes: T tokens, D hidden size, S sketched outputs, F inputs of the projection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from llmprune.errors import NumericalError
+
+_RIDGES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # tried from strong to weak, until one is worse
+_UNTRIED = 1.0  # what most projections of the models that we tried end with
+_SKETCHED = 64
+_BLOCKS = 4  # of columns: XᵀX is symmetric, and 10 of its 16 blocks are computed
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What was solved: Δ [D, F] in float32, None where the sliced weights are better; how strong, and its worth.
+
+    ``held_out``: relative change of the squared error on folds that the solve did not see; None where the
+    recipe gives the ridge.
+    """
+
+    delta_DF: Tensor | None
+    ridge: float | None
+    inherited: float
+    held_out: float | None
+
+
+class NormalEquations:
+    """XᵀX [F, F] by fold, XᵀL and XᵀI [F, D], and by fold sketches of those, summed over tokens in float32."""
+
+    def __init__(self, ridge: float | None, folds: int) -> None:
+        self.ridge, self.folds = ridge, folds if ridge is None else 1
+        self._folds: list[_Fold] = []
+
+    def update(self, input_TF: Tensor, lost_TD: Tensor | None, inherited_TD: Tensor, fold: int = 0) -> None:
+        """Take in inputs of the projection and the two parts of the error; ``lost_TD`` None where it is zero."""
+        input_TF, inherited_TD = input_TF.float(), inherited_TD.float()
+        if not self._folds:
+            self._start(input_TF, inherited_TD)
+        into = self._folds[fold % self.folds]
+        width = input_TF.shape[1]
+        step = -(-width // _BLOCKS)
+        for start in range(0, width, step):
+            rows = slice(start, start + step)
+            into.gram_FF[rows, start:].addmm_(input_TF[:, rows].T, input_TF[:, start:])
+        self._inherited_FD.addmm_(input_TF.T, inherited_TD)
+        wanted_TS = inherited_TS = inherited_TD @ self._sketch_DS
+        into.inherited_FS.addmm_(input_TF.T, inherited_TS)
+        if lost_TD is not None:
+            lost_TD = lost_TD.float()
+            self._lost_FD.addmm_(input_TF.T, lost_TD)
+            lost_TS = lost_TD @ self._sketch_DS
+            into.lost_FS.addmm_(input_TF.T, lost_TS)
+            wanted_TS = inherited_TS + lost_TS
+        into.energy.add_(wanted_TS.square().sum(dtype=torch.float64))
+
+    def _start(self, input_TF: Tensor, error_TD: Tensor) -> None:
+        width, hidden = input_TF.shape[1], error_TD.shape[1]
+        sketched = min(hidden, _SKETCHED)
+        sketch_DS = torch.randn(hidden, sketched, generator=torch.Generator().manual_seed(0)) / sketched**0.5
+        self._sketch_DS = sketch_DS.to(input_TF.device)
+        self._lost_FD, self._inherited_FD = input_TF.new_zeros(2, width, hidden)
+        for _ in range(self.folds):
+            lost_FS, inherited_FS = input_TF.new_zeros(2, width, sketched)
+            energy = input_TF.new_zeros((), dtype=torch.float64)
+            self._folds.append(_Fold(input_TF.new_zeros(width, width), lost_FS, inherited_FS, energy))
+
+    def sums(self) -> list[Tensor]:
+        """All sums themselves, for several processes to add up."""
+        assert self._folds, "summed after at least one batch"
+        by_fold = [tensor for fold in self._folds for tensor in fold]
+        return [self._lost_FD, self._inherited_FD, *by_fold]
+
+    def solve(self) -> Repair:
+        """The repair; the sums are used up. Raises NumericalError where the equations have no stable solution."""
+        assert self._folds, "solved after at least one batch"
+        repair = Repair(None, self.ridge, 1.0, None) if self.ridge is not None else self._cross_validated()
+        if repair.ridge is None:
+            return repair
+        gram_FF = self._folds[0].gram_FF
+        for fold in self._folds[1:]:
+            gram_FF += fold.gram_FF
+        moment_FD = self._inherited_FD.mul_(repair.inherited).add_(self._lost_FD)
+        return replace(repair, delta_DF=_ridge(gram_FF, moment_FD, repair.ridge).T)
+
+    def _cross_validated(self) -> Repair:
+        """Ridge and share of the inherited error by the held-out error; no ridge where none makes it less."""
+        if len(self._folds) < 2 or any(not float(fold.energy) for fold in self._folds):
+            return Repair(None, _UNTRIED, 1.0, None)  # a single window: nothing can be held out
+        for fold in self._folds:
+            _mirror(fold.gram_FF)
+        best, least = Repair(None, None, 0.0, 0.0), 0.0
+        for ridge in _RIDGES:
+            share, change = self._held_out(ridge)
+            if change < least:
+                best, least = Repair(None, ridge, share, change), change
+            elif best.ridge is not None:
+                break
+        return best
+
+    def _held_out(self, ridge: float) -> tuple[float, float]:
+        """The best share of the inherited error in [0, 1], and the relative change of the held-out error with it."""
+        products = torch.zeros(5, dtype=torch.float64)
+        for held in self._folds:
+            others = [fold for fold in self._folds if fold is not held]
+            gram_FF = others[0].gram_FF.clone()
+            for fold in others[1:]:
+                gram_FF += fold.gram_FF
+            lost_FS = sum_of([fold.lost_FS for fold in others])
+            inherited_FS = sum_of([fold.inherited_FS for fold in others])
+            solved_FS = _ridge(gram_FF, torch.cat([lost_FS, inherited_FS], dim=1), ridge)
+            del gram_FF
+            by_lost_FS, by_inherited_FS = solved_FS.chunk(2, dim=1)
+            seen_lost_FS, seen_inherited_FS = (held.gram_FF @ solved_FS).chunk(2, dim=1)
+            wanted_FS = held.lost_FS + held.inherited_FS
+            pairs = [
+                (by_lost_FS, seen_lost_FS),
+                (by_lost_FS, seen_inherited_FS),
+                (by_inherited_FS, seen_inherited_FS),
+                (by_lost_FS, wanted_FS),
+                (by_inherited_FS, wanted_FS),
+            ]
+            found = torch.stack([(a * b).sum(dtype=torch.float64) for a, b in pairs])
+            products += (found / held.energy.clamp_min(1e-30) / len(self._folds)).cpu()
+        lost_lost, lost_inherited, inherited_inherited, lost_wanted, inherited_wanted = products.tolist()
+        share = 0.0
+        if inherited_inherited > 0:
+            share = min(max((inherited_wanted - lost_inherited) / inherited_inherited, 0.0), 1.0)
+        change = lost_lost + 2 * share * lost_inherited + share**2 * inherited_inherited
+        return share, change - 2 * (lost_wanted + share * inherited_wanted)
+
+
+class _Fold(NamedTuple):
+    gram_FF: Tensor  # its upper triangle
+    lost_FS: Tensor
+    inherited_FS: Tensor
+    energy: Tensor
+
+
+def sum_of(parts: list[Tensor]) -> Tensor:
+    """The sum of equal-shaped tensors."""
+    return torch.stack(parts).sum(0)
+
+
+def _mirror(gram_FF: Tensor) -> None:
+    """Copy the upper triangle into the lower one, in place."""
+    width = gram_FF.shape[0]
+    step = -(-width // _BLOCKS)
+    for start in range(0, width, step):
+        block = slice(start, start + step)
+        gram_FF[start + step :, block] = gram_FF[block, start + step :].T
+        square = gram_FF[block, block]
+        square.copy_(square.triu() + square.triu(1).T)
+
+
+def _ridge(gram_FF: Tensor, moment_FD: Tensor, ridge: float) -> Tensor:
+    """(XᵀX + μI)⁻¹ moment. The Gram matrix, of which the upper triangle counts, is overwritten by its factor."""
+    strength = (ridge * gram_FF.diagonal().mean()).clamp_min(1e-30)  # where nothing fires, the mean is 0
+    gram_FF.diagonal().add_(strength)
+    failed = torch.zeros((), dtype=torch.int32, device=gram_FF.device)
+    torch.linalg.cholesky_ex(gram_FF, upper=True, out=(gram_FF, failed))
+    solved_FD = torch.cholesky_solve(moment_FD, gram_FF, upper=True)
+    if int(failed) or not torch.isfinite(solved_FD).all():
+        raise NumericalError(
+            f"the refit has no stable solution: {gram_FF.shape[0]} inputs and too few or too similar "
+            f"calibration tokens for ridge {ridge:g}; raise refit.ridge or calibration.samples"
+        )
+    return solved_FD

@@ -1,0 +1,77 @@
+"""What a kept layer does with the pruned stream, before and after its cut, a batch at a time.
+
+Shapes: B batch, L sequence length, D hidden size, F neurons of a unit, K of them kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from llmprune.anatomy.value import MlpUnit
+from llmprune.model.walk import Decoder, Walk, inputs_of, outputs_of
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One batch: inputs of the cut unit's output projection, and outputs of the layer uncut (full) and cut.
+
+    ``*_written_BLD``: outputs of the projection itself, where they were read.
+    """
+
+    batch: int
+    input_BLF: Tensor
+    full_BLD: Tensor
+    cut_BLD: Tensor
+    full_written_BLD: Tensor | None = None
+    cut_written_BLD: Tensor | None = None
+
+
+def read_uncut(
+    stream: Walk, new: int, uncut: nn.Module, unit: MlpUnit, keep_K: Tensor | None, scale: float
+) -> Iterator[Reading]:
+    """Read by running the uncut layer alone: without its lost neurons it puts out ``scale`` × their share less."""
+    output = unit.tensors[-1]
+    weight = uncut.get_parameter(output.name)
+    weight_DF = weight if output.dim == 1 else weight.T
+    gone_R, weight_RD = _without(weight_DF, keep_K)
+    seen: list[Tensor] = []
+    with inputs_of(uncut.get_submodule(unit.output), seen.append):
+        for batch, hidden_BLD, full_BLD in stream.outputs(new, uncut):
+            input_BLF = seen.pop().view(*hidden_BLD.shape[:2], -1)
+            if keep_K is None:
+                yield Reading(batch, input_BLF, full_BLD, full_BLD)
+                continue
+            cut_BLD = full_BLD - scale * (input_BLF[..., gone_R] @ weight_RD)
+            yield Reading(batch, input_BLF[..., keep_K.to(input_BLF.device)], full_BLD, cut_BLD)
+
+
+def read_both(stream: Walk, new: int, uncut: nn.Module, pruned: Decoder, unit: MlpUnit) -> Iterator[Reading]:
+    """Read by running the layer uncut and cut, where the difference is more than the unit's neurons."""
+    seen: list[Tensor] = []
+    written: list[Tensor] = []
+    cut = pruned.layers[new]
+    pairs = zip(stream.outputs(new, uncut), stream.outputs(new, cut), strict=True)
+    with ExitStack() as hooks:
+        hooks.enter_context(pruned.layer(new))
+        hooks.enter_context(inputs_of(cut.get_submodule(unit.output), seen.append))
+        for layer in (uncut, cut):
+            hooks.enter_context(outputs_of(layer.get_submodule(unit.output), written.append))
+        for (batch, hidden_BLD, full_BLD), (_, _, cut_BLD) in pairs:
+            input_BLF = seen.pop().view(*hidden_BLD.shape[:2], -1)
+            cut_written, full_written = written.pop(), written.pop()
+            yield Reading(
+                batch, input_BLF, full_BLD, cut_BLD, full_written.view_as(full_BLD), cut_written.view_as(cut_BLD)
+            )
+
+
+def _without(weight_DF: Tensor, keep_K: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Indices of the neurons that go, and their rows [R, D] of the transposed weight."""
+    gone_F = torch.ones(weight_DF.shape[1], dtype=torch.bool, device=weight_DF.device)
+    gone_F[keep_K.to(weight_DF.device) if keep_K is not None else slice(None)] = False
+    gone_R = gone_F.nonzero().squeeze(1)
+    return gone_R, weight_DF[:, gone_R].T

@@ -1,0 +1,146 @@
+"""What a recipe asks for: numbers of layers, neurons and experts before the scores are known, which ones after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from llmprune.anatomy.value import Anatomy
+from llmprune.cut import Cut, choose_highest, choose_layers, round_width, width_step
+from llmprune.errors import RecipeError
+from llmprune.recipe import Depth, Experts, Width
+from llmprune.scores import Scores, unit_key
+
+
+def planned_layers(depth: Depth | None, anatomy: Anatomy) -> tuple[int, ...]:
+    """Layers kept; where the scores will decide, as many of them, without the middle."""
+    count = anatomy.num_layers
+    if depth is None:
+        return tuple(range(count))
+    if depth.layers is not None:
+        outside = [index for index in depth.layers if index >= count]
+        if outside:
+            raise RecipeError(f"depth.layers: the model has layers 0 to {count - 1}, not {outside}; correct the list")
+        removed = set(depth.layers)
+    else:
+        number = depth.remove if depth.remove is not None else count - (depth.keep or 0)
+        if number < 0:
+            raise RecipeError(
+                f"depth.keep: the model has {count} layers, {depth.keep} cannot be kept; keep at most {count}"
+            )
+        removed = set(_spread(count, number, anatomy.one_of)) if number < count else set(range(number))
+    if len(removed) >= count:
+        raise RecipeError(
+            f"depth.{'layers' if depth.layers else 'remove'}: the model has {count} layers and "
+            f"{len(removed)} would go; at least one must stay: remove at most {count - 1}"
+        )
+    return tuple(index for index in range(count) if index not in removed)
+
+
+def _spread(count: int, number: int, one_of: tuple[int, ...]) -> list[int]:
+    """Some ``number`` of layers, from the middle outwards, the first of ``one_of`` left out."""
+    free = [index for index in range(count) if index not in one_of[:1]]
+    outwards = sorted(free, key=lambda index: abs(index - count // 2))
+    return outwards[:number]
+
+
+def planned_widths(width: Width | None, anatomy: Anatomy, notes: list[str]) -> dict[str, int]:
+    """Neurons kept by config field, rounded to what hardware likes, with a note where that changes it."""
+    if width is None:
+        return {}
+    widths = anatomy.widths
+    if not widths:
+        raise RecipeError(
+            f"width: the MLPs of this model cannot be narrowed: {anatomy.width_refusal}; remove the section"
+        )
+    if width.mlp is not None:
+        wanted: dict[str, float] = {field: width.mlp * dense for field, dense in widths.items()}
+        notes += [f"{group.field} stays as it is: {group.refusal}" for group in anatomy.groups if group.refusal]
+    else:
+        wanted = dict(_named_widths(width, anatomy))
+    kept = {field: round_width(value, widths[field]) for field, value in wanted.items()}
+    for field, value in wanted.items():
+        if abs(kept[field] - value) >= 1:
+            notes.append(
+                f"MLP width {value:g} is rounded to {kept[field]}, a multiple of {width_step(widths[field])} "
+                f"({kept[field] / widths[field]:.1%} of {widths[field]}, {field})"
+            )
+    return kept
+
+
+def _named_widths(width: Width, anatomy: Anatomy) -> dict[str, int]:
+    """The numbers of neurons that the recipe names, by config field."""
+    widths, neurons = anatomy.widths, width.neurons
+    listed = ", ".join(f"{field} ({dense})" for field, dense in widths.items())
+    if isinstance(neurons, int):
+        if len(widths) > 1:
+            raise RecipeError(
+                f"width.neurons: {neurons} is one number and this model has several widths: {listed}; "
+                f"name each that is cut, such as {{{next(iter(widths))}: {neurons}}}, or give the fraction width.mlp"
+            )
+        neurons = {next(iter(widths)): neurons}
+    problems = []
+    for field, number in (neurons or {}).items():
+        refused = next((group.refusal for group in anatomy.groups if group.field == field and group.refusal), None)
+        if field not in widths:
+            problems.append(
+                f"width.neurons.{field}: {refused or 'is no width of this model'}; those that are: {listed}"
+            )
+        elif number > widths[field]:
+            problems.append(
+                f"width.neurons: {number} is more than the {widths[field]} neurons that the MLPs have ({field}); "
+                "keep at most those"
+            )
+    if problems:
+        raise RecipeError(problems)
+    return neurons or {}
+
+
+def planned_experts(experts: Experts | None, anatomy: Anatomy) -> int | None:
+    """Experts kept in each mixture; None where the recipe leaves them or the model has none."""
+    found = anatomy.experts
+    if experts is None:
+        return found.count if found else None
+    if found is None or found.refusal:
+        reason = found.refusal if found else "it has no mixture of experts"
+        raise RecipeError(f"experts: none can be removed from this model: {reason}; remove the section")
+    kept = experts.keep if experts.keep is not None else found.count - (experts.remove or 0)
+    least = max(found.top_k or 1, 1)
+    if not least <= kept <= found.count:
+        raise RecipeError(
+            f"experts.{'keep' if experts.keep is not None else 'remove'}: {kept} of {found.count} experts would stay "
+            f"and each token takes {least}; keep {least} to {found.count}"
+        )
+    return kept
+
+
+def choose_cut(
+    anatomy: Anatomy,
+    scores: Scores | None,
+    removed_layers: tuple[int, ...] | None,
+    keep_layers: int,
+    widths: Mapping[str, int],
+    num_experts: int | None,
+) -> Cut:
+    """The cut to these numbers that keeps what scores highest; the layers too, unless they are named."""
+    count = anatomy.num_layers
+    if removed_layers is not None:
+        layers = tuple(index for index in range(count) if index not in removed_layers)
+    else:
+        assert scores is not None, "layers are scored where the recipe does not name them"
+        assert scores.layers is not None
+        layers = choose_layers(scores.layers, keep_layers, anatomy.one_of)
+    if scores is None:
+        return Cut(count, layers)
+    narrower = {field: kept for field, kept in widths.items() if kept < anatomy.widths[field]}
+    neurons = {
+        unit_key(index, unit.path): choose_highest(
+            scores.neurons[unit_key(index, unit.path)], unit.times * narrower[unit.field]
+        )
+        for index, units in enumerate(anatomy.units)
+        for unit in units
+        if unit.field in narrower
+    }
+    if num_experts is None or anatomy.experts is None or num_experts == anatomy.experts.count:
+        return Cut(count, layers, narrower, neurons)
+    experts = {key: choose_highest(scores_E, num_experts) for key, scores_E in scores.experts.items()}
+    return Cut(count, layers, narrower, neurons, num_experts, experts)

@@ -1,0 +1,58 @@
+"""Several processes under torchrun end where one process ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small import save_model, write_recipe, write_text
+
+
+def _launch(folder: Path, output: str, *launcher: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *launcher, "-m", "llmprune", "run", "recipe.yaml", "--output", output]
+    return subprocess.run(
+        command,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One recipe, run by one process into ``one`` and by two into ``two``."""
+    root = tmp_path_factory.mktemp("processes")
+    write_recipe(root / "recipe.yaml", save_model(root / "dense"), write_text(root / "text.txt"))
+    for output, launcher in (("one", ()), ("two", ("-m", "torch.distributed.run", "--nproc-per-node", "2"))):
+        done = _launch(root, output, *launcher)
+        assert done.returncode == 0, done.stderr[-2000:]
+        (root / f"{output}.log").write_text(done.stdout + done.stderr)
+    return root
+
+
+def test_two_processes_equal_one(folder: Path) -> None:
+    """The same layers and neurons stay, and the weights differ by float32 rounding only."""
+    cuts = [load_file(folder / name / "cut.safetensors") for name in ("one", "two")]
+    assert (folder / "one/cut.json").read_text() == (folder / "two/cut.json").read_text()
+    assert cuts[0].keys() == cuts[1].keys()
+    assert all(torch.equal(cuts[0][key], cuts[1][key]) for key in cuts[0])
+    one, two = (load_file(folder / name / "model/model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for key, tensor in one.items():
+        assert float((tensor - two[key]).norm()) <= 1e-4 * float(tensor.norm()), key
+
+
+def test_number_of_processes_is_said(folder: Path) -> None:
+    """A launcher that starts fewer processes than were asked for does so in silence: the run says how many walk."""
+    for name, expected in (("one", "walking in 1 process on"), ("two", "walking in 2 processes on")):
+        assert expected in (folder / f"{name}.log").read_text()
+    report = json.loads((folder / "two/report.json").read_text())
+    assert report["provenance"]["processes"] == 2
