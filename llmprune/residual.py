@@ -44,8 +44,6 @@ def residual_scale(walk: Walk, index: int, layer: nn.Module, output: nn.Module) 
     hidden_BLD = walk.streams[0].to(walk.decoder.device_of(index))
     call = walk.calls[0][index]
     before_BLD = call.run(layer, hidden_BLD).float()
-    if before_BLD.ndim != 3 or before_BLD.shape[-1] not in output.get_parameter("weight").shape:
-        return None  # several streams side by side, into which the layer mixes what the projection puts out
     noise_BLD = torch.randn(before_BLD.shape, generator=torch.Generator().manual_seed(0)).to(before_BLD)
     noise_BLD *= before_BLD.norm() / noise_BLD.norm()
     handle = output.register_forward_hook(lambda _, __, value: value + noise_BLD.to(value).view(value.shape))

@@ -219,7 +219,7 @@ def prune(cuts: list[str], folder: Path) -> dict[str, str]:
 
 
 def _line(error: Exception) -> str:
-    text = re.sub(r"/\S+/model.partial/", "", " ".join(str(error).split())) or type(error).__name__
+    text = re.sub(r"/\S+/(?=dense|checkpoint)", "", " ".join(str(error).split())) or type(error).__name__
     return text if len(text) < 400 else text[:400] + " …"
 
 

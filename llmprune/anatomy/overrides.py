@@ -15,6 +15,7 @@ MODEL_REFUSALS = {
     "mistral_large4_text": "its layers hand the tokens that they selected to the next layer",
     "mllama": "its cross-attention layers run on images only, so that text says nothing about what they are worth; "
     "take a Llama without images",
+    "qwen4_exp_text": "its layers pass on several streams of hidden states side by side",
     "xlnet": "it predicts words of a text in any order and is no left-to-right decoder",
     "zaya": "each of its layers hands its router's state to the next one",
 }

@@ -19,6 +19,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from llmprune.anatomy.blueprint import text_config
 from llmprune.errors import ModelError
 
 
@@ -104,15 +105,11 @@ def record_calls(
     def tap(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         hidden_BLD, args, kwargs = _split_hidden(args, kwargs)
         if index != len(calls) or (hiddens and not _same(hiddens[0], hidden_BLD)):
-            raise ModelError(
-                f"{type(model).__name__} does something between its layers, or runs them out of order "
-                f"(at layer {index}); such a model cannot be walked layer by layer"
-            )
+            raise _unwalkable(model, "does something between its layers, or runs them out of order", index)
+        if hidden_BLD.shape[-1] != text_config(model.config).hidden_size:
+            raise _unwalkable(model, "passes on several streams of hidden states side by side", index)
         if not handed.isdisjoint(map(id, _tensors((args, kwargs)))):
-            raise ModelError(
-                f"{type(model).__name__} hands more than hidden states from layer to layer "
-                f"(to layer {index}); such a model cannot be walked layer by layer"
-            )
+            raise _unwalkable(model, "hands more than hidden states from layer to layer", index)
         hiddens.append(hidden_BLD)
         calls.append(LayerCall(shared.share(args), shared.share(kwargs)))
         kind = type(layers[index])
@@ -179,6 +176,10 @@ def _split_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor
         return args[0], args[1:], kwargs
     rest = dict(kwargs)
     return rest.pop("hidden_states"), (), rest
+
+
+def _unwalkable(model: PreTrainedModel, what: str, index: int) -> ModelError:
+    return ModelError(f"{type(model).__name__} {what} (at layer {index}); such a model cannot be walked layer by layer")
 
 
 def _tensors(value: Any) -> list[Tensor]:
