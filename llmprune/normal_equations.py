@@ -38,6 +38,7 @@ from torch import Tensor
 from llmprune.errors import NumericalError
 
 _RIDGES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # tried from strong to weak, until one is worse
+_WORTH = 1e-3  # least relative change of the held-out squared error; less may be chance
 _UNTRIED = 1.0  # what most projections of the models that we tried end with
 _SKETCHED = 64
 _BLOCKS = 4  # of columns: XᵀX is symmetric, and 10 of its 16 blocks are computed
@@ -121,7 +122,7 @@ class NormalEquations:
             return Repair(None, _UNTRIED, 1.0, None)  # a single window: nothing can be held out
         for fold in self._folds:
             _mirror(fold.gram_FF)
-        best, least = Repair(None, None, 0.0, 0.0), 0.0
+        best, least = Repair(None, None, 0.0, 0.0), -_WORTH
         for ridge in _RIDGES:
             share, change = self._held_out(ridge)
             if change < least:

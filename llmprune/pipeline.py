@@ -256,7 +256,7 @@ def _report(
     measured: Measured,
     warnings: list[str],
 ) -> Report:
-    errors = {record.layer: (record.error_cut, record.error_refit) for record in pruned.records}
+    records = {record.layer: record for record in pruned.records}
     retention = mean_retention(measured.tasks)
     calibration = (bench.windows_fingerprint, bench.windows.numel())
     return Report(
@@ -275,7 +275,7 @@ def _report(
         ),
         dense=plan.dense,
         pruned=pruned.size,
-        layers=layer_figures(bench.anatomy, scores, cut, errors),
+        layers=layer_figures(bench.anatomy, scores, cut, records),
         perplexity=measured.perplexity,
         tasks=measured.tasks,
         mean_retention=retention,

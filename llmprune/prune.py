@@ -24,7 +24,7 @@ from llmprune.model.walk import Decoder, Tensors, Walk, outputs_of, require_same
 from llmprune.normal_equations import Repair
 from llmprune.progress import track
 from llmprune.readings import read_both, read_uncut
-from llmprune.refit import Refit
+from llmprune.refit import MOST_FOLDS, Refit
 from llmprune.residual import RelativeError, residual_scale
 from llmprune.scores import unit_key
 from llmprune.snapshots import LayerRecord, Snapshots
@@ -208,11 +208,8 @@ class Pruning:
 def folds_of(windows: int, sources_N: Tensor | None) -> Tensor:
     """Which windows are judged together on a solve without them, int64 [N]: those of one source, or two halves."""
     if sources_N is not None and len(set(sources_N.tolist())) > 1:
-        return sources_N % _MOST_FOLDS
+        return sources_N % MOST_FOLDS
     return torch.arange(windows) * 2 // max(windows, 2)
-
-
-_MOST_FOLDS = 4  # each takes a Gram matrix of memory
 
 
 def _apply(repair: Repair, layer: nn.Module, unit: MlpUnit) -> None:

@@ -12,12 +12,15 @@ if TYPE_CHECKING:
     from llmprune.normal_equations import NormalEquations
 
 
+MOST_FOLDS = 4  # each takes a Gram matrix of memory
+
+
 class Refit(Section):
     """``refit: {ridge: 0.1}``; left out, each projection gets the ridge that cross-validation finds."""
 
     ridge: float | None = Field(
         None,
-        gt=0,
+        ge=0,
         description="Pull towards the sliced weights, in units of the mean of diag(XᵀX); default: chosen for each "
         "projection on calibration text that the solve did not see.",
     )

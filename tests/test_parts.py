@@ -10,6 +10,8 @@ import torch
 from llmprune.criteria import Activation, BlockInfluence
 from llmprune.cut import Cut, choose_highest, choose_layers, gap_after, kept_share, round_width, width_step
 from llmprune.errors import NumericalError, RecipeError
+from llmprune.normal_equations import Repair
+from llmprune.prune import folds_of
 from llmprune.refit import Refit
 from llmprune.scores import Scores
 
@@ -112,26 +114,92 @@ def test_gap_is_what_goes_between_kept_layers() -> None:
 
 def test_refit_solves_the_formula() -> None:
     """The normal equations give the minimum of the ridge objective, solved here as one stacked least squares."""
-    inputs_TF, error_TD = _normal(50, 6), _normal(50, 3, seed=1)
-    equations = Refit(ridge=0.3).open()
-    equations.update(inputs_TF[:20], error_TD[:20])
-    equations.update(inputs_TF[20:], error_TD[20:])
+    inputs_TF, lost_TD, inherited_TD = _normal(50, 6), _normal(50, 3, seed=1), _normal(50, 3, seed=2)
+    equations = Refit(ridge=0.3).open(folds=2)
+    equations.update(inputs_TF[:20], lost_TD[:20], inherited_TD[:20], fold=0)
+    equations.update(inputs_TF[20:], lost_TD[20:], inherited_TD[20:], fold=1)
     strength = (0.3 * inputs_TF.square().sum(0).mean()).sqrt()
     stacked = torch.cat([inputs_TF, strength * torch.eye(6)])
-    expected = torch.linalg.lstsq(stacked, torch.cat([error_TD, torch.zeros(6, 3)])).solution
-    torch.testing.assert_close(equations.solve(), expected.T, rtol=1e-4, atol=1e-5)
+    wanted = torch.cat([lost_TD + inherited_TD, torch.zeros(6, 3)])
+    expected = torch.linalg.lstsq(stacked, wanted).solution
+    solved = equations.solve()
+    assert solved.ridge == 0.3
+    torch.testing.assert_close(solved.delta_DF, expected.T, rtol=1e-4, atol=1e-5)
+
+
+def _cross_validated(lost_TD: torch.Tensor, inherited_TD: torch.Tensor, inputs_TF: torch.Tensor) -> Repair:
+    equations = Refit().open(folds=3)
+    for fold, rows in enumerate(torch.arange(len(inputs_TF)).chunk(3)):
+        equations.update(inputs_TF[rows], lost_TD[rows], inherited_TD[rows], fold)
+    return equations.solve()
+
+
+def test_refit_finds_what_the_inputs_explain() -> None:
+    """An error that is linear in the inputs is made good, and the held-out error says so."""
+    inputs_TF, weight_FD = _normal(300, 8), _normal(8, 4, seed=1)
+    repair = _cross_validated(inputs_TF @ weight_FD, torch.zeros(300, 4), inputs_TF)
+    torch.testing.assert_close(repair.delta_DF, weight_FD.T, rtol=0.05, atol=0.05)
+    assert repair.held_out is not None
+    assert repair.held_out < -0.99
+
+
+def test_refit_of_noise_is_left_out() -> None:
+    """Where no solve helps on text that it did not see, there is none."""
+    repair = _cross_validated(_normal(60, 4, seed=1), _normal(60, 4, seed=2), _normal(60, 12))
+    assert repair.delta_DF is None
+    assert repair.ridge is None
+
+
+def test_inherited_noise_is_left_out() -> None:
+    """Earlier layers' errors that the inputs do not explain do not disturb the rest of the repair."""
+    inputs_TF, weight_FD, noise_TD = _normal(200, 12), _normal(12, 4, seed=1), 20 * _normal(200, 4, seed=2)
+    repair = _cross_validated(inputs_TF @ weight_FD, noise_TD, inputs_TF)
+    assert repair.inherited < 0.2
+    together = Refit(ridge=0.01).open(folds=1)
+    together.update(inputs_TF, inputs_TF @ weight_FD, noise_TD)
+    naive_DF = together.solve().delta_DF
+    assert repair.delta_DF is not None
+    assert naive_DF is not None
+    assert (repair.delta_DF - weight_FD.T).norm() < 0.6 * (naive_DF - weight_FD.T).norm()
+
+
+def test_sketch_stands_for_all_outputs() -> None:
+    """With more outputs than are sketched, the choice is that of all of them within a few percent."""
+    inputs_TF, weight_FD = _normal(300, 8), _normal(8, 512, seed=1)
+    repair = _cross_validated(inputs_TF @ weight_FD + 2 * _normal(300, 512, seed=3), torch.zeros(300, 512), inputs_TF)
+    assert repair.held_out is not None
+    explained = 8 / (8 + 4)  # of the squared error; a little of that is lost to what noise does to the solve
+    assert -explained - 0.05 < repair.held_out < -0.8 * explained
 
 
 def test_refit_of_no_error_is_nothing() -> None:
     """Where the pruned stream is right already, the weights stay as they are."""
-    equations = Refit().open()
-    equations.update(_normal(40, 5), torch.zeros(40, 2))
-    assert not equations.solve().any()
+    equations = Refit().open(folds=2)
+    equations.update(_normal(40, 5), None, torch.zeros(40, 2), fold=0)
+    equations.update(_normal(40, 5, seed=1), None, torch.zeros(40, 2), fold=1)
+    delta_DF = equations.solve().delta_DF
+    assert delta_DF is None or not delta_DF.any()
+
+
+def test_one_window_cannot_be_held_out() -> None:
+    """With a single fold the repair is done at a middling strength, and says that nothing was held out."""
+    equations = Refit().open(folds=1)
+    equations.update(_normal(40, 5), None, _normal(40, 2))
+    repair = equations.solve()
+    assert repair.held_out is None
+    assert repair.delta_DF is not None
 
 
 def test_refit_without_enough_tokens_says_so() -> None:
     """Fewer tokens than inputs and no ridge have no unique solution: an error with the remedy."""
-    equations = Refit(ridge=0).open()
-    equations.update(torch.ones(3, 5), torch.ones(3, 2))
+    equations = Refit(ridge=0).open(folds=1)
+    equations.update(torch.ones(3, 5), None, torch.ones(3, 2))
     with pytest.raises(NumericalError, match=r"raise refit\.ridge or calibration\.samples"):
         equations.solve()
+
+
+def test_folds_are_sources_or_halves() -> None:
+    """Windows of one source are held out together; of a single source, the first half and the second."""
+    assert folds_of(4, None).tolist() == [0, 0, 1, 1]
+    assert folds_of(4, torch.zeros(4, dtype=torch.int64)).tolist() == [0, 0, 1, 1]
+    assert folds_of(4, torch.tensor([2, 0, 1, 0])).tolist() == [2, 0, 1, 0]

@@ -49,16 +49,15 @@ def measure_speed(folder: Path, arguments: argparse.Namespace) -> None:
     )
 
 
-def make_llama(folder: Path, layers: int) -> int:
-    """A Llama of about 82 M parameters a layer with random weights in bf16; returns its bytes."""
+def make_llama(folder: Path, layers: int) -> tuple[int, int]:
+    """A Llama with random weights in bf16 and TinyLlama-1.1B's layers; returns its bytes, and those of a layer."""
     config = LlamaConfig(
         vocab_size=32000,
-        hidden_size=2560,
-        intermediate_size=8704,
+        hidden_size=2048,
+        intermediate_size=5632,
         num_hidden_layers=layers,
-        num_attention_heads=20,
+        num_attention_heads=32,
         num_key_value_heads=4,
-        head_dim=128,
     )
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
@@ -71,7 +70,8 @@ def make_llama(folder: Path, layers: int) -> int:
             parameter.data.fill_(1.0)
     model.model.rotary_emb = type(model.model.rotary_emb)(config)
     model.save_pretrained(folder, max_shard_size="1GB")
-    return sum(parameter.nbytes for parameter in model.parameters())
+    layer = sum(parameter.nbytes for parameter in model.model.layers[0].parameters())
+    return sum(parameter.nbytes for parameter in model.parameters()), layer
 
 
 def peak_anonymous(process: subprocess.Popen[str]) -> int:
@@ -98,8 +98,8 @@ def measure_memory(folder: Path, arguments: argparse.Namespace) -> None:
     }
     figures = []
     for billions in arguments.billions:
-        layers = round(billions * 1e9 / 82.5e6)
-        size = make_llama(folder / "model", layers)
+        layers = round(billions * 22 / 1.1)
+        size, layer = make_llama(folder / "model", layers)
         save_file({"calibration": torch.randint(0, 32000, (4, 256))}, folder / "tokens.safetensors")
         recipe = write_recipe(
             folder / "recipe.yaml",
@@ -111,10 +111,13 @@ def measure_memory(folder: Path, arguments: argparse.Namespace) -> None:
         process = run(recipe, folder / "run", "--fresh")
         peak = peak_anonymous(process)
         finish(process)
-        figures.append({"layers": layers, "model_bytes": size, "peak_anonymous": peak, "share": round(peak / size, 4)})
+        share = round(peak / size, 4)
+        figures.append(
+            {"layers": layers, "model_bytes": size, "layer_bytes": layer, "peak_anonymous": peak, "share": share}
+        )
         shutil.rmtree(folder / "model")
         shutil.rmtree(folder / "run")
-    record("walk-memory", {"runs": figures, "layer_bytes": 2 * 82_583_040})
+    record("walk-memory", {"runs": figures})
 
 
 def measure_processes(folder: Path, _: argparse.Namespace) -> None:

@@ -14,20 +14,19 @@ from llmprune.cut import Cut, kept_share
 from llmprune.model.processes import count
 from llmprune.report.value import LayerFigures, Provenance
 from llmprune.scores import Scores, unit_key
+from llmprune.snapshots import LayerRecord
 
 _LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "lm-eval", "safetensors", "huggingface_hub")
 
 
 def layer_figures(
-    anatomy: Anatomy, scores: Scores | None, cut: Cut, errors: Mapping[int, tuple[float, float | None]]
+    anatomy: Anatomy, scores: Scores | None, cut: Cut, records: Mapping[int, LayerRecord]
 ) -> tuple[LayerFigures, ...]:
-    """One row for every layer of the dense model. ``errors``: cut and refit error by kept layer."""
-    return tuple(_layer(index, anatomy, scores, cut, errors.get(index)) for index in range(cut.num_layers))
+    """One row for every layer of the dense model. ``records``: what pass 2 did, by kept layer."""
+    return tuple(_layer(index, anatomy, scores, cut, records.get(index)) for index in range(cut.num_layers))
 
 
-def _layer(
-    index: int, anatomy: Anatomy, scores: Scores | None, cut: Cut, error: tuple[float, float | None] | None
-) -> LayerFigures:
+def _layer(index: int, anatomy: Anatomy, scores: Scores | None, cut: Cut, record: LayerRecord | None) -> LayerFigures:
     removed = index in cut.removed
     units, block = anatomy.units[index], anatomy.blocks[index]
     keep_E = cut.experts.get(unit_key(index, block.path)) if block else None
@@ -39,8 +38,11 @@ def _layer(
         kept=sum(_kept(index, unit, cut, keep_E) for unit in units) if units and not removed else None,
         experts_kept=None if keep_E is None or removed else tuple(keep_E.tolist()),
         score_share=None if removed or scores is None else _score_share(index, anatomy, scores, cut),
-        error_cut=error[0] if error else None,
-        error_refit=error[1] if error else None,
+        error_cut=record.error_cut if record else None,
+        error_refit=record.error_refit if record else None,
+        ridge=record.ridge if record else None,
+        inherited=record.inherited if record else None,
+        held_out=record.held_out if record else None,
     )
 
 

@@ -140,7 +140,7 @@ def _layer_columns(layers: tuple[LayerFigures, ...]) -> dict[str, bool]:
     """Which figures any layer has, so that the table shows no empty column."""
     return {
         name: any(getattr(layer, name) is not None for layer in layers)
-        for name in ("importance", "width", "experts_kept", "score_share", "error_cut", "error_refit")
+        for name in ("importance", "width", "experts_kept", "score_share", "error_cut", "error_refit", "held_out")
     }
 
 

@@ -38,6 +38,9 @@ class LayerFigures(Figures):
     score_share: float | None  # share of the layer's neuron scores that the kept neurons hold
     error_cut: float | None  # relative error of the hidden states after the layer, before its refit
     error_refit: float | None  # the same after its refit
+    ridge: float | None = None  # of its refit; None where no refit helped on calibration text held out from it
+    inherited: float | None = None  # share of the error of earlier layers that the refit goes after
+    held_out: float | None = None  # relative change of the squared error on calibration text held out from the refit
 
 
 class PerplexityFigures(Figures):
