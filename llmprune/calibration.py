@@ -103,6 +103,12 @@ class Calibration(TokenWindows):
         description="Most memory for the hidden states of all tokens, dense and pruned each; more goes to a file.",
     )
 
+    stream_disk: Size = Field(
+        16 * 2**30,
+        description="Most disk for the dense hidden states after every layer, which pass 1 leaves for pass 2 so that "
+        "it need not compute them again; they go when pass 2 is done.",
+    )
+
     def shape(self) -> tuple[int, int]:
         """(N, L) that the recipe asks for; a tokens file decides for itself where nothing is asked."""
         return self.samples or 128, self.sequence_length or 2048

@@ -17,7 +17,7 @@ from llmprune.evaluation.measure import Measured, measure
 from llmprune.evaluation.retention import judge, mean_retention
 from llmprune.files import publish, require_space, write_beside
 from llmprune.model.loading import dense_decoder, load_model, tensors_of
-from llmprune.model.processes import count, from_first, is_first, local_device
+from llmprune.model.processes import count, from_first, is_first, launched, local_device
 from llmprune.model.saving import CheckpointWriter
 from llmprune.model.source import ModelSource
 from llmprune.model.verify import Probe, Verified, verify
@@ -34,7 +34,7 @@ from llmprune.scoring import score
 from llmprune.snapshots import LayerRecord, Snapshots
 from llmprune.surgery import cut_decoder
 from llmprune.targets import choose_cut
-from llmprune.workbench import Workbench
+from llmprune.workbench import TRAIL, Workbench
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,9 @@ def run(
         check_tasks(recipe.evaluation)
         fetch_tasks(recipe.evaluation)
         require_space(Path(output), 2 * plan.disk + 2 * plan.memory.streams)
-        logger.info("walking in %d process%s on %s", count(), "" if count() == 1 else "es", local_device())
+        # worth seeing under a launcher: accelerate launch --cpu --num_processes 2 starts one process and says nothing
+        level = logging.WARNING if launched() else logging.INFO
+        logger.log(level, "walking in %d process%s on %s", count(), "" if count() == 1 else "es", local_device())
     folder = RunFolder.open(Path(output), fresh, recipe.model.id)
     try:
         report = _run(recipe, plan, Workbench(recipe, anatomy), folder, measure_forward)
@@ -182,6 +184,7 @@ def _prune(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: Cut) -> Pru
     pruned = folder.produce("model", origin, "pruning.json", Pruned.from_json, make, together=True)
     if is_first():
         shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(folder.path / TRAIL, ignore_errors=True)
     return pruned
 
 

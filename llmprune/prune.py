@@ -19,7 +19,7 @@ from llmprune.anatomy.value import Anatomy, MlpUnit
 from llmprune.cut import Cut, gap_after
 from llmprune.model.loading import tensors_of
 from llmprune.model.processes import from_first, is_first, share_of, sum_over_processes
-from llmprune.model.streams import Streams, StreamStore
+from llmprune.model.streams import Streams, StreamStore, Trail
 from llmprune.model.walk import Decoder, Tensors, Walk, outputs_of, require_same_calls
 from llmprune.normal_equations import Repair
 from llmprune.progress import track
@@ -45,6 +45,7 @@ class Pruning:
         self.dense, self.pruned, self.anatomy, self.cut = dense, pruned, anatomy, cut
         self.refit, self.write = refit, write
         self._scales: dict[str, float | None] = {}
+        self._trail: Trail | None = None
 
     @torch.no_grad()
     def run(
@@ -60,6 +61,7 @@ class Pruning:
         With snapshots, layers that an earlier run finished are not done again. ``sources_N`` says which source
         each window is from.
         """
+        self._trail = store.trail if store else None
         mine_NL = share_of(windows_NL)
         folds_N = folds_of(len(windows_NL), sources_N)
         self._num_folds = int(folds_N.max()) + 1
@@ -132,6 +134,9 @@ class Pruning:
         """Advance the dense stream; returns the outputs of the layer's projection where the refit needs them."""
         outputs: list[Tensor] = []
         unit = self._refit_unit(index)
+        itself = unit is not None and index in self.cut.layers and self._scale_of(index, unit) is None
+        if not itself and self._trail is not None and self._trail.restore(index, target.streams):
+            return outputs
         with self.dense.layer(index) as layer:
             if unit is not None and index in self.cut.layers and self._scale(target, index, layer, unit) is None:
                 with outputs_of(layer.get_submodule(unit.output), outputs.append):
@@ -159,7 +164,7 @@ class Pruning:
         key = unit_key(old, unit.path)
         equations, error = self.refit.open(self._num_folds), RelativeError()
         with self.dense.layer(old, uncut) as layer:
-            scale = self._scales[_kind(layer, unit)]
+            scale = self._scale_of(old, unit)
             if scale is not None and self._narrowed(old) <= {key}:
                 readings = read_uncut(stream, new, layer, unit, self.cut.neurons.get(key), scale)
             else:
@@ -193,6 +198,9 @@ class Pruning:
             stream.advance(batch, output_BLD)
         sum_over_processes(error.sums())
         return error.value()
+
+    def _scale_of(self, index: int, unit: MlpUnit) -> float | None:
+        return self._scales.get(_kind(self.dense.layers[index], unit))
 
     def _scale(self, walk: Walk, index: int, layer: nn.Module, unit: MlpUnit) -> float | None:
         """How much of the projection's output reaches the hidden states: a factor, or None if not linearly.

@@ -51,6 +51,8 @@ def score(
                 if accumulator:
                     accumulator.update(hidden_BLD, output_BLD)
                 walk.advance(batch, output_BLD)
+            if store.trail is not None:
+                store.trail.keep(index, walk.streams)
             if accumulator:
                 sum_over_processes(accumulator.sums())
                 layer_scores.append(accumulator.score().cpu())

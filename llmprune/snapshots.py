@@ -35,15 +35,19 @@ class LayerRecord:
     held_out: float | None = None
 
 
+def boot() -> str:
+    """What tells one start of the machine from another, where it has that."""
+    return _BOOT_ID.read_text().strip() if _BOOT_ID.is_file() else ""
+
+
 class Snapshots:
     """Pass 2's state in ``folder``, valid for one fingerprint and one number of processes."""
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
         self.folder = folder
         # Streams are not forced to disk at every layer: after a crash of the machine they are not trusted.
-        boot = _BOOT_ID.read_text().strip() if _BOOT_ID.is_file() else ""
         self.scales: dict[str, float | None] = {}  # of pass 2, by class of layer: measured once in a run
-        self._key = {"fingerprint": fingerprint, "processes": count(), "boot": boot}
+        self._key = {"fingerprint": fingerprint, "processes": count(), "boot": boot()}
 
     def records(self) -> list[LayerRecord]:
         """What is done already; empties the folder where that is nothing or not of this run. The same everywhere."""

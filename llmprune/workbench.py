@@ -6,6 +6,7 @@ A run that finds all its products done loads no weights at all.
 from __future__ import annotations
 
 import logging
+import shutil
 from functools import cached_property
 from pathlib import Path
 
@@ -18,12 +19,16 @@ from llmprune.anatomy.value import Anatomy
 from llmprune.calibration import fingerprint_tokens, load_windows, sources_of_windows
 from llmprune.errors import CalibrationError, ModelError
 from llmprune.model.loading import dense_decoder, identity, load_config, load_model, load_tokenizer
-from llmprune.model.streams import StreamStore
+from llmprune.model.processes import count, from_first, rank
+from llmprune.model.streams import StreamStore, Trail
 from llmprune.model.walk import Decoder
 from llmprune.recipe import Recipe
 from llmprune.run_folder import fingerprint
+from llmprune.snapshots import boot
 
 logger = logging.getLogger(__name__)
+
+TRAIL = "dense.partial"  # in the run folder: what pass 1 leaves for pass 2
 
 
 class Workbench:
@@ -123,7 +128,13 @@ class Workbench:
 
     def store(self, folder: Path) -> StreamStore:
         """Where the hidden states of the calibration tokens may live."""
-        return StreamStore(self.recipe.calibration.stream_memory, folder)
+        calibration, length = self.recipe.calibration, self.windows.shape[1]
+        hidden = text_config(self.config).hidden_size * self.model.dtype.itemsize
+        size = self.anatomy.num_layers * len(self.windows) * length * hidden
+        room = min(calibration.stream_disk, shutil.disk_usage(folder).free // 2)
+        key = fingerprint(self.identity, self.windows_fingerprint, calibration.batch_size, count(), boot())
+        trail = Trail(folder / TRAIL, f"{key[:16]}-{rank()}") if from_first(size <= room) else None
+        return StreamStore(calibration.stream_memory, folder, trail)
 
     @property
     def device(self) -> str:

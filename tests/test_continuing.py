@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from llmprune.anatomy.discovery import discover
+from llmprune.criteria import BlockInfluence
 from llmprune.cut import Cut
 from llmprune.model.loading import dense_decoder
-from llmprune.model.streams import MappedStreams, Streams, StreamStore
-from llmprune.model.walk import Tensors
+from llmprune.model.streams import MappedStreams, Streams, StreamStore, Trail
+from llmprune.model.walk import Tensors, Walk
 from llmprune.prune import Pruning
 from llmprune.refit import Refit
+from llmprune.scoring import score
 from llmprune.snapshots import Snapshots
 from llmprune.surgery import cut_decoder
 from llmprune.testing import VOCABULARY, tiny_model
@@ -79,3 +81,32 @@ def test_streams_on_file_equal_streams_in_memory(tmp_path: Path) -> None:
     for index, tensors in in_memory.items():
         assert all(torch.equal(tensor, on_file[index][name]) for name, tensor in tensors.items())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_trail_of_pass_1_equals_walking_again(family: str, tmp_path: Path) -> None:
+    """Pass 2 takes the dense streams that pass 1 left, wherever they are whole, and ends with the same weights."""
+    model = tiny_model(family, num_hidden_layers=6)
+    trail = Trail(tmp_path, "key")
+    store = StreamStore(trail=trail)
+    score(dense_decoder(model), discover(model.config), WINDOWS, 2, BlockInfluence(), None, store=store)
+    assert len(list(tmp_path.iterdir())) == 6
+    (tmp_path / "key-00003.safetensors").unlink()
+    whole, whole_logits = _prune(family)
+    written, logits = _prune(family, store=store)
+    assert torch.equal(logits, whole_logits)
+    for index, tensors in written.items():
+        assert all(torch.equal(tensor, whole[index][name]) for name, tensor in tensors.items())
+
+
+def test_trail_spares_the_dense_walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a whole trail, dense layers run for the first kind of layer only."""
+    model = tiny_model("llama", num_hidden_layers=6)
+    trail = Trail(tmp_path, "key")
+    store = StreamStore(trail=trail)
+    score(dense_decoder(model), discover(model.config), WINDOWS, 2, BlockInfluence(), None, store=store)
+    passed: list[int] = []
+    walk_through = Walk.pass_through
+    monkeypatch.setattr(Walk, "pass_through", lambda self, *args: (passed.append(args[0]), walk_through(self, *args)))
+    _prune("llama", store=store)
+    assert passed == [0]

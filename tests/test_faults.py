@@ -147,7 +147,10 @@ def without_tokenizer(folder: Path) -> None:
         (lambda folder: (folder / "config.json").unlink(), ["no config.json", "folder of a Hugging Face checkpoint"]),
         (without_tokenizer, ["has no tokenizer", "beside config.json"]),
         (lambda folder: (folder / "tokenizer.json").write_text("{"), ["tokenizer", "fetch"]),
-        (lambda folder: tiny_config("bert").save_pretrained(folder), ["'bert'", "not a causal decoder", "both direct"]),
+        (
+            lambda folder: tiny_config("bert", is_decoder=False).save_pretrained(folder),
+            ["'bert'", "not a causal decoder", "both direct"],
+        ),
         (lambda folder: tiny_config("t5").save_pretrained(folder), ["'t5' is not a causal decoder"]),
     ],
     ids=[

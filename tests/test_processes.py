@@ -51,8 +51,16 @@ def test_two_processes_equal_one(folder: Path) -> None:
 
 
 def test_number_of_processes_is_said(folder: Path) -> None:
-    """A launcher that starts fewer processes than were asked for does so in silence: the run says how many walk."""
-    for name, expected in (("one", "walking in 1 process on"), ("two", "walking in 2 processes on")):
-        assert expected in (folder / f"{name}.log").read_text()
+    """Under a launcher the run says how many processes walk; alone it need not."""
+    assert "walking in 2 processes on cpu" in (folder / "two.log").read_text()
+    assert "walking in" not in (folder / "one.log").read_text()
     report = json.loads((folder / "two/report.json").read_text())
     assert report["provenance"]["processes"] == 2
+
+
+def test_launcher_that_starts_too_few(folder: Path) -> None:
+    """accelerate launch --cpu --num_processes 2 starts one process in silence; the run says that it is one."""
+    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
+    done = _launch(folder, "one", *launcher)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "walking in 1 process on cpu" in done.stderr

@@ -35,6 +35,11 @@ def count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def launched() -> bool:
+    """Whether torchrun or accelerate's launcher started this process, however many there are."""
+    return "WORLD_SIZE" in os.environ or any(name.startswith("ACCELERATE_") for name in os.environ)
+
+
 def rank() -> int:
     """Which of them this is, from 0."""
     return int(os.environ.get("RANK", "0")) if count() > 1 else 0

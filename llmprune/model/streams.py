@@ -12,18 +12,50 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from llmprune.files import disk_errors
 
 
 @dataclass(frozen=True)
+class Trail:
+    """The dense stream as it left every layer, which pass 1 leaves in files for pass 2. Losing it loses no result.
+
+    ``key`` is in the files' names: it stands for all that the streams depend on.
+    """
+
+    folder: Path
+    key: str
+
+    def keep(self, layer: int, streams: Streams) -> None:
+        """Leave the streams of one layer: whole, or not at all."""
+        path = self._path(layer)
+        path.parent.mkdir(exist_ok=True)
+        beside = path.with_suffix(".partial")
+        streams.save(beside)
+        beside.replace(path)
+
+    def restore(self, layer: int, streams: Streams) -> bool:
+        """Put streams where they left a layer; False where that is not known."""
+        path = self._path(layer)
+        if not path.is_file():
+            return False
+        streams.load(path)
+        return True
+
+    def _path(self, layer: int) -> Path:
+        return self.folder / f"{self.key}-{layer:05}.safetensors"
+
+
+@dataclass(frozen=True)
 class StreamStore:
-    """Where streams may live: up to ``limit`` bytes each in memory, else in a file in ``folder``."""
+    """Where streams may live: up to ``limit`` bytes each in memory, else in a file in ``folder``; and their trail."""
 
     limit: int | None = None
     folder: Path | None = None
+    trail: Trail | None = None
 
     def open(self, first_BLD: Tensor, windows: int) -> Streams:
         """Room for the hidden states of so many windows, shaped like this first batch."""
@@ -63,8 +95,9 @@ class Streams:
 
     def load(self, path: Path) -> None:
         """Take over what ``save`` wrote."""
-        for batch, (_, hidden_BLD) in enumerate(sorted(load_file(path).items())):
-            self[batch] = hidden_BLD.clone()
+        with safe_open(path, framework="pt") as file:
+            for batch, name in enumerate(sorted(file.keys())):
+                self[batch] = file.get_tensor(name).clone()
 
 
 class MappedStreams(Streams):
