@@ -104,7 +104,7 @@ def measure_memory(folder: Path, arguments: argparse.Namespace) -> None:
         recipe = write_recipe(
             folder / "recipe.yaml",
             {"id": str(folder / "model"), "device_map": places},
-            {"tokens": str(folder / "tokens.safetensors"), "key": "calibration"},
+            {"tokens": str(folder / "tokens.safetensors"), "key": "calibration", "batch_size": 1},
             depth={"remove": layers // 5},
             width={"mlp": 0.75},
         )

@@ -95,12 +95,12 @@ def _difference(layer: nn.Module, twin: nn.Module, changing: Sizes) -> str:
     if modules.keys() != twins.keys():
         return f"modules {sorted(modules.keys() ^ twins.keys())}"
     buffers, twin_buffers = _computed_buffers(layer), _computed_buffers(twin)
-    for name in buffers.keys() | twin_buffers.keys():
+    for name in sorted(buffers.keys() | twin_buffers.keys()):
         if buffers.keys() != twin_buffers.keys() or not torch.equal(buffers[name], twin_buffers[name]):
             return f"the values of {name}"
     for path, module in modules.items():
         mine, other = _plain_attributes(module), _plain_attributes(twins[path])
-        for name in mine.keys() | other.keys():
+        for name in sorted(mine.keys() | other.keys()):
             value, twin_value = mine.get(name), other.get(name)
             if value != twin_value and not _is_narrowed(value, twin_value, changing):
                 return f"{path}.{name} {value!r} against {twin_value!r}".lstrip(".")

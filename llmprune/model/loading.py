@@ -99,7 +99,11 @@ def dense_decoder(model: PreTrainedModel) -> Decoder:
     devices = [_running_device(layer) for layer in layers]
     lie_elsewhere = any(parameter.device != devices[0] for parameter in layers.parameters())
     return Decoder(
-        skeleton, lambda index: tensors_of(layers[index]), lambda index: devices[index], fetch_ahead=lie_elsewhere
+        skeleton,
+        lambda index: tensors_of(layers[index]),
+        lambda index: devices[index],
+        fetch_ahead=lie_elsewhere,
+        quick=True,
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from transformers import PreTrainedModel
 
 from llmprune.anatomy.blueprint import find_layers
 from llmprune.errors import ModelError, NumericalError
+from llmprune.model.arithmetic import quick_products
+from llmprune.model.memory import trim
 from llmprune.model.streams import Streams, StreamStore
 from llmprune.model.taps import LayerCall, SharedValues, record_calls, run_tail, same_value
 
@@ -30,6 +32,7 @@ class Decoder:
 
     ``skeleton`` is the model without layer weights but with all others; ``fetch(i)``
     gives layer i's tensors by their names in the layer; ``device_of(i)`` says where it runs.
+    ``quick`` layers may round otherwise than the model's own forward where that is much faster.
     """
 
     def __init__(
@@ -38,12 +41,13 @@ class Decoder:
         fetch: Callable[[int], Tensors],
         device_of: Callable[[int], torch.device],
         fetch_ahead: bool = False,
+        quick: bool = False,
     ) -> None:
         self.skeleton = skeleton
         self.layers_path, self.layers = find_layers(skeleton)
         self.device_of = device_of
         self.returns_tuple: dict[type, int] = {}  # items of what a layer of a class returns; 0: a tensor alone
-        self._fetch = fetch
+        self._fetch, self._quick = fetch, quick
         self._held: tuple[int, Tensors] | None = None
         self._ahead: tuple[int, Future[Tensors]] | None = None
         self._reader = ThreadPoolExecutor(1, "fetch") if fetch_ahead else None
@@ -65,6 +69,8 @@ class Decoder:
         if self._held is not None and self._held[0] == index:
             return self._held[1]
         self._held = None
+        if self._reader is not None:
+            trim()
         ahead, self._ahead = self._ahead, None
         tensors = ahead[1].result() if ahead and ahead[0] == index else self._bring(index)
         self._held = (index, tensors)
@@ -91,7 +97,8 @@ class Decoder:
             for name, buffer in list(module.named_buffers(recurse=False)):
                 setattr(module, name, buffer.to(device))
         try:
-            yield layer
+            with quick_products(self.skeleton.dtype, device) if self._quick else nullcontext():
+                yield layer
         finally:
             release(layer)
 
