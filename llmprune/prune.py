@@ -91,9 +91,13 @@ class Pruning:
         self.pruned.tensors(new)  # cut out of the dense layer while that is at hand, and held
         self.dense.forget()
         if self._is_untouched(new):
-            for batch, hidden_BLD in enumerate(target.streams):
-                stream.advance(batch, hidden_BLD)
             self._write(new, self.pruned.tensors(new))
+            if self.dense.rounds_otherwise(old):
+                with self.pruned.layer(new) as layer:
+                    stream.pass_through(new, layer)
+            else:
+                for batch, hidden_BLD in enumerate(target.streams):
+                    stream.advance(batch, hidden_BLD)
             return LayerRecord(old, 0.0, None)
         reached = target.copy() if gap and unit else target.streams  # the dense stream before the gap
         for index in gap:

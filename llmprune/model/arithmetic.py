@@ -30,22 +30,15 @@ class _ThroughFloat32(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is linear and _is_slow(args[0]):
+        if func is linear and isinstance(args[0], Tensor) and is_emulated(args[0].dtype):
             value, weight, *rest = [*args, *(kwargs or {}).values()]
             bias = rest[0].float() if rest and rest[0] is not None else None
             return linear(value.float(), weight.float(), bias).to(value.dtype)
         return func(*args, **(kwargs or {}))
 
 
-def _is_slow(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.device.type == "cpu" and is_emulated(value.dtype)
-
-
 @contextmanager
-def quick_products(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
-    """While it lasts, linear layers of this type on this device take the quicker way, if there is one."""
-    if device.type != "cpu" or not is_emulated(dtype):
-        yield
-        return
+def quick_products() -> Iterator[None]:
+    """While it lasts, linear layers in half precision take the quicker way."""
     with _ThroughFloat32():
         yield

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from llmprune.anatomy.blueprint import find_layers
 from llmprune.errors import ModelError, NumericalError
-from llmprune.model.arithmetic import quick_products
+from llmprune.model.arithmetic import is_emulated, quick_products
 from llmprune.model.memory import trim
 from llmprune.model.streams import Streams, StreamStore
 from llmprune.model.taps import LayerCall, SharedValues, record_calls, run_tail, same_value
@@ -78,6 +78,10 @@ class Decoder:
             self._ahead = (index + 1, self._reader.submit(self._bring, index + 1))
         return tensors
 
+    def rounds_otherwise(self, index: int) -> bool:
+        """Whether a layer's products are not rounded as the model's own forward does: then they are quicker."""
+        return self._quick and self.device_of(index).type == "cpu" and is_emulated(self.skeleton.dtype)
+
     def forget(self) -> None:
         """Let the held layer go."""
         self._held = None
@@ -97,7 +101,7 @@ class Decoder:
             for name, buffer in list(module.named_buffers(recurse=False)):
                 setattr(module, name, buffer.to(device))
         try:
-            with quick_products(self.skeleton.dtype, device) if self._quick else nullcontext():
+            with quick_products() if self.rounds_otherwise(index) else nullcontext():
                 yield layer
         finally:
             release(layer)

@@ -1,0 +1,51 @@
+"""Half precision on CPUs that have no products of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from llmprune.anatomy.discovery import discover
+from llmprune.cut import Cut
+from llmprune.model import arithmetic, walk
+from llmprune.model.arithmetic import quick_products
+from llmprune.model.loading import dense_decoder
+from llmprune.prune import Pruning
+from llmprune.refit import Refit
+from llmprune.surgery import cut_decoder
+from llmprune.testing import VOCABULARY, tiny_model
+
+
+@pytest.fixture(params=[True, False])
+def emulated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """A CPU with and one without products in bfloat16."""
+    for module in (arithmetic, walk):
+        monkeypatch.setattr(module, "is_emulated", lambda dtype: request.param and dtype == torch.bfloat16)
+    return bool(request.param)
+
+
+def test_quick_products_round_once(emulated: bool) -> None:
+    """The quick way sums in float32 and rounds the result; float32 itself is not touched."""
+    value, weight, bias = (torch.randn(*shape) for shape in ((3, 64), (8, 64), (8,)))
+    exact = torch.nn.functional.linear(value, weight, bias)
+    with quick_products():
+        assert torch.equal(torch.nn.functional.linear(value, weight, bias), exact)
+        half = torch.nn.functional.linear(value.bfloat16(), weight.bfloat16(), bias=bias.bfloat16())
+    rounded = torch.nn.functional.linear(*(part.bfloat16().float() for part in (value, weight, bias))).bfloat16()
+    torch.testing.assert_close(half, rounded)
+
+
+def test_pruned_stream_is_that_of_a_reload(emulated: bool) -> None:
+    """However the dense layers are computed, the pruned model's own stream is its plain forward, to the bit."""
+    model = tiny_model("llama").to(torch.bfloat16)
+    dense, anatomy, cut = dense_decoder(model), discover(model.config), Cut(4, (0, 1, 3))
+    ids_NL = torch.randint(3, VOCABULARY, (2, 16))
+    pruned = cut_decoder(dense, model, anatomy, cut)
+    written = {}
+    _, end = Pruning(dense, pruned, anatomy, cut, Refit(), written.__setitem__).run(ids_NL, 2)
+    again = pruned.skeleton
+    _, layers = walk.find_layers(again)
+    for index, tensors in written.items():
+        layers[index].load_state_dict(tensors, assign=True)
+    with torch.no_grad():
+        assert torch.equal(end.logits(0), again(ids_NL, use_cache=False).logits)
