@@ -52,7 +52,8 @@ def _add_widths(table: Table, anatomy: Anatomy) -> None:
             if unit.field == group.field:
                 each = f" in each of {unit.experts} experts" if unit.experts else ""
                 place = unit.path or "in the layer itself"
-                table.add_row("MLP neurons", f"{unit.width}{each} in {layers} layers ({place}), set by {unit.field}")
+                where = f"{layers} layer{'' if layers == 1 else 's'} ({place})"
+                table.add_row("MLP neurons", f"{unit.width}{each} in {where}, set by {unit.field}")
                 table.add_row(
                     "", f"proven by cutting and masking: {_tensors(unit)}" + ("" if unit.refit else "; no refit")
                 )
