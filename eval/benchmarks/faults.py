@@ -18,6 +18,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,9 @@ def measure_full_disk(folder: Path, _: argparse.Namespace) -> None:
         while process.poll() is None and not list(disk.glob("run/model.partial/parts/layer-*")):
             time.sleep(0.02)
         ballast = disk / "ballast"
-        with ballast.open("wb") as file:
-            free = shutil.disk_usage(disk).free - 20_000_000  # room for a layer or two
-            file.write(bytes(free))
+        with ballast.open("wb", buffering=0) as file, suppress(OSError):  # until it is full
+            while file.write(bytes(1_000_000)):
+                pass
         _out, said = process.communicate()
         half = (disk / "run" / "model").exists()
         ballast.unlink()
