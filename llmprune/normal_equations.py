@@ -139,8 +139,8 @@ class NormalEquations:
             gram_FF = others[0].gram_FF.clone()
             for fold in others[1:]:
                 gram_FF += fold.gram_FF
-            lost_FS = sum_of([fold.lost_FS for fold in others])
-            inherited_FS = sum_of([fold.inherited_FS for fold in others])
+            lost_FS = _sum([fold.lost_FS for fold in others])
+            inherited_FS = _sum([fold.inherited_FS for fold in others])
             solved_FS = _ridge(gram_FF, torch.cat([lost_FS, inherited_FS], dim=1), ridge)
             del gram_FF
             by_lost_FS, by_inherited_FS = solved_FS.chunk(2, dim=1)
@@ -170,7 +170,7 @@ class _Fold(NamedTuple):
     energy: Tensor
 
 
-def sum_of(parts: list[Tensor]) -> Tensor:
+def _sum(parts: list[Tensor]) -> Tensor:
     """The sum of equal-shaped tensors."""
     return torch.stack(parts).sum(0)
 

@@ -28,13 +28,13 @@ from llmprune.recipe import Recipe
 from llmprune.report.compose import layer_figures, now, provenance, unrouted
 from llmprune.report.page import render_page
 from llmprune.report.value import Report, Size, VerificationFigures
-from llmprune.run_folder import RunFolder, file_fingerprint, fingerprint
+from llmprune.run_folder import TRAIL, RunFolder, file_fingerprint, fingerprint
 from llmprune.scores import Scores
 from llmprune.scoring import score
 from llmprune.snapshots import LayerRecord, Snapshots
 from llmprune.surgery import cut_decoder
 from llmprune.targets import choose_cut
-from llmprune.workbench import TRAIL, Workbench
+from llmprune.workbench import Workbench
 
 logger = logging.getLogger(__name__)
 

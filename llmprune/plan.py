@@ -18,7 +18,6 @@ from llmprune.errors import ModelError, RecipeError
 from llmprune.evaluation.speed import require_positions
 from llmprune.model.loading import load_config
 from llmprune.recipe import Depth, Recipe
-from llmprune.refit import MOST_FOLDS
 from llmprune.report.value import Figures, Size
 from llmprune.report.wording import ranges
 from llmprune.surgery import cut_config
@@ -199,11 +198,7 @@ def _memory(
     kept = anatomy.widths | widths
     inputs = max((unit.times * kept[unit.field] for units in anatomy.units for unit in units if unit.refit), default=0)
     inputs = inputs if recipe.refit else 0
-    folds = (
-        min(max(len(recipe.calibration.text_sources()), 2), MOST_FOLDS)
-        if recipe.refit and not recipe.refit.ridge
-        else 1
-    )
+    folds = recipe.refit.folds(len(recipe.calibration.text_sources())) if recipe.refit else 1
     return Memory(
         weights=_bytes(dense),
         layer=_largest(find_layers(dense)[1]) + _largest(find_layers(pruned)[1]),

@@ -186,8 +186,9 @@ class Pruning:
                     inherited_BLD = wanted[batch].to(device).view_as(target_BLD) - reading.full_written_BLD
                     lost_BLD = reading.full_written_BLD - reading.cut_written_BLD
                 folds_B = self._folds[batch]
-                for fold in set(folds_B.tolist()):
-                    rows = (folds_B == fold).to(device)
+                found = set(folds_B.tolist())
+                for fold in found:
+                    rows = (folds_B == fold).to(device) if len(found) > 1 else slice(None)  # which copies nothing
                     input_TF, lost_TD, inherited_TD = (
                         part[rows].flatten(0, 1) for part in (reading.input_BLF, lost_BLD, inherited_BLD)
                     )

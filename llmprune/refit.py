@@ -25,6 +25,10 @@ class Refit(Section):
         "projection on calibration text that the solve did not see.",
     )
 
+    def folds(self, sources: int) -> int:
+        """How many folds of the calibration the sums are kept of, one beside the other."""
+        return 1 if self.ridge is not None else min(max(sources, 2), MOST_FOLDS)
+
     def open(self, folds: int) -> NormalEquations:
         """Start the sums of one projection over windows in so many folds."""
         from llmprune.normal_equations import NormalEquations

@@ -12,6 +12,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -26,10 +27,11 @@ T = TypeVar("T")
 
 JOURNAL = "run.json"
 LOCK = ".lock"
+TRAIL = "dense.partial"  # what pass 1 leaves for pass 2
 _FORMAT = 1
 _PRODUCTS = (
     "recipe.yaml", "plan.json", "scores.safetensors", "cut.json", "cut.safetensors", "pruning.json",
-    "evaluation.json", "report.json", "report.html", "model", "model.partial",
+    "evaluation.json", "report.json", "report.html", "model", "model.partial", TRAIL,
 )  # fmt: skip
 
 
@@ -148,6 +150,15 @@ class RunFolder:
 def fingerprint(*parts: object) -> str:
     """SHA-256 of the parts' texts."""
     return hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).hexdigest()
+
+
+@lru_cache(maxsize=1)
+def code_fingerprint() -> str:
+    """SHA-256 of llmprune's own modules: what other code made is not taken for what this code makes."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def file_fingerprint(*paths: Path) -> str:

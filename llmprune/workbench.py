@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -23,12 +24,10 @@ from llmprune.model.processes import count, from_first, rank
 from llmprune.model.streams import StreamStore, Trail
 from llmprune.model.walk import Decoder
 from llmprune.recipe import Recipe
-from llmprune.run_folder import fingerprint
+from llmprune.run_folder import TRAIL, code_fingerprint, fingerprint
 from llmprune.snapshots import boot
 
 logger = logging.getLogger(__name__)
-
-TRAIL = "dense.partial"  # in the run folder: what pass 1 leaves for pass 2
 
 
 class Workbench:
@@ -122,9 +121,10 @@ class Workbench:
 
     @cached_property
     def identity(self) -> str:
-        """What every product depends on: the base model as it is, and the arithmetic."""
+        """What every product depends on: the base model as it is, the arithmetic, and the code."""
         base = identity(self.recipe.model, self.config)
-        return fingerprint(base, self.recipe.model.dtype, torch.__version__)
+        libraries = torch.__version__, transformers.__version__
+        return fingerprint(base, self.recipe.model.dtype, *libraries, code_fingerprint())
 
     def store(self, folder: Path) -> StreamStore:
         """Where the hidden states of the calibration tokens may live."""

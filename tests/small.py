@@ -14,7 +14,6 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-import torch
 import yaml
 from tiny import tiny_tokenizer
 
@@ -35,13 +34,12 @@ class Outcome:
 
 
 def command(*arguments: str | Path) -> Outcome:
-    """Run ``llmprune ARGUMENTS`` in this process, on one thread: tiny models only lose by more."""
+    """Run ``llmprune ARGUMENTS`` in this process."""
     from llmprune.cli import main
 
     out, err = StringIO(), StringIO()
     argv = ["llmprune", *map(str, arguments)]
-    level, threads = logging.getLogger("llmprune").level, torch.get_num_threads()
-    torch.set_num_threads(1)
+    level = logging.getLogger("llmprune").level
     with patch.object(sys, "argv", argv), redirect_stdout(out), redirect_stderr(err):
         try:
             main()
@@ -49,7 +47,6 @@ def command(*arguments: str | Path) -> Outcome:
         except SystemExit as exit_:
             code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
     logging.getLogger("llmprune").setLevel(level)
-    torch.set_num_threads(threads)
     return Outcome(code, out.getvalue(), err.getvalue())
 
 

@@ -126,11 +126,20 @@ def test_fresh_starts_over(room: Path, tmp_path: Path) -> None:
     """``--fresh`` makes every product anew, the same, and leaves a user's own file alone."""
     folder = copy_of_done(room, tmp_path)
     (folder / "notes.txt").write_text("mine")
+    (folder / "dense.partial").mkdir()  # what a killed run leaves
     before = states(folder / "model")
     assert command("run", room / "recipe.yaml", "--output", folder, "--fresh").code == 0
     assert set(reused(folder).values()) == {False}
     assert states(folder / "model") == before
     assert {path.name for path in folder.iterdir()} == PRODUCTS | {"notes.txt"}
+
+
+def test_other_code_makes_everything_anew(room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another version of llmprune made is not taken for this one's."""
+    folder = copy_of_done(room, tmp_path)
+    monkeypatch.setattr("llmprune.workbench.code_fingerprint", lambda: "another")
+    assert command("run", room / "recipe.yaml", "--output", folder).code == 0
+    assert set(reused(folder).values()) == {False}
 
 
 def test_another_evaluation_redoes_only_the_evaluation(room: Path, tmp_path: Path) -> None:

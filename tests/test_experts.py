@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from small import command, save_model, verify_here, write_recipe, write_text
-from test_families import RELOAD
+from test_families import MIXTURES, RELOAD
 from torch import Tensor
 
 from llmprune.anatomy.discovery import discover
@@ -36,30 +35,11 @@ from llmprune.surgery import cut_config, cut_decoder
 from llmprune.targets import choose_cut
 from llmprune.testing import VOCABULARY, tiny_config, tiny_model
 
-REMOVABLE = [
-    "mixtral",
-    "qwen2_moe",
-    "qwen3_moe",
-    "olmoe",
-    "deepseek_v3",
-    "gpt_oss",
-    "qwen3_next",
-    "granitemoehybrid",
-    "nemotron_h",
-]
+REMOVABLE = [family for family in MIXTURES if family != "llama4_text"]
 # Families whose weights of the chosen experts do not change when others are out of reach: they are made of
 # the chosen ones alone. The others' softmax runs over all experts, and the removed ones' share goes to the rest.
 CHOSEN_ALONE = ["mixtral", "deepseek_v3", "gpt_oss", "granitemoehybrid", "nemotron_h"]
 IDS = torch.randint(3, VOCABULARY, (4, 24), generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny models only lose by more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _scored(family: str, **overrides: Any) -> tuple[Any, Anatomy, Decoder, Scores]:

@@ -203,3 +203,9 @@ def test_folds_are_sources_or_halves() -> None:
     assert folds_of(4, None).tolist() == [0, 0, 1, 1]
     assert folds_of(4, torch.zeros(4, dtype=torch.int64)).tolist() == [0, 0, 1, 1]
     assert folds_of(4, torch.tensor([2, 0, 1, 0])).tolist() == [2, 0, 1, 0]
+
+
+def test_folds_take_memory_that_the_plan_knows() -> None:
+    """Two at least and four at most, and one where the ridge is given, be it 0."""
+    assert [Refit().folds(sources) for sources in (0, 1, 3, 9)] == [2, 2, 3, 4]
+    assert [Refit(ridge=ridge).folds(3) for ridge in (0, 0.1)] == [1, 1]

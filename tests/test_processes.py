@@ -22,7 +22,7 @@ def _launch(folder: Path, output: str, *launcher: str) -> subprocess.CompletedPr
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llmprune.anatomy.blueprint import Config, materialise, text_config
+from llmprune.anatomy.blueprint import Config, find_layers, materialise, text_config
 from llmprune.anatomy.selection import select_neurons
 from llmprune.anatomy.shapes import Change, Field, Specimen
 from llmprune.anatomy.units import NOT_RUNNING, first_of, holder_of, inside, is_inside, is_same, paths_around
@@ -81,7 +81,7 @@ def _prove(
     model = specimen.with_fields(small)
     if model is None:
         return top_k, f"no model can be built with {small}"
-    layers = Specimen(model, (), False).layers
+    _, layers = find_layers(model)
     for layer, block in zip(layers, blocks, strict=True):
         if block is None:
             continue

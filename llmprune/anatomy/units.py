@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from llmprune.anatomy.blueprint import materialise, text_config
+from llmprune.anatomy.blueprint import find_layers, materialise, text_config
 from llmprune.anatomy.selection import mask_neurons, select_neurons
 from llmprune.anatomy.shapes import Change, Field, Specimen
 from llmprune.anatomy.value import Layout, MlpUnit, TensorCut
@@ -43,7 +43,7 @@ def units_of_field(
     nothing: tuple[tuple[MlpUnit, ...], ...] = ((),) * len(specimen.layers)
     if wide is None or narrow is None:
         return nothing, f"no model can be built whose {field.name} is {_KEPT}"
-    wide_layers, narrow_layers = (Specimen(m, (), False).layers for m in (wide, narrow))
+    wide_layers, narrow_layers = (find_layers(model)[1] for model in (wide, narrow))
     hidden = text_config(specimen.model.config).hidden_size
     units: list[tuple[MlpUnit, ...]] = []
     for index, changes in enumerate(field.changes):
