@@ -100,6 +100,10 @@ def run(
     measure_forward: Annotated[
         bool, typer.Option("--measure-forward", help="Also time a plain forward pass, to compare the passes with.")
     ] = False,
+    calibration_check: Annotated[
+        bool,
+        typer.Option("--calibration-check", help="Also choose by each half of the calibration, and compare."),
+    ] = False,
 ) -> None:
     """Prune a model as a recipe says. Run again on the same folder, it continues."""
     from llmprune.recipe import Recipe
@@ -110,7 +114,8 @@ def run(
     from llmprune.report.table import print_summary
 
     try:
-        report = run_recipe(parsed, output or Path("runs") / recipe.stem, fresh, measure_forward)
+        folder = output or Path("runs") / recipe.stem
+        report = run_recipe(parsed, folder, fresh, measure_forward, calibration_check)
     except GateNotMet as missed:
         if is_first():
             print_summary(missed.report, _console())

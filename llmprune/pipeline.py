@@ -10,12 +10,13 @@ from pathlib import Path
 
 from llmprune.accounting import FORWARD, account, compare_with_forward, plain_forward
 from llmprune.calibration import fingerprint_tokens
+from llmprune.choosing import check_calibration, find_cut, find_scores
 from llmprune.cut import Cut
 from llmprune.errors import GateNotMet
 from llmprune.evaluation.harness import check_tasks, fetch_tasks
 from llmprune.evaluation.measure import Measured, measure
 from llmprune.evaluation.retention import judge, mean_retention
-from llmprune.files import publish, require_space, write_beside
+from llmprune.files import publish, require_space
 from llmprune.model.loading import dense_decoder, load_model, tensors_of
 from llmprune.model.processes import count, from_first, is_first, launched, local_device
 from llmprune.model.saving import CheckpointWriter
@@ -27,13 +28,11 @@ from llmprune.prune import Pruning
 from llmprune.recipe import Recipe
 from llmprune.report.compose import layer_figures, now, provenance, unrouted
 from llmprune.report.page import render_page
-from llmprune.report.value import Report, Size, VerificationFigures
+from llmprune.report.value import Report, Size, StabilityFigures, VerificationFigures
 from llmprune.run_folder import TRAIL, RunFolder, file_fingerprint, fingerprint
 from llmprune.scores import Scores
-from llmprune.scoring import score
 from llmprune.snapshots import LayerRecord, Snapshots
 from llmprune.surgery import cut_decoder
-from llmprune.targets import choose_cut
 from llmprune.workbench import Workbench
 
 logger = logging.getLogger(__name__)
@@ -63,13 +62,17 @@ class Pruned:
 
 
 def run(
-    recipe: Recipe, output: str | Path = "runs/llmprune", fresh: bool = False, measure_forward: bool = False
+    recipe: Recipe,
+    output: str | Path = "runs/llmprune",
+    fresh: bool = False,
+    measure_forward: bool = False,
+    calibration_check: bool = False,
 ) -> Report:
     """Prune as the recipe says, into the folder ``output``; what is done there already is not done again.
 
     Under torchrun every process calls it and gets the report. ``measure_forward`` also times a plain forward
-    pass over the calibration tokens, to compare with. Raises LLMPruneError in its kinds; GateNotMet only after
-    the report is written.
+    pass over the calibration tokens, to compare with; ``calibration_check`` also chooses by each half of them, and
+    says how far the choices agree. Raises LLMPruneError in its kinds; GateNotMet only after the report is written.
     """
     quiet_libraries()
     plan, anatomy = plan_with_anatomy(recipe)
@@ -82,7 +85,7 @@ def run(
         logger.log(level, "walking in %d process%s on %s", count(), "" if count() == 1 else "es", local_device())
     folder = RunFolder.open(Path(output), fresh, recipe.model.id)
     try:
-        report = _run(recipe, plan, Workbench(recipe, anatomy), folder, measure_forward)
+        report = _run(recipe, plan, Workbench(recipe, anatomy), folder, measure_forward, calibration_check)
     finally:
         folder.close()
     if report.gate and not report.gate.passed:
@@ -95,7 +98,9 @@ def run(
     return report
 
 
-def _run(recipe: Recipe, plan: Plan, bench: Workbench, folder: RunFolder, measure_forward: bool) -> Report:
+def _run(
+    recipe: Recipe, plan: Plan, bench: Workbench, folder: RunFolder, measure_forward: bool, calibration_check: bool
+) -> Report:
     folder.start()
     folder.write("recipe.yaml", recipe.text)
     folder.write("plan.json", plan.model_dump_json(indent=1) + "\n")
@@ -105,64 +110,17 @@ def _run(recipe: Recipe, plan: Plan, bench: Workbench, folder: RunFolder, measur
         plain_forward(bench.model, bench.windows[: count()], 1)  # the first run brings weights from disk
         with account(folder.steps, FORWARD, bench.windows.numel()):
             plain_forward(bench.model, bench.windows, recipe.calibration.batch_size)
-    scores = _score(recipe, bench, folder)
+    scores = find_scores(recipe, plan, bench, folder)
     if scores is not None:
         warnings += unrouted(scores)
-    cut = _choose(recipe, plan, bench, folder, scores, warnings)
+    cut = find_cut(recipe, plan, bench, folder, scores, warnings)
+    stability = check_calibration(recipe, plan, bench, folder) if calibration_check else None
     pruned = _prune(recipe, bench, folder, cut)
     measured = _measure(recipe, bench, folder, cut)
-    report = from_first(_report(recipe, plan, bench, folder, scores, cut, pruned, measured, warnings))
+    report = from_first(_report(recipe, plan, bench, folder, scores, cut, stability, pruned, measured, warnings))
     folder.write("report.json", report.model_dump_json(indent=1) + "\n")
     folder.write("report.html", render_page(report))
     return report
-
-
-def _score(recipe: Recipe, bench: Workbench, folder: RunFolder) -> Scores | None:
-    """Pass 1, unless the recipe names the layers and leaves the widths."""
-    depth = recipe.depth.criterion if recipe.depth and recipe.depth.layers is None else None
-    width = recipe.width.criterion if recipe.width else None
-    experts = recipe.experts.criterion if recipe.experts else None
-    if depth is None and width is None and experts is None:
-        return None
-
-    def make(path: Path) -> Scores:
-        decoder, windows_NL, batch_size = bench.dense, bench.windows, recipe.calibration.batch_size
-        with account(folder.steps, "pass 1", windows_NL.numel()):
-            store = bench.store(folder.path)
-            made = score(decoder, bench.anatomy, windows_NL, batch_size, depth, width, experts, store)
-        if is_first():
-            write_beside(path, made.save)
-        return made
-
-    origin = fingerprint(bench.identity, bench.windows_fingerprint, depth, width, experts)
-    return folder.produce("scores", origin, "scores.safetensors", Scores.load, make, together=True)
-
-
-def _choose(
-    recipe: Recipe,
-    plan: Plan,
-    bench: Workbench,
-    folder: RunFolder,
-    scores: Scores | None,
-    warnings: list[str],
-) -> Cut:
-    wanted = (plan.removed_layers, plan.keep_layers, plan.keep_widths, plan.keep_experts)
-    chosen = choose_cut(bench.anatomy, scores, *wanted)
-
-    def make(path: Path) -> Cut:
-        chosen.save(path)
-        return chosen
-
-    origin = fingerprint(
-        file_fingerprint(folder.path / "scores.safetensors"), chosen.widths, chosen.num_experts, chosen.layers
-    )
-    cut = folder.produce("cut", origin, "cut.json", Cut.load, make)
-    cut.require_like(chosen)
-    if cut.layers != chosen.layers:
-        warnings.append(
-            f"cut.json was edited: it removes layers {list(cut.removed)}, the scores chose {list(chosen.removed)}"
-        )
-    return cut
 
 
 def _prune(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: Cut) -> Pruned:
@@ -255,6 +213,7 @@ def _report(
     folder: RunFolder,
     scores: Scores | None,
     cut: Cut,
+    stability: StabilityFigures | None,
     pruned: Pruned,
     measured: Measured,
     warnings: list[str],
@@ -279,6 +238,7 @@ def _report(
         dense=plan.dense,
         pruned=pruned.size,
         layers=layer_figures(bench.anatomy, scores, cut, records),
+        stability=stability,
         perplexity=measured.perplexity,
         tasks=measured.tasks,
         mean_retention=retention,

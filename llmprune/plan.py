@@ -14,6 +14,7 @@ from llmprune.anatomy.blueprint import Config, build_blueprint, find_layers, qui
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.proof import prove_twins, sizes_that_change
 from llmprune.anatomy.value import Anatomy
+from llmprune.criteria.base import TrialCriterion
 from llmprune.errors import ModelError, RecipeError
 from llmprune.evaluation.speed import require_positions
 from llmprune.model.loading import load_config
@@ -84,6 +85,8 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
         notes.append("layers differ in size: the sizes are those of a cut from the middle, until the scores are known")
     if recipe.refit and (recipe.depth or recipe.width or recipe.experts):
         notes += _not_refit(anatomy)
+    if recipe.depth and recipe.depth.layers is None:
+        notes += _trials(recipe, anatomy.num_layers, anatomy.num_layers - len(keep))
     if text_config(config) is not config:
         notes.append("only the text part is pruned, and scored on text: what images need of it is not measured")
     if trust:
@@ -140,6 +143,20 @@ def _not_refit(anatomy: Anatomy) -> list[str]:
     elif without:
         notes.append(f"layers {ranges(without)} have nothing that can be refit")
     return notes
+
+
+def _trials(recipe: Recipe, layers: int, remove: int) -> list[str]:
+    """What the trials of a depth criterion cost, in words."""
+    assert recipe.depth is not None
+    criterion, (samples, _) = recipe.depth.criterion, recipe.calibration.shape()
+    if not isinstance(criterion, TrialCriterion):
+        return []
+    windows, rounds = min(criterion.windows, samples), criterion.horizon(remove)
+    passes = sum((layers - done) / 2 + 1 for done in range(rounds)) * windows / samples
+    return [
+        f"depth.criterion {criterion.kind}: {rounds} round{'' if rounds == 1 else 's'} of trials on {windows} windows "
+        f"cost about {passes:.1f} forward passes over the calibration tokens"
+    ]
 
 
 def _require_something_to_judge(recipe: Recipe) -> None:
@@ -202,9 +219,17 @@ def _memory(
     return Memory(
         weights=_bytes(dense),
         layer=_largest(find_layers(dense)[1]) + _largest(find_layers(pruned)[1]),
-        streams=2 * samples * length * hidden * dense.dtype.itemsize,
+        streams=(2 * samples + _tried(recipe, anatomy.num_layers)) * length * hidden * dense.dtype.itemsize,
         statistics=4 * inputs * (inputs * (folds + 1) + hidden * 4),
     )
+
+
+def _tried(recipe: Recipe, layers: int) -> int:
+    """Windows of all variants that the trials of the depth criterion run side by side."""
+    depth, (samples, _) = recipe.depth, recipe.calibration.shape()
+    if depth is None or depth.layers is not None or not isinstance(depth.criterion, TrialCriterion):
+        return 0
+    return (layers + 2) * min(depth.criterion.windows, samples)
 
 
 def _largest(layers: Sequence[torch.nn.Module] | torch.nn.ModuleList) -> int:

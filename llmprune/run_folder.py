@@ -30,8 +30,8 @@ LOCK = ".lock"
 TRAIL = "dense.partial"  # what pass 1 leaves for pass 2
 _FORMAT = 1
 _PRODUCTS = (
-    "recipe.yaml", "plan.json", "scores.safetensors", "cut.json", "cut.safetensors", "pruning.json",
-    "evaluation.json", "report.json", "report.html", "model", "model.partial", TRAIL,
+    "recipe.yaml", "plan.json", "scores.safetensors", "cut.json", "cut.safetensors", "calibration-check.json",
+    "pruning.json", "evaluation.json", "report.json", "report.html", "model", "model.partial", TRAIL,
 )  # fmt: skip
 
 

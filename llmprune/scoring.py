@@ -5,6 +5,7 @@ Shapes: N layers, B batch, L sequence length, T tokens, D hidden size, F neurons
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
 
@@ -15,15 +16,15 @@ from llmprune.anatomy.value import Anatomy, ExpertBlock, MlpUnit
 from llmprune.anatomy.watching import activations_of_experts, outputs_of_experts
 from llmprune.criteria.base import (
     Accumulator,
-    DepthCriterion,
     ExpertAccumulator,
     ExpertCriterion,
+    PassingCriterion,
     UnitAccumulator,
     WidthCriterion,
 )
 from llmprune.errors import NumericalError
 from llmprune.model.processes import share_of, sum_over_processes
-from llmprune.model.streams import StreamStore
+from llmprune.model.streams import Streams, StreamStore
 from llmprune.model.walk import Decoder, Walk, inputs_of
 from llmprune.progress import track
 from llmprune.scores import Scores, unit_key
@@ -34,33 +35,72 @@ def score(
     anatomy: Anatomy,
     windows_NL: Tensor,
     batch_size: int,
-    depth: DepthCriterion | None,
+    depth: PassingCriterion | None,
     width: WidthCriterion | None,
     experts: ExpertCriterion | None = None,
     store: StreamStore = StreamStore(),  # noqa: B008  # frozen
+    remove: int = 1,
 ) -> Scores:
-    """Scores by whichever criteria are given, in one walk; over several processes, the same in each."""
+    """Scores by whichever criteria are given, in one walk; over several processes, the same in each.
+
+    ``remove``: how many layers are to go.
+    """
     walk = Walk(decoder, share_of(windows_NL), batch_size, store)
-    layer_scores: list[Tensor] = []
+    runs = _Runs(depth, depth.horizon(remove), walk) if depth else None
     scores = Scores(None, {})
     for index in track(range(len(decoder)), "pass 1: scoring layers"):
         with decoder.layer(index) as layer, ExitStack() as hooks:
             parts = _open_parts(layer, anatomy, index, width, experts, hooks)
-            accumulator = depth.open(decoder.device_of(index)) if depth else None
+            if runs:
+                runs.open(decoder.device_of(index))
             for batch, hidden_BLD, output_BLD in walk.outputs(index, layer):
-                if accumulator:
-                    accumulator.update(hidden_BLD, output_BLD)
+                if runs:
+                    runs.update(batch, hidden_BLD, output_BLD)
                 walk.advance(batch, output_BLD)
             if store.trail is not None:
                 store.trail.keep(index, walk.streams)
-            if accumulator:
-                sum_over_processes(accumulator.sums())
-                layer_scores.append(accumulator.score().cpu())
+            if runs:
+                runs.close()
             for part in parts:
                 part.write(scores)
-    scores = Scores(torch.stack(layer_scores) if layer_scores else None, scores.neurons, scores.experts, scores.routed)
+    layers_N = runs.scores(len(decoder)) if runs else None
+    scores = Scores(layers_N, scores.neurons, scores.experts, scores.routed)
     _require_finite(scores)
     return scores
+
+
+class _Runs:
+    """Every run of ``span`` neighbouring layers, each scored when its last layer is visited."""
+
+    def __init__(self, criterion: PassingCriterion, span: int, walk: Walk) -> None:
+        self.criterion, self.span, self.walk = criterion, span, walk
+        self.starts: deque[Streams] = deque(maxlen=span)  # before the layers of the run; of one layer, at hand
+        self.found: list[Tensor] = []
+
+    def open(self, device: torch.device) -> None:
+        """Start with one layer."""
+        if self.span > 1:
+            self.starts.append(self.walk.copy())
+        self.sums = self.criterion.open(device)
+
+    def update(self, batch: int, hidden_BLD: Tensor, output_BLD: Tensor) -> None:
+        """Take in a batch of the layer, the last one of a run."""
+        if self.span == 1:
+            self.sums.update(hidden_BLD, output_BLD)
+        elif len(self.starts) == self.span:
+            self.sums.update(self.starts[0][batch].to(output_BLD.device), output_BLD)
+
+    def close(self) -> None:
+        """End with the layer."""
+        if self.span == 1 or len(self.starts) == self.span:
+            sum_over_processes(self.sums.sums())
+            self.found.append(self.sums.score().cpu())
+
+    def scores(self, layers: int) -> Tensor:
+        """For each layer the score of the best run that it is part of, float32 [N]."""
+        runs_R = torch.stack(self.found)
+        each = [runs_R[max(0, index - self.span + 1) : index + 1].min() for index in range(layers)]
+        return torch.stack(each)
 
 
 class _Unit:

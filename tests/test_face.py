@@ -19,9 +19,11 @@ PACKAGE = Path(llmprune.__file__).parent
 LADDER = (
     ("cli", "__main__", "reference"),
     ("pipeline", "comparison"),
+    ("choosing",),
     ("workbench", "plan", "targets", "recipe", "problems", "run_folder", "accounting"),
     (
-        *("scoring", "prune", "readings", "normal_equations", "snapshots", "residual", "criteria", "refit", "surgery"),
+        *("scoring", "trials", "stability", "prune", "readings", "normal_equations", "snapshots", "residual"),
+        *("criteria", "refit", "surgery"),
         *("evaluation", "report"),
     ),
     ("model",),

@@ -5,12 +5,29 @@ A new criterion is one file beside this one and one name in a union here.
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from llmprune.criteria.activation import Activation
+from llmprune.criteria.angular import Angular
 from llmprune.criteria.block_influence import BlockInfluence
+from llmprune.criteria.divergence import Divergence
+from llmprune.criteria.perplexity import Perplexity
 from llmprune.criteria.reap import Reap
 
-AnyDepthCriterion = BlockInfluence
+AnyDepthCriterion = Annotated[BlockInfluence | Angular | Perplexity | Divergence, Field(discriminator="kind")]
 AnyWidthCriterion = Activation
 AnyExpertCriterion = Reap
 
-__all__ = ["Activation", "AnyDepthCriterion", "AnyExpertCriterion", "AnyWidthCriterion", "BlockInfluence", "Reap"]
+__all__ = [
+    "Activation",
+    "Angular",
+    "AnyDepthCriterion",
+    "AnyExpertCriterion",
+    "AnyWidthCriterion",
+    "BlockInfluence",
+    "Divergence",
+    "Perplexity",
+    "Reap",
+]

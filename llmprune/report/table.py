@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmprune.report.value import Report
-from llmprune.report.wording import count, fixed, number, percent, share, weight, width_names
+from llmprune.report.wording import agreement, count, fixed, number, percent, share, weight, width_names
 
 Row = tuple[str, str, str, str, str]  # name, dense, cut, pruned, pruned / dense
 
@@ -30,6 +30,8 @@ def print_summary(report: Report, console: Console) -> None:
                 f"at least {percent(report.gate.min_retention, 2)} asked for",
             )
         )
+    for sentence in agreement(report.stability) if report.stability else ():
+        console.print(_beside(Text("Calibration check", "bold"), Text(sentence)))
     for warning in report.warnings:
         console.print(_beside(Text("Warning", "bold yellow"), Text(warning)))
     if report.files and (report.gate or report.warnings):

@@ -43,6 +43,24 @@ class LayerFigures(Figures):
     held_out: float | None = None  # relative change of the squared error on calibration text held out from the refit
 
 
+class Overlap(Figures):
+    """Of what one half of the calibration removes, the share that the other half removes too."""
+
+    mean: float  # over the layers
+    least: float
+    by_chance: float  # what a choice without any reason would have
+
+
+class StabilityFigures(Figures):
+    """What two halves of the calibration text choose, each by itself. None where there was no choice."""
+
+    windows: tuple[int, int]
+    removed_layers: tuple[tuple[int, ...], tuple[int, ...]]
+    layers: Overlap | None
+    neurons: Overlap | None
+    experts: Overlap | None
+
+
 class PerplexityFigures(Figures):
     """Perplexity on held-out text of the dense model, of the cut alone, and of the result."""
 
@@ -138,6 +156,7 @@ class Report(Figures):
     dense: Size
     pruned: Size
     layers: tuple[LayerFigures, ...]
+    stability: StabilityFigures | None = None  # where --calibration-check asked for it
     perplexity: PerplexityFigures | None
     tasks: tuple[TaskFigures, ...]
     mean_retention: float | None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from llmprune.report.value import StabilityFigures
 from llmprune.schema import format_count, format_size
 
 NOTHING = "–"  # a figure that does not exist
@@ -89,3 +90,15 @@ def width_names(widths: Mapping[str, int]) -> dict[str, str]:
 def plural(number_of: int, noun: str) -> str:
     """``1 layer``, ``1,024 layers``."""
     return f"{number_of:,} {noun}" + ("" if number_of == 1 else "s")
+
+
+def agreement(stability: StabilityFigures) -> list[str]:
+    """What the calibration check found, a sentence for each kind of thing that goes."""
+    kinds = {"layers": stability.layers, "neurons": stability.neurons, "experts": stability.experts}
+    return [
+        f"of the {kind} that one half of the calibration removes, the other removes {percent(found.mean)}"
+        + (f" (in the worst layer {percent(found.least)})" if found.least < found.mean else "")
+        + f"; by chance {percent(found.by_chance)}"
+        for kind, found in kinds.items()
+        if found is not None
+    ]
