@@ -110,7 +110,7 @@ def _scored(
     if not isinstance(depth, TrialCriterion):
         return scores
     with account(steps, "trials", windows_NL.numel()):
-        layers_N = try_without(bench.dense, depth, windows_NL, batch_size, remove, bench.anatomy.one_of, store)
+        layers_N = try_without(bench.dense, bench.anatomy, depth, windows_NL, batch_size, remove, store)
     return replace(scores, layers=layers_N)
 
 

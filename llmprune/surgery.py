@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llmprune.anatomy.blueprint import Config
 from llmprune.anatomy.config_edits import edit_config
 from llmprune.anatomy.proof import prove_twins, sizes_that_change
 from llmprune.anatomy.selection import select_neurons
-from llmprune.anatomy.value import Anatomy
+from llmprune.anatomy.value import Anatomy, MlpUnit
 from llmprune.cut import Cut
 from llmprune.errors import ModelError
 from llmprune.model.loading import build_skeleton
@@ -68,3 +69,10 @@ def cut_layer(tensors: Tensors, anatomy: Anatomy, cut: Cut, layer: int) -> Tenso
         for tensor_cut in block.tensors:
             kept[tensor_cut.name] = select_neurons(kept[tensor_cut.name], tensor_cut, keep_E)
     return kept
+
+
+def add_to_output(layer: nn.Module, unit: MlpUnit, delta_DF: Tensor) -> None:
+    """Add Δ [D, F] to the weight of a unit's output projection, in the weight's own layout and type."""
+    weight = layer.get_submodule(unit.output).get_parameter("weight")
+    delta = delta_DF if unit.tensors[-1].dim == 1 else delta_DF.T
+    weight.data = (weight.float() + delta).to(weight.dtype)

@@ -12,48 +12,65 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from llmprune.anatomy.value import Anatomy
 from llmprune.criteria.base import TrialCriterion
-from llmprune.errors import NumericalError
+from llmprune.criteria.residual import Residual
+from llmprune.errors import CalibrationError, NumericalError
 from llmprune.model.processes import share_of, sum_over_processes
 from llmprune.model.streams import Streams, StreamStore
 from llmprune.model.walk import Decoder, Walk
 from llmprune.progress import track
+from llmprune.standins import Standins
 
 
 def try_without(
     decoder: Decoder,
+    anatomy: Anatomy,
     criterion: TrialCriterion,
     windows_NL: Tensor,
     batch_size: int,
     remove: int,
-    one_of: tuple[int, ...] = (),
     store: StreamStore = StreamStore(),  # noqa: B008  # frozen
 ) -> Tensor:
     """Score of every layer, float32 [number of layers]; the ``remove`` lowest go, in the order of their scores.
 
     A score is the mean cost of a token once the layer and all with lower scores are out.
-    Of ``one_of``, if there are any, one layer is never left out.
+    Of layers of which one must stay, one is never left out.
     """
-    trials = _Trials(decoder, criterion, share_of(some_windows(windows_NL, criterion.windows)), batch_size, store)
+    judged_NL, rest_NL = some_windows(windows_NL, criterion.windows)
+    trials = _Trials(decoder, criterion, share_of(judged_NL), batch_size, store)
+    if isinstance(criterion, Residual):
+        if not len(rest_NL):
+            raise CalibrationError(
+                f"depth.criterion residual judges on {len(judged_NL)} of {len(windows_NL)} calibration samples, which "
+                "leaves none to refit on; lower depth.criterion.windows or raise calibration.samples"
+            )
+        solved_NL, _ = some_windows(rest_NL, criterion.refit_windows)
+        trials.standins = Standins(decoder, anatomy, share_of(solved_NL), batch_size, store, criterion.ridge)
+    one_of = set(anatomy.one_of)
     kept, scores_N = list(range(len(decoder))), torch.zeros(len(decoder))
     reached = 0.0
     for _ in range(criterion.horizon(remove)):
-        free = [layer for layer in kept if set(one_of) - {layer} & set(kept) or not one_of]
+        free = [layer for layer in kept if not one_of or (one_of - {layer}) & set(kept)]
         costs = trials.round(kept, free)
         best = min(costs, key=costs.__getitem__)
         for layer in kept:  # not below what those before it cost: they go first
             scores_N[layer] = max(costs.get(layer, max(costs.values())), reached)
         reached = float(scores_N[best])
         kept.remove(best)
+        if trials.standins:
+            trials.standins.accept(best)
     if not torch.isfinite(scores_N[kept]).all():
         raise NumericalError("the cost without a layer is not finite; try model.dtype: float32")
     return scores_N
 
 
-def some_windows(windows_NL: Tensor, number: int) -> Tensor:
-    """So many of the windows, or all, evenly over the calibration and so over its sources."""
+def some_windows(windows_NL: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """So many of the windows, or all, evenly over the calibration and so over its sources; and the others."""
     number = min(number, len(windows_NL))
-    return windows_NL[torch.arange(number) * len(windows_NL) // number]
+    chosen_N = torch.zeros(len(windows_NL), dtype=torch.bool)
+    chosen_N[torch.arange(number) * len(windows_NL) // max(number, 1)] = True
+    return windows_NL[chosen_N], windows_NL[~chosen_N]
 
 
 class _Trials:
@@ -64,6 +81,7 @@ class _Trials:
         self.walk = Walk(decoder, windows_NL, batch_size, store)
         self.start = self.walk.copy()
         self.dense: Streams | None = None  # after the last layer
+        self.standins: Standins | None = None
 
     @torch.no_grad()
     def round(self, kept: list[int], free: list[int]) -> dict[int, float]:
@@ -71,14 +89,21 @@ class _Trials:
         walk, variants = self.walk, dict[int, Streams]()
         walk.streams = self.start
         base = walk.copy()
+        if self.standins:
+            self.standins.start()
         for index in track(kept, "trials: leaving layers out"):
             with self.decoder.layer(index) as layer:
+                if self.standins:
+                    self.standins.repair(index, layer)
                 for walk.streams in variants.values():
                     walk.pass_through(index, layer)
                 walk.streams = base
                 if index in free:
                     variants[index] = walk.copy()
-                walk.pass_through(index, layer)
+                if self.standins:
+                    self.standins.follow(index, layer, walk, variants.get(index))
+                else:
+                    walk.pass_through(index, layer)
         self.dense = self.dense or base
         costs = self._costs(list(variants.values()), self.dense)
         return dict(zip(variants, costs, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llmprune.anatomy.discovery import discover
-from llmprune.criteria import Angular, AnyDepthCriterion, BlockInfluence, Divergence, Perplexity
+from llmprune.criteria import Angular, AnyDepthCriterion, BlockInfluence, Divergence, Perplexity, Residual
 from llmprune.criteria.base import TrialCriterion
 from llmprune.cut import choose_layers
+from llmprune.errors import CalibrationError
 from llmprune.model.loading import dense_decoder
 from llmprune.scoring import score
 from llmprune.testing import tiny_model
@@ -63,8 +65,9 @@ def test_one_shot_trials_equal_whole_forward_passes(
 ) -> None:
     """Variants that share the dense prefix cost what models without the layer cost, whatever the batches."""
     criterion = kind(windows=4, greedy=False)
-    scores_N = try_without(dense_decoder(model), criterion, windows, 3, remove=2)
-    judged = some_windows(windows, 4)
+    scores_N = try_without(dense_decoder(model), discover(model.config), criterion, windows, 3, remove=2)
+    judged, rest = some_windows(windows, 4)
+    assert len(rest) == 2
     expected = [mean_cost(criterion, model, {layer}, judged) for layer in range(LAYERS)]
     torch.testing.assert_close(scores_N, torch.tensor(expected), rtol=1e-4, atol=1e-5)
 
@@ -72,7 +75,7 @@ def test_one_shot_trials_equal_whole_forward_passes(
 def test_greedy_trials_choose_one_layer_after_the_other(model: PreTrainedModel, windows: Tensor) -> None:
     """Each round takes the layer whose loss, beside those gone already, costs least."""
     criterion = Divergence(windows=6)
-    scores_N = try_without(dense_decoder(model), criterion, windows, 2, remove=3)
+    scores_N = try_without(dense_decoder(model), discover(model.config), criterion, windows, 2, remove=3)
     gone: set[int] = set()
     for _ in range(3):
         free = [layer for layer in range(LAYERS) if layer not in gone]
@@ -83,7 +86,8 @@ def test_greedy_trials_choose_one_layer_after_the_other(model: PreTrainedModel, 
 
 def test_trials_leave_one_of_the_needed_layers(model: PreTrainedModel, windows: Tensor) -> None:
     """The last layer of a kind that must not die out is never tried."""
-    scores_N = try_without(dense_decoder(model), Perplexity(windows=2), windows, 2, remove=LAYERS - 1, one_of=(1, 4))
+    anatomy = replace(discover(model.config), one_of=(1, 4))
+    scores_N = try_without(dense_decoder(model), anatomy, Perplexity(windows=2), windows, 2, remove=LAYERS - 1)
     assert torch.isfinite(scores_N).all()
     assert {1, 4} & set(choose_layers(scores_N, 1, (1, 4)))
 
@@ -129,5 +133,29 @@ def test_scores_depend_on_the_number_only_where_they_say_so() -> None:
 def test_every_criterion_is_read_by_its_kind() -> None:
     """The kind that a recipe names picks the class."""
     adapter = TypeAdapter(AnyDepthCriterion)
-    for kind in (BlockInfluence, Angular, Perplexity, Divergence):
+    for kind in (BlockInfluence, Angular, Perplexity, Divergence, Residual):
         assert type(adapter.validate_python({"kind": kind().kind})) is kind
+
+
+def test_stand_ins_lower_the_divergence() -> None:
+    """Where the layer before writes what predicts the layer's own output, the removal costs less with a stand-in."""
+    model = tiny_model("llama", num_hidden_layers=LAYERS, hidden_size=16, intermediate_size=64)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.down_proj.weight.mul_(20)
+    windows_NL = torch.randint(0, 16, (40, 12), generator=torch.Generator().manual_seed(5))
+    kinds: list[TrialCriterion] = [
+        Divergence(windows=8, greedy=False),
+        Residual(windows=8, refit_windows=32, ridge=0.1, greedy=False),
+    ]
+    without, repaired = (
+        try_without(dense_decoder(model), discover(model.config), kind, windows_NL, 8, remove=1) for kind in kinds
+    )
+    assert float(repaired[0]) == pytest.approx(float(without[0]), rel=1e-4)  # nothing is before the first layer
+    assert float(repaired[1:].sum()) < float(without[1:].sum())
+
+
+def test_residual_needs_windows_to_refit_on(model: PreTrainedModel, windows: Tensor) -> None:
+    """Where all windows are judged on, the error says which setting to change."""
+    with pytest.raises(CalibrationError, match=r"lower depth\.criterion\.windows"):
+        try_without(dense_decoder(model), discover(model.config), Residual(windows=6), windows, 2, remove=1)

@@ -22,7 +22,17 @@ LADDER = (
     ("choosing",),
     ("workbench", "plan", "targets", "recipe", "problems", "run_folder", "accounting"),
     (
-        *("scoring", "trials", "stability", "prune", "readings", "normal_equations", "snapshots", "residual"),
+        *(
+            "scoring",
+            "trials",
+            "standins",
+            "stability",
+            "prune",
+            "readings",
+            "normal_equations",
+            "snapshots",
+            "residual",
+        ),
         *("criteria", "refit", "surgery"),
         *("evaluation", "report"),
     ),

@@ -15,8 +15,11 @@ from llmprune.criteria.block_influence import BlockInfluence
 from llmprune.criteria.divergence import Divergence
 from llmprune.criteria.perplexity import Perplexity
 from llmprune.criteria.reap import Reap
+from llmprune.criteria.residual import Residual
 
-AnyDepthCriterion = Annotated[BlockInfluence | Angular | Perplexity | Divergence, Field(discriminator="kind")]
+AnyDepthCriterion = Annotated[
+    BlockInfluence | Angular | Perplexity | Divergence | Residual, Field(discriminator="kind")
+]
 AnyWidthCriterion = Activation
 AnyExpertCriterion = Reap
 
@@ -30,4 +33,5 @@ __all__ = [
     "Divergence",
     "Perplexity",
     "Reap",
+    "Residual",
 ]
