@@ -220,7 +220,7 @@ def _report(
 ) -> Report:
     records = {record.layer: record for record in pruned.records}
     retention = mean_retention(measured.tasks)
-    calibration = (bench.windows_fingerprint, bench.windows.numel())
+    calibration = (bench.windows_fingerprint, bench.windows.numel(), bench.crossings)
     return Report(
         created=now(),
         recipe=recipe.model_dump(mode="json"),

@@ -51,13 +51,22 @@ class Workbench:
             logger.warning("the result gets no tokenizer: %s", error)
             return None
 
-    @cached_property
+    @property
     def windows(self) -> Tensor:
         """Calibration tokens int64 [N, L], known to the model's vocabulary and within its positions."""
+        return self._calibration[0]
+
+    @property
+    def crossings(self) -> int | None:
+        """How many calibration windows hold parts of several documents; None of ready tokens."""
+        return self._calibration[1]
+
+    @cached_property
+    def _calibration(self) -> tuple[Tensor, int | None]:
         calibration = self.recipe.calibration
-        windows_NL = load_windows(calibration, self.tokenizer, calibration.shape())
+        windows_NL, crossings = load_windows(calibration, self.tokenizer, calibration.shape())
         self.require_fitting(windows_NL)
-        return windows_NL
+        return windows_NL, crossings
 
     @property
     def sources(self) -> Tensor | None:
@@ -70,7 +79,7 @@ class Workbench:
         settings = self.recipe.evaluation.perplexity
         if settings is None:
             return None
-        windows_NL = load_windows(settings, self.tokenizer, settings.shape())
+        windows_NL, _ = load_windows(settings, self.tokenizer, settings.shape())
         self.require_fitting(windows_NL)
         return windows_NL
 

@@ -75,18 +75,19 @@ def provenance(
     model: str,
     revision: str | None,
     commit: str | None,
-    calibration: tuple[str, int],
+    calibration: tuple[str, int, int | None],
     seed: int,
     trust_remote_code: bool,
     device: str,
 ) -> Provenance:
-    """What the result came from. ``calibration``: fingerprint and number of the tokens."""
+    """What the result came from. ``calibration``: fingerprint, number of tokens, crossings."""
     return Provenance(
         model=model,
         revision=revision,
         commit=commit,
         calibration_fingerprint=calibration[0],
         calibration_tokens=calibration[1],
+        calibration_crossings=calibration[2],
         seed=seed,
         trust_remote_code=trust_remote_code,
         device=device,

@@ -137,6 +137,7 @@ class Provenance(Figures):
     commit: str | None
     calibration_fingerprint: str | None
     calibration_tokens: int | None
+    calibration_crossings: int | None = None  # windows with parts of several documents; None of ready tokens
     seed: int
     trust_remote_code: bool
     device: str
