@@ -20,6 +20,7 @@ from llmprune.model.loading import load_config
 from llmprune.recipe import Depth, Recipe
 from llmprune.report.value import Figures, Size
 from llmprune.report.wording import ranges
+from llmprune.schema import format_size
 from llmprune.surgery import cut_config
 from llmprune.targets import planned_experts, planned_layers, planned_widths
 
@@ -30,7 +31,7 @@ class Memory(Figures):
     weights: int  # the dense model, wherever the device map puts it
     layer: int  # the largest layer, cut, beside its dense self
     streams: int  # hidden states of all calibration tokens, dense and pruned
-    statistics: int  # sums of the refit of one layer, solved in float64
+    statistics: int  # sums of one layer for its refit or for its scores, whichever is more
 
     @property
     def total(self) -> int:
@@ -84,6 +85,10 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
         notes.append("layers differ in size: the sizes are those of a cut from the middle, until the scores are known")
     if recipe.refit and (recipe.depth or recipe.width or recipe.experts):
         notes += _not_refit(anatomy)
+    memory = _memory(recipe, dense, pruned, anatomy, widths)
+    if recipe.width and recipe.width.criterion.cost:
+        notes.append(f"width.criterion {recipe.width.criterion.kind} {recipe.width.criterion.cost}")
+    _require_room_for_trail(recipe, anatomy.num_layers * memory.streams // 2)
     if text_config(config) is not config:
         notes.append("only the text part is pruned, and scored on text: what images need of it is not measured")
     if trust:
@@ -100,7 +105,7 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
         keep_widths=widths,
         keep_experts=experts,
         calibration=recipe.calibration.shape(),
-        memory=_memory(recipe, dense, pruned, anatomy, widths),
+        memory=memory,
         disk=_bytes(pruned),
         notes=tuple(notes),
     )
@@ -145,6 +150,17 @@ def _not_refit(anatomy: Anatomy) -> list[str]:
 def _require_something_to_judge(recipe: Recipe) -> None:
     if recipe.evaluation.gate and not recipe.evaluation.tasks:
         raise RecipeError("evaluation.gate: there is nothing to judge; name lm-eval tasks in evaluation.tasks")
+
+
+def _require_room_for_trail(recipe: Recipe, trail: int) -> None:
+    """The walk back needs the dense hidden states after every layer, so many bytes in all."""
+    allowed = recipe.calibration.stream_disk
+    if recipe.width and recipe.width.criterion.takes == "effects" and trail > allowed:
+        raise RecipeError(
+            f"calibration.stream_disk: width.criterion {recipe.width.criterion.kind} goes back over the hidden states "
+            f"after every layer, {format_size(trail)}, and {format_size(allowed)} are allowed; raise it, take fewer "
+            "calibration.samples, or choose another criterion"
+        )
 
 
 def _dtype(recipe: Recipe, config: Config) -> torch.dtype:
@@ -198,12 +214,16 @@ def _memory(
     kept = anatomy.widths | widths
     inputs = max((unit.times * kept[unit.field] for units in anatomy.units for unit in units if unit.refit), default=0)
     inputs = inputs if recipe.refit else 0
+    scored = max((unit.times * anatomy.widths[unit.field] for units in anatomy.units for unit in units), default=0)
     folds = recipe.refit.folds(len(recipe.calibration.text_sources())) if recipe.refit else 1
     return Memory(
         weights=_bytes(dense),
         layer=_largest(find_layers(dense)[1]) + _largest(find_layers(pruned)[1]),
         streams=2 * samples * length * hidden * dense.dtype.itemsize,
-        statistics=4 * inputs * (inputs * (folds + 1) + hidden * 4),
+        statistics=max(
+            4 * inputs * (inputs * (folds + 1) + hidden * 4),
+            recipe.width.criterion.memory(scored) if recipe.width else 0,
+        ),
     )
 
 

@@ -21,7 +21,8 @@ LADDER = (
     ("pipeline", "comparison"),
     ("workbench", "plan", "targets", "recipe", "problems", "run_folder", "accounting"),
     (
-        *("scoring", "prune", "readings", "normal_equations", "snapshots", "residual", "criteria", "refit", "surgery"),
+        *("scoring", "gradients", "prune", "readings", "normal_equations", "gram", "snapshots", "residual", "criteria"),
+        *("refit", "surgery"),
         *("evaluation", "report"),
     ),
     ("model",),

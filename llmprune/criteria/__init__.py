@@ -7,10 +7,27 @@ from __future__ import annotations
 
 from llmprune.criteria.activation import Activation
 from llmprune.criteria.block_influence import BlockInfluence
+from llmprune.criteria.flap import Flap
+from llmprune.criteria.magnitude import Magnitude
+from llmprune.criteria.obs import Obs
 from llmprune.criteria.reap import Reap
+from llmprune.criteria.taylor import Taylor
+from llmprune.criteria.wanda import Wanda
 
 AnyDepthCriterion = BlockInfluence
-AnyWidthCriterion = Activation
+AnyWidthCriterion = Activation | Flap | Magnitude | Obs | Taylor | Wanda
 AnyExpertCriterion = Reap
 
-__all__ = ["Activation", "AnyDepthCriterion", "AnyExpertCriterion", "AnyWidthCriterion", "BlockInfluence", "Reap"]
+__all__ = [
+    "Activation",
+    "AnyDepthCriterion",
+    "AnyExpertCriterion",
+    "AnyWidthCriterion",
+    "BlockInfluence",
+    "Flap",
+    "Magnitude",
+    "Obs",
+    "Reap",
+    "Taylor",
+    "Wanda",
+]
