@@ -86,8 +86,7 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
     if recipe.refit and (recipe.depth or recipe.width or recipe.experts):
         notes += _not_refit(anatomy)
     memory = _memory(recipe, dense, pruned, anatomy, widths)
-    if recipe.width and recipe.width.criterion.cost:
-        notes.append(f"width.criterion {recipe.width.criterion.kind} {recipe.width.criterion.cost}")
+    notes += _about_criterion(recipe)
     _require_room_for_trail(recipe, anatomy.num_layers * memory.streams // 2)
     if text_config(config) is not config:
         notes.append("only the text part is pruned, and scored on text: what images need of it is not measured")
@@ -150,6 +149,17 @@ def _not_refit(anatomy: Anatomy) -> list[str]:
 def _require_something_to_judge(recipe: Recipe) -> None:
     if recipe.evaluation.gate and not recipe.evaluation.tasks:
         raise RecipeError("evaluation.gate: there is nothing to judge; name lm-eval tasks in evaluation.tasks")
+
+
+def _about_criterion(recipe: Recipe) -> list[str]:
+    """What the width criterion costs, and what it misses."""
+    if recipe.width is None:
+        return []
+    criterion = recipe.width.criterion
+    notes = [f"width.criterion {criterion.kind} {criterion.cost}"] if criterion.cost else []
+    if criterion.assumes_refit and recipe.refit is None:
+        notes.append(f"width.criterion {criterion.kind} assumes the refit, which is off")
+    return notes
 
 
 def _require_room_for_trail(recipe: Recipe, trail: int) -> None:

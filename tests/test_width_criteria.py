@@ -388,6 +388,18 @@ def test_the_plan_counts_the_memory_of_a_solve(tmp_path: Path) -> None:
     assert memory[0] < memory[1] == Obs().memory(96)
 
 
+def test_the_plan_says_what_a_criterion_costs_and_misses(tmp_path: Path) -> None:
+    """A slower criterion has a note, and so has one whose scores count on a repair that is off."""
+    tiny_model("llama").config.save_pretrained(tmp_path)
+    recipe = _recipe(tmp_path, {"mlp": 0.5, "criterion": {"kind": "obs"}})
+    notes = make_plan(recipe.model_copy(update={"refit": None})).notes
+    assert [note.split(": ")[0] for note in notes if "criterion" in note] == [
+        "width.criterion obs solves for every neuron of a layer",
+        "width.criterion obs assumes the refit, which is off",
+    ]
+    assert not any("criterion" in note for note in make_plan(_recipe(tmp_path, {"mlp": 0.5})).notes)
+
+
 def _recipe(model: str | Path, width: dict[str, Any], **calibration: Any) -> Recipe:
     text = {"dataset": "text.txt", "samples": 2, "sequence_length": 24, **calibration}
     return Recipe.parse(f"model: {{id: '{model}'}}\ncalibration: {_yaml(text)}\nwidth: {_yaml(width)}\n")

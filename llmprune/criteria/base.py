@@ -78,11 +78,13 @@ class WidthCriterion(Section, ABC):
     ``takes``: what its accumulators see of each token: the neurons' activations, which pass 1 meets on its way, or
     their effects: activation · ∂loss/∂activation, for which it goes the way back too. ``cost``: what it costs beside
     the walk, for the plan. ``routed_refusal``: why it cannot score neurons that not every token goes through.
+    ``assumes_refit``: whether its scores are only worth something if the cut is repaired.
     """
 
     takes: ClassVar[Literal["activations", "effects"]] = "activations"
     cost: ClassVar[str | None] = None
     routed_refusal: ClassVar[str | None] = None
+    assumes_refit: ClassVar[bool] = False
 
     kind: str
 

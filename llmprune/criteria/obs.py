@@ -31,6 +31,7 @@ class Obs(WidthCriterion):
 
     cost: ClassVar[str | None] = "solves for every neuron of a layer: time by the cube of the width"
     routed_refusal: ClassVar[str | None] = "it assumes the refit, and routed experts are cut without"
+    assumes_refit: ClassVar[bool] = True
 
     kind: Literal["obs"] = "obs"
     ridge: float = Field(
