@@ -23,6 +23,7 @@ from llmprune.criteria.surgeon import removal_order
 from llmprune.errors import CalibrationError, ModelError, NumericalError, RecipeError
 from llmprune.model.loading import dense_decoder
 from llmprune.model.streams import StreamStore, Trail
+from llmprune.model.walk import Decoder
 from llmprune.plan import make_plan
 from llmprune.recipe import Recipe
 from llmprune.scores import unit_key
@@ -324,6 +325,22 @@ def test_the_way_back_does_not_depend_on_the_batch_size(tmp_path: Path) -> None:
     scores = score(dense_decoder(model), anatomy, IDS, 1, None, Taylor(), store=store)
     for key, wanted_F in wanted.items():
         torch.testing.assert_close(scores.neurons[key], wanted_F, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0]])
+def test_layers_are_fetched_ahead_in_either_direction(order: list[int]) -> None:
+    """Whichever way layers are visited, each is brought once: the one that follows, not the one before."""
+    dense = dense_decoder(tiny_model("llama"))
+    fetched: list[int] = []
+
+    def fetch(index: int) -> dict[str, Tensor]:
+        fetched.append(index)
+        return dict(dense.tensors(index))
+
+    decoder = Decoder(dense.skeleton, fetch, dense.device_of, fetch_ahead=True)
+    for index in order:
+        decoder.tensors(index)
+    assert fetched == order
 
 
 def test_the_way_back_needs_room(tmp_path: Path) -> None:
