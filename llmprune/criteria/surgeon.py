@@ -16,8 +16,8 @@ Of W only A = WᵀW is needed. Removals are gathered in blocks: within one, only
 are chosen and both diagonals are brought up to date, after it the matrices of those that are left are, in one
 product. So the order is that of greedy removal neuron by neuron, at the speed of matrix products.
 
-Time: about 4 F³ operations in float64; on one core of a 2-core machine 1.2 s for 1,536 neurons and 21 s for 4,096, so minutes
-for 11,008. Memory: four F × F matrices in float64 beside the sums.
+Time: about 4 F³ operations in float64; on one core of a small machine 1.2 s for 1,536 neurons and 21 s for 4,096, so
+minutes for 11,008. Memory: four F × F matrices in float64 beside the sums.
 
 Shapes: T tokens, D hidden size, F neurons of a unit, N of them left, K removed together.
 """
