@@ -80,8 +80,7 @@ def check_calibration(recipe: Recipe, plan: Plan, bench: Workbench, folder: RunF
         return None
 
     def choose(windows_NL: Tensor) -> Cut:
-        store = replace(bench.store(folder.path), trail=None)
-        scores = _scored(recipe, plan, bench, windows_NL, store, [])
+        scores = _scored(recipe, plan, bench, windows_NL, bench.store(folder.path, windows_NL), [])
         return choose_cut(bench.anatomy, scores, *_wanted(plan))
 
     def make(path: Path) -> StabilityFigures:

@@ -21,6 +21,7 @@ from llmprune.model.loading import load_config
 from llmprune.recipe import Depth, Recipe
 from llmprune.report.value import Figures, Size
 from llmprune.report.wording import ranges
+from llmprune.schema import format_size
 from llmprune.surgery import cut_config
 from llmprune.targets import planned_experts, planned_layers, planned_widths
 
@@ -31,7 +32,7 @@ class Memory(Figures):
     weights: int  # the dense model, wherever the device map puts it
     layer: int  # the largest layer, cut, beside its dense self
     streams: int  # hidden states of all calibration tokens, dense and pruned
-    statistics: int  # sums of the refit of one layer, solved in float64
+    statistics: int  # sums of one layer for its refit or for its scores, whichever is more
 
     @property
     def total(self) -> int:
@@ -87,6 +88,9 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
         notes += _not_refit(anatomy)
     if recipe.depth and recipe.depth.layers is None:
         notes += _trials(recipe, anatomy.num_layers, anatomy.num_layers - len(keep))
+    memory = _memory(recipe, dense, pruned, anatomy, widths)
+    notes += _about_criterion(recipe)
+    _require_room_for_trail(recipe, anatomy.num_layers * _stream(recipe, dense) * recipe.calibration.shape()[0])
     if text_config(config) is not config:
         notes.append("only the text part is pruned, and scored on text: what images need of it is not measured")
     if trust:
@@ -103,7 +107,7 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
         keep_widths=widths,
         keep_experts=experts,
         calibration=recipe.calibration.shape(),
-        memory=_memory(recipe, dense, pruned, anatomy, widths),
+        memory=memory,
         disk=_bytes(pruned),
         notes=tuple(notes),
     )
@@ -164,6 +168,28 @@ def _require_something_to_judge(recipe: Recipe) -> None:
         raise RecipeError("evaluation.gate: there is nothing to judge; name lm-eval tasks in evaluation.tasks")
 
 
+def _about_criterion(recipe: Recipe) -> list[str]:
+    """What the width criterion costs, and what it misses."""
+    if recipe.width is None:
+        return []
+    criterion = recipe.width.criterion
+    notes = [f"width.criterion {criterion.kind} {criterion.cost}"] if criterion.cost else []
+    if criterion.assumes_refit and recipe.refit is None:
+        notes.append(f"width.criterion {criterion.kind} assumes the refit, which is off")
+    return notes
+
+
+def _require_room_for_trail(recipe: Recipe, trail: int) -> None:
+    """The walk back needs the dense hidden states after every layer, so many bytes in all."""
+    allowed = recipe.calibration.stream_disk
+    if recipe.width and recipe.width.criterion.takes == "effects" and trail > allowed:
+        raise RecipeError(
+            f"calibration.stream_disk: width.criterion {recipe.width.criterion.kind} goes back over the hidden states "
+            f"after every layer, {format_size(trail)}, and {format_size(allowed)} are allowed; raise it, take fewer "
+            "calibration.samples, or choose another criterion"
+        )
+
+
 def _dtype(recipe: Recipe, config: Config) -> torch.dtype:
     if recipe.model.dtype != "auto":
         dtype: torch.dtype = getattr(torch, recipe.model.dtype)
@@ -210,18 +236,28 @@ def _cache_bytes(shapes: PreTrainedModel, length: int) -> int:
 def _memory(
     recipe: Recipe, dense: PreTrainedModel, pruned: PreTrainedModel, anatomy: Anatomy, widths: dict[str, int]
 ) -> Memory:
-    samples, length = recipe.calibration.shape()
+    samples, _ = recipe.calibration.shape()
     hidden = text_config(dense.config).hidden_size
     kept = anatomy.widths | widths
     inputs = max((unit.times * kept[unit.field] for units in anatomy.units for unit in units if unit.refit), default=0)
     inputs = inputs if recipe.refit else 0
+    scored = max((unit.times * anatomy.widths[unit.field] for units in anatomy.units for unit in units), default=0)
     folds = recipe.refit.folds(len(recipe.calibration.text_sources())) if recipe.refit else 1
     return Memory(
         weights=_bytes(dense),
         layer=_largest(find_layers(dense)[1]) + _largest(find_layers(pruned)[1]),
-        streams=(2 * samples + _tried(recipe, anatomy.num_layers)) * length * hidden * dense.dtype.itemsize,
-        statistics=4 * inputs * (inputs * (folds + 1) + hidden * 4),
+        streams=(2 * samples + _tried(recipe, anatomy.num_layers)) * _stream(recipe, dense),
+        statistics=max(
+            4 * inputs * (inputs * (folds + 1) + hidden * 4),
+            recipe.width.criterion.memory(scored) if recipe.width else 0,
+        ),
     )
+
+
+def _stream(recipe: Recipe, dense: PreTrainedModel) -> int:
+    """Bytes of the hidden states of one window."""
+    size: int = recipe.calibration.shape()[1] * text_config(dense.config).hidden_size * dense.dtype.itemsize
+    return size
 
 
 def _tried(recipe: Recipe, layers: int) -> int:

@@ -64,7 +64,7 @@ class Width(Section):
     neurons: Positive | dict[str, Positive] | None = Field(
         None, description="Number of MLP neurons kept; of a model with several widths, by the config field of each."
     )
-    criterion: AnyWidthCriterion = Field(Activation(), description="How neurons are scored.")
+    criterion: AnyWidthCriterion = Field(Activation(), discriminator="kind", description="How neurons are scored.")
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:

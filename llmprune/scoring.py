@@ -1,5 +1,7 @@
 """Pass 1: walk the dense model once; every layer, neuron and expert gets its scores on the way.
 
+Criteria by gradients score on the way back.
+
 Shapes: N layers, B batch, L sequence length, T tokens, D hidden size, F neurons of a unit, E experts.
 """
 
@@ -8,10 +10,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from llmprune.anatomy.selection import neuron_rows
+from llmprune.anatomy.units import tensor_of
 from llmprune.anatomy.value import Anatomy, ExpertBlock, MlpUnit
 from llmprune.anatomy.watching import activations_of_experts, outputs_of_experts
 from llmprune.criteria.base import (
@@ -22,7 +27,8 @@ from llmprune.criteria.base import (
     UnitAccumulator,
     WidthCriterion,
 )
-from llmprune.errors import NumericalError
+from llmprune.errors import CalibrationError, NumericalError
+from llmprune.gradients import WayBack
 from llmprune.model.processes import share_of, sum_over_processes
 from llmprune.model.streams import Streams, StreamStore
 from llmprune.model.walk import Decoder, Walk, inputs_of
@@ -45,6 +51,10 @@ def score(
 
     ``remove``: how many layers are to go.
     """
+    back = width if width is not None and width.takes == "effects" else None
+    if back is not None:
+        width = None
+        _require_trail(back, store)
     walk = Walk(decoder, share_of(windows_NL), batch_size, store)
     runs = _Runs(depth, depth.horizon(remove), walk) if depth else None
     scores = Scores(None, {})
@@ -63,6 +73,8 @@ def score(
                 runs.close()
             for part in parts:
                 part.write(scores)
+    if back is not None and store.trail is not None:
+        _score_backwards(WayBack(walk, store.trail), decoder, anatomy, back, scores)
     layers_N = runs.scores(len(decoder)) if runs else None
     scores = Scores(layers_N, scores.neurons, scores.experts, scores.routed)
     _require_finite(scores)
@@ -103,15 +115,45 @@ class _Runs:
         return torch.stack(each)
 
 
+def _require_trail(width: WidthCriterion, store: StreamStore) -> None:
+    if store.trail is None:
+        raise CalibrationError(
+            f"width.criterion {width.kind} goes back over the hidden states after every layer, and there is no room "
+            "for them; free disk in the run folder, raise calibration.stream_disk, or choose another criterion"
+        )
+
+
+def _score_backwards(back: WayBack, decoder: Decoder, anatomy: Anatomy, width: WidthCriterion, scores: Scores) -> None:
+    """Score the neurons that every token goes through by their effects on the loss."""
+    for index in track(range(len(decoder) - 1, -1, -1), "pass 1: gradients"):
+        units = [unit for unit in anatomy.units[index] if _can_score(width, unit)]
+        with decoder.layer(index) as layer:
+            parts = [_Unit(unit_key(index, unit.path), unit, layer, width) for unit in units]
+            modules = [layer.get_submodule(unit.output) for unit in units]
+            for effects in back.effects(index, layer, modules):
+                for part, effect_BLF in zip(parts, effects, strict=True):
+                    part.sums.update(effect_BLF)
+            for part in parts:
+                part.write(scores)
+
+
+def _can_score(width: WidthCriterion, unit: MlpUnit) -> bool:
+    return unit.refit or width.routed_refusal is None
+
+
 class _Unit:
     """Neurons of one projection."""
 
-    def __init__(self, key: str, unit: MlpUnit, layer: nn.Module, width: WidthCriterion, hooks: ExitStack) -> None:
-        self.key = key
-        output = unit.tensors[-1]
+    def __init__(self, key: str, unit: MlpUnit, layer: nn.Module, width: WidthCriterion) -> None:
+        self.key, self._output = key, layer.get_submodule(unit.output)
+        *inputs, output = unit.tensors
         weight = layer.get_parameter(output.name)
-        self.sums: UnitAccumulator = width.open(weight if output.dim == 1 else weight.T)
-        hooks.enter_context(inputs_of(layer.get_submodule(unit.output), self.sums.update))
+        rows = [neuron_rows(tensor_of(layer, cut.name), cut) for cut in inputs]
+        self.sums: UnitAccumulator = width.open(weight if output.dim == 1 else weight.T, rows)
+
+    def watch(self, hooks: ExitStack) -> None:
+        """Take in the neurons' activations."""
+        hooks.enter_context(inputs_of(self._output, self.sums.update))
 
     def write(self, scores: Scores) -> None:
         """Put the neurons' scores with the others."""
@@ -122,18 +164,24 @@ class _Unit:
 class _StackedUnit:
     """Neurons of many experts: each expert is scored as if it were a unit of its own, on the tokens it gets.
 
-    Where no token is routed to an expert, its neurons are scored by the norm of what they write.
+    Where all of an expert's neurons score 0, as without tokens, they are scored by the norm of what they write.
     """
 
-    def __init__(self, key: str, unit: MlpUnit, layer: nn.Module, width: WidthCriterion, hooks: ExitStack) -> None:
-        self.key = key
-        output = unit.tensors[-1]
+    def __init__(self, key: str, unit: MlpUnit, layer: nn.Module, width: WidthCriterion) -> None:
+        self.key, self._holder = key, layer.get_submodule(unit.path)
+        *inputs, output = unit.tensors
         self.weight = layer.get_parameter(output.name)
         self.weight_EDF = self.weight if output.dim == 2 else self.weight.transpose(1, 2)
-        self.each: list[UnitAccumulator] = [width.open(weight_DF) for weight_DF in self.weight_EDF]
+        stacked = [(tensor_of(layer, cut.name), replace(cut, dim=cut.dim - 1)) for cut in inputs]
+        self.each: list[UnitAccumulator] = [
+            width.open(weight_DF, [neuron_rows(tensor[expert], cut) for tensor, cut in stacked])
+            for expert, weight_DF in enumerate(self.weight_EDF)
+        ]
         self.routed_E = torch.zeros(len(self.each), device=self.weight.device)
-        holder = layer.get_submodule(unit.path)
-        hooks.enter_context(activations_of_experts(holder, self.weight, self._update))
+
+    def watch(self, hooks: ExitStack) -> None:
+        """Take in the neurons' activations."""
+        hooks.enter_context(activations_of_experts(self._holder, self.weight, self._update))
 
     def _update(self, expert: int, activation_TF: Tensor) -> None:
         self.each[expert].update(activation_TF)
@@ -145,8 +193,8 @@ class _StackedUnit:
         sum_over_processes([self.routed_E])
         energy_EF = self.weight_EDF.float().square().sum(1)
         scored_EF = torch.stack([sums.scores().float() for sums in self.each])
-        chosen_E1 = (self.routed_E > 0).unsqueeze(1)
-        scores.neurons[self.key] = torch.where(chosen_E1, scored_EF, energy_EF).cpu()
+        known_E1 = scored_EF.any(1, keepdim=True)
+        scores.neurons[self.key] = torch.where(known_E1, scored_EF, energy_EF).cpu()
         scores.routed[self.key] = self.routed_E.cpu()
 
 
@@ -184,8 +232,11 @@ def _open_parts(
     parts: list[_Unit | _StackedUnit | _Experts] = []
     if width:
         for unit in anatomy.units[index]:
-            kind = _Unit if unit.experts is None else _StackedUnit
-            parts.append(kind(unit_key(index, unit.path), unit, layer, width, hooks))
+            if _can_score(width, unit):
+                kind = _Unit if unit.experts is None else _StackedUnit
+                part = kind(unit_key(index, unit.path), unit, layer, width)
+                part.watch(hooks)
+                parts.append(part)
     block = anatomy.blocks[index]
     if experts and block and anatomy.experts:
         parts.append(_Experts(unit_key(index, block.path), block, anatomy.experts.count, layer, experts, hooks))

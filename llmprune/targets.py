@@ -64,7 +64,20 @@ def planned_widths(width: Width | None, anatomy: Anatomy, notes: list[str]) -> d
                 f"MLP width {value:g} is rounded to {kept[field]}, a multiple of {width_step(widths[field])} "
                 f"({kept[field] / widths[field]:.1%} of {widths[field]}, {field})"
             )
+    _refuse_unscorable(width, {field for field in kept if kept[field] < widths[field]}, anatomy)
     return kept
+
+
+def _refuse_unscorable(width: Width, fields: set[str], anatomy: Anatomy) -> None:
+    criterion = width.criterion
+    routed = sorted({unit.field for units in anatomy.units for unit in units if not unit.refit} & fields)
+    if routed and criterion.routed_refusal:
+        others = ", ".join(field for field in anatomy.widths if field not in routed)
+        remedy = f"name another width in width.neurons ({others}) or choose" if others else "choose"
+        raise RecipeError(
+            f"width.criterion: {criterion.kind} cannot score the neurons of {', '.join(routed)}: "
+            f"{criterion.routed_refusal}; {remedy} another kind, such as activation"
+        )
 
 
 def _named_widths(width: Width, anatomy: Anatomy) -> dict[str, int]:

@@ -135,13 +135,14 @@ class Workbench:
         libraries = torch.__version__, transformers.__version__
         return fingerprint(base, self.recipe.model.dtype, *libraries, code_fingerprint())
 
-    def store(self, folder: Path) -> StreamStore:
-        """Where the hidden states of the calibration tokens may live."""
-        calibration, length = self.recipe.calibration, self.windows.shape[1]
+    def store(self, folder: Path, windows_NL: Tensor | None = None) -> StreamStore:
+        """Where the hidden states of the calibration tokens, or of these, may live."""
+        windows_NL = self.windows if windows_NL is None else windows_NL
+        calibration, length = self.recipe.calibration, windows_NL.shape[1]
         hidden = text_config(self.config).hidden_size * self.model.dtype.itemsize
-        size = self.anatomy.num_layers * len(self.windows) * length * hidden
+        size = self.anatomy.num_layers * len(windows_NL) * length * hidden
         room = min(calibration.stream_disk, shutil.disk_usage(folder).free // 2)
-        key = fingerprint(self.identity, self.windows_fingerprint, calibration.batch_size, count(), boot())
+        key = fingerprint(self.identity, fingerprint_tokens(windows_NL), calibration.batch_size, count(), boot())
         trail = Trail(folder / TRAIL, f"{key[:16]}-{rank()}") if from_first(size <= room) else None
         return StreamStore(calibration.stream_memory, folder, trail)
 

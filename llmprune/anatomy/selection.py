@@ -32,6 +32,16 @@ def _rows(keep_K: Tensor, size: int, cut: TensorCut) -> Tensor:
     return keep_K
 
 
+def neuron_rows(tensor: Tensor, cut: TensorCut) -> Tensor:
+    """A view of the tensor with a neuron a row [F, …]; gate and up of a fused projection lie in one row."""
+    rows = tensor.movedim(cut.dim, 0)
+    if cut.layout == "chunked":
+        return rows.reshape(2, -1, *rows.shape[1:]).movedim(1, 0)
+    if cut.layout == "interleaved":
+        return rows.reshape(-1, 2, *rows.shape[1:])
+    return rows
+
+
 def mask_neurons(tensor: Tensor, cut: TensorCut, keep: Tensor) -> Tensor:
     """The tensor with zeros for all but the kept neurons. ``keep`` as in ``select_neurons``."""
     if keep.ndim == 2:

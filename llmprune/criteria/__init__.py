@@ -5,22 +5,21 @@ A new criterion is one file beside this one and one name in a union here.
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
 from llmprune.criteria.activation import Activation
 from llmprune.criteria.angular import Angular
 from llmprune.criteria.block_influence import BlockInfluence
 from llmprune.criteria.divergence import Divergence
+from llmprune.criteria.flap import Flap
+from llmprune.criteria.magnitude import Magnitude
+from llmprune.criteria.obs import Obs
 from llmprune.criteria.perplexity import Perplexity
 from llmprune.criteria.reap import Reap
 from llmprune.criteria.residual import Residual
+from llmprune.criteria.taylor import Taylor
+from llmprune.criteria.wanda import Wanda
 
-AnyDepthCriterion = Annotated[
-    BlockInfluence | Angular | Perplexity | Divergence | Residual, Field(discriminator="kind")
-]
-AnyWidthCriterion = Activation
+AnyDepthCriterion = BlockInfluence | Angular | Perplexity | Divergence | Residual
+AnyWidthCriterion = Activation | Flap | Magnitude | Obs | Taylor | Wanda
 AnyExpertCriterion = Reap
 
 __all__ = [
@@ -31,7 +30,12 @@ __all__ = [
     "AnyWidthCriterion",
     "BlockInfluence",
     "Divergence",
+    "Flap",
+    "Magnitude",
+    "Obs",
     "Perplexity",
     "Reap",
     "Residual",
+    "Taylor",
+    "Wanda",
 ]

@@ -10,7 +10,8 @@ Shapes: B batch, L sequence length, T tokens, D hidden size, V vocabulary, F neu
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -42,11 +43,11 @@ class LayerAccumulator(Accumulator):
 
 
 class UnitAccumulator(Accumulator):
-    """Sees every batch of inputs of one unit's output projection, and ends with a score a neuron."""
+    """Sees what its criterion takes of every batch at one unit's output projection, and ends with a score a neuron."""
 
     @abstractmethod
-    def update(self, activation_BLF: Tensor) -> None:
-        """Take in the inputs of the unit's output projection."""
+    def update(self, values_BLF: Tensor) -> None:
+        """Take in a batch: the inputs of the unit's output projection, or their effects; of routed experts [T, F]."""
 
     @abstractmethod
     def scores(self) -> Tensor:
@@ -104,11 +105,31 @@ class TrialCriterion(DepthCriterion):
 
 
 class WidthCriterion(Section, ABC):
-    """Scores the neurons of an MLP."""
+    """Scores the neurons of an MLP.
+
+    ``takes``: what its accumulators see of each token: the neurons' activations, which pass 1 meets on its way, or
+    their effects: activation · ∂loss/∂activation, for which it goes the way back too. ``cost``: what it costs beside
+    the walk, for the plan. ``routed_refusal``: why it cannot score neurons that not every token goes through.
+    ``assumes_refit``: whether its scores are only worth something if the cut is repaired.
+    """
+
+    takes: ClassVar[Literal["activations", "effects"]] = "activations"
+    cost: ClassVar[str | None] = None
+    routed_refusal: ClassVar[str | None] = None
+    assumes_refit: ClassVar[bool] = False
+
+    kind: str
 
     @abstractmethod
-    def open(self, weight_DF: Tensor) -> UnitAccumulator:
-        """Start the sums of one unit whose output projection has this weight."""
+    def open(self, output_DF: Tensor, inputs: Sequence[Tensor] = ()) -> UnitAccumulator:
+        """Start the sums of one unit with this output projection.
+
+        ``inputs``: the unit's other tensors, a neuron a row [F, …], for criteria that look at all its weights.
+        """
+
+    def memory(self, width: int) -> int:
+        """Most bytes that scoring a unit of this width takes beside the layer, where that is much."""
+        return 0
 
 
 class ExpertCriterion(Section, ABC):
