@@ -76,17 +76,19 @@ def provenance(
     revision: str | None,
     commit: str | None,
     calibration: tuple[str, int],
+    datasets: dict[str, str],
     seed: int,
     trust_remote_code: bool,
     device: str,
 ) -> Provenance:
-    """What the result came from. ``calibration``: fingerprint and number of the tokens."""
+    """What the result came from. ``calibration``: fingerprint and number of the tokens; ``datasets``: commits."""
     return Provenance(
         model=model,
         revision=revision,
         commit=commit,
         calibration_fingerprint=calibration[0],
         calibration_tokens=calibration[1],
+        datasets=datasets,
         seed=seed,
         trust_remote_code=trust_remote_code,
         device=device,

@@ -119,6 +119,7 @@ class Provenance(Figures):
     commit: str | None
     calibration_fingerprint: str | None
     calibration_tokens: int | None
+    datasets: dict[str, str] = {}  # the commit of each hub data set that was read
     seed: int
     trust_remote_code: bool
     device: str
