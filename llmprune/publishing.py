@@ -17,7 +17,7 @@ from llmprune.anatomy.blueprint import auto_class
 from llmprune.cut import Cut
 from llmprune.errors import CheckpointError, HubError, LLMPruneError, OutputError
 from llmprune.files import write_text
-from llmprune.hub.card import Base, Loading, read_metadata, write_card
+from llmprune.hub.card import Base, Loading, public_name, read_metadata, write_card
 from llmprune.hub.gate import refusal
 from llmprune.hub.plots import draw
 from llmprune.hub.provenance import FILE, Record, describe_cut, results
@@ -146,4 +146,4 @@ def _message(report: Report) -> str:
     removed = ranges([layer.layer for layer in report.layers if layer.removed])
     share = report.pruned.parameters / report.dense.parameters
     layers = f", layers {removed} removed" if removed else ""
-    return f"{report.provenance.model} pruned to {share:.1%} of its parameters{layers}"
+    return f"{public_name(report.provenance.model)} pruned to {share:.1%} of its parameters{layers}"

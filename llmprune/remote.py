@@ -240,7 +240,7 @@ def _by_status(status: int, message: str | None) -> str:
     if status == 401:
         return f"{answer}: the token is not valid; set HF_TOKEN to one from the hub's settings page"
     if status == 403:
-        return f"{answer}: the token may not do this; give it write access, or use another account"
+        return f"{answer}: the token may not do this; give it the rights, or use that of another account"
     if status == 429:
         return f"{answer}: it asks for fewer requests; wait, and run the same command again"
     if status >= 500:

@@ -59,6 +59,7 @@ def write_card(
     body = _template().render(
         repo_id=repo_id,
         report=report,
+        base_name=public_name(base.name),
         base=base,
         loading=loading,
         refused=refused,
@@ -66,6 +67,7 @@ def write_card(
         sizes=_size_rows(report.dense, report.pruned),
         speed=report.speed,
         perplexity=report.perplexity,
+        source=public_name(report.perplexity.source) if report.perplexity else "",
         tasks=[_task_row(task) for task in report.tasks],
         removed=ranges([layer.layer for layer in report.layers if layer.removed]),
         widths=_width_sentence(report.dense, report.pruned),
@@ -115,8 +117,8 @@ def _eval_results(report: Report) -> list[Any]:
         found += [
             EvalResult(
                 task_type="text-generation",
-                dataset_type=figures.source,
-                dataset_name=f"{figures.source}, {plural(figures.tokens, 'token')}",
+                dataset_type=public_name(figures.source),
+                dataset_name=f"{public_name(figures.source)}, {plural(figures.tokens, 'token')}",
                 metric_type="perplexity",
                 metric_name=f"perplexity, {which}",
                 metric_value=value,
@@ -124,6 +126,13 @@ def _eval_results(report: Report) -> list[Any]:
             for which, value in (("pruned", figures.pruned), ("dense base model", figures.dense))
         ]
     return found
+
+
+def public_name(place: str) -> str:
+    """A place without the folders of the machine that the run was on; a hub id stays."""
+    if "://" in place:
+        return place
+    return re.sub(r"(?:~|\.{0,2})/\S*/|(?<!\S)[^\s/]+/[^\s/]+/(?:\S*/)?", "", place)
 
 
 def _size_rows(dense: Size, pruned: Size) -> list[tuple[str, str, str, str]]:

@@ -64,6 +64,7 @@ def _save(path: Path, plot: Callable[[Axes], None]) -> Path:
     axes = figure.add_subplot()
     plot(axes)
     axes.set_xlabel("layer of the dense model")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     # no date and no version in the file: the same figures give the same bytes

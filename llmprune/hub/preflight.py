@@ -50,14 +50,20 @@ def look(hub: Hub, reached: bool = False) -> Target:
         scrub(error)
         raise HubError(f"{repo_id} cannot be pushed to: {reason(error)}") from error
     _require_rights(hub, user, exists=info is not None)
-    if info is not None and hub.private and not info.private:
-        raise HubError(
-            f"{repo_id} is public on {endpoint()} and hub.private is true; set hub.private: false (--public) to "
-            "publish there, or name another repository"
-        )
+    if info is not None:
+        require_hidden(hub, info.private)
     if info is not None and info.private and not hub.private:
         logger.warning("%s is private and stays so: visibility is changed on its page on the hub", repo_id)
     return Target(info is not None, info.private if info is not None else None, str(user.get("name", "")))
+
+
+def require_hidden(hub: Hub, private: bool) -> None:
+    """Raise HubError where the repository is public and nobody said that the model may be."""
+    if hub.private and not private:
+        raise HubError(
+            f"{hub.repo_id} is public on {endpoint()} and hub.private is true; set hub.private: false (--public) to "
+            "publish there, or name another repository"
+        )
 
 
 def _require_write(repo_id: str) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 from llmprune.errors import HubError
-from llmprune.hub.preflight import Target, look
+from llmprune.hub.preflight import Target, look, require_hidden
 from llmprune.hub.provenance import FILE
 from llmprune.hub.section import Hub
 from llmprune.remote import persistently, reason, redact, scrub, status_of
@@ -80,7 +80,8 @@ def _upload(hub: Hub, target: Target, operations: list[CommitOperationAdd], mess
     api, repo_id, branch = HfApi(), hub.repo_id, hub.branch or "main"
     if not target.exists:
         persistently(lambda: api.create_repo(repo_id, private=hub.private, exist_ok=True))
-        look(hub, reached=True)  # another may have made it in the meantime, and public
+        made = persistently(lambda: api.repo_info(repo_id))
+        require_hidden(hub, made.private)  # another may have made it in the meantime
     if branch != "main":
         persistently(lambda: api.create_branch(repo_id, branch=branch, exist_ok=True))
     parent = str(persistently(lambda: api.repo_info(repo_id, revision=branch)).sha)
