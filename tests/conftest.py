@@ -23,9 +23,7 @@ os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "0"
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from support.hub_server import Hub, User  # noqa: E402  # after the path
-
-TOKEN = "hf_" + "PlantedSecretOfTheTests1234567890ab"
+from support.hub_server import TOKEN, Hub, User  # noqa: E402  # after the path
 
 
 @pytest.fixture(scope="session")

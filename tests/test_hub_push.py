@@ -13,7 +13,7 @@ from huggingface_hub import HfApi, constants
 from safetensors.torch import load_file, save_file
 from small import Outcome, command, save_model, verify_here, write_recipe, write_text
 from support.hub_server import SIGNATURE, Fault, Hub, Repo, User
-from support.rooms import CARD, copy_run
+from support.rooms import CARD, copy_run, draw_nothing
 
 from llmprune.publishing import push_run
 
@@ -43,15 +43,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The same run for this test alone, with charts that take no time."""
-
-    def draw(_: object, folder: Path) -> dict[str, Path]:
-        folder.mkdir(parents=True, exist_ok=True)
-        drawn = {name: folder / f"{name}.png" for name in ("importance", "error")}
-        for path in drawn.values():
-            path.write_bytes(b"\x89PNG drawn in no time")
-        return drawn
-
-    monkeypatch.setattr("llmprune.publishing.draw", draw)
+    draw_nothing(monkeypatch)
     return copy_run(done, tmp_path / "run")
 
 

@@ -91,7 +91,7 @@ def _metadata(repo_id: str, report: Report, base: Base, loading: Loading) -> str
         library_name=_LIBRARY,
         tags=list(TAGS),
         model_name=repo_id.split("/")[-1],
-        eval_results=_eval_results(report),
+        eval_results=_eval_results(report) or None,
         **inherited,
     )
     return str(data.to_yaml())
@@ -129,10 +129,10 @@ def _eval_results(report: Report) -> list[Any]:
 
 
 def public_name(place: str) -> str:
-    """A place without the folders of the machine that the run was on; a hub id stays."""
-    if "://" in place:
-        return place
-    return re.sub(r"(?:~|\.{0,2})/\S*/|(?<!\S)[^\s/]+/[^\s/]+/(?:\S*/)?", "", place)
+    """A place without the folders of the machine that the run was on; hub ids and packages stay."""
+    path, *rest = place.split(" ", 1)
+    is_path = "://" not in path and (path.startswith(("/", ".", "~")) or path.count("/") > 1)
+    return " ".join([path.rsplit("/", 1)[-1], *rest]) if is_path else place
 
 
 def _size_rows(dense: Size, pruned: Size) -> list[tuple[str, str, str, str]]:

@@ -28,6 +28,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 Message = MutableMapping[str, Any]
 KINDS = {"models": "model", "datasets": "dataset"}
+TOKEN = "hf_" + "PlantedSecretOfTheTests1234567890ab"  # of the user of the tests: must never be seen either
 SIGNATURE = "X-Amz-Signature=c2lnbmF0dXJl0123456789"  # must never be seen by a person
 CHUNK = 1024 * 1024
 

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 from small import save_model, write_recipe
 
 from support.hub_server import Hub, Repo
@@ -41,6 +42,19 @@ def publish_text(hub: Hub, name: str = "org/text") -> Repo:
 def hub_recipe(path: Path, **sections: Any) -> Path:
     """A recipe that names model and calibration text by their hub ids."""
     return write_recipe(path, "org/base", "org/text", **sections)
+
+
+def draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Charts that take no time; that they are drawn well is tested with the card."""
+
+    def draw(_: object, folder: Path) -> dict[str, Path]:
+        folder.mkdir(parents=True, exist_ok=True)
+        drawn = {name: folder / f"{name}.png" for name in ("importance", "error")}
+        for path in drawn.values():
+            path.write_bytes(b"\x89PNG drawn in no time")
+        return drawn
+
+    monkeypatch.setattr("llmprune.publishing.draw", draw)
 
 
 def copy_run(done: Path, place: Path) -> Path:
