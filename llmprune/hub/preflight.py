@@ -8,7 +8,7 @@ from typing import Any
 
 from llmprune.errors import HubError
 from llmprune.hub.section import Hub
-from llmprune.remote import endpoint, guard_logs, persistently, reason, scrub, status_of
+from llmprune.remote import endpoint, persistently, reason, scrub, status_of
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,6 @@ def look(hub: Hub, reached: bool = False) -> Target:
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    guard_logs()
     api, repo_id = HfApi(), hub.repo_id
     if constants.is_offline_mode():
         raise HubError(f"{repo_id} cannot be pushed to: HF_HUB_OFFLINE is set; unset it, or leave out the hub section")

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from llmprune.errors import CheckpointError, ModelError
-from llmprune.remote import guard_logs, persistently, reason, resolve, scrub
+from llmprune.remote import persistently, reason, resolve, scrub
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,6 @@ def commit_of(model_id: str, revision: str) -> str:
 def snapshot(model_id: str, revision: str, part: Part, with_code: bool = False) -> Path:
     """The folder of the hub client's cache that now has this part. Raises ModelError and CheckpointError."""
     commit = commit_of(model_id, revision)
-    guard_logs()
     try:
         folder = _fetch(model_id, commit, ["config.json", *(["*.py"] if with_code else [])])
         if part != "config":
