@@ -19,11 +19,12 @@ _BOUND.bind(("127.0.0.1", 0))
 os.environ["HF_ENDPOINT"] = "http://{}:{}".format(*_BOUND.getsockname())
 os.environ["HF_HUB_DISABLE_XET"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "0"
+os.environ.pop("HF_HUB_OFFLINE", None)
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from support.hub_server import TOKEN, Hub, User  # noqa: E402  # after the path
+from support.hub_server import Hub  # noqa: E402  # after the path
+from support.hub_state import TOKEN, User  # noqa: E402  # after the path
 
 
 @pytest.fixture(scope="session")

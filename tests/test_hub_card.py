@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
-from support.hub_server import wrong_metadata
+from support.hub_routes import wrong_metadata
 from test_report import bare_report, sample_report
 
 from llmprune.hub.card import Base, Loading, public_name, read_metadata, write_card
@@ -140,12 +140,12 @@ def test_a_base_card_that_cannot_be_read_gives_nothing(tmp_path: Path, text: str
 
 def test_charts_are_pictures_and_always_the_same(tmp_path: Path) -> None:
     """Each PNG is a picture of the same size, and equal figures give equal bytes."""
-    drawn = draw(sample_report(), tmp_path)
+    drawn, again = (draw(sample_report(), tmp_path / name) for name in ("once", "again"))
     assert list(drawn) == ["importance", "error"]
     for name, path in drawn.items():
         content = path.read_bytes()
         assert content.startswith(b"\x89PNG\r\n\x1a\n")
         width, height = struct.unpack(">II", content[16:24])
         assert (width, height) == (1080, 420)
-        assert draw(sample_report(), tmp_path / "again")[name].read_bytes() == content
+        assert again[name].read_bytes() == content
     assert draw(bare_report(), tmp_path / "bare") == {}

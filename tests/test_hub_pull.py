@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from huggingface_hub import constants
-from support.hub_server import Fault, Hub
+from support.hub_faults import Fault
+from support.hub_server import Hub
 from support.rooms import publish_model, publish_text
 from tiny import tiny_tokenizer
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from small import Outcome, command, verify_here, write_text
-from support.hub_server import Fault, Hub
+from support.hub_faults import Fault
+from support.hub_server import Hub
 from support.rooms import ROWS, draw_nothing, hub_recipe, publish_model, publish_text
 
 from llmprune import remote

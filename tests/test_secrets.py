@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 from small import command, verify_here, write_recipe
-from support.hub_server import SIGNATURE, TOKEN, Fault, Hub
+from support.hub_faults import Fault
+from support.hub_server import Hub
+from support.hub_state import SIGNATURE, TOKEN
 from support.rooms import draw_nothing, hub_recipe, publish_model, publish_text
 from tiny import tiny_tokenizer
 

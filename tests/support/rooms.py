@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from small import save_model, write_recipe
 
-from support.hub_server import Hub, Repo
+from support.hub_server import Hub
+from support.hub_state import Repo
 
 ROWS = "".join(json.dumps({"text": f"Paragraph {n}: the fox {n * n} jumps over {n * 7}."}) + "\n" for n in range(100))
 CARD = "---\nlicense: apache-2.0\nlanguage: [en, de]\npipeline_tag: text-generation\n---\n# A base model\n"
@@ -50,8 +51,8 @@ def draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def draw(_: object, folder: Path) -> dict[str, Path]:
         folder.mkdir(parents=True, exist_ok=True)
         drawn = {name: folder / f"{name}.png" for name in ("importance", "error")}
-        for path in drawn.values():
-            path.write_bytes(b"\x89PNG drawn in no time")
+        for name, path in drawn.items():
+            path.write_bytes(b"\x89PNG, and " + name.encode())
         return drawn
 
     monkeypatch.setattr("llmprune.publishing.draw", draw)
