@@ -87,7 +87,9 @@ def persistently(do: Callable[[], T], reached: bool = True) -> T:
     def tell(state: RetryCallState) -> None:
         error = _error_of(state)
         assert error is not None, "only an error is waited for"
-        logger.warning("%s: trying again in %.0f s", reason(error), state.upcoming_sleep)
+        status = status_of(error)
+        event = f"the hub answered {status}" if status else f"the line to the hub broke ({type(error).__name__})"
+        logger.warning("%s: trying again in %.0f s", event, state.upcoming_sleep)
 
     retrying = Retrying(
         retry=again, wait=wait, stop=stop_after_attempt(ATTEMPTS), before_sleep=tell, sleep=_sleep, reraise=True

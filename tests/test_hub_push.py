@@ -109,14 +109,19 @@ def test_large_files_go_in_parts(hub: Hub, run: Path) -> None:
 
 
 def test_a_second_push_replaces_what_the_first_left(hub: Hub, run: Path) -> None:
-    """Old shards would be loaded with the new weights, so they go in the same commit; a person's notes stay."""
+    """Old shards would be loaded with the new weights, so they go in the same commit; what is a person's stays."""
     repo = hub.add_repo(
         NAME,
-        {"model-00001-of-00002.safetensors": b"old", "model.safetensors.index.json": b"{}", "NOTES.md": b"mine"},
+        {
+            "model-00001-of-00002.safetensors": b"old",
+            "model.safetensors.index.json": b"{}",
+            "NOTES.md": b"mine",
+            "onnx/model.safetensors.index.json": b"{}",
+        },
         private=True,
     )
     assert push(run, "--commit-message", "second").code == 0
-    assert tree(repo) == FILES - {".gitattributes"} | {"NOTES.md"}
+    assert tree(repo) == FILES - {".gitattributes"} | {"NOTES.md", "onnx/model.safetensors.index.json"}
     assert repo.messages == ["initial commit", "second"]
     again = [line for line in hub.lines if line.startswith("PUT")]
     assert push(run).code == 0
@@ -372,3 +377,6 @@ def test_push_from_python(hub: Hub, run: Path) -> None:
         published = push_run(run, {"repo_id": NAME})
     assert published.commit == hub.repo(NAME).refs["main"]
     assert published.files == 11
+    HfApi().delete_repo(NAME)
+    assert hub.repos == {}
+    assert push_run(run, {"repo_id": NAME}).commit == hub.repo(NAME).refs["main"], "made anew"

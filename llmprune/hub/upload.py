@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from fnmatch import fnmatch
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
@@ -87,7 +87,7 @@ def _upload(hub: Hub, target: Target, operations: list[CommitOperationAdd], mess
     parent = str(persistently(lambda: api.repo_info(repo_id, revision=branch)).sha)
     there = persistently(lambda: api.list_repo_files(repo_id, revision=parent))
     sent = {operation.path_in_repo for operation in operations}
-    stale = [name for name in there if name not in sent and any(fnmatch(name, kind) for kind in _REPLACED)]
+    stale = [name for name in there if name not in sent and _is_replaced(name)]
     logger.info("sending %d files to %s (%s)", len(operations), repo_id, branch)
     persistently(
         lambda: api.preupload_lfs_files(
@@ -105,6 +105,12 @@ def _upload(hub: Hub, target: Target, operations: list[CommitOperationAdd], mess
         files=len(operations),
         bytes=sum(operation.upload_info.size for operation in operations),
     )
+
+
+def _is_replaced(name: str) -> bool:
+    """Whether an older push left it: weights in the root, or a chart; other folders are other people's."""
+    path = PurePosixPath(name)
+    return path.parent.as_posix() in (".", "plots") and any(fnmatch(name, kind) for kind in _REPLACED)
 
 
 def _commit(hub: Hub, branch: str, parent: str, operations: list[Any], message: str) -> CommitInfo:
