@@ -208,7 +208,7 @@ def test_hub_out_of_reach(
     monkeypatch.chdir(tmp_path)
     start = time.perf_counter()
     assert_refused(run(room, tmp_path, model), 2, f"no folder '{model}'", "HF_HUB_OFFLINE is set")
-    assert time.perf_counter() - start < 3
+    assert time.perf_counter() - start < 10  # not half a minute of retries, on a busy machine too
     assert not (tmp_path / "out").exists()
 
 
