@@ -366,8 +366,8 @@ def test_the_recipe_decides_what_the_command_does_not(hub: Hub, run: Path) -> No
     (run / "report.json").write_text(json.dumps(report))
     assert command("push", run).code == 0
     assert hub.repo("ann/mine").messages[-1] == "from the recipe"
-    assert command("push", run, "--commit-message", "typed").code == 0
-    assert hub.repo("ann/mine").messages[-1] == "typed"
+    assert command("push", run, "--repo-id", "ann/other", "--commit-message", "typed").code == 0
+    assert hub.repo("ann/other").messages[-1] == "typed"
 
 
 def test_push_from_python(hub: Hub, run: Path) -> None:
