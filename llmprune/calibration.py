@@ -36,6 +36,7 @@ class TokenWindows(Section):
     dataset: str | None = Field(None, min_length=1, description=TextSource.model_fields["dataset"].description)
     config: str | None = Field(None, description=TextSource.model_fields["config"].description)
     split: str = Field("train", description=TextSource.model_fields["split"].description)
+    revision: str | None = Field(None, description=TextSource.model_fields["revision"].description)
     text_field: str | None = Field(None, description=TextSource.model_fields["text_field"].description)
     messages_field: str | None = Field(None, description=TextSource.model_fields["messages_field"].description)
     sources: tuple[TextSource, ...] | None = Field(
@@ -83,7 +84,7 @@ class TokenWindows(Section):
         if self.tokens is not None and self.key is None:
             raise ValueError("a tokens file needs key: the name of the tensor in it")
         if self.dataset is None:
-            single = ("config", "split", "text_field", "messages_field")
+            single = ("config", "split", "revision", "text_field", "messages_field")
             stray = [name for name in single if name in self.model_fields_set]
             if stray:
                 raise ValueError(f"{', '.join(stray)} belongs to dataset, not to {given[0]}")
@@ -97,7 +98,7 @@ class TokenWindows(Section):
             return self.sources
         if self.dataset is None:
             return ()
-        fields = ("dataset", "config", "split", "text_field", "messages_field")
+        fields = ("dataset", "config", "split", "revision", "text_field", "messages_field")
         return (TextSource(**{name: getattr(self, name) for name in fields}),)
 
 

@@ -1,4 +1,4 @@
-"""One command, four verbs. Bodies import late: ``--help`` and a wrong recipe answer without torch."""
+"""One command, many verbs. Bodies import late: ``--help`` and a wrong recipe answer without torch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ from typer.core import TyperGroup
 
 from llmprune import __version__
 from llmprune.errors import GateNotMet, LLMPruneError, RecipeError
+from llmprune.remote import guard_logs, redact
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from llmprune.hub.provenance import Record
     from llmprune.model.source import ModelSource
+    from llmprune.recipe import Recipe
+    from llmprune.report.value import Report
 
 
 class _Terminated(KeyboardInterrupt):
@@ -54,7 +58,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file.")]
+RecipePlace = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="YAML file; or hub://ORG/NAME@REVISION, a model that was pushed.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=C", help="Override a key of the recipe; may be repeated."),
@@ -74,11 +80,9 @@ def _root(
 
 
 @app.command()
-def plan(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False) -> None:
+def plan(recipe: RecipePlace, overrides: Overrides = None, as_json: Json = False) -> None:
     """Say what a recipe would do: sizes, memory, refusals. No weights are read."""
-    from llmprune.recipe import Recipe
-
-    parsed = Recipe.load(recipe, overrides or ())
+    parsed, _ = _recipe(recipe, overrides)
     from llmprune.plan import make_plan
     from llmprune.report.plan_table import print_plan
 
@@ -91,7 +95,7 @@ def plan(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False)
 
 @app.command()
 def run(
-    recipe: RecipePath,
+    recipe: RecipePlace,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Run folder; default: runs/NAME-OF-THE-RECIPE.")
     ] = None,
@@ -106,15 +110,13 @@ def run(
     ] = False,
 ) -> None:
     """Prune a model as a recipe says. Run again on the same folder, it continues."""
-    from llmprune.recipe import Recipe
-
-    parsed = Recipe.load(recipe, overrides or ())
+    parsed, record = _recipe(recipe, overrides)
+    folder = output or Path("runs") / (Path(recipe).stem if record is None else recipe.split("@")[0].rsplit("/")[-1])
     from llmprune.model.processes import is_first, leave
     from llmprune.pipeline import run as run_recipe
     from llmprune.report.table import print_summary
 
     try:
-        folder = output or Path("runs") / recipe.stem
         report = run_recipe(parsed, folder, fresh, measure_forward, calibration_check)
     except GateNotMet as missed:
         if is_first():
@@ -122,7 +124,52 @@ def run(
         raise
     if is_first():
         print_summary(report, _console())
+        if record is not None:
+            _print_repeated(recipe, record, report, folder)
     leave()
+
+
+@app.command()
+def push(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    repo_id: Annotated[
+        str | None, typer.Option(help="Repository, such as org/name; default: that of the recipe's hub section.")
+    ] = None,
+    private: Annotated[
+        bool | None, typer.Option("--private/--public", help="Visibility of a new repository; default: private.")
+    ] = None,
+    branch: Annotated[str | None, typer.Option(help="Branch that gets the commit; default: main.")] = None,
+    create_pr: Annotated[
+        bool | None, typer.Option("--create-pr", help="Open a pull request instead of committing.")
+    ] = None,
+    when: Annotated[
+        str | None, typer.Option(help="always: also where the gate was not met, and the card says so.")
+    ] = None,
+    commit_message: Annotated[str | None, typer.Option(help="Message of the commit.")] = None,
+) -> None:
+    """Push the model of a finished run to the hub, with its card and provenance."""
+    settings = {"repo_id": repo_id, "private": private, "branch": branch, "create_pr": create_pr}
+    from llmprune.publishing import push_run
+
+    published = push_run(run, settings | {"when": when, "commit_message": commit_message})
+    typer.echo(f"pushed {published.files} files to {published.repo_id}\n{published.url}")
+
+
+@app.command()
+def inspect(
+    place: Annotated[str, typer.Argument(metavar="MODEL", help="ORG/NAME, ORG/NAME@REVISION, or a folder.")],
+    as_json: Json = False,
+) -> None:
+    """Print what a pushed model came from, and check its files against it."""
+    from llmprune.hub.provenance import differing_files, fetch_record, parse_place
+    from llmprune.hub.show import print_record
+
+    record, commit = fetch_record(place)
+    if as_json:
+        typer.echo(record.to_json(), nl=False)
+    else:
+        differing = differing_files(parse_place(place)[0], commit, record) if commit else None
+        print_record(place, commit, record, differing, _console())
 
 
 @app.command("eval")
@@ -173,6 +220,27 @@ def anatomy(
         print_anatomy(model, config, found, _console())
 
 
+def _recipe(place: str, overrides: list[str] | None) -> tuple[Recipe, Record | None]:
+    """The recipe of a file, or of a model on the hub with the record that it is from."""
+    from llmprune.recipe import Recipe
+
+    if not place.startswith("hub://"):
+        return Recipe.load(place, overrides or ()), None
+    from llmprune.repeating import recorded_recipe
+
+    return recorded_recipe(place, overrides or ())
+
+
+def _print_repeated(place: str, record: Record, report: Report, folder: Path) -> None:
+    from llmprune.repeating import differences
+
+    found = differences(record, report, folder / "model")
+    if not found:
+        typer.echo(f"\nrepeated: the weights equal those of {place} to the bit")
+    for difference in found:
+        typer.echo(f"llmprune: not as recorded in {place}: {difference}", err=True)
+
+
 def _source(model: str) -> ModelSource:
     from llmprune.model.source import ModelSource
     from llmprune.recipe import validate_arguments
@@ -192,6 +260,7 @@ def _log_to_stderr(level: int) -> None:
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger("llmprune")
     logger.handlers = [handler]
+    guard_logs()
     logger.setLevel(level)
 
 
@@ -200,5 +269,5 @@ def main() -> None:
     try:
         app()
     except LLMPruneError as error:
-        typer.echo(f"llmprune: {error}", err=True)
+        typer.echo(f"llmprune: {redact(str(error))}", err=True)
         sys.exit(error.exit_code)

@@ -9,6 +9,7 @@
     ├── CheckpointError      exit 1   files of a model are missing or damaged
     ├── NumericalError       exit 1   NaN or infinity where numbers should be
     ├── VerificationError    exit 1   the saved model is not what was computed
+    ├── HubError             exit 1   the hub refused, or cannot be reached
     ├── EvaluationError      exit 1   a task could not be evaluated
     └── GateNotMet           exit 3   the pruned model lost more than the gate allows
 
@@ -84,6 +85,10 @@ class VerificationError(LLMPruneError):
 
 class EvaluationError(LLMPruneError):
     """An evaluation task is unknown, cannot be reached, or failed."""
+
+
+class HubError(LLMPruneError):
+    """The result could not be pushed to the hub, or something could not be read from it."""
 
 
 class GateNotMet(LLMPruneError):

@@ -17,6 +17,8 @@ from llmprune.evaluation.harness import check_tasks, fetch_tasks
 from llmprune.evaluation.measure import Measured, measure
 from llmprune.evaluation.retention import judge, mean_retention
 from llmprune.files import publish, require_space
+from llmprune.hub.gate import refusal
+from llmprune.hub.preflight import look
 from llmprune.model.loading import dense_decoder, load_model, tensors_of
 from llmprune.model.processes import count, from_first, is_first, launched, local_device
 from llmprune.model.saving import CheckpointWriter
@@ -25,7 +27,9 @@ from llmprune.model.verify import Probe, Verified, verify
 from llmprune.plan import Plan, measure_size, plan_with_anatomy
 from llmprune.progress import quiet_libraries
 from llmprune.prune import Pruning
-from llmprune.recipe import Recipe
+from llmprune.publishing import publish_once
+from llmprune.recipe import Recipe, refuse_tokens
+from llmprune.remote import guard_logs, resolve
 from llmprune.report.compose import layer_figures, now, provenance, unrouted
 from llmprune.report.page import render_page
 from llmprune.report.value import Report, Size, StabilityFigures, VerificationFigures
@@ -75,8 +79,13 @@ def run(
     says how far the choices agree. Raises LLMPruneError in its kinds; GateNotMet only after the report is written.
     """
     quiet_libraries()
+    guard_logs()
+    resolve.cache_clear()
+    refuse_tokens(recipe.text, recipe.overrides, "recipe")
     plan, anatomy = plan_with_anatomy(recipe)
     if is_first():
+        if recipe.hub:
+            look(recipe.hub)
         check_tasks(recipe.evaluation)
         fetch_tasks(recipe.evaluation)
         require_space(Path(output), 2 * plan.disk + 2 * plan.memory.streams)
@@ -89,9 +98,12 @@ def run(
     finally:
         folder.close()
     if report.gate and not report.gate.passed:
+        unsent = (
+            "" if recipe.hub is None or recipe.hub.when == "always" else f"nothing was pushed to {recipe.hub.repo_id}; "
+        )
         raise GateNotMet(
             f"the gate asks for a mean retention of {report.gate.min_retention:.4g} and the pruned model has "
-            f"{report.gate.retention:.4g}; "
+            f"{report.gate.retention:.4g}; {unsent}"
             f"see {folder.path / 'report.html'}, and prune less or calibrate with more text",
             report,
         )
@@ -120,6 +132,16 @@ def _run(
     report = from_first(_report(recipe, plan, bench, folder, scores, cut, stability, pruned, measured, warnings))
     folder.write("report.json", report.model_dump_json(indent=1) + "\n")
     folder.write("report.html", render_page(report))
+    return _push(recipe, folder, report)
+
+
+def _push(recipe: Recipe, folder: RunFolder, report: Report) -> Report:
+    """To the hub, where the recipe says so and the gate does not forbid it; the report then names the place."""
+    if recipe.hub is None or (recipe.hub.when != "always" and refusal(report)):
+        return report
+    published = publish_once(folder, recipe, recipe.hub, report)
+    report = report.model_copy(update={"files": report.files | {"hub": published.url}})
+    folder.write("report.json", report.model_dump_json(indent=1) + "\n")
     return report
 
 
@@ -231,6 +253,7 @@ def _report(
             recipe.model.revision if bench.commit else None,
             bench.commit,
             calibration,
+            bench.dataset_commits,
             recipe.calibration.seed,
             recipe.model.trust_remote_code,
             bench.device,

@@ -19,6 +19,7 @@ from llmprune.errors import ModelError, RecipeError
 from llmprune.evaluation.speed import require_positions
 from llmprune.model.loading import load_config
 from llmprune.recipe import Depth, Recipe
+from llmprune.remote import resolve
 from llmprune.report.value import Figures, Size
 from llmprune.report.wording import ranges
 from llmprune.schema import format_size
@@ -61,6 +62,7 @@ class Plan(Figures):
 
 def make_plan(recipe: Recipe) -> Plan:
     """Plan a recipe from its config. Raises ModelError and RecipeError for what cannot be done."""
+    resolve.cache_clear()
     return plan_with_anatomy(recipe)[0]
 
 

@@ -28,10 +28,12 @@ from llmprune.criteria import (
 )
 from llmprune.errors import RecipeError
 from llmprune.evaluation.section import Evaluation
+from llmprune.hub.section import Hub
 from llmprune.model.saving import Export
 from llmprune.model.source import ModelSource
 from llmprune.problems import describe_problems, short
 from llmprune.refit import Refit
+from llmprune.remote import has_token
 from llmprune.schema import Section
 
 Positive = Annotated[int, Field(gt=0)]
@@ -104,6 +106,7 @@ class Recipe(Section):
     )
     evaluation: Evaluation = Field(Evaluation(), description="What is measured on dense and pruned.")
     export: Export = Field(Export(), description="How the result is written.")
+    hub: Hub | None = Field(None, description="Where the result is pushed to; left out: nowhere.")
 
     _text: str = PrivateAttr("")
     _overrides: tuple[str, ...] = PrivateAttr(())
@@ -126,6 +129,7 @@ class Recipe(Section):
     @classmethod
     def parse(cls, text: str, overrides: Sequence[str] = (), source: str = "recipe") -> Self:
         """Read a recipe from YAML text. Raises RecipeError that lists every problem at once."""
+        refuse_tokens(text, overrides, source)
         try:
             data, problems = _read_yaml(text)
         except RecipeError as error:
@@ -167,6 +171,16 @@ class Recipe(Section):
         assert names <= set(type(self).model_fields), f"not sections: {names - set(type(self).model_fields)}"
         values = self.model_dump(mode="json", include=names)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def refuse_tokens(text: str, overrides: Sequence[str], source: str) -> None:
+    """Raise RecipeError for a secret in a recipe, which is written into the run folder and travels onto the hub."""
+    lines = [f"line {number}" for number, line in enumerate(text.splitlines(), start=1) if has_token(line)]
+    lines += [f"override {number} (--set)" for number, one in enumerate(overrides, start=1) if has_token(one)]
+    if lines:
+        raise RecipeError(
+            [f"{line}: holds a token of the hub; take it out, for it is read from HF_TOKEN" for line in lines], source
+        )
 
 
 def _exactly_one(section: Section, names: Sequence[str]) -> None:

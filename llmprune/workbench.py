@@ -19,13 +19,14 @@ from llmprune.anatomy.blueprint import Config, text_config
 from llmprune.anatomy.value import Anatomy
 from llmprune.calibration import fingerprint_tokens, load_windows, sources_of_windows
 from llmprune.errors import CalibrationError, ModelError
-from llmprune.model.loading import dense_decoder, identity, load_config, load_model, load_tokenizer
+from llmprune.model.loading import dense_decoder, hub_commit, identity, load_config, load_model, load_tokenizer
 from llmprune.model.processes import count, from_first, rank
 from llmprune.model.streams import StreamStore, Trail
 from llmprune.model.walk import Decoder
 from llmprune.recipe import Recipe
 from llmprune.run_folder import TRAIL, code_fingerprint, fingerprint
 from llmprune.snapshots import boot
+from llmprune.texts import commit_of
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +104,14 @@ class Workbench:
                 f"set sequence_length to at most {positions}"
             )
 
+    @property
+    def dataset_commits(self) -> dict[str, str]:
+        """The commit of each hub data set that calibration and perplexity are read from."""
+        windows = (self.recipe.calibration, self.recipe.evaluation.perplexity)
+        sources = [source for part in windows if part is not None for source in part.text_sources()]
+        commits = {source.dataset: commit_of(source) for source in sources}
+        return {name: commit for name, commit in commits.items() if commit}
+
     @cached_property
     def windows_fingerprint(self) -> str:
         """What the calibration tokens are."""
@@ -126,12 +135,12 @@ class Workbench:
     @property
     def commit(self) -> str | None:
         """The hub commit that the model was loaded from; None for a folder."""
-        return getattr(self.config, "_commit_hash", None)
+        return hub_commit(self.recipe.model)
 
     @cached_property
     def identity(self) -> str:
         """What every product depends on: the base model as it is, the arithmetic, and the code."""
-        base = identity(self.recipe.model, self.config)
+        base = identity(self.recipe.model)
         libraries = torch.__version__, transformers.__version__
         return fingerprint(base, self.recipe.model.dtype, *libraries, code_fingerprint())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -185,8 +186,9 @@ def test_hub_data_is_streamed_unless_sliced(split: str, streaming: bool, monkeyp
     """A data set of hundreds of gigabytes is read only as far as needed; a slice needs all of it."""
     asked: dict[str, Any] = {}
     monkeypatch.setattr(datasets, "load_dataset", lambda *names, **options: asked.update(options, names=names))
+    monkeypatch.setattr("llmprune.texts.resolve", lambda *_: SimpleNamespace(resolved="c0ffee"))
     load_text(TextSource(dataset="allenai/c4", config="en", split=split))
-    assert asked == {"names": ("allenai/c4", "en"), "split": split, "streaming": streaming}
+    assert asked == {"names": ("allenai/c4", "en"), "split": split, "revision": "c0ffee", "streaming": streaming}
 
 
 def test_streamed_rows_are_shuffled_by_the_seed(tmp_path: Path, numbered: str) -> None:
@@ -311,6 +313,7 @@ def test_an_unreachable_hub_names_the_remedies(monkeypatch: pytest.MonkeyPatch) 
             raise RuntimeError("an error occurred") from error
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    monkeypatch.setattr("llmprune.texts.resolve", lambda *_: SimpleNamespace(resolved="c0ffee"))
     with pytest.raises(CalibrationError, match=r"'a/b' .* ConnectionError: no route to host; .*HF_HUB_OFFLINE"):
         load(dataset="a/b")
 

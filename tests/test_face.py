@@ -18,16 +18,16 @@ PACKAGE = Path(llmprune.__file__).parent
 # A module imports from its own line or from lines below it.
 LADDER = (
     ("cli", "__main__", "reference"),
-    ("pipeline", "comparison"),
+    ("pipeline", "comparison", "publishing", "repeating"),
     ("choosing",),
     ("workbench", "plan", "targets", "recipe", "problems", "run_folder", "accounting"),
     (
         *("scoring", "gradients", "trials", "standins", "stability", "prune", "readings", "normal_equations", "gram"),
         *("snapshots", "residual", "criteria", "refit", "surgery"),
-        *("evaluation", "report"),
+        *("evaluation", "report", "hub"),
     ),
     ("model",),
-    ("anatomy", "calibration", "texts", "cut", "scores", "progress", "testing"),
+    ("anatomy", "calibration", "texts", "cut", "scores", "progress", "testing", "remote"),
     ("files", "schema", "errors"),
 )
 HEAVY = {"torch", "transformers", "datasets", "lm_eval", "accelerate", "numpy"}

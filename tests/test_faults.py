@@ -205,11 +205,10 @@ def test_hub_out_of_reach(
 ) -> None:
     """Offline, a model that is neither a folder nor in the cache is refused at once, with what to check."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("llmprune.model.loading.HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
     start = time.perf_counter()
     assert_refused(run(room, tmp_path, model), 2, f"no folder '{model}'", "HF_HUB_OFFLINE is set")
-    assert time.perf_counter() - start < 3
+    assert time.perf_counter() - start < 10  # not half a minute of retries, on a busy machine too
     assert not (tmp_path / "out").exists()
 
 

@@ -76,11 +76,12 @@ def provenance(
     revision: str | None,
     commit: str | None,
     calibration: tuple[str, int, int | None],
+    datasets: dict[str, str],
     seed: int,
     trust_remote_code: bool,
     device: str,
 ) -> Provenance:
-    """What the result came from. ``calibration``: fingerprint, number of tokens, crossings."""
+    """What the result came from. ``calibration``: fingerprint, number of tokens, crossings; ``datasets``: commits."""
     return Provenance(
         model=model,
         revision=revision,
@@ -88,6 +89,7 @@ def provenance(
         calibration_fingerprint=calibration[0],
         calibration_tokens=calibration[1],
         calibration_crossings=calibration[2],
+        datasets=datasets,
         seed=seed,
         trust_remote_code=trust_remote_code,
         device=device,

@@ -138,6 +138,7 @@ class Provenance(Figures):
     calibration_fingerprint: str | None
     calibration_tokens: int | None
     calibration_crossings: int | None = None  # windows with parts of several documents; None of ready tokens
+    datasets: dict[str, str] = {}  # the commit of each hub data set that was read
     seed: int
     trust_remote_code: bool
     device: str
