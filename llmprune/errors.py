@@ -87,11 +87,11 @@ class EvaluationError(LLMPruneError):
 
 
 class GateNotMet(LLMPruneError):
-    """The pruned model retains less than the recipe's gate demands; ``report`` has the figures."""
+    """The pruned model does not surely retain what the gate demands; a run's ``report`` has the figures."""
 
     exit_code = 3
 
-    def __init__(self, message: str, report: Report) -> None:
+    def __init__(self, message: str, report: Report | None = None) -> None:
         self.report = report
         super().__init__(message)
 

@@ -302,24 +302,24 @@ def test_evaluation_alone_and_against_the_base(room: Path, tmp_path: Path) -> No
 
 def test_gate_decides_the_exit_code(room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A gate that is not met exits with 3, after the report; one that is met with 0, without pruning again."""
-    from llmprune.evaluation.harness import Sample, TaskResult, TaskResults
+    from llmprune.evaluation.results import Sample, TaskResult, TaskResults
 
-    def run_tasks(model: Any, tokenizer: Any, settings: Any) -> TaskResults:
-        right = model.config.num_hidden_layers  # more layers, more right answers
+    def ask(model: Any, side: str, settings: Any) -> TaskResults:
+        right = 400 if side == "dense" else 200
         samples = tuple(
-            Sample(doc_id=n, doc_hash=f"{n}", prompt_hash=f"{n}", value=float(n < right)) for n in range(LAYERS)
+            Sample(doc_id=n, doc_hash=f"{n}", prompt_hash=f"{n}", value=float(n < right)) for n in range(500)
         )
         task = TaskResult(
             task="llmprune_agreement",
             metric="acc",
             filter="none",
             higher_is_better=True,
-            value=right / LAYERS,
+            value=right / 500,
             samples=samples,
         )
         return TaskResults(tasks=(task,))
 
-    monkeypatch.setattr("llmprune.evaluation.measure.run_tasks", run_tasks)
+    monkeypatch.setattr("llmprune.evaluation.measure.ask", ask)
     asked = {"tasks": ["llmprune_agreement"], "include_path": str(TASKS), "limit": 4}
     recipe = write_recipe(
         tmp_path / "gated.yaml", room / "base", room / "text.txt", evaluation=asked | {"gate": {"min_retention": 0.9}}
@@ -331,9 +331,10 @@ def test_gate_decides_the_exit_code(room: Path, tmp_path: Path, monkeypatch: pyt
     assert "Gate not passed" in missed.out
     assert report_in(tmp_path / "out")["gate"]["passed"] is False
     assert (tmp_path / "out" / "report.html").is_file()
-    override = "evaluation.gate.min_retention=0.4"
-    passed = command("run", recipe, "--output", tmp_path / "out", "--set", override)
-    assert passed.code == 0
+    for least, code, verdict in ((0.5, 3, "not enough samples"), (0.4, 0, "pass")):
+        override = f"evaluation.gate.min_retention={least}"
+        outcome = command("run", recipe, "--output", tmp_path / "out", "--set", override)
+        assert (outcome.code, report_in(tmp_path / "out")["gate"]["verdict"]) == (code, verdict)
     assert set(reused(tmp_path / "out").values()) == {True}
 
 
@@ -371,10 +372,11 @@ def test_wrong_arguments(
 
 
 def test_no_arguments_show_the_help() -> None:
-    """``llmprune`` alone and ``--help`` list the four verbs."""
+    """``llmprune`` alone and ``--help`` list the verbs."""
+    verbs = ("plan", "run", "eval", "bench", "report", "compare", "anatomy")
     for arguments in ([], ["--help"]):
         outcome = command(*arguments)
-        assert all(verb in outcome.out + outcome.err for verb in ("plan", "run", "eval", "anatomy"))
+        assert all(verb in outcome.out + outcome.err for verb in verbs)
     assert command("--help").code == 0
 
 

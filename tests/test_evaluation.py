@@ -12,41 +12,22 @@ from typing import TYPE_CHECKING
 import pytest
 
 from llmprune.errors import EvaluationError, RecipeError
-from llmprune.evaluation.harness import Sample, TaskResult, TaskResults, check_tasks, run_tasks
-from llmprune.evaluation.retention import compare, judge, mean_retention
-from llmprune.evaluation.section import Evaluation, Gate, Speed
+from llmprune.evaluation.harness import in_memory, run_tasks
+from llmprune.evaluation.results import TaskResults
+from llmprune.evaluation.section import Evaluation, Speed
 from llmprune.evaluation.speed import compare_speed
+from llmprune.evaluation.tasks import check_tasks
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 TASKS = str(Path(__file__).parents[1] / "eval" / "tasks")
 AGREEMENT = Evaluation(tasks=("llmprune_agreement",), include_path=TASKS, limit=8)
 
 
-def results(*values: float | None, metric: str = "acc", higher_is_better: bool = True, **total: float) -> TaskResults:
-    """One task whose samples have these values."""
-    samples = tuple(
-        Sample(doc_id=index, doc_hash=f"d{index}", prompt_hash=f"p{index}", value=value)
-        for index, value in enumerate(values)
-    )
-    value = total["value"] if total else sum(value or 0.0 for value in values) / len(values)
-    task = TaskResult(
-        task="t",
-        metric=metric,
-        filter="none",
-        higher_is_better=higher_is_better,
-        value=value,
-        samples=samples,
-    )
-    return TaskResults(tasks=(task,))
-
-
-def altered(original: TaskResults, **changes: object) -> TaskResults:
-    """The same results with the last sample changed."""
-    (task,) = original.tasks
-    samples = (*task.samples[:-1], task.samples[-1].model_copy(update=changes))
-    return TaskResults(tasks=(task.model_copy(update={"samples": samples}),))
+def asked(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, evaluation: Evaluation) -> TaskResults:
+    """The results of a model in memory."""
+    return run_tasks(lambda: in_memory(model, tokenizer, evaluation.batch_size), evaluation)
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +76,8 @@ def tiny_llama(layers: int, seed: int = 0) -> LlamaForCausalLM:
 def test_import_is_cheap() -> None:
     """Importing the room imports neither torch nor transformers nor lm-eval."""
     code = (
-        "import sys; from llmprune.evaluation import harness, retention, speed;"
-        "sys.exit(' '.join({'torch', 'transformers', 'lm_eval', 'datasets'} & set(sys.modules)) or 0)"
+        "import sys; from llmprune.evaluation import gate, harness, retention, speed, store, tasks;"
+        "sys.exit(' '.join({'torch', 'transformers', 'lm_eval', 'datasets', 'scipy'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -110,10 +91,10 @@ def test_known_tasks_pass() -> None:
 
 def test_unknown_task_names_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every misspelt task is named with its nearest valid name, before anything runs."""
-    from llmprune.evaluation import harness
+    from llmprune.evaluation import tasks
 
-    own = harness._manager(Path(TASKS))  # lm-eval's full index takes 13 s
-    monkeypatch.setattr(harness, "_all_tasks", lambda folder: own)
+    own = tasks._manager(Path(TASKS))  # lm-eval's full index takes 13 s
+    monkeypatch.setattr(tasks, "_all_tasks", lambda folder: own)
     with pytest.raises(RecipeError) as caught:
         check_tasks(Evaluation(tasks=("llmprune_agrement", "nonsense"), include_path=TASKS))
     assert len(caught.value.problems) == 2
@@ -126,77 +107,12 @@ def test_missing_include_path() -> None:
         check_tasks(Evaluation(include_path="nowhere"))
 
 
-def test_same_results_retain_everything() -> None:
-    """Identical results have retention 1 exactly, and no flips."""
-    dense = results(1.0, 0.0, 1.0)
-    (figures,) = compare(dense, TaskResults.from_json(dense.to_json()))
-    assert (figures.retention, figures.lost, figures.gained, figures.samples) == (1.0, 0, 0, 3)
-    assert mean_retention([figures] * 7) == 1.0
-
-
-def test_flips_are_counted() -> None:
-    """Lost and gained samples are counted apart, so that they do not hide each other."""
-    (figures,) = compare(results(1.0, 1.0, 1.0, 0.0, 0.0), results(0.0, 0.0, 1.0, 1.0, 0.0))
-    assert (figures.lost, figures.gained) == (2, 1)
-    assert figures.retention == pytest.approx(2 / 3)
-
-
-@pytest.mark.parametrize("values", [(0.5, 1.0), (None, None)])
-def test_no_flips_without_right_and_wrong(values: tuple[float | None, ...]) -> None:
-    """A metric that is not 0 or 1 for each sample has no flips."""
-    (figures,) = compare(results(*values, value=0.7), results(*values, value=0.7))
-    assert figures.lost is None
-    assert figures.gained is None
-
-
-def test_lower_is_better() -> None:
-    """Where less is better, a rising metric lowers retention."""
-    dense, pruned = (results(None, metric="perplexity", higher_is_better=False, value=value) for value in (10.0, 12.5))
-    (figures,) = compare(dense, pruned)
-    assert figures.retention == 0.8
-
-
-def test_zero_has_no_retention() -> None:
-    """A dense model at zero gives no retention, and the task does not count in the mean."""
-    (zero,) = compare(results(0.0, 0.0), results(1.0, 0.0))
-    (half,) = compare(results(1.0, 1.0), results(1.0, 0.0))
-    assert zero.retention is None
-    assert mean_retention([zero]) is None
-    assert mean_retention([zero, half]) == 0.5
-
-
-@pytest.mark.parametrize("change", [{"doc_hash": "other"}, {"prompt_hash": "other"}, {"doc_id": 99}])
-def test_mismatched_samples_are_refused(change: dict[str, object]) -> None:
-    """Another document, another prompt or another set of samples is no comparison."""
-    dense = results(1.0, 0.0)
-    with pytest.raises(EvaluationError, match="evaluate both"):
-        compare(dense, altered(dense, **change))
-
-
-def test_mismatched_tasks_are_refused() -> None:
-    """A task or metric that only one model has is named."""
-    with pytest.raises(EvaluationError, match="only one of dense and pruned was evaluated on t"):
-        compare(results(1.0), TaskResults(tasks=()))
-    with pytest.raises(EvaluationError, match="metric is 'acc' for dense and 'f1' for pruned"):
-        compare(results(1.0), results(1.0, metric="f1"))
-
-
-def test_gate() -> None:
-    """At the bar is passed, below it is not; a gate with nothing to judge is a mistake of the recipe."""
-    gate = Gate(min_retention=0.9)
-    assert judge(None, 0.5) is None
-    verdicts = [judge(gate, retention) for retention in (0.9, 0.899)]
-    assert [verdict and verdict.passed for verdict in verdicts] == [True, False]
-    with pytest.raises(RecipeError, match=r"evaluation\.tasks"):
-        judge(gate, None)
-
-
 def test_run_tasks_is_deterministic_and_quiet(
     tokenizer: PreTrainedTokenizerFast, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Two runs give the same value sample by sample, print nothing and leave the tokenizer as it was."""
     model = tiny_llama(layers=2)
-    first, second = (run_tasks(model, tokenizer, AGREEMENT) for _ in range(2))
+    first, second = (asked(model, tokenizer, AGREEMENT) for _ in range(2))
     assert first == second
     (task,) = first.tasks
     assert (task.task, task.metric, task.higher_is_better, len(task.samples)) == (
@@ -216,17 +132,17 @@ def test_offloaded_model_is_used_where_it_lies(tokenizer: PreTrainedTokenizerFas
     from accelerate import cpu_offload
 
     model = tiny_llama(layers=2)
-    resident = run_tasks(model, tokenizer, AGREEMENT)
+    resident = asked(model, tokenizer, AGREEMENT)
     offloaded = cpu_offload(model, execution_device=torch.device("cpu"))
     assert offloaded.device.type == "meta"
-    assert run_tasks(offloaded, tokenizer, AGREEMENT) == resident
+    assert asked(offloaded, tokenizer, AGREEMENT) == resident
     assert compare_speed(offloaded, offloaded, Speed(prompt_tokens=4, new_tokens=2, repeats=1)).ratio > 0
 
 
 def test_ignored_fewshot_is_said(tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture) -> None:
     """A task that is defined without examples ignores num_fewshot, and says so."""
     with caplog.at_level(logging.WARNING, logger="llmprune"):
-        run_tasks(tiny_llama(layers=1), tokenizer, AGREEMENT.model_copy(update={"num_fewshot": 2}))
+        asked(tiny_llama(layers=1), tokenizer, AGREEMENT.model_copy(update={"num_fewshot": 2}))
     assert "num_fewshot 2 does not apply" in caplog.text
 
 
@@ -248,7 +164,7 @@ def test_primary_metric_is_the_first_listed(tokenizer: PreTrainedTokenizerFast, 
         'doc_to_text: ""\ndoc_to_target: "{{text}}"\nmetric_list: [{metric: word_perplexity}]\n'
     )
     evaluation = Evaluation(tasks=("choice", "rolling"), include_path=str(tmp_path))
-    choice, rolling = run_tasks(tiny_llama(layers=1), tokenizer, evaluation).tasks
+    choice, rolling = asked(tiny_llama(layers=1), tokenizer, evaluation).tasks
     assert (choice.metric, choice.higher_is_better, len(choice.samples)) == ("acc_norm", True, 3)
     assert (rolling.metric, rolling.higher_is_better) == ("word_perplexity", False)
     assert rolling.value > 1
@@ -275,7 +191,7 @@ def test_unreachable_data(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) ->
         "doc_to_text: x\ndoc_to_target: 0\ndoc_to_choice: [a, b]\n"
     )
     with pytest.raises(EvaluationError, match=r"'gone' or its data \(json\) .*gone\.jsonl.*HF_ENDPOINT"):
-        run_tasks(tiny_llama(layers=1), tokenizer, Evaluation(tasks=("gone",), include_path=str(tmp_path)))
+        asked(tiny_llama(layers=1), tokenizer, Evaluation(tasks=("gone",), include_path=str(tmp_path)))
 
 
 def test_speed_is_measured_pair_by_pair(capfd: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import align_module_device
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from safetensors import SafetensorError
 from torch import nn
@@ -31,13 +32,13 @@ def load_config(source: ModelSource) -> Config:
     if source.id.startswith(PACKAGE_SCHEME) and not cache_folder(source.id).is_dir():
         path = gguf_location(source.id)
         place, options = str(path.parent), {"gguf_file": path.name}
-    config: Config = _from_pretrained(AutoConfig, source, place or _place(source), **options)
+    config: Config = _from_pretrained(AutoConfig, source, place or place_of(source), **options)
     return config
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """The model's tokenizer. Raises ModelError where there is none."""
-    tokenizer: PreTrainedTokenizerBase = _from_pretrained(AutoTokenizer, source, _place(source))
+    tokenizer: PreTrainedTokenizerBase = _from_pretrained(AutoTokenizer, source, place_of(source))
     return tokenizer
 
 
@@ -47,7 +48,7 @@ def load_model(source: ModelSource) -> PreTrainedModel:
     Raises CheckpointError on missing, unexpected, misshapen or unreadable weights:
     transformers would fill what is missing with random numbers.
     """
-    place = _place(source)
+    place = place_of(source)
     device_map: Any = source.device_map
     nothing_to_spread_over = device_map == "auto" and not torch.cuda.is_available() and not source.max_memory
     each_process_has_its_device = count() > 1 and not isinstance(device_map, dict) and not source.max_memory
@@ -86,10 +87,21 @@ def identity(source: ModelSource, config: Config) -> str:
     commit = getattr(config, "_commit_hash", None)
     if commit:
         return str(commit)
-    folder = Path(_place(source))
+    folder = Path(place_of(source))
     files = sorted(path for path in folder.iterdir() if path.is_file())
     states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(repr(states).encode()).hexdigest()
+
+
+def bytes_on_disk(source: ModelSource) -> int | None:
+    """Bytes of the weights' files; None for a hub model that is not in the local cache."""
+    folder = Path(place_of(source))
+    if not folder.is_dir():
+        found = try_to_load_from_cache(source.id, "config.json", revision=source.revision)
+        if not isinstance(found, str):
+            return None
+        folder = Path(found).parent
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
 def dense_decoder(model: PreTrainedModel) -> Decoder:
@@ -151,7 +163,7 @@ def _running_device(module: nn.Module) -> torch.device:
     return device
 
 
-def _place(source: ModelSource) -> str:
+def place_of(source: ModelSource) -> str:
     """The folder or hub id that transformers can load; a packaged GGUF file is converted once."""
     if source.id.startswith(PACKAGE_SCHEME):
         return str(converted_folder(source.id))
