@@ -326,8 +326,8 @@ def test_gate_decides_the_exit_code(room: Path, tmp_path: Path, monkeypatch: pyt
     )
     missed = command("run", recipe, "--output", tmp_path / "out")
     assert missed.code == 3
-    assert "0.9" in missed.err
-    assert "0.5" in missed.err
+    assert "at least 90.00%" in missed.err
+    assert "50.00%" in missed.err
     assert "Gate not passed" in missed.out
     assert report_in(tmp_path / "out")["gate"]["passed"] is False
     assert (tmp_path / "out" / "report.html").is_file()

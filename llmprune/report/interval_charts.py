@@ -49,7 +49,7 @@ def retention_chart(rows: Sequence[Whisker]) -> Markup | None:
     bars = [row.bar for row in rows if row.bar is not None]
     ends = [end for row in rows for end in (row.low, row.high, row.point) if end is not None]
     low, high = min(*ends, *bars, 1.0), min(max(*ends, 1.0), 2.0)
-    ticks = linear_ticks(max(low - 0.1 * (high - low), 0), high, 5)
+    ticks = linear_ticks(max(low - 0.1 * (high - low), 0), high, 4)
     scale = _Scale(ticks[0], ticks[-1])
     height = len(rows) * ROW
     body = [_ticks(scale, ticks, height), *(_row(row, place, scale) for place, row in enumerate(rows))]
@@ -72,12 +72,17 @@ def size_chart(dots: Sequence[Dot]) -> Markup | None:
     body = [Markup('<text class="tick" x="-44" y="12">retained</text>')]
     for tick in ups:
         body.append(
-            line.format("zero" if math.isclose(tick, 1) else "grid", _up(y, tick) + 4, percent(tick, 0), y=_up(y, tick))
+            line.format(
+                "zero" if math.isclose(tick, 1) else "grid",
+                _up(y, tick) + 4,
+                percent(tick, tick_digits(ups)),
+                y=_up(y, tick),
+            )
         )
     for tick in across:
         body.append(
             Markup('<text class="tick mid" x="{:.3f}%" y="{}">{}</text>').format(
-                x.at(tick), TOP + PLOT + 20, percent(tick, 0)
+                x.at(tick), TOP + PLOT + 20, percent(tick, tick_digits(across))
             )
         )
     body.append(
@@ -108,11 +113,21 @@ def _ticks(scale: _Scale, ticks: Sequence[float], height: int) -> Markup:
     line = Markup('<line class="{}" x1="{x:.3f}%" x2="{x:.3f}%" y1="0" y2="{}"/>')
     number = Markup('<text class="tick {}" x="{x:.3f}%" y="{}">{}</text>')
     anchors = {ticks[0]: "", ticks[-1]: "end"}
+    digits = tick_digits(ticks)
     return Markup("").join(
         line.format("zero" if math.isclose(tick, 1) else "grid", height + 6, x=scale.at(tick))
-        + number.format(anchors.get(tick, "mid"), height + 22, percent(tick, 0), x=scale.at(tick))
+        + number.format(anchors.get(tick, "mid"), height + 22, percent(tick, digits), x=scale.at(tick))
         for tick in ticks
     )
+
+
+def tick_digits(ticks: Sequence[float]) -> int:
+    """Decimals that percentages at these ticks need, at most two."""
+    return next((digits for digits in (0, 1) if all(_is_round(tick * 100, digits) for tick in ticks)), 2)
+
+
+def _is_round(value: float, digits: int) -> bool:
+    return abs(value - round(value, digits)) < 1e-6
 
 
 def _row(row: Whisker, place: int, scale: _Scale) -> Markup:
