@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 import subprocess
 import sys
 from copy import deepcopy
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING
+from threading import Thread
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from llmprune.errors import EvaluationError, RecipeError
+from llmprune.evaluation.backend import arguments, ask_backend, failure
 from llmprune.evaluation.harness import in_memory, run_tasks
 from llmprune.evaluation.results import TaskResults
-from llmprune.evaluation.section import Evaluation, Speed
+from llmprune.evaluation.section import Backend, Evaluation, Speed
 from llmprune.evaluation.speed import compare_speed
+from llmprune.evaluation.store import ResultStore
 from llmprune.evaluation.tasks import check_tasks
+from llmprune.evaluation.tokenizers import require_same_tokenizer
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
@@ -213,3 +220,242 @@ def test_speed_needs_positions() -> None:
     model = tiny_llama(layers=1)
     with pytest.raises(RecipeError, match="exceed the model's 64 positions"):
         compare_speed(model, model, Speed(prompt_tokens=60, new_tokens=8))
+
+
+def write_tasks(folder: Path, **tasks: str) -> Path:
+    """Task files over three documents; the texts are added to what they have in common."""
+    folder.mkdir(exist_ok=True)
+    (folder / "data.py").write_text(
+        "from datasets import Dataset\n"
+        "def rows(**_):\n"
+        "    return {'test': Dataset.from_list([{'text': 'The key is', 'n': n} for n in range(3)])}\n"
+    )
+    for name, text in tasks.items():
+        (folder / f"{name}.yaml").write_text(
+            f"task: {name}\ncustom_dataset: !function data.rows\ntest_split: test\n{text}"
+        )
+    return folder
+
+
+CHOICE = (
+    'output_type: multiple_choice\ndoc_to_text: "{{text}}"\ndoc_to_target: 0\ndoc_to_choice: [near, key]\n'
+    "metric_list: [{metric: acc}, {metric: acc_norm}]\n"
+)
+WRITTEN = (
+    'output_type: generate_until\ndoc_to_text: "{{text}}"\ndoc_to_target: "near"\n'
+    "generation_kwargs: {until: [x], max_gen_toks: 4, do_sample: false}\nmetric_list: [{metric: exact_match}]\n"
+    "filter_list:\n"
+    "- {name: strict, filter: [{function: take_first}]}\n- {name: loose, filter: [{function: take_first}]}\n"
+)
+
+
+class Counting:
+    """Opens one model, and fails while it is told to: what a stop in the middle looks like."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, fail_at: int | None = None) -> None:
+        self.opened, self.asked, self.fail_at = 0, 0, fail_at
+        self._tokenizer = tokenizer
+
+    def __call__(self) -> Any:
+        """A model that counts what it is asked."""
+        self.opened += 1
+        lm = in_memory(tiny_llama(layers=1), self._tokenizer, 2)
+        original = lm.loglikelihood
+
+        def counted(requests: Any, **more: Any) -> Any:
+            self.asked += 1
+            if self.asked == self.fail_at:
+                raise KeyboardInterrupt
+            return original(requests, **more)
+
+        lm.loglikelihood = counted
+        return lm
+
+
+def test_interrupted_evaluation_continues(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """What was finished before the stop is not asked again, and a finished evaluation opens no model at all."""
+    tasks = write_tasks(tmp_path / "tasks", one=CHOICE, two=CHOICE)
+    evaluation = Evaluation(tasks=("one", "two"), include_path=str(tasks))
+    store = ResultStore(tmp_path / "store", "model")
+    with pytest.raises(KeyboardInterrupt):
+        run_tasks(Counting(tokenizer, fail_at=2), evaluation, store)
+    second = Counting(tokenizer)
+    results = run_tasks(second, evaluation, store)
+    assert second.asked == 1
+    third = Counting(tokenizer)
+    assert run_tasks(third, evaluation, store) == results == run_tasks(Counting(tokenizer), evaluation)
+    assert third.opened == 0
+
+
+def test_results_of_another_model_setting_or_file_are_not_taken(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another model, another limit, a changed task file, or a damaged file: the task runs again."""
+    tasks = write_tasks(tmp_path / "tasks", one=CHOICE)
+    evaluation = Evaluation(tasks=("one",), include_path=str(tasks))
+
+    def asks(evaluation: Evaluation = evaluation, identity: str = "model") -> int:
+        opener = Counting(tokenizer)
+        run_tasks(opener, evaluation, ResultStore(tmp_path / "store", identity))
+        return opener.asked
+
+    assert (asks(), asks()) == (1, 0)
+    assert (asks(identity="pruned"), asks(identity="pruned")) == (1, 0)
+    assert asks(evaluation.model_copy(update={"limit": 2}), "pruned") == 1
+    (tmp_path / "tasks" / "data.py").write_text((tmp_path / "tasks" / "data.py").read_text() + "\n# changed\n")
+    assert (asks(), asks()) == (1, 0)
+    (tmp_path / "store" / "one.json").write_text('{"fingerprint": ')
+    assert (asks(), asks()) == (1, 0)
+    assert "the task runs again" in caplog.text
+
+
+def test_a_shared_store_keeps_models_apart(tmp_path: Path) -> None:
+    """In the cache of base models two models' results stand beside one another."""
+    from test_retention import result
+
+    stores = [ResultStore(tmp_path, identity, shared=True) for identity in ("a", "b")]
+    for store, value in zip(stores, (1.0, 0.0), strict=True):
+        store.put(result(value, task="group/task"), "settings")
+    kept = [store.get("group/task", "settings") for store in stores]
+    assert [found and found.value for found in kept] == [1.0, 0.0]
+    assert stores[0].get("group/task", "other settings") is None
+
+
+def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The work goes on without it."""
+    from test_retention import result
+
+    (tmp_path / "file").write_text("")
+    ResultStore(tmp_path / "file", "a").put(result(1.0), "settings")
+    assert "not kept" in caplog.text
+
+
+def test_groups_metrics_and_answers(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """Tasks know the group that was named, another metric and filter can be chosen, and texts are kept."""
+    tasks = write_tasks(tmp_path / "tasks", one=CHOICE, two=CHOICE, written=WRITTEN)
+    (tasks / "both.yaml").write_text("group: both\ntask: [one, two]\n")
+    evaluation = Evaluation(
+        tasks=("both", "written"),
+        include_path=str(tasks),
+        metrics={"two": "acc_norm", "written": "exact_match,loose"},
+    )
+    one, two, written = asked(tiny_llama(layers=1), tokenizer, evaluation).tasks
+    assert [(task.task, task.group) for task in (one, two, written)] == [
+        ("one", "both"), ("two", "both"), ("written", None),
+    ]  # fmt: skip
+    assert (one.metric, two.metric, written.metric, written.filter) == ("acc", "acc_norm", "exact_match", "loose")
+    assert one.values.keys() == {"acc,none", "acc_norm,none"}
+    assert [answer.prompt for answer in written.answers] == ["The key is"] * 3
+    assert one.documents == 3
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        ({"metrics": {"one": "acc_nrom"}}, "did you mean 'acc_norm'"),
+        ({"metrics": {"other": "acc"}}, "'other' is no task that is evaluated"),
+        ({"metrics": {"one": "acc,strict"}}, "no filter 'strict'"),
+        ({"gate": {"min_retention": 0.9, "per_task": {"on": 0.9}}}, "'on' is not evaluated; did you mean 'one'"),
+    ],
+)
+def test_names_that_the_tasks_do_not_have(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, wish: dict[str, Any], said: str
+) -> None:
+    """A metric, filter or task of the gate that is not there is refused with the nearest name."""
+    tasks = write_tasks(tmp_path / "tasks", one=CHOICE)
+    evaluation = Evaluation.model_validate({"tasks": ("one",), "include_path": str(tasks), **wish})
+    with pytest.raises(RecipeError, match=said):
+        asked(tiny_llama(layers=1), tokenizer, evaluation)
+
+
+def test_backend_that_lm_eval_does_not_know() -> None:
+    """A backend is named with its nearest, before anything runs."""
+    with pytest.raises(RecipeError, match="no backend 'vlm'; did you mean 'vllm'"):
+        check_tasks(Evaluation(backend=Backend(name="vlm")))
+
+
+def test_backend_arguments() -> None:
+    """The model's place goes where {model} stands, and to pretrained where nothing names a model."""
+    plain = Backend(name="vllm", args={"max_model_len": 512})
+    assert arguments(plain, "dense", "/m") == {"max_model_len": 512, "pretrained": "/m"}
+    endpoint = Backend(
+        name="local-completions",
+        args={"model": "m", "tokenizer": "{model}"},
+        dense={"base_url": "a"},
+        pruned={"base_url": "b"},
+    )
+    assert arguments(endpoint, "dense", "/m") == {"model": "m", "tokenizer": "/m", "base_url": "a"}
+    assert arguments(endpoint, "pruned", "/m")["base_url"] == "b"
+
+
+class _Endpoint(BaseHTTPRequestHandler):
+    """An OpenAI-style completions endpoint whose model finds every token with an even id likelier."""
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        choices = []
+        for index, ids in enumerate(asked["prompt"]):
+            scores = [-0.5 if token % 2 == 0 else -3.0 for token in [*ids, 0]]
+            top = [{"x": score} for score in scores]
+            choices.append({"index": index, "text": "", "logprobs": {"token_logprobs": scores, "top_logprobs": top}})
+        body = json.dumps({"choices": choices}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+def test_tasks_by_an_endpoint(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """lm-eval's own client, in its own process, asks an OpenAI-style endpoint."""
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    tasks = write_tasks(tmp_path / "tasks", one=CHOICE)  # near has id 5, key has id 3: both odd
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Endpoint)
+    Thread(target=server.serve_forever, daemon=True).start()
+    backend = Backend(
+        name="local-completions",
+        args={
+            "model": "any",
+            "tokenizer": str(tmp_path / "tokenizer"),
+            "tokenizer_backend": "huggingface",
+            "base_url": f"http://127.0.0.1:{server.server_port}/v1/completions",
+            "max_retries": 1,
+        },
+    )
+    text = (tasks / "one.yaml").read_text()
+    (tasks / "one.yaml").write_text(text.replace("[near, key]", "[the, cabinet]"))  # ids 6 and 7: the first is likelier
+    evaluation = Evaluation(tasks=("one",), include_path=str(tasks), backend=backend)
+    store = ResultStore(tmp_path / "store", "model")
+    (task,) = ask_backend("unused", "pruned", evaluation, store).tasks
+    assert (task.value, len(task.samples)) == (1.0, 3)
+    assert not (tmp_path / "store").exists()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        ("Traceback …\nConnectionRefusedError: nobody there\n", r"the backend vllm failed \(exit code 1\): Connection"),
+        ("", r"it said nothing; check evaluation\.backend"),
+        ("noise\nllmprune: the task 'x' gave no metric\nmore noise", "^the task 'x' gave no metric$"),
+    ],
+)
+def test_what_a_backend_said_last_is_said(said: str, error: str) -> None:
+    """A backend that fails is named with its last line, and llmprune's own errors come through as they are."""
+    assert re.search(error, failure("vllm", 1, said))
+
+
+def test_tokenizers_that_differ(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Another vocabulary, or the same words in another order, is named; a copy is the same."""
+    from tiny import tiny_tokenizer
+
+    require_same_tokenizer("a", tokenizer, "b", deepcopy(tokenizer))
+    with pytest.raises(EvaluationError, match="the tokenizers of a and b differ: 13 tokens and 257"):
+        require_same_tokenizer("a", tokenizer, "b", tiny_tokenizer())
+    other = deepcopy(tokenizer)
+    other.eos_token = "the"
+    with pytest.raises(EvaluationError, match="eos_token_id is 1 and 6"):
+        require_same_tokenizer("a", tokenizer, "b", other)

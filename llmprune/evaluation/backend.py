@@ -40,7 +40,7 @@ def ask_backend(place: str, side: str, evaluation: Evaluation, store: ResultStor
         command = [sys.executable, "-m", WORKER, str(job)]
         done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
         if done.returncode or not result.is_file():
-            raise EvaluationError(_failure(evaluation.backend.name, done.returncode, done.stderr))
+            raise EvaluationError(failure(evaluation.backend.name, done.returncode, done.stderr))
         return TaskResults.from_json(result.read_text(encoding="utf-8"))
 
 
@@ -52,7 +52,8 @@ def arguments(backend: Backend, side: str, place: str) -> dict[str, Argument]:
     return {name: value.replace("{model}", place) if isinstance(value, str) else value for name, value in given.items()}
 
 
-def _failure(name: str, code: int, said: str) -> str:
+def failure(name: str, code: int, said: str) -> str:
+    """What to tell a person of a backend that ended with this code and wrote this to stderr."""
     lines = [line for line in said.strip().splitlines() if line.strip()]
     own = next((line.removeprefix(SAID) for line in lines if line.startswith(SAID)), None)
     return own or (

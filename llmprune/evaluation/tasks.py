@@ -86,8 +86,8 @@ def load_tasks(evaluation: Evaluation) -> tuple[Loaded, ...]:
     seed_everything(evaluation.seed)
     folder = _include_folder(evaluation)
     manager = _manager(folder) if folder else None
-    if manager is None or not set(evaluation.tasks) <= set(manager.all_subtasks):
-        manager = _all_tasks(folder)  # a group or tag may reach into lm-eval's own folders
+    if manager is None or not all(_lies_within(manager, name) for name in evaluation.tasks):
+        manager = _all_tasks(folder)  # a tag or a group may reach into lm-eval's own folders
     loaded: dict[str, Loaded] = {}
     for wanted in evaluation.tasks:
         try:
@@ -208,6 +208,16 @@ def _manager(*folders: Path) -> Any:
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=list(folders), include_defaults=False)
+
+
+def _lies_within(manager: Any, name: Any) -> bool:
+    """Whether a task, or a group with all its parts, is known to this index; of a tag that cannot be said."""
+    if not isinstance(name, str):  # a part that a group defines on the spot, perhaps upon another's task
+        return False
+    if name in manager.all_groups:
+        parts = (manager.task_index[name].cfg or {}).get("task")
+        return isinstance(parts, list) and all(_lies_within(manager, part) for part in parts)
+    return name in manager.all_subtasks
 
 
 @lru_cache(maxsize=1)
