@@ -28,6 +28,15 @@ from llmprune.report.compose import versions
 from llmprune.report.task_table import table_of_one, table_of_two
 from llmprune.report.wording import describe_verdict
 
+_OPTIONS = {
+    "evaluation.tasks": "--tasks",
+    "evaluation.include_path": "--include-path",
+    "evaluation.metrics": "--metric",
+    "evaluation.backend": "--backend",
+    "evaluation.gate": "--min-retention",
+    "evaluation.limit": "--limit",
+}
+
 
 def evaluate_models(
     model: ModelSource, against: ModelSource | None, settings: Evaluation, output: Path | None, console: Console
@@ -76,7 +85,7 @@ def evaluate_models(
     if is_first():
         _show(table, found, output, console)
     if gate and not gate.passed:
-        raise GateNotMet(describe_verdict(gate))
+        raise GateNotMet(_in_options(describe_verdict(gate)))
 
 
 def _show(table: Table, found: dict[str, Any], output: Path | None, console: Console) -> None:
@@ -98,16 +107,13 @@ def _as_options() -> Iterator[None]:
     try:
         yield
     except (RecipeError, EvaluationError) as error:
-        said = str(error)
-        for key, option in (
-            ("evaluation.tasks", "--tasks"),
-            ("evaluation.include_path", "--include-path"),
-            ("evaluation.metrics", "--metric"),
-            ("evaluation.backend", "--backend"),
-            ("evaluation.gate", "--min-retention"),
-        ):
-            said = said.replace(key, option)
-        raise type(error)(said) from error
+        raise type(error)(_in_options(str(error))) from error
+
+
+def _in_options(said: str) -> str:
+    for key, option in _OPTIONS.items():
+        said = said.replace(key, option)
+    return said
 
 
 def _make_folder(output: Path) -> None:

@@ -22,7 +22,7 @@ def _launch(folder: Path, output: str, *launcher: str) -> subprocess.CompletedPr
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HOME": str(folder / output)},
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HOME": str(folder / f"home-{output}")},
     )
 
 

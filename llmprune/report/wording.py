@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from llmprune.report.value import BarFigures, GateFigures, Interval
+from llmprune.report.value import BarFigures, GateFigures, Interval, Verdict
 from llmprune.schema import format_count, format_size
 
 NOTHING = "–"  # a figure that does not exist
@@ -119,10 +119,11 @@ def describe_bar(bar: BarFigures, digits: int = 1) -> str:
     return said
 
 
-_REMEDIES = {
+_REMEDIES: dict[Verdict, str] = {
     "fail": "prune less, or calibrate with more text",
     "not enough samples": "raise evaluation.limit, name more tasks, or lower the bar",
     "no interval": "judge by another metric of the task (evaluation.metrics), or leave the bar out",
+    "pass": "",
 }
 
 
@@ -130,4 +131,4 @@ def describe_verdict(gate: GateFigures) -> str:
     """The bars that were not cleared, and what to do."""
     missed = [describe_bar(bar, 2) for bar in gate.bars if bar.verdict != "pass"]
     head = "the gate is not met" if gate.verdict == "fail" else "the gate is undecided"
-    return f"{head}: {'; '.join(missed)}; {_REMEDIES.get(gate.verdict, '')}".rstrip("; ")
+    return f"{head}: {'; '.join(missed)}; {_REMEDIES[gate.verdict]}"
