@@ -10,7 +10,7 @@
     ├── NumericalError       exit 1   NaN or infinity where numbers should be
     ├── VerificationError    exit 1   the saved model is not what was computed
     ├── EvaluationError      exit 1   a task could not be evaluated
-    └── GateNotMet           exit 3   the pruned model lost more than the gate allows
+    └── GateNotMet           exit 3   the pruned model lost more than the gate allows, or nobody can tell
 
 Each message says what is wrong, where, the limit, and what to do about it.
 What cannot happen is an ``assert``, not one of these.

@@ -81,8 +81,11 @@ def size_chart(dots: Sequence[Dot]) -> Markup | None:
         )
     for tick in across:
         body.append(
-            Markup('<text class="tick mid" x="{:.3f}%" y="{}">{}</text>').format(
-                x.at(tick), TOP + PLOT + 20, percent(tick, tick_digits(across))
+            Markup('<text class="tick {}" x="{:.3f}%" y="{}">{}</text>').format(
+                "end" if tick == across[-1] else "mid",
+                x.at(tick),
+                TOP + PLOT + 20,
+                percent(tick, tick_digits(across)),
             )
         )
     body.append(
