@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from llmprune.errors import EvaluationError
 from llmprune.evaluation.results import Sample, TaskResult, TaskResults
-from llmprune.evaluation.statistics import interval, mcnemar, mean_draws, ratio_draws
+from llmprune.evaluation.statistics import DRAWS, interval, mcnemar, mean_draws, ratio_draws
 from llmprune.report.value import Example, Interval, RetentionFigures, TaskFigures
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def _draws(dense: TaskResult, pruned: TaskResult, pairs: Sequence[Pair]) -> Floa
     if any(abs(mean - value) > 1e-9 * max(1, abs(value)) for mean, value in means):
         return None
     if _identical(pairs):  # the same model: then no number of documents would show a difference
-        return np.ones_like(ratio_draws(np.ones(1), np.ones(1), dense.task))
+        return np.ones(DRAWS)
     whole, kept = (before, after) if dense.higher_is_better else (after, before)
     return ratio_draws(np.array(whole), np.array(kept), dense.task)
 
