@@ -7,7 +7,7 @@ answers would have an interval of no width at all.
 
 Coverage of the true ratio by the 95 % interval, simulated over accuracies of 0.3, 0.5, 0.8 and 0.95, retentions of
 0.8, 0.95 and 0.99 and correlations of 0.3, 0.7 and 0.9 between the answers, 400 draws each (a standard error of 1.1
-points), mean and least of the 36 combinations beside a plain percentile bootstrap and the delta method on the log ratio:
+points), mean and least of the 36 combinations beside a plain percentile bootstrap and a delta method (log ratio):
 
     documents     this one          plain percentile    delta
            50     95.8 %  90.8 %    87.3 %  42.5 %      91.0 %  44.8 %
