@@ -467,3 +467,30 @@ def test_the_summary_names_a_gate_that_was_not_met_and_keeps_paths_whole() -> No
     assert "Gate not passed  mean retention 94.8% (92.1–97.4%), at least 98.0% asked for" in text
     assert "[bold]3[/bold]" in text
     assert path in text
+
+
+def test_the_mean_of_one_task_is_not_drawn_twice() -> None:
+    """One task alone is drawn once, with the gate's mark; several have the mean above them."""
+    base = sample_report()
+    assert base.retention is not None
+    alone = sample_report(
+        tasks=base.tasks[:1], retention=base.retention.model_copy(update={"counted": ("arc_easy",), "left_out": ()})
+    )
+    for report, dots, mean in ((base, 4, True), (alone, 1, False)):
+        drawing = render_page(report).partition('id="retention-title"')[2].partition("</svg>")[0]
+        assert drawing.count("<circle") == dots
+        assert (">mean</text>" in drawing) == mean
+        assert drawing.count('class="bar"') == 1
+
+
+@pytest.mark.parametrize(
+    ("verdict", "said"),
+    [
+        ("fail", "Gate not passed."),
+        ("not enough samples", "about 2,400 would tell"),
+        ("no interval", "no mean over samples"),
+    ],
+)
+def test_the_page_says_every_verdict(verdict: Verdict, said: str) -> None:
+    """Failed and undecided gates are said in words, and how many samples would tell."""
+    assert said in render_page(sample_report(gate=gate(0.96, verdict, needed=2400)))

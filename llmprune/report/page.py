@@ -151,10 +151,11 @@ def _tiles(report: Report) -> list[Tile]:
 
 
 def _whiskers(report: Report) -> list[Whisker]:
-    """The mean, groups, and the tasks that are in none of these."""
+    """The mean where it is one of several, groups, and the tasks that are in none of these."""
     rows = []
     bars = {bar.name: bar.min_retention for bar in report.gate.bars} if report.gate else {}
-    if mean := report.retention:
+    alone = report.retention is not None and len(report.retention.counted) == 1
+    if (mean := report.retention) and not alone:
         rows.append(
             Whisker("mean", mean.retention, mean.interval.low, mean.interval.high, strong=True, bar=bars.get("mean"))
         )
@@ -162,7 +163,8 @@ def _whiskers(report: Report) -> list[Whisker]:
     for task in (*report.groups, *report.tasks):
         if task.retention is not None and task.group not in groups:
             low, high = (task.interval.low, task.interval.high) if task.interval else (None, None)
-            rows.append(Whisker(task.task, task.retention, low, high, task.task in groups, bars.get(task.task)))
+            bar = bars.get(task.task, bars.get("mean") if alone and task.interval else None)
+            rows.append(Whisker(task.task, task.retention, low, high, task.task in groups, bar))
     return rows
 
 
