@@ -444,7 +444,7 @@ def test_bench_prints_and_writes(room: Path, tmp_path: Path) -> None:
     output = tmp_path / "new" / "bench.json"
     outcome = command("bench", room / "done" / "model", "--against", room / "base", *options, "--output", output)
     assert outcome.code == 0, outcome.err
-    for said in ("first token", "decode tokens/s", "weights on disk", "(estimate)", "640 pJ"):
+    for said in ("first token", "decode/s", "weights on disk", "(estimate)", "640 pJ"):
         assert said in outcome.out
     found = json.loads(output.read_text())
     assert found["model_size"]["disk"] == (room / "done" / "model" / "model.safetensors").stat().st_size

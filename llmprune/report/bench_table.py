@@ -21,7 +21,7 @@ def print_bench(figures: BenchFigures, console: Console) -> None:
     console.print()
     console.print(
         Text(
-            f"{figures.device}, {figures.dtype}, {figures.cache} cache, {figures.new_tokens} new tokens; medians of "
+            f"Tokens per second; peak memory beyond the models' weights. {figures.device}, {figures.dtype}, {figures.cache} cache, {figures.new_tokens} new tokens; medians of "
             f"{figures.repeats} runs of each model in turn, with quartiles in brackets where there are four or more, "
             "else least and most. DRAM energy is an estimate from the sizes: 640 pJ per 32-bit word (Horowitz, ISSCC "
             "2014), a batch of one.",
@@ -36,8 +36,8 @@ def energy(value: float) -> str:
 
 
 def milliseconds(value: float) -> str:
-    """``41.2 ms``."""
-    return f"{value * 1000:.3g} ms"
+    """``41.2 ms``, ``2.8 s``."""
+    return f"{value:.3g} s" if value >= 1 else f"{value * 1000:.3g} ms"
 
 
 def _sizes(figures: BenchFigures) -> Table:
@@ -58,19 +58,19 @@ def _sizes(figures: BenchFigures) -> Table:
 
 
 def _times(figures: BenchFigures) -> Table:
-    table = _table("batch × context", "", "base", "model", "model / base")
+    table = _table("batch × tokens", "", "base", "model", "model / base")
     for point in figures.points:
         where = f"{point.batch_size} × {point.context:,}"
         rows: list[tuple[str, Pair, Callable[[float], str]]] = [
             ("first token", point.first_token, milliseconds),
-            ("prefill tokens/s", point.prefill, number),
-            ("decode tokens/s", point.decode, number),
+            ("prefill/s", point.prefill, number),
+            ("decode/s", point.decode, number),
         ]
         for name, pair, write in rows:
             table.add_row(where, name, write(pair.base.median), write(pair.model.median), _ratio(pair.ratio))
             where = ""
         if all(point.peak):
-            table.add_row("", "peak beyond weights", *map(weight, point.peak), f"{point.peak[1] / point.peak[0]:.2f}×")
+            table.add_row("", "peak memory", *map(weight, point.peak), f"{point.peak[1] / point.peak[0]:.2f}×")
     return table
 
 
@@ -81,6 +81,6 @@ def _ratio(ratio: Spread) -> str:
 def _table(*heads: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for head in heads:
-        right = head not in ("", "batch × context")
-        table.add_column(head, justify="right" if right else "left", overflow="fold")
+        right = head not in ("", "batch × tokens")
+        table.add_column(head, justify="right" if right else "left", overflow="fold", no_wrap=not right)
     return table
