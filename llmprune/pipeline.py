@@ -13,9 +13,11 @@ from llmprune.calibration import fingerprint_tokens
 from llmprune.choosing import check_calibration, find_cut, find_scores
 from llmprune.cut import Cut
 from llmprune.errors import GateNotMet
-from llmprune.evaluation.harness import check_tasks, fetch_tasks
+from llmprune.evaluation.gate import judge
+from llmprune.evaluation.harness import subject
 from llmprune.evaluation.measure import Measured, measure
-from llmprune.evaluation.retention import judge, mean_retention
+from llmprune.evaluation.retention import CONFIDENCE, compare
+from llmprune.evaluation.tasks import check_tasks, fetch_tasks
 from llmprune.files import publish, require_space
 from llmprune.hub.gate import refusal
 from llmprune.hub.preflight import look
@@ -33,7 +35,8 @@ from llmprune.remote import guard_logs, resolve
 from llmprune.report.compose import layer_figures, now, provenance, unrouted
 from llmprune.report.page import render_page
 from llmprune.report.value import Report, Size, StabilityFigures, VerificationFigures
-from llmprune.run_folder import TRAIL, RunFolder, file_fingerprint, fingerprint
+from llmprune.report.wording import describe_verdict
+from llmprune.run_folder import TASKS, TRAIL, RunFolder, file_fingerprint, fingerprint
 from llmprune.scores import Scores
 from llmprune.snapshots import LayerRecord, Snapshots
 from llmprune.surgery import cut_decoder
@@ -101,12 +104,7 @@ def run(
         unsent = (
             "" if recipe.hub is None or recipe.hub.when == "always" else f"nothing was pushed to {recipe.hub.repo_id}; "
         )
-        raise GateNotMet(
-            f"the gate asks for a mean retention of {report.gate.min_retention:.4g} and the pruned model has "
-            f"{report.gate.retention:.4g}; {unsent}"
-            f"see {folder.path / 'report.html'}, and prune less or calibrate with more text",
-            report,
-        )
+        raise GateNotMet(f"{describe_verdict(report.gate)}; {unsent}see {folder.path / 'report.html'}", report)
     return report
 
 
@@ -199,17 +197,20 @@ def _measure(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: Cut) -> M
     def make(path: Path) -> Measured:
         source = ModelSource(
             id=str(model_folder.absolute()),
+            dtype=recipe.model.dtype,
             device_map=recipe.model.device_map,
             max_memory=recipe.model.max_memory,
             trust_remote_code=recipe.model.trust_remote_code,
         )
         pruned = load_model(source)
+        dense_subject = subject(recipe.model, bench.tokenizer, lambda: bench.model)
+        pruned_subject = subject(source, bench.tokenizer, lambda: pruned, folder.path / TASKS)
         cut_only = None
         if recipe.refit and not cut.is_empty and recipe.evaluation.perplexity:
             cut_only = cut_decoder(bench.dense, bench.model, bench.anatomy, cut)
         decoders = (bench.dense, cut_only, dense_decoder(pruned))
         with account(folder.steps, "evaluation"):
-            measured = measure(recipe.evaluation, bench.model, pruned, decoders, bench.tokenizer, bench.held_out)
+            measured = measure(recipe.evaluation, dense_subject, pruned_subject, decoders, bench.held_out)
         folder.write(path.name, measured.model_dump_json(indent=1) + "\n")
         return measured
 
@@ -218,14 +219,14 @@ def _measure(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: Cut) -> M
 
     asked = recipe.evaluation.model_copy(update={"gate": None})
     if not (asked.perplexity or asked.tasks or asked.speed):
-        return Measured(perplexity=None, tasks=(), speed=None)
+        return Measured()
     origin = fingerprint(
         bench.identity,
         file_fingerprint(folder.path / "pruning.json"),
         asked.model_dump_json(),
         fingerprint_tokens(bench.held_out) if bench.held_out is not None else None,
     )
-    return folder.produce("evaluation", origin, "evaluation.json", load, make)
+    return folder.produce("evaluation", origin, "evaluation.json", load, make, together=True)
 
 
 def _report(
@@ -241,7 +242,8 @@ def _report(
     warnings: list[str],
 ) -> Report:
     records = {record.layer: record for record in pruned.records}
-    retention = mean_retention(measured.tasks)
+    gate = recipe.evaluation.gate
+    comparison = compare(measured.dense_tasks, measured.pruned_tasks, gate.confidence if gate else CONFIDENCE)
     calibration = (bench.windows_fingerprint, bench.windows.numel(), bench.crossings)
     return Report(
         created=now(),
@@ -263,10 +265,14 @@ def _report(
         layers=layer_figures(bench.anatomy, scores, cut, records),
         stability=stability,
         perplexity=measured.perplexity,
-        tasks=measured.tasks,
-        mean_retention=retention,
+        divergence=measured.divergence,
+        tasks=comparison.tasks,
+        groups=comparison.groups,
+        mean_retention=comparison.mean.retention if comparison.mean else None,
+        retention=comparison.mean,
+        generation=measured.generation,
         speed=measured.speed,
-        gate=judge(recipe.evaluation.gate, retention),
+        gate=judge(gate, comparison),
         verification=VerificationFigures(**asdict(pruned.verified)),
         steps=compare_with_forward(folder.steps),
         warnings=tuple(warnings),

@@ -16,6 +16,7 @@ from llmprune.anatomy.proof import prove_twins, sizes_that_change
 from llmprune.anatomy.value import Anatomy
 from llmprune.criteria.base import TrialCriterion
 from llmprune.errors import ModelError, RecipeError
+from llmprune.evaluation.generation import require_windows
 from llmprune.evaluation.speed import require_positions
 from llmprune.model.loading import load_config
 from llmprune.recipe import Depth, Recipe
@@ -79,6 +80,8 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
     _require_something_to_judge(recipe)
     if recipe.evaluation.speed:
         require_positions(recipe.evaluation.speed, config)
+    if recipe.evaluation.generation and recipe.evaluation.perplexity and not recipe.evaluation.perplexity.tokens:
+        require_windows(recipe.evaluation.generation, *recipe.evaluation.perplexity.shape())
     dtype = _dtype(recipe, config)
     dense = build_blueprint(config, dtype, trust)
     pruned = build_blueprint(cut_config(config, anatomy, keep, widths, experts), dtype, trust)

@@ -262,14 +262,20 @@ def _read_yaml(text: str) -> tuple[Any, list[str]]:
         raise RecipeError(f"not valid YAML: {str(error).split(';')[0]}") from None
 
 
+def read_value(text: str) -> Any:
+    """One value as the recipe's YAML reads it. Raises RecipeError."""
+    value, problems = _read_yaml(text)
+    if problems:
+        raise RecipeError(problems)
+    return value
+
+
 def _apply_override(data: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
         raise RecipeError("the form is section.key=value, such as width.mlp=0.5")
-    value, problems = _read_yaml(text)
-    if problems:
-        raise RecipeError(problems)
+    value = read_value(text)
     place: Any = data
     for depth, name in enumerate(keys[:-1], start=1):
         key = _key_in(place, name)

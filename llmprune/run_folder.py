@@ -28,11 +28,12 @@ T = TypeVar("T")
 JOURNAL = "run.json"
 LOCK = ".lock"
 TRAIL = "dense.partial"  # what pass 1 leaves for pass 2
+TASKS = "tasks"  # the pruned model's results, a file for each finished task
 _FORMAT = 1
 _PRODUCTS = (
     "recipe.yaml", "plan.json", "scores.safetensors", "cut.json", "cut.safetensors", "calibration-check.json",
     "pruning.json", "evaluation.json", "report.json", "report.html", "published.json", "card", "model", "model.partial",
-    TRAIL,
+    TRAIL, TASKS,
 )  # fmt: skip
 
 

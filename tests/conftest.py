@@ -69,3 +69,10 @@ class Clock:
         import time
 
         return getattr(time, name)
+
+
+@pytest.fixture(autouse=True)
+def _no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results of base models stay in the test, and none that the user has is taken."""
+    folder: Path = tmp_path_factory.mktemp("baselines", numbered=True)
+    monkeypatch.setattr("llmprune.evaluation.harness.baselines_folder", lambda: folder)

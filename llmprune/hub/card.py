@@ -11,8 +11,20 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from llmprune.report.value import Report, Size, TaskFigures
-from llmprune.report.wording import NOTHING, count, fixed, number, percent, plural, ranges, share, weight, width_names
+from llmprune.report.value import Report, RetentionFigures, Size, TaskFigures
+from llmprune.report.wording import (
+    NOTHING,
+    count,
+    fixed,
+    number,
+    percent,
+    plural,
+    ranges,
+    share,
+    span,
+    weight,
+    width_names,
+)
 
 TAGS = ("pruned", "llmprune")
 _INHERITED = ("license", "license_name", "license_link", "language", "pipeline_tag")
@@ -73,7 +85,7 @@ def write_card(
         widths=_width_sentence(report.dense, report.pruned),
         licence=base.card.get("license"),
         fence=_fence(report.recipe_text),
-        mean_interval=interval_of(getattr(report, "retention", None)),
+        mean_interval=interval_of(report.retention),
     )
     card = ModelCard(f"---\n{_metadata(repo_id, report, base, loading)}\n---\n\n{body}")
     return str(card.content)
@@ -174,10 +186,9 @@ def _task_row(task: TaskFigures) -> tuple[str, ...]:
     return (_cell(name), *figures, str(task.samples), flips)
 
 
-def interval_of(figures: object) -> str:
+def interval_of(figures: TaskFigures | RetentionFigures | None) -> str:
     """The interval of a retention in words; a dash where the report has none."""
-    found = getattr(figures, "interval", None)
-    return NOTHING if found is None else f"{percent(found.low)} to {percent(found.high)}"
+    return span(figures.interval if figures else None)
 
 
 def _cell(text: object) -> str:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from llmprune.report.value import Report
-from llmprune.report.wording import percent
+from llmprune.report.wording import describe_bar
 
 
 def refusal(report: Report) -> str | None:
     """Why the model should not be published, as a sentence; None where the gate was met, or none was set."""
     if report.gate is None or report.gate.passed:
         return None
-    return (
-        f"the gate asks for a mean retention of at least {percent(report.gate.min_retention, 2)}, "
-        f"and the model has {percent(report.gate.retention, 2)}"
-    )
+    missed = (describe_bar(bar, 2) for bar in report.gate.bars if bar.verdict != "pass")
+    return f"the gate was not passed: {'; '.join(missed)}"

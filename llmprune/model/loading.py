@@ -91,6 +91,11 @@ def identity(source: ModelSource) -> str:
     return hashlib.sha256(repr(states).encode()).hexdigest()
 
 
+def bytes_on_disk(source: ModelSource) -> int:
+    """Bytes of the weights' files."""
+    return sum(path.stat().st_size for path in place_of(source, "weights").glob("*.safetensors"))
+
+
 def dense_decoder(model: PreTrainedModel) -> Decoder:
     """A decoder over a loaded model: its layers stay where the device map put them until they are visited."""
     _, layers = find_layers(model)

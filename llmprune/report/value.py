@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+Verdict = Literal["pass", "fail", "not enough samples", "no interval"]
 
 
 class Figures(BaseModel):
@@ -71,17 +73,80 @@ class PerplexityFigures(Figures):
     source: str
 
 
+class DivergenceFigures(Figures):
+    """KL divergence of the pruned model's next-token distributions from the dense one's, on the held-out text."""
+
+    mean: float  # nats a token
+    quantiles: dict[str, float]  # by share of the tokens below: 0.5, 0.9, 0.99, 1
+    same_first: float  # share of the tokens where both put the same token first
+    tokens: int
+
+
+class Interval(Figures):
+    """Where a figure lies, with this confidence."""
+
+    low: float
+    high: float
+    confidence: float
+
+
+class Example(Figures):
+    """What both models wrote after the same prompt."""
+
+    prompt: str
+    dense: str
+    pruned: str
+
+
 class TaskFigures(Figures):
-    """One lm-eval task, dense against pruned on the same samples."""
+    """One lm-eval task, or a group of them together, dense against pruned on the same samples."""
 
     task: str
+    group: str | None = None  # the group of the recipe that it came with
     metric: str
+    filter: str = "none"
     dense: float
     pruned: float
     retention: float | None  # pruned / dense, inverted where lower is better; None where it would divide by 0
+    interval: Interval | None = None  # of the retention; None where the metric is no mean over samples
     samples: int
+    documents: int | None = None  # that the task has in all
     lost: int | None  # samples right before and wrong after; None where the metric is not 0/1
     gained: int | None
+    p_value: float | None = None  # McNemar's, exact; None where the metric is not 0/1
+    identical: bool = False  # every answer is the same to the last bit
+    examples: tuple[Example, ...] = ()  # of generative tasks
+
+
+class RetentionFigures(Figures):
+    """The unweighted mean retention over tasks, a group in place of its tasks."""
+
+    retention: float
+    interval: Interval
+    counted: tuple[str, ...]  # tasks and groups in the mean
+    left_out: tuple[str, ...]  # those without an interval
+    samples: int
+
+
+class FreeText(Figures):
+    """How one model writes when it may write on: means over the prompts."""
+
+    repetition: float  # share of the tokens that end a sequence of four that was there before
+    loops: float  # share of the texts that end in a loop
+    empty: float  # share of the texts without a letter
+    tokens: float  # length of a text, at its end token or cut off
+
+
+class GenerationFigures(Figures):
+    """Free greedy generation after the same prompts; ``text``: how the held-out text itself goes on."""
+
+    dense: FreeText
+    pruned: FreeText
+    text: FreeText
+    samples: int
+    prompt_tokens: int
+    new_tokens: int
+    examples: tuple[Example, ...]
 
 
 class SpeedFigures(Figures):
@@ -99,12 +164,81 @@ class SpeedFigures(Figures):
     device: str
 
 
+class Spread(Figures):
+    """A median with its quartiles; of fewer than four values with the least and the most."""
+
+    median: float
+    low: float
+    high: float
+
+
+class Pair(Figures):
+    """The same figure of both models, and of model / base pair by pair."""
+
+    base: Spread
+    model: Spread
+    ratio: Spread
+
+
+class BenchPoint(Figures):
+    """One batch size and one context length."""
+
+    batch_size: int
+    context: int  # tokens of each prompt
+    first_token: Pair  # seconds from the call to the first new token
+    prefill: Pair  # prompt tokens per second
+    decode: Pair  # new tokens per second after the first
+    peak: tuple[int, int]  # most bytes beyond the loaded models while generating: base, model
+
+
+class BenchSize(Figures):
+    """What a model weighs."""
+
+    parameters: int
+    weights: int  # bytes in memory, as measured with
+    disk: int | None  # bytes of the weights' files; None where they are not in a folder
+    kv_bytes_per_token: int | None
+    decoded_bytes: int  # of weights that one decoded token reads; all experts of a mixture count
+    joules: float  # estimate: DRAM energy of these, at 640 pJ per 32-bit word
+
+
+class BenchFigures(Figures):
+    """Two models timed in turn on one machine."""
+
+    schema_version: int = SCHEMA_VERSION
+    base: str
+    model: str
+    base_size: BenchSize
+    model_size: BenchSize
+    points: tuple[BenchPoint, ...]
+    repeats: int
+    new_tokens: int
+    cache: str  # dynamic or static
+    device: str
+    dtype: str
+
+
+class BarFigures(Figures):
+    """One bar of the gate."""
+
+    name: str  # of a task or group, or "mean"
+    min_retention: float
+    retention: float | None
+    interval: Interval | None
+    verdict: Verdict
+    samples: int
+    samples_needed: int | None = None  # about how many would tell, where there are not enough; None: no number would
+
+
 class GateFigures(Figures):
-    """The bar and whether it was cleared."""
+    """The bars and whether all were cleared: ``min_retention`` and ``retention`` are those of the mean."""
 
     min_retention: float
     retention: float
     passed: bool
+    confidence: float = 0.95
+    verdict: Verdict
+    bars: tuple[BarFigures, ...]
 
 
 class VerificationFigures(Figures):
@@ -147,7 +281,11 @@ class Provenance(Figures):
 
 
 class Report(Figures):
-    """The whole report of one run."""
+    """The whole report of one run: ``report.json``.
+
+    ``schema_version`` counts up when a field is renamed, removed or changes its meaning; new fields may appear in
+    between. 2: intervals, groups, verdicts in words, divergence and free generation.
+    """
 
     schema_version: int = SCHEMA_VERSION
     created: str
@@ -160,8 +298,12 @@ class Report(Figures):
     layers: tuple[LayerFigures, ...]
     stability: StabilityFigures | None = None  # where --calibration-check asked for it
     perplexity: PerplexityFigures | None
+    divergence: DivergenceFigures | None = None
     tasks: tuple[TaskFigures, ...]
+    groups: tuple[TaskFigures, ...] = ()  # each group that the recipe named, its documents together
     mean_retention: float | None
+    retention: RetentionFigures | None = None  # the mean with its interval
+    generation: GenerationFigures | None = None
     speed: SpeedFigures | None
     gate: GateFigures | None
     verification: VerificationFigures
