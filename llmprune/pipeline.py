@@ -120,21 +120,22 @@ def _run(recipe: Recipe, plan: Plan, bench: Workbench, folder: RunFolder, measur
 def _score(recipe: Recipe, bench: Workbench, folder: RunFolder) -> Scores | None:
     """Pass 1, unless the recipe names the layers and leaves the widths."""
     depth = recipe.depth.criterion if recipe.depth and recipe.depth.layers is None else None
-    width = recipe.width.criterion if recipe.width else None
+    width = recipe.width.criterion if recipe.width and recipe.width.cuts_mlp else None
+    heads = recipe.width.criterion if recipe.width and recipe.width.heads is not None else None
     experts = recipe.experts.criterion if recipe.experts else None
-    if depth is None and width is None and experts is None:
+    if depth is None and width is None and heads is None and experts is None:
         return None
 
     def make(path: Path) -> Scores:
         decoder, windows_NL, batch_size = bench.dense, bench.windows, recipe.calibration.batch_size
         with account(folder.steps, "pass 1", windows_NL.numel()):
             store = bench.store(folder.path)
-            made = score(decoder, bench.anatomy, windows_NL, batch_size, depth, width, experts, store)
+            made = score(decoder, bench.anatomy, windows_NL, batch_size, depth, width, experts, store, heads)
         if is_first():
             write_beside(path, made.save)
         return made
 
-    origin = fingerprint(bench.identity, bench.windows_fingerprint, depth, width, experts)
+    origin = fingerprint(bench.identity, bench.windows_fingerprint, depth, width, experts, heads)
     return folder.produce("scores", origin, "scores.safetensors", Scores.load, make, together=True)
 
 
@@ -146,16 +147,15 @@ def _choose(
     scores: Scores | None,
     warnings: list[str],
 ) -> Cut:
-    wanted = (plan.removed_layers, plan.keep_layers, plan.keep_widths, plan.keep_experts)
+    wanted = (plan.removed_layers, plan.keep_layers, plan.keep_widths, plan.keep_experts, plan.keep_kv_groups)
     chosen = choose_cut(bench.anatomy, scores, *wanted)
 
     def make(path: Path) -> Cut:
         chosen.save(path)
         return chosen
 
-    origin = fingerprint(
-        file_fingerprint(folder.path / "scores.safetensors"), chosen.widths, chosen.num_experts, chosen.layers
-    )
+    scored = file_fingerprint(folder.path / "scores.safetensors")
+    origin = fingerprint(scored, chosen.widths, chosen.num_experts, chosen.kv_groups, chosen.layers)
     cut = folder.produce("cut", origin, "cut.json", Cut.load, make)
     cut.require_like(chosen)
     if cut.layers != chosen.layers:
@@ -190,8 +190,10 @@ def _prune(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: Cut) -> Pru
 
 def _write_checkpoint(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: Cut, snapshots: Snapshots) -> Pruned:
     pruned = cut_decoder(bench.dense, bench.model, bench.anatomy, cut)
-    dense = bench.anatomy.experts.count if bench.anatomy.experts else None
-    size = measure_size(pruned.skeleton, bench.anatomy.widths | cut.widths, cut.num_experts or dense)
+    anatomy = bench.anatomy
+    experts = cut.num_experts or (anatomy.experts.count if anatomy.experts else None)
+    kv_groups = cut.kv_groups or (anatomy.heads.count if anatomy.heads else None)
+    size = measure_size(pruned.skeleton, anatomy.widths | cut.widths, experts, kv_groups)
     writer = CheckpointWriter(snapshots.folder, pruned.skeleton, pruned.layers_path)
     pruning = Pruning(bench.dense, pruned, bench.anatomy, cut, recipe.refit, writer.write_layer)
     with account(folder.steps, "pass 2", bench.windows.numel()):

@@ -1,17 +1,20 @@
-"""Pass 1: walk the dense model once; every layer, neuron and expert gets its scores on the way.
+"""Pass 1: walk the dense model once; every layer, neuron, attention head and expert gets its scores on the way.
 
-Shapes: N layers, B batch, L sequence length, T tokens, D hidden size, F neurons of a unit, E experts.
+Shapes: N layers, B batch, L sequence length, T tokens, D hidden size, F neurons of a unit, G key-value groups of heads,
+E experts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from llmprune.anatomy.value import Anatomy, ExpertBlock, MlpUnit
+from llmprune.anatomy.value import Anatomy, AttentionUnit, ExpertBlock, MlpUnit, Unit
 from llmprune.anatomy.watching import activations_of_experts, outputs_of_experts
 from llmprune.criteria.base import (
     Accumulator,
@@ -38,14 +41,21 @@ def score(
     width: WidthCriterion | None,
     experts: ExpertCriterion | None = None,
     store: StreamStore = StreamStore(),  # noqa: B008  # frozen
+    heads: WidthCriterion | None = None,
 ) -> Scores:
-    """Scores by whichever criteria are given, in one walk; over several processes, the same in each."""
+    """Scores by whichever criteria are given, in one walk; over several processes, the same in each.
+
+    ``width`` scores the MLPs' neurons, ``heads`` the attention's key-value groups.
+    """
     walk = Walk(decoder, share_of(windows_NL), batch_size, store)
     layer_scores: list[Tensor] = []
     scores = Scores(None, {})
     for index in track(range(len(decoder)), "pass 1: scoring layers"):
         with decoder.layer(index) as layer, ExitStack() as hooks:
             parts = _open_parts(layer, anatomy, index, width, experts, hooks)
+            attention = anatomy.attention[index]
+            if heads and attention:
+                parts.append(_Heads(unit_key(index, attention.path), attention, layer, heads, hooks))
             accumulator = depth.open(decoder.device_of(index)) if depth else None
             for batch, hidden_BLD, output_BLD in walk.outputs(index, layer):
                 if accumulator:
@@ -58,7 +68,7 @@ def score(
                 layer_scores.append(accumulator.score().cpu())
             for part in parts:
                 part.write(scores)
-    scores = Scores(torch.stack(layer_scores) if layer_scores else None, scores.neurons, scores.experts, scores.routed)
+    scores = replace(scores, layers=torch.stack(layer_scores) if layer_scores else None)
     _require_finite(scores)
     return scores
 
@@ -66,7 +76,7 @@ def score(
 class _Unit:
     """Neurons of one projection."""
 
-    def __init__(self, key: str, unit: MlpUnit, layer: nn.Module, width: WidthCriterion, hooks: ExitStack) -> None:
+    def __init__(self, key: str, unit: Unit, layer: nn.Module, width: WidthCriterion, hooks: ExitStack) -> None:
         self.key = key
         output = unit.tensors[-1]
         weight = layer.get_parameter(output.name)
@@ -77,6 +87,22 @@ class _Unit:
         """Put the neurons' scores with the others."""
         sum_over_processes(self.sums.sums())
         scores.neurons[self.key] = self.sums.scores().float().cpu()
+
+
+class _Heads(_Unit):
+    """Key-value groups of attention heads: of each, the sum of the scores of its inputs of the output projection."""
+
+    def __init__(
+        self, key: str, unit: AttentionUnit, layer: nn.Module, criterion: WidthCriterion, hooks: ExitStack
+    ) -> None:
+        super().__init__(key, unit, layer, criterion, hooks)
+        self.inputs = sum(unit.tensors[-1].parts)  # of each group, side by side
+
+    def write(self, scores: Scores) -> None:
+        """Put the groups' scores with the others."""
+        sum_over_processes(self.sums.sums())
+        scores_F = self.sums.scores().float()
+        scores.heads[self.key] = scores_F.view(-1, self.inputs).sum(1).cpu()
 
 
 class _StackedUnit:
@@ -133,6 +159,9 @@ class _Experts:
         scores.experts[self.key] = self.sums.scores().float().cpu()
 
 
+Part: TypeAlias = _Unit | _StackedUnit | _Experts
+
+
 def _open_parts(
     layer: nn.Module,
     anatomy: Anatomy,
@@ -140,8 +169,8 @@ def _open_parts(
     width: WidthCriterion | None,
     experts: ExpertCriterion | None,
     hooks: ExitStack,
-) -> list[_Unit | _StackedUnit | _Experts]:
-    parts: list[_Unit | _StackedUnit | _Experts] = []
+) -> list[Part]:
+    parts: list[Part] = []
     if width:
         for unit in anatomy.units[index]:
             kind = _Unit if unit.experts is None else _StackedUnit
@@ -162,7 +191,8 @@ def _sum_all_over_processes(accumulators: Sequence[Accumulator]) -> None:
 
 
 def _require_finite(scores: Scores) -> None:
-    bad = [key for kind in (scores.neurons, scores.experts) for key, values in kind.items() if not _is_finite(values)]
+    kinds = (scores.neurons, scores.experts, scores.heads)
+    bad = [key for kind in kinds for key, values in kind.items() if not _is_finite(values)]
     if scores.layers is not None and not _is_finite(scores.layers):
         bad.append("layers")
     if bad:

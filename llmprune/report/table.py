@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmprune.report.value import Report
-from llmprune.report.wording import count, fixed, number, percent, share, weight, width_names
+from llmprune.report.wording import count, fixed, if_changed, number, percent, share, weight, width_names
 
 Row = tuple[str, str, str, str, str]  # name, dense, cut, pruned, pruned / dense
 
@@ -61,6 +61,7 @@ def _size_rows(report: Report) -> list[Row]:
             for field, name in width_names(report.dense.widths).items()
         ),
         ("experts", report.dense.experts, report.pruned.experts, number),
+        ("key-value heads", *if_changed(report.dense.kv_groups, report.pruned.kv_groups), number),
         ("KV cache per token", report.dense.kv_bytes_per_token, report.pruned.kv_bytes_per_token, weight),
     ]
     return [

@@ -59,6 +59,11 @@ def change(dense: float | None, pruned: float | None) -> str:
     return "0%" if text[1:] == "0.0%" else text
 
 
+def if_changed(dense: int | None, pruned: int | None) -> tuple[int | None, int | None]:
+    """Both figures where they differ; of what was left as it is, none."""
+    return (dense, pruned) if dense != pruned else (None, None)
+
+
 def duration(seconds: float) -> str:
     """``0.42 s``, ``12.3 s``, ``3 min 12 s``, ``2 h 5 min``."""
     if seconds < 59.95:
