@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -62,7 +63,11 @@ def find_cut(
         return chosen
 
     origin = fingerprint(
-        file_fingerprint(folder.path / "scores.safetensors"), chosen.widths, chosen.num_experts, chosen.layers
+        file_fingerprint(folder.path / "scores.safetensors"),
+        chosen.widths,
+        chosen.num_experts,
+        chosen.kv_groups,
+        chosen.layers,
     )
     cut = folder.produce("cut", origin, "cut.json", Cut.load, make)
     cut.require_like(chosen)
@@ -101,11 +106,13 @@ def _scored(
     recipe: Recipe, plan: Plan, bench: Workbench, windows_NL: Tensor, store: StreamStore, steps: list[Step]
 ) -> Scores:
     """Scores by these windows, as the recipe says."""
-    depth, width, experts = _criteria(recipe)
+    depth, width, heads, experts = _criteria(recipe)
     passing = depth if isinstance(depth, PassingCriterion) else None
     remove, batch_size = plan.dense.layers - plan.keep_layers, recipe.calibration.batch_size
     with account(steps, "pass 1", windows_NL.numel()):
-        scores = score(bench.dense, bench.anatomy, windows_NL, batch_size, passing, width, experts, store, remove)
+        scores = score(
+            bench.dense, bench.anatomy, windows_NL, batch_size, passing, width, experts, store, remove, heads
+        )
     if not isinstance(depth, TrialCriterion):
         return scores
     with account(steps, "trials", windows_NL.numel()):
@@ -115,22 +122,32 @@ def _scored(
 
 def _origin_of_scores(recipe: Recipe, plan: Plan, bench: Workbench) -> str | None:
     """Fingerprint of all that the scores depend on; None where nothing is scored."""
-    depth, width, experts = _criteria(recipe)
-    if depth is None and width is None and experts is None:
+    criteria = _criteria(recipe)
+    if not any(criteria):
         return None
-    horizon = depth.horizon(plan.dense.layers - plan.keep_layers) if depth else None
-    return fingerprint(bench.identity, bench.windows_fingerprint, depth, horizon, width, experts)
+    horizon = criteria.depth.horizon(plan.dense.layers - plan.keep_layers) if criteria.depth else None
+    return fingerprint(bench.identity, bench.windows_fingerprint, horizon, *criteria)
 
 
-def _criteria(recipe: Recipe) -> tuple[DepthCriterion | None, WidthCriterion | None, ExpertCriterion | None]:
+class _Criteria(NamedTuple):
     """The criteria of what the scores decide."""
-    return (
+
+    depth: DepthCriterion | None
+    width: WidthCriterion | None
+    heads: WidthCriterion | None
+    experts: ExpertCriterion | None
+
+
+def _criteria(recipe: Recipe) -> _Criteria:
+    width = recipe.width
+    return _Criteria(
         recipe.depth.criterion if recipe.depth and recipe.depth.layers is None else None,
-        recipe.width.criterion if recipe.width else None,
+        width.criterion if width and width.cuts_mlp else None,
+        width.criterion if width and width.heads is not None else None,
         recipe.experts.criterion if recipe.experts else None,
     )
 
 
-def _wanted(plan: Plan) -> tuple[tuple[int, ...] | None, int, dict[str, int], int | None]:
+def _wanted(plan: Plan) -> tuple[tuple[int, ...] | None, int, dict[str, int], int | None, int | None]:
     """What ``choose_cut`` is asked for."""
-    return plan.removed_layers, plan.keep_layers, plan.keep_widths, plan.keep_experts
+    return plan.removed_layers, plan.keep_layers, plan.keep_widths, plan.keep_experts, plan.keep_kv_groups

@@ -307,12 +307,11 @@ def anatomy(
     from llmprune.model.loading import load_config
     from llmprune.report.anatomy_table import print_anatomy
 
-    config = load_config(source)
-    found = discover(config)
+    found = discover(load_config(source))
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=1))
     else:
-        print_anatomy(model, config, found, _console())
+        print_anatomy(model, found, _console())
 
 
 def _recipe(place: str, overrides: list[str] | None) -> tuple[Recipe, Record | None]:

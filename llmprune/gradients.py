@@ -30,7 +30,7 @@ class WayBack:
     """
 
     def __init__(self, walk: Walk, trail: Trail) -> None:
-        self._walk, self._trail = walk, trail
+        self.walk, self._trail = walk, trail
         self._gradients = walk.copy()
         for batch in range(len(walk.batches)):
             self._gradients[batch] = _gradient_of_loss(walk, batch)
@@ -42,8 +42,8 @@ class WayBack:
         goes through each module once. Raises ModelError where the layer cannot be differentiated.
         """
         self._go_before(index)
-        for batch, stream_BLD in enumerate(self._walk.streams):
-            device = self._walk.decoder.device_of(index)
+        for batch, stream_BLD in enumerate(self.walk.streams):
+            device = self.walk.decoder.device_of(index)
             hidden_BLD = stream_BLD.to(device).detach().requires_grad_()
             inputs, output_BLD = self._run(batch, index, layer, modules, hidden_BLD)
             gradient_BLD = self._gradients[batch].to(device)
@@ -56,8 +56,8 @@ class WayBack:
     def _go_before(self, index: int) -> None:
         """Put the walk's streams where they were before a layer."""
         if not index:
-            self._walk.restart()
-        elif not self._trail.restore(index - 1, self._walk.streams):
+            self.walk.restart()
+        elif not self._trail.restore(index - 1, self.walk.streams):
             raise DiskError(
                 f"the hidden states that pass 1 left in {self._trail.folder} are gone; run the same command again"
             )
@@ -72,7 +72,7 @@ class WayBack:
             for module in modules:
                 hooks.enter_context(inputs_of(module, inputs.append))
             # a copy, for a layer may change what it is given in place
-            output_BLD = self._walk.calls[batch][index].run(layer, hidden_BLD.clone())
+            output_BLD = self.walk.calls[batch][index].run(layer, hidden_BLD.clone())
         if len(inputs) != len(modules) or not all(value.requires_grad for value in (*inputs, output_BLD)):
             raise ModelError(
                 f"layer {index} ({type(layer).__name__}) cannot be differentiated; choose a width.criterion that "

@@ -168,8 +168,10 @@ def _prune(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: Cut) -> Pru
 
 def _write_checkpoint(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: Cut, snapshots: Snapshots) -> Pruned:
     pruned = cut_decoder(bench.dense, bench.model, bench.anatomy, cut)
-    dense = bench.anatomy.experts.count if bench.anatomy.experts else None
-    size = measure_size(pruned.skeleton, bench.anatomy.widths | cut.widths, cut.num_experts or dense)
+    anatomy = bench.anatomy
+    experts = cut.num_experts or (anatomy.experts.count if anatomy.experts else None)
+    kv_groups = cut.kv_groups or (anatomy.heads.count if anatomy.heads else None)
+    size = measure_size(pruned.skeleton, anatomy.widths | cut.widths, experts, kv_groups)
     writer = CheckpointWriter(snapshots.folder, pruned.skeleton, pruned.layers_path)
     pruning = Pruning(bench.dense, pruned, bench.anatomy, cut, recipe.refit, writer.write_layer)
     with account(folder.steps, "pass 2", bench.windows.numel()):

@@ -25,7 +25,7 @@ from llmprune.report.value import Figures, Size
 from llmprune.report.wording import ranges
 from llmprune.schema import format_size
 from llmprune.surgery import cut_config
-from llmprune.targets import planned_experts, planned_layers, planned_widths
+from llmprune.targets import planned_experts, planned_heads, planned_layers, planned_widths
 
 
 class Memory(Figures):
@@ -55,6 +55,7 @@ class Plan(Figures):
     keep_layers: int
     keep_widths: dict[str, int]  # by config field
     keep_experts: int | None
+    keep_kv_groups: int | None  # of attention heads, in each layer
     calibration: tuple[int, int]  # windows, tokens in each
     memory: Memory
     disk: int  # bytes of the result
@@ -77,6 +78,7 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
     keep = planned_layers(recipe.depth, anatomy)
     widths = planned_widths(recipe.width, anatomy, notes)
     experts = planned_experts(recipe.experts, anatomy)
+    kv_groups = planned_heads(recipe.width, anatomy, notes)
     _require_something_to_judge(recipe)
     if recipe.evaluation.speed:
         require_positions(recipe.evaluation.speed, config)
@@ -84,8 +86,8 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
         require_windows(recipe.evaluation.generation, *recipe.evaluation.perplexity.shape())
     dtype = _dtype(recipe, config)
     dense = build_blueprint(config, dtype, trust)
-    pruned = build_blueprint(cut_config(config, anatomy, keep, widths, experts), dtype, trust)
-    prove_twins(dense, pruned, keep, sizes_that_change(anatomy, widths, experts))
+    pruned = build_blueprint(cut_config(config, anatomy, keep, widths, experts, kv_groups), dtype, trust)
+    prove_twins(dense, pruned, keep, sizes_that_change(anatomy, widths, experts, kv_groups))
     exact = _exact(recipe.depth, dense)
     if not exact:
         notes.append("layers differ in size: the sizes are those of a cut from the middle, until the scores are known")
@@ -104,13 +106,19 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
         model=recipe.model.id,
         model_type=config.model_type,
         dtype=str(dtype).removeprefix("torch."),
-        dense=measure_size(dense, anatomy.widths, anatomy.experts.count if anatomy.experts else None),
-        pruned=measure_size(pruned, anatomy.widths | widths, experts),
+        dense=measure_size(
+            dense,
+            anatomy.widths,
+            anatomy.experts.count if anatomy.experts else None,
+            anatomy.heads.count if anatomy.heads else None,
+        ),
+        pruned=measure_size(pruned, anatomy.widths | widths, experts, kv_groups),
         parameters_exact=exact,
         removed_layers=recipe.depth.layers if recipe.depth else (),
         keep_layers=len(keep),
         keep_widths=widths,
         keep_experts=experts,
+        keep_kv_groups=kv_groups,
         calibration=recipe.calibration.shape(),
         memory=memory,
         disk=_bytes(pruned),
@@ -129,7 +137,9 @@ def _refuse_quantized(model: str, config: Config) -> None:
         )
 
 
-def measure_size(model: PreTrainedModel, widths: dict[str, int], experts: int | None) -> Size:
+def measure_size(
+    model: PreTrainedModel, widths: dict[str, int], experts: int | None, kv_groups: int | None = None
+) -> Size:
     """Sizes of a model that may be without weights. Tied tensors count once."""
     return Size(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -137,6 +147,7 @@ def measure_size(model: PreTrainedModel, widths: dict[str, int], experts: int | 
         layers=len(find_layers(model)[1]),
         widths=widths,
         experts=experts,
+        kv_groups=kv_groups,
         kv_bytes_per_token=_cache_bytes_per_token(model),
     )
 

@@ -129,11 +129,12 @@ class Pruning:
         return not narrowed and (first_gap is None or first_gap > old + 1)
 
     def _narrowed(self, layer: int) -> set[str]:
-        """Keys of the layer's units that lose neurons, and of its experts if some go."""
-        block = self.anatomy.blocks[layer]
+        """Keys of the layer's units that lose neurons, and of its experts and attention heads if some go."""
+        block, attention = self.anatomy.blocks[layer], self.anatomy.attention[layer]
         keys = {unit_key(layer, unit.path) for unit in self.anatomy.units[layer]} & self.cut.neurons.keys()
         experts = {unit_key(layer, block.path)} & self.cut.experts.keys() if block else set()
-        return keys | {f"experts of {key}" for key in experts}
+        heads = {unit_key(layer, attention.path)} & self.cut.heads.keys() if attention else set()
+        return keys | {f"experts of {key}" for key in experts} | {f"heads of {key}" for key in heads}
 
     def _pass_dense(self, target: Walk, index: int) -> list[Tensor]:
         """Advance the dense stream; returns the outputs of the layer's projection where the refit needs them."""

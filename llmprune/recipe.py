@@ -60,18 +60,33 @@ class Depth(Section):
 
 
 class Width(Section):
-    """How many MLP neurons stay in every layer: a fraction, or a number."""
+    """How many MLP neurons and attention heads stay in every layer: fractions, or numbers."""
 
     mlp: float | None = Field(None, gt=0, le=1, description="Fraction of the MLP neurons kept.")
     neurons: Positive | dict[str, Positive] | None = Field(
         None, description="Number of MLP neurons kept; of a model with several widths, by the config field of each."
     )
-    criterion: AnyWidthCriterion = Field(Activation(), discriminator="kind", description="How neurons are scored.")
+    heads: Positive | Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None,
+        description="Key-value groups of attention heads kept in every layer, each with the query heads that read it: "
+        "2 is a number, 0.5 a fraction.",
+    )
+    criterion: AnyWidthCriterion = Field(
+        Activation(), discriminator="kind", description="How neurons and heads are scored."
+    )
 
     @model_validator(mode="after")
-    def _one_target(self) -> Self:
-        _exactly_one(self, ("mlp", "neurons"))
+    def _targets(self) -> Self:
+        if self.cuts_mlp:
+            _exactly_one(self, ("mlp", "neurons"))
+        elif self.heads is None:
+            raise ValueError("needs at least one of mlp, neurons, heads; none given")
         return self
+
+    @property
+    def cuts_mlp(self) -> bool:
+        """Whether it says how many MLP neurons stay."""
+        return self.mlp is not None or self.neurons is not None
 
 
 class Experts(Section):
@@ -99,7 +114,7 @@ class Recipe(Section):
     model: ModelSource = Field(description="The model to prune.")
     calibration: Calibration = Field(description="The text that scores and repairs are measured on.")
     depth: Depth | None = Field(None, description="Layers to remove; left out: none.")
-    width: Width | None = Field(None, description="MLP neurons to keep; left out: all.")
+    width: Width | None = Field(None, description="MLP neurons and attention heads to keep; left out: all.")
     experts: Experts | None = Field(None, description="Experts to remove; left out: none.")
     refit: Annotated[Refit | None, BeforeValidator(_settings_or_false)] = Field(
         Refit(), description="Closed-form repair; false: none."

@@ -2,7 +2,8 @@
 
     overlap = |what goes by both| / |what goes by one|
 
-of the layers, and in each layer of the neurons and of the experts. Choices by chance overlap by the share that goes.
+of the layers, and in each layer of the neurons, the key-value groups of heads and the experts.
+Choices by chance overlap by the share that goes.
 
 Shapes: F neurons of a unit, K of them kept; for experts with neurons of their own [E, F] and [E, K].
 """
@@ -34,13 +35,15 @@ def compare(
     chosen = one.removed and not named
     layers = [_shared(torch.tensor(one.layers), torch.tensor(other.layers), one.num_layers)] if chosen else []
     widths = {unit_key(index, unit.path): unit.width for index, units in enumerate(anatomy.units) for unit in units}
-    count = anatomy.experts.count if anatomy.experts else 0
+    experts = anatomy.experts.count if anatomy.experts else 0
+    groups = anatomy.heads.count if anatomy.heads else 0
     return StabilityFigures(
         windows=(len(parts[0]), len(parts[1])),
         removed_layers=(one.removed, other.removed),
         layers=_summary(layers),
         neurons=_summary([_shared(keep, other.neurons[key], widths[key]) for key, keep in one.neurons.items()]),
-        experts=_summary([_shared(keep, other.experts[key], count) for key, keep in one.experts.items()]),
+        heads=_summary([_shared(keep, other.heads[key], groups) for key, keep in one.heads.items()]),
+        experts=_summary([_shared(keep, other.experts[key], experts) for key, keep in one.experts.items()]),
     )
 
 

@@ -18,6 +18,7 @@ from llmprune.report.wording import (
     describe_bar,
     duration,
     fixed,
+    if_changed,
     number,
     percent,
     plural,
@@ -115,6 +116,9 @@ def _sentence(report: Report) -> str:
         said.append(f"{dense.layers - pruned.layers} of {plural(dense.layers, 'layer')} removed")
     if dense.experts and pruned.experts and pruned.experts < dense.experts:
         said.append(f"{dense.experts - pruned.experts} of {plural(dense.experts, 'expert')} removed from each mixture")
+    if dense.kv_groups and pruned.kv_groups and pruned.kv_groups < dense.kv_groups:
+        gone = dense.kv_groups - pruned.kv_groups
+        said.append(f"{gone} of {plural(dense.kv_groups, 'key-value head')} removed from each layer with its queries")
     narrowed = [field for field, width in dense.widths.items() if pruned.widths.get(field, width) < width]
     for field in narrowed:
         which = f" ({field})" if len(dense.widths) > 1 else ""
@@ -179,6 +183,7 @@ def _size_rows(dense: Size, pruned: Size) -> list[tuple[str, str, str, str]]:
             for field, name in width_names(dense.widths).items()
         ),
         ("Experts", dense.experts, pruned.experts, number),
+        ("Key-value heads", *if_changed(dense.kv_groups, pruned.kv_groups), number),
         ("Key-value cache per token", dense.kv_bytes_per_token, pruned.kv_bytes_per_token, weight),
     ]
     return [
@@ -192,7 +197,10 @@ def _layer_columns(layers: tuple[LayerFigures, ...]) -> dict[str, bool]:
     """Which figures any layer has, so that the table shows no empty column."""
     return {
         name: any(getattr(layer, name) is not None for layer in layers)
-        for name in ("importance", "width", "experts_kept", "score_share", "error_cut", "error_refit", "held_out")
+        for name in (
+            *("importance", "width", "kv_groups_kept", "kv_groups_share", "experts_kept", "score_share"),
+            *("error_cut", "error_refit", "held_out"),
+        )
     }
 
 

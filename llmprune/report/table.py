@@ -15,6 +15,7 @@ from llmprune.report.wording import (
     count,
     describe_bar,
     fixed,
+    if_changed,
     number,
     percent,
     share,
@@ -81,6 +82,7 @@ def _size_rows(report: Report) -> list[Row]:
             for field, name in width_names(report.dense.widths).items()
         ),
         ("experts", report.dense.experts, report.pruned.experts, number),
+        ("key-value heads", *if_changed(report.dense.kv_groups, report.pruned.kv_groups), number),
         ("KV cache per token", report.dense.kv_bytes_per_token, report.pruned.kv_bytes_per_token, weight),
     ]
     return [

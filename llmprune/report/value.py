@@ -25,6 +25,7 @@ class Size(Figures):
     layers: int
     widths: dict[str, int]  # neurons of an MLP, by the config field that sets it; empty where none could be found
     experts: int | None  # in each mixture; None where there is none
+    kv_groups: int | None = None  # of attention heads, in each layer; None where the config counts none
     kv_bytes_per_token: int | None  # key-value cache of one token; None where it could not be found out
 
 
@@ -37,6 +38,8 @@ class LayerFigures(Figures):
     width: int | None  # MLP neurons before, of all MLPs and experts of the layer
     kept: int | None  # MLP neurons after; None for a removed layer
     experts_kept: tuple[int, ...] | None = None  # indices of the experts that stay, where some go
+    kv_groups_kept: tuple[int, ...] | None = None  # indices of the groups of heads that stay, where some go
+    kv_groups_share: float | None = None  # share of the layer's scores of heads that these hold
     score_share: float | None  # share of the layer's neuron scores that the kept neurons hold
     error_cut: float | None  # relative error of the hidden states after the layer, before its refit
     error_refit: float | None  # the same after its refit
@@ -60,6 +63,7 @@ class StabilityFigures(Figures):
     removed_layers: tuple[tuple[int, ...], tuple[int, ...]]
     layers: Overlap | None
     neurons: Overlap | None
+    heads: Overlap | None  # key-value groups of attention heads
     experts: Overlap | None
 
 

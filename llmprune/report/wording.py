@@ -60,6 +60,11 @@ def change(dense: float | None, pruned: float | None) -> str:
     return "0%" if text[1:] == "0.0%" else text
 
 
+def if_changed(dense: int | None, pruned: int | None) -> tuple[int | None, int | None]:
+    """Both figures where they differ; of what was left as it is, none."""
+    return (dense, pruned) if dense != pruned else (None, None)
+
+
 def duration(seconds: float) -> str:
     """``0.42 s``, ``12.3 s``, ``3 min 12 s``, ``2 h 5 min``."""
     if seconds < 59.95:
@@ -94,7 +99,12 @@ def plural(number_of: int, noun: str) -> str:
 
 def agreement(stability: StabilityFigures) -> list[str]:
     """What the calibration check found, a sentence for each kind of thing that goes."""
-    kinds = {"layers": stability.layers, "neurons": stability.neurons, "experts": stability.experts}
+    kinds = {
+        "layers": stability.layers,
+        "neurons": stability.neurons,
+        "attention heads": stability.heads,
+        "experts": stability.experts,
+    }
     return [
         f"of the {kind} that one half of the calibration removes, the other removes {percent(found.mean)}"
         + (f" (in the worst layer {percent(found.least)})" if found.least < found.mean else "")
