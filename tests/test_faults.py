@@ -51,8 +51,8 @@ def finished(room: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def no_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail where either pass over the layers starts."""
-    for name in ("score", "Pruning"):
-        monkeypatch.setattr(f"llmprune.pipeline.{name}", lambda *_, **__: pytest.fail("the expensive work began"))
+    for name in ("choosing.score", "pipeline.Pruning"):
+        monkeypatch.setattr(f"llmprune.{name}", lambda *_, **__: pytest.fail("the expensive work began"))
 
 
 @pytest.fixture
@@ -307,10 +307,10 @@ def test_evaluation_that_cannot_be(
 @pytest.mark.usefixtures("no_weights")
 def test_unknown_task(room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A task that lm-eval does not know is refused before anything is made, with the nearest name."""
-    from llmprune.evaluation import harness
+    from llmprune.evaluation import tasks
 
-    own = harness._manager(TASKS)  # lm-eval's full index takes 13 s
-    monkeypatch.setattr(harness, "_all_tasks", lambda folder: own)
+    own = tasks._manager(TASKS)  # lm-eval's full index takes 13 s
+    monkeypatch.setattr(tasks, "_all_tasks", lambda folder: own)
     asked = {"tasks": ["llmprune_agrement"], "include_path": str(TASKS)}
     assert_refused(run(room, tmp_path, evaluation=asked), 2, "evaluation.tasks", "'llmprune_agreement'?")
     assert not (tmp_path / "out").exists()

@@ -21,8 +21,8 @@ def print_bench(figures: BenchFigures, console: Console) -> None:
     console.print()
     console.print(
         Text(
-            f"Tokens per second; peak memory beyond the models' weights. {figures.device}, {figures.dtype}, "
-            f"{figures.cache} cache, {figures.new_tokens} new tokens; medians of "
+            "Tokens per second; peak memory beyond the models' weights. "
+            f"{figures.device}, {figures.dtype}, {figures.cache} cache, {figures.new_tokens} new tokens; medians of "
             f"{figures.repeats} runs of each model in turn, with quartiles in brackets where there are four or more, "
             "else least and most. DRAM energy is an estimate from the sizes: 640 pJ per 32-bit word (Horowitz, ISSCC "
             "2014), a batch of one.",
