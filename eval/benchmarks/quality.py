@@ -97,7 +97,6 @@ def measure(
         "arithmetic": "float32" if exact else "bf16 autocast",
         "perplexity": round(perplexity(model, windows_NL, exact), 3),
         "unseen": {name: round(perplexity(model, ids_NL, exact), 3) for name, ids_NL in texts.items()},
-        "seconds": {step["name"]: step["seconds"] for step in report["steps"]},
     }
 
 
