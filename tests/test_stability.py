@@ -89,3 +89,5 @@ def test_a_run_says_how_far_the_halves_agree(depth: dict[str, object], tmp_path:
     assert all(0 <= part.least <= part.mean <= 1 for part in (found.layers, found.experts) if part)
     assert len(agreement(found)) == 1 + ("remove" in depth)
     assert report.layers == plain.layers
+    pages = [(tmp_path / folder / "report.html").read_text() for folder in ("plain", "checked")]
+    assert ["of the experts that one half" in page for page in pages] == [False, True]

@@ -13,6 +13,7 @@ from llmprune.report.charts import Bar, bar_chart, error_chart, importance_chart
 from llmprune.report.interval_charts import Whisker, retention_chart
 from llmprune.report.value import LayerFigures, PerplexityFigures, Report, Size, SpeedFigures, Verdict
 from llmprune.report.wording import (
+    agreement,
     change,
     count,
     describe_bar,
@@ -52,6 +53,7 @@ def render_page(report: Report) -> str:
         errors=error_chart(report.layers),
         removed=ranges([layer.layer for layer in report.layers if layer.removed]),
         columns=_layer_columns(report.layers),
+        agreement=agreement(report.stability) if report.stability else [],
         perplexity=_perplexity_bars(report.perplexity) if report.perplexity else None,
         speed=_speed_bars(report.speed) if report.speed else None,
         retention=retention_chart(_whiskers(report)),
@@ -199,7 +201,7 @@ def _layer_columns(layers: tuple[LayerFigures, ...]) -> dict[str, bool]:
         name: any(getattr(layer, name) is not None for layer in layers)
         for name in (
             *("importance", "width", "kv_groups_kept", "kv_groups_share", "experts_kept", "score_share"),
-            *("error_cut", "error_refit", "held_out"),
+            *("error_cut", "error_refit", "held_out", "heads_held_out"),
         )
     }
 
