@@ -21,6 +21,9 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
+# Every process takes whole files, so that what a file's tests share is made once.
+PYTEST_ARGS ?= -n auto --dist loadfile
+
 pytest: $(READY)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
