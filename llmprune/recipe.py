@@ -73,8 +73,10 @@ class Width(Section):
 
     @model_validator(mode="after")
     def _targets(self) -> Self:
-        if self.heads is None or self.cuts_mlp:
+        if self.cuts_mlp:
             _exactly_one(self, ("mlp", "neurons"))
+        elif self.heads is None:
+            raise ValueError("needs at least one of mlp, neurons, heads; none given")
         return self
 
     @property

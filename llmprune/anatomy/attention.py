@@ -39,6 +39,7 @@ _GROUPS, _KEPT = 4, 2  # of the model that is proven: how many groups it has, an
 _MOST_QUERIES = 2  # query heads of a group there; with one alone, heads and groups could not be told apart
 _SMALL_HIDDEN = 64
 _TOKENS = 16
+_LARGE = 2**22  # entries of a table of embeddings that is not made: noise goes in instead of tokens
 
 
 def attention_units(field: Field, specimen: Specimen, heads: Heads, small: Sequence[dict[str, int]]) -> Units | str:
@@ -46,31 +47,29 @@ def attention_units(field: Field, specimen: Specimen, heads: Heads, small: Seque
 
     ``field``: what the number of groups sets. ``small``: fields that make the specimen quick to run.
     """
-    refusal = ""
-    for smaller in _smaller(specimen, small):
-        pair = _Pair.build(field, specimen, heads, smaller)
-        if isinstance(pair, str):
-            refusal = refusal or pair
-            continue
-        try:
-            proven = pair.prove_some()
-        except NOT_RUNNING as error:
-            why = f"{type(error).__name__}: {error}"
-            refusal = f"a small model with {_GROUPS} groups of heads, or with {_KEPT}, does not run ({why})"
-            continue
-        if isinstance(proven, str):
-            return proven
-        layout, refits = proven
-        units = _propose(specimen.layers, field, heads.queries, layout)
-        return tuple(unit and replace(unit, refit=refit) for unit, refit in zip(units, refits, strict=True))
+    text, refusal = text_config(specimen.model.config), ""
+    for hidden in ({text.attribute_map.get("hidden_size", "hidden_size"): _SMALL_HIDDEN}, {}):
+        built = False
+        for fields in small:
+            pair = _Pair.build(field, specimen, heads, fields | hidden)
+            if isinstance(pair, str):
+                refusal = refusal or pair
+                continue
+            built = True
+            try:
+                proven = pair.prove_some()
+            except NOT_RUNNING as error:
+                why = f"{type(error).__name__}: {error}"
+                refusal = f"a small model with {_GROUPS} groups of heads, or with {_KEPT}, does not run ({why})"
+                continue
+            if isinstance(proven, str):
+                return proven
+            layout, refits = proven
+            units = _propose(specimen.layers, field, heads.queries, layout)
+            return tuple(unit and replace(unit, refit=refit) for unit, refit in zip(units, refits, strict=True))
+        if built:
+            break  # where a smaller model was built and does not run, the larger one does not either
     return refusal
-
-
-def _smaller(specimen: Specimen, small: Sequence[dict[str, int]]) -> list[dict[str, int]]:
-    """Fields that make the specimen small enough to run, the quickest first."""
-    text = text_config(specimen.model.config)
-    hidden = {text.attribute_map.get("hidden_size", "hidden_size"): _SMALL_HIDDEN}
-    return [fields | others for others in (hidden, {}) for fields in small]
 
 
 def _propose(layers: Sequence[nn.Module] | nn.ModuleList, field: Field, queries: int, layout: Layout) -> Units:
@@ -113,6 +112,7 @@ class _Pair:
     narrow: PreTrainedModel
     field: Field  # what the number of groups sets in them
     queries: int
+    kinds: frozenset[int]  # the first layer of each kind
 
     @classmethod
     def build(cls, field: Field, specimen: Specimen, heads: Heads, smaller: dict[str, int]) -> _Pair | str:
@@ -125,8 +125,10 @@ class _Pair:
         found = compare(Specimen(wide, (), specimen.trust_remote_code), narrow, field.name, _KEPT, MOST_ROWS)
         if found is None or found.value != _GROUPS or _places(found) != _places(field):
             return f"{field.name} set other sizes in a smaller model"
-        materialise(wide.get_decoder(), without=[wide.get_input_embeddings()])
-        return cls(wide, narrow, found, queries)
+        decoder = wide.get_decoder()
+        tables = [module for module in decoder.modules() if isinstance(module, nn.Embedding)]
+        materialise(decoder, without=[table for table in tables if table.weight.numel() > _LARGE])
+        return cls(wide, narrow, found, queries, frozenset(specimen.stands_for))
 
     def prove_some(self) -> tuple[Layout, list[bool]] | str:
         """The layout that proves the groups, and for each layer what ``prove`` says; or why none does."""
@@ -156,6 +158,7 @@ class _Pair:
                 fewer[name] = select_neurons(before[name], cut, keep)
             if unit:  # of whose tensors the last is the output projection
                 masked[name] = mask_neurons(before[name], unit.tensors[-1], keep)
+            if unit and index in self.kinds:
                 wrong[index] = {name: select_neurons(before[name], unit.tensors[-1], others)}
         with ExitStack() as hooks:
             seen = [_Seen(layer, unit, hooks) if unit else None for layer, unit in zip(layers, units, strict=True)]
