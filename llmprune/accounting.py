@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmprune.model.processes import local_device, share_of
+from llmprune.progress import tell
 from llmprune.report.value import Step
 
 FORWARD = "plain forward pass"
@@ -25,6 +26,7 @@ _PROC = Path("/proc/self")
 @contextmanager
 def account(steps: list[Step], name: str, tokens: int | None = None) -> Iterator[None]:
     """Append a Step for what happens in this context. ``tokens``: how many went through the model."""
+    tell(name)
     _reset_peaks()
     read, start = _bytes_read(), time.perf_counter()
     yield

@@ -1,4 +1,4 @@
-"""One command, four verbs. Bodies import late: ``--help`` and a wrong recipe answer without torch."""
+"""One command, many verbs. Bodies import late: ``--help`` and a wrong recipe answer without torch."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from llmprune import __version__
 from llmprune.errors import GateNotMet, LLMPruneError, RecipeError
+from llmprune.service import verbs as service_verbs
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -166,6 +167,9 @@ def anatomy(
         typer.echo(json.dumps(found.to_dict(), indent=1))
     else:
         print_anatomy(model, config, found, _console())
+
+
+service_verbs.add_to(app)
 
 
 def _source(model: str) -> ModelSource:

@@ -1,0 +1,7 @@
+"""Pages."""
+
+from fastapi import FastAPI
+
+
+def install(app: FastAPI) -> None:
+    """None yet."""
