@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from llmprune.errors import OutputError, RecipeError
 from llmprune.service.database import Database
@@ -91,7 +93,8 @@ def serve(settings: Settings) -> None:
                 proxy_headers=False, limit_concurrency=500, timeout_graceful_shutdown=3,
             )  # fmt: skip
             print(f"llmprune serves http://{settings.host}:{settings.port}", file=sys.stderr, flush=True)
-            uvicorn.Server(config).run()
+            with _stopped_by_signals():
+                uvicorn.Server(config).run()
         finally:
             keeper.stop(settings.keep_jobs)
             app.state.service.planner.close()
@@ -106,22 +109,24 @@ def require_token(settings: Settings, tokens: Tokens) -> None:
         )
 
 
-class _only_one:  # noqa: N801  # reads as what it does
-    """A lock on the data folder: two services on one would both serve it."""
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """uvicorn ends on SIGTERM and Ctrl-C, then raises them again: that must not cut off the orderly end."""
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._lock: IO[str]
 
-    def __enter__(self) -> None:
-        self._lock = (self.folder / "serve.lock").open("a")
+@contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """A lock on the data folder: two services on one would both serve it. Raises OutputError."""
+    with (folder / "serve.lock").open("a") as lock:
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._lock.close()
-            raise OutputError(
-                f"another llmprune serve uses {self.folder}; stop it, or give another --data-dir"
-            ) from None
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.close()
+            raise OutputError(f"another llmprune serve uses {folder}; stop it, or give another --data-dir") from None
+        yield
