@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -57,41 +57,50 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def install(app: FastAPI) -> None:
     """Have the app answer its exceptions as problems."""
+    for kind, explain in _EXPLAINED.items():
+        app.add_exception_handler(kind, _handler(explain))
 
-    @app.exception_handler(RecipeError)
-    def _recipe(_: Request, error: RecipeError) -> Response:
-        return answer(422, "the recipe cannot be run here", error.problems)
 
-    @app.exception_handler(RequestValidationError)
-    def _request(_: Request, error: RequestValidationError) -> Response:
-        said = [f"{'.'.join(str(part) for part in one['loc'][1:])}: {one['msg']}" for one in error.errors()]
-        return answer(422, "the parameters are wrong", said)
+def respond(
+    request: Request, status: int, detail: str, problems: Sequence[str] = (), headers: Mapping[str, str] | None = None
+) -> Response:
+    """A page where a person asked for one, else a problem."""
+    if request.url.path.startswith("/v1") or "text/html" not in request.headers.get("accept", ""):
+        return answer(status, detail, problems, headers)
+    page: Response = request.app.state.error_page(request, status, _TITLES.get(status, "error"), detail, problems)
+    page.headers.update(headers or {})
+    return page
 
-    @app.exception_handler(HTTPException)
-    def _http(_: Request, error: HTTPException) -> Response:
-        return answer(error.status_code, str(error.detail), headers=error.headers)
 
-    @app.exception_handler(Conflict)
-    def _conflict(_: Request, error: Conflict) -> Response:
-        return answer(409, str(error))
+Explained = tuple[int, str, Sequence[str], Mapping[str, str]]
 
-    @app.exception_handler(QueueFull)
-    def _full(_: Request, error: QueueFull) -> Response:
-        return answer(429, str(error), headers={"Retry-After": "60"})
 
-    @app.exception_handler(PlannerBusy)
-    def _busy(_: Request, error: PlannerBusy) -> Response:
-        return answer(503, str(error), headers={"Retry-After": "60"})
+def _handler(explain: Callable[[Any], Explained]) -> Callable[[Request, Exception], Response]:
+    def handle(request: Request, error: Exception) -> Response:
+        return respond(request, *explain(error))
 
-    @app.exception_handler(LLMPruneError)
-    def _failed(_: Request, error: LLMPruneError) -> Response:
-        return answer(500, str(error))
+    return handle
 
-    @app.exception_handler(sqlite3.OperationalError)
-    def _disk(_: Request, error: sqlite3.OperationalError) -> Response:
-        full = "full" in str(error) or "I/O" in str(error)
-        return answer(507 if full else 503, f"the job table cannot be written: {error}", headers={"Retry-After": "10"})
 
-    @app.exception_handler(OSError)
-    def _system(_: Request, error: OSError) -> Response:
-        return answer(507, f"the disk cannot be used: {error.strerror or error}", headers={"Retry-After": "10"})
+def _parameters(error: RequestValidationError) -> Explained:
+    said = [f"{'.'.join(str(part) for part in one['loc'][1:])}: {one['msg']}" for one in error.errors()]
+    return 422, "the parameters are wrong", said, {}
+
+
+def _table(error: sqlite3.OperationalError) -> Explained:
+    full = "full" in str(error) or "I/O" in str(error)
+    return 507 if full else 503, f"the job table cannot be written: {error}", (), {"Retry-After": "10"}
+
+
+_EXPLAINED: dict[type[Exception], Callable[[Any], Explained]] = {
+    RecipeError: lambda error: (422, "the recipe cannot be run here", error.problems, {}),
+    RequestValidationError: _parameters,
+    HTTPException: lambda error: (error.status_code, str(error.detail), (), error.headers or {}),
+    Conflict: lambda error: (409, str(error), (), {}),
+    QueueFull: lambda error: (429, str(error), (), {"Retry-After": "60"}),
+    PlannerBusy: lambda error: (503, str(error), (), {"Retry-After": "60"}),
+    LLMPruneError: lambda error: (500, str(error), (), {}),
+    KeyError: lambda error: (404, f"there is no job {error}", (), {}),  # deleted between two looks
+    sqlite3.OperationalError: _table,
+    OSError: lambda error: (507, f"the disk cannot be used: {error.strerror or error}", (), {"Retry-After": "10"}),
+}
