@@ -32,6 +32,7 @@ BUILDERS = frozenset({
     "niftifolder", "pandas", "parquet", "pdb", "pdffolder", "spark", "sql", "text", "tsfile", "videofolder", "vortex",
     "webdataset", "xml",
 })  # fmt: skip
+_DEEPEST = 20  # mappings and lists inside each other; a recipe has at most 5
 _NAME = r"[A-Za-z0-9](?:[\w-]|\.(?!\.)){0,95}"
 _HUB_ID = re.compile(rf"{_NAME}(?:/{_NAME})?", re.ASCII)
 _REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9][\w./-]{0,120}", re.ASCII)
@@ -113,13 +114,18 @@ def is_free_text(annotation: Any) -> bool:
 
 
 def _refuse_aliases(text: str) -> None:
-    """A few hundred bytes of YAML aliases and merge keys can stand for gigabytes."""
+    """Refuse what costs much more than its size: a few hundred bytes of aliases and merge keys can stand for gigabytes,
+    and PyYAML's work grows with the square of the depth (100,000 brackets took it 16 minutes)."""
+    depth = 0
     try:
-        aliases = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader))
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise RecipeError("YAML aliases (*name) are not read over the network; write the values out", "recipe")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST:
+                raise RecipeError(f"brackets or mappings are nested more than {_DEEPEST} deep", "recipe")
     except (yaml.YAMLError, RecursionError, ValueError):
         return  # the recipe's own reader says what is wrong
-    if aliases:
-        raise RecipeError("YAML aliases (*name) are not read over the network; write the values out", "recipe")
 
 
 def _inside(value: str, root: Path) -> Path | None:
