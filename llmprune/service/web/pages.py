@@ -40,7 +40,7 @@ def jobs_page(
 ) -> Response:
     """All jobs, the newest first."""
     jobs, after = service.jobs.page((state,) if state else (), None, search, before, PAGE)
-    values = {
+    values: dict[str, Any] = {
         "jobs": jobs,
         "after": after,
         "state": state,
