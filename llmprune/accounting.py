@@ -7,31 +7,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from llmprune.model.memory import peak_resident, proc_field, reset_peak
 from llmprune.model.processes import local_device, share_of
 from llmprune.progress import tell
 from llmprune.report.value import Step
 
 FORWARD = "plain forward pass"
 
-_PROC = Path("/proc/self")
-
 
 @contextmanager
 def account(steps: list[Step], name: str, tokens: int | None = None) -> Iterator[None]:
     """Append a Step for what happens in this context. ``tokens``: how many went through the model."""
     tell(name)
-    _reset_peaks()
-    read, start = _bytes_read(), time.perf_counter()
+    reset_peak()
+    read, start = proc_field("io", "read_bytes:"), time.perf_counter()
     yield
     seconds = time.perf_counter() - start
-    after = _bytes_read()
+    after = proc_field("io", "read_bytes:")
     steps.append(
         Step(
             name=name,
@@ -39,7 +37,7 @@ def account(steps: list[Step], name: str, tokens: int | None = None) -> Iterator
             reused=False,
             tokens_per_second=round(tokens / seconds, 1) if tokens else None,
             bytes_read=after - read if read is not None and after is not None else None,
-            peak_resident=_peak_resident(),
+            peak_resident=peak_resident(),
             peak_device=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
         )
     )
@@ -61,27 +59,3 @@ def compare_with_forward(steps: Sequence[Step]) -> tuple[Step, ...]:
         else step
         for step in steps
     )
-
-
-def _reset_peaks() -> None:
-    with suppress(OSError):
-        (_PROC / "clear_refs").write_text("5")  # resets VmHWM, see proc(5)
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-
-
-def _peak_resident() -> int | None:
-    kilobytes = _field(_PROC / "status", "VmHWM:")
-    return kilobytes * 1024 if kilobytes is not None else None
-
-
-def _bytes_read() -> int | None:
-    return _field(_PROC / "io", "read_bytes:")
-
-
-def _field(path: Path, name: str) -> int | None:
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) for line in lines if line.startswith(name)), None)

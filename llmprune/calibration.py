@@ -3,9 +3,10 @@
 Shapes: N windows, L sequence length.
 
 Documents are shuffled with the seed, tokenised without special tokens, joined
-with the end-of-text token and cut into windows of L tokens; no window overlaps
-another. Where the shuffled documents give fewer windows than were asked for,
-that is an error and not a repetition.
+and cut into windows of L tokens; no window overlaps another. A window may so hold
+parts of several documents, which see each other: such windows are counted, and
+``documents: separate`` makes none. Where the shuffled documents give fewer windows
+than were asked for, that is an error and not a repetition.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -35,6 +36,7 @@ class TokenWindows(Section):
     dataset: str | None = Field(None, min_length=1, description=TextSource.model_fields["dataset"].description)
     config: str | None = Field(None, description=TextSource.model_fields["config"].description)
     split: str = Field("train", description=TextSource.model_fields["split"].description)
+    revision: str | None = Field(None, description=TextSource.model_fields["revision"].description)
     text_field: str | None = Field(None, description=TextSource.model_fields["text_field"].description)
     messages_field: str | None = Field(None, description=TextSource.model_fields["messages_field"].description)
     sources: tuple[TextSource, ...] | None = Field(
@@ -47,6 +49,11 @@ class TokenWindows(Section):
     )
     sequence_length: int | None = Field(
         None, ge=8, description="Tokens in a window L; default: 2048, or the tokens file's."
+    )
+    documents: Literal["end_of_text", "blank_line", "separate"] = Field(
+        "end_of_text",
+        description="What is between the documents of a window: the end-of-text token or a blank line; or separate: "
+        "a window holds one document, those that are shorter than a window are left out.",
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the document shuffle.")
     batch_size: int = Field(4, gt=0, description="Windows that go through a layer at a time.")
@@ -77,7 +84,7 @@ class TokenWindows(Section):
         if self.tokens is not None and self.key is None:
             raise ValueError("a tokens file needs key: the name of the tensor in it")
         if self.dataset is None:
-            single = ("config", "split", "text_field", "messages_field")
+            single = ("config", "split", "revision", "text_field", "messages_field")
             stray = [name for name in single if name in self.model_fields_set]
             if stray:
                 raise ValueError(f"{', '.join(stray)} belongs to dataset, not to {given[0]}")
@@ -91,7 +98,7 @@ class TokenWindows(Section):
             return self.sources
         if self.dataset is None:
             return ()
-        fields = ("dataset", "config", "split", "text_field", "messages_field")
+        fields = ("dataset", "config", "split", "revision", "text_field", "messages_field")
         return (TextSource(**{name: getattr(self, name) for name in fields}),)
 
 
@@ -116,14 +123,14 @@ class Calibration(TokenWindows):
 
 def load_windows(
     windows: TokenWindows, tokenizer: PreTrainedTokenizerBase | None, default_shape: tuple[int, int]
-) -> Tensor:
-    """Token windows int64 [N, L].
+) -> tuple[Tensor, int | None]:
+    """Token windows int64 [N, L], and how many hold parts of several documents; None of ready tokens.
 
     ``default_shape`` holds where the recipe says neither samples nor sequence_length.
     Raises CalibrationError where the text cannot be read or is too short.
     """
     if windows.tokens is not None:
-        return _ready_windows(windows)
+        return _ready_windows(windows), None
     import torch
 
     assert tokenizer is not None, "text needs a tokenizer"
@@ -131,10 +138,11 @@ def load_windows(
     length = windows.sequence_length or default_shape[1]
     sources = windows.text_sources()
     parts = [
-        _pack(source, tokenizer, count, length, windows.seed)
+        _pack(source, tokenizer, (count, length), windows)
         for source, count in zip(sources, _share(samples, sources), strict=True)
     ]
-    return torch.cat(parts)[_order(samples, windows.seed)]
+    windows_NL = torch.cat([part for part, _ in parts])[_order(samples, windows.seed)]
+    return windows_NL, sum(crossings for _, crossings in parts)
 
 
 def sources_of_windows(windows: TokenWindows, default_shape: tuple[int, int]) -> Tensor | None:
@@ -224,28 +232,51 @@ def _read_tensor(path: Path, key: str) -> Tensor:
     )
 
 
-def _pack(source: TextSource, tokenizer: PreTrainedTokenizerBase, samples: int, length: int, seed: int) -> Tensor:
+def _pack(
+    source: TextSource, tokenizer: PreTrainedTokenizerBase, shape: tuple[int, int], windows: TokenWindows
+) -> tuple[Tensor, int]:
+    """Windows of one source [samples, L], and how many of them hold parts of several documents."""
     import torch
 
-    needed, ids = samples * length, []
-    documents = 0
-    for text in read_documents(source, tokenizer, seed):
+    samples, length = shape
+    separate, between = windows.documents == "separate", _between(windows, tokenizer)
+    ids: list[int] = []
+    starts: list[int] = []  # of the documents that are used
+    read = 0
+    for text in read_documents(source, tokenizer, windows.seed):
         tokens = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        if not tokens:
-            continue
-        documents += 1
-        ids += tokens
-        if tokenizer.eos_token_id is not None:
-            ids.append(tokenizer.eos_token_id)
-        if len(ids) >= needed:
+        read += bool(tokens)
+        used = tokens[: len(tokens) // length * length] if separate else tokens
+        if used:
+            starts.append(len(ids))
+            ids += used + between
+        if len(ids) >= samples * length:
             break
+    _require_enough(source, read, len(ids), shape, separate)
+    crossed = {start // length for start in starts if start % length and start < samples * length}
+    return torch.tensor(ids[: samples * length], dtype=torch.int64).view(samples, length), len(crossed)
+
+
+def _between(windows: TokenWindows, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids that stand between two documents."""
+    if windows.documents == "separate":
+        return []
+    if windows.documents == "blank_line":
+        ids: list[int] = tokenizer("\n\n", add_special_tokens=False)["input_ids"]
+        return ids
+    return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+
+
+def _require_enough(source: TextSource, documents: int, tokens: int, shape: tuple[int, int], separate: bool) -> None:
+    samples, length = shape
     if not documents:
         raise CalibrationError(f"{source.dataset} ({source.split}) has no text at all; give one that has some")
-    if len(ids) < needed:
-        fit = len(ids) // length
+    if tokens < samples * length:
+        fit = tokens // length
         fewer = f"ask for at most {fit} samples, shorten" if fit else "shorten"
+        whole = " in windows of one document each" if separate else ""
+        join = ", join documents" if separate else ""
         raise CalibrationError(
-            f"{source.dataset} ({source.split}) has {len(ids):,} tokens in {documents:,} documents; "
-            f"{samples} samples of {length} need {needed:,}: {fewer} sequence_length, or add text"
+            f"{source.dataset} ({source.split}) has {tokens:,} tokens{whole} in {documents:,} documents; "
+            f"{samples} samples of {length} need {samples * length:,}: {fewer} sequence_length{join}, or add text"
         )
-    return torch.tensor(ids[:needed], dtype=torch.int64).view(samples, length)

@@ -15,12 +15,16 @@ from typer.core import TyperGroup
 
 from llmprune import __version__
 from llmprune.errors import GateNotMet, LLMPruneError, RecipeError
+from llmprune.remote import guard_logs, redact
 from llmprune.service import verbs as service_verbs
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from llmprune.hub.provenance import Record
     from llmprune.model.source import ModelSource
+    from llmprune.recipe import Recipe
+    from llmprune.report.value import Report
 
 
 class _Terminated(KeyboardInterrupt):
@@ -55,7 +59,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file.")]
+RecipePlace = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="YAML file; or hub://ORG/NAME@REVISION, a model that was pushed.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=C", help="Override a key of the recipe; may be repeated."),
@@ -75,11 +81,9 @@ def _root(
 
 
 @app.command()
-def plan(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False) -> None:
+def plan(recipe: RecipePlace, overrides: Overrides = None, as_json: Json = False) -> None:
     """Say what a recipe would do: sizes, memory, refusals. No weights are read."""
-    from llmprune.recipe import Recipe
-
-    parsed = Recipe.load(recipe, overrides or ())
+    parsed, _ = _recipe(recipe, overrides)
     from llmprune.plan import make_plan
     from llmprune.report.plan_table import print_plan
 
@@ -92,7 +96,7 @@ def plan(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False)
 
 @app.command()
 def run(
-    recipe: RecipePath,
+    recipe: RecipePlace,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Run folder; default: runs/NAME-OF-THE-RECIPE.")
     ] = None,
@@ -101,24 +105,72 @@ def run(
     measure_forward: Annotated[
         bool, typer.Option("--measure-forward", help="Also time a plain forward pass, to compare the passes with.")
     ] = False,
+    calibration_check: Annotated[
+        bool,
+        typer.Option("--calibration-check", help="Also choose by each half of the calibration, and compare."),
+    ] = False,
 ) -> None:
     """Prune a model as a recipe says. Run again on the same folder, it continues."""
-    from llmprune.recipe import Recipe
-
-    parsed = Recipe.load(recipe, overrides or ())
+    parsed, record = _recipe(recipe, overrides)
+    folder = output or Path("runs") / (Path(recipe).stem if record is None else recipe.split("@")[0].rsplit("/")[-1])
     from llmprune.model.processes import is_first, leave
     from llmprune.pipeline import run as run_recipe
     from llmprune.report.table import print_summary
 
     try:
-        report = run_recipe(parsed, output or Path("runs") / recipe.stem, fresh, measure_forward)
+        report = run_recipe(parsed, folder, fresh, measure_forward, calibration_check)
     except GateNotMet as missed:
-        if is_first():
+        if is_first() and missed.report is not None:
             print_summary(missed.report, _console())
         raise
     if is_first():
         print_summary(report, _console())
+        if record is not None:
+            _print_repeated(recipe, record, report, folder)
     leave()
+
+
+@app.command()
+def push(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    repo_id: Annotated[
+        str | None, typer.Option(help="Repository, such as org/name; default: that of the recipe's hub section.")
+    ] = None,
+    private: Annotated[
+        bool | None, typer.Option("--private/--public", help="Visibility of a new repository; default: private.")
+    ] = None,
+    branch: Annotated[str | None, typer.Option(help="Branch that gets the commit; default: main.")] = None,
+    create_pr: Annotated[
+        bool | None, typer.Option("--create-pr", help="Open a pull request instead of committing.")
+    ] = None,
+    when: Annotated[
+        str | None, typer.Option(help="always: also where the gate was not met, and the card says so.")
+    ] = None,
+    commit_message: Annotated[str | None, typer.Option(help="Message of the commit.")] = None,
+) -> None:
+    """Push the model of a finished run to the hub, with its card and provenance."""
+    settings = {"repo_id": repo_id, "private": private, "branch": branch, "create_pr": create_pr}
+    from llmprune.publishing import push_run
+
+    published = push_run(run, settings | {"when": when, "commit_message": commit_message})
+    typer.echo(f"pushed {published.files} files to {published.repo_id}\n{published.url}")
+
+
+@app.command()
+def inspect(
+    place: Annotated[str, typer.Argument(metavar="MODEL", help="ORG/NAME, ORG/NAME@REVISION, or a folder.")],
+    as_json: Json = False,
+) -> None:
+    """Print what a pushed model came from, and check its files against it."""
+    from llmprune.hub.provenance import differing_files, fetch_record, parse_place
+    from llmprune.hub.show import print_record
+
+    record, commit = fetch_record(place)
+    if as_json:
+        typer.echo(record.to_json(), nl=False)
+    else:
+        differing = differing_files(parse_place(place)[0], commit, record) if commit else None
+        print_record(place, commit, record, differing, _console())
 
 
 @app.command("eval")
@@ -130,7 +182,22 @@ def evaluate(
         Path | None, typer.Option(help="Folder of further task files. They may run code: trust them first.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Most samples a task.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder for evaluation.json.")] = None,
+    num_fewshot: Annotated[int | None, typer.Option(min=0, help="Examples before each question.")] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK=METRIC", help="What is compared, such as arc_easy=acc_norm; may be repeated."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Requests that go through the model together.")] = 8,
+    backend: Annotated[str | None, typer.Option(help="lm-eval backend, such as vllm, in its own process.")] = None,
+    backend_arg: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Argument of the backend; may be repeated.")
+    ] = None,
+    min_retention: Annotated[
+        float | None, typer.Option(help="Gate: exit with 3 unless the interval's lower end reaches it.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for evaluation.json, and for finished tasks to continue from.")
+    ] = None,
 ) -> None:
     """Evaluate a model with lm-eval, alone or against its base."""
     from llmprune.evaluation.section import Evaluation
@@ -139,12 +206,92 @@ def evaluate(
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names:
         raise RecipeError("--tasks names no task; give at least one, such as --tasks hellaswag")
-    include = str(include_path) if include_path else None
-    settings = validate_arguments(Evaluation, {"tasks": names, "include_path": include, "limit": limit})
+    if min_retention is not None and against is None:
+        raise RecipeError("--min-retention compares with a base; name it with --against")
+    if backend_arg and not backend:
+        raise RecipeError("--backend-arg belongs to a backend; name it with --backend")
+    wishes: dict[str, Any] = {
+        "tasks": names,
+        "include_path": str(include_path) if include_path else None,
+        "limit": limit,
+        "num_fewshot": num_fewshot,
+        "metrics": _assignments("--metric", metric),
+        "batch_size": batch_size,
+        "backend": {"name": backend, "args": _assignments("--backend-arg", backend_arg)} if backend else None,
+        "gate": {"min_retention": min_retention} if min_retention is not None else None,
+    }
+    settings = validate_arguments(Evaluation, wishes)
     judged, base = _source(model), None if against is None else _source(against)
     from llmprune.comparison import evaluate_models
+    from llmprune.model.processes import leave
 
     evaluate_models(judged, base, settings, output, _console())
+    leave()
+
+
+@app.command()
+def bench(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id or folder.")],
+    against: Annotated[str, typer.Option(help="Base model, timed in turn with it.")],
+    batch_sizes: Annotated[str, typer.Option(help="Prompts at once, separated by commas.")] = "1,8",
+    contexts: Annotated[str, typer.Option(help="Tokens of a prompt, separated by commas.")] = "64,512",
+    new_tokens: Annotated[int, typer.Option(min=2, help="Tokens generated after each prompt.")] = 32,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each model, after a warm-up.")] = 5,
+    dtype: Annotated[str, typer.Option(help="Arithmetic: auto, float32, bfloat16 or float16.")] = "auto",
+    static_cache: Annotated[
+        bool, typer.Option("--static-cache", help="Keys and values in place; on CUDA also compiled decoding.")
+    ] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File for the figures as JSON.")] = None,
+) -> None:
+    """Measure speed and memory of a model against its base, on this machine, in turn."""
+    batches, lengths = _counts("--batch-sizes", batch_sizes), _counts("--contexts", contexts)
+    sources = _source(model, dtype=dtype), _source(against, dtype=dtype)
+    from llmprune.bench import bench_models
+
+    bench_models(*sources, batches, lengths, new_tokens, repeats, static_cache, output, _console())
+
+
+@app.command()
+def report(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run, or its report.json.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where the page goes; default: report.html in the folder.")
+    ] = None,
+) -> None:
+    """Build a run's page again from its report.json, and print its table."""
+    from llmprune.files import write_text
+    from llmprune.report.page import render_page
+    from llmprune.report.runs import load_report
+    from llmprune.report.table import print_summary
+
+    found = load_report(run_folder)
+    page = output or (run_folder if run_folder.is_dir() else run_folder.parent) / "report.html"
+    write_text(page, render_page(found))
+    print_summary(found, _console())
+    typer.echo(f"written to {page}")
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of finished runs.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File for a page that plots size against retention.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Put several runs beside one another: size, retention, perplexity, speed."""
+    from llmprune.files import write_text
+    from llmprune.report.compare_page import figures_of, render_comparison
+    from llmprune.report.runs import load_runs, print_runs
+
+    found = load_runs(runs)
+    if as_json:
+        typer.echo(json.dumps(figures_of(found), indent=1))
+    else:
+        print_runs(found, _console())
+    if output is not None:
+        write_text(output, render_comparison(found))
+        typer.echo(f"written to {output}", err=as_json)
 
 
 @app.command()
@@ -161,22 +308,63 @@ def anatomy(
     from llmprune.model.loading import load_config
     from llmprune.report.anatomy_table import print_anatomy
 
-    config = load_config(source)
-    found = discover(config)
+    found = discover(load_config(source))
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=1))
     else:
-        print_anatomy(model, config, found, _console())
+        print_anatomy(model, found, _console())
 
 
 service_verbs.add_to(app)
 
 
-def _source(model: str) -> ModelSource:
+def _recipe(place: str, overrides: list[str] | None) -> tuple[Recipe, Record | None]:
+    """The recipe of a file, or of a model on the hub with the record that it is from."""
+    from llmprune.recipe import Recipe
+
+    if not place.startswith("hub://"):
+        return Recipe.load(place, overrides or ()), None
+    from llmprune.repeating import recorded_recipe
+
+    return recorded_recipe(place, overrides or ())
+
+
+def _print_repeated(place: str, record: Record, report: Report, folder: Path) -> None:
+    from llmprune.repeating import differences
+
+    found = differences(record, report, folder / "model")
+    if not found:
+        typer.echo(f"\nrepeated: the weights equal those of {place} to the bit")
+    for difference in found:
+        typer.echo(f"llmprune: not as recorded in {place}: {difference}", err=True)
+
+
+def _source(model: str, **more: str) -> ModelSource:
     from llmprune.model.source import ModelSource
     from llmprune.recipe import validate_arguments
 
-    return validate_arguments(ModelSource, {"id": model})
+    return validate_arguments(ModelSource, {"id": model, **more})
+
+
+def _assignments(option: str, texts: list[str] | None) -> dict[str, Any]:
+    """``NAME=VALUE`` texts as a mapping; numbers and truth values as YAML reads them."""
+    from llmprune.recipe import read_value
+
+    found = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise RecipeError(f"{option} {text!r}: the form is NAME=VALUE")
+        found[name.strip()] = read_value(value)
+    return found
+
+
+def _counts(option: str, text: str) -> list[int]:
+    """Whole numbers above 0, separated by commas."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise RecipeError(f"{option} {text!r}: give whole numbers above 0, separated by commas, such as 1,8")
+    return sorted({int(part) for part in parts})
 
 
 def _console() -> Console:
@@ -191,6 +379,7 @@ def _log_to_stderr(level: int) -> None:
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger("llmprune")
     logger.handlers = [handler]
+    guard_logs()
     logger.setLevel(level)
 
 
@@ -199,5 +388,5 @@ def main() -> None:
     try:
         app()
     except LLMPruneError as error:
-        typer.echo(f"llmprune: {error}", err=True)
+        typer.echo(f"llmprune: {redact(str(error))}", err=True)
         sys.exit(error.exit_code)

@@ -8,21 +8,34 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llmprune.errors import EvaluationError, OutputError, RecipeError
-from llmprune.evaluation.harness import TaskResults, check_tasks, fetch_tasks, run_tasks
-from llmprune.evaluation.retention import compare, mean_retention
+from llmprune.errors import EvaluationError, GateNotMet, OutputError, RecipeError
+from llmprune.evaluation.gate import judge
+from llmprune.evaluation.harness import Subject, ask, subject
+from llmprune.evaluation.retention import CONFIDENCE, compare
 from llmprune.evaluation.section import Evaluation
+from llmprune.evaluation.tasks import check_tasks, fetch_tasks
+from llmprune.evaluation.tokenizers import require_same_tokenizer
 from llmprune.files import write_text
-from llmprune.model.loading import load_config, load_model, load_tokenizer
+from llmprune.model.loading import load_model, load_tokenizer
+from llmprune.model.processes import is_first
 from llmprune.model.source import ModelSource
 from llmprune.progress import quiet_libraries
 from llmprune.report.compose import versions
-from llmprune.report.value import TaskFigures
+from llmprune.report.task_table import table_of_one, table_of_two
+from llmprune.report.wording import describe_verdict
+
+_OPTIONS = {
+    "evaluation.tasks": "--tasks",
+    "evaluation.include_path": "--include-path",
+    "evaluation.metrics": "--metric",
+    "evaluation.backend": "--backend",
+    "evaluation.gate": "--min-retention",
+    "evaluation.limit": "--limit",
+}
 
 
 def evaluate_models(
@@ -30,44 +43,62 @@ def evaluate_models(
 ) -> None:
     """Evaluate, print a table, and write ``evaluation.json`` where a folder is given.
 
-    What is wrong with the tasks, either model or the folder is raised before weights are read.
+    What is wrong with the tasks, either model or the folder is raised before weights are read. Finished tasks are
+    kept in that folder, and those of the base in the user's cache: an interrupted evaluation continues.
     """
     quiet_libraries()
     if output is not None and output.exists() and not output.is_dir():
         raise OutputError(f"the output {output} is a file; give a folder")
     with _as_options():
         check_tasks(settings)
-    sources = [source for source in (model, against) if source is not None]
-    for source in sources:
-        load_config(source)
-        load_tokenizer(source)
+    judged = _subject(model, output)
+    base = _subject(against) if against is not None else None
+    if against is not None and base is not None:
+        require_same_tokenizer(against.id, base.tokenizer, model.id, judged.tokenizer)
     if output is not None:
         _make_folder(output)
     with _as_options():
         fetch_tasks(settings)
-    results, *others = [run_tasks(load_model(source), load_tokenizer(source), settings) for source in sources]
+        results = ask(judged, "pruned", settings)
     found: dict[str, Any] = {
         "model": model.id,
         "settings": settings.model_dump(mode="json"),
         "versions": versions(),
         "results": results.model_dump(mode="json"),
     }
-    if against is None:
-        console.print(_table_of_one(results))
+    gate = None
+    if against is None or base is None:
+        table = table_of_one(results)
     else:
-        (base,) = others
-        figures = compare(base, results)
-        retention = mean_retention(figures)
-        console.print(_table_of_two(figures, retention))
+        whole = ask(base, "dense", settings)
+        figures = compare(whole, results, settings.gate.confidence if settings.gate else CONFIDENCE)
+        gate = judge(settings.gate, figures)
+        table = table_of_two(figures.tasks, figures.groups, figures.mean)
         found |= {
             "against": against.id,
-            "against_results": base.model_dump(mode="json"),
-            "tasks": [task.model_dump(mode="json") for task in figures],
-            "mean_retention": retention,
+            "against_results": whole.model_dump(mode="json"),
+            "tasks": [task.model_dump(mode="json") for task in figures.tasks],
+            "groups": [group.model_dump(mode="json") for group in figures.groups],
+            "retention": figures.mean.model_dump(mode="json") if figures.mean else None,
+            "gate": gate.model_dump(mode="json") if gate else None,
         }
+    if is_first():
+        _show(table, found, output, console)
+    if gate and not gate.passed:
+        raise GateNotMet(_in_options(describe_verdict(gate)))
+
+
+def _show(table: Table, found: dict[str, Any], output: Path | None, console: Console) -> None:
+    console.print(table)
     if output is not None:
         write_text(output / "evaluation.json", json.dumps(found, indent=1) + "\n")
         console.print(Text(f"written to {output / 'evaluation.json'}"), soft_wrap=True)
+
+
+def _subject(source: ModelSource, output: Path | None = None) -> Subject:
+    """A model by its name; its weights are read when the first task needs them."""
+    tokenizer = load_tokenizer(source)
+    return subject(source, tokenizer, lambda: load_model(source), output / "tasks" if output else None)
 
 
 @contextmanager
@@ -76,8 +107,13 @@ def _as_options() -> Iterator[None]:
     try:
         yield
     except (RecipeError, EvaluationError) as error:
-        said = str(error).replace("evaluation.tasks", "--tasks").replace("evaluation.include_path", "--include-path")
-        raise type(error)(said) from error
+        raise type(error)(_in_options(str(error))) from error
+
+
+def _in_options(said: str) -> str:
+    for key, option in _OPTIONS.items():
+        said = said.replace(key, option)
+    return said
 
 
 def _make_folder(output: Path) -> None:
@@ -85,29 +121,3 @@ def _make_folder(output: Path) -> None:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"the output folder {output} cannot be made: {error}; choose another --output") from error
-
-
-def _table_of_one(results: TaskResults) -> Table:
-    table = _table("task", "metric", "value", "samples")
-    for task in results.tasks:
-        table.add_row(task.task, task.metric, f"{task.value:.4f}", str(len(task.samples)))
-    return table
-
-
-def _table_of_two(figures: tuple[TaskFigures, ...], retention: float | None) -> Table:
-    table = _table("task", "metric", "base", "model", "retention", "samples", "lost", "gained")
-    for task in figures:
-        kept = "–" if task.retention is None else f"{task.retention:.2%}"
-        flips = ["–" if flip is None else str(flip) for flip in (task.lost, task.gained)]
-        values = [f"{task.dense:.4f}", f"{task.pruned:.4f}", kept, str(task.samples)]
-        table.add_row(task.task, task.metric, *values, *flips)
-    if retention is not None:
-        table.add_row("mean", "", "", "", f"{retention:.2%}", "", "", "", style="bold")
-    return table
-
-
-def _table(*heads: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for number, head in enumerate(heads):
-        table.add_column(head, justify="left" if number < 2 else "right", overflow="fold")
-    return table

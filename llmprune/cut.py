@@ -1,10 +1,10 @@
-"""The decision as a value: which layers, neurons and experts stay.
+"""The decision as a value: which layers, neurons, attention heads and experts stay.
 
 Pure functions choose it from scores and targets. It is saved as readable JSON,
 with the long lists of indices in safetensors beside it; edited by hand
 and run again, it is replayed.
 
-Shapes: N layers, F neurons of a unit, E experts, K neurons kept.
+Shapes: N layers, F neurons of a unit, G key-value groups of heads, E experts, K neurons or groups kept.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ from torch import Tensor
 from llmprune.errors import RecipeError
 from llmprune.files import write_beside, write_text
 
+_KINDS = ("neurons", "experts", "heads")
+
 
 @dataclass(frozen=True)
 class Cut:
     """``layers``: indices kept, ascending. ``widths``: neurons kept, by config field, of what is narrowed.
 
-    By ``unit_key``: ``neurons``, indices kept, int64 [K], for each expert its own [E, K];
-    ``experts``, indices kept, int64 [num_experts].
+    ``kv_groups``: key-value groups of attention heads kept in each layer, None where all are. By ``unit_key``:
+    ``neurons``, indices kept, int64 [K], for each expert its own [E, K]; ``experts``, indices kept, int64
+    [num_experts]; ``heads``, indices of the groups kept, int64 [kv_groups].
     """
 
     num_layers: int
@@ -36,6 +39,8 @@ class Cut:
     neurons: dict[str, Tensor] = field(default_factory=dict)
     num_experts: int | None = None
     experts: dict[str, Tensor] = field(default_factory=dict)
+    kv_groups: int | None = None
+    heads: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         indices = all(type(index) is int for index in self.layers)
@@ -52,12 +57,19 @@ class Cut:
             raise RecipeError(
                 f"cut.json is for {self.num_layers} layers and the model has {chosen.num_layers}; delete it"
             )
-        if (self.widths, self.num_experts) != (chosen.widths, chosen.num_experts) or _shapes(self) != _shapes(chosen):
-            raise RecipeError(
-                f"cut.json says widths {self.widths} and num_experts {self.num_experts}, and the recipe keeps "
-                f"{chosen.widths} and {chosen.num_experts}: which neurons and experts stay is not edited there; "
-                "change width and experts in the recipe"
+        if self._sizes != chosen._sizes or _shapes(self) != _shapes(chosen):
+            said, wanted = (
+                f"widths {cut.widths}, num_experts {cut.num_experts} and kv_groups {cut.kv_groups}"
+                for cut in (self, chosen)
             )
+            raise RecipeError(
+                f"cut.json says {said}, and the recipe keeps {wanted}: which neurons, experts and heads stay is not "
+                "edited there; change width and experts in the recipe"
+            )
+
+    @property
+    def _sizes(self) -> tuple[dict[str, int], int | None, int | None]:
+        return self.widths, self.num_experts, self.kv_groups
 
     @property
     def removed(self) -> tuple[int, ...]:
@@ -67,19 +79,19 @@ class Cut:
     @property
     def is_empty(self) -> bool:
         """Whether nothing is cut at all."""
-        return not self.removed and not self.neurons and not self.experts
+        return not (self.removed or self.neurons or self.experts or self.heads)
 
     def save(self, path: Path) -> None:
-        """Write ``cut.json`` and, where neurons or experts are cut, ``cut.safetensors`` beside it."""
+        """Write ``cut.json`` and, where more than layers is cut, ``cut.safetensors`` beside it."""
         listed = path.with_suffix(".safetensors")
-        indices = {f"neurons.{key}": keep for key, keep in self.neurons.items()}
-        indices |= {f"experts.{key}": keep for key, keep in self.experts.items()}
+        indices = {f"{kind}.{key}": keep for kind in _KINDS for key, keep in getattr(self, kind).items()}
         text = {
             "num_layers": self.num_layers,
             "keep_layers": list(self.layers),
             "remove_layers": list(self.removed),
             "widths": self.widths,
             "num_experts": self.num_experts,
+            "kv_groups": self.kv_groups,
             "indices": listed.name if indices else None,
         }
         if indices:
@@ -92,12 +104,20 @@ class Cut:
         try:
             text = json.loads(path.read_text(encoding="utf-8"))
             indices = load_file(path.with_name(text["indices"])) if text["indices"] else {}
-            kinds = [
-                {name.removeprefix(kind): keep for name, keep in indices.items() if name.startswith(kind)}
-                for kind in ("neurons.", "experts.")
-            ]
-            layers = tuple(text["keep_layers"])
-            return cls(int(text["num_layers"]), layers, dict(text["widths"]), kinds[0], text["num_experts"], kinds[1])
+            kinds: dict[str, dict[str, Tensor]] = {kind: {} for kind in _KINDS}
+            for name, keep in indices.items():
+                kind, _, key = name.partition(".")
+                kinds[kind][key] = keep
+            return cls(
+                int(text["num_layers"]),
+                tuple(text["keep_layers"]),
+                dict(text["widths"]),
+                kinds["neurons"],
+                text["num_experts"],
+                kinds["experts"],
+                text["kv_groups"],
+                kinds["heads"],
+            )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RecipeError(
                 f"{path} is no cut that can be read ({type(error).__name__}: {error}); delete it to choose anew"
@@ -105,7 +125,7 @@ class Cut:
 
 
 def _shapes(cut: Cut) -> dict[str, tuple[int, ...]]:
-    return {key: tuple(keep.shape) for kept in (cut.neurons, cut.experts) for key, keep in kept.items()}
+    return {f"{kind}.{key}": tuple(keep.shape) for kind in _KINDS for key, keep in getattr(cut, kind).items()}
 
 
 def choose_layers(scores_N: Tensor, keep: int, one_of: Sequence[int] = ()) -> tuple[int, ...]:
@@ -121,7 +141,7 @@ def choose_layers(scores_N: Tensor, keep: int, one_of: Sequence[int] = ()) -> tu
 
 
 def choose_highest(scores: Tensor, keep: int) -> Tensor:
-    """Indices of the ``keep`` highest scores along the last dimension, ascending: of neurons [F] or [E, F], experts."""
+    """Indices of the ``keep`` highest scores along the last dimension, ascending: [F], [E, F] of neurons, [E], [G]."""
     return scores.topk(keep).indices.sort().values.cpu()
 
 
@@ -140,7 +160,7 @@ def width_step(width: int) -> int:
 
 
 def kept_share(scores: Tensor, keep: Tensor) -> float:
-    """Share of the score mass that the kept neurons hold: [F] and [K], or [E, F] and [E, K]."""
+    """Share of the score mass that the kept neurons or groups hold: [F] and [K], or [E, F] and [E, K]."""
     total = scores.double().sum()
     return float(scores.double().gather(-1, keep).sum() / total) if total > 0 else 1.0
 

@@ -9,8 +9,9 @@
     ├── CheckpointError      exit 1   files of a model are missing or damaged
     ├── NumericalError       exit 1   NaN or infinity where numbers should be
     ├── VerificationError    exit 1   the saved model is not what was computed
+    ├── HubError             exit 1   the hub refused, or cannot be reached
     ├── EvaluationError      exit 1   a task could not be evaluated
-    └── GateNotMet           exit 3   the pruned model lost more than the gate allows
+    └── GateNotMet           exit 3   the pruned model lost more than the gate allows, or nobody can tell
 
 Each message says what is wrong, where, the limit, and what to do about it.
 What cannot happen is an ``assert``, not one of these.
@@ -86,12 +87,16 @@ class EvaluationError(LLMPruneError):
     """An evaluation task is unknown, cannot be reached, or failed."""
 
 
+class HubError(LLMPruneError):
+    """The result could not be pushed to the hub, or something could not be read from it."""
+
+
 class GateNotMet(LLMPruneError):
-    """The pruned model retains less than the recipe's gate demands; ``report`` has the figures."""
+    """The pruned model does not surely retain what the gate demands; a run's ``report`` has the figures."""
 
     exit_code = 3
 
-    def __init__(self, message: str, report: Report) -> None:
+    def __init__(self, message: str, report: Report | None = None) -> None:
         self.report = report
         super().__init__(message)
 

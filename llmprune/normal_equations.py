@@ -36,12 +36,12 @@ import torch
 from torch import Tensor
 
 from llmprune.errors import NumericalError
+from llmprune.gram import add_gram, mirror
 
 _RIDGES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # tried from strong to weak, until one is worse
 _WORTH = 1e-3  # least relative change of the held-out squared error; less may be chance
 _UNTRIED = 1.0  # what most projections of the models that we tried end with
 _SKETCHED = 64
-_BLOCKS = 4  # of columns: XᵀX is symmetric, and 10 of its 16 blocks are computed
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,7 @@ class NormalEquations:
         if not self._folds:
             self._start(input_TF, inherited_TD)
         into = self._folds[fold % self.folds]
-        width = input_TF.shape[1]
-        step = -(-width // _BLOCKS)
-        for start in range(0, width, step):
-            rows = slice(start, start + step)
-            into.gram_FF[rows, start:].addmm_(input_TF[:, rows].T, input_TF[:, start:])
+        add_gram(into.gram_FF, input_TF)
         self._inherited_FD.addmm_(input_TF.T, inherited_TD)
         wanted_TS = inherited_TS = inherited_TD @ self._sketch_DS
         into.inherited_FS.addmm_(input_TF.T, inherited_TS)
@@ -121,7 +117,7 @@ class NormalEquations:
         if len(self._folds) < 2 or any(not float(fold.energy) for fold in self._folds):
             return Repair(None, _UNTRIED, 1.0, None)  # a single window: nothing can be held out
         for fold in self._folds:
-            _mirror(fold.gram_FF)
+            mirror(fold.gram_FF)
         best, least = Repair(None, None, 0.0, 0.0), -_WORTH
         for ridge in _RIDGES:
             share, change = self._held_out(ridge)
@@ -173,17 +169,6 @@ class _Fold(NamedTuple):
 def _sum(parts: list[Tensor]) -> Tensor:
     """The sum of equal-shaped tensors."""
     return torch.stack(parts).sum(0)
-
-
-def _mirror(gram_FF: Tensor) -> None:
-    """Copy the upper triangle into the lower one, in place."""
-    width = gram_FF.shape[0]
-    step = -(-width // _BLOCKS)
-    for start in range(0, width, step):
-        block = slice(start, start + step)
-        gram_FF[start + step :, block] = gram_FF[block, start + step :].T
-        square = gram_FF[block, block]
-        square.copy_(square.triu() + square.triu(1).T)
 
 
 def _ridge(gram_FF: Tensor, moment_FD: Tensor, ridge: float) -> Tensor:

@@ -10,12 +10,17 @@ from pathlib import Path
 
 from llmprune.accounting import FORWARD, account, compare_with_forward, plain_forward
 from llmprune.calibration import fingerprint_tokens
+from llmprune.choosing import check_calibration, find_cut, find_scores
 from llmprune.cut import Cut
 from llmprune.errors import GateNotMet
-from llmprune.evaluation.harness import check_tasks, fetch_tasks
+from llmprune.evaluation.gate import judge
+from llmprune.evaluation.harness import subject
 from llmprune.evaluation.measure import Measured, measure
-from llmprune.evaluation.retention import judge, mean_retention
-from llmprune.files import publish, require_space, write_beside
+from llmprune.evaluation.retention import CONFIDENCE, compare
+from llmprune.evaluation.tasks import check_tasks, fetch_tasks
+from llmprune.files import publish, require_space
+from llmprune.hub.gate import refusal
+from llmprune.hub.preflight import look
 from llmprune.model.loading import dense_decoder, load_model, tensors_of
 from llmprune.model.processes import count, from_first, is_first, launched, local_device
 from llmprune.model.saving import CheckpointWriter
@@ -24,16 +29,17 @@ from llmprune.model.verify import Probe, Verified, verify
 from llmprune.plan import Plan, measure_size, plan_with_anatomy
 from llmprune.progress import quiet_libraries
 from llmprune.prune import Pruning
-from llmprune.recipe import Recipe
+from llmprune.publishing import publish_once
+from llmprune.recipe import Recipe, refuse_tokens
+from llmprune.remote import guard_logs, resolve
 from llmprune.report.compose import layer_figures, now, provenance, unrouted
 from llmprune.report.page import render_page
-from llmprune.report.value import Report, Size, VerificationFigures
-from llmprune.run_folder import TRAIL, RunFolder, file_fingerprint, fingerprint
+from llmprune.report.value import Report, Size, StabilityFigures, VerificationFigures
+from llmprune.report.wording import describe_verdict
+from llmprune.run_folder import TASKS, TRAIL, RunFolder, file_fingerprint, fingerprint
 from llmprune.scores import Scores
-from llmprune.scoring import score
 from llmprune.snapshots import LayerRecord, Snapshots
 from llmprune.surgery import cut_decoder
-from llmprune.targets import choose_cut
 from llmprune.workbench import Workbench
 
 logger = logging.getLogger(__name__)
@@ -63,17 +69,26 @@ class Pruned:
 
 
 def run(
-    recipe: Recipe, output: str | Path = "runs/llmprune", fresh: bool = False, measure_forward: bool = False
+    recipe: Recipe,
+    output: str | Path = "runs/llmprune",
+    fresh: bool = False,
+    measure_forward: bool = False,
+    calibration_check: bool = False,
 ) -> Report:
     """Prune as the recipe says, into the folder ``output``; what is done there already is not done again.
 
     Under torchrun every process calls it and gets the report. ``measure_forward`` also times a plain forward
-    pass over the calibration tokens, to compare with. Raises LLMPruneError in its kinds; GateNotMet only after
-    the report is written.
+    pass over the calibration tokens, to compare with; ``calibration_check`` also chooses by each half of them, and
+    says how far the choices agree. Raises LLMPruneError in its kinds; GateNotMet only after the report is written.
     """
     quiet_libraries()
+    guard_logs()
+    resolve.cache_clear()
+    refuse_tokens(recipe.text, recipe.overrides, "recipe")
     plan, anatomy = plan_with_anatomy(recipe)
     if is_first():
+        if recipe.hub:
+            look(recipe.hub)
         check_tasks(recipe.evaluation)
         fetch_tasks(recipe.evaluation)
         require_space(Path(output), 2 * plan.disk + 2 * plan.memory.streams)
@@ -82,20 +97,20 @@ def run(
         logger.log(level, "walking in %d process%s on %s", count(), "" if count() == 1 else "es", local_device())
     folder = RunFolder.open(Path(output), fresh, recipe.model.id)
     try:
-        report = _run(recipe, plan, Workbench(recipe, anatomy), folder, measure_forward)
+        report = _run(recipe, plan, Workbench(recipe, anatomy), folder, measure_forward, calibration_check)
     finally:
         folder.close()
     if report.gate and not report.gate.passed:
-        raise GateNotMet(
-            f"the gate asks for a mean retention of {report.gate.min_retention:.4g} and the pruned model has "
-            f"{report.gate.retention:.4g}; "
-            f"see {folder.path / 'report.html'}, and prune less or calibrate with more text",
-            report,
+        unsent = (
+            "" if recipe.hub is None or recipe.hub.when == "always" else f"nothing was pushed to {recipe.hub.repo_id}; "
         )
+        raise GateNotMet(f"{describe_verdict(report.gate)}; {unsent}see {folder.path / 'report.html'}", report)
     return report
 
 
-def _run(recipe: Recipe, plan: Plan, bench: Workbench, folder: RunFolder, measure_forward: bool) -> Report:
+def _run(
+    recipe: Recipe, plan: Plan, bench: Workbench, folder: RunFolder, measure_forward: bool, calibration_check: bool
+) -> Report:
     folder.start()
     folder.write("recipe.yaml", recipe.text)
     folder.write("plan.json", plan.model_dump_json(indent=1) + "\n")
@@ -105,64 +120,27 @@ def _run(recipe: Recipe, plan: Plan, bench: Workbench, folder: RunFolder, measur
         plain_forward(bench.model, bench.windows[: count()], 1)  # the first run brings weights from disk
         with account(folder.steps, FORWARD, bench.windows.numel()):
             plain_forward(bench.model, bench.windows, recipe.calibration.batch_size)
-    scores = _score(recipe, bench, folder)
+    scores = find_scores(recipe, plan, bench, folder)
     if scores is not None:
         warnings += unrouted(scores)
-    cut = _choose(recipe, plan, bench, folder, scores, warnings)
+    cut = find_cut(recipe, plan, bench, folder, scores, warnings)
+    stability = check_calibration(recipe, plan, bench, folder) if calibration_check else None
     pruned = _prune(recipe, bench, folder, cut)
     measured = _measure(recipe, bench, folder, cut)
-    report = from_first(_report(recipe, plan, bench, folder, scores, cut, pruned, measured, warnings))
+    report = from_first(_report(recipe, plan, bench, folder, scores, cut, stability, pruned, measured, warnings))
     folder.write("report.json", report.model_dump_json(indent=1) + "\n")
     folder.write("report.html", render_page(report))
+    return _push(recipe, folder, report)
+
+
+def _push(recipe: Recipe, folder: RunFolder, report: Report) -> Report:
+    """To the hub, where the recipe says so and the gate does not forbid it; the report then names the place."""
+    if recipe.hub is None or (recipe.hub.when != "always" and refusal(report)):
+        return report
+    published = publish_once(folder, recipe, recipe.hub, report)
+    report = report.model_copy(update={"files": report.files | {"hub": published.url}})
+    folder.write("report.json", report.model_dump_json(indent=1) + "\n")
     return report
-
-
-def _score(recipe: Recipe, bench: Workbench, folder: RunFolder) -> Scores | None:
-    """Pass 1, unless the recipe names the layers and leaves the widths."""
-    depth = recipe.depth.criterion if recipe.depth and recipe.depth.layers is None else None
-    width = recipe.width.criterion if recipe.width else None
-    experts = recipe.experts.criterion if recipe.experts else None
-    if depth is None and width is None and experts is None:
-        return None
-
-    def make(path: Path) -> Scores:
-        decoder, windows_NL, batch_size = bench.dense, bench.windows, recipe.calibration.batch_size
-        with account(folder.steps, "pass 1", windows_NL.numel()):
-            store = bench.store(folder.path)
-            made = score(decoder, bench.anatomy, windows_NL, batch_size, depth, width, experts, store)
-        if is_first():
-            write_beside(path, made.save)
-        return made
-
-    origin = fingerprint(bench.identity, bench.windows_fingerprint, depth, width, experts)
-    return folder.produce("scores", origin, "scores.safetensors", Scores.load, make, together=True)
-
-
-def _choose(
-    recipe: Recipe,
-    plan: Plan,
-    bench: Workbench,
-    folder: RunFolder,
-    scores: Scores | None,
-    warnings: list[str],
-) -> Cut:
-    wanted = (plan.removed_layers, plan.keep_layers, plan.keep_widths, plan.keep_experts)
-    chosen = choose_cut(bench.anatomy, scores, *wanted)
-
-    def make(path: Path) -> Cut:
-        chosen.save(path)
-        return chosen
-
-    origin = fingerprint(
-        file_fingerprint(folder.path / "scores.safetensors"), chosen.widths, chosen.num_experts, chosen.layers
-    )
-    cut = folder.produce("cut", origin, "cut.json", Cut.load, make)
-    cut.require_like(chosen)
-    if cut.layers != chosen.layers:
-        warnings.append(
-            f"cut.json was edited: it removes layers {list(cut.removed)}, the scores chose {list(chosen.removed)}"
-        )
-    return cut
 
 
 def _prune(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: Cut) -> Pruned:
@@ -190,8 +168,10 @@ def _prune(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: Cut) -> Pru
 
 def _write_checkpoint(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: Cut, snapshots: Snapshots) -> Pruned:
     pruned = cut_decoder(bench.dense, bench.model, bench.anatomy, cut)
-    dense = bench.anatomy.experts.count if bench.anatomy.experts else None
-    size = measure_size(pruned.skeleton, bench.anatomy.widths | cut.widths, cut.num_experts or dense)
+    anatomy = bench.anatomy
+    experts = cut.num_experts or (anatomy.experts.count if anatomy.experts else None)
+    kv_groups = cut.kv_groups or (anatomy.heads.count if anatomy.heads else None)
+    size = measure_size(pruned.skeleton, anatomy.widths | cut.widths, experts, kv_groups)
     writer = CheckpointWriter(snapshots.folder, pruned.skeleton, pruned.layers_path)
     pruning = Pruning(bench.dense, pruned, bench.anatomy, cut, recipe.refit, writer.write_layer)
     with account(folder.steps, "pass 2", bench.windows.numel()):
@@ -219,17 +199,20 @@ def _measure(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: Cut) -> M
     def make(path: Path) -> Measured:
         source = ModelSource(
             id=str(model_folder.absolute()),
+            dtype=recipe.model.dtype,
             device_map=recipe.model.device_map,
             max_memory=recipe.model.max_memory,
             trust_remote_code=recipe.model.trust_remote_code,
         )
         pruned = load_model(source)
+        dense_subject = subject(recipe.model, bench.tokenizer, lambda: bench.model)
+        pruned_subject = subject(source, bench.tokenizer, lambda: pruned, folder.path / TASKS)
         cut_only = None
         if recipe.refit and not cut.is_empty and recipe.evaluation.perplexity:
             cut_only = cut_decoder(bench.dense, bench.model, bench.anatomy, cut)
         decoders = (bench.dense, cut_only, dense_decoder(pruned))
         with account(folder.steps, "evaluation"):
-            measured = measure(recipe.evaluation, bench.model, pruned, decoders, bench.tokenizer, bench.held_out)
+            measured = measure(recipe.evaluation, dense_subject, pruned_subject, decoders, bench.held_out)
         folder.write(path.name, measured.model_dump_json(indent=1) + "\n")
         return measured
 
@@ -238,14 +221,14 @@ def _measure(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: Cut) -> M
 
     asked = recipe.evaluation.model_copy(update={"gate": None})
     if not (asked.perplexity or asked.tasks or asked.speed):
-        return Measured(perplexity=None, tasks=(), speed=None)
+        return Measured()
     origin = fingerprint(
         bench.identity,
         file_fingerprint(folder.path / "pruning.json"),
         asked.model_dump_json(),
         fingerprint_tokens(bench.held_out) if bench.held_out is not None else None,
     )
-    return folder.produce("evaluation", origin, "evaluation.json", load, make)
+    return folder.produce("evaluation", origin, "evaluation.json", load, make, together=True)
 
 
 def _report(
@@ -255,13 +238,15 @@ def _report(
     folder: RunFolder,
     scores: Scores | None,
     cut: Cut,
+    stability: StabilityFigures | None,
     pruned: Pruned,
     measured: Measured,
     warnings: list[str],
 ) -> Report:
     records = {record.layer: record for record in pruned.records}
-    retention = mean_retention(measured.tasks)
-    calibration = (bench.windows_fingerprint, bench.windows.numel())
+    gate = recipe.evaluation.gate
+    comparison = compare(measured.dense_tasks, measured.pruned_tasks, gate.confidence if gate else CONFIDENCE)
+    calibration = (bench.windows_fingerprint, bench.windows.numel(), bench.crossings)
     return Report(
         created=now(),
         recipe=recipe.model_dump(mode="json"),
@@ -272,6 +257,7 @@ def _report(
             recipe.model.revision if bench.commit else None,
             bench.commit,
             calibration,
+            bench.dataset_commits,
             recipe.calibration.seed,
             recipe.model.trust_remote_code,
             bench.device,
@@ -279,11 +265,16 @@ def _report(
         dense=plan.dense,
         pruned=pruned.size,
         layers=layer_figures(bench.anatomy, scores, cut, records),
+        stability=stability,
         perplexity=measured.perplexity,
-        tasks=measured.tasks,
-        mean_retention=retention,
+        divergence=measured.divergence,
+        tasks=comparison.tasks,
+        groups=comparison.groups,
+        mean_retention=comparison.mean.retention if comparison.mean else None,
+        retention=comparison.mean,
+        generation=measured.generation,
         speed=measured.speed,
-        gate=judge(recipe.evaluation.gate, retention),
+        gate=judge(gate, comparison),
         verification=VerificationFigures(**asdict(pruned.verified)),
         steps=compare_with_forward(folder.steps),
         warnings=tuple(warnings),

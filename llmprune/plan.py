@@ -14,14 +14,18 @@ from llmprune.anatomy.blueprint import Config, build_blueprint, find_layers, qui
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.proof import prove_twins, sizes_that_change
 from llmprune.anatomy.value import Anatomy
+from llmprune.criteria.base import TrialCriterion
 from llmprune.errors import ModelError, RecipeError
+from llmprune.evaluation.generation import require_windows
 from llmprune.evaluation.speed import require_positions
 from llmprune.model.loading import load_config
 from llmprune.recipe import Depth, Recipe
+from llmprune.remote import resolve
 from llmprune.report.value import Figures, Size
 from llmprune.report.wording import ranges
+from llmprune.schema import format_size
 from llmprune.surgery import cut_config
-from llmprune.targets import planned_experts, planned_layers, planned_widths
+from llmprune.targets import planned_experts, planned_heads, planned_layers, planned_widths
 
 
 class Memory(Figures):
@@ -30,7 +34,7 @@ class Memory(Figures):
     weights: int  # the dense model, wherever the device map puts it
     layer: int  # the largest layer, cut, beside its dense self
     streams: int  # hidden states of all calibration tokens, dense and pruned
-    statistics: int  # sums of the refit of one layer, solved in float64
+    statistics: int  # sums of one layer for its refit or for its scores, whichever is more
 
     @property
     def total(self) -> int:
@@ -51,6 +55,7 @@ class Plan(Figures):
     keep_layers: int
     keep_widths: dict[str, int]  # by config field
     keep_experts: int | None
+    keep_kv_groups: int | None  # of attention heads, in each layer
     calibration: tuple[int, int]  # windows, tokens in each
     memory: Memory
     disk: int  # bytes of the result
@@ -59,6 +64,7 @@ class Plan(Figures):
 
 def make_plan(recipe: Recipe) -> Plan:
     """Plan a recipe from its config. Raises ModelError and RecipeError for what cannot be done."""
+    resolve.cache_clear()
     return plan_with_anatomy(recipe)[0]
 
 
@@ -72,18 +78,26 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
     keep = planned_layers(recipe.depth, anatomy)
     widths = planned_widths(recipe.width, anatomy, notes)
     experts = planned_experts(recipe.experts, anatomy)
+    kv_groups = planned_heads(recipe.width, anatomy, notes)
     _require_something_to_judge(recipe)
     if recipe.evaluation.speed:
         require_positions(recipe.evaluation.speed, config)
+    if recipe.evaluation.generation and recipe.evaluation.perplexity and not recipe.evaluation.perplexity.tokens:
+        require_windows(recipe.evaluation.generation, *recipe.evaluation.perplexity.shape())
     dtype = _dtype(recipe, config)
     dense = build_blueprint(config, dtype, trust)
-    pruned = build_blueprint(cut_config(config, anatomy, keep, widths, experts), dtype, trust)
-    prove_twins(dense, pruned, keep, sizes_that_change(anatomy, widths, experts))
+    pruned = build_blueprint(cut_config(config, anatomy, keep, widths, experts, kv_groups), dtype, trust)
+    prove_twins(dense, pruned, keep, sizes_that_change(anatomy, widths, experts, kv_groups))
     exact = _exact(recipe.depth, dense)
     if not exact:
         notes.append("layers differ in size: the sizes are those of a cut from the middle, until the scores are known")
     if recipe.refit and (recipe.depth or recipe.width or recipe.experts):
         notes += _not_refit(anatomy)
+    if recipe.depth and recipe.depth.layers is None:
+        notes += _trials(recipe, anatomy.num_layers, anatomy.num_layers - len(keep))
+    memory = _memory(recipe, dense, pruned, anatomy, widths)
+    notes += _about_criterion(recipe)
+    _require_room_for_trail(recipe, anatomy.num_layers * _stream(recipe, dense) * recipe.calibration.shape()[0])
     if text_config(config) is not config:
         notes.append("only the text part is pruned, and scored on text: what images need of it is not measured")
     if trust:
@@ -92,15 +106,21 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
         model=recipe.model.id,
         model_type=config.model_type,
         dtype=str(dtype).removeprefix("torch."),
-        dense=measure_size(dense, anatomy.widths, anatomy.experts.count if anatomy.experts else None),
-        pruned=measure_size(pruned, anatomy.widths | widths, experts),
+        dense=measure_size(
+            dense,
+            anatomy.widths,
+            anatomy.experts.count if anatomy.experts else None,
+            anatomy.heads.count if anatomy.heads else None,
+        ),
+        pruned=measure_size(pruned, anatomy.widths | widths, experts, kv_groups),
         parameters_exact=exact,
         removed_layers=recipe.depth.layers if recipe.depth else (),
         keep_layers=len(keep),
         keep_widths=widths,
         keep_experts=experts,
+        keep_kv_groups=kv_groups,
         calibration=recipe.calibration.shape(),
-        memory=_memory(recipe, dense, pruned, anatomy, widths),
+        memory=memory,
         disk=_bytes(pruned),
         notes=tuple(notes),
     )
@@ -117,7 +137,9 @@ def _refuse_quantized(model: str, config: Config) -> None:
         )
 
 
-def measure_size(model: PreTrainedModel, widths: dict[str, int], experts: int | None) -> Size:
+def measure_size(
+    model: PreTrainedModel, widths: dict[str, int], experts: int | None, kv_groups: int | None = None
+) -> Size:
     """Sizes of a model that may be without weights. Tied tensors count once."""
     return Size(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -125,6 +147,7 @@ def measure_size(model: PreTrainedModel, widths: dict[str, int], experts: int | 
         layers=len(find_layers(model)[1]),
         widths=widths,
         experts=experts,
+        kv_groups=kv_groups,
         kv_bytes_per_token=_cache_bytes_per_token(model),
     )
 
@@ -142,9 +165,45 @@ def _not_refit(anatomy: Anatomy) -> list[str]:
     return notes
 
 
+def _trials(recipe: Recipe, layers: int, remove: int) -> list[str]:
+    """What the trials of a depth criterion cost, in words."""
+    assert recipe.depth is not None
+    criterion, (samples, _) = recipe.depth.criterion, recipe.calibration.shape()
+    if not isinstance(criterion, TrialCriterion):
+        return []
+    windows, rounds = min(criterion.windows, samples), criterion.horizon(remove)
+    passes = sum((layers - done) / 2 + 1 for done in range(rounds)) * windows / samples
+    return [
+        f"depth.criterion {criterion.kind}: {rounds} round{'' if rounds == 1 else 's'} of trials on {windows} windows "
+        f"cost about {passes:.1f} forward passes over the calibration tokens"
+    ]
+
+
 def _require_something_to_judge(recipe: Recipe) -> None:
     if recipe.evaluation.gate and not recipe.evaluation.tasks:
         raise RecipeError("evaluation.gate: there is nothing to judge; name lm-eval tasks in evaluation.tasks")
+
+
+def _about_criterion(recipe: Recipe) -> list[str]:
+    """What the width criterion costs, and what it misses."""
+    if recipe.width is None:
+        return []
+    criterion = recipe.width.criterion
+    notes = [f"width.criterion {criterion.kind} {criterion.cost}"] if criterion.cost else []
+    if criterion.assumes_refit and recipe.refit is None:
+        notes.append(f"width.criterion {criterion.kind} assumes the refit, which is off")
+    return notes
+
+
+def _require_room_for_trail(recipe: Recipe, trail: int) -> None:
+    """The walk back needs the dense hidden states after every layer, so many bytes in all."""
+    allowed = recipe.calibration.stream_disk
+    if recipe.width and recipe.width.criterion.takes == "effects" and trail > allowed:
+        raise RecipeError(
+            f"calibration.stream_disk: width.criterion {recipe.width.criterion.kind} goes back over the hidden states "
+            f"after every layer, {format_size(trail)}, and {format_size(allowed)} are allowed; raise it, take fewer "
+            "calibration.samples, or choose another criterion"
+        )
 
 
 def _dtype(recipe: Recipe, config: Config) -> torch.dtype:
@@ -193,18 +252,36 @@ def _cache_bytes(shapes: PreTrainedModel, length: int) -> int:
 def _memory(
     recipe: Recipe, dense: PreTrainedModel, pruned: PreTrainedModel, anatomy: Anatomy, widths: dict[str, int]
 ) -> Memory:
-    samples, length = recipe.calibration.shape()
+    samples, _ = recipe.calibration.shape()
     hidden = text_config(dense.config).hidden_size
     kept = anatomy.widths | widths
     inputs = max((unit.times * kept[unit.field] for units in anatomy.units for unit in units if unit.refit), default=0)
     inputs = inputs if recipe.refit else 0
+    scored = max((unit.times * anatomy.widths[unit.field] for units in anatomy.units for unit in units), default=0)
     folds = recipe.refit.folds(len(recipe.calibration.text_sources())) if recipe.refit else 1
     return Memory(
         weights=_bytes(dense),
         layer=_largest(find_layers(dense)[1]) + _largest(find_layers(pruned)[1]),
-        streams=2 * samples * length * hidden * dense.dtype.itemsize,
-        statistics=4 * inputs * (inputs * (folds + 1) + hidden * 4),
+        streams=(2 * samples + _tried(recipe, anatomy.num_layers)) * _stream(recipe, dense),
+        statistics=max(
+            4 * inputs * (inputs * (folds + 1) + hidden * 4),
+            recipe.width.criterion.memory(scored) if recipe.width else 0,
+        ),
     )
+
+
+def _stream(recipe: Recipe, dense: PreTrainedModel) -> int:
+    """Bytes of the hidden states of one window."""
+    size: int = recipe.calibration.shape()[1] * text_config(dense.config).hidden_size * dense.dtype.itemsize
+    return size
+
+
+def _tried(recipe: Recipe, layers: int) -> int:
+    """Windows of all variants that the trials of the depth criterion run side by side."""
+    depth, (samples, _) = recipe.depth, recipe.calibration.shape()
+    if depth is None or depth.layers is not None or not isinstance(depth.criterion, TrialCriterion):
+        return 0
+    return (layers + 2) * min(depth.criterion.windows, samples)
 
 
 def _largest(layers: Sequence[torch.nn.Module] | torch.nn.ModuleList) -> int:

@@ -94,11 +94,13 @@ def _sentence(path: Path, problems: Sequence[Problem], schema: type[BaseModel]) 
     if kind == "value_error":
         given = "" if isinstance(value, dict) else f" (given: {short(value)})"
         return f"{place}: {first['msg'].removeprefix('Value error, ')}{given}"
+    near = ""
     if kind == "union_tag_invalid":
         value = first["ctx"]["tag"]
+        near = did_you_mean(str(value), [tag.strip(" '") for tag in first["ctx"]["expected_tags"].split(",")])
     limits = [problem for problem in problems if problem["type"] in _LIMITS]  # say more than another type would
     wishes = dict.fromkeys(_wish(problem) for problem in limits or problems)  # the members of a union, each once
-    return f"{place}: must be {' or '.join(wishes)}, not {short(value)}{_quotes(problems, value)}{meaning}"
+    return f"{place}: must be {' or '.join(wishes)}, not {short(value)}{near}{_quotes(problems, value)}{meaning}"
 
 
 def _wish(problem: Problem) -> str:

@@ -28,6 +28,7 @@ from llmprune.refit import MOST_FOLDS, Refit
 from llmprune.residual import RelativeError, residual_scale
 from llmprune.scores import unit_key
 from llmprune.snapshots import LayerRecord, Snapshots
+from llmprune.surgery import add_to_output
 
 
 class Pruning:
@@ -107,8 +108,8 @@ class Pruning:
             repair, error_cut = self._solve(new, uncut, unit, target, reached, stream, wanted)
         del uncut, reached, wanted
         with self.pruned.layer(new) as layer:
-            if repair is not None and unit is not None:
-                _apply(repair, layer, unit)
+            if repair is not None and unit is not None and repair.delta_DF is not None:
+                add_to_output(layer, unit, repair.delta_DF)
             error = self._advance(new, layer, target, stream)
             self._write(new, tensors_of(layer))
         self.pruned.forget()
@@ -128,11 +129,12 @@ class Pruning:
         return not narrowed and (first_gap is None or first_gap > old + 1)
 
     def _narrowed(self, layer: int) -> set[str]:
-        """Keys of the layer's units that lose neurons, and of its experts if some go."""
-        block = self.anatomy.blocks[layer]
+        """Keys of the layer's units that lose neurons, and of its experts and attention heads if some go."""
+        block, attention = self.anatomy.blocks[layer], self.anatomy.attention[layer]
         keys = {unit_key(layer, unit.path) for unit in self.anatomy.units[layer]} & self.cut.neurons.keys()
         experts = {unit_key(layer, block.path)} & self.cut.experts.keys() if block else set()
-        return keys | {f"experts of {key}" for key in experts}
+        heads = {unit_key(layer, attention.path)} & self.cut.heads.keys() if attention else set()
+        return keys | {f"experts of {key}" for key in experts} | {f"heads of {key}" for key in heads}
 
     def _pass_dense(self, target: Walk, index: int) -> list[Tensor]:
         """Advance the dense stream; returns the outputs of the layer's projection where the refit needs them."""
@@ -223,13 +225,6 @@ def folds_of(windows: int, sources_N: Tensor | None) -> Tensor:
     if sources_N is not None and len(set(sources_N.tolist())) > 1:
         return sources_N % MOST_FOLDS
     return torch.arange(windows) * 2 // max(windows, 2)
-
-
-def _apply(repair: Repair, layer: nn.Module, unit: MlpUnit) -> None:
-    if repair.delta_DF is not None:
-        weight = layer.get_submodule(unit.output).get_parameter("weight")
-        delta = repair.delta_DF if unit.tensors[-1].dim == 1 else repair.delta_DF.T
-        weight.data = (weight.float() + delta).to(weight.dtype)
 
 
 def _kind(layer: nn.Module, unit: MlpUnit) -> str:

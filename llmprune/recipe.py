@@ -28,10 +28,12 @@ from llmprune.criteria import (
 )
 from llmprune.errors import RecipeError
 from llmprune.evaluation.section import Evaluation
+from llmprune.hub.section import Hub
 from llmprune.model.saving import Export
 from llmprune.model.source import ModelSource
 from llmprune.problems import describe_problems, short
 from llmprune.refit import Refit
+from llmprune.remote import has_token
 from llmprune.schema import Section
 
 Positive = Annotated[int, Field(gt=0)]
@@ -58,18 +60,33 @@ class Depth(Section):
 
 
 class Width(Section):
-    """How many MLP neurons stay in every layer: a fraction, or a number."""
+    """How many MLP neurons and attention heads stay in every layer: fractions, or numbers."""
 
     mlp: float | None = Field(None, gt=0, le=1, description="Fraction of the MLP neurons kept.")
     neurons: Positive | dict[str, Positive] | None = Field(
         None, description="Number of MLP neurons kept; of a model with several widths, by the config field of each."
     )
-    criterion: AnyWidthCriterion = Field(Activation(), description="How neurons are scored.")
+    heads: Positive | Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None,
+        description="Key-value groups of attention heads kept in every layer, each with the query heads that read it: "
+        "2 is a number, 0.5 a fraction.",
+    )
+    criterion: AnyWidthCriterion = Field(
+        Activation(), discriminator="kind", description="How neurons and heads are scored."
+    )
 
     @model_validator(mode="after")
-    def _one_target(self) -> Self:
-        _exactly_one(self, ("mlp", "neurons"))
+    def _targets(self) -> Self:
+        if self.cuts_mlp:
+            _exactly_one(self, ("mlp", "neurons"))
+        elif self.heads is None:
+            raise ValueError("needs at least one of mlp, neurons, heads; none given")
         return self
+
+    @property
+    def cuts_mlp(self) -> bool:
+        """Whether it says how many MLP neurons stay."""
+        return self.mlp is not None or self.neurons is not None
 
 
 class Experts(Section):
@@ -97,13 +114,14 @@ class Recipe(Section):
     model: ModelSource = Field(description="The model to prune.")
     calibration: Calibration = Field(description="The text that scores and repairs are measured on.")
     depth: Depth | None = Field(None, description="Layers to remove; left out: none.")
-    width: Width | None = Field(None, description="MLP neurons to keep; left out: all.")
+    width: Width | None = Field(None, description="MLP neurons and attention heads to keep; left out: all.")
     experts: Experts | None = Field(None, description="Experts to remove; left out: none.")
     refit: Annotated[Refit | None, BeforeValidator(_settings_or_false)] = Field(
         Refit(), description="Closed-form repair; false: none."
     )
     evaluation: Evaluation = Field(Evaluation(), description="What is measured on dense and pruned.")
     export: Export = Field(Export(), description="How the result is written.")
+    hub: Hub | None = Field(None, description="Where the result is pushed to; left out: nowhere.")
 
     _text: str = PrivateAttr("")
     _overrides: tuple[str, ...] = PrivateAttr(())
@@ -126,6 +144,7 @@ class Recipe(Section):
     @classmethod
     def parse(cls, text: str, overrides: Sequence[str] = (), source: str = "recipe") -> Self:
         """Read a recipe from YAML text. Raises RecipeError that lists every problem at once."""
+        refuse_tokens(text, overrides, source)
         try:
             data, problems = _read_yaml(text)
         except RecipeError as error:
@@ -167,6 +186,16 @@ class Recipe(Section):
         assert names <= set(type(self).model_fields), f"not sections: {names - set(type(self).model_fields)}"
         values = self.model_dump(mode="json", include=names)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def refuse_tokens(text: str, overrides: Sequence[str], source: str) -> None:
+    """Raise RecipeError for a secret in a recipe, which is written into the run folder and travels onto the hub."""
+    lines = [f"line {number}" for number, line in enumerate(text.splitlines(), start=1) if has_token(line)]
+    lines += [f"override {number} (--set)" for number, one in enumerate(overrides, start=1) if has_token(one)]
+    if lines:
+        raise RecipeError(
+            [f"{line}: holds a token of the hub; take it out, for it is read from HF_TOKEN" for line in lines], source
+        )
 
 
 def _exactly_one(section: Section, names: Sequence[str]) -> None:
@@ -248,14 +277,20 @@ def _read_yaml(text: str) -> tuple[Any, list[str]]:
         raise RecipeError(f"not valid YAML: {str(error).split(';')[0]}") from None
 
 
+def read_value(text: str) -> Any:
+    """One value as the recipe's YAML reads it. Raises RecipeError."""
+    value, problems = _read_yaml(text)
+    if problems:
+        raise RecipeError(problems)
+    return value
+
+
 def _apply_override(data: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
         raise RecipeError("the form is section.key=value, such as width.mlp=0.5")
-    value, problems = _read_yaml(text)
-    if problems:
-        raise RecipeError(problems)
+    value = read_value(text)
     place: Any = data
     for depth, name in enumerate(keys[:-1], start=1):
         key = _key_in(place, name)

@@ -133,7 +133,8 @@ def _default(field: FieldInfo) -> str:
     if field.default is None:
         return "none"
     if isinstance(field.default, BaseModel):
-        return "" if _fields_in(field) else f"`{{kind: {field.default.kind}}}`"  # type: ignore[attr-defined]
+        kind = getattr(field.default, "kind", None)
+        return f"`{{kind: {kind}}}`" if kind else ""
     if _words(field.annotation, field.metadata).startswith("size"):
         return f"`{format_size(field.default).replace(' ', '')}`"
     if field.default == ():

@@ -28,10 +28,12 @@ T = TypeVar("T")
 JOURNAL = "run.json"
 LOCK = ".lock"
 TRAIL = "dense.partial"  # what pass 1 leaves for pass 2
+TASKS = "tasks"  # the pruned model's results, a file for each finished task
 _FORMAT = 1
 _PRODUCTS = (
-    "recipe.yaml", "plan.json", "scores.safetensors", "cut.json", "cut.safetensors", "pruning.json",
-    "evaluation.json", "report.json", "report.html", "model", "model.partial", TRAIL,
+    "recipe.yaml", "plan.json", "scores.safetensors", "cut.json", "cut.safetensors", "calibration-check.json",
+    "pruning.json", "evaluation.json", "report.json", "report.html", "published.json", "card", "model", "model.partial",
+    TRAIL, TASKS,
 )  # fmt: skip
 
 
@@ -118,6 +120,10 @@ class RunFolder:
             return False, None
         self.steps += [Step(**step | {"reused": True}) for step in noted["steps"]]
         return True, value
+
+    def fingerprints(self) -> dict[str, str]:
+        """What each product that is there came from."""
+        return {name: str(noted["fingerprint"]) for name, noted in self._journal.items()}
 
     def write(self, file: str, text: str) -> Path:
         """Write a text file whole or not at all; only the first process does."""

@@ -1,6 +1,6 @@
-"""What pass 1 found out: the importance of every layer, neuron and expert.
+"""What pass 1 found out: the importance of every layer, neuron, group of attention heads and expert.
 
-Shapes: N layers of the dense model, F neurons of a unit, E experts of a layer.
+Shapes: N layers of the dense model, F neurons of a unit, G key-value groups, E experts of a layer.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 _LAYERS = "layers"
-_KINDS = ("neurons", "experts", "routed")
+_KINDS = ("neurons", "experts", "routed", "heads")
 
 
 @dataclass(frozen=True)
 class Scores:
-    """``layers``: float32 [N] or None; by ``unit_key``: ``neurons`` float32 [F], of experts [E, F]; ``experts`` [E].
+    """``layers``: float32 [N] or None; by ``unit_key``: ``neurons`` float32 [F], of experts [E, F]; ``experts`` [E];
+    ``heads``, of key-value groups, [G].
 
     ``routed``: how many tokens each expert got, float32 [E], of every unit with experts.
     """
@@ -26,6 +27,7 @@ class Scores:
     neurons: dict[str, Tensor]
     experts: dict[str, Tensor] = field(default_factory=dict)
     routed: dict[str, Tensor] = field(default_factory=dict)
+    heads: dict[str, Tensor] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write as safetensors."""

@@ -1,31 +1,28 @@
-"""Pass 1: walk the dense model once; every layer, neuron and expert gets its scores on the way.
+"""Pass 1: walk the dense model once; every layer, neuron, attention head and expert gets its scores on the way.
 
-Shapes: N layers, B batch, L sequence length, T tokens, D hidden size, F neurons of a unit, E experts.
+Criteria by gradients score on the way back.
+
+Shapes: N layers, B batch, L sequence length, D hidden size, F neurons of a unit, R runs of layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
 from contextlib import ExitStack
+from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from llmprune.anatomy.value import Anatomy, ExpertBlock, MlpUnit
-from llmprune.anatomy.watching import activations_of_experts, outputs_of_experts
-from llmprune.criteria.base import (
-    Accumulator,
-    DepthCriterion,
-    ExpertAccumulator,
-    ExpertCriterion,
-    UnitAccumulator,
-    WidthCriterion,
-)
-from llmprune.errors import NumericalError
+from llmprune.anatomy.value import Anatomy
+from llmprune.criteria.base import ExpertCriterion, PassingCriterion, WidthCriterion
+from llmprune.errors import CalibrationError, NumericalError
+from llmprune.gradients import WayBack
 from llmprune.model.processes import share_of, sum_over_processes
-from llmprune.model.streams import StreamStore
-from llmprune.model.walk import Decoder, Walk, inputs_of
+from llmprune.model.streams import Streams, StreamStore
+from llmprune.model.walk import Decoder, Walk
 from llmprune.progress import track
+from llmprune.scored import ExpertsOfLayer, Neurons, StackedNeurons, projections
 from llmprune.scores import Scores, unit_key
 
 
@@ -34,135 +31,113 @@ def score(
     anatomy: Anatomy,
     windows_NL: Tensor,
     batch_size: int,
-    depth: DepthCriterion | None,
+    depth: PassingCriterion | None,
     width: WidthCriterion | None,
     experts: ExpertCriterion | None = None,
     store: StreamStore = StreamStore(),  # noqa: B008  # frozen
+    remove: int = 1,
+    heads: WidthCriterion | None = None,
 ) -> Scores:
-    """Scores by whichever criteria are given, in one walk; over several processes, the same in each."""
+    """Scores by whichever criteria are given, in one walk; over several processes, the same in each.
+
+    ``width`` scores the MLPs' neurons, ``heads`` the attention's key-value groups. ``remove``: how many layers go.
+    """
+    criterion = width or heads
+    backwards = criterion is not None and criterion.takes == "effects"
+    if criterion is not None and backwards:
+        _require_trail(criterion, store)
     walk = Walk(decoder, share_of(windows_NL), batch_size, store)
-    layer_scores: list[Tensor] = []
+    runs = _Runs(depth, depth.horizon(remove), walk) if depth else None
     scores = Scores(None, {})
     for index in track(range(len(decoder)), "pass 1: scoring layers"):
         with decoder.layer(index) as layer, ExitStack() as hooks:
-            parts = _open_parts(layer, anatomy, index, width, experts, hooks)
-            accumulator = depth.open(decoder.device_of(index)) if depth else None
+            parts: list[Neurons | StackedNeurons | ExpertsOfLayer] = []
+            if not backwards:
+                parts += projections(layer, anatomy, index, width, heads)
+            block = anatomy.blocks[index]
+            if experts and block and anatomy.experts:
+                parts.append(ExpertsOfLayer(unit_key(index, block.path), block, anatomy.experts.count, layer, experts))
+            for part in parts:
+                part.watch(hooks)
+            if runs:
+                runs.open(decoder.device_of(index))
             for batch, hidden_BLD, output_BLD in walk.outputs(index, layer):
-                if accumulator:
-                    accumulator.update(hidden_BLD, output_BLD)
+                if runs:
+                    runs.update(batch, hidden_BLD, output_BLD)
                 walk.advance(batch, output_BLD)
             if store.trail is not None:
                 store.trail.keep(index, walk.streams)
-            if accumulator:
-                sum_over_processes(accumulator.sums())
-                layer_scores.append(accumulator.score().cpu())
+            if runs:
+                runs.close()
             for part in parts:
                 part.write(scores)
-    scores = Scores(torch.stack(layer_scores) if layer_scores else None, scores.neurons, scores.experts, scores.routed)
+    if backwards and store.trail is not None:
+        _score_backwards(WayBack(walk, store.trail), anatomy, width, heads, scores)
+    scores = replace(scores, layers=runs.scores(len(decoder)) if runs else None)
     _require_finite(scores)
     return scores
 
 
-class _Unit:
-    """Neurons of one projection."""
+class _Runs:
+    """Every run of ``span`` neighbouring layers, each scored when its last layer is visited."""
 
-    def __init__(self, key: str, unit: MlpUnit, layer: nn.Module, width: WidthCriterion, hooks: ExitStack) -> None:
-        self.key = key
-        output = unit.tensors[-1]
-        weight = layer.get_parameter(output.name)
-        self.sums: UnitAccumulator = width.open(weight if output.dim == 1 else weight.T)
-        hooks.enter_context(inputs_of(layer.get_submodule(unit.output), self.sums.update))
+    def __init__(self, criterion: PassingCriterion, span: int, walk: Walk) -> None:
+        self.criterion, self.span, self.walk = criterion, span, walk
+        self.starts: deque[Streams] = deque(maxlen=span)  # before the layers of the run; of one layer, at hand
+        self.found: list[Tensor] = []
 
-    def write(self, scores: Scores) -> None:
-        """Put the neurons' scores with the others."""
-        sum_over_processes(self.sums.sums())
-        scores.neurons[self.key] = self.sums.scores().float().cpu()
+    def open(self, device: torch.device) -> None:
+        """Start with one layer."""
+        if self.span > 1:
+            self.starts.append(self.walk.copy())
+        self.sums = self.criterion.open(device)
 
+    def update(self, batch: int, hidden_BLD: Tensor, output_BLD: Tensor) -> None:
+        """Take in a batch of the layer, the last one of a run."""
+        if self.span == 1:
+            self.sums.update(hidden_BLD, output_BLD)
+        elif len(self.starts) == self.span:
+            self.sums.update(self.starts[0][batch].to(output_BLD.device), output_BLD)
 
-class _StackedUnit:
-    """Neurons of many experts: each expert is scored as if it were a unit of its own, on the tokens it gets.
+    def close(self) -> None:
+        """End with the layer."""
+        if self.span == 1 or len(self.starts) == self.span:
+            sum_over_processes(self.sums.sums())
+            self.found.append(self.sums.score().cpu())
 
-    Where no token is routed to an expert, its neurons are scored by the norm of what they write.
-    """
-
-    def __init__(self, key: str, unit: MlpUnit, layer: nn.Module, width: WidthCriterion, hooks: ExitStack) -> None:
-        self.key = key
-        output = unit.tensors[-1]
-        self.weight = layer.get_parameter(output.name)
-        self.weight_EDF = self.weight if output.dim == 2 else self.weight.transpose(1, 2)
-        self.each: list[UnitAccumulator] = [width.open(weight_DF) for weight_DF in self.weight_EDF]
-        self.routed_E = torch.zeros(len(self.each), device=self.weight.device)
-        holder = layer.get_submodule(unit.path)
-        hooks.enter_context(activations_of_experts(holder, self.weight, self._update))
-
-    def _update(self, expert: int, activation_TF: Tensor) -> None:
-        self.each[expert].update(activation_TF)
-        self.routed_E[expert] += len(activation_TF)
-
-    def write(self, scores: Scores) -> None:
-        """Put the neurons' scores with the others."""
-        _sum_all_over_processes(self.each)
-        sum_over_processes([self.routed_E])
-        energy_EF = self.weight_EDF.float().square().sum(1)
-        scored_EF = torch.stack([sums.scores().float() for sums in self.each])
-        chosen_E1 = (self.routed_E > 0).unsqueeze(1)
-        scores.neurons[self.key] = torch.where(chosen_E1, scored_EF, energy_EF).cpu()
-        scores.routed[self.key] = self.routed_E.cpu()
+    def scores(self, layers: int) -> Tensor:
+        """For each layer the score of the best run that it is part of, float32 [N]."""
+        runs_R = torch.stack(self.found)
+        each = [runs_R[max(0, index - self.span + 1) : index + 1].min() for index in range(layers)]
+        return torch.stack(each)
 
 
-class _Experts:
-    """The experts of one layer."""
-
-    def __init__(
-        self, key: str, block: ExpertBlock, count: int, layer: nn.Module, criterion: ExpertCriterion, hooks: ExitStack
-    ) -> None:
-        self.key = key
-        module = layer.get_submodule(block.path)
-        device = next(module.parameters()).device
-        self.sums: ExpertAccumulator = criterion.open(count, device)
-
-        def see(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-            for expert, _, added_TD in outputs_of_experts(module, args, kwargs, count):
-                self.sums.update(expert, added_TD)
-
-        hooks.callback(module.register_forward_pre_hook(see, with_kwargs=True).remove)
-
-    def write(self, scores: Scores) -> None:
-        """Put the experts' scores with the others."""
-        sum_over_processes(self.sums.sums())
-        scores.experts[self.key] = self.sums.scores().float().cpu()
+def _require_trail(width: WidthCriterion, store: StreamStore) -> None:
+    if store.trail is None:
+        raise CalibrationError(
+            f"width.criterion {width.kind} goes back over the hidden states after every layer, and there is no room "
+            "for them; free disk in the run folder, raise calibration.stream_disk, or choose another criterion"
+        )
 
 
-def _open_parts(
-    layer: nn.Module,
-    anatomy: Anatomy,
-    index: int,
-    width: WidthCriterion | None,
-    experts: ExpertCriterion | None,
-    hooks: ExitStack,
-) -> list[_Unit | _StackedUnit | _Experts]:
-    parts: list[_Unit | _StackedUnit | _Experts] = []
-    if width:
-        for unit in anatomy.units[index]:
-            kind = _Unit if unit.experts is None else _StackedUnit
-            parts.append(kind(unit_key(index, unit.path), unit, layer, width, hooks))
-    block = anatomy.blocks[index]
-    if experts and block and anatomy.experts:
-        parts.append(_Experts(unit_key(index, block.path), block, anatomy.experts.count, layer, experts, hooks))
-    return parts
-
-
-def _sum_all_over_processes(accumulators: Sequence[Accumulator]) -> None:
-    """Add up the sums of many accumulators of one kind, each kind of sum in one exchange."""
-    for own in zip(*(accumulator.sums() for accumulator in accumulators), strict=True):
-        stacked = torch.stack(own)
-        sum_over_processes([stacked])
-        for part, total in zip(own, stacked, strict=True):
-            part.copy_(total)
+def _score_backwards(
+    back: WayBack, anatomy: Anatomy, width: WidthCriterion | None, heads: WidthCriterion | None, scores: Scores
+) -> None:
+    """Score what every token goes through by its effects on the loss."""
+    decoder = back.walk.decoder
+    for index in track(range(len(decoder) - 1, -1, -1), "pass 1: gradients"):
+        with decoder.layer(index) as layer:
+            parts = [part for part in projections(layer, anatomy, index, width, heads) if isinstance(part, Neurons)]
+            for effects in back.effects(index, layer, [part.output for part in parts]):
+                for part, effect_BLF in zip(parts, effects, strict=True):
+                    part.sums.update(effect_BLF)
+            for part in parts:
+                part.write(scores)
 
 
 def _require_finite(scores: Scores) -> None:
-    bad = [key for kind in (scores.neurons, scores.experts) for key, values in kind.items() if not _is_finite(values)]
+    kinds = (scores.neurons, scores.experts, scores.heads)
+    bad = [key for kind in kinds for key, values in kind.items() if not _is_finite(values)]
     if scores.layers is not None and not _is_finite(scores.layers):
         bad.append("layers")
     if bad:

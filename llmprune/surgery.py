@@ -1,16 +1,17 @@
-"""Apply a cut: the pruned model's config, and each kept layer's tensors without their lost neurons and experts."""
+"""Apply a cut: the pruned model's config, and each kept layer's tensors without lost neurons, heads and experts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llmprune.anatomy.blueprint import Config
 from llmprune.anatomy.config_edits import edit_config
 from llmprune.anatomy.proof import prove_twins, sizes_that_change
 from llmprune.anatomy.selection import select_neurons
-from llmprune.anatomy.value import Anatomy
+from llmprune.anatomy.value import NO_HEADS, Anatomy, MlpUnit
 from llmprune.cut import Cut
 from llmprune.errors import ModelError
 from llmprune.model.loading import build_skeleton
@@ -19,7 +20,12 @@ from llmprune.scores import unit_key
 
 
 def cut_config(
-    config: Config, anatomy: Anatomy, layers: tuple[int, ...], widths: Mapping[str, int], num_experts: int | None = None
+    config: Config,
+    anatomy: Anatomy,
+    layers: tuple[int, ...],
+    widths: Mapping[str, int],
+    num_experts: int | None = None,
+    kv_groups: int | None = None,
 ) -> Config:
     """The config that a reload of the pruned model reads. Raises ModelError for what cannot be cut."""
     if len(layers) < anatomy.num_layers and anatomy.depth_refusal:
@@ -33,6 +39,11 @@ def cut_config(
             reason = anatomy.experts.refusal if anatomy.experts else "it has no mixture of experts"
             raise ModelError(f"experts of this model cannot be removed: {reason}")
         fields[anatomy.experts.field] = num_experts
+    if kv_groups is not None and not (anatomy.heads and anatomy.heads.count == kv_groups):
+        if anatomy.heads is None or anatomy.heads.refusal:
+            reason = anatomy.heads.refusal if anatomy.heads else NO_HEADS
+            raise ModelError(f"attention heads of this model cannot be removed: {reason}")
+        fields |= anatomy.heads.fields(kv_groups)
     return edit_config(config, layers, fields)
 
 
@@ -41,9 +52,9 @@ def cut_decoder(dense: Decoder, model: PreTrainedModel, anatomy: Anatomy, cut: C
 
     Raises ModelError where a kept layer would change by moving.
     """
-    config = cut_config(model.config, anatomy, cut.layers, cut.widths, cut.num_experts)
+    config = cut_config(model.config, anatomy, cut.layers, cut.widths, cut.num_experts, cut.kv_groups)
     skeleton = build_skeleton(config, model)
-    changing = sizes_that_change(anatomy, cut.widths, cut.num_experts)
+    changing = sizes_that_change(anatomy, cut.widths, cut.num_experts, cut.kv_groups)
     prove_twins(dense.skeleton, skeleton, cut.layers, changing)
     decoder = Decoder(
         skeleton,
@@ -55,16 +66,28 @@ def cut_decoder(dense: Decoder, model: PreTrainedModel, anatomy: Anatomy, cut: C
 
 
 def cut_layer(tensors: Tensors, anatomy: Anatomy, cut: Cut, layer: int) -> Tensors:
-    """A dense layer's tensors with only the kept neurons and experts. Other tensors are passed on as they are."""
+    """A dense layer's tensors with only the kept neurons, heads and experts. Others are passed on as they are."""
     kept = dict(tensors)
     for unit in anatomy.units[layer]:
         keep = cut.neurons.get(unit_key(layer, unit.path))
         if keep is not None:
             for tensor_cut in unit.tensors:
                 kept[tensor_cut.name] = select_neurons(kept[tensor_cut.name], tensor_cut, keep)
+    attention = anatomy.attention[layer]
+    keep_G = cut.heads.get(unit_key(layer, attention.path)) if attention else None
+    if attention is not None and keep_G is not None:
+        for tensor_cut in attention.tensors:
+            kept[tensor_cut.name] = select_neurons(kept[tensor_cut.name], tensor_cut, keep_G)
     block = anatomy.blocks[layer]
     keep_E = cut.experts.get(unit_key(layer, block.path)) if block else None
     if block is not None and keep_E is not None:
         for tensor_cut in block.tensors:
             kept[tensor_cut.name] = select_neurons(kept[tensor_cut.name], tensor_cut, keep_E)
     return kept
+
+
+def add_to_output(layer: nn.Module, unit: MlpUnit, delta_DF: Tensor) -> None:
+    """Add Δ [D, F] to the weight of a unit's output projection, in the weight's own layout and type."""
+    weight = layer.get_submodule(unit.output).get_parameter("weight")
+    delta = delta_DF if unit.tensors[-1].dim == 1 else delta_DF.T
+    weight.data = (weight.float() + delta).to(weight.dtype)

@@ -1,13 +1,15 @@
-"""What a recipe asks for: numbers of layers, neurons and experts before the scores are known, which ones after."""
+"""What a recipe asks for: how many layers, neurons, heads and experts before the scores are known, which ones after."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
-from llmprune.anatomy.value import Anatomy
+from llmprune.anatomy.value import NO_HEADS, Anatomy, Heads
 from llmprune.cut import Cut, choose_highest, choose_layers, round_width, width_step
 from llmprune.errors import RecipeError
 from llmprune.recipe import Depth, Experts, Width
+from llmprune.report.wording import ranges
 from llmprune.scores import Scores, unit_key
 
 
@@ -45,12 +47,13 @@ def _spread(count: int, number: int, one_of: tuple[int, ...]) -> list[int]:
 
 def planned_widths(width: Width | None, anatomy: Anatomy, notes: list[str]) -> dict[str, int]:
     """Neurons kept by config field, rounded to what hardware likes, with a note where that changes it."""
-    if width is None:
+    if width is None or not width.cuts_mlp:
         return {}
     widths = anatomy.widths
     if not widths:
         raise RecipeError(
-            f"width: the MLPs of this model cannot be narrowed: {anatomy.width_refusal}; remove the section"
+            f"width: the MLPs of this model cannot be narrowed: {anatomy.width_refusal}; "
+            f"remove {'width.mlp' if width.mlp is not None else 'width.neurons'}"
         )
     if width.mlp is not None:
         wanted: dict[str, float] = {field: width.mlp * dense for field, dense in widths.items()}
@@ -64,7 +67,20 @@ def planned_widths(width: Width | None, anatomy: Anatomy, notes: list[str]) -> d
                 f"MLP width {value:g} is rounded to {kept[field]}, a multiple of {width_step(widths[field])} "
                 f"({kept[field] / widths[field]:.1%} of {widths[field]}, {field})"
             )
+    _refuse_unscorable(width, {field for field in kept if kept[field] < widths[field]}, anatomy)
     return kept
+
+
+def _refuse_unscorable(width: Width, fields: set[str], anatomy: Anatomy) -> None:
+    criterion = width.criterion
+    routed = sorted({unit.field for units in anatomy.units for unit in units if not unit.refit} & fields)
+    if routed and criterion.routed_refusal:
+        others = ", ".join(field for field in anatomy.widths if field not in routed)
+        remedy = f"name another width in width.neurons ({others}) or choose" if others else "choose"
+        raise RecipeError(
+            f"width.criterion: {criterion.kind} cannot score the neurons of {', '.join(routed)}: "
+            f"{criterion.routed_refusal}; {remedy} another kind, such as activation"
+        )
 
 
 def _named_widths(width: Width, anatomy: Anatomy) -> dict[str, int]:
@@ -95,6 +111,40 @@ def _named_widths(width: Width, anatomy: Anatomy) -> dict[str, int]:
     return neurons or {}
 
 
+def planned_heads(width: Width | None, anatomy: Anatomy, notes: list[str]) -> int | None:
+    """Key-value groups of heads kept in each layer; None where the model has no heads that are counted.
+
+    A fraction takes the nearest number that the config accepts, with a note where that is another.
+    """
+    found = anatomy.heads
+    if width is None or width.heads is None:
+        return found.count if found else None
+    if found is None or found.refusal:
+        reason = found.refusal if found else NO_HEADS
+        raise RecipeError(f"width.heads: no attention heads of this model can be removed: {reason}; remove the key")
+    accepted = (*found.possible, found.count)
+    if isinstance(width.heads, int):
+        if width.heads not in accepted:
+            raise RecipeError(_heads_problem(width.heads, found))
+        return width.heads
+    wanted = width.heads * found.count
+    kept = min(accepted, key=lambda groups: (abs(groups - wanted), -groups))
+    if abs(kept - wanted) >= 0.5:
+        notes.append(
+            f"{wanted:g} of {found.count} key-value groups of heads is made {kept}: its config accepts "
+            f"{ranges(accepted)}"
+        )
+    return kept
+
+
+def _heads_problem(groups: int, found: Heads) -> str:
+    said = f"width.heads: {groups} is more than the {found.count} key-value groups that the attention has"
+    if groups < found.count:
+        fields = " and ".join(f"{name} {value}" for name, value in found.fields(groups).items())
+        said = f"width.heads: {groups} of {found.count} key-value groups cannot be kept, its config refuses {fields}"
+    return f"{said}; keep {ranges((*found.possible, found.count))}"
+
+
 def planned_experts(experts: Experts | None, anatomy: Anatomy) -> int | None:
     """Experts kept in each mixture; None where the recipe leaves them or the model has none."""
     found = anatomy.experts
@@ -120,6 +170,7 @@ def choose_cut(
     keep_layers: int,
     widths: Mapping[str, int],
     num_experts: int | None,
+    kv_groups: int | None = None,
 ) -> Cut:
     """The cut to these numbers that keeps what scores highest; the layers too, unless they are named."""
     count = anatomy.num_layers
@@ -140,7 +191,11 @@ def choose_cut(
         for unit in units
         if unit.field in narrower
     }
-    if num_experts is None or anatomy.experts is None or num_experts == anatomy.experts.count:
-        return Cut(count, layers, narrower, neurons)
-    experts = {key: choose_highest(scores_E, num_experts) for key, scores_E in scores.experts.items()}
-    return Cut(count, layers, narrower, neurons, num_experts, experts)
+    cut = Cut(count, layers, narrower, neurons)
+    if num_experts is not None and anatomy.experts is not None and num_experts != anatomy.experts.count:
+        experts = {key: choose_highest(scores_E, num_experts) for key, scores_E in scores.experts.items()}
+        cut = replace(cut, num_experts=num_experts, experts=experts)
+    if kv_groups is not None and anatomy.heads is not None and kv_groups != anatomy.heads.count:
+        heads = {key: choose_highest(scores_G, kv_groups) for key, scores_G in scores.heads.items()}
+        cut = replace(cut, kv_groups=kv_groups, heads=heads)
+    return cut

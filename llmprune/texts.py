@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import importlib
 import importlib.util
+import logging
 import re
 import sys
 from collections.abc import Iterator
@@ -15,11 +16,14 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import Field, field_validator, model_validator
 
 from llmprune.errors import CalibrationError, did_you_mean
+from llmprune.remote import is_hub_error, is_unreachable, reason, redact, resolve, scrub
 from llmprune.schema import Section
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 PACKAGE_SCHEME = "package://"
 FILE_BUILDERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
@@ -43,6 +47,7 @@ class TextSource(Section):
         description="Split of the data set. Without a slice, hub data is streamed and only what is needed is "
         "read; with one, such as train[:80%], the whole split is downloaded.",
     )
+    revision: str | None = Field(None, description="Branch, tag or commit of a hub data set; default: main.")
     text_field: str | None = Field(None, description="Column that holds the text; default: text.")
     messages_field: str | None = Field(
         None, description="Column of chat messages, rendered with the model's chat template."
@@ -56,8 +61,9 @@ class TextSource(Section):
 
     @model_validator(mode="after")
     def _one_field(self) -> Self:
-        if self.config is not None and _is_local(self.dataset):
-            raise ValueError(f"config belongs to a hub data set, not to {self.dataset}; remove it")
+        for name in ("config", "revision"):
+            if getattr(self, name) is not None and _is_local(self.dataset):
+                raise ValueError(f"{name} belongs to a hub data set, not to {self.dataset}; remove it")
         if self.text_field is not None and self.messages_field is not None:
             raise ValueError("text_field and messages_field exclude each other; keep one")
         return self
@@ -98,7 +104,34 @@ def load_text(source: TextSource) -> Dataset | IterableDataset:
             kinds = ", ".join(FILE_BUILDERS)
             raise CalibrationError(f"the data file {path} is of a kind that is not read here; give one of {kinds}")
         streaming = source.split.isidentifier()
-        return datasets.load_dataset(source.dataset, source.config, split=source.split, streaming=streaming)
+        return datasets.load_dataset(
+            source.dataset,
+            source.config,
+            split=source.split,
+            revision=source.revision if path.exists() else _pinned(source, streaming),
+            streaming=streaming,
+        )
+
+
+def commit_of(source: TextSource) -> str | None:
+    """The commit of a hub data set that was read; None for text from elsewhere, or where it cannot be known."""
+    if _is_local(source.dataset) or Path(source.dataset).exists():
+        return None
+    try:
+        return str(resolve(source.dataset, source.revision, "dataset").resolved)
+    except Exception as error:  # the hub client's errors have no base in common
+        logger.info("the commit of the data set %s is not known: %s", source.dataset, reason(error))
+        return None
+
+
+def _pinned(source: TextSource, streaming: bool) -> str | None:
+    """The commit to read; where the hub cannot be reached and the data may be cached, the revision as it is."""
+    try:
+        return str(resolve(source.dataset, source.revision, "dataset").resolved)
+    except Exception as error:
+        if streaming or not is_unreachable(error):
+            raise
+        return source.revision
 
 
 def package_folder(module_name: str) -> Path | None:
@@ -217,10 +250,11 @@ def _explained(source: TextSource) -> Iterator[None]:
         cause: BaseException = error
         while cause.__cause__ is not None:  # "An error occurred" helps nobody
             cause = cause.__cause__
-        said = " ".join(str(cause).split())
+        scrub(error)
+        said = redact(" ".join(str(cause).split()))
+        why = reason(error) if is_hub_error(error) else f"{type(cause).__name__}: {said}; check {remedy}"
         raise CalibrationError(
-            f"the data set {source.dataset!r} ({source.config or 'default'}, {source.split}) cannot be read: "
-            f"{type(cause).__name__}: {said}; check {remedy}"
+            f"the data set {source.dataset!r} ({source.config or 'default'}, {source.split}) cannot be read: {why}"
         ) from error
 
 

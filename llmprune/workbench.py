@@ -19,13 +19,14 @@ from llmprune.anatomy.blueprint import Config, text_config
 from llmprune.anatomy.value import Anatomy
 from llmprune.calibration import fingerprint_tokens, load_windows, sources_of_windows
 from llmprune.errors import CalibrationError, ModelError
-from llmprune.model.loading import dense_decoder, identity, load_config, load_model, load_tokenizer
+from llmprune.model.loading import dense_decoder, hub_commit, identity, load_config, load_model, load_tokenizer
 from llmprune.model.processes import count, from_first, rank
 from llmprune.model.streams import StreamStore, Trail
 from llmprune.model.walk import Decoder
 from llmprune.recipe import Recipe
 from llmprune.run_folder import TRAIL, code_fingerprint, fingerprint
 from llmprune.snapshots import boot
+from llmprune.texts import commit_of
 
 logger = logging.getLogger(__name__)
 
@@ -51,13 +52,22 @@ class Workbench:
             logger.warning("the result gets no tokenizer: %s", error)
             return None
 
-    @cached_property
+    @property
     def windows(self) -> Tensor:
         """Calibration tokens int64 [N, L], known to the model's vocabulary and within its positions."""
+        return self._calibration[0]
+
+    @property
+    def crossings(self) -> int | None:
+        """How many calibration windows hold parts of several documents; None of ready tokens."""
+        return self._calibration[1]
+
+    @cached_property
+    def _calibration(self) -> tuple[Tensor, int | None]:
         calibration = self.recipe.calibration
-        windows_NL = load_windows(calibration, self.tokenizer, calibration.shape())
+        windows_NL, crossings = load_windows(calibration, self.tokenizer, calibration.shape())
         self.require_fitting(windows_NL)
-        return windows_NL
+        return windows_NL, crossings
 
     @property
     def sources(self) -> Tensor | None:
@@ -70,7 +80,7 @@ class Workbench:
         settings = self.recipe.evaluation.perplexity
         if settings is None:
             return None
-        windows_NL = load_windows(settings, self.tokenizer, settings.shape())
+        windows_NL, _ = load_windows(settings, self.tokenizer, settings.shape())
         self.require_fitting(windows_NL)
         return windows_NL
 
@@ -93,6 +103,14 @@ class Workbench:
                 f"windows of {windows_NL.shape[1]} tokens are longer than the model's {positions} positions; "
                 f"set sequence_length to at most {positions}"
             )
+
+    @property
+    def dataset_commits(self) -> dict[str, str]:
+        """The commit of each hub data set that calibration and perplexity are read from."""
+        windows = (self.recipe.calibration, self.recipe.evaluation.perplexity)
+        sources = [source for part in windows if part is not None for source in part.text_sources()]
+        commits = {source.dataset: commit_of(source) for source in sources}
+        return {name: commit for name, commit in commits.items() if commit}
 
     @cached_property
     def windows_fingerprint(self) -> str:
@@ -117,22 +135,23 @@ class Workbench:
     @property
     def commit(self) -> str | None:
         """The hub commit that the model was loaded from; None for a folder."""
-        return getattr(self.config, "_commit_hash", None)
+        return hub_commit(self.recipe.model)
 
     @cached_property
     def identity(self) -> str:
         """What every product depends on: the base model as it is, the arithmetic, and the code."""
-        base = identity(self.recipe.model, self.config)
+        base = identity(self.recipe.model)
         libraries = torch.__version__, transformers.__version__
         return fingerprint(base, self.recipe.model.dtype, *libraries, code_fingerprint())
 
-    def store(self, folder: Path) -> StreamStore:
-        """Where the hidden states of the calibration tokens may live."""
-        calibration, length = self.recipe.calibration, self.windows.shape[1]
+    def store(self, folder: Path, windows_NL: Tensor | None = None) -> StreamStore:
+        """Where the hidden states of the calibration tokens, or of these, may live."""
+        windows_NL = self.windows if windows_NL is None else windows_NL
+        calibration, length = self.recipe.calibration, windows_NL.shape[1]
         hidden = text_config(self.config).hidden_size * self.model.dtype.itemsize
-        size = self.anatomy.num_layers * len(self.windows) * length * hidden
+        size = self.anatomy.num_layers * len(windows_NL) * length * hidden
         room = min(calibration.stream_disk, shutil.disk_usage(folder).free // 2)
-        key = fingerprint(self.identity, self.windows_fingerprint, calibration.batch_size, count(), boot())
+        key = fingerprint(self.identity, fingerprint_tokens(windows_NL), calibration.batch_size, count(), boot())
         trail = Trail(folder / TRAIL, f"{key[:16]}-{rank()}") if from_first(size <= room) else None
         return StreamStore(calibration.stream_memory, folder, trail)
 

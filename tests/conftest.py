@@ -1,7 +1,78 @@
-"""Tiny models only lose by more threads, here and in the processes that tests start."""
+"""Tiny models only lose by more threads; and the model hub of all tests is on this machine."""
 
 from __future__ import annotations
 
 import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
+
+# Read when huggingface_hub is imported. Nothing listens there until a test asks for the hub, so that
+# what a test fetches by mistake is refused at once instead of sought in the network.
+_BOUND = socket.socket()
+_BOUND.bind(("127.0.0.1", 0))
+os.environ["HF_ENDPOINT"] = "http://{}:{}".format(*_BOUND.getsockname())
+os.environ["HF_HUB_DISABLE_XET"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ.pop("HF_HUB_OFFLINE", None)
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from support.hub_server import Hub  # noqa: E402  # after the path
+from support.hub_state import TOKEN, User  # noqa: E402  # after the path
+
+
+@pytest.fixture(scope="session")
+def hub_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """One server for all tests of this process, on the socket that the libraries know of."""
+    hub = Hub(_BOUND, tmp_path_factory.mktemp("lfs"))
+    hub.start()
+    yield hub
+    hub.stop()
+
+
+@pytest.fixture
+def hub(hub_server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """An empty hub that knows ``ann`` of ``org`` by the token in HF_TOKEN; empty caches; and no waits."""
+    import datasets
+    from huggingface_hub import constants, file_download
+    from huggingface_hub.utils import _http
+
+    from llmprune import remote
+
+    hub_server.users[TOKEN] = User("ann", orgs={"org": "write", "readers": "read"})
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets-cache")
+    monkeypatch.setattr(remote, "_sleep", hub_server.waits.append)
+    for module in (_http, file_download):
+        monkeypatch.setattr(module, "time", Clock(hub_server.waits))
+    remote.resolve.cache_clear()
+    yield hub_server
+    remote.resolve.cache_clear()
+    hub_server.forget()
+
+
+class Clock:
+    """The time module for the hub client, which then only notes how long it would have slept."""
+
+    def __init__(self, waits: list[float]) -> None:
+        self.sleep = waits.append
+
+    def __getattr__(self, name: str) -> object:
+        import time
+
+        return getattr(time, name)
+
+
+@pytest.fixture(autouse=True)
+def _no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results of base models stay in the test, and none that the user has is taken."""
+    folder: Path = tmp_path_factory.mktemp("baselines", numbered=True)
+    monkeypatch.setattr("llmprune.evaluation.harness.baselines_folder", lambda: folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -28,7 +29,7 @@ def _cache_of_this_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def load(chat: bool = True, **settings: Any) -> torch.Tensor:
     """Windows under the tiny tokenizer, 4 × 16 unless the settings say otherwise."""
-    return load_windows(Calibration(**settings), tiny_tokenizer(chat), (4, 16))
+    return load_windows(Calibration(**settings), tiny_tokenizer(chat), (4, 16))[0]
 
 
 def decoded(windows_NL: torch.Tensor) -> list[str]:
@@ -63,6 +64,39 @@ def test_documents_are_joined_with_the_end_of_text_token(numbered: str) -> None:
     """Between two documents stands the tokenizer's end-of-text token, and no other special token."""
     windows_NL = load(dataset=numbered, samples=8, sequence_length=141)
     assert (windows_NL == 256).sum(1).tolist() == [1] * 8  # a document is 140 bytes
+
+
+def test_documents_can_be_joined_by_a_blank_line(numbered: str) -> None:
+    """Then no special token is in the windows, and the text reads on."""
+    windows_NL = load(dataset=numbered, samples=8, sequence_length=142, documents="blank_line")
+    assert not (windows_NL == 256).any()
+    assert all("\n\n" in text for text in decoded(windows_NL))
+
+
+@pytest.mark.parametrize(
+    ("length", "documents", "crossings"),
+    [(141, "end_of_text", 0), (100, "end_of_text", 7), (142, "blank_line", 0), (70, "separate", 0)],
+)
+def test_windows_with_parts_of_several_documents_are_counted(
+    numbered: str, length: int, documents: str, crossings: int
+) -> None:
+    """A document is 140 tokens and what follows it: a window that ends with its own document crosses nothing."""
+    settings = Calibration(dataset=numbered, samples=10, sequence_length=length, documents=documents)
+    windows_NL, found = load_windows(settings, tiny_tokenizer(), (4, 16))
+    assert found == crossings
+    whole = [text.count(",") for text in decoded(windows_NL)]
+    if documents == "separate":
+        assert all(text[:6].isdigit() for text in decoded(windows_NL))
+        assert set(whole) == {10}
+
+
+def test_separate_windows_hold_one_document_each(tmp_path: Path) -> None:
+    """Documents shorter than a window are left out, and where too few remain the error says so."""
+    path = write_rows(tmp_path / "mixed.jsonl", ["a" * 40, "b" * 8, "c" * 33])
+    windows_NL = load(dataset=path, samples=4, sequence_length=16, documents="separate")
+    assert sorted(decoded(windows_NL)) == ["a" * 16] * 2 + ["c" * 16] * 2
+    with pytest.raises(CalibrationError, match="windows of one document each"):
+        load(dataset=path, samples=5, sequence_length=16, documents="separate")
 
 
 def test_seed_decides(numbered: str) -> None:
@@ -152,8 +186,9 @@ def test_hub_data_is_streamed_unless_sliced(split: str, streaming: bool, monkeyp
     """A data set of hundreds of gigabytes is read only as far as needed; a slice needs all of it."""
     asked: dict[str, Any] = {}
     monkeypatch.setattr(datasets, "load_dataset", lambda *names, **options: asked.update(options, names=names))
+    monkeypatch.setattr("llmprune.texts.resolve", lambda *_: SimpleNamespace(resolved="c0ffee"))
     load_text(TextSource(dataset="allenai/c4", config="en", split=split))
-    assert asked == {"names": ("allenai/c4", "en"), "split": split, "streaming": streaming}
+    assert asked == {"names": ("allenai/c4", "en"), "split": split, "revision": "c0ffee", "streaming": streaming}
 
 
 def test_streamed_rows_are_shuffled_by_the_seed(tmp_path: Path, numbered: str) -> None:
@@ -278,6 +313,7 @@ def test_an_unreachable_hub_names_the_remedies(monkeypatch: pytest.MonkeyPatch) 
             raise RuntimeError("an error occurred") from error
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    monkeypatch.setattr("llmprune.texts.resolve", lambda *_: SimpleNamespace(resolved="c0ffee"))
     with pytest.raises(CalibrationError, match=r"'a/b' .* ConnectionError: no route to host; .*HF_HUB_OFFLINE"):
         load(dataset="a/b")
 

@@ -302,38 +302,39 @@ def test_evaluation_alone_and_against_the_base(room: Path, tmp_path: Path) -> No
 
 def test_gate_decides_the_exit_code(room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A gate that is not met exits with 3, after the report; one that is met with 0, without pruning again."""
-    from llmprune.evaluation.harness import Sample, TaskResult, TaskResults
+    from llmprune.evaluation.results import Sample, TaskResult, TaskResults
 
-    def run_tasks(model: Any, tokenizer: Any, settings: Any) -> TaskResults:
-        right = model.config.num_hidden_layers  # more layers, more right answers
+    def ask(model: Any, side: str, settings: Any) -> TaskResults:
+        right = 400 if side == "dense" else 200
         samples = tuple(
-            Sample(doc_id=n, doc_hash=f"{n}", prompt_hash=f"{n}", value=float(n < right)) for n in range(LAYERS)
+            Sample(doc_id=n, doc_hash=f"{n}", prompt_hash=f"{n}", value=float(n < right)) for n in range(500)
         )
         task = TaskResult(
             task="llmprune_agreement",
             metric="acc",
             filter="none",
             higher_is_better=True,
-            value=right / LAYERS,
+            value=right / 500,
             samples=samples,
         )
         return TaskResults(tasks=(task,))
 
-    monkeypatch.setattr("llmprune.evaluation.measure.run_tasks", run_tasks)
+    monkeypatch.setattr("llmprune.evaluation.measure.ask", ask)
     asked = {"tasks": ["llmprune_agreement"], "include_path": str(TASKS), "limit": 4}
     recipe = write_recipe(
         tmp_path / "gated.yaml", room / "base", room / "text.txt", evaluation=asked | {"gate": {"min_retention": 0.9}}
     )
     missed = command("run", recipe, "--output", tmp_path / "out")
     assert missed.code == 3
-    assert "0.9" in missed.err
-    assert "0.5" in missed.err
+    assert "at least 90.00%" in missed.err
+    assert "50.00%" in missed.err
     assert "Gate not passed" in missed.out
     assert report_in(tmp_path / "out")["gate"]["passed"] is False
     assert (tmp_path / "out" / "report.html").is_file()
-    override = "evaluation.gate.min_retention=0.4"
-    passed = command("run", recipe, "--output", tmp_path / "out", "--set", override)
-    assert passed.code == 0
+    for least, code, verdict in ((0.5, 3, "not enough samples"), (0.4, 0, "pass")):
+        override = f"evaluation.gate.min_retention={least}"
+        outcome = command("run", recipe, "--output", tmp_path / "out", "--set", override)
+        assert (outcome.code, report_in(tmp_path / "out")["gate"]["verdict"]) == (code, verdict)
     assert set(reused(tmp_path / "out").values()) == {True}
 
 
@@ -371,10 +372,11 @@ def test_wrong_arguments(
 
 
 def test_no_arguments_show_the_help() -> None:
-    """``llmprune`` alone and ``--help`` list the four verbs."""
+    """``llmprune`` alone and ``--help`` list the verbs."""
+    verbs = ("plan", "run", "eval", "bench", "report", "compare", "anatomy")
     for arguments in ([], ["--help"]):
         outcome = command(*arguments)
-        assert all(verb in outcome.out + outcome.err for verb in ("plan", "run", "eval", "anatomy"))
+        assert all(verb in outcome.out + outcome.err for verb in verbs)
     assert command("--help").code == 0
 
 
@@ -383,3 +385,83 @@ def test_version() -> None:
     from llmprune import __version__
 
     assert command("--version").out == f"llmprune {__version__}\n"
+
+
+def test_report_is_built_again(room: Path, tmp_path: Path) -> None:
+    """``report`` writes the page from report.json, the same as the run did, and prints the table."""
+    folder = copy_of_done(room, tmp_path)
+    page = (folder / "report.html").read_text()
+    (folder / "report.html").unlink()
+    outcome = command("report", folder)
+    assert outcome.code == 0, outcome.err
+    assert (folder / "report.html").read_text() == page
+    assert "perplexity" in outcome.out
+    assert command("report", folder / "report.json", "--output", tmp_path / "elsewhere.html").code == 0
+    assert (tmp_path / "elsewhere.html").read_text() == page
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "the run is not finished: run it again"),
+        ("{", "cannot be read"),
+        ("[]", "has schema None"),
+        ('{"schema_version": 1}', "has schema 1, and this version of llmprune reads 2"),
+        ('{"schema_version": 2, "created": 3}', "fields are wrong"),
+    ],
+)
+def test_report_that_cannot_be_read(room: Path, tmp_path: Path, text: str | None, said: str) -> None:
+    """A run that is not finished, a damaged report and another schema are errors of the input, with the remedy."""
+    folder = copy_of_done(room, tmp_path)
+    (folder / "report.json").unlink()
+    if text is not None:
+        (folder / "report.json").write_text(text)
+    for verb in ("report", "compare"):
+        outcome = command(verb, folder)
+        assert (outcome.code, said in outcome.err) == (2, True), outcome.err
+
+
+def test_runs_are_compared(room: Path, tmp_path: Path) -> None:
+    """``compare`` prints a row a run, writes a page and JSON, and says what is not measured alike."""
+    again = copy_of_done(room, tmp_path)
+    assert command("run", room / "recipe.yaml", "--output", again, "--set", "evaluation.perplexity.samples=2").code == 0
+    outcome = command("compare", room / "done", again, "--output", tmp_path / "compare.html")
+    assert outcome.code == 0, outcome.err
+    assert "done" in outcome.out
+    assert "again" in outcome.out
+    assert "evaluated with different settings" in outcome.out.replace("\n", " ")
+    assert "2 runs compared" in (tmp_path / "compare.html").read_text()
+    found = json.loads(command("compare", room / "done", again, "--json").out)
+    assert [row["run"] for row in found] == ["done", "again"]
+    assert found[0]["size"] == pytest.approx(report_in(again)["pruned"]["bytes"] / report_in(again)["dense"]["bytes"])
+    twice = command("compare", room / "done", room / "done")
+    assert (twice.code, "named twice" in twice.err) == (2, True)
+
+
+def test_bench_prints_and_writes(room: Path, tmp_path: Path) -> None:
+    """``bench`` says sizes, times and the estimate for what it is, and writes the same as JSON."""
+    options = ["--batch-sizes", "1", "--contexts", "8", "--new-tokens", "4", "--repeats", "1"]
+    output = tmp_path / "new" / "bench.json"
+    outcome = command("bench", room / "done" / "model", "--against", room / "base", *options, "--output", output)
+    assert outcome.code == 0, outcome.err
+    for said in ("first token", "decode/s", "weights on disk", "(estimate)", "640 pJ"):
+        assert said in outcome.out
+    found = json.loads(output.read_text())
+    assert found["model_size"]["disk"] == (room / "done" / "model" / "model.safetensors").stat().st_size
+    assert found["model_size"]["joules"] < found["base_size"]["joules"]
+    assert found["points"][0]["context"] == 8
+
+
+def test_evaluation_has_a_gate_and_continues(room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``eval --min-retention`` exits with 3 where the interval does not clear it; again, no weights are read."""
+    options = ["--tasks", "llmprune_agreement", "--include-path", TASKS, "--limit", "4", "--output", tmp_path / "out"]
+    model = room / "done" / "model"
+    arguments = ["eval", model, "--against", room / "base", *options]
+    first = command(*arguments, "--min-retention", "0.99")
+    assert first.code == 3, first.err
+    assert "--limit" in first.err or "prune less" in first.err
+    monkeypatch.setattr("llmprune.comparison.load_model", lambda source: pytest.fail("weights are not needed"))
+    again = command(*arguments, "--min-retention", "0.01")
+    assert again.code == 0, again.err
+    same = command("eval", room / "base", "--against", room / "base", *options[:-2], "--min-retention", "1")
+    assert same.code == 0, same.err

@@ -2,51 +2,39 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 import subprocess
 import sys
 from copy import deepcopy
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING
+from threading import Thread
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from llmprune.errors import EvaluationError, RecipeError
-from llmprune.evaluation.harness import Sample, TaskResult, TaskResults, check_tasks, run_tasks
-from llmprune.evaluation.retention import compare, judge, mean_retention
-from llmprune.evaluation.section import Evaluation, Gate, Speed
+from llmprune.evaluation.backend import arguments, ask_backend, failure
+from llmprune.evaluation.harness import in_memory, run_tasks
+from llmprune.evaluation.results import TaskResults
+from llmprune.evaluation.section import Backend, Evaluation, Speed
 from llmprune.evaluation.speed import compare_speed
+from llmprune.evaluation.store import ResultStore
+from llmprune.evaluation.tasks import check_tasks
+from llmprune.evaluation.tokenizers import require_same_tokenizer
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 TASKS = str(Path(__file__).parents[1] / "eval" / "tasks")
 AGREEMENT = Evaluation(tasks=("llmprune_agreement",), include_path=TASKS, limit=8)
 
 
-def results(*values: float | None, metric: str = "acc", higher_is_better: bool = True, **total: float) -> TaskResults:
-    """One task whose samples have these values."""
-    samples = tuple(
-        Sample(doc_id=index, doc_hash=f"d{index}", prompt_hash=f"p{index}", value=value)
-        for index, value in enumerate(values)
-    )
-    value = total["value"] if total else sum(value or 0.0 for value in values) / len(values)
-    task = TaskResult(
-        task="t",
-        metric=metric,
-        filter="none",
-        higher_is_better=higher_is_better,
-        value=value,
-        samples=samples,
-    )
-    return TaskResults(tasks=(task,))
-
-
-def altered(original: TaskResults, **changes: object) -> TaskResults:
-    """The same results with the last sample changed."""
-    (task,) = original.tasks
-    samples = (*task.samples[:-1], task.samples[-1].model_copy(update=changes))
-    return TaskResults(tasks=(task.model_copy(update={"samples": samples}),))
+def asked(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, evaluation: Evaluation) -> TaskResults:
+    """The results of a model in memory."""
+    return run_tasks(lambda: in_memory(model, tokenizer, evaluation.batch_size), evaluation)
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +83,8 @@ def tiny_llama(layers: int, seed: int = 0) -> LlamaForCausalLM:
 def test_import_is_cheap() -> None:
     """Importing the room imports neither torch nor transformers nor lm-eval."""
     code = (
-        "import sys; from llmprune.evaluation import harness, retention, speed;"
-        "sys.exit(' '.join({'torch', 'transformers', 'lm_eval', 'datasets'} & set(sys.modules)) or 0)"
+        "import sys; from llmprune.evaluation import gate, harness, retention, speed, store, tasks;"
+        "sys.exit(' '.join({'torch', 'transformers', 'lm_eval', 'datasets', 'scipy'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -110,10 +98,10 @@ def test_known_tasks_pass() -> None:
 
 def test_unknown_task_names_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every misspelt task is named with its nearest valid name, before anything runs."""
-    from llmprune.evaluation import harness
+    from llmprune.evaluation import tasks
 
-    own = harness._manager(Path(TASKS))  # lm-eval's full index takes 13 s
-    monkeypatch.setattr(harness, "_all_tasks", lambda folder: own)
+    own = tasks._manager(Path(TASKS))  # lm-eval's full index takes 13 s
+    monkeypatch.setattr(tasks, "_all_tasks", lambda folder: own)
     with pytest.raises(RecipeError) as caught:
         check_tasks(Evaluation(tasks=("llmprune_agrement", "nonsense"), include_path=TASKS))
     assert len(caught.value.problems) == 2
@@ -126,77 +114,12 @@ def test_missing_include_path() -> None:
         check_tasks(Evaluation(include_path="nowhere"))
 
 
-def test_same_results_retain_everything() -> None:
-    """Identical results have retention 1 exactly, and no flips."""
-    dense = results(1.0, 0.0, 1.0)
-    (figures,) = compare(dense, TaskResults.from_json(dense.to_json()))
-    assert (figures.retention, figures.lost, figures.gained, figures.samples) == (1.0, 0, 0, 3)
-    assert mean_retention([figures] * 7) == 1.0
-
-
-def test_flips_are_counted() -> None:
-    """Lost and gained samples are counted apart, so that they do not hide each other."""
-    (figures,) = compare(results(1.0, 1.0, 1.0, 0.0, 0.0), results(0.0, 0.0, 1.0, 1.0, 0.0))
-    assert (figures.lost, figures.gained) == (2, 1)
-    assert figures.retention == pytest.approx(2 / 3)
-
-
-@pytest.mark.parametrize("values", [(0.5, 1.0), (None, None)])
-def test_no_flips_without_right_and_wrong(values: tuple[float | None, ...]) -> None:
-    """A metric that is not 0 or 1 for each sample has no flips."""
-    (figures,) = compare(results(*values, value=0.7), results(*values, value=0.7))
-    assert figures.lost is None
-    assert figures.gained is None
-
-
-def test_lower_is_better() -> None:
-    """Where less is better, a rising metric lowers retention."""
-    dense, pruned = (results(None, metric="perplexity", higher_is_better=False, value=value) for value in (10.0, 12.5))
-    (figures,) = compare(dense, pruned)
-    assert figures.retention == 0.8
-
-
-def test_zero_has_no_retention() -> None:
-    """A dense model at zero gives no retention, and the task does not count in the mean."""
-    (zero,) = compare(results(0.0, 0.0), results(1.0, 0.0))
-    (half,) = compare(results(1.0, 1.0), results(1.0, 0.0))
-    assert zero.retention is None
-    assert mean_retention([zero]) is None
-    assert mean_retention([zero, half]) == 0.5
-
-
-@pytest.mark.parametrize("change", [{"doc_hash": "other"}, {"prompt_hash": "other"}, {"doc_id": 99}])
-def test_mismatched_samples_are_refused(change: dict[str, object]) -> None:
-    """Another document, another prompt or another set of samples is no comparison."""
-    dense = results(1.0, 0.0)
-    with pytest.raises(EvaluationError, match="evaluate both"):
-        compare(dense, altered(dense, **change))
-
-
-def test_mismatched_tasks_are_refused() -> None:
-    """A task or metric that only one model has is named."""
-    with pytest.raises(EvaluationError, match="only one of dense and pruned was evaluated on t"):
-        compare(results(1.0), TaskResults(tasks=()))
-    with pytest.raises(EvaluationError, match="metric is 'acc' for dense and 'f1' for pruned"):
-        compare(results(1.0), results(1.0, metric="f1"))
-
-
-def test_gate() -> None:
-    """At the bar is passed, below it is not; a gate with nothing to judge is a mistake of the recipe."""
-    gate = Gate(min_retention=0.9)
-    assert judge(None, 0.5) is None
-    verdicts = [judge(gate, retention) for retention in (0.9, 0.899)]
-    assert [verdict and verdict.passed for verdict in verdicts] == [True, False]
-    with pytest.raises(RecipeError, match=r"evaluation\.tasks"):
-        judge(gate, None)
-
-
 def test_run_tasks_is_deterministic_and_quiet(
     tokenizer: PreTrainedTokenizerFast, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Two runs give the same value sample by sample, print nothing and leave the tokenizer as it was."""
     model = tiny_llama(layers=2)
-    first, second = (run_tasks(model, tokenizer, AGREEMENT) for _ in range(2))
+    first, second = (asked(model, tokenizer, AGREEMENT) for _ in range(2))
     assert first == second
     (task,) = first.tasks
     assert (task.task, task.metric, task.higher_is_better, len(task.samples)) == (
@@ -216,17 +139,17 @@ def test_offloaded_model_is_used_where_it_lies(tokenizer: PreTrainedTokenizerFas
     from accelerate import cpu_offload
 
     model = tiny_llama(layers=2)
-    resident = run_tasks(model, tokenizer, AGREEMENT)
+    resident = asked(model, tokenizer, AGREEMENT)
     offloaded = cpu_offload(model, execution_device=torch.device("cpu"))
     assert offloaded.device.type == "meta"
-    assert run_tasks(offloaded, tokenizer, AGREEMENT) == resident
+    assert asked(offloaded, tokenizer, AGREEMENT) == resident
     assert compare_speed(offloaded, offloaded, Speed(prompt_tokens=4, new_tokens=2, repeats=1)).ratio > 0
 
 
 def test_ignored_fewshot_is_said(tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture) -> None:
     """A task that is defined without examples ignores num_fewshot, and says so."""
     with caplog.at_level(logging.WARNING, logger="llmprune"):
-        run_tasks(tiny_llama(layers=1), tokenizer, AGREEMENT.model_copy(update={"num_fewshot": 2}))
+        asked(tiny_llama(layers=1), tokenizer, AGREEMENT.model_copy(update={"num_fewshot": 2}))
     assert "num_fewshot 2 does not apply" in caplog.text
 
 
@@ -248,7 +171,7 @@ def test_primary_metric_is_the_first_listed(tokenizer: PreTrainedTokenizerFast, 
         'doc_to_text: ""\ndoc_to_target: "{{text}}"\nmetric_list: [{metric: word_perplexity}]\n'
     )
     evaluation = Evaluation(tasks=("choice", "rolling"), include_path=str(tmp_path))
-    choice, rolling = run_tasks(tiny_llama(layers=1), tokenizer, evaluation).tasks
+    choice, rolling = asked(tiny_llama(layers=1), tokenizer, evaluation).tasks
     assert (choice.metric, choice.higher_is_better, len(choice.samples)) == ("acc_norm", True, 3)
     assert (rolling.metric, rolling.higher_is_better) == ("word_perplexity", False)
     assert rolling.value > 1
@@ -275,7 +198,7 @@ def test_unreachable_data(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) ->
         "doc_to_text: x\ndoc_to_target: 0\ndoc_to_choice: [a, b]\n"
     )
     with pytest.raises(EvaluationError, match=r"'gone' or its data \(json\) .*gone\.jsonl.*HF_ENDPOINT"):
-        run_tasks(tiny_llama(layers=1), tokenizer, Evaluation(tasks=("gone",), include_path=str(tmp_path)))
+        asked(tiny_llama(layers=1), tokenizer, Evaluation(tasks=("gone",), include_path=str(tmp_path)))
 
 
 def test_speed_is_measured_pair_by_pair(capfd: pytest.CaptureFixture[str]) -> None:
@@ -297,3 +220,242 @@ def test_speed_needs_positions() -> None:
     model = tiny_llama(layers=1)
     with pytest.raises(RecipeError, match="exceed the model's 64 positions"):
         compare_speed(model, model, Speed(prompt_tokens=60, new_tokens=8))
+
+
+def write_tasks(folder: Path, **tasks: str) -> Path:
+    """Task files over three documents; the texts are added to what they have in common."""
+    folder.mkdir(exist_ok=True)
+    (folder / "data.py").write_text(
+        "from datasets import Dataset\n"
+        "def rows(**_):\n"
+        "    return {'test': Dataset.from_list([{'text': 'The key is', 'n': n} for n in range(3)])}\n"
+    )
+    for name, text in tasks.items():
+        (folder / f"{name}.yaml").write_text(
+            f"task: {name}\ncustom_dataset: !function data.rows\ntest_split: test\n{text}"
+        )
+    return folder
+
+
+CHOICE = (
+    'output_type: multiple_choice\ndoc_to_text: "{{text}}"\ndoc_to_target: 0\ndoc_to_choice: [near, key]\n'
+    "metric_list: [{metric: acc}, {metric: acc_norm}]\n"
+)
+WRITTEN = (
+    'output_type: generate_until\ndoc_to_text: "{{text}}"\ndoc_to_target: "near"\n'
+    "generation_kwargs: {until: [x], max_gen_toks: 4, do_sample: false}\nmetric_list: [{metric: exact_match}]\n"
+    "filter_list:\n"
+    "- {name: strict, filter: [{function: take_first}]}\n- {name: loose, filter: [{function: take_first}]}\n"
+)
+
+
+class Counting:
+    """Opens one model, and fails while it is told to: what a stop in the middle looks like."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, fail_at: int | None = None) -> None:
+        self.opened, self.asked, self.fail_at = 0, 0, fail_at
+        self._tokenizer = tokenizer
+
+    def __call__(self) -> Any:
+        """A model that counts what it is asked."""
+        self.opened += 1
+        lm = in_memory(tiny_llama(layers=1), self._tokenizer, 2)
+        original = lm.loglikelihood
+
+        def counted(requests: Any, **more: Any) -> Any:
+            self.asked += 1
+            if self.asked == self.fail_at:
+                raise KeyboardInterrupt
+            return original(requests, **more)
+
+        lm.loglikelihood = counted
+        return lm
+
+
+def test_interrupted_evaluation_continues(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """What was finished before the stop is not asked again, and a finished evaluation opens no model at all."""
+    tasks = write_tasks(tmp_path / "tasks", one=CHOICE, two=CHOICE)
+    evaluation = Evaluation(tasks=("one", "two"), include_path=str(tasks))
+    store = ResultStore(tmp_path / "store", "model")
+    with pytest.raises(KeyboardInterrupt):
+        run_tasks(Counting(tokenizer, fail_at=2), evaluation, store)
+    second = Counting(tokenizer)
+    results = run_tasks(second, evaluation, store)
+    assert second.asked == 1
+    third = Counting(tokenizer)
+    assert run_tasks(third, evaluation, store) == results == run_tasks(Counting(tokenizer), evaluation)
+    assert third.opened == 0
+
+
+def test_results_of_another_model_setting_or_file_are_not_taken(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another model, another limit, a changed task file, or a damaged file: the task runs again."""
+    tasks = write_tasks(tmp_path / "tasks", one=CHOICE)
+    evaluation = Evaluation(tasks=("one",), include_path=str(tasks))
+
+    def asks(evaluation: Evaluation = evaluation, identity: str = "model") -> int:
+        opener = Counting(tokenizer)
+        run_tasks(opener, evaluation, ResultStore(tmp_path / "store", identity))
+        return opener.asked
+
+    assert (asks(), asks()) == (1, 0)
+    assert (asks(identity="pruned"), asks(identity="pruned")) == (1, 0)
+    assert asks(evaluation.model_copy(update={"limit": 2}), "pruned") == 1
+    (tmp_path / "tasks" / "data.py").write_text((tmp_path / "tasks" / "data.py").read_text() + "\n# changed\n")
+    assert (asks(), asks()) == (1, 0)
+    (tmp_path / "store" / "one.json").write_text('{"fingerprint": ')
+    assert (asks(), asks()) == (1, 0)
+    assert "the task runs again" in caplog.text
+
+
+def test_a_shared_store_keeps_models_apart(tmp_path: Path) -> None:
+    """In the cache of base models two models' results stand beside one another."""
+    from test_retention import result
+
+    stores = [ResultStore(tmp_path, identity, shared=True) for identity in ("a", "b")]
+    for store, value in zip(stores, (1.0, 0.0), strict=True):
+        store.put(result(value, task="group/task"), "settings")
+    kept = [store.get("group/task", "settings") for store in stores]
+    assert [found and found.value for found in kept] == [1.0, 0.0]
+    assert stores[0].get("group/task", "other settings") is None
+
+
+def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The work goes on without it."""
+    from test_retention import result
+
+    (tmp_path / "file").write_text("")
+    ResultStore(tmp_path / "file", "a").put(result(1.0), "settings")
+    assert "not kept" in caplog.text
+
+
+def test_groups_metrics_and_answers(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """Tasks know the group that was named, another metric and filter can be chosen, and texts are kept."""
+    tasks = write_tasks(tmp_path / "tasks", one=CHOICE, two=CHOICE, written=WRITTEN)
+    (tasks / "both.yaml").write_text("group: both\ntask: [one, two]\n")
+    evaluation = Evaluation(
+        tasks=("both", "written"),
+        include_path=str(tasks),
+        metrics={"two": "acc_norm", "written": "exact_match,loose"},
+    )
+    one, two, written = asked(tiny_llama(layers=1), tokenizer, evaluation).tasks
+    assert [(task.task, task.group) for task in (one, two, written)] == [
+        ("one", "both"), ("two", "both"), ("written", None),
+    ]  # fmt: skip
+    assert (one.metric, two.metric, written.metric, written.filter) == ("acc", "acc_norm", "exact_match", "loose")
+    assert one.values.keys() == {"acc,none", "acc_norm,none"}
+    assert [answer.prompt for answer in written.answers] == ["The key is"] * 3
+    assert one.documents == 3
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        ({"metrics": {"one": "acc_nrom"}}, "did you mean 'acc_norm'"),
+        ({"metrics": {"other": "acc"}}, "'other' is no task that is evaluated"),
+        ({"metrics": {"one": "acc,strict"}}, "no filter 'strict'"),
+        ({"gate": {"min_retention": 0.9, "per_task": {"on": 0.9}}}, "'on' is not evaluated; did you mean 'one'"),
+    ],
+)
+def test_names_that_the_tasks_do_not_have(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, wish: dict[str, Any], said: str
+) -> None:
+    """A metric, filter or task of the gate that is not there is refused with the nearest name."""
+    tasks = write_tasks(tmp_path / "tasks", one=CHOICE)
+    evaluation = Evaluation.model_validate({"tasks": ("one",), "include_path": str(tasks), **wish})
+    with pytest.raises(RecipeError, match=said):
+        asked(tiny_llama(layers=1), tokenizer, evaluation)
+
+
+def test_backend_that_lm_eval_does_not_know() -> None:
+    """A backend is named with its nearest, before anything runs."""
+    with pytest.raises(RecipeError, match="no backend 'vlm'; did you mean 'vllm'"):
+        check_tasks(Evaluation(backend=Backend(name="vlm")))
+
+
+def test_backend_arguments() -> None:
+    """The model's place goes where {model} stands, and to pretrained where nothing names a model."""
+    plain = Backend(name="vllm", args={"max_model_len": 512})
+    assert arguments(plain, "dense", "/m") == {"max_model_len": 512, "pretrained": "/m"}
+    endpoint = Backend(
+        name="local-completions",
+        args={"model": "m", "tokenizer": "{model}"},
+        dense={"base_url": "a"},
+        pruned={"base_url": "b"},
+    )
+    assert arguments(endpoint, "dense", "/m") == {"model": "m", "tokenizer": "/m", "base_url": "a"}
+    assert arguments(endpoint, "pruned", "/m")["base_url"] == "b"
+
+
+class _Endpoint(BaseHTTPRequestHandler):
+    """An OpenAI-style completions endpoint whose model finds every token with an even id likelier."""
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        choices = []
+        for index, ids in enumerate(asked["prompt"]):
+            scores = [-0.5 if token % 2 == 0 else -3.0 for token in [*ids, 0]]
+            top = [{"x": score} for score in scores]
+            choices.append({"index": index, "text": "", "logprobs": {"token_logprobs": scores, "top_logprobs": top}})
+        body = json.dumps({"choices": choices}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+def test_tasks_by_an_endpoint(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """lm-eval's own client, in its own process, asks an OpenAI-style endpoint."""
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    tasks = write_tasks(tmp_path / "tasks", one=CHOICE)  # near has id 5, key has id 3: both odd
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Endpoint)
+    Thread(target=server.serve_forever, daemon=True).start()
+    backend = Backend(
+        name="local-completions",
+        args={
+            "model": "any",
+            "tokenizer": str(tmp_path / "tokenizer"),
+            "tokenizer_backend": "huggingface",
+            "base_url": f"http://127.0.0.1:{server.server_port}/v1/completions",
+            "max_retries": 1,
+        },
+    )
+    text = (tasks / "one.yaml").read_text()
+    (tasks / "one.yaml").write_text(text.replace("[near, key]", "[the, cabinet]"))  # ids 6 and 7: the first is likelier
+    evaluation = Evaluation(tasks=("one",), include_path=str(tasks), backend=backend)
+    store = ResultStore(tmp_path / "store", "model")
+    (task,) = ask_backend("unused", "pruned", evaluation, store).tasks
+    assert (task.value, len(task.samples)) == (1.0, 3)
+    assert not (tmp_path / "store").exists()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        ("Traceback …\nConnectionRefusedError: nobody there\n", r"the backend vllm failed \(exit code 1\): Connection"),
+        ("", r"it said nothing; check evaluation\.backend"),
+        ("noise\nllmprune: the task 'x' gave no metric\nmore noise", "^the task 'x' gave no metric$"),
+    ],
+)
+def test_what_a_backend_said_last_is_said(said: str, error: str) -> None:
+    """A backend that fails is named with its last line, and llmprune's own errors come through as they are."""
+    assert re.search(error, failure("vllm", 1, said))
+
+
+def test_tokenizers_that_differ(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Another vocabulary, or the same words in another order, is named; a copy is the same."""
+    from tiny import tiny_tokenizer
+
+    require_same_tokenizer("a", tokenizer, "b", deepcopy(tokenizer))
+    with pytest.raises(EvaluationError, match="the tokenizers of a and b differ: 13 tokens and 257"):
+        require_same_tokenizer("a", tokenizer, "b", tiny_tokenizer())
+    other = deepcopy(tokenizer)
+    other.eos_token = "the"
+    with pytest.raises(EvaluationError, match="eos_token_id is 1 and 6"):
+        require_same_tokenizer("a", tokenizer, "b", other)

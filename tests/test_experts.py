@@ -194,12 +194,12 @@ def test_scores_survive_their_file(tmp_path: Path) -> None:
         assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-@pytest.mark.parametrize("layout", ["plain", "chunked", "interleaved"])
-def test_masked_then_selected_is_selected(layout: Any) -> None:
+@pytest.mark.parametrize("parts", [(1,), (1, 1), (2,), (1, 2)])
+def test_masked_then_selected_is_selected(parts: tuple[int, ...]) -> None:
     """Masking leaves the kept neurons as they are, of each expert its own, and zeroes the rest."""
     tensor = torch.randn(2, 12, 5)
     keep = torch.tensor([[0, 2], [1, 3]])
-    cut = TensorCut("weight", 1, layout)
+    cut = TensorCut("weight", 1, parts)
     masked = mask_neurons(tensor, cut, keep)
     assert torch.equal(select_neurons(masked, cut, keep), select_neurons(tensor, cut, keep))
     assert int((masked != 0).any(-1).sum()) == select_neurons(tensor, cut, keep).shape[1] * 2
@@ -271,10 +271,10 @@ def test_a_fraction_applies_to_every_width(tmp_path: Path) -> None:
 
 
 def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One recipe cuts layers, both widths and experts; plan, cut, report and page show each of them."""
+    """One recipe cuts layers, both widths, heads and experts; plan, cut, report and page show each of them."""
     verify_here(monkeypatch)
     base = save_model(tmp_path / "base", "qwen2_moe")
-    cuts = {"depth": {"remove": 1}, "width": {"mlp": 0.67}, "experts": {"remove": 1}}
+    cuts = {"depth": {"remove": 1}, "width": {"mlp": 0.67, "heads": 1}, "experts": {"remove": 1}}
     recipe = write_recipe(tmp_path / "recipe.yaml", base, write_text(tmp_path / "text.txt"), **cuts)
     outcome = command("run", recipe, "--output", tmp_path / "out")
     assert outcome.code == 0, outcome.err
@@ -284,12 +284,30 @@ def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     widths = {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 64}
     assert {name: config[name] for name in widths} == cut["widths"] == report["pruned"]["widths"] == widths
     assert report["pruned"]["experts"] == cut["num_experts"] == config["num_experts"] == 3
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    assert {name: config[name] for name in heads} == heads
+    assert report["pruned"]["kv_groups"] == cut["kv_groups"] == 1
+    assert report["pruned"]["kv_bytes_per_token"] * 8 == report["dense"]["kv_bytes_per_token"] * 3
+    for layer in report["layers"]:
+        assert layer["removed"] or (len(layer["kv_groups_kept"]) == 1 and 0.5 <= layer["kv_groups_share"] < 1)
     assert all(len(layer["experts_kept"]) == 3 for layer in report["layers"] if not layer["removed"])
     assert any("without refit" in warning and "mlp.experts" in warning for warning in report["warnings"])
     page = (tmp_path / "out" / "report.html").read_text()
-    for said in ("1 of 4 experts removed", "48 to 32 neurons (moe_intermediate_size)", "experts kept"):
+    for said in (
+        "1 of 4 experts removed",
+        "48 to 32 neurons (moe_intermediate_size)",
+        "experts kept",
+        "1 of 2 key-value heads removed",
+    ):
         assert said in page
     assert "moe_intermediate_size" in outcome.out
+    assert "key-value heads" in outcome.out
     table = command("anatomy", base).out
-    for said in ("48 in each of 4 experts in 4 layers", "Experts: can be cut", "96 in 4 layers (mlp.shared_expert)"):
+    for said in (
+        "48 in each of 4 experts in 4 layers",
+        "Experts: can be cut",
+        "96 in 4 layers (mlp.shared_expert)",
+        "4 in 2 key-value groups of 2",
+        "Heads: can be cut",
+    ):
         assert said in table.replace("\n", " ")

@@ -19,14 +19,27 @@ PACKAGE = Path(llmprune.__file__).parent
 LADDER = (
     ("cli", "__main__", "reference"),
     ("service",),
-    ("pipeline", "comparison"),
+    ("pipeline", "comparison", "bench", "publishing", "repeating"),
+    ("choosing",),
     ("workbench", "plan", "targets", "recipe", "problems", "run_folder", "accounting"),
     (
-        *("scoring", "prune", "readings", "normal_equations", "snapshots", "residual", "criteria", "refit", "surgery"),
-        *("evaluation", "report"),
+        *(
+            "scoring",
+            "scored",
+            "gradients",
+            "trials",
+            "standins",
+            "stability",
+            "prune",
+            "readings",
+            "normal_equations",
+            "gram",
+        ),
+        *("snapshots", "residual", "criteria", "refit", "surgery"),
+        *("evaluation", "report", "hub"),
     ),
     ("model",),
-    ("anatomy", "calibration", "texts", "cut", "scores", "progress", "testing"),
+    ("anatomy", "calibration", "texts", "cut", "scores", "progress", "testing", "remote"),
     ("files", "schema", "errors"),
 )
 HEAVY = {"torch", "transformers", "datasets", "lm_eval", "accelerate", "numpy"}

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from llmprune.anatomy.blueprint import text_config
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.selection import mask_neurons
 from llmprune.anatomy.value import Anatomy
@@ -76,6 +77,18 @@ DEPTH_ONLY = [
     "mpt",
 ]
 KEPT_LAYERS, KEPT_WIDTHS = 3, {96: 64, 48: 32, 64: 48, 256: 192}
+# Of these no config expresses fewer heads of the same size, or what is left would change with what went.
+WHOLE_HEADS = {
+    "bloom": "would not reload",
+    "falcon": "would not reload",
+    "gpt2": "would not reload",
+    "gpt_neox": "would not reload",
+    "mpt": "would not reload",
+    "olmo2": "not the same when groups of heads are cut as when they are masked",  # a norm over all heads
+    "olmoe": "does not run",  # a norm over all heads as wide as the hidden states
+    "opt": "would not reload",
+    "stablelm": "would not reload",
+}
 
 # Plain transformers in a process of its own: no llmprune. Reads folders, writes logits and generations beside them.
 RELOAD = """
@@ -102,7 +115,7 @@ for folder in map(Path, sys.argv[1:]):
 
 @dataclass
 class Case:
-    """One family, pruned by a third in depth and (where it can be) in width, without and with refit."""
+    """One family, pruned by a third in depth and (where it can be) in width, to half its attention heads, and refit."""
 
     model: PreTrainedModel
     anatomy: Anatomy
@@ -117,9 +130,10 @@ def _prune(family: str, folder: Path) -> Case:
     anatomy = discover(model.config)
     ids_NL = torch.randint(3, VOCABULARY, (4, 24), generator=torch.Generator().manual_seed(0))
     dense = dense_decoder(model)
-    scores = score(dense, anatomy, ids_NL, 4, BlockInfluence(), Activation())
+    scores = score(dense, anatomy, ids_NL, 4, BlockInfluence(), Activation(), heads=Activation())
     widths = {field: KEPT_WIDTHS[width] for field, width in anatomy.widths.items()}
-    cut = choose_cut(anatomy, scores, None, KEPT_LAYERS, widths, None)
+    kv_groups = anatomy.heads.count // 2 if anatomy.heads and anatomy.heads.refusal is None else None
+    cut = choose_cut(anatomy, scores, None, KEPT_LAYERS, widths, None, kv_groups)
     pruned = cut_decoder(dense, model, anatomy, cut)
     writer = CheckpointWriter(folder, pruned.skeleton, pruned.layers_path)
     writer.write_rest(tensors_of(pruned.skeleton, skip=pruned.layers_path))
@@ -156,7 +170,7 @@ def test_reload_equals_memory(family: str, cases: dict[str, Case]) -> None:
 
 @pytest.mark.parametrize("family", DEPTH_AND_WIDTH + MIXTURES)
 def test_cut_equals_mask(family: str, cases: dict[str, Case]) -> None:
-    """Neurons removed and neurons zeroed, layers removed and layers skipped, give the same logits."""
+    """Neurons and heads removed or zeroed, layers removed or skipped: the logits are the same."""
     case = cases[family]
     dense = dense_decoder(case.model)
     cut = cut_decoder(dense, case.model, case.anatomy, case.cut)
@@ -168,6 +182,11 @@ def test_cut_equals_mask(family: str, cases: dict[str, Case]) -> None:
             for unit in case.anatomy.units[old]:
                 weight = layer.get_parameter(unit.tensors[-1].name)
                 weight.data = mask_neurons(weight.data, unit.tensors[-1], case.cut.neurons[unit_key(old, unit.path)])
+            attention = case.anatomy.attention[old]
+            if attention is not None:
+                weight, heads = layer.get_parameter(attention.tensors[-1].name), case.cut.heads
+                keep_G = heads[unit_key(old, attention.path)]
+                weight.data = mask_neurons(weight.data, attention.tensors[-1], keep_G)
             masked.pass_through(old, layer)
     torch.testing.assert_close(removed.logits(0), masked.logits(0), rtol=1e-4, atol=1e-4)
 
@@ -180,6 +199,21 @@ def test_width_is_proven(family: str, cases: dict[str, Case]) -> None:
     assert case.anatomy.width_refusal is None
     assert case.anatomy.widths
     assert {field: config[field] for field in case.anatomy.widths} == case.cut.widths
+
+
+@pytest.mark.parametrize("family", DEPTH_AND_WIDTH + MIXTURES + DEPTH_ONLY)
+def test_heads_are_proven_or_refused_with_a_reason(family: str, cases: dict[str, Case]) -> None:
+    """The saved config counts half the heads, of the size that they had; or the anatomy says why it cannot."""
+    case = cases[family]
+    heads, config = case.anatomy.heads, json.loads((case.folder / "checkpoint" / "config.json").read_text())
+    if family in WHOLE_HEADS or heads is None:
+        assert family == "mamba" or (heads and heads.refusal and WHOLE_HEADS[family] in heads.refusal)
+        assert not any(case.anatomy.attention)
+        return
+    assert case.cut.heads
+    fields = heads.fields(heads.count // 2)
+    assert {name: config[name] for name in fields} == fields
+    assert getattr(text_config(case.model.config), "head_dim", 8) == config.get("head_dim", 8)
 
 
 @pytest.mark.parametrize("family", DEPTH_ONLY)

@@ -51,8 +51,8 @@ def finished(room: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def no_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail where either pass over the layers starts."""
-    for name in ("score", "Pruning"):
-        monkeypatch.setattr(f"llmprune.pipeline.{name}", lambda *_, **__: pytest.fail("the expensive work began"))
+    for name in ("choosing.score", "pipeline.Pruning"):
+        monkeypatch.setattr(f"llmprune.{name}", lambda *_, **__: pytest.fail("the expensive work began"))
 
 
 @pytest.fixture
@@ -205,11 +205,10 @@ def test_hub_out_of_reach(
 ) -> None:
     """Offline, a model that is neither a folder nor in the cache is refused at once, with what to check."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("llmprune.model.loading.HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
     start = time.perf_counter()
     assert_refused(run(room, tmp_path, model), 2, f"no folder '{model}'", "HF_HUB_OFFLINE is set")
-    assert time.perf_counter() - start < 3
+    assert time.perf_counter() - start < 10  # not half a minute of retries, on a busy machine too
     assert not (tmp_path / "out").exists()
 
 
@@ -308,10 +307,10 @@ def test_evaluation_that_cannot_be(
 @pytest.mark.usefixtures("no_weights")
 def test_unknown_task(room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A task that lm-eval does not know is refused before anything is made, with the nearest name."""
-    from llmprune.evaluation import harness
+    from llmprune.evaluation import tasks
 
-    own = harness._manager(TASKS)  # lm-eval's full index takes 13 s
-    monkeypatch.setattr(harness, "_all_tasks", lambda folder: own)
+    own = tasks._manager(TASKS)  # lm-eval's full index takes 13 s
+    monkeypatch.setattr(tasks, "_all_tasks", lambda folder: own)
     asked = {"tasks": ["llmprune_agrement"], "include_path": str(TASKS)}
     assert_refused(run(room, tmp_path, evaluation=asked), 2, "evaluation.tasks", "'llmprune_agreement'?")
     assert not (tmp_path / "out").exists()

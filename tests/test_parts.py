@@ -91,13 +91,24 @@ def test_width_rounds_to_what_hardware_likes(wanted: float, width: int, expected
 def test_cut_is_saved_and_loaded_whole(tmp_path: Path) -> None:
     """JSON and safetensors together give the same cut again."""
     neurons = {"0.mlp": torch.tensor([1, 3]), "3.mlp.experts": torch.tensor([[0, 2], [1, 2]])}
-    cut = Cut(4, (0, 1, 3), {"width": 2}, neurons, 1, {"3.mlp.experts": torch.tensor([1])})
+    experts, heads = {"3.mlp.experts": torch.tensor([1])}, {"0.attention": torch.tensor([0, 2])}
+    cut = Cut(4, (0, 1, 3), {"width": 2}, neurons, 1, experts, 2, heads)
     cut.save(tmp_path / "cut.json")
     loaded = Cut.load(tmp_path / "cut.json")
     assert (loaded.layers, loaded.removed, loaded.widths, loaded.num_experts) == ((0, 1, 3), (2,), {"width": 2}, 1)
-    for before, after in ((cut.neurons, loaded.neurons), (cut.experts, loaded.experts)):
+    assert loaded.kv_groups == 2
+    for before, after in ((neurons, loaded.neurons), (experts, loaded.experts), (heads, loaded.heads)):
         assert before.keys() == after.keys()
         assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_a_cut_of_other_sizes_than_the_recipe_says_is_refused() -> None:
+    """Which heads stay is not edited by hand, and the recipe says how many."""
+    heads = {"0.attention": torch.tensor([0, 2])}
+    chosen = Cut(4, (0, 1, 2, 3), kv_groups=2, heads=heads)
+    chosen.require_like(Cut(4, (0, 1, 3), kv_groups=2, heads=heads))
+    with pytest.raises(RecipeError, match=r"kv_groups 1, and the recipe keeps .* kv_groups 2"):
+        Cut(4, (0, 1, 2, 3), kv_groups=1, heads={"0.attention": torch.tensor([0])}).require_like(chosen)
 
 
 @pytest.mark.parametrize("layers", [(), (1, 0), (0, 0), (0, 4), (-1, 0)])

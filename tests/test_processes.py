@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from small import save_model, write_recipe, write_text
+from small import TASKS, save_model, write_recipe, write_text
 
 
 def _launch(folder: Path, output: str, *launcher: str) -> subprocess.CompletedProcess[str]:
@@ -22,7 +22,7 @@ def _launch(folder: Path, output: str, *launcher: str) -> subprocess.CompletedPr
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HOME": str(folder / f"home-{output}")},
     )
 
 
@@ -30,7 +30,8 @@ def _launch(folder: Path, output: str, *launcher: str) -> subprocess.CompletedPr
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One recipe, run by one process into ``one`` and by two into ``two``."""
     root = tmp_path_factory.mktemp("processes")
-    write_recipe(root / "recipe.yaml", save_model(root / "dense"), write_text(root / "text.txt"))
+    tasks = {"tasks": ["llmprune_agreement"], "include_path": str(TASKS), "limit": 5}
+    write_recipe(root / "recipe.yaml", save_model(root / "dense"), write_text(root / "text.txt"), evaluation=tasks)
     for output, launcher in (("one", ()), ("two", ("-m", "torch.distributed.run", "--nproc-per-node", "2"))):
         done = _launch(root, output, *launcher)
         assert done.returncode == 0, done.stderr[-2000:]
@@ -56,6 +57,18 @@ def test_number_of_processes_is_said(folder: Path) -> None:
     assert "walking in" not in (folder / "one.log").read_text()
     report = json.loads((folder / "two/report.json").read_text())
     assert report["provenance"]["processes"] == 2
+
+
+def test_processes_share_the_samples(folder: Path) -> None:
+    """Each process answers some of five documents; together they are those that one process answers, in order."""
+    for side in ("dense_tasks", "pruned_tasks"):
+        one, two = (
+            json.loads((folder / name / "evaluation.json").read_text())[side]["tasks"][0] for name in ("one", "two")
+        )
+        assert [sample["doc_id"] for sample in two["samples"]] == list(range(5))
+        for kept in ("doc_hash", "prompt_hash", "value"):
+            assert [sample[kept] for sample in one["samples"]] == [sample[kept] for sample in two["samples"]]
+        assert one["value"] == two["value"]
 
 
 def test_launcher_that_starts_too_few(folder: Path) -> None:

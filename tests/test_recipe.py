@@ -102,7 +102,7 @@ depth: {}
 depth: {remove: 1, keep: 2}
     depth: needs exactly one of remove, keep, layers; remove and keep given
 depth: {remove: 1, criterion: {kind: x}}
-    depth.criterion.kind: must be 'block_influence', not 'x'
+    depth.criterion.kind: must be 'block_influence' or 'angular' or 'perplexity' or 'divergence' or 'residual', not 'x'
 width: {mlp: .nan}
     width.mlp: must be a finite number, not .nan
 width: {mlp: .inf}
@@ -244,7 +244,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, content: bytes | None, said: 
 
 
 def test_criteria_with_different_keys() -> None:
-    """With several criteria, a wrong kind lists them all, and a wrong key lists that kind's own."""
+    """With several criteria, a wrong kind lists them all and the nearest, and a wrong key lists that kind's own."""
 
     class Plain(Section):
         kind: Literal["plain"] = "plain"
@@ -261,7 +261,8 @@ def test_criteria_with_different_keys() -> None:
             Holder.model_validate({"criterion": criterion})
         return describe_problems(caught.value, Holder, {"criterion": criterion})[0]
 
-    assert said(kind="dampd") == "criterion.kind: must be 'plain', 'damped', not 'dampd'"
+    assert said(kind="dampd") == "criterion.kind: must be 'plain', 'damped', not 'dampd'; did you mean 'damped'?"
+    assert said(kind="sharp") == "criterion.kind: must be 'plain', 'damped', not 'sharp'"
     assert said(kind="damped", dampin=1) == "criterion.dampin: unknown key; did you mean 'damping'?"
     assert said(kind="plain", dampin=1) == "criterion.dampin: unknown key; valid keys: kind"
     assert said() == "criterion: must be a mapping with 'kind', not {}"

@@ -14,15 +14,23 @@ from rich.console import Console
 from llmprune.report.page import render_page
 from llmprune.report.table import print_summary
 from llmprune.report.value import (
+    BarFigures,
+    DivergenceFigures,
+    Example,
+    FreeText,
     GateFigures,
+    GenerationFigures,
+    Interval,
     LayerFigures,
     PerplexityFigures,
     Provenance,
     Report,
+    RetentionFigures,
     Size,
     SpeedFigures,
     Step,
     TaskFigures,
+    Verdict,
     VerificationFigures,
 )
 
@@ -107,6 +115,34 @@ def sample_report(**changes: Any) -> Report:
             task("squad_completion", "contains", 0.412, 0.388, lost=None, gained=None),
         ),
         "mean_retention": 0.9483,
+        "retention": RetentionFigures(
+            retention=0.9483,
+            interval=Interval(low=0.9214, high=0.9741, confidence=0.95),
+            counted=("arc_easy", "blimp_anaphor_gender_agreement"),
+            left_out=("squad_completion",),
+            samples=1000,
+        ),
+        "divergence": DivergenceFigures(
+            mean=0.184,
+            quantiles={"0.5": 0.061, "0.9": 0.472, "0.99": 1.66, "1.0": 9.21},
+            same_first=0.861,
+            tokens=65472,
+        ),
+        "generation": GenerationFigures(
+            dense=FreeText(repetition=0.212, loops=0.125, empty=0.0, tokens=61.2),
+            pruned=FreeText(repetition=0.274, loops=0.1875, empty=0.0625, tokens=58.8),
+            text=FreeText(repetition=0.008, loops=0.0, empty=0.0, tokens=64),
+            samples=16,
+            prompt_tokens=32,
+            new_tokens=64,
+            examples=(
+                Example(
+                    prompt="The game takes place during the Second Europan War. Gallian Army Squad 422, also known as",
+                    dense=" the Nameless, is a penal military unit composed of criminals and deserters.",
+                    pruned=" the Nameless, is a unit of the army, and the unit of the army is a unit of the army.",
+                ),
+            ),
+        ),
         "speed": SpeedFigures(
             dense=18.4,
             pruned=22.9,
@@ -119,7 +155,7 @@ def sample_report(**changes: Any) -> Report:
             repeats=5,
             device="cpu, 2 threads",
         ),
-        "gate": GateFigures(min_retention=0.9, retention=0.9483, passed=True),
+        "gate": gate(0.9),
         "verification": VerificationFigures(
             parameters=105978816, largest_logit_difference=0.0, cached_generation_equal=True, positions=512
         ),
@@ -139,6 +175,20 @@ def sample_report(**changes: Any) -> Report:
     return Report(**values | changes)
 
 
+def gate(least: float, verdict: Verdict = "pass", needed: int | None = None) -> GateFigures:
+    """A gate with one bar, for the mean."""
+    bar = BarFigures(
+        name="mean",
+        min_retention=least,
+        retention=0.9483,
+        interval=Interval(low=0.9214, high=0.9741, confidence=0.95),
+        verdict=verdict,
+        samples=1000,
+        samples_needed=needed,
+    )
+    return GateFigures(min_retention=least, retention=0.9483, passed=verdict == "pass", verdict=verdict, bars=(bar,))
+
+
 def task(name: str, metric: str, dense: float, pruned: float, lost: int | None, gained: int | None) -> TaskFigures:
     """One task on 500 samples."""
     return TaskFigures(
@@ -147,9 +197,14 @@ def task(name: str, metric: str, dense: float, pruned: float, lost: int | None, 
         dense=dense,
         pruned=pruned,
         retention=pruned / dense,
+        interval=None
+        if lost is None
+        else Interval(low=pruned / dense - 0.03, high=pruned / dense + 0.028, confidence=0.95),
         samples=500,
+        documents=2376,
         lost=lost,
         gained=gained,
+        p_value=None if lost is None else 0.0123,
     )
 
 
@@ -167,6 +222,9 @@ def bare_report() -> Report:
         perplexity=None,
         tasks=(),
         mean_retention=None,
+        retention=None,
+        divergence=None,
+        generation=None,
         speed=None,
         gate=None,
         steps=(),
@@ -232,6 +290,7 @@ def test_the_page_of_a_full_report_has_every_section() -> None:
         "Size",
         "Layers",
         "Tasks",
+        "Free generation",
         "Perplexity",
         "Generation speed",
         "Verification",
@@ -249,6 +308,13 @@ def test_the_page_of_a_full_report_has_every_section() -> None:
         "269 MB → 212 MB",
         "1.24×",
         "94.8%",
+        "92.1–97.4%",
+        "0.012",
+        "500 samples of 2,376",
+        "0.061",
+        "86.1%",
+        "Not in the mean: squad_completion.",
+        "a unit of the army",
         "23 KB",
         "Gate passed.",
         "3 of 30 layers removed",
@@ -291,6 +357,11 @@ def test_text_of_the_user_stays_text() -> None:
         provenance=base.provenance.model_copy(update={"model": attack, "device": attack}),
         perplexity=base.perplexity.model_copy(update={"source": attack}) if base.perplexity else None,
         tasks=(task(attack, attack, 0.5, 0.4, lost=1, gained=1),),
+        generation=base.generation.model_copy(
+            update={"examples": (Example(prompt=attack, dense=attack, pruned=attack),)}
+        )
+        if base.generation
+        else None,
     )
     page = render_page(report)
     Outline(page)
@@ -369,7 +440,8 @@ def test_the_summary_says_dense_cut_and_pruned_in_80_columns() -> None:
         "arc_easy (acc_norm) 0.586 0.544 92.8%",
         "mean retention 94.8%",
         "generated tokens/s 18.4 22.9 124.3%",
-        "Gate passed: mean retention 94.83%, at least 90.00% asked for",
+        "92.1–97.4%",
+        "Gate passed mean retention 94.8% (92.1–97.4%), at least 90.0% asked for",
         "page smollm2-pruned/report.html",
     } <= rows
     assert max(map(len, text.splitlines())) <= 80
@@ -387,11 +459,38 @@ def test_the_summary_names_a_gate_that_was_not_met_and_keeps_paths_whole() -> No
     """A failed gate is said in words, square brackets stay, and a long path stays on one line."""
     path = "/".join(["a-rather-long-folder-name"] * 5)
     report = sample_report(
-        gate=GateFigures(min_retention=0.95, retention=0.9483, passed=False),
+        gate=gate(0.98, "fail"),
         warnings=("depth.layers: [bold]3[/bold] was given",),
         files={"model": path},
     )
     text = summary(report)
-    assert "Gate not passed: mean retention 94.83%, at least 95.00% asked for" in text
+    assert "Gate not passed  mean retention 94.8% (92.1–97.4%), at least 98.0% asked for" in text
     assert "[bold]3[/bold]" in text
     assert path in text
+
+
+def test_the_mean_of_one_task_is_not_drawn_twice() -> None:
+    """One task alone is drawn once, with the gate's mark; several have the mean above them."""
+    base = sample_report()
+    assert base.retention is not None
+    alone = sample_report(
+        tasks=base.tasks[:1], retention=base.retention.model_copy(update={"counted": ("arc_easy",), "left_out": ()})
+    )
+    for report, dots, mean in ((base, 4, True), (alone, 1, False)):
+        drawing = render_page(report).partition('id="retention-title"')[2].partition("</svg>")[0]
+        assert drawing.count("<circle") == dots
+        assert (">mean</text>" in drawing) == mean
+        assert drawing.count('class="bar"') == 1
+
+
+@pytest.mark.parametrize(
+    ("verdict", "said"),
+    [
+        ("fail", "Gate not passed."),
+        ("not enough samples", "about 2,400 would tell"),
+        ("no interval", "no mean over samples"),
+    ],
+)
+def test_the_page_says_every_verdict(verdict: Verdict, said: str) -> None:
+    """Failed and undecided gates are said in words, and how many samples would tell."""
+    assert said in render_page(sample_report(gate=gate(0.96, verdict, needed=2400)))

@@ -43,7 +43,12 @@ from llmprune.testing import VOCABULARY, tiny_config, tiny_model
 RESULTS = Path(__file__).parent / "results"
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # tiny models only lose by more
 AFTER = "refused after the work"
-SECTIONS = {"depth": {"depth": {"remove": 1}}, "width": {"width": {"mlp": 0.67}}, "experts": {"experts": {"remove": 1}}}
+SECTIONS = {
+    "depth": {"depth": {"remove": 1}},
+    "width": {"width": {"mlp": 0.67}},
+    "heads": {"width": {"heads": 0.5}},
+    "experts": {"experts": {"remove": 1}},
+}
 
 # Plain transformers in a process of its own that outlives one model: runs the verification's own worker.
 SERVER = """
@@ -111,10 +116,12 @@ def sweep_type(family: str, folder: Path) -> dict[str, Any]:
     except ModelError as error:
         return dict.fromkeys(SECTIONS, f"refused: {_line(error)}")
     refusals = {"depth": anatomy.depth_refusal, "width": anatomy.width_refusal}
+    refusals["heads"] = anatomy.heads.refusal if anatomy.heads else None
     refusals["experts"] = anatomy.experts.refusal if anatomy.experts else None
     verdicts = {what: f"refused: {why}" for what, why in refusals.items() if why}
-    if anatomy.experts is None:
-        verdicts["experts"] = "none to cut"
+    for what, found in (("heads", anatomy.heads), ("experts", anatomy.experts)):
+        if found is None:
+            verdicts[what] = "none to cut"
     asked = [what for what in SECTIONS if what not in verdicts]
     verdicts |= prune(asked, folder) if asked else {}
     if verdicts["depth"] == "works":
@@ -185,7 +192,7 @@ def skipped(layers: torch.nn.ModuleList, indices: set[int]) -> Iterator[None]:
 
 def prune(cuts: list[str], folder: Path) -> dict[str, str]:
     """Run the whole command for these cuts together; where that fails, for each alone. No cut: a copy."""
-    recipe = {
+    recipe: dict[str, dict[str, Any]] = {
         "model": {"id": str(folder / "dense")},
         "calibration": {
             "tokens": str(folder / "tokens.safetensors"),
@@ -194,8 +201,8 @@ def prune(cuts: list[str], folder: Path) -> dict[str, str]:
             "sequence_length": 24,
         },
     }
-    for cut in cuts:
-        recipe |= SECTIONS[cut]
+    for section, settings in (item for cut in cuts for item in SECTIONS[cut].items()):
+        recipe[section] = recipe.get(section, {}) | settings
     name = "-".join(cuts) or "nothing"
     path = folder / f"{name}.yaml"
     path.write_text(json.dumps(recipe))

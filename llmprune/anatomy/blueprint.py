@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -136,10 +136,15 @@ def _text_decoder(model: PreTrainedModel) -> tuple[str, nn.Module]:
     return next(((path, model.get_submodule(path)) for path in paths), ("", model))
 
 
-def materialise(module: nn.Module, seed: int = 0) -> None:
-    """Give every parameter that lies on the meta device small random float32 values, in place."""
+def materialise(module: nn.Module, seed: int = 0, without: Collection[nn.Module | None] = ()) -> None:
+    """Give every parameter that lies on the meta device small random float32 values, in place.
+
+    ``without``: modules in it whose own parameters stay as they are.
+    """
     generator = torch.Generator().manual_seed(seed)
     for owner in module.modules():
+        if owner in without:
+            continue
         for name, parameter in list(owner.named_parameters(recurse=False)):
             if parameter.is_meta:
                 fan_in = parameter.shape[-1] if parameter.ndim > 1 else 1

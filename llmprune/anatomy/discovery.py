@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from llmprune.anatomy.blueprint import Config, build_blueprint, find_layers
 from llmprune.anatomy.config_edits import edit_config
 from llmprune.anatomy.experts import FEW_EXPERTS, Blocks, expert_field, prove_experts
+from llmprune.anatomy.heads import find_heads
 from llmprune.anatomy.proof import one_of_layers, prove_twins
 from llmprune.anatomy.shapes import Field, Specimen, fields_that_set_sizes, follows_everywhere, take_specimen
 from llmprune.anatomy.units import PROOF_WIDTH, units_of_field
@@ -31,6 +32,7 @@ def discover(config: Config, trust_remote_code: bool = False) -> Anatomy:
     small = _small(fields, mixture[0] if mixture else None)
     groups, units = _width_groups(model, fields, specimen, small)
     experts = _experts(model, mixture, specimen, small)
+    heads, attention = find_heads(model, specimen, small)
     blocks = mixture[1] if mixture else (None,) * len(specimen.layers)
     return Anatomy(
         model_type=config.model_type,
@@ -39,6 +41,8 @@ def discover(config: Config, trust_remote_code: bool = False) -> Anatomy:
         layer_classes=tuple(type(layer).__name__ for layer in layers),
         units=tuple(units[kind] for kind in specimen.stands_for),
         groups=groups,
+        attention=tuple(attention[kind] for kind in specimen.stands_for),
+        heads=heads,
         blocks=tuple(blocks[kind] for kind in specimen.stands_for),
         experts=experts,
         one_of=one_of_layers(config),

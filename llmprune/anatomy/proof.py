@@ -6,7 +6,7 @@ shapes, and every plain attribute but its own index and the sizes that were cut.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from llmprune.anatomy.blueprint import Config, find_layers, text_config
 from llmprune.anatomy.config_edits import INDEX_LISTS, LAYER_LISTS
-from llmprune.anatomy.value import Anatomy
+from llmprune.anatomy.value import Anatomy, AttentionUnit, Heads
 from llmprune.errors import ModelError
 
 # Spellings of a module's own position, which differs between twins by design.
@@ -24,9 +24,13 @@ INDEX_ATTRIBUTES = frozenset({"layer_idx", "layer_id", "layer_index", "layer_num
 Sizes = Collection[tuple[int, int]]
 
 
-def sizes_that_change(anatomy: Anatomy, widths: Mapping[str, int], experts: int | None) -> set[tuple[int, int]]:
-    """(dense, pruned) of every size that a layer may have anew when these widths and experts are kept."""
+def sizes_that_change(
+    anatomy: Anatomy, widths: Mapping[str, int], experts: int | None, kv_groups: int | None = None
+) -> set[tuple[int, int]]:
+    """(dense, pruned) of every size that a layer may have anew when these widths, experts and groups are kept."""
     changing = set()
+    if anatomy.heads and kv_groups is not None:
+        changing |= sizes_of_heads(anatomy.heads, anatomy.attention, kv_groups)
     if anatomy.experts and experts is not None:
         changing.add((anatomy.experts.count, experts))
     for field, kept in widths.items():
@@ -35,6 +39,13 @@ def sizes_that_change(anatomy: Anatomy, widths: Mapping[str, int], experts: int 
         for times in {unit.times for units in anatomy.units for unit in units if unit.field == field}:
             changing |= {(times * width, times * kept), (2 * times * width, 2 * times * kept)}  # gate and up in one
     return changing
+
+
+def sizes_of_heads(heads: Heads, units: Iterable[AttentionUnit | None], kept: int) -> set[tuple[int, int]]:
+    """(dense, pruned) of every size that follows the number of groups: of tensors, their parts, and counts of heads."""
+    cuts = [cut for unit in units if unit for cut in unit.tensors]
+    each = {1, *heads.per_group.values()} | {size for cut in cuts for size in (*cut.parts, sum(cut.parts))}
+    return {(size * heads.count, size * kept) for size in each}
 
 
 def prove_twins(dense: PreTrainedModel, pruned: PreTrainedModel, keep: Sequence[int], changing: Sizes) -> None:

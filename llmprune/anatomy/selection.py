@@ -1,6 +1,6 @@
-"""Keep some neurons or experts of a tensor.
+"""Keep some neurons, groups of heads or experts of a tensor.
 
-Shapes in names: E experts, K neurons or experts kept, R rows of a tensor.
+Shapes in names: E experts, K neurons, groups or experts kept, R rows of a tensor.
 """
 
 from __future__ import annotations
@@ -12,30 +12,38 @@ from llmprune.anatomy.value import TensorCut
 
 
 def select_neurons(tensor: Tensor, cut: TensorCut, keep: Tensor) -> Tensor:
-    """The tensor with only the kept neurons along the cut's dimension, in the order of ``keep``.
+    """The tensor with only the kept neurons (or groups) along the cut's dimension, in the order of ``keep``.
 
     ``keep``: int64 [K]; [E, K] where the tensor stacks E experts that keep neurons of their own.
     """
     keep = keep.to(tensor.device)
     if keep.ndim == 2:
-        own = TensorCut(cut.name, cut.dim - 1, cut.layout)
+        own = TensorCut(cut.name, cut.dim - 1, cut.parts)
         return torch.stack([select_neurons(part, own, keep_K) for part, keep_K in zip(tensor, keep, strict=True)])
-    return tensor.index_select(cut.dim, _rows(keep, tensor.shape[cut.dim], cut))
+    return tensor.index_select(cut.dim, rows_of(keep, tensor.shape[cut.dim], cut))
 
 
-def _rows(keep_K: Tensor, size: int, cut: TensorCut) -> Tensor:
-    """Where the kept neurons lie [R] along a dimension of this size."""
-    if cut.layout == "chunked":
-        return torch.cat([keep_K, keep_K + size // 2])
-    if cut.layout == "interleaved":
-        return torch.stack([2 * keep_K, 2 * keep_K + 1], dim=1).flatten()
-    return keep_K
+def rows_of(keep_K: Tensor, size: int, cut: TensorCut) -> Tensor:
+    """Where the kept neurons or groups lie, int64 [R], along a dimension of this size."""
+    count, start, rows = size // sum(cut.parts), 0, []
+    for entries in cut.parts:
+        rows.append(start + (keep_K.unsqueeze(1) * entries + torch.arange(entries, device=keep_K.device)).flatten())
+        start += entries * count
+    return torch.cat(rows)
+
+
+def neuron_rows(tensor: Tensor, cut: TensorCut) -> Tensor:
+    """The tensor with a neuron a row [F, …]; gate and up of a fused projection lie in one row."""
+    rows = tensor.movedim(cut.dim, 0)
+    count = len(rows) // sum(cut.parts)
+    blocks = torch.split(rows, [entries * count for entries in cut.parts])
+    return torch.cat([block.reshape(count, -1, *rows.shape[1:]) for block in blocks], dim=1)
 
 
 def mask_neurons(tensor: Tensor, cut: TensorCut, keep: Tensor) -> Tensor:
     """The tensor with zeros for all but the kept neurons. ``keep`` as in ``select_neurons``."""
     if keep.ndim == 2:
-        own = TensorCut(cut.name, cut.dim - 1, cut.layout)
+        own = TensorCut(cut.name, cut.dim - 1, cut.parts)
         return torch.stack([mask_neurons(part, own, keep_K) for part, keep_K in zip(tensor, keep, strict=True)])
-    rows = _rows(keep, tensor.shape[cut.dim], cut)
+    rows = rows_of(keep, tensor.shape[cut.dim], cut)
     return torch.zeros_like(tensor).index_copy_(cut.dim, rows, tensor.index_select(cut.dim, rows))

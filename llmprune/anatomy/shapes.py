@@ -122,7 +122,7 @@ def fields_that_set_sizes(specimen: Specimen) -> list[Field]:
         if name not in skipped and _may_set_sizes(name, value, sizes):
             probe = next(probe for probe in _PROBES if probe != value)
             other = specimen.with_fields({name: probe})
-            field = _compare(specimen, other, name, probe) if other is not None else None
+            field = compare(specimen, other, name, probe) if other is not None else None
             if field is not None:
                 found.append(field)
     return found
@@ -136,7 +136,13 @@ def _may_set_sizes(name: str, value: object, sizes: set[int]) -> bool:
     return value is not None and any(size % value == 0 and size // value <= _MOST_TIMES for size in sizes)
 
 
-def _compare(specimen: Specimen, other: PreTrainedModel, name: str, probe: int) -> Field | None:
+def compare(
+    specimen: Specimen, other: PreTrainedModel, name: str, probe: int, most_times: int = _MOST_TIMES
+) -> Field | None:
+    """What follows the field in the specimen, of which ``other`` has the value ``probe``; None where it is no size.
+
+    ``most_times``: how many times the value a dimension may be.
+    """
     before, after = dict(_tensors(specimen.model)), dict(_tensors(other))
     path, layers = find_layers(specimen.model)
     if before.keys() != after.keys():
@@ -146,7 +152,7 @@ def _compare(specimen: Specimen, other: PreTrainedModel, name: str, probe: int) 
     for key in before:
         if before[key].shape == after[key].shape:
             continue
-        found = _change(before[key], after[key], probe)
+        found = _change(before[key], after[key], probe, most_times)
         if found is None or not key.startswith(f"{path}."):
             return None
         dim, times = found
@@ -158,7 +164,7 @@ def _compare(specimen: Specimen, other: PreTrainedModel, name: str, probe: int) 
     return Field(name, values.pop(), tuple(map(tuple, changes)))
 
 
-def _change(before: torch.Tensor, after: torch.Tensor, probe: int) -> tuple[int, int] | None:
+def _change(before: torch.Tensor, after: torch.Tensor, probe: int, most_times: int) -> tuple[int, int] | None:
     """(dimension, multiple of the field's value) where one dimension of a tensor follows the field; else None."""
     if before.ndim != after.ndim:
         return None
@@ -166,7 +172,7 @@ def _change(before: torch.Tensor, after: torch.Tensor, probe: int) -> tuple[int,
     if len(dims) != 1:
         return None
     times, rest = divmod(after.shape[dims[0]], probe)
-    whole = not rest and 1 <= times <= _MOST_TIMES and before.shape[dims[0]] % times == 0
+    whole = not rest and 1 <= times <= most_times and before.shape[dims[0]] % times == 0
     return (dims[0], times) if whole else None
 
 
@@ -176,10 +182,20 @@ def follows_everywhere(model: PreTrainedModel, field: Field, specimen: Specimen)
         return True
     probe = next(probe for probe in _PROBES if probe != field.value)
     other = rebuild(model.config, {field.name: probe}, specimen.trust_remote_code)
-    if other is None:
-        return False
+    return other is not None and is_like_specimen(model, other, field, specimen, probe)
+
+
+def is_like_specimen(
+    model: PreTrainedModel,
+    other: PreTrainedModel,
+    field: Field,
+    specimen: Specimen,
+    probe: int,
+    most_times: int = _MOST_TIMES,
+) -> bool:
+    """Whether ``other`` differs from the whole model as the field says that it does from the specimen."""
     whole = Specimen(model, tuple(range(len(specimen.stands_for))), specimen.trust_remote_code)
-    found = _compare(whole, other, field.name, probe)
+    found = compare(whole, other, field.name, probe, most_times)
     return found is not None and all(
         changes == field.changes[kind] for changes, kind in zip(found.changes, specimen.stands_for, strict=True)
     )

@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from llmprune.anatomy.blueprint import find_layers, materialise, text_config
 from llmprune.anatomy.selection import mask_neurons, select_neurons
 from llmprune.anatomy.shapes import Change, Field, Specimen
-from llmprune.anatomy.value import Layout, MlpUnit, TensorCut
+from llmprune.anatomy.value import MlpUnit, TensorCut
 from llmprune.anatomy.watching import activations_of_experts
 
 PROOF_WIDTH = 16  # neurons of the module that is proven, times whatever the unit is of its field
@@ -84,10 +84,9 @@ def _propose(layer: nn.Module, path: str, changes: list[Change], field: Field) -
         ratios = {change.times / output.times for change in changes}
         if not ratios <= {1.0, 2.0}:
             continue
-        layouts: tuple[Layout, ...] = ("chunked", "interleaved") if 2.0 in ratios else ("plain",)
-        for layout in layouts:
+        for fused in ((1, 1), (2,)) if 2.0 in ratios else ((1,),):
             inputs = [
-                TensorCut(change.name, change.dim, layout if change.times > output.times else "plain")
+                TensorCut(change.name, change.dim, fused if change.times > output.times else (1,))
                 for change in changes
                 if change is not output
             ]

@@ -1,53 +1,73 @@
 """What is known of a model's structure, as values.
 
-Nothing here names a model family: which tensors hold a neuron or an expert, along
-which dimension and in which layout, is data that discovery found and proved.
+Nothing here names a model family: which tensors hold a neuron, a group of heads or an
+expert, along which dimension and in which layout, is data that discovery found and proved.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
-Layout = Literal["plain", "chunked", "interleaved"]
+NO_HEADS = "its config counts no attention heads"  # why none can be removed where an anatomy has no ``heads``
 
 
 @dataclass(frozen=True)
 class TensorCut:
-    """One tensor of a layer that has neurons, or experts, along one of its dimensions.
+    """One tensor of a layer that has neurons, groups of heads, or experts along one of its dimensions.
 
-    ``chunked``: the dimension holds the gates of all neurons, then their ups;
-    ``interleaved``: gate and up of each neuron lie side by side.
+    The dimension is made of ``parts`` one after the other, in each of which every neuron (group, expert) has so
+    many entries side by side. (1,): one entry each; (1, 1): the gates of all neurons, then their ups; (2,): gate
+    and up of each neuron side by side; (64,): the 64 entries of each group of heads.
     """
 
     name: str
     dim: int
-    layout: Layout = "plain"
+    parts: tuple[int, ...] = (1,)
 
 
 @dataclass(frozen=True)
-class MlpUnit:
-    """A group of neurons in a layer that can be made fewer.
+class Unit:
+    """A part of a layer that can be made smaller.
 
     ``path`` is the module in the layer that holds it ("" for the layer itself). The last of
-    ``tensors`` is the weight whose inputs are the neurons' activations. ``width`` is ``times`` the value
-    of the config's ``field``. ``experts``: how many
-    experts its tensors stack along their first dimension, each with neurons of its own; None
-    where there is one. ``refit``: whether every token goes through it, so that it can be solved again.
+    ``tensors`` is the weight of its output projection, which has ``width`` inputs.
     """
 
     path: str
     tensors: tuple[TensorCut, ...]
     width: int
-    field: str
-    times: int
-    experts: int | None
-    refit: bool
 
     @property
     def output(self) -> str:
         """The module that holds the output projection."""
         return self.tensors[-1].name.rpartition(".")[0]
+
+
+@dataclass(frozen=True)
+class MlpUnit(Unit):
+    """A group of neurons: the inputs of its output projection are their activations.
+
+    ``width`` is ``times`` the value of the config's ``field``. ``experts``: how many
+    experts its tensors stack along their first dimension, each with neurons of its own; None
+    where there is one. ``refit``: whether every token goes through it, so that it can be solved again.
+    """
+
+    field: str
+    times: int
+    experts: int | None
+    refit: bool
+
+
+@dataclass(frozen=True)
+class AttentionUnit(Unit):
+    """The attention of a layer, whose heads go by key-value groups: the inputs of its output projection are what
+    the query heads read, those of a group side by side.
+
+    ``refit``: whether every token goes through it, so that its output projection can be solved again.
+    """
+
+    refit: bool
 
 
 @dataclass(frozen=True)
@@ -57,6 +77,30 @@ class WidthGroup:
     field: str
     width: int
     refusal: str | None  # why it cannot be cut; then its units are not among the anatomy's
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The key-value groups of attention heads, as many in every layer that has attention units.
+
+    ``per_group``: config fields that count what each group has; ``fixed``: fields that must say what the config
+    leaves to a formula with the number of heads in it. ``possible``: the smaller numbers that a config accepts.
+    """
+
+    count: int
+    per_group: dict[str, int]
+    fixed: dict[str, int]
+    possible: tuple[int, ...]
+    refusal: str | None  # why none can be removed; then no layer has an attention unit
+
+    @property
+    def queries(self) -> int:
+        """Query heads of each group."""
+        return max(self.per_group.values())
+
+    def fields(self, groups: int) -> dict[str, int]:
+        """The values of the config's fields with so many groups."""
+        return {name: each * groups for name, each in self.per_group.items()} | self.fixed
 
 
 @dataclass(frozen=True)
@@ -87,6 +131,8 @@ class Anatomy:
     layer_classes: tuple[str, ...]
     units: tuple[tuple[MlpUnit, ...], ...]
     groups: tuple[WidthGroup, ...]
+    attention: tuple[AttentionUnit | None, ...]
+    heads: Heads | None  # None where the config counts no attention heads
     blocks: tuple[ExpertBlock | None, ...]
     experts: Experts | None  # None where no layer has a mixture of experts
     one_of: tuple[int, ...]  # layers of which at least one must stay; empty where any may go

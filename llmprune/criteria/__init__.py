@@ -6,11 +6,36 @@ A new criterion is one file beside this one and one name in a union here.
 from __future__ import annotations
 
 from llmprune.criteria.activation import Activation
+from llmprune.criteria.angular import Angular
 from llmprune.criteria.block_influence import BlockInfluence
+from llmprune.criteria.divergence import Divergence
+from llmprune.criteria.flap import Flap
+from llmprune.criteria.magnitude import Magnitude
+from llmprune.criteria.obs import Obs
+from llmprune.criteria.perplexity import Perplexity
 from llmprune.criteria.reap import Reap
+from llmprune.criteria.residual import Residual
+from llmprune.criteria.taylor import Taylor
+from llmprune.criteria.wanda import Wanda
 
-AnyDepthCriterion = BlockInfluence
-AnyWidthCriterion = Activation
+AnyDepthCriterion = BlockInfluence | Angular | Perplexity | Divergence | Residual
+AnyWidthCriterion = Activation | Flap | Magnitude | Obs | Taylor | Wanda
 AnyExpertCriterion = Reap
 
-__all__ = ["Activation", "AnyDepthCriterion", "AnyExpertCriterion", "AnyWidthCriterion", "BlockInfluence", "Reap"]
+__all__ = [
+    "Activation",
+    "Angular",
+    "AnyDepthCriterion",
+    "AnyExpertCriterion",
+    "AnyWidthCriterion",
+    "BlockInfluence",
+    "Divergence",
+    "Flap",
+    "Magnitude",
+    "Obs",
+    "Perplexity",
+    "Reap",
+    "Residual",
+    "Taylor",
+    "Wanda",
+]

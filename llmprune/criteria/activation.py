@@ -9,9 +9,11 @@ weight half makes neurons of one layer comparable in what they write.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from llmprune.criteria.base import UnitAccumulator, WidthCriterion
+from llmprune.criteria.moments import MeanSquare
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,24 +24,11 @@ class Activation(WidthCriterion):
 
     kind: Literal["activation"] = "activation"
 
-    def open(self, weight_DF: Tensor) -> UnitAccumulator:
-        """Start the sums of one unit whose output projection has this weight."""
-        return _SecondMoment(weight_DF)
+    def open(self, output_DF: Tensor, inputs: Sequence[Tensor] = ()) -> UnitAccumulator:
+        """Start the sums of one unit with this output projection."""
+        return _Energy(output_DF.float().square().sum(0))
 
 
-class _SecondMoment(UnitAccumulator):
-    def __init__(self, weight_DF: Tensor) -> None:
-        self.column_energy_F = weight_DF.float().square().sum(0)
-        self.sum_F = self.column_energy_F.new_zeros(self.column_energy_F.shape)
-        self.tokens = self.sum_F.new_zeros(1)
-
-    def sums(self) -> list[Tensor]:
-        return [self.sum_F, self.tokens]
-
-    def update(self, activation_BLF: Tensor) -> None:
-        activation_TF = activation_BLF.flatten(0, -2).float()
-        self.sum_F += activation_TF.square().sum(0)
-        self.tokens += activation_TF.shape[0]
-
+class _Energy(MeanSquare):
     def scores(self) -> Tensor:
-        return self.sum_F / self.tokens.clamp_min(1) * self.column_energy_F
+        return self.mean() * self.per_neuron_F

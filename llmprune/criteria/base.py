@@ -4,13 +4,16 @@ A criterion is a frozen section of the recipe (its parameters) that opens one
 accumulator per layer or unit; the accumulator holds the running sums. Adding a
 criterion takes one file here and one line in ``__init__.py``.
 
-Shapes: B batch, L sequence length, T tokens, D hidden size, F neurons of a unit, E experts.
+Shapes: B batch, L sequence length, T tokens, D hidden size, V vocabulary, F neurons of a unit, E experts.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
 
 from llmprune.schema import Section
 
@@ -28,7 +31,7 @@ class Accumulator(ABC):
 
 
 class LayerAccumulator(Accumulator):
-    """Sees every batch that one decoder layer transforms, and ends with one number."""
+    """Sees every batch that one decoder layer, or a run of them, transforms, and ends with one number."""
 
     @abstractmethod
     def update(self, hidden_BLD: Tensor, output_BLD: Tensor) -> None:
@@ -40,11 +43,11 @@ class LayerAccumulator(Accumulator):
 
 
 class UnitAccumulator(Accumulator):
-    """Sees every batch of inputs of one unit's output projection, and ends with a score a neuron."""
+    """Sees what its criterion takes of every batch at one unit's output projection, and ends with a score a neuron."""
 
     @abstractmethod
-    def update(self, activation_BLF: Tensor) -> None:
-        """Take in the inputs of the unit's output projection."""
+    def update(self, values_BLF: Tensor) -> None:
+        """Take in a batch: the inputs of the unit's output projection, or their effects; of routed experts [T, F]."""
 
     @abstractmethod
     def scores(self) -> Tensor:
@@ -64,19 +67,69 @@ class ExpertAccumulator(Accumulator):
 
 
 class DepthCriterion(Section, ABC):
-    """Scores decoder layers."""
+    """Scores decoder layers: a ``PassingCriterion`` or a ``TrialCriterion``."""
+
+    @abstractmethod
+    def horizon(self, remove: int) -> int:
+        """What the scores depend on of the number of layers that go: all of it, or 1."""
+
+
+class PassingCriterion(DepthCriterion):
+    """Scores runs of layers by the hidden states before and after them, as pass 1 goes by."""
+
+    def horizon(self, remove: int) -> int:
+        """How many neighbouring layers are scored as one."""
+        return 1
 
     @abstractmethod
     def open(self, device: torch.device) -> LayerAccumulator:
-        """Start the sums of one layer that runs on this device."""
+        """Start the sums of one run of layers, the last of which runs on this device."""
+
+
+class TrialCriterion(DepthCriterion):
+    """Leaves each layer out in turn and judges what the model then says, on some of the windows."""
+
+    kind: str
+    windows: int = Field(8, gt=0, description="Calibration windows that the trials run on.")
+    greedy: bool = Field(
+        True, description="Choose one layer after the other, each without those before it; false: all at once."
+    )
+
+    def horizon(self, remove: int) -> int:
+        """How many rounds of trials there are."""
+        return remove if self.greedy else 1
+
+    @abstractmethod
+    def cost(self, logits_BLV: Tensor, dense_BLV: Tensor, ids_BL: Tensor) -> Tensor:
+        """What each token's prediction costs [B, L-1], float32; ``dense_BLV`` are the dense model's logits."""
 
 
 class WidthCriterion(Section, ABC):
-    """Scores the neurons of an MLP."""
+    """Scores the neurons of an MLP.
+
+    ``takes``: what its accumulators see of each token: the neurons' activations, which pass 1 meets on its way, or
+    their effects: activation · ∂loss/∂activation, for which it goes the way back too. ``cost``: what it costs beside
+    the walk, for the plan. ``routed_refusal``: why it cannot score neurons that not every token goes through.
+    ``assumes_refit``: whether its scores are only worth something if the cut is repaired.
+    """
+
+    takes: ClassVar[Literal["activations", "effects"]] = "activations"
+    cost: ClassVar[str | None] = None
+    routed_refusal: ClassVar[str | None] = None
+    assumes_refit: ClassVar[bool] = False
+
+    kind: str
 
     @abstractmethod
-    def open(self, weight_DF: Tensor) -> UnitAccumulator:
-        """Start the sums of one unit whose output projection has this weight."""
+    def open(self, output_DF: Tensor, inputs: Sequence[Tensor] = ()) -> UnitAccumulator:
+        """Start the sums of one unit with this output projection.
+
+        ``inputs``: the unit's other tensors, a neuron a row [F, …], for criteria that look at all its weights.
+        """
+
+    def memory(self, width: int) -> int:
+        """Most bytes that scoring a unit of this width takes beside the layer, where that is much."""
+        return 0
 
 
 class ExpertCriterion(Section, ABC):

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from llmprune.criteria.base import DepthCriterion, LayerAccumulator
+from llmprune.criteria.base import LayerAccumulator, PassingCriterion
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 
-class BlockInfluence(DepthCriterion):
+class BlockInfluence(PassingCriterion):
     """``depth: {remove: 6, criterion: {kind: block_influence}}``."""
 
     kind: Literal["block_influence"] = "block_influence"
 
     def open(self, device: torch.device) -> LayerAccumulator:
-        """Start the sums of one layer that runs on this device."""
+        """Start the sums of one layer, which runs on this device."""
         return _Cosines(device)
 
 

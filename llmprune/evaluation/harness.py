@@ -1,288 +1,202 @@
-"""lm-eval tasks on a model that is already in memory, sample by sample.
-
-lm-eval is imported inside the functions: a plan that names no task never pays for it.
-"""
+"""lm-eval's tasks on one model, sample by sample: in memory, or by any lm-eval backend in a process of its own."""
 
 from __future__ import annotations
 
 import copy
-import logging
+import hashlib
+import json
 import math
-import random
-import re
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
-
-from llmprune.errors import EvaluationError, NumericalError, RecipeError, did_you_mean
+from llmprune.errors import EvaluationError, NumericalError, RecipeError
+from llmprune.evaluation.results import Answer, Sample, TaskResult, TaskResults
 from llmprune.evaluation.section import Evaluation
-from llmprune.evaluation.speed import input_device
+from llmprune.evaluation.store import ResultStore, baselines_folder
+from llmprune.evaluation.tasks import Loaded, load_tasks, quiet_unless_watched, seed_everything, task_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-logger = logging.getLogger(__name__)
+    from llmprune.model.source import ModelSource
 
-HUB_SETTINGS = "HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and HF_DATASETS_CACHE"
-
-
-class _Value(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+_ANSWERS = 3  # that are kept of each generative task, to be shown
 
 
-class Sample(_Value):
-    """One document's outcome; the hashes tell whether two runs asked the same question."""
+@dataclass(frozen=True)
+class Subject:
+    """A model to be asked, loaded when the first task needs it."""
 
-    doc_id: int
-    doc_hash: str
-    prompt_hash: str
-    value: float | None  # None where the metric is no number for a single document
-
-
-class TaskResult(_Value):
-    """One task's primary metric: the first of its metric list, under its first filter."""
-
-    task: str
-    metric: str
-    filter: str
-    higher_is_better: bool
-    value: float  # over all samples, aggregated as the task says
-    samples: tuple[Sample, ...]
+    load: Callable[[], PreTrainedModel]
+    tokenizer: PreTrainedTokenizerBase | None  # only tasks need one
+    place: str  # folder or hub id, for a backend
+    store: ResultStore  # where finished tasks are kept
 
 
-class TaskResults(_Value):
-    """What one model reached in every task; groups and tags stand as their tasks."""
+def subject(
+    source: ModelSource,
+    tokenizer: PreTrainedTokenizerBase | None,
+    load: Callable[[], PreTrainedModel],
+    folder: Path | None = None,
+) -> Subject:
+    """A model as it is now: other files, another commit, arithmetic or device are another model to its store.
 
-    tasks: tuple[TaskResult, ...]
-
-    def to_json(self) -> str:
-        """The whole value as text for a product file."""
-        return self.model_dump_json()
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """The inverse of ``to_json``; raises pydantic's ValidationError on anything else."""
-        return cls.model_validate_json(text)
-
-
-def check_tasks(evaluation: Evaluation) -> None:
-    """Raise RecipeError unless the include folder exists and every task, group or tag is known.
-
-    Reads YAML only: no task code runs and no data is fetched.
+    ``folder`` keeps this model's finished tasks; without it they go to the cache of base models.
     """
-    folder = _include_folder(evaluation)
-    if not evaluation.tasks:
-        return
-    with _quiet():
-        missing = set(evaluation.tasks)
-        if folder is not None:
-            missing -= set(_manager(folder).all_tasks)
-        if missing:
-            missing -= _named_in_defaults(missing)
-        if not missing:
-            return
-        known = _all_tasks(folder).all_tasks
-    unknown = [name for name in evaluation.tasks if name in missing and name not in known]
-    if unknown:
-        where = f"neither lm-eval nor {folder} has a" if folder else "lm-eval has no"
-        remedy = "correct the name" if folder else "correct it, or give its folder as evaluation.include_path"
-        raise RecipeError(
-            [
-                f"evaluation.tasks: {where} task, group or tag {name!r}{did_you_mean(name, known)}; {remedy}"
-                for name in unknown
-            ]
-        )
-
-
-def run_tasks(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, evaluation: Evaluation) -> TaskResults:
-    """Evaluate the model where it lies; equal settings ask two models exactly the same questions.
-
-    Sets the global random seeds, and shows lm-eval's progress on a terminal only.
-    Raises EvaluationError where a task or its data cannot be loaded, NumericalError
-    where its metric is not finite.
-    """
-    with nullcontext() if sys.stderr.isatty() else _quiet():
-        # lm_eval.evaluate, not simple_evaluate: the latter also collects a description of the
-        # machine, which took 2.6 s a call, and asks the hub for the model's commit.
-        from lm_eval import evaluate
-        from lm_eval.models.huggingface import HFLM
-
-        _seed_everything(evaluation.seed)
-        tasks = _load_tasks(evaluation)
-        # HFLM gives the tokenizer a padding token, which must not reach the saved checkpoint.
-        lm = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=evaluation.batch_size)
-        lm._device = input_device(model)  # HFLM would send the inputs of an offloaded model to "meta"
-        results = evaluate(
-            lm=lm, task_dict={"tasks": tasks}, limit=evaluation.limit, bootstrap_iters=0, log_samples=True
-        )
-    return TaskResults(tasks=tuple(_primary(name, results) for name in results["samples"]))
-
-
-def _include_folder(evaluation: Evaluation) -> Path | None:
-    if evaluation.include_path is None:
-        return None
-    folder = Path(evaluation.include_path).expanduser()
-    if not folder.is_dir():
-        raise RecipeError(
-            f"evaluation.include_path: {folder} is not a folder (looked in {Path.cwd()}); "
-            "give the folder that holds the task's .yaml file"
-        )
-    return folder
-
-
-def _manager(*folders: Path) -> Any:
-    """lm-eval's index of these folders alone, which takes milliseconds."""
-    from lm_eval.tasks import TaskManager
-
-    return TaskManager(include_path=list(folders), include_defaults=False)
-
-
-@lru_cache(maxsize=1)
-def _all_tasks(folder: Path | None) -> Any:
-    """lm-eval's index of its own 14,000 task files and the folder's: 13 s on two slow cores."""
-    from lm_eval.tasks import TaskManager
-
-    return TaskManager(include_path=folder)
-
-
-def _named_in_defaults(names: set[str]) -> set[str]:
-    """Those names that lm-eval's own folders define; a name defined by inclusion can be missed.
-
-    Looks for the names in the text first and parses only the folders that have them.
-    """
-    import lm_eval.tasks
-
-    either = "|".join(re.escape(name) for name in names)
-    defined = re.compile(rf"^\s*(?:-|(?:task|group|tag)\s*:)\s*['\"]?(?:{either})['\"]?\s*$".encode(), re.MULTILINE)
-    files = Path(lm_eval.tasks.__file__).parent.rglob("*.yaml")
-    folders = {file.parent for file in files if defined.search(file.read_bytes())}
-    return names & set(_manager(*sorted(folders)).all_tasks)
-
-
-def fetch_tasks(evaluation: Evaluation) -> None:
-    """Load every task and its data once, so that what is out of reach is known before the pruning.
-
-    Raises EvaluationError.
-    """
-    if evaluation.tasks:
-        with nullcontext() if sys.stderr.isatty() else _quiet():
-            _load_tasks(evaluation)
-
-
-def _load_tasks(evaluation: Evaluation) -> dict[str, Any]:
-    """lm-eval's task objects by name, with their data, ready for ``lm_eval.evaluate``."""
-    folder = _include_folder(evaluation)
-    manager = _manager(folder) if folder else None
-    if manager is None or not set(evaluation.tasks) <= set(manager.all_subtasks):
-        manager = _all_tasks(folder)  # a group or tag may reach into lm-eval's own folders
-    tasks: dict[str, Any] = {}
-    for name in evaluation.tasks:
-        try:
-            tasks |= manager.load([name])["tasks"]
-        except Exception as error:  # datasets, the hub client and task code raise dozens of kinds
-            raise EvaluationError(_unreachable(name, manager, error)) from error
-    for name, task in tasks.items():
-        if getattr(task, "UNSAFE_CODE", False):
-            raise EvaluationError(f"the task {name!r} runs code that the model wrote; remove it from evaluation.tasks")
-        _set_fewshot(name, task, evaluation)
-    return tasks
-
-
-def _unreachable(name: str, manager: Any, error: Exception) -> str:
-    entry = manager.task_index.get(name)
-    data = (entry.cfg or {}).get("dataset_path") if entry else None
-    return (
-        f"the task {name!r} or its data{f' ({data})' if data else ''} cannot be loaded: "
-        f"{type(error).__name__}: {str(error).strip()}; for data on the hub check {HUB_SETTINGS}, "
-        "or give a folder of tasks with data at hand as evaluation.include_path"
-    )
-
-
-def _set_fewshot(name: str, task: Any, evaluation: Evaluation) -> None:
-    """The recipe's examples before each question, except where the task forbids them."""
-    own, wanted = task.get_config("num_fewshot"), evaluation.num_fewshot
-    if own == 0 and wanted:
-        logger.warning("the task %s is defined without examples: num_fewshot %d does not apply to it", name, wanted)
-    elif wanted is not None:
-        task.set_config(key="num_fewshot", value=wanted)
-    elif own is None:
-        task.set_config(key="num_fewshot", value=0)
-    task.set_fewshot_seed(seed=evaluation.seed)
-
-
-def _seed_everything(seed: int) -> None:
-    """Before the tasks load: some shuffle their choices as they read their data."""
-    import numpy as np
     import torch
 
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+    from llmprune.model.loading import hub_commit, identity, place_of
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    depends = json.dumps([identity(source), source.dtype, device])
+    store = ResultStore(baselines_folder(), depends, shared=True) if folder is None else ResultStore(folder, depends)
+    place = source.id if hub_commit(source) else str(place_of(source, "weights"))
+    return Subject(load, tokenizer, place, store)
 
 
-def _primary(name: str, results: dict[str, Any]) -> TaskResult:
-    rows = results["samples"][name]
-    reached, directions = results["results"][name], results["higher_is_better"][name]
-    filter_name = rows[0]["filter"]
-    candidates = [*directions, *rows[0]["metrics"]]  # the directions stand in the order of the metric list
-    metric = next((metric for metric in candidates if f"{metric},{filter_name}" in reached), None)
-    if metric is None:
-        raise EvaluationError(f"the task {name!r} gave no metric under its filter {filter_name!r}")
+def ask(model: Subject, side: str, evaluation: Evaluation) -> TaskResults:
+    """Every task of the evaluation, by its backend or in memory; ``side`` is dense or pruned.
+
+    Equal settings ask two models exactly the same questions. Under a launcher every process takes part.
+    Raises EvaluationError where a task or its data cannot be loaded, NumericalError where its metric is not finite.
+    """
+    from llmprune.model.processes import from_first, is_first
+
+    if evaluation.backend:
+        from llmprune.evaluation.backend import ask_backend
+
+        found = ask_backend(model.place, side, evaluation, model.store) if is_first() else None
+        found = from_first(found)
+        assert found is not None, "the first process has the results or raises"
+        return found
+
+    def open_model() -> Any:
+        assert model.tokenizer is not None, "tasks need a tokenizer"
+        return in_memory(model.load(), model.tokenizer, evaluation.batch_size)
+
+    return run_tasks(open_model, evaluation, model.store)
+
+
+def run_tasks(open_model: Callable[[], Any], evaluation: Evaluation, store: ResultStore | None = None) -> TaskResults:
+    """Every task on one lm-eval model; what the store has is not asked again, and the model then perhaps not opened.
+
+    Sets the global random seeds, and shows lm-eval's progress on a terminal only.
+    """
+    from llmprune.model.processes import from_first, is_first
+
+    lm: Any = None
+    results = []
+    with quiet_unless_watched():
+        for one in load_tasks(evaluation):
+            key = task_fingerprint(one, evaluation)
+            result = from_first(store.get(one.name, key) if store and is_first() else None)
+            if result is None:
+                lm = lm or open_model()
+                result = from_first(_run(lm, one, evaluation))
+                assert result is not None, "the first process has the result"
+                if store and is_first():
+                    store.put(result, key)
+            results.append(result)
+    return TaskResults(tasks=tuple(results))
+
+
+def in_memory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> Any:
+    """lm-eval's view of a model where it lies; under a launcher each process takes its share of the samples."""
+    from lm_eval.models.huggingface import HFLM
+
+    from llmprune.evaluation.speed import input_device
+    from llmprune.model.processes import count, rank, talker
+
+    # HFLM gives the tokenizer a padding token, which must not reach the saved checkpoint.
+    lm: Any = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
+    lm._device = input_device(model)  # HFLM would send the inputs of an offloaded model to "meta"
+    if count() > 1:  # HFLM leaves the sharing of a model in memory to its caller
+        lm.accelerator, lm._rank, lm._world_size = talker(), rank(), count()
+    return lm
+
+
+def _run(lm: Any, one: Loaded, evaluation: Evaluation) -> TaskResult | None:
+    """One task; None in processes other than the first."""
+    # lm_eval.evaluate, not simple_evaluate: the latter also collects a description of the
+    # machine, which took 2.6 s a call, and asks the hub for the model's commit.
+    from lm_eval import evaluate
+
+    seed_everything(evaluation.seed)
+    documents = len(one.task.eval_docs)
+    shared = lm._rank, lm._world_size
+    if min(documents, evaluation.limit or documents) < lm._world_size:  # some would get no document: all do all
+        lm._rank, lm._world_size = 0, 1
+    try:
+        found = evaluate(
+            lm=lm,
+            task_dict={"tasks": {one.name: one.task}},
+            limit=evaluation.limit,
+            bootstrap_iters=0,
+            log_samples=True,
+        )
+    finally:
+        lm._rank, lm._world_size = shared
+    return None if found is None else _chosen(one, found, evaluation.metrics.get(one.name), documents)
+
+
+def _chosen(one: Loaded, found: dict[str, Any], wanted: str | None, documents: int) -> TaskResult:
+    rows, reached = found["samples"][one.name], found["results"][one.name]
+    directions = found["higher_is_better"][one.name]
+    metric, filter_name = _metric(one.name, rows, reached, directions, wanted)
     value = float(reached[f"{metric},{filter_name}"])
     if not math.isfinite(value):
-        raise NumericalError(f"the task {name!r} gave {metric} = {value}; the model's logits are not finite")
+        raise NumericalError(f"the task {one.name!r} gave {metric} = {value}; the model's logits are not finite")
+    kept = sorted((row for row in rows if row["filter"] == filter_name), key=lambda row: row["doc_id"])
+    numbers = {key: _number(figure) for key, figure in reached.items() if "," in key and "_stderr," not in key}
     return TaskResult(
-        task=name,
+        task=one.name,
         metric=metric,
         filter=filter_name,
         higher_is_better=directions.get(metric) is not False,
         value=value,
-        samples=_samples(rows, metric, filter_name),
+        samples=tuple(_sample(row, metric) for row in kept),
+        group=one.group,
+        documents=documents,
+        values={key: number for key, number in numbers.items() if number is not None},
+        answers=tuple(map(_answer, kept[:_ANSWERS])) if one.task.OUTPUT_TYPE == "generate_until" else (),
     )
 
 
-def _samples(rows: Sequence[dict[str, Any]], metric: str, filter_name: str) -> tuple[Sample, ...]:
-    return tuple(
-        Sample(
-            doc_id=row["doc_id"],
-            doc_hash=row["doc_hash"],
-            prompt_hash=row["prompt_hash"],
-            value=_number(row.get(metric)),
-        )
-        for row in rows
-        if row["filter"] == filter_name
+def _metric(
+    name: str, rows: Sequence[dict[str, Any]], reached: dict[str, Any], directions: dict[str, Any], wanted: str | None
+) -> tuple[str, str]:
+    """The metric and the filter that count: the recipe's, or the first of each."""
+    filters = list(dict.fromkeys(row["filter"] for row in rows))
+    metric, _, filter_name = (wanted or "").partition(",")
+    if filter_name and filter_name not in filters:
+        raise RecipeError(f"evaluation.metrics: the task {name!r} has no filter {filter_name!r}; it has {filters}")
+    filter_name = filter_name or filters[0]
+    candidates = [metric] if metric else [*directions, *rows[0]["metrics"]]  # directions: as the metric list is
+    found = next((one for one in candidates if f"{one},{filter_name}" in reached), None)
+    if found is None:
+        raise EvaluationError(f"the task {name!r} gave no metric {metric or ''} under its filter {filter_name!r}")
+    return found, filter_name
+
+
+def _sample(row: dict[str, Any], metric: str) -> Sample:
+    said = json.dumps(row["resps"], default=str)
+    return Sample(
+        doc_id=row["doc_id"],
+        doc_hash=row["doc_hash"],
+        prompt_hash=row["prompt_hash"],
+        value=_number(row.get(metric)),
+        answer_hash=hashlib.sha256(said.encode()).hexdigest()[:16],
     )
+
+
+def _answer(row: dict[str, Any]) -> Answer:
+    said = row["resps"][0][0]
+    return Answer(doc_id=row["doc_id"], prompt=str(row["arguments"][0][0])[-600:], text=str(said)[:2000])
 
 
 def _number(value: Any) -> float | None:
     """A plain, finite number; numpy's scalars have ``item``, f1's pairs are no number."""
     value = value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else value
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence lm-eval's log lines and progress bars.
-
-    tqdm reads its environment on import only, so its constructor is replaced meanwhile.
-    """
-    from tqdm import tqdm  # type: ignore[import-untyped]  # ships no types
-
-    chatter, original = logging.getLogger("lm_eval"), tqdm.__init__
-    level = chatter.level
-
-    def without_bar(self: Any, *args: Any, **options: Any) -> None:
-        original(self, *args, **options | {"disable": True})
-
-    chatter.setLevel(logging.ERROR)
-    tqdm.__init__ = without_bar
-    try:
-        yield
-    finally:
-        tqdm.__init__ = original
-        chatter.setLevel(level)

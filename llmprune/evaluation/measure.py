@@ -1,4 +1,4 @@
-"""Dense and pruned measured with the same settings: perplexity, tasks, generation speed."""
+"""Dense and pruned measured with the same settings: perplexity, tasks, free generation, speed."""
 
 from __future__ import annotations
 
@@ -6,61 +6,80 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmprune.calibration import TokenWindows
-from llmprune.evaluation.harness import run_tasks
-from llmprune.evaluation.perplexity import perplexity
-from llmprune.evaluation.retention import compare
+from llmprune.evaluation.generation import compare_generation
+from llmprune.evaluation.harness import Subject, ask
+from llmprune.evaluation.held_out import compare_predictions, perplexity
+from llmprune.evaluation.results import TaskResults
 from llmprune.evaluation.section import Evaluation, Perplexity
 from llmprune.evaluation.speed import compare_speed
+from llmprune.model.processes import from_first, is_first
 from llmprune.model.walk import Decoder
-from llmprune.report.value import Figures, PerplexityFigures, SpeedFigures, TaskFigures
+from llmprune.report.value import DivergenceFigures, Figures, GenerationFigures, PerplexityFigures, SpeedFigures
 
 
 class Measured(Figures):
-    """All that was measured on dense and pruned."""
+    """All that was measured on dense and pruned. What it means (intervals, verdicts) is worked out for the report."""
 
-    perplexity: PerplexityFigures | None
-    tasks: tuple[TaskFigures, ...]
-    speed: SpeedFigures | None
+    perplexity: PerplexityFigures | None = None
+    divergence: DivergenceFigures | None = None
+    dense_tasks: TaskResults = TaskResults(tasks=())
+    pruned_tasks: TaskResults = TaskResults(tasks=())
+    generation: GenerationFigures | None = None
+    speed: SpeedFigures | None = None
 
 
 def measure(
     settings: Evaluation,
-    dense: PreTrainedModel,
-    pruned: PreTrainedModel,
+    dense: Subject,
+    pruned: Subject,
     decoders: tuple[Decoder, Decoder | None, Decoder],
-    tokenizer: PreTrainedTokenizerBase | None,
     held_out_NL: Tensor | None,
 ) -> Measured:
-    """Measure what the recipe asks for. ``decoders``: dense, the cut without refit or None, pruned."""
-    figures = None
+    """Measure what the recipe asks for. ``decoders``: dense, the cut without refit or None, pruned.
+
+    Under a launcher every process takes its share of the tasks; the rest is the first one's. All get the value.
+    """
+    tasks = [ask(dense, "dense", settings), ask(pruned, "pruned", settings)] if settings.tasks else []
+    models = dense.load(), pruned.load()
+    found = _measure_alone(settings, *models, dense.tokenizer, decoders, held_out_NL) if is_first() else None
+    found = from_first(found)
+    assert found is not None, "the first process measures or raises"
+    return found.model_copy(update={"dense_tasks": tasks[0], "pruned_tasks": tasks[1]}) if tasks else found
+
+
+def _measure_alone(
+    settings: Evaluation,
+    dense: PreTrainedModel,
+    pruned: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    decoders: tuple[Decoder, Decoder | None, Decoder],
+    held_out_NL: Tensor | None,
+) -> Measured:
+    figures, divergence, generation = None, None, None
     if settings.perplexity is not None and held_out_NL is not None:
-        figures = _measure_perplexity(settings.perplexity, decoders, held_out_NL)
-    tasks: tuple[TaskFigures, ...] = ()
-    if settings.tasks:
-        assert tokenizer is not None, "tasks need a tokenizer"
-        tasks = compare(run_tasks(dense, tokenizer, settings), run_tasks(pruned, tokenizer, settings))
+        figures, divergence = _measure_held_out(settings.perplexity, decoders, held_out_NL)
+        if settings.generation:
+            generation = compare_generation(dense, pruned, tokenizer, held_out_NL, settings.generation)
     speed = compare_speed(dense, pruned, settings.speed) if settings.speed else None
-    return Measured(perplexity=figures, tasks=tasks, speed=speed)
+    return Measured(perplexity=figures, divergence=divergence, generation=generation, speed=speed)
 
 
-def _measure_perplexity(
+def _measure_held_out(
     settings: Perplexity,
     decoders: tuple[Decoder, Decoder | None, Decoder],
     held_out_NL: Tensor,
-) -> PerplexityFigures:
-    dense, cut, pruned = (
-        perplexity(decoder, held_out_NL, settings.batch_size, name) if decoder else None
-        for name, decoder in zip(("dense", "cut", "pruned"), decoders, strict=True)
-    )
-    assert dense is not None, "dense and pruned are always measured"
-    assert pruned is not None
-    return PerplexityFigures(
-        dense=dense,
-        cut=cut,
-        pruned=pruned,
+) -> tuple[PerplexityFigures, DivergenceFigures]:
+    whole, cut, pruned = decoders
+    only_cut = perplexity(cut, held_out_NL, settings.batch_size, "cut") if cut else None
+    before, after, divergence = compare_predictions(whole, pruned, held_out_NL, settings.batch_size)
+    figures = PerplexityFigures(
+        dense=before,
+        cut=only_cut,
+        pruned=after,
         tokens=held_out_NL[:, 1:].numel(),
         source=describe_source(settings),
     )
+    return figures, divergence
 
 
 def describe_source(windows: TokenWindows) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from accelerate.utils import align_module_device
-from huggingface_hub.constants import HF_HUB_OFFLINE
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -18,6 +17,7 @@ from llmprune.anatomy.blueprint import Config, auto_class, build_blueprint, find
 from llmprune.errors import CheckpointError, ModelError
 from llmprune.model.gguf import cache_folder, converted_folder, gguf_location
 from llmprune.model.processes import count, local_device
+from llmprune.model.pull import Part, commit_of, snapshot
 from llmprune.model.source import ModelSource
 from llmprune.model.walk import Decoder, Tensors
 from llmprune.texts import PACKAGE_SCHEME
@@ -31,13 +31,13 @@ def load_config(source: ModelSource) -> Config:
     if source.id.startswith(PACKAGE_SCHEME) and not cache_folder(source.id).is_dir():
         path = gguf_location(source.id)
         place, options = str(path.parent), {"gguf_file": path.name}
-    config: Config = _from_pretrained(AutoConfig, source, place or _place(source), **options)
+    config: Config = _from_pretrained(AutoConfig, source, place or str(place_of(source, "config")), **options)
     return config
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """The model's tokenizer. Raises ModelError where there is none."""
-    tokenizer: PreTrainedTokenizerBase = _from_pretrained(AutoTokenizer, source, _place(source))
+    tokenizer: PreTrainedTokenizerBase = _from_pretrained(AutoTokenizer, source, str(place_of(source, "tokenizer")))
     return tokenizer
 
 
@@ -47,7 +47,7 @@ def load_model(source: ModelSource) -> PreTrainedModel:
     Raises CheckpointError on missing, unexpected, misshapen or unreadable weights:
     transformers would fill what is missing with random numbers.
     """
-    place = _place(source)
+    place = str(place_of(source, "weights"))
     device_map: Any = source.device_map
     nothing_to_spread_over = device_map == "auto" and not torch.cuda.is_available() and not source.max_memory
     each_process_has_its_device = count() > 1 and not isinstance(device_map, dict) and not source.max_memory
@@ -81,15 +81,19 @@ def _key(found: str | tuple[str, torch.Size, torch.Size]) -> str:
     return f"{name} ({list(stored)}, not {list(wanted)})"
 
 
-def identity(source: ModelSource, config: Config) -> str:
+def identity(source: ModelSource) -> str:
     """What a fingerprint needs of the base model: its commit, or the state of its files."""
-    commit = getattr(config, "_commit_hash", None)
+    commit = hub_commit(source)
     if commit:
-        return str(commit)
-    folder = Path(_place(source))
-    files = sorted(path for path in folder.iterdir() if path.is_file())
+        return commit
+    files = sorted(path for path in place_of(source, "config").iterdir() if path.is_file())
     states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(repr(states).encode()).hexdigest()
+
+
+def bytes_on_disk(source: ModelSource) -> int:
+    """Bytes of the weights' files."""
+    return sum(path.stat().st_size for path in place_of(source, "weights").glob("*.safetensors"))
 
 
 def dense_decoder(model: PreTrainedModel) -> Decoder:
@@ -122,7 +126,6 @@ def build_skeleton(config: Config, model: PreTrainedModel) -> PreTrainedModel:
                 setattr(module, name, buffer.to(device))
     skeleton.generation_config = model.generation_config
     skeleton.config.name_or_path = model.config.name_or_path
-    skeleton.config._commit_hash = getattr(model.config, "_commit_hash", None)
     conversions = getattr(model, "_weight_conversions", None)
     if conversions is not None:
         skeleton._weight_conversions = conversions  # how the files' tensors differ from memory, for saving
@@ -151,28 +154,36 @@ def _running_device(module: nn.Module) -> torch.device:
     return device
 
 
-def _place(source: ModelSource) -> str:
-    """The folder or hub id that transformers can load; a packaged GGUF file is converted once."""
+def place_of(source: ModelSource, part: Part) -> Path:
+    """The folder that has this part of the model: of a hub model a part of its cached snapshot.
+
+    A packaged GGUF file is converted once. Raises ModelError where there is no such model.
+    """
     if source.id.startswith(PACKAGE_SCHEME):
-        return str(converted_folder(source.id))
+        return converted_folder(source.id)
     folder = Path(source.id).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ModelError(f"the folder {source.id} has no config.json; give the folder of a Hugging Face checkpoint")
-        return str(folder)
+        return folder
     if folder.exists():
         raise ModelError(f"{source.id} is a file; give the folder of a Hugging Face checkpoint")
     if source.id.startswith(("/", ".", "~")) or source.id.count("/") > 1:
         raise ModelError(f"the model folder {source.id} does not exist; give a hub id (org/name) or an existing folder")
-    return source.id
+    return snapshot(source.id, source.revision, part, source.trust_remote_code)
+
+
+def hub_commit(source: ModelSource) -> str | None:
+    """The commit that a hub model's revision is; None for a folder or a packaged file."""
+    if source.id.startswith(PACKAGE_SCHEME) or Path(source.id).expanduser().exists():
+        return None
+    return commit_of(source.id, source.revision)
 
 
 def _from_pretrained(auto: Any, source: ModelSource, place: str, **options: Any) -> Any:
     try:
         with quiet_transformers():
-            return auto.from_pretrained(
-                place, revision=source.revision, trust_remote_code=source.trust_remote_code, **options
-            )
+            return auto.from_pretrained(place, trust_remote_code=source.trust_remote_code, **options)
     except Exception as error:  # transformers, the hub client and the kinds of storage raise dozens of kinds
         raise _explain(auto, source, place, error) from error
 
@@ -196,12 +207,8 @@ def _explain(auto: Any, source: ModelSource, place: str, error: Exception) -> Mo
         )
     if isinstance(error, ImportError):
         return ModelError(f"the {part} of {source.id} needs a package that is not installed: {said}")
-    if not Path(place).is_dir():
-        return _unreachable(source, part, said)
     if part == "tokenizer" and not any(Path(place).glob("tokenizer*")):
-        return ModelError(
-            f"the folder {source.id} has no tokenizer; put its files (tokenizer.json, …) beside config.json"
-        )
+        return ModelError(f"{source.id} has no tokenizer; put its files (tokenizer.json, …) beside config.json")
     if part == "weights" and "safetensors" in said:
         return CheckpointError(
             f"{source.id} lacks a safetensors weights file ({said}); only safetensors are read, never pickles: "
@@ -211,16 +218,6 @@ def _explain(auto: Any, source: ModelSource, place: str, error: Exception) -> Mo
     placed = isinstance(error, RuntimeError) and source.device_map not in ("auto", "cpu")
     remedy = "check model.device_map" if placed else "correct what is said, or fetch the folder's files again"
     return kind(f"the {part} of {source.id} cannot be loaded: {said}; {remedy}")
-
-
-def _unreachable(source: ModelSource, part: str, said: str) -> ModelError:
-    remedy = "check the name and revision, HF_TOKEN for gated models, HF_ENDPOINT, and HF_HUB_OFFLINE"
-    if HF_HUB_OFFLINE:
-        remedy = "HF_HUB_OFFLINE is set, so only the cache was looked at: unset it, or give a folder"
-    return ModelError(
-        f"there is no folder {source.id!r}, and as a hub model (revision {source.revision}) its {part} cannot be "
-        f"fetched: {said}; {remedy}"
-    )
 
 
 def _first_sentence(error: Exception) -> str:

@@ -88,6 +88,14 @@ def from_first(value: T) -> T:
     return shared[0]
 
 
+def talker() -> Any:
+    """accelerate's own object for these processes, for libraries that speak through it."""
+    from accelerate import Accelerator
+
+    _state()
+    return Accelerator(cpu=not torch.cuda.is_available())
+
+
 def all_agree(yes: bool) -> bool:
     """Whether every process says yes. Also waits for all of them."""
     if count() == 1:

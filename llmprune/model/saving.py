@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from llmprune.files import disk_errors, flush, share
+from llmprune.model.pull import NOTICES
 from llmprune.schema import Section, Size
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ class CheckpointWriter:
             if tokenizer is not None:
                 tokenizer.save_pretrained(self.folder)
             self._copy_processor()
+            self._copy_notices()
             if self.skeleton.generation_config is not None and self.skeleton.can_generate():
                 self.skeleton.generation_config.save_pretrained(self.folder)
             config = self.skeleton.config
@@ -102,11 +104,16 @@ class CheckpointWriter:
             found = cached_file(
                 config.name_or_path,
                 name,
-                revision=getattr(config, "_commit_hash", None),
                 _raise_exceptions_for_missing_entries=False,
             )
             if found:
                 shutil.copyfile(found, self.folder / name)
+
+    def _copy_notices(self) -> None:
+        """The base model's licence and notices go where its weights go."""
+        base = self.skeleton.config.name_or_path
+        for path in [path for pattern in NOTICES for path in Path(base).glob(pattern)] if base else []:
+            shutil.copyfile(path, self.folder / path.name)
 
     def _join(self, max_shard_size: int) -> Iterator[dict[str, int]]:
         """Write shards as ``shard-i``; yields the bytes of every tensor of each."""

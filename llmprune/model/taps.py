@@ -131,7 +131,6 @@ def record_calls(
     raise ModelError(f"{type(model).__name__} returned without running its {len(layers)} layers")
 
 
-@torch.no_grad()
 def run_tail(
     model: PreTrainedModel,
     layers: nn.ModuleList,

@@ -64,18 +64,19 @@ class Decoder:
     def tensors(self, index: int) -> Tensors:
         """A layer's tensors on its device. The layer last asked for is held until another is, or ``forget``.
 
-        With ``fetch_ahead`` the next layer is brought in the background meanwhile.
+        With ``fetch_ahead`` the next layer, in the direction that layers are asked for, is brought in the background.
         """
         if self._held is not None and self._held[0] == index:
             return self._held[1]
+        following = index - 1 if self._held is not None and index == self._held[0] - 1 else index + 1
         self._held = None
         if self._reader is not None:
             trim()
         ahead, self._ahead = self._ahead, None
         tensors = ahead[1].result() if ahead and ahead[0] == index else self._bring(index)
         self._held = (index, tensors)
-        if self._reader is not None and index + 1 < len(self):
-            self._ahead = (index + 1, self._reader.submit(self._bring, index + 1))
+        if self._reader is not None and following in range(len(self)):
+            self._ahead = (following, self._reader.submit(self._bring, following))
         return tensors
 
     def rounds_otherwise(self, index: int) -> bool:
@@ -129,18 +130,23 @@ class Walk:
         self.calls: list[list[LayerCall]] = []
         shared = SharedValues()
         for ids_BL in self.batches:
-            hidden_BLD, calls = record_calls(
-                decoder.skeleton,
-                decoder.layers,
-                ids_BL.to(decoder.device),
-                shared,
-                self._run_layer,
-                decoder.returns_tuple,
-            )
+            hidden_BLD, calls = self._record(ids_BL, shared)
             if not self.calls:
                 self.streams = self._store.open(hidden_BLD, len(windows_NL))
             self.streams.append(hidden_BLD)
             self.calls.append(calls)
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Put the streams back before the first layer."""
+        for batch, ids_BL in enumerate(self.batches):
+            self.streams[batch] = self._record(ids_BL, SharedValues())[0]
+
+    def _record(self, ids_BL: Tensor, shared: SharedValues) -> tuple[Tensor, list[LayerCall]]:
+        """Hidden states before the first layer, and the call of every layer."""
+        decoder = self.decoder
+        ids_BL = ids_BL.to(decoder.device)
+        return record_calls(decoder.skeleton, decoder.layers, ids_BL, shared, self._run_layer, decoder.returns_tuple)
 
     def _run_layer(self, index: int, call: LayerCall, hidden_BLD: Tensor) -> Any:
         tap = self.decoder.layers[index].__dict__.pop("forward")  # the layer's own forward, for this once
@@ -182,14 +188,19 @@ class Walk:
         for batch, _, output_BLD in self.outputs(index, layer):
             self.advance(batch, output_BLD)
 
+    @torch.no_grad()
     def logits(self, batch: int) -> Tensor:
         """Logits [B, L, V] of a batch whose stream has left the last layer."""
+        return self.logits_of(self.batches[batch], self.streams[batch])
+
+    def logits_of(self, ids_BL: Tensor, hidden_BLD: Tensor) -> Tensor:
+        """Logits [B, L, V] made of these hidden states after the last layer, with gradients where they are on."""
         decoder = self.decoder
         return run_tail(
             decoder.skeleton,
             decoder.layers,
-            self.batches[batch].to(decoder.device),
-            self.streams[batch].to(decoder.device),
+            ids_BL.to(decoder.device),
+            hidden_BLD.to(decoder.device),
             decoder.returns_tuple,
         )
 

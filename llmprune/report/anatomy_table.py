@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llmprune.anatomy.value import Anatomy, MlpUnit
+from llmprune.anatomy.value import Anatomy, Unit
+from llmprune.report.wording import ranges
 
 
-def print_anatomy(model: str, config: Any, anatomy: Anatomy, console: Console) -> None:
+def print_anatomy(model: str, anatomy: Anatomy, console: Console) -> None:
     """Print layers, heads, MLP units by the field that sets their width, experts, and what is refused and why."""
-    text = config.get_text_config(decoder=True)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, show_header=False)
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     classes = Counter(anatomy.layer_classes)
     kinds = ", ".join(f"{count} × {name}" for name, count in classes.items())
     table.add_row("layers", f"{anatomy.layers_path}: {kinds}")
-    heads, kv_heads = getattr(text, "num_attention_heads", None), getattr(text, "num_key_value_heads", None)
-    if isinstance(heads, int):
-        table.add_row("attention heads", f"{heads}" + (f", {kv_heads} for keys and values" if kv_heads else ""))
+    _add_heads(table, anatomy)
     _add_widths(table, anatomy)
     if anatomy.experts:
         mixtures = sum(block is not None for block in anatomy.blocks)
@@ -36,11 +33,27 @@ def print_anatomy(model: str, config: Any, anatomy: Anatomy, console: Console) -
     console.print(table)
     console.print()
     verdicts = [("Depth", anatomy.depth_refusal), ("Width", anatomy.width_refusal)]
+    if anatomy.heads:
+        verdicts.append(("Heads", anatomy.heads.refusal))
     if anatomy.experts:
         verdicts.append(("Experts", anatomy.experts.refusal))
     for what, refusal in verdicts:
         verdict = Text("can be cut", "green") if refusal is None else Text(f"cannot be cut: {refusal}", "red")
         console.print(Text.assemble((f"{what}: ", "bold"), verdict))
+
+
+def _add_heads(table: Table, anatomy: Anatomy) -> None:
+    heads = anatomy.heads
+    if heads is None:
+        return
+    groups = f" in {heads.count} key-value groups of {heads.queries}" if heads.queries > 1 else ""
+    table.add_row("attention heads", f"{heads.count * heads.queries}{groups}, set by {' and '.join(heads.per_group)}")
+    if heads.refusal is None:
+        fixed = "".join(f"; {name} is set to {value}" for name, value in heads.fixed.items())
+        table.add_row("", f"its config also accepts {ranges(heads.possible)} groups{fixed}")
+    for unit, layers in Counter(unit for unit in anatomy.attention if unit).items():
+        where = f"{layers} layer{'' if layers == 1 else 's'} ({unit.path})"
+        table.add_row("", f"in {where}, proven by cutting and masking: {_tensors(unit)}")
 
 
 def _add_widths(table: Table, anatomy: Anatomy) -> None:
@@ -59,7 +72,8 @@ def _add_widths(table: Table, anatomy: Anatomy) -> None:
                 )
 
 
-def _tensors(unit: MlpUnit) -> str:
+def _tensors(unit: Unit) -> str:
     return ", ".join(
-        f"{cut.name}[{cut.dim}]" + ("" if cut.layout == "plain" else f" {cut.layout}") for cut in unit.tensors
+        f"{cut.name}[{cut.dim}]" + ("" if cut.parts == (1,) else f" by {' + '.join(map(str, cut.parts))}")
+        for cut in unit.tensors
     )

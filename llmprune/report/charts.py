@@ -71,7 +71,7 @@ def importance_chart(layers: Sequence[LayerFigures]) -> Markup | None:
         f"One bar for each of {plural(len(scored), 'layer')}, from {number(min(values))} to "
         f"{number(max(values))}. {_removed_sentence(layers)}"
     )
-    return _svg("importance", "Importance of each layer", text, TOP + PLOT + BOTTOM, body)
+    return svg("importance", "Importance of each layer", text, TOP + PLOT + BOTTOM, body)
 
 
 def error_chart(layers: Sequence[LayerFigures]) -> Markup | None:
@@ -93,7 +93,7 @@ def error_chart(layers: Sequence[LayerFigures]) -> Markup | None:
     said = {"cut": "before refit", "pruned": "after refit"}
     ends = [f"{said[kind]} {number(points[-1][1])}" for kind, points in lines.items() if points]
     text = f"Lines along depth. At the last layer measured: {', '.join(ends)}. {_removed_sentence(layers)}"
-    return _svg("error", "Relative error of the hidden states along depth", text, TOP + PLOT + BOTTOM, body)
+    return svg("error", "Relative error of the hidden states along depth", text, TOP + PLOT + BOTTOM, body)
 
 
 def bar_chart(name: str, title: str, bars: Sequence[Bar], say: Callable[[float], str] = number) -> Markup:
@@ -118,10 +118,11 @@ def bar_chart(name: str, title: str, bars: Sequence[Bar], say: Callable[[float],
             )
         )
     text = "; ".join(f"{bar.label}: {say(bar.value)}" for bar in bars)
-    return _svg(name, title, text, len(bars) * 46 - 10, body)
+    return svg(name, title, text, len(bars) * 46 - 10, body)
 
 
-def _svg(name: str, title: str, text: str, height: float, body: Iterable[Markup]) -> Markup:
+def svg(name: str, title: str, text: str, height: float, body: Iterable[Markup]) -> Markup:
+    """The drawing with its title and the text that says the same; ``name`` makes the ids unique."""
     return Markup(
         '<svg class="chart" role="img" aria-labelledby="{name}-title {name}-desc" '
         'width="100%" height="{height}">'
@@ -215,9 +216,15 @@ def _linear_axis(values: Sequence[float]) -> Axis:
     low, high = min(*values, 0.0), max(*values, 0.0)
     if high - low < 1e-300:
         high = low + 1
-    step = _round_up((high - low) / 4)
-    first, last = math.floor(low / step), math.ceil(high / step - 1e-9)
-    return Axis(first * step, last * step, tuple(index * step for index in range(first, last + 1)))
+    ticks = linear_ticks(low, high, 4)
+    return Axis(ticks[0], ticks[-1], ticks)
+
+
+def linear_ticks(low: float, high: float, parts: int) -> tuple[float, ...]:
+    """Round values at equal steps, about so many, from at most ``low`` to at least ``high``."""
+    step = _round_up((high - low) / parts) if high > low else 1.0
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return tuple(index * step for index in range(first, max(last, first + 1) + 1))
 
 
 def _log_axis(low: float, high: float) -> Axis:

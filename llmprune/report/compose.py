@@ -30,6 +30,9 @@ def _layer(index: int, anatomy: Anatomy, scores: Scores | None, cut: Cut, record
     removed = index in cut.removed
     units, block = anatomy.units[index], anatomy.blocks[index]
     keep_E = cut.experts.get(unit_key(index, block.path)) if block else None
+    attention = anatomy.attention[index]
+    heads = unit_key(index, attention.path) if attention else ""
+    keep_G = None if removed else cut.heads.get(heads)
     return LayerFigures(
         layer=index,
         importance=float(scores.layers[index]) if scores and scores.layers is not None else None,
@@ -37,6 +40,8 @@ def _layer(index: int, anatomy: Anatomy, scores: Scores | None, cut: Cut, record
         width=sum(unit.width * (unit.experts or 1) for unit in units) if units else None,
         kept=sum(_kept(index, unit, cut, keep_E) for unit in units) if units and not removed else None,
         experts_kept=None if keep_E is None or removed else tuple(keep_E.tolist()),
+        kv_groups_kept=None if keep_G is None else tuple(keep_G.tolist()),
+        kv_groups_share=None if keep_G is None or scores is None else kept_share(scores.heads[heads], keep_G),
         score_share=None if removed or scores is None else _score_share(index, anatomy, scores, cut),
         error_cut=record.error_cut if record else None,
         error_refit=record.error_refit if record else None,
@@ -75,18 +80,21 @@ def provenance(
     model: str,
     revision: str | None,
     commit: str | None,
-    calibration: tuple[str, int],
+    calibration: tuple[str, int, int | None],
+    datasets: dict[str, str],
     seed: int,
     trust_remote_code: bool,
     device: str,
 ) -> Provenance:
-    """What the result came from. ``calibration``: fingerprint and number of the tokens."""
+    """What the result came from. ``calibration``: fingerprint, number of tokens, crossings; ``datasets``: commits."""
     return Provenance(
         model=model,
         revision=revision,
         commit=commit,
         calibration_fingerprint=calibration[0],
         calibration_tokens=calibration[1],
+        calibration_crossings=calibration[2],
+        datasets=datasets,
         seed=seed,
         trust_remote_code=trust_remote_code,
         device=device,

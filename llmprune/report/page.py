@@ -10,8 +10,24 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from llmprune.report.charts import Bar, bar_chart, error_chart, importance_chart, swatch
-from llmprune.report.value import LayerFigures, PerplexityFigures, Report, Size, SpeedFigures
-from llmprune.report.wording import change, count, duration, fixed, number, percent, plural, ranges, weight, width_names
+from llmprune.report.interval_charts import Whisker, retention_chart
+from llmprune.report.value import LayerFigures, PerplexityFigures, Report, Size, SpeedFigures, Verdict
+from llmprune.report.wording import (
+    change,
+    count,
+    describe_bar,
+    duration,
+    fixed,
+    if_changed,
+    number,
+    percent,
+    plural,
+    probability,
+    ranges,
+    span,
+    weight,
+    width_names,
+)
 from llmprune.schema import format_size
 
 
@@ -38,11 +54,27 @@ def render_page(report: Report) -> str:
         columns=_layer_columns(report.layers),
         perplexity=_perplexity_bars(report.perplexity) if report.perplexity else None,
         speed=_speed_bars(report.speed) if report.speed else None,
+        retention=retention_chart(_whiskers(report)),
+        span=percent(report.retention.interval.confidence, 0) if report.retention else None,
+        verdict=VERDICTS[report.gate.verdict] if report.gate else None,
     )
 
 
-@cache
+VERDICTS: dict[Verdict, tuple[str, str]] = {  # CSS class and words
+    "pass": ("passed", "Gate passed."),
+    "fail": ("failed", "Gate not passed."),
+    "not enough samples": ("undecided", "Gate undecided."),
+    "no interval": ("undecided", "Gate undecided."),
+}
+
+
 def _template() -> Template:
+    return environment().get_template("page.html.j2")
+
+
+@cache
+def environment() -> Environment:
+    """The pages' templates and how they write figures."""
     environment = Environment(
         loader=PackageLoader("llmprune.report", ""),
         autoescape=True,
@@ -56,12 +88,14 @@ def _template() -> Template:
         percent=percent,
         duration=duration,
         plural=plural,
+        count=count,
         weight=weight,
         ranges=ranges,
         breakable=_breakable,
     )
+    environment.filters.update(span=span, probability=probability, bar=describe_bar)
     environment.globals.update(swatch=swatch)
-    return environment.get_template("page.html.j2")
+    return environment
 
 
 def _breakable(name: str) -> Markup:
@@ -82,6 +116,9 @@ def _sentence(report: Report) -> str:
         said.append(f"{dense.layers - pruned.layers} of {plural(dense.layers, 'layer')} removed")
     if dense.experts and pruned.experts and pruned.experts < dense.experts:
         said.append(f"{dense.experts - pruned.experts} of {plural(dense.experts, 'expert')} removed from each mixture")
+    if dense.kv_groups and pruned.kv_groups and pruned.kv_groups < dense.kv_groups:
+        gone = dense.kv_groups - pruned.kv_groups
+        said.append(f"{gone} of {plural(dense.kv_groups, 'key-value head')} removed from each layer with its queries")
     narrowed = [field for field, width in dense.widths.items() if pruned.widths.get(field, width) < width]
     for field in narrowed:
         which = f" ({field})" if len(dense.widths) > 1 else ""
@@ -109,11 +146,30 @@ def _tiles(report: Report) -> list[Tile]:
             )
         )
     if report.mean_retention is not None:
-        tasks = f"of dense, mean of {plural(len(report.tasks), 'task')}" if report.tasks else "of dense"
-        tiles.append(Tile("scores retained", percent(report.mean_retention), tasks))
+        within = f"{span(report.retention.interval)}, " if report.retention else ""
+        counted = len(report.retention.counted) if report.retention else len(report.tasks)
+        tiles.append(Tile("scores retained", percent(report.mean_retention), f"{within}{plural(counted, 'task')}"))
     if perplexity:
         tiles.append(Tile("perplexity", number(perplexity.pruned), f"dense {number(perplexity.dense)}"))
     return tiles
+
+
+def _whiskers(report: Report) -> list[Whisker]:
+    """The mean where it is one of several, groups, and the tasks that are in none of these."""
+    rows = []
+    bars = {bar.name: bar.min_retention for bar in report.gate.bars} if report.gate else {}
+    alone = report.retention is not None and len(report.retention.counted) == 1
+    if (mean := report.retention) and not alone:
+        rows.append(
+            Whisker("mean", mean.retention, mean.interval.low, mean.interval.high, strong=True, bar=bars.get("mean"))
+        )
+    groups = {group.task for group in report.groups}
+    for task in (*report.groups, *report.tasks):
+        if task.retention is not None and task.group not in groups:
+            low, high = (task.interval.low, task.interval.high) if task.interval else (None, None)
+            bar = bars.get(task.task, bars.get("mean") if alone and task.interval else None)
+            rows.append(Whisker(task.task, task.retention, low, high, task.task in groups, bar))
+    return rows
 
 
 def _size_rows(dense: Size, pruned: Size) -> list[tuple[str, str, str, str]]:
@@ -127,6 +183,7 @@ def _size_rows(dense: Size, pruned: Size) -> list[tuple[str, str, str, str]]:
             for field, name in width_names(dense.widths).items()
         ),
         ("Experts", dense.experts, pruned.experts, number),
+        ("Key-value heads", *if_changed(dense.kv_groups, pruned.kv_groups), number),
         ("Key-value cache per token", dense.kv_bytes_per_token, pruned.kv_bytes_per_token, weight),
     ]
     return [
@@ -140,7 +197,10 @@ def _layer_columns(layers: tuple[LayerFigures, ...]) -> dict[str, bool]:
     """Which figures any layer has, so that the table shows no empty column."""
     return {
         name: any(getattr(layer, name) is not None for layer in layers)
-        for name in ("importance", "width", "experts_kept", "score_share", "error_cut", "error_refit", "held_out")
+        for name in (
+            *("importance", "width", "kv_groups_kept", "kv_groups_share", "experts_kept", "score_share"),
+            *("error_cut", "error_refit", "held_out"),
+        )
     }
 
 

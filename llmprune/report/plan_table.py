@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llmprune.report.wording import width_names
+from llmprune.report.wording import if_changed, width_names
 from llmprune.schema import format_count, format_size
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def print_plan(plan: Plan, console: Console) -> None:
             for field, name in width_names(plan.dense.widths).items()
         ),
         ("experts", plan.dense.experts, plan.pruned.experts, format_count),
+        ("key-value heads", *if_changed(plan.dense.kv_groups, plan.pruned.kv_groups), format_count),
         ("KV cache per token", plan.dense.kv_bytes_per_token, plan.pruned.kv_bytes_per_token, format_size),
     ]
     for name, dense, pruned, form in rows:

@@ -9,8 +9,20 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llmprune.report.value import Report
-from llmprune.report.wording import count, fixed, number, percent, share, weight, width_names
+from llmprune.report.value import GateFigures, Report, Verdict
+from llmprune.report.wording import (
+    agreement,
+    count,
+    describe_bar,
+    fixed,
+    if_changed,
+    number,
+    percent,
+    share,
+    span,
+    weight,
+    width_names,
+)
 
 Row = tuple[str, str, str, str, str]  # name, dense, cut, pruned, pruned / dense
 
@@ -22,14 +34,9 @@ def print_summary(report: Report, console: Console) -> None:
     console.print(_table([*_size_rows(report), *_measured_rows(report)], with_cut))
     console.print()
     if report.gate:
-        verdict = "Gate passed" if report.gate.passed else "Gate not passed"
-        console.print(
-            Text.assemble(
-                (verdict, "bold green" if report.gate.passed else "bold red"),
-                f": mean retention {percent(report.gate.retention, 2)}, "
-                f"at least {percent(report.gate.min_retention, 2)} asked for",
-            )
-        )
+        console.print(_verdict(report.gate))
+    for sentence in agreement(report.stability) if report.stability else ():
+        console.print(_beside(Text("Calibration check", "bold"), Text(sentence)))
     for warning in report.warnings:
         console.print(_beside(Text("Warning", "bold yellow"), Text(warning)))
     if report.files and (report.gate or report.warnings):
@@ -37,6 +44,20 @@ def print_summary(report: Report, console: Console) -> None:
     longest = max(map(len, report.files), default=0)
     for name, path in report.files.items():  # a path stays whole, so that it can be copied
         console.print(Text.assemble((f"{name:<{longest}}  ", "dim"), path), soft_wrap=True)
+
+
+VERDICTS: dict[Verdict, tuple[str, str]] = {
+    "pass": ("Gate passed", "bold green"),
+    "fail": ("Gate not passed", "bold red"),
+    "not enough samples": ("Gate undecided", "bold yellow"),
+    "no interval": ("Gate undecided", "bold yellow"),
+}
+
+
+def _verdict(gate: GateFigures) -> Table:
+    """The verdict in words, and each bar on a line of its own."""
+    said = "\n".join(describe_bar(bar) for bar in gate.bars)
+    return _beside(Text(*VERDICTS[gate.verdict]), Text(said))
 
 
 def _table(rows: list[Row], with_cut: bool) -> Table:
@@ -61,6 +82,7 @@ def _size_rows(report: Report) -> list[Row]:
             for field, name in width_names(report.dense.widths).items()
         ),
         ("experts", report.dense.experts, report.pruned.experts, number),
+        ("key-value heads", *if_changed(report.dense.kv_groups, report.pruned.kv_groups), number),
         ("KV cache per token", report.dense.kv_bytes_per_token, report.pruned.kv_bytes_per_token, weight),
     ]
     return [
@@ -76,11 +98,21 @@ def _measured_rows(report: Report) -> list[Row]:
         cut = "" if found.cut is None else number(found.cut)
         ratio = percent(share(found.dense, found.pruned))
         rows.append(("perplexity", number(found.dense), cut, number(found.pruned), ratio))
-    for task in report.tasks:
+    if far := report.divergence:
+        rows.append(("KL divergence, median", "", "", fixed(far.quantiles["0.5"]), ""))
+    for task in (*report.tasks, *report.groups):
         name = f"{task.task} ({task.metric})"
         rows.append((name, fixed(task.dense), "", fixed(task.pruned), percent(task.retention)))
+        if task.interval:
+            rows.append(("", "", "", "", span(task.interval)))
     if report.mean_retention is not None:
         rows.append(("mean retention", "", "", "", percent(report.mean_retention)))
+        if report.retention:
+            rows.append(("", "", "", "", span(report.retention.interval)))
+    if free := report.generation:
+        for name, field in (("repetition", "repetition"), ("texts that loop", "loops")):
+            before, after = getattr(free.dense, field), getattr(free.pruned, field)
+            rows.append((name, percent(before), "", percent(after), ""))
     if speed := report.speed:
         rows.append(
             ("generated tokens/s", number(speed.dense), "", number(speed.pruned), percent(speed.ratio)),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+Verdict = Literal["pass", "fail", "not enough samples", "no interval"]
 
 
 class Figures(BaseModel):
@@ -23,6 +25,7 @@ class Size(Figures):
     layers: int
     widths: dict[str, int]  # neurons of an MLP, by the config field that sets it; empty where none could be found
     experts: int | None  # in each mixture; None where there is none
+    kv_groups: int | None = None  # of attention heads, in each layer; None where the config counts none
     kv_bytes_per_token: int | None  # key-value cache of one token; None where it could not be found out
 
 
@@ -35,12 +38,33 @@ class LayerFigures(Figures):
     width: int | None  # MLP neurons before, of all MLPs and experts of the layer
     kept: int | None  # MLP neurons after; None for a removed layer
     experts_kept: tuple[int, ...] | None = None  # indices of the experts that stay, where some go
+    kv_groups_kept: tuple[int, ...] | None = None  # indices of the groups of heads that stay, where some go
+    kv_groups_share: float | None = None  # share of the layer's scores of heads that these hold
     score_share: float | None  # share of the layer's neuron scores that the kept neurons hold
     error_cut: float | None  # relative error of the hidden states after the layer, before its refit
     error_refit: float | None  # the same after its refit
     ridge: float | None = None  # of its refit; None where no refit helped on calibration text held out from it
     inherited: float | None = None  # share of the error of earlier layers that the refit goes after
     held_out: float | None = None  # relative change of the squared error on calibration text held out from the refit
+
+
+class Overlap(Figures):
+    """Of what one half of the calibration removes, the share that the other half removes too."""
+
+    mean: float  # over the layers
+    least: float
+    by_chance: float  # what a choice without any reason would have
+
+
+class StabilityFigures(Figures):
+    """What two halves of the calibration text choose, each by itself. None where there was no choice."""
+
+    windows: tuple[int, int]
+    removed_layers: tuple[tuple[int, ...], tuple[int, ...]]
+    layers: Overlap | None
+    neurons: Overlap | None
+    heads: Overlap | None  # key-value groups of attention heads
+    experts: Overlap | None
 
 
 class PerplexityFigures(Figures):
@@ -53,17 +77,80 @@ class PerplexityFigures(Figures):
     source: str
 
 
+class DivergenceFigures(Figures):
+    """KL divergence of the pruned model's next-token distributions from the dense one's, on the held-out text."""
+
+    mean: float  # nats a token
+    quantiles: dict[str, float]  # by share of the tokens below: 0.5, 0.9, 0.99, 1
+    same_first: float  # share of the tokens where both put the same token first
+    tokens: int
+
+
+class Interval(Figures):
+    """Where a figure lies, with this confidence."""
+
+    low: float
+    high: float
+    confidence: float
+
+
+class Example(Figures):
+    """What both models wrote after the same prompt."""
+
+    prompt: str
+    dense: str
+    pruned: str
+
+
 class TaskFigures(Figures):
-    """One lm-eval task, dense against pruned on the same samples."""
+    """One lm-eval task, or a group of them together, dense against pruned on the same samples."""
 
     task: str
+    group: str | None = None  # the group of the recipe that it came with
     metric: str
+    filter: str = "none"
     dense: float
     pruned: float
     retention: float | None  # pruned / dense, inverted where lower is better; None where it would divide by 0
+    interval: Interval | None = None  # of the retention; None where the metric is no mean over samples
     samples: int
+    documents: int | None = None  # that the task has in all
     lost: int | None  # samples right before and wrong after; None where the metric is not 0/1
     gained: int | None
+    p_value: float | None = None  # McNemar's, exact; None where the metric is not 0/1
+    identical: bool = False  # every answer is the same to the last bit
+    examples: tuple[Example, ...] = ()  # of generative tasks
+
+
+class RetentionFigures(Figures):
+    """The unweighted mean retention over tasks, a group in place of its tasks."""
+
+    retention: float
+    interval: Interval
+    counted: tuple[str, ...]  # tasks and groups in the mean
+    left_out: tuple[str, ...]  # those without an interval
+    samples: int
+
+
+class FreeText(Figures):
+    """How one model writes when it may write on: means over the prompts."""
+
+    repetition: float  # share of the tokens that end a sequence of four that was there before
+    loops: float  # share of the texts that end in a loop
+    empty: float  # share of the texts without a letter
+    tokens: float  # length of a text, at its end token or cut off
+
+
+class GenerationFigures(Figures):
+    """Free greedy generation after the same prompts; ``text``: how the held-out text itself goes on."""
+
+    dense: FreeText
+    pruned: FreeText
+    text: FreeText
+    samples: int
+    prompt_tokens: int
+    new_tokens: int
+    examples: tuple[Example, ...]
 
 
 class SpeedFigures(Figures):
@@ -81,12 +168,81 @@ class SpeedFigures(Figures):
     device: str
 
 
+class Spread(Figures):
+    """A median with its quartiles; of fewer than four values with the least and the most."""
+
+    median: float
+    low: float
+    high: float
+
+
+class Pair(Figures):
+    """The same figure of both models, and of model / base pair by pair."""
+
+    base: Spread
+    model: Spread
+    ratio: Spread
+
+
+class BenchPoint(Figures):
+    """One batch size and one context length."""
+
+    batch_size: int
+    context: int  # tokens of each prompt
+    first_token: Pair  # seconds from the call to the first new token
+    prefill: Pair  # prompt tokens per second
+    decode: Pair  # new tokens per second after the first
+    peak: tuple[int, int]  # most bytes beyond the loaded models while generating: base, model
+
+
+class BenchSize(Figures):
+    """What a model weighs."""
+
+    parameters: int
+    weights: int  # bytes in memory, as measured with
+    disk: int | None  # bytes of the weights' files; None where they are not in a folder
+    kv_bytes_per_token: int | None
+    decoded_bytes: int  # of weights that one decoded token reads; all experts of a mixture count
+    joules: float  # estimate: DRAM energy of these, at 640 pJ per 32-bit word
+
+
+class BenchFigures(Figures):
+    """Two models timed in turn on one machine."""
+
+    schema_version: int = SCHEMA_VERSION
+    base: str
+    model: str
+    base_size: BenchSize
+    model_size: BenchSize
+    points: tuple[BenchPoint, ...]
+    repeats: int
+    new_tokens: int
+    cache: str  # dynamic or static
+    device: str
+    dtype: str
+
+
+class BarFigures(Figures):
+    """One bar of the gate."""
+
+    name: str  # of a task or group, or "mean"
+    min_retention: float
+    retention: float | None
+    interval: Interval | None
+    verdict: Verdict
+    samples: int
+    samples_needed: int | None = None  # about how many would tell, where there are not enough; None: no number would
+
+
 class GateFigures(Figures):
-    """The bar and whether it was cleared."""
+    """The bars and whether all were cleared: ``min_retention`` and ``retention`` are those of the mean."""
 
     min_retention: float
     retention: float
     passed: bool
+    confidence: float = 0.95
+    verdict: Verdict
+    bars: tuple[BarFigures, ...]
 
 
 class VerificationFigures(Figures):
@@ -119,6 +275,8 @@ class Provenance(Figures):
     commit: str | None
     calibration_fingerprint: str | None
     calibration_tokens: int | None
+    calibration_crossings: int | None = None  # windows with parts of several documents; None of ready tokens
+    datasets: dict[str, str] = {}  # the commit of each hub data set that was read
     seed: int
     trust_remote_code: bool
     device: str
@@ -127,7 +285,11 @@ class Provenance(Figures):
 
 
 class Report(Figures):
-    """The whole report of one run."""
+    """The whole report of one run: ``report.json``.
+
+    ``schema_version`` counts up when a field is renamed, removed or changes its meaning; new fields may appear in
+    between. 2: intervals, groups, verdicts in words, divergence and free generation.
+    """
 
     schema_version: int = SCHEMA_VERSION
     created: str
@@ -138,9 +300,14 @@ class Report(Figures):
     dense: Size
     pruned: Size
     layers: tuple[LayerFigures, ...]
+    stability: StabilityFigures | None = None  # where --calibration-check asked for it
     perplexity: PerplexityFigures | None
+    divergence: DivergenceFigures | None = None
     tasks: tuple[TaskFigures, ...]
+    groups: tuple[TaskFigures, ...] = ()  # each group that the recipe named, its documents together
     mean_retention: float | None
+    retention: RetentionFigures | None = None  # the mean with its interval
+    generation: GenerationFigures | None = None
     speed: SpeedFigures | None
     gate: GateFigures | None
     verification: VerificationFigures

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from llmprune.report.value import BarFigures, GateFigures, Interval, StabilityFigures, Verdict
 from llmprune.schema import format_count, format_size
 
 NOTHING = "–"  # a figure that does not exist
@@ -59,6 +60,11 @@ def change(dense: float | None, pruned: float | None) -> str:
     return "0%" if text[1:] == "0.0%" else text
 
 
+def if_changed(dense: int | None, pruned: int | None) -> tuple[int | None, int | None]:
+    """Both figures where they differ; of what was left as it is, none."""
+    return (dense, pruned) if dense != pruned else (None, None)
+
+
 def duration(seconds: float) -> str:
     """``0.42 s``, ``12.3 s``, ``3 min 12 s``, ``2 h 5 min``."""
     if seconds < 59.95:
@@ -89,3 +95,62 @@ def width_names(widths: Mapping[str, int]) -> dict[str, str]:
 def plural(number_of: int, noun: str) -> str:
     """``1 layer``, ``1,024 layers``."""
     return f"{number_of:,} {noun}" + ("" if number_of == 1 else "s")
+
+
+def agreement(stability: StabilityFigures) -> list[str]:
+    """What the calibration check found, a sentence for each kind of thing that goes."""
+    kinds = {
+        "layers": stability.layers,
+        "neurons": stability.neurons,
+        "attention heads": stability.heads,
+        "experts": stability.experts,
+    }
+    return [
+        f"of the {kind} that one half of the calibration removes, the other removes {percent(found.mean)}"
+        + (f" (in the worst layer {percent(found.least)})" if found.least < found.mean else "")
+        + f"; by chance {percent(found.by_chance)}"
+        for kind, found in kinds.items()
+        if found is not None
+    ]
+
+
+def span(interval: Interval | None, digits: int = 1) -> str:
+    """``91.2–96.4%``: where a share lies."""
+    if interval is None:
+        return NOTHING
+    return f"{interval.low * 100:.{digits}f}–{percent(interval.high, digits)}"
+
+
+def probability(value: float | None) -> str:
+    """``0.031``, ``<0.001``; 1 where it is exactly that."""
+    if value is None:
+        return NOTHING
+    return "1" if value == 1 else "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def describe_bar(bar: BarFigures, digits: int = 1) -> str:
+    """``mean retention 93.1% (90.2–95.9%), at least 95% asked for: not enough samples, about 2,400 would tell``."""
+    whose = "mean retention" if bar.name == "mean" else f"{bar.name} retention"
+    within = f" ({span(bar.interval, digits)})" if bar.interval else ""
+    said = f"{whose} {percent(bar.retention, digits)}{within}, at least {percent(bar.min_retention, digits)} asked for"
+    if bar.verdict == "not enough samples":
+        enough = f"about {bar.samples_needed:,} would tell" if bar.samples_needed else "no number in reach would tell"
+        return f"{said}: {bar.samples:,} samples are not enough, {enough}"
+    if bar.verdict == "no interval":
+        return f"{said}: its metric is no mean over samples, so it has no interval"
+    return said
+
+
+_REMEDIES: dict[Verdict, str] = {
+    "fail": "prune less, or calibrate with more text",
+    "not enough samples": "raise evaluation.limit, name more tasks, or lower the bar",
+    "no interval": "judge by another metric of the task (evaluation.metrics), or leave the bar out",
+    "pass": "",
+}
+
+
+def describe_verdict(gate: GateFigures) -> str:
+    """The bars that were not cleared, and what to do."""
+    missed = [describe_bar(bar, 2) for bar in gate.bars if bar.verdict != "pass"]
+    head = "the gate is not met" if gate.verdict == "fail" else "the gate is undecided"
+    return f"{head}: {'; '.join(missed)}; {_REMEDIES[gate.verdict]}"

@@ -54,7 +54,12 @@ class Guard:
         """Hold every text of a recipe against its rule."""
         if recipe.model.trust_remote_code:
             self.problems.append("model.trust_remote_code: is never run here; remove it")
+        for section, given in zip(CLOSED, (recipe.evaluation.backend, recipe.hub), strict=True):
+            if given is not None:
+                self.problems.append(f"{section}: is not accepted over the network; remove it")
         for place, value in texts_in(recipe):
+            if place.startswith(tuple(f"{section}." for section in CLOSED)):
+                continue  # said once, for the whole section
             rule = RULES.get(re.sub(r"\.\d+(?=\.|$)", "[]", place)) or _mapping_rule(place)
             if rule is None:
                 self.problems.append(f"{place}: is not accepted over the network; remove it")
@@ -193,6 +198,7 @@ def _mapping_rule(place: str) -> Rule | None:
 _word = _form(_WORD, "give a plain word")
 _TEXT: dict[str, Rule] = {
     "dataset": _hub_or_path,
+    "revision": _form(_REVISION, "give a branch, tag or commit"),
     "config": _word,
     "split": _form(_SPLIT, "give a split such as train[:80%]"),
     "text_field": _form(_COLUMN, "give the name of a column"),
@@ -210,4 +216,7 @@ RULES: dict[str, Rule] = {
     for entry in ("", ".sources[]")
     for name, rule in (_TEXT | {"tokens": _tokens_file, "key": _form(_COLUMN, "give the name of a tensor")}).items()
 }
-_MAPPINGS: dict[str, Rule] = {"model.device_map": _word}
+_MAPPINGS: dict[str, Rule] = {"model.device_map": _word, "evaluation.metrics": _word}
+# No rule, so refused: a backend's arguments are addresses and code (model_args, trust_remote_code); a push would go out
+# with the rights of whoever started the service.
+CLOSED = ("evaluation.backend", "hub")

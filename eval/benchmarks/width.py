@@ -1,0 +1,130 @@
+"""Which neurons to keep: every width criterion on SmolLM2-135M-Instruct with half of each MLP gone, with refit or not.
+
+    python eval/benchmarks/width.py DATA [taylor:absolute=token obs:ridge=0.1,shrinkage=0.5 …] [--no-refit]
+
+DATA is a folder with c4_en.jsonl, wikipedia.jsonl and arc_easy_train.jsonl. Calibration is 16 × 512 tokens of C4;
+judged are 8 × 512 tokens each of other C4, of Wikipedia and of school questions: like the calibration, less so
+and unlike it. Nothing that a published figure is measured on is used, so that defaults may be chosen by it.
+Without names, every criterion runs with its defaults. Rows of results/width.json are replaced by criterion and refit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import RESULTS, SMOLLM2, record
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from llmprune.anatomy.discovery import discover
+from llmprune.calibration import Calibration, load_windows
+from llmprune.criteria import AnyWidthCriterion
+from llmprune.criteria.base import WidthCriterion
+from llmprune.evaluation.perplexity import perplexity
+from llmprune.model.loading import dense_decoder, load_model, load_tokenizer
+from llmprune.model.source import ModelSource
+from llmprune.model.streams import StreamStore, Trail
+from llmprune.model.walk import Decoder, Tensors
+from llmprune.prune import Pruning
+from llmprune.recipe import Recipe
+from llmprune.refit import Refit
+from llmprune.scoring import score
+from llmprune.surgery import cut_decoder
+from llmprune.targets import choose_cut, planned_widths
+
+KINDS = ("activation", "flap", "magnitude", "obs", "taylor", "wanda")
+LENGTH, BATCH = 512, 4
+
+
+def parse(text: str) -> WidthCriterion:
+    """``obs:ridge=0.1,shrinkage=0.5`` as a criterion."""
+    kind, _, settings = text.partition(":")
+    pairs = [pair.split("=") for pair in settings.split(",") if pair]
+    values = {key: value if kind == "taylor" else float(value) for key, value in pairs}
+    criterion: WidthCriterion = TypeAdapter(AnyWidthCriterion).validate_python({"kind": kind, **values})
+    return criterion
+
+
+def _texts(data: Path) -> dict[str, dict[str, str]]:
+    return {
+        "c4": {"dataset": str(data / "c4_en.jsonl")},
+        "wikipedia": {"dataset": str(data / "wikipedia.jsonl")},
+        "arc": {"dataset": str(data / "arc_easy_train.jsonl"), "text_field": "question"},
+    }
+
+
+class Bench:
+    """The dense model, the calibration windows and the texts that judge."""
+
+    def __init__(self, data: Path, folder: Path) -> None:
+        source = ModelSource(id=SMOLLM2, dtype="float32")
+        tokenizer = load_tokenizer(source)
+        shape = {"samples": 16, "sequence_length": LENGTH}
+        settings = Calibration.model_validate({**_texts(data)["c4"], "split": "train[:80%]", **shape})
+        self.windows_NL = load_windows(settings, tokenizer, settings.shape())
+        self.judges: dict[str, Tensor] = {}
+        for name, text in _texts(data).items():
+            judge = Calibration.model_validate({"split": "train[80%:]", **text, **shape, "samples": 8})
+            self.judges[name] = load_windows(judge, tokenizer, judge.shape())
+        self.model = load_model(source)
+        self.anatomy = discover(self.model.config)
+        self.dense = dense_decoder(self.model)
+        self.store = StreamStore(None, folder, Trail(folder / "trail", "bench"))
+        self.folder = folder
+
+    def row(self, text: str, refit: bool) -> dict[str, Any]:
+        """Score, cut to half, repair and judge."""
+        start = time.perf_counter()
+        criterion = parse(text)
+        scores = score(self.dense, self.anatomy, self.windows_NL, BATCH, None, criterion, store=self.store)
+        scored = time.perf_counter()
+        width = Recipe.parse("{model: {id: x}, calibration: {dataset: x}, width: {mlp: 0.5}}").width
+        widths = planned_widths(width, self.anatomy, [])
+        cut = choose_cut(self.anatomy, scores, (), self.anatomy.num_layers, widths, None)
+        pruned = cut_decoder(self.dense, self.model, self.anatomy, cut)
+        layers: dict[int, Tensors] = {}
+        pruning = Pruning(self.dense, pruned, self.anatomy, cut, Refit() if refit else None, layers.__setitem__)
+        pruning.run(self.windows_NL, BATCH, store=self.store)
+        ended = time.perf_counter()
+        result = Decoder(pruned.skeleton, layers.__getitem__, pruned.device_of)
+        return {
+            "criterion": text,
+            "refit": refit,
+            "seconds": {"pass 1": round(scored - start, 1), "pass 2": round(ended - scored, 1)},
+            **self.judge(result),
+        }
+
+    def judge(self, decoder: Decoder) -> dict[str, float]:
+        """Perplexity on each text."""
+        return {
+            name: round(perplexity(decoder, windows_NL, BATCH, name), 3) for name, windows_NL in self.judges.items()
+        }
+
+
+def main() -> None:
+    """Measure the criteria that are named, or all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("criteria", nargs="*", default=KINDS)
+    parser.add_argument("--no-refit", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_grad_enabled(False)
+    recorded = RESULTS / "width.json"
+    rows = json.loads(recorded.read_text())["figures"]["rows"] if recorded.is_file() else []
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(arguments.data, Path(folder))
+        dense = bench.judge(bench.dense)
+        for text in arguments.criteria:
+            row = bench.row(text, not arguments.no_refit)
+            rows = [old for old in rows if (old["criterion"], old["refit"]) != (text, row["refit"])] + [row]
+            record("width", {"dense": dense, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""``llmprune bench``: two models loaded, measured in turn, printed and written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+from transformers import PreTrainedModel
+
+from llmprune.errors import OutputError
+from llmprune.evaluation.bench import decoded_bytes, joules, run_bench
+from llmprune.files import write_text
+from llmprune.model.loading import bytes_on_disk, load_config, load_model
+from llmprune.model.source import ModelSource
+from llmprune.plan import measure_size
+from llmprune.progress import quiet_libraries
+from llmprune.report.bench_table import print_bench
+from llmprune.report.value import BenchSize
+
+
+def bench_models(
+    model: ModelSource,
+    against: ModelSource,
+    batch_sizes: Sequence[int],
+    contexts: Sequence[int],
+    new_tokens: int,
+    repeats: int,
+    static_cache: bool,
+    output: Path | None,
+    console: Console,
+) -> None:
+    """Measure, print tables, and write the figures as JSON where a file is given."""
+    quiet_libraries()
+    if output is not None and output.is_dir():
+        raise OutputError(f"the output {output} is a folder; give a file, such as {output / 'bench.json'}")
+    for source in (against, model):
+        load_config(source)
+    models = load_model(against), load_model(model)
+    sizes = _size(against, models[0]), _size(model, models[1])
+    names = against.id, model.id
+    figures = run_bench(names, models, sizes, batch_sizes, contexts, new_tokens, repeats, static_cache)
+    print_bench(figures, console)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_text(output, figures.model_dump_json(indent=1) + "\n")
+        console.print(Text(f"written to {output}"), soft_wrap=True)
+
+
+def _size(source: ModelSource, model: PreTrainedModel) -> BenchSize:
+    size = measure_size(model, {}, None)
+    read = decoded_bytes(model)
+    return BenchSize(
+        parameters=size.parameters,
+        weights=size.bytes,
+        disk=bytes_on_disk(source),
+        kv_bytes_per_token=size.kv_bytes_per_token,
+        decoded_bytes=read,
+        joules=joules(read),
+    )

@@ -1,0 +1,153 @@
+"""The first half of a run: scores, the cut that they choose, and whether it hangs on the calibration text."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from llmprune.accounting import account
+from llmprune.criteria.base import (
+    DepthCriterion,
+    ExpertCriterion,
+    PassingCriterion,
+    TrialCriterion,
+    WidthCriterion,
+)
+from llmprune.cut import Cut
+from llmprune.files import write_beside
+from llmprune.model.processes import is_first
+from llmprune.model.streams import StreamStore
+from llmprune.plan import Plan
+from llmprune.recipe import Recipe
+from llmprune.report.value import StabilityFigures, Step
+from llmprune.run_folder import RunFolder, file_fingerprint, fingerprint
+from llmprune.scores import Scores
+from llmprune.scoring import score
+from llmprune.stability import compare
+from llmprune.targets import choose_cut
+from llmprune.trials import try_without
+from llmprune.workbench import Workbench
+
+
+def find_scores(recipe: Recipe, plan: Plan, bench: Workbench, folder: RunFolder) -> Scores | None:
+    """Pass 1, and the trials where the depth criterion makes some; not if the recipe names all that goes."""
+    origin = _origin_of_scores(recipe, plan, bench)
+    if origin is None:
+        return None
+
+    def make(path: Path) -> Scores:
+        made = _scored(recipe, plan, bench, bench.windows, bench.store(folder.path), folder.steps)
+        if is_first():
+            write_beside(path, made.save)
+        return made
+
+    return folder.produce("scores", origin, "scores.safetensors", Scores.load, make, together=True)
+
+
+def find_cut(
+    recipe: Recipe,
+    plan: Plan,
+    bench: Workbench,
+    folder: RunFolder,
+    scores: Scores | None,
+    warnings: list[str],
+) -> Cut:
+    """The cut that the scores choose, or what a person made of it; then a warning says so."""
+    chosen = choose_cut(bench.anatomy, scores, *_wanted(plan))
+
+    def make(path: Path) -> Cut:
+        chosen.save(path)
+        return chosen
+
+    origin = fingerprint(
+        file_fingerprint(folder.path / "scores.safetensors"),
+        chosen.widths,
+        chosen.num_experts,
+        chosen.kv_groups,
+        chosen.layers,
+    )
+    cut = folder.produce("cut", origin, "cut.json", Cut.load, make)
+    cut.require_like(chosen)
+    if cut.layers != chosen.layers:
+        warnings.append(
+            f"cut.json was edited: it removes layers {list(cut.removed)}, the scores chose {list(chosen.removed)}"
+        )
+    return cut
+
+
+def check_calibration(recipe: Recipe, plan: Plan, bench: Workbench, folder: RunFolder) -> StabilityFigures | None:
+    """What each half of the calibration would choose; None where the recipe names all that goes."""
+    origin = _origin_of_scores(recipe, plan, bench)
+    if origin is None:
+        return None
+
+    def choose(windows_NL: Tensor) -> Cut:
+        scores = _scored(recipe, plan, bench, windows_NL, bench.store(folder.path, windows_NL), [])
+        return choose_cut(bench.anatomy, scores, *_wanted(plan))
+
+    def make(path: Path) -> StabilityFigures:
+        with account(folder.steps, "calibration check", bench.windows.numel()):
+            found = compare(choose, bench.windows, bench.anatomy, named=plan.removed_layers is not None)
+        folder.write(path.name, found.model_dump_json(indent=1) + "\n")
+        return found
+
+    def load(path: Path) -> StabilityFigures:
+        return StabilityFigures.model_validate_json(path.read_text(encoding="utf-8"))
+
+    return folder.produce(
+        "calibration check", fingerprint(origin, *_wanted(plan)), "calibration-check.json", load, make, together=True
+    )
+
+
+def _scored(
+    recipe: Recipe, plan: Plan, bench: Workbench, windows_NL: Tensor, store: StreamStore, steps: list[Step]
+) -> Scores:
+    """Scores by these windows, as the recipe says."""
+    depth, width, heads, experts = _criteria(recipe)
+    passing = depth if isinstance(depth, PassingCriterion) else None
+    remove, batch_size = plan.dense.layers - plan.keep_layers, recipe.calibration.batch_size
+    with account(steps, "pass 1", windows_NL.numel()):
+        scores = score(
+            bench.dense, bench.anatomy, windows_NL, batch_size, passing, width, experts, store, remove, heads
+        )
+    if not isinstance(depth, TrialCriterion):
+        return scores
+    with account(steps, "trials", windows_NL.numel()):
+        layers_N = try_without(bench.dense, bench.anatomy, depth, windows_NL, batch_size, remove, store)
+    return replace(scores, layers=layers_N)
+
+
+def _origin_of_scores(recipe: Recipe, plan: Plan, bench: Workbench) -> str | None:
+    """Fingerprint of all that the scores depend on; None where nothing is scored."""
+    criteria = _criteria(recipe)
+    if not any(criteria):
+        return None
+    horizon = criteria.depth.horizon(plan.dense.layers - plan.keep_layers) if criteria.depth else None
+    return fingerprint(bench.identity, bench.windows_fingerprint, horizon, *criteria)
+
+
+class _Criteria(NamedTuple):
+    """The criteria of what the scores decide."""
+
+    depth: DepthCriterion | None
+    width: WidthCriterion | None
+    heads: WidthCriterion | None
+    experts: ExpertCriterion | None
+
+
+def _criteria(recipe: Recipe) -> _Criteria:
+    width = recipe.width
+    return _Criteria(
+        recipe.depth.criterion if recipe.depth and recipe.depth.layers is None else None,
+        width.criterion if width and width.cuts_mlp else None,
+        width.criterion if width and width.heads is not None else None,
+        recipe.experts.criterion if recipe.experts else None,
+    )
+
+
+def _wanted(plan: Plan) -> tuple[tuple[int, ...] | None, int, dict[str, int], int | None, int | None]:
+    """What ``choose_cut`` is asked for."""
+    return plan.removed_layers, plan.keep_layers, plan.keep_widths, plan.keep_experts, plan.keep_kv_groups

@@ -1,0 +1,27 @@
+"""Perplexity without the layer: Shortened LLaMA, arXiv 2402.02834, and greedily SLEB, arXiv 2402.09025.
+
+    score of layer l = mean next-token cross entropy of the model without layer l
+
+one layer after the other (``greedy``, as SLEB does), or every layer out of the whole model.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from llmprune.criteria.base import TrialCriterion
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Perplexity(TrialCriterion):
+    """``depth: {remove: 6, criterion: {kind: perplexity, windows: 8, greedy: true}}``."""
+
+    kind: Literal["perplexity"] = "perplexity"
+
+    def cost(self, logits_BLV: Tensor, dense_BLV: Tensor, ids_BL: Tensor) -> Tensor:
+        """Cross entropy of each next token."""
+        from torch.nn.functional import cross_entropy
+
+        return cross_entropy(logits_BLV[:, :-1].float().transpose(1, 2), ids_BL[:, 1:], reduction="none")

@@ -1,0 +1,32 @@
+"""Residual after refit: what a removal still costs once the layer before it is refit. Our own.
+
+    score of layer l = mean over tokens of KL( dense model ‖ model without layer l, the layer before it refit )
+
+A layer that the one before it can stand in for goes cheaply, however much it turns the hidden states. Chosen
+greedily: the repairs for the layers that are gone already stay. The refit is that of ``normal_equations`` at a fixed
+ridge, solved on windows that the divergence is not judged on.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from llmprune.criteria.base import TrialCriterion
+from llmprune.criteria.divergence import divergence
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Residual(TrialCriterion):
+    """``depth: {remove: 6, criterion: {kind: residual, windows: 8, refit_windows: 16}}``."""
+
+    kind: Literal["residual"] = "residual"
+    refit_windows: int = Field(16, gt=0, description="Further calibration windows that the trials' refit is solved on.")
+    ridge: float = Field(0.5, gt=0, description="Ridge of the trials' refit, in the units of refit.ridge.")
+
+    def cost(self, logits_BLV: Tensor, dense_BLV: Tensor, ids_BL: Tensor) -> Tensor:
+        """Divergence at each token but the last."""
+        return divergence(logits_BLV, dense_BLV)

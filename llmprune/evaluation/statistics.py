@@ -1,0 +1,103 @@
+"""Paired statistics of two models on the same documents: pure functions on numpy arrays.
+
+The interval of a retention is a paired bootstrap over documents (Efron and Tibshirani 1993, ch. 8 and 13), by the
+percentiles of the ratio of means, from a distribution that is smoothed by half a document in each corner: both
+answers at the best value, only one of them, both at the worst. Without it two models that differ in none of 50
+answers would have an interval of no width at all.
+
+Coverage of the true ratio by the 95 % interval, simulated over accuracies of 0.3, 0.5, 0.8 and 0.95, retentions of
+0.8, 0.95 and 0.99 and correlations of 0.3, 0.7 and 0.9 between the answers, 400 draws each (a standard error of 1.1
+points), mean and least of the 36 combinations beside a plain percentile bootstrap and a delta method (log ratio):
+
+    documents     this one          plain percentile    delta
+           50     95.8 %  90.8 %    87.3 %  42.5 %      91.0 %  44.8 %
+          100     95.3 %  92.5 %    92.0 %  65.0 %      93.1 %  68.5 %
+          200     95.2 %  93.3 %    94.1 %  84.3 %      94.4 %  85.8 %
+          500     95.2 %  91.8 %    95.0 %  91.5 %      95.1 %  92.3 %
+        2,000     95.0 %  93.0 %    94.9 %  92.8 %      95.1 %  93.0 %
+
+The lowest are where two or three answers differ. BCa and studentised intervals were no better than the plain one there.
+eval/benchmarks/intervals.py repeats this.
+
+Shapes: N documents, B draws, K different (dense, pruned) pairs.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+DRAWS = 10_000
+POWER = 0.8  # chance to reach a verdict that a number of samples is asked for
+_CELLS = 10_000_000  # of the draws that are held at once
+_MOST = 1e9  # samples; above, no number is named
+
+
+def ratio_draws(dense_N: Floats, pruned_N: Floats, name: str, draws: int = DRAWS) -> Floats:
+    """Draws of (mean of pruned) / (mean of dense), float64 [B]; ``name`` seeds them. Values are at least 0."""
+    import numpy as np
+
+    pairs_K2, counts_K = np.unique(np.stack([dense_N, pruned_N], axis=1), axis=0, return_counts=True)
+    best = max(pairs_K2.max(), 1e-300)
+    corners = np.array([[0.0, 0.0], [0.0, best], [best, 0.0], [best, best]])
+    pairs_K2 = np.concatenate([pairs_K2, corners])
+    half_K = np.concatenate([np.zeros(len(counts_K)), np.full(4, 0.5)])
+    smooth_K = np.concatenate([counts_K, np.zeros(4)]) + half_K
+    generator = np.random.default_rng(zlib.crc32(name.encode()))
+    parts = []
+    at_once = max(_CELLS // len(pairs_K2), 1)
+    for start in range(0, draws, at_once):
+        size = min(at_once, draws - start)
+        drawn_BK = generator.multinomial(len(dense_N), smooth_K / smooth_K.sum(), size=size) + half_K
+        sums_B2 = drawn_BK @ pairs_K2
+        parts.append(sums_B2[:, 1] / sums_B2[:, 0])
+    ratios: Floats = np.concatenate(parts)
+    return ratios
+
+
+def mean_draws(draws: Mapping[str, Floats]) -> Floats:
+    """Draws of the unweighted mean over tasks, whose documents are drawn independently."""
+    import numpy as np
+
+    mean: Floats = np.mean(list(draws.values()), axis=0)
+    return mean
+
+
+def interval(draws_B: Floats, point: float, confidence: float) -> tuple[float, float]:
+    """The middle part of the draws, the point always inside."""
+    import numpy as np
+
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(draws_B, [tail, 1 - tail])
+    return min(float(low), point), max(float(high), point)
+
+
+def mcnemar(lost: int, gained: int) -> float:
+    """McNemar's exact two-sided p: how likely flips this uneven are where both models answer equally well."""
+    from scipy.stats import binomtest
+
+    return float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
+
+
+def samples_needed(samples: int, point: float, edge: float, bar: float, confidence: float) -> int | None:
+    """About how many samples would tell ``point`` from ``bar`` four times in five, if the point stays.
+
+    ``edge`` is the end of the interval of the ``samples`` there are that lies towards the bar. Widths shrink with
+    the square root of the number. None where point and bar are the same, or no number in reach would do.
+    """
+    from scipy.stats import norm
+
+    distance, width = abs(point - bar), abs(point - edge)
+    if distance == 0:
+        return None
+    z = norm.ppf((1 + confidence) / 2)
+    needed = samples * (width / distance * (1 + norm.ppf(POWER) / z)) ** 2
+    return math.ceil(needed) if needed < _MOST else None

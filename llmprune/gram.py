@@ -1,0 +1,30 @@
+"""XᵀX summed over batches: symmetric, so that only its upper triangle is computed, by blocks of rows.
+
+Shapes: T tokens, F inputs of a projection.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+_BLOCKS = 4  # of columns: XᵀX is symmetric, and 10 of its 16 blocks are computed
+
+
+def add_gram(gram_FF: Tensor, input_TF: Tensor) -> None:
+    """Add XᵀX to the blocks of ``gram_FF`` that its upper triangle touches, in place."""
+    width = gram_FF.shape[0]
+    step = -(-width // _BLOCKS)
+    for start in range(0, width, step):
+        rows = slice(start, start + step)
+        gram_FF[rows, start:].addmm_(input_TF[:, rows].T, input_TF[:, start:])
+
+
+def mirror(gram_FF: Tensor) -> None:
+    """Copy the upper triangle into the lower one, in place."""
+    width = gram_FF.shape[0]
+    step = -(-width // _BLOCKS)
+    for start in range(0, width, step):
+        block = slice(start, start + step)
+        gram_FF[start + step :, block] = gram_FF[block, start + step :].T
+        square = gram_FF[block, block]
+        square.copy_(square.triu() + square.triu(1).T)

@@ -1,0 +1,127 @@
+"""Fetch from a hub model what is needed of it: the config alone, its small files, or the weights too.
+
+All parts are of one commit, resolved once. Downloads continue where they stopped, and
+weights that do not have the SHA-256 that the hub names are fetched again.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import logging
+import re
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from llmprune.errors import CheckpointError, ModelError
+from llmprune.remote import persistently, reason, resolve, scrub
+
+logger = logging.getLogger(__name__)
+
+Part = Literal["config", "tokenizer", "weights"]
+
+NOTICES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+_SMALL = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "README.md", *NOTICES)
+_TEMPLATES = "additional_chat_templates"
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def commit_of(model_id: str, revision: str) -> str:
+    """The commit that a hub model's revision is."""
+    try:
+        return str(resolve(model_id, revision).resolved)
+    except Exception as error:  # the hub client's errors have no base in common
+        raise _explained(model_id, revision, "config", error) from error
+
+
+def snapshot(model_id: str, revision: str, part: Part, with_code: bool = False) -> Path:
+    """The folder of the hub client's cache that now has this part. Raises ModelError and CheckpointError."""
+    commit = commit_of(model_id, revision)
+    try:
+        folder = _fetch(model_id, commit, ["config.json", *(["*.py"] if with_code else [])])
+        if part != "config":
+            names = _names(model_id, commit)
+            folder = _fetch(model_id, commit, [name for name in names if _is_small(name)])
+        if part == "weights":
+            _fetch_weights(model_id, commit, folder, _weights(folder, names))
+        return folder
+    except CheckpointError:
+        raise
+    except Exception as error:  # the hub client's errors have no base in common
+        raise _explained(model_id, revision, part, error) from error
+
+
+def _explained(model_id: str, revision: str, part: Part, error: Exception) -> ModelError:
+    scrub(error)
+    return ModelError(
+        f"there is no folder {model_id!r}, and as a hub model (revision {revision}) its {part} cannot be fetched: "
+        f"{reason(error)}"
+    )
+
+
+def _fetch(model_id: str, commit: str, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(persistently(lambda: snapshot_download(model_id, revision=commit, allow_patterns=patterns)))
+
+
+def _names(model_id: str, commit: str) -> list[str]:
+    """Every file of the commit, as the first download noted them; of a cache from elsewhere, those that it has."""
+    from huggingface_hub import get_cached_repo_tree, snapshot_download
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError
+
+    try:
+        return [file.path for file in get_cached_repo_tree(model_id, revision=commit)]
+    except CachedRepoTreeNotFoundError:
+        folder = Path(snapshot_download(model_id, revision=commit, local_files_only=True))
+        return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+
+
+def _is_small(name: str) -> bool:
+    """Config, tokenizer, templates and licence; what lies in other folders is another format's."""
+    path = PurePosixPath(name)
+    folder = path.parent.as_posix()
+    return folder == _TEMPLATES or (folder == "." and any(fnmatch(path.name, pattern) for pattern in _SMALL))
+
+
+def _weights(folder: Path, names: list[str]) -> list[str]:
+    """The weights files that transformers reads, and no other copies of them."""
+    if _WEIGHTS in names or _INDEX not in names:
+        return [name for name in names if name == _WEIGHTS]
+    try:
+        shards = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()
+        return sorted(set(shards))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{_INDEX} is no index of weights files ({error}); get a whole checkpoint") from error
+
+
+def _fetch_weights(model_id: str, commit: str, folder: Path, names: list[str]) -> None:
+    missing = [name for name in names if not (folder / name).is_file()]
+    if not missing:
+        return
+    for again in (True, False):
+        _fetch(model_id, commit, [glob.escape(name) for name in missing])
+        missing = [name for name in missing if not _as_named(folder / name)]
+        if not missing:
+            return
+        for name in missing:
+            blob = (folder / name).resolve()
+            (folder / name).unlink(missing_ok=True)
+            blob.unlink(missing_ok=True)
+        if again:
+            logger.warning("%s of %s came damaged and is fetched again", ", ".join(missing), model_id)
+    raise CheckpointError(
+        f"{', '.join(missing)} of {model_id} does not have the SHA-256 that the hub names, twice; "
+        "the file is damaged there or on its way: try again later, or ask its owner"
+    )
+
+
+def _as_named(path: Path) -> bool:
+    """Whether a downloaded file is what the hub says; its cache names large files by their SHA-256."""
+    blob = path.resolve()
+    if not blob.is_file() or not re.fullmatch(r"[0-9a-f]{64}", blob.name):
+        return blob.is_file()
+    with blob.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == blob.name

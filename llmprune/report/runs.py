@@ -1,0 +1,100 @@
+"""Finished runs: their reports read back, rebuilt, and several beside one another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from llmprune.errors import OutputError
+from llmprune.report.value import SCHEMA_VERSION, Report
+from llmprune.report.wording import number, percent, share, span
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run by the name that it goes under beside others."""
+
+    name: str
+    report: Report
+
+
+def load_report(folder: Path) -> Report:
+    """The report of a run folder, or a ``report.json`` itself. Raises OutputError where none can be read."""
+    path = folder / "report.json" if folder.is_dir() else folder
+    if not path.is_file():
+        unfinished = (folder / "run.json").is_file()
+        remedy = "the run is not finished: run it again, it continues" if unfinished else "give the folder of a run"
+        raise OutputError(f"{folder} has no report.json; {remedy}")
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text)
+        version = found.get("schema_version") if isinstance(found, dict) else None
+        if version != SCHEMA_VERSION:
+            raise OutputError(
+                f"{path} has schema {version}, and this version of llmprune reads {SCHEMA_VERSION}; "
+                "run the recipe again with this version"
+            )
+        return Report.model_validate_json(text)
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:
+        said = f"{error.error_count()} fields are wrong" if isinstance(error, ValidationError) else error
+        raise OutputError(f"{path} cannot be read ({said}); run the recipe again") from error
+
+
+def load_runs(folders: Sequence[Path]) -> tuple[Run, ...]:
+    """Several runs under names that tell them apart: the shortest ends of their paths that do."""
+    reports = [load_report(folder) for folder in folders]
+    parts = [(folder if folder.is_dir() else folder.parent).resolve().parts for folder in folders]
+    if len(set(parts)) < len(parts):
+        raise OutputError("a run is named twice; name each once")
+    depth = next(
+        depth for depth in range(1, 1 + max(map(len, parts))) if len({part[-depth:] for part in parts}) == len(parts)
+    )
+    return tuple(Run("/".join(part[-depth:]), report) for part, report in zip(parts, reports, strict=True))
+
+
+def warnings_of(runs: Sequence[Run]) -> tuple[str, ...]:
+    """What makes the runs' figures hard to compare, in words."""
+    said = []
+    if len({run.report.provenance.model for run in runs}) > 1:
+        said.append("the runs prune different models")
+    asked = {json.dumps(_asked(run.report), sort_keys=True) for run in runs}
+    if len(asked) > 1:
+        said.append("the runs were evaluated with different settings: their scores are not measured alike")
+    return tuple(said)
+
+
+def _asked(report: Report) -> object:
+    """What the scores depend on."""
+    evaluation = report.recipe.get("evaluation") or {}
+    kept = ("tasks", "metrics", "include_path", "limit", "num_fewshot", "seed", "backend", "perplexity")
+    return {name: evaluation.get(name) for name in kept}
+
+
+def print_runs(runs: Sequence[Run], console: Console) -> None:
+    """Print one row a run: sizes, retention, perplexity, speed, verdict."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for head in ("run", "size", "retained", "interval", "perplexity", "speed", "gate"):
+        table.add_column(head, justify="left" if head == "run" else "right", overflow="fold")
+    for run in runs:
+        report = run.report
+        ratio = share(report.perplexity.dense, report.perplexity.pruned) if report.perplexity else None
+        table.add_row(
+            Text(run.name),
+            percent(share(report.dense.bytes, report.pruned.bytes)),
+            percent(report.mean_retention),
+            span(report.retention.interval if report.retention else None),
+            f"{number(report.perplexity.pruned)} ({percent(ratio, 0)})" if report.perplexity else "–",
+            f"{report.speed.ratio:.2f}×" if report.speed else "–",
+            report.gate.verdict if report.gate else "–",
+        )
+    console.print(table)
+    for warning in warnings_of(runs):
+        console.print(Text.assemble(("Warning: ", "bold yellow"), warning))

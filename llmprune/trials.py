@@ -1,0 +1,124 @@
+"""Trials: leave each layer out in turn, and judge what the model then says.
+
+All variants of one round are walked together. Before the layer that it lacks, a variant
+is the model itself, so that it starts as a copy of the stream there: a round over N layers is N² / 2
+visits of a layer instead of N², and every layer's weights are brought once.
+
+Shapes: N windows, B batch, L sequence length, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from llmprune.anatomy.value import Anatomy
+from llmprune.criteria.base import TrialCriterion
+from llmprune.criteria.residual import Residual
+from llmprune.errors import CalibrationError, NumericalError
+from llmprune.model.processes import share_of, sum_over_processes
+from llmprune.model.streams import Streams, StreamStore
+from llmprune.model.walk import Decoder, Walk
+from llmprune.progress import track
+from llmprune.standins import Standins
+
+
+def try_without(
+    decoder: Decoder,
+    anatomy: Anatomy,
+    criterion: TrialCriterion,
+    windows_NL: Tensor,
+    batch_size: int,
+    remove: int,
+    store: StreamStore = StreamStore(),  # noqa: B008  # frozen
+) -> Tensor:
+    """Score of every layer, float32 [number of layers]; the ``remove`` lowest go, in the order of their scores.
+
+    A score is the mean cost of a token once the layer and all with lower scores are out.
+    Of layers of which one must stay, one is never left out.
+    """
+    judged_NL, rest_NL = some_windows(windows_NL, criterion.windows)
+    trials = _Trials(decoder, criterion, share_of(judged_NL), batch_size, store)
+    if isinstance(criterion, Residual):
+        if not len(rest_NL):
+            raise CalibrationError(
+                f"depth.criterion residual judges on {len(judged_NL)} of {len(windows_NL)} calibration samples, which "
+                "leaves none to refit on; lower depth.criterion.windows or raise calibration.samples"
+            )
+        solved_NL, _ = some_windows(rest_NL, criterion.refit_windows)
+        trials.standins = Standins(decoder, anatomy, share_of(solved_NL), batch_size, store, criterion.ridge)
+    one_of = set(anatomy.one_of)
+    kept, scores_N = list(range(len(decoder))), torch.zeros(len(decoder))
+    reached = 0.0
+    for _ in range(criterion.horizon(remove)):
+        free = [layer for layer in kept if not one_of or (one_of - {layer}) & set(kept)]
+        costs = trials.round(kept, free)
+        best = min(costs, key=costs.__getitem__)
+        for layer in kept:  # not below what those before it cost: they go first
+            scores_N[layer] = max(costs.get(layer, max(costs.values())), reached)
+        reached = float(scores_N[best])
+        kept.remove(best)
+        if trials.standins:
+            trials.standins.accept(best)
+    if not torch.isfinite(scores_N[kept]).all():
+        raise NumericalError("the cost without a layer is not finite; try model.dtype: float32")
+    return scores_N
+
+
+def some_windows(windows_NL: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """So many of the windows, or all, evenly over the calibration and so over its sources; and the others."""
+    number = min(number, len(windows_NL))
+    chosen_N = torch.zeros(len(windows_NL), dtype=torch.bool)
+    chosen_N[torch.arange(number) * len(windows_NL) // max(number, 1)] = True
+    return windows_NL[chosen_N], windows_NL[~chosen_N]
+
+
+class _Trials:
+    def __init__(
+        self, decoder: Decoder, criterion: TrialCriterion, windows_NL: Tensor, batch_size: int, store: StreamStore
+    ) -> None:
+        self.decoder, self.criterion = decoder, criterion
+        self.walk = Walk(decoder, windows_NL, batch_size, store)
+        self.start = self.walk.copy()
+        self.dense: Streams | None = None  # after the last layer
+        self.standins: Standins | None = None
+
+    @torch.no_grad()
+    def round(self, kept: list[int], free: list[int]) -> dict[int, float]:
+        """Mean cost of a token without each of the free layers, of those that are kept so far."""
+        walk, variants = self.walk, dict[int, Streams]()
+        walk.streams = self.start
+        base = walk.copy()
+        if self.standins:
+            self.standins.start()
+        for index in track(kept, "trials: leaving layers out"):
+            with self.decoder.layer(index) as layer:
+                if self.standins:
+                    self.standins.repair(index, layer)
+                for walk.streams in variants.values():
+                    walk.pass_through(index, layer)
+                walk.streams = base
+                if index in free:
+                    variants[index] = walk.copy()
+                if self.standins:
+                    self.standins.follow(index, layer, walk, variants.get(index))
+                else:
+                    walk.pass_through(index, layer)
+        self.dense = self.dense or base
+        costs = self._costs(list(variants.values()), self.dense)
+        return dict(zip(variants, costs, strict=True))
+
+    def _costs(self, variants: list[Streams], dense: Streams) -> list[float]:
+        totals_V = torch.zeros(len(variants) + 1, dtype=torch.float64)  # the last one counts tokens
+        for batch, ids_BL in enumerate(self.walk.batches):
+            dense_BLV = self._logits(dense, batch)
+            for number, streams in enumerate(variants):
+                cost_BL = self.criterion.cost(self._logits(streams, batch), dense_BLV, ids_BL.to(dense_BLV.device))
+                totals_V[number] += float(cost_BL.sum(dtype=torch.float64))
+            totals_V[-1] += cost_BL.numel()
+        sum_over_processes([totals_V])
+        return (totals_V[:-1] / totals_V[-1]).tolist()
+
+    def _logits(self, streams: Streams, batch: int) -> Tensor:
+        self.walk.streams = streams
+        return self.walk.logits(batch)

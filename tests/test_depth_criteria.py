@@ -1,0 +1,161 @@
+"""Depth criteria that look at more than one layer: blocks of layers, and trials without a layer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from llmprune.anatomy.discovery import discover
+from llmprune.criteria import Angular, AnyDepthCriterion, BlockInfluence, Divergence, Perplexity, Residual
+from llmprune.criteria.base import TrialCriterion
+from llmprune.cut import choose_layers
+from llmprune.errors import CalibrationError
+from llmprune.model.loading import dense_decoder
+from llmprune.scoring import score
+from llmprune.testing import tiny_model
+from llmprune.trials import some_windows, try_without
+
+LAYERS = 5
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    """A small random model whose layers matter differently."""
+    made = tiny_model("llama", num_hidden_layers=LAYERS)
+    with torch.no_grad():
+        for index, layer in enumerate(made.model.layers):
+            layer.mlp.down_proj.weight.mul_(1 + 4 * ((index * 2) % LAYERS))
+    return made
+
+
+@pytest.fixture(scope="module")
+def windows() -> Tensor:
+    """Token windows [N, L]."""
+    return torch.randint(0, 64, (6, 12), generator=torch.Generator().manual_seed(3))
+
+
+def logits_without(model: PreTrainedModel, gone: set[int], windows_NL: Tensor) -> Tensor:
+    """What transformers' own forward says when layers are taken out of the list."""
+    layers = model.model.layers
+    model.model.layers = nn.ModuleList(layer for index, layer in enumerate(layers) if index not in gone)
+    model.config.num_hidden_layers = len(model.model.layers)
+    try:
+        with torch.no_grad():
+            return model(input_ids=windows_NL, use_cache=False).logits
+    finally:
+        model.model.layers = layers
+        model.config.num_hidden_layers = len(layers)
+
+
+def mean_cost(criterion: TrialCriterion, model: PreTrainedModel, gone: set[int], windows_NL: Tensor) -> float:
+    """The criterion's mean cost by whole forward passes."""
+    dense_NLV = logits_without(model, set(), windows_NL)
+    return float(criterion.cost(logits_without(model, gone, windows_NL), dense_NLV, windows_NL).mean())
+
+
+@pytest.mark.parametrize("kind", [Perplexity, Divergence])
+def test_one_shot_trials_equal_whole_forward_passes(
+    kind: type[TrialCriterion], model: PreTrainedModel, windows: Tensor
+) -> None:
+    """Variants that share the dense prefix cost what models without the layer cost, whatever the batches."""
+    criterion = kind(windows=4, greedy=False)
+    scores_N = try_without(dense_decoder(model), discover(model.config), criterion, windows, 3, remove=2)
+    judged, rest = some_windows(windows, 4)
+    assert len(rest) == 2
+    expected = [mean_cost(criterion, model, {layer}, judged) for layer in range(LAYERS)]
+    torch.testing.assert_close(scores_N, torch.tensor(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_greedy_trials_choose_one_layer_after_the_other(model: PreTrainedModel, windows: Tensor) -> None:
+    """Each round takes the layer whose loss, beside those gone already, costs least."""
+    criterion = Divergence(windows=6)
+    scores_N = try_without(dense_decoder(model), discover(model.config), criterion, windows, 2, remove=3)
+    gone: set[int] = set()
+    for _ in range(3):
+        free = [layer for layer in range(LAYERS) if layer not in gone]
+        gone.add(min(free, key=lambda layer: mean_cost(criterion, model, gone | {layer}, windows)))
+    assert set(choose_layers(scores_N, LAYERS - 3)) == set(range(LAYERS)) - gone
+    assert float(scores_N[list(gone)].max()) == pytest.approx(mean_cost(criterion, model, gone, windows), rel=1e-3)
+
+
+def test_trials_leave_one_of_the_needed_layers(model: PreTrainedModel, windows: Tensor) -> None:
+    """The last layer of a kind that must not die out is never tried."""
+    anatomy = replace(discover(model.config), one_of=(1, 4))
+    scores_N = try_without(dense_decoder(model), anatomy, Perplexity(windows=2), windows, 2, remove=LAYERS - 1)
+    assert torch.isfinite(scores_N).all()
+    assert {1, 4} & set(choose_layers(scores_N, 1, (1, 4)))
+
+
+def test_trials_of_no_layer_lost_cost_what_the_dense_model_costs(model: PreTrainedModel, windows: Tensor) -> None:
+    """The divergence of a model from itself is 0, its cross entropy that of the text."""
+    dense_NLV = logits_without(model, set(), windows)
+    assert float(Divergence().cost(dense_NLV, dense_NLV, windows).abs().max()) < 1e-5
+    expected = nn.functional.cross_entropy(dense_NLV[:, :-1].flatten(0, 1), windows[:, 1:].flatten())
+    torch.testing.assert_close(Perplexity().cost(dense_NLV, dense_NLV, windows).mean(), expected)
+
+
+@pytest.mark.parametrize("tokens", ["last", "all"])
+def test_angular_removes_the_block_that_turns_least(tokens: str, model: PreTrainedModel, windows: Tensor) -> None:
+    """The layers that go are the neighbours between which the angle is smallest."""
+    hidden = model(input_ids=windows, output_hidden_states=True, use_cache=False).hidden_states
+    criterion = Angular(tokens=tokens)
+    chosen = slice(-1, None) if tokens == "last" else slice(None)
+
+    def distance(start: int, end: int) -> float:
+        if end == LAYERS:  # the model hands out its last state after the final norm
+            return math.inf
+        cosine = nn.functional.cosine_similarity(hidden[start][:, chosen], hidden[end][:, chosen], dim=-1)
+        return float((cosine.clamp(-1, 1).acos() / math.pi).mean())
+
+    scores = score(dense_decoder(model), discover(model.config), windows, 4, criterion, None, remove=2)
+    assert scores.layers is not None
+    found = [distance(start, start + 2) for start in range(LAYERS - 1)]
+    best = min(range(LAYERS - 1), key=found.__getitem__)
+    kept = choose_layers(scores.layers, LAYERS - 2)
+    removed = sorted(set(range(LAYERS)) - set(kept))
+    assert removed[1] == removed[0] + 1
+    assert removed in ([best, best + 1], [LAYERS - 2, LAYERS - 1])
+    assert float(scores.layers[removed[0]]) <= found[best] + 1e-6
+
+
+def test_scores_depend_on_the_number_only_where_they_say_so() -> None:
+    """A change of depth.remove keeps the scores of criteria that score layers one by one."""
+    assert BlockInfluence().horizon(6) == Perplexity(greedy=False).horizon(6) == 1
+    assert Angular().horizon(6) == Divergence().horizon(6) == 6
+
+
+def test_every_criterion_is_read_by_its_kind() -> None:
+    """The kind that a recipe names picks the class."""
+    adapter = TypeAdapter(AnyDepthCriterion)
+    for kind in (BlockInfluence, Angular, Perplexity, Divergence, Residual):
+        assert type(adapter.validate_python({"kind": kind().kind})) is kind
+
+
+def test_stand_ins_lower_the_divergence() -> None:
+    """Where the layer before writes what predicts the layer's own output, the removal costs less with a stand-in."""
+    model = tiny_model("llama", num_hidden_layers=LAYERS, hidden_size=16, intermediate_size=64)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.down_proj.weight.mul_(20)
+    windows_NL = torch.randint(0, 16, (40, 12), generator=torch.Generator().manual_seed(5))
+    kinds: list[TrialCriterion] = [
+        Divergence(windows=8, greedy=False),
+        Residual(windows=8, refit_windows=32, ridge=0.1, greedy=False),
+    ]
+    without, repaired = (
+        try_without(dense_decoder(model), discover(model.config), kind, windows_NL, 8, remove=1) for kind in kinds
+    )
+    assert float(repaired[0]) == pytest.approx(float(without[0]), rel=1e-4)  # nothing is before the first layer
+    assert float(repaired[1:].sum()) < float(without[1:].sum())
+
+
+def test_residual_needs_windows_to_refit_on(model: PreTrainedModel, windows: Tensor) -> None:
+    """Where all windows are judged on, the error says which setting to change."""
+    with pytest.raises(CalibrationError, match=r"lower depth\.criterion\.windows"):
+        try_without(dense_decoder(model), discover(model.config), Residual(windows=6), windows, 2, remove=1)

@@ -1,0 +1,151 @@
+"""The model card: metadata that the hub accepts, and a body that says what a reader must know."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+from support.hub_routes import wrong_metadata
+from test_report import bare_report, sample_report
+
+from llmprune.hub.card import Base, Loading, public_name, read_metadata, write_card
+from llmprune.hub.gate import refusal
+from llmprune.hub.plots import draw
+from llmprune.report.value import GateFigures, Report
+
+NAME = "org/SmolLM2-pruned"
+COMMIT = "93efa2f097d58c2a74874c7e644dbc9b0cee75a2"
+BASE = Base("HuggingFaceTB/SmolLM2-135M", COMMIT, {"license": "apache-2.0", "language": ["en"], "tags": ["x"]})
+PLAIN = Loading("AutoModelForCausalLM", tokenizer=True, remote_code=False)
+
+
+def card(report: Report | None = None, base: Base = BASE, loading: Loading = PLAIN, **options: Any) -> ModelCard:
+    """The card of a report, read back as the hub reads it."""
+    given = {"refused": None, "plots": ("importance", "error")} | options
+    written = ModelCard(write_card(NAME, report or sample_report(), base, loading, **given))
+    assert wrong_metadata(written.data.to_dict()) == []
+    return written
+
+
+def test_metadata_names_base_relation_tags_and_licence() -> None:
+    """What the hub shows beside a model comes from the base card or from the run; nothing else is taken over."""
+    found = card().data.to_dict()
+    assert found.pop("model-index")
+    assert found == {
+        "base_model": "HuggingFaceTB/SmolLM2-135M",
+        "base_model_relation": "finetune",
+        "language": ["en"],
+        "library_name": "transformers",
+        "license": "apache-2.0",
+        "pipeline_tag": "text-generation",
+        "tags": ["pruned", "llmprune"],
+    }
+
+
+def test_results_are_of_dense_and_pruned() -> None:
+    """Each task has both values under its metric, and perplexity too, in figures that are read back unrounded."""
+    results = card().data.eval_results
+    assert results is not None
+    found = {(result.dataset_type, result.metric_type, result.metric_name): result.metric_value for result in results}
+    assert found["arc_easy", "acc_norm", "acc_norm, pruned"] == 0.544
+    assert found["arc_easy", "acc_norm", "acc_norm, dense base model"] == 0.586
+    assert found["wikitext2_test.txt", "perplexity", "perplexity, pruned"] == 21.94
+    assert len(found) == 2 * (3 + 1)
+
+
+def test_the_body_says_what_was_removed_and_kept() -> None:
+    """Layers, widths, sizes, speed, tasks with their flips, charts, the recipe verbatim, versions, commit, tokens."""
+    report = sample_report()
+    text = card(report).text
+    said = (
+        "3 of 30 removed: 12, 20, 21.", "MLP width 1,536 → 1,152", "| parameters | 134.5 M | 106 M | 78.8% |",
+        "| generated tokens/s | 18.4 | 22.9 | 124.3% |", "| arc_easy (acc_norm) | 0.586 | 0.544 | 92.8% |", "41 / 20",
+        "| **mean retention** |", "](plots/importance.png)", "](plots/error.png)", report.recipe_text.rstrip(),
+        "- `--set refit.ridge=0.02`", f"`{COMMIT}`", "131072 tokens, SHA-256 `5be1c7a09d2f4e83b6c0`",
+        "| transformers | 5.17.0 |", "Gate: met.", f"llmprune run hub://{NAME}", "licence (apache-2.0) holds",
+    )  # fmt: skip
+    assert [part for part in said if part not in text] == []
+
+
+def test_how_to_load_is_three_lines() -> None:
+    """The class that fits the model, its tokenizer where it has one, and remote code only where it needs it."""
+    lines = card().text.split("```python\n")[1].split("```")[0].splitlines()
+    assert lines == [
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        f'model = AutoModelForCausalLM.from_pretrained("{NAME}")',
+        f'tokenizer = AutoTokenizer.from_pretrained("{NAME}")',
+    ]
+    other = card(loading=Loading("AutoModelForImageTextToText", tokenizer=False, remote_code=True)).text
+    assert f'AutoModelForImageTextToText.from_pretrained("{NAME}", trust_remote_code=True)' in other
+    assert "AutoTokenizer" not in other
+
+
+def test_a_model_that_did_not_meet_its_gate_says_so_first() -> None:
+    """The warning stands above everything else, with the figures."""
+    report = sample_report(gate=GateFigures(min_retention=0.99, retention=0.9483, passed=False))
+    refused = refusal(report)
+    assert refused == "the gate asks for a mean retention of at least 99.00%, and the model has 94.83%"
+    text = card(report, refused=refused).text
+    assert text.index("**This model did not meet its gate**") < text.index("How to load it")
+    assert f"Gate: **not met**, {refused}" in text
+    assert refusal(sample_report()) is None
+    assert refusal(sample_report(gate=None)) is None
+
+
+def test_what_is_not_known_is_said() -> None:
+    """No evaluation, no gate, no speed, no licence, no commit: sentences, and no empty tables or invented fields."""
+    written = card(bare_report(), Base("/home/ann/models/base", None, {}), plots=())
+    assert {"base_model", "base_model_relation", "license", "language", "model-index"}.isdisjoint(
+        written.data.to_dict()
+    )
+    said = ("Nothing was evaluated", "No gate was set", "speed was not measured", "names no licence", "`base`, made")
+    assert [part for part in said if part not in written.text] == []
+    assert "/home/ann" not in written.text
+    assert "plots/" not in written.text
+
+
+def test_text_of_the_user_breaks_nothing() -> None:
+    """Fences in the recipe, bars in names and line ends in warnings stay inside their places."""
+    report = sample_report(recipe_text="# ```\n# ---\nmodel: {id: x}\n", warnings=("a | b\nc",))
+    written = card(report)
+    assert "````yaml\n# ```\n" in written.text
+    assert "- a \\| b c\n" in written.text
+
+
+@pytest.mark.parametrize(
+    ("place", "public"),
+    [
+        ("/home/ann/text.txt (train)", "text.txt (train)"),
+        ("~/text.txt", "text.txt"),
+        ("data/sub/rows.jsonl (train)", "rows.jsonl (train)"),
+        ("allenai/c4 (validation)", "allenai/c4 (validation)"),
+        ("package://pydoc_data.topics/topics", "package://pydoc_data.topics/topics"),
+    ],
+)
+def test_folders_of_this_machine_stay_here(place: str, public: str) -> None:
+    """Of a file its name is told; hub ids and packages stay as they are."""
+    assert public_name(place) == public
+
+
+@pytest.mark.parametrize("text", [None, "", "no metadata", "---\n[broken\n---\n", "---\n- a list\n---\n"])
+def test_a_base_card_that_cannot_be_read_gives_nothing(tmp_path: Path, text: str | None) -> None:
+    """Anybody's card may be missing or broken: then nothing is inherited."""
+    if text is not None:
+        (tmp_path / "README.md").write_text(text)
+    assert read_metadata(tmp_path) == {}
+
+
+def test_charts_are_pictures_and_always_the_same(tmp_path: Path) -> None:
+    """Each PNG is a picture of the same size, and equal figures give equal bytes."""
+    drawn, again = (draw(sample_report(), tmp_path / name) for name in ("once", "again"))
+    assert list(drawn) == ["importance", "error"]
+    for name, path in drawn.items():
+        content = path.read_bytes()
+        assert content.startswith(b"\x89PNG\r\n\x1a\n")
+        width, height = struct.unpack(">II", content[16:24])
+        assert (width, height) == (1080, 420)
+        assert again[name].read_bytes() == content
+    assert draw(bare_report(), tmp_path / "bare") == {}

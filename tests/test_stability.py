@@ -1,0 +1,91 @@
+"""The calibration check: whether halves of the calibration choose the same layers, neurons and experts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from llmprune import Recipe, run
+from llmprune.anatomy.discovery import discover
+from llmprune.cut import Cut
+from llmprune.report.wording import agreement
+from llmprune.stability import compare, halves
+from llmprune.testing import tiny_model
+
+MODEL = tiny_model("mixtral", num_hidden_layers=4)
+ANATOMY = discover(MODEL.config)
+UNIT = ANATOMY.units[0][0]
+KEY = f"0.{UNIT.path}"
+
+
+def cut_of(layers: tuple[int, ...], first_kept: int) -> Cut:
+    """A cut that keeps half of each expert's neurons, from one on."""
+    neurons_EK = torch.arange(first_kept, first_kept + UNIT.width // 2).repeat(UNIT.experts or 1, 1)
+    return Cut(4, layers, {UNIT.field: UNIT.width // 2}, {KEY: neurons_EK})
+
+
+def by_half(first: Cut, second: Cut) -> Callable[[Tensor], Cut]:
+    """Chooses the first cut by even windows and the second by odd ones."""
+    return lambda windows_NL: first if int(windows_NL[0, 0]) == 0 else second
+
+
+WINDOWS = torch.arange(6).unsqueeze(1).repeat(1, 8)
+
+
+def test_equal_choices_overlap_wholly() -> None:
+    """Halves that choose alike have an overlap of 1, and chance would have less."""
+    cut = cut_of((0, 1), 0)
+    found = compare(by_half(cut, cut), WINDOWS, ANATOMY)
+    assert found.layers is not None
+    assert found.neurons is not None
+    assert (found.layers.mean, found.layers.by_chance) == (1, 0.5)
+    assert (found.neurons.mean, found.neurons.least, found.neurons.by_chance) == (1, 1, 0.5)
+    assert found.experts is None
+
+
+def test_overlap_counts_what_both_remove() -> None:
+    """Of two layers one is shared; of the neurons none."""
+    found = compare(by_half(cut_of((0, 1), 0), cut_of((0, 2), UNIT.width // 2)), WINDOWS, ANATOMY)
+    assert found.removed_layers == ((2, 3), (1, 3))
+    assert found.layers is not None
+    assert found.neurons is not None
+    assert found.layers.mean == 0.5
+    assert found.neurons.mean == 0
+
+
+def test_halves_share_no_window_and_leave_none_out() -> None:
+    """Every window is in one half; windows of sources that alternate are in both."""
+    one, other = halves(WINDOWS[:5])
+    assert sorted([*one[:, 0].tolist(), *other[:, 0].tolist()]) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("depth", [{"remove": 1}, {"layers": [1]}])
+def test_a_run_says_how_far_the_halves_agree(depth: dict[str, object], tmp_path: Path) -> None:
+    """With the option, the report has the overlaps and the terminal's sentences; the result is the same without."""
+    MODEL.save_pretrained(tmp_path / "model")
+    torch.manual_seed(0)
+    from safetensors.torch import save_file
+
+    save_file({"t": torch.randint(0, 60, (4, 16))}, tmp_path / "tokens.safetensors")
+    recipe = Recipe.model_validate(
+        {
+            "model": {"id": str(tmp_path / "model")},
+            "calibration": {"tokens": str(tmp_path / "tokens.safetensors"), "key": "t"},
+            "depth": depth,
+            "experts": {"remove": 1},
+        }
+    )
+    plain = run(recipe, tmp_path / "plain")
+    report = run(recipe, tmp_path / "checked", calibration_check=True)
+    assert plain.stability is None
+    found = report.stability
+    assert found is not None
+    assert found.experts is not None
+    assert (found.layers is not None) == ("remove" in depth)
+    assert all(0 <= part.least <= part.mean <= 1 for part in (found.layers, found.experts) if part)
+    assert len(agreement(found)) == 1 + ("remove" in depth)
+    assert report.layers == plain.layers

@@ -1,0 +1,433 @@
+"""What every width criterion keeps to, and what each one is. A new one is tested by being in the union.
+
+Shapes: T tokens, B batch, L sequence length, D hidden size, F neurons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from llmprune.anatomy.discovery import discover
+from llmprune.anatomy.selection import neuron_rows
+from llmprune.anatomy.value import TensorCut
+from llmprune.criteria import Activation, AnyWidthCriterion, Flap, Magnitude, Obs, Taylor, Wanda
+from llmprune.criteria.base import UnitAccumulator, WidthCriterion
+from llmprune.criteria.surgeon import removal_order
+from llmprune.errors import CalibrationError, ModelError, NumericalError, RecipeError
+from llmprune.model.loading import dense_decoder
+from llmprune.model.streams import StreamStore, Trail
+from llmprune.model.walk import Decoder
+from llmprune.plan import make_plan
+from llmprune.recipe import Recipe
+from llmprune.scores import unit_key
+from llmprune.scoring import score
+from llmprune.testing import VOCABULARY, tiny_model
+
+WINDOWS, LENGTH, HIDDEN, NEURONS = 6, 10, 5, 8
+IDS = torch.randint(3, VOCABULARY, (6, 12), generator=torch.Generator().manual_seed(0))
+KINDS = {section.model_fields["kind"].default: section for section in get_args(AnyWidthCriterion)}
+BY_TEXT = [kind for kind in KINDS if kind != "magnitude"]
+
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def _normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Unit:
+    """Weights of a gated unit, its neurons' activations, and the gradient of a loss after its output projection."""
+
+    def __init__(self) -> None:
+        self.inputs = [_normal(NEURONS, HIDDEN, seed=1), _normal(NEURONS, HIDDEN, seed=2), _normal(NEURONS, seed=3)]
+        self.output_DF = _normal(HIDDEN, NEURONS, seed=4)
+        mixed_FF = _normal(NEURONS, NEURONS, seed=5)
+        self.activation_BLF = (_normal(WINDOWS, LENGTH, NEURONS, seed=6) + 0.5) @ mixed_FF
+        self.gradient_BLD = _normal(WINDOWS, LENGTH, HIDDEN, seed=7)
+
+    def neurons(self, order_F: Tensor) -> Unit:
+        """The same unit with its neurons in another order."""
+        self.inputs = [rows[order_F] for rows in self.inputs]
+        self.output_DF = self.output_DF[:, order_F]
+        self.activation_BLF = self.activation_BLF[..., order_F]
+        return self
+
+    def open(self, criterion: WidthCriterion, windows: slice, batch: int = 2) -> UnitAccumulator:
+        """Sums of the criterion over some windows."""
+        accumulator = criterion.open(self.output_DF, self.inputs)
+        values_BLF = self.activation_BLF
+        if criterion.takes == "effects":
+            values_BLF = values_BLF * (self.gradient_BLD @ self.output_DF)
+        for values in values_BLF[windows].split(batch):
+            accumulator.update(values)
+        return accumulator
+
+    def scores(self, criterion: WidthCriterion, batch: int = 2) -> Tensor:
+        """Scores by all windows."""
+        return self.open(criterion, slice(None), batch).scores()
+
+
+@every_kind
+def test_scores_are_finite_and_one_a_neuron(kind: str) -> None:
+    """Float32 [F], none below zero, and not all the same."""
+    scores_F = Unit().scores(KINDS[kind]())
+    assert (scores_F.shape, scores_F.dtype) == ((NEURONS,), torch.float32)
+    assert scores_F.isfinite().all()
+    assert scores_F.min() >= 0
+    assert scores_F.unique().numel() == NEURONS
+
+
+@every_kind
+def test_half_precision_is_summed_in_more(kind: str) -> None:
+    """Weights and activations in bfloat16 give the scores of the same numbers in float32."""
+    half, full = Unit(), Unit()
+    for unit, dtype in ((half, torch.bfloat16), (full, torch.float32)):
+        unit.output_DF = unit.output_DF.bfloat16().to(dtype)
+        unit.inputs = [rows.bfloat16().to(dtype) for rows in unit.inputs]
+        unit.activation_BLF = unit.activation_BLF.bfloat16().to(dtype)
+        unit.gradient_BLD = unit.gradient_BLD.bfloat16().to(dtype)
+    if KINDS[kind].takes == "effects":  # a product of two, which the walk back takes in float32
+        half = full
+    torch.testing.assert_close(half.scores(KINDS[kind]()), full.scores(KINDS[kind]()))
+
+
+@every_kind
+def test_scores_do_not_depend_on_the_batch_size(kind: str) -> None:
+    """Windows one by one or all at once are scored alike."""
+    one, all_at_once = (Unit().scores(KINDS[kind](), batch) for batch in (1, WINDOWS))
+    torch.testing.assert_close(one, all_at_once, rtol=1e-4, atol=1e-6)
+
+
+@every_kind
+def test_sums_of_two_halves_are_those_of_the_whole(kind: str) -> None:
+    """Two processes that add up their sums, each with half the windows, score what one does."""
+    unit, criterion = Unit(), KINDS[kind]()
+    first, second = (unit.open(criterion, windows) for windows in (slice(0, 2), slice(2, None)))
+    for own, other in zip(first.sums(), second.sums(), strict=True):
+        own += other
+    torch.testing.assert_close(first.scores(), unit.scores(criterion), rtol=1e-4, atol=1e-6)
+
+
+@every_kind
+def test_permuted_neurons_have_permuted_scores(kind: str) -> None:
+    """The order of the neurons does not matter."""
+    order_F = torch.randperm(NEURONS, generator=torch.Generator().manual_seed(0))
+    scores_F = Unit().scores(KINDS[kind]())
+    torch.testing.assert_close(Unit().neurons(order_F).scores(KINDS[kind]()), scores_F[order_F], rtol=1e-4, atol=1e-6)
+
+
+@every_kind
+def test_a_neuron_without_weights_scores_lowest(kind: str) -> None:
+    """What neither reads nor writes goes first."""
+    unit = Unit()
+    unit.output_DF[:, 3] = 0
+    unit.activation_BLF[..., 3] = 0
+    for rows in unit.inputs:
+        rows[3] = 0
+    assert int(unit.scores(KINDS[kind]()).argmin()) == 3
+
+
+@pytest.mark.parametrize("kind", BY_TEXT)
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_neuron_that_adds_nothing_scores_lowest(kind: str, silent: bool) -> None:
+    """One that never fires, and one whose output column is zero, go first whatever their other weights are."""
+    unit = Unit()
+    if silent:
+        unit.activation_BLF[..., 3] = 0
+    else:
+        unit.output_DF[:, 3] = 0
+    scores_F = unit.scores(KINDS[kind]())
+    assert int(scores_F.argmin()) == 3
+    assert scores_F[3] <= 1e-6 * scores_F.max()
+
+
+@every_kind
+def test_a_kind_is_read_from_a_recipe(kind: str) -> None:
+    """``width.criterion.kind`` picks the section, and its text says what it is."""
+    recipe = _recipe("llama", {"mlp": 0.5, "criterion": {"kind": kind}})
+    assert recipe.width is not None
+    assert type(recipe.width.criterion) is KINDS[kind]
+
+
+def test_an_unknown_kind_names_the_nearest() -> None:
+    """A misspelt kind is answered with all of them and the nearest."""
+    with pytest.raises(RecipeError, match=r"not 'tailor'; did you mean 'taylor'\?"):
+        _recipe("llama", {"mlp": 0.5, "criterion": {"kind": "tailor"}})
+
+
+def test_magnitude_is_the_norm_of_all_weights_of_a_neuron() -> None:
+    """Rows of gate and up, the bias and the output column count together."""
+    unit = Unit()
+    together_FI = torch.cat([*(rows.reshape(NEURONS, -1) for rows in unit.inputs), unit.output_DF.T], dim=1)
+    torch.testing.assert_close(unit.scores(Magnitude()), together_FI.norm(dim=1))
+
+
+def test_wanda_adds_up_the_importance_of_single_weights() -> None:
+    """|w_df| times the root of the mean square of x_f, summed over d."""
+    unit = Unit()
+    activation_TF = unit.activation_BLF.flatten(0, 1)
+    single_DF = unit.output_DF.abs() * activation_TF.square().mean(0).sqrt()
+    torch.testing.assert_close(unit.scores(Wanda()), single_DF.sum(0))
+
+
+def test_flap_is_the_variance_of_what_a_neuron_writes() -> None:
+    """Variance over all tokens of the neuron's contribution, summed over outputs."""
+    unit = Unit()
+    written_TDF = unit.activation_BLF.flatten(0, 1)[:, None, :] * unit.output_DF
+    torch.testing.assert_close(unit.scores(Flap()), written_TDF.var(0, correction=0).sum(0))
+
+
+def test_flap_sees_a_small_variance_beside_a_large_mean() -> None:
+    """A mean a thousand times the deviation, and batches of different means, leave the variance exact."""
+    values_TF = 1000 + _normal(4096, 3)
+    values_TF[2048:] += 2
+    accumulator = Flap().open(torch.ones(1, 3))
+    for part_TF in values_TF.split(100):
+        accumulator.update(part_TF)
+    torch.testing.assert_close(accumulator.scores(), values_TF.double().var(0, correction=0).float())
+
+
+@pytest.mark.parametrize("absolute", ["token", "window", "all"])
+def test_taylor_drops_signs_where_it_says(absolute: str) -> None:
+    """Effects cancel out within tokens, windows or all of it, and not beyond."""
+    effect_BLF = _normal(WINDOWS, LENGTH, NEURONS)
+    accumulator = Taylor.model_validate({"absolute": absolute}).open(torch.ones(HIDDEN, NEURONS))
+    for part in effect_BLF.split(4):
+        accumulator.update(part)
+    wanted_F = {
+        "token": effect_BLF.abs().sum((0, 1)),
+        "window": effect_BLF.sum(1).abs().sum(0),
+        "all": effect_BLF.sum((0, 1)).abs(),
+    }[absolute]
+    torch.testing.assert_close(accumulator.scores(), wanted_F / (WINDOWS * LENGTH))
+
+
+def _error_without(gram_FF: Tensor, weight_DF: Tensor, pull: float, gone: Sequence[int]) -> float:
+    """The error of the output with these neurons gone and the others' weights solved again."""
+    left = [neuron for neuron in range(len(gram_FF)) if neuron not in gone]
+    lost_DK = weight_DF[:, list(gone)]
+    moment_FD = gram_FF[left][:, list(gone)] @ lost_DK.T
+    solved_FD = torch.linalg.solve(gram_FF[left][:, left] + pull * torch.eye(len(left)).double(), moment_FD)
+    energy = (lost_DK @ gram_FF[list(gone)][:, list(gone)] * lost_DK).sum()
+    return float(energy - (solved_FD * moment_FD).sum())
+
+
+@pytest.mark.parametrize("together", [1, 3, 64])
+def test_obs_is_greedy_removal_with_everything_solved_again(together: int) -> None:
+    """Order and errors are those of trying every neuron and solving all others again, whatever the blocks are."""
+    width, ridge = 12, 0.3
+    input_TF = _normal(40, width, seed=1).double() @ _normal(width, width, seed=2).double()
+    weight_DF, gram_FF = _normal(HIDDEN, width, seed=3).double(), input_TF.T @ input_TF
+    pull = ridge * float(gram_FF.diagonal().mean())
+    gone: list[int] = []
+    errors = []
+    while len(gone) < width:
+        trials = {
+            neuron: _error_without(gram_FF, weight_DF, pull, [*gone, neuron])
+            for neuron in range(width)
+            if neuron not in gone
+        }
+        gone.append(min(trials, key=trials.__getitem__))
+        errors.append(trials[gone[-1]])
+    order_F, errors_F = removal_order(gram_FF.clone(), weight_DF, ridge, together)
+    assert order_F.tolist() == gone
+    torch.testing.assert_close(errors_F, torch.tensor(errors, dtype=torch.float64))
+
+
+def test_obs_scores_end_with_all_that_is_written() -> None:
+    """The last neuron's score is the mean energy of the whole output, for then nothing is left."""
+    unit = Unit()
+    output_TD = unit.activation_BLF.flatten(0, 1) @ unit.output_DF.T
+    torch.testing.assert_close(unit.scores(Obs()).max(), output_TD.square().sum(1).mean(), rtol=1e-4, atol=0)
+
+
+def test_obs_counts_twins_once() -> None:
+    """Of two neurons that do the same one costs little; by their activations alone both cost much."""
+    unit = Unit()
+    unit.activation_BLF[..., 3] = unit.activation_BLF[..., 5] = 10 * unit.activation_BLF[..., 5]
+    assert int(unit.scores(Obs(ridge=1e-4)).argmin()) in (3, 5)
+    assert int(unit.scores(Activation()).argmin()) not in (3, 5)
+
+
+def test_obs_without_correlations_is_the_activation_criterion() -> None:
+    """With all correlations shrunk away, scores are the energies of single neurons, added up from the least."""
+    unit = Unit()
+    energy_F, order_F = unit.scores(Activation()).sort()
+    torch.testing.assert_close(unit.scores(Obs(shrinkage=1.0))[order_F], energy_F.cumsum(0), rtol=1e-4, atol=1e-5)
+
+
+def test_obs_says_what_is_no_gram_matrix() -> None:
+    """NaN among the activations ends it with a sentence."""
+    with pytest.raises(NumericalError, match=r"raise width\.criterion\.ridge or calibration\.samples"):
+        removal_order(torch.full((3, 3), torch.nan).double(), torch.ones(2, 3).double(), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("layout", "wanted"), [("chunked", [[0, 2], [1, 3]]), ("interleaved", [[0, 1], [2, 3]]), ("plain", [0, 1, 2, 3])]
+)
+def test_rows_of_a_fused_tensor_hold_gate_and_up(layout: Any, wanted: list[Any]) -> None:
+    """Whichever dimension and layout, a row has all that is one neuron's."""
+    tensor = torch.arange(4)
+    assert neuron_rows(tensor, TensorCut("bias", 0, layout)).tolist() == wanted
+    sideways = neuron_rows(tensor.expand(3, 4), TensorCut("weight", 1, layout))
+    assert sideways[..., 0].tolist() == wanted
+    assert sideways.shape[-1] == 3
+
+
+def _store(folder: Path) -> StreamStore:
+    return StreamStore(None, folder, Trail(folder / "trail", "key"))
+
+
+def _scores(model: Any, criterion: WidthCriterion, folder: Path, batch_size: int = 4) -> dict[str, Tensor]:
+    anatomy = discover(model.config)
+    return score(dense_decoder(model), anatomy, IDS, batch_size, None, criterion, store=_store(folder)).neurons
+
+
+@pytest.mark.parametrize(
+    ("family", "weight_of"),
+    [
+        ("llama", lambda model, layer: model.model.layers[layer].mlp.down_proj.weight),
+        ("gpt2", lambda model, layer: model.transformer.h[layer].mlp.c_proj.weight.T),
+    ],
+)
+def test_the_way_back_gives_the_gradients_of_the_whole_model(
+    tmp_path: Path, family: str, weight_of: Callable[[Any, int], Tensor]
+) -> None:
+    """Walked layer by layer, Σ x · ∂loss/∂x is Σ w · ∂loss/∂w of the whole model differentiated at once."""
+    model = tiny_model(family)
+    scores = _scores(model, Taylor(absolute="all"), tmp_path)
+    model.requires_grad_(True)
+    logits = model(IDS, use_cache=False).logits[:, :-1].flatten(0, 1)
+    loss = torch.nn.functional.cross_entropy(logits, IDS[:, 1:].flatten(), reduction="sum")
+    weights = [weight_of(model, layer) for layer in range(4)]
+    bases = [weight if weight.is_leaf else weight._base for weight in weights]
+    gradients = torch.autograd.grad(loss, [base for base in bases if base is not None])
+    for layer, (weight_DF, gradient) in enumerate(zip(weights, gradients, strict=True)):
+        gradient_DF = gradient if gradient.shape == weight_DF.shape else gradient.T
+        wanted_F = (weight_DF * gradient_DF).sum(0).abs().detach() / IDS.numel()
+        key = next(key for key in scores if key.startswith(f"{layer}."))
+        torch.testing.assert_close(scores[key], wanted_F, rtol=1e-3, atol=1e-6)
+
+
+def test_the_way_back_does_not_depend_on_the_batch_size(tmp_path: Path) -> None:
+    """Scores by windows are the same for one window at a time and several, and the streams are in a file or not."""
+    model = tiny_model("llama")
+    wanted = _scores(model, Taylor(), tmp_path, 6)
+    anatomy = discover(model.config)
+    store = StreamStore(0, tmp_path, Trail(tmp_path / "one", "key"))
+    scores = score(dense_decoder(model), anatomy, IDS, 1, None, Taylor(), store=store)
+    for key, wanted_F in wanted.items():
+        torch.testing.assert_close(scores.neurons[key], wanted_F, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0]])
+def test_layers_are_fetched_ahead_in_either_direction(order: list[int]) -> None:
+    """Whichever way layers are visited, each is brought once: the one that follows, not the one before."""
+    dense = dense_decoder(tiny_model("llama"))
+    fetched: list[int] = []
+
+    def fetch(index: int) -> dict[str, Tensor]:
+        fetched.append(index)
+        return dict(dense.tensors(index))
+
+    decoder = Decoder(dense.skeleton, fetch, dense.device_of, fetch_ahead=True)
+    for index in order:
+        decoder.tensors(index)
+    assert fetched == order
+
+
+def test_the_way_back_needs_room(tmp_path: Path) -> None:
+    """Without room for the hidden states it is refused before the walk, and in the plan where it is known."""
+    model = tiny_model("llama")
+    with pytest.raises(CalibrationError, match=r"no room.*raise calibration\.stream_disk"):
+        score(dense_decoder(model), discover(model.config), IDS, 4, None, Taylor())
+    model.config.save_pretrained(tmp_path)
+    with pytest.raises(RecipeError, match=r"stream_disk: width\.criterion taylor .*, 24\.6 KB, and 1 KB are allowed"):
+        make_plan(_recipe(tmp_path, {"mlp": 0.5, "criterion": {"kind": "taylor"}}, stream_disk="1KB"))
+
+
+def test_a_layer_that_cannot_be_differentiated_is_named(tmp_path: Path) -> None:
+    """Code that cuts the gradient is an error that says which layer it is and what to do."""
+    model = tiny_model("llama")
+    decoder = dense_decoder(model)
+    mlp = decoder.layers[2].mlp
+    forward = mlp.forward
+    mlp.forward = lambda hidden: forward(hidden.detach())
+    with pytest.raises(ModelError, match=r"layer 2 \(LlamaDecoderLayer\) cannot be differentiated; choose"):
+        score(decoder, discover(model.config), IDS, 4, None, Taylor(), store=_store(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["flap", "magnitude", "wanda"])
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
+def test_experts_are_scored_as_if_each_were_a_unit(tmp_path: Path, kind: str, family: str) -> None:
+    """Stacked experts get scores of their own [E, F] by whatever needs no solve and no gradients."""
+    for scores_EF in _scores(tiny_model(family), KINDS[kind](), tmp_path).values():
+        assert scores_EF.ndim == 2
+        assert scores_EF.unique(dim=0).shape == scores_EF.shape
+        assert scores_EF.min() > 0
+
+
+def test_magnitude_of_stacked_experts_is_that_of_their_tensors(tmp_path: Path) -> None:
+    """Fused gate and up, and down, of each expert count together."""
+    model = tiny_model("mixtral")
+    experts = model.model.layers[1].mlp.experts
+    gate_EFD, up_EFD = experts.gate_up_proj.chunk(2, dim=1)
+    wanted_EF = torch.cat([gate_EFD, up_EFD, experts.down_proj.transpose(1, 2)], dim=2).norm(dim=2)
+    torch.testing.assert_close(_scores(model, Magnitude(), tmp_path)[unit_key(1, "mlp.experts")], wanted_EF)
+
+
+@pytest.mark.parametrize(("kind", "reason"), [("obs", "cut without"), ("taylor", "gradients are not watched")])
+def test_routed_experts_are_refused_where_a_criterion_cannot_score_them(tmp_path: Path, kind: str, reason: str) -> None:
+    """The plan says why and what else to do; units that every token goes through are scored all the same."""
+    model = tiny_model("qwen2_moe")
+    model.config.save_pretrained(tmp_path)
+    with pytest.raises(RecipeError, match=rf"{kind} cannot score.*moe_intermediate_size.*{reason}.*width\.neurons"):
+        make_plan(_recipe(tmp_path, {"mlp": 0.5, "criterion": {"kind": kind}}))
+    named = {"neurons": {"shared_expert_intermediate_size": 32}, "criterion": {"kind": kind}}
+    assert any(f"width.criterion {kind}" in note for note in make_plan(_recipe(tmp_path, named)).notes)
+    assert {key.partition(".")[2] for key in _scores(model, KINDS[kind](), tmp_path)} == {"mlp.shared_expert"}
+
+
+def test_the_plan_counts_the_memory_of_a_solve(tmp_path: Path) -> None:
+    """Matrices of the dense width in float64 take more than the refit of the kept ones."""
+    tiny_model("llama").config.save_pretrained(tmp_path)
+    memory = [
+        make_plan(_recipe(tmp_path, {"neurons": 32, "criterion": {"kind": kind}})).memory.statistics
+        for kind in ("activation", "obs")
+    ]
+    assert memory[0] < memory[1] == Obs().memory(96)
+
+
+def test_the_plan_says_what_a_criterion_costs_and_misses(tmp_path: Path) -> None:
+    """A slower criterion has a note, and so has one whose scores count on a repair that is off."""
+    tiny_model("llama").config.save_pretrained(tmp_path)
+    recipe = _recipe(tmp_path, {"mlp": 0.5, "criterion": {"kind": "obs"}})
+    notes = make_plan(recipe.model_copy(update={"refit": None})).notes
+    assert [note.split(": ")[0] for note in notes if "criterion" in note] == [
+        "width.criterion obs solves for every neuron of a layer",
+        "width.criterion obs assumes the refit, which is off",
+    ]
+    assert not any("criterion" in note for note in make_plan(_recipe(tmp_path, {"mlp": 0.5})).notes)
+
+
+def _recipe(model: str | Path, width: dict[str, Any], **calibration: Any) -> Recipe:
+    text = {"dataset": "text.txt", "samples": 2, "sequence_length": 24, **calibration}
+    return Recipe.parse(f"model: {{id: '{model}'}}\ncalibration: {_yaml(text)}\nwidth: {_yaml(width)}\n")
+
+
+def _yaml(values: dict[str, Any]) -> str:
+    pairs = (f"{key}: {_yaml(value) if isinstance(value, dict) else value}" for key, value in values.items())
+    return "{" + ", ".join(pairs) + "}"
+
+
+def test_removal_errors_rise() -> None:
+    """Each removal leaves at least the error of those before it."""
+    scores = Unit().scores(Obs()).sort().values.tolist()
+    assert all(before <= after for before, after in pairwise(scores))
