@@ -15,15 +15,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from llmprune.anatomy.selection import rows_of
 from llmprune.anatomy.value import Anatomy, MlpUnit
 from llmprune.cut import Cut, gap_after
 from llmprune.model.loading import tensors_of
 from llmprune.model.processes import from_first, is_first, share_of, sum_over_processes
 from llmprune.model.streams import Streams, StreamStore, Trail
 from llmprune.model.walk import Decoder, Tensors, Walk, outputs_of, require_same_calls
-from llmprune.normal_equations import Repair
+from llmprune.normal_equations import NormalEquations, Repair
 from llmprune.progress import track
-from llmprune.readings import read_both, read_uncut
+from llmprune.readings import Reading, read_both, read_uncut
 from llmprune.refit import MOST_FOLDS, Refit
 from llmprune.residual import RelativeError, residual_scale
 from llmprune.scores import unit_key
@@ -100,6 +101,7 @@ class Pruning:
                 for batch, hidden_BLD in enumerate(target.streams):
                     stream.advance(batch, hidden_BLD)
             return LayerRecord(old, 0.0, None)
+        heads = self._repair_heads(new, uncut, stream)
         reached = target.copy() if gap and unit else target.streams  # the dense stream before the gap
         for index in gap:
             self._pass_dense(target, index)
@@ -113,9 +115,12 @@ class Pruning:
             error = self._advance(new, layer, target, stream)
             self._write(new, tensors_of(layer))
         self.pruned.forget()
+        heads_held_out = heads.held_out if heads else None
         if repair is None:
-            return LayerRecord(old, error, None)
-        return LayerRecord(old, error_cut, error, repair.ridge, repair.inherited, repair.held_out)
+            return LayerRecord(old, error, None, heads_held_out=heads_held_out)
+        return LayerRecord(
+            old, error_cut, error, repair.ridge, repair.inherited, repair.held_out, heads_held_out=heads_held_out
+        )
 
     def _write(self, new: int, tensors: Tensors) -> None:
         if is_first():
@@ -154,6 +159,39 @@ class Pruning:
     def _refit_unit(self, layer: int) -> MlpUnit | None:
         return next((unit for unit in self.anatomy.units[layer] if unit.refit), None) if self.refit else None
 
+    def _repair_heads(self, new: int, uncut: Tensors, stream: Walk) -> Repair | None:
+        """Solve the attention's output projection again where groups of its heads go: for what those wrote."""
+        old = self.cut.layers[new]
+        unit = self.anatomy.attention[old]
+        keep_G = self.cut.heads.get(unit_key(old, unit.path)) if unit else None
+        if self.refit is None or unit is None or not unit.refit or keep_G is None:
+            return None
+        output = unit.tensors[-1]
+        keep_K = rows_of(keep_G, uncut[output.name].shape[output.dim], output)
+        equations = self.refit.open(self._num_folds)
+        with self.dense.layer(old, uncut) as layer:
+            for reading in read_uncut(stream, new, layer, unit, keep_K, 1.0):
+                lost_BLD = reading.full_BLD.float() - reading.cut_BLD.float()
+                self._add(equations, reading, lost_BLD, torch.zeros_like(lost_BLD))
+        sum_over_processes(equations.sums())
+        repair = equations.solve()
+        if repair.delta_DF is not None:
+            tensors = self.pruned.tensors(new)
+            delta = repair.delta_DF if output.dim == 1 else repair.delta_DF.T
+            tensors[output.name] = (tensors[output.name].float() + delta).to(tensors[output.name].dtype)
+        return repair
+
+    def _add(self, equations: NormalEquations, reading: Reading, lost_BLD: Tensor, inherited_BLD: Tensor) -> None:
+        """Take a batch into the sums of each fold that has windows in it."""
+        folds_B = self._folds[reading.batch]
+        found = set(folds_B.tolist())
+        for fold in found:
+            rows = (folds_B == fold).to(lost_BLD.device) if len(found) > 1 else slice(None)  # which copies nothing
+            input_TF, lost_TD, inherited_TD = (
+                part[rows].flatten(0, 1) for part in (reading.input_BLF, lost_BLD, inherited_BLD)
+            )
+            equations.update(input_TF, lost_TD, inherited_TD, fold)
+
     def _solve(
         self,
         new: int,
@@ -187,14 +225,7 @@ class Pruning:
                     assert reading.cut_written_BLD is not None
                     inherited_BLD = wanted[batch].to(device).view_as(target_BLD) - reading.full_written_BLD
                     lost_BLD = reading.full_written_BLD - reading.cut_written_BLD
-                folds_B = self._folds[batch]
-                found = set(folds_B.tolist())
-                for fold in found:
-                    rows = (folds_B == fold).to(device) if len(found) > 1 else slice(None)  # which copies nothing
-                    input_TF, lost_TD, inherited_TD = (
-                        part[rows].flatten(0, 1) for part in (reading.input_BLF, lost_BLD, inherited_BLD)
-                    )
-                    equations.update(input_TF, lost_TD, inherited_TD, fold)
+                self._add(equations, reading, lost_BLD, inherited_BLD)
         sum_over_processes([*equations.sums(), *error.sums()])
         return equations.solve(), error.value()
 

@@ -1,6 +1,6 @@
 """What a kept layer does with the pruned stream, before and after its cut, a batch at a time.
 
-Shapes: B batch, L sequence length, D hidden size, F neurons of a unit, K of them kept.
+Shapes: B batch, L sequence length, D hidden size, F inputs of a unit's projection, K of them kept.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from llmprune.anatomy.value import MlpUnit
+from llmprune.anatomy.value import MlpUnit, Unit
 from llmprune.model.walk import Decoder, Walk, inputs_of, outputs_of
 
 
@@ -32,7 +32,7 @@ class Reading:
 
 
 def read_uncut(
-    stream: Walk, new: int, uncut: nn.Module, unit: MlpUnit, keep_K: Tensor | None, scale: float
+    stream: Walk, new: int, uncut: nn.Module, unit: Unit, keep_K: Tensor | None, scale: float
 ) -> Iterator[Reading]:
     """Read by running the uncut layer alone: without its lost neurons it puts out ``scale`` × their share less."""
     output = unit.tensors[-1]

@@ -33,6 +33,7 @@ class LayerRecord:
     ridge: float | None = None
     inherited: float | None = None
     held_out: float | None = None
+    heads_held_out: float | None = None  # of the attention's output projection, where heads went
 
 
 def boot() -> str:

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from llmprune import Recipe, run
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.selection import rows_of
 from llmprune.anatomy.value import TensorCut
@@ -15,7 +17,6 @@ from llmprune.criteria import Activation
 from llmprune.errors import ModelError, RecipeError
 from llmprune.model.loading import dense_decoder
 from llmprune.plan import Plan, make_plan
-from llmprune.recipe import Recipe
 from llmprune.scores import unit_key
 from llmprune.scoring import score
 from llmprune.surgery import cut_config
@@ -146,3 +147,28 @@ def test_a_group_is_worth_its_inputs_of_the_output_projection() -> None:
     assert cut.neurons == {}
     best_K = scores_F.view(4, 16).sum(1).topk(2).indices.sort().values
     assert torch.equal(cut.heads[unit_key(2, "self_attn")], best_K)
+
+
+def test_the_refit_takes_over_what_lost_heads_wrote(tmp_path: Path) -> None:
+    """Where the groups that go say what those that stay say, nothing is lost; without the refit much is."""
+    model = tiny_model("llama", **FOUR_GROUPS)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            attention = layer.self_attn
+            for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+                projection.weight.copy_(projection.weight[: len(projection.weight) // 4].repeat(4, 1))
+            attention.o_proj.weight.mul_(20)
+    model.save_pretrained(tmp_path / "model")
+    save_file({"ids": torch.randint(0, 64, (8, 32))}, tmp_path / "ids.safetensors")
+    recipe = {
+        "model": {"id": str(tmp_path / "model")},
+        "calibration": {"tokens": str(tmp_path / "ids.safetensors"), "key": "ids"},
+        "width": {"heads": 1},
+    }
+    repaired = run(Recipe.model_validate(recipe | {"refit": {"ridge": 1e-6}}), tmp_path / "repaired")
+    chosen = run(Recipe.model_validate(recipe), tmp_path / "chosen")
+    plain = run(Recipe.model_validate(recipe | {"refit": False}), tmp_path / "plain")
+    errors = [max(layer.error_refit or layer.error_cut or 0.0 for layer in r.layers) for r in (repaired, chosen, plain)]
+    assert errors[0] < 1e-3
+    assert errors[0] < errors[1] < 0.2 * errors[2]
+    assert all(layer.heads_held_out is not None and layer.heads_held_out < -0.5 for layer in chosen.layers)

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 from support.hub_routes import wrong_metadata
-from test_report import bare_report, sample_report
+from test_report import bare_report, gate, sample_report
 
 from llmprune.hub.card import Base, Loading, public_name, read_metadata, write_card
 from llmprune.hub.gate import refusal
 from llmprune.hub.plots import draw
-from llmprune.report.value import GateFigures, Report
+from llmprune.report.value import Report
 
 NAME = "org/SmolLM2-pruned"
 COMMIT = "93efa2f097d58c2a74874c7e644dbc9b0cee75a2"
@@ -85,9 +85,9 @@ def test_how_to_load_is_three_lines() -> None:
 
 def test_a_model_that_did_not_meet_its_gate_says_so_first() -> None:
     """The warning stands above everything else, with the figures."""
-    report = sample_report(gate=GateFigures(min_retention=0.99, retention=0.9483, passed=False))
+    report = sample_report(gate=gate(0.99, "fail"))
     refused = refusal(report)
-    assert refused == "the gate asks for a mean retention of at least 99.00%, and the model has 94.83%"
+    assert refused == "the gate was not passed: mean retention 94.83% (92.14–97.41%), at least 99.00% asked for"
     text = card(report, refused=refused).text
     assert text.index("**This model did not meet its gate**") < text.index("How to load it")
     assert f"Gate: **not met**, {refused}" in text

@@ -17,6 +17,7 @@ from support.hub_faults import Fault
 from support.hub_server import Hub
 from support.hub_state import SIGNATURE, Repo, User
 from support.rooms import CARD, copy_run, draw_nothing
+from test_report import gate
 
 from llmprune.publishing import push_run
 
@@ -77,7 +78,7 @@ def with_gate(run: Path, passed: bool) -> None:
     """Let the run have had a gate."""
     path = run / "report.json"
     report = json.loads(path.read_text())
-    report["gate"] = {"min_retention": 0.9, "retention": 0.95 if passed else 0.42, "passed": passed}
+    report["gate"] = gate(0.9 if passed else 0.99, "pass" if passed else "fail").model_dump()
     path.write_text(json.dumps(report))
 
 
@@ -157,12 +158,12 @@ def test_public_only_where_it_is_said(hub: Hub, run: Path) -> None:
 def test_a_gate_that_was_not_met_keeps_the_model_here(hub: Hub, run: Path) -> None:
     """Only ``--when always`` pushes it, and then card and provenance say so in front."""
     with_gate(run, passed=False)
-    refuse(run, "the gate asks for a mean retention of at least 90.00%, and the model has 42.00%", "--when always")
+    refuse(run, "the gate was not passed: mean retention 94.83% (92.14–97.41%), at least 99.00%", "--when always")
     assert hub.repos == {}
     assert push(run, "--when", "always").code == 0
     card = hub.content(hub.repo(NAME), "README.md").decode()
-    assert "**This model did not meet its gate**: the gate asks" in card
-    assert json.loads(hub.content(hub.repo(NAME), "llmprune.json"))["refused"].startswith("the gate asks for")
+    assert "**This model did not meet its gate**: the gate was not passed" in card
+    assert json.loads(hub.content(hub.repo(NAME), "llmprune.json"))["refused"].startswith("the gate was not passed")
     with_gate(run, passed=True)
     assert push(run).code == 0
     assert "did not meet" not in hub.content(hub.repo(NAME), "README.md").decode()

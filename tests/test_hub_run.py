@@ -10,6 +10,7 @@ from small import Outcome, command, verify_here, write_text
 from support.hub_faults import Fault
 from support.hub_server import Hub
 from support.rooms import ROWS, draw_nothing, hub_recipe, publish_model, publish_text
+from test_report import gate
 
 from llmprune import remote
 
@@ -87,10 +88,7 @@ def newer(hub: Hub, name: str, path: str, content: bytes) -> None:
 
 def test_the_gate_decides_what_is_pushed(hub: Hub, room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Below the gate the run ends with 3 and nothing is pushed, unless the recipe says always."""
-    from llmprune.report.value import GateFigures
-
-    missed = GateFigures(min_retention=0.9, retention=0.5, passed=False)
-    monkeypatch.setattr("llmprune.pipeline.judge", lambda *_: missed)
+    monkeypatch.setattr("llmprune.pipeline.judge", lambda *_: gate(0.99, "fail"))
     outcome = start(room, hub=PUSHED)
     assert outcome.code == 3
     assert "nothing was pushed to org/pruned; see" in outcome.err

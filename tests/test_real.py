@@ -15,6 +15,7 @@ SHORT = (
     "calibration.samples=8",
     "calibration.sequence_length=128",
     "evaluation.perplexity.samples=4",
+    "evaluation.generation.samples=4",
     "evaluation.limit=40",
     f"evaluation.include_path={ROOT / 'eval/tasks'}",
     "evaluation.speed.new_tokens=4",

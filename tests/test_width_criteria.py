@@ -270,13 +270,15 @@ def test_obs_says_what_is_no_gram_matrix() -> None:
 
 
 @pytest.mark.parametrize(
-    ("layout", "wanted"), [("chunked", [[0, 2], [1, 3]]), ("interleaved", [[0, 1], [2, 3]]), ("plain", [0, 1, 2, 3])]
+    ("parts", "wanted"),
+    [((1, 1), [[0, 2], [1, 3]]), ((2,), [[0, 1], [2, 3]]), ((1,), [[0], [1], [2], [3]])],
+    ids=["chunked", "interleaved", "plain"],
 )
-def test_rows_of_a_fused_tensor_hold_gate_and_up(layout: Any, wanted: list[Any]) -> None:
+def test_rows_of_a_fused_tensor_hold_gate_and_up(parts: tuple[int, ...], wanted: list[Any]) -> None:
     """Whichever dimension and layout, a row has all that is one neuron's."""
     tensor = torch.arange(4)
-    assert neuron_rows(tensor, TensorCut("bias", 0, layout)).tolist() == wanted
-    sideways = neuron_rows(tensor.expand(3, 4), TensorCut("weight", 1, layout))
+    assert neuron_rows(tensor, TensorCut("bias", 0, parts)).tolist() == wanted
+    sideways = neuron_rows(tensor.expand(3, 4), TensorCut("weight", 1, parts))
     assert sideways[..., 0].tolist() == wanted
     assert sideways.shape[-1] == 3
 

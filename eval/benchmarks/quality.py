@@ -1,11 +1,13 @@
 """What each cut keeps, beside the peers: SmolLM2-135M-Instruct on the protocol's own tokens and arithmetic.
 
-    python eval/benchmarks/quality.py BENCH [TARGET …] [--set refit=false] [--float32]
+    python eval/benchmarks/quality.py BENCH [TARGET …] [--set refit=false] [--float32] [--data DATA]
 
 BENCH is a folder with the protocol: tokens.safetensors (calibration and evaluation windows) and peers.json (what the
 peers' own code got on them). Each target is pruned by ``llmprune run`` with the default criteria, reloaded by plain
 transformers and measured in bf16 autocast over float32 weights, as the peers were; ``--float32`` measures in exact
-float32, 0.1 % away and many times faster on a CPU without bf16. Rows of results/quality.json are
+float32, 0.1 % away and many times faster on a CPU without bf16. ``--data`` calibrates on 128 × 512 tokens of three
+kinds of text in a folder (wikitext2_valid_unk.txt, c4_en.jsonl, wikipedia.jsonl), and also judges on two that the
+calibration never saw: GSM8K's test questions with their answers, and Python's manual. Rows of results/quality.json are
 replaced by target and settings. Excess is ln(perplexity / dense perplexity); lower is better.
 """
 
@@ -16,20 +18,23 @@ import json
 import math
 import tempfile
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 import torch
 from common import RESULTS, SMOLLM2, finish, record, report_of, run, write_recipe
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 TARGETS: dict[str, dict[str, Any]] = {
+    "dense": {},
     "depth-3": {"depth": {"remove": 3}},
     "depth-6": {"depth": {"remove": 6}},
     "mlp-25": {"width": {"neurons": 1152}},
     "mlp-50": {"width": {"neurons": 768}},
     "depth-3 and mlp-25": {"depth": {"remove": 3}, "width": {"neurons": 1152}},
 }
+UNSEEN = 8  # windows of each text
 
 
 @torch.inference_mode()
@@ -48,21 +53,50 @@ def perplexity(folder: Path, windows_NL: torch.Tensor, exact: bool) -> float:
     return math.exp(total / count)
 
 
-def measure(bench: Path, target: str, overrides: list[str], exact: bool, folder: Path) -> dict[str, Any]:
+def mixed(data: Path) -> dict[str, Any]:
+    """Calibration on three kinds of text, 32 windows of WikiText and 48 each of the others."""
+    sources = [
+        {"dataset": str(data / "wikitext2_valid_unk.txt"), "weight": 2},
+        {"dataset": str(data / "c4_en.jsonl"), "split": "train[:1500]", "weight": 3},
+        {"dataset": str(data / "wikipedia.jsonl"), "weight": 3},
+    ]
+    return {"samples": 128, "sequence_length": 512, "sources": sources}
+
+
+def unseen(data: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
+    """8 × 512 tokens of each kind of text that no calibration here has."""
+    rows = [json.loads(line) for line in (data / "gsm8k_test.jsonl").read_text(encoding="utf-8").splitlines()]
+    texts = {
+        "gsm8k": [f"{row['question']}\n{row['answer']}\n\n" for row in rows],
+        "pydoc": [topics[key] for key in sorted(topics)],
+    }
+    found = {}
+    for name, documents in texts.items():
+        ids = tokenizer("".join(documents[: 8 * UNSEEN]), add_special_tokens=False, verbose=False)["input_ids"]
+        found[name] = torch.tensor(ids[: UNSEEN * 512]).view(UNSEEN, 512)
+    return found
+
+
+def measure(
+    bench: Path, target: str, overrides: list[str], exact: bool, data: Path | None, folder: Path
+) -> dict[str, Any]:
     """Prune to one target and measure the checkpoint."""
-    tokens = {"tokens": str(bench / "tokens.safetensors"), "key": "calibration"}
-    recipe = write_recipe(folder / "recipe.yaml", {"id": SMOLLM2, "dtype": "float32"}, tokens, **TARGETS[target])
+    calibration = mixed(data) if data else {"tokens": str(bench / "tokens.safetensors"), "key": "calibration"}
+    recipe = write_recipe(folder / "recipe.yaml", {"id": SMOLLM2, "dtype": "float32"}, calibration, **TARGETS[target])
     finish(run(recipe, folder / "run", "--fresh", *(part for text in overrides for part in ("--set", text))))
     report = report_of(folder / "run")
+    model = folder / "run" / "model"
     windows_NL = load_file(bench / "tokens.safetensors")["evaluation"].long()
+    texts = unseen(data, AutoTokenizer.from_pretrained(model)) if data else {}
     return {
         "target": target,
+        "calibration": "three kinds of text, 128 x 512" if data else "the peers', 32 x 512",
         "settings": overrides,
         "parameters": report["pruned"]["parameters"],
         "removed": [layer["layer"] for layer in report["layers"] if layer["removed"]],
         "arithmetic": "float32" if exact else "bf16 autocast",
-        "perplexity": round(perplexity(folder / "run" / "model", windows_NL, exact), 3),
-        "seconds": {step["name"]: step["seconds"] for step in report["steps"]},
+        "perplexity": round(perplexity(model, windows_NL, exact), 3),
+        "unseen": {name: round(perplexity(model, ids_NL, exact), 3) for name, ids_NL in texts.items()},
     }
 
 
@@ -78,7 +112,8 @@ def beside_peers(rows: list[dict[str, Any]], peers: list[dict[str, Any]]) -> str
         excess = math.log(row["perplexity"] / dense)
         compared = f"{best:>10.2f}" if best else f"{'–':>10}"
         share = f"{excess / math.log(best / dense):>8.2f}" if best else f"{'–':>8}"
-        settings = " ".join(row["settings"]) or "default"
+        settings = " ".join([*row["settings"], *(f"{name} {value:g}" for name, value in row["unseen"].items())])
+        settings = settings or "default"
         lines.append(f"{row['target']:<20} {settings:<28} {row['perplexity']:>8.2f} {compared} {excess:>7.3f} {share}")
     return "\n".join(lines)
 
@@ -89,6 +124,7 @@ def main() -> None:
     parser.add_argument("bench", type=Path)
     parser.add_argument("targets", nargs="*", help=f"of {', '.join(TARGETS)}; default: all")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="A.B=C")
+    parser.add_argument("--data", type=Path, help="folder of texts to calibrate on instead")
     parser.add_argument("--float32", action="store_true", help="measure in exact float32")
     arguments = parser.parse_intermixed_args()
     unknown = set(arguments.targets) - TARGETS.keys()
@@ -99,8 +135,9 @@ def main() -> None:
     peers = json.loads((arguments.bench / "peers.json").read_text())["rows"]
     for target in arguments.targets or TARGETS:
         with tempfile.TemporaryDirectory() as folder:
-            row = measure(arguments.bench, target, arguments.overrides, arguments.float32, Path(folder))
-        same = [old for old in rows if (old["target"], old["settings"]) == (target, arguments.overrides)]
+            row = measure(arguments.bench, target, arguments.overrides, arguments.float32, arguments.data, Path(folder))
+        key = ("target", "settings", "calibration")
+        same = [old for old in rows if all(old[name] == row[name] for name in key)]
         rows = [old for old in rows if old not in same] + [row]
         record("quality", {"rows": rows})
     print(beside_peers(rows, peers))

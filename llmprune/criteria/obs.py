@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Obs(WidthCriterion):
-    """``width: {mlp: 0.75, criterion: {kind: obs, ridge: 1.0, shrinkage: 0.1}}``."""
+    """``width: {mlp: 0.75, criterion: {kind: obs, ridge: 0.1, shrinkage: 0.5}}``."""
 
     cost: ClassVar[str | None] = "solves for every neuron of a layer: time by the cube of the width"
     routed_refusal: ClassVar[str | None] = "it assumes the refit, and routed experts are cut without"
@@ -35,7 +35,7 @@ class Obs(WidthCriterion):
 
     kind: Literal["obs"] = "obs"
     ridge: float = Field(
-        1.0,
+        0.1,
         gt=0,
         description="Of `obs`: pull of the compensation towards the old weights, in units of the mean of diag(XᵀX).",
     )

@@ -5,7 +5,8 @@
 x_f is the neuron's activation, the loss the next-token cross entropy. Summed over the tokens,
 x_f · ∂loss/∂x_f equals Σ over outputs d of w_df · ∂loss/∂w_df: the group's first-order term
 of LLM-Pruner. ``absolute`` says within what sums tokens may cancel out: each token counts
-by itself, or the tokens of a window together, or all of them as in the paper.
+by itself, or the tokens of a window together, or all of them as in the paper, which is the worst: half the neurons
+of SmolLM2-135M kept by it had perplexity 101 on Wikipedia where the others had 76 and 79 (eval/benchmarks/width.py).
 
 Shapes: B batch, L sequence length, F neurons of a unit.
 """
