@@ -1,4 +1,5 @@
 # make quickstart   set everything up, then prune a real model
+# make serve        set everything up, then serve pruning jobs on http://127.0.0.1:8321
 # make test         set everything up, then lint, types and all tests
 # make lint types pytest constraints clean   the single steps
 
@@ -7,10 +8,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test lint types pytest constraints clean
+.PHONY: quickstart serve test lint types pytest constraints clean
 
 quickstart: $(READY)
 	$(BIN)/llmprune run recipes/quickstart.yaml
+
+serve: $(READY)
+	$(BIN)/llmprune serve --allow-tasks eval/tasks
 
 test: lint types pytest
 

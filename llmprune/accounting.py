@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from llmprune.model.memory import peak_resident, proc_field, reset_peak
 from llmprune.model.processes import local_device, share_of
+from llmprune.progress import tell
 from llmprune.report.value import Step
 
 FORWARD = "plain forward pass"
@@ -23,6 +24,7 @@ FORWARD = "plain forward pass"
 @contextmanager
 def account(steps: list[Step], name: str, tokens: int | None = None) -> Iterator[None]:
     """Append a Step for what happens in this context. ``tokens``: how many went through the model."""
+    tell(name)
     reset_peak()
     read, start = proc_field("io", "read_bytes:"), time.perf_counter()
     yield

@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from llmprune import __version__
 from llmprune.errors import GateNotMet, LLMPruneError, RecipeError
 from llmprune.remote import guard_logs, redact
+from llmprune.service import verbs as service_verbs
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -312,6 +313,9 @@ def anatomy(
         typer.echo(json.dumps(found.to_dict(), indent=1))
     else:
         print_anatomy(model, found, _console())
+
+
+service_verbs.add_to(app)
 
 
 def _recipe(place: str, overrides: list[str] | None) -> tuple[Recipe, Record | None]:

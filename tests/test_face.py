@@ -18,6 +18,7 @@ PACKAGE = Path(llmprune.__file__).parent
 # A module imports from its own line or from lines below it.
 LADDER = (
     ("cli", "__main__", "reference"),
+    ("service",),
     ("pipeline", "comparison", "bench", "publishing", "repeating"),
     ("choosing",),
     ("workbench", "plan", "targets", "recipe", "problems", "run_folder", "accounting"),

@@ -1,0 +1,67 @@
+"""The application: routes, gate, measures, and the description of it all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fastapi import Depends, FastAPI
+from fastapi.security import HTTPBearer
+
+from llmprune import __version__
+from llmprune.service.api import jobs, machine, outputs, problems, recipes
+from llmprune.service.api.gate import Gate
+from llmprune.service.api.metrics import Measure, Metrics
+from llmprune.service.api.service import Service
+from llmprune.service.database import Database
+from llmprune.service.planner import Planner
+from llmprune.service.settings import Settings
+from llmprune.service.table import Jobs
+from llmprune.service.tokens import Tokens
+from llmprune.service.web import pages
+
+DESCRIPTION = """Pruning jobs over HTTP. A recipe goes in, a job comes out; it runs as `llmprune run` in a process of
+its own, and everything that the run leaves can be fetched. Errors are RFC 9457 problems."""
+
+
+def create_app(settings: Settings, planner: Planner | None = None, nudge: Callable[[], None] = lambda: None) -> FastAPI:
+    """The service on the data folder of the settings; ``nudge`` is called when there is something to supervise."""
+    settings.prepare()
+    database = Database(settings.database)
+    database.migrate()
+    service = Service(
+        settings, database, Jobs(database), Tokens(database), planner or Planner(settings.nowhere.absolute()), nudge
+    )
+    app = FastAPI(
+        title="llmprune",
+        version=__version__,
+        description=DESCRIPTION,
+        openapi_url="/v1/openapi.json",
+        docs_url=None,  # their scripts come from a CDN
+        redoc_url=None,
+        max_body_size=settings.body_limit,
+        dependencies=[Depends(HTTPBearer(auto_error=False, description="A token of llmprune token create."))],
+        responses={500: problems.documented(500)[500]},
+    )
+    app.state.service = service
+    app.state.metrics = Metrics(service.jobs)
+    for routes in (recipes.router, jobs.router, outputs.router, machine.router):
+        app.include_router(routes)
+    pages.install(app)
+    problems.install(app)
+    _document_problems(app)
+    app.add_middleware(Gate, settings=settings, tokens=service.tokens)
+    app.add_middleware(Measure, metrics=app.state.metrics)
+    return app
+
+
+def _document_problems(app: FastAPI) -> None:
+    """Add the problem's schema, which no route returns as its model, to the OpenAPI document."""
+    make = app.openapi
+
+    def openapi() -> dict[str, object]:
+        document = make()
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        schemas.setdefault("Problem", problems.Problem.model_json_schema())
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it

@@ -1,0 +1,133 @@
+"""Who may come in: the middleware that every request passes before anything else looks at it.
+
+- Without any token, only on loopback, only under loopback's own names (a foreign name that
+  leads here is DNS rebinding).
+- With tokens: ``Authorization: Bearer`` or a browser session's cookie.
+- What changes something is refused where a browser says that another site asked for it.
+- So many requests a second from each caller, fewer from addresses that send wrong tokens.
+"""
+
+from __future__ import annotations
+
+from http.cookies import CookieError, SimpleCookie
+from urllib.parse import quote, urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from llmprune.service.api.problems import answer
+from llmprune.service.limits import RateLimit
+from llmprune.service.settings import LOOPBACK, Settings, is_loopback
+from llmprune.service.tokens import Caller, Tokens
+
+COOKIE = "llmprune_session"
+LOCAL = Caller("local", "admin")
+_OPEN = ("/v1/health", "/v1/ready", "/login")
+_SAFE = ("GET", "HEAD", "OPTIONS")
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "frame-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": _POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+class Gate:
+    """ASGI middleware; puts the caller into ``request.state.caller``."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, tokens: Tokens) -> None:
+        self.app, self.settings, self.tokens = app, settings, tokens
+        self._requests = RateLimit(settings.rate, settings.burst)
+        self._mistakes = RateLimit(0.5, 10)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request pass, or answer it here."""
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        refused = self._refusal(scope)
+        guarded = _with_headers(send)
+        await (refused or self.app)(scope, receive, guarded)
+        return None
+
+    def _refusal(self, scope: Scope) -> Response | None:
+        """A response that says no; None where the request may go on."""
+        headers, path = Headers(scope=scope), scope["path"]
+        address = scope["client"][0] if scope.get("client") else "?"
+        if scope["method"] not in _SAFE and _from_another_site(headers):
+            return answer(403, "another site asked for this; only this service's own pages may")
+        if self.is_open():
+            if not self._known_host(headers.get("host", "")):
+                return answer(403, "this name is not the service's; call it by 127.0.0.1, or give serve --host-name")
+            caller: Caller | None = LOCAL
+        else:
+            caller = self._caller(headers)
+        if caller is None and not (path in _OPEN or path.startswith("/static/")):
+            if wait := self._mistakes.wait(address):
+                return _slow_down(wait)
+            if path.startswith("/v1") or "text/html" not in headers.get("accept", ""):
+                return answer(401, "send Authorization: Bearer TOKEN", headers={"WWW-Authenticate": "Bearer"})
+            return RedirectResponse(f"/login?next={quote(path)}", 303)
+        if wait := self._requests.wait(f"token {caller.name}" if caller else address):
+            return _slow_down(wait)
+        scope.setdefault("state", {})["caller"] = caller
+        return None
+
+    def is_open(self) -> bool:
+        """Whether no token is needed: on loopback, as long as there is none."""
+        return is_loopback(self.settings.host) and not self.tokens.everyone()
+
+    def _caller(self, headers: Headers) -> Caller | None:
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        if scheme:
+            return self.tokens.caller(token.strip()) if scheme.lower() == "bearer" else None
+        session = session_of(headers)
+        return self.tokens.session_caller(session) if session else None
+
+    def _known_host(self, host: str) -> bool:
+        name = urlsplit(f"//{host}").hostname if _is_plain(host) else None
+        return name in (*LOOPBACK, self.settings.host, *self.settings.host_names)
+
+
+def session_of(headers: Headers) -> str | None:
+    """The session that a browser's cookie names."""
+    try:
+        cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+    except CookieError:
+        return None
+    return cookie.value if cookie else None
+
+
+def _is_plain(host: str) -> bool:
+    return bool(host) and not set(host) & set("/@?#\\ ")
+
+
+def _from_another_site(headers: Headers) -> bool:
+    """By Sec-Fetch-Site, which every current browser sends; by Origin where it is missing."""
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        return site not in ("same-origin", "none")
+    origin = headers.get("origin")
+    return origin is not None and urlsplit(origin).netloc != headers.get("host")
+
+
+def _slow_down(wait: float) -> Response:
+    return answer(429, f"too many requests; wait {wait:.1f} s", headers={"Retry-After": str(int(wait) + 1)})
+
+
+def _with_headers(send: Send) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in HEADERS.items():
+                headers.setdefault(name, value)
+        await send(message)
+
+    return sending

@@ -1,0 +1,132 @@
+"""Jobs: submit, look, change."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Response
+from pydantic import BaseModel, Field
+
+from llmprune.service.api.problems import documented
+from llmprune.service.api.recipes import RECIPE_BODY, Overrides, RecipeText
+from llmprune.service.api.service import JobId, TheCaller, TheService
+from llmprune.service.job import Figures, Job, JobSummary, State
+from llmprune.service.secrets import keep_token
+from llmprune.service.submission import Submission, submit
+
+router = APIRouter(prefix="/v1", tags=["jobs"])
+
+_KEY = "Makes it safe to send a submission again: the same key and content give the same job."
+_HUB_TOKEN = "A hub token for this job alone; it is deleted when the job ends."
+HubToken = Annotated[
+    str | None, Header(alias="X-Hub-Token", max_length=500, pattern=r"^[!-~]+$", description=_HUB_TOKEN)
+]
+SeqNumber = Annotated[int | None, Query(ge=0, le=2**62, description="Jobs before this place: next of the last page.")]
+
+
+class JobPage(BaseModel):
+    """Some jobs, the newest first."""
+
+    jobs: list[JobSummary]
+    next: int | None = Field(description="Give it as before for the next page; null: this is the last.")
+    counts: dict[State, int] = Field(description="All jobs of the service by state.")
+
+
+class Compared(BaseModel):
+    """One job of a comparison."""
+
+    id: str
+    name: str
+    model: str
+    state: State
+    figures: Figures | None = Field(description="null: the job has no report.")
+
+
+@router.post("/jobs", status_code=201, openapi_extra=RECIPE_BODY, responses=documented(404, 409, 413, 415, 422, 507))
+def submit_job(
+    text: RecipeText,
+    overrides: Overrides,
+    service: TheService,
+    caller: TheCaller,
+    response: Response,
+    name: Annotated[str | None, Query(min_length=1, max_length=120, description="For people.")] = None,
+    launcher: Annotated[str, Query(max_length=20, description="local, torchrun or ray.")] = "local",
+    gpus: Annotated[int | None, Query(ge=0, le=1024, description="Default: 1 where there is one.")] = None,
+    priority: Annotated[int, Query(ge=-100, le=100, description="Higher goes first; above 0: admins only.")] = 0,
+    time_limit: Annotated[
+        float | None, Query(gt=0, le=1e9, allow_inf_nan=False, description="Seconds that it may run.")
+    ] = None,
+    key: Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200, description=_KEY)] = None,
+    hub_token: HubToken = None,
+) -> Job:
+    """Queue a recipe as a job."""
+    wishes = Submission(text, overrides, name, launcher, gpus, priority, time_limit, key, hub_token)
+    job, new = submit(wishes, caller, service.settings, service.jobs)
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    if not new:
+        response.headers["Idempotent-Replay"] = "true"
+    service.nudge()
+    return job
+
+
+@router.get("/jobs", responses=documented(422))
+def list_jobs(
+    service: TheService,
+    caller: TheCaller,
+    state: Annotated[list[State], Query(default_factory=list, max_length=6, description="May be repeated.")],
+    owner: Annotated[str | None, Query(max_length=64)] = None,
+    search: Annotated[str | None, Query(max_length=200, description="Part of the name or model.")] = None,
+    before: SeqNumber = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+) -> JobPage:
+    """List jobs, the newest first."""
+    del caller
+    jobs, after = service.jobs.page(state, owner, search, before, limit)
+    return JobPage(jobs=jobs, next=after, counts=service.jobs.counts())
+
+
+@router.get("/jobs/{job}", responses=documented(404, 422))
+def show_job(job: JobId, service: TheService, caller: TheCaller) -> Job:
+    """Show a job with its recipe."""
+    del caller
+    return service.job(job)
+
+
+@router.post("/jobs/{job}/cancel", responses=documented(404, 409, 422, 507))
+def cancel_job(job: JobId, service: TheService, caller: TheCaller) -> Job:
+    """End a job: SIGTERM, then SIGKILL. What is done is kept for a retry."""
+    service.own_job(job, caller)
+    cancelled = service.jobs.cancel(job)
+    service.nudge()
+    return cancelled
+
+
+@router.post("/jobs/{job}/retry", responses=documented(404, 409, 422, 507))
+def retry_job(job: JobId, service: TheService, caller: TheCaller, hub_token: HubToken = None) -> Job:
+    """Queue a failed or cancelled job again; it continues after the last finished layer."""
+    if service.own_job(job, caller).state in ("failed", "cancelled") and hub_token:
+        keep_token(service.settings.folder(job), hub_token)
+    again = service.jobs.retry(job)
+    service.nudge()
+    return again
+
+
+@router.delete("/jobs/{job}", status_code=204, responses=documented(404, 409, 422, 507))
+def delete_job(job: JobId, service: TheService, caller: TheCaller) -> None:
+    """Forget an ended job and remove all its files."""
+    service.own_job(job, caller)
+    service.jobs.delete(job)
+    shutil.rmtree(service.settings.folder(job), ignore_errors=True)
+
+
+@router.get("/compare", responses=documented(404, 422))
+def compare_jobs(
+    service: TheService,
+    caller: TheCaller,
+    job: Annotated[list[str], Query(min_length=1, max_length=50, description="Ids of jobs.")],
+) -> list[Compared]:
+    """The figures of several jobs side by side."""
+    del caller
+    found = [service.job(one) for one in dict.fromkeys(job)]
+    return [Compared(**one.model_dump(include=set(Compared.model_fields))) for one in found]

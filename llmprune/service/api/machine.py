@@ -1,0 +1,101 @@
+"""The service itself: is it well, what does it have, what has it done."""
+
+from __future__ import annotations
+
+import time
+
+from fastapi import APIRouter
+from fastapi.responses import PlainTextResponse
+from pydantic import BaseModel, Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from llmprune import __version__
+from llmprune.service.api.metrics import Metrics
+from llmprune.service.api.problems import Refused, documented
+from llmprune.service.api.service import Service, TheCaller, TheService
+from llmprune.service.job import ACTIVE, State
+
+router = APIRouter(prefix="/v1", tags=["service"])
+
+ALIVE_WITHIN = 15.0  # seconds since the supervisor's last sign of life
+
+
+class Health(BaseModel):
+    """The service answers."""
+
+    status: str
+    version: str
+
+
+class Device(BaseModel):
+    """A GPU of this machine."""
+
+    name: str
+    job: str | None = Field(description="Which holds it.")
+
+
+class Queue(BaseModel):
+    """What waits and what there is."""
+
+    counts: dict[State, int]
+    slots: int = Field(description="CPU jobs that may run at a time.")
+    slots_used: int
+    devices: list[Device]
+    launchers: list[str]
+    supervisor_alive: bool
+    disk_quota_reached: bool = Field(description="Then waiting jobs do not start.")
+
+
+@router.get("/health")
+def health() -> Health:
+    """The service answers; no token is needed."""
+    return Health(status="ok", version=__version__)
+
+
+@router.get("/ready", responses={503: documented(503)[503]})
+def ready(service: TheService) -> Health:
+    """The service takes and runs jobs; no token is needed."""
+    if not heartbeat(service)[0]:
+        raise Refused(503, "the supervisor does not answer; it is started again by itself")
+    return Health(status="ready", version=__version__)
+
+
+@router.get("/queue", responses=documented())
+def queue(service: TheService, caller: TheCaller) -> Queue:
+    """Jobs by state, and who holds which device."""
+    del caller
+    return queue_of(service)
+
+
+def queue_of(service: Service) -> Queue:
+    """The state of queue and devices."""
+    running = service.jobs.in_states(*ACTIVE)
+    holders = {device: job.id for job in running if job.launcher != "ray" for device in job.devices}
+    alive, full = heartbeat(service)
+    return Queue(
+        counts=service.jobs.counts(),
+        slots=service.settings.slots,
+        slots_used=sum(not job.gpus and job.launcher != "ray" for job in running),
+        devices=[Device(name=gpu, job=holders.get(gpu)) for gpu in service.settings.gpus],
+        launchers=list(service.settings.launchers),
+        supervisor_alive=alive,
+        disk_quota_reached=full,
+    )
+
+
+def heartbeat(service: Service) -> tuple[bool, bool]:
+    """Whether the supervisor is alive, by the clock that nobody sets, and whether the disk quota is used up."""
+    rows = service.database.read("SELECT monotonic, full FROM heartbeat")
+    if not rows:
+        return False, False
+    return 0 <= time.monotonic() - rows[0]["monotonic"] < ALIVE_WITHIN, bool(rows[0]["full"])
+
+
+@router.get("/metrics", response_class=PlainTextResponse, responses=documented())
+def metrics(request: Request, caller: TheCaller) -> Response:
+    """Figures for Prometheus."""
+    del caller
+    known: Metrics = request.app.state.metrics
+    text, kind = known.render()
+    return Response(text, media_type=kind)

@@ -1,0 +1,73 @@
+"""Figures for Prometheus, by its own client library."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from llmprune.service.table import Jobs
+
+
+class Metrics:
+    """The registry of one app."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "llmprune_http_requests",
+            "Requests by route and status",
+            ["method", "route", "status"],
+            registry=self.registry,
+        )
+        self.seconds = Histogram(
+            "llmprune_http_seconds", "Seconds until the answer begins", ["route"], registry=self.registry
+        )
+        self.registry.register(_States(jobs))
+
+    def render(self) -> tuple[bytes, str]:
+        """Everything as text, and its content type."""
+        return generate_latest(self.registry), CONTENT_TYPE_LATEST
+
+
+class _States(Collector):
+    def __init__(self, jobs: Jobs) -> None:
+        self.jobs = jobs
+
+    def collect(self) -> Iterator[Metric]:
+        family = GaugeMetricFamily("llmprune_jobs", "Jobs by state", labels=["state"])
+        for state, number in self.jobs.counts().items():
+            family.add_metric([state], number)
+        yield family
+
+
+class Measure:
+    """ASGI middleware that counts and times requests by the route that took them."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, and note how it was answered."""
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        start = time.perf_counter()
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                route = getattr(scope.get("route"), "path", "none")  # never the path: anybody may invent those
+                method = scope["method"] if scope["method"] in _METHODS else "other"
+                self.metrics.requests.labels(method, route, message["status"]).inc()
+                self.metrics.seconds.labels(route).observe(time.perf_counter() - start)
+            await send(message)
+
+        await self.app(scope, receive, sending)
+        return None
+
+
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")

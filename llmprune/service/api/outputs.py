@@ -1,0 +1,140 @@
+"""What jobs put out: events as they happen, the log, the report, every file of the run folder."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query
+from fastapi.responses import FileResponse, PlainTextResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
+
+from llmprune.service.api.problems import Refused, documented
+from llmprune.service.api.service import JobId, Service, TheCaller, TheService
+from llmprune.service.job import ENDED
+from llmprune.service.secrets import redact
+
+router = APIRouter(prefix="/v1/jobs/{job}", tags=["outputs"])
+
+LOG_PART = 1_000_000  # bytes of a log in one answer
+_LOOK_EVERY = 0.5  # seconds
+_SAY_SOMETHING_EVERY = 15.0  # seconds: a proxy takes a silent connection for a dead one
+REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'self'"
+
+
+class Artifact(BaseModel):
+    """A file of a run folder."""
+
+    name: str
+    bytes: int
+
+
+@router.get("/events", response_class=EventSourceResponse, responses=documented(404, 422))
+async def job_events(
+    job: JobId,
+    service: TheService,
+    caller: TheCaller,
+    last_event_id: Annotated[str | None, Header(alias="Last-Event-ID", max_length=30)] = None,
+) -> AsyncIterator[ServerSentEvent]:
+    """Every change of a job, from its first or from Last-Event-ID on, until it has ended."""
+    del caller
+    await run_in_threadpool(service.job, job)
+    after = int(last_event_id) if last_event_id and last_event_id.isdecimal() else 0
+    silent = 0.0
+    while True:
+        # the state first: an event that is written between the two reads is then not missed
+        found = await run_in_threadpool(service.jobs.get, job)
+        rows = await run_in_threadpool(service.jobs.events, job, min(after, 2**62))
+        for row in rows:
+            after = row["id"]
+            yield ServerSentEvent(raw_data=row["data"], event=row["kind"], id=str(after))
+        if found is None or (found.state in ENDED and not rows):
+            return
+        silent = 0.0 if rows else silent + _LOOK_EVERY
+        if silent >= _SAY_SOMETHING_EVERY:
+            silent = 0.0
+            yield ServerSentEvent(comment="still there")
+        if not rows:
+            await asyncio.sleep(_LOOK_EVERY)
+
+
+@router.get("/log", response_class=PlainTextResponse, responses=documented(404, 422))
+def job_log(
+    job: JobId,
+    service: TheService,
+    caller: TheCaller,
+    offset: Annotated[
+        int, Query(ge=0, le=2**62, description="Bytes to leave out: X-Next-Offset of the last part.")
+    ] = 0,
+) -> PlainTextResponse:
+    """What all attempts at a job have printed, at most a megabyte at a time."""
+    del caller
+    part, after = read_log(service, service.job(job).id, offset)
+    return PlainTextResponse(part.decode("utf-8", "replace"), headers={"X-Next-Offset": str(after)})
+
+
+def read_log(service: Service, job: str, offset: int, size: int = LOG_PART) -> tuple[bytes, int]:
+    """A part of a log without the job's token, and where the next begins."""
+    folder = service.settings.folder(job)
+    margin = 1_000  # more than a token is long, so that none is cut in two
+    begin = max(0, offset - margin)
+    try:
+        with (folder / "log.txt").open("rb") as log:
+            log.seek(begin)
+            text = redact(log.read(size + 2 * margin), folder)
+    except OSError:
+        return b"", offset
+    part = text[offset - begin :][:size]
+    return part, offset + len(part)
+
+
+@router.get("/artifacts", responses=documented(404, 422))
+def list_artifacts(job: JobId, service: TheService, caller: TheCaller) -> list[Artifact]:
+    """The files that a job's run has written."""
+    del caller
+    return artifacts(service.settings.run_folder(service.job(job).id))
+
+
+def artifacts(folder: Path) -> list[Artifact]:
+    """The files under a run folder that are not hidden."""
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and not name.endswith(".partial"))
+        for name in sorted(names):
+            path = Path(place) / name
+            if not name.startswith(".") and path.is_file() and not path.is_symlink():
+                found.append(Artifact(name=str(path.relative_to(folder)), bytes=path.stat().st_size))
+    return found
+
+
+@router.get("/artifacts/{name:path}", response_class=FileResponse, responses=documented(404, 422))
+def get_artifact(job: JobId, name: str, service: TheService, caller: TheCaller) -> FileResponse:
+    """One file; ranges work, so a download can go on where it stopped."""
+    del caller
+    place = service.artifact(job, name)
+    return FileResponse(place, media_type="application/octet-stream", filename=place.name)
+
+
+@router.get("/report", responses=documented(404, 422))
+def get_report(job: JobId, service: TheService, caller: TheCaller) -> dict[str, Any]:
+    """The report's figures."""
+    del caller
+    report: dict[str, Any] = json.loads(service.artifact(job, "report.json").read_text(encoding="utf-8"))
+    return report
+
+
+@router.get("/report.html", response_class=FileResponse, responses=documented(404, 422))
+def get_report_page(job: JobId, service: TheService, caller: TheCaller) -> FileResponse:
+    """The report's page; it may run nothing and load nothing."""
+    del caller
+    place = service.artifact(job, "report.html")
+    headers = {"Content-Security-Policy": REPORT_POLICY, "X-Frame-Options": "SAMEORIGIN"}
+    if not place.stat().st_size:
+        raise Refused(404, f"job {job} has no report yet")
+    return FileResponse(place, media_type="text/html; charset=utf-8", headers=headers)

@@ -1,0 +1,102 @@
+"""Recipes: checked and planned, without running anything."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import yaml
+from fastapi import APIRouter, Depends, Query, Request
+from pydantic import BaseModel, Field
+
+from llmprune.errors import RecipeError
+from llmprune.service.api.problems import Refused, documented
+from llmprune.service.api.service import TheCaller, TheService
+from llmprune.service.guard import admit
+
+router = APIRouter(prefix="/v1/recipes", tags=["recipes"])
+
+_YAML = ("application/yaml", "application/x-yaml", "text/yaml")
+RECIPE_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "The recipe, as YAML or as JSON.",
+        "content": {
+            "application/yaml": {"schema": {"type": "string"}},
+            "application/json": {"schema": {"type": "object"}},
+        },
+    }
+}
+
+
+class Validation(BaseModel):
+    """Whether a recipe is one, and may be run here."""
+
+    valid: bool
+    problems: list[str] = Field(description="One sentence for each mistake.")
+
+
+async def recipe_text(request: Request) -> str:
+    """The body as a recipe's YAML; JSON is written anew, for YAML's tabs are not JSON's."""
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if kind not in (*_YAML, "application/json"):
+        raise Refused(415, "send the recipe as application/yaml or application/json")
+    body = await request.body()
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RecipeError("not UTF-8 text; send the recipe as UTF-8", "recipe") from error
+    return _from_json(text) if kind == "application/json" else text
+
+
+def _from_json(text: str) -> str:
+    try:
+        data = json.loads(text, object_pairs_hook=_without_repeats)
+        return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    except ValueError as error:
+        raise RecipeError(f"not valid JSON: {error}", "recipe") from error
+    except RecursionError:
+        raise RecipeError("not a recipe: brackets are nested hundreds deep", "recipe") from None
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    repeated = sorted({key for key in keys if keys.count(key) > 1})
+    if repeated:
+        raise ValueError(f"{', '.join(repeated)} is there twice; keep one of them")
+    return dict(pairs)
+
+
+RecipeText = Annotated[str, Depends(recipe_text)]
+Overrides = Annotated[
+    list[str],
+    Query(
+        default_factory=list,
+        alias="set",
+        max_length=100,
+        description="section.key=value, on top of the recipe; may be repeated.",
+    ),
+]
+
+
+@router.post("/validate", openapi_extra=RECIPE_BODY, responses=documented(413, 415, 422))
+def validate(text: RecipeText, overrides: Overrides, service: TheService, caller: TheCaller) -> Validation:
+    """Say what is wrong with a recipe; no model is looked at."""
+    del caller
+    try:
+        admit(text, overrides, service.settings)
+    except RecipeError as error:
+        return Validation(valid=False, problems=error.problems)
+    return Validation(valid=True, problems=[])
+
+
+@router.post("/plan", openapi_extra=RECIPE_BODY, responses=documented(413, 415, 422, 503))
+def plan(text: RecipeText, overrides: Overrides, service: TheService, caller: TheCaller) -> dict[str, Any]:
+    """Say what a recipe would do, as ``llmprune plan --json`` does: sizes, memory, refusals. No weights are read."""
+    del caller
+    _, overrides = admit(text, overrides, service.settings)
+    answer = service.planner.plan(text, overrides)
+    if "problems" in answer:
+        raise RecipeError(answer["problems"], "recipe")
+    made: dict[str, Any] = answer["plan"]
+    return made

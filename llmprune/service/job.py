@@ -1,0 +1,111 @@
+"""A job: one recipe on its way through the service.
+
+queued ──▶ running ──▶ succeeded
+  ▲  │        │  └───▶ failed ──▶ queued   (retry: continues the run folder)
+  │  ▼        ▼
+  │ cancelled ◀── cancelling
+  └────┘
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+State = Literal["queued", "running", "cancelling", "cancelled", "failed", "succeeded"]
+ACTIVE: tuple[State, ...] = ("running", "cancelling")
+ENDED: tuple[State, ...] = ("cancelled", "failed", "succeeded")
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Figures(_Value):
+    """What a job's report says of its result, for lists and comparisons."""
+
+    parameters: tuple[int, int] = Field(description="Dense and pruned.")
+    bytes: tuple[int, int] = Field(description="Of the weights, dense and pruned.")
+    layers: tuple[int, int]
+    perplexity: tuple[float, float] | None = None
+    speed: tuple[float, float] | None = Field(None, description="Generated tokens per second, dense and pruned.")
+    retention: float | None = Field(None, description="Mean over the tasks of pruned / dense.")
+    gate_passed: bool | None = None
+
+
+class JobRequest(_Value):
+    """What a submission says beside its recipe."""
+
+    name: str = Field(max_length=120)
+    launcher: str = "local"
+    gpus: int = Field(0, ge=0, le=1024)
+    priority: int = Field(0, ge=-100, le=100)
+    time_limit: float | None = Field(None, gt=0)
+
+
+class JobSummary(_Value):
+    """A job as lists show it."""
+
+    id: str
+    name: str
+    owner: str
+    model: str
+    state: State
+    step: str | None = Field(description="What it does now.")
+    done: int | None = Field(description="Layers of the step that are done.")
+    total: int | None
+    fraction: float = Field(description="Of the whole run that is done, roughly.")
+    seconds_left: float | None = Field(description="Of the step.")
+    launcher: str
+    gpus: int
+    devices: tuple[str, ...]
+    priority: int
+    time_limit: float | None = Field(description="Seconds that it may run.")
+    attempts: int
+    ran_seconds: float
+    exit_code: int | None
+    error: str | None
+    figures: Figures | None
+    cleaned: bool = Field(description="Whether the clean-up has taken its model.")
+    created: float = Field(description="Seconds since 1970, as are started and finished.")
+    started: float | None
+    finished: float | None
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more happens unless somebody retries it."""
+        return self.state in ENDED
+
+
+class Job(JobSummary):
+    """A job with its recipe."""
+
+    seq: int = Field(description="Its place in the order of arrival.")
+    recipe: str
+    overrides: tuple[str, ...]
+
+
+SUMMARY_COLUMNS = ", ".join(JobSummary.model_fields)
+
+
+def summary_of(row: sqlite3.Row) -> JobSummary:
+    """A row of ``SUMMARY_COLUMNS`` as a value."""
+    return JobSummary(**_fields(row))
+
+
+def job_of(row: sqlite3.Row) -> Job:
+    """A whole row as a value."""
+    return Job(**_fields(row) | {"overrides": json.loads(row["overrides"])})
+
+
+def _fields(row: sqlite3.Row) -> dict[str, Any]:
+    fields = dict(row)
+    figures = fields["figures"]
+    return fields | {
+        "devices": json.loads(fields["devices"]),
+        "figures": json.loads(figures) if figures else None,
+        "cleaned": bool(fields["cleaned"]),
+    }

@@ -1,0 +1,54 @@
+"""The processes of a job, found by a mark in their environment: also those that left its process group."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+MARK = "LLMPRUNE_JOB"
+LEASE = "lease"
+
+
+def marked(job: str) -> list[psutil.Process]:
+    """Every living process of a job."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):  # ended meanwhile, or another user's
+            if process.environ().get(MARK) == job and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def signal_all(job: str, number: signal.Signals) -> int:
+    """Send a signal to every process of a job; how many there were."""
+    processes = marked(job)
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+    return len(processes)
+
+
+@contextlib.contextmanager
+def leased(folder: Path) -> Iterator[IO[str] | None]:
+    """A job's lease, held here and by those who inherit its descriptor; None where another process has it."""
+    with (folder / LEASE).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+        else:
+            os.set_inheritable(file.fileno(), True)
+            yield file  # closing it lets go only where nobody inherited it
+
+
+def is_leased(folder: Path) -> bool:
+    """Whether some process holds a job's lease."""
+    with leased(folder) as file:
+        return file is None

@@ -1,0 +1,132 @@
+"""``llmprune serve``: the HTTP process, and beside it the supervisor, started again whenever it dies."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from llmprune.errors import OutputError, RecipeError
+from llmprune.service.database import Database
+from llmprune.service.settings import Settings, is_loopback
+from llmprune.service.tokens import Tokens
+
+logger = logging.getLogger(__name__)
+
+_SUPERVISOR = (sys.executable, "-m", "llmprune.service.supervisor")
+_PAUSE = 0.5  # seconds before it is started again
+
+
+class Keeper:
+    """Keeps one supervisor running. It lives no longer than this process: its input closes with it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings.model_dump_json().encode() + b"\n"
+        self._stopping = threading.Event()
+        self._process = self._start()
+        self._thread = threading.Thread(target=self._keep, daemon=True)
+        self._thread.start()
+
+    def nudge(self) -> None:
+        """Wake it: there is something to do."""
+        self._say(b"\n")
+
+    def stop(self, keep_jobs: bool) -> None:
+        """End it, with its jobs or without."""
+        self._stopping.set()
+        if not keep_jobs:
+            self._say(b"stop\n")
+        assert self._process.stdin is not None, "piped"
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _say(self, word: bytes) -> None:
+        try:
+            assert self._process.stdin is not None, "piped"
+            self._process.stdin.write(word)
+            self._process.stdin.flush()
+        except (OSError, ValueError):
+            return  # it has died: the next one looks at the table anyway
+
+    def _keep(self) -> None:
+        while True:
+            self._process.wait()
+            if self._stopping.wait(_PAUSE):
+                return
+            logger.warning("the supervisor ended (%s); starting it again", self._process.returncode)
+            self._process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        # a session of its own: Ctrl-C is for this process, which then stops it in order
+        process = subprocess.Popen(_SUPERVISOR, stdin=subprocess.PIPE, start_new_session=True)
+        assert process.stdin is not None, "piped"
+        process.stdin.write(self._settings)
+        process.stdin.flush()
+        return process
+
+
+def serve(settings: Settings) -> None:
+    """Answer until SIGTERM or Ctrl-C. Raises OutputError and RecipeError where it must not start."""
+    import uvicorn
+
+    from llmprune.service.api.app import create_app
+
+    try:
+        settings.prepare()
+    except OSError as error:
+        raise OutputError(f"the data folder {settings.data_dir} cannot be made: {error}; give another") from error
+    with _only_one(settings.data_dir):
+        database = Database(settings.database)
+        database.migrate()
+        require_token(settings, Tokens(database))
+        keeper = Keeper(settings)
+        try:
+            app = create_app(settings, nudge=keeper.nudge)
+            config = uvicorn.Config(
+                app, host=settings.host, port=settings.port, log_level="warning", server_header=False,
+                proxy_headers=False, limit_concurrency=500, timeout_graceful_shutdown=3,
+            )  # fmt: skip
+            print(f"llmprune serves http://{settings.host}:{settings.port}", file=sys.stderr, flush=True)
+            with _stopped_by_signals():
+                uvicorn.Server(config).run()
+        finally:
+            keeper.stop(settings.keep_jobs)
+            app.state.service.planner.close()
+
+
+def require_token(settings: Settings, tokens: Tokens) -> None:
+    """Beyond this machine only with a token. Raises RecipeError."""
+    if not is_loopback(settings.host) and not tokens.everyone():
+        raise RecipeError(
+            f"--host {settings.host}: others can reach this, so a token is needed first; make one with "
+            f"llmprune token create --name NAME --role admin --data-dir {settings.data_dir}"
+        )
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """uvicorn ends on SIGTERM and Ctrl-C, then raises them again: that must not cut off the orderly end."""
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """A lock on the data folder: two services on one would both serve it. Raises OutputError."""
+    with (folder / "serve.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(f"another llmprune serve uses {folder}; stop it, or give another --data-dir") from None
+        yield

@@ -1,0 +1,71 @@
+"""What an operator decides when the service starts; frozen from then on."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+class Settings(BaseModel):
+    """The service's settings; the options of ``llmprune serve`` say what each means."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data_dir: Path
+    host: str = "127.0.0.1"
+    port: int = 8321
+    host_names: tuple[str, ...] = ()  # names by which browsers may call it
+    slots: int = 1  # CPU jobs at a time
+    gpus: tuple[str, ...] = ()  # what CUDA_VISIBLE_DEVICES may name
+    allow_roots: tuple[Path, ...] = ()
+    allow_tasks: tuple[Path, ...] = ()
+    torchrun_options: tuple[str, ...] = ()
+    ray_address: str | None = None
+    time_limit: float | None = None  # seconds; most and default of every job
+    disk_quota: int | None = None  # bytes of all jobs together
+    keep_days: float | None = None
+    keep_jobs: bool = False  # jobs go on while the service restarts
+    max_queued: int = 1000  # of one owner
+    rate: float = 20.0  # requests a second of one caller, after a burst
+    burst: int = 200
+    body_limit: int = 256 * 1024
+    grace: float = 15.0  # seconds between SIGTERM and SIGKILL
+    command: tuple[str, ...] = (sys.executable, "-m", "llmprune")
+
+    @property
+    def database(self) -> Path:
+        """The file of the job table."""
+        return self.data_dir / "service.sqlite3"
+
+    @property
+    def nowhere(self) -> Path:
+        """An empty folder to work in, so that no hub id is ever taken for a folder that lies here."""
+        return self.data_dir / "nowhere"
+
+    @property
+    def launchers(self) -> tuple[str, ...]:
+        """The launchers that jobs may ask for."""
+        return ("local", "torchrun") + (("ray",) if self.ray_address else ())
+
+    def folder(self, job: str) -> Path:
+        """Where a job's files lie."""
+        return self.data_dir / "jobs" / job
+
+    def run_folder(self, job: str) -> Path:
+        """Where a job's products lie."""
+        return self.folder(job) / "run"
+
+    def prepare(self) -> None:
+        """Make the folders, closed to other users of the machine."""
+        self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (self.data_dir / "jobs").mkdir(exist_ok=True)
+        self.nowhere.mkdir(exist_ok=True)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    return host in LOOPBACK or host.startswith("127.")

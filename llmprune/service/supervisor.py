@@ -1,0 +1,231 @@
+"""The supervisor: starts what waits, looks after what runs, ends what must end.
+
+    python -m llmprune.service.supervisor   (settings as one line of JSON on standard input)
+
+It keeps nothing in memory that the table and the launchers do not have, so that it may die at
+any instant. A line on standard input wakes it, ``stop`` ends it with its jobs, and when the
+input closes the service has died: then the jobs go on, and the next supervisor finds them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import select
+import sqlite3
+import sys
+import time
+from pathlib import Path
+
+from llmprune.errors import LLMPruneError
+from llmprune.service.database import Database
+from llmprune.service.devices import Machine
+from llmprune.service.housekeeping import clean_up, over_quota
+from llmprune.service.job import ACTIVE, Job
+from llmprune.service.launchers import make_launchers
+from llmprune.service.launchers.base import Launch
+from llmprune.service.secrets import drop_token, token_environment
+from llmprune.service.settings import Settings
+from llmprune.service.table import Jobs
+from llmprune.service.watching import PROGRESS, explain, read_figures, read_progress
+
+logger = logging.getLogger(__name__)
+
+TICK = 0.5  # seconds
+NOTE_EVERY = 3.0  # how often it writes what nobody waits for: each write goes to disk
+CLEAN_EVERY = 60.0
+MOST_ATTEMPTS = 25  # of a job that ends together with the service again and again
+
+
+class Supervisor:
+    """One round after another over the table. Only one runs on a data folder at a time."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.jobs = Jobs(Database(settings.database))
+        self.launchers = make_launchers(settings)
+        self.machine = Machine(settings.gpus, settings.slots)
+        self._elsewhere = {name for name, launcher in self.launchers.items() if not launcher.on_this_machine}
+        self._seen: set[tuple[str, int]] = set()  # attempts that this supervisor started or saw alive
+        self._asked_to_end: dict[str, float] = {}  # since when, by time.monotonic()
+        self._ran: dict[str, float] = {}  # seconds that are not in the table yet
+        self._beaten = float("-inf")
+        self._last = time.monotonic()
+        self._cleaned = float("-inf")
+        self._full = False
+
+    def round(self) -> None:
+        """Look after every running job, then start what can start."""
+        now = time.monotonic()
+        elapsed, self._last = now - self._last, now
+        if now - self._beaten >= NOTE_EVERY:
+            self._beaten = now
+            self._beat(now)
+        for job in self.jobs.in_states(*ACTIVE):
+            self._look_after(job, elapsed)
+        if now - self._cleaned >= CLEAN_EVERY:
+            self._cleaned = now
+            clean_up(self.settings, self.jobs)
+            self._full = over_quota(self.settings)
+        if not self._full:
+            self._start_waiting()
+
+    def stop(self) -> None:
+        """End this machine's jobs and queue them again: the next service continues them."""
+        mine = [job for job in self.jobs.in_states("running") if job.launcher not in self._elsewhere]
+        while mine:
+            for job in mine:
+                self._end_processes(job, self._launch(job))
+            time.sleep(0.1)
+            mine = [job for job in mine if not self._put_back(job)]
+
+    def _put_back(self, job: Job) -> bool:
+        look = self.launchers[job.launcher].look(self._launch(job))
+        if look.state == "running":
+            return False
+        if look.code in (0, 2, 3):  # it was faster
+            self._end(job, look.code)
+        else:
+            self.jobs.queue_again(job.id)
+        return True
+
+    def _beat(self, now: float) -> None:
+        with self.jobs.database.write() as connection:
+            connection.execute("INSERT OR REPLACE INTO heartbeat VALUES (1, ?, ?)", (now, self._full))
+
+    def _look_after(self, job: Job, elapsed: float) -> None:
+        launcher, launch = self.launchers.get(job.launcher), self._launch(job)
+        if launcher is None:
+            return self.jobs.end(job.id, "failed", None, f"the service runs without the launcher {job.launcher!r} now")
+        look = launcher.look(launch)
+        if look.state == "ended":
+            return self._end(job, look.code)
+        if look.state == "gone":
+            return self._gone(job)
+        self._seen.add((job.id, job.attempts))
+        ran = self._note_progress(job, launch, elapsed)
+        if job.state == "cancelling" or (job.time_limit is not None and ran > job.time_limit):
+            self._end_processes(job, launch)
+        return None
+
+    def _note_progress(self, job: Job, launch: Launch, elapsed: float) -> float:
+        """Write what is new; the seconds that the job has run."""
+        self._ran[job.id] = self._ran.get(job.id, 0.0) + elapsed
+        ran = job.ran_seconds + self._ran[job.id]
+        told = read_progress(launch.folder, job.fraction)
+        news = told if any(getattr(job, name) != value for name, value in told.items()) else {}
+        if news or self._ran[job.id] >= NOTE_EVERY:
+            self.jobs.progress(job.id, round(ran, 2), news)
+            del self._ran[job.id]
+        return ran
+
+    def _end_processes(self, job: Job, launch: Launch) -> None:
+        """SIGTERM once, and SIGKILL after the grace."""
+        since = self._asked_to_end.get(job.id)
+        if since is None:
+            self._asked_to_end[job.id] = time.monotonic()
+            self.launchers[job.launcher].stop(launch, force=False)
+        elif time.monotonic() - since > self.settings.grace:
+            self.launchers[job.launcher].stop(launch, force=True)
+
+    def _gone(self, job: Job) -> None:
+        """No process and no exit code: it was killed, or ended together with an earlier service."""
+        if job.state == "cancelling" or (job.id, job.attempts) in self._seen or job.attempts >= MOST_ATTEMPTS:
+            return self._end(job, None)
+        logger.info("job %s ended together with the service: it continues", job.id)
+        return self.jobs.queue_again(job.id)
+
+    def _end(self, job: Job, code: int | None) -> None:
+        """Note how an attempt ended. A run that was faster than its cancellation counts as what it is."""
+        self._asked_to_end.pop(job.id, None)
+        ran = job.ran_seconds + self._ran.pop(job.id, 0.0)
+        folder = self.settings.folder(job.id)
+        launch = self._launch(job)
+        if job.launcher not in self._elsewhere:
+            self.launchers[job.launcher].stop(launch, force=True)  # what the run may have left behind
+        figures = read_figures(self.settings.run_folder(job.id)) if code in (0, 3) else None
+        drop_token(folder)
+        if code == 0:
+            self.jobs.end(job.id, "succeeded", code, None, figures)
+        elif job.state == "cancelling" and code not in (2, 3):
+            self.jobs.end(job.id, "cancelled", code, None)
+        elif job.time_limit is not None and ran > job.time_limit and code not in (2, 3):
+            said = f"it ran longer than its limit of {job.time_limit:g} s; a retry continues after the last layer"
+            self.jobs.end(job.id, "failed", code, said)
+        else:
+            self.jobs.end(job.id, "failed", code, explain(launch.log, code), figures)
+
+    def _start_waiting(self) -> None:
+        waiting = self.jobs.in_states("queued")
+        for job, devices in self.machine.startable(waiting, self.jobs.in_states(*ACTIVE), self._elsewhere):
+            started = self.jobs.start(job.id, devices)
+            if started is None:
+                continue
+            launch = self._launch(started)
+            try:
+                launcher = self.launchers.get(started.launcher)
+                if launcher is None:
+                    raise LLMPruneError(f"the service runs without the launcher {started.launcher!r} now")
+                self._prepare(started, launch.folder)
+                launcher.start(launch)
+                self._seen.add((started.id, started.attempts))
+            except LLMPruneError as error:
+                self.jobs.end(started.id, "failed", 1, str(error))
+            except OSError as error:
+                self.jobs.end(started.id, "failed", 1, f"its folder cannot be written: {error}; make room and retry")
+
+    def _prepare(self, job: Job, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / PROGRESS).unlink(missing_ok=True)
+        (folder / "recipe.yaml").write_bytes(job.recipe.encode())
+
+    def _launch(self, job: Job) -> Launch:
+        folder = self.settings.folder(job.id).absolute()
+        sets = [part for override in job.overrides for part in ("--set", override)]
+        return Launch(
+            job=job.id,
+            attempt=job.attempts,
+            folder=folder,
+            arguments=("run", str(folder / "recipe.yaml"), "--output", str(folder / "run"), *sets),
+            gpus=job.gpus,
+            devices=job.devices,
+            environment={"LLMPRUNE_PROGRESS": str(folder / PROGRESS)} | token_environment(folder),
+        )
+
+
+def main() -> None:
+    """Supervise until told to stop or until the service is gone."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    settings = Settings.model_validate_json(_first_line(sys.stdin.fileno()))
+    with (settings.data_dir / "supervisor.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # an earlier one may still be on its way out
+        supervise(settings)
+
+
+def supervise(settings: Settings) -> None:
+    """Round after round, as standard input says."""
+    supervisor = Supervisor(settings)
+    while True:
+        try:
+            supervisor.round()
+        except (sqlite3.OperationalError, OSError) as error:  # a full disk: nothing is lost, the next round tries again
+            logger.warning("the table cannot be used (%s); trying again", error)
+        if select.select([sys.stdin], [], [], TICK)[0]:
+            word = os.read(sys.stdin.fileno(), 4096)
+            if b"stop" in word:
+                return supervisor.stop()
+            if not word:
+                return None
+
+
+def _first_line(descriptor: int) -> bytes:
+    """A line, and not a byte more: what follows is for select."""
+    line = b""
+    while not line.endswith(b"\n") and (byte := os.read(descriptor, 1)):
+        line += byte
+    return line
+
+
+if __name__ == "__main__":
+    main()

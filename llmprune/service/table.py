@@ -1,0 +1,211 @@
+"""The table of jobs. Every change of state is one transaction that also writes an event."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from llmprune.service.database import Database
+from llmprune.service.job import ACTIVE, ENDED, SUMMARY_COLUMNS, Job, JobRequest, JobSummary, State, job_of, summary_of
+
+_SHOWN = ("state", "step", "done", "total", "fraction", "seconds_left", "attempts", "exit_code", "error")
+
+
+class Conflict(Exception):
+    """What was asked does not fit the job's state, or an idempotency key was used for something else."""
+
+
+class QueueFull(Exception):
+    """The owner has as many jobs waiting as are allowed."""
+
+
+class Jobs:
+    """Reads and changes jobs. Times are shown to people and never compared."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def add(
+        self,
+        owner: str,
+        model: str,
+        recipe: str,
+        overrides: Sequence[str],
+        request: JobRequest,
+        max_queued: int,
+        job: str,
+        key: str | None = None,
+        digest: str = "",
+    ) -> tuple[Job, bool]:
+        """A new queued job under the id ``job``, or the one that this owner, key and digest made before.
+
+        Also whether it is new. Raises Conflict where the key came with another digest, QueueFull beyond ``max_queued``.
+        """
+        with self.database.write() as connection:
+            known = _one(connection, "SELECT digest, job FROM idempotency WHERE owner = ? AND key = ?", owner, key)
+            if known is not None:
+                if known["digest"] != digest:
+                    raise Conflict(f"the idempotency key {key!r} was used for another submission; use a new one")
+                return job_of(_row(connection, known["job"])), False
+            waiting = _one(connection, "SELECT count(*) n FROM jobs WHERE owner = ? AND state = 'queued'", owner)
+            if waiting is not None and waiting["n"] >= max_queued:
+                raise QueueFull(f"{owner} has {waiting['n']} jobs in the queue, and {max_queued} are allowed")
+            values = {
+                "id": job, "owner": owner, "model": model, "recipe": recipe,
+                "overrides": json.dumps(list(overrides)), "state": "queued", "created": time.time(),
+            } | request.model_dump()  # fmt: skip
+            names = ", ".join(values)
+            connection.execute(
+                f"INSERT INTO jobs ({names}) VALUES ({', '.join('?' * len(values))})", [*values.values()]
+            )
+            if key is not None:
+                connection.execute("INSERT INTO idempotency VALUES (?, ?, ?, ?)", (owner, key, digest, job))
+            _note(connection, job)
+            return job_of(_row(connection, job)), True
+
+    def get(self, job: str) -> Job | None:
+        """The job of this id."""
+        rows = self.database.read("SELECT * FROM jobs WHERE id = ?", (job,))
+        return job_of(rows[0]) if rows else None
+
+    def page(
+        self,
+        states: Sequence[State] = (),
+        owner: str | None = None,
+        search: str | None = None,
+        before: int | None = None,
+        limit: int = 50,
+    ) -> tuple[list[JobSummary], int | None]:
+        """The newest first, and the place where the next page begins."""
+        terms: list[tuple[str, list[Any]]] = []
+        if states:
+            terms.append((f"state IN ({', '.join('?' * len(states))})", [*states]))
+        if owner is not None:
+            terms.append(("owner = ?", [owner]))
+        if search:
+            terms.append(("(instr(lower(name), ?) OR instr(lower(model), ?) OR id = ?)", [search.lower()] * 3))
+        if before is not None:
+            terms.append(("seq < ?", [before]))
+        where = f"WHERE {' AND '.join(term for term, _ in terms)}" if terms else ""
+        rows = self.database.read(
+            f"SELECT seq, {SUMMARY_COLUMNS} FROM jobs {where} ORDER BY seq DESC LIMIT ?",
+            [value for _, values in terms for value in values] + [limit + 1],
+        )
+        more = rows[limit - 1]["seq"] if len(rows) > limit else None
+        return [summary_of(_without(row, "seq")) for row in rows[:limit]], more
+
+    def counts(self) -> dict[State, int]:
+        """How many jobs are in each state."""
+        found = {row["state"]: row["n"] for row in self.database.read("SELECT state, count(*) n FROM jobs GROUP BY 1")}
+        return {state: found.get(state, 0) for state in ("queued", *ACTIVE, *ENDED)}
+
+    def in_states(self, *states: State) -> list[Job]:
+        """Jobs in these states in the order in which they should start."""
+        marks = ", ".join("?" * len(states))
+        sql = f"SELECT * FROM jobs WHERE state IN ({marks}) ORDER BY priority DESC, seq"
+        return [job_of(row) for row in self.database.read(sql, states)]
+
+    def cancel(self, job: str) -> Job:
+        """A queued job is cancelled at once, a running one from now on. Raises Conflict where it has ended."""
+        with self.database.write() as connection:
+            state = _row(connection, job)["state"]
+            if state == "queued":
+                _change(connection, job, state="cancelled", finished=time.time())
+            elif state == "running":
+                _change(connection, job, state="cancelling")
+            elif state != "cancelling":
+                raise Conflict(f"the job has ended ({state}) and cannot be cancelled")
+            return job_of(_row(connection, job))
+
+    def retry(self, job: str) -> Job:
+        """Queue an ended job again; it continues its run folder. Raises Conflict where that makes no sense."""
+        with self.database.write() as connection:
+            state = _row(connection, job)["state"]
+            if state not in ("failed", "cancelled"):
+                raise Conflict(f"the job is {state}; only failed and cancelled jobs can be tried again")
+            fresh: dict[str, Any] = {"step": None, "done": None, "total": None, "fraction": 0.0, "seconds_left": None}
+            fresh |= {"exit_code": None, "error": None, "finished": None, "ran_seconds": 0.0}
+            _change(connection, job, state="queued", **fresh)
+            return job_of(_row(connection, job))
+
+    def start(self, job: str, devices: Sequence[str]) -> Job | None:
+        """Mark a queued job as running, once more; None where it is no longer queued."""
+        with self.database.write() as connection:
+            row = _row(connection, job)
+            if row["state"] != "queued":
+                return None
+            values = {"devices": json.dumps(list(devices)), "attempts": row["attempts"] + 1, "step": "starting"}
+            _change(connection, job, state="running", started=time.time(), **values)
+            return job_of(_row(connection, job))
+
+    def progress(self, job: str, ran_seconds: float, news: dict[str, Any]) -> None:
+        """Note how long a job has run and, where it says something new, how far it is."""
+        with self.database.write() as connection:
+            if news:
+                _change(connection, job, kind="progress", ran_seconds=ran_seconds, **news)
+            else:
+                connection.execute("UPDATE jobs SET ran_seconds = ? WHERE id = ?", (ran_seconds, job))
+
+    def end(self, job: str, state: State, exit_code: int | None, error: str | None, figures: str | None = None) -> None:
+        """Note how a running job ended."""
+        with self.database.write() as connection:
+            if _row(connection, job)["state"] in ACTIVE:
+                ended: dict[str, Any] = {"devices": "[]", "seconds_left": None, "finished": time.time()}
+                if state == "succeeded":
+                    ended |= {"step": None, "done": None, "total": None, "fraction": 1.0}
+                _change(connection, job, state=state, exit_code=exit_code, error=error, figures=figures, **ended)
+
+    def queue_again(self, job: str) -> None:
+        """Put a job back whose process ended together with the service; it continues."""
+        with self.database.write() as connection:
+            if _row(connection, job)["state"] == "running":
+                _change(connection, job, state="queued", devices="[]", seconds_left=None)
+
+    def cleaned(self, job: str) -> None:
+        """Note that the clean-up has taken a job's model."""
+        with self.database.write() as connection:
+            _change(connection, job, kind="cleaned", cleaned=1)
+
+    def delete(self, job: str) -> None:
+        """Forget an ended job. Raises Conflict where it has not ended."""
+        with self.database.write() as connection:
+            state = _row(connection, job)["state"]
+            if state not in ENDED:
+                raise Conflict(f"the job is {state}; cancel it first")
+            connection.execute("DELETE FROM jobs WHERE id = ?", (job,))
+
+    def events(self, job: str, after: int, limit: int = 500) -> list[sqlite3.Row]:
+        """Rows of id, kind, data and at, the oldest first."""
+        sql = "SELECT id, kind, data, at FROM events WHERE job = ? AND id > ? ORDER BY id LIMIT ?"
+        return self.database.read(sql, (job, after, limit))
+
+
+def _one(connection: sqlite3.Connection, sql: str, *values: Any) -> sqlite3.Row | None:
+    row: sqlite3.Row | None = connection.execute(sql, values).fetchone()
+    return row
+
+
+def _row(connection: sqlite3.Connection, job: str) -> sqlite3.Row:
+    row = _one(connection, "SELECT * FROM jobs WHERE id = ?", job)
+    if row is None:
+        raise KeyError(job)
+    return row
+
+
+def _change(connection: sqlite3.Connection, job: str, kind: str = "state", **values: Any) -> None:
+    columns = ", ".join(f"{name} = ?" for name in values)
+    connection.execute(f"UPDATE jobs SET {columns} WHERE id = ?", [*values.values(), job])
+    _note(connection, job, kind)
+
+
+def _note(connection: sqlite3.Connection, job: str, kind: str = "state") -> None:
+    row = _row(connection, job)
+    data = json.dumps({"id": job} | {name: row[name] for name in _SHOWN})
+    connection.execute("INSERT INTO events (job, kind, data, at) VALUES (?, ?, ?, ?)", (job, kind, data, time.time()))
+
+
+def _without(row: sqlite3.Row, name: str) -> Any:
+    return {key: row[key] for key in row.keys() if key != name}  # noqa: SIM118  # a Row iterates over its values

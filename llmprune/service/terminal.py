@@ -1,0 +1,64 @@
+"""Jobs as a person at a terminal sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from llmprune.report.wording import duration, percent
+
+STYLES = {"succeeded": "green", "failed": "red", "running": "cyan", "cancelling": "yellow"}
+
+
+def print_jobs(jobs: Iterable[dict[str, Any]]) -> None:
+    """A line for each job."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for head in ("id", "state", "name", "owner"):
+        table.add_column(head, overflow="fold")
+    for head in ("done", "ran", "retained"):
+        table.add_column(head, justify="right")
+    for job in jobs:
+        figures = job["figures"] or {}
+        table.add_row(
+            job["id"], Text(job["state"], STYLES.get(job["state"], "")), job["name"], job["owner"],
+            percent(job["fraction"], 0), duration(job["ran_seconds"]), percent(figures.get("retention")),
+        )  # fmt: skip
+    Console().print(table)
+
+
+def doing(job: dict[str, Any]) -> str:
+    """``pass 2: cut and refit, layer 12 of 28, 40 s left in this step``."""
+    said = [job["step"] or job["state"]]
+    if job["total"]:
+        said.append(f"layer {job['done'] + 1} of {job['total']}")
+    if job.get("seconds_left"):
+        said.append(f"{duration(job['seconds_left'])} left in this step")
+    return ", ".join(said)
+
+
+def show_progress(events: Iterable[dict[str, Any]], final: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A bar on a terminal, a line for each new step elsewhere; the job as it ended."""
+    console = Console(stderr=True)
+    said = ""
+    with Progress(
+        BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"), console=console,
+        disable=not console.is_terminal,
+    ) as progress:  # fmt: skip
+        bar = progress.add_task("", total=1.0)
+        for event in events:
+            progress.update(bar, completed=event["fraction"], description=doing(event))
+            line = f"{event['state']}: {event['step']}" if event["step"] else event["state"]
+            if not console.is_terminal and line != said:
+                said = line
+                console.print(Text(line), soft_wrap=True)
+    job = final()
+    console.print(Text(f"{job['state']} after {duration(job['ran_seconds'])}", STYLES.get(job["state"], "")))
+    if job["error"]:
+        console.print(Text(job["error"]), soft_wrap=True)
+    return job

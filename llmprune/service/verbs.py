@@ -1,0 +1,228 @@
+"""The service's commands: one to serve, the others to call a service that runs. Bodies import late."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from llmprune.errors import RecipeError
+
+if TYPE_CHECKING:
+    from llmprune.service.client import Client
+
+Server = Annotated[
+    str, typer.Option("--server", envvar="LLMPRUNE_SERVER", metavar="URL", help="Where llmprune serve runs.")
+]
+TokenFile = Annotated[Path | None, typer.Option(help="File with the token; else the variable LLMPRUNE_TOKEN has it.")]
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+DataDir = Annotated[Path, typer.Option(help="Folder of the job table and of all jobs.")]
+_HERE = "http://127.0.0.1:8321"
+
+
+def serve(
+    data_dir: DataDir = Path("runs/service"),
+    host: Annotated[str, typer.Option(help="Address to bind; beyond this machine a token must exist.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8321,
+    host_name: Annotated[
+        list[str] | None, typer.Option(help="Name by which browsers call it, as behind a proxy; may be repeated.")
+    ] = None,
+    slots: Annotated[int, typer.Option(min=1, max=1024, help="Jobs without a GPU that run at a time.")] = 1,
+    gpus: Annotated[
+        str | None,
+        typer.Option(help="GPUs to lend to jobs, such as 0,1; none: none. Default: all that the driver shows."),
+    ] = None,
+    allow_root: Annotated[
+        list[Path] | None, typer.Option(help="Folder under which recipes may name models and text; may be repeated.")
+    ] = None,
+    allow_tasks: Annotated[
+        list[Path] | None, typer.Option(help="Folder of lm-eval task files that recipes may name. They run code.")
+    ] = None,
+    torchrun_options: Annotated[
+        str | None, typer.Option(help="Options of torchrun for jobs of that launcher, such as those for several nodes.")
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="Ray's dashboard, such as http://head:8265; then jobs may ask for the launcher ray."),
+    ] = None,
+    time_limit: Annotated[float | None, typer.Option(min=1, help="Most seconds that a job may run.")] = None,
+    disk_quota: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Most disk of all jobs; above it the oldest models go, reports stay."),
+    ] = None,
+    keep_days: Annotated[
+        float | None, typer.Option(min=0, help="Days after which a job's model goes; its report stays.")
+    ] = None,
+    keep_jobs: Annotated[
+        bool, typer.Option("--keep-jobs", help="When the service stops, leave its jobs running; it finds them again.")
+    ] = False,
+    max_queued: Annotated[int, typer.Option(min=1, help="Jobs that one user may have in the queue.")] = 1000,
+) -> None:
+    """Serve pruning jobs over HTTP and in the browser."""
+    import shlex
+
+    from llmprune.schema import parse_size
+    from llmprune.service.devices import find_gpus
+    from llmprune.service.server import serve as serve_forever
+    from llmprune.service.settings import Settings
+
+    for folder in (*(allow_root or ()), *(allow_tasks or ())):
+        if not folder.is_dir():
+            raise RecipeError(
+                f"{folder} is not a folder (looked in {Path.cwd()}); give --allow-root and --allow-tasks folders"
+            )
+    try:
+        quota = parse_size(disk_quota) if disk_quota else None
+        options = tuple(shlex.split(torchrun_options or ""))
+    except ValueError as error:
+        raise RecipeError(f"arguments: {error}") from None
+    chosen = find_gpus() if gpus is None else () if gpus == "none" else tuple(gpus.split(","))
+    serve_forever(
+        Settings(
+            data_dir=data_dir, host=host, port=port, host_names=tuple(host_name or ()), slots=slots, gpus=chosen,
+            allow_roots=tuple(folder.resolve() for folder in allow_root or ()),
+            allow_tasks=tuple(folder.resolve() for folder in allow_tasks or ()),
+            torchrun_options=options, ray_address=ray_address, time_limit=time_limit, disk_quota=quota,
+            keep_days=keep_days, keep_jobs=keep_jobs, max_queued=max_queued,
+        )
+    )  # fmt: skip
+
+
+def token(
+    action: Annotated[Literal["create", "list", "revoke"], typer.Argument(metavar="create|list|revoke")],
+    name: Annotated[str | None, typer.Option(help="Whose token it is.")] = None,
+    role: Annotated[Literal["user", "admin"], typer.Option(help="Users change their own jobs, admins all.")] = "user",
+    data_dir: DataDir = Path("runs/service"),
+) -> None:
+    """Make, list or revoke the service's tokens. A new one is printed once; only its digest is kept."""
+    import time
+
+    from llmprune.service.database import Database
+    from llmprune.service.settings import Settings
+    from llmprune.service.tokens import Tokens
+
+    settings = Settings(data_dir=data_dir)
+    settings.prepare()
+    database = Database(settings.database)
+    database.migrate()
+    tokens = Tokens(database)
+    if action == "list":
+        for known, its_role, created in tokens.everyone():
+            typer.echo(f"{known}  {its_role}  {time.strftime('%Y-%m-%d', time.localtime(created))}")
+    elif name is None:
+        raise RecipeError(f"token {action} needs --name")
+    elif action == "create":
+        typer.echo(tokens.create(name, role))
+    else:
+        tokens.revoke(name)
+
+
+def submit(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a key of the recipe; may be repeated.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="For people; default: from the recipe.")] = None,
+    launcher: Annotated[str | None, typer.Option(help="local, torchrun or ray.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=0, help="Default: 1 where there is one.")] = None,
+    priority: Annotated[int | None, typer.Option(help="Higher goes first; above 0: admins only.")] = None,
+    time_limit: Annotated[float | None, typer.Option(help="Seconds that it may run.")] = None,
+    hub_token_file: Annotated[
+        Path | None, typer.Option(help="File with a hub token for this job alone; deleted there when it ends.")
+    ] = None,
+    follow: Annotated[bool, typer.Option("--watch", help="Watch it until it has ended.")] = False,
+    server: Server = _HERE,
+    token_file: TokenFile = None,
+) -> None:
+    """Send a recipe to a service; prints the job's id."""
+    text = _read(recipe, "recipe")
+    hub_token = _read(hub_token_file, "hub token").strip() if hub_token_file else None
+    wishes = {"name": name, "launcher": launcher, "gpus": gpus, "priority": priority, "time_limit": time_limit}
+    with _client(server, token_file) as client:
+        job = client.submit(text, overrides or (), hub_token, **wishes)
+        typer.echo(job["id"])
+        if follow:
+            _watch(client, job["id"])
+
+
+def jobs(
+    state: Annotated[list[str] | None, typer.Option(help="Only jobs in this state; may be repeated.")] = None,
+    search: Annotated[str | None, typer.Option(help="Only jobs whose name or model has this.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=500, help="Most jobs.")] = 20,
+    as_json: Json = False,
+    server: Server = _HERE,
+    token_file: TokenFile = None,
+) -> None:
+    """List a service's jobs, the newest first."""
+    with _client(server, token_file) as client:
+        found = client.jobs(state=state, search=search, limit=limit)
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+        return
+    from llmprune.service.terminal import print_jobs
+
+    print_jobs(found["jobs"])
+
+
+def watch(job: JobArgument, server: Server = _HERE, token_file: TokenFile = None) -> None:
+    """Watch a job until it has ended; ends as the run does: 0, 1, 2, or 3 for a gate that was not met."""
+    with _client(server, token_file) as client:
+        _watch(client, job)
+
+
+def cancel(job: JobArgument, server: Server = _HERE, token_file: TokenFile = None) -> None:
+    """End a job; what is done is kept for a retry."""
+    with _client(server, token_file) as client:
+        typer.echo(client.cancel(job)["state"])
+
+
+def retry(job: JobArgument, server: Server = _HERE, token_file: TokenFile = None) -> None:
+    """Queue a failed or cancelled job again; it continues after its last finished layer."""
+    with _client(server, token_file) as client:
+        typer.echo(client.retry(job)["state"])
+
+
+def fetch(
+    job: JobArgument,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder; default: runs/JOB.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Only this file, such as report.html; may be repeated.")
+    ] = None,
+    server: Server = _HERE,
+    token_file: TokenFile = None,
+) -> None:
+    """Download a job's model, report and all else that its run wrote."""
+    with _client(server, token_file) as client:
+        for path in client.fetch(job, output or Path("runs") / job, only or ()):
+            typer.echo(path)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Give the command line these verbs."""
+    for verb in (serve, submit, jobs, watch, cancel, retry, fetch, token):
+        app.command()(verb)
+
+
+def _watch(client: Client, job: str) -> None:
+    from llmprune.service.terminal import show_progress
+
+    ended = show_progress(client.watch(job), lambda: client.job(job))
+    if ended["state"] != "succeeded":
+        code = ended["exit_code"]
+        raise typer.Exit(code if code in (1, 2, 3) else 1)
+
+
+def _client(server: str, token_file: Path | None) -> Client:
+    from llmprune.service.client import Client
+
+    return Client(server, _read(token_file, "token").strip() if token_file else None)
+
+
+def _read(path: Path, what: str) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"the {what} {path} cannot be read: {error}; give a text file") from error

@@ -1,0 +1,294 @@
+"""The pages: rendered here, kept fresh by htmx. All of them also work without script."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, FastAPI, Form, Query, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+
+from llmprune.errors import RecipeError
+from llmprune.service.api.gate import COOKIE, LOCAL, session_of
+from llmprune.service.api.machine import queue_of
+from llmprune.service.api.outputs import artifacts, read_log
+from llmprune.service.api.problems import Refused
+from llmprune.service.api.service import JobId, Service, TheCaller, TheService
+from llmprune.service.guard import admit
+from llmprune.service.job import ACTIVE, ENDED, Job, State
+from llmprune.service.secrets import keep_token
+from llmprune.service.submission import Submission, submit
+from llmprune.service.tokens import SESSION_SECONDS
+from llmprune.service.web.compare import chart, points_of
+from llmprune.service.web.form import RecipeForm
+from llmprune.service.web.render import render, static_file
+
+router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
+
+PAGE = 40
+_LAST_WORDS = 12  # lines of the log
+
+
+@router.get("/")
+def jobs_page(
+    request: Request,
+    service: TheService,
+    state: Annotated[State | None, Query()] = None,
+    search: Annotated[str | None, Query(max_length=200)] = None,
+    before: Annotated[int | None, Query(ge=0, le=2**62)] = None,
+) -> Response:
+    """All jobs, the newest first."""
+    jobs, after = service.jobs.page((state,) if state else (), None, search, before, PAGE)
+    values: dict[str, Any] = {
+        "jobs": jobs,
+        "after": after,
+        "state": state,
+        "search": search or "",
+        "queue": queue_of(service),
+        "at": "jobs",
+    }
+    return page(request, "jobs", **values)
+
+
+@router.get("/jobs/{job}/row")
+def job_row(request: Request, job: JobId, service: TheService) -> Response:
+    """A line of the list, as it is now."""
+    return page(request, "row", job=service.job(job))
+
+
+@router.get("/queue/now")
+def queue_now(request: Request, service: TheService) -> Response:
+    """The line about slots and devices, as it is now."""
+    return page(request, "queue", queue=queue_of(service))
+
+
+@router.get("/jobs/{job}")
+def job_page(request: Request, job: JobId, service: TheService) -> Response:
+    """One job: how far it is, what it said, what it made."""
+    found = service.job(job)
+    files = artifacts(service.settings.run_folder(job))
+    report = any(file.name == "report.html" for file in files)
+    words = _last_words(service, found)
+    return page(request, "job", job=found, files=files, report=report, words=words)
+
+
+@router.get("/jobs/{job}/live")
+def job_live(request: Request, job: JobId, service: TheService) -> Response:
+    """The part of a job's page that moves; once it has ended, the whole page comes again."""
+    found = service.job(job)
+    response = page(request, "live", job=found, words=_last_words(service, found))
+    if found.state in ENDED:
+        response.headers["HX-Refresh"] = "true"
+    return response
+
+
+@router.post("/jobs/{job}/cancel")
+def cancel(job: JobId, service: TheService, caller: TheCaller) -> Response:
+    """The button."""
+    service.own_job(job, caller)
+    service.jobs.cancel(job)
+    service.nudge()
+    return RedirectResponse(f"/jobs/{job}", 303)
+
+
+@router.post("/jobs/{job}/retry")
+def retry(
+    job: JobId, service: TheService, caller: TheCaller, hub_token: Annotated[str, Form(max_length=500)] = ""
+) -> Response:
+    """The button."""
+    if service.own_job(job, caller).state in ("failed", "cancelled") and hub_token:
+        keep_token(service.settings.folder(job), _plain_token(hub_token))
+    service.jobs.retry(job)
+    service.nudge()
+    return RedirectResponse(f"/jobs/{job}", 303)
+
+
+@router.post("/jobs/{job}/delete")
+def delete(job: JobId, service: TheService, caller: TheCaller) -> Response:
+    """The button."""
+    service.own_job(job, caller)
+    service.jobs.delete(job)
+    shutil.rmtree(service.settings.folder(job), ignore_errors=True)
+    return RedirectResponse("/", 303)
+
+
+@router.get("/submit")
+def submit_page(
+    request: Request, service: TheService, again: Annotated[str | None, Query(max_length=12)] = None
+) -> Response:
+    """The form and the editor; ``again`` starts with another job's recipe."""
+    text = service.job(again).recipe if again else RecipeForm().recipe()
+    return _editor(request, service, text)
+
+
+@router.post("/submit")
+def submit_recipe(
+    request: Request,
+    service: TheService,
+    caller: TheCaller,
+    recipe: Annotated[str, Form()] = "",
+    name: Annotated[str, Form(max_length=120)] = "",
+    launcher: Annotated[str, Form(max_length=20)] = "local",
+    gpus: Annotated[str, Form(pattern=r"^\d{0,4}$")] = "",
+    priority: Annotated[str, Form(pattern=r"^-?\d{0,3}$")] = "",
+    minutes: Annotated[str, Form(pattern=r"^\d{0,6}$")] = "",
+    hub_token: Annotated[str, Form(max_length=500)] = "",
+) -> Response:
+    """Queue the recipe in the editor; what is wrong with it is said above it."""
+    wishes = Submission(
+        recipe.replace("\r\n", "\n"),
+        name=name.strip() or None,
+        launcher=launcher,
+        gpus=int(gpus) if gpus else None,
+        priority=max(-100, min(100, int(priority or 0))) if priority != "-" else 0,
+        time_limit=60.0 * int(minutes) if minutes and int(minutes) else None,
+        hub_token=_plain_token(hub_token) if hub_token else None,
+    )
+    try:
+        job, _ = submit(wishes, caller, service.settings, service.jobs)
+    except RecipeError as error:
+        return _editor(request, service, wishes.recipe, error.problems, 422)
+    service.nudge()
+    return RedirectResponse(f"/jobs/{job.id}", 303)
+
+
+@router.post("/submit/compose")
+async def compose(request: Request) -> Response:
+    """The recipe that the form's answers make."""
+    answers = {key: value for key, value in (await request.form()).items() if isinstance(value, str)}
+    try:
+        text = RecipeForm(**answers).recipe()
+    except ValueError as error:
+        raise Refused(422, "an answer is longer than 500 letters") from error
+    return page(request, "editor", recipe=text)
+
+
+@router.post("/submit/check")
+def check(request: Request, service: TheService, recipe: Annotated[str, Form()] = "") -> Response:
+    """What is wrong with the recipe; if nothing is, the plan is asked for."""
+    problems: list[str] = []
+    try:
+        admit(recipe.replace("\r\n", "\n"), (), service.settings)
+    except RecipeError as error:
+        problems = error.problems
+    return page(request, "check", problems=problems)
+
+
+@router.post("/submit/plan")
+def plan(request: Request, service: TheService, recipe: Annotated[str, Form()] = "") -> Response:
+    """What the recipe would do."""
+    text = recipe.replace("\r\n", "\n")
+    try:
+        _, overrides = admit(text, (), service.settings)
+        answer = service.planner.plan(text, overrides)
+    except RecipeError as error:
+        answer = {"problems": error.problems}
+    return page(request, "plan", plan=answer.get("plan"), problems=answer.get("problems", []))
+
+
+@router.get("/compare")
+def compare(
+    request: Request,
+    service: TheService,
+    job: Annotated[list[str], Query(default_factory=list, max_length=50)],
+) -> Response:
+    """Results side by side."""
+    jobs = [service.job(one) for one in dict.fromkeys(job)]
+    points = points_of(jobs)
+    choice = [found for found in service.jobs.page(("succeeded", "failed"), limit=100)[0] if found.figures]
+    return page(request, "compare", jobs=jobs, chart=chart(points) if points else None, choice=choice, at="compare")
+
+
+@router.get("/login")
+def login_page(request: Request, next: Annotated[str, Query(max_length=500)] = "/") -> Response:
+    """Where a token opens a session."""
+    return page(request, "login", next=next, wrong=False)
+
+
+@router.post("/login")
+def login(
+    request: Request,
+    service: TheService,
+    token: Annotated[str, Form(max_length=500)] = "",
+    next: Annotated[str, Form(max_length=500)] = "/",
+) -> Response:
+    """Open a session; the token itself is not kept, here or in the browser."""
+    session = service.tokens.open_session(token.strip())
+    if session is None:
+        return page(request, "login", 401, next=next, wrong=True)
+    local = next if next.startswith("/") and not next.startswith(("//", "/\\")) else "/"
+    response = RedirectResponse(local, 303)
+    response.set_cookie(
+        COOKIE,
+        session,
+        max_age=int(SESSION_SECONDS),
+        httponly=True,
+        samesite="strict",
+        secure=request.url.scheme == "https",
+    )
+    return response
+
+
+@router.post("/logout")
+def logout(request: Request, service: TheService) -> Response:
+    """End the session."""
+    session = session_of(request.headers)
+    if session:
+        service.tokens.close_session(session)
+    response = RedirectResponse("/login", 303)
+    response.delete_cookie(COOKIE)
+    return response
+
+
+@router.get("/static/{name}")
+def static(name: str) -> Response:
+    """Style, script and icon; their addresses change with their contents."""
+    found = static_file(name)
+    if found is None:
+        raise Refused(404, f"there is no file {name!r}")
+    content, kind = found
+    return Response(content, media_type=kind, headers={"Cache-Control": "public, max-age=31536000, immutable"})
+
+
+def page(request: Request, template: str, status: int = 200, **values: Any) -> Response:
+    """A page or a part of one, for whoever asks."""
+    caller = getattr(request.state, "caller", None)
+    known = {"caller": caller, "session": caller not in (None, LOCAL), "at": ""}
+    return HTMLResponse(render(template, **known | values), status)
+
+
+def install(app: FastAPI) -> None:
+    """Give the app its pages, and have people's mistakes there answered as pages."""
+    app.include_router(router)
+    app.state.error_page = error_page
+
+
+def error_page(request: Request, status: int, title: str, detail: str, problems: Sequence[str]) -> Response:
+    """A problem as a person reads it."""
+    return page(request, "error", status, title=title, detail=detail, problems=problems)
+
+
+def _editor(
+    request: Request, service: Service, recipe: str, problems: list[str] | None = None, status: int = 200
+) -> Response:
+    settings = service.settings
+    values = {"launchers": settings.launchers, "gpus": len(settings.gpus), "folders": settings.allow_tasks}
+    return page(request, "submit", status, recipe=recipe, form=RecipeForm(), problems=problems or [], **values)
+
+
+def _last_words(service: Service, job: Job) -> str:
+    """The end of the log, for those who wait or wonder."""
+    log = service.settings.folder(job.id) / "log.txt"
+    if job.state not in (*ACTIVE, "failed") or not log.is_file():
+        return ""
+    text, _ = read_log(service, job.id, max(0, log.stat().st_size - 4_000), 4_000)
+    return "\n".join(text.decode("utf-8", "replace").splitlines()[-_LAST_WORDS:])
+
+
+def _plain_token(token: str) -> str:
+    """A hub token as it may stand in a file: printable ASCII."""
+    stripped = token.strip()
+    if not (stripped.isascii() and stripped.isprintable()) or " " in stripped:
+        raise Refused(422, "the hub token has letters that no hub token has; copy it again")
+    return stripped

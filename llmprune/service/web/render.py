@@ -1,0 +1,84 @@
+"""Templates and static files of the pages."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from llmprune import __version__
+from llmprune.report.wording import change, duration, number, percent, plural
+from llmprune.schema import format_count, format_size
+from llmprune.service.terminal import doing
+from llmprune.service.web.compare import kept_of
+
+_STATIC = {
+    "style.css": (__package__, "static/style.css", "text/css; charset=utf-8"),
+    "app.js": (__package__, "static/app.js", "text/javascript; charset=utf-8"),
+    "icon.svg": (__package__, "static/icon.svg", "image/svg+xml"),
+    "htmx.js": ("js_lib_htmx", "static/htmx/htmx.min.js", "text/javascript; charset=utf-8"),
+}
+
+
+def render(template: str, **values: Any) -> str:
+    """A template as text."""
+    return _environment().get_template(f"{template}.html.j2").render(**values)
+
+
+@cache
+def static_file(name: str) -> tuple[bytes, str] | None:
+    """A static file and its type; None where there is none of this name."""
+    if name not in _STATIC:
+        return None
+    package, path, kind = _STATIC[name]
+    return files(package).joinpath(path).read_bytes(), kind
+
+
+def static_address(name: str) -> str:
+    """``/static/style.css?v=1f3a…``: another address for other contents."""
+    found = static_file(name)
+    assert found is not None, f"{name} is a static file"
+    return f"/static/{name}?v={hashlib.sha256(found[0]).hexdigest()[:12]}"
+
+
+def ago(moment: float | None) -> str:
+    """``3 min ago``: how long a moment is past, roughly."""
+    if moment is None:
+        return "–"
+    seconds = max(0.0, time.time() - moment)
+    for unit, size in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
+        if seconds >= size:
+            return f"{plural(int(seconds // size), unit)} ago"
+    return "just now"
+
+
+def clock(moment: float | None) -> str:
+    """``2026-01-31 14:05`` in the service's own zone."""
+    return "–" if moment is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(moment))
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("llmprune.service.web"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        ago=ago, clock=clock, change=change, duration=duration, number=number, percent=percent, size=format_size,
+        count=format_count, plural=plural,
+    )  # fmt: skip
+    environment.globals.update(
+        static=static_address,
+        version=__version__,
+        change=change,
+        doing=lambda job: doing(job.model_dump()),
+        kept=kept_of,
+    )
+    return environment

@@ -1,0 +1,77 @@
+"""Stands in for ``llmprune run RECIPE --output DIR``: the same files, signals and exit codes in a blink.
+
+Lines ``# fake KEY VALUE`` of the recipe say how it behaves: ``layers``, ``pause`` (seconds at each),
+``exit`` (its code), ``say`` (what it prints), ``deaf`` (1: ignores SIGTERM), ``leave`` (1: leaves a
+grandchild in a session of its own).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+def main() -> None:
+    """Do what the recipe's wishes say."""
+    recipe, folder = Path(sys.argv[2]), Path(sys.argv[4])
+    text = recipe.read_text(encoding="utf-8")
+    wish = dict(re.findall(r"^# fake (\w+) (.+)$", text, re.MULTILINE))
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            (folder / "TWICE").touch()
+            sys.exit("llmprune: another run is using it")
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if "deaf" in wish else lambda *_: sys.exit(143))
+        if "leave" in wish:
+            subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+        (folder / "arguments.json").write_text(json.dumps({"argv": sys.argv[1:], "cwd": os.getcwd()}))
+        print(wish.get("say", "working"), flush=True)
+        prune(folder, int(wish.get("layers", 2)), float(wish.get("pause", 0)))
+        if wish.get("exit", "0") in ("0", "3"):
+            finish(folder, text)
+        if wish.get("exit", "0") != "0":
+            print("llmprune: it went wrong as asked", file=sys.stderr)
+            sys.exit(int(wish["exit"]))
+
+
+def prune(folder: Path, layers: int, pause: float) -> None:
+    """Layer by layer; what is there already is not made again."""
+    partial = folder / "model.partial"
+    partial.mkdir(exist_ok=True)
+    begin = time.monotonic()
+    for layer in range(layers):
+        told = {"step": "pass 2: cut and refit", "done": layer, "total": layers, "seconds": time.monotonic() - begin}
+        beside = Path(os.environ["LLMPRUNE_PROGRESS"] + ".partial")
+        beside.write_text(json.dumps(told))
+        beside.replace(os.environ["LLMPRUNE_PROGRESS"])
+        path = partial / f"layer-{layer}"
+        if not path.exists():
+            time.sleep(pause)
+            path.with_suffix(".new").write_text(str(layer))
+            path.with_suffix(".new").rename(path)
+
+
+def finish(folder: Path, text: str) -> None:
+    """The products of a finished run; equal recipes give equal bytes."""
+    (folder / "model").mkdir(exist_ok=True)
+    (folder / "model" / "model.safetensors").write_bytes(hashlib.sha256(text.encode()).digest() * 64)
+    size = {"parameters": 100, "bytes": 400, "layers": 4}
+    smaller = {"parameters": 60, "bytes": 240, "layers": 3}
+    report = {"dense": size, "pruned": smaller, "perplexity": {"dense": 10.0, "pruned": 11.0}, "speed": None}
+    report |= {"mean_retention": 0.9, "gate": None}
+    (folder / "report.json").write_text(json.dumps(report))
+    (folder / "report.html").write_text("<!doctype html><title>report</title><p>the report")
+
+
+if __name__ == "__main__":
+    main()
