@@ -24,7 +24,6 @@ class Settings(BaseModel):
     allow_roots: tuple[Path, ...] = ()
     allow_tasks: tuple[Path, ...] = ()
     torchrun_options: tuple[str, ...] = ()
-    ray_address: str | None = None
     time_limit: float | None = None  # seconds; most and default of every job
     disk_quota: int | None = None  # bytes of all jobs together
     keep_days: float | None = None
@@ -49,7 +48,7 @@ class Settings(BaseModel):
     @property
     def launchers(self) -> tuple[str, ...]:
         """The launchers that jobs may ask for."""
-        return ("local", "torchrun") + (("ray",) if self.ray_address else ())
+        return ("local", "torchrun")
 
     def folder(self, job: str) -> Path:
         """Where a job's files lie."""

@@ -70,8 +70,7 @@ def submit(submission: Submission, caller: Caller, settings: Settings, jobs: Job
 
 def _request(submission: Submission, recipe: Recipe, caller: Caller, settings: Settings) -> JobRequest:
     problems = []
-    here = submission.launcher != "ray"
-    gpus = submission.gpus if submission.gpus is not None else min(1, len(settings.gpus)) if here else 0
+    gpus = submission.gpus if submission.gpus is not None else min(1, len(settings.gpus))
     if submission.launcher not in settings.launchers:
         problems.append(f"launcher: {submission.launcher!r} is not offered; choose {', '.join(settings.launchers)}")
     if submission.launcher == "local" and gpus > len(settings.gpus):

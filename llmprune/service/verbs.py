@@ -44,10 +44,6 @@ def serve(
     torchrun_options: Annotated[
         str | None, typer.Option(help="Options of torchrun for jobs of that launcher, such as those for several nodes.")
     ] = None,
-    ray_address: Annotated[
-        str | None,
-        typer.Option(help="Ray's dashboard, such as http://head:8265; then jobs may ask for the launcher ray."),
-    ] = None,
     time_limit: Annotated[float | None, typer.Option(min=1, help="Most seconds that a job may run.")] = None,
     disk_quota: Annotated[
         str | None,
@@ -85,7 +81,7 @@ def serve(
             data_dir=data_dir, host=host, port=port, host_names=tuple(host_name or ()), slots=slots, gpus=chosen,
             allow_roots=tuple(folder.resolve() for folder in allow_root or ()),
             allow_tasks=tuple(folder.resolve() for folder in allow_tasks or ()),
-            torchrun_options=options, ray_address=ray_address, time_limit=time_limit, disk_quota=quota,
+            torchrun_options=options, time_limit=time_limit, disk_quota=quota,
             keep_days=keep_days, keep_jobs=keep_jobs, max_queued=max_queued,
         )
     )  # fmt: skip
@@ -126,7 +122,7 @@ def submit(
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a key of the recipe; may be repeated.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="For people; default: from the recipe.")] = None,
-    launcher: Annotated[str | None, typer.Option(help="local, torchrun or ray.")] = None,
+    launcher: Annotated[str | None, typer.Option(help="local or torchrun.")] = None,
     gpus: Annotated[int | None, typer.Option(min=0, help="Default: 1 where there is one.")] = None,
     priority: Annotated[int | None, typer.Option(help="Higher goes first; above 0: admins only.")] = None,
     time_limit: Annotated[float | None, typer.Option(help="Seconds that it may run.")] = None,

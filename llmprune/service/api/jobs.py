@@ -51,7 +51,7 @@ def submit_job(
     caller: TheCaller,
     response: Response,
     name: Annotated[str | None, Query(min_length=1, max_length=120, description="For people.")] = None,
-    launcher: Annotated[str, Query(max_length=20, description="local, torchrun or ray.")] = "local",
+    launcher: Annotated[str, Query(max_length=20, description="local or torchrun.")] = "local",
     gpus: Annotated[int | None, Query(ge=0, le=1024, description="Default: 1 where there is one.")] = None,
     priority: Annotated[int, Query(ge=-100, le=100, description="Higher goes first; above 0: admins only.")] = 0,
     time_limit: Annotated[

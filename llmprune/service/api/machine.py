@@ -71,12 +71,12 @@ def queue(service: TheService, caller: TheCaller) -> Queue:
 def queue_of(service: Service) -> Queue:
     """The state of queue and devices."""
     running = service.jobs.in_states(*ACTIVE)
-    holders = {device: job.id for job in running if job.launcher != "ray" for device in job.devices}
+    holders = {device: job.id for job in running for device in job.devices}
     alive, full = heartbeat(service)
     return Queue(
         counts=service.jobs.counts(),
         slots=service.settings.slots,
-        slots_used=sum(not job.gpus and job.launcher != "ray" for job in running),
+        slots_used=sum(not job.gpus for job in running),
         devices=[Device(name=gpu, job=holders.get(gpu)) for gpu in service.settings.gpus],
         launchers=list(service.settings.launchers),
         supervisor_alive=alive,

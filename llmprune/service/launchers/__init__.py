@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from llmprune.service.launchers.base import Launcher
 from llmprune.service.launchers.local import Local
-from llmprune.service.launchers.ray import Ray
 from llmprune.service.launchers.torchrun import Torchrun
 from llmprune.service.settings import Settings
 
 
 def make_launchers(settings: Settings) -> dict[str, Launcher]:
     """Every launcher that the settings allow, by name."""
-    launchers: dict[str, Launcher] = {
+    return {
         "local": Local(settings.command),
         "torchrun": Torchrun(settings.command, settings.torchrun_options),
     }
-    if settings.ray_address:
-        launchers["ray"] = Ray(settings.command, settings.ray_address)
-    return launchers
