@@ -15,6 +15,7 @@ from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.proof import prove_twins, sizes_that_change
 from llmprune.anatomy.value import Anatomy
 from llmprune.criteria.base import TrialCriterion
+from llmprune.criteria.residual import Residual
 from llmprune.errors import ModelError, RecipeError
 from llmprune.evaluation.generation import require_windows
 from llmprune.evaluation.speed import require_positions
@@ -173,9 +174,10 @@ def _trials(recipe: Recipe, layers: int, remove: int) -> list[str]:
         return []
     windows, rounds = min(criterion.windows, samples), criterion.horizon(remove)
     passes = sum((layers - done) / 2 + 1 for done in range(rounds)) * windows / samples
+    refit = ", and a refit of every layer in each round" if isinstance(criterion, Residual) else ""
     return [
         f"depth.criterion {criterion.kind}: {rounds} round{'' if rounds == 1 else 's'} of trials on {windows} windows "
-        f"cost about {passes:.1f} forward passes over the calibration tokens"
+        f"cost about {passes:.1f} forward passes over the calibration tokens{refit}"
     ]
 
 

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from llmprune.cli import app
 from llmprune.errors import OutputError, RecipeError
 from llmprune.service.client import Client, ServiceError
+from llmprune.service.planner import Planner
 from llmprune.service.processes import marked
 from llmprune.service.server import serve
 from llmprune.service.settings import Settings
@@ -187,3 +188,15 @@ def wait_for(reached: Callable[[], object], seconds: float = 30.0) -> None:
     while not reached():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_an_idle_plan_worker_ends_and_another_answers_later(tmp_path: Path) -> None:
+    """The worker's memory is given back once nobody asks for plans; the next question starts it again."""
+    echo = (sys.executable, "-c", "import sys\nfor line in sys.stdin: print(line, end='', flush=True)")
+    planner = Planner(tmp_path, echo, idle=0.3)
+    assert planner.plan("a", ())["recipe"] == "a"
+    worker = planner._worker
+    assert worker is not None
+    assert worker.wait(10) is not None
+    assert planner.plan("b", ())["recipe"] == "b"
+    planner.close()

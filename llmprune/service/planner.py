@@ -34,7 +34,7 @@ class Planner:
         self.folder, self.command, self.limit, self.idle = folder, tuple(command), limit, idle
         self._turn = threading.Lock()
         self._worker: subprocess.Popen[bytes] | None = None
-        self._used = 0.0
+        self._timer: threading.Timer | None = None
         self._answers: OrderedDict[tuple[str, tuple[str, ...]], tuple[float, dict[str, Any]]] = OrderedDict()
 
     def plan(self, recipe: str, overrides: Sequence[str]) -> dict[str, Any]:
@@ -52,6 +52,7 @@ class Planner:
                 self._answers.popitem(last=False)
             return answer
         finally:
+            self._close_later()
             self._turn.release()
 
     def close(self) -> None:
@@ -61,13 +62,16 @@ class Planner:
             worker.kill()
             worker.communicate()
 
-    def close_if_idle(self) -> None:
-        """End the worker where nobody has asked for a while: it holds half a gigabyte."""
-        if (
-            self._worker is not None
-            and time.monotonic() - self._used > self.idle
-            and self._turn.acquire(blocking=False)
-        ):
+    def _close_later(self) -> None:
+        """End the worker where nobody asks for a while: it holds the better part of a gigabyte."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = threading.Timer(self.idle, self._close_if_free)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _close_if_free(self) -> None:
+        if self._turn.acquire(blocking=False):  # else a plan is being made, which sets the time anew
             try:
                 self.close()
             finally:
@@ -76,7 +80,6 @@ class Planner:
     def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
         try:
             line = self._talk(json.dumps(question).encode() + b"\n")
-            self._used = time.monotonic()
             answer: dict[str, Any] = json.loads(line)
             return answer
         except TimeoutError:
