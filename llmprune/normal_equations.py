@@ -100,6 +100,23 @@ class NormalEquations:
         by_fold = [tensor for fold in self._folds for tensor in fold]
         return [self._lost_FD, self._inherited_FD, *by_fold]
 
+    def take_off(self, weight_DF: Tensor) -> Tensor:
+        """Make the sums those of Y − X W₀ᵀ where ``update`` was given Y as inherited; returns XᵀX [F, F].
+
+        To be called once, before ``solve``: it is one product of small matrices in place of one for each token.
+        """
+        total_FF = torch.zeros_like(self._folds[0].gram_FF)
+        sketched_FS = weight_DF.T @ self._sketch_DS
+        for fold in self._folds:
+            mirror(fold.gram_FF)
+            total_FF += fold.gram_FF
+            written_FS = fold.gram_FF @ sketched_FS
+            energy = (written_FS * sketched_FS).sum() - 2 * (sketched_FS * fold.inherited_FS).sum()
+            fold.energy.add_(energy).clamp_(min=0)
+            fold.inherited_FS.sub_(written_FS)
+        self._inherited_FD.addmm_(total_FF, weight_DF.T, alpha=-1)
+        return total_FF
+
     def solve(self) -> Repair:
         """The repair; the sums are used up. Raises NumericalError where the equations have no stable solution."""
         assert self._folds, "solved after at least one batch"

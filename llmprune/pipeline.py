@@ -64,7 +64,7 @@ class Pruned:
     def from_json(cls, path: Path) -> Pruned:
         """Read the product file."""
         text = json.loads(path.read_text(encoding="utf-8"))
-        records = tuple(LayerRecord(**record) for record in text["records"])
+        records = tuple(LayerRecord.from_dict(record) for record in text["records"])
         return cls(records, Verified(**text["verified"]), Size(**text["size"]))
 
 
@@ -147,7 +147,7 @@ def _prune(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: Cut) -> Pru
     """Pass 2, the checkpoint, and its proof."""
     staging = folder.path / "model.partial"
     cut_files = file_fingerprint(folder.path / "cut.json", folder.path / "cut.safetensors")
-    settings = recipe.calibration.batch_size, recipe.refit, recipe.export
+    settings = recipe.calibration.batch_size, recipe.sparsity, recipe.refit, recipe.export
     origin = fingerprint(bench.identity, bench.windows_fingerprint, cut_files, *settings)
 
     def make(path: Path) -> Pruned:
@@ -173,7 +173,7 @@ def _write_checkpoint(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: 
     kv_groups = cut.kv_groups or (anatomy.heads.count if anatomy.heads else None)
     size = measure_size(pruned.skeleton, anatomy.widths | cut.widths, experts, kv_groups)
     writer = CheckpointWriter(snapshots.folder, pruned.skeleton, pruned.layers_path)
-    pruning = Pruning(bench.dense, pruned, bench.anatomy, cut, recipe.refit, writer.write_layer)
+    pruning = Pruning(bench.dense, pruned, anatomy, cut, recipe.refit, writer.write_layer, recipe.sparsity)
     with account(folder.steps, "pass 2", bench.windows.numel()):
         batch_size = recipe.calibration.batch_size
         store = bench.store(folder.path)

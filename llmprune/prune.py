@@ -10,7 +10,7 @@ Shapes: N windows, B batch, L sequence length, D hidden size, F neurons kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from llmprune.anatomy.selection import rows_of
 from llmprune.anatomy.value import Anatomy, MlpUnit
 from llmprune.cut import Cut, gap_after
+from llmprune.folds import Folds
 from llmprune.model.loading import tensors_of
 from llmprune.model.processes import from_first, is_first, share_of, sum_over_processes
 from llmprune.model.streams import Streams, StreamStore, Trail
@@ -25,11 +26,15 @@ from llmprune.model.walk import Decoder, Tensors, Walk, outputs_of, require_same
 from llmprune.normal_equations import NormalEquations, Repair
 from llmprune.progress import track
 from llmprune.readings import Reading, read_both, read_uncut
-from llmprune.refit import MOST_FOLDS, Refit
+from llmprune.refit import Refit
 from llmprune.residual import RelativeError, residual_scale
 from llmprune.scores import unit_key
-from llmprune.snapshots import LayerRecord, Snapshots
+from llmprune.snapshots import LayerRecord, MatrixRecord, Snapshots
+from llmprune.sparsifying import Sparsifier, Targets
+from llmprune.sparsity.section import Sparsity
 from llmprune.surgery import add_to_output
+
+Outputs = Iterator[tuple[int, Tensor]]  # batch number, hidden states
 
 
 class Pruning:
@@ -43,9 +48,10 @@ class Pruning:
         cut: Cut,
         refit: Refit | None,
         write: Callable[[int, Tensors], None],
+        sparsity: Sparsity | None = None,
     ) -> None:
         self.dense, self.pruned, self.anatomy, self.cut = dense, pruned, anatomy, cut
-        self.refit, self.write = refit, write
+        self.refit, self.write, self.sparsity = refit, write, sparsity
         self._scales: dict[str, float | None] = {}
         self._trail: Trail | None = None
 
@@ -65,18 +71,17 @@ class Pruning:
         """
         self._trail = store.trail if store else None
         mine_NL = share_of(windows_NL)
-        folds_N = folds_of(len(windows_NL), sources_N)
-        self._num_folds = int(folds_N.max()) + 1
-        self._folds = torch.split(share_of(folds_N), batch_size)
+        self._folds = Folds(len(windows_NL), sources_N, batch_size)
         target = Walk(self.dense, mine_NL, batch_size, store)
         stream = Walk(self.pruned, mine_NL, batch_size, store)
         require_same_calls(target, stream, self.cut.layers)
         records = snapshots.records() if snapshots else []
         if snapshots:
             self._scales = snapshots.scales
+        self._sparsifier = self._make_sparsifier()
         if snapshots and records:
             snapshots.restore(len(records), target.streams, stream.streams)
-        else:
+        elif self._needs_dense():
             for index in range(self.cut.layers[0]):
                 self._pass_dense(target, index)
         for new in track(range(len(records), len(self.cut.layers)), "pass 2: cut and refit"):
@@ -85,7 +90,21 @@ class Pruning:
                 snapshots.keep(records, target.streams, stream.streams)
         return records, stream
 
+    def _make_sparsifier(self) -> Sparsifier | None:
+        if self.sparsity is None:
+            return None
+        experts = self.cut.num_experts or (self.anatomy.experts.count if self.anatomy.experts else None)
+        return Sparsifier(self.sparsity, self.refit, self.anatomy, experts, self._folds, self._scales)
+
+    def _needs_dense(self) -> bool:
+        """Whether something is measured against the dense stream: a cut, or the refit of sparse matrices."""
+        return self._sparsifier is None or self._sparsifier.refit is not None or not self.cut.is_empty
+
     def _prune_layer(self, new: int, target: Walk, stream: Walk) -> LayerRecord:
+        if self._sparsifier and self._sparsifier.refit is not None:
+            return self._sparsify_towards(self._sparsifier, new, target, stream)
+        if not self._needs_dense():
+            return self._sparsify_alone(new, target, stream)
         old = self.cut.layers[new]
         unit, gap = self._refit_unit(old), gap_after(self.cut.layers, new, self.cut.num_layers)
         wanted = self._pass_dense(target, old)
@@ -112,15 +131,55 @@ class Pruning:
         with self.pruned.layer(new) as layer:
             if repair is not None and unit is not None and repair.delta_DF is not None:
                 add_to_output(layer, unit, repair.delta_DF)
-            error = self._advance(new, layer, target, stream)
-            self._write(new, tensors_of(layer))
-        self.pruned.forget()
+            error, matrices = self._finish(new, layer, target, stream)
         heads_held_out = heads.held_out if heads else None
         if repair is None:
-            return LayerRecord(old, error, None, heads_held_out=heads_held_out)
+            return LayerRecord(old, error, None, heads_held_out=heads_held_out, matrices=matrices)
         return LayerRecord(
-            old, error_cut, error, repair.ridge, repair.inherited, repair.held_out, heads_held_out=heads_held_out
+            old, error_cut, error, repair.ridge, repair.inherited, repair.held_out, heads_held_out, matrices
         )
+
+    def _finish(
+        self, new: int, layer: nn.Module, target: Walk | None, stream: Walk
+    ) -> tuple[float | None, tuple[MatrixRecord, ...]]:
+        """Make the layer sparse where that is asked for, run it, and write it."""
+        matrices: tuple[MatrixRecord, ...] = ()
+        outputs: Outputs = ((batch, output_BLD) for batch, _, output_BLD in stream.outputs(new, layer))
+        if self._sparsifier:
+            order, _ = self._sparsifier.outline(stream, new, layer, self.cut.layers[new])
+            staged, matrices, _ = self._sparsifier.prune(stream, new, layer, order, (), None)
+            outputs = staged.outputs()
+        error = self._advance(outputs, target, stream)
+        self._write(new, tensors_of(layer))
+        self.pruned.forget()
+        return error, matrices
+
+    def _sparsify_alone(self, new: int, target: Walk, stream: Walk) -> LayerRecord:
+        """Make a layer sparse that nothing was cut from, without a look at the dense stream."""
+        with self.pruned.layer(new) as layer:
+            _, matrices = self._finish(new, layer, None, stream)
+        return LayerRecord(self.cut.layers[new], None, None, matrices=matrices)
+
+    def _sparsify_towards(self, sparsifier: Sparsifier, new: int, target: Walk, stream: Walk) -> LayerRecord:
+        """Cut a layer, make it sparse, and repair it for both at once."""
+        old = self.cut.layers[new]
+        targets = Targets(target.streams)
+        with self.dense.layer(old) as layer:
+            order, writers = sparsifier.outline(target, old, layer, old)
+            with sparsifier.listening(target, layer, writers, targets):
+                target.pass_through(old, layer)
+        self.pruned.tensors(new)  # cut out of the dense layer while that is at hand, and held
+        self.dense.forget()
+        for index in gap_after(self.cut.layers, new, self.cut.num_layers):
+            self._pass_dense(target, index)
+        with self.pruned.layer(new) as layer:
+            staged, matrices, repair = sparsifier.prune(stream, new, layer, order, writers, targets)
+            error = self._advance(staged.outputs(), target, stream)
+            self._write(new, tensors_of(layer))
+        self.pruned.forget()
+        if repair is None:
+            return LayerRecord(old, error, None, matrices=matrices)
+        return LayerRecord(old, None, error, repair.ridge, repair.inherited, repair.held_out, matrices=matrices)
 
     def _write(self, new: int, tensors: Tensors) -> None:
         if is_first():
@@ -128,6 +187,8 @@ class Pruning:
 
     def _is_untouched(self, new: int) -> bool:
         """Whether nothing is cut up to this layer and in the gap after it: then both streams are one."""
+        if self._sparsifier:
+            return False
         first_gap = next((index for index in range(self.cut.num_layers) if index not in self.cut.layers), None)
         old = self.cut.layers[new]
         narrowed = any(self._narrowed(index) for index in self.cut.layers[: new + 1])
@@ -168,7 +229,7 @@ class Pruning:
             return None
         output = unit.tensors[-1]
         keep_K = rows_of(keep_G, uncut[output.name].shape[output.dim], output)
-        equations = self.refit.open(self._num_folds)
+        equations = self.refit.open(self._folds.count)
         with self.dense.layer(old, uncut) as layer:
             for reading in read_uncut(stream, new, layer, unit, keep_K, 1.0):
                 lost_BLD = reading.full_BLD.float() - reading.cut_BLD.float()
@@ -183,13 +244,8 @@ class Pruning:
 
     def _add(self, equations: NormalEquations, reading: Reading, lost_BLD: Tensor, inherited_BLD: Tensor) -> None:
         """Take a batch into the sums of each fold that has windows in it."""
-        folds_B = self._folds[reading.batch]
-        found = set(folds_B.tolist())
-        for fold in found:
-            rows = (folds_B == fold).to(lost_BLD.device) if len(found) > 1 else slice(None)  # which copies nothing
-            input_TF, lost_TD, inherited_TD = (
-                part[rows].flatten(0, 1) for part in (reading.input_BLF, lost_BLD, inherited_BLD)
-            )
+        parts = self._folds.parts(reading.batch, reading.input_BLF, lost_BLD, inherited_BLD)
+        for fold, (input_TF, lost_TD, inherited_TD) in parts:
             equations.update(input_TF, lost_TD, inherited_TD, fold)
 
     def _solve(
@@ -206,7 +262,7 @@ class Pruning:
         assert self.refit is not None
         old = self.cut.layers[new]
         key = unit_key(old, unit.path)
-        equations, error = self.refit.open(self._num_folds), RelativeError()
+        equations, error = self.refit.open(self._folds.count), RelativeError()
         with self.dense.layer(old, uncut) as layer:
             scale = self._scale_of(old, unit)
             if scale is not None and self._narrowed(old) <= {key}:
@@ -229,11 +285,15 @@ class Pruning:
         sum_over_processes([*equations.sums(), *error.sums()])
         return equations.solve(), error.value()
 
-    def _advance(self, new: int, layer: nn.Module, target: Walk, stream: Walk) -> float:
+    def _advance(self, outputs: Outputs, target: Walk | None, stream: Walk) -> float | None:
+        """Move the pruned stream on; returns its relative error, where there is a dense one to compare with."""
         error = RelativeError()
-        for batch, _, output_BLD in stream.outputs(new, layer):
-            error.update(target.streams[batch].to(output_BLD.device) - output_BLD, target.streams[batch])
+        for batch, output_BLD in outputs:
+            if target is not None:
+                error.update(target.streams[batch].to(output_BLD.device) - output_BLD, target.streams[batch])
             stream.advance(batch, output_BLD)
+        if target is None:
+            return None
         sum_over_processes(error.sums())
         return error.value()
 
@@ -249,13 +309,6 @@ class Pruning:
         if kind not in self._scales:
             self._scales[kind] = from_first(residual_scale(walk, index, layer, layer.get_submodule(unit.output)))
         return self._scales[kind]
-
-
-def folds_of(windows: int, sources_N: Tensor | None) -> Tensor:
-    """Which windows are judged together on a solve without them, int64 [N]: those of one source, or two halves."""
-    if sources_N is not None and len(set(sources_N.tolist())) > 1:
-        return sources_N % MOST_FOLDS
-    return torch.arange(windows) * 2 // max(windows, 2)
 
 
 def _kind(layer: nn.Module, unit: MlpUnit) -> str:

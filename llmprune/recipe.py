@@ -35,6 +35,7 @@ from llmprune.problems import describe_problems, short
 from llmprune.refit import Refit
 from llmprune.remote import has_token
 from llmprune.schema import Section
+from llmprune.sparsity.section import Sparsity
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -116,6 +117,7 @@ class Recipe(Section):
     depth: Depth | None = Field(None, description="Layers to remove; left out: none.")
     width: Width | None = Field(None, description="MLP neurons and attention heads to keep; left out: all.")
     experts: Experts | None = Field(None, description="Experts to remove; left out: none.")
+    sparsity: Sparsity | None = Field(None, description="Weights made zero in what stays; left out: none.")
     refit: Annotated[Refit | None, BeforeValidator(_settings_or_false)] = Field(
         Refit(), description="Closed-form repair; false: none."
     )

@@ -12,6 +12,7 @@ import json
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from llmprune.files import write_text
 from llmprune.model.processes import all_agree, count, from_first, is_first, rank
@@ -21,19 +22,39 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True)
+class MatrixRecord:
+    """A matrix that was made sparse: the share of its weights that stay, and the relative error of what it writes.
+
+    The error is against what the matrix would write with all its weights, on the calibration text; None where the
+    method reads no XᵀX to tell it from.
+    """
+
+    name: str
+    kept: float
+    error: float | None
+
+
+@dataclass(frozen=True)
 class LayerRecord:
     """Relative error of the hidden states after a kept layer (and its gap), before and after its refit.
 
     ``ridge``, ``inherited`` and ``held_out`` are those of its ``Repair``; no ridge: it was better left as it is.
+    ``error_cut`` is None where the dense hidden states were not needed.
     """
 
     layer: int
-    error_cut: float
+    error_cut: float | None
     error_refit: float | None
     ridge: float | None = None
     inherited: float | None = None
     held_out: float | None = None
     heads_held_out: float | None = None  # of the attention's output projection, where heads went
+    matrices: tuple[MatrixRecord, ...] = ()
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> LayerRecord:
+        """Read back what ``dataclasses.asdict`` wrote to JSON."""
+        return cls(**values | {"matrices": tuple(MatrixRecord(**one) for one in values["matrices"])})
 
 
 def boot() -> str:
@@ -87,4 +108,4 @@ class Snapshots:
             return [], {}
         if any(text.get(key) != value for key, value in self._key.items()):
             return [], {}
-        return [LayerRecord(**record) for record in text["records"]], text["scales"]
+        return [LayerRecord.from_dict(record) for record in text["records"]], text["scales"]

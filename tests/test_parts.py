@@ -10,8 +10,8 @@ import torch
 from llmprune.criteria import Activation, BlockInfluence
 from llmprune.cut import Cut, choose_highest, choose_layers, gap_after, kept_share, round_width, width_step
 from llmprune.errors import NumericalError, RecipeError
+from llmprune.folds import folds_of
 from llmprune.normal_equations import Repair
-from llmprune.prune import folds_of
 from llmprune.refit import Refit
 from llmprune.scores import Scores
 

@@ -42,3 +42,14 @@ def quick_products() -> Iterator[None]:
     """While it lasts, linear layers in half precision take the quicker way."""
     with _ThroughFloat32():
         yield
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """While it lasts, torch computes in one thread: many small steps wait for each other longer than they take."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

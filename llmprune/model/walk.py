@@ -162,15 +162,25 @@ class Walk:
 
         The streams stay as they are: ``advance`` sets them. Raises NumericalError on NaN or infinity.
         """
-        for batch, (stream_BLD, calls) in enumerate(zip(self.streams, self.calls, strict=True)):
+        for batch, stream_BLD in enumerate(self.streams):
             hidden_BLD = stream_BLD.to(self.decoder.device_of(index))
-            output_BLD = calls[index].run(layer, hidden_BLD)
-            if not torch.isfinite(output_BLD).all():
-                raise NumericalError(
-                    f"layer {index} puts out NaN or infinity for calibration batch {batch}; "
-                    "try model.dtype: float32 or bfloat16, and check the checkpoint's weights"
-                )
-            yield batch, hidden_BLD, output_BLD
+            yield batch, hidden_BLD, self.output(batch, index, layer, hidden_BLD)
+
+    @torch.no_grad()
+    def output(self, batch: int, index: int, layer: nn.Module, hidden_BLD: Tensor | None = None) -> Tensor:
+        """Hidden states [B, L, D] of one batch after one layer, from its stream or from these before it.
+
+        Raises NumericalError on NaN or infinity.
+        """
+        if hidden_BLD is None:
+            hidden_BLD = self.streams[batch].to(self.decoder.device_of(index))
+        output_BLD = self.calls[batch][index].run(layer, hidden_BLD)
+        if not torch.isfinite(output_BLD).all():
+            raise NumericalError(
+                f"layer {index} puts out NaN or infinity for calibration batch {batch}; "
+                "try model.dtype: float32 or bfloat16, and check the checkpoint's weights"
+            )
+        return output_BLD
 
     def advance(self, batch: int, output_BLD: Tensor) -> None:
         """Make these the hidden states before the next layer."""
@@ -178,10 +188,14 @@ class Walk:
 
     def copy(self) -> Streams:
         """The streams as they are now, kept where streams are."""
-        copied = self._store.open(self.streams[0], sum(map(len, self.batches)))
+        copied = self.room(self.streams[0])
         for hidden_BLD in self.streams:
             copied.append(hidden_BLD)
         return copied
+
+    def room(self, first_BLX: Tensor) -> Streams:
+        """Room for values of every batch, shaped like these of the first, kept where streams are."""
+        return self._store.open(first_BLX, sum(map(len, self.batches)))
 
     def pass_through(self, index: int, layer: nn.Module) -> None:
         """Run every batch through the layer."""

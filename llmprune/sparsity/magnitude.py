@@ -1,0 +1,34 @@
+"""The largest weights stay (Han et al., "Learning both weights and connections", arXiv 1506.02626).
+
+    score of weight w = |w|
+
+It reads no calibration text, and ruins language models: some inputs are a thousand times
+larger than others. It is here to be compared with.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from llmprune.sparsity.base import Needs, SparsityMethod
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from llmprune.sparsity.pattern import Pattern
+
+
+class Magnitude(SparsityMethod):
+    """``method: {kind: magnitude}``."""
+
+    needs: ClassVar[Needs] = "nothing"
+
+    kind: Literal["magnitude"] = "magnitude"
+    refit: bool = Field(False, description="Solve what stays again by least squares.")
+
+    def prune(self, weight_OI: Tensor, sums: Tensor | None, pattern: Pattern) -> tuple[Tensor, Tensor]:
+        """Keep the largest of each group."""
+        mask_OI = pattern.mask(weight_OI.abs())
+        return weight_OI * mask_OI, mask_OI

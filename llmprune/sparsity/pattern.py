@@ -1,0 +1,92 @@
+"""Which weights of a matrix may stay: N of every M along its inputs, or a share of each output's.
+
+Sparse tensor cores read 2:4 along the dimension that a product sums over (Mishra et al., arXiv 2104.08378): the
+inputs of a matrix that is applied as x Wᵀ.
+
+Shapes: O outputs of a matrix, I inputs, G groups of M neighbouring inputs.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """``kept`` of every ``of`` inputs; without ``of``: of each output, all but a ``share`` of its inputs."""
+
+    kept: int = 0
+    of: int | None = None
+    share: float = 0.0
+
+    @classmethod
+    def parse(cls, value: str | float) -> Pattern:
+        """From ``"2:4"`` or ``0.5``. Raises ValueError."""
+        if isinstance(value, int | float):
+            if not 0 < value < 1:
+                raise ValueError(f"{value:g} is no share of weights to remove; give one between 0 and 1, or N:M")
+            return cls(share=float(value))
+        found = re.fullmatch(r"\s*(\d{1,4}):(\d{1,4})\s*", value)
+        if found is None:
+            raise ValueError(f'{value!r} is neither N:M, such as "2:4", nor a share of weights to remove, such as 0.5')
+        kept, of = int(found[1]), int(found[2])
+        if not 0 < kept < of:
+            raise ValueError(f"{value}: {kept} of every {of} weights cannot stay; N is at least 1 and below M")
+        return cls(kept, of)
+
+    @property
+    def removed(self) -> float:
+        """The share of weights that go."""
+        return self.share if self.of is None else 1 - self.kept / self.of
+
+    @property
+    def on_hardware(self) -> bool:
+        """Whether it is the pattern that sparse tensor cores run."""
+        return (self.kept, self.of) == (2, 4)
+
+    def __str__(self) -> str:
+        return f"{self.share:g}" if self.of is None else f"{self.kept}:{self.of}"
+
+    def refusal(self, outputs: int, inputs: int) -> str | None:
+        """Why a matrix of this shape cannot have the pattern; None where it can.
+
+        For 2:4 that is also what ``torch.sparse.to_sparse_semi_structured`` refuses of 16-bit matrices.
+        """
+        if self.of is not None and inputs % self.of:
+            return f"its {inputs} inputs are no multiple of {self.of}"
+        if self.on_hardware and (outputs % 32 or inputs % 64):
+            return f"hardware takes multiples of 32 outputs and 64 inputs, and it has {outputs} and {inputs}"
+        return None
+
+    def kept_inputs(self, inputs: int) -> int:
+        """How many inputs of each output stay."""
+        return inputs - round(self.share * inputs) if self.of is None else inputs // self.of * self.kept
+
+    def mask(self, scores_OI: Tensor) -> Tensor:
+        """What stays, bool [O, I]: the highest scores of each group, or of each output."""
+        import torch
+
+        outputs, inputs = scores_OI.shape
+        group, kept = (inputs, self.kept_inputs(inputs)) if self.of is None else (self.of, self.kept)
+        scores_OGM = scores_OI.reshape(outputs, -1, group)
+        highest = scores_OGM.topk(kept, dim=-1, sorted=False).indices
+        mask_OGM = torch.zeros_like(scores_OGM, dtype=torch.bool).scatter_(-1, highest, value=True)
+        return mask_OGM.view(outputs, inputs)
+
+    def violations(self, weight_OI: Tensor) -> int:
+        """How many groups (without groups: outputs) have more weights other than zero than the pattern lets stay."""
+        outputs, inputs = weight_OI.shape
+        group, kept = (inputs, self.kept_inputs(inputs)) if self.of is None else (self.of, self.kept)
+        present_OG = (weight_OI != 0).reshape(outputs, -1, group).sum(-1)
+        return int((present_OG > kept).sum())
+
+    def towards(self, part: float) -> Pattern:
+        """The pattern with only this part of its weights gone, in whole weights of each group."""
+        if self.of is None:
+            return Pattern(share=self.share * part)
+        return Pattern(self.of - round((self.of - self.kept) * part), self.of)

@@ -1,0 +1,54 @@
+"""The weights that stay, solved again where they are: least squares on a fixed support.
+
+    minimise over W, zero outside the mask   tr((W − W*) A (W − W*)ᵀ)        A = XᵀX + μI
+
+W* is what the matrix would be if nothing had to go: its dense weights, or those of the refit towards the dense
+hidden states, for then this is the refit's own sum of squares but for a constant. Each output is a system of its
+own with a matrix of its own (the rows and columns of A that it keeps), so that no factor serves two; conjugate
+gradients on all outputs at once need one product with A a step (as ALPS ends, arXiv 2406.07831), are scaled by
+diag(A), and never leave the support. Starting from the method's weights, few steps are enough.
+
+Shapes: O outputs of a matrix, I inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def solve_on_support(weight_OI: Tensor, mask_OI: Tensor, gram_II: Tensor, wanted_OI: Tensor, steps: int) -> Tensor:
+    """The weights after so many steps from ``weight_OI``, float32; of no step is the error more than before it.
+
+    ``gram_II``: A above, symmetric and positive definite; ``wanted_OI``: W*.
+    """
+    scales_I = gram_II.diagonal()
+    weight_OI = weight_OI * mask_OI
+    residual_OI = (wanted_OI - weight_OI) @ gram_II * mask_OI
+    scaled_OI = residual_OI / scales_I
+    direction_OI = scaled_OI.clone()
+    steepness_O1 = (residual_OI * scaled_OI).sum(1, keepdim=True)
+    for _ in range(steps):
+        change_OI = (direction_OI @ gram_II).mul_(mask_OI)
+        curvature_O1 = (direction_OI * change_OI).sum(1, keepdim=True)
+        length_O1 = steepness_O1 / curvature_O1.clamp_min(1e-30)
+        weight_OI.addcmul_(length_O1, direction_OI)
+        residual_OI.addcmul_(length_O1, change_OI, value=-1)
+        scaled_OI = residual_OI / scales_I
+        before_O1, steepness_O1 = steepness_O1, (residual_OI * scaled_OI).sum(1, keepdim=True)
+        direction_OI.mul_(steepness_O1 / before_O1.clamp_min(1e-30)).add_(scaled_OI)
+    return weight_OI
+
+
+def relative_errors(weight_OI: Tensor, wanted_OI: Tensor, gram_II: Tensor, outputs: Sequence[int]) -> list[float]:
+    """‖X (W − W*)ᵀ‖ / ‖X W*ᵀ‖ of each of the matrices that were joined along their outputs, from XᵀX alone."""
+    import torch
+
+    difference_OI = weight_OI - wanted_OI
+    lost_O = ((difference_OI @ gram_II) * difference_OI).sum(1)
+    total_O = ((wanted_OI @ gram_II) * wanted_OI).sum(1)
+    pairs = zip(torch.split(lost_O, list(outputs)), torch.split(total_O, list(outputs)), strict=True)
+    return [float((lost.sum() / total.sum().clamp_min(1e-30)).clamp_min(0).sqrt()) for lost, total in pairs]
