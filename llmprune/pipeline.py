@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llmprune.accounting import FORWARD, account, compare_with_forward, plain_forward
+from llmprune.anatomy.projections import projections_of
 from llmprune.calibration import fingerprint_tokens
 from llmprune.choosing import check_calibration, find_cut, find_scores
 from llmprune.cut import Cut
-from llmprune.errors import GateNotMet
+from llmprune.errors import GateNotMet, ModelError
 from llmprune.evaluation.gate import judge
 from llmprune.evaluation.harness import subject
 from llmprune.evaluation.measure import Measured, measure
@@ -25,20 +27,23 @@ from llmprune.model.loading import dense_decoder, load_model, tensors_of
 from llmprune.model.processes import count, from_first, is_first, launched, local_device
 from llmprune.model.saving import CheckpointWriter
 from llmprune.model.source import ModelSource
-from llmprune.model.verify import Probe, Verified, verify
+from llmprune.model.verify import Probe, SparseClaim, Verified, verify
+from llmprune.model.walk import Decoder
 from llmprune.plan import Plan, measure_size, plan_with_anatomy
 from llmprune.progress import quiet_libraries
 from llmprune.prune import Pruning
 from llmprune.publishing import publish_once
 from llmprune.recipe import Recipe, refuse_tokens
 from llmprune.remote import guard_logs, resolve
-from llmprune.report.compose import layer_figures, now, provenance, unrouted
+from llmprune.report.compose import layer_figures, now, provenance, sparsity_figures, unrouted, verification_figures
 from llmprune.report.page import render_page
-from llmprune.report.value import Report, Size, StabilityFigures, VerificationFigures
+from llmprune.report.value import Report, Size, StabilityFigures
 from llmprune.report.wording import describe_verdict
 from llmprune.run_folder import TASKS, TRAIL, RunFolder, file_fingerprint, fingerprint
 from llmprune.scores import Scores
 from llmprune.snapshots import LayerRecord, Snapshots
+from llmprune.sparsity.pattern import ROUNDING
+from llmprune.sparsity.section import Sparsity
 from llmprune.surgery import cut_decoder
 from llmprune.workbench import Workbench
 
@@ -65,7 +70,7 @@ class Pruned:
         """Read the product file."""
         text = json.loads(path.read_text(encoding="utf-8"))
         records = tuple(LayerRecord.from_dict(record) for record in text["records"])
-        return cls(records, Verified(**text["verified"]), Size(**text["size"]))
+        return cls(records, Verified.from_dict(text["verified"]), Size(**text["size"]))
 
 
 def run(
@@ -186,10 +191,28 @@ def _write_checkpoint(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: 
             writer.finish(recipe.export.max_shard_size, bench.tokenizer)
         with account(folder.steps, "verification"):
             trust = recipe.model.trust_remote_code
-            verified = verify(writer.folder, probe, size.parameters, bench.model.dtype, trust)
+            claim = _claim(recipe.sparsity, pruned, records) if recipe.sparsity else None
+            verified = verify(writer.folder, probe, size.parameters, bench.model.dtype, trust, claim)
     verified = from_first(verified)
     assert verified is not None, "the first process verifies or raises"
     return Pruned(tuple(records), verified, size)
+
+
+def _claim(sparsity: Sparsity, pruned: Decoder, records: Sequence[LayerRecord]) -> SparseClaim:
+    """What the saved file must hold. Raises ModelError where no matrix could be made sparse."""
+    matrices = []
+    weights = 0
+    for index, record in enumerate(records):
+        projections = {one.name: one for one in projections_of(pruned.layers[index])}
+        for matrix in record.matrices:
+            one = projections[matrix.name]
+            matrices.append((f"{pruned.layers_path}.{index}.{one.name}", one.transposed))
+            weights += one.outputs * one.inputs
+    if not matrices:
+        raise ModelError("no matrix was made sparse: this model calls none of them exactly once; remove sparsity")
+    pattern = sparsity.parsed
+    least = 0 if pattern.of else int(weights * (pattern.share - ROUNDING))
+    return SparseClaim(tuple(matrices), weights, pattern.kept, pattern.of, least)
 
 
 def _measure(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: Cut) -> Measured:
@@ -208,7 +231,7 @@ def _measure(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: Cut) -> M
         dense_subject = subject(recipe.model, bench.tokenizer, lambda: bench.model)
         pruned_subject = subject(source, bench.tokenizer, lambda: pruned, folder.path / TASKS)
         cut_only = None
-        if recipe.refit and not cut.is_empty and recipe.evaluation.perplexity:
+        if (recipe.refit or recipe.sparsity) and not cut.is_empty and recipe.evaluation.perplexity:
             cut_only = cut_decoder(bench.dense, bench.model, bench.anatomy, cut)
         decoders = (bench.dense, cut_only, dense_decoder(pruned))
         with account(folder.steps, "evaluation"):
@@ -265,6 +288,9 @@ def _report(
         dense=plan.dense,
         pruned=pruned.size,
         layers=layer_figures(bench.anatomy, scores, cut, records),
+        sparsity=sparsity_figures(
+            recipe.sparsity, plan.sparsity.skipped if plan.sparsity else (), pruned.verified.sparse
+        ),
         stability=stability,
         perplexity=measured.perplexity,
         divergence=measured.divergence,
@@ -275,7 +301,7 @@ def _report(
         generation=measured.generation,
         speed=measured.speed,
         gate=judge(gate, comparison),
-        verification=VerificationFigures(**asdict(pruned.verified)),
+        verification=verification_figures(pruned.verified),
         steps=compare_with_forward(folder.steps),
         warnings=tuple(warnings),
         files={

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llmprune.anatomy.blueprint import Config, build_blueprint, find_layers, quiet_transformers, text_config
 from llmprune.anatomy.discovery import discover
+from llmprune.anatomy.projections import projections_of
 from llmprune.anatomy.proof import prove_twins, sizes_that_change
 from llmprune.anatomy.value import Anatomy
 from llmprune.criteria.base import TrialCriterion
@@ -26,7 +27,14 @@ from llmprune.report.value import Figures, Size
 from llmprune.report.wording import ranges
 from llmprune.schema import format_size
 from llmprune.surgery import cut_config
-from llmprune.targets import planned_experts, planned_heads, planned_layers, planned_widths
+from llmprune.targets import (
+    SparsityPlan,
+    planned_experts,
+    planned_heads,
+    planned_layers,
+    planned_sparsity,
+    planned_widths,
+)
 
 
 class Memory(Figures):
@@ -57,6 +65,7 @@ class Plan(Figures):
     keep_widths: dict[str, int]  # by config field
     keep_experts: int | None
     keep_kv_groups: int | None  # of attention heads, in each layer
+    sparsity: SparsityPlan | None = None
     calibration: tuple[int, int]  # windows, tokens in each
     memory: Memory
     disk: int  # bytes of the result
@@ -89,6 +98,11 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
     dense = build_blueprint(config, dtype, trust)
     pruned = build_blueprint(cut_config(config, anatomy, keep, widths, experts, kv_groups), dtype, trust)
     prove_twins(dense, pruned, keep, sizes_that_change(anatomy, widths, experts, kv_groups))
+    sparsity = planned_sparsity(
+        recipe.sparsity, find_layers(pruned)[1], experts, recipe.calibration.shape(), recipe.refit is not None
+    )
+    notes += [f"stays dense: {said}" for said in sparsity.skipped] if sparsity else []
+    notes += _experts_stay_dense(pruned) if sparsity else []
     exact = _exact(recipe.depth, dense)
     if not exact:
         notes.append("layers differ in size: the sizes are those of a cut from the middle, until the scores are known")
@@ -120,6 +134,7 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
         keep_widths=widths,
         keep_experts=experts,
         keep_kv_groups=kv_groups,
+        sparsity=sparsity,
         calibration=recipe.calibration.shape(),
         memory=memory,
         disk=_bytes(pruned),
@@ -151,6 +166,13 @@ def measure_size(
         kv_groups=kv_groups,
         kv_bytes_per_token=_cache_bytes_per_token(model),
     )
+
+
+def _experts_stay_dense(pruned: PreTrainedModel) -> list[str]:
+    stacked = sorted(
+        {name for layer in find_layers(pruned)[1] for name, tensor in layer.named_parameters() if tensor.ndim == 3}
+    )
+    return [f"stays dense, for each expert sees other tokens: {', '.join(stacked)}"] if stacked else []
 
 
 def _not_refit(anatomy: Anatomy) -> list[str]:
@@ -259,6 +281,7 @@ def _memory(
     kept = anatomy.widths | widths
     inputs = max((unit.times * kept[unit.field] for units in anatomy.units for unit in units if unit.refit), default=0)
     inputs = inputs if recipe.refit else 0
+    sparse = _sparse_statistics(recipe, pruned)
     scored = max((unit.times * anatomy.widths[unit.field] for units in anatomy.units for unit in units), default=0)
     folds = recipe.refit.folds(len(recipe.calibration.text_sources())) if recipe.refit else 1
     return Memory(
@@ -266,10 +289,19 @@ def _memory(
         layer=_largest(find_layers(dense)[1]) + _largest(find_layers(pruned)[1]),
         streams=(2 * samples + _tried(recipe, anatomy.num_layers)) * _stream(recipe, dense),
         statistics=max(
-            4 * inputs * (inputs * (folds + 1) + hidden * 4),
+            4 * inputs * (inputs * (folds + 1) + hidden * 4) + sparse,
             recipe.width.criterion.memory(scored) if recipe.width else 0,
         ),
     )
+
+
+def _sparse_statistics(recipe: Recipe, pruned: PreTrainedModel) -> int:
+    """Bytes of XᵀX, its factor, and the weights that are tried, of the largest projection that is made sparse."""
+    sparsity = recipe.sparsity
+    if sparsity is None or sparsity.method.sums(recipe.refit is not None and sparsity.method.refit) != "gram":
+        return 0
+    projections = [one for layer in find_layers(pruned)[1] for one in projections_of(layer)]
+    return max(4 * one.inputs * (2 * one.inputs + 6 * one.outputs) for one in projections if sparsity.names(one))
 
 
 def _stream(recipe: Recipe, dense: PreTrainedModel) -> int:

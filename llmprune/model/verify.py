@@ -48,6 +48,49 @@ class Probe:
 
 
 @dataclass(frozen=True)
+class SparseCounts:
+    """What the saved file's sparse matrices hold, all together; ``violations``: groups that break the pattern."""
+
+    matrices: int
+    weights: int
+    zeros: int
+    groups: int
+    violations: int
+
+
+@dataclass(frozen=True)
+class SparseClaim:
+    """What the saved file is to hold: matrices by their full names, whether they are stored [inputs, outputs].
+
+    ``kept`` of every ``of`` inputs stay; without groups (``of`` None) at least ``zeros`` weights are zero in all.
+    """
+
+    matrices: tuple[tuple[str, bool], ...] = ()
+    weights: int = 0
+    kept: int = 0
+    of: int | None = None
+    zeros: int = 0
+
+    def counted(self, counts: list[list[int]]) -> SparseCounts | None:
+        """The counts (zeros, groups, violating groups of each matrix) together."""
+        if not self.matrices:
+            return None
+        zeros, groups, violations = (sum(column) for column in zip(*counts, strict=True))
+        return SparseCounts(len(self.matrices), self.weights, zeros, groups, violations)
+
+    def problem(self, counts: list[list[int]]) -> str | None:
+        """What the counts (zeros, groups, violating groups) of the file break of it, in words."""
+        broken = [(name, each[2]) for (name, _), each in zip(self.matrices, counts, strict=True) if each[2]]
+        if broken:
+            listed = ", ".join(f"{name} ({number} groups)" for name, number in broken[:3])
+            return f"{len(broken)} matrices break the pattern {self.kept}:{self.of}: {listed}"
+        zeros = sum(each[0] for each in counts)
+        if zeros < self.zeros:
+            return f"{zeros:,} weights of its sparse matrices are zero and the recipe asks for {self.zeros:,}"
+        return None
+
+
+@dataclass(frozen=True)
 class Verified:
     """What the fresh process found."""
 
@@ -55,17 +98,30 @@ class Verified:
     largest_logit_difference: float
     cached_generation_equal: bool
     positions: int
+    sparse: SparseCounts | None = None  # where matrices were made sparse
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Verified:
+        """Read back what ``dataclasses.asdict`` wrote to JSON."""
+        sparse = values["sparse"]
+        return cls(**values | {"sparse": SparseCounts(**sparse) if sparse else None})
 
 
 def verify(
-    checkpoint: Path, probe: Probe, parameters: int, dtype: torch.dtype, trust_remote_code: bool = False
+    checkpoint: Path,
+    probe: Probe,
+    parameters: int,
+    dtype: torch.dtype,
+    trust_remote_code: bool = False,
+    claim: SparseClaim | None = None,
 ) -> Verified:
     """Load with a plain ``from_pretrained`` in a fresh process and compare with the run.
 
     Raises VerificationError on key differences, other logits, a broken key-value cache,
-    or a parameter count other than the plan's.
+    a parameter count other than the plan's, or a group of a sparse matrix that breaks the pattern.
     """
-    found = _ask_worker(checkpoint, probe, trust_remote_code)
+    claim = claim or SparseClaim()
+    found = _ask_worker(checkpoint, probe, trust_remote_code, claim)
     problems = []
     if found["keys"]:
         listed = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(keys[:3])}" for kind, keys in found["keys"].items())
@@ -77,6 +133,8 @@ def verify(
         problems.append("generation with the key-value cache differs from generation without")
     if found["parameters"] != parameters:
         problems.append(f"it has {found['parameters']:,} parameters and the plan says {parameters:,}")
+    if broken := claim.problem(found["sparse"]):
+        problems.append(broken)
     if problems:
         raise VerificationError(
             f"the saved model was loaded afresh and refused: {'; '.join(problems)}. "
@@ -87,10 +145,11 @@ def verify(
         found["difference"],
         found["cached_generation_equal"],
         probe.logits_BPV.shape[:2].numel(),
+        claim.counted(found["sparse"]),
     )
 
 
-def _ask_worker(checkpoint: Path, probe: Probe, trust_remote_code: bool) -> dict[str, Any]:
+def _ask_worker(checkpoint: Path, probe: Probe, trust_remote_code: bool, claim: SparseClaim) -> dict[str, Any]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "probe.safetensors"
@@ -98,7 +157,9 @@ def _ask_worker(checkpoint: Path, probe: Probe, trust_remote_code: bool) -> dict
         save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, path)
         command = [sys.executable, "-P", str(_WORKER), str(checkpoint), str(path)]
         config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=trust_remote_code)
-        command += [device, "yes" if trust_remote_code else "no", auto_class(config).__name__]
+        sparse = Path(folder) / "sparse.json"
+        sparse.write_text(json.dumps({"matrices": claim.matrices, "kept": claim.kept, "of": claim.of}))
+        command += [device, "yes" if trust_remote_code else "no", auto_class(config).__name__, str(sparse)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]

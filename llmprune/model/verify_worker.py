@@ -1,8 +1,10 @@
 """Run in a fresh process by ``verify``: plain transformers, no llmprune.
 
-    python -P verify_worker.py CHECKPOINT PROBE.safetensors DEVICE yes|no AutoModelForCausalLM
+    python -P verify_worker.py CHECKPOINT PROBE.safetensors DEVICE yes|no AutoModelForCausalLM SPARSE.json
 
-PROBE has ids [B, L], positions [P] and logits [B, P, V]. Prints one JSON object.
+PROBE has ids [B, L], positions [P] and logits [B, P, V]. SPARSE lists the names of sparse matrices, whether each is
+stored [inputs, outputs], and the pattern: so many inputs kept ``of`` every group (null: no groups). Prints one JSON
+object.
 """
 
 import json
@@ -13,8 +15,21 @@ import transformers
 from safetensors.torch import load_file
 
 
-def main(checkpoint: str, probe_path: str, device: str, trust_remote_code: str, auto_class: str) -> None:
-    """Load, compare, generate; print what was found."""
+def counts(weight: torch.Tensor, transposed: bool, kept: int, of: int | None) -> list[int]:
+    """Zeros, groups, and groups with more weights than the pattern lets stay, of one matrix."""
+    zeros = int((weight == 0).sum())
+    if of is None:
+        return [zeros, 0, 0]
+    present = (weight.T if transposed else weight).ne(0).reshape(-1, of).sum(1)
+    return [zeros, len(present), int((present > kept).sum())]
+
+
+def main(
+    checkpoint: str, probe_path: str, device: str, trust_remote_code: str, auto_class: str, sparse_path: str
+) -> None:
+    """Load, compare, count, generate; print what was found."""
+    with open(sparse_path, encoding="utf-8") as file:
+        sparse = json.load(file)
     probe = load_file(probe_path)
     model, info = getattr(transformers, auto_class).from_pretrained(
         checkpoint,
@@ -23,6 +38,10 @@ def main(checkpoint: str, probe_path: str, device: str, trust_remote_code: str, 
         trust_remote_code=trust_remote_code == "yes",
         output_loading_info=True,
     )
+    counted = [
+        counts(model.get_submodule(name).weight.detach(), transposed, sparse["kept"], sparse["of"])
+        for name, transposed in sparse["matrices"]
+    ]
     model = model.eval().to(device)
     with torch.inference_mode():
         ids_BL = probe["ids"].to(device)
@@ -47,6 +66,7 @@ def main(checkpoint: str, probe_path: str, device: str, trust_remote_code: str, 
         "scale": probe["logits"].abs().max().item(),
         "cached_generation_equal": generations[0] == generations[1],
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "sparse": counted,
         "llmprune_imported": "llmprune" in sys.modules,
     }
     print(json.dumps(found))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 
@@ -12,9 +13,11 @@ from torch import Tensor
 from llmprune.anatomy.value import Anatomy, MlpUnit
 from llmprune.cut import Cut, kept_share
 from llmprune.model.processes import count
-from llmprune.report.value import LayerFigures, Provenance
+from llmprune.model.verify import SparseCounts, Verified
+from llmprune.report.value import LayerFigures, MatrixFigures, Provenance, SparsityFigures, VerificationFigures
 from llmprune.scores import Scores, unit_key
 from llmprune.snapshots import LayerRecord
+from llmprune.sparsity.section import Sparsity
 
 _LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "lm-eval", "safetensors", "huggingface_hub")
 
@@ -49,6 +52,7 @@ def _layer(index: int, anatomy: Anatomy, scores: Scores | None, cut: Cut, record
         inherited=record.inherited if record else None,
         held_out=record.held_out if record else None,
         heads_held_out=record.heads_held_out if record else None,
+        matrices=tuple(MatrixFigures(**asdict(one)) for one in record.matrices) if record else (),
     )
 
 
@@ -75,6 +79,27 @@ def unrouted(scores: Scores) -> list[str]:
         f"{sum(without.values())} experts in {len(places)} layers ({', '.join(places[:3])}, …) got no calibration "
         "token: their neurons were scored by the norm of what they write; more calibration text would reach them"
     ]
+
+
+def sparsity_figures(
+    sparsity: Sparsity | None, skipped: Sequence[str], counts: SparseCounts | None
+) -> SparsityFigures | None:
+    """What was counted in the saved file."""
+    if sparsity is None or counts is None:
+        return None
+    return SparsityFigures(
+        pattern=str(sparsity.parsed), method=sparsity.method.kind, skipped=tuple(skipped), **asdict(counts)
+    )
+
+
+def verification_figures(verified: Verified) -> VerificationFigures:
+    """What the fresh process found, but for the sparse matrices, which have figures of their own."""
+    return VerificationFigures(
+        parameters=verified.parameters,
+        largest_logit_difference=verified.largest_logit_difference,
+        cached_generation_equal=verified.cached_generation_equal,
+        positions=verified.positions,
+    )
 
 
 def provenance(

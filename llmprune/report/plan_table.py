@@ -48,6 +48,12 @@ def print_plan(plan: Plan, console: Console) -> None:
         console.print(f"Layers: {plan.dense.layers - plan.keep_layers} go, chosen by their scores")
     elif plan.removed_layers:
         console.print(f"Layers: {', '.join(map(str, plan.removed_layers))} go")
+    if plan.sparsity:
+        sparse = plan.sparsity
+        console.print(
+            f"Sparsity: {sparse.pattern} in {sparse.matrices:,} matrices, {format_count(sparse.zeros)} of their "
+            f"{format_count(sparse.weights)} weights become zero (stored as zeros: the size stays)"
+        )
     windows, length = plan.calibration
     console.print(f"Calibration: {windows} windows of {length} tokens")
     memory = plan.memory

@@ -29,6 +29,27 @@ class Size(Figures):
     kv_bytes_per_token: int | None  # key-value cache of one token; None where it could not be found out
 
 
+class MatrixFigures(Figures):
+    """One matrix that was made sparse, by its name in the layer."""
+
+    name: str
+    kept: float  # share of its weights that are not zero
+    error: float | None  # relative, of what it writes against what all its weights would; None where not measured
+
+
+class SparsityFigures(Figures):
+    """What the saved file holds, counted in it."""
+
+    pattern: str
+    method: str
+    matrices: int
+    weights: int  # of these matrices
+    zeros: int
+    groups: int  # of M neighbouring inputs, all looked at; 0 without groups
+    violations: int  # groups that break the pattern: none, or the run fails
+    skipped: tuple[str, ...]  # what the recipe means and stays dense, and why
+
+
 class LayerFigures(Figures):
     """What happened to one layer of the dense model."""
 
@@ -47,6 +68,7 @@ class LayerFigures(Figures):
     inherited: float | None = None  # share of the error of earlier layers that the refit goes after
     held_out: float | None = None  # relative change of the squared error on calibration text held out from the refit
     heads_held_out: float | None = None  # the same of what lost heads wrote, by the refit of the attention's output
+    matrices: tuple[MatrixFigures, ...] = ()  # those that were made sparse
 
 
 class Overlap(Figures):
@@ -302,6 +324,7 @@ class Report(Figures):
     pruned: Size
     layers: tuple[LayerFigures, ...]
     stability: StabilityFigures | None = None  # where --calibration-check asked for it
+    sparsity: SparsityFigures | None = None
     perplexity: PerplexityFigures | None
     divergence: DivergenceFigures | None = None
     tasks: tuple[TaskFigures, ...]

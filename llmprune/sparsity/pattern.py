@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+ROUNDING = 0.001  # of the weights: how far below the share of zeros that was asked for the blocks of a matrix may end
+
 
 @dataclass(frozen=True)
 class Pattern:
@@ -77,13 +79,6 @@ class Pattern:
         highest = scores_OGM.topk(kept, dim=-1, sorted=False).indices
         mask_OGM = torch.zeros_like(scores_OGM, dtype=torch.bool).scatter_(-1, highest, value=True)
         return mask_OGM.view(outputs, inputs)
-
-    def violations(self, weight_OI: Tensor) -> int:
-        """How many groups (without groups: outputs) have more weights other than zero than the pattern lets stay."""
-        outputs, inputs = weight_OI.shape
-        group, kept = (inputs, self.kept_inputs(inputs)) if self.of is None else (self.of, self.kept)
-        present_OG = (weight_OI != 0).reshape(outputs, -1, group).sum(-1)
-        return int((present_OG > kept).sum())
 
     def towards(self, part: float) -> Pattern:
         """The pattern with only this part of its weights gone, in whole weights of each group."""
