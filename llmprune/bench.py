@@ -11,13 +11,14 @@ from transformers import PreTrainedModel
 
 from llmprune.errors import OutputError
 from llmprune.evaluation.bench import decoded_bytes, joules, run_bench
+from llmprune.evaluation.sparse_bench import converted, require_gpu, saved_bytes, sparse_projections, time_products
 from llmprune.files import write_text
 from llmprune.model.loading import bytes_on_disk, load_config, load_model
 from llmprune.model.source import ModelSource
 from llmprune.plan import measure_size
 from llmprune.progress import quiet_libraries
 from llmprune.report.bench_table import print_bench
-from llmprune.report.value import BenchSize
+from llmprune.report.value import BenchFigures, BenchSize
 
 
 def bench_models(
@@ -33,14 +34,49 @@ def bench_models(
 ) -> None:
     """Measure, print tables, and write the figures as JSON where a file is given."""
     quiet_libraries()
-    if output is not None and output.is_dir():
-        raise OutputError(f"the output {output} is a folder; give a file, such as {output / 'bench.json'}")
+    _refuse_folder(output)
     for source in (against, model):
         load_config(source)
     models = load_model(against), load_model(model)
     sizes = _size(against, models[0]), _size(model, models[1])
     names = against.id, model.id
     figures = run_bench(names, models, sizes, batch_sizes, contexts, new_tokens, repeats, static_cache)
+    _show(figures, output, console)
+
+
+def bench_sparse(
+    model: ModelSource,
+    batch_sizes: Sequence[int],
+    contexts: Sequence[int],
+    new_tokens: int,
+    repeats: int,
+    output: Path | None,
+    console: Console,
+) -> None:
+    """Measure a model with its 2:4 matrices as they are stored, and as sparse tensor cores read them."""
+    quiet_libraries()
+    _refuse_folder(output)
+    require_gpu()
+    dense = load_model(model).to("cuda")
+    projections = sparse_projections(dense)
+    tokens = sorted({size for batch in batch_sizes for size in (batch, *(batch * context for context in contexts))})
+    products = time_products(dense, projections, tokens, repeats)
+    sparse = converted(dense, list(projections))
+    size, saved = _size(model, dense), saved_bytes(sparse, list(projections))
+    read = size.decoded_bytes - saved
+    smaller = {"weights": size.weights - saved, "decoded_bytes": read, "joules": joules(read)}
+    sizes = size, size.model_copy(update=smaller)
+    names = f"{model.id}, dense", f"{model.id}, 2:4"
+    figures = run_bench(names, (dense, sparse), sizes, batch_sizes, contexts, new_tokens, repeats)
+    _show(figures.model_copy(update={"products": products}), output, console)
+
+
+def _refuse_folder(output: Path | None) -> None:
+    if output is not None and output.is_dir():
+        raise OutputError(f"the output {output} is a folder; give a file, such as {output / 'bench.json'}")
+
+
+def _show(figures: BenchFigures, output: Path | None, console: Console) -> None:
     print_bench(figures, console)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -232,7 +232,10 @@ def evaluate(
 @app.command()
 def bench(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id or folder.")],
-    against: Annotated[str, typer.Option(help="Base model, timed in turn with it.")],
+    against: Annotated[str | None, typer.Option(help="Base model, timed in turn with it.")] = None,
+    sparse: Annotated[
+        bool, typer.Option("--sparse", help="Time its 2:4 matrices dense and sparse instead, on a CUDA GPU.")
+    ] = False,
     batch_sizes: Annotated[str, typer.Option(help="Prompts at once, separated by commas.")] = "1,8",
     contexts: Annotated[str, typer.Option(help="Tokens of a prompt, separated by commas.")] = "64,512",
     new_tokens: Annotated[int, typer.Option(min=2, help="Tokens generated after each prompt.")] = 32,
@@ -245,10 +248,16 @@ def bench(
 ) -> None:
     """Measure speed and memory of a model against its base, on this machine, in turn."""
     batches, lengths = _counts("--batch-sizes", batch_sizes), _counts("--contexts", contexts)
-    sources = _source(model, dtype=dtype), _source(against, dtype=dtype)
-    from llmprune.bench import bench_models
+    if (against is None) != sparse:
+        raise RecipeError("bench: give a base model with --against, or --sparse to time the model against itself")
+    from llmprune.bench import bench_models, bench_sparse
 
-    bench_models(*sources, batches, lengths, new_tokens, repeats, static_cache, output, _console())
+    source = _source(model, dtype=dtype)
+    if against is None:
+        bench_sparse(source, batches, lengths, new_tokens, repeats, output, _console())
+        return
+    base = _source(against, dtype=dtype)
+    bench_models(source, base, batches, lengths, new_tokens, repeats, static_cache, output, _console())
 
 
 @app.command()

@@ -33,6 +33,7 @@ TARGETS: dict[str, dict[str, Any]] = {
     "mlp-25": {"width": {"neurons": 1152}},
     "mlp-50": {"width": {"neurons": 768}},
     "depth-3 and mlp-25": {"depth": {"remove": 3}, "width": {"neurons": 1152}},
+    "2:4": {"sparsity": {"pattern": "2:4"}},
 }
 UNSEEN = 8  # windows of each text
 

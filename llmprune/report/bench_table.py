@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llmprune.report.value import BenchFigures, BenchSize, Pair, Spread
+from llmprune.report.value import BenchFigures, BenchSize, Pair, SparseProduct, Spread
 from llmprune.report.wording import count, number, percent, share, weight
+
+_FASTER = 1.05  # dense / sparse; less may be noise
 
 
 def print_bench(figures: BenchFigures, console: Console) -> None:
@@ -19,6 +21,11 @@ def print_bench(figures: BenchFigures, console: Console) -> None:
     console.print()
     console.print(_times(figures))
     console.print()
+    if figures.products:
+        console.print(_products(figures.products))
+        console.print()
+        console.print(_where(figures.products))
+        console.print()
     console.print(
         Text(
             "Tokens per second; peak memory beyond the models' weights. "
@@ -73,6 +80,27 @@ def _times(figures: BenchFigures) -> Table:
         if all(point.peak):
             table.add_row("", "peak memory", *map(weight, point.peak), f"{point.peak[1] / point.peak[0]:.2f}×")
     return table
+
+
+def _products(products: Sequence[SparseProduct]) -> Table:
+    table = _table("matrix", "of them", "tokens", "dense", "2:4", "speed", "differs")
+    for one in products:
+        times = f"{one.dense:.3g} ms", f"{one.sparse:.3g} ms", f"{one.dense / one.sparse:.2f}×"
+        shape = f"{one.outputs:,} × {one.inputs:,}"
+        table.add_row(shape, count(one.matrices), count(one.tokens), *times, f"{one.difference:.1g}")
+    return table
+
+
+def _where(products: Sequence[SparseProduct]) -> str:
+    """In how many of the measured cases 2:4 is faster, and where most."""
+    faster = [one for one in products if one.dense > _FASTER * one.sparse]
+    if not faster:
+        return "2:4 is nowhere faster on this device: store and serve the model as it is."
+    best = max(faster, key=lambda one: one.dense / one.sparse)
+    return (
+        f"2:4 is faster in {len(faster)} of {len(products)} cases, most for {best.outputs:,} × {best.inputs:,} at "
+        f"{best.tokens:,} tokens ({best.dense / best.sparse:.2f}×)."
+    )
 
 
 def _ratio(ratio: Spread) -> str:

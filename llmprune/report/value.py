@@ -229,6 +229,18 @@ class BenchSize(Figures):
     joules: float  # estimate: DRAM energy of these, at 640 pJ per 32-bit word
 
 
+class SparseProduct(Figures):
+    """One shape of 2:4 matrix, multiplied dense and sparse."""
+
+    outputs: int
+    inputs: int
+    matrices: int  # of this shape in the model
+    tokens: int
+    dense: float  # milliseconds
+    sparse: float
+    difference: float  # of the outputs, largest, relative to the largest output
+
+
 class BenchFigures(Figures):
     """Two models timed in turn on one machine."""
 
@@ -238,6 +250,7 @@ class BenchFigures(Figures):
     base_size: BenchSize
     model_size: BenchSize
     points: tuple[BenchPoint, ...]
+    products: tuple[SparseProduct, ...] = ()  # with --sparse
     repeats: int
     new_tokens: int
     cache: str  # dynamic or static
