@@ -17,6 +17,7 @@ from llmprune.report.wording import (
     change,
     count,
     describe_bar,
+    describe_sparsity,
     duration,
     fixed,
     if_changed,
@@ -53,6 +54,7 @@ def render_page(report: Report) -> str:
         errors=error_chart(report.layers),
         removed=ranges([layer.layer for layer in report.layers if layer.removed]),
         columns=_layer_columns(report.layers),
+        matrices=_matrices(report.layers),
         agreement=agreement(report.stability) if report.stability else [],
         perplexity=_perplexity_bars(report.perplexity) if report.perplexity else None,
         speed=_speed_bars(report.speed) if report.speed else None,
@@ -94,6 +96,7 @@ def environment() -> Environment:
         weight=weight,
         ranges=ranges,
         breakable=_breakable,
+        sparsity=describe_sparsity,
     )
     environment.filters.update(span=span, probability=probability, bar=describe_bar)
     environment.globals.update(swatch=swatch)
@@ -125,6 +128,8 @@ def _sentence(report: Report) -> str:
     for field in narrowed:
         which = f" ({field})" if len(dense.widths) > 1 else ""
         said.append(f"MLPs narrowed from {dense.widths[field]:,} to {pruned.widths[field]:,} neurons{which}")
+    if report.sparsity:
+        said.append(f"{report.sparsity.pattern} sparsity in {plural(report.sparsity.matrices, 'matrix', 'matrices')}")
     if not said:
         return "No layer removed, no MLP narrowed."
     return (sentence := ", ".join(said))[0].upper() + sentence[1:] + "."
@@ -204,6 +209,29 @@ def _layer_columns(layers: tuple[LayerFigures, ...]) -> dict[str, bool]:
             *("error_cut", "error_refit", "held_out", "heads_held_out"),
         )
     }
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """The errors of sparse matrices: by layer, one for each name that any layer has."""
+
+    names: list[str]
+    rows: list[tuple[int, list[float | None]]]
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is any."""
+        return any(error is not None for _, errors in self.rows for error in errors)
+
+
+def _matrices(layers: tuple[LayerFigures, ...]) -> Matrices:
+    names = list(dict.fromkeys(one.name for layer in layers for one in layer.matrices))
+    rows = []
+    for layer in layers:
+        errors = {one.name: one.error for one in layer.matrices}
+        if errors:
+            rows.append((layer.layer, [errors.get(name) for name in names]))
+    return Matrices([name.rpartition(".")[2] for name in names], rows)
 
 
 def _perplexity_bars(perplexity: PerplexityFigures) -> Markup:

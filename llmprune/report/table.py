@@ -14,6 +14,7 @@ from llmprune.report.wording import (
     agreement,
     count,
     describe_bar,
+    describe_sparsity,
     fixed,
     if_changed,
     number,
@@ -35,6 +36,8 @@ def print_summary(report: Report, console: Console) -> None:
     console.print()
     if report.gate:
         console.print(_verdict(report.gate))
+    if report.sparsity:
+        console.print(_beside(Text("Sparsity", "bold"), Text(describe_sparsity(report.sparsity))))
     for sentence in agreement(report.stability) if report.stability else ():
         console.print(_beside(Text("Calibration check", "bold"), Text(sentence)))
     for warning in report.warnings:

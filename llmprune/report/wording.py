@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from llmprune.report.value import BarFigures, GateFigures, Interval, StabilityFigures, Verdict
+from llmprune.report.value import BarFigures, GateFigures, Interval, SparsityFigures, StabilityFigures, Verdict
 from llmprune.schema import format_count, format_size
 
 NOTHING = "–"  # a figure that does not exist
@@ -92,9 +92,20 @@ def width_names(widths: Mapping[str, int]) -> dict[str, str]:
     return dict.fromkeys(widths, "MLP width") if len(widths) == 1 else {field: field for field in widths}
 
 
-def plural(number_of: int, noun: str) -> str:
-    """``1 layer``, ``1,024 layers``."""
-    return f"{number_of:,} {noun}" + ("" if number_of == 1 else "s")
+def plural(number_of: int, noun: str, many: str | None = None) -> str:
+    """``1 layer``, ``1,024 layers``, ``7 matrices``."""
+    return f"{number_of:,} {noun if number_of == 1 else many or f'{noun}s'}"
+
+
+def describe_sparsity(found: SparsityFigures) -> str:
+    """What was counted in the saved file."""
+    said = (
+        f"{found.pattern} by {found.method}: {found.zeros:,} of the {found.weights:,} weights in "
+        f"{plural(found.matrices, 'matrix', 'matrices')} are zero"
+    )
+    if found.groups:
+        said += f"; all {found.groups:,} groups were counted in the saved file, {found.violations:,} break the pattern"
+    return f"{said}. Zeros are stored: the file is not smaller, and only kernels for the pattern run it faster."
 
 
 def agreement(stability: StabilityFigures) -> list[str]:

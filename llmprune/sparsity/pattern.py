@@ -74,6 +74,8 @@ class Pattern:
         import torch
 
         outputs, inputs = scores_OI.shape
+        if self.on_hardware:
+            return _two_of_four(scores_OI.reshape(-1, 4)).view(outputs, inputs)
         group, kept = (inputs, self.kept_inputs(inputs)) if self.of is None else (self.of, self.kept)
         scores_OGM = scores_OI.reshape(outputs, -1, group)
         highest = scores_OGM.topk(kept, dim=-1, sorted=False).indices
@@ -85,3 +87,19 @@ class Pattern:
         if self.of is None:
             return Pattern(share=self.share * part)
         return Pattern(self.of - round((self.of - self.kept) * part), self.of)
+
+
+def _two_of_four(scores_G4: Tensor) -> Tensor:
+    """The two highest of each four, bool [G, 4]: by comparisons, several times as fast as ``topk``."""
+    import torch
+
+    first, second, third, fourth = scores_G4.unbind(1)
+    high, low = torch.maximum(first, second), torch.minimum(first, second)
+    high_too, low_too = torch.maximum(third, fourth), torch.minimum(third, fourth)
+    least_G = torch.maximum(torch.minimum(high, high_too), torch.maximum(low, low_too))
+    mask_G4 = scores_G4 >= least_G[:, None]
+    tied_G = mask_G4.sum(1) > 2
+    if tied_G.any():
+        highest = scores_G4[tied_G].topk(2, dim=1).indices
+        mask_G4[tied_G] = torch.zeros_like(mask_G4[tied_G]).scatter_(1, highest, value=True)
+    return mask_G4

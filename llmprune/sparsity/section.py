@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from llmprune.schema import Section
+from llmprune.sparsity.alps import Alps
 from llmprune.sparsity.magnitude import Magnitude
 from llmprune.sparsity.pattern import Pattern
 from llmprune.sparsity.sparsegpt import SparseGPT
@@ -18,7 +19,7 @@ from llmprune.sparsity.wanda import Wanda
 if TYPE_CHECKING:
     from llmprune.anatomy.projections import Projection
 
-AnyMethod = Annotated[Magnitude | SparseGPT | Wanda, Field(discriminator="kind")]
+AnyMethod = Annotated[Alps | Magnitude | SparseGPT | Wanda, Field(discriminator="kind")]
 
 
 def _pattern(value: str | float) -> str | float:
@@ -35,7 +36,7 @@ class Sparsity(Section):
         description='N:M, such as "2:4": N of every M neighbouring inputs stay; or the share of each output\'s weights '
         "that goes, such as 0.5."
     )
-    method: AnyMethod = Field(SparseGPT(), description="How the weights that stay are chosen.")
+    method: AnyMethod = Field(Alps(), description="How the weights that stay are chosen.")
     targets: tuple[str, ...] = Field(
         (),
         strict=False,
@@ -85,11 +86,6 @@ class Sparsity(Section):
         """The entries of ``targets`` and ``skip`` that none of these names matches."""
         known = list(names)
         return [one for one in (*self.targets, *self.skip) if not any(_matches(name, [one]) for name in known)]
-
-    @property
-    def sums_gram(self) -> bool:
-        """Whether the method reads XᵀX where nothing is refit."""
-        return self.method.needs == "gram"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,77 @@
+"""ADMM on the layer-wise problem, after ALPS (Meng et al., arXiv 2406.07831): masks that see all inputs at once.
+
+    minimise over W, D   tr((W − W₀) A (W − W₀)ᵀ)   with W = D, D of the pattern
+
+with A = XᵀX scaled to a unit diagonal, + λI.
+
+SparseGPT decides about an input knowing only what later ones can repair; here W moves towards weights that have the
+pattern while it keeps writing what W₀ writes, and which weights those are is decided anew in every step:
+
+    W ← W₀ + (ρ(D − W₀) − V)(A + ρI)⁻¹        D ← the largest of W + V/ρ        V ← V + ρ(W − D)
+
+ALPS raises ρ bit by bit and pays for an eigendecomposition; here a few values of ρ get an inverse each, which costs
+a step one product and is as good in as many steps. The weights are left where the last D is.
+
+Shapes: O outputs of a matrix, I inputs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from llmprune.errors import NumericalError
+from llmprune.sparsity.base import Needs, SparsityMethod
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from llmprune.sparsity.pattern import Pattern
+
+_PENALTIES = ((0.3, 3), (1.0, 5))  # values of ρ, and steps with each
+
+
+class Alps(SparsityMethod):
+    """``method: {kind: alps}``."""
+
+    needs: ClassVar[Needs] = "gram"
+
+    kind: Literal["alps"] = "alps"
+    damping: float = Field(0.01, gt=0, description="λ, in units of each input's own diag(XᵀX).")
+
+    def prune(self, weight_OI: Tensor, sums: Tensor | None, pattern: Pattern) -> tuple[Tensor, Tensor]:
+        """Let weights and pattern agree."""
+        import torch
+
+        assert sums is not None, "it reads the inputs' Gram matrix"
+        scale_I = sums.diagonal().clamp_min(1e-30).sqrt()
+        gram_II = sums / scale_I[:, None] / scale_I
+        dense_OI = weight_OI * scale_I
+        mask_OI = pattern.mask(dense_OI.abs())
+        sparse_OI, dual_OI = dense_OI * mask_OI, torch.zeros_like(dense_OI)
+        for penalty, steps in _PENALTIES:
+            inverse_II = _inverse(gram_II, self.damping + penalty)
+            for _ in range(steps):
+                moved_OI = (sparse_OI - dense_OI).mul_(penalty).sub_(dual_OI) @ inverse_II
+                moved_OI.add_(dense_OI).add_(dual_OI, alpha=1 / penalty)
+                mask_OI = pattern.mask(moved_OI.abs())
+                sparse_OI = moved_OI * mask_OI
+                dual_OI = moved_OI.sub_(sparse_OI).mul_(penalty)
+        return sparse_OI / scale_I, mask_OI
+
+
+def _inverse(gram_II: Tensor, shift: float) -> Tensor:
+    """(A + shift · I)⁻¹."""
+    import torch
+
+    shifted_II = gram_II.clone()
+    shifted_II.diagonal().add_(shift)
+    factor_II, failed = torch.linalg.cholesky_ex(shifted_II)
+    inverse_II: Tensor = torch.cholesky_inverse(factor_II)
+    if int(failed) or not torch.isfinite(inverse_II).all():
+        raise NumericalError(
+            f"the Gram matrix of {len(gram_II)} inputs cannot be inverted, or is not finite; "
+            "raise sparsity.method.damping or calibration.samples"
+        )
+    return inverse_II
