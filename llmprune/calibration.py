@@ -118,7 +118,9 @@ class Calibration(TokenWindows):
 
     def shape(self) -> tuple[int, int]:
         """(N, L) that the recipe asks for; a tokens file decides for itself where nothing is asked."""
-        return self.samples or 128, self.sequence_length or 2048
+        stored = _stored_shape(self.tokens, str(self.key)) if self.tokens else None
+        samples, length = stored or (128, 2048)
+        return self.samples or samples, self.sequence_length or length
 
 
 def load_windows(
@@ -184,6 +186,18 @@ def _share(samples: int, sources: Sequence[TextSource]) -> list[int]:
             "ask for more samples, raise its weight, or remove it from sources"
         )
     return counts
+
+
+def _stored_shape(path: str, key: str) -> tuple[int, int] | None:
+    """(N, L) of ready tokens, from the file's header; None where that cannot be read, as reading them will say."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            windows, length = file.get_slice(key).get_shape()
+    except (OSError, SafetensorError, ValueError):
+        return None
+    return windows, length
 
 
 def _ready_windows(windows: TokenWindows) -> Tensor:

@@ -298,7 +298,7 @@ def _memory(
 def _sparse_statistics(recipe: Recipe, pruned: PreTrainedModel) -> int:
     """Bytes of XᵀX, its factor, and the weights that are tried, of the largest projection that is made sparse."""
     sparsity = recipe.sparsity
-    if sparsity is None or sparsity.method.sums(recipe.refit is not None and sparsity.method.refit) != "gram":
+    if sparsity is None or sparsity.method.sums(recipe.refit is not None and sparsity.method.refits) != "gram":
         return 0
     projections = [one for layer in find_layers(pruned)[1] for one in projections_of(layer)]
     return max(4 * one.inputs * (2 * one.inputs + 6 * one.outputs) for one in projections if sparsity.names(one))

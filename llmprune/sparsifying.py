@@ -81,7 +81,7 @@ class Sparsifier:
         scales: dict[str, float | None],
     ) -> None:
         self.sparsity, self.anatomy, self.experts = sparsity, anatomy, experts
-        self.refit = refit if sparsity.method.refit else None
+        self.refit = refit if sparsity.method.refits else None
         self.folds, self.scales = folds, scales
 
     def outline(self, walk: Walk, index: int, layer: nn.Module, old: int) -> tuple[Order, tuple[Writer, ...]]:

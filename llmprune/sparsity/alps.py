@@ -38,7 +38,9 @@ class Alps(SparsityMethod):
     needs: ClassVar[Needs] = "gram"
 
     kind: Literal["alps"] = "alps"
-    damping: float = Field(0.01, gt=0, description="λ, in units of each input's own diag(XᵀX).")
+    damping: float = Field(
+        0.01, gt=0, description="λ, in units of diag(XᵀX): of its mean for sparsegpt, of each input's own for alps."
+    )
 
     def prune(self, weight_OI: Tensor, sums: Tensor | None, pattern: Pattern) -> tuple[Tensor, Tensor]:
         """Let weights and pattern agree."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from llmprune.sparsity.pattern import Pattern
 
+DAMPING = "λ, in units of diag(XᵀX): of its mean for sparsegpt, of each input's own for alps."
 Needs = Literal["nothing", "squares", "gram"]
 
 
@@ -31,13 +32,19 @@ class SparsityMethod(Section, ABC):
     """
 
     needs: ClassVar[Needs]
+    refits_by_default: ClassVar[bool] = True
 
     kind: str
-    refit: bool = Field(
-        True,
-        description="Solve what stays again by least squares, output projections towards the dense hidden states. "
-        "Not where the recipe says refit: false.",
+    refit: bool | None = Field(
+        None,
+        description="Solve what stays again by least squares, output projections towards the dense hidden states; "
+        "default: yes, but not for magnitude and wanda, and never where the recipe says refit: false.",
     )
+
+    @property
+    def refits(self) -> bool:
+        """Whether what stays is solved again, where the recipe does not forbid it."""
+        return self.refits_by_default if self.refit is None else self.refit
 
     def sums(self, refit: bool) -> Needs:
         """Which sums are needed, with or without the refit of what stays."""

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
-
 from llmprune.sparsity.base import Needs, SparsityMethod
 
 if TYPE_CHECKING:
@@ -24,9 +22,9 @@ class Magnitude(SparsityMethod):
     """``method: {kind: magnitude}``."""
 
     needs: ClassVar[Needs] = "nothing"
+    refits_by_default: ClassVar[bool] = False
 
     kind: Literal["magnitude"] = "magnitude"
-    refit: bool = Field(False, description="Solve what stays again by least squares.")
 
     def prune(self, weight_OI: Tensor, sums: Tensor | None, pattern: Pattern) -> tuple[Tensor, Tensor]:
         """Keep the largest of each group."""

@@ -37,7 +37,9 @@ class SparseGPT(SparsityMethod):
     needs: ClassVar[Needs] = "gram"
 
     kind: Literal["sparsegpt"] = "sparsegpt"
-    damping: float = Field(0.01, gt=0, description="λ, in units of the mean of diag(XᵀX).")
+    damping: float = Field(
+        0.01, gt=0, description="λ, in units of diag(XᵀX): of its mean for sparsegpt, of each input's own for alps."
+    )
 
     def prune(self, weight_OI: Tensor, sums: Tensor | None, pattern: Pattern) -> tuple[Tensor, Tensor]:
         """Choose and repair from the first input to the last."""
