@@ -38,7 +38,7 @@ from torch import Tensor
 from llmprune.errors import NumericalError
 from llmprune.gram import add_gram, mirror
 
-_RIDGES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # tried from strong to weak, until one is worse
+_RIDGES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # from strong to weak
 _WORTH = 1e-3  # least relative change of the held-out squared error; less may be chance
 _UNTRIED = 1.0  # what most projections of the models that we tried end with
 _SKETCHED = 64
@@ -135,14 +135,20 @@ class NormalEquations:
             return Repair(None, _UNTRIED, 1.0, None)  # a single window: nothing can be held out
         for fold in self._folds:
             mirror(fold.gram_FF)
-        best, least = Repair(None, None, 0.0, 0.0), -_WORTH
-        for ridge in _RIDGES:
-            share, change = self._held_out(ridge)
-            if change < least:
-                best, least = Repair(None, ridge, share, change), change
-            elif best.ridge is not None:
-                break
-        return best
+        tried: dict[int, tuple[float, float]] = {}
+
+        def change(place: int) -> float:
+            if place not in tried:
+                tried[place] = self._held_out(_RIDGES[place])
+            return tried[place][1]
+
+        best = _RIDGES.index(_UNTRIED)
+        for direction in (1, -1):  # first weaker, else stronger, as long as it gets better: the error has one valley
+            while 0 <= best + direction < len(_RIDGES) and change(best + direction) < change(best):
+                best += direction
+        if change(best) >= -_WORTH:
+            return Repair(None, None, 0.0, 0.0)
+        return Repair(None, _RIDGES[best], *tried[best])
 
     def _held_out(self, ridge: float) -> tuple[float, float]:
         """The best share of the inherited error in [0, 1], and the relative change of the held-out error with it."""
