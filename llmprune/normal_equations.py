@@ -18,10 +18,11 @@ folds of the calibration windows, which are its sources where there are several:
 
     ‖ X Δᵀ − (L + I) ‖² − ‖ L + I ‖² = tr(Δ G Δᵀ) − 2 tr(Δ M)        G = XᵀX, M = Xᵀ(L + I)
 
-which needs that fold's sums alone and is quadratic in α. μ, found with one fold of n left out, is kept for the solve
-over all of them: in units of their mean diag(XᵀX) it is (n − 1)/n times as much. Where no λ makes it
+which needs that fold's sums alone and is quadratic in α. Where no λ makes it
 negative, the projection is left as it was sliced. The choice of two numbers does not
-need all D outputs: it is made on S random combinations of them.
+need all D outputs: it is made on S random combinations of them. μ, found with one of n
+folds left out, is kept for the solve over all of them: in units of their mean diag(XᵀX)
+it is (n − 1)/n of λ.
 
 Memory: one F × F matrix a fold and one more while solving, which happens in place.
 
@@ -124,13 +125,14 @@ class NormalEquations:
         repair = Repair(None, self.ridge, 1.0, None) if self.ridge is not None else self._cross_validated()
         if repair.ridge is None:
             return repair
-        if len(self._folds) > 1:  # the same pull in sums over all folds, which are that much larger
-            repair = replace(repair, ridge=repair.ridge * (len(self._folds) - 1) / len(self._folds))
+        ridge = repair.ridge
+        if len(self._folds) > 1:
+            ridge *= (len(self._folds) - 1) / len(self._folds)
         gram_FF = self._folds[0].gram_FF
         for fold in self._folds[1:]:
             gram_FF += fold.gram_FF
         moment_FD = self._inherited_FD.mul_(repair.inherited).add_(self._lost_FD)
-        return replace(repair, delta_DF=_ridge(gram_FF, moment_FD, repair.ridge).T)
+        return replace(repair, ridge=ridge, delta_DF=_ridge(gram_FF, moment_FD, ridge).T)
 
     def _cross_validated(self) -> Repair:
         """Ridge and share of the inherited error by the held-out error; no ridge where none makes it less."""
