@@ -1,6 +1,7 @@
 """What the walk costs: time against a forward pass, memory against depth, several processes against one.
 
     python eval/benchmarks/walk.py speed  [--tokens FILE.safetensors --key calibration] [--repeats 3]
+    python eval/benchmarks/walk.py sparsity [--tokens FILE.safetensors --key calibration] [--repeats 3]
     python eval/benchmarks/walk.py memory [--billions 1 3]
     python eval/benchmarks/walk.py processes
 
@@ -18,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from common import SMOLLM2, TOPICS, finish, record, report_of, run, write_recipe
@@ -25,14 +27,41 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 
+def windows(arguments: argparse.Namespace) -> dict[str, Any]:
+    """32 windows of 512 tokens, of the file that was given or of Python's manual."""
+    tokens = {"tokens": arguments.tokens, "key": arguments.key} if arguments.tokens else TOPICS
+    return {**tokens, "samples": 32, "sequence_length": 512}
+
+
+def measure_sparsity(folder: Path, arguments: argparse.Namespace) -> None:
+    """Pass 2 alone making every matrix of the layers 2:4, as multiples of a plain forward pass, by method."""
+    methods = {
+        "default": {},
+        "wanda": {"method": {"kind": "wanda"}},
+        "sparsegpt, not refit": {"method": {"kind": "sparsegpt", "refit": False}},
+    }
+    ratios: dict[str, list[float]] = {name: [] for name in methods}
+    for _ in range(arguments.repeats):
+        for name, settings in methods.items():
+            recipe = write_recipe(
+                folder / "recipe.yaml",
+                {"id": SMOLLM2, "dtype": "float32"},
+                windows(arguments),
+                sparsity={"pattern": "2:4"} | settings,
+            )
+            finish(run(recipe, folder / "run", "--fresh", "--measure-forward"))
+            found = {step["name"]: step["forward_ratio"] for step in report_of(folder / "run")["steps"]}
+            ratios[name].append(found["pass 2"])
+    medians = {name: median(all_) for name, all_ in ratios.items()}
+    record("walk-sparsity", {"tokens": 32 * 512, "ratios": ratios, "medians": medians})
+
+
 def measure_speed(folder: Path, arguments: argparse.Namespace) -> None:
     """Both passes as multiples of a plain forward pass of the decoder over the same tokens, in the same run."""
-    tokens = {"tokens": arguments.tokens, "key": arguments.key} if arguments.tokens else TOPICS
-    calibration = {**tokens, "samples": 32, "sequence_length": 512}
     recipe = write_recipe(
         folder / "recipe.yaml",
         {"id": SMOLLM2, "dtype": "float32"},
-        calibration,
+        windows(arguments),
         depth={"remove": 6},
         width={"mlp": 0.75},
     )
@@ -148,13 +177,18 @@ def measure_processes(folder: Path, _: argparse.Namespace) -> None:
 def main() -> None:
     """Measure one thing in a folder of its own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["speed", "memory", "processes"])
+    parser.add_argument("what", choices=["speed", "sparsity", "memory", "processes"])
     parser.add_argument("--tokens", help="safetensors file of token windows; default: Python's manual")
     parser.add_argument("--key", default="calibration")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--billions", type=float, nargs="+", default=[1, 3])
     arguments = parser.parse_args()
-    measures = {"speed": measure_speed, "memory": measure_memory, "processes": measure_processes}
+    measures = {
+        "speed": measure_speed,
+        "sparsity": measure_sparsity,
+        "memory": measure_memory,
+        "processes": measure_processes,
+    }
     with tempfile.TemporaryDirectory() as folder:
         measures[arguments.what](Path(folder), arguments)
 
