@@ -146,8 +146,8 @@ class Pruning:
         matrices: tuple[MatrixRecord, ...] = ()
         outputs: Outputs = ((batch, output_BLD) for batch, _, output_BLD in stream.outputs(new, layer))
         if self._sparsifier:
-            order, _ = self._sparsifier.outline(stream, new, layer, self.cut.layers[new])
-            staged, matrices, _ = self._sparsifier.prune(stream, new, layer, order, (), None)
+            outline = self._sparsifier.outlines.of(stream, new, layer, self.cut.layers[new])
+            staged, matrices, _ = self._sparsifier.prune(stream, new, layer, outline, None)
             outputs = staged.outputs()
         error = self._advance(outputs, target, stream)
         self._write(new, tensors_of(layer))
@@ -165,15 +165,15 @@ class Pruning:
         old = self.cut.layers[new]
         targets = Targets(target.streams)
         with self.dense.layer(old) as layer:
-            order, writers = sparsifier.outline(target, old, layer, old)
-            with sparsifier.listening(target, layer, writers, targets):
+            outline = sparsifier.outlines.of(target, old, layer, old)
+            with sparsifier.listening(target, layer, outline, targets):
                 target.pass_through(old, layer)
         self.pruned.tensors(new)  # cut out of the dense layer while that is at hand, and held
         self.dense.forget()
         for index in gap_after(self.cut.layers, new, self.cut.num_layers):
             self._pass_dense(target, index)
         with self.pruned.layer(new) as layer:
-            staged, matrices, repair = sparsifier.prune(stream, new, layer, order, writers, targets)
+            staged, matrices, repair = sparsifier.prune(stream, new, layer, outline, targets)
             error = self._advance(staged.outputs(), target, stream)
             self._write(new, tensors_of(layer))
         self.pruned.forget()

@@ -32,31 +32,19 @@ from llmprune.anatomy.value import Anatomy
 from llmprune.errors import NumericalError
 from llmprune.folds import Folds
 from llmprune.gram import add_gram, mirror
-from llmprune.model.processes import from_first, sum_over_processes
-from llmprune.model.stages import Order, StagedLayer, muted, probe
+from llmprune.model.processes import sum_over_processes
+from llmprune.model.stages import StagedLayer
 from llmprune.model.streams import Streams
 from llmprune.model.walk import Walk, outputs_of
 from llmprune.normal_equations import Repair
 from llmprune.refit import Refit
-from llmprune.residual import residual_scale
 from llmprune.snapshots import MatrixRecord
 from llmprune.sparsity.section import Sparsity, select
 from llmprune.sparsity.support import relative_errors, solve_on_support
+from llmprune.writers import Outline, Outlines, Writer
 
 _DAMPING = 0.01  # of XᵀX where no output projection's ridge says more, in units of its mean diagonal
 _STEPS = 2  # of conjugate gradients on the kept support: more fit the calibration text and lose elsewhere
-
-
-@dataclass(frozen=True)
-class Writer:
-    """An output projection. ``scale``: how much of its output reaches the hidden states; None: a norm follows.
-
-    ``last``: what it writes is solved for the whole layer's output.
-    """
-
-    name: str
-    scale: float | None
-    last: bool
 
 
 @dataclass
@@ -80,48 +68,15 @@ class Sparsifier:
         folds: Folds,
         scales: dict[str, float | None],
     ) -> None:
-        self.sparsity, self.anatomy, self.experts = sparsity, anatomy, experts
+        self.sparsity, self.experts, self.folds = sparsity, experts, folds
         self.refit = refit if sparsity.method.refits else None
-        self.folds, self.scales = folds, scales
-
-    def outline(self, walk: Walk, index: int, layer: nn.Module, old: int) -> tuple[Order, tuple[Writer, ...]]:
-        """How the layer calls its projections, and which of them write to the hidden states."""
-        projections = projections_of(layer)
-        order = probe(walk, index, layer, [one.name for one in projections])
-        if self.refit is None:
-            return order, ()
-        called = [name for group in order.groups for name in group]
-        hidden = walk.streams[0].shape[-1]
-        sized = {one.name for one in projections if one.outputs == hidden}
-        return order, self._writers(walk, index, layer, [name for name in called if name in sized], old)
-
-    def _writers(self, walk: Walk, index: int, layer: nn.Module, names: list[str], old: int) -> tuple[Writer, ...]:
-        def scale(name: str, silent: Sequence[str]) -> float | None:
-            key = f"{type(layer).__name__}.{name} without {','.join(silent)}"
-            if key not in self.scales:
-                with muted([layer.get_submodule(path) for path in silent]):
-                    self.scales[key] = from_first(residual_scale(walk, index, layer, layer.get_submodule(name)))
-            return self.scales[key]
-
-        block = self.anatomy.blocks[old]
-        last = next((name for name in reversed(names) if scale(name, ()) is not None), None)
-        normed = {
-            unit.output for unit in (*self.anatomy.units[old], self.anatomy.attention[old]) if unit and unit.refit
-        }
-        writers = []
-        for place, name in enumerate(names):
-            silent = [*names[place + 1 :], *([block.path] if block and block.path not in ("", *names) else [])]
-            if name == last:
-                writers.append(Writer(name, scale(name, ()), last=True))
-            elif (found := scale(name, silent)) is not None or name in normed:
-                writers.append(Writer(name, found, last=False))
-        return tuple(writers)
+        self.outlines = Outlines(anatomy, scales, writers=self.refit is not None)
 
     @contextmanager
-    def listening(self, walk: Walk, layer: nn.Module, writers: Sequence[Writer], targets: Targets) -> Iterator[None]:
+    def listening(self, walk: Walk, layer: nn.Module, outline: Outline, targets: Targets) -> Iterator[None]:
         """While the dense stream goes through the layer, note what its earlier writers should write."""
         with ExitStack() as hooks:
-            for writer in writers:
+            for writer in outline.writers:
                 if not writer.last:
                     see = partial(self._note, walk, writer, targets)
                     hooks.enter_context(outputs_of(layer.get_submodule(writer.name), see))
@@ -140,15 +95,15 @@ class Sparsifier:
 
     @torch.no_grad()
     def prune(
-        self, stream: Walk, new: int, layer: nn.Module, order: Order, writers: Sequence[Writer], targets: Targets | None
+        self, stream: Walk, new: int, layer: nn.Module, outline: Outline, targets: Targets | None
     ) -> tuple[StagedLayer, tuple[MatrixRecord, ...], Repair | None]:
         """Prune the layer's matrices in place; the staged layer then gives its outputs. The repair is the last's."""
-        staged, repair = StagedLayer(stream, new, layer, order), None
+        staged, repair = StagedLayer(stream, new, layer, outline.order), None
         records: list[MatrixRecord] = []
         chosen = {one.name: one for one in select(projections_of(layer), self.sparsity, self.experts).chosen}
         everything = {one.name: one for one in projections_of(layer)}
-        by_name = {writer.name: writer for writer in writers}
-        for group in order.groups:
+        by_name = {writer.name: writer for writer in outline.writers}
+        for group in outline.order.groups:
             together = [chosen[name] for name in group if name in chosen and name not in by_name]
             if together:
                 records += self._prune_together(staged, together)

@@ -36,6 +36,7 @@ LADDER = (
             "gram",
             "folds",
             "sparsifying",
+            "writers",
         ),
         *("snapshots", "residual", "criteria", "sparsity", "refit", "surgery"),
         *("evaluation", "report", "hub"),

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from llmprune.anatomy.projections import outputs_of_projection
+from llmprune.errors import ModelError
 from llmprune.model.streams import Streams
 from llmprune.model.walk import Walk, inputs_of
 
@@ -49,6 +50,8 @@ class StagedLayer:
             seen: list[Tensor] = []
             with suppress(_ReachedError), inputs_of(self.layer.get_submodule(name), partial(_stop, seen)):
                 self._run(batch)
+            if not seen:
+                raise ModelError(f"layer {self.index} does not call {name}, which layers of its kind do; skip it")
             yield batch, self._keep(name, batch, seen.pop(), keep)
 
     def without(self, name: str, keep: bool = False) -> Iterator[tuple[int, Tensor, Tensor]]:

@@ -1,0 +1,93 @@
+"""Which projections of a layer write to the hidden states, found by what noise on their output does to the layer's.
+
+Shapes: D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from llmprune.anatomy.projections import projections_of
+from llmprune.anatomy.value import Anatomy
+from llmprune.model.processes import from_first
+from llmprune.model.stages import Order, muted, probe
+from llmprune.model.walk import Walk
+from llmprune.residual import residual_scale
+
+
+@dataclass(frozen=True)
+class Writer:
+    """An output projection. ``scale``: how much of its output reaches the hidden states; None: a norm follows.
+
+    ``last``: what it writes is solved for the whole layer's output.
+    """
+
+    name: str
+    scale: float | None
+    last: bool
+
+
+@dataclass(frozen=True)
+class Outline:
+    """How a layer calls its projections, and which of them write to the hidden states, in that order."""
+
+    order: Order
+    writers: tuple[Writer, ...]
+
+
+class Outlines:
+    """The outlines of layers, made once for each kind of layer. ``scales`` are kept with the run's snapshots."""
+
+    def __init__(self, anatomy: Anatomy, scales: dict[str, float | None], writers: bool) -> None:
+        self.anatomy, self.scales, self.writers = anatomy, scales, writers
+        self._known: dict[Any, Outline] = {}
+
+    def of(self, walk: Walk, index: int, layer: nn.Module, old: int) -> Outline:
+        """The outline of a layer with its weights, which was number ``old`` before the cut."""
+        kind = _kind(layer)
+        if kind not in self._known:
+            order = probe(walk, index, layer, [one.name for one in projections_of(layer)])
+            writers = self._find(walk, index, layer, order, old) if self.writers else ()
+            self._known[kind] = Outline(order, writers)
+        return self._known[kind]
+
+    def _find(self, walk: Walk, index: int, layer: nn.Module, order: Order, old: int) -> tuple[Writer, ...]:
+        """Those whose noise reaches the layer's output linearly, in the last case with all else as it is, before it
+        with later writers and experts silent; and those that the anatomy knows of and a norm follows.
+        """
+        hidden = walk.streams[0].shape[-1]
+        sized = {one.name for one in projections_of(layer) if one.outputs == hidden}
+        names = [name for group in order.groups for name in group if name in sized]
+        block = self.anatomy.blocks[old]
+        experts = [block.path] if block and block.path not in ("", *names) else []
+        last = next((name for name in reversed(names) if self._scale(walk, index, layer, name, ()) is not None), None)
+        units = (*self.anatomy.units[old], self.anatomy.attention[old])
+        normed = {unit.output for unit in units if unit and unit.refit}
+        writers = []
+        for place, name in enumerate(names):
+            scale = self._scale(walk, index, layer, name, () if name == last else (*names[place + 1 :], *experts))
+            if scale is not None or name in normed:
+                writers.append(Writer(name, scale, name == last))
+        return tuple(writers)
+
+    def _scale(self, walk: Walk, index: int, layer: nn.Module, name: str, silent: Sequence[str]) -> float | None:
+        key = f"{type(layer).__name__}.{name} without {','.join(silent)}"
+        if key not in self.scales:
+            with muted([layer.get_submodule(path) for path in silent]):
+                self.scales[key] = from_first(residual_scale(walk, index, layer, layer.get_submodule(name)))
+        return self.scales[key]
+
+
+def _kind(layer: nn.Module) -> tuple[Any, ...]:
+    """What tells layers apart that may call their projections otherwise: classes, names, and plain settings."""
+    return tuple((name, type(module), _settings(module)) for name, module in layer.named_modules())
+
+
+def _settings(module: nn.Module) -> tuple[tuple[str, str], ...]:
+    plain = (bool, int, float, str, type(None))
+    said = {key: value for key, value in vars(module).items() if isinstance(value, plain) and not key.startswith("_")}
+    return tuple((key, repr(value)) for key, value in sorted(said.items()) if key != "layer_idx")
