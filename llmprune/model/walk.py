@@ -175,7 +175,8 @@ class Walk:
         if hidden_BLD is None:
             hidden_BLD = self.streams[batch].to(self.decoder.device_of(index))
         output_BLD = self.calls[batch][index].run(layer, hidden_BLD)
-        if not torch.isfinite(output_BLD).all():
+        total = output_BLD.sum(dtype=torch.float32)  # not finite where any of them is not
+        if not torch.isfinite(total) and not torch.isfinite(output_BLD).all():
             raise NumericalError(
                 f"layer {index} puts out NaN or infinity for calibration batch {batch}; "
                 "try model.dtype: float32 or bfloat16, and check the checkpoint's weights"

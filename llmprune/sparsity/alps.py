@@ -70,7 +70,7 @@ def _inverse(gram_II: Tensor, shift: float) -> Tensor:
     shifted_II = gram_II.clone()
     shifted_II.diagonal().add_(shift)
     factor_II, failed = torch.linalg.cholesky_ex(shifted_II)
-    inverse_II: Tensor = torch.cholesky_inverse(factor_II)
+    inverse_II = torch.cholesky_solve(torch.eye(len(gram_II), device=gram_II.device), factor_II)
     if int(failed) or not torch.isfinite(inverse_II).all():
         raise NumericalError(
             f"the Gram matrix of {len(gram_II)} inputs cannot be inverted, or is not finite; "

@@ -107,7 +107,7 @@ def _inverse_factor(gram_II: Tensor, damping: float) -> Tensor:
     factor_II: Tensor
     upper_II: Tensor
     factor_II, failed = torch.linalg.cholesky_ex(damped_II)
-    inverse_II = torch.cholesky_inverse(factor_II)
+    inverse_II = torch.cholesky_solve(torch.eye(len(gram_II), device=gram_II.device), factor_II)
     upper_II, failed_too = torch.linalg.cholesky_ex(inverse_II, upper=True)
     if int(failed) or int(failed_too) or not torch.isfinite(upper_II).all():
         raise NumericalError(
