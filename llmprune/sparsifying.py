@@ -43,7 +43,7 @@ from llmprune.sparsity.section import Sparsity, select
 from llmprune.sparsity.support import relative_errors, solve_on_support
 from llmprune.writers import Outline, Outlines, Writer
 
-_DAMPING = 0.01  # of XᵀX where no output projection's ridge says more, in units of its mean diagonal
+_DAMPING = 0.01  # of XᵀX, in units of its mean diagonal
 _STEPS = 2  # of conjugate gradients on the kept support: more fit the calibration text and lose elsewhere
 
 
@@ -165,7 +165,7 @@ class Sparsifier:
         if not masked:
             set_weight(staged.layer, projection, wanted_OI)
             return repair, []
-        _damp(gram_II, max(repair.ridge or 0.0, _DAMPING))
+        _damp(gram_II, _DAMPING)
         return repair, self._write(staged, [projection], wanted_OI, gram_II)
 
     def _wanted(self, staged: StagedLayer, writer: Writer, targets: Targets) -> Iterator[tuple[int, Tensor, Tensor]]:
