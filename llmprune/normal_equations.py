@@ -20,9 +20,9 @@ folds of the calibration windows, which are its sources where there are several:
 
 which needs that fold's sums alone and is quadratic in α. Where no λ makes it
 negative, the projection is left as it was sliced. The choice of two numbers does not
-need all D outputs: it is made on S random combinations of them. μ, found with one of n
-folds left out, is kept for the solve over all of them: in units of their mean diag(XᵀX)
-it is (n − 1)/n of λ.
+need all D outputs: it is made on S random combinations of them. Both were found with one
+of n folds left out; over all of them the solve's own noise is (n − 1)/n as large, and so
+are λ and the odds (1 − α)/α against the inherited error.
 
 Memory: one F × F matrix a fold and one more while solving, which happens in place.
 
@@ -125,14 +125,13 @@ class NormalEquations:
         repair = Repair(None, self.ridge, 1.0, None) if self.ridge is not None else self._cross_validated()
         if repair.ridge is None:
             return repair
-        ridge = repair.ridge
-        if len(self._folds) > 1:
-            ridge *= (len(self._folds) - 1) / len(self._folds)
+        repair = _for_all(repair, len(self._folds))
+        assert repair.ridge is not None
         gram_FF = self._folds[0].gram_FF
         for fold in self._folds[1:]:
             gram_FF += fold.gram_FF
         moment_FD = self._inherited_FD.mul_(repair.inherited).add_(self._lost_FD)
-        return replace(repair, ridge=ridge, delta_DF=_ridge(gram_FF, moment_FD, ridge).T)
+        return replace(repair, delta_DF=_ridge(gram_FF, moment_FD, repair.ridge).T)
 
     def _cross_validated(self) -> Repair:
         """Ridge and share of the inherited error by the held-out error; no ridge where none makes it less."""
@@ -185,6 +184,15 @@ class NormalEquations:
             share = min(max((inherited_wanted - lost_inherited) / inherited_inherited, 0.0), 1.0)
         change = lost_lost + 2 * share * lost_inherited + share**2 * inherited_inherited
         return share, change - 2 * (lost_wanted + share * inherited_wanted)
+
+
+def _for_all(repair: Repair, folds: int) -> Repair:
+    """What was found with one fold left out, for the sums over all of them; a ridge that was given stays."""
+    if folds < 2 or repair.ridge is None:
+        return repair
+    noise = (folds - 1) / folds
+    share = repair.inherited
+    return replace(repair, ridge=repair.ridge * noise, inherited=share / (share + (1 - share) * noise))
 
 
 class _Fold(NamedTuple):

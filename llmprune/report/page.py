@@ -144,6 +144,10 @@ def _tiles(report: Report) -> list[Tile]:
             f"{format_size(dense.bytes)} → {format_size(pruned.bytes)}",
         )
     ]
+    if report.sparsity:
+        zeros, weights = report.sparsity.zeros, report.sparsity.weights
+        note = f"{percent(zeros / weights)} of the matrices with the pattern {report.sparsity.pattern}"
+        tiles.append(Tile("weights made zero", percent(zeros / pruned.parameters), note))
     if speed:
         tiles.append(
             Tile(
