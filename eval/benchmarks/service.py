@@ -1,8 +1,7 @@
-"""The service under kills, under load and on a full disk.
+"""The service under kills and under load.
 
     python eval/benchmarks/service.py kills [--times 20]
     python eval/benchmarks/service.py load
-    python eval/benchmarks/service.py disk        (mounts a small tmpfs: root only)
 
 Each starts ``llmprune serve`` in processes of its own and writes what it saw, with the machine,
 into eval/benchmarks/results/service-WHAT.json.
@@ -22,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -346,22 +345,6 @@ def load_recipe(number: int) -> str:
     return f"# number {number}\nmodel: {{id: org/model}}\ncalibration: {{dataset: org/text}}\ndepth: {{remove: 1}}\n"
 
 
-@contextlib.contextmanager
-def small_disk(folder: Path) -> Iterator[Path]:
-    """A file system of 24 MB."""
-    disk = folder / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", disk], check=True)
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", disk], check=True)
-
-
-def measure_full_disk(folder: Path, _: argparse.Namespace) -> None:
-    raise NotImplementedError
-
-
 def wait_for(reached: Callable[[], Any], seconds: float = 120.0) -> Any:
     """The first answer that is something."""
     deadline = time.monotonic() + seconds
@@ -375,10 +358,10 @@ def wait_for(reached: Callable[[], Any], seconds: float = 120.0) -> Any:
 def main() -> None:
     """Do one of them in a folder of its own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["kills", "load", "disk"])
+    parser.add_argument("what", choices=["kills", "load"])
     parser.add_argument("--times", type=int, default=20)
     arguments = parser.parse_args()
-    measures = {"kills": measure_kills, "load": measure_load, "disk": measure_full_disk}
+    measures = {"kills": measure_kills, "load": measure_load}
     with tempfile.TemporaryDirectory() as folder:
         measures[arguments.what](Path(folder), arguments)
 
