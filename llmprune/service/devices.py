@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from llmprune.service.job import Job
+from llmprune.service.job import Job, JobSummary
+
+PUSHES = 2  # at a time: they take no slot, for they wait for the network
 
 
 def find_gpus() -> tuple[str, ...]:
@@ -39,12 +41,17 @@ class Machine:
         The first in order goes first: where it must wait for GPUs, no later one takes them from it.
         Jobs of the launchers ``elsewhere`` take nothing from this machine.
         """
-        here = [job for job in running if job.launcher not in elsewhere]
+        here = [job for job in running if takes_part(job, elsewhere)]
         gpus, slots = self.free_gpus(here), self.slots - sum(not job.gpus for job in here)
+        pushes = PUSHES - sum(job.source is not None for job in running)
         chosen: list[tuple[Job, list[str]]] = []
         blocked = False
         for job in waiting:
-            if job.launcher in elsewhere:
+            if job.source is not None:
+                pushes -= 1
+                if pushes >= 0:
+                    chosen.append((job, []))
+            elif job.launcher in elsewhere:
                 chosen.append((job, []))
             elif not job.gpus:
                 slots -= 1
@@ -56,3 +63,8 @@ class Machine:
             else:
                 blocked = True
         return chosen
+
+
+def takes_part(job: JobSummary, elsewhere: Collection[str]) -> bool:
+    """Whether a job takes a slot or GPUs of this machine."""
+    return job.launcher not in elsewhere and job.source is None

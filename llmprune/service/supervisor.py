@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 from llmprune.errors import LLMPruneError
+from llmprune.hub.section import Hub
 from llmprune.service.database import Database
 from llmprune.service.devices import Machine
 from llmprune.service.housekeeping import clean_up, over_quota
@@ -28,7 +29,7 @@ from llmprune.service.launchers.base import Launch
 from llmprune.service.secrets import drop_token, token_environment
 from llmprune.service.settings import Settings
 from llmprune.service.table import Jobs
-from llmprune.service.watching import PROGRESS, explain, read_figures, read_progress
+from llmprune.service.watching import PROGRESS, PUBLISHED, explain, read_progress, read_results
 
 logger = logging.getLogger(__name__)
 
@@ -144,17 +145,17 @@ class Supervisor:
         launch = self._launch(job)
         if job.launcher not in self._elsewhere:
             self.launchers[job.launcher].stop(launch, force=True)  # what the run may have left behind
-        figures = read_figures(self.settings.run_folder(job.id)) if code in (0, 3) else None
+        results = read_results(self.settings.run_folder(job.id), code)
         drop_token(folder)
         if code == 0:
-            self.jobs.end(job.id, "succeeded", code, None, figures)
+            self.jobs.end(job.id, "succeeded", code, None, **results)
         elif job.state == "cancelling" and code not in (2, 3):
             self.jobs.end(job.id, "cancelled", code, None)
         elif job.time_limit is not None and ran > job.time_limit and code not in (2, 3):
             said = f"it ran longer than its limit of {job.time_limit:g} s; a retry continues after the last layer"
             self.jobs.end(job.id, "failed", code, said)
         else:
-            self.jobs.end(job.id, "failed", code, explain(launch.log, code), figures)
+            self.jobs.end(job.id, "failed", code, explain(launch.log, code), **results)
 
     def _start_waiting(self) -> None:
         waiting = self.jobs.in_states("queued")
@@ -182,16 +183,32 @@ class Supervisor:
 
     def _launch(self, job: Job) -> Launch:
         folder = self.settings.folder(job.id).absolute()
-        sets = [part for override in job.overrides for part in ("--set", override)]
         return Launch(
             job=job.id,
             attempt=job.attempts,
             folder=folder,
-            arguments=("run", str(folder / "recipe.yaml"), "--output", str(folder / "run"), *sets),
+            arguments=self._run(job, folder) if job.push is None else self._push(job, job.push, folder),
             gpus=job.gpus,
             devices=job.devices,
-            environment={"LLMPRUNE_PROGRESS": str(folder / PROGRESS)} | token_environment(folder),
+            environment={
+                "LLMPRUNE_PROGRESS": str(folder / PROGRESS),
+                "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # the log is no terminal
+                **token_environment(folder, required=job.push is not None),
+            },
         )
+
+    def _run(self, job: Job, folder: Path) -> tuple[str, ...]:
+        sets = [part for override in job.overrides for part in ("--set", override)]
+        return ("run", str(folder / "recipe.yaml"), "--output", str(folder / "run"), *sets)
+
+    def _push(self, job: Job, hub: Hub, folder: Path) -> tuple[str, ...]:
+        """Joined with =, so that no value is taken for an option."""
+        assert job.source is not None, "a push has a source"
+        given = {"repo-id": hub.repo_id, "branch": hub.branch, "when": hub.when, "commit-message": hub.commit_message}
+        options = [f"--{name}={value}" for name, value in given.items() if value is not None]
+        options += ["--private" if hub.private else "--public", *(["--create-pr"] if hub.create_pr else [])]
+        source = self.settings.run_folder(job.source).absolute()
+        return ("push", str(source), *options, f"--save={folder / 'run' / PUBLISHED}")
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -18,6 +18,7 @@ Server = Annotated[
 ]
 TokenFile = Annotated[Path | None, typer.Option(help="File with the token; else the variable LLMPRUNE_TOKEN has it.")]
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
+HubTokenFile = Annotated[Path, typer.Option(help="File with a hub token for this push alone; not kept there.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 DataDir = Annotated[Path, typer.Option(help="Folder of the job table and of all jobs.")]
 _HERE = "http://127.0.0.1:8321"
@@ -175,10 +176,18 @@ def cancel(job: JobArgument, server: Server = _HERE, token_file: TokenFile = Non
         typer.echo(client.cancel(job)["state"])
 
 
-def retry(job: JobArgument, server: Server = _HERE, token_file: TokenFile = None) -> None:
+def retry(
+    job: JobArgument,
+    hub_token_file: Annotated[
+        Path | None, typer.Option(help="File with a hub token for this job alone; a push needs one.")
+    ] = None,
+    server: Server = _HERE,
+    token_file: TokenFile = None,
+) -> None:
     """Queue a failed or cancelled job again; it continues after its last finished layer."""
+    hub_token = _read(hub_token_file, "hub token").strip() if hub_token_file else None
     with _client(server, token_file) as client:
-        typer.echo(client.retry(job)["state"])
+        typer.echo(client.retry(job, hub_token)["state"])
 
 
 def fetch(
@@ -196,19 +205,45 @@ def fetch(
             typer.echo(path)
 
 
+def push_job(
+    job: JobArgument,
+    repo_id: Annotated[str, typer.Option(help="Repository that gets the model, such as org/name.")],
+    hub_token_file: HubTokenFile,
+    private: Annotated[
+        bool, typer.Option("--private/--public", help="Visibility of a new repository; default: private.")
+    ] = True,
+    branch: Annotated[str | None, typer.Option(help="Branch that gets the commit; default: main.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")] = False,
+    when: Annotated[
+        str | None, typer.Option(help="always: also where the gate was not met, and the card says so.")
+    ] = None,
+    commit_message: Annotated[str | None, typer.Option(help="Message of the commit.")] = None,
+    server: Server = _HERE,
+    token_file: TokenFile = None,
+) -> None:
+    """Push a finished job's model to the hub from the service; watches it, and ends as the push does."""
+    settings = {"repo_id": repo_id, "private": private, "branch": branch, "create_pr": create_pr}
+    settings |= {"when": when, "commit_message": commit_message}
+    with _client(server, token_file) as client:
+        push = client.push(job, _read(hub_token_file, "hub token").strip(), **settings)
+        ended = _watch(client, push["id"])
+        typer.echo(f"pushed {ended['published']['files']} files to {repo_id}\n{ended['published']['url']}")
+
+
 def add_to(app: typer.Typer) -> None:
     """Give the command line these verbs."""
-    for verb in (serve, submit, jobs, watch, cancel, retry, fetch, token):
+    for verb in (serve, submit, jobs, watch, cancel, retry, fetch, push_job, token):
         app.command()(verb)
 
 
-def _watch(client: Client, job: str) -> None:
+def _watch(client: Client, job: str) -> dict[str, Any]:
     from llmprune.service.terminal import show_progress
 
     ended = show_progress(client.watch(job), lambda: client.job(job))
     if ended["state"] != "succeeded":
         code = ended["exit_code"]
         raise typer.Exit(code if code in (1, 2, 3) else 1)
+    return ended
 
 
 def _client(server: str, token_file: Path | None) -> Client:
