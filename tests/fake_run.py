@@ -36,7 +36,9 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN if "deaf" in wish else lambda *_: sys.exit(143))
         if "leave" in wish:
             subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
-        (folder / "arguments.json").write_text(json.dumps({"argv": sys.argv[1:], "cwd": os.getcwd()}))
+        (folder / "arguments.json").write_text(
+            json.dumps({"argv": sys.argv[1:], "cwd": os.getcwd(), "environment": seen()})
+        )
         print(wish.get("say", "working"), flush=True)
         prune(folder, int(wish.get("layers", 2)), float(wish.get("pause", 0)))
         if wish.get("exit", "0") in ("0", "3"):
@@ -45,6 +47,11 @@ def main() -> None:
             print("llmprune: it went wrong as asked", file=sys.stderr)
             sys.exit(int(wish["exit"]))
     return None
+
+
+def seen() -> dict[str, str | None]:
+    """What the environment says of devices and threads."""
+    return {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "HF_TOKEN_PATH")}
 
 
 def wishes(text: str) -> dict[str, str]:

@@ -114,7 +114,8 @@ def _add(settings: Settings, hub_token: str | None, add: Callable[[str], tuple[J
 
 def _request(submission: Submission, recipe: Recipe, caller: Caller, settings: Settings) -> JobRequest:
     problems = []
-    gpus = submission.gpus if submission.gpus is not None else min(1, len(settings.gpus))
+    here = 0 if submission.launcher in settings.elsewhere else min(1, len(settings.gpus))
+    gpus = submission.gpus if submission.gpus is not None else here
     if submission.launcher not in settings.launchers:
         problems.append(f"launcher: {submission.launcher!r} is not offered; choose {', '.join(settings.launchers)}")
     if submission.launcher == "local" and gpus > len(settings.gpus):

@@ -17,6 +17,7 @@ import sqlite3
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from llmprune.errors import LLMPruneError
 from llmprune.hub.section import Hub
@@ -37,6 +38,7 @@ TICK = 0.5  # seconds
 NOTE_EVERY = 3.0  # how often it writes what nobody waits for: each write goes to disk
 CLEAN_EVERY = 60.0
 MOST_ATTEMPTS = 25  # of a job that ends together with the service again and again
+_WAITS = {"step": "waiting for the cluster"}
 
 
 class Supervisor:
@@ -100,21 +102,27 @@ class Supervisor:
         if launcher is None:
             return self.jobs.end(job.id, "failed", None, f"the service runs without the launcher {job.launcher!r} now")
         look = launcher.look(launch)
+        if look.state == "unknown":
+            return None
         if look.state == "ended":
             return self._end(job, look.code)
-        if look.state == "gone":
+        if look.state == "returned" and job.state == "running" and job.attempts < MOST_ATTEMPTS:
+            return self.jobs.queue_again(job.id)
+        if look.state in ("gone", "returned"):
             return self._gone(job)
         self._seen.add((job.id, job.attempts))
-        ran = self._note_progress(job, launch, elapsed)
+        waiting = look.state == "waiting"
+        ran = self._note_progress(
+            job, _WAITS if waiting else read_progress(launch.folder, job.fraction), 0.0 if waiting else elapsed
+        )
         if job.state == "cancelling" or (job.time_limit is not None and ran > job.time_limit):
             self._end_processes(job, launch)
         return None
 
-    def _note_progress(self, job: Job, launch: Launch, elapsed: float) -> float:
+    def _note_progress(self, job: Job, told: dict[str, Any], elapsed: float) -> float:
         """Write what is new; the seconds that the job has run."""
         self._ran[job.id] = self._ran.get(job.id, 0.0) + elapsed
         ran = job.ran_seconds + self._ran[job.id]
-        told = read_progress(launch.folder, job.fraction)
         news = told if any(getattr(job, name) != value for name, value in told.items()) else {}
         if news or self._ran[job.id] >= NOTE_EVERY:
             self.jobs.progress(job.id, round(ran, 2), news)
@@ -159,7 +167,9 @@ class Supervisor:
 
     def _start_waiting(self) -> None:
         waiting = self.jobs.in_states("queued")
-        for job, devices in self.machine.startable(waiting, self.jobs.in_states(*ACTIVE), self._elsewhere):
+        asked = self._elsewhere & {job.launcher for job in waiting}
+        room = {name: self.launchers[name].room() if name in asked else 0 for name in self._elsewhere}
+        for job, devices in self.machine.startable(waiting, self.jobs.in_states(*ACTIVE), room):
             started = self.jobs.start(job.id, devices)
             if started is None:
                 continue
@@ -170,7 +180,8 @@ class Supervisor:
                     raise LLMPruneError(f"the service runs without the launcher {started.launcher!r} now")
                 self._prepare(started, launch.folder)
                 launcher.start(launch)
-                self._seen.add((started.id, started.attempts))
+                if launcher.on_this_machine:  # elsewhere the next look says whether it has arrived
+                    self._seen.add((started.id, started.attempts))
             except LLMPruneError as error:
                 self.jobs.end(started.id, "failed", 1, str(error))
             except OSError as error:

@@ -45,6 +45,10 @@ def serve(
     torchrun_options: Annotated[
         str | None, typer.Option(help="Options of torchrun for jobs of that launcher, such as those for several nodes.")
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Ray cluster for jobs of the launcher ray, such as http://head:8265."),
+    ] = None,
     time_limit: Annotated[float | None, typer.Option(min=1, help="Most seconds that a job may run.")] = None,
     disk_quota: Annotated[
         str | None,
@@ -76,13 +80,15 @@ def serve(
         options = tuple(shlex.split(torchrun_options or ""))
     except ValueError as error:
         raise RecipeError(f"arguments: {error}") from None
+    if ray and not ray.startswith(("http://", "https://")):
+        raise RecipeError(f"--ray {ray}: give the URL of its job API, such as http://head:8265")
     chosen = find_gpus() if gpus is None else () if gpus == "none" else tuple(gpus.split(","))
     serve_forever(
         Settings(
             data_dir=data_dir, host=host, port=port, host_names=tuple(host_name or ()), slots=slots, gpus=chosen,
             allow_roots=tuple(folder.resolve() for folder in allow_root or ()),
             allow_tasks=tuple(folder.resolve() for folder in allow_tasks or ()),
-            torchrun_options=options, time_limit=time_limit, disk_quota=quota,
+            torchrun_options=options, ray=ray, time_limit=time_limit, disk_quota=quota,
             keep_days=keep_days, keep_jobs=keep_jobs, max_queued=max_queued,
         )
     )  # fmt: skip
@@ -123,8 +129,8 @@ def submit(
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a key of the recipe; may be repeated.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="For people; default: from the recipe.")] = None,
-    launcher: Annotated[str | None, typer.Option(help="local or torchrun.")] = None,
-    gpus: Annotated[int | None, typer.Option(min=0, help="Default: 1 where there is one.")] = None,
+    launcher: Annotated[str | None, typer.Option(help="local, torchrun or, where it is offered, ray.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=0, help="Default: 1 where the service has one; on ray none.")] = None,
     priority: Annotated[int | None, typer.Option(help="Higher goes first; above 0: admins only.")] = None,
     time_limit: Annotated[float | None, typer.Option(help="Seconds that it may run.")] = None,
     hub_token_file: Annotated[

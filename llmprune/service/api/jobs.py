@@ -60,8 +60,12 @@ def submit_job(
     caller: TheCaller,
     response: Response,
     name: Annotated[str | None, Query(min_length=1, max_length=120, description="For people.")] = None,
-    launcher: Annotated[str, Query(max_length=20, description="local or torchrun.")] = "local",
-    gpus: Annotated[int | None, Query(ge=0, le=1024, description="Default: 1 where there is one.")] = None,
+    launcher: Annotated[
+        str, Query(max_length=20, description="local, torchrun or, where it is offered, ray.")
+    ] = "local",
+    gpus: Annotated[
+        int | None, Query(ge=0, le=1024, description="Default: 1 where the service has one; on ray none.")
+    ] = None,
     priority: Annotated[int, Query(ge=-100, le=100, description="Higher goes first; above 0: admins only.")] = 0,
     time_limit: Annotated[
         float | None, Query(gt=0, le=1e9, allow_inf_nan=False, description="Seconds that it may run.")

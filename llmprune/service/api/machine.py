@@ -77,7 +77,7 @@ def queue_of(service: Service) -> Queue:
     return Queue(
         counts=service.jobs.counts(),
         slots=service.settings.slots,
-        slots_used=sum(not job.gpus and takes_part(job, ()) for job in running),
+        slots_used=sum(not job.gpus and takes_part(job, service.settings.elsewhere) for job in running),
         devices=[Device(name=gpu, job=holders.get(gpu)) for gpu in service.settings.gpus],
         launchers=list(service.settings.launchers),
         supervisor_alive=alive,

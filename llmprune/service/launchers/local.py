@@ -29,6 +29,10 @@ class Local:
         """What is run."""
         return (*self.command, *launch.arguments)
 
+    def room(self) -> int:
+        """Slots and GPUs say how many."""
+        return 0
+
     def start(self, launch: Launch) -> None:
         """Start the attempt under a lease that it holds as long as it lives."""
         nowhere = launch.folder / "nowhere"
