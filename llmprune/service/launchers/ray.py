@@ -57,6 +57,7 @@ class Ray:
         variables = {
             MARK: launch.job,
             "RAY_JOB_STOP_WAIT_TIME_S": str(self.grace),  # between its SIGTERM and its SIGKILL
+            **({} if launch.gpus else {"CUDA_VISIBLE_DEVICES": ""}),  # which Ray sets only for those who ask for GPUs
             **launch.environment,
         }
         body = {
