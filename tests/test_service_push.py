@@ -30,6 +30,13 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bench, str]:
+    """A service with a finished job."""
+    bench = Bench(tmp_path_factory.mktemp("done"))
+    return bench, finished(bench)
+
+
 def finished(bench: Bench, **wishes: object) -> str:
     """A job that has ended as it was wished."""
     job = bench.submit(recipe(**wishes))["id"]
@@ -126,6 +133,18 @@ def test_what_cannot_be_pushed(bench: Bench) -> None:
     assert not list(bench.settings.data_dir.rglob("hub-token"))
 
 
+def test_a_push_that_never_started_leaves_no_token(bench: Bench) -> None:
+    """Cancelled while it waits, or unable to start: its token goes at once."""
+    job = finished(bench)
+    pushed = push(bench, job)
+    assert bench.http.post(f"/v1/jobs/{pushed}/cancel").json()["state"] == "cancelled"
+    assert not list(bench.settings.data_dir.rglob("hub-token"))
+    pushed = push(bench, job)
+    (bench.settings.folder(pushed) / "log.txt").mkdir()
+    assert bench.until_ended(pushed)["state"] == "failed"
+    assert not list(bench.settings.data_dir.rglob("hub-token"))
+
+
 def test_a_job_whose_gate_was_not_met_is_not_changed_while_it_is_pushed(bench: Bench) -> None:
     """It has a model, and the push itself decides by ``when``; meanwhile it is not run again."""
     job = finished(bench, exit=3, push_pause=30)
@@ -149,9 +168,9 @@ def test_a_job_whose_gate_was_not_met_is_not_changed_while_it_is_pushed(bench: B
         (REPO, {"X-Hub-Token": "with space"}, "X-Hub-Token"),
     ],
 )
-def test_wrong_pushes(bench: Bench, body: dict[str, Any], headers: dict[str, str], said: str) -> None:
+def test_wrong_pushes(done: tuple[Bench, str], body: dict[str, Any], headers: dict[str, str], said: str) -> None:
     """Each mistake is named, nothing is queued, and no token stays."""
-    job = finished(bench)
+    bench, job = done
     refused(bench, f"{job}/push", 422, said, json=body, headers=headers)
     assert bench.http.get("/v1/jobs").json()["counts"]["queued"] == 0
     assert not list(bench.settings.data_dir.rglob("hub-token"))

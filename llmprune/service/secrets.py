@@ -42,7 +42,8 @@ def drop_token(folder: Path) -> None:
         text = log.read_bytes()
         clean = redact(text, folder)
         if clean != text:
-            log.write_bytes(clean)
+            with log.open("r+b") as file:  # in place, of the same length: that works on a full disk too
+                file.write(clean)
     path.unlink()
 
 

@@ -92,6 +92,14 @@ def retry(job: Job, hub_token: str | None, settings: Settings, jobs: Jobs) -> Jo
         raise
 
 
+def cancel(job: Job, settings: Settings, jobs: Jobs) -> Job:
+    """Cancel a job; one that has not started is through with its token. Raises Conflict."""
+    cancelled = jobs.cancel(job.id)
+    if cancelled.state == "cancelled":
+        drop_token(settings.folder(job.id))
+    return cancelled
+
+
 def _require_token(hub_token: str | None) -> None:
     if not hub_token:
         raise RecipeError("X-Hub-Token: a push needs a hub token of its own, which may write to the repository", "push")

@@ -16,6 +16,7 @@ import select
 import sqlite3
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,14 +101,14 @@ class Supervisor:
     def _look_after(self, job: Job, elapsed: float) -> None:
         launcher, launch = self.launchers.get(job.launcher), self._launch(job)
         if launcher is None:
-            return self.jobs.end(job.id, "failed", None, f"the service runs without the launcher {job.launcher!r} now")
+            return self._fail(job, None, f"the service runs without the launcher {job.launcher!r} now")
         look = launcher.look(launch)
         if look.state == "unknown":
             return None
         if look.state == "ended":
             return self._end(job, look.code)
-        if look.state == "returned" and job.state == "running" and job.attempts < MOST_ATTEMPTS:
-            return self.jobs.queue_again(job.id)
+        if look.state == "returned" and job.state == "running":
+            return self._returned(job)
         if look.state in ("gone", "returned"):
             return self._gone(job)
         self._seen.add((job.id, job.attempts))
@@ -137,6 +138,13 @@ class Supervisor:
             self.launchers[job.launcher].stop(launch, force=False)
         elif time.monotonic() - since > self.settings.grace:
             self.launchers[job.launcher].stop(launch, force=True)
+
+    def _returned(self, job: Job) -> None:
+        """A cluster had no room for it for a long time."""
+        if job.attempts < MOST_ATTEMPTS:
+            return self.jobs.queue_again(job.id)
+        said = f"the cluster had no room for it {job.attempts} times; ask for fewer than {job.gpus} GPUs, or retry"
+        return self._fail(job, None, said)
 
     def _gone(self, job: Job) -> None:
         """No process and no exit code: it was killed, or ended together with an earlier service."""
@@ -183,9 +191,15 @@ class Supervisor:
                 if launcher.on_this_machine:  # elsewhere the next look says whether it has arrived
                     self._seen.add((started.id, started.attempts))
             except LLMPruneError as error:
-                self.jobs.end(started.id, "failed", 1, str(error))
+                self._fail(started, 1, str(error))
             except OSError as error:
-                self.jobs.end(started.id, "failed", 1, f"its folder cannot be written: {error}; make room and retry")
+                self._fail(started, 1, f"its folder cannot be written: {error}; make room and retry")
+
+    def _fail(self, job: Job, code: int | None, said: str) -> None:
+        """End a job that did not run."""
+        with suppress(OSError):  # its folder may be what is wrong
+            drop_token(self.settings.folder(job.id))
+        self.jobs.end(job.id, "failed", code, said)
 
     def _prepare(self, job: Job, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from llmprune.service.api.problems import documented
 from llmprune.service.api.recipes import RECIPE_BODY, Overrides, RecipeText
 from llmprune.service.api.service import JobId, Service, TheCaller, TheService
 from llmprune.service.job import Figures, Job, JobSummary, State
-from llmprune.service.submission import Submission, retry, submit, submit_push
+from llmprune.service.submission import Submission, cancel, retry, submit, submit_push
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
 
@@ -106,8 +106,7 @@ def show_job(job: JobId, service: TheService, caller: TheCaller) -> Job:
 @router.post("/jobs/{job}/cancel", responses=documented(404, 409, 422, 507))
 def cancel_job(job: JobId, service: TheService, caller: TheCaller) -> Job:
     """End a job: SIGTERM, then SIGKILL. What is done is kept for a retry."""
-    service.own_job(job, caller)
-    cancelled = service.jobs.cancel(job)
+    cancelled = cancel(service.own_job(job, caller), service.settings, service.jobs)
     service.nudge()
     return cancelled
 

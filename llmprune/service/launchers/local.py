@@ -13,7 +13,7 @@ from llmprune.service.launchers.base import GONE, RUNNING, Launch, Look
 from llmprune.service.processes import MARK, is_leased, leased, marked, signal_all
 
 _ATTEMPT = (sys.executable, "-m", "llmprune.service.attempt")
-_SECRETS = ("LLMPRUNE_TOKEN",)  # the service's own never reach a job
+_SECRETS = ("LLMPRUNE_TOKEN", "RAY_AUTH_TOKEN")  # the service's own never reach a job
 
 
 class Local:

@@ -10,6 +10,7 @@ import logging
 import os
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,8 @@ class Ray:
         Ray does not stop a job that waits there; the note has it end by itself as soon as it is started.
         """
         del force
-        _note(launch).touch()
+        with suppress(OSError):  # a full disk: Ray is asked again after the grace
+            _note(launch).touch()
         self._ask("POST", f"/api/jobs/{_id(launch)}/stop")
 
     def _entrypoint(self, launch: Launch) -> str:

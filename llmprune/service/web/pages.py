@@ -18,6 +18,7 @@ from llmprune.service.api.service import JobId, Service, TheCaller, TheService
 from llmprune.service.guard import admit
 from llmprune.service.job import ACTIVE, ENDED, Job, State
 from llmprune.service.submission import Submission, submit
+from llmprune.service.submission import cancel as cancel_job
 from llmprune.service.submission import retry as try_again
 from llmprune.service.tokens import SESSION_SECONDS
 from llmprune.service.web.compare import chart, points_of
@@ -87,8 +88,7 @@ def job_live(request: Request, job: JobId, service: TheService) -> Response:
 @router.post("/jobs/{job}/cancel")
 def cancel(job: JobId, service: TheService, caller: TheCaller) -> Response:
     """The button."""
-    service.own_job(job, caller)
-    service.jobs.cancel(job)
+    cancel_job(service.own_job(job, caller), service.settings, service.jobs)
     service.nudge()
     return RedirectResponse(f"/jobs/{job}", 303)
 
