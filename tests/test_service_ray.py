@@ -19,6 +19,7 @@ import pytest
 from service_tools import FAKE, RECIPE, YAML, Bench, free_port, recipe
 
 from llmprune.errors import LLMPruneError
+from llmprune.service.launchers import ray
 from llmprune.service.launchers.base import GONE, RETURNED, RUNNING, UNKNOWN, WAITING, Launch, Look
 from llmprune.service.launchers.ray import Ray
 from llmprune.service.processes import marked
@@ -198,8 +199,10 @@ class Odd:
 
 
 @pytest.fixture
-def odd(tmp_path: Path) -> Odd:
-    """A cluster to be told."""
+def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Odd:
+    """A cluster to be told, which is asked whenever there is a question."""
+    monkeypatch.setattr(ray, "_LOOK_EVERY", 0.0)
+    monkeypatch.setattr(ray, "_SILENCE", 0.0)
     return Odd(tmp_path)
 
 
@@ -227,6 +230,19 @@ def test_where_nobody_knows(odd: Odd, status: int) -> None:
     assert odd.ray.look(odd.launch) == UNKNOWN
     assert odd.ray.room() == 0
     odd.ray.stop(odd.launch, force=True)
+
+
+def test_a_silent_cluster_does_not_hold_up_the_supervisor(odd: Odd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked once, then left alone for a while, however many jobs it has; one that answers, every two seconds."""
+    monkeypatch.setattr(ray, "_LOOK_EVERY", 60.0)
+    assert [odd.look(status="RUNNING") for _ in range(3)] == [RUNNING] * 3
+    assert len(odd.asked) == 1
+    monkeypatch.setattr(ray, "_LOOK_EVERY", 0.0)
+    monkeypatch.setattr(ray, "_SILENCE", 60.0)
+    odd.answer = httpx.ConnectTimeout("nobody")
+    assert [odd.ray.look(odd.launch) for _ in range(3)] == [UNKNOWN] * 3
+    assert odd.ray.room() == 0
+    assert len(odd.asked) == 2
 
 
 def test_one_waits_at_a_time(odd: Odd) -> None:

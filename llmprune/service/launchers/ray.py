@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +23,10 @@ from llmprune.service.processes import MARK
 
 logger = logging.getLogger(__name__)
 
-_TIMEOUT = httpx.Timeout(10.0, connect=3.0)  # seconds
+# Seconds: the supervisor waits for each answer, so few are asked for, and a silent cluster is left alone for a while.
+_TIMEOUT = httpx.Timeout(5.0, connect=3.0)
+_LOOK_EVERY = 2.0
+_SILENCE = 10.0
 _START_TIMEOUT = "JOB_SUPERVISOR_ACTOR_START_TIMEOUT"  # 15 minutes in Ray's queue
 
 
@@ -43,7 +47,8 @@ class Ray:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._http = httpx.Client(base_url=self.address, headers=headers, timeout=_TIMEOUT, transport=transport)
         self._waiting: set[str] = set()
-        self._reached = True
+        self._looks: dict[str, tuple[float, Look]] = {}  # of jobs that are under way, and when
+        self._silent_until: float | None = None
 
     def room(self) -> int:
         """One more, unless one waits already or the cluster cannot be reached."""
@@ -76,11 +81,18 @@ class Ray:
 
     def look(self, launch: Launch) -> Look:
         """What Ray says of it."""
-        answer = self._ask("GET", f"/api/jobs/{_id(launch)}")
+        name = _id(launch)
+        when, last = self._looks.pop(name, (float("-inf"), UNKNOWN))
+        if time.monotonic() - when < _LOOK_EVERY:
+            self._looks[name] = when, last
+            return last
+        answer = self._ask("GET", f"/api/jobs/{name}")
         if answer is None or (answer.is_error and answer.status_code != 404):
             return UNKNOWN
         found = GONE if answer.status_code == 404 else _look(launch, answer.json())
-        (self._waiting.add if found is WAITING else self._waiting.discard)(_id(launch))
+        (self._waiting.add if found is WAITING else self._waiting.discard)(name)
+        if found in (WAITING, RUNNING):
+            self._looks[name] = time.monotonic(), found
         return found
 
     def stop(self, launch: Launch, force: bool) -> None:
@@ -101,14 +113,16 @@ class Ray:
 
     def _ask(self, method: str, path: str, **request: Any) -> httpx.Response | None:
         """The answer; None where there is none, or the cluster wants another token."""
+        if self._silent_until is not None and time.monotonic() < self._silent_until:
+            return None
         try:
             answer = self._http.request(method, path, **request)
             wrong = "set RAY_AUTH_TOKEN to its token" if answer.status_code in (401, 403) else ""
         except httpx.TransportError as error:
             wrong = str(error)
-        if wrong and self._reached:
+        if wrong and self._silent_until is None:
             logger.warning("the Ray cluster at %s does not answer (%s); its jobs wait", self.address, wrong)
-        self._reached = not wrong
+        self._silent_until = time.monotonic() + _SILENCE if wrong else None
         return None if wrong else answer
 
 
