@@ -48,14 +48,14 @@ class _Head:
     def start(self) -> None:
         """A busy machine may need a second try: Ray's node gives up when its agent takes 15 seconds."""
         said = ""
-        for _ in range(3):
+        for _ in range(2):
             command = [Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--disable-usage-stats"]
             command += ["--node-ip-address=127.0.0.1", f"--port={free_port()}", f"--temp-dir={self.folder}"]
             command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={self.port}"]
             command += ["--num-cpus=2", "--num-gpus=2", "--object-store-memory=80000000"]
             with (self.folder / "said").open("wb") as log:
                 self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-            if self._answers(120):
+            if self._answers(90):
                 return
             self.stop()
             said = (self.folder / "said").read_text()[-2000:]
