@@ -147,12 +147,17 @@ def push(
         str | None, typer.Option(help="always: also where the gate was not met, and the card says so.")
     ] = None,
     commit_message: Annotated[str | None, typer.Option(help="Message of the commit.")] = None,
+    save: Annotated[Path | None, typer.Option(help="JSON file that gets repository, commit and address.")] = None,
 ) -> None:
     """Push the model of a finished run to the hub, with its card and provenance."""
     settings = {"repo_id": repo_id, "private": private, "branch": branch, "create_pr": create_pr}
+    from llmprune.files import write_text
     from llmprune.publishing import push_run
 
     published = push_run(run, settings | {"when": when, "commit_message": commit_message})
+    if save:
+        save.parent.mkdir(parents=True, exist_ok=True)
+        write_text(save, published.model_dump_json(indent=1) + "\n")
     typer.echo(f"pushed {published.files} files to {published.repo_id}\n{published.url}")
 
 

@@ -21,8 +21,9 @@ from llmprune.hub.card import Base, Loading, public_name, read_metadata, write_c
 from llmprune.hub.gate import refusal
 from llmprune.hub.plots import draw
 from llmprune.hub.provenance import FILE, Record, describe_cut, results
+from llmprune.hub.published import Published
 from llmprune.hub.section import Hub
-from llmprune.hub.upload import Published, additions, upload
+from llmprune.hub.upload import additions, upload
 from llmprune.model.loading import load_config, place_of
 from llmprune.model.source import ModelSource
 from llmprune.recipe import Recipe, validate_arguments

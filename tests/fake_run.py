@@ -1,8 +1,8 @@
-"""Stands in for ``llmprune run RECIPE --output DIR``: the same files, signals and exit codes in a blink.
+"""Stands in for ``llmprune run`` and ``llmprune push``: the same files, signals and exit codes in a blink.
 
 Lines ``# fake KEY VALUE`` of the recipe say how it behaves: ``layers``, ``pause`` (seconds at each),
 ``exit`` (its code), ``say`` (what it prints), ``deaf`` (1: ignores SIGTERM), ``leave`` (1: leaves a
-grandchild in a session of its own).
+grandchild in a session of its own), ``push_pause`` and ``push_exit`` (the same of a push of its model).
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from pathlib import Path
 
 def main() -> None:
     """Do what the recipe's wishes say."""
+    if sys.argv[1] == "push":
+        return push(Path(sys.argv[2]), dict(re.findall(r"--(\w\S*)=(.*)", "\n".join(sys.argv[3:]))))
     recipe, folder = Path(sys.argv[2]), Path(sys.argv[4])
     text = recipe.read_text(encoding="utf-8")
-    wish = dict(re.findall(r"^# fake (\w+) (.+)$", text, re.MULTILINE))
+    wish = wishes(text)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as lock:
         try:
@@ -34,7 +36,9 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN if "deaf" in wish else lambda *_: sys.exit(143))
         if "leave" in wish:
             subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
-        (folder / "arguments.json").write_text(json.dumps({"argv": sys.argv[1:], "cwd": os.getcwd()}))
+        (folder / "arguments.json").write_text(
+            json.dumps({"argv": sys.argv[1:], "cwd": os.getcwd(), "environment": seen()})
+        )
         print(wish.get("say", "working"), flush=True)
         prune(folder, int(wish.get("layers", 2)), float(wish.get("pause", 0)))
         if wish.get("exit", "0") in ("0", "3"):
@@ -42,6 +46,34 @@ def main() -> None:
         if wish.get("exit", "0") != "0":
             print("llmprune: it went wrong as asked", file=sys.stderr)
             sys.exit(int(wish["exit"]))
+    return None
+
+
+def seen() -> dict[str, str | None]:
+    """What the environment says of devices and threads."""
+    return {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "HF_TOKEN_PATH")}
+
+
+def wishes(text: str) -> dict[str, str]:
+    """What a recipe says of how it is to be done."""
+    return dict(re.findall(r"^# fake (\w+) (.+)$", text, re.MULTILINE))
+
+
+def push(source: Path, options: dict[str, str]) -> None:
+    """Say that a finished run is on the hub now."""
+    wish = wishes((source.parent / "recipe.yaml").read_text(encoding="utf-8"))
+    folder = Path(options["save"]).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    token = Path(os.environ["HF_TOKEN_PATH"]).read_text(encoding="ascii")
+    (folder / "arguments.json").write_text(json.dumps({"argv": sys.argv[1:]}))
+    print(f"pushing with {token}", flush=True)
+    time.sleep(float(wish.get("push_pause", "0")))
+    if "push_exit" in wish:
+        print("llmprune: the hub said no", file=sys.stderr)
+        sys.exit(int(wish["push_exit"]))
+    repo = options["repo-id"]
+    published = {"repo_id": repo, "commit": "c0ffee", "url": f"https://hub/{repo}/commit/c0ffee", "pull_request": None}
+    Path(options["save"]).write_text(json.dumps(published | {"files": 3, "bytes": 99}))
 
 
 def prune(folder: Path, layers: int, pause: float) -> None:

@@ -99,10 +99,17 @@ def start(settings: Settings) -> subprocess.Popen[bytes]:
     log = (settings.data_dir.parent / "serve.log").open("ab")
     process = subprocess.Popen(command, stderr=log, stdout=log, start_new_session=True)
     log.close()
-    with Client(f"http://127.0.0.1:{settings.port}") as client:
-        client.jobs(limit=1)
+    deadline = time.monotonic() + 120  # a busy machine takes its time
+    while process.poll() is None and not answers(settings.port) and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert process.poll() is None, (settings.data_dir.parent / "serve.log").read_text()
     return process
+
+
+def answers(port: int) -> bool:
+    """Whether somebody listens on a port."""
+    with socket.socket() as caller:
+        return caller.connect_ex(("127.0.0.1", port)) == 0
 
 
 @contextlib.contextmanager

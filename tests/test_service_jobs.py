@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -211,6 +212,18 @@ def test_default_is_one_gpu_where_there_is_one(tmp_path: Path) -> None:
     assert bench.submit()["gpus"] == 1
     answer = bench.http.post("/v1/jobs", content=RECIPE, params={"gpus": 2}, headers=YAML)
     assert (answer.status_code, "this machine has 1" in answer.json()["problems"][0]) == (422, True)
+
+
+@pytest.mark.parametrize("asked", [{}, {"states": ("failed",)}, {"owner": "ann"}, {"source": "0" * 12}, {"before": 9}])
+def test_lists_are_read_from_an_index(bench: Bench, asked: dict[str, Any]) -> None:
+    """A page of the list costs the same however many jobs there are: nothing is sorted, nothing else is read."""
+    database, asked_for = bench.service.database, []
+    database._connection().set_trace_callback(asked_for.append)
+    bench.service.jobs.page(**asked)
+    database._connection().set_trace_callback(None)
+    steps = [row["detail"] for row in database.read(f"EXPLAIN QUERY PLAN {asked_for[0]}")]
+    assert len(steps) == 1
+    assert steps[0].startswith("SEARCH jobs USING") or (steps == ["SCAN jobs"] and not asked), steps
 
 
 def test_a_full_disk_ends_one_job_and_not_the_service(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

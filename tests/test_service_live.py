@@ -72,6 +72,24 @@ def test_watch_ends_as_the_run_does(live: tuple[Client, Settings], tmp_path: Pat
     assert ask(live, "cancel", job)[0] == 0
 
 
+def test_push_and_try_again(live: tuple[Client, Settings], tmp_path: Path) -> None:
+    """A finished job is pushed with a token from a file; a push that fails ends so, and its retry needs the token."""
+    token = tmp_path / "token.txt"
+    token.write_text("hf_of_this_push\n")
+    job = live[0].submit(recipe(layers=1))["id"]
+    assert ask(live, "watch", job)[0] == 0
+    push = ("push-job", job, "--repo-id", "org/mine", "--public", "--hub-token-file", str(token))
+    code, said = ask(live, *push)
+    assert (code, "https://hub/org/mine/commit/c0ffee" in said) == (0, True), said
+    bad = live[0].submit(recipe(push_exit=1))["id"]
+    assert ask(live, "watch", bad)[0] == 0
+    code, said = ask(live, "push-job", bad, "--repo-id", "org/mine", "--hub-token-file", str(token))
+    assert (code, "the hub said no" in said) == (1, True), said
+    failed = live[0].jobs(source=bad)["jobs"][0]["id"]
+    assert ask(live, "retry", failed)[0] == 2
+    assert ask(live, "retry", failed, "--hub-token-file", str(token))[1].strip() == "queued"
+
+
 def test_mistakes_are_said_as_on_the_command_line(
     live: tuple[Client, Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

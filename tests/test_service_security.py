@@ -428,12 +428,13 @@ def test_a_jobs_hub_token_is_nowhere_else(tmp_path: Path) -> None:
 
 
 def test_the_services_own_token_stays_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job does not inherit the token with which its service is called."""
+    """A job does not inherit the tokens with which its service is called, and calls a cluster."""
     monkeypatch.setenv("LLMPRUNE_TOKEN", "mine")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "mine")
     bench = Bench(tmp_path)
     job = bench.submit(recipe(pause=0.3))["id"]
     bench.until(job, lambda found: found["total"] is not None)
-    assert all("LLMPRUNE_TOKEN" not in process.environ() for process in marked(job))
+    assert all("mine" not in process.environ().values() for process in marked(job))
     bench.until_ended(job)
 
 

@@ -12,11 +12,10 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
-
 from llmprune.errors import HubError
 from llmprune.hub.preflight import Target, look, require_hidden
 from llmprune.hub.provenance import FILE
+from llmprune.hub.published import Published
 from llmprune.hub.section import Hub
 from llmprune.remote import persistently, reason, redact, scrub, status_of
 
@@ -27,19 +26,6 @@ logger = logging.getLogger(__name__)
 
 # An older push may have left weights under other names, which a loader would prefer or mix in.
 _REPLACED = ("model*.safetensors", "*.safetensors.index.json", "pytorch_model*", "adapter_*", "plots/*.png")
-
-
-class Published(BaseModel):
-    """Where the result went."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    repo_id: str
-    commit: str
-    url: str
-    pull_request: str | None
-    files: int
-    bytes: int
 
 
 def additions(files: Mapping[str, Path]) -> list[CommitOperationAdd]:

@@ -5,6 +5,7 @@ with Client("http://127.0.0.1:8321") as client:
     job = client.submit(Path("recipe.yaml").read_text())
     for event in client.watch(job["id"]): ...
     client.fetch(job["id"], Path("results"))
+    push = client.push(job["id"], hub_token, repo_id="org/pruned")
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class Client:
         return self._json("GET", f"/v1/jobs/{job}")
 
     def jobs(self, **filters: Any) -> dict[str, Any]:
-        """A page of jobs; ``filters``: state, owner, search, before, limit."""
+        """A page of jobs; ``filters``: state, owner, search, source, before, limit."""
         return self._json("GET", "/v1/jobs", params={name: v for name, v in filters.items() if v is not None})
 
     def cancel(self, job: str) -> dict[str, Any]:
@@ -85,6 +86,15 @@ class Client:
     def retry(self, job: str, hub_token: str | None = None) -> dict[str, Any]:
         """Queue an ended job again."""
         return self._json("POST", f"/v1/jobs/{job}/retry", headers={"X-Hub-Token": hub_token} if hub_token else {})
+
+    def push(self, job: str, hub_token: str, **settings: Any) -> dict[str, Any]:
+        """Push a finished job's model to the hub; the job that does it, which can be watched.
+
+        ``settings``: those of the recipe's hub section, of which ``repo_id`` is needed.
+        """
+        headers = {"X-Hub-Token": hub_token, "Idempotency-Key": uuid.uuid4().hex}
+        given = {name: value for name, value in settings.items() if value is not None}
+        return self._json("POST", f"/v1/jobs/{job}/push", json=given, headers=headers)
 
     def queue(self) -> dict[str, Any]:
         """What waits, and who holds which device."""

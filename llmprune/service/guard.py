@@ -56,7 +56,8 @@ class Guard:
             self.problems.append("model.trust_remote_code: is never run here; remove it")
         for section, given in zip(CLOSED, (recipe.evaluation.backend, recipe.hub), strict=True):
             if given is not None:
-                self.problems.append(f"{section}: is not accepted over the network; remove it")
+                instead = ", and push the finished job with a token of its own" if section == "hub" else ""
+                self.problems.append(f"{section}: is not accepted over the network; remove it{instead}")
         for place, value in texts_in(recipe):
             if place.startswith(tuple(f"{section}." for section in CLOSED)):
                 continue  # said once, for the whole section
@@ -217,6 +218,7 @@ RULES: dict[str, Rule] = {
     for name, rule in (_TEXT | {"tokens": _tokens_file, "key": _form(_COLUMN, "give the name of a tensor")}).items()
 }
 _MAPPINGS: dict[str, Rule] = {"model.device_map": _word, "evaluation.metrics": _word}
-# No rule, so refused: a backend's arguments are addresses and code (model_args, trust_remote_code); a push would go out
-# with the rights of whoever started the service.
+# No rule, so refused: a backend's arguments are addresses and code (model_args, trust_remote_code); a push at the end
+# of a run would go out with the rights of whoever started the service, or need a token that lies here for hours.
+# Finished jobs are pushed instead (POST /v1/jobs/{job}/push).
 CLOSED = ("evaluation.backend", "hub")

@@ -72,9 +72,10 @@ def remove_products(settings: Settings, jobs: Jobs, job: JobSummary) -> int:
 
 def _ended(jobs: Jobs) -> list[JobSummary]:
     found: list[JobSummary] = []
+    needed = jobs.pushed()
     before: int | None = None
     while True:
         page, before = jobs.page(("failed", "cancelled", "succeeded"), before=before, limit=_PAGE)
-        found += [job for job in page if not job.cleaned]
+        found += [job for job in page if not job.cleaned and job.id not in needed]
         if before is None:
             return found

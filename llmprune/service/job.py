@@ -5,6 +5,8 @@ queued ──▶ running ──▶ succeeded
   │  ▼        ▼
   │ cancelled ◀── cancelling
   └────┘
+
+A job with a ``source`` is a push: it sends that job's finished model to the hub.
 """
 
 from __future__ import annotations
@@ -14,6 +16,9 @@ import sqlite3
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from llmprune.hub.published import Published
+from llmprune.hub.section import Hub
 
 State = Literal["queued", "running", "cancelling", "cancelled", "failed", "succeeded"]
 ACTIVE: tuple[State, ...] = ("running", "cancelling")
@@ -44,6 +49,12 @@ class JobRequest(_Value):
     gpus: int = Field(0, ge=0, le=1024)
     priority: int = Field(0, ge=-100, le=100)
     time_limit: float | None = Field(None, gt=0)
+    source: str | None = None
+    push: Hub | None = None
+
+    def columns(self) -> dict[str, Any]:
+        """The request as the table keeps it."""
+        return self.model_dump() | {"push": self.push.model_dump_json() if self.push else None}
 
 
 class JobSummary(_Value):
@@ -70,6 +81,8 @@ class JobSummary(_Value):
     error: str | None
     figures: Figures | None
     cleaned: bool = Field(description="Whether the clean-up has taken its model.")
+    source: str | None = Field(description="The job whose model it pushes to the hub; null: it prunes.")
+    published: Published | None = Field(description="Where it has pushed the model to.")
     created: float = Field(description="Seconds since 1970, as are started and finished.")
     started: float | None
     finished: float | None
@@ -86,6 +99,7 @@ class Job(JobSummary):
     seq: int = Field(description="Its place in the order of arrival.")
     recipe: str
     overrides: tuple[str, ...]
+    push: Hub | None = Field(description="How it pushes; null: it prunes.")
 
 
 SUMMARY_COLUMNS = ", ".join(JobSummary.model_fields)
@@ -98,14 +112,16 @@ def summary_of(row: sqlite3.Row) -> JobSummary:
 
 def job_of(row: sqlite3.Row) -> Job:
     """A whole row as a value."""
-    return Job(**_fields(row) | {"overrides": json.loads(row["overrides"])})
+    push = row["push"]
+    return Job(**_fields(row) | {"overrides": json.loads(row["overrides"]), "push": json.loads(push) if push else None})
 
 
 def _fields(row: sqlite3.Row) -> dict[str, Any]:
     fields = dict(row)
-    figures = fields["figures"]
+    figures, published = fields["figures"], fields["published"]
     return fields | {
         "devices": json.loads(fields["devices"]),
         "figures": json.loads(figures) if figures else None,
+        "published": json.loads(published) if published else None,
         "cleaned": bool(fields["cleaned"]),
     }

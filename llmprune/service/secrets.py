@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 _FILE = "hub-token"
+_OTHERS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE")  # where the hub's client looks first
 
 
 def keep_token(folder: Path, token: str) -> None:
@@ -23,10 +24,13 @@ def keep_token(folder: Path, token: str) -> None:
     os.replace(beside, folder / _FILE)
 
 
-def token_environment(folder: Path) -> dict[str, str]:
-    """The variables with which a job finds its token; they also hide the service's own."""
+def token_environment(folder: Path, required: bool = False) -> dict[str, str]:
+    """The variables with which a job finds its token; they also hide the service's own.
+
+    A job without one goes by the service's, unless its own is ``required``.
+    """
     path = folder / _FILE
-    return {"HF_TOKEN_PATH": str(path), "HF_TOKEN": ""} if path.is_file() else {}
+    return {"HF_TOKEN_PATH": str(path), **dict.fromkeys(_OTHERS, "")} if required or path.is_file() else {}
 
 
 def drop_token(folder: Path) -> None:
@@ -38,7 +42,8 @@ def drop_token(folder: Path) -> None:
         text = log.read_bytes()
         clean = redact(text, folder)
         if clean != text:
-            log.write_bytes(clean)
+            with log.open("r+b") as file:  # in place, of the same length: that works on a full disk too
+                file.write(clean)
     path.unlink()
 
 

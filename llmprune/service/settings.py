@@ -24,6 +24,7 @@ class Settings(BaseModel):
     allow_roots: tuple[Path, ...] = ()
     allow_tasks: tuple[Path, ...] = ()
     torchrun_options: tuple[str, ...] = ()
+    ray: str | None = None  # where a Ray cluster's job API is
     time_limit: float | None = None  # seconds; most and default of every job
     disk_quota: int | None = None  # bytes of all jobs together
     keep_days: float | None = None
@@ -48,7 +49,12 @@ class Settings(BaseModel):
     @property
     def launchers(self) -> tuple[str, ...]:
         """The launchers that jobs may ask for."""
-        return ("local", "torchrun")
+        return ("local", "torchrun", *self.elsewhere)
+
+    @property
+    def elsewhere(self) -> tuple[str, ...]:
+        """Those of them whose jobs take nothing of this machine."""
+        return ("ray",) if self.ray else ()
 
     def folder(self, job: str) -> Path:
         """Where a job's files lie."""

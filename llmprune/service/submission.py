@@ -1,4 +1,8 @@
-"""A submission: the recipe is let in, the wishes beside it are held against what the service has."""
+"""A submission: the recipe is let in, the wishes beside it are held against what the service has.
+
+A push of a finished job's model is submitted too. It comes with a hub token of its own: the service's would be
+everybody's, and one that came with the recipe would lie here as long as the job waits and runs.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +11,17 @@ import json
 import re
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llmprune.errors import RecipeError
-from llmprune.recipe import Recipe
+from llmprune.hub.section import Hub
+from llmprune.recipe import Recipe, refuse_tokens
 from llmprune.service.guard import admit
 from llmprune.service.job import Job, JobRequest
-from llmprune.service.secrets import keep_token
+from llmprune.service.secrets import drop_token, keep_token
 from llmprune.service.settings import Settings
-from llmprune.service.table import Jobs
+from llmprune.service.table import Conflict, Jobs
 from llmprune.service.tokens import Caller
 
 
@@ -52,16 +57,63 @@ def submit(submission: Submission, caller: Caller, settings: Settings, jobs: Job
     """Queue a job; whether it is new. Raises RecipeError, Conflict and QueueFull."""
     recipe, overrides = admit(submission.recipe, submission.overrides, settings)
     request = _request(submission, recipe, caller, settings)
+    content = (caller.name, recipe.model.id, submission.recipe, overrides, request, settings.max_queued)
+    place = (submission.key, submission.digest())
+    return _add(settings, submission.hub_token, lambda job: jobs.add(*content, job, *place))
+
+
+def submit_push(
+    source: Job, hub: Hub, hub_token: str | None, caller: Caller, settings: Settings, jobs: Jobs, key: str | None = None
+) -> tuple[Job, bool]:
+    """Queue the push of a finished job's model; whether it is new. Raises RecipeError, Conflict and QueueFull."""
+    _require_token(hub_token)
+    refuse_tokens(hub.model_dump_json(), (), "push")
+    request = JobRequest(
+        name=f"push to {hub.repo_id}"[:120], time_limit=settings.time_limit, source=source.id, push=hub
+    )
+    content = (caller.name, source.model, source.recipe, source.overrides, request, settings.max_queued)
+    digest = hashlib.sha256(json.dumps([source.id, hub.model_dump_json()]).encode()).hexdigest()
+    return _add(settings, hub_token, lambda job: jobs.add(*content, job, key, digest))
+
+
+def retry(job: Job, hub_token: str | None, settings: Settings, jobs: Jobs) -> Job:
+    """Queue an ended job again, with a new hub token if one comes along. Raises RecipeError and Conflict."""
+    if job.source is not None:
+        _require_token(hub_token)
+    folder = settings.folder(job.id)
+    given = job.state in ("failed", "cancelled") and hub_token
+    if given:
+        keep_token(folder, given)
+    try:
+        return jobs.retry(job.id)
+    except Conflict:
+        if given:
+            drop_token(folder)
+        raise
+
+
+def cancel(job: Job, settings: Settings, jobs: Jobs) -> Job:
+    """Cancel a job; one that has not started is through with its token. Raises Conflict."""
+    cancelled = jobs.cancel(job.id)
+    if cancelled.state == "cancelled":
+        drop_token(settings.folder(job.id))
+    return cancelled
+
+
+def _require_token(hub_token: str | None) -> None:
+    if not hub_token:
+        raise RecipeError("X-Hub-Token: a push needs a hub token of its own, which may write to the repository", "push")
+
+
+def _add(settings: Settings, hub_token: str | None, add: Callable[[str], tuple[Job, bool]]) -> tuple[Job, bool]:
+    """Add a job under a new id; nothing of it stays where that did not come to be."""
     job = secrets.token_hex(6)
     folder = settings.folder(job)
     new = False
     try:
-        if submission.hub_token:  # there before the job is: the supervisor may start it at once
-            keep_token(folder, submission.hub_token)
-        place = (submission.key, submission.digest())
-        queued, new = jobs.add(
-            caller.name, recipe.model.id, submission.recipe, overrides, request, settings.max_queued, job, *place
-        )
+        if hub_token:  # there before the job is: the supervisor may start it at once
+            keep_token(folder, hub_token)
+        queued, new = add(job)
         return queued, new
     finally:
         if not new:
@@ -70,7 +122,8 @@ def submit(submission: Submission, caller: Caller, settings: Settings, jobs: Job
 
 def _request(submission: Submission, recipe: Recipe, caller: Caller, settings: Settings) -> JobRequest:
     problems = []
-    gpus = submission.gpus if submission.gpus is not None else min(1, len(settings.gpus))
+    here = 0 if submission.launcher in settings.elsewhere else min(1, len(settings.gpus))
+    gpus = submission.gpus if submission.gpus is not None else here
     if submission.launcher not in settings.launchers:
         problems.append(f"launcher: {submission.launcher!r} is not offered; choose {', '.join(settings.launchers)}")
     if submission.launcher == "local" and gpus > len(settings.gpus):

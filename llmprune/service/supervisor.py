@@ -16,9 +16,12 @@ import select
 import sqlite3
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from llmprune.errors import LLMPruneError
+from llmprune.hub.section import Hub
 from llmprune.service.database import Database
 from llmprune.service.devices import Machine
 from llmprune.service.housekeeping import clean_up, over_quota
@@ -28,7 +31,7 @@ from llmprune.service.launchers.base import Launch
 from llmprune.service.secrets import drop_token, token_environment
 from llmprune.service.settings import Settings
 from llmprune.service.table import Jobs
-from llmprune.service.watching import PROGRESS, explain, read_figures, read_progress
+from llmprune.service.watching import PROGRESS, PUBLISHED, explain, read_progress, read_results
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +39,7 @@ TICK = 0.5  # seconds
 NOTE_EVERY = 3.0  # how often it writes what nobody waits for: each write goes to disk
 CLEAN_EVERY = 60.0
 MOST_ATTEMPTS = 25  # of a job that ends together with the service again and again
+_WAITS = {"step": "waiting for the cluster"}
 
 
 class Supervisor:
@@ -97,23 +101,29 @@ class Supervisor:
     def _look_after(self, job: Job, elapsed: float) -> None:
         launcher, launch = self.launchers.get(job.launcher), self._launch(job)
         if launcher is None:
-            return self.jobs.end(job.id, "failed", None, f"the service runs without the launcher {job.launcher!r} now")
+            return self._fail(job, None, f"the service runs without the launcher {job.launcher!r} now")
         look = launcher.look(launch)
+        if look.state == "unknown":
+            return None
         if look.state == "ended":
             return self._end(job, look.code)
-        if look.state == "gone":
+        if look.state == "returned" and job.state == "running":
+            return self._returned(job)
+        if look.state in ("gone", "returned"):
             return self._gone(job)
         self._seen.add((job.id, job.attempts))
-        ran = self._note_progress(job, launch, elapsed)
+        waiting = look.state == "waiting"
+        ran = self._note_progress(
+            job, _WAITS if waiting else read_progress(launch.folder, job.fraction), 0.0 if waiting else elapsed
+        )
         if job.state == "cancelling" or (job.time_limit is not None and ran > job.time_limit):
             self._end_processes(job, launch)
         return None
 
-    def _note_progress(self, job: Job, launch: Launch, elapsed: float) -> float:
+    def _note_progress(self, job: Job, told: dict[str, Any], elapsed: float) -> float:
         """Write what is new; the seconds that the job has run."""
         self._ran[job.id] = self._ran.get(job.id, 0.0) + elapsed
         ran = job.ran_seconds + self._ran[job.id]
-        told = read_progress(launch.folder, job.fraction)
         news = told if any(getattr(job, name) != value for name, value in told.items()) else {}
         if news or self._ran[job.id] >= NOTE_EVERY:
             self.jobs.progress(job.id, round(ran, 2), news)
@@ -128,6 +138,13 @@ class Supervisor:
             self.launchers[job.launcher].stop(launch, force=False)
         elif time.monotonic() - since > self.settings.grace:
             self.launchers[job.launcher].stop(launch, force=True)
+
+    def _returned(self, job: Job) -> None:
+        """A cluster had no room for it for a long time."""
+        if job.attempts < MOST_ATTEMPTS:
+            return self.jobs.queue_again(job.id)
+        said = f"the cluster had no room for it {job.attempts} times; ask for fewer than {job.gpus} GPUs, or retry"
+        return self._fail(job, None, said)
 
     def _gone(self, job: Job) -> None:
         """No process and no exit code: it was killed, or ended together with an earlier service."""
@@ -144,21 +161,23 @@ class Supervisor:
         launch = self._launch(job)
         if job.launcher not in self._elsewhere:
             self.launchers[job.launcher].stop(launch, force=True)  # what the run may have left behind
-        figures = read_figures(self.settings.run_folder(job.id)) if code in (0, 3) else None
+        results = read_results(self.settings.run_folder(job.id), code)
         drop_token(folder)
         if code == 0:
-            self.jobs.end(job.id, "succeeded", code, None, figures)
+            self.jobs.end(job.id, "succeeded", code, None, **results)
         elif job.state == "cancelling" and code not in (2, 3):
             self.jobs.end(job.id, "cancelled", code, None)
         elif job.time_limit is not None and ran > job.time_limit and code not in (2, 3):
             said = f"it ran longer than its limit of {job.time_limit:g} s; a retry continues after the last layer"
             self.jobs.end(job.id, "failed", code, said)
         else:
-            self.jobs.end(job.id, "failed", code, explain(launch.log, code), figures)
+            self.jobs.end(job.id, "failed", code, explain(launch.log, code), **results)
 
     def _start_waiting(self) -> None:
         waiting = self.jobs.in_states("queued")
-        for job, devices in self.machine.startable(waiting, self.jobs.in_states(*ACTIVE), self._elsewhere):
+        asked = self._elsewhere & {job.launcher for job in waiting}
+        room = {name: self.launchers[name].room() if name in asked else 0 for name in self._elsewhere}
+        for job, devices in self.machine.startable(waiting, self.jobs.in_states(*ACTIVE), room):
             started = self.jobs.start(job.id, devices)
             if started is None:
                 continue
@@ -169,11 +188,18 @@ class Supervisor:
                     raise LLMPruneError(f"the service runs without the launcher {started.launcher!r} now")
                 self._prepare(started, launch.folder)
                 launcher.start(launch)
-                self._seen.add((started.id, started.attempts))
+                if launcher.on_this_machine:  # elsewhere the next look says whether it has arrived
+                    self._seen.add((started.id, started.attempts))
             except LLMPruneError as error:
-                self.jobs.end(started.id, "failed", 1, str(error))
+                self._fail(started, 1, str(error))
             except OSError as error:
-                self.jobs.end(started.id, "failed", 1, f"its folder cannot be written: {error}; make room and retry")
+                self._fail(started, 1, f"its folder cannot be written: {error}; make room and retry")
+
+    def _fail(self, job: Job, code: int | None, said: str) -> None:
+        """End a job that did not run."""
+        with suppress(OSError):  # its folder may be what is wrong
+            drop_token(self.settings.folder(job.id))
+        self.jobs.end(job.id, "failed", code, said)
 
     def _prepare(self, job: Job, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -182,16 +208,32 @@ class Supervisor:
 
     def _launch(self, job: Job) -> Launch:
         folder = self.settings.folder(job.id).absolute()
-        sets = [part for override in job.overrides for part in ("--set", override)]
         return Launch(
             job=job.id,
             attempt=job.attempts,
             folder=folder,
-            arguments=("run", str(folder / "recipe.yaml"), "--output", str(folder / "run"), *sets),
+            arguments=self._run(job, folder) if job.push is None else self._push(job, job.push, folder),
             gpus=job.gpus,
             devices=job.devices,
-            environment={"LLMPRUNE_PROGRESS": str(folder / PROGRESS)} | token_environment(folder),
+            environment={
+                "LLMPRUNE_PROGRESS": str(folder / PROGRESS),
+                "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # the log is no terminal
+                **token_environment(folder, required=job.push is not None),
+            },
         )
+
+    def _run(self, job: Job, folder: Path) -> tuple[str, ...]:
+        sets = [part for override in job.overrides for part in ("--set", override)]
+        return ("run", str(folder / "recipe.yaml"), "--output", str(folder / "run"), *sets)
+
+    def _push(self, job: Job, hub: Hub, folder: Path) -> tuple[str, ...]:
+        """Joined with =, so that no value is taken for an option."""
+        assert job.source is not None, "a push has a source"
+        given = {"repo-id": hub.repo_id, "branch": hub.branch, "when": hub.when, "commit-message": hub.commit_message}
+        options = [f"--{name}={value}" for name, value in given.items() if value is not None]
+        options += ["--private" if hub.private else "--public", *(["--create-pr"] if hub.create_pr else [])]
+        source = self.settings.run_folder(job.source).absolute()
+        return ("push", str(source), *options, f"--save={folder / 'run' / PUBLISHED}")
 
 
 def main() -> None:

@@ -50,13 +50,15 @@ class Jobs:
                 if known["digest"] != digest:
                     raise Conflict(f"the idempotency key {key!r} was used for another submission; use a new one")
                 return job_of(_row(connection, known["job"])), False
+            if request.source is not None:
+                _require_pushable(connection, request.source)
             waiting = _one(connection, "SELECT count(*) n FROM jobs WHERE owner = ? AND state = 'queued'", owner)
             if waiting is not None and waiting["n"] >= max_queued:
                 raise QueueFull(f"{owner} has {waiting['n']} jobs in the queue, and {max_queued} are allowed")
             values = {
                 "id": job, "owner": owner, "model": model, "recipe": recipe,
                 "overrides": json.dumps(list(overrides)), "state": "queued", "created": time.time(),
-            } | request.model_dump()  # fmt: skip
+            } | request.columns()  # fmt: skip
             names = ", ".join(values)
             connection.execute(
                 f"INSERT INTO jobs ({names}) VALUES ({', '.join('?' * len(values))})", [*values.values()]
@@ -78,6 +80,7 @@ class Jobs:
         search: str | None = None,
         before: int | None = None,
         limit: int = 50,
+        source: str | None = None,
     ) -> tuple[list[JobSummary], int | None]:
         """The newest first, and the place where the next page begins."""
         terms: list[tuple[str, list[Any]]] = []
@@ -85,6 +88,8 @@ class Jobs:
             terms.append((f"state IN ({', '.join('?' * len(states))})", [*states]))
         if owner is not None:
             terms.append(("owner = ?", [owner]))
+        if source is not None:
+            terms.append(("source = ?", [source]))
         if search:
             terms.append(("(instr(lower(name), ?) OR instr(lower(model), ?) OR id = ?)", [search.lower()] * 3))
         if before is not None:
@@ -101,6 +106,12 @@ class Jobs:
         """How many jobs are in each state."""
         found = {row["state"]: row["n"] for row in self.database.read("SELECT state, count(*) n FROM jobs GROUP BY 1")}
         return {state: found.get(state, 0) for state in ("queued", *ACTIVE, *ENDED)}
+
+    def pushed(self) -> set[str]:
+        """The jobs whose models are on their way to the hub."""
+        marks = ", ".join("?" * (1 + len(ACTIVE)))
+        sql = f"SELECT source FROM jobs WHERE source IS NOT NULL AND state IN ({marks})"
+        return {row["source"] for row in self.database.read(sql, ("queued", *ACTIVE))}
 
     def in_states(self, *states: State) -> list[Job]:
         """Jobs in these states in the order in which they should start."""
@@ -123,9 +134,12 @@ class Jobs:
     def retry(self, job: str) -> Job:
         """Queue an ended job again; it continues its run folder. Raises Conflict where that makes no sense."""
         with self.database.write() as connection:
-            state = _row(connection, job)["state"]
-            if state not in ("failed", "cancelled"):
-                raise Conflict(f"the job is {state}; only failed and cancelled jobs can be tried again")
+            row = _row(connection, job)
+            if row["state"] not in ("failed", "cancelled"):
+                raise Conflict(f"the job is {row['state']}; only failed and cancelled jobs can be tried again")
+            _require_no_push(connection, job)
+            if row["source"] is not None:
+                _require_pushable(connection, row["source"])
             fresh: dict[str, Any] = {"step": None, "done": None, "total": None, "fraction": 0.0, "seconds_left": None}
             fresh |= {"exit_code": None, "error": None, "finished": None, "ran_seconds": 0.0}
             _change(connection, job, state="queued", **fresh)
@@ -137,7 +151,8 @@ class Jobs:
             row = _row(connection, job)
             if row["state"] != "queued":
                 return None
-            values = {"devices": json.dumps(list(devices)), "attempts": row["attempts"] + 1, "step": "starting"}
+            step = "starting" if row["source"] is None else "pushing to the hub"
+            values = {"devices": json.dumps(list(devices)), "attempts": row["attempts"] + 1, "step": step}
             _change(connection, job, state="running", started=time.time(), **values)
             return job_of(_row(connection, job))
 
@@ -149,14 +164,14 @@ class Jobs:
             else:
                 connection.execute("UPDATE jobs SET ran_seconds = ? WHERE id = ?", (ran_seconds, job))
 
-    def end(self, job: str, state: State, exit_code: int | None, error: str | None, figures: str | None = None) -> None:
-        """Note how a running job ended."""
+    def end(self, job: str, state: State, exit_code: int | None, error: str | None, **results: str | None) -> None:
+        """Note how a running job ended; ``results``: figures or published, as JSON."""
         with self.database.write() as connection:
             if _row(connection, job)["state"] in ACTIVE:
-                ended: dict[str, Any] = {"devices": "[]", "seconds_left": None, "finished": time.time()}
+                ended: dict[str, Any] = {"devices": "[]", "seconds_left": None, "finished": time.time(), **results}
                 if state == "succeeded":
                     ended |= {"step": None, "done": None, "total": None, "fraction": 1.0}
-                _change(connection, job, state=state, exit_code=exit_code, error=error, figures=figures, **ended)
+                _change(connection, job, state=state, exit_code=exit_code, error=error, **ended)
 
     def queue_again(self, job: str) -> None:
         """Put a job back whose process ended together with the service; it continues."""
@@ -175,6 +190,7 @@ class Jobs:
             state = _row(connection, job)["state"]
             if state not in ENDED:
                 raise Conflict(f"the job is {state}; cancel it first")
+            _require_no_push(connection, job)
             connection.execute("DELETE FROM jobs WHERE id = ?", (job,))
 
     def events(self, job: str, after: int, limit: int = 500) -> list[sqlite3.Row]:
@@ -193,6 +209,27 @@ def _row(connection: sqlite3.Connection, job: str) -> sqlite3.Row:
     if row is None:
         raise KeyError(job)
     return row
+
+
+def _require_pushable(connection: sqlite3.Connection, job: str) -> None:
+    """Raise Conflict where a job has no finished model, or somebody pushes it already."""
+    row = _one(connection, "SELECT * FROM jobs WHERE id = ?", job)
+    if row is None:
+        raise Conflict(f"the job {job}, whose model was to be pushed, is deleted")
+    if row["state"] not in ENDED or row["figures"] is None:
+        raise Conflict(f"job {job} is {row['state']} and has no finished model to push; push it when it has succeeded")
+    if row["cleaned"]:
+        raise Conflict(f"the clean-up has taken the model of job {job}; run its recipe again, then push that")
+    _require_no_push(connection, job)
+
+
+def _require_no_push(connection: sqlite3.Connection, job: str) -> None:
+    """Raise Conflict while a job's model is on its way to the hub."""
+    under_way = ("queued", *ACTIVE)
+    sql = f"SELECT id FROM jobs WHERE source = ? AND state IN ({', '.join('?' * len(under_way))})"
+    push = _one(connection, sql, job, *under_way)
+    if push is not None:
+        raise Conflict(f"the model of job {job} is being pushed by job {push['id']}; wait for that, or cancel it")
 
 
 def _change(connection: sqlite3.Connection, job: str, kind: str = "state", **values: Any) -> None:

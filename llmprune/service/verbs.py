@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -18,6 +18,7 @@ Server = Annotated[
 ]
 TokenFile = Annotated[Path | None, typer.Option(help="File with the token; else the variable LLMPRUNE_TOKEN has it.")]
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
+HubTokenFile = Annotated[Path, typer.Option(help="File with a hub token for this push alone; not kept there.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 DataDir = Annotated[Path, typer.Option(help="Folder of the job table and of all jobs.")]
 _HERE = "http://127.0.0.1:8321"
@@ -43,6 +44,10 @@ def serve(
     ] = None,
     torchrun_options: Annotated[
         str | None, typer.Option(help="Options of torchrun for jobs of that launcher, such as those for several nodes.")
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Ray cluster for jobs of the launcher ray, such as http://head:8265."),
     ] = None,
     time_limit: Annotated[float | None, typer.Option(min=1, help="Most seconds that a job may run.")] = None,
     disk_quota: Annotated[
@@ -75,13 +80,15 @@ def serve(
         options = tuple(shlex.split(torchrun_options or ""))
     except ValueError as error:
         raise RecipeError(f"arguments: {error}") from None
+    if ray and not ray.startswith(("http://", "https://")):
+        raise RecipeError(f"--ray {ray}: give the URL of its job API, such as http://head:8265")
     chosen = find_gpus() if gpus is None else () if gpus == "none" else tuple(gpus.split(","))
     serve_forever(
         Settings(
             data_dir=data_dir, host=host, port=port, host_names=tuple(host_name or ()), slots=slots, gpus=chosen,
             allow_roots=tuple(folder.resolve() for folder in allow_root or ()),
             allow_tasks=tuple(folder.resolve() for folder in allow_tasks or ()),
-            torchrun_options=options, time_limit=time_limit, disk_quota=quota,
+            torchrun_options=options, ray=ray, time_limit=time_limit, disk_quota=quota,
             keep_days=keep_days, keep_jobs=keep_jobs, max_queued=max_queued,
         )
     )  # fmt: skip
@@ -122,8 +129,8 @@ def submit(
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a key of the recipe; may be repeated.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="For people; default: from the recipe.")] = None,
-    launcher: Annotated[str | None, typer.Option(help="local or torchrun.")] = None,
-    gpus: Annotated[int | None, typer.Option(min=0, help="Default: 1 where there is one.")] = None,
+    launcher: Annotated[str | None, typer.Option(help="local, torchrun or, where it is offered, ray.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=0, help="Default: 1 where the service has one; on ray none.")] = None,
     priority: Annotated[int | None, typer.Option(help="Higher goes first; above 0: admins only.")] = None,
     time_limit: Annotated[float | None, typer.Option(help="Seconds that it may run.")] = None,
     hub_token_file: Annotated[
@@ -175,10 +182,18 @@ def cancel(job: JobArgument, server: Server = _HERE, token_file: TokenFile = Non
         typer.echo(client.cancel(job)["state"])
 
 
-def retry(job: JobArgument, server: Server = _HERE, token_file: TokenFile = None) -> None:
+def retry(
+    job: JobArgument,
+    hub_token_file: Annotated[
+        Path | None, typer.Option(help="File with a hub token for this job alone; a push needs one.")
+    ] = None,
+    server: Server = _HERE,
+    token_file: TokenFile = None,
+) -> None:
     """Queue a failed or cancelled job again; it continues after its last finished layer."""
+    hub_token = _read(hub_token_file, "hub token").strip() if hub_token_file else None
     with _client(server, token_file) as client:
-        typer.echo(client.retry(job)["state"])
+        typer.echo(client.retry(job, hub_token)["state"])
 
 
 def fetch(
@@ -196,19 +211,45 @@ def fetch(
             typer.echo(path)
 
 
+def push_job(
+    job: JobArgument,
+    repo_id: Annotated[str, typer.Option(help="Repository that gets the model, such as org/name.")],
+    hub_token_file: HubTokenFile,
+    private: Annotated[
+        bool, typer.Option("--private/--public", help="Visibility of a new repository; default: private.")
+    ] = True,
+    branch: Annotated[str | None, typer.Option(help="Branch that gets the commit; default: main.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")] = False,
+    when: Annotated[
+        str | None, typer.Option(help="always: also where the gate was not met, and the card says so.")
+    ] = None,
+    commit_message: Annotated[str | None, typer.Option(help="Message of the commit.")] = None,
+    server: Server = _HERE,
+    token_file: TokenFile = None,
+) -> None:
+    """Push a finished job's model to the hub from the service; watches it, and ends as the push does."""
+    settings = {"repo_id": repo_id, "private": private, "branch": branch, "create_pr": create_pr}
+    settings |= {"when": when, "commit_message": commit_message}
+    with _client(server, token_file) as client:
+        push = client.push(job, _read(hub_token_file, "hub token").strip(), **settings)
+        ended = _watch(client, push["id"])
+        typer.echo(f"pushed {ended['published']['files']} files to {repo_id}\n{ended['published']['url']}")
+
+
 def add_to(app: typer.Typer) -> None:
     """Give the command line these verbs."""
-    for verb in (serve, submit, jobs, watch, cancel, retry, fetch, token):
+    for verb in (serve, submit, jobs, watch, cancel, retry, fetch, push_job, token):
         app.command()(verb)
 
 
-def _watch(client: Client, job: str) -> None:
+def _watch(client: Client, job: str) -> dict[str, Any]:
     from llmprune.service.terminal import show_progress
 
     ended = show_progress(client.watch(job), lambda: client.job(job))
     if ended["state"] != "succeeded":
         code = ended["exit_code"]
         raise typer.Exit(code if code in (1, 2, 3) else 1)
+    return ended
 
 
 def _client(server: str, token_file: Path | None) -> Client:

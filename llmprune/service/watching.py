@@ -7,9 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+from llmprune.hub.published import Published
 from llmprune.service.job import Figures
 
 PROGRESS = "progress.json"
+PUBLISHED = "published.json"
 # The share of a run that is over when a step begins, and the step's own share: rough, the same for every model.
 SHARES = {
     "starting": (0.0, 0.04),
@@ -44,6 +46,22 @@ def read_progress(folder: Path, fraction: float) -> dict[str, Any]:
         "fraction": round(max(fraction, known), 4),
         "seconds_left": round(left, 1) if left is not None else None,
     }
+
+
+def read_results(run_folder: Path, code: int | None) -> dict[str, str | None]:
+    """What a job came to, as JSON by column; a run whose gate was not met has figures too."""
+    if code not in (0, 3):
+        return {}
+    return {"figures": read_figures(run_folder), "published": read_published(run_folder)}
+
+
+def read_published(run_folder: Path) -> str | None:
+    """Where a push has sent the model; None where the job is no push."""
+    try:
+        text = (run_folder / PUBLISHED).read_text(encoding="utf-8")
+        return Published.model_validate_json(text).model_dump_json()
+    except (OSError, ValueError):
+        return None
 
 
 def read_figures(run_folder: Path) -> str | None:

@@ -17,7 +17,7 @@ from llmprune.service.planner import Planner
 from llmprune.service.settings import Settings
 from llmprune.service.table import Jobs
 from llmprune.service.tokens import Tokens
-from llmprune.service.web import pages
+from llmprune.service.web import pages, push
 
 DESCRIPTION = """Pruning jobs over HTTP. A recipe goes in, a job comes out; it runs as `llmprune run` in a process of
 its own, and everything that the run leaves can be fetched. Errors are RFC 9457 problems."""
@@ -47,6 +47,7 @@ def create_app(settings: Settings, planner: Planner | None = None, nudge: Callab
     for routes in (recipes.router, jobs.router, outputs.router, machine.router):
         app.include_router(routes)
     pages.install(app)
+    app.include_router(push.router)
     problems.install(app)
     _document_problems(app)
     app.add_middleware(Gate, settings=settings, tokens=service.tokens)

@@ -8,12 +8,12 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Response
 from pydantic import BaseModel, Field
 
+from llmprune.hub.section import Hub
 from llmprune.service.api.problems import documented
 from llmprune.service.api.recipes import RECIPE_BODY, Overrides, RecipeText
-from llmprune.service.api.service import JobId, TheCaller, TheService
+from llmprune.service.api.service import JobId, Service, TheCaller, TheService
 from llmprune.service.job import Figures, Job, JobSummary, State
-from llmprune.service.secrets import keep_token
-from llmprune.service.submission import Submission, submit
+from llmprune.service.submission import Submission, cancel, retry, submit, submit_push
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
 
@@ -22,7 +22,16 @@ _HUB_TOKEN = "A hub token for this job alone; it is deleted when the job ends."
 HubToken = Annotated[
     str | None, Header(alias="X-Hub-Token", max_length=500, pattern=r"^[!-~]+$", description=_HUB_TOKEN)
 ]
+PushToken = Annotated[
+    str,
+    Header(alias="X-Hub-Token", max_length=500, pattern=r"^[!-~]+$", description="A hub token for this push alone."),
+]
+IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200, description=_KEY)]
 SeqNumber = Annotated[int | None, Query(ge=0, le=2**62, description="Jobs before this place: next of the last page.")]
+
+
+class PushSettings(Hub, defer_build=False):  # FastAPI wants to know its fields at once
+    """What a recipe's hub section says."""
 
 
 class JobPage(BaseModel):
@@ -51,23 +60,23 @@ def submit_job(
     caller: TheCaller,
     response: Response,
     name: Annotated[str | None, Query(min_length=1, max_length=120, description="For people.")] = None,
-    launcher: Annotated[str, Query(max_length=20, description="local or torchrun.")] = "local",
-    gpus: Annotated[int | None, Query(ge=0, le=1024, description="Default: 1 where there is one.")] = None,
+    launcher: Annotated[
+        str, Query(max_length=20, description="local, torchrun or, where it is offered, ray.")
+    ] = "local",
+    gpus: Annotated[
+        int | None, Query(ge=0, le=1024, description="Default: 1 where the service has one; on ray none.")
+    ] = None,
     priority: Annotated[int, Query(ge=-100, le=100, description="Higher goes first; above 0: admins only.")] = 0,
     time_limit: Annotated[
         float | None, Query(gt=0, le=1e9, allow_inf_nan=False, description="Seconds that it may run.")
     ] = None,
-    key: Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200, description=_KEY)] = None,
+    key: IdempotencyKey = None,
     hub_token: HubToken = None,
 ) -> Job:
     """Queue a recipe as a job."""
     wishes = Submission(text, overrides, name, launcher, gpus, priority, time_limit, key, hub_token)
     job, new = submit(wishes, caller, service.settings, service.jobs)
-    response.headers["Location"] = f"/v1/jobs/{job.id}"
-    if not new:
-        response.headers["Idempotent-Replay"] = "true"
-    service.nudge()
-    return job
+    return _queued(job, new, service, response)
 
 
 @router.get("/jobs", responses=documented(422))
@@ -77,12 +86,13 @@ def list_jobs(
     state: Annotated[list[State], Query(default_factory=list, max_length=6, description="May be repeated.")],
     owner: Annotated[str | None, Query(max_length=64)] = None,
     search: Annotated[str | None, Query(max_length=200, description="Part of the name or model.")] = None,
+    source: Annotated[str | None, Query(max_length=12, description="Only pushes of this job's model.")] = None,
     before: SeqNumber = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> JobPage:
     """List jobs, the newest first."""
     del caller
-    jobs, after = service.jobs.page(state, owner, search, before, limit)
+    jobs, after = service.jobs.page(state, owner, search, before, limit, source)
     return JobPage(jobs=jobs, next=after, counts=service.jobs.counts())
 
 
@@ -96,18 +106,31 @@ def show_job(job: JobId, service: TheService, caller: TheCaller) -> Job:
 @router.post("/jobs/{job}/cancel", responses=documented(404, 409, 422, 507))
 def cancel_job(job: JobId, service: TheService, caller: TheCaller) -> Job:
     """End a job: SIGTERM, then SIGKILL. What is done is kept for a retry."""
-    service.own_job(job, caller)
-    cancelled = service.jobs.cancel(job)
+    cancelled = cancel(service.own_job(job, caller), service.settings, service.jobs)
     service.nudge()
     return cancelled
 
 
+@router.post("/jobs/{job}/push", status_code=201, responses=documented(404, 409, 413, 422, 507))
+def push_job(
+    job: JobId,
+    hub: PushSettings,
+    service: TheService,
+    caller: TheCaller,
+    response: Response,
+    hub_token: PushToken,
+    key: IdempotencyKey = None,
+) -> Job:
+    """Push a finished job's model to the hub, as a job of its own: it can be watched, cancelled and tried again."""
+    source = service.own_job(job, caller)
+    push, new = submit_push(source, hub, hub_token, caller, service.settings, service.jobs, key)
+    return _queued(push, new, service, response)
+
+
 @router.post("/jobs/{job}/retry", responses=documented(404, 409, 422, 507))
 def retry_job(job: JobId, service: TheService, caller: TheCaller, hub_token: HubToken = None) -> Job:
-    """Queue a failed or cancelled job again; it continues after the last finished layer."""
-    if service.own_job(job, caller).state in ("failed", "cancelled") and hub_token:
-        keep_token(service.settings.folder(job), hub_token)
-    again = service.jobs.retry(job)
+    """Queue a failed or cancelled job again; it continues after the last layer. A push needs its token anew."""
+    again = retry(service.own_job(job, caller), hub_token, service.settings, service.jobs)
     service.nudge()
     return again
 
@@ -130,3 +153,11 @@ def compare_jobs(
     del caller
     found = [service.job(one) for one in dict.fromkeys(job)]
     return [Compared(**one.model_dump(include=set(Compared.model_fields))) for one in found]
+
+
+def _queued(job: Job, new: bool, service: Service, response: Response) -> Job:
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    if not new:
+        response.headers["Idempotent-Replay"] = "true"
+    service.nudge()
+    return job

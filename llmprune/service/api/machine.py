@@ -14,6 +14,7 @@ from llmprune import __version__
 from llmprune.service.api.metrics import Metrics
 from llmprune.service.api.problems import Refused, documented
 from llmprune.service.api.service import Service, TheCaller, TheService
+from llmprune.service.devices import takes_part
 from llmprune.service.job import ACTIVE, State
 
 router = APIRouter(prefix="/v1", tags=["service"])
@@ -76,7 +77,7 @@ def queue_of(service: Service) -> Queue:
     return Queue(
         counts=service.jobs.counts(),
         slots=service.settings.slots,
-        slots_used=sum(not job.gpus for job in running),
+        slots_used=sum(not job.gpus and takes_part(job, service.settings.elsewhere) for job in running),
         devices=[Device(name=gpu, job=holders.get(gpu)) for gpu in service.settings.gpus],
         launchers=list(service.settings.launchers),
         supervisor_alive=alive,

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from llmprune.service.launchers.base import Launcher
 from llmprune.service.launchers.local import Local
+from llmprune.service.launchers.ray import Ray
 from llmprune.service.launchers.torchrun import Torchrun
 from llmprune.service.settings import Settings
 
 
 def make_launchers(settings: Settings) -> dict[str, Launcher]:
     """Every launcher that the settings allow, by name."""
-    return {
+    launchers: dict[str, Launcher] = {
         "local": Local(settings.command),
         "torchrun": Torchrun(settings.command, settings.torchrun_options),
     }
+    if settings.ray:
+        launchers["ray"] = Ray(settings.ray, settings.command, settings.grace)
+    return launchers

@@ -37,19 +37,27 @@ class Launch:
 
 @dataclass(frozen=True)
 class Look:
-    """What became of an attempt: it runs, it ended with a code, or it is gone without one."""
+    """What became of an attempt.
 
-    state: Literal["running", "ended", "gone"]
+    It waits elsewhere, runs, ended with a code, is gone without one, was given back before it
+    ran; or nobody knows for now.
+    """
+
+    state: Literal["waiting", "running", "ended", "gone", "returned", "unknown"]
     code: int | None = None
 
 
-RUNNING, GONE = Look("running"), Look("gone")
+WAITING, RUNNING, GONE = Look("waiting"), Look("running"), Look("gone")
+RETURNED, UNKNOWN = Look("returned"), Look("unknown")
 
 
 class Launcher(Protocol):
     """Where attempts run."""
 
     on_this_machine: bool  # whether jobs take this machine's slots and GPUs
+
+    def room(self) -> int:
+        """How many more jobs it takes now, where they take nothing of this machine."""
 
     def start(self, launch: Launch) -> None:
         """Start an attempt. Raises LLMPruneError where that cannot be done."""

@@ -13,7 +13,7 @@ from llmprune.service.launchers.base import GONE, RUNNING, Launch, Look
 from llmprune.service.processes import MARK, is_leased, leased, marked, signal_all
 
 _ATTEMPT = (sys.executable, "-m", "llmprune.service.attempt")
-_SECRETS = ("LLMPRUNE_TOKEN",)  # the service's own never reach a job
+_SECRETS = ("LLMPRUNE_TOKEN", "RAY_AUTH_TOKEN")  # the service's own never reach a job
 
 
 class Local:
@@ -28,6 +28,10 @@ class Local:
     def command_of(self, launch: Launch) -> tuple[str, ...]:
         """What is run."""
         return (*self.command, *launch.arguments)
+
+    def room(self) -> int:
+        """Slots and GPUs say how many."""
+        return 0
 
     def start(self, launch: Launch) -> None:
         """Start the attempt under a lease that it holds as long as it lives."""

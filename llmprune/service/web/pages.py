@@ -17,8 +17,9 @@ from llmprune.service.api.problems import Refused
 from llmprune.service.api.service import JobId, Service, TheCaller, TheService
 from llmprune.service.guard import admit
 from llmprune.service.job import ACTIVE, ENDED, Job, State
-from llmprune.service.secrets import keep_token
 from llmprune.service.submission import Submission, submit
+from llmprune.service.submission import cancel as cancel_job
+from llmprune.service.submission import retry as try_again
 from llmprune.service.tokens import SESSION_SECONDS
 from llmprune.service.web.compare import chart, points_of
 from llmprune.service.web.form import RecipeForm
@@ -70,7 +71,8 @@ def job_page(request: Request, job: JobId, service: TheService) -> Response:
     files = artifacts(service.settings.run_folder(job))
     report = any(file.name == "report.html" for file in files)
     words = _last_words(service, found)
-    return page(request, "job", job=found, files=files, report=report, words=words)
+    pushes = service.jobs.page(source=job)[0]
+    return page(request, "job", job=found, files=files, report=report, words=words, pushes=pushes)
 
 
 @router.get("/jobs/{job}/live")
@@ -86,8 +88,7 @@ def job_live(request: Request, job: JobId, service: TheService) -> Response:
 @router.post("/jobs/{job}/cancel")
 def cancel(job: JobId, service: TheService, caller: TheCaller) -> Response:
     """The button."""
-    service.own_job(job, caller)
-    service.jobs.cancel(job)
+    cancel_job(service.own_job(job, caller), service.settings, service.jobs)
     service.nudge()
     return RedirectResponse(f"/jobs/{job}", 303)
 
@@ -97,9 +98,8 @@ def retry(
     job: JobId, service: TheService, caller: TheCaller, hub_token: Annotated[str, Form(max_length=500)] = ""
 ) -> Response:
     """The button."""
-    if service.own_job(job, caller).state in ("failed", "cancelled") and hub_token:
-        keep_token(service.settings.folder(job), _plain_token(hub_token))
-    service.jobs.retry(job)
+    token = plain_token(hub_token) if hub_token else None
+    try_again(service.own_job(job, caller), token, service.settings, service.jobs)
     service.nudge()
     return RedirectResponse(f"/jobs/{job}", 303)
 
@@ -143,7 +143,7 @@ def submit_recipe(
         gpus=int(gpus) if gpus else None,
         priority=max(-100, min(100, int(priority or 0))) if priority != "-" else 0,
         time_limit=60.0 * int(minutes) if minutes and int(minutes) else None,
-        hub_token=_plain_token(hub_token) if hub_token else None,
+        hub_token=plain_token(hub_token) if hub_token else None,
     )
     try:
         job, _ = submit(wishes, caller, service.settings, service.jobs)
@@ -286,7 +286,7 @@ def _last_words(service: Service, job: Job) -> str:
     return "\n".join(text.decode("utf-8", "replace").splitlines()[-_LAST_WORDS:])
 
 
-def _plain_token(token: str) -> str:
+def plain_token(token: str) -> str:
     """A hub token as it may stand in a file: printable ASCII."""
     stripped = token.strip()
     if not (stripped.isascii() and stripped.isprintable()) or " " in stripped:
