@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import zlib
+from pathlib import Path
 
 import pytest
 import schemathesis
