@@ -210,6 +210,34 @@ def test_by_keyboard_alone(page: Page, live: tuple[Client, Settings]) -> None:
     assert live[0].job(page.url.rsplit("/", 1)[-1])["recipe"] == recipe(by="keyboard")
 
 
+def test_form_and_editor_follow_each_other(page: Page) -> None:
+    """What is typed fills in the form, an answer changes its value in the text, and neither loses the other's work."""
+    page.goto("/submit")
+    recipe = page.get_by_label("Recipe", exact=True)
+    recipe.fill("# mine\nmodel: {id: org/model}\ncalibration: {dataset: org/text}\ndepth: {remove: 5}\n")
+    expect(page.get_by_label("Layers to remove")).to_have_value("5")
+    page.get_by_label("Layers to remove").fill("7")
+    expect(recipe).to_have_value(re.compile("# mine\n.*remove: 7", re.DOTALL))
+    expect(page.get_by_label("Layers to remove")).to_be_focused()
+    recipe.fill("model: [")
+    expect(page.get_by_text("once the recipe can be read")).to_be_visible()
+    recipe.fill("model: {id: org/model}\ncalibration: {dataset: org/text}\ndepth: {remove: 6}\n")
+    expect(page.get_by_label("Layers to remove")).to_have_value("6")
+
+
+def test_a_page_that_is_no_longer_fresh_says_so(browser: Browser, tmp_path: Path) -> None:
+    """When the service has gone, an open page says that it may be old."""
+    context = browser.new_context(viewport=PHONE)
+    with served(tmp_path) as (client, _):
+        job = client.submit(recipe(pause=60))["id"]
+        page = context.new_page()
+        page.goto(f"{client.server}/jobs/{job}")
+        expect(page.locator("#live .state")).to_have_text("running")
+        expect(page.get_by_role("alert")).to_be_hidden()
+    expect(page.get_by_role("alert")).to_contain_text("does not answer")
+    context.close()
+
+
 def test_mistakes_stay_in_the_editor(browser: Browser, live: tuple[Client, Settings]) -> None:
     """What is wrong is said as one types, and again on submission; nothing that was typed is lost."""
     context = browser.new_context(base_url=live[0].server, viewport=WIDE)

@@ -43,7 +43,7 @@ def jobs_page(
     """All jobs, the newest first."""
     jobs, after = service.jobs.page((state,) if state else (), None, search, before, PAGE)
     queue = queue_of(service)
-    values = {"after": after, "search": search or "", "total": sum(queue.counts.values()), "at": "jobs"}
+    values: dict[str, Any] = {"after": after, "search": search or "", "total": sum(queue.counts.values()), "at": "jobs"}
     return page(request, "jobs", jobs=jobs, state=state, queue=queue, **values)
 
 
