@@ -63,6 +63,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Client, Set
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """One Chromium for all tests."""
+    expect.set_options(timeout=MINUTE / 2)
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield started
@@ -225,16 +226,16 @@ def test_form_and_editor_follow_each_other(page: Page) -> None:
     expect(page.get_by_label("Layers to remove")).to_have_value("6")
 
 
-def test_a_page_that_is_no_longer_fresh_says_so(browser: Browser, tmp_path: Path) -> None:
-    """When the service has gone, an open page says that it may be old."""
-    context = browser.new_context(viewport=PHONE)
-    with served(tmp_path) as (client, _):
-        job = client.submit(recipe(pause=60))["id"]
-        page = context.new_page()
-        page.goto(f"{client.server}/jobs/{job}")
-        expect(page.locator("#live .state")).to_have_text("running")
-        expect(page.get_by_role("alert")).to_be_hidden()
+def test_a_page_that_is_no_longer_fresh_says_so(browser: Browser, live: tuple[Client, Settings]) -> None:
+    """Where the service cannot be reached an open page says that it may be old, and takes that back afterwards."""
+    context = browser.new_context(base_url=live[0].server, viewport=PHONE)
+    page = context.new_page()
+    page.goto("/")
+    expect(page.get_by_role("alert")).to_be_hidden()
+    context.set_offline(True)
     expect(page.get_by_role("alert")).to_contain_text("does not answer")
+    context.set_offline(False)
+    expect(page.get_by_role("alert")).to_be_hidden()
     context.close()
 
 
