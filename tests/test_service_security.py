@@ -240,7 +240,7 @@ def test_tokens_are_asked_for_everywhere(closed: tuple[Bench, str, str]) -> None
         answer = bench.http.get(path.replace("{job}", "0" * 12).replace("{name}", "x"))
         assert (answer.status_code == 401) == (path not in ("/v1/health", "/v1/ready")), path
         bench.app.middleware_stack = None  # forgets who has sent wrong tokens
-    for path in ("/v1/openapi.json", "/", "/submit", "/compare", "/queue/now"):
+    for path in ("/v1/openapi.json", "/", "/submit", "/compare", "/now"):
         assert bench.http.get(path, headers={"Accept": "text/plain"}).status_code == 401
         assert bench.http.get(path, headers=bearer(token)).status_code == 200
         bench.app.middleware_stack = None
@@ -486,7 +486,7 @@ def test_what_people_write_is_text(tmp_path: Path) -> None:
     for path in (
         "/",
         f"/jobs/{job}",
-        f"/jobs/{job}/row",
+        f"/now?job={job}",
         f"/submit?again={job}",
         f"/compare?job={job}",
         f"/?search={evil}",

@@ -91,7 +91,10 @@ def size_chart(dots: Sequence[Dot]) -> Markup | None:
     body.append(
         Markup('<text class="tick end" x="100%" y="{}">size of the weights, of dense</text>').format(TOP + PLOT + 40)
     )
-    body += [_dot(number, dot, x, y) for number, dot in enumerate(dots, start=1)]
+    there: dict[tuple[int, int], list[int]] = {}  # by place in pixels, roughly: what lies on one another is drawn once
+    for number, dot in enumerate(dots, start=1):
+        there.setdefault((round(x.at(dot.size) / 2), round(_up(y, dot.point) / 8)), []).append(number)
+    body += [_dot(numbers, dots[numbers[0] - 1], x, y) for numbers in there.values()]
     text = "; ".join(f"{dot.label}: {percent(dot.size)} of the size, {percent(dot.point)} retained" for dot in dots)
     return svg("size-retention", "Size against retention", text, TOP + PLOT + BOTTOM, body)
 
@@ -173,7 +176,9 @@ def _said(row: Whisker) -> str:
     return f"{percent(row.point)} ({within})"
 
 
-def _dot(number: int, dot: Dot, x: _Scale, y: _Scale) -> Markup:
+def _dot(numbers: Sequence[int], dot: Dot, x: _Scale, y: _Scale) -> Markup:
+    """The first of the numbers in a dot, and beside it those that would hide behind it."""
+    number, *others = numbers
     parts = []
     if dot.low is not None and dot.high is not None:
         parts.append(
@@ -193,4 +198,7 @@ def _dot(number: int, dot: Dot, x: _Scale, y: _Scale) -> Markup:
             title=f"{dot.label}: {percent(dot.size)} of the size, {percent(dot.point)} retained",
         )
     )
+    if others:
+        also = Markup('<text class="also" x="{:.3f}%" dx="16" y="{}">{}</text>')
+        parts.append(also.format(x.at(dot.size), _up(y, dot.point) + 4.5, ", ".join(map(str, others))))
     return Markup("").join(parts)

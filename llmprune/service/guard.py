@@ -85,9 +85,9 @@ Rule = Callable[[Guard, str, str], None]
 
 def admit(text: str, overrides: Sequence[str], settings: Settings) -> tuple[Recipe, list[str]]:
     """The recipe, and the overrides to run it with. Raises RecipeError that lists what is not allowed."""
-    _refuse_aliases(text)
+    refuse_costly(text)
     for override in overrides:
-        _refuse_aliases(override.partition("=")[2])
+        refuse_costly(override.partition("=")[2])
     recipe = Recipe.parse(text, overrides)
     guard = Guard(settings)
     guard.check(recipe)
@@ -119,9 +119,9 @@ def is_free_text(annotation: Any) -> bool:
     )
 
 
-def _refuse_aliases(text: str) -> None:
-    """Refuse what costs much more than its size: a few hundred bytes of aliases and merge keys can stand for gigabytes,
-    and PyYAML's work grows with the square of the depth (100,000 brackets took it 16 minutes)."""
+def refuse_costly(text: str) -> None:
+    """Refuse YAML that costs much more than its size, by RecipeError: a few hundred bytes of aliases and merge keys can
+    stand for gigabytes, and PyYAML's work grows with the square of the depth (100,000 brackets took it 16 minutes)."""
     depth = 0
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):

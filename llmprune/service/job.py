@@ -38,6 +38,7 @@ class Figures(_Value):
     perplexity: tuple[float, float] | None = None
     speed: tuple[float, float] | None = Field(None, description="Generated tokens per second, dense and pruned.")
     retention: float | None = Field(None, description="Mean over the tasks of pruned / dense.")
+    interval: tuple[float, float] | None = Field(None, description="Of the retention, 95 %.")
     gate_passed: bool | None = None
 
 

@@ -33,12 +33,12 @@ def print_jobs(jobs: Iterable[dict[str, Any]]) -> None:
 
 
 def doing(job: dict[str, Any]) -> str:
-    """``pass 2: cut and refit, layer 12 of 28, 40 s left in this step``."""
+    """``pass 2: cut and refit, layer 12 of 28, about 40 s left in this step``."""
     said = [job["step"] or job["state"]]
     if job["total"]:
         said.append(f"layer {job['done'] + 1} of {job['total']}")
     if job.get("seconds_left"):
-        said.append(f"{duration(job['seconds_left'])} left in this step")
+        said.append(f"about {duration(round(job['seconds_left'])).replace('.0 s', ' s')} left in this step")
     return ", ".join(said)
 
 

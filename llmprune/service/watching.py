@@ -69,6 +69,7 @@ def read_figures(run_folder: Path) -> str | None:
     try:
         report = json.loads((run_folder / "report.json").read_text(encoding="utf-8"))
         dense, pruned, perplexity, speed = (report[name] for name in ("dense", "pruned", "perplexity", "speed"))
+        interval = report["retention"]["interval"] if report.get("retention") else None
         figures = Figures(
             parameters=(dense["parameters"], pruned["parameters"]),
             bytes=(dense["bytes"], pruned["bytes"]),
@@ -76,6 +77,7 @@ def read_figures(run_folder: Path) -> str | None:
             perplexity=(perplexity["dense"], perplexity["pruned"]) if perplexity else None,
             speed=(speed["dense"], speed["pruned"]) if speed else None,
             retention=report["mean_retention"],
+            interval=(interval["low"], interval["high"]) if interval else None,
             gate_passed=report["gate"]["passed"] if report["gate"] else None,
         )
     except (OSError, ValueError, KeyError, TypeError):

@@ -8,6 +8,7 @@ from fastapi import Depends, FastAPI
 from fastapi.security import HTTPBearer
 
 from llmprune import __version__
+from llmprune.recipe import Recipe
 from llmprune.service.api import jobs, machine, outputs, problems, recipes
 from llmprune.service.api.gate import Gate
 from llmprune.service.api.metrics import Measure, Metrics
@@ -39,30 +40,34 @@ def create_app(settings: Settings, planner: Planner | None = None, nudge: Callab
         docs_url=None,  # their scripts come from a CDN
         redoc_url=None,
         max_body_size=settings.body_limit,
-        dependencies=[Depends(HTTPBearer(auto_error=False, description="A token of llmprune token create."))],
         responses={500: problems.documented(500)[500]},
     )
     app.state.service = service
     app.state.metrics = Metrics(service.jobs)
+    token = Depends(HTTPBearer(auto_error=False, description="A token of llmprune token create."))
     for routes in (recipes.router, jobs.router, outputs.router, machine.router):
-        app.include_router(routes)
+        app.include_router(routes, dependencies=[token])
+    app.include_router(machine.open_router)
     pages.install(app)
     app.include_router(push.router)
     problems.install(app)
-    _document_problems(app)
+    _complete_document(app)
     app.add_middleware(Gate, settings=settings, tokens=service.tokens)
     app.add_middleware(Measure, metrics=app.state.metrics)
     return app
 
 
-def _document_problems(app: FastAPI) -> None:
-    """Add the problem's schema, which no route returns as its model, to the OpenAPI document."""
+def _complete_document(app: FastAPI) -> None:
+    """Add to the OpenAPI document what no route returns or takes as its model: the problem, and the recipe."""
     make = app.openapi
 
     def openapi() -> dict[str, object]:
         document = make()
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
         schemas.setdefault("Problem", problems.Problem.model_json_schema())
+        recipe = Recipe.model_json_schema(ref_template="#/components/schemas/Recipe.{model}")
+        for name, part in (recipe.pop("$defs") | {None: recipe}).items():
+            schemas.setdefault(f"Recipe.{name}" if name else "Recipe", part)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it

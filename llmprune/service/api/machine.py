@@ -18,6 +18,7 @@ from llmprune.service.devices import takes_part
 from llmprune.service.job import ACTIVE, State
 
 router = APIRouter(prefix="/v1", tags=["service"])
+open_router = APIRouter(prefix="/v1", tags=["service"])  # no token is needed
 
 ALIVE_WITHIN = 15.0  # seconds since the supervisor's last sign of life
 
@@ -48,13 +49,13 @@ class Queue(BaseModel):
     disk_quota_reached: bool = Field(description="Then waiting jobs do not start.")
 
 
-@router.get("/health")
+@open_router.get("/health")
 def health() -> Health:
     """The service answers; no token is needed."""
     return Health(status="ok", version=__version__)
 
 
-@router.get("/ready", responses={503: documented(503)[503]})
+@open_router.get("/ready", responses={503: documented(503)[503]})
 def ready(service: TheService) -> Health:
     """The service takes and runs jobs; no token is needed."""
     if not heartbeat(service)[0]:

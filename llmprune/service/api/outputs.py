@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Depends, Header, Query
 from fastapi.responses import FileResponse, PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel
@@ -24,7 +24,6 @@ router = APIRouter(prefix="/v1/jobs/{job}", tags=["outputs"])
 
 LOG_PART = 1_000_000  # bytes of a log in one answer
 _LOOK_EVERY = 0.5  # seconds
-_SAY_SOMETHING_EVERY = 15.0  # seconds: a proxy takes a silent connection for a dead one
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'self'"
 
 
@@ -35,18 +34,21 @@ class Artifact(BaseModel):
     bytes: int
 
 
+def known_job(job: JobId, service: TheService) -> str:
+    """The id of a job that there is. A dependency, for once a stream has begun no 404 can be sent."""
+    return service.job(job).id
+
+
 @router.get("/events", response_class=EventSourceResponse, responses=documented(404, 422))
 async def job_events(
-    job: JobId,
+    job: Annotated[str, Depends(known_job)],
     service: TheService,
     caller: TheCaller,
     last_event_id: Annotated[str | None, Header(alias="Last-Event-ID", max_length=30)] = None,
 ) -> AsyncIterator[ServerSentEvent]:
     """Every change of a job, from its first or from Last-Event-ID on, until it has ended."""
     del caller
-    await run_in_threadpool(service.job, job)
     after = int(last_event_id) if last_event_id and last_event_id.isdecimal() else 0
-    silent = 0.0
     while True:
         # the state first: an event that is written between the two reads is then not missed
         found = await run_in_threadpool(service.jobs.get, job)
@@ -56,12 +58,8 @@ async def job_events(
             yield ServerSentEvent(raw_data=row["data"], event=row["kind"], id=str(after))
         if found is None or (found.state in ENDED and not rows):
             return
-        silent = 0.0 if rows else silent + _LOOK_EVERY
-        if silent >= _SAY_SOMETHING_EVERY:
-            silent = 0.0
-            yield ServerSentEvent(comment="still there")
         if not rows:
-            await asyncio.sleep(_LOOK_EVERY)
+            await asyncio.sleep(_LOOK_EVERY)  # FastAPI itself says something after 15 silent seconds
 
 
 @router.get("/log", response_class=PlainTextResponse, responses=documented(404, 422))

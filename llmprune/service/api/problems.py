@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from llmprune.errors import LLMPruneError, RecipeError
 from llmprune.service.planner import PlannerBusy
@@ -77,9 +78,21 @@ Explained = tuple[int, str, Sequence[str], Mapping[str, str]]
 
 def _handler(explain: Callable[[Any], Explained]) -> Callable[[Request, Exception], Response]:
     def handle(request: Request, error: Exception) -> Response:
-        return respond(request, *explain(error))
+        status, detail, problems, headers = explain(error)
+        if status == 405:
+            headers = {"Allow": ", ".join(_methods(request))}
+        return respond(request, status, detail, problems, headers)
 
     return handle
+
+
+def _methods(request: Request) -> list[str]:
+    """What may be done at a request's address, by all its routes; Starlette's own Allow names those of one."""
+    return [
+        method
+        for method in ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
+    ]
 
 
 def _parameters(error: RequestValidationError) -> Explained:

@@ -17,13 +17,19 @@ from llmprune.service.guard import admit
 router = APIRouter(prefix="/v1/recipes", tags=["recipes"])
 
 _YAML = ("application/yaml", "application/x-yaml", "text/yaml")
+EXAMPLE = {
+    "model": {"id": "HuggingFaceTB/SmolLM2-135M-Instruct"},
+    "calibration": {"dataset": "allenai/c4", "config": "en", "samples": 128, "sequence_length": 2048},
+    "depth": {"remove": 2},
+    "width": {"mlp": 0.75},
+}
 RECIPE_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "description": "The recipe, as YAML or as JSON.",
         "content": {
-            "application/yaml": {"schema": {"type": "string"}},
-            "application/json": {"schema": {"type": "object"}},
+            kind: {"schema": {"$ref": "#/components/schemas/Recipe"}, "example": EXAMPLE}
+            for kind in ("application/yaml", "application/json")
         },
     }
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from secrets import token_hex
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Form, Query, Request
@@ -20,9 +21,10 @@ from llmprune.service.job import ACTIVE, ENDED, Job, State
 from llmprune.service.submission import Submission, submit
 from llmprune.service.submission import cancel as cancel_job
 from llmprune.service.submission import retry as try_again
+from llmprune.service.table import Conflict, QueueFull
 from llmprune.service.tokens import SESSION_SECONDS
-from llmprune.service.web.compare import chart, points_of
-from llmprune.service.web.form import RecipeForm
+from llmprune.service.web.compare import compared
+from llmprune.service.web.form import START, RecipeForm, changed_by, form_of
 from llmprune.service.web.render import render, static_file
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
@@ -41,27 +43,22 @@ def jobs_page(
 ) -> Response:
     """All jobs, the newest first."""
     jobs, after = service.jobs.page((state,) if state else (), None, search, before, PAGE)
-    values: dict[str, Any] = {
-        "jobs": jobs,
-        "after": after,
-        "state": state,
-        "search": search or "",
-        "queue": queue_of(service),
-        "at": "jobs",
-    }
-    return page(request, "jobs", **values)
+    queue = queue_of(service)
+    values: dict[str, Any] = {"after": after, "search": search or "", "total": sum(queue.counts.values()), "at": "jobs"}
+    return page(request, "jobs", jobs=jobs, state=state, queue=queue, **values)
 
 
-@router.get("/jobs/{job}/row")
-def job_row(request: Request, job: JobId, service: TheService) -> Response:
-    """A line of the list, as it is now."""
-    return page(request, "row", job=service.job(job))
-
-
-@router.get("/queue/now")
-def queue_now(request: Request, service: TheService) -> Response:
-    """The line about slots and devices, as it is now."""
-    return page(request, "queue", queue=queue_of(service))
+@router.get("/now")
+def jobs_now(
+    request: Request,
+    service: TheService,
+    job: Annotated[list[JobId], Query(default_factory=list, max_length=PAGE)],
+    state: Annotated[State | None, Query()] = None,
+    total: Annotated[int, Query(ge=0)] = 0,
+) -> Response:
+    """What moves in the list, in one answer: slots and devices, jobs by state, and the lines of jobs not yet ended."""
+    jobs = [found for one in job if (found := service.jobs.get(one))]
+    return page(request, "now", jobs=jobs, state=state, total=total, queue=queue_of(service), oob=True)
 
 
 @router.get("/jobs/{job}")
@@ -72,14 +69,16 @@ def job_page(request: Request, job: JobId, service: TheService) -> Response:
     report = any(file.name == "report.html" for file in files)
     words = _last_words(service, found)
     pushes = service.jobs.page(source=job)[0]
-    return page(request, "job", job=found, files=files, report=report, words=words, pushes=pushes)
+    return page(
+        request, "job", job=found, files=files, report=report, words=words, pushes=pushes, server=request.base_url
+    )
 
 
 @router.get("/jobs/{job}/live")
 def job_live(request: Request, job: JobId, service: TheService) -> Response:
     """The part of a job's page that moves; once it has ended, the whole page comes again."""
     found = service.job(job)
-    response = page(request, "live", job=found, words=_last_words(service, found))
+    response = page(request, "live", job=found, words=_last_words(service, found), oob=True)
     if found.state in ENDED:
         response.headers["HX-Refresh"] = "true"
     return response
@@ -118,8 +117,8 @@ def submit_page(
     request: Request, service: TheService, again: Annotated[str | None, Query(max_length=12)] = None
 ) -> Response:
     """The form and the editor; ``again`` starts with another job's recipe."""
-    text = service.job(again).recipe if again else RecipeForm().recipe()
-    return _editor(request, service, text)
+    found = service.job(again) if again else None
+    return _editor(request, service, Submission(found.recipe if found else START))
 
 
 @router.post("/submit")
@@ -134,8 +133,9 @@ def submit_recipe(
     priority: Annotated[str, Form(pattern=r"^-?\d{0,3}$")] = "",
     minutes: Annotated[str, Form(pattern=r"^\d{0,6}$")] = "",
     hub_token: Annotated[str, Form(max_length=500)] = "",
+    key: Annotated[str, Form(max_length=100)] = "",
 ) -> Response:
-    """Queue the recipe in the editor; what is wrong with it is said above it."""
+    """Queue the recipe in the editor, once however often the button is pressed; what is wrong is said above it."""
     wishes = Submission(
         recipe.replace("\r\n", "\n"),
         name=name.strip() or None,
@@ -143,36 +143,47 @@ def submit_recipe(
         gpus=int(gpus) if gpus else None,
         priority=max(-100, min(100, int(priority or 0))) if priority != "-" else 0,
         time_limit=60.0 * int(minutes) if minutes and int(minutes) else None,
+        key=key or None,
         hub_token=plain_token(hub_token) if hub_token else None,
     )
     try:
         job, _ = submit(wishes, caller, service.settings, service.jobs)
     except RecipeError as error:
-        return _editor(request, service, wishes.recipe, error.problems, 422)
+        return _editor(request, service, wishes, error.problems, 422)
+    except (Conflict, QueueFull) as error:  # Conflict: sent again with another recipe, by the browser's way back
+        return _editor(request, service, wishes, [str(error)], 409 if isinstance(error, Conflict) else 429)
     service.nudge()
     return RedirectResponse(f"/jobs/{job.id}", 303)
 
 
 @router.post("/submit/compose")
 async def compose(request: Request) -> Response:
-    """The recipe that the form's answers make."""
+    """The recipe in the editor with what the form's answers say otherwise."""
     answers = {key: value for key, value in (await request.form()).items() if isinstance(value, str)}
+    text = answers.pop("recipe", "").replace("\r\n", "\n")
     try:
-        text = RecipeForm(**answers).recipe()
+        form = RecipeForm(**answers)
     except ValueError as error:
         raise Refused(422, "an answer is longer than 500 letters") from error
-    return page(request, "editor", recipe=text)
+    return page(request, "composed", recipe=changed_by(text, form), oob=True)
 
 
 @router.post("/submit/check")
-def check(request: Request, service: TheService, recipe: Annotated[str, Form()] = "") -> Response:
+def check(
+    request: Request,
+    service: TheService,
+    recipe: Annotated[str, Form()] = "",
+    typed: Annotated[bool, Query(description="In the editor, which the form then follows.")] = False,
+) -> Response:
     """What is wrong with the recipe; if nothing is, the plan is asked for."""
     problems: list[str] = []
+    text = recipe.replace("\r\n", "\n")
     try:
-        admit(recipe.replace("\r\n", "\n"), (), service.settings)
+        admit(text, (), service.settings)
     except RecipeError as error:
         problems = error.problems
-    return page(request, "check", problems=problems)
+    form = form_of(text) if typed else None
+    return page(request, "check", problems=problems, form=form, folders=service.settings.allow_tasks, typed=typed)
 
 
 @router.post("/submit/plan")
@@ -195,9 +206,8 @@ def compare(
 ) -> Response:
     """Results side by side."""
     jobs = [service.job(one) for one in dict.fromkeys(job)]
-    points = points_of(jobs)
     choice = [found for found in service.jobs.page(("succeeded", "failed"), limit=100)[0] if found.figures]
-    return page(request, "compare", jobs=jobs, chart=chart(points) if points else None, choice=choice, at="compare")
+    return page(request, "compare", compared=compared(jobs), choice=choice, at="compare")
 
 
 @router.get("/login")
@@ -254,7 +264,7 @@ def static(name: str) -> Response:
 def page(request: Request, template: str, status: int = 200, **values: Any) -> Response:
     """A page or a part of one, for whoever asks."""
     caller = getattr(request.state, "caller", None)
-    known = {"caller": caller, "session": caller not in (None, LOCAL), "at": ""}
+    known = {"caller": caller, "session": caller not in (None, LOCAL), "at": "", "oob": False}
     return HTMLResponse(render(template, **known | values), status)
 
 
@@ -270,11 +280,12 @@ def error_page(request: Request, status: int, title: str, detail: str, problems:
 
 
 def _editor(
-    request: Request, service: Service, recipe: str, problems: list[str] | None = None, status: int = 200
+    request: Request, service: Service, wishes: Submission, problems: Sequence[str] = (), status: int = 200
 ) -> Response:
     settings = service.settings
     values = {"launchers": settings.launchers, "gpus": len(settings.gpus), "folders": settings.allow_tasks}
-    return page(request, "submit", status, recipe=recipe, form=RecipeForm(), problems=problems or [], **values)
+    values |= {"wishes": wishes, "key": token_hex(16), "form": form_of(wishes.recipe), "typed": False}
+    return page(request, "submit", status, recipe=wishes.recipe, problems=problems, **values)
 
 
 def _last_words(service: Service, job: Job) -> str:

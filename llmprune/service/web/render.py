@@ -14,7 +14,6 @@ from llmprune import __version__
 from llmprune.report.wording import change, duration, number, percent, plural
 from llmprune.schema import format_count, format_size
 from llmprune.service.terminal import doing
-from llmprune.service.web.compare import kept_of
 
 _STATIC = {
     "style.css": (__package__, "static/style.css", "text/css; charset=utf-8"),
@@ -61,6 +60,16 @@ def clock(moment: float | None) -> str:
     return "–" if moment is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(moment))
 
 
+def model_name(model: str) -> str:
+    """``SmolLM2-135M-Instruct.Q4_1`` of a package's file or of a folder; a hub id as it is."""
+    return model.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf") if "://" in model or model[:1] == "/" else model
+
+
+def moment(seconds: float) -> str:
+    """``2026-01-31T14:05:00Z``, for machines."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
 @cache
 def _environment() -> Environment:
     environment = Environment(
@@ -72,13 +81,13 @@ def _environment() -> Environment:
     )
     environment.filters.update(
         ago=ago, clock=clock, change=change, duration=duration, number=number, percent=percent, size=format_size,
-        count=format_count, plural=plural,
+        count=format_count, plural=plural, model_name=model_name, moment=moment,
     )  # fmt: skip
+    environment.tests["in_model"] = lambda name: name.startswith("model/")
     environment.globals.update(
         static=static_address,
         version=__version__,
         change=change,
         doing=lambda job: doing(job.model_dump()),
-        kept=kept_of,
     )
     return environment
