@@ -125,7 +125,7 @@ class NormalEquations:
         repair = Repair(None, self.ridge, 1.0, None) if self.ridge is not None else self._cross_validated()
         if repair.ridge is None:
             return repair
-        repair = _for_all(repair, len(self._folds))
+        repair = for_all_folds(repair, len(self._folds))
         assert repair.ridge is not None
         gram_FF = self._folds[0].gram_FF
         for fold in self._folds[1:]:
@@ -186,7 +186,7 @@ class NormalEquations:
         return share, change - 2 * (lost_wanted + share * inherited_wanted)
 
 
-def _for_all(repair: Repair, folds: int) -> Repair:
+def for_all_folds(repair: Repair, folds: int) -> Repair:
     """What was found with one fold left out, for the sums over all of them; a ridge that was given stays."""
     if folds < 2 or repair.ridge is None:
         return repair

@@ -11,7 +11,7 @@ from llmprune.criteria import Activation, BlockInfluence
 from llmprune.cut import Cut, choose_highest, choose_layers, gap_after, kept_share, round_width, width_step
 from llmprune.errors import NumericalError, RecipeError
 from llmprune.folds import folds_of
-from llmprune.normal_equations import Repair
+from llmprune.normal_equations import Repair, for_all_folds
 from llmprune.refit import Refit
 from llmprune.scores import Scores
 
@@ -220,3 +220,13 @@ def test_folds_take_memory_that_the_plan_knows() -> None:
     """Two at least and four at most, and one where the ridge is given, be it 0."""
     assert [Refit().folds(sources) for sources in (0, 1, 3, 9)] == [2, 2, 3, 4]
     assert [Refit(ridge=ridge).folds(3) for ridge in (0, 0.1)] == [1, 1]
+
+
+def test_what_half_the_text_asks_for_is_too_careful_for_all_of_it() -> None:
+    """Ridge and share are found with one fold left out; with the whole text the noise is as much less as it is more."""
+    found = Repair(None, 1.0, 0.5, -0.1)
+    for_all = for_all_folds(found, 2)
+    assert (for_all.ridge, for_all.inherited) == (0.5, pytest.approx(2 / 3))
+    assert for_all_folds(Repair(None, 1.0, 1.0, -0.1), 4).inherited == 1.0
+    assert for_all_folds(Repair(None, 1.0, 0.0, -0.1), 4) == Repair(None, 0.75, 0.0, -0.1)
+    assert for_all_folds(found, 1) == found
