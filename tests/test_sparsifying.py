@@ -283,3 +283,19 @@ def test_bench_sparse_without_a_gpu_says_so(base: Path) -> None:
     assert done.code != 0
     assert "no CUDA GPU" in done.err
     assert "--against" in command("bench", base / "dense").err
+
+
+def test_the_card_says_what_is_sparse(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pushed model's card names the pattern and what was counted, and a job is called after it."""
+    from llmprune.report.runs import load_report
+    from llmprune.report.wording import describe_sparsity
+    from llmprune.service.submission import default_name
+
+    verify_here(monkeypatch)
+    recipe = _recipe(tmp_path, base, sparsity={"pattern": "2:4", "method": {"kind": "wanda"}})
+    assert command("run", recipe, "--output", tmp_path / "run").code == 0
+    figures = load_report(tmp_path / "run").sparsity
+    assert figures is not None
+    assert "2:4 by wanda" in describe_sparsity(figures)
+    assert "28 matrices are zero" in describe_sparsity(figures)
+    assert default_name(Recipe.load(recipe)) == "dense 2:4 sparse"

@@ -15,7 +15,9 @@ from llmprune.report.value import Report, RetentionFigures, Size, TaskFigures
 from llmprune.report.wording import (
     NOTHING,
     count,
+    describe_sparsity,
     fixed,
+    if_changed,
     number,
     percent,
     plural,
@@ -154,6 +156,7 @@ def _size_rows(dense: Size, pruned: Size) -> list[tuple[str, str, str, str]]:
         ("layers", dense.layers, pruned.layers, number),
         *((name, dense.widths[field], pruned.widths.get(field), number) for field, name in _names(dense).items()),
         ("experts", dense.experts, pruned.experts, number),
+        ("key-value heads", *if_changed(dense.kv_groups, pruned.kv_groups), number),
         ("KV cache per token", dense.kv_bytes_per_token, pruned.kv_bytes_per_token, weight),
     ]
     return [
@@ -168,7 +171,7 @@ def _names(size: Size) -> dict[str, str]:
 
 
 def _width_sentence(dense: Size, pruned: Size) -> str:
-    """``MLP width 1,536 → 1,152``, for each width and the experts where they differ; empty where none does."""
+    """``MLP width 1,536 → 1,152``, for each width, experts and heads where they differ; empty where none does."""
     changes = [
         f"{name} {number(dense.widths[field])} → {number(pruned.widths.get(field))}"
         for field, name in _names(dense).items()
@@ -176,6 +179,8 @@ def _width_sentence(dense: Size, pruned: Size) -> str:
     ]
     if dense.experts != pruned.experts:
         changes.append(f"experts in each mixture {number(dense.experts)} → {number(pruned.experts)}")
+    if dense.kv_groups != pruned.kv_groups:
+        changes.append(f"key-value heads of each layer {number(dense.kv_groups)} → {number(pruned.kv_groups)}")
     return "; ".join(changes)
 
 
@@ -213,5 +218,6 @@ def _template() -> Template:
         autoescape=False,  # Markdown, not HTML
     )
     environment.globals["share"] = share
-    environment.filters |= {"number": number, "percent": percent, "count": count, "cell": _cell}
+    environment.filters |= {"number": number, "percent": percent, "count": count}
+    environment.filters |= {"cell": _cell, "sparsity": describe_sparsity}
     return environment.get_template("card.md.j2")

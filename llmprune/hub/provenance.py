@@ -72,15 +72,17 @@ def results(report: Report) -> dict[str, Any]:
 
 
 def describe_cut(cut: Cut) -> dict[str, Any]:
-    """A cut as JSON. Of neurons and experts each row of kept indices is a base64 text of bits, index 0 first."""
+    """A cut as JSON. Of neurons, experts and heads each row of kept indices is a base64 text of bits, index 0 first."""
     return {
         "num_layers": cut.num_layers,
         "keep_layers": list(cut.layers),
         "remove_layers": list(cut.removed),
         "widths": cut.widths,
         "num_experts": cut.num_experts,
+        "kv_groups": cut.kv_groups,
         "keep_neurons": {key: _as_bits(keep) for key, keep in cut.neurons.items()},
         "keep_experts": {key: _as_bits(keep) for key, keep in cut.experts.items()},
+        "keep_heads": {key: _as_bits(keep) for key, keep in cut.heads.items()},
     }
 
 

@@ -156,4 +156,6 @@ def default_name(recipe: Recipe) -> str:
         words.append(f"{recipe.width.mlp:.0%} MLP" if recipe.width.mlp else "narrower MLP")
     if recipe.experts:
         words.append(f"−{recipe.experts.remove} experts" if recipe.experts.remove else f"{recipe.experts.keep} experts")
+    if recipe.sparsity:
+        words.append(f"{recipe.sparsity.parsed} sparse")
     return (words[0] + " " + ", ".join(words[1:])).strip()[:120]
