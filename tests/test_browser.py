@@ -152,9 +152,9 @@ def test_submit_by_the_form_watch_it_finish_and_open_the_report(page: Page) -> N
     expect(page.locator("#outcome tr", has_text="Layers")).to_contain_text("−", timeout=MINUTE)
     page.get_by_role("button", name="Submit").click()
     expect(page.locator("#live .state")).to_have_text("running", timeout=MINUTE)
-    expect(page.locator("#live")).to_contain_text("pass", timeout=2 * MINUTE)
-    seen = float(page.locator("#live progress").get_attribute("value") or 0)
-    assert 0 <= seen < 1
+    # the passes over a tiny model may be over between two looks; the verification, a process of its own, is not
+    steps = re.compile("pass [12]|saving|verification|evaluation")
+    expect(page.locator("#live")).to_contain_text(steps, timeout=5 * MINUTE)
     expect(page.locator("#live .state")).to_have_text("succeeded", timeout=(15 if QUICKSTART else 3) * MINUTE)
     report = page.frame_locator("iframe.report")
     expect(report.get_by_role("heading", level=1)).to_contain_text("pruned")
