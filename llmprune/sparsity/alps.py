@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from llmprune.sparsity.pattern import Pattern
 
-_PENALTIES = ((0.3, 3), (1.0, 5))  # values of ρ, and steps with each
+_PENALTIES = ((0.2, 3), (0.6, 3), (2.0, 2))  # values of ρ, and steps with each
 
 
 class Alps(SparsityMethod):
