@@ -1,14 +1,16 @@
 """What each cut keeps, beside the peers: SmolLM2-135M-Instruct on the protocol's own tokens and arithmetic.
 
-    python eval/benchmarks/quality.py BENCH [TARGET …] [--set refit=false] [--float32] [--data DATA]
+    python eval/benchmarks/quality.py BENCH [TARGET …] [--set refit=false] [--float32] [--time] [--data DATA]
 
 BENCH is a folder with the protocol: tokens.safetensors (calibration and evaluation windows) and peers.json (what the
 peers' own code got on them). Each target is pruned by ``llmprune run`` with the default criteria, reloaded by plain
 transformers and measured in bf16 autocast over float32 weights, as the peers were; ``--float32`` measures in exact
 float32, 0.1 % away and many times faster on a CPU without bf16. ``--data`` calibrates on 128 × 512 tokens of three
 kinds of text in a folder (wikitext2_valid_unk.txt, c4_en.jsonl, wikipedia.jsonl), and also judges on two that the
-calibration never saw: GSM8K's test questions with their answers, and Python's manual. Rows of results/quality.json are
-replaced by target and settings. Excess is ln(perplexity / dense perplexity); lower is better.
+calibration never saw: GSM8K's test questions with their answers, and Python's manual. ``--time`` also runs a plain
+forward pass over the calibration tokens first, and records how many of those pruning took: for a quiet machine. Rows
+of results/quality.json are replaced by target and settings.
+Excess is ln(perplexity / dense perplexity); lower is better.
 """
 
 from __future__ import annotations
@@ -79,12 +81,13 @@ def unseen(data: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Te
 
 
 def measure(
-    bench: Path, target: str, overrides: list[str], exact: bool, data: Path | None, folder: Path
+    bench: Path, target: str, overrides: list[str], exact: bool, timed: bool, data: Path | None, folder: Path
 ) -> dict[str, Any]:
     """Prune to one target and measure the checkpoint."""
     calibration = mixed(data) if data else {"tokens": str(bench / "tokens.safetensors"), "key": "calibration"}
     recipe = write_recipe(folder / "recipe.yaml", {"id": SMOLLM2, "dtype": "float32"}, calibration, **TARGETS[target])
-    finish(run(recipe, folder / "run", "--fresh", *(part for text in overrides for part in ("--set", text))))
+    options = ["--fresh", *(["--measure-forward"] if timed else [])]
+    finish(run(recipe, folder / "run", *options, *(part for text in overrides for part in ("--set", text))))
     report = report_of(folder / "run")
     model = folder / "run" / "model"
     windows_NL = load_file(bench / "tokens.safetensors")["evaluation"].long()
@@ -97,6 +100,9 @@ def measure(
         "removed": [layer["layer"] for layer in report["layers"] if layer["removed"]],
         "arithmetic": "float32" if exact else "bf16 autocast",
         "perplexity": round(perplexity(model, windows_NL, exact), 3),
+        "forward_passes": sum(s["forward_ratio"] for s in report["steps"] if s["name"].startswith("pass "))
+        if timed
+        else None,
         "unseen": {name: round(perplexity(model, ids_NL, exact), 3) for name, ids_NL in texts.items()},
     }
 
@@ -126,6 +132,7 @@ def main() -> None:
     parser.add_argument("targets", nargs="*", help=f"of {', '.join(TARGETS)}; default: all")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="A.B=C")
     parser.add_argument("--data", type=Path, help="folder of texts to calibrate on instead")
+    parser.add_argument("--time", action="store_true", help="measure a plain forward pass too")
     parser.add_argument("--float32", action="store_true", help="measure in exact float32")
     arguments = parser.parse_intermixed_args()
     unknown = set(arguments.targets) - TARGETS.keys()
@@ -136,7 +143,15 @@ def main() -> None:
     peers = json.loads((arguments.bench / "peers.json").read_text())["rows"]
     for target in arguments.targets or TARGETS:
         with tempfile.TemporaryDirectory() as folder:
-            row = measure(arguments.bench, target, arguments.overrides, arguments.float32, arguments.data, Path(folder))
+            row = measure(
+                arguments.bench,
+                target,
+                arguments.overrides,
+                arguments.float32,
+                arguments.time,
+                arguments.data,
+                Path(folder),
+            )
         key = ("target", "settings", "calibration")
         same = [old for old in rows if all(old[name] == row[name] for name in key)]
         rows = [old for old in rows if old not in same] + [row]
