@@ -73,6 +73,8 @@ URLS = ["http://127.0.0.1/x", "https://x/y.jsonl", "hf://datasets/a/b", "s3://bu
         ("evaluation__backend", {"name": "local-completions", "args": {"base_url": "http://169.254.169.254/"}}),
         ("evaluation__metrics", {"a": "../x"}),
         ("calibration__revision", "../../x"),
+        ("sparsity", {"pattern": "2:4", "targets": ["../mlp"]}),
+        ("sparsity", {"pattern": "2:4", "skip": ["[a-z]/*"]}),
         ("hub", {"repo_id": "org/name"}),
         ("hub", {"repo_id": "org/name", "when": "always", "private": False}),
     ],

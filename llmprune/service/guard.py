@@ -39,6 +39,8 @@ _REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9][\w./-]{0,120}", re.ASCII)
 _WORD = re.compile(r"(?!.*\.\.)[\w.+:,-]{1,120}", re.ASCII)
 _TASK = re.compile(r"(?!.*\.ya?ml$)[\w+-][\w.+-]{0,119}", re.ASCII)  # no path and no glob: lm-eval would load both
 _COLUMN = re.compile(r"[^/\\\x00-\x1f]{1,120}")
+_PATTERN = re.compile(r"\d{1,4}:\d{1,4}", re.ASCII)
+_MATRIX = re.compile(r"[\w.*?-]{1,120}", re.ASCII)  # matched against a few dozen names
 _SPLIT = re.compile(r"[\w.\[\]:%()+ -]{1,120}", re.ASCII)
 
 
@@ -209,6 +211,9 @@ RULES: dict[str, Rule] = {
     "model.id": _hub_or_path,
     "model.revision": _form(_REVISION, "give a branch, tag or commit"),
     "model.device_map": _word,
+    "sparsity.pattern": _form(_PATTERN, 'give N:M, such as "2:4"'),
+    "sparsity.targets[]": _form(_MATRIX, "give the name of a matrix, or a pattern with * and ?"),
+    "sparsity.skip[]": _form(_MATRIX, "give the name of a matrix, or a pattern with * and ?"),
     "evaluation.tasks[]": _form(_TASK, "give the name of an lm-eval task"),
     "evaluation.include_path": _task_folder,
 } | {

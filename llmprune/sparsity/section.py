@@ -40,10 +40,13 @@ class Sparsity(Section):
     targets: tuple[str, ...] = Field(
         (),
         strict=False,
+        max_length=100,
         description="Matrices of a layer, by name or pattern, such as [q_proj, mlp.*]; left out: all of its "
         "projections.",
     )
-    skip: tuple[str, ...] = Field((), strict=False, description="Matrices that stay as they are, named likewise.")
+    skip: tuple[str, ...] = Field(
+        (), strict=False, max_length=100, description="Matrices that stay as they are, named likewise."
+    )
     rounds: int = Field(
         1, gt=0, le=20, description="Prune in so many rounds, each further and from the weights of the one before."
     )
