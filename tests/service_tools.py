@@ -55,8 +55,10 @@ class Bench:
         return found
 
     def job(self, job: str) -> dict[str, Any]:
-        """The job as it is now."""
-        found: dict[str, Any] = self.http.get(f"/v1/jobs/{job}").json()
+        """The job as it is now; where that was asked too often, a little later."""
+        while (answer := self.http.get(f"/v1/jobs/{job}")).status_code == 429:
+            time.sleep(0.2)
+        found: dict[str, Any] = answer.json()
         return found
 
     def until(self, job: str, reached: Callable[[dict[str, Any]], bool], seconds: float = 20.0) -> dict[str, Any]:
