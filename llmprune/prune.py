@@ -104,7 +104,7 @@ class Pruning:
         if self._sparsifier and self._sparsifier.refit is not None:
             return self._sparsify_towards(self._sparsifier, new, target, stream)
         if not self._needs_dense():
-            return self._sparsify_alone(new, target, stream)
+            return self._sparsify_alone(new, stream)
         old = self.cut.layers[new]
         unit, gap = self._refit_unit(old), gap_after(self.cut.layers, new, self.cut.num_layers)
         wanted = self._pass_dense(target, old)
@@ -154,7 +154,7 @@ class Pruning:
         self.pruned.forget()
         return error, matrices
 
-    def _sparsify_alone(self, new: int, target: Walk, stream: Walk) -> LayerRecord:
+    def _sparsify_alone(self, new: int, stream: Walk) -> LayerRecord:
         """Make a layer sparse that nothing was cut from, without a look at the dense stream."""
         with self.pruned.layer(new) as layer:
             _, matrices = self._finish(new, layer, None, stream)

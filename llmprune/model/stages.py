@@ -71,8 +71,7 @@ class StagedLayer:
         module = self.layer.get_submodule(name)
         for input_BLI in inputs:
             output_BLD = module(input_BLI.to(self.walk.decoder.device_of(self.index)))
-            outputs = self._outputs.setdefault(self.order.owners[name][0], self.walk.room(output_BLD))
-            outputs.append(output_BLD)
+            self._add(self._outputs, self.order.owners[name][0], output_BLD)
 
     def outputs(self) -> Iterator[tuple[int, Tensor]]:
         """(batch number, hidden states [B, L, D] after the layer)."""
@@ -89,8 +88,14 @@ class StagedLayer:
     def _keep(self, name: str, batch: int, input_BLI: Tensor, keep: bool) -> Tensor:
         batched = input_BLI.ndim == 3 and len(input_BLI) == len(self.walk.batches[batch])
         if keep and batched and name in self.order.owners:
-            self._inputs.setdefault(name, self.walk.room(input_BLI)).append(input_BLI)
+            self._add(self._inputs, name, input_BLI)
         return input_BLI
+
+    def _add(self, kept: dict[str, Streams], name: str, value_BLX: Tensor) -> None:
+        """Keep what one more batch has; room is made once, for it may be a file."""
+        if name not in kept:
+            kept[name] = self.walk.room(value_BLX)
+        kept[name].append(value_BLX)
 
 
 def probe(walk: Walk, index: int, layer: nn.Module, names: Sequence[str]) -> Order:
