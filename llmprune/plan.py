@@ -287,12 +287,24 @@ def _memory(
     return Memory(
         weights=_bytes(dense),
         layer=_largest(find_layers(dense)[1]) + _largest(find_layers(pruned)[1]),
-        streams=(2 * samples + _tried(recipe, anatomy.num_layers)) * _stream(recipe, dense),
+        streams=(2 * samples + _tried(recipe, anatomy.num_layers)) * _stream(recipe, dense)
+        + _staged(recipe, dense, pruned),
         statistics=max(
             4 * inputs * (inputs * (folds + 1) + hidden * 4) + sparse,
             recipe.width.criterion.memory(scored) if recipe.width else 0,
         ),
     )
+
+
+def _staged(recipe: Recipe, dense: PreTrainedModel, pruned: PreTrainedModel) -> int:
+    """Bytes that a layer in stages keeps of all windows: the inputs of an output projection, what that and the one
+    before it write, and what the dense one wrote.
+    """
+    if recipe.sparsity is None or recipe.refit is None or not recipe.sparsity.method.refits:
+        return 0
+    widest = max(one.inputs for layer in find_layers(pruned)[1] for one in projections_of(layer))
+    hidden: int = text_config(dense.config).hidden_size
+    return recipe.calibration.shape()[0] * _stream(recipe, dense) * (3 * hidden + widest) // hidden
 
 
 def _sparse_statistics(recipe: Recipe, pruned: PreTrainedModel) -> int:
