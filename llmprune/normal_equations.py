@@ -68,16 +68,18 @@ class NormalEquations:
         self._folds: list[_Fold] = []
 
     def update(self, input_TF: Tensor, lost_TD: Tensor | None, inherited_TD: Tensor, fold: int = 0) -> None:
-        """Take in inputs of the projection and the two parts of the error; ``lost_TD`` None where it is zero."""
+        """Take in inputs of the projection and both parts of the error; ``lost_TD`` None in all batches or in none."""
         input_TF, inherited_TD = input_TF.float(), inherited_TD.float()
         if not self._folds:
-            self._start(input_TF, inherited_TD)
+            self._start(input_TF, inherited_TD, lost=lost_TD is not None)
         into = self._folds[fold % self.folds]
         add_gram(into.gram_FF, input_TF)
         self._inherited_FD.addmm_(input_TF.T, inherited_TD)
         wanted_TS = inherited_TS = inherited_TD @ self._sketch_DS
         into.inherited_FS.addmm_(input_TF.T, inherited_TS)
         if lost_TD is not None:
+            assert self._lost_FD is not None, "given in the first batch too"
+            assert into.lost_FS is not None
             lost_TD = lost_TD.float()
             self._lost_FD.addmm_(input_TF.T, lost_TD)
             lost_TS = lost_TD @ self._sketch_DS
@@ -85,22 +87,23 @@ class NormalEquations:
             wanted_TS = inherited_TS + lost_TS
         into.energy.add_(wanted_TS.square().sum(dtype=torch.float64))
 
-    def _start(self, input_TF: Tensor, error_TD: Tensor) -> None:
+    def _start(self, input_TF: Tensor, error_TD: Tensor, lost: bool) -> None:
         width, hidden = input_TF.shape[1], error_TD.shape[1]
         sketched = min(hidden, _SKETCHED)
         sketch_DS = torch.randn(hidden, sketched, generator=torch.Generator().manual_seed(0)) / sketched**0.5
         self._sketch_DS = sketch_DS.to(input_TF.device)
-        self._lost_FD, self._inherited_FD = input_TF.new_zeros(2, width, hidden)
+        self._inherited_FD = input_TF.new_zeros(width, hidden)
+        self._lost_FD = input_TF.new_zeros(width, hidden) if lost else None
         for _ in range(self.folds):
-            lost_FS, inherited_FS = input_TF.new_zeros(2, width, sketched)
-            energy = input_TF.new_zeros((), dtype=torch.float64)
-            self._folds.append(_Fold(input_TF.new_zeros(width, width), lost_FS, inherited_FS, energy))
+            gram_FF, inherited_FS = input_TF.new_zeros(width, width), input_TF.new_zeros(width, sketched)
+            lost_FS = input_TF.new_zeros(width, sketched) if lost else None
+            self._folds.append(_Fold(gram_FF, inherited_FS, input_TF.new_zeros((), dtype=torch.float64), lost_FS))
 
     def sums(self) -> list[Tensor]:
         """All sums themselves, for several processes to add up."""
         assert self._folds, "summed after at least one batch"
         by_fold = [tensor for fold in self._folds for tensor in fold]
-        return [self._lost_FD, self._inherited_FD, *by_fold]
+        return [tensor for tensor in (self._lost_FD, self._inherited_FD, *by_fold) if tensor is not None]
 
     def take_off(self, weight_DF: Tensor) -> Tensor:
         """Make the sums those of Y − X W₀ᵀ where ``update`` was given Y as inherited; returns XᵀX [F, F].
@@ -130,7 +133,9 @@ class NormalEquations:
         gram_FF = self._folds[0].gram_FF
         for fold in self._folds[1:]:
             gram_FF += fold.gram_FF
-        moment_FD = self._inherited_FD.mul_(repair.inherited).add_(self._lost_FD)
+        moment_FD = self._inherited_FD.mul_(repair.inherited)
+        if self._lost_FD is not None:
+            moment_FD += self._lost_FD
         return replace(repair, delta_DF=_ridge(gram_FF, moment_FD, repair.ridge).T)
 
     def _cross_validated(self) -> Repair:
@@ -162,13 +167,16 @@ class NormalEquations:
             gram_FF = others[0].gram_FF.clone()
             for fold in others[1:]:
                 gram_FF += fold.gram_FF
-            lost_FS = _sum([fold.lost_FS for fold in others])
-            inherited_FS = _sum([fold.inherited_FS for fold in others])
+            inherited_FS, wanted_FS = _sum([fold.inherited_FS for fold in others]), held.inherited_FS
+            lost_FS = inherited_FS[:, :0]
+            if held.lost_FS is not None:
+                lost_FS = _sum([fold.lost_FS for fold in others if fold.lost_FS is not None])
+                wanted_FS = held.lost_FS + held.inherited_FS
+            widths = [lost_FS.shape[1], inherited_FS.shape[1]]
             solved_FS = _ridge(gram_FF, torch.cat([lost_FS, inherited_FS], dim=1), ridge)
+            by_lost_FS, by_inherited_FS = torch.split(solved_FS, widths, dim=1)
+            seen_lost_FS, seen_inherited_FS = torch.split(held.gram_FF @ solved_FS, widths, dim=1)
             del gram_FF
-            by_lost_FS, by_inherited_FS = solved_FS.chunk(2, dim=1)
-            seen_lost_FS, seen_inherited_FS = (held.gram_FF @ solved_FS).chunk(2, dim=1)
-            wanted_FS = held.lost_FS + held.inherited_FS
             pairs = [
                 (by_lost_FS, seen_lost_FS),
                 (by_lost_FS, seen_inherited_FS),
@@ -176,7 +184,7 @@ class NormalEquations:
                 (by_lost_FS, wanted_FS),
                 (by_inherited_FS, wanted_FS),
             ]
-            found = torch.stack([(a * b).sum(dtype=torch.float64) for a, b in pairs])
+            found = torch.stack([(a * b[:, : a.shape[1]]).sum(dtype=torch.float64) for a, b in pairs])
             products += (found / held.energy.clamp_min(1e-30) / len(self._folds)).cpu()
         lost_lost, lost_inherited, inherited_inherited, lost_wanted, inherited_wanted = products.tolist()
         share = 0.0
@@ -197,9 +205,9 @@ def for_all_folds(repair: Repair, folds: int) -> Repair:
 
 class _Fold(NamedTuple):
     gram_FF: Tensor  # its upper triangle
-    lost_FS: Tensor
     inherited_FS: Tensor
     energy: Tensor
+    lost_FS: Tensor | None  # None where all is inherited
 
 
 def _sum(parts: list[Tensor]) -> Tensor:

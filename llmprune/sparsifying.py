@@ -40,7 +40,7 @@ from llmprune.normal_equations import Repair
 from llmprune.refit import Refit
 from llmprune.snapshots import MatrixRecord
 from llmprune.sparsity.section import Sparsity, select
-from llmprune.sparsity.support import relative_errors, solve_on_support
+from llmprune.sparsity.support import solve_on_support, squared
 from llmprune.writers import Outline, Outlines, Writer
 
 _DAMPING = 0.01  # of XᵀX, in units of its mean diagonal
@@ -193,23 +193,28 @@ class Sparsifier:
         sums: Tensor | None,
     ) -> list[MatrixRecord]:
         """Find the sparse weights of some projections, as one, and put them into the layer."""
-        sparse_OI = wanted_OI
+        sparse_OI, error_O = wanted_OI, None
         for pattern in self.sparsity.steps():
             sparse_OI, mask_OI = self.sparsity.method.prune(sparse_OI, sums, pattern)
             if self.refit is not None:
                 assert sums is not None
-                sparse_OI = solve_on_support(sparse_OI, mask_OI, sums, wanted_OI, _STEPS)
-        errors = None
+                sparse_OI, error_O = solve_on_support(sparse_OI, mask_OI, sums, wanted_OI, _STEPS)
+        outputs, errors = [one.outputs for one in projections], None
         if sums is not None and sums.ndim == 2:
-            errors = relative_errors(sparse_OI, wanted_OI, sums, [one.outputs for one in projections])
+            error_O = squared(sparse_OI - wanted_OI, sums) if error_O is None else error_O
+            errors = _relative(error_O, squared(wanted_OI, sums), outputs)
         records = []
-        for place, (one, part_OI) in enumerate(
-            zip(projections, torch.split(sparse_OI, [one.outputs for one in projections]), strict=True)
-        ):
+        for place, (one, part_OI) in enumerate(zip(projections, torch.split(sparse_OI, outputs), strict=True)):
             set_weight(staged.layer, one, part_OI)
             kept = float((part_OI != 0).float().mean())
             records.append(MatrixRecord(one.name, kept, errors[place] if errors else None))
         return records
+
+
+def _relative(error_O: Tensor, energy_O: Tensor, outputs: list[int]) -> list[float]:
+    """‖X (W − W*)ᵀ‖ / ‖X W*ᵀ‖ of each of the matrices that were joined along their outputs, from the squares."""
+    pairs = zip(torch.split(error_O, outputs), torch.split(energy_O, outputs), strict=True)
+    return [float((error.sum() / energy.sum().clamp_min(1e-30)).clamp_min(0).sqrt()) for error, energy in pairs]
 
 
 def _damp(gram_II: Tensor, damping: float) -> None:

@@ -13,21 +13,25 @@ Shapes: O outputs of a matrix, I inputs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def solve_on_support(weight_OI: Tensor, mask_OI: Tensor, gram_II: Tensor, wanted_OI: Tensor, steps: int) -> Tensor:
-    """The weights after so many steps from ``weight_OI``, float32; of no step is the error more than before it.
+def solve_on_support(
+    weight_OI: Tensor, mask_OI: Tensor, gram_II: Tensor, wanted_OI: Tensor, steps: int
+) -> tuple[Tensor, Tensor]:
+    """The weights after so many steps from ``weight_OI``, and each output's squared error with them [O], float32.
 
-    ``gram_II``: A above, symmetric and positive definite; ``wanted_OI``: W*.
+    ``gram_II``: A above, symmetric and positive definite; ``wanted_OI``: W*. No step makes the error larger.
     """
     scales_I = gram_II.diagonal()
     weight_OI = weight_OI * mask_OI
-    residual_OI = (wanted_OI - weight_OI) @ gram_II * mask_OI
+    missing_OI = wanted_OI - weight_OI
+    residual_OI = missing_OI @ gram_II
+    error_O = missing_OI.mul_(residual_OI).sum(1)
+    residual_OI.mul_(mask_OI)
     scaled_OI = residual_OI / scales_I
     direction_OI = scaled_OI.clone()
     steepness_O1 = (residual_OI * scaled_OI).sum(1, keepdim=True)
@@ -36,19 +40,14 @@ def solve_on_support(weight_OI: Tensor, mask_OI: Tensor, gram_II: Tensor, wanted
         curvature_O1 = (direction_OI * change_OI).sum(1, keepdim=True)
         length_O1 = steepness_O1 / curvature_O1.clamp_min(1e-30)
         weight_OI.addcmul_(length_O1, direction_OI)
+        error_O.sub_((length_O1 * steepness_O1)[:, 0])
         residual_OI.addcmul_(length_O1, change_OI, value=-1)
         scaled_OI = residual_OI / scales_I
         before_O1, steepness_O1 = steepness_O1, (residual_OI * scaled_OI).sum(1, keepdim=True)
         direction_OI.mul_(steepness_O1 / before_O1.clamp_min(1e-30)).add_(scaled_OI)
-    return weight_OI
+    return weight_OI, error_O.clamp_min_(0)
 
 
-def relative_errors(weight_OI: Tensor, wanted_OI: Tensor, gram_II: Tensor, outputs: Sequence[int]) -> list[float]:
-    """‖X (W − W*)ᵀ‖ / ‖X W*ᵀ‖ of each of the matrices that were joined along their outputs, from XᵀX alone."""
-    import torch
-
-    difference_OI = weight_OI - wanted_OI
-    lost_O = ((difference_OI @ gram_II) * difference_OI).sum(1)
-    total_O = ((wanted_OI @ gram_II) * wanted_OI).sum(1)
-    pairs = zip(torch.split(lost_O, list(outputs)), torch.split(total_O, list(outputs)), strict=True)
-    return [float((lost.sum() / total.sum().clamp_min(1e-30)).clamp_min(0).sqrt()) for lost, total in pairs]
+def squared(weight_OI: Tensor, gram_II: Tensor) -> Tensor:
+    """‖X wᵀ‖² of each output [O], from XᵀX alone."""
+    return (weight_OI @ gram_II).mul_(weight_OI).sum(1)
