@@ -80,7 +80,7 @@ class Pruning:
             self._scales = snapshots.scales
         self._sparsifier = self._make_sparsifier()
         if snapshots and records:
-            snapshots.restore(len(records), target.streams, stream.streams)
+            snapshots.restore(target.streams, stream.streams)
         elif self._needs_dense():
             for index in range(self.cut.layers[0]):
                 self._pass_dense(target, index)

@@ -49,14 +49,17 @@ def _prune(
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "granite"])
-@pytest.mark.parametrize("stop_at", [0, 1, 3])
-def test_continued_equals_uninterrupted(family: str, stop_at: int, tmp_path: Path) -> None:
-    """After a stop only the unfinished layers are done, and together they are those of one whole run."""
+@pytest.mark.parametrize(("stop_at", "share"), [(0, 1e9), (1, 1e9), (3, 1e9), (3, 1e-9)])
+def test_continued_equals_uninterrupted(family: str, stop_at: int, share: float, tmp_path: Path) -> None:
+    """After a stop only layers since the last kept state are done, and together they are those of one whole run.
+
+    No time allowed for keeping states: only the first is kept.
+    """
     whole, whole_logits = _prune(family)
     with pytest.raises(_Stopped):
-        _prune(family, Snapshots(tmp_path, "same"), stop_at=stop_at)
-    rest, logits = _prune(family, Snapshots(tmp_path, "same"))
-    assert sorted(rest) == list(range(stop_at, 4))
+        _prune(family, Snapshots(tmp_path, "same", share), stop_at=stop_at)
+    rest, logits = _prune(family, Snapshots(tmp_path, "same", share))
+    assert sorted(rest) == list(range(min(stop_at, 1) if share < 1 else stop_at, 4))
     assert torch.equal(logits, whole_logits)
     for index, tensors in rest.items():
         assert all(torch.equal(tensor, whole[index][name]) for name, tensor in tensors.items())

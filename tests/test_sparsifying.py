@@ -165,7 +165,7 @@ def test_continued_equals_uninterrupted(stop_at: int, tmp_path: Path) -> None:
     """A stop between layers changes no bit, and streams on file change none either."""
     whole, _, logits = _prune("granite", TWO_OF_EIGHT)
     with pytest.raises(_Stopped):
-        _prune("granite", TWO_OF_EIGHT, snapshots=Snapshots(tmp_path / "state", "same"), stop_at=stop_at)
+        _prune("granite", TWO_OF_EIGHT, snapshots=Snapshots(tmp_path / "state", "same", 1e9), stop_at=stop_at)
     store = StreamStore(limit=0, folder=tmp_path)
     rest, records, same = _prune("granite", TWO_OF_EIGHT, snapshots=Snapshots(tmp_path / "state", "same"), store=store)
     assert torch.equal(logits, same)

@@ -190,7 +190,7 @@ def retry(
     server: Server = _HERE,
     token_file: TokenFile = None,
 ) -> None:
-    """Queue a failed or cancelled job again; it continues after its last finished layer."""
+    """Queue a failed or cancelled job again; it continues after one of its last finished layers."""
     hub_token = _read(hub_token_file, "hub token").strip() if hub_token_file else None
     with _client(server, token_file) as client:
         typer.echo(client.retry(job, hub_token)["state"])

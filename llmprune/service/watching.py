@@ -91,7 +91,7 @@ def explain(log: Path, code: int | None) -> str:
         number = f"signal {-code}" if code and code < 0 else "SIGKILL"
         return (
             f"its process was ended from outside ({number}), as the system does where memory runs out; "
-            "a retry continues after the last finished layer"
+            "a retry continues after one of its last finished layers"
         )
     said = re.findall(r"^llmprune: (.+(?:\n  - .+)*)", read_tail(log), re.MULTILINE)
     return str(said[-1]) if said else f"{_MEANING.get(code, 'the run failed')} (exit code {code}); its log says more"
