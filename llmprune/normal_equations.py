@@ -18,8 +18,9 @@ folds of the calibration windows, which are its sources where there are several:
 
     ‖ X Δᵀ − (L + I) ‖² − ‖ L + I ‖² = tr(Δ G Δᵀ) − 2 tr(Δ M)        G = XᵀX, M = Xᵀ(L + I)
 
-which needs that fold's sums alone and is quadratic in α. Where no λ makes it
-negative, the projection is left as it was sliced. The choice of two numbers does not
+which needs that fold's sums alone and is quadratic in α. Of two folds only the
+second is a judge: the first would say the same again. Where no λ makes it negative,
+the projection is left as it was sliced. The choice of two numbers does not
 need all D outputs: it is made on S random combinations of them. Both were found with one
 of n folds left out; over all of them the solve's own noise is (n − 1)/n as large, and so
 are λ and the odds (1 − α)/α against the inherited error.
@@ -162,7 +163,8 @@ class NormalEquations:
     def _held_out(self, ridge: float) -> tuple[float, float]:
         """The best share of the inherited error in [0, 1], and the relative change of the held-out error with it."""
         products = torch.zeros(5, dtype=torch.float64)
-        for held in self._folds:
+        judges = self._folds if len(self._folds) > 2 else self._folds[1:]
+        for held in judges:
             others = [fold for fold in self._folds if fold is not held]
             gram_FF = others[0].gram_FF.clone()
             for fold in others[1:]:
@@ -185,7 +187,7 @@ class NormalEquations:
                 (by_inherited_FS, wanted_FS),
             ]
             found = torch.stack([(a * b[:, : a.shape[1]]).sum(dtype=torch.float64) for a, b in pairs])
-            products += (found / held.energy.clamp_min(1e-30) / len(self._folds)).cpu()
+            products += (found / held.energy.clamp_min(1e-30) / len(judges)).cpu()
         lost_lost, lost_inherited, inherited_inherited, lost_wanted, inherited_wanted = products.tolist()
         share = 0.0
         if inherited_inherited > 0:

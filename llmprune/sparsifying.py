@@ -88,7 +88,7 @@ class Sparsifier:
         hidden_BLD = walk.streams[batch].to(output.device)
         wanted_BLD = output.view_as(hidden_BLD)
         if writer.scale is not None:
-            wanted_BLD = wanted_BLD + hidden_BLD / writer.scale
+            wanted_BLD = torch.add(wanted_BLD, hidden_BLD, alpha=1 / writer.scale)
         if noted is None:
             noted = targets.written[writer.name] = walk.room(wanted_BLD)
         noted.append(wanted_BLD)
@@ -172,18 +172,20 @@ class Sparsifier:
         """(batch number, inputs [B, L, I] of an output projection, what its matrix is to write [B, L, D])."""
         walk, device = staged.walk, staged.walk.decoder.device_of(staged.index)
         bias = getattr(staged.layer.get_submodule(writer.name), "bias", None)
-        shift = 0.0 if bias is None else bias.float()
+        shift = None if bias is None else bias.float()
         if writer.last:
             assert writer.scale is not None
             for batch, input_BLI, output_BLD in staged.without(writer.name, keep=True):
                 missing_BLD = targets.after[batch].to(device).float() - output_BLD.float()
-                yield batch, input_BLI.view(*output_BLD.shape[:2], -1), missing_BLD / writer.scale - shift
+                if writer.scale != 1:
+                    missing_BLD /= writer.scale
+                yield batch, input_BLI.view(*output_BLD.shape[:2], -1), _less(missing_BLD, shift)
             return
         for batch, input_BLI in staged.inputs(writer.name, keep=True):
-            wanted_BLD = targets.written[writer.name][batch].to(device).float() - shift
+            wanted_BLD = targets.written[writer.name][batch].to(device).float()
             if writer.scale is not None:
-                wanted_BLD = wanted_BLD - walk.streams[batch].to(device).float() / writer.scale
-            yield batch, input_BLI.view(*wanted_BLD.shape[:2], -1), wanted_BLD
+                wanted_BLD = torch.sub(wanted_BLD, walk.streams[batch].to(device).float(), alpha=1 / writer.scale)
+            yield batch, input_BLI.view(*wanted_BLD.shape[:2], -1), _less(wanted_BLD, shift)
 
     def _write(
         self,
@@ -215,6 +217,10 @@ def _relative(error_O: Tensor, energy_O: Tensor, outputs: list[int]) -> list[flo
     """‖X (W − W*)ᵀ‖ / ‖X W*ᵀ‖ of each of the matrices that were joined along their outputs, from the squares."""
     pairs = zip(torch.split(error_O, outputs), torch.split(energy_O, outputs), strict=True)
     return [float((error.sum() / energy.sum().clamp_min(1e-30)).clamp_min(0).sqrt()) for error, energy in pairs]
+
+
+def _less(value_BLD: Tensor, shift_D: Tensor | None) -> Tensor:
+    return value_BLD if shift_D is None else value_BLD - shift_D
 
 
 def _damp(gram_II: Tensor, damping: float) -> None:
