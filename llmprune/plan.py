@@ -298,19 +298,26 @@ def _memory(
 
 def _staged(recipe: Recipe, dense: PreTrainedModel, pruned: PreTrainedModel) -> int:
     """Bytes that a layer in stages keeps of all windows: the inputs of an output projection, what that and the one
-    before it write, and what the dense one wrote.
+    before it write, and with the refit what the dense one wrote.
     """
-    if recipe.sparsity is None or recipe.refit is None or not recipe.sparsity.method.refits:
+    if recipe.sparsity is None or _sums(recipe) == "nothing":
         return 0
+    outputs = 3 if recipe.refit and recipe.sparsity.method.refits else 2
     widest = max(one.inputs for layer in find_layers(pruned)[1] for one in projections_of(layer))
     hidden: int = text_config(dense.config).hidden_size
-    return recipe.calibration.shape()[0] * _stream(recipe, dense) * (3 * hidden + widest) // hidden
+    return recipe.calibration.shape()[0] * _stream(recipe, dense) * (outputs * hidden + widest) // hidden
+
+
+def _sums(recipe: Recipe) -> str:
+    """What the making of sparse matrices sums over their inputs."""
+    assert recipe.sparsity is not None
+    return recipe.sparsity.method.sums(recipe.refit is not None and recipe.sparsity.method.refits)
 
 
 def _sparse_statistics(recipe: Recipe, pruned: PreTrainedModel) -> int:
     """Bytes of XᵀX, its factor, and the weights that are tried, of the largest projection that is made sparse."""
     sparsity = recipe.sparsity
-    if sparsity is None or sparsity.method.sums(recipe.refit is not None and sparsity.method.refits) != "gram":
+    if sparsity is None or _sums(recipe) != "gram":
         return 0
     projections = [one for layer in find_layers(pruned)[1] for one in projections_of(layer)]
     return max(4 * one.inputs * (2 * one.inputs + 6 * one.outputs) for one in projections if sparsity.names(one))

@@ -107,6 +107,7 @@ class Sparsifier:
             together = [chosen[name] for name in group if name in chosen and name not in by_name]
             if together:
                 records += self._prune_together(staged, together)
+                staged.finish(together[0].name)
             for name in (name for name in group if name in by_name):
                 assert targets is not None, "writers are only looked for where there is a dense stream"
                 writer, projection = by_name[name], everything[name]
@@ -129,7 +130,7 @@ class Sparsifier:
         if needs == "nothing":
             return None
         sums: Tensor | None = None
-        for _, input_BLI in staged.inputs(name):
+        for _, input_BLI in staged.inputs(name, keep=True):
             input_TI = input_BLI.flatten(0, -2).float()
             if sums is None:
                 sums = input_TI.new_zeros((inputs, inputs) if needs == "gram" else inputs)
