@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from small import command, save_model, verify_here, write_recipe, write_text
 from torch import nn
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.projections import projections_of
@@ -139,6 +141,28 @@ def test_wanda_alone_needs_no_dense_stream_and_keeps_values() -> None:
         for name, weight in tensors.items():
             before = dense.get_parameter(f"model.layers.{index}.{name}")
             assert torch.equal(weight[weight != 0], before[weight != 0])
+
+
+@pytest.mark.parametrize(("refit", "streams"), [(None, 1), (Refit(), 2)])
+def test_in_stages_each_module_still_runs_once(
+    refit: Refit | None, streams: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All stages of the 4 layers together run attention and MLP once over each of 3 batches, beside a few probes."""
+    calls = {LlamaAttention: 0, LlamaMLP: 0}
+
+    def count(kind: type[nn.Module], forward: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            calls[kind] += 1
+            return forward(*args, **kwargs)
+
+        return counted
+
+    for kind in calls:
+        monkeypatch.setattr(kind, "forward", count(kind, kind.forward))
+    method = {"kind": "wanda", "refit": refit is not None}
+    _prune("llama", {"pattern": "2:8", "method": method}, (0, 1, 2, 3), refit)
+    for found in calls.values():
+        assert 12 * streams <= found <= 12 * streams + 11
 
 
 def test_skipped_matrices_stay_as_they_are() -> None:
