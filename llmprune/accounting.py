@@ -51,8 +51,9 @@ def plain_forward(model: PreTrainedModel, windows_NL: Tensor, batch_size: int) -
 
 
 def compare_with_forward(steps: Sequence[Step]) -> tuple[Step, ...]:
-    """The steps, those that walk calibration tokens with their ratio to the forward pass, if it was measured."""
-    forward = next((step.seconds for step in steps if step.name == FORWARD), None)
+    """The steps, those that walk calibration tokens with their ratio to the mean forward pass, if it was measured."""
+    measured = [step.seconds for step in steps if step.name == FORWARD]
+    forward = sum(measured) / len(measured) if measured else None
     return tuple(
         step.model_copy(update={"forward_ratio": round(step.seconds / forward, 3)})
         if forward and step.tokens_per_second

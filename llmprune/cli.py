@@ -103,7 +103,8 @@ def run(
     overrides: Overrides = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Throw away what the folder has and start over.")] = False,
     measure_forward: Annotated[
-        bool, typer.Option("--measure-forward", help="Also time a plain forward pass, to compare the passes with.")
+        bool,
+        typer.Option("--measure-forward", help="Also time plain forward passes, before and after, to compare with."),
     ] = False,
     calibration_check: Annotated[
         bool,

@@ -82,8 +82,8 @@ def run(
 ) -> Report:
     """Prune as the recipe says, into the folder ``output``; what is done there already is not done again.
 
-    Under torchrun every process calls it and gets the report. ``measure_forward`` also times a plain forward
-    pass over the calibration tokens, to compare with; ``calibration_check`` also chooses by each half of them, and
+    Under torchrun every process calls it and gets the report. ``measure_forward`` also times plain forward
+    passes over the calibration tokens, to compare with; ``calibration_check`` also chooses by each half of them, and
     says how far the choices agree. Raises LLMPruneError in its kinds; GateNotMet only after the report is written.
     """
     quiet_libraries()
@@ -123,19 +123,25 @@ def _run(
     warnings = list(plan.notes)
     if measure_forward:
         plain_forward(bench.model, bench.windows[: count()], 1)  # the first run brings weights from disk
-        with account(folder.steps, FORWARD, bench.windows.numel()):
-            plain_forward(bench.model, bench.windows, recipe.calibration.batch_size)
+        _time_forward(recipe, bench, folder)
     scores = find_scores(recipe, plan, bench, folder)
     if scores is not None:
         warnings += unrouted(scores)
     cut = find_cut(recipe, plan, bench, folder, scores, warnings)
     stability = check_calibration(recipe, plan, bench, folder) if calibration_check else None
     pruned = _prune(recipe, bench, folder, cut)
+    if measure_forward:
+        _time_forward(recipe, bench, folder)  # again, for a machine's speed drifts
     measured = _measure(recipe, bench, folder, cut)
     report = from_first(_report(recipe, plan, bench, folder, scores, cut, stability, pruned, measured, warnings))
     folder.write("report.json", report.model_dump_json(indent=1) + "\n")
     folder.write("report.html", render_page(report))
     return _push(recipe, folder, report)
+
+
+def _time_forward(recipe: Recipe, bench: Workbench, folder: RunFolder) -> None:
+    with account(folder.steps, FORWARD, bench.windows.numel()):
+        plain_forward(bench.model, bench.windows, recipe.calibration.batch_size)
 
 
 def _push(recipe: Recipe, folder: RunFolder, report: Report) -> Report:

@@ -220,7 +220,7 @@ def test_a_run_proves_the_pattern_in_the_file(base: Path, tmp_path: Path, monkey
     """Depth, width and 2:4 in one recipe: every group of every matrix in the saved file, counted and reported."""
     verify_here(monkeypatch)
     recipe = _recipe(tmp_path, base, depth={"remove": 1}, width={"mlp": 0.5}, sparsity={"pattern": "2:4"})
-    done = command("run", recipe, "--output", tmp_path / "run")
+    done = command("run", recipe, "--output", tmp_path / "run", "--measure-forward")
     assert done.code == 0, done.err
     assert "2:4 by" in done.out
     tensors = load_file(tmp_path / "run/model/model.safetensors")
@@ -233,6 +233,10 @@ def test_a_run_proves_the_pattern_in_the_file(base: Path, tmp_path: Path, monkey
     assert figures["weights"] == sum(weight.numel() for weight in sparse.values()) == 2 * figures["zeros"]
     assert figures["groups"] * 4 == figures["weights"]
     assert len(report["layers"][0]["matrices"]) == 7
+    forward = [step["seconds"] for step in report["steps"] if step["name"] == "plain forward pass"]
+    last_pass = next(step for step in report["steps"] if step["name"] == "pass 2")
+    assert len(forward) == 2
+    assert last_pass["forward_ratio"] == pytest.approx(2 * last_pass["seconds"] / sum(forward), abs=1e-3)
     page = (tmp_path / "run/report.html").read_text()
     assert "2:4 sparsity in 21 matrices" in page
 
