@@ -2,7 +2,7 @@
 
     python eval/benchmarks/walk.py speed  [--tokens FILE.safetensors --key calibration] [--repeats 3]
     python eval/benchmarks/walk.py sparsity [--tokens FILE.safetensors --key calibration] [--repeats 3]
-    python eval/benchmarks/walk.py memory [--billions 1 3]
+    python eval/benchmarks/walk.py memory [--billions 1 3] [--sparse]
     python eval/benchmarks/walk.py processes
 
 Each measures ``llmprune run`` in processes of its own and writes its figures, with the machine they
@@ -125,6 +125,7 @@ def measure_memory(folder: Path, arguments: argparse.Namespace) -> None:
         "model.rotary_emb": "cpu",
         "lm_head": "cpu",
     }
+    cuts = {"sparsity": {"pattern": "2:4"}} if arguments.sparse else {"width": {"mlp": 0.75}}
     figures = []
     for billions in arguments.billions:
         layers = round(billions * 22 / 1.1)
@@ -135,7 +136,7 @@ def measure_memory(folder: Path, arguments: argparse.Namespace) -> None:
             {"id": str(folder / "model"), "device_map": places},
             {"tokens": str(folder / "tokens.safetensors"), "key": "calibration", "batch_size": 1},
             depth={"remove": layers // 5},
-            width={"mlp": 0.75},
+            **cuts,
         )
         process = run(recipe, folder / "run", "--fresh")
         peak = peak_anonymous(process)
@@ -146,7 +147,7 @@ def measure_memory(folder: Path, arguments: argparse.Namespace) -> None:
         )
         shutil.rmtree(folder / "model")
         shutil.rmtree(folder / "run")
-    record("walk-memory", {"runs": figures})
+    record("walk-memory-sparse" if arguments.sparse else "walk-memory", {"runs": figures})
 
 
 def measure_processes(folder: Path, _: argparse.Namespace) -> None:
@@ -182,6 +183,7 @@ def main() -> None:
     parser.add_argument("--key", default="calibration")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--billions", type=float, nargs="+", default=[1, 3])
+    parser.add_argument("--sparse", action="store_true", help="of memory: 2:4 sparsity in place of narrower MLPs")
     arguments = parser.parse_args()
     measures = {
         "speed": measure_speed,
