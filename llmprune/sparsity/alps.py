@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from llmprune.errors import NumericalError
-from llmprune.sparsity.base import Needs, SparsityMethod
+from llmprune.sparsity.base import DAMPING, Needs, SparsityMethod
+from llmprune.sparsity.inverse import inverse
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,9 +40,7 @@ class Alps(SparsityMethod):
     needs: ClassVar[Needs] = "gram"
 
     kind: Literal["alps"] = "alps"
-    damping: float = Field(
-        0.01, gt=0, description="λ, in units of diag(XᵀX): of its mean for sparsegpt, of each input's own for alps."
-    )
+    damping: float = Field(0.01, gt=0, description=DAMPING)
 
     def prune(self, weight_OI: Tensor, sums: Tensor | None, pattern: Pattern) -> tuple[Tensor, Tensor]:
         """Let weights and pattern agree."""
@@ -55,26 +53,10 @@ class Alps(SparsityMethod):
         mask_OI = pattern.mask(dense_OI.abs())
         sparse_OI = dense_OI * mask_OI
         rest_OI = torch.zeros_like(dense_OI)
-        pull_II = _inverse(gram_II, self.damping + _PENALTY).mul_(_PENALTY)
+        pull_II = inverse(gram_II, self.damping + _PENALTY).mul_(_PENALTY)
         for _ in range(_STEPS):
             moved_OI = torch.addmm(dense_OI + rest_OI, (sparse_OI - rest_OI).sub_(dense_OI), pull_II)
             mask_OI = pattern.mask(moved_OI.abs())
             sparse_OI = moved_OI * mask_OI
             rest_OI = moved_OI.sub_(sparse_OI)
         return sparse_OI / scale_I, mask_OI
-
-
-def _inverse(gram_II: Tensor, shift: float) -> Tensor:
-    """(A + shift · I)⁻¹."""
-    import torch
-
-    shifted_II = gram_II.clone()
-    shifted_II.diagonal().add_(shift)
-    factor_II, failed = torch.linalg.cholesky_ex(shifted_II)
-    inverse_II = torch.cholesky_solve(torch.eye(len(gram_II), device=gram_II.device), factor_II)
-    if int(failed) or not torch.isfinite(inverse_II).all():
-        raise NumericalError(
-            f"the Gram matrix of {len(gram_II)} inputs cannot be inverted, or is not finite; "
-            "raise sparsity.method.damping or calibration.samples"
-        )
-    return inverse_II

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from llmprune.errors import NumericalError
-from llmprune.sparsity.base import Needs, SparsityMethod
+from llmprune.sparsity.base import DAMPING, Needs, SparsityMethod
+from llmprune.sparsity.inverse import inverse, no_inverse
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,9 +37,7 @@ class SparseGPT(SparsityMethod):
     needs: ClassVar[Needs] = "gram"
 
     kind: Literal["sparsegpt"] = "sparsegpt"
-    damping: float = Field(
-        0.01, gt=0, description="λ, in units of diag(XᵀX): of its mean for sparsegpt, of each input's own for alps."
-    )
+    damping: float = Field(0.01, gt=0, description=DAMPING)
 
     def prune(self, weight_OI: Tensor, sums: Tensor | None, pattern: Pattern) -> tuple[Tensor, Tensor]:
         """Choose and repair from the first input to the last."""
@@ -102,16 +100,10 @@ def _inverse_factor(gram_II: Tensor, damping: float) -> Tensor:
     """U, upper triangular, with UᵀU = (XᵀX + λ mean diag(XᵀX) I)⁻¹."""
     import torch
 
-    damped_II = gram_II.float().clone()
-    damped_II.diagonal().add_((damping * damped_II.diagonal().mean()).clamp_min(1e-30))
-    factor_II: Tensor
+    gram_II = gram_II.float()
     upper_II: Tensor
-    factor_II, failed = torch.linalg.cholesky_ex(damped_II)
-    inverse_II = torch.cholesky_solve(torch.eye(len(gram_II), device=gram_II.device), factor_II)
-    upper_II, failed_too = torch.linalg.cholesky_ex(inverse_II, upper=True)
-    if int(failed) or int(failed_too) or not torch.isfinite(upper_II).all():
-        raise NumericalError(
-            f"the Gram matrix of {len(gram_II)} inputs cannot be inverted, or is not finite; "
-            "raise sparsity.method.damping or calibration.samples"
-        )
+    inverse_II = inverse(gram_II, (damping * gram_II.diagonal().mean()).clamp_min(1e-30))
+    upper_II, failed = torch.linalg.cholesky_ex(inverse_II, upper=True)
+    if int(failed) or not torch.isfinite(upper_II).all():
+        raise no_inverse(len(gram_II))
     return upper_II
