@@ -19,7 +19,7 @@ folds of the calibration windows, which are its sources where there are several:
     ‖ X Δᵀ − (L + I) ‖² − ‖ L + I ‖² = tr(Δ G Δᵀ) − 2 tr(Δ M)        G = XᵀX, M = Xᵀ(L + I)
 
 which needs that fold's sums alone and is quadratic in α. Of two folds only the
-second is a judge: to ask the first as well takes twice the time and chooses alike.
+second is a judge: to ask the first as well takes twice the time and chooses nearly alike.
 Where no λ makes it negative, the projection is left as it was sliced. The choice of
 two numbers does not need all D outputs: it is made on S random combinations of them.
 Both were found with one of n folds left out; over all of them the solve's own noise
