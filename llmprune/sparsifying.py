@@ -162,6 +162,7 @@ class Sparsifier:
         sum_over_processes(equations.sums())
         gram_II = equations.take_off(weight_OI)
         repair = equations.solve()
+        del equations  # its Gram matrices, before the method needs room for others
         wanted_OI = weight_OI if repair.delta_DF is None else weight_OI + repair.delta_DF
         if not masked:
             set_weight(staged.layer, projection, wanted_OI)

@@ -19,8 +19,9 @@ def inverse(gram_II: Tensor, shift: float | Tensor) -> Tensor:
 
     shifted_II = gram_II.clone()
     shifted_II.diagonal().add_(shift)
-    factor_II, failed = torch.linalg.cholesky_ex(shifted_II)
-    inverse_II = torch.cholesky_solve(torch.eye(len(gram_II), device=gram_II.device), factor_II)
+    failed = torch.zeros((), dtype=torch.int32, device=gram_II.device)
+    torch.linalg.cholesky_ex(shifted_II, out=(shifted_II, failed))
+    inverse_II = torch.cholesky_solve(torch.eye(len(gram_II), device=gram_II.device), shifted_II)
     if int(failed) or not torch.isfinite(inverse_II).all():
         raise no_inverse(len(gram_II))
     return inverse_II
