@@ -1,4 +1,5 @@
-"""Which calibration windows are judged together on a solve that did not see them: those of one source, or two halves.
+"""Which calibration windows are judged together on a solve that did not see them: those of one source, or two halves;
+or every eighth.
 
 Shapes: N windows, B batch, L sequence length, T tokens.
 """
@@ -15,10 +16,9 @@ from llmprune.refit import MOST_FOLDS
 
 
 class Folds:
-    """The folds of this process's windows, batch by batch. ``sources_N``: which source each window is from."""
+    """The folds of this process's windows, batch by batch. ``folds_N``: the fold of each window of all processes."""
 
-    def __init__(self, windows: int, sources_N: Tensor | None, batch_size: int) -> None:
-        folds_N = folds_of(windows, sources_N)
+    def __init__(self, folds_N: Tensor, batch_size: int) -> None:
         self.count = int(folds_N.max()) + 1
         self._batches = torch.split(share_of(folds_N), batch_size)
 
@@ -36,3 +36,11 @@ def folds_of(windows: int, sources_N: Tensor | None) -> Tensor:
     if sources_N is not None and len(set(sources_N.tolist())) > 1:
         return sources_N % MOST_FOLDS
     return torch.arange(windows) * 2 // max(windows, 2)
+
+
+def every_eighth(windows: int) -> Tensor:
+    """1 for each eighth window, or the last if there are fewer, 0 for the others: int64 [N]. A single one is 0."""
+    held_out_N = torch.arange(windows) % 8 == 7
+    if windows > 1 and not held_out_N.any():
+        held_out_N[-1] = True
+    return held_out_N.long()

@@ -22,6 +22,7 @@ from llmprune.evaluation.generation import require_windows
 from llmprune.evaluation.speed import require_positions
 from llmprune.model.loading import load_config
 from llmprune.recipe import Depth, Recipe
+from llmprune.refit import Refit
 from llmprune.remote import resolve
 from llmprune.report.value import Figures, Size
 from llmprune.report.wording import ranges
@@ -107,7 +108,7 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
     if not exact:
         notes.append("layers differ in size: the sizes are those of a cut from the middle, until the scores are known")
     if recipe.refit and (recipe.depth or recipe.width or recipe.experts):
-        notes += _not_refit(anatomy)
+        notes += _not_refit(anatomy) + _about_up(recipe.refit, anatomy)
     if recipe.depth and recipe.depth.layers is None:
         notes += _trials(recipe, anatomy.num_layers, anatomy.num_layers - len(keep))
     memory = _memory(recipe, dense, pruned, anatomy, widths)
@@ -186,6 +187,18 @@ def _not_refit(anatomy: Anatomy) -> list[str]:
     elif without:
         notes.append(f"layers {ranges(without)} have nothing that can be refit")
     return notes
+
+
+def _about_up(refit: Refit, anatomy: Anatomy) -> list[str]:
+    """What solving the up projections costs. Raises RecipeError where there are none."""
+    if not refit.up:
+        return []
+    if not any(unit.up for units in anatomy.units for unit in units):
+        raise RecipeError(
+            "refit.up: no MLP of this model that every token goes through is gated, so there is no up projection to "
+            "solve again; remove the key"
+        )
+    return ["refit.up: up projections are solved again in up to 6 steps, which about doubles the time of pass 2"]
 
 
 def _trials(recipe: Recipe, layers: int, remove: int) -> list[str]:
@@ -288,7 +301,8 @@ def _memory(
         weights=_bytes(dense),
         layer=_largest(find_layers(dense)[1]) + _largest(find_layers(pruned)[1]),
         streams=(2 * samples + _tried(recipe, anatomy.num_layers)) * _stream(recipe, dense)
-        + _staged(recipe, dense, pruned),
+        + _staged(recipe, dense, pruned)
+        + (_gated(recipe, dense, inputs) if recipe.refit and recipe.refit.up else 0),
         statistics=max(
             4 * inputs * (inputs * (folds + 1) + hidden * 4) + sparse,
             recipe.width.criterion.memory(scored) if recipe.width else 0,
@@ -306,6 +320,16 @@ def _staged(recipe: Recipe, dense: PreTrainedModel, pruned: PreTrainedModel) -> 
     widest = max(one.inputs for layer in find_layers(pruned)[1] for one in projections_of(layer))
     hidden: int = text_config(dense.config).hidden_size
     return recipe.calibration.shape()[0] * _stream(recipe, dense) * (outputs * hidden + widest) // hidden
+
+
+def _gated(recipe: Recipe, dense: PreTrainedModel, neurons: int) -> int:
+    """Bytes that the solve of an up projection keeps of all windows: inputs, gates, and in float32 what is missing
+    and what a step writes.
+    """
+    samples, length = recipe.calibration.shape()
+    hidden: int = text_config(dense.config).hidden_size
+    each: int = (hidden + neurons) * dense.dtype.itemsize + 2 * 4 * hidden
+    return samples * length * each
 
 
 def _sums(recipe: Recipe) -> str:

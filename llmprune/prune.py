@@ -18,21 +18,22 @@ from torch import Tensor, nn
 from llmprune.anatomy.selection import rows_of
 from llmprune.anatomy.value import Anatomy, MlpUnit
 from llmprune.cut import Cut, gap_after
-from llmprune.folds import Folds
+from llmprune.folds import Folds, every_eighth, folds_of
 from llmprune.model.loading import tensors_of
 from llmprune.model.processes import from_first, is_first, share_of, sum_over_processes
 from llmprune.model.streams import Streams, StreamStore, Trail
 from llmprune.model.walk import Decoder, Tensors, Walk, outputs_of, require_same_calls
 from llmprune.normal_equations import NormalEquations, Repair
 from llmprune.progress import track
-from llmprune.readings import Reading, read_both, read_uncut
+from llmprune.readings import Reading, read_both, read_gated, read_uncut
 from llmprune.refit import Refit
 from llmprune.residual import RelativeError, residual_scale
 from llmprune.scores import unit_key
 from llmprune.snapshots import LayerRecord, MatrixRecord, Snapshots
 from llmprune.sparsifying import Sparsifier, Targets
 from llmprune.sparsity.section import Sparsity
-from llmprune.surgery import add_to_output
+from llmprune.surgery import add_to_output, add_to_strand
+from llmprune.up_projection import UpEquations, UpRepair
 
 Outputs = Iterator[tuple[int, Tensor]]  # batch number, hidden states
 
@@ -71,7 +72,8 @@ class Pruning:
         """
         self._trail = store.trail if store else None
         mine_NL = share_of(windows_NL)
-        self._folds = Folds(len(windows_NL), sources_N, batch_size)
+        self._folds = Folds(folds_of(len(windows_NL), sources_N), batch_size)
+        self._held_out = Folds(every_eighth(len(windows_NL)), batch_size)
         target = Walk(self.dense, mine_NL, batch_size, store)
         stream = Walk(self.pruned, mine_NL, batch_size, store)
         require_same_calls(target, stream, self.cut.layers)
@@ -124,19 +126,29 @@ class Pruning:
         reached = target.copy() if gap and unit else target.streams  # the dense stream before the gap
         for index in gap:
             self._pass_dense(target, index)
-        repair = None
+        repair = up = None
         if unit is not None:
-            repair, error_cut = self._solve(new, uncut, unit, target, reached, stream, wanted)
+            up = self._repair_up(new, unit, self._scale_of(old, unit), target, stream, wanted)
+            repair, error_cut = self._solve(new, uncut, unit, target, reached, stream, wanted, moved=up is not None)
+            error_cut = up[1] if up else error_cut
         del uncut, reached, wanted
         with self.pruned.layer(new) as layer:
             if repair is not None and unit is not None and repair.delta_DF is not None:
                 add_to_output(layer, unit, repair.delta_DF)
             error, matrices = self._finish(new, layer, target, stream)
-        heads_held_out = heads.held_out if heads else None
+        heads_held_out, up_held_out = heads.held_out if heads else None, up[0].held_out if up else None
         if repair is None:
             return LayerRecord(old, error, None, heads_held_out=heads_held_out, matrices=matrices)
         return LayerRecord(
-            old, error_cut, error, repair.ridge, repair.inherited, repair.held_out, heads_held_out, matrices
+            old,
+            error_cut,
+            error,
+            repair.ridge,
+            repair.inherited,
+            repair.held_out,
+            heads_held_out,
+            up_held_out,
+            matrices,
         )
 
     def _finish(
@@ -172,6 +184,9 @@ class Pruning:
         self.dense.forget()
         for index in gap_after(self.cut.layers, new, self.cut.num_layers):
             self._pass_dense(target, index)
+        unit = self._refit_unit(old)
+        writer = next((one for one in outline.writers if unit is not None and one.name == unit.output), None)
+        up = self._repair_up(new, unit, writer.scale, target, stream, []) if unit and writer else None
         with self.pruned.layer(new) as layer:
             staged, matrices, repair = sparsifier.prune(stream, new, layer, outline, targets)
             error = self._advance(staged.outputs(), target, stream)
@@ -179,7 +194,8 @@ class Pruning:
         self.pruned.forget()
         if repair is None:
             return LayerRecord(old, error, None, matrices=matrices)
-        return LayerRecord(old, None, error, repair.ridge, repair.inherited, repair.held_out, matrices=matrices)
+        found = (repair.ridge, repair.inherited, repair.held_out)
+        return LayerRecord(old, None, error, *found, up_held_out=up[0].held_out if up else None, matrices=matrices)
 
     def _write(self, new: int, tensors: Tensors) -> None:
         if is_first():
@@ -242,6 +258,38 @@ class Pruning:
             tensors[output.name] = (tensors[output.name].float() + delta).to(tensors[output.name].dtype)
         return repair
 
+    def _repair_up(
+        self, new: int, unit: MlpUnit, scale: float | None, target: Walk, stream: Walk, wanted: list[Tensor]
+    ) -> tuple[UpRepair, float] | None:
+        """Solve the up projection again for what the cut layer misses, where neurons or the layers after it go.
+
+        The repair, and the relative error without it.
+        """
+        old = self.cut.layers[new]
+        goes = unit_key(old, unit.path) in self.cut.neurons or gap_after(self.cut.layers, new, self.cut.num_layers)
+        if self.refit is None or not self.refit.up or unit.up is None or not goes or (scale is None and not wanted):
+            return None
+        error = RelativeError()
+        with self.pruned.layer(new) as layer:
+            down = layer.get_parameter(unit.tensors[-1].name)
+            equations = UpEquations(down if unit.tensors[-1].dim == 1 else down.T, self._held_out, stream.room)
+            for batch, reading in enumerate(read_gated(stream, new, layer, unit)):
+                written_BLD = reading.written_BLD.float()
+                behind_BLD = target.streams[batch].to(written_BLD) - reading.output_BLD.float()
+                error.update(behind_BLD, target.streams[batch])
+                if scale is not None:
+                    missing_BLD = behind_BLD / scale
+                else:  # a norm follows the output projection: match its own dense output instead
+                    missing_BLD = wanted[batch].to(written_BLD).view_as(written_BLD) - written_BLD
+                equations.update(reading.input_BLI, reading.gates_BLF, missing_BLD)
+            repair = equations.solve()
+        sum_over_processes(error.sums())
+        if repair.delta_FI is not None:
+            tensors = self.pruned.tensors(new)
+            name = unit.up.tensor.name
+            tensors[name] = add_to_strand(tensors[name], unit.up, repair.delta_FI)
+        return repair, error.value()
+
     def _add(self, equations: NormalEquations, reading: Reading, lost_BLD: Tensor, inherited_BLD: Tensor) -> None:
         """Take a batch into the sums of each fold that has windows in it."""
         parts = self._folds.parts(reading.batch, reading.input_BLF, lost_BLD, inherited_BLD)
@@ -257,15 +305,19 @@ class Pruning:
         reached: Streams,
         stream: Walk,
         wanted: list[Tensor],
+        moved: bool,
     ) -> tuple[Repair, float]:
-        """The repair of the layer's output projection, and the relative error without it."""
+        """The repair of the layer's output projection, and the relative error without it.
+
+        ``moved``: its neurons are not those of the uncut layer any more.
+        """
         assert self.refit is not None
         old = self.cut.layers[new]
         key = unit_key(old, unit.path)
         equations, error = self.refit.open(self._folds.count), RelativeError()
         with self.dense.layer(old, uncut) as layer:
             scale = self._scale_of(old, unit)
-            if scale is not None and self._narrowed(old) <= {key}:
+            if scale is not None and self._narrowed(old) <= {key} and not moved:
                 readings = read_uncut(stream, new, layer, unit, self.cut.neurons.get(key), scale)
             else:
                 readings = read_both(stream, new, layer, self.pruned, unit)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from llmprune.anatomy.selection import strand_rows
 from llmprune.anatomy.value import MlpUnit, Unit
 from llmprune.model.walk import Decoder, Walk, inputs_of, outputs_of
 
@@ -48,6 +49,38 @@ def read_uncut(
                 continue
             cut_BLD = full_BLD - scale * (input_BLF[..., gone_R] @ weight_RD)
             yield Reading(batch, input_BLF[..., keep_K.to(input_BLF.device)], full_BLD, cut_BLD)
+
+
+@dataclass(frozen=True)
+class GatedReading:
+    """One batch: inputs of the up projection, gates, outputs of the cut layer and of its output projection."""
+
+    input_BLI: Tensor
+    gates_BLF: Tensor
+    output_BLD: Tensor
+    written_BLD: Tensor
+
+
+def read_gated(stream: Walk, new: int, cut: nn.Module, unit: MlpUnit) -> Iterator[GatedReading]:
+    """Read by running the cut layer. A gate is its neuron's activation over what its up projection puts out."""
+    assert unit.up is not None, "gated"
+    name = unit.up.tensor.name
+    ups: list[Tensor] = []
+    inputs: list[Tensor] = []
+    activations: list[Tensor] = []
+    written: list[Tensor] = []
+    rows_F = strand_rows(cut.get_parameter(name).shape[unit.up.tensor.dim], unit.up)
+    with ExitStack() as hooks:
+        up = cut.get_submodule(name.rpartition(".")[0])
+        hooks.enter_context(inputs_of(up, inputs.append))
+        hooks.enter_context(outputs_of(up, ups.append))
+        hooks.enter_context(inputs_of(cut.get_submodule(unit.output), activations.append))
+        hooks.enter_context(outputs_of(cut.get_submodule(unit.output), written.append))
+        for _, hidden_BLD, output_BLD in stream.outputs(new, cut):
+            tokens = hidden_BLD.shape[:2]
+            up_BLF = ups.pop().view(*tokens, -1)[..., rows_F.to(hidden_BLD.device)]
+            gates_BLF = (activations.pop().view(*tokens, -1) / up_BLF).nan_to_num_(0, 0, 0)  # of 0: it says nothing
+            yield GatedReading(inputs.pop().view(*tokens, -1), gates_BLF, output_BLD, written.pop().view_as(output_BLD))
 
 
 def read_both(stream: Walk, new: int, uncut: nn.Module, pruned: Decoder, unit: MlpUnit) -> Iterator[Reading]:

@@ -16,13 +16,19 @@ MOST_FOLDS = 4  # each takes a Gram matrix of memory
 
 
 class Refit(Section):
-    """``refit: {ridge: 0.1}``; left out, each projection gets the ridge that cross-validation finds."""
+    """``refit: {ridge: 0.1, up: true}``; without ``ridge`` each projection gets what cross-validation finds."""
 
     ridge: float | None = Field(
         None,
         ge=0,
         description="Pull towards the sliced weights, in units of the mean of diag(XᵀX); default: chosen for each "
         "projection on calibration text that the solve did not see.",
+    )
+
+    up: bool = Field(
+        False,
+        description="Also solve the up projections of gated MLPs again, where neurons or the layers after them go: "
+        "better on all text, and pruning takes about twice as long.",
     )
 
     def folds(self, sources: int) -> int:

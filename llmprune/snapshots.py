@@ -52,6 +52,7 @@ class LayerRecord:
     inherited: float | None = None
     held_out: float | None = None
     heads_held_out: float | None = None  # of the attention's output projection, where heads went
+    up_held_out: float | None = None  # of the up projection, on other windows
     matrices: tuple[MatrixRecord, ...] = ()
 
     @classmethod

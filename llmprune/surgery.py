@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 from llmprune.anatomy.blueprint import Config
 from llmprune.anatomy.config_edits import edit_config
 from llmprune.anatomy.proof import prove_twins, sizes_that_change
-from llmprune.anatomy.selection import select_neurons
-from llmprune.anatomy.value import NO_HEADS, Anatomy, MlpUnit
+from llmprune.anatomy.selection import select_neurons, strand_rows
+from llmprune.anatomy.value import NO_HEADS, Anatomy, MlpUnit, Strand
 from llmprune.cut import Cut
 from llmprune.errors import ModelError
 from llmprune.model.loading import build_skeleton
@@ -91,3 +91,11 @@ def add_to_output(layer: nn.Module, unit: MlpUnit, delta_DF: Tensor) -> None:
     weight = layer.get_submodule(unit.output).get_parameter("weight")
     delta = delta_DF if unit.tensors[-1].dim == 1 else delta_DF.T
     weight.data = (weight.float() + delta).to(weight.dtype)
+
+
+def add_to_strand(tensor: Tensor, strand: Strand, delta_FI: Tensor) -> Tensor:
+    """The tensor with Δ [F, I] added to the neurons' entries of a strand, in its own layout and type."""
+    dim = strand.tensor.dim
+    rows_F = strand_rows(tensor.shape[dim], strand).to(tensor.device)
+    delta = (delta_FI if dim == 0 else delta_FI.T).to(tensor.device)
+    return tensor.float().index_add(dim, rows_F, delta).to(tensor.dtype)

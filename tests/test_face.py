@@ -33,6 +33,7 @@ LADDER = (
             "prune",
             "readings",
             "normal_equations",
+            "up_projection",
             "gram",
             "folds",
             "sparsifying",

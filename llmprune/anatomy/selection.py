@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llmprune.anatomy.value import TensorCut
+from llmprune.anatomy.value import Strand, TensorCut
 
 
 def select_neurons(tensor: Tensor, cut: TensorCut, keep: Tensor) -> Tensor:
@@ -30,6 +30,16 @@ def rows_of(keep_K: Tensor, size: int, cut: TensorCut) -> Tensor:
         rows.append(start + (keep_K.unsqueeze(1) * entries + torch.arange(entries, device=keep_K.device)).flatten())
         start += entries * count
     return torch.cat(rows)
+
+
+def strand_rows(size: int, strand: Strand) -> Tensor:
+    """Where the neurons' entries of one strand lie, int64 [F], along a dimension of this size."""
+    count, start, entry = size // sum(strand.tensor.parts), 0, strand.entry
+    for entries in strand.tensor.parts:
+        if entry < entries:
+            return start + torch.arange(count) * entries + entry
+        start, entry = start + entries * count, entry - entries
+    raise IndexError(f"{strand.tensor.name} has {sum(strand.tensor.parts)} entries of each neuron")
 
 
 def neuron_rows(tensor: Tensor, cut: TensorCut) -> Tensor:

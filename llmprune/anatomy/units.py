@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from llmprune.anatomy.blueprint import find_layers, materialise, text_config
+from llmprune.anatomy.gated import find_up
 from llmprune.anatomy.selection import mask_neurons, select_neurons
 from llmprune.anatomy.shapes import Change, Field, Specimen
-from llmprune.anatomy.value import MlpUnit, TensorCut
+from llmprune.anatomy.value import MlpUnit, Strand, TensorCut
 from llmprune.anatomy.watching import activations_of_experts
 
 PROOF_WIDTH = 16  # neurons of the module that is proven, times whatever the unit is of its field
@@ -157,7 +158,30 @@ class Pair:
         control = _output(narrow, fewer, hidden_BLD)
         if not is_same(expected, after) or is_same(expected, control) or not seen.activations:
             return None
-        return replace(unit, refit=unit.experts is None and seen.every_token)
+        refit = unit.experts is None and seen.every_token
+        return replace(unit, refit=refit, up=_find_up(wide, path, unit, before, hidden_BLD) if refit else None)
+
+
+def _find_up(
+    module: nn.Module, path: str, unit: MlpUnit, before: dict[str, Tensor], hidden_BLD: Tensor
+) -> Strand | None:
+    """The up projection of a unit of a module at ``path``, by the module's activations with other weights."""
+    seen: list[Tensor] = []
+
+    def activations(tensors: dict[str, Tensor]) -> Tensor:
+        _output(module, tensors, hidden_BLD)
+        return seen.pop()
+
+    own = replace(unit, tensors=tuple(replace(cut, name=inside(cut.name, path)) for cut in unit.tensors))
+    projection = module.get_submodule(own.output)
+    handle = projection.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    try:
+        found = find_up(own, before, activations)
+    finally:
+        handle.remove()
+    if found is None:
+        return None
+    return Strand(unit.tensors[own.tensors.index(found.tensor)], found.entry)
 
 
 class _Seen:

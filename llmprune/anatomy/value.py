@@ -27,6 +27,14 @@ class TensorCut:
 
 
 @dataclass(frozen=True)
+class Strand:
+    """One entry of each neuron in a tensor: all of it, or where it fuses gate and up, one of the two."""
+
+    tensor: TensorCut
+    entry: int
+
+
+@dataclass(frozen=True)
 class Unit:
     """A part of a layer that can be made smaller.
 
@@ -51,12 +59,14 @@ class MlpUnit(Unit):
     ``width`` is ``times`` the value of the config's ``field``. ``experts``: how many
     experts its tensors stack along their first dimension, each with neurons of its own; None
     where there is one. ``refit``: whether every token goes through it, so that it can be solved again.
+    ``up``: the weight whose outputs its activations are proportional to, if it is gated; None of others and experts.
     """
 
     field: str
     times: int
     experts: int | None
     refit: bool
+    up: Strand | None = None
 
 
 @dataclass(frozen=True)

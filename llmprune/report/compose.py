@@ -52,6 +52,7 @@ def _layer(index: int, anatomy: Anatomy, scores: Scores | None, cut: Cut, record
         inherited=record.inherited if record else None,
         held_out=record.held_out if record else None,
         heads_held_out=record.heads_held_out if record else None,
+        up_held_out=record.up_held_out if record else None,
         matrices=tuple(MatrixFigures(**asdict(one)) for one in record.matrices) if record else (),
     )
 

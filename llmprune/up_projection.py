@@ -1,0 +1,175 @@
+"""The up projection of a gated MLP solved again, so that the neurons that stay write more of what is missing.
+
+A gated MLP writes ((X Uᵀ + b) ∘ S) Dᵀ, with gates S that do not depend on the up projection U. So with gate and down
+projection D as they are, what it writes is linear in U, and its change P is a least-squares problem as well:
+
+    minimise over P   ‖ ((X Pᵀ) ∘ S) Dᵀ − R ‖² + ‖ P ‖²_H        R: the dense hidden states less the cut layer's
+
+Its Gram matrix has (F I)² entries. We never form it: conjugate gradients need a product with X, S and D a step, and
+take H as preconditioner and as pull towards the old weights alike, what the Gram matrix would be if neurons did not
+overlap and gates did not depend on the input:
+
+    ‖ P ‖²_H = Σ_f  mean(s_f²) ‖ d_f ‖² · p_fᵀ (XᵀX + μI) p_f
+
+Conjugate gradients fit first what most tokens share: how many steps are taken is their regularisation. It is decided
+on every eighth window, which they do not see, and a step that makes those no better is not taken.
+
+The down projection, solved after it, can do neither what these steps can: its own solve moves what a neuron writes,
+this one when it does.
+
+Shapes: B batch, L sequence length, T tokens, I inputs of the up projection, F neurons, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llmprune.errors import NumericalError
+from llmprune.folds import Folds
+from llmprune.gram import add_gram, mirror
+from llmprune.model.processes import sum_over_processes
+from llmprune.model.streams import Streams
+
+_STEPS = 6
+_RIDGE = 0.1  # μ, in units of the mean of diag(XᵀX)
+_WORTH = 1e-3  # least relative change of the held-out squared error by a step; less may be chance
+
+
+@dataclass(frozen=True)
+class UpRepair:
+    """Δ [F, I] in float32, None where no step helped; how many did; and the relative change of the squared error on
+    windows held out, None where there are none.
+    """
+
+    delta_FI: Tensor | None
+    steps: int
+    held_out: float | None
+
+
+class UpEquations:
+    """What a gated MLP gets, lets through and misses, kept of all windows in ``room``; solved for ``down_DF``."""
+
+    def __init__(self, down_DF: Tensor, held_out: Folds, room: Callable[[Tensor], Streams]) -> None:
+        self.down_DF, self.held_out, self.room = down_DF.float(), held_out, room
+        self._kept: list[Streams] = []  # X, S, R
+        self._energy = torch.zeros(2, dtype=torch.float64)  # ‖R‖² of the tokens that are solved on and held out
+
+    def update(self, input_BLI: Tensor, gates_BLF: Tensor, missing_BLD: Tensor) -> None:
+        """Take in the next batch."""
+        missing_BLD = missing_BLD.float()
+        for place, value in enumerate((input_BLI, gates_BLF, missing_BLD)):
+            if len(self._kept) <= place:
+                self._kept.append(self.room(value))
+            self._kept[place].append(value)
+        for fold, (missing_TD,) in self.held_out.parts(len(self._kept[0]) - 1, missing_BLD):
+            self._energy[fold] += float(missing_TD.square().sum(dtype=torch.float64))
+
+    @torch.no_grad()
+    def solve(self) -> UpRepair:
+        """The repair; what was kept is used up. Raises NumericalError where XᵀX has no inverse."""
+        sum_over_processes([self._energy])
+        if self.held_out.count < 2 or not float(self._energy.min()):
+            return UpRepair(None, 0, None)
+        metric = self._metric()
+        delta_FI = direction_FI = self.down_DF.new_zeros(metric.shape)
+        steepness, change, steps, moved, length = 0.0, 0.0, 0, None, 0.0
+        while steps < _STEPS:
+            gradient_FI = self._gradient(moved, length) - metric.times(delta_FI)
+            scaled_FI = metric.solve(gradient_FI)
+            before, steepness = steepness, float((gradient_FI * scaled_FI).sum())
+            direction_FI = scaled_FI + direction_FI * (steepness / before if before else 0.0)
+            moved, (solved, judged_missing, judged) = self._move(direction_FI, moved)
+            length = steepness / max(solved + float((direction_FI * metric.times(direction_FI)).sum()), 1e-30)
+            gain = (length**2 * judged - 2 * length * judged_missing) / float(self._energy[1])
+            if not gain <= -_WORTH * (1 + change):
+                break
+            change, steps = change + gain, steps + 1
+            delta_FI = delta_FI + direction_FI * length
+        return UpRepair(delta_FI if steps else None, steps, change)
+
+    def _metric(self) -> _Metric:
+        """H, of the tokens that are solved on."""
+        inputs, gates, _ = self._kept
+        width, neurons = inputs[0].shape[-1], gates[0].shape[-1]
+        gram_II, squares_F = self.down_DF.new_zeros(width, width), self.down_DF.new_zeros(neurons)
+        tokens = self.down_DF.new_zeros(1)
+        for batch in range(len(inputs)):
+            for fold, (input_TI, gates_TF) in self._parts(batch, inputs, gates):
+                if fold == 0:
+                    add_gram(gram_II, input_TI)
+                    squares_F += gates_TF.square().sum(0)
+                    tokens += len(input_TI)
+        sum_over_processes([gram_II, squares_F, tokens])
+        mirror(gram_II)
+        gram_II.diagonal().add_(_RIDGE * gram_II.diagonal().mean())
+        scale_F = squares_F / tokens * self.down_DF.square().sum(0)
+        return _Metric(scale_F + scale_F.mean().clamp_min(1e-30), gram_II)
+
+    def _gradient(self, moved: Streams | None, length: float) -> Tensor:
+        """Bring R up to date with the last step, and sum (R D ∘ S)ᵀ X over the tokens that are solved on."""
+        inputs, gates, missing = self._kept
+        gradient_FI = self.down_DF.new_zeros(gates[0].shape[-1], inputs[0].shape[-1])
+        for batch in range(len(inputs)):
+            if moved is not None:
+                behind_BLD, moved_BLD = (kept[batch].to(self.down_DF.device) for kept in (missing, moved))
+                missing[batch] = behind_BLD - length * moved_BLD
+            for fold, (input_TI, gates_TF, missing_TD) in self._parts(batch, inputs, gates, missing):
+                if fold == 0:
+                    gradient_FI.addmm_((missing_TD @ self.down_DF).mul_(gates_TF).T, input_TI)
+        sum_over_processes([gradient_FI])
+        return gradient_FI
+
+    def _move(self, direction_FI: Tensor, moved: Streams | None) -> tuple[Streams, list[float]]:
+        """M = ((X Qᵀ) ∘ S) Dᵀ for a direction Q, kept; ‖M‖² of the tokens solved on, and R·M and ‖M‖² of the others."""
+        inputs, gates, missing = self._kept
+        sums = torch.zeros(3, dtype=torch.float64)
+        fresh = moved is None
+        for batch in range(len(inputs)):
+            input_BLI, gates_BLF = (kept[batch].to(self.down_DF.device).float() for kept in (inputs, gates))
+            moved_BLD = (input_BLI @ direction_FI.T).mul_(gates_BLF) @ self.down_DF.T
+            for fold, (moved_TD, missing_TD) in self.held_out.parts(batch, moved_BLD, missing[batch].to(moved_BLD)):
+                square = float(moved_TD.square().sum(dtype=torch.float64))
+                if fold == 0:
+                    sums[0] += square
+                else:
+                    sums[1] += float((moved_TD * missing_TD).sum(dtype=torch.float64))
+                    sums[2] += square
+            if moved is None:
+                moved = self.room(moved_BLD)
+            if fresh:
+                moved.append(moved_BLD)
+            else:
+                moved[batch] = moved_BLD
+        assert moved is not None, "there is a batch"
+        sum_over_processes([sums])
+        return moved, sums.tolist()
+
+    def _parts(self, batch: int, *kept: Streams) -> Iterator[tuple[int, list[Tensor]]]:
+        values = [one[batch].to(self.down_DF.device).float() for one in kept]
+        return self.held_out.parts(batch, *values)
+
+
+class _Metric:
+    """H: for each neuron the damped XᵀX, times what the neuron's gate and down projection make of it."""
+
+    def __init__(self, scale_F: Tensor, gram_II: Tensor) -> None:
+        self.scale_F1, self.gram_II = scale_F[:, None], gram_II
+        self.shape = len(scale_F), len(gram_II)
+        self._factor_II, failed = torch.linalg.cholesky_ex(gram_II)
+        if int(failed) or not torch.isfinite(scale_F).all():
+            raise NumericalError(
+                f"the up projection cannot be solved again: XᵀX of its {len(gram_II)} inputs is not finite or has no "
+                "inverse; raise calibration.samples or set refit.up to false"
+            )
+
+    def times(self, value_FI: Tensor) -> Tensor:
+        """H P."""
+        return (value_FI @ self.gram_II).mul_(self.scale_F1)
+
+    def solve(self, value_FI: Tensor) -> Tensor:
+        """H⁻¹ P."""
+        return torch.cholesky_solve((value_FI / self.scale_F1).T, self._factor_II).T

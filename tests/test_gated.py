@@ -1,0 +1,217 @@
+"""Up projections of gated MLPs: found by proof, and solved again for what is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from llmprune.anatomy.discovery import discover
+from llmprune.anatomy.selection import strand_rows
+from llmprune.anatomy.value import MlpUnit, Strand, TensorCut
+from llmprune.criteria import Activation, BlockInfluence
+from llmprune.errors import NumericalError
+from llmprune.folds import Folds, every_eighth
+from llmprune.model.loading import dense_decoder, tensors_of
+from llmprune.model.saving import CheckpointWriter
+from llmprune.model.streams import Streams
+from llmprune.prune import Pruning
+from llmprune.refit import Refit
+from llmprune.scoring import score
+from llmprune.snapshots import LayerRecord
+from llmprune.surgery import add_to_strand, cut_decoder
+from llmprune.targets import choose_cut
+from llmprune.testing import VOCABULARY, tiny_model
+from llmprune.up_projection import UpEquations, UpRepair
+
+WINDOWS, LENGTH, INPUTS, NEURONS, HIDDEN = 16, 24, 6, 8, 5
+
+
+def _normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _writes(up_FI: torch.Tensor) -> torch.Tensor:
+    """What a change of the up projection adds to the output [N, L, D] of the MLP that ``_solve`` solves."""
+    return ((_inputs() @ up_FI.T) * _gates()) @ _down().T
+
+
+def _inputs() -> torch.Tensor:
+    return _normal(WINDOWS, LENGTH, INPUTS, seed=1) * torch.tensor([3.0, 1, 1, 1, 0.5, 0.1])
+
+
+def _gates() -> torch.Tensor:
+    return torch.nn.functional.silu(_normal(WINDOWS, LENGTH, NEURONS, seed=2))
+
+
+def _down() -> torch.Tensor:
+    return _normal(HIDDEN, NEURONS, seed=3)
+
+
+def _solve(missing_NLD: torch.Tensor, batch_size: int = 4) -> UpRepair:
+    windows = len(missing_NLD)
+    room = lambda _: Streams()  # noqa: E731  # as a walk gives it
+    equations = UpEquations(_down(), Folds(every_eighth(windows), batch_size), room)
+    for rows in torch.split(torch.arange(windows), batch_size):
+        equations.update(_inputs()[rows], _gates()[rows], missing_NLD[rows].clone())
+    return equations.solve()
+
+
+@pytest.mark.parametrize(
+    ("family", "tensor", "parts", "entry"),
+    [
+        ("llama", "mlp.up_proj.weight", (1,), 0),
+        ("gemma2", "mlp.up_proj.weight", (1,), 0),
+        ("phi3", "mlp.gate_up_proj.weight", (1, 1), 1),
+        ("lfm2", "feed_forward.w3.weight", (1,), 0),
+        ("granitemoehybrid", "shared_mlp.input_linear.weight", (1, 1), 1),
+    ],
+)
+def test_the_up_projection_is_found(family: str, tensor: str, parts: tuple[int, ...], entry: int) -> None:
+    """Whatever it is called, and fused or not: never the gate."""
+    units = [unit for units in discover(tiny_model(family).config).units for unit in units if unit.refit]
+    assert units
+    assert {unit.up for unit in units} == {Strand(TensorCut(tensor, 0, parts), entry)}
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "phi", "nemotron"])
+def test_an_mlp_without_gates_has_none(family: str) -> None:
+    """An activation function between is no product: GELU, ReLU and its square alike."""
+    assert all(unit.up is None for units in discover(tiny_model(family).config).units for unit in units)
+
+
+def test_strands_partition_the_rows() -> None:
+    """Each row of a fused dimension is in one strand, in either layout."""
+    for parts in ((1,), (1, 1), (2,)):
+        cut = TensorCut("x", 0, parts)
+        rows = [strand_rows(12, Strand(cut, entry)) for entry in range(sum(parts))]
+        assert torch.cat(rows).sort().values.tolist() == list(range(12))
+    assert strand_rows(6, Strand(TensorCut("x", 0, (1, 1)), 1)).tolist() == [3, 4, 5]
+    assert strand_rows(6, Strand(TensorCut("x", 0, (2,)), 1)).tolist() == [1, 3, 5]
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_only_the_strand_changes(dim: int) -> None:
+    """In both layouts, and not in the tensor that was given, which the dense layer may share."""
+    tensor = _normal(6, 4) if dim == 0 else _normal(4, 6)
+    before = tensor.clone()
+    after = add_to_strand(tensor, Strand(TensorCut("x", dim, (1, 1)), 1), torch.ones(3, 4))
+    assert torch.equal(tensor, before)
+    gates, ups = torch.split(after - before, 3, dim=dim)
+    assert not gates.any()
+    torch.testing.assert_close(ups, torch.ones_like(ups))
+
+
+def test_what_an_up_projection_can_write_is_written() -> None:
+    """A change of the up projection that is missing is found but for the pull, also on the windows held out."""
+    wanted_FI = _normal(NEURONS, INPUTS, seed=4)
+    missing_NLD = _writes(wanted_FI)
+    repair = _solve(missing_NLD)
+    assert repair.delta_FI is not None
+    assert repair.held_out is not None
+    left_NLD = missing_NLD - _writes(repair.delta_FI)
+    held_out_N = every_eighth(WINDOWS).bool()
+    for windows_N in (held_out_N, ~held_out_N):
+        assert left_NLD[windows_N].square().sum() < 0.6 * missing_NLD[windows_N].square().sum()
+    change = left_NLD[held_out_N].square().sum() / missing_NLD[held_out_N].square().sum() - 1
+    assert repair.held_out == pytest.approx(float(change), abs=1e-4)
+
+
+def test_batches_of_any_size_solve_the_same() -> None:
+    """Windows add up, whatever batch they are in."""
+    missing_NLD = _writes(_normal(NEURONS, INPUTS, seed=4)) + _normal(WINDOWS, LENGTH, HIDDEN, seed=5)
+    first, second = _solve(missing_NLD, 3), _solve(missing_NLD, 16)
+    assert first.steps == second.steps
+    assert first.delta_FI is not None
+    assert second.delta_FI is not None
+    torch.testing.assert_close(first.delta_FI, second.delta_FI, rtol=1e-3, atol=1e-5)
+
+
+def test_noise_is_left_alone() -> None:
+    """A step that makes the windows held out worse is not taken, however much better it makes the others."""
+    for seed in range(5):
+        missing_NLD = _normal(WINDOWS, LENGTH, HIDDEN, seed=10 + seed)
+        repair = _solve(missing_NLD)
+        assert repair.held_out is not None
+        assert repair.held_out <= 0
+        assert (repair.delta_FI is None) == (repair.steps == 0)
+        assert repair.held_out > -0.05
+
+
+def test_nothing_to_learn_from() -> None:
+    """A single window cannot be held out, and where nothing is missing nothing is solved."""
+    assert _solve(_normal(1, LENGTH, HIDDEN)) == UpRepair(None, 0, None)
+    assert _solve(torch.zeros(WINDOWS, LENGTH, HIDDEN)) == UpRepair(None, 0, None)
+
+
+def test_inputs_that_are_not_finite_are_refused() -> None:
+    """With what to do about it."""
+    room = lambda _: Streams()  # noqa: E731  # as a walk gives it
+    equations = UpEquations(_down(), Folds(every_eighth(8), 8), room)
+    equations.update(_inputs()[:8] * torch.inf, _gates()[:8], _normal(8, LENGTH, HIDDEN))
+    with pytest.raises(NumericalError, match=r"refit\.up to false"):
+        equations.solve()
+
+
+def test_every_eighth_window_is_held_out() -> None:
+    """Or the last of fewer, but never the only one."""
+    assert every_eighth(17).nonzero().flatten().tolist() == [7, 15]
+    assert every_eighth(3).tolist() == [0, 0, 1]
+    assert every_eighth(1).tolist() == [0]
+
+
+def _prune(family: str, folder: Path, up: bool, keep: int = 3) -> tuple[list[LayerRecord], torch.Tensor, list[MlpUnit]]:
+    """Records and final logits of a tiny model cut in depth and width and saved, and the units that were refit."""
+    model = tiny_model(family)
+    anatomy = discover(model.config)
+    ids_NL = torch.randint(3, VOCABULARY, (16, 24), generator=torch.Generator().manual_seed(0))
+    dense = dense_decoder(model)
+    scores = score(dense, anatomy, ids_NL, 4, BlockInfluence(), Activation())
+    widths = {unit.field: unit.width // unit.times // 2 for units in anatomy.units for unit in units if unit.refit}
+    cut = choose_cut(anatomy, scores, None, keep, widths, None, None)
+    pruned = cut_decoder(dense, model, anatomy, cut)
+    writer = CheckpointWriter(folder, pruned.skeleton, pruned.layers_path)
+    writer.write_rest(tensors_of(pruned.skeleton, skip=pruned.layers_path))
+    records, walk = Pruning(dense, pruned, anatomy, cut, Refit(up=up), writer.write_layer).run(ids_NL, 4)
+    writer.finish(max_shard_size=10_000_000, tokenizer=None)
+    return records, walk.logits(0), [unit for layer in cut.layers for unit in anatomy.units[layer] if unit.refit]
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "gemma2", "qwen2_moe", "lfm2"])
+def test_a_repaired_model_is_the_saved_one(family: str, tmp_path: Path) -> None:
+    """Plain transformers gives the logits that pass 2 ended with; gates are what the cut left, ups are not."""
+    (tmp_path / "up").mkdir()
+    (tmp_path / "plain").mkdir()
+    records, logits_BLV, units = _prune(family, tmp_path / "up", up=True)
+    without, _, _ = _prune(family, tmp_path / "plain", up=False)
+    assert all(record.up_held_out is not None and record.up_held_out <= 0 for record in records)
+    assert any(record.up_held_out for record in records)
+    assert all(record.up_held_out is None for record in without)
+    ids_NL = torch.randint(3, VOCABULARY, (16, 24), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "up" / "checkpoint", dtype="auto")
+        assert torch.equal(reloaded(ids_NL[:4], use_cache=False).logits, logits_BLV)
+    up, plain = (load_file(tmp_path / folder / "checkpoint" / "model.safetensors") for folder in ("up", "plain"))
+    changed = {name.split(".", 3)[-1] for name in up if not torch.equal(up[name], plain[name])}
+    strands = {unit.up.tensor.name for unit in units if unit.up}
+    assert changed == strands | {unit.tensors[-1].name for unit in units}
+
+
+def test_layers_that_lose_nothing_are_left_alone(tmp_path: Path) -> None:
+    """Of a cut in depth alone, only the layer before the gap gets its up projection solved."""
+    model = tiny_model("llama")
+    anatomy = discover(model.config)
+    ids_NL = torch.randint(3, VOCABULARY, (16, 24), generator=torch.Generator().manual_seed(0))
+    dense = dense_decoder(model)
+    cut = choose_cut(anatomy, None, (2,), 3, {}, None, None)
+    pruned = cut_decoder(dense, model, anatomy, cut)
+    written = {}
+    records, _ = Pruning(dense, pruned, anatomy, cut, Refit(up=True), written.__setitem__).run(ids_NL, 4)
+    assert [record.up_held_out is not None for record in records] == [False, True, False]
+    for new, old in enumerate(cut.layers):
+        name = "mlp.up_proj.weight"
+        same = torch.equal(written[new][name], dict(model.model.layers[old].named_parameters())[name])
+        assert same == (records[new].up_held_out in (None, 0.0))
