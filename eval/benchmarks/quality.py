@@ -1,13 +1,14 @@
 """What each cut keeps, beside the peers: SmolLM2-135M-Instruct on the protocol's own tokens and arithmetic.
 
-    python eval/benchmarks/quality.py BENCH [TARGET …] [--set refit=false] [--float32] [--time] [--data DATA]
+    python eval/benchmarks/quality.py BENCH [TARGET …] [--set refit=false] [--float32] [--time] [--data DATA] [--judge DATA]
 
 BENCH is a folder with the protocol: tokens.safetensors (calibration and evaluation windows) and peers.json (what the
 peers' own code got on them). Each target is pruned by ``llmprune run`` with the default criteria, reloaded by plain
 transformers and measured in bf16 autocast over float32 weights, as the peers were; ``--float32`` measures in exact
 float32, 0.1 % away and many times faster on a CPU without bf16. ``--data`` calibrates on 128 × 512 tokens of three
 kinds of text in a folder (wikitext2_valid_unk.txt, c4_en.jsonl, wikipedia.jsonl), and also judges on two that the
-calibration never saw: GSM8K's test questions with their answers, and Python's manual. ``--time`` also runs a plain
+calibration never saw: GSM8K's test questions with their answers, and Python's manual; ``--judge`` judges on these
+two with the protocol's calibration. ``--time`` also runs a plain
 forward pass over the calibration tokens first, and records how many of those pruning took: for a quiet machine. Rows
 of results/quality.json are replaced by target and settings.
 Excess is ln(perplexity / dense perplexity); lower is better.
@@ -81,9 +82,16 @@ def unseen(data: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Te
 
 
 def measure(
-    bench: Path, target: str, overrides: list[str], exact: bool, timed: bool, data: Path | None, folder: Path
+    bench: Path,
+    target: str,
+    overrides: list[str],
+    exact: bool,
+    timed: bool,
+    data: Path | None,
+    judge: Path | None,
+    folder: Path,
 ) -> dict[str, Any]:
-    """Prune to one target and measure the checkpoint."""
+    """Prune to one target and measure the checkpoint. ``data``: texts to calibrate on; ``judge``: to judge on too."""
     calibration = mixed(data) if data else {"tokens": str(bench / "tokens.safetensors"), "key": "calibration"}
     recipe = write_recipe(folder / "recipe.yaml", {"id": SMOLLM2, "dtype": "float32"}, calibration, **TARGETS[target])
     options = ["--fresh", *(["--measure-forward"] if timed else [])]
@@ -91,7 +99,7 @@ def measure(
     report = report_of(folder / "run")
     model = folder / "run" / "model"
     windows_NL = load_file(bench / "tokens.safetensors")["evaluation"].long()
-    texts = unseen(data, AutoTokenizer.from_pretrained(model)) if data else {}
+    texts = unseen(judge, AutoTokenizer.from_pretrained(model)) if judge else {}
     return {
         "target": target,
         "calibration": "three kinds of text, 128 x 512" if data else "the peers', 32 x 512",
@@ -132,6 +140,7 @@ def main() -> None:
     parser.add_argument("targets", nargs="*", help=f"of {', '.join(TARGETS)}; default: all")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="A.B=C")
     parser.add_argument("--data", type=Path, help="folder of texts to calibrate on instead")
+    parser.add_argument("--judge", type=Path, help="folder of texts to judge on too")
     parser.add_argument("--time", action="store_true", help="measure a plain forward pass too")
     parser.add_argument("--float32", action="store_true", help="measure in exact float32")
     arguments = parser.parse_intermixed_args()
@@ -150,6 +159,7 @@ def main() -> None:
                 arguments.float32,
                 arguments.time,
                 arguments.data,
+                arguments.judge or arguments.data,
                 Path(folder),
             )
         key = ("target", "settings", "calibration")
