@@ -1,6 +1,7 @@
 """What each cut keeps, beside the peers: SmolLM2-135M-Instruct on the protocol's own tokens and arithmetic.
 
-    python eval/benchmarks/quality.py BENCH [TARGET …] [--set refit=false] [--float32] [--time] [--data DATA] [--judge DATA]
+    python eval/benchmarks/quality.py BENCH [TARGET …] [--set refit=false] [--float32] [--time]
+                                      [--data DATA | --judge DATA]
 
 BENCH is a folder with the protocol: tokens.safetensors (calibration and evaluation windows) and peers.json (what the
 peers' own code got on them). Each target is pruned by ``llmprune run`` with the default criteria, reloaded by plain
