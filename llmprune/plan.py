@@ -22,7 +22,6 @@ from llmprune.evaluation.generation import require_windows
 from llmprune.evaluation.speed import require_positions
 from llmprune.model.loading import load_config
 from llmprune.recipe import Depth, Recipe
-from llmprune.refit import Refit
 from llmprune.remote import resolve
 from llmprune.report.value import Figures, Size
 from llmprune.report.wording import ranges
@@ -108,7 +107,7 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
     if not exact:
         notes.append("layers differ in size: the sizes are those of a cut from the middle, until the scores are known")
     if recipe.refit and (recipe.depth or recipe.width or recipe.experts):
-        notes += _not_refit(anatomy) + _about_up(recipe.refit, anatomy)
+        notes += _not_refit(anatomy) + (_about_up(anatomy) if recipe.refit.up and widths else [])
     if recipe.depth and recipe.depth.layers is None:
         notes += _trials(recipe, anatomy.num_layers, anatomy.num_layers - len(keep))
     memory = _memory(recipe, dense, pruned, anatomy, widths)
@@ -189,16 +188,14 @@ def _not_refit(anatomy: Anatomy) -> list[str]:
     return notes
 
 
-def _about_up(refit: Refit, anatomy: Anatomy) -> list[str]:
+def _about_up(anatomy: Anatomy) -> list[str]:
     """What solving the up projections costs. Raises RecipeError where there are none."""
-    if not refit.up:
-        return []
     if not any(unit.up for units in anatomy.units for unit in units):
         raise RecipeError(
             "refit.up: no MLP of this model that every token goes through is gated, so there is no up projection to "
             "solve again; remove the key"
         )
-    return ["refit.up: up projections are solved again in up to 6 steps, which about doubles the time of pass 2"]
+    return ["refit.up: pass 2 takes about 5 forward passes over the calibration tokens longer"]
 
 
 def _trials(recipe: Recipe, layers: int, remove: int) -> list[str]:

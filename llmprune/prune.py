@@ -261,13 +261,13 @@ class Pruning:
     def _repair_up(
         self, new: int, unit: MlpUnit, scale: float | None, target: Walk, stream: Walk, wanted: list[Tensor]
     ) -> tuple[UpRepair, float] | None:
-        """Solve the up projection again for what the cut layer misses, where neurons or the layers after it go.
+        """Solve the up projection again for what the cut layer misses, where neurons of its unit go.
 
-        The repair, and the relative error without it.
+        The repair, and the relative error without it. Not for removed layers alone: that helps on text like the
+        calibration's and not on other.
         """
-        old = self.cut.layers[new]
-        goes = unit_key(old, unit.path) in self.cut.neurons or gap_after(self.cut.layers, new, self.cut.num_layers)
-        if self.refit is None or not self.refit.up or unit.up is None or not goes or (scale is None and not wanted):
+        narrowed = unit_key(self.cut.layers[new], unit.path) in self.cut.neurons
+        if self.refit is None or not self.refit.up or unit.up is None or not narrowed or (scale is None and not wanted):
             return None
         error = RelativeError()
         with self.pruned.layer(new) as layer:

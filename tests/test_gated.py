@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from small import command, save_model
 from transformers import AutoModelForCausalLM
 
 from llmprune.anatomy.discovery import discover
@@ -200,18 +202,54 @@ def test_a_repaired_model_is_the_saved_one(family: str, tmp_path: Path) -> None:
     assert changed == strands | {unit.tensors[-1].name for unit in units}
 
 
-def test_layers_that_lose_nothing_are_left_alone(tmp_path: Path) -> None:
-    """Of a cut in depth alone, only the layer before the gap gets its up projection solved."""
+def test_layers_that_lose_no_neurons_are_left_alone() -> None:
+    """A cut in depth alone is the same with and without ``up``."""
     model = tiny_model("llama")
     anatomy = discover(model.config)
     ids_NL = torch.randint(3, VOCABULARY, (16, 24), generator=torch.Generator().manual_seed(0))
     dense = dense_decoder(model)
     cut = choose_cut(anatomy, None, (2,), 3, {}, None, None)
-    pruned = cut_decoder(dense, model, anatomy, cut)
-    written = {}
-    records, _ = Pruning(dense, pruned, anatomy, cut, Refit(up=True), written.__setitem__).run(ids_NL, 4)
-    assert [record.up_held_out is not None for record in records] == [False, True, False]
-    for new, old in enumerate(cut.layers):
-        name = "mlp.up_proj.weight"
-        same = torch.equal(written[new][name], dict(model.model.layers[old].named_parameters())[name])
-        assert same == (records[new].up_held_out in (None, 0.0))
+    written: list[dict[int, dict[str, torch.Tensor]]] = []
+    for refit in (Refit(up=True), Refit()):
+        written.append({})
+        pruned = cut_decoder(dense, model, anatomy, cut)
+        records, _ = Pruning(dense, pruned, anatomy, cut, refit, written[-1].__setitem__).run(ids_NL, 4)
+        assert all(record.up_held_out is None for record in records)
+    for first, second in zip(written[0].values(), written[1].values(), strict=True):
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_model_without_gates_is_refused(tmp_path: Path) -> None:
+    """Before any weight is read, with what to do."""
+    save_model(tmp_path / "model", "gpt2")
+    recipe = {
+        "model": {"id": str(tmp_path / "model")},
+        "calibration": {"tokens": str(tmp_path / "tokens.safetensors"), "key": "calibration"},
+        "width": {"mlp": 0.5},
+        "refit": {"up": True},
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    save_file({"calibration": torch.randint(0, 100, (4, 16))}, tmp_path / "tokens.safetensors")
+    outcome = command("plan", tmp_path / "recipe.yaml")
+    assert outcome.code == 2
+    assert "refit.up: no MLP of this model that every token goes through is gated" in outcome.err
+
+
+def test_it_goes_with_sparsity(tmp_path: Path) -> None:
+    """Cut, repaired and made sparse in one layer: the pattern holds in the up projections too."""
+    save_model(tmp_path / "model", intermediate_size=256, hidden_size=64)
+    recipe = {
+        "model": {"id": str(tmp_path / "model")},
+        "calibration": {"tokens": str(tmp_path / "tokens.safetensors"), "key": "calibration"},
+        "width": {"mlp": 0.5},
+        "sparsity": {"pattern": "2:4"},
+        "refit": {"up": True},
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    save_file({"calibration": torch.randint(0, 100, (16, 32))}, tmp_path / "tokens.safetensors")
+    outcome = command("run", tmp_path / "recipe.yaml", "--output", tmp_path / "run")
+    assert outcome.code == 0, outcome.err
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert all(layer["up_held_out"] is not None and layer["up_held_out"] <= 0 for layer in report["layers"])
+    assert report["sparsity"]["violations"] == 0
+    assert "by up projections" in (tmp_path / "run" / "report.html").read_text()
