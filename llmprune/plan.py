@@ -5,14 +5,11 @@ Counts come from the model's own code built on the meta device, not from formula
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llmprune.anatomy.blueprint import Config, build_blueprint, find_layers, quiet_transformers, text_config
 from llmprune.anatomy.discovery import discover
-from llmprune.anatomy.projections import projections_of
 from llmprune.anatomy.proof import prove_twins, sizes_that_change
 from llmprune.anatomy.value import Anatomy
 from llmprune.criteria.base import TrialCriterion
@@ -21,6 +18,7 @@ from llmprune.errors import ModelError, RecipeError
 from llmprune.evaluation.generation import require_windows
 from llmprune.evaluation.speed import require_positions
 from llmprune.model.loading import load_config
+from llmprune.needs import Memory, bytes_of, bytes_of_window, memory_of
 from llmprune.recipe import Depth, Recipe
 from llmprune.remote import resolve
 from llmprune.report.value import Figures, Size
@@ -35,20 +33,6 @@ from llmprune.targets import (
     planned_sparsity,
     planned_widths,
 )
-
-
-class Memory(Figures):
-    """Estimated most bytes in use at once during the two passes."""
-
-    weights: int  # the dense model, wherever the device map puts it
-    layer: int  # the largest layer, cut, beside its dense self
-    streams: int  # hidden states of all calibration tokens, dense and pruned
-    statistics: int  # sums of one layer for its refit or for its scores, whichever is more
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return self.weights + self.layer + self.streams + self.statistics
 
 
 class Plan(Figures):
@@ -110,9 +94,9 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
         notes += _not_refit(anatomy) + (_about_up(anatomy) if recipe.refit.up and widths else [])
     if recipe.depth and recipe.depth.layers is None:
         notes += _trials(recipe, anatomy.num_layers, anatomy.num_layers - len(keep))
-    memory = _memory(recipe, dense, pruned, anatomy, widths)
+    memory = memory_of(recipe, dense, pruned, anatomy, widths)
     notes += _about_criterion(recipe)
-    _require_room_for_trail(recipe, anatomy.num_layers * _stream(recipe, dense) * recipe.calibration.shape()[0])
+    _require_room_for_trail(recipe, anatomy.num_layers * bytes_of_window(recipe, dense) * recipe.calibration.shape()[0])
     if text_config(config) is not config:
         notes.append("only the text part is pruned, and scored on text: what images need of it is not measured")
     if trust:
@@ -137,7 +121,7 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
         sparsity=sparsity,
         calibration=recipe.calibration.shape(),
         memory=memory,
-        disk=_bytes(pruned),
+        disk=bytes_of(pruned),
         notes=tuple(notes),
     )
     return plan, anatomy
@@ -159,7 +143,7 @@ def measure_size(
     """Sizes of a model that may be without weights. Tied tensors count once."""
     return Size(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        bytes=_bytes(model),
+        bytes=bytes_of(model),
         layers=len(find_layers(model)[1]),
         widths=widths,
         experts=experts,
@@ -254,10 +238,6 @@ def _exact(depth: Depth | None, dense: PreTrainedModel) -> bool:
     return depth is None or depth.layers is not None or len(sizes) == 1
 
 
-def _bytes(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() * parameter.itemsize for parameter in module.parameters())
-
-
 def _cache_bytes_per_token(model: PreTrainedModel) -> int | None:
     """What one more token adds to the key-value cache, from a forward pass without weights; None if it fails."""
     try:
@@ -281,82 +261,3 @@ def _cache_bytes(shapes: PreTrainedModel, length: int) -> int:
         for value in vars(layer).values()
         if isinstance(value, torch.Tensor) and value.ndim > 1
     )
-
-
-def _memory(
-    recipe: Recipe, dense: PreTrainedModel, pruned: PreTrainedModel, anatomy: Anatomy, widths: dict[str, int]
-) -> Memory:
-    samples, _ = recipe.calibration.shape()
-    hidden = text_config(dense.config).hidden_size
-    kept = anatomy.widths | widths
-    inputs = max((unit.times * kept[unit.field] for units in anatomy.units for unit in units if unit.refit), default=0)
-    inputs = inputs if recipe.refit else 0
-    sparse = _sparse_statistics(recipe, pruned)
-    scored = max((unit.times * anatomy.widths[unit.field] for units in anatomy.units for unit in units), default=0)
-    folds = recipe.refit.folds(len(recipe.calibration.text_sources())) if recipe.refit else 1
-    return Memory(
-        weights=_bytes(dense),
-        layer=_largest(find_layers(dense)[1]) + _largest(find_layers(pruned)[1]),
-        streams=(2 * samples + _tried(recipe, anatomy.num_layers)) * _stream(recipe, dense)
-        + _staged(recipe, dense, pruned)
-        + (_gated(recipe, dense, inputs) if recipe.refit and recipe.refit.up else 0),
-        statistics=max(
-            4 * inputs * (inputs * (folds + 1) + hidden * 4) + sparse,
-            recipe.width.criterion.memory(scored) if recipe.width else 0,
-        ),
-    )
-
-
-def _staged(recipe: Recipe, dense: PreTrainedModel, pruned: PreTrainedModel) -> int:
-    """Bytes that a layer in stages keeps of all windows: the inputs of an output projection, what that and the one
-    before it write, and with the refit what the dense one wrote.
-    """
-    if recipe.sparsity is None or _sums(recipe) == "nothing":
-        return 0
-    outputs = 3 if recipe.refit and recipe.sparsity.method.refits else 2
-    widest = max(one.inputs for layer in find_layers(pruned)[1] for one in projections_of(layer))
-    hidden: int = text_config(dense.config).hidden_size
-    return recipe.calibration.shape()[0] * _stream(recipe, dense) * (outputs * hidden + widest) // hidden
-
-
-def _gated(recipe: Recipe, dense: PreTrainedModel, neurons: int) -> int:
-    """Bytes that the solve of an up projection keeps of all windows: inputs, gates, and in float32 what is missing
-    and what a step writes.
-    """
-    samples, length = recipe.calibration.shape()
-    hidden: int = text_config(dense.config).hidden_size
-    each: int = (hidden + neurons) * dense.dtype.itemsize + 2 * 4 * hidden
-    return samples * length * each
-
-
-def _sums(recipe: Recipe) -> str:
-    """What the making of sparse matrices sums over their inputs."""
-    assert recipe.sparsity is not None
-    return recipe.sparsity.method.sums(recipe.refit is not None and recipe.sparsity.method.refits)
-
-
-def _sparse_statistics(recipe: Recipe, pruned: PreTrainedModel) -> int:
-    """Bytes of XᵀX, its factor, and the weights that are tried, of the largest projection that is made sparse."""
-    sparsity = recipe.sparsity
-    if sparsity is None or _sums(recipe) != "gram":
-        return 0
-    projections = [one for layer in find_layers(pruned)[1] for one in projections_of(layer)]
-    return max(4 * one.inputs * (2 * one.inputs + 6 * one.outputs) for one in projections if sparsity.names(one))
-
-
-def _stream(recipe: Recipe, dense: PreTrainedModel) -> int:
-    """Bytes of the hidden states of one window."""
-    size: int = recipe.calibration.shape()[1] * text_config(dense.config).hidden_size * dense.dtype.itemsize
-    return size
-
-
-def _tried(recipe: Recipe, layers: int) -> int:
-    """Windows of all variants that the trials of the depth criterion run side by side."""
-    depth, (samples, _) = recipe.depth, recipe.calibration.shape()
-    if depth is None or depth.layers is not None or not isinstance(depth.criterion, TrialCriterion):
-        return 0
-    return (layers + 2) * min(depth.criterion.windows, samples)
-
-
-def _largest(layers: Sequence[torch.nn.Module] | torch.nn.ModuleList) -> int:
-    return max(_bytes(layer) for layer in layers)

@@ -5,17 +5,17 @@ projection D as they are, what it writes is linear in U, and its change P is a l
 
     minimise over P   ‖ ((X Pᵀ) ∘ S) Dᵀ − R ‖² + ‖ P ‖²_H        R: the dense hidden states less the cut layer's
 
-Its Gram matrix has (F I)² entries. We never form it: conjugate gradients need a product with X, S and D a step, and
-take H as preconditioner and as pull towards the old weights alike, what the Gram matrix would be if neurons did not
-overlap and gates did not depend on the input:
+Its Gram matrix has (F I)² entries and is never formed: conjugate gradients need products with X, S and D alone. H
+is what that matrix would be if neurons did not overlap and gates did not hang on the input; it is the preconditioner,
+and the pull towards the old weights:
 
     ‖ P ‖²_H = Σ_f  mean(s_f²) ‖ d_f ‖² · p_fᵀ (XᵀX + μI) p_f
 
-Conjugate gradients fit first what most tokens share: how many steps are taken is their regularisation. It is decided
-on every eighth window, which they do not see, and a step that makes those no better is not taken.
+The first steps fit what most tokens share, so that their number decides how closely the text is fit. It is found on
+every eighth window, which the solve does not see: a step that makes those no better is not taken.
 
-The down projection, solved after it, can do neither what these steps can: its own solve moves what a neuron writes,
-this one when it does.
+The down projection is solved after it. That solve changes where a neuron writes, this one how much it does for which
+input.
 
 Shapes: B batch, L sequence length, T tokens, I inputs of the up projection, F neurons, D hidden size.
 """

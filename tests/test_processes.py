@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One recipe, run by one process into ``one`` and by two into ``two``."""
     root = tmp_path_factory.mktemp("processes")
     tasks = {"tasks": ["llmprune_agreement"], "include_path": str(TASKS), "limit": 5}
-    sections = {"evaluation": tasks, "sparsity": {"pattern": "4:8"}}
+    sections = {"evaluation": tasks, "sparsity": {"pattern": "4:8"}, "refit": {"up": True}}
     write_recipe(root / "recipe.yaml", save_model(root / "dense"), write_text(root / "text.txt"), **sections)
     for output, launcher in (("one", ()), ("two", ("-m", "torch.distributed.run", "--nproc-per-node", "2"))):
         done = _launch(root, output, *launcher)
