@@ -36,6 +36,7 @@ from llmprune.model.streams import Streams
 
 _STEPS = 6
 _RIDGE = 0.1  # μ, in units of the mean of diag(XᵀX)
+_EVEN = 0.3  # of the mean over neurons, added to what H makes of each
 _WORTH = 1e-3  # least relative change of the held-out squared error by a step; less may be chance
 
 
@@ -107,7 +108,7 @@ class UpEquations:
         mirror(gram_II)
         gram_II.diagonal().add_(_RIDGE * gram_II.diagonal().mean())
         scale_F = squares_F / tokens * self.down_DF.square().sum(0)
-        return _Metric(scale_F + scale_F.mean().clamp_min(1e-30), gram_II)
+        return _Metric(scale_F + (_EVEN * scale_F.mean()).clamp_min(1e-30), gram_II)
 
     def _gradient(self, moved: Streams | None, length: float) -> Tensor:
         """Bring R up to date with the last step, and sum (R D ∘ S)ᵀ X over the tokens that are solved on."""
