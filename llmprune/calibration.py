@@ -107,7 +107,8 @@ class Calibration(TokenWindows):
 
     stream_memory: Size = Field(
         16 * 2**30,
-        description="Most memory for the hidden states of all tokens, dense and pruned each; more goes to a file.",
+        description="Most memory for the hidden states of all tokens, dense and pruned each, and for each thing that "
+        "a layer keeps of all tokens; more goes to a file.",
     )
 
     stream_disk: Size = Field(

@@ -46,7 +46,7 @@ def memory_of(
         layer=_largest(find_layers(dense)[1]) + _largest(find_layers(pruned)[1]),
         streams=(2 * samples + _tried(recipe, anatomy.num_layers)) * bytes_of_window(recipe, dense)
         + _staged(recipe, dense, pruned)
-        + (_gated(recipe, dense, inputs) if recipe.refit and recipe.refit.up else 0),
+        + _gated(recipe, dense, neurons_of_solved_ups(anatomy, widths)),
         statistics=max(
             4 * inputs * (inputs * (folds + 1) + hidden * 4) + sparse,
             recipe.width.criterion.memory(scored) if recipe.width else 0,
@@ -66,10 +66,23 @@ def _staged(recipe: Recipe, dense: PreTrainedModel, pruned: PreTrainedModel) -> 
     return recipe.calibration.shape()[0] * bytes_of_window(recipe, dense) * (outputs * hidden + widest) // hidden
 
 
+def neurons_of_solved_ups(anatomy: Anatomy, widths: dict[str, int]) -> int:
+    """Neurons kept by the widest unit whose up projection ``refit.up`` solves again; 0: there is none."""
+    kept = [
+        unit.times * widths[unit.field]
+        for units in anatomy.units
+        for unit in units
+        if unit.up and widths.get(unit.field, anatomy.widths[unit.field]) < anatomy.widths[unit.field]
+    ]
+    return max(kept, default=0)
+
+
 def _gated(recipe: Recipe, dense: PreTrainedModel, neurons: int) -> int:
     """Bytes that the solve of an up projection keeps of all windows: inputs, gates, and in float32 what is missing
     and what a step writes.
     """
+    if not (recipe.refit and recipe.refit.up and neurons):
+        return 0
     samples, length = recipe.calibration.shape()
     hidden: int = text_config(dense.config).hidden_size
     each: int = (hidden + neurons) * dense.dtype.itemsize + 2 * 4 * hidden

@@ -18,7 +18,7 @@ from llmprune.errors import ModelError, RecipeError
 from llmprune.evaluation.generation import require_windows
 from llmprune.evaluation.speed import require_positions
 from llmprune.model.loading import load_config
-from llmprune.needs import Memory, bytes_of, bytes_of_window, memory_of
+from llmprune.needs import Memory, bytes_of, bytes_of_window, memory_of, neurons_of_solved_ups
 from llmprune.recipe import Depth, Recipe
 from llmprune.remote import resolve
 from llmprune.report.value import Figures, Size
@@ -91,7 +91,9 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
     if not exact:
         notes.append("layers differ in size: the sizes are those of a cut from the middle, until the scores are known")
     if recipe.refit and (recipe.depth or recipe.width or recipe.experts):
-        notes += _not_refit(anatomy) + (_about_up(anatomy) if recipe.refit.up and widths else [])
+        notes += _not_refit(anatomy)
+    if recipe.refit and recipe.refit.up:
+        notes += _about_up(anatomy, widths)
     if recipe.depth and recipe.depth.layers is None:
         notes += _trials(recipe, anatomy.num_layers, anatomy.num_layers - len(keep))
     memory = memory_of(recipe, dense, pruned, anatomy, widths)
@@ -172,14 +174,16 @@ def _not_refit(anatomy: Anatomy) -> list[str]:
     return notes
 
 
-def _about_up(anatomy: Anatomy) -> list[str]:
-    """What solving the up projections costs. Raises RecipeError where there are none."""
-    if not any(unit.up for units in anatomy.units for unit in units):
+def _about_up(anatomy: Anatomy, widths: dict[str, int]) -> list[str]:
+    """What solving the up projections costs. Raises RecipeError where none is solved."""
+    if not neurons_of_solved_ups(anatomy, widths):
+        gated = any(unit.up for units in anatomy.units for unit in units)
         raise RecipeError(
-            "refit.up: no MLP of this model that every token goes through is gated, so there is no up projection to "
-            "solve again; remove the key"
+            "refit.up: only the up projections of gated MLPs that lose neurons and that every token goes through are "
+            f"solved again, and {'no neurons of these go' if gated else 'this model has none'}; "
+            f"{'narrow them with width, or ' if gated else ''}remove the key"
         )
-    return ["refit.up: pass 2 takes about 5 forward passes over the calibration tokens longer"]
+    return ["refit.up: pass 2 takes about 5 forward passes in float32 over the calibration tokens longer"]
 
 
 def _trials(recipe: Recipe, layers: int, remove: int) -> list[str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from llmprune.anatomy.selection import strand_rows
+from llmprune.anatomy.selection import outputs_first, strand_rows
 from llmprune.anatomy.value import MlpUnit, Unit
 from llmprune.model.walk import Decoder, Walk, inputs_of, outputs_of
 
@@ -37,8 +37,7 @@ def read_uncut(
 ) -> Iterator[Reading]:
     """Read by running the uncut layer alone: without its lost neurons it puts out ``scale`` × their share less."""
     output = unit.tensors[-1]
-    weight = uncut.get_parameter(output.name)
-    weight_DF = weight if output.dim == 1 else weight.T
+    weight_DF = outputs_first(uncut.get_parameter(output.name), output)
     gone_R, weight_RD = _without(weight_DF, keep_K)
     seen: list[Tensor] = []
     with inputs_of(uncut.get_submodule(unit.output), seen.append):

@@ -27,8 +27,8 @@ class Refit(Section):
 
     up: bool = Field(
         False,
-        description="Also solve the up projections of gated MLPs that lose neurons again: keeps more, on all text, and "
-        "pruning takes about 5 forward passes longer.",
+        description="Also solve the up projections of gated MLPs that lose neurons again: keeps more, and takes "
+        "about 5 forward passes over the calibration tokens longer.",
     )
 
     def folds(self, sources: int) -> int:

@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from llmprune.anatomy.selection import neuron_rows
+from llmprune.anatomy.selection import neuron_rows, outputs_first
 from llmprune.anatomy.units import tensor_of
 from llmprune.anatomy.value import Anatomy, AttentionUnit, ExpertBlock, MlpUnit, Unit
 from llmprune.anatomy.watching import activations_of_experts, outputs_of_experts
@@ -56,7 +56,7 @@ class Neurons:
         output = unit.tensors[-1]
         weight = layer.get_parameter(output.name)
         self.key, self.output = key, layer.get_submodule(unit.output)
-        self.sums: UnitAccumulator = width.open(weight if output.dim == 1 else weight.T, rows)
+        self.sums: UnitAccumulator = width.open(outputs_first(weight, output), rows)
 
     def watch(self, hooks: ExitStack) -> None:
         """Take in the neurons' activations."""

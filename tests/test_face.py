@@ -31,6 +31,7 @@ LADDER = (
             "standins",
             "stability",
             "prune",
+            "repairs",
             "readings",
             "normal_equations",
             "up_projection",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from small import command, save_model
 from transformers import AutoModelForCausalLM
 
 from llmprune.anatomy.discovery import discover
+from llmprune.anatomy.gated import find_up
 from llmprune.anatomy.selection import strand_rows
 from llmprune.anatomy.value import MlpUnit, Strand, TensorCut
 from llmprune.criteria import Activation, BlockInfluence
@@ -19,7 +22,7 @@ from llmprune.errors import NumericalError
 from llmprune.folds import Folds, every_eighth
 from llmprune.model.loading import dense_decoder, tensors_of
 from llmprune.model.saving import CheckpointWriter
-from llmprune.model.streams import Streams
+from llmprune.model.streams import Streams, StreamStore
 from llmprune.prune import Pruning
 from llmprune.refit import Refit
 from llmprune.scoring import score
@@ -83,6 +86,21 @@ def test_the_up_projection_is_found(family: str, tensor: str, parts: tuple[int, 
 def test_an_mlp_without_gates_has_none(family: str) -> None:
     """An activation function between is no product: GELU, ReLU and its square alike."""
     assert all(unit.up is None for units in discover(tiny_model(family).config).units for unit in units)
+
+
+@pytest.mark.parametrize("between", [lambda z: z.clamp(-10, 10), torch.relu, torch.tanh, torch.square, lambda z: z + 1])
+def test_nothing_may_be_between(between: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """A clamp that small random activations never reach counts too."""
+    tensors = {"gate.weight": _normal(8, 4), "up.weight": _normal(8, 4, seed=1), "down.weight": _normal(4, 8, seed=2)}
+    unit = MlpUnit("", (*(TensorCut(f"{name}.weight", 0) for name in ("gate", "up")), TensorCut("down.weight", 1)), 8,
+                   "intermediate_size", 1, None, True)  # fmt: skip
+    x = _normal(1, 16, 4, seed=3)
+
+    def activations(now: dict[str, torch.Tensor], f: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        return torch.nn.functional.silu(x @ now["gate.weight"].T) * f(x @ now["up.weight"].T)
+
+    assert find_up(unit, tensors, lambda now: activations(now, between)) is None
+    assert find_up(unit, tensors, lambda now: activations(now, lambda z: z)) == Strand(TensorCut("up.weight", 0), 0)
 
 
 def test_strands_partition_the_rows() -> None:
@@ -165,7 +183,9 @@ def test_every_eighth_window_is_held_out() -> None:
     assert every_eighth(1).tolist() == [0]
 
 
-def _prune(family: str, folder: Path, up: bool, keep: int = 3) -> tuple[list[LayerRecord], torch.Tensor, list[MlpUnit]]:
+def _prune(
+    family: str, folder: Path, up: bool, store: StreamStore | None = None
+) -> tuple[list[LayerRecord], torch.Tensor, list[MlpUnit]]:
     """Records and final logits of a tiny model cut in depth and width and saved, and the units that were refit."""
     model = tiny_model(family)
     anatomy = discover(model.config)
@@ -173,11 +193,11 @@ def _prune(family: str, folder: Path, up: bool, keep: int = 3) -> tuple[list[Lay
     dense = dense_decoder(model)
     scores = score(dense, anatomy, ids_NL, 4, BlockInfluence(), Activation())
     widths = {unit.field: unit.width // unit.times // 2 for units in anatomy.units for unit in units if unit.refit}
-    cut = choose_cut(anatomy, scores, None, keep, widths, None, None)
+    cut = choose_cut(anatomy, scores, None, 3, widths, None, None)
     pruned = cut_decoder(dense, model, anatomy, cut)
     writer = CheckpointWriter(folder, pruned.skeleton, pruned.layers_path)
     writer.write_rest(tensors_of(pruned.skeleton, skip=pruned.layers_path))
-    records, walk = Pruning(dense, pruned, anatomy, cut, Refit(up=up), writer.write_layer).run(ids_NL, 4)
+    records, walk = Pruning(dense, pruned, anatomy, cut, Refit(up=up), writer.write_layer).run(ids_NL, 4, store=store)
     writer.finish(max_shard_size=10_000_000, tokenizer=None)
     return records, walk.logits(0), [unit for layer in cut.layers for unit in anatomy.units[layer] if unit.refit]
 
@@ -202,6 +222,16 @@ def test_a_repaired_model_is_the_saved_one(family: str, tmp_path: Path) -> None:
     assert changed == strands | {unit.tensors[-1].name for unit in units}
 
 
+def test_files_hold_what_memory_does(tmp_path: Path) -> None:
+    """What a layer keeps of all windows may lie in files."""
+    for name in ("memory", "files"):
+        (tmp_path / name).mkdir()
+    first, logits_BLV, _ = _prune("llama", tmp_path / "memory", up=True)
+    second, same_BLV, _ = _prune("llama", tmp_path / "files", up=True, store=StreamStore(0, tmp_path))
+    assert first == second
+    assert torch.equal(logits_BLV, same_BLV)
+
+
 def test_layers_that_lose_no_neurons_are_left_alone() -> None:
     """A cut in depth alone is the same with and without ``up``."""
     model = tiny_model("llama")
@@ -219,37 +249,43 @@ def test_layers_that_lose_no_neurons_are_left_alone() -> None:
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def _recipe(folder: Path, family: str, **sections: Any) -> Path:
+    save_model(folder / "model", family, **({"hidden_size": 64, "intermediate_size": 256} if sections else {}))
+    save_file({"calibration": torch.randint(0, 100, (16, 32))}, folder / "tokens.safetensors")
+    recipe = {
+        "model": {"id": str(folder / "model")},
+        "calibration": {"tokens": str(folder / "tokens.safetensors"), "key": "calibration"},
+        "refit": {"up": True},
+    }
+    (folder / "recipe.yaml").write_text(json.dumps(recipe | (sections or {"width": {"mlp": 0.5}})))
+    return folder / "recipe.yaml"
+
+
 def test_a_model_without_gates_is_refused(tmp_path: Path) -> None:
     """Before any weight is read, with what to do."""
-    save_model(tmp_path / "model", "gpt2")
-    recipe = {
-        "model": {"id": str(tmp_path / "model")},
-        "calibration": {"tokens": str(tmp_path / "tokens.safetensors"), "key": "calibration"},
-        "width": {"mlp": 0.5},
-        "refit": {"up": True},
-    }
-    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
-    save_file({"calibration": torch.randint(0, 100, (4, 16))}, tmp_path / "tokens.safetensors")
-    outcome = command("plan", tmp_path / "recipe.yaml")
+    outcome = command("plan", _recipe(tmp_path, "gpt2"))
     assert outcome.code == 2
-    assert "refit.up: no MLP of this model that every token goes through is gated" in outcome.err
+    assert "refit.up: only the up projections of gated MLPs that lose neurons" in outcome.err
+    assert "this model has none; remove the key" in outcome.err
 
 
-def test_it_goes_with_sparsity(tmp_path: Path) -> None:
+def test_a_cut_of_no_neurons_is_refused(tmp_path: Path) -> None:
+    """For it would do nothing."""
+    outcome = command("plan", _recipe(tmp_path, "llama", depth={"remove": 1}))
+    assert outcome.code == 2
+    assert "no neurons of these go; narrow them with width, or remove the key" in outcome.err
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_it_goes_with_sparsity_and_heads(family: str, tmp_path: Path) -> None:
     """Cut, repaired and made sparse in one layer: the pattern holds in the up projections too."""
-    save_model(tmp_path / "model", intermediate_size=256, hidden_size=64)
-    recipe = {
-        "model": {"id": str(tmp_path / "model")},
-        "calibration": {"tokens": str(tmp_path / "tokens.safetensors"), "key": "calibration"},
-        "width": {"mlp": 0.5},
-        "sparsity": {"pattern": "2:4"},
-        "refit": {"up": True},
-    }
-    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
-    save_file({"calibration": torch.randint(0, 100, (16, 32))}, tmp_path / "tokens.safetensors")
-    outcome = command("run", tmp_path / "recipe.yaml", "--output", tmp_path / "run")
+    width = {"mlp": 0.5, "heads": 1}
+    recipe = _recipe(tmp_path, family, width=width, sparsity={"pattern": "2:4"})
+    outcome = command("run", recipe, "--output", tmp_path / "run")
     assert outcome.code == 0, outcome.err
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert all(layer["up_held_out"] is not None and layer["up_held_out"] <= 0 for layer in report["layers"])
+    assert all(layer["up_held_out"] is not None for layer in report["layers"])
+    assert any(layer["up_held_out"] < 0 for layer in report["layers"])
+    assert all(layer["heads_held_out"] is not None for layer in report["layers"])
     assert report["sparsity"]["violations"] == 0
     assert "by up projections" in (tmp_path / "run" / "report.html").read_text()

@@ -60,6 +60,14 @@ def test_number_of_processes_is_said(folder: Path) -> None:
     assert report["provenance"]["processes"] == 2
 
 
+def test_up_projections_are_judged_together(folder: Path) -> None:
+    """The windows held out are shared too, and the same steps are taken."""
+    found = [json.loads((folder / name / "report.json").read_text())["layers"] for name in ("one", "two")]
+    one, two = ([layer["up_held_out"] for layer in layers if not layer["removed"]] for layers in found)
+    assert any(one)
+    assert two == pytest.approx(one, abs=1e-4)
+
+
 def test_processes_share_the_samples(folder: Path) -> None:
     """Each process answers some of five documents; together they are those that one process answers, in order."""
     for side in ("dense_tasks", "pruned_tasks"):

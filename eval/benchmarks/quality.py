@@ -165,6 +165,7 @@ def main() -> None:
             )
         key = ("target", "settings", "calibration")
         same = [old for old in rows if all(old[name] == row[name] for name in key)]
+        row["unseen"] = row["unseen"] or next((old["unseen"] for old in same), {})
         rows = [old for old in rows if old not in same] + [row]
         record("quality", {"rows": rows})
     print(beside_peers(rows, peers))

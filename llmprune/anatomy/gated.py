@@ -1,8 +1,8 @@
 """Which projection of a gated MLP is its up projection: proven on the module's own code.
 
 The activations of a gated MLP are (x Uᵀ + b) ∘ s with gates s that do not depend on U. The proof: when each neuron's
-row of U (and its bias) is multiplied by a number of its own, negative ones among them, so is its activation. An
-activation function between fails it, ReLU too.
+row of U (and its bias) is multiplied by a large number of its own, some of them negative, so is its activation. An
+activation function between fails it, ReLU too, and a clamp.
 
 Shapes: F neurons.
 """
@@ -18,7 +18,7 @@ from llmprune.anatomy.selection import strand_rows
 from llmprune.anatomy.value import MlpUnit, Strand
 
 Tensors = dict[str, Tensor]
-_FACTORS = torch.tensor([-2.0, -1.0, -0.5, 0.5, 2.0])
+_FACTORS = 1024 * torch.tensor([-4.0, -2.0, -1.0, 1.0, 4.0])  # powers of two, and beyond what any model clamps at
 
 
 def find_up(unit: MlpUnit, tensors: Tensors, activations: Callable[[Tensors], Tensor]) -> Strand | None:

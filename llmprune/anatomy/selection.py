@@ -42,6 +42,11 @@ def strand_rows(size: int, strand: Strand) -> Tensor:
     raise IndexError(f"{strand.tensor.name} has {sum(strand.tensor.parts)} entries of each neuron")
 
 
+def outputs_first(matrix: Tensor, output: TensorCut) -> Tensor:
+    """The weight of an output projection as [D, F], or a [D, F] in that weight's own layout: a view."""
+    return matrix if output.dim == 1 else matrix.T
+
+
 def neuron_rows(tensor: Tensor, cut: TensorCut) -> Tensor:
     """The tensor with a neuron a row [F, …]; gate and up of a fused projection lie in one row."""
     rows = tensor.movedim(cut.dim, 0)

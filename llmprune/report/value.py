@@ -68,7 +68,7 @@ class LayerFigures(Figures):
     inherited: float | None = None  # share of the error of earlier layers that the refit goes after
     held_out: float | None = None  # relative change of the squared error on calibration text held out from the refit
     heads_held_out: float | None = None  # the same of what lost heads wrote, by the refit of the attention's output
-    up_held_out: float | None = None  # the same by the refit of the up projection, before the down projection's
+    up_held_out: float | None = None  # of the layer's output, by the refit of the up projection; on other windows
     matrices: tuple[MatrixFigures, ...] = ()  # those that were made sparse
 
 
