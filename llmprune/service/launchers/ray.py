@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 # Seconds: the supervisor waits for each answer, so few are asked for, and a silent cluster is left alone for a while.
 _TIMEOUT = httpx.Timeout(5.0, connect=3.0)
+_SUBMITTING = httpx.Timeout(30.0, connect=3.0)  # Ray answers when it has made an actor: a busy head takes its time
 _LOOK_EVERY = 2.0
 _SILENCE = 10.0
 _START_TIMEOUT = "JOB_SUPERVISOR_ACTOR_START_TIMEOUT"  # 15 minutes in Ray's queue
@@ -74,7 +75,7 @@ class Ray:
             "runtime_env": {"env_vars": variables},
             "metadata": {"job_name": f"llmprune {launch.job}"},
         }
-        answer = self._ask("POST", "/api/jobs/", json=body)
+        answer = self._ask("POST", "/api/jobs/", json=body, timeout=_SUBMITTING)
         if answer is not None and answer.is_error:
             raise LLMPruneError(f"the Ray cluster at {self.address} refused the job: {_last_line(answer.text)}")
         self._waiting.add(_id(launch))
