@@ -123,7 +123,7 @@ class Pruning:
         reached = target.copy() if gap and unit else target.streams  # the dense stream before the gap
         for index in gap:
             self._pass_dense(target, index)
-        repair = up = None
+        repair = up = error_cut = None
         if unit is not None:
             up = self._repairs.up(new, unit, self._repairs.scale_of(old, unit), target, stream, wanted)
             moved = up is not None and up[0].delta_FI is not None
@@ -134,9 +134,6 @@ class Pruning:
             if repair is not None and unit is not None and repair.delta_DF is not None:
                 add_to_output(layer, unit, repair.delta_DF)
             error, matrices = self._finish(new, layer, target, stream)
-        if repair is None:
-            heads_held_out = heads.held_out if heads else None
-            return LayerRecord(old, error, None, heads_held_out=heads_held_out, matrices=matrices)
         return self._record(old, error_cut, error, repair, heads, up[0] if up else None, matrices)
 
     @staticmethod
@@ -144,18 +141,20 @@ class Pruning:
         layer: int,
         error_cut: float | None,
         error: float | None,
-        repair: Repair,
+        repair: Repair | None,
         heads: Repair | None,
         up: UpRepair | None,
         matrices: tuple[MatrixRecord, ...],
     ) -> LayerRecord:
+        if repair is None:  # nothing was refit: the error is that of the cut
+            error_cut, error = error, None
         return LayerRecord(
             layer,
             error_cut,
             error,
-            ridge=repair.ridge,
-            inherited=repair.inherited,
-            held_out=repair.held_out,
+            ridge=repair.ridge if repair else None,
+            inherited=repair.inherited if repair else None,
+            held_out=repair.held_out if repair else None,
             heads_held_out=heads.held_out if heads else None,
             up_held_out=up.held_out if up else None,
             matrices=matrices,
@@ -206,8 +205,6 @@ class Pruning:
             error = self._advance(staged.outputs(), target, stream)
             self._write(new, tensors_of(layer))
         self.pruned.forget()
-        if repair is None:
-            return LayerRecord(old, error, None, matrices=matrices)
         return self._record(old, None, error, repair, heads, up[0] if up else None, matrices)
 
     def _write(self, new: int, tensors: Tensors) -> None:

@@ -43,12 +43,11 @@ _WORTH = 1e-3  # least relative change of the held-out squared error by a step; 
 
 @dataclass(frozen=True)
 class UpRepair:
-    """Δ [F, I] in float32, None where no step helped; how many did; and the relative change of the squared error on
-    windows held out, None where there are none.
+    """Δ [F, I] in float32, None where no step helped; and the relative change of the squared error on windows held
+    out, None where there are none.
     """
 
     delta_FI: Tensor | None
-    steps: int
     held_out: float | None
 
 
@@ -57,13 +56,13 @@ class UpEquations:
 
     def __init__(self, down_DF: Tensor, held_out: Folds, room: Callable[[Tensor], Streams]) -> None:
         self.down_DF, self.held_out, self.room = down_DF.float(), held_out, room
-        self._kept: list[Streams] = []  # X, S, R
+        self._kept: list[Streams] = []  # X, S, R, and what the last step's direction writes
         self._energy = torch.zeros(2, dtype=torch.float64)  # ‖R‖² of the tokens that are solved on and held out
 
     def update(self, input_BLI: Tensor, gates_BLF: Tensor, missing_BLD: Tensor) -> None:
         """Take in the next batch."""
         missing_BLD = missing_BLD.float()
-        for place, value in enumerate((input_BLI, gates_BLF, missing_BLD)):
+        for place, value in enumerate((input_BLI, gates_BLF, missing_BLD, torch.zeros_like(missing_BLD))):
             if len(self._kept) <= place:
                 self._kept.append(self.room(value))
             self._kept[place].append(value)
@@ -75,27 +74,27 @@ class UpEquations:
         """The repair; what was kept is used up. Raises NumericalError where XᵀX has no inverse."""
         sum_over_processes([self._energy])
         if self.held_out.count < 2 or not float(self._energy.min()):
-            return UpRepair(None, 0, None)
+            return UpRepair(None, None)
         metric = self._metric()
         delta_FI = direction_FI = self.down_DF.new_zeros(metric.shape)
-        steepness, change, steps, moved, length = 0.0, 0.0, 0, None, 0.0
-        while steps < _STEPS:
-            gradient_FI = self._gradient(moved, length) - metric.times(delta_FI)
+        steepness, change, length = 0.0, 0.0, 0.0
+        for _ in range(_STEPS):
+            gradient_FI = self._gradient(length) - metric.times(delta_FI)
             scaled_FI = metric.solve(gradient_FI)
             before, steepness = steepness, float((gradient_FI * scaled_FI).sum())
             direction_FI = scaled_FI + direction_FI * (steepness / before if before else 0.0)
-            moved, (solved, judged_missing, judged) = self._move(direction_FI, moved)
+            solved, judged_missing, judged = self._move(direction_FI)
             length = steepness / max(solved + float((direction_FI * metric.times(direction_FI)).sum()), 1e-30)
             gain = (length**2 * judged - 2 * length * judged_missing) / float(self._energy[1])
             if not from_first(gain <= -_WORTH * (1 + change)):
                 break
-            change, steps = change + gain, steps + 1
+            change += gain
             delta_FI = delta_FI + direction_FI * length
-        return UpRepair(delta_FI if steps else None, steps, change)
+        return UpRepair(delta_FI if change else None, change)
 
     def _metric(self) -> _Metric:
         """H, of the tokens that are solved on."""
-        inputs, gates, _ = self._kept
+        inputs, gates, *_ = self._kept
         width, neurons = inputs[0].shape[-1], gates[0].shape[-1]
         gram_II, squares_F = self.down_DF.new_zeros(width, width), self.down_DF.new_zeros(neurons)
         tokens = self.down_DF.new_zeros(1)
@@ -111,25 +110,23 @@ class UpEquations:
         scale_F = squares_F / tokens * self.down_DF.square().sum(0)
         return _Metric(scale_F + (_EVEN * scale_F.mean()).clamp_min(1e-30), gram_II)
 
-    def _gradient(self, moved: Streams | None, length: float) -> Tensor:
+    def _gradient(self, length: float) -> Tensor:
         """Bring R up to date with the last step, and sum (R D ∘ S)ᵀ X over the tokens that are solved on."""
-        inputs, gates, missing = self._kept
+        inputs, gates, missing, moved = self._kept
         gradient_FI = self.down_DF.new_zeros(gates[0].shape[-1], inputs[0].shape[-1])
         for batch in range(len(inputs)):
-            if moved is not None:
-                behind_BLD, moved_BLD = (kept[batch].to(self.down_DF.device) for kept in (missing, moved))
-                missing[batch] = behind_BLD - length * moved_BLD
+            behind_BLD, moved_BLD = (kept[batch].to(self.down_DF.device) for kept in (missing, moved))
+            missing[batch] = behind_BLD - length * moved_BLD
             for fold, (input_TI, gates_TF, missing_TD) in self._parts(batch, inputs, gates, missing):
                 if fold == 0:
                     gradient_FI.addmm_((missing_TD @ self.down_DF).mul_(gates_TF).T, input_TI)
         sum_over_processes([gradient_FI])
         return gradient_FI
 
-    def _move(self, direction_FI: Tensor, moved: Streams | None) -> tuple[Streams, list[float]]:
+    def _move(self, direction_FI: Tensor) -> list[float]:
         """M = ((X Qᵀ) ∘ S) Dᵀ for a direction Q, kept; ‖M‖² of the tokens solved on, and R·M and ‖M‖² of the others."""
-        inputs, gates, missing = self._kept
+        inputs, gates, missing, moved = self._kept
         sums = torch.zeros(3, dtype=torch.float64)
-        fresh = moved is None
         for batch in range(len(inputs)):
             input_BLI, gates_BLF = (kept[batch].to(self.down_DF.device).float() for kept in (inputs, gates))
             moved_BLD = (input_BLI @ direction_FI.T).mul_(gates_BLF) @ self.down_DF.T
@@ -140,15 +137,10 @@ class UpEquations:
                 else:
                     sums[1] += float((moved_TD * missing_TD).sum(dtype=torch.float64))
                     sums[2] += square
-            if moved is None:
-                moved = self.room(moved_BLD)
-            if fresh:
-                moved.append(moved_BLD)
-            else:
-                moved[batch] = moved_BLD
-        assert moved is not None, "there is a batch"
+            moved[batch] = moved_BLD
         sum_over_processes([sums])
-        return moved, sums.tolist()
+        found: list[float] = sums.tolist()
+        return found
 
     def _parts(self, batch: int, *kept: Streams) -> Iterator[tuple[int, list[Tensor]]]:
         values = [one[batch].to(self.down_DF.device).float() for one in kept]
