@@ -166,11 +166,9 @@ def _not_refit(anatomy: Anatomy) -> list[str]:
     stacked = sorted({unit.path for units in anatomy.units for unit in units if not unit.refit})
     without = [index for index, units in enumerate(anatomy.units) if not any(unit.refit for unit in units)]
     notes = [f"cut without refit, for not every token goes through them: {', '.join(stacked)}"] if stacked else []
-    if len(without) == anatomy.num_layers:
-        reason = anatomy.width_refusal or "no MLP is run on every token"
-        notes.append(f"nothing can be refit in this model: {reason}")
-    elif without:
-        notes.append(f"layers {ranges(without)} have nothing that can be refit")
+    if without:
+        layers = "its layers have" if len(without) == anatomy.num_layers else f"layers {ranges(without)} have"
+        notes.append(f"{layers} no MLP that every token goes through; refit is what else writes to the hidden states")
     return notes
 
 

@@ -3,7 +3,8 @@
 Two streams of hidden states run in step. The dense one says what each point of
 the network should put out, the pruned one what the network being built does. A
 removed layer is folded into the kept layer before it: that layer's target is the
-dense stream after the gap.
+dense stream after the gap. Kept layers behind a gap are repaired in two steps, the
+token mixer (``mixers``) and then what ends the layer (``repairs``).
 
 Shapes: N windows, B batch, L sequence length, D hidden size, F neurons kept.
 """
@@ -15,9 +16,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from llmprune.anatomy.value import Anatomy
+from llmprune.anatomy.value import Anatomy, MlpUnit, Unit
 from llmprune.cut import Cut, gap_after
 from llmprune.folds import Folds, every_eighth, folds_of
+from llmprune.mixers import Heard, Mixers
 from llmprune.model.loading import tensors_of
 from llmprune.model.processes import is_first, share_of, sum_over_processes
 from llmprune.model.streams import StreamStore, Trail
@@ -32,6 +34,7 @@ from llmprune.sparsifying import Sparsifier, Targets
 from llmprune.sparsity.section import Sparsity
 from llmprune.surgery import add_to_output
 from llmprune.up_projection import UpRepair
+from llmprune.writers import Outlines
 
 Outputs = Iterator[tuple[int, Tensor]]  # batch number, hidden states
 
@@ -77,6 +80,8 @@ class Pruning:
         scales = snapshots.scales if snapshots else {}
         held_out = Folds(every_eighth(len(windows_NL)), batch_size)
         self._repairs = Repairs(self.refit, self.dense, self.pruned, self.anatomy, self.cut, folds, held_out, scales)
+        self._mixers = Mixers(self.refit, self.dense, self.pruned, self.anatomy, self.cut, folds)
+        self._outlines = Outlines(self.anatomy, scales, writers=True)
         self._sparsifier = self._make_sparsifier(folds, scales)
         if snapshots and records:
             snapshots.restore(target.streams, stream.streams)
@@ -105,8 +110,9 @@ class Pruning:
         if not self._needs_dense():
             return self._sparsify_alone(new, stream)
         old = self.cut.layers[new]
-        unit, gap = self._repairs.unit(old), gap_after(self.cut.layers, new, self.cut.num_layers)
-        wanted = self._pass_dense(target, old)
+        gap = gap_after(self.cut.layers, new, self.cut.num_layers)
+        heard, unit = self._listen(new, target)
+        wanted = self._pass_dense(target, old, unit)
         uncut = self.dense.tensors(old)
         self.pruned.tensors(new)  # cut out of the dense layer while that is at hand, and held
         self.dense.forget()
@@ -119,13 +125,16 @@ class Pruning:
                 for batch, hidden_BLD in enumerate(target.streams):
                     stream.advance(batch, hidden_BLD)
             return LayerRecord(old, 0.0, None)
-        heads = self._repairs.heads(new, uncut, stream)
+        mixer = None
+        if heard is not None:
+            uncut, mixer = self._mixers.solve(new, uncut, stream, heard)
         reached = target.copy() if gap and unit else target.streams  # the dense stream before the gap
         for index in gap:
             self._pass_dense(target, index)
         repair = up = error_cut = None
         if unit is not None:
-            up = self._repairs.up(new, unit, self._repairs.scale_of(old, unit), target, stream, wanted)
+            if isinstance(unit, MlpUnit):
+                up = self._repairs.up(new, unit, self._repairs.scale_of(old, unit), target, stream, wanted)
             moved = up is not None and up[0].delta_FI is not None
             repair, error_cut = self._repairs.output(new, uncut, unit, target, reached, stream, wanted, moved)
             error_cut = up[1] if up else error_cut
@@ -134,7 +143,7 @@ class Pruning:
             if repair is not None and unit is not None and repair.delta_DF is not None:
                 add_to_output(layer, unit, repair.delta_DF)
             error, matrices = self._finish(new, layer, target, stream)
-        return self._record(old, error_cut, error, repair, heads, up[0] if up else None, matrices)
+        return self._record(old, error_cut, error, repair, mixer, up[0] if up else None, matrices)
 
     @staticmethod
     def _record(
@@ -142,7 +151,7 @@ class Pruning:
         error_cut: float | None,
         error: float | None,
         repair: Repair | None,
-        heads: Repair | None,
+        mixer: Repair | None,
         up: UpRepair | None,
         matrices: tuple[MatrixRecord, ...],
     ) -> LayerRecord:
@@ -155,7 +164,7 @@ class Pruning:
             ridge=repair.ridge if repair else None,
             inherited=repair.inherited if repair else None,
             held_out=repair.held_out if repair else None,
-            heads_held_out=heads.held_out if heads else None,
+            mixer_held_out=mixer.held_out if mixer else None,
             up_held_out=up.held_out if up else None,
             matrices=matrices,
         )
@@ -192,11 +201,15 @@ class Pruning:
         uncut = self.dense.tensors(old)
         self.pruned.tensors(new)  # cut out of the dense layer while that is at hand, and held
         self.dense.forget()
-        heads = self._repairs.heads(new, uncut, stream) if self.refit and self.refit.up else None
+        mixer = None
+        writer = self._mixers.writer(new, outline) if self.refit and self.refit.up else None
+        if writer is not None and not writer.last:
+            heard = Heard(outline, writer, targets.written[writer.name])
+            _, mixer = self._mixers.solve(new, uncut, stream, heard)
         del uncut
         for index in gap_after(self.cut.layers, new, self.cut.num_layers):
             self._pass_dense(target, index)
-        unit, up = self._repairs.unit(old), None
+        unit, up = self._repairs.mlp(old), None
         writer = next((one for one in outline.writers if unit is not None and one.name == unit.output), None)
         if unit is not None and writer is not None:
             up = self._repairs.up(new, unit, writer.scale, target, stream, targets.written.get(writer.name))
@@ -205,7 +218,7 @@ class Pruning:
             error = self._advance(staged.outputs(), target, stream)
             self._write(new, tensors_of(layer))
         self.pruned.forget()
-        return self._record(old, None, error, repair, heads, up[0] if up else None, matrices)
+        return self._record(old, None, error, repair, mixer, up[0] if up else None, matrices)
 
     def _write(self, new: int, tensors: Tensors) -> None:
         if is_first():
@@ -220,10 +233,25 @@ class Pruning:
         narrowed = any(cut_parts(index, self.anatomy, self.cut) for index in self.cut.layers[: new + 1])
         return not narrowed and (first_gap is None or first_gap > old + 1)
 
-    def _pass_dense(self, target: Walk, index: int) -> list[Tensor]:
-        """Advance the dense stream; returns the outputs of the layer's projection where the refit needs them."""
+    def _listen(self, new: int, target: Walk) -> tuple[Heard | None, Unit | None]:
+        """What the dense layer's token mixer says, where that is solved again, and the unit that is refit after it:
+        an MLP, or without one the last that writes to the hidden states.
+        """
+        old = self.cut.layers[new]
+        unit: Unit | None = self._repairs.mlp(old)
+        if self.refit is None or self._is_untouched(new) or not (unit is None or self._mixers.has_work(new)):
+            return None, unit
+        with self.dense.layer(old) as layer:
+            outline = self._outlines.of(target, old, layer, old)
+            writer = self._mixers.writer(new, outline)
+            heard = self._mixers.listen(target, old, layer, outline, writer) if writer else None
+        if unit is None:
+            unit = next((one.unit for one in outline.writers if one.last), None)
+        return heard, unit
+
+    def _pass_dense(self, target: Walk, index: int, unit: Unit | None = None) -> list[Tensor]:
+        """Advance the dense stream; returns the outputs of the unit's projection where its refit needs them."""
         outputs: list[Tensor] = []
-        unit = self._repairs.unit(index) if index in self.cut.layers else None
         itself = unit is not None and self._repairs.scale_of(index, unit) is None
         if not itself and self._trail is not None and self._trail.restore(index, target.streams):
             return outputs

@@ -38,7 +38,7 @@ def read_uncut(
     """Read by running the uncut layer alone: without its lost neurons it puts out ``scale`` × their share less."""
     output = unit.tensors[-1]
     weight_DF = outputs_first(uncut.get_parameter(output.name), output)
-    gone_R, weight_RD = _without(weight_DF, keep_K)
+    gone_R, weight_RD = lost_rows(weight_DF, keep_K)
     seen: list[Tensor] = []
     with inputs_of(uncut.get_submodule(unit.output), seen.append):
         for batch, hidden_BLD, full_BLD in stream.outputs(new, uncut):
@@ -82,7 +82,7 @@ def read_gated(stream: Walk, new: int, cut: nn.Module, unit: MlpUnit) -> Iterato
             yield GatedReading(inputs.pop().view(*tokens, -1), gates_BLF, output_BLD, written.pop().view_as(output_BLD))
 
 
-def read_both(stream: Walk, new: int, uncut: nn.Module, pruned: Decoder, unit: MlpUnit) -> Iterator[Reading]:
+def read_both(stream: Walk, new: int, uncut: nn.Module, pruned: Decoder, unit: Unit) -> Iterator[Reading]:
     """Read by running the layer uncut and cut, where the difference is more than the unit's neurons."""
     seen: list[Tensor] = []
     written: list[Tensor] = []
@@ -101,8 +101,8 @@ def read_both(stream: Walk, new: int, uncut: nn.Module, pruned: Decoder, unit: M
             )
 
 
-def _without(weight_DF: Tensor, keep_K: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Indices of the neurons that go, and their rows [R, D] of the transposed weight."""
+def lost_rows(weight_DF: Tensor, keep_K: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Indices of a projection's inputs that are not kept, and their rows [R, D] of the transposed weight."""
     gone_F = torch.ones(weight_DF.shape[1], dtype=torch.bool, device=weight_DF.device)
     gone_F[keep_K.to(weight_DF.device) if keep_K is not None else slice(None)] = False
     gone_R = gone_F.nonzero().squeeze(1)

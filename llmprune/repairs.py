@@ -1,4 +1,4 @@
-"""The closed-form repairs of a layer that was cut: its up projection, output projection, and attention output.
+"""The closed-form repairs of a layer that was cut: its up projection, and the output projection that ends it.
 
 Each compares what the layer does on the pruned stream with what the dense stream says that it should.
 
@@ -7,11 +7,10 @@ Shapes: B batch, L sequence length, D hidden size, F neurons kept.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from llmprune.anatomy.selection import outputs_first, rows_of
-from llmprune.anatomy.value import Anatomy, MlpUnit
+from llmprune.anatomy.selection import outputs_first
+from llmprune.anatomy.value import Anatomy, MlpUnit, Unit
 from llmprune.cut import Cut
 from llmprune.folds import Folds
 from llmprune.model.processes import from_first, sum_over_processes
@@ -46,31 +45,9 @@ class Repairs:
         self.refit, self.dense, self.pruned, self.anatomy, self.cut = refit, dense, pruned, anatomy, cut
         self.folds, self.held_out, self.scales = folds, held_out, scales
 
-    def unit(self, layer: int) -> MlpUnit | None:
+    def mlp(self, layer: int) -> MlpUnit | None:
         """The layer's MLP that every token goes through, if something is refit at all."""
         return next((unit for unit in self.anatomy.units[layer] if unit.refit), None) if self.refit else None
-
-    def heads(self, new: int, uncut: Tensors, stream: Walk) -> Repair | None:
-        """Solve the attention's output projection again where groups of its heads go: for what those wrote."""
-        old = self.cut.layers[new]
-        unit = self.anatomy.attention[old]
-        keep_G = self.cut.heads.get(unit_key(old, unit.path)) if unit else None
-        if self.refit is None or unit is None or not unit.refit or keep_G is None:
-            return None
-        output = unit.tensors[-1]
-        keep_K = rows_of(keep_G, uncut[output.name].shape[output.dim], output)
-        equations = self.refit.open(self.folds.count)
-        with self.dense.layer(old, uncut) as layer:
-            for reading in read_uncut(stream, new, layer, unit, keep_K, 1.0):
-                lost_BLD = reading.full_BLD.float() - reading.cut_BLD.float()
-                self._add(equations, reading, lost_BLD, torch.zeros_like(lost_BLD))
-        sum_over_processes(equations.sums())
-        repair = equations.solve()
-        if repair.delta_DF is not None:
-            tensors = self.pruned.tensors(new)
-            delta = outputs_first(repair.delta_DF, output)
-            tensors[output.name] = (tensors[output.name].float() + delta).to(tensors[output.name].dtype)
-        return repair
 
     def up(
         self,
@@ -116,7 +93,7 @@ class Repairs:
         self,
         new: int,
         uncut: Tensors,
-        unit: MlpUnit,
+        unit: Unit,
         target: Walk,
         reached: Streams,
         stream: Walk,
@@ -160,11 +137,11 @@ class Repairs:
         for fold, (input_TF, lost_TD, inherited_TD) in parts:
             equations.update(input_TF, lost_TD, inherited_TD, fold)
 
-    def scale_of(self, index: int, unit: MlpUnit) -> float | None:
+    def scale_of(self, index: int, unit: Unit) -> float | None:
         """What ``scale`` found of layers of this kind; None before it."""
         return self.scales.get(_kind(self.dense.layers[index], unit))
 
-    def scale(self, walk: Walk, index: int, layer: nn.Module, unit: MlpUnit) -> float | None:
+    def scale(self, walk: Walk, index: int, layer: nn.Module, unit: Unit) -> float | None:
         """How much of the projection's output reaches the hidden states: a factor, or None if not linearly.
 
         Found by adding noise to the projection's output in one layer of each kind.
@@ -184,5 +161,5 @@ def cut_parts(layer: int, anatomy: Anatomy, cut: Cut) -> set[str]:
     return keys | {f"experts of {key}" for key in experts} | {f"heads of {key}" for key in heads}
 
 
-def _kind(layer: nn.Module, unit: MlpUnit) -> str:
+def _kind(layer: nn.Module, unit: Unit) -> str:
     return f"{type(layer).__name__}.{unit.output}"

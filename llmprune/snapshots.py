@@ -51,7 +51,7 @@ class LayerRecord:
     ridge: float | None = None
     inherited: float | None = None
     held_out: float | None = None
-    heads_held_out: float | None = None  # of the attention's output projection, where heads went
+    mixer_held_out: float | None = None  # of the token mixer's output projection, where it was solved
     up_held_out: float | None = None  # of the up projection, on other windows
     matrices: tuple[MatrixRecord, ...] = ()
 

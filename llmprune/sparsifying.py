@@ -50,7 +50,7 @@ _STEPS = 2  # of conjugate gradients on the kept support: more fit the calibrati
 @dataclass
 class Targets:
     """What the dense model said in the layer: its hidden states after it (and its gap), and by writer, where it is
-    not the last, h/scale + output, or without a scale its output alone."""
+    not the last, those behind it (``Writer.behind``)."""
 
     after: Streams
     written: dict[str, Streams] = field(default_factory=dict)
@@ -86,9 +86,7 @@ class Sparsifier:
         noted = targets.written.get(writer.name)
         batch = len(noted) if noted is not None else 0
         hidden_BLD = walk.streams[batch].to(output.device)
-        wanted_BLD = output.view_as(hidden_BLD)
-        if writer.scale is not None:
-            wanted_BLD = torch.add(wanted_BLD, hidden_BLD, alpha=1 / writer.scale)
+        wanted_BLD = writer.behind(hidden_BLD, output)
         if noted is None:
             noted = targets.written[writer.name] = walk.room(wanted_BLD)
         noted.append(wanted_BLD)

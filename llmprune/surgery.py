@@ -11,7 +11,7 @@ from llmprune.anatomy.blueprint import Config
 from llmprune.anatomy.config_edits import edit_config
 from llmprune.anatomy.proof import prove_twins, sizes_that_change
 from llmprune.anatomy.selection import outputs_first, select_neurons, strand_rows
-from llmprune.anatomy.value import NO_HEADS, Anatomy, MlpUnit, Strand
+from llmprune.anatomy.value import NO_HEADS, Anatomy, Strand, Unit
 from llmprune.cut import Cut
 from llmprune.errors import ModelError
 from llmprune.model.loading import build_skeleton
@@ -86,7 +86,7 @@ def cut_layer(tensors: Tensors, anatomy: Anatomy, cut: Cut, layer: int) -> Tenso
     return kept
 
 
-def add_to_output(layer: nn.Module, unit: MlpUnit, delta_DF: Tensor) -> None:
+def add_to_output(layer: nn.Module, unit: Unit, delta_DF: Tensor) -> None:
     """Add Δ [D, F] to the weight of a unit's output projection, in the weight's own layout and type."""
     weight = layer.get_submodule(unit.output).get_parameter("weight")
     delta = outputs_first(delta_DF, unit.tensors[-1])

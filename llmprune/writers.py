@@ -1,6 +1,6 @@
 """Which projections of a layer write to the hidden states, found by what noise on their output does to the layer's.
 
-Shapes: D hidden size.
+Shapes: B batch, L sequence length, D hidden size.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from llmprune.anatomy.projections import projections_of
-from llmprune.anatomy.value import Anatomy
+from llmprune.anatomy.projections import Projection, projections_of
+from llmprune.anatomy.value import Anatomy, TensorCut, Unit
 from llmprune.model.processes import from_first
 from llmprune.model.stages import Order, muted, probe
 from llmprune.model.walk import Walk
@@ -26,9 +27,19 @@ class Writer:
     ``last``: what it writes is solved for the whole layer's output.
     """
 
-    name: str
+    unit: Unit
     scale: float | None
     last: bool
+
+    @property
+    def name(self) -> str:
+        """Of the module in the layer."""
+        return self.unit.output
+
+    def behind(self, hidden_BLD: Tensor, output: Tensor) -> Tensor:
+        """The layer's hidden states and its own output added up, in units of the latter; that alone without a scale."""
+        output_BLD = output.view_as(hidden_BLD)
+        return output_BLD if self.scale is None else torch.add(output_BLD, hidden_BLD, alpha=1 / self.scale)
 
 
 @dataclass(frozen=True)
@@ -60,7 +71,7 @@ class Outlines:
         with later writers and experts silent; and those that the anatomy knows of and a norm follows.
         """
         hidden = walk.streams[0].shape[-1]
-        sized = {one.name for one in projections_of(layer) if one.outputs == hidden}
+        sized = {one.name: one for one in projections_of(layer) if one.outputs == hidden}
         names = [name for group in order.groups for name in group if name in sized]
         block = self.anatomy.blocks[old]
         experts = [block.path] if block and block.path not in ("", *names) else []
@@ -71,7 +82,7 @@ class Outlines:
         for place, name in enumerate(names):
             scale = self._scale(walk, index, layer, name, () if name == last else (*names[place + 1 :], *experts))
             if scale is not None or name in normed:
-                writers.append(Writer(name, scale, name == last))
+                writers.append(Writer(_unit(sized[name]), scale, name == last))
         return tuple(writers)
 
     def _scale(self, walk: Walk, index: int, layer: nn.Module, name: str, silent: Sequence[str]) -> float | None:
@@ -80,6 +91,11 @@ class Outlines:
             with muted([layer.get_submodule(path) for path in silent]):
                 self.scales[key] = from_first(residual_scale(walk, index, layer, layer.get_submodule(name)))
         return self.scales[key]
+
+
+def _unit(projection: Projection) -> Unit:
+    weight = TensorCut(f"{projection.name}.weight", 0 if projection.transposed else 1)
+    return Unit(projection.name, (weight,), projection.inputs)
 
 
 def _kind(layer: nn.Module) -> tuple[Any, ...]:

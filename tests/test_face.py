@@ -32,6 +32,7 @@ LADDER = (
             "stability",
             "prune",
             "repairs",
+            "mixers",
             "readings",
             "normal_equations",
             "up_projection",

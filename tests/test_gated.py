@@ -285,6 +285,6 @@ def test_it_goes_with_sparsity_and_heads(family: str, tmp_path: Path) -> None:
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert all(layer["up_held_out"] is not None for layer in report["layers"])
     assert any(layer["up_held_out"] < 0 for layer in report["layers"])
-    assert all(layer["heads_held_out"] is not None for layer in report["layers"])
+    assert all(layer["mixer_held_out"] is not None for layer in report["layers"])
     assert report["sparsity"]["violations"] == 0
     assert "by up projections" in (tmp_path / "run" / "report.html").read_text()

@@ -171,4 +171,4 @@ def test_the_refit_takes_over_what_lost_heads_wrote(tmp_path: Path) -> None:
     errors = [max(layer.error_refit or layer.error_cut or 0.0 for layer in r.layers) for r in (repaired, chosen, plain)]
     assert errors[0] < 1e-3
     assert errors[0] < errors[1] < 0.2 * errors[2]
-    assert all(layer.heads_held_out is not None and layer.heads_held_out < -0.5 for layer in chosen.layers)
+    assert all(layer.mixer_held_out is not None and layer.mixer_held_out < -0.5 for layer in chosen.layers)

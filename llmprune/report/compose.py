@@ -51,7 +51,7 @@ def _layer(index: int, anatomy: Anatomy, scores: Scores | None, cut: Cut, record
         ridge=record.ridge if record else None,
         inherited=record.inherited if record else None,
         held_out=record.held_out if record else None,
-        heads_held_out=record.heads_held_out if record else None,
+        mixer_held_out=record.mixer_held_out if record else None,
         up_held_out=record.up_held_out if record else None,
         matrices=tuple(MatrixFigures(**asdict(one)) for one in record.matrices) if record else (),
     )

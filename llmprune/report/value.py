@@ -67,7 +67,7 @@ class LayerFigures(Figures):
     ridge: float | None = None  # of its refit; None where no refit helped on calibration text held out from it
     inherited: float | None = None  # share of the error of earlier layers that the refit goes after
     held_out: float | None = None  # relative change of the squared error on calibration text held out from the refit
-    heads_held_out: float | None = None  # the same of what lost heads wrote, by the refit of the attention's output
+    mixer_held_out: float | None = None  # the same of the hidden states behind the token mixer, by its refit
     up_held_out: float | None = None  # of the layer's output, by the refit of the up projection; on other windows
     matrices: tuple[MatrixFigures, ...] = ()  # those that were made sparse
 
