@@ -24,6 +24,7 @@ lint: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
+	$(BIN)/mypy eval/benchmarks
 
 # Every process takes whole files, so that what a file's tests share is made once.
 PYTEST_ARGS ?= -n auto --dist loadfile

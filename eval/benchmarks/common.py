@@ -43,7 +43,8 @@ def finish(process: subprocess.Popen[str]) -> None:
 
 def report_of(output: Path) -> dict[str, Any]:
     """The run's report."""
-    return json.loads((output / "report.json").read_text())
+    report: dict[str, Any] = json.loads((output / "report.json").read_text())
+    return report
 
 
 def record(name: str, figures: dict[str, Any]) -> None:

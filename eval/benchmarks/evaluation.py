@@ -103,7 +103,7 @@ def main() -> None:
             width={"mlp": 0.75},
         )
         finish(run(recipe, folder / "run"))
-        base, model = place_of(ModelSource(id=SMOLLM2)), str(folder / "run" / "model")
+        base, model = str(place_of(ModelSource(id=SMOLLM2), "weights")), str(folder / "run" / "model")
         sets = (("arc_easy_local,blimp_local", arguments.limit), ("gsm8k_local", arguments.generative))
         for tasks, limit in sets:
             place = folder / tasks.split(",")[0]

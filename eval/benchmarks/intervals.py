@@ -33,7 +33,8 @@ def chances(accuracy: float, retention: float, correlation: float) -> Cells:
     other = accuracy * retention
     both = min(accuracy * other + correlation * (accuracy * (1 - accuracy) * other * (1 - other)) ** 0.5, other)
     found = np.array([both, accuracy - both, other - both, 1 - accuracy - other + both]).clip(0)
-    return found / found.sum()
+    shares: Cells = found / found.sum()
+    return shares
 
 
 def intervals(counts: NDArray[np.int64], seed: int) -> Iterator[tuple[str, float, float]]:

@@ -37,6 +37,7 @@ TARGETS: dict[str, dict[str, Any]] = {
     "mlp-25": {"width": {"neurons": 1152}},
     "mlp-50": {"width": {"neurons": 768}},
     "depth-3 and mlp-25": {"depth": {"remove": 3}, "width": {"neurons": 1152}},
+    "heads-33": {"width": {"heads": 2}},
     "2:4": {"sparsity": {"pattern": "2:4"}},
 }
 UNSEEN = 8  # windows of each text
@@ -48,7 +49,7 @@ def perplexity(folder: Path, windows_NL: torch.Tensor, exact: bool) -> float:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     total = count = 0.0
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not exact):
-        for ids_BL in windows_NL.split(2):
+        for ids_BL in torch.split(windows_NL, 2):
             logits_BLV = model(input_ids=ids_BL, use_cache=False).logits[:, :-1].float()
             wanted = ids_BL[:, 1:]
             total += torch.nn.functional.cross_entropy(

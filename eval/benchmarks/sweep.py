@@ -43,7 +43,7 @@ from llmprune.testing import VOCABULARY, tiny_config, tiny_model
 RESULTS = Path(__file__).parent / "results"
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # tiny models only lose by more
 AFTER = "refused after the work"
-SECTIONS = {
+SECTIONS: dict[str, dict[str, Any]] = {
     "depth": {"depth": {"remove": 1}},
     "width": {"width": {"mlp": 0.67}},
     "heads": {"width": {"heads": 0.5}},
@@ -235,7 +235,7 @@ def child(families: list[str]) -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
-    verify.subprocess = FreshProcess()  # type: ignore[assignment]
+    verify.__dict__["subprocess"] = FreshProcess()
     for family in families:
         with tempfile.TemporaryDirectory() as folder:
             verdict = sweep_type(family, Path(folder))

@@ -35,7 +35,7 @@ def windows(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def measure_sparsity(folder: Path, arguments: argparse.Namespace) -> None:
     """Pass 2 alone making every matrix of the layers 2:4, as multiples of a plain forward pass, by method."""
-    methods = {
+    methods: dict[str, dict[str, Any]] = {
         "default": {},
         "wanda": {"method": {"kind": "wanda"}},
         "sparsegpt, not refit": {"method": {"kind": "sparsegpt", "refit": False}},

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from common import RESULTS, SMOLLM2, record
-from llmprune.evaluation.perplexity import perplexity
+from llmprune.evaluation.held_out import perplexity
 from pydantic import TypeAdapter
 from torch import Tensor
 
@@ -67,11 +67,11 @@ class Bench:
         tokenizer = load_tokenizer(source)
         shape = {"samples": 16, "sequence_length": LENGTH}
         settings = Calibration.model_validate({**_texts(data)["c4"], "split": "train[:80%]", **shape})
-        self.windows_NL = load_windows(settings, tokenizer, settings.shape())
+        self.windows_NL, _ = load_windows(settings, tokenizer, settings.shape())
         self.judges: dict[str, Tensor] = {}
         for name, text in _texts(data).items():
             judge = Calibration.model_validate({"split": "train[80%:]", **text, **shape, "samples": 8})
-            self.judges[name] = load_windows(judge, tokenizer, judge.shape())
+            self.judges[name], _ = load_windows(judge, tokenizer, judge.shape())
         self.model = load_model(source)
         self.anatomy = discover(self.model.config)
         self.dense = dense_decoder(self.model)
