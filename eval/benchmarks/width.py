@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from common import RESULTS, SMOLLM2, record
-from llmprune.evaluation.held_out import perplexity
 from pydantic import TypeAdapter
 from torch import Tensor
 
@@ -27,6 +26,7 @@ from llmprune.anatomy.discovery import discover
 from llmprune.calibration import Calibration, load_windows
 from llmprune.criteria import AnyWidthCriterion
 from llmprune.criteria.base import WidthCriterion
+from llmprune.evaluation.held_out import perplexity
 from llmprune.model.loading import dense_decoder, load_model, load_tokenizer
 from llmprune.model.source import ModelSource
 from llmprune.model.streams import StreamStore, Trail
