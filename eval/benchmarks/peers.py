@@ -1,0 +1,81 @@
+"""What peers keep on the texts that ``quality.py`` judges on, for its rows to be compared with.
+
+    python eval/benchmarks/peers.py BENCH DATA
+
+Needs ``pip install optipfair`` (0.4.2), whose own code prunes MLPs by weights and activations on the protocol's
+calibration tokens. Layers are those that ShortGPT's block influence removes by BENCH/peers.json, taken out of the model
+as it does. BENCH and DATA are folders as in ``quality.py``; all in exact float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import SMOLLM2, record
+from optipfair import prune_model
+from quality import perplexity, unseen
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from llmprune.model.loading import place_of
+from llmprune.model.source import ModelSource
+
+LOST = {"mlp-25": 25, "mlp-50": 50}  # percent of the neurons
+
+
+def without_layers(model: PreTrainedModel, gone: list[int]) -> PreTrainedModel:
+    """The model without some of its layers."""
+    model.model.layers = torch.nn.ModuleList(
+        layer for index, layer in enumerate(model.model.layers) if index not in gone
+    )
+    model.config.num_hidden_layers = len(model.model.layers)
+    return model
+
+
+def narrowed(model: PreTrainedModel, percent: int, windows_NL: torch.Tensor) -> PreTrainedModel:
+    """The model after optipfair's data-driven pruning of its MLPs."""
+    batches = [
+        {"input_ids": ids_BL, "attention_mask": torch.ones_like(ids_BL)} for ids_BL in torch.split(windows_NL, 4)
+    ]
+    return prune_model(model, pruning_percentage=percent, dataloader=batches, show_progress=False)
+
+
+def main() -> None:
+    """Prune with each and measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bench", type=Path)
+    parser.add_argument("data", type=Path)
+    arguments = parser.parse_args()
+    folder = place_of(ModelSource(id=SMOLLM2), "weights")
+    dense = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokens = load_file(arguments.bench / "tokens.safetensors")
+    texts = {"wikitext": tokens["evaluation"].long()}
+    texts |= unseen(arguments.data, AutoTokenizer.from_pretrained(folder))
+    peers = json.loads((arguments.bench / "peers.json").read_text())["rows"]
+    gone = {row["target"]: row["removed"] for row in peers if row["tool"] == "ShortGPT"}
+    rows: list[dict[str, Any]] = []
+
+    def measure(tool: str, target: str, model: PreTrainedModel) -> None:
+        with tempfile.TemporaryDirectory() as place:
+            model.save_pretrained(place)
+            found = {name: round(perplexity(Path(place), ids_NL, exact=True), 3) for name, ids_NL in texts.items()}
+        rows.append({"tool": tool, "target": target, **found})
+        record("peers", {"rows": rows})
+
+    measure("dense", "dense", dense)
+    for target, layers in gone.items():
+        measure("ShortGPT", target, without_layers(copy.deepcopy(dense), layers))
+    for target, percent in LOST.items():
+        measure("optipfair", target, narrowed(copy.deepcopy(dense), percent, tokens["calibration"].long()))
+    both = narrowed(without_layers(copy.deepcopy(dense), gone["depth-3"]), 25, tokens["calibration"].long())
+    measure("ShortGPT, then optipfair", "depth-3 and mlp-25", both)
+
+
+if __name__ == "__main__":
+    main()
