@@ -51,7 +51,10 @@ class StagedLayer:
             with suppress(_ReachedError), inputs_of(self.layer.get_submodule(name), partial(_stop, seen)):
                 self._run(batch)
             if not seen:
-                raise ModelError(f"layer {self.index} does not call {name}, which layers of its kind do; skip it")
+                raise ModelError(
+                    f"layer {self.index} does not call {name}, which layers of its kind do; "
+                    "leave it out with sparsity.skip, or set refit: false"
+                )
             yield batch, self._keep(name, batch, seen.pop(), keep)
 
     def without(self, name: str, keep: bool = False) -> Iterator[tuple[int, Tensor, Tensor]]:
