@@ -70,7 +70,9 @@ class Outlines:
         """Those whose noise reaches the layer's output linearly, in the last case with all else as it is, before it
         with later writers and experts silent; and those that the anatomy knows of and a norm follows.
         """
-        hidden = walk.streams[0].shape[-1]
+        *_, hidden = shape = walk.streams[0].shape
+        if len(shape) != 3:  # several streams of hidden states side by side, which the layer mixes
+            return ()
         sized = {one.name: one for one in projections_of(layer) if one.outputs == hidden}
         names = [name for group in order.groups for name in group if name in sized]
         block = self.anatomy.blocks[old]

@@ -42,7 +42,8 @@ def _prune(
 
 
 @pytest.mark.parametrize(
-    "family", ["llama", "gemma2", "gpt_neox", "gpt2", "granite", "mixtral", "qwen2_moe", "falcon_h1", "bamba", "lfm2"]
+    "family",
+    ["llama", "gemma2", "gpt_neox", "gpt2", "granite", "mixtral", "qwen2_moe", "afmoe", "falcon_h1", "bamba", "lfm2"],
 )
 def test_behind_a_gap_it_is_solved_again(family: str) -> None:
     """Attention or recurrence, scaled or with a norm behind, beside or before an MLP or experts; before a gap not."""
@@ -54,6 +55,12 @@ def test_behind_a_gap_it_is_solved_again(family: str) -> None:
     assert behind < 0
     assert later is not None
     assert later <= 0
+
+
+def test_streams_side_by_side_are_left_alone() -> None:
+    """Where a layer mixes several streams of hidden states, what one projection adds to them is not linear."""
+    records, _, _, _ = _prune("deepseek_v4")
+    assert all(record.mixer_held_out is None and record.held_out is None for record in records)
 
 
 @pytest.mark.parametrize("family", ["mamba", "mamba2", "nemotron_h"])

@@ -130,10 +130,16 @@ def probe(walk: Walk, index: int, layer: nn.Module, names: Sequence[str]) -> Ord
     for name, value in inputs:
         if called.count(name) == 1:
             groups.setdefault((value.data_ptr(), value.numel(), value._version), []).append(name)
-    known = {path: (outputs[path], size) for path, size in owners.values()}
-    with replaced(layer, known):
-        replayed = not known or torch.equal(walk.output(0, index, layer), output_BLD)
-    return Order(tuple(map(tuple, groups.values())), owners if replayed else {})
+
+    def replays(path: str, size: int) -> bool:
+        try:
+            with replaced(layer, {path: (outputs[path], size)}):
+                return torch.equal(walk.output(0, index, layer), output_BLD)
+        except Exception:  # whatever a model does with None: a router's other values are needed
+            return False
+
+    owners = {name: owner for name, owner in owners.items() if replays(*owner)}
+    return Order(tuple(map(tuple, groups.values())), owners)
 
 
 @contextmanager
