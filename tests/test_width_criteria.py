@@ -17,7 +17,7 @@ from torch import Tensor
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.selection import neuron_rows
 from llmprune.anatomy.value import TensorCut
-from llmprune.criteria import Activation, AnyWidthCriterion, Flap, Magnitude, Obs, Taylor, Wanda
+from llmprune.criteria import Activation, AnyWidthCriterion, Flap, Magnitude, Obs, Share, Taylor, Wanda
 from llmprune.criteria.base import UnitAccumulator, WidthCriterion
 from llmprune.criteria.surgeon import removal_order
 from llmprune.errors import CalibrationError, ModelError, NumericalError, RecipeError
@@ -175,6 +175,28 @@ def test_wanda_adds_up_the_importance_of_single_weights() -> None:
     activation_TF = unit.activation_BLF.flatten(0, 1)
     single_DF = unit.output_DF.abs() * activation_TF.square().mean(0).sqrt()
     torch.testing.assert_close(unit.scores(Wanda()), single_DF.sum(0))
+
+
+def test_share_is_what_a_neuron_writes_of_what_its_token_gets() -> None:
+    """Squared norms, a mean over tokens; how loud a token is makes no difference."""
+    unit = Unit()
+    activation_TF = unit.activation_BLF.flatten(0, 1)
+    written_TDF = activation_TF[:, None, :] * unit.output_DF
+    wanted_F = (written_TDF.square().sum(1) / written_TDF.sum(2).square().sum(1)[:, None]).mean(0)
+    torch.testing.assert_close(unit.scores(Share()), wanted_F)
+    unit.activation_BLF[3] *= 1000
+    torch.testing.assert_close(unit.scores(Share()), wanted_F)
+
+
+def test_tokens_that_get_nothing_give_no_share() -> None:
+    """They count as tokens, and divide nothing by nothing."""
+    unit = Unit()
+    whole_F = unit.scores(Share())
+    unit.activation_BLF[: WINDOWS // 2] = 0
+    unit.activation_BLF[WINDOWS // 2 :] = Unit().activation_BLF[: WINDOWS // 2]
+    half_F = unit.open(Share(), slice(WINDOWS // 2, None)).scores()
+    assert torch.isfinite(whole_F).all()
+    torch.testing.assert_close(unit.scores(Share()), half_F / 2)
 
 
 def test_flap_is_the_variance_of_what_a_neuron_writes() -> None:
@@ -366,7 +388,7 @@ def test_a_layer_that_cannot_be_differentiated_is_named(tmp_path: Path) -> None:
         score(decoder, discover(model.config), IDS, 4, None, Taylor(), store=_store(tmp_path))
 
 
-@pytest.mark.parametrize("kind", ["flap", "magnitude", "wanda"])
+@pytest.mark.parametrize("kind", ["flap", "magnitude", "share", "wanda"])
 @pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
 def test_experts_are_scored_as_if_each_were_a_unit(tmp_path: Path, kind: str, family: str) -> None:
     """Stacked experts get scores of their own [E, F] by whatever needs no solve and no gradients."""

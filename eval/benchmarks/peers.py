@@ -35,6 +35,8 @@ def without_layers(model: PreTrainedModel, gone: list[int]) -> PreTrainedModel:
         layer for index, layer in enumerate(model.model.layers) if index not in gone
     )
     model.config.num_hidden_layers = len(model.model.layers)
+    for index, layer in enumerate(model.model.layers):
+        layer.self_attn.layer_idx = index
     return model
 
 

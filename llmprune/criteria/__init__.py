@@ -15,11 +15,12 @@ from llmprune.criteria.obs import Obs
 from llmprune.criteria.perplexity import Perplexity
 from llmprune.criteria.reap import Reap
 from llmprune.criteria.residual import Residual
+from llmprune.criteria.share import Share
 from llmprune.criteria.taylor import Taylor
 from llmprune.criteria.wanda import Wanda
 
 AnyDepthCriterion = BlockInfluence | Angular | Perplexity | Divergence | Residual
-AnyWidthCriterion = Activation | Flap | Magnitude | Obs | Taylor | Wanda
+AnyWidthCriterion = Activation | Flap | Magnitude | Obs | Share | Taylor | Wanda
 AnyExpertCriterion = Reap
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Perplexity",
     "Reap",
     "Residual",
+    "Share",
     "Taylor",
     "Wanda",
 ]
