@@ -16,7 +16,9 @@ from llmprune.mixers import Mixers
 from llmprune.model.loading import dense_decoder
 from llmprune.model.streams import StreamStore
 from llmprune.model.walk import Tensors, inputs_of
+from llmprune.plan import make_plan
 from llmprune.prune import Pruning
+from llmprune.recipe import Recipe
 from llmprune.refit import Refit
 from llmprune.snapshots import LayerRecord
 from llmprune.surgery import cut_decoder
@@ -149,3 +151,13 @@ def test_the_page_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     recipe = write_recipe(tmp_path / "recipe.yaml", tmp_path / "model", tmp_path / "text.txt", depth={"layers": [1]})
     assert command("run", recipe, "--output", tmp_path / "run").code == 0
     assert "by attention" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(("family", "layers"), [("mamba", "its layers have"), ("nemotron_h", "have")])
+def test_the_plan_says_what_is_refit_without_an_mlp(family: str, layers: str, tmp_path: Path) -> None:
+    """And that what a dense mixer writes needs memory."""
+    tiny_model(family).config.save_pretrained(tmp_path)
+    text = f"{{model: {{id: '{tmp_path}', dtype: float32}}, calibration: {{dataset: x.txt}}, depth: {{layers: [1]}}"
+    plan, without = make_plan(Recipe.parse(text + "}")), make_plan(Recipe.parse(text + ", refit: false}"))
+    assert any(f"{layers} no MLP that every token goes through; refit is what else" in note for note in plan.notes)
+    assert plan.memory.streams > without.memory.streams
