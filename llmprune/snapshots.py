@@ -122,4 +122,8 @@ class Snapshots:
             return [], {}, 0
         if any(text.get(key) != value for key, value in self._key.items()):
             return [], {}, 0
-        return [LayerRecord.from_dict(record) for record in text["records"]], text["scales"], text["slot"]
+        try:
+            records = [LayerRecord.from_dict(record) for record in text["records"]]
+        except TypeError:  # of another version of llmprune
+            return [], {}, 0
+        return records, text["scales"], text["slot"]

@@ -406,8 +406,8 @@ def test_report_is_built_again(room: Path, tmp_path: Path) -> None:
         (None, "the run is not finished: run it again"),
         ("{", "cannot be read"),
         ("[]", "has schema None"),
-        ('{"schema_version": 1}', "has schema 1, and this version of llmprune reads 2"),
-        ('{"schema_version": 2, "created": 3}', "fields are wrong"),
+        ('{"schema_version": 1}', "has schema 1, and this version of llmprune reads 3"),
+        ('{"schema_version": 3, "created": 3}', "fields are wrong"),
     ],
 )
 def test_report_that_cannot_be_read(room: Path, tmp_path: Path, text: str | None, said: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,17 @@ def test_state_of_another_run_is_not_used(tmp_path: Path) -> None:
         _prune("llama", Snapshots(tmp_path, "one"), stop_at=2)
     written, _ = _prune("llama", Snapshots(tmp_path, "another"))
     assert sorted(written) == [0, 1, 2, 3]
+
+
+def test_state_of_another_version_is_not_used(tmp_path: Path) -> None:
+    """Where what it keeps of a layer has other fields, everything is done again."""
+    with pytest.raises(_Stopped):
+        _prune("llama", Snapshots(tmp_path, "same", 1e9), stop_at=2)
+    progress = tmp_path / "progress.json"
+    assert len(json.loads(progress.read_text())["records"]) > 0
+    progress.write_text(progress.read_text().replace("mixer_held_out", "heads_held_out"))
+    written, _ = _prune("llama", Snapshots(tmp_path, "same"))
+    assert sorted(written) == list(range(len(written)))
 
 
 def test_streams_on_file_equal_streams_in_memory(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 Verdict = Literal["pass", "fail", "not enough samples", "no interval"]
 
@@ -325,7 +325,8 @@ class Report(Figures):
     """The whole report of one run: ``report.json``.
 
     ``schema_version`` counts up when a field is renamed, removed or changes its meaning; new fields may appear in
-    between. 2: intervals, groups, verdicts in words, divergence and free generation.
+    between. 2: intervals, groups, verdicts in words, divergence and free generation. 3: ``mixer_held_out`` of layers in
+    place of ``heads_held_out``.
     """
 
     schema_version: int = SCHEMA_VERSION
