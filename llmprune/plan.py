@@ -168,7 +168,10 @@ def _not_refit(anatomy: Anatomy) -> list[str]:
     notes = [f"cut without refit, for not every token goes through them: {', '.join(stacked)}"] if stacked else []
     if without:
         layers = "its layers have" if len(without) == anatomy.num_layers else f"layers {ranges(without)} have"
-        notes.append(f"{layers} no MLP that every token goes through; refit is what else writes to the hidden states")
+        notes.append(
+            f"{layers} no MLP that every token goes through: where layers or heads go, what else writes to the hidden "
+            "states is refit"
+        )
     return notes
 
 

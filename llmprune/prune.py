@@ -155,7 +155,7 @@ class Pruning:
         up: UpRepair | None,
         matrices: tuple[MatrixRecord, ...],
     ) -> LayerRecord:
-        if repair is None:  # nothing was refit: the error is that of the cut
+        if repair is None and (mixer is None or mixer.delta_DF is None):  # nothing was refit: the error is the cut's
             error_cut, error = error, None
         return LayerRecord(
             layer,

@@ -42,7 +42,8 @@ class LayerRecord:
     """Relative error of the hidden states after a kept layer (and its gap), before and after its refit.
 
     ``ridge``, ``inherited`` and ``held_out`` are those of its ``Repair``; no ridge: it was better left as it is.
-    ``error_cut`` is None where the dense hidden states were not needed.
+    ``error_cut`` is None where the dense hidden states were not needed, or nothing but the token mixer was refit, and
+    counts that as done where it was.
     """
 
     layer: int

@@ -128,6 +128,15 @@ def test_the_error_of_the_hidden_states_falls(monkeypatch: pytest.MonkeyPatch) -
         assert one.error_refit < other.error_refit
 
 
+def test_the_error_after_it_alone_is_no_error_of_the_cut() -> None:
+    """Where no MLP is refit: before the gap nothing is, behind it the mixer."""
+    records, _, _, _ = _prune("mixtral")
+    assert [(record.error_cut is None, record.error_refit is None) for record in records[:2]] == [
+        (False, True),
+        (True, False),
+    ]
+
+
 def test_files_hold_what_memory_does(tmp_path: Path) -> None:
     """What the dense mixer wrote may lie in a file."""
     first, tensors, _, _ = _prune("llama")
@@ -159,5 +168,8 @@ def test_the_plan_says_what_is_refit_without_an_mlp(family: str, layers: str, tm
     tiny_model(family).config.save_pretrained(tmp_path)
     text = f"{{model: {{id: '{tmp_path}', dtype: float32}}, calibration: {{dataset: x.txt}}, depth: {{layers: [1]}}"
     plan, without = make_plan(Recipe.parse(text + "}")), make_plan(Recipe.parse(text + ", refit: false}"))
-    assert any(f"{layers} no MLP that every token goes through; refit is what else" in note for note in plan.notes)
+    assert any(
+        f"{layers} no MLP that every token goes through: where layers or heads go, what else" in note
+        for note in plan.notes
+    )
     assert plan.memory.streams > without.memory.streams

@@ -10,7 +10,7 @@ less on the text that they were taken from.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from llmprune.criteria.base import UnitAccumulator, WidthCriterion
 from llmprune.criteria.moments import MeanSquare
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 class Share(WidthCriterion):
     """``width: {mlp: 0.75, criterion: {kind: share}}``."""
+
+    cost: ClassVar[str | None] = "takes one more product with each output projection in pass 1"
 
     kind: Literal["share"] = "share"
 

@@ -62,7 +62,7 @@ class LayerFigures(Figures):
     kv_groups_kept: tuple[int, ...] | None = None  # indices of the groups of heads that stay, where some go
     kv_groups_share: float | None = None  # share of the layer's scores of heads that these hold
     score_share: float | None  # share of the layer's neuron scores that the kept neurons hold
-    error_cut: float | None  # relative error of the hidden states after the layer, before its refit
+    error_cut: float | None  # relative error of the hidden states after the layer, before the refit of what ends it
     error_refit: float | None  # the same after its refit
     ridge: float | None = None  # of its refit; None where no refit helped on calibration text held out from it
     inherited: float | None = None  # share of the error of earlier layers that the refit goes after
