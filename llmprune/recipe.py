@@ -19,12 +19,12 @@ from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model
 
 from llmprune.calibration import Calibration
 from llmprune.criteria import (
-    Activation,
     AnyDepthCriterion,
     AnyExpertCriterion,
     AnyWidthCriterion,
     BlockInfluence,
     Reap,
+    Share,
 )
 from llmprune.errors import RecipeError
 from llmprune.evaluation.section import Evaluation
@@ -72,9 +72,7 @@ class Width(Section):
         description="Key-value groups of attention heads kept in every layer, each with the query heads that read it: "
         "2 is a number, 0.5 a fraction.",
     )
-    criterion: AnyWidthCriterion = Field(
-        Activation(), discriminator="kind", description="How neurons and heads are scored."
-    )
+    criterion: AnyWidthCriterion = Field(Share(), discriminator="kind", description="How neurons and heads are scored.")
 
     @model_validator(mode="after")
     def _targets(self) -> Self:

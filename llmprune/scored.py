@@ -20,7 +20,6 @@ from llmprune.anatomy.value import Anatomy, AttentionUnit, ExpertBlock, MlpUnit,
 from llmprune.anatomy.watching import activations_of_experts, outputs_of_experts
 from llmprune.criteria.base import Accumulator, ExpertAccumulator, ExpertCriterion, UnitAccumulator, WidthCriterion
 from llmprune.model.processes import sum_over_processes
-from llmprune.model.walk import inputs_of
 from llmprune.scores import Scores, unit_key
 
 
@@ -60,7 +59,11 @@ class Neurons:
 
     def watch(self, hooks: ExitStack) -> None:
         """Take in the neurons' activations."""
-        hooks.enter_context(inputs_of(self.output, self.sums.update))
+        hooks.callback(self.output.register_forward_hook(self._see).remove)
+
+    def _see(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        bias = getattr(module, "bias", None)
+        self.sums.update_with(args[0], output if bias is None else output - bias)
 
     def write(self, scores: Scores) -> None:
         """Put the neurons' scores with the others."""

@@ -8,11 +8,12 @@ Shapes: N layers, B batch, L sequence length, D hidden size, F neurons of a unit
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmprune.anatomy.value import Anatomy
 from llmprune.criteria.base import ExpertCriterion, PassingCriterion, WidthCriterion
@@ -24,6 +25,8 @@ from llmprune.model.walk import Decoder, Walk
 from llmprune.progress import track
 from llmprune.scored import ExpertsOfLayer, Neurons, StackedNeurons, projections
 from llmprune.scores import Scores, unit_key
+
+_Part = Neurons | StackedNeurons | ExpertsOfLayer
 
 
 def score(
@@ -50,32 +53,51 @@ def score(
     runs = _Runs(depth, depth.horizon(remove), walk) if depth else None
     scores = Scores(None, {})
     for index in track(range(len(decoder)), "pass 1: scoring layers"):
-        with decoder.layer(index) as layer, ExitStack() as hooks:
-            parts: list[Neurons | StackedNeurons | ExpertsOfLayer] = []
-            if not backwards:
-                parts += projections(layer, anatomy, index, width, heads)
-            block = anatomy.blocks[index]
-            if experts and block and anatomy.experts:
-                parts.append(ExpertsOfLayer(unit_key(index, block.path), block, anatomy.experts.count, layer, experts))
-            for part in parts:
-                part.watch(hooks)
-            if runs:
-                runs.open(decoder.device_of(index))
-            for batch, hidden_BLD, output_BLD in walk.outputs(index, layer):
-                if runs:
-                    runs.update(batch, hidden_BLD, output_BLD)
-                walk.advance(batch, output_BLD)
+        with decoder.layer(index) as layer:
+            forwards = (None, None) if backwards else (width, heads)
+            _visit(index, layer, walk, runs, _parts(index, layer, anatomy, *forwards, experts), scores)
             if store.trail is not None:
                 store.trail.keep(index, walk.streams)
-            if runs:
-                runs.close()
-            for part in parts:
-                part.write(scores)
     if backwards and store.trail is not None:
         _score_backwards(WayBack(walk, store.trail), anatomy, width, heads, scores)
     scores = replace(scores, layers=runs.scores(len(decoder)) if runs else None)
     _require_finite(scores)
     return scores
+
+
+def _parts(
+    index: int,
+    layer: nn.Module,
+    anatomy: Anatomy,
+    width: WidthCriterion | None,
+    heads: WidthCriterion | None,
+    experts: ExpertCriterion | None,
+) -> list[_Part]:
+    """What is scored of one layer."""
+    parts: list[_Part] = [*projections(layer, anatomy, index, width, heads)]
+    block = anatomy.blocks[index]
+    if experts and block and anatomy.experts:
+        parts.append(ExpertsOfLayer(unit_key(index, block.path), block, anatomy.experts.count, layer, experts))
+    return parts
+
+
+def _visit(
+    index: int, layer: nn.Module, walk: Walk, runs: _Runs | None, parts: Sequence[_Part], scores: Scores
+) -> None:
+    """Take every batch through one layer, and write what its parts score; they go with it, for they hold weights."""
+    with ExitStack() as hooks:
+        for part in parts:
+            part.watch(hooks)
+        if runs:
+            runs.open(walk.decoder.device_of(index))
+        for batch, hidden_BLD, output_BLD in walk.outputs(index, layer):
+            if runs:
+                runs.update(batch, hidden_BLD, output_BLD)
+            walk.advance(batch, output_BLD)
+        if runs:
+            runs.close()
+        for part in parts:
+            part.write(scores)
 
 
 class _Runs:

@@ -23,7 +23,7 @@ from llmprune.criteria.surgeon import removal_order
 from llmprune.errors import CalibrationError, ModelError, NumericalError, RecipeError
 from llmprune.model.loading import dense_decoder
 from llmprune.model.streams import StreamStore, Trail
-from llmprune.model.walk import Decoder
+from llmprune.model.walk import Decoder, inputs_of
 from llmprune.plan import make_plan
 from llmprune.recipe import Recipe
 from llmprune.scores import unit_key
@@ -86,7 +86,10 @@ def test_scores_are_finite_and_one_a_neuron(kind: str) -> None:
 
 @every_kind
 def test_half_precision_is_summed_in_more(kind: str) -> None:
-    """Weights and activations in bfloat16 give the scores of the same numbers in float32."""
+    """Weights and activations in bfloat16 give the scores of the same numbers in float32.
+
+    But for a product that is rounded as the layer's own is.
+    """
     half, full = Unit(), Unit()
     for unit, dtype in ((half, torch.bfloat16), (full, torch.float32)):
         unit.output_DF = unit.output_DF.bfloat16().to(dtype)
@@ -95,7 +98,8 @@ def test_half_precision_is_summed_in_more(kind: str) -> None:
         unit.gradient_BLD = unit.gradient_BLD.bfloat16().to(dtype)
     if KINDS[kind].takes == "effects":  # a product of two, which the walk back takes in float32
         half = full
-    torch.testing.assert_close(half.scores(KINDS[kind]()), full.scores(KINDS[kind]()))
+    rounding = {"rtol": 2**-8, "atol": 0} if kind == "share" else {}
+    torch.testing.assert_close(half.scores(KINDS[kind]()), full.scores(KINDS[kind]()), **rounding)
 
 
 @every_kind
@@ -178,14 +182,29 @@ def test_wanda_adds_up_the_importance_of_single_weights() -> None:
 
 
 def test_share_is_what_a_neuron_writes_of_what_its_token_gets() -> None:
-    """Squared norms, a mean over tokens; how loud a token is makes no difference."""
+    """Squared norms times the cosine, a mean over tokens; how loud a token is makes no difference."""
     unit = Unit()
     activation_TF = unit.activation_BLF.flatten(0, 1)
     written_TDF = activation_TF[:, None, :] * unit.output_DF
-    wanted_F = (written_TDF.square().sum(1) / written_TDF.sum(2).square().sum(1)[:, None]).mean(0)
+    all_TD1 = written_TDF.sum(2, keepdim=True)
+    cosine_TF = torch.cosine_similarity(written_TDF, all_TD1, dim=1).abs()
+    wanted_F = (written_TDF.square().sum(1) / all_TD1.square().sum(1) * cosine_TF).mean(0)
     torch.testing.assert_close(unit.scores(Share()), wanted_F)
     unit.activation_BLF[3] *= 1000
     torch.testing.assert_close(unit.scores(Share()), wanted_F)
+
+
+def test_a_bias_of_the_output_projection_is_no_share(tmp_path: Path) -> None:
+    """What a neuron writes is compared with what neurons write, whatever the module adds to it."""
+    model = tiny_model("gpt2")
+    mlp = model.transformer.h[0].mlp
+    seen: list[Tensor] = []
+    with inputs_of(mlp.c_proj, seen.append), torch.no_grad():
+        model(IDS)
+    mlp.c_proj.bias.data.fill_(100)
+    accumulator = Share().open(mlp.c_proj.weight.T)
+    accumulator.update(seen[0])
+    torch.testing.assert_close(_scores(model, Share(), tmp_path)["0.mlp"], accumulator.scores(), rtol=1e-3, atol=0)
 
 
 def test_tokens_that_get_nothing_give_no_share() -> None:

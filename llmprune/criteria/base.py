@@ -49,6 +49,10 @@ class UnitAccumulator(Accumulator):
     def update(self, values_BLF: Tensor) -> None:
         """Take in a batch: the inputs of the unit's output projection, or their effects; of routed experts [T, F]."""
 
+    def update_with(self, values_BLF: Tensor, written_BLD: Tensor) -> None:
+        """Take in a batch of inputs where what the projection makes of them, its bias left aside, is at hand."""
+        self.update(values_BLF)
+
     @abstractmethod
     def scores(self) -> Tensor:
         """Importance of each neuron, float32 [F]; the lowest are removed first."""

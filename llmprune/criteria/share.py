@@ -1,16 +1,23 @@
 """Share of what the projection writes, token by token: our own.
 
-    score of neuron f = mean over tokens of x_f² · ‖ column f of the output projection ‖² / ‖ x Wᵀ ‖²
+    score of neuron f = mean over tokens of ‖ x_f w_f ‖² / ‖ y ‖² · | cos(w_f, y) |        y = Σ over f of x_f w_f
 
-``activation`` with the energy that is written for each token set to one. Few tokens hold most of the energy (the first
-of a window, delimiters), and a kind of text has its own loud ones; here each token says the same, so that scores hang
-less on the text that they were taken from.
+where w_f is column f of the output projection. It differs from ``activation`` in two ways:
+
+- Every token says the same. Few tokens hold most of the energy (the first of a window, delimiters), and a kind of text
+  has its own loud ones; shares of each token's energy hang less on the text that they were taken from.
+- A neuron that writes along what the token gets counts for more than one that is cancelled by others. Losses along y
+  add up with the number of neurons that go, losses across it with its root.
+
+It takes one more product with each output projection.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
+
+import torch
 
 from llmprune.criteria.base import UnitAccumulator, WidthCriterion
 from llmprune.criteria.moments import MeanSquare
@@ -22,8 +29,6 @@ if TYPE_CHECKING:
 class Share(WidthCriterion):
     """``width: {mlp: 0.75, criterion: {kind: share}}``."""
 
-    cost: ClassVar[str | None] = "takes one more product with each output projection in pass 1"
-
     kind: Literal["share"] = "share"
 
     def open(self, output_DF: Tensor, inputs: Sequence[Tensor] = ()) -> UnitAccumulator:
@@ -32,15 +37,22 @@ class Share(WidthCriterion):
 
 
 class _Share(MeanSquare):
+    """Products are rounded as the layer's own is; what is made of them is float32."""
+
     def __init__(self, output_DF: Tensor) -> None:
-        super().__init__(output_DF.float().square().sum(0))
+        super().__init__(torch.linalg.vector_norm(output_DF, dim=0, dtype=torch.float32))
         self.output_DF = output_DF
 
     def update(self, values_BLF: Tensor) -> None:
-        values_TF = values_BLF.flatten(0, -2).float()
-        energy_T1 = (values_TF @ self.output_DF.float().T).square().sum(-1, keepdim=True)
-        written_T1 = energy_T1.where(energy_T1 > 0, 1)  # nothing is written: nobody has a share
-        super().update(values_TF / written_T1.sqrt())
+        self.update_with(values_BLF, values_BLF @ self.output_DF.T)
+
+    def update_with(self, values_BLF: Tensor, written_BLD: Tensor) -> None:
+        values_TF, written_TD = values_BLF.flatten(0, -2), written_BLD.flatten(0, -2).float()
+        norm_T1 = torch.linalg.vector_norm(written_TD, dim=-1, keepdim=True)
+        direction_TD = written_TD / norm_T1.where(norm_T1 > 0, torch.inf)  # of nothing nobody has a share
+        along_TF = (direction_TD.to(values_TF.dtype) @ self.output_DF).float().abs()
+        self.sum_F += along_TF.mul_((values_TF.float() / norm_T1.where(norm_T1 > 0, torch.inf)).square_()).sum(0)
+        self.tokens += len(values_TF)
 
     def scores(self) -> Tensor:
         return self.mean() * self.per_neuron_F
