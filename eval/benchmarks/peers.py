@@ -1,10 +1,10 @@
 """What peers keep on the texts that ``quality.py`` judges on, for its rows to be compared with.
 
-    python eval/benchmarks/peers.py BENCH DATA
+    python eval/benchmarks/peers.py BENCH DATA [TARGET …]
 
 Needs ``pip install optipfair`` (0.4.2), whose own code prunes MLPs by weights and activations on the protocol's
 calibration tokens. Layers are those that ShortGPT's block influence removes by BENCH/peers.json, taken out of the model
-as it does. BENCH and DATA are folders as in ``quality.py``; all in exact float32.
+as it does. BENCH, DATA and the targets are as in ``quality.py``, and rows are replaced by target; all in exact float32.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import argparse
 import copy
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import SMOLLM2, record
+from common import RESULTS, SMOLLM2, record
 from optipfair import prune_model
 from quality import perplexity, unseen
 from safetensors.torch import load_file
@@ -53,6 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bench", type=Path)
     parser.add_argument("data", type=Path)
+    parser.add_argument("targets", nargs="*", help="default: all")
     arguments = parser.parse_args()
     folder = place_of(ModelSource(id=SMOLLM2), "weights")
     dense = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -61,22 +63,31 @@ def main() -> None:
     texts |= unseen(arguments.data, AutoTokenizer.from_pretrained(folder))
     peers = json.loads((arguments.bench / "peers.json").read_text())["rows"]
     gone = {row["target"]: row["removed"] for row in peers if row["tool"] == "ShortGPT"}
-    rows: list[dict[str, Any]] = []
+    recorded = RESULTS / "peers.json"
+    rows: list[dict[str, Any]] = json.loads(recorded.read_text())["figures"]["rows"] if recorded.is_file() else []
 
-    def measure(tool: str, target: str, model: PreTrainedModel) -> None:
+    def measure(tool: str, target: str, prune: Callable[[PreTrainedModel], PreTrainedModel]) -> None:
+        nonlocal rows
+        if arguments.targets and target not in arguments.targets:
+            return
         with tempfile.TemporaryDirectory() as place:
-            model.save_pretrained(place)
+            prune(copy.deepcopy(dense)).save_pretrained(place)
             found = {name: round(perplexity(Path(place), ids_NL, exact=True), 3) for name, ids_NL in texts.items()}
-        rows.append({"tool": tool, "target": target, **found})
+        rows = [row for row in rows if row["target"] != target] + [{"tool": tool, "target": target, **found}]
         record("peers", {"rows": rows})
 
-    measure("dense", "dense", dense)
-    for target, layers in gone.items():
-        measure("ShortGPT", target, without_layers(copy.deepcopy(dense), layers))
+    def narrow(percent: int) -> Callable[[PreTrainedModel], PreTrainedModel]:
+        return lambda model: narrowed(model, percent, tokens["calibration"].long())
+
+    def shorten(target: str) -> Callable[[PreTrainedModel], PreTrainedModel]:
+        return lambda model: without_layers(model, gone[target])
+
+    measure("dense", "dense", lambda model: model)
+    for target in gone:
+        measure("ShortGPT", target, shorten(target))
     for target, percent in LOST.items():
-        measure("optipfair", target, narrowed(copy.deepcopy(dense), percent, tokens["calibration"].long()))
-    both = narrowed(without_layers(copy.deepcopy(dense), gone["depth-3"]), 25, tokens["calibration"].long())
-    measure("ShortGPT, then optipfair", "depth-3 and mlp-25", both)
+        measure("optipfair", target, narrow(percent))
+    measure("ShortGPT, then optipfair", "depth-3 and mlp-25", lambda model: narrow(25)(shorten("depth-3")(model)))
 
 
 if __name__ == "__main__":
