@@ -50,7 +50,7 @@ def memory_of(
         + _gated(recipe, dense, neurons_of_solved_ups(anatomy, widths)),
         statistics=max(
             4 * inputs * (inputs * (folds + 1) + hidden * 4) + sparse,
-            recipe.width.criterion.memory(scored) if recipe.width else 0,
+            recipe.width.neurons_by.memory(scored) if recipe.width else 0,
         ),
     )
 

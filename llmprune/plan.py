@@ -211,7 +211,7 @@ def _about_criterion(recipe: Recipe) -> list[str]:
     """What the width criterion costs, and what it misses."""
     if recipe.width is None:
         return []
-    criterion = recipe.width.criterion
+    criterion = recipe.width.neurons_by
     notes = [f"width.criterion {criterion.kind} {criterion.cost}"] if criterion.cost else []
     if criterion.assumes_refit and recipe.refit is None:
         notes.append(f"width.criterion {criterion.kind} assumes the refit, which is off")
@@ -221,9 +221,9 @@ def _about_criterion(recipe: Recipe) -> list[str]:
 def _require_room_for_trail(recipe: Recipe, trail: int) -> None:
     """The walk back needs the dense hidden states after every layer, so many bytes in all."""
     allowed = recipe.calibration.stream_disk
-    if recipe.width and recipe.width.criterion.takes == "effects" and trail > allowed:
+    if recipe.width and recipe.width.neurons_by.takes == "effects" and trail > allowed:
         raise RecipeError(
-            f"calibration.stream_disk: width.criterion {recipe.width.criterion.kind} goes back over the hidden states "
+            f"calibration.stream_disk: width.criterion {recipe.width.neurons_by.kind} goes back over the hidden states "
             f"after every layer, {format_size(trail)}, and {format_size(allowed)} are allowed; raise it, take fewer "
             "calibration.samples, or choose another criterion"
         )

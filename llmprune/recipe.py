@@ -19,6 +19,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model
 
 from llmprune.calibration import Calibration
 from llmprune.criteria import (
+    Activation,
     AnyDepthCriterion,
     AnyExpertCriterion,
     AnyWidthCriterion,
@@ -72,7 +73,11 @@ class Width(Section):
         description="Key-value groups of attention heads kept in every layer, each with the query heads that read it: "
         "2 is a number, 0.5 a fraction.",
     )
-    criterion: AnyWidthCriterion = Field(Share(), discriminator="kind", description="How neurons and heads are scored.")
+    criterion: AnyWidthCriterion | None = Field(
+        None,
+        discriminator="kind",
+        description="How neurons and heads are scored; default: neurons by share, heads by activation.",
+    )
 
     @model_validator(mode="after")
     def _targets(self) -> Self:
@@ -81,6 +86,16 @@ class Width(Section):
         elif self.heads is None:
             raise ValueError("needs at least one of mlp, neurons, heads; none given")
         return self
+
+    @property
+    def neurons_by(self) -> AnyWidthCriterion:
+        """What scores the neurons."""
+        return self.criterion or Share()
+
+    @property
+    def heads_by(self) -> AnyWidthCriterion:
+        """What scores the heads. By ``share`` SmolLM2 kept less on each of three texts."""
+        return self.criterion or Activation()
 
     @property
     def cuts_mlp(self) -> bool:

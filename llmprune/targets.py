@@ -87,7 +87,7 @@ def planned_widths(width: Width | None, anatomy: Anatomy, notes: list[str]) -> d
 
 
 def _refuse_unscorable(width: Width, fields: set[str], anatomy: Anatomy) -> None:
-    criterion = width.criterion
+    criterion = width.neurons_by
     routed = sorted({unit.field for units in anatomy.units for unit in units if not unit.refit} & fields)
     if routed and criterion.routed_refusal:
         others = ", ".join(field for field in anatomy.widths if field not in routed)

@@ -34,6 +34,16 @@ def _plan(folder: Path, width: str, family: str = "llama", **overrides: Any) -> 
 
 
 @pytest.mark.parametrize(
+    ("named", "kinds"), [("", ("share", "activation")), (", criterion: {kind: flap}", ("flap",) * 2)]
+)
+def test_neurons_and_heads_have_defaults_of_their_own(named: str, kinds: tuple[str, str]) -> None:
+    """A criterion that is named scores both."""
+    width = Recipe.parse(f"model: x\ncalibration: {{dataset: t.txt}}\nwidth: {{mlp: 0.5, heads: 1{named}}}\n").width
+    assert width is not None
+    assert (width.neurons_by.kind, width.heads_by.kind) == kinds
+
+
+@pytest.mark.parametrize(
     ("parts", "rows"),
     [
         ((1,), [2, 0]),

@@ -14,10 +14,9 @@ It takes one more product with each output projection.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
-
-import torch
 
 from llmprune.criteria.base import UnitAccumulator, WidthCriterion
 from llmprune.criteria.moments import MeanSquare
@@ -40,7 +39,7 @@ class _Share(MeanSquare):
     """Products are rounded as the layer's own is; what is made of them is float32."""
 
     def __init__(self, output_DF: Tensor) -> None:
-        super().__init__(torch.linalg.vector_norm(output_DF, dim=0, dtype=torch.float32))
+        super().__init__(output_DF.float().norm(dim=0))
         self.output_DF = output_DF
 
     def update(self, values_BLF: Tensor) -> None:
@@ -48,10 +47,11 @@ class _Share(MeanSquare):
 
     def update_with(self, values_BLF: Tensor, written_BLD: Tensor) -> None:
         values_TF, written_TD = values_BLF.flatten(0, -2), written_BLD.flatten(0, -2).float()
-        norm_T1 = torch.linalg.vector_norm(written_TD, dim=-1, keepdim=True)
-        direction_TD = written_TD / norm_T1.where(norm_T1 > 0, torch.inf)  # of nothing nobody has a share
+        norm_T1 = written_TD.norm(dim=-1, keepdim=True)
+        norm_T1 = norm_T1.where(norm_T1 > 0, math.inf)  # of nothing nobody has a share
+        direction_TD = written_TD / norm_T1
         along_TF = (direction_TD.to(values_TF.dtype) @ self.output_DF).float().abs()
-        self.sum_F += along_TF.mul_((values_TF.float() / norm_T1.where(norm_T1 > 0, torch.inf)).square_()).sum(0)
+        self.sum_F += along_TF.mul_((values_TF.float() / norm_T1).square_()).sum(0)
         self.tokens += len(values_TF)
 
     def scores(self) -> Tensor:
