@@ -38,7 +38,9 @@ def _plan(folder: Path, width: str, family: str = "llama", **overrides: Any) -> 
 )
 def test_neurons_and_heads_have_defaults_of_their_own(named: str, kinds: tuple[str, str]) -> None:
     """A criterion that is named scores both."""
-    width = Recipe.parse(f"model: x\ncalibration: {{dataset: t.txt}}\nwidth: {{mlp: 0.5, heads: 1{named}}}\n").width
+    width = Recipe.parse(
+        f"model: {{id: x}}\ncalibration: {{dataset: t.txt}}\nwidth: {{mlp: 0.5, heads: 1{named}}}\n"
+    ).width
     assert width is not None
     assert (width.neurons_by.kind, width.heads_by.kind) == kinds
 
