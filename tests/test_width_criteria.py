@@ -5,6 +5,7 @@ Shapes: T tokens, B batch, L sequence length, D hidden size, F neurons.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -205,6 +206,31 @@ def test_a_bias_of_the_output_projection_is_no_share(tmp_path: Path) -> None:
     accumulator = Share().open(mlp.c_proj.weight.T)
     accumulator.update(seen[0])
     torch.testing.assert_close(_scores(model, Share(), tmp_path)["0.mlp"], accumulator.scores(), rtol=1e-3, atol=0)
+
+
+def test_sums_go_with_their_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of one layer, which may hold its weights, are gone before the next layer comes."""
+    model = tiny_model("llama")
+    opened: list[weakref.ref[UnitAccumulator]] = []
+    left: list[int] = []
+    own = Share.open
+
+    def watched(self: Share, output_DF: Tensor, inputs: Sequence[Tensor] = ()) -> UnitAccumulator:
+        sums = own(self, output_DF, inputs)
+        opened.append(weakref.ref(sums))
+        return sums
+
+    monkeypatch.setattr(Share, "open", watched)
+    dense = dense_decoder(model)
+
+    def fetch(index: int) -> dict[str, Tensor]:
+        left.append(sum(sums() is not None for sums in opened))
+        return dict(dense.tensors(index))
+
+    decoder = Decoder(dense.skeleton, fetch, dense.device_of)
+    score(decoder, discover(model.config), IDS, 2, None, Share())
+    assert len(opened) == 4
+    assert not any(left)
 
 
 def test_tokens_that_get_nothing_give_no_share() -> None:

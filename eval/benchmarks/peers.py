@@ -14,6 +14,7 @@ import copy
 import json
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,28 +67,28 @@ def main() -> None:
     recorded = RESULTS / "peers.json"
     rows: list[dict[str, Any]] = json.loads(recorded.read_text())["figures"]["rows"] if recorded.is_file() else []
 
-    def measure(tool: str, target: str, prune: Callable[[PreTrainedModel], PreTrainedModel]) -> None:
-        nonlocal rows
-        if arguments.targets and target not in arguments.targets:
-            return
+    def narrow(model: PreTrainedModel, percent: int) -> PreTrainedModel:
+        return narrowed(model, percent, tokens["calibration"].long())
+
+    prunings: dict[str, tuple[str, Callable[[PreTrainedModel], PreTrainedModel]]] = {
+        "dense": ("dense", lambda model: model),
+        **{target: ("ShortGPT", partial(without_layers, gone=layers)) for target, layers in gone.items()},
+        **{target: ("optipfair", partial(narrow, percent=percent)) for target, percent in LOST.items()},
+        "depth-3 and mlp-25": (
+            "ShortGPT, then optipfair",
+            lambda model: narrow(without_layers(model, gone["depth-3"]), LOST["mlp-25"]),
+        ),
+    }
+    unknown = set(arguments.targets) - prunings.keys()
+    if unknown:
+        parser.error(f"unknown targets {sorted(unknown)}; there are {', '.join(prunings)}")
+    for target in arguments.targets or prunings:
+        tool, prune = prunings[target]
         with tempfile.TemporaryDirectory() as place:
             prune(copy.deepcopy(dense)).save_pretrained(place)
             found = {name: round(perplexity(Path(place), ids_NL, exact=True), 3) for name, ids_NL in texts.items()}
         rows = [row for row in rows if row["target"] != target] + [{"tool": tool, "target": target, **found}]
         record("peers", {"rows": rows})
-
-    def narrow(percent: int) -> Callable[[PreTrainedModel], PreTrainedModel]:
-        return lambda model: narrowed(model, percent, tokens["calibration"].long())
-
-    def shorten(target: str) -> Callable[[PreTrainedModel], PreTrainedModel]:
-        return lambda model: without_layers(model, gone[target])
-
-    measure("dense", "dense", lambda model: model)
-    for target in gone:
-        measure("ShortGPT", target, shorten(target))
-    for target, percent in LOST.items():
-        measure("optipfair", target, narrow(percent))
-    measure("ShortGPT, then optipfair", "depth-3 and mlp-25", lambda model: narrow(25)(shorten("depth-3")(model)))
 
 
 if __name__ == "__main__":

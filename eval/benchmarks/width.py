@@ -38,7 +38,7 @@ from llmprune.scoring import score
 from llmprune.surgery import cut_decoder
 from llmprune.targets import choose_cut, planned_widths
 
-KINDS = ("activation", "flap", "magnitude", "obs", "taylor", "wanda")
+KINDS = ("activation", "flap", "magnitude", "obs", "share", "taylor", "wanda")
 LENGTH, BATCH = 512, 4
 
 
