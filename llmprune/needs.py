@@ -45,7 +45,7 @@ def memory_of(
         weights=bytes_of(dense),
         layer=_largest(find_layers(dense)[1]) + _largest(find_layers(pruned)[1]),
         streams=(2 * samples + _tried(recipe, anatomy.num_layers)) * bytes_of_window(recipe, dense)
-        + _heard(recipe, dense)
+        + _noted(recipe, dense)
         + _staged(recipe, dense, pruned)
         + _gated(recipe, dense, neurons_of_solved_ups(anatomy, widths)),
         statistics=max(
@@ -55,10 +55,10 @@ def memory_of(
     )
 
 
-def _heard(recipe: Recipe, dense: PreTrainedModel) -> int:
-    """Bytes of what the refit of a token mixer keeps of all windows."""
-    behind_gap = recipe.depth is not None or (recipe.width is not None and recipe.width.heads is not None)
-    return recipe.calibration.shape()[0] * bytes_of_window(recipe, dense) if recipe.refit and behind_gap else 0
+def _noted(recipe: Recipe, dense: PreTrainedModel) -> int:
+    """Bytes of what a refit keeps of all windows: of the dense layer's token mixer, then of the pruned layer's."""
+    cuts = recipe.depth or recipe.width or recipe.experts
+    return recipe.calibration.shape()[0] * bytes_of_window(recipe, dense) if recipe.refit and cuts else 0
 
 
 def _staged(recipe: Recipe, dense: PreTrainedModel, pruned: PreTrainedModel) -> int:

@@ -22,6 +22,7 @@ from llmprune.folds import Folds, every_eighth, folds_of
 from llmprune.mixers import Heard, Mixers
 from llmprune.model.loading import tensors_of
 from llmprune.model.processes import is_first, share_of, sum_over_processes
+from llmprune.model.reruns import Reruns
 from llmprune.model.streams import StreamStore, Trail
 from llmprune.model.walk import Decoder, Tensors, Walk, outputs_of, require_same_calls
 from llmprune.normal_equations import Repair
@@ -29,6 +30,7 @@ from llmprune.progress import track
 from llmprune.refit import Refit
 from llmprune.repairs import Repairs, cut_parts
 from llmprune.residual import RelativeError
+from llmprune.scores import unit_key
 from llmprune.snapshots import LayerRecord, MatrixRecord, Snapshots
 from llmprune.sparsifying import Sparsifier, Targets
 from llmprune.sparsity.section import Sparsity
@@ -128,22 +130,36 @@ class Pruning:
         mixer = None
         if heard is not None:
             uncut, mixer = self._mixers.solve(new, uncut, stream, heard)
+            heard = None  # what it holds of every window
+        runs = self._reruns(new, uncut, stream, unit)
         reached = target.copy() if gap and unit else target.streams  # the dense stream before the gap
         for index in gap:
             self._pass_dense(target, index)
         repair = up = error_cut = None
         if unit is not None:
             if isinstance(unit, MlpUnit):
-                up = self._repairs.up(new, unit, self._repairs.scale_of(old, unit), target, stream, wanted)
+                up = self._repairs.up(new, unit, self._repairs.scale_of(old, unit), target, runs, wanted)
             moved = up is not None and up[0].delta_FI is not None
-            repair, error_cut = self._repairs.output(new, uncut, unit, target, reached, stream, wanted, moved)
+            repair, error_cut = self._repairs.output(new, uncut, unit, target, reached, runs, wanted, moved)
             error_cut = up[1] if up else error_cut
         del uncut, reached, wanted
         with self.pruned.layer(new) as layer:
             if repair is not None and unit is not None and repair.delta_DF is not None:
                 add_to_output(layer, unit, repair.delta_DF)
-            error, matrices = self._finish(new, layer, target, stream)
+            error, matrices = self._finish(new, layer, target, runs)
         return self._record(old, error_cut, error, repair, mixer, up[0] if up else None, matrices)
+
+    def _reruns(self, new: int, uncut: Tensors, stream: Walk, unit: Unit | None) -> Reruns:
+        """Runs of a kept layer, uncut and cut, on the pruned stream. Where it only loses neurons of one unit, the
+        modules before that are run once.
+        """
+        old = self.cut.layers[new]
+        lost = cut_parts(old, self.anatomy, self.cut)
+        if unit is None or lost - {unit_key(old, unit.path)} or self.dense.rounds_otherwise(old) or self._sparsifier:
+            return Reruns(stream, {})
+        with self.dense.layer(old, uncut) as layer:
+            order = self._outlines.order(stream, new, layer)
+        return Reruns(stream, order.before(unit.output, [cut.name for cut in unit.tensors]))
 
     @staticmethod
     def _record(
@@ -170,11 +186,11 @@ class Pruning:
         )
 
     def _finish(
-        self, new: int, layer: nn.Module, target: Walk | None, stream: Walk
+        self, new: int, layer: nn.Module, target: Walk | None, runs: Reruns
     ) -> tuple[float | None, tuple[MatrixRecord, ...]]:
         """Make the layer sparse where that is asked for, run it, and write it."""
-        matrices: tuple[MatrixRecord, ...] = ()
-        outputs: Outputs = ((batch, output_BLD) for batch, _, output_BLD in stream.outputs(new, layer))
+        stream, matrices = runs.walk, tuple[MatrixRecord, ...]()
+        outputs: Outputs = ((batch, output_BLD) for batch, _, output_BLD in runs.outputs(new, layer))
         if self._sparsifier:
             outline = self._sparsifier.outlines.of(stream, new, layer, self.cut.layers[new])
             staged, matrices, _ = self._sparsifier.prune(stream, new, layer, outline, None)
@@ -187,7 +203,7 @@ class Pruning:
     def _sparsify_alone(self, new: int, stream: Walk) -> LayerRecord:
         """Make a layer sparse that nothing was cut from, without a look at the dense stream."""
         with self.pruned.layer(new) as layer:
-            _, matrices = self._finish(new, layer, None, stream)
+            _, matrices = self._finish(new, layer, None, Reruns(stream, {}))
         return LayerRecord(self.cut.layers[new], None, None, matrices=matrices)
 
     def _sparsify_towards(self, sparsifier: Sparsifier, new: int, target: Walk, stream: Walk) -> LayerRecord:
@@ -212,7 +228,8 @@ class Pruning:
         unit, up = self._repairs.mlp(old), None
         writer = next((one for one in outline.writers if unit is not None and one.name == unit.output), None)
         if unit is not None and writer is not None:
-            up = self._repairs.up(new, unit, writer.scale, target, stream, targets.written.get(writer.name))
+            runs = Reruns(stream, {})
+            up = self._repairs.up(new, unit, writer.scale, target, runs, targets.written.get(writer.name))
         with self.pruned.layer(new) as layer:
             staged, matrices, repair = sparsifier.prune(stream, new, layer, outline, targets)
             error = self._advance(staged.outputs(), target, stream)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from llmprune.anatomy.selection import outputs_first, strand_rows
 from llmprune.anatomy.value import MlpUnit, Unit
-from llmprune.model.walk import Decoder, Walk, inputs_of, outputs_of
+from llmprune.model.reruns import Reruns
+from llmprune.model.walk import Decoder, inputs_of, outputs_of
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Reading:
 
 
 def read_uncut(
-    stream: Walk, new: int, uncut: nn.Module, unit: Unit, keep_K: Tensor | None, scale: float
+    runs: Reruns, new: int, uncut: nn.Module, unit: Unit, keep_K: Tensor | None, scale: float
 ) -> Iterator[Reading]:
     """Read by running the uncut layer alone: without its lost neurons it puts out ``scale`` × their share less."""
     output = unit.tensors[-1]
@@ -41,7 +42,7 @@ def read_uncut(
     gone_R, weight_RD = lost_rows(weight_DF, keep_K)
     seen: list[Tensor] = []
     with inputs_of(uncut.get_submodule(unit.output), seen.append):
-        for batch, hidden_BLD, full_BLD in stream.outputs(new, uncut):
+        for batch, hidden_BLD, full_BLD in runs.outputs(new, uncut):
             input_BLF = seen.pop().view(*hidden_BLD.shape[:2], -1)
             if keep_K is None:
                 yield Reading(batch, input_BLF, full_BLD, full_BLD)
@@ -60,7 +61,7 @@ class GatedReading:
     written_BLD: Tensor
 
 
-def read_gated(stream: Walk, new: int, cut: nn.Module, unit: MlpUnit) -> Iterator[GatedReading]:
+def read_gated(runs: Reruns, new: int, cut: nn.Module, unit: MlpUnit) -> Iterator[GatedReading]:
     """Read by running the cut layer. A gate is its neuron's activation over what its up projection puts out."""
     assert unit.up is not None, "gated"
     name = unit.up.tensor.name
@@ -75,19 +76,19 @@ def read_gated(stream: Walk, new: int, cut: nn.Module, unit: MlpUnit) -> Iterato
         hooks.enter_context(outputs_of(up, ups.append))
         hooks.enter_context(inputs_of(cut.get_submodule(unit.output), activations.append))
         hooks.enter_context(outputs_of(cut.get_submodule(unit.output), written.append))
-        for _, hidden_BLD, output_BLD in stream.outputs(new, cut):
+        for _, hidden_BLD, output_BLD in runs.outputs(new, cut):
             tokens = hidden_BLD.shape[:2]
             up_BLF = ups.pop().view(*tokens, -1)[..., rows_F.to(hidden_BLD.device)]
             gates_BLF = (activations.pop().view(*tokens, -1) / up_BLF).nan_to_num_(0, 0, 0)  # of 0: it says nothing
             yield GatedReading(inputs.pop().view(*tokens, -1), gates_BLF, output_BLD, written.pop().view_as(output_BLD))
 
 
-def read_both(stream: Walk, new: int, uncut: nn.Module, pruned: Decoder, unit: Unit) -> Iterator[Reading]:
+def read_both(runs: Reruns, new: int, uncut: nn.Module, pruned: Decoder, unit: Unit) -> Iterator[Reading]:
     """Read by running the layer uncut and cut, where the difference is more than the unit's neurons."""
     seen: list[Tensor] = []
     written: list[Tensor] = []
     cut = pruned.layers[new]
-    pairs = zip(stream.outputs(new, uncut), stream.outputs(new, cut), strict=True)
+    pairs = zip(runs.outputs(new, uncut), runs.outputs(new, cut), strict=True)
     with ExitStack() as hooks:
         hooks.enter_context(pruned.layer(new))
         hooks.enter_context(inputs_of(cut.get_submodule(unit.output), seen.append))

@@ -14,6 +14,7 @@ from llmprune.anatomy.value import Anatomy, MlpUnit, Unit
 from llmprune.cut import Cut
 from llmprune.folds import Folds
 from llmprune.model.processes import from_first, sum_over_processes
+from llmprune.model.reruns import Reruns
 from llmprune.model.streams import Streams
 from llmprune.model.walk import Decoder, Tensors, Walk
 from llmprune.normal_equations import NormalEquations, Repair
@@ -55,7 +56,7 @@ class Repairs:
         unit: MlpUnit,
         scale: float | None,
         target: Walk,
-        stream: Walk,
+        runs: Reruns,
         wanted: list[Tensor] | Streams | None,
     ) -> tuple[UpRepair, float] | None:
         """Solve the up projection again for what the cut layer misses, where neurons of its unit go.
@@ -70,8 +71,8 @@ class Repairs:
         error = RelativeError()
         with self.pruned.layer(new) as layer:
             down_DF = outputs_first(layer.get_parameter(unit.tensors[-1].name), unit.tensors[-1])
-            equations = UpEquations(down_DF, self.held_out, stream.room)
-            for batch, reading in enumerate(read_gated(stream, new, layer, unit)):
+            equations = UpEquations(down_DF, self.held_out, runs.walk.room)
+            for batch, reading in enumerate(read_gated(runs, new, layer, unit)):
                 written_BLD = reading.written_BLD.float()
                 behind_BLD = target.streams[batch].to(written_BLD) - reading.output_BLD.float()
                 error.update(behind_BLD, target.streams[batch])
@@ -96,7 +97,7 @@ class Repairs:
         unit: Unit,
         target: Walk,
         reached: Streams,
-        stream: Walk,
+        runs: Reruns,
         wanted: list[Tensor],
         moved: bool,
     ) -> tuple[Repair, float]:
@@ -112,9 +113,9 @@ class Repairs:
         with self.dense.layer(old, uncut) as layer:
             scale = self.scale_of(old, unit)
             if scale is not None and cut_parts(old, self.anatomy, self.cut) <= {key} and not moved:
-                readings = read_uncut(stream, new, layer, unit, self.cut.neurons.get(key), scale)
+                readings = read_uncut(runs, new, layer, unit, self.cut.neurons.get(key), scale)
             else:
-                readings = read_both(stream, new, layer, self.pruned, unit)
+                readings = read_both(runs, new, layer, self.pruned, unit)
             for reading in readings:
                 batch, device = reading.batch, reading.full_BLD.device
                 target_BLD, reached_BLD = target.streams[batch].to(device), reached[batch].to(device)

@@ -55,13 +55,21 @@ class Outlines:
 
     def __init__(self, anatomy: Anatomy, scales: dict[str, float | None], writers: bool) -> None:
         self.anatomy, self.scales, self.writers = anatomy, scales, writers
+        self._orders: dict[Any, Order] = {}
         self._known: dict[Any, Outline] = {}
+
+    def order(self, walk: Walk, index: int, layer: nn.Module) -> Order:
+        """How a layer with its weights calls its projections."""
+        kind = _kind(layer)
+        if kind not in self._orders:
+            self._orders[kind] = probe(walk, index, layer, [one.name for one in projections_of(layer)])
+        return self._orders[kind]
 
     def of(self, walk: Walk, index: int, layer: nn.Module, old: int) -> Outline:
         """The outline of a layer with its weights, which was number ``old`` before the cut."""
         kind = _kind(layer)
         if kind not in self._known:
-            order = probe(walk, index, layer, [one.name for one in projections_of(layer)])
+            order = self.order(walk, index, layer)
             writers = self._find(walk, index, layer, order, old) if self.writers else ()
             self._known[kind] = Outline(order, writers)
         return self._known[kind]

@@ -450,9 +450,12 @@ def test_journal_that_cannot_be_read(room: Path, tmp_path: Path, finished: Path)
     assert command("run", tmp_path / "recipe.yaml", "--output", finished, "--fresh").code == 0
 
 
-# The command with a pass 2 that waits after its first layer.
+# The command with a pass 2 that waits after its first layer. Ctrl-C reaches it even where the tests run in the
+# background, whose processes ignore it.
 _SLOW = """
+import signal
 import time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from llmprune.model.saving import CheckpointWriter
 write = CheckpointWriter.write_layer
 def write_and_wait(self, index, tensors):

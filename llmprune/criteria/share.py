@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_STRIP = 512
+
+
 class Share(WidthCriterion):
     """``width: {mlp: 0.75, criterion: {kind: share}}``."""
 
@@ -46,13 +49,19 @@ class _Share(MeanSquare):
         self.update_with(values_BLF, values_BLF @ self.output_DF.T)
 
     def update_with(self, values_BLF: Tensor, written_BLD: Tensor) -> None:
-        values_TF, written_TD = values_BLF.flatten(0, -2), written_BLD.flatten(0, -2).float()
-        norm_T1 = written_TD.norm(dim=-1, keepdim=True)
-        norm_T1 = norm_T1.where(norm_T1 > 0, math.inf)  # of nothing nobody has a share
-        direction_TD = written_TD / norm_T1
-        along_TF = (direction_TD.to(values_TF.dtype) @ self.output_DF).float().abs()
-        self.sum_F += along_TF.mul_((values_TF.float() / norm_T1).square_()).sum(0)
+        values_TF, written_TD = values_BLF.flatten(0, -2), written_BLD.flatten(0, -2)
+        for values_SF, written_SD in zip(_strips(values_TF), _strips(written_TD), strict=True):
+            norm_S1 = written_SD.float().norm(dim=-1, keepdim=True)
+            norm_S1 = norm_S1.where(norm_S1 > 0, math.inf)  # of nothing nobody has a share
+            direction_SD = (written_SD.float() / norm_S1).to(values_SF.dtype)
+            along_SF = (direction_SD @ self.output_DF).float().abs_()
+            self.sum_F += along_SF.mul_((values_SF.float() / norm_S1).square_()).sum(0)
         self.tokens += len(values_TF)
 
     def scores(self) -> Tensor:
         return self.mean() * self.per_neuron_F
+
+
+def _strips(value_TX: Tensor) -> list[Tensor]:
+    """So many tokens at a time that what is made of them stays in the processor's cache."""
+    return [value_TX[start : start + _STRIP] for start in range(0, len(value_TX), _STRIP)]

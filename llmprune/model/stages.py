@@ -35,6 +35,17 @@ class Order:
     groups: tuple[tuple[str, ...], ...]
     owners: dict[str, tuple[str, int]]
 
+    def before(self, projection: str, tensors: Sequence[str]) -> dict[str, int]:
+        """Owners that are done when a projection is called, and hold none of these tensors; values by owner."""
+        names = [name for group in self.groups for name in group]
+        earlier = names[: names.index(projection)] if projection in names else []
+        found = dict(self.owners[name] for name in earlier if name in self.owners)
+        return {
+            owner: values
+            for owner, values in found.items()
+            if not any(name.startswith(f"{owner}.") for name in (projection, *tensors))
+        }
+
 
 class StagedLayer:
     """A layer with its weights, in a walk whose streams are before it."""

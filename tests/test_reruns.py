@@ -1,0 +1,77 @@
+"""What a cut leaves alone in a layer is run once: with the same result to the bit, and fewer runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from test_families import DEPTH_AND_WIDTH, KEPT_WIDTHS, MIXTURES
+
+from llmprune.anatomy.discovery import discover
+from llmprune.criteria import Activation, BlockInfluence
+from llmprune.model.loading import dense_decoder
+from llmprune.model.stages import Order
+from llmprune.model.streams import StreamStore
+from llmprune.model.walk import Tensors
+from llmprune.prune import Pruning
+from llmprune.refit import Refit
+from llmprune.scoring import score
+from llmprune.surgery import cut_decoder
+from llmprune.targets import choose_cut
+from llmprune.testing import VOCABULARY, tiny_model
+
+IDS = torch.randint(3, VOCABULARY, (4, 24), generator=torch.Generator().manual_seed(0))
+LAST = 3  # as a layer of the pruned model, behind a gap
+
+
+def _prune(family: str, up: bool, heads: bool = False, store: StreamStore | None = None) -> tuple[Tensors, list[int]]:
+    """The tensors of a model with narrower MLPs and without a layer, and how often its last layer's mixer ran."""
+    model = tiny_model(family, num_hidden_layers=5) if family == "llama" else tiny_model(family)
+    anatomy, dense = discover(model.config), dense_decoder(model)
+    scores = score(dense, anatomy, IDS, 2, BlockInfluence(), Activation(), heads=Activation() if heads else None)
+    widths = {field: KEPT_WIDTHS[width] for field, width in anatomy.widths.items()}
+    cut = choose_cut(anatomy, scores, None, len(dense) - 1, widths, None, 1 if heads else None)
+    pruned = cut_decoder(dense, model, anatomy, cut)
+    written: Tensors = {}
+
+    def write(index: int, tensors: Tensors) -> None:
+        written.update({f"{index}.{name}": tensor.clone() for name, tensor in tensors.items()})
+
+    runs: list[int] = []
+    if family == "llama":
+        for layer in (dense.layers[cut.layers[LAST]], pruned.layers[LAST]):
+            layer.self_attn.o_proj.register_forward_hook(lambda *_: runs.append(1))
+    Pruning(dense, pruned, anatomy, cut, Refit(up=up), write).run(IDS, 2, store=store)
+    return written, runs
+
+
+def _all_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Order, "before", lambda *_: {})
+
+
+@pytest.mark.parametrize("up", [False, True])
+@pytest.mark.parametrize("family", DEPTH_AND_WIDTH + MIXTURES)
+def test_the_result_is_the_same(family: str, up: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every family, whatever else its layers do beside attention and MLP."""
+    once, _ = _prune(family, up)
+    _all_run_again(monkeypatch)
+    again, _ = _prune(family, up)
+    assert once.keys() == again.keys()
+    assert all(torch.equal(once[name], again[name]) for name in once)
+
+
+def test_attention_runs_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not again with the layer's cut MLP, nor while its up projection is solved; not less where heads go."""
+    once = [len(_prune("llama", up)[1]) for up in (False, True)]
+    whole, _ = len(_prune("llama", False, heads=True)[1]), _all_run_again(monkeypatch)
+    again = [len(_prune("llama", up)[1]) for up in (False, True)]
+    assert [before - now for before, now in zip(again, once, strict=True)] == [2, 6]  # of two batches
+    assert whole == len(_prune("llama", False, heads=True)[1])
+
+
+def test_files_hold_what_memory_does(tmp_path: Path) -> None:
+    """What modules put out lies in a file where memory is short."""
+    in_memory, _ = _prune("llama", False)
+    in_files, _ = _prune("llama", False, store=StreamStore(1, tmp_path))
+    assert all(torch.equal(in_memory[name], in_files[name]) for name in in_memory)
