@@ -221,7 +221,7 @@ def _about_criterion(recipe: Recipe) -> list[str]:
 def _require_room_for_trail(recipe: Recipe, trail: int) -> None:
     """The walk back needs the dense hidden states after every layer, so many bytes in all."""
     allowed = recipe.calibration.stream_disk
-    if recipe.width and recipe.width.neurons_by.takes == "effects" and trail > allowed:
+    if recipe.width and recipe.width.neurons_by.takes != "activations" and trail > allowed:
         raise RecipeError(
             f"calibration.stream_disk: width.criterion {recipe.width.neurons_by.kind} goes back over the hidden states "
             f"after every layer, {format_size(trail)}, and {format_size(allowed)} are allowed; raise it, take fewer "

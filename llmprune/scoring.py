@@ -46,7 +46,7 @@ def score(
     ``width`` scores the MLPs' neurons, ``heads`` the attention's key-value groups. ``remove``: how many layers go.
     """
     criterion = width or heads
-    backwards = criterion is not None and criterion.takes == "effects"
+    backwards = criterion is not None and criterion.takes != "activations"
     if criterion is not None and backwards:
         _require_trail(criterion, store)
     walk = Walk(decoder, share_of(windows_NL), batch_size, store)
@@ -150,9 +150,13 @@ def _score_backwards(
     for index in track(range(len(decoder) - 1, -1, -1), "pass 1: gradients"):
         with decoder.layer(index) as layer:
             parts = [part for part in projections(layer, anatomy, index, width, heads) if isinstance(part, Neurons)]
-            for effects in back.effects(index, layer, [part.output for part in parts]):
-                for part, effect_BLF in zip(parts, effects, strict=True):
-                    part.sums.update(effect_BLF)
+            with ExitStack() as hooks:
+                for part in parts:
+                    if part.takes == "both":
+                        part.watch(hooks)
+                for effects in back.effects(index, layer, [part.output for part in parts]):
+                    for part, effect_BLF in zip(parts, effects, strict=True):
+                        part.sums.update(effect_BLF)
             for part in parts:
                 part.write(scores)
 

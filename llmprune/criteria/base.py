@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+Sees = Literal["activations", "effects", "both"]
+
+
 class Accumulator(ABC):
     """Sums over tokens that several processes can add up."""
 
@@ -112,12 +115,13 @@ class WidthCriterion(Section, ABC):
     """Scores the neurons of an MLP.
 
     ``takes``: what its accumulators see of each token: the neurons' activations, which pass 1 meets on its way, or
-    their effects: activation · ∂loss/∂activation, for which it goes the way back too. ``cost``: what it costs beside
+    their effects: activation · ∂loss/∂activation, for which it goes the way back too, or both, on the way back: first a
+    batch's activations with what is written (``update_with``), then its effects. ``cost``: what it costs beside
     the walk, for the plan. ``routed_refusal``: why it cannot score neurons that not every token goes through.
     ``assumes_refit``: whether its scores are only worth something if the cut is repaired.
     """
 
-    takes: ClassVar[Literal["activations", "effects"]] = "activations"
+    takes: ClassVar[Sees] = "activations"
     cost: ClassVar[str | None] = None
     routed_refusal: ClassVar[str | None] = None
     assumes_refit: ClassVar[bool] = False

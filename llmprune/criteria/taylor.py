@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from llmprune.criteria.base import UnitAccumulator, WidthCriterion
+from llmprune.criteria.base import Sees, UnitAccumulator, WidthCriterion
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +29,7 @@ Absolute = Literal["token", "window", "all"]
 class Taylor(WidthCriterion):
     """``width: {mlp: 0.75, criterion: {kind: taylor, absolute: window}}``."""
 
-    takes: ClassVar[Literal["activations", "effects"]] = "effects"
+    takes: ClassVar[Sees] = "effects"
     cost: ClassVar[str | None] = (
         "goes back through all layers for gradients, which takes about as long as 3 more forward passes"
     )
