@@ -67,13 +67,14 @@ class WayBack:
         self, batch: int, index: int, layer: nn.Module, modules: Sequence[nn.Module], hidden_BLD: Tensor
     ) -> tuple[list[Tensor], Tensor]:
         """The input of each module and the output of the layer, with the operations between them recorded."""
-        inputs: list[Tensor] = []
+        seen: list[list[Tensor]] = [[] for _ in modules]  # whatever the order in which the layer calls them
         with ExitStack() as hooks:
-            for module in modules:
-                hooks.enter_context(inputs_of(module, inputs.append))
+            for module, own in zip(modules, seen, strict=True):
+                hooks.enter_context(inputs_of(module, own.append))
             # a copy, for a layer may change what it is given in place
             output_BLD = self.walk.calls[batch][index].run(layer, hidden_BLD.clone())
-        if len(inputs) != len(modules) or not all(value.requires_grad for value in (*inputs, output_BLD)):
+        inputs = [value for own in seen for value in own]
+        if any(len(own) != 1 for own in seen) or not all(value.requires_grad for value in (*inputs, output_BLD)):
             raise ModelError(
                 f"layer {index} ({type(layer).__name__}) cannot be differentiated; choose a width.criterion that "
                 "needs no gradients, such as activation"

@@ -18,7 +18,7 @@ from torch import Tensor
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.selection import neuron_rows
 from llmprune.anatomy.value import TensorCut
-from llmprune.criteria import Activation, AnyWidthCriterion, Flap, Magnitude, Obs, Share, Taylor, Wanda
+from llmprune.criteria import Activation, AnyWidthCriterion, Flap, Magnitude, Obs, Share, ShareTaylor, Taylor, Wanda
 from llmprune.criteria.base import UnitAccumulator, WidthCriterion
 from llmprune.criteria.surgeon import removal_order
 from llmprune.errors import CalibrationError, ModelError, NumericalError, RecipeError
@@ -63,11 +63,12 @@ class Unit:
     def open(self, criterion: WidthCriterion, windows: slice, batch: int = 2) -> UnitAccumulator:
         """Sums of the criterion over some windows."""
         accumulator = criterion.open(self.output_DF, self.inputs)
-        values_BLF = self.activation_BLF
-        if criterion.takes == "effects":
-            values_BLF = values_BLF * (self.gradient_BLD @ self.output_DF)
-        for values in values_BLF[windows].split(batch):
-            accumulator.update(values)
+        batches = [value[windows].split(batch) for value in (self.activation_BLF, self.gradient_BLD)]
+        for activation_BLF, gradient_BLD in zip(*batches, strict=True):
+            if criterion.takes == "both":
+                accumulator.update_with(activation_BLF, activation_BLF @ self.output_DF.T)
+            effect_BLF = activation_BLF * (gradient_BLD @ self.output_DF)
+            accumulator.update(activation_BLF if criterion.takes == "activations" else effect_BLF)
         return accumulator
 
     def scores(self, criterion: WidthCriterion, batch: int = 2) -> Tensor:
@@ -97,7 +98,7 @@ def test_half_precision_is_summed_in_more(kind: str) -> None:
         unit.inputs = [rows.bfloat16().to(dtype) for rows in unit.inputs]
         unit.activation_BLF = unit.activation_BLF.bfloat16().to(dtype)
         unit.gradient_BLD = unit.gradient_BLD.bfloat16().to(dtype)
-    if KINDS[kind].takes == "effects":  # a product of two, which the walk back takes in float32
+    if KINDS[kind].takes != "activations":  # a product of two, which the walk back takes in float32
         half = full
     rounding = {"rtol": 2**-8, "atol": 0} if kind == "share" else {}
     torch.testing.assert_close(half.scores(KINDS[kind]()), full.scores(KINDS[kind]()), **rounding)
@@ -394,6 +395,20 @@ def test_the_way_back_does_not_depend_on_the_batch_size(tmp_path: Path) -> None:
     scores = score(dense_decoder(model), anatomy, IDS, 1, None, Taylor(), store=store)
     for key, wanted_F in wanted.items():
         torch.testing.assert_close(scores.neurons[key], wanted_F, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_way_back_sees_activations_too(tmp_path: Path, family: str) -> None:
+    """Scores by both are the geometric mean of those by each, of neurons and of groups of heads."""
+    model = tiny_model(family)
+    anatomy, decoder = discover(model.config), dense_decoder(model)
+    kinds = (ShareTaylor(), Share(), Taylor(absolute="token"))
+    both, share, taylor = (
+        score(decoder, anatomy, IDS, 4, None, kind, store=_store(tmp_path), heads=kind) for kind in kinds
+    )
+    for key, scores_F in both.neurons.items():
+        torch.testing.assert_close(scores_F, (share.neurons[key] * taylor.neurons[key]).sqrt(), rtol=1e-3, atol=0)
+    assert both.heads.keys() == share.heads.keys()
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0]])
