@@ -12,6 +12,7 @@ Shapes: B batch, L sequence length, D hidden size, F inputs of a projection, V v
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
@@ -26,11 +27,12 @@ from llmprune.model.walk import Walk, inputs_of
 class WayBack:
     """Gradients of the loss with respect to the hidden states, beginning after the last layer.
 
-    ``walk`` has left the last layer. ``trail`` has what it left behind every layer.
+    ``walk`` has left the last layer. ``trail`` has what it left behind every layer. ``relative``: effects are over the
+    norm of the token's gradient after the layer.
     """
 
-    def __init__(self, walk: Walk, trail: Trail) -> None:
-        self.walk, self._trail = walk, trail
+    def __init__(self, walk: Walk, trail: Trail, relative: bool = False) -> None:
+        self.walk, self._trail, self._relative = walk, trail, relative
         self._gradients = walk.copy()
         for batch in range(len(walk.batches)):
             self._gradients[batch] = _gradient_of_loss(walk, batch)
@@ -51,7 +53,12 @@ class WayBack:
             self._gradients[batch] = before_BLD
             shape = hidden_BLD.shape[:2]
             pairs = zip(inputs, gradients, strict=True)
-            yield [(value.detach().float() * gradient.float()).view(*shape, -1) for value, gradient in pairs]
+            effects = [(value.detach().float() * gradient.float()).view(*shape, -1) for value, gradient in pairs]
+            if self._relative:
+                norm_BL1 = gradient_BLD.float().norm(dim=-1, keepdim=True)
+                norm_BL1 = norm_BL1.where(norm_BL1 > 0, math.inf)  # what no loss hangs on has no effect
+                effects = [effect_BLF.div_(norm_BL1) for effect_BLF in effects]
+            yield effects
 
     def _go_before(self, index: int) -> None:
         """Put the walk's streams where they were before a layer."""

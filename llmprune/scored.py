@@ -54,14 +54,13 @@ class Neurons:
     def _open(self, key: str, unit: Unit, layer: nn.Module, width: WidthCriterion, rows: list[Tensor]) -> None:
         output = unit.tensors[-1]
         weight = layer.get_parameter(output.name)
-        self.key, self.output, self.takes = key, layer.get_submodule(unit.output), width.takes
+        self.key, self.output = key, layer.get_submodule(unit.output)
         self.sums: UnitAccumulator = width.open(outputs_first(weight, output), rows)
 
     def watch(self, hooks: ExitStack) -> None:
         """Take in the neurons' activations."""
         hooks.callback(self.output.register_forward_hook(self._see).remove)
 
-    @torch.no_grad()
     def _see(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         bias = getattr(module, "bias", None)
         self.sums.update_with(args[0], output if bias is None else output - bias)
@@ -137,7 +136,6 @@ class ExpertsOfLayer:
         """Take in what the experts add."""
         hooks.callback(self._module.register_forward_pre_hook(self._see, with_kwargs=True).remove)
 
-    @torch.no_grad()
     def _see(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         for expert, _, added_TD in outputs_of_experts(module, args, kwargs, self.count):
             self.sums.update(expert, added_TD)

@@ -58,8 +58,9 @@ def score(
             _visit(index, layer, walk, runs, _parts(index, layer, anatomy, *forwards, experts), scores)
             if store.trail is not None:
                 store.trail.keep(index, walk.streams)
-    if backwards and store.trail is not None:
-        _score_backwards(WayBack(walk, store.trail), anatomy, width, heads, scores)
+    if criterion is not None and backwards and store.trail is not None:
+        back = WayBack(walk, store.trail, relative=criterion.takes == "relative effects")
+        _score_backwards(back, anatomy, width, heads, scores)
     scores = replace(scores, layers=runs.scores(len(decoder)) if runs else None)
     _require_finite(scores)
     return scores
@@ -150,13 +151,9 @@ def _score_backwards(
     for index in track(range(len(decoder) - 1, -1, -1), "pass 1: gradients"):
         with decoder.layer(index) as layer:
             parts = [part for part in projections(layer, anatomy, index, width, heads) if isinstance(part, Neurons)]
-            with ExitStack() as hooks:
-                for part in parts:
-                    if part.takes == "both":
-                        part.watch(hooks)
-                for effects in back.effects(index, layer, [part.output for part in parts]):
-                    for part, effect_BLF in zip(parts, effects, strict=True):
-                        part.sums.update(effect_BLF)
+            for effects in back.effects(index, layer, [part.output for part in parts]):
+                for part, effect_BLF in zip(parts, effects, strict=True):
+                    part.sums.update(effect_BLF)
             for part in parts:
                 part.write(scores)
 

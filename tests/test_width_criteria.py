@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
@@ -18,13 +19,13 @@ from torch import Tensor
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.selection import neuron_rows
 from llmprune.anatomy.value import TensorCut
-from llmprune.criteria import Activation, AnyWidthCriterion, Flap, Magnitude, Obs, Share, ShareTaylor, Taylor, Wanda
+from llmprune.criteria import Activation, AnyWidthCriterion, Flap, Magnitude, Obs, Share, Taylor, TaylorShare, Wanda
 from llmprune.criteria.base import UnitAccumulator, WidthCriterion
 from llmprune.criteria.surgeon import removal_order
 from llmprune.errors import CalibrationError, ModelError, NumericalError, RecipeError
 from llmprune.model.loading import dense_decoder
 from llmprune.model.streams import StreamStore, Trail
-from llmprune.model.walk import Decoder, inputs_of
+from llmprune.model.walk import Decoder, inputs_of, outputs_of
 from llmprune.plan import make_plan
 from llmprune.recipe import Recipe
 from llmprune.scores import unit_key
@@ -63,12 +64,11 @@ class Unit:
     def open(self, criterion: WidthCriterion, windows: slice, batch: int = 2) -> UnitAccumulator:
         """Sums of the criterion over some windows."""
         accumulator = criterion.open(self.output_DF, self.inputs)
-        batches = [value[windows].split(batch) for value in (self.activation_BLF, self.gradient_BLD)]
-        for activation_BLF, gradient_BLD in zip(*batches, strict=True):
-            if criterion.takes == "both":
-                accumulator.update_with(activation_BLF, activation_BLF @ self.output_DF.T)
-            effect_BLF = activation_BLF * (gradient_BLD @ self.output_DF)
-            accumulator.update(activation_BLF if criterion.takes == "activations" else effect_BLF)
+        values_BLF = self.activation_BLF
+        if criterion.takes != "activations":
+            values_BLF = values_BLF * (self.gradient_BLD @ self.output_DF)
+        for values in values_BLF[windows].split(batch):
+            accumulator.update(values)
         return accumulator
 
     def scores(self, criterion: WidthCriterion, batch: int = 2) -> Tensor:
@@ -397,18 +397,26 @@ def test_the_way_back_does_not_depend_on_the_batch_size(tmp_path: Path) -> None:
         torch.testing.assert_close(scores.neurons[key], wanted_F, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_the_way_back_sees_activations_too(tmp_path: Path, family: str) -> None:
-    """Scores by both are the geometric mean of those by each, of neurons and of groups of heads."""
-    model = tiny_model(family)
-    anatomy, decoder = discover(model.config), dense_decoder(model)
-    kinds = (ShareTaylor(), Share(), Taylor(absolute="token"))
-    both, share, taylor = (
-        score(decoder, anatomy, IDS, 4, None, kind, store=_store(tmp_path), heads=kind) for kind in kinds
-    )
-    for key, scores_F in both.neurons.items():
-        torch.testing.assert_close(scores_F, (share.neurons[key] * taylor.neurons[key]).sqrt(), rtol=1e-3, atol=0)
-    assert both.heads.keys() == share.heads.keys()
+def test_every_token_alike_on_the_way_back(tmp_path: Path) -> None:
+    """Effects are over the length of each token's gradient; the last of a window, which predicts none, has none."""
+    model = tiny_model("llama")
+    found = _scores(model, TaylorShare(), tmp_path)
+    activations: list[Tensor] = []
+    written: list[Tensor] = []
+    with ExitStack() as hooks:
+        for layer in model.model.layers:
+            hooks.enter_context(inputs_of(layer.mlp.down_proj, activations.append))
+            hooks.enter_context(outputs_of(layer.mlp.down_proj, written.append))
+        model.requires_grad_(True)
+        logits = model(IDS, use_cache=False).logits[:, :-1].flatten(0, 1)
+    loss = torch.nn.functional.cross_entropy(logits, IDS[:, 1:].flatten(), reduction="sum")
+    gradients = torch.autograd.grad(loss, written)  # of what is added to the hidden states: theirs
+    for index, gradient_BLD in enumerate(gradients):
+        assert not gradient_BLD[:, -1].any()
+        direction_BLD = torch.nn.functional.normalize(gradient_BLD, dim=-1)
+        effect_BLF = activations[index] * (direction_BLD @ model.model.layers[index].mlp.down_proj.weight)
+        wanted_F = effect_BLF.abs().mean((0, 1)).detach()
+        torch.testing.assert_close(found[f"{index}.mlp"], wanted_F, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0]])

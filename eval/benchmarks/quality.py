@@ -1,17 +1,17 @@
 """What each cut keeps, beside the peers: SmolLM2-135M-Instruct on the protocol's own tokens and arithmetic.
 
     python eval/benchmarks/quality.py BENCH [TARGET …] [--set refit=false] [--float32] [--time]
-                                      [--data DATA | --judge DATA]
+                                      [--data DATA [--mixture four] | --judge DATA]
 
 BENCH is a folder with the protocol: tokens.safetensors (calibration and evaluation windows) and peers.json (what the
 peers' own code got on them). Each target is pruned by ``llmprune run`` with the default criteria, reloaded by plain
 transformers and measured in bf16 autocast over float32 weights, as the peers were; ``--float32`` measures in exact
-float32, 0.1 % away and many times faster on a CPU without bf16. ``--data`` calibrates on 128 × 512 tokens of three
-kinds of text in a folder (wikitext2_valid_unk.txt, c4_en.jsonl, wikipedia.jsonl), and also judges on two that the
-calibration never saw: GSM8K's test questions with their answers, and Python's manual; ``--judge`` judges on these
-two with the protocol's calibration. ``--time`` also runs a plain
-forward pass over the calibration tokens first, and records how many of those pruning took: for a quiet machine. Rows
-of results/quality.json are replaced by target and settings.
+float32, 0.1 % away and many times faster on a CPU without bf16. ``--data`` calibrates on texts in a folder, and also
+judges on two that the calibration never saw: GSM8K's test questions with their answers, and Python's manual.
+``--mixture`` says on which texts: three kinds (WikiText, C4, Wikipedia), or four (with ARC's questions, half of it
+WikiText, and blank lines between documents). ``--judge`` judges on these two with the protocol's calibration.
+``--time`` also runs a plain forward pass over the calibration tokens first, and records how many of those pruning took:
+for a quiet machine. Rows of results/quality.json are replaced by target and settings.
 Excess is ln(perplexity / dense perplexity); lower is better.
 """
 
@@ -59,14 +59,18 @@ def perplexity(folder: Path, windows_NL: torch.Tensor, exact: bool) -> float:
     return math.exp(total / count)
 
 
-def mixed(data: Path) -> dict[str, Any]:
-    """Calibration on three kinds of text, 32 windows of WikiText and 48 each of the others."""
-    sources = [
-        {"dataset": str(data / "wikitext2_valid_unk.txt"), "weight": 2},
-        {"dataset": str(data / "c4_en.jsonl"), "split": "train[:1500]", "weight": 3},
-        {"dataset": str(data / "wikipedia.jsonl"), "weight": 3},
-    ]
-    return {"samples": 128, "sequence_length": 512, "sources": sources}
+def mixed(data: Path, mixture: str) -> tuple[str, dict[str, Any]]:
+    """Calibration on several kinds of text: how it is called, and the section of the recipe."""
+    wikitext: dict[str, Any] = {"dataset": str(data / "wikitext2_valid_unk.txt")}
+    c4: dict[str, Any] = {"dataset": str(data / "c4_en.jsonl"), "split": "train[:1500]"}
+    wikipedia: dict[str, Any] = {"dataset": str(data / "wikipedia.jsonl")}
+    if mixture == "three":
+        sources = [wikitext | {"weight": 2}, c4 | {"weight": 3}, wikipedia | {"weight": 3}]
+        return "three kinds of text, 128 x 512", {"samples": 128, "sequence_length": 512, "sources": sources}
+    questions: dict[str, Any] = {"dataset": str(data / "arc_easy_train.jsonl"), "text_field": "question"}
+    sources = [wikitext | {"weight": 4}, c4 | {"weight": 2}, wikipedia, questions]
+    shape = {"samples": 64, "sequence_length": 512, "documents": "blank_line"}
+    return "four kinds of text, 64 x 512", {**shape, "sources": sources}
 
 
 def unseen(data: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
@@ -89,13 +93,13 @@ def measure(
     overrides: list[str],
     exact: bool,
     timed: bool,
-    data: Path | None,
+    calibration: tuple[str, dict[str, Any]],
     judge: Path | None,
     folder: Path,
 ) -> dict[str, Any]:
-    """Prune to one target and measure the checkpoint. ``data``: texts to calibrate on; ``judge``: to judge on too."""
-    calibration = mixed(data) if data else {"tokens": str(bench / "tokens.safetensors"), "key": "calibration"}
-    recipe = write_recipe(folder / "recipe.yaml", {"id": SMOLLM2, "dtype": "float32"}, calibration, **TARGETS[target])
+    """Prune to one target and measure the checkpoint. ``judge``: folder of texts to judge on too."""
+    called, section = calibration
+    recipe = write_recipe(folder / "recipe.yaml", {"id": SMOLLM2, "dtype": "float32"}, section, **TARGETS[target])
     options = ["--fresh", *(["--measure-forward"] if timed else [])]
     finish(run(recipe, folder / "run", *options, *(part for text in overrides for part in ("--set", text))))
     report = report_of(folder / "run")
@@ -104,7 +108,7 @@ def measure(
     texts = unseen(judge, AutoTokenizer.from_pretrained(model)) if judge else {}
     return {
         "target": target,
-        "calibration": "three kinds of text, 128 x 512" if data else "the peers', 32 x 512",
+        "calibration": called,
         "settings": overrides,
         "parameters": report["pruned"]["parameters"],
         "removed": [layer["layer"] for layer in report["layers"] if layer["removed"]],
@@ -142,6 +146,7 @@ def main() -> None:
     parser.add_argument("targets", nargs="*", help=f"of {', '.join(TARGETS)}; default: all")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="A.B=C")
     parser.add_argument("--data", type=Path, help="folder of texts to calibrate on instead")
+    parser.add_argument("--mixture", choices=("three", "four"), default="three", help="which of them")
     parser.add_argument("--judge", type=Path, help="folder of texts to judge on too")
     parser.add_argument("--time", action="store_true", help="measure a plain forward pass too")
     parser.add_argument("--float32", action="store_true", help="measure in exact float32")
@@ -150,8 +155,10 @@ def main() -> None:
     if unknown:
         parser.error(f"unknown targets {sorted(unknown)}; there are {', '.join(TARGETS)}")
     recorded = RESULTS / "quality.json"
-    rows = json.loads(recorded.read_text())["figures"]["rows"] if recorded.is_file() else []
     peers = json.loads((arguments.bench / "peers.json").read_text())["rows"]
+    calibration = "the peers', 32 x 512", {"tokens": str(arguments.bench / "tokens.safetensors"), "key": "calibration"}
+    if arguments.data:
+        calibration = mixed(arguments.data, arguments.mixture)
     for target in arguments.targets or TARGETS:
         with tempfile.TemporaryDirectory() as folder:
             row = measure(
@@ -160,10 +167,11 @@ def main() -> None:
                 arguments.overrides,
                 arguments.float32,
                 arguments.time,
-                arguments.data,
+                calibration,
                 arguments.judge or arguments.data,
                 Path(folder),
             )
+        rows = json.loads(recorded.read_text())["figures"]["rows"] if recorded.is_file() else []
         key = ("target", "settings", "calibration")
         same = [old for old in rows if all(old[name] == row[name] for name in key)]
         row["unseen"] = row["unseen"] or next((old["unseen"] for old in same), {})

@@ -16,12 +16,12 @@ from llmprune.criteria.perplexity import Perplexity
 from llmprune.criteria.reap import Reap
 from llmprune.criteria.residual import Residual
 from llmprune.criteria.share import Share
-from llmprune.criteria.share_taylor import ShareTaylor
 from llmprune.criteria.taylor import Taylor
+from llmprune.criteria.taylor_share import TaylorShare
 from llmprune.criteria.wanda import Wanda
 
 AnyDepthCriterion = BlockInfluence | Angular | Perplexity | Divergence | Residual
-AnyWidthCriterion = Activation | Flap | Magnitude | Obs | Share | ShareTaylor | Taylor | Wanda
+AnyWidthCriterion = Activation | Flap | Magnitude | Obs | Share | Taylor | TaylorShare | Wanda
 AnyExpertCriterion = Reap
 
 __all__ = [
@@ -39,7 +39,7 @@ __all__ = [
     "Reap",
     "Residual",
     "Share",
-    "ShareTaylor",
     "Taylor",
+    "TaylorShare",
     "Wanda",
 ]

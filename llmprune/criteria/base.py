@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-Sees = Literal["activations", "effects", "both"]
+Sees = Literal["activations", "effects", "relative effects"]
 
 
 class Accumulator(ABC):
@@ -115,9 +115,9 @@ class WidthCriterion(Section, ABC):
     """Scores the neurons of an MLP.
 
     ``takes``: what its accumulators see of each token: the neurons' activations, which pass 1 meets on its way, or
-    their effects: activation · ∂loss/∂activation, for which it goes the way back too, or both, on the way back: first a
-    batch's activations with what is written (``update_with``), then its effects. ``cost``: what it costs beside
-    the walk, for the plan. ``routed_refusal``: why it cannot score neurons that not every token goes through.
+    their effects: activation · ∂loss/∂activation, for which it goes the way back too; relative ones are over the norm
+    of the token's ∂loss/∂hidden states after the layer. ``cost``: what it costs beside the walk, for the plan.
+    ``routed_refusal``: why it cannot score neurons that not every token goes through.
     ``assumes_refit``: whether its scores are only worth something if the cut is repaired.
     """
 
