@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from common import RESULTS, SMOLLM2, record
 from pydantic import TypeAdapter
 from torch import Tensor
@@ -38,7 +39,7 @@ from llmprune.scoring import score
 from llmprune.surgery import cut_decoder
 from llmprune.targets import choose_cut, planned_widths
 
-KINDS = ("activation", "flap", "magnitude", "obs", "share", "taylor", "wanda")
+KINDS = ("activation", "flap", "magnitude", "obs", "share", "taylor", "taylor_share", "wanda")
 LENGTH, BATCH = 512, 4
 
 
@@ -46,7 +47,7 @@ def parse(text: str) -> WidthCriterion:
     """``obs:ridge=0.1,shrinkage=0.5`` as a criterion."""
     kind, _, settings = text.partition(":")
     pairs = [pair.split("=") for pair in settings.split(",") if pair]
-    values = {key: value if kind == "taylor" else float(value) for key, value in pairs}
+    values = {key: yaml.safe_load(value) for key, value in pairs}
     criterion: WidthCriterion = TypeAdapter(AnyWidthCriterion).validate_python({"kind": kind, **values})
     return criterion
 
