@@ -50,7 +50,6 @@ class WayBack:
             inputs, output_BLD = self._run(batch, index, layer, modules, hidden_BLD)
             gradient_BLD = self._gradients[batch].to(device)
             before_BLD, *gradients = torch.autograd.grad(output_BLD, [hidden_BLD, *inputs], gradient_BLD)
-            self._gradients[batch] = before_BLD
             shape = hidden_BLD.shape[:2]
             pairs = zip(inputs, gradients, strict=True)
             effects = [(value.detach().float() * gradient.float()).view(*shape, -1) for value, gradient in pairs]
@@ -58,6 +57,7 @@ class WayBack:
                 norm_BL1 = gradient_BLD.float().norm(dim=-1, keepdim=True)
                 norm_BL1 = norm_BL1.where(norm_BL1 > 0, math.inf)  # what no loss hangs on has no effect
                 effects = [effect_BLF.div_(norm_BL1) for effect_BLF in effects]
+            self._gradients[batch] = before_BLD  # in a file these are one with gradient_BLD
             yield effects
 
     def _go_before(self, index: int) -> None:

@@ -56,9 +56,13 @@ def memory_of(
 
 
 def _noted(recipe: Recipe, dense: PreTrainedModel) -> int:
-    """Bytes of what a refit keeps of all windows: of the dense layer's token mixer, then of the pruned layer's."""
-    cuts = recipe.depth or recipe.width or recipe.experts
-    return recipe.calibration.shape()[0] * bytes_of_window(recipe, dense) if recipe.refit and cuts else 0
+    """Bytes of what a refit keeps of all windows: what the dense layer's token mixer writes, then the pruned one's; and
+    the dense stream before a gap. One mixer a layer is counted.
+    """
+    if not (recipe.refit and (recipe.depth or recipe.width or recipe.experts)):
+        return 0
+    streams = 2 if recipe.depth else 1
+    return streams * recipe.calibration.shape()[0] * bytes_of_window(recipe, dense)
 
 
 def _staged(recipe: Recipe, dense: PreTrainedModel, pruned: PreTrainedModel) -> int:

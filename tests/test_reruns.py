@@ -9,7 +9,7 @@ import torch
 from test_families import DEPTH_AND_WIDTH, KEPT_WIDTHS, MIXTURES
 
 from llmprune.anatomy.discovery import discover
-from llmprune.criteria import Activation, BlockInfluence
+from llmprune.criteria import Activation
 from llmprune.model.loading import dense_decoder
 from llmprune.model.stages import Order
 from llmprune.model.streams import StreamStore
@@ -25,13 +25,15 @@ IDS = torch.randint(3, VOCABULARY, (4, 24), generator=torch.Generator().manual_s
 LAST = 3  # as a layer of the pruned model, behind a gap
 
 
-def _prune(family: str, up: bool, heads: bool = False, store: StreamStore | None = None) -> tuple[Tensors, list[int]]:
+def _prune(
+    family: str, up: bool = False, heads: bool = False, store: StreamStore | None = None, narrow: bool = True
+) -> tuple[Tensors, list[int]]:
     """The tensors of a model with narrower MLPs and without a layer, and how often its last layer's mixer ran."""
     model = tiny_model(family, num_hidden_layers=5) if family == "llama" else tiny_model(family)
     anatomy, dense = discover(model.config), dense_decoder(model)
-    scores = score(dense, anatomy, IDS, 2, BlockInfluence(), Activation(), heads=Activation() if heads else None)
+    scores = score(dense, anatomy, IDS, 2, None, Activation(), heads=Activation() if heads else None)
     widths = {field: KEPT_WIDTHS[width] for field, width in anatomy.widths.items()}
-    cut = choose_cut(anatomy, scores, None, len(dense) - 1, widths, None, 1 if heads else None)
+    cut = choose_cut(anatomy, scores, (1,), len(dense) - 1, widths if narrow else {}, None, 1 if heads else None)
     pruned = cut_decoder(dense, model, anatomy, cut)
     written: Tensors = {}
 
@@ -61,17 +63,27 @@ def test_the_result_is_the_same(family: str, up: bool, monkeypatch: pytest.Monke
     assert all(torch.equal(once[name], again[name]) for name in once)
 
 
+@pytest.mark.parametrize("family", ["gpt_neox", *MIXTURES])
+def test_the_result_is_the_same_without_narrower_layers(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where layers go and experts stay whole, behind a gap as well."""
+    once, _ = _prune(family, narrow=False)
+    _all_run_again(monkeypatch)
+    again, _ = _prune(family, narrow=False)
+    assert all(torch.equal(once[name], again[name]) for name in once)
+
+
 def test_attention_runs_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not again with the layer's cut MLP, nor while its up projection is solved; not less where heads go."""
     once = [len(_prune("llama", up)[1]) for up in (False, True)]
-    whole, _ = len(_prune("llama", False, heads=True)[1]), _all_run_again(monkeypatch)
+    whole = len(_prune("llama", heads=True)[1])
+    _all_run_again(monkeypatch)
     again = [len(_prune("llama", up)[1]) for up in (False, True)]
-    assert [before - now for before, now in zip(again, once, strict=True)] == [2, 6]  # of two batches
-    assert whole == len(_prune("llama", False, heads=True)[1])
+    assert [before - now for before, now in zip(again, once, strict=True)] == [2, 4]  # of two batches
+    assert whole == len(_prune("llama", heads=True)[1])
 
 
 def test_files_hold_what_memory_does(tmp_path: Path) -> None:
     """What modules put out lies in a file where memory is short."""
-    in_memory, _ = _prune("llama", False)
-    in_files, _ = _prune("llama", False, store=StreamStore(1, tmp_path))
+    in_memory, _ = _prune("llama")
+    in_files, _ = _prune("llama", store=StreamStore(1, tmp_path))
     assert all(torch.equal(in_memory[name], in_files[name]) for name in in_memory)

@@ -395,13 +395,14 @@ def test_the_way_back_gives_the_gradients_of_the_whole_model(
         torch.testing.assert_close(scores[key], wanted_F, rtol=1e-3, atol=1e-6)
 
 
-def test_the_way_back_does_not_depend_on_the_batch_size(tmp_path: Path) -> None:
+@pytest.mark.parametrize("criterion", [Taylor(), TaylorShare()], ids=lambda criterion: criterion.kind)
+def test_the_way_back_does_not_depend_on_the_batch_size(tmp_path: Path, criterion: WidthCriterion) -> None:
     """Scores by windows are the same for one window at a time and several, and the streams are in a file or not."""
     model = tiny_model("llama")
-    wanted = _scores(model, Taylor(), tmp_path, 6)
+    wanted = _scores(model, criterion, tmp_path, 6)
     anatomy = discover(model.config)
     store = StreamStore(0, tmp_path, Trail(tmp_path / "one", "key"))
-    scores = score(dense_decoder(model), anatomy, IDS, 1, None, Taylor(), store=store)
+    scores = score(dense_decoder(model), anatomy, IDS, 1, None, criterion, store=store)
     for key, wanted_F in wanted.items():
         torch.testing.assert_close(scores.neurons[key], wanted_F, rtol=1e-3, atol=1e-6)
 

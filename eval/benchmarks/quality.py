@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("targets", nargs="*", help=f"of {', '.join(TARGETS)}; default: all")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="A.B=C")
     parser.add_argument("--data", type=Path, help="folder of texts to calibrate on instead")
-    parser.add_argument("--mixture", choices=("three", "four"), default="three", help="which of them")
+    parser.add_argument("--mixture", choices=("three", "four"), help="which of them; default: three")
     parser.add_argument("--judge", type=Path, help="folder of texts to judge on too")
     parser.add_argument("--time", action="store_true", help="measure a plain forward pass too")
     parser.add_argument("--float32", action="store_true", help="measure in exact float32")
@@ -158,7 +158,9 @@ def main() -> None:
     peers = json.loads((arguments.bench / "peers.json").read_text())["rows"]
     calibration = "the peers', 32 x 512", {"tokens": str(arguments.bench / "tokens.safetensors"), "key": "calibration"}
     if arguments.data:
-        calibration = mixed(arguments.data, arguments.mixture)
+        calibration = mixed(arguments.data, arguments.mixture or "three")
+    elif arguments.mixture:
+        parser.error("--mixture says which texts of --data; give that too")
     for target in arguments.targets or TARGETS:
         with tempfile.TemporaryDirectory() as folder:
             row = measure(

@@ -1,4 +1,4 @@
-"""A layer run several times on the same hidden states, uncut and cut: what the cut leaves alone is run once.
+"""A layer run several times on the same hidden states, uncut and cut: modules before what changes are run once.
 
 Shapes: B batch, L sequence length, D hidden size.
 """

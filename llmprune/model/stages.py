@@ -36,7 +36,7 @@ class Order:
     owners: dict[str, tuple[str, int]]
 
     def before(self, projection: str, tensors: Sequence[str]) -> dict[str, int]:
-        """Owners that are done when a projection is called, and hold none of these tensors; values by owner."""
+        """Owners called before a projection, or with it, that hold none of these tensors; values by owner."""
         names = [name for group in self.groups for name in group]
         earlier = names[: names.index(projection)] if projection in names else []
         found = dict(self.owners[name] for name in earlier if name in self.owners)
@@ -44,6 +44,7 @@ class Order:
             owner: values
             for owner, values in found.items()
             if not any(name.startswith(f"{owner}.") for name in (projection, *tensors))
+            and not any(owner.startswith(f"{outer}.") for outer in found)
         }
 
 
@@ -143,6 +144,8 @@ def probe(walk: Walk, index: int, layer: nn.Module, names: Sequence[str]) -> Ord
             groups.setdefault((value.data_ptr(), value.numel(), value._version), []).append(name)
 
     def replays(path: str, size: int) -> bool:
+        if outputs[path].ndim != 3 or outputs[path].shape[:2] != output_BLD.shape[:2]:
+            return False  # of some tokens only, which are others in each batch
         try:
             with replaced(layer, {path: (outputs[path], size)}):
                 return torch.equal(walk.output(0, index, layer), output_BLD)
