@@ -331,15 +331,6 @@ def test_obs_without_correlations_is_the_activation_criterion() -> None:
     torch.testing.assert_close(unit.scores(Obs(shrinkage=1.0))[order_F], energy_F.cumsum(0), rtol=1e-4, atol=1e-5)
 
 
-def test_relative_obs_hears_every_token_alike() -> None:
-    """Louder tokens say no more than others where errors are relative to what a token gets, and all where not."""
-    unit, louder = Unit(), Unit()
-    louder.activation_BLF *= 1 + 9 * torch.rand(WINDOWS, LENGTH, 1, generator=torch.Generator().manual_seed(0))
-    relative = [one.scores(Obs(relative=True)) for one in (unit, louder)]
-    torch.testing.assert_close(*relative)
-    assert not torch.allclose(unit.scores(Obs()), louder.scores(Obs()))
-
-
 def test_obs_says_what_is_no_gram_matrix() -> None:
     """NaN among the activations ends it with a sentence."""
     with pytest.raises(NumericalError, match=r"raise width\.criterion\.ridge or calibration\.samples"):

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from common import RESULTS, SMOLLM2, record
 from pydantic import TypeAdapter
 from torch import Tensor
@@ -47,7 +46,7 @@ def parse(text: str) -> WidthCriterion:
     """``obs:ridge=0.1,shrinkage=0.5`` as a criterion."""
     kind, _, settings = text.partition(":")
     pairs = [pair.split("=") for pair in settings.split(",") if pair]
-    values = {key: yaml.safe_load(value) for key, value in pairs}
+    values = {key: value if kind == "taylor" else float(value) for key, value in pairs}
     criterion: WidthCriterion = TypeAdapter(AnyWidthCriterion).validate_python({"kind": kind, **values})
     return criterion
 

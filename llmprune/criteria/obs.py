@@ -46,16 +46,11 @@ class Obs(WidthCriterion):
         description="Of `obs`: how much of the correlations between neurons is left aside; 1: all of them.",
     )
 
-    relative: bool = Field(
-        False,
-        description="Of `obs`: whether errors count relative to what a token gets, so that every token says the same.",
-    )
-
     def open(self, output_DF: Tensor, inputs: Sequence[Tensor] = ()) -> UnitAccumulator:
         """Start the sums of one unit with this output projection."""
         from llmprune.criteria.surgeon import Surgeon
 
-        return Surgeon(output_DF, self.ridge, self.shrinkage, self.relative)
+        return Surgeon(output_DF, self.ridge, self.shrinkage)
 
     def memory(self, width: int) -> int:
         """The float32 sums, and four matrices of float64 while they are worked on."""

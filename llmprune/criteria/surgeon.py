@@ -35,10 +35,10 @@ _TOGETHER = 64  # removals between two updates of the matrices
 
 
 class Surgeon(UnitAccumulator):
-    """XᵀX [F, F] in float32, summed over tokens; ``relative``: each over the square of what the token gets."""
+    """XᵀX [F, F] in float32, summed over tokens."""
 
-    def __init__(self, output_DF: Tensor, ridge: float, shrinkage: float, relative: bool) -> None:
-        self.output_DF, self.ridge, self.shrinkage, self.relative = output_DF, ridge, shrinkage, relative
+    def __init__(self, output_DF: Tensor, ridge: float, shrinkage: float) -> None:
+        self.output_DF, self.ridge, self.shrinkage = output_DF, ridge, shrinkage
         width = output_DF.shape[1]
         self.gram_FF = output_DF.new_zeros(width, width, dtype=torch.float32)
         self.tokens = self.gram_FF.new_zeros(1)
@@ -49,14 +49,7 @@ class Surgeon(UnitAccumulator):
 
     def update(self, values_BLF: Tensor) -> None:
         """Take in a batch of activations."""
-        self.update_with(values_BLF, values_BLF @ self.output_DF.T)
-
-    def update_with(self, values_BLF: Tensor, written_BLD: Tensor) -> None:
-        """Take in a batch of activations, with what the projection makes of them."""
         values_TF = values_BLF.flatten(0, -2).float()
-        if self.relative:
-            norm_T1 = written_BLD.flatten(0, -2).float().norm(dim=-1, keepdim=True)
-            values_TF = values_TF / norm_T1.where(norm_T1 > 0, torch.inf)  # of nothing nothing can be lost
         add_gram(self.gram_FF, values_TF)
         self.tokens += values_TF.shape[0]
 
