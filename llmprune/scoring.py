@@ -46,9 +46,9 @@ def score(
     ``width`` scores the MLPs' neurons, ``heads`` the attention's key-value groups. ``remove``: how many layers go.
     """
     criterion = width or heads
-    backwards = criterion is not None and criterion.takes != "activations"
-    if criterion is not None and backwards:
-        _require_trail(criterion, store)
+    backwards = criterion if criterion and criterion.takes != "activations" else None
+    if backwards:
+        _require_trail(backwards, store)
     walk = Walk(decoder, share_of(windows_NL), batch_size, store)
     runs = _Runs(depth, depth.horizon(remove), walk) if depth else None
     scores = Scores(None, {})
@@ -58,8 +58,8 @@ def score(
             _visit(index, layer, walk, runs, _parts(index, layer, anatomy, *forwards, experts), scores)
             if store.trail is not None:
                 store.trail.keep(index, walk.streams)
-    if criterion is not None and backwards and store.trail is not None:
-        back = WayBack(walk, store.trail, relative=criterion.takes == "relative effects")
+    if backwards and store.trail is not None:
+        back = WayBack(walk, store.trail, relative=backwards.takes == "relative effects")
         _score_backwards(back, anatomy, width, heads, scores)
     scores = replace(scores, layers=runs.scores(len(decoder)) if runs else None)
     _require_finite(scores)

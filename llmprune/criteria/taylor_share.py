@@ -4,8 +4,9 @@
 
 x_f is the neuron's activation, h the hidden states after the layer. As ``taylor`` by tokens it asks what each neuron
 does to the loss, but tokens that the model finds hard, whose gradients are long, say no more than the others: what is
-hard is another thing in each kind of text. For text unlike the calibration's it keeps more than criteria that look at
-what neurons write and not at what becomes of it; for text like it those keep more (eval/benchmarks).
+hard is another thing in each kind of text. A quarter of SmolLM2's neurons gone by it, with WikiText as calibration,
+left perplexity 26.3 on Python's manual where ``share`` left 31.0, on GSM8K 8.72 and 8.65, on WikiText itself 31.7 and
+30.9 (eval/benchmarks/results/quality.json).
 """
 
 from __future__ import annotations
