@@ -6,34 +6,31 @@ Shapes: T tokens, B batch, L sequence length, D hidden size, F neurons.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
+from scored import IDS, recipe_of, scores_of
 from torch import Tensor
 
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.selection import neuron_rows
 from llmprune.anatomy.value import TensorCut
-from llmprune.criteria import Activation, AnyWidthCriterion, Flap, Magnitude, Obs, Share, Taylor, TaylorShare, Wanda
+from llmprune.criteria import Activation, AnyWidthCriterion, Flap, Magnitude, Obs, Share, Taylor, Wanda
 from llmprune.criteria.base import UnitAccumulator, WidthCriterion
 from llmprune.criteria.surgeon import removal_order
-from llmprune.errors import CalibrationError, ModelError, NumericalError, RecipeError
+from llmprune.errors import NumericalError, RecipeError
 from llmprune.model.loading import dense_decoder
-from llmprune.model.streams import StreamStore, Trail
-from llmprune.model.walk import Decoder, inputs_of, outputs_of
+from llmprune.model.walk import Decoder, inputs_of
 from llmprune.plan import make_plan
-from llmprune.recipe import Recipe
 from llmprune.scores import unit_key
 from llmprune.scoring import score
-from llmprune.testing import VOCABULARY, tiny_model
+from llmprune.testing import tiny_model
 
 WINDOWS, LENGTH, HIDDEN, NEURONS = 6, 10, 5, 8
-IDS = torch.randint(3, VOCABULARY, (6, 12), generator=torch.Generator().manual_seed(0))
 KINDS = {section.model_fields["kind"].default: section for section in get_args(AnyWidthCriterion)}
 BY_TEXT = [kind for kind in KINDS if kind != "magnitude"]
 
@@ -122,7 +119,7 @@ def test_sums_of_two_halves_are_those_of_the_whole(kind: str) -> None:
 
 
 @every_kind
-def test_permuted_neurons_have_permuted_scores(kind: str) -> None:
+def test_permuted_neurons_have_permutedscores_of(kind: str) -> None:
     """The order of the neurons does not matter."""
     order_F = torch.randperm(NEURONS, generator=torch.Generator().manual_seed(0))
     scores_F = Unit().scores(KINDS[kind]())
@@ -155,9 +152,9 @@ def test_a_neuron_that_adds_nothing_scores_lowest(kind: str, silent: bool) -> No
 
 
 @every_kind
-def test_a_kind_is_read_from_a_recipe(kind: str) -> None:
+def test_a_kind_is_read_from_arecipe_of(kind: str) -> None:
     """``width.criterion.kind`` picks the section, and its text says what it is."""
-    recipe = _recipe("llama", {"mlp": 0.5, "criterion": {"kind": kind}})
+    recipe = recipe_of("llama", {"mlp": 0.5, "criterion": {"kind": kind}})
     assert recipe.width is not None
     assert type(recipe.width.criterion) is KINDS[kind]
 
@@ -165,7 +162,7 @@ def test_a_kind_is_read_from_a_recipe(kind: str) -> None:
 def test_an_unknown_kind_names_the_nearest() -> None:
     """A misspelt kind is answered with all of them and the nearest."""
     with pytest.raises(RecipeError, match=r"not 'tailor'; did you mean 'taylor'\?"):
-        _recipe("llama", {"mlp": 0.5, "criterion": {"kind": "tailor"}})
+        recipe_of("llama", {"mlp": 0.5, "criterion": {"kind": "tailor"}})
 
 
 def test_magnitude_is_the_norm_of_all_weights_of_a_neuron() -> None:
@@ -206,7 +203,7 @@ def test_a_bias_of_the_output_projection_is_no_share(tmp_path: Path) -> None:
     mlp.c_proj.bias.data.fill_(100)
     accumulator = Share().open(mlp.c_proj.weight.T)
     accumulator.update(seen[0])
-    torch.testing.assert_close(_scores(model, Share(), tmp_path)["0.mlp"], accumulator.scores(), rtol=1e-3, atol=0)
+    torch.testing.assert_close(scores_of(model, Share(), tmp_path)["0.mlp"], accumulator.scores(), rtol=1e-3, atol=0)
 
 
 def test_sums_go_with_their_layer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,117 +348,11 @@ def test_rows_of_a_fused_tensor_hold_gate_and_up(parts: tuple[int, ...], wanted:
     assert sideways.shape[-1] == 3
 
 
-def _store(folder: Path) -> StreamStore:
-    return StreamStore(None, folder, Trail(folder / "trail", "key"))
-
-
-def _scores(model: Any, criterion: WidthCriterion, folder: Path, batch_size: int = 4) -> dict[str, Tensor]:
-    anatomy = discover(model.config)
-    return score(dense_decoder(model), anatomy, IDS, batch_size, None, criterion, store=_store(folder)).neurons
-
-
-@pytest.mark.parametrize(
-    ("family", "weight_of"),
-    [
-        ("llama", lambda model, layer: model.model.layers[layer].mlp.down_proj.weight),
-        ("gpt2", lambda model, layer: model.transformer.h[layer].mlp.c_proj.weight.T),
-    ],
-)
-def test_the_way_back_gives_the_gradients_of_the_whole_model(
-    tmp_path: Path, family: str, weight_of: Callable[[Any, int], Tensor]
-) -> None:
-    """Walked layer by layer, Σ x · ∂loss/∂x is Σ w · ∂loss/∂w of the whole model differentiated at once."""
-    model = tiny_model(family)
-    scores = _scores(model, Taylor(absolute="all"), tmp_path)
-    model.requires_grad_(True)
-    logits = model(IDS, use_cache=False).logits[:, :-1].flatten(0, 1)
-    loss = torch.nn.functional.cross_entropy(logits, IDS[:, 1:].flatten(), reduction="sum")
-    weights = [weight_of(model, layer) for layer in range(4)]
-    bases = [weight if weight.is_leaf else weight._base for weight in weights]
-    gradients = torch.autograd.grad(loss, [base for base in bases if base is not None])
-    for layer, (weight_DF, gradient) in enumerate(zip(weights, gradients, strict=True)):
-        gradient_DF = gradient if gradient.shape == weight_DF.shape else gradient.T
-        wanted_F = (weight_DF * gradient_DF).sum(0).abs().detach() / IDS.numel()
-        key = next(key for key in scores if key.startswith(f"{layer}."))
-        torch.testing.assert_close(scores[key], wanted_F, rtol=1e-3, atol=1e-6)
-
-
-@pytest.mark.parametrize("criterion", [Taylor(), TaylorShare()], ids=lambda criterion: criterion.kind)
-def test_the_way_back_does_not_depend_on_the_batch_size(tmp_path: Path, criterion: WidthCriterion) -> None:
-    """Scores by windows are the same for one window at a time and several, and the streams are in a file or not."""
-    model = tiny_model("llama")
-    wanted = _scores(model, criterion, tmp_path, 6)
-    anatomy = discover(model.config)
-    store = StreamStore(0, tmp_path, Trail(tmp_path / "one", "key"))
-    scores = score(dense_decoder(model), anatomy, IDS, 1, None, criterion, store=store)
-    for key, wanted_F in wanted.items():
-        torch.testing.assert_close(scores.neurons[key], wanted_F, rtol=1e-3, atol=1e-6)
-
-
-def test_every_token_alike_on_the_way_back(tmp_path: Path) -> None:
-    """Effects are over the length of each token's gradient; the last of a window, which predicts none, has none."""
-    model = tiny_model("llama")
-    found = _scores(model, TaylorShare(), tmp_path)
-    activations: list[Tensor] = []
-    written: list[Tensor] = []
-    with ExitStack() as hooks:
-        for layer in model.model.layers:
-            hooks.enter_context(inputs_of(layer.mlp.down_proj, activations.append))
-            hooks.enter_context(outputs_of(layer.mlp.down_proj, written.append))
-        model.requires_grad_(True)
-        logits = model(IDS, use_cache=False).logits[:, :-1].flatten(0, 1)
-    loss = torch.nn.functional.cross_entropy(logits, IDS[:, 1:].flatten(), reduction="sum")
-    gradients = torch.autograd.grad(loss, written)  # of what is added to the hidden states: theirs
-    for index, gradient_BLD in enumerate(gradients):
-        assert not gradient_BLD[:, -1].any()
-        direction_BLD = torch.nn.functional.normalize(gradient_BLD, dim=-1)
-        effect_BLF = activations[index] * (direction_BLD @ model.model.layers[index].mlp.down_proj.weight)
-        wanted_F = effect_BLF.abs().mean((0, 1)).detach()
-        torch.testing.assert_close(found[f"{index}.mlp"], wanted_F, rtol=1e-3, atol=1e-6)
-
-
-@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0]])
-def test_layers_are_fetched_ahead_in_either_direction(order: list[int]) -> None:
-    """Whichever way layers are visited, each is brought once: the one that follows, not the one before."""
-    dense = dense_decoder(tiny_model("llama"))
-    fetched: list[int] = []
-
-    def fetch(index: int) -> dict[str, Tensor]:
-        fetched.append(index)
-        return dict(dense.tensors(index))
-
-    decoder = Decoder(dense.skeleton, fetch, dense.device_of, fetch_ahead=True)
-    for index in order:
-        decoder.tensors(index)
-    assert fetched == order
-
-
-def test_the_way_back_needs_room(tmp_path: Path) -> None:
-    """Without room for the hidden states it is refused before the walk, and in the plan where it is known."""
-    model = tiny_model("llama")
-    with pytest.raises(CalibrationError, match=r"no room.*raise calibration\.stream_disk"):
-        score(dense_decoder(model), discover(model.config), IDS, 4, None, Taylor())
-    model.config.save_pretrained(tmp_path)
-    with pytest.raises(RecipeError, match=r"stream_disk: width\.criterion taylor .*, 24\.6 KB, and 1 KB are allowed"):
-        make_plan(_recipe(tmp_path, {"mlp": 0.5, "criterion": {"kind": "taylor"}}, stream_disk="1KB"))
-
-
-def test_a_layer_that_cannot_be_differentiated_is_named(tmp_path: Path) -> None:
-    """Code that cuts the gradient is an error that says which layer it is and what to do."""
-    model = tiny_model("llama")
-    decoder = dense_decoder(model)
-    mlp = decoder.layers[2].mlp
-    forward = mlp.forward
-    mlp.forward = lambda hidden: forward(hidden.detach())
-    with pytest.raises(ModelError, match=r"layer 2 \(LlamaDecoderLayer\) cannot be differentiated; choose"):
-        score(decoder, discover(model.config), IDS, 4, None, Taylor(), store=_store(tmp_path))
-
-
 @pytest.mark.parametrize("kind", ["flap", "magnitude", "share", "wanda"])
 @pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
 def test_experts_are_scored_as_if_each_were_a_unit(tmp_path: Path, kind: str, family: str) -> None:
     """Stacked experts get scores of their own [E, F] by whatever needs no solve and no gradients."""
-    for scores_EF in _scores(tiny_model(family), KINDS[kind](), tmp_path).values():
+    for scores_EF in scores_of(tiny_model(family), KINDS[kind](), tmp_path).values():
         assert scores_EF.ndim == 2
         assert scores_EF.unique(dim=0).shape == scores_EF.shape
         assert scores_EF.min() > 0
@@ -473,7 +364,7 @@ def test_magnitude_of_stacked_experts_is_that_of_their_tensors(tmp_path: Path) -
     experts = model.model.layers[1].mlp.experts
     gate_EFD, up_EFD = experts.gate_up_proj.chunk(2, dim=1)
     wanted_EF = torch.cat([gate_EFD, up_EFD, experts.down_proj.transpose(1, 2)], dim=2).norm(dim=2)
-    torch.testing.assert_close(_scores(model, Magnitude(), tmp_path)[unit_key(1, "mlp.experts")], wanted_EF)
+    torch.testing.assert_close(scores_of(model, Magnitude(), tmp_path)[unit_key(1, "mlp.experts")], wanted_EF)
 
 
 @pytest.mark.parametrize(("kind", "reason"), [("obs", "cut without"), ("taylor", "gradients are not watched")])
@@ -482,17 +373,17 @@ def test_routed_experts_are_refused_where_a_criterion_cannot_score_them(tmp_path
     model = tiny_model("qwen2_moe")
     model.config.save_pretrained(tmp_path)
     with pytest.raises(RecipeError, match=rf"{kind} cannot score.*moe_intermediate_size.*{reason}.*width\.neurons"):
-        make_plan(_recipe(tmp_path, {"mlp": 0.5, "criterion": {"kind": kind}}))
+        make_plan(recipe_of(tmp_path, {"mlp": 0.5, "criterion": {"kind": kind}}))
     named = {"neurons": {"shared_expert_intermediate_size": 32}, "criterion": {"kind": kind}}
-    assert any(f"width.criterion {kind}" in note for note in make_plan(_recipe(tmp_path, named)).notes)
-    assert {key.partition(".")[2] for key in _scores(model, KINDS[kind](), tmp_path)} == {"mlp.shared_expert"}
+    assert any(f"width.criterion {kind}" in note for note in make_plan(recipe_of(tmp_path, named)).notes)
+    assert {key.partition(".")[2] for key in scores_of(model, KINDS[kind](), tmp_path)} == {"mlp.shared_expert"}
 
 
 def test_the_plan_counts_the_memory_of_a_solve(tmp_path: Path) -> None:
     """Matrices of the dense width in float64 take more than the refit of the kept ones."""
     tiny_model("llama").config.save_pretrained(tmp_path)
     memory = [
-        make_plan(_recipe(tmp_path, {"neurons": 32, "criterion": {"kind": kind}})).memory.statistics
+        make_plan(recipe_of(tmp_path, {"neurons": 32, "criterion": {"kind": kind}})).memory.statistics
         for kind in ("activation", "obs")
     ]
     assert memory[0] < memory[1] == Obs().memory(96)
@@ -501,23 +392,13 @@ def test_the_plan_counts_the_memory_of_a_solve(tmp_path: Path) -> None:
 def test_the_plan_says_what_a_criterion_costs_and_misses(tmp_path: Path) -> None:
     """A slower criterion has a note, and so has one whose scores count on a repair that is off."""
     tiny_model("llama").config.save_pretrained(tmp_path)
-    recipe = _recipe(tmp_path, {"mlp": 0.5, "criterion": {"kind": "obs"}})
+    recipe = recipe_of(tmp_path, {"mlp": 0.5, "criterion": {"kind": "obs"}})
     notes = make_plan(recipe.model_copy(update={"refit": None})).notes
     assert [note.split(": ")[0] for note in notes if "criterion" in note] == [
         "width.criterion obs solves for every neuron of a layer",
         "width.criterion obs assumes the refit, which is off",
     ]
-    assert not any("criterion" in note for note in make_plan(_recipe(tmp_path, {"mlp": 0.5})).notes)
-
-
-def _recipe(model: str | Path, width: dict[str, Any], **calibration: Any) -> Recipe:
-    text = {"dataset": "text.txt", "samples": 2, "sequence_length": 24, **calibration}
-    return Recipe.parse(f"model: {{id: '{model}'}}\ncalibration: {_yaml(text)}\nwidth: {_yaml(width)}\n")
-
-
-def _yaml(values: dict[str, Any]) -> str:
-    pairs = (f"{key}: {_yaml(value) if isinstance(value, dict) else value}" for key, value in values.items())
-    return "{" + ", ".join(pairs) + "}"
+    assert not any("criterion" in note for note in make_plan(recipe_of(tmp_path, {"mlp": 0.5})).notes)
 
 
 def test_removal_errors_rise() -> None:

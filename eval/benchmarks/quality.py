@@ -1,7 +1,7 @@
 """What each cut keeps, beside the peers: SmolLM2-135M-Instruct on the protocol's own tokens and arithmetic.
 
     python eval/benchmarks/quality.py BENCH [TARGET …] [--set refit=false] [--float32] [--time]
-                                      [--data DATA [--mixture four] | --judge DATA]
+                                      [--data DATA [--mixture four] | --judge DATA] [--unrepaired]
 
 BENCH is a folder with the protocol: tokens.safetensors (calibration and evaluation windows) and peers.json (what the
 peers' own code got on them). Each target is pruned by ``llmprune run`` with the default criteria, reloaded by plain
@@ -10,8 +10,9 @@ float32, 0.1 % away and many times faster on a CPU without bf16. ``--data`` cali
 judges on two that the calibration never saw: GSM8K's test questions with their answers, and Python's manual.
 ``--mixture`` says on which texts: three kinds (WikiText, C4, Wikipedia), or four (with ARC's questions, half of it
 WikiText, and blank lines between documents). ``--judge`` judges on these two with the protocol's calibration.
-``--time`` also runs a plain forward pass over the calibration tokens first, and records how many of those pruning took:
-for a quiet machine. Rows of results/quality.json are replaced by target and settings.
+``--unrepaired`` measures the same choice without refit too. ``--time`` also runs a plain forward pass over the
+calibration tokens first, and records how many of those pruning took: for a quiet machine. Rows of results/quality.json
+are replaced by target and settings.
 Excess is ln(perplexity / dense perplexity); lower is better.
 """
 
@@ -100,7 +101,7 @@ def measure(
     """Prune to one target and measure the checkpoint. ``judge``: folder of texts to judge on too."""
     called, section = calibration
     recipe = write_recipe(folder / "recipe.yaml", {"id": SMOLLM2, "dtype": "float32"}, section, **TARGETS[target])
-    options = ["--fresh", *(["--measure-forward"] if timed else [])]
+    options = ["--measure-forward"] if timed else []  # what the folder has is not done again: the scores without refit
     finish(run(recipe, folder / "run", *options, *(part for text in overrides for part in ("--set", text))))
     report = report_of(folder / "run")
     model = folder / "run" / "model"
@@ -119,6 +120,17 @@ def measure(
         else None,
         "unseen": {name: round(perplexity(model, ids_NL, exact), 3) for name, ids_NL in texts.items()},
     }
+
+
+def keep(recorded: Path, row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Record a row in the place of its like; returns all of them."""
+    rows = json.loads(recorded.read_text())["figures"]["rows"] if recorded.is_file() else []
+    key = ("target", "settings", "calibration")
+    same = [old for old in rows if all(old[name] == row[name] for name in key)]
+    row["unseen"] = row["unseen"] or next((old["unseen"] for old in same), {})
+    rows = [old for old in rows if old not in same] + [row]
+    record("quality", {"rows": rows})
+    return rows
 
 
 def beside_peers(rows: list[dict[str, Any]], peers: list[dict[str, Any]]) -> str:
@@ -148,6 +160,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of texts to calibrate on instead")
     parser.add_argument("--mixture", choices=("three", "four"), help="which of them; default: three")
     parser.add_argument("--judge", type=Path, help="folder of texts to judge on too")
+    parser.add_argument("--unrepaired", action="store_true", help="measure the same choice without refit too")
     parser.add_argument("--time", action="store_true", help="measure a plain forward pass too")
     parser.add_argument("--float32", action="store_true", help="measure in exact float32")
     arguments = parser.parse_intermixed_args()
@@ -161,24 +174,21 @@ def main() -> None:
         calibration = mixed(arguments.data, arguments.mixture or "three")
     elif arguments.mixture:
         parser.error("--mixture says which texts of --data; give that too")
+    settings = [arguments.overrides, *([[*arguments.overrides, "refit=false"]] if arguments.unrepaired else [])]
     for target in arguments.targets or TARGETS:
         with tempfile.TemporaryDirectory() as folder:
-            row = measure(
-                arguments.bench,
-                target,
-                arguments.overrides,
-                arguments.float32,
-                arguments.time,
-                calibration,
-                arguments.judge or arguments.data,
-                Path(folder),
-            )
-        rows = json.loads(recorded.read_text())["figures"]["rows"] if recorded.is_file() else []
-        key = ("target", "settings", "calibration")
-        same = [old for old in rows if all(old[name] == row[name] for name in key)]
-        row["unseen"] = row["unseen"] or next((old["unseen"] for old in same), {})
-        rows = [old for old in rows if old not in same] + [row]
-        record("quality", {"rows": rows})
+            for overrides in settings:
+                row = measure(
+                    arguments.bench,
+                    target,
+                    overrides,
+                    arguments.float32,
+                    arguments.time,
+                    calibration,
+                    arguments.judge or arguments.data,
+                    Path(folder),
+                )
+                rows = keep(recorded, row)
     print(beside_peers(rows, peers))
 
 
