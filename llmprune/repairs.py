@@ -74,14 +74,16 @@ class Repairs:
             equations = UpEquations(down_DF, self.held_out, runs.walk.room)
             for batch, reading in enumerate(read_gated(runs, new, layer, unit)):
                 written_BLD = reading.written_BLD.float()
-                behind_BLD = target.streams[batch].to(written_BLD) - reading.output_BLD.float()
-                error.update(behind_BLD, target.streams[batch])
+                target_BLD = target.streams[batch].to(written_BLD)
+                behind_BLD = target_BLD - reading.output_BLD.float()
+                error.update(behind_BLD, target_BLD)
                 if scale is not None:
-                    missing_BLD = behind_BLD / scale
+                    wanted_BLD, missing_BLD = target_BLD, behind_BLD / scale
                 else:  # a norm follows the output projection: match its own dense output instead
                     assert wanted is not None
-                    missing_BLD = wanted[batch].to(written_BLD).view_as(written_BLD) - written_BLD
-                equations.update(reading.input_BLI, reading.gates_BLF, missing_BLD)
+                    wanted_BLD = wanted[batch].to(written_BLD).view_as(written_BLD)
+                    missing_BLD = wanted_BLD - written_BLD
+                equations.update(reading.input_BLI, reading.gates_BLF, missing_BLD, wanted_BLD)
             repair = equations.solve()
         sum_over_processes(error.sums())
         if repair.delta_FI is not None:

@@ -56,12 +56,13 @@ def _down() -> torch.Tensor:
     return _normal(HIDDEN, NEURONS, seed=3)
 
 
-def _solve(missing_NLD: torch.Tensor, batch_size: int = 4) -> UpRepair:
+def _solve(missing_NLD: torch.Tensor, batch_size: int = 4, wanted_NLD: torch.Tensor | None = None) -> UpRepair:
     windows = len(missing_NLD)
+    wanted_NLD = torch.ones_like(missing_NLD) if wanted_NLD is None else wanted_NLD
     room = lambda _: Streams()  # noqa: E731  # as a walk gives it
     equations = UpEquations(_down(), Folds(every_eighth(windows), batch_size), room)
     for rows in torch.split(torch.arange(windows), batch_size):
-        equations.update(_inputs()[rows], _gates()[rows], missing_NLD[rows].clone())
+        equations.update(_inputs()[rows], _gates()[rows], missing_NLD[rows].clone(), wanted_NLD[rows])
     return equations.solve()
 
 
@@ -150,6 +151,24 @@ def test_batches_of_any_size_solve_the_same() -> None:
     torch.testing.assert_close(first.delta_FI, second.delta_FI, rtol=1e-3, atol=1e-5)
 
 
+def test_every_token_counts_the_same() -> None:
+    """A token whose hidden states and error are a thousand times as long asks for no more than another, and one that
+    should get nothing does no harm.
+    """
+    missing_NLD = _writes(_normal(NEURONS, INPUTS, seed=4))
+    loud_NLD, wanted_NLD = missing_NLD.clone(), torch.ones_like(missing_NLD)
+    plain = _solve(missing_NLD)
+    loud_NLD[:, 0] = 1000 * _normal(WINDOWS, HIDDEN, seed=6)
+    wanted_NLD[:, 0] = 1000
+    wanted_NLD[:, 1] = 0
+    loud = _solve(loud_NLD, wanted_NLD=wanted_NLD)
+    assert plain.delta_FI is not None
+    assert loud.delta_FI is not None
+    apart = (loud.delta_FI - plain.delta_FI).norm() / plain.delta_FI.norm()
+    assert apart < 0.3
+    assert _solve(loud_NLD).held_out == pytest.approx(0, abs=0.05)  # with its length it drowns the others
+
+
 def test_noise_is_left_alone() -> None:
     """A step that makes the windows held out worse is not taken, however much better it makes the others."""
     for seed in range(5):
@@ -170,7 +189,8 @@ def test_inputs_that_are_not_finite_are_refused() -> None:
     """With what to do about it."""
     room = lambda _: Streams()  # noqa: E731  # as a walk gives it
     equations = UpEquations(_down(), Folds(every_eighth(8), 8), room)
-    equations.update(_inputs()[:8] * torch.inf, _gates()[:8], _normal(8, LENGTH, HIDDEN))
+    missing_NLD = _normal(8, LENGTH, HIDDEN)
+    equations.update(_inputs()[:8] * torch.inf, _gates()[:8], missing_NLD, missing_NLD)
     with pytest.raises(NumericalError, match=r"refit\.up to false"):
         equations.solve()
 
