@@ -184,7 +184,7 @@ def _about_up(anatomy: Anatomy, widths: dict[str, int]) -> list[str]:
             f"solved again, and {'no neurons of these go' if gated else 'this model has none'}; "
             f"{'narrow them with width, or ' if gated else ''}remove the key"
         )
-    return ["refit.up: pass 2 takes about 5 forward passes in float32 over the calibration tokens longer"]
+    return ["refit.up: pass 2 takes about 6 forward passes in float32 over the calibration tokens longer"]
 
 
 def _trials(recipe: Recipe, layers: int, remove: int) -> list[str]:
