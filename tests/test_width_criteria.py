@@ -119,7 +119,7 @@ def test_sums_of_two_halves_are_those_of_the_whole(kind: str) -> None:
 
 
 @every_kind
-def test_permuted_neurons_have_permutedscores_of(kind: str) -> None:
+def test_permuted_neurons_have_permuted_scores(kind: str) -> None:
     """The order of the neurons does not matter."""
     order_F = torch.randperm(NEURONS, generator=torch.Generator().manual_seed(0))
     scores_F = Unit().scores(KINDS[kind]())
@@ -152,7 +152,7 @@ def test_a_neuron_that_adds_nothing_scores_lowest(kind: str, silent: bool) -> No
 
 
 @every_kind
-def test_a_kind_is_read_from_arecipe_of(kind: str) -> None:
+def test_a_kind_is_read_from_a_recipe(kind: str) -> None:
     """``width.criterion.kind`` picks the section, and its text says what it is."""
     recipe = recipe_of("llama", {"mlp": 0.5, "criterion": {"kind": kind}})
     assert recipe.width is not None

@@ -12,7 +12,7 @@ judges on two that the calibration never saw: GSM8K's test questions with their 
 WikiText, and blank lines between documents). ``--judge`` judges on these two with the protocol's calibration.
 ``--unrepaired`` measures the same choice without refit too. ``--time`` also runs a plain forward pass over the
 calibration tokens first, and records how many of those pruning took: for a quiet machine. Rows of results/quality.json
-are replaced by target and settings.
+are replaced by target and settings; ``earlier`` in one says in what the code that it was measured with differed.
 Excess is ln(perplexity / dense perplexity); lower is better.
 """
 
@@ -101,7 +101,7 @@ def measure(
     """Prune to one target and measure the checkpoint. ``judge``: folder of texts to judge on too."""
     called, section = calibration
     recipe = write_recipe(folder / "recipe.yaml", {"id": SMOLLM2, "dtype": "float32"}, section, **TARGETS[target])
-    options = ["--measure-forward"] if timed else []  # what the folder has is not done again: the scores without refit
+    options = ["--measure-forward"] if timed else []  # never --fresh: without refit the folder's scores serve again
     finish(run(recipe, folder / "run", *options, *(part for text in overrides for part in ("--set", text))))
     report = report_of(folder / "run")
     model = folder / "run" / "model"
