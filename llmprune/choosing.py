@@ -17,12 +17,14 @@ from llmprune.criteria.base import (
     WidthCriterion,
 )
 from llmprune.cut import Cut
+from llmprune.errors import CalibrationError
 from llmprune.files import write_beside
-from llmprune.model.processes import is_first
+from llmprune.model.processes import count, is_first
 from llmprune.model.streams import StreamStore
 from llmprune.plan import Plan
 from llmprune.recipe import Recipe
 from llmprune.report.value import StabilityFigures, Step
+from llmprune.report.wording import plural
 from llmprune.run_folder import RunFolder, file_fingerprint, fingerprint
 from llmprune.scores import Scores
 from llmprune.scoring import score
@@ -79,18 +81,28 @@ def find_cut(
 
 
 def check_calibration(recipe: Recipe, plan: Plan, bench: Workbench, folder: RunFolder) -> StabilityFigures | None:
-    """What each half of the calibration would choose; None where the recipe names all that goes."""
+    """What each half of the calibration would choose; None where the recipe names all that goes.
+
+    Trials of a depth criterion then run on as much of a half as they run on of the whole.
+    """
     origin = _origin_of_scores(recipe, plan, bench)
     if origin is None:
         return None
 
+    depth = recipe.depth
+
     def choose(windows_NL: Tensor) -> Cut:
-        scores = _scored(recipe, plan, bench, windows_NL, bench.store(folder.path, windows_NL), [])
+        on_half = recipe
+        if depth and isinstance(depth.criterion, TrialCriterion):
+            criterion = depth.criterion.scaled(len(windows_NL), len(bench.windows))
+            on_half = recipe.model_copy(update={"depth": depth.model_copy(update={"criterion": criterion})})
+        scores = _scored(on_half, plan, bench, windows_NL, bench.store(folder.path, windows_NL), [])
         return choose_cut(bench.anatomy, scores, *_wanted(plan))
 
     def make(path: Path) -> StabilityFigures:
         with account(folder.steps, "calibration check", bench.windows.numel()):
-            found = compare(choose, bench.windows, bench.anatomy, named=plan.removed_layers is not None)
+            named = plan.removed_layers is not None
+            found = compare(choose, bench.windows, bench.anatomy, named, bench.sources)
         folder.write(path.name, found.model_dump_json(indent=1) + "\n")
         return found
 
@@ -100,6 +112,16 @@ def check_calibration(recipe: Recipe, plan: Plan, bench: Workbench, folder: RunF
     return folder.produce(
         "calibration check", fingerprint(origin, *_wanted(plan)), "calibration-check.json", load, make, together=True
     )
+
+
+def require_halves(recipe: Recipe) -> None:
+    """Raise CalibrationError where the calibration has no halves that every process has a window of."""
+    (samples, _), processes = recipe.calibration.shape(), count()
+    if samples // 2 < processes:
+        raise CalibrationError(
+            f"--calibration-check lets each half of the calibration choose, and {plural(samples, 'sample')} cannot be "
+            f"split into halves of at least {processes}; raise calibration.samples, or leave the option out"
+        )
 
 
 def _scored(

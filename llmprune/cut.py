@@ -159,10 +159,17 @@ def width_step(width: int) -> int:
     return min(width & -width, 128)
 
 
-def kept_share(scores: Tensor, keep: Tensor) -> float:
-    """Share of the score mass that the kept neurons or groups hold: [F] and [K], or [E, F] and [E, K]."""
-    total = scores.double().sum()
-    return float(scores.double().gather(-1, keep).sum() / total) if total > 0 else 1.0
+def kept_share(scores: Tensor, keep: Tensor, adds_up: bool = True) -> float:
+    """Share of the score mass that the kept neurons or groups hold: [F] and [K], or [E, F] and [E, K].
+
+    Scores that do not add up are of all that has gone by then: the highest that goes is what goes together.
+    """
+    scores = scores.double()
+    if not adds_up:
+        gone = scores.scatter(-1, keep, 0.0).amax(-1).sum()
+        return float(1 - gone / scores.amax(-1).sum()) if scores.any() else 1.0
+    total = scores.sum()
+    return float(scores.gather(-1, keep).sum() / total) if total > 0 else 1.0
 
 
 def gap_after(layers: Sequence[int], position: int, num_layers: int) -> range:

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 from llmprune.anatomy.blueprint import find_layers, text_config
 from llmprune.anatomy.projections import projections_of
 from llmprune.anatomy.value import Anatomy
-from llmprune.criteria.base import TrialCriterion
+from llmprune.criteria.base import PassingCriterion, TrialCriterion
+from llmprune.criteria.residual import Residual
 from llmprune.recipe import Recipe
 from llmprune.report.value import Figures
 
@@ -45,6 +46,8 @@ def memory_of(
         weights=bytes_of(dense),
         layer=_largest(find_layers(dense)[1]) + _largest(find_layers(pruned)[1]),
         streams=(2 * samples + _tried(recipe, anatomy.num_layers)) * bytes_of_window(recipe, dense)
+        + _of_runs(recipe, dense, pruned)
+        + _of_standins(recipe, dense, scored)
         + _noted(recipe, dense)
         + _staged(recipe, dense, pruned)
         + _gated(recipe, dense, neurons_of_solved_ups(anatomy, widths)),
@@ -127,6 +130,32 @@ def _tried(recipe: Recipe, layers: int) -> int:
     if depth is None or depth.layers is not None or not isinstance(depth.criterion, TrialCriterion):
         return 0
     return (layers + 2) * min(depth.criterion.windows, samples)
+
+
+def _of_runs(recipe: Recipe, dense: PreTrainedModel, pruned: PreTrainedModel) -> int:
+    """Bytes of what pass 1 keeps from before each layer of a run of layers, where more than one is scored as one."""
+    if recipe.depth is None or recipe.depth.layers is not None:
+        return 0
+    criterion, (samples, length) = recipe.depth.criterion, recipe.calibration.shape()
+    span = criterion.horizon(len(find_layers(dense)[1]) - len(find_layers(pruned)[1]))
+    if not isinstance(criterion, PassingCriterion) or span < 2:
+        return 0
+    tokens = len(range(length)[criterion.looks_at])
+    kept: int = span * samples * bytes_of_window(recipe, dense) * tokens // length
+    return kept
+
+
+def _of_standins(recipe: Recipe, dense: PreTrainedModel, inputs: int) -> int:
+    """Bytes of what trials of stand-ins keep: a walk over windows of their own; and of a layer and the one before it,
+    for all windows, the inputs of the output projection, and what the layer adds.
+    """
+    depth, (samples, length) = recipe.depth, recipe.calibration.shape()
+    if depth is None or depth.layers is not None or not isinstance(depth.criterion, Residual):
+        return 0
+    judged, solved = depth.criterion.shares(samples)
+    hidden: int = text_config(dense.config).hidden_size
+    each: int = length * dense.dtype.itemsize
+    return (2 * solved * hidden + (judged + solved) * (2 * inputs + hidden)) * each
 
 
 def _largest(layers: Sequence[torch.nn.Module] | torch.nn.ModuleList) -> int:

@@ -24,6 +24,7 @@ Where no λ makes it negative, the projection is left as it was sliced. The choi
 two numbers does not need all D outputs: it is made on S random combinations of them.
 Both were found with one of n folds left out; over all of them the solve's own noise
 is (n − 1)/n as large, and so are λ and the odds (1 − α)/α against the inherited error.
+A λ that is given is the only one that is tried, and stays as it is.
 
 Memory: one F × F matrix a fold and one more while solving, which happens in place.
 
@@ -51,8 +52,7 @@ _SKETCHED = 64
 class Repair:
     """What was solved: Δ [D, F] in float32, None where the sliced weights are better; how strong, and its worth.
 
-    ``held_out``: relative change of the squared error on folds that the solve did not see; None where the
-    recipe gives the ridge.
+    ``held_out``: relative change of the squared error on folds that the solve did not see; None where there are none.
     """
 
     delta_DF: Tensor | None
@@ -65,7 +65,7 @@ class NormalEquations:
     """XᵀX [F, F] by fold, XᵀL and XᵀI [F, D], and by fold sketches of those, summed over tokens in float32."""
 
     def __init__(self, ridge: float | None, folds: int) -> None:
-        self.ridge, self.folds = ridge, folds if ridge is None else 1
+        self.ridge, self.folds = ridge, folds
         self._folds: list[_Fold] = []
 
     def update(self, input_TF: Tensor, lost_TD: Tensor | None, inherited_TD: Tensor, fold: int = 0) -> None:
@@ -126,39 +126,40 @@ class NormalEquations:
     def solve(self) -> Repair:
         """The repair; the sums are used up. Raises NumericalError where the equations have no stable solution."""
         assert self._folds, "solved after at least one batch"
-        repair = Repair(None, self.ridge, 1.0, None) if self.ridge is not None else self._cross_validated()
+        repair = self._cross_validated()
         if repair.ridge is None:
             return repair
         repair = for_all_folds(repair, len(self._folds))
-        assert repair.ridge is not None
+        ridge = repair.ridge if self.ridge is None else self.ridge
+        assert ridge is not None
         gram_FF = self._folds[0].gram_FF
         for fold in self._folds[1:]:
             gram_FF += fold.gram_FF
         moment_FD = self._inherited_FD.mul_(repair.inherited)
         if self._lost_FD is not None:
             moment_FD += self._lost_FD
-        return replace(repair, delta_DF=_ridge(gram_FF, moment_FD, repair.ridge).T)
+        return replace(repair, ridge=ridge, delta_DF=_ridge(gram_FF, moment_FD, ridge).T)
 
     def _cross_validated(self) -> Repair:
         """Ridge and share of the inherited error by the held-out error; no ridge where none makes it less."""
+        ridges, best = (_RIDGES, _RIDGES.index(_UNTRIED)) if self.ridge is None else ((self.ridge,), 0)
         if len(self._folds) < 2 or any(not float(fold.energy) for fold in self._folds):
-            return Repair(None, _UNTRIED, 1.0, None)  # a single window: nothing can be held out
+            return Repair(None, ridges[best], 1.0, None)  # a single window: nothing can be held out
         for fold in self._folds:
             mirror(fold.gram_FF)
         tried: dict[int, tuple[float, float]] = {}
 
         def change(place: int) -> float:
             if place not in tried:
-                tried[place] = self._held_out(_RIDGES[place])
+                tried[place] = self._held_out(ridges[place])
             return tried[place][1]
 
-        best = _RIDGES.index(_UNTRIED)
         for direction in (1, -1):  # first weaker, else stronger, as long as it gets better: the error has one valley
-            while 0 <= best + direction < len(_RIDGES) and change(best + direction) < change(best):
+            while 0 <= best + direction < len(ridges) and change(best + direction) < change(best):
                 best += direction
         if change(best) >= -_WORTH:
             return Repair(None, None, 0.0, 0.0)
-        return Repair(None, _RIDGES[best], *tried[best])
+        return Repair(None, ridges[best], *tried[best])
 
     def _held_out(self, ridge: float) -> tuple[float, float]:
         """The best share of the inherited error in [0, 1], and the relative change of the held-out error with it."""
@@ -197,7 +198,7 @@ class NormalEquations:
 
 
 def for_all_folds(repair: Repair, folds: int) -> Repair:
-    """What was found with one fold left out, for the sums over all of them; a ridge that was given stays."""
+    """What was found with one fold left out, for the sums over all of them."""
     if folds < 2 or repair.ridge is None:
         return repair
     noise = (folds - 1) / folds

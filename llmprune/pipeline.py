@@ -12,7 +12,7 @@ from pathlib import Path
 from llmprune.accounting import FORWARD, account, compare_with_forward, plain_forward
 from llmprune.anatomy.projections import projections_of
 from llmprune.calibration import fingerprint_tokens
-from llmprune.choosing import check_calibration, find_cut, find_scores
+from llmprune.choosing import check_calibration, find_cut, find_scores, require_halves
 from llmprune.cut import Cut
 from llmprune.errors import GateNotMet, ModelError
 from llmprune.evaluation.gate import judge
@@ -94,6 +94,8 @@ def run(
     if is_first():
         if recipe.hub:
             look(recipe.hub)
+        if calibration_check:
+            require_halves(recipe)
         check_tasks(recipe.evaluation)
         fetch_tasks(recipe.evaluation)
         require_space(Path(output), 2 * plan.disk + 2 * plan.memory.streams)
@@ -273,7 +275,8 @@ def _report(
     warnings: list[str],
 ) -> Report:
     records = {record.layer: record for record in pruned.records}
-    gate = recipe.evaluation.gate
+    gate, width = recipe.evaluation.gate, recipe.width
+    add_up = (width.neurons_by.adds_up, width.heads_by.adds_up) if width else (True, True)
     comparison = compare(measured.dense_tasks, measured.pruned_tasks, gate.confidence if gate else CONFIDENCE)
     calibration = (bench.windows_fingerprint, bench.windows.numel(), bench.crossings)
     return Report(
@@ -293,7 +296,7 @@ def _report(
         ),
         dense=plan.dense,
         pruned=pruned.size,
-        layers=layer_figures(bench.anatomy, scores, cut, records),
+        layers=layer_figures(bench.anatomy, scores, cut, records, add_up),
         sparsity=sparsity_figures(
             recipe.sparsity, plan.sparsity.skipped if plan.sparsity else (), pruned.verified.sparse
         ),

@@ -20,6 +20,7 @@ from llmprune.evaluation.speed import require_positions
 from llmprune.model.loading import load_config
 from llmprune.needs import Memory, bytes_of, bytes_of_window, memory_of, neurons_of_solved_ups
 from llmprune.recipe import Depth, Recipe
+from llmprune.refit import Refit
 from llmprune.remote import resolve
 from llmprune.report.value import Figures, Size
 from llmprune.report.wording import ranges
@@ -92,12 +93,13 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
         notes.append("layers differ in size: the sizes are those of a cut from the middle, until the scores are known")
     if recipe.refit and (recipe.depth or recipe.width or recipe.experts):
         notes += _not_refit(anatomy)
+        notes += _unjudged(recipe.refit, recipe.calibration.shape()[0])
     if recipe.refit and recipe.refit.up:
-        notes += _about_up(anatomy, widths)
+        notes += _about_up(anatomy, widths, recipe.calibration.shape()[0])
     if recipe.depth and recipe.depth.layers is None:
         notes += _trials(recipe, anatomy.num_layers, anatomy.num_layers - len(keep))
     memory = memory_of(recipe, dense, pruned, anatomy, widths)
-    notes += _about_criterion(recipe)
+    notes += _about_criterion(recipe, anatomy)
     _require_room_for_trail(recipe, anatomy.num_layers * bytes_of_window(recipe, dense) * recipe.calibration.shape()[0])
     if text_config(config) is not config:
         notes.append("only the text part is pruned, and scored on text: what images need of it is not measured")
@@ -175,14 +177,30 @@ def _not_refit(anatomy: Anatomy) -> list[str]:
     return notes
 
 
-def _about_up(anatomy: Anatomy, widths: dict[str, int]) -> list[str]:
-    """What solving the up projections costs. Raises RecipeError where none is solved."""
+def _unjudged(refit: Refit, samples: int) -> list[str]:
+    """What it means that nothing can be held out from a refit, in words."""
+    if samples > 1:
+        return []
+    strength = "the strength that most projections get" if refit.ridge is None else f"ridge {refit.ridge:g}"
+    return [
+        f"refit: 1 calibration sample leaves no other to judge the repair on; it is made at {strength}, "
+        "whether it helps or not"
+    ]
+
+
+def _about_up(anatomy: Anatomy, widths: dict[str, int], samples: int) -> list[str]:
+    """What solving the up projections costs. Raises RecipeError where none is solved, or none can be judged."""
     if not neurons_of_solved_ups(anatomy, widths):
         gated = any(unit.up for units in anatomy.units for unit in units)
         raise RecipeError(
             "refit.up: only the up projections of gated MLPs that lose neurons and that every token goes through are "
             f"solved again, and {'no neurons of these go' if gated else 'this model has none'}; "
             f"{'narrow them with width, or ' if gated else ''}remove the key"
+        )
+    if samples < 2:
+        raise RecipeError(
+            "refit.up: 1 calibration sample leaves no other to judge the solution on; raise calibration.samples, or "
+            "remove the key"
         )
     return ["refit.up: pass 2 takes about 6 forward passes in float32 over the calibration tokens longer"]
 
@@ -195,7 +213,10 @@ def _trials(recipe: Recipe, layers: int, remove: int) -> list[str]:
         return []
     windows, rounds = min(criterion.windows, samples), criterion.horizon(remove)
     passes = sum((layers - done) / 2 + 1 for done in range(rounds)) * windows / samples
-    refit = ", and a refit of every layer in each round" if isinstance(criterion, Residual) else ""
+    refit = ""
+    if isinstance(criterion, Residual):
+        passes += sum((layers - done) / layers for done in range(rounds)) * criterion.shares(samples)[1] / samples
+        refit = ", and a refit of every layer in each round"
     return [
         f"depth.criterion {criterion.kind}: {rounds} round{'' if rounds == 1 else 's'} of trials on {windows} windows "
         f"cost about {passes:.1f} forward passes over the calibration tokens{refit}"
@@ -207,12 +228,17 @@ def _require_something_to_judge(recipe: Recipe) -> None:
         raise RecipeError("evaluation.gate: there is nothing to judge; name lm-eval tasks in evaluation.tasks")
 
 
-def _about_criterion(recipe: Recipe) -> list[str]:
+def _about_criterion(recipe: Recipe, anatomy: Anatomy) -> list[str]:
     """What the width criterion costs, and what it misses."""
     if recipe.width is None:
         return []
     criterion = recipe.width.neurons_by
-    notes = [f"width.criterion {criterion.kind} {criterion.cost}"] if criterion.cost else []
+    widths = [
+        unit.times * anatomy.widths[unit.field] for units in anatomy.units for unit in units if recipe.width.cuts_mlp
+    ]
+    operations = sum(criterion.operations(width) for width in widths)
+    figure = f": about {operations:.1e} operations in float64 in all" if operations else ""
+    notes = [f"width.criterion {criterion.kind} {criterion.cost}{figure}"] if criterion.cost else []
     if criterion.assumes_refit and recipe.refit is None:
         notes.append(f"width.criterion {criterion.kind} assumes the refit, which is off")
     return notes

@@ -16,7 +16,10 @@ MOST_FOLDS = 4  # each takes a Gram matrix of memory
 
 
 class Refit(Section):
-    """``refit: {ridge: 0.1, up: true}``; without ``ridge`` each projection gets what cross-validation finds."""
+    """``refit: {ridge: 0.1, up: true}``; without ``ridge`` each projection gets what cross-validation finds.
+
+    Either way a projection stays as it was sliced where the repair does not help on text that the solve did not see.
+    """
 
     ridge: float | None = Field(
         None,
@@ -33,7 +36,7 @@ class Refit(Section):
 
     def folds(self, sources: int) -> int:
         """How many folds of the calibration the sums are kept of, one beside the other."""
-        return 1 if self.ridge is not None else min(max(sources, 2), MOST_FOLDS)
+        return min(max(sources, 2), MOST_FOLDS)
 
     def open(self, folds: int) -> NormalEquations:
         """Start the sums of one projection over windows in so many folds."""

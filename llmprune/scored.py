@@ -72,7 +72,7 @@ class Neurons:
 
 
 class Groups(Neurons):
-    """Key-value groups of attention heads: of each, the sum of the scores of its inputs of the output projection.
+    """Key-value groups of attention heads: of each, what its inputs of the output projection are worth together.
 
     Of their weights only those of the output projection count.
     """
@@ -84,8 +84,7 @@ class Groups(Neurons):
     def write(self, scores: Scores) -> None:
         """Put the groups' scores with the others."""
         sum_over_processes(self.sums.sums())
-        scores_F = self.sums.scores().float()
-        scores.heads[self.key] = scores_F.view(-1, self.inputs).sum(1).cpu()
+        scores.heads[self.key] = self.sums.group_scores(self.inputs).float().cpu()
 
 
 class StackedNeurons:

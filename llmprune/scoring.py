@@ -112,15 +112,16 @@ class _Runs:
     def open(self, device: torch.device) -> None:
         """Start with one layer."""
         if self.span > 1:
-            self.starts.append(self.walk.copy())
+            self.starts.append(self.walk.copy(self.criterion.looks_at))
         self.sums = self.criterion.open(device)
 
     def update(self, batch: int, hidden_BLD: Tensor, output_BLD: Tensor) -> None:
         """Take in a batch of the layer, the last one of a run."""
+        tokens = self.criterion.looks_at
         if self.span == 1:
-            self.sums.update(hidden_BLD, output_BLD)
+            self.sums.update(hidden_BLD[:, tokens], output_BLD[:, tokens])
         elif len(self.starts) == self.span:
-            self.sums.update(self.starts[0][batch].to(output_BLD.device), output_BLD)
+            self.sums.update(self.starts[0][batch].to(output_BLD.device), output_BLD[:, tokens])
 
     def close(self) -> None:
         """End with the layer."""

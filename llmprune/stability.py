@@ -21,16 +21,22 @@ from llmprune.report.value import Overlap, StabilityFigures
 from llmprune.scores import unit_key
 
 
-def halves(windows_NL: Tensor) -> tuple[Tensor, Tensor]:
-    """Every other window, so that each half has of every source."""
+def halves(windows_NL: Tensor, sources_N: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Every other window of each source, from one to the next, so that each half has its share of every source."""
+    if sources_N is not None:
+        windows_NL = windows_NL[sources_N.argsort(stable=True)]
     return windows_NL[::2], windows_NL[1::2]
 
 
 def compare(
-    choose: Callable[[Tensor], Cut], windows_NL: Tensor, anatomy: Anatomy, named: bool = False
+    choose: Callable[[Tensor], Cut],
+    windows_NL: Tensor,
+    anatomy: Anatomy,
+    named: bool = False,
+    sources_N: Tensor | None = None,
 ) -> StabilityFigures:
     """What the halves of the windows choose, by a function from windows to a cut; the layers may be ``named``."""
-    parts = halves(windows_NL)
+    parts = halves(windows_NL, sources_N)
     one, other = (choose(half_NL) for half_NL in parts)
     chosen = one.removed and not named
     layers = [_shared(torch.tensor(one.layers), torch.tensor(other.layers), one.num_layers)] if chosen else []

@@ -8,6 +8,7 @@ Shapes: B batch, L sequence length, D hidden size, F inputs of the projection.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -26,8 +27,8 @@ class _Passed(NamedTuple):
     """A layer that both walks went through: inputs of its projection, and how that reaches the hidden states."""
 
     layer: int
-    solved: list[Tensor]  # [B, L, F] by batch, of the windows that are solved on
-    judged: list[Tensor]
+    solved: Streams  # [B, L, F], of the windows that are solved on
+    judged: Streams
     scale: float
 
 
@@ -40,13 +41,13 @@ class Standins:
         self.walk, self.anatomy, self.ridge = Walk(decoder, windows_NL, batch_size, store), anatomy, ridge
         self.beginning = self.walk.copy()
         self.accepted: dict[int, Tensor] = {}  # Δ [D, F] of the layers before those that are gone
-        self._found: dict[int, tuple[int, Tensor]] = {}  # of a layer left out: the layer before it, and its Δ
+        self.found: dict[int, tuple[int, Tensor]] = {}  # of a layer left out: the layer before it, and its Δ
 
     def start(self) -> None:
         """Begin a round, before the first layer."""
         self.walk.streams = self.beginning
         self.walk.streams = self.walk.copy()
-        self._found.clear()
+        self.found.clear()
         self._before: _Passed | None = None
 
     def repair(self, index: int, layer: nn.Module) -> None:
@@ -59,30 +60,32 @@ class Standins:
         """Pass both walks through a layer; ``without`` it, the judged stream gets what stands in for it."""
         unit = self._unit(index)
         scale = residual_scale(self.walk, index, layer, layer.get_submodule(unit.output)) if unit else None
-        seen = [_pass(walk, index, layer, unit if scale else None) for walk in (self.walk, judged)]
-        lost, solved = seen[0].added, seen[0].inputs
+        output = layer.get_submodule(unit.output) if unit and scale else None
+        solved, judged_inputs = (_pass(walk, index, layer, output) for walk in (self.walk, judged))
         if without is not None and self._before is not None:
-            delta_DF = self._solve(self._before, lost)
+            delta_DF = self._solve(self._before, solved.added)
             for batch, input_BLF in enumerate(self._before.judged):
-                added_BLD = (self._before.scale * (input_BLF.float() @ delta_DF.T)).to(without[batch].dtype)
-                without[batch] = without[batch] + added_BLD.view_as(without[batch]).to(without[batch].device)
-            self._found[index] = self._before.layer, delta_DF
-        self._before = _Passed(index, solved, seen[1].inputs, scale) if scale else None
+                input_BLF = input_BLF.to(delta_DF.device).float()
+                added_BLD = (self._before.scale * (input_BLF @ delta_DF.T)).to(without[batch].dtype)
+                without[batch] = without[batch] + added_BLD.to(without[batch].device)
+            self.found[index] = self._before.layer, delta_DF
+        self._before = _Passed(index, solved.inputs, judged_inputs.inputs, scale) if output and scale else None
 
     def accept(self, index: int) -> None:
         """Keep the repair for a layer that goes."""
-        if index in self._found:
-            before, delta_DF = self._found[index]
+        if index in self.found:
+            before, delta_DF = self.found[index]
             self.accepted[before] = self.accepted.get(before, torch.zeros_like(delta_DF)) + delta_DF
 
     def _unit(self, index: int) -> MlpUnit | None:
         return next((unit for unit in self.anatomy.units[index] if unit.refit), None)
 
-    def _solve(self, before: _Passed, lost: list[Tensor]) -> Tensor:
+    def _solve(self, before: _Passed, lost: Streams) -> Tensor:
         equations = NormalEquations(self.ridge, 1)
+        device = self.walk.decoder.device_of(before.layer)
         for input_BLF, lost_BLD in zip(before.solved, lost, strict=True):
-            device = input_BLF.device
-            equations.update(input_BLF.flatten(0, -2), None, lost_BLD.to(device).flatten(0, -2) / before.scale)
+            input_TF, lost_TD = (value.to(device).flatten(0, -2) for value in (input_BLF, lost_BLD))
+            equations.update(input_TF, None, lost_TD / before.scale)
         sum_over_processes(equations.sums())
         delta_DF = equations.solve().delta_DF
         assert delta_DF is not None, "a ridge that is given is solved with"
@@ -90,16 +93,23 @@ class Standins:
 
 
 class _Seen(NamedTuple):
-    added: list[Tensor]  # what the layer added to the hidden states, by batch
-    inputs: list[Tensor]
+    added: Streams  # what the layer added to the hidden states
+    inputs: Streams  # of the output projection
 
 
-def _pass(walk: Walk, index: int, layer: nn.Module, unit: MlpUnit | None) -> _Seen:
-    """Advance a walk by one layer, and read what it added and the inputs of the unit's projection."""
-    seen = _Seen([], [])
-    output = layer.get_submodule(unit.output) if unit else nn.Identity()
-    with inputs_of(output, seen.inputs.append):
+def _pass(walk: Walk, index: int, layer: nn.Module, output: nn.Module | None) -> _Seen:
+    """Advance a walk by one layer, and keep what it added and the inputs of its output projection."""
+    kept = {"added": Streams(), "inputs": Streams()}
+
+    def keep(name: str, value: Tensor) -> None:
+        batch = len(kept[name])
+        value_BLX = value.reshape(*walk.streams[batch].shape[:2], -1)
+        if not batch:
+            kept[name] = walk.room(value_BLX)
+        kept[name].append(value_BLX)
+
+    with inputs_of(output or nn.Identity(), partial(keep, "inputs")):
         for batch, hidden_BLD, output_BLD in walk.outputs(index, layer):
-            seen.added.append(output_BLD - hidden_BLD)
+            keep("added", output_BLD - hidden_BLD)
             walk.advance(batch, output_BLD)
-    return seen
+    return _Seen(**kept)

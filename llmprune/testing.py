@@ -123,9 +123,8 @@ def tiny_model(family: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: PreTrainedModel = auto_class(config).from_config(config, dtype=torch.float32)
-    with torch.no_grad():
-        for parameter in model.parameters():  # families start with tiny or zero weights: make every one count
-            if parameter.ndim > 1:
-                torch.manual_seed(seed)
-                parameter.normal_(std=1 / parameter.shape[-1] ** 0.5)
+        with torch.no_grad():
+            for parameter in model.parameters():  # families start with tiny or zero weights: make every one count
+                if parameter.ndim > 1:
+                    parameter.normal_(std=1 / parameter.shape[-1] ** 0.5)
     return model.eval().requires_grad_(False)

@@ -9,6 +9,8 @@ Shapes: N windows, B batch, L sequence length, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -49,16 +51,23 @@ def try_without(
         trials.standins = Standins(decoder, anatomy, share_of(solved_NL), batch_size, store, criterion.ridge)
     one_of = set(anatomy.one_of)
     kept, scores_N = list(range(len(decoder))), torch.zeros(len(decoder))
-    reached = 0.0
+    reached = -math.inf
     for _ in range(criterion.horizon(remove)):
         free = [layer for layer in kept if not one_of or (one_of - {layer}) & set(kept)]
         costs = trials.round(kept, free)
         best = min(costs, key=costs.__getitem__)
-        for layer in kept:  # not below what those before it cost: they go first
-            scores_N[layer] = max(costs.get(layer, max(costs.values())), reached)
-        reached = float(scores_N[best])
+        reached = max(costs[best], reached)  # not below what those before it cost: they go first
+        above = float(torch.tensor(reached).nextafter(torch.tensor(math.inf)))
+        for layer in kept:
+            scores_N[layer] = max(costs.get(layer, max(costs.values())), above)
+        scores_N[best] = reached
         kept.remove(best)
         if trials.standins:
+            if not trials.standins.found:
+                raise CalibrationError(
+                    "depth.criterion residual: no layer of this model can stand in for the one after it, for a norm "
+                    "follows its output projection or it has no MLP; take divergence, which does not ask for that"
+                )
             trials.standins.accept(best)
     if not torch.isfinite(scores_N[kept]).all():
         raise NumericalError("the cost without a layer is not finite; try model.dtype: float32")

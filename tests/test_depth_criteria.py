@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,10 @@ from llmprune.criteria.base import TrialCriterion
 from llmprune.cut import choose_layers
 from llmprune.errors import CalibrationError
 from llmprune.model.loading import dense_decoder
+from llmprune.model.streams import StreamStore
+from llmprune.model.walk import Walk
+from llmprune.plan import Plan, make_plan
+from llmprune.recipe import Recipe
 from llmprune.scoring import score
 from llmprune.testing import tiny_model
 from llmprune.trials import some_windows, try_without
@@ -72,16 +77,31 @@ def test_one_shot_trials_equal_whole_forward_passes(
     torch.testing.assert_close(scores_N, torch.tensor(expected), rtol=1e-4, atol=1e-5)
 
 
-def test_greedy_trials_choose_one_layer_after_the_other(model: PreTrainedModel, windows: Tensor) -> None:
-    """Each round takes the layer whose loss, beside those gone already, costs least."""
-    criterion = Divergence(windows=6)
+@pytest.mark.parametrize("kind", [Perplexity, Divergence])
+def test_greedy_trials_choose_one_layer_after_the_other(
+    kind: type[TrialCriterion], model: PreTrainedModel, windows: Tensor
+) -> None:
+    """Each round takes the layer whose loss, beside those gone already, costs least, be it less than they."""
+    criterion = kind(windows=6)
     scores_N = try_without(dense_decoder(model), discover(model.config), criterion, windows, 2, remove=3)
     gone: set[int] = set()
     for _ in range(3):
         free = [layer for layer in range(LAYERS) if layer not in gone]
         gone.add(min(free, key=lambda layer: mean_cost(criterion, model, gone | {layer}, windows)))
     assert set(choose_layers(scores_N, LAYERS - 3)) == set(range(LAYERS)) - gone
-    assert float(scores_N[list(gone)].max()) == pytest.approx(mean_cost(criterion, model, gone, windows), rel=1e-3)
+    if kind is Divergence:
+        assert float(scores_N[list(gone)].max()) == pytest.approx(mean_cost(criterion, model, gone, windows), rel=1e-3)
+
+
+def test_a_layer_that_gets_cheaper_by_the_loss_of_another_goes_after_it() -> None:
+    """Scores rise in the order of removal, and those of all that stay are above them."""
+    costs = iter([{0: 3.0, 1: 1.0, 2: 2.0, 3: 2.5}, {0: 0.5, 2: 0.7, 3: 0.6}])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llmprune.trials._Trials.round", lambda *_: next(costs))
+        dense = dense_decoder(tiny_model("llama", num_hidden_layers=4))
+        ids_NL = torch.zeros(2, 4, dtype=torch.int64)
+        scores_N = try_without(dense, discover(tiny_model("llama").config), Divergence(), ids_NL, 2, remove=2)
+    assert choose_layers(scores_N, 2) == (2, 3)
 
 
 def test_trials_leave_one_of_the_needed_layers(model: PreTrainedModel, windows: Tensor) -> None:
@@ -92,12 +112,18 @@ def test_trials_leave_one_of_the_needed_layers(model: PreTrainedModel, windows: 
     assert {1, 4} & set(choose_layers(scores_N, 1, (1, 4)))
 
 
-def test_trials_of_no_layer_lost_cost_what_the_dense_model_costs(model: PreTrainedModel, windows: Tensor) -> None:
-    """The divergence of a model from itself is 0, its cross entropy that of the text."""
-    dense_NLV = logits_without(model, set(), windows)
+def test_trials_of_no_layer_lost_cost_nothing(model: PreTrainedModel, windows: Tensor) -> None:
+    """Nothing: the divergence of a model from itself is 0, and so is the growth of its cross entropy; without a
+    layer that is what the logarithm of the perplexity grows by.
+    """
+    dense_NLV, other_NLV = (logits_without(model, gone, windows) for gone in (set[int](), {2}))
     assert float(Divergence().cost(dense_NLV, dense_NLV, windows).abs().max()) < 1e-5
-    expected = nn.functional.cross_entropy(dense_NLV[:, :-1].flatten(0, 1), windows[:, 1:].flatten())
-    torch.testing.assert_close(Perplexity().cost(dense_NLV, dense_NLV, windows).mean(), expected)
+    assert not Perplexity().cost(dense_NLV, dense_NLV, windows).any()
+    dense, other = (
+        nn.functional.cross_entropy(logits_NLV[:, :-1].flatten(0, 1), windows[:, 1:].flatten())
+        for logits_NLV in (dense_NLV, other_NLV)
+    )
+    torch.testing.assert_close(Perplexity().cost(other_NLV, dense_NLV, windows).mean(), other - dense)
 
 
 @pytest.mark.parametrize("tokens", ["last", "all"])
@@ -122,6 +148,67 @@ def test_angular_removes_the_block_that_turns_least(tokens: str, model: PreTrain
     assert removed[1] == removed[0] + 1
     assert removed in ([best, best + 1], [LAYERS - 2, LAYERS - 1])
     assert float(scores.layers[removed[0]]) <= found[best] + 1e-6
+
+
+def test_only_tokens_that_are_looked_at_are_kept(model: PreTrainedModel, windows: Tensor) -> None:
+    """A copy of the last tokens holds no more than these."""
+    walk = Walk(dense_decoder(model), windows, 2)
+    copied = walk.copy(slice(-1, None))
+    for part_BLD, whole_BLD in zip(copied, walk.streams, strict=True):
+        assert torch.equal(part_BLD, whole_BLD[:, -1:])
+        assert part_BLD.untyped_storage().nbytes() == part_BLD.numel() * part_BLD.element_size()
+
+
+def _plan(folder: Path, family: str, criterion: dict[str, object]) -> Plan:
+    tiny_model(family, num_hidden_layers=LAYERS).config.save_pretrained(folder)
+    return make_plan(
+        Recipe.model_validate(
+            {
+                "model": {"id": str(folder)},
+                "calibration": {"dataset": "text.txt", "samples": 32, "sequence_length": 16},
+                "depth": {"remove": 2, "criterion": criterion},
+            }
+        )
+    )
+
+
+def test_the_plan_counts_what_criteria_keep(tmp_path: Path) -> None:
+    """For blocks of layers the states before each; for stand-ins a second walk, and its forward passes."""
+    one, last, every, trials, residual = (
+        _plan(tmp_path, "llama", criterion)
+        for criterion in (
+            {"kind": "block_influence"},
+            {"kind": "angular"},
+            {"kind": "angular", "tokens": "all"},
+            {"kind": "divergence", "windows": 8},
+            {"kind": "residual", "windows": 8, "refit_windows": 16},
+        )
+    )
+    window = 16 * 32 * 4  # tokens, hidden size, bytes
+    assert last.memory.streams - one.memory.streams == 2 * 32 * window // 16
+    assert every.memory.streams - one.memory.streams == 2 * 32 * window
+    assert residual.memory.streams - trials.memory.streams >= 2 * 16 * window
+    costs = [next(note for note in plan.notes if "depth.criterion" in note) for plan in (trials, residual)]
+    passes = [(5 / 2 + 1 + 4 / 2 + 1) * 8 / 32, (1 + 4 / 5) * 16 / 32]
+    assert f"cost about {passes[0]:.1f} forward" in costs[0]
+    assert f"cost about {sum(passes):.1f} forward passes over the calibration tokens, and a refit" in costs[1]
+
+
+@pytest.mark.parametrize("family", ["gemma2", "mamba"])
+def test_residual_says_where_nothing_can_stand_in(family: str, windows: Tensor) -> None:
+    """With a norm behind the MLP, or without one, it would be divergence under another name."""
+    other = tiny_model(family, num_hidden_layers=3)
+    with pytest.raises(CalibrationError, match=r"no layer of this model can stand in .* take divergence"):
+        try_without(dense_decoder(other), discover(other.config), Residual(windows=2), windows, 2, remove=1)
+
+
+def test_stand_ins_are_the_same_in_files(model: PreTrainedModel, windows: Tensor, tmp_path: Path) -> None:
+    """What they are solved on may lie in files as streams do."""
+    scores = [
+        try_without(dense_decoder(model), discover(model.config), Residual(windows=2), windows, 2, 2, store)
+        for store in (StreamStore(), StreamStore(0, tmp_path))
+    ]
+    assert torch.equal(*scores)
 
 
 def test_scores_depend_on_the_number_only_where_they_say_so() -> None:

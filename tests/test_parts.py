@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from llmprune.folds import folds_of
 from llmprune.normal_equations import Repair, for_all_folds
 from llmprune.refit import Refit
 from llmprune.scores import Scores
+from llmprune.testing import tiny_model
 
 
 def _normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -67,6 +69,17 @@ def test_neurons_with_the_highest_scores_stay() -> None:
     kept = choose_highest(scores.neurons["0.mlp"], 2)
     assert kept.tolist() == [0, 2]
     assert kept_share(scores.neurons["0.mlp"], kept) == pytest.approx(0.7)
+    assert kept_share(scores.neurons["0.mlp"], kept, adds_up=False) == pytest.approx(1 - 2 / 4)
+
+
+def test_layers_of_a_tiny_model_differ() -> None:
+    """And so do matrices of one shape within a layer; equal seeds still give equal weights."""
+    one, same, other = tiny_model("llama"), tiny_model("llama"), tiny_model("llama", seed=1)
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, same.state_dict()[name])
+    matrices = [value for name, value in one.named_parameters() if name.endswith(("k_proj.weight", "v_proj.weight"))]
+    matrices += [other.model.layers[0].self_attn.k_proj.weight]
+    assert all(not torch.equal(first, second) for first, second in combinations(matrices, 2))
 
 
 @pytest.mark.parametrize(
@@ -125,21 +138,24 @@ def test_gap_is_what_goes_between_kept_layers() -> None:
 
 def test_refit_solves_the_formula() -> None:
     """The normal equations give the minimum of the ridge objective, solved here as one stacked least squares."""
-    inputs_TF, lost_TD, inherited_TD = _normal(50, 6), _normal(50, 3, seed=1), _normal(50, 3, seed=2)
+    inputs_TF, inherited_TD = _normal(50, 6), _normal(50, 3, seed=2)
+    lost_TD = inputs_TF @ _normal(6, 3, seed=3) + _normal(50, 3, seed=1)
     equations = Refit(ridge=0.3).open(folds=2)
     equations.update(inputs_TF[:20], lost_TD[:20], inherited_TD[:20], fold=0)
     equations.update(inputs_TF[20:], lost_TD[20:], inherited_TD[20:], fold=1)
     strength = (0.3 * inputs_TF.square().sum(0).mean()).sqrt()
     stacked = torch.cat([inputs_TF, strength * torch.eye(6)])
-    wanted = torch.cat([lost_TD + inherited_TD, torch.zeros(6, 3)])
-    expected = torch.linalg.lstsq(stacked, wanted).solution
     solved = equations.solve()
     assert solved.ridge == 0.3
+    wanted = torch.cat([lost_TD + solved.inherited * inherited_TD, torch.zeros(6, 3)])
+    expected = torch.linalg.lstsq(stacked, wanted).solution
     torch.testing.assert_close(solved.delta_DF, expected.T, rtol=1e-4, atol=1e-5)
 
 
-def _cross_validated(lost_TD: torch.Tensor, inherited_TD: torch.Tensor, inputs_TF: torch.Tensor) -> Repair:
-    equations = Refit().open(folds=3)
+def _cross_validated(
+    lost_TD: torch.Tensor, inherited_TD: torch.Tensor, inputs_TF: torch.Tensor, ridge: float | None = None
+) -> Repair:
+    equations = Refit(ridge=ridge).open(folds=3)
     for fold, rows in enumerate(torch.arange(len(inputs_TF)).chunk(3)):
         equations.update(inputs_TF[rows], lost_TD[rows], inherited_TD[rows], fold)
     return equations.solve()
@@ -154,9 +170,10 @@ def test_refit_finds_what_the_inputs_explain() -> None:
     assert repair.held_out < -0.99
 
 
-def test_refit_of_noise_is_left_out() -> None:
-    """Where no solve helps on text that it did not see, there is none."""
-    repair = _cross_validated(_normal(60, 4, seed=1), _normal(60, 4, seed=2), _normal(60, 12))
+@pytest.mark.parametrize("ridge", [None, 1e-3, 1.0])
+def test_refit_of_noise_is_left_out(ridge: float | None) -> None:
+    """Where no solve helps on text that it did not see, there is none, at a ridge that is given neither."""
+    repair = _cross_validated(_normal(60, 4, seed=1), _normal(60, 4, seed=2), _normal(60, 12), ridge)
     assert repair.delta_DF is None
     assert repair.ridge is None
 
@@ -217,9 +234,9 @@ def test_folds_are_sources_or_halves() -> None:
 
 
 def test_folds_take_memory_that_the_plan_knows() -> None:
-    """Two at least and four at most, and one where the ridge is given, be it 0."""
+    """Two at least and four at most, also where the ridge is given."""
     assert [Refit().folds(sources) for sources in (0, 1, 3, 9)] == [2, 2, 3, 4]
-    assert [Refit(ridge=ridge).folds(3) for ridge in (0, 0.1)] == [1, 1]
+    assert Refit(ridge=0.1).folds(3) == 3
 
 
 def test_what_half_the_text_asks_for_is_too_careful_for_all_of_it() -> None:

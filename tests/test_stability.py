@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from llmprune import Recipe, run
 from llmprune.anatomy.discovery import discover
 from llmprune.cut import Cut
+from llmprune.errors import CalibrationError
 from llmprune.report.wording import agreement
 from llmprune.stability import compare, halves
 from llmprune.testing import tiny_model
@@ -63,13 +65,43 @@ def test_halves_share_no_window_and_leave_none_out() -> None:
     assert sorted([*one[:, 0].tolist(), *other[:, 0].tolist()]) == [0, 1, 2, 3, 4]
 
 
+def test_halves_have_their_share_of_every_source() -> None:
+    """In whatever order the windows of the sources come."""
+    sources_N = torch.tensor([0, 1, 0, 1, 0, 1, 0, 1, 2, 2])
+    windows_NL = (10 * sources_N + torch.arange(10)).unsqueeze(1)
+    one, other = halves(windows_NL, sources_N)
+    assert [(half_NL // 10).flatten().bincount().tolist() for half_NL in (one, other)] == [[2, 2, 1], [2, 2, 1]]
+    assert sorted([*one.flatten().tolist(), *other.flatten().tolist()]) == sorted(windows_NL.flatten().tolist())
+
+
+def _recipe(folder: Path, samples: int, depth: dict[str, object]) -> Recipe:
+    tiny_model("llama", num_hidden_layers=4).save_pretrained(folder / "model")
+    save_file({"t": torch.randint(0, 60, (samples, 16))}, folder / "tokens.safetensors")
+    tokens = {"tokens": str(folder / "tokens.safetensors"), "key": "t"}
+    return Recipe.model_validate({"model": {"id": str(folder / "model")}, "calibration": tokens, "depth": depth})
+
+
+def test_a_calibration_without_halves_is_refused(tmp_path: Path) -> None:
+    """Before anything is scored, with what to do."""
+    with pytest.raises(CalibrationError, match=r"and 1 sample cannot be split into halves .* leave the option out"):
+        run(_recipe(tmp_path, 1, {"remove": 1}), tmp_path / "run", calibration_check=True)
+    assert not (tmp_path / "run" / "scores.safetensors").exists()
+
+
+def test_trials_run_on_as_much_of_a_half(tmp_path: Path) -> None:
+    """A criterion that keeps some windows to solve on has some left in each half."""
+    depth = {"remove": 1, "criterion": {"kind": "residual", "windows": 8}}
+    report = run(_recipe(tmp_path, 12, depth), tmp_path / "run", calibration_check=True)
+    assert report.stability is not None
+    assert report.stability.windows == (6, 6)
+    assert report.stability.layers is not None
+
+
 @pytest.mark.parametrize("depth", [{"remove": 1}, {"layers": [1]}])
 def test_a_run_says_how_far_the_halves_agree(depth: dict[str, object], tmp_path: Path) -> None:
     """With the option, the report has the overlaps and the terminal's sentences; the result is the same without."""
     MODEL.save_pretrained(tmp_path / "model")
     torch.manual_seed(0)
-    from safetensors.torch import save_file
-
     save_file({"t": torch.randint(0, 60, (4, 16))}, tmp_path / "tokens.safetensors")
     recipe = Recipe.model_validate(
         {

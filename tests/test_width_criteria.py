@@ -21,7 +21,7 @@ from llmprune.anatomy.selection import neuron_rows
 from llmprune.anatomy.value import TensorCut
 from llmprune.criteria import Activation, AnyWidthCriterion, Flap, Magnitude, Obs, Share, Taylor, Wanda
 from llmprune.criteria.base import UnitAccumulator, WidthCriterion
-from llmprune.criteria.surgeon import removal_order
+from llmprune.criteria.surgeon import group_order, removal_order
 from llmprune.errors import NumericalError, RecipeError
 from llmprune.model.loading import dense_decoder
 from llmprune.model.walk import Decoder, inputs_of
@@ -306,6 +306,46 @@ def test_obs_is_greedy_removal_with_everything_solved_again(together: int) -> No
     torch.testing.assert_close(errors_F, torch.tensor(errors, dtype=torch.float64))
 
 
+def test_obs_removes_groups_as_one() -> None:
+    """Order and errors of groups are those of trying every group and solving all else again."""
+    width, size, ridge = 12, 3, 0.3
+    input_TF = _normal(40, width, seed=1).double() @ _normal(width, width, seed=2).double()
+    weight_DF, gram_FF = _normal(HIDDEN, width, seed=3).double(), input_TF.T @ input_TF
+    pull = ridge * float(gram_FF.diagonal().mean())
+    gone: list[int] = []
+    errors = []
+    while len(gone) < width // size:
+        trials = {
+            group: _error_without(
+                gram_FF, weight_DF, pull, [size * each + place for each in [*gone, group] for place in range(size)]
+            )
+            for group in range(width // size)
+            if group not in gone
+        }
+        gone.append(min(trials, key=trials.__getitem__))
+        errors.append(trials[gone[-1]])
+    order_G, errors_G = group_order(gram_FF.clone(), weight_DF, ridge, size)
+    assert order_G.tolist() == gone
+    torch.testing.assert_close(errors_G, torch.tensor(errors, dtype=torch.float64))
+
+
+def test_a_group_of_one_input_is_a_neuron() -> None:
+    """Group by group or neuron by neuron, the scores are the same."""
+    unit = Unit()
+    grouped_F = unit.open(Obs(), slice(None)).group_scores(1)
+    torch.testing.assert_close(grouped_F, unit.scores(Obs()), rtol=1e-4, atol=1e-6)
+
+
+def test_one_loud_input_among_silent_ones_is_worth_less_than_many() -> None:
+    """Of two groups without correlations that goes which writes less in all, however its inputs are ordered."""
+    values_TF = torch.zeros(16, 16)
+    values_TF[range(16), range(16)] = torch.tensor([3.2] + [0.01] * 7 + [1.0] * 8) * 4
+    sums = Obs(ridge=1e-3).open(torch.eye(16))
+    sums.update(values_TF)
+    loud, many = sums.group_scores(8).tolist()
+    assert many < loud
+
+
 def test_obs_scores_end_with_all_that_is_written() -> None:
     """The last neuron's score is the mean energy of the whole output, for then nothing is left."""
     unit = Unit()
@@ -395,7 +435,7 @@ def test_the_plan_says_what_a_criterion_costs_and_misses(tmp_path: Path) -> None
     recipe = recipe_of(tmp_path, {"mlp": 0.5, "criterion": {"kind": "obs"}})
     notes = make_plan(recipe.model_copy(update={"refit": None})).notes
     assert [note.split(": ")[0] for note in notes if "criterion" in note] == [
-        "width.criterion obs solves for every neuron of a layer",
+        "width.criterion obs solves for every neuron of a layer, time by the cube of the width",
         "width.criterion obs assumes the refit, which is off",
     ]
     assert not any("criterion" in note for note in make_plan(recipe_of(tmp_path, {"mlp": 0.5})).notes)

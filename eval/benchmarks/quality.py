@@ -12,7 +12,7 @@ judges on two that the calibration never saw: GSM8K's test questions with their 
 WikiText, and blank lines between documents). ``--judge`` judges on these two with the protocol's calibration.
 ``--unrepaired`` measures the same choice without refit too. ``--time`` also runs a plain forward pass over the
 calibration tokens first, and records how many of those pruning took: for a quiet machine. Rows of results/quality.json
-are replaced by target and settings; ``earlier`` in one says in what the code that it was measured with differed.
+are replaced by target and settings.
 Excess is ln(perplexity / dense perplexity); lower is better.
 """
 
@@ -174,7 +174,8 @@ def main() -> None:
         calibration = mixed(arguments.data, arguments.mixture or "three")
     elif arguments.mixture:
         parser.error("--mixture says which texts of --data; give that too")
-    settings = [arguments.overrides, *([[*arguments.overrides, "refit=false"]] if arguments.unrepaired else [])]
+    without = [text for text in arguments.overrides if not text.startswith("refit")] + ["refit=false"]
+    settings = [arguments.overrides, *([without] if arguments.unrepaired else [])]
     for target in arguments.targets or TARGETS:
         with tempfile.TemporaryDirectory() as folder:
             for overrides in settings:

@@ -30,23 +30,27 @@ class Angular(PassingCriterion):
         """All layers that go are one block."""
         return max(remove, 1)
 
+    @property
+    def looks_at(self) -> slice:
+        """The last token of each window, or all."""
+        return slice(-1, None) if self.tokens == "last" else slice(None)
+
     def open(self, device: torch.device) -> LayerAccumulator:
         """Start the sums of one block, the last layer of which runs on this device."""
-        return _Angles(device, slice(-1, None) if self.tokens == "last" else slice(None))
+        return _Angles(device)
 
 
 class _Angles(LayerAccumulator):
-    def __init__(self, device: torch.device, tokens: slice) -> None:
+    def __init__(self, device: torch.device) -> None:
         import torch
 
-        self.tokens = tokens
         self.total_and_tokens = torch.zeros(2, dtype=torch.float64, device=device)
 
     def sums(self) -> list[Tensor]:
         return [self.total_and_tokens]
 
     def update(self, hidden_BLD: Tensor, output_BLD: Tensor) -> None:
-        before_BLD, after_BLD = hidden_BLD[:, self.tokens].double(), output_BLD[:, self.tokens].double()
+        before_BLD, after_BLD = hidden_BLD.double(), output_BLD.double()
         norms_BL = before_BLD.norm(dim=-1) * after_BLD.norm(dim=-1)
         cosine_BL = (before_BLD * after_BLD).sum(-1) / norms_BL.clamp_min(1e-30)
         self.total_and_tokens[0] += (cosine_BL.clamp(-1, 1).acos() / math.pi).sum()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -60,6 +60,10 @@ class UnitAccumulator(Accumulator):
     def scores(self) -> Tensor:
         """Importance of each neuron, float32 [F]; the lowest are removed first."""
 
+    def group_scores(self, size: int) -> Tensor:
+        """Importance of each group of so many neighbouring inputs of the projection, float32 [F / size]."""
+        return self.scores().float().view(-1, size).sum(1)
+
 
 class ExpertAccumulator(Accumulator):
     """Sees what each expert of one layer adds for its tokens, and ends with a score an expert."""
@@ -88,6 +92,11 @@ class PassingCriterion(DepthCriterion):
         """How many neighbouring layers are scored as one."""
         return 1
 
+    @property
+    def looks_at(self) -> slice:
+        """The tokens of each window that it is given."""
+        return slice(None)
+
     @abstractmethod
     def open(self, device: torch.device) -> LayerAccumulator:
         """Start the sums of one run of layers, the last of which runs on this device."""
@@ -106,9 +115,18 @@ class TrialCriterion(DepthCriterion):
         """How many rounds of trials there are."""
         return remove if self.greedy else 1
 
+    def scaled(self, part: int, whole: int) -> Self:
+        """The same for so many windows where it is meant for a whole calibration."""
+        return self.model_copy(update={"windows": scaled(self.windows, part, whole)})
+
     @abstractmethod
     def cost(self, logits_BLV: Tensor, dense_BLV: Tensor, ids_BL: Tensor) -> Tensor:
         """What each token's prediction costs [B, L-1], float32; ``dense_BLV`` are the dense model's logits."""
+
+
+def scaled(windows: int, part: int, whole: int) -> int:
+    """So many windows of a part of the calibration as ``windows`` are of all of it; at least 1."""
+    return max(1, windows * part // whole)
 
 
 class WidthCriterion(Section, ABC):
@@ -118,13 +136,15 @@ class WidthCriterion(Section, ABC):
     their effects: activation · ∂loss/∂activation, for which it goes the way back too; relative ones are over the norm
     of the token's ∂loss/∂hidden states after the layer. ``cost``: what it costs beside the walk, for the plan.
     ``routed_refusal``: why it cannot score neurons that not every token goes through.
-    ``assumes_refit``: whether its scores are only worth something if the cut is repaired.
+    ``assumes_refit``: whether its scores are only worth something if the cut is repaired. ``adds_up``: whether the
+    scores of several neurons add up to what they are worth together.
     """
 
     takes: ClassVar[Sees] = "activations"
     cost: ClassVar[str | None] = None
     routed_refusal: ClassVar[str | None] = None
     assumes_refit: ClassVar[bool] = False
+    adds_up: ClassVar[bool] = True
 
     kind: str
 
@@ -134,6 +154,10 @@ class WidthCriterion(Section, ABC):
 
         ``inputs``: the unit's other tensors, a neuron a row [F, …], for criteria that look at all its weights.
         """
+
+    def operations(self, width: int) -> int:
+        """Products in float64 beside the walk that scoring a unit of this width takes, where they are many."""
+        return 0
 
     def memory(self, width: int) -> int:
         """Most bytes that scoring a unit of this width takes beside the layer, where that is much."""

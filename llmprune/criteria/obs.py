@@ -4,7 +4,8 @@
 
 Neurons go one by one, always the one whose loss costs least once the weights of those that
 stay are solved again to make up for it; a score is the error that is reached with it. So
-scores rise in the order of removal, and two neurons that do the same count as one.
+scores rise in the order of removal, and two neurons that do the same count as one. Key-value groups of attention
+heads go group by group.
 ``surgeon`` has the algebra.
 
 The error assumes the compensation that the refit makes, with the same pull towards the old weights. What the
@@ -29,9 +30,10 @@ if TYPE_CHECKING:
 class Obs(WidthCriterion):
     """``width: {mlp: 0.75, criterion: {kind: obs, ridge: 0.1, shrinkage: 0.5}}``."""
 
-    cost: ClassVar[str | None] = "solves for every neuron of a layer: time by the cube of the width"
+    cost: ClassVar[str | None] = "solves for every neuron of a layer, time by the cube of the width"
     routed_refusal: ClassVar[str | None] = "it assumes the refit, and routed experts are cut without"
     assumes_refit: ClassVar[bool] = True
+    adds_up: ClassVar[bool] = False
 
     kind: Literal["obs"] = "obs"
     ridge: float = Field(
@@ -51,6 +53,10 @@ class Obs(WidthCriterion):
         from llmprune.criteria.surgeon import Surgeon
 
         return Surgeon(output_DF, self.ridge, self.shrinkage)
+
+    def operations(self, width: int) -> int:
+        """The inverse, and the removals."""
+        return 4 * width**3
 
     def memory(self, width: int) -> int:
         """The float32 sums, and four matrices of float64 while they are worked on."""

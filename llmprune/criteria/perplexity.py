@@ -1,6 +1,6 @@
 """Perplexity without the layer: Shortened LLaMA, arXiv 2402.02834, and greedily SLEB, arXiv 2402.09025.
 
-    score of layer l = mean next-token cross entropy of the model without layer l
+    score of layer l = mean next-token cross entropy of the model without layer l, less that of the dense model
 
 one layer after the other (``greedy``, as SLEB does), or every layer out of the whole model.
 """
@@ -21,7 +21,11 @@ class Perplexity(TrialCriterion):
     kind: Literal["perplexity"] = "perplexity"
 
     def cost(self, logits_BLV: Tensor, dense_BLV: Tensor, ids_BL: Tensor) -> Tensor:
-        """Cross entropy of each next token."""
-        from torch.nn.functional import cross_entropy
+        """By how much the cross entropy of each next token grows."""
+        return _cross_entropy(logits_BLV, ids_BL) - _cross_entropy(dense_BLV, ids_BL)
 
-        return cross_entropy(logits_BLV[:, :-1].float().transpose(1, 2), ids_BL[:, 1:], reduction="none")
+
+def _cross_entropy(logits_BLV: Tensor, ids_BL: Tensor) -> Tensor:
+    from torch.nn.functional import cross_entropy
+
+    return cross_entropy(logits_BLV[:, :-1].float().transpose(1, 2), ids_BL[:, 1:], reduction="none")

@@ -9,11 +9,11 @@ ridge, solved on windows that the divergence is not judged on.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field
 
-from llmprune.criteria.base import TrialCriterion
+from llmprune.criteria.base import TrialCriterion, scaled
 from llmprune.criteria.divergence import divergence
 
 if TYPE_CHECKING:
@@ -26,6 +26,16 @@ class Residual(TrialCriterion):
     kind: Literal["residual"] = "residual"
     refit_windows: int = Field(16, gt=0, description="Further calibration windows that the trials' refit is solved on.")
     ridge: float = Field(0.5, gt=0, description="Ridge of the trials' refit, in the units of refit.ridge.")
+
+    def scaled(self, part: int, whole: int) -> Self:
+        """The same for so many windows where it is meant for a whole calibration."""
+        refit_windows = scaled(self.refit_windows, part, whole)
+        return super().scaled(part, whole).model_copy(update={"refit_windows": refit_windows})
+
+    def shares(self, samples: int) -> tuple[int, int]:
+        """How many of so many windows are judged on, and how many others are solved on."""
+        judged = min(self.windows, samples)
+        return judged, min(self.refit_windows, samples - judged)
 
     def cost(self, logits_BLV: Tensor, dense_BLV: Tensor, ids_BL: Tensor) -> Tensor:
         """Divergence at each token but the last."""

@@ -16,10 +16,13 @@ Of W only A = WᵀW is needed. Removals are gathered in blocks: within one, only
 are chosen and both diagonals are brought up to date, after it the matrices of those that are left are, in one
 product. So the order is that of greedy removal neuron by neuron, at the speed of matrix products.
 
+Groups of inputs (of attention heads) go as one: with the columns W_B of a group B and K = ([H⁻¹]_BB)⁻¹ it costs
+tr(W_B K W_Bᵀ) − μ ‖ W⁰_B ‖² more, and H⁻¹ ← H⁻¹ − C K Cᵀ, W ← W − W_B K Cᵀ with C = [H⁻¹]_:B.
+
 Time: about 4 F³ operations in float64; on one core of a small machine 1.2 s for 1,536 neurons and 21 s for 4,096, so
 minutes for 11,008. Memory: four F × F matrices in float64 beside the sums.
 
-Shapes: T tokens, D hidden size, F neurons of a unit, N of them left, K removed together.
+Shapes: T tokens, D hidden size, F neurons of a unit, N of them left, K removed together, G groups of S.
 """
 
 from __future__ import annotations
@@ -55,12 +58,20 @@ class Surgeon(UnitAccumulator):
 
     def scores(self) -> Tensor:
         """Of each neuron, the mean squared error of the output [F] once it is gone; the sums are used up."""
+        order_F, errors_F = removal_order(self._gram(), self.output_DF.double(), self.ridge)
+        return torch.empty_like(errors_F).index_copy_(0, order_F, errors_F).float()
+
+    def group_scores(self, size: int) -> Tensor:
+        """Of each group, the mean squared error of the output [G] once it is gone; the sums are used up."""
+        order_G, errors_G = group_order(self._gram(), self.output_DF.double(), self.ridge, size)
+        return torch.empty_like(errors_G).index_copy_(0, order_G, errors_G).float()
+
+    def _gram(self) -> Tensor:
         mirror(self.gram_FF)
         gram_FF = self.gram_FF.double().div_(self.tokens.clamp_min(1))
         energy_F = gram_FF.diagonal().clone()
         gram_FF.mul_(1 - self.shrinkage).diagonal().copy_(energy_F)
-        order_F, errors_F = removal_order(gram_FF, self.output_DF.double(), self.ridge)
-        return torch.empty_like(errors_F).index_copy_(0, order_F, errors_F).float()
+        return gram_FF
 
 
 def removal_order(gram_FF: Tensor, output_DF: Tensor, ridge: float, together: int = _TOGETHER) -> tuple[Tensor, Tensor]:
@@ -68,16 +79,7 @@ def removal_order(gram_FF: Tensor, output_DF: Tensor, ridge: float, together: in
 
     ``gram_FF`` is used up. Raises NumericalError where it is no Gram matrix, for NaN or infinity in it.
     """
-    pull = (ridge * gram_FF.diagonal().mean()).clamp_min(1e-30)  # where nothing fires, the mean is 0
-    gram_FF.diagonal().add_(pull)
-    factor_FF, failed = torch.linalg.cholesky_ex(gram_FF)
-    if int(failed):
-        raise NumericalError(
-            f"obs finds no order of {len(gram_FF)} neurons: too few or too similar calibration tokens; "
-            "raise width.criterion.ridge or calibration.samples"
-        )
-    inverse_NN = torch.cholesky_inverse(factor_FF, out=gram_FF)
-    del factor_FF
+    inverse_NN, pull = _damped_inverse(gram_FF, ridge)
     weights_NN = output_DF.T @ output_DF
     spared_N = pull * weights_NN.diagonal()
     left_N = torch.arange(len(inverse_NN), device=inverse_NN.device)
@@ -91,6 +93,45 @@ def removal_order(gram_FF: Tensor, output_DF: Tensor, ridge: float, together: in
         inverse_NN, weights_NN = block.without(stays_N)
         left_N, spared_N = left_N[stays_N], spared_N[stays_N]
     return torch.cat(order), torch.cat(costs).clamp_min(0).cumsum(0)
+
+
+def group_order(gram_FF: Tensor, output_DF: Tensor, ridge: float, size: int) -> tuple[Tensor, Tensor]:
+    """The groups of ``size`` neighbouring inputs as they go, int64 [G], and the error after each [G]; float64.
+
+    ``gram_FF`` is used up. Raises NumericalError as ``removal_order`` does.
+    """
+    inverse_FF, pull = _damped_inverse(gram_FF, ridge)
+    weight_DF = output_DF.clone()
+    spared_G = pull * output_DF.square().sum(0).view(-1, size).sum(1)
+    left, order, costs = list(range(len(spared_G))), list[int](), list[Tensor]()
+    while left:
+        tried = []
+        for group in left:
+            part = slice(group * size, (group + 1) * size)
+            solved_SD = torch.linalg.solve(inverse_FF[part, part], weight_DF[:, part].T)
+            tried.append((weight_DF[:, part].T * solved_SD).sum() - spared_G[group])
+        least = int(torch.stack(tried).argmin())
+        costs.append(tried[least])
+        order.append(left.pop(least))
+        part = slice(order[-1] * size, (order[-1] + 1) * size)
+        columns_FS = inverse_FF[:, part].clone()
+        shared_SF = torch.linalg.solve(columns_FS[part], columns_FS.T)
+        weight_DF -= weight_DF[:, part] @ shared_SF
+        inverse_FF.addmm_(columns_FS, shared_SF, alpha=-1)
+    return torch.tensor(order, device=gram_FF.device), torch.stack(costs).clamp_min(0).cumsum(0)
+
+
+def _damped_inverse(gram_FF: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """H⁻¹ in the place of G, and μ."""
+    pull = (ridge * gram_FF.diagonal().mean()).clamp_min(1e-30)  # where nothing fires, the mean is 0
+    gram_FF.diagonal().add_(pull)
+    factor_FF, failed = torch.linalg.cholesky_ex(gram_FF)
+    if int(failed):
+        raise NumericalError(
+            f"obs finds no order of {len(gram_FF)} neurons: too few or too similar calibration tokens; "
+            "raise width.criterion.ridge or calibration.samples"
+        )
+    return torch.cholesky_inverse(factor_FF, out=gram_FF), pull
 
 
 class _Block:

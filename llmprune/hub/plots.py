@@ -42,7 +42,7 @@ def _importance(axes: Axes, layers: Sequence[LayerFigures]) -> None:
 
 
 def _errors(axes: Axes, layers: Sequence[LayerFigures]) -> None:
-    lines = {"before refit": (_CUT, "error_cut"), "after refit": (_KEPT, "error_refit")}
+    lines = {"before its own refit": (_CUT, "error_cut"), "as saved": (_KEPT, "error_refit")}
     for name, (colour, field) in lines.items():
         points = [(layer.layer, getattr(layer, field)) for layer in layers]
         known = [(x, y) for x, y in points if y is not None and math.isfinite(y)]

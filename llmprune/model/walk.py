@@ -187,11 +187,12 @@ class Walk:
         """Make these the hidden states before the next layer."""
         self.streams[batch] = output_BLD
 
-    def copy(self) -> Streams:
-        """The streams as they are now, kept where streams are."""
-        copied = self.room(self.streams[0])
+    def copy(self, tokens: slice = slice(None)) -> Streams:
+        """The streams as they are now, or only these tokens of each window, kept where streams are."""
+        copied = self.room(self.streams[0][:, tokens])
         for hidden_BLD in self.streams:
-            copied.append(hidden_BLD)
+            some_BLD = hidden_BLD[:, tokens]  # a view, which would keep the whole batch
+            copied.append(hidden_BLD if some_BLD.shape == hidden_BLD.shape else some_BLD.clone())
         return copied
 
     def room(self, first_BLX: Tensor) -> Streams:

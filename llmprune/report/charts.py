@@ -75,7 +75,7 @@ def importance_chart(layers: Sequence[LayerFigures]) -> Markup | None:
 
 
 def error_chart(layers: Sequence[LayerFigures]) -> Markup | None:
-    """Relative error of the hidden states along depth, before and after refit. None without errors."""
+    """Relative error of the hidden states along depth, before each layer's own refit and as saved. None without."""
     lines = {
         kind: [(place, value) for place, value in enumerate(errors) if value is not None and math.isfinite(value)]
         for kind, errors in (
@@ -90,7 +90,7 @@ def error_chart(layers: Sequence[LayerFigures]) -> Markup | None:
     body = [_grounds(layers, "error"), _grid(axis, "relative error")]
     body += [_line(points, kind, axis, len(layers)) for kind, points in lines.items()]
     body.append(_layer_numbers(layers))
-    said = {"cut": "before refit", "pruned": "after refit"}
+    said = {"cut": "before its own refit", "pruned": "as saved"}
     ends = [f"{said[kind]} {number(points[-1][1])}" for kind, points in lines.items() if points]
     text = f"Lines along depth. At the last layer measured: {', '.join(ends)}. {_removed_sentence(layers)}"
     return svg("error", "Relative error of the hidden states along depth", text, TOP + PLOT + BOTTOM, body)

@@ -23,13 +23,26 @@ _LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "lm-eval", "saf
 
 
 def layer_figures(
-    anatomy: Anatomy, scores: Scores | None, cut: Cut, records: Mapping[int, LayerRecord]
+    anatomy: Anatomy,
+    scores: Scores | None,
+    cut: Cut,
+    records: Mapping[int, LayerRecord],
+    add_up: tuple[bool, bool] = (True, True),
 ) -> tuple[LayerFigures, ...]:
-    """One row for every layer of the dense model. ``records``: what pass 2 did, by kept layer."""
-    return tuple(_layer(index, anatomy, scores, cut, records.get(index)) for index in range(cut.num_layers))
+    """One row for every layer of the dense model. ``records``: what pass 2 did, by kept layer; ``add_up``: whether
+    scores of neurons do, and those of heads.
+    """
+    return tuple(_layer(index, anatomy, scores, cut, records.get(index), add_up) for index in range(cut.num_layers))
 
 
-def _layer(index: int, anatomy: Anatomy, scores: Scores | None, cut: Cut, record: LayerRecord | None) -> LayerFigures:
+def _layer(
+    index: int,
+    anatomy: Anatomy,
+    scores: Scores | None,
+    cut: Cut,
+    record: LayerRecord | None,
+    add_up: tuple[bool, bool],
+) -> LayerFigures:
     removed = index in cut.removed
     units, block = anatomy.units[index], anatomy.blocks[index]
     keep_E = cut.experts.get(unit_key(index, block.path)) if block else None
@@ -44,8 +57,10 @@ def _layer(index: int, anatomy: Anatomy, scores: Scores | None, cut: Cut, record
         kept=sum(_kept(index, unit, cut, keep_E) for unit in units) if units and not removed else None,
         experts_kept=None if keep_E is None or removed else tuple(keep_E.tolist()),
         kv_groups_kept=None if keep_G is None else tuple(keep_G.tolist()),
-        kv_groups_share=None if keep_G is None or scores is None else kept_share(scores.heads[heads], keep_G),
-        score_share=None if removed or scores is None else _score_share(index, anatomy, scores, cut),
+        kv_groups_share=None
+        if keep_G is None or scores is None
+        else kept_share(scores.heads[heads], keep_G, add_up[1]),
+        score_share=None if removed or scores is None else _score_share(index, anatomy, scores, cut, add_up[0]),
         error_cut=record.error_cut if record else None,
         error_refit=record.error_refit if record else None,
         ridge=record.ridge if record else None,
@@ -63,10 +78,10 @@ def _kept(index: int, unit: MlpUnit, cut: Cut, keep_E: Tensor | None) -> int:
     return experts * (unit.width if keep is None else keep.shape[-1])
 
 
-def _score_share(index: int, anatomy: Anatomy, scores: Scores, cut: Cut) -> float | None:
+def _score_share(index: int, anatomy: Anatomy, scores: Scores, cut: Cut, adds_up: bool) -> float | None:
     """Mean over the layer's units that lost neurons."""
     keys = [unit_key(index, unit.path) for unit in anatomy.units[index]]
-    shares = [kept_share(scores.neurons[key], cut.neurons[key]) for key in keys if key in cut.neurons]
+    shares = [kept_share(scores.neurons[key], cut.neurons[key], adds_up) for key in keys if key in cut.neurons]
     return sum(shares) / len(shares) if shares else None
 
 

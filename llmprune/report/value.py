@@ -61,14 +61,14 @@ class LayerFigures(Figures):
     experts_kept: tuple[int, ...] | None = None  # indices of the experts that stay, where some go
     kv_groups_kept: tuple[int, ...] | None = None  # indices of the groups of heads that stay, where some go
     kv_groups_share: float | None = None  # share of the layer's scores of heads that these hold
-    score_share: float | None  # share of the layer's neuron scores that the kept neurons hold
-    error_cut: float | None  # relative error of the hidden states after the layer, before the refit of what ends it
-    error_refit: float | None  # the same after its refit
+    score_share: float | None  # share of the layer's neuron scores that the kept neurons hold (``kept_share``)
+    error_cut: float | None  # relative error of the hidden states after the layer, cut but before its own refit
+    error_refit: float | None  # the same as it is saved
     ridge: float | None = None  # of its refit; None where no refit helped on calibration text held out from it
     inherited: float | None = None  # share of the error of earlier layers that the refit goes after
-    held_out: float | None = None  # relative change of the squared error on calibration text held out from the refit
+    held_out: float | None = None  # relative change of the squared error on calibration text held out from this refit
     mixer_held_out: float | None = None  # the same of the hidden states behind the token mixer, by its refit
-    up_held_out: float | None = None  # of the layer's output, by the refit of the up projection; on other windows
+    up_held_out: float | None = None  # of the layer's output, by the refit of the up projection, on every eighth window
     matrices: tuple[MatrixFigures, ...] = ()  # those that were made sparse
 
 
