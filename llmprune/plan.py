@@ -91,8 +91,10 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
     exact = _exact(recipe.depth, dense)
     if not exact:
         notes.append("layers differ in size: the sizes are those of a cut from the middle, until the scores are known")
-    if recipe.refit and (recipe.depth or recipe.width or recipe.experts):
+    cuts = recipe.depth or recipe.width or recipe.experts
+    if recipe.refit and cuts:
         notes += _not_refit(anatomy)
+    if recipe.refit and (cuts or (recipe.sparsity and recipe.sparsity.method.refits)):
         notes += _unjudged(recipe.refit, recipe.calibration.shape()[0])
     if recipe.refit and recipe.refit.up:
         notes += _about_up(anatomy, widths, recipe.calibration.shape()[0])
@@ -202,7 +204,7 @@ def _about_up(anatomy: Anatomy, widths: dict[str, int], samples: int) -> list[st
             "refit.up: 1 calibration sample leaves no other to judge the solution on; raise calibration.samples, or "
             "remove the key"
         )
-    return ["refit.up: pass 2 takes about 6 forward passes in float32 over the calibration tokens longer"]
+    return ["refit.up: pass 2 takes about 5 forward passes in float32 over the calibration tokens longer"]
 
 
 def _trials(recipe: Recipe, layers: int, remove: int) -> list[str]:

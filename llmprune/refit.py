@@ -31,7 +31,7 @@ class Refit(Section):
     up: bool = Field(
         False,
         description="Also solve the up projections of gated MLPs that lose neurons again: keeps more, and takes "
-        "about 6 forward passes over the calibration tokens longer.",
+        "about 5 forward passes over the calibration tokens longer.",
     )
 
     def folds(self, sources: int) -> int:
