@@ -99,7 +99,7 @@ def test_trials_run_on_as_much_of_a_half(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("depth", [{"remove": 1}, {"layers": [1]}])
 def test_a_run_says_how_far_the_halves_agree(depth: dict[str, object], tmp_path: Path) -> None:
-    """With the option, the report has the overlaps and the terminal's sentences; the result is the same without."""
+    """With the option, the report has the overlaps and the terminal's sentences, and finished steps serve again."""
     MODEL.save_pretrained(tmp_path / "model")
     torch.manual_seed(0)
     save_file({"t": torch.randint(0, 60, (4, 16))}, tmp_path / "tokens.safetensors")
@@ -111,8 +111,10 @@ def test_a_run_says_how_far_the_halves_agree(depth: dict[str, object], tmp_path:
             "experts": {"remove": 1},
         }
     )
-    plain = run(recipe, tmp_path / "plain")
-    report = run(recipe, tmp_path / "checked", calibration_check=True)
+    plain = run(recipe, tmp_path / "run")
+    pages = [(tmp_path / "run" / "report.html").read_text()]
+    report = run(recipe, tmp_path / "run", calibration_check=True)
+    pages.append((tmp_path / "run" / "report.html").read_text())
     assert plain.stability is None
     found = report.stability
     assert found is not None
@@ -121,5 +123,4 @@ def test_a_run_says_how_far_the_halves_agree(depth: dict[str, object], tmp_path:
     assert all(0 <= part.least <= part.mean <= 1 for part in (found.layers, found.experts) if part)
     assert len(agreement(found)) == 1 + ("remove" in depth)
     assert report.layers == plain.layers
-    pages = [(tmp_path / folder / "report.html").read_text() for folder in ("plain", "checked")]
     assert ["of the experts that one half" in page for page in pages] == [False, True]
