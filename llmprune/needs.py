@@ -147,7 +147,7 @@ def _of_runs(recipe: Recipe, dense: PreTrainedModel, pruned: PreTrainedModel) ->
 
 def _of_standins(recipe: Recipe, dense: PreTrainedModel, inputs: int) -> int:
     """Bytes of what trials of stand-ins keep: a walk over windows of their own; and of a layer and the one before it,
-    for all windows, the inputs of the output projection, and what the layer adds.
+    for all windows, the inputs of the output projection; and what the layer adds on its own windows.
     """
     depth, (samples, length) = recipe.depth, recipe.calibration.shape()
     if depth is None or depth.layers is not None or not isinstance(depth.criterion, Residual):
@@ -155,7 +155,7 @@ def _of_standins(recipe: Recipe, dense: PreTrainedModel, inputs: int) -> int:
     judged, solved = depth.criterion.shares(samples)
     hidden: int = text_config(dense.config).hidden_size
     each: int = length * dense.dtype.itemsize
-    return (2 * solved * hidden + (judged + solved) * (2 * inputs + hidden)) * each
+    return (3 * solved * hidden + (judged + solved) * 2 * inputs) * each
 
 
 def _largest(layers: Sequence[torch.nn.Module] | torch.nn.ModuleList) -> int:

@@ -61,7 +61,7 @@ class Standins:
         unit = self._unit(index)
         scale = residual_scale(self.walk, index, layer, layer.get_submodule(unit.output)) if unit else None
         output = layer.get_submodule(unit.output) if unit and scale else None
-        solved, judged_inputs = (_pass(walk, index, layer, output) for walk in (self.walk, judged))
+        solved, seen = _pass(self.walk, index, layer, output, added=True), _pass(judged, index, layer, output)
         if without is not None and self._before is not None:
             delta_DF = self._solve(self._before, solved.added)
             for batch, input_BLF in enumerate(self._before.judged):
@@ -69,7 +69,7 @@ class Standins:
                 added_BLD = (self._before.scale * (input_BLF @ delta_DF.T)).to(without[batch].dtype)
                 without[batch] = without[batch] + added_BLD.to(without[batch].device)
             self.found[index] = self._before.layer, delta_DF
-        self._before = _Passed(index, solved.inputs, judged_inputs.inputs, scale) if output and scale else None
+        self._before = _Passed(index, solved.inputs, seen.inputs, scale) if output and scale else None
 
     def accept(self, index: int) -> None:
         """Keep the repair for a layer that goes."""
@@ -88,17 +88,17 @@ class Standins:
             equations.update(input_TF, None, lost_TD / before.scale)
         sum_over_processes(equations.sums())
         delta_DF = equations.solve().delta_DF
-        assert delta_DF is not None, "a ridge that is given is solved with"
+        assert delta_DF is not None, "from one fold nothing is held out"
         return delta_DF
 
 
 class _Seen(NamedTuple):
-    added: Streams  # what the layer added to the hidden states
+    added: Streams  # what the layer added to the hidden states, where that is asked for
     inputs: Streams  # of the output projection
 
 
-def _pass(walk: Walk, index: int, layer: nn.Module, output: nn.Module | None) -> _Seen:
-    """Advance a walk by one layer, and keep what it added and the inputs of its output projection."""
+def _pass(walk: Walk, index: int, layer: nn.Module, output: nn.Module | None, added: bool = False) -> _Seen:
+    """Advance a walk by one layer, and keep the inputs of its output projection, and what it ``added``."""
     kept = {"added": Streams(), "inputs": Streams()}
 
     def keep(name: str, value: Tensor) -> None:
@@ -110,6 +110,7 @@ def _pass(walk: Walk, index: int, layer: nn.Module, output: nn.Module | None) ->
 
     with inputs_of(output or nn.Identity(), partial(keep, "inputs")):
         for batch, hidden_BLD, output_BLD in walk.outputs(index, layer):
-            keep("added", output_BLD - hidden_BLD)
+            if added:
+                keep("added", output_BLD - hidden_BLD)
             walk.advance(batch, output_BLD)
     return _Seen(**kept)

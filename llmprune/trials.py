@@ -36,7 +36,7 @@ def try_without(
 ) -> Tensor:
     """Score of every layer, float32 [number of layers]; the ``remove`` lowest go, in the order of their scores.
 
-    A score is the mean cost of a token once the layer and all with lower scores are out.
+    A score is the mean cost of a token once the layer and all with lower scores are out, less the dense model's.
     Of layers of which one must stay, one is never left out.
     """
     judged_NL, rest_NL = some_windows(windows_NL, criterion.windows)
@@ -52,7 +52,7 @@ def try_without(
     one_of = set(anatomy.one_of)
     kept, scores_N = list(range(len(decoder))), torch.zeros(len(decoder))
     reached = -math.inf
-    for _ in range(criterion.horizon(remove)):
+    for done in range(criterion.horizon(remove)):
         free = [layer for layer in kept if not one_of or (one_of - {layer}) & set(kept)]
         costs = trials.round(kept, free)
         best = min(costs, key=costs.__getitem__)
@@ -63,7 +63,7 @@ def try_without(
         scores_N[best] = reached
         kept.remove(best)
         if trials.standins:
-            if not trials.standins.found:
+            if not done and not trials.standins.found:
                 raise CalibrationError(
                     "depth.criterion residual: no layer of this model can stand in for the one after it, for a norm "
                     "follows its output projection or it has no MLP; take divergence, which does not ask for that"
@@ -94,7 +94,7 @@ class _Trials:
 
     @torch.no_grad()
     def round(self, kept: list[int], free: list[int]) -> dict[int, float]:
-        """Mean cost of a token without each of the free layers, of those that are kept so far."""
+        """Mean cost of a token without each of the free layers, of those that are kept, less the dense model's."""
         walk, variants = self.walk, dict[int, Streams]()
         walk.streams = self.start
         base = walk.copy()
@@ -114,8 +114,8 @@ class _Trials:
                 else:
                     walk.pass_through(index, layer)
         self.dense = self.dense or base
-        costs = self._costs(list(variants.values()), self.dense)
-        return dict(zip(variants, costs, strict=True))
+        *costs, own = self._costs([*variants.values(), self.dense], self.dense)
+        return {layer: cost - own for layer, cost in zip(variants, costs, strict=True)}
 
     def _costs(self, variants: list[Streams], dense: Streams) -> list[float]:
         totals_V = torch.zeros(len(variants) + 1, dtype=torch.float64)  # the last one counts tokens

@@ -6,7 +6,8 @@ Shapes: T tokens, B batch, L sequence length, D hidden size, F neurons.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
@@ -284,31 +285,19 @@ def _error_without(gram_FF: Tensor, weight_DF: Tensor, pull: float, gone: Sequen
     return float(energy - (solved_FD * moment_FD).sum())
 
 
-@pytest.mark.parametrize("together", [1, 3, 64])
-def test_obs_is_greedy_removal_with_everything_solved_again(together: int) -> None:
-    """Order and errors are those of trying every neuron and solving all others again, whatever the blocks are."""
+@pytest.mark.parametrize(
+    ("size", "order"),
+    [
+        *((1, partial(removal_order, together=together)) for together in (1, 3, 64)),
+        (3, partial(group_order, size=3)),
+    ],
+    ids=["one by one", "in threes", "at once", "groups"],
+)
+def test_obs_is_greedy_removal_with_everything_solved_again(size: int, order: Callable[..., Any]) -> None:
+    """Order and errors are those of trying every neuron, or every group of three, and solving all others again,
+    whatever the blocks are.
+    """
     width, ridge = 12, 0.3
-    input_TF = _normal(40, width, seed=1).double() @ _normal(width, width, seed=2).double()
-    weight_DF, gram_FF = _normal(HIDDEN, width, seed=3).double(), input_TF.T @ input_TF
-    pull = ridge * float(gram_FF.diagonal().mean())
-    gone: list[int] = []
-    errors = []
-    while len(gone) < width:
-        trials = {
-            neuron: _error_without(gram_FF, weight_DF, pull, [*gone, neuron])
-            for neuron in range(width)
-            if neuron not in gone
-        }
-        gone.append(min(trials, key=trials.__getitem__))
-        errors.append(trials[gone[-1]])
-    order_F, errors_F = removal_order(gram_FF.clone(), weight_DF, ridge, together)
-    assert order_F.tolist() == gone
-    torch.testing.assert_close(errors_F, torch.tensor(errors, dtype=torch.float64))
-
-
-def test_obs_removes_groups_as_one() -> None:
-    """Order and errors of groups are those of trying every group and solving all else again."""
-    width, size, ridge = 12, 3, 0.3
     input_TF = _normal(40, width, seed=1).double() @ _normal(width, width, seed=2).double()
     weight_DF, gram_FF = _normal(HIDDEN, width, seed=3).double(), input_TF.T @ input_TF
     pull = ridge * float(gram_FF.diagonal().mean())
@@ -324,9 +313,9 @@ def test_obs_removes_groups_as_one() -> None:
         }
         gone.append(min(trials, key=trials.__getitem__))
         errors.append(trials[gone[-1]])
-    order_G, errors_G = group_order(gram_FF.clone(), weight_DF, ridge, size)
-    assert order_G.tolist() == gone
-    torch.testing.assert_close(errors_G, torch.tensor(errors, dtype=torch.float64))
+    found, found_errors = order(gram_FF.clone(), weight_DF, ridge)
+    assert found.tolist() == gone
+    torch.testing.assert_close(found_errors, torch.tensor(errors, dtype=torch.float64))
 
 
 def test_a_group_of_one_input_is_a_neuron() -> None:

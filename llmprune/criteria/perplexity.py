@@ -21,11 +21,7 @@ class Perplexity(TrialCriterion):
     kind: Literal["perplexity"] = "perplexity"
 
     def cost(self, logits_BLV: Tensor, dense_BLV: Tensor, ids_BL: Tensor) -> Tensor:
-        """By how much the cross entropy of each next token grows."""
-        return _cross_entropy(logits_BLV, ids_BL) - _cross_entropy(dense_BLV, ids_BL)
+        """Cross entropy of each next token."""
+        from torch.nn.functional import cross_entropy
 
-
-def _cross_entropy(logits_BLV: Tensor, ids_BL: Tensor) -> Tensor:
-    from torch.nn.functional import cross_entropy
-
-    return cross_entropy(logits_BLV[:, :-1].float().transpose(1, 2), ids_BL[:, 1:], reduction="none")
+        return cross_entropy(logits_BLV[:, :-1].float().transpose(1, 2), ids_BL[:, 1:], reduction="none")
