@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from llmprune.report.value import Report
 
 
+MOST_PROBLEMS = 20  # listed at once: a person mends some and asks again
+
+
 class LLMPruneError(Exception):
     """Base of every error that is meant for people."""
 
@@ -34,12 +37,12 @@ class LLMPruneError(Exception):
 
 
 class RecipeError(LLMPruneError):
-    """The recipe or an argument is wrong; ``problems`` has one sentence for each mistake."""
+    """The recipe or an argument is wrong; ``problems`` has one sentence for each mistake, ``MOST_PROBLEMS`` at most."""
 
     exit_code = 2
 
     def __init__(self, problems: str | Sequence[str], source: str = "") -> None:
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        self.problems = [problems] if isinstance(problems, str) else shortened(problems, len(problems))
         self.source = source
         head = f"{source}: " if source else ""
         if len(self.problems) == 1:
@@ -99,6 +102,13 @@ class GateNotMet(LLMPruneError):
     def __init__(self, message: str, report: Report | None = None) -> None:
         self.report = report
         super().__init__(message)
+
+
+def shortened(problems: Sequence[str], count: int) -> list[str]:
+    """The first ``MOST_PROBLEMS`` of ``count`` problems, and how many there are beyond them."""
+    if count <= MOST_PROBLEMS + 1:
+        return list(problems)
+    return [*problems[:MOST_PROBLEMS], f"and {count - MOST_PROBLEMS:,} more problems"]
 
 
 def did_you_mean(name: str, valid: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from llmprune.errors import did_you_mean
+from llmprune.errors import MOST_PROBLEMS, did_you_mean, shortened
 
 Problem = dict[str, Any]
 Path = tuple[Any, ...]
@@ -42,17 +42,16 @@ _UNKNOWN_KEY = ("extra_forbidden", "invalid_key")
 
 
 def describe_problems(error: ValidationError, schema: type[BaseModel], data: Any) -> list[str]:
-    """One sentence for each place in ``data`` that is wrong, in the order of the schema."""
+    """One sentence for each place in ``data`` that is wrong, in the order of the schema; of very many the first."""
     by_path: dict[Path, list[Problem]] = {}
     for details in error.errors(include_url=False):
         problem: Problem = dict(details)
         by_path.setdefault(_path(problem, data), []).append(problem)
-    return [
-        _sentence(path, problems, schema)
-        for path, problems in by_path.items()
-        # What is wrong inside a value says it better than that the value is wrong.
-        if not any(len(other) > len(path) and other[: len(path)] == path for other in by_path)
-    ]
+    outer = {path[:length] for path in by_path for length in range(len(path))}
+    # A problem inside a value says more than that the value is wrong.
+    innermost = [(path, problems) for path, problems in by_path.items() if path not in outer]
+    said = [_sentence(path, problems, schema) for path, problems in innermost[: MOST_PROBLEMS + 1]]
+    return shortened(said, len(innermost))
 
 
 def short(value: Any) -> str:
@@ -87,7 +86,7 @@ def _sentence(path: Path, problems: Sequence[Problem], schema: type[BaseModel]) 
     place = ".".join(_plain(part) for part in path) or "recipe"
     if kind in _UNKNOWN_KEY:
         valid = _valid_keys(schema, first["loc"][:-1])
-        return f"{place}: unknown key{did_you_mean(str(path[-1]), valid) or '; valid keys: ' + ', '.join(valid)}"
+        return f"{place}: unknown key{did_you_mean(str(path[-1])[:60], valid) or '; valid keys: ' + ', '.join(valid)}"
     meaning = _meaning(schema, path)
     if kind == "missing":
         return f"{place}: is missing; add it{meaning}"
@@ -123,7 +122,7 @@ def _quotes(problems: Sequence[Problem], value: Any) -> str:
 
 def _plain(part: Any) -> str:
     text = str(part)
-    return text if re.fullmatch(r"[\w-]+", text) else repr(text)
+    return text if re.fullmatch(r"[\w-]{1,60}", text) else short(text)
 
 
 def _meaning(schema: type[BaseModel], path: Path) -> str:

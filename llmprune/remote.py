@@ -26,7 +26,8 @@ LONGEST_WAIT = 300.0  # seconds; where the hub asks for more, that is an error
 
 _TOKEN = re.compile(r"\bhf_(?:[a-z]+_)?[A-Za-z0-9]{20,}|\bapi_org_[A-Za-z0-9]{20,}|(?<=Bearer )\S+")
 _USER = re.compile(r"(?<=://)[^/\s@]+@")
-_QUERY = re.compile(r"(https?://[^\s'\"<>?]+)\?[^\s'\"<>)]+")
+_ADDRESS = re.compile(r"https?://[^\s'\"<>]+")  # matched whole, so that the work grows with the text and not its square
+_QUERY = re.compile(r"\?[^)]+")
 _VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "HUGGINGFACE_TOKEN", "HF_HUB_TOKEN")
 _CHATTY = ("huggingface_hub", "transformers", "datasets", "llmprune")
 
@@ -35,7 +36,8 @@ def redact(text: str) -> str:
     """The text without tokens, and without the users and queries of addresses, where upload links are signed."""
     for secret in _own_tokens():
         text = text.replace(secret, HIDDEN)
-    return _QUERY.sub(rf"\1?{HIDDEN}", _USER.sub(f"{HIDDEN}@", _TOKEN.sub(HIDDEN, text)))
+    text = _USER.sub(f"{HIDDEN}@", _TOKEN.sub(HIDDEN, text))
+    return _ADDRESS.sub(lambda address: _QUERY.sub(f"?{HIDDEN}", address[0], count=1), text)
 
 
 def has_token(text: str) -> bool:

@@ -71,7 +71,7 @@ class TextSource(Section):
 
 def readable_split(split: str) -> str:
     """The split as it is, where datasets can read it. Raises ValueError."""
-    percents = [int(number) for number in re.findall(r"(\d+)%", split)]
+    percents = [int(number) for number in re.findall(r"(?<!\d)(\d+)%", split)]
     if max(percents, default=0) > 100 or not all(_SPLIT.fullmatch(part.strip()) for part in split.split("+")):
         raise ValueError("a split is a name, with a slice if need be, such as train[:80%] or train[:5000]")
     return split

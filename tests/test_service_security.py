@@ -193,10 +193,10 @@ def laughs(first: str, grow: Callable[[str], str], times: int) -> str:
 BOMBS = {
     "aliases": laughs("[x]", lambda old: f"[{', '.join([old] * 9)}]", 9),
     "merge keys": laughs("{k: v}", lambda old: f"{{<<: [{old}, {old}]}}", 40),
-    "brackets": "[" * 100_000,
-    "braces": "{a: " * 50_000,
-    "keys": "? " * 50_000,
-    "digits": "model: {id: a/b}\ncalibration: {dataset: a/b, samples: " + "9" * 100_000 + "}\n",
+    "brackets": "[" * 30_000,
+    "braces": "{a: " * 8_000,
+    "keys": "? " * 16_000,
+    "digits": "model: {id: a/b}\ncalibration: {dataset: a/b, samples: " + "9" * 30_000 + "}\n",
 }
 
 

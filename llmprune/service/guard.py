@@ -9,6 +9,7 @@ where no hub id can be a folder by accident.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ BUILDERS = frozenset({
     "niftifolder", "pandas", "parquet", "pdb", "pdffolder", "spark", "sql", "text", "tsfile", "videofolder", "vortex",
     "webdataset", "xml",
 })  # fmt: skip
+RECIPE_LIMIT = 32 * 1024  # bytes of a recipe or an override; reading YAML takes about 5 µs a byte
 _DEEPEST = 20  # mappings and lists inside each other; a recipe has at most 5
 _NAME = r"[A-Za-z0-9](?:[\w-]|\.(?!\.)){0,95}"
 _HUB_ID = re.compile(rf"{_NAME}(?:/{_NAME})?", re.ASCII)
@@ -89,7 +91,10 @@ def admit(text: str, overrides: Sequence[str], settings: Settings) -> tuple[Reci
     """The recipe, and the overrides to run it with. Raises RecipeError that lists what is not allowed."""
     refuse_costly(text)
     for override in overrides:
-        refuse_costly(override.partition("=")[2])
+        place, _, value = override.partition("=")
+        refuse_costly(value)
+        if place.count(".") > _DEEPEST:
+            raise RecipeError(f"--set: a key is nested more than {_DEEPEST} deep", "recipe")
     recipe = Recipe.parse(text, overrides)
     guard = Guard(settings)
     guard.check(recipe)
@@ -124,6 +129,9 @@ def is_free_text(annotation: Any) -> bool:
 def refuse_costly(text: str) -> None:
     """Refuse YAML that costs much more than its size, by RecipeError: a few hundred bytes of aliases and merge keys can
     stand for gigabytes, and PyYAML's work grows with the square of the depth (100,000 brackets took it 16 minutes)."""
+    size = len(text.encode("utf-8", "surrogatepass"))
+    if size > RECIPE_LIMIT:
+        raise RecipeError(f"{size:,} bytes; over the network at most {RECIPE_LIMIT:,} are read", "recipe")
     depth = 0
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
@@ -141,7 +149,7 @@ def _inside(value: str, root: Path) -> Path | None:
     if "\0" in value or value.startswith("~"):
         return None
     place, root = (root / value).resolve(), root.resolve()
-    return place if place.is_relative_to(root) and place.exists() else None
+    return place if place.is_relative_to(root) and os.path.exists(place) else None  # False for a name that is too long
 
 
 def _is_path(value: str) -> bool:

@@ -13,6 +13,7 @@ from llmprune.service.api import jobs, machine, outputs, problems, recipes
 from llmprune.service.api.gate import Gate
 from llmprune.service.api.metrics import Measure, Metrics
 from llmprune.service.api.service import Service
+from llmprune.service.api.turns import Turns
 from llmprune.service.database import Database
 from llmprune.service.planner import Planner
 from llmprune.service.settings import Settings
@@ -29,9 +30,8 @@ def create_app(settings: Settings, planner: Planner | None = None, nudge: Callab
     settings.prepare()
     database = Database(settings.database)
     database.migrate()
-    service = Service(
-        settings, database, Jobs(database), Tokens(database), planner or Planner(settings.nowhere.absolute()), nudge
-    )
+    planner = planner or Planner(settings.nowhere.absolute())
+    service = Service(settings, database, Jobs(database), Tokens(database), planner, Turns(), nudge)
     app = FastAPI(
         title="llmprune",
         version=__version__,

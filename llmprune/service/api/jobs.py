@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
 from pydantic import BaseModel, Field
+from starlette.concurrency import run_in_threadpool
 
 from llmprune.hub.section import Hub
 from llmprune.service.api.problems import documented
@@ -17,6 +18,7 @@ from llmprune.service.submission import Submission, cancel, retry, submit, submi
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
 
+_PUSH_LIMIT = 8 * 1024  # bytes: the framework reads this body on the event loop
 _KEY = "Makes it safe to send a submission again: the same key and content give the same job."
 _HUB_TOKEN = "A hub token for this job alone; it is deleted when the job ends."
 HubToken = Annotated[
@@ -53,7 +55,7 @@ class Compared(BaseModel):
 
 
 @router.post("/jobs", status_code=201, openapi_extra=RECIPE_BODY, responses=documented(404, 409, 413, 415, 422, 507))
-def submit_job(
+async def submit_job(
     text: RecipeText,
     overrides: Overrides,
     service: TheService,
@@ -75,8 +77,8 @@ def submit_job(
 ) -> Job:
     """Queue a recipe as a job."""
     wishes = Submission(text, overrides, name, launcher, gpus, priority, time_limit, key, hub_token)
-    job, new = submit(wishes, caller, service.settings, service.jobs)
-    return _queued(job, new, service, response)
+    job, new = await service.turns.run(caller.name, submit, wishes, caller, service.settings, service.jobs)
+    return await run_in_threadpool(_queued, job, new, service, response)
 
 
 @router.get("/jobs", responses=documented(422))
@@ -111,7 +113,9 @@ def cancel_job(job: JobId, service: TheService, caller: TheCaller) -> Job:
     return cancelled
 
 
-@router.post("/jobs/{job}/push", status_code=201, responses=documented(404, 409, 413, 422, 507))
+@router.post(
+    "/jobs/{job}/push", status_code=201, responses=documented(404, 409, 413, 422, 507), max_body_size=_PUSH_LIMIT
+)
 def push_job(
     job: JobId,
     hub: PushSettings,

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Annotated, Any
 
 import yaml
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, Field
+from starlette.concurrency import run_in_threadpool
 
 from llmprune.errors import RecipeError
+from llmprune.problems import short
 from llmprune.service.api.problems import Refused, documented
 from llmprune.service.api.service import TheCaller, TheService
-from llmprune.service.guard import admit
+from llmprune.service.guard import RECIPE_LIMIT, admit
 
 router = APIRouter(prefix="/v1/recipes", tags=["recipes"])
 
@@ -42,17 +45,24 @@ class Validation(BaseModel):
     problems: list[str] = Field(description="One sentence for each mistake.")
 
 
-async def recipe_text(request: Request) -> str:
-    """The body as a recipe's YAML; JSON is written anew, for YAML's tabs are not JSON's."""
+async def recipe_text(request: Request, service: TheService, caller: TheCaller) -> str:
+    """Return the body as a recipe's YAML. Raises Refused (413, 415) and RecipeError."""
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind not in (*_YAML, "application/json"):
         raise Refused(415, "send the recipe as application/yaml or application/json")
     body = await request.body()
+    if len(body) > RECIPE_LIMIT:
+        raise Refused(413, f"{len(body):,} bytes; a recipe over the network has at most {RECIPE_LIMIT:,}")
+    return await service.turns.run(caller.name, _decoded, body, kind == "application/json")
+
+
+def _decoded(body: bytes, is_json: bool) -> str:
+    """The body as YAML text; JSON is written anew, for YAML's tabs are not JSON's. Raises RecipeError."""
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
         raise RecipeError("not UTF-8 text; send the recipe as UTF-8", "recipe") from error
-    return _from_json(text) if kind == "application/json" else text
+    return _from_json(text) if is_json else text
 
 
 def _from_json(text: str) -> str:
@@ -66,10 +76,9 @@ def _from_json(text: str) -> str:
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    repeated = sorted({key for key in keys if keys.count(key) > 1})
+    repeated = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
     if repeated:
-        raise ValueError(f"{', '.join(repeated)} is there twice; keep one of them")
+        raise ValueError(f"{short(repeated[0])} is there twice; keep one of them")
     return dict(pairs)
 
 
@@ -86,22 +95,20 @@ Overrides = Annotated[
 
 
 @router.post("/validate", openapi_extra=RECIPE_BODY, responses=documented(413, 415, 422))
-def validate(text: RecipeText, overrides: Overrides, service: TheService, caller: TheCaller) -> Validation:
+async def validate(text: RecipeText, overrides: Overrides, service: TheService, caller: TheCaller) -> Validation:
     """Say what is wrong with a recipe; no model is looked at."""
-    del caller
     try:
-        admit(text, overrides, service.settings)
+        await service.turns.run(caller.name, admit, text, overrides, service.settings)
     except RecipeError as error:
         return Validation(valid=False, problems=error.problems)
     return Validation(valid=True, problems=[])
 
 
 @router.post("/plan", openapi_extra=RECIPE_BODY, responses=documented(413, 415, 422, 503))
-def plan(text: RecipeText, overrides: Overrides, service: TheService, caller: TheCaller) -> dict[str, Any]:
+async def plan(text: RecipeText, overrides: Overrides, service: TheService, caller: TheCaller) -> dict[str, Any]:
     """Say what a recipe would do, as ``llmprune plan --json`` does: sizes, memory, refusals. No weights are read."""
-    del caller
-    _, overrides = admit(text, overrides, service.settings)
-    answer = service.planner.plan(text, overrides)
+    _, overrides = await service.turns.run(caller.name, admit, text, overrides, service.settings)
+    answer = await run_in_threadpool(service.planner.plan, text, overrides)
     if "problems" in answer:
         raise RecipeError(answer["problems"], "recipe")
     made: dict[str, Any] = answer["plan"]

@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 from fastapi import Path as InPath
 
 from llmprune.service.api.problems import Refused
+from llmprune.service.api.turns import Turns
 from llmprune.service.database import Database
 from llmprune.service.job import Job
 from llmprune.service.planner import Planner
@@ -28,6 +29,7 @@ class Service:
     jobs: Jobs
     tokens: Tokens
     planner: Planner
+    turns: Turns
     nudge: Callable[[], None]  # wakes the supervisor
 
     def job(self, job: str) -> Job:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Form, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from starlette.concurrency import run_in_threadpool
 
 from llmprune.errors import RecipeError
 from llmprune.service.api.gate import COOKIE, LOCAL, session_of
@@ -25,9 +26,10 @@ from llmprune.service.table import Conflict, QueueFull
 from llmprune.service.tokens import SESSION_SECONDS
 from llmprune.service.web.compare import compared
 from llmprune.service.web.form import START, RecipeForm, changed_by, form_of
+from llmprune.service.web.form_body import FormRoute
 from llmprune.service.web.render import render, static_file
 
-router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
+router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse, route_class=FormRoute)
 
 PAGE = 40
 _LAST_WORDS = 12  # lines of the log
@@ -113,16 +115,23 @@ def delete(job: JobId, service: TheService, caller: TheCaller) -> Response:
 
 
 @router.get("/submit")
-def submit_page(
-    request: Request, service: TheService, again: Annotated[str | None, Query(max_length=12)] = None
+async def submit_page(
+    request: Request,
+    service: TheService,
+    caller: TheCaller,
+    again: Annotated[str | None, Query(max_length=12)] = None,
 ) -> Response:
     """The form and the editor; ``again`` starts with another job's recipe."""
-    found = service.job(again) if again else None
-    return _editor(request, service, Submission(found.recipe if found else START))
+
+    def open_editor() -> Response:
+        found = service.job(again) if again else None
+        return _editor(request, service, Submission(found.recipe if found else START))
+
+    return await service.turns.run(caller.name, open_editor)
 
 
 @router.post("/submit")
-def submit_recipe(
+async def submit_recipe(
     request: Request,
     service: TheService,
     caller: TheCaller,
@@ -146,18 +155,22 @@ def submit_recipe(
         key=key or None,
         hub_token=plain_token(hub_token) if hub_token else None,
     )
-    try:
-        job, _ = submit(wishes, caller, service.settings, service.jobs)
-    except RecipeError as error:
-        return _editor(request, service, wishes, error.problems, 422)
-    except (Conflict, QueueFull) as error:  # Conflict: sent again with another recipe, by the browser's way back
-        return _editor(request, service, wishes, [str(error)], 409 if isinstance(error, Conflict) else 429)
-    service.nudge()
-    return RedirectResponse(f"/jobs/{job.id}", 303)
+
+    def queue() -> Response:
+        try:
+            job, _ = submit(wishes, caller, service.settings, service.jobs)
+        except RecipeError as error:
+            return _editor(request, service, wishes, error.problems, 422)
+        except (Conflict, QueueFull) as error:  # Conflict: sent again with another recipe, by the browser's way back
+            return _editor(request, service, wishes, [str(error)], 409 if isinstance(error, Conflict) else 429)
+        service.nudge()
+        return RedirectResponse(f"/jobs/{job.id}", 303)
+
+    return await service.turns.run(caller.name, queue)
 
 
 @router.post("/submit/compose")
-async def compose(request: Request) -> Response:
+async def compose(request: Request, service: TheService, caller: TheCaller) -> Response:
     """The recipe in the editor with what the form's answers say otherwise."""
     answers = {key: value for key, value in (await request.form()).items() if isinstance(value, str)}
     text = answers.pop("recipe", "").replace("\r\n", "\n")
@@ -165,37 +178,49 @@ async def compose(request: Request) -> Response:
         form = RecipeForm(**answers)
     except ValueError as error:
         raise Refused(422, "an answer is longer than 500 letters") from error
-    return page(request, "composed", recipe=changed_by(text, form), oob=True)
+
+    def composed() -> Response:
+        return page(request, "composed", recipe=changed_by(text, form), oob=True)
+
+    return await service.turns.run(caller.name, composed)
 
 
 @router.post("/submit/check")
-def check(
+async def check(
     request: Request,
     service: TheService,
+    caller: TheCaller,
     recipe: Annotated[str, Form()] = "",
     typed: Annotated[bool, Query(description="In the editor, which the form then follows.")] = False,
 ) -> Response:
     """What is wrong with the recipe; if nothing is, the plan is asked for."""
-    problems: list[str] = []
     text = recipe.replace("\r\n", "\n")
-    try:
-        admit(text, (), service.settings)
-    except RecipeError as error:
-        problems = error.problems
-    form = form_of(text) if typed else None
-    return page(request, "check", problems=problems, form=form, folders=service.settings.allow_tasks, typed=typed)
+
+    def checked() -> Response:
+        problems: list[str] = []
+        try:
+            admit(text, (), service.settings)
+        except RecipeError as error:
+            problems = error.problems
+        form = form_of(text) if typed else None
+        return page(request, "check", problems=problems, form=form, folders=service.settings.allow_tasks, typed=typed)
+
+    return await service.turns.run(caller.name, checked)
 
 
 @router.post("/submit/plan")
-def plan(request: Request, service: TheService, recipe: Annotated[str, Form()] = "") -> Response:
+async def plan(
+    request: Request, service: TheService, caller: TheCaller, recipe: Annotated[str, Form()] = ""
+) -> Response:
     """What the recipe would do."""
     text = recipe.replace("\r\n", "\n")
     try:
-        _, overrides = admit(text, (), service.settings)
-        answer = service.planner.plan(text, overrides)
+        _, overrides = await service.turns.run(caller.name, admit, text, (), service.settings)
+        answer = await run_in_threadpool(service.planner.plan, text, overrides)
     except RecipeError as error:
         answer = {"problems": error.problems}
-    return page(request, "plan", plan=answer.get("plan"), problems=answer.get("problems", []))
+    values = {"plan": answer.get("plan"), "problems": answer.get("problems", [])}
+    return await run_in_threadpool(page, request, "plan", **values)
 
 
 @router.get("/compare")
@@ -227,6 +252,8 @@ def login(
     session = service.tokens.open_session(token.strip())
     if session is None:
         return page(request, "login", 401, next=next, wrong=True)
+    request.state.caller = service.tokens.session_caller(session)  # for the audit log
+    encrypted = request.url.scheme == "https" or request.headers.get("origin", "").startswith("https://")
     local = next if next.startswith("/") and not next.startswith(("//", "/\\")) else "/"
     response = RedirectResponse(local, 303)
     response.set_cookie(
@@ -235,7 +262,7 @@ def login(
         max_age=int(SESSION_SECONDS),
         httponly=True,
         samesite="strict",
-        secure=request.url.scheme == "https",
+        secure=encrypted,
     )
     return response
 

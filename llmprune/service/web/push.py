@@ -11,9 +11,10 @@ from llmprune.hub.section import Hub
 from llmprune.recipe import validate_arguments
 from llmprune.service.api.service import JobId, TheCaller, TheService
 from llmprune.service.submission import submit_push
+from llmprune.service.web.form_body import FormRoute
 from llmprune.service.web.pages import plain_token
 
-router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
+router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse, route_class=FormRoute)
 
 
 @router.post("/jobs/{job}/push")

@@ -1,0 +1,45 @@
+"""Reading a recipe costs far more than its bytes: it happens in a worker thread, one recipe of a caller at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ParamSpec, TypeVar
+
+from starlette.concurrency import run_in_threadpool
+
+from llmprune.service.api.problems import Refused
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_MOST_WAITING = 8  # of one caller, the one at work included
+
+
+@dataclass
+class _Queue:
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    length: int = 0
+
+
+class Turns:
+    """The queue of each caller that has work waiting. A waiting request holds no thread."""
+
+    def __init__(self) -> None:
+        self._queues: dict[str, _Queue] = {}
+
+    async def run(self, caller: str, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run ``work`` in a worker thread once the caller's earlier work is done. Raises Refused (429)."""
+        queue = self._queues.setdefault(caller, _Queue())
+        if queue.length >= _MOST_WAITING:
+            said = f"{_MOST_WAITING} recipes of yours are being read already; wait for their answers"
+            raise Refused(429, said, headers={"Retry-After": "1"})
+        queue.length += 1
+        try:
+            async with queue.lock:
+                return await run_in_threadpool(work, *args, **kwargs)
+        finally:
+            queue.length -= 1
+            if not queue.length:
+                del self._queues[caller]
