@@ -10,17 +10,25 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llmprune.errors import OutputError, RecipeError
 from llmprune.service.database import Database
+from llmprune.service.logs import kept, log_with_time
 from llmprune.service.settings import Settings, is_loopback
 from llmprune.service.tokens import Tokens
+
+if TYPE_CHECKING:
+    import uvicorn
+    from fastapi import FastAPI
 
 logger = logging.getLogger(__name__)
 
 _SUPERVISOR = (sys.executable, "-m", "llmprune.service.supervisor")
 _PAUSE = 0.5  # seconds before it is started again
+_HEADERS = 48 * 1024  # bytes of a request's line and headers: a recipe's overrides are in the line
 
 
 class Keeper:
@@ -81,6 +89,7 @@ def serve(settings: Settings) -> None:
         settings.prepare()
     except OSError as error:
         raise OutputError(f"the data folder {settings.data_dir} cannot be made: {error}; give another") from error
+    log_with_time()
     with _only_one(settings.data_dir):
         database = Database(settings.database)
         database.migrate()
@@ -88,16 +97,25 @@ def serve(settings: Settings) -> None:
         keeper = Keeper(settings)
         try:
             app = create_app(settings, nudge=keeper.nudge)
-            config = uvicorn.Config(
-                app, host=settings.host, port=settings.port, log_level="warning", server_header=False,
-                proxy_headers=False, limit_concurrency=500, timeout_graceful_shutdown=3,
-            )  # fmt: skip
             print(f"llmprune serves http://{settings.host}:{settings.port}", file=sys.stderr, flush=True)
-            with _stopped_by_signals():
-                uvicorn.Server(config).run()
+            with _stopped_by_signals(), kept(settings.data_dir):
+                uvicorn.Server(_configuration(app, settings)).run()
         finally:
             keeper.stop(settings.keep_jobs)
             app.state.service.planner.close()
+
+
+def _configuration(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    import uvicorn
+
+    from llmprune.service.connections import LimitedProtocol, Register, allow_many_files
+
+    register = Register(trusted=settings.trusted_proxies, most=min(4096, allow_many_files() // 2))
+    return uvicorn.Config(
+        app, host=settings.host, port=settings.port, http=partial(LimitedProtocol, register),  # type: ignore[arg-type]
+        ws="none", h11_max_incomplete_event_size=_HEADERS, log_config=None, access_log=False, server_header=False,
+        proxy_headers=False, timeout_graceful_shutdown=3,
+    )  # fmt: skip
 
 
 def require_token(settings: Settings, tokens: Tokens) -> None:

@@ -19,6 +19,7 @@ class Settings(BaseModel):
     host: str = "127.0.0.1"
     port: int = 8321
     host_names: tuple[str, ...] = ()  # names by which browsers may call it
+    trusted_proxies: tuple[str, ...] = ()  # addresses and networks whose X-Forwarded headers are believed
     slots: int = 1  # CPU jobs at a time
     gpus: tuple[str, ...] = ()  # what CUDA_VISIBLE_DEVICES may name
     allow_roots: tuple[Path, ...] = ()
@@ -32,7 +33,9 @@ class Settings(BaseModel):
     max_queued: int = 1000  # of one owner
     rate: float = 20.0  # requests a second of one caller, after a burst
     burst: int = 200
-    body_limit: int = 256 * 1024
+    requests: int = 32  # of one caller at a time, and twice as many of one address
+    streams: int = 32  # of events, of one caller at a time; twice as many of one address, 8 times as many of all
+    body_limit: int = 128 * 1024  # a recipe of RECIPE_LIMIT bytes, urlencoded, and its form
     grace: float = 15.0  # seconds between SIGTERM and SIGKILL
     command: tuple[str, ...] = (sys.executable, "-m", "llmprune")
 

@@ -28,6 +28,7 @@ from llmprune.service.housekeeping import clean_up, over_quota
 from llmprune.service.job import ACTIVE, Job
 from llmprune.service.launchers import make_launchers
 from llmprune.service.launchers.base import Launch
+from llmprune.service.logs import log_with_time
 from llmprune.service.secrets import drop_token, token_environment
 from llmprune.service.settings import Settings
 from llmprune.service.table import Jobs
@@ -238,7 +239,7 @@ class Supervisor:
 
 def main() -> None:
     """Supervise until told to stop or until the service is gone."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    log_with_time()
     settings = Settings.model_validate_json(_first_line(sys.stdin.fileno()))
     with (settings.data_dir / "supervisor.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # an earlier one may still be on its way out

@@ -31,6 +31,13 @@ def serve(
     host_name: Annotated[
         list[str] | None, typer.Option(help="Name by which browsers call it, as behind a proxy; may be repeated.")
     ] = None,
+    trusted_proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Address or network of a reverse proxy, whose X-Forwarded headers are believed; may be repeated.",
+        ),
+    ] = None,
     slots: Annotated[int, typer.Option(min=1, max=1024, help="Jobs without a GPU that run at a time.")] = 1,
     gpus: Annotated[
         str | None,
@@ -63,6 +70,7 @@ def serve(
     max_queued: Annotated[int, typer.Option(min=1, help="Jobs that one user may have in the queue.")] = 1000,
 ) -> None:
     """Serve pruning jobs over HTTP and in the browser."""
+    import ipaddress
     import shlex
 
     from llmprune.schema import parse_size
@@ -75,7 +83,10 @@ def serve(
             raise RecipeError(
                 f"{folder} is not a folder (looked in {Path.cwd()}); give --allow-root and --allow-tasks folders"
             )
+    proxies = tuple(trusted_proxy or ())
     try:
+        for proxy in proxies:
+            ipaddress.ip_network(proxy, strict=False)
         quota = parse_size(disk_quota) if disk_quota else None
         options = tuple(shlex.split(torchrun_options or ""))
     except ValueError as error:
@@ -85,7 +96,8 @@ def serve(
     chosen = find_gpus() if gpus is None else () if gpus == "none" else tuple(gpus.split(","))
     serve_forever(
         Settings(
-            data_dir=data_dir, host=host, port=port, host_names=tuple(host_name or ()), slots=slots, gpus=chosen,
+            data_dir=data_dir, host=host, port=port, host_names=tuple(host_name or ()), trusted_proxies=proxies,
+            slots=slots, gpus=chosen,
             allow_roots=tuple(folder.resolve() for folder in allow_root or ()),
             allow_tasks=tuple(folder.resolve() for folder in allow_tasks or ()),
             torchrun_options=options, ray=ray, time_limit=time_limit, disk_quota=quota,
@@ -104,6 +116,7 @@ def token(
     import time
 
     from llmprune.service.database import Database
+    from llmprune.service.logs import audit_command
     from llmprune.service.settings import Settings
     from llmprune.service.tokens import Tokens
 
@@ -118,9 +131,12 @@ def token(
     elif name is None:
         raise RecipeError(f"token {action} needs --name")
     elif action == "create":
-        typer.echo(tokens.create(name, role))
+        made = tokens.create(name, role)
+        audit_command(data_dir, "token create", token=name, role=role)
+        typer.echo(made)
     else:
         tokens.revoke(name)
+        audit_command(data_dir, "token revoke", token=name)
 
 
 def submit(

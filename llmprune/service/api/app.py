@@ -6,12 +6,14 @@ from collections.abc import Callable
 
 from fastapi import Depends, FastAPI
 from fastapi.security import HTTPBearer
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from llmprune import __version__
 from llmprune.recipe import Recipe
 from llmprune.service.api import jobs, machine, outputs, problems, recipes
 from llmprune.service.api.gate import Gate
 from llmprune.service.api.metrics import Measure, Metrics
+from llmprune.service.api.requests_log import RequestsLog
 from llmprune.service.api.service import Service
 from llmprune.service.api.turns import Turns
 from llmprune.service.database import Database
@@ -53,7 +55,9 @@ def create_app(settings: Settings, planner: Planner | None = None, nudge: Callab
     problems.install(app)
     _complete_document(app)
     app.add_middleware(Gate, settings=settings, tokens=service.tokens)
+    app.add_middleware(RequestsLog)
     app.add_middleware(Measure, metrics=app.state.metrics)
+    app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=list(settings.trusted_proxies))
     return app
 
 

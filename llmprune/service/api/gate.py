@@ -4,11 +4,13 @@
   leads here is DNS rebinding).
 - With tokens: ``Authorization: Bearer`` or a browser session's cookie.
 - What changes something is refused where a browser says that another site asked for it.
-- So many requests a second from each caller, fewer from addresses that send wrong tokens.
+- So many requests a second and at a time from each caller, fewer from addresses that send wrong tokens.
+  Health, readiness and metrics are outside these limits: they are asked for when nothing else answers.
 """
 
 from __future__ import annotations
 
+import re
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import quote, urlsplit
 
@@ -17,13 +19,15 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmprune.service.api.problems import answer
-from llmprune.service.limits import RateLimit
+from llmprune.service.limits import InFlight, RateLimit, network_of
 from llmprune.service.settings import LOOPBACK, Settings, is_loopback
 from llmprune.service.tokens import Caller, Tokens
 
 COOKIE = "llmprune_session"
 LOCAL = Caller("local", "admin")
 _OPEN = ("/v1/health", "/v1/ready", "/login")
+_PROBES = ("/v1/health", "/v1/ready", "/v1/metrics")
+_STREAM = re.compile(r"/v1/jobs/[^/]+/events")
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -47,6 +51,7 @@ class Gate:
         self.app, self.settings, self.tokens = app, settings, tokens
         self._requests = RateLimit(settings.rate, settings.burst)
         self._mistakes = RateLimit(0.5, 10)
+        self._in_flight = InFlight()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request pass, or answer it here."""
@@ -54,13 +59,39 @@ class Gate:
             return await self.app(scope, receive, send)
         refused = self._refusal(scope)
         guarded = _with_headers(send)
-        await (refused or self.app)(scope, receive, guarded)
+        if refused or scope["path"] in _PROBES:
+            await (refused or self.app)(scope, receive, guarded)
+            return None
+        if scope["path"] == "/login" and scope["method"] == "POST":
+            guarded = self._counting_mistakes(network_of(_address(scope)), guarded)
+        with self._in_flight.counted(self._most_at_a_time(scope)) as room:
+            await (self.app if room else _crowded())(scope, receive, guarded)
         return None
+
+    def _most_at_a_time(self, scope: Scope) -> dict[str, int]:
+        """How many such requests may be under way, by what they share."""
+        most, caller = self.settings, scope["state"]["caller"]
+        address, token = f"address {network_of(_address(scope))}", f"token {caller.name if caller else None}"
+        if _STREAM.fullmatch(scope["path"]):
+            limits = {f"streams of {address}": 2 * most.streams, "streams": 8 * most.streams}
+            return limits | {f"streams of {token}": most.streams}
+        limits = {address: 2 * most.requests}
+        return limits | {token: most.requests} if caller else limits
+
+    def _counting_mistakes(self, network: str, send: Send) -> Send:
+        """Count a sign-in that fails."""
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] == 401:
+                self._mistakes.wait(network)
+            await send(message)
+
+        return sending
 
     def _refusal(self, scope: Scope) -> Response | None:
         """A response that says no; None where the request may go on."""
         headers, path = Headers(scope=scope), scope["path"]
-        address = scope["client"][0] if scope.get("client") else "?"
+        network = network_of(_address(scope))
         if scope["method"] not in _SAFE and _from_another_site(headers):
             return answer(403, "another site asked for this; only this service's own pages may")
         if self.is_open():
@@ -70,14 +101,19 @@ class Gate:
         else:
             caller = self._caller(headers)
         if caller is None and not (path in _OPEN or path.startswith("/static/")):
-            if wait := self._mistakes.wait(address):
+            if wait := self._mistakes.wait(network):
                 return _slow_down(wait)
             if path.startswith("/v1") or "text/html" not in headers.get("accept", ""):
                 return answer(401, "send Authorization: Bearer TOKEN", headers={"WWW-Authenticate": "Bearer"})
             return RedirectResponse(f"/login?next={quote(path)}", 303)
-        if wait := self._requests.wait(f"token {caller.name}" if caller else address):
-            return _slow_down(wait)
         scope.setdefault("state", {})["caller"] = caller
+        if path in _PROBES:
+            return None
+        wait = self._requests.wait(f"token {caller.name}" if caller else network)
+        if path == "/login" and scope["method"] == "POST":
+            wait = max(wait, self._mistakes.wait(network, take=False))
+        if wait:
+            return _slow_down(wait)
         return None
 
     def is_open(self) -> bool:
@@ -94,6 +130,11 @@ class Gate:
     def _known_host(self, host: str) -> bool:
         name = urlsplit(f"//{host}").hostname if _is_plain(host) else None
         return name in (*LOOPBACK, self.settings.host, *self.settings.host_names)
+
+
+def _address(scope: Scope) -> str:
+    client = scope.get("client")
+    return str(client[0]) if client else "?"
 
 
 def session_of(headers: Headers) -> str | None:
@@ -120,6 +161,11 @@ def _from_another_site(headers: Headers) -> bool:
 
 def _slow_down(wait: float) -> Response:
     return answer(429, f"too many requests; wait {wait:.1f} s", headers={"Retry-After": str(int(wait) + 1)})
+
+
+def _crowded() -> Response:
+    said = "too many requests or event streams of yours are under way; end some, or wait for their answers"
+    return answer(429, said, headers={"Retry-After": "5"})
 
 
 def _with_headers(send: Send) -> Send:

@@ -1,0 +1,73 @@
+"""The logs of a service: what happens, on standard error; who asked for what, in two files of its data folder.
+
+``access.jsonl`` has a line for each request, and older parts are dropped. ``audit.jsonl`` has a line for each attempt
+to change something, and keeps all of them. A worker thread writes both: a slow disk never stops the event loop.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import logging
+import os
+import queue
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging.handlers import QueueHandler, QueueListener, RotatingFileHandler, WatchedFileHandler
+from pathlib import Path
+from typing import Any
+
+ACCESS, AUDIT = "access.jsonl", "audit.jsonl"
+access = logging.getLogger("llmprune.service.access")
+audit = logging.getLogger("llmprune.service.audit")
+
+_PART, _PARTS = 20_000_000, 5  # bytes of the access log in one file, and older files that stay
+
+
+def log_with_time(level: int = logging.INFO) -> None:
+    """Send this process's log lines to standard error, each with its time. uvicorn's warnings are of its clients."""
+    logging.basicConfig(
+        level=level,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S%z",
+        force=True,
+    )
+    logging.getLogger("llmprune").handlers.clear()
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+
+
+def record(**fields: Any) -> str:
+    """Return fields as a line of JSON, the time first."""
+    return json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())} | fields)
+
+
+@contextmanager
+def kept(folder: Path) -> Iterator[None]:
+    """Write both logs into a folder while the block runs."""
+    files = {
+        access: RotatingFileHandler(folder / ACCESS, maxBytes=_PART, backupCount=_PARTS, encoding="utf-8"),
+        audit: WatchedFileHandler(folder / AUDIT, encoding="utf-8"),
+    }
+    listeners = []
+    for logger, file in files.items():
+        lines: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+        logger.handlers, logger.propagate = [QueueHandler(lines)], False
+        logger.setLevel(logging.INFO)
+        listeners.append(QueueListener(lines, file))
+        listeners[-1].start()
+    try:
+        yield
+    finally:
+        for listener, (logger, file) in zip(listeners, files.items(), strict=True):
+            logger.handlers.clear()
+            listener.stop()
+            file.close()
+
+
+def audit_command(folder: Path, action: str, **fields: Any) -> None:
+    """Add a line for what somebody did on the service's machine, beside the service."""
+    line = record(caller=f"{getpass.getuser()} (this machine)", action=action, **fields)
+    descriptor = os.open(folder / AUDIT, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(line + "\n")
