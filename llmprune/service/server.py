@@ -97,6 +97,7 @@ def serve(settings: Settings) -> None:
         keeper = Keeper(settings)
         try:
             app = create_app(settings, nudge=keeper.nudge)
+            app.openapi()  # kept by the app: made at the first request, it would hold the event loop
             print(f"llmprune serves http://{settings.host}:{settings.port}", file=sys.stderr, flush=True)
             with _stopped_by_signals(), kept(settings.data_dir):
                 uvicorn.Server(_configuration(app, settings)).run()

@@ -84,9 +84,12 @@ def serve(
                 f"{folder} is not a folder (looked in {Path.cwd()}); give --allow-root and --allow-tasks folders"
             )
     proxies = tuple(trusted_proxy or ())
-    try:
-        for proxy in proxies:
+    for proxy in proxies:
+        try:
             ipaddress.ip_network(proxy, strict=False)
+        except ValueError:
+            raise RecipeError(f"--trusted-proxy {proxy!r}: give an address or a network, such as 10.0.0.0/8") from None
+    try:
         quota = parse_size(disk_quota) if disk_quota else None
         options = tuple(shlex.split(torchrun_options or ""))
     except ValueError as error:

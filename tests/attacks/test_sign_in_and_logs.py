@@ -1,0 +1,160 @@
+"""Sign-in behind proxies, and the logs that tell who did what."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from service_tools import BASE, RECIPE, YAML, Bench, served
+from typer.testing import CliRunner
+
+from llmprune.cli import app
+from llmprune.errors import RecipeError
+from llmprune.service.logs import ACCESS, AUDIT, kept
+
+PROXY, OTHER = "10.0.0.1", "10.9.9.9"
+TLS = {"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Proto": "https"}
+
+
+def from_address(bench: Bench, address: str) -> TestClient:
+    """A client at an address."""
+    return TestClient(bench.app, base_url=BASE, client=(address, 50_000), follow_redirects=False)
+
+
+@pytest.fixture
+def closed(tmp_path: Path) -> tuple[Bench, str]:
+    """A service behind a proxy, and a user's token."""
+    bench = Bench(tmp_path, trusted_proxies=(PROXY,))
+    return bench, bench.service.tokens.create("ann", "user")
+
+
+def test_guessing_at_the_sign_in_is_slow(closed: tuple[Bench, str]) -> None:
+    """After ten wrong tokens an address waits, also for the right one; another address signs in at once."""
+    bench, token = closed
+    http = from_address(bench, OTHER)
+    codes = [http.post("/login", data={"token": f"wrong{n}"}).status_code for n in range(14)]
+    assert codes == [401] * 10 + [429] * 4
+    assert http.post("/login", data={"token": token}).status_code == 429
+    assert http.get("/login").status_code == 200
+    assert from_address(bench, "10.9.9.8").post("/login", data={"token": token}).status_code == 303
+    fine = from_address(bench, "10.9.9.7")
+    assert {fine.post("/login", data={"token": token}).status_code for _ in range(15)} == {303}, "only mistakes count"
+
+
+def test_clients_behind_a_proxy_are_told_apart(closed: tuple[Bench, str]) -> None:
+    """By X-Forwarded-For of a trusted proxy one client's mistakes are not another's; anybody else's is not believed."""
+    bench, token = closed
+    proxy, liar = from_address(bench, PROXY), from_address(bench, OTHER)
+    for _ in range(12):
+        proxy.post("/login", data={"token": "wrong"}, headers=TLS)
+    assert proxy.post("/login", data={"token": token}, headers=TLS).status_code == 429
+    assert proxy.post("/login", data={"token": token}, headers={"X-Forwarded-For": "203.0.113.8"}).status_code == 303
+    codes = [
+        liar.post("/login", data={"token": "wrong"}, headers={"X-Forwarded-For": f"203.0.113.{n}"}).status_code
+        for n in range(12)
+    ]
+    assert codes[-1] == 429
+
+
+def test_the_cookie_is_secure_where_the_browser_speaks_tls(closed: tuple[Bench, str]) -> None:
+    """Told by the trusted proxy, or by the page's own origin; without TLS the cookie goes as it can."""
+    bench, token = closed
+    proxy, other = from_address(bench, PROXY), from_address(bench, OTHER)
+
+    def cookie(http: TestClient, **headers: str) -> str:
+        answer = http.post("/login", data={"token": token}, headers=headers)
+        assert answer.status_code == 303
+        return answer.headers["Set-Cookie"]
+
+    assert "; Secure" in cookie(proxy, **TLS)
+    assert "; Secure" not in cookie(other, **TLS)
+    assert "; Secure" in cookie(other, Origin="https://127.0.0.1:8321")
+    assert "; Secure" not in cookie(other, Origin="http://127.0.0.1:8321")
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a log."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_who_did_what_is_in_the_audit_log(closed: tuple[Bench, str]) -> None:
+    """Every attempt to change something: who, from where, which job, how it ended. Questions are not in it."""
+    bench, token = closed
+    folder = bench.settings.data_dir
+    http, bearer = from_address(bench, OTHER), {"Authorization": f"Bearer {token}"}
+    with kept(folder):
+        job = http.post("/v1/jobs", content=RECIPE, headers=YAML | bearer).json()["id"]
+        http.post("/v1/recipes/validate", content=RECIPE, headers=YAML | bearer)
+        http.get("/v1/jobs", headers=bearer)
+        http.post(f"/v1/jobs/{job}/cancel", headers=bearer)
+        http.post("/login", data={"token": "wrong"})
+        http.post("/login", data={"token": token})
+        http.post(f"/jobs/{job}/delete")
+        http.post("/jobs/%1b%5b2J/delete")
+        http.post("/logout")
+    found = [
+        tuple(line[key] for key in ("address", "caller", "action", "job", "status")) for line in lines(folder / AUDIT)
+    ]
+    assert found == [
+        (OTHER, "ann", "POST /v1/jobs", None, 201),
+        (OTHER, "ann", "POST /v1/jobs/{job}/cancel", job, 200),
+        (OTHER, None, "POST /login", None, 401),
+        (OTHER, "ann", "POST /login", None, 303),
+        (OTHER, "ann", "POST /jobs/{job}/delete", job, 303),
+        (OTHER, "ann", "POST /jobs/{job}/delete", "\x1b[2J", 422),
+        (OTHER, "ann", "POST /logout", None, 303),
+    ]
+    assert lines(folder / AUDIT)[0]["location"] == f"/v1/jobs/{job}"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", lines(folder / AUDIT)[0]["time"])
+    asked = [(line["method"], line["path"], line["status"]) for line in lines(folder / ACCESS)]
+    assert ("GET", "/v1/jobs", 200) in asked
+    assert len(asked) == 9
+    text = (folder / AUDIT).read_text() + (folder / ACCESS).read_text()
+    assert token not in text
+    assert text.replace("\n", "").isprintable(), "a path with an escape sequence is escaped"
+
+
+def test_tokens_made_on_the_machine_are_in_the_audit_log(tmp_path: Path) -> None:
+    """Creation and revocation, by the user of the machine; the token itself is not there."""
+    where = ["--data-dir", str(tmp_path)]
+    made = CliRunner().invoke(app, ["token", "create", "--name", "ann", *where]).output.strip()
+    CliRunner().invoke(app, ["token", "revoke", "--name", "ann", *where])
+    assert [(line["action"], line["token"]) for line in lines(tmp_path / AUDIT)] == [
+        ("token create", "ann"),
+        ("token revoke", "ann"),
+    ]
+    assert made not in (tmp_path / AUDIT).read_text()
+    assert (tmp_path / AUDIT).stat().st_mode & 0o077 == 0
+
+
+def test_a_running_service_logs_with_the_time(tmp_path: Path) -> None:
+    """Both logs are written, lines on standard error bear their time, and garbage of clients is not in them."""
+    import socket
+
+    with served(tmp_path) as (client, settings):
+        job = client.submit(RECIPE)["id"]
+        client.cancel(job)
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", settings.port)) as garbage:
+                garbage.send(b"\x1b[2J garbage\r\n\r\n")
+                garbage.recv(1_000)
+    assert [line["action"] for line in lines(settings.data_dir / AUDIT)][:2] == [
+        "POST /v1/jobs",
+        "POST /v1/jobs/{job}/cancel",
+    ]
+    said = (tmp_path / "serve.log").read_text()
+    assert "garbage" not in said.lower()
+    assert "Invalid HTTP" not in said
+    rest = [line for line in said.splitlines() if not line.startswith("llmprune serves")]
+    assert all(re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4} ", line) for line in rest), said
+
+
+def test_a_wrong_proxy_is_refused() -> None:
+    """--trusted-proxy takes addresses and networks."""
+    result = CliRunner().invoke(app, ["serve", "--trusted-proxy", "proxy.example"])
+    assert isinstance(result.exception, RecipeError)
+    assert "--trusted-proxy 'proxy.example'" in str(result.exception)
