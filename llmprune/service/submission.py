@@ -87,7 +87,8 @@ def retry(job: Job, hub_token: str | None, settings: Settings, jobs: Jobs) -> Jo
     try:
         return jobs.retry(job.id)
     except Conflict:
-        if given:
+        now = jobs.get(job.id)
+        if given and now is not None and now.ended:  # else somebody else's retry was faster, and needs it
             drop_token(folder)
         raise
 

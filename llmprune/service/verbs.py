@@ -61,6 +61,10 @@ def serve(
         bool, typer.Option("--keep-jobs", help="When the service stops, leave its jobs running; it finds them again.")
     ] = False,
     max_queued: Annotated[int, typer.Option(min=1, help="Jobs that one user may have in the queue.")] = 1000,
+    lend_hub_token: Annotated[
+        bool,
+        typer.Option("--lend-hub-token", help="Jobs and plans use your hub token and cache, private repositories too."),
+    ] = False,
 ) -> None:
     """Serve pruning jobs over HTTP and in the browser."""
     import shlex
@@ -90,6 +94,7 @@ def serve(
             allow_tasks=tuple(folder.resolve() for folder in allow_tasks or ()),
             torchrun_options=options, ray=ray, time_limit=time_limit, disk_quota=quota,
             keep_days=keep_days, keep_jobs=keep_jobs, max_queued=max_queued,
+            lend_hub_token=lend_hub_token,
         )
     )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from fastapi import Depends, FastAPI
@@ -14,6 +15,7 @@ from llmprune.service.api.gate import Gate
 from llmprune.service.api.metrics import Measure, Metrics
 from llmprune.service.api.service import Service
 from llmprune.service.database import Database
+from llmprune.service.environment import hub_variables, inherited
 from llmprune.service.planner import Planner
 from llmprune.service.settings import Settings
 from llmprune.service.table import Jobs
@@ -29,9 +31,7 @@ def create_app(settings: Settings, planner: Planner | None = None, nudge: Callab
     settings.prepare()
     database = Database(settings.database)
     database.migrate()
-    service = Service(
-        settings, database, Jobs(database), Tokens(database), planner or Planner(settings.nowhere.absolute()), nudge
-    )
+    service = Service(settings, database, Jobs(database), Tokens(database), planner or _planner(settings), nudge)
     app = FastAPI(
         title="llmprune",
         version=__version__,
@@ -55,6 +55,13 @@ def create_app(settings: Settings, planner: Planner | None = None, nudge: Callab
     app.add_middleware(Gate, settings=settings, tokens=service.tokens)
     app.add_middleware(Measure, metrics=app.state.metrics)
     return app
+
+
+def _planner(settings: Settings) -> Planner:
+    """A planner that reads from the hub what a job without a token may read."""
+    lent = settings.lend_hub_token
+    environment = inherited(os.environ, lent) | ({} if lent else hub_variables(settings.hub_home))
+    return Planner(settings.nowhere.absolute(), environment=environment)
 
 
 def _complete_document(app: FastAPI) -> None:
