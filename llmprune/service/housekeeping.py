@@ -80,7 +80,7 @@ def _ended(jobs: Jobs) -> list[JobSummary]:
     needed = jobs.pushed()
     before: int | None = None
     while True:
-        page, before = jobs.page(("failed", "cancelled", "succeeded"), before=before, limit=_PAGE)
+        page, before = jobs.page(("failed", "cancelled", "succeeded"), before=before, limit=_PAGE, viewer=None)
         found += [job for job in page if not job.cleaned and job.id not in needed]
         if before is None:
             return found

@@ -29,6 +29,7 @@ class Settings(BaseModel):
     disk_quota: int | None = None  # bytes of all jobs together
     keep_days: float | None = None
     keep_jobs: bool = False  # jobs go on while the service restarts
+    share_jobs: bool = False  # everybody with a token may read every job
     lend_hub_token: bool = False  # jobs without a token use that of whoever started the service, and that user's cache
     max_queued: int = 1000  # of one owner
     rate: float = 20.0  # requests a second of one caller, after a burst
