@@ -219,11 +219,25 @@ def test_lists_are_read_from_an_index(bench: Bench, asked: dict[str, Any]) -> No
     """A page of the list costs the same however many jobs there are: nothing is sorted, nothing else is read."""
     database, asked_for = bench.service.database, []
     database._connection().set_trace_callback(asked_for.append)
-    bench.service.jobs.page(**asked)
+    bench.service.jobs.page(**asked, viewer=None)
     database._connection().set_trace_callback(None)
     steps = [row["detail"] for row in database.read(f"EXPLAIN QUERY PLAN {asked_for[0]}")]
     assert len(steps) == 1
     assert steps[0].startswith("SEARCH jobs USING") or (steps == ["SCAN jobs"] and not asked), steps
+
+
+@pytest.mark.parametrize("asked", [{}, {"states": ("failed",)}, {"owner": "ann"}, {"source": "0" * 12}, {"before": 9}])
+def test_lists_for_a_user_are_read_from_indexes(bench: Bench, asked: dict[str, Any]) -> None:
+    """The user's own jobs and the shared ones are merged in their order: nothing is sorted, nothing else is read."""
+    database, asked_for = bench.service.database, []
+    database._connection().set_trace_callback(asked_for.append)
+    bench.service.jobs.page(**asked, viewer="bob")
+    database._connection().set_trace_callback(None)
+    steps = [row["detail"] for row in database.read(f"EXPLAIN QUERY PLAN {asked_for[0]}")]
+    assert [steps[at] for at in (0, 1, 3)] == ["MERGE (UNION ALL)", "LEFT", "RIGHT"]
+    assert len(steps) == 5, steps
+    assert steps[2].startswith("SEARCH jobs USING INDEX")
+    assert "USING INDEX" in steps[4]
 
 
 def test_a_full_disk_ends_one_job_and_not_the_service(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

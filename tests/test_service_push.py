@@ -178,9 +178,11 @@ def test_wrong_pushes(done: tuple[Bench, str], body: dict[str, Any], headers: di
 
 def test_only_owners_and_admins_push(bench: Bench) -> None:
     """Other users' models stay theirs."""
-    job = finished(bench)
-    other = bench.service.tokens.create("ann", "user")
-    refused(bench, f"{job}/push", 403, "belongs to local", headers=HEADERS | {"Authorization": f"Bearer {other}"})
+    shared, private = bench.submit(shared=True)["id"], bench.submit(recipe(n=1))["id"]
+    bench.until_ended(private)
+    headers = HEADERS | {"Authorization": f"Bearer {bench.service.tokens.create('ann', 'user')}"}
+    refused(bench, f"{shared}/push", 403, "belongs to local", headers=headers)
+    refused(bench, f"{private}/push", 404, "there is no job", headers=headers)
 
 
 def test_the_same_key_pushes_once(bench: Bench) -> None:

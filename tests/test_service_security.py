@@ -279,9 +279,9 @@ def test_sessions(closed: tuple[Bench, str, str]) -> None:
 
 
 def test_users_change_only_their_own_jobs(closed: tuple[Bench, str, str]) -> None:
-    """Another user's job can be read, and neither cancelled, tried again nor deleted; an admin may; priorities too."""
+    """Another user's shared job can be read, and neither cancelled, tried again nor deleted; an admin may."""
     bench, admin, user = closed
-    job = bench.submit(headers=bearer(admin))["id"]
+    job = bench.submit(headers=bearer(admin), shared=True)["id"]
     ways = [("post", f"/v1/jobs/{job}/cancel"), ("post", f"/v1/jobs/{job}/retry"), ("delete", f"/v1/jobs/{job}")]
     ways += [("post", f"/jobs/{job}/{what}") for what in ("cancel", "retry", "delete")]
     for method, path in ways:

@@ -57,7 +57,7 @@ class Client:
     ) -> dict[str, Any]:
         """Queue a recipe's text; sent again by itself where the answer gets lost, and never queued twice.
 
-        ``wishes``: name, launcher, gpus, priority, time_limit.
+        ``wishes``: name, launcher, gpus, priority, time_limit, shared.
         """
         headers = {"Content-Type": "application/yaml", "Idempotency-Key": uuid.uuid4().hex}
         if hub_token:

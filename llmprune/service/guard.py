@@ -78,7 +78,9 @@ class Guard:
     def path(self, place: str, value: str, wish: str, file: bool) -> None:
         """A file, or else a folder, that really lies under one of the roots, whatever links say."""
         found = [inside for root in self.settings.allow_roots if (inside := _inside(value, root)) is not None]
-        if found and found[0].is_file() == file:
+        if found and found[0].is_relative_to(self.settings.data_dir.resolve()):
+            self.refuse(place, value, "the service's own folder holds other people's jobs")
+        elif found and found[0].is_file() == file:
             self.overrides.append(f"{place}={json.dumps(str(found[0]))}")
         else:
             self.refuse(place, value, wish)

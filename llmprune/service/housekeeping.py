@@ -3,6 +3,9 @@
 Only where the operator gave a quota or a number of days. What goes first is what can be made
 again: leavings of runs that ended without a result, the oldest first, then models of finished
 runs, the oldest first. Reports, scores, cuts and recipes stay, so that a run can be done again.
+
+What jobs without a token pulled from the hub counts too. No model goes because of it: above the
+quota no job starts, and once the last one has ended all that was pulled goes.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import shutil
 import time
 from pathlib import Path
 
-from llmprune.service.job import JobSummary
+from llmprune.service.job import ACTIVE, JobSummary
 from llmprune.service.settings import Settings
 from llmprune.service.table import Jobs
 
@@ -45,11 +48,13 @@ def clean_up(settings: Settings, jobs: Jobs) -> None:
                 remove_products(settings, jobs, job)
     if settings.disk_quota is None:
         return
-    used = used_bytes(settings.data_dir)
+    used, pulled = used_bytes(settings.data_dir), used_bytes(settings.hub_home)
     for job in ended:
-        if used <= settings.disk_quota:
-            return
+        if used - pulled <= settings.disk_quota:
+            break
         used -= remove_products(settings, jobs, job)
+    if used > settings.disk_quota and not jobs.in_states(*ACTIVE):
+        shutil.rmtree(settings.hub_home, ignore_errors=True)
 
 
 def over_quota(settings: Settings) -> bool:
@@ -75,7 +80,7 @@ def _ended(jobs: Jobs) -> list[JobSummary]:
     needed = jobs.pushed()
     before: int | None = None
     while True:
-        page, before = jobs.page(("failed", "cancelled", "succeeded"), before=before, limit=_PAGE)
+        page, before = jobs.page(("failed", "cancelled", "succeeded"), before=before, limit=_PAGE, viewer=None)
         found += [job for job in page if not job.cleaned and job.id not in needed]
         if before is None:
             return found

@@ -52,6 +52,7 @@ class JobRequest(_Value):
     time_limit: float | None = Field(None, gt=0)
     source: str | None = None
     push: Hub | None = None
+    shared: bool = False
 
     def columns(self) -> dict[str, Any]:
         """The request as the table keeps it."""
@@ -81,6 +82,7 @@ class JobSummary(_Value):
     exit_code: int | None
     error: str | None
     figures: Figures | None
+    shared: bool = Field(description="Whether everybody with a token may read it; else its owner and admins.")
     cleaned: bool = Field(description="Whether the clean-up has taken its model.")
     source: str | None = Field(description="The job whose model it pushes to the hub; null: it prunes.")
     published: Published | None = Field(description="Where it has pushed the model to.")
@@ -125,4 +127,5 @@ def _fields(row: sqlite3.Row) -> dict[str, Any]:
         "figures": json.loads(figures) if figures else None,
         "published": json.loads(published) if published else None,
         "cleaned": bool(fields["cleaned"]),
+        "shared": bool(fields["shared"]),
     }

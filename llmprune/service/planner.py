@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,16 @@ class PlannerBusy(LLMPruneError):
 class Planner:
     """One worker, one plan at a time; answers are remembered for a while."""
 
-    def __init__(self, folder: Path, command: Sequence[str] = WORKER, limit: float = 120.0, idle: float = 300.0):
+    def __init__(
+        self,
+        folder: Path,
+        command: Sequence[str] = WORKER,
+        limit: float = 120.0,
+        idle: float = 300.0,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder, self.command, self.limit, self.idle = folder, tuple(command), limit, idle
+        self.environment = environment  # of the worker; None: this process's
         self._turn = threading.Lock()
         self._worker: subprocess.Popen[bytes] | None = None
         self._timer: threading.Timer | None = None
@@ -94,7 +102,12 @@ class Planner:
         if self._worker is None or self._worker.poll() is not None:
             self.close()
             self._worker = subprocess.Popen(
-                self.command, cwd=self.folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+                self.command,
+                cwd=self.folder,
+                env=self.environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                bufsize=0,
             )
         assert self._worker.stdin is not None, "piped"
         assert self._worker.stdout is not None, "piped"

@@ -1,16 +1,19 @@
-"""A job's own hub token: in a file that only the service can read, as long as the job needs it.
+"""A job's own hub token, and what was pulled with it: only the service can read them, as long as the job needs them.
 
-It is in no database, no environment and no command line; the hub's client reads the file that
+The token is in no database, no environment and no command line; the hub's client reads the file that
 HF_TOKEN_PATH names. Where a library puts the token into the log, stars take its place.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
+from llmprune.service.environment import hub_variables
+
 _FILE = "hub-token"
-_OTHERS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE")  # where the hub's client looks first
+_HOME = "hub-home"
 
 
 def keep_token(folder: Path, token: str) -> None:
@@ -24,18 +27,20 @@ def keep_token(folder: Path, token: str) -> None:
     os.replace(beside, folder / _FILE)
 
 
-def token_environment(folder: Path, required: bool = False) -> dict[str, str]:
-    """The variables with which a job finds its token; they also hide the service's own.
+def own_hub(folder: Path) -> dict[str, str]:
+    """Return the variables by which a job uses its own token, and a cache that nobody else reads."""
+    return hub_variables(folder / _HOME) | {"HF_TOKEN_PATH": str(folder / _FILE)}
 
-    A job without one goes by the service's, unless its own is ``required``.
-    """
-    path = folder / _FILE
-    return {"HF_TOKEN_PATH": str(path), **dict.fromkeys(_OTHERS, "")} if required or path.is_file() else {}
+
+def has_token(folder: Path) -> bool:
+    """Whether a job has a token of its own."""
+    return (folder / _FILE).is_file()
 
 
 def drop_token(folder: Path) -> None:
-    """Take the token out of the log for good, then forget it."""
+    """Forget what was pulled with the token, take the token out of the log for good, then forget it."""
     path, log = folder / _FILE, folder / "log.txt"
+    shutil.rmtree(folder / _HOME, ignore_errors=True)  # what is left of it is read by nobody, and goes with the job
     if not path.is_file():
         return
     if log.is_file():

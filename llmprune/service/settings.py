@@ -30,6 +30,8 @@ class Settings(BaseModel):
     disk_quota: int | None = None  # bytes of all jobs together
     keep_days: float | None = None
     keep_jobs: bool = False  # jobs go on while the service restarts
+    share_jobs: bool = False  # everybody with a token may read every job
+    lend_hub_token: bool = False  # jobs without a token use that of whoever started the service, and that user's cache
     max_queued: int = 1000  # of one owner
     rate: float = 20.0  # requests a second of one caller, after a burst
     burst: int = 200
@@ -48,6 +50,11 @@ class Settings(BaseModel):
     def nowhere(self) -> Path:
         """An empty folder to work in, so that no hub id is ever taken for a folder that lies here."""
         return self.data_dir / "nowhere"
+
+    @property
+    def hub_home(self) -> Path:
+        """The HF_HOME of jobs without a token: what anybody may pull from the hub."""
+        return self.data_dir / "hub-home"
 
     @property
     def launchers(self) -> tuple[str, ...]:

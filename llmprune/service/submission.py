@@ -38,6 +38,7 @@ class Submission:
     time_limit: float | None = None
     key: str | None = None
     hub_token: str | None = None
+    shared: bool = False
 
     def digest(self) -> str:
         """What an idempotency key stands for; the hub token is no part of it."""
@@ -49,6 +50,7 @@ class Submission:
             self.gpus,
             self.priority,
             self.time_limit,
+            self.shared,
         )
         return hashlib.sha256(json.dumps(wishes).encode()).hexdigest()
 
@@ -87,7 +89,8 @@ def retry(job: Job, hub_token: str | None, settings: Settings, jobs: Jobs) -> Jo
     try:
         return jobs.retry(job.id)
     except Conflict:
-        if given:
+        now = jobs.get(job.id)
+        if given and now is not None and now.ended:  # else somebody else's retry was faster, and needs it
             drop_token(folder)
         raise
 
@@ -143,6 +146,7 @@ def _request(submission: Submission, recipe: Recipe, caller: Caller, settings: S
         gpus=gpus,
         priority=submission.priority,
         time_limit=min(limits, default=None),
+        shared=submission.shared,
     )
 
 

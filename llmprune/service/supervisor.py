@@ -24,12 +24,13 @@ from llmprune.errors import LLMPruneError
 from llmprune.hub.section import Hub
 from llmprune.service.database import Database
 from llmprune.service.devices import Machine
+from llmprune.service.environment import hub_variables
 from llmprune.service.housekeeping import clean_up, over_quota
 from llmprune.service.job import ACTIVE, Job
 from llmprune.service.launchers import make_launchers
 from llmprune.service.launchers.base import Launch
 from llmprune.service.logs import log_with_time
-from llmprune.service.secrets import drop_token, token_environment
+from llmprune.service.secrets import drop_token, has_token, own_hub
 from llmprune.service.settings import Settings
 from llmprune.service.table import Jobs
 from llmprune.service.watching import PROGRESS, PUBLISHED, explain, read_progress, read_results
@@ -209,6 +210,9 @@ class Supervisor:
 
     def _launch(self, job: Job) -> Launch:
         folder = self.settings.folder(job.id).absolute()
+        own = has_token(folder) or job.push is not None  # a push never goes by another token
+        lent = self.settings.lend_hub_token and not own
+        hub = own_hub(folder) if own else hub_variables(self.settings.hub_home)
         return Launch(
             job=job.id,
             attempt=job.attempts,
@@ -219,8 +223,9 @@ class Supervisor:
             environment={
                 "LLMPRUNE_PROGRESS": str(folder / PROGRESS),
                 "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # the log is no terminal
-                **token_environment(folder, required=job.push is not None),
+                **({} if lent else hub),
             },
+            keep_hub=lent,
         )
 
     def _run(self, job: Job, folder: Path) -> tuple[str, ...]:

@@ -81,9 +81,14 @@ class Jobs:
         before: int | None = None,
         limit: int = 50,
         source: str | None = None,
+        *,
+        viewer: str | None,
     ) -> tuple[list[JobSummary], int | None]:
-        """The newest first, and the place where the next page begins."""
-        terms: list[tuple[str, list[Any]]] = []
+        """The newest first, and the place where the next page begins.
+
+        Only jobs of ``viewer`` and shared ones; None: all jobs.
+        """
+        terms: list[_Term] = []
         if states:
             terms.append((f"state IN ({', '.join('?' * len(states))})", [*states]))
         if owner is not None:
@@ -94,17 +99,16 @@ class Jobs:
             terms.append(("(instr(lower(name), ?) OR instr(lower(model), ?) OR id = ?)", [search.lower()] * 3))
         if before is not None:
             terms.append(("seq < ?", [before]))
-        where = f"WHERE {' AND '.join(term for term, _ in terms)}" if terms else ""
-        rows = self.database.read(
-            f"SELECT seq, {SUMMARY_COLUMNS} FROM jobs {where} ORDER BY seq DESC LIMIT ?",
-            [value for _, values in terms for value in values] + [limit + 1],
-        )
+        sql, values = _visible(f"seq, {SUMMARY_COLUMNS}", terms, viewer)
+        rows = self.database.read(f"{sql} ORDER BY seq DESC LIMIT ?", [*values, limit + 1])
         more = rows[limit - 1]["seq"] if len(rows) > limit else None
         return [summary_of(_without(row, "seq")) for row in rows[:limit]], more
 
-    def counts(self) -> dict[State, int]:
-        """How many jobs are in each state."""
-        found = {row["state"]: row["n"] for row in self.database.read("SELECT state, count(*) n FROM jobs GROUP BY 1")}
+    def counts(self, *, viewer: str | None) -> dict[State, int]:
+        """How many jobs of ``viewer`` and shared ones are in each state; None: of all jobs."""
+        sql, values = _visible("state", [], viewer)
+        rows = self.database.read(f"SELECT state, count(*) n FROM ({sql}) GROUP BY state", values)
+        found = {row["state"]: row["n"] for row in rows}
         return {state: found.get(state, 0) for state in ("queued", *ACTIVE, *ENDED)}
 
     def pushed(self) -> set[str]:
@@ -199,6 +203,22 @@ class Jobs:
         return self.database.read(sql, (job, after, limit))
 
 
+_Term = tuple[str, list[Any]]  # a condition and its values
+
+
+def _visible(columns: str, terms: list[_Term], viewer: str | None) -> tuple[str, list[Any]]:
+    """A query of the jobs that a viewer may see, and its values.
+
+    It has two halves, for an index serves each of them in the order of arrival, and none serves an OR.
+    """
+    halves = [terms]
+    if viewer is not None:
+        halves = [[*terms, ("owner = ?", [viewer])], [*terms, ("shared = 1 AND owner <> ?", [viewer])]]
+    wheres = [f"WHERE {' AND '.join(term for term, _ in half)}" if half else "" for half in halves]
+    sql = " UNION ALL ".join(f"SELECT {columns} FROM jobs {where}" for where in wheres)
+    return sql, [value for half in halves for _, values in half for value in values]
+
+
 def _one(connection: sqlite3.Connection, sql: str, *values: Any) -> sqlite3.Row | None:
     row: sqlite3.Row | None = connection.execute(sql, values).fetchone()
     return row
@@ -226,8 +246,10 @@ def _require_pushable(connection: sqlite3.Connection, job: str) -> None:
 def _require_no_push(connection: sqlite3.Connection, job: str) -> None:
     """Raise Conflict while a job's model is on its way to the hub."""
     under_way = ("queued", *ACTIVE)
-    sql = f"SELECT id FROM jobs WHERE source = ? AND state IN ({', '.join('?' * len(under_way))})"
+    sql = f"SELECT id, owner FROM jobs WHERE source = ? AND state IN ({', '.join('?' * len(under_way))})"
     push = _one(connection, sql, job, *under_way)
+    if push is not None and push["owner"] != _row(connection, job)["owner"]:
+        raise Conflict(f"the model of job {job} is being pushed by an admin; wait for that")
     if push is not None:
         raise Conflict(f"the model of job {job} is being pushed by job {push['id']}; wait for that, or cancel it")
 

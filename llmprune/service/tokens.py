@@ -25,6 +25,10 @@ class Caller:
     name: str
     role: Role
 
+    def may_read(self, owner: str, shared: bool) -> bool:
+        """Whether this caller may see the owner's job."""
+        return shared or self.may_change(owner)
+
     def may_change(self, owner: str) -> bool:
         """Whether this caller may cancel, retry or delete the owner's job."""
         return self.role == "admin" or self.name == owner

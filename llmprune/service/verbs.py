@@ -68,6 +68,13 @@ def serve(
         bool, typer.Option("--keep-jobs", help="When the service stops, leave its jobs running; it finds them again.")
     ] = False,
     max_queued: Annotated[int, typer.Option(min=1, help="Jobs that one user may have in the queue.")] = 1000,
+    share_jobs: Annotated[
+        bool, typer.Option("--share-jobs", help="Everybody with a token may read every job; else owners and admins.")
+    ] = False,
+    lend_hub_token: Annotated[
+        bool,
+        typer.Option("--lend-hub-token", help="Jobs and plans use your hub token and cache, private repositories too."),
+    ] = False,
 ) -> None:
     """Serve pruning jobs over HTTP and in the browser."""
     import ipaddress
@@ -105,6 +112,7 @@ def serve(
             allow_tasks=tuple(folder.resolve() for folder in allow_tasks or ()),
             torchrun_options=options, ray=ray, time_limit=time_limit, disk_quota=quota,
             keep_days=keep_days, keep_jobs=keep_jobs, max_queued=max_queued,
+            share_jobs=share_jobs, lend_hub_token=lend_hub_token,
         )
     )  # fmt: skip
 
@@ -112,7 +120,7 @@ def serve(
 def token(
     action: Annotated[Literal["create", "list", "revoke"], typer.Argument(metavar="create|list|revoke")],
     name: Annotated[str | None, typer.Option(help="Whose token it is.")] = None,
-    role: Annotated[Literal["user", "admin"], typer.Option(help="Users change their own jobs, admins all.")] = "user",
+    role: Annotated[Literal["user", "admin"], typer.Option(help="Users have their own jobs, admins all.")] = "user",
     data_dir: DataDir = Path("runs/service"),
 ) -> None:
     """Make, list or revoke the service's tokens. A new one is printed once; only its digest is kept."""
@@ -155,6 +163,7 @@ def submit(
     hub_token_file: Annotated[
         Path | None, typer.Option(help="File with a hub token for this job alone; deleted there when it ends.")
     ] = None,
+    shared: Annotated[bool, typer.Option("--shared", help="Let everybody with a token read it.")] = False,
     follow: Annotated[bool, typer.Option("--watch", help="Watch it until it has ended.")] = False,
     server: Server = _HERE,
     token_file: TokenFile = None,
@@ -164,7 +173,7 @@ def submit(
     hub_token = _read(hub_token_file, "hub token").strip() if hub_token_file else None
     wishes = {"name": name, "launcher": launcher, "gpus": gpus, "priority": priority, "time_limit": time_limit}
     with _client(server, token_file) as client:
-        job = client.submit(text, overrides or (), hub_token, **wishes)
+        job = client.submit(text, overrides or (), hub_token, shared=shared, **wishes)
         typer.echo(job["id"])
         if follow:
             _watch(client, job["id"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from fastapi import Depends, FastAPI
@@ -17,6 +18,7 @@ from llmprune.service.api.requests_log import RequestsLog
 from llmprune.service.api.service import Service
 from llmprune.service.api.turns import Turns
 from llmprune.service.database import Database
+from llmprune.service.environment import hub_variables, inherited
 from llmprune.service.planner import Planner
 from llmprune.service.settings import Settings
 from llmprune.service.table import Jobs
@@ -32,7 +34,7 @@ def create_app(settings: Settings, planner: Planner | None = None, nudge: Callab
     settings.prepare()
     database = Database(settings.database)
     database.migrate()
-    planner = planner or Planner(settings.nowhere.absolute())
+    planner = planner or _planner(settings)
     service = Service(settings, database, Jobs(database), Tokens(database), planner, Turns(), nudge)
     app = FastAPI(
         title="llmprune",
@@ -59,6 +61,13 @@ def create_app(settings: Settings, planner: Planner | None = None, nudge: Callab
     app.add_middleware(Measure, metrics=app.state.metrics)
     app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=list(settings.trusted_proxies))
     return app
+
+
+def _planner(settings: Settings) -> Planner:
+    """A planner that reads from the hub what a job without a token may read."""
+    lent = settings.lend_hub_token
+    environment = inherited(os.environ, lent) | ({} if lent else hub_variables(settings.hub_home))
+    return Planner(settings.nowhere.absolute(), environment=environment)
 
 
 def _complete_document(app: FastAPI) -> None:

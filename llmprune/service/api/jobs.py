@@ -41,7 +41,7 @@ class JobPage(BaseModel):
 
     jobs: list[JobSummary]
     next: int | None = Field(description="Give it as before for the next page; null: this is the last.")
-    counts: dict[State, int] = Field(description="All jobs of the service by state.")
+    counts: dict[State, int] = Field(description="All jobs that the caller may read, by state.")
 
 
 class Compared(BaseModel):
@@ -72,11 +72,12 @@ async def submit_job(
     time_limit: Annotated[
         float | None, Query(gt=0, le=1e9, allow_inf_nan=False, description="Seconds that it may run.")
     ] = None,
+    shared: Annotated[bool, Query(description="Let everybody with a token read it.")] = False,
     key: IdempotencyKey = None,
     hub_token: HubToken = None,
 ) -> Job:
     """Queue a recipe as a job."""
-    wishes = Submission(text, overrides, name, launcher, gpus, priority, time_limit, key, hub_token)
+    wishes = Submission(text, overrides, name, launcher, gpus, priority, time_limit, key, hub_token, shared)
     job, new = await service.turns.run(caller.name, submit, wishes, caller, service.settings, service.jobs)
     return await run_in_threadpool(_queued, job, new, service, response)
 
@@ -92,17 +93,16 @@ def list_jobs(
     before: SeqNumber = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> JobPage:
-    """List jobs, the newest first."""
-    del caller
-    jobs, after = service.jobs.page(state, owner, search, before, limit, source)
-    return JobPage(jobs=jobs, next=after, counts=service.jobs.counts())
+    """List the jobs that the caller may read, the newest first."""
+    viewer = service.viewer(caller)
+    jobs, after = service.jobs.page(state, owner, search, before, limit, source, viewer=viewer)
+    return JobPage(jobs=jobs, next=after, counts=service.jobs.counts(viewer=viewer))
 
 
 @router.get("/jobs/{job}", responses=documented(404, 422))
 def show_job(job: JobId, service: TheService, caller: TheCaller) -> Job:
     """Show a job with its recipe."""
-    del caller
-    return service.job(job)
+    return service.job(job, caller)
 
 
 @router.post("/jobs/{job}/cancel", responses=documented(404, 409, 422, 507))
@@ -154,8 +154,7 @@ def compare_jobs(
     job: Annotated[list[str], Query(min_length=1, max_length=50, description="Ids of jobs.")],
 ) -> list[Compared]:
     """The figures of several jobs side by side."""
-    del caller
-    found = [service.job(one) for one in dict.fromkeys(job)]
+    found = [service.job(one, caller) for one in dict.fromkeys(job)]
     return [Compared(**one.model_dump(include=set(Compared.model_fields))) for one in found]
 
 

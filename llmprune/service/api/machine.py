@@ -16,6 +16,7 @@ from llmprune.service.api.problems import Refused, documented
 from llmprune.service.api.service import Service, TheCaller, TheService
 from llmprune.service.devices import takes_part
 from llmprune.service.job import ACTIVE, State
+from llmprune.service.tokens import Caller
 
 router = APIRouter(prefix="/v1", tags=["service"])
 open_router = APIRouter(prefix="/v1", tags=["service"])  # no token is needed
@@ -34,13 +35,14 @@ class Device(BaseModel):
     """A GPU of this machine."""
 
     name: str
-    job: str | None = Field(description="Which holds it.")
+    busy: bool = Field(description="Whether a job holds it.")
+    job: str | None = Field(description="Which holds it, where the caller may read that.")
 
 
 class Queue(BaseModel):
     """What waits and what there is."""
 
-    counts: dict[State, int]
+    counts: dict[State, int] = Field(description="Jobs that the caller may read.")
     slots: int = Field(description="CPU jobs that may run at a time.")
     slots_used: int
     devices: list[Device]
@@ -66,20 +68,23 @@ def ready(service: TheService) -> Health:
 @router.get("/queue", responses=documented())
 def queue(service: TheService, caller: TheCaller) -> Queue:
     """Jobs by state, and who holds which device."""
-    del caller
-    return queue_of(service)
+    return queue_of(service, caller)
 
 
-def queue_of(service: Service) -> Queue:
-    """The state of queue and devices."""
+def queue_of(service: Service, caller: Caller) -> Queue:
+    """The state of queue and devices, as the caller may see it."""
     running = service.jobs.in_states(*ACTIVE)
     holders = {device: job.id for job in running for device in job.devices}
+    readable = {job for job in holders.values() if service.find(job, caller)}
     alive, full = heartbeat(service)
     return Queue(
-        counts=service.jobs.counts(),
+        counts=service.jobs.counts(viewer=service.viewer(caller)),
         slots=service.settings.slots,
         slots_used=sum(not job.gpus and takes_part(job, service.settings.elsewhere) for job in running),
-        devices=[Device(name=gpu, job=holders.get(gpu)) for gpu in service.settings.gpus],
+        devices=[
+            Device(name=gpu, busy=gpu in holders, job=holders[gpu] if holders.get(gpu) in readable else None)
+            for gpu in service.settings.gpus
+        ],
         launchers=list(service.settings.launchers),
         supervisor_alive=alive,
         disk_quota_reached=full,
@@ -96,7 +101,7 @@ def heartbeat(service: Service) -> tuple[bool, bool]:
 
 @router.get("/metrics", response_class=PlainTextResponse, responses=documented())
 def metrics(request: Request, caller: TheCaller) -> Response:
-    """Figures for Prometheus."""
+    """Figures for Prometheus, of the whole service: sums that name no job and no user."""
     del caller
     known: Metrics = request.app.state.metrics
     text, kind = known.render()

@@ -41,7 +41,7 @@ class _States(Collector):
 
     def collect(self) -> Iterator[Metric]:
         family = GaugeMetricFamily("llmprune_jobs", "Jobs by state", labels=["state"])
-        for state, number in self.jobs.counts().items():
+        for state, number in self.jobs.counts(viewer=None).items():
             family.add_metric([state], number)
         yield family
 

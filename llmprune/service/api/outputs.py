@@ -34,9 +34,9 @@ class Artifact(BaseModel):
     bytes: int
 
 
-def known_job(job: JobId, service: TheService) -> str:
-    """The id of a job that there is. A dependency, for once a stream has begun no 404 can be sent."""
-    return service.job(job).id
+def known_job(job: JobId, service: TheService, caller: TheCaller) -> str:
+    """The id of a job that the caller may read. A dependency, for once a stream has begun no 404 can be sent."""
+    return service.job(job, caller).id
 
 
 @router.get("/events", response_class=EventSourceResponse, responses=documented(404, 422))
@@ -47,16 +47,17 @@ async def job_events(
     last_event_id: Annotated[str | None, Header(alias="Last-Event-ID", max_length=30)] = None,
 ) -> AsyncIterator[ServerSentEvent]:
     """Every change of a job, from its first or from Last-Event-ID on, until it has ended."""
-    del caller
     after = int(last_event_id) if last_event_id and last_event_id.isdecimal() else 0
     while True:
         # the state first: an event that is written between the two reads is then not missed
-        found = await run_in_threadpool(service.jobs.get, job)
+        found = await run_in_threadpool(service.find, job, caller)
+        if found is None:  # deleted meanwhile
+            return
         rows = await run_in_threadpool(service.jobs.events, job, min(after, 2**62))
         for row in rows:
             after = row["id"]
             yield ServerSentEvent(raw_data=row["data"], event=row["kind"], id=str(after))
-        if found is None or (found.state in ENDED and not rows):
+        if found.state in ENDED and not rows:
             return
         if not rows:
             await asyncio.sleep(_LOOK_EVERY)  # FastAPI itself says something after 15 silent seconds
@@ -72,8 +73,7 @@ def job_log(
     ] = 0,
 ) -> PlainTextResponse:
     """What all attempts at a job have printed, at most a megabyte at a time."""
-    del caller
-    part, after = read_log(service, service.job(job).id, offset)
+    part, after = read_log(service, service.job(job, caller).id, offset)
     return PlainTextResponse(part.decode("utf-8", "replace"), headers={"X-Next-Offset": str(after)})
 
 
@@ -95,8 +95,7 @@ def read_log(service: Service, job: str, offset: int, size: int = LOG_PART) -> t
 @router.get("/artifacts", responses=documented(404, 422))
 def list_artifacts(job: JobId, service: TheService, caller: TheCaller) -> list[Artifact]:
     """The files that a job's run has written."""
-    del caller
-    return artifacts(service.settings.run_folder(service.job(job).id))
+    return artifacts(service.settings.run_folder(service.job(job, caller).id))
 
 
 def artifacts(folder: Path) -> list[Artifact]:
@@ -114,24 +113,21 @@ def artifacts(folder: Path) -> list[Artifact]:
 @router.get("/artifacts/{name:path}", response_class=FileResponse, responses=documented(404, 422))
 def get_artifact(job: JobId, name: str, service: TheService, caller: TheCaller) -> FileResponse:
     """One file; ranges work, so a download can go on where it stopped."""
-    del caller
-    place = service.artifact(job, name)
+    place = service.artifact(job, name, caller)
     return FileResponse(place, media_type="application/octet-stream", filename=place.name)
 
 
 @router.get("/report", responses=documented(404, 422))
 def get_report(job: JobId, service: TheService, caller: TheCaller) -> dict[str, Any]:
     """The report's figures."""
-    del caller
-    report: dict[str, Any] = json.loads(service.artifact(job, "report.json").read_text(encoding="utf-8"))
+    report: dict[str, Any] = json.loads(service.artifact(job, "report.json", caller).read_text(encoding="utf-8"))
     return report
 
 
 @router.get("/report.html", response_class=FileResponse, responses=documented(404, 422))
 def get_report_page(job: JobId, service: TheService, caller: TheCaller) -> FileResponse:
     """The report's page; it may run nothing and load nothing."""
-    del caller
-    place = service.artifact(job, "report.html")
+    place = service.artifact(job, "report.html", caller)
     headers = {"Content-Security-Policy": REPORT_POLICY, "X-Frame-Options": "SAMEORIGIN"}
     if not place.stat().st_size:
         raise Refused(404, f"job {job} has no report yet")

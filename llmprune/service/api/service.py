@@ -32,23 +32,34 @@ class Service:
     turns: Turns
     nudge: Callable[[], None]  # wakes the supervisor
 
-    def job(self, job: str) -> Job:
-        """The job of this id; 404 where there is none."""
+    def find(self, job: str, caller: Caller) -> Job | None:
+        """The job of this id; None where there is none that the caller may read."""
         found = self.jobs.get(job)
+        if found is None or not caller.may_read(found.owner, found.shared or self.settings.share_jobs):
+            return None
+        return found
+
+    def job(self, job: str, caller: Caller) -> Job:
+        """The job of this id; 404 where there is none that the caller may read."""
+        found = self.find(job, caller)
         if found is None:
             raise Refused(404, f"there is no job {job!r}")
         return found
 
+    def viewer(self, caller: Caller) -> str | None:
+        """Whose jobs, beside the shared ones, a list for the caller shows; None: everybody's."""
+        return None if caller.role == "admin" or self.settings.share_jobs else caller.name
+
     def own_job(self, job: str, caller: Caller) -> Job:
-        """A job that the caller may change; 403 where it is another user's."""
-        found = self.job(job)
+        """A job that the caller may change; 403 where it is another user's and shared."""
+        found = self.job(job, caller)
         if not caller.may_change(found.owner):
             raise Refused(403, f"job {job} belongs to {found.owner}; only its owner and admins may change it")
         return found
 
-    def artifact(self, job: str, name: str) -> Path:
-        """A file of a job's run folder; 404 for what is not there or lies elsewhere."""
-        folder = self.settings.run_folder(self.job(job).id).resolve()
+    def artifact(self, job: str, name: str, caller: Caller) -> Path:
+        """A file of a job's run folder; 404 for what is not there, lies elsewhere or is not for the caller."""
+        folder = self.settings.run_folder(self.job(job, caller).id).resolve()
         hidden = any(part.startswith(".") for part in name.split("/"))
         if hidden or "\0" in name or "\\" in name or name.startswith("/"):
             raise Refused(404, f"job {job} has no artefact {name!r}")

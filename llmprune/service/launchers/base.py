@@ -23,6 +23,7 @@ class Launch:
     gpus: int
     devices: tuple[str, ...]  # which of this machine's GPUs; none where another machine decides
     environment: Mapping[str, str]
+    keep_hub: bool = False  # whether it uses the hub's token and cache of whoever started the service
 
     @property
     def log(self) -> Path:

@@ -9,11 +9,11 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from llmprune.errors import DiskError, LLMPruneError
+from llmprune.service.environment import inherited
 from llmprune.service.launchers.base import GONE, RUNNING, Launch, Look
 from llmprune.service.processes import MARK, is_leased, leased, marked, signal_all
 
 _ATTEMPT = (sys.executable, "-m", "llmprune.service.attempt")
-_SECRETS = ("LLMPRUNE_TOKEN", "RAY_AUTH_TOKEN")  # the service's own never reach a job
 
 
 class Local:
@@ -79,6 +79,5 @@ class Local:
 
 
 def _environment(launch: Launch) -> Mapping[str, str]:
-    inherited = {name: value for name, value in os.environ.items() if name not in _SECRETS}
     own = {MARK: launch.job, "CUDA_VISIBLE_DEVICES": ",".join(launch.devices)}
-    return inherited | own | dict(launch.environment)
+    return inherited(os.environ, launch.keep_hub) | own | dict(launch.environment)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -28,6 +29,7 @@ _TIMEOUT = httpx.Timeout(5.0, connect=3.0)
 _SUBMITTING = httpx.Timeout(30.0, connect=3.0)  # Ray answers when it has made an actor: a busy head takes its time
 _LOOK_EVERY = 2.0
 _SILENCE = 10.0
+_CLEAN = (sys.executable, "-m", "llmprune.service.environment")
 _START_TIMEOUT = "JOB_SUPERVISOR_ACTOR_START_TIMEOUT"  # 15 minutes in Ray's queue
 
 
@@ -65,7 +67,6 @@ class Ray:
             MARK: launch.job,
             "RAY_JOB_STOP_WAIT_TIME_S": str(self.grace),  # between its SIGTERM and its SIGKILL
             **({} if launch.gpus else {"CUDA_VISIBLE_DEVICES": ""}),  # which Ray sets only for those who ask for GPUs
-            **launch.environment,
         }
         body = {
             "submission_id": _id(launch),
@@ -107,9 +108,14 @@ class Ray:
         self._ask("POST", f"/api/jobs/{_id(launch)}/stop")
 
     def _entrypoint(self, launch: Launch) -> str:
-        """A shell line. What the run prints goes into its own log, which Ray does not keep."""
+        """A shell line. What the run prints goes into its own log, which Ray does not keep.
+
+        The node's environment is not the service's, so the node itself takes its credentials out.
+        """
         note, nowhere, log = (shlex.quote(str(path)) for path in (_note(launch), launch.folder / "nowhere", launch.log))
-        run = shlex.join((*self.command, *launch.arguments))
+        given = (f"{name}={value}" for name, value in launch.environment.items())
+        clean = (*_CLEAN, "--keep-hub" if launch.keep_hub else "--drop-hub", *given, "--")
+        run = shlex.join((*clean, *self.command, *launch.arguments))
         return f"test ! -e {note} && cd {nowhere} && exec {run} >> {log} 2>&1"
 
     def _ask(self, method: str, path: str, **request: Any) -> httpx.Response | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from secrets import token_hex
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, FastAPI, Form, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
@@ -39,13 +39,15 @@ _LAST_WORDS = 12  # lines of the log
 def jobs_page(
     request: Request,
     service: TheService,
+    caller: TheCaller,
     state: Annotated[State | None, Query()] = None,
     search: Annotated[str | None, Query(max_length=200)] = None,
     before: Annotated[int | None, Query(ge=0, le=2**62)] = None,
 ) -> Response:
-    """All jobs, the newest first."""
-    jobs, after = service.jobs.page((state,) if state else (), None, search, before, PAGE)
-    queue = queue_of(service)
+    """The jobs that the caller may read, the newest first."""
+    states, viewer = (state,) if state else (), service.viewer(caller)
+    jobs, after = service.jobs.page(states, None, search, before, PAGE, viewer=viewer)
+    queue = queue_of(service, caller)
     values: dict[str, Any] = {"after": after, "search": search or "", "total": sum(queue.counts.values()), "at": "jobs"}
     return page(request, "jobs", jobs=jobs, state=state, queue=queue, **values)
 
@@ -54,32 +56,33 @@ def jobs_page(
 def jobs_now(
     request: Request,
     service: TheService,
+    caller: TheCaller,
     job: Annotated[list[JobId], Query(default_factory=list, max_length=PAGE)],
     state: Annotated[State | None, Query()] = None,
     total: Annotated[int, Query(ge=0)] = 0,
 ) -> Response:
     """What moves in the list, in one answer: slots and devices, jobs by state, and the lines of jobs not yet ended."""
-    jobs = [found for one in job if (found := service.jobs.get(one))]
-    return page(request, "now", jobs=jobs, state=state, total=total, queue=queue_of(service), oob=True)
+    jobs = [found for one in job if (found := service.find(one, caller))]
+    return page(request, "now", jobs=jobs, state=state, total=total, queue=queue_of(service, caller), oob=True)
 
 
 @router.get("/jobs/{job}")
-def job_page(request: Request, job: JobId, service: TheService) -> Response:
+def job_page(request: Request, job: JobId, service: TheService, caller: TheCaller) -> Response:
     """One job: how far it is, what it said, what it made."""
-    found = service.job(job)
+    found = service.job(job, caller)
     files = artifacts(service.settings.run_folder(job))
     report = any(file.name == "report.html" for file in files)
     words = _last_words(service, found)
-    pushes = service.jobs.page(source=job)[0]
+    pushes = service.jobs.page(source=job, viewer=service.viewer(caller))[0]
     return page(
         request, "job", job=found, files=files, report=report, words=words, pushes=pushes, server=request.base_url
     )
 
 
 @router.get("/jobs/{job}/live")
-def job_live(request: Request, job: JobId, service: TheService) -> Response:
+def job_live(request: Request, job: JobId, service: TheService, caller: TheCaller) -> Response:
     """The part of a job's page that moves; once it has ended, the whole page comes again."""
-    found = service.job(job)
+    found = service.job(job, caller)
     response = page(request, "live", job=found, words=_last_words(service, found), oob=True)
     if found.state in ENDED:
         response.headers["HX-Refresh"] = "true"
@@ -124,7 +127,7 @@ async def submit_page(
     """The form and the editor; ``again`` starts with another job's recipe."""
 
     def open_editor() -> Response:
-        found = service.job(again) if again else None
+        found = service.job(again, caller) if again else None
         return _editor(request, service, Submission(found.recipe if found else START))
 
     return await service.turns.run(caller.name, open_editor)
@@ -142,6 +145,7 @@ async def submit_recipe(
     priority: Annotated[str, Form(pattern=r"^-?\d{0,3}$")] = "",
     minutes: Annotated[str, Form(pattern=r"^\d{0,6}$")] = "",
     hub_token: Annotated[str, Form(max_length=500)] = "",
+    shared: Annotated[Literal["on", ""], Form()] = "",
     key: Annotated[str, Form(max_length=100)] = "",
 ) -> Response:
     """Queue the recipe in the editor, once however often the button is pressed; what is wrong is said above it."""
@@ -154,6 +158,7 @@ async def submit_recipe(
         time_limit=60.0 * int(minutes) if minutes and int(minutes) else None,
         key=key or None,
         hub_token=plain_token(hub_token) if hub_token else None,
+        shared=bool(shared),
     )
 
     def queue() -> Response:
@@ -227,11 +232,13 @@ async def plan(
 def compare(
     request: Request,
     service: TheService,
+    caller: TheCaller,
     job: Annotated[list[str], Query(default_factory=list, max_length=50)],
 ) -> Response:
     """Results side by side."""
-    jobs = [service.job(one) for one in dict.fromkeys(job)]
-    choice = [found for found in service.jobs.page(("succeeded", "failed"), limit=100)[0] if found.figures]
+    jobs = [service.job(one, caller) for one in dict.fromkeys(job)]
+    ended, _ = service.jobs.page(("succeeded", "failed"), limit=100, viewer=service.viewer(caller))
+    choice = [found for found in ended if found.figures]
     return page(request, "compare", compared=compared(jobs), choice=choice, at="compare")
 
 
@@ -310,7 +317,12 @@ def _editor(
     request: Request, service: Service, wishes: Submission, problems: Sequence[str] = (), status: int = 200
 ) -> Response:
     settings = service.settings
-    values = {"launchers": settings.launchers, "gpus": len(settings.gpus), "folders": settings.allow_tasks}
+    values = {
+        "launchers": settings.launchers,
+        "gpus": len(settings.gpus),
+        "folders": settings.allow_tasks,
+        "everybody": settings.share_jobs,
+    }
     values |= {"wishes": wishes, "key": token_hex(16), "form": form_of(wishes.recipe), "typed": False}
     return page(request, "submit", status, recipe=wishes.recipe, problems=problems, **values)
 

@@ -1,0 +1,289 @@
+"""Nothing of the operator's hub access or other credentials reaches a job or the planner, unless it is lent."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+from service_tools import RECIPE, YAML, Bench, recipe
+from support.hub_server import Hub
+from support.hub_state import TOKEN
+
+from llmprune.errors import RecipeError
+from llmprune.service.environment import inherited
+from llmprune.service.guard import admit
+from llmprune.service.housekeeping import clean_up, over_quota
+from llmprune.service.launchers.base import Launch
+from llmprune.service.launchers.ray import Ray
+from llmprune.service.settings import Settings
+
+MINE = "of-the-operator"
+HUB = {
+    **dict.fromkeys(("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HOME"), MINE),
+    **dict.fromkeys(("HF_OIDC_RESOURCE", "HF_OIDC_ID_TOKEN", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"), MINE),
+    **dict.fromkeys(("HF_DATASETS_CACHE", "HF_XET_CACHE", "HF_ASSETS_CACHE", "HUGGINGFACE_ASSETS_CACHE"), MINE),
+    **dict.fromkeys(("HF_MODULES_CACHE", "HF_EVALUATE_CACHE", "HF_METRICS_CACHE", "TRANSFORMERS_CACHE"), MINE),
+    **dict.fromkeys(("HF_DATASETS_DOWNLOADED_DATASETS_PATH", "HF_DATASETS_EXTRACTED_DATASETS_PATH"), MINE),
+    **dict.fromkeys(("PYTORCH_TRANSFORMERS_CACHE", "LM_HARNESS_CACHE_PATH", "HUGGINGFACE_CO_STAGING"), MINE),
+}
+OTHERS = {
+    **dict.fromkeys(("LLMPRUNE_TOKEN", "RAY_AUTH_TOKEN", "GITHUB_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY"), MINE),
+    **dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AZURE_CLIENT_ID"), MINE),
+    **dict.fromkeys(("GOOGLE_APPLICATION_CREDENTIALS", "DB_PASSWORD", "MYSQL_PWD", "PGPASSFILE", "SENTRY_DSN"), MINE),
+    **dict.fromkeys(("SSH_AUTH_SOCK", "GIT_ASKPASS", "ADO_PAT", "FSSPEC_S3_CONFIG", "my_secret", "STRIPEAPIKEY"), MINE),
+    "DATABASE_URL": f"postgres://ann:{MINE}@db/x",
+    "NOTES": f"hf_{'AbCdEfGhIj' * 3} {MINE}",
+}
+HARMLESS = {
+    "PATH": "/bin", "PWD": "/", "OLDPWD": "/", "HOME": "/root", "TOKENIZERS_PARALLELISM": "false", "LANG": "C",
+    "CUDA_HOME": "/cuda", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "NCCL_SOCKET_IFNAME": "eth0", "MASTER_ADDR": "node",
+    "PYTORCH_CUDA_ALLOC_CONF": "x", "LD_LIBRARY_PATH": "/lib", "OMP_NUM_THREADS": "1", "TORCH_HOME": "/t",
+    "HTTPS_PROXY": "http://ann:pw@proxy:1", "no_proxy": "x", "HF_ENDPOINT": "https://ann:pw@mirror", "TMPDIR": "/tmp",
+    "HF_HUB_OFFLINE": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "9", "HF_HUB_DISABLE_XET": "1", "SSL_CERT_FILE": "/c.pem",
+}  # fmt: skip
+STUB = '#!/bin/sh\nenv > "$(dirname "$LLMPRUNE_PROGRESS")/environment"\n'
+
+
+def test_the_rule_by_names() -> None:
+    """What looks like a credential goes by its kind; what torch, CUDA, NCCL, proxies and the hub need stays."""
+    assert inherited(HUB | OTHERS | HARMLESS, keep_hub=False) == HARMLESS
+    assert inherited(HUB | OTHERS | HARMLESS, keep_hub=True) == HARMLESS | HUB
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service is started by somebody who has all of it in the environment."""
+    for name, value in (HUB | OTHERS).items():
+        monkeypatch.setenv(name, value)
+    # A service's process never loads the hub client; this one may have, and it would look for an OIDC server.
+    monkeypatch.setattr("llmprune.remote._own_tokens", list)
+
+
+def stub(folder: Path) -> str:
+    """A program that stands for Python in a launcher's command, and only notes its environment."""
+    path = folder / "stub"
+    path.write_text(STUB)
+    path.chmod(0o755)
+    return str(path)
+
+
+def noted(bench: Bench, job: str) -> dict[str, str]:
+    """The environment that a job has run in."""
+    lines = (bench.settings.folder(job) / "environment").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if "=" in line)
+
+
+@pytest.mark.usefixtures("planted")
+@pytest.mark.parametrize("launcher", ["local", "torchrun"])
+def test_a_job_sees_nothing_of_the_operators(tmp_path: Path, launcher: str) -> None:
+    """Neither tokens nor caches nor other credentials; its HF_HOME is the service's, or its own with its own token."""
+    bench = Bench(tmp_path, command=(stub(tmp_path), "x"))
+    plain = bench.submit(launcher=launcher)["id"]
+    own = bench.submit(recipe(n=1), {"X-Hub-Token": "hf_x"}, launcher=launcher)["id"]
+    for job, home in ((plain, bench.settings.hub_home), (own, bench.settings.folder(own) / "hub-home")):
+        assert bench.until_ended(job)["state"] == "succeeded"
+        seen = noted(bench, job)
+        assert [name for name, value in seen.items() if MINE in value] == []
+        assert seen["HF_HOME"] == str(home.absolute())
+        assert (seen["NETRC"], seen["HF_ENDPOINT"]) == (os.devnull, os.environ["HF_ENDPOINT"])
+    assert noted(bench, own)["HF_TOKEN_PATH"] == str(bench.settings.folder(own).absolute() / "hub-token")
+    assert "HF_TOKEN_PATH" not in noted(bench, plain)
+
+
+@pytest.mark.usefixtures("planted")
+def test_only_hub_access_is_lent(tmp_path: Path) -> None:
+    """With --lend-hub-token jobs have the operator's hub variables and no other credential; an own token goes first."""
+    bench = Bench(tmp_path, command=(stub(tmp_path), "x"), lend_hub_token=True)
+    plain = bench.submit()["id"]
+    own = bench.submit(recipe(n=1), {"X-Hub-Token": "hf_x"})["id"]
+    bench.until_ended(own)
+    assert {name for name, value in noted(bench, plain).items() if MINE in value} == set(HUB)
+    assert [name for name, value in noted(bench, own).items() if MINE in value] == []
+    assert noted(bench, own)["HF_HOME"].startswith(str(bench.settings.folder(own).absolute()))
+
+
+@pytest.mark.usefixtures("planted")
+@pytest.mark.parametrize("lent", [False, True])
+def test_the_planner_sees_nothing_of_the_operators(tmp_path: Path, lent: bool) -> None:
+    """Its worker answers everybody, so it reads what a job without a token may read."""
+    bench = Bench(tmp_path, lend_hub_token=lent)
+    program = "import json, os, sys; sys.stdin.readline(); print(json.dumps({'plan': dict(os.environ)}), flush=True)"
+    bench.service.planner.command = (sys.executable, "-c", program)
+    seen = bench.http.post("/v1/recipes/plan", content=RECIPE, headers=YAML).json()
+    bench.service.planner.close()
+    assert {name for name, value in seen.items() if MINE in value} == (set(HUB) if lent else set())
+    assert lent or seen["HF_HOME"] == str(bench.settings.hub_home.absolute())
+
+
+def test_a_node_of_a_cluster_takes_its_own_credentials_out(tmp_path: Path) -> None:
+    """The environment there is the node's, so the entrypoint cleans it; what the service gives the job stays."""
+    asked: list[httpx.Request] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(200, json={})
+
+    given = {"LLMPRUNE_PROGRESS": str(tmp_path / "a job" / "p"), "HF_HOME": "/its/own", "HF_TOKEN_PATH": "/its/file"}
+    launch = Launch("0123456789ab", 1, tmp_path / "a job", ("run", "a b"), 0, (), given)
+    Ray("http://head:8265", (stub(tmp_path),), 1.0, httpx.MockTransport(handle)).start(launch)
+    body = json.loads(asked[0].content)
+    node = dict(os.environ) | HUB | OTHERS | body["runtime_env"]["env_vars"]
+    subprocess.run(["sh", "-c", body["entrypoint"]], env=node, check=True)
+    seen = dict(line.split("=", 1) for line in (tmp_path / "a job" / "environment").read_text().splitlines())
+    assert [name for name, value in seen.items() if MINE in value] == []
+    assert {name: seen[name] for name in given} == given
+    assert seen["LLMPRUNE_JOB"] == "0123456789ab"
+
+
+PULL = """
+import os, sys
+from huggingface_hub import snapshot_download
+assert os.path.isfile(snapshot_download("org/secret", revision=sys.argv[1]) + "/config.json")
+"""
+
+
+@pytest.fixture
+def private(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """A command that pulls a private repository by its commit, as the operator did with a token: it is in the cache."""
+    from huggingface_hub import snapshot_download
+
+    repo = hub.add_repo("org/secret", {"config.json": b'{"model_type": "llama"}'}, private=True)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "operator"))
+    snapshot_download("org/secret", revision=repo.refs["main"], cache_dir=tmp_path / "operator" / "hub")
+    monkeypatch.setenv("HF_TOKEN", "")
+    return (sys.executable, "-c", PULL, repo.refs["main"])
+
+
+def test_a_private_repository_in_the_operators_cache_cannot_be_had_by_its_commit(
+    private: tuple[str, ...], tmp_path: Path
+) -> None:
+    """The hub's client asks nobody for a commit that it has; a job has another cache, and a lent one is the control."""
+    bench = Bench(tmp_path, command=private)
+    job = bench.submit()["id"]
+    assert bench.until_ended(job)["state"] == "failed"
+    assert "org/secret" in bench.http.get(f"/v1/jobs/{job}/log").text
+    lent = Bench(tmp_path / "lent", command=private, lend_hub_token=True)
+    assert lent.until_ended(lent.submit()["id"])["state"] == "succeeded"
+
+
+def test_what_one_user_pulled_with_a_token_nobody_else_has(private: tuple[str, ...], tmp_path: Path) -> None:
+    """The job with a token pulls the repository; its cache goes with it, and the next job finds nothing."""
+    bench = Bench(tmp_path, command=private, slots=2)
+    first = bench.submit(headers={"X-Hub-Token": TOKEN})["id"]
+    assert bench.until_ended(first)["state"] == "succeeded", bench.http.get(f"/v1/jobs/{first}/log").text
+    assert not (bench.settings.folder(first) / "hub-home").exists()
+    assert bench.until_ended(bench.submit(recipe(n=1))["id"])["state"] == "failed"
+    assert not list(bench.settings.data_dir.rglob("models--org--secret/snapshots/*"))
+
+
+def pulled(bench: Bench, job: str) -> Path:
+    """A file that lies in a job's own cache."""
+    place = bench.settings.folder(job) / "hub-home" / "hub" / "models--org--secret" / "x"
+    place.parent.mkdir(parents=True)
+    place.write_text("private")
+    return bench.settings.folder(job) / "hub-home"
+
+
+@pytest.fixture
+def cached(tmp_path: Path) -> Iterator[tuple[Bench, str, Path]]:
+    """A running job with a token and something in its cache."""
+    bench = Bench(tmp_path)
+    job = bench.submit(recipe(pause=0.4, layers=3, exit=1), {"X-Hub-Token": "hf_x"})["id"]
+    bench.until(job, lambda found: found["total"] is not None)
+    yield bench, job, pulled(bench, job)
+    bench.until_ended(job)
+
+
+def test_a_jobs_cache_goes_when_it_fails_and_a_retry_has_none(cached: tuple[Bench, str, Path]) -> None:
+    """It lives as long as the token; without a new one the retry uses what anybody may pull."""
+    bench, job, home = cached
+    assert bench.until_ended(job)["state"] == "failed"
+    assert not home.exists()
+    bench.http.post(f"/v1/jobs/{job}/retry")
+    bench.until_ended(job)
+    seen = json.loads((bench.run_folder(job) / "arguments.json").read_text())["environment"]
+    assert (seen["HF_TOKEN_PATH"], home.exists()) == (None, False)
+
+
+def test_a_jobs_cache_goes_when_it_is_cancelled(cached: tuple[Bench, str, Path]) -> None:
+    """Also where the service was stopped meanwhile: then token and cache wait with the job, until it is cancelled."""
+    bench, job, home = cached
+    bench.supervisor.stop()
+    assert (bench.job(job)["state"], home.exists()) == ("queued", True)
+    assert bench.http.post(f"/v1/jobs/{job}/cancel").json()["state"] == "cancelled"
+    assert [path.name for path in (home, home.with_name("hub-token")) if path.exists()] == []
+
+
+def test_a_jobs_cache_goes_when_it_cannot_start(tmp_path: Path) -> None:
+    """A job that fails before it runs leaves neither token nor cache."""
+    bench = Bench(tmp_path)
+    job = bench.submit(headers={"X-Hub-Token": "hf_x"})["id"]
+    home = pulled(bench, job)
+    (bench.settings.folder(job) / "log.txt").mkdir()
+    assert bench.until_ended(job)["state"] == "failed"
+    assert [path.name for path in (home, home.with_name("hub-token")) if path.exists()] == []
+
+
+def test_a_second_retry_does_not_take_the_token_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two retries at once one is refused; the job of the other keeps its token and its cache."""
+    bench = Bench(tmp_path)
+    job = bench.submit(recipe(exit=1))["id"]
+    bench.until_ended(job)
+    seen = bench.service.jobs.get(job)
+    headers = {"X-Hub-Token": "hf_x"}
+    assert bench.http.post(f"/v1/jobs/{job}/retry", headers=headers).status_code == 200
+    with monkeypatch.context() as patch:
+        patch.setattr("llmprune.service.api.service.Service.own_job", lambda *_: seen)  # as read an instant earlier
+        assert bench.http.post(f"/v1/jobs/{job}/retry", headers=headers).status_code == 409
+    assert (bench.settings.folder(job) / "hub-token").is_file()
+
+
+def test_the_shared_cache_gives_way_and_takes_no_model(tmp_path: Path) -> None:
+    """Above the quota because of what was pulled: no model goes, no job starts, and the cache goes when none runs."""
+    bench = Bench(tmp_path)
+    done = bench.submit()["id"]
+    bench.until_ended(done)
+    place = bench.settings.hub_home / "hub" / "models--org--large" / "blob"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(os.urandom(3_000_000))
+    tight = bench.settings.model_copy(update={"disk_quota": 2_000_000})
+    running = bench.submit(recipe(pause=30))["id"]
+    bench.supervisor.round()
+    clean_up(tight, bench.service.jobs)
+    assert (place.exists(), over_quota(tight), (bench.run_folder(done) / "model").is_dir()) == (True, True, True)
+    bench.http.post(f"/v1/jobs/{running}/cancel")
+    bench.until_ended(running)
+    clean_up(tight, bench.service.jobs)
+    assert (place.exists(), over_quota(tight), (bench.run_folder(done) / "model").is_dir()) == (False, False, True)
+
+
+def test_a_root_around_the_data_folder_opens_no_job(tmp_path: Path) -> None:
+    """A recipe cannot name another user's model by its path, also where --allow-root holds the service's folder."""
+    bench = Bench(tmp_path)
+    job = bench.submit()["id"]
+    bench.until_ended(job)
+    settings = Settings(data_dir=bench.settings.data_dir, allow_roots=(tmp_path,))
+    (tmp_path / "link").symlink_to(bench.run_folder(job))
+    for name in (str(bench.run_folder(job) / "model"), f"data/jobs/{job}/run/model", "link/model"):
+        with pytest.raises(RecipeError, match="the service's own folder holds other people's jobs"):
+            admit(RECIPE.replace("org/model", name), (), settings)
+    shutil.copytree(bench.run_folder(job) / "model", tmp_path / "model")
+    admit(RECIPE.replace("org/model", "./model"), (), settings)
+
+
+def test_the_entrypoint_quotes_what_it_gives(tmp_path: Path) -> None:
+    """A data folder with blanks and quotes in its name stays one word of the shell's line."""
+    folder = tmp_path / "it's a; folder"
+    launch = Launch("0123456789ab", 1, folder, ("run",), 0, (), {"HF_HOME": str(folder)}, keep_hub=True)
+    line: Any = Ray("http://head:8265", ("python",), 1.0)._entrypoint(launch)
+    assert f"HF_HOME={folder}" in shlex.split(line)
+    assert "--keep-hub" in shlex.split(line)
