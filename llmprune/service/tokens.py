@@ -34,6 +34,9 @@ class Caller:
         return self.role == "admin" or self.name == owner
 
 
+LOCAL = Caller("local", "admin")  # everybody on this machine, as long as there is no token
+
+
 class Tokens:
     """The tokens of a service. They are 256 random bits, so a plain SHA-256 cannot be turned around."""
 
@@ -61,6 +64,12 @@ class Tokens:
     def everyone(self) -> list[tuple[str, Role, float]]:
         """Name, role and time of creation of each."""
         return [(row["name"], row["role"], row["created"]) for row in self.database.read("SELECT * FROM tokens")]
+
+    def is_current(self, caller: Caller) -> bool:
+        """Whether a caller's token still exists; without any token the service is open, to LOCAL alone."""
+        if caller == LOCAL:
+            return not self.everyone()
+        return bool(self.database.read("SELECT 1 FROM tokens WHERE name = ?", (caller.name,)))
 
     def caller(self, token: str) -> Caller | None:
         """Whose token this is."""

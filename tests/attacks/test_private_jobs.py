@@ -195,8 +195,11 @@ def test_an_admins_push_of_a_job_is_not_named_to_its_owner(tmp_path: Path) -> No
     assert service.ask(OWNER, "GET", f"/v1/jobs/{push}").status_code == 404
 
 
-def test_a_stream_ends_when_its_job_is_deleted(tmp_path: Path) -> None:
-    """Who follows a job hears nothing more once it is gone."""
+@pytest.mark.parametrize(
+    "loss", [f"DELETE FROM jobs WHERE owner = '{OWNER}'", f"DELETE FROM tokens WHERE name = '{OWNER}'"]
+)
+def test_a_stream_ends_with_its_job_or_token(tmp_path: Path, loss: str) -> None:
+    """Who follows a job hears nothing more once the job is gone, or the token is revoked."""
     service = House(tmp_path)
     job = service.submit(OWNER)
 
@@ -205,7 +208,7 @@ def test_a_stream_ends_when_its_job_is_deleted(tmp_path: Path) -> None:
         async for event in job_events(job, service.bench.service, Caller(OWNER, "user"), None):
             heard.append(json.loads(str(event.raw_data))["state"])
             with service.bench.service.database.write() as connection:
-                connection.execute("DELETE FROM jobs WHERE id = ?", (job,))
+                connection.execute(loss)
         return heard
 
     assert asyncio.run(asyncio.wait_for(follow(), 10)) == ["queued"]

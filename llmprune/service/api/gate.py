@@ -21,10 +21,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from llmprune.service.api.problems import answer
 from llmprune.service.limits import InFlight, RateLimit, network_of
 from llmprune.service.settings import LOOPBACK, Settings, is_loopback
-from llmprune.service.tokens import Caller, Tokens
+from llmprune.service.tokens import LOCAL, Caller, Tokens
 
 COOKIE = "llmprune_session"
-LOCAL = Caller("local", "admin")
 _OPEN = ("/v1/health", "/v1/ready", "/login")
 _PROBES = ("/v1/health", "/v1/ready", "/v1/metrics")
 _STREAM = re.compile(r"/v1/jobs/[^/]+/events")

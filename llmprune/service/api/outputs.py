@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,8 +18,9 @@ from starlette.concurrency import run_in_threadpool
 
 from llmprune.service.api.problems import Refused, documented
 from llmprune.service.api.service import JobId, Service, TheCaller, TheService
-from llmprune.service.job import ENDED
+from llmprune.service.job import ENDED, Job
 from llmprune.service.secrets import redact
+from llmprune.service.tokens import Caller
 
 router = APIRouter(prefix="/v1/jobs/{job}", tags=["outputs"])
 
@@ -49,11 +51,9 @@ async def job_events(
     """Every change of a job, from its first or from Last-Event-ID on, until it has ended."""
     after = int(last_event_id) if last_event_id and last_event_id.isdecimal() else 0
     while True:
-        # the state first: an event that is written between the two reads is then not missed
-        found = await run_in_threadpool(service.find, job, caller)
-        if found is None:  # deleted meanwhile
+        found, rows = await run_in_threadpool(_news, service, job, caller, min(after, 2**62))
+        if found is None:  # deleted meanwhile, or the caller's token was revoked
             return
-        rows = await run_in_threadpool(service.jobs.events, job, min(after, 2**62))
         for row in rows:
             after = row["id"]
             yield ServerSentEvent(raw_data=row["data"], event=row["kind"], id=str(after))
@@ -61,6 +61,13 @@ async def job_events(
             return
         if not rows:
             await asyncio.sleep(_LOOK_EVERY)  # FastAPI itself says something after 15 silent seconds
+
+
+def _news(service: Service, job: str, caller: Caller, after: int) -> tuple[Job | None, list[sqlite3.Row]]:
+    """A job and its events; None where the caller may no longer read it."""
+    # the state first: an event that is written between the two reads is then not missed
+    found = service.find(job, caller) if service.tokens.is_current(caller) else None
+    return found, service.jobs.events(job, after) if found else []
 
 
 @router.get("/log", response_class=PlainTextResponse, responses=documented(404, 422))

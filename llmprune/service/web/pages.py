@@ -12,7 +12,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from llmprune.errors import RecipeError
-from llmprune.service.api.gate import COOKIE, LOCAL, session_of
+from llmprune.service.api.gate import COOKIE, session_of
 from llmprune.service.api.machine import queue_of
 from llmprune.service.api.outputs import artifacts, read_log
 from llmprune.service.api.problems import Refused
@@ -23,7 +23,7 @@ from llmprune.service.submission import Submission, submit
 from llmprune.service.submission import cancel as cancel_job
 from llmprune.service.submission import retry as try_again
 from llmprune.service.table import Conflict, QueueFull
-from llmprune.service.tokens import SESSION_SECONDS
+from llmprune.service.tokens import LOCAL, SESSION_SECONDS
 from llmprune.service.web.compare import compared
 from llmprune.service.web.form import START, RecipeForm, changed_by, form_of
 from llmprune.service.web.form_body import FormRoute
