@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llmprune.errors import OutputError, RecipeError
+from llmprune.printing import print_lines
 from llmprune.service.database import Database
 from llmprune.service.settings import Settings, is_loopback
 from llmprune.service.tokens import Tokens
@@ -92,6 +93,7 @@ def serve(settings: Settings) -> None:
                 app, host=settings.host, port=settings.port, log_level="warning", server_header=False,
                 proxy_headers=False, limit_concurrency=500, timeout_graceful_shutdown=3,
             )  # fmt: skip
+            print_lines(logging.getLogger("uvicorn"))
             print(f"llmprune serves http://{settings.host}:{settings.port}", file=sys.stderr, flush=True)
             with _stopped_by_signals():
                 uvicorn.Server(config).run()

@@ -22,6 +22,7 @@ from typing import Any
 
 from llmprune.errors import LLMPruneError
 from llmprune.hub.section import Hub
+from llmprune.printing import print_lines
 from llmprune.service.database import Database
 from llmprune.service.devices import Machine
 from llmprune.service.housekeeping import clean_up, over_quota
@@ -238,7 +239,8 @@ class Supervisor:
 
 def main() -> None:
     """Supervise until told to stop or until the service is gone."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.INFO)
+    print_lines(logging.getLogger())
     settings = Settings.model_validate_json(_first_line(sys.stdin.fileno()))
     with (settings.data_dir / "supervisor.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # an earlier one may still be on its way out

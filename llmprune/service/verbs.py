@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from llmprune.errors import RecipeError
+from llmprune.printing import printable
 
 if TYPE_CHECKING:
     from llmprune.service.client import Client
@@ -114,7 +115,7 @@ def token(
     tokens = Tokens(database)
     if action == "list":
         for known, its_role, created in tokens.everyone():
-            typer.echo(f"{known}  {its_role}  {time.strftime('%Y-%m-%d', time.localtime(created))}")
+            typer.echo(f"{printable(known)}  {its_role}  {time.strftime('%Y-%m-%d', time.localtime(created))}")
     elif name is None:
         raise RecipeError(f"token {action} needs --name")
     elif action == "create":
@@ -146,7 +147,7 @@ def submit(
     wishes = {"name": name, "launcher": launcher, "gpus": gpus, "priority": priority, "time_limit": time_limit}
     with _client(server, token_file) as client:
         job = client.submit(text, overrides or (), hub_token, **wishes)
-        typer.echo(job["id"])
+        typer.echo(printable(job["id"]))
         if follow:
             _watch(client, job["id"])
 
@@ -179,7 +180,7 @@ def watch(job: JobArgument, server: Server = _HERE, token_file: TokenFile = None
 def cancel(job: JobArgument, server: Server = _HERE, token_file: TokenFile = None) -> None:
     """End a job; what is done is kept for a retry."""
     with _client(server, token_file) as client:
-        typer.echo(client.cancel(job)["state"])
+        typer.echo(printable(client.cancel(job)["state"]))
 
 
 def retry(
@@ -193,7 +194,7 @@ def retry(
     """Queue a failed or cancelled job again; it continues after one of its last finished layers."""
     hub_token = _read(hub_token_file, "hub token").strip() if hub_token_file else None
     with _client(server, token_file) as client:
-        typer.echo(client.retry(job, hub_token)["state"])
+        typer.echo(printable(client.retry(job, hub_token)["state"]))
 
 
 def fetch(
@@ -208,7 +209,7 @@ def fetch(
     """Download a job's model, report and all else that its run wrote."""
     with _client(server, token_file) as client:
         for path in client.fetch(job, output or Path("runs") / job, only or ()):
-            typer.echo(path)
+            typer.echo(printable(str(path)))
 
 
 def push_job(
@@ -233,7 +234,7 @@ def push_job(
     with _client(server, token_file) as client:
         push = client.push(job, _read(hub_token_file, "hub token").strip(), **settings)
         ended = _watch(client, push["id"])
-        typer.echo(f"pushed {ended['published']['files']} files to {repo_id}\n{ended['published']['url']}")
+        typer.echo(f"pushed {ended['published']['files']} files to {repo_id}\n{printable(ended['published']['url'])}")
 
 
 def add_to(app: typer.Typer) -> None:
