@@ -50,7 +50,17 @@ def serve(
         str | None,
         typer.Option(metavar="URL", help="Ray cluster for jobs of the launcher ray, such as http://head:8265."),
     ] = None,
-    time_limit: Annotated[float | None, typer.Option(min=1, help="Most seconds that a job may run.")] = None,
+    time_limit: Annotated[
+        float, typer.Option(min=0, help="Most seconds that a job runs; waiting does not count. 0: no limit.")
+    ] = 86400.0,
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Most memory of a job on this machine, or of each of its GPUs; above it the job is ended. 0: no "
+            "limit. Default: 80% of the memory, shared by slots and GPUs.",
+        ),
+    ] = None,
     disk_quota: Annotated[
         str | None,
         typer.Option(metavar="SIZE", help="Most disk of all jobs; above it the oldest models go, reports stay."),
@@ -78,6 +88,7 @@ def serve(
             )
     try:
         quota = parse_size(disk_quota) if disk_quota else None
+        memory = {} if memory_limit is None else {"memory_limit": _limit(memory_limit)}
         options = tuple(shlex.split(torchrun_options or ""))
     except ValueError as error:
         raise RecipeError(f"arguments: {error}") from None
@@ -89,8 +100,8 @@ def serve(
             data_dir=data_dir, host=host, port=port, host_names=tuple(host_name or ()), slots=slots, gpus=chosen,
             allow_roots=tuple(folder.resolve() for folder in allow_root or ()),
             allow_tasks=tuple(folder.resolve() for folder in allow_tasks or ()),
-            torchrun_options=options, ray=ray, time_limit=time_limit, disk_quota=quota,
-            keep_days=keep_days, keep_jobs=keep_jobs, max_queued=max_queued,
+            torchrun_options=options, ray=ray, time_limit=time_limit or None, disk_quota=quota,
+            keep_days=keep_days, keep_jobs=keep_jobs, max_queued=max_queued, **memory,
         )
     )  # fmt: skip
 
@@ -257,6 +268,13 @@ def _client(server: str, token_file: Path | None) -> Client:
     from llmprune.service.client import Client
 
     return Client(server, _read(token_file, "token").strip() if token_file else None)
+
+
+def _limit(text: str) -> int | None:
+    """A size; None for 0. Raises ValueError."""
+    from llmprune.schema import parse_size
+
+    return None if text.strip() == "0" else parse_size(text)
 
 
 def _read(path: Path, what: str) -> str:

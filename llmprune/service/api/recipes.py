@@ -99,9 +99,8 @@ def validate(text: RecipeText, overrides: Overrides, service: TheService, caller
 @router.post("/plan", openapi_extra=RECIPE_BODY, responses=documented(413, 415, 422, 503))
 def plan(text: RecipeText, overrides: Overrides, service: TheService, caller: TheCaller) -> dict[str, Any]:
     """Say what a recipe would do, as ``llmprune plan --json`` does: sizes, memory, refusals. No weights are read."""
-    del caller
     _, overrides = admit(text, overrides, service.settings)
-    answer = service.planner.plan(text, overrides)
+    answer = service.planner.plan(text, overrides, caller=caller.name)
     if "problems" in answer:
         raise RecipeError(answer["problems"], "recipe")
     made: dict[str, Any] = answer["plan"]
