@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from llmprune import __version__
 from llmprune.errors import GateNotMet, LLMPruneError, RecipeError
+from llmprune.printing import print_lines, printable, printable_message
 from llmprune.remote import guard_logs, redact
 from llmprune.service import verbs as service_verbs
 
@@ -89,7 +90,7 @@ def plan(recipe: RecipePlace, overrides: Overrides = None, as_json: Json = False
 
     made = make_plan(parsed)
     if as_json:
-        typer.echo(made.model_dump_json(indent=1))
+        typer.echo(json.dumps(made.model_dump(mode="json"), indent=1))
     else:
         print_plan(made, _console())
 
@@ -159,7 +160,7 @@ def push(
     if save:
         save.parent.mkdir(parents=True, exist_ok=True)
         write_text(save, published.model_dump_json(indent=1) + "\n")
-    typer.echo(f"pushed {published.files} files to {published.repo_id}\n{published.url}")
+    typer.echo(f"pushed {published.files} files to {published.repo_id}\n{printable(published.url)}")
 
 
 @app.command()
@@ -173,7 +174,7 @@ def inspect(
 
     record, commit = fetch_record(place)
     if as_json:
-        typer.echo(record.to_json(), nl=False)
+        typer.echo(json.dumps(record.model_dump(mode="json"), indent=1))
     else:
         differing = differing_files(parse_place(place)[0], commit, record) if commit else None
         print_record(place, commit, record, differing, _console())
@@ -351,7 +352,7 @@ def _print_repeated(place: str, record: Record, report: Report, folder: Path) ->
     if not found:
         typer.echo(f"\nrepeated: the weights equal those of {place} to the bit")
     for difference in found:
-        typer.echo(f"llmprune: not as recorded in {place}: {difference}", err=True)
+        typer.echo(f"llmprune: not as recorded in {place}: {printable(difference)}", err=True)
 
 
 def _source(model: str, **more: str) -> ModelSource:
@@ -383,17 +384,16 @@ def _counts(option: str, text: str) -> list[int]:
 
 
 def _console() -> Console:
-    from rich.console import Console
+    from llmprune.console import PlainConsole
 
-    return Console()
+    return PlainConsole()
 
 
 def _log_to_stderr(level: int) -> None:
     """Only llmprune's own log: the libraries' have handlers and settings of their own."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger("llmprune")
-    logger.handlers = [handler]
+    logger.handlers = [logging.StreamHandler()]
+    print_lines(logger)
     guard_logs()
     logger.setLevel(level)
 
@@ -403,5 +403,5 @@ def main() -> None:
     try:
         app()
     except LLMPruneError as error:
-        typer.echo(f"llmprune: {redact(str(error))}", err=True)
+        typer.echo(f"llmprune: {printable_message(redact(str(error)))}", err=True)
         sys.exit(error.exit_code)

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Sized
 from contextlib import suppress
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,6 +17,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from llmprune.console import PlainConsole
 
 FILE = "LLMPRUNE_PROGRESS"  # the variable that names the file
 
@@ -39,14 +40,14 @@ def tell(step: str, done: int | None = None, total: int | None = None, since: fl
 
 def track(items: Iterable[int], what: str) -> Iterator[int]:
     """Go through layers with a bar: how many are done, time spent, time left."""
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     total = len(items) if isinstance(items, Sized) else None
     told = _told(items, what, total)
     if not console.is_terminal:
         yield from told
         return
     columns = (
-        TextColumn("{task.description:<28}"),
+        TextColumn("{task.description:<28}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -67,7 +68,7 @@ def _told(items: Iterable[int], what: str, total: int | None) -> Iterator[int]:
 
 def quiet_libraries() -> None:
     """Where nobody watches, the libraries draw no bars either."""
-    if Console(stderr=True).is_terminal:
+    if PlainConsole(stderr=True).is_terminal:
         return
     import datasets
     import transformers.utils.logging

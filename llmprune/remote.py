@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
+from llmprune.printing import printable
+
 if TYPE_CHECKING:
     from huggingface_hub import ResolvedRevision
     from tenacity import RetryCallState
@@ -54,8 +56,10 @@ def scrub(error: BaseException) -> None:
 
 
 class _Redacting(logging.Filter):
+    """Takes secrets and control characters out of a message, which becomes one line."""
+
     def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = redact(record.getMessage()), None
+        record.msg, record.args = printable(redact(record.getMessage())), None
         return True
 
 

@@ -34,6 +34,7 @@ def planned_layers(depth: Depth | None, anatomy: Anatomy) -> tuple[int, ...]:
     if depth is None:
         return tuple(range(count))
     if depth.layers is not None:
+        number = len(depth.layers)
         outside = [index for index in depth.layers if index >= count]
         if outside:
             raise RecipeError(f"depth.layers: the model has layers 0 to {count - 1}, not {outside}; correct the list")
@@ -44,11 +45,11 @@ def planned_layers(depth: Depth | None, anatomy: Anatomy) -> tuple[int, ...]:
             raise RecipeError(
                 f"depth.keep: the model has {count} layers, {depth.keep} cannot be kept; keep at most {count}"
             )
-        removed = set(_spread(count, number, anatomy.one_of)) if number < count else set(range(number))
-    if len(removed) >= count:
+        removed = set(_spread(count, number, anatomy.one_of))
+    if number >= count:
         raise RecipeError(
             f"depth.{'layers' if depth.layers else 'remove'}: the model has {count} layers and "
-            f"{len(removed)} would go; at least one must stay: remove at most {count - 1}"
+            f"{number} would go; at least one must stay: remove at most {count - 1}"
         )
     return tuple(index for index in range(count) if index not in removed)
 

@@ -2,7 +2,8 @@
 
 Lines ``# fake KEY VALUE`` of the recipe say how it behaves: ``layers``, ``pause`` (seconds at each),
 ``exit`` (its code), ``say`` (what it prints), ``deaf`` (1: ignores SIGTERM), ``leave`` (1: leaves a
-grandchild in a session of its own), ``push_pause`` and ``push_exit`` (the same of a push of its model).
+grandchild in a session of its own), ``hoard`` (megabytes of memory), ``flood`` (megabytes of log),
+``push_pause`` and ``push_exit`` (the same of a push of its model).
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ def main() -> None:
             json.dumps({"argv": sys.argv[1:], "cwd": os.getcwd(), "environment": seen()})
         )
         print(wish.get("say", "working"), flush=True)
+        hoarded = bytearray(os.urandom(1)) * (int(wish.get("hoard", 0)) * 10**6)
+        print("x" * (int(wish.get("flood", 0)) * 10**6), end="", flush=True)
         prune(folder, int(wish.get("layers", 2)), float(wish.get("pause", 0)))
+        del hoarded
         if wish.get("exit", "0") in ("0", "3"):
             finish(folder, text)
         if wish.get("exit", "0") != "0":

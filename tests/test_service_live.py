@@ -212,9 +212,9 @@ def test_an_idle_plan_worker_ends_and_another_answers_later(tmp_path: Path) -> N
     """The worker's memory is given back once nobody asks for plans; the next question starts it again."""
     echo = (sys.executable, "-c", "import sys\nfor line in sys.stdin: print(line, end='', flush=True)")
     planner = Planner(tmp_path, echo, idle=0.3)
-    assert planner.plan("a", ())["recipe"] == "a"
+    assert planner.plan("a", (), caller="ann")["recipe"] == "a"
     worker = planner._worker
     assert worker is not None
     assert worker.wait(10) is not None
-    assert planner.plan("b", ())["recipe"] == "b"
+    assert planner.plan("b", (), caller="ann")["recipe"] == "b"
     planner.close()

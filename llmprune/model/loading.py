@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 
 from llmprune.anatomy.blueprint import Config, auto_class, build_blueprint, find_layers, quiet_transformers
 from llmprune.errors import CheckpointError, ModelError
+from llmprune.model.config_limits import check_config_file
 from llmprune.model.gguf import cache_folder, converted_folder, gguf_location
 from llmprune.model.processes import count, local_device
 from llmprune.model.pull import Part, commit_of, snapshot
@@ -181,6 +182,7 @@ def hub_commit(source: ModelSource) -> str | None:
 
 
 def _from_pretrained(auto: Any, source: ModelSource, place: str, **options: Any) -> Any:
+    check_config_file(Path(place) / "config.json", source.id)
     try:
         with quiet_transformers():
             return auto.from_pretrained(place, trust_remote_code=source.trust_remote_code, **options)

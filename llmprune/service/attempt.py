@@ -14,12 +14,15 @@ import subprocess
 import sys
 import time
 
+from llmprune.service.memory import let_kernel_end_first
+
 
 def main(arguments: list[str]) -> None:
     """Run the command, then write its code; on a full disk, as soon as there is room."""
     exit_file, _lease, *command = arguments
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)  # unlike SIG_IGN, not inherited by the command
+    let_kernel_end_first()
     try:
         code = subprocess.call(command)
     except OSError as error:

@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx2 as httpx
 
@@ -144,11 +145,12 @@ class Client:
         if not path.resolve().is_relative_to(folder.resolve()):
             raise ServiceError(f"the service named the file {name!r}, which lies outside {folder}")
         beside = path.with_name(f".{path.name}.partial")
+        address = f"/v1/jobs/{job}/artifacts/{quote(name)}"
         try:
             if path.is_file() and path.stat().st_size == size:
                 return path
             path.parent.mkdir(parents=True, exist_ok=True)
-            with beside.open("wb") as file, self._http.stream("GET", f"/v1/jobs/{job}/artifacts/{name}") as response:
+            with beside.open("wb") as file, self._http.stream("GET", address) as response:
                 if response.is_error:
                     response.read()
                     raise _refusal(response)

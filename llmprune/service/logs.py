@@ -18,6 +18,8 @@ from logging.handlers import QueueHandler, QueueListener, RotatingFileHandler, W
 from pathlib import Path
 from typing import Any
 
+from llmprune.printing import LOG_FORMAT, LineFormatter
+
 ACCESS, AUDIT = "access.jsonl", "audit.jsonl"
 access = logging.getLogger("llmprune.service.access")
 audit = logging.getLogger("llmprune.service.audit")
@@ -25,14 +27,11 @@ audit = logging.getLogger("llmprune.service.audit")
 _PART, _PARTS = 20_000_000, 5  # bytes of the access log in one file, and older files that stay
 
 
-def log_with_time(level: int = logging.INFO) -> None:
+def log_with_time() -> None:
     """Send this process's log lines to standard error, each with its time. uvicorn's warnings are of its clients."""
-    logging.basicConfig(
-        level=level,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        datefmt="%Y-%m-%dT%H:%M:%S%z",
-        force=True,
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter(f"%(asctime)s {LOG_FORMAT}", "%Y-%m-%dT%H:%M:%S%z"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("llmprune").handlers.clear()
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
 

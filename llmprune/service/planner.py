@@ -1,7 +1,7 @@
-"""Plans for the service, made by a warm worker process with a time limit.
+"""Plans for the service, made by a warm worker process with limits of time and memory.
 
 The worker starts when first needed, ends when nobody asks for a while, and is killed when
-a plan takes too long; the service goes on whatever happens to it.
+a plan takes too much; the service goes on whatever happens to it.
 """
 
 from __future__ import annotations
@@ -17,51 +17,69 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmprune.errors import LLMPruneError
+import psutil
+
+from llmprune.schema import format_size
+from llmprune.service.memory import memory_of
+from llmprune.service.plan_queue import PlannerBusy, PlanQueue
 
 WORKER = (sys.executable, "-m", "llmprune.service.plan_worker")
+# Measured: the process starts in 6 s; DeepSeek-V3 takes 9 s and 2.0 GB of anonymous memory, Llama 3.1 405B 4 s, 0.5 GB.
+TIME = 60.0  # seconds
+MEMORY = 5 * 10**9  # bytes
+_LONGEST = 10**6  # bytes of an answer; a plan has about a thousand
+_LOOK_EVERY = 0.25  # seconds
 _REMEMBERED = 64
 
 
-class PlannerBusy(LLMPruneError):
-    """Somebody else's plan takes all the time."""
+class _Spent(Exception):
+    """A plan took more than it may; the text says what."""
 
 
 class Planner:
-    """One worker, one plan at a time; answers are remembered for a while."""
+    """One worker, one plan at a time; plans are remembered for a while."""
 
     def __init__(
         self,
         folder: Path,
         command: Sequence[str] = WORKER,
-        limit: float = 120.0,
+        *,
+        limit: float = TIME,
+        memory: int = MEMORY,
         idle: float = 300.0,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        self.folder, self.command, self.limit, self.idle = folder, tuple(command), limit, idle
+        self.folder, self.command, self.limit, self.memory, self.idle = folder, tuple(command), limit, memory, idle
         self.environment = environment  # of the worker; None: this process's
+        self.queue = PlanQueue()
         self._turn = threading.Lock()
         self._worker: subprocess.Popen[bytes] | None = None
         self._timer: threading.Timer | None = None
-        self._answers: OrderedDict[tuple[str, tuple[str, ...]], tuple[float, dict[str, Any]]] = OrderedDict()
+        self._plans: OrderedDict[tuple[str, tuple[str, ...]], tuple[float, dict[str, Any]]] = OrderedDict()
 
-    def plan(self, recipe: str, overrides: Sequence[str]) -> dict[str, Any]:
-        """``{"plan": …}`` or ``{"problems": […]}``. Raises PlannerBusy where the turn does not come in time."""
+    def plan(self, recipe: str, overrides: Sequence[str], *, caller: str) -> dict[str, Any]:
+        """``{"plan": …}`` or ``{"problems": […]}``.
+
+        Raises PlannerBusy where the turn does not come in time, TooManyPlans where the caller's own plans are too
+        many or took too much.
+        """
         key = recipe, tuple(overrides)
-        if not self._turn.acquire(timeout=self.limit):
-            raise PlannerBusy("other plans are being made; ask again in a minute")
-        try:
-            made, known = self._answers.get(key, (0.0, {}))
-            if known and time.monotonic() - made < self.idle:
-                return known
-            answer = self._ask({"recipe": recipe, "overrides": list(overrides)})
-            self._answers[key] = time.monotonic(), answer
-            while len(self._answers) > _REMEMBERED:
-                self._answers.popitem(last=False)
-            return answer
-        finally:
-            self._close_later()
-            self._turn.release()
+        with self.queue.place(caller):
+            if not self._turn.acquire(timeout=self.limit):
+                raise PlannerBusy("other plans are being made; ask again in a minute", 60.0)
+            try:
+                made, known = self._plans.get(key, (0.0, {}))
+                if known and time.monotonic() - made < self.idle:
+                    return known
+                answer = self._ask({"recipe": recipe, "overrides": list(overrides)}, caller)
+                if "plan" in answer:  # problems may pass: the hub is away, a file is missing
+                    self._plans[key] = time.monotonic(), answer
+                while len(self._plans) > _REMEMBERED:
+                    self._plans.popitem(last=False)
+                return answer
+            finally:
+                self._close_later()
+                self._turn.release()
 
     def close(self) -> None:
         """End the worker."""
@@ -85,20 +103,21 @@ class Planner:
             finally:
                 self._turn.release()
 
-    def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
+    def _ask(self, question: dict[str, Any], caller: str) -> dict[str, Any]:
+        """The worker's answer; where it has none, the worker is ended and the caller kept out for a while."""
         try:
-            line = self._talk(json.dumps(question).encode() + b"\n")
-            answer: dict[str, Any] = json.loads(line)
+            answer: dict[str, Any] = json.loads(self._talk(json.dumps(question).encode() + b"\n"))
             return answer
-        except TimeoutError:
-            self.close()
-            return {"problems": [f"the plan took longer than {self.limit:g} s; run llmprune plan where you can wait"]}
+        except _Spent as spent:
+            said = str(spent)
         except (OSError, ValueError):
-            self.close()
-            return {"problems": ["the process that makes plans ended; the model's config may be too large for it"]}
+            said = "the process that makes plans ended; the model's config may be too large for it"
+        self.close()
+        self.queue.penalise(caller)
+        return {"problems": [said]}
 
     def _talk(self, question: bytes) -> bytes:
-        """A line to the worker and its answer."""
+        """A line to the worker and its answer. Raises _Spent where a limit is reached, OSError where it has ended."""
         if self._worker is None or self._worker.poll() is not None:
             self.close()
             self._worker = subprocess.Popen(
@@ -114,10 +133,21 @@ class Planner:
         self._worker.stdin.write(question)
         deadline, answer = time.monotonic() + self.limit, b""
         while not answer.endswith(b"\n"):
-            if not select.select([self._worker.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                raise TimeoutError
+            if not select.select([self._worker.stdout], [], [], _LOOK_EVERY)[0]:
+                self._hold_to_limits(self._worker.pid, deadline)
+                continue
             part = self._worker.stdout.read(65_536)
             if not part:
                 raise OSError("the worker ended")
             answer += part
+            if len(answer) > _LONGEST:
+                raise _Spent(f"the plan is longer than {format_size(_LONGEST)}; the model's config names too much")
         return answer
+
+    def _hold_to_limits(self, worker: int, deadline: float) -> None:
+        if time.monotonic() > deadline:
+            raise _Spent(f"the plan took longer than {self.limit:g} s; run llmprune plan where you can wait")
+        if memory_of([psutil.Process(worker)]) > self.memory:
+            raise _Spent(
+                f"the plan took more than {format_size(self.memory)} of memory; run llmprune plan where there is more"
+            )

@@ -16,14 +16,20 @@ MARK = "LLMPRUNE_JOB"
 LEASE = "lease"
 
 
-def marked(job: str) -> list[psutil.Process]:
-    """Every living process of a job."""
-    found = []
+def by_job() -> dict[str, list[psutil.Process]]:
+    """The living processes of all jobs, by job."""
+    found: dict[str, list[psutil.Process]] = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):  # ended meanwhile, or another user's
-            if process.environ().get(MARK) == job and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
+            job = process.environ().get(MARK)
+            if job is not None and process.status() != psutil.STATUS_ZOMBIE:
+                found.setdefault(job, []).append(process)
     return found
+
+
+def marked(job: str) -> list[psutil.Process]:
+    """Every living process of a job."""
+    return by_job().get(job, [])
 
 
 def signal_all(job: str, number: signal.Signals) -> int:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+from llmprune.service.memory import share_of_a_job
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -26,7 +28,10 @@ class Settings(BaseModel):
     allow_tasks: tuple[Path, ...] = ()
     torchrun_options: tuple[str, ...] = ()
     ray: str | None = None  # where a Ray cluster's job API is
-    time_limit: float | None = None  # seconds; most and default of every job
+    time_limit: float | None = 24 * 3600.0  # seconds; most and default of every job; None: no limit
+    # bytes of one job, or of each of its GPUs; None: no limit
+    memory_limit: int | None = Field(default_factory=lambda data: share_of_a_job(data["slots"] + len(data["gpus"])))
+    log_limit: int = 256 * 10**6  # bytes of one job's log
     disk_quota: int | None = None  # bytes of all jobs together
     keep_days: float | None = None
     keep_jobs: bool = False  # jobs go on while the service restarts
@@ -69,6 +74,10 @@ class Settings(BaseModel):
     def folder(self, job: str) -> Path:
         """Where a job's files lie."""
         return self.data_dir / "jobs" / job
+
+    def log(self, job: str) -> Path:
+        """What a job prints."""
+        return self.folder(job) / "log.txt"
 
     def run_folder(self, job: str) -> Path:
         """Where a job's products lie."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from llmprune.errors import RecipeError
 from llmprune.hub.section import Hub
+from llmprune.printing import printable
 from llmprune.recipe import Recipe, refuse_tokens
 from llmprune.service.guard import admit
 from llmprune.service.job import Job, JobRequest
@@ -125,6 +126,10 @@ def _add(settings: Settings, hub_token: str | None, add: Callable[[str], tuple[J
 
 def _request(submission: Submission, recipe: Recipe, caller: Caller, settings: Settings) -> JobRequest:
     problems = []
+    if submission.name and (shown := printable(submission.name)) != submission.name:
+        problems.append(
+            f"name: {shown!r} has control, format or direction characters; give letters, digits, signs and spaces"
+        )
     here = 0 if submission.launcher in settings.elsewhere else min(1, len(settings.gpus))
     gpus = submission.gpus if submission.gpus is not None else here
     if submission.launcher not in settings.launchers:
@@ -162,4 +167,4 @@ def default_name(recipe: Recipe) -> str:
         words.append(f"−{recipe.experts.remove} experts" if recipe.experts.remove else f"{recipe.experts.keep} experts")
     if recipe.sparsity:
         words.append(f"{recipe.sparsity.parsed} sparse")
-    return (words[0] + " " + ", ".join(words[1:])).strip()[:120]
+    return printable((words[0] + " " + ", ".join(words[1:])).strip())[:120]

@@ -30,6 +30,7 @@ from llmprune.service.job import ACTIVE, Job
 from llmprune.service.launchers import make_launchers
 from llmprune.service.launchers.base import Launch
 from llmprune.service.logs import log_with_time
+from llmprune.service.overuse import overuse, shorten
 from llmprune.service.secrets import drop_token, has_token, own_hub
 from llmprune.service.settings import Settings
 from llmprune.service.table import Jobs
@@ -40,6 +41,7 @@ logger = logging.getLogger(__name__)
 TICK = 0.5  # seconds
 NOTE_EVERY = 3.0  # how often it writes what nobody waits for: each write goes to disk
 CLEAN_EVERY = 60.0
+WEIGH_EVERY = 1.0  # how often it looks at the memory of all processes
 MOST_ATTEMPTS = 25  # of a job that ends together with the service again and again
 _WAITS = {"step": "waiting for the cluster"}
 
@@ -59,6 +61,8 @@ class Supervisor:
         self._beaten = float("-inf")
         self._last = time.monotonic()
         self._cleaned = float("-inf")
+        self._weighed = float("-inf")
+        self._overused: dict[str, str] = {}  # why a job was ended at once
         self._full = False
 
     def round(self) -> None:
@@ -70,6 +74,9 @@ class Supervisor:
             self._beat(now)
         for job in self.jobs.in_states(*ACTIVE):
             self._look_after(job, elapsed)
+        if now - self._weighed >= WEIGH_EVERY:
+            self._weighed = now
+            self._end_overuse()
         if now - self._cleaned >= CLEAN_EVERY:
             self._cleaned = now
             clean_up(self.settings, self.jobs)
@@ -141,6 +148,14 @@ class Supervisor:
         elif time.monotonic() - since > self.settings.grace:
             self.launchers[job.launcher].stop(launch, force=True)
 
+    def _end_overuse(self) -> None:
+        """End at once what takes too much; a later look finds it ended."""
+        for job, said in overuse(self.jobs.in_states(*ACTIVE), self._elsewhere, self.settings):
+            if job.launcher in self.launchers:
+                logger.warning("job %s is ended: %s", job.id, said)
+                self._overused.setdefault(job.id, said)
+                self.launchers[job.launcher].stop(self._launch(job), force=True)
+
     def _returned(self, job: Job) -> None:
         """A cluster had no room for it for a long time."""
         if job.attempts < MOST_ATTEMPTS:
@@ -164,11 +179,15 @@ class Supervisor:
         if job.launcher not in self._elsewhere:
             self.launchers[job.launcher].stop(launch, force=True)  # what the run may have left behind
         results = read_results(self.settings.run_folder(job.id), code)
+        shorten(launch.log, self.settings.log_limit)
         drop_token(folder)
+        overused = self._overused.pop(job.id, None)
         if code == 0:
             self.jobs.end(job.id, "succeeded", code, None, **results)
         elif job.state == "cancelling" and code not in (2, 3):
             self.jobs.end(job.id, "cancelled", code, None)
+        elif overused is not None and code not in (2, 3):
+            self.jobs.end(job.id, "failed", code, overused)
         elif job.time_limit is not None and ran > job.time_limit and code not in (2, 3):
             said = f"it ran longer than its limit of {job.time_limit:g} s; a retry continues after the last layer"
             self.jobs.end(job.id, "failed", code, said)

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from llmprune.console import PlainConsole
+from llmprune.printing import printable, printable_message
 from llmprune.report.wording import duration, percent
 
 STYLES = {"succeeded": "green", "failed": "red", "running": "cyan", "cancelling": "yellow"}
@@ -26,15 +27,15 @@ def print_jobs(jobs: Iterable[dict[str, Any]]) -> None:
     for job in jobs:
         figures = job["figures"] or {}
         table.add_row(
-            job["id"], Text(job["state"], STYLES.get(job["state"], "")), job["name"], job["owner"],
+            printable(job["id"]), _state(job), printable(job["name"]), printable(job["owner"]),
             percent(job["fraction"], 0), duration(job["ran_seconds"]), percent(figures.get("retention")),
         )  # fmt: skip
-    Console().print(table)
+    PlainConsole().print(table)
 
 
 def doing(job: dict[str, Any]) -> str:
     """``pass 2: cut and refit, layer 12 of 28, about 40 s left in this step``."""
-    said = [job["step"] or job["state"]]
+    said = [printable(job["step"] or job["state"])]
     if job["total"]:
         said.append(f"layer {job['done'] + 1} of {job['total']}")
     if job.get("seconds_left"):
@@ -44,21 +45,26 @@ def doing(job: dict[str, Any]) -> str:
 
 def show_progress(events: Iterable[dict[str, Any]], final: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """A bar on a terminal, a line for each new step elsewhere; the job as it ended."""
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     said = ""
     with Progress(
-        BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"), console=console,
+        BarColumn(), TaskProgressColumn(), TextColumn("{task.description}", markup=False), console=console,
         disable=not console.is_terminal,
     ) as progress:  # fmt: skip
         bar = progress.add_task("", total=1.0)
         for event in events:
             progress.update(bar, completed=event["fraction"], description=doing(event))
-            line = f"{event['state']}: {event['step']}" if event["step"] else event["state"]
+            line = printable(f"{event['state']}: {event['step']}" if event["step"] else event["state"])
             if not console.is_terminal and line != said:
                 said = line
                 console.print(Text(line), soft_wrap=True)
     job = final()
-    console.print(Text(f"{job['state']} after {duration(job['ran_seconds'])}", STYLES.get(job["state"], "")))
+    console.print(_state(job, f" after {duration(job['ran_seconds'])}"))
     if job["error"]:
-        console.print(Text(job["error"]), soft_wrap=True)
+        console.print(Text(printable_message(job["error"])), soft_wrap=True)
     return job
+
+
+def _state(job: dict[str, Any], more: str = "") -> Text:
+    """The state in its colour."""
+    return Text(printable(job["state"]) + more, STYLES.get(job["state"], ""))

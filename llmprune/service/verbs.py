@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from llmprune.errors import RecipeError
+from llmprune.printing import printable
 
 if TYPE_CHECKING:
     from llmprune.service.client import Client
@@ -56,7 +57,17 @@ def serve(
         str | None,
         typer.Option(metavar="URL", help="Ray cluster for jobs of the launcher ray, such as http://head:8265."),
     ] = None,
-    time_limit: Annotated[float | None, typer.Option(min=1, help="Most seconds that a job may run.")] = None,
+    time_limit: Annotated[
+        float, typer.Option(min=0, help="Most seconds that a job runs; waiting does not count. 0: no limit.")
+    ] = 86400.0,
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Most memory of a job on this machine, or of each of its GPUs; above it the job is ended. 0: no "
+            "limit. Default: 80% of the memory, shared by slots and GPUs.",
+        ),
+    ] = None,
     disk_quota: Annotated[
         str | None,
         typer.Option(metavar="SIZE", help="Most disk of all jobs; above it the oldest models go, reports stay."),
@@ -98,6 +109,7 @@ def serve(
             raise RecipeError(f"--trusted-proxy {proxy!r}: give an address or a network, such as 10.0.0.0/8") from None
     try:
         quota = parse_size(disk_quota) if disk_quota else None
+        memory = {} if memory_limit is None else {"memory_limit": _limit(memory_limit)}
         options = tuple(shlex.split(torchrun_options or ""))
     except ValueError as error:
         raise RecipeError(f"arguments: {error}") from None
@@ -110,9 +122,9 @@ def serve(
             slots=slots, gpus=chosen,
             allow_roots=tuple(folder.resolve() for folder in allow_root or ()),
             allow_tasks=tuple(folder.resolve() for folder in allow_tasks or ()),
-            torchrun_options=options, ray=ray, time_limit=time_limit, disk_quota=quota,
+            torchrun_options=options, ray=ray, time_limit=time_limit or None, disk_quota=quota,
             keep_days=keep_days, keep_jobs=keep_jobs, max_queued=max_queued,
-            share_jobs=share_jobs, lend_hub_token=lend_hub_token,
+            share_jobs=share_jobs, lend_hub_token=lend_hub_token, **memory,
         )
     )  # fmt: skip
 
@@ -138,7 +150,7 @@ def token(
     tokens = Tokens(database)
     if action == "list":
         for known, its_role, created in tokens.everyone():
-            typer.echo(f"{known}  {its_role}  {time.strftime('%Y-%m-%d', time.localtime(created))}")
+            typer.echo(f"{printable(known)}  {its_role}  {time.strftime('%Y-%m-%d', time.localtime(created))}")
     elif name is None:
         raise RecipeError(f"token {action} needs --name")
     elif action == "create":
@@ -174,7 +186,7 @@ def submit(
     wishes = {"name": name, "launcher": launcher, "gpus": gpus, "priority": priority, "time_limit": time_limit}
     with _client(server, token_file) as client:
         job = client.submit(text, overrides or (), hub_token, shared=shared, **wishes)
-        typer.echo(job["id"])
+        typer.echo(printable(job["id"]))
         if follow:
             _watch(client, job["id"])
 
@@ -207,7 +219,7 @@ def watch(job: JobArgument, server: Server = _HERE, token_file: TokenFile = None
 def cancel(job: JobArgument, server: Server = _HERE, token_file: TokenFile = None) -> None:
     """End a job; what is done is kept for a retry."""
     with _client(server, token_file) as client:
-        typer.echo(client.cancel(job)["state"])
+        typer.echo(printable(client.cancel(job)["state"]))
 
 
 def retry(
@@ -221,7 +233,7 @@ def retry(
     """Queue a failed or cancelled job again; it continues after one of its last finished layers."""
     hub_token = _read(hub_token_file, "hub token").strip() if hub_token_file else None
     with _client(server, token_file) as client:
-        typer.echo(client.retry(job, hub_token)["state"])
+        typer.echo(printable(client.retry(job, hub_token)["state"]))
 
 
 def fetch(
@@ -236,7 +248,7 @@ def fetch(
     """Download a job's model, report and all else that its run wrote."""
     with _client(server, token_file) as client:
         for path in client.fetch(job, output or Path("runs") / job, only or ()):
-            typer.echo(path)
+            typer.echo(printable(str(path)))
 
 
 def push_job(
@@ -261,7 +273,7 @@ def push_job(
     with _client(server, token_file) as client:
         push = client.push(job, _read(hub_token_file, "hub token").strip(), **settings)
         ended = _watch(client, push["id"])
-        typer.echo(f"pushed {ended['published']['files']} files to {repo_id}\n{ended['published']['url']}")
+        typer.echo(f"pushed {ended['published']['files']} files to {repo_id}\n{printable(ended['published']['url'])}")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -284,6 +296,13 @@ def _client(server: str, token_file: Path | None) -> Client:
     from llmprune.service.client import Client
 
     return Client(server, _read(token_file, "token").strip() if token_file else None)
+
+
+def _limit(text: str) -> int | None:
+    """A size; None for 0. Raises ValueError."""
+    from llmprune.schema import parse_size
+
+    return None if text.strip() == "0" else parse_size(text)
 
 
 def _read(path: Path, what: str) -> str:

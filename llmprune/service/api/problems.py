@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from llmprune.errors import LLMPruneError, RecipeError
-from llmprune.service.planner import PlannerBusy
+from llmprune.service.plan_queue import PlannerBusy, TooManyPlans
 from llmprune.service.table import Conflict, QueueFull
 
 MEDIA_TYPE = "application/problem+json"
@@ -111,7 +112,8 @@ _EXPLAINED: dict[type[Exception], Callable[[Any], Explained]] = {
     HTTPException: lambda error: (error.status_code, str(error.detail), (), error.headers or {}),
     Conflict: lambda error: (409, str(error), (), {}),
     QueueFull: lambda error: (429, str(error), (), {"Retry-After": "60"}),
-    PlannerBusy: lambda error: (503, str(error), (), {"Retry-After": "60"}),
+    TooManyPlans: lambda error: (429, str(error), (), {"Retry-After": str(math.ceil(error.wait))}),
+    PlannerBusy: lambda error: (503, str(error), (), {"Retry-After": str(math.ceil(error.wait))}),
     LLMPruneError: lambda error: (500, str(error), (), {}),
     KeyError: lambda error: (404, f"there is no job {error}", (), {}),  # deleted between two looks
     sqlite3.OperationalError: _table,

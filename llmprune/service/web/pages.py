@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Sequence
 from secrets import token_hex
@@ -19,6 +20,7 @@ from llmprune.service.api.problems import Refused
 from llmprune.service.api.service import JobId, Service, TheCaller, TheService
 from llmprune.service.guard import admit
 from llmprune.service.job import ACTIVE, ENDED, Job, State
+from llmprune.service.plan_queue import PlannerBusy
 from llmprune.service.submission import Submission, submit
 from llmprune.service.submission import cancel as cancel_job
 from llmprune.service.submission import retry as try_again
@@ -217,13 +219,15 @@ async def check(
 async def plan(
     request: Request, service: TheService, caller: TheCaller, recipe: Annotated[str, Form()] = ""
 ) -> Response:
-    """What the recipe would do."""
+    """What the recipe would do; where the planner has no time, the page asks again later."""
     text = recipe.replace("\r\n", "\n")
     try:
         _, overrides = await service.turns.run(caller.name, admit, text, (), service.settings)
-        answer = await run_in_threadpool(service.planner.plan, text, overrides)
+        answer = await run_in_threadpool(service.planner.plan, text, overrides, caller=caller.name)
     except RecipeError as error:
         answer = {"problems": error.problems}
+    except PlannerBusy as busy:
+        return await run_in_threadpool(page, request, "later", said=str(busy), seconds=math.ceil(busy.wait))
     values = {"plan": answer.get("plan"), "problems": answer.get("problems", [])}
     return await run_in_threadpool(page, request, "plan", **values)
 

@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from llmprune import __version__
+from llmprune.printing import printable
 from llmprune.report.wording import change, duration, number, percent, plural
 from llmprune.schema import format_count, format_size
 from llmprune.service.terminal import doing
@@ -81,7 +82,7 @@ def _environment() -> Environment:
     )
     environment.filters.update(
         ago=ago, clock=clock, change=change, duration=duration, number=number, percent=percent, size=format_size,
-        count=format_count, plural=plural, model_name=model_name, moment=moment,
+        count=format_count, plural=plural, model_name=model_name, moment=moment, printable=printable,
     )  # fmt: skip
     environment.tests["in_model"] = lambda name: name.startswith("model/")
     environment.globals.update(
