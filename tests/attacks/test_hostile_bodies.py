@@ -20,7 +20,6 @@ from llmprune.errors import MOST_PROBLEMS, RecipeError
 from llmprune.problems import describe_problems
 from llmprune.recipe import Recipe
 from llmprune.remote import redact
-from llmprune.service.api.problems import Refused
 from llmprune.service.api.turns import Turns
 from llmprune.service.guard import RECIPE_LIMIT, admit
 from llmprune.service.settings import Settings
@@ -148,7 +147,7 @@ def test_patterns_work_in_linear_time() -> None:
 
 
 def test_one_caller_has_one_turn() -> None:
-    """A caller's recipes are read one after the other, two callers' at the same time; a long queue is refused."""
+    """A caller's recipes are read one after the other, two callers' at the same time, however long a queue is."""
     meeting = threading.Barrier(2, timeout=10)
     at_work: list[str] = []
 
@@ -163,12 +162,9 @@ def test_one_caller_has_one_turn() -> None:
         await asyncio.gather(*(turns.run("ann", alone, "ann") for _ in range(6)))
         await asyncio.gather(turns.run("ann", meeting.wait), turns.run("bob", meeting.wait))
         gate = threading.Event()
-        waiting = [asyncio.ensure_future(turns.run("ann", gate.wait, 10)) for _ in range(8)]
+        waiting = [asyncio.ensure_future(turns.run("ann", gate.wait, 10)) for _ in range(60)]
         await asyncio.sleep(0)
-        with pytest.raises(Refused) as refused:
-            await turns.run("ann", alone, "ann")
-        assert refused.value.status_code == 429
-        await turns.run("bob", alone, "bob")
+        await turns.run("bob", alone, "bob")  # more requests than worker threads wait, and hold one of them
         gate.set()
         await asyncio.gather(*waiting)
         assert not turns._queues, "nobody is remembered"

@@ -9,32 +9,25 @@ from typing import ParamSpec, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
-from llmprune.service.api.problems import Refused
-
 P = ParamSpec("P")
 T = TypeVar("T")
-
-_MOST_WAITING = 8  # of one caller, the one at work included
 
 
 @dataclass
 class _Queue:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    length: int = 0
+    length: int = 0  # the request at work included
 
 
 class Turns:
-    """The queue of each caller that has work waiting. A waiting request holds no thread."""
+    """The queue of each caller that has work waiting: no longer than its requests at a time, and without a thread."""
 
     def __init__(self) -> None:
         self._queues: dict[str, _Queue] = {}
 
     async def run(self, caller: str, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run ``work`` in a worker thread once the caller's earlier work is done. Raises Refused (429)."""
+        """Run ``work`` in a worker thread once the caller's earlier work is done."""
         queue = self._queues.setdefault(caller, _Queue())
-        if queue.length >= _MOST_WAITING:
-            said = f"{_MOST_WAITING} recipes of yours are being read already; wait for their answers"
-            raise Refused(429, said, headers={"Retry-After": "1"})
         queue.length += 1
         try:
             async with queue.lock:
