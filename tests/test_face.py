@@ -46,7 +46,7 @@ LADDER = (
     ),
     ("model",),
     ("anatomy", "calibration", "texts", "cut", "scores", "progress", "testing", "remote"),
-    ("files", "schema", "errors"),
+    ("files", "names", "schema", "errors"),
 )
 HEAVY = {"torch", "transformers", "datasets", "lm_eval", "accelerate", "numpy"}
 
