@@ -45,7 +45,7 @@ LADDER = (
         *("evaluation", "report", "hub"),
     ),
     ("model",),
-    ("anatomy", "calibration", "texts", "cut", "scores", "progress", "testing", "remote"),
+    ("anatomy", "calibration", "data_cards", "texts", "cut", "scores", "progress", "testing", "remote"),
     ("files", "names", "schema", "errors"),
 )
 HEAVY = {"torch", "transformers", "datasets", "lm_eval", "accelerate", "numpy"}
