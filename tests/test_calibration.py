@@ -185,7 +185,13 @@ def test_package_text_and_its_split() -> None:
 def test_hub_data_is_streamed_unless_sliced(split: str, streaming: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A data set of hundreds of gigabytes is read only as far as needed; a slice needs all of it."""
     asked: dict[str, Any] = {}
-    monkeypatch.setattr(datasets, "load_dataset", lambda *names, **options: asked.update(options, names=names))
+
+    def load_dataset(*names: str, **options: Any) -> datasets.Dataset:
+        asked.update(options, names=names)
+        return datasets.Dataset.from_dict({"text": ["a"]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("llmprune.texts.require_own_data", lambda *_, **__: None)
     monkeypatch.setattr("llmprune.texts.resolve", lambda *_: SimpleNamespace(resolved="c0ffee"))
     load_text(TextSource(dataset="allenai/c4", config="en", split=split))
     assert asked == {"names": ("allenai/c4", "en"), "split": split, "revision": "c0ffee", "streaming": streaming}
@@ -313,6 +319,7 @@ def test_an_unreachable_hub_names_the_remedies(monkeypatch: pytest.MonkeyPatch) 
             raise RuntimeError("an error occurred") from error
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    monkeypatch.setattr("llmprune.texts.require_own_data", lambda *_, **__: None)
     monkeypatch.setattr("llmprune.texts.resolve", lambda *_: SimpleNamespace(resolved="c0ffee"))
     with pytest.raises(CalibrationError, match=r"'a/b' .* ConnectionError: no route to host; .*HF_HUB_OFFLINE"):
         load(dataset="a/b")

@@ -45,8 +45,8 @@ LADDER = (
         *("evaluation", "report", "hub"),
     ),
     ("model",),
-    ("anatomy", "calibration", "texts", "cut", "scores", "progress", "testing", "remote"),
-    ("files", "schema", "errors", "printing", "console"),
+    ("anatomy", "calibration", "data_cards", "texts", "cut", "scores", "progress", "testing", "remote"),
+    ("files", "names", "schema", "errors", "printing", "console"),
 )
 HEAVY = {"torch", "transformers", "datasets", "lm_eval", "accelerate", "numpy"}
 

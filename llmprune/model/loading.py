@@ -19,6 +19,7 @@ from llmprune.model.config_limits import check_config_file
 from llmprune.model.gguf import cache_folder, converted_folder, gguf_location
 from llmprune.model.processes import count, local_device
 from llmprune.model.pull import Part, commit_of, snapshot
+from llmprune.model.references import require_own_names, unread_fields
 from llmprune.model.source import ModelSource
 from llmprune.model.walk import Decoder, Tensors
 from llmprune.texts import PACKAGE_SCHEME
@@ -38,7 +39,9 @@ def load_config(source: ModelSource) -> Config:
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """The model's tokenizer. Raises ModelError where there is none."""
-    tokenizer: PreTrainedTokenizerBase = _from_pretrained(AutoTokenizer, source, str(place_of(source, "tokenizer")))
+    place = place_of(source, "tokenizer")
+    overruled = {} if source.trust_remote_code else unread_fields(place)
+    tokenizer: PreTrainedTokenizerBase = _from_pretrained(AutoTokenizer, source, str(place), **overruled)
     return tokenizer
 
 
@@ -71,6 +74,7 @@ def load_model(source: ModelSource) -> PreTrainedModel:
         listed = "; ".join(f"{len(keys)} {kind}: {', '.join(keys[:3])}" for kind, keys in problems.items())
         raise CheckpointError(f"the weights of {source.id} do not fit its config ({listed}); get a whole checkpoint")
     loaded: PreTrainedModel = model.eval()
+    loaded.config.name_or_path = place  # saving looks there for licences; a part of a config may have another path
     return loaded.requires_grad_(False)
 
 
@@ -158,7 +162,8 @@ def _running_device(module: nn.Module) -> torch.device:
 def place_of(source: ModelSource, part: Part) -> Path:
     """The folder that has this part of the model: of a hub model a part of its cached snapshot.
 
-    A packaged GGUF file is converted once. Raises ModelError where there is no such model.
+    A packaged GGUF file is converted once. Raises ModelError where there is no such model, or where its files name
+    others that lie elsewhere.
     """
     if source.id.startswith(PACKAGE_SCHEME):
         return converted_folder(source.id)
@@ -166,12 +171,14 @@ def place_of(source: ModelSource, part: Part) -> Path:
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ModelError(f"the folder {source.id} has no config.json; give the folder of a Hugging Face checkpoint")
-        return folder
-    if folder.exists():
+    elif folder.exists():
         raise ModelError(f"{source.id} is a file; give the folder of a Hugging Face checkpoint")
-    if source.id.startswith(("/", ".", "~")) or source.id.count("/") > 1:
+    elif source.id.startswith(("/", ".", "~")) or source.id.count("/") > 1:
         raise ModelError(f"the model folder {source.id} does not exist; give a hub id (org/name) or an existing folder")
-    return snapshot(source.id, source.revision, part, source.trust_remote_code)
+    else:
+        folder = snapshot(source.id, source.revision, part, source.trust_remote_code)
+    require_own_names(folder, source.id, with_code=source.trust_remote_code)
+    return folder
 
 
 def hub_commit(source: ModelSource) -> str | None:

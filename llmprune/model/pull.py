@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import json
 import logging
+import os
 import re
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from llmprune.errors import CheckpointError, ModelError
+from llmprune.model.references import INDEX, TEMPLATES, shard_names
+from llmprune.model.references import NOTICES as NOTICES
 from llmprune.remote import persistently, reason, resolve, scrub
 
 logger = logging.getLogger(__name__)
 
 Part = Literal["config", "tokenizer", "weights"]
 
-NOTICES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 _SMALL = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "README.md", *NOTICES)
-_TEMPLATES = "additional_chat_templates"
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_WEIGHTS = "model.safetensors"
 
 
 def commit_of(model_id: str, revision: str) -> str:
@@ -45,7 +45,7 @@ def snapshot(model_id: str, revision: str, part: Part, with_code: bool = False) 
             names = _names(model_id, commit)
             folder = _fetch(model_id, commit, [name for name in names if _is_small(name)])
         if part == "weights":
-            _fetch_weights(model_id, commit, folder, _weights(folder, names))
+            _fetch_weights(model_id, commit, folder, _weights(model_id, folder, names))
         return folder
     except CheckpointError:
         raise
@@ -83,18 +83,14 @@ def _is_small(name: str) -> bool:
     """Config, tokenizer, templates and licence; what lies in other folders is another format's."""
     path = PurePosixPath(name)
     folder = path.parent.as_posix()
-    return folder == _TEMPLATES or (folder == "." and any(fnmatch(path.name, pattern) for pattern in _SMALL))
+    return folder == TEMPLATES or (folder == "." and any(fnmatch(path.name, pattern) for pattern in _SMALL))
 
 
-def _weights(folder: Path, names: list[str]) -> list[str]:
+def _weights(model_id: str, folder: Path, names: list[str]) -> list[str]:
     """The weights files that transformers reads, and no other copies of them."""
-    if _WEIGHTS in names or _INDEX not in names:
+    if _WEIGHTS in names or INDEX not in names:
         return [name for name in names if name == _WEIGHTS]
-    try:
-        shards = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()
-        return sorted(set(shards))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{_INDEX} is no index of weights files ({error}); get a whole checkpoint") from error
+    return shard_names(folder / INDEX, model_id)
 
 
 def _fetch_weights(model_id: str, commit: str, folder: Path, names: list[str]) -> None:
@@ -107,9 +103,9 @@ def _fetch_weights(model_id: str, commit: str, folder: Path, names: list[str]) -
         if not missing:
             return
         for name in missing:
-            blob = (folder / name).resolve()
-            (folder / name).unlink(missing_ok=True)
-            blob.unlink(missing_ok=True)
+            path = folder / name
+            for copy in (path.resolve(), _blob(path), path):
+                copy.unlink(missing_ok=True)
         if again:
             logger.warning("%s of %s came damaged and is fetched again", ", ".join(missing), model_id)
     raise CheckpointError(
@@ -120,8 +116,13 @@ def _fetch_weights(model_id: str, commit: str, folder: Path, names: list[str]) -
 
 def _as_named(path: Path) -> bool:
     """Whether a downloaded file is what the hub says; its cache names large files by their SHA-256."""
-    blob = path.resolve()
+    blob = _blob(path)
     if not blob.is_file() or not re.fullmatch(r"[0-9a-f]{64}", blob.name):
         return blob.is_file()
     with blob.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() == blob.name
+
+
+def _blob(path: Path) -> Path:
+    """A snapshot's file as its repository stores it: that may itself be a link to what all repositories share."""
+    return path.parent / os.readlink(path) if path.is_symlink() else path

