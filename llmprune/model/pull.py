@@ -16,8 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from llmprune.errors import CheckpointError, ModelError
-from llmprune.model.references import INDEX, TEMPLATES, shard_names
-from llmprune.model.references import NOTICES as NOTICES
+from llmprune.model.references import INDEX, NOTICES, TEMPLATES, shard_names
 from llmprune.remote import persistently, reason, resolve, scrub
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from llmprune.files import disk_errors, flush, share
-from llmprune.model.pull import NOTICES
+from llmprune.model.references import NOTICES
 from llmprune.schema import Section, Size
 
 if TYPE_CHECKING:

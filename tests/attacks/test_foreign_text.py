@@ -144,10 +144,10 @@ def test_messages_of_a_hostile_service_are_printed_as_escapes(monkeypatch: pytes
         lambda server, token_file: Client(server, transport=httpx.MockTransport(answer)),
     )
     fetched, cancelled, refused = command("fetch", "1", "-o", tmp_path), command("cancel", "1"), command("retry", "1")
-    assert (fetched.code, cancelled.code, refused.code) == (0, 0, 1)
+    assert (fetched.code, cancelled.code, refused.code) == (1, 0, 1)
     for outcome in (fetched, cancelled, refused):
         assert not unprintable(outcome.out + outcome.err)
-    assert r"a\x1b[2J\u202eb" in fetched.out
+    assert r"the service named the file 'a\x1b[2J\u202eb'" in fetched.err
     assert len(refused.err.splitlines()) == 1
 
 
