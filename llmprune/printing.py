@@ -13,6 +13,7 @@ from types import TracebackType
 
 LOG_FORMAT = "%(levelname)s %(name)s: %(message)s"
 
+"".encode("unicode_escape")  # loads the codec, which opens files: later there may be none left to open
 _ESCAPED = {"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"}  # control, format, unassigned, private, surrogate, separators
 
 

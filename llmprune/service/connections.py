@@ -1,8 +1,9 @@
 """Connections that keep a server busy without asking anything: each phase of a request has a time limit.
 
-A uvicorn protocol with a timer a connection, and a register of the connections that wait for a request. The register
-closes the longest waiting one where an address, or all addresses together, have too many: a new connection is
-never refused, so that health checks are answered whoever else holds connections.
+A uvicorn protocol with a timer a connection, and a register of the connections that wait for a request. Where an
+address, or all addresses together, have too many, the register closes the longest waiting one and not the new one, so
+that health checks are answered whoever else holds connections. How many requests an address may have under way is
+the gate's to limit (service/api/gate.py).
 """
 
 from __future__ import annotations
@@ -10,21 +11,25 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import math
 import resource
-import time
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 logger = logging.getLogger(__name__)
 
+BACKLOG = 128  # connections that asyncio accepts in one go, before any of them can be closed
 _MOST_WAITING = 32  # of one address; a browser holds 6
 _MOST_CONNECTIONS = 4096
+_OTHER_FILES = 256  # that the process holds open: job table, logs, downloads
 _REPORT_EVERY = 60.0  # seconds between two lines of the log about connections that were closed
+
+Phase = Literal["headers", "body", "answer"]
 
 
 @dataclass(frozen=True)
@@ -44,35 +49,30 @@ class Register:
     trusted: Sequence[str] = ()  # addresses and networks of proxies, which hold connections for many clients
     most_waiting: int = _MOST_WAITING
     most: int = _MOST_CONNECTIONS
-    _waiting: OrderedDict[LimitedProtocol, str] = field(default_factory=OrderedDict)
-    _by_address: dict[str, OrderedDict[LimitedProtocol, None]] = field(default_factory=dict)
     _all: set[LimitedProtocol] = field(default_factory=set)
+    _waiting: dict[str, OrderedDict[LimitedProtocol, None]] = field(default_factory=dict)  # by address, oldest first
     _closed: Counter[str] = field(default_factory=Counter)
-    _reported: float = float("-inf")
 
     def opened(self, connection: LimitedProtocol) -> None:
-        """Count a new connection; close another where there are too many."""
+        """Count a new connection; where there are too many, close one of the address with the most waiting ones."""
         self._all.add(connection)
         if len(self._all) > self.most:
-            self._close(next(iter(self._waiting), connection), "too many connections")
+            crowd = max(self._waiting.values(), key=len, default=OrderedDict({connection: None}))
+            self._close(next(iter(crowd)), "too many connections")
 
     def waits(self, connection: LimitedProtocol) -> None:
         """Note that a connection waits for a request; close the longest waiting one of its address if need be."""
-        address = connection.address
-        self._waiting[connection] = address
-        of_address = self._by_address.setdefault(address, OrderedDict())
-        of_address[connection] = None
-        if len(of_address) > self.most_waiting and not is_among(address, self.trusted):
-            self._close(next(iter(of_address)), "too many connections of one address")
+        waiting = self._waiting.setdefault(connection.address, OrderedDict())
+        waiting[connection] = None
+        if len(waiting) > self.most_waiting and not is_among(connection.address, self.trusted):
+            self._close(next(iter(waiting)), "too many connections of one address")
 
     def works(self, connection: LimitedProtocol) -> None:
-        """Note that a connection waits no longer."""
-        address = self._waiting.pop(connection, None)
-        if address is not None:
-            of_address = self._by_address[address]
-            del of_address[connection]
-            if not of_address:
-                del self._by_address[address]
+        """Note that a connection does not wait."""
+        waiting = self._waiting.get(connection.address, OrderedDict())
+        waiting.pop(connection, None)
+        if not waiting:
+            self._waiting.pop(connection.address, None)
 
     def lost(self, connection: LimitedProtocol) -> None:
         """Forget a connection."""
@@ -84,15 +84,16 @@ class Register:
         self._close(connection, "too slow")
 
     def _close(self, connection: LimitedProtocol, reason: str) -> None:
+        if not self._closed:  # a flood of connections must not become a flood of lines
+            connection.loop.call_later(_REPORT_EVERY, self._report)
+        self._closed[reason] += 1
         self.lost(connection)
         connection.transport.abort()
-        self._closed[reason] += 1
-        now = time.monotonic()
-        if now - self._reported >= _REPORT_EVERY:  # a flood of connections must not become a flood of lines
-            self._reported = now
-            counts = ", ".join(f"{count} ({reason})" for reason, count in self._closed.items())
-            logger.warning("connections closed since the last such line: %s", counts)
-            self._closed.clear()
+
+    def _report(self) -> None:
+        counts = ", ".join(f"{count} ({reason})" for reason, count in self._closed.items())
+        logger.warning("connections closed in the last minute: %s", counts)
+        self._closed.clear()
 
 
 class LimitedProtocol(H11Protocol):
@@ -101,9 +102,9 @@ class LimitedProtocol(H11Protocol):
     def __init__(self, register: Register, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._register = register
-        self._phase: object = None
+        self._phase: Phase = "answer"
         self._timer: asyncio.TimerHandle | None = None
-        self._stalled: asyncio.TimerHandle | None = None
+        self._unread = math.inf  # bytes of answers that the client had not taken when the timer was last looked at
 
     @property
     def address(self) -> str:
@@ -119,8 +120,7 @@ class LimitedProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clock."""
         self._register.lost(self)
-        self._cancel()
-        self.resume_writing()
+        self._stop()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -136,35 +136,52 @@ class LimitedProtocol(H11Protocol):
     def pause_writing(self) -> None:
         """Start the clock for a client that does not read its answer."""
         super().pause_writing()
-        self._stalled = self.loop.call_later(self._register.patience.reading, self._register.timed_out, self)
+        if self._phase == "answer":
+            self._start(self._register.patience.reading)
 
     def resume_writing(self) -> None:
         """Stop that clock."""
         super().resume_writing()
-        if self._stalled is not None:
-            self._stalled.cancel()
-            self._stalled = None
+        if self._phase == "answer":
+            self._stop()
 
     def _watch(self) -> None:
-        """Set the clock where another phase has begun."""
-        phase = self.conn.their_state
-        if phase is self._phase or self.transport.is_closing():
+        """Set the clock where another phase has begun; the rest of a refused body is a wait for the next request."""
+        answering = self.cycle is not None and not self.cycle.response_complete
+        phase: Phase = "headers"
+        if answering:
+            phase = "body" if self.conn.their_state is h11.SEND_BODY else "answer"
+        if phase == self._phase or self.transport.is_closing():
             return
         self._phase = phase
-        self._cancel()
-        if phase is h11.IDLE:
+        if phase == "headers":
             self._register.waits(self)
+            self._start(self._register.patience.headers)
         else:
             self._register.works(self)
-        patience = self._register.patience
-        seconds = {h11.IDLE: patience.headers, h11.SEND_BODY: patience.body}.get(phase)
-        if seconds is not None:
-            self._timer = self.loop.call_later(seconds, self._register.timed_out, self)
+            if phase == "body":
+                self._start(self._register.patience.body)
+            else:
+                self._stop()
 
-    def _cancel(self) -> None:
+    def _start(self, seconds: float) -> None:
+        self._stop()
+        self._unread = math.inf
+        self._timer = self.loop.call_later(seconds, self._expired)
+
+    def _stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _expired(self) -> None:
+        """Close the connection, unless the client is still taking bytes of an answer, however slowly."""
+        unread = self.transport.get_write_buffer_size()
+        if unread and unread < self._unread:
+            self._unread = unread
+            self._timer = self.loop.call_later(self._register.patience.reading, self._expired)
+        else:
+            self._register.timed_out(self)
 
 
 def is_among(address: str, networks: Sequence[str]) -> bool:
@@ -176,11 +193,12 @@ def is_among(address: str, networks: Sequence[str]) -> bool:
     return any(found in ipaddress.ip_network(network, strict=False) for network in networks)
 
 
-def allow_many_files() -> int:
-    """Raise this process's limit of open files as far as it may; return the limit."""
+def most_connections() -> int:
+    """Raise this process's limit of open files as far as it may; return how many connections that allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 4 * _MOST_CONNECTIONS if hard == resource.RLIM_INFINITY else min(hard, 4 * _MOST_CONNECTIONS)
+    wanted = _MOST_CONNECTIONS + BACKLOG + _OTHER_FILES
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        return wanted
-    return soft if soft != resource.RLIM_INFINITY else wanted
+    return max(1, wanted - BACKLOG - _OTHER_FILES)

@@ -14,6 +14,7 @@ import queue
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from logging.handlers import QueueHandler, QueueListener, RotatingFileHandler, WatchedFileHandler
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ ACCESS, AUDIT = "access.jsonl", "audit.jsonl"
 access = logging.getLogger("llmprune.service.access")
 audit = logging.getLogger("llmprune.service.audit")
 
-_PART, _PARTS = 20_000_000, 5  # bytes of the access log in one file, and older files that stay
+_PART, _PARTS = 20_000_000, 4  # bytes of the access log in one file, and older files that stay
 
 
 def log_with_time() -> None:
@@ -45,8 +46,8 @@ def record(**fields: Any) -> str:
 def kept(folder: Path) -> Iterator[None]:
     """Write both logs into a folder while the block runs."""
     files = {
-        access: RotatingFileHandler(folder / ACCESS, maxBytes=_PART, backupCount=_PARTS, encoding="utf-8"),
-        audit: WatchedFileHandler(folder / AUDIT, encoding="utf-8"),
+        access: _PrivateParts(folder / ACCESS, maxBytes=_PART, backupCount=_PARTS, encoding="utf-8"),
+        audit: _PrivateFile(folder / AUDIT, encoding="utf-8"),
     }
     listeners = []
     for logger, file in files.items():
@@ -64,9 +65,37 @@ def kept(folder: Path) -> Iterator[None]:
             file.close()
 
 
-def audit_command(folder: Path, action: str, **fields: Any) -> None:
+def audit_command(folder: Path, *, action: str, **fields: Any) -> None:
     """Add a line for what somebody did on the service's machine, beside the service."""
-    line = record(caller=f"{getpass.getuser()} (this machine)", action=action, **fields)
-    descriptor = os.open(folder / AUDIT, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(line + "\n")
+    path = folder / AUDIT
+    _make_private(path)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(record(caller=f"{_user()} (this machine)", action=action, **fields) + "\n")
+
+
+class _PrivateParts(RotatingFileHandler):
+    """Writes files that only this user can read."""
+
+    def _open(self) -> TextIOWrapper:
+        _make_private(Path(self.baseFilename))
+        return super()._open()
+
+
+class _PrivateFile(WatchedFileHandler):
+    """Writes a file that only this user can read."""
+
+    def _open(self) -> TextIOWrapper:
+        _make_private(Path(self.baseFilename))
+        return super()._open()
+
+
+def _make_private(path: Path) -> None:
+    """Make a file where there is none, closed to others from the first moment."""
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # in a container a user may have a number only
+        return f"uid {os.getuid()}"

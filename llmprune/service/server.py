@@ -109,13 +109,13 @@ def serve(settings: Settings) -> None:
 def _configuration(app: FastAPI, settings: Settings) -> uvicorn.Config:
     import uvicorn
 
-    from llmprune.service.connections import LimitedProtocol, Register, allow_many_files
+    from llmprune.service.connections import BACKLOG, LimitedProtocol, Register, most_connections
 
-    register = Register(trusted=settings.trusted_proxies, most=min(4096, allow_many_files() // 2))
+    register = Register(trusted=settings.trusted_proxies, most=most_connections())
     return uvicorn.Config(
         app, host=settings.host, port=settings.port, http=partial(LimitedProtocol, register),  # type: ignore[arg-type]
-        ws="none", h11_max_incomplete_event_size=_HEADERS, log_config=None, access_log=False, server_header=False,
-        proxy_headers=False, timeout_graceful_shutdown=3,
+        backlog=BACKLOG, ws="none", h11_max_incomplete_event_size=_HEADERS, log_config=None, access_log=False,
+        server_header=False, proxy_headers=False, timeout_graceful_shutdown=3,
     )  # fmt: skip
 
 

@@ -155,11 +155,11 @@ def token(
         raise RecipeError(f"token {action} needs --name")
     elif action == "create":
         made = tokens.create(name, role)
-        audit_command(data_dir, "token create", token=name, role=role)
         typer.echo(made)
+        audit_command(data_dir, action="token create", token=name, role=role)
     else:
         tokens.revoke(name)
-        audit_command(data_dir, "token revoke", token=name)
+        audit_command(data_dir, action="token revoke", token=name)
 
 
 def submit(

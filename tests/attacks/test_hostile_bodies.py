@@ -94,6 +94,33 @@ def test_no_body_holds_the_event_loop(
     assert longest < LONGEST, where
 
 
+LONG = 46_000  # bytes of headers that the server takes
+HEADERS = {
+    "a cookie of escapes": {"Cookie": 'x="' + "\\" * LONG},
+    "our cookie of escapes": {"Cookie": 'llmprune_session="' + "\\" * LONG},
+    "many cookies": {"Cookie": "; ".join(f"c{n}=1" for n in range(LONG // 9))},
+    "a list of ranges": {"Range": "bytes=" + ",".join(f"{n}-{n}" for n in range(LONG // 12))},
+    "a content type of parameters": {"Content-Type": "application/json" + ";a=" * (LONG // 3)},
+    "a long host": {"Host": "[" * LONG},
+    "a long origin": {"Origin": "http://" + "[" * LONG},
+    "accept": {"Accept": "text/html," * (LONG // 10)},
+    "authorization": {"Authorization": "Bearer " + "x " * (LONG // 2)},
+}
+
+
+@pytest.mark.parametrize("headers", HEADERS.values(), ids=list(HEADERS))
+@pytest.mark.parametrize("path", ["/v1/health", "/v1/jobs", "/static/app.js", f"/v1/jobs/{'0' * 12}/push"])
+def test_no_header_holds_the_event_loop(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, path: str, headers: dict[str, str]
+) -> None:
+    """Also before anybody is known, a header costs little: cookies that are not ours are never parsed."""
+    with watched_loops(monkeypatch) as spans:
+        answer = bench.http.request("POST" if path.endswith("push") else "GET", path, headers=headers)
+    assert answer.status_code < 500
+    longest, where = max(spans)
+    assert longest < LONGEST, where
+
+
 def test_a_recipe_over_the_network_is_small(bench: Bench, tmp_path: Path) -> None:
     """A body, a form's text and an override above the limit are refused before anything reads them."""
     large = RECIPE + "#" * RECIPE_LIMIT
@@ -105,6 +132,14 @@ def test_a_recipe_over_the_network_is_small(bench: Bench, tmp_path: Path) -> Non
         admit(RECIPE, (f"model.id={'x' * (RECIPE_LIMIT + 1)}",), Settings(data_dir=tmp_path))
     with pytest.raises(RecipeError, match="nested more than 20 deep"):
         admit(RECIPE, (f"{'a.' * 10_000}b=1",), Settings(data_dir=tmp_path))
+
+
+def test_problems_of_parameters_are_shortened(bench: Bench) -> None:
+    """A push with hundreds of unknown keys is answered with the first, and a count."""
+    answer = bench.http.post(f"/v1/jobs/{'0' * 12}/push", content=keys(8_000), headers=JSON | {"X-Hub-Token": "x"})
+    assert answer.status_code == 422
+    assert len(answer.json()["problems"]) == MOST_PROBLEMS + 1
+    assert answer.json()["problems"][-1].endswith("more problems")
 
 
 def test_forms_have_few_fields_and_one_kind(bench: Bench) -> None:

@@ -45,6 +45,28 @@ def test_guessing_at_the_sign_in_is_slow(closed: tuple[Bench, str]) -> None:
     assert {fine.post("/login", data={"token": token}).status_code for _ in range(15)} == {303}, "only mistakes count"
 
 
+def test_a_page_of_an_ended_session_locks_nobody_out(closed: tuple[Bench, str]) -> None:
+    """A page that asks on and on without a session is sent to the sign-in, and does not count as guessing."""
+    bench, token = closed
+    http = from_address(bench, OTHER)
+    asks = {"HX-Request": "true", "HX-Current-URL": f"{BASE}/jobs/0123456789ab"}
+    answers = [http.get("/now", headers=asks | {"Cookie": "llmprune_session=gone"}) for _ in range(40)]
+    assert {(answer.status_code, answer.headers["HX-Redirect"]) for answer in answers} == {
+        (401, "/login?next=/jobs/0123456789ab")
+    }
+    assert {http.get("/v1/metrics").status_code for _ in range(40)} == {401}
+    assert http.post("/login", data={"token": token}).status_code == 303
+
+
+def test_a_person_who_must_wait_gets_a_page(closed: tuple[Bench, str]) -> None:
+    """Too many sign-ins are refused in the form in which the page was asked for."""
+    bench, _ = closed
+    http = from_address(bench, OTHER)
+    answers = [http.post("/login", data={"token": "x"}, headers={"Accept": "text/html"}) for _ in range(12)]
+    assert (answers[-1].status_code, answers[-1].headers["Content-Type"]) == (429, "text/html; charset=utf-8")
+    assert "too many requests" in answers[-1].text
+
+
 def test_clients_behind_a_proxy_are_told_apart(closed: tuple[Bench, str]) -> None:
     """By X-Forwarded-For of a trusted proxy one client's mistakes are not another's; anybody else's is not believed."""
     bench, token = closed
@@ -116,6 +138,42 @@ def test_who_did_what_is_in_the_audit_log(closed: tuple[Bench, str]) -> None:
     text = (folder / AUDIT).read_text() + (folder / ACCESS).read_text()
     assert token not in text
     assert text.replace("\n", "").isprintable(), "a path with an escape sequence is escaped"
+
+
+def test_refusals_and_errors_are_logged_too(closed: tuple[Bench, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another site's attempt, an error of the service and a full queue have lines; a flood of refusals has few."""
+    bench, token = closed
+    folder, http = bench.settings.data_dir, from_address(bench, OTHER)
+    http = TestClient(bench.app, base_url=BASE, client=(OTHER, 1), raise_server_exceptions=False)
+    bearer = {"Authorization": f"Bearer {token}"}
+
+    def fail(*_: object) -> None:
+        raise RuntimeError
+
+    with kept(folder):
+        http.post("/v1/jobs", content=RECIPE, headers=YAML | bearer | {"Origin": "https://evil.example"})
+        monkeypatch.setattr(bench.service.jobs.__class__, "add", fail)
+        http.post("/v1/jobs", content=RECIPE, headers=YAML | bearer)
+        for _ in range(60):
+            http.post("/login", data={"token": "wrong"})
+    found = [(line["caller"], line["status"]) for line in lines(folder / AUDIT)]
+    assert found[:2] == [("ann", 403), ("ann", 500)]
+    assert found.count((None, 401)) == 10
+    assert 1 <= found.count((None, 429)) <= 4
+    assert [line["status"] for line in lines(folder / ACCESS)][1] == 500
+    assert {(folder / name).stat().st_mode & 0o777 for name in (ACCESS, AUDIT)} == {0o600}
+
+
+def test_a_user_without_a_name_gets_the_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container the user may have no entry in the table of users."""
+
+    def nobody() -> str:
+        raise KeyError("getpwuid(): uid not found: 1234")
+
+    monkeypatch.setattr("getpass.getuser", nobody)
+    made = CliRunner().invoke(app, ["token", "create", "--name", "ann", "--data-dir", str(tmp_path)])
+    assert (made.exit_code, made.output.startswith("llmprune_")) == (0, True)
+    assert lines(tmp_path / AUDIT)[0]["caller"].startswith("uid ")
 
 
 def test_tokens_made_on_the_machine_are_in_the_audit_log(tmp_path: Path) -> None:

@@ -11,14 +11,14 @@
 from __future__ import annotations
 
 import re
-from http.cookies import CookieError, SimpleCookie
-from urllib.parse import quote, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llmprune.service.api.problems import answer
+from llmprune.service.api.problems import answer, respond
 from llmprune.service.limits import InFlight, RateLimit, network_of
 from llmprune.service.settings import LOOPBACK, Settings, is_loopback
 from llmprune.service.tokens import LOCAL, Caller, Tokens
@@ -26,6 +26,7 @@ from llmprune.service.tokens import LOCAL, Caller, Tokens
 COOKIE = "llmprune_session"
 _OPEN = ("/v1/health", "/v1/ready", "/login")
 _PROBES = ("/v1/health", "/v1/ready", "/v1/metrics")
+_SESSION = re.compile(r"[\w-]{1,100}", re.ASCII)
 _STREAM = re.compile(r"/v1/jobs/[^/]+/events")
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _POLICY = (
@@ -49,13 +50,15 @@ class Gate:
     def __init__(self, app: ASGIApp, settings: Settings, tokens: Tokens) -> None:
         self.app, self.settings, self.tokens = app, settings, tokens
         self._requests = RateLimit(settings.rate, settings.burst)
-        self._mistakes = RateLimit(0.5, 10)
+        self._mistakes = RateLimit(0.5, 10)  # wrong bearer tokens
+        self._sign_ins = RateLimit(0.5, 10)  # that failed
         self._in_flight = InFlight()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request pass, or answer it here."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
+        _keep_own_cookie(scope)
         refused = self._refusal(scope)
         guarded = _with_headers(send)
         if refused or scope["path"] in _PROBES:
@@ -64,7 +67,7 @@ class Gate:
         if scope["path"] == "/login" and scope["method"] == "POST":
             guarded = self._counting_mistakes(network_of(_address(scope)), guarded)
         with self._in_flight.counted(self._most_at_a_time(scope)) as room:
-            await (self.app if room else _crowded())(scope, receive, guarded)
+            await (self.app if room else _crowded(scope))(scope, receive, guarded)
         return None
 
     def _most_at_a_time(self, scope: Scope) -> dict[str, int]:
@@ -82,37 +85,34 @@ class Gate:
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] == 401:
-                self._mistakes.wait(network)
+                self._sign_ins.wait(network)
             await send(message)
 
         return sending
 
     def _refusal(self, scope: Scope) -> Response | None:
         """A response that says no; None where the request may go on."""
-        headers, path = Headers(scope=scope), scope["path"]
-        network = network_of(_address(scope))
-        if scope["method"] not in _SAFE and _from_another_site(headers):
-            return answer(403, "another site asked for this; only this service's own pages may")
+        headers, path, network = Headers(scope=scope), scope["path"], network_of(_address(scope))
         if self.is_open():
             if not self._known_host(headers.get("host", "")):
                 return answer(403, "this name is not the service's; call it by 127.0.0.1, or give serve --host-name")
             caller: Caller | None = LOCAL
         else:
             caller = self._caller(headers)
-        if caller is None and not (path in _OPEN or path.startswith("/static/")):
-            if wait := self._mistakes.wait(network):
-                return _slow_down(wait)
-            if path.startswith("/v1") or "text/html" not in headers.get("accept", ""):
-                return answer(401, "send Authorization: Bearer TOKEN", headers={"WWW-Authenticate": "Bearer"})
-            return RedirectResponse(f"/login?next={quote(path)}", 303)
         scope.setdefault("state", {})["caller"] = caller
-        if path in _PROBES:
+        if scope["method"] not in _SAFE and _from_another_site(headers):
+            return answer(403, "another site asked for this; only this service's own pages may")
+        if path in _PROBES and (caller or path in _OPEN):
             return None
         wait = self._requests.wait(f"token {caller.name}" if caller else network)
+        if caller is None and headers.get("authorization"):
+            wait = max(wait, self._mistakes.wait(network))
         if path == "/login" and scope["method"] == "POST":
-            wait = max(wait, self._mistakes.wait(network, take=False))
+            wait = max(wait, self._sign_ins.wait(network, take=False))
         if wait:
-            return _slow_down(wait)
+            return _slow_down(scope, wait)
+        if caller is None and not (path in _OPEN or path.startswith("/static/")):
+            return _sign_in_first(headers, path)
         return None
 
     def is_open(self) -> bool:
@@ -127,7 +127,7 @@ class Gate:
         return self.tokens.session_caller(session) if session else None
 
     def _known_host(self, host: str) -> bool:
-        name = urlsplit(f"//{host}").hostname if _is_plain(host) else None
+        name = _parts(f"//{host}").hostname if _is_plain(host) else None
         return name in (*LOOPBACK, self.settings.host, *self.settings.host_names)
 
 
@@ -138,11 +138,28 @@ def _address(scope: Scope) -> str:
 
 def session_of(headers: Headers) -> str | None:
     """The session that a browser's cookie names."""
+    for part in headers.get("cookie", "").split(";"):
+        name, _, value = part.strip().partition("=")
+        if name == COOKIE:
+            return value if _SESSION.fullmatch(value) else None
+    return None
+
+
+def _keep_own_cookie(scope: Scope) -> None:
+    """Leave nothing of a request's cookies but the session: to unquote the others can take the square of their size."""
+    headers = Headers(scope=scope)
+    if "cookie" in headers:
+        session = session_of(headers)
+        own = [(b"cookie", f"{COOKIE}={session}".encode())] if session else []
+        scope["headers"] = [(name, value) for name, value in headers.raw if name != b"cookie"] + own
+
+
+def _parts(address: str) -> SplitResult:
+    """The parts of an address; of what is none, nothing."""
     try:
-        cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-    except CookieError:
-        return None
-    return cookie.value if cookie else None
+        return urlsplit(address)
+    except ValueError:
+        return urlsplit("")
 
 
 def _is_plain(host: str) -> bool:
@@ -155,16 +172,27 @@ def _from_another_site(headers: Headers) -> bool:
     if site is not None:
         return site not in ("same-origin", "none")
     origin = headers.get("origin")
-    return origin is not None and urlsplit(origin).netloc != headers.get("host")
+    return origin is not None and _parts(origin).netloc != headers.get("host")
 
 
-def _slow_down(wait: float) -> Response:
-    return answer(429, f"too many requests; wait {wait:.1f} s", headers={"Retry-After": str(int(wait) + 1)})
+def _sign_in_first(headers: Headers, path: str) -> Response:
+    """Say that a token is needed: to a program, to a page that asks for its parts, or to a person."""
+    if "hx-request" in headers:  # the page stops asking, and a person sees why
+        here = _parts(headers.get("hx-current-url", "")).path or "/"
+        return Response(status_code=401, headers={"HX-Redirect": f"/login?next={quote(here)}"})
+    if path.startswith("/v1") or "text/html" not in headers.get("accept", ""):
+        return answer(401, "send Authorization: Bearer TOKEN", headers={"WWW-Authenticate": "Bearer"})
+    return RedirectResponse(f"/login?next={quote(path)}", 303)
 
 
-def _crowded() -> Response:
+def _slow_down(scope: Scope, wait: float) -> Response:
+    said = f"too many requests; wait {wait:.1f} s"
+    return respond(Request(scope), 429, said, headers={"Retry-After": str(int(wait) + 1)})
+
+
+def _crowded(scope: Scope) -> Response:
     said = "too many requests or event streams of yours are under way; end some, or wait for their answers"
-    return answer(429, said, headers={"Retry-After": "5"})
+    return respond(Request(scope), 429, said, headers={"Retry-After": "5"})
 
 
 def _with_headers(send: Send) -> Send:

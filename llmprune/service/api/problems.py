@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
 
-from llmprune.errors import LLMPruneError, RecipeError
+from llmprune.errors import MOST_PROBLEMS, LLMPruneError, RecipeError, shortened
 from llmprune.service.plan_queue import PlannerBusy, TooManyPlans
 from llmprune.service.table import Conflict, QueueFull
 
@@ -97,8 +97,11 @@ def _methods(request: Request) -> list[str]:
 
 
 def _parameters(error: RequestValidationError) -> Explained:
-    said = [f"{'.'.join(str(part) for part in one['loc'][1:])}: {one['msg']}" for one in error.errors()]
-    return 422, "the parameters are wrong", said, {}
+    errors = error.errors()
+    said = [
+        f"{'.'.join(str(part)[:60] for part in one['loc'][1:])}: {one['msg']}" for one in errors[: MOST_PROBLEMS + 1]
+    ]
+    return 422, "the parameters are wrong", shortened(said, len(errors)), {}
 
 
 def _table(error: sqlite3.OperationalError) -> Explained:

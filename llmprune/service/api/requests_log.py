@@ -12,6 +12,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmprune.service import logs
+from llmprune.service.limits import RateLimit
 
 _PROBES = ("/v1/health", "/v1/ready")
 _SAFE = ("GET", "HEAD", "OPTIONS")
@@ -23,6 +24,7 @@ class RequestsLog:
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
+        self._throttled = RateLimit(1 / 60, 3)  # audit lines of refusals for haste: a flood of them is one event
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, and note its answer once it is complete."""
@@ -40,27 +42,33 @@ class RequestsLog:
 
         try:
             await self.app(scope, receive, sending)
+        except Exception:  # answered by Starlette, outside of here
+            answered["status"] = answered["status"] or 500
+            raise
         finally:
-            _note(scope, answered, time.monotonic() - start)
+            self._note(scope, answered, time.monotonic() - start)
         return None
 
-
-def _note(scope: Scope, answered: dict[str, Any], seconds: float) -> None:
-    caller = scope.get("state", {}).get("caller")
-    who = {"address": scope["client"][0] if scope.get("client") else None, "caller": caller.name if caller else None}
-    path, status = scope["path"][:500], answered["status"]
-    logs.access.info(
-        logs.record(
-            **who,
-            method=scope["method"],
-            path=path,
-            status=status,
-            bytes=answered["bytes"],
-            ms=round(1000 * seconds, 1),
+    def _note(self, scope: Scope, answered: dict[str, Any], seconds: float) -> None:
+        caller = scope.get("state", {}).get("caller")
+        who = {
+            "address": scope["client"][0] if scope.get("client") else None,
+            "caller": caller.name if caller else None,
+        }
+        path, status = scope["path"][:500], answered["status"]
+        logs.access.info(
+            logs.record(
+                **who,
+                method=scope["method"],
+                path=path,
+                status=status,
+                bytes=answered["bytes"],
+                ms=round(1000 * seconds, 1),
+            )
         )
-    )
-    changes = scope["method"] not in _SAFE and not path.startswith(_QUESTIONS)
-    if changes and status != 429 and (caller or path == "/login"):
-        action = f"{scope['method']} {getattr(scope.get('route'), 'path', path)}"
-        job = scope.get("path_params", {}).get("job")
-        logs.audit.info(logs.record(**who, action=action, job=job, status=status, location=answered["location"]))
+        changes = scope["method"] not in _SAFE and not path.startswith(_QUESTIONS)
+        throttled = status == 429 and self._throttled.wait(caller.name if caller else str(who["address"]))
+        if changes and (caller or path == "/login") and not throttled:
+            action = f"{scope['method']} {getattr(scope.get('route'), 'path', path)}"
+            job = scope.get("path_params", {}).get("job")
+            logs.audit.info(logs.record(**who, action=action, job=job, status=status, location=answered["location"]))
