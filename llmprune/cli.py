@@ -364,7 +364,7 @@ def _source(model: str, **more: str) -> ModelSource:
 
 def _assignments(option: str, texts: list[str] | None) -> dict[str, Any]:
     """``NAME=VALUE`` texts as a mapping; numbers and truth values as YAML reads them."""
-    from llmprune.recipe import read_value
+    from llmprune.yaml_reader import read_value
 
     found = {}
     for text in texts or ():

@@ -9,12 +9,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
-import yaml
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 
 from llmprune.calibration import Calibration
@@ -37,8 +35,10 @@ from llmprune.refit import Refit
 from llmprune.remote import has_token
 from llmprune.schema import Section
 from llmprune.sparsity.section import Sparsity
+from llmprune.yaml_reader import dump, read, read_value
 
 Positive = Annotated[int, Field(gt=0)]
+_MOST_DIGITS = 9  # of an index in a list
 
 
 class Depth(Section):
@@ -161,9 +161,10 @@ class Recipe(Section):
         """Read a recipe from YAML text. Raises RecipeError that lists every problem at once."""
         refuse_tokens(text, overrides, source)
         try:
-            data, problems = _read_yaml(text)
+            document = read(text)
         except RecipeError as error:
             raise RecipeError(error.problems, source) from None
+        data, problems = document.data, document.repeated
         if not isinstance(data, dict):
             raise RecipeError("a recipe is a mapping of sections, at least model and calibration", source)
         for override in overrides:
@@ -188,7 +189,7 @@ class Recipe(Section):
         values = self.model_dump(mode="json", exclude_unset=True)
         if "refit" in values and values["refit"] is None:
             values["refit"] = False
-        return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+        return dump(values)
 
     @property
     def overrides(self) -> tuple[str, ...]:
@@ -221,85 +222,6 @@ def _exactly_one(section: Section, names: Sequence[str]) -> None:
         raise ValueError(f"needs exactly one of {', '.join(names)}; {said} given{remedy}")
 
 
-_TAG = "tag:yaml.org,2002:"
-_PLAIN = {
-    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    "int": (r"[-+]?[0-9]+", "-+0123456789"),
-    "float": (
-        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
-        "-+.0123456789",
-    ),
-    "merge": (r"<<", "<"),
-}
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML 1.2's plain values, and no key twice.
-
-    PyYAML follows YAML 1.1, where 010 is 8, 1:30 is 90, 1e-3 is text and a
-    revision such as 2024-07-01 is a date; and it lets the last of two equal
-    keys win in silence.
-    """
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.repeated: list[str] = []
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        seen = set()
-        for key, _ in node.value:
-            line = f"line {key.start_mark.line + 1}"
-            if not isinstance(key, yaml.ScalarNode):
-                raise RecipeError(f"{line}: a key must be a word, not a list or a mapping")
-            if key.tag.removeprefix(_TAG) not in ("str", "int", "merge"):
-                raise RecipeError(f"{line}: a key must be a word, not {key.value!r}; put it in quotes if it is one")
-            if key.value in seen:
-                self.repeated.append(f"{line}: {key.value!r} is there twice; keep one of them")
-            seen.add(key.value)
-        return node
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes what either version of YAML would not read back as text."""
-
-
-_StrictLoader.yaml_implicit_resolvers = {}
-for _name, (_pattern, _first) in _PLAIN.items():
-    _StrictLoader.add_implicit_resolver(_TAG + _name, re.compile(f"(?:{_pattern})$"), list(_first))
-    _Dumper.add_implicit_resolver(_TAG + _name, re.compile(f"(?:{_pattern})$"), list(_first))
-_StrictLoader.add_constructor(_TAG + "int", lambda _, node: int(node.value))
-
-
-def _read_yaml(text: str) -> tuple[Any, list[str]]:
-    """The data, and a sentence for each repeated key. Raises RecipeError where there is no data."""
-    try:
-        loader = _StrictLoader(text)
-        try:
-            return loader.get_single_data(), loader.repeated
-        finally:
-            loader.dispose()
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        said = " ".join(str(getattr(error, "problem", None) or error).split())
-        hint = "; indent with spaces" if r"'\t'" in said else ""
-        raise RecipeError(f"{place}not valid YAML: {said}{hint}") from None
-    except RecursionError:
-        raise RecipeError("not a recipe: brackets or mappings are nested hundreds deep") from None
-    except ValueError as error:  # a number of thousands of digits, an explicit !!timestamp that is none
-        raise RecipeError(f"not valid YAML: {str(error).split(';')[0]}") from None
-
-
-def read_value(text: str) -> Any:
-    """One value as the recipe's YAML reads it. Raises RecipeError."""
-    value, problems = _read_yaml(text)
-    if problems:
-        raise RecipeError(problems)
-    return value
-
-
 def _apply_override(data: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
@@ -322,8 +244,10 @@ def _key_in(place: Any, name: str) -> Any:
     """The key or list index that is written ``name``; a device's number is an int in YAML."""
     if isinstance(place, dict):
         return next((key for key in place if str(key) == name), name)
-    if not name.isdecimal() or int(name) >= len(place):
-        raise RecipeError(f"{name!r} is no place in a list of {len(place)}; count from 0, or set the list as a whole")
+    if not name.isdecimal() or len(name) > _MOST_DIGITS or int(name) >= len(place):
+        raise RecipeError(
+            f"{short(name)} is no place in a list of {len(place)}; count from 0, or set the list as a whole"
+        )
     return int(name)
 
 

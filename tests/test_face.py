@@ -46,7 +46,7 @@ LADDER = (
     ),
     ("model",),
     ("anatomy", "calibration", "data_cards", "texts", "cut", "scores", "progress", "testing", "remote"),
-    ("files", "names", "schema", "errors", "printing", "console"),
+    ("files", "names", "schema", "errors", "printing", "console", "yaml_reader"),
 )
 HEAVY = {"torch", "transformers", "datasets", "lm_eval", "accelerate", "numpy"}
 

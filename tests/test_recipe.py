@@ -205,7 +205,7 @@ NOT_A_RECIPE = [
     (BASE + "? {a: b}\n: 1", "line 3: a key must be a word, not a list or a mapping"),
     (BASE + "true: 1", "line 3: a key must be a word, not 'true'; put it in quotes"),
     (BASE + "~: 1", "line 3: a key must be a word, not '~'"),
-    (BASE + "depth: {remove: " + "9" * 5000 + "}", "not valid YAML: Exceeds the limit"),
+    (BASE + "depth: {remove: " + "9" * 5000 + "}", "line 3, column 17: not valid YAML: a whole number of 5,000"),
     (BASE + "depth: " + "[" * 600, "not a recipe: brackets or mappings are nested"),
     (BASE + "depth: '\0'", "not valid YAML: unacceptable character #x0000"),
     ("model: {id: x, id: y}\n" + BASE, "line 1: 'id' is there twice; keep one of them"),

@@ -285,3 +285,18 @@ def test_the_mark_is_in_every_process(bench: Bench) -> None:
     for process in found:
         process.send_signal(signal.SIGKILL)
     bench.until_ended(job)
+
+
+def test_a_job_deleted_between_two_looks_is_not_there(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """404 for the job that another request deleted meanwhile; 500 for a KeyError, which is a mistake of the service."""
+    job = bench.submit()["id"]
+    bench.http.post(f"/v1/jobs/{job}/cancel")
+    found = bench.service.jobs.get(job)
+    bench.service.jobs.delete(job)
+    monkeypatch.setattr(bench.service.jobs, "get", lambda _: found)
+    for change in ("cancel", "retry"):
+        answer = bench.http.post(f"/v1/jobs/{job}/{change}")
+        assert (answer.status_code, answer.json()["detail"]) == (404, f"there is no job '{job}'")
+    assert bench.http.delete(f"/v1/jobs/{job}").status_code == 404
+    monkeypatch.setattr(bench.service.jobs, "get", lambda name: {}[name])
+    assert bench.http.get(f"/v1/jobs/{job}").status_code == 500

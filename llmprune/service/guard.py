@@ -23,6 +23,7 @@ from llmprune.errors import RecipeError
 from llmprune.recipe import Recipe
 from llmprune.service.settings import Settings
 from llmprune.texts import FILE_BUILDERS, PACKAGE_SCHEME, PACKAGES
+from llmprune.yaml_reader import NOT_YAML
 
 # datasets takes these for loaders of files, not for hub ids.
 BUILDERS = frozenset({
@@ -140,7 +141,7 @@ def refuse_costly(text: str) -> None:
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > _DEEPEST:
                 raise RecipeError(f"brackets or mappings are nested more than {_DEEPEST} deep", "recipe")
-    except (yaml.YAMLError, RecursionError, ValueError):
+    except NOT_YAML:
         return  # the recipe's own reader says what is wrong
 
 

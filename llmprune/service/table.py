@@ -22,6 +22,10 @@ class QueueFull(Exception):
     """The owner has as many jobs waiting as are allowed."""
 
 
+class NoSuchJob(Exception):
+    """The job was deleted since the caller looked it up."""
+
+
 class Jobs:
     """Reads and changes jobs. Times are shown to people and never compared."""
 
@@ -227,7 +231,7 @@ def _one(connection: sqlite3.Connection, sql: str, *values: Any) -> sqlite3.Row 
 def _row(connection: sqlite3.Connection, job: str) -> sqlite3.Row:
     row = _one(connection, "SELECT * FROM jobs WHERE id = ?", job)
     if row is None:
-        raise KeyError(job)
+        raise NoSuchJob(f"there is no job {job!r}")
     return row
 
 

