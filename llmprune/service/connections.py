@@ -25,9 +25,14 @@ logger = logging.getLogger(__name__)
 
 BACKLOG = 128  # connections that asyncio accepts in one go, before any of them can be closed
 _MOST_WAITING = 32  # of one address; a browser holds 6
+_MOST_OF_ADDRESS = 192  # those with a request or a stream under way included
 _MOST_CONNECTIONS = 4096
 _OTHER_FILES = 256  # that the process holds open: job table, logs, downloads
 _REPORT_EVERY = 60.0  # seconds between two lines of the log about connections that were closed
+_PIECE = 1024  # bytes that h11 parses in one go: a kilobyte of smallest chunks takes it 10 ms
+_MOST_LINES = 100  # of headers
+_MOST_BYTES = 256 * 1024  # of a request's body, what chunks it included
+_LINGER = 1.0  # seconds in which a client whose body was refused may read why
 
 Phase = Literal["headers", "body", "answer"]
 
@@ -48,15 +53,19 @@ class Register:
     patience: Patience = Patience()
     trusted: Sequence[str] = ()  # addresses and networks of proxies, which hold connections for many clients
     most_waiting: int = _MOST_WAITING
+    most_of_address: int = _MOST_OF_ADDRESS
     most: int = _MOST_CONNECTIONS
-    _all: set[LimitedProtocol] = field(default_factory=set)
+    _all: Counter[str] = field(default_factory=Counter)  # by address
     _waiting: dict[str, OrderedDict[LimitedProtocol, None]] = field(default_factory=dict)  # by address, oldest first
     _closed: Counter[str] = field(default_factory=Counter)
 
     def opened(self, connection: LimitedProtocol) -> None:
         """Count a new connection; where there are too many, close one of the address with the most waiting ones."""
-        self._all.add(connection)
-        if len(self._all) > self.most:
+        address = connection.address
+        self._all[address] += 1
+        if self._all[address] > self.most_of_address and not is_among(address, self.trusted):
+            self._close(next(iter(self._waiting.get(address, ())), connection), "too many connections of one address")
+        elif self._all.total() > self.most:
             crowd = max(self._waiting.values(), key=len, default=OrderedDict({connection: None}))
             self._close(next(iter(crowd)), "too many connections")
 
@@ -77,7 +86,9 @@ class Register:
     def lost(self, connection: LimitedProtocol) -> None:
         """Forget a connection."""
         self.works(connection)
-        self._all.discard(connection)
+        self._all[connection.address] -= 1
+        if not self._all[connection.address]:
+            del self._all[connection.address]
 
     def timed_out(self, connection: LimitedProtocol) -> None:
         """Close a connection that took longer than it may."""
@@ -87,8 +98,7 @@ class Register:
         if not self._closed:  # a flood of connections must not become a flood of lines
             connection.loop.call_later(_REPORT_EVERY, self._report)
         self._closed[reason] += 1
-        self.lost(connection)
-        connection.transport.abort()
+        connection.abort()
 
     def _report(self) -> None:
         counts = ", ".join(f"{count} ({reason})" for reason, count in self._closed.items())
@@ -97,41 +107,56 @@ class Register:
 
 
 class LimitedProtocol(H11Protocol):
-    """uvicorn's protocol with a time limit for each phase."""
+    """uvicorn's protocol with limits of time and size for each phase, fed piece by piece."""
 
     def __init__(self, register: Register, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._register = register
         self._phase: Phase = "answer"
+        self._open = False
         self._timer: asyncio.TimerHandle | None = None
         self._unread = math.inf  # bytes of answers that the client had not taken when the timer was last looked at
+        self._pending = bytearray()  # received, and not parsed yet
+        self._feeding = False  # whether _feed is to be called
+        self._deaf = False  # whether the rest of what the client sends is dropped
+        self._lines, self._bytes = 0, 0  # of the request's headers and body
 
     @property
     def address(self) -> str:
         """The address at the other end."""
         return self.client[0] if self.client else "?"
 
+    def abort(self) -> None:
+        """Close the connection at once."""
+        self._forget()
+        self.transport.abort()
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock."""
         super().connection_made(transport)
+        self._open = True
         self._register.opened(self)
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clock."""
-        self._register.lost(self)
-        self._stop()
+        self._forget()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Read on; the clock goes on too unless the phase is over."""
-        super().data_received(data)
-        self._watch()
+        """Parse what came, a piece now and others in turn with the other work of the loop."""
+        if not self._deaf:
+            self._pending += data
+            if not self._feeding:
+                self._feed()
 
     def on_response_complete(self) -> None:
-        """Wait for the next request."""
+        """Wait for the next request; after a body that was refused, only as long as its client may need to read why."""
         super().on_response_complete()
         self._watch()
+        if self._deaf:
+            self.loop.call_later(_LINGER, self.transport.close)
+        self._feed_later()
 
     def pause_writing(self) -> None:
         """Start the clock for a client that does not read its answer."""
@@ -145,13 +170,42 @@ class LimitedProtocol(H11Protocol):
         if self._phase == "answer":
             self._stop()
 
+    def _feed_later(self) -> None:
+        if self._pending and not self._feeding:
+            self._feeding = True
+            self.loop.call_soon(self._feed)
+
+    def _feed(self) -> None:
+        """Have h11 parse one piece. What comes while a request is answered waits, and the client with it."""
+        self._feeding = False
+        if not self._open or self._deaf or not self._pending:
+            return
+        if self._phase == "answer":
+            return self.flow.pause_reading()
+        piece = bytes(self._pending[:_PIECE])
+        del self._pending[:_PIECE]
+        in_headers = self.conn.their_state is h11.IDLE
+        if in_headers:
+            self._lines += piece.count(b"\n")
+            if self._lines > _MOST_LINES:
+                return self.send_400_response("Too many header lines.")
+        super().data_received(piece)
+        self._bytes = 0 if in_headers else self._bytes + len(piece)
+        if self.conn.their_state is not h11.IDLE:
+            self._lines = 0
+        if self.conn.their_state is h11.SEND_BODY and (self._bytes > _MOST_BYTES or _is_chunked(self.headers)):
+            self._deaf = True
+            self._pending.clear()
+        self._watch()
+        self._feed_later()
+
     def _watch(self) -> None:
         """Set the clock where another phase has begun; the rest of a refused body is a wait for the next request."""
         answering = self.cycle is not None and not self.cycle.response_complete
         phase: Phase = "headers"
         if answering:
             phase = "body" if self.conn.their_state is h11.SEND_BODY else "answer"
-        if phase == self._phase or self.transport.is_closing():
+        if phase == self._phase or not self._open:
             return
         self._phase = phase
         if phase == "headers":
@@ -163,6 +217,12 @@ class LimitedProtocol(H11Protocol):
                 self._start(self._register.patience.body)
             else:
                 self._stop()
+
+    def _forget(self) -> None:
+        self._stop()
+        if self._open:
+            self._open = False
+            self._register.lost(self)
 
     def _start(self, seconds: float) -> None:
         self._stop()
@@ -182,6 +242,11 @@ class LimitedProtocol(H11Protocol):
             self._timer = self.loop.call_later(self._register.patience.reading, self._expired)
         else:
             self._register.timed_out(self)
+
+
+def _is_chunked(headers: Sequence[tuple[bytes, bytes]]) -> bool:
+    """Return whether a body comes in chunks. The gate refuses it: to parse the smallest chunks takes seconds."""
+    return any(name == b"transfer-encoding" for name, _ in headers)
 
 
 def is_among(address: str, networks: Sequence[str]) -> bool:

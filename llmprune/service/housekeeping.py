@@ -48,7 +48,7 @@ def clean_up(settings: Settings, jobs: Jobs) -> None:
                 remove_products(settings, jobs, job)
     if settings.disk_quota is None:
         return
-    used, pulled = used_bytes(settings.data_dir), used_bytes(settings.hub_home)
+    used, pulled = _counted_bytes(settings), used_bytes(settings.hub_home)
     for job in ended:
         if used - pulled <= settings.disk_quota:
             break
@@ -59,7 +59,12 @@ def clean_up(settings: Settings, jobs: Jobs) -> None:
 
 def over_quota(settings: Settings) -> bool:
     """Whether no more jobs should start."""
-    return settings.disk_quota is not None and used_bytes(settings.data_dir) > settings.disk_quota
+    return settings.disk_quota is not None and _counted_bytes(settings) > settings.disk_quota
+
+
+def _counted_bytes(settings: Settings) -> int:
+    """What jobs and their pulls take: the job table and the logs are not theirs, and no clean-up can take them."""
+    return used_bytes(settings.data_dir / "jobs") + used_bytes(settings.hub_home)
 
 
 def remove_products(settings: Settings, jobs: Jobs, job: JobSummary) -> int:

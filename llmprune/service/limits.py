@@ -20,17 +20,24 @@ class RateLimit:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def wait(self, caller: str, *, take: bool = True) -> float:
-        """0 where the request may pass, else in how many seconds it may; ``take`` counts it."""
+    def wait(self, caller: str) -> float:
+        """0 where the request may pass, else in how many seconds it may."""
         now = time.monotonic()
         with self._lock:
             level, last = self._buckets.pop(caller, (float(self.burst), now))
             level = min(self.burst, level + (now - last) * self.rate)
             allowed = level >= 1
-            self._buckets[caller] = (level - 1 if allowed and take else level, now)
+            self._buckets[caller] = (level - 1 if allowed else level, now)
             if len(self._buckets) > _MOST_CALLERS:
                 self._buckets.popitem(last=False)
             return 0.0 if allowed else (1 - level) / self.rate
+
+    def give_back(self, caller: str) -> None:
+        """Do not count a request that has passed."""
+        with self._lock:
+            if caller in self._buckets:
+                level, last = self._buckets[caller]
+                self._buckets[caller] = (level + 1, last)
 
 
 class InFlight:

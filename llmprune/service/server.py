@@ -115,7 +115,7 @@ def _configuration(app: FastAPI, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app, host=settings.host, port=settings.port, http=partial(LimitedProtocol, register),  # type: ignore[arg-type]
         backlog=BACKLOG, ws="none", h11_max_incomplete_event_size=_HEADERS, log_config=None, access_log=False,
-        server_header=False, proxy_headers=False, timeout_graceful_shutdown=3,
+        server_header=False, proxy_headers=False, timeout_keep_alive=10, timeout_graceful_shutdown=3,
     )  # fmt: skip
 
 

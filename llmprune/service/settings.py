@@ -38,6 +38,7 @@ class Settings(BaseModel):
     share_jobs: bool = False  # everybody with a token may read every job
     lend_hub_token: bool = False  # jobs without a token use that of whoever started the service, and that user's cache
     max_queued: int = 1000  # of one owner
+    max_jobs: int = 20_000  # of one owner, ended ones included
     rate: float = 20.0  # requests a second of one caller, after a burst
     burst: int = 200
     requests: int = 32  # of one caller at a time, and twice as many of one address

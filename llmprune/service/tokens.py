@@ -15,6 +15,7 @@ from llmprune.service.database import Database
 
 Role = Literal["user", "admin"]
 SESSION_SECONDS = 12 * 3600.0
+_MOST_SESSIONS = 20  # of one token; the oldest ends
 _PREFIX = "llmprune_"  # lets scanners of repositories recognise a leaked token
 
 
@@ -86,6 +87,11 @@ class Tokens:
             connection.execute("DELETE FROM sessions WHERE expires < ?", (time.time(),))
             expires = time.time() + SESSION_SECONDS
             connection.execute("INSERT INTO sessions VALUES (?, ?, ?)", (_digest(session), caller.name, expires))
+            newest = "SELECT digest FROM sessions WHERE token = ? ORDER BY expires DESC LIMIT ?"
+            connection.execute(
+                f"DELETE FROM sessions WHERE token = ? AND digest NOT IN ({newest})",
+                (caller.name, caller.name, _MOST_SESSIONS),
+            )
         return session
 
     def session_caller(self, session: str) -> Caller | None:

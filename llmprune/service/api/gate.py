@@ -28,6 +28,7 @@ _OPEN = ("/v1/health", "/v1/ready", "/login")
 _PROBES = ("/v1/health", "/v1/ready", "/v1/metrics")
 _SESSION = re.compile(r"[\w-]{1,100}", re.ASCII)
 _STREAM = re.compile(r"/v1/jobs/[^/]+/events")
+_MOST_PARAMETERS = 200
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -65,7 +66,7 @@ class Gate:
             await (refused or self.app)(scope, receive, guarded)
             return None
         if scope["path"] == "/login" and scope["method"] == "POST":
-            guarded = self._counting_mistakes(network_of(_address(scope)), guarded)
+            guarded = self._counting_failures(network_of(_address(scope)), guarded)
         with self._in_flight.counted(self._most_at_a_time(scope)) as room:
             await (self.app if room else _crowded(scope))(scope, receive, guarded)
         return None
@@ -80,12 +81,12 @@ class Gate:
         limits = {address: 2 * most.requests}
         return limits | {token: most.requests} if caller else limits
 
-    def _counting_mistakes(self, network: str, send: Send) -> Send:
-        """Count a sign-in that fails."""
+    def _counting_failures(self, network: str, send: Send) -> Send:
+        """Count only those sign-ins that fail; each was counted when it came, for many come at once."""
 
         async def sending(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] == 401:
-                self._sign_ins.wait(network)
+            if message["type"] == "http.response.start" and message["status"] != 401:
+                self._sign_ins.give_back(network)
             await send(message)
 
         return sending
@@ -100,15 +101,19 @@ class Gate:
         else:
             caller = self._caller(headers)
         scope.setdefault("state", {})["caller"] = caller
-        if scope["method"] not in _SAFE and _from_another_site(headers):
-            return answer(403, "another site asked for this; only this service's own pages may")
+        if "transfer-encoding" in headers:
+            return answer(411, "send the length of the body (Content-Length), not chunks")
+        if scope["query_string"].count(b"&") > _MOST_PARAMETERS:
+            return answer(422, f"a request has at most {_MOST_PARAMETERS} query parameters")
         if path in _PROBES and (caller or path in _OPEN):
             return None
         wait = self._requests.wait(f"token {caller.name}" if caller else network)
         if caller is None and headers.get("authorization"):
             wait = max(wait, self._mistakes.wait(network))
-        if path == "/login" and scope["method"] == "POST":
-            wait = max(wait, self._sign_ins.wait(network, take=False))
+        if not wait and scope["method"] not in _SAFE and _from_another_site(headers):
+            return answer(403, "another site asked for this; only this service's own pages may")
+        if not wait and path == "/login" and scope["method"] == "POST":
+            wait = self._sign_ins.wait(network)
         if wait:
             return _slow_down(scope, wait)
         if caller is None and not (path in _OPEN or path.startswith("/static/")):

@@ -61,7 +61,7 @@ class Measure:
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 route = getattr(scope.get("route"), "path", "none")  # never the path: anybody may invent those
-                method = scope["method"] if scope["method"] in _METHODS else "other"
+                method = scope["method"] if scope["method"] in METHODS else "other"
                 self.metrics.requests.labels(method, route, message["status"]).inc()
                 self.metrics.seconds.labels(route).observe(time.perf_counter() - start)
             await send(message)
@@ -70,4 +70,4 @@ class Measure:
         return None
 
 
-_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")

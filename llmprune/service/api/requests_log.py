@@ -12,10 +12,13 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmprune.service import logs
-from llmprune.service.limits import RateLimit
+from llmprune.service.api.metrics import METHODS
+from llmprune.service.limits import RateLimit, network_of
 
 _PROBES = ("/v1/health", "/v1/ready")
-_SAFE = ("GET", "HEAD", "OPTIONS")
+_SAFE = ("GET", "HEAD", "OPTIONS", "other")  # other: no route has it
+_REFUSED = (400, 401, 403, 404, 405, 411, 429)
+_LONGEST = 200  # characters of what a client chooses
 _QUESTIONS = ("/v1/recipes/", "/submit/")  # they are posted, and change nothing
 
 
@@ -24,7 +27,8 @@ class RequestsLog:
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self._throttled = RateLimit(1 / 60, 3)  # audit lines of refusals for haste: a flood of them is one event
+        self._refusals = RateLimit(1.0, 50)  # lines of the access log: a flood must not wash away what came before it
+        self._attempts = RateLimit(1 / 6, 20)  # lines of the audit log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, and note its answer once it is complete."""
@@ -50,25 +54,18 @@ class RequestsLog:
         return None
 
     def _note(self, scope: Scope, answered: dict[str, Any], seconds: float) -> None:
-        caller = scope.get("state", {}).get("caller")
-        who = {
-            "address": scope["client"][0] if scope.get("client") else None,
-            "caller": caller.name if caller else None,
-        }
-        path, status = scope["path"][:500], answered["status"]
-        logs.access.info(
-            logs.record(
-                **who,
-                method=scope["method"],
-                path=path,
-                status=status,
-                bytes=answered["bytes"],
-                ms=round(1000 * seconds, 1),
-            )
-        )
-        changes = scope["method"] not in _SAFE and not path.startswith(_QUESTIONS)
-        throttled = status == 429 and self._throttled.wait(caller.name if caller else str(who["address"]))
-        if changes and (caller or path == "/login") and not throttled:
-            action = f"{scope['method']} {getattr(scope.get('route'), 'path', path)}"
-            job = scope.get("path_params", {}).get("job")
-            logs.audit.info(logs.record(**who, action=action, job=job, status=status, location=answered["location"]))
+        caller, address = scope.get("state", {}).get("caller"), scope["client"][0] if scope.get("client") else "?"
+        who = {"address": address[:_LONGEST], "caller": caller.name if caller else None}
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        path, status = scope["path"], answered["status"]
+        if status not in _REFUSED or not self._refusals.wait(network_of(address)):
+            shown = scope.get("raw_path", path.encode())[:_LONGEST].decode("latin-1")  # its escapes are the client's
+            figures = {"status": status, "bytes": answered["bytes"], "ms": round(1000 * seconds, 1)}
+            logs.access.info(logs.record(**who, method=method, path=shown, **figures))
+        changes = method not in _SAFE and not path.startswith(_QUESTIONS) and (caller or path == "/login")
+        sampled = caller is None or status == 429  # as many as somebody likes to send
+        if changes and not (sampled and self._attempts.wait(caller.name if caller else network_of(address))):
+            action = f"{method} {getattr(scope.get('route'), 'path', path)}"
+            job = scope.get("path_params", {}).get("job", "")[:_LONGEST] or None
+            location = answered["location"][:_LONGEST]
+            logs.audit.info(logs.record(**who, action=action[:_LONGEST], job=job, status=status, location=location))
