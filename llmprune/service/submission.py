@@ -92,7 +92,7 @@ def retry(job: Job, hub_token: str | None, settings: Settings, jobs: Jobs) -> Jo
     except Conflict:
         now = jobs.get(job.id)
         if given and now is not None and now.ended:  # else somebody else's retry was faster, and needs it
-            drop_token(folder)
+            drop_token(folder, settings.log(job.id))
         raise
 
 
@@ -100,7 +100,7 @@ def cancel(job: Job, settings: Settings, jobs: Jobs) -> Job:
     """Cancel a job; one that has not started is through with its token. Raises Conflict."""
     cancelled = jobs.cancel(job.id)
     if cancelled.state == "cancelled":
-        drop_token(settings.folder(job.id))
+        drop_token(settings.folder(job.id), settings.log(job.id))
     return cancelled
 
 

@@ -67,6 +67,17 @@ def test_a_job_may_run_for_a_day_and_longer_only_by_choice(tmp_path: Path, serve
     assert [settings.time_limit for settings in served_with] == [86_400, 60, None]
 
 
+def test_a_job_queued_without_a_limit_has_the_service_s(tmp_path: Path) -> None:
+    """A table of an earlier version, or of a service without a limit, has jobs that would run on for ever."""
+    unlimited = Bench(tmp_path, time_limit=None)
+    job = unlimited.submit(recipe(pause=30))
+    assert job["time_limit"] is None
+    bench = Bench(tmp_path, time_limit=0.3)
+    ended = bench.until_ended(job["id"])
+    assert ended["state"] == "failed"
+    assert "it ran longer than its limit of 0.3 s" in ended["error"]
+
+
 def test_jobs_share_the_memory_of_the_machine(tmp_path: Path, served_with: list[Settings]) -> None:
     """Slots and GPUs have equal shares by default; ``--memory-limit`` says otherwise, 0 is no limit."""
     for options in ((), ("--slots", "3", "--gpus", "0"), ("--memory-limit", "20GB"), ("--memory-limit", "0")):
