@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
+import resource
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -193,10 +195,13 @@ ECHO = "print(json.dumps({'plan': asked}))"
 
 def test_a_plan_that_takes_too_long_keeps_its_caller_out_and_nobody_else(tmp_path: Path) -> None:
     """The worker is ended, the caller waits a minute, another caller's plan is made at once."""
-    planner = Planner(tmp_path, worker(f"time.sleep(60 if asked == 'slow' else 0)\n{ECHO}"), limit=2.0)
+    planner = Planner(tmp_path, worker(f"time.sleep(60 if asked == 'slow' else 0)\n{ECHO}"))
     try:
-        assert "longer than 2 s" in planner.plan("slow", (), caller="mallory")["problems"][0]
-        assert planner.plan("quick", (), caller="ann") == {"plan": "quick"}
+        planner.plan("quick", (), caller="ann")  # the process has started: its start counts as time of a plan
+        planner.limit = 0.5
+        assert "longer than 0.5 s" in planner.plan("slow", (), caller="mallory")["problems"][0]
+        planner.limit = 60.0
+        assert planner.plan("other", (), caller="ann") == {"plan": "other"}
         with pytest.raises(TooManyPlans, match="too much time or memory; ask again in 60 s") as refused:
             planner.plan("quick", (), caller="mallory")
         assert 50 < refused.value.wait <= 60
@@ -225,6 +230,59 @@ def test_a_plan_that_takes_too_much_is_not_remembered(tmp_path: Path, program: s
         assert planner.plan("x", (), caller="ann") == {"plan": "x"}
     finally:
         planner.close()
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """A process that holds every descriptor up to 1,100, as a server with many connections does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    held = [os.open(os.devnull, os.O_RDONLY)]
+    while held[-1] < 1_100:
+        held.append(os.dup(held[0]))
+    yield
+    for descriptor in held:
+        os.close(descriptor)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("many_files")
+def test_plans_are_made_however_many_files_are_open(tmp_path: Path) -> None:
+    """Many connections leave the worker descriptors that select() does not take."""
+    planner = Planner(tmp_path, worker(ECHO))
+    try:
+        assert planner.plan("x", (), caller="ann") == {"plan": "x"}
+    finally:
+        planner.close()
+
+
+def test_a_process_that_cannot_start_is_not_the_caller_s_fault(tmp_path: Path) -> None:
+    """The answer says why and when to ask again; once the system starts processes, the same caller gets the plan."""
+    planner = Planner(tmp_path, (str(tmp_path / "missing"),))
+    try:
+        with pytest.raises(
+            PlannerBusy, match=r"cannot start \(No such file or directory\); ask again in a minute"
+        ) as busy:
+            planner.plan("x", (), caller="ann")
+        assert not isinstance(busy.value, TooManyPlans)
+        planner.command = worker(ECHO)
+        assert planner.plan("x", (), caller="ann") == {"plan": "x"}
+    finally:
+        planner.close()
+
+
+def test_a_plan_ends_with_the_service(tmp_path: Path) -> None:
+    """A worker that is killed while it makes a plan gives a sentence, and no error in the service."""
+    planner = Planner(tmp_path, worker("time.sleep(60)"))
+    answers: list[dict[str, Any]] = []
+    asking = threading.Thread(target=lambda: answers.append(planner.plan("x", (), caller="ann")))
+    asking.start()
+    wait_for(lambda: planner._worker)
+    time.sleep(0.4)  # the thread waits for the answer
+    planner.close()
+    asking.join(10)
+    assert "the process that makes plans ended" in answers[0]["problems"][0]
+    assert planner._worker is None
 
 
 def test_plans_are_remembered_and_problems_are_not(tmp_path: Path) -> None:
