@@ -142,7 +142,7 @@ def _request(submission: Submission, recipe: Recipe, caller: Caller, settings: S
         problems.append("priority: only admins go before others; give 0 or less")
     limits = [limit for limit in (submission.time_limit, settings.time_limit) if limit is not None]
     if settings.time_limit is not None and (submission.time_limit or 0) > settings.time_limit:
-        problems.append(f"time_limit: {submission.time_limit:g} s asked and {settings.time_limit:g} s are the most")
+        problems.append(f"time_limit: {submission.time_limit:g} s asked and the limit is {settings.time_limit:g} s")
     if problems:
         raise RecipeError(problems, "submission")
     return JobRequest(

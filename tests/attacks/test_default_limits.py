@@ -63,7 +63,7 @@ def test_a_job_may_run_for_a_day_and_longer_only_by_choice(tmp_path: Path, serve
     bench = Bench(tmp_path)
     assert bench.submit()["time_limit"] == 86_400
     answer = bench.http.post("/v1/jobs", params={"time_limit": 86_401}, content=RECIPE, headers=YAML)
-    assert (answer.status_code, "86400 s are the most" in answer.json()["problems"][0]) == (422, True)
+    assert (answer.status_code, "the limit is 86400 s" in answer.json()["problems"][0]) == (422, True)
     for options in ((), ("--time-limit", "60"), ("--time-limit", "0")):
         assert command("serve", "--data-dir", tmp_path / "data", *options).code == 0
     assert [settings.time_limit for settings in served_with] == [86_400, 60, None]
@@ -177,7 +177,7 @@ def test_a_job_that_prints_without_end_is_ended(tmp_path: Path) -> None:
     job = bench.submit(recipe(flood=2, pause=30))["id"]
     ended = bench.until_ended(job)
     assert ended["state"] == "failed"
-    assert "it wrote a log of 2 MB and 1 MB are the most" in ended["error"]
+    assert "it wrote a log of 2 MB and the limit is 1 MB" in ended["error"]
     assert (bench.settings.log(job).stat().st_size, marked(job)) == (MB // 2, [])
 
 
