@@ -25,8 +25,20 @@ _COUNTS = (  # the first pattern that a key matches says the most of its numbers
     (re.compile(r"experts?$|heads?$|labels$"), 65_536),  # Doge has 16,384 experts, mgp-str 50,257 labels
     (re.compile(r"vocab"), 2**26),  # n-gram vocabularies have 20 million
 )
-_NO_SIZE = re.compile(r"theta|base$|length|position|window|seed")
-_MOST_OTHER = 2**24  # widths, token ids and all else: 16.8 million
+# The words by which transformers' config classes name what sizes a layer, a buffer or a list. Other numbers have no
+# limit: token ids, lengths, and whatever people write down beside the model.
+_SIZE = re.compile(
+    r"(?:^|_)(?:num|n|d|hc)_|_num(?:ber)?$|size|dim|width|channel|chans|planes|resolution|shape|rank|inner|embd|embed|emb_"
+    r"|groups?(?:_|$)|ffn|(?:^|_)d?ff|conv_|kernel|stride|dilat|rates$|kpool|cca_time|temporal|levels$|units|features|bins$"
+    r"|buckets|codebook|types$|mult|factor|ratios?$|expan[ds]|divisor|reduction|repeats$|times$|average|ngram|blocks_"
+    r"|dense_replace|idx$|indices$|indexes$"
+)
+_NO_SIZE = re.compile(  # of the keys with such a word: lengths of text, and statistics of the training
+    r"positions?(?:_embeddings?)?$|length$|ctx$|window_size|chunk_?size|base$|(?:^|_)total_|^(?:num|n)_tokens$|^model_size$"
+    r"|(?:^|_)(?:params?|parameters|train(?:ed|ing)?|seen|steps|samples|examples|documents|sequences|epochs|updates"
+    r"|iterations|flops|bytes|file|dataset|corpus|batch|shard|download)(?:_|$)"
+)
+_MOST_SIZE = 2**24  # 16.8 million
 _CLIPPED = 100  # characters of a key that are looked at and shown
 
 
@@ -78,11 +90,11 @@ def _values(config: Any) -> Iterator[tuple[str, str, Any, int]]:
 
 
 def _most(key: str, whole: bool) -> float:
-    """The most of a number under a key. Without end where it sizes nothing; of fractions only counts have one."""
+    """The most of a number under a key: without end where it sizes nothing, and of fractions only counts have one."""
     counted = next((most for pattern, most in _COUNTS if pattern.search(key)), None)
     if counted is not None:
         return counted
-    return _MOST_OTHER if whole and not _NO_SIZE.search(key) else math.inf
+    return _MOST_SIZE if whole and _SIZE.search(key) and not _NO_SIZE.search(key) else math.inf
 
 
 def _shown(value: float) -> str:

@@ -38,7 +38,7 @@ def overuse(jobs: Iterable[Job], elsewhere: Collection[str], settings: Settings)
             yield (
                 job,
                 (
-                    f"it wrote a log of {format_size(written)} and {format_size(settings.log_limit)} are the most; "
+                    f"it wrote a log of {format_size(written)} and the limit is {format_size(settings.log_limit)}; "
                     "the log says what it repeats"
                 ),
             )

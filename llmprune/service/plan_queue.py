@@ -21,7 +21,7 @@ FORGOTTEN_AFTER = 3600.0  # seconds after a penalty's end without another
 
 
 class PlannerBusy(LLMPruneError):
-    """Plans of others take all the time; ``wait``: seconds until it makes sense to ask again."""
+    """No plan can be made now; ``wait``: seconds until it makes sense to ask again."""
 
     def __init__(self, message: str, wait: float) -> None:
         self.wait = wait
@@ -29,7 +29,7 @@ class PlannerBusy(LLMPruneError):
 
 
 class TooManyPlans(PlannerBusy):
-    """The caller's own plans do."""
+    """The caller's own plan is in the making, or took too much time or memory."""
 
 
 @dataclass

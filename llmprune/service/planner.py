@@ -7,7 +7,7 @@ a plan takes too much; the service goes on whatever happens to it.
 from __future__ import annotations
 
 import json
-import select
+import selectors
 import subprocess
 import sys
 import threading
@@ -30,10 +30,11 @@ MEMORY = 5 * 10**9  # bytes
 _LONGEST = 10**6  # bytes of an answer; a plan has about a thousand
 _LOOK_EVERY = 0.25  # seconds
 _REMEMBERED = 64
+_ENDED = "the process that makes plans ended; the model's config may be too large for it"
 
 
 class _Spent(Exception):
-    """A plan took more than it may; the text says what."""
+    """A plan took more than it may or ended the worker; the text says what."""
 
 
 class Planner:
@@ -60,8 +61,8 @@ class Planner:
     def plan(self, recipe: str, overrides: Sequence[str], *, caller: str) -> dict[str, Any]:
         """``{"plan": …}`` or ``{"problems": […]}``.
 
-        Raises PlannerBusy where the turn does not come in time, TooManyPlans where the caller's own plans are too
-        many or took too much.
+        Raises PlannerBusy where the turn does not come in time or the worker cannot start, TooManyPlans where the
+        caller's own plans are too many or took too much.
         """
         key = recipe, tuple(overrides)
         with self.queue.place(caller):
@@ -82,67 +83,93 @@ class Planner:
                 self._turn.release()
 
     def close(self) -> None:
-        """End the worker."""
-        worker, self._worker = self._worker, None
+        """Kill the worker. A plan in the making ends too, and the thread that waits for it reaps the worker."""
+        worker = self._worker
         if worker is not None:
             worker.kill()
-            worker.communicate()
+        self._end_worker_if_free()
 
     def _close_later(self) -> None:
         """End the worker where nobody asks for a while: it holds the better part of a gigabyte."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = threading.Timer(self.idle, self._close_if_free)
+        self._timer = threading.Timer(self.idle, self._end_worker_if_free)
         self._timer.daemon = True
         self._timer.start()
 
-    def _close_if_free(self) -> None:
+    def _end_worker_if_free(self) -> None:
         if self._turn.acquire(blocking=False):  # else a plan is being made, which sets the time anew
             try:
-                self.close()
+                self._end_worker()
             finally:
                 self._turn.release()
 
+    def _end_worker(self) -> None:
+        """Kill and reap the worker; only the thread that holds the turn may do so."""
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.kill()
+            worker.communicate()
+
     def _ask(self, question: dict[str, Any], caller: str) -> dict[str, Any]:
         """The worker's answer; where it has none, the worker is ended and the caller kept out for a while."""
+        worker = self._running_worker()
         try:
-            answer: dict[str, Any] = json.loads(self._talk(json.dumps(question).encode() + b"\n"))
-            return answer
+            return self._answer(worker, json.dumps(question).encode() + b"\n")
         except _Spent as spent:
-            said = str(spent)
-        except (OSError, ValueError):
-            said = "the process that makes plans ended; the model's config may be too large for it"
-        self.close()
-        self.queue.penalise(caller)
-        return {"problems": [said]}
+            self._end_worker()
+            self.queue.penalise(caller)
+            return {"problems": [str(spent)]}
 
-    def _talk(self, question: bytes) -> bytes:
-        """A line to the worker and its answer. Raises _Spent where a limit is reached, OSError where it has ended."""
+    def _running_worker(self) -> subprocess.Popen[bytes]:
+        """The worker, started anew where there is none. Raises PlannerBusy where the system starts no process."""
         if self._worker is None or self._worker.poll() is not None:
-            self.close()
-            self._worker = subprocess.Popen(
-                self.command,
-                cwd=self.folder,
-                env=self.environment,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                bufsize=0,
-            )
-        assert self._worker.stdin is not None, "piped"
-        assert self._worker.stdout is not None, "piped"
-        self._worker.stdin.write(question)
-        deadline, answer = time.monotonic() + self.limit, b""
-        while not answer.endswith(b"\n"):
-            if not select.select([self._worker.stdout], [], [], _LOOK_EVERY)[0]:
-                self._hold_to_limits(self._worker.pid, deadline)
-                continue
-            part = self._worker.stdout.read(65_536)
-            if not part:
-                raise OSError("the worker ended")
-            answer += part
-            if len(answer) > _LONGEST:
-                raise _Spent(f"the plan is longer than {format_size(_LONGEST)}; the model's config names too much")
+            self._end_worker()
+            try:
+                self._worker = subprocess.Popen(
+                    self.command,
+                    cwd=self.folder,
+                    env=self.environment,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    bufsize=0,
+                )
+            except OSError as error:  # no memory or no open files left: not the caller's doing
+                raise PlannerBusy(
+                    f"the process that makes plans cannot start ({error.strerror}); ask again in a minute", 60.0
+                ) from error
+        return self._worker
+
+    def _answer(self, worker: subprocess.Popen[bytes], question: bytes) -> dict[str, Any]:
+        """Send the worker a line and read its answer. Raises _Spent at a limit, a dead worker or a bad answer."""
+        assert worker.stdin is not None, "piped"
+        try:
+            worker.stdin.write(question)
+        except BrokenPipeError:
+            raise _Spent(_ENDED) from None
+        line = self._read_line(worker)
+        try:
+            answer: dict[str, Any] = json.loads(line)
+        except ValueError:
+            raise _Spent(_ENDED) from None
         return answer
+
+    def _read_line(self, worker: subprocess.Popen[bytes]) -> bytes:
+        assert worker.stdout is not None, "piped"
+        deadline, line = time.monotonic() + self.limit, b""
+        with selectors.PollSelector() as selector:  # select takes no descriptor above 1,023; epoll needs one of its own
+            selector.register(worker.stdout, selectors.EVENT_READ)
+            while not line.endswith(b"\n"):
+                if not selector.select(_LOOK_EVERY):
+                    self._hold_to_limits(worker.pid, deadline)
+                    continue
+                part = worker.stdout.read(65_536)
+                if not part:
+                    raise _Spent(_ENDED)
+                line += part
+                if len(line) > _LONGEST:
+                    raise _Spent(f"the plan is longer than {format_size(_LONGEST)}; the model's config names too much")
+        return line
 
     def _hold_to_limits(self, worker: int, deadline: float) -> None:
         if time.monotonic() > deadline:

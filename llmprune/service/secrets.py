@@ -37,9 +37,9 @@ def has_token(folder: Path) -> bool:
     return (folder / _FILE).is_file()
 
 
-def drop_token(folder: Path) -> None:
+def drop_token(folder: Path, log: Path) -> None:
     """Forget what was pulled with the token, take the token out of the log for good, then forget it."""
-    path, log = folder / _FILE, folder / "log.txt"
+    path = folder / _FILE
     shutil.rmtree(folder / _HOME, ignore_errors=True)  # what is left of it is read by nobody, and goes with the job
     if not path.is_file():
         return

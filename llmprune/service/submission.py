@@ -92,7 +92,7 @@ def retry(job: Job, hub_token: str | None, settings: Settings, jobs: Jobs) -> Jo
     except Conflict:
         now = jobs.get(job.id)
         if given and now is not None and now.ended:  # else somebody else's retry was faster, and needs it
-            drop_token(folder)
+            drop_token(folder, settings.log(job.id))
         raise
 
 
@@ -100,7 +100,7 @@ def cancel(job: Job, settings: Settings, jobs: Jobs) -> Job:
     """Cancel a job; one that has not started is through with its token. Raises Conflict."""
     cancelled = jobs.cancel(job.id)
     if cancelled.state == "cancelled":
-        drop_token(settings.folder(job.id))
+        drop_token(settings.folder(job.id), settings.log(job.id))
     return cancelled
 
 
@@ -142,7 +142,7 @@ def _request(submission: Submission, recipe: Recipe, caller: Caller, settings: S
         problems.append("priority: only admins go before others; give 0 or less")
     limits = [limit for limit in (submission.time_limit, settings.time_limit) if limit is not None]
     if settings.time_limit is not None and (submission.time_limit or 0) > settings.time_limit:
-        problems.append(f"time_limit: {submission.time_limit:g} s asked and {settings.time_limit:g} s are the most")
+        problems.append(f"time_limit: {submission.time_limit:g} s asked and the limit is {settings.time_limit:g} s")
     if problems:
         raise RecipeError(problems, "submission")
     return JobRequest(

@@ -122,12 +122,15 @@ class Supervisor:
             return self._gone(job)
         self._seen.add((job.id, job.attempts))
         waiting = look.state == "waiting"
-        ran = self._note_progress(
-            job, _WAITS if waiting else read_progress(launch.folder, job.fraction), 0.0 if waiting else elapsed
-        )
-        if job.state == "cancelling" or (job.time_limit is not None and ran > job.time_limit):
+        told = _WAITS if waiting else read_progress(launch.folder, job.fraction)
+        ran = self._note_progress(job, told, 0.0 if waiting else elapsed)
+        if job.state == "cancelling" or ran > self._time_limit(job):
             self._end_processes(job, launch)
         return None
+
+    def _time_limit(self, job: Job) -> float:
+        """The seconds that a job may run. One that was queued without a limit has the service's."""
+        return job.time_limit or self.settings.time_limit or float("inf")
 
     def _note_progress(self, job: Job, told: dict[str, Any], elapsed: float) -> float:
         """Write what is new; the seconds that the job has run."""
@@ -174,13 +177,12 @@ class Supervisor:
         """Note how an attempt ended. A run that was faster than its cancellation counts as what it is."""
         self._asked_to_end.pop(job.id, None)
         ran = job.ran_seconds + self._ran.pop(job.id, 0.0)
-        folder = self.settings.folder(job.id)
         launch = self._launch(job)
         if job.launcher not in self._elsewhere:
             self.launchers[job.launcher].stop(launch, force=True)  # what the run may have left behind
         results = read_results(self.settings.run_folder(job.id), code)
         shorten(launch.log, self.settings.log_limit)
-        drop_token(folder)
+        drop_token(launch.folder, launch.log)
         overused = self._overused.pop(job.id, None)
         if code == 0:
             self.jobs.end(job.id, "succeeded", code, None, **results)
@@ -188,8 +190,8 @@ class Supervisor:
             self.jobs.end(job.id, "cancelled", code, None)
         elif overused is not None and code not in (2, 3):
             self.jobs.end(job.id, "failed", code, overused)
-        elif job.time_limit is not None and ran > job.time_limit and code not in (2, 3):
-            said = f"it ran longer than its limit of {job.time_limit:g} s; a retry continues after the last layer"
+        elif ran > (limit := self._time_limit(job)) and code not in (2, 3):
+            said = f"it ran longer than its limit of {limit:g} s; a retry continues after the last layer"
             self.jobs.end(job.id, "failed", code, said)
         else:
             self.jobs.end(job.id, "failed", code, explain(launch.log, code), **results)
@@ -219,7 +221,7 @@ class Supervisor:
     def _fail(self, job: Job, code: int | None, said: str) -> None:
         """End a job that did not run."""
         with suppress(OSError):  # its folder may be what is wrong
-            drop_token(self.settings.folder(job.id))
+            drop_token(self.settings.folder(job.id), self.settings.log(job.id))
         self.jobs.end(job.id, "failed", code, said)
 
     def _prepare(self, job: Job, folder: Path) -> None:

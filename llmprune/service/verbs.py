@@ -70,10 +70,12 @@ def serve(
     ] = None,
     disk_quota: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="Most disk of all jobs; above it the oldest models go, reports stay."),
+        typer.Option(
+            metavar="SIZE", help="Most disk of all jobs; above it the oldest models are deleted, reports stay."
+        ),
     ] = None,
     keep_days: Annotated[
-        float | None, typer.Option(min=0, help="Days after which a job's model goes; its report stays.")
+        float | None, typer.Option(min=0, help="Days after which a job's model is deleted; its report stays.")
     ] = None,
     keep_jobs: Annotated[
         bool, typer.Option("--keep-jobs", help="When the service stops, leave its jobs running; it finds them again.")
@@ -132,7 +134,9 @@ def serve(
 def token(
     action: Annotated[Literal["create", "list", "revoke"], typer.Argument(metavar="create|list|revoke")],
     name: Annotated[str | None, typer.Option(help="Whose token it is.")] = None,
-    role: Annotated[Literal["user", "admin"], typer.Option(help="Users have their own jobs, admins all.")] = "user",
+    role: Annotated[
+        Literal["user", "admin"], typer.Option(help="Users read and change their own jobs, admins every job.")
+    ] = "user",
     data_dir: DataDir = Path("runs/service"),
 ) -> None:
     """Make, list or revoke the service's tokens. A new one is printed once; only its digest is kept."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
+import resource
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -61,10 +63,21 @@ def test_a_job_may_run_for_a_day_and_longer_only_by_choice(tmp_path: Path, serve
     bench = Bench(tmp_path)
     assert bench.submit()["time_limit"] == 86_400
     answer = bench.http.post("/v1/jobs", params={"time_limit": 86_401}, content=RECIPE, headers=YAML)
-    assert (answer.status_code, "86400 s are the most" in answer.json()["problems"][0]) == (422, True)
+    assert (answer.status_code, "the limit is 86400 s" in answer.json()["problems"][0]) == (422, True)
     for options in ((), ("--time-limit", "60"), ("--time-limit", "0")):
         assert command("serve", "--data-dir", tmp_path / "data", *options).code == 0
     assert [settings.time_limit for settings in served_with] == [86_400, 60, None]
+
+
+def test_a_job_queued_without_a_limit_has_the_service_s(tmp_path: Path) -> None:
+    """A table of an earlier version, or of a service without a limit, has jobs that would run on for ever."""
+    unlimited = Bench(tmp_path, time_limit=None)
+    job = unlimited.submit(recipe(pause=30))
+    assert job["time_limit"] is None
+    bench = Bench(tmp_path, time_limit=0.3)
+    ended = bench.until_ended(job["id"])
+    assert ended["state"] == "failed"
+    assert "it ran longer than its limit of 0.3 s" in ended["error"]
 
 
 def test_jobs_share_the_memory_of_the_machine(tmp_path: Path, served_with: list[Settings]) -> None:
@@ -164,7 +177,7 @@ def test_a_job_that_prints_without_end_is_ended(tmp_path: Path) -> None:
     job = bench.submit(recipe(flood=2, pause=30))["id"]
     ended = bench.until_ended(job)
     assert ended["state"] == "failed"
-    assert "it wrote a log of 2 MB and 1 MB are the most" in ended["error"]
+    assert "it wrote a log of 2 MB and the limit is 1 MB" in ended["error"]
     assert (bench.settings.log(job).stat().st_size, marked(job)) == (MB // 2, [])
 
 
@@ -182,10 +195,13 @@ ECHO = "print(json.dumps({'plan': asked}))"
 
 def test_a_plan_that_takes_too_long_keeps_its_caller_out_and_nobody_else(tmp_path: Path) -> None:
     """The worker is ended, the caller waits a minute, another caller's plan is made at once."""
-    planner = Planner(tmp_path, worker(f"time.sleep(60 if asked == 'slow' else 0)\n{ECHO}"), limit=2.0)
+    planner = Planner(tmp_path, worker(f"time.sleep(60 if asked == 'slow' else 0)\n{ECHO}"))
     try:
-        assert "longer than 2 s" in planner.plan("slow", (), caller="mallory")["problems"][0]
-        assert planner.plan("quick", (), caller="ann") == {"plan": "quick"}
+        planner.plan("quick", (), caller="ann")  # the process has started: its start counts as time of a plan
+        planner.limit = 0.5
+        assert "longer than 0.5 s" in planner.plan("slow", (), caller="mallory")["problems"][0]
+        planner.limit = 60.0
+        assert planner.plan("other", (), caller="ann") == {"plan": "other"}
         with pytest.raises(TooManyPlans, match="too much time or memory; ask again in 60 s") as refused:
             planner.plan("quick", (), caller="mallory")
         assert 50 < refused.value.wait <= 60
@@ -214,6 +230,59 @@ def test_a_plan_that_takes_too_much_is_not_remembered(tmp_path: Path, program: s
         assert planner.plan("x", (), caller="ann") == {"plan": "x"}
     finally:
         planner.close()
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """A process that holds every descriptor up to 1,100, as a server with many connections does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    held = [os.open(os.devnull, os.O_RDONLY)]
+    while held[-1] < 1_100:
+        held.append(os.dup(held[0]))
+    yield
+    for descriptor in held:
+        os.close(descriptor)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("many_files")
+def test_plans_are_made_however_many_files_are_open(tmp_path: Path) -> None:
+    """Many connections leave the worker descriptors that select() does not take."""
+    planner = Planner(tmp_path, worker(ECHO))
+    try:
+        assert planner.plan("x", (), caller="ann") == {"plan": "x"}
+    finally:
+        planner.close()
+
+
+def test_a_process_that_cannot_start_is_not_the_caller_s_fault(tmp_path: Path) -> None:
+    """The answer says why and when to ask again; once the system starts processes, the same caller gets the plan."""
+    planner = Planner(tmp_path, (str(tmp_path / "missing"),))
+    try:
+        with pytest.raises(
+            PlannerBusy, match=r"cannot start \(No such file or directory\); ask again in a minute"
+        ) as busy:
+            planner.plan("x", (), caller="ann")
+        assert not isinstance(busy.value, TooManyPlans)
+        planner.command = worker(ECHO)
+        assert planner.plan("x", (), caller="ann") == {"plan": "x"}
+    finally:
+        planner.close()
+
+
+def test_a_plan_ends_with_the_service(tmp_path: Path) -> None:
+    """A worker that is killed while it makes a plan gives a sentence, and no error in the service."""
+    planner = Planner(tmp_path, worker("time.sleep(60)"))
+    answers: list[dict[str, Any]] = []
+    asking = threading.Thread(target=lambda: answers.append(planner.plan("x", (), caller="ann")))
+    asking.start()
+    wait_for(lambda: planner._worker)
+    time.sleep(0.4)  # the thread waits for the answer
+    planner.close()
+    asking.join(10)
+    assert "the process that makes plans ended" in answers[0]["problems"][0]
+    assert planner._worker is None
 
 
 def test_plans_are_remembered_and_problems_are_not(tmp_path: Path) -> None:
@@ -334,6 +403,14 @@ LLAMA = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "nu
         ({"num_experts": 10**6}, "num_experts is 1,000,000 and the most is 65,536"),
         ({"num_attention_heads": 10**6}, "num_attention_heads is 1,000,000"),
         ({"num_labels": 10**9}, "num_labels is 1,000,000,000"),
+        ({"num_codebooks": 10**9}, "num_codebooks is 1,000,000,000 and the most is 16,777,216"),
+        ({"moe_intermediate_size": 10**9}, "moe_intermediate_size is 1,000,000,000"),
+        ({"kv_lora_rank": 10**9}, "kv_lora_rank is 1,000,000,000"),
+        ({"d_ff": 10**9}, "d_ff is 1,000,000,000"),
+        ({"mamba_expand": 10**9}, "mamba_expand is 1,000,000,000"),
+        ({"conv_L_cache": 10**9}, "conv_L_cache is 1,000,000,000"),
+        ({"first_k_dense_replace": 10**9}, "first_k_dense_replace is 1,000,000,000"),
+        ({"multiple_of": 10**9}, "multiple_of is 1,000,000,000"),
         ({"head_dim": 10**4000}, "head_dim is more than 10^18"),
         ({"layer_types": ["full"] * 10**5}, "layer_types has 100,000 entries and the most is 65,536"),
         ({"rope_scaling": {"short_factor": [1.0] * 10**5}}, "rope_scaling.short_factor has 100,000 entries"),
@@ -378,6 +455,11 @@ def test_a_file_beyond_every_config_is_refused(tmp_path: Path, text: str, said: 
         Gemma3nTextConfig().to_dict(),
         {"num_hidden_layers": 315, "num_experts": 16_384, "vocab_size": 20_000_000, "num_labels": 50_257},
         {"rope_theta": 10**10, "max_position_embeddings": 10**30, "sliding_window": 2**63, "seed": 2**40},
+        {"num_parameters": 7 * 10**10, "total_params": 10**12, "non_embedding_params": 10**11, "model_size": 7 * 10**9},
+        {"train_tokens": 15 * 10**12, "num_tokens": 10**12, "num_input_tokens_seen": 10**12, "training_steps": 10**8},
+        {"num_train_samples": 10**9, "dataset_size": 10**10, "total_size": 10**11, "train_batch_size": 2**25},
+        {"created": 1_767_225_600, "timestamp": 1_767_225_600_000, "layer_rope_theta": 10**9, "total_flos": 10**24},
+        {"max_seq_len": 10**9, "n_ctx": 10**9, "model_max_length": 10**30, "chunk_size": 10**9, "window_size": 10**9},
         {"time_step_limit": [0.0, float("inf")], "mask_value": -1e30, "attention_multiplier": 1e9},
         {"quantization_config": {"ignore": [f"model.layers.{n}.mlp.gate" for n in range(60_000)]}},
         {"id2label": {str(n): f"label {n}" for n in range(21_843)}},

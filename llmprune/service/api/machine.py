@@ -36,7 +36,7 @@ class Device(BaseModel):
 
     name: str
     busy: bool = Field(description="Whether a job holds it.")
-    job: str | None = Field(description="Which holds it, where the caller may read that.")
+    job: str | None = Field(description="Id of the job that holds it; null if the caller may not read it.")
 
 
 class Queue(BaseModel):

@@ -90,7 +90,7 @@ def read_log(service: Service, job: str, offset: int, size: int = LOG_PART) -> t
     margin = 1_000  # more than a token is long, so that none is cut in two
     begin = max(0, offset - margin)
     try:
-        with (folder / "log.txt").open("rb") as log:
+        with service.settings.log(job).open("rb") as log:
             log.seek(begin)
             text = redact(log.read(size + 2 * margin), folder)
     except OSError:

@@ -93,7 +93,7 @@ def job_live(request: Request, job: JobId, service: TheService, caller: TheCalle
 
 @router.post("/jobs/{job}/cancel")
 def cancel(job: JobId, service: TheService, caller: TheCaller) -> Response:
-    """The button."""
+    """Cancel the job and go back to its page."""
     cancel_job(service.own_job(job, caller), service.settings, service.jobs)
     service.nudge()
     return RedirectResponse(f"/jobs/{job}", 303)
@@ -103,7 +103,7 @@ def cancel(job: JobId, service: TheService, caller: TheCaller) -> Response:
 def retry(
     job: JobId, service: TheService, caller: TheCaller, hub_token: Annotated[str, Form(max_length=500)] = ""
 ) -> Response:
-    """The button."""
+    """Queue an ended job again and go back to its page."""
     token = plain_token(hub_token) if hub_token else None
     try_again(service.own_job(job, caller), token, service.settings, service.jobs)
     service.nudge()
@@ -112,7 +112,7 @@ def retry(
 
 @router.post("/jobs/{job}/delete")
 def delete(job: JobId, service: TheService, caller: TheCaller) -> Response:
-    """The button."""
+    """Delete the job with its files and go to the list of jobs."""
     service.own_job(job, caller)
     service.jobs.delete(job)
     shutil.rmtree(service.settings.folder(job), ignore_errors=True)
@@ -333,7 +333,7 @@ def _editor(
 
 def _last_words(service: Service, job: Job) -> str:
     """The end of the log, for those who wait or wonder."""
-    log = service.settings.folder(job.id) / "log.txt"
+    log = service.settings.log(job.id)
     if job.state not in (*ACTIVE, "failed") or not log.is_file():
         return ""
     text, _ = read_log(service, job.id, max(0, log.stat().st_size - 4_000), 4_000)
