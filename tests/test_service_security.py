@@ -381,7 +381,7 @@ def test_limits_of_size_number_and_rate(tmp_path: Path) -> None:
         for _ in range(100):
             yield b"#" * 1_000
 
-    assert bench.http.post("/v1/jobs", content=endless(), headers=YAML).status_code == 413
+    assert bench.http.post("/v1/jobs", content=endless(), headers=YAML).status_code == 411
     for _ in range(3):
         bench.submit()
     full = bench.http.post("/v1/jobs", content=RECIPE, headers=YAML)

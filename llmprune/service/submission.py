@@ -62,7 +62,7 @@ def submit(submission: Submission, caller: Caller, settings: Settings, jobs: Job
     request = _request(submission, recipe, caller, settings)
     content = (caller.name, recipe.model.id, submission.recipe, overrides, request, settings.max_queued)
     place = (submission.key, submission.digest())
-    return _add(settings, submission.hub_token, lambda job: jobs.add(*content, job, *place))
+    return _add(settings, submission.hub_token, lambda job: jobs.add(*content, job, *place, max_jobs=settings.max_jobs))
 
 
 def submit_push(
@@ -76,7 +76,7 @@ def submit_push(
     )
     content = (caller.name, source.model, source.recipe, source.overrides, request, settings.max_queued)
     digest = hashlib.sha256(json.dumps([source.id, hub.model_dump_json()]).encode()).hexdigest()
-    return _add(settings, hub_token, lambda job: jobs.add(*content, job, key, digest))
+    return _add(settings, hub_token, lambda job: jobs.add(*content, job, key, digest, max_jobs=settings.max_jobs))
 
 
 def retry(job: Job, hub_token: str | None, settings: Settings, jobs: Jobs) -> Job:

@@ -43,10 +43,13 @@ class Jobs:
         job: str,
         key: str | None = None,
         digest: str = "",
+        *,
+        max_jobs: int,
     ) -> tuple[Job, bool]:
         """A new queued job under the id ``job``, or the one that this owner, key and digest made before.
 
-        Also whether it is new. Raises Conflict where the key came with another digest, QueueFull beyond ``max_queued``.
+        Also whether it is new. Raises Conflict where the key came with another digest, QueueFull beyond ``max_queued``
+        waiting jobs or ``max_jobs`` jobs in all.
         """
         with self.database.write() as connection:
             known = _one(connection, "SELECT digest, job FROM idempotency WHERE owner = ? AND key = ?", owner, key)
@@ -59,6 +62,11 @@ class Jobs:
             waiting = _one(connection, "SELECT count(*) n FROM jobs WHERE owner = ? AND state = 'queued'", owner)
             if waiting is not None and waiting["n"] >= max_queued:
                 raise QueueFull(f"{owner} has {waiting['n']} jobs in the queue, and {max_queued} are allowed")
+            kept = _one(connection, "SELECT count(*) n FROM jobs WHERE owner = ?", owner)
+            if kept is not None and kept["n"] >= max_jobs:
+                raise QueueFull(
+                    f"{owner} has {kept['n']:,} jobs, and {max_jobs:,} are kept; delete some that have ended"
+                )
             values = {
                 "id": job, "owner": owner, "model": model, "recipe": recipe,
                 "overrides": json.dumps(list(overrides)), "state": "queued", "created": time.time(),

@@ -277,7 +277,8 @@ def push_job(
     with _client(server, token_file) as client:
         push = client.push(job, _read(hub_token_file, "hub token").strip(), **settings)
         ended = _watch(client, push["id"])
-        typer.echo(f"pushed {ended['published']['files']} files to {repo_id}\n{printable(ended['published']['url'])}")
+        typer.echo(printable(f"pushed {ended['published']['files']} files to {repo_id}"))
+        typer.echo(printable(str(ended["published"]["url"])))
 
 
 def add_to(app: typer.Typer) -> None:

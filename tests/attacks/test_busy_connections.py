@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import h11
 import httpx2 as httpx
 import pytest
 import uvicorn
@@ -168,6 +169,89 @@ def test_an_answer_that_nobody_reads(hasty: Live, part: str) -> None:
         assert received(deaf) < size
 
 
+def test_a_closing_connection_that_nobody_reads(hasty: Live) -> None:
+    """An answer below the size at which writing pauses is under a clock too, also where the connection is to close."""
+    job = hasty.submit()
+    hasty.write(job, "run/small.bin", 60_000)
+    ask = f"GET /v1/jobs/{job}/artifacts/small.bin HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode()
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2_304)
+        deaf.connect(("127.0.0.1", hasty.port))
+        deaf.send(ask)
+        time.sleep(3.5)
+        assert received(deaf) < 60_000
+
+
+def test_chunks_are_refused_and_not_parsed(calm: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smallest chunks would cost the loop seconds: one piece is parsed, the rest is dropped."""
+    parsed = []
+    parse = h11.Connection.next_event
+
+    def counting(connection: h11.Connection) -> object:
+        event = parse(connection)
+        if connection.our_role is h11.SERVER:
+            parsed.append(event)
+        return event
+
+    monkeypatch.setattr(h11.Connection, "next_event", counting)
+    with calm.connect() as flood:
+        flood.send(b"POST /login HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+        assert b" 411 " in flood.recv(65_536)
+        with contextlib.suppress(OSError):
+            for _ in range(40):
+                flood.sendall(b"1\r\nx\r\n" * 2_000)
+        assert calm.is_closed(flood, 5)
+    assert len(parsed) < 1_000
+
+
+def test_a_refused_body_is_taken_to_an_end(calm: Live) -> None:
+    """A body that nobody reads is taken up to a limit; one that ends in time leaves the connection usable."""
+    head = b"POST /v1/nothing HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n"
+    with calm.connect() as fair:
+        for _ in range(3):
+            fair.sendall(head % 100_000)
+            answer = b""
+            while not answer.endswith(b"[]}"):
+                answer += fair.recv(65_536)
+            assert b" 404 " in answer
+            fair.sendall(b"\n" * 100_000)
+    with calm.connect() as flood:
+        flood.sendall(head % 10**9)
+        assert b" 404 " in flood.recv(65_536)
+        with contextlib.suppress(OSError):
+            for _ in range(1_000):
+                flood.sendall(bytes(10_000))
+        assert calm.is_closed(flood, 5)
+
+
+def test_thousands_of_headers_are_refused(calm: Live) -> None:
+    """Also where they come behind a whole request, in the same packet."""
+    for before in (b"", b"GET /v1/health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"):
+        with calm.connect() as many:
+            many.sendall(before + b"GET /v1/health HTTP/1.1\r\nHost: 127.0.0.1\r\n" + b"a:\r\n" * 9_000 + b"\r\n")
+            answer = b""
+            with contextlib.suppress(OSError):
+                while part := many.recv(65_536):
+                    answer += part
+        assert b" 400 " in answer
+
+
+def test_pipelined_requests_are_answered_in_order(calm: Live) -> None:
+    """Requests behind each other in one packet, with and without bodies, as HTTP allows."""
+    get = b"GET /v1/health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    body = RECIPE.encode()
+    post = b"POST /v1/recipes/validate HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/yaml\r\n"
+    post += b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+    last = get.replace(b"Host", b"Connection: close\r\nHost")
+    with calm.connect() as many:
+        many.sendall((get + post) * 20 + last)
+        answer = b""
+        while part := many.recv(65_536):
+            answer += part
+    assert answer.count(b" 200 OK") == 41
+    assert answer.count(b'"valid":true') == 20
+
+
 def received(connection: socket.socket, pause: float = 0.0) -> int:
     """The bytes that arrive in a connection until nothing more comes."""
     connection.settimeout(1)
@@ -241,6 +325,7 @@ def test_the_register_counts_by_address() -> None:
     """Of many connections the longest silent one goes; a trusted proxy may hold more, and a busy one stays."""
 
     said: list[str] = []
+    register_of: dict[object, Register] = {}
 
     class Fake:
         def __init__(self, address: str) -> None:
@@ -251,18 +336,27 @@ def test_the_register_counts_by_address() -> None:
 
         def abort(self) -> None:
             self.aborted = True
+            register_of[self].lost(self)  # type: ignore[arg-type]
 
     def held(register: Register, addresses: list[str]) -> list[Fake]:
         made = [Fake(address) for address in addresses]
         for one in made:
+            register_of[one] = register
             register.opened(one)  # type: ignore[arg-type]
-            register.waits(one)  # type: ignore[arg-type]
+            if not one.aborted:
+                register.waits(one)  # type: ignore[arg-type]
         return made
 
     register = Register(most_waiting=2, most=100, trusted=("10.0.0.0/8",))
     assert [one.aborted for one in held(register, ["1.1.1.1"] * 4)] == [True, True, False, False]
     assert not any(one.aborted for one in held(register, ["10.1.2.3"] * 9))
     assert said == ["later"], "one line of the log tells of both"
+    crowded = Register(most_waiting=9, most=100, most_of_address=2, trusted=("10.0.0.0/8",))
+    busy = held(crowded, ["1.1.1.1", "1.1.1.1"])
+    for one in busy:
+        crowded.works(one)  # type: ignore[arg-type]
+    assert held(crowded, ["1.1.1.1"])[0].aborted, "an address has requests under way on all that it may have"
+    assert not any(one.aborted for one in held(crowded, ["2.2.2.2", "10.0.0.1", "10.0.0.1", "10.0.0.1"]))
     full = Register(most_waiting=99, most=4)
     first = held(full, ["1.1.1.1", "2.2.2.2", "2.2.2.2", "3.3.3.3"])
     held(full, ["4.4.4.4"])
@@ -294,5 +388,8 @@ def test_counting_what_is_in_flight() -> None:
         raise ZeroDivisionError
     assert not flying._counts
     rate = RateLimit(rate=0.001, burst=1)
-    assert [rate.wait("a", take=False), rate.wait("a", take=False), rate.wait("a")] == [0, 0, 0]
-    assert rate.wait("a", take=False) > 0
+    assert rate.wait("a") == 0
+    assert rate.wait("a") > 0
+    rate.give_back("a")
+    assert rate.wait("a") == 0
+    rate.give_back("nobody")

@@ -29,6 +29,12 @@ HOSTILE = (
 )
 
 
+PUSHED = {
+    **{"state": "succeeded", "ran_seconds": 1.0, "error": None, "exit_code": 0},
+    "published": {"files": HOSTILE, "url": HOSTILE},
+}
+
+
 def unprintable(text: str) -> set[str]:
     """The characters of an output that are neither printable nor line feeds."""
     return {char for char in text if not char.isprintable() and char != "\n"}
@@ -135,6 +141,12 @@ def test_messages_of_a_hostile_service_are_printed_as_escapes(monkeypatch: pytes
             return httpx.Response(200, json=[{"name": "a\x1b[2J\u202eb", "bytes": 2}])
         if "/artifacts/" in request.url.path:
             return httpx.Response(200, content=b"ok")
+        if request.url.path.endswith("/push"):
+            return httpx.Response(201, json={"id": "1"})
+        if request.url.path.endswith("/events"):
+            return httpx.Response(200, text="")
+        if request.url.path.endswith("/jobs/1"):
+            return httpx.Response(200, json=PUSHED)
         if request.url.path.endswith("/cancel"):
             return httpx.Response(200, json={"state": HOSTILE})
         return httpx.Response(409, json={"detail": f"{HOSTILE}\nllmprune: done", "problems": []})
@@ -144,8 +156,11 @@ def test_messages_of_a_hostile_service_are_printed_as_escapes(monkeypatch: pytes
         lambda server, token_file: Client(server, transport=httpx.MockTransport(answer)),
     )
     fetched, cancelled, refused = command("fetch", "1", "-o", tmp_path), command("cancel", "1"), command("retry", "1")
-    assert (fetched.code, cancelled.code, refused.code) == (1, 0, 1)
-    for outcome in (fetched, cancelled, refused):
+    token = tmp_path / "token.txt"
+    token.write_text("hf_of_the_test")
+    pushed = command("push-job", "1", "--repo-id", "org/x", "--hub-token-file", token)
+    assert (fetched.code, cancelled.code, refused.code, pushed.code) == (1, 0, 1, 0)
+    for outcome in (fetched, cancelled, refused, pushed):
         assert not unprintable(outcome.out + outcome.err)
     assert r"the service named the file 'a\x1b[2J\u202eb'" in fetched.err
     assert len(refused.err.splitlines()) == 1

@@ -126,6 +126,16 @@ def test_no_header_holds_the_event_loop(
     assert longest < LONGEST, where
 
 
+@pytest.mark.parametrize("path", ["/v1/health", "/login", "/v1/jobs", "/v1/compare", "/now"])
+def test_no_query_holds_the_event_loop(bench: Bench, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """Thousands of parameters are refused before any of them is read."""
+    with watched_loops(monkeypatch) as spans:
+        answer = bench.http.get(f"{path}?{'a&job=&' * 6_500}")
+    assert (answer.status_code, "at most 200 query parameters" in answer.text) == (422, True)
+    longest, where = max(spans)
+    assert longest < LONGEST, where
+
+
 def test_a_recipe_over_the_network_is_small(bench: Bench, tmp_path: Path) -> None:
     """A body, a form's text and an override above the limit are refused before anything reads them."""
     large = RECIPE + "#" * RECIPE_LIMIT

@@ -46,8 +46,8 @@ def answer(
 
 _TITLES = {
     400: "bad request", 401: "no valid token", 403: "not allowed", 404: "not there", 405: "method not allowed",
-    409: "conflict", 411: "no length", 413: "too large", 415: "unsupported media type", 422: "wrong recipe or parameters",
-    429: "too many", 500: "error in the service", 503: "not now", 507: "no room",
+    409: "conflict", 411: "no length", 413: "too large", 415: "unsupported media type",
+    422: "wrong recipe or parameters", 429: "too many", 500: "error in the service", 503: "not now", 507: "no room",
 }  # fmt: skip
 
 
