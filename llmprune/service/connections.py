@@ -154,8 +154,7 @@ class LimitedProtocol(H11Protocol):
         """Wait for the next request; after a body that was refused, only as long as its client may need to read why."""
         super().on_response_complete()
         self._watch()
-        if self._deaf:
-            self.loop.call_later(_LINGER, self.transport.close)
+        self._end_if_deaf()
         self._feed_later()
 
     def pause_writing(self) -> None:
@@ -197,7 +196,13 @@ class LimitedProtocol(H11Protocol):
             self._deaf = True
             self._pending.clear()
         self._watch()
+        self._end_if_deaf()
         self._feed_later()
+
+    def _end_if_deaf(self) -> None:
+        """Close a connection whose body was refused, once its client has had time to read why."""
+        if self._deaf and self._phase == "headers":
+            self.loop.call_later(_LINGER, self.transport.close)
 
     def _watch(self) -> None:
         """Set the clock where another phase has begun; the rest of a refused body is a wait for the next request."""
