@@ -177,7 +177,7 @@ class LimitedProtocol(H11Protocol):
     def _feed(self) -> None:
         """Have h11 parse one piece. What comes while a request is answered waits, and the client with it."""
         self._feeding = False
-        if not self._open or self._deaf or not self._pending:
+        if not self._pending or self._deaf or not self._open or self.transport.is_closing():
             return
         if self._phase == "answer":
             return self.flow.pause_reading()
