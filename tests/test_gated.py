@@ -270,7 +270,8 @@ def test_layers_that_lose_no_neurons_are_left_alone() -> None:
 
 def _recipe(folder: Path, family: str, **sections: Any) -> Path:
     save_model(folder / "model", family, **({"hidden_size": 64, "intermediate_size": 256} if sections else {}))
-    save_file({"calibration": torch.randint(0, 100, (16, 32))}, folder / "tokens.safetensors")
+    tokens = torch.randint(0, 100, (16, 32), generator=torch.Generator().manual_seed(0))
+    save_file({"calibration": tokens}, folder / "tokens.safetensors")
     recipe = {
         "model": {"id": str(folder / "model")},
         "calibration": {"tokens": str(folder / "tokens.safetensors"), "key": "calibration"},
