@@ -6,19 +6,22 @@ another repository, and opens the paths and URLs in columns of images, audio and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from llmprune.errors import CalibrationError
 from llmprune.names import first_outside, is_plain
 from llmprune.remote import is_unreachable, persistently
 
 if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
+    from datasets import Dataset, DownloadConfig, IterableDataset
 
 _CARD, _STANDALONE = "README.md", ".huggingface.yaml"
 _PLACES = ("data_files", "data_dir")
+_ONE_FILE = ("gzip", "xz", "zstd", "bz2", "lz4")  # formats that hold one file, without a name that is used
 
 
 def require_own_data(dataset: str, revision: str | None, *, streaming: bool) -> None:
@@ -38,11 +41,45 @@ def require_own_data(dataset: str, revision: str | None, *, streaming: bool) -> 
         card, standalone = (path if (path := folder / name).is_file() else None for name in (_CARD, _STANDALONE))
     else:
         card, standalone = (_fetched(dataset, revision, name, streaming) for name in (_CARD, _STANDALONE))
-    if not all(is_plain(name) for data in _metadata(card, standalone) for name in _named(data)):
+    metadata = list(_metadata(card, standalone))
+    if not all(is_plain(name) for data in metadata for name in _named(data)):
         raise CalibrationError(
             f"the card of the data set {dataset!r} names data that is no relative path in the data set itself, and "
             f"nothing else is read; correct data_files and data_dir in its {_CARD}, or give a file with the text"
         )
+    if not all(_is_folder_name(value) for data in metadata for value in _written_to(data)):
+        raise CalibrationError(
+            f"the card of the data set {dataset!r} has a version or a config_name that is no plain word, and names a "
+            f"folder of the cache by it; correct it in its {_CARD}"
+        )
+
+
+@contextmanager
+def archives_refused(dataset: str) -> Iterator[None]:
+    """Have ``datasets`` raise CalibrationError for zip, tar and other archives while the block runs.
+
+    Names and links inside an archive can lead to any file or address: a link is looked at before another one that it
+    passes through is there, and a member's name becomes a part of an address. What compresses one file is unpacked.
+    """
+    from datasets.download import streaming_download_manager
+    from datasets.utils import file_utils
+    from datasets.utils.extract import Extractor
+
+    single = file_utils.SINGLE_FILE_COMPRESSION_PROTOCOLS
+    by_content, by_address = Extractor.infer_extractor_format, file_utils._get_extraction_protocol
+
+    def format_of(path: Path | str) -> str | None:
+        return _require_single(by_content(path), _ONE_FILE, dataset=dataset)
+
+    def protocol_of(address: str, download_config: DownloadConfig | None = None) -> str | None:
+        return _require_single(by_address(address, download_config), single, dataset=dataset)
+
+    with (
+        mock.patch.object(Extractor, "infer_extractor_format", staticmethod(format_of)),
+        mock.patch.object(file_utils, "_get_extraction_protocol", protocol_of),
+        mock.patch.object(streaming_download_manager, "_get_extraction_protocol", protocol_of),
+    ):
+        yield
 
 
 def without_media(rows: Dataset | IterableDataset) -> Dataset | IterableDataset:
@@ -50,6 +87,15 @@ def without_media(rows: Dataset | IterableDataset) -> Dataset | IterableDataset:
     features = rows.features or {}
     kept = [name for name, feature in features.items() if not _has_media(feature)]
     return rows if len(kept) == len(features) else rows.select_columns(kept)
+
+
+def _require_single(kind: str | None, single: Collection[str], *, dataset: str) -> str | None:
+    if kind is not None and kind not in single:
+        raise CalibrationError(
+            f"the data set {dataset!r} is an archive ({kind}), and none is unpacked here, for names and links in it "
+            "can lead anywhere; give files of text, JSON lines or parquet, each compressed alone if need be"
+        )
+    return kind
 
 
 def _fetched(dataset: str, revision: str | None, name: str, needed: bool) -> Path | None:
@@ -90,8 +136,27 @@ def _named(metadata: Any, asked: bool = False) -> Iterator[Any]:
     elif isinstance(metadata, list | tuple):
         for value in metadata:
             yield from _named(value, asked)
-    elif asked and metadata is not None:
+    elif asked and metadata not in (None, ""):
         yield metadata
+
+
+def _written_to(metadata: Any) -> Iterator[Any]:
+    """Every value of metadata by which datasets names a folder of its cache."""
+    if isinstance(metadata, dict):
+        for key, value in metadata.items():
+            if key in ("version", "config_name"):
+                yield value
+            else:
+                yield from _written_to(value)
+    elif isinstance(metadata, list | tuple):
+        for value in metadata:
+            yield from _written_to(value)
+
+
+def _is_folder_name(value: Any) -> bool:
+    if isinstance(value, dict):  # a version by its parts
+        return all(map(_is_folder_name, value.values()))
+    return value is None or (is_plain(text := str(value)) and "/" not in text and text.strip(". ") != "")
 
 
 def _has_media(feature: Any) -> bool:

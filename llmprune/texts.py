@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from llmprune.data_cards import require_own_data, without_media
+from llmprune.data_cards import archives_refused, require_own_data, without_media
 from llmprune.errors import CalibrationError, did_you_mean
 from llmprune.names import is_plain
 from llmprune.remote import is_hub_error, is_unreachable, reason, redact, resolve, scrub
@@ -87,7 +87,7 @@ def _is_local(dataset: str) -> bool:
 
 def read_documents(source: TextSource, tokenizer: PreTrainedTokenizerBase, seed: int) -> Iterator[str]:
     """The texts of a source that are not empty, shuffled with the seed. Raises CalibrationError."""
-    with _explained(source):
+    with _explained(source), archives_refused(source.dataset):
         for row in _shuffled(load_text(source), seed):
             text = _text_of(row, source, tokenizer)
             if text:
@@ -98,7 +98,7 @@ def load_text(source: TextSource) -> Dataset | IterableDataset:
     """The rows of a source; hub data is streamed where no slice is asked. Raises CalibrationError."""
     import datasets
 
-    with _explained(source), _quiet():
+    with _explained(source), _quiet(), archives_refused(source.dataset):
         if source.dataset.startswith(PACKAGE_SCHEME):
             return _package_text(source)
         path = Path(source.dataset)
@@ -258,6 +258,8 @@ def _explained(source: TextSource) -> Iterator[None]:
         cause: BaseException = error
         while cause.__cause__ is not None:  # "An error occurred" helps nobody
             cause = cause.__cause__
+        if isinstance(cause, CalibrationError):
+            raise cause from error
         scrub(error)
         said = redact(" ".join(str(cause).split()))
         why = reason(error) if is_hub_error(error) else f"{type(cause).__name__}: {said}; check {remedy}"

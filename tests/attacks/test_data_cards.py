@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import socket
+import tarfile
 import threading
 import uuid
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -179,3 +183,89 @@ def test_text_of_a_package_lies_in_it(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.syspath_prepend(tmp_path)
     for name in ("../private.txt", str(tmp_path / "private.txt")):
         assert "names nothing inside a package" in refusal(f"package://somepackage/{name}")
+
+
+def tar_of_links(target: Path) -> bytes:
+    """A tar whose first link leads out only once the second is there: until then it looks harmless."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as archive:
+        for name, leads in (("l.txt", "s/" * 15 + "../" * 15 + str(target).lstrip("/")), ("s", ".")):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = tarfile.SYMTYPE, leads
+            archive.addfile(link)
+    return content.getvalue()
+
+
+def zip_of(member: str) -> bytes:
+    """A zip with a member of this name."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr(member, "hello\n")
+        archive.writestr("b.txt", "ok\n")
+    return content.getvalue()
+
+
+ARCHIVE = "is an archive"
+
+
+def test_a_tar_of_links_opens_nothing(hub: Hub, tmp_path: Path) -> None:
+    """Whatever its name says: on the hub, in a folder, and as a single file."""
+    (tmp_path / "private.txt").write_text("TOP SECRET\n")
+    content = tar_of_links(tmp_path / "private.txt")
+    repository = f"org/tar-{uuid.uuid4().hex}"
+    hub.add_repo(repository, {"train.txt": content}, "dataset")
+    said = refusal(repository, split="train[:100%]")
+    assert ("is an archive (tar)" in said, repository in said) == (True, True)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "train.txt").write_bytes(content)
+    assert ARCHIVE in refusal(str(tmp_path / "folder"), split="train[:100%]")
+    (tmp_path / "single.txt").write_bytes(content)
+    assert ARCHIVE in refusal(str(tmp_path / "single.txt"))
+
+
+@pytest.mark.parametrize("split", ["train", "train[:100%]"])
+@pytest.mark.parametrize("there", [True, False])
+def test_the_names_in_a_zip_lead_nowhere(hub: Hub, tmp_path: Path, there: bool, split: str) -> None:
+    """A member's name becomes a part of an address: another archive of this machine, with one answer for all."""
+    if there:
+        with zipfile.ZipFile(tmp_path / "private.docx", "w") as private:
+            private.writestr("word/document.txt", "TOP SECRET\n")
+    repository = f"org/zip-{uuid.uuid4().hex}"
+    hub.add_repo(repository, {"train.zip": zip_of(f"word::{tmp_path}/private.docx/document.txt")}, "dataset")
+    assert f"{repository!r} is an archive (zip)" in refusal(repository, split=split)
+
+
+@pytest.mark.parametrize("member", ["a.txt::ftp:/{}/y.txt", "a.txt::webhdfs:/{}/d/y.txt"])
+@pytest.mark.parametrize("split", ["train", "train[:100%]"])
+def test_the_names_in_a_zip_make_no_request(hub: Hub, inner: Inner, member: str, split: str) -> None:
+    """An address in a member's name is asked by nobody."""
+    repository, before = f"org/zip-{uuid.uuid4().hex}", inner.asked
+    hub.add_repo(repository, {"train.zip": zip_of(member.format(inner.url.removeprefix("http://")))}, "dataset")
+    assert ARCHIVE in refusal(repository, split=split)
+    assert inner.asked == before
+
+
+def test_a_file_that_is_compressed_alone_is_read(hub: Hub) -> None:
+    """What gzip makes of one file has no names in it."""
+    repository = f"org/gzip-{uuid.uuid4().hex}"
+    hub.add_repo(repository, {"train.jsonl.gz": gzip.compress(ROWS.encode())}, "dataset")
+    assert len(read(repository)) == len(read(repository, split="train[:100%]")) == 100
+
+
+@pytest.mark.parametrize("field", ["version", "config_name"])
+@pytest.mark.parametrize("value", ["{}/made", "../../made", "..", "a/b"])
+def test_a_card_chooses_no_folder(hub: Hub, tmp_path: Path, field: str, value: str) -> None:
+    """A version and a configuration's name become parts of a path that is written to."""
+    fields = {"data_files": "train.jsonl", field: value.format(tmp_path)}
+    repository = publish(hub, {"README.md": card(**config(**fields))})
+    before = set(tmp_path.parent.rglob("made"))
+    assert "version or a config_name that is no plain word" in refusal(repository, split="train[:50%]")
+    assert set(tmp_path.parent.rglob("made")) == before
+
+
+def test_harmless_cards_of_other_shapes_are_read(hub: Hub) -> None:
+    """An empty folder, a version by its number and a name with a dash."""
+    repository = publish(
+        hub, {"README.md": card(**config(data_files="train.jsonl", data_dir="", version="1.2.3", config_name="en-2"))}
+    )
+    assert len(read(repository, config="en-2")) == 100
