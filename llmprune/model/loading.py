@@ -177,7 +177,7 @@ def place_of(source: ModelSource, part: Part) -> Path:
         raise ModelError(f"the model folder {source.id} does not exist; give a hub id (org/name) or an existing folder")
     else:
         folder = snapshot(source.id, source.revision, part, source.trust_remote_code)
-    require_own_names(folder, source.id, with_code=source.trust_remote_code)
+    require_own_names(folder, source.id, with_code=source.trust_remote_code, with_tokenizer=part == "tokenizer")
     return folder
 
 

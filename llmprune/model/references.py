@@ -6,9 +6,10 @@ An index, a config and a tokenizer's config are foreign content. transformers fo
 - ``base_model_name_or_path`` of adapter_config.json, where peft is installed: another model
 - attention and expert implementations, ``backbone`` and timm's ``architecture`` of a config: repositories on the hub
 - ``auto_map`` with ``--``: the Python code of another repository
-- of a tokenizer's config: ``fast_tokenizer_files``, ``*_file``, ``vocab``, ``merges``, ``init_inputs`` (files), the
-  dictionaries of word splitters, the names of chat templates (files that saving writes), and a ``tokenizer_class`` that
-  is no tokenizer
+- of a tokenizer's config: ``fast_tokenizer_files``, ``*_file``, ``*_spm``, ``vocab``, ``merges``, ``init_inputs``
+  (files), the dictionaries of word splitters, the names of chat templates (files that saving writes), and a
+  ``tokenizer_class`` that is no tokenizer
+- a text in place of the vocabulary or the rules of tokenizer.json and byte_maps.json: a file
 """
 
 from __future__ import annotations
@@ -26,17 +27,23 @@ from llmprune.names import first_outside, is_plain, lies_inside
 INDEX = "model.safetensors.index.json"
 NOTICES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 TEMPLATES = "additional_chat_templates"
+_UNREAD = (  # documents, pictures, pickles and hidden files: neither loading nor saving opens them
+    *("*.md", "README*", "*.html", "*.pdf", "*.ipynb", "*.log", "*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.webp"),
+    *("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", ".*"),
+)
 
 _WORDS = re.compile(r"_?(attn|experts)_implementation\w*|backbone|architecture|mecab_option")
-_FILES = re.compile(r"\w*_(file|files|path|dir)|vocab|merges")
-_LEFT_BEHIND = re.compile(r"\w*_file")  # by older versions, with paths of the machine that saved them
+_FILES = re.compile(r"\w*_(file|files|path|dir|spm)|vocab|merges")
+_RULES = ("vocab", "merges", "decompose_map", "merge_map")  # transformers opens a text in their place as a file
+_LEFT_BEHIND = re.compile(r"\w*_(file|spm)")  # by older versions, with paths of the machine that saved them
 _TOKENIZER_CLASS = re.compile(r"(?!Rag)\w*Tokenizer(Fast|Base)?|(Tokenizers|Python|SentencePiece|MistralCommon)Backend")
 
 
-def require_own_names(folder: Path, shown: str, *, with_code: bool) -> None:
+def require_own_names(folder: Path, shown: str, *, with_code: bool, with_tokenizer: bool) -> None:
     """Raise where a file of a checkpoint folder is a link out of it, or names something outside it.
 
     ``shown``: the model as the user knows it. ``with_code``: its own Python code is trusted, its tokenizer with it.
+    ``with_tokenizer``: its tokenizer is to be loaded, so the names in the tokenizer's files count.
     Raises ModelError, and CheckpointError for an index of weights files.
     """
     outside = first_outside(_read_entries(folder), folder)
@@ -54,13 +61,18 @@ def require_own_names(folder: Path, shown: str, *, with_code: bool) -> None:
         shard_names(path, shown)
     for path in folder.glob("config*.json"):
         _check_config(path, shown, with_code)
-    if not with_code:
+        if with_tokenizer and not with_code:
+            _check_class(path, shown)
+    if with_tokenizer and not with_code:
         _check_tokenizer(folder, shown)
     _check_code(folder / "tokenizer_config.json", shown, with_code)
 
 
 def shard_names(index: Path, shown: str) -> list[str]:
-    """Return the weights files that an index names. Raises CheckpointError where one is not inside its folder."""
+    """Return the weights files that an index at the top of a model's folder names.
+
+    Raises CheckpointError where one is not inside that folder.
+    """
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
@@ -87,11 +99,12 @@ def unread_fields(folder: Path) -> dict[str, None]:
 def _read_entries(folder: Path) -> Iterator[Path]:
     """Yield the entries that loading or saving may read: files, and the folders of templates and of licences."""
     for entry in folder.iterdir():
-        if not entry.is_dir():
-            yield entry
-        elif entry.name == TEMPLATES or any(fnmatch(entry.name, pattern) for pattern in NOTICES):
+        copied = entry.name == TEMPLATES or any(fnmatch(entry.name, pattern) for pattern in NOTICES)
+        if entry.is_dir() and copied:
             yield entry
             yield from entry.rglob("*")
+        elif not entry.is_dir() and (copied or not any(fnmatch(entry.name, pattern) for pattern in _UNREAD)):
+            yield entry
 
 
 def _check_config(path: Path, shown: str, with_code: bool) -> None:
@@ -101,22 +114,37 @@ def _check_config(path: Path, shown: str, with_code: bool) -> None:
         if key == "transformers_weights" and value is not None:
             if not is_plain(value) or not lies_inside(path.parent / value, path.parent):
                 _refuse(path, shown, key, value)
-            if value.endswith(".index.json") and (path.parent / value).is_file():
-                shard_names(path.parent / value, shown)
-        if key == "tokenizer_class" and not with_code and not _is_tokenizer_class(value):
-            _refuse(path, shown, key, value)
+            if value.endswith(".index.json") and "/" in value:
+                raise ModelError(
+                    f"{key} in the {path.name} of {shown} is {value[:80]!r}, an index in a folder of its own, and "
+                    "its names are read from the model's folder; put the index beside config.json"
+                )
     _check_code(path, shown, with_code)
 
 
+def _check_class(path: Path, shown: str) -> None:
+    """Refuse a class that is no tokenizer: transformers takes any class of that name and loads the folder with it."""
+    for key, value, _ in _fields(_read(path)):
+        named = isinstance(value, str) and _TOKENIZER_CLASS.fullmatch(value)
+        if key == "tokenizer_class" and value is not None and not named:
+            raise ModelError(
+                f"tokenizer_class in the {path.name} of {shown} is {str(value)[:80]!r}, and no class is loaded but "
+                "the tokenizers of transformers that read one folder; correct it, for example to "
+                "PreTrainedTokenizerFast where there is a tokenizer.json"
+            )
+
+
 def _check_tokenizer(folder: Path, shown: str) -> None:
+    for path in (*folder.glob("tokenizer*.json"), folder / "byte_maps.json"):
+        _check_rules(path, shown)
+    _check_class(folder / "tokenizer_config.json", shown)
+    _check_class(folder / "special_tokens_map.json", shown)
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         path = folder / name
         for key, value, depth in _fields(_read(path)):
             overruled = name == "tokenizer_config.json" and depth == 0 and key not in ("vocab", "merges")
             if key == "fast_tokenizer_files":
-                wrong = not isinstance(value, list) or not all(map(is_plain, value))
-            elif key == "tokenizer_class":
-                wrong = not _is_tokenizer_class(value)
+                wrong = not isinstance(value, list) or not all(map(_is_tokenizer_file, value))
             elif key == "init_inputs":
                 wrong = bool(value)
             elif key == "chat_template":
@@ -124,9 +152,19 @@ def _check_tokenizer(folder: Path, shown: str) -> None:
             elif _WORDS.fullmatch(key):
                 wrong = not _are_words(value)
             else:
-                wrong = bool(_FILES.fullmatch(key)) and isinstance(value, str) and not overruled
+                wrong = bool(_FILES.fullmatch(key)) and _may_be_opened(value) and not overruled
             if wrong:
                 _refuse(path, shown, key, value)
+
+
+def _check_rules(path: Path, shown: str) -> None:
+    """Refuse a file's name in place of a vocabulary or of rules, in a file or in the model that it describes."""
+    content = _read(path)
+    parts = (content, content.get("model")) if isinstance(content, dict) else ()
+    for part in (part for part in parts if isinstance(part, dict)):
+        for key in _RULES:
+            if _may_be_opened(part.get(key)):
+                _refuse(path, shown, key, part[key])
 
 
 def _check_code(path: Path, shown: str, with_code: bool) -> None:
@@ -143,9 +181,14 @@ def _refuse(path: Path, shown: str, key: str, value: object) -> NoReturn:
     )
 
 
-def _is_tokenizer_class(value: object) -> bool:
-    """Check for a tokenizer's class; transformers takes any class of that name and loads the folder with it."""
-    return value is None or (isinstance(value, str) and bool(_TOKENIZER_CLASS.fullmatch(value)))
+def _is_tokenizer_file(name: object) -> bool:
+    """Check for a tokenizer.json of one version of transformers, beside the config."""
+    return is_plain(name) and "/" not in str(name) and fnmatch(str(name), "tokenizer*.json")
+
+
+def _may_be_opened(value: object) -> bool:
+    """Check whether ``open`` would take a value: the name of a file, or the number of one that is open."""
+    return isinstance(value, str | int)
 
 
 def _has_plain_template_names(value: object) -> bool:

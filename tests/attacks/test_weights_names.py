@@ -137,6 +137,33 @@ def test_a_shard_behind_a_linked_folder_is_refused(model: Path, tmp_path: Path, 
     assert opened == []
 
 
+def test_an_index_lies_beside_the_config(model: Path, tmp_path: Path, opened: list[Path]) -> None:
+    """transformers joins an index's names to the model's folder, where they may be links that the index's has not."""
+    private = tmp_path / "private"
+    (model / "sub").mkdir()
+    private.mkdir()
+    (model / "sub" / "x.safetensors.index.json").write_bytes(index("d/x.safetensors", model))
+    shutil.move(model / WEIGHTS, private / "x.safetensors")
+    (model / "d").symlink_to(private)
+    edit(model / "config.json", lambda data: data.update(transformers_weights="sub/x.safetensors.index.json"))
+    with pytest.raises(ModelError, match=r"an index in a folder of its own.*put the index beside config\.json"):
+        load_model(ModelSource(id=str(model)))
+    (model / "sub" / "x.safetensors.index.json").rename(model / "x.safetensors.index.json")
+    edit(model / "config.json", lambda data: data.update(transformers_weights="x.safetensors.index.json"))
+    with pytest.raises(CheckpointError, match="own folder"):
+        load_model(ModelSource(id=str(model)))
+    assert opened == []
+
+
+@pytest.mark.parametrize("name", ["README.md", "figure.png", ".gitattributes", "pytorch_model.bin"])
+def test_a_link_that_nothing_reads_is_left_alone(model: Path, tmp_path: Path, name: str) -> None:
+    """A model's card may be shared by several folders."""
+    (tmp_path / "outside").write_text("text")
+    (model / name).symlink_to(tmp_path / "outside")
+    load_model(ModelSource(id=str(model)))
+    load_tokenizer(ModelSource(id=str(model)))
+
+
 def as_snapshot(model: Path, cache: Path, shared: bool) -> Path:
     """The folder as a snapshot in a hub client's cache, whose large blobs all repositories may share."""
     repository = cache / "models--org--base"
@@ -196,6 +223,17 @@ def test_a_shared_blob_is_checked_by_the_name_that_its_repository_gives_it(tmp_p
         ("tokenizer_config.json", {"chat_template": [{"name": "../../x", "template": ""}]}, "chat_template in"),
         ("tokenizer_config.json", {"chat_template": {"default": "", "/x": ""}}, "chat_template in"),
         ("special_tokens_map.json", {"tokenizer_file": "/private/tokenizer.json"}, "tokenizer_file in the special_tok"),
+        ("special_tokens_map.json", {"source_spm": "/private/x.spm"}, "source_spm in the special_tokens_map.json"),
+        ("special_tokens_map.json", {"vocab": 5}, "vocab in the special_tokens_map.json"),
+        ("tokenizer_config.json", {"fast_tokenizer_files": ["d/tokenizer.4.0.json"]}, "fast_tokenizer_files"),
+        (
+            "byte_maps.json",
+            {"decompose_map": "/private/x.json", "merge_map": {}},
+            "decompose_map in the byte_maps",
+        ),
+        ("byte_maps.json", {"decompose_map": {}, "merge_map": "/private/x.json"}, "merge_map in the byte_maps.json"),
+        ("tokenizer.4.0.0.json", {"model": {"vocab": "/private/x"}}, "vocab in the tokenizer.4.0.0.json"),
+        ("tokenizer.json", {"model": {"vocab": {}, "merges": "/private/x"}}, "merges in the tokenizer.json"),
         ("special_tokens_map.json", {"name_or_path": "someone/model"}, "name_or_path in the special_tokens_map.json"),
         ("adapter_config.json", {"base_model_name_or_path": "/private"}, "holds an adapter"),
     ],
@@ -211,7 +249,7 @@ def test_files_that_an_older_version_named_are_not_opened(model: Path, tmp_path:
     """Paths that old tokenizers carry with them are common: the folder's own files count, and nothing else is read."""
     private = tmp_path / "private.json"
     private.write_text("no tokenizer")
-    names = ("tokenizer_file", "vocab_file", "merges_file", "spm_file", "gguf_file", "special_tokens_map_file")
+    names = ("tokenizer_file", "vocab_file", "merges_file", "spm_file", "gguf_file", "source_spm", "target_spm")
     before = load_tokenizer(ModelSource(id=str(model)))("text")
     edit(model / "tokenizer_config.json", lambda data: data.update(dict.fromkeys(names, str(private))))
     tokenizer = load_tokenizer(ModelSource(id=str(model)))
@@ -229,6 +267,32 @@ def test_a_private_tokenizer_is_not_read_by_a_map_of_special_tokens(model: Path,
         ModelError, match=r"tokenizer_file in the special_tokens_map\.json of .* outside the model's own"
     ):
         load_tokenizer(ModelSource(id=str(model)))
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_private_vocabulary_is_not_read_by_a_tokenizer(model: Path, tmp_path: Path, exists: bool) -> None:
+    """A tokenizer's class opens a text in place of the vocabulary, and would tell whether there is such a file."""
+    private = tmp_path / "private.txt"
+    if exists:
+        private.write_text("[UNK]\n[CLS]\n[SEP]\n[PAD]\n[MASK]\nsecret\n")
+    words = {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##"}
+    described = words | {"max_input_chars_per_word": 9, "vocab": str(private)}
+    steps = dict.fromkeys(("normalizer", "pre_tokenizer", "post_processor", "decoder"))
+    edit(model / "tokenizer.json", lambda data: data.update(steps, added_tokens=[], model=described))
+    (model / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    with pytest.raises(ModelError, match=r"vocab in the tokenizer\.json of .* which names something outside"):
+        load_tokenizer(ModelSource(id=str(model)))
+
+
+@pytest.mark.parametrize("name", ["LlamaTokenizer ", "Tekken", "AutoProcessor"])
+def test_the_weights_need_no_tokenizers_class(model: Path, name: str) -> None:
+    """A word that is no tokenizer's class is called that, and only where the tokenizer is asked for."""
+    for file in ("tokenizer_config.json", "config.json"):
+        edit(model / file, lambda data: data.update(tokenizer_class=name))
+        load_model(ModelSource(id=str(model)))
+        with pytest.raises(ModelError, match=rf"tokenizer_class in the {file} of .*'{name}', and no class is loaded"):
+            load_tokenizer(ModelSource(id=str(model)))
+        edit(model / file, lambda data: data.pop("tokenizer_class"))
 
 
 def test_trusted_code_is_the_repositorys_own(model: Path) -> None:
