@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from llmprune.evaluation.held_out import compare_predictions, perplexity
 from llmprune.evaluation.section import Generation
 from llmprune.evaluation.speed import time_generation
 from llmprune.model.loading import dense_decoder
+from llmprune.model.verify_worker import generate
 from llmprune.report.value import BenchSize
 from llmprune.testing import VOCABULARY, tiny_model
 
@@ -119,6 +121,25 @@ def test_bench_measures_both_in_turn() -> None:
             point.batch_size * point.context / point.first_token.base.median, rel=0.5
         )
     assert (figures.cache, figures.dtype) == ("dynamic", "float32")
+
+
+@pytest.mark.parametrize(
+    "own",
+    [{"penalty_alpha": 0.6}, {"dola_layers": "low"}, {"force_words_ids": [[1]]}],
+    ids=lambda own: str(*own),
+)
+def test_no_generation_follows_a_models_own_search(own: dict[str, Any]) -> None:
+    """Settings for a search that needs code from the hub neither stop a comparison nor fail a verification."""
+    plain, model = (tiny_model("llama", vocab_size=260) for _ in range(2))
+    model.generation_config.update(**own)
+    before = model.generation_config
+    windows_NL = torch.arange(24).reshape(1, 24)
+    settings = Generation(samples=1, prompt_tokens=8, new_tokens=8)
+    found = compare_generation(plain, model, tiny_tokenizer(), windows_NL, settings)
+    assert found.dense == found.pruned
+    time_generation(model, windows_NL, 4)
+    assert model.generation_config is before
+    assert generate(model, windows_NL, True) == generate(plain, windows_NL, True)
 
 
 def test_a_static_cache_can_be_timed() -> None:

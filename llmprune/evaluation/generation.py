@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from llmprune.errors import RecipeError
+from llmprune.evaluation.decoding import default_settings
 from llmprune.evaluation.section import Generation
 from llmprune.evaluation.speed import input_device
 from llmprune.report.value import Example, FreeText, GenerationFigures
@@ -107,15 +108,10 @@ def _continue(model: PreTrainedModel, prompts_NP: Tensor, settings: Generation) 
     from transformers import GenerationConfig
 
     ends = _ends(model)
-    # what is None here would be filled from the model's own generation settings: sampling, penalties, beams
     greedy = GenerationConfig(
         max_new_tokens=settings.new_tokens,
         do_sample=False,
         num_beams=1,
-        temperature=1.0,
-        top_k=50,
-        top_p=1.0,
-        repetition_penalty=1.0,
         eos_token_id=sorted(ends) or None,
         pad_token_id=min(ends, default=0),
     )
@@ -123,7 +119,7 @@ def _continue(model: PreTrainedModel, prompts_NP: Tensor, settings: Generation) 
     device = input_device(model)
     for ids_BP in torch.split(prompts_NP, settings.batch_size):
         ids_BP = ids_BP.to(device)
-        with torch.no_grad():
+        with torch.no_grad(), default_settings(model):
             out_BL = model.generate(ids_BP, attention_mask=torch.ones_like(ids_BP), generation_config=greedy)
         found += [_until(row, ends) for row in out_BL[:, ids_BP.shape[1] :].tolist()]
     return found

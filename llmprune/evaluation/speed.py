@@ -11,6 +11,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from llmprune.errors import RecipeError
+from llmprune.evaluation.decoding import default_settings
 from llmprune.evaluation.section import Speed
 from llmprune.report.value import SpeedFigures
 
@@ -81,17 +82,11 @@ def time_generation(model: PreTrainedModel, prompts_BL: Tensor, new_tokens: int,
     import torch
     from transformers import GenerationConfig
 
-    # generate() fills what is None here from the model's own generation settings, so what would
-    # change the work, or warn about being ignored, is set: sampling, penalties, beams, an early end.
     greedy = GenerationConfig(
         max_new_tokens=new_tokens,
         min_new_tokens=new_tokens,
         do_sample=False,
         num_beams=1,
-        temperature=1.0,
-        top_k=50,
-        top_p=1.0,
-        repetition_penalty=1.0,
         use_cache=True,
         cache_implementation="static" if static_cache else None,
         pad_token_id=0,
@@ -102,7 +97,8 @@ def time_generation(model: PreTrainedModel, prompts_BL: Tensor, new_tokens: int,
     clock = _Clock()
     _synchronize(device)
     start = perf_counter()
-    output_BL = model.generate(inputs_BL, attention_mask=mask_BL, generation_config=greedy, streamer=clock)
+    with default_settings(model):
+        output_BL = model.generate(inputs_BL, attention_mask=mask_BL, generation_config=greedy, streamer=clock)
     _synchronize(device)
     assert output_BL.shape[1] == prompts_BL.shape[1] + new_tokens, "generation ended early"
     first = clock.ticks[1]  # 0 is the prompt itself

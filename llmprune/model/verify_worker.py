@@ -24,6 +24,17 @@ def counts(weight: torch.Tensor, transposed: bool, kept: int, of: int | None) ->
     return [zeros, len(present), int((present > kept).sum())]
 
 
+def generate(model: transformers.PreTrainedModel, ids_BL: torch.Tensor, use_cache: bool) -> list[list[int]]:
+    """Eight greedy tokens, whatever search or penalties the model's own settings ask for."""
+    model.generation_config = transformers.GenerationConfig()
+    greedy = transformers.GenerationConfig(
+        max_new_tokens=8, min_new_tokens=8, do_sample=False, num_beams=1, use_cache=use_cache, pad_token_id=0
+    )
+    out_BL = model.generate(ids_BL, attention_mask=torch.ones_like(ids_BL), generation_config=greedy)
+    tokens: list[list[int]] = out_BL.tolist()
+    return tokens
+
+
 def main(
     checkpoint: str, probe_path: str, device: str, trust_remote_code: str, auto_class: str, sparse_path: str
 ) -> None:
@@ -46,19 +57,7 @@ def main(
     with torch.inference_mode():
         ids_BL = probe["ids"].to(device)
         logits_BPV = model(input_ids=ids_BL, use_cache=False).logits[:, probe["positions"]].float().cpu()
-        generations = [
-            model.generate(
-                ids_BL[:1, :16],
-                attention_mask=torch.ones_like(ids_BL[:1, :16]),
-                max_new_tokens=8,
-                min_new_tokens=8,
-                do_sample=False,
-                num_beams=1,
-                use_cache=use_cache,
-                pad_token_id=0,
-            ).tolist()
-            for use_cache in (True, False)
-        ]
+        generations = [generate(model, ids_BL[:1, :16], use_cache) for use_cache in (True, False)]
     kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
     found = {
         "keys": {kind: sorted(map(str, info[kind])) for kind in kinds if info.get(kind)},
