@@ -31,7 +31,7 @@ _OTHER_FILES = 256  # that the process holds open: job table, logs, downloads
 _REPORT_EVERY = 60.0  # seconds between two lines of the log about connections that were closed
 _PIECE = 1024  # bytes that h11 parses in one go: a kilobyte of smallest chunks takes it 10 ms
 _MOST_LINES = 100  # of headers
-_MOST_BYTES = 256 * 1024  # of a request's body, what chunks it included
+_MOST_BYTES = 256 * 1024  # of a request's body
 _LINGER = 1.0  # seconds in which a client whose body was refused may read why
 
 Phase = Literal["headers", "body", "answer"]

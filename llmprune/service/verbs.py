@@ -103,10 +103,10 @@ def serve(
             raise RecipeError(
                 f"{folder} is not a folder (looked in {Path.cwd()}); give --allow-root and --allow-tasks folders"
             )
-    proxies = tuple(trusted_proxy or ())
-    for proxy in proxies:
+    proxies = []
+    for proxy in trusted_proxy or ():
         try:
-            ipaddress.ip_network(proxy, strict=False)
+            proxies.append(str(ipaddress.ip_network(proxy, strict=False)))  # uvicorn skips 10.1.2.3/8 without a word
         except ValueError:
             raise RecipeError(f"--trusted-proxy {proxy!r}: give an address or a network, such as 10.0.0.0/8") from None
     try:
@@ -120,7 +120,7 @@ def serve(
     chosen = find_gpus() if gpus is None else () if gpus == "none" else tuple(gpus.split(","))
     serve_forever(
         Settings(
-            data_dir=data_dir, host=host, port=port, host_names=tuple(host_name or ()), trusted_proxies=proxies,
+            data_dir=data_dir, host=host, port=port, host_names=tuple(host_name or ()), trusted_proxies=tuple(proxies),
             slots=slots, gpus=chosen,
             allow_roots=tuple(folder.resolve() for folder in allow_root or ()),
             allow_tasks=tuple(folder.resolve() for folder in allow_tasks or ()),

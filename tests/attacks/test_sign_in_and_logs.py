@@ -19,6 +19,7 @@ from llmprune.cli import app
 from llmprune.errors import RecipeError
 from llmprune.service.housekeeping import over_quota
 from llmprune.service.logs import ACCESS, AUDIT, kept
+from llmprune.service.settings import Settings
 
 PROXY, OTHER = "10.0.0.1", "10.9.9.9"
 TLS = {"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Proto": "https"}
@@ -271,6 +272,22 @@ def test_a_running_service_logs_with_the_time(tmp_path: Path) -> None:
     assert "Invalid HTTP" not in said
     rest = [line for line in said.splitlines() if not line.startswith("llmprune serves")]
     assert all(re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4} ", line) for line in rest), said
+
+
+def test_a_network_of_proxies_is_written_in_any_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address with the width of its network names that network, and its proxies are believed."""
+    chosen: list[Settings] = []
+    monkeypatch.setattr("llmprune.service.server.serve", chosen.append)
+    names = ("10.1.2.3/8", "192.0.2.1", "2001:db8::1")
+    options = [part for name in names for part in ("--trusted-proxy", name)]
+    result = CliRunner().invoke(app, ["serve", "--gpus", "none", "--data-dir", str(tmp_path), *options])
+    assert result.exit_code == 0, result.output
+    assert chosen[0].trusted_proxies == ("10.0.0.0/8", "192.0.2.1/32", "2001:db8::1/128")
+    bench = Bench(tmp_path, trusted_proxies=chosen[0].trusted_proxies)
+    token = bench.service.tokens.create("ann", "user")
+    for address in ("10.200.0.1", "192.0.2.1", "2001:db8::1"):
+        answer = from_address(bench, address).post("/login", data={"token": token}, headers=TLS)
+        assert "; Secure" in answer.headers["Set-Cookie"], address
 
 
 def test_a_wrong_proxy_is_refused() -> None:

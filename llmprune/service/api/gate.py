@@ -4,7 +4,7 @@
   leads here is DNS rebinding).
 - With tokens: ``Authorization: Bearer`` or a browser session's cookie.
 - What changes something is refused where a browser says that another site asked for it.
-- So many requests a second and at a time from each caller, fewer from addresses that send wrong tokens.
+- Each caller has a limit of requests a second and of requests at a time; addresses that send wrong tokens a lower one.
   Health, readiness and metrics are outside these limits: they are asked for when nothing else answers.
 """
 
@@ -151,7 +151,7 @@ def session_of(headers: Headers) -> str | None:
 
 
 def _keep_own_cookie(scope: Scope) -> None:
-    """Leave nothing of a request's cookies but the session: to unquote the others can take the square of their size."""
+    """Drop all cookies but the session's, for the parser behind may take quadratic time to unquote the others."""
     headers = Headers(scope=scope)
     if "cookie" in headers:
         session = session_of(headers)

@@ -20,7 +20,7 @@ class _Queue:
 
 
 class Turns:
-    """The queue of each caller that has work waiting: no longer than its requests at a time, and without a thread."""
+    """A queue for each caller. A request that waits in it holds no worker thread; the gate limits their number."""
 
     def __init__(self) -> None:
         self._queues: dict[str, _Queue] = {}

@@ -14,7 +14,7 @@ from starlette.datastructures import FormData
 from llmprune.service.api.problems import Refused
 
 _KIND = "application/x-www-form-urlencoded"
-_MOST_FIELDS = 50  # the largest form has 23
+_MOST_FIELDS = 50  # the form with the editor has 24
 
 
 class FormRequest(Request):
