@@ -11,9 +11,10 @@ from huggingface_hub import ModelCard
 from support.hub_routes import wrong_metadata
 from test_report import bare_report, gate, sample_report
 
-from llmprune.hub.card import Base, Loading, public_name, read_metadata, write_card
+from llmprune.hub.card import Base, Loading, read_metadata, write_card
 from llmprune.hub.gate import refusal
 from llmprune.hub.plots import draw
+from llmprune.hub.public import public_name, public_sources
 from llmprune.report.value import Report
 
 NAME = "org/SmolLM2-pruned"
@@ -62,9 +63,9 @@ def test_the_body_says_what_was_removed_and_kept() -> None:
     text = card(report).text
     said = (
         "3 of 30 removed: 12, 20, 21.", "MLP width 1,536 → 1,152", "| parameters | 134.5 M | 106 M | 78.8% |",
-        "| generated tokens/s | 18.4 | 22.9 | 124.3% |", "| arc_easy (acc_norm) | 0.586 | 0.544 | 92.8% |", "41 / 20",
+        "| generated tokens/s | 18.4 | 22.9 | 124.5% |", "| arc_easy (acc_norm) | 0.586 | 0.544 | 92.8% |", "41 / 20",
         "| **mean retention** |", "](plots/importance.png)", "](plots/error.png)", report.recipe_text.rstrip(),
-        "- `--set refit.ridge=0.02`", f"`{COMMIT}`", "131072 tokens, SHA-256 `5be1c7a09d2f4e83b6c0`",
+        "- `--set refit.ridge=0.02`", f"`{COMMIT}`", "131,072 tokens, SHA-256 `5be1c7a09d2f4e83b6c0`",
         "| transformers | 5.17.0 |", "Gate: met.", f"llmprune run hub://{NAME}", "licence (apache-2.0) holds",
     )  # fmt: skip
     assert [part for part in said if part not in text] == []
@@ -123,11 +124,39 @@ def test_text_of_the_user_breaks_nothing() -> None:
         ("data/sub/rows.jsonl (train)", "rows.jsonl (train)"),
         ("allenai/c4 (validation)", "allenai/c4 (validation)"),
         ("package://pydoc_data.topics/topics", "package://pydoc_data.topics/topics"),
+        ("/home/ann/my texts/wiki (old).txt (train)", "wiki (old).txt (train)"),
+        ("/home/ann/a.txt (train), /home/bob/b c.txt (test)", "a.txt (train), b c.txt (test)"),
+        ("allenai/c4 (train), ~ann/own/b.txt (train)", "allenai/c4 (train), b.txt (train)"),
+        ("tokens/held out.safetensors (ids)", "held out.safetensors (ids)"),
+        ("texts/wiki.jsonl (train)", "wiki.jsonl (train)"),
     ],
 )
 def test_folders_of_this_machine_stay_here(place: str, public: str) -> None:
     """Of a file its name is told; hub ids and packages stay as they are."""
+    assert public_sources(place) == public
+
+
+@pytest.mark.parametrize(
+    ("place", "public"),
+    [
+        ("/home/ann/my models/base", "base"),
+        ("/home/ann/my models/base/", "base"),
+        ("'/home/ann/my models/base'", "base"),
+        (r"C:\Users\ann\my models\base", "base"),
+        ("C:/Users/ann/base", "base"),
+        (r"\\server\ann\base", "base"),
+        ("file:///home/ann/base.gguf", "base.gguf"),
+        ("~ann/base", "base"),
+        ("my models/base", "base"),
+        ("org/base", "org/base"),
+        ("gpt2", "gpt2"),
+        ("https://example.com/a/b", "https://example.com/a/b"),
+    ],
+)
+def test_of_a_path_only_the_last_part_is_told(place: str, public: str) -> None:
+    """Blanks, quotes, drives, shares, homes and file addresses hide no path; what the hub knows stays."""
     assert public_name(place) == public
+    assert public_name("models/base", local=True) == "base"
 
 
 @pytest.mark.parametrize("text", [None, "", "no metadata", "---\n[broken\n---\n", "---\n- a list\n---\n"])
