@@ -38,7 +38,8 @@ class Figures(_Value):
     perplexity: tuple[float, float] | None = None
     speed: tuple[float, float] | None = Field(None, description="Generated tokens per second, dense and pruned.")
     retention: float | None = Field(None, description="Mean over the tasks of pruned / dense.")
-    interval: tuple[float, float] | None = Field(None, description="Of the retention, 95 %.")
+    interval: tuple[float, float] | None = Field(None, description="Of the retention.")
+    confidence: float | None = Field(None, description="Of the interval, such as 0.95.")
     gate_passed: bool | None = None
 
 
