@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
 import pytest
 import torch
 
+from llmprune import normal_equations
 from llmprune.criteria import Activation, BlockInfluence
 from llmprune.cut import Cut, choose_highest, choose_layers, gap_after, kept_share, round_width, width_step
 from llmprune.errors import NumericalError, RecipeError
 from llmprune.folds import folds_of
-from llmprune.normal_equations import Repair, for_all_folds
+from llmprune.normal_equations import NormalEquations, Repair, for_all_folds
 from llmprune.refit import Refit
 from llmprune.scores import Scores
 from llmprune.testing import tiny_model
@@ -224,6 +226,49 @@ def test_refit_without_enough_tokens_says_so() -> None:
     equations.update(torch.ones(3, 5), None, torch.ones(3, 2))
     with pytest.raises(NumericalError, match=r"raise refit\.ridge or calibration\.samples"):
         equations.solve()
+
+
+def _scaled_folds(scales: Sequence[float]) -> NormalEquations:
+    """Two folds of 200 tokens whose inputs have these scales, and an error that they explain."""
+    equations = Refit().open(folds=2)
+    for fold in range(2):
+        inputs_TF = _normal(200, len(scales), seed=fold) * torch.tensor(scales)
+        equations.update(inputs_TF, None, _normal(200, 1, seed=9) * 0.1 + inputs_TF[:, :1] / scales[0], fold)
+    return equations
+
+
+@pytest.mark.parametrize("failing", [(1.0,), (1.0, 3.0), (0.3,)])
+def test_a_ridge_without_a_stable_solution_is_a_failed_trial(
+    monkeypatch: pytest.MonkeyPatch, failing: tuple[float, ...]
+) -> None:
+    """The first, several, or a weaker ridge may not be positive definite: one that is gets chosen."""
+    real = normal_equations._ridge
+    monkeypatch.setattr(normal_equations, "_ridge", lambda *given: None if given[2] <= max(failing) else real(*given))
+    repair = _scaled_folds((1.0, 2.0, 3.0)).solve("layer 3, mlp.down_proj")
+    assert repair.ridge is not None
+    assert repair.ridge > max(failing)
+    assert repair.held_out is not None
+    assert repair.held_out < 0
+    assert repair.delta_DF is not None
+
+
+def test_a_solve_over_all_text_that_fails_takes_a_stronger_ridge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where nothing could be held out."""
+    real = normal_equations._ridge
+    monkeypatch.setattr(normal_equations, "_ridge", lambda *given: None if given[2] < 3.0 else real(*given))
+    equations = Refit().open(folds=1)
+    equations.update(_normal(40, 5), None, _normal(40, 2))
+    assert equations.solve().ridge == 3.0
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("fold", [0, 1])
+def test_a_refit_without_any_stable_solution_says_where(fold: int, value: float) -> None:
+    """NaN or infinity in either fold fails every ridge: an error that names the projection and the remedy."""
+    equations = _scaled_folds((1.0, 2.0, 3.0))
+    equations._folds[fold].gram_FF[0, 0] = value
+    with pytest.raises(NumericalError, match=r"refit of layer 3, mlp.down_proj has no stable .* any ridge up to 10"):
+        equations.solve("layer 3, mlp.down_proj")
 
 
 def test_folds_are_sources_or_halves() -> None:
