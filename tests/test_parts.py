@@ -14,10 +14,13 @@ from llmprune.criteria import Activation, BlockInfluence
 from llmprune.cut import Cut, choose_highest, choose_layers, gap_after, kept_share, round_width, width_step
 from llmprune.errors import NumericalError, RecipeError
 from llmprune.folds import folds_of
+from llmprune.model.loading import dense_decoder
+from llmprune.model.walk import Walk
 from llmprune.normal_equations import NormalEquations, Repair, for_all_folds
 from llmprune.refit import Refit
+from llmprune.residual import residual_scale
 from llmprune.scores import Scores
-from llmprune.testing import tiny_model
+from llmprune.testing import VOCABULARY, tiny_model
 
 
 def _normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -269,6 +272,17 @@ def test_a_refit_without_any_stable_solution_says_where(fold: int, value: float)
     equations._folds[fold].gram_FF[0, 0] = value
     with pytest.raises(NumericalError, match=r"refit of layer 3, mlp.down_proj has no stable .* any ridge up to 10"):
         equations.solve("layer 3, mlp.down_proj")
+
+
+def test_a_factor_that_is_not_a_number_is_none() -> None:
+    """Where all hidden states are zero nobody can say how much of a projection reaches them."""
+    model = tiny_model("llama")
+    windows_NL = torch.randint(VOCABULARY, (2, 8), generator=torch.Generator().manual_seed(0))
+    walk = Walk(dense_decoder(model), windows_NL, 2)
+    layer = model.model.layers[0]
+    assert residual_scale(walk, 0, layer, layer.mlp.down_proj) == 1.0
+    walk.streams[0] = torch.zeros_like(walk.streams[0])
+    assert residual_scale(walk, 0, layer, layer.mlp.down_proj) is None
 
 
 def test_folds_are_sources_or_halves() -> None:

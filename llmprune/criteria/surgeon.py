@@ -123,6 +123,7 @@ def group_order(gram_FF: Tensor, output_DF: Tensor, ridge: float, size: int) -> 
 
 def _solve(matrix_SS: Tensor, value_SN: Tensor) -> Tensor:
     """Solve for a block of H⁻¹. Raises NumericalError where that is singular."""
+    solved_SN: Tensor
     solved_SN, failed = torch.linalg.solve_ex(matrix_SS, value_SN)
     if int(failed):
         raise _no_order()
