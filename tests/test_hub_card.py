@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 from support.hub_routes import wrong_metadata
-from test_report import bare_report, gate, sample_report
+from test_report import bare_report, gate, sample_layers, sample_report
 
 from llmprune.hub.card import Base, Loading, read_metadata, write_card
 from llmprune.hub.gate import refusal
 from llmprune.hub.plots import draw
 from llmprune.hub.public import public_name, public_sources
-from llmprune.report.value import Report
+from llmprune.publishing import _message
+from llmprune.report.value import Report, SparsityFigures
 
 NAME = "org/SmolLM2-pruned"
 COMMIT = "93efa2f097d58c2a74874c7e644dbc9b0cee75a2"
@@ -165,6 +166,23 @@ def test_a_base_card_that_cannot_be_read_gives_nothing(tmp_path: Path, text: str
     if text is not None:
         (tmp_path / "README.md").write_text(text)
     assert read_metadata(tmp_path) == {}
+
+
+def test_a_commit_message_and_a_card_say_what_became_of_the_model() -> None:
+    """One layer is not layers, a folder stays private, and what is only sparse is not called smaller."""
+    report = sample_report()
+    local = report.provenance.model_copy(update={"model": "/home/ann/my models/base", "commit": None})
+    one = report.model_copy(update={"provenance": local, "layers": sample_layers(removed=(12,))})
+    assert _message(report) == "HuggingFaceTB/SmolLM2-135M pruned to 78.8% of its parameters, layers 12, 20, 21 removed"
+    assert _message(one) == "base pruned to 78.8% of its parameters, layer 12 removed"
+    counted = {"matrices": 210, "weights": 100, "zeros": 50, "groups": 25, "violations": 0, "skipped": ()}
+    sparsity = SparsityFigures(pattern="2:4", method="sparsegpt", **counted)
+    sparse = report.model_copy(
+        update={"pruned": report.dense, "layers": sample_layers(removed=()), "sparsity": sparsity}
+    )
+    assert _message(sparse).endswith("pruned to 100.0% of its parameters, 2:4 sparse")
+    assert "), made sparse:" in card(sparse).text
+    assert "), made smaller:" in card(report).text
 
 
 def test_charts_are_pictures_and_always_the_same(tmp_path: Path) -> None:

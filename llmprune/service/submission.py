@@ -18,7 +18,7 @@ from llmprune.errors import RecipeError
 from llmprune.hub.section import Hub
 from llmprune.printing import printable
 from llmprune.recipe import Recipe, Width, refuse_tokens
-from llmprune.report.wording import plural
+from llmprune.report.wording import duration, plural
 from llmprune.service.guard import admit
 from llmprune.service.job import Job, JobRequest
 from llmprune.service.secrets import drop_token, keep_token
@@ -143,7 +143,8 @@ def _request(submission: Submission, recipe: Recipe, caller: Caller, settings: S
         problems.append("priority: only admins go before others; give 0 or less")
     limits = [limit for limit in (submission.time_limit, settings.time_limit) if limit is not None]
     if settings.time_limit is not None and (submission.time_limit or 0) > settings.time_limit:
-        problems.append(f"time_limit: {submission.time_limit:g} s asked and the limit is {settings.time_limit:g} s")
+        asked, limit = duration(submission.time_limit or 0), duration(settings.time_limit)
+        problems.append(f"time_limit: {asked} asked and the limit is {limit}; ask for less")
     if problems:
         raise RecipeError(problems, "submission")
     return JobRequest(
