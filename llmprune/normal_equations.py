@@ -20,9 +20,9 @@ folds of the calibration windows, which are its sources where there are several:
 
 which needs that fold's sums alone and is quadratic in α. Of two folds only the
 second is a judge: to ask the first as well takes twice the time and chooses nearly alike.
-Where no λ makes it negative, the projection is left as it was sliced; a λ without a stable solution has failed, and a
-stronger one is tried. The choice of
-two numbers does not need all D outputs: it is made on S random combinations of them.
+Where no λ makes it negative, the projection is left as it was sliced. A λ without a
+stable solution has failed, and a stronger one is tried. The choice of two numbers
+does not need all D outputs: it is made on S random combinations of them.
 Both were found with one of n folds left out; over all of them the solve's own noise
 is (n − 1)/n as large, and so are λ and the odds (1 − α)/α against the inherited error.
 A λ that is given is the only one that is tried, and stays as it is.

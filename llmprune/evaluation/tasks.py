@@ -11,7 +11,7 @@ import logging
 import random
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,6 +21,7 @@ from typing import Any
 
 from llmprune.errors import EvaluationError, RecipeError, did_you_mean
 from llmprune.evaluation.section import Backend, Evaluation
+from llmprune.evaluation.task_names import require_names
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ def load_tasks(evaluation: Evaluation) -> tuple[Loaded, ...]:
                 f"the task {one.name!r} runs code that the model wrote; remove it from evaluation.tasks"
             )
         _set_fewshot(one.name, one.task, evaluation)
-    _require_names(evaluation, loaded)
+    require_names(evaluation, loaded)
     return tuple(loaded.values())
 
 
@@ -264,53 +265,3 @@ def _set_fewshot(name: str, task: Any, evaluation: Evaluation) -> None:
     elif own is None:
         task.set_config(key="num_fewshot", value=0)
     task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED if evaluation.seed is None else evaluation.seed)
-
-
-def _require_names(evaluation: Evaluation, loaded: dict[str, Loaded]) -> None:
-    """Raise RecipeError unless the metrics and the gate name what is there, and what can be judged."""
-    known = [*loaded, *{one.group for one in loaded.values() if one.group}]
-    wrong_metrics = _wrong_metrics(evaluation, loaded, known)
-    problems = [*wrong_metrics]
-    for name in evaluation.gate.per_task if evaluation.gate else ():
-        if name not in known:
-            problems.append(f"evaluation.gate.per_task: {name!r} {_not_judged(name, evaluation, known)}")
-        elif name not in loaded and not wrong_metrics:
-            problems += _mixed(name, evaluation, [one for one in loaded.values() if one.group == name])
-    if problems:
-        raise RecipeError(problems)
-
-
-def _wrong_metrics(evaluation: Evaluation, loaded: dict[str, Loaded], known: Sequence[str]) -> list[str]:
-    problems = []
-    for name, wanted in evaluation.metrics.items():
-        if name not in loaded:
-            problems.append(f"evaluation.metrics: {name!r} is no task that is evaluated{did_you_mean(name, known)}")
-            continue
-        metrics = list(loaded[name].task.aggregation())
-        if wanted.partition(",")[0] not in metrics:
-            near = did_you_mean(wanted, metrics) or f"; it has {', '.join(metrics)}"
-            problems.append(f"evaluation.metrics: the task {name!r} has no metric {wanted!r}{near}")
-    return problems
-
-
-def _not_judged(name: str, evaluation: Evaluation, known: Sequence[str]) -> str:
-    """Say why the gate cannot judge a name."""
-    if name in evaluation.tasks:  # a tag, or a group whose tasks another group brought already
-        return f"has no figure of its own; name single tasks, which are {', '.join(known)}"
-    return f"is not evaluated{did_you_mean(name, known)}; name one of evaluation.tasks"
-
-
-def _mixed(group: str, evaluation: Evaluation, members: Sequence[Loaded]) -> list[str]:
-    """Return a problem where the tasks of a group are not all judged by one metric with one direction."""
-    chosen = {}
-    for one in members:
-        directions = one.task.higher_is_better()
-        metric = evaluation.metrics.get(one.name, "").partition(",")[0] or next(iter(directions), "")
-        chosen[one.name] = metric, directions.get(metric) is not False
-    if len(set(chosen.values())) < 2:
-        return []
-    said = ", ".join(f"{name} by {metric}" for name, (metric, _) in chosen.items())
-    return [
-        f"evaluation.gate.per_task: the tasks of {group!r} have different metrics ({said}), so they have no figure "
-        "together; give all of them one metric in evaluation.metrics, or name single tasks"
-    ]
