@@ -109,7 +109,7 @@ class Mixers:
                 for fold, (input_TF, inherited_TD, *lost) in self.folds.parts(batch, *parts):
                     equations.update(input_TF, lost[0] if lost else None, inherited_TD, fold)
         sum_over_processes(equations.sums())
-        repair = equations.solve()
+        repair = equations.solve(f"layer {old}, {writer.name}")
         if repair.delta_DF is None:
             return uncut, repair
         tensors = self.pruned.tensors(new)

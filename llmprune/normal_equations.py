@@ -20,19 +20,22 @@ folds of the calibration windows, which are its sources where there are several:
 
 which needs that fold's sums alone and is quadratic in α. Of two folds only the
 second is a judge: to ask the first as well takes twice the time and chooses nearly alike.
-Where no λ makes it negative, the projection is left as it was sliced. The choice of
-two numbers does not need all D outputs: it is made on S random combinations of them.
+Where no λ makes it negative, the projection is left as it was sliced. A λ without a
+stable solution has failed, and a stronger one is tried. The choice of two numbers
+does not need all D outputs: it is made on S random combinations of them.
 Both were found with one of n folds left out; over all of them the solve's own noise
 is (n − 1)/n as large, and so are λ and the odds (1 − α)/α against the inherited error.
 A λ that is given is the only one that is tried, and stays as it is.
 
-Memory: one F × F matrix a fold and one more while solving, which happens in place.
+Memory: one F × F matrix a fold and one more while solving.
 
 Shapes: T tokens, D hidden size, S sketched outputs, F inputs of the projection.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -123,25 +126,50 @@ class NormalEquations:
         self._inherited_FD.addmm_(total_FF, weight_DF.T, alpha=-1)
         return total_FF
 
-    def solve(self) -> Repair:
-        """The repair; the sums are used up. Raises NumericalError where the equations have no stable solution."""
+    def solve(self, where: str = "", *, setting: str = "refit.ridge") -> Repair:
+        """The repair; the sums are used up. Raises NumericalError where no ridge that is tried has a stable solution.
+
+        ``where`` names the projection and ``setting`` the ridge's place in the recipe, both for that error.
+        """
         assert self._folds, "solved after at least one batch"
         repair = self._cross_validated()
-        if repair.ridge is None:
-            return repair
-        repair = for_all_folds(repair, len(self._folds))
-        ridge = repair.ridge if self.ridge is None else self.ridge
-        assert ridge is not None
-        gram_FF = self._folds[0].gram_FF
-        for fold in self._folds[1:]:
-            gram_FF += fold.gram_FF
-        moment_FD = self._inherited_FD.mul_(repair.inherited)
+        if repair is not None and repair.ridge is not None:
+            repair = self._solved(for_all_folds(repair, len(self._folds)))
+        if repair is None:
+            raise self._unstable(where, setting)
+        return repair
+
+    def _solved(self, found: Repair) -> Repair | None:
+        """Solve over all folds at the ridge that was found, else at the next stronger ones; None where all fail."""
+        moment_FD = self._inherited_FD.mul_(found.inherited)
         if self._lost_FD is not None:
             moment_FD += self._lost_FD
-        return replace(repair, ridge=ridge, delta_DF=_ridge(gram_FF, moment_FD, ridge).T)
+        for ridge in self._strengths(found):
+            solved_FD = _ridge(_total([fold.gram_FF for fold in self._folds]), moment_FD, ridge)
+            if solved_FD is not None:
+                return replace(found, ridge=ridge, delta_DF=solved_FD.T)
+        return None
 
-    def _cross_validated(self) -> Repair:
-        """Ridge and share of the inherited error by the held-out error; no ridge where none makes it less."""
+    def _strengths(self, found: Repair) -> list[float]:
+        """The ridge to solve with, and the stronger ones to try after it; of a given ridge there are none."""
+        if self.ridge is not None:
+            return [self.ridge]
+        assert found.ridge is not None
+        return [found.ridge, *(ridge for ridge in reversed(_RIDGES) if ridge > found.ridge)]
+
+    def _unstable(self, where: str, setting: str) -> NumericalError:
+        tried = f"ridge {self.ridge:g}" if self.ridge is not None else f"any ridge up to {_RIDGES[0]:g}"
+        return NumericalError(
+            f"the refit{f' of {where}' if where else ''} has no stable solution: {self._folds[0].gram_FF.shape[0]} "
+            f"inputs and too few or too similar calibration tokens for {tried}, or sums that are not finite; "
+            f"raise {setting} or calibration.samples"
+        )
+
+    def _cross_validated(self) -> Repair | None:
+        """Ridge and share of the inherited error by the held-out error; no ridge where none makes it less.
+
+        None where no ridge has a stable solution.
+        """
         ridges, best = (_RIDGES, _RIDGES.index(_UNTRIED)) if self.ridge is None else ((self.ridge,), 0)
         if len(self._folds) < 2 or any(not float(fold.energy) for fold in self._folds):
             return Repair(None, ridges[best], 1.0, None)  # a single window: nothing can be held out
@@ -154,6 +182,10 @@ class NormalEquations:
                 tried[place] = self._held_out(ridges[place])
             return tried[place][1]
 
+        while math.isinf(change(best)):  # not positive definite: a stronger ridge may be
+            if best == 0:
+                return None
+            best -= 1
         for direction in (1, -1):  # first weaker, else stronger, as long as it gets better: the error has one valley
             while 0 <= best + direction < len(ridges) and change(best + direction) < change(best):
                 best += direction
@@ -162,14 +194,14 @@ class NormalEquations:
         return Repair(None, ridges[best], *tried[best])
 
     def _held_out(self, ridge: float) -> tuple[float, float]:
-        """The best share of the inherited error in [0, 1], and the relative change of the held-out error with it."""
+        """The best share of the inherited error in [0, 1], and the relative change of the held-out error with it:
+        infinity where the equations have no stable solution.
+        """
         products = torch.zeros(5, dtype=torch.float64)
         judges = self._folds if len(self._folds) > 2 else self._folds[1:]
         for held in judges:
             others = [fold for fold in self._folds if fold is not held]
-            gram_FF = others[0].gram_FF.clone()
-            for fold in others[1:]:
-                gram_FF += fold.gram_FF
+            gram_FF = _total([fold.gram_FF for fold in others])
             inherited_FS, wanted_FS = _sum([fold.inherited_FS for fold in others]), held.inherited_FS
             lost_FS = inherited_FS[:, :0]
             if held.lost_FS is not None:
@@ -177,6 +209,8 @@ class NormalEquations:
                 wanted_FS = held.lost_FS + held.inherited_FS
             widths = [lost_FS.shape[1], inherited_FS.shape[1]]
             solved_FS = _ridge(gram_FF, torch.cat([lost_FS, inherited_FS], dim=1), ridge)
+            if solved_FS is None:
+                return 0.0, math.inf
             by_lost_FS, by_inherited_FS = torch.split(solved_FS, widths, dim=1)
             seen_lost_FS, seen_inherited_FS = torch.split(held.gram_FF @ solved_FS, widths, dim=1)
             del gram_FF
@@ -194,7 +228,8 @@ class NormalEquations:
         if inherited_inherited > 0:
             share = min(max((inherited_wanted - lost_inherited) / inherited_inherited, 0.0), 1.0)
         change = lost_lost + 2 * share * lost_inherited + share**2 * inherited_inherited
-        return share, change - 2 * (lost_wanted + share * inherited_wanted)
+        change -= 2 * (lost_wanted + share * inherited_wanted)
+        return share, change if math.isfinite(change) else math.inf
 
 
 def for_all_folds(repair: Repair, folds: int) -> Repair:
@@ -218,16 +253,22 @@ def _sum(parts: list[Tensor]) -> Tensor:
     return torch.stack(parts).sum(0)
 
 
-def _ridge(gram_FF: Tensor, moment_FD: Tensor, ridge: float) -> Tensor:
-    """(XᵀX + μI)⁻¹ moment. The Gram matrix, of which the upper triangle counts, is overwritten by its factor."""
+def _total(grams: Sequence[Tensor]) -> Tensor:
+    """The sum of some folds' Gram matrices, in one new matrix."""
+    total_FF = grams[0].clone()
+    for gram_FF in grams[1:]:
+        total_FF += gram_FF
+    return total_FF
+
+
+def _ridge(gram_FF: Tensor, moment_FD: Tensor, ridge: float) -> Tensor | None:
+    """(XᵀX + μI)⁻¹ moment; None where the matrix is not positive definite or the solution is not finite.
+
+    The Gram matrix, of which the upper triangle counts, is overwritten by its factor.
+    """
     strength = (ridge * gram_FF.diagonal().mean()).clamp_min(1e-30)  # where nothing fires, the mean is 0
     gram_FF.diagonal().add_(strength)
     failed = torch.zeros((), dtype=torch.int32, device=gram_FF.device)
     torch.linalg.cholesky_ex(gram_FF, upper=True, out=(gram_FF, failed))
     solved_FD = torch.cholesky_solve(moment_FD, gram_FF, upper=True)
-    if int(failed) or not torch.isfinite(solved_FD).all():
-        raise NumericalError(
-            f"the refit has no stable solution: {gram_FF.shape[0]} inputs and too few or too similar "
-            f"calibration tokens for ridge {ridge:g}; raise refit.ridge or calibration.samples"
-        )
-    return solved_FD
+    return None if int(failed) or not torch.isfinite(solved_FD).all() else solved_FD

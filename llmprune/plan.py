@@ -23,7 +23,7 @@ from llmprune.recipe import Depth, Recipe
 from llmprune.refit import Refit
 from llmprune.remote import resolve
 from llmprune.report.value import Figures, Size
-from llmprune.report.wording import ranges
+from llmprune.report.wording import plural, ranges
 from llmprune.schema import format_size
 from llmprune.surgery import cut_config
 from llmprune.targets import (
@@ -220,7 +220,7 @@ def _trials(recipe: Recipe, layers: int, remove: int) -> list[str]:
         passes += sum((layers - done) / layers for done in range(rounds)) * criterion.shares(samples)[1] / samples
         refit = ", and a refit of every layer in each round"
     return [
-        f"depth.criterion {criterion.kind}: {rounds} round{'' if rounds == 1 else 's'} of trials on {windows} windows "
+        f"depth.criterion {criterion.kind}: {plural(rounds, 'round')} of trials on {plural(windows, 'window')} "
         f"cost about {passes:.1f} forward passes over the calibration tokens{refit}"
     ]
 

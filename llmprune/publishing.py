@@ -17,10 +17,11 @@ from llmprune.anatomy.blueprint import auto_class
 from llmprune.cut import Cut
 from llmprune.errors import CheckpointError, HubError, LLMPruneError, OutputError
 from llmprune.files import write_text
-from llmprune.hub.card import Base, Loading, public_name, read_metadata, write_card
+from llmprune.hub.card import Base, Loading, read_metadata, write_card
 from llmprune.hub.gate import refusal
 from llmprune.hub.plots import draw
 from llmprune.hub.provenance import FILE, Record, describe_cut, results
+from llmprune.hub.public import public_name
 from llmprune.hub.published import Published
 from llmprune.hub.section import Hub
 from llmprune.hub.upload import additions, upload
@@ -30,7 +31,7 @@ from llmprune.recipe import Recipe, validate_arguments
 from llmprune.remote import endpoint
 from llmprune.report.compose import now
 from llmprune.report.value import Report
-from llmprune.report.wording import ranges
+from llmprune.report.wording import percent, ranges
 from llmprune.run_folder import JOURNAL, RunFolder, file_fingerprint, fingerprint
 
 logger = logging.getLogger(__name__)
@@ -147,7 +148,9 @@ def _loading(model: Path, report: Report) -> Loading:
 
 
 def _message(report: Report) -> str:
-    removed = ranges([layer.layer for layer in report.layers if layer.removed])
+    removed = ranges(report.removed_layers)
     share = report.pruned.parameters / report.dense.parameters
-    layers = f", layers {removed} removed" if removed else ""
-    return f"{public_name(report.provenance.model)} pruned to {share:.1%} of its parameters{layers}"
+    layers = f", {'layers' if len(report.removed_layers) > 1 else 'layer'} {removed} removed" if removed else ""
+    sparse = f", {report.sparsity.pattern} sparse" if report.sparsity else ""
+    model = public_name(report.provenance.model, local=report.provenance.commit is None)
+    return f"{model} pruned to {percent(share)} of its parameters{layers}{sparse}"

@@ -132,7 +132,7 @@ class Repairs:
                     lost_BLD = reading.full_written_BLD - reading.cut_written_BLD
                 self._add(equations, reading, lost_BLD, inherited_BLD)
         sum_over_processes([*equations.sums(), *error.sums()])
-        return equations.solve(), error.value()
+        return equations.solve(f"layer {old}, {unit.output}"), error.value()
 
     def _add(self, equations: NormalEquations, reading: Reading, lost_BLD: Tensor, inherited_BLD: Tensor) -> None:
         """Take a batch into the sums of each fold that has windows in it."""

@@ -53,6 +53,6 @@ def residual_scale(walk: Walk, index: int, layer: nn.Module, output: nn.Module) 
         handle.remove()
     scale = float((change_BLD * noise_BLD).sum() / noise_BLD.square().sum())
     off = float((change_BLD - scale * noise_BLD).norm() / noise_BLD.norm())
-    if abs(scale) < 1e-3 or off > 0.05 * abs(scale):
+    if not (abs(scale) >= 1e-3 and off <= 0.05 * abs(scale)):  # NaN of silent outputs is no factor either
         return None
     return 1.0 if abs(scale - 1) < 0.01 else scale

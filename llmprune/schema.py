@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
@@ -36,19 +37,24 @@ def parse_size(value: Any) -> int:
 
 def format_size(size: float) -> str:
     """``3.1 GB``: decimal units, as disks and the hub print them."""
-    for unit in ("B", "KB", "MB", "GB", "TB"):
-        if abs(size) < 1000 or unit == "TB":
-            break
-        size /= 1000
-    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.3g} {unit}"
+    return format_scaled(size, ("B", "KB", "MB", "GB", "TB", "PB", "EB"))
 
 
 def format_count(count: float) -> str:
     """``16.6 B`` parameters, ``134.5 M``, ``1,024``."""
-    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
-        if abs(count) >= limit:
-            return f"{count / limit:.4g} {unit}"
-    return f"{count:,.0f}"
+    if round(abs(count)) < 1_000_000:
+        return f"{count:,.0f}"
+    return format_scaled(count / 1e6, ("M", "B", "T"), digits=4)
+
+
+def format_scaled(value: float, units: Sequence[str], *, digits: int = 3) -> str:
+    """Write a value in the first unit that needs less than 1,000 of it, each unit 1,000 of the one before."""
+    for unit in units[:-1]:
+        if abs(float(f"{value:.{digits}g}")) < 1000:  # as written: 999.6 with three digits is 1,000
+            return f"{value:.{digits}g} {unit}"
+        value /= 1000
+    written = f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{written} {units[-1]}"
 
 
 Size = Annotated[int, BeforeValidator(parse_size)]

@@ -159,7 +159,7 @@ class Sparsifier:
                 equations.update(input_TI, None, wanted_TD, fold)
         sum_over_processes(equations.sums())
         gram_II = equations.take_off(weight_OI)
-        repair = equations.solve()
+        repair = equations.solve(f"layer {staged.index}, {writer.name}")
         del equations  # its Gram matrices, before the method needs room for others
         wanted_OI = weight_OI if repair.delta_DF is None else weight_OI + repair.delta_DF
         if not masked:
@@ -201,6 +201,12 @@ class Sparsifier:
             if self.refit is not None:
                 assert sums is not None
                 sparse_OI, error_O = solve_on_support(sparse_OI, mask_OI, sums, wanted_OI, _STEPS)
+        if not torch.isfinite(sparse_OI).all():
+            names = ", ".join(one.name for one in projections)
+            raise NumericalError(
+                f"sparsity.method {self.sparsity.method.kind}: weights of {names} in layer {staged.index} are not "
+                "finite; check the checkpoint's weights, or leave the matrix out with sparsity.skip"
+            )
         outputs, errors = [one.outputs for one in projections], None
         if sums is not None and sums.ndim == 2:
             error_O = squared(sparse_OI - wanted_OI, sums) if error_O is None else error_O

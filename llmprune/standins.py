@@ -87,7 +87,8 @@ class Standins:
             input_TF, lost_TD = (value.to(device).flatten(0, -2) for value in (input_BLF, lost_BLD))
             equations.update(input_TF, None, lost_TD / before.scale)
         sum_over_processes(equations.sums())
-        delta_DF = equations.solve().delta_DF
+        where = f"layer {before.layer} in a trial without the next"
+        delta_DF = equations.solve(where, setting="depth.criterion.ridge").delta_DF
         assert delta_DF is not None, "from one fold nothing is held out"
         return delta_DF
 

@@ -22,6 +22,7 @@ from llmprune.model.processes import share_of, sum_over_processes
 from llmprune.model.streams import Streams, StreamStore
 from llmprune.model.walk import Decoder, Walk
 from llmprune.progress import track
+from llmprune.report.wording import ranges
 from llmprune.standins import Standins
 
 
@@ -37,7 +38,8 @@ def try_without(
     """Score of every layer, float32 [number of layers]; the ``remove`` lowest go, in the order of their scores.
 
     A score is the mean cost of a token once the layer and all with lower scores are out, less the dense model's.
-    Of layers of which one must stay, one is never left out.
+    Of layers of which one must stay, one is never left out. Raises NumericalError where the cost without a layer that
+    stays is not finite: such a layer is never chosen.
     """
     judged_NL, rest_NL = some_windows(windows_NL, criterion.windows)
     trials = _Trials(decoder, criterion, share_of(judged_NL), batch_size, store)
@@ -55,11 +57,14 @@ def try_without(
     for done in range(criterion.horizon(remove)):
         free = [layer for layer in kept if not one_of or (one_of - {layer}) & set(kept)]
         costs = trials.round(kept, free)
-        best = min(costs, key=costs.__getitem__)
-        reached = max(costs[best], reached)  # not below what those before it cost: they go first
+        known = {layer: cost for layer, cost in costs.items() if math.isfinite(cost)}
+        if not known:
+            raise _no_cost(criterion, list(costs))
+        best = min(known, key=known.__getitem__)
+        reached = max(known[best], reached)  # not below what those before it cost: they go first
         above = float(torch.tensor(reached).nextafter(torch.tensor(math.inf)))
         for layer in kept:
-            scores_N[layer] = max(costs.get(layer, max(costs.values())), above)
+            scores_N[layer] = max(known.get(layer, math.inf if layer in costs else max(known.values())), above)
         scores_N[best] = reached
         kept.remove(best)
         if trials.standins:
@@ -69,9 +74,18 @@ def try_without(
                     "follows its output projection or it has no MLP; take divergence, which does not ask for that"
                 )
             trials.standins.accept(best)
-    if not torch.isfinite(scores_N[kept]).all():
-        raise NumericalError("the cost without a layer is not finite; try model.dtype: float32")
+    if unknown := [layer for layer in kept if not math.isfinite(scores_N[layer])]:
+        raise _no_cost(criterion, unknown)
     return scores_N
+
+
+def _no_cost(criterion: TrialCriterion, layers: list[int]) -> NumericalError:
+    """Return the error for layers without which the model has no finite cost."""
+    named = f"layer {layers[0]}" if len(layers) == 1 else f"any of layers {ranges(layers)}"
+    return NumericalError(
+        f"depth.criterion {criterion.kind}: the cost of the model without {named} is not finite; "
+        "try model.dtype: float32, or name the layers that go in depth.layers"
+    )
 
 
 def some_windows(windows_NL: Tensor, number: int) -> tuple[Tensor, Tensor]:

@@ -43,7 +43,8 @@ class Workbench:
         """The model's tokenizer; None where it has none and the recipe only uses ready tokens."""
         evaluation = self.recipe.evaluation
         texts = [self.recipe.calibration, evaluation.perplexity]
-        needed = evaluation.tasks or any(windows is not None and windows.tokens is None for windows in texts)
+        decoded = evaluation.tasks or evaluation.generation
+        needed = decoded or any(windows is not None and windows.tokens is None for windows in texts)
         try:
             return load_tokenizer(self.recipe.model)
         except ModelError as error:

@@ -16,7 +16,7 @@ from llmprune.anatomy.discovery import discover
 from llmprune.criteria import Angular, AnyDepthCriterion, BlockInfluence, Divergence, Perplexity, Residual
 from llmprune.criteria.base import TrialCriterion
 from llmprune.cut import choose_layers
-from llmprune.errors import CalibrationError
+from llmprune.errors import CalibrationError, NumericalError
 from llmprune.model.loading import dense_decoder
 from llmprune.model.streams import StreamStore
 from llmprune.model.walk import Walk
@@ -103,6 +103,31 @@ def test_a_layer_that_gets_cheaper_by_the_loss_of_another_goes_after_it() -> Non
         ids_NL = torch.zeros(2, 4, dtype=torch.int64)
         scores_N = try_without(dense, discover(tiny_model("llama").config), Divergence(), ids_NL, 2, remove=2)
     assert choose_layers(scores_N, 2) == (2, 3)
+
+
+def _tried(criterion: TrialCriterion, *rounds: dict[int, float]) -> Tensor:
+    """Scores of four layers whose trials cost this, round by round."""
+    costs = iter(rounds)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llmprune.trials._Trials.round", lambda *_: next(costs))
+        dense, anatomy = dense_decoder(tiny_model("llama", num_hidden_layers=4)), discover(tiny_model("llama").config)
+        ids_NL = torch.zeros(2, 4, dtype=torch.int64)
+        return try_without(dense, anatomy, criterion, ids_NL, 2, remove=len(rounds))
+
+
+@pytest.mark.parametrize("cost", [math.nan, math.inf, -math.inf])
+def test_a_layer_without_a_finite_cost_is_never_chosen(cost: float) -> None:
+    """It stays, and unless a later round finds its cost, the run ends with its number and the criterion."""
+    scores_N = _tried(Divergence(), {0: cost, 1: 2.0, 2: 1.0, 3: 3.0}, {0: 5.0, 1: 2.0, 3: 3.0})
+    assert choose_layers(scores_N, 2) == (0, 3)
+    with pytest.raises(NumericalError, match=r"criterion divergence: the cost of the model without layer 0 is not"):
+        _tried(Divergence(), {0: cost, 1: 2.0, 2: 1.0, 3: 3.0})
+
+
+def test_no_finite_cost_at_all_names_the_layers_and_the_criterion() -> None:
+    """Where no layer can be chosen, nothing is."""
+    with pytest.raises(NumericalError, match=r"criterion perplexity: .* without any of layers 0–3 is not finite"):
+        _tried(Perplexity(), dict.fromkeys(range(4), math.nan))
 
 
 def test_trials_leave_one_of_the_needed_layers(model: PreTrainedModel, windows: Tensor) -> None:

@@ -22,7 +22,7 @@ from llmprune.evaluation.results import TaskResults
 from llmprune.evaluation.section import Backend, Evaluation, Speed
 from llmprune.evaluation.speed import compare_speed
 from llmprune.evaluation.store import ResultStore
-from llmprune.evaluation.tasks import check_tasks
+from llmprune.evaluation.tasks import check_tasks, fetch_tasks
 from llmprune.evaluation.tokenizers import require_same_tokenizer
 
 if TYPE_CHECKING:
@@ -366,6 +366,39 @@ def test_names_that_the_tasks_do_not_have(
     evaluation = Evaluation.model_validate({"tasks": ("one",), "include_path": str(tasks), **wish})
     with pytest.raises(RecipeError, match=said):
         asked(tiny_llama(layers=1), tokenizer, evaluation)
+
+
+def test_a_bar_for_a_group_without_a_figure_of_its_own_is_refused_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A group whose tasks have different metrics, and a tag, are refused when tasks are loaded; one metric is not."""
+    from llmprune.evaluation import tasks as room
+
+    monkeypatch.setattr(room, "_all_tasks", room._manager)  # for the tag; lm-eval's full index takes 13 s
+    tasks = write_tasks(tmp_path / "tasks", one=CHOICE, two=CHOICE + "tag: both_by_tag\n")
+    (tasks / "both.yaml").write_text("group: both\ntask: [one, two]\n")
+
+    def fetch(bar: str, **metrics: str) -> None:
+        gate = {"min_retention": 0.9, "per_task": {bar: 0.9}}
+        names = ("both_by_tag",) if bar == "both_by_tag" else ("both",)
+        given = {"tasks": names, "include_path": str(tasks), "metrics": metrics, "gate": gate}
+        fetch_tasks(Evaluation.model_validate(given))
+
+    fetch("both")
+    with pytest.raises(RecipeError, match=r"'both' have different metrics \(one by acc, two by acc_norm\)"):
+        fetch("both", two="acc_norm")
+    fetch("both", one="acc_norm", two="acc_norm")
+    with pytest.raises(RecipeError, match="'both_by_tag' has no figure of its own; name single tasks, which are two"):
+        fetch("both_by_tag")
+
+
+def test_generation_that_stops_early_is_no_measure_of_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that generates fewer tokens than it was asked for gets a sentence."""
+    model = tiny_llama(layers=1)
+    original = model.generate
+    monkeypatch.setattr(model, "generate", lambda *given, **more: original(*given, **more)[:, :-1])
+    with pytest.raises(EvaluationError, match="LlamaForCausalLM generated 3 tokens where 4 were asked for"):
+        compare_speed(model, model, Speed(prompt_tokens=8, new_tokens=4))
 
 
 def test_backend_that_lm_eval_does_not_know() -> None:

@@ -35,6 +35,7 @@ LADDER = (
             "mixers",
             "readings",
             "normal_equations",
+            "divergence",
             "up_projection",
             "gram",
             "folds",

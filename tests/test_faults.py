@@ -327,6 +327,10 @@ def test_model_without_tokenizer_and_ready_tokens(room: Path, tmp_path: Path, ca
     with_text = {"perplexity": {"dataset": str(room / "text.txt"), "samples": 2, "sequence_length": 32}}
     outcome = run(room, tmp_path, tmp_path / "broken", calibration=ready, evaluation=with_text)
     assert_refused(outcome, 2, "has no tokenizer")
+    generation = {"generation": {"samples": 2, "prompt_tokens": 8, "new_tokens": 8}}
+    with_generation = {"perplexity": ready | {"samples": 4, "sequence_length": 32}, **generation}
+    outcome = run(room, tmp_path, tmp_path / "broken", calibration=ready, evaluation=with_generation)
+    assert_refused(outcome, 2, "has no tokenizer")
 
 
 # ---- the output folder

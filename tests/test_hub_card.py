@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 from support.hub_routes import wrong_metadata
-from test_report import bare_report, gate, sample_report
+from test_report import bare_report, gate, sample_layers, sample_report
 
-from llmprune.hub.card import Base, Loading, public_name, read_metadata, write_card
+from llmprune.hub.card import Base, Loading, read_metadata, write_card
 from llmprune.hub.gate import refusal
 from llmprune.hub.plots import draw
-from llmprune.report.value import Report
+from llmprune.hub.public import public_name, public_sources
+from llmprune.publishing import _message
+from llmprune.report.value import Report, SparsityFigures
 
 NAME = "org/SmolLM2-pruned"
 COMMIT = "93efa2f097d58c2a74874c7e644dbc9b0cee75a2"
@@ -62,9 +64,9 @@ def test_the_body_says_what_was_removed_and_kept() -> None:
     text = card(report).text
     said = (
         "3 of 30 removed: 12, 20, 21.", "MLP width 1,536 → 1,152", "| parameters | 134.5 M | 106 M | 78.8% |",
-        "| generated tokens/s | 18.4 | 22.9 | 124.3% |", "| arc_easy (acc_norm) | 0.586 | 0.544 | 92.8% |", "41 / 20",
+        "| generated tokens/s | 18.4 | 22.9 | 124.5% |", "| arc_easy (acc_norm) | 0.586 | 0.544 | 92.8% |", "41 / 20",
         "| **mean retention** |", "](plots/importance.png)", "](plots/error.png)", report.recipe_text.rstrip(),
-        "- `--set refit.ridge=0.02`", f"`{COMMIT}`", "131072 tokens, SHA-256 `5be1c7a09d2f4e83b6c0`",
+        "- `--set refit.ridge=0.02`", f"`{COMMIT}`", "131,072 tokens, SHA-256 `5be1c7a09d2f4e83b6c0`",
         "| transformers | 5.17.0 |", "Gate: met.", f"llmprune run hub://{NAME}", "licence (apache-2.0) holds",
     )  # fmt: skip
     assert [part for part in said if part not in text] == []
@@ -123,11 +125,39 @@ def test_text_of_the_user_breaks_nothing() -> None:
         ("data/sub/rows.jsonl (train)", "rows.jsonl (train)"),
         ("allenai/c4 (validation)", "allenai/c4 (validation)"),
         ("package://pydoc_data.topics/topics", "package://pydoc_data.topics/topics"),
+        ("/home/ann/my texts/wiki (old).txt (train)", "wiki (old).txt (train)"),
+        ("/home/ann/a.txt (train), /home/bob/b c.txt (test)", "a.txt (train), b c.txt (test)"),
+        ("allenai/c4 (train), ~ann/own/b.txt (train)", "allenai/c4 (train), b.txt (train)"),
+        ("tokens/held out.safetensors (ids)", "held out.safetensors (ids)"),
+        ("texts/wiki.jsonl (train)", "wiki.jsonl (train)"),
     ],
 )
 def test_folders_of_this_machine_stay_here(place: str, public: str) -> None:
     """Of a file its name is told; hub ids and packages stay as they are."""
+    assert public_sources(place) == public
+
+
+@pytest.mark.parametrize(
+    ("place", "public"),
+    [
+        ("/home/ann/my models/base", "base"),
+        ("/home/ann/my models/base/", "base"),
+        ("'/home/ann/my models/base'", "base"),
+        (r"C:\Users\ann\my models\base", "base"),
+        ("C:/Users/ann/base", "base"),
+        (r"\\server\ann\base", "base"),
+        ("file:///home/ann/base.gguf", "base.gguf"),
+        ("~ann/base", "base"),
+        ("my models/base", "base"),
+        ("org/base", "org/base"),
+        ("gpt2", "gpt2"),
+        ("https://example.com/a/b", "https://example.com/a/b"),
+    ],
+)
+def test_of_a_path_only_the_last_part_is_told(place: str, public: str) -> None:
+    """Blanks, quotes, drives, shares, homes and file addresses hide no path; what the hub knows stays."""
     assert public_name(place) == public
+    assert public_name("models/base", local=True) == "base"
 
 
 @pytest.mark.parametrize("text", [None, "", "no metadata", "---\n[broken\n---\n", "---\n- a list\n---\n"])
@@ -136,6 +166,23 @@ def test_a_base_card_that_cannot_be_read_gives_nothing(tmp_path: Path, text: str
     if text is not None:
         (tmp_path / "README.md").write_text(text)
     assert read_metadata(tmp_path) == {}
+
+
+def test_a_commit_message_and_a_card_say_what_became_of_the_model() -> None:
+    """One layer is not layers, a folder stays private, and what is only sparse is not called smaller."""
+    report = sample_report()
+    local = report.provenance.model_copy(update={"model": "/home/ann/my models/base", "commit": None})
+    one = report.model_copy(update={"provenance": local, "layers": sample_layers(removed=(12,))})
+    assert _message(report) == "HuggingFaceTB/SmolLM2-135M pruned to 78.8% of its parameters, layers 12, 20, 21 removed"
+    assert _message(one) == "base pruned to 78.8% of its parameters, layer 12 removed"
+    counted = {"matrices": 210, "weights": 100, "zeros": 50, "groups": 25, "violations": 0, "skipped": ()}
+    sparsity = SparsityFigures(pattern="2:4", method="sparsegpt", **counted)
+    sparse = report.model_copy(
+        update={"pruned": report.dense, "layers": sample_layers(removed=()), "sparsity": sparsity}
+    )
+    assert _message(sparse).endswith("pruned to 100.0% of its parameters, 2:4 sparse")
+    assert "), made sparse:" in card(sparse).text
+    assert "), made smaller:" in card(report).text
 
 
 def test_charts_are_pictures_and_always_the_same(tmp_path: Path) -> None:

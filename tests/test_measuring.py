@@ -9,7 +9,9 @@ import pytest
 import torch
 from tiny import tiny_tokenizer
 
-from llmprune.errors import RecipeError
+from llmprune.criteria import Divergence, Residual
+from llmprune.divergence import kl_divergence
+from llmprune.errors import NumericalError, RecipeError
 from llmprune.evaluation.bench import decoded_bytes, joules, run_bench
 from llmprune.evaluation.generation import compare_generation, ends_in_loop, repetition
 from llmprune.evaluation.held_out import compare_predictions, perplexity
@@ -17,6 +19,7 @@ from llmprune.evaluation.section import Generation
 from llmprune.evaluation.speed import time_generation
 from llmprune.model.loading import dense_decoder
 from llmprune.model.verify_worker import generate
+from llmprune.model.walk import Walk
 from llmprune.report.value import BenchSize
 from llmprune.testing import VOCABULARY, tiny_model
 
@@ -45,6 +48,95 @@ def test_divergence_is_that_of_the_distributions() -> None:
     assert figures.quantiles["1.0"] == pytest.approx(float(every.max()), rel=1e-4)
     assert figures.quantiles["0.5"] == pytest.approx(float(every.sort().values[57]), rel=1e-4)
     assert figures.same_first == pytest.approx(float((log_p.argmax(-1) == log_q.argmax(-1)).double().mean()))
+
+
+def reference(p_logits: torch.Tensor, q_logits: torch.Tensor) -> torch.Tensor:
+    """KL(p ‖ q) in float64, term by term as it is defined; no term where p is 0."""
+    log_p, log_q = (logits.double().log_softmax(-1) for logits in (p_logits, q_logits))
+    return torch.where(log_p == -math.inf, 0.0, log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def logits_of(seed: int, masked: slice | None = None) -> torch.Tensor:
+    """Logits [3, 5, 64]; the masked entries of the vocabulary are −inf."""
+    made = 3 * torch.randn(3, 5, 64, generator=torch.Generator().manual_seed(seed))
+    if masked is not None:
+        made[..., masked] = -math.inf
+    return made
+
+
+def test_identical_distributions_have_no_divergence() -> None:
+    """0 exactly, also where entries of the vocabulary are masked, and where they are written by other logits."""
+    for masked in (None, slice(40, 64)):
+        logits = logits_of(0, masked)
+        assert torch.equal(kl_divergence(logits, logits), torch.zeros(3, 5))
+        assert kl_divergence(logits, logits + 7).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e-2, 1.0])
+def test_divergence_is_right_in_float32(scale: float) -> None:
+    """Of distributions that hardly differ more than rounding is left, and nothing is below 0."""
+    p_logits = logits_of(0)
+    q_logits = p_logits + scale * torch.randn(p_logits.shape, generator=torch.Generator().manual_seed(1))
+    found = kl_divergence(p_logits, q_logits)
+    assert found.dtype == torch.float32
+    assert (found > 0).all()
+    torch.testing.assert_close(found.double(), reference(p_logits, q_logits), rtol=5e-3, atol=0)
+
+
+def test_divergence_counts_masked_entries_by_who_masks_them() -> None:
+    """Masked by both or by p alone: finite and as defined. By q alone: infinite. Infinitesimal chances are no NaN."""
+    p, both, q = logits_of(0), slice(40, 64), logits_of(1)
+    p_masked, q_masked = logits_of(0, both), logits_of(1, both)
+    for other in (q_masked, q):
+        torch.testing.assert_close(kl_divergence(p_masked, other), reference(p_masked, other).float())
+    assert (kl_divergence(p, q_masked) == math.inf).all()
+    far = torch.tensor([[0.0, -200.0, -math.inf]])
+    assert kl_divergence(far, torch.tensor([[0.0, -math.inf, -math.inf]])).tolist() == [0.0]
+    assert kl_divergence(far, torch.tensor([[-200.0, 0.0, 0.0]])).isfinite().all()
+    assert kl_divergence(torch.tensor([[0.0, torch.nan]]), torch.zeros(1, 2)).isnan().all()
+
+
+def test_divergence_takes_any_number_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Terms are held for some rows at a time, which changes nothing."""
+    whole = kl_divergence(logits_of(0), logits_of(1))
+    for at_once in (1, 64 * 4):
+        monkeypatch.setattr("llmprune.divergence._AT_ONCE", at_once)
+        assert torch.equal(kl_divergence(logits_of(0), logits_of(1)), whole)
+
+
+def test_the_criteria_and_the_held_out_text_agree() -> None:
+    """Both depth criteria cost what the evaluation measures, masked entries included."""
+    dense, other = logits_of(0, slice(60, 64)), logits_of(1, slice(60, 64))
+    wanted = kl_divergence(dense[:, :-1], other[:, :-1])
+    for criterion in (Divergence(), Residual()):
+        assert torch.equal(criterion.cost(other, dense, torch.zeros(3, 5, dtype=torch.int64)), wanted)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_logits_that_are_no_numbers_end_the_evaluation(value: float) -> None:
+    """Of either model and of the cut alone: an error that names the model, and no infinite perplexity."""
+    right, broken = (dense_decoder(tiny_model("llama", tie_word_embeddings=False)) for _ in range(2))
+    with torch.no_grad():
+        broken.skeleton.lm_head.weight[5] = value
+    for models, what in (((broken, right), "dense"), ((right, broken), "pruned")):
+        with pytest.raises(NumericalError, match=f"held-out text, {what} model: its logits are NaN or infinite"):
+            compare_predictions(*models, windows(), 2)
+    with pytest.raises(NumericalError, match="held-out text, cut model"):
+        perplexity(broken, windows(), 2, "cut")
+
+
+def test_tokens_that_a_model_masks_are_infinitely_perplexing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A vocabulary entry at −inf is a statement and no error: other tokens keep their figures."""
+    decoder = dense_decoder(tiny_model("llama"))
+    original = Walk.logits
+    ids, masked = windows() % 32, torch.zeros(VOCABULARY)
+    masked[32:] = -math.inf
+    monkeypatch.setattr(Walk, "logits", lambda walk, batch: original(walk, batch) + masked)
+    before, after, figures = compare_predictions(decoder, decoder, ids, 2)
+    assert (figures.mean, figures.same_first) == (0.0, 1.0)
+    assert math.isfinite(before)
+    assert before == after
+    assert perplexity(decoder, ids + 32, 2, "alone") == math.inf
 
 
 @pytest.mark.parametrize(

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
 import pytest
 import torch
 
+from llmprune import normal_equations
 from llmprune.criteria import Activation, BlockInfluence
 from llmprune.cut import Cut, choose_highest, choose_layers, gap_after, kept_share, round_width, width_step
 from llmprune.errors import NumericalError, RecipeError
 from llmprune.folds import folds_of
-from llmprune.normal_equations import Repair, for_all_folds
+from llmprune.model.loading import dense_decoder
+from llmprune.model.walk import Walk
+from llmprune.normal_equations import NormalEquations, Repair, for_all_folds
 from llmprune.refit import Refit
+from llmprune.residual import residual_scale
 from llmprune.scores import Scores
-from llmprune.testing import tiny_model
+from llmprune.testing import VOCABULARY, tiny_model
 
 
 def _normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -224,6 +229,60 @@ def test_refit_without_enough_tokens_says_so() -> None:
     equations.update(torch.ones(3, 5), None, torch.ones(3, 2))
     with pytest.raises(NumericalError, match=r"raise refit\.ridge or calibration\.samples"):
         equations.solve()
+
+
+def _scaled_folds(scales: Sequence[float]) -> NormalEquations:
+    """Two folds of 200 tokens whose inputs have these scales, and an error that they explain."""
+    equations = Refit().open(folds=2)
+    for fold in range(2):
+        inputs_TF = _normal(200, len(scales), seed=fold) * torch.tensor(scales)
+        equations.update(inputs_TF, None, _normal(200, 1, seed=9) * 0.1 + inputs_TF[:, :1] / scales[0], fold)
+    return equations
+
+
+@pytest.mark.parametrize("failing", [(1.0,), (1.0, 3.0), (0.3,)])
+def test_a_ridge_without_a_stable_solution_is_a_failed_trial(
+    monkeypatch: pytest.MonkeyPatch, failing: tuple[float, ...]
+) -> None:
+    """The first, several, or a weaker ridge may not be positive definite: one that is gets chosen."""
+    real = normal_equations._ridge
+    monkeypatch.setattr(normal_equations, "_ridge", lambda *given: None if given[2] <= max(failing) else real(*given))
+    repair = _scaled_folds((1.0, 2.0, 3.0)).solve("layer 3, mlp.down_proj")
+    assert repair.ridge is not None
+    assert repair.ridge > max(failing)
+    assert repair.held_out is not None
+    assert repair.held_out < 0
+    assert repair.delta_DF is not None
+
+
+def test_a_solve_over_all_text_that_fails_takes_a_stronger_ridge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where nothing could be held out."""
+    real = normal_equations._ridge
+    monkeypatch.setattr(normal_equations, "_ridge", lambda *given: None if given[2] < 3.0 else real(*given))
+    equations = Refit().open(folds=1)
+    equations.update(_normal(40, 5), None, _normal(40, 2))
+    assert equations.solve().ridge == 3.0
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("fold", [0, 1])
+def test_a_refit_without_any_stable_solution_says_where(fold: int, value: float) -> None:
+    """NaN or infinity in either fold fails every ridge: an error that names the projection and the remedy."""
+    equations = _scaled_folds((1.0, 2.0, 3.0))
+    equations._folds[fold].gram_FF[0, 0] = value
+    with pytest.raises(NumericalError, match=r"refit of layer 3, mlp.down_proj has no stable .* any ridge up to 10"):
+        equations.solve("layer 3, mlp.down_proj")
+
+
+def test_a_factor_that_is_not_a_number_is_none() -> None:
+    """Where all hidden states are zero nobody can say how much of a projection reaches them."""
+    model = tiny_model("llama")
+    windows_NL = torch.randint(VOCABULARY, (2, 8), generator=torch.Generator().manual_seed(0))
+    walk = Walk(dense_decoder(model), windows_NL, 2)
+    layer = model.model.layers[0]
+    assert residual_scale(walk, 0, layer, layer.mlp.down_proj) == 1.0
+    walk.streams[0] = torch.zeros_like(walk.streams[0])
+    assert residual_scale(walk, 0, layer, layer.mlp.down_proj) is None
 
 
 def test_folds_are_sources_or_halves() -> None:

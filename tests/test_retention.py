@@ -127,8 +127,18 @@ def test_lower_is_better() -> None:
     dense, pruned = (result(*values, higher_is_better=False) for values in ([0.2, 0.2], [0.25, 0.25]))
     (figures,) = compare(together(dense), together(pruned)).tasks
     assert figures.retention == pytest.approx(0.8)
+    assert not figures.higher_is_better
     assert figures.interval is not None
     assert figures.interval.low <= 0.8
+
+
+@pytest.mark.parametrize(("higher_is_better", "flips"), [(True, (2, 1)), (False, (1, 2))])
+def test_an_answer_is_lost_where_it_became_worse(higher_is_better: bool, flips: tuple[int, int]) -> None:
+    """Of a metric where lower is better, such as an error rate, 0 is right: 0 to 1 is lost and 1 to 0 is gained."""
+    dense, pruned = (1.0, 1.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 1.0, 0.0)
+    sides = [together(result(*values, higher_is_better=higher_is_better)) for values in (dense, pruned)]
+    (figures,) = compare(*sides).tasks
+    assert (figures.lost, figures.gained) == flips
 
 
 @pytest.mark.parametrize("change", [{"value": 0.7}, {"value": -1.0}])
@@ -268,11 +278,47 @@ def test_each_bar_has_its_verdict() -> None:
     assert "t retention 94." in describe_verdict(gate)
 
 
-def test_nothing_to_judge_is_said() -> None:
-    """A gate over tasks without a retention is an error, and none is asked without a gate."""
+def test_a_gate_with_nothing_to_judge_is_undecided() -> None:
+    """A dense model that scores zero leaves no ratio: the gate is undecided and says why. No gate asks nothing."""
     assert judge(None, Comparison()) is None
-    with pytest.raises(EvaluationError, match=r"evaluation\.tasks"):
-        judge(Gate(min_retention=0.9), Comparison())
+    zero = together(result(0.0, 0.0))
+    gate = judge(Gate(min_retention=0.9), compare(zero, zero))
+    assert gate is not None
+    assert (gate.retention, gate.verdict, gate.passed) == (None, "no interval", False)
+    said = "mean retention unknown, at least 90.00% asked for: t: dense 0 and pruned 0 have no ratio"
+    assert said in describe_verdict(gate)
+    nothing = judge(Gate(min_retention=0.9), Comparison())
+    assert nothing is not None
+    assert "no task was evaluated" in describe_verdict(nothing)
+
+
+def test_a_bar_for_a_group_of_one_task_judges_that_task() -> None:
+    """A group is the documents of its tasks, also where it has one."""
+    dense = together(result(*answers(7, 400, 0.6), group="g"))
+    pruned = together(result(*worse(answers(7, 400, 0.6), 0.2), group="g", answers="x"))
+    gate = judge(Gate(min_retention=0.5, per_task={"g": 0.9}), compare(dense, pruned))
+    assert gate is not None
+    assert [(bar.name, bar.verdict) for bar in gate.bars] == [("mean", "pass"), ("g", "fail")]
+    assert gate.bars[1].retention == pytest.approx(0.8, abs=0.01)
+
+
+def test_a_bar_that_has_no_interval_says_why() -> None:
+    """A group with different metrics and a corpus metric leave the gate undecided, each with its reason."""
+    tasks = together(
+        result(1.0, task="a", group="g"),
+        result(1.0, task="b", group="g", metric="f1"),
+        result(0.5, task="corpus", value=0.7),
+    )
+    gate = judge(Gate(min_retention=0.5, per_task={"g": 0.9, "corpus": 0.9, "gone": 0.9}), compare(tasks, tasks))
+    assert gate is not None
+    assert [bar.verdict for bar in gate.bars] == ["pass", "no interval", "no interval", "no interval"]
+    assert [bar.reason for bar in gate.bars] == [
+        None,
+        "its tasks have different metrics (a acc, b f1), so they have no figure together",
+        "its metric is no mean over samples, so it has no interval",
+        "it was not evaluated",
+    ]
+    assert "g retention unknown, at least 90.00% asked for: its tasks have different metrics" in describe_verdict(gate)
 
 
 @pytest.mark.parametrize(

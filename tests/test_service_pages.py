@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from service_tools import RECIPE, Bench, recipe
 
 from llmprune.errors import RecipeError
+from llmprune.recipe import Recipe
 from llmprune.service.job import Figures, JobSummary
+from llmprune.service.submission import default_name
+from llmprune.service.tokens import LOCAL
+from llmprune.service.watching import read_figures
 from llmprune.service.web.compare import compared
 from llmprune.service.web.form import START, RecipeForm, changed_by, form_of
+from llmprune.service.web.render import _environment, render
 
 PAGE = {"Accept": "text/html"}
 
@@ -134,3 +141,48 @@ def test_one_chart_has_one_measure() -> None:
     assert (alone.by_tasks, alone.numbers) == (False, {"b": 1, "c": 2})
     assert re.search(r'class="also"[^>]*>2<', str(alone.chart))
     assert compared([summary("d")]).chart is None
+
+
+def test_the_lines_of_compared_jobs_are_called_by_their_confidence(tmp_path: Path) -> None:
+    """The confidence that a job's report was made with travels to the page; of several jobs each is named."""
+    from test_wording import with_confidence
+
+    (tmp_path / "report.json").write_text(with_confidence(0.9).model_dump_json())
+    figures = Figures.model_validate_json(read_figures(tmp_path) or "")
+    assert (figures.interval, figures.confidence) == ((0.9, 0.97), 0.9)
+    jobs = [summary("a", **figures.model_dump(include={"retention", "interval", "confidence"}))]
+    known = {"caller": LOCAL, "session": False, "at": "compare", "oob": False, "choice": ()}
+    assert "lines are 90% intervals" in render("compare", compared=compared(jobs), **known)
+    jobs.append(summary("b", retention=0.8, interval=(0.7, 0.9), confidence=0.99))
+    assert compared(jobs).interval == "90% or 99% interval"
+
+
+def test_a_result_that_nothing_measured_says_so() -> None:
+    """Beside the smaller size stands that there is no measure of quality."""
+    macros = _environment().get_template("macros.html.j2").module
+    bare, measured = (summary("a", **figures).figures for figures in ({}, {"perplexity": (10.0, 12.0)}))
+    assert str(macros.result(bare)).strip() == "−40.0% size, no measure of quality"
+    assert str(macros.result(measured)).strip() == "−40.0% size, perplexity 10 → 12"
+
+
+@pytest.mark.parametrize(
+    ("cuts", "name"),
+    [
+        ({"depth": {"remove": 1}}, "base −1 layer"),
+        ({"depth": {"keep": 12}}, "base 12 layers"),
+        ({"width": {"mlp": 0.75}}, "base 75% MLP"),
+        ({"width": {"mlp": 0.999}}, "base 99.9% MLP"),
+        ({"width": {"neurons": 1152}}, "base 1,152 neurons"),
+        ({"width": {"neurons": {"a": 8, "b": 8}}}, "base narrower MLP"),
+        ({"width": {"heads": 2}}, "base 2 key-value heads"),
+        ({"width": {"heads": 0.5}}, "base 50% heads"),
+        ({"width": {"mlp": 0.5, "heads": 1}}, "base 50% MLP, 1 key-value head"),
+        ({"experts": {"remove": 1}}, "base −1 expert"),
+        ({"experts": {"keep": 8}}, "base 8 experts"),
+        ({"sparsity": {"pattern": "2:4"}}, "base 2:4 sparse"),
+    ],
+)
+def test_a_job_is_named_by_what_it_cuts(cuts: dict[str, Any], name: str) -> None:
+    """Heads, experts and sparsity have their own words; nothing that stays is named."""
+    data = {"model": {"id": "org/base"}, "calibration": {"dataset": "text.txt", "samples": 4, "sequence_length": 64}}
+    assert default_name(Recipe.parse(json.dumps(data | cuts))) == name

@@ -11,13 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from small import command, save_model, verify_here, write_recipe, write_text
-from torch import nn
+from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.projections import projections_of
 from llmprune.cut import Cut
-from llmprune.errors import RecipeError
+from llmprune.errors import NumericalError, RecipeError
 from llmprune.model.loading import dense_decoder
 from llmprune.model.stages import StagedLayer, probe
 from llmprune.model.streams import StreamStore
@@ -27,6 +27,7 @@ from llmprune.prune import Pruning
 from llmprune.recipe import Recipe
 from llmprune.refit import Refit
 from llmprune.snapshots import LayerRecord, Snapshots
+from llmprune.sparsity.magnitude import Magnitude
 from llmprune.sparsity.section import Sparsity
 from llmprune.surgery import cut_decoder
 from llmprune.testing import VOCABULARY, tiny_model
@@ -114,6 +115,18 @@ def test_every_family_gets_the_pattern(family: str) -> None:
             weight_OI = weight.T if transposed[matrix.name] else weight
             assert ((weight_OI != 0).reshape(-1, 8).sum(1) <= 2).all()
             assert matrix.kept == pytest.approx(0.25, abs=0.01)
+
+
+def test_sparse_weights_that_are_not_finite_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method whose scores are NaN keeps nothing that means anything: the matrix and the method are named."""
+
+    def broken(_: object, weight_OI: Tensor, *__: object) -> tuple[Tensor, Tensor]:
+        return weight_OI * torch.nan, torch.ones_like(weight_OI, dtype=torch.bool)
+
+    monkeypatch.setattr(Magnitude, "prune", broken)
+    sparsity = {"pattern": "2:8", "method": {"kind": "magnitude"}}
+    with pytest.raises(NumericalError, match=r"method magnitude: weights of self_attn\.q_proj, .* in layer 0 are not"):
+        _prune("llama", sparsity)
 
 
 def cut_layer_of(family: str) -> nn.Module:

@@ -363,6 +363,16 @@ def test_obs_says_what_is_no_gram_matrix() -> None:
         removal_order(torch.full((3, 3), torch.nan).double(), torch.ones(2, 3).double(), 1.0)
 
 
+@pytest.mark.parametrize("order", [removal_order, partial(group_order, size=1)], ids=["neurons", "groups"])
+def test_obs_chooses_nothing_by_costs_that_are_not_finite(order: Callable[..., Any]) -> None:
+    """Infinite sums or weights end it with the same sentence, and never with an order."""
+    for value in (torch.inf, 1e300):
+        gram_FF, weight_DF = torch.eye(3).double(), torch.ones(2, 3).double()
+        gram_FF[1, 1], weight_DF[0, 2] = value, 1e200
+        with pytest.raises(NumericalError, match=r"obs finds no order"):
+            order(gram_FF, weight_DF, 1.0)
+
+
 @pytest.mark.parametrize(
     ("parts", "wanted"),
     [((1, 1), [[0, 2], [1, 3]]), ((2,), [[0, 1], [2, 3]]), ((1,), [[0], [1], [2], [3]])],

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from llmprune.criteria.base import TrialCriterion
+from llmprune.divergence import kl_divergence
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,10 +24,4 @@ class Divergence(TrialCriterion):
 
     def cost(self, logits_BLV: Tensor, dense_BLV: Tensor, ids_BL: Tensor) -> Tensor:
         """Divergence at each token but the last, as for the cross entropy."""
-        return divergence(logits_BLV, dense_BLV)
-
-
-def divergence(logits_BLV: Tensor, dense_BLV: Tensor) -> Tensor:
-    """KL(dense ‖ other) of the predictions [B, L-1] at each token but the last, in nats."""
-    dense_BLV = dense_BLV[:, :-1].float().log_softmax(-1)
-    return (dense_BLV.exp() * (dense_BLV - logits_BLV[:, :-1].float().log_softmax(-1))).sum(-1)
+        return kl_divergence(dense_BLV[:, :-1], logits_BLV[:, :-1])

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import Field
 
 from llmprune.criteria.base import TrialCriterion, scaled
-from llmprune.criteria.divergence import divergence
+from llmprune.divergence import kl_divergence
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,4 +39,4 @@ class Residual(TrialCriterion):
 
     def cost(self, logits_BLV: Tensor, dense_BLV: Tensor, ids_BL: Tensor) -> Tensor:
         """Divergence at each token but the last."""
-        return divergence(logits_BLV, dense_BLV)
+        return kl_divergence(dense_BLV[:, :-1], logits_BLV[:, :-1])

@@ -92,7 +92,7 @@ def removal_order(gram_FF: Tensor, output_DF: Tensor, ridge: float, together: in
         stays_N = torch.ones(len(left_N), dtype=torch.bool, device=left_N.device).index_fill_(0, gone_K, False)
         inverse_NN, weights_NN = block.without(stays_N)
         left_N, spared_N = left_N[stays_N], spared_N[stays_N]
-    return torch.cat(order), torch.cat(costs).clamp_min(0).cumsum(0)
+    return torch.cat(order), _errors(torch.cat(costs))
 
 
 def group_order(gram_FF: Tensor, output_DF: Tensor, ridge: float, size: int) -> tuple[Tensor, Tensor]:
@@ -108,17 +108,40 @@ def group_order(gram_FF: Tensor, output_DF: Tensor, ridge: float, size: int) -> 
         tried = []
         for group in left:
             part = slice(group * size, (group + 1) * size)
-            solved_SD = torch.linalg.solve(inverse_FF[part, part], weight_DF[:, part].T)
+            solved_SD = _solve(inverse_FF[part, part], weight_DF[:, part].T)
             tried.append((weight_DF[:, part].T * solved_SD).sum() - spared_G[group])
         least = int(torch.stack(tried).argmin())
         costs.append(tried[least])
         order.append(left.pop(least))
         part = slice(order[-1] * size, (order[-1] + 1) * size)
         columns_FS = inverse_FF[:, part].clone()
-        shared_SF = torch.linalg.solve(columns_FS[part], columns_FS.T)
+        shared_SF = _solve(columns_FS[part], columns_FS.T)
         weight_DF -= weight_DF[:, part] @ shared_SF
         inverse_FF.addmm_(columns_FS, shared_SF, alpha=-1)
-    return torch.tensor(order, device=gram_FF.device), torch.stack(costs).clamp_min(0).cumsum(0)
+    return torch.tensor(order, device=gram_FF.device), _errors(torch.stack(costs))
+
+
+def _solve(matrix_SS: Tensor, value_SN: Tensor) -> Tensor:
+    """Solve for a block of H⁻¹. Raises NumericalError where that is singular."""
+    solved_SN: Tensor
+    solved_SN, failed = torch.linalg.solve_ex(matrix_SS, value_SN)
+    if int(failed):
+        raise _no_order()
+    return solved_SN
+
+
+def _errors(costs_N: Tensor) -> Tensor:
+    """Errors from the cost of each removal. Raises NumericalError where one is not finite: then no order is known."""
+    if not torch.isfinite(costs_N).all():
+        raise _no_order()
+    return costs_N.clamp_min(0).cumsum(0)
+
+
+def _no_order() -> NumericalError:
+    return NumericalError(
+        "obs finds no order of the neurons: too few or too similar calibration tokens, or sums that are not finite; "
+        "raise width.criterion.ridge or calibration.samples"
+    )
 
 
 def _damped_inverse(gram_FF: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
@@ -127,10 +150,7 @@ def _damped_inverse(gram_FF: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
     gram_FF.diagonal().add_(pull)
     factor_FF, failed = torch.linalg.cholesky_ex(gram_FF)
     if int(failed):
-        raise NumericalError(
-            f"obs finds no order of {len(gram_FF)} neurons: too few or too similar calibration tokens; "
-            "raise width.criterion.ridge or calibration.samples"
-        )
+        raise _no_order()
     return torch.cholesky_inverse(factor_FF, out=gram_FF), pull
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from llmprune.errors import EvaluationError
 from llmprune.evaluation.retention import Comparison
 from llmprune.evaluation.section import Gate
 from llmprune.evaluation.statistics import samples_needed
-from llmprune.report.value import BarFigures, GateFigures, Interval, Verdict
+from llmprune.report.value import BarFigures, GateFigures, RetentionFigures, TaskFigures, Verdict
+from llmprune.report.wording import plural
 
 MEAN = "mean"
+_NAMED = 3  # tasks whose reasons are given
 
 
 def judge(gate: Gate | None, comparison: Comparison) -> GateFigures | None:
@@ -16,27 +17,20 @@ def judge(gate: Gate | None, comparison: Comparison) -> GateFigures | None:
 
     A bar is passed where the lower end of the interval reaches it, failed where the upper end does not; between them
     there are not enough samples to tell. The gate passes where every bar is passed and fails where one is failed.
-    Raises EvaluationError where no task has a retention to judge.
+    A bar without an interval to judge by leaves the gate undecided, and says why it has none.
     """
     if gate is None:
         return None
-    if comparison.mean is None:
-        raise EvaluationError(
-            "evaluation.gate: no task has a retention to judge; "
-            "name a task that the dense model scores above zero in evaluation.tasks, or remove the gate"
-        )
-    mean = comparison.mean
-    bars = [_bar(MEAN, gate.min_retention, mean.retention, mean.interval, mean.samples, gate.confidence)]
+    bars = [_judge_bar(MEAN, gate.min_retention, comparison.mean, gate.confidence, _why_no_mean(comparison))]
     for name, least in gate.per_task.items():
         task = comparison.named(name)
-        assert task is not None, "the names were checked when the tasks were loaded"
-        bars.append(_bar(name, least, task.retention, task.interval, task.samples, gate.confidence))
+        bars.append(_judge_bar(name, least, task, gate.confidence, _why_no_interval(name, task, comparison)))
     verdicts = {bar.verdict for bar in bars}
     worst: tuple[Verdict, ...] = ("fail", "no interval", "not enough samples", "pass")
     verdict = next(one for one in worst if one in verdicts)
     return GateFigures(
         min_retention=gate.min_retention,
-        retention=mean.retention,
+        retention=comparison.mean.retention if comparison.mean else None,
         confidence=gate.confidence,
         passed=verdict == "pass",
         verdict=verdict,
@@ -44,27 +38,45 @@ def judge(gate: Gate | None, comparison: Comparison) -> GateFigures | None:
     )
 
 
-def _bar(
-    name: str, least: float, retention: float | None, span: Interval | None, samples: int, confidence: float
+def _judge_bar(
+    name: str, least: float, found: TaskFigures | RetentionFigures | None, confidence: float, why_not: str
 ) -> BarFigures:
-    verdict: Verdict
-    needed = None
-    if retention is None or span is None:
-        verdict = "no interval"
-    elif span.low >= least:
-        verdict = "pass"
-    elif span.high < least:
-        verdict = "fail"
-    else:
-        verdict = "not enough samples"
-        edge = span.low if retention > least else span.high
-        needed = samples_needed(samples, retention, edge, least, confidence)
-    return BarFigures(
+    """Return a bar with its verdict. ``why_not``: the reason that is given where there is no interval."""
+    bar = BarFigures(
         name=name,
         min_retention=least,
-        retention=retention,
-        interval=span,
-        verdict=verdict,
-        samples=samples,
-        samples_needed=needed,
+        retention=found.retention if found else None,
+        interval=found.interval if found else None,
+        verdict="no interval",
+        samples=found.samples if found else 0,
     )
+    if bar.retention is None or bar.interval is None:
+        return bar.model_copy(update={"reason": why_not})
+    if bar.interval.low >= least:
+        return bar.model_copy(update={"verdict": "pass"})
+    if bar.interval.high < least:
+        return bar.model_copy(update={"verdict": "fail"})
+    edge = bar.interval.low if bar.retention > least else bar.interval.high
+    needed = samples_needed(bar.samples, bar.retention, edge, least, confidence)
+    return bar.model_copy(update={"verdict": "not enough samples", "samples_needed": needed})
+
+
+def _why_no_mean(comparison: Comparison) -> str:
+    """Say why the mean over tasks has no interval."""
+    if not comparison.tasks:
+        return "no task was evaluated"
+    named, others = comparison.tasks[:_NAMED], comparison.tasks[_NAMED:]
+    reasons = [f"{task.task}: {_why_no_interval(task.task, task, comparison)}" for task in named]
+    return "; ".join([*reasons, *([f"and {plural(len(others), 'more task')}"] if others else [])])
+
+
+def _why_no_interval(name: str, found: TaskFigures | None, comparison: Comparison) -> str:
+    """Say why a task or group has no interval."""
+    if found is None:
+        metrics = [f"{task.task} {task.metric}" for task in comparison.members(name)]
+        if not metrics:
+            return "it was not evaluated"
+        return f"its tasks have different metrics ({', '.join(metrics)}), so they have no figure together"
+    if found.retention is None:
+        return f"dense {found.dense:.4g} and pruned {found.pruned:.4g} have no ratio"
+    return "its metric is no mean over samples, so it has no interval"

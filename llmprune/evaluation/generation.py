@@ -48,7 +48,7 @@ def compare_generation(
         "pruned": _continue(pruned, prompts_NP, settings),
         "text": windows_NL[: settings.samples, settings.prompt_tokens :][:, : settings.new_tokens].tolist(),
     }
-    assert tokenizer is not None, "held-out tokens that generation continues are text"
+    assert tokenizer is not None, "the workbench loads it or raises"
     written = {name: tokenizer.batch_decode(ids, skip_special_tokens=True) for name, ids in texts.items()}
     prompts = tokenizer.batch_decode(prompts_NP, skip_special_tokens=True)
     return GenerationFigures(

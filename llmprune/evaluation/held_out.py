@@ -11,7 +11,10 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
+from llmprune.divergence import kl_divergence
+from llmprune.errors import NumericalError
 from llmprune.model.walk import Decoder, Walk
 from llmprune.progress import track
 from llmprune.report.value import DivergenceFigures
@@ -20,25 +23,33 @@ QUANTILES = (0.5, 0.9, 0.99, 1.0)
 
 
 def perplexity(decoder: Decoder, windows_NL: Tensor, batch_size: int, what: str) -> float:
-    """exp of the mean next-token cross entropy over all windows; infinity where that overflows."""
+    """exp of the mean next-token cross entropy over all windows; infinity where that overflows.
+
+    Raises NumericalError where logits are NaN or infinite.
+    """
     walk = _walked(decoder, windows_NL, batch_size, what)
-    losses = [_losses(walk, batch) for batch in range(len(walk.batches))]
+    losses = [_losses(_logits(walk, batch), walk.batches[batch], what) for batch in range(len(walk.batches))]
     return _exp_mean(losses)
 
 
 def compare_predictions(
     dense: Decoder, pruned: Decoder, windows_NL: Tensor, batch_size: int
 ) -> tuple[float, float, DivergenceFigures]:
-    """Perplexity of both, and the Kullback-Leibler divergence KL(dense ‖ pruned) of each next-token distribution."""
-    walks = [_walked(decoder, windows_NL, batch_size, what) for decoder, what in ((dense, "dense"), (pruned, "pruned"))]
-    losses: tuple[list[Tensor], list[Tensor]] = ([], [])
+    """Perplexity of both, and the Kullback-Leibler divergence KL(dense ‖ pruned) of each next-token distribution.
+
+    Raises NumericalError where logits of either are NaN or infinite.
+    """
+    decoders = {"dense": dense, "pruned": pruned}
+    walks = {what: _walked(decoder, windows_NL, batch_size, what) for what, decoder in decoders.items()}
+    losses: dict[str, list[Tensor]] = {what: [] for what in walks}
     divergences, same = [], 0
-    for batch in range(len(walks[0].batches)):
-        dense_TV, pruned_TV = (_log_probabilities(walk, batch) for walk in walks)
-        for found, log_TV in zip(losses, (dense_TV, pruned_TV), strict=True):
-            found.append(_loss_of(log_TV, walks[0].batches[batch]))
-        pruned_TV = pruned_TV.to(dense_TV.device)
-        divergences.append(_divergence(dense_TV, pruned_TV).cpu())
+    for batch, ids_BL in enumerate(walks["dense"].batches):
+        logits = {what: _logits(walk, batch) for what, walk in walks.items()}
+        for what, logits_TV in logits.items():
+            losses[what].append(_losses(logits_TV, ids_BL, what))
+        dense_TV = logits["dense"]
+        pruned_TV = logits["pruned"].to(dense_TV.device)
+        divergences.append(kl_divergence(dense_TV, pruned_TV).cpu())
         same += int((dense_TV.argmax(-1) == pruned_TV.argmax(-1)).sum())
     every_T = torch.cat(divergences).double()
     # torch.quantile takes at most 16 million values; a sort takes any number
@@ -50,7 +61,7 @@ def compare_predictions(
         same_first=same / len(every_T),
         tokens=len(every_T),
     )
-    return _exp_mean(losses[0]), _exp_mean(losses[1]), figures
+    return _exp_mean(losses["dense"]), _exp_mean(losses["pruned"]), figures
 
 
 @torch.no_grad()
@@ -64,25 +75,21 @@ def _walked(decoder: Decoder, windows_NL: Tensor, batch_size: int, what: str) ->
 
 
 @torch.no_grad()
-def _log_probabilities(walk: Walk, batch: int) -> Tensor:
-    """Of every next token, float32 [T, V]."""
-    return walk.logits(batch)[:, :-1].float().flatten(0, 1).log_softmax(-1)
+def _logits(walk: Walk, batch: int) -> Tensor:
+    """Of every next token, [T, V]."""
+    return walk.logits(batch)[:, :-1].flatten(0, 1)
 
 
-def _losses(walk: Walk, batch: int) -> Tensor:
-    return _loss_of(_log_probabilities(walk, batch), walk.batches[batch])
-
-
-def _loss_of(log_TV: Tensor, ids_BL: Tensor) -> Tensor:
-    """Next-token cross entropies, float32 [T]."""
-    targets_T = ids_BL[:, 1:].flatten().to(log_TV.device)
-    return -log_TV.gather(1, targets_T[:, None])[:, 0].cpu()
-
-
-def _divergence(dense_TV: Tensor, pruned_TV: Tensor) -> Tensor:
-    """KL(dense ‖ pruned) [T]: 0 exactly where both are the same, never below."""
-    terms_TV = dense_TV.exp() * (dense_TV - pruned_TV)
-    return terms_TV.nan_to_num(nan=0.0, posinf=math.inf).sum(-1).clamp_min(0)
+def _losses(logits_TV: Tensor, ids_BL: Tensor, what: str) -> Tensor:
+    """Next-token cross entropies, float32 [T]. Infinity only where the model rules a token out."""
+    targets_T = ids_BL[:, 1:].flatten().to(logits_TV.device)
+    losses_T = cross_entropy(logits_TV.float(), targets_T, reduction="none").cpu()
+    if losses_T.isnan().any():
+        raise NumericalError(
+            f"held-out text, {what} model: its logits are NaN or infinite; try model.dtype: float32 or bfloat16, and "
+            "check the checkpoint's weights"
+        )
+    return losses_T
 
 
 def _exp_mean(losses: list[Tensor]) -> float:

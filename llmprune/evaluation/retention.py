@@ -29,8 +29,17 @@ class Comparison:
     mean: RetentionFigures | None = None
 
     def named(self, name: str) -> TaskFigures | None:
-        """A task or group by its name."""
-        return next((one for one in (*self.groups, *self.tasks) if one.task == name), None)
+        """Return a task or group by its name. A group of one task is that task.
+
+        None for a group whose tasks have different metrics, and for what was not evaluated.
+        """
+        whole = next((one for one in (*self.groups, *self.tasks) if one.task == name), None)
+        members = self.members(name)
+        return members[0] if whole is None and len(members) == 1 else whole
+
+    def members(self, group: str) -> tuple[TaskFigures, ...]:
+        """Return the tasks that came with a group."""
+        return tuple(one for one in self.tasks if one.group == group)
 
 
 @dataclass(frozen=True)
@@ -134,9 +143,7 @@ def _pooled(name: str, members: Sequence[_Joined]) -> _Joined:
 
 
 def _judge_task(dense: TaskResult, pruned: TaskResult, pairs: Sequence[Pair], confidence: float) -> _Judged:
-    values = [(before.value, after.value) for before, after in pairs]
-    binary = all(value in (0.0, 1.0) for pair in values for value in pair)
-    lost, gained = (values.count((1.0, 0.0)), values.count((0.0, 1.0))) if binary else (None, None)
+    lost, gained = _flips(pairs, dense.higher_is_better)
     retention = _retention(dense.value, pruned.value, dense.higher_is_better)
     draws_B = None if retention is None else _draws(dense, pruned, pairs)
     span = None
@@ -148,6 +155,7 @@ def _judge_task(dense: TaskResult, pruned: TaskResult, pairs: Sequence[Pair], co
         group=dense.group,
         metric=dense.metric,
         filter=dense.filter,
+        higher_is_better=dense.higher_is_better,
         dense=dense.value,
         pruned=pruned.value,
         retention=retention,
@@ -161,6 +169,15 @@ def _judge_task(dense: TaskResult, pruned: TaskResult, pairs: Sequence[Pair], co
         examples=_examples(dense, pruned),
     )
     return _Judged(figures, draws_B)
+
+
+def _flips(pairs: Sequence[Pair], higher_is_better: bool) -> tuple[int, int] | tuple[None, None]:
+    """Count the samples that were right before and wrong after, and the reverse. None unless each value is 0 or 1."""
+    values = [(before.value, after.value) for before, after in pairs]
+    if not all(value in (0.0, 1.0) for pair in values for value in pair):
+        return None, None
+    fell, rose = values.count((1.0, 0.0)), values.count((0.0, 1.0))
+    return (fell, rose) if higher_is_better else (rose, fell)
 
 
 def _draws(dense: TaskResult, pruned: TaskResult, pairs: Sequence[Pair]) -> Floats | None:

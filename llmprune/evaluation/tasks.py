@@ -21,6 +21,7 @@ from typing import Any
 
 from llmprune.errors import EvaluationError, RecipeError, did_you_mean
 from llmprune.evaluation.section import Backend, Evaluation
+from llmprune.evaluation.task_names import require_names
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ def load_tasks(evaluation: Evaluation) -> tuple[Loaded, ...]:
                 f"the task {one.name!r} runs code that the model wrote; remove it from evaluation.tasks"
             )
         _set_fewshot(one.name, one.task, evaluation)
-    _require_names(evaluation, loaded)
+    require_names(evaluation, loaded)
     return tuple(loaded.values())
 
 
@@ -264,24 +265,3 @@ def _set_fewshot(name: str, task: Any, evaluation: Evaluation) -> None:
     elif own is None:
         task.set_config(key="num_fewshot", value=0)
     task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED if evaluation.seed is None else evaluation.seed)
-
-
-def _require_names(evaluation: Evaluation, loaded: dict[str, Loaded]) -> None:
-    """The gate and the metrics name only what is there."""
-    groups = {one.group for one in loaded.values() if one.group}
-    known = [*loaded, *groups]
-    problems = [
-        f"evaluation.gate.per_task: {name!r} is not evaluated{did_you_mean(name, known)}; name one of evaluation.tasks"
-        for name in (evaluation.gate.per_task if evaluation.gate else ())
-        if name not in known
-    ]
-    for name, wanted in evaluation.metrics.items():
-        if name not in loaded:
-            problems.append(f"evaluation.metrics: {name!r} is no task that is evaluated{did_you_mean(name, known)}")
-            continue
-        metrics = list(loaded[name].task.aggregation())
-        if wanted.partition(",")[0] not in metrics:
-            near = did_you_mean(wanted, metrics) or f"; it has {', '.join(metrics)}"
-            problems.append(f"evaluation.metrics: the task {name!r} has no metric {wanted!r}{near}")
-    if problems:
-        raise RecipeError(problems)

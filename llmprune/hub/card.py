@@ -11,19 +11,24 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from llmprune.report.value import Report, RetentionFigures, Size, TaskFigures
+from llmprune.hub.public import public_name, public_sources
+from llmprune.report.value import Report, Size, TaskFigures
 from llmprune.report.wording import (
     NOTHING,
     count,
     describe_sparsity,
+    describe_speedup,
     fixed,
     if_changed,
+    interval_name,
+    metric_name,
     number,
     percent,
     plural,
     ranges,
     share,
     span,
+    speedup,
     weight,
     width_names,
 )
@@ -73,7 +78,7 @@ def write_card(
     body = _template().render(
         repo_id=repo_id,
         report=report,
-        base_name=public_name(base.name),
+        base_name=public_name(base.name, local=base.commit is None),
         base=base,
         loading=loading,
         refused=refused,
@@ -81,13 +86,16 @@ def write_card(
         sizes=_size_rows(report.dense, report.pruned),
         speed=report.speed,
         perplexity=report.perplexity,
-        source=public_name(report.perplexity.source) if report.perplexity else "",
+        source=public_sources(report.perplexity.source) if report.perplexity else "",
         tasks=[_task_row(task) for task in report.tasks],
-        removed=ranges([layer.layer for layer in report.layers if layer.removed]),
+        removed=ranges(report.removed_layers),
         widths=_width_sentence(report.dense, report.pruned),
         licence=base.card.get("license"),
+        smaller=report.pruned.parameters < report.dense.parameters,
         fence=_fence(report.recipe_text),
-        mean_interval=interval_of(report.retention),
+        mean_interval=span(report.retention.interval if report.retention else None),
+        interval_name=interval_name([task.interval for task in report.tasks]),
+        inverted=any(not task.higher_is_better for task in report.tasks),
     )
     card = ModelCard(f"---\n{_metadata(repo_id, report, base, loading)}\n---\n\n{body}")
     return str(card.content)
@@ -131,8 +139,8 @@ def _eval_results(report: Report) -> list[Any]:
         found += [
             EvalResult(
                 task_type="text-generation",
-                dataset_type=public_name(figures.source),
-                dataset_name=f"{public_name(figures.source)}, {plural(figures.tokens, 'token')}",
+                dataset_type=public_sources(figures.source),
+                dataset_name=f"{public_sources(figures.source)}, {plural(figures.tokens, 'token')}",
                 metric_type="perplexity",
                 metric_name=f"perplexity, {which}",
                 metric_value=value,
@@ -140,13 +148,6 @@ def _eval_results(report: Report) -> list[Any]:
             for which, value in (("pruned", figures.pruned), ("dense base model", figures.dense))
         ]
     return found
-
-
-def public_name(place: str) -> str:
-    """A place without the folders of the machine that the run was on; hub ids and packages stay."""
-    path, *rest = place.split(" ", 1)
-    is_path = "://" not in path and (path.startswith(("/", ".", "~")) or path.count("/") > 1)
-    return " ".join([path.rsplit("/", 1)[-1], *rest]) if is_path else place
 
 
 def _size_rows(dense: Size, pruned: Size) -> list[tuple[str, str, str, str]]:
@@ -186,14 +187,9 @@ def _width_sentence(dense: Size, pruned: Size) -> str:
 
 def _task_row(task: TaskFigures) -> tuple[str, ...]:
     flips = f"{task.lost} / {task.gained}" if task.lost is not None else NOTHING
-    name = f"{task.task} ({task.metric})"
-    figures = fixed(task.dense), fixed(task.pruned), percent(task.retention), interval_of(task)
+    name = f"{task.task} ({metric_name(task)})"
+    figures = fixed(task.dense), fixed(task.pruned), percent(task.retention), span(task.interval)
     return (_cell(name), *figures, str(task.samples), flips)
-
-
-def interval_of(figures: TaskFigures | RetentionFigures | None) -> str:
-    """The interval of a retention in words; a dash where the report has none."""
-    return span(figures.interval if figures else None)
 
 
 def _cell(text: object) -> str:
@@ -219,5 +215,6 @@ def _template() -> Template:
     )
     environment.globals["share"] = share
     environment.filters |= {"number": number, "percent": percent, "count": count}
-    environment.filters |= {"cell": _cell, "sparsity": describe_sparsity}
+    environment.filters |= {"cell": _cell, "sparsity": describe_sparsity, "plural": plural}
+    environment.filters |= {"speedup": speedup, "varies": describe_speedup}
     return environment.get_template("card.md.j2")

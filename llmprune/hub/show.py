@@ -71,5 +71,6 @@ def _tasks(tasks: list[dict[str, Any]]) -> Table:
         table.add_column(head, justify="right" if number else "left", overflow="fold")
     for task in tasks:
         figures = fixed(task.get("dense")), fixed(task.get("pruned")), percent(task.get("retention"))
-        table.add_row(f"{task.get('task')} ({task.get('metric')})", *figures, str(task.get("samples")))
+        better = "" if task.get("higher_is_better", True) else ", lower is better"
+        table.add_row(f"{task.get('task')} ({task.get('metric')}{better})", *figures, str(task.get("samples")))
     return table

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmprune.anatomy.value import Anatomy, Unit
-from llmprune.report.wording import ranges
+from llmprune.report.wording import plural, ranges
 
 
 def print_anatomy(model: str, anatomy: Anatomy, console: Console) -> None:
@@ -26,7 +26,7 @@ def print_anatomy(model: str, anatomy: Anatomy, console: Console) -> None:
     if anatomy.experts:
         mixtures = sum(block is not None for block in anatomy.blocks)
         chosen = f", {anatomy.experts.top_k} for each token" if anatomy.experts.top_k else ""
-        where = f" in {mixtures} layers, set by {anatomy.experts.field}" if mixtures else ""
+        where = f" in {plural(mixtures, 'layer')}, set by {anatomy.experts.field}" if mixtures else ""
         table.add_row("experts", f"{anatomy.experts.count}{chosen}{where}")
     console.print(Text(f"{model} ({anatomy.model_type})", style="bold"))
     console.print()
@@ -52,7 +52,7 @@ def _add_heads(table: Table, anatomy: Anatomy) -> None:
         fixed = "".join(f"; {name} is set to {value}" for name, value in heads.fixed.items())
         table.add_row("", f"its config also accepts {ranges(heads.possible)} groups{fixed}")
     for unit, layers in Counter(unit for unit in anatomy.attention if unit).items():
-        where = f"{layers} layer{'' if layers == 1 else 's'} ({unit.path})"
+        where = f"{plural(layers, 'layer')} ({unit.path})"
         table.add_row("", f"in {where}, proven by cutting and masking: {_tensors(unit)}")
 
 
@@ -65,7 +65,7 @@ def _add_widths(table: Table, anatomy: Anatomy) -> None:
             if unit.field == group.field:
                 each = f" in each of {unit.experts} experts" if unit.experts else ""
                 place = unit.path or "in the layer itself"
-                where = f"{layers} layer{'' if layers == 1 else 's'} ({place})"
+                where = f"{plural(layers, 'layer')} ({place})"
                 table.add_row("MLP neurons", f"{unit.width}{each} in {where}, set by {unit.field}")
                 table.add_row(
                     "", f"proven by cutting and masking: {_tensors(unit)}" + ("" if unit.refit else "; no refit")

@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llmprune.report.value import BenchFigures, BenchSize, Pair, SparseProduct, Spread
-from llmprune.report.wording import count, number, percent, share, weight
+from llmprune.report.value import BenchFigures, BenchSize, Pair, SparseProduct
+from llmprune.report.wording import count, number, percent, plural, share, times, weight
+from llmprune.schema import format_scaled
 
 _FASTER = 1.05  # dense / sparse; less may be noise
 
@@ -30,22 +31,22 @@ def print_bench(figures: BenchFigures, console: Console) -> None:
         Text(
             "Tokens per second; peak memory beyond the models' weights. "
             f"{figures.device}, {figures.dtype}, {figures.cache} cache, {figures.new_tokens} new tokens; medians of "
-            f"{figures.repeats} runs of each model in turn, with quartiles in brackets where there are four or more, "
-            "else least and most. DRAM energy is an estimate from the sizes: 640 pJ per 32-bit word (Horowitz, ISSCC "
-            "2014), a batch of one.",
+            f"{plural(figures.repeats, 'run')} of each model in turn, and model / base of these; in brackets the "
+            "quartiles of model / base over the pairs of runs where there are four or more, else least and most. DRAM "
+            "energy is an estimate from the sizes: 640 pJ per 32-bit word (Horowitz, ISSCC 2014), a batch of one.",
             style="dim",
         )
     )
 
 
 def energy(value: float) -> str:
-    """``86 mJ``."""
-    return f"{value * 1000:.3g} mJ"
+    """``86 mJ``, ``1.2 J``, from joules."""
+    return format_scaled(value * 1000, ("mJ", "J", "kJ"))
 
 
-def milliseconds(value: float) -> str:
+def seconds(value: float) -> str:
     """``41.2 ms``, ``2.8 s``."""
-    return f"{value:.3g} s" if value >= 1 else f"{value * 1000:.3g} ms"
+    return format_scaled(value * 1000, ("ms", "s"))
 
 
 def _sizes(figures: BenchFigures) -> Table:
@@ -70,24 +71,24 @@ def _times(figures: BenchFigures) -> Table:
     for point in figures.points:
         where = f"{point.batch_size} × {point.context:,}"
         rows: list[tuple[str, Pair, Callable[[float], str]]] = [
-            ("first token", point.first_token, milliseconds),
+            ("first token", point.first_token, seconds),
             ("prefill/s", point.prefill, number),
             ("decode/s", point.decode, number),
         ]
         for name, pair, write in rows:
-            table.add_row(where, name, write(pair.base.median), write(pair.model.median), _ratio(pair.ratio))
+            table.add_row(where, name, write(pair.base.median), write(pair.model.median), _ratio(pair))
             where = ""
         if all(point.peak):
-            table.add_row("", "peak memory", *map(weight, point.peak), f"{point.peak[1] / point.peak[0]:.2f}×")
+            table.add_row("", "peak memory", *map(weight, point.peak), times(share(*point.peak)))
     return table
 
 
 def _products(products: Sequence[SparseProduct]) -> Table:
     table = _table("matrix", "of them", "tokens", "dense", "2:4", "speed", "differs")
     for one in products:
-        times = f"{one.dense:.3g} ms", f"{one.sparse:.3g} ms", f"{one.dense / one.sparse:.2f}×"
+        taken = seconds(one.dense / 1000), seconds(one.sparse / 1000), times(share(one.sparse, one.dense))
         shape = f"{one.outputs:,} × {one.inputs:,}"
-        table.add_row(shape, count(one.matrices), count(one.tokens), *times, f"{one.difference:.1g}")
+        table.add_row(shape, count(one.matrices), count(one.tokens), *taken, f"{one.difference:.1g}")
     return table
 
 
@@ -103,8 +104,10 @@ def _where(products: Sequence[SparseProduct]) -> str:
     )
 
 
-def _ratio(ratio: Spread) -> str:
-    return f"{ratio.median:.2f}× ({ratio.low:.2f}–{ratio.high:.2f})"
+def _ratio(pair: Pair) -> str:
+    """Model / base of the medians that are shown, and how far it varies from pair to pair of runs."""
+    ratio = pair.model.median / pair.base.median
+    return f"{times(ratio)} ({min(pair.ratio.low, ratio):.2f}–{max(pair.ratio.high, ratio):.2f})"
 
 
 def _table(*heads: str) -> Table:

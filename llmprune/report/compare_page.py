@@ -7,7 +7,7 @@ from typing import Any
 
 from llmprune.report.interval_charts import Dot, size_chart
 from llmprune.report.page import environment
-from llmprune.report.runs import Run, warnings_of
+from llmprune.report.runs import Run, mean_interval, warnings_of
 from llmprune.report.wording import share
 
 
@@ -21,6 +21,7 @@ def render_comparison(runs: Sequence[Run]) -> str:
             runs=[(plotted.index(run) + 1 if run in plotted else None, run, _size(run)) for run in runs],
             chart=size_chart([_dot(run) for run in plotted]),
             warnings=warnings_of(runs),
+            interval=mean_interval(runs),
             tiles=[],
         )
     )

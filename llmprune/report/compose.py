@@ -15,6 +15,7 @@ from llmprune.cut import Cut, kept_share
 from llmprune.model.processes import count
 from llmprune.model.verify import SparseCounts, Verified
 from llmprune.report.value import LayerFigures, MatrixFigures, Provenance, SparsityFigures, VerificationFigures
+from llmprune.report.wording import plural
 from llmprune.scores import Scores, unit_key
 from llmprune.snapshots import LayerRecord
 from llmprune.sparsity.section import Sparsity
@@ -91,9 +92,11 @@ def unrouted(scores: Scores) -> list[str]:
     if not any(without.values()):
         return []
     places = [key for key, count in without.items() if count]
+    named = ", ".join([*places[:3], *(["…"] if len(places) > 3 else [])])
+    experts = plural(sum(without.values()), "expert")
     return [
-        f"{sum(without.values())} experts in {len(places)} layers ({', '.join(places[:3])}, …) got no calibration "
-        "token: their neurons were scored by the norm of what they write; more calibration text would reach them"
+        f"{experts} in {plural(len(places), 'layer')} ({named}) got no calibration token: scored by the norm of what "
+        "they write; more calibration text would reach them"
     ]
 
 

@@ -13,20 +13,26 @@ from llmprune.report.charts import Bar, bar_chart, error_chart, importance_chart
 from llmprune.report.interval_charts import Whisker, retention_chart
 from llmprune.report.value import LayerFigures, PerplexityFigures, Report, Size, SpeedFigures, Verdict
 from llmprune.report.wording import (
+    UNMEASURED,
     agreement,
     change,
     count,
     describe_bar,
     describe_sparsity,
+    describe_speedup,
     duration,
     fixed,
     if_changed,
+    interval_name,
+    metric_name,
     number,
     percent,
     plural,
     probability,
     ranges,
     span,
+    speedup,
+    times,
     weight,
     width_names,
 )
@@ -52,14 +58,15 @@ def render_page(report: Report) -> str:
         sizes=_size_rows(report.dense, report.pruned),
         importance=importance_chart(report.layers),
         errors=error_chart(report.layers),
-        removed=ranges([layer.layer for layer in report.layers if layer.removed]),
+        removed=ranges(report.removed_layers),
+        unmeasured=UNMEASURED if not report.measures_quality else None,
         columns=_layer_columns(report.layers),
         matrices=_matrices(report.layers),
         agreement=agreement(report.stability) if report.stability else [],
         perplexity=_perplexity_bars(report.perplexity) if report.perplexity else None,
         speed=_speed_bars(report.speed) if report.speed else None,
         retention=retention_chart(_whiskers(report)),
-        span=percent(report.retention.interval.confidence, 0) if report.retention else None,
+        interval_name=interval_name([task.interval for task in report.tasks]),
         verdict=VERDICTS[report.gate.verdict] if report.gate else None,
     )
 
@@ -98,7 +105,8 @@ def environment() -> Environment:
         breakable=_breakable,
         sparsity=describe_sparsity,
     )
-    environment.filters.update(span=span, probability=probability, bar=describe_bar)
+    environment.filters.update(span=span, probability=probability, bar=describe_bar, metric=metric_name)
+    environment.filters.update(times=times, speedup=speedup, varies=describe_speedup)
     environment.globals.update(swatch=swatch)
     return environment
 
@@ -152,8 +160,8 @@ def _tiles(report: Report) -> list[Tile]:
         tiles.append(
             Tile(
                 "generation speed",
-                f"{speed.ratio:.2f}×",
-                f"{speed.ratio_low:.2f}–{speed.ratio_high:.2f}× over {plural(speed.repeats, 'pair')}",
+                times(speedup(speed)),
+                describe_speedup(speed),
             )
         )
     if report.mean_retention is not None:

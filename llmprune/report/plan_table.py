@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llmprune.report.wording import if_changed, width_names
+from llmprune.report.wording import if_changed, percent, plural, ranges, share, width_names
 from llmprune.schema import format_count, format_size
 
 if TYPE_CHECKING:
@@ -38,24 +38,26 @@ def print_plan(plan: Plan, console: Console) -> None:
     ]
     for name, dense, pruned, form in rows:
         if dense is not None and pruned is not None:
-            share = f"{pruned / dense:.1%}" if dense else "–"
-            table.add_row(name, form(dense), f"{about}{form(pruned)}", share)
+            table.add_row(name, form(dense), f"{about}{form(pruned)}", percent(share(dense, pruned)))
     console.print(Text(f"{plan.model} ({plan.model_type}, {plan.dtype})", style="bold"))
     console.print()
     console.print(table)
     console.print()
     if plan.removed_layers is None:
-        console.print(f"Layers: {plan.dense.layers - plan.keep_layers} go, chosen by their scores")
+        going = plan.dense.layers - plan.keep_layers
+        console.print(f"Layers: {going} {'goes' if going == 1 else 'go'}, chosen by their scores")
     elif plan.removed_layers:
-        console.print(f"Layers: {', '.join(map(str, plan.removed_layers))} go")
+        gone = sorted(plan.removed_layers)
+        console.print(f"Layers: {ranges(gone)} {'goes' if len(gone) == 1 else 'go'}")
     if plan.sparsity:
         sparse = plan.sparsity
         console.print(
-            f"Sparsity: {sparse.pattern} in {sparse.matrices:,} matrices, {format_count(sparse.zeros)} of their "
+            f"Sparsity: {sparse.pattern} in {plural(sparse.matrices, 'matrix', 'matrices')}, "
+            f"{format_count(sparse.zeros)} of their "
             f"{format_count(sparse.weights)} weights become zero (stored as zeros: the size stays)"
         )
     windows, length = plan.calibration
-    console.print(f"Calibration: {windows} windows of {length} tokens")
+    console.print(f"Calibration: {plural(windows, 'window')} of {plural(length, 'token')}")
     memory = plan.memory
     console.print(
         f"Memory: about {format_size(memory.total)} in all: weights {format_size(memory.weights)} where the device "

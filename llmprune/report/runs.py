@@ -15,7 +15,7 @@ from rich.text import Text
 
 from llmprune.errors import OutputError
 from llmprune.report.value import SCHEMA_VERSION, Report
-from llmprune.report.wording import number, percent, share, span
+from llmprune.report.wording import interval_name, number, percent, share, span, speedup, times
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,15 @@ def _asked(report: Report) -> object:
     return {name: evaluation.get(name) for name in kept}
 
 
+def mean_interval(runs: Sequence[Run]) -> str:
+    """Return the name of the mean retention's interval, such as ``95% interval``."""
+    return interval_name(run.report.retention.interval for run in runs if run.report.retention)
+
+
 def print_runs(runs: Sequence[Run], console: Console) -> None:
     """Print one row a run: sizes, retention, perplexity, speed, verdict."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for head in ("run", "size", "retained", "interval", "perplexity", "speed", "gate"):
+    for head in ("run", "size", "retained", mean_interval(runs), "perplexity", "speed", "gate"):
         table.add_column(head, justify="left" if head == "run" else "right", overflow="fold")
     for run in runs:
         report = run.report
@@ -92,7 +97,7 @@ def print_runs(runs: Sequence[Run], console: Console) -> None:
             percent(report.mean_retention),
             span(report.retention.interval if report.retention else None),
             f"{number(report.perplexity.pruned)} ({percent(ratio, 0)})" if report.perplexity else "–",
-            f"{report.speed.ratio:.2f}×" if report.speed else "–",
+            times(speedup(report.speed)) if report.speed else "–",
             report.gate.verdict if report.gate else "–",
         )
     console.print(table)

@@ -9,18 +9,22 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llmprune.report.value import GateFigures, Report, Verdict
+from llmprune.report.value import GateFigures, Interval, Report, TaskFigures, Verdict
 from llmprune.report.wording import (
+    UNMEASURED,
     agreement,
     count,
     describe_bar,
     describe_sparsity,
     fixed,
     if_changed,
+    interval_name,
+    metric_name,
     number,
     percent,
     share,
     span,
+    speedup,
     weight,
     width_names,
 )
@@ -34,6 +38,8 @@ def print_summary(report: Report, console: Console) -> None:
     console.print()
     console.print(_table([*_size_rows(report), *_measured_rows(report)], with_cut))
     console.print()
+    if not report.measures_quality:
+        console.print(_beside(Text("Quality was not measured", "bold yellow"), Text(UNMEASURED)))
     if report.gate:
         console.print(_verdict(report.gate))
     if report.sparsity:
@@ -104,23 +110,31 @@ def _measured_rows(report: Report) -> list[Row]:
     if far := report.divergence:
         rows.append(("KL divergence, median", "", "", fixed(far.quantiles["0.5"]), ""))
     for task in (*report.tasks, *report.groups):
-        name = f"{task.task} ({task.metric})"
-        rows.append((name, fixed(task.dense), "", fixed(task.pruned), percent(task.retention)))
-        if task.interval:
-            rows.append(("", "", "", "", span(task.interval)))
+        rows += _task_rows(task)
     if report.mean_retention is not None:
         rows.append(("mean retention", "", "", "", percent(report.mean_retention)))
-        if report.retention:
-            rows.append(("", "", "", "", span(report.retention.interval)))
+        rows += _interval_rows(report.retention.interval if report.retention else None)
     if free := report.generation:
         for name, field in (("repetition", "repetition"), ("texts that loop", "loops")):
             before, after = getattr(free.dense, field), getattr(free.pruned, field)
             rows.append((name, percent(before), "", percent(after), ""))
     if speed := report.speed:
-        rows.append(
-            ("generated tokens/s", number(speed.dense), "", number(speed.pruned), percent(speed.ratio)),
-        )
+        rows.append(("generated tokens/s", number(speed.dense), "", number(speed.pruned), percent(speedup(speed))))
     return rows
+
+
+def _task_rows(task: TaskFigures) -> list[Row]:
+    """Both scores and the retention, which is no share of dense where lower is better; the interval below it."""
+    name, scores = f"{task.task} ({metric_name(task)})", (fixed(task.dense), "", fixed(task.pruned))
+    if task.higher_is_better:
+        return [(name, *scores, percent(task.retention)), *_interval_rows(task.interval)]
+    rows: list[Row] = [(name, *scores, percent(share(task.dense, task.pruned)))]
+    rows.append(("  retained (dense / pruned)", "", "", "", percent(task.retention)))
+    return [*rows, *_interval_rows(task.interval)]
+
+
+def _interval_rows(interval: Interval | None) -> list[Row]:
+    return [(f"  {interval_name([interval])}", "", "", "", span(interval))] if interval else []
 
 
 def _beside(head: Text, body: Text) -> Table:

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 from llmprune.report.value import RetentionFigures, TaskFigures
-from llmprune.report.wording import fixed, number, percent, probability, span
+from llmprune.report.wording import fixed, interval_name, metric_name, number, percent, probability, span
 
 
 def table_of_one(results: Any) -> Table:
@@ -22,7 +22,8 @@ def table_of_one(results: Any) -> Table:
 
 def table_of_two(tasks: Sequence[TaskFigures], groups: Sequence[TaskFigures], mean: RetentionFigures | None) -> Table:
     """Each task of both models, groups below their tasks, and the mean."""
-    table = _table("task", "metric", "base", "model", "retention", "interval", "lost", "gained", "p")
+    interval = interval_name(task.interval for task in tasks)
+    table = _table("task", "metric", "base", "model", "retention", interval, "lost", "gained", "p")
     for task in tasks:
         _add(table, task)
     for group in groups:
@@ -35,7 +36,7 @@ def table_of_two(tasks: Sequence[TaskFigures], groups: Sequence[TaskFigures], me
 def _add(table: Table, task: TaskFigures, style: str | None = None) -> None:
     table.add_row(
         task.task,
-        f"{task.metric} ({task.samples:,})",
+        f"{metric_name(task)} ({task.samples:,})",
         fixed(task.dense),
         fixed(task.pruned),
         percent(task.retention),

@@ -133,13 +133,14 @@ class TaskFigures(Figures):
     group: str | None = None  # the group of the recipe that it came with
     metric: str
     filter: str = "none"
+    higher_is_better: bool = True
     dense: float
     pruned: float
     retention: float | None  # pruned / dense, inverted where lower is better; None where it would divide by 0
     interval: Interval | None = None  # of the retention; None where the metric is no mean over samples
     samples: int
     documents: int | None = None  # that the task has in all
-    lost: int | None  # samples right before and wrong after; None where the metric is not 0/1
+    lost: int | None  # samples right before and wrong after, in the metric's direction; None where it is not 0/1
     gained: int | None
     p_value: float | None = None  # McNemar's, exact; None where the metric is not 0/1
     identical: bool = False  # every answer is the same to the last bit
@@ -178,7 +179,11 @@ class GenerationFigures(Figures):
 
 
 class SpeedFigures(Figures):
-    """Generation speed in tokens per second: medians of runs in turn in one process."""
+    """Generation speed in tokens per second: medians of runs in turn in one process.
+
+    The factor that people are shown is that of these medians (``wording.speedup``). It lies between ``ratio_low`` and
+    ``ratio_high``.
+    """
 
     dense: float
     pruned: float
@@ -269,15 +274,16 @@ class BarFigures(Figures):
     verdict: Verdict
     samples: int
     samples_needed: int | None = None  # about how many would tell, where there are not enough; None: no number would
+    reason: str | None = None  # why there is no interval
 
 
 class GateFigures(Figures):
     """The bars and whether all were cleared: ``min_retention`` and ``retention`` are those of the mean."""
 
     min_retention: float
-    retention: float
+    retention: float | None  # None where no task has one
     passed: bool
-    confidence: float = 0.95
+    confidence: float
     verdict: Verdict
     bars: tuple[BarFigures, ...]
 
@@ -353,3 +359,13 @@ class Report(Figures):
     steps: tuple[Step, ...]
     warnings: tuple[str, ...]
     files: dict[str, str]
+
+    @property
+    def removed_layers(self) -> tuple[int, ...]:
+        """Indices of the dense model's layers that went."""
+        return tuple(layer.layer for layer in self.layers if layer.removed)
+
+    @property
+    def measures_quality(self) -> bool:
+        """Whether anything says how good the pruned model is: tasks or perplexity."""
+        return bool(self.tasks) or self.perplexity is not None

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from llmprune.report.value import BarFigures, GateFigures, Interval, SparsityFigures, StabilityFigures, Verdict
+from llmprune.report.value import (
+    BarFigures,
+    GateFigures,
+    Interval,
+    SparsityFigures,
+    SpeedFigures,
+    StabilityFigures,
+    TaskFigures,
+    Verdict,
+)
 from llmprune.schema import format_count, format_size
 
 NOTHING = "–"  # a figure that does not exist
+UNMEASURED = (
+    "Nothing was evaluated, so what the pruning lost is not known. "
+    "Add evaluation.perplexity or evaluation.tasks to the recipe to measure it."
+)
 
 
 def number(value: float | None) -> str:
@@ -18,17 +31,17 @@ def number(value: float | None) -> str:
     if not math.isfinite(value):
         return "not a number" if math.isnan(value) else "∞" if value > 0 else "−∞"
     if abs(value) >= 1e7 or 0 < abs(value) < 1e-4:
-        return f"{value:.2g}".replace("-", "−")
-    if abs(value) >= 1000 or float(value).is_integer():
-        return f"{value:,.0f}".replace("-", "−")
-    return f"{value:.4g}".replace("-", "−")
+        return _minus(f"{value:.2g}")
+    if abs(float(f"{value:.4g}")) >= 1000 or float(value).is_integer():
+        return _minus(f"{value:,.0f}")
+    return _minus(f"{value:.4g}")
 
 
 def fixed(value: float | None, digits: int = 3) -> str:
     """``0.412``: so many decimals that a column lines up, unless they would say too little or too much."""
-    if value is None or not math.isfinite(value) or 0 < abs(value) < 10**-digits or abs(value) >= 100:
+    if value is None or not math.isfinite(value) or 0 < abs(value) < 10**-digits or abs(round(value, digits)) >= 100:
         return number(value)
-    return f"{value:.{digits}f}".replace("-", "−")
+    return _minus(f"{value:.{digits}f}")
 
 
 def count(value: float | None) -> str:
@@ -43,7 +56,9 @@ def weight(value: float | None) -> str:
 
 def percent(value: float | None, digits: int = 1) -> str:
     """``93.1%`` from 0.931."""
-    return NOTHING if value is None else f"{value:.{digits}%}".replace("-", "−")
+    if value is None or not math.isfinite(value):
+        return number(value)
+    return _minus(f"{value:,.{digits}%}")
 
 
 def share(dense: float | None, pruned: float | None) -> float | None:
@@ -56,8 +71,15 @@ def change(dense: float | None, pruned: float | None) -> str:
     ratio = share(dense, pruned)
     if ratio is None:
         return NOTHING
-    text = f"{ratio - 1:+.1%}".replace("-", "−")
+    if not math.isfinite(ratio):
+        return number(ratio)
+    text = f"{ratio - 1:+,.1%}".replace("-", "−")
     return "0%" if text[1:] == "0.0%" else text
+
+
+def _minus(written: str) -> str:
+    """With a real minus sign, and none before a zero."""
+    return written.replace("-", "−" if any(digit in written for digit in "123456789") else "")
 
 
 def if_changed(dense: int | None, pruned: int | None) -> tuple[int | None, int | None]:
@@ -90,6 +112,21 @@ def ranges(indices: Sequence[int]) -> str:
 def width_names(widths: Mapping[str, int]) -> dict[str, str]:
     """What each width is called, by its config field: the only one simply MLP width."""
     return dict.fromkeys(widths, "MLP width") if len(widths) == 1 else {field: field for field in widths}
+
+
+def times(ratio: float | None) -> str:
+    """``1.18×``."""
+    return NOTHING if ratio is None else f"{ratio:.2f}×"
+
+
+def speedup(speed: SpeedFigures) -> float | None:
+    """Pruned / dense of the tokens per second that are shown: the one factor of speed, wherever it stands."""
+    return share(speed.dense, speed.pruned)
+
+
+def describe_speedup(speed: SpeedFigures) -> str:
+    """``1.15–1.27× over 3 pairs of runs``: how far the factor varies."""
+    return f"{speed.ratio_low:.2f}–{times(speed.ratio_high)} over {plural(speed.repeats, 'pair')} of runs"
 
 
 def plural(number_of: int, noun: str, many: str | None = None) -> str:
@@ -132,6 +169,27 @@ def span(interval: Interval | None, digits: int = 1) -> str:
     return f"{interval.low * 100:.{digits}f}–{percent(interval.high, digits)}"
 
 
+def certainty(confidence: float) -> str:
+    """``95%``, ``97.5%``: a confidence with all its digits."""
+    return f"{round(confidence * 100, 6):.8g}%"
+
+
+def interval_name(intervals: Iterable[Interval | None]) -> str:
+    """What the intervals are called, by their confidence."""
+    return interval_of(one.confidence for one in intervals if one is not None)
+
+
+def interval_of(confidences: Iterable[float]) -> str:
+    """``95% interval``; ``90% or 95% interval`` of several runs; ``interval`` where there is none."""
+    found = sorted(set(confidences))
+    return " or ".join(certainty(confidence) for confidence in found) + " interval" if found else "interval"
+
+
+def metric_name(task: TaskFigures) -> str:
+    """``acc``; ``wer, lower is better``."""
+    return task.metric if task.higher_is_better else f"{task.metric}, lower is better"
+
+
 def probability(value: float | None) -> str:
     """``0.031``, ``<0.001``; 1 where it is exactly that."""
     if value is None:
@@ -143,19 +201,22 @@ def describe_bar(bar: BarFigures, digits: int = 1) -> str:
     """``mean retention 93.1% (90.2–95.9%), at least 95% asked for: not enough samples, about 2,400 would tell``."""
     whose = "mean retention" if bar.name == "mean" else f"{bar.name} retention"
     within = f" ({span(bar.interval, digits)})" if bar.interval else ""
-    said = f"{whose} {percent(bar.retention, digits)}{within}, at least {percent(bar.min_retention, digits)} asked for"
+    reached = "unknown" if bar.retention is None else percent(bar.retention, digits)
+    said = f"{whose} {reached}{within}, at least {percent(bar.min_retention, digits)} asked for"
     if bar.verdict == "not enough samples":
         enough = f"about {bar.samples_needed:,} would tell" if bar.samples_needed else "no number in reach would tell"
-        return f"{said}: {bar.samples:,} samples are not enough, {enough}"
+        few = "1 sample is" if bar.samples == 1 else f"{bar.samples:,} samples are"
+        return f"{said}: {few} not enough, {enough}"
     if bar.verdict == "no interval":
-        return f"{said}: its metric is no mean over samples, so it has no interval"
+        return f"{said}: {bar.reason or 'it has no interval'}"
     return said
 
 
 _REMEDIES: dict[Verdict, str] = {
     "fail": "prune less, or calibrate with more text",
     "not enough samples": "raise evaluation.limit, name more tasks, or lower the bar",
-    "no interval": "judge by another metric of the task (evaluation.metrics), or leave the bar out",
+    "no interval": "judge by a metric that is a mean over samples, the same for all tasks of a group "
+    "(evaluation.metrics), or by tasks that the dense model scores above zero, or leave the bar out",
     "pass": "",
 }
 

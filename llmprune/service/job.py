@@ -37,8 +37,11 @@ class Figures(_Value):
     layers: tuple[int, int]
     perplexity: tuple[float, float] | None = None
     speed: tuple[float, float] | None = Field(None, description="Generated tokens per second, dense and pruned.")
-    retention: float | None = Field(None, description="Mean over the tasks of pruned / dense.")
-    interval: tuple[float, float] | None = Field(None, description="Of the retention, 95 %.")
+    retention: float | None = Field(
+        None, description="Mean over the tasks of pruned / dense, or of dense / pruned where lower is better."
+    )
+    interval: tuple[float, float] | None = Field(None, description="Of the retention.")
+    confidence: float | None = Field(None, description="Of the interval, such as 0.95.")
     gate_passed: bool | None = None
 
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from llmprune.errors import RecipeError
 from llmprune.hub.section import Hub
 from llmprune.printing import printable
-from llmprune.recipe import Recipe, refuse_tokens
+from llmprune.recipe import Recipe, Width, refuse_tokens
+from llmprune.report.wording import duration, plural
 from llmprune.service.guard import admit
 from llmprune.service.job import Job, JobRequest
 from llmprune.service.secrets import drop_token, keep_token
@@ -142,7 +143,8 @@ def _request(submission: Submission, recipe: Recipe, caller: Caller, settings: S
         problems.append("priority: only admins go before others; give 0 or less")
     limits = [limit for limit in (submission.time_limit, settings.time_limit) if limit is not None]
     if settings.time_limit is not None and (submission.time_limit or 0) > settings.time_limit:
-        problems.append(f"time_limit: {submission.time_limit:g} s asked and the limit is {settings.time_limit:g} s")
+        asked, limit = duration(submission.time_limit or 0), duration(settings.time_limit)
+        problems.append(f"time_limit: {asked} asked and the limit is {limit}; ask for less")
     if problems:
         raise RecipeError(problems, "submission")
     return JobRequest(
@@ -157,14 +159,37 @@ def _request(submission: Submission, recipe: Recipe, caller: Caller, settings: S
 
 def default_name(recipe: Recipe) -> str:
     """``SmolLM2-135M-Instruct −2 layers, 75% MLP``: what a person would call it."""
-    words = [re.sub(r"\.gguf$", "", recipe.model.id.rstrip("/").rsplit("/", 1)[-1])]
+    model = re.sub(r"\.gguf$", "", recipe.model.id.rstrip("/").rsplit("/", 1)[-1])
+    cuts = []
     if recipe.depth:
         count = recipe.depth.remove or len(recipe.depth.layers or ())
-        words.append(f"−{count} layers" if count else f"{recipe.depth.keep} layers")
+        cuts.append(f"−{plural(count, 'layer')}" if count else plural(recipe.depth.keep or 0, "layer"))
     if recipe.width:
-        words.append(f"{recipe.width.mlp:.0%} MLP" if recipe.width.mlp else "narrower MLP")
+        cuts += _narrowed(recipe.width)
     if recipe.experts:
-        words.append(f"−{recipe.experts.remove} experts" if recipe.experts.remove else f"{recipe.experts.keep} experts")
+        count = recipe.experts.remove or 0
+        cuts.append(f"−{plural(count, 'expert')}" if count else plural(recipe.experts.keep or 0, "expert"))
     if recipe.sparsity:
-        words.append(f"{recipe.sparsity.parsed} sparse")
-    return printable((words[0] + " " + ", ".join(words[1:])).strip())[:120]
+        cuts.append(f"{recipe.sparsity.parsed} sparse")
+    return printable(f"{model} {', '.join(cuts)}".strip())[:120]
+
+
+def _narrowed(width: Width) -> list[str]:
+    """Name what a width section keeps: ``75% MLP``, ``1,152 neurons``, ``2 key-value heads``."""
+    kept = []
+    if width.mlp is not None:
+        kept.append(f"{_share(width.mlp)} MLP")
+    elif isinstance(width.neurons, int):
+        kept.append(plural(width.neurons, "neuron"))
+    elif width.neurons:
+        kept.append("narrower MLP")
+    if isinstance(width.heads, int):
+        kept.append(plural(width.heads, "key-value head"))
+    elif width.heads is not None:
+        kept.append(f"{_share(width.heads)} heads")
+    return kept
+
+
+def _share(fraction: float) -> str:
+    """``75%``, ``99.9%``: a fraction with its digits, so that none but the whole is 100 %."""
+    return f"{fraction * 100:.6g}%"

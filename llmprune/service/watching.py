@@ -78,6 +78,7 @@ def read_figures(run_folder: Path) -> str | None:
             speed=(speed["dense"], speed["pruned"]) if speed else None,
             retention=report["mean_retention"],
             interval=(interval["low"], interval["high"]) if interval else None,
+            confidence=interval["confidence"] if interval else None,
             gate_passed=report["gate"]["passed"] if report["gate"] else None,
         )
     except (OSError, ValueError, KeyError, TypeError):

@@ -253,7 +253,7 @@ def test_a_name_made_from_a_model_is_printable() -> None:
     from llmprune.recipe import Recipe
 
     data = {"model": {"id": "/models/a\x1b[2J\u202eb"}, "calibration": {"dataset": "x"}, "depth": {"remove": 1}}
-    assert default_name(Recipe.parse(json.dumps(data))) == r"a\x1b[2J\u202eb −1 layers"
+    assert default_name(Recipe.parse(json.dumps(data))) == r"a\x1b[2J\u202eb −1 layer"
 
 
 @pytest.mark.parametrize("name", ["a\x1b[2J", "a\nb", "\u202ecod", "a\u200bb", "naïve", ""])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from llmprune.report.interval_charts import Dot, size_chart
+from llmprune.report.wording import interval_of
 from llmprune.service.job import Figures, JobSummary
 
 Measure = Callable[[Figures], tuple[float, float | None, float | None] | None]
@@ -21,6 +22,7 @@ class Comparison:
     numbers: dict[str, int]  # by job
     chart: Markup | None
     by_tasks: bool  # else by perplexity
+    interval: str  # what the lines are, such as 95% interval
 
 
 def compared(jobs: Sequence[JobSummary]) -> Comparison:
@@ -32,7 +34,8 @@ def compared(jobs: Sequence[JobSummary]) -> Comparison:
     measure = _retention if by_tasks else _perplexity
     dots = {job.id: dot for job in jobs if (dot := _dot(job, measure))}
     numbers = {job: number for number, job in enumerate(dots, start=1)}
-    return Comparison(jobs, numbers, size_chart(list(dots.values())), by_tasks)
+    confidences = (job.figures.confidence for job in jobs if job.figures and job.figures.confidence is not None)
+    return Comparison(jobs, numbers, size_chart(list(dots.values())), by_tasks, interval_of(confidences))
 
 
 def _dot(job: JobSummary, measure: Measure) -> Dot | None:

@@ -1,0 +1,46 @@
+"""Kullback-Leibler divergence of next-token distributions, from logits.
+
+    KL(p ‖ q) = Σ p (log p − log q) = Σ [ p (log p − log q) − p + q ]
+
+The second form has no negative term. In float32 the first one cancels between terms: of two models that hardly differ
+nothing but rounding would be left, and it could be below 0.
+
+A token that p never takes costs nothing, whatever q says of it; one that p takes and q never costs infinitely. So a
+vocabulary entry that both models mask with −inf counts for nothing. NaN stays NaN.
+
+Shapes: V vocabulary, T tokens.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_AT_ONCE = 2**24  # logits whose terms are held in float32
+
+
+def kl_divergence(p_logits: Tensor, q_logits: Tensor) -> Tensor:
+    """KL(p ‖ q) in nats of each pair of distributions over the last dimension, float32."""
+    import torch
+
+    vocabulary = p_logits.shape[-1]
+    rows = max(_AT_ONCE // vocabulary, 1)
+    parts = zip(
+        torch.split(p_logits.reshape(-1, vocabulary), rows),
+        torch.split(q_logits.reshape(-1, vocabulary), rows),
+        strict=True,
+    )
+    return torch.cat([_of_rows(p_TV, q_TV) for p_TV, q_TV in parts]).view(p_logits.shape[:-1])
+
+
+def _of_rows(p_logits_TV: Tensor, q_logits_TV: Tensor) -> Tensor:
+    import torch
+
+    log_p_TV, log_q_TV = (logits_TV.float().log_softmax(-1) for logits_TV in (p_logits_TV, q_logits_TV))
+    p_TV, q_TV, apart_TV = log_p_TV.exp(), log_q_TV.exp(), log_p_TV - log_q_TV
+    near_TV = p_TV * (torch.expm1(-apart_TV) + apart_TV)  # the same sum: q = p exp(log q − log p)
+    far_TV = p_TV * apart_TV + (q_TV - p_TV)
+    terms_TV = torch.where(apart_TV.abs() < 0.5, near_TV, far_TV)
+    return torch.where(p_TV == 0, q_TV, terms_TV).sum(-1)
