@@ -35,6 +35,7 @@ from llmprune.prune import Pruning
 from llmprune.publishing import publish_once
 from llmprune.recipe import Recipe, refuse_tokens
 from llmprune.remote import guard_logs, resolve
+from llmprune.replacing import recipe_of_model
 from llmprune.report.compose import layer_figures, now, provenance, sparsity_figures, unrouted, verification_figures
 from llmprune.report.page import render_page
 from llmprune.report.value import Report, Size, StabilityFigures
@@ -102,7 +103,7 @@ def run(
         # worth seeing under a launcher: accelerate launch --cpu --num_processes 2 starts one process and says nothing
         level = logging.WARNING if launched() else logging.INFO
         logger.log(level, "walking in %d process%s on %s", count(), "" if count() == 1 else "es", local_device())
-    folder = RunFolder.open(Path(output), fresh, recipe.model.id)
+    folder = RunFolder.open(Path(output), fresh, recipe.model.id, recipe=recipe_of_model(recipe))
     try:
         report = _run(recipe, plan, Workbench(recipe, anatomy), folder, measure_forward, calibration_check)
     finally:
@@ -118,10 +119,10 @@ def run(
 def _run(
     recipe: Recipe, plan: Plan, bench: Workbench, folder: RunFolder, measure_forward: bool, calibration_check: bool
 ) -> Report:
-    folder.start()
+    bench.read_texts()
+    folder.begin(recipe_of_model(recipe), fingerprint(bench.identity, bench.windows_fingerprint))
     folder.write("recipe.yaml", recipe.text)
     folder.write("plan.json", plan.model_dump_json(indent=1) + "\n")
-    bench.read_texts()
     warnings = list(plan.notes)
     if measure_forward:
         plain_forward(bench.model, bench.windows[: count()], 1)  # the first run brings weights from disk
@@ -176,6 +177,7 @@ def _prune(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: Cut) -> Pru
     if is_first():
         shutil.rmtree(staging, ignore_errors=True)
         shutil.rmtree(folder.path / TRAIL, ignore_errors=True)
+    folder.take_over()
     return pruned
 
 

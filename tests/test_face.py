@@ -21,7 +21,7 @@ LADDER = (
     ("service",),
     ("pipeline", "comparison", "bench", "publishing", "repeating"),
     ("choosing",),
-    ("workbench", "plan", "needs", "targets", "recipe", "problems", "run_folder", "accounting"),
+    ("workbench", "plan", "needs", "targets", "recipe", "problems", "run_folder", "replacing", "accounting"),
     (
         *(
             "scoring",
