@@ -40,7 +40,7 @@ from llmprune.report.compose import layer_figures, now, provenance, sparsity_fig
 from llmprune.report.page import render_page
 from llmprune.report.value import Report, Size, StabilityFigures
 from llmprune.report.wording import describe_verdict
-from llmprune.run_folder import TASKS, TRAIL, RunFolder, file_fingerprint, fingerprint
+from llmprune.run_folder import TASKS, TRAIL, RunFolder, bytes_written, file_fingerprint, fingerprint
 from llmprune.scores import Scores
 from llmprune.snapshots import LayerRecord, Snapshots
 from llmprune.sparsity.pattern import ROUNDING
@@ -99,13 +99,14 @@ def run(
             require_halves(recipe)
         check_tasks(recipe.evaluation)
         fetch_tasks(recipe.evaluation)
-        require_space(Path(output), 2 * plan.disk + 2 * plan.memory.streams)
+        require_space(Path(output), _disk(plan), written=0 if fresh else bytes_written(Path(output)))
         # worth seeing under a launcher: accelerate launch --cpu --num_processes 2 starts one process and says nothing
         level = logging.WARNING if launched() else logging.INFO
         logger.log(level, "walking in %d process%s on %s", count(), "" if count() == 1 else "es", local_device())
     folder = RunFolder.open(Path(output), fresh, recipe.model.id, recipe=recipe_of_model(recipe))
+    bench = Workbench(recipe, anatomy, reserve=_disk(plan))
     try:
-        report = _run(recipe, plan, Workbench(recipe, anatomy), folder, measure_forward, calibration_check)
+        report = _run(recipe, plan, bench, folder, measure_forward, calibration_check)
     finally:
         folder.close()
     if report.gate and not report.gate.passed:
@@ -140,6 +141,11 @@ def _run(
     folder.write("report.json", report.model_dump_json(indent=1) + "\n")
     folder.write("report.html", render_page(report))
     return _push(recipe, folder, report)
+
+
+def _disk(plan: Plan) -> int:
+    """Bytes of disk that a run needs: the result in parts and joined, and the streams of its snapshots."""
+    return 2 * plan.disk + 2 * plan.memory.streams
 
 
 def _time_forward(recipe: Recipe, bench: Workbench, folder: RunFolder) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llmprune.errors import OutputError
-from llmprune.files import disk_errors, flush
+from llmprune.files import disk_errors, flush, size_of
 from llmprune.problems import short
 from llmprune.recipe import Recipe
 from llmprune.schema import format_size
@@ -51,7 +51,7 @@ def refuse_other_recipe(home: Path, recorded: Mapping[str, Any], wanted: Mapping
     more = f"; and {len(paths) - _NAMES_SHOWN} more" if len(paths) > _NAMES_SHOWN else ""
     raise OutputError(
         f"{home} holds the finished run of another recipe ({'; '.join(listed)}{more}), and this run would replace its "
-        f"model {home / 'model'} ({format_size(_size(home / 'model'))}); choose another --output to keep both, give "
+        f"model {home / 'model'} ({format_size(size_of(home / 'model'))}); choose another --output to keep both, give "
         "--fresh to replace it once the new model is verified, or delete that model first to cut anew from its scores"
     )
 
@@ -103,7 +103,3 @@ def _flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 def _said(values: Mapping[str, Any], path: str) -> str:
     return short(values[path]) if path in values else "nothing"
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

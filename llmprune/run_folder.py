@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from llmprune.errors import LLMPruneError, OutputError
-from llmprune.files import write_text
+from llmprune.files import size_of, write_text
 from llmprune.model.processes import from_first, is_first
 from llmprune.replacing import NEXT, complete_swap, has_model, is_swapping, refuse_other_recipe, remove, take_over
 from llmprune.report.value import Step
@@ -199,6 +199,11 @@ class RunFolder:
     def _write_journal(self) -> None:
         journal = {"format": _FORMAT, "recipe": self._recipe, "origin": self._origin, "products": self._journal}
         self.write(JOURNAL, json.dumps(journal, indent=1) + "\n")
+
+
+def bytes_written(home: Path) -> int:
+    """Bytes that a run which continues in this folder need not write again: of its result, finished or in parts."""
+    return sum(size_of(place / name) for place in (home, home / NEXT) for name in ("model", "model.partial"))
 
 
 def fingerprint(*parts: object) -> str:
