@@ -21,7 +21,8 @@ LADDER = (
     ("service",),
     ("pipeline", "comparison", "bench", "publishing", "repeating"),
     ("choosing",),
-    ("workbench", "plan", "needs", "targets", "recipe", "problems", "run_folder", "replacing", "accounting"),
+    ("workbench", "run_folder", "replacing", "accounting"),
+    ("plan", "needs", "rounding", "targets", "recipe", "problems"),
     (
         *(
             "scoring",
