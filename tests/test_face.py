@@ -47,7 +47,7 @@ LADDER = (
     ),
     ("model",),
     ("anatomy", "calibration", "data_cards", "texts", "cut", "scores", "progress", "testing", "remote"),
-    ("files", "names", "schema", "errors", "printing", "console", "yaml_reader"),
+    ("files", "names", "schema", "errors", "printing", "console", "waiting", "time_limits", "yaml_reader"),
 )
 HEAVY = {"torch", "transformers", "datasets", "lm_eval", "accelerate", "numpy"}
 
