@@ -32,13 +32,14 @@ def limit_waits() -> None:
 def _client() -> Client:
     from huggingface_hub.utils._http import default_client_factory
 
-    client = default_client_factory()
+    client: Client = default_client_factory()
     send = client.send
 
     def send_in_time(request: Request, **options: Any) -> Response:
         request.extensions["timeout"] = _limits(request)
         with announced(f"the hub at {request.url.netloc.decode()}", f"{request.method} {request.url.path}"):
-            return send(request, **options)
+            response: Response = send(request, **options)
+        return response
 
     client.send = send_in_time  # type: ignore[method-assign]
     return client
