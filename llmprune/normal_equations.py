@@ -41,6 +41,7 @@ from torch import Tensor
 
 from llmprune.errors import NumericalError
 from llmprune.gram import add_gram, mirror
+from llmprune.model.processes import from_first
 
 _RIDGES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # from strong to weak
 _WORTH = 1e-3  # least relative change of the held-out squared error; less may be chance
@@ -126,7 +127,7 @@ class NormalEquations:
     def solve(self) -> Repair:
         """The repair; the sums are used up. Raises NumericalError where the equations have no stable solution."""
         assert self._folds, "solved after at least one batch"
-        repair = self._cross_validated()
+        repair = from_first(self._cross_validated())  # of nearly equal ridges devices may choose others
         if repair.ridge is None:
             return repair
         repair = for_all_folds(repair, len(self._folds))

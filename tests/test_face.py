@@ -20,7 +20,7 @@ LADDER = (
     ("cli", "__main__", "reference"),
     ("service",),
     ("pipeline", "comparison", "bench", "publishing", "repeating"),
-    ("choosing",),
+    ("choosing", "agreement"),
     ("workbench", "run_folder", "replacing", "accounting"),
     ("plan", "needs", "rounding", "targets", "recipe", "problems"),
     (
