@@ -78,8 +78,8 @@ def require_space(folder: Path, needed: int, *, written: int = 0) -> None:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of all files in a folder; 0 where it is not there."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """Bytes of all files in a folder; 0 where it is not there, or cannot be looked into."""
+    return sum(Path(place, name).lstat().st_size for place, _, names in os.walk(folder) for name in names)
 
 
 @contextmanager
