@@ -21,7 +21,7 @@ from llmprune.evaluation.harness import subject
 from llmprune.evaluation.measure import Measured, measure
 from llmprune.evaluation.retention import CONFIDENCE, compare
 from llmprune.evaluation.tasks import check_tasks, fetch_tasks
-from llmprune.files import publish, require_space
+from llmprune.files import publish, require_space, size_of
 from llmprune.hub.gate import refusal
 from llmprune.hub.preflight import look
 from llmprune.model.loading import dense_decoder, load_model, tensors_of
@@ -147,6 +147,8 @@ def _run(
     bench.read_texts()
     require_same_everywhere(recipe, plan, bench)
     folder.begin(recipe_of_model(recipe), fingerprint(bench.identity, bench.windows_fingerprint))
+    if is_first() and folder.path != folder.home:  # the finished run stays meanwhile
+        require_space(folder.home, _disk(plan), written=size_of(folder.path))
     folder.write("recipe.yaml", recipe.text)
     folder.write("plan.json", plan.model_dump_json(indent=1) + "\n")
     warnings = list(plan.notes)
