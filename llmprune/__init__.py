@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         ModelError,
         NumericalError,
         OutputError,
+        PeerError,
         RecipeError,
         VerificationError,
     )
@@ -45,6 +46,7 @@ __all__ = [
     "ModelError",
     "NumericalError",
     "OutputError",
+    "PeerError",
     "Plan",
     "Recipe",
     "RecipeError",

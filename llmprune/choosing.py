@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +26,7 @@ from llmprune.plan import Plan
 from llmprune.recipe import Recipe
 from llmprune.report.value import StabilityFigures, Step
 from llmprune.report.wording import plural
-from llmprune.run_folder import RunFolder, file_fingerprint, fingerprint
+from llmprune.run_folder import TRAIL, RunFolder, file_fingerprint, fingerprint
 from llmprune.scores import Scores
 from llmprune.scoring import score
 from llmprune.stability import compare
@@ -41,6 +42,8 @@ def find_scores(recipe: Recipe, plan: Plan, bench: Workbench, folder: RunFolder)
         return None
 
     def make(path: Path) -> Scores:
+        if is_first():
+            shutil.rmtree(folder.path / TRAIL, ignore_errors=True)  # of a run that was killed: written again
         made = _scored(recipe, plan, bench, bench.windows, bench.store(folder.path), folder.steps)
         if is_first():
             write_beside(path, made.save)
@@ -96,7 +99,10 @@ def check_calibration(recipe: Recipe, plan: Plan, bench: Workbench, folder: RunF
         if depth and isinstance(depth.criterion, TrialCriterion):
             criterion = depth.criterion.scaled(len(windows_NL), len(bench.windows))
             on_half = recipe.model_copy(update={"depth": depth.model_copy(update={"criterion": criterion})})
-        scores = _scored(on_half, plan, bench, windows_NL, bench.store(folder.path, windows_NL), [])
+        store = bench.store(folder.path, windows_NL)
+        scores = _scored(on_half, plan, bench, windows_NL, store, [])
+        if store.trail:
+            store.trail.remove()  # pass 2 walks all windows
         return choose_cut(bench.anatomy, scores, *_wanted(plan))
 
     def make(path: Path) -> StabilityFigures:

@@ -45,7 +45,8 @@ class _Verbs(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
-            again = "; run the same command again to continue" if ctx.invoked_subcommand == "run" else ""
+            fresh = " without --fresh" if "--fresh" in sys.argv else ""
+            again = f"; run the same command again{fresh} to continue" if ctx.invoked_subcommand == "run" else ""
             typer.echo(f"llmprune: stopped{again}", err=True)
             raise typer.Exit(143 if isinstance(stop, _Terminated) else 130) from None
 
@@ -102,7 +103,10 @@ def run(
         Path | None, typer.Option("--output", "-o", help="Run folder; default: runs/NAME-OF-THE-RECIPE.")
     ] = None,
     overrides: Overrides = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Throw away what the folder has and start over.")] = False,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Start over; a finished model in the folder stays until the new one is verified."),
+    ] = False,
     measure_forward: Annotated[
         bool,
         typer.Option("--measure-forward", help="Also time plain forward passes, before and after, to compare with."),

@@ -21,7 +21,7 @@ from llmprune.evaluation.tasks import check_tasks, fetch_tasks
 from llmprune.evaluation.tokenizers import require_same_tokenizer
 from llmprune.files import write_text
 from llmprune.model.loading import load_model, load_tokenizer
-from llmprune.model.processes import is_first
+from llmprune.model.processes import in_step, is_first
 from llmprune.model.source import ModelSource
 from llmprune.progress import quiet_libraries
 from llmprune.report.compose import versions
@@ -45,8 +45,16 @@ def evaluate_models(
 
     What is wrong with the tasks, either model or the folder is raised before weights are read. Finished tasks are
     kept in that folder, and those of the base in the user's cache: an interrupted evaluation continues.
+    Under a launcher the processes share the samples, and an error of one ends all.
     """
     quiet_libraries()
+    with in_step():
+        _evaluate(model, against, settings, output, console)
+
+
+def _evaluate(
+    model: ModelSource, against: ModelSource | None, settings: Evaluation, output: Path | None, console: Console
+) -> None:
     if output is not None and output.exists() and not output.is_dir():
         raise OutputError(f"the output {output} is a file; give a folder")
     with _as_options():

@@ -11,6 +11,7 @@
     ├── VerificationError    exit 1   the saved model is not what was computed
     ├── HubError             exit 1   the hub refused, or cannot be reached
     ├── EvaluationError      exit 1   a task could not be evaluated
+    ├── PeerError            exit 1   another process of the same run failed, or does something else
     └── GateNotMet           exit 3   the pruned model lost more than the gate allows, or nobody can tell
 
 Each message says what is wrong, where, the limit, and what to do about it.
@@ -92,6 +93,10 @@ class EvaluationError(LLMPruneError):
 
 class HubError(LLMPruneError):
     """The result could not be pushed to the hub, or something could not be read from it."""
+
+
+class PeerError(LLMPruneError):
+    """Another process of this run failed or died, or is about to do something else than this one."""
 
 
 class GateNotMet(LLMPruneError):

@@ -61,17 +61,25 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def require_space(folder: Path, needed: int) -> None:
-    """Raise DiskError where the disk of a folder (or of its first existing parent) is too small."""
+def require_space(folder: Path, needed: int, *, written: int = 0) -> None:
+    """Raise DiskError where the disk of a folder (or of its first existing parent) is too small.
+
+    ``written``: how many of the bytes that are needed are there already.
+    """
     place = folder.absolute()
     while not os.path.exists(place):  # unlike Path.exists, False also where a name is too long or a folder closed
         place = place.parent
     free = shutil.disk_usage(place).free
-    if free < needed:
+    if free < needed - written:
         raise DiskError(
-            f"the result needs {format_size(needed)} on disk and {place} has {format_size(free)} free; "
+            f"the result needs {format_size(needed - written)} on disk and {place} has {format_size(free)} free; "
             "make room, or choose another --output"
         )
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files in a folder; 0 where it is not there, or cannot be looked into."""
+    return sum(Path(place, name).lstat().st_size for place, _, names in os.walk(folder) for name in names)
 
 
 @contextmanager

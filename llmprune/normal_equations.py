@@ -44,6 +44,7 @@ from torch import Tensor
 
 from llmprune.errors import NumericalError
 from llmprune.gram import add_gram, mirror
+from llmprune.model.processes import from_first
 
 _RIDGES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # from strong to weak
 _WORTH = 1e-3  # least relative change of the held-out squared error; less may be chance
@@ -132,7 +133,7 @@ class NormalEquations:
         ``where`` names the projection and ``setting`` the ridge's place in the recipe, both for that error.
         """
         assert self._folds, "solved after at least one batch"
-        repair = self._cross_validated()
+        repair = from_first(self._cross_validated())  # of nearly equal ridges devices may choose others
         if repair is not None and repair.ridge is not None:
             repair = self._solved(for_all_folds(repair, len(self._folds)))
         if repair is None:
@@ -146,8 +147,8 @@ class NormalEquations:
             moment_FD += self._lost_FD
         for ridge in self._strengths(found):
             solved_FD = _ridge(_total([fold.gram_FF for fold in self._folds]), moment_FD, ridge)
-            if solved_FD is not None:
-                return replace(found, ridge=ridge, delta_DF=solved_FD.T)
+            if from_first(solved_FD is not None):  # a process that cannot follow the first has no repair
+                return None if solved_FD is None else replace(found, ridge=ridge, delta_DF=solved_FD.T)
         return None
 
     def _strengths(self, found: Repair) -> list[float]:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llmprune.accounting import FORWARD, account, compare_with_forward, plain_forward
+from llmprune.agreement import require_same_everywhere
 from llmprune.anatomy.projections import projections_of
 from llmprune.calibration import fingerprint_tokens
 from llmprune.choosing import check_calibration, find_cut, find_scores, require_halves
@@ -20,11 +21,18 @@ from llmprune.evaluation.harness import subject
 from llmprune.evaluation.measure import Measured, measure
 from llmprune.evaluation.retention import CONFIDENCE, compare
 from llmprune.evaluation.tasks import check_tasks, fetch_tasks
-from llmprune.files import publish, require_space
+from llmprune.files import publish, require_space, size_of
 from llmprune.hub.gate import refusal
 from llmprune.hub.preflight import look
 from llmprune.model.loading import dense_decoder, load_model, tensors_of
-from llmprune.model.processes import count, from_first, is_first, launched, local_device
+from llmprune.model.processes import (
+    count,
+    from_first,
+    in_step,
+    is_first,
+    launched,
+    local_device,
+)
 from llmprune.model.saving import CheckpointWriter
 from llmprune.model.source import ModelSource
 from llmprune.model.verify import Probe, SparseClaim, Verified, verify
@@ -35,11 +43,19 @@ from llmprune.prune import Pruning
 from llmprune.publishing import publish_once
 from llmprune.recipe import Recipe, refuse_tokens
 from llmprune.remote import guard_logs, resolve
-from llmprune.report.compose import layer_figures, now, provenance, sparsity_figures, unrouted, verification_figures
+from llmprune.replacing import recipe_of_model
+from llmprune.report.compose import (
+    layer_figures,
+    now,
+    provenance,
+    sparsity_figures,
+    unrouted,
+    verification_figures,
+)
 from llmprune.report.page import render_page
 from llmprune.report.value import Report, Size, StabilityFigures
 from llmprune.report.wording import describe_verdict
-from llmprune.run_folder import TASKS, TRAIL, RunFolder, file_fingerprint, fingerprint
+from llmprune.run_folder import TASKS, TRAIL, RunFolder, bytes_written, file_fingerprint, fingerprint
 from llmprune.scores import Scores
 from llmprune.snapshots import LayerRecord, Snapshots
 from llmprune.sparsity.pattern import ROUNDING
@@ -89,6 +105,20 @@ def run(
     quiet_libraries()
     guard_logs()
     resolve.cache_clear()
+    with in_step():
+        report, folder = _run_in_step(recipe, Path(output), fresh, measure_forward, calibration_check)
+    if report.gate and not report.gate.passed:
+        unsent = (
+            "" if recipe.hub is None or recipe.hub.when == "always" else f"nothing was pushed to {recipe.hub.repo_id}; "
+        )
+        raise GateNotMet(f"{describe_verdict(report.gate)}; {unsent}see {folder / 'report.html'}", report)
+    return report
+
+
+def _run_in_step(
+    recipe: Recipe, output: Path, fresh: bool, measure_forward: bool, calibration_check: bool
+) -> tuple[Report, Path]:
+    """The report of a run, and the folder that it is in."""
     refuse_tokens(recipe.text, recipe.overrides, "recipe")
     plan, anatomy = plan_with_anatomy(recipe)
     if is_first():
@@ -98,30 +128,29 @@ def run(
             require_halves(recipe)
         check_tasks(recipe.evaluation)
         fetch_tasks(recipe.evaluation)
-        require_space(Path(output), 2 * plan.disk + 2 * plan.memory.streams)
+        require_space(output, _disk(plan), written=0 if fresh else bytes_written(output))
         # worth seeing under a launcher: accelerate launch --cpu --num_processes 2 starts one process and says nothing
         level = logging.WARNING if launched() else logging.INFO
         logger.log(level, "walking in %d process%s on %s", count(), "" if count() == 1 else "es", local_device())
-    folder = RunFolder.open(Path(output), fresh, recipe.model.id)
+    folder = RunFolder.open(output, fresh, recipe.model.id, recipe=recipe_of_model(recipe))
+    bench = Workbench(recipe, anatomy, reserve=_disk(plan))
     try:
-        report = _run(recipe, plan, Workbench(recipe, anatomy), folder, measure_forward, calibration_check)
+        report = _run(recipe, plan, bench, folder, measure_forward, calibration_check)
     finally:
         folder.close()
-    if report.gate and not report.gate.passed:
-        unsent = (
-            "" if recipe.hub is None or recipe.hub.when == "always" else f"nothing was pushed to {recipe.hub.repo_id}; "
-        )
-        raise GateNotMet(f"{describe_verdict(report.gate)}; {unsent}see {folder.path / 'report.html'}", report)
-    return report
+    return report, folder.path
 
 
 def _run(
     recipe: Recipe, plan: Plan, bench: Workbench, folder: RunFolder, measure_forward: bool, calibration_check: bool
 ) -> Report:
-    folder.start()
+    bench.read_texts()
+    require_same_everywhere(recipe, plan, bench)
+    folder.begin(recipe_of_model(recipe), fingerprint(bench.identity, bench.windows_fingerprint))
+    if is_first() and folder.path != folder.home:  # the finished run stays meanwhile
+        require_space(folder.home, _disk(plan), written=size_of(folder.path))
     folder.write("recipe.yaml", recipe.text)
     folder.write("plan.json", plan.model_dump_json(indent=1) + "\n")
-    bench.read_texts()
     warnings = list(plan.notes)
     if measure_forward:
         plain_forward(bench.model, bench.windows[: count()], 1)  # the first run brings weights from disk
@@ -139,6 +168,11 @@ def _run(
     folder.write("report.json", report.model_dump_json(indent=1) + "\n")
     folder.write("report.html", render_page(report))
     return _push(recipe, folder, report)
+
+
+def _disk(plan: Plan) -> int:
+    """Bytes of disk that a run needs: the result in parts and joined, and the streams of its snapshots."""
+    return 2 * plan.disk + 2 * plan.memory.streams
 
 
 def _time_forward(recipe: Recipe, bench: Workbench, folder: RunFolder) -> None:
@@ -176,6 +210,7 @@ def _prune(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: Cut) -> Pru
     if is_first():
         shutil.rmtree(staging, ignore_errors=True)
         shutil.rmtree(folder.path / TRAIL, ignore_errors=True)
+    folder.take_over()
     return pruned
 
 

@@ -24,6 +24,7 @@ from llmprune.refit import Refit
 from llmprune.remote import resolve
 from llmprune.report.value import Figures, Size
 from llmprune.report.wording import plural, ranges
+from llmprune.rounding import wishes_without_effect
 from llmprune.schema import format_size
 from llmprune.surgery import cut_config
 from llmprune.targets import (
@@ -86,6 +87,10 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
     sparsity = planned_sparsity(
         recipe.sparsity, find_layers(pruned)[1], experts, recipe.calibration.shape(), recipe.refit is not None
     )
+    idle = wishes_without_effect(recipe, anatomy, widths=widths, kv_groups=kv_groups, sparsity=sparsity)
+    if idle and bytes_of(dense) == bytes_of(pruned) and not (sparsity and sparsity.zeros):
+        raise RecipeError(idle)
+    notes += idle
     notes += [f"stays dense: {said}" for said in sparsity.skipped] if sparsity else []
     notes += _experts_stay_dense(pruned) if sparsity else []
     exact = _exact(recipe.depth, dense)

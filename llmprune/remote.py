@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
 from llmprune.printing import printable
+from llmprune.time_limits import limit_waits
 
 if TYPE_CHECKING:
     from huggingface_hub import ResolvedRevision
@@ -25,6 +26,7 @@ T = TypeVar("T")
 HIDDEN = "***"
 ATTEMPTS = 6  # with waits of 1, 2, 4, 8 and 16 s, unless the hub names its own
 LONGEST_WAIT = 300.0  # seconds; where the hub asks for more, that is an error
+_SILENT_ATTEMPTS = 2  # at a hub that accepts and does not answer: the hub client tries several times in each
 
 _TOKEN = re.compile(r"\bhf_(?:[a-z]+_)?[A-Za-z0-9]{20,}|\bapi_org_[A-Za-z0-9]{20,}|(?<=Bearer )\S+")
 _USER = re.compile(r"(?<=://)[^/\s@]+@")
@@ -80,6 +82,7 @@ def persistently(do: Callable[[], T], reached: bool = True) -> T:
     from tenacity import Retrying, stop_after_attempt, wait_exponential
 
     guard_logs()
+    limit_waits()
     growing = wait_exponential(multiplier=1, max=16)
 
     def wait(state: RetryCallState) -> float:
@@ -88,7 +91,9 @@ def persistently(do: Callable[[], T], reached: bool = True) -> T:
 
     def again(state: RetryCallState) -> bool:
         error = _error_of(state)
-        return error is not None and _may_pass(error, reached)
+        if error is None or (is_silence(error) and state.attempt_number >= _SILENT_ATTEMPTS):
+            return False
+        return _may_pass(error, reached)
 
     def tell(state: RetryCallState) -> None:
         error = _error_of(state)
@@ -140,6 +145,13 @@ def is_unreachable(error: BaseException) -> bool:
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     return any(isinstance(link, httpx2.TransportError | OfflineModeIsEnabled) for link in _chain(error))
+
+
+def is_silence(error: BaseException) -> bool:
+    """Whether a connection was made and nothing came in the time that it has."""
+    import httpx2
+
+    return any(isinstance(link, httpx2.ReadTimeout | httpx2.WriteTimeout) for link in _chain(error))
 
 
 def is_hub_error(error: BaseException) -> bool:
@@ -238,6 +250,11 @@ def _known(error: BaseException) -> str:
         return _by_status(error.response.status_code, error.server_message)
     if isinstance(error, json.JSONDecodeError):
         return "the hub answered with something that is no JSON; check HF_ENDPOINT, or try again later"
+    if isinstance(error, httpx2.ReadTimeout | httpx2.WriteTimeout):
+        return (
+            f"the hub at {endpoint()}, or a proxy on the way, accepts connections and does not answer; "
+            "check HF_ENDPOINT and the proxy's address, or run the same command again later"
+        )
     if isinstance(error, httpx2.TransportError):
         said = redact(" ".join(str(error).split())) or type(error).__name__
         return f"the hub cannot be reached at {endpoint()} ({said}); check the network and HF_ENDPOINT"

@@ -1,7 +1,8 @@
 """The folder of one run: its products, each under a fingerprint of what it came from.
 
 A product that is there with the right fingerprint is not made again. The journal
-``run.json`` records fingerprints and what each product cost.
+``run.json`` records the recipe, fingerprints and what each product cost. A finished model
+is only replaced by another one that is finished (``replacing``).
 """
 
 from __future__ import annotations
@@ -10,15 +11,15 @@ import fcntl
 import hashlib
 import json
 import logging
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from llmprune.errors import LLMPruneError, OutputError
-from llmprune.files import write_text
+from llmprune.files import size_of, write_text
 from llmprune.model.processes import from_first, is_first
+from llmprune.replacing import NEXT, complete_swap, has_model, is_swapping, refuse_other_recipe, remove, take_over
 from llmprune.report.value import Step
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ JOURNAL = "run.json"
 LOCK = ".lock"
 TRAIL = "dense.partial"  # what pass 1 leaves for pass 2
 TASKS = "tasks"  # the pruned model's results, a file for each finished task
-_FORMAT = 1
+_FORMAT = 2
 _PRODUCTS = (
     "recipe.yaml", "plan.json", "scores.safetensors", "cut.json", "cut.safetensors", "calibration-check.json",
     "pruning.json", "evaluation.json", "report.json", "report.html", "published.json", "card", "model", "model.partial",
@@ -40,18 +41,24 @@ _PRODUCTS = (
 class RunFolder:
     """One run's folder, held by one run at a time; of its processes the first reads and writes."""
 
-    def __init__(self, path: Path, lock: IO[str] | None) -> None:
-        self.path = path
+    def __init__(self, home: Path, lock: IO[str] | None, *, inside: str = "") -> None:
+        self.home = home  # the folder that the user named
+        self.path = home / inside  # where products are: in it, or beside those of a finished run that they replace
         self.steps: list[Step] = []
         self._lock = lock
+        self._recipe: dict[str, Any] = {}
+        self._origin = ""
         self._journal = self._read_journal()
 
     @classmethod
-    def open(cls, path: Path, fresh: bool = False, model: str | None = None) -> RunFolder:
-        """Make or continue a run folder; ``fresh`` throws earlier products away.
+    def open(
+        cls, path: Path, fresh: bool = False, model: str | None = None, *, recipe: Mapping[str, Any] | None = None
+    ) -> RunFolder:
+        """Make or continue a run folder. ``recipe``: the values that decide what the model is; None: only to read.
 
-        Raises OutputError where the path is a file, holds something else, is in use, or where its
-        result would replace ``model``, the model that the run reads.
+        ``fresh`` throws an unfinished run away. A finished one stays until the new run has a model.
+        Raises OutputError where the path is a file, holds something else or the finished run of another recipe, is in
+        use, or where its result would replace ``model``, the model that the run reads.
         """
         if not is_first():
             return cls(path, None)
@@ -61,18 +68,61 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             lock = _lock(path)
             try:
-                if fresh:
-                    _clear(path)
-                return cls(path, lock)
+                complete_swap(path, (*_PRODUCTS, JOURNAL))
+                return cls._choose(path, lock, fresh, recipe)
             except BaseException:
                 lock.close()
                 raise
         except OSError as error:
             raise OutputError(f"the output folder {path} cannot be used: {error}; choose another --output") from error
 
+    @classmethod
+    def _choose(cls, home: Path, lock: IO[str], fresh: bool, recipe: Mapping[str, Any] | None) -> RunFolder:
+        """The run in the folder, or the one beside it."""
+        if fresh:
+            remove(home / NEXT)
+            if has_model(home):
+                return cls(home, lock, inside=NEXT)
+            _clear(home)
+        if recipe is not None and (home / NEXT / JOURNAL).is_file():
+            begun = cls(home, lock, inside=NEXT)
+            if begun._recipe == recipe:
+                return begun
+            logger.warning(
+                "%s: a run with --fresh of another recipe was not finished; delete it to free its space", begun.path
+            )
+        found = cls(home, lock)
+        if recipe is not None and has_model(home):
+            refuse_other_recipe(home, found._recipe, recipe, places=False)
+        return found
+
+    def begin(self, recipe: Mapping[str, Any], origin: str) -> None:
+        """Note what the run comes from, before its first product.
+
+        ``origin``: fingerprint of base model, text and code. Where the finished model is from others, its replacement
+        is made beside it. Raises OutputError where it is of another recipe.
+        """
+        if is_first():
+            if self.path == self.home and has_model(self.home) and self._origin != origin:
+                refuse_other_recipe(self.home, self._recipe, recipe, places=True)
+                self.path = self.home / NEXT
+                self._journal = self._read_journal()
+            self.path.mkdir(exist_ok=True)
+            self._recipe, self._origin = dict(recipe), origin
+            self._write_journal()
+        self.path = from_first(self.path)
+
+    def take_over(self) -> None:
+        """Put this run in the place of the finished one beside which it was made."""
+        if is_first() and self.path != self.home:
+            take_over(self.home, (*_PRODUCTS, JOURNAL))
+        self.path = from_first(self.home)
+
     def close(self) -> None:
-        """Let other processes use the folder."""
+        """Let other processes use the folder; a replacement of a finished run that has no product yet goes."""
         if self._lock is not None:
+            if self.path != self.home and not self._journal and not (self.path / "model.partial").exists():
+                remove(self.path)
             self._lock.close()
 
     def produce(
@@ -132,10 +182,6 @@ class RunFolder:
             write_text(path, text)
         return path
 
-    def start(self) -> None:
-        """Write the journal, so that the folder is known as a run's from now on."""
-        self._write_journal()
-
     def _read_journal(self) -> dict[str, dict[str, Any]]:
         path = self.path / JOURNAL
         if self._lock is None or not path.is_file():
@@ -144,13 +190,20 @@ class RunFolder:
             journal = json.loads(path.read_text(encoding="utf-8"))
             if journal["format"] != _FORMAT:
                 raise ValueError(f"format {journal['format']}")
+            self._recipe, self._origin = dict(journal["recipe"]), str(journal["origin"])
             products: dict[str, dict[str, Any]] = journal["products"]
             return products
         except (ValueError, KeyError, TypeError) as error:
             raise OutputError(f"{path} cannot be read ({error}); run with --fresh to start over") from error
 
     def _write_journal(self) -> None:
-        self.write(JOURNAL, json.dumps({"format": _FORMAT, "products": self._journal}, indent=1) + "\n")
+        journal = {"format": _FORMAT, "recipe": self._recipe, "origin": self._origin, "products": self._journal}
+        self.write(JOURNAL, json.dumps(journal, indent=1) + "\n")
+
+
+def bytes_written(home: Path) -> int:
+    """Bytes that a run which continues in this folder need not write again: of its result, finished or in parts."""
+    return sum(size_of(place / name) for place in (home, home / NEXT) for name in ("model", "model.partial"))
 
 
 def fingerprint(*parts: object) -> str:
@@ -180,7 +233,7 @@ def _refuse_foreign(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise OutputError(f"the output {path} is a file; give a folder")
     filled = path.is_dir() and any(entry.name != LOCK for entry in path.iterdir())
-    if filled and not (path / JOURNAL).is_file():
+    if filled and not (path / JOURNAL).is_file() and not is_swapping(path):
         raise OutputError(
             f"the output folder {path} is not empty and is no llmprune run; give a new or an empty folder"
         )
@@ -203,8 +256,4 @@ def _lock(path: Path) -> IO[str]:
 
 def _clear(path: Path) -> None:
     for name in (*_PRODUCTS, JOURNAL):  # the journal last: until then the folder is known as a run's
-        entry = path / name
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink(missing_ok=True)
+        remove(path / name)

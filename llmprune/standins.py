@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from llmprune.anatomy.value import Anatomy, MlpUnit
-from llmprune.model.processes import sum_over_processes
+from llmprune.model.processes import from_first, sum_over_processes
 from llmprune.model.streams import Streams, StreamStore
 from llmprune.model.walk import Decoder, Walk, inputs_of
 from llmprune.normal_equations import NormalEquations
@@ -59,7 +59,9 @@ class Standins:
     def follow(self, index: int, layer: nn.Module, judged: Walk, without: Streams | None) -> None:
         """Pass both walks through a layer; ``without`` it, the judged stream gets what stands in for it."""
         unit = self._unit(index)
-        scale = residual_scale(self.walk, index, layer, layer.get_submodule(unit.output)) if unit else None
+        scale = None
+        if unit:  # whether something is solved together goes by it
+            scale = from_first(residual_scale(self.walk, index, layer, layer.get_submodule(unit.output)))
         output = layer.get_submodule(unit.output) if unit and scale else None
         solved, seen = _pass(self.walk, index, layer, output, added=True), _pass(judged, index, layer, output)
         if without is not None and self._before is not None:

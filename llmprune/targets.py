@@ -78,7 +78,7 @@ def planned_widths(width: Width | None, anatomy: Anatomy, notes: list[str]) -> d
         wanted = dict(_named_widths(width, anatomy))
     kept = {field: round_width(value, widths[field]) for field, value in wanted.items()}
     for field, value in wanted.items():
-        if abs(kept[field] - value) >= 1:
+        if abs(kept[field] - value) >= 1 and kept[field] < widths[field]:  # else rounding.py says more
             notes.append(
                 f"MLP width {value:g} is rounded to {kept[field]}, a multiple of {width_step(widths[field])} "
                 f"({kept[field] / widths[field]:.1%} of {widths[field]}, {field})"
@@ -145,7 +145,7 @@ def planned_heads(width: Width | None, anatomy: Anatomy, notes: list[str]) -> in
         return width.heads
     wanted = width.heads * found.count
     kept = min(accepted, key=lambda groups: (abs(groups - wanted), -groups))
-    if abs(kept - wanted) >= 0.5:
+    if abs(kept - wanted) >= 0.5 and kept < found.count:  # else rounding.py says more
         notes.append(
             f"{wanted:g} of {found.count} key-value groups of heads is made {kept}: its config accepts "
             f"{ranges(accepted)}"

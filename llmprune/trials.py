@@ -18,7 +18,7 @@ from llmprune.anatomy.value import Anatomy
 from llmprune.criteria.base import TrialCriterion
 from llmprune.criteria.residual import Residual
 from llmprune.errors import CalibrationError, NumericalError
-from llmprune.model.processes import share_of, sum_over_processes
+from llmprune.model.processes import from_first, share_of, sum_over_processes
 from llmprune.model.streams import Streams, StreamStore
 from llmprune.model.walk import Decoder, Walk
 from llmprune.progress import track
@@ -129,7 +129,7 @@ class _Trials:
                     walk.pass_through(index, layer)
         self.dense = self.dense or base
         *costs, own = self._costs([*variants.values(), self.dense], self.dense)
-        return {layer: cost - own for layer, cost in zip(variants, costs, strict=True)}
+        return from_first({layer: cost - own for layer, cost in zip(variants, costs, strict=True)})
 
     def _costs(self, variants: list[Streams], dense: Streams) -> list[float]:
         totals_V = torch.zeros(len(variants) + 1, dtype=torch.float64)  # the last one counts tokens

@@ -20,7 +20,7 @@ from llmprune.anatomy.value import Anatomy
 from llmprune.calibration import fingerprint_tokens, load_windows, sources_of_windows
 from llmprune.errors import CalibrationError, ModelError
 from llmprune.model.loading import dense_decoder, hub_commit, identity, load_config, load_model, load_tokenizer
-from llmprune.model.processes import count, from_first, rank
+from llmprune.model.processes import count, from_first, is_first, rank
 from llmprune.model.streams import StreamStore, Trail
 from llmprune.model.walk import Decoder
 from llmprune.recipe import Recipe
@@ -32,11 +32,12 @@ logger = logging.getLogger(__name__)
 
 
 class Workbench:
-    """The dense model and the calibration windows of one recipe."""
+    """The dense model and the calibration windows of one recipe. ``reserve``: bytes of disk that the result needs."""
 
-    def __init__(self, recipe: Recipe, anatomy: Anatomy) -> None:
+    def __init__(self, recipe: Recipe, anatomy: Anatomy, *, reserve: int = 0) -> None:
         self.recipe = recipe
         self.anatomy = anatomy
+        self.reserve = reserve
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
@@ -151,10 +152,27 @@ class Workbench:
         calibration, length = self.recipe.calibration, windows_NL.shape[1]
         hidden = text_config(self.config).hidden_size * self.model.dtype.itemsize
         size = self.anatomy.num_layers * len(windows_NL) * length * hidden
-        room = min(calibration.stream_disk, shutil.disk_usage(folder).free // 2)
-        key = fingerprint(self.identity, fingerprint_tokens(windows_NL), calibration.batch_size, count(), boot())
-        trail = Trail(folder / TRAIL, f"{key[:16]}-{rank()}") if from_first(size <= room) else None
+        key = fingerprint(self.identity, fingerprint_tokens(windows_NL), calibration.batch_size, count(), boot())[:16]
+        place = folder / TRAIL
+        kept = from_first(self._keeps_trail(place, key, size) if is_first() else False)
+        trail = Trail(place, f"{key}-{rank()}") if kept else None
         return StreamStore(calibration.stream_memory, folder, trail)
+
+    def _keeps_trail(self, place: Path, key: str, size: int) -> bool:
+        """Whether the hidden states after every layer, ``size`` bytes in all, are kept on disk.
+
+        Decided once and noted with them: later their own bytes are missing from the free disk, and those of what else
+        the run has written. Then only the rest must fit.
+        """
+        noted = place / f"{key}.planned"
+        free, allowed = shutil.disk_usage(place.parent).free, self.recipe.calibration.stream_disk
+        if noted.is_file():
+            return size <= allowed and size - sum(path.stat().st_size for path in place.glob(f"{key}-*")) <= free
+        if size > min(allowed, free // 2, free - self.reserve):
+            return False
+        place.mkdir(exist_ok=True)
+        noted.touch()
+        return True
 
     @property
     def device(self) -> str:

@@ -69,7 +69,7 @@ class Outlines:
         """The outline of a layer with its weights, which was number ``old`` before the cut."""
         kind = _kind(layer)
         if kind not in self._known:
-            order = self.order(walk, index, layer)
+            order = from_first(self.order(walk, index, layer))  # what is solved goes by it
             writers = self._find(walk, index, layer, order, old) if self.writers else ()
             self._known[kind] = Outline(order, writers)
         return self._known[kind]

@@ -153,8 +153,9 @@ def test_another_evaluation_redoes_only_the_evaluation(room: Path, tmp_path: Pat
 
 
 def test_another_width_keeps_the_scores(room: Path, tmp_path: Path) -> None:
-    """A new target cuts again from the scores that are there."""
+    """A new target cuts again from the scores that are there, once the finished model is deleted."""
     folder = copy_of_done(room, tmp_path)
+    shutil.rmtree(folder / "model")
     assert command("run", room / "recipe.yaml", "--output", folder, "--set", "width.neurons=32").code == 0
     assert reused(folder) == {step: step == "pass 1" for step in STEPS}
     assert json.loads((folder / "model" / "config.json").read_text())["intermediate_size"] == 32

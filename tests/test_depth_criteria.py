@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from llmprune import standins
 from llmprune.anatomy.discovery import discover
 from llmprune.criteria import Angular, AnyDepthCriterion, BlockInfluence, Divergence, Perplexity, Residual
 from llmprune.criteria.base import TrialCriterion
@@ -260,6 +261,17 @@ def test_stand_ins_lower_the_divergence() -> None:
     )
     assert float(repaired[0]) == pytest.approx(float(without[0]), rel=1e-4)  # nothing is before the first layer
     assert float(repaired[1:].sum()) < float(without[1:].sum())
+
+
+def test_all_processes_stand_in_alike(model: PreTrainedModel, windows: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a layer can be repaired is the first process's finding; one that measures otherwise goes by it."""
+    dense, anatomy, criterion = dense_decoder(model), discover(model.config), Residual(windows=2)
+    alone = try_without(dense, anatomy, criterion, windows, 2, remove=1)
+    measured: list[float | None] = []
+    measure = standins.residual_scale
+    monkeypatch.setattr(standins, "residual_scale", lambda *args: measured.append(measure(*args)))
+    monkeypatch.setattr(standins, "from_first", lambda _: measured[-1])
+    assert torch.equal(try_without(dense, anatomy, criterion, windows, 2, remove=1), alone)
 
 
 def test_residual_needs_windows_to_refit_on(model: PreTrainedModel, windows: Tensor) -> None:

@@ -20,8 +20,9 @@ LADDER = (
     ("cli", "__main__", "reference"),
     ("service",),
     ("pipeline", "comparison", "bench", "publishing", "repeating"),
-    ("choosing",),
-    ("workbench", "plan", "needs", "targets", "recipe", "problems", "run_folder", "accounting"),
+    ("choosing", "agreement"),
+    ("workbench", "run_folder", "replacing", "accounting"),
+    ("plan", "needs", "rounding", "targets", "recipe", "problems"),
     (
         *(
             "scoring",
@@ -47,7 +48,7 @@ LADDER = (
     ),
     ("model",),
     ("anatomy", "calibration", "data_cards", "texts", "cut", "scores", "progress", "testing", "remote"),
-    ("files", "names", "schema", "errors", "printing", "console", "yaml_reader"),
+    ("files", "names", "schema", "errors", "printing", "console", "waiting", "time_limits", "yaml_reader"),
 )
 HEAVY = {"torch", "transformers", "datasets", "lm_eval", "accelerate", "numpy"}
 

@@ -429,7 +429,8 @@ def test_verification_refuses_a_corrupt_result(
         with_tensors(lambda tensors: tensors["model.layers.1.mlp.up_proj.weight"].mul_(1.5))(writer.folder)
 
     monkeypatch.setattr(CheckpointWriter, "finish", finish)
-    outcome = run(room, tmp_path, depth={"remove": 1})
+    recipe = write_recipe(tmp_path / "recipe.yaml", room / "base", room / "text.txt", depth={"remove": 1})
+    outcome = command("run", recipe, "--output", finished, "--fresh")
     assert_refused(outcome, 1, "loaded afresh and refused", "logits differ", "not published")
     assert states(finished / "model") == model
 

@@ -124,6 +124,57 @@ def test_405b_plans_from_its_config(tmp_path: Path) -> None:
     assert any("rounded to 42624, a multiple of 128" in note for note in plan.notes)
 
 
+TWO_LAYERS = SMOLLM2_135M | {"num_hidden_layers": 2}
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        (
+            "width.mlp=0.999",
+            "width.mlp: 0.999 of 1,536 neurons keeps all 1,536 (intermediate_size), for widths are rounded to "
+            "multiples of 128: ask for width.mlp 0.958 or less, or for width.neurons 1408 or less",
+        ),
+        ("width.neurons=1500", "width.neurons: 1,500 of 1,536 keeps all 1,536"),
+        (
+            "width.heads=0.9",
+            "0.9 of 3 key-value groups keeps all 3: ask for 0.833 or less, or for a number of them: 1, 2",
+        ),
+        ("sparsity.pattern=0.0001", "sparsity: 0.0001 of the inputs of each output is less than half a weight"),
+    ],
+)
+def test_a_wish_that_rounds_to_nothing_is_refused(wish: str, said: str, tmp_path: Path) -> None:
+    """The numbers and the nearest wish that cuts are named; beside another cut it is a note."""
+    with pytest.raises(RecipeError) as caught:
+        _plan(tmp_path, TWO_LAYERS, wish, "refit=false")
+    assert said in str(caught.value)
+    plan = _plan(tmp_path, TWO_LAYERS, wish, "depth.remove=1", "refit=false")
+    assert any(said in note for note in plan.notes)
+    assert not any("is rounded to" in note or "is made" in note for note in plan.notes)
+
+
+def test_the_nearest_wish_that_is_named_cuts(tmp_path: Path) -> None:
+    """What the refusal proposes is a cut of one step."""
+    assert _plan(tmp_path, TWO_LAYERS, "width.mlp=0.958").keep_widths == {"intermediate_size": 1408}
+    assert _plan(tmp_path, TWO_LAYERS, "width.neurons=1408").keep_widths == {"intermediate_size": 1408}
+
+
+def test_a_width_of_one_multiple_cannot_be_narrowed(tmp_path: Path) -> None:
+    """A width of 128 is rounded to 128 whatever is asked, and the refusal says so."""
+    with pytest.raises(RecipeError, match=r"0\.5 of 128 neurons keeps all 128 .* this width cannot be narrowed"):
+        _plan(tmp_path, TWO_LAYERS | {"intermediate_size": 128}, "width.mlp=0.5")
+
+
+@pytest.mark.parametrize(
+    "wish", ["width.mlp=1.0", "width.neurons=1536", "width.heads=3", "width.heads=1.0", "depth.keep=2"]
+)
+def test_keeping_all_on_purpose_is_allowed(wish: str, tmp_path: Path) -> None:
+    """Who asks for everything gets a plan that cuts nothing, without a word about rounding."""
+    plan = _plan(tmp_path, TWO_LAYERS, wish)
+    assert plan.dense == plan.pruned
+    assert not any("keeps all" in note for note in plan.notes)
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "opt", "mixtral", "qwen3_next"])
 def test_counts_are_those_of_the_real_model(family: str, tmp_path: Path) -> None:
     """Parameters and bytes equal what transformers builds, tied tensors counted once."""

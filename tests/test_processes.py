@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -90,3 +92,62 @@ def test_launcher_that_starts_too_few(folder: Path) -> None:
     done = _launch(folder, "one", *launcher)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "walking in 1 process on cpu" in done.stderr
+
+
+Met = tuple[list[list[dict[str, Any]]], list[str], list[int]]
+
+
+@pytest.fixture(scope="module")
+def met() -> Met:
+    """What each of two processes met in every scenario, what it wrote to standard error, and its exit code."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
+    both = [
+        subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("peers_scenarios.py")],
+            env=os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    outputs = [one.communicate(timeout=120) for one in both]
+    lines = [[json.loads(line) for line in out.splitlines()] for out, _ in outputs]
+    return lines, [err for _, err in outputs], [one.returncode for one in both]
+
+
+def test_a_slow_process_is_waited_for(met: Met) -> None:
+    """A process that works for longer than a dead one may be silent is alive; sums and values are right."""
+    for lines in met[0]:
+        assert lines[0]["value"] == [3.0, 3.0, 3.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("place", "first", "second"),
+    [
+        (1, "PeerError: process 1 of 2 ended this run: layer 3 puts out NaN", "NumericalError: layer 3 puts out NaN"),
+        (
+            2,
+            "process 0 of 2 is at a value of the first process (peers_scenarios.py:",
+            "PeerError: process 1 of 2 is at a sum",
+        ),
+        (3, "process 0 of 2 and process 1 have different values of the recipe", "process 1 of 2 and process 0 have"),
+        (4, "process 0 of 2 is at a value of the first process", "process 1 of 2 is at end"),
+    ],
+)
+def test_an_error_or_a_disagreement_ends_both(met: Met, place: int, first: str, second: str) -> None:
+    """Each process ends with a sentence that names the process and what happened to it, at once."""
+    for lines, said in zip(met[0], (first, second), strict=True):
+        found = lines[place]
+        assert said in f"{found['error']}: {found['said']}"
+        assert found["seconds"] < 20
+
+
+def test_a_process_that_is_gone_ends_the_other(met: Met) -> None:
+    """Killed without a word, it is noticed by its silence; the other ends even in the middle of something."""
+    _, errors, codes = met
+    assert codes == [1, -9]
+    assert errors[0].splitlines()[-1].startswith("llmprune: process 1 of 2 has given no sign of life for ")

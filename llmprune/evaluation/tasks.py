@@ -22,6 +22,7 @@ from typing import Any
 from llmprune.errors import EvaluationError, RecipeError, did_you_mean
 from llmprune.evaluation.section import Backend, Evaluation
 from llmprune.evaluation.task_names import require_names
+from llmprune.time_limits import limit_waits
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +85,7 @@ def load_tasks(evaluation: Evaluation) -> tuple[Loaded, ...]:
 
     Raises as ``fetch_tasks`` does.
     """
+    limit_waits()
     seed_everything(evaluation.seed)
     folder = _include_folder(evaluation)
     manager = _manager(folder) if folder else None

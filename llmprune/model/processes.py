@@ -2,25 +2,39 @@
 
 torchrun starts the processes and says who is who; accelerate does the talking. One
 process alone never sets anything up. ``accelerate launch --cpu --num_processes 2``
-starts one process only: the report says how many there were.
+starts one process only: the report says how many there were. Before they exchange
+anything they make sure that all are there and do the same (``peers``).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import lru_cache
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from llmprune.errors import CalibrationError
+from llmprune.errors import CalibrationError, GateNotMet, LLMPruneError, PeerError
+from llmprune.model.peers import Peers
+from llmprune.printing import printable
+from llmprune.remote import redact
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
 
 T = TypeVar("T")
 
-_PATIENCE = timedelta(days=7)  # the others wait while the first evaluates
+_PATIENCE = timedelta(hours=6)  # of torch's own exchanges: only those of lm-eval are not preceded by a meeting
+_START = timedelta(minutes=5)  # in which all processes must have started
+_STOPPED = "it was stopped"
+_runs = 0  # that this process has taken part in: each has keys of its own
+_peers: Peers | None = None
 
 
 @lru_cache(maxsize=1)
@@ -67,13 +81,87 @@ def share_of(windows_NL: Tensor) -> Tensor:
     return windows_NL[rank() :: count()]
 
 
+@contextmanager
+def in_step() -> Iterator[None]:
+    """Run the block in step with the other processes: an error of one ends it in all, with a sentence.
+
+    Raises PeerError where another process failed, died, or is about to do something else.
+    """
+    global _peers, _runs
+    if count() == 1 or _peers is not None:
+        yield
+        return
+    _runs += 1
+    _peers = peers = _meet_peers(f"run {_runs}")
+    try:
+        peers.meet("start")
+        yield
+        peers.end()
+    except GateNotMet:  # the same in all
+        peers.end()
+        raise
+    except BaseException as error:
+        failure = peers.failure
+        gone = peers.fail(_sentence(error))
+        if isinstance(error, KeyboardInterrupt) and gone and failure is None:  # a launcher stops all where one dies
+            failure = (
+                f"process {gone[0]} of {peers.count} is gone: it was killed, or its own output says why it ended; "
+                "run the same command again to continue"
+            )
+        if failure is not None and not isinstance(error, PeerError) and not failure.endswith(_STOPPED):
+            raise PeerError(failure) from error  # what broke here broke because of it
+        raise
+    finally:
+        _peers = None
+
+
+def _meet_peers(name: str) -> Peers:
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    def connect() -> Store:
+        store, _, _ = next(iter(rendezvous("env://", timeout=_START)))
+        return PrefixStore(name, store)
+
+    try:
+        return Peers(connect, rank=rank(), count=count())
+    except RuntimeError as error:
+        raise PeerError(
+            f"not all of the {count()} processes have started within {_START.total_seconds() / 60:.0f} minutes "
+            f"({str(error).strip().splitlines()[0]}); look at the output of each, and start them again"
+        ) from error
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return _STOPPED
+    said = str(error) if isinstance(error, LLMPruneError) else f"{type(error).__name__}: {error}"
+    return printable(redact(said))
+
+
+def _meet(step: str, value: str = "") -> None:
+    """Wait for the others at this step, which the caller's place in the code is part of."""
+    frame = sys._getframe(1)
+    while frame.f_code.co_filename == __file__ and frame.f_back is not None:
+        frame = frame.f_back
+    if _peers is not None:
+        _peers.meet(f"{step} ({Path(frame.f_code.co_filename).name}:{frame.f_lineno})", value)
+
+
+def require_agreement(what: str, value: str) -> None:
+    """Raise PeerError unless every process has the same value of this."""
+    _meet(what, value)
+
+
 def sum_over_processes(tensors: Iterable[Tensor]) -> None:
     """Add each tensor up over the processes, in place."""
     if count() == 1:
         return
     from accelerate.utils import reduce
 
-    for tensor in tensors:
+    parts = list(tensors)
+    _meet(f"a sum of {len(parts)} tensors of shapes {', '.join(str(tuple(part.shape)) for part in parts)}")
+    for tensor in parts:
         tensor.copy_(reduce(tensor.to(_state().device), reduction="sum"))
 
 
@@ -83,6 +171,7 @@ def from_first(value: T) -> T:
         return value
     from accelerate.utils import broadcast_object_list
 
+    _meet("a value of the first process")
     _state()
     shared: list[T] = broadcast_object_list([value])
     return shared[0]

@@ -45,6 +45,11 @@ class Trail:
         streams.load(path)
         return True
 
+    def remove(self) -> None:
+        """Remove what was kept."""
+        for path in self.folder.glob(f"{self.key}-*"):
+            path.unlink(missing_ok=True)
+
     def _path(self, layer: int) -> Path:
         return self.folder / f"{self.key}-{layer:05}.safetensors"
 

@@ -23,6 +23,7 @@ import httpx2 as httpx
 
 from llmprune.errors import LLMPruneError, OutputError, RecipeError
 from llmprune.names import is_plain, lies_inside
+from llmprune.waiting import announced
 
 DEFAULT_SERVER = "http://127.0.0.1:8321"
 ENDED = ("cancelled", "failed", "succeeded")
@@ -188,7 +189,8 @@ class Client:
         for attempt in range(_TRIES):
             last = attempt == _TRIES - 1
             try:
-                response = self._http.request(method, path, **request)
+                with announced(self.server, f"{method} {path}"):
+                    response = self._http.request(method, path, **request)
             except (httpx.TransportError, httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
                 if last or not isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError):
                     raise self._unreachable(error) from error

@@ -19,7 +19,8 @@ class Fault:
     """What goes wrong with requests whose ``METHOD path`` matches, for a number of ``times``.
 
     ``status``: answered at once; ``cut``: bytes of the body after which the line goes dead; ``flip``:
-    a byte of the body is another one; ``lose``: the work is done and the answer is lost.
+    a byte of the body is another one; ``lose``: the work is done and the answer is lost; ``silent``: the request is
+    accepted and never answered.
     """
 
     match: str
@@ -30,6 +31,7 @@ class Fault:
     cut: int | None = None
     flip: bool = False
     lose: bool = False
+    silent: bool = False
 
     def applies(self, line: str) -> bool:
         """Whether this request is one of those; counts it."""
@@ -53,6 +55,9 @@ class Faulty:
         fault = next((fault for fault in self.faults if fault.applies(line)), None)
         if fault is None:
             await self.app(scope, receive, send)
+        elif fault.silent:
+            while (await receive())["type"] != "http.disconnect":
+                pass
         elif fault.status:
             headers = {"content-type": "application/json"} | fault.headers
             await Response(fault.body, fault.status, headers)(scope, receive, send)

@@ -1,0 +1,77 @@
+"""One of two processes that go through what can go wrong between them; prints what it met as JSON lines."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from llmprune.errors import NumericalError
+from llmprune.model import peers, processes
+
+RANK = int(os.environ["RANK"])
+peers._BEAT, peers._SILENCE, peers._GRACE, peers._LINGER = 0.05, 2.0, 30.0, 1.0
+
+
+def scenario(act: Callable[[], Any]) -> None:
+    """Do it in step with the other process, and say how it ended."""
+    since = time.monotonic()
+    try:
+        with processes.in_step():
+            said = {"value": act()}
+    except Exception as error:
+        said = {"error": type(error).__name__, "said": str(error)}
+    print(json.dumps({"scenario": act.__name__, "seconds": time.monotonic() - since} | said), flush=True)
+
+
+def everything_matches() -> list[float]:
+    """Exchanges as they should be, the first process being slower than a dead one may be silent."""
+    if RANK == 0:
+        time.sleep(2.2)
+    total = torch.ones(3) * (RANK + 1)
+    processes.sum_over_processes([total])
+    processes.require_agreement("the recipe", "same")
+    return [*total.tolist(), processes.from_first(float(RANK)), float(processes.all_agree(RANK < 2))]
+
+
+def one_raises() -> None:
+    """An error of the second process alone, while the first waits for it."""
+    if RANK == 1:
+        raise NumericalError("layer 3 puts out NaN")
+    processes.from_first(1)
+
+
+def one_goes_elsewhere() -> None:
+    """A branch that only one process takes."""
+    if RANK == 1:
+        processes.sum_over_processes([torch.ones(2)])
+    processes.from_first(1)
+
+
+def other_values() -> None:
+    """Another recipe in each process."""
+    processes.require_agreement("the recipe", f"recipe {RANK}")
+
+
+def one_is_done() -> None:
+    """One process comes to the end while the other has more to do."""
+    if RANK == 0:
+        processes.from_first(1)
+
+
+def one_is_killed() -> None:
+    """The second process is gone at once, and the first is in the middle of something that does not end."""
+    if RANK == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    peers._GRACE = 0.3
+    time.sleep(60)
+
+
+if __name__ == "__main__":
+    for act in (everything_matches, one_raises, one_goes_elsewhere, other_values, one_is_done, one_is_killed):
+        scenario(act)
