@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -165,3 +166,10 @@ finally:
     )
     assert (done.returncode, said in done.stdout + done.stderr) == (code, True), done.stderr
     assert done.stdout.splitlines()[-1].strip() == "heavy:"
+
+
+def test_every_build_setting_is_one_that_hatch_reads() -> None:
+    """A key in the wrong table of pyproject.toml is ignored without a word."""
+    tables = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]
+    read = {"packages", "include", "exclude", "only-include", "artifacts", "force-include", "sources"}
+    assert {key for target in tables["targets"].values() for key in target} <= read
