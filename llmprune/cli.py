@@ -153,12 +153,13 @@ def push(
 ) -> None:
     """Push the model of a finished run to the hub, with its card and provenance."""
     settings = {"repo_id": repo_id, "private": private, "branch": branch, "create_pr": create_pr}
-    from llmprune.files import write_text
+    from llmprune.files import require_file, write_text
     from llmprune.publishing import push_run
 
+    if save:
+        require_file(save, option="--save", example="published.json")
     published = push_run(run, settings | {"when": when, "commit_message": commit_message})
     if save:
-        save.parent.mkdir(parents=True, exist_ok=True)
         write_text(save, published.model_dump_json(indent=1) + "\n")
     typer.echo(f"pushed {published.files} files to {published.repo_id}\n{printable(published.url)}")
 
@@ -275,13 +276,14 @@ def report(
     ] = None,
 ) -> None:
     """Build a run's page again from its report.json, and print its table."""
-    from llmprune.files import write_text
+    from llmprune.files import require_file, write_text
     from llmprune.report.page import render_page
     from llmprune.report.runs import load_report
     from llmprune.report.table import print_summary
 
     found = load_report(run_folder)
     page = output or (run_folder if run_folder.is_dir() else run_folder.parent) / "report.html"
+    require_file(page, option="--output", example="report.html")
     write_text(page, render_page(found))
     print_summary(found, _console())
     typer.echo(f"written to {page}")
@@ -289,18 +291,24 @@ def report(
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of finished runs.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folders of finished runs; others are named and left out.")
+    ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File for a page that plots size against retention.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Put several runs beside one another: size, retention, perplexity, speed."""
-    from llmprune.files import write_text
+    from llmprune.files import require_file, write_text
     from llmprune.report.compare_page import figures_of, render_comparison
     from llmprune.report.runs import load_runs, print_runs
 
-    found = load_runs(runs)
+    if output is not None:
+        require_file(output, option="--output", example="compare.html")
+    found, skipped = load_runs(runs)
+    for reason in skipped:
+        typer.echo(f"llmprune: left out: {printable(reason)}", err=True)
     if as_json:
         typer.echo(json.dumps(figures_of(found), indent=1))
     else:
