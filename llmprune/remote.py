@@ -26,10 +26,16 @@ HIDDEN = "***"
 ATTEMPTS = 6  # with waits of 1, 2, 4, 8 and 16 s, unless the hub names its own
 LONGEST_WAIT = 300.0  # seconds; where the hub asks for more, that is an error
 
-_TOKEN = re.compile(r"\bhf_(?:[a-z]+_)?[A-Za-z0-9]{20,}|\bapi_org_[A-Za-z0-9]{20,}|(?<=Bearer )\S+")
-_USER = re.compile(r"(?<=://)[^/\s@]+@")
+_TOKEN = re.compile(r"\bhf_(?:[a-z]+_)?[A-Za-z0-9]{20,}|\bapi_org_[A-Za-z0-9]{20,}")
+_BEARER = re.compile(
+    r"(?P<head>\bAuthorization\W{1,5})?\bBearer +(?P<token>[\w~+/=-]+(?:\.[\w~+/=-]+)*)", re.IGNORECASE
+)
+_PLACEHOLDER = re.compile(r"[A-Z]{1,15}|[A-Z]+(?:_[A-Z]+)+")  # TOKEN, HF_TOKEN: the name of a secret
+_WORD = re.compile(r"[A-Z]?[a-z]{1,14}")  # of a sentence about bearer tokens
+_USER = re.compile(r"(?<=://)(?<!\bhub://)[^/\s@]+@")  # hub://NAME@REVISION has no user
 _ADDRESS = re.compile(r"https?://[^\s'\"<>]+")  # matched whole, so that the work grows with the text and not its square
 _QUERY = re.compile(r"\?[^)]+")
+_END = ".,;:!?"  # of the sentence around an address
 _VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "HUGGINGFACE_TOKEN", "HF_HUB_TOKEN")
 _CHATTY = ("huggingface_hub", "transformers", "datasets", "llmprune")
 
@@ -38,13 +44,14 @@ def redact(text: str) -> str:
     """The text without tokens, and without the users and queries of addresses, where upload links are signed."""
     for secret in _own_tokens():
         text = text.replace(secret, HIDDEN)
-    text = _USER.sub(f"{HIDDEN}@", _TOKEN.sub(HIDDEN, text))
-    return _ADDRESS.sub(lambda address: _QUERY.sub(f"?{HIDDEN}", address[0], count=1), text)
+    text = _BEARER.sub(_without_token, _TOKEN.sub(HIDDEN, text))
+    return _ADDRESS.sub(_without_query, _USER.sub(f"{HIDDEN}@", text))
 
 
 def has_token(text: str) -> bool:
     """Whether a text holds the user's own token, or what looks like one."""
-    return bool(_TOKEN.search(text)) or any(secret in text for secret in _own_tokens())
+    bearers = any(_without_token(found) != found[0] for found in _BEARER.finditer(text))
+    return bearers or bool(_TOKEN.search(text)) or any(secret in text for secret in _own_tokens())
 
 
 def scrub(error: BaseException) -> None:
@@ -162,6 +169,20 @@ def status_of(error: BaseException) -> int | None:
     from huggingface_hub.errors import HfHubHTTPError
 
     return next((link.response.status_code for link in _chain(error) if isinstance(link, HfHubHTTPError)), None)
+
+
+def _without_token(found: re.Match[str]) -> str:
+    """Return ``Bearer TOKEN`` as it is where TOKEN is a placeholder or a word of the sentence, else without it."""
+    token = found["token"]
+    if _PLACEHOLDER.fullmatch(token) or (_WORD.fullmatch(token) and not found["head"]):
+        return found[0]
+    return found[0].removesuffix(token) + HIDDEN
+
+
+def _without_query(found: re.Match[str]) -> str:
+    """Return an address with a hidden query, and the punctuation after it."""
+    address = found[0].rstrip(_END)
+    return _QUERY.sub(f"?{HIDDEN}", address, count=1) + found[0][len(address) :]
 
 
 def _own_tokens() -> list[str]:

@@ -439,7 +439,7 @@ def test_runs_are_compared(room: Path, tmp_path: Path) -> None:
 
 
 def test_compare_leaves_out_what_is_no_finished_run(room: Path, tmp_path: Path) -> None:
-    """``compare runs/*`` names a service's folder, an unfinished run and a file, and compares the runs that are left."""
+    """``compare runs/*`` names a service's folder, an unfinished run and a file, and compares the rest."""
     first, unfinished, service, stray = (tmp_path / name for name in ("first", "unfinished", "service", "notes.txt"))
     shutil.copytree(room / "done", first)
     for folder in (unfinished, service):
