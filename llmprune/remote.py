@@ -9,6 +9,8 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
@@ -124,6 +126,17 @@ def resolve(repo_id: str, revision: str | None = None, repo_type: str = "model")
     )
 
 
+def asked_seconds(retry_after: str) -> float | None:
+    """Return the wait that a Retry-After header asks for, by seconds or by a date; None where it is neither."""
+    if re.fullmatch(r"\d+(\.\d+)?", retry_after.strip(), re.ASCII):
+        return float(retry_after)
+    try:
+        moment = parsedate_to_datetime(retry_after)
+        return max(0.0, moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None
+
+
 def reason(error: BaseException) -> str:
     """Why the hub did not do it, and what to do: one line without secrets."""
     for link in _chain(error):
@@ -220,7 +233,7 @@ def _may_pass(error: BaseException, reached: bool) -> bool:
     for link in _chain(error):
         if isinstance(link, HfHubHTTPError):
             status = link.response.status_code
-            return (status == 429 and (_asked_wait(link) or 0) <= LONGEST_WAIT) or status >= 500
+            return (status == 429 or status >= 500) and (_asked_wait(link) or 0) <= LONGEST_WAIT
         if isinstance(link, httpx2.ConnectError | httpx2.ConnectTimeout):
             return reached
         if isinstance(link, httpx2.ProxyError):
@@ -233,8 +246,7 @@ def _may_pass(error: BaseException, reached: bool) -> bool:
 def _asked_wait(error: BaseException | None) -> float | None:
     """Seconds that the hub asks to wait; None where it names none."""
     response = getattr(error, "response", None)
-    asked = response.headers.get("Retry-After", "") if response is not None else ""
-    return float(asked) if asked.isdecimal() else None
+    return None if response is None else asked_seconds(response.headers.get("Retry-After", ""))
 
 
 def _known(error: BaseException) -> str:

@@ -23,6 +23,7 @@ from llmprune.hub.section import Hub
 State = Literal["queued", "running", "cancelling", "cancelled", "failed", "succeeded"]
 ACTIVE: tuple[State, ...] = ("running", "cancelling")
 ENDED: tuple[State, ...] = ("cancelled", "failed", "succeeded")
+JOB_ID = "[0-9a-f]{12}"
 
 
 class _Value(BaseModel):

@@ -186,7 +186,7 @@ def submit(
 ) -> None:
     """Send a recipe to a service; prints the job's id."""
     text = _read(recipe, "recipe")
-    hub_token = _read(hub_token_file, "hub token").strip() if hub_token_file else None
+    hub_token = _token(hub_token_file, "hub token") if hub_token_file else None
     wishes = {"name": name, "launcher": launcher, "gpus": gpus, "priority": priority, "time_limit": time_limit}
     with _client(server, token_file) as client:
         job = client.submit(text, overrides or (), hub_token, shared=shared, **wishes)
@@ -235,7 +235,7 @@ def retry(
     token_file: TokenFile = None,
 ) -> None:
     """Queue a failed or cancelled job again; it continues after one of its last finished layers."""
-    hub_token = _read(hub_token_file, "hub token").strip() if hub_token_file else None
+    hub_token = _token(hub_token_file, "hub token") if hub_token_file else None
     with _client(server, token_file) as client:
         typer.echo(printable(client.retry(job, hub_token)["state"]))
 
@@ -275,10 +275,12 @@ def push_job(
     settings = {"repo_id": repo_id, "private": private, "branch": branch, "create_pr": create_pr}
     settings |= {"when": when, "commit_message": commit_message}
     with _client(server, token_file) as client:
-        push = client.push(job, _read(hub_token_file, "hub token").strip(), **settings)
-        ended = _watch(client, push["id"])
-        typer.echo(printable(f"pushed {ended['published']['files']} files to {repo_id}"))
-        typer.echo(printable(str(ended["published"]["url"])))
+        push = client.push(job, _token(hub_token_file, "hub token"), **settings)
+        published = _watch(client, push["id"]).get("published")
+        files = f"{published['files']} files" if published else "the model"
+        typer.echo(printable(f"pushed {files} to {repo_id}"))
+        if published:
+            typer.echo(printable(published["url"]))
 
 
 def add_to(app: typer.Typer) -> None:
@@ -300,7 +302,7 @@ def _watch(client: Client, job: str) -> dict[str, Any]:
 def _client(server: str, token_file: Path | None) -> Client:
     from llmprune.service.client import Client
 
-    return Client(server, _read(token_file, "token").strip() if token_file else None)
+    return Client(server, _token(token_file, "token") if token_file else None)
 
 
 def _limit(text: str) -> int | None:
@@ -308,6 +310,13 @@ def _limit(text: str) -> int | None:
     from llmprune.schema import parse_size
 
     return None if text.strip() == "0" else parse_size(text)
+
+
+def _token(path: Path, what: str) -> str:
+    token = _read(path, what).strip()
+    if not token:
+        raise RecipeError(f"the {what} {path} is empty; give a file with the token")
+    return token
 
 
 def _read(path: Path, what: str) -> str:
