@@ -278,3 +278,33 @@ def test_the_client_names_unknown_states() -> None:
         assert client.jobs(state=["failed", "queued"])["jobs"] == [LISTED]
         with pytest.raises(RecipeError, match="choose queued"):
             client.jobs(state="finished")
+
+
+def test_submit_says_which_paths_the_service_reads_on_its_own_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative path that exists here is named before the recipe is sent; an absolute one only to another machine."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "text.txt").write_text("text")
+    (tmp_path / "auto").touch()  # a word of the recipe, and no path
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"model: {{id: base, device_map: auto}}\n"
+        f"calibration: {{sources: [{{dataset: {tmp_path}/text.txt}}, {{dataset: org/text}}]}}\ndepth: {{remove: 1}}\n"
+    )
+    sent: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append(request.url.path)
+        return page(json.dumps({"id": JOB}).encode())
+
+    outcome = ask(monkeypatch, answer, "submit", recipe)
+    note = "llmprune: note: model.id: 'base' is a folder here, but the service looks for it on its own machine"
+    assert (outcome.code, outcome.out, len(outcome.err.splitlines())) == (0, f"{JOB}\n", 1), outcome.err
+    assert outcome.err.startswith(note)
+    overridden = ask(monkeypatch, answer, "submit", recipe, "--set", "calibration.sources.0.dataset=text.txt")
+    assert "calibration.sources.0.dataset: 'text.txt' is a file here" in overridden.err
+    far = ask(monkeypatch, answer, "submit", recipe, "--server", "http://far.test:8321")
+    assert f"calibration.sources.0.dataset: '{tmp_path}/text.txt' is a file here" in far.err
+    assert len(sent) == 3

@@ -94,7 +94,7 @@ def serve(
     import shlex
 
     from llmprune.schema import parse_size
-    from llmprune.service.devices import find_gpus
+    from llmprune.service.devices import choose_gpus, find_gpus
     from llmprune.service.server import serve as serve_forever
     from llmprune.service.settings import Settings
 
@@ -117,7 +117,7 @@ def serve(
         raise RecipeError(f"arguments: {error}") from None
     if ray and not ray.startswith(("http://", "https://")):
         raise RecipeError(f"--ray {ray}: give the URL of its job API, such as http://head:8265")
-    chosen = find_gpus() if gpus is None else () if gpus == "none" else tuple(gpus.split(","))
+    chosen = find_gpus() if gpus is None else choose_gpus(gpus)
     serve_forever(
         Settings(
             data_dir=data_dir, host=host, port=port, host_names=tuple(host_name or ()), trusted_proxies=tuple(proxies),
@@ -142,16 +142,11 @@ def token(
     """Make, list or revoke the service's tokens. A new one is printed once; only its digest is kept."""
     import time
 
-    from llmprune.service.database import Database
     from llmprune.service.logs import audit_command
+    from llmprune.service.server import open_table
     from llmprune.service.settings import Settings
-    from llmprune.service.tokens import Tokens
 
-    settings = Settings(data_dir=data_dir)
-    settings.prepare()
-    database = Database(settings.database)
-    database.migrate()
-    tokens = Tokens(database)
+    tokens = open_table(Settings(data_dir=data_dir))
     if action == "list":
         for known, its_role, created in tokens.everyone():
             typer.echo(f"{printable(known)}  {its_role}  {time.strftime('%Y-%m-%d', time.localtime(created))}")
@@ -188,6 +183,10 @@ def submit(
     text = _read(recipe, "recipe")
     hub_token = _token(hub_token_file, "hub token") if hub_token_file else None
     wishes = {"name": name, "launcher": launcher, "gpus": gpus, "priority": priority, "time_limit": time_limit}
+    from llmprune.service.local_paths import paths_of_this_machine
+
+    for said in paths_of_this_machine(text, overrides or (), server):
+        typer.echo(f"llmprune: note: {printable(said)}", err=True)
     with _client(server, token_file) as client:
         job = client.submit(text, overrides or (), hub_token, shared=shared, **wishes)
         typer.echo(printable(job["id"]))
