@@ -30,7 +30,7 @@ from llmprune.model.source import ModelSource
 from llmprune.model.verify import Probe, SparseClaim, Verified, verify
 from llmprune.model.walk import Decoder
 from llmprune.plan import Plan, measure_size, plan_with_anatomy
-from llmprune.progress import quiet_libraries
+from llmprune.progress import quiet_libraries, tell
 from llmprune.prune import Pruning
 from llmprune.publishing import publish_once
 from llmprune.recipe import Recipe, refuse_tokens
@@ -121,6 +121,7 @@ def _run(
     folder.start()
     folder.write("recipe.yaml", recipe.text)
     folder.write("plan.json", plan.model_dump_json(indent=1) + "\n")
+    tell("reading text")
     bench.read_texts()
     warnings = list(plan.notes)
     if measure_forward:
