@@ -45,7 +45,7 @@ class _Verbs(TyperGroup):
         """Return a verb that has the option ``-v`` as well."""
         command = super().get_command(ctx, cmd_name)
         if command is not None and not any(option.name == "verbose" for option in command.params):
-            option = copy.copy(next(option for option in self.params if option.name == "verbose"))
+            option: Any = copy.copy(next(option for option in self.params if option.name == "verbose"))
             option.expose_value, option.hidden = False, True
             option.callback = lambda _context, _option, wished: _log_to_stderr(logging.INFO) if wished else None
             command.params.append(option)

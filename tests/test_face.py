@@ -46,7 +46,7 @@ LADDER = (
         *("evaluation", "report", "hub"),
     ),
     ("model",),
-    ("anatomy", "calibration", "data_cards", "texts", "cut", "scores", "progress", "testing", "remote"),
+    ("anatomy", "calibration", "data_cards", "texts", "text_files", "cut", "scores", "progress", "testing", "remote"),
     ("files", "names", "schema", "errors", "printing", "console", "yaml_reader"),
 )
 HEAVY = {"torch", "transformers", "datasets", "lm_eval", "accelerate", "numpy"}

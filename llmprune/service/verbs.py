@@ -312,14 +312,18 @@ def _limit(text: str) -> int | None:
 
 
 def _token(path: Path, what: str) -> str:
-    token = _read(path, what).strip()
+    token = _read(path, what).removeprefix("\ufeff").strip()
     if not token:
         raise RecipeError(f"the {what} {path} is empty; give a file with the token")
     return token
 
 
 def _read(path: Path, what: str) -> str:
+    from llmprune.text_files import utf8
+
     try:
-        return path.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"the {what} {path} cannot be read: {error}; give a text file") from error
+        return utf8(path.read_bytes())
+    except ValueError as error:
+        raise RecipeError(f"the {what} {path} {error}") from error
+    except OSError as error:
+        raise RecipeError(f"the {what} {path} cannot be read: {error.strerror}; give a text file") from error
