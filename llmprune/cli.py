@@ -348,8 +348,8 @@ def anatomy(
     as_json: Json = False,
 ) -> None:
     """Show what can be pruned in a model, and why not the rest."""
-    source = _source(model)
     say_loading(always=False)
+    source = _source(model)
     from llmprune.anatomy.discovery import discover
     from llmprune.model.loading import load_config
     from llmprune.report.anatomy_table import print_anatomy
