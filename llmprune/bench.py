@@ -9,10 +9,9 @@ from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedModel
 
-from llmprune.errors import OutputError
 from llmprune.evaluation.bench import decoded_bytes, joules, run_bench
 from llmprune.evaluation.sparse_bench import converted, require_gpu, saved_bytes, sparse_projections, time_products
-from llmprune.files import write_text
+from llmprune.files import require_file, write_text
 from llmprune.model.loading import bytes_on_disk, load_config, load_model
 from llmprune.model.source import ModelSource
 from llmprune.plan import measure_size
@@ -34,7 +33,8 @@ def bench_models(
 ) -> None:
     """Measure, print tables, and write the figures as JSON where a file is given."""
     quiet_libraries()
-    _refuse_folder(output)
+    if output is not None:
+        require_file(output, option="--output", example="bench.json")
     for source in (against, model):
         load_config(source)
     models = load_model(against), load_model(model)
@@ -55,7 +55,8 @@ def bench_sparse(
 ) -> None:
     """Measure a model with its 2:4 matrices as they are stored, and as sparse tensor cores read them."""
     quiet_libraries()
-    _refuse_folder(output)
+    if output is not None:
+        require_file(output, option="--output", example="bench.json")
     require_gpu()
     dense = load_model(model).to("cuda")
     projections = sparse_projections(dense)
@@ -71,15 +72,9 @@ def bench_sparse(
     _show(figures.model_copy(update={"products": products}), output, console)
 
 
-def _refuse_folder(output: Path | None) -> None:
-    if output is not None and output.is_dir():
-        raise OutputError(f"the output {output} is a folder; give a file, such as {output / 'bench.json'}")
-
-
 def _show(figures: BenchFigures, output: Path | None, console: Console) -> None:
     print_bench(figures, console)
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
         write_text(output, figures.model_dump_json(indent=1) + "\n")
         console.print(Text(f"written to {output}"), soft_wrap=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import signal
@@ -16,6 +17,7 @@ from typer.core import TyperGroup
 from llmprune import __version__
 from llmprune.errors import GateNotMet, LLMPruneError, RecipeError
 from llmprune.printing import print_lines, printable, printable_message
+from llmprune.progress import lines_without_terminal, say_loading
 from llmprune.remote import guard_logs, redact
 from llmprune.service import verbs as service_verbs
 
@@ -37,7 +39,17 @@ def _terminate(number: int, frame: object) -> None:
 
 
 class _Verbs(TyperGroup):
-    """Says what Ctrl-C and SIGTERM mean; typer itself would end without a word."""
+    """Says what Ctrl-C and SIGTERM mean, where typer ends without a word; takes ``-v`` behind a verb too."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a verb that has the option ``-v`` as well."""
+        command = super().get_command(ctx, cmd_name)
+        if command is not None and not any(option.name == "verbose" for option in command.params):
+            option: Any = copy.copy(next(option for option in self.params if option.name == "verbose"))
+            option.expose_value, option.hidden = False, True
+            option.callback = lambda _context, _option, wished: _log_to_stderr(logging.INFO) if wished else None
+            command.params.append(option)
+        return command
 
     def invoke(self, ctx: Any) -> Any:
         if threading.current_thread() is threading.main_thread():
@@ -74,7 +86,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 @app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more about what is done.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more; also after a verb.")] = False,
 ) -> None:
     _log_to_stderr(logging.INFO if verbose else logging.WARNING)
     if version:
@@ -86,6 +98,7 @@ def _root(
 def plan(recipe: RecipePlace, overrides: Overrides = None, as_json: Json = False) -> None:
     """Say what a recipe would do: sizes, memory, refusals. No weights are read."""
     parsed, _ = _recipe(recipe, overrides)
+    say_loading(always=False)
     from llmprune.plan import make_plan
     from llmprune.report.plan_table import print_plan
 
@@ -119,12 +132,14 @@ def run(
     """Prune a model as a recipe says. Run again on the same folder, it continues."""
     parsed, record = _recipe(recipe, overrides)
     folder = output or Path("runs") / (Path(recipe).stem if record is None else recipe.split("@")[0].rsplit("/")[-1])
+    say_loading(always=True)
     from llmprune.model.processes import is_first, leave
     from llmprune.pipeline import run as run_recipe
     from llmprune.report.table import print_summary
 
     try:
-        report = run_recipe(parsed, folder, fresh, measure_forward, calibration_check)
+        with lines_without_terminal():
+            report = run_recipe(parsed, folder, fresh, measure_forward, calibration_check)
     except GateNotMet as missed:
         if is_first() and missed.report is not None:
             print_summary(missed.report, _console())
@@ -157,12 +172,14 @@ def push(
 ) -> None:
     """Push the model of a finished run to the hub, with its card and provenance."""
     settings = {"repo_id": repo_id, "private": private, "branch": branch, "create_pr": create_pr}
-    from llmprune.files import write_text
+    say_loading(always=False)
+    from llmprune.files import require_file, write_text
     from llmprune.publishing import push_run
 
+    if save:
+        require_file(save, option="--save", example="published.json")
     published = push_run(run, settings | {"when": when, "commit_message": commit_message})
     if save:
-        save.parent.mkdir(parents=True, exist_ok=True)
         write_text(save, published.model_dump_json(indent=1) + "\n")
     typer.echo(f"pushed {published.files} files to {published.repo_id}\n{printable(published.url)}")
 
@@ -173,6 +190,7 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Print what a pushed model came from, and check its files against it."""
+    say_loading(always=False)
     from llmprune.hub.provenance import differing_files, fetch_record, parse_place
     from llmprune.hub.show import print_record
 
@@ -233,10 +251,12 @@ def evaluate(
     }
     settings = validate_arguments(Evaluation, wishes)
     judged, base = _source(model), None if against is None else _source(against)
+    say_loading(always=True)
     from llmprune.comparison import evaluate_models
     from llmprune.model.processes import leave
 
-    evaluate_models(judged, base, settings, output, _console())
+    with lines_without_terminal():
+        evaluate_models(judged, base, settings, output, _console())
     leave()
 
 
@@ -261,14 +281,16 @@ def bench(
     batches, lengths = _counts("--batch-sizes", batch_sizes), _counts("--contexts", contexts)
     if (against is None) != sparse:
         raise RecipeError("bench: give a base model with --against, or --sparse to time the model against itself")
+    source = _source(model, dtype=dtype)
+    base = None if against is None else _source(against, dtype=dtype)
+    say_loading(always=True)
     from llmprune.bench import bench_models, bench_sparse
 
-    source = _source(model, dtype=dtype)
-    if against is None:
-        bench_sparse(source, batches, lengths, new_tokens, repeats, output, _console())
-        return
-    base = _source(against, dtype=dtype)
-    bench_models(source, base, batches, lengths, new_tokens, repeats, static_cache, output, _console())
+    with lines_without_terminal():
+        if base is None:
+            bench_sparse(source, batches, lengths, new_tokens, repeats, output, _console())
+        else:
+            bench_models(source, base, batches, lengths, new_tokens, repeats, static_cache, output, _console())
 
 
 @app.command()
@@ -279,13 +301,14 @@ def report(
     ] = None,
 ) -> None:
     """Build a run's page again from its report.json, and print its table."""
-    from llmprune.files import write_text
+    from llmprune.files import require_file, write_text
     from llmprune.report.page import render_page
     from llmprune.report.runs import load_report
     from llmprune.report.table import print_summary
 
     found = load_report(run_folder)
     page = output or (run_folder if run_folder.is_dir() else run_folder.parent) / "report.html"
+    require_file(page, option="--output", example="report.html")
     write_text(page, render_page(found))
     print_summary(found, _console())
     typer.echo(f"written to {page}")
@@ -293,18 +316,24 @@ def report(
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of finished runs.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folders of finished runs; others are named and left out.")
+    ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File for a page that plots size against retention.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Put several runs beside one another: size, retention, perplexity, speed."""
-    from llmprune.files import write_text
+    from llmprune.files import require_file, write_text
     from llmprune.report.compare_page import figures_of, render_comparison
     from llmprune.report.runs import load_runs, print_runs
 
-    found = load_runs(runs)
+    if output is not None:
+        require_file(output, option="--output", example="compare.html")
+    found, skipped = load_runs(runs)
+    for reason in skipped:
+        typer.echo(f"llmprune: left out: {printable(reason)}", err=True)
     if as_json:
         typer.echo(json.dumps(figures_of(found), indent=1))
     else:
@@ -323,6 +352,7 @@ def anatomy(
     as_json: Json = False,
 ) -> None:
     """Show what can be pruned in a model, and why not the rest."""
+    say_loading(always=False)
     source = _source(model)
     from llmprune.anatomy.discovery import discover
     from llmprune.model.loading import load_config
@@ -344,6 +374,7 @@ def _recipe(place: str, overrides: list[str] | None) -> tuple[Recipe, Record | N
 
     if not place.startswith("hub://"):
         return Recipe.load(place, overrides or ()), None
+    say_loading(always=False)
     from llmprune.repeating import recorded_recipe
 
     return recorded_recipe(place, overrides or ())

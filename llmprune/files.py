@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from llmprune.errors import DiskError
+from llmprune.errors import DiskError, OutputError
 from llmprune.schema import format_size
 
 
@@ -16,11 +17,31 @@ def write_beside(path: Path, write: Callable[[Path], None]) -> None:
     """Write a file under another name, flush it, and rename it: it is whole or not there."""
     beside = path.with_name(f".{path.name}.partial")
     with disk_errors(path.parent):
-        write(beside)
-        share(beside)
-        flush(beside)
-        os.replace(beside, path)
+        try:
+            write(beside)
+            share(beside)
+            flush(beside)
+            os.replace(beside, path)
+        except BaseException:
+            with suppress(OSError):
+                beside.unlink()
+            raise
         flush(path.parent)
+
+
+def require_file(path: Path, *, option: str, example: str) -> None:
+    """Check that a file can be written here, and make its folder. Raises OutputError.
+
+    ``option``: the option that names it; ``example``: a file name for the remedy.
+    """
+    if path.is_dir():
+        raise OutputError(f"{option} {path} is a folder; give a file, such as {path / example}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{option} {path}: its folder cannot be made: {error}; give another place") from error
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{option} {path}: you may not write in {path.parent}; give another place")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -90,6 +111,6 @@ def disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise DiskError(
-            f"writing in {folder} failed: {error}; make room (or choose another --output) and run again"
-        ) from error
+        full = isinstance(error, SafetensorError) or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = "make room (or choose another --output) and run again" if full else "choose another --output"
+        raise DiskError(f"writing in {folder} failed: {error}; {remedy}") from error

@@ -38,7 +38,7 @@ from llmprune.model.source import ModelSource
 from llmprune.model.verify import Probe, SparseClaim, Verified, verify
 from llmprune.model.walk import Decoder
 from llmprune.plan import Plan, measure_size, plan_with_anatomy
-from llmprune.progress import quiet_libraries
+from llmprune.progress import quiet_libraries, tell
 from llmprune.prune import Pruning
 from llmprune.publishing import publish_once
 from llmprune.recipe import Recipe, refuse_tokens
@@ -144,6 +144,7 @@ def _run_in_step(
 def _run(
     recipe: Recipe, plan: Plan, bench: Workbench, folder: RunFolder, measure_forward: bool, calibration_check: bool
 ) -> Report:
+    tell("reading text")
     bench.read_texts()
     require_same_everywhere(recipe, plan, bench)
     folder.begin(recipe_of_model(recipe), fingerprint(bench.identity, bench.windows_fingerprint))

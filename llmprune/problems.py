@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from reprlib import Repr
 from typing import Any, Literal, get_args, get_origin
 
@@ -39,6 +39,7 @@ _MUST_BE = {
 }
 _LIMITS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 _UNKNOWN_KEY = ("extra_forbidden", "invalid_key")
+_NO_MAPPING = ("model_type", "model_attributes_type")
 
 
 def describe_problems(error: ValidationError, schema: type[BaseModel], data: Any) -> list[str]:
@@ -85,8 +86,7 @@ def _sentence(path: Path, problems: Sequence[Problem], schema: type[BaseModel]) 
     kind, value = first["type"], first["input"]
     place = ".".join(_plain(part) for part in path) or "recipe"
     if kind in _UNKNOWN_KEY:
-        valid = _valid_keys(schema, first["loc"][:-1])
-        return f"{place}: unknown key{did_you_mean(str(path[-1])[:60], valid) or '; valid keys: ' + ', '.join(valid)}"
+        return f"{place}: unknown key{_right_key(schema, first['loc'][:-1], str(path[-1])[:60])}"
     meaning = _meaning(schema, path)
     if kind == "missing":
         return f"{place}: is missing; add it{meaning}"
@@ -96,7 +96,15 @@ def _sentence(path: Path, problems: Sequence[Problem], schema: type[BaseModel]) 
     near = ""
     if kind == "union_tag_invalid":
         value = first["ctx"]["tag"]
-        near = did_you_mean(str(value), [tag.strip(" '") for tag in first["ctx"]["expected_tags"].split(",")])
+        tags = [tag.strip(" '") for tag in first["ctx"]["expected_tags"].split(",")]
+        near = did_you_mean(str(value), tags)
+    elif kind == "literal_error" and isinstance(value, str):
+        choices = [choice for problem in problems for choice in _choices(problem)]
+        near = did_you_mean(value, choices) or (_kind_elsewhere(schema, value) if path[-1] == "kind" else "")
+    elif kind in _NO_MAPPING:
+        near = _as_mapping(schema, path, value)
+    elif kind == "tuple_type" and isinstance(value, str | int | float) and not isinstance(value, bool):
+        near = f"; write [{short(value)}]"
     limits = [problem for problem in problems if problem["type"] in _LIMITS]  # say more than another type would
     wishes = dict.fromkeys(_wish(problem) for problem in limits or problems)  # the members of a union, each once
     return f"{place}: must be {' or '.join(wishes)}, not {short(value)}{near}{_quotes(problems, value)}{meaning}"
@@ -108,6 +116,11 @@ def _wish(problem: Problem) -> str:
         message: str = problem["msg"]
         return message.removeprefix("Input should be ")
     return template.format(**problem.get("ctx", {}))
+
+
+def _choices(problem: Problem) -> list[str]:
+    """The texts that a value may be, of one member of a union."""
+    return re.findall(r"'([^']*)'", str(problem.get("ctx", {}).get("expected", "")))
 
 
 def _quotes(problems: Sequence[Problem], value: Any) -> str:
@@ -136,8 +149,48 @@ def _meaning(schema: type[BaseModel], path: Path) -> str:
     return f" ({field.description.rstrip('.')})" if field and field.description else ""
 
 
-def _valid_keys(schema: type[BaseModel], location: Path) -> list[str]:
-    """The keys of the section that a location leads to; a criterion's ``kind`` picks among several."""
+def _right_key(schema: type[BaseModel], location: Path, key: str) -> str:
+    """The remedy for an unknown key: the right spelling, the sections that have this key, or all keys of this one."""
+    models = _models_at(schema, location)
+    if any(key in _kinds(model) for model in models):
+        return f"; write kind: {key}"
+    homes = _places_of(schema, lambda model: key in model.model_fields)
+    if homes:
+        return f" here; it is a key of {', '.join(homes)}"
+    valid = list(dict.fromkeys(name for model in models for name in model.model_fields))
+    return did_you_mean(key, valid) or "; valid keys: " + ", ".join(valid)
+
+
+def _as_mapping(schema: type[BaseModel], path: Path, value: Any) -> str:
+    """The remedy for a plain value where a section belongs: how it is written, or the keys to choose from."""
+    models = _models_at(schema, path)
+    kinds = list(dict.fromkeys(kind for model in models for kind in _kinds(model)))
+    if not kinds:
+        return "; its keys: " + ", ".join(dict.fromkeys(name for model in models for name in model.model_fields))
+    if value in kinds:
+        return f"; write {{kind: {value}}}"
+    said = f"; write {{kind: NAME}} with one of {', '.join(kinds)}"
+    return said + (did_you_mean(value, kinds) or _kind_elsewhere(schema, value) if isinstance(value, str) else "")
+
+
+def _kind_elsewhere(schema: type[BaseModel], kind: str) -> str:
+    homes = _places_of(schema, lambda model: kind in _kinds(model))
+    return f"; {kind} belongs in {' or '.join(homes)}" if homes else ""
+
+
+def _places_of(schema: type[BaseModel], wanted: Callable[[type[BaseModel]], bool], head: str = "") -> list[str]:
+    """The sections of a schema, by their dotted places, that are as wanted."""
+    found = []
+    for name, field in schema.model_fields.items():
+        models = list(models_in(field.annotation))
+        if any(wanted(model) for model in models):
+            found.append(f"{head}{name}")
+        found += [place for model in models for place in _places_of(model, wanted, f"{head}{name}.")]
+    return list(dict.fromkeys(found))
+
+
+def _models_at(schema: type[BaseModel], location: Path) -> list[type[BaseModel]]:
+    """The sections that a location may lead to; a criterion's ``kind`` picks among several."""
     models = [schema]
     for part in location:
         fields = [model.model_fields[part] for model in models if part in model.model_fields]
@@ -145,7 +198,7 @@ def _valid_keys(schema: type[BaseModel], location: Path) -> list[str]:
             models = [inner for field in fields for inner in models_in(field.annotation)] or models
         else:
             models = [model for model in models if part in _kinds(model)] or models
-    return list(dict.fromkeys(name for model in models for name in model.model_fields))
+    return models
 
 
 def _kinds(model: type[BaseModel]) -> tuple[Any, ...]:

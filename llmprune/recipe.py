@@ -35,6 +35,7 @@ from llmprune.refit import Refit
 from llmprune.remote import has_token
 from llmprune.schema import Section
 from llmprune.sparsity.section import Sparsity
+from llmprune.text_files import utf8
 from llmprune.yaml_reader import dump, read, read_value
 
 Positive = Annotated[int, Field(gt=0)]
@@ -145,10 +146,9 @@ class Recipe(Section):
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
         """Read a recipe file; ``overrides`` are ``section.key=value`` texts. Raises RecipeError."""
         try:
-            text = Path(path).read_bytes().decode("utf-8")
-        except UnicodeDecodeError as error:
-            place = f"byte {error.object[error.start]:#04x} at position {error.start}"
-            raise RecipeError(f"not UTF-8 text ({place}); save the recipe as UTF-8", str(path)) from error
+            text = utf8(Path(path).read_bytes())
+        except ValueError as error:
+            raise RecipeError(f"the recipe {error}", str(path)) from error
         except OSError as error:
             reason = error.strerror or error
             raise RecipeError(

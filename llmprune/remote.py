@@ -9,6 +9,8 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
@@ -28,10 +30,16 @@ ATTEMPTS = 6  # with waits of 1, 2, 4, 8 and 16 s, unless the hub names its own
 LONGEST_WAIT = 300.0  # seconds; where the hub asks for more, that is an error
 _SILENT_ATTEMPTS = 2  # at a hub that accepts and does not answer: the hub client tries several times in each
 
-_TOKEN = re.compile(r"\bhf_(?:[a-z]+_)?[A-Za-z0-9]{20,}|\bapi_org_[A-Za-z0-9]{20,}|(?<=Bearer )\S+")
-_USER = re.compile(r"(?<=://)[^/\s@]+@")
+_TOKEN = re.compile(r"\bhf_(?:[a-z]+_)?[A-Za-z0-9]{20,}|\bapi_org_[A-Za-z0-9]{20,}")
+_BEARER = re.compile(
+    r"(?P<head>\bAuthorization\W{1,5})?\bBearer +(?P<token>[\w~+/=-]+(?:\.[\w~+/=-]+)*)", re.IGNORECASE
+)
+_PLACEHOLDER = re.compile(r"[A-Z]{1,15}|[A-Z]+(?:_[A-Z]+)+")  # TOKEN, HF_TOKEN: the name of a secret
+_WORD = re.compile(r"[A-Z]?[a-z]{1,14}")  # of a sentence about bearer tokens
+_USER = re.compile(r"(?<=://)(?<!\bhub://)[^/\s@]+@")  # hub://NAME@REVISION has no user
 _ADDRESS = re.compile(r"https?://[^\s'\"<>]+")  # matched whole, so that the work grows with the text and not its square
 _QUERY = re.compile(r"\?[^)]+")
+_END = ".,;:!?"  # of the sentence around an address
 _VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "HUGGINGFACE_TOKEN", "HF_HUB_TOKEN")
 _CHATTY = ("huggingface_hub", "transformers", "datasets", "llmprune")
 
@@ -40,13 +48,14 @@ def redact(text: str) -> str:
     """The text without tokens, and without the users and queries of addresses, where upload links are signed."""
     for secret in _own_tokens():
         text = text.replace(secret, HIDDEN)
-    text = _USER.sub(f"{HIDDEN}@", _TOKEN.sub(HIDDEN, text))
-    return _ADDRESS.sub(lambda address: _QUERY.sub(f"?{HIDDEN}", address[0], count=1), text)
+    text = _BEARER.sub(_without_token, _TOKEN.sub(HIDDEN, text))
+    return _ADDRESS.sub(_without_query, _USER.sub(f"{HIDDEN}@", text))
 
 
 def has_token(text: str) -> bool:
     """Whether a text holds the user's own token, or what looks like one."""
-    return bool(_TOKEN.search(text)) or any(secret in text for secret in _own_tokens())
+    bearers = any(_without_token(found) != found[0] for found in _BEARER.finditer(text))
+    return bearers or bool(_TOKEN.search(text)) or any(secret in text for secret in _own_tokens())
 
 
 def scrub(error: BaseException) -> None:
@@ -122,6 +131,17 @@ def resolve(repo_id: str, revision: str | None = None, repo_type: str = "model")
     )
 
 
+def asked_seconds(retry_after: str) -> float | None:
+    """Return the wait that a Retry-After header asks for, by seconds or by a date; None where it is neither."""
+    if re.fullmatch(r"\d+(\.\d+)?", retry_after.strip(), re.ASCII):
+        return float(retry_after)
+    try:
+        moment = parsedate_to_datetime(retry_after)
+        return max(0.0, moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None
+
+
 def reason(error: BaseException) -> str:
     """Why the hub did not do it, and what to do: one line without secrets."""
     for link in _chain(error):
@@ -176,6 +196,20 @@ def status_of(error: BaseException) -> int | None:
     return next((link.response.status_code for link in _chain(error) if isinstance(link, HfHubHTTPError)), None)
 
 
+def _without_token(found: re.Match[str]) -> str:
+    """Return ``Bearer TOKEN`` as it is where TOKEN is a placeholder or a word of the sentence, else without it."""
+    token = found["token"]
+    if _PLACEHOLDER.fullmatch(token) or (_WORD.fullmatch(token) and not found["head"]):
+        return found[0]
+    return found[0].removesuffix(token) + HIDDEN
+
+
+def _without_query(found: re.Match[str]) -> str:
+    """Return an address with a hidden query, and the punctuation after it."""
+    address = found[0].rstrip(_END)
+    return _QUERY.sub(f"?{HIDDEN}", address, count=1) + found[0][len(address) :]
+
+
 def _own_tokens() -> list[str]:
     """The user's token wherever the hub client would find it, where that is loaded; longest first."""
     found = {os.environ.get(name, "").strip() for name in _VARIABLES}
@@ -211,7 +245,7 @@ def _may_pass(error: BaseException, reached: bool) -> bool:
     for link in _chain(error):
         if isinstance(link, HfHubHTTPError):
             status = link.response.status_code
-            return (status == 429 and (_asked_wait(link) or 0) <= LONGEST_WAIT) or status >= 500
+            return (status == 429 or status >= 500) and (_asked_wait(link) or 0) <= LONGEST_WAIT
         if isinstance(link, httpx2.ConnectError | httpx2.ConnectTimeout):
             return reached
         if isinstance(link, httpx2.ProxyError):
@@ -224,8 +258,7 @@ def _may_pass(error: BaseException, reached: bool) -> bool:
 def _asked_wait(error: BaseException | None) -> float | None:
     """Seconds that the hub asks to wait; None where it names none."""
     response = getattr(error, "response", None)
-    asked = response.headers.get("Retry-After", "") if response is not None else ""
-    return float(asked) if asked.isdecimal() else None
+    return None if response is None else asked_seconds(response.headers.get("Retry-After", ""))
 
 
 def _known(error: BaseException) -> str:

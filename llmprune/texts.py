@@ -20,6 +20,7 @@ from llmprune.errors import CalibrationError, did_you_mean
 from llmprune.names import is_plain
 from llmprune.remote import is_hub_error, is_unreachable, reason, redact, resolve, scrub
 from llmprune.schema import Section
+from llmprune.text_files import fault_of, require_text_file, unread_kind
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -105,8 +106,7 @@ def load_text(source: TextSource) -> Dataset | IterableDataset:
         if _is_local(source.dataset):
             return _file_text(path, source)
         if path.is_file():
-            kinds = ", ".join(FILE_BUILDERS)
-            raise CalibrationError(f"the data file {path} is of a kind that is not read here; give one of {kinds}")
+            raise CalibrationError(unread_kind(path, ", ".join(FILE_BUILDERS)))
         streaming = source.split.isidentifier()
         revision = source.revision if path.exists() else _pinned(source, streaming)
         require_own_data(source.dataset, revision, streaming=streaming)
@@ -194,12 +194,9 @@ def _rendered(messages: Any, source: TextSource, tokenizer: PreTrainedTokenizerB
 def _file_text(path: Path, source: TextSource) -> Dataset:
     import datasets
 
-    if not path.is_file():
-        raise CalibrationError(f"the data file {path} does not exist (looked in {Path.cwd()}); check the path")
-    if not path.stat().st_size:
-        raise CalibrationError(f"the data file {path} is empty; give one with text")
+    require_text_file(path)
     builder = FILE_BUILDERS[path.suffix]
-    options = {"sample_by": "paragraph"} if builder == "text" else {}
+    options = {"sample_by": "paragraph", "encoding": "utf-8-sig"} if builder == "text" else {}
     files = {_split_name(source): glob.escape(str(path))}
     return datasets.load_dataset(builder, data_files=files, split=source.split, **options)
 
@@ -260,12 +257,22 @@ def _explained(source: TextSource) -> Iterator[None]:
             cause = cause.__cause__
         if isinstance(cause, CalibrationError):
             raise cause from error
+        if _is_local(source.dataset) and (fault := _file_fault(Path(source.dataset))):
+            raise CalibrationError(fault) from error
         scrub(error)
         said = redact(" ".join(str(cause).split()))
         why = reason(error) if is_hub_error(error) else f"{type(cause).__name__}: {said}; check {remedy}"
         raise CalibrationError(
             f"the data set {source.dataset!r} ({source.config or 'default'}, {source.split}) cannot be read: {why}"
         ) from error
+
+
+def _file_fault(path: Path) -> str | None:
+    """What is wrong with a text file that could not be read; None where nothing of it is known."""
+    try:
+        return fault_of(path) if path.suffix in (".txt", ".jsonl", ".json") else None
+    except OSError:
+        return None
 
 
 @contextmanager

@@ -226,6 +226,44 @@ def test_form_and_editor_follow_each_other(page: Page) -> None:
     expect(page.get_by_label("Layers to remove")).to_have_value("6")
 
 
+def test_the_editor_keeps_its_work_through_reload_and_back(page: Page) -> None:
+    """Typed and composed recipes and the fields beside them come back, the questions follow, and secrets do not."""
+    page.goto("/submit")
+    recipe = page.get_by_label("Recipe", exact=True)
+    recipe.fill("# mine\nmodel: {id: org/model}\ncalibration: {dataset: org/text}\ndepth: {remove: 5}\n")
+    page.get_by_text("Name, device, limits").click()
+    page.get_by_label("Name", exact=True).fill("by hand")
+    page.get_by_label("Hub token for this job").fill("hf_secret")
+    page.reload()
+    expect(recipe).to_have_value(re.compile("# mine\n.*remove: 5", re.DOTALL))
+    expect(page.get_by_label("Layers to remove")).to_have_value("5")
+    expect(page.locator("input[name=name]")).to_have_value("by hand")
+    expect(page.locator("input[name=hub_token]")).to_have_value("")
+    page.get_by_label("Layers to remove").fill("7")
+    expect(recipe).to_have_value(re.compile("# mine\n.*remove: 7", re.DOTALL))
+    page.get_by_role("link", name="Jobs", exact=True).click()
+    expect(page).to_have_title(re.compile("^Jobs"))
+    page.go_back()
+    expect(recipe).to_have_value(re.compile("# mine\n.*remove: 7", re.DOTALL))
+    expect(page.get_by_label("Layers to remove")).to_have_value("7")
+    page.get_by_role("link", name="Jobs", exact=True).click()
+    page.get_by_role("link", name="New job").click()
+    expect(recipe).to_have_value(re.compile("^model:\n"))
+    assert "hf_secret" not in page.evaluate("JSON.stringify([history.state, {...sessionStorage}, {...localStorage}])")
+
+
+def test_a_submitted_recipe_comes_back_with_back(page: Page) -> None:
+    """After submission Back leads to the editor with what was submitted, under a key of its own."""
+    page.goto("/submit")
+    text, key = recipe(by="back"), page.locator("input[name=key]").input_value()
+    page.get_by_label("Recipe", exact=True).fill(text)
+    page.get_by_role("button", name="Submit").click()
+    expect(page).to_have_url(re.compile(r"/jobs/\w+$"))
+    page.go_back()
+    expect(page.get_by_label("Recipe", exact=True)).to_have_value(text)
+    assert page.locator("input[name=key]").input_value() != key
+
+
 def test_a_page_that_is_no_longer_fresh_says_so(browser: Browser, live: tuple[Client, Settings]) -> None:
     """Where the service cannot be reached an open page says that it may be old, and takes that back afterwards."""
     context = browser.new_context(base_url=live[0].server, viewport=PHONE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from pathlib import Path
@@ -16,7 +17,7 @@ from tiny import tiny_tokenizer
 
 from llmprune.calibration import Calibration, fingerprint_tokens, load_windows
 from llmprune.errors import CalibrationError
-from llmprune.texts import TextSource, load_text
+from llmprune.texts import TextSource, load_text, read_documents
 
 TOPICS = "package://pydoc_data.topics/topics"
 CHAT = [{"role": "user", "content": "two plus two?"}, {"role": "assistant", "content": "four"}]
@@ -267,10 +268,10 @@ def test_ready_tokens_that_do_not_serve(
         ('{"text": "short"}\n' * 9, {}, ["54 tokens in 9 documents", "need 64", "at most 3 samples"]),
         ('{"text": "short"}\n', {}, ["6 tokens in 1 documents", "need 64: shorten sequence_length"]),
         ("", {}, ["data.jsonl is empty", "give one with text"]),
-        ("\n\n", {}, ["data.jsonl", "check the file"]),
+        ("\n\n", {}, ["data.jsonl: it has no rows; give lines such as"]),
         ('{"text": null}\n{"text": ""}\n', {}, ["no text at all", "give one that has some"]),
         ('{"text": "a"}\n', {"split": "train[:0]"}, ["train[:0]", "check the file and the split"]),
-        ('{"text": "a"}\n{"te', {}, ["data.jsonl", "JSON parse error", "check the file"]),
+        ('{"text": "a"}\n{"te', {}, ["data.jsonl: line 2, column 2: not valid JSON", "correct or remove"]),
         ('{"txt": "a"}\n', {}, ["no column 'text'", "set text_field to one of: txt"]),
         ('{"txt": "a"}\n', {"messages_field": "chat"}, ["no column 'chat'", "set messages_field to"]),
         ('{"text": 3}\n', {}, ["'text'", "holds int, not text", "set text_field"]),
@@ -307,6 +308,52 @@ def test_sources_that_are_not_there(
     with pytest.raises(CalibrationError) as caught:
         load(dataset=dataset)
     assert all(part in str(caught.value) for part in said), str(caught.value)
+
+
+LETTERS = "Fähre. " * 20
+UNREADABLE: list[tuple[str, bytes, str]] = [
+    ("utf16.txt", LETTERS.encode("utf-16"), "is UTF-16 text; save it as UTF-8 (iconv -f UTF-16 -t UTF-8 OLD > NEW)"),
+    ("utf32.txt", LETTERS.encode("utf-32"), "is UTF-32 text"),
+    ("unmarked.txt", LETTERS.encode("utf-16-be"), "is UTF-16BE text"),
+    ("utf16.jsonl", '{"text": "a"}'.encode("utf-16-le"), "is UTF-16LE text"),
+    ("latin.txt", ("plain\n" + LETTERS).encode("latin-1"), "line 2 is not UTF-8 at byte 2 (0xe4); save it as UTF-8"),
+    ("latin.jsonl", '{"text": "a"}\n{"text": "ä"}'.encode("latin-1"), "line 2 is not UTF-8 at byte 11 (0xe4)"),
+    ("binary.txt", b"\x7fELF\2\1\1\0\xe4\0\0\0", "is binary (a null byte at byte 8), not text"),
+    ("plain.jsonl", b"only words\n", "line 1, column 1: not valid JSON (Expecting value); correct or remove the line"),
+    ("lists.jsonl", b'[1]\n[2]\n', 'line 1 is a list; each line must be an object, such as {"text": "…"}'),
+    ("array.json", b'[{"text": "a"},\n {"text": }]', "line 2, column 11: not valid JSON (Expecting value)"),
+    ("lines.json", b'{"text": "a"}\n{"text": "b"\n', "line 2, column 13: not valid JSON"),
+    ("words.parquet", b"only words", "is no Parquet file, whatever its name says"),
+    ("short.parquet", b"PAR1 and then no more", "is a Parquet file without its end: it was cut off; copy it again"),
+    ("text.txt.gz", b"\x1f\x8b", "is compressed; unpack it first (gunzip text.txt.gz), then name the file in it"),
+    ("folder.txt", b"", "is a folder; give a file in it"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "content", "said"), UNREADABLE)
+def test_files_that_are_no_text_as_they_should_be(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    """Encoding, line, column and remedy are named; no library's words and no other error come out."""
+    path = tmp_path / name
+    path.mkdir() if name.startswith("folder") else path.write_bytes(content)
+    with pytest.raises(CalibrationError) as caught:
+        load(dataset=str(path))
+    assert str(caught.value).startswith(f"the data file {path}"), str(caught.value)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("marked.txt", LETTERS.encode("utf-8-sig")),
+        ("marked.jsonl", json.dumps({"text": LETTERS}).encode("utf-8-sig")),
+        ("packed.txt", gzip.compress(LETTERS.encode())),
+    ],
+)
+def test_a_byte_order_mark_and_packed_text_are_read(tmp_path: Path, name: str, content: bytes) -> None:
+    """UTF-8 with a byte order mark gives the text without it; what the library unpacks is no binary file."""
+    (tmp_path / name).write_bytes(content)
+    (document,) = read_documents(TextSource(dataset=str(tmp_path / name)), tiny_tokenizer(), 0)
+    assert document.strip() == LETTERS.strip()
 
 
 def test_an_unreachable_hub_names_the_remedies(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -439,6 +439,61 @@ def test_runs_are_compared(room: Path, tmp_path: Path) -> None:
     assert (twice.code, "named twice" in twice.err) == (2, True)
 
 
+def test_compare_leaves_out_what_is_no_finished_run(room: Path, tmp_path: Path) -> None:
+    """``compare runs/*`` names a service's folder, an unfinished run and a file, and compares the rest."""
+    first, unfinished, service, stray = (tmp_path / name for name in ("first", "unfinished", "service", "notes.txt"))
+    shutil.copytree(room / "done", first)
+    for folder in (unfinished, service):
+        folder.mkdir()
+    shutil.copy(first / "run.json", unfinished)
+    stray.write_text("notes")
+    outcome = command("compare", room / "done", first, unfinished, service, stray, "--json")
+    assert outcome.code == 0, outcome.err
+    assert [row["run"] for row in json.loads(outcome.out)] == ["done", "first"]
+    assert f"left out: {unfinished} has no report.json; the run is not finished" in outcome.err
+    assert f"left out: {service} has no report.json; give the folder of a run" in outcome.err
+    assert f"left out: {stray} cannot be read" in outcome.err
+    alone = command("compare", first, service)
+    assert (alone.code, "of 2 folders 1 is a finished run" in alone.err, str(service) in alone.err) == (2, True, True)
+    nowhere = command("compare", room / "done", first, tmp_path / "nowhere")
+    assert (nowhere.code, "does not exist" in nowhere.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("verb", "option"), [("compare", "--output"), ("report", "--output"), ("bench", "--output"), ("push", "--save")]
+)
+def test_an_output_that_cannot_be_written(
+    room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, option: str
+) -> None:
+    """A folder in a file's place, or a file in its folder's, is refused before anything is done; nothing is left."""
+    monkeypatch.setattr("llmprune.publishing.push_run", lambda *_: pytest.fail("pushed"))
+    run = room / "done" / "model" if verb == "bench" else room / "done"
+    base = ["--against", room / "base"] if verb == "bench" else []
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    for place, said in (("folder", "is a folder; give a file, such as"), ("file/x.json", "its folder cannot be made")):
+        outcome = command(verb, run, *base, option, tmp_path / place)
+        assert (outcome.code, said in outcome.err) == (2, True), outcome.err
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]
+
+
+def test_an_output_in_a_new_folder(room: Path, tmp_path: Path) -> None:
+    """The folder of an output file is made."""
+    assert command("compare", room / "done", "-o", tmp_path / "new" / "page.html").code == 0
+    assert (tmp_path / "new" / "page.html").is_file()
+
+
+def test_a_write_that_fails_leaves_no_partial_file(tmp_path: Path) -> None:
+    """The file beside goes, and only a full disk gets the advice to make room."""
+    from llmprune.errors import DiskError
+    from llmprune.files import write_text as write
+
+    (tmp_path / "taken" / "inside").mkdir(parents=True)
+    with pytest.raises(DiskError, match=r"choose another --output$"):
+        write(tmp_path / "taken", "text")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
 def test_bench_prints_and_writes(room: Path, tmp_path: Path) -> None:
     """``bench`` says sizes, times and the estimate for what it is, and writes the same as JSON."""
     options = ["--batch-sizes", "1", "--contexts", "8", "--new-tokens", "4", "--repeats", "1"]

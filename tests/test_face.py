@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -47,7 +48,7 @@ LADDER = (
         *("evaluation", "report", "hub"),
     ),
     ("model",),
-    ("anatomy", "calibration", "data_cards", "texts", "cut", "scores", "progress", "testing", "remote"),
+    ("anatomy", "calibration", "data_cards", "texts", "text_files", "cut", "scores", "progress", "testing", "remote"),
     ("files", "names", "schema", "errors", "printing", "console", "waiting", "time_limits", "yaml_reader"),
 )
 HEAVY = {"torch", "transformers", "datasets", "lm_eval", "accelerate", "numpy"}
@@ -167,3 +168,10 @@ finally:
     )
     assert (done.returncode, said in done.stdout + done.stderr) == (code, True), done.stderr
     assert done.stdout.splitlines()[-1].strip() == "heavy:"
+
+
+def test_every_build_setting_is_one_that_hatch_reads() -> None:
+    """A key in the wrong table of pyproject.toml is ignored without a word."""
+    tables = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]
+    read = {"packages", "include", "exclude", "only-include", "artifacts", "force-include", "sources"}
+    assert {key for target in tables["targets"].values() for key in target} <= read

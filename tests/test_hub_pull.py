@@ -150,11 +150,15 @@ def test_what_passes_is_waited_for(hub: Hub, tmp_path: Path, fault: Fault) -> No
         assert hub.waits == [7, 7]
 
 
-def test_a_hub_that_asks_for_hours_is_an_error(hub: Hub, tmp_path: Path) -> None:
-    """Nobody waits in silence for longer than a few minutes."""
+@pytest.mark.parametrize("asked", ["7200", "9" * 400, "Fri, 31 Dec 9999 23:59:59 GMT"])
+@pytest.mark.parametrize(
+    ("status", "said"), [(429, "it asks for fewer requests; wait, and run the same"), (503, "run the same command")]
+)
+def test_a_hub_that_asks_for_hours_is_an_error(hub: Hub, tmp_path: Path, status: int, said: str, asked: str) -> None:
+    """Nobody waits in silence for longer than a few minutes, whether the hub names seconds or a date."""
     publish_model(hub, tmp_path / "base")
-    hub.faults.append(Fault(LOOK, 429, headers={"Retry-After": "7200"}))
-    assert "it asks for fewer requests; wait, and run the same command again" in refusal()
+    hub.faults.append(Fault(LOOK, status, headers={"Retry-After": asked}))
+    assert said in refusal()
     assert hub.waits == []
 
 

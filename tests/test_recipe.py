@@ -64,6 +64,12 @@ calibration: {sources: [{dataset: x, wieght: 2}]}
     calibration.sources.0.wieght: unknown key
 export: {'a b': 1}
     export.'a b': unknown key; valid keys: max_shard_size
+criterion: angular
+    criterion: unknown key here; it is a key of depth, width, experts
+sparsity: {pattern: '2:4', criterion: {kind: wanda}}
+    sparsity.criterion: unknown key here; it is a key of depth, width, experts
+depth: {remove: 1, criterion: {angular: 1}}
+    depth.criterion.angular: unknown key; write kind: angular
 """)
 
 
@@ -103,6 +109,10 @@ depth: {remove: 1, keep: 2}
     depth: needs exactly one of remove, keep, layers; remove and keep given
 depth: {remove: 1, criterion: {kind: x}}
     depth.criterion.kind: must be 'block_influence' or 'angular' or 'perplexity' or 'divergence' or 'residual', not 'x'
+depth: {remove: 1, criterion: angular}
+    depth.criterion: must be a mapping of keys, not 'angular'; write {kind: angular} (How layers are scored)
+depth: 3
+    depth: must be a mapping of keys, not 3; its keys: remove, keep, layers, criterion (
 width: {mlp: .nan}
     width.mlp: must be a finite number, not .nan
 width: {mlp: .inf}
@@ -118,7 +128,7 @@ refit: {ridge: -1}
 refit: true
     refit: leave refit out for the default, give settings such as {ridge: 0.1}, or say false
 model: org/model
-    model: must be a mapping of keys, not 'org/model'
+    model: must be a mapping of keys, not 'org/model'; its keys: id, revision,
 model: {id: ''}
     model.id: must be text of at least 1 character, not ''
 model: {id: x, revision: 0123}
@@ -134,7 +144,7 @@ model: {id: x, device_map: {model.norm: 1.5}}
 model: {id: x, max_memory: {0: lots}}
     model.max_memory.0: a size is a number with a unit, such as 5GB
 evaluation: {tasks: hellaswag}
-    evaluation.tasks: must be a list, not 'hellaswag'
+    evaluation.tasks: must be a list, not 'hellaswag'; write ['hellaswag']
 evaluation: {tasks: [a, a]}
     evaluation.tasks: a named twice
 evaluation: {gate: {}}
@@ -172,6 +182,25 @@ calibration: {sources: [{dataset: x, weight: 0}]}
 calibration: {sources: [{dataset: x}, {dataset: x}]}
     calibration.sources: x is there twice
 """)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "said"),
+    [
+        ("angular", "not 'angular'; write {kind: angular} (How layers are scored)"),
+        ("angula", "not 'angula'; write {kind: NAME} with one of block_influence, angular, perplexity"),
+        ("angula", "; did you mean 'angular'? (How"),
+        ("activation", "; activation belongs in width.criterion (How"),
+        ("{kind: angula}", "not 'angula'; did you mean 'angular'?"),
+        ("{kind: reap}", "not 'reap'; reap belongs in experts.criterion"),
+        ("3", "not 3; write {kind: NAME} with one of block_influence, angular"),
+    ],
+)
+def test_a_criterion_that_is_written_wrongly(criterion: str, said: str) -> None:
+    """The right form, the nearest name, or the section where this criterion belongs."""
+    found = problems(with_section(f"depth: {{remove: 1, criterion: {criterion}}}"))
+    assert len(found) == 1
+    assert said in found[0], found
 
 
 @pytest.mark.parametrize(("section", "said"), WRONG_VALUES)
@@ -229,7 +258,16 @@ def test_a_bomb_of_aliases_is_answered_at_once() -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"model: \xff\xfe", "not UTF-8 text (byte 0xff at position 7); save the recipe as UTF-8"),
+        (
+            b"model: \xe9",
+            "the recipe is not UTF-8 at byte 8 (0xe9); save it as UTF-8 (iconv -f LATIN1 -t UTF-8 OLD > NEW, if it is "
+            "Latin-1)",
+        ),
+        (
+            "model: 1".encode("utf-16"),
+            "the recipe is UTF-16 text; save it as UTF-8 (iconv -f UTF-16 -t UTF-8 OLD > NEW)",
+        ),
+        (b"model: \0", "the recipe is binary (a null byte at byte 8), not text; give a file of text"),
         (None, "the recipe cannot be read: No such file or directory; give the path of a YAML file"),
     ],
 )

@@ -167,14 +167,35 @@ def test_names_that_only_look_alike_are_no_tokens(tmp_path: Path) -> None:
     ("text", "clean"),
     [
         ("https://ann:secret@hub.example/a?x=1", "https://***@hub.example/a?***"),
-        ("see https://s3.example/k?X-Amz-Signature=abc&e=1, then", "see https://s3.example/k?*** then"),
+        ("see https://s3.example/k?X-Amz-Signature=abc&e=1, then", "see https://s3.example/k?***, then"),
         ("Authorization: Bearer abcdef", "Authorization: Bearer ***"),
         (f"token {TOKEN}.", "token ***."),
         ("hf_oauth_AbCdEfGhIjKlMnOpQrStUvWxYz", "***"),
         ("is it so? https://hub.example/a", "is it so? https://hub.example/a"),
+        ("{'Authorization': 'Bearer abcdef'}", "{'Authorization': 'Bearer ***'}"),
+        ("sent Bearer s3cr-et.x_Y/z=; then", "sent Bearer ***; then"),
+        ("authorization: bearer abcdefgh.", "authorization: bearer ***."),
+        ("(see https://s3.example/k?a=b).", "(see https://s3.example/k?***)."),
     ],
 )
 def test_redaction(text: str, clean: str) -> None:
     """Tokens, users in addresses, and their queries go; everything else stays."""
     assert remote.redact(text) == clean
     assert os.environ.get("HF_TOKEN", "") == "" or os.environ["HF_TOKEN"] not in clean
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "send Authorization: Bearer TOKEN; set LLMPRUNE_TOKEN or give --token-file",
+        "give Authorization: Bearer HF_TOKEN, not Basic",
+        "the Bearer token is not valid; set HF_TOKEN to one from the hub's settings page",
+        "is llmprune serve running at http://127.0.0.1:8321? see --server",
+        "nothing answers at https://hub.example/a?; check the network",
+        "hub://gpt2@main has no llmprune.json; give hub://ORG/NAME@REVISION",
+    ],
+)
+def test_redaction_leaves_remedies_whole(sentence: str) -> None:
+    """Names of secrets, placeholders, punctuation and addresses without secrets are no secrets."""
+    assert remote.redact(sentence) == sentence
+    assert not remote.has_token(sentence)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -166,6 +167,28 @@ def test_time_limit(bench: Bench) -> None:
     assert ended["state"] == "failed"
     assert "longer than its limit of 0.2 s" in ended["error"]
     assert marked(job) == []
+
+
+def test_the_time_of_all_attempts_is_shown(bench: Bench) -> None:
+    """A short run has its time, a retry adds to what ran before, and its limit begins anew."""
+    job = bench.submit(recipe(pause=0.3, exit=1), time_limit=60)["id"]
+    first = bench.until_ended(job)
+    assert first["ran_seconds"] > 0.3
+    with bench.service.database.write() as connection:
+        connection.execute("UPDATE jobs SET ran_seconds = 100 WHERE id = ?", (job,))
+    bench.http.post(f"/v1/jobs/{job}/retry")
+    again = bench.until_ended(job)
+    assert (again["state"], again["ran_before"], "limit" in again["error"]) == ("failed", 100, False)
+    assert again["ran_seconds"] > 100
+    page = bench.http.get(f"/jobs/{job}", headers={"Accept": "text/html"}).text
+    assert re.search(r"<dd>1 min 4\d s in all attempts, since the last retry [\d.]+ s of at most 1 min 0 s</dd>", page)
+
+
+def test_a_job_that_has_not_started_did_not_run_for_0_seconds(bench: Bench) -> None:
+    """Its page says so in words."""
+    job = bench.submit()["id"]
+    page = bench.http.get(f"/jobs/{job}", headers={"Accept": "text/html"}).text
+    assert "<dt>Ran</dt><dd>not yet; at most 24 h 0 min</dd>" in page
 
 
 def test_a_clock_that_jumps_changes_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

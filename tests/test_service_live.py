@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 
 from llmprune.cli import app
 from llmprune.errors import OutputError, RecipeError
-from llmprune.service.client import Client, ServiceError
+from llmprune.service.answers import ServiceError, Submitted
+from llmprune.service.client import Client
 from llmprune.service.planner import Planner
 from llmprune.service.processes import marked
 from llmprune.service.server import serve
@@ -124,7 +125,9 @@ def test_submissions_at_once(live: tuple[Client, Settings]) -> None:
         with Client(live[0].server) as client:
             for text in part:
                 headers = {"Content-Type": "application/yaml", "Idempotency-Key": f"key {text}"[:40].replace("\n", " ")}
-                first, second = (client._json("POST", "/v1/jobs", content=text, headers=headers) for _ in range(2))
+                first, second = (
+                    client._json(Submitted, "POST", "/v1/jobs", content=text, headers=headers) for _ in range(2)
+                )
                 assert first["id"] == second["id"]
 
     threads = [threading.Thread(target=send, args=(texts[n::6],)) for n in range(6)]

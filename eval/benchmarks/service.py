@@ -32,7 +32,8 @@ import torch
 from common import finish, record, run, write_recipe
 from safetensors.torch import save_file
 
-from llmprune.service.client import ENDED, Client, ServiceError
+from llmprune.service.answers import ServiceError, Submitted
+from llmprune.service.client import ENDED, Client
 from llmprune.service.job import JobSummary
 from llmprune.service.processes import MARK, marked
 from llmprune.service.settings import Settings
@@ -357,7 +358,7 @@ def submit_at_once(client: Client, job: str) -> dict[str, Any]:
 def submit_under(client: Client, key: str, text: str) -> str:
     """The id of the job that a recipe becomes under an idempotency key."""
     headers = {"Content-Type": "application/yaml", "Idempotency-Key": key}
-    return str(client._json("POST", "/v1/jobs", content=text, headers=headers)["id"])
+    return str(client._json(Submitted, "POST", "/v1/jobs", content=text, headers=headers)["id"])
 
 
 def load_recipe(number: int) -> str:

@@ -48,16 +48,33 @@ def load_report(folder: Path) -> Report:
         raise OutputError(f"{path} cannot be read ({said}); run the recipe again") from error
 
 
-def load_runs(folders: Sequence[Path]) -> tuple[Run, ...]:
-    """Several runs under names that tell them apart: the shortest ends of their paths that do."""
-    reports = [load_report(folder) for folder in folders]
-    parts = [(folder if folder.is_dir() else folder.parent).resolve().parts for folder in folders]
-    if len(set(parts)) < len(parts):
-        raise OutputError("a run is named twice; name each once")
+def load_runs(folders: Sequence[Path]) -> tuple[tuple[Run, ...], tuple[str, ...]]:
+    """Several runs, and a sentence for each folder that has no report that can be read.
+
+    Runs are named by the shortest ends of their paths that tell them apart. Raises OutputError where a path does not
+    exist, a run is named twice, or too few runs are left to compare.
+    """
+    reports: dict[Path, Report] = {}
+    skipped = []
+    for folder in folders:
+        if not folder.exists():
+            raise OutputError(f"{folder} does not exist; give folders of finished runs")
+        place = (folder if folder.is_dir() else folder.parent).resolve()
+        if place in reports:
+            raise OutputError(f"the run {folder} is named twice; name each once")
+        try:
+            reports[place] = load_report(folder)
+        except OutputError as error:
+            skipped.append(str(error))
+    if len(reports) < min(2, len(folders)):
+        found = f"of {len(folders)} folders {len(reports) or 'none'} is a finished run; " if len(folders) > 1 else ""
+        raise OutputError(found + "; ".join(skipped))
+    parts = [place.parts for place in reports]
     depth = next(
         depth for depth in range(1, 1 + max(map(len, parts))) if len({part[-depth:] for part in parts}) == len(parts)
     )
-    return tuple(Run("/".join(part[-depth:]), report) for part, report in zip(parts, reports, strict=True))
+    runs = tuple(Run("/".join(part[-depth:]), report) for part, report in zip(parts, reports.values(), strict=True))
+    return runs, tuple(skipped)
 
 
 def warnings_of(runs: Sequence[Run]) -> tuple[str, ...]:

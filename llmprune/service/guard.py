@@ -43,6 +43,7 @@ _COLUMN = re.compile(r"[^/\\\x00-\x1f]{1,120}")
 _PATTERN = re.compile(r"\d{1,4}:\d{1,4}", re.ASCII)
 _MATRIX = re.compile(r"[\w.*?-]{1,120}", re.ASCII)  # matched against a few dozen names
 _SPLIT = re.compile(r"[\w.\[\]:%()+ -]{1,120}", re.ASCII)
+_LIST = re.compile(r"\.\d+(?=\.|$)")  # an entry of a list, in a place
 
 
 @dataclass
@@ -64,7 +65,7 @@ class Guard:
         for place, value in texts_in(recipe):
             if place.startswith(tuple(f"{section}." for section in CLOSED)):
                 continue  # said once, for the whole section
-            rule = RULES.get(re.sub(r"\.\d+(?=\.|$)", "[]", place)) or _mapping_rule(place)
+            rule = RULES.get(_LIST.sub("[]", place)) or _mapping_rule(place)
             if rule is None:
                 self.problems.append(f"{place}: is not accepted over the network; remove it")
             else:
@@ -118,6 +119,11 @@ def texts_in(value: Any, annotation: Any = None, place: str = "") -> Iterator[tu
             yield from texts_in(inner, annotation, f"{place}.{index}")
     elif isinstance(value, str) and is_free_text(annotation):
         yield place, value
+
+
+def may_be_path(place: str) -> bool:
+    """Whether a text at this place of a recipe may name a file or folder."""
+    return RULES.get(_LIST.sub("[]", place)) in (_hub_or_path, _tokens_file, _task_folder)
 
 
 def is_free_text(annotation: Any) -> bool:

@@ -23,6 +23,7 @@ from llmprune.hub.section import Hub
 State = Literal["queued", "running", "cancelling", "cancelled", "failed", "succeeded"]
 ACTIVE: tuple[State, ...] = ("running", "cancelling")
 ENDED: tuple[State, ...] = ("cancelled", "failed", "succeeded")
+JOB_ID = "[0-9a-f]{12}"
 
 
 class _Value(BaseModel):
@@ -81,7 +82,8 @@ class JobSummary(_Value):
     priority: int
     time_limit: float | None = Field(description="Seconds that it may run.")
     attempts: int
-    ran_seconds: float
+    ran_seconds: float = Field(description="How long it has run, over all attempts.")
+    ran_before: float = Field(description="What of ran_seconds was before the last retry: the limit leaves it out.")
     exit_code: int | None
     error: str | None
     figures: Figures | None

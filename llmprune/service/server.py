@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import logging
 import signal
+import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from llmprune.errors import OutputError, RecipeError
 from llmprune.service.database import Database
+from llmprune.service.listening import listening
 from llmprune.service.logs import kept, log_with_time
 from llmprune.service.settings import Settings, is_loopback
 from llmprune.service.tokens import Tokens
@@ -81,29 +84,50 @@ class Keeper:
 
 def serve(settings: Settings) -> None:
     """Answer until SIGTERM or Ctrl-C. Raises OutputError and RecipeError where it must not start."""
+    from llmprune.service.connections import BACKLOG
+
+    tokens = open_table(settings)
+    with _only_one(settings.data_dir):
+        require_token(settings, tokens)
+        with listening(settings.host, settings.port, backlog=BACKLOG) as sockets:
+            log_with_time()
+            keeper = Keeper(settings)
+            try:
+                _answer(settings, keeper, sockets)
+            finally:
+                keeper.stop(settings.keep_jobs)
+
+
+def open_table(settings: Settings) -> Tokens:
+    """Make the data folder and bring its job table up to date. Raises OutputError where one of them cannot be used."""
+    try:
+        settings.prepare()
+        database = Database(settings.database)
+        database.migrate()
+    except OSError as error:
+        raise OutputError(f"the data folder {settings.data_dir} cannot be made: {error}; give another") from error
+    except sqlite3.Error as error:
+        raise OutputError(
+            f"the job table {settings.database} cannot be used: {error}; give another --data-dir, or the file as it "
+            "was last saved"
+        ) from error
+    return Tokens(database)
+
+
+def _answer(settings: Settings, keeper: Keeper, sockets: list[socket.socket]) -> None:
+    """Answer requests until a signal."""
     import uvicorn
 
     from llmprune.service.api.app import create_app
 
+    app = create_app(settings, nudge=keeper.nudge)
     try:
-        settings.prepare()
-    except OSError as error:
-        raise OutputError(f"the data folder {settings.data_dir} cannot be made: {error}; give another") from error
-    log_with_time()
-    with _only_one(settings.data_dir):
-        database = Database(settings.database)
-        database.migrate()
-        require_token(settings, Tokens(database))
-        keeper = Keeper(settings)
-        try:
-            app = create_app(settings, nudge=keeper.nudge)
-            app.openapi()  # kept by the app: made at the first request, it would hold the event loop
-            print(f"llmprune serves http://{settings.host}:{settings.port}", file=sys.stderr, flush=True)
-            with _stopped_by_signals(), kept(settings.data_dir):
-                uvicorn.Server(_configuration(app, settings)).run()
-        finally:
-            keeper.stop(settings.keep_jobs)
-            app.state.service.planner.close()
+        app.openapi()  # kept by the app: made at the first request, it would hold the event loop
+        print(f"llmprune serves http://{settings.host}:{settings.port}", file=sys.stderr, flush=True)
+        with _stopped_by_signals(), kept(settings.data_dir):
+            uvicorn.Server(_configuration(app, settings)).run(sockets)
+    finally:
+        app.state.service.planner.close()
 
 
 def _configuration(app: FastAPI, settings: Settings) -> uvicorn.Config:
@@ -143,7 +167,11 @@ def _stopped_by_signals() -> Iterator[None]:
 @contextmanager
 def _only_one(folder: Path) -> Iterator[None]:
     """A lock on the data folder: two services on one would both serve it. Raises OutputError."""
-    with (folder / "serve.lock").open("a") as lock:
+    try:
+        lock = (folder / "serve.lock").open("a")
+    except OSError as error:
+        raise OutputError(f"the data folder {folder} cannot be written: {error}; give another --data-dir") from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

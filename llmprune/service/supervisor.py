@@ -100,6 +100,7 @@ class Supervisor:
         if look.code in (0, 2, 3):  # it was faster
             self._end(job, look.code)
         else:
+            self.jobs.progress(job.id, round(job.ran_seconds + self._ran.pop(job.id, 0.0), 2), {})
             self.jobs.queue_again(job.id)
         return True
 
@@ -115,7 +116,7 @@ class Supervisor:
         if look.state == "unknown":
             return None
         if look.state == "ended":
-            return self._end(job, look.code)
+            return self._end(job, look.code, elapsed)
         if look.state == "returned" and job.state == "running":
             return self._returned(job)
         if look.state in ("gone", "returned"):
@@ -124,7 +125,7 @@ class Supervisor:
         waiting = look.state == "waiting"
         told = _WAITS if waiting else read_progress(launch.folder, job.fraction)
         ran = self._note_progress(job, told, 0.0 if waiting else elapsed)
-        if job.state == "cancelling" or ran > self._time_limit(job):
+        if job.state == "cancelling" or ran - job.ran_before > self._time_limit(job):
             self._end_processes(job, launch)
         return None
 
@@ -173,10 +174,15 @@ class Supervisor:
         logger.info("job %s ended together with the service: it continues", job.id)
         return self.jobs.queue_again(job.id)
 
-    def _end(self, job: Job, code: int | None) -> None:
-        """Note how an attempt ended. A run that was faster than its cancellation counts as what it is."""
+    def _end(self, job: Job, code: int | None, elapsed: float = 0.0) -> None:
+        """Note how an attempt ended. A run that was faster than its cancellation counts as what it is.
+
+        ``elapsed``: seconds since the last look, which may be all that it ran.
+        """
         self._asked_to_end.pop(job.id, None)
         ran = job.ran_seconds + self._ran.pop(job.id, 0.0)
+        if (job.id, job.attempts) in self._seen:
+            ran += elapsed
         launch = self._launch(job)
         if job.launcher not in self._elsewhere:
             self.launchers[job.launcher].stop(launch, force=True)  # what the run may have left behind
@@ -185,16 +191,16 @@ class Supervisor:
         drop_token(launch.folder, launch.log)
         overused = self._overused.pop(job.id, None)
         if code == 0:
-            self.jobs.end(job.id, "succeeded", code, None, **results)
+            self.jobs.end(job.id, "succeeded", code, None, ran, **results)
         elif job.state == "cancelling" and code not in (2, 3):
-            self.jobs.end(job.id, "cancelled", code, None)
+            self.jobs.end(job.id, "cancelled", code, None, ran)
         elif overused is not None and code not in (2, 3):
-            self.jobs.end(job.id, "failed", code, overused)
-        elif ran > (limit := self._time_limit(job)) and code not in (2, 3):
+            self.jobs.end(job.id, "failed", code, overused, ran)
+        elif ran - job.ran_before > (limit := self._time_limit(job)) and code not in (2, 3):
             said = f"it ran longer than its limit of {limit:g} s; a retry continues after the last layer"
-            self.jobs.end(job.id, "failed", code, said)
+            self.jobs.end(job.id, "failed", code, said, ran)
         else:
-            self.jobs.end(job.id, "failed", code, explain(launch.log, code), **results)
+            self.jobs.end(job.id, "failed", code, explain(launch.log, code), ran, **results)
 
     def _start_waiting(self) -> None:
         waiting = self.jobs.in_states("queued")

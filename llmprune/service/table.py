@@ -157,7 +157,7 @@ class Jobs:
             if row["source"] is not None:
                 _require_pushable(connection, row["source"])
             fresh: dict[str, Any] = {"step": None, "done": None, "total": None, "fraction": 0.0, "seconds_left": None}
-            fresh |= {"exit_code": None, "error": None, "finished": None, "ran_seconds": 0.0}
+            fresh |= {"exit_code": None, "error": None, "finished": None, "ran_before": row["ran_seconds"]}
             _change(connection, job, state="queued", **fresh)
             return job_of(_row(connection, job))
 
@@ -180,11 +180,21 @@ class Jobs:
             else:
                 connection.execute("UPDATE jobs SET ran_seconds = ? WHERE id = ?", (ran_seconds, job))
 
-    def end(self, job: str, state: State, exit_code: int | None, error: str | None, **results: str | None) -> None:
-        """Note how a running job ended; ``results``: figures or published, as JSON."""
+    def end(
+        self,
+        job: str,
+        state: State,
+        exit_code: int | None,
+        error: str | None,
+        ran_seconds: float | None = None,
+        **results: str | None,
+    ) -> None:
+        """Note how a running job ended; ``ran_seconds`` in all; ``results``: figures or published, as JSON."""
         with self.database.write() as connection:
             if _row(connection, job)["state"] in ACTIVE:
                 ended: dict[str, Any] = {"devices": "[]", "seconds_left": None, "finished": time.time(), **results}
+                if ran_seconds is not None:
+                    ended["ran_seconds"] = round(ran_seconds, 2)
                 if state == "succeeded":
                     ended |= {"step": None, "done": None, "total": None, "fraction": 1.0}
                 _change(connection, job, state=state, exit_code=exit_code, error=error, **ended)

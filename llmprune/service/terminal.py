@@ -36,7 +36,7 @@ def print_jobs(jobs: Iterable[dict[str, Any]]) -> None:
 def doing(job: dict[str, Any]) -> str:
     """``pass 2: cut and refit, layer 12 of 28, about 40 s left in this step``."""
     said = [printable(job["step"] or job["state"])]
-    if job["total"]:
+    if job["total"] and job["done"] is not None:
         said.append(f"layer {job['done'] + 1} of {job['total']}")
     if job.get("seconds_left"):
         said.append(f"about {duration(round(job['seconds_left'])).replace('.0 s', ' s')} left in this step")

@@ -94,7 +94,7 @@ def serve(
     import shlex
 
     from llmprune.schema import parse_size
-    from llmprune.service.devices import find_gpus
+    from llmprune.service.devices import choose_gpus, find_gpus
     from llmprune.service.server import serve as serve_forever
     from llmprune.service.settings import Settings
 
@@ -117,7 +117,7 @@ def serve(
         raise RecipeError(f"arguments: {error}") from None
     if ray and not ray.startswith(("http://", "https://")):
         raise RecipeError(f"--ray {ray}: give the URL of its job API, such as http://head:8265")
-    chosen = find_gpus() if gpus is None else () if gpus == "none" else tuple(gpus.split(","))
+    chosen = find_gpus() if gpus is None else choose_gpus(gpus)
     serve_forever(
         Settings(
             data_dir=data_dir, host=host, port=port, host_names=tuple(host_name or ()), trusted_proxies=tuple(proxies),
@@ -142,16 +142,11 @@ def token(
     """Make, list or revoke the service's tokens. A new one is printed once; only its digest is kept."""
     import time
 
-    from llmprune.service.database import Database
     from llmprune.service.logs import audit_command
+    from llmprune.service.server import open_table
     from llmprune.service.settings import Settings
-    from llmprune.service.tokens import Tokens
 
-    settings = Settings(data_dir=data_dir)
-    settings.prepare()
-    database = Database(settings.database)
-    database.migrate()
-    tokens = Tokens(database)
+    tokens = open_table(Settings(data_dir=data_dir))
     if action == "list":
         for known, its_role, created in tokens.everyone():
             typer.echo(f"{printable(known)}  {its_role}  {time.strftime('%Y-%m-%d', time.localtime(created))}")
@@ -186,8 +181,12 @@ def submit(
 ) -> None:
     """Send a recipe to a service; prints the job's id."""
     text = _read(recipe, "recipe")
-    hub_token = _read(hub_token_file, "hub token").strip() if hub_token_file else None
+    hub_token = _token(hub_token_file, "hub token") if hub_token_file else None
     wishes = {"name": name, "launcher": launcher, "gpus": gpus, "priority": priority, "time_limit": time_limit}
+    from llmprune.service.local_paths import paths_of_this_machine
+
+    for said in paths_of_this_machine(text, overrides or (), server):
+        typer.echo(f"llmprune: note: {printable(said)}", err=True)
     with _client(server, token_file) as client:
         job = client.submit(text, overrides or (), hub_token, shared=shared, **wishes)
         typer.echo(printable(job["id"]))
@@ -235,7 +234,7 @@ def retry(
     token_file: TokenFile = None,
 ) -> None:
     """Queue a failed or cancelled job again; it continues after one of its last finished layers."""
-    hub_token = _read(hub_token_file, "hub token").strip() if hub_token_file else None
+    hub_token = _token(hub_token_file, "hub token") if hub_token_file else None
     with _client(server, token_file) as client:
         typer.echo(printable(client.retry(job, hub_token)["state"]))
 
@@ -275,10 +274,12 @@ def push_job(
     settings = {"repo_id": repo_id, "private": private, "branch": branch, "create_pr": create_pr}
     settings |= {"when": when, "commit_message": commit_message}
     with _client(server, token_file) as client:
-        push = client.push(job, _read(hub_token_file, "hub token").strip(), **settings)
-        ended = _watch(client, push["id"])
-        typer.echo(printable(f"pushed {ended['published']['files']} files to {repo_id}"))
-        typer.echo(printable(str(ended["published"]["url"])))
+        push = client.push(job, _token(hub_token_file, "hub token"), **settings)
+        published = _watch(client, push["id"]).get("published")
+        files = f"{published['files']} files" if published else "the model"
+        typer.echo(printable(f"pushed {files} to {repo_id}"))
+        if published:
+            typer.echo(printable(published["url"]))
 
 
 def add_to(app: typer.Typer) -> None:
@@ -300,7 +301,7 @@ def _watch(client: Client, job: str) -> dict[str, Any]:
 def _client(server: str, token_file: Path | None) -> Client:
     from llmprune.service.client import Client
 
-    return Client(server, _read(token_file, "token").strip() if token_file else None)
+    return Client(server, _token(token_file, "token") if token_file else None)
 
 
 def _limit(text: str) -> int | None:
@@ -310,8 +311,19 @@ def _limit(text: str) -> int | None:
     return None if text.strip() == "0" else parse_size(text)
 
 
+def _token(path: Path, what: str) -> str:
+    token = _read(path, what).removeprefix("\ufeff").strip()
+    if not token:
+        raise RecipeError(f"the {what} {path} is empty; give a file with the token")
+    return token
+
+
 def _read(path: Path, what: str) -> str:
+    from llmprune.text_files import utf8
+
     try:
-        return path.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"the {what} {path} cannot be read: {error}; give a text file") from error
+        return utf8(path.read_bytes())
+    except ValueError as error:
+        raise RecipeError(f"the {what} {path} {error}") from error
+    except OSError as error:
+        raise RecipeError(f"the {what} {path} cannot be read: {error.strerror}; give a text file") from error

@@ -15,7 +15,8 @@ from llmprune.errors import HubError, RecipeError
 from llmprune.hub.provenance import fetch_record
 from llmprune.names import is_plain
 from llmprune.repeating import recorded_recipe
-from llmprune.service.client import Client, ServiceError
+from llmprune.service.answers import ServiceError
+from llmprune.service.client import Client
 
 
 @pytest.mark.parametrize(
@@ -31,12 +32,18 @@ def test_a_plain_name(name: object, plain: bool) -> None:
     assert is_plain(name) == plain
 
 
+JOB = "0123456789ab"
+
+
 def serving(name: str) -> Client:
     """A service whose job has one file, of this name."""
 
     def answer(request: httpx.Request) -> httpx.Response:
-        listing = request.url.path.endswith("/artifacts")
-        return httpx.Response(200, json=[{"name": name, "bytes": 4}]) if listing else httpx.Response(200, text="evil")
+        if request.url.path.endswith("/artifacts"):
+            return httpx.Response(200, json=[{"name": name, "bytes": 4}])
+        if request.url.path.endswith(JOB):
+            return httpx.Response(200, json={"state": "succeeded", "ran_seconds": 1, "exit_code": 0, "error": None})
+        return httpx.Response(200, text="evil")
 
     return Client("http://service", transport=httpx.MockTransport(answer))
 
@@ -49,7 +56,7 @@ def test_a_service_writes_only_into_the_folder(tmp_path: Path, name: str) -> Non
         made.mkdir()
     (folder / "link").symlink_to(outside)
     with serving(name.format(outside=outside)) as client, pytest.raises(ServiceError, match="lies outside"):
-        client.fetch("job", folder)
+        client.fetch(JOB, folder)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["link", "outside", "results"]
 
 

@@ -28,10 +28,10 @@ HOSTILE = (
     f"{LINK}{CLIPBOARD}\x1b[2J\r\x9b31mroot\u202egnp.exe\u2066\u200f\u200b\ufeff\x7f\x08[link=http://evil]x[/link]"
 )
 
-
+JOB = "0123456789ab"
 PUSHED = {
     **{"state": "succeeded", "ran_seconds": 1.0, "error": None, "exit_code": 0},
-    "published": {"files": HOSTILE, "url": HOSTILE},
+    "published": {"files": 3, "url": HOSTILE},
 }
 
 
@@ -142,10 +142,10 @@ def test_messages_of_a_hostile_service_are_printed_as_escapes(monkeypatch: pytes
         if "/artifacts/" in request.url.path:
             return httpx.Response(200, content=b"ok")
         if request.url.path.endswith("/push"):
-            return httpx.Response(201, json={"id": "1"})
+            return httpx.Response(201, json={"id": JOB})
         if request.url.path.endswith("/events"):
-            return httpx.Response(200, text="")
-        if request.url.path.endswith("/jobs/1"):
+            return httpx.Response(200, headers={"Content-Type": "text/event-stream"}, text="")
+        if request.url.path.endswith(f"/jobs/{JOB}"):
             return httpx.Response(200, json=PUSHED)
         if request.url.path.endswith("/cancel"):
             return httpx.Response(200, json={"state": HOSTILE})
@@ -155,10 +155,10 @@ def test_messages_of_a_hostile_service_are_printed_as_escapes(monkeypatch: pytes
         "llmprune.service.verbs._client",
         lambda server, token_file: Client(server, transport=httpx.MockTransport(answer)),
     )
-    fetched, cancelled, refused = command("fetch", "1", "-o", tmp_path), command("cancel", "1"), command("retry", "1")
+    fetched, cancelled, refused = command("fetch", JOB, "-o", tmp_path), command("cancel", JOB), command("retry", JOB)
     token = tmp_path / "token.txt"
     token.write_text("hf_of_the_test")
-    pushed = command("push-job", "1", "--repo-id", "org/x", "--hub-token-file", token)
+    pushed = command("push-job", JOB, "--repo-id", "org/x", "--hub-token-file", token)
     assert (fetched.code, cancelled.code, refused.code, pushed.code) == (1, 0, 1, 0)
     for outcome in (fetched, cancelled, refused, pushed):
         assert not unprintable(outcome.out + outcome.err)

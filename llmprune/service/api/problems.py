@@ -104,13 +104,18 @@ def _parameters(error: RequestValidationError) -> Explained:
     return 422, "the parameters are wrong", shortened(said, len(errors)), {}
 
 
+def _wrong(error: RecipeError) -> Explained:
+    wishes = {"push": "the push cannot be done", "submission": "the job cannot be queued"}
+    return 422, wishes.get(error.source, "the recipe cannot be run here"), error.problems, {}
+
+
 def _table(error: sqlite3.OperationalError) -> Explained:
     full = "full" in str(error) or "I/O" in str(error)
     return 507 if full else 503, f"the job table cannot be written: {error}", (), {"Retry-After": "10"}
 
 
 _EXPLAINED: dict[type[Exception], Callable[[Any], Explained]] = {
-    RecipeError: lambda error: (422, "the recipe cannot be run here", error.problems, {}),
+    RecipeError: _wrong,
     RequestValidationError: _parameters,
     HTTPException: lambda error: (error.status_code, str(error.detail), (), error.headers or {}),
     Conflict: lambda error: (409, str(error), (), {}),

@@ -13,7 +13,7 @@ from fastapi import Path as InPath
 from llmprune.service.api.problems import Refused
 from llmprune.service.api.turns import Turns
 from llmprune.service.database import Database
-from llmprune.service.job import Job
+from llmprune.service.job import JOB_ID, Job
 from llmprune.service.planner import Planner
 from llmprune.service.settings import Settings
 from llmprune.service.table import Jobs
@@ -83,4 +83,4 @@ def caller_of(request: Request) -> Caller:
 
 TheService = Annotated[Service, Depends(service_of)]
 TheCaller = Annotated[Caller, Depends(caller_of)]
-JobId = Annotated[str, InPath(pattern="^[0-9a-f]{12}$", description="The job's id.")]
+JobId = Annotated[str, InPath(pattern=f"^{JOB_ID}$", description="The job's id.")]

@@ -29,4 +29,41 @@
     var said = event.detail.target.id === "said";
     if (said && event.detail.target.textContent.trim() === event.detail.fragment.textContent.trim()) event.detail.shouldSwap = false;
   });
+
+  // The editor's work belongs to its entry in the browser's history: Back and reload bring it back, a new page starts
+  // anew, and no other tab sees it. The pages are not stored, so the browser itself remembers nothing. Secrets and the
+  // submission's own key stay out.
+  var MOST_DRAFTS = 20, DRAFT = "draft ";
+  function inputs(form) {
+    return Array.from(form.elements).filter(function (one) {
+      return one.name && one.type !== "password" && one.type !== "hidden";
+    });
+  }
+  function keep(name, form) {
+    var draft = {};
+    inputs(form).forEach(function (one) { draft[one.name] = one.type === "checkbox" ? one.checked : one.value; });
+    try { sessionStorage.setItem(name, JSON.stringify(draft)); } catch (full) { return; }
+    var names = Object.keys(sessionStorage).filter(function (one) { return one.startsWith(DRAFT); }).sort();
+    names.slice(0, -MOST_DRAFTS).forEach(function (one) { sessionStorage.removeItem(one); });
+  }
+  function restore(draft, form) {
+    inputs(form).forEach(function (one) {
+      if (!(one.name in draft)) return;
+      if (one.type === "checkbox") one.checked = draft[one.name];
+      else one.value = draft[one.name];
+    });
+    // htmx has not read the page yet: its first check then takes the draft, and the questions follow it
+    document.getElementById("outcome").setAttribute("hx-post", "/submit/check?typed=true");
+  }
+  var editor = document.getElementById("recipe");
+  if (editor) {
+    var form = editor.form, name = history.state && history.state.draft;
+    if (!name) history.replaceState({ draft: name = DRAFT + Date.now() }, "");
+    var draft = JSON.parse(sessionStorage.getItem(name) || "null");
+    if (draft) restore(draft, form);
+    form.addEventListener("input", function () { keep(name, form); });
+    document.addEventListener("htmx:afterSwap", function (event) {
+      if (event.detail.target.id === "recipe") keep(name, form);
+    });
+  }
 })();

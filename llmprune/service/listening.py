@@ -1,0 +1,49 @@
+"""The sockets that a service listens on, opened before anything else of it starts."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from llmprune.errors import RecipeError
+
+
+@contextmanager
+def listening(host: str, port: int, *, backlog: int) -> Iterator[list[socket.socket]]:
+    """Listen on every address of a host. Raises RecipeError where the host or the port cannot be had."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise RecipeError(f"--host {host}: {error}; give an address of this machine, such as 127.0.0.1") from error
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(_listener(family, address, host, port, backlog))
+            for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found)
+        ]
+
+
+def _listener(
+    family: socket.AddressFamily, address: tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes], host: str,
+    port: int, backlog: int,
+) -> socket.socket:  # fmt: skip
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port is free at once after a restart
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # IPv4 has a socket of its own
+        listener.bind(address)
+        listener.listen(backlog)
+    except OSError as error:
+        listener.close()
+        raise RecipeError(_reason(error, host, port)) from error
+    return listener
+
+
+def _reason(error: OSError, host: str, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"--port {port}: another program listens on {host}:{port} already; stop it, or give another --port"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"--port {port}: you may not listen on {host}:{port} ({error.strerror}); give a --port above 1023"
+    return f"--host {host}: cannot listen there ({error.strerror or error}); give an address of this machine"
