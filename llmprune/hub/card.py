@@ -15,6 +15,8 @@ from llmprune.report.value import Report, RetentionFigures, Size, TaskFigures
 from llmprune.report.wording import (
     NOTHING,
     count,
+    describe_carried,
+    describe_left,
     describe_sparsity,
     fixed,
     if_changed,
@@ -201,6 +203,11 @@ def _cell(text: object) -> str:
     return re.sub(r"\s+", " ", str(text)).replace("|", r"\|")
 
 
+def _code(text: str) -> str:
+    """Text that a Markdown page shows as it is."""
+    return f"`{_cell(text).replace('`', chr(39))}`"
+
+
 def _fence(text: str) -> str:
     """A code fence longer than any in the text."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
@@ -220,4 +227,6 @@ def _template() -> Template:
     environment.globals["share"] = share
     environment.filters |= {"number": number, "percent": percent, "count": count}
     environment.filters |= {"cell": _cell, "sparsity": describe_sparsity}
+    environment.filters |= {"carried": lambda files: _code(describe_carried(files))}
+    environment.filters |= {"left": lambda files: _code(describe_left(files))}
     return environment.get_template("card.md.j2")

@@ -17,6 +17,8 @@ from llmprune.report.wording import (
     change,
     count,
     describe_bar,
+    describe_carried,
+    describe_left,
     describe_sparsity,
     duration,
     fixed,
@@ -97,6 +99,8 @@ def environment() -> Environment:
         ranges=ranges,
         breakable=_breakable,
         sparsity=describe_sparsity,
+        carried=describe_carried,
+        left=describe_left,
     )
     environment.filters.update(span=span, probability=probability, bar=describe_bar)
     environment.globals.update(swatch=swatch)

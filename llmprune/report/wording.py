@@ -5,10 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from llmprune.report.value import BarFigures, GateFigures, Interval, SparsityFigures, StabilityFigures, Verdict
+from llmprune.report.value import (
+    BarFigures,
+    BaseFiles,
+    GateFigures,
+    Interval,
+    SparsityFigures,
+    StabilityFigures,
+    Verdict,
+)
 from llmprune.schema import format_count, format_size
 
 NOTHING = "–"  # a figure that does not exist
+_MOST_NAMES = 30  # of files in one sentence
 
 
 def number(value: float | None) -> str:
@@ -95,6 +104,21 @@ def width_names(widths: Mapping[str, int]) -> dict[str, str]:
 def plural(number_of: int, noun: str, many: str | None = None) -> str:
     """``1 layer``, ``1,024 layers``, ``7 matrices``."""
     return f"{number_of:,} {noun if number_of == 1 else many or f'{noun}s'}"
+
+
+def describe_carried(files: BaseFiles) -> str:
+    """The files of the base that come along, by name."""
+    return _few(files.carried)
+
+
+def describe_left(files: BaseFiles) -> str:
+    """The files of the base that stay behind, each with the reason."""
+    return _few([f"{name} ({reason})" for name, reason in files.left.items()])
+
+
+def _few(texts: Sequence[str]) -> str:
+    more = len(texts) - _MOST_NAMES
+    return ", ".join(texts[:_MOST_NAMES]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def describe_sparsity(found: SparsityFigures) -> str:
