@@ -21,6 +21,7 @@ from llmprune.anatomy.config_edits import edit_config
 from llmprune.model import companions
 from llmprune.model.companions import find_companions
 from llmprune.model.config_file import ConfigChange, edited_config, write_config
+from llmprune.model.gguf import _spell_for_transformers_4
 from llmprune.plan import make_plan
 from llmprune.testing import tiny_config
 
@@ -306,6 +307,22 @@ def test_lists_that_go_on_for_prediction_heads_end_with_the_layers(tmp_path: Pat
     count = text["num_hidden_layers"]
     written = edited(tmp_path, config, tuple(range(count)), text_config=text)["text_config"]
     assert (written["num_nextn_predict_layers"], len(written["layer_types"])) == (0, count)
+
+
+def test_a_packaged_model_is_written_for_older_versions_too(base: Path) -> None:
+    """Its config says the same in both spellings, and its tokenizer is of a class that both have."""
+    config, tokenizer = AutoConfig.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+    edit(base / "config.json", rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 77.0})
+    edit(base / "tokenizer_config.json", tokenizer_class="TokenizersBackend", extra_special_tokens=["<|end|>"])
+    _spell_for_transformers_4(base)
+    written = config_of(base)
+    assert (written["rope_theta"], written["rope_scaling"]) == (77.0, {"rope_type": "linear", "factor": 2.0})
+    assert written["torch_dtype"] == "float32"
+    assert AutoConfig.from_pretrained(base).rope_parameters == written["rope_parameters"]
+    assert AutoConfig.from_pretrained(base).hidden_size == config.hidden_size
+    assert json.loads((base / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+    again = AutoTokenizer.from_pretrained(base)
+    assert again("fox <|end|>")["input_ids"] == tokenizer("fox <|end|>")["input_ids"]
 
 
 def test_a_hub_model_brings_all_its_small_files(
