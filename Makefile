@@ -1,14 +1,16 @@
 # make quickstart   set everything up, then prune a real model
 # make serve        set everything up, then serve pruning jobs on http://127.0.0.1:8321
 # make test         set everything up, then lint, types and all tests
-# make lint types pytest constraints clean   the single steps
+# make lint types pytest older constraints clean   the single steps
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+OLDER := .venv-4
+OLDER_READY := $(OLDER)/.ready
 
-.PHONY: quickstart serve test lint types pytest constraints clean
+.PHONY: quickstart serve test lint types pytest older constraints clean
 
 quickstart: $(READY)
 	$(BIN)/llmprune run recipes/quickstart.yaml
@@ -29,7 +31,7 @@ types: $(READY)
 # Every process takes whole files, so that what a file's tests share is made once.
 PYTEST_ARGS ?= -n auto --dist loadfile
 
-pytest: $(READY)
+pytest: $(READY) $(OLDER_READY)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # uv installs torch in seconds where pip takes minutes, so pip only brings uv.
@@ -40,9 +42,19 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable '.[demo,dev]'
 	touch $(READY)
 
+# transformers 4.x, to load pruned models with. Its environment has what that version needs otherwise and finds the
+# rest, torch above all, in the other one: a path in a .pth file comes after its own packages.
+older: $(OLDER_READY)
+
+$(OLDER_READY): $(READY) constraints-4.txt
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(OLDER)
+	$(BIN)/uv pip install --quiet --compile-bytecode --no-deps --python $(OLDER)/bin/python --requirements constraints-4.txt
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$($(OLDER)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shared.pth
+	touch $(OLDER_READY)
+
 # Names and versions only, of everything that the tests ran with.
 constraints: $(READY)
 	$(BIN)/uv pip freeze --quiet --python $(BIN)/python --exclude-editable | grep -v -e ' @ ' -e '^uv==' > constraints.txt
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(OLDER) .mypy_cache .ruff_cache .pytest_cache

@@ -12,6 +12,7 @@ from pathlib import Path
 from llmprune.accounting import FORWARD, account, compare_with_forward, plain_forward
 from llmprune.agreement import require_same_everywhere
 from llmprune.anatomy.projections import projections_of
+from llmprune.anatomy.value import Anatomy
 from llmprune.calibration import fingerprint_tokens
 from llmprune.choosing import check_calibration, find_cut, find_scores, require_halves
 from llmprune.cut import Cut
@@ -24,15 +25,10 @@ from llmprune.evaluation.tasks import check_tasks, fetch_tasks
 from llmprune.files import publish, require_space, size_of
 from llmprune.hub.gate import refusal
 from llmprune.hub.preflight import look
-from llmprune.model.loading import dense_decoder, load_model, tensors_of
-from llmprune.model.processes import (
-    count,
-    from_first,
-    in_step,
-    is_first,
-    launched,
-    local_device,
-)
+from llmprune.model.config_file import ConfigChange
+from llmprune.model.loading import dense_decoder, load_config, load_model, place_of, tensors_of
+from llmprune.model.prediction_heads import describe_heads
+from llmprune.model.processes import count, from_first, in_step, is_first, launched, local_device
 from llmprune.model.saving import CheckpointWriter
 from llmprune.model.source import ModelSource
 from llmprune.model.verify import Probe, SparseClaim, Verified, verify
@@ -53,14 +49,14 @@ from llmprune.report.compose import (
     verification_figures,
 )
 from llmprune.report.page import render_page
-from llmprune.report.value import Report, Size, StabilityFigures
+from llmprune.report.value import BaseFiles, Report, Size, StabilityFigures
 from llmprune.report.wording import describe_verdict
 from llmprune.run_folder import TASKS, TRAIL, RunFolder, bytes_written, file_fingerprint, fingerprint
 from llmprune.scores import Scores
 from llmprune.snapshots import LayerRecord, Snapshots
 from llmprune.sparsity.pattern import ROUNDING
 from llmprune.sparsity.section import Sparsity
-from llmprune.surgery import cut_decoder
+from llmprune.surgery import cut_config, cut_decoder
 from llmprune.workbench import Workbench
 
 logger = logging.getLogger(__name__)
@@ -73,20 +69,27 @@ class Pruned:
     records: tuple[LayerRecord, ...]
     verified: Verified
     size: Size
+    left_heads: tuple[str, ...]  # config fields that count prediction heads, found by the tensors in the base's files
+    base_files: BaseFiles
 
     def to_json(self) -> str:
         """As text, for the product file."""
-        records = [asdict(record) for record in self.records]
-        return (
-            json.dumps({"records": records, "verified": asdict(self.verified), "size": self.size.model_dump()}) + "\n"
-        )
+        text = {
+            "records": [asdict(record) for record in self.records],
+            "verified": asdict(self.verified),
+            "size": self.size.model_dump(),
+            "left_heads": self.left_heads,
+            "base_files": self.base_files.model_dump(),
+        }
+        return json.dumps(text) + "\n"
 
     @classmethod
     def from_json(cls, path: Path) -> Pruned:
         """Read the product file."""
         text = json.loads(path.read_text(encoding="utf-8"))
         records = tuple(LayerRecord.from_dict(record) for record in text["records"])
-        return cls(records, Verified.from_dict(text["verified"]), Size(**text["size"]))
+        verified, size = Verified.from_dict(text["verified"]), Size(**text["size"])
+        return cls(records, verified, size, tuple(text["left_heads"]), BaseFiles(**text["base_files"]))
 
 
 def run(
@@ -221,7 +224,8 @@ def _write_checkpoint(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: 
     experts = cut.num_experts or (anatomy.experts.count if anatomy.experts else None)
     kv_groups = cut.kv_groups or (anatomy.heads.count if anatomy.heads else None)
     size = measure_size(pruned.skeleton, anatomy.widths | cut.widths, experts, kv_groups)
-    writer = CheckpointWriter(snapshots.folder, pruned.skeleton, pruned.layers_path)
+    change = _config_change(recipe, anatomy, cut)
+    writer = CheckpointWriter(snapshots.folder, pruned.skeleton, pruned.layers_path, change)
     pruning = Pruning(bench.dense, pruned, anatomy, cut, recipe.refit, writer.write_layer, recipe.sparsity)
     with account(folder.steps, "pass 2", bench.windows.numel()):
         batch_size = recipe.calibration.batch_size
@@ -239,7 +243,19 @@ def _write_checkpoint(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: 
             verified = verify(writer.folder, probe, size.parameters, bench.model.dtype, trust, claim)
     verified = from_first(verified)
     assert verified is not None, "the first process verifies or raises"
-    return Pruned(tuple(records), verified, size)
+    return Pruned(tuple(records), verified, size, tuple(writer.left_heads), _files_of_base(writer))
+
+
+def _config_change(recipe: Recipe, anatomy: Anatomy, cut: Cut) -> ConfigChange:
+    """The base's config, read anew from its folder, and what the cut makes of it."""
+    trusted = recipe.model.trust_remote_code
+    before = load_config(recipe.model)
+    after = cut_config(before, anatomy, cut.layers, cut.widths, cut.num_experts, cut.kv_groups)
+    return ConfigChange(place_of(recipe.model, "weights"), before, after, cut.layers, trusted)
+
+
+def _files_of_base(writer: CheckpointWriter) -> BaseFiles:
+    return BaseFiles(carried=writer.companions.carried, left=writer.companions.left)
 
 
 def _claim(sparsity: Sparsity, pruned: Decoder, records: Sequence[LayerRecord]) -> SparseClaim:
@@ -348,7 +364,8 @@ def _report(
         gate=judge(gate, comparison),
         verification=verification_figures(pruned.verified),
         steps=compare_with_forward(folder.steps),
-        warnings=tuple(warnings),
+        warnings=(*warnings, *([describe_heads(pruned.left_heads)] if pruned.left_heads else [])),
+        base_files=pruned.base_files,
         files={
             "model": str(folder.path / "model"),
             "report": str(folder.path / "report.html"),

@@ -17,12 +17,14 @@ from llmprune.criteria.residual import Residual
 from llmprune.errors import ModelError, RecipeError
 from llmprune.evaluation.generation import require_windows
 from llmprune.evaluation.speed import require_positions
+from llmprune.model.base_files import planned_companions, require_expressible
 from llmprune.model.loading import load_config
+from llmprune.model.prediction_heads import about_heads
 from llmprune.needs import Memory, bytes_of, bytes_of_window, memory_of, neurons_of_solved_ups
 from llmprune.recipe import Depth, Recipe
 from llmprune.refit import Refit
 from llmprune.remote import resolve
-from llmprune.report.value import Figures, Size
+from llmprune.report.value import BaseFiles, Figures, Size
 from llmprune.report.wording import plural, ranges
 from llmprune.rounding import wishes_without_effect
 from llmprune.schema import format_size
@@ -55,6 +57,7 @@ class Plan(Figures):
     calibration: tuple[int, int]  # windows, tokens in each
     memory: Memory
     disk: int  # bytes of the result
+    base_files: BaseFiles = BaseFiles()
     notes: tuple[str, ...]
 
 
@@ -82,7 +85,9 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
         require_windows(recipe.evaluation.generation, *recipe.evaluation.perplexity.shape())
     dtype = _dtype(recipe, config)
     dense = build_blueprint(config, dtype, trust)
-    pruned = build_blueprint(cut_config(config, anatomy, keep, widths, experts, kv_groups), dtype, trust)
+    cut = cut_config(config, anatomy, keep, widths, experts, kv_groups)
+    require_expressible(recipe.model, config, cut, keep)
+    pruned = build_blueprint(cut, dtype, trust)
     prove_twins(dense, pruned, keep, sizes_that_change(anatomy, widths, experts, kv_groups))
     sparsity = planned_sparsity(
         recipe.sparsity, find_layers(pruned)[1], experts, recipe.calibration.shape(), recipe.refit is not None
@@ -110,6 +115,8 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
     _require_room_for_trail(recipe, anatomy.num_layers * bytes_of_window(recipe, dense) * recipe.calibration.shape()[0])
     if text_config(config) is not config:
         notes.append("only the text part is pruned, and scored on text: what images need of it is not measured")
+    notes += about_heads(config)
+    companions = planned_companions(recipe.model)
     if trust:
         notes.append("the model's own Python code is run (model.trust_remote_code)")
     plan = Plan(
@@ -133,6 +140,7 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
         calibration=recipe.calibration.shape(),
         memory=memory,
         disk=bytes_of(pruned),
+        base_files=BaseFiles(carried=companions.carried, left=companions.left),
         notes=tuple(notes),
     )
     return plan, anatomy

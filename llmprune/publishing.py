@@ -25,6 +25,7 @@ from llmprune.hub.public import public_name
 from llmprune.hub.published import Published
 from llmprune.hub.section import Hub
 from llmprune.hub.upload import additions, upload
+from llmprune.model.companions import is_tokenizer
 from llmprune.model.loading import load_config, place_of
 from llmprune.model.source import ModelSource
 from llmprune.recipe import Recipe, validate_arguments
@@ -143,7 +144,7 @@ def _base_metadata(source: ModelSource) -> dict[str, object]:
 def _loading(model: Path, report: Report) -> Loading:
     trust = report.provenance.trust_remote_code
     config = load_config(ModelSource(id=str(model.absolute()), trust_remote_code=trust))
-    tokenizer = (model / "tokenizer_config.json").is_file()
+    tokenizer = any(map(is_tokenizer, report.base_files.carried)) or (model / "tokenizer_config.json").is_file()
     return Loading(auto_class(config).__name__, tokenizer, hasattr(config, "auto_map") and trust)
 
 

@@ -51,7 +51,7 @@ class Workbench:
         except ModelError as error:
             if needed:
                 raise
-            logger.warning("the result gets no tokenizer: %s", error)
+            logger.warning("no tokenizer is loaded: %s", error)
             return None
 
     @property

@@ -22,7 +22,7 @@ from transformers import (
 from llmprune import ModelError, Recipe, run
 from llmprune.anatomy import config_edits
 from llmprune.anatomy.blueprint import build_blueprint, find_layers, text_config
-from llmprune.anatomy.config_edits import edit_config
+from llmprune.anatomy.config_edits import counts_heads, edit_config
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.overrides import DEPTH_REFUSALS, MODEL_REFUSALS, SHARING_REFUSALS
 from llmprune.anatomy.proof import prove_twins
@@ -51,7 +51,7 @@ _HARMLESS = {
     "decoder_start_token_id prompt_types segment_types summary_first_dropout summary_last_dropout summary_type "
     "vocab_size_per_layer_input return_last_states use_weighted_layer_sum aligner_num_add_layers max_period min_period "
     "num_inference_steps time_sampling_offset problem_type model_type",
-    "is periodic, and only makes the list by layer that is filtered": "attention_types global_attn_every_n_layers "
+    "is periodic, and only makes the list by layer that is filtered": "global_attn_every_n_layers "
     "interleave_moe_layer_step layer_group_size no_rope_layer_interval prefix_dense_sliding_window_pattern "
     "sliding_window_pattern _sliding_window_pattern",
     "is periodic: the twin proof refuses the cuts that it cannot express": "attn_layer_offset attn_layer_period "
@@ -59,7 +59,7 @@ _HARMLESS = {
     "n_layers_per_attn_res_block scale_attn_by_inverse_layer_idx",
     "says how often layers run, in a model whose layers are not one list": "H_cycles L_bp_cycles L_cycles "
     "num_layers_per_stack num_mem_blocks",
-    "is for layers after the decoder, of which none is kept": "mtp_hidden_states_first mtp_layer_types "
+    "describes layers after the decoder, whose number is set to 0": "mtp_hidden_states_first mtp_layer_types "
     "mtp_layers_block_type mtp_local_layer_ids mtp_loss_scaling_factor mtp_mlp_layer_types",
     "shares keys and values between layers: refused": "num_kv_shared_layers",
     "says what is trained": "freeze_text_layers freeze_vision_layers",
@@ -95,7 +95,11 @@ def test_every_field_by_layer_is_known() -> None:
         for name, value in config.to_dict().items():
             seen.add(name)
             by_layer = isinstance(value, list | dict) and isinstance(count, int) and len(value) == count > 2
-            if name not in _TABLES and (by_layer or (name not in harmless and _SUSPICIOUS.search(name))):
+            if (
+                name not in _TABLES
+                and not counts_heads(name)
+                and (by_layer or (name not in harmless and _SUSPICIOUS.search(name)))
+            ):
                 unknown.add(f"{config_class.__name__}.{name} = {value!r:.60}")
     assert not unknown, (
         "these may speak of layers: put each into a table of llmprune/anatomy/config_edits.py, "

@@ -94,7 +94,7 @@ def test_a_silent_service_is_named_too(caplog: pytest.LogCaptureFixture) -> None
         Client(f"http://127.0.0.1:{server.getsockname()[1]}") as client,
     ):
         client._http.timeout = 0.2
-        with pytest.raises(ServiceError, match="cannot be reached"):
+        with pytest.raises(ServiceError, match="does not finish its answer"):
             client.queue()
     assert f"waiting for {client.server}" in caplog.text
     assert "GET /v1/queue" in caplog.text

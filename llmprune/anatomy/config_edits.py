@@ -1,4 +1,4 @@
-"""The config of a model with fewer layers or narrower MLPs.
+"""The config of a model with fewer layers or narrower MLPs, and without the prediction heads, which no cut model has.
 
 Fields by layer, from transformers' config classes. That the result builds the
 very layers that were kept is not trusted to this table: ``proof.prove_twins``
@@ -7,7 +7,8 @@ compares every kept layer with its twin in the model that the new config makes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from llmprune.anatomy.blueprint import Config, text_config
@@ -49,8 +50,14 @@ NUMBER_LISTS = ("ple_layer_ids",)
 PREFIX_COUNTS = ("first_k_dense_replace", "max_window_layers", "moe_layer_start_index", "num_dense_layers")
 # Index of the last layer that is special; -1 stands for the last layer of all.
 LAST_INDICES = ("moe_layer_end_index",)
-# Layers after the decoder that predict further tokens: transformers loads no weights for them, so none are saved.
-PREDICTION_LAYERS = ("num_mtp_layers", "num_nextn_predict_layers")
+# Lists of (kinds, how often they are repeated), by layer.
+REPEATED_LISTS = ("attention_types",)
+# Fields that count heads which predict further tokens, or say that there are some.
+_HEADS = re.compile(
+    r"(?=(\w*_)?(mtp|nextn|medusa|eagle)(_|$))"  # the head's kind is a word of the name
+    r"(\w*_(layers|modules|depth|heads)|(num|n)_\w+|use_\w+)"  # and the name counts it, or is a switch
+)
+_IN_A_HEAD = re.compile(r"\w*(_(idx|index|size|dim|factor|attention_heads|kv_heads|key_value_heads|norm)|embeddings)")
 
 
 def edit_config(config: Config, keep_layers: Sequence[int], widths: dict[str, int]) -> Config:
@@ -59,6 +66,8 @@ def edit_config(config: Config, keep_layers: Sequence[int], widths: dict[str, in
     Raises ModelError where no config can express that.
     """
     whole = config.to_dict()
+    if not config.is_custom_code():  # of transformers' own models, none loads the weights of these heads
+        clear_heads(whole)
     text = text_config(config)
     fields = whole if text is config else _part_of(whole, config, text)
     if len(keep_layers) != text.num_hidden_layers:
@@ -75,6 +84,30 @@ def edit_config(config: Config, keep_layers: Sequence[int], widths: dict[str, in
         raise ModelError(
             f"{config.model_type}: no config expresses this cut: {' '.join(str(error).split())}"
         ) from error
+
+
+def declared_heads(fields: dict[str, Any]) -> tuple[str, ...]:
+    """Return the fields of a config, its parts included, that declare heads which predict further tokens."""
+    return tuple(sorted({key for _, key in _head_fields(fields)}))
+
+
+def clear_heads(fields: dict[str, Any]) -> None:
+    """Set the fields that declare prediction heads to none, in place."""
+    for part, key in list(_head_fields(fields)):
+        part[key] = type(part[key])(0)
+
+
+def counts_heads(name: str) -> bool:
+    """Check whether a field's name says that it counts prediction heads or their layers."""
+    return bool(_HEADS.fullmatch(name)) and not _IN_A_HEAD.fullmatch(name)
+
+
+def _head_fields(fields: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    for key, value in fields.items():
+        if isinstance(value, dict):
+            yield from _head_fields(value)
+        elif isinstance(value, int) and value and isinstance(key, str) and counts_heads(key):
+            yield fields, key
 
 
 def _part_of(whole: dict[str, Any], config: Config, text: Config) -> dict[str, Any]:
@@ -94,17 +127,18 @@ def _keep_layers(fields: dict[str, Any], text: Config, keep: Sequence[int]) -> N
             fields[name] = [value[index] for index in keep]
         elif isinstance(value, dict) and set(map(str, value)) <= set(map(str, range(count))):
             fields[name] = {new_index[int(old)]: entry for old, entry in value.items() if int(old) in new_index}
+    for name in REPEATED_LISTS:
+        kinds = [kind for pattern, times in fields.get(name) or () for _ in range(times) for kind in pattern]
+        if len(kinds) == count:
+            fields[name] = [[[kinds[index] for index in keep], 1]]
     for names, first in ((INDEX_LISTS, 0), (NUMBER_LISTS, 1)):
         for name in names:
             if isinstance(fields.get(name), list | tuple):
                 fields[name] = [new_index[n - first] + first for n in fields[name] if n - first in new_index]
     for name in PREFIX_COUNTS:
-        if isinstance(fields.get(name), int):
+        if isinstance(fields.get(name), int) and fields[name] <= count:  # beyond all layers it stays so
             fields[name] = sum(index < fields[name] for index in keep)
     for name in LAST_INDICES:
         if isinstance(fields.get(name), int) and fields[name] >= 0:
             fields[name] = sum(index <= fields[name] for index in keep) - 1
-    for name in PREDICTION_LAYERS:
-        if fields.get(name):
-            fields[name] = 0
     fields[text.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(keep)

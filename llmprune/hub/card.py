@@ -16,6 +16,8 @@ from llmprune.report.value import Report, Size, TaskFigures
 from llmprune.report.wording import (
     NOTHING,
     count,
+    describe_carried,
+    describe_left,
     describe_sparsity,
     describe_speedup,
     fixed,
@@ -197,6 +199,11 @@ def _cell(text: object) -> str:
     return re.sub(r"\s+", " ", str(text)).replace("|", r"\|")
 
 
+def _code(text: str) -> str:
+    """Text that a Markdown page shows as it is."""
+    return f"`{_cell(text).replace('`', chr(39))}`"
+
+
 def _fence(text: str) -> str:
     """A code fence longer than any in the text."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
@@ -217,4 +224,6 @@ def _template() -> Template:
     environment.filters |= {"number": number, "percent": percent, "count": count}
     environment.filters |= {"cell": _cell, "sparsity": describe_sparsity, "plural": plural}
     environment.filters |= {"speedup": speedup, "varies": describe_speedup}
+    environment.filters |= {"carried": lambda files: _code(describe_carried(files))}
+    environment.filters |= {"left": lambda files: _code(describe_left(files))}
     return environment.get_template("card.md.j2")

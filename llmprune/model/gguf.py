@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import logging
 import os
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmprune.errors import CheckpointError, ModelError
-from llmprune.files import disk_errors, flush, share
+from llmprune.files import disk_errors, flush, share, write_text
 from llmprune.names import is_plain
 from llmprune.texts import PACKAGE_SCHEME, package_folder
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+
+_CONVERSION = 2  # counts up when a conversion gives other files than before
 
 
 def gguf_location(model_id: str) -> Path:
@@ -46,7 +49,7 @@ def cache_folder(model_id: str) -> Path:
     path = gguf_location(model_id)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
-    return Path(HF_HOME) / "llmprune" / f"{path.stem}-{digest}"
+    return Path(HF_HOME) / "llmprune" / f"{path.stem}-{digest}-{_CONVERSION}"
 
 
 def converted_folder(model_id: str) -> Path:
@@ -64,11 +67,30 @@ def converted_folder(model_id: str) -> Path:
                 beside = Path(private) / folder.name
                 model.save_pretrained(beside)
                 tokenizer.save_pretrained(beside)
+                _spell_for_transformers_4(beside)
                 for file in beside.iterdir():
                     share(file)
                     flush(file)
                 _rename_once(beside, folder)
     return folder
+
+
+def _spell_for_transformers_4(folder: Path) -> None:
+    """Add the spellings that transformers 4 reads to the config, and name a tokenizer class that it has."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    rope = config.get("rope_parameters") or {}
+    if "rope_theta" in rope:
+        config["rope_theta"] = rope["rope_theta"]
+        scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
+        config["rope_scaling"] = scaling if rope.get("rope_type") != "default" else None
+    config["torch_dtype"] = config["dtype"]
+    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    path = folder / "tokenizer_config.json"
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    tokenizer |= {"tokenizer_class": "PreTrainedTokenizerFast"}
+    if isinstance(tokenizer.get("extra_special_tokens"), list):
+        tokenizer["additional_special_tokens"] = tokenizer.pop("extra_special_tokens")
+    write_text(path, json.dumps(tokenizer, indent=2, ensure_ascii=False) + "\n")
 
 
 def _rename_once(beside: Path, folder: Path) -> None:

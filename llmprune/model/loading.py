@@ -118,7 +118,8 @@ def dense_decoder(model: PreTrainedModel) -> Decoder:
 
 def build_skeleton(config: Config, model: PreTrainedModel) -> PreTrainedModel:
     """A model of this config without layer weights; all other tensors are those of ``model``."""
-    skeleton = build_blueprint(config, dtype=model.dtype)
+    runs_own_code = not type(model).__module__.startswith("transformers.")
+    skeleton = build_blueprint(config, model.dtype, trust_remote_code=runs_own_code)
     path, _ = find_layers(skeleton)
     tensors = tensors_of(model, skip=path)
     device = _running_device(model.get_input_embeddings())

@@ -12,18 +12,19 @@ import logging
 import os
 import re
 from fnmatch import fnmatch
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 
 from llmprune.errors import CheckpointError, ModelError
-from llmprune.model.references import INDEX, NOTICES, TEMPLATES, shard_names
+from llmprune.model.companions import comes_along
+from llmprune.model.references import INDEX, shard_names
 from llmprune.remote import persistently, reason, resolve, scrub
 
 logger = logging.getLogger(__name__)
 
 Part = Literal["config", "tokenizer", "weights"]
 
-_SMALL = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "README.md", *NOTICES)
+_READ = ("*.json", "README.md")  # by loading, and by the card, whether they come along with the result or not
 _WEIGHTS = "model.safetensors"
 
 
@@ -41,15 +42,21 @@ def snapshot(model_id: str, revision: str, part: Part, with_code: bool = False) 
     try:
         folder = _fetch(model_id, commit, ["config.json", *(["*.py"] if with_code else [])])
         if part != "config":
-            names = _names(model_id, commit)
-            folder = _fetch(model_id, commit, [name for name in names if _is_small(name)])
+            sizes = _sizes(model_id, commit)
+            wanted = [name for name, size in sizes.items() if _is_read(name) or comes_along(name, size, with_code)]
+            folder = _fetch(model_id, commit, [glob.escape(name) for name in wanted])
         if part == "weights":
-            _fetch_weights(model_id, commit, folder, _weights(model_id, folder, names))
+            _fetch_weights(model_id, commit, folder, _weights(model_id, folder, list(sizes)))
         return folder
     except CheckpointError:
         raise
     except Exception as error:  # the hub client's errors have no base in common
         raise _explained(model_id, revision, part, error) from error
+
+
+def file_sizes(model_id: str, revision: str) -> dict[str, int]:
+    """The size of every file of a hub model, as the download of its config noted them."""
+    return _sizes(model_id, commit_of(model_id, revision))
 
 
 def _explained(model_id: str, revision: str, part: Part, error: Exception) -> ModelError:
@@ -66,23 +73,21 @@ def _fetch(model_id: str, commit: str, patterns: list[str]) -> Path:
     return Path(persistently(lambda: snapshot_download(model_id, revision=commit, allow_patterns=patterns)))
 
 
-def _names(model_id: str, commit: str) -> list[str]:
+def _sizes(model_id: str, commit: str) -> dict[str, int]:
     """Every file of the commit, as the first download noted them; of a cache from elsewhere, those that it has."""
     from huggingface_hub import get_cached_repo_tree, snapshot_download
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
     try:
-        return [file.path for file in get_cached_repo_tree(model_id, revision=commit)]
+        return {file.path: file.size for file in get_cached_repo_tree(model_id, revision=commit)}
     except CachedRepoTreeNotFoundError:
         folder = Path(snapshot_download(model_id, revision=commit, local_files_only=True))
-        return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
 
 
-def _is_small(name: str) -> bool:
-    """Config, tokenizer, templates and licence; what lies in other folders is another format's."""
-    path = PurePosixPath(name)
-    folder = path.parent.as_posix()
-    return folder == TEMPLATES or (folder == "." and any(fnmatch(path.name, pattern) for pattern in _SMALL))
+def _is_read(name: str) -> bool:
+    return "/" not in name and any(fnmatch(name, pattern) for pattern in _READ)
 
 
 def _weights(model_id: str, folder: Path, names: list[str]) -> list[str]:

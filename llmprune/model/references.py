@@ -27,7 +27,7 @@ from llmprune.names import first_outside, is_plain, lies_inside
 INDEX = "model.safetensors.index.json"
 NOTICES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 TEMPLATES = "additional_chat_templates"
-_UNREAD = (  # documents, pictures, pickles and hidden files: neither loading nor saving opens them
+_UNREAD = (  # documents, pictures, pickles, hidden files: loading opens none, saving copies no link out of the folder
     *("*.md", "README*", "*.html", "*.pdf", "*.ipynb", "*.log", "*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.webp"),
     *("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", ".*"),
 )

@@ -16,24 +16,16 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from llmprune.files import disk_errors, flush, share
-from llmprune.model.references import NOTICES
+from llmprune.model.companions import Companions, copy_companions, find_companions
 from llmprune.schema import Section, Size
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from llmprune.model.config_file import ConfigChange
+
     Tensors = dict[str, Tensor]
-
-
-# What a model that sees images has beside its tokenizer; pruning its text part leaves it as it is.
-_PROCESSOR_FILES = (
-    "chat_template.jinja",
-    "chat_template.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "video_preprocessor_config.json",
-)
 
 
 class Export(Section):
@@ -45,12 +37,25 @@ class Export(Section):
 class CheckpointWriter:
     """Writes the parts of a checkpoint into ``folder``/parts, and joins them into ``folder``/checkpoint.
 
-    The parts stay: joining them again gives the same files.
+    The parts stay: joining them again gives the same files. ``change``: of the base's config; all files of the base
+    but its weights come along. Without a base, config and tokenizer are written as transformers writes them.
+
+    Raises ModelError, before anything is written, where a file of the base or its config cannot come along.
     """
 
-    def __init__(self, folder: Path, skeleton: PreTrainedModel, layers_path: str) -> None:
-        self.skeleton, self.layers_path = skeleton, layers_path
+    def __init__(
+        self, folder: Path, skeleton: PreTrainedModel, layers_path: str, change: ConfigChange | None = None
+    ) -> None:
+        self.skeleton, self.layers_path, self.change = skeleton, layers_path, change
         self.parts, self.folder = folder / "parts", folder / "checkpoint"
+        self.companions, self.left_heads = Companions((), {}), dict[str, int]()
+        if change is not None:
+            from llmprune.model.config_file import edited_config
+            from llmprune.model.prediction_heads import fields_of_left_heads
+
+            self.companions = find_companions(change.base, change.trusted)
+            self.left_heads = fields_of_left_heads(change, skeleton, layers_path)
+            edited_config(change, self.left_heads)
 
     def write_rest(self, tensors: Tensors) -> None:
         """Write all that lies outside the layers. Tied tensors are written once."""
@@ -80,40 +85,36 @@ class CheckpointWriter:
             self.folder.mkdir(parents=True)
             shards = list(self._join(max_shard_size))
             self._name_shards(shards)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(self.folder)
-            self._copy_processor()
-            self._copy_notices()
-            if self.skeleton.generation_config is not None and self.skeleton.can_generate():
-                self.skeleton.generation_config.save_pretrained(self.folder)
-            config = self.skeleton.config
-            config.architectures = [type(self.skeleton).__name__]
-            config.save_pretrained(self.folder)
-            for path in self.folder.iterdir():
+            if self.change is None:
+                self._write_anew(tokenizer)
+            else:
+                self._carry(self.change)
+            for path in self.folder.rglob("*"):
                 share(path)
                 flush(path)
             flush(self.folder)
 
-    def _copy_processor(self) -> None:
-        from transformers.utils import cached_file
+    def _carry(self, change: ConfigChange) -> None:
+        """Copy the base's files, and write its config with the cut in it."""
+        from llmprune.model.config_file import write_config
 
+        copy_companions(change.base, self.companions, self.folder, change.trusted)
+        write_config(
+            change,
+            self.folder,
+            architecture=type(self.skeleton).__name__,
+            dtype=self.skeleton.dtype,
+            clear=self.left_heads,
+        )
+
+    def _write_anew(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        if tokenizer is not None:
+            tokenizer.save_pretrained(self.folder)
+        if self.skeleton.generation_config is not None and self.skeleton.can_generate():
+            self.skeleton.generation_config.save_pretrained(self.folder)
         config = self.skeleton.config
-        if config.get_text_config(decoder=True) is config or not config.name_or_path:
-            return
-        for name in _PROCESSOR_FILES:
-            found = cached_file(
-                config.name_or_path,
-                name,
-                _raise_exceptions_for_missing_entries=False,
-            )
-            if found:
-                shutil.copyfile(found, self.folder / name)
-
-    def _copy_notices(self) -> None:
-        """The base model's licence and notices go where its weights go."""
-        base = self.skeleton.config.name_or_path
-        for path in [path for pattern in NOTICES for path in Path(base).glob(pattern)] if base else []:
-            shutil.copyfile(path, self.folder / path.name)
+        config.architectures = [type(self.skeleton).__name__]
+        config.save_pretrained(self.folder)
 
     def _join(self, max_shard_size: int) -> Iterator[dict[str, int]]:
         """Write shards as ``shard-i``; yields the bytes of every tensor of each."""

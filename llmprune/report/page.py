@@ -18,6 +18,8 @@ from llmprune.report.wording import (
     change,
     count,
     describe_bar,
+    describe_carried,
+    describe_left,
     describe_sparsity,
     describe_speedup,
     duration,
@@ -104,6 +106,8 @@ def environment() -> Environment:
         ranges=ranges,
         breakable=_breakable,
         sparsity=describe_sparsity,
+        carried=describe_carried,
+        left=describe_left,
     )
     environment.filters.update(span=span, probability=probability, bar=describe_bar, metric=metric_name)
     environment.filters.update(times=times, speedup=speedup, varies=describe_speedup)

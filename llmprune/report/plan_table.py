@@ -9,7 +9,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llmprune.report.wording import if_changed, percent, plural, ranges, share, width_names
+from llmprune.report.wording import (
+    describe_carried,
+    describe_left,
+    if_changed,
+    percent,
+    plural,
+    ranges,
+    share,
+    width_names,
+)
 from llmprune.schema import format_count, format_size
 
 if TYPE_CHECKING:
@@ -65,5 +74,9 @@ def print_plan(plan: Plan, console: Console) -> None:
         f"refit {format_size(memory.statistics)}"
     )
     console.print(f"Disk: {format_size(plan.disk)} for the result, twice that while it is written")
+    if plan.base_files.carried:
+        console.print(Text(f"Files of the base that come along unchanged: {describe_carried(plan.base_files)}"))
+    if plan.base_files.left:
+        console.print(Text(f"Files of the base left behind: {describe_left(plan.base_files)}"))
     for note in plan.notes:
         console.print(Text.assemble(("Note: ", "yellow"), note))

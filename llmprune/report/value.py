@@ -327,6 +327,13 @@ class Provenance(Figures):
     versions: dict[str, str]
 
 
+class BaseFiles(Figures):
+    """Files of the base beside its weights: those that came along byte for byte, and why others did not."""
+
+    carried: tuple[str, ...] = ()
+    left: dict[str, str] = {}  # reason, by path
+
+
 class Report(Figures):
     """The whole report of one run: ``report.json``.
 
@@ -358,6 +365,7 @@ class Report(Figures):
     verification: VerificationFigures
     steps: tuple[Step, ...]
     warnings: tuple[str, ...]
+    base_files: BaseFiles = BaseFiles()
     files: dict[str, str]
 
     @property

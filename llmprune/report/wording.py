@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from llmprune.report.value import (
     BarFigures,
+    BaseFiles,
     GateFigures,
     Interval,
     SparsityFigures,
@@ -22,6 +23,7 @@ UNMEASURED = (
     "Nothing was evaluated, so what the pruning lost is not known. "
     "Add evaluation.perplexity or evaluation.tasks to the recipe to measure it."
 )
+_MOST_NAMES = 30  # of files in one sentence
 
 
 def number(value: float | None) -> str:
@@ -132,6 +134,21 @@ def describe_speedup(speed: SpeedFigures) -> str:
 def plural(number_of: int, noun: str, many: str | None = None) -> str:
     """``1 layer``, ``1,024 layers``, ``7 matrices``."""
     return f"{number_of:,} {noun if number_of == 1 else many or f'{noun}s'}"
+
+
+def describe_carried(files: BaseFiles) -> str:
+    """The files of the base that come along, by name."""
+    return _few(files.carried)
+
+
+def describe_left(files: BaseFiles) -> str:
+    """The files of the base that stay behind, each with the reason."""
+    return _few([f"{name} ({reason})" for name, reason in files.left.items()])
+
+
+def _few(texts: Sequence[str]) -> str:
+    more = len(texts) - _MOST_NAMES
+    return ", ".join(texts[:_MOST_NAMES]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def describe_sparsity(found: SparsityFigures) -> str:
