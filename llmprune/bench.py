@@ -85,7 +85,7 @@ def _show(figures: BenchFigures, output: Path | None, console: Console) -> None:
 
 
 def _size(source: ModelSource, model: PreTrainedModel) -> BenchSize:
-    size = measure_size(model, {}, None)
+    size = measure_size(model, {}, None, stored={})
     read = decoded_bytes(model)
     return BenchSize(
         parameters=size.parameters,

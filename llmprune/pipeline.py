@@ -28,7 +28,7 @@ from llmprune.model.processes import count, from_first, is_first, launched, loca
 from llmprune.model.saving import CheckpointWriter
 from llmprune.model.source import ModelSource
 from llmprune.model.verify import Probe, SparseClaim, Verified, verify
-from llmprune.model.walk import Decoder
+from llmprune.model.walk import Decoder, Tensors
 from llmprune.plan import Plan, measure_size, plan_with_anatomy
 from llmprune.progress import quiet_libraries
 from llmprune.prune import Pruning
@@ -44,7 +44,7 @@ from llmprune.scores import Scores
 from llmprune.snapshots import LayerRecord, Snapshots
 from llmprune.sparsity.pattern import ROUNDING
 from llmprune.sparsity.section import Sparsity
-from llmprune.surgery import cut_decoder
+from llmprune.surgery import cut_decoder, restore_layer
 from llmprune.workbench import Workbench
 
 logger = logging.getLogger(__name__)
@@ -184,9 +184,17 @@ def _write_checkpoint(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: 
     anatomy = bench.anatomy
     experts = cut.num_experts or (anatomy.experts.count if anatomy.experts else None)
     kv_groups = cut.kv_groups or (anatomy.heads.count if anatomy.heads else None)
-    size = measure_size(pruned.skeleton, anatomy.widths | cut.widths, experts, kv_groups)
+    size = measure_size(
+        pruned.skeleton, anatomy.widths | cut.widths, experts, kv_groups, stored=bench.saved_dtypes, layers=cut.layers
+    )
     writer = CheckpointWriter(snapshots.folder, pruned.skeleton, pruned.layers_path)
-    pruning = Pruning(bench.dense, pruned, anatomy, cut, recipe.refit, writer.write_layer, recipe.sparsity)
+    originals = bench.originals
+
+    def write(new: int, tensors: Tensors) -> None:
+        stored = restore_layer(tensors, originals, anatomy, cut, cut.layers[new]) if originals else tensors
+        writer.write_layer(new, stored)
+
+    pruning = Pruning(bench.dense, pruned, anatomy, cut, recipe.refit, write, recipe.sparsity)
     with account(folder.steps, "pass 2", bench.windows.numel()):
         batch_size = recipe.calibration.batch_size
         store = bench.store(folder.path)
@@ -195,7 +203,8 @@ def _write_checkpoint(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: 
     if is_first():
         probe = Probe.take(walk)
         with account(folder.steps, "saving"):
-            writer.write_rest(tensors_of(pruned.skeleton, skip=pruned.layers_path))
+            rest = tensors_of(pruned.skeleton, skip=pruned.layers_path)
+            writer.write_rest(originals.restore(rest, "", lambda read: read) if originals else rest)
             writer.finish(recipe.export.max_shard_size, bench.tokenizer)
         with account(folder.steps, "verification"):
             trust = recipe.model.trust_remote_code

@@ -5,20 +5,24 @@ Counts come from the model's own code built on the meta device, not from formula
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from llmprune.anatomy.blueprint import Config, build_blueprint, find_layers, quiet_transformers, text_config
+from llmprune.anatomy.blueprint import build_blueprint, find_layers, quiet_transformers, text_config
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.proof import prove_twins, sizes_that_change
 from llmprune.anatomy.value import Anatomy
 from llmprune.criteria.base import TrialCriterion
 from llmprune.criteria.residual import Residual
-from llmprune.errors import ModelError, RecipeError
+from llmprune.errors import RecipeError
 from llmprune.evaluation.generation import require_windows
 from llmprune.evaluation.speed import require_positions
-from llmprune.model.loading import load_config
-from llmprune.needs import Memory, bytes_of, bytes_of_window, memory_of, neurons_of_solved_ups
+from llmprune.model.loading import compute_dtype, headers_of, load_config
+from llmprune.model.refusals import require_language_model
+from llmprune.model.stored import Dtypes, describe_types, kept_dtypes, stored_bytes
+from llmprune.needs import Memory, bytes_of_window, memory_of, neurons_of_solved_ups
 from llmprune.recipe import Depth, Recipe
 from llmprune.refit import Refit
 from llmprune.remote import resolve
@@ -34,6 +38,7 @@ from llmprune.targets import (
     planned_sparsity,
     planned_widths,
 )
+from llmprune.texts import PACKAGE_SCHEME
 
 
 class Plan(Figures):
@@ -65,8 +70,8 @@ def make_plan(recipe: Recipe) -> Plan:
 
 def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
     """The plan, and the anatomy that it found on the way."""
-    config = load_config(recipe.model)
-    _refuse_quantized(recipe.model.id, config)
+    config, headers = load_config(recipe.model), headers_of(recipe.model)
+    require_language_model(recipe.model, headers, with_tokenizer=_reads_text(recipe))
     trust = recipe.model.trust_remote_code
     anatomy = discover(config, trust)
     notes: list[str] = []
@@ -79,13 +84,19 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
         require_positions(recipe.evaluation.speed, config)
     if recipe.evaluation.generation and recipe.evaluation.perplexity and not recipe.evaluation.perplexity.tokens:
         require_windows(recipe.evaluation.generation, *recipe.evaluation.perplexity.shape())
-    dtype = _dtype(recipe, config)
+    dtype = compute_dtype(recipe.model, config, headers)
     dense = build_blueprint(config, dtype, trust)
     pruned = build_blueprint(cut_config(config, anatomy, keep, widths, experts, kv_groups), dtype, trust)
     prove_twins(dense, pruned, keep, sizes_that_change(anatomy, widths, experts, kv_groups))
     sparsity = planned_sparsity(
         recipe.sparsity, find_layers(pruned)[1], experts, recipe.calibration.shape(), recipe.refit is not None
     )
+    stored = kept_dtypes(dense, headers or {}, dtype, keep=True)
+    saved = kept_dtypes(dense, headers or {}, dtype, keep=recipe.model.dtype == "auto")
+    if headers:
+        notes += describe_types(dense, headers, dtype, keep=recipe.model.dtype == "auto")
+    else:
+        notes.append(_about_unread_weights(recipe, dtype))
     notes += [f"stays dense: {said}" for said in sparsity.skipped] if sparsity else []
     notes += _experts_stay_dense(pruned) if sparsity else []
     exact = _exact(recipe.depth, dense)
@@ -107,17 +118,19 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
         notes.append("only the text part is pruned, and scored on text: what images need of it is not measured")
     if trust:
         notes.append("the model's own Python code is run (model.trust_remote_code)")
+    size = measure_size(pruned, anatomy.widths | widths, experts, kv_groups, stored=saved, layers=keep)
     plan = Plan(
         model=recipe.model.id,
         model_type=config.model_type,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=_name_of(dtype),
         dense=measure_size(
             dense,
             anatomy.widths,
             anatomy.experts.count if anatomy.experts else None,
             anatomy.heads.count if anatomy.heads else None,
+            stored=stored,
         ),
-        pruned=measure_size(pruned, anatomy.widths | widths, experts, kv_groups),
+        pruned=size,
         parameters_exact=exact,
         removed_layers=recipe.depth.layers if recipe.depth else (),
         keep_layers=len(keep),
@@ -127,29 +140,40 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
         sparsity=sparsity,
         calibration=recipe.calibration.shape(),
         memory=memory,
-        disk=bytes_of(pruned),
+        disk=size.bytes,
         notes=tuple(notes),
     )
     return plan, anatomy
 
 
-def _refuse_quantized(model: str, config: Config) -> None:
-    stored = getattr(config, "quantization_config", None)
-    if stored:
-        method = stored.get("quant_method", "") if isinstance(stored, dict) else ""
-        raise ModelError(
-            f"the weights of {model} are quantized ({method or 'by a method that is not named'}), "
-            "so they cannot be cut and refit; prune the original in float32, bfloat16 or float16"
-        )
+def _about_unread_weights(recipe: Recipe, dtype: torch.dtype) -> str:
+    if recipe.model.id.startswith(PACKAGE_SCHEME):
+        return f"a GGUF file's weights are converted before they are cut: the sizes are those of {_name_of(dtype)}"
+    return f"no weights file was read: the sizes are those of tensors that are all {_name_of(dtype)}"
+
+
+def _reads_text(recipe: Recipe) -> bool:
+    evaluation = recipe.evaluation
+    windows = [one for one in (recipe.calibration, evaluation.perplexity) if one is not None]
+    return bool(evaluation.tasks) or any(one.tokens is None for one in windows)
 
 
 def measure_size(
-    model: PreTrainedModel, widths: dict[str, int], experts: int | None, kv_groups: int | None = None
+    model: PreTrainedModel,
+    widths: dict[str, int],
+    experts: int | None,
+    kv_groups: int | None = None,
+    *,
+    stored: Dtypes,
+    layers: Sequence[int] | None = None,
 ) -> Size:
-    """Sizes of a model that may be without weights. Tied tensors count once."""
+    """Sizes of a model that may be without weights. Tied tensors count once.
+
+    ``stored``: the types that tensors have in files, by their names in the dense model, whose ``layers`` are these.
+    """
     return Size(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        bytes=bytes_of(model),
+        bytes=stored_bytes(model, stored, layers),
         layers=len(find_layers(model)[1]),
         widths=widths,
         experts=experts,
@@ -257,12 +281,8 @@ def _require_room_for_trail(recipe: Recipe, trail: int) -> None:
         )
 
 
-def _dtype(recipe: Recipe, config: Config) -> torch.dtype:
-    if recipe.model.dtype != "auto":
-        dtype: torch.dtype = getattr(torch, recipe.model.dtype)
-        return dtype
-    stored = getattr(config, "dtype", None) or getattr(text_config(config), "dtype", None)
-    return stored if isinstance(stored, torch.dtype) else torch.float32
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _exact(depth: Depth | None, dense: PreTrainedModel) -> bool:

@@ -16,7 +16,8 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from llmprune.errors import CheckpointError, ModelError
-from llmprune.model.references import INDEX, NOTICES, TEMPLATES, shard_names
+from llmprune.model.headers import Headers, headers_of_folder, headers_of_repository, weights_files
+from llmprune.model.references import NOTICES, TEMPLATES
 from llmprune.remote import persistently, reason, resolve, scrub
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,6 @@ logger = logging.getLogger(__name__)
 Part = Literal["config", "tokenizer", "weights"]
 
 _SMALL = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "README.md", *NOTICES)
-_WEIGHTS = "model.safetensors"
 
 
 def commit_of(model_id: str, revision: str) -> str:
@@ -44,12 +44,42 @@ def snapshot(model_id: str, revision: str, part: Part, with_code: bool = False) 
             names = _names(model_id, commit)
             folder = _fetch(model_id, commit, [name for name in names if _is_small(name)])
         if part == "weights":
-            _fetch_weights(model_id, commit, folder, _weights(model_id, folder, names))
+            _fetch_weights(model_id, commit, folder, weights_files(folder, names, model_id))
         return folder
     except CheckpointError:
         raise
     except Exception as error:  # the hub client's errors have no base in common
         raise _explained(model_id, revision, part, error) from error
+
+
+def headers(model_id: str, revision: str) -> Headers | None:
+    """Return the headers of a hub model's weights files, from the cache or the hub.
+
+    None where the hub may not be asked (HF_HUB_OFFLINE). Raises ModelError and CheckpointError.
+    """
+    from huggingface_hub import constants
+
+    commit = commit_of(model_id, revision)
+    try:
+        names = _names(model_id, commit)
+        folder = _fetch(model_id, commit, ["config.json", *[name for name in names if _is_index(name)]])
+        files = weights_files(folder, names, model_id)
+        if all((folder / name).is_file() for name in files):
+            return headers_of_folder(folder, model_id)
+        return None if constants.HF_HUB_OFFLINE else headers_of_repository(model_id, commit, tuple(files))
+    except CheckpointError:
+        raise
+    except Exception as error:  # the hub client's errors have no base in common
+        raise _explained(model_id, revision, "weights", error) from error
+
+
+def names_of(model_id: str, revision: str) -> list[str]:
+    """Return the names of every file of a hub model; ``snapshot`` comes first."""
+    return _names(model_id, commit_of(model_id, revision))
+
+
+def _is_index(name: str) -> bool:
+    return name.endswith(".safetensors.index.json") and "/" not in name
 
 
 def _explained(model_id: str, revision: str, part: Part, error: Exception) -> ModelError:
@@ -83,13 +113,6 @@ def _is_small(name: str) -> bool:
     path = PurePosixPath(name)
     folder = path.parent.as_posix()
     return folder == TEMPLATES or (folder == "." and any(fnmatch(path.name, pattern) for pattern in _SMALL))
-
-
-def _weights(model_id: str, folder: Path, names: list[str]) -> list[str]:
-    """The weights files that transformers reads, and no other copies of them."""
-    if _WEIGHTS in names or INDEX not in names:
-        return [name for name in names if name == _WEIGHTS]
-    return shard_names(folder / INDEX, model_id)
 
 
 def _fetch_weights(model_id: str, commit: str, folder: Path, names: list[str]) -> None:
