@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from llmprune.model.config_limits import check_config_file
 from llmprune.model.gguf import cache_folder, converted_folder, gguf_location
 from llmprune.model.headers import Headers, headers_of_folder, main_dtype
 from llmprune.model.kinds import names_in, tokenizer_problem, without_config
+from llmprune.model.offload import offload_folder
 from llmprune.model.processes import count, local_device
 from llmprune.model.pull import Part, commit_of, headers, names_of, snapshot
 from llmprune.model.references import require_own_names, unread_fields
@@ -69,6 +72,7 @@ def load_model(source: ModelSource) -> PreTrainedModel:
     if device_map == "cpu" or nothing_to_spread_over or each_process_has_its_device:
         device_map = None
     config = load_config(source)
+    offloaded = offload_folder() if device_map is not None else None
     model, info = _from_pretrained(
         auto_class(config),
         source,
@@ -76,6 +80,7 @@ def load_model(source: ModelSource) -> PreTrainedModel:
         dtype=compute_dtype(source, config, headers_of(source)),
         device_map=device_map,
         max_memory=source.max_memory,
+        offload_folder=offloaded,
         use_safetensors=True,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # not ignored: listed, and refused below
@@ -86,6 +91,8 @@ def load_model(source: ModelSource) -> PreTrainedModel:
         listed = "; ".join(f"{len(keys)} {kind}: {', '.join(keys[:3])}" for kind, keys in problems.items())
         raise CheckpointError(f"the weights of {source.id} do not fit its config ({listed}); get a whole checkpoint")
     loaded: PreTrainedModel = model.eval()
+    if offloaded is not None:
+        weakref.finalize(find_layers(loaded)[1], shutil.rmtree, offloaded, ignore_errors=True)
     loaded.config.name_or_path = place  # saving looks there for licences; a part of a config may have another path
     return loaded.requires_grad_(False)
 
