@@ -23,13 +23,14 @@ from llmprune.evaluation.tasks import check_tasks, fetch_tasks
 from llmprune.files import publish, require_space
 from llmprune.hub.gate import refusal
 from llmprune.hub.preflight import look
+from llmprune.interop import settle_patterns
 from llmprune.model.loading import dense_decoder, load_model, tensors_of
 from llmprune.model.processes import count, from_first, is_first, launched, local_device
 from llmprune.model.saving import CheckpointWriter
 from llmprune.model.source import ModelSource
 from llmprune.model.verify import Probe, SparseClaim, Verified, verify
 from llmprune.model.walk import Decoder, Tensors
-from llmprune.plan import Plan, measure_size, plan_with_anatomy
+from llmprune.plan import Plan, plan_with_anatomy
 from llmprune.progress import quiet_libraries
 from llmprune.prune import Pruning
 from llmprune.publishing import publish_once
@@ -41,6 +42,7 @@ from llmprune.report.value import Report, Size, StabilityFigures
 from llmprune.report.wording import describe_verdict
 from llmprune.run_folder import TASKS, TRAIL, RunFolder, file_fingerprint, fingerprint
 from llmprune.scores import Scores
+from llmprune.sizes import measure_size
 from llmprune.snapshots import LayerRecord, Snapshots
 from llmprune.sparsity.pattern import ROUNDING
 from llmprune.sparsity.section import Sparsity
@@ -130,6 +132,7 @@ def _run(
     if scores is not None:
         warnings += unrouted(scores)
     cut = find_cut(recipe, plan, bench, folder, scores, warnings)
+    warnings = settle_patterns(warnings, bench.anatomy.patterns, cut.layers)
     stability = check_calibration(recipe, plan, bench, folder) if calibration_check else None
     pruned = _prune(recipe, bench, folder, cut)
     if measure_forward:

@@ -5,12 +5,10 @@ Counts come from the model's own code built on the meta device, not from formula
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from llmprune.anatomy.blueprint import build_blueprint, find_layers, quiet_transformers, text_config
+from llmprune.anatomy.blueprint import build_blueprint, find_layers, text_config
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.proof import prove_twins, sizes_that_change
 from llmprune.anatomy.value import Anatomy
@@ -19,9 +17,10 @@ from llmprune.criteria.residual import Residual
 from llmprune.errors import RecipeError
 from llmprune.evaluation.generation import require_windows
 from llmprune.evaluation.speed import require_positions
-from llmprune.model.loading import compute_dtype, headers_of, load_config
+from llmprune.interop import about_depth, about_head_size, about_layer_count
+from llmprune.model.loading import compute_dtype, headers_of, load_config, raw_config
 from llmprune.model.refusals import require_language_model
-from llmprune.model.stored import Dtypes, describe_types, kept_dtypes, stored_bytes
+from llmprune.model.stored import describe_types, kept_dtypes
 from llmprune.needs import Memory, bytes_of_window, memory_of, neurons_of_solved_ups
 from llmprune.recipe import Depth, Recipe
 from llmprune.refit import Refit
@@ -29,6 +28,7 @@ from llmprune.remote import resolve
 from llmprune.report.value import Figures, Size
 from llmprune.report.wording import ranges
 from llmprune.schema import format_size
+from llmprune.sizes import measure_size
 from llmprune.surgery import cut_config
 from llmprune.targets import (
     SparsityPlan,
@@ -111,6 +111,11 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
         notes += _about_up(anatomy, widths, recipe.calibration.shape()[0])
     if recipe.depth and recipe.depth.layers is None:
         notes += _trials(recipe, anatomy.num_layers, anatomy.num_layers - len(keep))
+    if recipe.depth:
+        named, kept = recipe.depth.layers is not None, recipe.depth.keep_pattern
+        notes += about_depth(anatomy, keep, named=named, keep_pattern=kept)
+    notes += about_layer_count(dense, pruned)
+    notes += about_head_size(config, raw_config(recipe.model) or config.to_dict(), anatomy.heads, kv_groups)
     memory = memory_of(recipe, dense, pruned, anatomy, widths)
     notes += _about_criterion(recipe, anatomy)
     _require_room_for_trail(recipe, anatomy.num_layers * bytes_of_window(recipe, dense) * recipe.calibration.shape()[0])
@@ -156,30 +161,6 @@ def _reads_text(recipe: Recipe) -> bool:
     evaluation = recipe.evaluation
     windows = [one for one in (recipe.calibration, evaluation.perplexity) if one is not None]
     return bool(evaluation.tasks) or any(one.tokens is None for one in windows)
-
-
-def measure_size(
-    model: PreTrainedModel,
-    widths: dict[str, int],
-    experts: int | None,
-    kv_groups: int | None = None,
-    *,
-    stored: Dtypes,
-    layers: Sequence[int] | None = None,
-) -> Size:
-    """Sizes of a model that may be without weights. Tied tensors count once.
-
-    ``stored``: the types that tensors have in files, by their names in the dense model, whose ``layers`` are these.
-    """
-    return Size(
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        bytes=stored_bytes(model, stored, layers),
-        layers=len(find_layers(model)[1]),
-        widths=widths,
-        experts=experts,
-        kv_groups=kv_groups,
-        kv_bytes_per_token=_cache_bytes_per_token(model),
-    )
 
 
 def _experts_stay_dense(pruned: PreTrainedModel) -> list[str]:
@@ -289,28 +270,3 @@ def _exact(depth: Depth | None, dense: PreTrainedModel) -> bool:
     _, layers = find_layers(dense)
     sizes = {sum(parameter.numel() for parameter in layer.parameters()) for layer in layers}
     return depth is None or depth.layers is not None or len(sizes) == 1
-
-
-def _cache_bytes_per_token(model: PreTrainedModel) -> int | None:
-    """What one more token adds to the key-value cache, from a forward pass without weights; None if it fails."""
-    try:
-        with quiet_transformers(), torch.device("meta"):
-            if all(parameter.is_meta for parameter in model.parameters()):
-                shapes = model.to("meta")  # only buffers move: cheaper than building it again
-            else:
-                shapes = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype).eval()
-            sizes = [_cache_bytes(shapes, length) for length in (2, 3)]
-    except Exception:  # some models cannot run without weights: the figure is then left out
-        return None
-    return sizes[1] - sizes[0]
-
-
-@torch.no_grad()
-def _cache_bytes(shapes: PreTrainedModel, length: int) -> int:
-    cache = shapes(input_ids=torch.ones(1, length, dtype=torch.long), use_cache=True).past_key_values
-    return sum(
-        value.numel() * value.itemsize
-        for layer in cache.layers
-        for value in vars(layer).values()
-        if isinstance(value, torch.Tensor) and value.ndim > 1
-    )

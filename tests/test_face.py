@@ -21,7 +21,7 @@ LADDER = (
     ("service",),
     ("pipeline", "comparison", "bench", "publishing", "repeating"),
     ("choosing",),
-    ("workbench", "plan", "needs", "targets", "recipe", "problems", "run_folder", "accounting"),
+    ("workbench", "plan", "sizes", "interop", "needs", "targets", "recipe", "problems", "run_folder", "accounting"),
     (
         *(
             "scoring",
@@ -45,7 +45,7 @@ LADDER = (
         *("evaluation", "report", "hub"),
     ),
     ("model",),
-    ("anatomy", "calibration", "data_cards", "texts", "cut", "scores", "progress", "testing", "remote"),
+    ("anatomy", "calibration", "data_cards", "texts", "layer_choice", "cut", "scores", "progress", "testing", "remote"),
     ("files", "names", "schema", "errors", "printing", "console", "yaml_reader"),
 )
 HEAVY = {"torch", "transformers", "datasets", "lm_eval", "accelerate", "numpy"}

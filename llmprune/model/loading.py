@@ -26,7 +26,7 @@ from llmprune.anatomy.blueprint import (
 from llmprune.errors import CheckpointError, ModelError
 from llmprune.model.config_limits import check_config_file
 from llmprune.model.gguf import cache_folder, converted_folder, gguf_location
-from llmprune.model.headers import Headers, headers_of_folder, main_dtype
+from llmprune.model.headers import Headers, headers_of_folder, main_dtype, read_config
 from llmprune.model.kinds import names_in, tokenizer_problem, without_config
 from llmprune.model.offload import offload_folder
 from llmprune.model.processes import count, local_device
@@ -109,6 +109,11 @@ def headers_of(source: ModelSource) -> Headers | None:
     if Path(source.id).expanduser().is_dir():
         return headers_of_folder(folder, source.id)
     return headers(source.id, source.revision)
+
+
+def raw_config(source: ModelSource) -> dict[str, Any]:
+    """Return a checkpoint's config.json as it stands; empty for a GGUF file, which has none."""
+    return {} if source.id.startswith(PACKAGE_SCHEME) else read_config(place_of(source, "config"))
 
 
 def compute_dtype(source: ModelSource, config: Config, found: Headers | None) -> torch.dtype:
