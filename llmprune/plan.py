@@ -20,7 +20,7 @@ from llmprune.evaluation.speed import require_positions
 from llmprune.interop import about_depth, about_head_size, about_layer_count
 from llmprune.model.loading import compute_dtype, headers_of, load_config, raw_config
 from llmprune.model.refusals import require_language_model
-from llmprune.model.stored import describe_types, kept_dtypes
+from llmprune.model.stored import FileNames, describe_types, kept_dtypes, require_all
 from llmprune.needs import Memory, bytes_of_window, memory_of, neurons_of_solved_ups
 from llmprune.recipe import Depth, Recipe
 from llmprune.refit import Refit
@@ -91,10 +91,11 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
     sparsity = planned_sparsity(
         recipe.sparsity, find_layers(pruned)[1], experts, recipe.calibration.shape(), recipe.refit is not None
     )
-    stored = kept_dtypes(dense, headers or {}, dtype, keep=True)
-    saved = kept_dtypes(dense, headers or {}, dtype, keep=recipe.model.dtype == "auto")
+    names, keep_types = FileNames(dense, headers or {}), recipe.model.dtype == "auto"
+    saved = kept_dtypes(names, dtype, keep=keep_types)
     if headers:
-        notes += describe_types(dense, headers, dtype, keep=recipe.model.dtype == "auto")
+        require_all(names, recipe.model.id)
+        notes += describe_types(names, dtype, keep=keep_types)
     else:
         notes.append(_about_unread_weights(recipe, dtype))
     notes += [f"stays dense: {said}" for said in sparsity.skipped] if sparsity else []
@@ -133,7 +134,7 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
             anatomy.widths,
             anatomy.experts.count if anatomy.experts else None,
             anatomy.heads.count if anatomy.heads else None,
-            stored=stored,
+            stored=names.dtypes,
         ),
         pruned=size,
         parameters_exact=exact,

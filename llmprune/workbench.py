@@ -155,7 +155,7 @@ class Workbench:
         """The types of the result's tensors, by the names of the dense model."""
         if self.recipe.model.dtype != "auto":
             return {name: parameter.dtype for name, parameter in self.model.named_parameters()}
-        return self._file_names.dtypes()
+        return self._file_names.dtypes
 
     @cached_property
     def config(self) -> Config:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from small import save_model
 from support.hub_server import Hub
 
 from llmprune.errors import CheckpointError, ModelError
@@ -111,6 +112,14 @@ def test_weights_in_eight_bits_are_known_by_their_headers(tmp_path: Path) -> Non
     _write(tmp_path, _files([], {}))
     save_file({"model.norm.weight": torch.zeros(32).to(torch.float8_e4m3fn)}, tmp_path / "model.safetensors")
     assert "quantized (tensors in F8_E4M3)" in _refusal(tmp_path)
+
+
+def test_a_model_without_its_head_is_told_by_the_plan(tmp_path: Path) -> None:
+    """The headers show that no tensor of the files makes it, whatever the config calls the model."""
+    save_model(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file({name: tensors[name] for name in tensors.keys() - {"lm_head.weight"}}, tmp_path / "model.safetensors")
+    assert "do not fit its config (1 missing: lm_head.weight); get a whole checkpoint" in _refusal(tmp_path)
 
 
 def test_all_reasons_are_given_at_once(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +100,6 @@ def _read(folder: Path, file: str, shown: str) -> dict[str, StoredTensor]:
         ) from error
 
 
-@lru_cache(maxsize=8)
 def headers_of_repository(model_id: str, commit: str, files: tuple[str, ...]) -> Headers:
     """Return the headers of a hub model's weights files: a few kilobytes of each are fetched."""
     from huggingface_hub import HfApi

@@ -42,7 +42,8 @@ def without_config(names: Collection[str], shown: str) -> ModelError:
     inner = sorted({name.split("/")[0] for name in names if re.fullmatch(r"[^/]+/config\.json", name)})
     if len(inner) == 1 or "model" in inner:
         name = "model" if "model" in inner else inner[0]
-        what = "is the folder of a run" if "recipe.yaml" in names else "has no config.json of its own"
+        of_run = name == "model" and "recipe.yaml" in names
+        what = "is the folder of a run" if of_run else "has no config.json of its own"
         return ModelError(f"{shown} {what}, and its checkpoint lies in {name}; give {shown.rstrip('/')}/{name}")
     if any(name.endswith(".gguf") for name in names):
         return ModelError(

@@ -11,7 +11,7 @@ import copy
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import reduce
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from llmprune.anatomy.blueprint import find_layers
+from llmprune.errors import CheckpointError
 from llmprune.model.headers import Headers, main_dtype
 
 Tensors = dict[str, Tensor]
@@ -39,6 +40,7 @@ class FileNames:
         self._converters = {
             pattern: rule for rule in rules if isinstance(rule, WeightConverter) for pattern in rule.source_patterns
         }
+        self._all_converters = list(dict.fromkeys(self._converters.values()))
         self._own = model.state_dict()
         # by the first tensor that a rule makes: its sources, each with the pattern that found it
         self._sources: dict[str, list[tuple[str, str | None]]] = {}
@@ -47,7 +49,7 @@ class FileNames:
             self._add(name)
 
     def _add(self, name: str) -> None:
-        converters = list(dict.fromkeys(self._converters.values()))
+        converters = self._all_converters
         prefix = self.model.base_model_prefix
         target, pattern = rename_source_key(name, self._renamings, converters, prefix, self._own)
         if target not in self._own and name in self._own:
@@ -64,8 +66,19 @@ class FileNames:
         """Return the tensors of the files that make a tensor of the model; none where it is tied to another."""
         return [source for source, _ in self._sources.get(self._first.get(name, ""), [])]
 
+    def missing(self) -> list[str]:
+        """Return the parameters that no tensor of the files makes, tied ones and those left out by design aside."""
+        patterns = [re.compile(pattern) for pattern in self.model._keys_to_ignore_on_load_missing or ()]
+        tied = self.model.all_tied_weights_keys
+        return [
+            name
+            for name, _ in self.model.named_parameters()
+            if name not in self._first and name not in tied and not any(one.search(name) for one in patterns)
+        ]
+
+    @cached_property
     def dtypes(self) -> Dtypes:
-        """Return the type of every floating-point tensor of the model as the files have it: of several, the widest."""
+        """The type of every floating-point tensor of the model as the files have it: of several, the widest."""
         found: dict[str, torch.dtype] = {}
         for name in self._first:
             stored = [self.headers[source].floating for source in self.sources(name)]
@@ -111,7 +124,7 @@ class Originals:
     """The base's tensors in the types of its files, to save where a run computed in another."""
 
     def __init__(self, names: FileNames, folder: Path) -> None:
-        self._names, self._folder, self._dtypes = names, folder, names.dtypes()
+        self._names, self._folder, self._dtypes = names, folder, names.dtypes
 
     def restore(self, tensors: Tensors, prefix: str, cut: Callable[[Tensors], Tensors]) -> Tensors:
         """Return tensors as they are to be saved: in the type of the base's file, and where the run changed nothing
@@ -136,17 +149,18 @@ class Originals:
         return restored
 
 
-def kept_dtypes(model: PreTrainedModel, headers: Headers, dtype: torch.dtype, keep: bool) -> Dtypes:
-    """Return the types that the result's tensors will have, by the names that the dense ``model`` has for them.
+def kept_dtypes(names: FileNames, dtype: torch.dtype, *, keep: bool) -> Dtypes:
+    """Return the types that the result's tensors will have, by the names that the dense model has for them.
 
     ``keep``: those of the base's files; else ``dtype``, but for what transformers keeps in float32 in this model.
     """
     if keep:
-        return FileNames(model, headers).dtypes()
-    patterns = {re.compile(pattern.replace("*", ".*")): kept for pattern, kept in model._get_dtype_plan(dtype).items()}
+        return names.dtypes
+    plan = names.model._get_dtype_plan(dtype)
+    patterns = {re.compile(pattern.replace("*", ".*")): kept for pattern, kept in plan.items()}
     return {
         name: next((kept for pattern, kept in patterns.items() if pattern.search(name)), parameter.dtype)
-        for name, parameter in model.named_parameters()
+        for name, parameter in names.model.named_parameters()
     }
 
 
@@ -166,16 +180,16 @@ def stored_bytes(model: PreTrainedModel, dtypes: Dtypes, layers: Sequence[int] |
     return sum(one.numel() * dtype_of(name, one).itemsize for name, one in model.named_parameters())
 
 
-def describe_types(model: PreTrainedModel, headers: Headers, dtype: torch.dtype, keep: bool) -> list[str]:
+def describe_types(names: FileNames, dtype: torch.dtype, *, keep: bool) -> list[str]:
     """Say where the types of the files differ from the one that is computed in, a sentence for each matter."""
     named: dict[torch.dtype, list[str]] = {}
-    for name, stored in FileNames(model, headers).dtypes().items():
+    for name, stored in names.dtypes.items():
         if stored != dtype:
             named.setdefault(stored, []).append(name)
     if not named:
         return []
-    main = main_dtype(headers)
-    listed = [f"{len(names)} in {_name(stored)} ({_examples(names)})" for stored, names in named.items()]
+    main = main_dtype(names.headers)
+    listed = [f"{len(some)} in {_name(stored)} ({_examples(some)})" for stored, some in named.items()]
     if not keep:
         return [
             f"model.dtype: {_name(dtype)} converts tensors of the files: {'; '.join(listed)}; with auto every tensor "
@@ -186,6 +200,16 @@ def describe_types(model: PreTrainedModel, headers: Headers, dtype: torch.dtype,
         f"{about}, and the run computes in {_name(dtype)}: of the tensors, {'; '.join(listed)}; each is saved in its "
         "own type, and with the values of its file where only a cut changes it"
     ]
+
+
+def require_all(names: FileNames, shown: str) -> None:
+    """Raise CheckpointError where files lack parameters of the model: loading would make random ones."""
+    missing = names.missing()
+    if missing:
+        raise CheckpointError(
+            f"the weights of {shown} do not fit its config ({len(missing)} missing: {', '.join(missing[:3])}); get a "
+            "whole checkpoint"
+        )
 
 
 def _name(dtype: torch.dtype | None) -> str:
