@@ -14,10 +14,10 @@ from llmprune.evaluation.sparse_bench import converted, require_gpu, saved_bytes
 from llmprune.files import require_file, write_text
 from llmprune.model.loading import bytes_on_disk, load_config, load_model
 from llmprune.model.source import ModelSource
-from llmprune.plan import measure_size
 from llmprune.progress import quiet_libraries
 from llmprune.report.bench_table import print_bench
 from llmprune.report.value import BenchFigures, BenchSize
+from llmprune.sizes import measure_size
 
 
 def bench_models(
@@ -80,7 +80,7 @@ def _show(figures: BenchFigures, output: Path | None, console: Console) -> None:
 
 
 def _size(source: ModelSource, model: PreTrainedModel) -> BenchSize:
-    size = measure_size(model, {}, None)
+    size = measure_size(model, {}, None, stored={})
     read = decoded_bytes(model)
     return BenchSize(
         parameters=size.parameters,

@@ -61,7 +61,7 @@ def find_cut(
     warnings: list[str],
 ) -> Cut:
     """The cut that the scores choose, or what a person made of it; then a warning says so."""
-    chosen = choose_cut(bench.anatomy, scores, *_wanted(plan))
+    chosen = choose_cut(bench.anatomy, scores, *_wanted(plan), keep_pattern=_keeps_pattern(recipe))
 
     def make(path: Path) -> Cut:
         chosen.save(path)
@@ -103,7 +103,7 @@ def check_calibration(recipe: Recipe, plan: Plan, bench: Workbench, folder: RunF
         scores = _scored(on_half, plan, bench, windows_NL, store, [])
         if store.trail:
             store.trail.remove()  # pass 2 walks all windows
-        return choose_cut(bench.anatomy, scores, *_wanted(plan))
+        return choose_cut(bench.anatomy, scores, *_wanted(plan), keep_pattern=_keeps_pattern(recipe))
 
     def make(path: Path) -> StabilityFigures:
         with account(folder.steps, "calibration check", bench.windows.numel()):
@@ -139,12 +139,31 @@ def _scored(
     remove, batch_size = plan.dense.layers - plan.keep_layers, recipe.calibration.batch_size
     with account(steps, "pass 1", windows_NL.numel()):
         scores = score(
-            bench.dense, bench.anatomy, windows_NL, batch_size, passing, width, experts, store, remove, heads
+            bench.dense,
+            bench.anatomy,
+            windows_NL,
+            batch_size,
+            passing,
+            width,
+            experts,
+            store,
+            remove,
+            heads,
+            keep_pattern=_keeps_pattern(recipe),
         )
     if not isinstance(depth, TrialCriterion):
         return scores
     with account(steps, "trials", windows_NL.numel()):
-        layers_N = try_without(bench.dense, bench.anatomy, depth, windows_NL, batch_size, remove, store)
+        layers_N = try_without(
+            bench.dense,
+            bench.anatomy,
+            depth,
+            windows_NL,
+            batch_size,
+            remove,
+            store,
+            keep_pattern=_keeps_pattern(recipe),
+        )
     return replace(scores, layers=layers_N)
 
 
@@ -154,7 +173,11 @@ def _origin_of_scores(recipe: Recipe, plan: Plan, bench: Workbench) -> str | Non
     if not any(criteria):
         return None
     horizon = criteria.depth.horizon(plan.dense.layers - plan.keep_layers) if criteria.depth else None
-    return fingerprint(bench.identity, bench.windows_fingerprint, horizon, *criteria)
+    return fingerprint(bench.identity, bench.windows_fingerprint, horizon, _keeps_pattern(recipe), *criteria)
+
+
+def _keeps_pattern(recipe: Recipe) -> bool:
+    return bool(recipe.depth and recipe.depth.keep_pattern)
 
 
 class _Criteria(NamedTuple):

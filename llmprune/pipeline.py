@@ -25,6 +25,7 @@ from llmprune.evaluation.tasks import check_tasks, fetch_tasks
 from llmprune.files import publish, require_space, size_of
 from llmprune.hub.gate import refusal
 from llmprune.hub.preflight import look
+from llmprune.interop import settle_patterns
 from llmprune.model.config_file import ConfigChange
 from llmprune.model.loading import dense_decoder, load_config, load_model, place_of, tensors_of
 from llmprune.model.prediction_heads import describe_heads
@@ -32,8 +33,8 @@ from llmprune.model.processes import count, from_first, in_step, is_first, launc
 from llmprune.model.saving import CheckpointWriter
 from llmprune.model.source import ModelSource
 from llmprune.model.verify import Probe, SparseClaim, Verified, verify
-from llmprune.model.walk import Decoder
-from llmprune.plan import Plan, measure_size, plan_with_anatomy
+from llmprune.model.walk import Decoder, Tensors
+from llmprune.plan import Plan, plan_with_anatomy
 from llmprune.progress import quiet_libraries, tell
 from llmprune.prune import Pruning
 from llmprune.publishing import publish_once
@@ -53,10 +54,11 @@ from llmprune.report.value import BaseFiles, Report, Size, StabilityFigures
 from llmprune.report.wording import describe_verdict
 from llmprune.run_folder import TASKS, TRAIL, RunFolder, bytes_written, file_fingerprint, fingerprint
 from llmprune.scores import Scores
+from llmprune.sizes import measure_size
 from llmprune.snapshots import LayerRecord, Snapshots
 from llmprune.sparsity.pattern import ROUNDING
 from llmprune.sparsity.section import Sparsity
-from llmprune.surgery import cut_config, cut_decoder
+from llmprune.surgery import cut_config, cut_decoder, restore_layer
 from llmprune.workbench import Workbench
 
 logger = logging.getLogger(__name__)
@@ -163,6 +165,7 @@ def _run(
     if scores is not None:
         warnings += unrouted(scores)
     cut = find_cut(recipe, plan, bench, folder, scores, warnings)
+    warnings = settle_patterns(warnings, bench.anatomy.patterns, cut.layers)
     stability = check_calibration(recipe, plan, bench, folder) if calibration_check else None
     pruned = _prune(recipe, bench, folder, cut)
     if measure_forward:
@@ -223,10 +226,18 @@ def _write_checkpoint(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: 
     anatomy = bench.anatomy
     experts = cut.num_experts or (anatomy.experts.count if anatomy.experts else None)
     kv_groups = cut.kv_groups or (anatomy.heads.count if anatomy.heads else None)
-    size = measure_size(pruned.skeleton, anatomy.widths | cut.widths, experts, kv_groups)
+    size = measure_size(
+        pruned.skeleton, anatomy.widths | cut.widths, experts, kv_groups, stored=bench.saved_dtypes, layers=cut.layers
+    )
     change = _config_change(recipe, anatomy, cut)
     writer = CheckpointWriter(snapshots.folder, pruned.skeleton, pruned.layers_path, change)
-    pruning = Pruning(bench.dense, pruned, anatomy, cut, recipe.refit, writer.write_layer, recipe.sparsity)
+    originals = bench.originals
+
+    def write(new: int, tensors: Tensors) -> None:
+        stored = restore_layer(tensors, originals, anatomy, cut, cut.layers[new]) if originals else tensors
+        writer.write_layer(new, stored)
+
+    pruning = Pruning(bench.dense, pruned, anatomy, cut, recipe.refit, write, recipe.sparsity)
     with account(folder.steps, "pass 2", bench.windows.numel()):
         batch_size = recipe.calibration.batch_size
         store = bench.store(folder.path)
@@ -235,7 +246,8 @@ def _write_checkpoint(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: 
     if is_first():
         probe = Probe.take(walk)
         with account(folder.steps, "saving"):
-            writer.write_rest(tensors_of(pruned.skeleton, skip=pruned.layers_path))
+            rest = tensors_of(pruned.skeleton, skip=pruned.layers_path)
+            writer.write_rest(originals.restore(rest, "", lambda read: read) if originals else rest)
             writer.finish(recipe.export.max_shard_size, bench.tokenizer)
         with account(folder.steps, "verification"):
             trust = recipe.model.trust_remote_code

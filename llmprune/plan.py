@@ -6,20 +6,23 @@ Counts come from the model's own code built on the meta device, not from formula
 from __future__ import annotations
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from llmprune.anatomy.blueprint import Config, build_blueprint, find_layers, quiet_transformers, text_config
+from llmprune.anatomy.blueprint import build_blueprint, find_layers, text_config
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.proof import prove_twins, sizes_that_change
 from llmprune.anatomy.value import Anatomy
 from llmprune.criteria.base import TrialCriterion
 from llmprune.criteria.residual import Residual
-from llmprune.errors import ModelError, RecipeError
+from llmprune.errors import RecipeError
 from llmprune.evaluation.generation import require_windows
 from llmprune.evaluation.speed import require_positions
+from llmprune.interop import about_depth, about_head_size, about_layer_count
 from llmprune.model.base_files import planned_companions, require_expressible
-from llmprune.model.loading import load_config
+from llmprune.model.loading import compute_dtype, headers_of, load_config, raw_config
 from llmprune.model.prediction_heads import about_heads
+from llmprune.model.refusals import require_language_model
+from llmprune.model.stored import FileNames, describe_types, kept_dtypes, require_all
 from llmprune.needs import Memory, bytes_of, bytes_of_window, memory_of, neurons_of_solved_ups
 from llmprune.recipe import Depth, Recipe
 from llmprune.refit import Refit
@@ -28,6 +31,7 @@ from llmprune.report.value import BaseFiles, Figures, Size
 from llmprune.report.wording import plural, ranges
 from llmprune.rounding import wishes_without_effect
 from llmprune.schema import format_size
+from llmprune.sizes import measure_size
 from llmprune.surgery import cut_config
 from llmprune.targets import (
     SparsityPlan,
@@ -37,6 +41,7 @@ from llmprune.targets import (
     planned_sparsity,
     planned_widths,
 )
+from llmprune.texts import PACKAGE_SCHEME
 
 
 class Plan(Figures):
@@ -69,8 +74,8 @@ def make_plan(recipe: Recipe) -> Plan:
 
 def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
     """The plan, and the anatomy that it found on the way."""
-    config = load_config(recipe.model)
-    _refuse_quantized(recipe.model.id, config)
+    config, headers = load_config(recipe.model), headers_of(recipe.model)
+    require_language_model(recipe.model, headers, with_tokenizer=_reads_text(recipe))
     trust = recipe.model.trust_remote_code
     anatomy = discover(config, trust)
     notes: list[str] = []
@@ -83,7 +88,7 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
         require_positions(recipe.evaluation.speed, config)
     if recipe.evaluation.generation and recipe.evaluation.perplexity and not recipe.evaluation.perplexity.tokens:
         require_windows(recipe.evaluation.generation, *recipe.evaluation.perplexity.shape())
-    dtype = _dtype(recipe, config)
+    dtype = compute_dtype(recipe.model, config, headers)
     dense = build_blueprint(config, dtype, trust)
     cut = cut_config(config, anatomy, keep, widths, experts, kv_groups)
     require_expressible(recipe.model, config, cut, keep)
@@ -96,6 +101,13 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
     if idle and bytes_of(dense) == bytes_of(pruned) and not (sparsity and sparsity.zeros):
         raise RecipeError(idle)
     notes += idle
+    names, keep_types = FileNames(dense, headers or {}), recipe.model.dtype == "auto"
+    saved = kept_dtypes(names, dtype, keep=keep_types)
+    if headers:
+        require_all(names, recipe.model.id)
+        notes += describe_types(names, dtype, keep=keep_types)
+    else:
+        notes.append(_about_unread_weights(recipe, dtype))
     notes += [f"stays dense: {said}" for said in sparsity.skipped] if sparsity else []
     notes += _experts_stay_dense(pruned) if sparsity else []
     exact = _exact(recipe.depth, dense)
@@ -110,6 +122,11 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
         notes += _about_up(anatomy, widths, recipe.calibration.shape()[0])
     if recipe.depth and recipe.depth.layers is None:
         notes += _trials(recipe, anatomy.num_layers, anatomy.num_layers - len(keep))
+    if recipe.depth:
+        named, kept = recipe.depth.layers is not None, recipe.depth.keep_pattern
+        notes += about_depth(anatomy, keep, named=named, keep_pattern=kept)
+    notes += about_layer_count(dense, pruned)
+    notes += about_head_size(config, raw_config(recipe.model) or config.to_dict(), anatomy.heads, kv_groups)
     memory = memory_of(recipe, dense, pruned, anatomy, widths)
     notes += _about_criterion(recipe, anatomy)
     _require_room_for_trail(recipe, anatomy.num_layers * bytes_of_window(recipe, dense) * recipe.calibration.shape()[0])
@@ -119,17 +136,19 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
     companions = planned_companions(recipe.model)
     if trust:
         notes.append("the model's own Python code is run (model.trust_remote_code)")
+    size = measure_size(pruned, anatomy.widths | widths, experts, kv_groups, stored=saved, layers=keep)
     plan = Plan(
         model=recipe.model.id,
         model_type=config.model_type,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=_name_of(dtype),
         dense=measure_size(
             dense,
             anatomy.widths,
             anatomy.experts.count if anatomy.experts else None,
             anatomy.heads.count if anatomy.heads else None,
+            stored=names.dtypes,
         ),
-        pruned=measure_size(pruned, anatomy.widths | widths, experts, kv_groups),
+        pruned=size,
         parameters_exact=exact,
         removed_layers=recipe.depth.layers if recipe.depth else (),
         keep_layers=len(keep),
@@ -139,36 +158,23 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
         sparsity=sparsity,
         calibration=recipe.calibration.shape(),
         memory=memory,
-        disk=bytes_of(pruned),
+        disk=size.bytes,
         base_files=BaseFiles(carried=companions.carried, left=companions.left),
         notes=tuple(notes),
     )
     return plan, anatomy
 
 
-def _refuse_quantized(model: str, config: Config) -> None:
-    stored = getattr(config, "quantization_config", None)
-    if stored:
-        method = stored.get("quant_method", "") if isinstance(stored, dict) else ""
-        raise ModelError(
-            f"the weights of {model} are quantized ({method or 'by a method that is not named'}), "
-            "so they cannot be cut and refit; prune the original in float32, bfloat16 or float16"
-        )
+def _about_unread_weights(recipe: Recipe, dtype: torch.dtype) -> str:
+    if recipe.model.id.startswith(PACKAGE_SCHEME):
+        return f"a GGUF file's weights are converted before they are cut: the sizes are those of {_name_of(dtype)}"
+    return f"no weights file was read: the sizes are those of tensors that are all {_name_of(dtype)}"
 
 
-def measure_size(
-    model: PreTrainedModel, widths: dict[str, int], experts: int | None, kv_groups: int | None = None
-) -> Size:
-    """Sizes of a model that may be without weights. Tied tensors count once."""
-    return Size(
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        bytes=bytes_of(model),
-        layers=len(find_layers(model)[1]),
-        widths=widths,
-        experts=experts,
-        kv_groups=kv_groups,
-        kv_bytes_per_token=_cache_bytes_per_token(model),
-    )
+def _reads_text(recipe: Recipe) -> bool:
+    evaluation = recipe.evaluation
+    windows = [one for one in (recipe.calibration, evaluation.perplexity) if one is not None]
+    return bool(evaluation.tasks) or any(one.tokens is None for one in windows)
 
 
 def _experts_stay_dense(pruned: PreTrainedModel) -> list[str]:
@@ -270,40 +276,11 @@ def _require_room_for_trail(recipe: Recipe, trail: int) -> None:
         )
 
 
-def _dtype(recipe: Recipe, config: Config) -> torch.dtype:
-    if recipe.model.dtype != "auto":
-        dtype: torch.dtype = getattr(torch, recipe.model.dtype)
-        return dtype
-    stored = getattr(config, "dtype", None) or getattr(text_config(config), "dtype", None)
-    return stored if isinstance(stored, torch.dtype) else torch.float32
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _exact(depth: Depth | None, dense: PreTrainedModel) -> bool:
     _, layers = find_layers(dense)
     sizes = {sum(parameter.numel() for parameter in layer.parameters()) for layer in layers}
     return depth is None or depth.layers is not None or len(sizes) == 1
-
-
-def _cache_bytes_per_token(model: PreTrainedModel) -> int | None:
-    """What one more token adds to the key-value cache, from a forward pass without weights; None if it fails."""
-    try:
-        with quiet_transformers(), torch.device("meta"):
-            if all(parameter.is_meta for parameter in model.parameters()):
-                shapes = model.to("meta")  # only buffers move: cheaper than building it again
-            else:
-                shapes = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype).eval()
-            sizes = [_cache_bytes(shapes, length) for length in (2, 3)]
-    except Exception:  # some models cannot run without weights: the figure is then left out
-        return None
-    return sizes[1] - sizes[0]
-
-
-@torch.no_grad()
-def _cache_bytes(shapes: PreTrainedModel, length: int) -> int:
-    cache = shapes(input_ids=torch.ones(1, length, dtype=torch.long), use_cache=True).past_key_values
-    return sum(
-        value.numel() * value.itemsize
-        for layer in cache.layers
-        for value in vars(layer).values()
-        if isinstance(value, torch.Tensor) and value.ndim > 1
-    )

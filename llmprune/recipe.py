@@ -51,6 +51,11 @@ class Depth(Section):
         None, strict=False, min_length=1, description="Indices of the layers to remove, from 0."
     )
     criterion: AnyDepthCriterion = Field(BlockInfluence(), description="How layers are scored.")
+    keep_pattern: bool = Field(
+        False,
+        description="Remove only layers after which the kinds of layers still repeat as in the base, such as sliding "
+        "and full attention; tools that assume the period need it.",
+    )
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:

@@ -19,6 +19,7 @@ from llmprune.anatomy.value import Anatomy
 from llmprune.criteria.base import ExpertCriterion, PassingCriterion, WidthCriterion
 from llmprune.errors import CalibrationError, NumericalError
 from llmprune.gradients import WayBack
+from llmprune.layer_choice import starts_in_pattern
 from llmprune.model.processes import share_of, sum_over_processes
 from llmprune.model.streams import Streams, StreamStore
 from llmprune.model.walk import Decoder, Walk
@@ -40,10 +41,13 @@ def score(
     store: StreamStore = StreamStore(),  # noqa: B008  # frozen
     remove: int = 1,
     heads: WidthCriterion | None = None,
+    *,
+    keep_pattern: bool = False,
 ) -> Scores:
     """Scores by whichever criteria are given, in one walk; over several processes, the same in each.
 
     ``width`` scores the MLPs' neurons, ``heads`` the attention's key-value groups. ``remove``: how many layers go.
+    ``keep_pattern``: only runs of layers that leave the others in the model's pattern count.
     """
     criterion = width or heads
     backwards = criterion if criterion and criterion.takes != "activations" else None
@@ -61,7 +65,8 @@ def score(
     if backwards and store.trail is not None:
         back = WayBack(walk, store.trail, relative=backwards.takes == "relative effects")
         _score_backwards(back, anatomy, width, heads, scores)
-    scores = replace(scores, layers=runs.scores(len(decoder)) if runs else None)
+    starts = starts_in_pattern(anatomy, runs.span) if runs and keep_pattern and runs.span > 1 else None
+    scores = replace(scores, layers=runs.scores(len(decoder), starts) if runs else None)
     _require_finite(scores)
     return scores
 
@@ -129,9 +134,15 @@ class _Runs:
             sum_over_processes(self.sums.sums())
             self.found.append(self.sums.score().cpu())
 
-    def scores(self, layers: int) -> Tensor:
-        """For each layer the score of the best run that it is part of, float32 [N]."""
+    def scores(self, layers: int, starts: Sequence[int] | None = None) -> Tensor:
+        """For each layer the score of the best run that it is part of, float32 [N].
+
+        ``starts``: of the runs that count; a layer in none of them has the score of the worst run of all.
+        """
         runs_R = torch.stack(self.found)
+        if starts is not None:
+            counts_R = torch.zeros(len(runs_R), dtype=torch.bool).index_fill_(0, torch.tensor(starts), True)
+            runs_R = runs_R.where(counts_R, runs_R.max())
         each = [runs_R[max(0, index - self.span + 1) : index + 1].min() for index in range(layers)]
         return torch.stack(each)
 

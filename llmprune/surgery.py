@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -11,10 +12,11 @@ from llmprune.anatomy.blueprint import Config
 from llmprune.anatomy.config_edits import edit_config
 from llmprune.anatomy.proof import prove_twins, sizes_that_change
 from llmprune.anatomy.selection import outputs_first, select_neurons, strand_rows
-from llmprune.anatomy.value import NO_HEADS, Anatomy, Strand, Unit
+from llmprune.anatomy.value import NO_HEADS, Anatomy, Strand, TensorCut, Unit
 from llmprune.cut import Cut
 from llmprune.errors import ModelError
 from llmprune.model.loading import build_skeleton
+from llmprune.model.stored import Originals
 from llmprune.model.walk import Decoder, Tensors
 from llmprune.scores import unit_key
 
@@ -66,24 +68,29 @@ def cut_decoder(dense: Decoder, model: PreTrainedModel, anatomy: Anatomy, cut: C
 
 
 def cut_layer(tensors: Tensors, anatomy: Anatomy, cut: Cut, layer: int) -> Tensors:
-    """A dense layer's tensors with only the kept neurons, heads and experts. Others are passed on as they are."""
+    """A dense layer's tensors, or some of them, with only the kept neurons, heads and experts. Others are passed on as
+    they are.
+    """
+    attention, block = anatomy.attention[layer], anatomy.blocks[layer]
+    parts: list[tuple[tuple[TensorCut, ...], Tensor | None]] = [
+        (unit.tensors, cut.neurons.get(unit_key(layer, unit.path))) for unit in anatomy.units[layer]
+    ]
+    if attention is not None:
+        parts.append((attention.tensors, cut.heads.get(unit_key(layer, attention.path))))
+    if block is not None:
+        parts.append((block.tensors, cut.experts.get(unit_key(layer, block.path))))
     kept = dict(tensors)
-    for unit in anatomy.units[layer]:
-        keep = cut.neurons.get(unit_key(layer, unit.path))
-        if keep is not None:
-            for tensor_cut in unit.tensors:
-                kept[tensor_cut.name] = select_neurons(kept[tensor_cut.name], tensor_cut, keep)
-    attention = anatomy.attention[layer]
-    keep_G = cut.heads.get(unit_key(layer, attention.path)) if attention else None
-    if attention is not None and keep_G is not None:
-        for tensor_cut in attention.tensors:
-            kept[tensor_cut.name] = select_neurons(kept[tensor_cut.name], tensor_cut, keep_G)
-    block = anatomy.blocks[layer]
-    keep_E = cut.experts.get(unit_key(layer, block.path)) if block else None
-    if block is not None and keep_E is not None:
-        for tensor_cut in block.tensors:
-            kept[tensor_cut.name] = select_neurons(kept[tensor_cut.name], tensor_cut, keep_E)
+    for tensor_cuts, keep in parts:
+        for one in tensor_cuts:
+            if keep is not None and one.name in kept:
+                kept[one.name] = select_neurons(kept[one.name], one, keep)
     return kept
+
+
+def restore_layer(tensors: Tensors, originals: Originals, anatomy: Anatomy, cut: Cut, layer: int) -> Tensors:
+    """A finished layer's tensors in the types of the base's files; ``layer``: its index in the base."""
+    take = partial(cut_layer, anatomy=anatomy, cut=cut, layer=layer)
+    return originals.restore(tensors, f"{anatomy.layers_path}.{layer}.", take)
 
 
 def add_to_output(layer: nn.Module, unit: Unit, delta_DF: Tensor) -> None:

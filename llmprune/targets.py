@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from llmprune.anatomy.projections import projections_of
 from llmprune.anatomy.value import NO_HEADS, Anatomy, Heads
 from llmprune.cut import Cut, choose_highest, choose_layers, round_width, width_step
 from llmprune.errors import RecipeError
+from llmprune.layer_choice import choose_in_pattern, first_break, possible_counts
 from llmprune.recipe import Depth, Experts, Width
 from llmprune.report.wording import ranges
 from llmprune.scores import Scores, unit_key
@@ -39,6 +41,8 @@ def planned_layers(depth: Depth | None, anatomy: Anatomy) -> tuple[int, ...]:
         if outside:
             raise RecipeError(f"depth.layers: the model has layers 0 to {count - 1}, not {outside}; correct the list")
         removed = set(depth.layers)
+        if depth.keep_pattern and number < count:
+            _require_pattern([index for index in range(count) if index not in removed], anatomy)
     else:
         number = depth.remove if depth.remove is not None else count - (depth.keep or 0)
         if number < 0:
@@ -51,7 +55,35 @@ def planned_layers(depth: Depth | None, anatomy: Anatomy) -> tuple[int, ...]:
             f"depth.{'layers' if depth.layers else 'remove'}: the model has {count} layers and "
             f"{number} would go; at least one must stay: remove at most {count - 1}"
         )
+    if depth.keep_pattern and depth.layers is None:
+        _require_possible(count - number, anatomy)
+        return choose_in_pattern(_far_from_the_middle(count), count - number, anatomy)
     return tuple(index for index in range(count) if index not in removed)
+
+
+def _far_from_the_middle(count: int) -> Tensor:
+    """Score layers by their distance from the middle, where layers go first."""
+    return (torch.arange(count) - count // 2).abs().double()
+
+
+def _require_possible(kept: int, anatomy: Anatomy) -> None:
+    possible = possible_counts(anatomy)
+    if kept not in possible:
+        raise RecipeError(
+            f"depth.keep_pattern: of the first {kept} of {anatomy.num_layers} layers none is of full attention, and "
+            f"one must stay; keep {ranges(possible)} layers, or leave depth.keep_pattern out"
+        )
+
+
+def _require_pattern(keep: Sequence[int], anatomy: Anatomy) -> None:
+    for pattern in anatomy.patterns:
+        new = first_break(pattern, keep)
+        if new is not None:
+            raise RecipeError(
+                f"depth.keep_pattern: without depth.layers layer {keep[new]} would become layer {new}, which is "
+                f"{pattern.kinds[keep[new]]} where {pattern.name} repeats every {pattern.period} layers and says "
+                f"{pattern.kinds[new]}; name other layers, or give depth.remove and let the scores choose"
+            )
 
 
 def _spread(count: int, number: int, one_of: tuple[int, ...]) -> list[int]:
@@ -232,6 +264,8 @@ def choose_cut(
     widths: Mapping[str, int],
     num_experts: int | None,
     kv_groups: int | None = None,
+    *,
+    keep_pattern: bool = False,
 ) -> Cut:
     """The cut to these numbers that keeps what scores highest; the layers too, unless they are named."""
     count = anatomy.num_layers
@@ -240,7 +274,10 @@ def choose_cut(
     else:
         assert scores is not None, "layers are scored where the recipe does not name them"
         assert scores.layers is not None
-        layers = choose_layers(scores.layers, keep_layers, anatomy.one_of)
+        if keep_pattern:
+            layers = choose_in_pattern(scores.layers, keep_layers, anatomy)
+        else:
+            layers = choose_layers(scores.layers, keep_layers, anatomy.one_of)
     if scores is None:
         return Cut(count, layers)
     narrower = {field: kept for field, kept in widths.items() if kept < anatomy.widths[field]}

@@ -18,6 +18,7 @@ from llmprune.anatomy.value import Anatomy
 from llmprune.criteria.base import TrialCriterion
 from llmprune.criteria.residual import Residual
 from llmprune.errors import CalibrationError, NumericalError
+from llmprune.layer_choice import may_go
 from llmprune.model.processes import from_first, share_of, sum_over_processes
 from llmprune.model.streams import Streams, StreamStore
 from llmprune.model.walk import Decoder, Walk
@@ -34,12 +35,15 @@ def try_without(
     batch_size: int,
     remove: int,
     store: StreamStore = StreamStore(),  # noqa: B008  # frozen
+    *,
+    keep_pattern: bool = False,
 ) -> Tensor:
     """Score of every layer, float32 [number of layers]; the ``remove`` lowest go, in the order of their scores.
 
     A score is the mean cost of a token once the layer and all with lower scores are out, less the dense model's.
-    Of layers of which one must stay, one is never left out. Raises NumericalError where the cost without a layer that
-    stays is not finite: such a layer is never chosen.
+    Of layers of which one must stay, one is never left out. ``keep_pattern``: nor is a layer, one after the other,
+    without which those that stay in the end cannot follow the model's pattern. Raises NumericalError where the cost
+    without a layer that stays is not finite: such a layer is never chosen.
     """
     judged_NL, rest_NL = some_windows(windows_NL, criterion.windows)
     trials = _Trials(decoder, criterion, share_of(judged_NL), batch_size, store)
@@ -51,11 +55,12 @@ def try_without(
             )
         solved_NL, _ = some_windows(rest_NL, criterion.refit_windows)
         trials.standins = Standins(decoder, anatomy, share_of(solved_NL), batch_size, store, criterion.ridge)
-    one_of = set(anatomy.one_of)
+    greedy = criterion.horizon(remove) == remove
+    check = may_go(anatomy, remove, keep_pattern=keep_pattern and greedy)
     kept, scores_N = list(range(len(decoder))), torch.zeros(len(decoder))
     reached = -math.inf
     for done in range(criterion.horizon(remove)):
-        free = [layer for layer in kept if not one_of or (one_of - {layer}) & set(kept)]
+        free = [layer for layer in kept if check(set(kept) - {layer})]
         costs = trials.round(kept, free)
         known = {layer: cost for layer, cost in costs.items() if math.isfinite(cost)}
         if not known:

@@ -15,12 +15,22 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llmprune.anatomy.blueprint import Config, text_config
+from llmprune.anatomy.blueprint import Config, build_blueprint, text_config
 from llmprune.anatomy.value import Anatomy
 from llmprune.calibration import fingerprint_tokens, load_windows, sources_of_windows
 from llmprune.errors import CalibrationError, ModelError
-from llmprune.model.loading import dense_decoder, hub_commit, identity, load_config, load_model, load_tokenizer
+from llmprune.model.loading import (
+    dense_decoder,
+    headers_of,
+    hub_commit,
+    identity,
+    load_config,
+    load_model,
+    load_tokenizer,
+    place_of,
+)
 from llmprune.model.processes import count, from_first, is_first, rank
+from llmprune.model.stored import Dtypes, FileNames, Originals
 from llmprune.model.streams import StreamStore, Trail
 from llmprune.model.walk import Decoder
 from llmprune.recipe import Recipe
@@ -128,6 +138,26 @@ class Workbench:
     def dense(self) -> Decoder:
         """The dense model as the walk sees it."""
         return dense_decoder(self.model)
+
+    @cached_property
+    def _file_names(self) -> FileNames:
+        """Which tensors of the base's files make each of the model's."""
+        blueprint = build_blueprint(self.config, self.model.dtype, self.recipe.model.trust_remote_code)
+        return FileNames(blueprint, headers_of(self.recipe.model) or {})
+
+    @cached_property
+    def originals(self) -> Originals | None:
+        """The base's tensors in the types of its files; None where the recipe converts all to another type."""
+        if self.recipe.model.dtype != "auto":
+            return None
+        return Originals(self._file_names, place_of(self.recipe.model, "weights"))
+
+    @cached_property
+    def saved_dtypes(self) -> Dtypes:
+        """The types of the result's tensors, by the names of the dense model."""
+        if self.recipe.model.dtype != "auto":
+            return {name: parameter.dtype for name, parameter in self.model.named_parameters()}
+        return self._file_names.dtypes
 
     @cached_property
     def config(self) -> Config:

@@ -49,6 +49,14 @@ def _scored(family: str, **overrides: Any) -> tuple[Any, Anatomy, Decoder, Score
     return model, anatomy, dense, score(dense, anatomy, IDS, 4, BlockInfluence(), Activation(), Reap())
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_small_mixtures_lose_experts_too(count: int) -> None:
+    """A mixture of two or three experts is found by the field that counts them, and proven like any other."""
+    anatomy = discover(tiny_config("qwen2_moe", num_experts=count, num_experts_per_tok=1))
+    assert anatomy.experts is not None
+    assert (anatomy.experts.count, anatomy.experts.refusal) == (count, None)
+
+
 @pytest.fixture(scope="module")
 def fewer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Anatomy, Cut, Tensor, Path]]:
     """Every family without one layer, a third of its neurons and one expert in four, reloaded by one fresh process."""

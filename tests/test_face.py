@@ -23,7 +23,7 @@ LADDER = (
     ("pipeline", "comparison", "bench", "publishing", "repeating"),
     ("choosing", "agreement"),
     ("workbench", "run_folder", "replacing", "accounting"),
-    ("plan", "needs", "rounding", "targets", "recipe", "problems"),
+    ("plan", "sizes", "interop", "needs", "rounding", "targets", "recipe", "problems"),
     (
         *(
             "scoring",
@@ -48,7 +48,10 @@ LADDER = (
         *("evaluation", "report", "hub"),
     ),
     ("model",),
-    ("anatomy", "calibration", "data_cards", "texts", "text_files", "cut", "scores", "progress", "testing", "remote"),
+    (
+        *("anatomy", "calibration", "data_cards", "texts", "text_files", "layer_choice"),
+        *("cut", "scores", "progress", "testing", "remote"),
+    ),
     ("files", "names", "schema", "errors", "printing", "console", "waiting", "time_limits", "yaml_reader"),
 )
 HEAVY = {"torch", "transformers", "datasets", "lm_eval", "accelerate", "numpy"}

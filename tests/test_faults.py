@@ -152,10 +152,11 @@ def without_tokenizer(folder: Path) -> None:
             ["'bert'", "not a causal decoder", "both direct"],
         ),
         (lambda folder: tiny_config("t5").save_pretrained(folder), ["'t5' is not a causal decoder"]),
+        (as_pickle, ["never pickles", "convert the checkpoint to safetensors"]),
     ],
     ids=[
         "unknown", "wrong-type", "impossible", "quantized", "own-code", "activation", "no-json", "no-config",
-        "no-tokenizer", "broken-tokenizer", "bert", "t5",
+        "no-tokenizer", "broken-tokenizer", "bert", "t5", "pickle",
     ],
 )  # fmt: skip
 def test_model_that_cannot_be_pruned(
@@ -175,7 +176,6 @@ def test_model_that_cannot_be_pruned(
         (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 99), ["weights file", "fetch it again"]),
         (lambda folder: (folder / "model.safetensors").unlink(), ["lacks a safetensors weights file"]),
         (without_a_shard, ["model-00002-of-00003.safetensors", "fetch the missing file"]),
-        (as_pickle, ["never pickles", "convert the checkpoint to safetensors"]),
         (with_tensors(lambda tensors: tensors.pop(UP_PROJECTION)), ["1 missing", UP_PROJECTION, "whole checkpoint"]),
         (with_tensors(lambda tensors: tensors.update(more=torch.zeros(2))), ["1 unexpected: more"]),
         (
@@ -183,7 +183,7 @@ def test_model_that_cannot_be_pruned(
             ["1 mismatched", f"{UP_PROJECTION} ([5, 32], not [96, 32])"],
         ),
     ],
-    ids=["cut-short", "garbage", "none", "no-shard", "pickle", "missing", "unexpected", "shape"],
+    ids=["cut-short", "garbage", "none", "no-shard", "missing", "unexpected", "shape"],
 )
 def test_damaged_checkpoint(room: Path, tmp_path: Path, spoil: Callable[[Path], object], said: list[str]) -> None:
     """Missing, damaged or strange weights end the run before the passes; nothing is guessed."""
@@ -193,10 +193,15 @@ def test_damaged_checkpoint(room: Path, tmp_path: Path, spoil: Callable[[Path], 
     assert not (tmp_path / "out" / "model").exists()
 
 
-def test_missing_weights_are_no_matter_to_a_plan(room: Path, tmp_path: Path) -> None:
-    """``plan`` reads no weights, so it plans a model whose weights are damaged."""
-    recipe = write_recipe(tmp_path / "recipe.yaml", broken(room, tmp_path, cut_short), room / "text.txt")
-    assert command("plan", recipe).code == 0
+def test_a_plan_needs_no_weights_but_refuses_damaged_ones(room: Path, tmp_path: Path) -> None:
+    """``plan`` reads the headers of weights files: one that is cut short is told, and without any it says so."""
+    folder = broken(room, tmp_path, cut_short)
+    recipe = write_recipe(tmp_path / "recipe.yaml", folder, room / "text.txt")
+    assert_refused(command("plan", recipe), 1, "damaged or cut short")
+    (folder / "model.safetensors").unlink()
+    outcome = command("plan", recipe)
+    assert outcome.code == 0
+    assert "no weights file was read" in " ".join(outcome.out.split())
 
 
 @pytest.mark.parametrize("model", ["org/none", "none"])

@@ -11,6 +11,7 @@ from llmprune.anatomy.blueprint import Config, build_blueprint, find_layers
 from llmprune.anatomy.config_edits import edit_config
 from llmprune.anatomy.experts import FEW_EXPERTS, Blocks, expert_field, prove_experts
 from llmprune.anatomy.heads import find_heads
+from llmprune.anatomy.patterns import find_patterns
 from llmprune.anatomy.proof import one_of_layers, prove_twins
 from llmprune.anatomy.shapes import Field, Specimen, fields_that_set_sizes, follows_everywhere, take_specimen
 from llmprune.anatomy.units import PROOF_WIDTH, units_of_field
@@ -45,6 +46,7 @@ def discover(config: Config, trust_remote_code: bool = False) -> Anatomy:
         heads=heads,
         blocks=tuple(blocks[kind] for kind in specimen.stands_for),
         experts=experts,
+        patterns=find_patterns(model),
         one_of=one_of_layers(config),
         depth_refusal=_depth_refusal(model, trust_remote_code),
         width_refusal=_width_refusal(groups),

@@ -117,6 +117,8 @@ class _Call:
                 "their weighted sum, so they cannot be scored"
             )
         order_E = torch.randperm(self.count, generator=torch.Generator().manual_seed(2))
+        if torch.equal(order_E, torch.arange(self.count)):  # as a permutation of two may be
+            order_E = order_E.flip(0)
         tensors = dict(self.module.state_dict())
         permuted = {cut.name: select_neurons(tensors[cut.name], cut, order_E) for cut in cuts}
         router = {name: tensor for name, tensor in permuted.items() if tensor.ndim < 3 and "expert" not in name}

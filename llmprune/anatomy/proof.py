@@ -110,7 +110,7 @@ def _difference(layer: nn.Module, twin: nn.Module, changing: Sizes) -> str:
         if buffers.keys() != twin_buffers.keys() or not torch.equal(buffers[name], twin_buffers[name]):
             return f"the values of {name}"
     for path, module in modules.items():
-        mine, other = _plain_attributes(module), _plain_attributes(twins[path])
+        mine, other = plain_attributes(module), plain_attributes(twins[path])
         for name in sorted(mine.keys() | other.keys()):
             value, twin_value = mine.get(name), other.get(name)
             if value != twin_value and not _is_narrowed(value, twin_value, changing):
@@ -134,7 +134,8 @@ def _is_plain(value: object) -> bool:
     return isinstance(value, bool | int | float | str | None)
 
 
-def _plain_attributes(module: nn.Module) -> dict[str, object]:
+def plain_attributes(module: nn.Module) -> dict[str, object]:
+    """Return the numbers and texts of a module, the shapes of its parameters among them, but not its own index."""
     own = {"training", *INDEX_ATTRIBUTES, *LAYER_LISTS, *INDEX_LISTS}  # a whole list by layer is shorter by design
     values: dict[str, object] = {
         name: tuple(value) if isinstance(value, list) else value

@@ -18,7 +18,8 @@ from llmprune.anatomy.config_edits import edit_config
 from llmprune.anatomy.proof import one_of_layers, prove_twins
 
 _PROBES = (64, 48)  # values that a field is given: another than it has
-_LEAST = 4  # fewer of anything is neither a width nor a mixture
+_LEAST = 4  # less of anything is no width
+_FEWEST_EXPERTS = 2
 _MOST_TIMES = 32  # a dimension is no larger a multiple of its width: shared experts, gate and up
 # What every config has and what is neither a width nor a number of experts.
 _OTHER_SIZES = (
@@ -129,7 +130,8 @@ def fields_that_set_sizes(specimen: Specimen) -> list[Field]:
 
 
 def _may_set_sizes(name: str, value: object, sizes: set[int]) -> bool:
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < _LEAST):
+    least = _FEWEST_EXPERTS if "expert" in name else _LEAST
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
         return False
     if any(word in name for word in WIDTH_WORDS):
         return True

@@ -114,6 +114,18 @@ class Heads:
 
 
 @dataclass(frozen=True)
+class LayerPattern:
+    """Something that differs between layers and repeats every ``period`` layers.
+
+    ``name``: the config's list, or the attribute of the layers' modules, that shows it; ``kinds``: what each layer is.
+    """
+
+    name: str
+    period: int
+    kinds: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class ExpertBlock:
     """The experts of one layer: the module that runs them, and every tensor with an entry for each."""
 
@@ -145,6 +157,7 @@ class Anatomy:
     heads: Heads | None  # None where the config counts no attention heads
     blocks: tuple[ExpertBlock | None, ...]
     experts: Experts | None  # None where no layer has a mixture of experts
+    patterns: tuple[LayerPattern, ...]  # empty where no kind of layer repeats
     one_of: tuple[int, ...]  # layers of which at least one must stay; empty where any may go
     depth_refusal: str | None
     width_refusal: str | None  # None where at least one group can be cut

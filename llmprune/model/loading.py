@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,22 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from llmprune.anatomy.blueprint import Config, auto_class, build_blueprint, find_layers, quiet_transformers
+from llmprune.anatomy.blueprint import (
+    Config,
+    auto_class,
+    build_blueprint,
+    find_layers,
+    quiet_transformers,
+    text_config,
+)
 from llmprune.errors import CheckpointError, ModelError
 from llmprune.model.config_limits import check_config_file
 from llmprune.model.gguf import cache_folder, converted_folder, gguf_location
+from llmprune.model.headers import Headers, headers_of_folder, main_dtype, read_config
+from llmprune.model.kinds import names_in, tokenizer_problem, without_config
+from llmprune.model.offload import offload_folder
 from llmprune.model.processes import count, local_device
-from llmprune.model.pull import Part, commit_of, snapshot
+from llmprune.model.pull import Part, commit_of, headers, names_of, snapshot
 from llmprune.model.references import require_own_names, unread_fields
 from llmprune.model.source import ModelSource
 from llmprune.model.walk import Decoder, Tensors
@@ -40,6 +52,8 @@ def load_config(source: ModelSource) -> Config:
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """The model's tokenizer. Raises ModelError where there is none."""
     place = place_of(source, "tokenizer")
+    if unread := tokenizer_problem([path.name for path in place.iterdir()], source.id, place):
+        raise ModelError(unread)
     overruled = {} if source.trust_remote_code else unread_fields(place)
     tokenizer: PreTrainedTokenizerBase = _from_pretrained(AutoTokenizer, source, str(place), **overruled)
     return tokenizer
@@ -57,13 +71,16 @@ def load_model(source: ModelSource) -> PreTrainedModel:
     each_process_has_its_device = count() > 1 and not isinstance(device_map, dict) and not source.max_memory
     if device_map == "cpu" or nothing_to_spread_over or each_process_has_its_device:
         device_map = None
+    config = load_config(source)
+    offloaded = offload_folder() if device_map is not None else None
     model, info = _from_pretrained(
-        auto_class(load_config(source)),
+        auto_class(config),
         source,
         place,
-        dtype=source.dtype,
+        dtype=compute_dtype(source, config, headers_of(source)),
         device_map=device_map,
         max_memory=source.max_memory,
+        offload_folder=offloaded,
         use_safetensors=True,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # not ignored: listed, and refused below
@@ -74,8 +91,43 @@ def load_model(source: ModelSource) -> PreTrainedModel:
         listed = "; ".join(f"{len(keys)} {kind}: {', '.join(keys[:3])}" for kind, keys in problems.items())
         raise CheckpointError(f"the weights of {source.id} do not fit its config ({listed}); get a whole checkpoint")
     loaded: PreTrainedModel = model.eval()
+    if offloaded is not None:
+        weakref.finalize(find_layers(loaded)[1], shutil.rmtree, offloaded, ignore_errors=True)
     loaded.config.name_or_path = place  # saving looks there for licences; a part of a config may have another path
     return loaded.requires_grad_(False)
+
+
+def headers_of(source: ModelSource) -> Headers | None:
+    """Return the headers of the weights files; empty where a folder has none, None where they are not at hand.
+
+    Raises ModelError and CheckpointError.
+    """
+    if source.id.startswith(PACKAGE_SCHEME):
+        folder = cache_folder(source.id)
+        return headers_of_folder(folder, source.id) if folder.is_dir() else None
+    folder = place_of(source, "config")
+    if Path(source.id).expanduser().is_dir():
+        return headers_of_folder(folder, source.id)
+    return headers(source.id, source.revision)
+
+
+def raw_config(source: ModelSource) -> dict[str, Any]:
+    """Return a checkpoint's config.json as it stands; empty for a GGUF file, which has none."""
+    return {} if source.id.startswith(PACKAGE_SCHEME) else read_config(place_of(source, "config"))
+
+
+def compute_dtype(source: ModelSource, config: Config, found: Headers | None) -> torch.dtype:
+    """Return the type to compute in: the recipe's, the config's, or the one that most weights of the files have.
+
+    A GGUF file is converted to float32.
+    """
+    if source.dtype != "auto":
+        asked: torch.dtype = getattr(torch, source.dtype)
+        return asked
+    said = getattr(config, "dtype", None) or getattr(text_config(config), "dtype", None)
+    if isinstance(said, torch.dtype) and not source.id.startswith(PACKAGE_SCHEME):
+        return said
+    return main_dtype(found or {}) or torch.float32
 
 
 def _key(found: str | tuple[str, torch.Size, torch.Size]) -> str:
@@ -171,13 +223,15 @@ def place_of(source: ModelSource, part: Part) -> Path:
     folder = Path(source.id).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ModelError(f"the folder {source.id} has no config.json; give the folder of a Hugging Face checkpoint")
+            raise without_config(names_in(folder), source.id)
     elif folder.exists():
         raise ModelError(f"{source.id} is a file; give the folder of a Hugging Face checkpoint")
     elif source.id.startswith(("/", ".", "~")) or source.id.count("/") > 1:
         raise ModelError(f"the model folder {source.id} does not exist; give a hub id (org/name) or an existing folder")
     else:
         folder = snapshot(source.id, source.revision, part, source.trust_remote_code)
+        if not (folder / "config.json").is_file():
+            raise without_config(names_of(source.id, source.revision), source.id)
     require_own_names(folder, source.id, with_code=source.trust_remote_code, with_tokenizer=part == "tokenizer")
     return folder
 

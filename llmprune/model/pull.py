@@ -17,7 +17,7 @@ from typing import Literal
 
 from llmprune.errors import CheckpointError, ModelError
 from llmprune.model.companions import comes_along
-from llmprune.model.references import INDEX, shard_names
+from llmprune.model.headers import Headers, headers_of_folder, headers_of_repository, weights_files
 from llmprune.remote import persistently, reason, resolve, scrub
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,6 @@ logger = logging.getLogger(__name__)
 Part = Literal["config", "tokenizer", "weights"]
 
 _READ = ("*.json", "README.md")  # by loading, and by the card, whether they come along with the result or not
-_WEIGHTS = "model.safetensors"
 
 
 def commit_of(model_id: str, revision: str) -> str:
@@ -46,7 +45,7 @@ def snapshot(model_id: str, revision: str, part: Part, with_code: bool = False) 
             wanted = [name for name, size in sizes.items() if _is_read(name) or comes_along(name, size, with_code)]
             folder = _fetch(model_id, commit, [glob.escape(name) for name in wanted])
         if part == "weights":
-            _fetch_weights(model_id, commit, folder, _weights(model_id, folder, list(sizes)))
+            _fetch_weights(model_id, commit, folder, weights_files(folder, sizes, model_id))
         return folder
     except CheckpointError:
         raise
@@ -57,6 +56,36 @@ def snapshot(model_id: str, revision: str, part: Part, with_code: bool = False) 
 def file_sizes(model_id: str, revision: str) -> dict[str, int]:
     """The size of every file of a hub model, as the download of its config noted them."""
     return _sizes(model_id, commit_of(model_id, revision))
+
+
+def headers(model_id: str, revision: str) -> Headers | None:
+    """Return the headers of a hub model's weights files, from the cache or the hub.
+
+    None where the hub may not be asked (HF_HUB_OFFLINE). Raises ModelError and CheckpointError.
+    """
+    from huggingface_hub import constants
+
+    commit = commit_of(model_id, revision)
+    try:
+        names = list(_sizes(model_id, commit))
+        folder = _fetch(model_id, commit, ["config.json", *[name for name in names if _is_index(name)]])
+        files = weights_files(folder, names, model_id)
+        if all((folder / name).is_file() for name in files):
+            return headers_of_folder(folder, model_id)
+        return None if constants.HF_HUB_OFFLINE else headers_of_repository(model_id, commit, tuple(files))
+    except CheckpointError:
+        raise
+    except Exception as error:  # the hub client's errors have no base in common
+        raise _explained(model_id, revision, "weights", error) from error
+
+
+def names_of(model_id: str, revision: str) -> list[str]:
+    """Return the names of every file of a hub model; ``snapshot`` comes first."""
+    return list(file_sizes(model_id, revision))
+
+
+def _is_index(name: str) -> bool:
+    return name.endswith(".safetensors.index.json") and "/" not in name
 
 
 def _explained(model_id: str, revision: str, part: Part, error: Exception) -> ModelError:
@@ -88,13 +117,6 @@ def _sizes(model_id: str, commit: str) -> dict[str, int]:
 
 def _is_read(name: str) -> bool:
     return "/" not in name and any(fnmatch(name, pattern) for pattern in _READ)
-
-
-def _weights(model_id: str, folder: Path, names: list[str]) -> list[str]:
-    """The weights files that transformers reads, and no other copies of them."""
-    if _WEIGHTS in names or INDEX not in names:
-        return [name for name in names if name == _WEIGHTS]
-    return shard_names(folder / INDEX, model_id)
 
 
 def _fetch_weights(model_id: str, commit: str, folder: Path, names: list[str]) -> None:

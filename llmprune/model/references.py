@@ -25,6 +25,7 @@ from llmprune.errors import CheckpointError, ModelError
 from llmprune.names import first_outside, is_plain, lies_inside
 
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
 NOTICES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 TEMPLATES = "additional_chat_templates"
 _UNREAD = (  # documents, pictures, pickles, hidden files: loading opens none, saving copies no link out of the folder
@@ -52,11 +53,8 @@ def require_own_names(folder: Path, shown: str, *, with_code: bool, with_tokeniz
             f"{outside.relative_to(folder).as_posix()!r} of {shown} is a link that leads out of the model's folder, "
             "and only files inside it are read; put the file itself in its place"
         )
-    if (folder / "adapter_config.json").exists():
-        raise ModelError(
-            f"{shown} holds an adapter (adapter_config.json), which names another model as its base; merge the adapter "
-            "into that model first, or remove its files where the weights are merged already"
-        )
+    if (folder / ADAPTER).exists():
+        raise ModelError(adapter_problem(shown))
     for path in folder.glob("*.safetensors.index.json"):
         shard_names(path, shown)
     for path in folder.glob("config*.json"):
@@ -66,6 +64,14 @@ def require_own_names(folder: Path, shown: str, *, with_code: bool, with_tokeniz
     if with_tokenizer and not with_code:
         _check_tokenizer(folder, shown)
     _check_code(folder / "tokenizer_config.json", shown, with_code)
+
+
+def adapter_problem(shown: str) -> str:
+    """Return why a checkpoint with an adapter beside it is refused."""
+    return (
+        f"{shown} holds an adapter ({ADAPTER}), which names another model as its base; merge the adapter into that "
+        "model first, or remove its files where the weights are merged already"
+    )
 
 
 def shard_names(index: Path, shown: str) -> list[str]:

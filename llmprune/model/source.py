@@ -23,7 +23,9 @@ class ModelSource(Section):
     id: str = Field(min_length=1, description="Hub id, folder, or package://MODULE/FILE.gguf.")
     revision: str = Field("main", description="Branch, tag or commit of a hub model.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Arithmetic of the run and of the result; auto keeps the checkpoint's."
+        "auto",
+        description="Arithmetic of the run and type of the result; auto computes in the checkpoint's and keeps the "
+        "type that each tensor has in its file.",
     )
     device_map: Literal["auto", "cpu", "balanced"] | dict[str, Device] = Field(
         "auto", description="Where the layers lie, as in accelerate."

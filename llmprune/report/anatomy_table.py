@@ -21,6 +21,8 @@ def print_anatomy(model: str, anatomy: Anatomy, console: Console) -> None:
     classes = Counter(anatomy.layer_classes)
     kinds = ", ".join(f"{count} × {name}" for name, count in classes.items())
     table.add_row("layers", f"{anatomy.layers_path}: {kinds}")
+    for pattern in anatomy.patterns:
+        table.add_row("layer pattern", f"{pattern.name} repeats every {pattern.period} layers")
     _add_heads(table, anatomy)
     _add_widths(table, anatomy)
     if anatomy.experts:
