@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from scored import store_in
-from support.devices import simulated_devices
+from support.devices import home_of, simulated_devices
 from torch import Tensor
 
 from llmprune.anatomy.discovery import discover
@@ -26,6 +26,7 @@ from llmprune.criteria import (
 )
 from llmprune.criteria.base import WidthCriterion
 from llmprune.cut import Cut
+from llmprune.evaluation.held_out import compare_predictions
 from llmprune.model.loading import dense_decoder, load_model
 from llmprune.model.source import ModelSource
 from llmprune.model.streams import StreamStore
@@ -156,3 +157,40 @@ def test_trials_run_on_each_layers_device(criterion: Any, llama: Path) -> None:
             model = _load(llama, "auto" if devices else "cpu")
             found.append(try_without(dense_decoder(model), discover(model.config), criterion, IDS, 2, 2))
     assert torch.equal(*found)
+
+
+def _prune_half(model: Any, ids_NL: Tensor) -> None:
+    dense, anatomy = dense_decoder(model), discover(model.config)
+    scores = score(dense, anatomy, ids_NL, 2, BlockInfluence(), Activation(), heads=Activation())
+    cut = choose_cut(anatomy, scores, None, 3, dict.fromkeys(anatomy.widths, 32), None, 1)
+    Pruning(dense, cut_decoder(dense, model, anatomy, cut), anatomy, cut, Refit(), lambda *_: None).run(ids_NL, 2)
+
+
+def _compare_with_itself(model: Any, ids_NL: Tensor) -> None:
+    compare_predictions(dense_decoder(model), dense_decoder(model), ids_NL, 2)
+
+
+@pytest.mark.parametrize("use", [_prune_half, _compare_with_itself])
+def test_memory_on_a_device_does_not_grow_with_the_windows(use: Callable[[Any, Tensor], None], tmp_path: Path) -> None:
+    """Three times the windows take no more of the GPU, in a model where norms follow the output projections too."""
+    _saved(tmp_path, "gemma2")
+    peaks = []
+    for windows in (4, 12):
+        with simulated_devices(1) as devices:
+            use(_load(tmp_path), IDS[:1].repeat(windows, 1))
+            peaks.append(devices.peak["cuda:0"])
+    assert peaks[0] == peaks[1]
+
+
+def test_arguments_made_of_tokens_leave_the_device(tmp_path: Path) -> None:
+    """What Gemma 4 hands each layer of every token is kept on the CPU, but for one batch; shared masks are not."""
+    _saved(tmp_path, "gemma4_text")
+    with simulated_devices(1):
+        walk = Walk(dense_decoder(_load(tmp_path)), IDS, 2)
+        kept = [[home_of(value).type for call in calls for value in _arguments(call)] for calls in walk.calls]
+    assert set(kept[0]) == {"cuda"}
+    assert set(kept[1]) == {"cuda", "cpu"}
+
+
+def _arguments(call: Any) -> list[Tensor]:
+    return [value for value in (*call.args, *call.kwargs.values()) if isinstance(value, Tensor)]
