@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from llmprune.criteria import (
 from llmprune.criteria.base import WidthCriterion
 from llmprune.cut import Cut
 from llmprune.evaluation.held_out import compare_predictions
+from llmprune.model import processes
 from llmprune.model.loading import dense_decoder, load_model
 from llmprune.model.source import ModelSource
 from llmprune.model.streams import StreamStore
@@ -190,6 +192,18 @@ def test_arguments_made_of_tokens_leave_the_device(tmp_path: Path) -> None:
         kept = [[home_of(value).type for call in calls for value in _arguments(call)] for calls in walk.calls]
     assert set(kept[0]) == {"cuda"}
     assert set(kept[1]) == {"cuda", "cpu"}
+
+
+def test_sums_are_exchanged_by_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL adds up nothing that is on the CPU; the total comes back to where the sum was."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(processes, "_state", lambda: SimpleNamespace(device=torch.device("cuda:0")))
+    monkeypatch.setattr("accelerate.utils.reduce", lambda tensor, reduction: tensor * 2 if tensor.is_cuda else tensor)
+    own = torch.ones(3)
+    with simulated_devices(1):
+        processes.sum_over_processes([own])
+        assert own.tolist() == [2.0] * 3
+        assert not own.is_cuda
 
 
 def _arguments(call: Any) -> list[Tensor]:
