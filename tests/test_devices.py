@@ -15,12 +15,13 @@ from support.devices import home_of, simulated_devices
 from torch import Tensor
 
 from llmprune.anatomy.discovery import discover
+from llmprune.anatomy.value import Strand, TensorCut
 from llmprune.criteria import (
     Activation,
     Angular,
     BlockInfluence,
-    Divergence,
     Obs,
+    Perplexity,
     Reap,
     Residual,
     TaylorShare,
@@ -37,7 +38,7 @@ from llmprune.prune import Pruning
 from llmprune.refit import Refit
 from llmprune.scoring import score
 from llmprune.sparsity.section import Sparsity
-from llmprune.surgery import cut_decoder
+from llmprune.surgery import add_to_strand, cut_decoder
 from llmprune.targets import choose_cut
 from llmprune.testing import VOCABULARY, tiny_model
 from llmprune.trials import try_without
@@ -71,15 +72,18 @@ def _everything(folder: Path, device_map: Any = "auto", store: StreamStore | Non
     width, experts = Activation() if anatomy.widths else None, Reap() if anatomy.experts else None
     scores = score(dense, anatomy, IDS, 2, BlockInfluence(), width, experts, heads=Activation())
     for found in (scores.neurons, scores.heads, scores.experts, scores.routed):
+        assert not any(value.is_cuda for value in found.values())  # they are chosen from on the CPU
         yield from found.values()
     widths = {field: size * 2 // 3 // 32 * 32 for field, size in anatomy.widths.items()}
     groups = anatomy.heads.count // 2 if anatomy.heads and anatomy.heads.refusal is None else None
     experts_kept = anatomy.experts.count // 2 if anatomy.experts else None
     written: list[Tensor] = []
-    for sparsity, heads in ((None, None), (Sparsity(pattern="2:4"), groups)):
+    for sparsity, heads in ((None, None), (Sparsity(pattern=0.5), groups)):
         cut = choose_cut(anatomy, scores, None, 3, widths, experts_kept, heads)
         pruned = cut_decoder(dense, model, anatomy, cut)
-        run = Pruning(dense, pruned, anatomy, cut, Refit(), lambda _, layer: written.extend(layer.values()), sparsity)
+        run = Pruning(
+            dense, pruned, anatomy, cut, Refit(up=True), lambda _, layer: written.extend(layer.values()), sparsity
+        )
         yield run.run(IDS, 2, store=store)[1].logits(0)
     yield from written
 
@@ -123,6 +127,15 @@ def test_computed_buffers_are_where_they_are_needed(family: str, tmp_path: Path)
         assert walk.logits(0).is_cuda
 
 
+def test_an_up_projection_is_changed_on_its_device() -> None:
+    """Where gate and up projection are one tensor, only the rows of the latter change."""
+    with simulated_devices(1):
+        weight, delta_FI = torch.zeros(6, 4, device="cuda:0"), torch.ones(3, 4, device="cuda:0")
+        changed = add_to_strand(weight, Strand(TensorCut("gate_up_proj.weight", 0, (1, 1)), 1), delta_FI)
+        assert changed.is_cuda
+        assert changed.sum(1).tolist() == [0, 0, 0, 4, 4, 4]
+
+
 def test_layers_may_be_anywhere(llama: Path) -> None:
     """On another GPU than the embeddings, in memory, and on disk: results are those of the CPU."""
     layers = {f"model.layers.{index}": place for index, place in enumerate((1, "cpu", 0, "disk"))}
@@ -150,7 +163,7 @@ def test_criteria_score_on_each_layers_device(criterion: WidthCriterion, llama: 
     assert all(map(torch.equal, *found))
 
 
-@pytest.mark.parametrize("criterion", [Divergence(), Residual(windows=2)], ids=lambda one: one.kind)
+@pytest.mark.parametrize("criterion", [Perplexity(), Residual(windows=2)], ids=lambda one: one.kind)
 def test_trials_run_on_each_layers_device(criterion: Any, llama: Path) -> None:
     """Leaving layers out in turn finds on two GPUs what it finds on the CPU."""
     found = []
@@ -165,7 +178,9 @@ def _prune_half(model: Any, ids_NL: Tensor) -> None:
     dense, anatomy = dense_decoder(model), discover(model.config)
     scores = score(dense, anatomy, ids_NL, 2, BlockInfluence(), Activation(), heads=Activation())
     cut = choose_cut(anatomy, scores, None, 3, dict.fromkeys(anatomy.widths, 32), None, 1)
-    Pruning(dense, cut_decoder(dense, model, anatomy, cut), anatomy, cut, Refit(), lambda *_: None).run(ids_NL, 2)
+    Pruning(dense, cut_decoder(dense, model, anatomy, cut), anatomy, cut, Refit(up=True), lambda *_: None).run(
+        ids_NL, 2
+    )
 
 
 def _compare_with_itself(model: Any, ids_NL: Tensor) -> None:

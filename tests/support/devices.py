@@ -60,7 +60,7 @@ class SimulatedDevices(TorchFunctionMode):
         _collect(args, tensors)
         if kwargs:
             _collect(kwargs, tensors)
-        home = _home_of_call(name, args, tensors)
+        home = _home_of_call(name, args, tensors, kwargs.get("out"))
         if kwargs.get("device") is not None:
             home = self.named(kwargs["device"])
             kwargs = kwargs | {"device": _CPU if home.type == "cuda" else home}
@@ -165,17 +165,20 @@ def _collect(value: Any, found: list[Tensor]) -> None:
         _collect(list(value.values()), found)
 
 
-def _home_of_call(name: str, args: Any, tensors: list[Tensor]) -> torch.device:
+def _home_of_call(name: str, args: Any, tensors: list[Tensor], out: Any) -> torch.device:
     """The device of an operation's result. Raises RuntimeError where its tensors are on more than one."""
     homes = list(map(home_of, tensors))
     if len(set(homes)) < 2 or name in _MIX:
         return homes[0] if homes else _CPU
     in_place = name in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
+    written = tensors[:1] if in_place else []
+    _collect(out, written)
+    never_scalars = set(map(id, tensors if name in _STRICT else written))
     spared = _spared_indices(*args) if name in _INDEXED else set()
     strict = [
         home
-        for place, (tensor, home) in enumerate(zip(tensors, homes, strict=True))
-        if id(tensor) not in spared and (tensor.dim() or home != _CPU or name in _STRICT or (in_place and not place))
+        for tensor, home in zip(tensors, homes, strict=True)
+        if id(tensor) not in spared and (tensor.dim() or home != _CPU or id(tensor) in never_scalars)
     ]
     if len(set(strict)) > 1:
         raise RuntimeError(
