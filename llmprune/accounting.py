@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from llmprune.evaluation.speed import input_device
 from llmprune.model.memory import peak_resident, proc_field, reset_peak
-from llmprune.model.processes import local_device, share_of
+from llmprune.model.processes import share_of
 from llmprune.progress import tell
 from llmprune.report.value import Step
 
@@ -46,8 +47,9 @@ def account(steps: list[Step], name: str, tokens: int | None = None) -> Iterator
 @torch.no_grad()
 def plain_forward(model: PreTrainedModel, windows_NL: Tensor, batch_size: int) -> None:
     """The decoder's own forward over this process's windows, without the head: what a pass is compared with."""
+    device = input_device(model)
     for ids_BL in torch.split(share_of(windows_NL), batch_size):
-        model.base_model(input_ids=ids_BL.to(local_device()), use_cache=False)
+        model.base_model(input_ids=ids_BL.to(device), use_cache=False)
 
 
 def compare_with_forward(steps: Sequence[Step]) -> tuple[Step, ...]:

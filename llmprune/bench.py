@@ -58,7 +58,7 @@ def bench_sparse(
     if output is not None:
         require_file(output, option="--output", example="bench.json")
     require_gpu()
-    dense = load_model(model).to("cuda")
+    dense = load_model(model.model_copy(update={"device_map": {"": 0}}))  # split over several it could not be copied
     projections = sparse_projections(dense)
     tokens = sorted({size for batch in batch_sizes for size in (batch, *(batch * context for context in contexts))})
     products = time_products(dense, projections, tokens, repeats)

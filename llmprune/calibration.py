@@ -169,7 +169,7 @@ def _order(samples: int, seed: int) -> Tensor:
 def fingerprint_tokens(windows_NL: Tensor) -> str:
     """SHA-256 over shape and token ids: equal exactly where the tokens are."""
     head = json.dumps(list(windows_NL.shape)).encode()
-    return hashlib.sha256(head + windows_NL.cpu().numpy().astype("<i8").tobytes()).hexdigest()
+    return hashlib.sha256(head + windows_NL.numpy().astype("<i8").tobytes()).hexdigest()
 
 
 def _share(samples: int, sources: Sequence[TextSource]) -> list[int]:

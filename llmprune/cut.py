@@ -142,7 +142,7 @@ def choose_layers(scores_N: Tensor, keep: int, one_of: Sequence[int] = ()) -> tu
 
 def choose_highest(scores: Tensor, keep: int) -> Tensor:
     """Indices of the ``keep`` highest scores along the last dimension, ascending: [F], [E, F] of neurons, [E], [G]."""
-    return scores.topk(keep).indices.sort().values.cpu()
+    return scores.topk(keep).indices.sort().values
 
 
 def round_width(wanted: float, width: int, multiple: int | None = None) -> int:

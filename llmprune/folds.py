@@ -27,7 +27,7 @@ class Folds:
         folds_B = self._batches[batch]
         found = sorted(set(folds_B.tolist()))
         for fold in found:
-            rows = (folds_B == fold).to(values[0].device) if len(found) > 1 else slice(None)  # which copies nothing
+            rows = folds_B == fold if len(found) > 1 else slice(None)  # which copies nothing
             yield fold, [value[rows].flatten(0, 1) for value in values]
 
 

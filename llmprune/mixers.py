@@ -105,7 +105,7 @@ class Mixers:
                 parts = [input_BLF, inherited_BLD]
                 if keep_K is not None:
                     lost_BLD = input_BLF[..., gone_R] @ weight_RD
-                    parts = [input_BLF[..., keep_K.to(input_BLF.device)], inherited_BLD, lost_BLD]
+                    parts = [input_BLF[..., keep_K], inherited_BLD, lost_BLD]
                 for fold, (input_TF, inherited_TD, *lost) in self.folds.parts(batch, *parts):
                     equations.update(input_TF, lost[0] if lost else None, inherited_TD, fold)
         sum_over_processes(equations.sums())

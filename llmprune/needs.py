@@ -48,7 +48,7 @@ def memory_of(
         streams=(2 * samples + _tried(recipe, anatomy.num_layers)) * bytes_of_window(recipe, dense)
         + _of_runs(recipe, dense, pruned)
         + _of_standins(recipe, dense, scored)
-        + _noted(recipe, dense)
+        + _noted(recipe, dense, anatomy)
         + _staged(recipe, dense, pruned)
         + _gated(recipe, dense, neurons_of_solved_ups(anatomy, widths)),
         statistics=max(
@@ -58,13 +58,16 @@ def memory_of(
     )
 
 
-def _noted(recipe: Recipe, dense: PreTrainedModel) -> int:
-    """Bytes of what a refit keeps of all windows: what the dense layer's token mixer writes, then the pruned one's; and
-    the dense stream before a gap. One mixer a layer is counted.
+def _noted(recipe: Recipe, dense: PreTrainedModel, anatomy: Anatomy) -> int:
+    """Bytes of what a refit keeps of all windows: what the dense layer's token mixer writes, then the pruned one's;
+    what the dense MLP's output projection writes, where a norm follows it; and the dense stream before a gap.
+
+    One mixer and one MLP a layer are counted, with a norm in every model: only its weights show whether it has one.
     """
     if not (recipe.refit and (recipe.depth or recipe.width or recipe.experts)):
         return 0
-    streams = 2 if recipe.depth else 1
+    has_mlp = any(unit.refit for units in anatomy.units for unit in units)
+    streams = 1 + has_mlp + (recipe.depth is not None)
     return streams * recipe.calibration.shape()[0] * bytes_of_window(recipe, dense)
 
 

@@ -23,8 +23,8 @@ from llmprune.mixers import Heard, Mixers
 from llmprune.model.loading import tensors_of
 from llmprune.model.processes import is_first, share_of, sum_over_processes
 from llmprune.model.reruns import Reruns
-from llmprune.model.streams import StreamStore, Trail
-from llmprune.model.walk import Decoder, Tensors, Walk, outputs_of, require_same_calls
+from llmprune.model.streams import Streams, StreamStore, Trail
+from llmprune.model.walk import Decoder, Tensors, Walk, require_same_calls
 from llmprune.normal_equations import Repair
 from llmprune.progress import track
 from llmprune.refit import Refit
@@ -266,19 +266,16 @@ class Pruning:
             unit = next((one.unit for one in outline.writers if one.last), None)
         return heard, unit
 
-    def _pass_dense(self, target: Walk, index: int, unit: Unit | None = None) -> list[Tensor]:
+    def _pass_dense(self, target: Walk, index: int, unit: Unit | None = None) -> Streams | None:
         """Advance the dense stream; returns the outputs of the unit's projection where its refit needs them."""
-        outputs: list[Tensor] = []
         itself = unit is not None and self._repairs.scale_of(index, unit) is None
         if not itself and self._trail is not None and self._trail.restore(index, target.streams):
-            return outputs
+            return None
         with self.dense.layer(index) as layer:
             if unit is not None and self._repairs.scale(target, index, layer, unit) is None:
-                with outputs_of(layer.get_submodule(unit.output), outputs.append):
-                    target.pass_through(index, layer)
-            else:
-                target.pass_through(index, layer)
-        return outputs
+                return target.pass_and_keep(index, layer, layer.get_submodule(unit.output))
+            target.pass_through(index, layer)
+        return None
 
     def _advance(self, outputs: Outputs, target: Walk | None, stream: Walk) -> float | None:
         """Move the pruned stream on; returns its relative error, where there is a dense one to compare with."""

@@ -48,7 +48,7 @@ def read_uncut(
                 yield Reading(batch, input_BLF, full_BLD, full_BLD)
                 continue
             cut_BLD = full_BLD - scale * (input_BLF[..., gone_R] @ weight_RD)
-            yield Reading(batch, input_BLF[..., keep_K.to(input_BLF.device)], full_BLD, cut_BLD)
+            yield Reading(batch, input_BLF[..., keep_K], full_BLD, cut_BLD)
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def read_gated(runs: Reruns, new: int, cut: nn.Module, unit: MlpUnit) -> Iterato
         hooks.enter_context(outputs_of(cut.get_submodule(unit.output), written.append))
         for _, hidden_BLD, output_BLD in runs.outputs(new, cut):
             tokens = hidden_BLD.shape[:2]
-            up_BLF = ups.pop().view(*tokens, -1)[..., rows_F.to(hidden_BLD.device)]
+            up_BLF = ups.pop().view(*tokens, -1)[..., rows_F]
             gates_BLF = (activations.pop().view(*tokens, -1) / up_BLF).nan_to_num_(0, 0, 0)  # of 0: it says nothing
             yield GatedReading(inputs.pop().view(*tokens, -1), gates_BLF, output_BLD, written.pop().view_as(output_BLD))
 
@@ -104,7 +104,7 @@ def read_both(runs: Reruns, new: int, uncut: nn.Module, pruned: Decoder, unit: U
 
 def lost_rows(weight_DF: Tensor, keep_K: Tensor | None) -> tuple[Tensor, Tensor]:
     """Indices of a projection's inputs that are not kept, and their rows [R, D] of the transposed weight."""
-    gone_F = torch.ones(weight_DF.shape[1], dtype=torch.bool, device=weight_DF.device)
-    gone_F[keep_K.to(weight_DF.device) if keep_K is not None else slice(None)] = False
+    gone_F = torch.ones(weight_DF.shape[1], dtype=torch.bool)
+    gone_F[keep_K if keep_K is not None else slice(None)] = False
     gone_R = gone_F.nonzero().squeeze(1)
     return gone_R, weight_DF[:, gone_R].T

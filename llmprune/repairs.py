@@ -57,7 +57,7 @@ class Repairs:
         scale: float | None,
         target: Walk,
         runs: Reruns,
-        wanted: list[Tensor] | Streams | None,
+        wanted: Streams | None,
     ) -> tuple[UpRepair, float] | None:
         """Solve the up projection again for what the cut layer misses, where neurons of its unit go.
 
@@ -81,7 +81,7 @@ class Repairs:
                     wanted_BLD, missing_BLD = target_BLD, behind_BLD / scale
                 else:  # a norm follows the output projection: match its own dense output instead
                     assert wanted is not None
-                    wanted_BLD = wanted[batch].to(written_BLD).view_as(written_BLD)
+                    wanted_BLD = wanted[batch].to(written_BLD)
                     missing_BLD = wanted_BLD - written_BLD
                 equations.update(reading.input_BLI, reading.gates_BLF, missing_BLD, wanted_BLD)
             repair = equations.solve()
@@ -100,7 +100,7 @@ class Repairs:
         target: Walk,
         reached: Streams,
         runs: Reruns,
-        wanted: list[Tensor],
+        wanted: Streams | None,
         moved: bool,
     ) -> tuple[Repair, float]:
         """The repair of the layer's output projection, and the relative error without it.
@@ -126,9 +126,10 @@ class Repairs:
                     inherited_BLD = (reached_BLD - reading.full_BLD) / scale
                     lost_BLD = (reading.full_BLD - reading.cut_BLD + target_BLD - reached_BLD) / scale
                 else:  # a norm follows the projection: match its own dense output instead
+                    assert wanted is not None
                     assert reading.full_written_BLD is not None
                     assert reading.cut_written_BLD is not None
-                    inherited_BLD = wanted[batch].to(device).view_as(target_BLD) - reading.full_written_BLD
+                    inherited_BLD = wanted[batch].to(device) - reading.full_written_BLD
                     lost_BLD = reading.full_written_BLD - reading.cut_written_BLD
                 self._add(equations, reading, lost_BLD, inherited_BLD)
         sum_over_processes([*equations.sums(), *error.sums()])

@@ -46,7 +46,7 @@ def residual_scale(walk: Walk, index: int, layer: nn.Module, output: nn.Module) 
     before_BLD = call.run(layer, hidden_BLD).float()
     noise_BLD = torch.randn(before_BLD.shape, generator=torch.Generator().manual_seed(0)).to(before_BLD)
     noise_BLD *= before_BLD.norm() / noise_BLD.norm()
-    handle = output.register_forward_hook(lambda _, __, value: value + noise_BLD.to(value).view(value.shape))
+    handle = output.register_forward_hook(lambda _, __, value: value + noise_BLD.to(value.dtype).view(value.shape))
     try:
         change_BLD = call.run(layer, hidden_BLD).float() - before_BLD
     finally:

@@ -103,7 +103,7 @@ class StackedNeurons:
             width.open(weight_DF, [neuron_rows(tensor[expert], cut) for tensor, cut in stacked])
             for expert, weight_DF in enumerate(self.weight_EDF)
         ]
-        self.routed_E = torch.zeros(len(self.each), device=self.weight.device)
+        self.routed_E = torch.zeros(len(self.each))
 
     def watch(self, hooks: ExitStack) -> None:
         """Take in the neurons' activations."""
@@ -121,7 +121,7 @@ class StackedNeurons:
         scored_EF = torch.stack([sums.scores().float() for sums in self.each])
         known_E1 = scored_EF.any(1, keepdim=True)
         scores.neurons[self.key] = torch.where(known_E1, scored_EF, energy_EF).cpu()
-        scores.routed[self.key] = self.routed_E.cpu()
+        scores.routed[self.key] = self.routed_E
 
 
 class ExpertsOfLayer:

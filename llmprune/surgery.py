@@ -104,5 +104,5 @@ def add_to_strand(tensor: Tensor, strand: Strand, delta_FI: Tensor) -> Tensor:
     """The tensor with Δ [F, I] added to the neurons' entries of a strand, in its own layout and type."""
     dim = strand.tensor.dim
     rows_F = strand_rows(tensor.shape[dim], strand).to(tensor.device)
-    delta = (delta_FI if dim == 0 else delta_FI.T).to(tensor.device)
+    delta = delta_FI if dim == 0 else delta_FI.T
     return tensor.float().index_add(dim, rows_F, delta).to(tensor.dtype)

@@ -27,6 +27,7 @@ from llmprune.errors import NumericalError, RecipeError
 from llmprune.model.loading import dense_decoder
 from llmprune.model.walk import Decoder, inputs_of
 from llmprune.plan import make_plan
+from llmprune.refit import Refit
 from llmprune.scores import unit_key
 from llmprune.scoring import score
 from llmprune.testing import tiny_model
@@ -426,6 +427,14 @@ def test_the_plan_counts_the_memory_of_a_solve(tmp_path: Path) -> None:
         for kind in ("activation", "obs")
     ]
     assert memory[0] < memory[1] == Obs().memory(96)
+
+
+def test_the_plan_counts_what_a_refit_keeps_of_all_windows(tmp_path: Path) -> None:
+    """Outputs of the dense model's mixer and, where a norm may follow it, of its MLP: two streams more."""
+    tiny_model("gemma2").config.save_pretrained(tmp_path)
+    recipe = recipe_of(tmp_path, {"neurons": 32})
+    kept = [make_plan(recipe.model_copy(update={"refit": refit})).memory.streams for refit in (None, Refit(up=False))]
+    assert kept[1] - kept[0] == 2 * 2 * 24 * 32 * 4  # streams, windows, tokens, hidden size, bytes
 
 
 def test_the_plan_says_what_a_criterion_costs_and_misses(tmp_path: Path) -> None:

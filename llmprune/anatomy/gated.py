@@ -46,7 +46,7 @@ def _scaled(unit: MlpUnit, tensors: Tensors, strand: Strand, factors_F: Tensor) 
     for cut in (cut for cut in unit.tensors[:-1] if cut.name.rpartition(".")[0] == owner):
         tensor = tensors[cut.name]
         rows = strand_rows(tensor.shape[cut.dim], Strand(cut, strand.entry))
-        factors = factors_F.to(tensor).view(-1, *[1] * (tensor.ndim - 1 - cut.dim))
+        factors = factors_F.view(-1, *[1] * (tensor.ndim - 1 - cut.dim))
         scaled[cut.name] = tensor.index_copy(cut.dim, rows, tensor.index_select(cut.dim, rows) * factors)
     return scaled
 

@@ -107,7 +107,7 @@ def _difference(layer: nn.Module, twin: nn.Module, changing: Sizes) -> str:
         return f"modules {sorted(modules.keys() ^ twins.keys())}"
     buffers, twin_buffers = _computed_buffers(layer), _computed_buffers(twin)
     for name in sorted(buffers.keys() | twin_buffers.keys()):
-        if buffers.keys() != twin_buffers.keys() or not torch.equal(buffers[name], twin_buffers[name]):
+        if buffers.keys() != twin_buffers.keys() or not _same_values(buffers[name], twin_buffers[name]):
             return f"the values of {name}"
     for path, module in modules.items():
         mine, other = plain_attributes(module), plain_attributes(twins[path])
@@ -116,6 +116,11 @@ def _difference(layer: nn.Module, twin: nn.Module, changing: Sizes) -> str:
             if value != twin_value and not _is_narrowed(value, twin_value, changing):
                 return f"{path}.{name} {value!r} against {twin_value!r}".lstrip(".")
     return ""
+
+
+def _same_values(buffer: Tensor, twin: Tensor) -> bool:
+    """Whether two buffers are equal; the dense layer's may be on a GPU, its twin's is not."""
+    return torch.equal(buffer.to(twin.device), twin)
 
 
 def _computed_buffers(layer: nn.Module) -> dict[str, Tensor]:

@@ -75,7 +75,7 @@ class CheckpointWriter:
         path = self.parts / f"{name}.safetensors"
         with disk_errors(self.parts):
             self.parts.mkdir(parents=True, exist_ok=True)
-            save_file({key: tensor.contiguous().cpu() for key, tensor in stored.items()}, path, {"format": "pt"})
+            save_file({key: tensor.contiguous() for key, tensor in stored.items()}, path, {"format": "pt"})
             flush(path)
 
     def finish(self, max_shard_size: int, tokenizer: PreTrainedTokenizerBase | None) -> None:

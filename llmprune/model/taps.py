@@ -42,20 +42,29 @@ class LayerCall:
 
 
 class SharedValues:
-    """Keeps one copy of equal tensors: masks and rotary embeddings repeat over layers and batches."""
+    """Keeps one copy of equal tensors: masks and rotary embeddings repeat over layers and batches.
+
+    Tensors of the first batch stay where they are. A later batch's own tensors (made of its tokens, as Gemma 4's
+    inputs of each layer) go to the CPU's memory, so that no number of batches fills a GPU.
+    """
 
     def __init__(self) -> None:
-        self._tensors: dict[tuple[torch.Size, torch.dtype], list[Tensor]] = {}
+        self._first: list[tuple[Tensor, Tensor]] = []  # of the first batch: (as the model made it, as it is kept)
+        self._own: list[tuple[Tensor, Tensor]] | None = None  # of the batch that is being recorded, if a later one
+
+    def start_batch(self) -> None:
+        """Begin to record the next batch."""
+        self._own = [] if self._first else None
 
     def share(self, value: Any) -> Any:
         """The value, with every tensor in it replaced by an equal one that is kept already."""
         if isinstance(value, Tensor):
-            kept = self._tensors.setdefault((value.shape, value.dtype), [])
-            for tensor in kept:
-                if tensor is value or torch.equal(tensor, value):
-                    return tensor
-            kept.append(value)
-            return value
+            own = self._first if self._own is None else self._own
+            for made, kept in (*self._first, *(self._own or ())):
+                if made is value or (made.shape == value.shape and made.dtype == value.dtype and _same(made, value)):
+                    return kept
+            own.append((value, value if own is self._first else value.cpu()))
+            return own[-1][1]
         if type(value) in (tuple, list):
             return type(value)(self.share(item) for item in value)
         if type(value) is dict:
@@ -189,4 +198,4 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def _same(first: Tensor, second: Tensor) -> bool:
-    return first is second or torch.equal(first.to(second.device), second)
+    return first is second or torch.equal(first, second)

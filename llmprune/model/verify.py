@@ -44,7 +44,7 @@ class Probe:
         ids_BL = walk.batches[0]
         positions_P = torch.linspace(0, ids_BL.shape[1] - 1, min(_PROBED_POSITIONS, ids_BL.shape[1])).long()
         logits_BLV = walk.logits(0)
-        return cls(ids_BL, positions_P, logits_BLV[:, positions_P.to(logits_BLV.device)].float().cpu())
+        return cls(ids_BL, positions_P, logits_BLV[:, positions_P].float().cpu())
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _ask_worker(checkpoint: Path, probe: Probe, trust_remote_code: bool, claim: 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "probe.safetensors"
         tensors = {"ids": probe.ids_BL, "positions": probe.positions_P, "logits": probe.logits_BPV}
-        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, path)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
         command = [sys.executable, "-P", str(_WORKER), str(checkpoint), str(path)]
         config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=trust_remote_code)
         sparse = Path(folder) / "sparse.json"

@@ -130,6 +130,7 @@ class Walk:
         self.calls: list[list[LayerCall]] = []
         shared = SharedValues()
         for ids_BL in self.batches:
+            shared.start_batch()
             hidden_BLD, calls = self._record(ids_BL, shared)
             if not self.calls:
                 self.streams = self._store.open(hidden_BLD, len(windows_NL))
@@ -203,6 +204,19 @@ class Walk:
         """Run every batch through the layer."""
         for batch, _, output_BLD in self.outputs(index, layer):
             self.advance(batch, output_BLD)
+
+    def pass_and_keep(self, index: int, layer: nn.Module, projection: nn.Module) -> Streams:
+        """Run every batch through the layer; returns the outputs [B, L, X] of a projection, kept where streams are."""
+        seen: list[Tensor] = []
+        kept = Streams()
+        with outputs_of(projection, seen.append):
+            for batch, hidden_BLD, output_BLD in self.outputs(index, layer):
+                written_BLX = seen.pop().view(*hidden_BLD.shape[:2], -1)
+                if not batch:
+                    kept = self.room(written_BLX)
+                kept.append(written_BLX)
+                self.advance(batch, output_BLD)
+        return kept
 
     @torch.no_grad()
     def logits(self, batch: int) -> Tensor:
