@@ -180,6 +180,29 @@ def inspect(
         print_record(place, commit, record, differing, _console())
 
 
+@app.command()
+def reevaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Samples a task; default: as many as the gate needs to be decided.")
+    ] = None,
+) -> None:
+    """Evaluate more samples of a finished run's model: no pruning again, and earlier answers are kept."""
+    from llmprune.model.processes import is_first, leave
+    from llmprune.reevaluation import reevaluate as evaluate_more
+    from llmprune.report.table import print_summary
+
+    try:
+        report = evaluate_more(run, limit)
+    except GateNotMet as missed:
+        if is_first() and missed.report is not None:
+            print_summary(missed.report, _console())
+        raise
+    if is_first():
+        print_summary(report, _console())
+    leave()
+
+
 @app.command("eval")
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id or folder.")],

@@ -107,12 +107,18 @@ def run(
         report = _run(recipe, plan, Workbench(recipe, anatomy), folder, measure_forward, calibration_check)
     finally:
         folder.close()
-    if report.gate and not report.gate.passed:
-        unsent = (
-            "" if recipe.hub is None or recipe.hub.when == "always" else f"nothing was pushed to {recipe.hub.repo_id}; "
-        )
-        raise GateNotMet(f"{describe_verdict(report.gate)}; {unsent}see {folder.path / 'report.html'}", report)
+    require_gate(report, recipe, folder)
     return report
+
+
+def require_gate(report: Report, recipe: Recipe, folder: RunFolder) -> None:
+    """Raise GateNotMet unless the report's gate is passed or there is none."""
+    if report.gate is None or report.gate.passed:
+        return
+    unsent = (
+        "" if recipe.hub is None or recipe.hub.when == "always" else f"nothing was pushed to {recipe.hub.repo_id}; "
+    )
+    raise GateNotMet(f"{describe_verdict(report.gate)}; {unsent}see {folder.path / 'report.html'}", report)
 
 
 def _run(
@@ -138,7 +144,7 @@ def _run(
     report = from_first(_report(recipe, plan, bench, folder, scores, cut, stability, pruned, measured, warnings))
     folder.write("report.json", report.model_dump_json(indent=1) + "\n")
     folder.write("report.html", render_page(report))
-    return _push(recipe, folder, report)
+    return push_as_asked(recipe, folder, report)
 
 
 def _time_forward(recipe: Recipe, bench: Workbench, folder: RunFolder) -> None:
@@ -146,7 +152,7 @@ def _time_forward(recipe: Recipe, bench: Workbench, folder: RunFolder) -> None:
         plain_forward(bench.model, bench.windows, recipe.calibration.batch_size)
 
 
-def _push(recipe: Recipe, folder: RunFolder, report: Report) -> Report:
+def push_as_asked(recipe: Recipe, folder: RunFolder, report: Report) -> Report:
     """To the hub, where the recipe says so and the gate does not forbid it; the report then names the place."""
     if recipe.hub is None or (recipe.hub.when != "always" and refusal(report)):
         return report
@@ -228,13 +234,7 @@ def _measure(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: Cut) -> M
     model_folder = folder.path / "model"
 
     def make(path: Path) -> Measured:
-        source = ModelSource(
-            id=str(model_folder.absolute()),
-            dtype=recipe.model.dtype,
-            device_map=recipe.model.device_map,
-            max_memory=recipe.model.max_memory,
-            trust_remote_code=recipe.model.trust_remote_code,
-        )
+        source = pruned_source(recipe.model, model_folder)
         pruned = load_model(source)
         dense_subject = subject(recipe.model, bench.tokenizer, lambda: bench.model)
         pruned_subject = subject(source, bench.tokenizer, lambda: pruned, folder.path / TASKS)
@@ -260,6 +260,11 @@ def _measure(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: Cut) -> M
         fingerprint_tokens(bench.held_out) if bench.held_out is not None else None,
     )
     return folder.produce("evaluation", origin, "evaluation.json", load, make, together=True)
+
+
+def pruned_source(base: ModelSource, folder: Path) -> ModelSource:
+    """The checkpoint of a run as a model, loaded as its base is."""
+    return base.model_copy(update={"id": str(folder.absolute()), "revision": ModelSource(id=str(folder)).revision})
 
 
 def _report(

@@ -19,7 +19,7 @@ PACKAGE = Path(llmprune.__file__).parent
 LADDER = (
     ("cli", "__main__", "reference"),
     ("service",),
-    ("pipeline", "comparison", "bench", "publishing", "repeating"),
+    ("pipeline", "comparison", "bench", "publishing", "reevaluation", "repeating"),
     ("choosing",),
     ("workbench", "plan", "needs", "targets", "recipe", "problems", "run_folder", "accounting"),
     (
