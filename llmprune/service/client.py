@@ -25,7 +25,7 @@ from llmprune.errors import LLMPruneError, OutputError, RecipeError
 from llmprune.names import is_plain, lies_inside
 
 DEFAULT_SERVER = "http://127.0.0.1:8321"
-ENDED = ("cancelled", "failed", "succeeded")
+ENDED = ("cancelled", "failed", "gate_not_met", "gate_undecided", "succeeded")
 _TRIES = 6
 _FIRST_PAUSE = 0.3  # seconds; doubles
 
@@ -88,6 +88,12 @@ class Client:
     def retry(self, job: str, hub_token: str | None = None) -> dict[str, Any]:
         """Queue an ended job again."""
         return self._json("POST", f"/v1/jobs/{job}/retry", headers={"X-Hub-Token": hub_token} if hub_token else {})
+
+    def reevaluate(self, job: str, limit: int | None = None, hub_token: str | None = None) -> dict[str, Any]:
+        """Evaluate more samples of a finished job's model, ``limit`` a task or as many as its gate needs."""
+        headers = {"X-Hub-Token": hub_token} if hub_token else {}
+        params = {} if limit is None else {"limit": limit}
+        return self._json("POST", f"/v1/jobs/{job}/reevaluate", params=params, headers=headers)
 
     def push(self, job: str, hub_token: str, **settings: Any) -> dict[str, Any]:
         """Push a finished job's model to the hub; the job that does it, which can be watched.

@@ -63,11 +63,16 @@ class Database:
         if connection is None:
             connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
             connection.row_factory = sqlite3.Row
+            connection.text_factory = _text  # by default one damaged text fails the whole query
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")  # an accepted job outlives a power cut
             connection.execute("PRAGMA foreign_keys = ON")
             self._local.connection = connection
         return connection
+
+
+def _text(stored: bytes) -> str:
+    return stored.decode("utf-8", "replace")
 
 
 def _number(step: Any) -> int:

@@ -181,14 +181,22 @@ def _tokens_file(guard: Guard, place: str, value: str) -> None:
 
 
 def _or_under(roots: Sequence[Path], what: str) -> str:
-    return f", or {what} under {', '.join(map(str, roots))}" if roots else "; no folder is open to recipes"
+    opened = f", or {what} of the folders that the operator has opened, by its path there"
+    return opened if roots else "; no folder is open to recipes"
+
+
+def task_folders(settings: Settings) -> dict[str, Path]:
+    """The folders of task files that recipes may name, by the names that clients know them by."""
+    folders = {folder.name: folder.resolve() for folder in settings.allow_tasks}
+    clash = len(folders) < len(settings.allow_tasks)
+    return {f"tasks-{n}": folder.resolve() for n, folder in enumerate(settings.allow_tasks)} if clash else folders
 
 
 def _task_folder(guard: Guard, place: str, value: str) -> None:
-    """Task files run code: only the very folders that the operator trusts."""
-    trusted = [folder.resolve() for folder in guard.settings.allow_tasks]
-    asked = Path(value).resolve() if "\0" not in value else None
-    if asked in trusted:
+    """Task files run code: only the very folders that the operator trusts, by name or by path."""
+    trusted = task_folders(guard.settings)
+    asked = trusted.get(value) or (Path(value).resolve() if "\0" not in value else None)
+    if asked in trusted.values():
         guard.overrides.append(f"{place}={json.dumps(str(asked))}")
     else:
         guard.refuse(place, value, "task files run code, so only the service's operator can name a folder of them")

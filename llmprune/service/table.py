@@ -6,10 +6,22 @@ import json
 import sqlite3
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 from llmprune.service.database import Database
-from llmprune.service.job import ACTIVE, ENDED, SUMMARY_COLUMNS, Job, JobRequest, JobSummary, State, job_of, summary_of
+from llmprune.service.job import (
+    ACTIVE,
+    ENDED,
+    FINISHED,
+    SUMMARY_COLUMNS,
+    VERDICTS,
+    Job,
+    JobRequest,
+    JobSummary,
+    State,
+    job_of,
+    summary_of,
+)
 
 _SHOWN = ("state", "step", "done", "total", "fraction", "seconds_left", "attempts", "exit_code", "error")
 
@@ -114,14 +126,14 @@ class Jobs:
         sql, values = _visible(f"seq, {SUMMARY_COLUMNS}", terms, viewer)
         rows = self.database.read(f"{sql} ORDER BY seq DESC LIMIT ?", [*values, limit + 1])
         more = rows[limit - 1]["seq"] if len(rows) > limit else None
-        return [summary_of(_without(row, "seq")) for row in rows[:limit]], more
+        return [summary_of(row) for row in rows[:limit]], more
 
     def counts(self, *, viewer: str | None) -> dict[State, int]:
         """How many jobs of ``viewer`` and shared ones are in each state; None: of all jobs."""
         sql, values = _visible("state", [], viewer)
         rows = self.database.read(f"SELECT state, count(*) n FROM ({sql}) GROUP BY state", values)
         found = {row["state"]: row["n"] for row in rows}
-        return {state: found.get(state, 0) for state in ("queued", *ACTIVE, *ENDED)}
+        return {state: found.get(state, 0) for state in get_args(State)}
 
     def pushed(self) -> set[str]:
         """The jobs whose models are on their way to the hub."""
@@ -138,9 +150,10 @@ class Jobs:
     def cancel(self, job: str) -> Job:
         """A queued job is cancelled at once, a running one from now on. Raises Conflict where it has ended."""
         with self.database.write() as connection:
-            state = _row(connection, job)["state"]
+            row = _row(connection, job)
+            state = row["state"]
             if state == "queued":
-                _change(connection, job, state="cancelled", finished=time.time())
+                _change(connection, job, **_cancelled(row), finished=time.time())
             elif state == "running":
                 _change(connection, job, state="cancelling")
             elif state != "cancelling":
@@ -151,14 +164,26 @@ class Jobs:
         """Queue an ended job again; it continues its run folder. Raises Conflict where that makes no sense."""
         with self.database.write() as connection:
             row = _row(connection, job)
+            if row["state"] in FINISHED:
+                raise Conflict("the job has its result, and a retry gives the same; change the recipe in a new job")
             if row["state"] not in ("failed", "cancelled"):
                 raise Conflict(f"the job is {row['state']}; only failed and cancelled jobs can be tried again")
             _require_no_push(connection, job)
             if row["source"] is not None:
                 _require_pushable(connection, row["source"])
-            fresh: dict[str, Any] = {"step": None, "done": None, "total": None, "fraction": 0.0, "seconds_left": None}
-            fresh |= {"exit_code": None, "error": None, "finished": None, "ran_seconds": 0.0}
-            _change(connection, job, state="queued", **fresh)
+            _change(connection, job, state="queued", **_FRESH, error=None)
+            return job_of(_row(connection, job))
+
+    def reevaluate(self, job: str, limit: int) -> Job:
+        """Queue a finished job to evaluate its model on so many samples a task. Raises Conflict."""
+        with self.database.write() as connection:
+            row = _row(connection, job)
+            if row["source"] is not None or row["state"] not in FINISHED:
+                raise Conflict(f"job {job} is {_words(row)}; only the model of a finished job can be evaluated again")
+            if row["cleaned"]:
+                raise Conflict(f"the clean-up has taken the model of job {job}; run its recipe again with more samples")
+            _require_no_push(connection, job)
+            _change(connection, job, state="queued", **_FRESH, reevaluate=limit)
             return job_of(_row(connection, job))
 
     def start(self, job: str, devices: Sequence[str]) -> Job | None:
@@ -168,6 +193,7 @@ class Jobs:
             if row["state"] != "queued":
                 return None
             step = "starting" if row["source"] is None else "pushing to the hub"
+            step = step if row["reevaluate"] is None else "evaluation of more samples"
             values = {"devices": json.dumps(list(devices)), "attempts": row["attempts"] + 1, "step": step}
             _change(connection, job, state="running", started=time.time(), **values)
             return job_of(_row(connection, job))
@@ -183,11 +209,24 @@ class Jobs:
     def end(self, job: str, state: State, exit_code: int | None, error: str | None, **results: str | None) -> None:
         """Note how a running job ended; ``results``: figures or published, as JSON."""
         with self.database.write() as connection:
-            if _row(connection, job)["state"] in ACTIVE:
-                ended: dict[str, Any] = {"devices": "[]", "seconds_left": None, "finished": time.time(), **results}
-                if state == "succeeded":
-                    ended |= {"step": None, "done": None, "total": None, "fraction": 1.0}
-                _change(connection, job, state=state, exit_code=exit_code, error=error, **ended)
+            row = _row(connection, job)
+            if row["state"] not in ACTIVE:
+                return
+            ended: dict[str, Any] = {"exit_code": exit_code, "error": error, **results}
+            ended |= {"devices": "[]", "seconds_left": None, "finished": time.time()}
+            if state in FINISHED:
+                ended |= {"step": None, "done": None, "total": None, "fraction": 1.0, "reevaluate": None}
+            settled = _cancelled(row) if state == "cancelled" else {"state": state}
+            if settled["state"] in FINISHED and state == "cancelled":
+                ended |= {"error": row["error"], "exit_code": None}
+            _change(connection, job, **ended | settled)
+
+    def give_up(self, job: str, error: str) -> None:
+        """Fail a job that cannot be run or looked after, whether it waits or runs."""
+        with self.database.write() as connection:
+            if _row(connection, job)["state"] not in ENDED:
+                ended: dict[str, Any] = {"devices": "[]", "seconds_left": None, "finished": time.time()}
+                _change(connection, job, state="failed", exit_code=None, error=error, **ended)
 
     def queue_again(self, job: str) -> None:
         """Put a job back whose process ended together with the service; it continues."""
@@ -216,6 +255,24 @@ class Jobs:
 
 
 _Term = tuple[str, list[Any]]  # a condition and its values
+_FRESH: dict[str, Any] = {
+    "step": None, "done": None, "total": None, "fraction": 0.0, "seconds_left": None, "exit_code": None,
+    "finished": None, "ran_seconds": 0.0,
+}  # fmt: skip
+
+
+def _cancelled(row: sqlite3.Row) -> dict[str, Any]:
+    """The columns of a cancelled job. One that evaluated more samples has its earlier verdict again."""
+    figures = summary_of(row).figures
+    if row["reevaluate"] is None or figures is None:
+        return {"state": "cancelled"}
+    verdict = figures.gate_verdict or ("fail" if figures.gate_passed is False else "pass")
+    done = {"step": None, "done": None, "total": None, "fraction": 1.0}
+    return {"state": VERDICTS[verdict], "reevaluate": None, **done}
+
+
+def _words(row: sqlite3.Row) -> str:
+    return "a push" if row["source"] is not None else str(row["state"]).replace("_", " ")
 
 
 def _visible(columns: str, terms: list[_Term], viewer: str | None) -> tuple[str, list[Any]]:
@@ -273,10 +330,6 @@ def _change(connection: sqlite3.Connection, job: str, kind: str = "state", **val
 
 
 def _note(connection: sqlite3.Connection, job: str, kind: str = "state") -> None:
-    row = _row(connection, job)
-    data = json.dumps({"id": job} | {name: row[name] for name in _SHOWN})
+    now = summary_of(_row(connection, job))
+    data = json.dumps({"id": job} | {name: getattr(now, name) for name in _SHOWN})
     connection.execute("INSERT INTO events (job, kind, data, at) VALUES (?, ?, ?, ?)", (job, kind, data, time.time()))
-
-
-def _without(row: sqlite3.Row, name: str) -> Any:
-    return {key: row[key] for key in row.keys() if key != name}  # noqa: SIM118  # a Row iterates over its values

@@ -100,7 +100,7 @@ async def validate(text: RecipeText, overrides: Overrides, service: TheService, 
     try:
         await service.turns.run(caller.name, admit, text, overrides, service.settings)
     except RecipeError as error:
-        return Validation(valid=False, problems=error.problems)
+        return Validation(valid=False, problems=service.paths.hide_in(error.problems))
     return Validation(valid=True, problems=[])
 
 
@@ -108,7 +108,7 @@ async def validate(text: RecipeText, overrides: Overrides, service: TheService, 
 async def plan(text: RecipeText, overrides: Overrides, service: TheService, caller: TheCaller) -> dict[str, Any]:
     """Say what a recipe would do, as ``llmprune plan --json`` does: sizes, memory, refusals. No weights are read."""
     _, overrides = await service.turns.run(caller.name, admit, text, overrides, service.settings)
-    answer = await run_in_threadpool(service.planner.plan, text, overrides, caller=caller.name)
+    answer = await run_in_threadpool(service.plan, text, overrides, caller)
     if "problems" in answer:
         raise RecipeError(answer["problems"], "recipe")
     made: dict[str, Any] = answer["plan"]

@@ -18,10 +18,10 @@ from llmprune.service.api.machine import queue_of
 from llmprune.service.api.outputs import artifacts, read_log
 from llmprune.service.api.problems import Refused
 from llmprune.service.api.service import JobId, Service, TheCaller, TheService
-from llmprune.service.guard import admit
-from llmprune.service.job import ACTIVE, ENDED, Job, State
+from llmprune.service.guard import admit, task_folders
+from llmprune.service.job import ACTIVE, ENDED, FINISHED, Job, State
 from llmprune.service.plan_queue import PlannerBusy
-from llmprune.service.submission import Submission, submit
+from llmprune.service.submission import Submission, can_reevaluate, reevaluate, submit
 from llmprune.service.submission import cancel as cancel_job
 from llmprune.service.submission import retry as try_again
 from llmprune.service.table import Conflict, QueueFull
@@ -72,13 +72,13 @@ def jobs_now(
 def job_page(request: Request, job: JobId, service: TheService, caller: TheCaller) -> Response:
     """One job: how far it is, what it said, what it made."""
     found = service.job(job, caller)
-    files = artifacts(service.settings.run_folder(job))
+    files = artifacts(service, job)
     report = any(file.name == "report.html" for file in files)
     words = _last_words(service, found)
     pushes = service.jobs.page(source=job, viewer=service.viewer(caller))[0]
-    return page(
-        request, "job", job=found, files=files, report=report, words=words, pushes=pushes, server=request.base_url
-    )
+    more = caller.may_change(found.owner) and can_reevaluate(found, service.settings)
+    values: dict[str, Any] = {"files": files, "report": report, "words": words, "pushes": pushes, "more_samples": more}
+    return page(request, "job", job=service.shown(found), server=request.base_url, **values)
 
 
 @router.get("/jobs/{job}/live")
@@ -106,6 +106,19 @@ def retry(
     """Queue an ended job again and go back to its page."""
     token = plain_token(hub_token) if hub_token else None
     try_again(service.own_job(job, caller), token, service.settings, service.jobs)
+    service.nudge()
+    return RedirectResponse(f"/jobs/{job}", 303)
+
+
+@router.post("/jobs/{job}/reevaluate")
+def evaluate_more(
+    job: JobId,
+    service: TheService,
+    caller: TheCaller,
+    limit: Annotated[str, Form(pattern=r"^\d{0,9}$")] = "",
+) -> Response:
+    """Queue the evaluation of more samples and go back to the job's page."""
+    reevaluate(service.own_job(job, caller), int(limit) if limit else None, None, service.settings, service.jobs)
     service.nudge()
     return RedirectResponse(f"/jobs/{job}", 303)
 
@@ -208,9 +221,9 @@ async def check(
         try:
             admit(text, (), service.settings)
         except RecipeError as error:
-            problems = error.problems
+            problems = service.paths.hide_in(error.problems)
         form = form_of(text) if typed else None
-        return page(request, "check", problems=problems, form=form, folders=service.settings.allow_tasks, typed=typed)
+        return page(request, "check", problems=problems, form=form, folders=task_folders(service.settings), typed=typed)
 
     return await service.turns.run(caller.name, checked)
 
@@ -223,7 +236,7 @@ async def plan(
     text = recipe.replace("\r\n", "\n")
     try:
         _, overrides = await service.turns.run(caller.name, admit, text, (), service.settings)
-        answer = await run_in_threadpool(service.planner.plan, text, overrides, caller=caller.name)
+        answer = await run_in_threadpool(service.plan, text, overrides, caller)
     except RecipeError as error:
         answer = {"problems": error.problems}
     except PlannerBusy as busy:
@@ -241,7 +254,7 @@ def compare(
 ) -> Response:
     """Results side by side."""
     jobs = [service.job(one, caller) for one in dict.fromkeys(job)]
-    ended, _ = service.jobs.page(("succeeded", "failed"), limit=100, viewer=service.viewer(caller))
+    ended, _ = service.jobs.page((*FINISHED, "failed"), limit=100, viewer=service.viewer(caller))
     choice = [found for found in ended if found.figures]
     return page(request, "compare", compared=compared(jobs), choice=choice, at="compare")
 
@@ -324,9 +337,10 @@ def _editor(
     values = {
         "launchers": settings.launchers,
         "gpus": len(settings.gpus),
-        "folders": settings.allow_tasks,
+        "folders": task_folders(settings),
         "everybody": settings.share_jobs,
     }
+    problems = service.paths.hide_in(list(problems))
     values |= {"wishes": wishes, "key": token_hex(16), "form": form_of(wishes.recipe), "typed": False}
     return page(request, "submit", status, recipe=wishes.recipe, problems=problems, **values)
 
