@@ -83,16 +83,17 @@ def _root(
 
 @app.command()
 def plan(recipe: RecipePlace, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Say what a recipe would do: sizes, memory, refusals. No weights are read."""
+    """Say what a recipe would do: sizes, memory, and all that a run would refuse. No weights are read."""
     parsed, _ = _recipe(recipe, overrides)
-    from llmprune.plan import make_plan
+    from llmprune.plan import survey
     from llmprune.report.plan_table import print_plan
 
-    made = make_plan(parsed)
-    if as_json:
-        typer.echo(json.dumps(made.model_dump(mode="json"), indent=1))
-    else:
-        print_plan(made, _console())
+    found = survey(parsed)
+    if found.plan is not None and as_json:  # sizes are worth seeing also where text or tokenizer are not there
+        typer.echo(json.dumps(found.plan.model_dump(mode="json"), indent=1))
+    elif found.plan is not None:
+        print_plan(found.plan, _console())
+    found.require(recipe)
 
 
 @app.command()
@@ -362,7 +363,14 @@ def _recipe(place: str, overrides: list[str] | None) -> tuple[Recipe, Record | N
     from llmprune.recipe import Recipe
 
     if not place.startswith("hub://"):
-        return Recipe.load(place, overrides or ()), None
+        reading = Recipe.read_file(place, overrides or ())
+        if reading.problems and reading.recipe is not None:
+            from llmprune.plan import survey
+
+            survey(reading.recipe, wrong=reading.wrong, problems=reading.problems).require(place)
+        if reading.recipe is None:
+            raise RecipeError(reading.problems, place)
+        return reading.recipe, None
     from llmprune.repeating import recorded_recipe
 
     return recorded_recipe(place, overrides or ())

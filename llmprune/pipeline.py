@@ -19,7 +19,7 @@ from llmprune.evaluation.gate import judge
 from llmprune.evaluation.harness import subject
 from llmprune.evaluation.measure import Measured, measure
 from llmprune.evaluation.retention import CONFIDENCE, compare
-from llmprune.evaluation.tasks import check_tasks, fetch_tasks
+from llmprune.evaluation.tasks import fetch_tasks
 from llmprune.files import publish, require_space
 from llmprune.hub.gate import refusal
 from llmprune.hub.preflight import look
@@ -29,12 +29,12 @@ from llmprune.model.saving import CheckpointWriter
 from llmprune.model.source import ModelSource
 from llmprune.model.verify import Probe, SparseClaim, Verified, verify
 from llmprune.model.walk import Decoder
-from llmprune.plan import Plan, measure_size, plan_with_anatomy
+from llmprune.plan import Plan, measure_size, survey
 from llmprune.progress import quiet_libraries
 from llmprune.prune import Pruning
 from llmprune.publishing import publish_once
 from llmprune.recipe import Recipe, refuse_tokens
-from llmprune.remote import guard_logs, resolve
+from llmprune.remote import guard_logs
 from llmprune.report.compose import layer_figures, now, provenance, sparsity_figures, unrouted, verification_figures
 from llmprune.report.page import render_page
 from llmprune.report.value import Report, Size, StabilityFigures
@@ -88,15 +88,14 @@ def run(
     """
     quiet_libraries()
     guard_logs()
-    resolve.cache_clear()
     refuse_tokens(recipe.text, recipe.overrides, "recipe")
-    plan, anatomy = plan_with_anatomy(recipe)
+    surveyed = survey(recipe)
+    plan, anatomy = surveyed.require()
     if is_first():
         if recipe.hub:
             look(recipe.hub)
         if calibration_check:
             require_halves(recipe)
-        check_tasks(recipe.evaluation)
         fetch_tasks(recipe.evaluation)
         require_space(Path(output), 2 * plan.disk + 2 * plan.memory.streams)
         # worth seeing under a launcher: accelerate launch --cpu --num_processes 2 starts one process and says nothing
@@ -104,7 +103,9 @@ def run(
         logger.log(level, "walking in %d process%s on %s", count(), "" if count() == 1 else "es", local_device())
     folder = RunFolder.open(Path(output), fresh, recipe.model.id)
     try:
-        report = _run(recipe, plan, Workbench(recipe, anatomy), folder, measure_forward, calibration_check)
+        report = _run(
+            recipe, plan, Workbench(recipe, anatomy, surveyed.inputs), folder, measure_forward, calibration_check
+        )
     finally:
         folder.close()
     require_gate(report, recipe, folder)

@@ -5,6 +5,9 @@ Counts come from the model's own code built on the meta device, not from formula
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -12,11 +15,11 @@ from llmprune.anatomy.blueprint import Config, build_blueprint, find_layers, qui
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.proof import prove_twins, sizes_that_change
 from llmprune.anatomy.value import Anatomy
+from llmprune.checks import Collected, run_checks
 from llmprune.criteria.base import TrialCriterion
 from llmprune.criteria.residual import Residual
-from llmprune.errors import ModelError, RecipeError
-from llmprune.evaluation.generation import require_windows
-from llmprune.evaluation.speed import require_positions
+from llmprune.errors import CheckpointError, ModelError, RecipeError
+from llmprune.inputs import Inputs
 from llmprune.model.loading import load_config
 from llmprune.needs import Memory, bytes_of, bytes_of_window, memory_of, neurons_of_solved_ups
 from llmprune.recipe import Depth, Recipe
@@ -57,28 +60,97 @@ class Plan(Figures):
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Survey:
+    """All that is known of a recipe before weights are read. Without a plan there is at least one problem."""
+
+    plan: Plan | None
+    anatomy: Anatomy | None
+    inputs: Inputs
+    collected: Collected
+
+    def require(self, source: str = "") -> tuple[Plan, Anatomy]:
+        """Return plan and anatomy. Raises LLMPruneError that lists every problem."""
+        self.collected.raise_all(source)
+        assert self.plan is not None, "it was made or a problem says why not"
+        assert self.anatomy is not None, "as the plan"
+        return self.plan, self.anatomy
+
+
 def make_plan(recipe: Recipe) -> Plan:
-    """Plan a recipe from its config. Raises ModelError and RecipeError for what cannot be done."""
+    """Plan a recipe without reading weights. Raises LLMPruneError for all that a run would refuse."""
+    return survey(recipe).require()[0]
+
+
+def survey(recipe: Recipe, *, wrong: Iterable[str] = (), problems: Iterable[str] = ()) -> Survey:
+    """Plan a recipe and go through every check, whatever the earlier ones found.
+
+    ``wrong``: keys that were left out of the recipe because they are wrong, and what is wrong with them.
+    """
     resolve.cache_clear()
-    return plan_with_anatomy(recipe)[0]
+    collected = Collected(wrong, problems)
+    inputs = Inputs(recipe)
+    plan, anatomy = plan_structure(recipe, collected)
+    if anatomy is None and any(isinstance(error, ModelError | CheckpointError) for error in collected.errors):
+        collected.wrong += ("model",)  # what its config says was said
+    run_checks(inputs, collected)
+    return Survey(plan, anatomy, inputs, collected)
 
 
-def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
-    """The plan, and the anatomy that it found on the way."""
+def plan_structure(recipe: Recipe, collected: Collected) -> tuple[Plan | None, Anatomy | None]:
+    """The plan from the config alone, and the anatomy that was found on the way; None where a problem was collected."""
+    found, known = collected.attempt("model", ("model",), lambda: _discovered(recipe))
+    if not found or known is None:
+        return None, None
+    config, anatomy = known
+    targets = _targets(recipe, anatomy, collected)
+    if targets is None:
+        return None, anatomy
+    reads = ("model", "depth", "width", "experts", "sparsity", "refit", "calibration")
+    return collected.attempt("recipe", reads, lambda: _plan(recipe, config, anatomy, targets))[1], anatomy
+
+
+def _discovered(recipe: Recipe) -> tuple[Config, Anatomy]:
     config = load_config(recipe.model)
     _refuse_quantized(recipe.model.id, config)
-    trust = recipe.model.trust_remote_code
-    anatomy = discover(config, trust)
+    return config, discover(config, recipe.model.trust_remote_code)
+
+
+@dataclass(frozen=True)
+class _Targets:
+    """What stays of each kind of unit."""
+
+    layers: tuple[int, ...]
+    widths: dict[str, int]
+    experts: int | None
+    kv_groups: int | None
+    notes: tuple[str, ...]
+
+
+def _targets(recipe: Recipe, anatomy: Anatomy, collected: Collected) -> _Targets | None:
+    """What stays; None where a problem was collected."""
     notes: list[str] = []
-    keep = planned_layers(recipe.depth, anatomy)
-    widths = planned_widths(recipe.width, anatomy, notes)
-    experts = planned_experts(recipe.experts, anatomy)
-    kv_groups = planned_heads(recipe.width, anatomy, notes)
-    _require_something_to_judge(recipe)
-    if recipe.evaluation.speed:
-        require_positions(recipe.evaluation.speed, config)
-    if recipe.evaluation.generation and recipe.evaluation.perplexity and not recipe.evaluation.perplexity.tokens:
-        require_windows(recipe.evaluation.generation, *recipe.evaluation.perplexity.shape())
+    model = "model"
+    layers, keep = collected.attempt("depth", ("depth", model), lambda: planned_layers(recipe.depth, anatomy))
+    neurons, widths = collected.attempt("width", ("width", model), lambda: planned_widths(recipe.width, anatomy, notes))
+    mixtures, experts = collected.attempt(
+        "experts", ("experts", model), lambda: planned_experts(recipe.experts, anatomy)
+    )
+    heads, kv_groups = collected.attempt(
+        "width.heads", ("width", model), lambda: planned_heads(recipe.width, anatomy, notes)
+    )
+    if not (layers and neurons and mixtures and heads):
+        return None
+    assert keep is not None, "planned"
+    assert widths is not None, "planned"
+    return _Targets(tuple(keep), widths, experts, kv_groups, tuple(notes))
+
+
+def _plan(recipe: Recipe, config: Config, anatomy: Anatomy, targets: _Targets) -> Plan:
+    """The plan from the config and what stays. Raises ModelError and RecipeError for what cannot be done."""
+    trust = recipe.model.trust_remote_code
+    notes, keep, widths = list(targets.notes), targets.layers, targets.widths
+    experts, kv_groups = targets.experts, targets.kv_groups
     dtype = _dtype(recipe, config)
     dense = build_blueprint(config, dtype, trust)
     pruned = build_blueprint(cut_config(config, anatomy, keep, widths, experts, kv_groups), dtype, trust)
@@ -107,7 +179,7 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
         notes.append("only the text part is pruned, and scored on text: what images need of it is not measured")
     if trust:
         notes.append("the model's own Python code is run (model.trust_remote_code)")
-    plan = Plan(
+    return Plan(
         model=recipe.model.id,
         model_type=config.model_type,
         dtype=str(dtype).removeprefix("torch."),
@@ -130,7 +202,6 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
         disk=bytes_of(pruned),
         notes=tuple(notes),
     )
-    return plan, anatomy
 
 
 def _refuse_quantized(model: str, config: Config) -> None:
@@ -223,11 +294,6 @@ def _trials(recipe: Recipe, layers: int, remove: int) -> list[str]:
         f"depth.criterion {criterion.kind}: {rounds} round{'' if rounds == 1 else 's'} of trials on {windows} windows "
         f"cost about {passes:.1f} forward passes over the calibration tokens{refit}"
     ]
-
-
-def _require_something_to_judge(recipe: Recipe) -> None:
-    if recipe.evaluation.gate and not recipe.evaluation.tasks:
-        raise RecipeError("evaluation.gate: there is nothing to judge; name lm-eval tasks in evaluation.tasks")
 
 
 def _about_criterion(recipe: Recipe, anatomy: Anatomy) -> list[str]:

@@ -105,8 +105,7 @@ def load_text(source: TextSource) -> Dataset | IterableDataset:
         if _is_local(source.dataset):
             return _file_text(path, source)
         if path.is_file():
-            kinds = ", ".join(FILE_BUILDERS)
-            raise CalibrationError(f"the data file {path} is of a kind that is not read here; give one of {kinds}")
+            raise _other_kind(path)
         streaming = source.split.isidentifier()
         revision = source.revision if path.exists() else _pinned(source, streaming)
         require_own_data(source.dataset, revision, streaming=streaming)
@@ -115,6 +114,34 @@ def load_text(source: TextSource) -> Dataset | IterableDataset:
                 source.dataset, source.config, split=source.split, revision=revision, streaming=streaming
             )
         )
+
+
+def require_present(source: TextSource) -> None:
+    """Raise CalibrationError where a local file or a package's text is not there, is empty or of another kind.
+
+    Data sets on the hub are not asked for.
+    """
+    if source.dataset.startswith(PACKAGE_SCHEME):
+        module, _, name = source.dataset.removeprefix(PACKAGE_SCHEME).partition("/")
+        folder = package_folder(module)
+        if folder is not None and is_plain(name) and Path(name).suffix in FILE_BUILDERS:
+            _require_file(folder / name)
+        else:
+            _package_texts(source)
+    elif _is_local(source.dataset):
+        _require_file(Path(source.dataset))
+    elif Path(source.dataset).is_file():
+        raise _other_kind(Path(source.dataset))
+
+
+def local_bytes(source: TextSource) -> int | None:
+    """How large a source is, in bytes; None for data that is not in one local file or package."""
+    if source.dataset.startswith(PACKAGE_SCHEME):
+        module, _, name = source.dataset.removeprefix(PACKAGE_SCHEME).partition("/")
+        path = (package_folder(module) or Path()) / name
+        return path.stat().st_size if is_plain(name) and path.is_file() else 0
+    path = Path(source.dataset)
+    return path.stat().st_size if _is_local(source.dataset) and path.is_file() else None
 
 
 def commit_of(source: TextSource) -> str | None:
@@ -191,13 +218,22 @@ def _rendered(messages: Any, source: TextSource, tokenizer: PreTrainedTokenizerB
         ) from error
 
 
-def _file_text(path: Path, source: TextSource) -> Dataset:
-    import datasets
+def _other_kind(path: Path) -> CalibrationError:
+    kinds = ", ".join(FILE_BUILDERS)
+    return CalibrationError(f"the data file {path} is of a kind that is not read here; give one of {kinds}")
 
+
+def _require_file(path: Path) -> None:
     if not path.is_file():
         raise CalibrationError(f"the data file {path} does not exist (looked in {Path.cwd()}); check the path")
     if not path.stat().st_size:
         raise CalibrationError(f"the data file {path} is empty; give one with text")
+
+
+def _file_text(path: Path, source: TextSource) -> Dataset:
+    import datasets
+
+    _require_file(path)
     builder = FILE_BUILDERS[path.suffix]
     options = {"sample_by": "paragraph"} if builder == "text" else {}
     files = {_split_name(source): glob.escape(str(path))}
@@ -209,13 +245,20 @@ def _package_text(source: TextSource) -> Dataset:
     import datasets
 
     module_name, _, name = source.dataset.removeprefix(PACKAGE_SCHEME).partition("/")
+    folder = package_folder(module_name)
+    if is_plain(name) and folder is not None and Path(name).suffix in FILE_BUILDERS:
+        return _file_text(folder / name, source)
+    rows = _package_texts(source)
+    return _sliced(datasets.Dataset.from_dict({source.text_field or "text": rows}), source)
+
+
+def _package_texts(source: TextSource) -> list[str]:
+    """The mapping or list of texts that a package source names. Raises CalibrationError."""
+    module_name, _, name = source.dataset.removeprefix(PACKAGE_SCHEME).partition("/")
     if not is_plain(name):
         raise CalibrationError(
             f"{source.dataset} names nothing inside a package; give package://MODULE/NAME of an installed module"
         )
-    folder = package_folder(module_name)
-    if folder is not None and Path(name).suffix in FILE_BUILDERS:
-        return _file_text(folder / name, source)
     try:
         texts = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError, ValueError) as error:
@@ -225,7 +268,7 @@ def _package_text(source: TextSource) -> Dataset:
     rows = [texts[key] for key in sorted(texts)] if isinstance(texts, dict) else texts
     if not isinstance(rows, list | tuple) or not rows or not all(isinstance(row, str) for row in rows):
         raise CalibrationError(f"{source.dataset} is not a non-empty mapping or list of texts; name one that is")
-    return _sliced(datasets.Dataset.from_dict({source.text_field or "text": list(rows)}), source)
+    return list(rows)
 
 
 def _sliced(dataset: Dataset, source: TextSource) -> Dataset:

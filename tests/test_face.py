@@ -21,7 +21,7 @@ LADDER = (
     ("service",),
     ("pipeline", "comparison", "bench", "publishing", "reevaluation", "repeating"),
     ("choosing",),
-    ("workbench", "plan", "needs", "targets", "recipe", "problems", "run_folder", "accounting"),
+    ("workbench", "plan", "checks", "inputs", "needs", "targets", "recipe", "problems", "run_folder", "accounting"),
     (
         *(
             "scoring",

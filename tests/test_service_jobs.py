@@ -265,7 +265,7 @@ def test_the_clean_up_keeps_to_the_quota(tmp_path: Path) -> None:
         model.write_bytes(os.urandom(1_000_000))
     from llmprune.service.housekeeping import clean_up, over_quota, used_bytes
 
-    room = bench.settings.model_copy(update={"disk_quota": used_bytes(bench.settings.data_dir) - 1_500_000})
+    room = bench.settings.model_copy(update={"disk_quota": used_bytes(bench.settings.data_dir / "jobs") - 1_500_000})
     assert over_quota(room)
     clean_up(room, bench.service.jobs)
     assert not over_quota(room)

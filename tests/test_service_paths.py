@@ -102,6 +102,6 @@ class Answers:
     def __init__(self) -> None:
         self.answer: dict[str, Any] = {"problems": []}
 
-    def plan(self, recipe: str, overrides: Any, *, caller: str) -> dict[str, Any]:
+    def plan(self, recipe: str, overrides: Any, *, caller: str, wrong: Any = ()) -> dict[str, Any]:
         """The answer that was set."""
         return self.answer

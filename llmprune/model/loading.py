@@ -18,7 +18,7 @@ from llmprune.errors import CheckpointError, ModelError
 from llmprune.model.config_limits import check_config_file
 from llmprune.model.gguf import cache_folder, converted_folder, gguf_location
 from llmprune.model.processes import count, local_device
-from llmprune.model.pull import Part, commit_of, snapshot
+from llmprune.model.pull import Part, commit_of, file_names, is_tokenizer_file, snapshot
 from llmprune.model.references import require_own_names, unread_fields
 from llmprune.model.source import ModelSource
 from llmprune.model.walk import Decoder, Tensors
@@ -43,6 +43,19 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     overruled = {} if source.trust_remote_code else unread_fields(place)
     tokenizer: PreTrainedTokenizerBase = _from_pretrained(AutoTokenizer, source, str(place), **overruled)
     return tokenizer
+
+
+def require_tokenizer(source: ModelSource) -> None:
+    """Raise ModelError where the model has no tokenizer that can be loaded.
+
+    Of a hub model only the names of its files are looked at, which came with the config; a packaged file has one.
+    """
+    if source.id.startswith(PACKAGE_SCHEME):
+        return
+    if Path(source.id).expanduser().is_dir():
+        load_tokenizer(source)
+    elif not any(is_tokenizer_file(name) for name in file_names(source.id, source.revision)):
+        raise _no_tokenizer(source)
 
 
 def load_model(source: ModelSource) -> PreTrainedModel:
@@ -217,7 +230,7 @@ def _explain(auto: Any, source: ModelSource, place: str, error: Exception) -> Mo
     if isinstance(error, ImportError):
         return ModelError(f"the {part} of {source.id} needs a package that is not installed: {said}")
     if part == "tokenizer" and not any(Path(place).glob("tokenizer*")):
-        return ModelError(f"{source.id} has no tokenizer; put its files (tokenizer.json, …) beside config.json")
+        return _no_tokenizer(source)
     if part == "weights" and "safetensors" in said:
         return CheckpointError(
             f"{source.id} lacks a safetensors weights file ({said}); only safetensors are read, never pickles: "
@@ -227,6 +240,10 @@ def _explain(auto: Any, source: ModelSource, place: str, error: Exception) -> Mo
     placed = isinstance(error, RuntimeError) and source.device_map not in ("auto", "cpu")
     remedy = "check model.device_map" if placed else "correct what is said, or fetch the folder's files again"
     return kind(f"the {part} of {source.id} cannot be loaded: {said}; {remedy}")
+
+
+def _no_tokenizer(source: ModelSource) -> ModelError:
+    return ModelError(f"{source.id} has no tokenizer; put its files (tokenizer.json, …) beside config.json")
 
 
 def _first_sentence(error: Exception) -> str:

@@ -25,6 +25,7 @@ Part = Literal["config", "tokenizer", "weights"]
 
 _SMALL = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "README.md", *NOTICES)
 _WEIGHTS = "model.safetensors"
+_TOKENIZER = ("tokenizer*", "vocab.*", "spiece.model", "*.tiktoken", "tekken.json", "sentencepiece*.model", "*.spm")
 
 
 def commit_of(model_id: str, revision: str) -> str:
@@ -50,6 +51,16 @@ def snapshot(model_id: str, revision: str, part: Part, with_code: bool = False) 
         raise
     except Exception as error:  # the hub client's errors have no base in common
         raise _explained(model_id, revision, part, error) from error
+
+
+def file_names(model_id: str, revision: str) -> list[str]:
+    """Every file of a hub model whose config was fetched before."""
+    return _names(model_id, commit_of(model_id, revision))
+
+
+def is_tokenizer_file(name: str) -> bool:
+    """Whether a file of a repository is one that transformers makes a tokenizer from."""
+    return any(fnmatch(name, pattern) for pattern in _TOKENIZER)
 
 
 def _explained(model_id: str, revision: str, part: Part, error: Exception) -> ModelError:

@@ -154,7 +154,8 @@ def describe_bar(bar: BarFigures, digits: int = 1) -> str:
 
 _REMEDIES: dict[Verdict, str] = {
     "fail": "prune less, or calibrate with more text",
-    "not enough samples": "evaluate more of its samples (llmprune reevaluate), name more tasks, or lower the bar",
+    "not enough samples": "evaluate more samples (raise evaluation.limit; of a finished run: llmprune reevaluate), "
+    "name more tasks, or lower the bar",
     "no interval": "judge by another metric of the task (evaluation.metrics), or leave the bar out",
     "pass": "",
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +13,7 @@ from fastapi import Path as InPath
 from llmprune.service.api.problems import Refused
 from llmprune.service.api.turns import Turns
 from llmprune.service.database import Database
+from llmprune.service.guard import Examined
 from llmprune.service.job import Job
 from llmprune.service.paths import Paths
 from llmprune.service.planner import Planner
@@ -52,9 +53,15 @@ class Service:
         """A job as clients see it: its overrides name folders of the server."""
         return job.model_copy(update={"overrides": tuple(self.paths.hide_in(job.overrides))})
 
-    def plan(self, recipe: str, overrides: Sequence[str], caller: Caller) -> dict[str, Any]:
-        """The planner's answer, as clients may see it. Raises PlannerBusy and TooManyPlans."""
-        answer: dict[str, Any] = self.paths.hide_in(self.planner.plan(recipe, overrides, caller=caller.name))
+    def plan(self, examined: Examined, caller: Caller) -> dict[str, Any]:
+        """The planner's answer on what of a recipe may be planned, as clients may see it.
+
+        Raises PlannerBusy and TooManyPlans.
+        """
+        if examined.recipe is None:
+            return {"problems": []}
+        found = self.planner.plan(examined.text, examined.overrides, caller=caller.name, wrong=examined.wrong)
+        answer: dict[str, Any] = self.paths.hide_in(found)
         return answer
 
     def viewer(self, caller: Caller) -> str | None:

@@ -18,7 +18,7 @@ from llmprune.service.api.machine import queue_of
 from llmprune.service.api.outputs import artifacts, read_log
 from llmprune.service.api.problems import Refused
 from llmprune.service.api.service import JobId, Service, TheCaller, TheService
-from llmprune.service.guard import admit, task_folders
+from llmprune.service.guard import examine, task_folders
 from llmprune.service.job import ACTIVE, ENDED, FINISHED, Job, State
 from llmprune.service.plan_queue import PlannerBusy
 from llmprune.service.submission import Submission, can_reevaluate, reevaluate, submit
@@ -213,17 +213,18 @@ async def check(
     recipe: Annotated[str, Form()] = "",
     typed: Annotated[bool, Query(description="In the editor, which the form then follows.")] = False,
 ) -> Response:
-    """What is wrong with the recipe; if nothing is, the plan is asked for."""
+    """What is wrong with the recipe's form; of what is left, the plan is asked for."""
     text = recipe.replace("\r\n", "\n")
 
     def checked() -> Response:
-        problems: list[str] = []
         try:
-            admit(text, (), service.settings)
+            examined = examine(text, (), service.settings)
+            problems, rest = examined.problems, examined.recipe is not None
         except RecipeError as error:
-            problems = service.paths.hide_in(error.problems)
-        form = form_of(text) if typed else None
-        return page(request, "check", problems=problems, form=form, folders=task_folders(service.settings), typed=typed)
+            problems, rest = error.problems, False
+        values: dict[str, Any] = {"form": form_of(text) if typed else None, "folders": task_folders(service.settings)}
+        problems = service.paths.hide_in(problems)
+        return page(request, "check", problems=problems, rest=rest, typed=typed, **values)
 
     return await service.turns.run(caller.name, checked)
 
@@ -232,16 +233,19 @@ async def check(
 async def plan(
     request: Request, service: TheService, caller: TheCaller, recipe: Annotated[str, Form()] = ""
 ) -> Response:
-    """What the recipe would do; where the planner has no time, the page asks again later."""
+    """What the recipe would do, or what the plan finds beside what the check has listed.
+
+    Where the planner has no time, the page asks again later.
+    """
     text = recipe.replace("\r\n", "\n")
     try:
-        _, overrides = await service.turns.run(caller.name, admit, text, (), service.settings)
-        answer = await run_in_threadpool(service.plan, text, overrides, caller)
+        examined = await service.turns.run(caller.name, examine, text, (), service.settings)
+        answer, listed = await run_in_threadpool(service.plan, examined, caller), bool(examined.problems)
     except RecipeError as error:
-        answer = {"problems": error.problems}
+        answer, listed = {"problems": service.paths.hide_in(error.problems)}, False
     except PlannerBusy as busy:
         return await run_in_threadpool(page, request, "later", said=str(busy), seconds=math.ceil(busy.wait))
-    values = {"plan": answer.get("plan"), "problems": answer.get("problems", [])}
+    values = {"plan": answer.get("plan"), "problems": answer.get("problems", []), "listed": listed}
     return await run_in_threadpool(page, request, "plan", **values)
 
 
