@@ -303,13 +303,17 @@ def test_more_samples_continue_after_the_earlier_ones(tokenizer: PreTrainedToken
     assert run_tasks(Counting(tokenizer), whole, store) == continued
 
 
-@pytest.mark.parametrize("wish", ["num_fewshot: 1\nfewshot_split: test\n", "repeats: 1\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        CHOICE + "num_fewshot: 1\nfewshot_split: test\n",
+        CHOICE.replace("[{metric: acc}, {metric: acc_norm}]", "[{metric: mcc}]"),
+    ],
+)
 def test_tasks_whose_answers_depend_on_earlier_ones_are_asked_whole(
-    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, wish: str
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, text: str
 ) -> None:
     """Drawn examples and a metric that is no mean over documents: all documents are asked again."""
-    metric = "acc" if "fewshot" in wish else "f1"
-    text = CHOICE.replace("[{metric: acc}, {metric: acc_norm}]", f"[{{metric: {metric}}}]") + wish
     tasks = write_tasks(tmp_path / "tasks", one=text)
     short, long = (Evaluation(tasks=("one",), include_path=str(tasks), limit=limit) for limit in (2, 3))
     store = ResultStore(tmp_path / "store", "model")

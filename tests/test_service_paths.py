@@ -87,7 +87,7 @@ def test_nothing_that_goes_out_names_a_folder(folders: Path) -> None:
     shown += [bench.http.post("/v1/recipes/plan", content=sections, headers=YAML).text]
     planner.answer = {"plan": {"model": f"{secret}/root/model", "notes": [f"from {secret}/tasks"]}}
     shown += [bench.http.post("/v1/recipes/plan", content=sections, headers=YAML).text]
-    wrong = sections.replace("id: model", "id: ./missing")
+    wrong = sections.replace("id: model", f"id: {secret}/x/y")
     shown += [
         bench.http.post(f"/v1/{place}", content=wrong, headers=YAML).text for place in ("jobs", "recipes/validate")
     ]

@@ -71,8 +71,12 @@ class Database:
         return connection
 
 
-def _text(stored: bytes) -> str:
-    return stored.decode("utf-8", "replace")
+def _text(stored: bytes) -> str | bytes:
+    """A text, or its bytes where they are no UTF-8: whoever reads the column says what that means."""
+    try:
+        return stored.decode("utf-8")
+    except UnicodeDecodeError:
+        return stored
 
 
 def _number(step: Any) -> int:

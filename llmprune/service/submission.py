@@ -26,7 +26,8 @@ from llmprune.service.guard import admit
 from llmprune.service.job import FINISHED, Job, JobRequest, State
 from llmprune.service.secrets import drop_token, keep_token
 from llmprune.service.settings import Settings
-from llmprune.service.table import Conflict, Jobs
+from llmprune.service.table import Jobs
+from llmprune.service.table_reads import Conflict
 from llmprune.service.tokens import Caller
 
 

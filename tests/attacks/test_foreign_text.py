@@ -122,10 +122,10 @@ def test_json_for_machines_is_ascii(bench: Bench, tmp_path: Path) -> None:
     said = command("jobs", "--json").out
     assert said.isascii()
     assert json.loads(said)["jobs"][0]["name"] == HOSTILE
-    model = save_model(tmp_path / "a\u202eb\x9b", tokenizer=False)
+    model = save_model(tmp_path / "a\u202eb\x9b")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        json.dumps({"model": {"id": str(model)}, "calibration": {"dataset": "x"}, "depth": {"remove": 1}}), "utf-8"
+        json.dumps({"model": {"id": str(model)}, "calibration": {"dataset": "x", "sequence_length": 8}}), "utf-8"
     )
     for arguments in (("plan", recipe, "--json"), ("anatomy", model, "--json")):
         outcome = command(*arguments)
@@ -252,7 +252,7 @@ def test_a_name_made_from_a_model_is_printable() -> None:
     """A model's folder under an allowed root can have any name."""
     from llmprune.recipe import Recipe
 
-    data = {"model": {"id": "/models/a\x1b[2J\u202eb"}, "calibration": {"dataset": "x"}, "depth": {"remove": 1}}
+    data = {"model": {"id": "/models/a\x1b[2J\u202eb"}, "calibration": {"dataset": "x", "sequence_length": 8}}
     assert default_name(Recipe.parse(json.dumps(data))) == r"a\x1b[2J\u202eb −1 layers"
 
 

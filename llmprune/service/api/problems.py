@@ -18,7 +18,7 @@ from starlette.routing import Match
 from llmprune.errors import MOST_PROBLEMS, LLMPruneError, RecipeError, shortened
 from llmprune.service.paths import Paths
 from llmprune.service.plan_queue import PlannerBusy, TooManyPlans
-from llmprune.service.table import Conflict, NoSuchJob, QueueFull
+from llmprune.service.table_reads import Conflict, NoSuchJob, QueueFull
 
 MEDIA_TYPE = "application/problem+json"
 

@@ -24,7 +24,7 @@ from llmprune.service.plan_queue import PlannerBusy
 from llmprune.service.submission import Submission, can_reevaluate, reevaluate, submit
 from llmprune.service.submission import cancel as cancel_job
 from llmprune.service.submission import retry as try_again
-from llmprune.service.table import Conflict, QueueFull
+from llmprune.service.table_reads import Conflict, QueueFull
 from llmprune.service.tokens import LOCAL, SESSION_SECONDS
 from llmprune.service.web.compare import compared
 from llmprune.service.web.form import START, RecipeForm, changed_by, form_of
