@@ -252,7 +252,7 @@ def test_a_name_made_from_a_model_is_printable() -> None:
     """A model's folder under an allowed root can have any name."""
     from llmprune.recipe import Recipe
 
-    data = {"model": {"id": "/models/a\x1b[2J\u202eb"}, "calibration": {"dataset": "x", "sequence_length": 8}}
+    data = {"model": {"id": "/models/a\x1b[2J\u202eb"}, "calibration": {"dataset": "x"}, "depth": {"remove": 1}}
     assert default_name(Recipe.parse(json.dumps(data))) == r"a\x1b[2J\u202eb −1 layers"
 
 
