@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
-from service_tools import RECIPE, YAML, Bench, recipe
+from service_tools import RECIPE, Bench, recipe
 from support.hub_server import Hub
 from support.hub_state import TOKEN
 
