@@ -46,13 +46,12 @@ def test_infinite_figures_are_stored_and_shown(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("column", "value"),
+    ("column", "value", "state"),
     [
-        ("overrides", "[1, {"), ("devices", "nonsense"), ("gpus", "many"), ("name", b"\xff\xfe"),
-        ("fraction", float("inf")), ("attempts", "none"), ("push", "[]"), ("recipe", b"\xff"),
+        ("overrides", "[1, {", "queued"), ("gpus", "many", "running"), ("name", b"\xff\xfe", "queued"),
+        ("fraction", float("inf"), "running"), ("push", "[]", "queued"), ("recipe", b"\xff", "queued"),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("state", ["queued", "running"])
 def test_a_damaged_row_fails_its_job_alone(bench: Bench, column: str, value: object, state: str) -> None:
     """The list and its page answer, the job fails with the column's name, and the other job finishes."""
     bad = bench.submit(recipe(pause=30))["id"]
@@ -91,7 +90,7 @@ def test_a_strange_progress_file_says_nothing(bench: Bench, told: str) -> None:
     assert bench.until_ended(odd)["state"] == "succeeded"
 
 
-@pytest.mark.parametrize("report", ["{", "[]", '"text"', '{"dense": null}', "[" * 20_000])
+@pytest.mark.parametrize("report", ["{", "[]", '{"dense": null}', "[" * 20_000])
 def test_a_damaged_report_ends_its_job_in_order(bench: Bench, report: str) -> None:
     """The run has succeeded and has no figures; its report is 404 with the reason, and the next job runs."""
     job = bench.submit(recipe(report=report))["id"]
@@ -164,8 +163,8 @@ def test_what_is_not_rays_api_is_said_once_and_waited_for(
 
 @pytest.mark.parametrize(
     "details",
-    [{}, [], "RUNNING", {"status": 7}, {"status": "DANCING"}, {"status": "FAILED", "driver_exit_code": "three"},
-     {"status": "FAILED", "message": ["x"]}, {"status": "SUCCEEDED", "driver_exit_code": 10**30}],
+    [[], {"status": "DANCING"}, {"status": "FAILED", "driver_exit_code": "three"},
+     {"status": "SUCCEEDED", "driver_exit_code": 10**30}],
 )  # fmt: skip
 def test_a_state_that_ray_does_not_have_fails_that_job_alone(tmp_path: Path, details: object) -> None:
     """JSON of other types about one job fails it with the reason; a job on the same cluster succeeds."""
