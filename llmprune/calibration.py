@@ -92,6 +92,10 @@ class TokenWindows(Section):
             self.text_sources()
         return self
 
+    def stored_shape(self) -> tuple[int, int] | None:
+        """(N, L) of ready tokens; None of text, and where the file cannot be read, as reading it will say."""
+        return _stored_shape(self.tokens, str(self.key)) if self.tokens else None
+
     def text_sources(self) -> tuple[TextSource, ...]:
         """The sources of text, one or several; none for ready tokens."""
         if self.sources is not None:
@@ -119,8 +123,7 @@ class Calibration(TokenWindows):
 
     def shape(self) -> tuple[int, int]:
         """(N, L) that the recipe asks for; a tokens file decides for itself where nothing is asked."""
-        stored = _stored_shape(self.tokens, str(self.key)) if self.tokens else None
-        samples, length = stored or (128, 2048)
+        samples, length = self.stored_shape() or (128, 2048)
         return self.samples or samples, self.sequence_length or length
 
 
@@ -170,6 +173,12 @@ def fingerprint_tokens(windows_NL: Tensor) -> str:
     """SHA-256 over shape and token ids: equal exactly where the tokens are."""
     head = json.dumps(list(windows_NL.shape)).encode()
     return hashlib.sha256(head + windows_NL.numpy().astype("<i8").tobytes()).hexdigest()
+
+
+def require_shares(windows: TokenWindows, samples: int) -> None:
+    """Raise CalibrationError where a source would get none of so many windows."""
+    if windows.text_sources():
+        _share(samples, windows.text_sources())
 
 
 def _share(samples: int, sources: Sequence[TextSource]) -> list[int]:

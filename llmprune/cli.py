@@ -96,17 +96,18 @@ def _root(
 
 @app.command()
 def plan(recipe: RecipePlace, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Say what a recipe would do: sizes, memory, refusals. No weights are read."""
+    """Say what a recipe would do: sizes, memory, and all that a run would refuse. No weights are read."""
     parsed, _ = _recipe(recipe, overrides)
     say_loading(always=False)
-    from llmprune.plan import make_plan
+    from llmprune.plan import survey
     from llmprune.report.plan_table import print_plan
 
-    made = make_plan(parsed)
-    if as_json:
-        typer.echo(json.dumps(made.model_dump(mode="json"), indent=1))
-    else:
-        print_plan(made, _console())
+    found = survey(parsed)
+    if found.plan is not None and as_json:  # sizes are worth seeing also where text or tokenizer are not there
+        typer.echo(json.dumps(found.plan.model_dump(mode="json"), indent=1))
+    elif found.plan is not None:
+        print_plan(found.plan, _console())
+    found.require(recipe)
 
 
 @app.command()
@@ -200,6 +201,29 @@ def inspect(
     else:
         differing = differing_files(parse_place(place)[0], commit, record) if commit else None
         print_record(place, commit, record, differing, _console())
+
+
+@app.command()
+def reevaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Samples a task; default: as many as the gate needs to be decided.")
+    ] = None,
+) -> None:
+    """Evaluate more samples of a finished run's model: no pruning again, and earlier answers are kept."""
+    from llmprune.model.processes import is_first, leave
+    from llmprune.reevaluation import reevaluate as evaluate_more
+    from llmprune.report.table import print_summary
+
+    try:
+        report = evaluate_more(run, limit)
+    except GateNotMet as missed:
+        if is_first() and missed.report is not None:
+            print_summary(missed.report, _console())
+        raise
+    if is_first():
+        print_summary(report, _console())
+    leave()
 
 
 @app.command("eval")
@@ -373,7 +397,15 @@ def _recipe(place: str, overrides: list[str] | None) -> tuple[Recipe, Record | N
     from llmprune.recipe import Recipe
 
     if not place.startswith("hub://"):
-        return Recipe.load(place, overrides or ()), None
+        reading = Recipe.read_file(place, overrides or ())
+        if reading.problems and reading.recipe is not None:
+            say_loading(always=False)
+            from llmprune.plan import survey
+
+            survey(reading.recipe, wrong=reading.wrong, problems=reading.problems).require(place)
+        if reading.recipe is None:
+            raise RecipeError(reading.problems, place)
+        return reading.recipe, None
     say_loading(always=False)
     from llmprune.repeating import recorded_recipe
 

@@ -21,7 +21,7 @@ from llmprune.evaluation.gate import judge
 from llmprune.evaluation.harness import subject
 from llmprune.evaluation.measure import Measured, measure
 from llmprune.evaluation.retention import CONFIDENCE, compare
-from llmprune.evaluation.tasks import check_tasks, fetch_tasks
+from llmprune.evaluation.tasks import fetch_tasks
 from llmprune.files import publish, require_space, size_of
 from llmprune.hub.gate import refusal
 from llmprune.hub.preflight import look
@@ -34,12 +34,12 @@ from llmprune.model.saving import CheckpointWriter
 from llmprune.model.source import ModelSource
 from llmprune.model.verify import Probe, SparseClaim, Verified, verify
 from llmprune.model.walk import Decoder, Tensors
-from llmprune.plan import Plan, plan_with_anatomy
+from llmprune.plan import Plan, survey
 from llmprune.progress import quiet_libraries, tell
 from llmprune.prune import Pruning
 from llmprune.publishing import publish_once
 from llmprune.recipe import Recipe, refuse_tokens
-from llmprune.remote import guard_logs, resolve
+from llmprune.remote import guard_logs
 from llmprune.replacing import recipe_of_model
 from llmprune.report.compose import (
     layer_figures,
@@ -109,14 +109,9 @@ def run(
     """
     quiet_libraries()
     guard_logs()
-    resolve.cache_clear()
     with in_step():
         report, folder = _run_in_step(recipe, Path(output), fresh, measure_forward, calibration_check)
-    if report.gate and not report.gate.passed:
-        unsent = (
-            "" if recipe.hub is None or recipe.hub.when == "always" else f"nothing was pushed to {recipe.hub.repo_id}; "
-        )
-        raise GateNotMet(f"{describe_verdict(report.gate)}; {unsent}see {folder / 'report.html'}", report)
+    require_gate(report, recipe, folder)
     return report
 
 
@@ -125,25 +120,35 @@ def _run_in_step(
 ) -> tuple[Report, Path]:
     """The report of a run, and the folder that it is in."""
     refuse_tokens(recipe.text, recipe.overrides, "recipe")
-    plan, anatomy = plan_with_anatomy(recipe)
+    surveyed = survey(recipe)
+    plan, anatomy = surveyed.require()
     if is_first():
         if recipe.hub:
             look(recipe.hub)
         if calibration_check:
             require_halves(recipe)
-        check_tasks(recipe.evaluation)
         fetch_tasks(recipe.evaluation)
         require_space(output, _disk(plan), written=0 if fresh else bytes_written(output))
         # worth seeing under a launcher: accelerate launch --cpu --num_processes 2 starts one process and says nothing
         level = logging.WARNING if launched() else logging.INFO
         logger.log(level, "walking in %d process%s on %s", count(), "" if count() == 1 else "es", local_device())
     folder = RunFolder.open(output, fresh, recipe.model.id, recipe=recipe_of_model(recipe))
-    bench = Workbench(recipe, anatomy, reserve=_disk(plan))
+    bench = Workbench(recipe, anatomy, surveyed.inputs, reserve=_disk(plan))
     try:
         report = _run(recipe, plan, bench, folder, measure_forward, calibration_check)
     finally:
         folder.close()
     return report, folder.path
+
+
+def require_gate(report: Report, recipe: Recipe, folder: Path) -> None:
+    """Raise GateNotMet unless the report's gate is passed or there is none."""
+    if report.gate is None or report.gate.passed:
+        return
+    unsent = (
+        "" if recipe.hub is None or recipe.hub.when == "always" else f"nothing was pushed to {recipe.hub.repo_id}; "
+    )
+    raise GateNotMet(f"{describe_verdict(report.gate)}; {unsent}see {folder / 'report.html'}", report)
 
 
 def _run(
@@ -174,7 +179,7 @@ def _run(
     report = from_first(_report(recipe, plan, bench, folder, scores, cut, stability, pruned, measured, warnings))
     folder.write("report.json", report.model_dump_json(indent=1) + "\n")
     folder.write("report.html", render_page(report))
-    return _push(recipe, folder, report)
+    return push_as_asked(recipe, folder, report)
 
 
 def _disk(plan: Plan) -> int:
@@ -187,7 +192,7 @@ def _time_forward(recipe: Recipe, bench: Workbench, folder: RunFolder) -> None:
         plain_forward(bench.model, bench.windows, recipe.calibration.batch_size)
 
 
-def _push(recipe: Recipe, folder: RunFolder, report: Report) -> Report:
+def push_as_asked(recipe: Recipe, folder: RunFolder, report: Report) -> Report:
     """To the hub, where the recipe says so and the gate does not forbid it; the report then names the place."""
     if recipe.hub is None or (recipe.hub.when != "always" and refusal(report)):
         return report
@@ -292,13 +297,7 @@ def _measure(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: Cut) -> M
     model_folder = folder.path / "model"
 
     def make(path: Path) -> Measured:
-        source = ModelSource(
-            id=str(model_folder.absolute()),
-            dtype=recipe.model.dtype,
-            device_map=recipe.model.device_map,
-            max_memory=recipe.model.max_memory,
-            trust_remote_code=recipe.model.trust_remote_code,
-        )
+        source = pruned_source(recipe.model, model_folder)
         pruned = load_model(source)
         dense_subject = subject(recipe.model, bench.tokenizer, lambda: bench.model)
         pruned_subject = subject(source, bench.tokenizer, lambda: pruned, folder.path / TASKS)
@@ -324,6 +323,11 @@ def _measure(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: Cut) -> M
         fingerprint_tokens(bench.held_out) if bench.held_out is not None else None,
     )
     return folder.produce("evaluation", origin, "evaluation.json", load, make, together=True)
+
+
+def pruned_source(base: ModelSource, folder: Path) -> ModelSource:
+    """The checkpoint of a run as a model, loaded as its base is."""
+    return base.model_copy(update={"id": str(folder.absolute()), "revision": ModelSource(id=str(folder)).revision})
 
 
 def _report(

@@ -5,32 +5,38 @@ Counts come from the model's own code built on the meta device, not from formula
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import torch
 from transformers import PreTrainedModel
 
-from llmprune.anatomy.blueprint import build_blueprint, find_layers, text_config
+from llmprune.anatomy.blueprint import Config, build_blueprint, find_layers
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.proof import prove_twins, sizes_that_change
 from llmprune.anatomy.value import Anatomy
-from llmprune.criteria.base import TrialCriterion
-from llmprune.criteria.residual import Residual
-from llmprune.errors import RecipeError
-from llmprune.evaluation.generation import require_windows
-from llmprune.evaluation.speed import require_positions
-from llmprune.interop import about_depth, about_head_size, about_layer_count
+from llmprune.checks import Collected, run_checks
+from llmprune.errors import CheckpointError, ModelError, RecipeError
+from llmprune.inputs import Inputs
+from llmprune.interop import about_head_size, about_layer_count
 from llmprune.model.base_files import planned_companions, require_expressible
+from llmprune.model.headers import Headers
 from llmprune.model.loading import compute_dtype, headers_of, load_config, raw_config
-from llmprune.model.prediction_heads import about_heads
 from llmprune.model.refusals import require_language_model
 from llmprune.model.stored import FileNames, describe_types, kept_dtypes, require_all
-from llmprune.needs import Memory, bytes_of, bytes_of_window, memory_of, neurons_of_solved_ups
+from llmprune.needs import Memory, bytes_of, bytes_of_window, memory_of
+from llmprune.plan_notes import (
+    about_base,
+    about_refit,
+    about_scores,
+    about_sparsity,
+    about_unread_weights,
+    require_room_for_trail,
+)
 from llmprune.recipe import Depth, Recipe
-from llmprune.refit import Refit
 from llmprune.remote import resolve
 from llmprune.report.value import BaseFiles, Figures, Size
-from llmprune.report.wording import plural, ranges
 from llmprune.rounding import wishes_without_effect
-from llmprune.schema import format_size
 from llmprune.sizes import measure_size
 from llmprune.surgery import cut_config
 from llmprune.targets import (
@@ -41,7 +47,6 @@ from llmprune.targets import (
     planned_sparsity,
     planned_widths,
 )
-from llmprune.texts import PACKAGE_SCHEME
 
 
 class Plan(Figures):
@@ -66,28 +71,106 @@ class Plan(Figures):
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Survey:
+    """All that is known of a recipe before weights are read. Without a plan there is at least one problem."""
+
+    plan: Plan | None
+    anatomy: Anatomy | None
+    inputs: Inputs
+    collected: Collected
+
+    def require(self, source: str = "") -> tuple[Plan, Anatomy]:
+        """Return plan and anatomy. Raises LLMPruneError that lists every problem."""
+        self.collected.raise_all(source)
+        assert self.plan is not None, "it was made or a problem says why not"
+        assert self.anatomy is not None, "as the plan"
+        return self.plan, self.anatomy
+
+
 def make_plan(recipe: Recipe) -> Plan:
-    """Plan a recipe from its config. Raises ModelError and RecipeError for what cannot be done."""
+    """Plan a recipe without reading weights. Raises LLMPruneError for all that a run would refuse."""
+    return survey(recipe).require()[0]
+
+
+def survey(recipe: Recipe, *, wrong: Iterable[str] = (), problems: Iterable[str] = ()) -> Survey:
+    """Plan a recipe and go through every check, whatever the earlier ones found.
+
+    ``wrong``: keys that were left out of the recipe because they are wrong, and what is wrong with them.
+    """
     resolve.cache_clear()
-    return plan_with_anatomy(recipe)[0]
+    collected = Collected(wrong, problems)
+    inputs = Inputs(recipe)
+    plan, anatomy = plan_structure(recipe, collected)
+    if anatomy is None and any(isinstance(error, ModelError | CheckpointError) for error in collected.errors):
+        collected.wrong += ("model",)  # what its config says was said
+    run_checks(inputs, collected)
+    return Survey(plan, anatomy, inputs, collected)
 
 
-def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
-    """The plan, and the anatomy that it found on the way."""
+def plan_structure(recipe: Recipe, collected: Collected) -> tuple[Plan | None, Anatomy | None]:
+    """The plan from the config alone, and the anatomy that was found on the way; None where a problem was collected."""
+    _, base = collected.attempt("model", ("model",), lambda: _discovered(recipe))
+    if base is None:
+        return None, None
+    anatomy = base.anatomy
+    targets = _targets(recipe, anatomy, collected)
+    if targets is None:
+        return None, anatomy
+    reads = ("model", "depth", "width", "experts", "sparsity", "refit", "calibration")
+    return collected.attempt("recipe", reads, lambda: _plan(recipe, base, targets))[1], anatomy
+
+
+@dataclass(frozen=True)
+class _Base:
+    """The dense model, as far as it is known without its weights. ``headers``: of its files, None where unknown."""
+
+    config: Config
+    headers: Headers | None
+    anatomy: Anatomy
+
+
+def _discovered(recipe: Recipe) -> _Base:
     config, headers = load_config(recipe.model), headers_of(recipe.model)
-    require_language_model(recipe.model, headers, with_tokenizer=_reads_text(recipe))
-    trust = recipe.model.trust_remote_code
-    anatomy = discover(config, trust)
+    require_language_model(recipe.model, headers)
+    return _Base(config, headers, discover(config, recipe.model.trust_remote_code))
+
+
+@dataclass(frozen=True)
+class _Targets:
+    """What stays of each kind of unit."""
+
+    layers: tuple[int, ...]
+    widths: dict[str, int]
+    experts: int | None
+    kv_groups: int | None
+    notes: tuple[str, ...]
+
+
+def _targets(recipe: Recipe, anatomy: Anatomy, collected: Collected) -> _Targets | None:
+    """What stays; None where a problem was collected."""
     notes: list[str] = []
-    keep = planned_layers(recipe.depth, anatomy)
-    widths = planned_widths(recipe.width, anatomy, notes)
-    experts = planned_experts(recipe.experts, anatomy)
-    kv_groups = planned_heads(recipe.width, anatomy, notes)
-    _require_something_to_judge(recipe)
-    if recipe.evaluation.speed:
-        require_positions(recipe.evaluation.speed, config)
-    if recipe.evaluation.generation and recipe.evaluation.perplexity and not recipe.evaluation.perplexity.tokens:
-        require_windows(recipe.evaluation.generation, *recipe.evaluation.perplexity.shape())
+    model = "model"
+    layers, keep = collected.attempt("depth", ("depth", model), lambda: planned_layers(recipe.depth, anatomy))
+    neurons, widths = collected.attempt("width", ("width", model), lambda: planned_widths(recipe.width, anatomy, notes))
+    mixtures, experts = collected.attempt(
+        "experts", ("experts", model), lambda: planned_experts(recipe.experts, anatomy)
+    )
+    heads, kv_groups = collected.attempt(
+        "width.heads", ("width", model), lambda: planned_heads(recipe.width, anatomy, notes)
+    )
+    if not (layers and neurons and mixtures and heads):
+        return None
+    assert keep is not None, "planned"
+    assert widths is not None, "planned"
+    return _Targets(tuple(keep), widths, experts, kv_groups, tuple(notes))
+
+
+def _plan(recipe: Recipe, base: _Base, targets: _Targets) -> Plan:
+    """The plan from the config and what stays. Raises ModelError and RecipeError for what cannot be done."""
+    trust, config, headers, anatomy = recipe.model.trust_remote_code, base.config, base.headers, base.anatomy
+    notes, keep, widths = list(targets.notes), targets.layers, targets.widths
+    experts, kv_groups = targets.experts, targets.kv_groups
     dtype = compute_dtype(recipe.model, config, headers)
     dense = build_blueprint(config, dtype, trust)
     cut = cut_config(config, anatomy, keep, widths, experts, kv_groups)
@@ -101,43 +184,22 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
     if idle and bytes_of(dense) == bytes_of(pruned) and not (sparsity and sparsity.zeros):
         raise RecipeError(idle)
     notes += idle
-    names, keep_types = FileNames(dense, headers or {}), recipe.model.dtype == "auto"
-    saved = kept_dtypes(names, dtype, keep=keep_types)
-    if headers:
-        require_all(names, recipe.model.id)
-        notes += describe_types(names, dtype, keep=keep_types)
-    else:
-        notes.append(_about_unread_weights(recipe, dtype))
-    notes += [f"stays dense: {said}" for said in sparsity.skipped] if sparsity else []
-    notes += _experts_stay_dense(pruned) if sparsity else []
+    names = FileNames(dense, headers or {})
+    notes += _about_types(recipe, names, dtype, headers)
     exact = _exact(recipe.depth, dense)
     if not exact:
         notes.append("layers differ in size: the sizes are those of a cut from the middle, until the scores are known")
-    cuts = recipe.depth or recipe.width or recipe.experts
-    if recipe.refit and cuts:
-        notes += _not_refit(anatomy)
-    if recipe.refit and (cuts or (recipe.sparsity and recipe.sparsity.method.refits)):
-        notes += _unjudged(recipe.refit, recipe.calibration.shape()[0])
-    if recipe.refit and recipe.refit.up:
-        notes += _about_up(anatomy, widths, recipe.calibration.shape()[0])
-    if recipe.depth and recipe.depth.layers is None:
-        notes += _trials(recipe, anatomy.num_layers, anatomy.num_layers - len(keep))
-    if recipe.depth:
-        named, kept = recipe.depth.layers is not None, recipe.depth.keep_pattern
-        notes += about_depth(anatomy, keep, named=named, keep_pattern=kept)
+    notes += (
+        about_sparsity(sparsity, pruned) + about_refit(recipe, anatomy, widths) + about_scores(recipe, anatomy, keep)
+    )
+    require_room_for_trail(recipe, anatomy.num_layers * bytes_of_window(recipe, dense) * recipe.calibration.shape()[0])
     notes += about_layer_count(dense, pruned)
     notes += about_head_size(config, raw_config(recipe.model) or config.to_dict(), anatomy.heads, kv_groups)
-    memory = memory_of(recipe, dense, pruned, anatomy, widths)
-    notes += _about_criterion(recipe, anatomy)
-    _require_room_for_trail(recipe, anatomy.num_layers * bytes_of_window(recipe, dense) * recipe.calibration.shape()[0])
-    if text_config(config) is not config:
-        notes.append("only the text part is pruned, and scored on text: what images need of it is not measured")
-    notes += about_heads(config)
+    notes += about_base(recipe, config)
     companions = planned_companions(recipe.model)
-    if trust:
-        notes.append("the model's own Python code is run (model.trust_remote_code)")
+    saved = kept_dtypes(names, dtype, keep=recipe.model.dtype == "auto")
     size = measure_size(pruned, anatomy.widths | widths, experts, kv_groups, stored=saved, layers=keep)
-    plan = Plan(
+    return Plan(
         model=recipe.model.id,
         model_type=config.model_type,
         dtype=_name_of(dtype),
@@ -157,123 +219,19 @@ def plan_with_anatomy(recipe: Recipe) -> tuple[Plan, Anatomy]:
         keep_kv_groups=kv_groups,
         sparsity=sparsity,
         calibration=recipe.calibration.shape(),
-        memory=memory,
+        memory=memory_of(recipe, dense, pruned, anatomy, widths),
         disk=size.bytes,
         base_files=BaseFiles(carried=companions.carried, left=companions.left),
         notes=tuple(notes),
     )
-    return plan, anatomy
 
 
-def _about_unread_weights(recipe: Recipe, dtype: torch.dtype) -> str:
-    if recipe.model.id.startswith(PACKAGE_SCHEME):
-        return f"a GGUF file's weights are converted before they are cut: the sizes are those of {_name_of(dtype)}"
-    return f"no weights file was read: the sizes are those of tensors that are all {_name_of(dtype)}"
-
-
-def _reads_text(recipe: Recipe) -> bool:
-    evaluation = recipe.evaluation
-    windows = [one for one in (recipe.calibration, evaluation.perplexity) if one is not None]
-    return bool(evaluation.tasks) or any(one.tokens is None for one in windows)
-
-
-def _experts_stay_dense(pruned: PreTrainedModel) -> list[str]:
-    stacked = sorted(
-        {name for layer in find_layers(pruned)[1] for name, tensor in layer.named_parameters() if tensor.ndim == 3}
-    )
-    return [f"stays dense, for each expert sees other tokens: {', '.join(stacked)}"] if stacked else []
-
-
-def _not_refit(anatomy: Anatomy) -> list[str]:
-    """What a refit leaves as it was cut, in words."""
-    stacked = sorted({unit.path for units in anatomy.units for unit in units if not unit.refit})
-    without = [index for index, units in enumerate(anatomy.units) if not any(unit.refit for unit in units)]
-    notes = [f"cut without refit, for not every token goes through them: {', '.join(stacked)}"] if stacked else []
-    if without:
-        layers = "its layers have" if len(without) == anatomy.num_layers else f"layers {ranges(without)} have"
-        notes.append(
-            f"{layers} no MLP that every token goes through: where layers or heads go, what else writes to the hidden "
-            "states is refit"
-        )
-    return notes
-
-
-def _unjudged(refit: Refit, samples: int) -> list[str]:
-    """What it means that nothing can be held out from a refit, in words."""
-    if samples > 1:
-        return []
-    strength = "the strength that most projections get" if refit.ridge is None else f"ridge {refit.ridge:g}"
-    return [
-        f"refit: 1 calibration sample leaves no other to judge the repair on; it is made at {strength}, "
-        "whether it helps or not"
-    ]
-
-
-def _about_up(anatomy: Anatomy, widths: dict[str, int], samples: int) -> list[str]:
-    """What solving the up projections costs. Raises RecipeError where none is solved, or none can be judged."""
-    if not neurons_of_solved_ups(anatomy, widths):
-        gated = any(unit.up for units in anatomy.units for unit in units)
-        raise RecipeError(
-            "refit.up: only the up projections of gated MLPs that lose neurons and that every token goes through are "
-            f"solved again, and {'no neurons of these go' if gated else 'this model has none'}; "
-            f"{'narrow them with width, or ' if gated else ''}remove the key"
-        )
-    if samples < 2:
-        raise RecipeError(
-            "refit.up: 1 calibration sample leaves no other to judge the solution on; raise calibration.samples, or "
-            "remove the key"
-        )
-    return ["refit.up: pass 2 takes about 5 forward passes in float32 over the calibration tokens longer"]
-
-
-def _trials(recipe: Recipe, layers: int, remove: int) -> list[str]:
-    """What the trials of a depth criterion cost, in words."""
-    assert recipe.depth is not None
-    criterion, (samples, _) = recipe.depth.criterion, recipe.calibration.shape()
-    if not isinstance(criterion, TrialCriterion):
-        return []
-    windows, rounds = min(criterion.windows, samples), criterion.horizon(remove)
-    passes = sum((layers - done) / 2 + 1 for done in range(rounds)) * windows / samples
-    refit = ""
-    if isinstance(criterion, Residual):
-        passes += sum((layers - done) / layers for done in range(rounds)) * criterion.shares(samples)[1] / samples
-        refit = ", and a refit of every layer in each round"
-    return [
-        f"depth.criterion {criterion.kind}: {plural(rounds, 'round')} of trials on {plural(windows, 'window')} "
-        f"cost about {passes:.1f} forward passes over the calibration tokens{refit}"
-    ]
-
-
-def _require_something_to_judge(recipe: Recipe) -> None:
-    if recipe.evaluation.gate and not recipe.evaluation.tasks:
-        raise RecipeError("evaluation.gate: there is nothing to judge; name lm-eval tasks in evaluation.tasks")
-
-
-def _about_criterion(recipe: Recipe, anatomy: Anatomy) -> list[str]:
-    """What the width criterion costs, and what it misses."""
-    if recipe.width is None:
-        return []
-    criterion = recipe.width.neurons_by
-    widths = [
-        unit.times * anatomy.widths[unit.field] for units in anatomy.units for unit in units if recipe.width.cuts_mlp
-    ]
-    operations = sum(criterion.operations(width) for width in widths)
-    figure = f": about {operations:.1e} operations in float64 in all" if operations else ""
-    notes = [f"width.criterion {criterion.kind} {criterion.cost}{figure}"] if criterion.cost else []
-    if criterion.assumes_refit and recipe.refit is None:
-        notes.append(f"width.criterion {criterion.kind} assumes the refit, which is off")
-    return notes
-
-
-def _require_room_for_trail(recipe: Recipe, trail: int) -> None:
-    """The walk back needs the dense hidden states after every layer, so many bytes in all."""
-    allowed = recipe.calibration.stream_disk
-    if recipe.width and recipe.width.neurons_by.takes != "activations" and trail > allowed:
-        raise RecipeError(
-            f"calibration.stream_disk: width.criterion {recipe.width.neurons_by.kind} goes back over the hidden states "
-            f"after every layer, {format_size(trail)}, and {format_size(allowed)} are allowed; raise it, take fewer "
-            "calibration.samples, or choose another criterion"
-        )
+def _about_types(recipe: Recipe, names: FileNames, dtype: torch.dtype, headers: Headers | None) -> list[str]:
+    """Say which types the result has. Raises CheckpointError where the files lack a tensor."""
+    if not headers:
+        return [about_unread_weights(recipe, _name_of(dtype))]
+    require_all(names, recipe.model.id)
+    return describe_types(names, dtype, keep=recipe.model.dtype == "auto")
 
 
 def _name_of(dtype: torch.dtype) -> str:

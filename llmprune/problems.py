@@ -55,6 +55,17 @@ def describe_problems(error: ValidationError, schema: type[BaseModel], data: Any
     return shortened(said, len(innermost))
 
 
+def wrong_places(error: ValidationError, data: Any) -> list[Path]:
+    """The keys that are wrong; where one is missing or keys contradict each other, the section that has them."""
+    found = []
+    for details in error.errors(include_url=False):
+        path = _path(dict(details), data)
+        path = path[:-1] if details["type"] == "missing" else path
+        listed = next((index for index, part in enumerate(path) if isinstance(part, int)), len(path))
+        found.append(path[:listed])  # of a list the whole: its entries have no names
+    return list(dict.fromkeys(found))
+
+
 def short(value: Any) -> str:
     """A value as YAML writes it, in at most about 60 characters."""
     if value is None or isinstance(value, bool):

@@ -63,7 +63,7 @@ def push_run(path: Path, settings: Mapping[str, object]) -> Published:
         raise OutputError(f"{path} is no llmprune run; give the folder that llmprune run wrote to")
     folder = RunFolder.open(path)
     try:
-        report = _finished(path)
+        report = finished_report(path)
         recipe = Recipe.parse(report.recipe_text, report.overrides, source=str(path / "recipe.yaml"))
         given = {name: value for name, value in settings.items() if value is not None}
         hub = validate_arguments(Hub, (recipe.hub.model_dump() if recipe.hub else {}) | given)
@@ -122,8 +122,8 @@ def require_whole(model: Path, parameters: int) -> None:
         )
 
 
-def _finished(path: Path) -> Report:
-    """The report of a run that came to its end."""
+def finished_report(path: Path) -> Report:
+    """The report of a run that came to its end. Raises OutputError where there is none."""
     try:
         return Report.model_validate_json((path / "report.json").read_text(encoding="utf-8"))
     except (OSError, ValidationError) as error:

@@ -10,8 +10,9 @@ import copy
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Generic, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 
@@ -30,7 +31,7 @@ from llmprune.evaluation.section import Evaluation
 from llmprune.hub.section import Hub
 from llmprune.model.saving import Export
 from llmprune.model.source import ModelSource
-from llmprune.problems import describe_problems, short
+from llmprune.problems import describe_problems, short, wrong_places
 from llmprune.refit import Refit
 from llmprune.remote import has_token
 from llmprune.schema import Section
@@ -150,20 +151,24 @@ class Recipe(Section):
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
         """Read a recipe file; ``overrides`` are ``section.key=value`` texts. Raises RecipeError."""
-        try:
-            text = utf8(Path(path).read_bytes())
-        except ValueError as error:
-            raise RecipeError(f"the recipe {error}", str(path)) from error
-        except OSError as error:
-            reason = error.strerror or error
-            raise RecipeError(
-                f"the recipe cannot be read: {reason}; give the path of a YAML file", str(path)
-            ) from error
-        return cls.parse(text, overrides, source=str(path))
+        return cls.parse(_text_of(path), overrides, source=str(path))
 
     @classmethod
     def parse(cls, text: str, overrides: Sequence[str] = (), source: str = "recipe") -> Self:
         """Read a recipe from YAML text. Raises RecipeError that lists every problem at once."""
+        reading = cls.read(text, overrides, source)
+        if reading.problems or reading.recipe is None:
+            raise RecipeError(reading.problems, source)
+        return reading.recipe
+
+    @classmethod
+    def read_file(cls, path: str | Path, overrides: Sequence[str] = ()) -> Reading[Self]:
+        """Read a recipe file as far as it can be read. Raises RecipeError where it is no mapping in YAML."""
+        return cls.read(_text_of(path), overrides, str(path))
+
+    @classmethod
+    def read(cls, text: str, overrides: Sequence[str] = (), source: str = "recipe") -> Reading[Self]:
+        """Read YAML text as far as it can be read. Raises RecipeError where it is no mapping in YAML."""
         refuse_tokens(text, overrides, source)
         try:
             document = read(text)
@@ -180,11 +185,23 @@ class Recipe(Section):
         try:
             recipe = cls.model_validate(data)
         except ValidationError as error:
-            raise RecipeError(problems + describe_problems(error, cls, data), source) from None
-        if problems:
-            raise RecipeError(problems, source)
+            return cls._partly(data, problems + describe_problems(error, cls, data))
         recipe._text, recipe._overrides = text, tuple(overrides)
-        return recipe
+        return Reading(recipe, problems, (), data)
+
+    @classmethod
+    def _partly(cls, data: dict[str, Any], problems: list[str]) -> Reading[Self]:
+        """What is left of a recipe without its wrong keys; no recipe where the model or the text is gone."""
+        data = copy.deepcopy(data)
+        wrong: list[str] = []
+        while True:
+            try:
+                return Reading(cls.model_validate(data), problems, tuple(wrong), data)
+            except ValidationError as error:
+                places = [place for place in wrong_places(error, data) if _remove(data, place)]
+            if not places or not {"model", "calibration"} <= data.keys():
+                return Reading(None, problems, tuple(wrong), data)
+            wrong += [".".join(map(str, place)) for place in places]
 
     @property
     def text(self) -> str:
@@ -207,6 +224,53 @@ class Recipe(Section):
         assert names <= set(type(self).model_fields), f"not sections: {names - set(type(self).model_fields)}"
         values = self.model_dump(mode="json", include=names)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+R = TypeVar("R", bound=Recipe)
+
+
+@dataclass(frozen=True)
+class Reading(Generic[R]):
+    """A recipe's text as far as it can be read."""
+
+    recipe: R | None  # without the keys that are wrong; None where too little is left
+    problems: list[str]  # a sentence for each mistake
+    wrong: tuple[str, ...]  # the keys that were left out, such as calibration.samples
+    data: dict[str, Any]  # what the recipe was made of
+
+    def without(self, keys: Iterable[str]) -> Reading[R]:
+        """The same without further keys."""
+        data = copy.deepcopy(self.data)
+        gone = tuple(key for key in keys if _remove(data, tuple(key.split("."))))
+        if self.recipe is None or not gone:
+            return self
+        again = type(self.recipe)._partly(data, self.problems)
+        return Reading(again.recipe, self.problems, (*self.wrong, *gone, *again.wrong), again.data)
+
+
+def _remove(data: dict[str, Any], place: Sequence[Any]) -> bool:
+    """Take a key out, or the list that it is in; whether it was there."""
+    inner: Any = data
+    for part in place[:-1]:
+        following = inner.get(part) if isinstance(inner, dict) else None
+        if isinstance(following, list):
+            return inner.pop(part, None) is not None
+        inner = following
+    return isinstance(inner, dict) and bool(place) and inner.pop(place[-1], _ABSENT) is not _ABSENT
+
+
+_ABSENT = object()
+
+
+def _text_of(path: str | Path) -> str:
+    """A recipe file's text. Raises RecipeError."""
+    try:
+        return utf8(Path(path).read_bytes())
+    except ValueError as error:
+        raise RecipeError(f"the recipe {error}", str(path)) from error
+    except OSError as error:
+        reason = error.strerror or error
+        raise RecipeError(f"the recipe cannot be read: {reason}; give the path of a YAML file", str(path)) from error
 
 
 def refuse_tokens(text: str, overrides: Sequence[str], source: str) -> None:

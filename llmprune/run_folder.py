@@ -171,6 +171,11 @@ class RunFolder:
         self.steps += [Step(**step | {"reused": True}) for step in noted["steps"]]
         return True, value
 
+    def forget(self, name: str) -> None:
+        """Have the next run make a product again, for its file is about to hold something else."""
+        if is_first() and self._journal.pop(name, None) is not None:
+            self._write_journal()
+
     def fingerprints(self) -> dict[str, str]:
         """What each product that is there came from."""
         return {name: str(noted["fingerprint"]) for name, noted in self._journal.items()}

@@ -117,6 +117,34 @@ def load_text(source: TextSource) -> Dataset | IterableDataset:
         )
 
 
+def require_present(source: TextSource) -> None:
+    """Raise CalibrationError where a local file or a package's text is not there, is empty or of another kind.
+
+    Data sets on the hub are not asked for.
+    """
+    if source.dataset.startswith(PACKAGE_SCHEME):
+        module, _, name = source.dataset.removeprefix(PACKAGE_SCHEME).partition("/")
+        folder = package_folder(module)
+        if folder is not None and is_plain(name) and Path(name).suffix in FILE_BUILDERS:
+            require_text_file(folder / name)
+        else:
+            _package_texts(source)
+    elif _is_local(source.dataset):
+        require_text_file(Path(source.dataset))
+    elif Path(source.dataset).is_file():
+        raise CalibrationError(unread_kind(Path(source.dataset), ", ".join(FILE_BUILDERS)))
+
+
+def local_bytes(source: TextSource) -> int | None:
+    """How large a source is, in bytes; None for data that is not in one local file or package."""
+    if source.dataset.startswith(PACKAGE_SCHEME):
+        module, _, name = source.dataset.removeprefix(PACKAGE_SCHEME).partition("/")
+        path = (package_folder(module) or Path()) / name
+        return path.stat().st_size if is_plain(name) and path.is_file() else 0
+    path = Path(source.dataset)
+    return path.stat().st_size if _is_local(source.dataset) and path.is_file() else None
+
+
 def commit_of(source: TextSource) -> str | None:
     """The commit of a hub data set that was read; None for text from elsewhere, or where it cannot be known."""
     if _is_local(source.dataset) or Path(source.dataset).exists():
@@ -206,13 +234,20 @@ def _package_text(source: TextSource) -> Dataset:
     import datasets
 
     module_name, _, name = source.dataset.removeprefix(PACKAGE_SCHEME).partition("/")
+    folder = package_folder(module_name)
+    if is_plain(name) and folder is not None and Path(name).suffix in FILE_BUILDERS:
+        return _file_text(folder / name, source)
+    rows = _package_texts(source)
+    return _sliced(datasets.Dataset.from_dict({source.text_field or "text": rows}), source)
+
+
+def _package_texts(source: TextSource) -> list[str]:
+    """The mapping or list of texts that a package source names. Raises CalibrationError."""
+    module_name, _, name = source.dataset.removeprefix(PACKAGE_SCHEME).partition("/")
     if not is_plain(name):
         raise CalibrationError(
             f"{source.dataset} names nothing inside a package; give package://MODULE/NAME of an installed module"
         )
-    folder = package_folder(module_name)
-    if folder is not None and Path(name).suffix in FILE_BUILDERS:
-        return _file_text(folder / name, source)
     try:
         texts = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError, ValueError) as error:
@@ -222,7 +257,7 @@ def _package_text(source: TextSource) -> Dataset:
     rows = [texts[key] for key in sorted(texts)] if isinstance(texts, dict) else texts
     if not isinstance(rows, list | tuple) or not rows or not all(isinstance(row, str) for row in rows):
         raise CalibrationError(f"{source.dataset} is not a non-empty mapping or list of texts; name one that is")
-    return _sliced(datasets.Dataset.from_dict({source.text_field or "text": list(rows)}), source)
+    return list(rows)
 
 
 def _sliced(dataset: Dataset, source: TextSource) -> Dataset:

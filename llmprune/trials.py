@@ -48,11 +48,7 @@ def try_without(
     judged_NL, rest_NL = some_windows(windows_NL, criterion.windows)
     trials = _Trials(decoder, criterion, share_of(judged_NL), batch_size, store)
     if isinstance(criterion, Residual):
-        if not len(rest_NL):
-            raise CalibrationError(
-                f"depth.criterion residual judges on {len(judged_NL)} of {len(windows_NL)} calibration samples, which "
-                "leaves none to refit on; lower depth.criterion.windows or raise calibration.samples"
-            )
+        require_rest(criterion, len(windows_NL))
         solved_NL, _ = some_windows(rest_NL, criterion.refit_windows)
         trials.standins = Standins(decoder, anatomy, share_of(solved_NL), batch_size, store, criterion.ridge)
     greedy = criterion.horizon(remove) == remove
@@ -91,6 +87,15 @@ def _no_cost(criterion: TrialCriterion, layers: list[int]) -> NumericalError:
         f"depth.criterion {criterion.kind}: the cost of the model without {named} is not finite; "
         "try model.dtype: float32, or name the layers that go in depth.layers"
     )
+
+
+def require_rest(criterion: Residual, samples: int) -> None:
+    """Raise CalibrationError where the criterion judges on all calibration samples and has none to refit on."""
+    if samples <= criterion.windows:
+        raise CalibrationError(
+            f"depth.criterion residual judges on {samples} of {samples} calibration samples, which leaves none to "
+            "refit on; lower depth.criterion.windows or raise calibration.samples"
+        )
 
 
 def some_windows(windows_NL: Tensor, number: int) -> tuple[Tensor, Tensor]:

@@ -17,18 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmprune.anatomy.blueprint import Config, build_blueprint, text_config
 from llmprune.anatomy.value import Anatomy
-from llmprune.calibration import fingerprint_tokens, load_windows, sources_of_windows
-from llmprune.errors import CalibrationError, ModelError
-from llmprune.model.loading import (
-    dense_decoder,
-    headers_of,
-    hub_commit,
-    identity,
-    load_config,
-    load_model,
-    load_tokenizer,
-    place_of,
-)
+from llmprune.calibration import fingerprint_tokens
+from llmprune.inputs import Inputs
+from llmprune.model.loading import dense_decoder, headers_of, hub_commit, identity, load_model, place_of
 from llmprune.model.processes import count, from_first, is_first, rank
 from llmprune.model.stored import Dtypes, FileNames, Originals
 from llmprune.model.streams import StreamStore, Trail
@@ -44,77 +35,45 @@ logger = logging.getLogger(__name__)
 class Workbench:
     """The dense model and the calibration windows of one recipe. ``reserve``: bytes of disk that the result needs."""
 
-    def __init__(self, recipe: Recipe, anatomy: Anatomy, *, reserve: int = 0) -> None:
+    def __init__(self, recipe: Recipe, anatomy: Anatomy, inputs: Inputs, *, reserve: int = 0) -> None:
         self.recipe = recipe
         self.anatomy = anatomy
+        self.inputs = inputs
         self.reserve = reserve
 
-    @cached_property
+    @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """The model's tokenizer; None where it has none and the recipe only uses ready tokens."""
-        evaluation = self.recipe.evaluation
-        texts = [self.recipe.calibration, evaluation.perplexity]
-        decoded = evaluation.tasks or evaluation.generation
-        needed = decoded or any(windows is not None and windows.tokens is None for windows in texts)
-        try:
-            return load_tokenizer(self.recipe.model)
-        except ModelError as error:
-            if needed:
-                raise
-            logger.warning("no tokenizer is loaded: %s", error)
-            return None
+        """The model's tokenizer; None where it has none and the recipe needs none."""
+        return self.inputs.tokenizer
 
     @property
     def windows(self) -> Tensor:
-        """Calibration tokens int64 [N, L], known to the model's vocabulary and within its positions."""
-        return self._calibration[0]
+        """Calibration tokens int64 [N, L]."""
+        return self.inputs.windows
 
     @property
     def crossings(self) -> int | None:
         """How many calibration windows hold parts of several documents; None of ready tokens."""
-        return self._calibration[1]
-
-    @cached_property
-    def _calibration(self) -> tuple[Tensor, int | None]:
-        calibration = self.recipe.calibration
-        windows_NL, crossings = load_windows(calibration, self.tokenizer, calibration.shape())
-        self.require_fitting(windows_NL)
-        return windows_NL, crossings
+        return self.inputs.crossings
 
     @property
     def sources(self) -> Tensor | None:
         """Which source each calibration window is from, int64 [N]; None for ready tokens."""
-        return sources_of_windows(self.recipe.calibration, self.recipe.calibration.shape())
+        return self.inputs.sources
 
-    @cached_property
+    @property
     def held_out(self) -> Tensor | None:
         """Tokens for perplexity int64 [N, L]; None where the recipe asks for none."""
-        settings = self.recipe.evaluation.perplexity
-        if settings is None:
-            return None
-        windows_NL, _ = load_windows(settings, self.tokenizer, settings.shape())
-        self.require_fitting(windows_NL)
-        return windows_NL
+        return self.inputs.held_out
+
+    @property
+    def config(self) -> Config:
+        """The dense model's config."""
+        return self.inputs.config
 
     def read_texts(self) -> tuple[Tensor, Tensor | None]:
         """Read all text that the run needs, before the expensive work finds it missing."""
         return self.windows, self.held_out
-
-    def require_fitting(self, windows_NL: Tensor) -> None:
-        """Raise CalibrationError for token ids that have no embedding, and for windows beyond the model's positions."""
-        text = text_config(self.config)
-        largest, least = int(windows_NL.max()), int(windows_NL.min())
-        if largest >= text.vocab_size or least < 0:
-            raise CalibrationError(
-                f"the tokens go from {least} to {largest} and the model knows 0 to {text.vocab_size - 1}; "
-                "tokenise the text with this model's tokenizer"
-            )
-        positions = getattr(text, "max_position_embeddings", None)
-        if positions and windows_NL.shape[1] > positions:
-            raise CalibrationError(
-                f"windows of {windows_NL.shape[1]} tokens are longer than the model's {positions} positions; "
-                f"set sequence_length to at most {positions}"
-            )
 
     @property
     def dataset_commits(self) -> dict[str, str]:
@@ -158,11 +117,6 @@ class Workbench:
         if self.recipe.model.dtype != "auto":
             return {name: parameter.dtype for name, parameter in self.model.named_parameters()}
         return self._file_names.dtypes
-
-    @cached_property
-    def config(self) -> Config:
-        """The dense model's config."""
-        return load_config(self.recipe.model)
 
     @property
     def commit(self) -> str | None:

@@ -1,9 +1,12 @@
-"""Stands in for ``llmprune run`` and ``llmprune push``: the same files, signals and exit codes in a blink.
+"""Stands in for ``llmprune run``, ``push`` and ``reevaluate``: the same files, signals and exit codes in a blink.
 
 Lines ``# fake KEY VALUE`` of the recipe say how it behaves: ``layers``, ``pause`` (seconds at each),
 ``exit`` (its code), ``say`` (what it prints), ``deaf`` (1: ignores SIGTERM), ``leave`` (1: leaves a
 grandchild in a session of its own), ``hoard`` (megabytes of memory), ``flood`` (megabytes of log),
-``push_pause`` and ``push_exit`` (the same of a push of its model).
+``push_pause`` and ``push_exit`` (the same of a push of its model), ``more_pause`` and ``more_exit`` (of the
+evaluation of more samples), ``verdict`` (of its gate, where it ends with 3), ``samples`` (of its task, of 1,000),
+``figure`` (its perplexity), ``page`` and ``crash`` (texts in its report and in its last sentence), ``report``
+and ``told`` (the texts of its report and of its progress).
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ def main() -> None:
     """Do what the recipe's wishes say."""
     if sys.argv[1] == "push":
         return push(Path(sys.argv[2]), dict(re.findall(r"--(\w\S*)=(.*)", "\n".join(sys.argv[3:]))))
+    if sys.argv[1] == "reevaluate":
+        return evaluate_more(Path(sys.argv[2]), int(sys.argv[4]))
     recipe, folder = Path(sys.argv[2]), Path(sys.argv[4])
     text = recipe.read_text(encoding="utf-8")
     wish = wishes(text)
@@ -43,12 +48,13 @@ def main() -> None:
         print(wish.get("say", "working"), flush=True)
         hoarded = bytearray(os.urandom(1)) * (int(wish.get("hoard", 0)) * 10**6)
         print("x" * (int(wish.get("flood", 0)) * 10**6), end="", flush=True)
-        prune(folder, int(wish.get("layers", 2)), float(wish.get("pause", 0)))
+        prune(folder, int(wish.get("layers", 2)), float(wish.get("pause", 0)), wish.get("told", ""))
         del hoarded
         if wish.get("exit", "0") in ("0", "3"):
             finish(folder, text)
+            write_report(folder, wish, int(wish.get("samples", 50)), wish.get("exit", "0"))
         if wish.get("exit", "0") != "0":
-            print("llmprune: it went wrong as asked", file=sys.stderr)
+            print(f"llmprune: it went wrong as asked {wish.get('crash', '')}".rstrip(), file=sys.stderr)
             sys.exit(int(wish["exit"]))
     return None
 
@@ -59,7 +65,8 @@ def seen() -> dict[str, str | None]:
 
 
 def wishes(text: str) -> dict[str, str]:
-    """What a recipe says of how it is to be done."""
+    """What a recipe says of how it is to be done. ``HERE`` is the folder that has the service's data folder."""
+    text = text.replace("HERE", str(Path(os.environ["LLMPRUNE_PROGRESS"]).parents[3]))
     return dict(re.findall(r"^# fake (\w+) (.+)$", text, re.MULTILINE))
 
 
@@ -80,7 +87,7 @@ def push(source: Path, options: dict[str, str]) -> None:
     Path(options["save"]).write_text(json.dumps(published | {"files": 3, "bytes": 99}))
 
 
-def prune(folder: Path, layers: int, pause: float) -> None:
+def prune(folder: Path, layers: int, pause: float, instead: str = "") -> None:
     """Layer by layer; what is there already is not made again."""
     partial = folder / "model.partial"
     partial.mkdir(exist_ok=True)
@@ -88,7 +95,7 @@ def prune(folder: Path, layers: int, pause: float) -> None:
     for layer in range(layers):
         told = {"step": "pass 2: cut and refit", "done": layer, "total": layers, "seconds": time.monotonic() - begin}
         beside = Path(os.environ["LLMPRUNE_PROGRESS"] + ".partial")
-        beside.write_text(json.dumps(told))
+        beside.write_text(instead or json.dumps(told))
         beside.replace(os.environ["LLMPRUNE_PROGRESS"])
         path = partial / f"layer-{layer}"
         if not path.exists():
@@ -101,12 +108,39 @@ def finish(folder: Path, text: str) -> None:
     """The products of a finished run; equal recipes give equal bytes."""
     (folder / "model").mkdir(exist_ok=True)
     (folder / "model" / "model.safetensors").write_bytes(hashlib.sha256(text.encode()).digest() * 64)
+    said = wishes(text).get("page", "")
+    (folder / "report.html").write_text(f"<!doctype html><title>report</title><p>the report{said}")
+
+
+def evaluate_more(folder: Path, limit: int) -> None:
+    """A report on more samples, over the same model."""
+    wish = wishes((folder.parent / "recipe.yaml").read_text(encoding="utf-8"))
+    assert (folder / "model" / "model.safetensors").is_file()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    print(f"evaluating {limit} samples", flush=True)
+    time.sleep(float(wish.get("more_pause", "0")))
+    code = wish.get("more_exit", "0")
+    if code in ("0", "3"):
+        write_report(folder, wish, limit, code)
+    if code != "0":
+        print("llmprune: no verdict as asked", file=sys.stderr)
+        sys.exit(int(code))
+
+
+def write_report(folder: Path, wish: dict[str, str], samples: int, code: str) -> None:
+    """The figures of a run, with a gate where it has one."""
     size = {"parameters": 100, "bytes": 400, "layers": 4}
     smaller = {"parameters": 60, "bytes": 240, "layers": 3}
-    report = {"dense": size, "pruned": smaller, "perplexity": {"dense": 10.0, "pruned": 11.0}, "speed": None}
-    report |= {"mean_retention": 0.9, "gate": None}
-    (folder / "report.json").write_text(json.dumps(report))
-    (folder / "report.html").write_text("<!doctype html><title>report</title><p>the report")
+    perplexity = {"dense": 10.0, "pruned": wish.get("figure", 11.0)}
+    report = {"dense": size, "pruned": smaller, "perplexity": perplexity, "speed": None}
+    verdict = "pass" if code == "0" else wish.get("verdict", "fail")
+    bar = {"name": "mean", "min_retention": 0.9, "retention": 0.9, "interval": None, "verdict": verdict}
+    bar |= {"samples": samples, "samples_needed": 4 * samples if verdict == "not enough samples" else None}
+    gate = {"min_retention": 0.9, "retention": 0.9, "passed": code == "0", "verdict": verdict, "bars": [bar]}
+    report |= {"mean_retention": 0.9, "gate": gate if "verdict" in wish or code == "3" else None}
+    report |= {"files": {"report": wish.get("page", "")}}
+    report |= {"recipe": {"evaluation": {"limit": samples}}, "tasks": [{"documents": 1000}]}
+    (folder / "report.json").write_text(wish.get("report", json.dumps(report)))
 
 
 if __name__ == "__main__":

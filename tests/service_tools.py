@@ -16,7 +16,7 @@ from typing import Any
 from fastapi.testclient import TestClient
 
 from llmprune.service.api.app import create_app
-from llmprune.service.client import Client
+from llmprune.service.client import ENDED, Client
 from llmprune.service.planner import Planner
 from llmprune.service.settings import Settings
 from llmprune.service.supervisor import Supervisor
@@ -72,7 +72,7 @@ class Bench:
 
     def until_ended(self, job: str) -> dict[str, Any]:
         """Go round until the job has ended."""
-        return self.until(job, lambda found: found["state"] in ("succeeded", "failed", "cancelled"))
+        return self.until(job, lambda found: found["state"] in ENDED)
 
     def run_folder(self, job: str) -> Path:
         """Where the job's products lie."""

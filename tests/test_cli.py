@@ -339,6 +339,33 @@ def test_gate_decides_the_exit_code(room: Path, tmp_path: Path, monkeypatch: pyt
     assert set(reused(tmp_path / "out").values()) == {True}
 
 
+def test_reevaluate_asks_more_samples_and_prunes_nothing(
+    room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An undecided gate names the command, which continues the samples and makes report and verdict anew."""
+    verify_here(monkeypatch)
+    asked = {"tasks": ["llmprune_agreement"], "include_path": str(TASKS), "limit": 4}
+    recipe = write_recipe(
+        tmp_path / "gated.yaml", room / "base", room / "text.txt", evaluation=asked | {"gate": {"min_retention": 0.9}}
+    )
+    out = tmp_path / "out"
+    first = command("run", recipe, "--output", out)
+    assert (first.code, "llmprune reevaluate" in first.err) == (3, True)
+    model, before = states(out / "model"), report_in(out)
+    monkeypatch.setattr("llmprune.pipeline.Workbench", None)  # a second run would need it
+    more = command("reevaluate", out, "--limit", 12)
+    assert (more.code in (0, 3), states(out / "model") == model) == (True, True), more.err
+    after = report_in(out)
+    assert (before["tasks"][0]["samples"], after["tasks"][0]["samples"]) == (4, 12)
+    assert after["gate"]["bars"][0]["samples"] == 12
+    assert "evaluation.limit=12" in after["overrides"]
+    for side in ("dense_tasks", "pruned_tasks"):
+        samples = json.loads((out / "evaluation.json").read_text())[side]["tasks"][0]["samples"]
+        assert [sample["doc_id"] for sample in samples] == list(range(12))
+    refused = command("reevaluate", out, "--limit", 12)
+    assert (refused.code, "12 samples a task were asked already" in refused.err) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import TypeAdapter
+from tiny import structure_of
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -21,7 +22,7 @@ from llmprune.errors import CalibrationError, NumericalError
 from llmprune.model.loading import dense_decoder
 from llmprune.model.streams import StreamStore
 from llmprune.model.walk import Walk
-from llmprune.plan import Plan, make_plan
+from llmprune.plan import Plan
 from llmprune.recipe import Recipe
 from llmprune.scoring import score
 from llmprune.testing import tiny_model
@@ -182,7 +183,7 @@ def test_only_tokens_that_are_looked_at_are_kept(model: PreTrainedModel, windows
 
 def _plan(folder: Path, family: str, criterion: dict[str, object]) -> Plan:
     tiny_model(family, num_hidden_layers=LAYERS).config.save_pretrained(folder)
-    return make_plan(
+    return structure_of(
         Recipe.model_validate(
             {
                 "model": {"id": str(folder)},

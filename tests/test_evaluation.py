@@ -18,12 +18,14 @@ import pytest
 from llmprune.errors import EvaluationError, RecipeError
 from llmprune.evaluation.backend import arguments, ask_backend, failure
 from llmprune.evaluation.harness import in_memory, run_tasks
+from llmprune.evaluation.more import samples_to_ask
 from llmprune.evaluation.results import TaskResults
 from llmprune.evaluation.section import Backend, Evaluation, Speed
 from llmprune.evaluation.speed import compare_speed
 from llmprune.evaluation.store import ResultStore
 from llmprune.evaluation.tasks import check_tasks, fetch_tasks
 from llmprune.evaluation.tokenizers import require_same_tokenizer
+from llmprune.report.value import BarFigures, GateFigures
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
@@ -253,7 +255,7 @@ class Counting:
     """Opens one model, and fails while it is told to: what a stop in the middle looks like."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, fail_at: int | None = None) -> None:
-        self.opened, self.asked, self.fail_at = 0, 0, fail_at
+        self.opened, self.asked, self.requests, self.fail_at = 0, 0, 0, fail_at
         self._tokenizer = tokenizer
 
     def __call__(self) -> Any:
@@ -264,6 +266,7 @@ class Counting:
 
         def counted(requests: Any, **more: Any) -> Any:
             self.asked += 1
+            self.requests += len(requests)
             if self.asked == self.fail_at:
                 raise KeyboardInterrupt
             return original(requests, **more)
@@ -285,6 +288,64 @@ def test_interrupted_evaluation_continues(tokenizer: PreTrainedTokenizerFast, tm
     third = Counting(tokenizer)
     assert run_tasks(third, evaluation, store) == results == run_tasks(Counting(tokenizer), evaluation)
     assert third.opened == 0
+
+
+def test_more_samples_continue_after_the_earlier_ones(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """Only further documents are asked, and the result is that of asking all at once; also where none is left."""
+    whole = AGREEMENT.model_copy(update={"limit": 24})
+    store = ResultStore(tmp_path / "store", "model")
+    first = run_tasks(Counting(tokenizer), AGREEMENT, store).tasks[0]
+    further = Counting(tokenizer)
+    continued = run_tasks(further, whole, store, 8)
+    assert continued == run_tasks(Counting(tokenizer), whole)
+    assert continued.tasks[0].samples[:8] == first.samples
+    assert further.requests == 2 * (24 - 8)  # two choices of each document
+    assert run_tasks(Counting(tokenizer), whole, store) == continued
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        CHOICE + "num_fewshot: 1\nfewshot_split: test\n",
+        CHOICE.replace("[{metric: acc}, {metric: acc_norm}]", "[{metric: mcc}]"),
+    ],
+)
+def test_tasks_whose_answers_depend_on_earlier_ones_are_asked_whole(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, text: str
+) -> None:
+    """Drawn examples and a metric that is no mean over documents: all documents are asked again."""
+    tasks = write_tasks(tmp_path / "tasks", one=text)
+    short, long = (Evaluation(tasks=("one",), include_path=str(tasks), limit=limit) for limit in (2, 3))
+    store = ResultStore(tmp_path / "store", "model")
+    run_tasks(Counting(tokenizer), short, store)
+    again = Counting(tokenizer)
+    assert run_tasks(again, long, store, 2) == run_tasks(Counting(tokenizer), long)
+    assert again.requests == 2 * 3
+
+
+def test_how_many_samples_a_gate_needs() -> None:
+    """The bar that needs most decides, the documents are the limit, and what cannot help is refused."""
+    bar = {"name": "mean", "min_retention": 0.9, "retention": 0.95, "interval": None, "verdict": "not enough samples"}
+    gate = GateFigures(
+        min_retention=0.9,
+        retention=0.95,
+        passed=False,
+        verdict="not enough samples",
+        bars=tuple(BarFigures(**bar | {"samples": 100, "samples_needed": needed}) for needed in (250, 320)),
+    )
+    assert samples_to_ask(gate, 50, documents=[1000, None], wanted=None) == 160
+    assert samples_to_ask(gate, 50, documents=[120], wanted=None) == 120
+    assert samples_to_ask(None, 50, documents=[120], wanted=80) == 80
+    hopeless = gate.model_copy(update={"bars": (gate.bars[0].model_copy(update={"samples_needed": None}),)})
+    for figures, limit, wanted, said in (
+        (gate, None, 80, "every document"),
+        (gate, 120, 200, "every document"),
+        (gate, 50, 50, "ask for more"),
+        (None, 50, None, "not short of samples"),
+        (hopeless, 50, None, "in reach"),
+    ):
+        with pytest.raises(RecipeError, match=said):
+            samples_to_ask(figures, limit, documents=[120], wanted=wanted)
 
 
 def test_results_of_another_model_setting_or_file_are_not_taken(

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from small import command, save_model, verify_here, write_recipe, write_text
 from test_families import MIXTURES, RELOAD
+from tiny import structure_of
 from torch import Tensor
 
 from llmprune.anatomy.discovery import discover
@@ -25,7 +26,6 @@ from llmprune.errors import ModelError, RecipeError
 from llmprune.model.loading import dense_decoder, tensors_of
 from llmprune.model.saving import CheckpointWriter
 from llmprune.model.walk import Decoder, Walk
-from llmprune.plan import make_plan
 from llmprune.prune import Pruning
 from llmprune.recipe import Recipe
 from llmprune.refit import Refit
@@ -241,7 +241,7 @@ def test_experts_that_stay_do_not_keep_the_rest() -> None:
 
 
 def _plan(folder: Path, sections: str) -> Any:
-    return make_plan(Recipe.parse(f"model: {{id: '{folder}'}}\ncalibration: {{dataset: text.txt}}\n{sections}\n"))
+    return structure_of(Recipe.parse(f"model: {{id: '{folder}'}}\ncalibration: {{dataset: text.txt}}\n{sections}\n"))
 
 
 @pytest.mark.parametrize(

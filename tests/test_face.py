@@ -20,10 +20,11 @@ PACKAGE = Path(llmprune.__file__).parent
 LADDER = (
     ("cli", "__main__", "reference"),
     ("service",),
-    ("pipeline", "comparison", "bench", "publishing", "repeating"),
+    ("pipeline", "comparison", "bench", "publishing", "reevaluation", "repeating"),
     ("choosing", "agreement"),
     ("workbench", "run_folder", "replacing", "accounting"),
-    ("plan", "sizes", "interop", "needs", "rounding", "targets", "recipe", "problems"),
+    ("plan", "plan_notes", "checks"),
+    ("inputs", "sizes", "interop", "needs", "rounding", "targets", "recipe", "problems"),
     (
         *(
             "scoring",

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from tiny import structure_of
 
 from llmprune import Recipe, run
 from llmprune.anatomy.discovery import discover
@@ -16,7 +17,7 @@ from llmprune.anatomy.value import TensorCut
 from llmprune.criteria import Activation
 from llmprune.errors import ModelError, RecipeError
 from llmprune.model.loading import dense_decoder
-from llmprune.plan import Plan, make_plan
+from llmprune.plan import Plan
 from llmprune.scores import unit_key
 from llmprune.scoring import score
 from llmprune.surgery import cut_config
@@ -30,7 +31,7 @@ FOUR_GROUPS = {"hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads
 def _plan(folder: Path, width: str, family: str = "llama", **overrides: Any) -> Plan:
     tiny_config(family, **overrides).save_pretrained(folder)
     text = f"model: {{id: '{folder}', dtype: float32}}\ncalibration: {{dataset: text.txt}}\nwidth: {width}\n"
-    return make_plan(Recipe.parse(text))
+    return structure_of(Recipe.parse(text))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from tiny import tiny_tokenizer
 from llmprune import remote
 from llmprune.calibration import Calibration, load_windows
 from llmprune.errors import CalibrationError, CheckpointError, LLMPruneError
-from llmprune.model.loading import hub_commit, identity, load_config, load_model, load_tokenizer
+from llmprune.model.loading import hub_commit, identity, load_config, load_model, load_tokenizer, require_tokenizer
 from llmprune.model.source import ModelSource
 from llmprune.texts import TextSource, commit_of
 
@@ -49,6 +49,19 @@ def test_only_what_is_needed_is_downloaded(hub: Hub, tmp_path: Path) -> None:
     load_model(BASE)
     assert sum(line.startswith("GET /cdn/") for line in hub.lines) == 1
     assert sum("revision" in line for line in hub.lines) == 1, "the branch is looked up once"
+
+
+def test_a_plan_asks_the_hub_for_the_config_alone(hub: Hub, tmp_path: Path) -> None:
+    """Whether there is a tokenizer is known from the names of the files, which came with the config."""
+    publish_model(hub, tmp_path / "base")
+    load_config(BASE)
+    before = list(hub.lines)
+    require_tokenizer(BASE)
+    assert hub.lines == before
+    hub.add_repo("org/mute", {"config.json": (tmp_path / "base" / "config.json").read_bytes()})
+    load_config(ModelSource(id="org/mute"))
+    with pytest.raises(LLMPruneError, match="org/mute has no tokenizer"):
+        require_tokenizer(ModelSource(id="org/mute"))
 
 
 def test_sharded_weights_are_those_of_the_index(hub: Hub, tmp_path: Path) -> None:

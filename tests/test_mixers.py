@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from small import command, save_model, verify_here, write_recipe, write_text
+from tiny import structure_of
 from torch import Tensor, nn
 
 from llmprune.anatomy.discovery import discover
@@ -16,7 +17,6 @@ from llmprune.mixers import Mixers
 from llmprune.model.loading import dense_decoder
 from llmprune.model.streams import StreamStore
 from llmprune.model.walk import Tensors, inputs_of
-from llmprune.plan import make_plan
 from llmprune.prune import Pruning
 from llmprune.recipe import Recipe
 from llmprune.refit import Refit
@@ -170,7 +170,7 @@ def test_the_plan_says_what_is_refit_without_an_mlp(family: str, layers: str, tm
     """And that what a dense mixer writes needs memory."""
     tiny_model(family).config.save_pretrained(tmp_path)
     text = f"{{model: {{id: '{tmp_path}', dtype: float32}}, calibration: {{dataset: x.txt}}, depth: {{layers: [1]}}"
-    plan, without = make_plan(Recipe.parse(text + "}")), make_plan(Recipe.parse(text + ", refit: false}"))
+    plan, without = structure_of(Recipe.parse(text + "}")), structure_of(Recipe.parse(text + ", refit: false}"))
     assert any(
         f"{layers} no MLP that every token goes through: where layers or heads go, what else" in note
         for note in plan.notes

@@ -149,7 +149,7 @@ def test_a_job_whose_gate_was_not_met_is_not_changed_while_it_is_pushed(bench: B
     """It has a model, and the push itself decides by ``when``; meanwhile it is not run again."""
     job = finished(bench, exit=3, push_pause=30)
     pushed = push(bench, job, when="always")
-    refused(bench, f"{job}/retry", 409, "is being pushed", headers={})
+    refused(bench, f"{job}/reevaluate?limit=100", 409, "is being pushed", headers={})
     bench.http.post(f"/v1/jobs/{pushed}/cancel")
     bench.until_ended(pushed)
 

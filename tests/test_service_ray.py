@@ -19,6 +19,7 @@ import pytest
 from service_tools import FAKE, RECIPE, YAML, Bench, free_port, recipe
 
 from llmprune.errors import LLMPruneError
+from llmprune.service.client import ENDED
 from llmprune.service.launchers import ray
 from llmprune.service.launchers.base import GONE, RETURNED, RUNNING, UNKNOWN, WAITING, Launch, Look
 from llmprune.service.launchers.ray import Ray
@@ -104,7 +105,7 @@ def until(bench: Bench, job: str, reached: Callable[[dict[str, Any]], bool]) -> 
 
 def until_ended(bench: Bench, job: str) -> dict[str, Any]:
     """The job as it ended."""
-    return until(bench, job, lambda found: found["state"] in ("succeeded", "failed", "cancelled"))
+    return until(bench, job, lambda found: found["state"] in ENDED)
 
 
 def status(bench: Bench, job: str) -> str:
@@ -137,7 +138,7 @@ def test_jobs_get_their_gpus_and_their_results_come_back(bench: Bench) -> None:
     assert seen["environment"]["HF_TOKEN_PATH"] == str(bench.settings.folder(job).absolute() / "hub-token")
     assert "hf_of_this_job" not in httpx.get(f"{bench.settings.ray}/api/jobs/llmprune-{job}-1").text
     failed = until_ended(bench, other)
-    assert (failed["state"], failed["exit_code"]) == ("failed", 3)
+    assert (failed["state"], failed["exit_code"]) == ("gate_not_met", 3)
     assert "went wrong as asked" in failed["error"]
     seen = json.loads((bench.run_folder(other) / "arguments.json").read_text())
     assert seen["environment"]["CUDA_VISIBLE_DEVICES"] == ""

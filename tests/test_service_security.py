@@ -132,13 +132,14 @@ def test_paths_under_an_allowed_root(tmp_path: Path) -> None:
 
 
 def test_task_folders_are_the_operators(tmp_path: Path) -> None:
-    """Only the very folder that the operator trusts, not one inside it, and not one under an allowed root."""
+    """Only the folder that the operator trusts, by path or name, not one inside it, and not one under a root."""
     tasks = tmp_path / "tasks"
     (tasks / "inner").mkdir(parents=True)
     settings = Settings(data_dir=tmp_path / "data", allow_tasks=(tasks,), allow_roots=(tmp_path,))
     _, overrides = admit(with_values(evaluation__include_path=str(tasks)), (), settings)
     assert overrides == [f'evaluation.include_path="{tasks}"']
-    for name in (str(tasks / "inner"), str(tmp_path), "tasks"):
+    assert admit(with_values(evaluation__include_path="tasks"), (), settings)[1] == overrides
+    for name in (str(tasks / "inner"), str(tmp_path), "inner", "tasks/inner"):
         with pytest.raises(RecipeError, match="run code"):
             admit(with_values(evaluation__include_path=name), (), settings)
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from scored import IDS, recipe_of, scores_of, store_in
+from tiny import structure_of
 from torch import Tensor
 
 from llmprune.anatomy.discovery import discover
@@ -22,7 +23,6 @@ from llmprune.errors import CalibrationError, ModelError, RecipeError
 from llmprune.model.loading import dense_decoder
 from llmprune.model.streams import StreamStore, Trail
 from llmprune.model.walk import Decoder, inputs_of, outputs_of
-from llmprune.plan import make_plan
 from llmprune.scoring import score
 from llmprune.testing import tiny_model
 
@@ -110,7 +110,7 @@ def test_the_way_back_needs_room(tmp_path: Path) -> None:
         score(dense_decoder(model), discover(model.config), IDS, 4, None, Taylor())
     model.config.save_pretrained(tmp_path)
     with pytest.raises(RecipeError, match=r"stream_disk: width\.criterion taylor .*, 24\.6 KB, and 1 KB are allowed"):
-        make_plan(recipe_of(tmp_path, {"mlp": 0.5, "criterion": {"kind": "taylor"}}, stream_disk="1KB"))
+        structure_of(recipe_of(tmp_path, {"mlp": 0.5, "criterion": {"kind": "taylor"}}, stream_disk="1KB"))
 
 
 def test_a_layer_that_cannot_be_differentiated_is_named(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from scored import IDS, recipe_of, scores_of
+from tiny import structure_of
 from torch import Tensor
 
 from llmprune.anatomy.discovery import discover
@@ -413,9 +414,9 @@ def test_routed_experts_are_refused_where_a_criterion_cannot_score_them(tmp_path
     model = tiny_model("qwen2_moe")
     model.config.save_pretrained(tmp_path)
     with pytest.raises(RecipeError, match=rf"{kind} cannot score.*moe_intermediate_size.*{reason}.*width\.neurons"):
-        make_plan(recipe_of(tmp_path, {"mlp": 0.5, "criterion": {"kind": kind}}))
+        structure_of(recipe_of(tmp_path, {"mlp": 0.5, "criterion": {"kind": kind}}))
     named = {"neurons": {"shared_expert_intermediate_size": 32}, "criterion": {"kind": kind}}
-    assert any(f"width.criterion {kind}" in note for note in make_plan(recipe_of(tmp_path, named)).notes)
+    assert any(f"width.criterion {kind}" in note for note in structure_of(recipe_of(tmp_path, named)).notes)
     assert {key.partition(".")[2] for key in scores_of(model, KINDS[kind](), tmp_path)} == {"mlp.shared_expert"}
 
 
@@ -423,7 +424,7 @@ def test_the_plan_counts_the_memory_of_a_solve(tmp_path: Path) -> None:
     """Matrices of the dense width in float64 take more than the refit of the kept ones."""
     tiny_model("llama").config.save_pretrained(tmp_path)
     memory = [
-        make_plan(recipe_of(tmp_path, {"neurons": 32, "criterion": {"kind": kind}})).memory.statistics
+        structure_of(recipe_of(tmp_path, {"neurons": 32, "criterion": {"kind": kind}})).memory.statistics
         for kind in ("activation", "obs")
     ]
     assert memory[0] < memory[1] == Obs().memory(96)
@@ -441,12 +442,12 @@ def test_the_plan_says_what_a_criterion_costs_and_misses(tmp_path: Path) -> None
     """A slower criterion has a note, and so has one whose scores count on a repair that is off."""
     tiny_model("llama").config.save_pretrained(tmp_path)
     recipe = recipe_of(tmp_path, {"mlp": 0.5, "criterion": {"kind": "obs"}})
-    notes = make_plan(recipe.model_copy(update={"refit": None})).notes
+    notes = structure_of(recipe.model_copy(update={"refit": None})).notes
     assert [note.split(": ")[0] for note in notes if "criterion" in note] == [
         "width.criterion obs solves for every neuron of a layer, time by the cube of the width",
         "width.criterion obs assumes the refit, which is off",
     ]
-    assert not any("criterion" in note for note in make_plan(recipe_of(tmp_path, {"mlp": 0.5})).notes)
+    assert not any("criterion" in note for note in structure_of(recipe_of(tmp_path, {"mlp": 0.5})).notes)
 
 
 def test_removal_errors_rise() -> None:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from llmprune.checks import Collected
+from llmprune.plan import Plan, plan_structure
+from llmprune.recipe import Recipe
+
 CHAT_TEMPLATE = "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}\n{% endfor %}"
 
 
@@ -17,3 +21,12 @@ def tiny_tokenizer(chat: bool = True) -> PreTrainedTokenizerFast:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>")
     tokenizer.chat_template = CHAT_TEMPLATE if chat else None
     return tokenizer
+
+
+def structure_of(recipe: Recipe) -> Plan:
+    """The plan from the config alone, wherever text and tokenizer are."""
+    collected = Collected()
+    plan, _ = plan_structure(recipe, collected)
+    collected.raise_all()
+    assert plan is not None
+    return plan

@@ -23,8 +23,13 @@ WORKER = "llmprune.evaluation.worker"
 SAID = "llmprune: "  # how the process begins an error for people
 
 
-def ask_backend(place: str, side: str, evaluation: Evaluation, store: ResultStore) -> TaskResults:
-    """Every task on the model at ``place``. Raises EvaluationError with what the backend said last."""
+def ask_backend(
+    place: str, side: str, evaluation: Evaluation, store: ResultStore, earlier: int | None = None
+) -> TaskResults:
+    """Every task on the model at ``place``; ``earlier`` as in ``run_tasks``.
+
+    Raises EvaluationError with what the backend said last.
+    """
     assert evaluation.backend is not None
     with tempfile.TemporaryDirectory(prefix="llmprune-") as folder:
         job, result = Path(folder) / "job.json", Path(folder) / "results.json"
@@ -34,6 +39,7 @@ def ask_backend(place: str, side: str, evaluation: Evaluation, store: ResultStor
             "arguments": given,
             # nobody knows what an endpoint serves tomorrow: nothing of it is kept
             "store": None if "base_url" in given else [str(store.folder.absolute()), store.identity, store.shared],
+            "earlier": earlier,
             "results": str(result),
         }
         job.write_text(json.dumps(asked), encoding="utf-8")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmprune.errors import EvaluationError, NumericalError, RecipeError
+from llmprune.evaluation.more import can_continue, joined
 from llmprune.evaluation.results import Answer, Sample, TaskResult, TaskResults
 from llmprune.evaluation.section import Evaluation
 from llmprune.evaluation.store import ResultStore, baselines_folder
@@ -56,8 +57,10 @@ def subject(
     return Subject(load, tokenizer, place, store)
 
 
-def ask(model: Subject, side: str, evaluation: Evaluation) -> TaskResults:
+def ask(model: Subject, side: str, evaluation: Evaluation, earlier: int | None = None) -> TaskResults:
     """Every task of the evaluation, by its backend or in memory; ``side`` is dense or pruned.
+
+    ``earlier``: the limit of an evaluation whose answers are kept, where they are in the store.
 
     Equal settings ask two models exactly the same questions. Under a launcher every process takes part.
     Raises EvaluationError where a task or its data cannot be loaded, NumericalError where its metric is not finite.
@@ -67,7 +70,7 @@ def ask(model: Subject, side: str, evaluation: Evaluation) -> TaskResults:
     if evaluation.backend:
         from llmprune.evaluation.backend import ask_backend
 
-        found = ask_backend(model.place, side, evaluation, model.store) if is_first() else None
+        found = ask_backend(model.place, side, evaluation, model.store, earlier) if is_first() else None
         found = from_first(found)
         assert found is not None, "the first process has the results or raises"
         return found
@@ -76,11 +79,18 @@ def ask(model: Subject, side: str, evaluation: Evaluation) -> TaskResults:
         assert model.tokenizer is not None, "tasks need a tokenizer"
         return in_memory(model.load(), model.tokenizer, evaluation.batch_size)
 
-    return run_tasks(open_model, evaluation, model.store)
+    return run_tasks(open_model, evaluation, model.store, earlier)
 
 
-def run_tasks(open_model: Callable[[], Any], evaluation: Evaluation, store: ResultStore | None = None) -> TaskResults:
+def run_tasks(
+    open_model: Callable[[], Any],
+    evaluation: Evaluation,
+    store: ResultStore | None = None,
+    earlier: int | None = None,
+) -> TaskResults:
     """Every task on one lm-eval model; what the store has is not asked again, and the model then perhaps not opened.
+
+    ``earlier``: a smaller limit, whose answers in the store are continued where the task allows it.
 
     Sets the global random seeds, and shows lm-eval's progress on a terminal only.
     """
@@ -93,8 +103,9 @@ def run_tasks(open_model: Callable[[], Any], evaluation: Evaluation, store: Resu
             key = task_fingerprint(one, evaluation)
             result = from_first(store.get(one.name, key) if store and is_first() else None)
             if result is None:
+                before = from_first(_answered(one, evaluation, store, earlier) if store and is_first() else None)
                 lm = lm or open_model()
-                result = from_first(_run(lm, one, evaluation))
+                result = from_first(_run(lm, one, evaluation, before))
                 assert result is not None, "the first process has the result"
                 if store and is_first():
                     store.put(result, key)
@@ -117,28 +128,42 @@ def in_memory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_
     return lm
 
 
-def _run(lm: Any, one: Loaded, evaluation: Evaluation) -> TaskResult | None:
-    """One task; None in processes other than the first."""
+def _answered(one: Loaded, evaluation: Evaluation, store: ResultStore, earlier: int | None) -> TaskResult | None:
+    """What the store has under a smaller limit, where the rest of the documents can be asked alone."""
+    if earlier is None:
+        return None
+    found = store.get(one.name, task_fingerprint(one, evaluation.model_copy(update={"limit": earlier})))
+    left = found is not None and len(found.samples) < min(evaluation.limit or math.inf, len(one.task.eval_docs))
+    return found if found is not None and left and can_continue(one.task, found) else None
+
+
+def _run(lm: Any, one: Loaded, evaluation: Evaluation, before: TaskResult | None = None) -> TaskResult | None:
+    """One task, continued after the documents of ``before``; None in processes other than the first."""
     # lm_eval.evaluate, not simple_evaluate: the latter also collects a description of the
     # machine, which took 2.6 s a call, and asks the hub for the model's commit.
     from lm_eval import evaluate
 
     seed_everything(evaluation.seed)
     documents = len(one.task.eval_docs)
+    asked = range(len(before.samples) if before else 0, min(documents, evaluation.limit or documents))
     shared = lm._rank, lm._world_size
-    if min(documents, evaluation.limit or documents) < lm._world_size:  # some would get no document: all do all
+    if len(asked) < lm._world_size:  # some would get no document: all do all
         lm._rank, lm._world_size = 0, 1
     try:
         found = evaluate(
             lm=lm,
             task_dict={"tasks": {one.name: one.task}},
-            limit=evaluation.limit,
+            limit=None if before else evaluation.limit,
+            samples={one.name: asked} if before else None,
             bootstrap_iters=0,
             log_samples=True,
         )
     finally:
         lm._rank, lm._world_size = shared
-    return None if found is None else _chosen(one, found, evaluation.metrics.get(one.name), documents)
+    if found is None:
+        return None
+    result = _chosen(one, found, evaluation.metrics.get(one.name), documents)
+    return joined(one.task, before, result) if before else result
 
 
 def _chosen(one: Loaded, found: dict[str, Any], wanted: str | None, documents: int) -> TaskResult:

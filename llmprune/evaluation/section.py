@@ -17,8 +17,9 @@ class Perplexity(TokenWindows):
     """Held-out text for perplexity, in the words of the calibration section."""
 
     def shape(self) -> tuple[int, int]:
-        """(N, L) where the recipe says neither samples nor sequence_length."""
-        return self.samples or 32, self.sequence_length or 2048
+        """(N, L) that the recipe asks for; a tokens file decides for itself where nothing is asked."""
+        samples, length = self.stored_shape() or (32, 2048)
+        return self.samples or samples, self.sequence_length or length
 
 
 class Speed(Section):

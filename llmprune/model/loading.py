@@ -30,7 +30,7 @@ from llmprune.model.headers import Headers, headers_of_folder, main_dtype, read_
 from llmprune.model.kinds import names_in, tokenizer_problem, without_config
 from llmprune.model.offload import offload_folder
 from llmprune.model.processes import count, local_device
-from llmprune.model.pull import Part, commit_of, headers, names_of, snapshot
+from llmprune.model.pull import Part, commit_of, headers, is_tokenizer_file, names_of, snapshot
 from llmprune.model.references import require_own_names, unread_fields
 from llmprune.model.source import ModelSource
 from llmprune.model.walk import Decoder, Tensors
@@ -57,6 +57,23 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     overruled = {} if source.trust_remote_code else unread_fields(place)
     tokenizer: PreTrainedTokenizerBase = _from_pretrained(AutoTokenizer, source, str(place), **overruled)
     return tokenizer
+
+
+def require_tokenizer(source: ModelSource) -> None:
+    """Raise ModelError where the model has no tokenizer that can be loaded.
+
+    Of a hub model only the names of its files are looked at, which came with the config; a packaged file has one.
+    """
+    if source.id.startswith(PACKAGE_SCHEME):
+        return
+    if Path(source.id).expanduser().is_dir():
+        load_tokenizer(source)
+        return
+    names = names_of(source.id, source.revision)
+    if unread := tokenizer_problem(names, source.id):
+        raise ModelError(unread)
+    if not any(is_tokenizer_file(name) for name in names):
+        raise _no_tokenizer(source)
 
 
 def load_model(source: ModelSource) -> PreTrainedModel:
@@ -272,7 +289,7 @@ def _explain(auto: Any, source: ModelSource, place: str, error: Exception) -> Mo
     if isinstance(error, ImportError):
         return ModelError(f"the {part} of {source.id} needs a package that is not installed: {said}")
     if part == "tokenizer" and not any(Path(place).glob("tokenizer*")):
-        return ModelError(f"{source.id} has no tokenizer; put its files (tokenizer.json, …) beside config.json")
+        return _no_tokenizer(source)
     if part == "weights" and "safetensors" in said:
         return CheckpointError(
             f"{source.id} lacks a safetensors weights file ({said}); only safetensors are read, never pickles: "
@@ -282,6 +299,10 @@ def _explain(auto: Any, source: ModelSource, place: str, error: Exception) -> Mo
     placed = isinstance(error, RuntimeError) and source.device_map not in ("auto", "cpu")
     remedy = "check model.device_map" if placed else "correct what is said, or fetch the folder's files again"
     return kind(f"the {part} of {source.id} cannot be loaded: {said}; {remedy}")
+
+
+def _no_tokenizer(source: ModelSource) -> ModelError:
+    return ModelError(f"{source.id} has no tokenizer; put its files (tokenizer.json, …) beside config.json")
 
 
 def _first_sentence(error: Exception) -> str:

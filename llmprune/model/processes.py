@@ -73,12 +73,17 @@ def local_device() -> torch.device:
 
 def share_of(windows_NL: Tensor) -> Tensor:
     """This process's windows: every so many-th. Raises CalibrationError where some would get none."""
-    if len(windows_NL) < count():
+    require_windows_for_all(len(windows_NL))
+    return windows_NL[rank() :: count()]
+
+
+def require_windows_for_all(samples: int) -> None:
+    """Raise CalibrationError where so few windows leave a process without any."""
+    if samples < count():
         raise CalibrationError(
-            f"{len(windows_NL)} calibration samples cannot be shared by {count()} processes; "
+            f"{samples} calibration samples cannot be shared by {count()} processes; "
             "raise calibration.samples or start fewer processes"
         )
-    return windows_NL[rank() :: count()]
 
 
 @contextmanager

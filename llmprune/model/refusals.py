@@ -6,24 +6,19 @@ from pathlib import Path
 
 from llmprune.errors import ModelError
 from llmprune.model.headers import Headers, read_config
-from llmprune.model.kinds import names_in, problems_of_kind, tokenizer_problem
+from llmprune.model.kinds import names_in, problems_of_kind
 from llmprune.model.loading import place_of
 from llmprune.model.pull import names_of
 from llmprune.model.source import ModelSource
 from llmprune.texts import PACKAGE_SCHEME
 
 
-def require_language_model(source: ModelSource, found: Headers | None, *, with_tokenizer: bool) -> None:
-    """Raise ModelError for a checkpoint that is no plain language model, or whose tokenizer cannot be made.
-
-    ``found``: the headers of its weights.
-    """
+def require_language_model(source: ModelSource, found: Headers | None) -> None:
+    """Raise ModelError for a checkpoint that is no plain language model. ``found``: the headers of its weights."""
     if source.id.startswith(PACKAGE_SCHEME):
         return
     folder, names = place_of(source, "config"), _file_names(source)
     problems = problems_of_kind(names, read_config(folder), found, source.id)
-    unread = tokenizer_problem(names, source.id, folder) if with_tokenizer else None
-    problems += [unread] if unread else []
     if problems:
         raise ModelError("; also: ".join(problems))
 

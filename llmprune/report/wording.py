@@ -231,7 +231,8 @@ def describe_bar(bar: BarFigures, digits: int = 1) -> str:
 
 _REMEDIES: dict[Verdict, str] = {
     "fail": "prune less, or calibrate with more text",
-    "not enough samples": "raise evaluation.limit, name more tasks, or lower the bar",
+    "not enough samples": "evaluate more samples (raise evaluation.limit; of a finished run: llmprune reevaluate), "
+    "name more tasks, or lower the bar",
     "no interval": "judge by a metric that is a mean over samples, the same for all tasks of a group "
     "(evaluation.metrics), or by tasks that the dense model scores above zero, or leave the bar out",
     "pass": "",

@@ -115,6 +115,11 @@ class Client:
         """Queue an ended job again."""
         return self._json(Changed, "POST", f"{_path(job)}/retry", headers=_hub_header(hub_token))
 
+    def reevaluate(self, job: str, limit: int | None = None, hub_token: str | None = None) -> dict[str, Any]:
+        """Evaluate more samples of a finished job's model, ``limit`` a task or as many as its gate needs."""
+        params = {} if limit is None else {"limit": limit}
+        return self._json(Changed, "POST", f"{_path(job)}/reevaluate", params=params, headers=_hub_header(hub_token))
+
     def push(self, job: str, hub_token: str, **settings: Any) -> dict[str, Any]:
         """Push a finished job's model to the hub; the job that does it, which can be watched.
 

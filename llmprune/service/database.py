@@ -63,11 +63,20 @@ class Database:
         if connection is None:
             connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
             connection.row_factory = sqlite3.Row
+            connection.text_factory = _text  # by default one damaged text fails the whole query
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")  # an accepted job outlives a power cut
             connection.execute("PRAGMA foreign_keys = ON")
             self._local.connection = connection
         return connection
+
+
+def _text(stored: bytes) -> str | bytes:
+    """A text, or its bytes where they are no UTF-8: whoever reads the column says what that means."""
+    try:
+        return stored.decode("utf-8")
+    except UnicodeDecodeError:
+        return stored
 
 
 def _number(step: Any) -> int:

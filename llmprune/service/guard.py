@@ -19,11 +19,11 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel
 
-from llmprune.errors import RecipeError
+from llmprune.errors import RecipeError, shortened
 from llmprune.recipe import Recipe
 from llmprune.service.settings import Settings
 from llmprune.texts import FILE_BUILDERS, PACKAGE_SCHEME, PACKAGES
-from llmprune.yaml_reader import NOT_YAML
+from llmprune.yaml_reader import NOT_YAML, dump
 
 # datasets takes these for loaders of files, not for hub ids.
 BUILDERS = frozenset({
@@ -52,28 +52,34 @@ class Guard:
 
     settings: Settings
     problems: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)  # the keys that the problems are about
     overrides: list[str] = field(default_factory=list)
 
     def check(self, recipe: Recipe) -> None:
         """Hold every text of a recipe against its rule."""
         if recipe.model.trust_remote_code:
-            self.problems.append("model.trust_remote_code: is never run here; remove it")
+            self.note("model.trust_remote_code", "is never run here; remove it")
         for section, given in zip(CLOSED, (recipe.evaluation.backend, recipe.hub), strict=True):
             if given is not None:
                 instead = ", and push the finished job with a token of its own" if section == "hub" else ""
-                self.problems.append(f"{section}: is not accepted over the network; remove it{instead}")
+                self.note(section, f"is not accepted over the network; remove it{instead}")
         for place, value in texts_in(recipe):
             if place.startswith(tuple(f"{section}." for section in CLOSED)):
                 continue  # said once, for the whole section
             rule = RULES.get(_LIST.sub("[]", place)) or _mapping_rule(place)
             if rule is None:
-                self.problems.append(f"{place}: is not accepted over the network; remove it")
+                self.note(place, "is not accepted over the network; remove it")
             else:
                 rule(self, place, value)
 
     def refuse(self, place: str, value: str, remedy: str) -> None:
         """Note that a value is not allowed."""
-        self.problems.append(f"{place}: {value[:80]!r} is not allowed here; {remedy}")
+        self.note(place, f"{value[:80]!r} is not allowed here; {remedy}")
+
+    def note(self, place: str, said: str) -> None:
+        """Note a problem with the key at a place."""
+        self.refused.append(place)
+        self.problems.append(f"{place}: {said}")
 
     def path(self, place: str, value: str, wish: str, file: bool) -> None:
         """A file, or else a folder, that really lies under one of the roots, whatever links say."""
@@ -91,18 +97,52 @@ Rule = Callable[[Guard, str, str], None]
 
 def admit(text: str, overrides: Sequence[str], settings: Settings) -> tuple[Recipe, list[str]]:
     """The recipe, and the overrides to run it with. Raises RecipeError that lists what is not allowed."""
+    examined = examine(text, overrides, settings)
+    if examined.problems or examined.recipe is None:
+        raise RecipeError(examined.problems, "recipe")
+    return examined.recipe, examined.overrides
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A recipe after its schema and the service's policy were asked, and what of it may be planned."""
+
+    recipe: Recipe | None  # without the keys that are wrong or refused; None where too little is left
+    text: str
+    overrides: list[str]  # to run or plan ``text`` with
+    problems: list[str]
+    wrong: tuple[str, ...]  # keys that were left out
+
+
+def examine(text: str, overrides: Sequence[str], settings: Settings) -> Examined:
+    """Hold a recipe against schema and policy, and list all problems of both.
+
+    Raises RecipeError for text that is too costly to read, or is no mapping.
+    """
+    _refuse_costly_parts(text, overrides)
+    reading = Recipe.read(text, overrides)
+    if reading.recipe is None:
+        return Examined(None, text, [], reading.problems, reading.wrong)
+    guard = Guard(settings)
+    guard.check(reading.recipe)
+    problems = [*reading.problems, *guard.problems]
+    if not problems:
+        return Examined(reading.recipe, text, [*overrides, *guard.overrides], [], ())
+    rest = reading.without(re.sub(r"\.\d+(?=\.|$).*", "", place) for place in guard.refused)
+    allowed = Guard(settings)
+    if rest.recipe is not None:
+        allowed.check(rest.recipe)
+    recipe = None if allowed.problems else rest.recipe
+    return Examined(recipe, dump(rest.data), allowed.overrides, shortened(problems, len(problems)), rest.wrong)
+
+
+def _refuse_costly_parts(text: str, overrides: Sequence[str]) -> None:
     refuse_costly(text)
     for override in overrides:
         place, _, value = override.partition("=")
         refuse_costly(value)
         if place.count(".") > _DEEPEST:
             raise RecipeError(f"--set: a key is nested more than {_DEEPEST} deep", "recipe")
-    recipe = Recipe.parse(text, overrides)
-    guard = Guard(settings)
-    guard.check(recipe)
-    if guard.problems:
-        raise RecipeError(guard.problems, "recipe")
-    return recipe, [*overrides, *guard.overrides]
 
 
 def texts_in(value: Any, annotation: Any = None, place: str = "") -> Iterator[tuple[str, str]]:
@@ -187,14 +227,22 @@ def _tokens_file(guard: Guard, place: str, value: str) -> None:
 
 
 def _or_under(roots: Sequence[Path], what: str) -> str:
-    return f", or {what} under {', '.join(map(str, roots))}" if roots else "; no folder is open to recipes"
+    opened = f", or {what} of the folders that the operator has opened, by its path there"
+    return opened if roots else "; no folder is open to recipes"
+
+
+def task_folders(settings: Settings) -> dict[str, Path]:
+    """The folders of task files that recipes may name, by the names that clients know them by."""
+    folders = {folder.name: folder.resolve() for folder in settings.allow_tasks}
+    clash = len(folders) < len(settings.allow_tasks)
+    return {f"tasks-{n}": folder.resolve() for n, folder in enumerate(settings.allow_tasks)} if clash else folders
 
 
 def _task_folder(guard: Guard, place: str, value: str) -> None:
-    """Task files run code: only the very folders that the operator trusts."""
-    trusted = [folder.resolve() for folder in guard.settings.allow_tasks]
-    asked = Path(value).resolve() if "\0" not in value else None
-    if asked in trusted:
+    """Task files run code: only the very folders that the operator trusts, by name or by path."""
+    trusted = task_folders(guard.settings)
+    asked = trusted.get(value) or (Path(value).resolve() if "\0" not in value else None)
+    if asked in trusted.values():
         guard.overrides.append(f"{place}={json.dumps(str(asked))}")
     else:
         guard.refuse(place, value, "task files run code, so only the service's operator can name a folder of them")

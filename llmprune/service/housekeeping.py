@@ -15,7 +15,7 @@ import shutil
 import time
 from pathlib import Path
 
-from llmprune.service.job import ACTIVE, JobSummary
+from llmprune.service.job import ACTIVE, ENDED, FINISHED, JobSummary
 from llmprune.service.settings import Settings
 from llmprune.service.table import Jobs
 
@@ -40,7 +40,7 @@ def clean_up(settings: Settings, jobs: Jobs) -> None:
     """Apply the rules until the quota holds or nothing is left that may go."""
     if settings.disk_quota is None and settings.keep_days is None:
         return
-    ended = sorted(_ended(jobs), key=lambda job: (job.state == "succeeded", job.finished or 0.0))
+    ended = sorted(_ended(jobs), key=lambda job: (job.state in FINISHED, job.finished or 0.0))
     if settings.keep_days is not None:
         limit = time.time() - settings.keep_days * 86_400
         for job in ended:
@@ -85,7 +85,7 @@ def _ended(jobs: Jobs) -> list[JobSummary]:
     needed = jobs.pushed()
     before: int | None = None
     while True:
-        page, before = jobs.page(("failed", "cancelled", "succeeded"), before=before, limit=_PAGE, viewer=None)
+        page, before = jobs.page(ENDED, before=before, limit=_PAGE, viewer=None)
         found += [job for job in page if not job.cleaned and job.id not in needed]
         if before is None:
             return found

@@ -2,7 +2,8 @@
 
     python -m llmprune.service.plan_worker
 
-Reads ``{"recipe": TEXT, "overrides": […]}`` as a line, answers ``{"plan": …}`` or ``{"problems": […]}`` as a line.
+Reads ``{"recipe": TEXT, "overrides": […], "wrong": [KEY, …]}`` as a line, and answers ``{"plan": …}`` or
+``{"problems": […]}`` as a line.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import sys
 
 from llmprune.errors import LLMPruneError, RecipeError
-from llmprune.plan import make_plan
+from llmprune.plan import survey
 from llmprune.progress import quiet_libraries
 from llmprune.recipe import Recipe
 from llmprune.service.memory import let_kernel_end_first
@@ -26,13 +27,16 @@ def main() -> None:
     quiet_libraries()
     for line in sys.stdin:
         asked = json.loads(line)
-        answers.write(json.dumps(_answer(asked["recipe"], asked["overrides"])) + "\n")
+        answers.write(json.dumps(_answer(asked["recipe"], asked["overrides"], asked["wrong"])) + "\n")
         answers.flush()
 
 
-def _answer(text: str, overrides: list[str]) -> dict[str, object]:
+def _answer(text: str, overrides: list[str], wrong: list[str]) -> dict[str, object]:
     try:
-        return {"plan": make_plan(Recipe.parse(text, overrides)).model_dump(mode="json")}
+        found = survey(Recipe.parse(text, overrides), wrong=wrong)
+        if wrong:  # what is wrong with them is known to the service: here the rest is looked at
+            return {"problems": found.collected.listed()}
+        return {"plan": found.require()[0].model_dump(mode="json")}
     except RecipeError as error:
         return {"problems": error.problems}
     except LLMPruneError as error:

@@ -30,6 +30,7 @@ MEMORY = 5 * 10**9  # bytes
 _LONGEST = 10**6  # bytes of an answer; a plan has about a thousand
 _LOOK_EVERY = 0.25  # seconds
 _REMEMBERED = 64
+_Key = tuple[str, tuple[str, ...], tuple[str, ...]]  # recipe, overrides, wrong keys
 _ENDED = "the process that makes plans ended; the model's config may be too large for it"
 
 
@@ -56,15 +57,15 @@ class Planner:
         self._turn = threading.Lock()
         self._worker: subprocess.Popen[bytes] | None = None
         self._timer: threading.Timer | None = None
-        self._plans: OrderedDict[tuple[str, tuple[str, ...]], tuple[float, dict[str, Any]]] = OrderedDict()
+        self._plans: OrderedDict[_Key, tuple[float, dict[str, Any]]] = OrderedDict()
 
-    def plan(self, recipe: str, overrides: Sequence[str], *, caller: str) -> dict[str, Any]:
-        """``{"plan": …}`` or ``{"problems": […]}``.
+    def plan(self, recipe: str, overrides: Sequence[str], *, caller: str, wrong: Sequence[str] = ()) -> dict[str, Any]:
+        """``{"plan": …}`` or ``{"problems": […]}``; ``wrong``: keys that were left out of the recipe as wrong.
 
         Raises PlannerBusy where the turn does not come in time or the worker cannot start, TooManyPlans where the
         caller's own plans are too many or took too much.
         """
-        key = recipe, tuple(overrides)
+        key = recipe, tuple(overrides), tuple(wrong)
         with self.queue.place(caller):
             if not self._turn.acquire(timeout=self.limit):
                 raise PlannerBusy("other plans are being made; ask again in a minute", 60.0)
@@ -72,7 +73,7 @@ class Planner:
                 made, known = self._plans.get(key, (0.0, {}))
                 if known and time.monotonic() - made < self.idle:
                     return known
-                answer = self._ask({"recipe": recipe, "overrides": list(overrides)}, caller)
+                answer = self._ask({"recipe": recipe, "overrides": list(overrides), "wrong": list(wrong)}, caller)
                 if "plan" in answer:  # problems may pass: the hub is away, a file is missing
                     self._plans[key] = time.monotonic(), answer
                 while len(self._plans) > _REMEMBERED:

@@ -14,16 +14,21 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from pydantic import ValidationError
+
 from llmprune.errors import RecipeError
+from llmprune.evaluation.more import samples_to_ask
 from llmprune.hub.section import Hub
 from llmprune.printing import printable
 from llmprune.recipe import Recipe, Width, refuse_tokens
+from llmprune.report.value import GateFigures
 from llmprune.report.wording import duration, plural
 from llmprune.service.guard import admit
-from llmprune.service.job import Job, JobRequest
+from llmprune.service.job import FINISHED, Job, JobRequest, State
 from llmprune.service.secrets import drop_token, keep_token
 from llmprune.service.settings import Settings
-from llmprune.service.table import Conflict, Jobs
+from llmprune.service.table import Jobs
+from llmprune.service.table_reads import Conflict
 from llmprune.service.tokens import Caller
 
 
@@ -84,12 +89,63 @@ def retry(job: Job, hub_token: str | None, settings: Settings, jobs: Jobs) -> Jo
     """Queue an ended job again, with a new hub token if one comes along. Raises RecipeError and Conflict."""
     if job.source is not None:
         _require_token(hub_token)
+    return _queue_again(job, hub_token, settings, jobs, lambda: jobs.retry(job.id), states=("failed", "cancelled"))
+
+
+def reevaluate(job: Job, limit: int | None, hub_token: str | None, settings: Settings, jobs: Jobs) -> Job:
+    """Queue a finished job to evaluate more samples of its model, ``limit`` a task or as many as its gate needs.
+
+    Raises RecipeError where more samples are of no use, and Conflict where the job has no finished model.
+    """
+    if job.state not in FINISHED or job.source is not None or job.cleaned:
+        return jobs.reevaluate(job.id, limit or 1)  # raises Conflict with the reason
+    asked = _samples(job, limit, settings)
+    return _queue_again(job, hub_token, settings, jobs, lambda: jobs.reevaluate(job.id, asked), states=FINISHED)
+
+
+def can_reevaluate(job: Job, settings: Settings) -> bool:
+    """Whether there are documents that the tasks of a finished job have not asked yet."""
+    if job.state not in FINISHED or job.source is not None or job.cleaned:
+        return False
+    try:
+        _samples(job, 2**31, settings)
+    except (RecipeError, Conflict):
+        return False
+    return True
+
+
+def _samples(job: Job, limit: int | None, settings: Settings) -> int:
+    try:
+        report = json.loads((settings.run_folder(job.id) / "report.json").read_text(encoding="utf-8"))
+        gate = GateFigures.model_validate(report["gate"], strict=False) if report["gate"] else None
+        documents = [task.get("documents") for task in report["tasks"]]
+        had = report["recipe"]["evaluation"]["limit"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
+        raise Conflict(f"the report of job {job.id} cannot be read; submit its recipe as a new job") from error
+    if not documents:
+        raise RecipeError("the recipe names no tasks, so there are no samples to evaluate", "evaluation")
+    try:
+        return samples_to_ask(gate, had, documents=documents, wanted=limit)
+    except RecipeError as error:
+        raise RecipeError([problem.replace("--limit", "limit") for problem in error.problems], "evaluation") from error
+
+
+def _queue_again(
+    job: Job,
+    hub_token: str | None,
+    settings: Settings,
+    jobs: Jobs,
+    queue: Callable[[], Job],
+    *,
+    states: Sequence[State],
+) -> Job:
+    """Queue a job that is in one of the states, with its new hub token there before the supervisor looks."""
     folder = settings.folder(job.id)
-    given = job.state in ("failed", "cancelled") and hub_token
+    given = hub_token if job.state in states else None
     if given:
         keep_token(folder, given)
     try:
-        return jobs.retry(job.id)
+        return queue()
     except Conflict:
         now = jobs.get(job.id)
         if given and now is not None and now.ended:  # else somebody else's retry was faster, and needs it
@@ -100,7 +156,7 @@ def retry(job: Job, hub_token: str | None, settings: Settings, jobs: Jobs) -> Jo
 def cancel(job: Job, settings: Settings, jobs: Jobs) -> Job:
     """Cancel a job; one that has not started is through with its token. Raises Conflict."""
     cancelled = jobs.cancel(job.id)
-    if cancelled.state == "cancelled":
+    if cancelled.ended:
         drop_token(settings.folder(job.id), settings.log(job.id))
     return cancelled
 

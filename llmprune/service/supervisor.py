@@ -16,25 +16,28 @@ import select
 import sqlite3
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from llmprune.errors import LLMPruneError
-from llmprune.hub.section import Hub
 from llmprune.service.database import Database
 from llmprune.service.devices import Machine
-from llmprune.service.environment import hub_variables
 from llmprune.service.housekeeping import clean_up, over_quota
-from llmprune.service.job import ACTIVE, Job
+from llmprune.service.isolation import Isolation
+from llmprune.service.job import ACTIVE, VERDICTS, Job
 from llmprune.service.launchers import make_launchers
 from llmprune.service.launchers.base import Launch
+from llmprune.service.launching import launch_of
 from llmprune.service.logs import log_with_time
 from llmprune.service.overuse import overuse, shorten
-from llmprune.service.secrets import drop_token, has_token, own_hub
+from llmprune.service.paths import Paths
+from llmprune.service.secrets import drop_token
 from llmprune.service.settings import Settings
 from llmprune.service.table import Jobs
-from llmprune.service.watching import PROGRESS, PUBLISHED, explain, read_progress, read_results
+from llmprune.service.watching import PROGRESS, explain, read_figures, read_progress, read_published
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +57,8 @@ class Supervisor:
         self.jobs = Jobs(Database(settings.database))
         self.launchers = make_launchers(settings)
         self.machine = Machine(settings.gpus, settings.slots)
+        self.paths = Paths.of(settings)
+        self._isolation = Isolation()
         self._elsewhere = {name for name, launcher in self.launchers.items() if not launcher.on_this_machine}
         self._seen: set[tuple[str, int]] = set()  # attempts that this supervisor started or saw alive
         self._asked_to_end: dict[str, float] = {}  # since when, by time.monotonic()
@@ -73,36 +78,70 @@ class Supervisor:
             self._beaten = now
             self._beat(now)
         for job in self.jobs.in_states(*ACTIVE):
-            self._look_after(job, elapsed)
+            self._isolated(job, partial(self._look_after, job, elapsed))
         if now - self._weighed >= WEIGH_EVERY:
             self._weighed = now
-            self._end_overuse()
+            self._isolation.attempt("looking at memory and logs", self._end_overuse)
         if now - self._cleaned >= CLEAN_EVERY:
             self._cleaned = now
-            clean_up(self.settings, self.jobs)
-            self._full = over_quota(self.settings)
+            self._isolation.attempt("the clean-up", self._clean_up)
         if not self._full:
-            self._start_waiting()
+            self._isolation.attempt("starting jobs", self._start_waiting)
+
+    def _clean_up(self) -> None:
+        clean_up(self.settings, self.jobs)
+        self._full = over_quota(self.settings)
+
+    def _isolated(self, job: Job, work: Callable[[], object]) -> bool:
+        """Do something for one job; whether it can be gone on with. Where it cannot, the job fails and says why."""
+        damaged = set(job.unreadable) - {"figures", "published"}  # these are only shown
+        if damaged:
+            self._abandon(job, f"its row in the job table is damaged ({', '.join(sorted(damaged))}); submit it again")
+            return False
+        error = self._isolation.attempt(f"job {job.id}", work)
+        if error is not None:
+            said = str(error) if isinstance(error, LLMPruneError) else f"{type(error).__name__}: {error}"
+            self._abandon(job, f"the service cannot go on with it: {said}; retry, or tell the operator")
+        return error is None
+
+    def _abandon(self, job: Job, said: str) -> None:
+        """End the processes of a job as far as they can be ended, and fail it."""
+        launcher = self.launchers.get(job.launcher)
+        if launcher is not None:
+            self._isolation.attempt(f"ending job {job.id}", partial(self._stop, job))
+        self._isolation.attempt(f"failing job {job.id}", partial(self._give_up, job, said))
+
+    def _stop(self, job: Job) -> None:
+        self.launchers[job.launcher].stop(self._launch(job), force=True)
+
+    def _give_up(self, job: Job, said: str) -> None:
+        self._forget_token(job)
+        self.jobs.give_up(job.id, self.paths.hide(said))
 
     def stop(self) -> None:
         """End this machine's jobs and queue them again: the next service continues them."""
         mine = [job for job in self.jobs.in_states("running") if job.launcher not in self._elsewhere]
         while mine:
-            for job in mine:
-                self._end_processes(job, self._launch(job))
+            mine = [job for job in mine if self._isolated(job, partial(self._ask_to_end, job))]
             time.sleep(0.1)
-            mine = [job for job in mine if not self._put_back(job)]
+            ended: list[str] = []
+            mine = [job for job in mine if self._isolated(job, partial(self._put_back, job, ended))]
+            mine = [job for job in mine if job.id not in ended]
 
-    def _put_back(self, job: Job) -> bool:
+    def _ask_to_end(self, job: Job) -> None:
+        self._end_processes(job, self._launch(job))
+
+    def _put_back(self, job: Job, ended: list[str]) -> None:
+        """Queue a job again whose processes have ended, and add it to ``ended``."""
         look = self.launchers[job.launcher].look(self._launch(job))
         if look.state == "running":
-            return False
+            return
+        ended.append(job.id)
         if look.code in (0, 2, 3):  # it was faster
             self._end(job, look.code)
         else:
             self.jobs.progress(job.id, round(job.ran_seconds + self._ran.pop(job.id, 0.0), 2), {})
             self.jobs.queue_again(job.id)
-        return True
 
     def _beat(self, now: float) -> None:
         with self.jobs.database.write() as connection:
@@ -158,7 +197,7 @@ class Supervisor:
             if job.launcher in self.launchers:
                 logger.warning("job %s is ended: %s", job.id, said)
                 self._overused.setdefault(job.id, said)
-                self.launchers[job.launcher].stop(self._launch(job), force=True)
+                self._isolated(job, partial(self._stop, job))
 
     def _returned(self, job: Job) -> None:
         """A cluster had no room for it for a long time."""
@@ -186,12 +225,18 @@ class Supervisor:
         launch = self._launch(job)
         if job.launcher not in self._elsewhere:
             self.launchers[job.launcher].stop(launch, force=True)  # what the run may have left behind
-        results = read_results(self.settings.run_folder(job.id), code)
         shorten(launch.log, self.settings.log_limit)
         drop_token(launch.folder, launch.log)
         overused = self._overused.pop(job.id, None)
+        run = self.settings.run_folder(job.id)
+        figures = read_figures(run) if code in (0, 3) else None
+        shown = figures.model_dump_json() if figures else None
         if code == 0:
-            self.jobs.end(job.id, "succeeded", code, None, ran, **results)
+            self.jobs.end(job.id, "succeeded", code, None, ran, figures=shown, published=read_published(run))
+        elif code == 3 and figures and figures.gate_verdict not in (None, "pass"):
+            assert figures.gate_verdict is not None, "just looked at"
+            verdict = VERDICTS[figures.gate_verdict]
+            self.jobs.end(job.id, verdict, code, self._explained(launch, code), ran, figures=shown)
         elif job.state == "cancelling" and code not in (2, 3):
             self.jobs.end(job.id, "cancelled", code, None, ran)
         elif overused is not None and code not in (2, 3):
@@ -200,35 +245,50 @@ class Supervisor:
             said = f"it ran longer than its limit of {limit:g} s; a retry continues after the last layer"
             self.jobs.end(job.id, "failed", code, said, ran)
         else:
-            self.jobs.end(job.id, "failed", code, explain(launch.log, code), ran, **results)
+            self.jobs.end(job.id, "failed", code, self._explained(launch, code), ran)
+
+    def _explained(self, launch: Launch, code: int | None) -> str:
+        return self.paths.hide(explain(launch.log, code))
 
     def _start_waiting(self) -> None:
         waiting = self.jobs.in_states("queued")
         asked = self._elsewhere & {job.launcher for job in waiting}
-        room = {name: self.launchers[name].room() if name in asked else 0 for name in self._elsewhere}
+        room = dict.fromkeys(self._elsewhere, 0)
+        for name in asked:
+            self._isolation.attempt(f"asking {name} for room", partial(self._ask_for_room, name, room))
+        waiting = [job for job in waiting if not job.unreadable or self._isolated(job, lambda: None)]
         for job, devices in self.machine.startable(waiting, self.jobs.in_states(*ACTIVE), room):
-            started = self.jobs.start(job.id, devices)
-            if started is None:
-                continue
-            launch = self._launch(started)
-            try:
-                launcher = self.launchers.get(started.launcher)
-                if launcher is None:
-                    raise LLMPruneError(f"the service runs without the launcher {started.launcher!r} now")
-                self._prepare(started, launch.folder)
-                launcher.start(launch)
-                if launcher.on_this_machine:  # elsewhere the next look says whether it has arrived
-                    self._seen.add((started.id, started.attempts))
-            except LLMPruneError as error:
-                self._fail(started, 1, str(error))
-            except OSError as error:
-                self._fail(started, 1, f"its folder cannot be written: {error}; make room and retry")
+            self._isolated(job, partial(self._start, job, devices))
+
+    def _ask_for_room(self, name: str, room: dict[str, int]) -> None:
+        room[name] = self.launchers[name].room()
+
+    def _start(self, job: Job, devices: list[str]) -> None:
+        started = self.jobs.start(job.id, devices)
+        if started is None:
+            return
+        launch = self._launch(started)
+        try:
+            launcher = self.launchers.get(started.launcher)
+            if launcher is None:
+                raise LLMPruneError(f"the service runs without the launcher {started.launcher!r} now")
+            self._prepare(started, launch.folder)
+            launcher.start(launch)
+            if launcher.on_this_machine:  # elsewhere the next look says whether it has arrived
+                self._seen.add((started.id, started.attempts))
+        except LLMPruneError as error:
+            self._fail(started, 1, str(error))
+        except OSError as error:
+            self._fail(started, 1, f"its folder cannot be written: {error}; make room and retry")
 
     def _fail(self, job: Job, code: int | None, said: str) -> None:
         """End a job that did not run."""
+        self._forget_token(job)
+        self.jobs.end(job.id, "failed", code, self.paths.hide(said))
+
+    def _forget_token(self, job: Job) -> None:
         with suppress(OSError):  # its folder may be what is wrong
             drop_token(self.settings.folder(job.id), self.settings.log(job.id))
-        self.jobs.end(job.id, "failed", code, said)
 
     def _prepare(self, job: Job, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -236,37 +296,7 @@ class Supervisor:
         (folder / "recipe.yaml").write_bytes(job.recipe.encode())
 
     def _launch(self, job: Job) -> Launch:
-        folder = self.settings.folder(job.id).absolute()
-        own = has_token(folder) or job.push is not None  # a push never goes by another token
-        lent = self.settings.lend_hub_token and not own
-        hub = own_hub(folder) if own else hub_variables(self.settings.hub_home)
-        return Launch(
-            job=job.id,
-            attempt=job.attempts,
-            folder=folder,
-            arguments=self._run(job, folder) if job.push is None else self._push(job, job.push, folder),
-            gpus=job.gpus,
-            devices=job.devices,
-            environment={
-                "LLMPRUNE_PROGRESS": str(folder / PROGRESS),
-                "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # the log is no terminal
-                **({} if lent else hub),
-            },
-            keep_hub=lent,
-        )
-
-    def _run(self, job: Job, folder: Path) -> tuple[str, ...]:
-        sets = [part for override in job.overrides for part in ("--set", override)]
-        return ("run", str(folder / "recipe.yaml"), "--output", str(folder / "run"), *sets)
-
-    def _push(self, job: Job, hub: Hub, folder: Path) -> tuple[str, ...]:
-        """Joined with =, so that no value is taken for an option."""
-        assert job.source is not None, "a push has a source"
-        given = {"repo-id": hub.repo_id, "branch": hub.branch, "when": hub.when, "commit-message": hub.commit_message}
-        options = [f"--{name}={value}" for name, value in given.items() if value is not None]
-        options += ["--private" if hub.private else "--public", *(["--create-pr"] if hub.create_pr else [])]
-        source = self.settings.run_folder(job.source).absolute()
-        return ("push", str(source), *options, f"--save={folder / 'run' / PUBLISHED}")
+        return launch_of(job, self.settings)
 
 
 def main() -> None:

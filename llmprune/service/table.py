@@ -6,24 +6,34 @@ import json
 import sqlite3
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 from llmprune.service.database import Database
-from llmprune.service.job import ACTIVE, ENDED, SUMMARY_COLUMNS, Job, JobRequest, JobSummary, State, job_of, summary_of
+from llmprune.service.job import (
+    ACTIVE,
+    ENDED,
+    FINISHED,
+    SUMMARY_COLUMNS,
+    VERDICTS,
+    Job,
+    JobRequest,
+    JobSummary,
+    State,
+    job_of,
+    summary_of,
+)
+from llmprune.service.table_reads import (
+    Conflict,
+    QueueFull,
+    Term,
+    one,
+    require_no_push,
+    require_pushable,
+    row_of,
+    visible,
+)
 
 _SHOWN = ("state", "step", "done", "total", "fraction", "seconds_left", "attempts", "exit_code", "error")
-
-
-class Conflict(Exception):
-    """What was asked does not fit the job's state, or an idempotency key was used for something else."""
-
-
-class QueueFull(Exception):
-    """The owner has as many jobs waiting as are allowed."""
-
-
-class NoSuchJob(Exception):
-    """The job was deleted since the caller looked it up."""
 
 
 class Jobs:
@@ -52,17 +62,17 @@ class Jobs:
         waiting jobs or ``max_jobs`` jobs in all.
         """
         with self.database.write() as connection:
-            known = _one(connection, "SELECT digest, job FROM idempotency WHERE owner = ? AND key = ?", owner, key)
+            known = one(connection, "SELECT digest, job FROM idempotency WHERE owner = ? AND key = ?", owner, key)
             if known is not None:
                 if known["digest"] != digest:
                     raise Conflict(f"the idempotency key {key!r} was used for another submission; use a new one")
-                return job_of(_row(connection, known["job"])), False
+                return job_of(row_of(connection, known["job"])), False
             if request.source is not None:
-                _require_pushable(connection, request.source)
-            waiting = _one(connection, "SELECT count(*) n FROM jobs WHERE owner = ? AND state = 'queued'", owner)
+                require_pushable(connection, request.source)
+            waiting = one(connection, "SELECT count(*) n FROM jobs WHERE owner = ? AND state = 'queued'", owner)
             if waiting is not None and waiting["n"] >= max_queued:
                 raise QueueFull(f"{owner} has {waiting['n']} jobs in the queue, and {max_queued} are allowed")
-            kept = _one(connection, "SELECT count(*) n FROM jobs WHERE owner = ?", owner)
+            kept = one(connection, "SELECT count(*) n FROM jobs WHERE owner = ?", owner)
             if kept is not None and kept["n"] >= max_jobs:
                 raise QueueFull(
                     f"{owner} has {kept['n']:,} jobs, and {max_jobs:,} are kept; delete some that have ended"
@@ -78,7 +88,7 @@ class Jobs:
             if key is not None:
                 connection.execute("INSERT INTO idempotency VALUES (?, ?, ?, ?)", (owner, key, digest, job))
             _note(connection, job)
-            return job_of(_row(connection, job)), True
+            return job_of(row_of(connection, job)), True
 
     def get(self, job: str) -> Job | None:
         """The job of this id."""
@@ -100,7 +110,7 @@ class Jobs:
 
         Only jobs of ``viewer`` and shared ones; None: all jobs.
         """
-        terms: list[_Term] = []
+        terms: list[Term] = []
         if states:
             terms.append((f"state IN ({', '.join('?' * len(states))})", [*states]))
         if owner is not None:
@@ -111,17 +121,17 @@ class Jobs:
             terms.append(("(instr(lower(name), ?) OR instr(lower(model), ?) OR id = ?)", [search.lower()] * 3))
         if before is not None:
             terms.append(("seq < ?", [before]))
-        sql, values = _visible(f"seq, {SUMMARY_COLUMNS}", terms, viewer)
+        sql, values = visible(f"seq, {SUMMARY_COLUMNS}", terms, viewer)
         rows = self.database.read(f"{sql} ORDER BY seq DESC LIMIT ?", [*values, limit + 1])
         more = rows[limit - 1]["seq"] if len(rows) > limit else None
-        return [summary_of(_without(row, "seq")) for row in rows[:limit]], more
+        return [summary_of(row) for row in rows[:limit]], more
 
     def counts(self, *, viewer: str | None) -> dict[State, int]:
         """How many jobs of ``viewer`` and shared ones are in each state; None: of all jobs."""
-        sql, values = _visible("state", [], viewer)
+        sql, values = visible("state", [], viewer)
         rows = self.database.read(f"SELECT state, count(*) n FROM ({sql}) GROUP BY state", values)
         found = {row["state"]: row["n"] for row in rows}
-        return {state: found.get(state, 0) for state in ("queued", *ACTIVE, *ENDED)}
+        return {state: found.get(state, 0) for state in get_args(State)}
 
     def pushed(self) -> set[str]:
         """The jobs whose models are on their way to the hub."""
@@ -138,39 +148,53 @@ class Jobs:
     def cancel(self, job: str) -> Job:
         """A queued job is cancelled at once, a running one from now on. Raises Conflict where it has ended."""
         with self.database.write() as connection:
-            state = _row(connection, job)["state"]
+            row = row_of(connection, job)
+            state = row["state"]
             if state == "queued":
-                _change(connection, job, state="cancelled", finished=time.time())
+                _change(connection, job, **_cancelled(row), finished=time.time())
             elif state == "running":
                 _change(connection, job, state="cancelling")
             elif state != "cancelling":
                 raise Conflict(f"the job has ended ({state}) and cannot be cancelled")
-            return job_of(_row(connection, job))
+            return job_of(row_of(connection, job))
 
     def retry(self, job: str) -> Job:
         """Queue an ended job again; it continues its run folder. Raises Conflict where that makes no sense."""
         with self.database.write() as connection:
-            row = _row(connection, job)
+            row = row_of(connection, job)
+            if row["state"] in FINISHED:
+                raise Conflict("the job has its result, and a retry gives the same; change the recipe in a new job")
             if row["state"] not in ("failed", "cancelled"):
                 raise Conflict(f"the job is {row['state']}; only failed and cancelled jobs can be tried again")
-            _require_no_push(connection, job)
+            require_no_push(connection, job)
             if row["source"] is not None:
-                _require_pushable(connection, row["source"])
-            fresh: dict[str, Any] = {"step": None, "done": None, "total": None, "fraction": 0.0, "seconds_left": None}
-            fresh |= {"exit_code": None, "error": None, "finished": None, "ran_before": row["ran_seconds"]}
-            _change(connection, job, state="queued", **fresh)
-            return job_of(_row(connection, job))
+                require_pushable(connection, row["source"])
+            _change(connection, job, state="queued", **_FRESH, error=None, ran_before=row["ran_seconds"])
+            return job_of(row_of(connection, job))
+
+    def reevaluate(self, job: str, limit: int) -> Job:
+        """Queue a finished job to evaluate its model on so many samples a task. Raises Conflict."""
+        with self.database.write() as connection:
+            row = row_of(connection, job)
+            if row["source"] is not None or row["state"] not in FINISHED:
+                raise Conflict(f"job {job} is {_words(row)}; only the model of a finished job can be evaluated again")
+            if row["cleaned"]:
+                raise Conflict(f"the clean-up has taken the model of job {job}; run its recipe again with more samples")
+            require_no_push(connection, job)
+            _change(connection, job, state="queued", **_FRESH, reevaluate=limit, ran_before=row["ran_seconds"])
+            return job_of(row_of(connection, job))
 
     def start(self, job: str, devices: Sequence[str]) -> Job | None:
         """Mark a queued job as running, once more; None where it is no longer queued."""
         with self.database.write() as connection:
-            row = _row(connection, job)
+            row = row_of(connection, job)
             if row["state"] != "queued":
                 return None
             step = "starting" if row["source"] is None else "pushing to the hub"
+            step = step if row["reevaluate"] is None else "evaluation of more samples"
             values = {"devices": json.dumps(list(devices)), "attempts": row["attempts"] + 1, "step": step}
             _change(connection, job, state="running", started=time.time(), **values)
-            return job_of(_row(connection, job))
+            return job_of(row_of(connection, job))
 
     def progress(self, job: str, ran_seconds: float, news: dict[str, Any]) -> None:
         """Note how long a job has run and, where it says something new, how far it is."""
@@ -191,18 +215,31 @@ class Jobs:
     ) -> None:
         """Note how a running job ended; ``ran_seconds`` in all; ``results``: figures or published, as JSON."""
         with self.database.write() as connection:
-            if _row(connection, job)["state"] in ACTIVE:
-                ended: dict[str, Any] = {"devices": "[]", "seconds_left": None, "finished": time.time(), **results}
-                if ran_seconds is not None:
-                    ended["ran_seconds"] = round(ran_seconds, 2)
-                if state == "succeeded":
-                    ended |= {"step": None, "done": None, "total": None, "fraction": 1.0}
-                _change(connection, job, state=state, exit_code=exit_code, error=error, **ended)
+            row = row_of(connection, job)
+            if row["state"] not in ACTIVE:
+                return
+            ended: dict[str, Any] = {"exit_code": exit_code, "error": error, **results}
+            ended |= {"devices": "[]", "seconds_left": None, "finished": time.time()}
+            if state in FINISHED:
+                ended |= {"step": None, "done": None, "total": None, "fraction": 1.0, "reevaluate": None}
+            if ran_seconds is not None:
+                ended["ran_seconds"] = round(ran_seconds, 2)
+            settled = _cancelled(row) if state == "cancelled" else {"state": state}
+            if settled["state"] in FINISHED and state == "cancelled":
+                ended |= {"error": row["error"], "exit_code": None}
+            _change(connection, job, **ended | settled)
+
+    def give_up(self, job: str, error: str) -> None:
+        """Fail a job that cannot be run or looked after, whether it waits or runs."""
+        with self.database.write() as connection:
+            if row_of(connection, job)["state"] not in ENDED:
+                ended: dict[str, Any] = {"devices": "[]", "seconds_left": None, "finished": time.time()}
+                _change(connection, job, state="failed", exit_code=None, error=error, **ended)
 
     def queue_again(self, job: str) -> None:
         """Put a job back whose process ended together with the service; it continues."""
         with self.database.write() as connection:
-            if _row(connection, job)["state"] == "running":
+            if row_of(connection, job)["state"] == "running":
                 _change(connection, job, state="queued", devices="[]", seconds_left=None)
 
     def cleaned(self, job: str) -> None:
@@ -213,10 +250,10 @@ class Jobs:
     def delete(self, job: str) -> None:
         """Forget an ended job. Raises Conflict where it has not ended."""
         with self.database.write() as connection:
-            state = _row(connection, job)["state"]
+            state = row_of(connection, job)["state"]
             if state not in ENDED:
                 raise Conflict(f"the job is {state}; cancel it first")
-            _require_no_push(connection, job)
+            require_no_push(connection, job)
             connection.execute("DELETE FROM jobs WHERE id = ?", (job,))
 
     def events(self, job: str, after: int, limit: int = 500) -> list[sqlite3.Row]:
@@ -225,55 +262,24 @@ class Jobs:
         return self.database.read(sql, (job, after, limit))
 
 
-_Term = tuple[str, list[Any]]  # a condition and its values
+_FRESH: dict[str, Any] = {
+    "step": None, "done": None, "total": None, "fraction": 0.0, "seconds_left": None, "exit_code": None,
+    "finished": None,
+}  # fmt: skip
 
 
-def _visible(columns: str, terms: list[_Term], viewer: str | None) -> tuple[str, list[Any]]:
-    """A query of the jobs that a viewer may see, and its values.
-
-    It has two halves, for an index serves each of them in the order of arrival, and none serves an OR.
-    """
-    halves = [terms]
-    if viewer is not None:
-        halves = [[*terms, ("owner = ?", [viewer])], [*terms, ("shared = 1 AND owner <> ?", [viewer])]]
-    wheres = [f"WHERE {' AND '.join(term for term, _ in half)}" if half else "" for half in halves]
-    sql = " UNION ALL ".join(f"SELECT {columns} FROM jobs {where}" for where in wheres)
-    return sql, [value for half in halves for _, values in half for value in values]
+def _cancelled(row: sqlite3.Row) -> dict[str, Any]:
+    """The columns of a cancelled job. One that evaluated more samples has its earlier verdict again."""
+    figures = summary_of(row).figures
+    if row["reevaluate"] is None or figures is None:
+        return {"state": "cancelled"}
+    verdict = figures.gate_verdict or ("fail" if figures.gate_passed is False else "pass")
+    done = {"step": None, "done": None, "total": None, "fraction": 1.0}
+    return {"state": VERDICTS[verdict], "reevaluate": None, **done}
 
 
-def _one(connection: sqlite3.Connection, sql: str, *values: Any) -> sqlite3.Row | None:
-    row: sqlite3.Row | None = connection.execute(sql, values).fetchone()
-    return row
-
-
-def _row(connection: sqlite3.Connection, job: str) -> sqlite3.Row:
-    row = _one(connection, "SELECT * FROM jobs WHERE id = ?", job)
-    if row is None:
-        raise NoSuchJob(f"there is no job {job!r}")
-    return row
-
-
-def _require_pushable(connection: sqlite3.Connection, job: str) -> None:
-    """Raise Conflict where a job has no finished model, or somebody pushes it already."""
-    row = _one(connection, "SELECT * FROM jobs WHERE id = ?", job)
-    if row is None:
-        raise Conflict(f"the job {job}, whose model was to be pushed, is deleted")
-    if row["state"] not in ENDED or row["figures"] is None:
-        raise Conflict(f"job {job} is {row['state']} and has no finished model to push; push it when it has succeeded")
-    if row["cleaned"]:
-        raise Conflict(f"the clean-up has taken the model of job {job}; run its recipe again, then push that")
-    _require_no_push(connection, job)
-
-
-def _require_no_push(connection: sqlite3.Connection, job: str) -> None:
-    """Raise Conflict while a job's model is on its way to the hub."""
-    under_way = ("queued", *ACTIVE)
-    sql = f"SELECT id, owner FROM jobs WHERE source = ? AND state IN ({', '.join('?' * len(under_way))})"
-    push = _one(connection, sql, job, *under_way)
-    if push is not None and push["owner"] != _row(connection, job)["owner"]:
-        raise Conflict(f"the model of job {job} is being pushed by an admin; wait for that")
-    if push is not None:
-        raise Conflict(f"the model of job {job} is being pushed by job {push['id']}; wait for that, or cancel it")
+def _words(row: sqlite3.Row) -> str:
+    return "a push" if row["source"] is not None else str(row["state"]).replace("_", " ")
 
 
 def _change(connection: sqlite3.Connection, job: str, kind: str = "state", **values: Any) -> None:
@@ -283,10 +289,6 @@ def _change(connection: sqlite3.Connection, job: str, kind: str = "state", **val
 
 
 def _note(connection: sqlite3.Connection, job: str, kind: str = "state") -> None:
-    row = _row(connection, job)
-    data = json.dumps({"id": job} | {name: row[name] for name in _SHOWN})
+    now = summary_of(row_of(connection, job))
+    data = json.dumps({"id": job} | {name: getattr(now, name) for name in _SHOWN})
     connection.execute("INSERT INTO events (job, kind, data, at) VALUES (?, ?, ?, ?)", (job, kind, data, time.time()))
-
-
-def _without(row: sqlite3.Row, name: str) -> Any:
-    return {key: row[key] for key in row.keys() if key != name}  # noqa: SIM118  # a Row iterates over its values

@@ -14,7 +14,10 @@ from llmprune.console import PlainConsole
 from llmprune.printing import printable, printable_message
 from llmprune.report.wording import duration, percent
 
-STYLES = {"succeeded": "green", "failed": "red", "running": "cyan", "cancelling": "yellow"}
+STYLES = {
+    "succeeded": "green", "failed": "red", "running": "cyan", "cancelling": "yellow",
+    "gate_not_met": "yellow", "gate_undecided": "yellow",
+}  # fmt: skip
 
 
 def print_jobs(jobs: Iterable[dict[str, Any]]) -> None:
@@ -35,7 +38,7 @@ def print_jobs(jobs: Iterable[dict[str, Any]]) -> None:
 
 def doing(job: dict[str, Any]) -> str:
     """``pass 2: cut and refit, layer 12 of 28, about 40 s left in this step``."""
-    said = [printable(job["step"] or job["state"])]
+    said = [printable(job["step"] or state_words(job["state"]))]
     if job["total"] and job["done"] is not None:
         said.append(f"layer {job['done'] + 1} of {job['total']}")
     if job.get("seconds_left"):
@@ -54,7 +57,8 @@ def show_progress(events: Iterable[dict[str, Any]], final: Callable[[], dict[str
         bar = progress.add_task("", total=1.0)
         for event in events:
             progress.update(bar, completed=event["fraction"], description=doing(event))
-            line = printable(f"{event['state']}: {event['step']}" if event["step"] else event["state"])
+            state = state_words(event["state"])
+            line = printable(f"{state}: {event['step']}" if event["step"] else state)
             if not console.is_terminal and line != said:
                 said = line
                 console.print(Text(line), soft_wrap=True)
@@ -67,4 +71,9 @@ def show_progress(events: Iterable[dict[str, Any]], final: Callable[[], dict[str
 
 def _state(job: dict[str, Any], more: str = "") -> Text:
     """The state in its colour."""
-    return Text(printable(job["state"]) + more, STYLES.get(job["state"], ""))
+    return Text(printable(state_words(job["state"])) + more, STYLES.get(job["state"], ""))
+
+
+def state_words(state: str) -> str:
+    """Return a state as people read it, such as ``gate not met``."""
+    return state.replace("_", " ")

@@ -214,7 +214,7 @@ def jobs(
 
 
 def watch(job: JobArgument, server: Server = _HERE, token_file: TokenFile = None) -> None:
-    """Watch a job until it has ended; ends as the run does: 0, 1, 2, or 3 for a gate that was not met."""
+    """Watch a job until it has ended; ends as the run does: 0, 1, 2, or 3 for a gate not met or undecided."""
     with _client(server, token_file) as client:
         _watch(client, job)
 
@@ -237,6 +237,24 @@ def retry(
     hub_token = _token(hub_token_file, "hub token") if hub_token_file else None
     with _client(server, token_file) as client:
         typer.echo(printable(client.retry(job, hub_token)["state"]))
+
+
+def reevaluate_job(
+    job: JobArgument,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Samples a task; default: as many as the gate needs to be decided.")
+    ] = None,
+    hub_token_file: Annotated[
+        Path | None, typer.Option(help="File with a hub token for this job alone; deleted there when it ends.")
+    ] = None,
+    server: Server = _HERE,
+    token_file: TokenFile = None,
+) -> None:
+    """Evaluate more samples of a finished job's model; watches it, and ends as llmprune reevaluate does."""
+    hub_token = _read(hub_token_file, "hub token").strip() if hub_token_file else None
+    with _client(server, token_file) as client:
+        client.reevaluate(job, limit, hub_token)
+        _watch(client, job)
 
 
 def fetch(
@@ -284,7 +302,7 @@ def push_job(
 
 def add_to(app: typer.Typer) -> None:
     """Give the command line these verbs."""
-    for verb in (serve, submit, jobs, watch, cancel, retry, fetch, push_job, token):
+    for verb in (serve, submit, jobs, watch, cancel, retry, reevaluate_job, fetch, push_job, token):
         app.command()(verb)
 
 
@@ -292,9 +310,11 @@ def _watch(client: Client, job: str) -> dict[str, Any]:
     from llmprune.service.terminal import show_progress
 
     ended = show_progress(client.watch(job), lambda: client.job(job))
+    if ended["state"] in ("gate_not_met", "gate_undecided"):
+        raise typer.Exit(3)
     if ended["state"] != "succeeded":
         code = ended["exit_code"]
-        raise typer.Exit(code if code in (1, 2, 3) else 1)
+        raise typer.Exit(code if code in (1, 2) else 1)
     return ended
 
 

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from llmprune.hub.published import Published
 from llmprune.service.job import Figures
 
@@ -21,23 +23,37 @@ SHARES = {
     "saving": (0.73, 0.03),
     "verification": (0.76, 0.08),
     "evaluation": (0.84, 0.16),
+    "evaluation of more samples": (0.0, 1.0),
 }
 _MEANING = {1: "the run failed", 2: "the recipe cannot be run as it is", 3: "the gate was not met"}
 _TAIL = 20_000  # bytes of the log that are searched for the error
+_MOST_PROGRESS = 10_000  # bytes of the file; a step takes about a hundred
+
+
+class _Told(BaseModel):
+    """What a run writes of its progress."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    step: str = Field(max_length=200)
+    done: int | None = Field(ge=0, le=10**9)
+    total: int | None = Field(ge=0, le=10**9)
+    seconds: float | None = Field(ge=0, le=1e9)
 
 
 def read_progress(folder: Path, fraction: float) -> dict[str, Any]:
-    """The columns step, done, total, fraction and seconds_left; empty where the run has said nothing.
+    """The columns step, done, total, fraction and seconds_left; empty where the run has said nothing that can be read.
 
     ``fraction`` is the last one known: it never goes back, and stays through steps of no known share.
     """
     try:
-        told = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
-        step, done, total, seconds = (told[name] for name in ("step", "done", "total", "seconds"))
-    except (OSError, ValueError, KeyError, TypeError):
+        with (folder / PROGRESS).open("rb") as file:
+            told = _Told.model_validate_json(file.read(_MOST_PROGRESS))
+    except (OSError, ValueError):
         return {}
+    step, done, total, seconds = told.step, told.done, told.total, told.seconds
     begins, share = SHARES.get(re.split(r"[:(]", step)[0].strip(), (fraction, 0.0))
-    known = fraction if begins + share <= fraction else begins + share * (done / total if total else 0.0)
+    known = fraction if begins + share <= fraction else begins + share * ((done or 0) / total if total else 0.0)
     left = seconds / done * (total - done) if done and total and seconds else None
     return {
         "step": step,
@@ -46,13 +62,6 @@ def read_progress(folder: Path, fraction: float) -> dict[str, Any]:
         "fraction": round(max(fraction, known), 4),
         "seconds_left": round(left, 1) if left is not None else None,
     }
-
-
-def read_results(run_folder: Path, code: int | None) -> dict[str, str | None]:
-    """What a job came to, as JSON by column; a run whose gate was not met has figures too."""
-    if code not in (0, 3):
-        return {}
-    return {"figures": read_figures(run_folder), "published": read_published(run_folder)}
 
 
 def read_published(run_folder: Path) -> str | None:
@@ -64,13 +73,14 @@ def read_published(run_folder: Path) -> str | None:
         return None
 
 
-def read_figures(run_folder: Path) -> str | None:
-    """The figures of a finished run as JSON; None where it has no report."""
+def read_figures(run_folder: Path) -> Figures | None:
+    """The figures of a finished run; None where it has no report that can be read."""
     try:
         report = json.loads((run_folder / "report.json").read_text(encoding="utf-8"))
         dense, pruned, perplexity, speed = (report[name] for name in ("dense", "pruned", "perplexity", "speed"))
         interval = report["retention"]["interval"] if report.get("retention") else None
-        figures = Figures(
+        gate = report["gate"]
+        return Figures(
             parameters=(dense["parameters"], pruned["parameters"]),
             bytes=(dense["bytes"], pruned["bytes"]),
             layers=(dense["layers"], pruned["layers"]),
@@ -79,11 +89,11 @@ def read_figures(run_folder: Path) -> str | None:
             retention=report["mean_retention"],
             interval=(interval["low"], interval["high"]) if interval else None,
             confidence=interval["confidence"] if interval else None,
-            gate_passed=report["gate"]["passed"] if report["gate"] else None,
+            gate_passed=gate["passed"] if gate else None,
+            gate_verdict=gate["verdict"] if gate else None,
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    return figures.model_dump_json()
 
 
 def explain(log: Path, code: int | None) -> str:

@@ -18,13 +18,13 @@ import psutil
 import pytest
 from service_tools import RECIPE, YAML, Bench, recipe
 from small import command, save_model
+from tiny import structure_of
 from transformers import AutoConfig, DeepseekV3Config, Gemma3nTextConfig, LlamaConfig
 
 from llmprune import ModelError, Recipe, RecipeError
 from llmprune.model.config_limits import MOST_BYTES, check_config
 from llmprune.model.loading import load_config, load_tokenizer
 from llmprune.model.source import ModelSource
-from llmprune.plan import make_plan
 from llmprune.service import memory, overuse, supervisor
 from llmprune.service.memory import machine_memory, memory_of, share_of_a_job
 from llmprune.service.plan_queue import MOST_WAITING, PlannerBusy, PlanQueue, TooManyPlans
@@ -382,7 +382,7 @@ def test_a_number_of_layers_beyond_any_memory_is_refused(tmp_path: Path) -> None
     save_model(tmp_path, tokenizer=False)
     text = f"model: {{id: {tmp_path}}}\ncalibration: {{dataset: org/text}}\ndepth: {{remove: {10**18}}}\n"
     with pytest.raises(RecipeError, match="remove at most 3"):
-        make_plan(Recipe.parse(text))
+        structure_of(Recipe.parse(text))
 
 
 # --- configs

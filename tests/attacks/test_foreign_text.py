@@ -122,10 +122,10 @@ def test_json_for_machines_is_ascii(bench: Bench, tmp_path: Path) -> None:
     said = command("jobs", "--json").out
     assert said.isascii()
     assert json.loads(said)["jobs"][0]["name"] == HOSTILE
-    model = save_model(tmp_path / "a\u202eb\x9b", tokenizer=False)
+    model = save_model(tmp_path / "a\u202eb\x9b")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        json.dumps({"model": {"id": str(model)}, "calibration": {"dataset": "x"}, "depth": {"remove": 1}}), "utf-8"
+        json.dumps({"model": {"id": str(model)}, "calibration": {"dataset": "x", "sequence_length": 8}}), "utf-8"
     )
     for arguments in (("plan", recipe, "--json"), ("anatomy", model, "--json")):
         outcome = command(*arguments)

@@ -19,6 +19,7 @@ from llmprune.service.api.service import Service
 from llmprune.service.api.turns import Turns
 from llmprune.service.database import Database
 from llmprune.service.environment import hub_variables, inherited
+from llmprune.service.paths import Paths
 from llmprune.service.planner import Planner
 from llmprune.service.settings import Settings
 from llmprune.service.table import Jobs
@@ -35,7 +36,7 @@ def create_app(settings: Settings, planner: Planner | None = None, nudge: Callab
     database = Database(settings.database)
     database.migrate()
     planner = planner or _planner(settings)
-    service = Service(settings, database, Jobs(database), Tokens(database), planner, Turns(), nudge)
+    service = Service(settings, database, Jobs(database), Tokens(database), planner, Turns(), nudge, Paths.of(settings))
     app = FastAPI(
         title="llmprune",
         version=__version__,

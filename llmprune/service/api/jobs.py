@@ -14,7 +14,7 @@ from llmprune.service.api.problems import documented
 from llmprune.service.api.recipes import RECIPE_BODY, Overrides, RecipeText
 from llmprune.service.api.service import JobId, Service, TheCaller, TheService
 from llmprune.service.job import Figures, Job, JobSummary, State
-from llmprune.service.submission import Submission, cancel, retry, submit, submit_push
+from llmprune.service.submission import Submission, cancel, reevaluate, retry, submit, submit_push
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
 
@@ -86,7 +86,7 @@ async def submit_job(
 def list_jobs(
     service: TheService,
     caller: TheCaller,
-    state: Annotated[list[State], Query(default_factory=list, max_length=6, description="May be repeated.")],
+    state: Annotated[list[State], Query(default_factory=list, max_length=8, description="May be repeated.")],
     owner: Annotated[str | None, Query(max_length=64)] = None,
     search: Annotated[str | None, Query(max_length=200, description="Part of the name or model.")] = None,
     source: Annotated[str | None, Query(max_length=12, description="Only pushes of this job's model.")] = None,
@@ -102,7 +102,7 @@ def list_jobs(
 @router.get("/jobs/{job}", responses=documented(404, 422))
 def show_job(job: JobId, service: TheService, caller: TheCaller) -> Job:
     """Show a job with its recipe."""
-    return service.job(job, caller)
+    return service.shown(service.job(job, caller))
 
 
 @router.post("/jobs/{job}/cancel", responses=documented(404, 409, 422, 507))
@@ -110,7 +110,7 @@ def cancel_job(job: JobId, service: TheService, caller: TheCaller) -> Job:
     """End a job: SIGTERM, then SIGKILL. What is done is kept for a retry."""
     cancelled = cancel(service.own_job(job, caller), service.settings, service.jobs)
     service.nudge()
-    return cancelled
+    return service.shown(cancelled)
 
 
 @router.post(
@@ -133,10 +133,34 @@ def push_job(
 
 @router.post("/jobs/{job}/retry", responses=documented(404, 409, 422, 507))
 def retry_job(job: JobId, service: TheService, caller: TheCaller, hub_token: HubToken = None) -> Job:
-    """Queue a failed or cancelled job again; it continues after the last layer. A push needs its token anew."""
+    """Queue a failed or cancelled job again; it continues after the last layer. A push needs its token anew.
+
+    It helps where the job was stopped or failed by a fault or a limit. A recipe that cannot be run (exit code 2) has to
+    be corrected and submitted anew.
+    """
     again = retry(service.own_job(job, caller), hub_token, service.settings, service.jobs)
     service.nudge()
-    return again
+    return service.shown(again)
+
+
+@router.post("/jobs/{job}/reevaluate", responses=documented(404, 409, 422, 507))
+def reevaluate_job(
+    job: JobId,
+    service: TheService,
+    caller: TheCaller,
+    limit: Annotated[
+        int | None, Query(ge=1, le=10**9, description="Samples a task; default: as many as the gate needs.")
+    ] = None,
+    hub_token: HubToken = None,
+) -> Job:
+    """Evaluate more samples of a finished job's model: nothing is pruned again, earlier answers are kept.
+
+    The job gets a new report and a new verdict. Until then it is queued or running; cancelled, it has its earlier
+    verdict again.
+    """
+    again = reevaluate(service.own_job(job, caller), limit, hub_token, service.settings, service.jobs)
+    service.nudge()
+    return service.shown(again)
 
 
 @router.delete("/jobs/{job}", status_code=204, responses=documented(404, 409, 422, 507))
@@ -163,4 +187,4 @@ def _queued(job: Job, new: bool, service: Service, response: Response) -> Job:
     if not new:
         response.headers["Idempotent-Replay"] = "true"
     service.nudge()
-    return job
+    return service.shown(job)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query
-from fastapi.responses import FileResponse, PlainTextResponse
+from fastapi.responses import FileResponse, PlainTextResponse, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
@@ -85,9 +85,9 @@ def job_log(
 
 
 def read_log(service: Service, job: str, offset: int, size: int = LOG_PART) -> tuple[bytes, int]:
-    """A part of a log without the job's token, and where the next begins."""
+    """A part of a log without the job's token and the server's paths, and where the next begins."""
     folder = service.settings.folder(job)
-    margin = 1_000  # more than a token is long, so that none is cut in two
+    margin = 1_000  # more than a token or a path is long, so that none is cut in two
     begin = max(0, offset - margin)
     try:
         with service.settings.log(job).open("rb") as log:
@@ -95,47 +95,80 @@ def read_log(service: Service, job: str, offset: int, size: int = LOG_PART) -> t
             text = redact(log.read(size + 2 * margin), folder)
     except OSError:
         return b"", offset
-    part = text[offset - begin :][:size]
-    return part, offset + len(part)
+    first, last = offset - begin, min(offset - begin + size, len(text))
+    if last <= first:
+        return b"", offset
+    return service.paths.hide_between(text, first, last), begin + last
 
 
 @router.get("/artifacts", responses=documented(404, 422))
 def list_artifacts(job: JobId, service: TheService, caller: TheCaller) -> list[Artifact]:
     """The files that a job's run has written."""
-    return artifacts(service.settings.run_folder(service.job(job, caller).id))
+    return artifacts(service, service.job(job, caller).id)
 
 
-def artifacts(folder: Path) -> list[Artifact]:
-    """The files under a run folder that are not hidden."""
+def artifacts(service: Service, job: str) -> list[Artifact]:
+    """The files under a job's run folder that are not hidden."""
+    folder = service.settings.run_folder(job)
     found = []
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and not name.endswith(".partial"))
         for name in sorted(names):
             path = Path(place) / name
             if not name.startswith(".") and path.is_file() and not path.is_symlink():
-                found.append(Artifact(name=str(path.relative_to(folder)), bytes=path.stat().st_size))
+                shown = _shown(service, job, path)
+                size = path.stat().st_size if shown is None else len(shown)
+                found.append(Artifact(name=str(path.relative_to(folder)), bytes=size))
     return found
 
 
+def _shown(service: Service, job: str, path: Path) -> bytes | None:
+    """A file that names folders of the server, as clients see it; None: as it is."""
+    folder = service.settings.run_folder(job)
+    names = {folder / name for name in ("report.json", "report.html", "plan.json")}
+    if path not in names and path.parent != folder / "card":
+        return None
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    return service.paths.hide_between(content, 0, len(content))
+
+
 @router.get("/artifacts/{name:path}", response_class=FileResponse, responses=documented(404, 422))
-def get_artifact(job: JobId, name: str, service: TheService, caller: TheCaller) -> FileResponse:
+def get_artifact(job: JobId, name: str, service: TheService, caller: TheCaller) -> Response:
     """One file; ranges work, so a download can go on where it stopped."""
     place = service.artifact(job, name, caller)
+    shown = _shown(service, job, service.settings.run_folder(job) / name)
+    if shown is not None:
+        return Response(shown, media_type="application/octet-stream", headers=_attached(place.name))
     return FileResponse(place, media_type="application/octet-stream", filename=place.name)
 
 
 @router.get("/report", responses=documented(404, 422))
 def get_report(job: JobId, service: TheService, caller: TheCaller) -> dict[str, Any]:
     """The report's figures."""
-    report: dict[str, Any] = json.loads(service.artifact(job, "report.json", caller).read_text(encoding="utf-8"))
-    return report
+    try:
+        report = json.loads(service.artifact(job, "report.json", caller).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        report = None
+    if not isinstance(report, dict):
+        raise Refused(404, f"the report of job {job} cannot be read; a new job with its recipe makes another")
+    shown: dict[str, Any] = service.paths.hide_in(report)
+    return shown
 
 
 @router.get("/report.html", response_class=FileResponse, responses=documented(404, 422))
-def get_report_page(job: JobId, service: TheService, caller: TheCaller) -> FileResponse:
+def get_report_page(job: JobId, service: TheService, caller: TheCaller) -> Response:
     """The report's page; it may run nothing and load nothing."""
     place = service.artifact(job, "report.html", caller)
     headers = {"Content-Security-Policy": REPORT_POLICY, "X-Frame-Options": "SAMEORIGIN"}
     if not place.stat().st_size:
         raise Refused(404, f"job {job} has no report yet")
-    return FileResponse(place, media_type="text/html; charset=utf-8", headers=headers)
+    content = place.read_bytes()
+    shown = service.paths.hide_between(content, 0, len(content))
+    return Response(shown, media_type="text/html; charset=utf-8", headers=headers)
+
+
+def _attached(name: str) -> dict[str, str]:
+    return {"Content-Disposition": f'attachment; filename="{name}"', "Accept-Ranges": "none"}

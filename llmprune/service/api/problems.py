@@ -16,8 +16,9 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from llmprune.errors import MOST_PROBLEMS, LLMPruneError, RecipeError, shortened
+from llmprune.service.paths import Paths
 from llmprune.service.plan_queue import PlannerBusy, TooManyPlans
-from llmprune.service.table import Conflict, NoSuchJob, QueueFull
+from llmprune.service.table_reads import Conflict, NoSuchJob, QueueFull
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -80,6 +81,8 @@ Explained = tuple[int, str, Sequence[str], Mapping[str, str]]
 def _handler(explain: Callable[[Any], Explained]) -> Callable[[Request, Exception], Response]:
     def handle(request: Request, error: Exception) -> Response:
         status, detail, problems, headers = explain(error)
+        paths: Paths = request.app.state.service.paths
+        detail, problems = paths.hide(detail), [paths.hide(problem) for problem in problems]
         if status == 405:
             headers = {"Allow": ", ".join(_methods(request))}
         return respond(request, status, detail, problems, headers)

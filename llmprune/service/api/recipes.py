@@ -14,7 +14,7 @@ from llmprune.errors import RecipeError
 from llmprune.problems import short
 from llmprune.service.api.problems import Refused, documented
 from llmprune.service.api.service import TheCaller, TheService
-from llmprune.service.guard import RECIPE_LIMIT, admit
+from llmprune.service.guard import RECIPE_LIMIT, admit, examine
 from llmprune.yaml_reader import dump
 
 router = APIRouter(prefix="/v1/recipes", tags=["recipes"])
@@ -39,7 +39,10 @@ RECIPE_BODY: dict[str, Any] = {
 
 
 class Validation(BaseModel):
-    """Whether a recipe is one, and may be run here."""
+    """Whether a recipe has the right form, and the service's rules admit it.
+
+    Its model, text and tasks are not looked at: the plan says what a run would refuse because of them.
+    """
 
     valid: bool
     problems: list[str] = Field(description="One sentence for each mistake.")
@@ -96,20 +99,23 @@ Overrides = Annotated[
 
 @router.post("/validate", openapi_extra=RECIPE_BODY, responses=documented(413, 415, 422))
 async def validate(text: RecipeText, overrides: Overrides, service: TheService, caller: TheCaller) -> Validation:
-    """Say what is wrong with a recipe; no model is looked at."""
+    """Check a recipe's form and the service's rules; its model, text and tasks are the plan's matter."""
     try:
         await service.turns.run(caller.name, admit, text, overrides, service.settings)
     except RecipeError as error:
-        return Validation(valid=False, problems=error.problems)
+        return Validation(valid=False, problems=service.paths.hide_in(error.problems))
     return Validation(valid=True, problems=[])
 
 
 @router.post("/plan", openapi_extra=RECIPE_BODY, responses=documented(413, 415, 422, 503))
 async def plan(text: RecipeText, overrides: Overrides, service: TheService, caller: TheCaller) -> dict[str, Any]:
-    """Say what a recipe would do, as ``llmprune plan --json`` does: sizes, memory, refusals. No weights are read."""
-    _, overrides = await service.turns.run(caller.name, admit, text, overrides, service.settings)
-    answer = await run_in_threadpool(service.planner.plan, text, overrides, caller=caller.name)
+    """Say what a recipe would do, as ``llmprune plan --json`` does: sizes, memory, and all that a run would refuse.
+
+    No weights are read. Problems of its form, of the service's rules and of the plan are listed together.
+    """
+    examined = await service.turns.run(caller.name, examine, text, overrides, service.settings)
+    answer = await run_in_threadpool(service.plan, examined, caller)
     if "problems" in answer:
-        raise RecipeError(answer["problems"], "recipe")
+        raise RecipeError([*examined.problems, *answer["problems"]], "recipe")
     made: dict[str, Any] = answer["plan"]
     return made

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from fastapi import Path as InPath
@@ -13,7 +13,9 @@ from fastapi import Path as InPath
 from llmprune.service.api.problems import Refused
 from llmprune.service.api.turns import Turns
 from llmprune.service.database import Database
+from llmprune.service.guard import Examined
 from llmprune.service.job import JOB_ID, Job
+from llmprune.service.paths import Paths
 from llmprune.service.planner import Planner
 from llmprune.service.settings import Settings
 from llmprune.service.table import Jobs
@@ -31,6 +33,7 @@ class Service:
     planner: Planner
     turns: Turns
     nudge: Callable[[], None]  # wakes the supervisor
+    paths: Paths  # what clients see of the server's
 
     def find(self, job: str, caller: Caller) -> Job | None:
         """The job of this id; None where there is none that the caller may read."""
@@ -45,6 +48,21 @@ class Service:
         if found is None:
             raise Refused(404, f"there is no job {job!r}")
         return found
+
+    def shown(self, job: Job) -> Job:
+        """A job as clients see it: its overrides name folders of the server."""
+        return job.model_copy(update={"overrides": tuple(self.paths.hide_in(job.overrides))})
+
+    def plan(self, examined: Examined, caller: Caller) -> dict[str, Any]:
+        """The planner's answer on what of a recipe may be planned, as clients may see it.
+
+        Raises PlannerBusy and TooManyPlans.
+        """
+        if examined.recipe is None:
+            return {"problems": []}
+        found = self.planner.plan(examined.text, examined.overrides, caller=caller.name, wrong=examined.wrong)
+        answer: dict[str, Any] = self.paths.hide_in(found)
+        return answer
 
     def viewer(self, caller: Caller) -> str | None:
         """Whose jobs, beside the shared ones, a list for the caller shows; None: everybody's."""

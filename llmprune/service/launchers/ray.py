@@ -14,9 +14,10 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx2 as httpx
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llmprune.errors import DiskError, LLMPruneError
 from llmprune.service.launchers.base import GONE, RETURNED, RUNNING, UNKNOWN, WAITING, Launch, Look
@@ -31,6 +32,17 @@ _LOOK_EVERY = 2.0
 _SILENCE = 10.0
 _CLEAN = (sys.executable, "-m", "llmprune.service.environment")
 _START_TIMEOUT = "JOB_SUPERVISOR_ACTOR_START_TIMEOUT"  # 15 minutes in Ray's queue
+
+
+class _Details(BaseModel):
+    """What Ray says of a job, as far as it is used."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    status: Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
+    driver_exit_code: int | None = Field(None, ge=-255, le=255)
+    error_type: str | None = None
+    message: str | None = None
 
 
 class Ray:
@@ -91,18 +103,21 @@ class Ray:
         answer = self._ask("GET", f"/api/jobs/{name}")
         if answer is None or (answer.is_error and answer.status_code != 404):
             return UNKNOWN
-        found = GONE if answer.status_code == 404 else _look(launch, answer.json())
-        (self._waiting.add if found is WAITING else self._waiting.discard)(name)
+        self._waiting.discard(name)  # also where the answer cannot be read: a job that fails must hold up no other
+        found = GONE if answer.status_code == 404 else _look(launch, self._details(answer))
+        if found is WAITING:
+            self._waiting.add(name)
         if found in (WAITING, RUNNING):
             self._looks[name] = time.monotonic(), found
         return found
 
     def stop(self, launch: Launch, force: bool) -> None:
-        """Have Ray end it: SIGTERM, and SIGKILL after the grace; ``force`` adds nothing to that.
+        """Have Ray end it: SIGTERM, and SIGKILL after the grace, with ``force`` or without.
 
         Ray does not stop a job that waits there; the note has it end by itself as soon as it is started.
         """
-        del force
+        if force:  # it may be given up, and is looked at again if not
+            self._waiting.discard(_id(launch))
         with suppress(OSError):  # a full disk: Ray is asked again after the grace
             _note(launch).touch()
         self._ask("POST", f"/api/jobs/{_id(launch)}/stop")
@@ -119,18 +134,45 @@ class Ray:
         return f"test ! -e {note} && cd {nowhere} && exec {run} >> {log} 2>&1"
 
     def _ask(self, method: str, path: str, **request: Any) -> httpx.Response | None:
-        """The answer; None where there is none, or the cluster wants another token."""
+        """The answer; None where there is none, it is not of Ray's job API, or the cluster wants another token."""
         if self._silent_until is not None and time.monotonic() < self._silent_until:
             return None
         try:
             answer = self._http.request(method, path, **request)
-            wrong = "set RAY_AUTH_TOKEN to its token" if answer.status_code in (401, 403) else ""
-        except httpx.TransportError as error:
+            wrong = _not_ray(answer)
+        except (httpx.TransportError, httpx.DecodingError) as error:
             wrong = str(error)
         if wrong and self._silent_until is None:
             logger.warning("the Ray cluster at %s does not answer (%s); its jobs wait", self.address, wrong)
         self._silent_until = time.monotonic() + _SILENCE if wrong else None
         return None if wrong else answer
+
+    def _details(self, answer: httpx.Response) -> _Details:
+        """What an answer says of a job. Raises LLMPruneError where that is no state of a job."""
+        try:
+            return _Details.model_validate(answer.json())
+        except ValidationError as error:
+            wrong = error.errors(include_url=False)[0]
+            place = ".".join(map(str, wrong["loc"])) or "the answer"
+            raise LLMPruneError(
+                f"the Ray cluster at {self.address} answers what is no state of a job ({place}: {wrong['msg']}); "
+                "check its version and --ray"
+            ) from error
+
+
+def _not_ray(answer: httpx.Response) -> str:
+    """Why an answer is not one of Ray's job API, with the remedy; empty where it may be one."""
+    if answer.status_code in (401, 403):
+        return "set RAY_AUTH_TOKEN to its token"
+    if answer.is_redirect:
+        return f"it redirects to {answer.headers.get('Location', 'another address')[:200]}; give that address as --ray"
+    if answer.is_success:
+        try:
+            answer.json()
+        except (ValueError, RecursionError):
+            kind = answer.headers.get("Content-Type", "text of no kind")[:80]
+            return f"it answers {kind} where JSON is due; give the address of Ray's dashboard as --ray"
+    return ""
 
 
 def _id(launch: Launch) -> str:
@@ -142,17 +184,17 @@ def _note(launch: Launch) -> Path:
     return launch.folder / f"attempt-{launch.attempt}.stopped"
 
 
-def _look(launch: Launch, details: dict[str, Any]) -> Look:
-    status, code = details["status"], details.get("driver_exit_code")
+def _look(launch: Launch, details: _Details) -> Look:
+    status, code = details.status, details.driver_exit_code
     if status == "PENDING":
         return Look("ended") if _note(launch).exists() else WAITING
     if status == "RUNNING":
         return RUNNING
-    if details.get("error_type") == _START_TIMEOUT:
+    if details.error_type == _START_TIMEOUT:
         return RETURNED
     if status == "FAILED" and code is None:  # it never ran, or its node is gone: only Ray knows why
         with launch.log.open("a", encoding="utf-8") as log:
-            log.write(f"llmprune: Ray: {_last_line(details.get('message') or 'the job failed')}\n")
+            log.write(f"llmprune: Ray: {_last_line(details.message or 'the job failed')}\n")
         return Look("ended", 1)
     return Look("ended", 0 if status == "SUCCEEDED" else code)
 

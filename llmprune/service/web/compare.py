@@ -51,4 +51,5 @@ def _retention(figures: Figures) -> tuple[float, float | None, float | None] | N
 
 
 def _perplexity(figures: Figures) -> tuple[float, float | None, float | None] | None:
-    return (figures.perplexity[0] / figures.perplexity[1], None, None) if figures.perplexity else None
+    dense, pruned = figures.perplexity or (0.0, 0.0)
+    return (dense / pruned, None, None) if pruned else None  # what is not finite then has no place in the chart

@@ -18,13 +18,13 @@ from llmprune.service.api.machine import queue_of
 from llmprune.service.api.outputs import artifacts, read_log
 from llmprune.service.api.problems import Refused
 from llmprune.service.api.service import JobId, Service, TheCaller, TheService
-from llmprune.service.guard import admit
-from llmprune.service.job import ACTIVE, ENDED, Job, State
+from llmprune.service.guard import examine, task_folders
+from llmprune.service.job import ACTIVE, ENDED, FINISHED, Job, State
 from llmprune.service.plan_queue import PlannerBusy
-from llmprune.service.submission import Submission, submit
+from llmprune.service.submission import Submission, can_reevaluate, reevaluate, submit
 from llmprune.service.submission import cancel as cancel_job
 from llmprune.service.submission import retry as try_again
-from llmprune.service.table import Conflict, QueueFull
+from llmprune.service.table_reads import Conflict, QueueFull
 from llmprune.service.tokens import LOCAL, SESSION_SECONDS
 from llmprune.service.web.compare import compared
 from llmprune.service.web.form import START, RecipeForm, changed_by, form_of
@@ -72,13 +72,13 @@ def jobs_now(
 def job_page(request: Request, job: JobId, service: TheService, caller: TheCaller) -> Response:
     """One job: how far it is, what it said, what it made."""
     found = service.job(job, caller)
-    files = artifacts(service.settings.run_folder(job))
+    files = artifacts(service, job)
     report = any(file.name == "report.html" for file in files)
     words = _last_words(service, found)
     pushes = service.jobs.page(source=job, viewer=service.viewer(caller))[0]
-    return page(
-        request, "job", job=found, files=files, report=report, words=words, pushes=pushes, server=request.base_url
-    )
+    more = caller.may_change(found.owner) and can_reevaluate(found, service.settings)
+    values: dict[str, Any] = {"files": files, "report": report, "words": words, "pushes": pushes, "more_samples": more}
+    return page(request, "job", job=service.shown(found), server=request.base_url, **values)
 
 
 @router.get("/jobs/{job}/live")
@@ -106,6 +106,19 @@ def retry(
     """Queue an ended job again and go back to its page."""
     token = plain_token(hub_token) if hub_token else None
     try_again(service.own_job(job, caller), token, service.settings, service.jobs)
+    service.nudge()
+    return RedirectResponse(f"/jobs/{job}", 303)
+
+
+@router.post("/jobs/{job}/reevaluate")
+def evaluate_more(
+    job: JobId,
+    service: TheService,
+    caller: TheCaller,
+    limit: Annotated[str, Form(pattern=r"^\d{0,9}$")] = "",
+) -> Response:
+    """Queue the evaluation of more samples and go back to the job's page."""
+    reevaluate(service.own_job(job, caller), int(limit) if limit else None, None, service.settings, service.jobs)
     service.nudge()
     return RedirectResponse(f"/jobs/{job}", 303)
 
@@ -200,17 +213,18 @@ async def check(
     recipe: Annotated[str, Form()] = "",
     typed: Annotated[bool, Query(description="In the editor, which the form then follows.")] = False,
 ) -> Response:
-    """What is wrong with the recipe; if nothing is, the plan is asked for."""
+    """What is wrong with the recipe's form; of what is left, the plan is asked for."""
     text = recipe.replace("\r\n", "\n")
 
     def checked() -> Response:
-        problems: list[str] = []
         try:
-            admit(text, (), service.settings)
+            examined = examine(text, (), service.settings)
+            problems, rest = examined.problems, examined.recipe is not None
         except RecipeError as error:
-            problems = error.problems
-        form = form_of(text) if typed else None
-        return page(request, "check", problems=problems, form=form, folders=service.settings.allow_tasks, typed=typed)
+            problems, rest = error.problems, False
+        values: dict[str, Any] = {"form": form_of(text) if typed else None, "folders": task_folders(service.settings)}
+        problems = service.paths.hide_in(problems)
+        return page(request, "check", problems=problems, rest=rest, typed=typed, **values)
 
     return await service.turns.run(caller.name, checked)
 
@@ -219,16 +233,19 @@ async def check(
 async def plan(
     request: Request, service: TheService, caller: TheCaller, recipe: Annotated[str, Form()] = ""
 ) -> Response:
-    """What the recipe would do; where the planner has no time, the page asks again later."""
+    """What the recipe would do, or what the plan finds beside what the check has listed.
+
+    Where the planner has no time, the page asks again later.
+    """
     text = recipe.replace("\r\n", "\n")
     try:
-        _, overrides = await service.turns.run(caller.name, admit, text, (), service.settings)
-        answer = await run_in_threadpool(service.planner.plan, text, overrides, caller=caller.name)
+        examined = await service.turns.run(caller.name, examine, text, (), service.settings)
+        answer, listed = await run_in_threadpool(service.plan, examined, caller), bool(examined.problems)
     except RecipeError as error:
-        answer = {"problems": error.problems}
+        answer, listed = {"problems": service.paths.hide_in(error.problems)}, False
     except PlannerBusy as busy:
         return await run_in_threadpool(page, request, "later", said=str(busy), seconds=math.ceil(busy.wait))
-    values = {"plan": answer.get("plan"), "problems": answer.get("problems", [])}
+    values = {"plan": answer.get("plan"), "problems": answer.get("problems", []), "listed": listed}
     return await run_in_threadpool(page, request, "plan", **values)
 
 
@@ -241,7 +258,7 @@ def compare(
 ) -> Response:
     """Results side by side."""
     jobs = [service.job(one, caller) for one in dict.fromkeys(job)]
-    ended, _ = service.jobs.page(("succeeded", "failed"), limit=100, viewer=service.viewer(caller))
+    ended, _ = service.jobs.page((*FINISHED, "failed"), limit=100, viewer=service.viewer(caller))
     choice = [found for found in ended if found.figures]
     return page(request, "compare", compared=compared(jobs), choice=choice, at="compare")
 
@@ -324,9 +341,10 @@ def _editor(
     values = {
         "launchers": settings.launchers,
         "gpus": len(settings.gpus),
-        "folders": settings.allow_tasks,
+        "folders": task_folders(settings),
         "everybody": settings.share_jobs,
     }
+    problems = service.paths.hide_in(list(problems))
     values |= {"wishes": wishes, "key": token_hex(16), "form": form_of(wishes.recipe), "typed": False}
     return page(request, "submit", status, recipe=wishes.recipe, problems=problems, **values)
 

@@ -14,7 +14,7 @@ from llmprune import __version__
 from llmprune.printing import printable
 from llmprune.report.wording import change, duration, number, percent, plural
 from llmprune.schema import format_count, format_size
-from llmprune.service.terminal import doing
+from llmprune.service.terminal import doing, state_words
 
 _STATIC = {
     "style.css": (__package__, "static/style.css", "text/css; charset=utf-8"),
@@ -83,6 +83,7 @@ def _environment() -> Environment:
     environment.filters.update(
         ago=ago, clock=clock, change=change, duration=duration, number=number, percent=percent, size=format_size,
         count=format_count, plural=plural, model_name=model_name, moment=moment, printable=printable,
+        state_words=state_words,
     )  # fmt: skip
     environment.tests["in_model"] = lambda name: name.startswith("model/")
     environment.globals.update(
