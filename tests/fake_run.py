@@ -136,7 +136,14 @@ def write_report(folder: Path, wish: dict[str, str], samples: int, code: str) ->
     verdict = "pass" if code == "0" else wish.get("verdict", "fail")
     bar = {"name": "mean", "min_retention": 0.9, "retention": 0.9, "interval": None, "verdict": verdict}
     bar |= {"samples": samples, "samples_needed": 4 * samples if verdict == "not enough samples" else None}
-    gate = {"min_retention": 0.9, "retention": 0.9, "passed": code == "0", "verdict": verdict, "bars": [bar]}
+    gate = {
+        "min_retention": 0.9,
+        "retention": 0.9,
+        "passed": code == "0",
+        "verdict": verdict,
+        "confidence": 0.95,
+        "bars": [bar],
+    }
     report |= {"mean_retention": 0.9, "gate": gate if "verdict" in wish or code == "3" else None}
     report |= {"files": {"report": wish.get("page", "")}}
     report |= {"recipe": {"evaluation": {"limit": samples}}, "tasks": [{"documents": 1000}]}
