@@ -18,6 +18,7 @@ _MARKS = {
 }
 _PARQUET = b"PAR1"
 _PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")  # the library unpacks these
+_TAR, _TAR_AT = b"ustar", 257  # the mark of a tar file, and its place
 _PACKED_SUFFIXES = {".gz": "gunzip", ".bz2": "bunzip2", ".xz": "unxz", ".zst": "unzstd", ".lz4": "unlz4"}
 _LONGEST_MARK = max(map(len, _PACKED))
 _KINDS: dict[type, str] = {
@@ -43,10 +44,14 @@ def require_text_file(path: Path) -> None:
     fault = None
     if path.suffix == ".parquet":
         fault = _parquet_fault(head, tail)
-    elif not head.startswith((*_PACKED, b"PK")):  # of an archive the library's own reader says what it is
+    elif not _is_archive(head):  # of which the library's own reader says what it is
         fault = foreign_encoding(head)
     if fault:
         raise CalibrationError(f"the data file {path} {fault}")
+
+
+def _is_archive(head: bytes) -> bool:
+    return head.startswith((*_PACKED, b"PK")) or head.startswith(_TAR, _TAR_AT)
 
 
 def unread_kind(path: Path, kinds: str) -> str:

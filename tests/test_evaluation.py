@@ -328,6 +328,7 @@ def test_how_many_samples_a_gate_needs() -> None:
     bar = {"name": "mean", "min_retention": 0.9, "retention": 0.95, "interval": None, "verdict": "not enough samples"}
     gate = GateFigures(
         min_retention=0.9,
+        confidence=0.95,
         retention=0.95,
         passed=False,
         verdict="not enough samples",

@@ -328,7 +328,7 @@ def test_model_without_tokenizer_and_ready_tokens(room: Path, tmp_path: Path, ca
     outcome = run(room, tmp_path, broken(room, tmp_path, without_tokenizer), calibration=ready)
     assert outcome.code == 0, outcome.err
     assert not list((tmp_path / "out" / "model").glob("*token*"))
-    assert "no tokenizer is loaded" in caplog.text
+    assert "the result gets no tokenizer" in caplog.text
     with_text = {"perplexity": {"dataset": str(room / "text.txt"), "samples": 2, "sequence_length": 32}}
     outcome = run(room, tmp_path, tmp_path / "broken", calibration=ready, evaluation=with_text)
     assert_refused(outcome, 2, "has no tokenizer")

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from small import save_model
 from support.hub_server import Hub
+from tiny import structure_of
 
 from llmprune.errors import CheckpointError, ModelError
 from llmprune.model.loading import load_tokenizer
@@ -19,6 +20,7 @@ from llmprune.plan import make_plan
 from llmprune.recipe import Recipe
 from llmprune.testing import tiny_config
 
+TEXT = "{dataset: package://pydoc_data.topics/topics, samples: 2, sequence_length: 32}"
 # Files beside a tiny llama's config.json, fields in it, and what the refusal says.
 KINDS: dict[str, tuple[list[str], dict[str, Any], list[str]]] = {
     "embedding": (
@@ -71,7 +73,7 @@ def _write(folder: Path, files: dict[str, bytes]) -> Path:
 
 def _refusal(model: Path | str) -> str:
     with pytest.raises((ModelError, CheckpointError)) as caught:
-        make_plan(Recipe.parse(f"model: {{id: '{model}'}}\ncalibration: {{dataset: text.txt}}\n"))
+        make_plan(Recipe.parse(f"model: {{id: '{model}'}}\ncalibration: {TEXT}\n"))
     return str(caught.value)
 
 
@@ -147,4 +149,4 @@ def test_a_sentencepiece_file_alone_names_the_package(tmp_path: Path) -> None:
 def test_language_models_plan_whatever_their_class_is_called(classes: Any, tmp_path: Path) -> None:
     """Old spellings, other families' classes and no class at all are no reason to refuse."""
     _write(tmp_path, _files([], {"architectures": classes}))
-    make_plan(Recipe.parse(f"model: {{id: '{tmp_path}'}}\ncalibration: {{dataset: text.txt}}\n"))
+    structure_of(Recipe.parse(f"model: {{id: '{tmp_path}'}}\ncalibration: {TEXT}\n"))
