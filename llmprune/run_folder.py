@@ -77,6 +77,13 @@ class RunFolder:
             raise OutputError(f"the output folder {path} cannot be used: {error}; choose another --output") from error
 
     @classmethod
+    def open_finished(cls, path: Path) -> RunFolder:
+        """Open the folder of a run for more work on its result. Raises OutputError where it is no run's, or in use."""
+        if is_first() and not _is_run(path):
+            raise OutputError(f"{path} is no llmprune run; give the folder that llmprune run wrote to")
+        return cls.open(path)
+
+    @classmethod
     def _choose(cls, home: Path, lock: IO[str], fresh: bool, recipe: Mapping[str, Any] | None) -> RunFolder:
         """The run in the folder, or the one beside it."""
         if fresh:
@@ -238,10 +245,15 @@ def _refuse_foreign(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise OutputError(f"the output {path} is a file; give a folder")
     filled = path.is_dir() and any(entry.name != LOCK for entry in path.iterdir())
-    if filled and not (path / JOURNAL).is_file() and not is_swapping(path):
+    if filled and not _is_run(path):
         raise OutputError(
             f"the output folder {path} is not empty and is no llmprune run; give a new or an empty folder"
         )
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a folder is a run's: a kill may have left its journal beside it."""
+    return (path / JOURNAL).is_file() or is_swapping(path)
 
 
 def _refuse_own_result(path: Path, model: str | None) -> None:
