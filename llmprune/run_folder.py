@@ -213,9 +213,11 @@ class RunFolder:
         self.write(JOURNAL, json.dumps(journal, indent=1) + "\n")
 
 
-def bytes_written(home: Path) -> int:
-    """Bytes that a run which continues in this folder need not write again: of its result, finished or in parts."""
-    return sum(size_of(place / name) for place in (home, home / NEXT) for name in ("model", "model.partial"))
+def bytes_at_hand(home: Path, *, fresh: bool) -> int:
+    """Bytes of disk that a run here need not find free: those of its result that are written, or those it clears."""
+    if not fresh:
+        return sum(size_of(place / name) for place in (home, home / NEXT) for name in ("model", "model.partial"))
+    return size_of(home / NEXT) + (0 if has_model(home) else sum(size_of(home / name) for name in _PRODUCTS))
 
 
 def fingerprint(*parts: object) -> str:
