@@ -146,6 +146,13 @@ def test_an_error_or_a_disagreement_ends_both(met: Met, place: int, first: str, 
         assert found["seconds"] < 20
 
 
+def test_a_refit_takes_a_ridge_that_every_process_can_solve_with(met: Met) -> None:
+    """Where one has no stable solution at the ridge that was found, both take the next stronger one."""
+    found = [lines[5]["value"] for lines in met[0]]
+    assert found[0] == found[1]
+    assert found[0][0] == 3.0
+
+
 def test_a_process_that_is_gone_ends_the_other(met: Met) -> None:
     """Killed without a word, it is noticed by its silence; the other ends even in the middle of something, and says how
     the run continues: not with ``--fresh``.
