@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from llmprune import __version__
-from llmprune.errors import GateNotMet, LLMPruneError, RecipeError
+from llmprune.errors import GateNotMet, LLMPruneError, RecipeError, to_continue
 from llmprune.printing import print_lines, printable, printable_message
 from llmprune.progress import lines_without_terminal, say_loading
 from llmprune.remote import guard_logs, redact
@@ -57,8 +57,7 @@ class _Verbs(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
-            fresh = " without --fresh" if "--fresh" in sys.argv else ""
-            again = f"; run the same command again{fresh} to continue" if ctx.invoked_subcommand == "run" else ""
+            again = f"; {to_continue()}" if ctx.invoked_subcommand == "run" else ""
             typer.echo(f"llmprune: stopped{again}", err=True)
             raise typer.Exit(143 if isinstance(stop, _Terminated) else 130) from None
 

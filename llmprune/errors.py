@@ -20,6 +20,7 @@ What cannot happen is an ``assert``, not one of these.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
@@ -120,3 +121,8 @@ def did_you_mean(name: str, valid: Sequence[str]) -> str:
     """``; did you mean 'x'?``, or an empty string where nothing is near."""
     near = get_close_matches(name, valid, n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def to_continue() -> str:
+    """Say how a run that was stopped is continued: ``--fresh`` would begin it anew."""
+    return f"run the same command again{' without --fresh' if '--fresh' in sys.argv else ''} to continue"

@@ -54,6 +54,7 @@ def memory_of(
         statistics=max(
             4 * inputs * (inputs * (folds + 1) + hidden * 4) + sparse,
             recipe.width.neurons_by.memory(scored) if recipe.width else 0,
+            _standin_statistics(recipe, anatomy.num_layers, inputs=scored, hidden=hidden),
         ),
     )
 
@@ -152,13 +153,26 @@ def _of_standins(recipe: Recipe, dense: PreTrainedModel, inputs: int) -> int:
     """Bytes of what trials of stand-ins keep: a walk over windows of their own; and of a layer and the one before it,
     for all windows, the inputs of the output projection; and what the layer adds on its own windows.
     """
-    depth, (samples, length) = recipe.depth, recipe.calibration.shape()
-    if depth is None or depth.layers is not None or not isinstance(depth.criterion, Residual):
+    if (criterion := _standin_criterion(recipe)) is None:
         return 0
-    judged, solved = depth.criterion.shares(samples)
+    samples, length = recipe.calibration.shape()
+    judged, solved = criterion.shares(samples)
     hidden: int = text_config(dense.config).hidden_size
     each: int = length * dense.dtype.itemsize
     return (3 * solved * hidden + (judged + solved) * 2 * inputs) * each
+
+
+def _standin_statistics(recipe: Recipe, layers: int, *, inputs: int, hidden: int) -> int:
+    """Bytes of the sums of one stand-in and their factor, and of the stand-ins that a round keeps for all layers."""
+    if _standin_criterion(recipe) is None:
+        return 0
+    return 4 * inputs * (2 * inputs + hidden * (layers + 2))
+
+
+def _standin_criterion(recipe: Recipe) -> Residual | None:
+    """The depth criterion, where it solves stand-ins."""
+    depth = recipe.depth
+    return depth.criterion if depth and depth.layers is None and isinstance(depth.criterion, Residual) else None
 
 
 def _largest(layers: Sequence[torch.nn.Module] | torch.nn.ModuleList) -> int:

@@ -44,7 +44,7 @@ from torch import Tensor
 
 from llmprune.errors import NumericalError
 from llmprune.gram import add_gram, mirror
-from llmprune.model.processes import from_first
+from llmprune.model.processes import all_agree, from_first
 
 _RIDGES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # from strong to weak
 _WORTH = 1e-3  # least relative change of the held-out squared error; less may be chance
@@ -141,14 +141,17 @@ class NormalEquations:
         return repair
 
     def _solved(self, found: Repair) -> Repair | None:
-        """Solve over all folds at the ridge that was found, else at the next stronger ones; None where all fail."""
+        """Solve over all folds at the ridge that was found, else at the first stronger one that every process can solve
+        with; None where there is none.
+        """
         moment_FD = self._inherited_FD.mul_(found.inherited)
         if self._lost_FD is not None:
             moment_FD += self._lost_FD
         for ridge in self._strengths(found):
             solved_FD = _ridge(_total([fold.gram_FF for fold in self._folds]), moment_FD, ridge)
-            if from_first(solved_FD is not None):  # a process that cannot follow the first has no repair
-                return None if solved_FD is None else replace(found, ridge=ridge, delta_DF=solved_FD.T)
+            if all_agree(solved_FD is not None):
+                assert solved_FD is not None, "all have a solution"
+                return replace(found, ridge=ridge, delta_DF=solved_FD.T)
         return None
 
     def _strengths(self, found: Repair) -> list[float]:

@@ -52,7 +52,7 @@ from llmprune.report.compose import (
 from llmprune.report.page import render_page
 from llmprune.report.value import BaseFiles, Report, Size, StabilityFigures
 from llmprune.report.wording import describe_verdict
-from llmprune.run_folder import TASKS, TRAIL, RunFolder, bytes_written, file_fingerprint, fingerprint
+from llmprune.run_folder import TASKS, TRAIL, RunFolder, bytes_at_hand, file_fingerprint, fingerprint
 from llmprune.scores import Scores
 from llmprune.sizes import measure_size
 from llmprune.snapshots import LayerRecord, Snapshots
@@ -128,7 +128,7 @@ def _run_in_step(
         if calibration_check:
             require_halves(recipe)
         fetch_tasks(recipe.evaluation)
-        require_space(output, _disk(plan), written=0 if fresh else bytes_written(output))
+        require_space(output, _disk(plan), written=bytes_at_hand(output, fresh=fresh))
         # worth seeing under a launcher: accelerate launch --cpu --num_processes 2 starts one process and says nothing
         level = logging.WARNING if launched() else logging.INFO
         logger.log(level, "walking in %d process%s on %s", count(), "" if count() == 1 else "es", local_device())

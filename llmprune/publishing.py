@@ -33,7 +33,7 @@ from llmprune.remote import endpoint
 from llmprune.report.compose import now
 from llmprune.report.value import Report
 from llmprune.report.wording import percent, ranges
-from llmprune.run_folder import JOURNAL, RunFolder, file_fingerprint, fingerprint
+from llmprune.run_folder import RunFolder, file_fingerprint, fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +59,7 @@ def push_run(path: Path, settings: Mapping[str, object]) -> Published:
 
     Raises OutputError where it is no finished run, HubError where it cannot or must not be pushed.
     """
-    if not (path / JOURNAL).is_file():
-        raise OutputError(f"{path} is no llmprune run; give the folder that llmprune run wrote to")
-    folder = RunFolder.open(path)
+    folder = RunFolder.open_finished(path)
     try:
         report = finished_report(path)
         recipe = Recipe.parse(report.recipe_text, report.overrides, source=str(path / "recipe.yaml"))

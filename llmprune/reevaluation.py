@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from llmprune.accounting import account
 from llmprune.errors import OutputError
 from llmprune.evaluation.gate import judge
@@ -13,7 +15,7 @@ from llmprune.evaluation.more import samples_to_ask
 from llmprune.evaluation.retention import CONFIDENCE, compare
 from llmprune.evaluation.tasks import check_tasks
 from llmprune.model.loading import load_model, load_tokenizer
-from llmprune.model.processes import in_step, is_first
+from llmprune.model.processes import from_first, in_step, is_first
 from llmprune.pipeline import pruned_source, push_as_asked, require_gate
 from llmprune.progress import quiet_libraries
 from llmprune.publishing import finished_report, require_whole
@@ -22,7 +24,7 @@ from llmprune.remote import guard_logs, resolve
 from llmprune.report.compose import now
 from llmprune.report.page import render_page
 from llmprune.report.value import Report
-from llmprune.run_folder import JOURNAL, TASKS, RunFolder
+from llmprune.run_folder import TASKS, RunFolder
 
 LIMIT = "evaluation.limit"
 
@@ -36,20 +38,20 @@ def reevaluate(path: Path, limit: int | None = None) -> Report:
     quiet_libraries()
     guard_logs()
     resolve.cache_clear()
-    if not (path / JOURNAL).is_file():
-        raise OutputError(f"{path} is no llmprune run; give the folder that llmprune run wrote to")
-    folder = RunFolder.open(path)
-    try:
-        with in_step():
+    with in_step():
+        folder = RunFolder.open_finished(path)
+        try:
             report, recipe = _evaluated(folder, limit)
-    finally:
-        folder.close()
+        finally:
+            folder.close()
     require_gate(report, recipe, folder.path)
     return report
 
 
 def _evaluated(folder: RunFolder, limit: int | None) -> tuple[Report, Recipe]:
-    old = finished_report(folder.path)
+    found = from_first(_finished(folder.path) if is_first() else None)
+    assert found is not None, "the first process reads it or raises"
+    old, known = found
     before = Recipe.parse(old.recipe_text, old.overrides, source=str(folder.path / "recipe.yaml"))
     documents = [task.documents for task in old.tasks]
     asked = samples_to_ask(old.gate, before.evaluation.limit, documents=documents, wanted=limit)
@@ -58,7 +60,7 @@ def _evaluated(folder: RunFolder, limit: int | None) -> tuple[Report, Recipe]:
     if is_first():
         check_tasks(recipe.evaluation)
         require_whole(folder.path / "model", old.pruned.parameters)
-    measured = _measured(folder, recipe, old, before.evaluation.limit)
+    measured = _measured(folder, recipe, old, before.evaluation.limit, known=known)
     report = _judged(old, recipe, measured, folder)
     folder.forget("evaluation")
     folder.write("evaluation.json", measured.model_dump_json(indent=1) + "\n")
@@ -67,14 +69,28 @@ def _evaluated(folder: RunFolder, limit: int | None) -> tuple[Report, Recipe]:
     return push_as_asked(recipe, folder, report), recipe
 
 
-def _measured(folder: RunFolder, recipe: Recipe, old: Report, earlier: int | None) -> Measured:
+def _finished(path: Path) -> tuple[Report, Measured]:
+    """Read the report and the measurements of a run. Raises OutputError where there are none, or none of tasks."""
+    report = finished_report(path)
+    if not report.tasks:
+        raise OutputError(
+            f"the run in {path} evaluated no task, so there are no samples to add to; name some in evaluation.tasks "
+            "of its recipe and run it again, which only evaluates"
+        )
+    measured = path / "evaluation.json"
+    try:
+        return report, Measured.model_validate_json(measured.read_text(encoding="utf-8"))
+    except (OSError, ValidationError) as error:
+        raise OutputError(f"{measured} cannot be read; run the recipe again, which evaluates anew") from error
+
+
+def _measured(folder: RunFolder, recipe: Recipe, old: Report, earlier: int | None, *, known: Measured) -> Measured:
     """The run's measurements with the tasks asked anew; the base model is taken at the commit that was pruned."""
     base = recipe.model
     if old.provenance.commit:
         base = base.model_copy(update={"revision": old.provenance.commit})
     pruned = pruned_source(recipe.model, folder.path / "model")
     tokenizer = load_tokenizer(base)
-    known = Measured.model_validate_json((folder.path / "evaluation.json").read_text(encoding="utf-8"))
     with account(folder.steps, "evaluation of more samples"):
         dense = ask(subject(base, tokenizer, lambda: load_model(base)), "dense", recipe.evaluation, earlier)
         store = folder.path / TASKS

@@ -77,6 +77,13 @@ class RunFolder:
             raise OutputError(f"the output folder {path} cannot be used: {error}; choose another --output") from error
 
     @classmethod
+    def open_finished(cls, path: Path) -> RunFolder:
+        """Open the folder of a run for more work on its result. Raises OutputError where it is no run's, or in use."""
+        if is_first() and not _is_run(path):
+            raise OutputError(f"{path} is no llmprune run; give the folder that llmprune run wrote to")
+        return cls.open(path)
+
+    @classmethod
     def _choose(cls, home: Path, lock: IO[str], fresh: bool, recipe: Mapping[str, Any] | None) -> RunFolder:
         """The run in the folder, or the one beside it."""
         if fresh:
@@ -206,9 +213,11 @@ class RunFolder:
         self.write(JOURNAL, json.dumps(journal, indent=1) + "\n")
 
 
-def bytes_written(home: Path) -> int:
-    """Bytes that a run which continues in this folder need not write again: of its result, finished or in parts."""
-    return sum(size_of(place / name) for place in (home, home / NEXT) for name in ("model", "model.partial"))
+def bytes_at_hand(home: Path, *, fresh: bool) -> int:
+    """Bytes of disk that a run here need not find free: those of its result that are written, or those it clears."""
+    if not fresh:
+        return sum(size_of(place / name) for place in (home, home / NEXT) for name in ("model", "model.partial"))
+    return size_of(home / NEXT) + (0 if has_model(home) else sum(size_of(home / name) for name in _PRODUCTS))
 
 
 def fingerprint(*parts: object) -> str:
@@ -238,10 +247,15 @@ def _refuse_foreign(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise OutputError(f"the output {path} is a file; give a folder")
     filled = path.is_dir() and any(entry.name != LOCK for entry in path.iterdir())
-    if filled and not (path / JOURNAL).is_file() and not is_swapping(path):
+    if filled and not _is_run(path):
         raise OutputError(
             f"the output folder {path} is not empty and is no llmprune run; give a new or an empty folder"
         )
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a folder is a run's: a kill may have left its journal beside it."""
+    return (path / JOURNAL).is_file() or is_swapping(path)
 
 
 def _refuse_own_result(path: Path, model: str | None) -> None:

@@ -53,8 +53,8 @@ def format_scaled(value: float, units: Sequence[str], *, digits: int = 3) -> str
         if abs(float(f"{value:.{digits}g}")) < 1000:  # as written: 999.6 with three digits is 1,000
             return f"{value:.{digits}g} {unit}"
         value /= 1000
-    written = f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:,.0f}"
-    return f"{written} {units[-1]}"
+    written = f"{value:.{digits}g}"
+    return f"{written if abs(float(written)) < 1000 else format(value, ',.0f')} {units[-1]}"
 
 
 Size = Annotated[int, BeforeValidator(parse_size)]

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from llmprune import normal_equations
 from llmprune.errors import NumericalError
 from llmprune.model import peers, processes
 
@@ -64,6 +65,21 @@ def one_is_done() -> None:
         processes.from_first(1)
 
 
+def one_cannot_solve() -> tuple[float | None, float]:
+    """The second process has no stable solution at the ridge that the first one found."""
+    real = normal_equations._ridge
+    normal_equations._ridge = lambda *given: None if RANK and given[2] < 2 else real(*given)
+    drawn = torch.Generator().manual_seed(0)
+    equations = normal_equations.NormalEquations(None, folds=3)
+    for fold in range(3):
+        input_TF, noise_TD = torch.randn(50, 8, generator=drawn), torch.randn(50, 6, generator=drawn)
+        equations.update(input_TF, None, input_TF[:, :6] + noise_TD / 10, fold)
+    processes.sum_over_processes(equations.sums())
+    repair = equations.solve("layer 3")
+    assert repair.delta_DF is not None
+    return repair.ridge, float(repair.delta_DF.norm())
+
+
 def one_is_killed() -> None:
     """The second process is gone at once, and the first is in the middle of something that does not end."""
     if RANK == 1:
@@ -73,5 +89,6 @@ def one_is_killed() -> None:
 
 
 if __name__ == "__main__":
-    for act in (everything_matches, one_raises, one_goes_elsewhere, other_values, one_is_done, one_is_killed):
+    survived = everything_matches, one_raises, one_goes_elsewhere, other_values, one_is_done, one_cannot_solve
+    for act in (*survived, one_is_killed):
         scenario(act)

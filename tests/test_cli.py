@@ -364,6 +364,17 @@ def test_reevaluate_asks_more_samples_and_prunes_nothing(
         assert [sample["doc_id"] for sample in samples] == list(range(12))
     refused = command("reevaluate", out, "--limit", 12)
     assert (refused.code, "12 samples a task were asked already" in refused.err) == (2, True)
+    for text in ("{", None):
+        (out / "evaluation.json").unlink() if text is None else (out / "evaluation.json").write_text(text)
+        refused = command("reevaluate", out, "--limit", 14)
+        assert (refused.code, "evaluation.json cannot be read" in refused.err) == (2, True)
+
+
+@pytest.mark.parametrize("limit", [(), ("--limit", 9)])
+def test_reevaluate_needs_tasks(limit: tuple[str | int, ...], room: Path) -> None:
+    """Of a run that evaluated none it says so, and not that every document was asked."""
+    refused = command("reevaluate", room / "done", *map(str, limit))
+    assert (refused.code, "evaluated no task" in refused.err) == (2, True), refused.err
 
 
 @pytest.mark.parametrize(

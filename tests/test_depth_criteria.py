@@ -181,7 +181,7 @@ def test_only_tokens_that_are_looked_at_are_kept(model: PreTrainedModel, windows
         assert part_BLD.untyped_storage().nbytes() == part_BLD.numel() * part_BLD.element_size()
 
 
-def _plan(folder: Path, family: str, criterion: dict[str, object]) -> Plan:
+def _plan(folder: Path, family: str, criterion: dict[str, object], **sections: object) -> Plan:
     tiny_model(family, num_hidden_layers=LAYERS).config.save_pretrained(folder)
     return structure_of(
         Recipe.model_validate(
@@ -190,6 +190,7 @@ def _plan(folder: Path, family: str, criterion: dict[str, object]) -> Plan:
                 "calibration": {"dataset": "text.txt", "samples": 32, "sequence_length": 16},
                 "depth": {"remove": 2, "criterion": criterion},
             }
+            | sections
         )
     )
 
@@ -210,6 +211,8 @@ def test_the_plan_counts_what_criteria_keep(tmp_path: Path) -> None:
     assert last.memory.streams - one.memory.streams == 2 * 32 * window // 16
     assert every.memory.streams - one.memory.streams == 2 * 32 * window
     assert residual.memory.streams - trials.memory.streams >= 2 * 16 * window
+    unrepaired = _plan(tmp_path, "llama", {"kind": "residual"}, refit=False).memory.statistics
+    assert unrepaired >= 4 * 96 * (2 * 96 + LAYERS * 32)  # sums, their factor, and a stand-in for each layer
     costs = [next(note for note in plan.notes if "depth.criterion" in note) for plan in (trials, residual)]
     passes = [(5 / 2 + 1 + 4 / 2 + 1) * 8 / 32, (1 + 4 / 5) * 16 / 32]
     assert f"cost about {passes[0]:.1f} forward" in costs[0]

@@ -106,7 +106,7 @@ def met() -> Met:
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
     both = [
         subprocess.Popen(
-            [sys.executable, Path(__file__).with_name("peers_scenarios.py")],
+            [sys.executable, Path(__file__).with_name("peers_scenarios.py"), "--fresh"],
             env=os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -146,8 +146,19 @@ def test_an_error_or_a_disagreement_ends_both(met: Met, place: int, first: str, 
         assert found["seconds"] < 20
 
 
+def test_a_refit_takes_a_ridge_that_every_process_can_solve_with(met: Met) -> None:
+    """Where one has no stable solution at the ridge that was found, both take the next stronger one."""
+    found = [lines[5]["value"] for lines in met[0]]
+    assert found[0] == found[1]
+    assert found[0][0] == 3.0
+
+
 def test_a_process_that_is_gone_ends_the_other(met: Met) -> None:
-    """Killed without a word, it is noticed by its silence; the other ends even in the middle of something."""
+    """Killed without a word, it is noticed by its silence; the other ends even in the middle of something, and says how
+    the run continues: not with ``--fresh``.
+    """
     _, errors, codes = met
     assert codes == [1, -9]
-    assert errors[0].splitlines()[-1].startswith("llmprune: process 1 of 2 has given no sign of life for ")
+    last = errors[0].splitlines()[-1]
+    assert last.startswith("llmprune: process 1 of 2 has given no sign of life for ")
+    assert last.endswith("; run the same command again without --fresh to continue")

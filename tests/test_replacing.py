@@ -202,10 +202,13 @@ def test_folder_with_a_begun_swap_is_a_run(tmp_path: Path) -> None:
     """A kill that left no journal in the folder itself does not make it a stranger's."""
     (tmp_path / "next.ready" / "model").mkdir(parents=True)
     (tmp_path / "next.ready" / "run.json").write_text('{"format": 2, "recipe": {}, "origin": "", "products": {}}')
-    RunFolder.open(tmp_path).close()
+    for name in ("reevaluate", "push"):
+        assert "has no report that can be read" in command(name, tmp_path).err
     assert (tmp_path / "model").is_dir()
     shutil.rmtree(tmp_path / "model")
     (tmp_path / "run.json").unlink()
     (tmp_path / "thesis.tex").touch()
+    for name in ("reevaluate", "push"):
+        assert "is no llmprune run; give the folder that llmprune run wrote to" in command(name, tmp_path).err
     with pytest.raises(OutputError, match="no llmprune run"):
         RunFolder.open(tmp_path)

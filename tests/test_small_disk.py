@@ -103,3 +103,15 @@ def test_what_is_written_already_counts(tmp_path: Path, monkeypatch: pytest.Monk
     require_space(tmp_path, 900, written=600)
     with pytest.raises(Exception, match="needs 900 B on disk"):
         require_space(tmp_path, 900)
+
+
+def test_what_fresh_clears_counts(room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parts of an unfinished run go when a new one begins; a finished one stays meanwhile."""
+    with monkeypatch.context() as patch:
+        size = least_disk(room, tmp_path, patch)
+    shutil.copytree(room / "out", tmp_path / "out")
+    (tmp_path / "out" / "model").rename(tmp_path / "out" / "model.partial")
+    shrink_disk(monkeypatch, tmp_path / "out", size)
+    assert run(room, tmp_path, "--fresh").code == 0
+    refused = run(room, tmp_path, "--fresh")
+    assert (refused.code, "on disk" in refused.err) == (1, True)

@@ -110,6 +110,7 @@ def test_a_count_has_the_unit_that_its_rounded_figure_needs(count: float, said: 
         (seconds(0.9997), "1 s"),
         (seconds(0.0412), "41.2 ms"),
         (seconds(1234.0), "1,234 s"),
+        (seconds(999.9), "1,000 s"),
         (energy(0.9999), "1 J"),
         (energy(0.086), "86 mJ"),
         (number(999.96), "1,000"),

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from llmprune.errors import PeerError
+from llmprune.errors import PeerError, to_continue
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -120,7 +120,7 @@ class Peers:
             except RuntimeError as error:
                 self.failure = (
                     f"the process that the {self.count} processes of this run meet at is gone ({_line(error)}): it was "
-                    "killed, or ended by an error that its own output names; run the same command again to continue"
+                    f"killed, or ended by an error that its own output names; {to_continue()}"
                 )
         if self.failure is None:
             return
@@ -149,7 +149,7 @@ def _silent(store: Store, seen: dict[int, tuple[str, float]], count: int) -> str
         elif now - since > _SILENCE:
             return (
                 f"process {other} of {count} has given no sign of life for {now - since:.0f} s: it was killed, or its "
-                "machine is gone; run the same command again to continue"
+                f"machine is gone; {to_continue()}"
             )
     return None
 

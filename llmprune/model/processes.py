@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from llmprune.errors import CalibrationError, GateNotMet, LLMPruneError, PeerError
+from llmprune.errors import CalibrationError, GateNotMet, LLMPruneError, PeerError, to_continue
 from llmprune.model.peers import Peers
 from llmprune.printing import printable
 from llmprune.remote import redact
@@ -111,7 +111,7 @@ def in_step() -> Iterator[None]:
         if isinstance(error, KeyboardInterrupt) and gone and failure is None:  # a launcher stops all where one dies
             failure = (
                 f"process {gone[0]} of {peers.count} is gone: it was killed, or its own output says why it ended; "
-                "run the same command again to continue"
+                f"{to_continue()}"
             )
         if failure is not None and not isinstance(error, PeerError) and not failure.endswith(_STOPPED):
             raise PeerError(failure) from error  # what broke here broke because of it
