@@ -99,8 +99,10 @@ def test_nothing_that_goes_out_names_a_folder(folders: Path) -> None:
     shown: list[str] = []
     for job in jobs:
         bench.until_ended(job)
-        (bench.run_folder(job) / "plan.json").write_text(f'{{"model": "{secret}/root/model"}}')
+        for name in ("plan.json", "run.json", "evaluation.json"):
+            (bench.run_folder(job) / name).write_text(f'{{"model": "{secret}/root/model"}}')
         places = ["", "/log", "/artifacts", "/artifacts/report.json", "/artifacts/report.html", "/artifacts/plan.json",
+                  "/artifacts/run.json", "/artifacts/evaluation.json",
                   "/report", "/report.html", "/events"]  # fmt: skip
         answers = [bench.http.get(f"/v1/jobs/{job}{place}") for place in places]
         answers.append(bench.http.get(f"/jobs/{job}", headers=HTML))
@@ -116,7 +118,9 @@ def test_nothing_that_goes_out_names_a_folder(folders: Path) -> None:
     shown += [
         bench.http.post(f"/v1/{place}", content=wrong, headers=YAML).text for place in ("jobs", "recipes/validate")
     ]
-    shown += [bench.http.get(place, headers=HTML).text for place in ("/", "/submit")]
+    shown += [bench.http.get(place, headers=HTML).text for place in ("/", "/submit", f"/now?job={jobs[1]}")]
+    shown += [bench.http.get(f"/jobs/{job}/live", headers=HTML).text for job in jobs]
+    shown.append(bench.http.get("/v1/jobs").text)
     assert [text for text in shown if secret in text] == []
     assert any("text.txt is empty" in text for text in shown)
 
