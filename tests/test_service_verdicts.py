@@ -57,12 +57,22 @@ def test_a_gate_that_is_not_met_is_a_result(bench: Bench, verdict: str, state: s
 
 
 @pytest.mark.parametrize(
-    ("wish", "offered"), [({"exit": 1}, True), ({"exit": 2}, False), ({}, False), (UNDECIDED, False)]
+    ("wish", "offered"),
+    [
+        ({"exit": 1}, True),
+        ({"exit": 2}, False),
+        ({}, False),
+        (UNDECIDED, False),
+        (UNDECIDED | {"more_exit": 2}, True),
+    ],
 )
 def test_retry_is_offered_where_it_can_help(bench: Bench, wish: dict[str, object], offered: bool) -> None:
     """After a fault; not for a result, and not where the recipe is what is wrong."""
     job = bench.submit(recipe(**wish))["id"]
     bench.until_ended(job)
+    if "more_exit" in wish:  # the recipe has made a model, so it is not what is wrong
+        bench.http.post(f"/v1/jobs/{job}/reevaluate")
+        assert bench.until_ended(job)["exit_code"] == 2
     assert (f"/jobs/{job}/retry" in page(bench, job)) == offered
 
 
