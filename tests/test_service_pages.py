@@ -148,7 +148,8 @@ def test_the_lines_of_compared_jobs_are_called_by_their_confidence(tmp_path: Pat
     from test_wording import with_confidence
 
     (tmp_path / "report.json").write_text(with_confidence(0.9).model_dump_json())
-    figures = Figures.model_validate_json(read_figures(tmp_path) or "")
+    figures = read_figures(tmp_path)
+    assert figures is not None
     assert (figures.interval, figures.confidence) == ((0.9, 0.97), 0.9)
     jobs = [summary("a", **figures.model_dump(include={"retention", "interval", "confidence"}))]
     known = {"caller": LOCAL, "session": False, "at": "compare", "oob": False, "choice": ()}
