@@ -22,7 +22,7 @@ from llmprune.hub.section import Hub
 from llmprune.printing import printable
 from llmprune.recipe import Recipe, Width, refuse_tokens
 from llmprune.report.value import GateFigures
-from llmprune.report.wording import duration, plural
+from llmprune.report.wording import plural
 from llmprune.service.guard import admit
 from llmprune.service.job import FINISHED, Job, JobRequest, State
 from llmprune.service.secrets import drop_token, keep_token
@@ -199,8 +199,8 @@ def _request(submission: Submission, recipe: Recipe, caller: Caller, settings: S
         problems.append("priority: only admins go before others; give 0 or less")
     limits = [limit for limit in (submission.time_limit, settings.time_limit) if limit is not None]
     if settings.time_limit is not None and (submission.time_limit or 0) > settings.time_limit:
-        asked, limit = duration(submission.time_limit or 0), duration(settings.time_limit)
-        problems.append(f"time_limit: {asked} asked and the limit is {limit}; ask for less")
+        asked, limit = submission.time_limit or 0.0, settings.time_limit
+        problems.append(f"time_limit: {asked:,.15g} s asked and the limit is {limit:,.15g} s; ask for less")
     if problems:
         raise RecipeError(problems, "submission")
     return JobRequest(

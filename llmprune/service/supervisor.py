@@ -240,7 +240,7 @@ class Supervisor:
         elif overused is not None and code not in (2, 3):
             self.jobs.end(job.id, "failed", code, overused, ran)
         elif ran - job.ran_before > (limit := self._time_limit(job)) and code not in (2, 3):
-            said = f"it ran longer than its limit of {limit:g} s; a retry continues after the last layer"
+            said = f"it ran longer than its limit of {limit:,.15g} s; a retry continues after the last layer"
             self.jobs.end(job.id, "failed", code, said, ran)
         else:
             self.jobs.end(job.id, "failed", code, explain(launch.log, code), ran)
