@@ -18,6 +18,7 @@ _MARKS = {
 }
 _PARQUET = b"PAR1"
 _PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")  # the library unpacks these
+_TAR, _TAR_AT = b"ustar", 257
 _PACKED_SUFFIXES = {".gz": "gunzip", ".bz2": "bunzip2", ".xz": "unxz", ".zst": "unzstd", ".lz4": "unlz4"}
 _LONGEST_MARK = max(map(len, _PACKED))
 _KINDS: dict[type, str] = {
@@ -43,7 +44,7 @@ def require_text_file(path: Path) -> None:
     fault = None
     if path.suffix == ".parquet":
         fault = _parquet_fault(head, tail)
-    elif not head.startswith((*_PACKED, b"PK")):  # of an archive the library's own reader says what it is
+    elif not (head.startswith((*_PACKED, b"PK")) or head[_TAR_AT:].startswith(_TAR)):  # archives are named when read
         fault = foreign_encoding(head)
     if fault:
         raise CalibrationError(f"the data file {path} {fault}")
