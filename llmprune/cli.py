@@ -210,12 +210,14 @@ def reevaluate(
     ] = None,
 ) -> None:
     """Evaluate more samples of a finished run's model: no pruning again, and earlier answers are kept."""
+    say_loading(always=True)
     from llmprune.model.processes import is_first, leave
     from llmprune.reevaluation import reevaluate as evaluate_more
     from llmprune.report.table import print_summary
 
     try:
-        report = evaluate_more(run, limit)
+        with lines_without_terminal():
+            report = evaluate_more(run, limit)
     except GateNotMet as missed:
         if is_first() and missed.report is not None:
             print_summary(missed.report, _console())

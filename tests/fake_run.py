@@ -109,7 +109,7 @@ def finish(folder: Path, text: str) -> None:
     (folder / "model").mkdir(exist_ok=True)
     (folder / "model" / "model.safetensors").write_bytes(hashlib.sha256(text.encode()).digest() * 64)
     said = wishes(text).get("page", "")
-    (folder / "report.html").write_text(f"<!doctype html><title>report</title><p>the report{said}")
+    (folder / "report.html").write_text(f"<!doctype html><title>report</title><p>the report {said}")
 
 
 def evaluate_more(folder: Path, limit: int) -> None:

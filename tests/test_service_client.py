@@ -76,7 +76,7 @@ NONSENSE: list[tuple[httpx.Response | Callable[[], httpx.Response], str]] = [
 ]
 
 
-@pytest.mark.parametrize("verb", ["submit", "jobs", "watch", "cancel", "retry", "fetch", "push-job"])
+@pytest.mark.parametrize("verb", ["submit", "jobs", "watch", "cancel", "retry", "reevaluate-job", "fetch", "push-job"])
 @pytest.mark.parametrize(("answer", "said"), NONSENSE)
 def test_an_answer_that_makes_no_sense_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, answer: Callable[[], httpx.Response], said: str
@@ -141,14 +141,28 @@ def test_an_answer_is_read_within_limits(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".llmprune-job.json"]
 
 
+EVENT = '{"state": "running", "step": null, "done": null, "total": null, "fraction": 0}'
+
+
 @pytest.mark.parametrize(
-    "event", [b"data: <html>\n\n", b"data: []\n\n", b'data: {"state": 3}\n\n', b'id: 1\ndata: {"fraction": NaN}\n\n']
-)
+    "event",
+    [
+        b"data: <html>\n\n", b"data: []\n\n", b'data: {"state": 3}\n\n', b'id: 1\ndata: {"fraction": NaN}\n\n',
+        "id: é\ndata: {}\n\n".replace("{}", EVENT).encode(), f"id: {'9' * 30}\ndata: {EVENT}\n\n".encode(),
+    ],
+)  # fmt: skip
 def test_an_event_that_makes_no_sense(event: bytes) -> None:
     """An event is checked as an answer is."""
     told = pytest.raises(ServiceError, match=f"{URL}/v1/jobs/{JOB}/events answered 200 with")
     with talking_to(lambda _: page(event, content_type="text/event-stream")) as client, told:
         list(client.watch(JOB))
+
+
+def test_infinite_figures_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """JSON has them as texts; one such job hides no other."""
+    listed = [LISTED | {"figures": {"retention": value}} for value in ("Infinity", "NaN", 0.5, None)]
+    outcome = ask(monkeypatch, lambda _: page(json.dumps({"jobs": listed}).encode()), "jobs")
+    assert (outcome.code, outcome.out.count(JOB), "50.0%" in outcome.out) == (0, 4, True), outcome.err
 
 
 def test_a_connection_that_breaks_is_one_sentence() -> None:

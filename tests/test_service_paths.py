@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from service_tools import RECIPE, YAML, Bench, recipe
 
-from llmprune.service.paths import Paths
+from llmprune.service.paths import _STEP, Paths
 from llmprune.service.settings import Settings
 
 HTML = {"Accept": "text/html"}
@@ -35,13 +37,17 @@ def folders(tmp_path: Path) -> Path:
         ("https://hub.co/org/name, a/b/c, POST /v1/jobs/x", "https://hub.co/org/name, a/b/c, POST /v1/jobs/x"),
         ("read/write, 1/2 and/or", "read/write, 1/2 and/or"),
         ("file:///srv/data/x.json", "file://…/x.json"),
+        ("LD=/opt/a/lib:/opt/b/lib, in:/srv/x.py, gcc -I/opt/c/include", "LD=…/lib:…/lib, in:…/x.py, gcc -I…/include"),
+        ("{data}/hub-home/models/x and {data}", "…/x and …/its data"),
+        ("https://hub.co{root}/a, org{root}/a and org{tasks}", "https://hub.co{root}/a, org{root}/a and org{tasks}"),
     ],
 )  # fmt: skip
 def test_paths_become_relative(folders: Path, said: str, shown: str) -> None:
     """Relative to the job or its root, by the name of a task folder, or the last part alone; addresses stay."""
-    settings = Settings(data_dir=folders / "data", allow_roots=(folders / "root",), allow_tasks=(folders / "tasks",))
-    text = said.format(data=folders / "data", root=folders / "root", tasks=folders / "tasks")
-    assert Paths.of(settings).hide(text) == shown
+    data = folders / "its data"
+    settings = Settings(data_dir=data, allow_roots=(folders / "root",), allow_tasks=(folders / "tasks",))
+    text = said.format(data=data, root=folders / "root", tasks=folders / "tasks")
+    assert Paths.of(settings).hide(text) == shown.format(root=folders / "root", tasks=folders / "tasks")
 
 
 def test_logs_are_renamed_wherever_a_part_ends(tmp_path: Path) -> None:
@@ -60,6 +66,25 @@ def test_logs_are_renamed_wherever_a_part_ends(tmp_path: Path) -> None:
         assert offset == bench.settings.log(job).stat().st_size
 
 
+def test_a_large_log_is_searched_in_steps(tmp_path: Path) -> None:
+    """No search reads more than a step, and a path on the border of two steps is found whole."""
+    paths = Paths.of(Settings(data_dir=tmp_path))
+    for before in range(_STEP - 40, _STEP + 5):
+        data = b" /" * (before // 2) + b" " * (before % 2) + b" /opt/secret/place/x.py " + b"a" * _STEP
+        assert paths.hide_between(data, 0, len(data)) == data.replace(b"/opt/secret/place", "…".encode())
+    searched: list[int] = []
+
+    class Pattern:
+        def search(self, data: bytes, begin: int, end: int) -> re.Match[bytes] | None:
+            searched.append(end - begin)
+            return paths.data.search(data, begin, end)
+
+    data = b" /a" * _STEP
+    watched = dataclasses.replace(paths, data=Pattern())  # type: ignore[arg-type]  # what is used of a pattern
+    assert watched.hide_between(data, 0, len(data)) == data
+    assert max(searched) <= _STEP
+
+
 def test_nothing_that_goes_out_names_a_folder(folders: Path) -> None:
     """Jobs, events, lists, logs, reports, files, pages, plans and refusals, of jobs that end well and badly."""
     planner = Answers()
@@ -74,8 +99,10 @@ def test_nothing_that_goes_out_names_a_folder(folders: Path) -> None:
     shown: list[str] = []
     for job in jobs:
         bench.until_ended(job)
-        (bench.run_folder(job) / "plan.json").write_text(f'{{"model": "{secret}/root/model"}}')
+        for name in ("plan.json", "run.json", "evaluation.json"):
+            (bench.run_folder(job) / name).write_text(f'{{"model": "{secret}/root/model"}}')
         places = ["", "/log", "/artifacts", "/artifacts/report.json", "/artifacts/report.html", "/artifacts/plan.json",
+                  "/artifacts/run.json", "/artifacts/evaluation.json",
                   "/report", "/report.html", "/events"]  # fmt: skip
         answers = [bench.http.get(f"/v1/jobs/{job}{place}") for place in places]
         answers.append(bench.http.get(f"/jobs/{job}", headers=HTML))
@@ -91,7 +118,9 @@ def test_nothing_that_goes_out_names_a_folder(folders: Path) -> None:
     shown += [
         bench.http.post(f"/v1/{place}", content=wrong, headers=YAML).text for place in ("jobs", "recipes/validate")
     ]
-    shown += [bench.http.get(place, headers=HTML).text for place in ("/", "/submit")]
+    shown += [bench.http.get(place, headers=HTML).text for place in ("/", "/submit", f"/now?job={jobs[1]}")]
+    shown += [bench.http.get(f"/jobs/{job}/live", headers=HTML).text for job in jobs]
+    shown.append(bench.http.get("/v1/jobs").text)
     assert [text for text in shown if secret in text] == []
     assert any("text.txt is empty" in text for text in shown)
 

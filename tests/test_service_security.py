@@ -284,7 +284,8 @@ def test_users_change_only_their_own_jobs(closed: tuple[Bench, str, str]) -> Non
     bench, admin, user = closed
     job = bench.submit(headers=bearer(admin), shared=True)["id"]
     ways = [("post", f"/v1/jobs/{job}/cancel"), ("post", f"/v1/jobs/{job}/retry"), ("delete", f"/v1/jobs/{job}")]
-    ways += [("post", f"/jobs/{job}/{what}") for what in ("cancel", "retry", "delete")]
+    ways += [("post", f"/jobs/{job}/{what}") for what in ("cancel", "retry", "reevaluate", "delete")]
+    ways.append(("post", f"/v1/jobs/{job}/reevaluate"))
     for method, path in ways:
         assert getattr(bench.http, method)(path, headers=bearer(user)).status_code == 403, path
     assert bench.http.get(f"/v1/jobs/{job}", headers=bearer(user)).json()["state"] == "queued"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -107,6 +109,23 @@ def test_a_data_folder_that_cannot_be_used(
         (folder / "service.sqlite3").write_bytes(content)
     outcome = command(*verb, "--data-dir", folder)
     assert (outcome.code, said in outcome.err, len(outcome.err.splitlines())) == (2, True, 1), outcome.err
+
+
+@pytest.mark.parametrize("verb", [("serve", "--gpus", "none"), ("token", "list")])
+@pytest.mark.usefixtures("no_jobs")
+def test_a_table_that_a_service_uses_is_left_as_it_is(tmp_path: Path, verb: tuple[str, ...]) -> None:
+    """A service of an earlier version reads its table as it made it, until it has stopped."""
+    settings = settings_in(tmp_path)
+    settings.prepare()
+    table = sqlite3.connect(settings.database)
+    first = files("llmprune.service").joinpath("migrations", "0001_jobs.sql").read_text(encoding="utf-8")
+    table.executescript(f"{first}; PRAGMA user_version = 1")
+    with server._only_one(settings.data_dir):
+        outcome = command(*verb, "--data-dir", settings.data_dir)
+        assert (outcome.code, "another llmprune serve uses" in outcome.err) == (2, True), outcome.err
+        assert table.execute("PRAGMA user_version").fetchone() == (1,)
+    assert command("token", "list", "--data-dir", settings.data_dir).code == 0
+    assert table.execute("PRAGMA user_version").fetchone() > (5,)
 
 
 def driver(monkeypatch: pytest.MonkeyPatch, listed: str | None, torch: int = 0) -> list[list[str]]:

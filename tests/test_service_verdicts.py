@@ -11,6 +11,7 @@ from service_tools import Bench, recipe
 from typer.testing import CliRunner
 
 from llmprune.service.database import Database
+from llmprune.service.housekeeping import remove_products
 from llmprune.service.table import Jobs
 
 UNDECIDED = {"exit": 3, "verdict": "not enough samples"}
@@ -56,12 +57,22 @@ def test_a_gate_that_is_not_met_is_a_result(bench: Bench, verdict: str, state: s
 
 
 @pytest.mark.parametrize(
-    ("wish", "offered"), [({"exit": 1}, True), ({"exit": 2}, False), ({}, False), (UNDECIDED, False)]
+    ("wish", "offered"),
+    [
+        ({"exit": 1}, True),
+        ({"exit": 2}, False),
+        ({}, False),
+        (UNDECIDED, False),
+        (UNDECIDED | {"more_exit": 2}, True),
+    ],
 )
 def test_retry_is_offered_where_it_can_help(bench: Bench, wish: dict[str, object], offered: bool) -> None:
     """After a fault; not for a result, and not where the recipe is what is wrong."""
     job = bench.submit(recipe(**wish))["id"]
     bench.until_ended(job)
+    if "more_exit" in wish:  # the recipe has made a model, so it is not what is wrong
+        bench.http.post(f"/v1/jobs/{job}/reevaluate")
+        assert bench.until_ended(job)["exit_code"] == 2
     assert (f"/jobs/{job}/retry" in page(bench, job)) == offered
 
 
@@ -118,6 +129,19 @@ def test_what_cannot_be_evaluated_again(bench: Bench) -> None:
         answer = bench.http.post(f"/v1/jobs/{job}/reevaluate", params={"limit": 500})
         assert (answer.status_code, said in answer.json()["detail"]) == (409, True)
         assert "Evaluate more samples" not in page(bench, job)
+
+
+def test_a_retry_after_the_clean_up_runs_the_recipe(bench: Bench) -> None:
+    """The model is gone, so there is nothing to evaluate: it is made again, and can be pushed and cleaned again."""
+    job = bench.submit(recipe(**UNDECIDED, more_exit=1))["id"]
+    bench.until_ended(job)
+    bench.http.post(f"/v1/jobs/{job}/reevaluate")
+    assert bench.until_ended(job)["state"] == "failed"
+    remove_products(bench.settings, bench.service.jobs, bench.service.jobs.get(job))  # type: ignore[arg-type]
+    again = bench.http.post(f"/v1/jobs/{job}/retry").json()
+    assert (again["cleaned"], again["reevaluate"]) == (False, None)
+    assert bench.until_ended(job)["state"] == "gate_undecided"
+    assert (bench.run_folder(job) / "model" / "model.safetensors").is_file()
 
 
 def test_watching_ends_with_the_gates_code(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

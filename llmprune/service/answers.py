@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import httpx2 as httpx
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -46,7 +46,7 @@ class Changed(_Shape):
 
 
 class _Figures(_Shape):
-    retention: float | None = None
+    retention: float | Literal["Infinity", "-Infinity", "NaN"] | None = None  # JSON has no infinity
 
 
 class _Published(_Shape):

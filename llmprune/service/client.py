@@ -226,12 +226,17 @@ class Client:
                 raise head.makes_no_sense(f"{kind} and no stream of events")
             fields: dict[str, str] = {}
             for line in lines_of(response):
-                if line:
-                    name, _, value = line.partition(":")
+                name, _, value = line.partition(":")
+                if name in ("data", "event", "id"):
                     fields[name] = value.removeprefix(" ")
+                elif line:
+                    continue  # a comment, or a field that no event of the service has
                 elif "data" in fields:
                     event = replace(head, body=fields["data"].encode()).json(Event)
-                    yield event | {"event": fields.get("event", "message"), "event_id": fields.get("id", last)}
+                    number = fields.get("id", last)
+                    if not re.fullmatch(r"\d{1,19}", number, re.ASCII):
+                        raise head.makes_no_sense(f"an event with the id {number[:200]!r}")
+                    yield event | {"event": fields.get("event", "message"), "event_id": number}
                     fields = {}
 
     def _json(self, shape: Any, method: str, path: str, **request: Any) -> dict[str, Any]:

@@ -41,22 +41,28 @@ class Database:
                     connection.execute("ROLLBACK")
                 raise
 
+    def is_current(self) -> bool:
+        """Whether the schema is up to date. Raises OutputError where a newer llmprune has been here."""
+        return not self._missing_steps()
+
     def migrate(self) -> None:
         """Bring the schema up to date. Raises OutputError where a newer llmprune has been here."""
+        for step in self._missing_steps():
+            self._connection().executescript(
+                f"BEGIN IMMEDIATE; {step.read_text(encoding='utf-8')}; PRAGMA user_version = {_number(step)}; COMMIT;"
+            )
+
+    def _missing_steps(self) -> list[Any]:
         steps = sorted(
             (file for file in files(__package__).joinpath("migrations").iterdir() if _number(file)), key=_number
         )
-        connection = self._connection()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        (version,) = self._connection().execute("PRAGMA user_version").fetchone()
         if version > len(steps):
             raise OutputError(
                 f"{self.path} is of schema {version} and this llmprune knows {len(steps)}: "
                 "it was made by a newer one; use that, or another --data-dir"
             )
-        for step in steps[version:]:
-            connection.executescript(
-                f"BEGIN IMMEDIATE; {step.read_text(encoding='utf-8')}; PRAGMA user_version = {_number(step)}; COMMIT;"
-            )
+        return steps[version:]
 
     def _connection(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)

@@ -127,8 +127,12 @@ class JobSummary(_Value):
 
     @property
     def retry_helps(self) -> bool:
-        """Whether the same job may end otherwise: it was stopped, or failed for a reason other than its recipe."""
-        return self.state == "cancelled" or (self.state == "failed" and self.exit_code != RECIPE_IS_WRONG)
+        """Whether the same job may end otherwise: it was stopped, or failed for a reason other than its recipe.
+
+        A recipe that has made a model is not what is wrong where the evaluation of more samples fails.
+        """
+        recipe_is_wrong = self.exit_code == RECIPE_IS_WRONG and self.reevaluate is None
+        return self.state == "cancelled" or (self.state == "failed" and not recipe_is_wrong)
 
 
 class Job(JobSummary):

@@ -11,6 +11,11 @@ from llmprune.recipe import Recipe
 from llmprune.service.guard import may_be_path, texts_in
 from llmprune.service.settings import is_loopback
 
+_ELSEWHERE = (
+    "on its own machine, under its --allow-root folders, or on the hub; copy it there and name it as it is there"
+)
+_TASKS = "among its --allow-tasks folders, which its operator names"
+
 
 def paths_of_this_machine(text: str, overrides: Sequence[str], server: str) -> list[str]:
     """Return a sentence for each path that exists here and that the service takes as one of its own.
@@ -24,8 +29,8 @@ def paths_of_this_machine(text: str, overrides: Sequence[str], server: str) -> l
         return []
     here = is_loopback(urlsplit(server).hostname or "")
     return [
-        f"{place}: {value!r} is a {'folder' if Path(value).is_dir() else 'file'} here, but the service looks for it on "
-        "its own machine, under its --allow-root folders, or on the hub; copy it there and name it as it is there"
+        f"{place}: {value!r} is a {'folder' if Path(value).is_dir() else 'file'} here, but the service looks for it "
+        + (_TASKS if place == "evaluation.include_path" else _ELSEWHERE)
         for place, value in texts_in(recipe)
         if may_be_path(place) and not (here and Path(value).is_absolute()) and _exists(value)
     ]

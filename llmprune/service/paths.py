@@ -7,7 +7,6 @@ A path in a job's folder is named relative to it, a path under --allow-root rela
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,8 +18,13 @@ from llmprune.service.settings import Settings
 
 _END = r"(?![^\s/'\"<>()\[\]{}|;:,])"  # a path ends here, or goes on with a slash
 _PART = r"[^\s/'\"<>()\[\]{}|;:,]+"
-_ELSEWHERE = rf"(?:(?<![\w/.:~*-])|(?<=file://))/(?!v1/)(?:{_PART}/)+(?:{_PART})?"
+# The slash that an absolute path begins with: not that of ``and/or``, ``a/b``, ``./x``, ``~/x`` or ``https://``. Every
+# pattern begins with the slash, for re finds a literal first character ten times as fast as anything else.
+_BEGIN = r"(?:(?<![\w/.~*-]/)|(?<=file:///)|(?<=-[BFIL]/))"
+_ELSEWHERE = rf"(?!v1/)(?:{_PART}/)+(?:{_PART})?"
 _HIDDEN = "…"
+_STEP = 100_000  # bytes that are searched at once
+_LONGEST = 4_096  # bytes of a path, as Linux has them
 
 
 @dataclass(frozen=True)
@@ -34,14 +38,16 @@ class Paths:
     @classmethod
     def of(cls, settings: Settings) -> Paths:
         """Return the patterns for a service's folders."""
-        jobs = _alternatives(_spellings([settings.data_dir / "jobs"]))
-        roots = _alternatives(_spellings(settings.allow_roots))
+        jobs = _alternatives([settings.data_dir / "jobs"])
+        roots = _alternatives(settings.allow_roots)
         tasks = [
-            f"(?P<task{number}>{_alternatives(_spellings([folder]))}){_END}"
-            for number, folder in enumerate(settings.allow_tasks)
+            f"(?P<task{number}>{_alternatives([folder])}){_END}" for number, folder in enumerate(settings.allow_tasks)
         ]
-        inside = [f"(?P<inside>(?:{jobs})/[0-9a-f]{{12}}/)", *([f"(?P<root>(?:{roots})/(?=[^\\s/]))"] if roots else [])]
-        pattern = "|".join([*tasks, *inside, _ELSEWHERE])
+        known = _alternatives([settings.data_dir, *settings.allow_roots, *settings.allow_tasks])  # may have blanks
+        rest = rf"(?:{known})(?:/(?:{_PART}/)*(?:{_PART})?|{_END})"
+        root = [rf"(?P<root>(?:{roots})/(?=[^\s/]))"] if roots else []
+        outside = "|".join([*tasks, *root, rest, _ELSEWHERE])
+        pattern = f"/(?:(?P<inside>(?:{jobs})/[0-9a-f]{{12}}/)|{_BEGIN}(?:{outside}))"
         names = tuple(task_folders(settings))
         return cls(re.compile(pattern), re.compile(pattern.encode()), names)
 
@@ -63,7 +69,7 @@ class Paths:
 
     def _parts(self, data: bytes, begin: int, end: int) -> Iterator[bytes]:
         place = begin
-        for found in self.data.finditer(data):
+        for found in self._found(data):
             if found.end() <= begin or found.start() >= end:
                 continue
             yield data[place : found.start()]
@@ -71,6 +77,18 @@ class Paths:
                 yield self._shown(found.lastgroup, found[0].decode("utf-8", "replace")).encode()
             place = found.end()
         yield data[place:end]
+
+    def _found(self, data: bytes) -> Iterator[re.Match[bytes]]:
+        """Find all paths, in steps: one search of a megabyte would hold up every other thread of the service."""
+        place = 0
+        while place < len(data):
+            stop = min(place + _STEP, len(data))
+            found = self.data.search(data, place, stop)
+            if found is not None and found.end() == stop:
+                found = self.data.match(data, found.start(), found.start() + _STEP)  # it may go on behind
+            if found is not None:
+                yield found
+            place = found.end() if found else stop if stop == len(data) else stop - _LONGEST
 
     def _shown(self, group: str | None, path: str) -> str:
         if group in ("inside", "root"):
@@ -80,11 +98,7 @@ class Paths:
         return f"{_HIDDEN}/{path.rstrip('/').rsplit('/', 1)[-1]}"
 
 
-def _spellings(folders: Iterable[Path]) -> list[str]:
-    """Return each folder as it was given, absolute and without links; the longest first."""
-    found = {str(form) for folder in folders for form in (folder, folder.absolute(), folder.resolve())}
-    return sorted(found - {os.sep, "."}, key=len, reverse=True)
-
-
-def _alternatives(texts: Iterable[str]) -> str:
-    return "|".join(map(re.escape, texts))
+def _alternatives(folders: Iterable[Path]) -> str:
+    """Return a pattern of folders, absolute and without links, less the first slash; the longest come first."""
+    found = {str(form) for folder in folders for form in (folder.absolute(), folder.resolve())}
+    return "|".join(re.escape(text[1:]) for text in sorted(found - {"/"}, key=len, reverse=True))

@@ -86,9 +86,13 @@ def serve(settings: Settings) -> None:
     """Answer until SIGTERM or Ctrl-C. Raises OutputError and RecipeError where it must not start."""
     from llmprune.service.connections import BACKLOG
 
-    tokens = open_table(settings)
+    with _usable(settings):
+        settings.prepare()
     with _only_one(settings.data_dir):
-        require_token(settings, tokens)
+        with _usable(settings):
+            database = Database(settings.database)
+            database.migrate()
+        require_token(settings, Tokens(database))
         with listening(settings.host, settings.port, backlog=BACKLOG) as sockets:
             log_with_time()
             keeper = Keeper(settings)
@@ -99,11 +103,24 @@ def serve(settings: Settings) -> None:
 
 
 def open_table(settings: Settings) -> Tokens:
-    """Make the data folder and bring its job table up to date. Raises OutputError where one of them cannot be used."""
-    try:
+    """Return the tokens of a data folder, beside a service that may run on it.
+
+    Only a table that no service uses is made or brought up to date. Raises OutputError where it cannot be used.
+    """
+    with _usable(settings):
         settings.prepare()
         database = Database(settings.database)
-        database.migrate()
+        if not database.is_current():
+            with _only_one(settings.data_dir):
+                database.migrate()
+    return Tokens(database)
+
+
+@contextmanager
+def _usable(settings: Settings) -> Iterator[None]:
+    """Raise OutputError where the data folder or its job table cannot be used."""
+    try:
+        yield
     except OSError as error:
         raise OutputError(f"the data folder {settings.data_dir} cannot be made: {error}; give another") from error
     except sqlite3.Error as error:
@@ -111,7 +128,6 @@ def open_table(settings: Settings) -> Tokens:
             f"the job table {settings.database} cannot be used: {error}; give another --data-dir, or the file as it "
             "was last saved"
         ) from error
-    return Tokens(database)
 
 
 def _answer(settings: Settings, keeper: Keeper, sockets: list[socket.socket]) -> None:

@@ -199,8 +199,8 @@ def _request(submission: Submission, recipe: Recipe, caller: Caller, settings: S
         problems.append("priority: only admins go before others; give 0 or less")
     limits = [limit for limit in (submission.time_limit, settings.time_limit) if limit is not None]
     if settings.time_limit is not None and (submission.time_limit or 0) > settings.time_limit:
-        asked, limit = submission.time_limit or 0, settings.time_limit
-        problems.append(f"time_limit: {asked:,.12g} s asked and the limit is {limit:,.12g} s; ask for less")
+        asked, limit = submission.time_limit or 0.0, settings.time_limit
+        problems.append(f"time_limit: {asked:,.15g} s asked and the limit is {limit:,.15g} s; ask for less")
     if problems:
         raise RecipeError(problems, "submission")
     return JobRequest(

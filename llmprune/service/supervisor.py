@@ -33,7 +33,6 @@ from llmprune.service.launchers.base import Launch
 from llmprune.service.launching import launch_of
 from llmprune.service.logs import log_with_time
 from llmprune.service.overuse import overuse, shorten
-from llmprune.service.paths import Paths
 from llmprune.service.secrets import drop_token
 from llmprune.service.settings import Settings
 from llmprune.service.table import Jobs
@@ -57,7 +56,6 @@ class Supervisor:
         self.jobs = Jobs(Database(settings.database))
         self.launchers = make_launchers(settings)
         self.machine = Machine(settings.gpus, settings.slots)
-        self.paths = Paths.of(settings)
         self._isolation = Isolation()
         self._elsewhere = {name for name, launcher in self.launchers.items() if not launcher.on_this_machine}
         self._seen: set[tuple[str, int]] = set()  # attempts that this supervisor started or saw alive
@@ -116,7 +114,7 @@ class Supervisor:
 
     def _give_up(self, job: Job, said: str) -> None:
         self._forget_token(job)
-        self.jobs.give_up(job.id, self.paths.hide(said))
+        self.jobs.give_up(job.id, said)
 
     def stop(self) -> None:
         """End this machine's jobs and queue them again: the next service continues them."""
@@ -236,19 +234,16 @@ class Supervisor:
         elif code == 3 and figures and figures.gate_verdict not in (None, "pass"):
             assert figures.gate_verdict is not None, "just looked at"
             verdict = VERDICTS[figures.gate_verdict]
-            self.jobs.end(job.id, verdict, code, self._explained(launch, code), ran, figures=shown)
+            self.jobs.end(job.id, verdict, code, explain(launch.log, code), ran, figures=shown)
         elif job.state == "cancelling" and code not in (2, 3):
             self.jobs.end(job.id, "cancelled", code, None, ran)
         elif overused is not None and code not in (2, 3):
             self.jobs.end(job.id, "failed", code, overused, ran)
         elif ran - job.ran_before > (limit := self._time_limit(job)) and code not in (2, 3):
-            said = f"it ran longer than its limit of {limit:g} s; a retry continues after the last layer"
+            said = f"it ran longer than its limit of {limit:,.15g} s; a retry continues after the last layer"
             self.jobs.end(job.id, "failed", code, said, ran)
         else:
-            self.jobs.end(job.id, "failed", code, self._explained(launch, code), ran)
-
-    def _explained(self, launch: Launch, code: int | None) -> str:
-        return self.paths.hide(explain(launch.log, code))
+            self.jobs.end(job.id, "failed", code, explain(launch.log, code), ran)
 
     def _start_waiting(self) -> None:
         waiting = self.jobs.in_states("queued")
@@ -284,7 +279,7 @@ class Supervisor:
     def _fail(self, job: Job, code: int | None, said: str) -> None:
         """End a job that did not run."""
         self._forget_token(job)
-        self.jobs.end(job.id, "failed", code, self.paths.hide(said))
+        self.jobs.end(job.id, "failed", code, said)
 
     def _forget_token(self, job: Job) -> None:
         with suppress(OSError):  # its folder may be what is wrong

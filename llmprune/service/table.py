@@ -169,7 +169,8 @@ class Jobs:
             require_no_push(connection, job)
             if row["source"] is not None:
                 require_pushable(connection, row["source"])
-            _change(connection, job, state="queued", **_FRESH, error=None, ran_before=row["ran_seconds"])
+            gone: dict[str, Any] = {"cleaned": 0, "reevaluate": None} if row["cleaned"] else {}  # made anew
+            _change(connection, job, state="queued", **_FRESH, **gone, error=None, ran_before=row["ran_seconds"])
             return job_of(row_of(connection, job))
 
     def reevaluate(self, job: str, limit: int) -> Job:

@@ -28,10 +28,11 @@ def print_jobs(jobs: Iterable[dict[str, Any]]) -> None:
     for head in ("done", "ran", "retained"):
         table.add_column(head, justify="right")
     for job in jobs:
-        figures = job["figures"] or {}
+        retention = (job["figures"] or {}).get("retention")
         table.add_row(
             printable(job["id"]), _state(job), printable(job["name"]), printable(job["owner"]),
-            percent(job["fraction"], 0), duration(job["ran_seconds"]), percent(figures.get("retention")),
+            percent(job["fraction"], 0), duration(job["ran_seconds"]), 
+            percent(None if retention is None else float(retention)),
         )  # fmt: skip
     PlainConsole().print(table)
 

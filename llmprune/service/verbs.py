@@ -120,8 +120,8 @@ def serve(
     chosen = find_gpus() if gpus is None else choose_gpus(gpus)
     serve_forever(
         Settings(
-            data_dir=data_dir, host=host, port=port, host_names=tuple(host_name or ()), trusted_proxies=tuple(proxies),
-            slots=slots, gpus=chosen,
+            data_dir=data_dir.absolute(), host=host, port=port,
+            host_names=tuple(host_name or ()), trusted_proxies=tuple(proxies), slots=slots, gpus=chosen,
             allow_roots=tuple(folder.resolve() for folder in allow_root or ()),
             allow_tasks=tuple(folder.resolve() for folder in allow_tasks or ()),
             torchrun_options=options, ray=ray, time_limit=time_limit or None, disk_quota=quota,
@@ -251,7 +251,7 @@ def reevaluate_job(
     token_file: TokenFile = None,
 ) -> None:
     """Evaluate more samples of a finished job's model; watches it, and ends as llmprune reevaluate does."""
-    hub_token = _read(hub_token_file, "hub token").strip() if hub_token_file else None
+    hub_token = _token(hub_token_file, "hub token") if hub_token_file else None
     with _client(server, token_file) as client:
         client.reevaluate(job, limit, hub_token)
         _watch(client, job)

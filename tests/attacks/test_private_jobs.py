@@ -156,7 +156,13 @@ def test_a_shared_job_is_read_by_all_and_changed_by_its_owner(house: tuple[House
     service.run(shared)
     for path in ("", "/log", "/artifacts", "/artifacts/report.json", "/report", "/report.html", "/events"):
         assert service.ask("bob", "GET", f"/v1/jobs/{shared}{path}").status_code == 200, path
-    for method, path in (("POST", "cancel"), ("POST", "retry"), ("POST", "push"), ("DELETE", "")):
+    for method, path in (
+        ("POST", "cancel"),
+        ("POST", "retry"),
+        ("POST", "reevaluate"),
+        ("POST", "push"),
+        ("DELETE", ""),
+    ):
         answer = service.ask("bob", method, f"/v1/jobs/{shared}/{path}".rstrip("/"), **SENT["/v1/jobs/{job}/push"])
         assert (answer.status_code, "belongs to" in answer.text) == (403, True), path
     for job in (shared, own):

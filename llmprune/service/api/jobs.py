@@ -96,7 +96,7 @@ def list_jobs(
     """List the jobs that the caller may read, the newest first."""
     viewer = service.viewer(caller)
     jobs, after = service.jobs.page(state, owner, search, before, limit, source, viewer=viewer)
-    return JobPage(jobs=jobs, next=after, counts=service.jobs.counts(viewer=viewer))
+    return JobPage(jobs=[service.shown(job) for job in jobs], next=after, counts=service.jobs.counts(viewer=viewer))
 
 
 @router.get("/jobs/{job}", responses=documented(404, 422))

@@ -56,7 +56,7 @@ async def job_events(
             return
         for row in rows:
             after = row["id"]
-            yield ServerSentEvent(raw_data=row["data"], event=row["kind"], id=str(after))
+            yield ServerSentEvent(raw_data=service.paths.hide(row["data"]), event=row["kind"], id=str(after))
         if found.state in ENDED and not rows:
             return
         if not rows:
@@ -123,10 +123,10 @@ def artifacts(service: Service, job: str) -> list[Artifact]:
 
 
 def _shown(service: Service, job: str, path: Path) -> bytes | None:
-    """A file that names folders of the server, as clients see it; None: as it is."""
+    """A file that may name folders of the server, as clients see it; None: as it is, as every file of the model."""
     folder = service.settings.run_folder(job)
-    names = {folder / name for name in ("report.json", "report.html", "plan.json")}
-    if path not in names and path.parent != folder / "card":
+    record = path.parent == folder and path.suffix in (".json", ".html")
+    if not record and path.parent != folder / "card":
         return None
     try:
         content = path.read_bytes()

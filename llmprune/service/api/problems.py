@@ -108,7 +108,11 @@ def _parameters(error: RequestValidationError) -> Explained:
 
 
 def _wrong(error: RecipeError) -> Explained:
-    wishes = {"push": "the push cannot be done", "submission": "the job cannot be queued"}
+    wishes = {
+        "push": "the push cannot be done",
+        "submission": "the job cannot be queued",
+        "evaluation": "more samples cannot be evaluated",
+    }
     return 422, wishes.get(error.source, "the recipe cannot be run here"), error.problems, {}
 
 

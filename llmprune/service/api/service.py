@@ -14,7 +14,7 @@ from llmprune.service.api.problems import Refused
 from llmprune.service.api.turns import Turns
 from llmprune.service.database import Database
 from llmprune.service.guard import Examined
-from llmprune.service.job import JOB_ID, Job
+from llmprune.service.job import JOB_ID, J, Job
 from llmprune.service.paths import Paths
 from llmprune.service.planner import Planner
 from llmprune.service.settings import Settings
@@ -49,9 +49,12 @@ class Service:
             raise Refused(404, f"there is no job {job!r}")
         return found
 
-    def shown(self, job: Job) -> Job:
-        """A job as clients see it: its overrides name folders of the server."""
-        return job.model_copy(update={"overrides": tuple(self.paths.hide_in(job.overrides))})
+    def shown(self, job: J) -> J:
+        """A job as clients see it: its overrides and its error name folders of the server."""
+        hidden = {"error": self.paths.hide_in(job.error)}
+        if isinstance(job, Job):
+            hidden["overrides"] = tuple(self.paths.hide_in(job.overrides))
+        return job.model_copy(update=hidden)
 
     def plan(self, examined: Examined, caller: Caller) -> dict[str, Any]:
         """The planner's answer on what of a recipe may be planned, as clients may see it.

@@ -51,6 +51,7 @@ def jobs_page(
     jobs, after = service.jobs.page(states, None, search, before, PAGE, viewer=viewer)
     queue = queue_of(service, caller)
     values: dict[str, Any] = {"after": after, "search": search or "", "total": sum(queue.counts.values()), "at": "jobs"}
+    jobs = [service.shown(job) for job in jobs]
     return page(request, "jobs", jobs=jobs, state=state, queue=queue, **values)
 
 
@@ -64,7 +65,7 @@ def jobs_now(
     total: Annotated[int, Query(ge=0)] = 0,
 ) -> Response:
     """What moves in the list, in one answer: slots and devices, jobs by state, and the lines of jobs not yet ended."""
-    jobs = [found for one in job if (found := service.find(one, caller))]
+    jobs = [service.shown(found) for one in job if (found := service.find(one, caller))]
     return page(request, "now", jobs=jobs, state=state, total=total, queue=queue_of(service, caller), oob=True)
 
 
@@ -85,7 +86,7 @@ def job_page(request: Request, job: JobId, service: TheService, caller: TheCalle
 def job_live(request: Request, job: JobId, service: TheService, caller: TheCaller) -> Response:
     """The part of a job's page that moves; once it has ended, the whole page comes again."""
     found = service.job(job, caller)
-    response = page(request, "live", job=found, words=_last_words(service, found), oob=True)
+    response = page(request, "live", job=service.shown(found), words=_last_words(service, found), oob=True)
     if found.state in ENDED:
         response.headers["HX-Refresh"] = "true"
     return response
