@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from small import verify_here
+from tiny import structure_of
 from torch import Tensor
 
 from llmprune.anatomy.blueprint import build_blueprint
@@ -25,7 +26,7 @@ from llmprune.interop import about_depth, about_head_size, about_layer_count
 from llmprune.layer_choice import choose_in_pattern, kinds_of, possible_counts
 from llmprune.model.loading import dense_decoder
 from llmprune.pipeline import run
-from llmprune.plan import Plan, make_plan
+from llmprune.plan import Plan
 from llmprune.recipe import Depth, Recipe
 from llmprune.scores import Scores
 from llmprune.scoring import score
@@ -48,7 +49,7 @@ PATTERNS: list[tuple[str, dict[str, Any], list[tuple[str, int]]]] = [
 
 def _plan(folder: Path, sections: str, family: str, **fields: Any) -> Plan:
     tiny_config(family, **fields).save_pretrained(folder)
-    return make_plan(Recipe.parse(f"model: {{id: '{folder}'}}\ncalibration: {{dataset: text.txt}}\n{sections}\n"))
+    return structure_of(Recipe.parse(f"model: {{id: '{folder}'}}\ncalibration: {{dataset: text.txt}}\n{sections}\n"))
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from small import verify_here
 from support.hub_server import Hub
 from support.rooms import files_of
 from test_families import MIXTURES
+from tiny import structure_of
 from torch import Tensor
 
 from llmprune.anatomy.blueprint import build_blueprint
@@ -24,7 +25,7 @@ from llmprune.model.offload import offload_folder
 from llmprune.model.source import ModelSource
 from llmprune.model.stored import FileNames
 from llmprune.pipeline import run
-from llmprune.plan import Plan, make_plan
+from llmprune.plan import Plan
 from llmprune.recipe import Recipe
 from llmprune.report.value import Report
 from llmprune.testing import VOCABULARY, tiny_model
@@ -137,7 +138,7 @@ def test_sizes_are_those_of_the_files_where_the_config_names_no_type(hub: Hub, t
     stored = _mixed(tmp_path / "base", "llama", lambda _: False, dtype=None)
     hub.add_repo("org/base", files_of(tmp_path / "base"))
     for name in (str(tmp_path / "base"), "org/base"):
-        plan = make_plan(Recipe.parse(f"model: {{id: '{name}'}}\ncalibration: {{dataset: t.txt}}\n"))
+        plan = structure_of(Recipe.parse(f"model: {{id: '{name}'}}\ncalibration: {{dataset: t.txt}}\n"))
         assert (plan.dtype, plan.dense.bytes, plan.pruned.bytes) == ("bfloat16", _bytes(stored), _bytes(stored))
     ranges = [line for line in hub.lines if line.startswith("GET /cdn/") or "safetensors" in line]
     assert ranges, "the header was fetched"

@@ -27,7 +27,6 @@ from llmprune.criteria.surgeon import group_order, removal_order
 from llmprune.errors import NumericalError, RecipeError
 from llmprune.model.loading import dense_decoder
 from llmprune.model.walk import Decoder, inputs_of
-from llmprune.plan import make_plan
 from llmprune.refit import Refit
 from llmprune.scores import unit_key
 from llmprune.scoring import score
@@ -434,7 +433,9 @@ def test_the_plan_counts_what_a_refit_keeps_of_all_windows(tmp_path: Path) -> No
     """Outputs of the dense model's mixer and, where a norm may follow it, of its MLP: two streams more."""
     tiny_model("gemma2").config.save_pretrained(tmp_path)
     recipe = recipe_of(tmp_path, {"neurons": 32})
-    kept = [make_plan(recipe.model_copy(update={"refit": refit})).memory.streams for refit in (None, Refit(up=False))]
+    kept = [
+        structure_of(recipe.model_copy(update={"refit": refit})).memory.streams for refit in (None, Refit(up=False))
+    ]
     assert kept[1] - kept[0] == 2 * 2 * 24 * 32 * 4  # streams, windows, tokens, hidden size, bytes
 
 

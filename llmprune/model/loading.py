@@ -33,6 +33,7 @@ from llmprune.model.processes import count, local_device
 from llmprune.model.pull import Part, commit_of, headers, is_tokenizer_file, names_of, snapshot
 from llmprune.model.references import require_own_names, unread_fields
 from llmprune.model.source import ModelSource
+from llmprune.model.stored import require_fitting
 from llmprune.model.walk import Decoder, Tensors
 from llmprune.texts import PACKAGE_SCHEME
 
@@ -103,10 +104,7 @@ def load_model(source: ModelSource) -> PreTrainedModel:
         ignore_mismatched_sizes=True,  # not ignored: listed, and refused below
     )
     kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
-    problems = {kind.split("_")[0]: sorted(map(_key, info[kind])) for kind in kinds if info.get(kind)}
-    if problems:
-        listed = "; ".join(f"{len(keys)} {kind}: {', '.join(keys[:3])}" for kind, keys in problems.items())
-        raise CheckpointError(f"the weights of {source.id} do not fit its config ({listed}); get a whole checkpoint")
+    require_fitting({kind.split("_")[0]: sorted(map(_key, info.get(kind) or ())) for kind in kinds}, source.id)
     loaded: PreTrainedModel = model.eval()
     if offloaded is not None:
         weakref.finalize(find_layers(loaded)[1], shutil.rmtree, offloaded, ignore_errors=True)
