@@ -122,7 +122,7 @@ def plan_structure(recipe: Recipe, collected: Collected) -> tuple[Plan | None, A
     if targets is None or not complete:
         return None, base.anatomy
     reads = ("model", "depth", "width", "experts", "sparsity", "refit", "calibration")
-    return collected.attempt("recipe", reads, lambda: _plan(recipe, base, targets))[1], base.anatomy
+    return collected.attempt("model", reads, lambda: _plan(recipe, base, targets))[1], base.anatomy
 
 
 @dataclass(frozen=True)

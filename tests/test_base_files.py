@@ -181,6 +181,19 @@ def test_weights_under_a_name_of_their_own_are_read_throughout(made: Path, base:
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
 
 
+def test_a_plan_of_a_file_in_the_older_spelling_brings_no_warnings(
+    made: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Editing the config reads no deprecated field, of which transformers would warn above the plan."""
+    warned: list[str] = []
+    raw = config_of(base)
+    raw["torch_dtype"] = raw.pop("dtype")
+    (base / "config.json").write_text(json.dumps(raw))
+    monkeypatch.setattr("transformers.configuration_utils.logger.warning_once", warned.append)
+    make_plan(Recipe.load(write_recipe(tmp_path / "recipe.yaml", base, made / "text.txt")))
+    assert not warned
+
+
 def test_another_dtype_is_written_in_the_spelling_of_the_base(base: Path, tmp_path: Path) -> None:
     """The recipe's dtype replaces the base's value; a base that names none still names none."""
     raw = config_of(base)

@@ -38,7 +38,17 @@ _OF_WEIGHTS = re.compile(  # indexes, checksums, signatures, and what training o
     re.IGNORECASE,
 )
 _OURS = ("README*", "llmprune.json", ".*", CONFIG, "config.*.json")
-_TOKENIZERS = ("tokenizer*", "vocab*", "merges*", "spiece*", "sentencepiece*", "*.model", "*.tiktoken", "tekken*")
+_TOKENIZERS = (
+    "tokenizer*",
+    "vocab*",
+    "merges*",
+    "spiece*",
+    "sentencepiece*",
+    "*.model",
+    "*.spm",
+    "*.tiktoken",
+    "tekken*",
+)
 _SHAPES = {"num_hidden_layers", "n_layers", "n_layer", "num_layers"}  # a JSON file with one of these describes a model
 _ELSEWHERE = "lies in a folder of its own: another format"
 _ODD_NAME = "its name is no plain path"

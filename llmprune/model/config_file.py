@@ -105,6 +105,8 @@ def _edit(raw: Raw, change: ConfigChange, after: Config) -> Raw:
 def _respell(edited: Raw, before: Config, after: Config, change: ConfigChange) -> None:
     """Change what the file has, in place, under any name that the class gives it: an alias, or a property."""
     for name, written in edited.items():
+        if name in (*_OWN, *_DTYPES):
+            continue
         part = vars(before).get(name)
         if isinstance(part, PretrainedConfig) and isinstance(written, dict):
             _respell(written, part, getattr(after, name), change)
