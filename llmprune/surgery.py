@@ -31,7 +31,7 @@ def cut_config(
 ) -> Config:
     """The config that a reload of the pruned model reads. Raises ModelError for what cannot be cut."""
     if len(layers) < anatomy.num_layers and anatomy.depth_refusal:
-        raise ModelError(f"depth: no layer of this model can be removed: {anatomy.depth_refusal}; remove the section")
+        raise ModelError(f"the depth of this model cannot be cut: {anatomy.depth_refusal}")
     unknown = sorted(widths.keys() - anatomy.widths.keys())
     if unknown:
         raise ModelError(f"the width {unknown[0]} of this model cannot be cut; those that can: {anatomy.widths}")
