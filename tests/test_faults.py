@@ -201,7 +201,7 @@ def test_a_plan_needs_no_weights_but_refuses_damaged_ones(room: Path, tmp_path: 
     (folder / "model.safetensors").unlink()
     outcome = command("plan", recipe)
     assert outcome.code == 0
-    assert "no weights file was read" in " ".join(outcome.out.split())
+    assert "no safetensors weights file, which a run needs" in " ".join(outcome.out.split())
 
 
 @pytest.mark.parametrize("model", ["org/none", "none"])
