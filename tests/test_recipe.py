@@ -112,7 +112,7 @@ depth: {remove: 1, criterion: {kind: x}}
 depth: {remove: 1, criterion: angular}
     depth.criterion: must be a mapping of keys, not 'angular'; write {kind: angular} (How layers are scored)
 depth: 3
-    depth: must be a mapping of keys, not 3; its keys: remove, keep, layers, criterion (
+    depth: must be a mapping of keys, not 3; its keys: remove, keep, layers, criterion, keep_pattern (
 width: {mlp: .nan}
     width.mlp: must be a finite number, not .nan
 width: {mlp: .inf}
