@@ -6,6 +6,7 @@ that it depends on: where one of these is wrong already, what the check would sa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from llmprune.evaluation.tasks import check_tasks
 from llmprune.inputs import Inputs
 from llmprune.model.loading import require_tokenizer
 from llmprune.model.processes import require_windows_for_all
+from llmprune.problems import models_in
 from llmprune.recipe import Recipe
 from llmprune.texts import local_bytes, require_present
 from llmprune.trials import require_rest
@@ -194,12 +196,22 @@ def _overlap(one: str, other: str) -> bool:
 
 def _placed(place: str, error: LLMPruneError) -> LLMPruneError:
     """The error with its place in front of each sentence that does not name a key itself."""
-    section = place.split(".")[0]
 
     def named(said: str) -> str:
-        return said if said.startswith((f"{section}.", f"{section}:", "--")) else f"{place}: {said}"
+        return said if _starts_with_a_key(said) else f"{place}: {said}"
 
     if isinstance(error, RecipeError):
         return RecipeError([named(problem) for problem in error.problems], error.source)
     said = named(str(error))
     return error if said == str(error) else type(error)(said)
+
+
+def _starts_with_a_key(said: str) -> bool:
+    """Check whether a sentence names its place: an option, a section, or a key of one; a file's name is neither."""
+    if said.startswith("--"):
+        return True
+    start = re.match(r"(\w+)(?::|\.(\w+))", said)
+    field = Recipe.model_fields.get(start[1]) if start else None
+    if start is None or field is None:
+        return False
+    return start[2] is None or any(start[2] in model.model_fields for model in models_in(field.annotation))

@@ -40,7 +40,7 @@ class Inputs:
         except ModelError as error:
             if self.needs_tokenizer:
                 raise
-            logger.warning("the result gets no tokenizer: %s", error)
+            logger.warning("no tokenizer is loaded: %s", error)
             return None
 
     @property

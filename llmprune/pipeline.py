@@ -381,7 +381,10 @@ def _report(
         verification=verification_figures(pruned.verified),
         steps=compare_with_forward(folder.steps),
         warnings=(*warnings, *([describe_heads(pruned.left_heads)] if pruned.left_heads else [])),
-        base_files=pruned.base_files,
+        base_files=BaseFiles(
+            carried=pruned.base_files.carried,
+            left=plan.base_files.left | pruned.base_files.left,  # of a hub model only the plan saw what was not fetched
+        ),
         files={
             "model": str(folder.path / "model"),
             "report": str(folder.path / "report.html"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from transformers import PreTrainedModel
@@ -16,7 +17,7 @@ from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.proof import prove_twins, sizes_that_change
 from llmprune.anatomy.value import Anatomy
 from llmprune.checks import Collected, run_checks
-from llmprune.errors import CheckpointError, ModelError, RecipeError
+from llmprune.errors import RecipeError
 from llmprune.inputs import Inputs
 from llmprune.interop import about_head_size, about_layer_count
 from llmprune.model.base_files import planned_companions, require_expressible
@@ -102,23 +103,26 @@ def survey(recipe: Recipe, *, wrong: Iterable[str] = (), problems: Iterable[str]
     collected = Collected(wrong, problems)
     inputs = Inputs(recipe)
     plan, anatomy = plan_structure(recipe, collected)
-    if anatomy is None and any(isinstance(error, ModelError | CheckpointError) for error in collected.errors):
-        collected.wrong += ("model",)  # what its config says was said
     run_checks(inputs, collected)
     return Survey(plan, anatomy, inputs, collected)
 
 
 def plan_structure(recipe: Recipe, collected: Collected) -> tuple[Plan | None, Anatomy | None]:
     """The plan from the config alone, and the anatomy that was found on the way; None where a problem was collected."""
-    _, base = collected.attempt("model", ("model",), lambda: _discovered(recipe))
+    model = ("model",)
+    _, config = collected.attempt("model", model, lambda: load_config(recipe.model))
+    if config is None:
+        collected.wrong += model  # every check that needs the config would say the same again
+        return None, None
+    _, base = collected.attempt("model", model, lambda: _described(recipe, config))
     if base is None:
         return None, None
-    anatomy = base.anatomy
-    targets = _targets(recipe, anatomy, collected)
-    if targets is None:
-        return None, anatomy
+    complete, _ = collected.attempt("model", model, lambda: _require_whole(recipe, base))
+    targets = _targets(recipe, base.anatomy, collected)
+    if targets is None or not complete:
+        return None, base.anatomy
     reads = ("model", "depth", "width", "experts", "sparsity", "refit", "calibration")
-    return collected.attempt("recipe", reads, lambda: _plan(recipe, base, targets))[1], anatomy
+    return collected.attempt("model", reads, lambda: _plan(recipe, base, targets))[1], base.anatomy
 
 
 @dataclass(frozen=True)
@@ -127,13 +131,26 @@ class _Base:
 
     config: Config
     headers: Headers | None
+    dense: PreTrainedModel
     anatomy: Anatomy
 
+    @cached_property
+    def names(self) -> FileNames:
+        """Which tensors of the files make each of the model's."""
+        return FileNames(self.dense, self.headers or {})
 
-def _discovered(recipe: Recipe) -> _Base:
-    config, headers = load_config(recipe.model), headers_of(recipe.model)
+
+def _described(recipe: Recipe, config: Config) -> _Base:
+    headers, trust = headers_of(recipe.model), recipe.model.trust_remote_code
     require_language_model(recipe.model, headers)
-    return _Base(config, headers, discover(config, recipe.model.trust_remote_code))
+    anatomy = discover(config, trust)
+    return _Base(config, headers, build_blueprint(config, compute_dtype(recipe.model, config, headers), trust), anatomy)
+
+
+def _require_whole(recipe: Recipe, base: _Base) -> None:
+    """Raise CheckpointError where the files do not have the tensors of the model."""
+    if base.headers:
+        require_all(base.names, recipe.model.id)
 
 
 @dataclass(frozen=True)
@@ -168,14 +185,13 @@ def _targets(recipe: Recipe, anatomy: Anatomy, collected: Collected) -> _Targets
 
 def _plan(recipe: Recipe, base: _Base, targets: _Targets) -> Plan:
     """The plan from the config and what stays. Raises ModelError and RecipeError for what cannot be done."""
-    trust, config, headers, anatomy = recipe.model.trust_remote_code, base.config, base.headers, base.anatomy
+    config, dense, anatomy = base.config, base.dense, base.anatomy
     notes, keep, widths = list(targets.notes), targets.layers, targets.widths
     experts, kv_groups = targets.experts, targets.kv_groups
-    dtype = compute_dtype(recipe.model, config, headers)
-    dense = build_blueprint(config, dtype, trust)
+    dtype = dense.dtype
     cut = cut_config(config, anatomy, keep, widths, experts, kv_groups)
     require_expressible(recipe.model, config, cut, keep)
-    pruned = build_blueprint(cut, dtype, trust)
+    pruned = build_blueprint(cut, dtype, recipe.model.trust_remote_code)
     prove_twins(dense, pruned, keep, sizes_that_change(anatomy, widths, experts, kv_groups))
     sparsity = planned_sparsity(
         recipe.sparsity, find_layers(pruned)[1], experts, recipe.calibration.shape(), recipe.refit is not None
@@ -184,8 +200,7 @@ def _plan(recipe: Recipe, base: _Base, targets: _Targets) -> Plan:
     if idle and bytes_of(dense) == bytes_of(pruned) and not (sparsity and sparsity.zeros):
         raise RecipeError(idle)
     notes += idle
-    names = FileNames(dense, headers or {})
-    notes += _about_types(recipe, names, dtype, headers)
+    notes += _about_types(recipe, base)
     exact = _exact(recipe.depth, dense)
     if not exact:
         notes.append("layers differ in size: the sizes are those of a cut from the middle, until the scores are known")
@@ -197,7 +212,7 @@ def _plan(recipe: Recipe, base: _Base, targets: _Targets) -> Plan:
     notes += about_head_size(config, raw_config(recipe.model) or config.to_dict(), anatomy.heads, kv_groups)
     notes += about_base(recipe, config)
     companions = planned_companions(recipe.model)
-    saved = kept_dtypes(names, dtype, keep=recipe.model.dtype == "auto")
+    saved = kept_dtypes(base.names, dtype, keep=recipe.model.dtype == "auto")
     size = measure_size(pruned, anatomy.widths | widths, experts, kv_groups, stored=saved, layers=keep)
     return Plan(
         model=recipe.model.id,
@@ -208,7 +223,7 @@ def _plan(recipe: Recipe, base: _Base, targets: _Targets) -> Plan:
             anatomy.widths,
             anatomy.experts.count if anatomy.experts else None,
             anatomy.heads.count if anatomy.heads else None,
-            stored=names.dtypes,
+            stored=base.names.dtypes,
         ),
         pruned=size,
         parameters_exact=exact,
@@ -226,12 +241,12 @@ def _plan(recipe: Recipe, base: _Base, targets: _Targets) -> Plan:
     )
 
 
-def _about_types(recipe: Recipe, names: FileNames, dtype: torch.dtype, headers: Headers | None) -> list[str]:
-    """Say which types the result has. Raises CheckpointError where the files lack a tensor."""
-    if not headers:
-        return [about_unread_weights(recipe, _name_of(dtype))]
-    require_all(names, recipe.model.id)
-    return describe_types(names, dtype, keep=recipe.model.dtype == "auto")
+def _about_types(recipe: Recipe, base: _Base) -> list[str]:
+    """Say which types the result has."""
+    dtype = base.dense.dtype
+    if base.headers:
+        return describe_types(base.names, dtype, keep=recipe.model.dtype == "auto")
+    return [about_unread_weights(recipe, _name_of(dtype), none=base.headers is not None)]
 
 
 def _name_of(dtype: torch.dtype) -> str:

@@ -65,11 +65,14 @@ def about_scores(recipe: Recipe, anatomy: Anatomy, keep: Sequence[int]) -> list[
     return notes + _about_criterion(recipe, anatomy)
 
 
-def about_unread_weights(recipe: Recipe, dtype: str) -> str:
-    """Say what the sizes are computed from where no weights file was read."""
+def about_unread_weights(recipe: Recipe, dtype: str, *, none: bool) -> str:
+    """Say what the sizes are computed from where no weights file was read. ``none``: there is none."""
     if recipe.model.id.startswith(PACKAGE_SCHEME):
         return f"a GGUF file's weights are converted before they are cut: the sizes are those of {dtype}"
-    return f"no weights file was read: the sizes are those of tensors that are all {dtype}"
+    computed = f"the sizes are those of tensors that are all {dtype}"
+    if none:
+        return f"{recipe.model.id} has no safetensors weights file, which a run needs: {computed}"
+    return f"no weights file was read: {computed}"
 
 
 def _experts_stay_dense(pruned: PreTrainedModel) -> list[str]:

@@ -55,6 +55,8 @@ def planned_layers(depth: Depth | None, anatomy: Anatomy) -> tuple[int, ...]:
             f"depth.{'layers' if depth.layers else 'remove'}: the model has {count} layers and "
             f"{number} would go; at least one must stay: remove at most {count - 1}"
         )
+    if number and anatomy.depth_refusal:
+        raise RecipeError(f"depth: no layer of this model can go: {anatomy.depth_refusal}; remove the section")
     if depth.keep_pattern and depth.layers is None:
         _require_possible(count - number, anatomy)
         return choose_in_pattern(_far_from_the_middle(count), count - number, anatomy)
@@ -204,10 +206,9 @@ def planned_experts(experts: Experts | None, anatomy: Anatomy) -> int | None:
     kept = experts.keep if experts.keep is not None else found.count - (experts.remove or 0)
     least = max(found.top_k or 1, 1)
     if not least <= kept <= found.count:
-        raise RecipeError(
-            f"experts.{'keep' if experts.keep is not None else 'remove'}: {kept} of {found.count} experts would stay "
-            f"and each token takes {least}; keep {least} to {found.count}"
-        )
+        key, possible = "remove" if experts.keep is None else "keep", ranges(range(least, found.count + 1))
+        said = f"{kept} of {found.count} experts would stay and each token takes {least}"
+        raise RecipeError(f"experts.{key}: {said}; keep {possible}")
     return kept
 
 

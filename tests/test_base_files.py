@@ -172,6 +172,28 @@ def test_cutting_nothing_leaves_the_config_file_as_it_is(made: Path, base: Path,
     assert all(torch.equal(dense[name], same[name]) for name in dense)
 
 
+def test_weights_under_a_name_of_their_own_are_read_throughout(made: Path, base: Path, tmp_path: Path) -> None:
+    """Where the config names the weights file, the run reads it; the result has the usual name and names none."""
+    (base / "model.safetensors").rename(base / "other.safetensors")
+    edit(base / "config.json", transformers_weights="other.safetensors")
+    prune(made, base, tmp_path)
+    assert "transformers_weights" not in config_of(tmp_path / "run" / "model")
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
+def test_a_plan_of_a_file_in_the_older_spelling_brings_no_warnings(
+    made: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Editing the config reads no deprecated field, of which transformers would warn above the plan."""
+    warned: list[str] = []
+    raw = config_of(base)
+    raw["torch_dtype"] = raw.pop("dtype")
+    (base / "config.json").write_text(json.dumps(raw))
+    monkeypatch.setattr("transformers.configuration_utils.logger.warning_once", warned.append)
+    make_plan(Recipe.load(write_recipe(tmp_path / "recipe.yaml", base, made / "text.txt")))
+    assert not warned
+
+
 def test_another_dtype_is_written_in_the_spelling_of_the_base(base: Path, tmp_path: Path) -> None:
     """The recipe's dtype replaces the base's value; a base that names none still names none."""
     raw = config_of(base)
@@ -251,15 +273,19 @@ MAP = {
 
 
 def test_trusted_code_comes_along(made: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its files are those of the base, the config names them, and the result loads with them."""
+    """Its files are those of the base, the config names them, and the result loads with them.
+
+    What else lies in a folder of code stays behind, and the report says so.
+    """
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))
-    add(base, CODE | {"parts/kernel.py": "x = 1\n"})
+    add(base, CODE | {"parts/kernel.py": "x = 1\n", "parts/sizes.json": "{}"})
     edit(base / "config.json", model_type="own", auto_map=MAP, architectures=["OwnForCausalLM"], own_field=7)
-    prune(made, base, tmp_path, model={"id": str(base), "trust_remote_code": True})
+    report = prune(made, base, tmp_path, model={"id": str(base), "trust_remote_code": True})
     result = tmp_path / "run" / "model"
     assert {name: (result / name).read_text() for name in CODE} == CODE
     assert (result / "parts" / "kernel.py").is_file()
+    assert "another format" in report.base_files.left["parts/sizes.json"]
     before, after = config_of(base), config_of(result)
     assert after == before | {"num_hidden_layers": 2, "intermediate_size": 64}
     loaded = AutoModelForCausalLM.from_pretrained(result, trust_remote_code=True)
@@ -328,7 +354,10 @@ def test_a_packaged_model_is_written_for_older_versions_too(base: Path) -> None:
 def test_a_hub_model_brings_all_its_small_files(
     hub: Hub, made: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The plan lists them before they are there; none is fetched that stays behind for its kind or size."""
+    """The plan lists them before they are there; none is fetched that stays behind for its kind or size.
+
+    The report lists those too.
+    """
     monkeypatch.setattr(companions, "LARGEST", 1000)
     add(base, CARRIED | {name: text for name, (text, _) in LEFT.items()} | SILENT)
     hub.add_repo("org/base", files_of(base))
@@ -338,6 +367,8 @@ def test_a_hub_model_brings_all_its_small_files(
     assert {name: (result / name).read_bytes() for name in CARRIED} == {
         name: (base / name).read_bytes() for name in CARRIED
     }
+    assert planned.base_files.left.keys() <= report.base_files.left.keys()
+    assert {"big.csv", "onnx/config.json", "modeling_own.py"} <= report.base_files.left.keys()
     assert set(planned.base_files.carried) - set(report.base_files.carried) == {"params.json", "exponents.json"}
     got = {line.split("/resolve/")[1].split("/", 1)[1] for line in hub.lines if line.startswith("GET /org/base/res")}
     assert not got & {"big.csv", "onnx/config.json", "modeling_own.py", "extra.bin", "model.onnx"}

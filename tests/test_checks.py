@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 from service_tools import YAML, Bench
 from small import command, save_model, write_text
 
-from llmprune.checks import Collected, checks_of
+from llmprune.checks import Collected, _placed, checks_of
 from llmprune.errors import LLMPruneError, RecipeError
 from llmprune.inputs import Inputs
 from llmprune.plan import make_plan, survey
@@ -134,6 +135,35 @@ def test_one_round_lists_everything(room: Path, tmp_path: Path) -> None:
         missing = [said for said in expected if said not in outcome.err]
         assert not missing, outcome.err
         assert outcome.err.count("samples") == 1  # nothing follows from the key that is wrong
+
+
+def test_a_model_of_the_wrong_kind_hides_no_other_problem(room: Path, tmp_path: Path) -> None:
+    """What the config alone can tell is listed too, each problem once."""
+    base = Path(shutil.copytree(room / "mute", tmp_path / "base"))
+    config = json.loads((base / "config.json").read_text()) | {"architectures": ["LlamaForSequenceClassification"]}
+    (base / "config.json").write_text(json.dumps(config))
+    found = survey(recipe_in(room, lambda data, _: (
+        data["model"].update(id=str(base)), data["calibration"].update(sequence_length=65)
+    )))  # fmt: skip
+    said = sorted(found.collected.listed())
+    assert [problem.split(":")[0] for problem in said] == ["calibration.sequence_length", "model", "model"]
+    assert "a classifier's" in said[1]
+    assert "has no tokenizer" in said[2]
+
+
+@pytest.mark.parametrize(
+    ("said", "placed"),
+    [
+        ("width.mlp: 0.999 keeps all", "width.mlp: 0.999 keeps all"),
+        ("sparsity: no matrix", "sparsity: no matrix"),
+        ("depth.criterion residual judges", "depth.criterion residual judges"),
+        ("model.safetensors.index.json is no index", "model: model.safetensors.index.json is no index"),
+        ("nothing fits", "model: nothing fits"),
+    ],
+)
+def test_a_sentence_is_placed_unless_it_names_its_key(said: str, placed: str) -> None:
+    """A file whose name starts like a section is no key."""
+    assert str(_placed("model", LLMPruneError(said))) == placed
 
 
 def test_a_check_that_depends_on_a_wrong_key_says_nothing(room: Path) -> None:

@@ -211,6 +211,18 @@ def test_impossible_targets_are_refused(override: str, message: str, tmp_path: P
         _plan(tmp_path, SMOLLM2_135M, override)
 
 
+def test_a_depth_that_cannot_be_cut_is_told_beside_other_problems(tmp_path: Path) -> None:
+    """With the other impossible targets, and whatever keys of other sections are wrong."""
+    tiny_config("qwen3_vl").save_pretrained(tmp_path)
+    recipe = Recipe.parse(
+        f"model: {{id: '{tmp_path}'}}\ncalibration: {{dataset: t.txt}}\ndepth: {{remove: 1}}\nwidth: {{neurons: 999}}\n"
+    )
+    with pytest.raises(RecipeError) as caught:
+        structure_of(recipe)
+    assert [said.split(":")[0] for said in caught.value.problems] == ["depth", "width.neurons"]
+    assert "features of images are added" in caught.value.problems[0]
+
+
 @pytest.mark.parametrize(("family", "reason"), [("bert", "both directions"), ("t5", "decoder-only")])
 def test_other_models_are_refused(family: str, reason: str, tmp_path: Path) -> None:
     """An encoder and an encoder-decoder are no causal decoders."""

@@ -73,7 +73,7 @@ def edit_config(config: Config, keep_layers: Sequence[int], widths: dict[str, in
     if len(keep_layers) != text.num_hidden_layers:
         reason = refused_depth(config)
         if reason:
-            raise ModelError(f"{config.model_type}: {reason}; its depth cannot be cut")
+            raise ModelError(f"{config.model_type}: {reason}")
         _keep_layers(fields, text, keep_layers)
     for name, value in widths.items():
         fields[name] = value

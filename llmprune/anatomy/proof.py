@@ -76,10 +76,7 @@ def _prove_rest(dense: PreTrainedModel, pruned: PreTrainedModel, path: str) -> N
     before, after = rest(dense), rest(pruned)
     changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     if changed:
-        raise ModelError(
-            f"{dense.config.model_type}: {changed[0]} outside the layers depends on their number; "
-            "its depth cannot be cut"
-        )
+        raise ModelError(f"{dense.config.model_type}: {changed[0]} outside the layers depends on their number")
 
 
 def _prove_attention_left(dense: PreTrainedModel, keep: Sequence[int]) -> None:

@@ -38,7 +38,17 @@ _OF_WEIGHTS = re.compile(  # indexes, checksums, signatures, and what training o
     re.IGNORECASE,
 )
 _OURS = ("README*", "llmprune.json", ".*", CONFIG, "config.*.json")
-_TOKENIZERS = ("tokenizer*", "vocab*", "merges*", "spiece*", "sentencepiece*", "*.model", "*.tiktoken", "tekken*")
+_TOKENIZERS = (
+    "tokenizer*",
+    "vocab*",
+    "merges*",
+    "spiece*",
+    "sentencepiece*",
+    "*.model",
+    "*.spm",
+    "*.tiktoken",
+    "tekken*",
+)
 _SHAPES = {"num_hidden_layers", "n_layers", "n_layer", "num_layers"}  # a JSON file with one of these describes a model
 _ELSEWHERE = "lies in a folder of its own: another format"
 _ODD_NAME = "its name is no plain path"
@@ -111,16 +121,14 @@ def without_code(fields: dict[str, Any], trusted: bool) -> bool:
 
 
 def _entries(folder: Path, trusted: bool) -> Iterator[Path]:
-    """Yield what lies at the top of a folder, and the files of those of its folders that come along."""
+    """Yield what lies at the top of a folder, and the files of those of its folders from which some come along."""
     for entry in folder.iterdir():
         if entry.is_symlink() or not entry.is_dir():
             yield entry
             continue
         inner = [Path(at) / name for at, _, names in os.walk(entry) for name in names]
-        reached = [path for path in inner if _is_reached(PurePosixPath(path.relative_to(folder)), trusted)]
-        yield from reached
-        if not reached:
-            yield entry
+        some = any(_is_reached(PurePosixPath(path.relative_to(folder)), trusted) for path in inner)
+        yield from inner if some else [entry]
 
 
 def _is_reached(path: PurePosixPath, trusted: bool) -> bool:
@@ -147,6 +155,8 @@ def _reason(path: Path, folder: Path, trusted: bool) -> str | None:
         return _ELSEWHERE if path.is_dir() and not path.is_symlink() else "no regular file"
     if not lies_inside(path, folder):
         return "a link that leads out of the model's folder"
+    if not _is_reached(PurePosixPath(name), trusted):
+        return _ELSEWHERE
     return _reason_of_kind(name, path.stat().st_size, trusted) or _reason_of_content(path, name)
 
 

@@ -15,21 +15,23 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, PretrainedConfig
-from transformers.configuration_utils import get_configuration_file
 
 from llmprune.anatomy.blueprint import Config, quiet_transformers, text_config
 from llmprune.anatomy.config_edits import clear_heads
 from llmprune.errors import ModelError
 from llmprune.model.companions import CONFIG, without_code
+from llmprune.model.headers import read_config
 
 Raw = dict[str, Any]
 Place = tuple[str, ...]
 Values = dict[Place, Any]
 
 # Fields of the library, of its code or of the weights' file, not of the model.
-_OWN = ("transformers_version", "_name_or_path", "architectures", "dtype", "auto_map", "custom_pipelines")
+_OWN = (
+    *("transformers_version", "_name_or_path", "architectures", "dtype", "auto_map", "custom_pipelines"),
+    "transformers_weights",
+)
 _DTYPES = ("torch_dtype", "dtype")
-_FILES = ("configuration_files", "transformers_weights")  # name files of the base that the result does not have
 _COPIES = 4  # after which every class tried has settled
 
 
@@ -47,24 +49,13 @@ class ConfigChange:
     trusted: bool
 
 
-def read_raw(folder: Path) -> Raw:
-    """Return the fields of the config file that transformers reads in a folder."""
-    raw: Raw = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    versions = raw.get("configuration_files")
-    chosen = get_configuration_file(versions) if versions else CONFIG
-    if chosen != CONFIG:
-        raw = json.loads((folder / chosen).read_text(encoding="utf-8"))
-    return raw
-
-
 def edited_config(change: ConfigChange, clear: Collection[str] = ()) -> Raw:
     """Return the base's fields with the cut in them. ``clear``: further fields that count what is not saved.
 
     Raises ModelError where they cannot say what the cut makes of the model.
     """
-    raw = read_raw(change.base)
-    for name in _FILES:
-        raw.pop(name, None)
+    raw = read_config(change.base)
+    raw.pop("transformers_weights", None)  # names a file of the base that the result does not have
     without_code(raw, change.trusted)
     if not change.before.is_custom_code():
         clear_heads(raw)
@@ -114,6 +105,8 @@ def _edit(raw: Raw, change: ConfigChange, after: Config) -> Raw:
 def _respell(edited: Raw, before: Config, after: Config, change: ConfigChange) -> None:
     """Change what the file has, in place, under any name that the class gives it: an alias, or a property."""
     for name, written in edited.items():
+        if name in (*_OWN, *_DTYPES):
+            continue
         part = vars(before).get(name)
         if isinstance(part, PretrainedConfig) and isinstance(written, dict):
             _respell(written, part, getattr(after, name), change)

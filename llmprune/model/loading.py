@@ -24,15 +24,17 @@ from llmprune.anatomy.blueprint import (
     text_config,
 )
 from llmprune.errors import CheckpointError, ModelError
+from llmprune.model.companions import is_tokenizer
 from llmprune.model.config_limits import check_config_file
 from llmprune.model.gguf import cache_folder, converted_folder, gguf_location
 from llmprune.model.headers import Headers, headers_of_folder, main_dtype, read_config
 from llmprune.model.kinds import names_in, tokenizer_problem, without_config
 from llmprune.model.offload import offload_folder
 from llmprune.model.processes import count, local_device
-from llmprune.model.pull import Part, commit_of, headers, is_tokenizer_file, names_of, snapshot
+from llmprune.model.pull import Part, commit_of, headers, names_of, snapshot
 from llmprune.model.references import require_own_names, unread_fields
 from llmprune.model.source import ModelSource
+from llmprune.model.stored import require_fitting
 from llmprune.model.walk import Decoder, Tensors
 from llmprune.texts import PACKAGE_SCHEME
 
@@ -72,7 +74,7 @@ def require_tokenizer(source: ModelSource) -> None:
     names = names_of(source.id, source.revision)
     if unread := tokenizer_problem(names, source.id):
         raise ModelError(unread)
-    if not any(is_tokenizer_file(name) for name in names):
+    if not any(is_tokenizer(name) for name in names if "/" not in name):
         raise _no_tokenizer(source)
 
 
@@ -103,10 +105,7 @@ def load_model(source: ModelSource) -> PreTrainedModel:
         ignore_mismatched_sizes=True,  # not ignored: listed, and refused below
     )
     kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
-    problems = {kind.split("_")[0]: sorted(map(_key, info[kind])) for kind in kinds if info.get(kind)}
-    if problems:
-        listed = "; ".join(f"{len(keys)} {kind}: {', '.join(keys[:3])}" for kind, keys in problems.items())
-        raise CheckpointError(f"the weights of {source.id} do not fit its config ({listed}); get a whole checkpoint")
+    require_fitting({kind.split("_")[0]: sorted(map(_key, info.get(kind) or ())) for kind in kinds}, source.id)
     loaded: PreTrainedModel = model.eval()
     if offloaded is not None:
         weakref.finalize(find_layers(loaded)[1], shutil.rmtree, offloaded, ignore_errors=True)

@@ -6,19 +6,15 @@ weights do not come along. A config that still declared them would make other pr
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-from safetensors import safe_open
 
 from llmprune.anatomy.blueprint import Config, text_config
 from llmprune.anatomy.config_edits import counts_heads, declared_heads
 from llmprune.model.config_file import ConfigChange, leaves
-from llmprune.model.references import INDEX
+from llmprune.model.headers import headers_of_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,7 +32,7 @@ def fields_of_left_heads(change: ConfigChange, model: PreTrainedModel, layers_pa
     """
     count = text_config(change.before).num_hidden_layers
     patterns = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
-    heads = _heads(_stored_names(change.base), patterns, layers_path, count)
+    heads = _heads(headers_of_folder(change.base, str(change.base)), patterns, layers_path, count)
     after = dict(leaves(change.after))
     return {
         place[-1]: value
@@ -89,11 +85,3 @@ def _first_index(name: str) -> tuple[str, str]:
         if part.isdigit():
             return ".".join(parts[:position]), part
     return parts[0], ""
-
-
-def _stored_names(folder: Path) -> set[str]:
-    """Return the names of all tensors in a folder's weights files."""
-    if (folder / INDEX).is_file():
-        return set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"])
-    with safe_open(folder / "model.safetensors", framework="pt") as weights:
-        return set(weights.keys())

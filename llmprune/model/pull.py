@@ -25,7 +25,6 @@ logger = logging.getLogger(__name__)
 Part = Literal["config", "tokenizer", "weights"]
 
 _READ = ("*.json", "README.md")  # by loading, and by the card, whether they come along with the result or not
-_TOKENIZER = ("tokenizer*", "vocab.*", "spiece.model", "*.tiktoken", "tekken.json", "sentencepiece*.model", "*.spm")
 
 
 def commit_of(model_id: str, revision: str) -> str:
@@ -87,11 +86,6 @@ def names_of(model_id: str, revision: str) -> list[str]:
 
 def _is_index(name: str) -> bool:
     return name.endswith(".safetensors.index.json") and "/" not in name
-
-
-def is_tokenizer_file(name: str) -> bool:
-    """Whether a file of a repository is one that transformers makes a tokenizer from."""
-    return any(fnmatch(name, pattern) for pattern in _TOKENIZER)
 
 
 def _explained(model_id: str, revision: str, part: Part, error: Exception) -> ModelError:

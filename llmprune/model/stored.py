@@ -27,6 +27,8 @@ from llmprune.errors import CheckpointError
 from llmprune.model.headers import Headers, main_dtype
 
 Tensors = dict[str, Tensor]
+# In files of older versions, and never read: transformers leaves them out for every model.
+_OLD_BUFFERS = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
 Dtypes = Mapping[str, torch.dtype]  # of parameters and buffers of a model, by name
 
 
@@ -45,6 +47,7 @@ class FileNames:
         # by the first tensor that a rule makes: its sources, each with the pattern that found it
         self._sources: dict[str, list[tuple[str, str | None]]] = {}
         self._first: dict[str, str] = {}  # of each tensor of the model, the first that its rule makes
+        self._unused: list[str] = []
         for name in sorted(headers, key=dot_natural_key):
             self._add(name)
 
@@ -55,6 +58,7 @@ class FileNames:
         if target not in self._own and name in self._own:
             target, pattern = rename_source_key(name, [], [], prefix, self._own)
         if target not in self._own:
+            self._unused.append(name)
             return
         self._sources.setdefault(target, []).append((name, pattern))
         patterns = self._converters[pattern].target_patterns if pattern else [""]
@@ -75,6 +79,22 @@ class FileNames:
             for name, _ in self.model.named_parameters()
             if name not in self._first and name not in tied and not any(one.search(name) for one in patterns)
         ]
+
+    def unexpected(self) -> list[str]:
+        """Return the tensors of the files that the model has no use for, those left out by design aside."""
+        ignored = [*(self.model._keys_to_ignore_on_load_unexpected or ()), *_OLD_BUFFERS]
+        patterns = [re.compile(pattern) for pattern in ignored]
+        return [name for name in self._unused if not any(one.search(name) for one in patterns)]
+
+    def misshapen(self) -> list[str]:
+        """Return the tensors, each with both shapes, that the files have in another shape than the model."""
+        found = []
+        for target, sources in self._sources.items():
+            name, pattern = sources[0]
+            stored, wanted = list(self.headers[name].shape), list(self._own[target].shape)
+            if pattern is None and stored != wanted:
+                found.append(f"{target} ({stored}, not {wanted})")
+        return found
 
     @cached_property
     def dtypes(self) -> Dtypes:
@@ -203,12 +223,18 @@ def describe_types(names: FileNames, dtype: torch.dtype, *, keep: bool) -> list[
 
 
 def require_all(names: FileNames, shown: str) -> None:
-    """Raise CheckpointError where files lack parameters of the model: loading would make random ones."""
-    missing = names.missing()
-    if missing:
+    """Raise CheckpointError where the files' tensors are not those of the model: loading would make random ones."""
+    require_fitting(
+        {"missing": names.missing(), "unexpected": names.unexpected(), "mismatched": names.misshapen()}, shown
+    )
+
+
+def require_fitting(problems: Mapping[str, Sequence[str]], shown: str) -> None:
+    """Raise CheckpointError for tensors, by what is wrong with them, that do not fit a model's config."""
+    listed = [f"{len(keys)} {kind}: {', '.join(keys[:3])}" for kind, keys in problems.items() if keys]
+    if listed:
         raise CheckpointError(
-            f"the weights of {shown} do not fit its config ({len(missing)} missing: {', '.join(missing[:3])}); get a "
-            "whole checkpoint"
+            f"the weights of {shown} do not fit its config ({'; '.join(listed)}); get a whole checkpoint"
         )
 
 
