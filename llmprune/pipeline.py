@@ -37,7 +37,7 @@ from llmprune.model.walk import Decoder, Tensors
 from llmprune.plan import Plan, survey
 from llmprune.progress import quiet_libraries, tell
 from llmprune.prune import Pruning
-from llmprune.publishing import publish_once
+from llmprune.publishing import publish_once, refuse_fewer_samples
 from llmprune.recipe import Recipe, refuse_tokens
 from llmprune.remote import guard_logs
 from llmprune.replacing import recipe_of_model
@@ -322,6 +322,8 @@ def _measure(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: Cut) -> M
         asked.model_dump_json(),
         fingerprint_tokens(bench.held_out) if bench.held_out is not None else None,
     )
+    if is_first():
+        refuse_fewer_samples(folder.path, asked.limit)
     return folder.produce("evaluation", origin, "evaluation.json", load, make, together=True)
 
 

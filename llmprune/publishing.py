@@ -35,6 +35,8 @@ from llmprune.report.value import Report
 from llmprune.report.wording import percent, ranges
 from llmprune.run_folder import RunFolder, file_fingerprint, fingerprint
 
+MORE_SAMPLES = "evaluation of more samples"  # the name of that step in a report
+
 logger = logging.getLogger(__name__)
 
 
@@ -128,6 +130,20 @@ def finished_report(path: Path) -> Report:
         raise OutputError(
             f"the run in {path} has no report that can be read, so it is not finished; run its recipe again first"
         ) from error
+
+
+def refuse_fewer_samples(path: Path, limit: int | None) -> None:
+    """Raise OutputError where ``llmprune reevaluate`` asked the same model more samples a task than ``limit``."""
+    written = path / "report.json"
+    if limit is None or not written.is_file() or written.stat().st_mtime < (path / "pruning.json").stat().st_mtime:
+        return
+    report = finished_report(path)
+    asked = report.recipe["evaluation"]["limit"]
+    if any(step.name == MORE_SAMPLES for step in report.steps) and (asked is None or asked > limit):
+        raise OutputError(
+            f"the report in {path} stands on {asked} samples a task (llmprune reevaluate), and this run would replace "
+            f"it by one on {limit}; add --set evaluation.limit={asked}, or give another --output"
+        )
 
 
 def _base_metadata(source: ModelSource) -> dict[str, object]:

@@ -18,7 +18,7 @@ from llmprune.model.loading import load_model, load_tokenizer
 from llmprune.model.processes import from_first, in_step, is_first
 from llmprune.pipeline import pruned_source, push_as_asked, require_gate
 from llmprune.progress import quiet_libraries
-from llmprune.publishing import finished_report, require_whole
+from llmprune.publishing import MORE_SAMPLES, finished_report, require_whole
 from llmprune.recipe import Recipe
 from llmprune.remote import guard_logs, resolve
 from llmprune.report.compose import now
@@ -91,7 +91,7 @@ def _measured(folder: RunFolder, recipe: Recipe, old: Report, earlier: int | Non
         base = base.model_copy(update={"revision": old.provenance.commit})
     pruned = pruned_source(recipe.model, folder.path / "model")
     tokenizer = load_tokenizer(base)
-    with account(folder.steps, "evaluation of more samples"):
+    with account(folder.steps, MORE_SAMPLES):
         dense = ask(subject(base, tokenizer, lambda: load_model(base)), "dense", recipe.evaluation, earlier)
         store = folder.path / TASKS
         found = ask(subject(pruned, tokenizer, lambda: load_model(pruned), store), "pruned", recipe.evaluation, earlier)

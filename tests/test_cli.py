@@ -352,8 +352,9 @@ def test_reevaluate_asks_more_samples_and_prunes_nothing(
     first = command("run", recipe, "--output", out)
     assert (first.code, "llmprune reevaluate" in first.err) == (3, True)
     model, before = states(out / "model"), report_in(out)
-    monkeypatch.setattr("llmprune.pipeline.Workbench", None)  # a second run would need it
-    more = command("reevaluate", out, "--limit", 12)
+    with monkeypatch.context() as patched:
+        patched.setattr("llmprune.pipeline.Workbench", None)  # a second run would need it
+        more = command("reevaluate", out, "--limit", 12)
     assert (more.code in (0, 3), states(out / "model") == model) == (True, True), more.err
     after = report_in(out)
     assert (before["tasks"][0]["samples"], after["tasks"][0]["samples"]) == (4, 12)
@@ -362,6 +363,8 @@ def test_reevaluate_asks_more_samples_and_prunes_nothing(
     for side in ("dense_tasks", "pruned_tasks"):
         samples = json.loads((out / "evaluation.json").read_text())[side]["tasks"][0]["samples"]
         assert [sample["doc_id"] for sample in samples] == list(range(12))
+    fewer = command("run", recipe, "--output", out)
+    assert (fewer.code, "add --set evaluation.limit=12" in fewer.err, report_in(out)) == (2, True, after), fewer.err
     refused = command("reevaluate", out, "--limit", 12)
     assert (refused.code, "12 samples a task were asked already" in refused.err) == (2, True)
     for text in ("{", None):
