@@ -28,8 +28,9 @@ types: $(READY)
 	$(BIN)/mypy
 	$(BIN)/mypy eval/benchmarks
 
-# Every process takes whole files, so that what a file's tests share is made once.
-PYTEST_ARGS ?= -n auto --dist loadfile
+# Every process takes whole files, so that what a file's tests share is made once. One process more than there are
+# cores, for many tests wait for processes of their own.
+PYTEST_ARGS ?= -n $(shell $(PYTHON) -c 'import os; print(1 + (os.cpu_count() or 1))') --dist loadfile
 
 pytest: $(READY) $(OLDER_READY)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

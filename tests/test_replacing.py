@@ -96,7 +96,7 @@ def test_other_text_is_another_recipe(room: Path, tmp_path: Path, finished: Path
     [
         {"depth": {"remove": 99}},
         {"calibration": {"dataset": "/nowhere.txt"}},
-        {"evaluation": {"tasks": ["no_such_task"]}},
+        {"evaluation": {"perplexity": {"dataset": "/nowhere.txt"}}},
     ],
 )
 def test_fresh_run_that_is_refused_leaves_the_finished_one(
