@@ -48,7 +48,7 @@ def test_only_what_is_needed_is_downloaded(hub: Hub, tmp_path: Path) -> None:
     load_model(BASE)
     load_model(BASE)
     assert sum(line.startswith("GET /cdn/") for line in hub.lines) == 1
-    assert sum("/models/org/base/revision/" in line for line in hub.lines) == 1, "the branch is looked up once"
+    assert sum("revision" in line for line in hub.lines) == 1, f"the branch is looked up once: {hub.lines}"
 
 
 def test_a_plan_asks_the_hub_for_the_config_alone(hub: Hub, tmp_path: Path) -> None:

@@ -42,7 +42,9 @@ class Hub:
         self.on_range: Callable[[str], None] | None = None
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL + 1)  # lines that are cut are meant
         app = Faulty(make_app(self), self.faults, self.lines)
-        self._server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
+        # Idle lines stay open: one that closes as a request comes would have the client send it twice.
+        settings = uvicorn.Config(app, log_config=None, lifespan="off", timeout_keep_alive=3600)
+        self._server = uvicorn.Server(settings)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [bound]}, daemon=True)
 
     def start(self) -> None:
