@@ -204,13 +204,8 @@ def _plan(recipe: Recipe, base: _Base, targets: _Targets) -> Plan:
     exact = _exact(recipe.depth, dense)
     if not exact:
         notes.append("layers differ in size: the sizes are those of a cut from the middle, until the scores are known")
-    notes += (
-        about_sparsity(sparsity, pruned) + about_refit(recipe, anatomy, widths) + about_scores(recipe, anatomy, keep)
-    )
+    notes += about_sparsity(sparsity, pruned) + _about_cut(recipe, base, targets, pruned)
     require_room_for_trail(recipe, anatomy.num_layers * bytes_of_window(recipe, dense) * recipe.calibration.shape()[0])
-    notes += about_layer_count(dense, pruned)
-    notes += about_head_size(config, raw_config(recipe.model) or config.to_dict(), anatomy.heads, kv_groups)
-    notes += about_base(recipe, config)
     companions = planned_companions(recipe.model)
     saved = kept_dtypes(base.names, dtype, keep=recipe.model.dtype == "auto")
     size = measure_size(pruned, anatomy.widths | widths, experts, kv_groups, stored=saved, layers=keep)
@@ -239,6 +234,19 @@ def _plan(recipe: Recipe, base: _Base, targets: _Targets) -> Plan:
         base_files=BaseFiles(carried=companions.carried, left=companions.left),
         notes=tuple(notes),
     )
+
+
+def _about_cut(recipe: Recipe, base: _Base, targets: _Targets, pruned: PreTrainedModel) -> list[str]:
+    """Say what the refit and the scores cost and assume, and what other tools derive from sizes that change."""
+    config, anatomy = base.config, base.anatomy
+    raw = raw_config(recipe.model) or config.to_dict()
+    return [
+        *about_refit(recipe, anatomy, targets.widths),
+        *about_scores(recipe, anatomy, targets.layers),
+        *about_layer_count(base.dense, pruned),
+        *about_head_size(config, raw, anatomy.heads, targets.kv_groups),
+        *about_base(recipe, config),
+    ]
 
 
 def _about_types(recipe: Recipe, base: _Base) -> list[str]:
