@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llmprune.errors import (
+    from llmprune.common.errors import (
         CalibrationError,
         CheckpointError,
         DiskError,
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
         RecipeError,
         VerificationError,
     )
-    from llmprune.pipeline import run
-    from llmprune.plan import Plan, make_plan
-    from llmprune.recipe import Recipe
-    from llmprune.report.value import Report
+    from llmprune.pipeline.run import run
+    from llmprune.planning.plan import Plan, make_plan
+    from llmprune.recipe.recipe import Recipe
+    from llmprune.results.schema import Report
 
 __version__ = "0.1.0"
 
@@ -57,18 +57,18 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Plan": "llmprune.plan",
-    "Recipe": "llmprune.recipe",
-    "Report": "llmprune.report.value",
-    "make_plan": "llmprune.plan",
-    "run": "llmprune.pipeline",
+    "Plan": "llmprune.planning.plan",
+    "Recipe": "llmprune.recipe.recipe",
+    "Report": "llmprune.results.schema",
+    "make_plan": "llmprune.planning.plan",
+    "run": "llmprune.pipeline.run",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'llmprune' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES.get(name, "llmprune.errors")), name)
+    return getattr(importlib.import_module(_HOMES.get(name, "llmprune.common.errors")), name)
 
 
 def __dir__() -> list[str]:

@@ -1,5 +1,5 @@
 """``python -m llmprune`` is ``llmprune``."""
 
-from llmprune.cli import main
+from llmprune.cli.main import main
 
 main()

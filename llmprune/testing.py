@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig, PreTrainedModel
 
-from llmprune.anatomy.blueprint import auto_class
+from llmprune.anatomy.meta_model import auto_class
 
 VOCABULARY = 128
 

@@ -43,7 +43,7 @@ def hub(hub_server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     from huggingface_hub import constants, file_download
     from huggingface_hub.utils import _http
 
-    from llmprune import remote
+    from llmprune.common.hub import client as remote
 
     hub_server.users[TOKEN] = User("ann", orgs={"org": "write", "readers": "read"})
     monkeypatch.setenv("HF_TOKEN", TOKEN)
@@ -75,4 +75,4 @@ class Clock:
 def _no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Results of base models stay in the test, and none that the user has is taken."""
     folder: Path = tmp_path_factory.mktemp("baselines", numbered=True)
-    monkeypatch.setattr("llmprune.evaluation.harness.baselines_folder", lambda: folder)
+    monkeypatch.setattr("llmprune.evaluation.lm_eval.harness.baselines_folder", lambda: folder)

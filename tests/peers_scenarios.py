@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from llmprune import normal_equations
-from llmprune.errors import NumericalError
-from llmprune.model import peers, processes
+from llmprune.common import distributed as processes
+from llmprune.common import peers
+from llmprune.common.errors import NumericalError
+from llmprune.common.linalg import cross_validated_ridge as normal_equations
 
 RANK = int(os.environ["RANK"])
 peers._BEAT, peers._SILENCE, peers._GRACE, peers._LINGER = 0.05, 2.0, 30.0, 1.0

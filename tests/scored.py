@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from llmprune.anatomy.discovery import discover
+from llmprune.checkpoint.loading import dense_decoder
 from llmprune.criteria.base import WidthCriterion
-from llmprune.model.loading import dense_decoder
-from llmprune.model.streams import StreamStore, Trail
-from llmprune.recipe import Recipe
-from llmprune.scoring import score
+from llmprune.layerwise.hidden_states import StreamStore, Trail
+from llmprune.recipe.recipe import Recipe
+from llmprune.score.forward_pass import score
 from llmprune.testing import VOCABULARY
 
 IDS = torch.randint(3, VOCABULARY, (6, 12), generator=torch.Generator().manual_seed(0))

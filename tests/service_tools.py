@@ -16,10 +16,10 @@ from typing import Any
 from fastapi.testclient import TestClient
 
 from llmprune.service.api.app import create_app
-from llmprune.service.client import ENDED, Client
-from llmprune.service.planner import Planner
+from llmprune.service.cli.client import ENDED, Client
+from llmprune.service.planner.planner import Planner
 from llmprune.service.settings import Settings
-from llmprune.service.supervisor import Supervisor
+from llmprune.service.supervisor.supervisor import Supervisor
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_run.py")))
 RECIPE = "model: {id: org/model}\ncalibration: {dataset: org/text}\ndepth: {remove: 1}\n"
@@ -133,7 +133,7 @@ def supervisor_of(server: int) -> int | None:
 
     with contextlib.suppress(psutil.Error):
         for child in psutil.Process(server).children():
-            if "llmprune.service.supervisor" in child.cmdline():
+            if "llmprune.service.supervisor.supervisor" in child.cmdline():
                 return int(child.pid)
     return None
 

@@ -35,7 +35,7 @@ class Outcome:
 
 def command(*arguments: str | Path) -> Outcome:
     """Run ``llmprune ARGUMENTS`` in this process."""
-    from llmprune.cli import main
+    from llmprune.cli.main import main
 
     out, err = StringIO(), StringIO()
     argv = ["llmprune", *map(str, arguments)]
@@ -82,7 +82,7 @@ def write_recipe(path: Path, base: Path | str, text: Path | str, **sections: Any
 
 def verify_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the verification's fresh process be this one, which spares ten seconds of imports."""
-    from llmprune.model import verify, verify_worker
+    from llmprune.checkpoint import verify, verify_worker
 
     def run(arguments: list[str], **_: Any) -> SimpleNamespace:
         out = StringIO()

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from llmprune.anatomy.discovery import discover
-from llmprune.cut import Cut
-from llmprune.model import arithmetic, walk
-from llmprune.model.arithmetic import quick_products
-from llmprune.model.loading import dense_decoder
-from llmprune.prune import Pruning
-from llmprune.refit import Refit
-from llmprune.surgery import cut_decoder
+from llmprune.checkpoint.loading import dense_decoder
+from llmprune.cut.apply import cut_decoder
+from llmprune.cut.decision import Cut
+from llmprune.layerwise import emulated_matmul as arithmetic
+from llmprune.layerwise import forward as walk
+from llmprune.layerwise.emulated_matmul import quick_products
+from llmprune.prune.pass2 import Pruning
+from llmprune.recipe.refit import Refit
 from llmprune.testing import VOCABULARY, tiny_model
 
 

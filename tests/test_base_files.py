@@ -18,11 +18,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaF
 
 from llmprune import ModelError, Recipe, Report, run
 from llmprune.anatomy.config_edits import edit_config
-from llmprune.model import companions
-from llmprune.model.companions import find_companions
-from llmprune.model.config_file import ConfigChange, edited_config, write_config
-from llmprune.model.gguf import _spell_for_transformers_4
-from llmprune.plan import make_plan
+from llmprune.checkpoint import copied_files as companions
+from llmprune.checkpoint.config_file import ConfigChange, edited_config, write_config
+from llmprune.checkpoint.copied_files import find_companions
+from llmprune.checkpoint.gguf import _spell_for_transformers_4
+from llmprune.planning.plan import make_plan
 from llmprune.testing import tiny_config
 
 TOKENIZER = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|end|>", "extra_special_tokens": {}}

@@ -19,11 +19,11 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 from service_tools import recipe, served
 
-from llmprune.service.client import Client
-from llmprune.service.database import Database
-from llmprune.service.processes import marked
+from llmprune.service.cli.client import Client
+from llmprune.service.jobs.database import Database
+from llmprune.service.jobs.tokens import Tokens
 from llmprune.service.settings import Settings
-from llmprune.service.tokens import Tokens
+from llmprune.service.supervisor.processes import marked
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here: apt-get install chromium")

@@ -15,9 +15,11 @@ import torch
 from safetensors.torch import save_file
 from tiny import tiny_tokenizer
 
-from llmprune.calibration import Calibration, fingerprint_tokens, load_windows
-from llmprune.errors import CalibrationError
-from llmprune.texts import TextSource, load_text, read_documents
+from llmprune.common.errors import CalibrationError
+from llmprune.data.sources import load_text, read_documents
+from llmprune.data.windows import fingerprint_tokens, load_windows
+from llmprune.recipe.calibration import Calibration
+from llmprune.recipe.text_source import TextSource
 
 TOPICS = "package://pydoc_data.topics/topics"
 CHAT = [{"role": "user", "content": "two plus two?"}, {"role": "assistant", "content": "four"}]
@@ -192,8 +194,8 @@ def test_hub_data_is_streamed_unless_sliced(split: str, streaming: bool, monkeyp
         return datasets.Dataset.from_dict({"text": ["a"]})
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr("llmprune.texts.require_own_data", lambda *_, **__: None)
-    monkeypatch.setattr("llmprune.texts.resolve", lambda *_: SimpleNamespace(resolved="c0ffee"))
+    monkeypatch.setattr("llmprune.data.sources.require_own_data", lambda *_, **__: None)
+    monkeypatch.setattr("llmprune.data.sources.resolve", lambda *_: SimpleNamespace(resolved="c0ffee"))
     load_text(TextSource(dataset="allenai/c4", config="en", split=split))
     assert asked == {"names": ("allenai/c4", "en"), "split": split, "revision": "c0ffee", "streaming": streaming}
 
@@ -366,8 +368,8 @@ def test_an_unreachable_hub_names_the_remedies(monkeypatch: pytest.MonkeyPatch) 
             raise RuntimeError("an error occurred") from error
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    monkeypatch.setattr("llmprune.texts.require_own_data", lambda *_, **__: None)
-    monkeypatch.setattr("llmprune.texts.resolve", lambda *_: SimpleNamespace(resolved="c0ffee"))
+    monkeypatch.setattr("llmprune.data.sources.require_own_data", lambda *_, **__: None)
+    monkeypatch.setattr("llmprune.data.sources.resolve", lambda *_: SimpleNamespace(resolved="c0ffee"))
     with pytest.raises(CalibrationError, match=r"'a/b' .* ConnectionError: no route to host; .*HF_HUB_OFFLINE"):
         load(dataset="a/b")
 

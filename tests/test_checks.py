@@ -15,12 +15,12 @@ from safetensors.torch import save_file
 from service_tools import YAML, Bench
 from small import command, save_model, write_text
 
-from llmprune.checks import Collected, _placed, checks_of
-from llmprune.errors import LLMPruneError, RecipeError
-from llmprune.inputs import Inputs
-from llmprune.plan import make_plan, survey
-from llmprune.recipe import Recipe
-from llmprune.service import plan_worker
+from llmprune.common.errors import LLMPruneError, RecipeError
+from llmprune.planning.checks import Collected, _placed, checks_of
+from llmprune.planning.inputs import Inputs
+from llmprune.planning.plan import make_plan, survey
+from llmprune.recipe.recipe import Recipe
+from llmprune.service.planner.planner import worker as plan_worker
 
 Change = Callable[[dict[str, Any], Path], None]
 
@@ -95,12 +95,12 @@ def test_the_plan_knows_what_a_run_refuses(
     room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Change, said: str
 ) -> None:
     """Plan and run raise the same error with its place, and the run has made no folder."""
-    from llmprune.evaluation import tasks
-    from llmprune.pipeline import run
+    from llmprune.evaluation.lm_eval import tasks
+    from llmprune.pipeline.run import run
 
     own = tasks._manager(Path(TASKS))  # lm-eval's full index takes seconds
     monkeypatch.setattr(tasks, "_all_tasks", lambda folder: own)
-    monkeypatch.setattr("llmprune.model.loading.load_model", None)
+    monkeypatch.setattr("llmprune.checkpoint.loading.load_model", None)
     recipe = recipe_in(room, change)
     with pytest.raises(LLMPruneError, match=said) as planned:
         make_plan(recipe)

@@ -110,7 +110,7 @@ def test_second_run_reuses_everything(room: Path, tmp_path: Path, monkeypatch: p
     """The same command again loads no weights, touches no product and reports the same figures."""
     folder = copy_of_done(room, tmp_path)
     before, model = report_in(folder), states(folder / "model")
-    monkeypatch.setattr("llmprune.workbench.load_model", lambda source: pytest.fail("weights are not needed"))
+    monkeypatch.setattr("llmprune.pipeline.inputs.load_model", lambda source: pytest.fail("weights are not needed"))
     assert command("run", room / "recipe.yaml", "--output", folder).code == 0
     assert reused(folder) == dict.fromkeys(STEPS, True)
     assert states(folder / "model") == model
@@ -137,7 +137,7 @@ def test_fresh_starts_over(room: Path, tmp_path: Path) -> None:
 def test_other_code_makes_everything_anew(room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What another version of llmprune made is not taken for this one's."""
     folder = copy_of_done(room, tmp_path)
-    monkeypatch.setattr("llmprune.workbench.code_fingerprint", lambda: "another")
+    monkeypatch.setattr("llmprune.pipeline.inputs.code_fingerprint", lambda: "another")
     assert command("run", room / "recipe.yaml", "--output", folder).code == 0
     assert set(reused(folder).values()) == {False}
 
@@ -303,7 +303,7 @@ def test_evaluation_alone_and_against_the_base(room: Path, tmp_path: Path) -> No
 
 def test_gate_decides_the_exit_code(room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A gate that is not met exits with 3, after the report; one that is met with 0, without pruning again."""
-    from llmprune.evaluation.results import Sample, TaskResult, TaskResults
+    from llmprune.evaluation.lm_eval.results import Sample, TaskResult, TaskResults
 
     def ask(model: Any, side: str, settings: Any) -> TaskResults:
         right = 400 if side == "dense" else 200
@@ -320,7 +320,7 @@ def test_gate_decides_the_exit_code(room: Path, tmp_path: Path, monkeypatch: pyt
         )
         return TaskResults(tasks=(task,))
 
-    monkeypatch.setattr("llmprune.evaluation.measure.ask", ask)
+    monkeypatch.setattr("llmprune.evaluation.evaluate.ask", ask)
     asked = {"tasks": ["llmprune_agreement"], "include_path": str(TASKS), "limit": 4}
     recipe = write_recipe(
         tmp_path / "gated.yaml", room / "base", room / "text.txt", evaluation=asked | {"gate": {"min_retention": 0.9}}
@@ -353,7 +353,7 @@ def test_reevaluate_asks_more_samples_and_prunes_nothing(
     assert (first.code, "llmprune reevaluate" in first.err) == (3, True)
     model, before = states(out / "model"), report_in(out)
     with monkeypatch.context() as patched:
-        patched.setattr("llmprune.pipeline.Workbench", None)  # a second run would need it
+        patched.setattr("llmprune.pipeline.run.Workbench", None)  # a second run would need it
         more = command("reevaluate", out, "--limit", 12)
     assert (more.code in (0, 3), states(out / "model") == model) == (True, True), more.err
     after = report_in(out)
@@ -507,7 +507,7 @@ def test_an_output_that_cannot_be_written(
     room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, option: str
 ) -> None:
     """A folder in a file's place, or a file in its folder's, is refused before anything is done; nothing is left."""
-    monkeypatch.setattr("llmprune.publishing.push_run", lambda *_: pytest.fail("pushed"))
+    monkeypatch.setattr("llmprune.publish.push.push_run", lambda *_: pytest.fail("pushed"))
     run = room / "done" / "model" if verb == "bench" else room / "done"
     base = ["--against", room / "base"] if verb == "bench" else []
     (tmp_path / "folder").mkdir()
@@ -526,8 +526,8 @@ def test_an_output_in_a_new_folder(room: Path, tmp_path: Path) -> None:
 
 def test_a_write_that_fails_leaves_no_partial_file(tmp_path: Path) -> None:
     """The file beside goes, and only a full disk gets the advice to make room."""
-    from llmprune.errors import DiskError
-    from llmprune.files import write_text as write
+    from llmprune.common.errors import DiskError
+    from llmprune.common.files import write_text as write
 
     (tmp_path / "taken" / "inside").mkdir(parents=True)
     with pytest.raises(DiskError, match=r"choose another --output$"):
@@ -557,7 +557,7 @@ def test_evaluation_has_a_gate_and_continues(room: Path, tmp_path: Path, monkeyp
     first = command(*arguments, "--min-retention", "0.99")
     assert first.code == 3, first.err
     assert "--limit" in first.err or "prune less" in first.err
-    monkeypatch.setattr("llmprune.comparison.load_model", lambda source: pytest.fail("weights are not needed"))
+    monkeypatch.setattr("llmprune.cli.eval.load_model", lambda source: pytest.fail("weights are not needed"))
     again = command(*arguments, "--min-retention", "0.01")
     assert again.code == 0, again.err
     same = command("eval", room / "base", "--against", room / "base", *options[:-2], "--min-retention", "1")

@@ -21,11 +21,11 @@ from transformers import (
 
 from llmprune import ModelError, Recipe, run
 from llmprune.anatomy import config_edits
-from llmprune.anatomy.blueprint import build_blueprint, find_layers, text_config
 from llmprune.anatomy.config_edits import counts_heads, edit_config
 from llmprune.anatomy.discovery import discover
-from llmprune.anatomy.overrides import DEPTH_REFUSALS, MODEL_REFUSALS, SHARING_REFUSALS
-from llmprune.anatomy.proof import prove_twins
+from llmprune.anatomy.known_refusals import DEPTH_REFUSALS, MODEL_REFUSALS, SHARING_REFUSALS
+from llmprune.anatomy.layer_equivalence import prove_twins
+from llmprune.anatomy.meta_model import build_blueprint, find_layers, text_config
 from llmprune.testing import VOCABULARY, tiny_config, tiny_model
 
 # A field whose name says one of these may count, list or number layers.

@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from llmprune.anatomy.discovery import discover
+from llmprune.checkpoint.loading import dense_decoder
 from llmprune.criteria import BlockInfluence
-from llmprune.cut import Cut
-from llmprune.model.loading import dense_decoder
-from llmprune.model.streams import MappedStreams, Streams, StreamStore, Trail
-from llmprune.model.walk import Tensors, Walk
-from llmprune.prune import Pruning
-from llmprune.refit import Refit
-from llmprune.scoring import score
-from llmprune.snapshots import Snapshots
-from llmprune.surgery import cut_decoder
+from llmprune.cut.apply import cut_decoder
+from llmprune.cut.decision import Cut
+from llmprune.layerwise.forward import Tensors, Walk
+from llmprune.layerwise.hidden_states import MappedStreams, Streams, StreamStore, Trail
+from llmprune.prune.pass2 import Pruning
+from llmprune.prune.snapshots import Snapshots
+from llmprune.recipe.refit import Refit
+from llmprune.score.forward_pass import score
 from llmprune.testing import VOCABULARY, tiny_model
 
 WINDOWS = torch.randint(3, VOCABULARY, (5, 16), generator=torch.Generator().manual_seed(0))

@@ -13,20 +13,20 @@ from tiny import structure_of
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from llmprune import standins
 from llmprune.anatomy.discovery import discover
+from llmprune.checkpoint.loading import dense_decoder
+from llmprune.common.errors import CalibrationError, NumericalError
 from llmprune.criteria import Angular, AnyDepthCriterion, BlockInfluence, Divergence, Perplexity, Residual
 from llmprune.criteria.base import TrialCriterion
-from llmprune.cut import choose_layers
-from llmprune.errors import CalibrationError, NumericalError
-from llmprune.model.loading import dense_decoder
-from llmprune.model.streams import StreamStore
-from llmprune.model.walk import Walk
-from llmprune.plan import Plan
-from llmprune.recipe import Recipe
-from llmprune.scoring import score
+from llmprune.cut.decision import choose_layers
+from llmprune.layerwise.forward import Walk
+from llmprune.layerwise.hidden_states import StreamStore
+from llmprune.planning.plan import Plan
+from llmprune.recipe.recipe import Recipe
+from llmprune.score import ablation_repair as standins
+from llmprune.score.ablation import some_windows, try_without
+from llmprune.score.forward_pass import score
 from llmprune.testing import tiny_model
-from llmprune.trials import some_windows, try_without
 
 LAYERS = 5
 
@@ -100,7 +100,7 @@ def test_a_layer_that_gets_cheaper_by_the_loss_of_another_goes_after_it() -> Non
     """Scores rise in the order of removal, and those of all that stay are above them."""
     costs = iter([{0: 3.0, 1: 1.0, 2: 2.0, 3: 2.5}, {0: 0.5, 2: 0.7, 3: 0.6}])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llmprune.trials._Trials.round", lambda *_: next(costs))
+        patch.setattr("llmprune.score.ablation._Trials.round", lambda *_: next(costs))
         dense = dense_decoder(tiny_model("llama", num_hidden_layers=4))
         ids_NL = torch.zeros(2, 4, dtype=torch.int64)
         scores_N = try_without(dense, discover(tiny_model("llama").config), Divergence(), ids_NL, 2, remove=2)
@@ -111,7 +111,7 @@ def _tried(criterion: TrialCriterion, *rounds: dict[int, float]) -> Tensor:
     """Scores of four layers whose trials cost this, round by round."""
     costs = iter(rounds)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llmprune.trials._Trials.round", lambda *_: next(costs))
+        patch.setattr("llmprune.score.ablation._Trials.round", lambda *_: next(costs))
         dense, anatomy = dense_decoder(tiny_model("llama", num_hidden_layers=4)), discover(tiny_model("llama").config)
         ids_NL = torch.zeros(2, 4, dtype=torch.int64)
         return try_without(dense, anatomy, criterion, ids_NL, 2, remove=len(rounds))

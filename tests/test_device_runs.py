@@ -14,13 +14,13 @@ from support.devices import simulated_devices
 from tiny import tiny_tokenizer
 from torch import Tensor
 
-from llmprune.accounting import plain_forward
+from llmprune.checkpoint.loading import dense_decoder, load_model
+from llmprune.evaluation.bench.generation_speed import time_generation
 from llmprune.evaluation.generation import compare_generation
-from llmprune.evaluation.held_out import compare_predictions
-from llmprune.evaluation.section import Generation
-from llmprune.evaluation.speed import time_generation
-from llmprune.model.loading import dense_decoder, load_model
-from llmprune.model.source import ModelSource
+from llmprune.evaluation.perplexity import compare_predictions
+from llmprune.pipeline.step_costs import plain_forward
+from llmprune.recipe.evaluation import Generation
+from llmprune.recipe.model import ModelSource
 from llmprune.testing import VOCABULARY, tiny_model
 
 IDS = torch.randint(3, VOCABULARY, (5, 12), generator=torch.Generator().manual_seed(0))

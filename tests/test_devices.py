@@ -15,7 +15,9 @@ from support.devices import home_of, simulated_devices
 from torch import Tensor
 
 from llmprune.anatomy.discovery import discover
-from llmprune.anatomy.value import Strand, TensorCut
+from llmprune.anatomy.types import Strand, TensorCut
+from llmprune.checkpoint.loading import dense_decoder, load_model
+from llmprune.common import distributed as processes
 from llmprune.criteria import (
     Activation,
     Angular,
@@ -27,21 +29,19 @@ from llmprune.criteria import (
     TaylorShare,
 )
 from llmprune.criteria.base import WidthCriterion
-from llmprune.cut import Cut
-from llmprune.evaluation.held_out import compare_predictions
-from llmprune.model import processes
-from llmprune.model.loading import dense_decoder, load_model
-from llmprune.model.source import ModelSource
-from llmprune.model.streams import StreamStore
-from llmprune.model.walk import Walk
-from llmprune.prune import Pruning
-from llmprune.refit import Refit
-from llmprune.scoring import score
-from llmprune.sparsity.section import Sparsity
-from llmprune.surgery import add_to_strand, cut_decoder
-from llmprune.targets import choose_cut
+from llmprune.cut.apply import add_to_strand, cut_decoder
+from llmprune.cut.decision import Cut
+from llmprune.evaluation.perplexity import compare_predictions
+from llmprune.layerwise.forward import Walk
+from llmprune.layerwise.hidden_states import StreamStore
+from llmprune.prune.pass2 import Pruning
+from llmprune.recipe.model import ModelSource
+from llmprune.recipe.refit import Refit
+from llmprune.recipe.sparsity import Sparsity
+from llmprune.score.ablation import try_without
+from llmprune.score.forward_pass import score
+from llmprune.score.select import choose_cut
 from llmprune.testing import VOCABULARY, tiny_model
-from llmprune.trials import try_without
 
 IDS = torch.randint(3, VOCABULARY, (5, 12), generator=torch.Generator().manual_seed(0))
 # Each computes buffers from its config, in its layers or (XGLM) beside them.

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llmprune.errors import EvaluationError, RecipeError
-from llmprune.evaluation.backend import arguments, ask_backend, failure
-from llmprune.evaluation.harness import in_memory, run_tasks
-from llmprune.evaluation.more import samples_to_ask
-from llmprune.evaluation.results import TaskResults
-from llmprune.evaluation.section import Backend, Evaluation, Speed
-from llmprune.evaluation.speed import compare_speed
-from llmprune.evaluation.store import ResultStore
-from llmprune.evaluation.tasks import check_tasks, fetch_tasks
-from llmprune.evaluation.tokenizers import require_same_tokenizer
-from llmprune.report.value import BarFigures, GateFigures
+from llmprune.common.errors import EvaluationError, RecipeError
+from llmprune.evaluation.bench.generation_speed import compare_speed
+from llmprune.evaluation.lm_eval.backend import arguments, ask_backend, failure
+from llmprune.evaluation.lm_eval.harness import in_memory, run_tasks
+from llmprune.evaluation.lm_eval.results import TaskResults
+from llmprune.evaluation.lm_eval.store import ResultStore
+from llmprune.evaluation.lm_eval.tasks import check_tasks, fetch_tasks
+from llmprune.evaluation.lm_eval.tokenizers import require_same_tokenizer
+from llmprune.evaluation.more_samples import samples_to_ask
+from llmprune.recipe.evaluation import Backend, Evaluation, Speed
+from llmprune.results.schema import BarFigures, GateFigures
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
@@ -100,7 +100,7 @@ def test_known_tasks_pass() -> None:
 
 def test_unknown_task_names_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every misspelt task is named with its nearest valid name, before anything runs."""
-    from llmprune.evaluation import tasks
+    from llmprune.evaluation.lm_eval import tasks
 
     own = tasks._manager(Path(TASKS))  # lm-eval's full index takes 13 s
     monkeypatch.setattr(tasks, "_all_tasks", lambda folder: own)
@@ -434,7 +434,7 @@ def test_a_bar_for_a_group_without_a_figure_of_its_own_is_refused_before_the_run
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A group whose tasks have different metrics, and a tag, are refused when tasks are loaded; one metric is not."""
-    from llmprune.evaluation import tasks as room
+    from llmprune.evaluation.lm_eval import tasks as room
 
     monkeypatch.setattr(room, "_all_tasks", room._manager)  # for the tag; lm-eval's full index takes 13 s
     tasks = write_tasks(tmp_path / "tasks", one=CHOICE, two=CHOICE + "tag: both_by_tag\n")

@@ -17,22 +17,22 @@ from tiny import structure_of
 from torch import Tensor
 
 from llmprune.anatomy.discovery import discover
+from llmprune.anatomy.expert_hooks import activations_of_experts, outputs_of_experts
 from llmprune.anatomy.selection import mask_neurons, select_neurons
-from llmprune.anatomy.value import Anatomy, TensorCut
-from llmprune.anatomy.watching import activations_of_experts, outputs_of_experts
+from llmprune.anatomy.types import Anatomy, TensorCut, unit_key
+from llmprune.checkpoint.loading import dense_decoder, tensors_of
+from llmprune.checkpoint.saving import CheckpointWriter
+from llmprune.common.errors import ModelError, RecipeError
 from llmprune.criteria import Activation, BlockInfluence, Reap
-from llmprune.cut import Cut
-from llmprune.errors import ModelError, RecipeError
-from llmprune.model.loading import dense_decoder, tensors_of
-from llmprune.model.saving import CheckpointWriter
-from llmprune.model.walk import Decoder, Walk
-from llmprune.prune import Pruning
-from llmprune.recipe import Recipe
-from llmprune.refit import Refit
-from llmprune.scores import Scores, unit_key
-from llmprune.scoring import score
-from llmprune.surgery import cut_config, cut_decoder
-from llmprune.targets import choose_cut
+from llmprune.cut.apply import cut_config, cut_decoder
+from llmprune.cut.decision import Cut
+from llmprune.layerwise.forward import Decoder, Walk
+from llmprune.prune.pass2 import Pruning
+from llmprune.recipe.recipe import Recipe
+from llmprune.recipe.refit import Refit
+from llmprune.score.forward_pass import score
+from llmprune.score.scores import Scores
+from llmprune.score.select import choose_cut
 from llmprune.testing import VOCABULARY, tiny_config, tiny_model
 
 REMOVABLE = [family for family in MIXTURES if family != "llama4_text"]

@@ -16,45 +16,48 @@ import llmprune
 
 PACKAGE = Path(llmprune.__file__).parent
 
-# A module imports from its own line or from lines below it.
-LADDER = (
-    ("cli", "__main__", "reference"),
-    ("service",),
-    ("pipeline", "comparison", "bench", "publishing", "reevaluation", "repeating"),
-    ("choosing", "agreement"),
-    ("workbench", "run_folder", "replacing", "accounting"),
-    ("plan", "plan_notes", "checks"),
-    ("inputs", "sizes", "interop", "needs", "rounding", "targets", "recipe", "problems"),
-    (
-        *(
-            "scoring",
-            "scored",
-            "gradients",
-            "trials",
-            "standins",
-            "stability",
-            "prune",
-            "repairs",
-            "mixers",
-            "readings",
-            "normal_equations",
-            "divergence",
-            "up_projection",
-            "gram",
-            "folds",
-            "sparsifying",
-            "writers",
-        ),
-        *("snapshots", "residual", "criteria", "sparsity", "refit", "surgery"),
-        *("evaluation", "report", "hub"),
-    ),
-    ("model",),
-    (
-        *("anatomy", "calibration", "data_cards", "texts", "text_files", "layer_choice"),
-        *("cut", "scores", "progress", "testing", "remote"),
-    ),
-    ("files", "names", "schema", "errors", "printing", "console", "waiting", "time_limits", "yaml_reader"),
-)
+# A room may import itself and these rooms. Nothing imports ``service`` and ``cli`` but the command line.
+ROOMS: dict[str, set[str]] = {
+    "common": set(),
+    "anatomy": {"common"},
+    "sparsity": {"common"},
+    "criteria": {"common"},
+    "layerwise": {"common", "anatomy"},
+    "recipe": {"common", "criteria", "sparsity"},
+    "data": {"common", "recipe"},
+    "results": {"common", "recipe"},
+    "report": {"common", "anatomy", "results"},
+    "checkpoint": {"common", "anatomy", "layerwise", "recipe", "data"},
+    "cut": {"common", "anatomy", "layerwise", "checkpoint"},
+    "score": {"common", "anatomy", "criteria", "layerwise", "cut", "results"},
+    "prune": {"common", "anatomy", "layerwise", "recipe", "checkpoint", "cut"},
+    "evaluation": {"common", "anatomy", "sparsity", "layerwise", "recipe", "results", "checkpoint"},
+    "planning": {
+        *("common", "anatomy", "criteria", "recipe", "data", "results", "checkpoint", "cut", "score"),
+        "evaluation",
+    },
+    "publish": {"common", "anatomy", "recipe", "results", "checkpoint", "cut"},
+    "pipeline": {
+        *("common", "anatomy", "sparsity", "criteria", "layerwise", "recipe", "data", "results", "report"),
+        *("checkpoint", "cut", "score", "prune", "evaluation", "planning", "publish"),
+    },
+    "service": {"common", "recipe", "results"},
+    "cli": {
+        *("common", "anatomy", "recipe", "results", "report", "checkpoint", "evaluation", "planning", "publish"),
+        *("pipeline", "service"),
+    },
+    "testing": {"anatomy"},
+    "__main__": {"cli"},
+}
+# What a room takes of another beyond the table: one module of one module.
+WINDOWS = {
+    ("service.planner.worker", "planning.plan"),  # a process of its own, which imports torch
+    ("service.jobs.submission", "evaluation.more_samples"),
+    ("service.jobs.job", "publish.published"),
+    ("service.supervisor.progress", "publish.published"),
+    ("service.web.compare", "report.html.interval_charts"),
+}
+MOST_ROOMS, MOST_FILES_BESIDE = 20, 6
 HEAVY = {"torch", "transformers", "datasets", "lm_eval", "accelerate", "numpy"}
 
 
@@ -69,12 +72,11 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def height(module: str) -> int:
-    """The rung of a module; 0 is the lowest."""
+def room_of(module: str) -> str:
+    """The first part of a module's name."""
     room = module.split(".")[0]
-    rungs = [rung for rung, rooms in enumerate(reversed(LADDER)) if room in rooms]
-    assert len(rungs) == 1, f"{module} stands on no rung of the ladder: add its room where it belongs"
-    return rungs[0]
+    assert room in ROOMS, f"{module} lies in no room of the table: add its room, and what it may import"
+    return room
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
@@ -112,7 +114,7 @@ def test_all_is_sorted_complete_and_importable() -> None:
 
 def test_all_has_every_error() -> None:
     """Each exception that llmprune raises can be caught by its public name."""
-    from llmprune import errors
+    from llmprune.common import errors
 
     kinds = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
     assert kinds <= set(llmprune.__all__)
@@ -129,14 +131,38 @@ def test_face_hides_what_is_not_in_it() -> None:
 
 
 @pytest.mark.parametrize("module", sorted(modules()))
-def test_imports_go_down(module: str) -> None:
-    """A module imports from its own rung of the ladder or from below."""
-    climbs = [
-        f"line {line}: {imported or 'llmprune'}"
+def test_a_room_imports_what_the_table_allows(module: str) -> None:
+    """A module imports from its own room and from those that the table names."""
+    room = room_of(module)
+    forbidden = [
+        f"line {line}: {imported}"
         for line, imported in imports(modules()[module])
-        if imported and height(imported) > height(module)
+        if imported and room_of(imported) not in {room, *ROOMS[room]} and (module, imported) not in WINDOWS
     ]
-    assert not climbs, f"{module} imports from above: {climbs}"
+    assert not forbidden, f"{module} imports from rooms that {room} may not see: {forbidden}"
+
+
+def test_the_table_allows_no_circle_and_nothing_that_is_not_used() -> None:
+    """Arrows between rooms all go one way, and each stands for an import."""
+    assert list(TopologicalSorter(ROOMS).static_order())
+    used: dict[str, set[str]] = {room: set() for room in ROOMS}
+    windows = set()
+    for module, path in modules().items():
+        for _, imported in imports(path):
+            if imported and (module, imported) in WINDOWS:
+                windows.add((module, imported))
+            elif imported and room_of(imported) != room_of(module):
+                used[room_of(module)].add(room_of(imported))
+    unused = {room: ROOMS[room] - used[room] for room in ROOMS if ROOMS[room] - used[room]}
+    assert (unused, WINDOWS - windows) == ({}, set()), "take these out of the table"
+
+
+def test_the_house_stays_small() -> None:
+    """A person reads the names of all rooms at once."""
+    rooms = [path for path in PACKAGE.iterdir() if path.is_dir() and any(path.rglob("*.py"))]
+    files = [path for path in PACKAGE.iterdir() if path.suffix == ".py"]
+    assert len(rooms) <= MOST_ROOMS
+    assert len(files) <= MOST_FILES_BESIDE
 
 
 def test_imports_have_no_circle() -> None:
@@ -161,7 +187,7 @@ def test_quick_answers_import_nothing_heavy(tmp_path: Path, arguments: list[str]
     (tmp_path / "recipe.yaml").write_text("export: {}\n")
     program = f"""
 import sys
-from llmprune.cli import main
+from llmprune.cli.main import main
 try:
     main()
 finally:

@@ -14,22 +14,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from llmprune.anatomy.blueprint import text_config
 from llmprune.anatomy.discovery import discover
+from llmprune.anatomy.meta_model import text_config
 from llmprune.anatomy.selection import mask_neurons
-from llmprune.anatomy.value import Anatomy
+from llmprune.anatomy.types import Anatomy, unit_key
+from llmprune.checkpoint.loading import dense_decoder, load_model, tensors_of
+from llmprune.checkpoint.saving import CheckpointWriter
 from llmprune.criteria import Activation, BlockInfluence
-from llmprune.cut import Cut
-from llmprune.model.loading import dense_decoder, load_model, tensors_of
-from llmprune.model.saving import CheckpointWriter
-from llmprune.model.source import ModelSource
-from llmprune.model.walk import Walk
-from llmprune.prune import Pruning
-from llmprune.refit import Refit
-from llmprune.scores import unit_key
-from llmprune.scoring import score
-from llmprune.surgery import cut_decoder
-from llmprune.targets import choose_cut
+from llmprune.cut.apply import cut_decoder
+from llmprune.cut.decision import Cut
+from llmprune.layerwise.forward import Walk
+from llmprune.prune.pass2 import Pruning
+from llmprune.recipe.model import ModelSource
+from llmprune.recipe.refit import Refit
+from llmprune.score.forward_pass import score
+from llmprune.score.select import choose_cut
 from llmprune.testing import VOCABULARY, tiny_model
 
 DEPTH_AND_WIDTH = [

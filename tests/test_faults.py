@@ -58,7 +58,7 @@ def no_passes(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def no_weights(no_passes: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail where weights are read."""
-    monkeypatch.setattr("llmprune.workbench.load_model", lambda source: pytest.fail("weights were read"))
+    monkeypatch.setattr("llmprune.pipeline.inputs.load_model", lambda source: pytest.fail("weights were read"))
 
 
 def run(room: Path, tmp_path: Path, base: Path | str | None = None, **sections: Any) -> Outcome:
@@ -312,7 +312,7 @@ def test_evaluation_that_cannot_be(
 @pytest.mark.usefixtures("no_weights")
 def test_unknown_task(room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A task that lm-eval does not know is refused before anything is made, with the nearest name."""
-    from llmprune.evaluation import tasks
+    from llmprune.evaluation.lm_eval import tasks
 
     own = tasks._manager(TASKS)  # lm-eval's full index takes 13 s
     monkeypatch.setattr(tasks, "_all_tasks", lambda folder: own)
@@ -376,7 +376,7 @@ def test_output_that_holds_the_model(room: Path, tmp_path: Path, finished: Path)
 
 def test_output_in_use(room: Path, tmp_path: Path) -> None:
     """A folder that another run holds is refused, and free again when that run ends."""
-    from llmprune.run_folder import RunFolder
+    from llmprune.results.run_folder import RunFolder
 
     other = RunFolder.open(tmp_path / "out")
     assert_refused(run(room, tmp_path), 2, "another run is using", "wait for it")
@@ -424,7 +424,7 @@ def test_verification_refuses_a_corrupt_result(
     room: Path, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tensor that changed between computing and reloading is found, and the old model stays."""
-    from llmprune.model.saving import CheckpointWriter
+    from llmprune.checkpoint.saving import CheckpointWriter
 
     model = states(finished / "model")
     original = CheckpointWriter.finish
@@ -466,13 +466,13 @@ _SLOW = """
 import signal
 import time
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from llmprune.model.saving import CheckpointWriter
+from llmprune.checkpoint.saving import CheckpointWriter
 write = CheckpointWriter.write_layer
 def write_and_wait(self, index, tensors):
     write(self, index, tensors)
     time.sleep(60)
 CheckpointWriter.write_layer = write_and_wait
-from llmprune.cli import main
+from llmprune.cli.main import main
 main()
 """
 

@@ -14,23 +14,23 @@ from small import command, save_model
 from transformers import AutoModelForCausalLM
 
 from llmprune.anatomy.discovery import discover
-from llmprune.anatomy.gated import find_up
+from llmprune.anatomy.gated_mlp import find_up
 from llmprune.anatomy.selection import strand_rows
-from llmprune.anatomy.value import MlpUnit, Strand, TensorCut
+from llmprune.anatomy.types import MlpUnit, Strand, TensorCut
+from llmprune.checkpoint.loading import dense_decoder, tensors_of
+from llmprune.checkpoint.saving import CheckpointWriter
+from llmprune.common.errors import NumericalError
 from llmprune.criteria import Activation, BlockInfluence
-from llmprune.errors import NumericalError
-from llmprune.folds import Folds, every_eighth
-from llmprune.model.loading import dense_decoder, tensors_of
-from llmprune.model.saving import CheckpointWriter
-from llmprune.model.streams import Streams, StreamStore
-from llmprune.prune import Pruning
-from llmprune.refit import Refit
-from llmprune.scoring import score
-from llmprune.snapshots import LayerRecord
-from llmprune.surgery import add_to_strand, cut_decoder
-from llmprune.targets import choose_cut
+from llmprune.cut.apply import add_to_strand, cut_decoder
+from llmprune.layerwise.hidden_states import Streams, StreamStore
+from llmprune.prune.pass2 import Pruning
+from llmprune.prune.repair.folds import Folds, every_eighth
+from llmprune.prune.repair.up_projection import UpEquations, UpRepair
+from llmprune.prune.snapshots import LayerRecord
+from llmprune.recipe.refit import Refit
+from llmprune.score.forward_pass import score
+from llmprune.score.select import choose_cut
 from llmprune.testing import VOCABULARY, tiny_model
-from llmprune.up_projection import UpEquations, UpRepair
 
 WINDOWS, LENGTH, INPUTS, NEURONS, HIDDEN = 16, 24, 6, 8, 5
 

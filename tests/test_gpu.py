@@ -11,15 +11,15 @@ from small import command
 from torch import Tensor
 
 from llmprune.anatomy.discovery import discover
+from llmprune.checkpoint.loading import dense_decoder, load_model
 from llmprune.criteria import Activation, BlockInfluence
-from llmprune.cut import Cut
-from llmprune.model.loading import dense_decoder, load_model
-from llmprune.model.source import ModelSource
-from llmprune.model.walk import Walk
-from llmprune.prune import Pruning
-from llmprune.refit import Refit
-from llmprune.scoring import score
-from llmprune.surgery import cut_decoder
+from llmprune.cut.apply import cut_decoder
+from llmprune.cut.decision import Cut
+from llmprune.layerwise.forward import Walk
+from llmprune.prune.pass2 import Pruning
+from llmprune.recipe.model import ModelSource
+from llmprune.recipe.refit import Refit
+from llmprune.score.forward_pass import score
 from llmprune.testing import VOCABULARY, tiny_model
 
 pytestmark = [

@@ -13,15 +13,14 @@ from tiny import structure_of
 from llmprune import Recipe, run
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.selection import rows_of
-from llmprune.anatomy.value import TensorCut
+from llmprune.anatomy.types import TensorCut, unit_key
+from llmprune.checkpoint.loading import dense_decoder
+from llmprune.common.errors import ModelError, RecipeError
 from llmprune.criteria import Activation
-from llmprune.errors import ModelError, RecipeError
-from llmprune.model.loading import dense_decoder
-from llmprune.plan import Plan
-from llmprune.scores import unit_key
-from llmprune.scoring import score
-from llmprune.surgery import cut_config
-from llmprune.targets import choose_cut
+from llmprune.cut.apply import cut_config
+from llmprune.planning.plan import Plan
+from llmprune.score.forward_pass import score
+from llmprune.score.select import choose_cut
 from llmprune.testing import VOCABULARY, tiny_config, tiny_model
 
 IDS = torch.randint(3, VOCABULARY, (4, 24), generator=torch.Generator().manual_seed(0))

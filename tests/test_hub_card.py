@@ -11,12 +11,12 @@ from huggingface_hub import ModelCard
 from support.hub_routes import wrong_metadata
 from test_report import bare_report, gate, sample_layers, sample_report
 
-from llmprune.hub.card import Base, Loading, read_metadata, write_card
-from llmprune.hub.gate import refusal
-from llmprune.hub.plots import draw
-from llmprune.hub.public import public_name, public_sources
-from llmprune.publishing import _message
-from llmprune.report.value import Report, SparsityFigures
+from llmprune.publish.card import Base, Loading, read_metadata, write_card
+from llmprune.publish.gate import refusal
+from llmprune.publish.plots import draw
+from llmprune.publish.public_names import public_name, public_sources
+from llmprune.publish.push import _message
+from llmprune.results.schema import Report, SparsityFigures
 
 NAME = "org/SmolLM2-pruned"
 COMMIT = "93efa2f097d58c2a74874c7e644dbc9b0cee75a2"

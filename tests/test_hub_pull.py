@@ -13,12 +13,14 @@ from support.hub_server import Hub
 from support.rooms import publish_model, publish_text
 from tiny import tiny_tokenizer
 
-from llmprune import remote
-from llmprune.calibration import Calibration, load_windows
-from llmprune.errors import CalibrationError, CheckpointError, LLMPruneError
-from llmprune.model.loading import hub_commit, identity, load_config, load_model, load_tokenizer, require_tokenizer
-from llmprune.model.source import ModelSource
-from llmprune.texts import TextSource, commit_of
+from llmprune.checkpoint.loading import hub_commit, identity, load_config, load_model, load_tokenizer, require_tokenizer
+from llmprune.common.errors import CalibrationError, CheckpointError, LLMPruneError
+from llmprune.common.hub import client as remote
+from llmprune.data.sources import commit_of
+from llmprune.data.windows import load_windows
+from llmprune.recipe.calibration import Calibration
+from llmprune.recipe.model import ModelSource
+from llmprune.recipe.text_source import TextSource
 
 BASE = ModelSource(id="org/base")
 

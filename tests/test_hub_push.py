@@ -19,7 +19,7 @@ from support.hub_state import SIGNATURE, Repo, User
 from support.rooms import CARD, copy_run, draw_nothing
 from test_report import gate
 
-from llmprune.publishing import push_run
+from llmprune.publish.push import push_run
 
 NAME = "org/pruned"
 FILES = {

@@ -21,9 +21,9 @@ from support.hub_server import Hub
 from support.hub_state import User
 from support.rooms import CARD, draw_nothing
 
-from llmprune.evaluation import harness
-from llmprune.model.loading import load_model, load_tokenizer
-from llmprune.model.source import ModelSource
+from llmprune.checkpoint.loading import load_model, load_tokenizer
+from llmprune.evaluation.lm_eval import harness
+from llmprune.recipe.model import ModelSource
 
 pytestmark = pytest.mark.real
 

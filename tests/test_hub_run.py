@@ -12,7 +12,7 @@ from support.hub_server import Hub
 from support.rooms import ROWS, draw_nothing, hub_recipe, publish_model, publish_text
 from test_report import gate
 
-from llmprune import remote
+from llmprune.common.hub import client as remote
 
 PUSHED = {"repo_id": "org/pruned"}
 
@@ -88,7 +88,7 @@ def newer(hub: Hub, name: str, path: str, content: bytes) -> None:
 
 def test_the_gate_decides_what_is_pushed(hub: Hub, room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Below the gate the run ends with 3 and nothing is pushed, unless the recipe says always."""
-    monkeypatch.setattr("llmprune.pipeline.judge", lambda *_: gate(0.99, "fail"))
+    monkeypatch.setattr("llmprune.pipeline.run.judge", lambda *_: gate(0.99, "fail"))
     outcome = start(room, hub=PUSHED)
     assert outcome.code == 3
     assert "nothing was pushed to org/pruned; see" in outcome.err
@@ -111,7 +111,7 @@ def test_what_cannot_be_pushed_is_known_before_the_run(
 ) -> None:
     """Token, rights and name come first: no folder, no weights, no text."""
     hub.add_repo("org/public", {})
-    monkeypatch.setattr("llmprune.model.loading.load_model", lambda _: pytest.fail("weights were read"))
+    monkeypatch.setattr("llmprune.checkpoint.loading.load_model", lambda _: pytest.fail("weights were read"))
     outcome = start(room, hub=hub_section)
     assert (outcome.code, said in outcome.err) == (1, True), outcome.err
     assert not (room / "run").exists()
@@ -168,7 +168,7 @@ def test_what_is_no_record(hub: Hub, content: bytes | None, said: str) -> None:
 
 def test_a_strangers_recipe_runs_no_code(hub: Hub, room: Path) -> None:
     """A record whose recipe trusts its model's code is repeated without that trust, unless the person says so."""
-    from llmprune.repeating import recorded_recipe
+    from llmprune.publish.reproduce import recorded_recipe
 
     assert start(room, hub=PUSHED, model={"id": "org/base", "trust_remote_code": True}).code == 0
     recipe, _ = recorded_recipe("hub://org/pruned")
@@ -180,7 +180,7 @@ def test_a_strangers_recipe_runs_no_code(hub: Hub, room: Path) -> None:
 
 def test_several_sources_are_pinned_each(hub: Hub, room: Path) -> None:
     """Every data set of calibration and perplexity gets the commit that was read; a file, who repeats the run names."""
-    from llmprune.repeating import recorded_recipe
+    from llmprune.publish.reproduce import recorded_recipe
 
     publish_text(hub, "org/more")
     local = write_text(room / "text.txt")
@@ -201,8 +201,8 @@ def test_several_sources_are_pinned_each(hub: Hub, room: Path) -> None:
 
 def test_a_hub_section_that_is_wrong() -> None:
     """The recipe says what is wrong with it before anything else happens."""
-    from llmprune.errors import RecipeError
-    from llmprune.recipe import Recipe
+    from llmprune.common.errors import RecipeError
+    from llmprune.recipe.recipe import Recipe
 
     base = "model: {id: x}\ncalibration: {dataset: y}\nhub: "
     wrong = {

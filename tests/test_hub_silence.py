@@ -11,15 +11,18 @@ from support.hub_faults import Fault
 from support.hub_server import Hub as Server
 from support.rooms import publish_model, publish_text
 
-from llmprune import remote, time_limits, waiting
-from llmprune.errors import LLMPruneError
-from llmprune.hub.preflight import look
-from llmprune.hub.section import Hub
-from llmprune.hub.upload import additions, upload
-from llmprune.model.loading import load_config, load_model
-from llmprune.model.source import ModelSource
-from llmprune.service.client import Client, ServiceError
-from llmprune.texts import TextSource, load_text
+from llmprune.checkpoint.loading import load_config, load_model
+from llmprune.common import waiting
+from llmprune.common.errors import LLMPruneError
+from llmprune.common.hub import client as remote
+from llmprune.common.hub import time_limits
+from llmprune.data.sources import load_text
+from llmprune.publish.preflight import look
+from llmprune.publish.upload import additions, upload
+from llmprune.recipe.hub import Hub
+from llmprune.recipe.model import ModelSource
+from llmprune.recipe.text_source import TextSource
+from llmprune.service.cli.client import Client, ServiceError
 
 BASE = ModelSource(id="org/base")
 HUB = Hub(repo_id="org/pruned")
@@ -64,7 +67,7 @@ def test_a_silent_hub_is_named_while_it_is_waited_for_and_given_up(
     hub.faults.append(Fault(silent, silent=True))
     with pytest.raises(LLMPruneError, match="accepts connections and does not answer; check HF_ENDPOINT and the proxy"):
         ask(tmp_path)
-    said = [record.getMessage() for record in caplog.records if record.name == "llmprune.waiting"]
+    said = [record.getMessage() for record in caplog.records if record.name == "llmprune.common.waiting"]
     assert any(line.startswith("waiting for the hub at 127.0.0.1:") and "/api/" in line for line in said)
 
 

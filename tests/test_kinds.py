@@ -13,11 +13,11 @@ from small import save_model
 from support.hub_server import Hub
 from tiny import structure_of
 
-from llmprune.errors import ModelError
-from llmprune.model.loading import load_tokenizer
-from llmprune.model.source import ModelSource
-from llmprune.plan import survey
-from llmprune.recipe import Recipe
+from llmprune.checkpoint.loading import load_tokenizer
+from llmprune.common.errors import ModelError
+from llmprune.planning.plan import survey
+from llmprune.recipe.model import ModelSource
+from llmprune.recipe.recipe import Recipe
 from llmprune.testing import tiny_config
 
 # Files beside a tiny llama's config.json, fields in it, and what the refusal says.

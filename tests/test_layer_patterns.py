@@ -14,25 +14,27 @@ from small import verify_here
 from tiny import structure_of
 from torch import Tensor
 
-from llmprune.anatomy.blueprint import build_blueprint
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.heads import count_heads
-from llmprune.anatomy.value import Anatomy
+from llmprune.anatomy.meta_model import build_blueprint
+from llmprune.anatomy.types import Anatomy
+from llmprune.checkpoint.loading import dense_decoder
+from llmprune.common.errors import RecipeError
 from llmprune.criteria import Angular, BlockInfluence, Divergence, Perplexity, Residual
 from llmprune.criteria.base import DepthCriterion, TrialCriterion
-from llmprune.cut import Cut
-from llmprune.errors import RecipeError
-from llmprune.interop import about_depth, about_head_size, about_layer_count
-from llmprune.layer_choice import choose_in_pattern, kinds_of, possible_counts
-from llmprune.model.loading import dense_decoder
-from llmprune.pipeline import run
-from llmprune.plan import Plan
-from llmprune.recipe import Depth, Recipe
-from llmprune.scores import Scores
-from llmprune.scoring import score
-from llmprune.targets import choose_cut, planned_layers
+from llmprune.cut.decision import Cut
+from llmprune.cut.layer_choice import choose_in_pattern, kinds_of, possible_counts
+from llmprune.pipeline.run import run
+from llmprune.planning.interop import about_depth, about_head_size, about_layer_count
+from llmprune.planning.plan import Plan
+from llmprune.planning.sizes import planned_layers
+from llmprune.recipe.depth import Depth
+from llmprune.recipe.recipe import Recipe
+from llmprune.score.ablation import try_without
+from llmprune.score.forward_pass import score
+from llmprune.score.scores import Scores
+from llmprune.score.select import choose_cut
 from llmprune.testing import VOCABULARY, tiny_config, tiny_model
-from llmprune.trials import try_without
 
 IDS = torch.randint(3, VOCABULARY, (4, 24), generator=torch.Generator().manual_seed(0))
 # Families, fields that their tiny configs get, and the patterns that are found.
@@ -186,7 +188,7 @@ def test_the_report_says_what_the_scores_did_to_the_pattern(tmp_path: Path, monk
     tiny_model("gemma3_text", num_hidden_layers=8).save_pretrained(tmp_path / "base")
     save_file({"input_ids": IDS}, tmp_path / "ids.safetensors")
     tokens = f"{{tokens: '{tmp_path}/ids.safetensors', key: input_ids, samples: 4, sequence_length: 24}}"
-    monkeypatch.setattr("llmprune.targets.choose_layers", lambda *_: (0, 2, 3, 4, 5, 6, 7))
+    monkeypatch.setattr("llmprune.planning.sizes.choose_layers", lambda *_: (0, 2, 3, 4, 5, 6, 7))
     report = run(
         Recipe.parse(
             f"model: {{id: '{tmp_path}/base'}}\ncalibration: {tokens}\nevaluation: {{perplexity: null}}\nrefit: false\n"

@@ -9,18 +9,18 @@ import pytest
 import torch
 from tiny import tiny_tokenizer
 
+from llmprune.checkpoint.loading import dense_decoder
+from llmprune.checkpoint.verify_worker import generate
+from llmprune.common.errors import NumericalError, RecipeError
+from llmprune.common.linalg.kl_divergence import kl_divergence
 from llmprune.criteria import Divergence, Residual
-from llmprune.divergence import kl_divergence
-from llmprune.errors import NumericalError, RecipeError
-from llmprune.evaluation.bench import decoded_bytes, joules, run_bench
+from llmprune.evaluation.bench.generation_speed import time_generation
+from llmprune.evaluation.bench.speed_and_memory import decoded_bytes, joules, run_bench
 from llmprune.evaluation.generation import compare_generation, ends_in_loop, repetition
-from llmprune.evaluation.held_out import compare_predictions, perplexity
-from llmprune.evaluation.section import Generation
-from llmprune.evaluation.speed import time_generation
-from llmprune.model.loading import dense_decoder
-from llmprune.model.verify_worker import generate
-from llmprune.model.walk import Walk
-from llmprune.report.value import BenchSize
+from llmprune.evaluation.perplexity import compare_predictions, perplexity
+from llmprune.layerwise.forward import Walk
+from llmprune.recipe.evaluation import Generation
+from llmprune.results.schema import BenchSize
 from llmprune.testing import VOCABULARY, tiny_model
 
 
@@ -100,7 +100,7 @@ def test_divergence_takes_any_number_of_rows(monkeypatch: pytest.MonkeyPatch) ->
     """Terms are held for some rows at a time, which changes nothing."""
     whole = kl_divergence(logits_of(0), logits_of(1))
     for at_once in (1, 64 * 4):
-        monkeypatch.setattr("llmprune.divergence._AT_ONCE", at_once)
+        monkeypatch.setattr("llmprune.common.linalg.kl_divergence._AT_ONCE", at_once)
         assert torch.equal(kl_divergence(logits_of(0), logits_of(1)), whole)
 
 

@@ -12,17 +12,17 @@ from tiny import structure_of
 from torch import Tensor, nn
 
 from llmprune.anatomy.discovery import discover
-from llmprune.cut import Cut
-from llmprune.mixers import Mixers
-from llmprune.model.loading import dense_decoder
-from llmprune.model.streams import StreamStore
-from llmprune.model.walk import Tensors, inputs_of
-from llmprune.prune import Pruning
-from llmprune.recipe import Recipe
-from llmprune.refit import Refit
-from llmprune.snapshots import LayerRecord
-from llmprune.surgery import cut_decoder
-from llmprune.targets import choose_cut
+from llmprune.checkpoint.loading import dense_decoder
+from llmprune.cut.apply import cut_decoder
+from llmprune.cut.decision import Cut
+from llmprune.layerwise.forward import Tensors, inputs_of
+from llmprune.layerwise.hidden_states import StreamStore
+from llmprune.prune.pass2 import Pruning
+from llmprune.prune.repair.token_mixer import Mixers
+from llmprune.prune.snapshots import LayerRecord
+from llmprune.recipe.recipe import Recipe
+from llmprune.recipe.refit import Refit
+from llmprune.score.select import choose_cut
 from llmprune.testing import VOCABULARY, tiny_model
 
 IDS = torch.randint(3, VOCABULARY, (16, 24), generator=torch.Generator().manual_seed(0))

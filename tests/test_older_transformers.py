@@ -18,15 +18,15 @@ from tiny import tiny_tokenizer
 from torch import Tensor
 from transformers import AutoConfig
 
-from llmprune.anatomy.blueprint import auto_class
 from llmprune.anatomy.discovery import discover
-from llmprune.cut import Cut
-from llmprune.model.config_file import ConfigChange
-from llmprune.model.loading import dense_decoder, load_config, load_model, tensors_of
-from llmprune.model.saving import CheckpointWriter
-from llmprune.model.source import ModelSource
-from llmprune.scores import unit_key
-from llmprune.surgery import cut_config, cut_decoder
+from llmprune.anatomy.meta_model import auto_class
+from llmprune.anatomy.types import unit_key
+from llmprune.checkpoint.config_file import ConfigChange
+from llmprune.checkpoint.loading import dense_decoder, load_config, load_model, tensors_of
+from llmprune.checkpoint.saving import CheckpointWriter
+from llmprune.cut.apply import cut_config, cut_decoder
+from llmprune.cut.decision import Cut
+from llmprune.recipe.model import ModelSource
 
 PYTHON = Path(__file__).parents[1] / ".venv-4" / "bin" / "python"
 TEXT = "The fox jumps over 17 dogs.<|end|>"

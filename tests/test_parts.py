@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from llmprune import normal_equations
+from llmprune.checkpoint.loading import dense_decoder
+from llmprune.common.errors import NumericalError, RecipeError
+from llmprune.common.linalg import cross_validated_ridge as normal_equations
+from llmprune.common.linalg.cross_validated_ridge import NormalEquations, Repair, for_all_folds
 from llmprune.criteria import Activation, BlockInfluence
-from llmprune.cut import Cut, choose_highest, choose_layers, gap_after, kept_share, round_width, width_step
-from llmprune.errors import NumericalError, RecipeError
-from llmprune.folds import folds_of
-from llmprune.model.loading import dense_decoder
-from llmprune.model.walk import Walk
-from llmprune.normal_equations import NormalEquations, Repair, for_all_folds
-from llmprune.refit import Refit
-from llmprune.residual import residual_scale
-from llmprune.scores import Scores
+from llmprune.cut.decision import Cut, choose_highest, choose_layers, gap_after, kept_share, round_width, width_step
+from llmprune.layerwise.forward import Walk
+from llmprune.layerwise.residual_scale import residual_scale
+from llmprune.prune.repair.folds import folds_of
+from llmprune.recipe.refit import Refit
+from llmprune.score.scores import Scores
 from llmprune.testing import VOCABULARY, tiny_model
 
 

@@ -10,9 +10,9 @@ import pytest
 from tiny import structure_of
 from transformers import AutoModelForCausalLM
 
-from llmprune.errors import ModelError, RecipeError
-from llmprune.plan import Plan
-from llmprune.recipe import Recipe
+from llmprune.common.errors import ModelError, RecipeError
+from llmprune.planning.plan import Plan
+from llmprune.recipe.recipe import Recipe
 from llmprune.testing import tiny_config
 
 RECIPES = Path(__file__).parent.parent / "recipes"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from small import command, save_model, verify_here, write_recipe, write_text
 
-from llmprune import progress
+from llmprune.common import progress
 
 # llmprune with the arguments given, in a process where torch cannot be imported
 _NO_TORCH = """
@@ -24,7 +24,7 @@ class NoTorch:
         if name == "torch":
             raise ImportError("torch was asked for")
 sys.meta_path.insert(0, NoTorch())
-from llmprune.cli import main
+from llmprune.cli.main import main
 main()
 """
 
@@ -94,7 +94,7 @@ def test_other_processes_of_a_launcher_say_nothing(
 def test_verbose_stands_before_or_behind_the_verb(monkeypatch: pytest.MonkeyPatch, place: int) -> None:
     """``-v`` means the same at every place."""
     levels: list[int] = []
-    monkeypatch.setattr("llmprune.cli._log_to_stderr", levels.append)
+    monkeypatch.setattr("llmprune.cli.main._log_to_stderr", levels.append)
     arguments = ["report", "nowhere", "--output=page.html"]
     outcome = command(*arguments[:place], "-v" if place % 2 else "--verbose", *arguments[place:])
     assert levels[-1] == logging.INFO

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field, ValidationError
 
-from llmprune.errors import RecipeError
-from llmprune.problems import describe_problems
-from llmprune.recipe import Recipe
-from llmprune.schema import Section
+from llmprune.common.errors import RecipeError
+from llmprune.common.schema import Section
+from llmprune.recipe.recipe import Recipe
+from llmprune.recipe.validation_messages import describe_problems
 
 MODEL = "model: {id: org/model}\n"
 BASE = MODEL + "calibration: {dataset: org/text}\n"

@@ -10,9 +10,9 @@ import pytest
 from pydantic import ValidationError
 from test_recipe import BASE, MODEL, problems, table
 
-from llmprune.errors import RecipeError
-from llmprune.evaluation.section import Evaluation
-from llmprune.recipe import Recipe, validate_arguments
+from llmprune.common.errors import RecipeError
+from llmprune.recipe.evaluation import Evaluation
+from llmprune.recipe.recipe import Recipe, validate_arguments
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 
@@ -186,6 +186,6 @@ def test_arguments_are_as_strict_as_recipes() -> None:
 def test_reading_recipes_imports_nothing_heavy() -> None:
     """A wrong recipe is answered before torch, transformers or datasets could be imported."""
     heavy = {"torch", "transformers", "datasets", "numpy"}
-    code = f"import sys, llmprune.recipe; print(*{heavy} & set(sys.modules))"
+    code = f"import sys, llmprune.recipe.recipe; print(*{heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

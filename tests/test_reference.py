@@ -9,10 +9,10 @@ import pytest
 import typer
 from pydantic import BaseModel
 
-from llmprune import reference
-from llmprune.problems import models_in
-from llmprune.recipe import Recipe
-from llmprune.reference import command_reference, recipe_reference, write_reference
+from llmprune.cli import reference
+from llmprune.cli.reference import command_reference, recipe_reference, write_reference
+from llmprune.recipe.recipe import Recipe
+from llmprune.recipe.validation_messages import models_in
 
 README = Path(__file__).parent.parent / "README.md"
 MARKED = (
@@ -28,7 +28,7 @@ def sections(model: type[BaseModel]) -> list[type[BaseModel]]:
 
 
 def test_readme_has_the_generated_reference() -> None:
-    """The README says what the code says; ``python -m llmprune.reference README.md`` writes it."""
+    """The README says what the code says; ``python -m llmprune.cli.reference README.md`` writes it."""
     page = README.read_text(encoding="utf-8")
     assert page == write_reference(page)
 

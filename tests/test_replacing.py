@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from small import Outcome, command, save_model, verify_here, write_recipe, write_text
 
-from llmprune.errors import DiskError, OutputError
-from llmprune.model.saving import CheckpointWriter
-from llmprune.replacing import complete_swap, take_over
-from llmprune.run_folder import RunFolder
+from llmprune.checkpoint.saving import CheckpointWriter
+from llmprune.common.errors import DiskError, OutputError
+from llmprune.results.replacing import complete_swap, take_over
+from llmprune.results.run_folder import RunFolder
 
 
 @pytest.fixture(autouse=True)
@@ -119,7 +119,7 @@ def test_fresh_run_that_fails_leaves_the_finished_one_and_continues(
         assert run(room, tmp_path, "--fresh", depth={"remove": 1}).code == 1
     assert {name: text for name, text in contents(finished).items() if "next.partial" not in name} == before
     with monkeypatch.context() as patch:
-        patch.setattr("llmprune.choosing.score", lambda *_, **__: pytest.fail("pass 1 is done"))
+        patch.setattr("llmprune.pipeline.score_and_select.score", lambda *_, **__: pytest.fail("pass 1 is done"))
         assert run(room, tmp_path, depth={"remove": 1}).code == 0
     after = contents(finished)
     assert after.keys() == before.keys()
@@ -134,7 +134,7 @@ def test_own_recipe_of_the_finished_run_is_not_disturbed_by_an_unfinished_replac
     with monkeypatch.context() as patch:
         fail_in_pass_2(patch)
         assert run(room, tmp_path, "--fresh", depth={"remove": 1}).code == 1
-    monkeypatch.setattr("llmprune.workbench.load_model", lambda source: pytest.fail("everything is done"))
+    monkeypatch.setattr("llmprune.pipeline.inputs.load_model", lambda source: pytest.fail("everything is done"))
     assert run(room, tmp_path).code == 0
     assert str(finished / "next.partial") in caplog.text
 
@@ -144,7 +144,7 @@ def test_other_code_replaces_only_with_a_model(
 ) -> None:
     """The same recipe under another version makes its products anew, beside the old ones until the model is there."""
     before = contents(finished)
-    monkeypatch.setattr("llmprune.workbench.code_fingerprint", lambda: "another")
+    monkeypatch.setattr("llmprune.pipeline.inputs.code_fingerprint", lambda: "another")
     with monkeypatch.context() as patch:
         fail_in_pass_2(patch)
         assert run(room, tmp_path).code == 1

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from llmprune.report.page import render_page
-from llmprune.report.table import print_summary
-from llmprune.report.value import (
+from llmprune.report.html.page import render_page
+from llmprune.report.run_table import print_summary
+from llmprune.results.schema import (
     BarFigures,
     DivergenceFigures,
     Example,

@@ -9,16 +9,16 @@ import torch
 from test_families import DEPTH_AND_WIDTH, KEPT_WIDTHS, MIXTURES
 
 from llmprune.anatomy.discovery import discover
+from llmprune.checkpoint.loading import dense_decoder
 from llmprune.criteria import Activation
-from llmprune.model.loading import dense_decoder
-from llmprune.model.stages import Order
-from llmprune.model.streams import StreamStore
-from llmprune.model.walk import Tensors
-from llmprune.prune import Pruning
-from llmprune.refit import Refit
-from llmprune.scoring import score
-from llmprune.surgery import cut_decoder
-from llmprune.targets import choose_cut
+from llmprune.cut.apply import cut_decoder
+from llmprune.layerwise.forward import Tensors
+from llmprune.layerwise.hidden_states import StreamStore
+from llmprune.layerwise.staged_layer import Order
+from llmprune.prune.pass2 import Pruning
+from llmprune.recipe.refit import Refit
+from llmprune.score.forward_pass import score
+from llmprune.score.select import choose_cut
 from llmprune.testing import VOCABULARY, tiny_model
 
 IDS = torch.randint(3, VOCABULARY, (4, 24), generator=torch.Generator().manual_seed(0))

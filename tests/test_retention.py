@@ -7,14 +7,14 @@ import pytest
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from llmprune.errors import EvaluationError
+from llmprune.common.errors import EvaluationError
 from llmprune.evaluation.gate import judge
-from llmprune.evaluation.results import Answer, Sample, TaskResult, TaskResults
+from llmprune.evaluation.lm_eval.results import Answer, Sample, TaskResult, TaskResults
 from llmprune.evaluation.retention import Comparison, compare
-from llmprune.evaluation.section import Gate
 from llmprune.evaluation.statistics import interval, mcnemar, mean_draws, ratio_draws, samples_needed
-from llmprune.report.value import GateFigures
-from llmprune.report.wording import describe_verdict
+from llmprune.recipe.evaluation import Gate
+from llmprune.results.formatting import describe_verdict
+from llmprune.results.schema import GateFigures
 
 
 def result(*values: float | None, task: str = "t", answers: str = "", **changes: object) -> TaskResult:

@@ -18,16 +18,17 @@ from support.hub_state import SIGNATURE, TOKEN
 from support.rooms import draw_nothing, hub_recipe, publish_model, publish_text
 from tiny import tiny_tokenizer
 
-from llmprune import remote
-from llmprune.calibration import Calibration, load_windows
-from llmprune.errors import LLMPruneError, RecipeError
-from llmprune.hub.preflight import look
-from llmprune.hub.provenance import fetch_record
-from llmprune.hub.section import Hub as Section
-from llmprune.hub.upload import additions, upload
-from llmprune.model.loading import load_model
-from llmprune.model.source import ModelSource
-from llmprune.recipe import Recipe
+from llmprune.checkpoint.loading import load_model
+from llmprune.common.errors import LLMPruneError, RecipeError
+from llmprune.common.hub import client as remote
+from llmprune.data.windows import load_windows
+from llmprune.publish.preflight import look
+from llmprune.publish.provenance import fetch_record
+from llmprune.publish.upload import additions, upload
+from llmprune.recipe.calibration import Calibration
+from llmprune.recipe.hub import Hub as Section
+from llmprune.recipe.model import ModelSource
+from llmprune.recipe.recipe import Recipe
 
 SECRETS = (TOKEN, SIGNATURE, SIGNATURE.partition("=")[2])
 

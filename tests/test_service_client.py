@@ -13,11 +13,11 @@ import httpx2 as httpx
 import pytest
 from small import Outcome, command
 
-from llmprune.errors import OutputError, RecipeError
-from llmprune.remote import asked_seconds
-from llmprune.service import answers
-from llmprune.service.answers import ServiceError
-from llmprune.service.client import Client
+from llmprune.common.errors import OutputError, RecipeError
+from llmprune.common.hub.client import asked_seconds
+from llmprune.service.cli import answers
+from llmprune.service.cli.answers import ServiceError
+from llmprune.service.cli.client import Client
 
 JOB, OTHER = "0123456789ab", "ba9876543210"
 URL = "http://service.test"
@@ -30,7 +30,7 @@ Answering = Callable[[httpx.Request], httpx.Response]
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses that the client asked for; none is made."""
     slept: list[float] = []
-    monkeypatch.setattr("llmprune.service.client.time.sleep", slept.append)
+    monkeypatch.setattr("llmprune.service.cli.client.time.sleep", slept.append)
     return slept
 
 
@@ -41,7 +41,7 @@ def talking_to(answer: Answering) -> Client:
 
 def ask(monkeypatch: pytest.MonkeyPatch, answer: Answering, *arguments: str | Path) -> Outcome:
     """A verb of the command line on a service that answers so."""
-    monkeypatch.setattr("llmprune.service.verbs._client", lambda server, token_file: talking_to(answer))
+    monkeypatch.setattr("llmprune.service.cli.commands._client", lambda server, token_file: talking_to(answer))
     return command(*arguments)
 
 

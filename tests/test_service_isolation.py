@@ -10,12 +10,12 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
+from llmprune.service.supervisor.supervisor.launchers import ray
 from service_tools import FAKE, Bench, recipe
 
-from llmprune.errors import LLMPruneError
-from llmprune.service.launchers import ray
-from llmprune.service.launchers.base import UNKNOWN, Launch
-from llmprune.service.launchers.ray import Ray
+from llmprune.common.errors import LLMPruneError
+from llmprune.service.supervisor.launchers.base import UNKNOWN, Launch
+from llmprune.service.supervisor.launchers.ray import Ray
 
 
 @pytest.fixture

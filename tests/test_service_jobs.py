@@ -14,8 +14,8 @@ import psutil
 import pytest
 from service_tools import RECIPE, YAML, Bench, recipe
 
-from llmprune.service.processes import MARK, marked
-from llmprune.service.supervisor import Supervisor
+from llmprune.service.supervisor.processes import MARK, marked
+from llmprune.service.supervisor.supervisor import Supervisor
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_a_killed_process_ends_the_job_and_a_retry_continues(bench: Bench, victi
     """As where memory runs out: the job fails with the reason, nothing is left, the retry takes up what is done."""
     job = bench.submit(recipe(pause=0.3, layers=4))["id"]
     bench.until(job, lambda found: running(found) and (found["done"] or 0) >= 1)
-    keepers = [process for process in marked(job) if "llmprune.service.attempt" in process.cmdline()]
+    keepers = [process for process in marked(job) if "llmprune.service.supervisor.job_runner" in process.cmdline()]
     runs = [process for process in marked(job) if process not in keepers]
     for process in {"run": runs, "keeper": keepers, "all": keepers + runs}[victim]:
         process.kill()
@@ -286,7 +286,7 @@ def test_the_clean_up_keeps_to_the_quota(tmp_path: Path) -> None:
         bench.until_ended(job)
         model = bench.run_folder(job) / "model" / "model.safetensors"
         model.write_bytes(os.urandom(1_000_000))
-    from llmprune.service.housekeeping import clean_up, over_quota, used_bytes
+    from llmprune.service.supervisor.cleanup import clean_up, over_quota, used_bytes
 
     room = bench.settings.model_copy(update={"disk_quota": used_bytes(bench.settings.data_dir / "jobs") - 1_500_000})
     assert over_quota(room)

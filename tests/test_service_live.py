@@ -17,14 +17,14 @@ import pytest
 from service_tools import RECIPE, free_port, kill, recipe, served, settings_in, start, supervisor_of
 from typer.testing import CliRunner
 
-from llmprune.cli import app
-from llmprune.errors import OutputError, RecipeError
-from llmprune.service.answers import ServiceError, Submitted
-from llmprune.service.client import Client
-from llmprune.service.planner import Planner
-from llmprune.service.processes import marked
+from llmprune.cli.main import app
+from llmprune.common.errors import OutputError, RecipeError
+from llmprune.service.cli.answers import ServiceError, Submitted
+from llmprune.service.cli.client import Client
+from llmprune.service.planner.planner import Planner
 from llmprune.service.server import serve
 from llmprune.service.settings import Settings
+from llmprune.service.supervisor.processes import marked
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Client, Set
 
 def ask(live: tuple[Client, Settings], *arguments: str) -> tuple[int, str]:
     """Exit code and output of a command that calls the service."""
-    from llmprune.errors import LLMPruneError
+    from llmprune.common.errors import LLMPruneError
 
     result = CliRunner().invoke(app, [*arguments, "--server", live[0].server])
     if isinstance(result.exception, LLMPruneError):  # main() prints these
@@ -102,7 +102,7 @@ def test_mistakes_are_said_as_on_the_command_line(
         live[0].job("0" * 12)
     with pytest.raises(RecipeError, match="needs at least one of"):
         live[0].submit(RECIPE + "width: {}\n")
-    monkeypatch.setattr("llmprune.service.client._FIRST_PAUSE", 0.0)
+    monkeypatch.setattr("llmprune.service.cli.client._FIRST_PAUSE", 0.0)
     with Client("http://127.0.0.1:9") as nobody, pytest.raises(ServiceError, match="is llmprune serve running"):
         nobody.job("0" * 12)
 
@@ -159,7 +159,7 @@ def test_kills_lose_no_job(tmp_path: Path) -> None:
         with Client(f"http://127.0.0.1:{settings.port}") as client:
             job = client.submit(recipe(layers=30, pause=0.5))["id"]
             wait_for(lambda: client.job(job)["total"] is not None)
-            (first,) = [one.pid for one in marked(job) if "llmprune.service.attempt" in one.cmdline()]
+            (first,) = [one.pid for one in marked(job) if "llmprune.service.supervisor.job_runner" in one.cmdline()]
             old = supervisor_of(process.pid)
             kill(old)
             wait_for(lambda: supervisor_of(process.pid) not in (None, old))
@@ -197,7 +197,7 @@ def test_sigterm_stops_the_service_and_its_jobs(tmp_path: Path) -> None:
 def test_service_imports_no_torch(live: tuple[Client, Settings]) -> None:
     """Neither the HTTP process nor the supervisor has torch or transformers in its memory."""
     program = (
-        "import sys, llmprune.service.api.app, llmprune.service.supervisor, llmprune.service.server\n"
+        "import sys, llmprune.service.api.app, llmprune.service.supervisor.supervisor, llmprune.service.server\n"
         "print(*sorted({'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "\n"

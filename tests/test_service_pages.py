@@ -11,12 +11,12 @@ import pytest
 import yaml
 from service_tools import RECIPE, Bench, recipe
 
-from llmprune.errors import RecipeError
-from llmprune.recipe import Recipe
-from llmprune.service.job import Figures, JobSummary
-from llmprune.service.submission import default_name
-from llmprune.service.tokens import LOCAL
-from llmprune.service.watching import read_figures
+from llmprune.common.errors import RecipeError
+from llmprune.recipe.recipe import Recipe
+from llmprune.service.jobs.job import Figures, JobSummary
+from llmprune.service.jobs.submission import default_name
+from llmprune.service.jobs.tokens import LOCAL
+from llmprune.service.supervisor.progress import read_figures
 from llmprune.service.web.compare import compared
 from llmprune.service.web.form import START, RecipeForm, changed_by, form_of
 from llmprune.service.web.render import _environment, render

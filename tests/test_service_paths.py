@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from service_tools import RECIPE, YAML, Bench, recipe
 
-from llmprune.service.paths import _STEP, Paths
+from llmprune.service.api.server_paths import _STEP, Paths
 from llmprune.service.settings import Settings
 
 HTML = {"Accept": "text/html"}

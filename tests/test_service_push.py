@@ -15,9 +15,9 @@ from small import command, save_model, verify_here, write_recipe, write_text
 from support.hub_server import Hub
 from support.hub_state import TOKEN
 
-from llmprune.service.devices import PUSHES
-from llmprune.service.housekeeping import clean_up
-from llmprune.service.processes import marked
+from llmprune.service.supervisor.cleanup import clean_up
+from llmprune.service.supervisor.devices import PUSHES
+from llmprune.service.supervisor.processes import marked
 
 SECRET = "hf_" + "0nlyF0rThisPush" * 2
 HEADERS = {"X-Hub-Token": SECRET}

@@ -16,15 +16,15 @@ from typing import Any
 import httpx2 as httpx
 import psutil
 import pytest
+from llmprune.service.supervisor.supervisor.launchers import ray
 from service_tools import FAKE, RECIPE, YAML, Bench, free_port, recipe
 
-from llmprune.errors import LLMPruneError
-from llmprune.service.client import ENDED
-from llmprune.service.launchers import ray
-from llmprune.service.launchers.base import GONE, RETURNED, RUNNING, UNKNOWN, WAITING, Launch, Look
-from llmprune.service.launchers.ray import Ray
-from llmprune.service.processes import marked
-from llmprune.service.supervisor import Supervisor
+from llmprune.common.errors import LLMPruneError
+from llmprune.service.cli.client import ENDED
+from llmprune.service.supervisor.launchers.base import GONE, RETURNED, RUNNING, UNKNOWN, WAITING, Launch, Look
+from llmprune.service.supervisor.launchers.ray import Ray
+from llmprune.service.supervisor.processes import marked
+from llmprune.service.supervisor.supervisor import Supervisor
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from schemathesis.schemas import BaseSchema
 from service_tools import Bench, recipe
 
 from llmprune.service.api.recipes import EXAMPLE
-from llmprune.service.planner import Planner
+from llmprune.service.planner.planner import Planner
 
 EXAMPLES = int(os.environ.get("SCHEMA_EXAMPLES", "6"))
 # Answers as the process that makes plans does, at once.
@@ -52,7 +52,7 @@ def test_the_service_does_what_its_document_says(
 ) -> None:
     """No server error, no undocumented status, type or shape of an answer; wrong input is refused, right is taken."""
     document, token = described
-    monkeypatch.setattr("llmprune.service.api.machine.ALIVE_WITHIN", 1e6)  # no supervisor goes round here
+    monkeypatch.setattr("llmprune.service.api.status.ALIVE_WITHIN", 1e6)  # no supervisor goes round here
     for found in document.get_all_operations():
         operation = found.ok()
         if mode is GenerationMode.NEGATIVE and not (operation.path_parameters or operation.query or operation.body):

@@ -16,14 +16,14 @@ import yaml
 from pydantic import BaseModel
 from service_tools import RECIPE, YAML, Bench, recipe
 
-from llmprune.errors import RecipeError
-from llmprune.problems import models_in
-from llmprune.recipe import Recipe
+from llmprune.common.errors import RecipeError
+from llmprune.recipe.recipe import Recipe
+from llmprune.recipe.validation_messages import models_in
 from llmprune.service.api.outputs import read_log
-from llmprune.service.guard import _MAPPINGS, CLOSED, RULES, admit, is_free_text
-from llmprune.service.processes import marked
+from llmprune.service.jobs.recipe_policy import _MAPPINGS, CLOSED, RULES, admit, is_free_text
 from llmprune.service.server import require_token
 from llmprune.service.settings import Settings
+from llmprune.service.supervisor.processes import marked
 
 WEB = Path(__file__).parents[1] / "llmprune" / "service" / "web"
 

@@ -14,9 +14,10 @@ import pytest
 from service_tools import settings_in
 from small import command
 
-from llmprune.errors import RecipeError
-from llmprune.service import devices, server
+from llmprune.common.errors import RecipeError
+from llmprune.service import server
 from llmprune.service.listening import listening
+from llmprune.service.supervisor.supervisor import devices
 
 LISTED = """\
 GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77)

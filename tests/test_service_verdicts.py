@@ -10,9 +10,9 @@ import pytest
 from service_tools import Bench, recipe
 from typer.testing import CliRunner
 
-from llmprune.service.database import Database
-from llmprune.service.housekeeping import remove_products
-from llmprune.service.table import Jobs
+from llmprune.service.jobs.database import Database
+from llmprune.service.jobs.store import Jobs
+from llmprune.service.supervisor.cleanup import remove_products
 
 UNDECIDED = {"exit": 3, "verdict": "not enough samples"}
 
@@ -146,8 +146,8 @@ def test_a_retry_after_the_clean_up_runs_the_recipe(bench: Bench) -> None:
 
 def test_watching_ends_with_the_gates_code(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """``watch`` and ``reevaluate-job`` exit with 3 for a gate that is undecided, and with 0 once it is met."""
-    from llmprune.cli import app
-    from llmprune.service import client
+    from llmprune.cli.main import app
+    from llmprune.service.cli import client
 
     job = bench.submit(recipe(**UNDECIDED))["id"]
     bench.until_ended(job)

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from small import LAYERS, Outcome, command, save_model, states, verify_here, write_recipe, write_text
 
-from llmprune.files import require_space, size_of
-from llmprune.model.saving import CheckpointWriter
-from llmprune.model.walk import Walk
+from llmprune.checkpoint.saving import CheckpointWriter
+from llmprune.common.files import require_space, size_of
+from llmprune.layerwise.forward import Walk
 
 TAYLOR = {"mlp": 0.5, "criterion": {"kind": "taylor"}}
 
@@ -52,8 +52,8 @@ def shrink_disk(patch: pytest.MonkeyPatch, folder: Path, size: int) -> None:
 def least_disk(room: Path, folder: Path, patch: pytest.MonkeyPatch) -> int:
     """The smallest disk on which a run begins: the hidden states after every layer take half of it at most."""
     asked: list[int] = []
-    patch.setattr("llmprune.pipeline.require_space", lambda path, needed, **_: asked.append(needed))
-    patch.setattr("llmprune.pipeline.RunFolder.open", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    patch.setattr("llmprune.pipeline.run.require_space", lambda path, needed, **_: asked.append(needed))
+    patch.setattr("llmprune.pipeline.run.RunFolder.open", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     run(room, folder)
     trail = LAYERS * 6 * 32 * 64 * 4
     return max(2 * trail, asked[0] + trail)
@@ -69,7 +69,7 @@ def test_interrupted_run_on_a_small_disk_equals_an_uninterrupted_one(
     shrink_disk(monkeypatch, tmp_path / "out", size)
     with monkeypatch.context() as patch:
         if stop == "gradients":
-            patch.setattr("llmprune.scoring.WayBack", _stopped)
+            patch.setattr("llmprune.score.forward_pass.WayBack", _stopped)
         else:
             patch.setattr(CheckpointWriter, "write_layer", _stopped)
         assert run(room, tmp_path, *(["--calibration-check"] if stop == "layer" else [])).code == 130

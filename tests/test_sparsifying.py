@@ -16,20 +16,20 @@ from transformers.activations import ACT2FN
 
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.projections import projections_of
-from llmprune.cut import Cut
-from llmprune.errors import NumericalError, RecipeError
-from llmprune.model.loading import dense_decoder
-from llmprune.model.stages import StagedLayer, probe
-from llmprune.model.streams import StreamStore
-from llmprune.model.walk import Tensors, Walk
-from llmprune.plan import make_plan
-from llmprune.prune import Pruning
-from llmprune.recipe import Recipe
-from llmprune.refit import Refit
-from llmprune.snapshots import LayerRecord, Snapshots
-from llmprune.sparsity.magnitude import Magnitude
-from llmprune.sparsity.section import Sparsity
-from llmprune.surgery import cut_decoder
+from llmprune.checkpoint.loading import dense_decoder
+from llmprune.common.errors import NumericalError, RecipeError
+from llmprune.cut.apply import cut_decoder
+from llmprune.cut.decision import Cut
+from llmprune.layerwise.forward import Tensors, Walk
+from llmprune.layerwise.hidden_states import StreamStore
+from llmprune.layerwise.staged_layer import StagedLayer, probe
+from llmprune.planning.plan import make_plan
+from llmprune.prune.pass2 import Pruning
+from llmprune.prune.snapshots import LayerRecord, Snapshots
+from llmprune.recipe.recipe import Recipe
+from llmprune.recipe.refit import Refit
+from llmprune.recipe.sparsity import Sparsity
+from llmprune.sparsity.methods.magnitude import Magnitude
 from llmprune.testing import VOCABULARY, tiny_model
 
 WINDOWS = torch.randint(3, VOCABULARY, (12, 16), generator=torch.Generator().manual_seed(0))
@@ -256,7 +256,7 @@ def test_a_run_proves_the_pattern_in_the_file(base: Path, tmp_path: Path, monkey
 
 def test_a_broken_file_is_not_published(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A weight that comes back while the layers are written stops the run, and no model folder appears."""
-    from llmprune.model.saving import CheckpointWriter
+    from llmprune.checkpoint.saving import CheckpointWriter
 
     verify_here(monkeypatch)
     write = CheckpointWriter.write_layer
@@ -330,8 +330,8 @@ def test_bench_sparse_without_a_gpu_says_so(base: Path) -> None:
 def test_the_card_says_what_is_sparse(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pushed model's card names the pattern and what was counted, and a job is called after it."""
     from llmprune.report.runs import load_report
-    from llmprune.report.wording import describe_sparsity
-    from llmprune.service.submission import default_name
+    from llmprune.results.formatting import describe_sparsity
+    from llmprune.service.jobs.submission import default_name
 
     verify_here(monkeypatch)
     recipe = _recipe(tmp_path, base, sparsity={"pattern": "2:4", "method": {"kind": "wanda"}})

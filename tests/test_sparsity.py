@@ -8,18 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmprune.errors import NumericalError
-from llmprune.model.verify import SparseClaim
-from llmprune.model.verify_worker import counts
-from llmprune.normal_equations import NormalEquations
-from llmprune.sparsity.alps import Alps
-from llmprune.sparsity.base import SparsityMethod
-from llmprune.sparsity.magnitude import Magnitude
+from llmprune.checkpoint.verify import SparseClaim
+from llmprune.checkpoint.verify_worker import counts
+from llmprune.common.errors import NumericalError
+from llmprune.common.linalg.cross_validated_ridge import NormalEquations
+from llmprune.common.linalg.masked_least_squares import solve_on_support, squared
+from llmprune.recipe.sparsity import AnyMethod, Sparsity
+from llmprune.sparsity.methods.alps import Alps
+from llmprune.sparsity.methods.base import SparsityMethod
+from llmprune.sparsity.methods.magnitude import Magnitude
+from llmprune.sparsity.methods.sparsegpt import SparseGPT
+from llmprune.sparsity.methods.wanda import Wanda
 from llmprune.sparsity.pattern import Pattern
-from llmprune.sparsity.section import AnyMethod, Sparsity
-from llmprune.sparsity.sparsegpt import SparseGPT
-from llmprune.sparsity.support import solve_on_support, squared
-from llmprune.sparsity.wanda import Wanda
 
 METHODS: tuple[type[SparsityMethod], ...] = get_args(get_args(AnyMethod)[0])
 PATTERNS = ("2:4", "1:4", "4:8", 0.5, 0.7)

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from llmprune import Recipe, run
 from llmprune.anatomy.discovery import discover
-from llmprune.cut import Cut
-from llmprune.errors import CalibrationError
-from llmprune.report.wording import agreement
-from llmprune.stability import compare, halves
+from llmprune.common.errors import CalibrationError
+from llmprune.cut.decision import Cut
+from llmprune.results.formatting import agreement
+from llmprune.score.stability import compare, halves
 from llmprune.testing import tiny_model
 
 MODEL = tiny_model("mixtral", num_hidden_layers=4)

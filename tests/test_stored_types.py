@@ -18,16 +18,16 @@ from test_families import MIXTURES
 from tiny import structure_of
 from torch import Tensor
 
-from llmprune.anatomy.blueprint import build_blueprint
-from llmprune.model.headers import headers_of_folder
-from llmprune.model.loading import dense_decoder, load_model
-from llmprune.model.offload import offload_folder
-from llmprune.model.source import ModelSource
-from llmprune.model.stored import FileNames
-from llmprune.pipeline import run
-from llmprune.plan import Plan
-from llmprune.recipe import Recipe
-from llmprune.report.value import Report
+from llmprune.anatomy.meta_model import build_blueprint
+from llmprune.checkpoint.disk_offload import offload_folder
+from llmprune.checkpoint.loading import dense_decoder, load_model
+from llmprune.checkpoint.stored_dtypes import FileNames
+from llmprune.checkpoint.weight_headers import headers_of_folder
+from llmprune.pipeline.run import run
+from llmprune.planning.plan import Plan
+from llmprune.recipe.model import ModelSource
+from llmprune.recipe.recipe import Recipe
+from llmprune.results.schema import Report
 from llmprune.testing import VOCABULARY, tiny_model
 
 IN_FLOAT32 = {"qwen3_next": ("A_log", "dt_bias", "gate.weight"), "deepseek_v3": ("e_score_correction_bias", "gate.")}

@@ -17,13 +17,13 @@ from tiny import structure_of
 from torch import Tensor
 
 from llmprune.anatomy.discovery import discover
+from llmprune.checkpoint.loading import dense_decoder
+from llmprune.common.errors import CalibrationError, ModelError, RecipeError
 from llmprune.criteria import Taylor, TaylorShare
 from llmprune.criteria.base import WidthCriterion
-from llmprune.errors import CalibrationError, ModelError, RecipeError
-from llmprune.model.loading import dense_decoder
-from llmprune.model.streams import StreamStore, Trail
-from llmprune.model.walk import Decoder, inputs_of, outputs_of
-from llmprune.scoring import score
+from llmprune.layerwise.forward import Decoder, inputs_of, outputs_of
+from llmprune.layerwise.hidden_states import StreamStore, Trail
+from llmprune.score.forward_pass import score
 from llmprune.testing import tiny_model
 
 

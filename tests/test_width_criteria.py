@@ -20,16 +20,15 @@ from torch import Tensor
 
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.selection import neuron_rows
-from llmprune.anatomy.value import TensorCut
+from llmprune.anatomy.types import TensorCut, unit_key
+from llmprune.checkpoint.loading import dense_decoder
+from llmprune.common.errors import NumericalError, RecipeError
 from llmprune.criteria import Activation, AnyWidthCriterion, Flap, Magnitude, Obs, Share, Taylor, Wanda
 from llmprune.criteria.base import UnitAccumulator, WidthCriterion
-from llmprune.criteria.surgeon import group_order, removal_order
-from llmprune.errors import NumericalError, RecipeError
-from llmprune.model.loading import dense_decoder
-from llmprune.model.walk import Decoder, inputs_of
-from llmprune.refit import Refit
-from llmprune.scores import unit_key
-from llmprune.scoring import score
+from llmprune.criteria.width.obs_accumulator import group_order, removal_order
+from llmprune.layerwise.forward import Decoder, inputs_of
+from llmprune.recipe.refit import Refit
+from llmprune.score.forward_pass import score
 from llmprune.testing import tiny_model
 
 WINDOWS, LENGTH, HIDDEN, NEURONS = 6, 10, 5, 8

@@ -13,13 +13,15 @@ from rich.table import Table
 from test_hub_card import card
 from test_report import bare_report, sample_report, summary, task
 
+from llmprune.common.schema import format_count, format_size
+from llmprune.pipeline.report import unrouted
 from llmprune.report.bench_table import energy, print_bench, seconds
-from llmprune.report.compare_page import render_comparison
-from llmprune.report.compose import unrouted
-from llmprune.report.page import render_page
+from llmprune.report.html.compare_page import render_comparison
+from llmprune.report.html.page import render_page
 from llmprune.report.runs import Run, print_runs
 from llmprune.report.task_table import table_of_two
-from llmprune.report.value import (
+from llmprune.results.formatting import change, fixed, number, percent
+from llmprune.results.schema import (
     BenchFigures,
     BenchPoint,
     BenchSize,
@@ -30,8 +32,6 @@ from llmprune.report.value import (
     Spread,
     TaskFigures,
 )
-from llmprune.report.wording import change, fixed, number, percent
-from llmprune.schema import format_count, format_size
 
 
 def words(text: str) -> str:
@@ -223,7 +223,7 @@ def test_one_of_a_kind_is_not_written_as_many() -> None:
     """One expert in one layer, and the dots only where more layers follow."""
     import torch
 
-    from llmprune.scores import Scores
+    from llmprune.score.scores import Scores
 
     few = Scores(None, {}, routed={"3.mlp": torch.tensor([1, 0])})
     assert unrouted(few)[0].startswith("1 expert in 1 layer (3.mlp) got no calibration token")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from llmprune.checks import Collected
-from llmprune.plan import Plan, plan_structure
-from llmprune.recipe import Recipe
+from llmprune.planning.checks import Collected
+from llmprune.planning.plan import Plan, plan_structure
+from llmprune.recipe.recipe import Recipe
 
 CHAT_TEMPLATE = "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}\n{% endfor %}"
 

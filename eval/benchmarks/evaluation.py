@@ -23,8 +23,8 @@ from typing import Any
 
 from common import SMOLLM2, TOPICS, finish, record, run, write_recipe
 
-from llmprune.model.loading import place_of
-from llmprune.model.source import ModelSource
+from llmprune.checkpoint.loading import place_of
+from llmprune.recipe.model import ModelSource
 
 
 def timed(command: list[str], environment: dict[str, str]) -> dict[str, float]:

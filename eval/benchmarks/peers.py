@@ -25,8 +25,8 @@ from quality import perplexity, unseen
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from llmprune.model.loading import place_of
-from llmprune.model.source import ModelSource
+from llmprune.checkpoint.loading import place_of
+from llmprune.recipe.model import ModelSource
 
 LOST = {"mlp-25": 25, "mlp-50": 50}  # percent of the neurons
 

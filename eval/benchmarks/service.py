@@ -32,11 +32,11 @@ import torch
 from common import finish, record, run, write_recipe
 from safetensors.torch import save_file
 
-from llmprune.service.answers import ServiceError, Submitted
-from llmprune.service.client import ENDED, Client
-from llmprune.service.job import JobSummary
-from llmprune.service.processes import MARK, marked
+from llmprune.service.cli.answers import ServiceError, Submitted
+from llmprune.service.cli.client import ENDED, Client
+from llmprune.service.jobs.job import JobSummary
 from llmprune.service.settings import Settings
+from llmprune.service.supervisor.processes import MARK, marked
 from llmprune.testing import tiny_model
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
@@ -45,7 +45,7 @@ from service_tools import free_port, kill, start, supervisor_of  # after the pat
 
 VICTIMS = ("service", "supervisor", "run", "keeper", "everything")  # the last: as where the machine loses its power
 CLIENTS, SUBMISSIONS, IN_TABLE = 20, 200, 10_000
-KEEPER = "llmprune.service.attempt"
+KEEPER = "llmprune.service.supervisor.job_runner"
 
 
 def tiny_recipes(folder: Path) -> list[Path]:

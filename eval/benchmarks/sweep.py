@@ -32,12 +32,12 @@ from safetensors.torch import save_file
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PreTrainedModel
 
 from llmprune import CheckpointError, LLMPruneError, ModelError, Recipe, RecipeError, VerificationError, run
-from llmprune.anatomy.blueprint import build_blueprint, find_layers
 from llmprune.anatomy.config_edits import edit_config
 from llmprune.anatomy.discovery import discover
-from llmprune.anatomy.overrides import refused_model
-from llmprune.anatomy.proof import prove_twins
-from llmprune.model import verify
+from llmprune.anatomy.known_refusals import refused_model
+from llmprune.anatomy.layer_equivalence import prove_twins
+from llmprune.anatomy.meta_model import build_blueprint, find_layers
+from llmprune.checkpoint import verify
 from llmprune.testing import VOCABULARY, tiny_config, tiny_model
 
 RESULTS = Path(__file__).parent / "results"

@@ -23,20 +23,22 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from llmprune.anatomy.discovery import discover
-from llmprune.calibration import Calibration, load_windows
+from llmprune.checkpoint.loading import dense_decoder, load_model, load_tokenizer
 from llmprune.criteria import AnyWidthCriterion
 from llmprune.criteria.base import WidthCriterion
-from llmprune.evaluation.held_out import perplexity
-from llmprune.model.loading import dense_decoder, load_model, load_tokenizer
-from llmprune.model.source import ModelSource
-from llmprune.model.streams import StreamStore, Trail
-from llmprune.model.walk import Decoder, Tensors
-from llmprune.prune import Pruning
-from llmprune.recipe import Recipe
-from llmprune.refit import Refit
-from llmprune.scoring import score
-from llmprune.surgery import cut_decoder
-from llmprune.targets import choose_cut, planned_widths
+from llmprune.cut.apply import cut_decoder
+from llmprune.data.windows import load_windows
+from llmprune.evaluation.perplexity import perplexity
+from llmprune.layerwise.forward import Decoder, Tensors
+from llmprune.layerwise.hidden_states import StreamStore, Trail
+from llmprune.planning.sizes import planned_widths
+from llmprune.prune.pass2 import Pruning
+from llmprune.recipe.calibration import Calibration
+from llmprune.recipe.model import ModelSource
+from llmprune.recipe.recipe import Recipe
+from llmprune.recipe.refit import Refit
+from llmprune.score.forward_pass import score
+from llmprune.score.select import choose_cut
 
 KINDS = ("activation", "flap", "magnitude", "obs", "share", "taylor", "taylor_share", "wanda")
 LENGTH, BATCH = 512, 4

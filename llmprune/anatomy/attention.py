@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from llmprune.anatomy.blueprint import find_layers, materialise, text_config
+from llmprune.anatomy.config_probe import Change, Field, Specimen, compare
+from llmprune.anatomy.meta_model import find_layers, materialise, text_config
+from llmprune.anatomy.mlp import NOT_RUNNING, first_of, holder_of, is_same
 from llmprune.anatomy.selection import mask_neurons, select_neurons
-from llmprune.anatomy.shapes import Change, Field, Specimen, compare
-from llmprune.anatomy.units import NOT_RUNNING, first_of, holder_of, is_same
-from llmprune.anatomy.value import AttentionUnit, Heads, TensorCut
+from llmprune.anatomy.types import AttentionUnit, Heads, TensorCut
 
 Units = tuple[AttentionUnit | None, ...]
 # How tensors lie in which a group's rows are not side by side: their parts by a group's number of rows, given the

@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from llmprune.anatomy.blueprint import Config, text_config
-from llmprune.anatomy.overrides import WIDTH_ADJUSTMENTS, refused_depth
-from llmprune.errors import ModelError
+from llmprune.anatomy.known_refusals import WIDTH_ADJUSTMENTS, refused_depth
+from llmprune.anatomy.meta_model import Config, text_config
+from llmprune.common.errors import ModelError
 
 # One entry a layer, or a mapping from some layers' indices.
 LAYER_LISTS = (

@@ -7,16 +7,16 @@ from dataclasses import replace
 
 from transformers import PreTrainedModel
 
-from llmprune.anatomy.blueprint import Config, build_blueprint, find_layers
 from llmprune.anatomy.config_edits import edit_config
+from llmprune.anatomy.config_probe import Field, Specimen, fields_that_set_sizes, follows_everywhere, take_specimen
 from llmprune.anatomy.experts import FEW_EXPERTS, Blocks, expert_field, prove_experts
 from llmprune.anatomy.heads import find_heads
-from llmprune.anatomy.patterns import find_patterns
-from llmprune.anatomy.proof import one_of_layers, prove_twins
-from llmprune.anatomy.shapes import Field, Specimen, fields_that_set_sizes, follows_everywhere, take_specimen
-from llmprune.anatomy.units import PROOF_WIDTH, units_of_field
-from llmprune.anatomy.value import Anatomy, Experts, MlpUnit, WidthGroup
-from llmprune.errors import ModelError
+from llmprune.anatomy.layer_equivalence import one_of_layers, prove_twins
+from llmprune.anatomy.layer_patterns import find_patterns
+from llmprune.anatomy.meta_model import Config, build_blueprint, find_layers
+from llmprune.anatomy.mlp import PROOF_WIDTH, units_of_field
+from llmprune.anatomy.types import Anatomy, Experts, MlpUnit, WidthGroup
+from llmprune.common.errors import ModelError
 
 
 def discover(config: Config, trust_remote_code: bool = False) -> Anatomy:

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llmprune.anatomy.blueprint import Config, find_layers, materialise, text_config
+from llmprune.anatomy.config_probe import Change, Field, Specimen
+from llmprune.anatomy.expert_hooks import choice_in, outputs_of_experts
+from llmprune.anatomy.meta_model import Config, find_layers, materialise, text_config
+from llmprune.anatomy.mlp import NOT_RUNNING, first_of, holder_of, inside, is_inside, is_same, paths_around
 from llmprune.anatomy.selection import select_neurons
-from llmprune.anatomy.shapes import Change, Field, Specimen
-from llmprune.anatomy.units import NOT_RUNNING, first_of, holder_of, inside, is_inside, is_same, paths_around
-from llmprune.anatomy.value import ExpertBlock, Experts, TensorCut
-from llmprune.anatomy.watching import choice_in, outputs_of_experts
+from llmprune.anatomy.types import ExpertBlock, Experts, TensorCut
 
 FEW_EXPERTS = 16  # enough to prove it, and quick
 _TOKENS = 32

@@ -11,11 +11,11 @@ from dataclasses import replace
 from transformers import PreTrainedModel
 
 from llmprune.anatomy.attention import MOST_ROWS, Units, attention_units
-from llmprune.anatomy.blueprint import Config, quiet_transformers, text_config
 from llmprune.anatomy.config_edits import edit_config
-from llmprune.anatomy.shapes import Field, Specimen, compare, is_like_specimen, rebuild
-from llmprune.anatomy.value import Heads
-from llmprune.errors import ModelError
+from llmprune.anatomy.config_probe import Field, Specimen, compare, is_like_specimen, rebuild
+from llmprune.anatomy.meta_model import Config, quiet_transformers, text_config
+from llmprune.anatomy.types import Heads
+from llmprune.common.errors import ModelError
 
 
 def find_heads(

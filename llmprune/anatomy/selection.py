@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llmprune.anatomy.value import Strand, TensorCut
+from llmprune.anatomy.types import Strand, TensorCut
 
 
 def select_neurons(tensor: Tensor, cut: TensorCut, keep: Tensor) -> Tensor:

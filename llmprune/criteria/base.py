@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from llmprune.schema import Section
+from llmprune.common.schema import Section
 
 if TYPE_CHECKING:
     import torch

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from llmprune.errors import RecipeError
+from llmprune.common.errors import RecipeError
+from llmprune.evaluation.bench.generation_speed import input_device
 from llmprune.evaluation.decoding import default_settings
-from llmprune.evaluation.section import Generation
-from llmprune.evaluation.speed import input_device
-from llmprune.report.value import Example, FreeText, GenerationFigures
+from llmprune.recipe.evaluation import Generation
+from llmprune.results.schema import Example, FreeText, GenerationFigures
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Literal
 
-from llmprune.errors import EvaluationError
-from llmprune.evaluation.results import Sample, TaskResult, TaskResults
+from llmprune.common.errors import EvaluationError
+from llmprune.evaluation.lm_eval.results import Sample, TaskResult, TaskResults
 from llmprune.evaluation.statistics import DRAWS, interval, mcnemar, mean_draws, ratio_draws
-from llmprune.report.value import Example, Interval, RetentionFigures, TaskFigures
+from llmprune.results.schema import Example, Interval, RetentionFigures, TaskFigures
 
 if TYPE_CHECKING:
     from llmprune.evaluation.statistics import Floats

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llmprune.anatomy.value import Anatomy, Unit
-from llmprune.report.wording import plural, ranges
+from llmprune.anatomy.types import Anatomy, Unit
+from llmprune.results.formatting import plural, ranges
 
 
 def print_anatomy(model: str, anatomy: Anatomy, console: Console) -> None:

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llmprune.report.value import BenchFigures, BenchSize, Pair, SparseProduct
-from llmprune.report.wording import count, number, percent, plural, share, times, weight
-from llmprune.schema import format_scaled
+from llmprune.common.schema import format_scaled
+from llmprune.results.formatting import count, number, percent, plural, share, times, weight
+from llmprune.results.schema import BenchFigures, BenchSize, Pair, SparseProduct
 
 _FASTER = 1.05  # dense / sparse; less may be noise
 

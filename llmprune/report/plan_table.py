@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llmprune.report.wording import (
+from llmprune.common.schema import format_count, format_size
+from llmprune.results.formatting import (
     describe_carried,
     describe_left,
     if_changed,
@@ -19,10 +20,9 @@ from llmprune.report.wording import (
     share,
     width_names,
 )
-from llmprune.schema import format_count, format_size
 
 if TYPE_CHECKING:
-    from llmprune.plan import Plan
+    from llmprune.planning.plan import Plan
 
 
 def print_plan(plan: Plan, console: Console) -> None:

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llmprune.errors import OutputError
-from llmprune.report.value import SCHEMA_VERSION, Report
-from llmprune.report.wording import interval_name, number, percent, share, span, speedup, times
+from llmprune.common.errors import OutputError
+from llmprune.results.formatting import interval_name, number, percent, share, span, speedup, times
+from llmprune.results.schema import SCHEMA_VERSION, Report
 
 
 @dataclass(frozen=True)

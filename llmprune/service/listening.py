@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from llmprune.errors import RecipeError
+from llmprune.common.errors import RecipeError
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from logging.handlers import QueueHandler, QueueListener, RotatingFileHandler, W
 from pathlib import Path
 from typing import Any
 
-from llmprune.printing import LOG_FORMAT, LineFormatter
+from llmprune.common.printing import LOG_FORMAT, LineFormatter
 
 ACCESS, AUDIT = "access.jsonl", "audit.jsonl"
 access = logging.getLogger("llmprune.service.access")

@@ -16,12 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmprune.errors import OutputError, RecipeError
-from llmprune.service.database import Database
+from llmprune.common.errors import OutputError, RecipeError
+from llmprune.service.jobs.database import Database
+from llmprune.service.jobs.tokens import Tokens
 from llmprune.service.listening import listening
 from llmprune.service.logs import kept, log_with_time
 from llmprune.service.settings import Settings, is_loopback
-from llmprune.service.tokens import Tokens
 
 if TYPE_CHECKING:
     import uvicorn
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SUPERVISOR = (sys.executable, "-m", "llmprune.service.supervisor")
+_SUPERVISOR = (sys.executable, "-m", "llmprune.service.supervisor.supervisor")
 _PAUSE = 0.5  # seconds before it is started again
 _HEADERS = 48 * 1024  # bytes of a request's line and headers: a recipe's overrides are in the line
 

@@ -19,8 +19,8 @@ import uvicorn
 from service_tools import RECIPE, YAML, served, settings_in
 
 from llmprune.service.api.app import create_app
+from llmprune.service.api.rate_limit import InFlight, RateLimit, network_of
 from llmprune.service.connections import BACKLOG, LimitedProtocol, Patience, Register, is_among, most_connections
-from llmprune.service.limits import InFlight, RateLimit, network_of
 
 CALM = Patience(headers=60, body=60, reading=60)
 HURRY = Patience(headers=0.5, body=0.5, reading=0.8)

@@ -19,8 +19,9 @@ from support.hub_server import Hub
 from support.rooms import ROWS
 from tiny import tiny_tokenizer
 
-from llmprune.errors import CalibrationError
-from llmprune.texts import TextSource, read_documents
+from llmprune.common.errors import CalibrationError
+from llmprune.data.sources import read_documents
+from llmprune.recipe.text_source import TextSource
 
 SAID = "names data that is no relative path in the data set itself, and nothing else is read; correct data_files"
 

@@ -22,15 +22,16 @@ from tiny import structure_of
 from transformers import AutoConfig, DeepseekV3Config, Gemma3nTextConfig, LlamaConfig
 
 from llmprune import ModelError, Recipe, RecipeError
-from llmprune.model.config_limits import MOST_BYTES, check_config
-from llmprune.model.loading import load_config, load_tokenizer
-from llmprune.model.source import ModelSource
-from llmprune.service import memory, overuse, supervisor
+from llmprune.checkpoint.config_limits import MOST_BYTES, check_config
+from llmprune.checkpoint.loading import load_config, load_tokenizer
+from llmprune.recipe.model import ModelSource
+from llmprune.service import memory
 from llmprune.service.memory import machine_memory, memory_of, share_of_a_job
-from llmprune.service.plan_queue import MOST_WAITING, PlannerBusy, PlanQueue, TooManyPlans
-from llmprune.service.planner import Planner
-from llmprune.service.processes import marked
+from llmprune.service.planner.planner import Planner
+from llmprune.service.planner.queue import MOST_WAITING, PlannerBusy, PlanQueue, TooManyPlans
 from llmprune.service.settings import Settings
+from llmprune.service.supervisor.processes import marked
+from llmprune.service.supervisor.supervisor import overuse, supervisor
 
 MB = 10**6
 
@@ -45,8 +46,8 @@ def served_with(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     """The settings with which ``llmprune serve`` would serve."""
     found: list[Settings] = []
     monkeypatch.setattr("llmprune.service.server.serve", found.append)
-    monkeypatch.setattr("llmprune.service.devices._driver_names", lambda: ["0"])
-    monkeypatch.setattr("llmprune.service.devices.find_gpus", tuple)
+    monkeypatch.setattr("llmprune.service.supervisor.devices._driver_names", lambda: ["0"])
+    monkeypatch.setattr("llmprune.service.supervisor.devices.find_gpus", tuple)
     return found
 
 

@@ -11,12 +11,12 @@ import pytest
 import yaml
 from support.hub_server import Hub
 
-from llmprune.errors import HubError, RecipeError
-from llmprune.hub.provenance import fetch_record
-from llmprune.names import is_plain
-from llmprune.repeating import recorded_recipe
-from llmprune.service.answers import ServiceError
-from llmprune.service.client import Client
+from llmprune.common.errors import HubError, RecipeError
+from llmprune.common.names import is_plain
+from llmprune.publish.provenance import fetch_record
+from llmprune.publish.reproduce import recorded_recipe
+from llmprune.service.cli.answers import ServiceError
+from llmprune.service.cli.client import Client
 
 
 @pytest.mark.parametrize(

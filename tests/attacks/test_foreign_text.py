@@ -16,11 +16,11 @@ from rich.text import Text
 from service_tools import RECIPE, YAML, Bench
 from small import Outcome, command, save_model
 
-from llmprune.console import PlainConsole
-from llmprune.printing import LOG_FORMAT, LineFormatter, printable, printable_message
-from llmprune.service.client import Client
-from llmprune.service.submission import default_name
-from llmprune.service.table import _note
+from llmprune.common.console import PlainConsole
+from llmprune.common.printing import LOG_FORMAT, LineFormatter, printable, printable_message
+from llmprune.service.cli.client import Client
+from llmprune.service.jobs.store import _note
+from llmprune.service.jobs.submission import default_name
 
 LINK = "\x1b]8;;http://evil\x1b\\here\x1b]8;;\x1b\\"
 CLIPBOARD = "\x1b]52;c;cm0gLXJmIH4=\x07"
@@ -50,7 +50,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
         return httpx.Response(answer.status_code, headers=answer.headers, content=answer.content)
 
     monkeypatch.setattr(
-        "llmprune.service.verbs._client",
+        "llmprune.service.cli.commands._client",
         lambda server, token_file: Client(server, transport=httpx.MockTransport(forward)),
     )
     return bench
@@ -152,7 +152,7 @@ def test_messages_of_a_hostile_service_are_printed_as_escapes(monkeypatch: pytes
         return httpx.Response(409, json={"detail": f"{HOSTILE}\nllmprune: done", "problems": []})
 
     monkeypatch.setattr(
-        "llmprune.service.verbs._client",
+        "llmprune.service.cli.commands._client",
         lambda server, token_file: Client(server, transport=httpx.MockTransport(answer)),
     )
     fetched, cancelled, refused = command("fetch", JOB, "-o", tmp_path), command("cancel", JOB), command("retry", JOB)
@@ -230,7 +230,9 @@ def test_the_commands_log_prints_one_line_for_a_record() -> None:
         (handler,) = logger.handlers
         assert isinstance(handler, logging.StreamHandler)
         handler.setStream(out := StringIO())
-        logging.getLogger("llmprune.model.pull").warning("fetching %s", f"{HOSTILE}\nWARNING llmprune: all is well")
+        logging.getLogger("llmprune.checkpoint.download").warning(
+            "fetching %s", f"{HOSTILE}\nWARNING llmprune: all is well"
+        )
     finally:
         logger.handlers = before
     assert not unprintable(out.getvalue())
@@ -250,7 +252,7 @@ def test_a_jobs_name_holds_printable_characters_only(bench: Bench, name: str) ->
 
 def test_a_name_made_from_a_model_is_printable() -> None:
     """A model's folder under an allowed root can have any name."""
-    from llmprune.recipe import Recipe
+    from llmprune.recipe.recipe import Recipe
 
     data = {"model": {"id": "/models/a\x1b[2J\u202eb"}, "calibration": {"dataset": "x"}, "depth": {"remove": 1}}
     assert default_name(Recipe.parse(json.dumps(data))) == r"a\x1b[2J\u202eb −1 layer"

@@ -16,15 +16,15 @@ import pytest
 from pydantic import ValidationError
 from service_tools import RECIPE, YAML, Bench
 
-from llmprune.errors import MOST_PROBLEMS, RecipeError
-from llmprune.problems import describe_problems
-from llmprune.recipe import Recipe
-from llmprune.remote import redact
-from llmprune.service.api.turns import Turns
-from llmprune.service.guard import RECIPE_LIMIT, admit
+from llmprune.common.errors import MOST_PROBLEMS, RecipeError
+from llmprune.common.hub.client import redact
+from llmprune.recipe.recipe import Recipe
+from llmprune.recipe.text_source import readable_split
+from llmprune.recipe.validation_messages import describe_problems
+from llmprune.service.api.recipe_turns import Turns
+from llmprune.service.jobs.recipe_policy import RECIPE_LIMIT, admit
 from llmprune.service.settings import Settings
 from llmprune.service.web.form import START, RecipeForm
-from llmprune.texts import readable_split
 
 JSON = {"Content-Type": "application/json"}
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}

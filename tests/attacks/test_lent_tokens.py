@@ -18,13 +18,13 @@ from service_tools import RECIPE, Bench, recipe
 from support.hub_server import Hub
 from support.hub_state import TOKEN
 
-from llmprune.errors import RecipeError
+from llmprune.common.errors import RecipeError
 from llmprune.service.environment import inherited
-from llmprune.service.guard import admit
-from llmprune.service.housekeeping import clean_up, over_quota
-from llmprune.service.launchers.base import Launch
-from llmprune.service.launchers.ray import Ray
+from llmprune.service.jobs.recipe_policy import admit
 from llmprune.service.settings import Settings
+from llmprune.service.supervisor.cleanup import clean_up, over_quota
+from llmprune.service.supervisor.launchers.base import Launch
+from llmprune.service.supervisor.launchers.ray import Ray
 
 MINE = "of-the-operator"
 HUB = {
@@ -65,7 +65,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (HUB | OTHERS).items():
         monkeypatch.setenv(name, value)
     # A service's process never loads the hub client; this one may have, and it would look for an OIDC server.
-    monkeypatch.setattr("llmprune.remote._own_tokens", list)
+    monkeypatch.setattr("llmprune.common.hub.client._own_tokens", list)
 
 
 def stub(folder: Path) -> str:
@@ -242,7 +242,9 @@ def test_a_second_retry_does_not_take_the_token_of_the_first(tmp_path: Path, mon
     headers = {"X-Hub-Token": "hf_x"}
     assert bench.http.post(f"/v1/jobs/{job}/retry", headers=headers).status_code == 200
     with monkeypatch.context() as patch:
-        patch.setattr("llmprune.service.api.service.Service.own_job", lambda *_: seen)  # as read an instant earlier
+        patch.setattr(
+            "llmprune.service.api.dependencies.Service.own_job", lambda *_: seen
+        )  # as read an instant earlier
         assert bench.http.post(f"/v1/jobs/{job}/retry", headers=headers).status_code == 409
     assert (bench.settings.folder(job) / "hub-token").is_file()
 

@@ -10,12 +10,12 @@ import pytest
 import yaml
 from service_tools import RECIPE, YAML, Bench
 
-from llmprune.errors import RecipeError
-from llmprune.recipe import Recipe
-from llmprune.service.guard import RECIPE_LIMIT, admit
+from llmprune.common.errors import RecipeError
+from llmprune.recipe.recipe import Recipe
+from llmprune.recipe.yaml_reader import dump, read_value
+from llmprune.service.jobs.recipe_policy import RECIPE_LIMIT, admit
 from llmprune.service.settings import Settings
 from llmprune.service.web.form import START, RecipeForm, changed_by, form_of
-from llmprune.yaml_reader import dump, read_value
 
 TAGS = (
     *("int", "float", "bool", "timestamp", "binary", "set", "omap", "pairs"),

@@ -15,9 +15,9 @@ import pytest
 from service_tools import RECIPE, YAML, Bench, recipe
 
 from llmprune.service.api.outputs import job_events
-from llmprune.service.database import Database
-from llmprune.service.table import Jobs
-from llmprune.service.tokens import Caller
+from llmprune.service.jobs.database import Database
+from llmprune.service.jobs.store import Jobs
+from llmprune.service.jobs.tokens import Caller
 
 NOBODYS = "0" * 12
 NAME, MODEL, OWNER = "merger-of-two-banks", "org/unannounced", "anna.privately"

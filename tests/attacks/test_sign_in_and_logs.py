@@ -15,11 +15,11 @@ from fastapi.testclient import TestClient
 from service_tools import BASE, RECIPE, YAML, Bench, served
 from typer.testing import CliRunner
 
-from llmprune.cli import app
-from llmprune.errors import RecipeError
-from llmprune.service.housekeeping import over_quota
+from llmprune.cli.main import app
+from llmprune.common.errors import RecipeError
 from llmprune.service.logs import ACCESS, AUDIT, kept
 from llmprune.service.settings import Settings
+from llmprune.service.supervisor.cleanup import over_quota
 
 PROXY, OTHER = "10.0.0.1", "10.9.9.9"
 TLS = {"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Proto": "https"}

@@ -17,12 +17,12 @@ from small import save_model
 from support.hub_server import Hub
 from support.rooms import files_of
 
-from llmprune.errors import CheckpointError, LLMPruneError, ModelError
-from llmprune.model.loading import load_config, load_model, load_tokenizer
-from llmprune.model.pull import _as_named
-from llmprune.model.references import INDEX
-from llmprune.model.source import ModelSource
-from llmprune.service.guard import admit
+from llmprune.checkpoint.download import _as_named
+from llmprune.checkpoint.file_references import INDEX
+from llmprune.checkpoint.loading import load_config, load_model, load_tokenizer
+from llmprune.common.errors import CheckpointError, LLMPruneError, ModelError
+from llmprune.recipe.model import ModelSource
+from llmprune.service.jobs.recipe_policy import admit
 from llmprune.service.settings import Settings
 
 WEIGHTS = "model.safetensors"

@@ -55,7 +55,7 @@ def draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
             path.write_bytes(b"\x89PNG, and " + name.encode())
         return drawn
 
-    monkeypatch.setattr("llmprune.publishing.draw", draw)
+    monkeypatch.setattr("llmprune.publish.push.draw", draw)
 
 
 def copy_run(done: Path, place: Path) -> Path:

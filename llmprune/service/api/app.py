@@ -10,20 +10,22 @@ from fastapi.security import HTTPBearer
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from llmprune import __version__
-from llmprune.recipe import Recipe
-from llmprune.service.api import jobs, machine, outputs, problems, recipes
-from llmprune.service.api.gate import Gate
+from llmprune.recipe.recipe import Recipe
+from llmprune.service.api import error_responses as problems
+from llmprune.service.api import jobs, outputs, recipes
+from llmprune.service.api import status as machine
+from llmprune.service.api.auth import Gate
+from llmprune.service.api.dependencies import Service
 from llmprune.service.api.metrics import Measure, Metrics
+from llmprune.service.api.recipe_turns import Turns
 from llmprune.service.api.requests_log import RequestsLog
-from llmprune.service.api.service import Service
-from llmprune.service.api.turns import Turns
-from llmprune.service.database import Database
+from llmprune.service.api.server_paths import Paths
 from llmprune.service.environment import hub_variables, inherited
-from llmprune.service.paths import Paths
-from llmprune.service.planner import Planner
+from llmprune.service.jobs.database import Database
+from llmprune.service.jobs.store import Jobs
+from llmprune.service.jobs.tokens import Tokens
+from llmprune.service.planner.planner import Planner
 from llmprune.service.settings import Settings
-from llmprune.service.table import Jobs
-from llmprune.service.tokens import Tokens
 from llmprune.service.web import pages, push
 
 DESCRIPTION = """Pruning jobs over HTTP. A recipe goes in, a job comes out; it runs as `llmprune run` in a process of

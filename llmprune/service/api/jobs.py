@@ -9,12 +9,12 @@ from fastapi import APIRouter, Header, Query, Response
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
-from llmprune.hub.section import Hub
-from llmprune.service.api.problems import documented
+from llmprune.recipe.hub import Hub
+from llmprune.service.api.dependencies import JobId, Service, TheCaller, TheService
+from llmprune.service.api.error_responses import documented
 from llmprune.service.api.recipes import RECIPE_BODY, Overrides, RecipeText
-from llmprune.service.api.service import JobId, Service, TheCaller, TheService
-from llmprune.service.job import Figures, Job, JobSummary, State
-from llmprune.service.submission import Submission, cancel, reevaluate, retry, submit, submit_push
+from llmprune.service.jobs.job import Figures, Job, JobSummary, State
+from llmprune.service.jobs.submission import Submission, cancel, reevaluate, retry, submit, submit_push
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
 

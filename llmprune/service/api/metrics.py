@@ -11,7 +11,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llmprune.service.table import Jobs
+from llmprune.service.jobs.store import Jobs
 
 
 class Metrics:

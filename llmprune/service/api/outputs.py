@@ -16,11 +16,11 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
-from llmprune.service.api.problems import Refused, documented
-from llmprune.service.api.service import JobId, Service, TheCaller, TheService
-from llmprune.service.job import ENDED, Job
-from llmprune.service.secrets import redact
-from llmprune.service.tokens import Caller
+from llmprune.service.api.dependencies import JobId, Service, TheCaller, TheService
+from llmprune.service.api.error_responses import Refused, documented
+from llmprune.service.jobs.hub_token import redact
+from llmprune.service.jobs.job import ENDED, Job
+from llmprune.service.jobs.tokens import Caller
 
 router = APIRouter(prefix="/v1/jobs/{job}", tags=["outputs"])
 

@@ -10,12 +10,12 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
-from llmprune.errors import RecipeError
-from llmprune.problems import short
-from llmprune.service.api.problems import Refused, documented
-from llmprune.service.api.service import TheCaller, TheService
-from llmprune.service.guard import RECIPE_LIMIT, admit, examine
-from llmprune.yaml_reader import dump
+from llmprune.common.errors import RecipeError
+from llmprune.recipe.validation_messages import short
+from llmprune.recipe.yaml_reader import dump
+from llmprune.service.api.dependencies import TheCaller, TheService
+from llmprune.service.api.error_responses import Refused, documented
+from llmprune.service.jobs.recipe_policy import RECIPE_LIMIT, admit, examine
 
 router = APIRouter(prefix="/v1/recipes", tags=["recipes"])
 

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmprune.service import logs
 from llmprune.service.api.metrics import METHODS
-from llmprune.service.limits import RateLimit, network_of
+from llmprune.service.api.rate_limit import RateLimit, network_of
 
 _PROBES = ("/v1/health", "/v1/ready")
 _SAFE = ("GET", "HEAD", "OPTIONS", "other")  # other: no route has it

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from llmprune.report.interval_charts import Dot, size_chart
-from llmprune.report.wording import interval_of
-from llmprune.service.job import Figures, JobSummary
+from llmprune.report.html.interval_charts import Dot, size_chart
+from llmprune.results.formatting import interval_of
+from llmprune.service.jobs.job import Figures, JobSummary
 
 Measure = Callable[[Figures], tuple[float, float | None, float | None] | None]
 

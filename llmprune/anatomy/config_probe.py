@@ -1,0 +1,203 @@
+"""What a config field sets: build the model with another value and see which tensors change shape.
+
+Models are built without weights, and from a specimen: the same config with one layer of
+each kind, so that a model of a hundred layers is tried as quickly as one of two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from llmprune.anatomy.config_edits import edit_config
+from llmprune.anatomy.layer_equivalence import one_of_layers, prove_twins
+from llmprune.anatomy.meta_model import Config, build_blueprint, find_layers, text_config
+
+_PROBES = (64, 48)  # values that a field is given: another than it has
+_LEAST = 4  # less of anything is no width
+_FEWEST_EXPERTS = 2
+_MOST_TIMES = 32  # a dimension is no larger a multiple of its width: shared experts, gate and up
+# What every config has and what is neither a width nor a number of experts.
+_OTHER_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
+WIDTH_WORDS = ("inner", "intermediate", "ff", "feed_forward", "mlp")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One tensor of a layer, the dimension that follows the field, and how many times the field's value it is."""
+
+    name: str
+    dim: int
+    times: int
+
+
+@dataclass(frozen=True)
+class Field:
+    """A config field and what it sets, in each layer of the specimen.
+
+    ``value`` is the size that the model has, which need not be what its config says: a class may adjust that.
+    """
+
+    name: str
+    value: int
+    changes: tuple[tuple[Change, ...], ...]
+
+    @property
+    def is_named_like_a_width(self) -> bool:
+        """Whether its name says that it is one: ranks and heads set sizes too, and can even be proven."""
+        return any(word in self.name for word in WIDTH_WORDS)
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """A model with one layer of each kind; ``stands_for[i]`` is the layer of it that dense layer i is like."""
+
+    model: PreTrainedModel
+    stands_for: tuple[int, ...]
+    trust_remote_code: bool
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The specimen's own layers."""
+        return find_layers(self.model)[1]
+
+    def with_fields(self, fields: Mapping[str, int]) -> PreTrainedModel | None:
+        """The specimen with other values in these fields; None where its class cannot build that."""
+        return rebuild(self.model.config, fields, self.trust_remote_code)
+
+
+def rebuild(config: Config, fields: Mapping[str, int], trust_remote_code: bool) -> PreTrainedModel | None:
+    """The model of this config with other values in some fields; None where its class cannot build that."""
+    layers = range(text_config(config).num_hidden_layers)
+    try:
+        return build_blueprint(edit_config(config, layers, dict(fields)), trust_remote_code=trust_remote_code)
+    except Exception:  # a model class may fail in any way on a value that it does not expect
+        return None
+
+
+def take_specimen(model: PreTrainedModel, trust_remote_code: bool) -> Specimen:
+    """One layer of each kind, or the whole model where its config cannot express that."""
+    _, layers = find_layers(model)
+    kinds = [_kind(layer) for layer in layers]
+    first = [kinds.index(kind) for kind in kinds]
+    keep = sorted({*first, *one_of_layers(model.config)[:1]})
+    try:
+        small = build_blueprint(edit_config(model.config, keep, {}), trust_remote_code=trust_remote_code)
+        prove_twins(model, small, keep, set())
+    except Exception:  # as above
+        return Specimen(model, tuple(first), trust_remote_code)
+    return Specimen(small, tuple(keep.index(index) for index in first), trust_remote_code)
+
+
+def _kind(layer: nn.Module) -> tuple[str, tuple[tuple[str, torch.Size], ...]]:
+    return type(layer).__name__, tuple((name, tensor.shape) for name, tensor in _tensors(layer))
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
+def fields_that_set_sizes(specimen: Specimen) -> list[Field]:
+    """Every whole-number field that sets sizes in the layers and nothing else."""
+    text = text_config(specimen.model.config)
+    skipped = {text.attribute_map.get(name, name) for name in _OTHER_SIZES}
+    sizes = {size for _, tensor in _tensors(specimen.layers) for size in tensor.shape}
+    found = []
+    for name, value in text.to_dict().items():
+        if name not in skipped and _may_set_sizes(name, value, sizes):
+            probe = next(probe for probe in _PROBES if probe != value)
+            other = specimen.with_fields({name: probe})
+            field = compare(specimen, other, name, probe) if other is not None else None
+            if field is not None:
+                found.append(field)
+    return found
+
+
+def _may_set_sizes(name: str, value: object, sizes: set[int]) -> bool:
+    least = _FEWEST_EXPERTS if "expert" in name else _LEAST
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+        return False
+    if any(word in name for word in WIDTH_WORDS):
+        return True
+    return value is not None and any(size % value == 0 and size // value <= _MOST_TIMES for size in sizes)
+
+
+def compare(
+    specimen: Specimen, other: PreTrainedModel, name: str, probe: int, most_times: int = _MOST_TIMES
+) -> Field | None:
+    """What follows the field in the specimen, of which ``other`` has the value ``probe``; None where it is no size.
+
+    ``most_times``: how many times the value a dimension may be.
+    """
+    before, after = dict(_tensors(specimen.model)), dict(_tensors(other))
+    path, layers = find_layers(specimen.model)
+    if before.keys() != after.keys():
+        return None
+    changes: list[list[Change]] = [[] for _ in layers]
+    values = set()
+    for key in before:
+        if before[key].shape == after[key].shape:
+            continue
+        found = _change(before[key], after[key], probe, most_times)
+        if found is None or not key.startswith(f"{path}."):
+            return None
+        dim, times = found
+        index, _, inside = key.removeprefix(f"{path}.").partition(".")
+        changes[int(index)].append(Change(inside, dim, times))
+        values.add(before[key].shape[dim] // times)
+    if len(values) != 1 or not any(changes):
+        return None
+    return Field(name, values.pop(), tuple(map(tuple, changes)))
+
+
+def _change(before: torch.Tensor, after: torch.Tensor, probe: int, most_times: int) -> tuple[int, int] | None:
+    """(dimension, multiple of the field's value) where one dimension of a tensor follows the field; else None."""
+    if before.ndim != after.ndim:
+        return None
+    dims = [dim for dim in range(before.ndim) if before.shape[dim] != after.shape[dim]]
+    if len(dims) != 1:
+        return None
+    times, rest = divmod(after.shape[dims[0]], probe)
+    whole = not rest and 1 <= times <= most_times and before.shape[dims[0]] % times == 0
+    return (dims[0], times) if whole else None
+
+
+def follows_everywhere(model: PreTrainedModel, field: Field, specimen: Specimen) -> bool:
+    """Whether the field sets in the whole model what it sets in the specimen, layer by layer."""
+    if model is specimen.model:
+        return True
+    probe = next(probe for probe in _PROBES if probe != field.value)
+    other = rebuild(model.config, {field.name: probe}, specimen.trust_remote_code)
+    return other is not None and is_like_specimen(model, other, field, specimen, probe)
+
+
+def is_like_specimen(
+    model: PreTrainedModel,
+    other: PreTrainedModel,
+    field: Field,
+    specimen: Specimen,
+    probe: int,
+    most_times: int = _MOST_TIMES,
+) -> bool:
+    """Whether ``other`` differs from the whole model as the field says that it does from the specimen."""
+    whole = Specimen(model, tuple(range(len(specimen.stands_for))), specimen.trust_remote_code)
+    found = compare(whole, other, field.name, probe, most_times)
+    return found is not None and all(
+        changes == field.changes[kind] for changes, kind in zip(found.changes, specimen.stands_for, strict=True)
+    )

@@ -1,0 +1,157 @@
+"""Proof that a cut leaves the layers what they are.
+
+Every kept layer equals its twin in the model that the edited config builds: class, tensor
+shapes, and every plain attribute but its own index and the sizes that were cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from llmprune.anatomy.config_edits import INDEX_LISTS, LAYER_LISTS
+from llmprune.anatomy.meta_model import Config, find_layers, text_config
+from llmprune.anatomy.types import Anatomy, AttentionUnit, Heads
+from llmprune.common.errors import ModelError
+
+# Spellings of a module's own position, which differs between twins by design.
+INDEX_ATTRIBUTES = frozenset({"layer_idx", "layer_id", "layer_index", "layer_number", "block_idx", "idx"})
+
+
+Sizes = Collection[tuple[int, int]]
+
+
+def sizes_that_change(
+    anatomy: Anatomy, widths: Mapping[str, int], experts: int | None, kv_groups: int | None = None
+) -> set[tuple[int, int]]:
+    """(dense, pruned) of every size that a layer may have anew when these widths, experts and groups are kept."""
+    changing = set()
+    if anatomy.heads and kv_groups is not None:
+        changing |= sizes_of_heads(anatomy.heads, anatomy.attention, kv_groups)
+    if anatomy.experts and experts is not None:
+        changing.add((anatomy.experts.count, experts))
+    for field, kept in widths.items():
+        width = anatomy.widths[field]
+        changing.add((width, kept))
+        for times in {unit.times for units in anatomy.units for unit in units if unit.field == field}:
+            changing |= {(times * width, times * kept), (2 * times * width, 2 * times * kept)}  # gate and up in one
+    return changing
+
+
+def sizes_of_heads(heads: Heads, units: Iterable[AttentionUnit | None], kept: int) -> set[tuple[int, int]]:
+    """(dense, pruned) of every size that follows the number of groups: of tensors, their parts, and counts of heads."""
+    cuts = [cut for unit in units if unit for cut in unit.tensors]
+    each = {1, *heads.per_group.values()} | {size for cut in cuts for size in (*cut.parts, sum(cut.parts))}
+    return {(size * heads.count, size * kept) for size in each}
+
+
+def prove_twins(dense: PreTrainedModel, pruned: PreTrainedModel, keep: Sequence[int], changing: Sizes) -> None:
+    """Compare every kept layer with the layer that the edited config builds in its place.
+
+    ``changing``: (dense, pruned) of the sizes that are cut. Both models may be without weights.
+    Raises ModelError that names the first difference.
+    """
+    path, layers = find_layers(dense)
+    _, pruned_layers = find_layers(pruned)
+    assert len(pruned_layers) == len(keep), "the edited config has as many layers as are kept"
+    for new, old in enumerate(keep):
+        difference = _difference(layers[old], pruned_layers[new], changing)
+        if difference:
+            raise ModelError(
+                f"{dense.config.model_type}: layer {old} would become layer {new} and change there ({difference}); "
+                "its config cannot express this cut"
+            )
+    if list(keep) and len(keep) < len(layers):
+        _prove_rest(dense, pruned, path)
+        _prove_attention_left(dense, keep)
+
+
+def _prove_rest(dense: PreTrainedModel, pruned: PreTrainedModel, path: str) -> None:
+    def rest(model: PreTrainedModel) -> dict[str, torch.Size]:
+        return {name: tensor.shape for name, tensor in model.named_parameters() if not name.startswith(f"{path}.")}
+
+    before, after = rest(dense), rest(pruned)
+    changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    if changed:
+        raise ModelError(f"{dense.config.model_type}: {changed[0]} outside the layers depends on their number")
+
+
+def _prove_attention_left(dense: PreTrainedModel, keep: Sequence[int]) -> None:
+    one_of = one_of_layers(dense.config)
+    if one_of and not set(one_of) & set(keep):
+        raise ModelError(
+            f"{dense.config.model_type}: no full-attention layer would be left; "
+            f"keep at least one of layers {list(one_of)}"
+        )
+
+
+def one_of_layers(config: Config) -> tuple[int, ...]:
+    """The full-attention layers of a model that has other kinds too: their cache counts the tokens."""
+    kinds = getattr(text_config(config), "layer_types", None) or ()
+    named = {"full_attention", "attention"} & set(kinds) or {"indexed_attention"}
+    full = tuple(index for index, kind in enumerate(kinds) if kind in named)
+    return full if len(full) < len(kinds) else ()
+
+
+def _difference(layer: nn.Module, twin: nn.Module, changing: Sizes) -> str:
+    if type(layer) is not type(twin):
+        return f"{type(layer).__name__} against {type(twin).__name__}"
+    modules, twins = dict(layer.named_modules()), dict(twin.named_modules())
+    if modules.keys() != twins.keys():
+        return f"modules {sorted(modules.keys() ^ twins.keys())}"
+    buffers, twin_buffers = _computed_buffers(layer), _computed_buffers(twin)
+    for name in sorted(buffers.keys() | twin_buffers.keys()):
+        if buffers.keys() != twin_buffers.keys() or not _same_values(buffers[name], twin_buffers[name]):
+            return f"the values of {name}"
+    for path, module in modules.items():
+        mine, other = plain_attributes(module), plain_attributes(twins[path])
+        for name in sorted(mine.keys() | other.keys()):
+            value, twin_value = mine.get(name), other.get(name)
+            if value != twin_value and not _is_narrowed(value, twin_value, changing):
+                return f"{path}.{name} {value!r} against {twin_value!r}".lstrip(".")
+    return ""
+
+
+def _same_values(buffer: Tensor, twin: Tensor) -> bool:
+    """Whether two buffers are equal; the dense layer's may be on a GPU, its twin's is not."""
+    return torch.equal(buffer.to(twin.device), twin)
+
+
+def _computed_buffers(layer: nn.Module) -> dict[str, Tensor]:
+    """Buffers that a model computes from its config: no checkpoint holds them."""
+    return {
+        f"{path}.{name}".lstrip("."): buffer
+        for path, module in layer.named_modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if name in module._non_persistent_buffers_set
+    }
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list | tuple | dict):
+        return all(map(_is_plain, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, bool | int | float | str | None)
+
+
+def plain_attributes(module: nn.Module) -> dict[str, object]:
+    """Return the numbers and texts of a module, the shapes of its parameters among them, but not its own index."""
+    own = {"training", *INDEX_ATTRIBUTES, *LAYER_LISTS, *INDEX_LISTS}  # a whole list by layer is shorter by design
+    values: dict[str, object] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in vars(module).items()
+        if name not in own and not name.startswith("_") and _is_plain(value)
+    }
+    return values | {f"{name}.shape": tuple(value.shape) for name, value in module.named_parameters(recurse=False)}
+
+
+def _is_narrowed(value: object, twin_value: object, changing: Sizes) -> bool:
+    """Whether a number, or numbers of a shape, went from a dense size to its pruned size."""
+    if isinstance(value, tuple) and isinstance(twin_value, tuple):
+        if len(value) != len(twin_value):
+            return False
+        pairs = [(a, b) for a, b in zip(value, twin_value, strict=True) if a != b]
+        return all(_is_narrowed(a, b, changing) for a, b in pairs)
+    return isinstance(value, int) and isinstance(twin_value, int) and (value, twin_value) in changing

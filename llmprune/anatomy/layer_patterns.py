@@ -1,0 +1,78 @@
+"""Layer patterns: what differs between layers and repeats every few layers, such as sliding and full attention.
+
+Found in the config's lists by layer and in the layers' modules, so that no family is named. A dense run before the
+mixtures, or a list in no order, is no pattern: a config says each of these layer by layer, or by a count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from llmprune.anatomy.config_edits import INDEX_LISTS, LAYER_LISTS, NUMBER_LISTS
+from llmprune.anatomy.layer_equivalence import plain_attributes
+from llmprune.anatomy.meta_model import find_layers, text_config
+from llmprune.anatomy.types import LayerPattern
+
+_PERIOD_WORDS = ("pattern", "period", "interval", "step", "every", "interleave", "group_size")  # of fields that say one
+
+
+def find_patterns(model: PreTrainedModel) -> tuple[LayerPattern, ...]:
+    """Return the patterns of a model's layers, those of the config's lists first; each partition of the layers once."""
+    _, layers = find_layers(model)
+    fields = text_config(model.config).to_dict()
+    said = {value for name, value in fields.items() if type(value) is int and _names_a_period(name)}
+    found: dict[tuple[int, ...], LayerPattern] = {}
+    for name, kinds in [*_listed(fields, len(layers)), *_built(layers)]:
+        period = _period(kinds, said)
+        if period is not None:
+            partition = tuple(kinds.index(kind) for kind in kinds)
+            found.setdefault(partition, LayerPattern(name, period, tuple(kinds)))
+    return tuple(found.values())
+
+
+def _names_a_period(name: str) -> bool:
+    return any(word in name for word in _PERIOD_WORDS)
+
+
+def _period(kinds: Sequence[str], said: set[int]) -> int | None:
+    """Return after how many layers the kinds repeat; None where they are all alike or do not repeat.
+
+    Fewer than two periods of layers are a pattern where a field of the config says that period.
+    """
+    for period in range(1, len(kinds)):
+        if all(kind == kinds[index] for index, kind in enumerate(kinds[period:])):
+            repeats = 2 * period <= len(kinds) or period in said
+            return period if period > 1 and repeats else None
+    return None
+
+
+def _listed(fields: dict[str, Any], count: int) -> Iterator[tuple[str, list[str]]]:
+    for name in LAYER_LISTS:
+        value = fields.get(name)
+        if isinstance(value, list | tuple) and len(value) == count:
+            yield name, [str(one) for one in value]
+    for names, first in ((INDEX_LISTS, 0), (NUMBER_LISTS, 1)):
+        for name in names:
+            value = fields.get(name)
+            if isinstance(value, list | tuple):
+                yield name, ["listed" if index + first in value else "not listed" for index in range(count)]
+
+
+def _built(layers: nn.ModuleList) -> Iterator[tuple[str, list[str]]]:
+    """Yield every class, size and plain attribute of the layers' modules that is not the same in all."""
+    seen = [_attributes(layer) for layer in layers]
+    for name in dict.fromkeys(name for one in seen for name in one):
+        yield name, [one.get(name, "absent") for one in seen]
+
+
+def _attributes(layer: nn.Module) -> dict[str, str]:
+    found = {}
+    for path, module in layer.named_modules():
+        found[path or "class"] = type(module).__name__
+        for name, value in plain_attributes(module).items():
+            found[f"{path}.{name}".lstrip(".")] = repr(value)
+    return found

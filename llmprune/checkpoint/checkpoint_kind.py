@@ -1,0 +1,174 @@
+"""Tell what kind of checkpoint a folder or repository holds, from its files' names, its config and the headers.
+
+Whatever is no plain language model is refused before weights are read: it would be loaded as something else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from llmprune.checkpoint.file_references import ADAPTER, INDEX, adapter_problem
+from llmprune.checkpoint.weight_headers import SINGLE, Headers
+from llmprune.common.errors import ModelError
+
+_POOLING = ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json")
+_QUANTIZED = ("hf_quant_config.json", "quantization_config.json", "quantize_config.json", "quant_config.json")
+_PICKLES = re.compile(
+    r"(pytorch_model|consolidated)[\w.-]*\.(bin|pth|pt)|model[\w.-]*\.(ckpt|h5|msgpack)|(flax|tf)_model.*"
+)
+_SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+_HEADS = {  # of the mappings of transformers' auto classes: heads that score no next token
+    "SEQUENCE_CLASSIFICATION": "a classifier's or reward model's head",
+    "TOKEN_CLASSIFICATION": "a token classifier's head",
+    "QUESTION_ANSWERING": "a head that marks answers in a text",
+    "MULTIPLE_CHOICE": "a head that chooses among answers",
+}
+_OTHER_HEADS = re.compile(r"reward|classif|regress|valuehead|embedding|retriev|rerank|ranking", re.IGNORECASE)
+_REMEDY = "prune the language model that it was trained from"
+
+
+def without_config(names: Collection[str], shown: str) -> ModelError:
+    """Return what to say of a folder or repository without a config.json at its top."""
+    if ADAPTER in names:
+        return ModelError(
+            f"{shown} is an adapter ({ADAPTER}) without the model that it belongs to; merge it into that model (peft: "
+            "merge_and_unload, save_pretrained) and give the folder of the merged model"
+        )
+    inner = sorted({name.split("/")[0] for name in names if re.fullmatch(r"[^/]+/config\.json", name)})
+    if len(inner) == 1 or "model" in inner:
+        name = "model" if "model" in inner else inner[0]
+        of_run = name == "model" and "recipe.yaml" in names
+        what = "is the folder of a run" if of_run else "has no config.json of its own"
+        return ModelError(f"{shown} {what}, and its checkpoint lies in {name}; give {shown.rstrip('/')}/{name}")
+    if any(name.endswith(".gguf") for name in names):
+        return ModelError(
+            f"{shown} holds a GGUF file and no config.json; give the checkpoint that it was made from: GGUF files are "
+            "read out of installed packages alone (package://MODULE/FILE.gguf)"
+        )
+    return ModelError(f"the folder {shown} has no config.json; give the folder of a Hugging Face checkpoint")
+
+
+def names_in(folder: Path) -> list[str]:
+    """Return the names of the files of a folder, two levels deep."""
+    return [path.relative_to(folder).as_posix() for pattern in ("*", "*/*") for path in folder.glob(pattern)]
+
+
+def problems_of_kind(names: Collection[str], config: dict[str, Any], headers: Headers | None, shown: str) -> list[str]:
+    """Return why a checkpoint cannot be pruned, a sentence for each reason.
+
+    ``names``: its files; ``config``: its config.json; ``headers``: of its weights, None where they are not at hand.
+    """
+    found = [
+        adapter_problem(shown) if ADAPTER in names else "",
+        _pooling(names, shown) or _head(config, shown),
+        _quantization(names, config, headers, shown),
+        _pickled(names, config, shown),
+    ]
+    return [problem for problem in found if problem]
+
+
+def tokenizer_problem(names: Collection[str], shown: str, folder: Path | None = None) -> str | None:
+    """Return why a tokenizer cannot be made of the files, where their names say so; ``folder``: where they lie."""
+    alone = [name for name in _SENTENCEPIECE if name in names]
+    if not alone or "tokenizer.json" in names or find_spec("sentencepiece"):
+        return None
+    if folder is not None and (folder / alone[0]).is_file() and _is_text(folder / alone[0]):
+        return None  # of tiktoken
+    return (
+        f"the tokenizer of {shown} is a SentencePiece file alone ({alone[0]}), which needs a package that is not "
+        "installed: pip install sentencepiece, or put a tokenizer.json beside it"
+    )
+
+
+def _is_text(path: Path) -> bool:
+    with path.open("rb") as file:
+        return all(32 <= byte < 127 or byte in b"\r\n\t" for byte in file.read(64))
+
+
+def _pooling(names: Collection[str], shown: str) -> str:
+    found = next((name for name in (*_POOLING, *names) if name in names and _is_pooling(name)), None)
+    if found is None:
+        return ""
+    return (
+        f"{shown} is an embedding model ({found}): what it makes of hidden states would be neither measured nor saved; "
+        f"{_REMEDY}"
+    )
+
+
+def _is_pooling(name: str) -> bool:
+    return name in _POOLING or re.fullmatch(r"\d+_\w*Pooling/config\.json", name) is not None
+
+
+def _head(config: dict[str, Any], shown: str) -> str:
+    """Compare ``architectures`` with the classes that transformers has: a language model has a head for the next token.
+
+    Classes that it does not have are a repository's own, or spelt as long ago.
+    """
+    classes = config.get("architectures")
+    classes = [name for name in classes if isinstance(name, str)] if isinstance(classes, list) else []
+    found = [_head_of(name) for name in classes]
+    if not found or not all(found):
+        return ""
+    return f"{shown} has {found[0]} and none that predicts the next token (architectures: {classes[0]}); {_REMEDY}"
+
+
+def _head_of(name: str) -> str:
+    """Return the head that a class has in words; empty for one that predicts tokens, or is not known."""
+    kinds = _kinds_of_classes().get(name)
+    if kinds is None:
+        return "a head of its own" if _OTHER_HEADS.search(name) else ""
+    if kinds == {"MODEL"}:
+        return "no head at all, as for embeddings,"
+    heads = [_HEADS.get(kind) for kind in sorted(kinds)]
+    return heads[0] or "" if all(heads) else ""
+
+
+@cache
+def _kinds_of_classes() -> dict[str, set[str]]:
+    """Return the kinds of each model class that transformers' auto classes know: MODEL, CAUSAL_LM, …"""
+    from transformers.models.auto import modeling_auto
+
+    found: dict[str, set[str]] = {}
+    for variable, mapping in vars(modeling_auto).items():
+        match = re.fullmatch(r"MODEL(?:_FOR_(\w+))?_MAPPING_NAMES", variable)
+        if match:
+            for names in mapping.values():
+                for name in [names] if isinstance(names, str) else names:
+                    found.setdefault(name, set()).add(match[1] or "MODEL")
+    return found
+
+
+def _quantization(names: Collection[str], config: dict[str, Any], headers: Headers | None, shown: str) -> str:
+    text = config.get("text_config")
+    said = config.get("quantization_config") or (text.get("quantization_config") if isinstance(text, dict) else None)
+    found = next((name for name in _QUANTIZED if name in names), None)
+    narrow = sorted({one.dtype for one in (headers or {}).values() if one.dtype.startswith(("F8", "F4", "F6"))})
+    if said:
+        named = said.get("quant_method") if isinstance(said, dict) else None
+        how = str(named) if named else "by a method that is not named"
+    elif found or narrow:
+        how = " and ".join([*([found] if found else []), *([f"tensors in {', '.join(narrow)}"] if narrow else [])])
+    else:
+        return ""
+    return (
+        f"the weights of {shown} are quantized ({how}), so they cannot be cut and refit; prune the original in "
+        "float32, bfloat16 or float16"
+    )
+
+
+def _pickled(names: Collection[str], config: dict[str, Any], shown: str) -> str:
+    top = sorted(name for name in names if "/" not in name)
+    if config.get("transformers_weights") or SINGLE in top or INDEX in top:
+        return ""
+    pickles = [name for name in top if _PICKLES.fullmatch(name)]
+    if not pickles:
+        return ""
+    return (
+        f"{shown} has no safetensors weights file but {pickles[0]}; only safetensors are read, never pickles, which "
+        "can run code: convert the checkpoint to safetensors, or take another revision"
+    )

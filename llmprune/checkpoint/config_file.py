@@ -1,0 +1,274 @@
+"""Write the pruned model's config.json: the base's own file, in its spelling, with only the cut's changes.
+
+transformers reads the spellings of its earlier versions but writes only its own, which those versions misread. So the
+file is edited, not written anew. That it means the same is proven: what is read back must equal the intended config.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PretrainedConfig
+
+from llmprune.anatomy.config_edits import clear_heads
+from llmprune.anatomy.meta_model import Config, quiet_transformers, text_config
+from llmprune.checkpoint.copied_files import CONFIG, without_code
+from llmprune.checkpoint.weight_headers import read_config
+from llmprune.common.errors import ModelError
+
+Raw = dict[str, Any]
+Place = tuple[str, ...]
+Values = dict[Place, Any]
+
+# Fields of the library, of its code or of the weights' file, not of the model.
+_OWN = (
+    *("transformers_version", "_name_or_path", "architectures", "dtype", "auto_map", "custom_pipelines"),
+    "transformers_weights",
+)
+_DTYPES = ("torch_dtype", "dtype")
+_COPIES = 4  # after which every class tried has settled
+
+
+@dataclass(frozen=True)
+class ConfigChange:
+    """The config of a base, in its folder, as it was read and as the cut makes it.
+
+    ``layers``: the kept layers. ``trusted``: whether the base's Python code is, and comes along.
+    """
+
+    base: Path
+    before: Config
+    after: Config
+    layers: tuple[int, ...]
+    trusted: bool
+
+
+def edited_config(change: ConfigChange, clear: Collection[str] = ()) -> Raw:
+    """Return the base's fields with the cut in them. ``clear``: further fields that count what is not saved.
+
+    Raises ModelError where they cannot say what the cut makes of the model.
+    """
+    raw = read_config(change.base)
+    raw.pop("transformers_weights", None)  # names a file of the base that the result does not have
+    without_code(raw, change.trusted)
+    if not change.before.is_custom_code():
+        clear_heads(raw)
+    return _edit(raw, change, _clear(change.after, clear))
+
+
+def write_config(
+    change: ConfigChange, folder: Path, *, architecture: str, dtype: torch.dtype, clear: Collection[str] = ()
+) -> None:
+    """Write config.json into a folder that has the base's code, where that is trusted.
+
+    ``architecture``, ``dtype``: of the saved weights. Raises ModelError as ``edited_config`` does.
+    """
+    edited = edited_config(change, clear)
+    if architecture not in (edited.get("architectures") or ()):
+        edited["architectures"] = [architecture]
+    _spell_dtype(edited, change.before, dtype)
+    original = (change.base / CONFIG).read_bytes()
+    same = edited == json.loads(original)
+    text = json.dumps(edited, indent=2, ensure_ascii=False) + "\n"
+    (folder / CONFIG).write_bytes(original if same else text.encode())
+    with quiet_transformers():
+        found = AutoConfig.from_pretrained(folder, trust_remote_code=change.trusted)
+    _require_equal(_values(found), _values(_clear(change.after, clear)), change.after.model_type)
+
+
+def _edit(raw: Raw, change: ConfigChange, after: Config) -> Raw:
+    """Return the base's fields with the cut in them: first those that are there, then what these do not express."""
+    before, after = _settled(change.before), _settled(after)
+    old, wanted = dict(leaves(before)), dict(leaves(after))
+    changed = _differing(old, wanted)
+    edited = copy.deepcopy(raw)
+    _respell(edited, before, after, change)
+    if _parsed(edited, change.before) is None:  # refused: perhaps a list has not as many entries as there are layers
+        for place in wanted:
+            if place in changed or (isinstance(wanted[place], list) and place[-1] in (_part(edited, place[:-1]) or ())):
+                _set(edited, place, wanted[place])
+    for candidates in (_under_other_names, _in_own_spelling):
+        for place in sorted(changed & _left(edited, change.before, wanted)):
+            edited = _closest(edited, candidates(edited, place, change, old.get(place), wanted), change, wanted)
+    for place in sorted(_left(edited, change.before, wanted)):
+        _set(edited, place, wanted.get(place))
+    _require_equal(_parsed(edited, change.before) or {}, wanted, change.after.model_type)
+    return edited
+
+
+def _respell(edited: Raw, before: Config, after: Config, change: ConfigChange) -> None:
+    """Change what the file has, in place, under any name that the class gives it: an alias, or a property."""
+    for name, written in edited.items():
+        if name in (*_OWN, *_DTYPES):
+            continue
+        part = vars(before).get(name)
+        if isinstance(part, PretrainedConfig) and isinstance(written, dict):
+            _respell(written, part, getattr(after, name), change)
+            continue
+        old, new = (_read_field(config, name) for config in (before, after))
+        if old != new:
+            edited[name] = _as_spelled(written, old, new, change)
+
+
+def _read_field(config: Config, name: str) -> Any:
+    """Return a field as a file has it, or an attribute that is a plain value."""
+    fields, own = config.to_dict(), config.attribute_map.get(name, name)
+    value = fields[own] if own in fields else getattr(config, name, None)
+    return value if isinstance(value, bool | int | float | str | list | dict | None) else None
+
+
+def _as_spelled(written: Any, old: Any, new: Any, change: ConfigChange) -> Any:
+    """Return a field's new value: of a list by layer the file's own entries, which may be spelled differently."""
+    if isinstance(old, list) and _is_by_layer(written, change) and [old[index] for index in change.layers] == new:
+        return _kept(written, change)
+    return new
+
+
+def _closest(edited: Raw, candidates: Iterable[Raw], change: ConfigChange, wanted: Values) -> Raw:
+    """Return the first candidate that leaves some differences fewer and none more; the fields as they are else."""
+    left = _left(edited, change.before, wanted)
+    for tried in candidates if left else ():
+        found = _parsed(tried, change.before)
+        if found is not None and _differing(found, wanted) < left:
+            return tried
+    return edited
+
+
+def _under_other_names(edited: Raw, place: Place, change: ConfigChange, old: Any, wanted: Values) -> Iterator[Raw]:
+    """Yield the fields with a value set where another field, in whatever part, holds the old one."""
+    for where, name, value in list(_holders(edited, old, wanted.get(place), change)):
+        tried = copy.deepcopy(edited)
+        _set(tried, (*where, name), value)
+        yield tried
+
+
+def _in_own_spelling(edited: Raw, place: Place, _: ConfigChange, __: Any, wanted: Values) -> Iterator[Raw]:
+    """Yield the fields with a value set under the class's own name, in its part or, where the file has none, above."""
+    for depth in reversed(range(len(place))):
+        if _part(edited, place[:depth]) is not None:
+            tried = copy.deepcopy(edited)
+            _set(tried, (*place[:depth], place[-1]), wanted.get(place))
+            yield tried
+
+
+def _holders(raw: Raw, old: Any, new: Any, change: ConfigChange, place: Place = ()) -> Iterator[tuple[Place, str, Any]]:
+    """Yield fields that may hold a value under another name or in another part, each with its new value.
+
+    Some classes move or rename fields as they read them, or make a list by layer of a text with a letter for each.
+    """
+    for name, found in raw.items():
+        if isinstance(found, dict):
+            yield from _holders(found, old, new, change, (*place, name))
+        elif type(found) is type(old) and found == old and not isinstance(old, bool | None):
+            yield place, name, new
+        elif _is_by_layer(found, change):
+            yield place, name, _kept(found, change)
+
+
+def _is_by_layer(value: Any, change: ConfigChange) -> bool:
+    return isinstance(value, list | str) and len(value) == text_config(change.before).num_hidden_layers
+
+
+def _kept(value: list[Any] | str, change: ConfigChange) -> list[Any] | str:
+    kept = [value[index] for index in change.layers]
+    return "".join(kept) if isinstance(value, str) else kept
+
+
+def _parsed(raw: Raw, before: Config) -> Values | None:
+    """Return what the base's config class makes of these fields; None where it refuses them."""
+    try:
+        with quiet_transformers():
+            return _values(type(before).from_dict(type(before)._decode_special_floats(copy.deepcopy(raw))))
+    except Exception:  # a config class may check itself in any way
+        return None
+
+
+def _left(raw: Raw, before: Config, wanted: Values) -> set[Place]:
+    """Return the fields in which what the class makes of these is not the wanted config."""
+    return _differing(_parsed(raw, before) or {}, wanted)
+
+
+def _differing(found: Values, wanted: Values) -> set[Place]:
+    return {place for place in found.keys() | wanted.keys() if found.get(place) != wanted.get(place)}
+
+
+def _values(config: Config) -> Values:
+    return dict(leaves(_settled(config)))
+
+
+def _settled(config: Config) -> Config:
+    """Return a copy of a config whose copies are equal: copying settles some fields."""
+    for _ in range(_COPIES):
+        with quiet_transformers():
+            copied: Config = type(config).from_dict(config.to_dict())
+        same = dict(leaves(copied)) == dict(leaves(config))
+        config = copied
+        if same:
+            break
+    return config
+
+
+def leaves(config: Config, place: Place = ()) -> Iterator[tuple[Place, Any]]:
+    """Yield (place, value) of the fields of a config and of its parts that say something of the model."""
+    for name, value in config.to_dict().items():
+        part = vars(config).get(name)
+        if isinstance(part, PretrainedConfig):
+            yield from leaves(part, (*place, name))
+        elif name not in _OWN:
+            yield (*place, name), value
+
+
+def _clear(config: Config, names: Collection[str]) -> Config:
+    """Return a copy of a config in which these fields, in any part, are 0."""
+    whole = config.to_dict()
+    for place, _ in list(leaves(config)):
+        part = _part(whole, place[:-1])
+        if place[-1] in names and part is not None:
+            part[place[-1]] = 0
+    cleared: Config = type(config).from_dict(whole)
+    return cleared
+
+
+def _part(raw: Raw, place: Place) -> Raw | None:
+    part: Any = raw
+    for name in place:
+        part = part.get(name) if isinstance(part, dict) else None
+    return part if isinstance(part, dict) else None
+
+
+def _set(raw: Raw, place: Place, value: Any) -> None:
+    for name in place[:-1]:
+        raw = raw.setdefault(name, {})
+    if value is None:
+        raw.pop(place[-1], None)
+    else:
+        raw[place[-1]] = value
+
+
+def _spell_dtype(edited: Raw, before: Config, dtype: torch.dtype) -> None:
+    """Set the dtype where the file names one and the run computed in another."""
+    stored = getattr(before, "dtype", None) or getattr(text_config(before), "dtype", None)
+    if stored is None or stored == dtype:
+        return
+    parts = [edited, *(edited[name] for name in before.sub_configs if isinstance(edited.get(name), dict))]
+    for part in parts:
+        for name in _DTYPES:
+            if part.get(name):
+                part[name] = str(dtype).removeprefix("torch.")
+
+
+def _require_equal(found: Values, wanted: Values, model_type: str) -> None:
+    wrong = sorted(_differing(found, wanted))
+    if wrong:
+        place = wrong[0]
+        raise ModelError(
+            f"{model_type}: the base's {CONFIG} cannot be edited to express this cut: {'.'.join(place)} is read back "
+            f"as {str(found.get(place))[:80]}, not {str(wanted.get(place))[:80]}; save the base anew with "
+            "save_pretrained, and prune that"
+        )

@@ -1,0 +1,154 @@
+"""Fetch from a hub model what is needed of it: the config alone, its small files, or the weights too.
+
+All parts are of one commit, resolved once. Downloads continue where they stopped, and
+weights that do not have the SHA-256 that the hub names are fetched again.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import logging
+import os
+import re
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Literal
+
+from llmprune.checkpoint.copied_files import comes_along
+from llmprune.checkpoint.weight_headers import Headers, headers_of_folder, headers_of_repository, weights_files
+from llmprune.common.errors import CheckpointError, ModelError
+from llmprune.common.hub.client import persistently, reason, resolve, scrub
+
+logger = logging.getLogger(__name__)
+
+Part = Literal["config", "tokenizer", "weights"]
+
+_READ = ("*.json", "README.md")  # by loading, and by the card, whether they come along with the result or not
+
+
+def commit_of(model_id: str, revision: str) -> str:
+    """The commit that a hub model's revision is."""
+    try:
+        return str(resolve(model_id, revision).resolved)
+    except Exception as error:  # the hub client's errors have no base in common
+        raise _explained(model_id, revision, "config", error) from error
+
+
+def snapshot(model_id: str, revision: str, part: Part, with_code: bool = False) -> Path:
+    """The folder of the hub client's cache that now has this part. Raises ModelError and CheckpointError."""
+    commit = commit_of(model_id, revision)
+    try:
+        folder = _fetch(model_id, commit, ["config.json", *(["*.py"] if with_code else [])])
+        if part != "config":
+            sizes = _sizes(model_id, commit)
+            wanted = [name for name, size in sizes.items() if _is_read(name) or comes_along(name, size, with_code)]
+            folder = _fetch(model_id, commit, [glob.escape(name) for name in wanted])
+        if part == "weights":
+            _fetch_weights(model_id, commit, folder, weights_files(folder, sizes, model_id))
+        return folder
+    except CheckpointError:
+        raise
+    except Exception as error:  # the hub client's errors have no base in common
+        raise _explained(model_id, revision, part, error) from error
+
+
+def file_sizes(model_id: str, revision: str) -> dict[str, int]:
+    """The size of every file of a hub model, as the download of its config noted them."""
+    return _sizes(model_id, commit_of(model_id, revision))
+
+
+def headers(model_id: str, revision: str) -> Headers | None:
+    """Return the headers of a hub model's weights files, from the cache or the hub.
+
+    None where the hub may not be asked (HF_HUB_OFFLINE). Raises ModelError and CheckpointError.
+    """
+    from huggingface_hub import constants
+
+    commit = commit_of(model_id, revision)
+    try:
+        names = list(_sizes(model_id, commit))
+        folder = _fetch(model_id, commit, ["config.json", *[name for name in names if _is_index(name)]])
+        files = weights_files(folder, names, model_id)
+        if all((folder / name).is_file() for name in files):
+            return headers_of_folder(folder, model_id)
+        return None if constants.HF_HUB_OFFLINE else headers_of_repository(model_id, commit, tuple(files))
+    except CheckpointError:
+        raise
+    except Exception as error:  # the hub client's errors have no base in common
+        raise _explained(model_id, revision, "weights", error) from error
+
+
+def names_of(model_id: str, revision: str) -> list[str]:
+    """Return the names of every file of a hub model; ``snapshot`` comes first."""
+    return list(file_sizes(model_id, revision))
+
+
+def _is_index(name: str) -> bool:
+    return name.endswith(".safetensors.index.json") and "/" not in name
+
+
+def _explained(model_id: str, revision: str, part: Part, error: Exception) -> ModelError:
+    scrub(error)
+    return ModelError(
+        f"there is no folder {model_id!r}, and as a hub model (revision {revision}) its {part} cannot be fetched: "
+        f"{reason(error)}"
+    )
+
+
+def _fetch(model_id: str, commit: str, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(persistently(lambda: snapshot_download(model_id, revision=commit, allow_patterns=patterns)))
+
+
+def _sizes(model_id: str, commit: str) -> dict[str, int]:
+    """Every file of the commit, as the first download noted them; of a cache from elsewhere, those that it has."""
+    from huggingface_hub import get_cached_repo_tree, snapshot_download
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError
+
+    try:
+        return {file.path: file.size for file in get_cached_repo_tree(model_id, revision=commit)}
+    except CachedRepoTreeNotFoundError:
+        folder = Path(snapshot_download(model_id, revision=commit, local_files_only=True))
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
+def _is_read(name: str) -> bool:
+    return "/" not in name and any(fnmatch(name, pattern) for pattern in _READ)
+
+
+def _fetch_weights(model_id: str, commit: str, folder: Path, names: list[str]) -> None:
+    missing = [name for name in names if not (folder / name).is_file()]
+    if not missing:
+        return
+    for again in (True, False):
+        _fetch(model_id, commit, [glob.escape(name) for name in missing])
+        missing = [name for name in missing if not _as_named(folder / name)]
+        if not missing:
+            return
+        for name in missing:
+            path = folder / name
+            for copy in (path.resolve(), _blob(path), path):
+                copy.unlink(missing_ok=True)
+        if again:
+            logger.warning("%s of %s came damaged and is fetched again", ", ".join(missing), model_id)
+    raise CheckpointError(
+        f"{', '.join(missing)} of {model_id} does not have the SHA-256 that the hub names, twice; "
+        "the file is damaged there or on its way: try again later, or ask its owner"
+    )
+
+
+def _as_named(path: Path) -> bool:
+    """Whether a downloaded file is what the hub says; its cache names large files by their SHA-256."""
+    blob = _blob(path)
+    if not blob.is_file() or not re.fullmatch(r"[0-9a-f]{64}", blob.name):
+        return blob.is_file()
+    with blob.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == blob.name
+
+
+def _blob(path: Path) -> Path:
+    """A snapshot's file as its repository stores it: that may itself be a link to what all repositories share."""
+    return path.parent / os.readlink(path) if path.is_symlink() else path

@@ -1,0 +1,127 @@
+"""A model that an installed package carries as a GGUF file, converted once to an ordinary checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import sys
+import tempfile
+from contextlib import nullcontext, redirect_stderr
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmprune.common.errors import CheckpointError, ModelError
+from llmprune.common.files import disk_errors, flush, share, write_text
+from llmprune.common.names import is_plain
+from llmprune.data.packages import package_folder
+from llmprune.recipe.text_source import PACKAGE_SCHEME
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+_CONVERSION = 2  # counts up when a conversion gives other files than before
+
+
+def gguf_location(model_id: str) -> Path:
+    """The file that ``package://MODULE/FILE.gguf`` names. Raises ModelError where there is none."""
+    module_name, _, file_name = model_id.removeprefix(PACKAGE_SCHEME).partition("/")
+    folder = package_folder(module_name)
+    if folder is None:
+        raise ModelError(
+            f"{model_id}: no package {module_name!r} is installed; "
+            "the demo model comes with: pip install 'llmprune[demo]'"
+        )
+    path = folder / file_name  # links in it are the package's own, which whoever installed it trusts
+    if not is_plain(file_name) or not path.is_file() or path.suffix != ".gguf":
+        there = ", ".join(sorted(entry.name for entry in folder.glob("*.gguf"))) or "none"
+        raise ModelError(f"{model_id}: the package has no GGUF file {file_name!r}; it has: {there}")
+    return path
+
+
+def cache_folder(model_id: str) -> Path:
+    """Where the converted checkpoint lies, or will lie: under HF_HOME, named by the file's contents."""
+    from huggingface_hub.constants import HF_HOME
+
+    path = gguf_location(model_id)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
+    return Path(HF_HOME) / "llmprune" / f"{path.stem}-{digest}-{_CONVERSION}"
+
+
+def converted_folder(model_id: str) -> Path:
+    """A plain float32 checkpoint of the GGUF file, kept in the user's cache.
+
+    Raises CheckpointError where the file cannot be read, DiskError where the cache cannot be written.
+    """
+    path, folder = gguf_location(model_id), cache_folder(model_id)
+    if not folder.is_dir():
+        logger.info("converting %s once, into %s", path.name, folder)
+        model, tokenizer = _read(path)
+        with disk_errors(folder.parent):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as private:
+                beside = Path(private) / folder.name
+                model.save_pretrained(beside)
+                tokenizer.save_pretrained(beside)
+                _spell_for_transformers_4(beside)
+                for file in beside.iterdir():
+                    share(file)
+                    flush(file)
+                _rename_once(beside, folder)
+    return folder
+
+
+def _spell_for_transformers_4(folder: Path) -> None:
+    """Add the spellings that transformers 4 reads to the config, and name a tokenizer class that it has."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    rope = config.get("rope_parameters") or {}
+    if "rope_theta" in rope:
+        config["rope_theta"] = rope["rope_theta"]
+        scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
+        config["rope_scaling"] = scaling if rope.get("rope_type") != "default" else None
+    config["torch_dtype"] = config["dtype"]
+    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    path = folder / "tokenizer_config.json"
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    tokenizer |= {"tokenizer_class": "PreTrainedTokenizerFast"}
+    if isinstance(tokenizer.get("extra_special_tokens"), list):
+        tokenizer["additional_special_tokens"] = tokenizer.pop("extra_special_tokens")
+    write_text(path, json.dumps(tokenizer, indent=2, ensure_ascii=False) + "\n")
+
+
+def _rename_once(beside: Path, folder: Path) -> None:
+    try:
+        os.rename(beside, folder)
+    except OSError:
+        if not folder.is_dir():  # else another process was first, with the same result
+            raise
+
+
+def _read(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    location = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    # the bar of the conversion has no other switch
+    unseen = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
+    try:
+        with unseen:
+            model = AutoModelForCausalLM.from_pretrained(**location, dtype=torch.float32, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(**location, trust_remote_code=False)
+    except ImportError as error:
+        raise ModelError(f"{path.name} needs a package: pip install 'llmprune[demo]' ({error})") from error
+    except Exception as error:  # gguf's reader raises what numpy and struct raise
+        raise CheckpointError(
+            f"{path} cannot be read as a model ({type(error).__name__}: {error}); install its package again"
+        ) from error
+    # transformers leaves the marks of the quantized file on what is now plain float32, and will not save it
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer = None
+    model.is_quantized = False
+    return model, tokenizer

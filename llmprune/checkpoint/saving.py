@@ -1,0 +1,146 @@
+"""Write an ordinary checkpoint, a layer at a time, that is never half there.
+
+Every finished layer goes to a file of its own in a folder beside the final one.
+The parts are then joined into shards, the config is written last, everything is
+flushed to disk, and only a verified folder is renamed to its final name.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmprune.checkpoint.copied_files import Companions, copy_companions, find_companions
+from llmprune.common.files import disk_errors, flush, share
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from llmprune.checkpoint.config_file import ConfigChange
+
+    Tensors = dict[str, Tensor]
+
+
+class CheckpointWriter:
+    """Writes the parts of a checkpoint into ``folder``/parts, and joins them into ``folder``/checkpoint.
+
+    The parts stay: joining them again gives the same files. ``change``: of the base's config; all files of the base
+    but its weights come along. Without a base, config and tokenizer are written as transformers writes them.
+
+    Raises ModelError, before anything is written, where a file of the base or its config cannot come along.
+    """
+
+    def __init__(
+        self, folder: Path, skeleton: PreTrainedModel, layers_path: str, change: ConfigChange | None = None
+    ) -> None:
+        self.skeleton, self.layers_path, self.change = skeleton, layers_path, change
+        self.parts, self.folder = folder / "parts", folder / "checkpoint"
+        self.companions, self.left_heads = Companions((), {}), dict[str, int]()
+        if change is not None:
+            from llmprune.checkpoint.config_file import edited_config
+            from llmprune.checkpoint.prediction_heads import fields_of_left_heads
+
+            self.companions = find_companions(change.base, change.trusted)
+            self.left_heads = fields_of_left_heads(change, skeleton, layers_path)
+            edited_config(change, self.left_heads)
+
+    def write_rest(self, tensors: Tensors) -> None:
+        """Write all that lies outside the layers. Tied tensors are written once."""
+        tied = set(self.skeleton.all_tied_weights_keys)
+        self._write("rest", {name: tensor for name, tensor in tensors.items() if name not in tied})
+
+    def write_layer(self, index: int, tensors: Tensors) -> None:
+        """Write one finished layer."""
+        self._write(f"layer-{index:05}", {f"{self.layers_path}.{index}.{name}": t for name, t in tensors.items()})
+
+    def _write(self, name: str, tensors: Tensors) -> None:
+        from safetensors.torch import save_file
+        from transformers.core_model_loading import revert_weight_conversion
+
+        # in memory some families hold fused tensors that their files hold apart
+        stored = revert_weight_conversion(self.skeleton, tensors)
+        path = self.parts / f"{name}.safetensors"
+        with disk_errors(self.parts):
+            self.parts.mkdir(parents=True, exist_ok=True)
+            save_file({key: tensor.contiguous() for key, tensor in stored.items()}, path, {"format": "pt"})
+            flush(path)
+
+    def finish(self, max_shard_size: int, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        """Join the parts into shards of at most this size, add tokenizer and configs."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with disk_errors(self.folder):
+            self.folder.mkdir(parents=True)
+            shards = list(self._join(max_shard_size))
+            self._name_shards(shards)
+            if self.change is None:
+                self._write_anew(tokenizer)
+            else:
+                self._carry(self.change)
+            for path in self.folder.rglob("*"):
+                share(path)
+                flush(path)
+            flush(self.folder)
+
+    def _carry(self, change: ConfigChange) -> None:
+        """Copy the base's files, and write its config with the cut in it."""
+        from llmprune.checkpoint.config_file import write_config
+
+        copy_companions(change.base, self.companions, self.folder, change.trusted)
+        write_config(
+            change,
+            self.folder,
+            architecture=type(self.skeleton).__name__,
+            dtype=self.skeleton.dtype,
+            clear=self.left_heads,
+        )
+
+    def _write_anew(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        if tokenizer is not None:
+            tokenizer.save_pretrained(self.folder)
+        if self.skeleton.generation_config is not None and self.skeleton.can_generate():
+            self.skeleton.generation_config.save_pretrained(self.folder)
+        config = self.skeleton.config
+        config.architectures = [type(self.skeleton).__name__]
+        config.save_pretrained(self.folder)
+
+    def _join(self, max_shard_size: int) -> Iterator[dict[str, int]]:
+        """Write shards as ``shard-i``; yields the bytes of every tensor of each."""
+        from safetensors import safe_open
+        from safetensors.torch import save_file
+
+        pending: Tensors = {}
+        number = 0
+        for path in [*sorted(self.parts.glob("rest*")), *sorted(self.parts.glob("layer-*"))]:
+            with safe_open(path, framework="pt") as part:  # memory-mapped: joining needs no memory of its own
+                for name in part.keys():  # noqa: SIM118  # safe_open is no mapping
+                    tensor = part.get_tensor(name)
+                    if pending and _bytes(pending) + tensor.nbytes > max_shard_size:
+                        number += 1
+                        save_file(pending, self.folder / f"shard-{number}", {"format": "pt"})
+                        yield {key: value.nbytes for key, value in pending.items()}
+                        pending = {}
+                    pending[name] = tensor
+        save_file(pending, self.folder / f"shard-{number + 1}", {"format": "pt"})
+        yield {key: value.nbytes for key, value in pending.items()}
+
+    def _name_shards(self, shards: list[dict[str, int]]) -> None:
+        if len(shards) == 1:
+            (self.folder / "shard-1").rename(self.folder / "model.safetensors")
+            return
+        names = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
+        for number, name in enumerate(names, start=1):
+            (self.folder / f"shard-{number}").rename(self.folder / name)
+        index = {
+            "metadata": {"total_size": sum(sum(sizes.values()) for sizes in shards)},
+            "weight_map": {key: name for name, sizes in zip(names, shards, strict=True) for key in sorted(sizes)},
+        }
+        path = self.folder / "model.safetensors.index.json"
+        path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _bytes(tensors: Tensors) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())

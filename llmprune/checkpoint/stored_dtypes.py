@@ -1,0 +1,248 @@
+"""The types that tensors have in a checkpoint's files, and the tensors themselves as the files have them.
+
+A model is loaded in one floating-point type, that of the computation, and files may mix several: Mamba's ``A_log``,
+routers and their biases are often float32 in a bfloat16 checkpoint. What a run leaves as it was, but for its cut, is
+saved from the base's files; what it changed is saved in the type that the base's file has.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import cached_property, reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+
+from llmprune.anatomy.meta_model import find_layers
+from llmprune.checkpoint.weight_headers import Headers, main_dtype
+from llmprune.common.errors import CheckpointError
+
+Tensors = dict[str, Tensor]
+# In files of older versions, and never read: transformers leaves them out for every model.
+_OLD_BUFFERS = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
+Dtypes = Mapping[str, torch.dtype]  # of parameters and buffers of a model, by name
+
+
+class FileNames:
+    """The tensors of the files that make each tensor of a model, by the rules that transformers loads with."""
+
+    def __init__(self, model: PreTrainedModel, headers: Headers) -> None:
+        rules = get_model_conversion_mapping(model)
+        self.model, self.headers = model, headers
+        self._renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+        self._converters = {
+            pattern: rule for rule in rules if isinstance(rule, WeightConverter) for pattern in rule.source_patterns
+        }
+        self._all_converters = list(dict.fromkeys(self._converters.values()))
+        self._own = model.state_dict()
+        # by the first tensor that a rule makes: its sources, each with the pattern that found it
+        self._sources: dict[str, list[tuple[str, str | None]]] = {}
+        self._first: dict[str, str] = {}  # of each tensor of the model, the first that its rule makes
+        self._unused: list[str] = []
+        for name in sorted(headers, key=dot_natural_key):
+            self._add(name)
+
+    def _add(self, name: str) -> None:
+        converters = self._all_converters
+        prefix = self.model.base_model_prefix
+        target, pattern = rename_source_key(name, self._renamings, converters, prefix, self._own)
+        if target not in self._own and name in self._own:
+            target, pattern = rename_source_key(name, [], [], prefix, self._own)
+        if target not in self._own:
+            self._unused.append(name)
+            return
+        self._sources.setdefault(target, []).append((name, pattern))
+        patterns = self._converters[pattern].target_patterns if pattern else [""]
+        for other in patterns:
+            made = target.replace(patterns[0], other) if pattern else target
+            self._first[made] = target
+
+    def sources(self, name: str) -> list[str]:
+        """Return the tensors of the files that make a tensor of the model; none where it is tied to another."""
+        return [source for source, _ in self._sources.get(self._first.get(name, ""), [])]
+
+    def missing(self) -> list[str]:
+        """Return the parameters that no tensor of the files makes, tied ones and those left out by design aside."""
+        patterns = [re.compile(pattern) for pattern in self.model._keys_to_ignore_on_load_missing or ()]
+        tied = self.model.all_tied_weights_keys
+        return [
+            name
+            for name, _ in self.model.named_parameters()
+            if name not in self._first and name not in tied and not any(one.search(name) for one in patterns)
+        ]
+
+    def unexpected(self) -> list[str]:
+        """Return the tensors of the files that the model has no use for, those left out by design aside."""
+        ignored = [*(self.model._keys_to_ignore_on_load_unexpected or ()), *_OLD_BUFFERS]
+        patterns = [re.compile(pattern) for pattern in ignored]
+        return [name for name in self._unused if not any(one.search(name) for one in patterns)]
+
+    def misshapen(self) -> list[str]:
+        """Return the tensors, each with both shapes, that the files have in another shape than the model."""
+        found = []
+        for target, sources in self._sources.items():
+            name, pattern = sources[0]
+            stored, wanted = list(self.headers[name].shape), list(self._own[target].shape)
+            if pattern is None and stored != wanted:
+                found.append(f"{target} ({stored}, not {wanted})")
+        return found
+
+    @cached_property
+    def dtypes(self) -> Dtypes:
+        """The type of every floating-point tensor of the model as the files have it: of several, the widest."""
+        found: dict[str, torch.dtype] = {}
+        for name in self._first:
+            stored = [self.headers[source].floating for source in self.sources(name)]
+            known = [dtype for dtype in stored if dtype is not None]
+            if known:
+                found[name] = reduce(torch.promote_types, known)
+        return found
+
+    def read(self, folder: Path, names: Iterable[str]) -> Tensors:
+        """Return tensors of the model as the files have them, made as transformers makes them."""
+        wanted = set(names)
+        made: Tensors = {}
+        with ExitStack() as stack:
+            opened: dict[str, Any] = {}
+
+            def tensor_of(source: str) -> Tensor:
+                file = self.headers[source].file
+                if file not in opened:
+                    opened[file] = stack.enter_context(safe_open(folder / file, framework="pt"))
+                tensor: Tensor = opened[file].get_tensor(source)
+                return tensor
+
+            for first in dict.fromkeys(self._first[name] for name in sorted(wanted)):
+                made |= self._convert(first, tensor_of)
+        return {name: made[name] for name in wanted}
+
+    def _convert(self, first: str, tensor_of: Callable[[str], Tensor]) -> Tensors:
+        sources = self._sources[first]
+        pattern = sources[0][1]
+        tensors = [tensor_of(name) for name, _ in sources]
+        if pattern is None:
+            return {first: tensors[0]}
+        dtype = reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
+        rule = copy.deepcopy(self._converters[pattern])
+        for (name, one), tensor in zip(sources, tensors, strict=True):
+            assert one is not None, "one rule makes all of a tensor"
+            rule.add_tensor(first, name, one, tensor.to(dtype))
+        made = rule.convert(first, model=self.model, config=self.model.config)
+        return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
+
+
+class Originals:
+    """The base's tensors in the types of its files, to save where a run computed in another."""
+
+    def __init__(self, names: FileNames, folder: Path) -> None:
+        self._names, self._folder, self._dtypes = names, folder, names.dtypes
+
+    def restore(self, tensors: Tensors, prefix: str, cut: Callable[[Tensors], Tensors]) -> Tensors:
+        """Return tensors as they are to be saved: in the type of the base's file, and where the run changed nothing
+        but what ``cut`` takes away, with the values of that file.
+
+        ``prefix``: what the base has before these names.
+        """
+        other = {
+            name: dtype
+            for name, tensor in tensors.items()
+            if (dtype := self._dtypes.get(prefix + name)) is not None and dtype != tensor.dtype
+        }
+        if not other:
+            return tensors
+        read = self._names.read(self._folder, [prefix + name for name in other])
+        originals = cut({name.removeprefix(prefix): tensor for name, tensor in read.items()})
+        restored = dict(tensors)
+        for name, dtype in other.items():
+            computed = tensors[name].cpu()
+            same = torch.equal(originals[name].to(computed.dtype), computed)
+            restored[name] = originals[name].to(dtype) if same else computed.to(dtype)
+        return restored
+
+
+def kept_dtypes(names: FileNames, dtype: torch.dtype, *, keep: bool) -> Dtypes:
+    """Return the types that the result's tensors will have, by the names that the dense model has for them.
+
+    ``keep``: those of the base's files; else ``dtype``, but for what transformers keeps in float32 in this model.
+    """
+    if keep:
+        return names.dtypes
+    plan = names.model._get_dtype_plan(dtype)
+    patterns = {re.compile(pattern.replace("*", ".*")): kept for pattern, kept in plan.items()}
+    return {
+        name: next((kept for pattern, kept in patterns.items() if pattern.search(name)), parameter.dtype)
+        for name, parameter in names.model.named_parameters()
+    }
+
+
+def stored_bytes(model: PreTrainedModel, dtypes: Dtypes, layers: Sequence[int] | None = None) -> int:
+    """Return the bytes of a model's parameters in these types, tied ones once.
+
+    ``dtypes``: by the names of the dense model, whose ``layers`` are the model's; None: all of them.
+    """
+    path, _ = find_layers(model)
+    dense_name = {} if layers is None else {f"{path}.{new}": f"{path}.{old}" for new, old in enumerate(layers)}
+    depth = path.count(".") + 2
+
+    def dtype_of(name: str, parameter: Tensor) -> torch.dtype:
+        place = ".".join(name.split(".")[:depth])
+        return dtypes.get(dense_name.get(place, place) + name.removeprefix(place), parameter.dtype)
+
+    return sum(one.numel() * dtype_of(name, one).itemsize for name, one in model.named_parameters())
+
+
+def describe_types(names: FileNames, dtype: torch.dtype, *, keep: bool) -> list[str]:
+    """Say where the types of the files differ from the one that is computed in, a sentence for each matter."""
+    named: dict[torch.dtype, list[str]] = {}
+    for name, stored in names.dtypes.items():
+        if stored != dtype:
+            named.setdefault(stored, []).append(name)
+    if not named:
+        return []
+    main = main_dtype(names.headers)
+    listed = [f"{len(some)} in {_name(stored)} ({_examples(some)})" for stored, some in named.items()]
+    if not keep:
+        return [
+            f"model.dtype: {_name(dtype)} converts tensors of the files: {'; '.join(listed)}; with auto every tensor "
+            "keeps its type"
+        ]
+    about = f"the files hold {_name(main)}" if main != dtype else "the files mix types"
+    return [
+        f"{about}, and the run computes in {_name(dtype)}: of the tensors, {'; '.join(listed)}; each is saved in its "
+        "own type, and with the values of its file where only a cut changes it"
+    ]
+
+
+def require_all(names: FileNames, shown: str) -> None:
+    """Raise CheckpointError where the files' tensors are not those of the model: loading would make random ones."""
+    require_fitting(
+        {"missing": names.missing(), "unexpected": names.unexpected(), "mismatched": names.misshapen()}, shown
+    )
+
+
+def require_fitting(problems: Mapping[str, Sequence[str]], shown: str) -> None:
+    """Raise CheckpointError for tensors, by what is wrong with them, that do not fit a model's config."""
+    listed = [f"{len(keys)} {kind}: {', '.join(keys[:3])}" for kind, keys in problems.items() if keys]
+    if listed:
+        raise CheckpointError(
+            f"the weights of {shown} do not fit its config ({'; '.join(listed)}); get a whole checkpoint"
+        )
+
+
+def _name(dtype: torch.dtype | None) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _examples(names: Sequence[str]) -> str:
+    """Return the last parts of names, three at most."""
+    parts = list(dict.fromkeys(".".join(re.sub(r"\.\d+\.", ".", name).split(".")[-2:]) for name in names))
+    return ", ".join(parts[:3]) + (", …" if len(parts) > 3 else "")

@@ -1,0 +1,171 @@
+"""Prove that the saved checkpoint is what the run computed: load it in a fresh process and compare.
+
+Shapes: B batch, L sequence length, P probed positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoConfig
+
+from llmprune.anatomy.meta_model import auto_class
+from llmprune.common.errors import VerificationError
+from llmprune.layerwise.forward import Walk
+
+# Largest difference of logits that passes, relative to the largest logit. The same code on the
+# same device gives 0; other kernels (a GPU's, or a layer that was split over devices) round otherwise.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+
+_WORKER = Path(__file__).with_name("verify_worker.py")
+_PROBED_POSITIONS = 16
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Tokens, and the logits that the run ended with on some of their positions."""
+
+    ids_BL: Tensor
+    positions_P: Tensor
+    logits_BPV: Tensor
+
+    @classmethod
+    def take(cls, walk: Walk) -> Probe:
+        """From the first batch of a walk that has passed the last layer."""
+        ids_BL = walk.batches[0]
+        positions_P = torch.linspace(0, ids_BL.shape[1] - 1, min(_PROBED_POSITIONS, ids_BL.shape[1])).long()
+        logits_BLV = walk.logits(0)
+        return cls(ids_BL, positions_P, logits_BLV[:, positions_P].float().cpu())
+
+
+@dataclass(frozen=True)
+class SparseCounts:
+    """What the saved file's sparse matrices hold, all together; ``violations``: groups that break the pattern."""
+
+    matrices: int
+    weights: int
+    zeros: int
+    groups: int
+    violations: int
+
+
+@dataclass(frozen=True)
+class SparseClaim:
+    """What the saved file is to hold: matrices by their full names, whether they are stored [inputs, outputs].
+
+    ``kept`` of every ``of`` inputs stay; without groups (``of`` None) at least ``zeros`` weights are zero in all.
+    """
+
+    matrices: tuple[tuple[str, bool], ...] = ()
+    weights: int = 0
+    kept: int = 0
+    of: int | None = None
+    zeros: int = 0
+
+    def counted(self, counts: list[list[int]]) -> SparseCounts | None:
+        """The counts (zeros, groups, violating groups of each matrix) together."""
+        if not self.matrices:
+            return None
+        zeros, groups, violations = (sum(column) for column in zip(*counts, strict=True))
+        return SparseCounts(len(self.matrices), self.weights, zeros, groups, violations)
+
+    def problem(self, counts: list[list[int]]) -> str | None:
+        """What the counts (zeros, groups, violating groups) of the file break of it, in words."""
+        broken = [(name, each[2]) for (name, _), each in zip(self.matrices, counts, strict=True) if each[2]]
+        if broken:
+            listed = ", ".join(f"{name} ({number} groups)" for name, number in broken[:3])
+            return f"{len(broken)} matrices break the pattern {self.kept}:{self.of}: {listed}"
+        zeros = sum(each[0] for each in counts)
+        if zeros < self.zeros:
+            return f"{zeros:,} weights of its sparse matrices are zero and the recipe asks for {self.zeros:,}"
+        return None
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What the fresh process found."""
+
+    parameters: int
+    largest_logit_difference: float
+    cached_generation_equal: bool
+    positions: int
+    sparse: SparseCounts | None = None  # where matrices were made sparse
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Verified:
+        """Read back what ``dataclasses.asdict`` wrote to JSON."""
+        sparse = values["sparse"]
+        return cls(**values | {"sparse": SparseCounts(**sparse) if sparse else None})
+
+
+def verify(
+    checkpoint: Path,
+    probe: Probe,
+    parameters: int,
+    dtype: torch.dtype,
+    trust_remote_code: bool = False,
+    claim: SparseClaim | None = None,
+) -> Verified:
+    """Load with a plain ``from_pretrained`` in a fresh process and compare with the run.
+
+    Raises VerificationError on key differences, other logits, a broken key-value cache,
+    a parameter count other than the plan's, or a group of a sparse matrix that breaks the pattern.
+    """
+    claim = claim or SparseClaim()
+    found = _ask_worker(checkpoint, probe, trust_remote_code, claim)
+    problems = []
+    if found["keys"]:
+        listed = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(keys[:3])}" for kind, keys in found["keys"].items())
+        problems.append(f"the checkpoint's tensors do not fit its config ({listed})")
+    limit = TOLERANCE.get(dtype, 1e-4) * max(found["scale"], 1.0)
+    if not found["difference"] <= limit:
+        problems.append(f"its logits differ by {found['difference']:.3g} from the run's (limit {limit:.3g})")
+    if not found["cached_generation_equal"]:
+        problems.append("generation with the key-value cache differs from generation without")
+    if found["parameters"] != parameters:
+        problems.append(f"it has {found['parameters']:,} parameters and the plan says {parameters:,}")
+    if broken := claim.problem(found["sparse"]):
+        problems.append(broken)
+    if problems:
+        raise VerificationError(
+            f"the saved model was loaded afresh and refused: {'; '.join(problems)}. "
+            f"It stays in {checkpoint} for a look and is not published"
+        )
+    return Verified(
+        found["parameters"],
+        found["difference"],
+        found["cached_generation_equal"],
+        probe.logits_BPV.shape[:2].numel(),
+        claim.counted(found["sparse"]),
+    )
+
+
+def _ask_worker(checkpoint: Path, probe: Probe, trust_remote_code: bool, claim: SparseClaim) -> dict[str, Any]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "probe.safetensors"
+        tensors = {"ids": probe.ids_BL, "positions": probe.positions_P, "logits": probe.logits_BPV}
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+        command = [sys.executable, "-P", str(_WORKER), str(checkpoint), str(path)]
+        config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=trust_remote_code)
+        sparse = Path(folder) / "sparse.json"
+        sparse.write_text(json.dumps({"matrices": claim.matrices, "kept": claim.kept, "of": claim.of}))
+        command += [device, "yes" if trust_remote_code else "no", auto_class(config).__name__, str(sparse)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+        raise VerificationError(
+            f"plain transformers cannot load the saved model in {checkpoint}: {last[0]} (exit code {done.returncode})"
+        )
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    assert not found["llmprune_imported"], "the fresh process knows nothing of llmprune"
+    return found

@@ -1,0 +1,160 @@
+"""Progress: bars on a terminal, lines elsewhere; and for a service that asks, a file that says how far the run is."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from llmprune.common.console import PlainConsole
+from llmprune.common.printing import printable
+
+FILE = "LLMPRUNE_PROGRESS"  # the variable that names the file
+_SAY_EVERY = 180.0  # seconds
+
+
+class _Lines:
+    """Prints a line for each new step to standard error, and one every few minutes with how far it is."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._step, self._began = "starting", time.monotonic()
+        self._done: int | None = None
+        self._total: int | None = None
+        self._left: float | None = None
+
+    def note(self, step: str, done: int | None, total: int | None, left: float | None) -> None:
+        """Note how far a step is; say so where it is a new one."""
+        with self._lock:
+            new = step != self._step
+            if new:
+                self._step, self._began = step, time.monotonic()
+            self._done, self._total, self._left = done, total, left
+            if new:
+                self._say(f", {total} to do" if total else "")
+
+    def repeat(self, stop: threading.Event) -> None:
+        """Say how far it is every few minutes."""
+        while not stop.wait(_SAY_EVERY):
+            with self._lock:
+                far = f", {self._done} of {self._total} done" if self._done is not None and self._total else ""
+                left = f", about {_minutes(self._left)} left" if self._left is not None else ""
+                self._say(f"{far}, for {_minutes(time.monotonic() - self._began)} now{left}")
+
+    def _say(self, more: str) -> None:
+        with suppress(OSError, ValueError):  # a run must not end because nobody reads this any more
+            print(f"{time.strftime('%H:%M:%S')} {printable(self._step)}{more}", file=sys.stderr, flush=True)
+
+
+_lines: _Lines | None = None
+
+
+@contextmanager
+def lines_without_terminal() -> Iterator[None]:
+    """Where standard error is no terminal, print a line for each step and one every few minutes meanwhile."""
+    global _lines
+    if PlainConsole(stderr=True).is_terminal or not _is_first():
+        yield
+        return
+    stop = threading.Event()
+    _lines = _Lines()
+    thread = threading.Thread(target=_lines.repeat, args=(stop,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        _lines = None
+        stop.set()
+        thread.join()
+
+
+def say_loading(*, always: bool) -> None:
+    """Say that slow imports come now, before they do: they take 10 s and more from a cold disk.
+
+    ``always``: also where standard error is no terminal.
+    """
+    if "torch" not in sys.modules and _is_first() and (always or sys.stderr.isatty()):
+        print("Starting: loading torch and transformers", file=sys.stderr, flush=True)
+
+
+def tell(step: str, done: int | None = None, total: int | None = None, since: float | None = None) -> None:
+    """Say how far a step is, in lines where they are printed, and in the file that the environment names, if any.
+
+    ``since``: time.monotonic() when the step began. Of several processes the first one tells.
+    """
+    if not _is_first():
+        return
+    seconds = time.monotonic() - since if since is not None else None
+    if _lines is not None:
+        _lines.note(step, done, total, seconds / done * (total - done) if seconds and done and total else None)
+    path = os.environ.get(FILE)
+    if not path:
+        return
+    with suppress(OSError):  # a full disk must not end a run because of this
+        beside = Path(f"{path}.partial")
+        beside.write_text(json.dumps({"step": step, "done": done, "total": total, "seconds": seconds}))
+        beside.replace(path)
+
+
+def track(items: Iterable[int], what: str) -> Iterator[int]:
+    """Go through layers with a bar: how many are done, time spent, time left."""
+    console = PlainConsole(stderr=True)
+    total = len(items) if isinstance(items, Sized) else None
+    told = _told(items, what, total)
+    if not console.is_terminal:
+        yield from told
+        return
+    columns = (
+        TextColumn("{task.description:<28}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        yield from progress.track(told, total=total, description=what)
+
+
+def _told(items: Iterable[int], what: str, total: int | None) -> Iterator[int]:
+    """The items, each told when it begins."""
+    since = time.monotonic()
+    for done, item in enumerate(items):
+        tell(what, done, total, since)
+        yield item
+
+
+def quiet_libraries() -> None:
+    """Where nobody watches, the libraries draw no bars either."""
+    if PlainConsole(stderr=True).is_terminal:
+        return
+    import datasets
+    import transformers.utils.logging
+    from huggingface_hub.utils import disable_progress_bars
+
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    disable_progress_bars()
+
+
+def _is_first() -> bool:
+    """Whether this is the first of a launcher's processes; told without torch."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{max(1, round(seconds / 60))} min"

@@ -1,0 +1,107 @@
+"""Apply a cut: the pruned model's config, and each kept layer's tensors without lost neurons, heads and experts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from llmprune.anatomy.config_edits import edit_config
+from llmprune.anatomy.layer_equivalence import prove_twins, sizes_that_change
+from llmprune.anatomy.meta_model import Config
+from llmprune.anatomy.selection import outputs_first, select_neurons, strand_rows
+from llmprune.anatomy.types import NO_HEADS, Anatomy, Strand, TensorCut, Unit, unit_key
+from llmprune.checkpoint.loading import build_skeleton
+from llmprune.checkpoint.stored_dtypes import Originals
+from llmprune.common.errors import ModelError
+from llmprune.cut.decision import Cut
+from llmprune.layerwise.forward import Decoder, Tensors
+
+
+def cut_config(
+    config: Config,
+    anatomy: Anatomy,
+    layers: tuple[int, ...],
+    widths: Mapping[str, int],
+    num_experts: int | None = None,
+    kv_groups: int | None = None,
+) -> Config:
+    """The config that a reload of the pruned model reads. Raises ModelError for what cannot be cut."""
+    if len(layers) < anatomy.num_layers and anatomy.depth_refusal:
+        raise ModelError(f"the depth of this model cannot be cut: {anatomy.depth_refusal}")
+    unknown = sorted(widths.keys() - anatomy.widths.keys())
+    if unknown:
+        raise ModelError(f"the width {unknown[0]} of this model cannot be cut; those that can: {anatomy.widths}")
+    fields = {field: kept for field, kept in widths.items() if kept != anatomy.widths[field]}
+    if num_experts is not None and not (anatomy.experts and anatomy.experts.count == num_experts):
+        if anatomy.experts is None or anatomy.experts.refusal:
+            reason = anatomy.experts.refusal if anatomy.experts else "it has no mixture of experts"
+            raise ModelError(f"experts of this model cannot be removed: {reason}")
+        fields[anatomy.experts.field] = num_experts
+    if kv_groups is not None and not (anatomy.heads and anatomy.heads.count == kv_groups):
+        if anatomy.heads is None or anatomy.heads.refusal:
+            reason = anatomy.heads.refusal if anatomy.heads else NO_HEADS
+            raise ModelError(f"attention heads of this model cannot be removed: {reason}")
+        fields |= anatomy.heads.fields(kv_groups)
+    return edit_config(config, layers, fields)
+
+
+def cut_decoder(dense: Decoder, model: PreTrainedModel, anatomy: Anatomy, cut: Cut) -> Decoder:
+    """The pruned model as a decoder: each layer is cut out of its dense layer when it is visited.
+
+    Raises ModelError where a kept layer would change by moving.
+    """
+    config = cut_config(model.config, anatomy, cut.layers, cut.widths, cut.num_experts, cut.kv_groups)
+    skeleton = build_skeleton(config, model)
+    changing = sizes_that_change(anatomy, cut.widths, cut.num_experts, cut.kv_groups)
+    prove_twins(dense.skeleton, skeleton, cut.layers, changing)
+    decoder = Decoder(
+        skeleton,
+        lambda new: cut_layer(dense.tensors(cut.layers[new]), anatomy, cut, cut.layers[new]),
+        lambda new: dense.device_of(cut.layers[new]),
+    )
+    decoder.returns_tuple = dense.returns_tuple
+    return decoder
+
+
+def cut_layer(tensors: Tensors, anatomy: Anatomy, cut: Cut, layer: int) -> Tensors:
+    """A dense layer's tensors, or some of them, with only the kept neurons, heads and experts. Others are passed on as
+    they are.
+    """
+    attention, block = anatomy.attention[layer], anatomy.blocks[layer]
+    parts: list[tuple[tuple[TensorCut, ...], Tensor | None]] = [
+        (unit.tensors, cut.neurons.get(unit_key(layer, unit.path))) for unit in anatomy.units[layer]
+    ]
+    if attention is not None:
+        parts.append((attention.tensors, cut.heads.get(unit_key(layer, attention.path))))
+    if block is not None:
+        parts.append((block.tensors, cut.experts.get(unit_key(layer, block.path))))
+    kept = dict(tensors)
+    for tensor_cuts, keep in parts:
+        for one in tensor_cuts:
+            if keep is not None and one.name in kept:
+                kept[one.name] = select_neurons(kept[one.name], one, keep)
+    return kept
+
+
+def restore_layer(tensors: Tensors, originals: Originals, anatomy: Anatomy, cut: Cut, layer: int) -> Tensors:
+    """A finished layer's tensors in the types of the base's files; ``layer``: its index in the base."""
+    take = partial(cut_layer, anatomy=anatomy, cut=cut, layer=layer)
+    return originals.restore(tensors, f"{anatomy.layers_path}.{layer}.", take)
+
+
+def add_to_output(layer: nn.Module, unit: Unit, delta_DF: Tensor) -> None:
+    """Add Δ [D, F] to the weight of a unit's output projection, in the weight's own layout and type."""
+    weight = layer.get_submodule(unit.output).get_parameter("weight")
+    delta = outputs_first(delta_DF, unit.tensors[-1])
+    weight.data = (weight.float() + delta).to(weight.dtype)
+
+
+def add_to_strand(tensor: Tensor, strand: Strand, delta_FI: Tensor) -> Tensor:
+    """The tensor with Δ [F, I] added to the neurons' entries of a strand, in its own layout and type."""
+    dim = strand.tensor.dim
+    rows_F = strand_rows(tensor.shape[dim], strand).to(tensor.device)
+    delta = delta_FI if dim == 0 else delta_FI.T
+    return tensor.float().index_add(dim, rows_F, delta).to(tensor.dtype)

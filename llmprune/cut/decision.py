@@ -1,0 +1,178 @@
+"""The decision as a value: which layers, neurons, attention heads and experts stay.
+
+Pure functions choose it from scores and targets. It is saved as readable JSON,
+with the long lists of indices in safetensors beside it; edited by hand
+and run again, it is replayed.
+
+Shapes: N layers, F neurons of a unit, G key-value groups of heads, E experts, K neurons or groups kept.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from llmprune.common.errors import RecipeError
+from llmprune.common.files import write_beside, write_text
+
+_KINDS = ("neurons", "experts", "heads")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """``layers``: indices kept, ascending. ``widths``: neurons kept, by config field, of what is narrowed.
+
+    ``kv_groups``: key-value groups of attention heads kept in each layer, None where all are. By ``unit_key``:
+    ``neurons``, indices kept, int64 [K], for each expert its own [E, K]; ``experts``, indices kept, int64
+    [num_experts]; ``heads``, indices of the groups kept, int64 [kv_groups].
+    """
+
+    num_layers: int
+    layers: tuple[int, ...]
+    widths: dict[str, int] = field(default_factory=dict)
+    neurons: dict[str, Tensor] = field(default_factory=dict)
+    num_experts: int | None = None
+    experts: dict[str, Tensor] = field(default_factory=dict)
+    kv_groups: int | None = None
+    heads: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        indices = all(type(index) is int for index in self.layers)
+        valid = indices and sorted(set(self.layers)) == list(self.layers) and self.layers
+        if not valid or self.layers[0] < 0 or self.layers[-1] >= self.num_layers:
+            raise RecipeError(
+                f"a cut keeps at least one of layers 0 to {self.num_layers - 1}, each once and in order; "
+                f"this one keeps {list(self.layers)}"
+            )
+
+    def require_like(self, chosen: Cut) -> None:
+        """Raise RecipeError unless this cut, which may be edited by hand, has the sizes of the chosen one."""
+        if self.num_layers != chosen.num_layers:
+            raise RecipeError(
+                f"cut.json is for {self.num_layers} layers and the model has {chosen.num_layers}; delete it"
+            )
+        if self._sizes != chosen._sizes or _shapes(self) != _shapes(chosen):
+            said, wanted = (
+                f"widths {cut.widths}, num_experts {cut.num_experts} and kv_groups {cut.kv_groups}"
+                for cut in (self, chosen)
+            )
+            raise RecipeError(
+                f"cut.json says {said}, and the recipe keeps {wanted}: which neurons, experts and heads stay is not "
+                "edited there; change width and experts in the recipe"
+            )
+
+    @property
+    def _sizes(self) -> tuple[dict[str, int], int | None, int | None]:
+        return self.widths, self.num_experts, self.kv_groups
+
+    @property
+    def removed(self) -> tuple[int, ...]:
+        """Indices of the layers that go."""
+        return tuple(index for index in range(self.num_layers) if index not in self.layers)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is cut at all."""
+        return not (self.removed or self.neurons or self.experts or self.heads)
+
+    def save(self, path: Path) -> None:
+        """Write ``cut.json`` and, where more than layers is cut, ``cut.safetensors`` beside it."""
+        listed = path.with_suffix(".safetensors")
+        indices = {f"{kind}.{key}": keep for kind in _KINDS for key, keep in getattr(self, kind).items()}
+        text = {
+            "num_layers": self.num_layers,
+            "keep_layers": list(self.layers),
+            "remove_layers": list(self.removed),
+            "widths": self.widths,
+            "num_experts": self.num_experts,
+            "kv_groups": self.kv_groups,
+            "indices": listed.name if indices else None,
+        }
+        if indices:
+            write_beside(listed, lambda beside: save_file(indices, beside))
+        write_text(path, json.dumps(text, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Cut:
+        """Read what ``save`` wrote, or what a person made of it: ``keep_layers`` counts."""
+        try:
+            text = json.loads(path.read_text(encoding="utf-8"))
+            indices = load_file(path.with_name(text["indices"])) if text["indices"] else {}
+            kinds: dict[str, dict[str, Tensor]] = {kind: {} for kind in _KINDS}
+            for name, keep in indices.items():
+                kind, _, key = name.partition(".")
+                kinds[kind][key] = keep
+            return cls(
+                int(text["num_layers"]),
+                tuple(text["keep_layers"]),
+                dict(text["widths"]),
+                kinds["neurons"],
+                text["num_experts"],
+                kinds["experts"],
+                text["kv_groups"],
+                kinds["heads"],
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RecipeError(
+                f"{path} is no cut that can be read ({type(error).__name__}: {error}); delete it to choose anew"
+            ) from error
+
+
+def _shapes(cut: Cut) -> dict[str, tuple[int, ...]]:
+    return {f"{kind}.{key}": tuple(keep.shape) for kind in _KINDS for key, keep in getattr(cut, kind).items()}
+
+
+def choose_layers(scores_N: Tensor, keep: int, one_of: Sequence[int] = ()) -> tuple[int, ...]:
+    """The ``keep`` layers with the highest scores, ascending; of equal scores the earlier layer stays.
+
+    Of ``one_of``, if there are any, at least one stays.
+    """
+    order = torch.sort(scores_N, descending=True, stable=True).indices.tolist()
+    kept = order[:keep]
+    if one_of and not set(one_of) & set(kept):
+        kept[-1] = next(index for index in order if index in set(one_of))
+    return tuple(sorted(kept))
+
+
+def choose_highest(scores: Tensor, keep: int) -> Tensor:
+    """Indices of the ``keep`` highest scores along the last dimension, ascending: [F], [E, F] of neurons, [E], [G]."""
+    return scores.topk(keep).indices.sort().values
+
+
+def round_width(wanted: float, width: int, multiple: int | None = None) -> int:
+    """The width nearest to the wanted one that hardware likes.
+
+    A multiple of 128, or of the largest power of two that divides the original.
+    """
+    step = multiple or width_step(width)
+    return min(max(round(wanted / step), 1) * step, width)
+
+
+def width_step(width: int) -> int:
+    """128, or the largest power of two that divides the width if that is less."""
+    return min(width & -width, 128)
+
+
+def kept_share(scores: Tensor, keep: Tensor, adds_up: bool = True) -> float:
+    """Share of the score mass that the kept neurons or groups hold: [F] and [K], or [E, F] and [E, K].
+
+    Scores that do not add up are of all that has gone by then: the highest that goes is what goes together.
+    """
+    scores = scores.double()
+    if not adds_up:
+        gone = scores.scatter(-1, keep, 0.0).amax(-1).sum()
+        return float(1 - gone / scores.amax(-1).sum()) if scores.any() else 1.0
+    total = scores.sum()
+    return float(scores.gather(-1, keep).sum() / total) if total > 0 else 1.0
+
+
+def gap_after(layers: Sequence[int], position: int, num_layers: int) -> range:
+    """The removed layers between a kept layer and the next one, or the end."""
+    following = layers[position + 1] if position + 1 < len(layers) else num_layers
+    return range(layers[position] + 1, following)

@@ -1,0 +1,171 @@
+"""Check what a data set names: its own files alone.
+
+``datasets`` opens every pattern of a card's ``data_files`` and ``data_dir``, be it a URL, a path of this machine or
+another repository, and opens the paths and URLs in columns of images, audio and the like when a row is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+from llmprune.common.errors import CalibrationError
+from llmprune.common.hub.client import is_unreachable, persistently
+from llmprune.common.names import first_outside, is_plain
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DownloadConfig, IterableDataset
+
+_CARD, _STANDALONE = "README.md", ".huggingface.yaml"
+_PLACES = ("data_files", "data_dir")
+_ONE_FILE = ("gzip", "xz", "zstd", "bz2", "lz4")  # formats that hold one file, without a name that is used
+
+
+def require_own_data(dataset: str, revision: str | None, *, streaming: bool) -> None:
+    """Raise CalibrationError where the card of a hub data set, or of a folder, names data outside the data set.
+
+    The sentence is the same whatever is named and whether it is there. ``streaming``: the hub is needed, else a cache
+    may do. Raises the hub client's errors too.
+    """
+    folder = Path(dataset)
+    if folder.exists():
+        outside = first_outside(folder.rglob("*"), folder)
+        if outside is not None:
+            raise CalibrationError(
+                f"{outside.relative_to(folder).as_posix()!r} in the data folder {dataset} is a link that leads out of "
+                "it, and only files inside it are read; put the file itself in its place"
+            )
+        card, standalone = (path if (path := folder / name).is_file() else None for name in (_CARD, _STANDALONE))
+    else:
+        card, standalone = (_fetched(dataset, revision, name, streaming) for name in (_CARD, _STANDALONE))
+    metadata = list(_metadata(card, standalone))
+    if not all(is_plain(name) for data in metadata for name in _named(data)):
+        raise CalibrationError(
+            f"the card of the data set {dataset!r} names data that is no relative path in the data set itself, and "
+            f"nothing else is read; correct data_files and data_dir in its {_CARD}, or give a file with the text"
+        )
+    if not all(_is_folder_name(value) for data in metadata for value in _written_to(data)):
+        raise CalibrationError(
+            f"the card of the data set {dataset!r} has a version or a config_name that is no plain word, and names a "
+            f"folder of the cache by it; correct it in its {_CARD}"
+        )
+
+
+@contextmanager
+def archives_refused(dataset: str) -> Iterator[None]:
+    """Have ``datasets`` raise CalibrationError for zip, tar and other archives while the block runs.
+
+    Names and links inside an archive can lead to any file or address: a link is looked at before another one that it
+    passes through is there, and a member's name becomes a part of an address. What compresses one file is unpacked.
+    """
+    from datasets.download import streaming_download_manager
+    from datasets.utils import file_utils
+    from datasets.utils.extract import Extractor
+
+    single = file_utils.SINGLE_FILE_COMPRESSION_PROTOCOLS
+    by_content, by_address = Extractor.infer_extractor_format, file_utils._get_extraction_protocol
+
+    def format_of(path: Path | str) -> str | None:
+        return _require_single(by_content(path), _ONE_FILE, dataset=dataset)
+
+    def protocol_of(address: str, download_config: DownloadConfig | None = None) -> str | None:
+        return _require_single(by_address(address, download_config), single, dataset=dataset)
+
+    with (
+        mock.patch.object(Extractor, "infer_extractor_format", staticmethod(format_of)),
+        mock.patch.object(file_utils, "_get_extraction_protocol", protocol_of),
+        mock.patch.object(streaming_download_manager, "_get_extraction_protocol", protocol_of),
+    ):
+        yield
+
+
+def without_media(rows: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    """Rows without the columns of images, audio and the like: such a value names a file or an address to open."""
+    features = rows.features or {}
+    kept = [name for name, feature in features.items() if not _has_media(feature)]
+    return rows if len(kept) == len(features) else rows.select_columns(kept)
+
+
+def _require_single(kind: str | None, single: Collection[str], *, dataset: str) -> str | None:
+    if kind is not None and kind not in single:
+        raise CalibrationError(
+            f"the data set {dataset!r} is an archive ({kind}), and none is unpacked here, for names and links in it "
+            "can lead anywhere; give files of text, JSON lines or parquet, each compressed alone if need be"
+        )
+    return kind
+
+
+def _fetched(dataset: str, revision: str | None, name: str, needed: bool) -> Path | None:
+    """A file of a hub data set; None where it has none, or where only a cache is asked and has none."""
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
+
+    def fetch() -> str:
+        return str(hf_hub_download(dataset, name, repo_type="dataset", revision=revision))
+
+    try:
+        return Path(persistently(fetch, reached=needed))
+    except RemoteEntryNotFoundError:
+        return None
+    except LocalEntryNotFoundError as error:
+        if constants.is_offline_mode() or (is_unreachable(error) and not needed):
+            return None
+        raise
+
+
+def _metadata(card: Path | None, standalone: Path | None) -> Iterator[Any]:
+    """The metadata as datasets reads it: of the card, and of the file that overrules the card."""
+    import yaml
+    from huggingface_hub import DatasetCard
+
+    if card is not None:
+        yield DatasetCard.load(card).data.to_dict()
+    if standalone is not None:
+        yield yaml.safe_load(standalone.read_text(encoding="utf-8"))
+
+
+def _named(metadata: Any, asked: bool = False) -> Iterator[Any]:
+    """Every value of metadata that names data; names of splits are none."""
+    if isinstance(metadata, dict):
+        for key, value in metadata.items():
+            if key != "split" or not asked:
+                yield from _named(value, asked or key in _PLACES)
+    elif isinstance(metadata, list | tuple):
+        for value in metadata:
+            yield from _named(value, asked)
+    elif asked and metadata not in (None, ""):
+        yield metadata
+
+
+def _written_to(metadata: Any) -> Iterator[Any]:
+    """Every value of metadata by which datasets names a folder of its cache."""
+    if isinstance(metadata, dict):
+        for key, value in metadata.items():
+            if key in ("version", "config_name"):
+                yield value
+            else:
+                yield from _written_to(value)
+    elif isinstance(metadata, list | tuple):
+        for value in metadata:
+            yield from _written_to(value)
+
+
+def _is_folder_name(value: Any) -> bool:
+    if isinstance(value, dict):  # a version by its parts
+        return all(map(_is_folder_name, value.values()))
+    return value is None or (is_plain(text := str(value)) and "/" not in text and text.strip(". ") != "")
+
+
+def _has_media(feature: Any) -> bool:
+    """Whether a feature, or one inside it, is decoded from a file when it is read; JSON is decoded from its text."""
+    if isinstance(feature, dict):
+        return any(map(_has_media, feature.values()))
+    if isinstance(feature, list | tuple):
+        return any(map(_has_media, feature))
+    inner = getattr(feature, "feature", None)
+    if inner is not None:
+        return _has_media(inner)
+    return hasattr(feature, "decode_example") and type(feature).__name__ != "Json"

@@ -1,0 +1,44 @@
+"""Text that an installed package carries, found without running the package's code."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmprune.common.errors import CalibrationError
+from llmprune.common.names import is_plain
+from llmprune.recipe.text_source import PACKAGE_SCHEME, TextSource
+
+if TYPE_CHECKING:
+    pass
+
+
+def package_folder(module_name: str) -> Path | None:
+    """The folder of an installed package, found without importing it."""
+    try:
+        spec: Any = importlib.util.find_spec(module_name)
+    except (ImportError, ValueError):
+        return None
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    return Path(places[0]) if places else None
+
+
+def package_texts(source: TextSource) -> list[str]:
+    """The mapping or list of texts that a package source names. Raises CalibrationError."""
+    module_name, _, name = source.dataset.removeprefix(PACKAGE_SCHEME).partition("/")
+    if not is_plain(name):
+        raise CalibrationError(
+            f"{source.dataset} names nothing inside a package; give package://MODULE/NAME of an installed module"
+        )
+    try:
+        texts = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise CalibrationError(
+            f"{source.dataset} cannot be read: {error}; give package://MODULE/NAME of an installed module"
+        ) from error
+    rows = [texts[key] for key in sorted(texts)] if isinstance(texts, dict) else texts
+    if not isinstance(rows, list | tuple) or not rows or not all(isinstance(row, str) for row in rows):
+        raise CalibrationError(f"{source.dataset} is not a non-empty mapping or list of texts; name one that is")
+    return list(rows)

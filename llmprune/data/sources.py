@@ -1,0 +1,238 @@
+"""Rows of text from the hub, a local file, or an installed package."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmprune.common.errors import CalibrationError, did_you_mean
+from llmprune.common.hub.client import is_hub_error, is_unreachable, reason, redact, resolve, scrub
+from llmprune.common.names import is_plain
+from llmprune.common.text_files import fault_of, require_text_file, unread_kind
+from llmprune.data.dataset_cards import archives_refused, require_own_data, without_media
+from llmprune.data.packages import package_folder, package_texts
+from llmprune.recipe.text_source import FILE_BUILDERS, PACKAGE_SCHEME, TextSource, is_local
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+SHUFFLE_BUFFER = 10_000  # rows of a streamed data set that are shuffled at a time; its shards are shuffled whole
+
+
+def read_documents(source: TextSource, tokenizer: PreTrainedTokenizerBase, seed: int) -> Iterator[str]:
+    """The texts of a source that are not empty, shuffled with the seed. Raises CalibrationError."""
+    with _explained(source), archives_refused(source.dataset):
+        for row in _shuffled(load_text(source), seed):
+            text = _text_of(row, source, tokenizer)
+            if text:
+                yield text
+
+
+def load_text(source: TextSource) -> Dataset | IterableDataset:
+    """The rows of a source; hub data is streamed where no slice is asked. Raises CalibrationError."""
+    import datasets
+
+    with _explained(source), _quiet(), archives_refused(source.dataset):
+        if source.dataset.startswith(PACKAGE_SCHEME):
+            return _package_text(source)
+        path = Path(source.dataset)
+        if is_local(source.dataset):
+            return _file_text(path, source)
+        if path.is_file():
+            raise CalibrationError(unread_kind(path, ", ".join(FILE_BUILDERS)))
+        streaming = source.split.isidentifier()
+        revision = source.revision if path.exists() else _pinned(source, streaming)
+        require_own_data(source.dataset, revision, streaming=streaming)
+        return without_media(
+            datasets.load_dataset(
+                source.dataset, source.config, split=source.split, revision=revision, streaming=streaming
+            )
+        )
+
+
+def require_present(source: TextSource) -> None:
+    """Raise CalibrationError where a local file or a package's text is not there, is empty or of another kind.
+
+    Data sets on the hub are not asked for.
+    """
+    if source.dataset.startswith(PACKAGE_SCHEME):
+        module, _, name = source.dataset.removeprefix(PACKAGE_SCHEME).partition("/")
+        folder = package_folder(module)
+        if folder is not None and is_plain(name) and Path(name).suffix in FILE_BUILDERS:
+            require_text_file(folder / name)
+        else:
+            package_texts(source)
+    elif is_local(source.dataset):
+        require_text_file(Path(source.dataset))
+    elif Path(source.dataset).is_file():
+        raise CalibrationError(unread_kind(Path(source.dataset), ", ".join(FILE_BUILDERS)))
+
+
+def local_bytes(source: TextSource) -> int | None:
+    """How large a source is, in bytes; None for data that is not in one local file or package."""
+    if source.dataset.startswith(PACKAGE_SCHEME):
+        module, _, name = source.dataset.removeprefix(PACKAGE_SCHEME).partition("/")
+        path = (package_folder(module) or Path()) / name
+        return path.stat().st_size if is_plain(name) and path.is_file() else 0
+    path = Path(source.dataset)
+    return path.stat().st_size if is_local(source.dataset) and path.is_file() else None
+
+
+def commit_of(source: TextSource) -> str | None:
+    """The commit of a hub data set that was read; None for text from elsewhere, or where it cannot be known."""
+    if is_local(source.dataset) or Path(source.dataset).exists():
+        return None
+    try:
+        return str(resolve(source.dataset, source.revision, "dataset").resolved)
+    except Exception as error:  # the hub client's errors have no base in common
+        logger.info("the commit of the data set %s is not known: %s", source.dataset, reason(error))
+        return None
+
+
+def _pinned(source: TextSource, streaming: bool) -> str | None:
+    """The commit to read; where the hub cannot be reached and the data may be cached, the revision as it is."""
+    try:
+        return str(resolve(source.dataset, source.revision, "dataset").resolved)
+    except Exception as error:
+        if streaming or not is_unreachable(error):
+            raise
+        return source.revision
+
+
+def _shuffled(rows: Dataset | IterableDataset, seed: int) -> Any:
+    import datasets
+
+    if isinstance(rows, datasets.IterableDataset):
+        return rows.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
+    return rows.shuffle(seed=seed, keep_in_memory=True)
+
+
+def _text_of(row: dict[str, Any], source: TextSource, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    column = source.messages_field or source.text_field or "text"
+    wish = "messages_field" if source.messages_field else "text_field"
+    if column not in row:
+        near = did_you_mean(column, list(row))
+        raise CalibrationError(
+            f"{source.dataset} has no column {column!r}{near}; set {wish} to one of: {', '.join(row)}"
+        )
+    value = row[column]
+    if value is None or value == "" or value == []:
+        return None
+    if source.messages_field:
+        return _rendered(value, source, tokenizer)
+    if not isinstance(value, str):
+        kind = type(value).__name__
+        remedy = "set messages_field instead" if isinstance(value, list) else "set text_field to a column of texts"
+        raise CalibrationError(f"column {column!r} of {source.dataset} holds {kind}, not text; {remedy}")
+    return value
+
+
+def _rendered(messages: Any, source: TextSource, tokenizer: PreTrainedTokenizerBase) -> str:
+    if not tokenizer.chat_template:
+        raise CalibrationError(
+            f"the tokenizer has no chat template for {source.messages_field!r} of {source.dataset}; "
+            "use a column of plain text with text_field, or a chat model"
+        )
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except Exception as error:  # a template is a program of the model's author and may raise anything
+        raise CalibrationError(
+            f"{source.messages_field!r} of {source.dataset} does not fit the model's chat template: "
+            f"{type(error).__name__}: {error}; it needs lists of {{role: …, content: …}}"
+        ) from error
+
+
+def _file_text(path: Path, source: TextSource) -> Dataset:
+    import datasets
+
+    require_text_file(path)
+    builder = FILE_BUILDERS[path.suffix]
+    options = {"sample_by": "paragraph", "encoding": "utf-8-sig"} if builder == "text" else {}
+    files = {_split_name(source): glob.escape(str(path))}
+    return datasets.load_dataset(builder, data_files=files, split=source.split, **options)
+
+
+def _package_text(source: TextSource) -> Dataset:
+    """``package://MODULE/NAME``: NAME is a file of the package, or a mapping or list of texts in it."""
+    import datasets
+
+    module_name, _, name = source.dataset.removeprefix(PACKAGE_SCHEME).partition("/")
+    folder = package_folder(module_name)
+    if is_plain(name) and folder is not None and Path(name).suffix in FILE_BUILDERS:
+        return _file_text(folder / name, source)
+    rows = package_texts(source)
+    return _sliced(datasets.Dataset.from_dict({source.text_field or "text": rows}), source)
+
+
+def _sliced(dataset: Dataset, source: TextSource) -> Dataset:
+    """Apply the split's slice, in the notation of datasets, to rows that are already in memory."""
+    import datasets
+
+    read = datasets.ReadInstruction.from_spec(source.split)
+    chosen = [
+        index
+        for part in read.to_absolute({_split_name(source): len(dataset)})
+        for index in range(part.from_ or 0, len(dataset) if part.to is None else part.to)
+    ]
+    return dataset.select(chosen)
+
+
+def _split_name(source: TextSource) -> str:
+    return re.split(r"[\[(+]", source.split)[0].strip()
+
+
+@contextmanager
+def _explained(source: TextSource) -> Iterator[None]:
+    """What the datasets library raises, as one error that names the source and the remedy."""
+    try:
+        yield
+    except CalibrationError:
+        raise
+    except Exception as error:  # the library raises dozens of kinds, down to plain OSError
+        local = is_local(source.dataset) or Path(source.dataset).exists()
+        remedy = "the file and the split" if local else "the name, or HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE"
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # "An error occurred" helps nobody
+            cause = cause.__cause__
+        if isinstance(cause, CalibrationError):
+            raise cause from error
+        if is_local(source.dataset) and (fault := _file_fault(Path(source.dataset))):
+            raise CalibrationError(fault) from error
+        scrub(error)
+        said = redact(" ".join(str(cause).split()))
+        why = reason(error) if is_hub_error(error) else f"{type(cause).__name__}: {said}; check {remedy}"
+        raise CalibrationError(
+            f"the data set {source.dataset!r} ({source.config or 'default'}, {source.split}) cannot be read: {why}"
+        ) from error
+
+
+def _file_fault(path: Path) -> str | None:
+    """What is wrong with a text file that could not be read; None where nothing of it is known."""
+    try:
+        return fault_of(path) if path.suffix in (".txt", ".jsonl", ".json") else None
+    except OSError:
+        return None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars of the datasets library where nobody watches."""
+    import datasets
+
+    if sys.stderr.isatty() or datasets.are_progress_bars_disabled():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()

@@ -1,0 +1,194 @@
+"""Text to token windows: seeded, packed, fingerprinted.
+
+Shapes: N windows, L sequence length.
+
+Documents are shuffled with the seed, tokenised without special tokens, joined
+and cut into windows of L tokens; no window overlaps another. A window may so hold
+parts of several documents, which see each other: such windows are counted, and
+``documents: separate`` makes none. Where the shuffled documents give fewer windows
+than were asked for, that is an error and not a repetition.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmprune.common.errors import CalibrationError, did_you_mean
+from llmprune.data.sources import read_documents
+from llmprune.recipe.calibration import TokenWindows
+from llmprune.recipe.text_source import TextSource
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_windows(
+    windows: TokenWindows, tokenizer: PreTrainedTokenizerBase | None, default_shape: tuple[int, int]
+) -> tuple[Tensor, int | None]:
+    """Token windows int64 [N, L], and how many hold parts of several documents; None of ready tokens.
+
+    ``default_shape`` holds where the recipe says neither samples nor sequence_length.
+    Raises CalibrationError where the text cannot be read or is too short.
+    """
+    if windows.tokens is not None:
+        return _ready_windows(windows), None
+    import torch
+
+    assert tokenizer is not None, "text needs a tokenizer"
+    samples = windows.samples or default_shape[0]
+    length = windows.sequence_length or default_shape[1]
+    sources = windows.text_sources()
+    parts = [
+        _pack(source, tokenizer, (count, length), windows)
+        for source, count in zip(sources, _share(samples, sources), strict=True)
+    ]
+    windows_NL = torch.cat([part for part, _ in parts])[_order(samples, windows.seed)]
+    return windows_NL, sum(crossings for _, crossings in parts)
+
+
+def sources_of_windows(windows: TokenWindows, default_shape: tuple[int, int]) -> Tensor | None:
+    """Which of its sources each of ``load_windows``' windows is from, int64 [N]; None for ready tokens."""
+    import torch
+
+    sources = windows.text_sources()
+    if not sources:
+        return None
+    samples = windows.samples or default_shape[0]
+    counts = torch.tensor(_share(samples, sources))
+    return torch.arange(len(sources)).repeat_interleave(counts)[_order(samples, windows.seed)]
+
+
+def _order(samples: int, seed: int) -> Tensor:
+    import torch
+
+    return torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
+
+
+def fingerprint_tokens(windows_NL: Tensor) -> str:
+    """SHA-256 over shape and token ids: equal exactly where the tokens are."""
+    head = json.dumps(list(windows_NL.shape)).encode()
+    return hashlib.sha256(head + windows_NL.numpy().astype("<i8").tobytes()).hexdigest()
+
+
+def require_shares(windows: TokenWindows, samples: int) -> None:
+    """Raise CalibrationError where a source would get none of so many windows."""
+    if windows.text_sources():
+        _share(samples, windows.text_sources())
+
+
+def _share(samples: int, sources: Sequence[TextSource]) -> list[int]:
+    """Split a number of windows by weight, the largest remainders rounded up."""
+    total = sum(source.weight for source in sources)
+    exact = [samples * source.weight / total for source in sources]
+    counts = [int(value) for value in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda index: counts[index] - exact[index])
+    for index in by_remainder[: samples - sum(counts)]:
+        counts[index] += 1
+    left_out = [source.dataset for source, count in zip(sources, counts, strict=True) if not count]
+    if left_out:
+        raise CalibrationError(
+            f"{', '.join(left_out)} would get none of the {samples} samples; "
+            "ask for more samples, raise its weight, or remove it from sources"
+        )
+    return counts
+
+
+def _ready_windows(windows: TokenWindows) -> Tensor:
+    import torch
+
+    path, key = Path(str(windows.tokens)), str(windows.key)
+    tokens_NL = _read_tensor(path, key)
+    integers = not (tokens_NL.is_floating_point() or tokens_NL.is_complex() or tokens_NL.dtype == torch.bool)
+    if tokens_NL.ndim != 2 or not integers or not tokens_NL.numel():
+        raise CalibrationError(
+            f"{key!r} in {path} is {tokens_NL.dtype} {list(tokens_NL.shape)}; "
+            "token windows are integers [N, L] with at least one window"
+        )
+    samples = windows.samples or tokens_NL.shape[0]
+    length = windows.sequence_length or tokens_NL.shape[1]
+    if samples > tokens_NL.shape[0] or length > tokens_NL.shape[1]:
+        raise CalibrationError(
+            f"{key!r} in {path} is {list(tokens_NL.shape)}, which is less than the "
+            f"{samples} × {length} asked; lower samples or sequence_length"
+        )
+    tokens_NL = tokens_NL[:samples, :length].to(torch.int64)
+    if tokens_NL.min() < 0:
+        raise CalibrationError(
+            f"{key!r} in {path} has the negative token id {int(tokens_NL.min())}; "
+            "every token of a window counts, so leave no padding in it"
+        )
+    return tokens_NL
+
+
+def _read_tensor(path: Path, key: str) -> Tensor:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            if key in names:
+                tensor: Tensor = file.get_tensor(key)
+                return tensor
+    except (OSError, SafetensorError) as error:
+        raise CalibrationError(
+            f"the tokens file {path} cannot be read ({error}); give a safetensors file as tokens"
+        ) from error
+    listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    raise CalibrationError(
+        f"{path} has no tensor {key!r}{did_you_mean(key, names)}; set key to one of: {listed or 'none'}"
+    )
+
+
+def _pack(
+    source: TextSource, tokenizer: PreTrainedTokenizerBase, shape: tuple[int, int], windows: TokenWindows
+) -> tuple[Tensor, int]:
+    """Windows of one source [samples, L], and how many of them hold parts of several documents."""
+    import torch
+
+    samples, length = shape
+    separate, between = windows.documents == "separate", _between(windows, tokenizer)
+    ids: list[int] = []
+    starts: list[int] = []  # of the documents that are used
+    read = 0
+    for text in read_documents(source, tokenizer, windows.seed):
+        tokens = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        read += bool(tokens)
+        used = tokens[: len(tokens) // length * length] if separate else tokens
+        if used:
+            starts.append(len(ids))
+            ids += used + between
+        if len(ids) >= samples * length:
+            break
+    _require_enough(source, read, len(ids), shape, separate)
+    crossed = {start // length for start in starts if start % length and start < samples * length}
+    return torch.tensor(ids[: samples * length], dtype=torch.int64).view(samples, length), len(crossed)
+
+
+def _between(windows: TokenWindows, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids that stand between two documents."""
+    if windows.documents == "separate":
+        return []
+    if windows.documents == "blank_line":
+        ids: list[int] = tokenizer("\n\n", add_special_tokens=False)["input_ids"]
+        return ids
+    return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+
+
+def _require_enough(source: TextSource, documents: int, tokens: int, shape: tuple[int, int], separate: bool) -> None:
+    samples, length = shape
+    if not documents:
+        raise CalibrationError(f"{source.dataset} ({source.split}) has no text at all; give one that has some")
+    if tokens < samples * length:
+        fit = tokens // length
+        fewer = f"ask for at most {fit} samples, shorten" if fit else "shorten"
+        whole = " in windows of one document each" if separate else ""
+        join = ", join documents" if separate else ""
+        raise CalibrationError(
+            f"{source.dataset} ({source.split}) has {tokens:,} tokens{whole} in {documents:,} documents; "
+            f"{samples} samples of {length} need {samples * length:,}: {fewer} sequence_length{join}, or add text"
+        )

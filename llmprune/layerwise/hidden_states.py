@@ -1,0 +1,130 @@
+"""Hidden states between layers: in memory, or in a memory-mapped file where they are many.
+
+Shapes: B batch, L sequence length, D hidden size.
+"""
+
+from __future__ import annotations
+
+import mmap
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from llmprune.common.files import disk_errors
+
+
+@dataclass(frozen=True)
+class Trail:
+    """The dense stream as it left every layer, which pass 1 leaves in files for pass 2. Losing it loses no result.
+
+    ``key`` is in the files' names: it stands for all that the streams depend on.
+    """
+
+    folder: Path
+    key: str
+
+    def keep(self, layer: int, streams: Streams) -> None:
+        """Leave the streams of one layer: whole, or not at all."""
+        path = self._path(layer)
+        path.parent.mkdir(exist_ok=True)
+        beside = path.with_suffix(".partial")
+        streams.save(beside)
+        beside.replace(path)
+
+    def restore(self, layer: int, streams: Streams) -> bool:
+        """Put streams where they left a layer; False where that is not known."""
+        path = self._path(layer)
+        if not path.is_file():
+            return False
+        streams.load(path)
+        return True
+
+    def remove(self) -> None:
+        """Remove what was kept."""
+        for path in self.folder.glob(f"{self.key}-*"):
+            path.unlink(missing_ok=True)
+
+    def _path(self, layer: int) -> Path:
+        return self.folder / f"{self.key}-{layer:05}.safetensors"
+
+
+@dataclass(frozen=True)
+class StreamStore:
+    """Where streams may live: up to ``limit`` bytes each in memory, else in a file in ``folder``; and their trail."""
+
+    limit: int | None = None
+    folder: Path | None = None
+    trail: Trail | None = None
+
+    def open(self, first_BLD: Tensor, windows: int) -> Streams:
+        """Room for the hidden states of so many windows, shaped like this first batch."""
+        size = first_BLD[0].numel() * first_BLD.element_size() * windows
+        if self.limit is None or size <= self.limit:
+            return Streams()
+        return MappedStreams(size, self.folder)
+
+
+class Streams:
+    """Hidden states [B, L, D] by batch, in (pinned) memory."""
+
+    def __init__(self) -> None:
+        self._batches: list[Tensor] = []
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, batch: int) -> Tensor:
+        return self._batches[batch]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self._batches)
+
+    def __setitem__(self, batch: int, hidden_BLD: Tensor) -> None:
+        self._batches[batch] = _to_memory(hidden_BLD)
+
+    def append(self, hidden_BLD: Tensor) -> None:
+        """Add the hidden states of the next batch."""
+        self._batches.append(_to_memory(hidden_BLD))
+
+    def save(self, path: Path) -> None:
+        """Write as safetensors."""
+        tensors = {f"{batch:06}": hidden_BLD.contiguous() for batch, hidden_BLD in enumerate(self)}
+        with disk_errors(path.parent):
+            save_file(tensors, path)
+
+    def load(self, path: Path) -> None:
+        """Take over what ``save`` wrote."""
+        with safe_open(path, framework="pt") as file:
+            for batch, name in enumerate(sorted(file.keys())):
+                self[batch] = file.get_tensor(name).clone()
+
+
+class MappedStreams(Streams):
+    """The same in a file without a name, which goes when the process does; its pages are no memory of ours."""
+
+    def __init__(self, size: int, folder: Path | None) -> None:
+        super().__init__()
+        with disk_errors(folder or Path(tempfile.gettempdir())):
+            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # open as long as the streams are
+            self._file.truncate(size)
+            self._map = mmap.mmap(self._file.fileno(), size)
+        self._used = 0
+
+    def __setitem__(self, batch: int, hidden_BLD: Tensor) -> None:
+        self._batches[batch].copy_(hidden_BLD)
+
+    def append(self, hidden_BLD: Tensor) -> None:
+        """Add the hidden states of the next batch."""
+        room = torch.frombuffer(self._map, dtype=hidden_BLD.dtype, count=hidden_BLD.numel(), offset=self._used)
+        self._used += hidden_BLD.numel() * hidden_BLD.element_size()
+        self._batches.append(room.view(hidden_BLD.shape).copy_(hidden_BLD))
+
+
+def _to_memory(hidden_BLD: Tensor) -> Tensor:
+    return hidden_BLD.cpu().pin_memory() if hidden_BLD.is_cuda else hidden_BLD

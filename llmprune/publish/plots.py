@@ -1,0 +1,73 @@
+"""The report's two charts as PNG, for the model card."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmprune.common.files import write_beside
+from llmprune.results.schema import LayerFigures, Report
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_KEPT, _GONE, _CUT = "#3b6ea5", "#c9553d", "#b0863a"
+_SIZE = 7.2, 2.8  # inches
+_DPI = 150
+
+
+def draw(report: Report, folder: Path) -> dict[str, Path]:
+    """Write the charts that the report has figures for; by name, such as ``importance``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn: dict[str, Path] = {}
+    if any(layer.importance is not None for layer in report.layers):
+        drawn["importance"] = _save(folder / "importance.png", lambda axes: _importance(axes, report.layers))
+    if any(layer.error_refit is not None for layer in report.layers):
+        drawn["error"] = _save(folder / "error.png", lambda axes: _errors(axes, report.layers))
+    return drawn
+
+
+def _importance(axes: Axes, layers: Sequence[LayerFigures]) -> None:
+    for removed, colour, name in ((False, _KEPT, "kept"), (True, _GONE, "removed")):
+        shown = [layer for layer in layers if layer.removed is removed and layer.importance is not None]
+        if shown:
+            heights = [layer.importance or 0.0 for layer in shown]
+            axes.bar([layer.layer for layer in shown], heights, color=colour, width=0.72, label=name)
+    values = [layer.importance for layer in layers if layer.importance is not None and layer.importance > 0]
+    if values and max(values) > 8 * sorted(values)[len(values) // 2]:
+        axes.set_yscale("log")
+    axes.set_ylabel("importance")
+
+
+def _errors(axes: Axes, layers: Sequence[LayerFigures]) -> None:
+    lines = {"before its own refit": (_CUT, "error_cut"), "as saved": (_KEPT, "error_refit")}
+    for name, (colour, field) in lines.items():
+        points = [(layer.layer, getattr(layer, field)) for layer in layers]
+        known = [(x, y) for x, y in points if y is not None and math.isfinite(y)]
+        if known:
+            axes.plot(*zip(*known, strict=True), color=colour, marker="o", markersize=3, label=name)
+    for layer in layers:
+        if layer.removed:
+            axes.axvspan(layer.layer - 0.5, layer.layer + 0.5, color=_GONE, alpha=0.12, linewidth=0)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("relative error")
+
+
+def _save(path: Path, plot: Callable[[Axes], None]) -> Path:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=_SIZE, dpi=_DPI, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    plot(axes)
+    axes.set_xlabel("layer of the dense model")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    # no date and no version in the file: the same figures give the same bytes
+    write_beside(path, lambda beside: figure.savefig(beside, format="png", metadata={"Software": None}))
+    return path

@@ -1,0 +1,111 @@
+"""Whether the result can be pushed at all, asked before the run: token, rights, name, visibility."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from llmprune.common.errors import HubError
+from llmprune.common.hub.client import endpoint, persistently, reason, scrub, status_of
+from llmprune.recipe.hub import Hub
+
+logger = logging.getLogger(__name__)
+
+_MAY_NOT_WRITE = ("read", "no_access")  # roles in an organisation
+
+
+@dataclass(frozen=True)
+class Target:
+    """The repository as the hub has it now."""
+
+    exists: bool
+    private: bool | None  # None where it does not exist
+    user: str
+
+
+def look(hub: Hub, reached: bool = False) -> Target:
+    """Who asks, what is there, and whether the push is allowed. Raises HubError.
+
+    ``reached``: whether the hub was reached before, so that a refused connection may pass.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    api, repo_id = HfApi(), hub.repo_id
+    if constants.is_offline_mode():
+        raise HubError(f"{repo_id} cannot be pushed to: HF_HUB_OFFLINE is set; unset it, or leave out the hub section")
+    try:
+        user = persistently(api.whoami, reached)
+        try:
+            info = persistently(lambda: api.repo_info(repo_id))
+        except RepositoryNotFoundError:
+            info = None
+        if info is not None:
+            _require_write(repo_id)
+    except HubError:
+        raise
+    except Exception as error:  # the hub client's errors have no base in common
+        scrub(error)
+        raise HubError(f"{repo_id} cannot be pushed to: {reason(error)}") from error
+    _require_rights(hub, user, exists=info is not None)
+    if info is not None:
+        require_hidden(hub, info.private)
+    if info is not None and info.private and not hub.private:
+        logger.warning("%s is private and stays so: visibility is changed on its page on the hub", repo_id)
+    return Target(info is not None, info.private if info is not None else None, str(user.get("name", "")))
+
+
+def require_hidden(hub: Hub, private: bool) -> None:
+    """Raise HubError where the repository is public and nobody said that the model may be."""
+    if hub.private and not private:
+        raise HubError(
+            f"{hub.repo_id} is public on {endpoint()} and hub.private is true; set hub.private: false (--public) to "
+            "publish there, or name another repository"
+        )
+
+
+def _require_write(repo_id: str) -> None:
+    """Ask the hub itself; one that has no such question is not asked."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        persistently(lambda: HfApi().auth_check(repo_id, write=True))
+    except HfHubHTTPError as error:
+        if status_of(error) != 404:
+            raise
+
+
+def _require_rights(hub: Hub, user: dict[str, Any], exists: bool) -> None:
+    namespace = hub.repo_id.split("/")[0]
+    token = (user.get("auth") or {}).get("accessToken") or {}
+    if token.get("role") == "read":
+        raise HubError(
+            f"{hub.repo_id} cannot be pushed to: HF_TOKEN is a token of {user.get('name')} that may only read; "
+            "make one with write access on the hub's settings page"
+        )
+    if exists:
+        return
+    if hub.create_pr:
+        raise HubError(f"{hub.repo_id} does not exist, so no pull request can be opened; leave out create_pr")
+    organisations = [org for org in user.get("orgs") or () if org.get("roleInOrg") not in _MAY_NOT_WRITE]
+    owners = [str(owner.get("name")) for owner in (user, *organisations)]
+    if namespace not in owners:
+        raise HubError(
+            f"{hub.repo_id} cannot be made: {user.get('name')} may not write to {namespace!r}, "
+            f"but to {', '.join(owners)}; correct hub.repo_id, or use another token"
+        )
+    scopes = (token.get("fineGrained") or {}).get("scoped")
+    if token.get("role") == "fineGrained" and scopes is not None and not _grants(scopes, namespace):
+        raise HubError(
+            f"{hub.repo_id} cannot be made: the fine-grained token has no write access to repositories of {namespace}; "
+            "add it on the hub's settings page"
+        )
+
+
+def _grants(scopes: list[dict[str, Any]], namespace: str) -> bool:
+    return any(
+        (scope.get("entity") or {}).get("name") == namespace and "repo.write" in (scope.get("permissions") or ())
+        for scope in scopes
+    )

@@ -1,0 +1,169 @@
+"""``llmprune.json``: what a pushed model came from, for anybody to read, check and repeat.
+
+format        1
+created       when it was pushed, UTC
+recipe        the user's YAML, verbatim; overrides: the --set texts on top of it
+cut           layers and widths that stay, and a bit for every neuron and expert
+fingerprints  of every product of the run
+files         SHA-256 of every file that was pushed beside it, the card left out
+refused       why the gate or its absence speaks against the model; null where nothing does
+report        the figures of report.json: sizes, retention, layers, versions, base commit
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from torch import Tensor
+
+from llmprune.common.errors import HubError
+from llmprune.common.hub.client import persistently, reason, resolve, scrub
+from llmprune.common.names import is_plain
+from llmprune.cut.decision import Cut
+from llmprune.results.schema import Report
+
+FILE = "llmprune.json"
+SCHEME = "hub://"
+FORMAT = 1
+_LOCAL = {"recipe", "recipe_text", "overrides", "files"}  # parts of a report that are here already, or of one machine
+
+
+class Record(BaseModel):
+    """The file's contents. Keys that a later llmprune adds are passed over."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    format: int = FORMAT
+    created: str
+    recipe: str
+    overrides: tuple[str, ...]
+    cut: dict[str, Any]
+    fingerprints: dict[str, str]
+    files: dict[str, str]
+    refused: str | None
+    report: dict[str, Any]
+
+    @field_validator("files")
+    @classmethod
+    def _own_files(cls, files: dict[str, str]) -> dict[str, str]:
+        outside = next((name for name in files if not is_plain(name)), None)
+        if outside is not None:
+            raise ValueError(f"it lists the file {outside[:80]!r}, which is no path in a repository")
+        return files
+
+    @classmethod
+    def read(cls, text: str, place: str) -> Self:
+        """From the file's text. Raises HubError where it is none, or a later format."""
+        try:
+            data = json.loads(text)
+            if isinstance(data, dict) and data.get("format") != FORMAT:
+                raise HubError(
+                    f"the {FILE} of {place} has format {data.get('format')!r} and this llmprune reads {FORMAT}; "
+                    "take the llmprune that wrote it"
+                )
+            return cls.model_validate(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            said = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            raise HubError(f"the {FILE} of {place} cannot be read: {said}") from error
+        except (ValueError, RecursionError) as error:
+            raise HubError(f"the {FILE} of {place} cannot be read: {str(error).splitlines()[0]}") from error
+
+    def to_json(self) -> str:
+        """The file's text."""
+        return self.model_dump_json(indent=1) + "\n"
+
+
+def results(report: Report) -> dict[str, Any]:
+    """The figures of a report that mean something on another machine."""
+    return report.model_dump(mode="json", exclude=_LOCAL)
+
+
+def describe_cut(cut: Cut) -> dict[str, Any]:
+    """A cut as JSON. Of neurons, experts and heads each row of kept indices is a base64 text of bits, index 0 first."""
+    return {
+        "num_layers": cut.num_layers,
+        "keep_layers": list(cut.layers),
+        "remove_layers": list(cut.removed),
+        "widths": cut.widths,
+        "num_experts": cut.num_experts,
+        "kv_groups": cut.kv_groups,
+        "keep_neurons": {key: _as_bits(keep) for key, keep in cut.neurons.items()},
+        "keep_experts": {key: _as_bits(keep) for key, keep in cut.experts.items()},
+        "keep_heads": {key: _as_bits(keep) for key, keep in cut.heads.items()},
+    }
+
+
+def _as_bits(keep: Tensor) -> list[str]:
+    rows = keep.reshape(-1, keep.shape[-1]).numpy()
+    texts = []
+    for row in rows:
+        bits = np.zeros(int(row.max()) + 1, dtype=np.uint8)
+        bits[row] = 1
+        texts.append(base64.b64encode(np.packbits(bits).tobytes()).decode())
+    return texts
+
+
+def parse_place(text: str) -> tuple[str, str]:
+    """Repository and revision of ``org/name``, ``org/name@revision`` or the same after ``hub://``."""
+    repo_id, _, revision = text.removeprefix(SCHEME).partition("@")
+    return repo_id, revision or "main"
+
+
+def fetch_record(place: str) -> tuple[Record, str]:
+    """The record of a pushed model, and its commit; of a folder the record, and no commit. Raises HubError."""
+    folder = Path(place).expanduser()
+    if folder.is_dir():
+        if not (folder / FILE).is_file():
+            raise HubError(f"the folder {place} has no {FILE}: it holds no model that llmprune pushed")
+        return Record.read((folder / FILE).read_text(encoding="utf-8"), place), ""
+    repo_id, revision = parse_place(place)
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    try:
+        commit = str(resolve(repo_id, revision).resolved)
+        path = persistently(lambda: hf_hub_download(repo_id, FILE, revision=commit))
+    except RemoteEntryNotFoundError as error:
+        raise HubError(f"{repo_id} (revision {revision}) has no {FILE}: it was not pushed by llmprune") from error
+    except Exception as error:  # the hub client's errors have no base in common
+        scrub(error)
+        raise HubError(f"{FILE} of {repo_id} (revision {revision}) cannot be fetched: {reason(error)}") from error
+    return Record.read(Path(path).read_text(encoding="utf-8"), place), commit
+
+
+def differing_files(repo_id: str, commit: str, record: Record) -> dict[str, str]:
+    """What the hub says of the recorded files that are not as recorded: ``{file: "is gone"}``. Downloads nothing large.
+
+    Raises HubError.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.utils import sha
+
+    def ask() -> dict[str, Any]:
+        return {file.path: file for file in HfApi().get_paths_info(repo_id, list(record.files), revision=commit)}
+
+    try:
+        there = persistently(ask)
+        found = {}
+        for name, expected in record.files.items():
+            if name not in there:
+                found[name] = "is gone"
+                continue
+            large = there[name].lfs
+            if large is None:
+                with open(hf_hub_download(repo_id, name, revision=commit), "rb") as file:
+                    actual = sha.sha_fileobj(file).hex()
+            else:
+                actual = large.sha256
+            if actual != expected:
+                found[name] = "is another file"
+        return found
+    except Exception as error:  # the hub client's errors have no base in common
+        scrub(error)
+        raise HubError(f"the files of {repo_id} cannot be checked: {reason(error)}") from error

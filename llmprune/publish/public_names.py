@@ -1,0 +1,37 @@
+"""Names of models and texts for a card: without the folders of the machine that the run was on."""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+
+from llmprune.recipe.text_source import FILE_BUILDERS
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_DRIVE = re.compile(r"[A-Za-z]:")
+_FILES = {*FILE_BUILDERS, ".gguf", ".safetensors"}
+_PART = re.compile(r"(?P<place>.*?)(?P<split> \([^()]*\))?", re.DOTALL)  # of a description such as "wiki.txt (train)"
+
+
+def public_name(place: str, *, local: bool = False) -> str:
+    """Return the last part of a path; a hub id, a package or an address as it is. ``local``: it is no hub id."""
+    path = place.strip().strip("'\"")
+    if not _is_path(path, local=local):
+        return place
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+
+
+def public_sources(description: str) -> str:
+    """Return a description of texts, ``PLACE (SPLIT), PLACE (SPLIT)``, with each place under its public name."""
+    matches = (_PART.fullmatch(part) for part in re.split(r"(?<=\)), ", description))
+    return ", ".join(public_name(found["place"]) + (found["split"] or "") for found in matches if found)
+
+
+def _is_path(place: str, *, local: bool) -> bool:
+    if place.lower().startswith("file:"):
+        return True
+    if "://" in place:
+        return False
+    if local or place.startswith(("/", ".", "~")) or "\\" in place or _DRIVE.match(place):
+        return True
+    return "/" in place and (not _HUB_ID.fullmatch(place) or PurePosixPath(place).suffix in _FILES)

@@ -1,0 +1,171 @@
+"""A finished run folder onto the hub: what may go, the card, the provenance, the files.
+
+``llmprune run`` does it where the recipe has a ``hub`` section, ``llmprune push`` later.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+
+from llmprune.anatomy.meta_model import auto_class
+from llmprune.checkpoint.copied_files import is_tokenizer
+from llmprune.checkpoint.loading import load_config, place_of
+from llmprune.common.errors import CheckpointError, HubError, LLMPruneError, OutputError
+from llmprune.common.files import write_text
+from llmprune.common.hub.client import endpoint
+from llmprune.common.versions import now
+from llmprune.cut.decision import Cut
+from llmprune.publish.card import Base, Loading, read_metadata, write_card
+from llmprune.publish.gate import refusal
+from llmprune.publish.plots import draw
+from llmprune.publish.provenance import FILE, Record, describe_cut, results
+from llmprune.publish.public_names import public_name
+from llmprune.publish.published import Published
+from llmprune.publish.upload import additions, upload
+from llmprune.recipe.hub import Hub
+from llmprune.recipe.model import ModelSource
+from llmprune.recipe.recipe import Recipe, validate_arguments
+from llmprune.results.formatting import percent, ranges
+from llmprune.results.run_folder import RunFolder, file_fingerprint, fingerprint
+from llmprune.results.schema import Report
+
+MORE_SAMPLES = "evaluation of more samples"  # the name of that step in a report
+
+logger = logging.getLogger(__name__)
+
+
+def publish_once(folder: RunFolder, recipe: Recipe, hub: Hub, report: Report) -> Published:
+    """Push, unless this very model already went to this very place from this folder. Raises HubError."""
+
+    def make(path: Path) -> Published:
+        published = publish_run(folder, recipe, hub, report)
+        folder.write(path.name, published.model_dump_json(indent=1) + "\n")
+        return published
+
+    def load(path: Path) -> Published:
+        return Published.model_validate_json(path.read_text(encoding="utf-8"))
+
+    made = file_fingerprint(folder.path / "pruning.json", folder.path / "evaluation.json")
+    origin = fingerprint(made, recipe.text, recipe.overrides, hub.model_dump_json(), endpoint())
+    return folder.produce("published", origin, "published.json", load, make)
+
+
+def push_run(path: Path, settings: Mapping[str, object]) -> Published:
+    """``llmprune push``: a finished run folder; ``settings`` go over those of its recipe's hub section.
+
+    Raises OutputError where it is no finished run, HubError where it cannot or must not be pushed.
+    """
+    folder = RunFolder.open_finished(path)
+    try:
+        report = finished_report(path)
+        recipe = Recipe.parse(report.recipe_text, report.overrides, source=str(path / "recipe.yaml"))
+        given = {name: value for name, value in settings.items() if value is not None}
+        hub = validate_arguments(Hub, (recipe.hub.model_dump() if recipe.hub else {}) | given)
+        return publish_run(folder, recipe, hub, report)
+    finally:
+        folder.close()
+
+
+def publish_run(folder: RunFolder, recipe: Recipe, hub: Hub, report: Report) -> Published:
+    """Check, describe and upload the model of a run. Raises HubError, and CheckpointError for damaged weights."""
+    refused = refusal(report)
+    if refused and hub.when != "always":
+        raise HubError(
+            f"nothing was pushed to {hub.repo_id}: {refused}; prune less, or say when: always (--when always), "
+            "and the card will say so"
+        )
+    model, card = folder.path / "model", folder.path / "card"
+    require_whole(model, report.pruned.parameters)
+    plots = draw(report, card / "plots")
+    base = Base(report.provenance.model, report.provenance.commit, _base_metadata(recipe.model))
+    write_text(card / "README.md", write_card(hub.repo_id, report, base, _loading(model, report), refused, list(plots)))
+    files = {path.relative_to(model).as_posix(): path for path in model.rglob("*") if path.is_file()}
+    files = {name: path for name, path in files.items() if name not in ("README.md", FILE)}
+    files |= {f"plots/{path.name}": path for path in plots.values()}
+    operations = additions(files)
+    record = Record(
+        created=now(),
+        recipe=report.recipe_text,
+        overrides=report.overrides,
+        cut=describe_cut(Cut.load(folder.path / "cut.json")),
+        fingerprints=folder.fingerprints(),
+        files={operation.path_in_repo: operation.upload_info.sha256.hex() for operation in operations},
+        refused=refused,
+        report=results(report),
+    )
+    write_text(card / FILE, record.to_json())
+    operations += additions({name: card / name for name in ("README.md", FILE)})
+    return upload(hub, operations, hub.commit_message or _message(report))
+
+
+def require_whole(model: Path, parameters: int) -> None:
+    """Raise CheckpointError where a folder's weights cannot be read, or are fewer than were verified.
+
+    There may be more: some models save buffers beside their parameters.
+    """
+    found = 0
+    try:
+        for path in sorted(model.glob("*.safetensors")):
+            with safe_open(path, framework="pt") as weights:
+                found += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118  # no mapping
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{model} has weights that cannot be read ({error}); run the recipe again") from error
+    if found < parameters:
+        raise CheckpointError(
+            f"{model} holds {found:,} parameters and {parameters:,} were verified; run the recipe again"
+        )
+
+
+def finished_report(path: Path) -> Report:
+    """The report of a run that came to its end. Raises OutputError where there is none."""
+    try:
+        return Report.model_validate_json((path / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValidationError) as error:
+        raise OutputError(
+            f"the run in {path} has no report that can be read, so it is not finished; run its recipe again first"
+        ) from error
+
+
+def refuse_fewer_samples(path: Path, limit: int | None) -> None:
+    """Raise OutputError where ``llmprune reevaluate`` asked the same model more samples a task than ``limit``."""
+    written = path / "report.json"
+    if limit is None or not written.is_file() or written.stat().st_mtime < (path / "pruning.json").stat().st_mtime:
+        return
+    report = finished_report(path)
+    asked = report.recipe["evaluation"]["limit"]
+    if any(step.name == MORE_SAMPLES for step in report.steps) and (asked is None or asked > limit):
+        raise OutputError(
+            f"the report in {path} stands on {asked} samples a task (llmprune reevaluate), and this run would replace "
+            f"it by one on {limit}; add --set evaluation.limit={asked}, or give another --output"
+        )
+
+
+def _base_metadata(source: ModelSource) -> dict[str, object]:
+    """The base model's card, where it can still be had."""
+    try:
+        return read_metadata(place_of(source, "tokenizer"))
+    except LLMPruneError as error:
+        logger.warning("the card says nothing of the base model's licence and languages: %s", error)
+        return {}
+
+
+def _loading(model: Path, report: Report) -> Loading:
+    trust = report.provenance.trust_remote_code
+    config = load_config(ModelSource(id=str(model.absolute()), trust_remote_code=trust))
+    tokenizer = any(map(is_tokenizer, report.base_files.carried)) or (model / "tokenizer_config.json").is_file()
+    return Loading(auto_class(config).__name__, tokenizer, hasattr(config, "auto_map") and trust)
+
+
+def _message(report: Report) -> str:
+    removed = ranges(report.removed_layers)
+    share = report.pruned.parameters / report.dense.parameters
+    layers = f", {'layers' if len(report.removed_layers) > 1 else 'layer'} {removed} removed" if removed else ""
+    sparse = f", {report.sparsity.pattern} sparse" if report.sparsity else ""
+    model = public_name(report.provenance.model, local=report.provenance.commit is None)
+    return f"{model} pruned to {percent(share)} of its parameters{layers}{sparse}"

@@ -1,0 +1,141 @@
+"""``llmprune run hub://org/name@rev``: the run of a pushed model again, from its provenance file.
+
+Model and data are those of the recorded commits; nothing is pushed. Afterwards the new result
+is held against the recorded one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llmprune.common.errors import RecipeError
+from llmprune.common.names import is_plain
+from llmprune.publish.provenance import Record, fetch_record
+from llmprune.recipe.calibration import TokenWindows
+from llmprune.recipe.recipe import Recipe
+from llmprune.recipe.text_source import FILE_BUILDERS, PACKAGES
+from llmprune.results.schema import Report
+
+
+def recorded_recipe(place: str, overrides: Sequence[str] = ()) -> tuple[Recipe, Record]:
+    """The recipe of a pushed model, pinned to what it read, and its record. Raises HubError and RecipeError.
+
+    A recipe from the hub names no files of this machine, no code and no addresses, unless ``overrides`` do.
+    """
+    record, commit = fetch_record(place)
+    every = [*record.overrides, *_pins(record), *overrides]
+    recipe = Recipe.parse(record.recipe, every, source=place)
+    given = [override.partition("=")[0].strip() for override in overrides]
+    problems = [
+        f"{key}: a recipe from the hub opens nothing but hub ids here, not {value[:80]!r}; give it with --set {key}=…"
+        for key, value in (_local_names(recipe) if commit else ())
+        if not any(key == one or key.startswith(f"{one}.") for one in given)
+    ]
+    if problems:
+        raise RecipeError(problems, place)
+    return recipe, record
+
+
+def _local_names(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Key and value of everything in a recipe that is opened on this machine, or runs code."""
+    if not _is_hub_id(recipe.model.id):
+        yield "model.id", recipe.model.id
+    for section, windows in _windows(recipe):
+        named = {f"{section}.dataset": windows.dataset} | {
+            f"{section}.sources.{place}.dataset": source.dataset for place, source in enumerate(windows.sources or ())
+        }
+        for key, dataset in named.items():
+            if dataset and not (_is_hub_id(dataset) and Path(dataset).suffix not in FILE_BUILDERS):
+                yield key, dataset
+        if windows.tokens is not None:
+            yield f"{section}.tokens", windows.tokens
+    for task in recipe.evaluation.tasks:
+        if "/" in task or task.endswith((".yaml", ".yml")):  # lm-eval takes it for a file, which may run code
+            yield "evaluation.tasks", task
+    if recipe.evaluation.include_path is not None:
+        yield "evaluation.include_path", recipe.evaluation.include_path
+    if recipe.evaluation.backend is not None:
+        yield "evaluation.backend", recipe.evaluation.backend.name
+
+
+def _is_hub_id(name: str) -> bool:
+    """Check that a name is ``name`` or ``org/name`` and nothing here; what the ready recipes name may pass."""
+    hub_id = is_plain(name) and name.count("/") < 2 and not name.startswith(".") and not Path(name).exists()
+    return hub_id or name in PACKAGES
+
+
+def _windows(recipe: Recipe) -> Iterator[tuple[str, TokenWindows]]:
+    """The sections that name text."""
+    yield "calibration", recipe.calibration
+    if recipe.evaluation.perplexity is not None:
+        yield "evaluation.perplexity", recipe.evaluation.perplexity
+
+
+def _pins(record: Record) -> list[str]:
+    """Overrides that name the recorded commits of the model and of every data set, push nothing and trust nobody."""
+    provenance = record.report.get("provenance") or {}
+    recipe = Recipe.parse(record.recipe, record.overrides)
+    pins = ["hub=null"]
+    if recipe.model.trust_remote_code:  # a stranger's recipe does not decide that; who repeats it may, with --set
+        pins.append("model.trust_remote_code=false")
+    if provenance.get("commit"):
+        pins.append(f"model.revision={_quoted(provenance['commit'])}")
+    commits: dict[str, str] = provenance.get("datasets") or {}
+    for section, windows in _windows(recipe):
+        if windows.dataset in commits:
+            pins.append(f"{section}.revision={_quoted(commits[windows.dataset])}")
+        for place, source in enumerate(windows.sources or ()):
+            if source.dataset in commits:
+                pins.append(f"{section}.sources.{place}.revision={_quoted(commits[source.dataset])}")
+    return pins
+
+
+def _quoted(commit: str) -> str:
+    """As YAML text: a commit may be all digits."""
+    return yaml.dump(commit, default_style='"').strip()
+
+
+def differences(record: Record, report: Report, model: Path) -> list[str]:
+    """What the new run has otherwise than the recorded one, as sentences; none where the files are the same."""
+    weights = [name for name in record.files if name.endswith(".safetensors")]
+    if weights and all(_sha256(model / name) == record.files[name] for name in weights):
+        return []
+    before, after = record.report, report.model_dump(mode="json")
+    found = [
+        f"{name}: {_value(before, path)} then, {_value(after, path)} now"
+        for name, path in _COMPARED.items()
+        if _value(before, path) != _value(after, path)
+    ]
+    removed = record.cut.get("remove_layers"), [layer.layer for layer in report.layers if layer.removed]
+    if removed[0] != removed[1]:
+        found.append(f"removed layers: {removed[0]} then, {removed[1]} now")
+    return found or ["the same cut of the same model on the same tokens, and weights that are not equal to the bit"]
+
+
+_COMPARED = {
+    "base commit": ("provenance", "commit"),
+    "calibration tokens": ("provenance", "calibration_fingerprint"),
+    "parameters": ("pruned", "parameters"),
+    "mean retention": ("mean_retention",),
+    "device": ("provenance", "device"),
+    "versions": ("provenance", "versions"),
+}
+
+
+def _value(report: dict[str, Any], path: tuple[str, ...]) -> Any:
+    value: Any = report
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _sha256(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,76 @@
+"""A provenance file as a person reads it in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from llmprune.publish.provenance import Record
+from llmprune.results.formatting import count, fixed, percent, plural, ranges, weight
+
+
+def print_record(
+    place: str, commit: str, record: Record, differing: Mapping[str, str] | None, console: Console
+) -> None:
+    """Print what the model came from. ``differing``: files that are not as recorded; None: unchecked."""
+    table = Table(box=None, show_header=False, pad_edge=False, show_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _rows(record):
+        table.add_row(name, Text(value))
+    console.print(Text(f"{place} ({commit})" if commit else place, style="bold"))
+    console.print()
+    console.print(table)
+    if tasks := record.report.get("tasks"):
+        console.print()
+        console.print(_tasks(tasks))
+    console.print()
+    console.print(Text(record.recipe.rstrip()), soft_wrap=True)
+    for override in record.overrides:
+        console.print(Text(f"--set {override}"), soft_wrap=True)
+    console.print()
+    if record.refused:
+        console.print(Text.assemble(("Gate not met", "bold red"), f": {record.refused}"))
+    if differing:
+        for file, what in differing.items():
+            console.print(Text.assemble(("Not as recorded", "bold red"), f": {file} {what}"))
+    elif differing is not None:
+        console.print(f"All {plural(len(record.files), 'file')} have the recorded SHA-256.")
+
+
+def _rows(record: Record) -> list[tuple[str, str]]:
+    provenance: dict[str, Any] = record.report.get("provenance") or {}
+    sizes = [record.report.get(which) or {} for which in ("dense", "pruned")]
+    dense, pruned = sizes
+    versions = provenance.get("versions") or {}
+    cut = record.cut
+    rows = [
+        ("pushed", record.created),
+        ("base model", f"{provenance.get('model')} @ {provenance.get('commit') or 'no hub commit'}"),
+        ("parameters", f"{count(dense.get('parameters'))} → {count(pruned.get('parameters'))}"),
+        ("weights", f"{weight(dense.get('bytes'))} → {weight(pruned.get('bytes'))}"),
+        ("layers", f"{cut.get('num_layers')} → {len(cut.get('keep_layers') or ())}"),
+        ("removed layers", ranges(cut.get("remove_layers") or ()) or "none"),
+        *((name, f"{dense['widths'].get(name)} → {kept}") for name, kept in (cut.get("widths") or {}).items()),
+        ("calibration", f"{provenance.get('calibration_tokens')} tokens, {provenance.get('calibration_fingerprint')}"),
+        *((f"data set {name}", commit) for name, commit in (provenance.get("datasets") or {}).items()),
+        ("mean retention", percent(record.report.get("mean_retention"))),
+        ("llmprune", ", ".join(f"{name} {version}" for name, version in versions.items())),
+    ]
+    return [(name, str(value)) for name, value in rows]
+
+
+def _tasks(tasks: list[dict[str, Any]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for number, head in enumerate(("task", "dense", "pruned", "retention", "samples")):
+        table.add_column(head, justify="right" if number else "left", overflow="fold")
+    for task in tasks:
+        figures = fixed(task.get("dense")), fixed(task.get("pruned")), percent(task.get("retention"))
+        better = "" if task.get("higher_is_better", True) else ", lower is better"
+        table.add_row(f"{task.get('task')} ({task.get('metric')}{better})", *figures, str(task.get("samples")))
+    return table

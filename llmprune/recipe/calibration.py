@@ -1,0 +1,122 @@
+"""The recipe's ``calibration`` section, and what it shares with the text for perplexity."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from llmprune.common.schema import Section, Size
+from llmprune.recipe.text_source import TextSource, readable_split
+
+if TYPE_CHECKING:
+    pass
+
+
+class TokenWindows(Section):
+    """Token windows [samples, sequence_length] from one source, several, or a file of ready tokens."""
+
+    dataset: str | None = Field(None, min_length=1, description=TextSource.model_fields["dataset"].description)
+    config: str | None = Field(None, description=TextSource.model_fields["config"].description)
+    split: str = Field("train", description=TextSource.model_fields["split"].description)
+    revision: str | None = Field(None, description=TextSource.model_fields["revision"].description)
+    text_field: str | None = Field(None, description=TextSource.model_fields["text_field"].description)
+    messages_field: str | None = Field(None, description=TextSource.model_fields["messages_field"].description)
+    sources: tuple[TextSource, ...] | None = Field(
+        None, strict=False, min_length=1, description="Several sources, mixed by weight."
+    )
+    tokens: str | None = Field(None, description="A safetensors file of ready token windows [N, L].")
+    key: str | None = Field(None, description="Name of the tensor in the tokens file.")
+    samples: int | None = Field(
+        None, gt=0, description="Number of windows N; default: 128, for perplexity 32, of a tokens file all."
+    )
+    sequence_length: int | None = Field(
+        None, ge=8, description="Tokens in a window L; default: 2048, or the tokens file's."
+    )
+    documents: Literal["end_of_text", "blank_line", "separate"] = Field(
+        "end_of_text",
+        description="What is between the documents of a window: the end-of-text token or a blank line; or separate: "
+        "a window holds one document, those that are shorter than a window are left out.",
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the document shuffle.")
+    batch_size: int = Field(4, gt=0, description="Windows that go through a layer at a time.")
+
+    @field_validator("split")
+    @classmethod
+    def _readable_split(cls, split: str) -> str:
+        return readable_split(split)
+
+    @field_validator("sources")
+    @classmethod
+    def _different(cls, sources: tuple[TextSource, ...] | None) -> tuple[TextSource, ...] | None:
+        seen: set[str] = set()
+        for source in sources or ():
+            rows = source.model_dump_json(exclude={"weight"})
+            if rows in seen:
+                raise ValueError(f"{source.dataset} is there twice with the same rows; raise its weight instead")
+            seen.add(rows)
+        return sources
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        given = [name for name in ("dataset", "sources", "tokens") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"needs exactly one of dataset, sources or tokens; {' and '.join(given) or 'none'} given")
+        if self.tokens is None and self.key is not None:
+            raise ValueError("key belongs to a tokens file; remove it")
+        if self.tokens is not None and self.key is None:
+            raise ValueError("a tokens file needs key: the name of the tensor in it")
+        if self.dataset is None:
+            single = ("config", "split", "revision", "text_field", "messages_field")
+            stray = [name for name in single if name in self.model_fields_set]
+            if stray:
+                raise ValueError(f"{', '.join(stray)} belongs to dataset, not to {given[0]}")
+        if self.dataset is not None:
+            self.text_sources()
+        return self
+
+    def stored_shape(self) -> tuple[int, int] | None:
+        """(N, L) of ready tokens; None of text, and where the file cannot be read, as reading it will say."""
+        return _stored_shape(self.tokens, str(self.key)) if self.tokens else None
+
+    def text_sources(self) -> tuple[TextSource, ...]:
+        """The sources of text, one or several; none for ready tokens."""
+        if self.sources is not None:
+            return self.sources
+        if self.dataset is None:
+            return ()
+        fields = ("dataset", "config", "split", "revision", "text_field", "messages_field")
+        return (TextSource(**{name: getattr(self, name) for name in fields}),)
+
+
+class Calibration(TokenWindows):
+    """The text that scores and repairs are measured on."""
+
+    stream_memory: Size = Field(
+        16 * 2**30,
+        description="Most memory for the hidden states of all tokens, dense and pruned each, and for each thing that "
+        "a layer keeps of all tokens; more goes to a file.",
+    )
+
+    stream_disk: Size = Field(
+        16 * 2**30,
+        description="Most disk for the dense hidden states after every layer, which pass 1 leaves for pass 2 so that "
+        "it need not compute them again; they go when pass 2 is done.",
+    )
+
+    def shape(self) -> tuple[int, int]:
+        """(N, L) that the recipe asks for; a tokens file decides for itself where nothing is asked."""
+        samples, length = self.stored_shape() or (128, 2048)
+        return self.samples or samples, self.sequence_length or length
+
+
+def _stored_shape(path: str, key: str) -> tuple[int, int] | None:
+    """(N, L) of ready tokens, from the file's header; None where that cannot be read, as reading them will say."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            windows, length = file.get_slice(key).get_shape()
+    except (OSError, SafetensorError, ValueError):
+        return None
+    return windows, length

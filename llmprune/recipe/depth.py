@@ -1,0 +1,38 @@
+"""The recipe's ``depth`` section."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from llmprune.common.schema import Section, exactly_one
+from llmprune.criteria import (
+    AnyDepthCriterion,
+    BlockInfluence,
+)
+
+
+class Depth(Section):
+    """Which decoder layers go: a number to remove, a number to keep, or the layers themselves."""
+
+    remove: int | None = Field(None, gt=0, description="Number of layers to remove.")
+    keep: int | None = Field(None, gt=0, description="Number of layers to keep.")
+    layers: tuple[int, ...] | None = Field(
+        None, strict=False, min_length=1, description="Indices of the layers to remove, from 0."
+    )
+    criterion: AnyDepthCriterion = Field(BlockInfluence(), description="How layers are scored.")
+    keep_pattern: bool = Field(
+        False,
+        description="Remove only layers after which the kinds of layers still repeat as in the base, such as sliding "
+        "and full attention; tools that assume the period need it.",
+    )
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        exactly_one(self, ("remove", "keep", "layers"))
+        if self.layers is not None and len(set(self.layers)) < len(self.layers):
+            raise ValueError("layers names a layer twice; name each layer once")
+        if self.layers is not None and min(self.layers) < 0:
+            raise ValueError("layers counts from 0; negative indices are not read")
+        return self

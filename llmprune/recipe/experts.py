@@ -1,0 +1,26 @@
+"""The recipe's ``experts`` section."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from llmprune.common.schema import Section, exactly_one
+from llmprune.criteria import (
+    AnyExpertCriterion,
+    Reap,
+)
+
+
+class Experts(Section):
+    """How many experts of each mixture go."""
+
+    remove: int | None = Field(None, gt=0, description="Number of experts to remove from each mixture.")
+    keep: int | None = Field(None, gt=0, description="Number of experts to keep in each mixture.")
+    criterion: AnyExpertCriterion = Field(Reap(), description="How experts are scored.")
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        exactly_one(self, ("remove", "keep"))
+        return self

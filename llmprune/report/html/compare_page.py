@@ -1,0 +1,54 @@
+"""Several runs on one HTML page: size against retention, and a table. No network, no script."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llmprune.report.html.interval_charts import Dot, size_chart
+from llmprune.report.html.page import environment
+from llmprune.report.runs import Run, mean_interval, warnings_of
+from llmprune.results.formatting import share
+
+
+def render_comparison(runs: Sequence[Run]) -> str:
+    """The whole page as text."""
+    plotted = [run for run in runs if run.report.mean_retention is not None]
+    return (
+        environment()
+        .get_template("compare.html.j2")
+        .render(
+            runs=[(plotted.index(run) + 1 if run in plotted else None, run, _size(run)) for run in runs],
+            chart=size_chart([_dot(run) for run in plotted]),
+            warnings=warnings_of(runs),
+            interval=mean_interval(runs),
+            tiles=[],
+        )
+    )
+
+
+def figures_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The same figures for machines, a mapping a run."""
+    return [
+        {
+            "run": run.name,
+            "size": _size(run),
+            "parameters": run.report.pruned.parameters,
+            "retention": run.report.retention.model_dump(mode="json") if run.report.retention else None,
+            "perplexity": run.report.perplexity.model_dump(mode="json") if run.report.perplexity else None,
+            "speed": run.report.speed.model_dump(mode="json") if run.report.speed else None,
+            "verdict": run.report.gate.verdict if run.report.gate else None,
+        }
+        for run in runs
+    ]
+
+
+def _size(run: Run) -> float:
+    """Share of the dense model's bytes."""
+    return share(run.report.dense.bytes, run.report.pruned.bytes) or 0.0
+
+
+def _dot(run: Run) -> Dot:
+    mean = run.report.retention
+    low, high = (mean.interval.low, mean.interval.high) if mean else (None, None)
+    return Dot(run.name, _size(run), run.report.mean_retention or 0.0, low, high)

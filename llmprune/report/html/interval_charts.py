@@ -1,0 +1,204 @@
+"""Charts of retention with its uncertainty: a row a task, and size against retention of several runs.
+
+As in ``charts``: horizontal positions are percentages, vertical ones pixels, colours come from the page.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from llmprune.report.html.charts import linear_ticks, svg
+from llmprune.results.formatting import percent
+
+ROW, FOOT = 50, 34  # pixels: one row; ticks and their numbers
+PLOT, TOP, BOTTOM = 300, 30, 46  # pixels: the plane, the heading above it, ticks below
+
+
+@dataclass(frozen=True)
+class Whisker:
+    """A retention and where it lies; ``strong`` rows are the mean and groups."""
+
+    label: str
+    point: float
+    low: float | None
+    high: float | None
+    strong: bool = False
+    bar: float | None = None  # the gate's, for this row
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One run: its share of the dense size, and its retention."""
+
+    label: str
+    size: float
+    point: float
+    low: float | None
+    high: float | None
+
+
+def retention_chart(rows: Sequence[Whisker]) -> Markup | None:
+    """A dot with its interval for every row, on one scale with a line at 100 %. None without rows."""
+    rows = [row for row in rows if math.isfinite(row.point)]
+    if not rows:
+        return None
+    bars = [row.bar for row in rows if row.bar is not None]
+    ends = [end for row in rows for end in (row.low, row.high, row.point) if end is not None]
+    low, high = min(*ends, *bars, 1.0), min(max(*ends, 1.0), 2.0)
+    ticks = linear_ticks(max(low - 0.1 * (high - low), 0), high, 4)
+    scale = _Scale(ticks[0], ticks[-1])
+    height = len(rows) * ROW
+    body = [_ticks(scale, ticks, height), *(_row(row, place, scale) for place, row in enumerate(rows))]
+    text = "; ".join(f"{row.label}: {_said(row)}" for row in rows)
+    return svg("retention", "Share of the dense score that was kept", text, height + FOOT, body)
+
+
+def size_chart(dots: Sequence[Dot]) -> Markup | None:
+    """Numbered dots: share of the dense size against retention, with intervals. None without a retention."""
+    dots = [dot for dot in dots if math.isfinite(dot.point)]
+    if not dots:
+        return None
+    ends = [end for dot in dots for end in (dot.low, dot.high, dot.point) if end is not None]
+    low, high = min(*ends, 1.0), min(max(*ends, 1.0), 2.0)
+    ups = linear_ticks(max(low - 0.05, 0), high, 5)
+    sizes = [dot.size for dot in dots]
+    across = linear_ticks(max(min(sizes) - 0.05, 0), max(*sizes, 1.0), 5)
+    x, y = _Scale(across[0], across[-1]), _Scale(ups[0], ups[-1])
+    line = Markup('<line class="{}" x1="0" x2="100%" y1="{y}" y2="{y}"/><text class="tick end" x="-8" y="{}">{}</text>')
+    body = [Markup('<text class="tick" x="-44" y="12">retained</text>')]
+    for tick in ups:
+        body.append(
+            line.format(
+                "zero" if math.isclose(tick, 1) else "grid",
+                _up(y, tick) + 4,
+                percent(tick, tick_digits(ups)),
+                y=_up(y, tick),
+            )
+        )
+    for tick in across:
+        body.append(
+            Markup('<text class="tick {}" x="{:.3f}%" y="{}">{}</text>').format(
+                "end" if tick == across[-1] else "mid",
+                x.at(tick),
+                TOP + PLOT + 20,
+                percent(tick, tick_digits(across)),
+            )
+        )
+    body.append(
+        Markup('<text class="tick end" x="100%" y="{}">size of the weights, of dense</text>').format(TOP + PLOT + 40)
+    )
+    there: dict[tuple[int, int], list[int]] = {}  # by place in pixels, roughly: what lies on one another is drawn once
+    for number, dot in enumerate(dots, start=1):
+        there.setdefault((round(x.at(dot.size) / 2), round(_up(y, dot.point) / 8)), []).append(number)
+    body += [_dot(numbers, dots[numbers[0] - 1], x, y) for numbers in there.values()]
+    text = "; ".join(f"{dot.label}: {percent(dot.size)} of the size, {percent(dot.point)} retained" for dot in dots)
+    return svg("size-retention", "Size against retention", text, TOP + PLOT + BOTTOM, body)
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """From a share to a place in percent of the chart's width."""
+
+    low: float
+    high: float
+
+    def at(self, value: float) -> float:
+        share = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
+        return share * 100
+
+
+def _up(scale: _Scale, value: float) -> float:
+    return round(TOP + PLOT * (1 - scale.at(value) / 100), 1)
+
+
+def _ticks(scale: _Scale, ticks: Sequence[float], height: int) -> Markup:
+    line = Markup('<line class="{}" x1="{x:.3f}%" x2="{x:.3f}%" y1="0" y2="{}"/>')
+    number = Markup('<text class="tick {}" x="{x:.3f}%" y="{}">{}</text>')
+    anchors = {ticks[0]: "", ticks[-1]: "end"}
+    digits = tick_digits(ticks)
+    return Markup("").join(
+        line.format("zero" if math.isclose(tick, 1) else "grid", height + 6, x=scale.at(tick))
+        + number.format(anchors.get(tick, "mid"), height + 22, percent(tick, digits), x=scale.at(tick))
+        for tick in ticks
+    )
+
+
+def tick_digits(ticks: Sequence[float]) -> int:
+    """Decimals that percentages at these ticks need, at most two."""
+    return next((digits for digits in (0, 1) if all(_is_round(tick * 100, digits) for tick in ticks)), 2)
+
+
+def _is_round(value: float, digits: int) -> bool:
+    return abs(value - round(value, digits)) < 1e-6
+
+
+def _row(row: Whisker, place: int, scale: _Scale) -> Markup:
+    top = place * ROW
+    y = top + 34
+    parts = [
+        Markup('<text class="{}" x="0" y="{}">{}</text>').format(
+            "name value" if row.strong else "name", top + 18, row.label
+        )
+        + Markup('<text class="end halo" x="100%" y="{}">{}</text>').format(top + 18, _said(row))
+    ]
+    if row.low is not None and row.high is not None:
+        parts.append(
+            Markup('<rect class="span{}" x="{:.3f}%" y="{}" width="{:.3f}%" height="{}" rx="3"/>').format(
+                " strong" if row.strong else "",
+                scale.at(row.low),
+                y - 4,
+                max(scale.at(row.high) - scale.at(row.low), 0.3),
+                8,
+            )
+        )
+    if row.bar is not None:
+        parts.append(
+            Markup('<line class="bar" x1="{x:.3f}%" x2="{x:.3f}%" y1="{}" y2="{}"><title>gate</title></line>').format(
+                y - 11, y + 11, x=scale.at(row.bar)
+            )
+        )
+    parts.append(
+        Markup('<circle class="dot pruned" cx="{:.3f}%" cy="{}" r="{}"/>').format(
+            scale.at(row.point), y, 6 if row.strong else 4.5
+        )
+    )
+    return Markup("").join(parts)
+
+
+def _said(row: Whisker) -> str:
+    if row.low is None or row.high is None:
+        return percent(row.point)
+    within = f"{row.low * 100:.1f}–{percent(row.high)}"
+    return f"{percent(row.point)} ({within})"
+
+
+def _dot(numbers: Sequence[int], dot: Dot, x: _Scale, y: _Scale) -> Markup:
+    """The first of the numbers in a dot, and beside it those that would hide behind it."""
+    number, *others = numbers
+    parts = []
+    if dot.low is not None and dot.high is not None:
+        parts.append(
+            Markup('<line class="whisker" x1="{x:.3f}%" x2="{x:.3f}%" y1="{}" y2="{}"/>').format(
+                _up(y, dot.high), _up(y, dot.low), x=x.at(dot.size)
+            )
+        )
+    parts.append(
+        Markup(
+            '<circle class="dot pruned" cx="{x:.3f}%" cy="{y}" r="11"><title>{title}</title></circle>'
+            '<text class="inside mid" x="{x:.3f}%" y="{below}">{number}</text>'
+        ).format(
+            x=x.at(dot.size),
+            y=_up(y, dot.point),
+            below=_up(y, dot.point) + 4.5,
+            number=number,
+            title=f"{dot.label}: {percent(dot.size)} of the size, {percent(dot.point)} retained",
+        )
+    )
+    if others:
+        also = Markup('<text class="also" x="{:.3f}%" dx="16" y="{}">{}</text>')
+        parts.append(also.format(x.at(dot.size), _up(y, dot.point) + 4.5, ", ".join(map(str, others))))
+    return Markup("").join(parts)

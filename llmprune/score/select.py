@@ -1,0 +1,54 @@
+"""Choose the cut to planned sizes that keeps what scores highest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from llmprune.anatomy.types import Anatomy, unit_key
+from llmprune.cut.decision import Cut, choose_highest, choose_layers
+from llmprune.cut.layer_choice import choose_in_pattern
+from llmprune.score.scores import Scores
+
+
+def choose_cut(
+    anatomy: Anatomy,
+    scores: Scores | None,
+    removed_layers: tuple[int, ...] | None,
+    keep_layers: int,
+    widths: Mapping[str, int],
+    num_experts: int | None,
+    kv_groups: int | None = None,
+    *,
+    keep_pattern: bool = False,
+) -> Cut:
+    """The cut to these numbers that keeps what scores highest; the layers too, unless they are named."""
+    count = anatomy.num_layers
+    if removed_layers is not None:
+        layers = tuple(index for index in range(count) if index not in removed_layers)
+    else:
+        assert scores is not None, "layers are scored where the recipe does not name them"
+        assert scores.layers is not None
+        if keep_pattern:
+            layers = choose_in_pattern(scores.layers, keep_layers, anatomy)
+        else:
+            layers = choose_layers(scores.layers, keep_layers, anatomy.one_of)
+    if scores is None:
+        return Cut(count, layers)
+    narrower = {field: kept for field, kept in widths.items() if kept < anatomy.widths[field]}
+    neurons = {
+        unit_key(index, unit.path): choose_highest(
+            scores.neurons[unit_key(index, unit.path)], unit.times * narrower[unit.field]
+        )
+        for index, units in enumerate(anatomy.units)
+        for unit in units
+        if unit.field in narrower
+    }
+    cut = Cut(count, layers, narrower, neurons)
+    if num_experts is not None and anatomy.experts is not None and num_experts != anatomy.experts.count:
+        experts = {key: choose_highest(scores_E, num_experts) for key, scores_E in scores.experts.items()}
+        cut = replace(cut, num_experts=num_experts, experts=experts)
+    if kv_groups is not None and anatomy.heads is not None and kv_groups != anatomy.heads.count:
+        heads = {key: choose_highest(scores_G, kv_groups) for key, scores_G in scores.heads.items()}
+        cut = replace(cut, kv_groups=kv_groups, heads=heads)
+    return cut

@@ -1,0 +1,80 @@
+"""Jobs as a person at a terminal sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from rich import box
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from llmprune.common.console import PlainConsole
+from llmprune.common.printing import printable, printable_message
+from llmprune.results.formatting import duration, percent
+
+STYLES = {
+    "succeeded": "green", "failed": "red", "running": "cyan", "cancelling": "yellow",
+    "gate_not_met": "yellow", "gate_undecided": "yellow",
+}  # fmt: skip
+
+
+def print_jobs(jobs: Iterable[dict[str, Any]]) -> None:
+    """A line for each job."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for head in ("id", "state", "name", "owner"):
+        table.add_column(head, overflow="fold")
+    for head in ("done", "ran", "retained"):
+        table.add_column(head, justify="right")
+    for job in jobs:
+        retention = (job["figures"] or {}).get("retention")
+        table.add_row(
+            printable(job["id"]), _state(job), printable(job["name"]), printable(job["owner"]),
+            percent(job["fraction"], 0), duration(job["ran_seconds"]), 
+            percent(None if retention is None else float(retention)),
+        )  # fmt: skip
+    PlainConsole().print(table)
+
+
+def doing(job: dict[str, Any]) -> str:
+    """``pass 2: cut and refit, layer 12 of 28, about 40 s left in this step``."""
+    said = [printable(job["step"] or state_words(job["state"]))]
+    if job["total"] and job["done"] is not None:
+        said.append(f"layer {job['done'] + 1} of {job['total']}")
+    if job.get("seconds_left"):
+        said.append(f"about {duration(round(job['seconds_left'])).replace('.0 s', ' s')} left in this step")
+    return ", ".join(said)
+
+
+def show_progress(events: Iterable[dict[str, Any]], final: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A bar on a terminal, a line for each new step elsewhere; the job as it ended."""
+    console = PlainConsole(stderr=True)
+    said = ""
+    with Progress(
+        BarColumn(), TaskProgressColumn(), TextColumn("{task.description}", markup=False), console=console,
+        disable=not console.is_terminal,
+    ) as progress:  # fmt: skip
+        bar = progress.add_task("", total=1.0)
+        for event in events:
+            progress.update(bar, completed=event["fraction"], description=doing(event))
+            state = state_words(event["state"])
+            line = printable(f"{state}: {event['step']}" if event["step"] else state)
+            if not console.is_terminal and line != said:
+                said = line
+                console.print(Text(line), soft_wrap=True)
+    job = final()
+    console.print(_state(job, f" after {duration(job['ran_seconds'])}"))
+    if job["error"]:
+        console.print(Text(printable_message(job["error"])), soft_wrap=True)
+    return job
+
+
+def _state(job: dict[str, Any], more: str = "") -> Text:
+    """The state in its colour."""
+    return Text(printable(state_words(job["state"])) + more, STYLES.get(job["state"], ""))
+
+
+def state_words(state: str) -> str:
+    """Return a state as people read it, such as ``gate not met``."""
+    return state.replace("_", " ")

@@ -1,0 +1,72 @@
+"""Reads of the job table that its changes share: a page's query, single rows, and what forbids a change."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any
+
+from llmprune.service.jobs.job import ACTIVE, ENDED
+
+Term = tuple[str, list[Any]]  # a condition and its values
+
+
+class Conflict(Exception):
+    """What was asked does not fit the job's state, or an idempotency key was used for something else."""
+
+
+class QueueFull(Exception):
+    """The owner has as many jobs waiting as are allowed."""
+
+
+class NoSuchJob(Exception):
+    """The job was deleted since the caller looked it up."""
+
+
+def visible(columns: str, terms: list[Term], viewer: str | None) -> tuple[str, list[Any]]:
+    """A query of the jobs that a viewer may see, and its values.
+
+    It has two halves, for an index serves each of them in the order of arrival, and none serves an OR.
+    """
+    halves = [terms]
+    if viewer is not None:
+        halves = [[*terms, ("owner = ?", [viewer])], [*terms, ("shared = 1 AND owner <> ?", [viewer])]]
+    wheres = [f"WHERE {' AND '.join(term for term, _ in half)}" if half else "" for half in halves]
+    sql = " UNION ALL ".join(f"SELECT {columns} FROM jobs {where}" for where in wheres)
+    return sql, [value for half in halves for _, values in half for value in values]
+
+
+def one(connection: sqlite3.Connection, sql: str, *values: Any) -> sqlite3.Row | None:
+    """Return the first row of a query."""
+    row: sqlite3.Row | None = connection.execute(sql, values).fetchone()
+    return row
+
+
+def row_of(connection: sqlite3.Connection, job: str) -> sqlite3.Row:
+    """Return a job's row. Raises NoSuchJob."""
+    row = one(connection, "SELECT * FROM jobs WHERE id = ?", job)
+    if row is None:
+        raise NoSuchJob(f"there is no job {job!r}")
+    return row
+
+
+def require_pushable(connection: sqlite3.Connection, job: str) -> None:
+    """Raise Conflict where a job has no finished model, or somebody pushes it already."""
+    row = one(connection, "SELECT * FROM jobs WHERE id = ?", job)
+    if row is None:
+        raise Conflict(f"the job {job}, whose model was to be pushed, is deleted")
+    if row["state"] not in ENDED or row["figures"] is None:
+        raise Conflict(f"job {job} is {row['state']} and has no finished model to push; push it when it has succeeded")
+    if row["cleaned"]:
+        raise Conflict(f"the clean-up has taken the model of job {job}; run its recipe again, then push that")
+    require_no_push(connection, job)
+
+
+def require_no_push(connection: sqlite3.Connection, job: str) -> None:
+    """Raise Conflict while a job's model is on its way to the hub."""
+    under_way = ("queued", *ACTIVE)
+    sql = f"SELECT id, owner FROM jobs WHERE source = ? AND state IN ({', '.join('?' * len(under_way))})"
+    push = one(connection, sql, job, *under_way)
+    if push is not None and push["owner"] != row_of(connection, job)["owner"]:
+        raise Conflict(f"the model of job {job} is being pushed by an admin; wait for that")
+    if push is not None:
+        raise Conflict(f"the model of job {job} is being pushed by job {push['id']}; wait for that, or cancel it")

@@ -1,0 +1,53 @@
+"""The attempt at a job that its row in the table asks for: a run, the evaluation of more samples, or a push."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llmprune.recipe.hub import Hub
+from llmprune.service.environment import hub_variables
+from llmprune.service.jobs.hub_token import has_token, own_hub
+from llmprune.service.jobs.job import Job
+from llmprune.service.settings import Settings
+from llmprune.service.supervisor.launchers.base import Launch
+from llmprune.service.supervisor.progress import PROGRESS, PUBLISHED
+
+
+def launch_of(job: Job, settings: Settings) -> Launch:
+    """Return the attempt: its command line, devices and environment."""
+    folder = settings.folder(job.id).absolute()
+    own = has_token(folder) or job.push is not None  # a push never goes by another token
+    lent = settings.lend_hub_token and not own
+    hub = own_hub(folder) if own else hub_variables(settings.hub_home)
+    return Launch(
+        job=job.id,
+        attempt=job.attempts,
+        folder=folder,
+        arguments=_run(job, folder) if job.push is None else _push(job, job.push, settings),
+        gpus=job.gpus,
+        devices=job.devices,
+        environment={
+            "LLMPRUNE_PROGRESS": str(folder / PROGRESS),
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # the log is no terminal
+            **({} if lent else hub),
+        },
+        keep_hub=lent,
+    )
+
+
+def _run(job: Job, folder: Path) -> tuple[str, ...]:
+    if job.reevaluate is not None:
+        return ("reevaluate", str(folder / "run"), "--limit", str(job.reevaluate))
+    sets = [part for override in job.overrides for part in ("--set", override)]
+    return ("run", str(folder / "recipe.yaml"), "--output", str(folder / "run"), *sets)
+
+
+def _push(job: Job, hub: Hub, settings: Settings) -> tuple[str, ...]:
+    """Joined with =, so that no value is taken for an option."""
+    assert job.source is not None, "a push has a source"
+    given = {"repo-id": hub.repo_id, "branch": hub.branch, "when": hub.when, "commit-message": hub.commit_message}
+    options = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    options += ["--private" if hub.private else "--public", *(["--create-pr"] if hub.create_pr else [])]
+    source = settings.run_folder(job.source).absolute()
+    saved = settings.run_folder(job.id).absolute() / PUBLISHED
+    return ("push", str(source), *options, f"--save={saved}")

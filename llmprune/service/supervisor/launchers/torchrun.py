@@ -1,0 +1,26 @@
+"""Several processes for one job: one for each GPU, on this machine or, with the operator's options, on several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llmprune.service.supervisor.launchers.base import Launch
+from llmprune.service.supervisor.launchers.local import Local
+
+
+class Torchrun(Local):
+    """``torchrun --nproc-per-node GPUS [OPTIONS] -m llmprune …``.
+
+    For several nodes the options name them, as in ``--nnodes 2 --node-rank 0 --rdzv-endpoint HOST:PORT``;
+    the run folder then lies where all nodes see it, and the others join with torchrun themselves.
+    """
+
+    def __init__(self, command: Sequence[str], options: Sequence[str] = ()) -> None:
+        super().__init__(command)
+        self.options = tuple(options)
+
+    def command_of(self, launch: Launch) -> tuple[str, ...]:
+        """The command with torchrun between Python and the program."""
+        python, *program = self.command
+        torchrun = (python, "-m", "torch.distributed.run", "--nproc-per-node", str(max(1, launch.gpus)))
+        return (*torchrun, *(self.options or ("--standalone",)), *program, *launch.arguments)

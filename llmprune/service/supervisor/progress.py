@@ -1,0 +1,118 @@
+"""How far a job is, from the file that its run writes, and what it came to, from its report and its log."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from llmprune.publish.published import Published
+from llmprune.service.jobs.job import Figures
+
+PROGRESS = "progress.json"
+PUBLISHED = "published.json"
+# The share of a run that is over when a step begins, and the step's own share: rough, the same for every model.
+SHARES = {
+    "starting": (0.0, 0.04),
+    "plain forward pass": (0.04, 0.04),
+    "pass 1": (0.08, 0.32),
+    "pass 2": (0.4, 0.33),
+    "saving": (0.73, 0.03),
+    "verification": (0.76, 0.08),
+    "evaluation": (0.84, 0.16),
+    "evaluation of more samples": (0.0, 1.0),
+}
+_MEANING = {1: "the run failed", 2: "the recipe cannot be run as it is", 3: "the gate was not met"}
+_TAIL = 20_000  # bytes of the log that are searched for the error
+_MOST_PROGRESS = 10_000  # bytes of the file; a step takes about a hundred
+
+
+class _Told(BaseModel):
+    """What a run writes of its progress."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    step: str = Field(max_length=200)
+    done: int | None = Field(ge=0, le=10**9)
+    total: int | None = Field(ge=0, le=10**9)
+    seconds: float | None = Field(ge=0, le=1e9)
+
+
+def read_progress(folder: Path, fraction: float) -> dict[str, Any]:
+    """The columns step, done, total, fraction and seconds_left; empty where the run has said nothing that can be read.
+
+    ``fraction`` is the last one known: it never goes back, and stays through steps of no known share.
+    """
+    try:
+        with (folder / PROGRESS).open("rb") as file:
+            told = _Told.model_validate_json(file.read(_MOST_PROGRESS))
+    except (OSError, ValueError):
+        return {}
+    step, done, total, seconds = told.step, told.done, told.total, told.seconds
+    begins, share = SHARES.get(re.split(r"[:(]", step)[0].strip(), (fraction, 0.0))
+    known = fraction if begins + share <= fraction else begins + share * ((done or 0) / total if total else 0.0)
+    left = seconds / done * (total - done) if done and total and seconds else None
+    return {
+        "step": step,
+        "done": done,
+        "total": total,
+        "fraction": round(max(fraction, known), 4),
+        "seconds_left": round(left, 1) if left is not None else None,
+    }
+
+
+def read_published(run_folder: Path) -> str | None:
+    """Where a push has sent the model; None where the job is no push."""
+    try:
+        text = (run_folder / PUBLISHED).read_text(encoding="utf-8")
+        return Published.model_validate_json(text).model_dump_json()
+    except (OSError, ValueError):
+        return None
+
+
+def read_figures(run_folder: Path) -> Figures | None:
+    """The figures of a finished run; None where it has no report that can be read."""
+    try:
+        report = json.loads((run_folder / "report.json").read_text(encoding="utf-8"))
+        dense, pruned, perplexity, speed = (report[name] for name in ("dense", "pruned", "perplexity", "speed"))
+        interval = report["retention"]["interval"] if report.get("retention") else None
+        gate = report["gate"]
+        return Figures(
+            parameters=(dense["parameters"], pruned["parameters"]),
+            bytes=(dense["bytes"], pruned["bytes"]),
+            layers=(dense["layers"], pruned["layers"]),
+            perplexity=(perplexity["dense"], perplexity["pruned"]) if perplexity else None,
+            speed=(speed["dense"], speed["pruned"]) if speed else None,
+            retention=report["mean_retention"],
+            interval=(interval["low"], interval["high"]) if interval else None,
+            confidence=interval["confidence"] if interval else None,
+            gate_passed=gate["passed"] if gate else None,
+            gate_verdict=gate["verdict"] if gate else None,
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def explain(log: Path, code: int | None) -> str:
+    """Why an attempt failed, in words: what llmprune said last, or what its exit code means."""
+    if code is None or code < 0 or code in (128 + 9, 247):
+        number = f"signal {-code}" if code and code < 0 else "SIGKILL"
+        return (
+            f"its process was ended from outside ({number}), as the system does where memory runs out; "
+            "a retry continues after one of its last finished layers"
+        )
+    said = re.findall(r"^llmprune: (.+(?:\n  - .+)*)", read_tail(log), re.MULTILINE)
+    return str(said[-1]) if said else f"{_MEANING.get(code, 'the run failed')} (exit code {code}); its log says more"
+
+
+def read_tail(log: Path, size: int = _TAIL) -> str:
+    """The last bytes of a log as text."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - size))
+            return file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""

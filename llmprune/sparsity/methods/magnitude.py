@@ -1,0 +1,32 @@
+"""The largest weights stay (Han et al., "Learning both weights and connections", arXiv 1506.02626).
+
+    score of weight w = |w|
+
+It reads no calibration text, and ruins language models: some inputs are a thousand times
+larger than others. It is here to be compared with.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from llmprune.sparsity.methods.base import Needs, SparsityMethod
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from llmprune.sparsity.pattern import Pattern
+
+
+class Magnitude(SparsityMethod):
+    """``method: {kind: magnitude}``."""
+
+    needs: ClassVar[Needs] = "nothing"
+    refits_by_default: ClassVar[bool] = False
+
+    kind: Literal["magnitude"] = "magnitude"
+
+    def prune(self, weight_OI: Tensor, sums: Tensor | None, pattern: Pattern) -> tuple[Tensor, Tensor]:
+        """Keep the largest of each group."""
+        mask_OI = pattern.mask(weight_OI.abs())
+        return weight_OI * mask_OI, mask_OI
