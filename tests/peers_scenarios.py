@@ -69,12 +69,12 @@ def one_is_done() -> None:
 def one_cannot_solve() -> tuple[float | None, float]:
     """The second process has no stable solution at the ridge that the first one found."""
     real = normal_equations._ridge
-    normal_equations._ridge = lambda *given: None if RANK and given[2] < 2 else real(*given)
+    normal_equations._ridge = lambda *given, ridge: None if RANK and ridge < 2 else real(*given, ridge=ridge)
     drawn = torch.Generator().manual_seed(0)
     equations = normal_equations.NormalEquations(None, folds=3)
     for fold in range(3):
         input_TF, noise_TD = torch.randn(50, 8, generator=drawn), torch.randn(50, 6, generator=drawn)
-        equations.update(input_TF, None, input_TF[:, :6] + noise_TD / 10, fold)
+        equations.update(input_TF, None, inherited_TD=input_TF[:, :6] + noise_TD / 10, fold=fold)
     processes.sum_over_processes(equations.sums())
     repair = equations.solve("layer 3")
     assert repair.delta_DF is not None

@@ -27,7 +27,15 @@ def store_in(folder: Path) -> StreamStore:
 def scores_of(model: Any, criterion: WidthCriterion, folder: Path, batch_size: int = 4) -> dict[str, Tensor]:
     """Scores by IDS, for each unit."""
     anatomy = discover(model.config)
-    return score(dense_decoder(model), anatomy, IDS, batch_size, None, criterion, store=store_in(folder)).neurons
+    return score(
+        dense_decoder(model),
+        anatomy,
+        windows_NL=IDS,
+        batch_size=batch_size,
+        depth=None,
+        width=criterion,
+        store=store_in(folder),
+    ).neurons
 
 
 def recipe_of(model: str | Path, width: dict[str, Any], **calibration: Any) -> Recipe:

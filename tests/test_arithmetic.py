@@ -41,9 +41,9 @@ def test_pruned_stream_is_that_of_a_reload(emulated: bool) -> None:
     model = tiny_model("llama").to(torch.bfloat16)
     dense, anatomy, cut = dense_decoder(model), discover(model.config), Cut(4, (0, 1, 3))
     ids_NL = torch.randint(3, VOCABULARY, (2, 16))
-    pruned = cut_decoder(dense, model, anatomy, cut)
+    pruned = cut_decoder(dense, model, anatomy=anatomy, cut=cut)
     written = {}
-    _, end = Pruning(dense, pruned, anatomy, cut, Refit(), written.__setitem__).run(ids_NL, 2)
+    _, end = Pruning(dense, pruned, anatomy=anatomy, cut=cut, refit=Refit(), write=written.__setitem__).run(ids_NL, 2)
     again = pruned.skeleton
     _, layers = walk.find_layers(again)
     for index, tensors in written.items():

@@ -201,7 +201,7 @@ def test_another_dtype_is_written_in_the_spelling_of_the_base(base: Path, tmp_pa
     for name, fields in (("old", {"torch_dtype": "float32"}), ("none", {})):
         (base / "config.json").write_text(json.dumps(raw | fields))
         config = AutoConfig.from_pretrained(base)
-        change = ConfigChange(base, config, edit_config(config, (0, 2), {}), (0, 2), False)
+        change = ConfigChange(base, config, edit_config(config, (0, 2), widths={}), (0, 2), False)
         (tmp_path / name).mkdir()
         write_config(change, tmp_path / name, architecture="LlamaForCausalLM", dtype=torch.bfloat16)
         written = {key: value for key, value in config_of(tmp_path / name).items() if "dtype" in key}
@@ -314,7 +314,7 @@ def edited(folder: Path, config: PretrainedConfig, keep: tuple[int, ...], **fiel
     raw = {name: value for name, value in (config_of(folder) | fields).items() if value is not None}
     (folder / "config.json").write_text(json.dumps(raw))
     before = AutoConfig.from_pretrained(folder)
-    return edited_config(ConfigChange(folder, before, edit_config(before, keep, {}), keep, False))
+    return edited_config(ConfigChange(folder, before, edit_config(before, keep, widths={}), keep, False))
 
 
 def test_a_text_with_a_letter_for_each_layer_loses_letters(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def _cache_of_this_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def load(chat: bool = True, **settings: Any) -> torch.Tensor:
     """Windows under the tiny tokenizer, 4 × 16 unless the settings say otherwise."""
-    return load_windows(Calibration(**settings), tiny_tokenizer(chat), (4, 16))[0]
+    return load_windows(Calibration(**settings), tiny_tokenizer(chat), default_shape=(4, 16))[0]
 
 
 def decoded(windows_NL: torch.Tensor) -> list[str]:
@@ -85,7 +85,7 @@ def test_windows_with_parts_of_several_documents_are_counted(
 ) -> None:
     """A document is 140 tokens and what follows it: a window that ends with its own document crosses nothing."""
     settings = Calibration(dataset=numbered, samples=10, sequence_length=length, documents=documents)
-    windows_NL, found = load_windows(settings, tiny_tokenizer(), (4, 16))
+    windows_NL, found = load_windows(settings, tiny_tokenizer(), default_shape=(4, 16))
     assert found == crossings
     whole = [text.count(",") for text in decoded(windows_NL)]
     if documents == "separate":
@@ -354,7 +354,7 @@ def test_files_that_are_no_text_as_they_should_be(tmp_path: Path, name: str, con
 def test_a_byte_order_mark_and_packed_text_are_read(tmp_path: Path, name: str, content: bytes) -> None:
     """UTF-8 with a byte order mark gives the text without it; what the library unpacks is no binary file."""
     (tmp_path / name).write_bytes(content)
-    (document,) = read_documents(TextSource(dataset=str(tmp_path / name)), tiny_tokenizer(), 0)
+    (document,) = read_documents(TextSource(dataset=str(tmp_path / name)), tiny_tokenizer(), seed=0)
     assert document.strip() == LETTERS.strip()
 
 

@@ -202,10 +202,10 @@ def test_a_single_error_keeps_its_kind() -> None:
     def fail() -> None:
         raise LLMPruneError("is wrong")
 
-    collected.attempt("calibration", ("calibration",), fail)
+    collected.attempt("calibration", ("calibration",), work=fail)
     with pytest.raises(LLMPruneError, match=r"^calibration: is wrong$"):
         collected.raise_all()
-    collected.attempt("depth", ("depth",), fail)
+    collected.attempt("depth", ("depth",), work=fail)
     with pytest.raises(RecipeError, match="2 problems"):
         collected.raise_all()
 

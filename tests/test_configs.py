@@ -122,7 +122,7 @@ def test_every_field_by_layer_is_known() -> None:
 )
 def test_fields_follow_the_layers(family: str, fields: dict[str, Any], edited: dict[str, Any]) -> None:
     """Without layers 0 and 2 of four: lists are filtered, index lists renumbered, counts count what is left."""
-    config = text_config(edit_config(tiny_config(family, **fields), [1, 3], {}))
+    config = text_config(edit_config(tiny_config(family, **fields), [1, 3], widths={}))
     assert {name: getattr(config, name) for name in edited} == edited
 
 
@@ -136,8 +136,8 @@ def test_depth_cut_equals_skipped_layers(family: str) -> None:
     for removed in range(len(layers)):
         keep = [index for index in range(len(layers)) if index != removed]
         try:
-            pruned = build_blueprint(edit_config(model.config, keep, {}), torch.float32)
-            prove_twins(build_blueprint(model.config), pruned, keep, set())
+            pruned = build_blueprint(edit_config(model.config, keep, widths={}), torch.float32)
+            prove_twins(build_blueprint(model.config), pruned, keep=keep, changing=set())
         except ModelError:
             continue
         pruned.load_state_dict(_moved(model.state_dict(), path, keep), strict=False, assign=True)

@@ -44,8 +44,10 @@ def _prune(
             raise _Stopped
         written[index] = {name: tensor.clone() for name, tensor in tensors.items()}
 
-    pruning = Pruning(dense, cut_decoder(dense, model, anatomy, cut), anatomy, cut, Refit(), write)
-    _, walk = pruning.run(WINDOWS, 2, snapshots, store)
+    pruning = Pruning(
+        dense, cut_decoder(dense, model, anatomy=anatomy, cut=cut), anatomy=anatomy, cut=cut, refit=Refit(), write=write
+    )
+    _, walk = pruning.run(WINDOWS, 2, snapshots=snapshots, store=store)
     return written, walk.logits(0)
 
 
@@ -58,8 +60,8 @@ def test_continued_equals_uninterrupted(family: str, stop_at: int, share: float,
     """
     whole, whole_logits = _prune(family)
     with pytest.raises(_Stopped):
-        _prune(family, Snapshots(tmp_path, "same", share), stop_at=stop_at)
-    rest, logits = _prune(family, Snapshots(tmp_path, "same", share))
+        _prune(family, Snapshots(tmp_path, "same", share=share), stop_at=stop_at)
+    rest, logits = _prune(family, Snapshots(tmp_path, "same", share=share))
     assert sorted(rest) == list(range(min(stop_at, 1) if share < 1 else stop_at, 4))
     assert torch.equal(logits, whole_logits)
     for index, tensors in rest.items():
@@ -77,7 +79,7 @@ def test_state_of_another_run_is_not_used(tmp_path: Path) -> None:
 def test_state_of_another_version_is_not_used(tmp_path: Path) -> None:
     """Where what it keeps of a layer has other fields, everything is done again."""
     with pytest.raises(_Stopped):
-        _prune("llama", Snapshots(tmp_path, "same", 1e9), stop_at=2)
+        _prune("llama", Snapshots(tmp_path, "same", share=1e9), stop_at=2)
     progress = tmp_path / "progress.json"
     assert len(json.loads(progress.read_text())["records"]) > 0
     progress.write_text(progress.read_text().replace("mixer_held_out", "heads_held_out"))
@@ -104,7 +106,15 @@ def test_trail_of_pass_1_equals_walking_again(family: str, tmp_path: Path) -> No
     model = tiny_model(family, num_hidden_layers=6)
     trail = Trail(tmp_path, "key")
     store = StreamStore(trail=trail)
-    score(dense_decoder(model), discover(model.config), WINDOWS, 2, BlockInfluence(), None, store=store)
+    score(
+        dense_decoder(model),
+        discover(model.config),
+        windows_NL=WINDOWS,
+        batch_size=2,
+        depth=BlockInfluence(),
+        width=None,
+        store=store,
+    )
     assert len(list(tmp_path.iterdir())) == 6
     (tmp_path / "key-00003.safetensors").unlink()
     whole, whole_logits = _prune(family)
@@ -119,7 +129,15 @@ def test_trail_spares_the_dense_walk(tmp_path: Path, monkeypatch: pytest.MonkeyP
     model = tiny_model("llama", num_hidden_layers=6)
     trail = Trail(tmp_path, "key")
     store = StreamStore(trail=trail)
-    score(dense_decoder(model), discover(model.config), WINDOWS, 2, BlockInfluence(), None, store=store)
+    score(
+        dense_decoder(model),
+        discover(model.config),
+        windows_NL=WINDOWS,
+        batch_size=2,
+        depth=BlockInfluence(),
+        width=None,
+        store=store,
+    )
     passed: list[int] = []
     walk_through = Walk.pass_through
     monkeypatch.setattr(Walk, "pass_through", lambda self, *args: (passed.append(args[0]), walk_through(self, *args)))

@@ -63,7 +63,9 @@ def logits_without(model: PreTrainedModel, gone: set[int], windows_NL: Tensor) -
 def mean_cost(criterion: TrialCriterion, model: PreTrainedModel, gone: set[int], windows_NL: Tensor) -> float:
     """By how much the criterion's mean cost grows, by whole forward passes."""
     dense_NLV, other_NLV = (logits_without(model, without, windows_NL) for without in (set[int](), gone))
-    cost, own = (criterion.cost(logits_NLV, dense_NLV, windows_NL).mean() for logits_NLV in (other_NLV, dense_NLV))
+    cost, own = (
+        criterion.cost(logits_NLV, dense_NLV, ids_BL=windows_NL).mean() for logits_NLV in (other_NLV, dense_NLV)
+    )
     return float(cost - own)
 
 
@@ -73,7 +75,9 @@ def test_one_shot_trials_equal_whole_forward_passes(
 ) -> None:
     """Variants that share the dense prefix cost what models without the layer cost, whatever the batches."""
     criterion = kind(windows=4, greedy=False)
-    scores_N = try_without(dense_decoder(model), discover(model.config), criterion, windows, 3, remove=2)
+    scores_N = try_without(
+        dense_decoder(model), discover(model.config), criterion=criterion, windows_NL=windows, batch_size=3, remove=2
+    )
     judged, rest = some_windows(windows, 4)
     assert len(rest) == 2
     expected = [mean_cost(criterion, model, {layer}, judged) for layer in range(LAYERS)]
@@ -86,7 +90,9 @@ def test_greedy_trials_choose_one_layer_after_the_other(
 ) -> None:
     """Each round takes the layer whose loss, beside those gone already, costs least, be it less than they."""
     criterion = kind(windows=6)
-    scores_N = try_without(dense_decoder(model), discover(model.config), criterion, windows, 2, remove=3)
+    scores_N = try_without(
+        dense_decoder(model), discover(model.config), criterion=criterion, windows_NL=windows, batch_size=2, remove=3
+    )
     gone: set[int] = set()
     for _ in range(3):
         free = [layer for layer in range(LAYERS) if layer not in gone]
@@ -103,7 +109,14 @@ def test_a_layer_that_gets_cheaper_by_the_loss_of_another_goes_after_it() -> Non
         patch.setattr("llmprune.score.ablation._Trials.round", lambda *_: next(costs))
         dense = dense_decoder(tiny_model("llama", num_hidden_layers=4))
         ids_NL = torch.zeros(2, 4, dtype=torch.int64)
-        scores_N = try_without(dense, discover(tiny_model("llama").config), Divergence(), ids_NL, 2, remove=2)
+        scores_N = try_without(
+            dense,
+            discover(tiny_model("llama").config),
+            criterion=Divergence(),
+            windows_NL=ids_NL,
+            batch_size=2,
+            remove=2,
+        )
     assert choose_layers(scores_N, 2) == (2, 3)
 
 
@@ -114,7 +127,7 @@ def _tried(criterion: TrialCriterion, *rounds: dict[int, float]) -> Tensor:
         patch.setattr("llmprune.score.ablation._Trials.round", lambda *_: next(costs))
         dense, anatomy = dense_decoder(tiny_model("llama", num_hidden_layers=4)), discover(tiny_model("llama").config)
         ids_NL = torch.zeros(2, 4, dtype=torch.int64)
-        return try_without(dense, anatomy, criterion, ids_NL, 2, remove=len(rounds))
+        return try_without(dense, anatomy, criterion=criterion, windows_NL=ids_NL, batch_size=2, remove=len(rounds))
 
 
 @pytest.mark.parametrize("cost", [math.nan, math.inf, -math.inf])
@@ -135,17 +148,24 @@ def test_no_finite_cost_at_all_names_the_layers_and_the_criterion() -> None:
 def test_trials_leave_one_of_the_needed_layers(model: PreTrainedModel, windows: Tensor) -> None:
     """The last layer of a kind that must not die out is never tried."""
     anatomy = replace(discover(model.config), one_of=(1, 4))
-    scores_N = try_without(dense_decoder(model), anatomy, Perplexity(windows=2), windows, 2, remove=LAYERS - 1)
+    scores_N = try_without(
+        dense_decoder(model),
+        anatomy,
+        criterion=Perplexity(windows=2),
+        windows_NL=windows,
+        batch_size=2,
+        remove=LAYERS - 1,
+    )
     assert torch.isfinite(scores_N).all()
-    assert {1, 4} & set(choose_layers(scores_N, 1, (1, 4)))
+    assert {1, 4} & set(choose_layers(scores_N, 1, one_of=(1, 4)))
 
 
 def test_the_dense_model_costs_what_its_text_does(model: PreTrainedModel, windows: Tensor) -> None:
     """The divergence of a model from itself is 0, its cross entropy that of the text."""
     dense_NLV = logits_without(model, set(), windows)
-    assert float(Divergence().cost(dense_NLV, dense_NLV, windows).abs().max()) < 1e-5
+    assert float(Divergence().cost(dense_NLV, dense_NLV, ids_BL=windows).abs().max()) < 1e-5
     expected = nn.functional.cross_entropy(dense_NLV[:, :-1].flatten(0, 1), windows[:, 1:].flatten())
-    torch.testing.assert_close(Perplexity().cost(dense_NLV, dense_NLV, windows).mean(), expected)
+    torch.testing.assert_close(Perplexity().cost(dense_NLV, dense_NLV, ids_BL=windows).mean(), expected)
 
 
 @pytest.mark.parametrize("tokens", ["last", "all"])
@@ -161,7 +181,15 @@ def test_angular_removes_the_block_that_turns_least(tokens: str, model: PreTrain
         cosine = nn.functional.cosine_similarity(hidden[start][:, chosen], hidden[end][:, chosen], dim=-1)
         return float((cosine.clamp(-1, 1).acos() / math.pi).mean())
 
-    scores = score(dense_decoder(model), discover(model.config), windows, 4, criterion, None, remove=2)
+    scores = score(
+        dense_decoder(model),
+        discover(model.config),
+        windows_NL=windows,
+        batch_size=4,
+        depth=criterion,
+        width=None,
+        remove=2,
+    )
     assert scores.layers is not None
     found = [distance(start, start + 2) for start in range(LAYERS - 1)]
     best = min(range(LAYERS - 1), key=found.__getitem__)
@@ -174,7 +202,7 @@ def test_angular_removes_the_block_that_turns_least(tokens: str, model: PreTrain
 
 def test_only_tokens_that_are_looked_at_are_kept(model: PreTrainedModel, windows: Tensor) -> None:
     """A copy of the last tokens holds no more than these."""
-    walk = Walk(dense_decoder(model), windows, 2)
+    walk = Walk(dense_decoder(model), windows, batch_size=2)
     copied = walk.copy(slice(-1, None))
     for part_BLD, whole_BLD in zip(copied, walk.streams, strict=True):
         assert torch.equal(part_BLD, whole_BLD[:, -1:])
@@ -224,13 +252,28 @@ def test_residual_says_where_nothing_can_stand_in(family: str, windows: Tensor) 
     """With a norm behind the MLP, or without one, it would be divergence under another name."""
     other = tiny_model(family, num_hidden_layers=3)
     with pytest.raises(CalibrationError, match=r"no layer of this model can stand in .* take divergence"):
-        try_without(dense_decoder(other), discover(other.config), Residual(windows=2), windows, 2, remove=1)
+        try_without(
+            dense_decoder(other),
+            discover(other.config),
+            criterion=Residual(windows=2),
+            windows_NL=windows,
+            batch_size=2,
+            remove=1,
+        )
 
 
 def test_stand_ins_are_the_same_in_files(model: PreTrainedModel, windows: Tensor, tmp_path: Path) -> None:
     """What they are solved on may lie in files as streams do."""
     scores = [
-        try_without(dense_decoder(model), discover(model.config), Residual(windows=2), windows, 2, 2, store)
+        try_without(
+            dense_decoder(model),
+            discover(model.config),
+            criterion=Residual(windows=2),
+            windows_NL=windows,
+            batch_size=2,
+            remove=2,
+            store=store,
+        )
         for store in (StreamStore(), StreamStore(0, tmp_path))
     ]
     assert torch.equal(*scores)
@@ -261,7 +304,10 @@ def test_stand_ins_lower_the_divergence() -> None:
         Residual(windows=8, refit_windows=32, ridge=0.1, greedy=False),
     ]
     without, repaired = (
-        try_without(dense_decoder(model), discover(model.config), kind, windows_NL, 8, remove=1) for kind in kinds
+        try_without(
+            dense_decoder(model), discover(model.config), criterion=kind, windows_NL=windows_NL, batch_size=8, remove=1
+        )
+        for kind in kinds
     )
     assert float(repaired[0]) == pytest.approx(float(without[0]), rel=1e-4)  # nothing is before the first layer
     assert float(repaired[1:].sum()) < float(without[1:].sum())
@@ -270,15 +316,24 @@ def test_stand_ins_lower_the_divergence() -> None:
 def test_all_processes_stand_in_alike(model: PreTrainedModel, windows: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether a layer can be repaired is the first process's finding; one that measures otherwise goes by it."""
     dense, anatomy, criterion = dense_decoder(model), discover(model.config), Residual(windows=2)
-    alone = try_without(dense, anatomy, criterion, windows, 2, remove=1)
+    alone = try_without(dense, anatomy, criterion=criterion, windows_NL=windows, batch_size=2, remove=1)
     measured: list[float | None] = []
     measure = standins.residual_scale
-    monkeypatch.setattr(standins, "residual_scale", lambda *args: measured.append(measure(*args)))
+    monkeypatch.setattr(standins, "residual_scale", lambda *args, **named: measured.append(measure(*args, **named)))
     monkeypatch.setattr(standins, "from_first", lambda _: measured[-1])
-    assert torch.equal(try_without(dense, anatomy, criterion, windows, 2, remove=1), alone)
+    assert torch.equal(
+        try_without(dense, anatomy, criterion=criterion, windows_NL=windows, batch_size=2, remove=1), alone
+    )
 
 
 def test_residual_needs_windows_to_refit_on(model: PreTrainedModel, windows: Tensor) -> None:
     """Where all windows are judged on, the error says which setting to change."""
     with pytest.raises(CalibrationError, match=r"lower depth\.criterion\.windows"):
-        try_without(dense_decoder(model), discover(model.config), Residual(windows=6), windows, 2, remove=1)
+        try_without(
+            dense_decoder(model),
+            discover(model.config),
+            criterion=Residual(windows=6),
+            windows_NL=windows,
+            batch_size=2,
+            remove=1,
+        )

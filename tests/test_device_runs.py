@@ -80,7 +80,7 @@ def test_the_plain_forward_runs_where_the_model_is(llama: Path) -> None:
     """A model that the recipe keeps on the CPU is timed there, on a machine with a GPU too."""
     with simulated_devices(1):
         for device_map in ("cpu", "auto"):
-            plain_forward(_load(llama, device_map), IDS, 2)
+            plain_forward(_load(llama, device_map), IDS, batch_size=2)
 
 
 def test_prompts_are_on_the_models_device_before_generation(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,8 +92,8 @@ def test_prompts_are_on_the_models_device_before_generation(llama: Path, monkeyp
             model, "generate", lambda ids, **rest: places.append(ids.device.type) or generate(ids, **rest)
         )
         settings = Generation(samples=2, prompt_tokens=2, new_tokens=8)
-        compare_generation(model, model, tiny_tokenizer(), IDS, settings)
-        time_generation(model, IDS[:1], 2)
+        compare_generation(model, model, tokenizer=tiny_tokenizer(), windows_NL=IDS, settings=settings)
+        time_generation(model, IDS[:1], new_tokens=2)
     assert places == ["cuda"] * 3
 
 
@@ -102,7 +102,11 @@ def test_predictions_of_models_on_two_devices_are_compared(llama: Path) -> None:
     found = []
     for devices, places in ((None, ("cpu", "cpu")), (2, ({"": 0}, {"": 1}))):
         with simulated_devices(devices) if devices else nullcontext():
-            found.append(compare_predictions(*(dense_decoder(_load(llama, place)) for place in places), IDS, 2))
+            found.append(
+                compare_predictions(
+                    *(dense_decoder(_load(llama, place)) for place in places), windows_NL=IDS, batch_size=2
+                )
+            )
     assert found[0] == found[1]
 
 

@@ -40,7 +40,7 @@ from llmprune.recipe.refit import Refit
 from llmprune.recipe.sparsity import Sparsity
 from llmprune.score.ablation import try_without
 from llmprune.score.forward_pass import score
-from llmprune.score.select import choose_cut
+from llmprune.score.select import PlannedSizes, choose_cut
 from llmprune.testing import VOCABULARY, tiny_model
 
 IDS = torch.randint(3, VOCABULARY, (5, 12), generator=torch.Generator().manual_seed(0))
@@ -70,7 +70,16 @@ def _everything(folder: Path, device_map: Any = "auto", store: StreamStore | Non
     model = _load(folder, device_map)
     dense, anatomy = dense_decoder(model), discover(model.config)
     width, experts = Activation() if anatomy.widths else None, Reap() if anatomy.experts else None
-    scores = score(dense, anatomy, IDS, 2, BlockInfluence(), width, experts, heads=Activation())
+    scores = score(
+        dense,
+        anatomy,
+        windows_NL=IDS,
+        batch_size=2,
+        depth=BlockInfluence(),
+        width=width,
+        experts=experts,
+        heads=Activation(),
+    )
     for found in (scores.neurons, scores.heads, scores.experts, scores.routed):
         assert not any(value.is_cuda for value in found.values())  # they are chosen from on the CPU
         yield from found.values()
@@ -79,10 +88,18 @@ def _everything(folder: Path, device_map: Any = "auto", store: StreamStore | Non
     experts_kept = anatomy.experts.count // 2 if anatomy.experts else None
     written: list[Tensor] = []
     for sparsity, heads in ((None, None), (Sparsity(pattern=0.5), groups)):
-        cut = choose_cut(anatomy, scores, (2,), 3, widths, experts_kept, heads)
-        pruned = cut_decoder(dense, model, anatomy, cut)
+        cut = choose_cut(
+            anatomy, scores, sizes=PlannedSizes((2,), 3, widths=widths, num_experts=experts_kept, kv_groups=heads)
+        )
+        pruned = cut_decoder(dense, model, anatomy=anatomy, cut=cut)
         run = Pruning(
-            dense, pruned, anatomy, cut, Refit(up=True), lambda _, layer: written.extend(layer.values()), sparsity
+            dense,
+            pruned,
+            anatomy=anatomy,
+            cut=cut,
+            refit=Refit(up=True),
+            write=lambda _, layer: written.extend(layer.values()),
+            sparsity=sparsity,
         )
         yield run.run(IDS, 2, store=store)[1].logits(0)
     yield from written
@@ -118,9 +135,9 @@ def test_computed_buffers_are_where_they_are_needed(family: str, tmp_path: Path)
     with simulated_devices(1):
         model = _load(tmp_path)
         dense = dense_decoder(model)
-        Walk(dense, IDS[:1], 1)  # visits a layer of each class, whose buffers are on the GPU from then on
-        pruned = cut_decoder(dense, model, discover(model.config), Cut(4, (0, 1, 3)))
-        walk = Walk(pruned, IDS[:1], 1)
+        Walk(dense, IDS[:1], batch_size=1)  # visits a layer of each class, whose buffers are on the GPU from then on
+        pruned = cut_decoder(dense, model, anatomy=discover(model.config), cut=Cut(4, (0, 1, 3)))
+        walk = Walk(pruned, IDS[:1], batch_size=1)
         for index in range(3):
             with pruned.layer(index) as layer:
                 walk.pass_through(index, layer)
@@ -131,7 +148,7 @@ def test_an_up_projection_is_changed_on_its_device() -> None:
     """Where gate and up projection are one tensor, only the rows of the latter change."""
     with simulated_devices(1):
         weight, delta_FI = torch.zeros(6, 4, device="cuda:0"), torch.ones(3, 4, device="cuda:0")
-        changed = add_to_strand(weight, Strand(TensorCut("gate_up_proj.weight", 0, (1, 1)), 1), delta_FI)
+        changed = add_to_strand(weight, Strand(TensorCut("gate_up_proj.weight", 0, (1, 1)), 1), delta_FI=delta_FI)
         assert changed.is_cuda
         assert changed.sum(1).tolist() == [0, 0, 0, 4, 4, 4]
 
@@ -157,7 +174,15 @@ def test_criteria_score_on_each_layers_device(criterion: WidthCriterion, llama: 
             (tmp_path / str(devices)).mkdir()
             depth = Angular()
             scores = score(
-                dense_decoder(model), anatomy, IDS, 2, depth, criterion, store=store, remove=2, heads=criterion
+                dense_decoder(model),
+                anatomy,
+                windows_NL=IDS,
+                batch_size=2,
+                depth=depth,
+                width=criterion,
+                store=store,
+                remove=2,
+                heads=criterion,
             )
             found.append([scores.layers, *scores.neurons.values(), *scores.heads.values()])
     assert all(map(torch.equal, *found))
@@ -170,21 +195,39 @@ def test_trials_run_on_each_layers_device(criterion: Any, llama: Path) -> None:
     for devices in (None, 2):
         with simulated_devices(devices) if devices else nullcontext():
             model = _load(llama, "auto" if devices else "cpu")
-            found.append(try_without(dense_decoder(model), discover(model.config), criterion, IDS, 2, 2))
+            found.append(
+                try_without(
+                    dense_decoder(model),
+                    discover(model.config),
+                    criterion=criterion,
+                    windows_NL=IDS,
+                    batch_size=2,
+                    remove=2,
+                )
+            )
     assert torch.equal(*found)
 
 
 def _prune_half(model: Any, ids_NL: Tensor) -> None:
     dense, anatomy = dense_decoder(model), discover(model.config)
-    scores = score(dense, anatomy, ids_NL, 2, BlockInfluence(), Activation(), heads=Activation())
-    cut = choose_cut(anatomy, scores, None, 3, dict.fromkeys(anatomy.widths, 32), None, 1)
-    Pruning(dense, cut_decoder(dense, model, anatomy, cut), anatomy, cut, Refit(up=True), lambda *_: None).run(
-        ids_NL, 2
+    scores = score(
+        dense, anatomy, windows_NL=ids_NL, batch_size=2, depth=BlockInfluence(), width=Activation(), heads=Activation()
     )
+    cut = choose_cut(
+        anatomy, scores, sizes=PlannedSizes(None, 3, widths=dict.fromkeys(anatomy.widths, 32), kv_groups=1)
+    )
+    Pruning(
+        dense,
+        cut_decoder(dense, model, anatomy=anatomy, cut=cut),
+        anatomy=anatomy,
+        cut=cut,
+        refit=Refit(up=True),
+        write=lambda *_: None,
+    ).run(ids_NL, 2)
 
 
 def _compare_with_itself(model: Any, ids_NL: Tensor) -> None:
-    compare_predictions(dense_decoder(model), dense_decoder(model), ids_NL, 2)
+    compare_predictions(dense_decoder(model), dense_decoder(model), windows_NL=ids_NL, batch_size=2)
 
 
 @pytest.mark.parametrize("use", [_prune_half, _compare_with_itself])
@@ -203,7 +246,7 @@ def test_arguments_made_of_tokens_leave_the_device(tmp_path: Path) -> None:
     """What Gemma 4 hands each layer of every token is kept on the CPU, but for one batch; shared masks are not."""
     _saved(tmp_path, "gemma4_text")
     with simulated_devices(1):
-        walk = Walk(dense_decoder(_load(tmp_path)), IDS, 2)
+        walk = Walk(dense_decoder(_load(tmp_path)), IDS, batch_size=2)
         kept = [[home_of(value).type for call in calls for value in _arguments(call)] for calls in walk.calls]
     assert set(kept[0]) == {"cuda"}
     assert set(kept[1]) == {"cuda", "cpu"}

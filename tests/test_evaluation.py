@@ -36,7 +36,7 @@ AGREEMENT = Evaluation(tasks=("llmprune_agreement",), include_path=TASKS, limit=
 
 def asked(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, evaluation: Evaluation) -> TaskResults:
     """The results of a model in memory."""
-    return run_tasks(lambda: in_memory(model, tokenizer, evaluation.batch_size), evaluation)
+    return run_tasks(lambda: in_memory(model, tokenizer, batch_size=evaluation.batch_size), evaluation)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_offloaded_model_is_used_where_it_lies(tokenizer: PreTrainedTokenizerFas
     offloaded = cpu_offload(model, execution_device=torch.device("cpu"))
     assert offloaded.device.type == "meta"
     assert asked(offloaded, tokenizer, AGREEMENT) == resident
-    assert compare_speed(offloaded, offloaded, Speed(prompt_tokens=4, new_tokens=2, repeats=1)).ratio > 0
+    assert compare_speed(offloaded, offloaded, settings=Speed(prompt_tokens=4, new_tokens=2, repeats=1)).ratio > 0
 
 
 def test_ignored_fewshot_is_said(tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture) -> None:
@@ -208,7 +208,7 @@ def test_speed_is_measured_pair_by_pair(capfd: pytest.CaptureFixture[str]) -> No
     dense, pruned = tiny_llama(layers=12), tiny_llama(layers=1)
     dense.generation_config.temperature, dense.generation_config.do_sample = 0.3, True
     before = deepcopy(dense.generation_config)
-    figures = compare_speed(dense, pruned, Speed(batch_size=2, prompt_tokens=8, new_tokens=8, repeats=3))
+    figures = compare_speed(dense, pruned, settings=Speed(batch_size=2, prompt_tokens=8, new_tokens=8, repeats=3))
     assert figures.ratio > 1
     assert figures.ratio_low <= figures.ratio <= figures.ratio_high
     assert (figures.repeats, figures.new_tokens) == (3, 8)
@@ -221,7 +221,7 @@ def test_speed_needs_positions() -> None:
     """Prompt and new tokens that exceed the model's positions are refused with the limit."""
     model = tiny_llama(layers=1)
     with pytest.raises(RecipeError, match="exceed the model's 64 positions"):
-        compare_speed(model, model, Speed(prompt_tokens=60, new_tokens=8))
+        compare_speed(model, model, settings=Speed(prompt_tokens=60, new_tokens=8))
 
 
 def write_tasks(folder: Path, **tasks: str) -> Path:
@@ -261,7 +261,7 @@ class Counting:
     def __call__(self) -> Any:
         """A model that counts what it is asked."""
         self.opened += 1
-        lm = in_memory(tiny_llama(layers=1), self._tokenizer, 2)
+        lm = in_memory(tiny_llama(layers=1), self._tokenizer, batch_size=2)
         original = lm.loglikelihood
 
         def counted(requests: Any, **more: Any) -> Any:
@@ -281,12 +281,12 @@ def test_interrupted_evaluation_continues(tokenizer: PreTrainedTokenizerFast, tm
     evaluation = Evaluation(tasks=("one", "two"), include_path=str(tasks))
     store = ResultStore(tmp_path / "store", "model")
     with pytest.raises(KeyboardInterrupt):
-        run_tasks(Counting(tokenizer, fail_at=2), evaluation, store)
+        run_tasks(Counting(tokenizer, fail_at=2), evaluation, store=store)
     second = Counting(tokenizer)
-    results = run_tasks(second, evaluation, store)
+    results = run_tasks(second, evaluation, store=store)
     assert second.asked == 1
     third = Counting(tokenizer)
-    assert run_tasks(third, evaluation, store) == results == run_tasks(Counting(tokenizer), evaluation)
+    assert run_tasks(third, evaluation, store=store) == results == run_tasks(Counting(tokenizer), evaluation)
     assert third.opened == 0
 
 
@@ -294,13 +294,13 @@ def test_more_samples_continue_after_the_earlier_ones(tokenizer: PreTrainedToken
     """Only further documents are asked, and the result is that of asking all at once; also where none is left."""
     whole = AGREEMENT.model_copy(update={"limit": 24})
     store = ResultStore(tmp_path / "store", "model")
-    first = run_tasks(Counting(tokenizer), AGREEMENT, store).tasks[0]
+    first = run_tasks(Counting(tokenizer), AGREEMENT, store=store).tasks[0]
     further = Counting(tokenizer)
-    continued = run_tasks(further, whole, store, 8)
+    continued = run_tasks(further, whole, store=store, earlier=8)
     assert continued == run_tasks(Counting(tokenizer), whole)
     assert continued.tasks[0].samples[:8] == first.samples
     assert further.requests == 2 * (24 - 8)  # two choices of each document
-    assert run_tasks(Counting(tokenizer), whole, store) == continued
+    assert run_tasks(Counting(tokenizer), whole, store=store) == continued
 
 
 @pytest.mark.parametrize(
@@ -317,9 +317,9 @@ def test_tasks_whose_answers_depend_on_earlier_ones_are_asked_whole(
     tasks = write_tasks(tmp_path / "tasks", one=text)
     short, long = (Evaluation(tasks=("one",), include_path=str(tasks), limit=limit) for limit in (2, 3))
     store = ResultStore(tmp_path / "store", "model")
-    run_tasks(Counting(tokenizer), short, store)
+    run_tasks(Counting(tokenizer), short, store=store)
     again = Counting(tokenizer)
-    assert run_tasks(again, long, store, 2) == run_tasks(Counting(tokenizer), long)
+    assert run_tasks(again, long, store=store, earlier=2) == run_tasks(Counting(tokenizer), long)
     assert again.requests == 2 * 3
 
 
@@ -358,7 +358,7 @@ def test_results_of_another_model_setting_or_file_are_not_taken(
 
     def asks(evaluation: Evaluation = evaluation, identity: str = "model") -> int:
         opener = Counting(tokenizer)
-        run_tasks(opener, evaluation, ResultStore(tmp_path / "store", identity))
+        run_tasks(opener, evaluation, store=ResultStore(tmp_path / "store", identity))
         return opener.asked
 
     assert (asks(), asks()) == (1, 0)
@@ -460,7 +460,7 @@ def test_generation_that_stops_early_is_no_measure_of_speed(monkeypatch: pytest.
     original = model.generate
     monkeypatch.setattr(model, "generate", lambda *given, **more: original(*given, **more)[:, :-1])
     with pytest.raises(EvaluationError, match="LlamaForCausalLM generated 3 tokens where 4 were asked for"):
-        compare_speed(model, model, Speed(prompt_tokens=8, new_tokens=4))
+        compare_speed(model, model, settings=Speed(prompt_tokens=8, new_tokens=4))
 
 
 def test_backend_that_lm_eval_does_not_know() -> None:
@@ -472,15 +472,15 @@ def test_backend_that_lm_eval_does_not_know() -> None:
 def test_backend_arguments() -> None:
     """The model's place goes where {model} stands, and to pretrained where nothing names a model."""
     plain = Backend(name="vllm", args={"max_model_len": 512})
-    assert arguments(plain, "dense", "/m") == {"max_model_len": 512, "pretrained": "/m"}
+    assert arguments(plain, "dense", place="/m") == {"max_model_len": 512, "pretrained": "/m"}
     endpoint = Backend(
         name="local-completions",
         args={"model": "m", "tokenizer": "{model}"},
         dense={"base_url": "a"},
         pruned={"base_url": "b"},
     )
-    assert arguments(endpoint, "dense", "/m") == {"model": "m", "tokenizer": "/m", "base_url": "a"}
-    assert arguments(endpoint, "pruned", "/m")["base_url"] == "b"
+    assert arguments(endpoint, "dense", place="/m") == {"model": "m", "tokenizer": "/m", "base_url": "a"}
+    assert arguments(endpoint, "pruned", place="/m")["base_url"] == "b"
 
 
 class _Endpoint(BaseHTTPRequestHandler):
@@ -523,7 +523,7 @@ def test_tasks_by_an_endpoint(tokenizer: PreTrainedTokenizerFast, tmp_path: Path
     (tasks / "one.yaml").write_text(text.replace("[near, key]", "[the, cabinet]"))  # ids 6 and 7: the first is likelier
     evaluation = Evaluation(tasks=("one",), include_path=str(tasks), backend=backend)
     store = ResultStore(tmp_path / "store", "model")
-    (task,) = ask_backend("unused", "pruned", evaluation, store).tasks
+    (task,) = ask_backend("unused", "pruned", evaluation=evaluation, store=store).tasks
     assert (task.value, len(task.samples)) == (1.0, 3)
     assert not (tmp_path / "store").exists()
     server.shutdown()
@@ -540,17 +540,17 @@ def test_tasks_by_an_endpoint(tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 )
 def test_what_a_backend_said_last_is_said(said: str, error: str) -> None:
     """A backend that fails is named with its last line, and llmprune's own errors come through as they are."""
-    assert re.search(error, failure("vllm", 1, said))
+    assert re.search(error, failure("vllm", 1, said=said))
 
 
 def test_tokenizers_that_differ(tokenizer: PreTrainedTokenizerFast) -> None:
     """Another vocabulary, or the same words in another order, is named; a copy is the same."""
     from tiny import tiny_tokenizer
 
-    require_same_tokenizer("a", tokenizer, "b", deepcopy(tokenizer))
+    require_same_tokenizer("a", tokenizer, model="b", other=deepcopy(tokenizer))
     with pytest.raises(EvaluationError, match="the tokenizers of a and b differ: 13 tokens and 257"):
-        require_same_tokenizer("a", tokenizer, "b", tiny_tokenizer())
+        require_same_tokenizer("a", tokenizer, model="b", other=tiny_tokenizer())
     other = deepcopy(tokenizer)
     other.eos_token = "the"
     with pytest.raises(EvaluationError, match="eos_token_id is 1 and 6"):
-        require_same_tokenizer("a", tokenizer, "b", other)
+        require_same_tokenizer("a", tokenizer, model="b", other=other)

@@ -32,7 +32,7 @@ from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.refit import Refit
 from llmprune.score.forward_pass import score
 from llmprune.score.scores import Scores
-from llmprune.score.select import choose_cut
+from llmprune.score.select import PlannedSizes, choose_cut
 from llmprune.testing import VOCABULARY, tiny_config, tiny_model
 
 REMOVABLE = [family for family in MIXTURES if family != "llama4_text"]
@@ -46,7 +46,12 @@ def _scored(family: str, **overrides: Any) -> tuple[Any, Anatomy, Decoder, Score
     model = tiny_model(family, **overrides)
     anatomy = discover(model.config)
     dense = dense_decoder(model)
-    return model, anatomy, dense, score(dense, anatomy, IDS, 4, BlockInfluence(), Activation(), Reap())
+    return (
+        model,
+        anatomy,
+        dense,
+        score(dense, anatomy, windows_NL=IDS, batch_size=4, depth=BlockInfluence(), width=Activation(), experts=Reap()),
+    )
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -67,11 +72,11 @@ def fewer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Anatomy, 
         folder.mkdir()
         model, anatomy, dense, scores = _scored(family)
         widths = {field: width // 3 * 2 for field, width in anatomy.widths.items()}
-        cut = choose_cut(anatomy, scores, None, 3, widths, 3)
-        pruned = cut_decoder(dense, model, anatomy, cut)
-        writer = CheckpointWriter(folder, pruned.skeleton, pruned.layers_path)
+        cut = choose_cut(anatomy, scores, sizes=PlannedSizes(None, 3, widths=widths, num_experts=3))
+        pruned = cut_decoder(dense, model, anatomy=anatomy, cut=cut)
+        writer = CheckpointWriter(folder, pruned.skeleton, layers_path=pruned.layers_path)
         writer.write_rest(tensors_of(pruned.skeleton, skip=pruned.layers_path))
-        _, walk = Pruning(dense, pruned, anatomy, cut, Refit(), writer.write_layer).run(IDS, 4)
+        _, walk = Pruning(dense, pruned, anatomy=anatomy, cut=cut, refit=Refit(), write=writer.write_layer).run(IDS, 4)
         writer.finish(max_shard_size=20_000, tokenizer=None)
         save_file({"ids": IDS}, folder / "ids.safetensors")
         made[family] = (anatomy, cut, walk.logits(0), folder)
@@ -100,9 +105,12 @@ def test_depth_width_and_experts_reload_exactly(
 def test_experts_removed_equal_experts_out_of_reach(family: str) -> None:
     """The model without an expert is the model whose router cannot choose it."""
     model, anatomy, dense, scores = _scored(family)
-    cut = choose_cut(anatomy, scores, (), anatomy.num_layers, {}, 3)
+    cut = choose_cut(anatomy, scores, sizes=PlannedSizes((), anatomy.num_layers, num_experts=3))
     cut = Cut(cut.num_layers, cut.layers, {}, {}, 3, cut.experts)
-    removed, masked = Walk(cut_decoder(dense, model, anatomy, cut), IDS, 4), Walk(dense, IDS, 4)
+    removed, masked = (
+        Walk(cut_decoder(dense, model, anatomy=anatomy, cut=cut), IDS, batch_size=4),
+        Walk(dense, IDS, batch_size=4),
+    )
     for index in range(anatomy.num_layers):
         with removed.decoder.layer(index) as layer:
             removed.pass_through(index, layer)
@@ -142,13 +150,13 @@ def test_what_experts_add_is_what_their_block_puts_out(family: str) -> None:
     wanted: list[Tensor] = []
     tokens: dict[int, int] = {}
     routed: dict[int, int] = {}
-    walk = Walk(dense, IDS, 4)
+    walk = Walk(dense, IDS, batch_size=4)
     with dense.layer(index) as layer:
         module = layer.get_submodule(unit.path)
 
         def see(module: torch.nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
             total_TD = torch.zeros_like(output)
-            for expert, token_T, added_TD in outputs_of_experts(module, args, kwargs, 4):
+            for expert, token_T, added_TD in outputs_of_experts(module, args, kwargs=kwargs, count=4):
                 total_TD.index_add_(0, token_T, added_TD)
                 tokens[expert] = len(token_T)
             totals.append(total_TD)
@@ -159,7 +167,7 @@ def test_what_experts_add_is_what_their_block_puts_out(family: str) -> None:
             routed[expert] = len(activation_TF)
 
         module.register_forward_hook(see, with_kwargs=True)
-        with activations_of_experts(module, layer.get_parameter(unit.tensors[-1].name), note):
+        with activations_of_experts(module, layer.get_parameter(unit.tensors[-1].name), see=note):
             walk.calls[0][index].run(layer, walk.streams[0])
     torch.testing.assert_close(totals[0], wanted[0], rtol=1e-4, atol=1e-5)
     assert tokens == routed
@@ -182,7 +190,7 @@ def test_an_expert_without_tokens_is_scored_by_its_weights() -> None:
     router.weight.data[3] = -1000 * router.weight.data[:3].sum(0).sign()
     model.model.layers[0].post_attention_layernorm.weight.data.fill_(0.0)  # every token scores 0: the first two win
     anatomy = discover(model.config)
-    scores = score(dense_decoder(model), anatomy, IDS, 4, None, Activation())
+    scores = score(dense_decoder(model), anatomy, windows_NL=IDS, batch_size=4, depth=None, width=Activation())
     key = unit_key(0, "mlp.experts")
     assert (scores.routed[key] == 0).any()
     unreached = int((scores.routed[key] == 0).nonzero()[0])
@@ -208,9 +216,9 @@ def test_masked_then_selected_is_selected(parts: tuple[int, ...]) -> None:
     tensor = torch.randn(2, 12, 5)
     keep = torch.tensor([[0, 2], [1, 3]])
     cut = TensorCut("weight", 1, parts)
-    masked = mask_neurons(tensor, cut, keep)
-    assert torch.equal(select_neurons(masked, cut, keep), select_neurons(tensor, cut, keep))
-    assert int((masked != 0).any(-1).sum()) == select_neurons(tensor, cut, keep).shape[1] * 2
+    masked = mask_neurons(tensor, cut, keep=keep)
+    assert torch.equal(select_neurons(masked, cut, keep=keep), select_neurons(tensor, cut, keep=keep))
+    assert int((masked != 0).any(-1).sum()) == select_neurons(tensor, cut, keep=keep).shape[1] * 2
 
 
 @pytest.mark.parametrize(
@@ -234,10 +242,10 @@ def test_experts_that_stay_do_not_keep_the_rest() -> None:
     """Where no expert can be removed, layers and widths still can."""
     model = tiny_model("llama4_text")
     anatomy = discover(model.config)
-    config = cut_config(model.config, anatomy, (0, 2, 3), {"intermediate_size": 64}, 4)
+    config = cut_config(model.config, anatomy, layers=(0, 2, 3), widths={"intermediate_size": 64}, num_experts=4)
     assert (config.num_hidden_layers, config.intermediate_size, config.num_local_experts) == (3, 64, 4)
     with pytest.raises(ModelError, match="not told which experts"):
-        cut_config(model.config, anatomy, (0, 2, 3), {}, 3)
+        cut_config(model.config, anatomy, layers=(0, 2, 3), widths={}, num_experts=3)
 
 
 def _plan(folder: Path, sections: str) -> Any:

@@ -28,7 +28,7 @@ from llmprune.prune.pass2 import Pruning
 from llmprune.recipe.model import ModelSource
 from llmprune.recipe.refit import Refit
 from llmprune.score.forward_pass import score
-from llmprune.score.select import choose_cut
+from llmprune.score.select import PlannedSizes, choose_cut
 from llmprune.testing import VOCABULARY, tiny_model
 
 DEPTH_AND_WIDTH = [
@@ -129,14 +129,16 @@ def _prune(family: str, folder: Path) -> Case:
     anatomy = discover(model.config)
     ids_NL = torch.randint(3, VOCABULARY, (4, 24), generator=torch.Generator().manual_seed(0))
     dense = dense_decoder(model)
-    scores = score(dense, anatomy, ids_NL, 4, BlockInfluence(), Activation(), heads=Activation())
+    scores = score(
+        dense, anatomy, windows_NL=ids_NL, batch_size=4, depth=BlockInfluence(), width=Activation(), heads=Activation()
+    )
     widths = {field: KEPT_WIDTHS[width] for field, width in anatomy.widths.items()}
     kv_groups = anatomy.heads.count // 2 if anatomy.heads and anatomy.heads.refusal is None else None
-    cut = choose_cut(anatomy, scores, None, KEPT_LAYERS, widths, None, kv_groups)
-    pruned = cut_decoder(dense, model, anatomy, cut)
-    writer = CheckpointWriter(folder, pruned.skeleton, pruned.layers_path)
+    cut = choose_cut(anatomy, scores, sizes=PlannedSizes(None, KEPT_LAYERS, widths=widths, kv_groups=kv_groups))
+    pruned = cut_decoder(dense, model, anatomy=anatomy, cut=cut)
+    writer = CheckpointWriter(folder, pruned.skeleton, layers_path=pruned.layers_path)
     writer.write_rest(tensors_of(pruned.skeleton, skip=pruned.layers_path))
-    _, walk = Pruning(dense, pruned, anatomy, cut, Refit(), writer.write_layer).run(ids_NL, 4)
+    _, walk = Pruning(dense, pruned, anatomy=anatomy, cut=cut, refit=Refit(), write=writer.write_layer).run(ids_NL, 4)
     writer.finish(max_shard_size=20_000, tokenizer=None)
     save_file({"ids": ids_NL}, folder / "ids.safetensors")
     return Case(model, anatomy, cut, ids_NL, walk.logits(0), folder)
@@ -172,20 +174,22 @@ def test_cut_equals_mask(family: str, cases: dict[str, Case]) -> None:
     """Neurons and heads removed or zeroed, layers removed or skipped: the logits are the same."""
     case = cases[family]
     dense = dense_decoder(case.model)
-    cut = cut_decoder(dense, case.model, case.anatomy, case.cut)
-    removed, masked = Walk(cut, case.ids_NL, 4), Walk(dense, case.ids_NL, 4)
+    cut = cut_decoder(dense, case.model, anatomy=case.anatomy, cut=case.cut)
+    removed, masked = Walk(cut, case.ids_NL, batch_size=4), Walk(dense, case.ids_NL, batch_size=4)
     for new, old in enumerate(case.cut.layers):
         with cut.layer(new) as layer:
             removed.pass_through(new, layer)
         with dense.layer(old) as layer:
             for unit in case.anatomy.units[old]:
                 weight = layer.get_parameter(unit.tensors[-1].name)
-                weight.data = mask_neurons(weight.data, unit.tensors[-1], case.cut.neurons[unit_key(old, unit.path)])
+                weight.data = mask_neurons(
+                    weight.data, unit.tensors[-1], keep=case.cut.neurons[unit_key(old, unit.path)]
+                )
             attention = case.anatomy.attention[old]
             if attention is not None:
                 weight, heads = layer.get_parameter(attention.tensors[-1].name), case.cut.heads
                 keep_G = heads[unit_key(old, attention.path)]
-                weight.data = mask_neurons(weight.data, attention.tensors[-1], keep_G)
+                weight.data = mask_neurons(weight.data, attention.tensors[-1], keep=keep_G)
             masked.pass_through(old, layer)
     torch.testing.assert_close(removed.logits(0), masked.logits(0), rtol=1e-4, atol=1e-4)
 
@@ -230,11 +234,11 @@ def test_cutting_nothing_changes_nothing(family: str, tmp_path: Path) -> None:
     anatomy = discover(model.config)
     dense = dense_decoder(model)
     cut = Cut(len(dense), tuple(range(len(dense))))
-    pruned = cut_decoder(dense, model, anatomy, cut)
-    writer = CheckpointWriter(tmp_path, pruned.skeleton, pruned.layers_path)
+    pruned = cut_decoder(dense, model, anatomy=anatomy, cut=cut)
+    writer = CheckpointWriter(tmp_path, pruned.skeleton, layers_path=pruned.layers_path)
     writer.write_rest(tensors_of(pruned.skeleton, skip=pruned.layers_path))
     ids_NL = torch.randint(3, VOCABULARY, (4, 16))
-    Pruning(dense, pruned, anatomy, cut, Refit(), writer.write_layer).run(ids_NL, 2)
+    Pruning(dense, pruned, anatomy=anatomy, cut=cut, refit=Refit(), write=writer.write_layer).run(ids_NL, 2)
     writer.finish(10**9, None)
     model.save_pretrained(tmp_path / "dense")
     written, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("checkpoint", "dense"))
@@ -247,7 +251,7 @@ def test_walk_equals_forward() -> None:
     model = tiny_model("gemma3_text")
     dense = dense_decoder(model)
     ids_NL = torch.randint(3, VOCABULARY, (5, 40))
-    walk = Walk(dense, ids_NL, 2)
+    walk = Walk(dense, ids_NL, batch_size=2)
     for index in range(len(dense)):
         with dense.layer(index) as layer:
             walk.pass_through(index, layer)
@@ -269,8 +273,10 @@ def test_offloaded_equals_resident(tmp_path: Path) -> None:
         cut = Cut(
             4, (0, 1, 3), {"intermediate_size": 64}, {unit_key(index, "mlp"): torch.arange(0, 64) for index in range(4)}
         )
-        pruned = cut_decoder(dense, model, discover(model.config), cut)
-        _, walk = Pruning(dense, pruned, discover(model.config), cut, Refit(), lambda *_: None).run(ids_NL, 2)
+        pruned = cut_decoder(dense, model, anatomy=discover(model.config), cut=cut)
+        _, walk = Pruning(
+            dense, pruned, anatomy=discover(model.config), cut=cut, refit=Refit(), write=lambda *_: None
+        ).run(ids_NL, 2)
         logits.append(walk.logits(0))
     assert next(iter(model.model.layers[1].parameters())).is_meta
     assert torch.equal(logits[0], logits[1])

@@ -29,7 +29,7 @@ from llmprune.prune.repair.up_projection import UpEquations, UpRepair
 from llmprune.prune.snapshots import LayerRecord
 from llmprune.recipe.refit import Refit
 from llmprune.score.forward_pass import score
-from llmprune.score.select import choose_cut
+from llmprune.score.select import PlannedSizes, choose_cut
 from llmprune.testing import VOCABULARY, tiny_model
 
 WINDOWS, LENGTH, INPUTS, NEURONS, HIDDEN = 16, 24, 6, 8, 5
@@ -60,9 +60,11 @@ def _solve(missing_NLD: torch.Tensor, batch_size: int = 4, wanted_NLD: torch.Ten
     windows = len(missing_NLD)
     wanted_NLD = torch.ones_like(missing_NLD) if wanted_NLD is None else wanted_NLD
     room = lambda _: Streams()  # noqa: E731  # as a walk gives it
-    equations = UpEquations(_down(), Folds(every_eighth(windows), batch_size), room)
+    equations = UpEquations(_down(), Folds(every_eighth(windows), batch_size), room=room)
     for rows in torch.split(torch.arange(windows), batch_size):
-        equations.update(_inputs()[rows], _gates()[rows], missing_NLD[rows].clone(), wanted_NLD[rows])
+        equations.update(
+            _inputs()[rows], _gates()[rows], missing_BLD=missing_NLD[rows].clone(), wanted_BLD=wanted_NLD[rows]
+        )
     return equations.solve()
 
 
@@ -100,8 +102,10 @@ def test_nothing_may_be_between(between: Callable[[torch.Tensor], torch.Tensor])
     def activations(now: dict[str, torch.Tensor], f: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         return torch.nn.functional.silu(x @ now["gate.weight"].T) * f(x @ now["up.weight"].T)
 
-    assert find_up(unit, tensors, lambda now: activations(now, between)) is None
-    assert find_up(unit, tensors, lambda now: activations(now, lambda z: z)) == Strand(TensorCut("up.weight", 0), 0)
+    assert find_up(unit, tensors, activations=lambda now: activations(now, between)) is None
+    assert find_up(unit, tensors, activations=lambda now: activations(now, lambda z: z)) == Strand(
+        TensorCut("up.weight", 0), 0
+    )
 
 
 def test_strands_partition_the_rows() -> None:
@@ -119,7 +123,7 @@ def test_only_the_strand_changes(dim: int) -> None:
     """In both layouts, and not in the tensor that was given, which the dense layer may share."""
     tensor = _normal(6, 4) if dim == 0 else _normal(4, 6)
     before = tensor.clone()
-    after = add_to_strand(tensor, Strand(TensorCut("x", dim, (1, 1)), 1), torch.ones(3, 4))
+    after = add_to_strand(tensor, Strand(TensorCut("x", dim, (1, 1)), 1), delta_FI=torch.ones(3, 4))
     assert torch.equal(tensor, before)
     gates, ups = torch.split(after - before, 3, dim=dim)
     assert not gates.any()
@@ -188,9 +192,9 @@ def test_nothing_to_learn_from() -> None:
 def test_inputs_that_are_not_finite_are_refused() -> None:
     """With what to do about it."""
     room = lambda _: Streams()  # noqa: E731  # as a walk gives it
-    equations = UpEquations(_down(), Folds(every_eighth(8), 8), room)
+    equations = UpEquations(_down(), Folds(every_eighth(8), 8), room=room)
     missing_NLD = _normal(8, LENGTH, HIDDEN)
-    equations.update(_inputs()[:8] * torch.inf, _gates()[:8], missing_NLD, missing_NLD)
+    equations.update(_inputs()[:8] * torch.inf, _gates()[:8], missing_BLD=missing_NLD, wanted_BLD=missing_NLD)
     with pytest.raises(NumericalError, match=r"refit\.up to false"):
         equations.solve()
 
@@ -210,13 +214,15 @@ def _prune(
     anatomy = discover(model.config)
     ids_NL = torch.randint(3, VOCABULARY, (16, 24), generator=torch.Generator().manual_seed(0))
     dense = dense_decoder(model)
-    scores = score(dense, anatomy, ids_NL, 4, BlockInfluence(), Activation())
+    scores = score(dense, anatomy, windows_NL=ids_NL, batch_size=4, depth=BlockInfluence(), width=Activation())
     widths = {unit.field: unit.width // unit.times // 2 for units in anatomy.units for unit in units if unit.refit}
-    cut = choose_cut(anatomy, scores, None, 3, widths, None, None)
-    pruned = cut_decoder(dense, model, anatomy, cut)
-    writer = CheckpointWriter(folder, pruned.skeleton, pruned.layers_path)
+    cut = choose_cut(anatomy, scores, sizes=PlannedSizes(None, 3, widths=widths))
+    pruned = cut_decoder(dense, model, anatomy=anatomy, cut=cut)
+    writer = CheckpointWriter(folder, pruned.skeleton, layers_path=pruned.layers_path)
     writer.write_rest(tensors_of(pruned.skeleton, skip=pruned.layers_path))
-    records, walk = Pruning(dense, pruned, anatomy, cut, Refit(up=up), writer.write_layer).run(ids_NL, 4, store=store)
+    records, walk = Pruning(dense, pruned, anatomy=anatomy, cut=cut, refit=Refit(up=up), write=writer.write_layer).run(
+        ids_NL, 4, store=store
+    )
     writer.finish(max_shard_size=10_000_000, tokenizer=None)
     return records, walk.logits(0), [unit for layer in cut.layers for unit in anatomy.units[layer] if unit.refit]
 
@@ -257,12 +263,14 @@ def test_layers_that_lose_no_neurons_are_left_alone() -> None:
     anatomy = discover(model.config)
     ids_NL = torch.randint(3, VOCABULARY, (16, 24), generator=torch.Generator().manual_seed(0))
     dense = dense_decoder(model)
-    cut = choose_cut(anatomy, None, (2,), 3, {}, None, None)
+    cut = choose_cut(anatomy, None, sizes=PlannedSizes((2,), 3))
     written: list[dict[int, dict[str, torch.Tensor]]] = []
     for refit in (Refit(up=True), Refit()):
         written.append({})
-        pruned = cut_decoder(dense, model, anatomy, cut)
-        records, _ = Pruning(dense, pruned, anatomy, cut, refit, written[-1].__setitem__).run(ids_NL, 4)
+        pruned = cut_decoder(dense, model, anatomy=anatomy, cut=cut)
+        records, _ = Pruning(dense, pruned, anatomy=anatomy, cut=cut, refit=refit, write=written[-1].__setitem__).run(
+            ids_NL, 4
+        )
         assert all(record.up_held_out is None for record in records)
     for first, second in zip(written[0].values(), written[1].values(), strict=True):
         assert all(torch.equal(first[name], second[name]) for name in first)

@@ -45,8 +45,8 @@ def _pruned_logits(checkpoint: Path, device_map: object, ids_NL: Tensor) -> Tens
     model = load_model(ModelSource.model_validate({"id": str(checkpoint), "device_map": device_map}))
     dense, anatomy = dense_decoder(model), discover(model.config)
     cut = Cut(4, (0, 1, 3))
-    pruned = cut_decoder(dense, model, anatomy, cut)
-    _, walk = Pruning(dense, pruned, anatomy, cut, Refit(), lambda *_: None).run(ids_NL, 2)
+    pruned = cut_decoder(dense, model, anatomy=anatomy, cut=cut)
+    _, walk = Pruning(dense, pruned, anatomy=anatomy, cut=cut, refit=Refit(), write=lambda *_: None).run(ids_NL, 2)
     return walk.logits(0).cpu()
 
 
@@ -63,7 +63,7 @@ def test_streams_lie_in_pinned_memory(checkpoint: Path) -> None:
     """Hidden states between layers leave the GPU, into memory that it can copy from directly."""
     model = load_model(ModelSource(id=str(checkpoint), device_map="auto"))
     dense = dense_decoder(model)
-    walk = Walk(dense, torch.randint(3, VOCABULARY, (4, 24)), 2)
+    walk = Walk(dense, torch.randint(3, VOCABULARY, (4, 24)), batch_size=2)
     with dense.layer(0) as layer:
         walk.pass_through(0, layer)
     assert all(hidden_BLD.is_pinned() for hidden_BLD in walk.streams)
@@ -78,7 +78,9 @@ def test_memory_is_that_of_a_layer() -> None:
         ids_NL = torch.randint(3, VOCABULARY, (4, 24))
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        score(dense, discover(model.config), ids_NL, 2, BlockInfluence(), Activation())
+        score(
+            dense, discover(model.config), windows_NL=ids_NL, batch_size=2, depth=BlockInfluence(), width=Activation()
+        )
         peaks.append(torch.cuda.max_memory_allocated())
     assert peaks[1] <= 1.1 * peaks[0]
 

@@ -20,7 +20,7 @@ from llmprune.criteria import Activation
 from llmprune.cut.apply import cut_config
 from llmprune.planning.plan import Plan
 from llmprune.score.forward_pass import score
-from llmprune.score.select import choose_cut
+from llmprune.score.select import PlannedSizes, choose_cut
 from llmprune.testing import VOCABULARY, tiny_config, tiny_model
 
 IDS = torch.randint(3, VOCABULARY, (4, 24), generator=torch.Generator().manual_seed(0))
@@ -57,7 +57,7 @@ def test_neurons_and_heads_have_defaults_of_their_own(named: str, kinds: tuple[s
 def test_a_group_has_its_entries_in_every_part(parts: tuple[int, ...], rows: list[int]) -> None:
     """Of three groups the last and the first: side by side in each part, the parts one after the other."""
     keep_K = torch.tensor([2, 0])
-    assert rows_of(keep_K, 3 * sum(parts), TensorCut("weight", 0, parts)).tolist() == rows
+    assert rows_of(keep_K, 3 * sum(parts), cut=TensorCut("weight", 0, parts)).tolist() == rows
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_heads_that_stay_are_refused_with_a_reason(
     assert reason in str(caught.value)
     config = tiny_config(family, **overrides)
     with pytest.raises(ModelError, match="attention heads of this model cannot be removed"):
-        cut_config(config, discover(config), (0, 1, 2, 3), {}, kv_groups=99)
+        cut_config(config, discover(config), layers=(0, 1, 2, 3), widths={}, kv_groups=99)
 
 
 @pytest.mark.parametrize(
@@ -151,11 +151,11 @@ def test_a_group_is_worth_its_inputs_of_the_output_projection() -> None:
         model(IDS, use_cache=False)
     handle.remove()
     scores_F = seen[0].square().mean(0) * projection.weight.square().sum(0)
-    scores = score(dense, anatomy, IDS, 4, None, None, heads=Activation())
+    scores = score(dense, anatomy, windows_NL=IDS, batch_size=4, depth=None, width=None, heads=Activation())
     assert scores.layers is None
     assert scores.neurons == {}
     torch.testing.assert_close(scores.heads[unit_key(2, "self_attn")], scores_F.view(4, 16).sum(1))
-    cut = choose_cut(anatomy, scores, (), 4, {}, None, 2)
+    cut = choose_cut(anatomy, scores, sizes=PlannedSizes((), 4, kv_groups=2))
     assert cut.neurons == {}
     best_K = scores_F.view(4, 16).sum(1).topk(2).indices.sort().values
     assert torch.equal(cut.heads[unit_key(2, "self_attn")], best_K)

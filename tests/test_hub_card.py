@@ -27,7 +27,7 @@ PLAIN = Loading("AutoModelForCausalLM", tokenizer=True, remote_code=False)
 def card(report: Report | None = None, base: Base = BASE, loading: Loading = PLAIN, **options: Any) -> ModelCard:
     """The card of a report, read back as the hub reads it."""
     given = {"refused": None, "plots": ("importance", "error")} | options
-    written = ModelCard(write_card(NAME, report or sample_report(), base, loading, **given))
+    written = ModelCard(write_card(NAME, report or sample_report(), base=base, loading=loading, **given))
     assert wrong_metadata(written.data.to_dict()) == []
     return written
 

@@ -250,7 +250,9 @@ def test_a_data_set_is_read_at_its_commit(hub: Hub) -> None:
 
 def load(**settings: Any) -> list[int]:
     """The first tokens under the tiny tokenizer."""
-    tokens: list[int] = load_windows(Calibration(**settings), tiny_tokenizer(), (2, 16))[0].flatten().tolist()
+    tokens: list[int] = (
+        load_windows(Calibration(**settings), tiny_tokenizer(), default_shape=(2, 16))[0].flatten().tolist()
+    )
     return tokens
 
 

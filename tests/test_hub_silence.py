@@ -43,7 +43,7 @@ def read_text(_: Path) -> None:
 def push(folder: Path) -> None:
     """Upload one file."""
     (folder / "llmprune.json").write_text("{}")
-    upload(HUB, additions({"llmprune.json": folder / "llmprune.json"}), "a message")
+    upload(HUB, additions({"llmprune.json": folder / "llmprune.json"}), message="a message")
 
 
 @pytest.mark.parametrize(

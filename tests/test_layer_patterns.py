@@ -33,7 +33,7 @@ from llmprune.recipe.recipe import Recipe
 from llmprune.score.ablation import try_without
 from llmprune.score.forward_pass import score
 from llmprune.score.scores import Scores
-from llmprune.score.select import choose_cut
+from llmprune.score.select import PlannedSizes, choose_cut
 from llmprune.testing import VOCABULARY, tiny_config, tiny_model
 
 IDS = torch.randint(3, VOCABULARY, (4, 24), generator=torch.Generator().manual_seed(0))
@@ -134,7 +134,7 @@ def test_the_best_layers_in_the_pattern_stay(family: str) -> None:
     kinds = kinds_of(anatomy.patterns, 8)
     for seed, keep in itertools.product(range(4), possible_counts(anatomy)):
         scores_N = torch.rand(8, generator=torch.Generator().manual_seed(seed))
-        chosen = choose_in_pattern(scores_N, keep, anatomy)
+        chosen = choose_in_pattern(scores_N, keep, anatomy=anatomy)
         assert [kinds[old] for old in chosen] == list(kinds[:keep])
         assert float(scores_N[list(chosen)].sum()) == pytest.approx(_best(anatomy, scores_N, keep))
 
@@ -165,13 +165,32 @@ def test_every_depth_criterion_keeps_the_pattern(criterion: DepthCriterion) -> N
 
     def chosen(keep_pattern: bool) -> tuple[Cut, Tensor]:
         if isinstance(criterion, TrialCriterion):
-            layers_N = try_without(dense, anatomy, criterion, IDS, 4, remove, keep_pattern=keep_pattern)
+            layers_N = try_without(
+                dense,
+                anatomy,
+                criterion=criterion,
+                windows_NL=IDS,
+                batch_size=4,
+                remove=remove,
+                keep_pattern=keep_pattern,
+            )
         else:
-            scores = score(dense, anatomy, IDS, 4, criterion, None, remove=remove, keep_pattern=keep_pattern)
+            scores = score(
+                dense,
+                anatomy,
+                windows_NL=IDS,
+                batch_size=4,
+                depth=criterion,
+                width=None,
+                remove=remove,
+                keep_pattern=keep_pattern,
+            )
             assert scores.layers is not None
             layers_N = scores.layers
         wanted = (None, 6 - remove, {}, None)
-        return choose_cut(anatomy, Scores(layers_N, {}), *wanted, keep_pattern=keep_pattern), layers_N
+        return choose_cut(
+            anatomy, Scores(layers_N, {}), sizes=PlannedSizes(*wanted, keep_pattern=keep_pattern)
+        ), layers_N
 
     assert [kinds[old] for old in chosen(False)[0].layers] != list(kinds[: 6 - remove])
     cut, layers_N = chosen(True)
@@ -240,7 +259,7 @@ def test_a_size_of_heads_that_tools_derive_is_told_where_heads_go(family: str, s
     for raw, kept, told in (({}, 2, True), ({}, 4, False), ({"head_dim": 8}, 2, family == "phi3")):
         fixed = {"head_dim": 8} if family == "phi3" else {}
         found = replace(heads, fixed=fixed) if heads else None
-        notes = about_head_size(config, raw, found, kept)
+        notes = about_head_size(config, raw, heads=found, kept=kept)
         assert [note.startswith(said) and "llama.cpp" in note for note in notes] == [True] * told
 
 

@@ -32,8 +32,8 @@ def windows(count: int = 5, length: int = 24) -> torch.Tensor:
 def test_a_model_does_not_diverge_from_itself() -> None:
     """The same model twice: no divergence at all, the same first tokens, one perplexity."""
     decoder = dense_decoder(tiny_model("llama"))
-    before, after, figures = compare_predictions(decoder, decoder, windows(), 2)
-    assert before == after == perplexity(decoder, windows(), 2, "alone")
+    before, after, figures = compare_predictions(decoder, decoder, windows_NL=windows(), batch_size=2)
+    assert before == after == perplexity(decoder, windows(), batch_size=2, what="alone")
     assert (figures.mean, figures.same_first, figures.tokens) == (0.0, 1.0, 5 * 23)
     assert set(figures.quantiles.values()) == {0.0}
 
@@ -41,7 +41,7 @@ def test_a_model_does_not_diverge_from_itself() -> None:
 def test_divergence_is_that_of_the_distributions() -> None:
     """Mean and quantiles are those of KL(dense ‖ pruned) over every next token, as torch computes it in one piece."""
     dense, pruned = tiny_model("llama"), tiny_model("llama", seed=1)
-    *_, figures = compare_predictions(dense_decoder(dense), dense_decoder(pruned), windows(), 2)
+    *_, figures = compare_predictions(dense_decoder(dense), dense_decoder(pruned), windows_NL=windows(), batch_size=2)
     log_p, log_q = (model(windows()).logits[:, :-1].double().log_softmax(-1).flatten(0, 1) for model in (dense, pruned))
     every = torch.nn.functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
     assert figures.mean == pytest.approx(float(every.mean()), rel=1e-4)
@@ -109,7 +109,7 @@ def test_the_criteria_and_the_held_out_text_agree() -> None:
     dense, other = logits_of(0, slice(60, 64)), logits_of(1, slice(60, 64))
     wanted = kl_divergence(dense[:, :-1], other[:, :-1])
     for criterion in (Divergence(), Residual()):
-        assert torch.equal(criterion.cost(other, dense, torch.zeros(3, 5, dtype=torch.int64)), wanted)
+        assert torch.equal(criterion.cost(other, dense, ids_BL=torch.zeros(3, 5, dtype=torch.int64)), wanted)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -120,9 +120,9 @@ def test_logits_that_are_no_numbers_end_the_evaluation(value: float) -> None:
         broken.skeleton.lm_head.weight[5] = value
     for models, what in (((broken, right), "dense"), ((right, broken), "pruned")):
         with pytest.raises(NumericalError, match=f"held-out text, {what} model: its logits are NaN or infinite"):
-            compare_predictions(*models, windows(), 2)
+            compare_predictions(*models, windows_NL=windows(), batch_size=2)
     with pytest.raises(NumericalError, match="held-out text, cut model"):
-        perplexity(broken, windows(), 2, "cut")
+        perplexity(broken, windows(), batch_size=2, what="cut")
 
 
 def test_tokens_that_a_model_masks_are_infinitely_perplexing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,11 +132,11 @@ def test_tokens_that_a_model_masks_are_infinitely_perplexing(monkeypatch: pytest
     ids, masked = windows() % 32, torch.zeros(VOCABULARY)
     masked[32:] = -math.inf
     monkeypatch.setattr(Walk, "logits", lambda walk, batch: original(walk, batch) + masked)
-    before, after, figures = compare_predictions(decoder, decoder, ids, 2)
+    before, after, figures = compare_predictions(decoder, decoder, windows_NL=ids, batch_size=2)
     assert (figures.mean, figures.same_first) == (0.0, 1.0)
     assert math.isfinite(before)
     assert before == after
-    assert perplexity(decoder, ids + 32, 2, "alone") == math.inf
+    assert perplexity(decoder, ids + 32, batch_size=2, what="alone") == math.inf
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_generation_side_by_side() -> None:
     text = "All happy families are alike; each unhappy family is unhappy in its own way. " * 3
     ids = torch.tensor(tiny_tokenizer()(text)["input_ids"])[:200].view(5, 40)
     settings = Generation(samples=5, prompt_tokens=8, new_tokens=16, batch_size=2)
-    figures = compare_generation(dense, pruned, tiny_tokenizer(), ids, settings)
+    figures = compare_generation(dense, pruned, tokenizer=tiny_tokenizer(), windows_NL=ids, settings=settings)
     assert figures.text.tokens == 16
     assert 0 <= figures.dense.repetition <= 1
     assert figures.dense.tokens <= 16
@@ -177,7 +177,9 @@ def test_a_model_that_says_nothing_is_seen() -> None:
     mute.generation_config.eos_token_id = list(range(260))
     ids = torch.randint(250, (4, 40), generator=torch.Generator().manual_seed(0))
     settings = Generation(samples=4, prompt_tokens=8, new_tokens=16)
-    figures = compare_generation(tiny_model("llama", vocab_size=260), mute, tiny_tokenizer(), ids, settings)
+    figures = compare_generation(
+        tiny_model("llama", vocab_size=260), mute, tokenizer=tiny_tokenizer(), windows_NL=ids, settings=settings
+    )
     assert (figures.pruned.empty, figures.pruned.tokens) == (1.0, 0.0)
     assert figures.dense.tokens > 0
 
@@ -192,7 +194,13 @@ def test_a_model_that_says_nothing_is_seen() -> None:
 def test_generation_needs_text(settings: Generation, said: str) -> None:
     """More prompts than windows, or windows too short, are refused with the limit."""
     with pytest.raises(RecipeError, match=said):
-        compare_generation(tiny_model("llama"), tiny_model("llama"), tiny_tokenizer(), windows(), settings)
+        compare_generation(
+            tiny_model("llama"),
+            tiny_model("llama"),
+            tokenizer=tiny_tokenizer(),
+            windows_NL=windows(),
+            settings=settings,
+        )
 
 
 def size() -> BenchSize:
@@ -203,7 +211,9 @@ def size() -> BenchSize:
 def test_bench_measures_both_in_turn() -> None:
     """Every batch and context has its times, and a model of one layer decodes faster than one of twelve."""
     models = tiny_model("llama", num_hidden_layers=12), tiny_model("llama", num_hidden_layers=1)
-    figures = run_bench(("deep", "flat"), models, (size(), size()), (1, 2), (8,), 6, 4)
+    figures = run_bench(
+        ("deep", "flat"), models, sizes=(size(), size()), batch_sizes=(1, 2), contexts=(8,), new_tokens=6, repeats=4
+    )
     assert [(point.batch_size, point.context) for point in figures.points] == [(1, 8), (2, 8)]
     for point in figures.points:
         assert point.decode.ratio.median > 1
@@ -227,17 +237,17 @@ def test_no_generation_follows_a_models_own_search(own: dict[str, Any]) -> None:
     before = model.generation_config
     windows_NL = torch.arange(24).reshape(1, 24)
     settings = Generation(samples=1, prompt_tokens=8, new_tokens=8)
-    found = compare_generation(plain, model, tiny_tokenizer(), windows_NL, settings)
+    found = compare_generation(plain, model, tokenizer=tiny_tokenizer(), windows_NL=windows_NL, settings=settings)
     assert found.dense == found.pruned
-    time_generation(model, windows_NL, 4)
+    time_generation(model, windows_NL, new_tokens=4)
     assert model.generation_config is before
-    assert generate(model, windows_NL, True) == generate(plain, windows_NL, True)
+    assert generate(model, windows_NL, use_cache=True) == generate(plain, windows_NL, use_cache=True)
 
 
 def test_a_static_cache_can_be_timed() -> None:
     """Keys and values in place give a time as well."""
     model = tiny_model("llama")
-    timing = time_generation(model, windows(2, 8), 4, static_cache=True)
+    timing = time_generation(model, windows(2, 8), new_tokens=4, static_cache=True)
     assert timing.first > 0
     assert timing.rest > 0
 
@@ -246,7 +256,9 @@ def test_bench_needs_positions() -> None:
     """A context that does not fit into a model is refused with the limit."""
     models = tiny_model("llama"), tiny_model("llama")
     with pytest.raises(RecipeError, match="exceed the model's 128 positions"):
-        run_bench(("a", "b"), models, (size(), size()), (1,), (125,), 8, 1)
+        run_bench(
+            ("a", "b"), models, sizes=(size(), size()), batch_sizes=(1,), contexts=(125,), new_tokens=8, repeats=1
+        )
 
 
 def test_energy_follows_from_the_bytes_that_a_token_reads() -> None:

@@ -22,7 +22,7 @@ from llmprune.prune.repair.token_mixer import Mixers
 from llmprune.prune.snapshots import LayerRecord
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.refit import Refit
-from llmprune.score.select import choose_cut
+from llmprune.score.select import PlannedSizes, choose_cut
 from llmprune.testing import VOCABULARY, tiny_model
 
 IDS = torch.randint(3, VOCABULARY, (16, 24), generator=torch.Generator().manual_seed(0))
@@ -34,10 +34,15 @@ def _prune(
     """Remove one layer of a tiny model: records, written tensors by new layer, the dense model, the cut."""
     model = tiny_model(family, **overrides)
     anatomy, dense = discover(model.config), dense_decoder(model)
-    cut = choose_cut(anatomy, None, (gone,), anatomy.num_layers - 1, {}, None, None)
+    cut = choose_cut(anatomy, None, sizes=PlannedSizes((gone,), anatomy.num_layers - 1))
     written: dict[int, Tensors] = {}
     pruning = Pruning(
-        dense, cut_decoder(dense, model, anatomy, cut), anatomy, cut, refit or Refit(), written.__setitem__
+        dense,
+        cut_decoder(dense, model, anatomy=anatomy, cut=cut),
+        anatomy=anatomy,
+        cut=cut,
+        refit=refit or Refit(),
+        write=written.__setitem__,
     )
     records, _ = pruning.run(IDS, 4, store=store)
     return records, written, tiny_model(family, **overrides), cut

@@ -158,9 +158,11 @@ def _prune(base: Path, folder: Path) -> None:
         for unit in units
     }
     cut = Cut(len(anatomy.units), LAYERS, widths, neurons)
-    pruned = cut_decoder(dense_decoder(model), model, anatomy, cut)
-    change = ConfigChange(base, config, cut_config(config, anatomy, cut.layers, cut.widths), cut.layers, False)
-    writer = CheckpointWriter(folder, pruned.skeleton, pruned.layers_path, change)
+    pruned = cut_decoder(dense_decoder(model), model, anatomy=anatomy, cut=cut)
+    change = ConfigChange(
+        base, config, cut_config(config, anatomy, layers=cut.layers, widths=cut.widths), cut.layers, False
+    )
+    writer = CheckpointWriter(folder, pruned.skeleton, layers_path=pruned.layers_path, change=change)
     writer.write_rest(tensors_of(pruned.skeleton, skip=pruned.layers_path))
     for index in range(len(LAYERS)):
         writer.write_layer(index, pruned.tensors(index))

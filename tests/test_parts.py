@@ -138,7 +138,7 @@ def test_impossible_cuts_are_refused(layers: tuple[int, ...]) -> None:
 
 def test_gap_is_what_goes_between_kept_layers() -> None:
     """A kept layer's gap reaches to the next kept layer, or to the end."""
-    assert [list(gap_after((1, 2, 5), position, 7)) for position in range(3)] == [[], [3, 4], [6]]
+    assert [list(gap_after((1, 2, 5), position, num_layers=7)) for position in range(3)] == [[], [3, 4], [6]]
 
 
 def test_refit_solves_the_formula() -> None:
@@ -146,8 +146,8 @@ def test_refit_solves_the_formula() -> None:
     inputs_TF, inherited_TD = _normal(50, 6), _normal(50, 3, seed=2)
     lost_TD = inputs_TF @ _normal(6, 3, seed=3) + _normal(50, 3, seed=1)
     equations = Refit(ridge=0.3).open(folds=2)
-    equations.update(inputs_TF[:20], lost_TD[:20], inherited_TD[:20], fold=0)
-    equations.update(inputs_TF[20:], lost_TD[20:], inherited_TD[20:], fold=1)
+    equations.update(inputs_TF[:20], lost_TD[:20], inherited_TD=inherited_TD[:20], fold=0)
+    equations.update(inputs_TF[20:], lost_TD[20:], inherited_TD=inherited_TD[20:], fold=1)
     strength = (0.3 * inputs_TF.square().sum(0).mean()).sqrt()
     stacked = torch.cat([inputs_TF, strength * torch.eye(6)])
     solved = equations.solve()
@@ -162,7 +162,7 @@ def _cross_validated(
 ) -> Repair:
     equations = Refit(ridge=ridge).open(folds=3)
     for fold, rows in enumerate(torch.arange(len(inputs_TF)).chunk(3)):
-        equations.update(inputs_TF[rows], lost_TD[rows], inherited_TD[rows], fold)
+        equations.update(inputs_TF[rows], lost_TD[rows], inherited_TD=inherited_TD[rows], fold=fold)
     return equations.solve()
 
 
@@ -189,7 +189,7 @@ def test_inherited_noise_is_left_out() -> None:
     repair = _cross_validated(inputs_TF @ weight_FD, noise_TD, inputs_TF)
     assert repair.inherited < 0.2
     together = Refit(ridge=0.01).open(folds=1)
-    together.update(inputs_TF, inputs_TF @ weight_FD, noise_TD)
+    together.update(inputs_TF, inputs_TF @ weight_FD, inherited_TD=noise_TD)
     naive_DF = together.solve().delta_DF
     assert repair.delta_DF is not None
     assert naive_DF is not None
@@ -208,8 +208,8 @@ def test_sketch_stands_for_all_outputs() -> None:
 def test_refit_of_no_error_is_nothing() -> None:
     """Where the pruned stream is right already, the weights stay as they are."""
     equations = Refit().open(folds=2)
-    equations.update(_normal(40, 5), None, torch.zeros(40, 2), fold=0)
-    equations.update(_normal(40, 5, seed=1), None, torch.zeros(40, 2), fold=1)
+    equations.update(_normal(40, 5), None, inherited_TD=torch.zeros(40, 2), fold=0)
+    equations.update(_normal(40, 5, seed=1), None, inherited_TD=torch.zeros(40, 2), fold=1)
     delta_DF = equations.solve().delta_DF
     assert delta_DF is None or not delta_DF.any()
 
@@ -217,7 +217,7 @@ def test_refit_of_no_error_is_nothing() -> None:
 def test_one_window_cannot_be_held_out() -> None:
     """With a single fold the repair is done at a middling strength, and says that nothing was held out."""
     equations = Refit().open(folds=1)
-    equations.update(_normal(40, 5), None, _normal(40, 2))
+    equations.update(_normal(40, 5), None, inherited_TD=_normal(40, 2))
     repair = equations.solve()
     assert repair.held_out is None
     assert repair.delta_DF is not None
@@ -226,7 +226,7 @@ def test_one_window_cannot_be_held_out() -> None:
 def test_refit_without_enough_tokens_says_so() -> None:
     """Fewer tokens than inputs and no ridge have no unique solution: an error with the remedy."""
     equations = Refit(ridge=0).open(folds=1)
-    equations.update(torch.ones(3, 5), None, torch.ones(3, 2))
+    equations.update(torch.ones(3, 5), None, inherited_TD=torch.ones(3, 2))
     with pytest.raises(NumericalError, match=r"raise refit\.ridge or calibration\.samples"):
         equations.solve()
 
@@ -236,7 +236,9 @@ def _scaled_folds(scales: Sequence[float]) -> NormalEquations:
     equations = Refit().open(folds=2)
     for fold in range(2):
         inputs_TF = _normal(200, len(scales), seed=fold) * torch.tensor(scales)
-        equations.update(inputs_TF, None, _normal(200, 1, seed=9) * 0.1 + inputs_TF[:, :1] / scales[0], fold)
+        equations.update(
+            inputs_TF, None, inherited_TD=_normal(200, 1, seed=9) * 0.1 + inputs_TF[:, :1] / scales[0], fold=fold
+        )
     return equations
 
 
@@ -246,7 +248,9 @@ def test_a_ridge_without_a_stable_solution_is_a_failed_trial(
 ) -> None:
     """The first, several, or a weaker ridge may not be positive definite: one that is gets chosen."""
     real = normal_equations._ridge
-    monkeypatch.setattr(normal_equations, "_ridge", lambda *given: None if given[2] <= max(failing) else real(*given))
+    monkeypatch.setattr(
+        normal_equations, "_ridge", lambda *given, ridge: None if ridge <= max(failing) else real(*given, ridge=ridge)
+    )
     repair = _scaled_folds((1.0, 2.0, 3.0)).solve("layer 3, mlp.down_proj")
     assert repair.ridge is not None
     assert repair.ridge > max(failing)
@@ -258,9 +262,11 @@ def test_a_ridge_without_a_stable_solution_is_a_failed_trial(
 def test_a_solve_over_all_text_that_fails_takes_a_stronger_ridge(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where nothing could be held out."""
     real = normal_equations._ridge
-    monkeypatch.setattr(normal_equations, "_ridge", lambda *given: None if given[2] < 3.0 else real(*given))
+    monkeypatch.setattr(
+        normal_equations, "_ridge", lambda *given, ridge: None if ridge < 3.0 else real(*given, ridge=ridge)
+    )
     equations = Refit().open(folds=1)
-    equations.update(_normal(40, 5), None, _normal(40, 2))
+    equations.update(_normal(40, 5), None, inherited_TD=_normal(40, 2))
     assert equations.solve().ridge == 3.0
 
 
@@ -278,11 +284,11 @@ def test_a_factor_that_is_not_a_number_is_none() -> None:
     """Where all hidden states are zero nobody can say how much of a projection reaches them."""
     model = tiny_model("llama")
     windows_NL = torch.randint(VOCABULARY, (2, 8), generator=torch.Generator().manual_seed(0))
-    walk = Walk(dense_decoder(model), windows_NL, 2)
+    walk = Walk(dense_decoder(model), windows_NL, batch_size=2)
     layer = model.model.layers[0]
-    assert residual_scale(walk, 0, layer, layer.mlp.down_proj) == 1.0
+    assert residual_scale(walk, 0, layer=layer, output=layer.mlp.down_proj) == 1.0
     walk.streams[0] = torch.zeros_like(walk.streams[0])
-    assert residual_scale(walk, 0, layer, layer.mlp.down_proj) is None
+    assert residual_scale(walk, 0, layer=layer, output=layer.mlp.down_proj) is None
 
 
 def test_folds_are_sources_or_halves() -> None:

@@ -70,7 +70,7 @@ def test_a_long_step_is_said_again(monkeypatch: pytest.MonkeyPatch, capfd: pytes
     with progress.lines_without_terminal():
         progress.tell("evaluation")
         time.sleep(0.05)
-        progress.tell("pass 2", 3, 12, time.monotonic() - 300)
+        progress.tell("pass 2", 3, total=12, since=time.monotonic() - 300)
         time.sleep(0.05)
     said = capfd.readouterr().err
     assert re.search(r"^\d\d:\d\d:\d\d evaluation, for 1 min now$", said, re.MULTILINE)

@@ -297,7 +297,7 @@ def test_criteria_with_different_keys() -> None:
     def said(**criterion: Any) -> str:
         with pytest.raises(ValidationError) as caught:
             Holder.model_validate({"criterion": criterion})
-        return describe_problems(caught.value, Holder, {"criterion": criterion})[0]
+        return describe_problems(caught.value, Holder, data={"criterion": criterion})[0]
 
     assert said(kind="dampd") == "criterion.kind: must be 'plain', 'damped', not 'dampd'; did you mean 'damped'?"
     assert said(kind="sharp") == "criterion.kind: must be 'plain', 'damped', not 'sharp'"

@@ -18,7 +18,7 @@ from llmprune.layerwise.staged_layer import Order
 from llmprune.prune.pass2 import Pruning
 from llmprune.recipe.refit import Refit
 from llmprune.score.forward_pass import score
-from llmprune.score.select import choose_cut
+from llmprune.score.select import PlannedSizes, choose_cut
 from llmprune.testing import VOCABULARY, tiny_model
 
 IDS = torch.randint(3, VOCABULARY, (4, 24), generator=torch.Generator().manual_seed(0))
@@ -31,10 +31,22 @@ def _prune(
     """The tensors of a model with narrower MLPs and without a layer, and how often its last layer's mixer ran."""
     model = tiny_model(family, num_hidden_layers=5) if family == "llama" else tiny_model(family)
     anatomy, dense = discover(model.config), dense_decoder(model)
-    scores = score(dense, anatomy, IDS, 2, None, Activation(), heads=Activation() if heads else None)
+    scores = score(
+        dense,
+        anatomy,
+        windows_NL=IDS,
+        batch_size=2,
+        depth=None,
+        width=Activation(),
+        heads=Activation() if heads else None,
+    )
     widths = {field: KEPT_WIDTHS[width] for field, width in anatomy.widths.items()}
-    cut = choose_cut(anatomy, scores, (1,), len(dense) - 1, widths if narrow else {}, None, 1 if heads else None)
-    pruned = cut_decoder(dense, model, anatomy, cut)
+    cut = choose_cut(
+        anatomy,
+        scores,
+        sizes=PlannedSizes((1,), len(dense) - 1, widths=widths if narrow else {}, kv_groups=1 if heads else None),
+    )
+    pruned = cut_decoder(dense, model, anatomy=anatomy, cut=cut)
     written: Tensors = {}
 
     def write(index: int, tensors: Tensors) -> None:
@@ -44,7 +56,7 @@ def _prune(
     if family == "llama":
         for layer in (dense.layers[cut.layers[LAST]], pruned.layers[LAST]):
             layer.self_attn.o_proj.register_forward_hook(lambda *_: runs.append(1))
-    Pruning(dense, pruned, anatomy, cut, Refit(up=up), write).run(IDS, 2, store=store)
+    Pruning(dense, pruned, anatomy=anatomy, cut=cut, refit=Refit(up=up), write=write).run(IDS, 2, store=store)
     return written, runs
 
 

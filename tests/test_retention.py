@@ -261,12 +261,12 @@ def test_undecided_says_how_many_samples_would_tell() -> None:
 
 def test_samples_needed_has_limits() -> None:
     """More where the bar is nearer; none where it is met exactly or no number in reach would do."""
-    near, far = (samples_needed(100, 0.95, 0.9, bar, 0.95) for bar in (0.94, 0.91))
+    near, far = (samples_needed(100, 0.95, edge=0.9, bar=bar, confidence=0.95) for bar in (0.94, 0.91))
     assert near is not None
     assert far is not None
     assert near > far > 100
-    assert samples_needed(100, 0.95, 0.9, 0.95, 0.95) is None
-    assert samples_needed(100, 0.95, 0.9, 0.95 - 1e-9, 0.95) is None
+    assert samples_needed(100, 0.95, edge=0.9, bar=0.95, confidence=0.95) is None
+    assert samples_needed(100, 0.95, edge=0.9, bar=0.95 - 1e-9, confidence=0.95) is None
 
 
 def test_each_bar_has_its_verdict() -> None:
@@ -355,7 +355,7 @@ def test_intervals_cover_the_truth(samples: int, accuracy: float, retention: flo
     for place, counts in enumerate(drawn):
         dense_N, pruned_N = _values(counts)
         ratio = pruned_N.mean() / dense_N.mean()
-        low, high = interval(ratio_draws(dense_N, pruned_N, f"{place}", draws=1000), ratio, 0.95)
+        low, high = interval(ratio_draws(dense_N, pruned_N, name=f"{place}", draws=1000), ratio, confidence=0.95)
         covered += low <= retention <= high
     assert 930 <= covered <= 970
 
@@ -370,7 +370,7 @@ def test_intervals_of_the_mean_cover_the_truth() -> None:
     for place in range(1000):
         pairs = {f"{task}-{place}": _values(counts[place]) for task, counts in enumerate(drawn)}
         point = float(np.mean([pruned_N.mean() / dense_N.mean() for dense_N, pruned_N in pairs.values()]))
-        draws = {name: ratio_draws(*pair, name, draws=500) for name, pair in pairs.items()}
-        low, high = interval(mean_draws(draws), point, 0.95)
+        draws = {name: ratio_draws(*pair, name=name, draws=500) for name, pair in pairs.items()}
+        low, high = interval(mean_draws(draws), point, confidence=0.95)
         covered += low <= truth <= high
     assert 930 <= covered <= 970

@@ -85,9 +85,9 @@ def test_what_is_raised_tells_no_secret(hub: Hub, tmp_path: Path) -> None:
     files = {name: tmp_path / name for name in ("llmprune.json", "model.safetensors")}
     ways = {
         "pull": lambda: load_model(ModelSource(id="org/base")),
-        "text": lambda: load_windows(Calibration(dataset="org/text"), tiny_tokenizer(), (4, 16)),
+        "text": lambda: load_windows(Calibration(dataset="org/text"), tiny_tokenizer(), default_shape=(4, 16)),
         "look": lambda: look(section),
-        "push": lambda: upload(section, additions(files), "pushed"),
+        "push": lambda: upload(section, additions(files), message="pushed"),
         "record": lambda: fetch_record("org/base"),
     }
     troubles = {

@@ -150,7 +150,7 @@ def test_what_is_not_rays_api_is_said_once_and_waited_for(
 ) -> None:
     """A page or a redirect says nothing of jobs: there is no room, their state is unknown, one warning says why."""
     monkeypatch.setattr(ray, "_SILENCE", 0.0)
-    launcher = Ray("http://head:8265", FAKE, 1.0, httpx.MockTransport(lambda _: answer))
+    launcher = Ray("http://head:8265", FAKE, grace=1.0, transport=httpx.MockTransport(lambda _: answer))
     launch = Launch("0123456789ab", 1, tmp_path, ("run",), 0, (), {})
     with caplog.at_level(logging.WARNING):
         assert launcher.room() == 0
@@ -178,7 +178,7 @@ def test_a_state_that_ray_does_not_have_fails_that_job_alone(tmp_path: Path, det
             return httpx.Response(200, json={"status": "SUCCEEDED", "driver_exit_code": 0})
         return httpx.Response(200, json={})
 
-    bench.supervisor.launchers["ray"] = Ray("http://head:8265", FAKE, 1.0, httpx.MockTransport(answer))
+    bench.supervisor.launchers["ray"] = Ray("http://head:8265", FAKE, grace=1.0, transport=httpx.MockTransport(answer))
     ended = [bench.until_ended(job) for job in jobs]
     assert [one["state"] for one in ended] == ["failed", "succeeded"]
     assert "no state of a job" in ended[0]["error"]

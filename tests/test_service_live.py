@@ -126,7 +126,7 @@ def test_submissions_at_once(live: tuple[Client, Settings]) -> None:
             for text in part:
                 headers = {"Content-Type": "application/yaml", "Idempotency-Key": f"key {text}"[:40].replace("\n", " ")}
                 first, second = (
-                    client._json(Submitted, "POST", "/v1/jobs", content=text, headers=headers) for _ in range(2)
+                    client._json(Submitted, "POST", path="/v1/jobs", content=text, headers=headers) for _ in range(2)
                 )
                 assert first["id"] == second["id"]
 

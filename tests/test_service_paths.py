@@ -60,7 +60,7 @@ def test_logs_are_renamed_wherever_a_part_ends(tmp_path: Path) -> None:
 
     for size in (1, 7, 50, 10_000):
         parts, offset = b"", 0
-        while (found := read_log(bench.service, job, offset, size))[1] > offset:
+        while (found := read_log(bench.service, job, offset=offset, size=size))[1] > offset:
             parts, offset = parts + found[0], found[1]
         assert parts == b"begin run/x.json middle run/x.json end\n", size
         assert offset == bench.settings.log(job).stat().st_size
@@ -71,7 +71,7 @@ def test_a_large_log_is_searched_in_steps(tmp_path: Path) -> None:
     paths = Paths.of(Settings(data_dir=tmp_path))
     for before in range(_STEP - 40, _STEP + 5):
         data = b" /" * (before // 2) + b" " * (before % 2) + b" /opt/secret/place/x.py " + b"a" * _STEP
-        assert paths.hide_between(data, 0, len(data)) == data.replace(b"/opt/secret/place", "…".encode())
+        assert paths.hide_between(data, 0, end=len(data)) == data.replace(b"/opt/secret/place", "…".encode())
     searched: list[int] = []
 
     class Pattern:
@@ -81,7 +81,7 @@ def test_a_large_log_is_searched_in_steps(tmp_path: Path) -> None:
 
     data = b" /a" * _STEP
     watched = dataclasses.replace(paths, data=Pattern())  # type: ignore[arg-type]  # what is used of a pattern
-    assert watched.hide_between(data, 0, len(data)) == data
+    assert watched.hide_between(data, 0, end=len(data)) == data
     assert max(searched) <= _STEP
 
 

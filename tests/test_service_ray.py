@@ -184,7 +184,7 @@ class Odd:
     def __init__(self, folder: Path) -> None:
         self.answer: httpx.Response | Exception = httpx.Response(200, json={})
         self.asked: list[httpx.Request] = []
-        self.ray = Ray("http://head:8265", FAKE, 1.0, httpx.MockTransport(self._handle))
+        self.ray = Ray("http://head:8265", FAKE, grace=1.0, transport=httpx.MockTransport(self._handle))
         self.launch = Launch("0123456789ab", 2, folder, ("run",), 1, (), {})
 
     def _handle(self, request: httpx.Request) -> httpx.Response:
@@ -284,5 +284,5 @@ def test_a_token_for_the_cluster(odd: Odd, monkeypatch: pytest.MonkeyPatch) -> N
         asked.append(request)
         return httpx.Response(200, json={})
 
-    Ray("http://head:8265/", FAKE, 1.0, httpx.MockTransport(handle)).room()
+    Ray("http://head:8265/", FAKE, grace=1.0, transport=httpx.MockTransport(handle)).room()
     assert asked[0].headers["Authorization"] == "Bearer abc"

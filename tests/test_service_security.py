@@ -85,11 +85,11 @@ def test_what_a_recipe_may_not_name(tmp_path: Path, place: str, value: object) -
     text = with_values(**{place: value})
     said = rf"{place.replace('__', '.')}|a split is a name"
     with pytest.raises(RecipeError, match=said):
-        admit(text, (), settings)
+        admit(text, (), settings=settings)
     if place != "evaluation__perplexity__dataset":
         override = f"{place.replace('__', '.')}={yaml.safe_dump(value, default_flow_style=True).split(chr(10))[0]}"
         with pytest.raises(RecipeError, match=said):
-            admit(RECIPE, (override,), settings)
+            admit(RECIPE, (override,), settings=settings)
 
 
 def test_ready_tokens_and_further_sources_are_held_to_the_same_rules(tmp_path: Path) -> None:
@@ -97,10 +97,10 @@ def test_ready_tokens_and_further_sources_are_held_to_the_same_rules(tmp_path: P
     settings = Settings(data_dir=tmp_path)
     sources = [{"dataset": "org/a"}, {"dataset": "/etc/x.txt"}]
     with pytest.raises(RecipeError, match=r"calibration\.sources\.1\.dataset"):
-        admit(yaml.safe_dump({"model": {"id": "a/b"}, "calibration": {"sources": sources}}), (), settings)
+        admit(yaml.safe_dump({"model": {"id": "a/b"}, "calibration": {"sources": sources}}), (), settings=settings)
     tokens = {"tokens": "/root/x.safetensors", "key": "k"}
     with pytest.raises(RecipeError, match=r"calibration\.tokens"):
-        admit(yaml.safe_dump({"model": {"id": "a/b"}, "calibration": tokens}), (), settings)
+        admit(yaml.safe_dump({"model": {"id": "a/b"}, "calibration": tokens}), (), settings=settings)
 
 
 def test_paths_under_an_allowed_root(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_paths_under_an_allowed_root(tmp_path: Path) -> None:
     (root / "link.txt").symlink_to(secret / "text.txt")
     (root / "out").symlink_to(secret)
     settings = Settings(data_dir=tmp_path / "data", allow_roots=(root,))
-    _, overrides = admit(with_values(model__id="model", calibration__dataset="text.txt"), (), settings)
+    _, overrides = admit(with_values(model__id="model", calibration__dataset="text.txt"), (), settings=settings)
     assert overrides == [f'calibration.dataset="{root}/text.txt"', f'model.id="{root}/model"']
     again = Recipe.parse(with_values(model__id="model", calibration__dataset="text.txt"), overrides)
     assert again.model.id == str(root / "model")
@@ -125,10 +125,10 @@ def test_paths_under_an_allowed_root(tmp_path: Path) -> None:
         "model/../../secret/text.txt",
     ):
         with pytest.raises(RecipeError, match="not allowed here"):
-            admit(with_values(calibration__dataset=name), (), settings)
+            admit(with_values(calibration__dataset=name), (), settings=settings)
     for name in ("../secret", "text.txt", "./missing", str(root) + "-other"):
         with pytest.raises(RecipeError, match="not allowed here"):
-            admit(with_values(model__id=name), (), settings)
+            admit(with_values(model__id=name), (), settings=settings)
 
 
 def test_task_folders_are_the_operators(tmp_path: Path) -> None:
@@ -136,12 +136,12 @@ def test_task_folders_are_the_operators(tmp_path: Path) -> None:
     tasks = tmp_path / "tasks"
     (tasks / "inner").mkdir(parents=True)
     settings = Settings(data_dir=tmp_path / "data", allow_tasks=(tasks,), allow_roots=(tmp_path,))
-    _, overrides = admit(with_values(evaluation__include_path=str(tasks)), (), settings)
+    _, overrides = admit(with_values(evaluation__include_path=str(tasks)), (), settings=settings)
     assert overrides == [f'evaluation.include_path="{tasks}"']
-    assert admit(with_values(evaluation__include_path="tasks"), (), settings)[1] == overrides
+    assert admit(with_values(evaluation__include_path="tasks"), (), settings=settings)[1] == overrides
     for name in (str(tasks / "inner"), str(tmp_path), "inner", "tasks/inner"):
         with pytest.raises(RecipeError, match="run code"):
-            admit(with_values(evaluation__include_path=name), (), settings)
+            admit(with_values(evaluation__include_path=name), (), settings=settings)
 
 
 def free_texts(model: type[BaseModel], place: str = "") -> list[str]:
@@ -182,7 +182,7 @@ def test_a_text_without_a_rule_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     """The rules are a list of what is allowed: what is not on it does not pass."""
     monkeypatch.delitem(RULES, "model.revision")
     with pytest.raises(RecipeError, match=r"model\.revision: is not accepted over the network"):
-        admit(with_values(model__revision="main"), (), Settings(data_dir=tmp_path))
+        admit(with_values(model__revision="main"), (), settings=Settings(data_dir=tmp_path))
 
 
 def laughs(first: str, grow: Callable[[str], str], times: int) -> str:
@@ -422,7 +422,7 @@ def test_a_jobs_hub_token_is_nowhere_else(tmp_path: Path) -> None:
         rows += connection.execute("SELECT key, digest FROM idempotency").fetchall()
     assert secret not in str(rows)
     for offset in range(960, 1020, 7):
-        assert secret[3:20].encode() not in read_log(bench.service, job, offset)[0]
+        assert secret[3:20].encode() not in read_log(bench.service, job, offset=offset)[0]
     log = bench.http.get(f"/v1/jobs/{job}/log").text
     assert secret not in log
     assert "*" * len(secret) in log

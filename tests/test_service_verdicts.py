@@ -137,7 +137,7 @@ def test_a_retry_after_the_clean_up_runs_the_recipe(bench: Bench) -> None:
     bench.until_ended(job)
     bench.http.post(f"/v1/jobs/{job}/reevaluate")
     assert bench.until_ended(job)["state"] == "failed"
-    remove_products(bench.settings, bench.service.jobs, bench.service.jobs.get(job))  # type: ignore[arg-type]
+    remove_products(bench.settings, bench.service.jobs, job=bench.service.jobs.get(job))  # type: ignore[arg-type]
     again = bench.http.post(f"/v1/jobs/{job}/retry").json()
     assert (again["cleaned"], again["reevaluate"]) == (False, None)
     assert bench.until_ended(job)["state"] == "gate_undecided"

@@ -61,9 +61,11 @@ def _prune(
             raise _Stopped
         written[index] = {name: tensor.clone() for name, tensor in tensors.items()}
 
-    pruned = cut_decoder(dense, model, anatomy, cut)
-    pruning = Pruning(dense, pruned, anatomy, cut, refit, write, Sparsity.model_validate(sparsity))
-    records, walk = pruning.run(WINDOWS, 4, snapshots, store)
+    pruned = cut_decoder(dense, model, anatomy=anatomy, cut=cut)
+    pruning = Pruning(
+        dense, pruned, anatomy=anatomy, cut=cut, refit=refit, write=write, sparsity=Sparsity.model_validate(sparsity)
+    )
+    records, walk = pruning.run(WINDOWS, 4, snapshots=snapshots, store=store)
     return written, records, walk.logits(0)
 
 
@@ -71,10 +73,10 @@ def _prune(
 def test_a_layer_in_stages_is_the_layer(family: str) -> None:
     """Run up to each projection, with those behind it replaced by their outputs, it ends as it does in one piece."""
     decoder = dense_decoder(tiny_model(family))
-    walk = Walk(decoder, WINDOWS, 4)
+    walk = Walk(decoder, WINDOWS, batch_size=4)
     with decoder.layer(0) as layer:
         names = [one.name for one in projections_of(layer)]
-        staged = StagedLayer(walk, 0, layer, probe(walk, 0, layer, names))
+        staged = StagedLayer(walk, 0, layer=layer, order=probe(walk, 0, layer=layer, names=names))
         whole = [output_BLD.clone() for *_, output_BLD in walk.outputs(0, layer)]
         for group in staged.order.groups:
             for name in group:
@@ -89,9 +91,9 @@ def test_a_layer_in_stages_is_the_layer(family: str) -> None:
 def test_order_of_a_llama_layer() -> None:
     """Queries, keys and values share an input, gate and up do, and attention and MLP end with a projection."""
     decoder = dense_decoder(tiny_model("llama"))
-    walk = Walk(decoder, WINDOWS, 4)
+    walk = Walk(decoder, WINDOWS, batch_size=4)
     with decoder.layer(0) as layer:
-        order = probe(walk, 0, layer, [one.name for one in projections_of(layer)])
+        order = probe(walk, 0, layer=layer, names=[one.name for one in projections_of(layer)])
     attention = tuple(f"self_attn.{name}_proj" for name in "qkv")
     assert order.groups == (attention, ("self_attn.o_proj",), ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",))
     assert {name: owner for name, (owner, _) in order.owners.items()} == {
@@ -203,7 +205,7 @@ def test_continued_equals_uninterrupted(stop_at: int, tmp_path: Path) -> None:
     """A stop between layers changes no bit, and streams on file change none either."""
     whole, _, logits = _prune("granite", TWO_OF_EIGHT)
     with pytest.raises(_Stopped):
-        _prune("granite", TWO_OF_EIGHT, snapshots=Snapshots(tmp_path / "state", "same", 1e9), stop_at=stop_at)
+        _prune("granite", TWO_OF_EIGHT, snapshots=Snapshots(tmp_path / "state", "same", share=1e9), stop_at=stop_at)
     store = StreamStore(limit=0, folder=tmp_path)
     rest, records, same = _prune("granite", TWO_OF_EIGHT, snapshots=Snapshots(tmp_path / "state", "same"), store=store)
     assert torch.equal(logits, same)

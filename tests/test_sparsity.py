@@ -89,7 +89,7 @@ def test_every_method_keeps_the_pattern(method: type[SparsityMethod], value: str
     """Weights outside the mask are zero, and the mask is of the pattern; a share is met within a thousandth."""
     weight_OI, gram_II = problem()
     pattern = Pattern.parse(value)
-    sparse_OI, mask_OI = method().prune(weight_OI, gram_II, pattern)
+    sparse_OI, mask_OI = method().prune(weight_OI, gram_II, pattern=pattern)
     assert mask_OI.dtype == torch.bool
     assert not sparse_OI[~mask_OI].any()
     if pattern.of:
@@ -104,23 +104,23 @@ def test_what_knows_more_loses_less(value: str | float) -> None:
     weight_OI, gram_II = problem()
     pattern = Pattern.parse(value)
     methods = (Magnitude(), Wanda(), SparseGPT(), Alps())
-    errors = [error(one.prune(weight_OI, gram_II, pattern)[0], weight_OI, gram_II) for one in methods]
+    errors = [error(one.prune(weight_OI, gram_II, pattern=pattern)[0], weight_OI, gram_II) for one in methods]
     assert errors == sorted(errors, reverse=True)
 
 
 def test_wanda_scores_by_its_formula() -> None:
     """|w| times the norm of the input, from the whole Gram matrix or from its diagonal alone."""
     weight_OI, gram_II = problem()
-    sparse_OI, mask_OI = Wanda().prune(weight_OI, gram_II.diagonal(), Pattern(2, 4))
+    sparse_OI, mask_OI = Wanda().prune(weight_OI, gram_II.diagonal(), pattern=Pattern(2, 4))
     assert torch.equal(mask_OI, Pattern(2, 4).mask(weight_OI.abs() * gram_II.diagonal().sqrt()))
     assert torch.equal(sparse_OI, weight_OI * mask_OI)
-    assert torch.equal(Wanda().prune(weight_OI, gram_II, Pattern(2, 4))[1], mask_OI)
+    assert torch.equal(Wanda().prune(weight_OI, gram_II, pattern=Pattern(2, 4))[1], mask_OI)
 
 
 def test_sparsegpt_without_correlations_is_magnitude() -> None:
     """Where inputs tell nothing of each other nothing can be repaired: the largest weights stay as they are."""
     weight_OI, _ = problem()
-    sparse_OI, mask_OI = SparseGPT().prune(weight_OI, torch.eye(64) * 7, Pattern(2, 4))
+    sparse_OI, mask_OI = SparseGPT().prune(weight_OI, torch.eye(64) * 7, pattern=Pattern(2, 4))
     assert torch.equal(mask_OI, Pattern(2, 4).mask(weight_OI.abs()))
     assert torch.allclose(sparse_OI, weight_OI * mask_OI)
 
@@ -128,7 +128,7 @@ def test_sparsegpt_without_correlations_is_magnitude() -> None:
 def test_sparsegpt_repairs_as_the_exact_solution_does() -> None:
     """With one weight gone, the others are those of the least-squares problem without it."""
     weight_OI, gram_II = problem(outputs=1, inputs=8, tokens=4000)
-    sparse_OI, mask_OI = SparseGPT(damping=1e-9).prune(weight_OI, gram_II, Pattern(7, 8))
+    sparse_OI, mask_OI = SparseGPT(damping=1e-9).prune(weight_OI, gram_II, pattern=Pattern(7, 8))
     gone = int((~mask_OI[0]).nonzero())
     keep = list(range(gone + 1, 8))  # those before it are settled already
     wanted = torch.linalg.solve(gram_II[keep][:, keep], gram_II[keep][:, [gone]]) * weight_OI[0, gone]
@@ -141,17 +141,17 @@ def test_a_gram_matrix_that_is_not_finite_is_refused(method: SparsityMethod) -> 
     weight_OI, gram_II = problem()
     gram_II[3, 3] = torch.nan
     with pytest.raises(NumericalError, match="not finite"):
-        method.prune(weight_OI, gram_II, Pattern(2, 4))
+        method.prune(weight_OI, gram_II, pattern=Pattern(2, 4))
 
 
 def test_refit_on_the_support_ends_at_least_squares() -> None:
     """Every step lowers the error, and many steps end where each output's own normal equations do."""
     weight_OI, gram_II = problem()
     gram_II.diagonal().add_(0.01 * gram_II.diagonal().mean())
-    start_OI, mask_OI = Wanda().prune(weight_OI, gram_II, Pattern(2, 4))
+    start_OI, mask_OI = Wanda().prune(weight_OI, gram_II, pattern=Pattern(2, 4))
     errors = []
     for steps in (0, 1, 2, 4, 8, 200):
-        found_OI, error_O = solve_on_support(start_OI, mask_OI, gram_II, weight_OI, steps)
+        found_OI, error_O = solve_on_support(start_OI, mask_OI, gram_II=gram_II, wanted_OI=weight_OI, steps=steps)
         assert not found_OI[~mask_OI].any()
         assert torch.allclose(error_O, squared(found_OI - weight_OI, gram_II), rtol=1e-3)
         errors.append(error(found_OI, weight_OI, gram_II))
@@ -181,8 +181,8 @@ def test_sums_of_what_is_wanted_become_sums_of_what_is_missing() -> None:
     wanted_TD += torch.randn(600, 5, generator=generator)
     of_wanted, of_missing = NormalEquations(None, 2), NormalEquations(None, 2)
     for fold, rows in enumerate((slice(0, 300), slice(300, 600))):
-        of_wanted.update(input_TF[rows], None, wanted_TD[rows], fold)
-        of_missing.update(input_TF[rows], None, wanted_TD[rows] - input_TF[rows] @ weight_DF.T, fold)
+        of_wanted.update(input_TF[rows], None, inherited_TD=wanted_TD[rows], fold=fold)
+        of_missing.update(input_TF[rows], None, inherited_TD=wanted_TD[rows] - input_TF[rows] @ weight_DF.T, fold=fold)
     gram_FF = of_wanted.take_off(weight_DF)
     assert torch.allclose(gram_FF, input_TF.T @ input_TF, rtol=1e-4, atol=1e-3)
     found, expected = of_wanted.solve(), of_missing.solve()
@@ -195,13 +195,13 @@ def test_sums_of_what_is_wanted_become_sums_of_what_is_missing() -> None:
 
 def test_a_file_that_breaks_the_pattern_is_found() -> None:
     """One weight too many in one group of a saved matrix is counted, in either layout, and refused."""
-    weight_OI = Wanda().prune(*problem(), Pattern(2, 4))[0]
+    weight_OI = Wanda().prune(*problem(), pattern=Pattern(2, 4))[0]
     claim = SparseClaim((("a", False), ("b", True)), 2 * weight_OI.numel(), 2, 4)
-    whole = [counts(weight_OI, False, 2, 4), counts(weight_OI.T.contiguous(), True, 2, 4)]
+    whole = [counts(weight_OI, False, kept=2, of=4), counts(weight_OI.T.contiguous(), True, kept=2, of=4)]
     assert claim.problem(whole) is None
     assert whole[0] == whole[1] == [weight_OI.numel() // 2, weight_OI.numel() // 4, 0]
     weight_OI[0, (weight_OI[0] == 0).nonzero()[0]] = 1.0
-    broken = [counts(weight_OI, False, 2, 4), whole[1]]
+    broken = [counts(weight_OI, False, kept=2, of=4), whole[1]]
     assert "1 matrices break the pattern 2:4: a (1 groups)" in str(claim.problem(broken))
     share = SparseClaim((("a", False),), weight_OI.numel(), zeros=weight_OI.numel() // 2)
-    assert "asks for" in str(share.problem([counts(weight_OI, False, 0, None)]))
+    assert "asks for" in str(share.problem([counts(weight_OI, False, kept=0, of=None)]))

@@ -41,7 +41,7 @@ WINDOWS = torch.arange(6).unsqueeze(1).repeat(1, 8)
 def test_equal_choices_overlap_wholly() -> None:
     """Halves that choose alike have an overlap of 1, and chance would have less."""
     cut = cut_of((0, 1), 0)
-    found = compare(by_half(cut, cut), WINDOWS, ANATOMY)
+    found = compare(by_half(cut, cut), WINDOWS, anatomy=ANATOMY)
     assert found.layers is not None
     assert found.neurons is not None
     assert (found.layers.mean, found.layers.by_chance) == (1, 0.5)
@@ -51,7 +51,7 @@ def test_equal_choices_overlap_wholly() -> None:
 
 def test_overlap_counts_what_both_remove() -> None:
     """Of two layers one is shared; of the neurons none."""
-    found = compare(by_half(cut_of((0, 1), 0), cut_of((0, 2), UNIT.width // 2)), WINDOWS, ANATOMY)
+    found = compare(by_half(cut_of((0, 1), 0), cut_of((0, 2), UNIT.width // 2)), WINDOWS, anatomy=ANATOMY)
     assert found.removed_layers == ((2, 3), (1, 3))
     assert found.layers is not None
     assert found.neurons is not None

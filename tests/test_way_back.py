@@ -60,7 +60,9 @@ def test_the_way_back_does_not_depend_on_the_batch_size(tmp_path: Path, criterio
     wanted = scores_of(model, criterion, tmp_path, 6)
     anatomy = discover(model.config)
     store = StreamStore(0, tmp_path, Trail(tmp_path / "one", "key"))
-    scores = score(dense_decoder(model), anatomy, IDS, 1, None, criterion, store=store)
+    scores = score(
+        dense_decoder(model), anatomy, windows_NL=IDS, batch_size=1, depth=None, width=criterion, store=store
+    )
     for key, wanted_F in wanted.items():
         torch.testing.assert_close(scores.neurons[key], wanted_F, rtol=1e-3, atol=1e-6)
 
@@ -97,7 +99,7 @@ def test_layers_are_fetched_ahead_in_either_direction(order: list[int]) -> None:
         fetched.append(index)
         return dict(dense.tensors(index))
 
-    decoder = Decoder(dense.skeleton, fetch, dense.device_of, fetch_ahead=True)
+    decoder = Decoder(dense.skeleton, fetch, device_of=dense.device_of, fetch_ahead=True)
     for index in order:
         decoder.tensors(index)
     assert fetched == order
@@ -107,7 +109,7 @@ def test_the_way_back_needs_room(tmp_path: Path) -> None:
     """Without room for the hidden states it is refused before the walk, and in the plan where it is known."""
     model = tiny_model("llama")
     with pytest.raises(CalibrationError, match=r"no room.*raise calibration\.stream_disk"):
-        score(dense_decoder(model), discover(model.config), IDS, 4, None, Taylor())
+        score(dense_decoder(model), discover(model.config), windows_NL=IDS, batch_size=4, depth=None, width=Taylor())
     model.config.save_pretrained(tmp_path)
     with pytest.raises(RecipeError, match=r"stream_disk: width\.criterion taylor .*, 24\.6 KB, and 1 KB are allowed"):
         structure_of(recipe_of(tmp_path, {"mlp": 0.5, "criterion": {"kind": "taylor"}}, stream_disk="1KB"))
@@ -121,4 +123,12 @@ def test_a_layer_that_cannot_be_differentiated_is_named(tmp_path: Path) -> None:
     forward = mlp.forward
     mlp.forward = lambda hidden: forward(hidden.detach())
     with pytest.raises(ModelError, match=r"layer 2 \(LlamaDecoderLayer\) cannot be differentiated; choose"):
-        score(decoder, discover(model.config), IDS, 4, None, Taylor(), store=store_in(tmp_path))
+        score(
+            decoder,
+            discover(model.config),
+            windows_NL=IDS,
+            batch_size=4,
+            depth=None,
+            width=Taylor(),
+            store=store_in(tmp_path),
+        )

@@ -226,8 +226,8 @@ def test_sums_go_with_their_layer(monkeypatch: pytest.MonkeyPatch) -> None:
         left.append(sum(sums() is not None for sums in opened))
         return dict(dense.tensors(index))
 
-    decoder = Decoder(dense.skeleton, fetch, dense.device_of)
-    score(decoder, discover(model.config), IDS, 2, None, Share())
+    decoder = Decoder(dense.skeleton, fetch, device_of=dense.device_of)
+    score(decoder, discover(model.config), windows_NL=IDS, batch_size=2, depth=None, width=Share())
     assert len(opened) == 4
     assert not any(left)
 
@@ -360,7 +360,7 @@ def test_obs_without_correlations_is_the_activation_criterion() -> None:
 def test_obs_says_what_is_no_gram_matrix() -> None:
     """NaN among the activations ends it with a sentence."""
     with pytest.raises(NumericalError, match=r"raise width\.criterion\.ridge or calibration\.samples"):
-        removal_order(torch.full((3, 3), torch.nan).double(), torch.ones(2, 3).double(), 1.0)
+        removal_order(torch.full((3, 3), torch.nan).double(), torch.ones(2, 3).double(), ridge=1.0)
 
 
 @pytest.mark.parametrize("order", [removal_order, partial(group_order, size=1)], ids=["neurons", "groups"])

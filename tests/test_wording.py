@@ -61,7 +61,7 @@ def everywhere(report: Report) -> dict[str, str]:
         "page": words(render_page(report)),
         "terminal": words(summary(report)),
         "card": words(card(report).text),
-        "tasks": printed(table_of_two(report.tasks, report.groups, report.retention)),
+        "tasks": printed(table_of_two(report.tasks, report.groups, mean=report.retention)),
         "compare": beside_others(report),
         "compare page": words(render_comparison([Run("mine", report)])),
     }

@@ -41,7 +41,7 @@ def intervals(counts: NDArray[np.int64], seed: int) -> Iterator[tuple[str, float
     """Each method's interval for these counts."""
     dense_N, pruned_N = np.repeat([1.0, 1.0, 0.0, 0.0], counts), np.repeat([1.0, 0.0, 1.0, 0.0], counts)
     ratio = float(pruned_N.mean() / dense_N.mean())
-    yield "llmprune", *interval(ratio_draws(dense_N, pruned_N, str(seed), BOOTSTRAP), ratio, 0.95)
+    yield "llmprune", *interval(ratio_draws(dense_N, pruned_N, name=str(seed), draws=BOOTSTRAP), ratio, confidence=0.95)
     total = counts.sum()
     drawn = np.random.default_rng(seed).multinomial(total, counts / total, size=BOOTSTRAP)
     ratios = (drawn[:, 0] + drawn[:, 2]) / np.maximum(drawn[:, 0] + drawn[:, 1], 1)

@@ -358,7 +358,7 @@ def submit_at_once(client: Client, job: str) -> dict[str, Any]:
 def submit_under(client: Client, key: str, text: str) -> str:
     """The id of the job that a recipe becomes under an idempotency key."""
     headers = {"Content-Type": "application/yaml", "Idempotency-Key": key}
-    return str(client._json(Submitted, "POST", "/v1/jobs", content=text, headers=headers)["id"])
+    return str(client._json(Submitted, "POST", path="/v1/jobs", content=text, headers=headers)["id"])
 
 
 def load_recipe(number: int) -> str:

@@ -147,9 +147,9 @@ def compare_with_skipping(model: PreTrainedModel, ids_BL: torch.Tensor) -> str:
     for removed in removals:
         keep = [index for index in range(count) if index not in removed]
         try:
-            config = edit_config(model.config, keep, {})
+            config = edit_config(model.config, keep, widths={})
             pruned = build_blueprint(config, torch.float32)
-            prove_twins(blueprint, pruned, keep, set())
+            prove_twins(blueprint, pruned, keep=keep, changing=set())
         except ModelError:  # refused: nothing is saved
             continue
         renamed = {f"{path}.{old}.": f"{path}.{new}." for new, old in enumerate(keep)}

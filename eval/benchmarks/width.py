@@ -38,7 +38,7 @@ from llmprune.recipe.model import ModelSource
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.refit import Refit
 from llmprune.score.forward_pass import score
-from llmprune.score.select import choose_cut
+from llmprune.score.select import PlannedSizes, choose_cut
 
 KINDS = ("activation", "flap", "magnitude", "obs", "share", "taylor", "taylor_share", "wanda")
 LENGTH, BATCH = 512, 4
@@ -69,11 +69,11 @@ class Bench:
         tokenizer = load_tokenizer(source)
         shape = {"samples": 16, "sequence_length": LENGTH}
         settings = Calibration.model_validate({**_texts(data)["c4"], "split": "train[:80%]", **shape})
-        self.windows_NL, _ = load_windows(settings, tokenizer, settings.shape())
+        self.windows_NL, _ = load_windows(settings, tokenizer, default_shape=settings.shape())
         self.judges: dict[str, Tensor] = {}
         for name, text in _texts(data).items():
             judge = Calibration.model_validate({"split": "train[80%:]", **text, **shape, "samples": 8})
-            self.judges[name], _ = load_windows(judge, tokenizer, judge.shape())
+            self.judges[name], _ = load_windows(judge, tokenizer, default_shape=judge.shape())
         self.model = load_model(source)
         self.anatomy = discover(self.model.config)
         self.dense = dense_decoder(self.model)
@@ -84,17 +84,32 @@ class Bench:
         """Score, cut to half, repair and judge."""
         start = time.perf_counter()
         criterion = parse(text)
-        scores = score(self.dense, self.anatomy, self.windows_NL, BATCH, None, criterion, store=self.store)
+        scores = score(
+            self.dense,
+            self.anatomy,
+            windows_NL=self.windows_NL,
+            batch_size=BATCH,
+            depth=None,
+            width=criterion,
+            store=self.store,
+        )
         scored = time.perf_counter()
         width = Recipe.parse("{model: {id: x}, calibration: {dataset: x}, width: {mlp: 0.5}}").width
-        widths = planned_widths(width, self.anatomy, [])
-        cut = choose_cut(self.anatomy, scores, (), self.anatomy.num_layers, widths, None)
-        pruned = cut_decoder(self.dense, self.model, self.anatomy, cut)
+        widths = planned_widths(width, self.anatomy, notes=[])
+        cut = choose_cut(self.anatomy, scores, sizes=PlannedSizes((), self.anatomy.num_layers, widths=widths))
+        pruned = cut_decoder(self.dense, self.model, anatomy=self.anatomy, cut=cut)
         layers: dict[int, Tensors] = {}
-        pruning = Pruning(self.dense, pruned, self.anatomy, cut, Refit() if refit else None, layers.__setitem__)
+        pruning = Pruning(
+            self.dense,
+            pruned,
+            anatomy=self.anatomy,
+            cut=cut,
+            refit=Refit() if refit else None,
+            write=layers.__setitem__,
+        )
         pruning.run(self.windows_NL, BATCH, store=self.store)
         ended = time.perf_counter()
-        result = Decoder(pruned.skeleton, layers.__getitem__, pruned.device_of)
+        result = Decoder(pruned.skeleton, layers.__getitem__, device_of=pruned.device_of)
         return {
             "criterion": text,
             "refit": refit,
@@ -105,7 +120,8 @@ class Bench:
     def judge(self, decoder: Decoder) -> dict[str, float]:
         """Perplexity on each text."""
         return {
-            name: round(perplexity(decoder, windows_NL, BATCH, name), 3) for name, windows_NL in self.judges.items()
+            name: round(perplexity(decoder, windows_NL, batch_size=BATCH, what=name), 3)
+            for name, windows_NL in self.judges.items()
         }
 
 

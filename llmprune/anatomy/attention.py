@@ -42,7 +42,7 @@ _TOKENS = 16
 _LARGE = 2**22  # entries of a table of embeddings that is not made: noise goes in instead of tokens
 
 
-def attention_units(field: Field, specimen: Specimen, heads: Heads, small: Sequence[dict[str, int]]) -> Units | str:
+def attention_units(field: Field, specimen: Specimen, *, heads: Heads, small: Sequence[dict[str, int]]) -> Units | str:
     """The proven unit of every layer of the specimen that has attention; or why there are none.
 
     ``field``: what the number of groups sets. ``small``: fields that make the specimen quick to run.
@@ -51,7 +51,7 @@ def attention_units(field: Field, specimen: Specimen, heads: Heads, small: Seque
     for hidden in ({text.attribute_map.get("hidden_size", "hidden_size"): _SMALL_HIDDEN}, {}):
         built = False
         for fields in small:
-            pair = _Pair.build(field, specimen, heads, fields | hidden)
+            pair = _Pair.build(field, specimen, heads=heads, smaller=fields | hidden)
             if isinstance(pair, str):
                 refusal = refusal or pair
                 continue
@@ -65,23 +65,23 @@ def attention_units(field: Field, specimen: Specimen, heads: Heads, small: Seque
             if isinstance(proven, str):
                 return proven
             layout, refits = proven
-            units = _propose(specimen.layers, field, heads.queries, layout)
+            units = _propose(specimen.layers, field, queries=heads.queries, layout=layout)
             return tuple(unit and replace(unit, refit=refit) for unit, refit in zip(units, refits, strict=True))
         if built:
             break  # where a smaller model was built and does not run, the larger one does not either
     return refusal
 
 
-def _propose(layers: Sequence[nn.Module] | nn.ModuleList, field: Field, queries: int, layout: Layout) -> Units:
+def _propose(layers: Sequence[nn.Module] | nn.ModuleList, field: Field, *, queries: int, layout: Layout) -> Units:
     """The units that these tensors may be, None in layers without attention."""
     return tuple(
-        _unit(layer, changes, field.value, queries, layout) if changes else None
+        _unit(layer, changes, groups=field.value, queries=queries, layout=layout) if changes else None
         for layer, changes in zip(layers, field.changes, strict=True)
     )
 
 
 def _unit(
-    layer: nn.Module, changes: Sequence[Change], groups: int, queries: int, layout: Layout
+    layer: nn.Module, changes: Sequence[Change], *, groups: int, queries: int, layout: Layout
 ) -> AttentionUnit | None:
     outputs = [change for change in changes if _is_output(layer, change)]
     if len(outputs) != 1:
@@ -115,14 +115,16 @@ class _Pair:
     kinds: frozenset[int]  # the first layer of each kind
 
     @classmethod
-    def build(cls, field: Field, specimen: Specimen, heads: Heads, smaller: dict[str, int]) -> _Pair | str:
+    def build(cls, field: Field, specimen: Specimen, *, heads: Heads, smaller: dict[str, int]) -> _Pair | str:
         """The pair, or why there is none."""
         queries = min(heads.queries, _MOST_QUERIES)
         few = replace(heads, per_group={name: min(each, queries) for name, each in heads.per_group.items()})
         wide, narrow = (specimen.with_fields(smaller | few.fields(groups)) for groups in (_GROUPS, _KEPT))
         if wide is None or narrow is None:
             return f"no model can be built with {few.fields(_KEPT)}"
-        found = compare(Specimen(wide, (), specimen.trust_remote_code), narrow, field.name, _KEPT, MOST_ROWS)
+        found = compare(
+            Specimen(wide, (), specimen.trust_remote_code), narrow, name=field.name, probe=_KEPT, most_times=MOST_ROWS
+        )
         if found is None or found.value != _GROUPS or _places(found) != _places(field):
             return f"{field.name} set other sizes in a smaller model"
         decoder = wide.get_decoder()
@@ -144,7 +146,7 @@ class _Pair:
     def prove(self, layout: Layout) -> list[bool] | str:
         """Whether every token goes through the attention of each layer; or why its groups are not proven."""
         path, layers = find_layers(self.wide)
-        units = _propose(layers, self.field, self.queries, layout)
+        units = _propose(layers, self.field, queries=self.queries, layout=layout)
         if any(unit is None for unit, changes in zip(units, self.field.changes, strict=True) if changes):
             return "no single output projection reads what its heads attend to"
         before = {name: tensor for name, tensor in self.wide.state_dict().items() if not tensor.is_meta}
@@ -155,13 +157,15 @@ class _Pair:
             name = ""
             for cut in unit.tensors if unit else ():
                 name = f"{path}.{index}.{cut.name}"
-                fewer[name] = select_neurons(before[name], cut, keep)
+                fewer[name] = select_neurons(before[name], cut, keep=keep)
             if unit:  # of whose tensors the last is the output projection
-                masked[name] = mask_neurons(before[name], unit.tensors[-1], keep)
+                masked[name] = mask_neurons(before[name], unit.tensors[-1], keep=keep)
             if unit and index in self.kinds:
-                wrong[index] = {name: select_neurons(before[name], unit.tensors[-1], others)}
+                wrong[index] = {name: select_neurons(before[name], unit.tensors[-1], keep=others)}
         with ExitStack() as hooks:
-            seen = [_Seen(layer, unit, hooks) if unit else None for layer, unit in zip(layers, units, strict=True)]
+            seen = [
+                _Seen(layer, unit, hooks=hooks) if unit else None for layer, unit in zip(layers, units, strict=True)
+            ]
             expected = _hidden_states(self.wide, masked)
         after = _hidden_states(self.narrow, fewer)
         controls = {index: _hidden_states(self.narrow, fewer | tensors)[index] for index, tensors in wrong.items()}
@@ -178,7 +182,7 @@ class _Pair:
 class _Seen:
     """Whether every token's heads were seen to go through the output projection in a run."""
 
-    def __init__(self, layer: nn.Module, unit: AttentionUnit, hooks: ExitStack) -> None:
+    def __init__(self, layer: nn.Module, unit: AttentionUnit, *, hooks: ExitStack) -> None:
         self.every_token, self._width = False, unit.width
         hooks.callback(layer.get_submodule(unit.output).register_forward_pre_hook(self._note).remove)
 

@@ -60,7 +60,7 @@ _HEADS = re.compile(
 _IN_A_HEAD = re.compile(r"\w*(_(idx|index|size|dim|factor|attention_heads|kv_heads|key_value_heads|norm)|embeddings)")
 
 
-def edit_config(config: Config, keep_layers: Sequence[int], widths: dict[str, int]) -> Config:
+def edit_config(config: Config, keep_layers: Sequence[int], *, widths: dict[str, int]) -> Config:
     """A new config that keeps these layers, in order, and sets these width fields.
 
     Raises ModelError where no config can express that.
@@ -69,12 +69,12 @@ def edit_config(config: Config, keep_layers: Sequence[int], widths: dict[str, in
     if not config.is_custom_code():  # of transformers' own models, none loads the weights of these heads
         clear_heads(whole)
     text = text_config(config)
-    fields = whole if text is config else _part_of(whole, config, text)
+    fields = whole if text is config else _part_of(whole, config, text=text)
     if len(keep_layers) != text.num_hidden_layers:
         reason = refused_depth(config)
         if reason:
             raise ModelError(f"{config.model_type}: {reason}")
-        _keep_layers(fields, text, keep_layers)
+        _keep_layers(fields, text, keep=keep_layers)
     for name, value in widths.items():
         fields[name] = value
         fields |= {key: off for key, off in WIDTH_ADJUSTMENTS.get(name, {}).items() if key in fields}
@@ -110,7 +110,7 @@ def _head_fields(fields: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]
             yield fields, key
 
 
-def _part_of(whole: dict[str, Any], config: Config, text: Config) -> dict[str, Any]:
+def _part_of(whole: dict[str, Any], config: Config, *, text: Config) -> dict[str, Any]:
     for name in config.sub_configs:
         if getattr(config, name, None) is text:
             part: dict[str, Any] = whole[name]
@@ -118,7 +118,7 @@ def _part_of(whole: dict[str, Any], config: Config, text: Config) -> dict[str, A
     raise ModelError(f"the text part of a {config.model_type!r} config was not found in its own fields")
 
 
-def _keep_layers(fields: dict[str, Any], text: Config, keep: Sequence[int]) -> None:
+def _keep_layers(fields: dict[str, Any], text: Config, *, keep: Sequence[int]) -> None:
     count = text.num_hidden_layers
     new_index = {old: new for new, old in enumerate(keep)}
     for name in LAYER_LISTS:

@@ -78,14 +78,14 @@ class Specimen:
 
     def with_fields(self, fields: Mapping[str, int]) -> PreTrainedModel | None:
         """The specimen with other values in these fields; None where its class cannot build that."""
-        return rebuild(self.model.config, fields, self.trust_remote_code)
+        return rebuild(self.model.config, fields, trust_remote_code=self.trust_remote_code)
 
 
-def rebuild(config: Config, fields: Mapping[str, int], trust_remote_code: bool) -> PreTrainedModel | None:
+def rebuild(config: Config, fields: Mapping[str, int], *, trust_remote_code: bool) -> PreTrainedModel | None:
     """The model of this config with other values in some fields; None where its class cannot build that."""
     layers = range(text_config(config).num_hidden_layers)
     try:
-        return build_blueprint(edit_config(config, layers, dict(fields)), trust_remote_code=trust_remote_code)
+        return build_blueprint(edit_config(config, layers, widths=dict(fields)), trust_remote_code=trust_remote_code)
     except Exception:  # a model class may fail in any way on a value that it does not expect
         return None
 
@@ -97,8 +97,8 @@ def take_specimen(model: PreTrainedModel, trust_remote_code: bool) -> Specimen:
     first = [kinds.index(kind) for kind in kinds]
     keep = sorted({*first, *one_of_layers(model.config)[:1]})
     try:
-        small = build_blueprint(edit_config(model.config, keep, {}), trust_remote_code=trust_remote_code)
-        prove_twins(model, small, keep, set())
+        small = build_blueprint(edit_config(model.config, keep, widths={}), trust_remote_code=trust_remote_code)
+        prove_twins(model, small, keep=keep, changing=set())
     except Exception:  # as above
         return Specimen(model, tuple(first), trust_remote_code)
     return Specimen(small, tuple(keep.index(index) for index in first), trust_remote_code)
@@ -120,16 +120,16 @@ def fields_that_set_sizes(specimen: Specimen) -> list[Field]:
     sizes = {size for _, tensor in _tensors(specimen.layers) for size in tensor.shape}
     found = []
     for name, value in text.to_dict().items():
-        if name not in skipped and _may_set_sizes(name, value, sizes):
+        if name not in skipped and _may_set_sizes(name, value, sizes=sizes):
             probe = next(probe for probe in _PROBES if probe != value)
             other = specimen.with_fields({name: probe})
-            field = compare(specimen, other, name, probe) if other is not None else None
+            field = compare(specimen, other, name=name, probe=probe) if other is not None else None
             if field is not None:
                 found.append(field)
     return found
 
 
-def _may_set_sizes(name: str, value: object, sizes: set[int]) -> bool:
+def _may_set_sizes(name: str, value: object, *, sizes: set[int]) -> bool:
     least = _FEWEST_EXPERTS if "expert" in name else _LEAST
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
         return False
@@ -139,7 +139,7 @@ def _may_set_sizes(name: str, value: object, sizes: set[int]) -> bool:
 
 
 def compare(
-    specimen: Specimen, other: PreTrainedModel, name: str, probe: int, most_times: int = _MOST_TIMES
+    specimen: Specimen, other: PreTrainedModel, *, name: str, probe: int, most_times: int = _MOST_TIMES
 ) -> Field | None:
     """What follows the field in the specimen, of which ``other`` has the value ``probe``; None where it is no size.
 
@@ -154,7 +154,7 @@ def compare(
     for key in before:
         if before[key].shape == after[key].shape:
             continue
-        found = _change(before[key], after[key], probe, most_times)
+        found = _change(before[key], after[key], probe=probe, most_times=most_times)
         if found is None or not key.startswith(f"{path}."):
             return None
         dim, times = found
@@ -166,7 +166,7 @@ def compare(
     return Field(name, values.pop(), tuple(map(tuple, changes)))
 
 
-def _change(before: torch.Tensor, after: torch.Tensor, probe: int, most_times: int) -> tuple[int, int] | None:
+def _change(before: torch.Tensor, after: torch.Tensor, *, probe: int, most_times: int) -> tuple[int, int] | None:
     """(dimension, multiple of the field's value) where one dimension of a tensor follows the field; else None."""
     if before.ndim != after.ndim:
         return None
@@ -178,18 +178,19 @@ def _change(before: torch.Tensor, after: torch.Tensor, probe: int, most_times: i
     return (dims[0], times) if whole else None
 
 
-def follows_everywhere(model: PreTrainedModel, field: Field, specimen: Specimen) -> bool:
+def follows_everywhere(model: PreTrainedModel, field: Field, *, specimen: Specimen) -> bool:
     """Whether the field sets in the whole model what it sets in the specimen, layer by layer."""
     if model is specimen.model:
         return True
     probe = next(probe for probe in _PROBES if probe != field.value)
-    other = rebuild(model.config, {field.name: probe}, specimen.trust_remote_code)
-    return other is not None and is_like_specimen(model, other, field, specimen, probe)
+    other = rebuild(model.config, {field.name: probe}, trust_remote_code=specimen.trust_remote_code)
+    return other is not None and is_like_specimen(model, other, field=field, specimen=specimen, probe=probe)
 
 
 def is_like_specimen(
     model: PreTrainedModel,
     other: PreTrainedModel,
+    *,
     field: Field,
     specimen: Specimen,
     probe: int,
@@ -197,7 +198,7 @@ def is_like_specimen(
 ) -> bool:
     """Whether ``other`` differs from the whole model as the field says that it does from the specimen."""
     whole = Specimen(model, tuple(range(len(specimen.stands_for))), specimen.trust_remote_code)
-    found = compare(whole, other, field.name, probe, most_times)
+    found = compare(whole, other, name=field.name, probe=probe, most_times=most_times)
     return found is not None and all(
         changes == field.changes[kind] for changes, kind in zip(found.changes, specimen.stands_for, strict=True)
     )

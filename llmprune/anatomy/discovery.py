@@ -31,9 +31,9 @@ def discover(config: Config, trust_remote_code: bool = False) -> Anatomy:
     fields = fields_that_set_sizes(specimen)
     mixture = expert_field(fields, specimen)
     small = _small(fields, mixture[0] if mixture else None)
-    groups, units = _width_groups(model, fields, specimen, small)
-    experts = _experts(model, mixture, specimen, small)
-    heads, attention = find_heads(model, specimen, small)
+    groups, units = _width_groups(model, fields, specimen=specimen, small=small)
+    experts = _experts(model, mixture, specimen=specimen, small=small)
+    heads, attention = find_heads(model, specimen, small=small)
     blocks = mixture[1] if mixture else (None,) * len(specimen.layers)
     return Anatomy(
         model_type=config.model_type,
@@ -71,8 +71,8 @@ def _depth_refusal(model: PreTrainedModel, trust_remote_code: bool) -> str | Non
     removed = next(index for index in [len(layers) // 2, 0] if (index,) != one_of_layers(model.config))
     keep = [index for index in range(len(layers)) if index != removed]
     try:
-        pruned = build_blueprint(edit_config(model.config, keep, {}), trust_remote_code=trust_remote_code)
-        prove_twins(model, pruned, keep, set())
+        pruned = build_blueprint(edit_config(model.config, keep, widths={}), trust_remote_code=trust_remote_code)
+        prove_twins(model, pruned, keep=keep, changing=set())
     except ModelError as error:
         return str(error)
     except Exception as error:  # a model class may fail in any way on a config that it does not expect
@@ -88,7 +88,7 @@ def _small(fields: Sequence[Field], experts: Field | None) -> list[dict[str, int
 
 
 def _width_groups(
-    model: PreTrainedModel, fields: Sequence[Field], specimen: Specimen, small: Sequence[dict[str, int]]
+    model: PreTrainedModel, fields: Sequence[Field], *, specimen: Specimen, small: Sequence[dict[str, int]]
 ) -> tuple[tuple[WidthGroup, ...], list[tuple[MlpUnit, ...]]]:
     """Every field that is named like a width and sets one, and the proven units of each layer of the specimen."""
     groups: list[WidthGroup] = []
@@ -99,10 +99,10 @@ def _width_groups(
         if tensors & taken:
             continue
         for tried in small:
-            found, refusal = units_of_field(field, specimen, tried)
+            found, refusal = units_of_field(field, specimen, small=tried)
             if refusal is None:
                 break
-        if refusal is None and not follows_everywhere(model, field, specimen):
+        if refusal is None and not follows_everywhere(model, field, specimen=specimen):
             refusal = f"{field.name} does not set the same in all layers of a kind"
         if refusal is None:
             taken |= tensors
@@ -120,9 +120,9 @@ def _width_refusal(groups: Sequence[WidthGroup]) -> str | None:
 
 
 def _experts(
-    model: PreTrainedModel, mixture: tuple[Field, Blocks] | None, specimen: Specimen, small: Sequence[dict[str, int]]
+    model: PreTrainedModel, mixture: tuple[Field, Blocks] | None, *, specimen: Specimen, small: Sequence[dict[str, int]]
 ) -> Experts | None:
-    experts = prove_experts(mixture, specimen, small)
-    if experts and mixture and experts.refusal is None and not follows_everywhere(model, mixture[0], specimen):
+    experts = prove_experts(mixture, specimen, small=small)
+    if experts and mixture and experts.refusal is None and not follows_everywhere(model, mixture[0], specimen=specimen):
         return replace(experts, refusal=f"{experts.field} does not set the same in all layers of a kind")
     return experts

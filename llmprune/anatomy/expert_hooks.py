@@ -28,7 +28,7 @@ class _Products(TorchFunctionMode):
         self.weight, self.see = weight, see
         self.expert_bytes = weight.stride(0) * weight.itemsize
 
-    def __torch_function__(
+    def __torch_function__(  # noqa: PLR0917 - torch calls it
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if getattr(func, "__name__", "") in _PRODUCTS:
@@ -64,7 +64,7 @@ def _expert_by_expert(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def activations_of_experts(module: nn.Module, weight: Tensor, see: Callable[[int, Tensor], None]) -> Iterator[None]:
+def activations_of_experts(module: nn.Module, weight: Tensor, *, see: Callable[[int, Tensor], None]) -> Iterator[None]:
     """Call ``see(expert, activation_TF)`` in every run of a module that holds experts, while the context lasts.
 
     ``weight``: the stacked output projection [E, …].
@@ -96,7 +96,7 @@ def choice_in(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor,
 
 
 def outputs_of_experts(
-    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], count: int
+    module: nn.Module, args: tuple[Any, ...], *, kwargs: Mapping[str, Any], count: int
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """(expert, its tokens [T], weight · f(x) of each of them [T, D]) for every expert that is chosen at all."""
     choice = choice_in(args, kwargs)

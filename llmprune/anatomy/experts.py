@@ -33,7 +33,7 @@ def expert_field(fields: Sequence[Field], specimen: Specimen) -> tuple[Field, Bl
 
 
 def prove_experts(
-    found: tuple[Field, Blocks] | None, specimen: Specimen, small: Sequence[dict[str, int]]
+    found: tuple[Field, Blocks] | None, specimen: Specimen, *, small: Sequence[dict[str, int]]
 ) -> Experts | None:
     """The experts and whether any can be removed; None where the model has no mixture.
 
@@ -47,7 +47,7 @@ def prove_experts(
         return Experts("", stacks[0].shape[0], top_k, reason) if stacks else None
     field, blocks = found
     for tried in small:
-        top_k, refusal = _prove(field, blocks, specimen, tried, top_k)
+        top_k, refusal = _prove(field, blocks, specimen=specimen, small=tried, top_k=top_k)
         if refusal is None:
             break
     return Experts(field.name, field.value, top_k, refusal)
@@ -75,7 +75,7 @@ def _cuts(changes: Sequence[Change]) -> tuple[TensorCut, ...]:
 
 
 def _prove(
-    field: Field, blocks: Blocks, specimen: Specimen, small: dict[str, int], top_k: int | None
+    field: Field, blocks: Blocks, *, specimen: Specimen, small: dict[str, int], top_k: int | None
 ) -> tuple[int | None, str | None]:
     """How many experts a token takes, and why none can be removed."""
     model = specimen.with_fields(small)
@@ -85,7 +85,7 @@ def _prove(
     for layer, block in zip(layers, blocks, strict=True):
         if block is None:
             continue
-        call = _Call(layer, block, small.get(field.name, field.value), model.config)
+        call = _Call(layer, block, count=small.get(field.name, field.value), config=model.config)
         try:
             refusal = call.prove()
         except NOT_RUNNING:
@@ -100,7 +100,7 @@ def _prove(
 class _Call:
     """One block with random weights, and what its experts module is called with."""
 
-    def __init__(self, layer: nn.Module, block: ExpertBlock, count: int, config: Config) -> None:
+    def __init__(self, layer: nn.Module, block: ExpertBlock, *, count: int, config: Config) -> None:
         self.layer, self.block, self.count = layer, block, count
         self.hidden = text_config(config).hidden_size
         self.top_k: int | None = None
@@ -120,7 +120,7 @@ class _Call:
         if torch.equal(order_E, torch.arange(self.count)):  # as a permutation of two may be
             order_E = order_E.flip(0)
         tensors = dict(self.module.state_dict())
-        permuted = {cut.name: select_neurons(tensors[cut.name], cut, order_E) for cut in cuts}
+        permuted = {cut.name: select_neurons(tensors[cut.name], cut, keep=order_E) for cut in cuts}
         router = {name: tensor for name, tensor in permuted.items() if tensor.ndim < 3 and "expert" not in name}
         if is_same(before, self._with(tensors | router)):
             return f"{self.block.path}: its output stays as it was when the rows of its router alone are permuted"
@@ -157,14 +157,14 @@ class _Call:
             if name.rpartition(".")[2] in names and buffer.is_floating_point():
                 buffer.copy_(torch.randn(buffer.shape, generator=torch.Generator().manual_seed(3)) / 10)
 
-    def _note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:  # noqa: PLR0917 - torch calls it
         """See what the experts module is told, and that its output is the sum over experts of what each adds."""
         choice = choice_in(args, kwargs)
         if choice is None or not isinstance(output, Tensor):
             return
         self.top_k = choice[1].shape[1]
         total_TD = torch.zeros_like(output)
-        for _, token_T, added_TD in outputs_of_experts(module, args, kwargs, self.count):
+        for _, token_T, added_TD in outputs_of_experts(module, args, kwargs=kwargs, count=self.count):
             total_TD.index_add_(0, token_T, added_TD)
         self.scored = is_same(output, total_TD)
 

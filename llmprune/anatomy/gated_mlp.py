@@ -21,7 +21,7 @@ Tensors = dict[str, Tensor]
 _FACTORS = 1024 * torch.tensor([-4.0, -2.0, -1.0, 1.0, 4.0])  # powers of two, and beyond what any model clamps at
 
 
-def find_up(unit: MlpUnit, tensors: Tensors, activations: Callable[[Tensors], Tensor]) -> Strand | None:
+def find_up(unit: MlpUnit, tensors: Tensors, *, activations: Callable[[Tensors], Tensor]) -> Strand | None:
     """The unit's up projection; None where none of its weights is proven one.
 
     ``tensors``: those of a module that has the unit; ``activations``: what its neurons then are on some tokens.
@@ -33,13 +33,13 @@ def find_up(unit: MlpUnit, tensors: Tensors, activations: Callable[[Tensors], Te
             continue
         for entry in reversed(range(sum(cut.parts))):
             strand = Strand(cut, entry)
-            after = activations(_scaled(unit, tensors, strand, factors_F))
+            after = activations(_scaled(unit, tensors, strand=strand, factors_F=factors_F))
             if _same(after, before * factors_F) and not _same(after, before):
                 return strand
     return None
 
 
-def _scaled(unit: MlpUnit, tensors: Tensors, strand: Strand, factors_F: Tensor) -> Tensors:
+def _scaled(unit: MlpUnit, tensors: Tensors, *, strand: Strand, factors_F: Tensor) -> Tensors:
     """The tensors with a factor for each neuron on the strand's weights, and on the biases beside them."""
     owner = strand.tensor.name.rpartition(".")[0]
     scaled = dict(tensors)

@@ -19,7 +19,7 @@ from llmprune.common.errors import ModelError
 
 
 def find_heads(
-    model: PreTrainedModel, specimen: Specimen, small: Sequence[dict[str, int]]
+    model: PreTrainedModel, specimen: Specimen, *, small: Sequence[dict[str, int]]
 ) -> tuple[Heads | None, Units]:
     """The heads of the model, and the attention unit of every layer of the specimen that has one.
 
@@ -33,11 +33,11 @@ def find_heads(
     for fixed in _ways_to_fix_the_size(model.config):
         heads = replace(counted, fixed=fixed)
         heads = replace(heads, possible=_possible(model, heads))
-        found = _field(model, specimen, heads)
+        found = _field(model, specimen, heads=heads)
         if isinstance(found, str):
             refusal = refusal or found
             continue
-        units = attention_units(found, specimen, heads, small)
+        units = attention_units(found, specimen, heads=heads, small=small)
         return (replace(counted, refusal=units), nothing) if isinstance(units, str) else (heads, units)
     return replace(counted, refusal=refusal), nothing
 
@@ -78,7 +78,7 @@ def _possible(model: PreTrainedModel, heads: Heads) -> tuple[int, ...]:
     def accepted(groups: int) -> bool:
         try:
             with quiet_transformers():
-                edit_config(model.config, layers, heads.fields(groups))
+                edit_config(model.config, layers, widths=heads.fields(groups))
         except ModelError:
             return False
         return True
@@ -86,21 +86,27 @@ def _possible(model: PreTrainedModel, heads: Heads) -> tuple[int, ...]:
     return tuple(groups for groups in range(1, heads.count) if accepted(groups))
 
 
-def _field(model: PreTrainedModel, specimen: Specimen, heads: Heads) -> Field | str:
+def _field(model: PreTrainedModel, specimen: Specimen, *, heads: Heads) -> Field | str:
     """What the number of groups sets in each layer of the specimen, or why it cannot be made smaller."""
     names = " and ".join(heads.per_group)
     built = ((groups, specimen.with_fields(heads.fields(groups))) for groups in _likely_first(heads))
     fewer, other = next((pair for pair in built if pair[1] is not None), (0, None))
     if other is None:
         return f"no model can be built with less in {names}"
-    whole = other if model is specimen.model else rebuild(model.config, heads.fields(fewer), specimen.trust_remote_code)
-    field = compare(specimen, other, names, fewer, MOST_ROWS)
+    whole = (
+        other
+        if model is specimen.model
+        else rebuild(model.config, heads.fields(fewer), trust_remote_code=specimen.trust_remote_code)
+    )
+    field = compare(specimen, other, name=names, probe=fewer, most_times=MOST_ROWS)
     if field is None or field.value != heads.count:
         return (
             f"a model with less in {names} would not reload: they do not set sizes in the attention and nothing else, "
             "as where the size of a head is hidden_size divided by their number"
         )
-    if whole is None or not is_like_specimen(model, whole, field, specimen, fewer, MOST_ROWS):
+    if whole is None or not is_like_specimen(
+        model, whole, field=field, specimen=specimen, probe=fewer, most_times=MOST_ROWS
+    ):
         return f"{names} do not set the same in all layers of a kind"
     return field
 

@@ -25,12 +25,12 @@ Sizes = Collection[tuple[int, int]]
 
 
 def sizes_that_change(
-    anatomy: Anatomy, widths: Mapping[str, int], experts: int | None, kv_groups: int | None = None
+    anatomy: Anatomy, widths: Mapping[str, int], *, experts: int | None, kv_groups: int | None = None
 ) -> set[tuple[int, int]]:
     """(dense, pruned) of every size that a layer may have anew when these widths, experts and groups are kept."""
     changing = set()
     if anatomy.heads and kv_groups is not None:
-        changing |= sizes_of_heads(anatomy.heads, anatomy.attention, kv_groups)
+        changing |= sizes_of_heads(anatomy.heads, anatomy.attention, kept=kv_groups)
     if anatomy.experts and experts is not None:
         changing.add((anatomy.experts.count, experts))
     for field, kept in widths.items():
@@ -41,14 +41,14 @@ def sizes_that_change(
     return changing
 
 
-def sizes_of_heads(heads: Heads, units: Iterable[AttentionUnit | None], kept: int) -> set[tuple[int, int]]:
+def sizes_of_heads(heads: Heads, units: Iterable[AttentionUnit | None], *, kept: int) -> set[tuple[int, int]]:
     """(dense, pruned) of every size that follows the number of groups: of tensors, their parts, and counts of heads."""
     cuts = [cut for unit in units if unit for cut in unit.tensors]
     each = {1, *heads.per_group.values()} | {size for cut in cuts for size in (*cut.parts, sum(cut.parts))}
     return {(size * heads.count, size * kept) for size in each}
 
 
-def prove_twins(dense: PreTrainedModel, pruned: PreTrainedModel, keep: Sequence[int], changing: Sizes) -> None:
+def prove_twins(dense: PreTrainedModel, pruned: PreTrainedModel, *, keep: Sequence[int], changing: Sizes) -> None:
     """Compare every kept layer with the layer that the edited config builds in its place.
 
     ``changing``: (dense, pruned) of the sizes that are cut. Both models may be without weights.
@@ -58,18 +58,18 @@ def prove_twins(dense: PreTrainedModel, pruned: PreTrainedModel, keep: Sequence[
     _, pruned_layers = find_layers(pruned)
     assert len(pruned_layers) == len(keep), "the edited config has as many layers as are kept"
     for new, old in enumerate(keep):
-        difference = _difference(layers[old], pruned_layers[new], changing)
+        difference = _difference(layers[old], pruned_layers[new], changing=changing)
         if difference:
             raise ModelError(
                 f"{dense.config.model_type}: layer {old} would become layer {new} and change there ({difference}); "
                 "its config cannot express this cut"
             )
     if list(keep) and len(keep) < len(layers):
-        _prove_rest(dense, pruned, path)
+        _prove_rest(dense, pruned, path=path)
         _prove_attention_left(dense, keep)
 
 
-def _prove_rest(dense: PreTrainedModel, pruned: PreTrainedModel, path: str) -> None:
+def _prove_rest(dense: PreTrainedModel, pruned: PreTrainedModel, *, path: str) -> None:
     def rest(model: PreTrainedModel) -> dict[str, torch.Size]:
         return {name: tensor.shape for name, tensor in model.named_parameters() if not name.startswith(f"{path}.")}
 
@@ -96,7 +96,7 @@ def one_of_layers(config: Config) -> tuple[int, ...]:
     return full if len(full) < len(kinds) else ()
 
 
-def _difference(layer: nn.Module, twin: nn.Module, changing: Sizes) -> str:
+def _difference(layer: nn.Module, twin: nn.Module, *, changing: Sizes) -> str:
     if type(layer) is not type(twin):
         return f"{type(layer).__name__} against {type(twin).__name__}"
     modules, twins = dict(layer.named_modules()), dict(twin.named_modules())
@@ -110,7 +110,7 @@ def _difference(layer: nn.Module, twin: nn.Module, changing: Sizes) -> str:
         mine, other = plain_attributes(module), plain_attributes(twins[path])
         for name in sorted(mine.keys() | other.keys()):
             value, twin_value = mine.get(name), other.get(name)
-            if value != twin_value and not _is_narrowed(value, twin_value, changing):
+            if value != twin_value and not _is_narrowed(value, twin_value, changing=changing):
                 return f"{path}.{name} {value!r} against {twin_value!r}".lstrip(".")
     return ""
 
@@ -147,11 +147,11 @@ def plain_attributes(module: nn.Module) -> dict[str, object]:
     return values | {f"{name}.shape": tuple(value.shape) for name, value in module.named_parameters(recurse=False)}
 
 
-def _is_narrowed(value: object, twin_value: object, changing: Sizes) -> bool:
+def _is_narrowed(value: object, twin_value: object, *, changing: Sizes) -> bool:
     """Whether a number, or numbers of a shape, went from a dense size to its pruned size."""
     if isinstance(value, tuple) and isinstance(twin_value, tuple):
         if len(value) != len(twin_value):
             return False
         pairs = [(a, b) for a, b in zip(value, twin_value, strict=True) if a != b]
-        return all(_is_narrowed(a, b, changing) for a, b in pairs)
+        return all(_is_narrowed(a, b, changing=changing) for a, b in pairs)
     return isinstance(value, int) and isinstance(twin_value, int) and (value, twin_value) in changing

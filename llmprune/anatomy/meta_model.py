@@ -44,7 +44,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def build_blueprint(
-    config: Config, dtype: torch.dtype | None = None, trust_remote_code: bool = False
+    config: Config, dtype: torch.dtype | None = None, *, trust_remote_code: bool = False
 ) -> PreTrainedModel:
     """The model of this config with parameters on the meta device and real buffers.
 
@@ -80,7 +80,7 @@ def build_blueprint(
 class _StacksOnMeta(TorchFunctionMode):
     """Asks no memory for stacks of matrices that are made empty at once: the experts of one layer can take 30 GB."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:  # noqa: PLR0917 - torch calls it
         kwargs = kwargs or {}
         if func in (torch.empty, torch.zeros) and "device" not in kwargs:
             sizes = args[0] if args and not isinstance(args[0], int) else args
@@ -136,7 +136,7 @@ def _text_decoder(model: PreTrainedModel) -> tuple[str, nn.Module]:
     return next(((path, model.get_submodule(path)) for path in paths), ("", model))
 
 
-def materialise(module: nn.Module, seed: int = 0, without: Collection[nn.Module | None] = ()) -> None:
+def materialise(module: nn.Module, seed: int = 0, *, without: Collection[nn.Module | None] = ()) -> None:
     """Give every parameter that lies on the meta device small random float32 values, in place.
 
     ``without``: modules in it whose own parameters stay as they are.

@@ -33,7 +33,7 @@ NOT_RUNNING = (TypeError, RuntimeError, ValueError, AttributeError, IndexError, 
 
 
 def units_of_field(
-    field: Field, specimen: Specimen, small: dict[str, int]
+    field: Field, specimen: Specimen, *, small: dict[str, int]
 ) -> tuple[tuple[tuple[MlpUnit, ...], ...], str | None]:
     """The proven units of every specimen layer, and why the field is no proven width (None where it is).
 
@@ -51,7 +51,7 @@ def units_of_field(
         proven: list[MlpUnit] = []
         for path, own in _by_holder(changes).items():
             pair = Pair(wide_layers[index], narrow_layers[index], hidden, tuple(proven))
-            proposals = _propose(specimen.layers[index], path, own, field)
+            proposals = _propose(specimen.layers[index], path, changes=own, field=field)
             unit = next((found for unit in proposals if (found := pair.prove(unit)) is not None), None)
             if unit is None:
                 place = path or "the layer itself"
@@ -75,12 +75,12 @@ def holder_of(name: str) -> str:
     return owner.rpartition(".")[0] if last in ("weight", "bias") else owner
 
 
-def _propose(layer: nn.Module, path: str, changes: list[Change], field: Field) -> Iterator[MlpUnit]:
+def _propose(layer: nn.Module, path: str, *, changes: list[Change], field: Field) -> Iterator[MlpUnit]:
     """Units that these tensors may be: by each weight that may be the output projection, in each layout."""
     tensors = {change.name: tensor_of(layer, change.name) for change in changes}
     for output in reversed(changes):
         shape = tensors[output.name].shape
-        if not _may_be_output(layer, output, len(shape)):
+        if not _may_be_output(layer, output, ndim=len(shape)):
             continue
         ratios = {change.times / output.times for change in changes}
         if not ratios <= {1.0, 2.0}:
@@ -102,7 +102,7 @@ def _propose(layer: nn.Module, path: str, changes: list[Change], field: Field) -
             )
 
 
-def _may_be_output(layer: nn.Module, change: Change, ndim: int) -> bool:
+def _may_be_output(layer: nn.Module, change: Change, *, ndim: int) -> bool:
     module = layer.get_submodule(change.name.rpartition(".")[0])
     if isinstance(module, nn.Linear):
         return change.dim == 1 and ndim == 2
@@ -139,7 +139,7 @@ class Pair:
         narrow = copy.deepcopy(self.narrow.get_submodule(path)).float()
         materialise(wide)
         before = dict(wide.state_dict())
-        with _Seen(wide, path, unit) as seen:
+        with _Seen(wide, path, unit=unit) as seen:
             wide(hidden_BLD.clone())
         fewer, masked = dict(before), dict(before)
         for other in [own for own in self.proven if is_inside(own.path, path)] + [unit]:
@@ -148,35 +148,39 @@ class Pair:
             if (width, kept) != (other.times * PROOF_WIDTH, other.times * _KEPT):
                 return None
             experts = None if other.experts is None else len(before[cuts[-1].name])
-            keep = _random_keep(experts, width, kept, seed=2)
-            fewer |= {cut.name: select_neurons(before[cut.name], cut, keep) for cut in cuts}
-            masked[cuts[-1].name] = mask_neurons(before[cuts[-1].name], cuts[-1], keep)
-        expected = _output(wide, masked, hidden_BLD)
-        after = _output(narrow, fewer, hidden_BLD)
-        wrong = _random_keep(experts, width, kept, seed=3)
-        fewer[cuts[-1].name] = select_neurons(before[cuts[-1].name], cuts[-1], wrong)
-        control = _output(narrow, fewer, hidden_BLD)
+            keep = _random_keep(experts, width, kept=kept, seed=2)
+            fewer |= {cut.name: select_neurons(before[cut.name], cut, keep=keep) for cut in cuts}
+            masked[cuts[-1].name] = mask_neurons(before[cuts[-1].name], cuts[-1], keep=keep)
+        expected = _output(wide, masked, hidden_BLD=hidden_BLD)
+        after = _output(narrow, fewer, hidden_BLD=hidden_BLD)
+        wrong = _random_keep(experts, width, kept=kept, seed=3)
+        fewer[cuts[-1].name] = select_neurons(before[cuts[-1].name], cuts[-1], keep=wrong)
+        control = _output(narrow, fewer, hidden_BLD=hidden_BLD)
         if not is_same(expected, after) or is_same(expected, control) or not seen.activations:
             return None
         refit = unit.experts is None and seen.every_token
-        return replace(unit, refit=refit, up=_find_up(wide, path, unit, before, hidden_BLD) if refit else None)
+        return replace(
+            unit,
+            refit=refit,
+            up=_find_up(wide, path, unit=unit, before=before, hidden_BLD=hidden_BLD) if refit else None,
+        )
 
 
 def _find_up(
-    module: nn.Module, path: str, unit: MlpUnit, before: dict[str, Tensor], hidden_BLD: Tensor
+    module: nn.Module, path: str, *, unit: MlpUnit, before: dict[str, Tensor], hidden_BLD: Tensor
 ) -> Strand | None:
     """The up projection of a unit of a module at ``path``, by the module's activations with other weights."""
     seen: list[Tensor] = []
 
     def activations(tensors: dict[str, Tensor]) -> Tensor:
-        _output(module, tensors, hidden_BLD)
+        _output(module, tensors, hidden_BLD=hidden_BLD)
         return seen.pop()
 
     own = replace(unit, tensors=tuple(replace(cut, name=inside(cut.name, path)) for cut in unit.tensors))
     projection = module.get_submodule(own.output)
     handle = projection.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     try:
-        found = find_up(own, before, activations)
+        found = find_up(own, before, activations=activations)
     except NOT_RUNNING:  # with weights so large; the unit itself is proven
         return None
     finally:
@@ -189,7 +193,7 @@ def _find_up(
 class _Seen:
     """Whether the activations of a unit's neurons were seen in a run, and whether every token had some."""
 
-    def __init__(self, module: nn.Module, path: str, unit: MlpUnit) -> None:
+    def __init__(self, module: nn.Module, path: str, *, unit: MlpUnit) -> None:
         self.activations = self.every_token = False
         self._output = inside(unit.tensors[-1].name, path)
         self._width = tensor_of(module, self._output).shape[unit.tensors[-1].dim]
@@ -199,7 +203,7 @@ class _Seen:
     def __enter__(self) -> _Seen:
         if self._stacked:
             holder, weight = self._module.get_submodule(self._holder), tensor_of(self._module, self._output)
-            self._hooks.enter_context(activations_of_experts(holder, weight, lambda _, seen: self._note(seen)))
+            self._hooks.enter_context(activations_of_experts(holder, weight, see=lambda _, seen: self._note(seen)))
         else:
             projection = self._module.get_submodule(self._output.rpartition(".")[0])
             self._hooks.callback(projection.register_forward_pre_hook(lambda _, args: self._note(args[0])).remove)
@@ -213,14 +217,14 @@ class _Seen:
         self.every_token = activation.shape[:-1].numel() == _TOKENS
 
 
-def _random_keep(experts: int | None, width: int, kept: int, seed: int) -> Tensor:
+def _random_keep(experts: int | None, width: int, *, kept: int, seed: int) -> Tensor:
     """Different neurons for each expert, in no order."""
     generator = torch.Generator().manual_seed(seed)
     rows = [torch.randperm(width, generator=generator)[:kept] for _ in range(experts or 1)]
     return torch.stack(rows) if experts is not None else rows[0]
 
 
-def _output(module: nn.Module, tensors: dict[str, Tensor], hidden_BLD: Tensor) -> Tensor:
+def _output(module: nn.Module, tensors: dict[str, Tensor], *, hidden_BLD: Tensor) -> Tensor:
     module.load_state_dict(tensors, assign=True)
     return first_of(module(hidden_BLD.clone()))
 

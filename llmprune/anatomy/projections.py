@@ -43,7 +43,7 @@ def weight_of(layer: nn.Module, projection: Projection) -> Tensor:
     return weight.T if projection.transposed else weight
 
 
-def set_weight(layer: nn.Module, projection: Projection, weight_OI: Tensor) -> None:
+def set_weight(layer: nn.Module, projection: Projection, *, weight_OI: Tensor) -> None:
     """Replace its weight, in its own layout and type."""
     parameter = layer.get_submodule(projection.name).get_parameter("weight")
     weight = weight_OI.T if projection.transposed else weight_OI

@@ -11,7 +11,7 @@ from torch import Tensor
 from llmprune.anatomy.types import Strand, TensorCut
 
 
-def select_neurons(tensor: Tensor, cut: TensorCut, keep: Tensor) -> Tensor:
+def select_neurons(tensor: Tensor, cut: TensorCut, *, keep: Tensor) -> Tensor:
     """The tensor with only the kept neurons (or groups) along the cut's dimension, in the order of ``keep``.
 
     ``keep``: int64 [K]; [E, K] where the tensor stacks E experts that keep neurons of their own.
@@ -19,11 +19,11 @@ def select_neurons(tensor: Tensor, cut: TensorCut, keep: Tensor) -> Tensor:
     keep = keep.to(tensor.device)
     if keep.ndim == 2:
         own = TensorCut(cut.name, cut.dim - 1, cut.parts)
-        return torch.stack([select_neurons(part, own, keep_K) for part, keep_K in zip(tensor, keep, strict=True)])
-    return tensor.index_select(cut.dim, rows_of(keep, tensor.shape[cut.dim], cut))
+        return torch.stack([select_neurons(part, own, keep=keep_K) for part, keep_K in zip(tensor, keep, strict=True)])
+    return tensor.index_select(cut.dim, rows_of(keep, tensor.shape[cut.dim], cut=cut))
 
 
-def rows_of(keep_K: Tensor, size: int, cut: TensorCut) -> Tensor:
+def rows_of(keep_K: Tensor, size: int, *, cut: TensorCut) -> Tensor:
     """Where the kept neurons or groups lie, int64 [R], along a dimension of this size."""
     count, start, rows = size // sum(cut.parts), 0, []
     for entries in cut.parts:
@@ -55,10 +55,10 @@ def neuron_rows(tensor: Tensor, cut: TensorCut) -> Tensor:
     return torch.cat([block.reshape(count, -1, *rows.shape[1:]) for block in blocks], dim=1)
 
 
-def mask_neurons(tensor: Tensor, cut: TensorCut, keep: Tensor) -> Tensor:
+def mask_neurons(tensor: Tensor, cut: TensorCut, *, keep: Tensor) -> Tensor:
     """The tensor with zeros for all but the kept neurons. ``keep`` as in ``select_neurons``."""
     if keep.ndim == 2:
         own = TensorCut(cut.name, cut.dim - 1, cut.parts)
-        return torch.stack([mask_neurons(part, own, keep_K) for part, keep_K in zip(tensor, keep, strict=True)])
-    rows = rows_of(keep, tensor.shape[cut.dim], cut)
+        return torch.stack([mask_neurons(part, own, keep=keep_K) for part, keep_K in zip(tensor, keep, strict=True)])
+    rows = rows_of(keep, tensor.shape[cut.dim], cut=cut)
     return torch.zeros_like(tensor).index_copy_(cut.dim, rows, tensor.index_select(cut.dim, rows))

@@ -24,7 +24,7 @@ def planned_companions(source: ModelSource) -> Companions:
     return find_companions(place_of(source, "config"), source.trust_remote_code)
 
 
-def require_expressible(source: ModelSource, before: Config, after: Config, layers: tuple[int, ...]) -> None:
+def require_expressible(source: ModelSource, before: Config, *, after: Config, layers: tuple[int, ...]) -> None:
     """Raise ModelError where the base's config file cannot be edited to say what the cut makes of the model."""
     if _has_files(source):
         edited_config(ConfigChange(place_of(source, "config"), before, after, layers, source.trust_remote_code))

@@ -58,7 +58,9 @@ def names_in(folder: Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for pattern in ("*", "*/*") for path in folder.glob(pattern)]
 
 
-def problems_of_kind(names: Collection[str], config: dict[str, Any], headers: Headers | None, shown: str) -> list[str]:
+def problems_of_kind(
+    names: Collection[str], config: dict[str, Any], *, headers: Headers | None, shown: str
+) -> list[str]:
     """Return why a checkpoint cannot be pruned, a sentence for each reason.
 
     ``names``: its files; ``config``: its config.json; ``headers``: of its weights, None where they are not at hand.
@@ -66,13 +68,13 @@ def problems_of_kind(names: Collection[str], config: dict[str, Any], headers: He
     found = [
         adapter_problem(shown) if ADAPTER in names else "",
         _pooling(names, shown) or _head(config, shown),
-        _quantization(names, config, headers, shown),
-        _pickled(names, config, shown),
+        _quantization(names, config, headers=headers, shown=shown),
+        _pickled(names, config, shown=shown),
     ]
     return [problem for problem in found if problem]
 
 
-def tokenizer_problem(names: Collection[str], shown: str, folder: Path | None = None) -> str | None:
+def tokenizer_problem(names: Collection[str], shown: str, *, folder: Path | None = None) -> str | None:
     """Return why a tokenizer cannot be made of the files, where their names say so; ``folder``: where they lie."""
     alone = [name for name in _SENTENCEPIECE if name in names]
     if not alone or "tokenizer.json" in names or find_spec("sentencepiece"):
@@ -143,7 +145,7 @@ def _kinds_of_classes() -> dict[str, set[str]]:
     return found
 
 
-def _quantization(names: Collection[str], config: dict[str, Any], headers: Headers | None, shown: str) -> str:
+def _quantization(names: Collection[str], config: dict[str, Any], *, headers: Headers | None, shown: str) -> str:
     text = config.get("text_config")
     said = config.get("quantization_config") or (text.get("quantization_config") if isinstance(text, dict) else None)
     found = next((name for name in _QUANTIZED if name in names), None)
@@ -161,7 +163,7 @@ def _quantization(names: Collection[str], config: dict[str, Any], headers: Heade
     )
 
 
-def _pickled(names: Collection[str], config: dict[str, Any], shown: str) -> str:
+def _pickled(names: Collection[str], config: dict[str, Any], *, shown: str) -> str:
     top = sorted(name for name in names if "/" not in name)
     if config.get("transformers_weights") or SINGLE in top or INDEX in top:
         return ""

@@ -59,7 +59,7 @@ def edited_config(change: ConfigChange, clear: Collection[str] = ()) -> Raw:
     without_code(raw, change.trusted)
     if not change.before.is_custom_code():
         clear_heads(raw)
-    return _edit(raw, change, _clear(change.after, clear))
+    return _edit(raw, change, after=_clear(change.after, clear))
 
 
 def write_config(
@@ -72,48 +72,50 @@ def write_config(
     edited = edited_config(change, clear)
     if architecture not in (edited.get("architectures") or ()):
         edited["architectures"] = [architecture]
-    _spell_dtype(edited, change.before, dtype)
+    _spell_dtype(edited, change.before, dtype=dtype)
     original = (change.base / CONFIG).read_bytes()
     same = edited == json.loads(original)
     text = json.dumps(edited, indent=2, ensure_ascii=False) + "\n"
     (folder / CONFIG).write_bytes(original if same else text.encode())
     with quiet_transformers():
         found = AutoConfig.from_pretrained(folder, trust_remote_code=change.trusted)
-    _require_equal(_values(found), _values(_clear(change.after, clear)), change.after.model_type)
+    _require_equal(_values(found), _values(_clear(change.after, clear)), model_type=change.after.model_type)
 
 
-def _edit(raw: Raw, change: ConfigChange, after: Config) -> Raw:
+def _edit(raw: Raw, change: ConfigChange, *, after: Config) -> Raw:
     """Return the base's fields with the cut in them: first those that are there, then what these do not express."""
     before, after = _settled(change.before), _settled(after)
     old, wanted = dict(leaves(before)), dict(leaves(after))
     changed = _differing(old, wanted)
     edited = copy.deepcopy(raw)
-    _respell(edited, before, after, change)
+    _respell(edited, before, after=after, change=change)
     if _parsed(edited, change.before) is None:  # refused: perhaps a list has not as many entries as there are layers
         for place in wanted:
             if place in changed or (isinstance(wanted[place], list) and place[-1] in (_part(edited, place[:-1]) or ())):
-                _set(edited, place, wanted[place])
+                _set(edited, place, value=wanted[place])
     for candidates in (_under_other_names, _in_own_spelling):
-        for place in sorted(changed & _left(edited, change.before, wanted)):
-            edited = _closest(edited, candidates(edited, place, change, old.get(place), wanted), change, wanted)
-    for place in sorted(_left(edited, change.before, wanted)):
-        _set(edited, place, wanted.get(place))
-    _require_equal(_parsed(edited, change.before) or {}, wanted, change.after.model_type)
+        for place in sorted(changed & _left(edited, change.before, wanted=wanted)):
+            edited = _closest(
+                edited, candidates(edited, place, change, old.get(place), wanted), change=change, wanted=wanted
+            )
+    for place in sorted(_left(edited, change.before, wanted=wanted)):
+        _set(edited, place, value=wanted.get(place))
+    _require_equal(_parsed(edited, change.before) or {}, wanted, model_type=change.after.model_type)
     return edited
 
 
-def _respell(edited: Raw, before: Config, after: Config, change: ConfigChange) -> None:
+def _respell(edited: Raw, before: Config, *, after: Config, change: ConfigChange) -> None:
     """Change what the file has, in place, under any name that the class gives it: an alias, or a property."""
     for name, written in edited.items():
         if name in (*_OWN, *_DTYPES):
             continue
         part = vars(before).get(name)
         if isinstance(part, PretrainedConfig) and isinstance(written, dict):
-            _respell(written, part, getattr(after, name), change)
+            _respell(written, part, after=getattr(after, name), change=change)
             continue
         old, new = (_read_field(config, name) for config in (before, after))
         if old != new:
-            edited[name] = _as_spelled(written, old, new, change)
+            edited[name] = _as_spelled(written, old, new=new, change=change)
 
 
 def _read_field(config: Config, name: str) -> Any:
@@ -123,16 +125,16 @@ def _read_field(config: Config, name: str) -> Any:
     return value if isinstance(value, bool | int | float | str | list | dict | None) else None
 
 
-def _as_spelled(written: Any, old: Any, new: Any, change: ConfigChange) -> Any:
+def _as_spelled(written: Any, old: Any, *, new: Any, change: ConfigChange) -> Any:
     """Return a field's new value: of a list by layer the file's own entries, which may be spelled differently."""
     if isinstance(old, list) and _is_by_layer(written, change) and [old[index] for index in change.layers] == new:
         return _kept(written, change)
     return new
 
 
-def _closest(edited: Raw, candidates: Iterable[Raw], change: ConfigChange, wanted: Values) -> Raw:
+def _closest(edited: Raw, candidates: Iterable[Raw], *, change: ConfigChange, wanted: Values) -> Raw:
     """Return the first candidate that leaves some differences fewer and none more; the fields as they are else."""
-    left = _left(edited, change.before, wanted)
+    left = _left(edited, change.before, wanted=wanted)
     for tried in candidates if left else ():
         found = _parsed(tried, change.before)
         if found is not None and _differing(found, wanted) < left:
@@ -142,9 +144,9 @@ def _closest(edited: Raw, candidates: Iterable[Raw], change: ConfigChange, wante
 
 def _under_other_names(edited: Raw, place: Place, change: ConfigChange, old: Any, wanted: Values) -> Iterator[Raw]:
     """Yield the fields with a value set where another field, in whatever part, holds the old one."""
-    for where, name, value in list(_holders(edited, old, wanted.get(place), change)):
+    for where, name, value in list(_holders(edited, old, new=wanted.get(place), change=change)):
         tried = copy.deepcopy(edited)
-        _set(tried, (*where, name), value)
+        _set(tried, (*where, name), value=value)
         yield tried
 
 
@@ -153,18 +155,20 @@ def _in_own_spelling(edited: Raw, place: Place, _: ConfigChange, __: Any, wanted
     for depth in reversed(range(len(place))):
         if _part(edited, place[:depth]) is not None:
             tried = copy.deepcopy(edited)
-            _set(tried, (*place[:depth], place[-1]), wanted.get(place))
+            _set(tried, (*place[:depth], place[-1]), value=wanted.get(place))
             yield tried
 
 
-def _holders(raw: Raw, old: Any, new: Any, change: ConfigChange, place: Place = ()) -> Iterator[tuple[Place, str, Any]]:
+def _holders(
+    raw: Raw, old: Any, *, new: Any, change: ConfigChange, place: Place = ()
+) -> Iterator[tuple[Place, str, Any]]:
     """Yield fields that may hold a value under another name or in another part, each with its new value.
 
     Some classes move or rename fields as they read them, or make a list by layer of a text with a letter for each.
     """
     for name, found in raw.items():
         if isinstance(found, dict):
-            yield from _holders(found, old, new, change, (*place, name))
+            yield from _holders(found, old, new=new, change=change, place=(*place, name))
         elif type(found) is type(old) and found == old and not isinstance(old, bool | None):
             yield place, name, new
         elif _is_by_layer(found, change):
@@ -189,7 +193,7 @@ def _parsed(raw: Raw, before: Config) -> Values | None:
         return None
 
 
-def _left(raw: Raw, before: Config, wanted: Values) -> set[Place]:
+def _left(raw: Raw, before: Config, *, wanted: Values) -> set[Place]:
     """Return the fields in which what the class makes of these is not the wanted config."""
     return _differing(_parsed(raw, before) or {}, wanted)
 
@@ -242,7 +246,7 @@ def _part(raw: Raw, place: Place) -> Raw | None:
     return part if isinstance(part, dict) else None
 
 
-def _set(raw: Raw, place: Place, value: Any) -> None:
+def _set(raw: Raw, place: Place, *, value: Any) -> None:
     for name in place[:-1]:
         raw = raw.setdefault(name, {})
     if value is None:
@@ -251,7 +255,7 @@ def _set(raw: Raw, place: Place, value: Any) -> None:
         raw[place[-1]] = value
 
 
-def _spell_dtype(edited: Raw, before: Config, dtype: torch.dtype) -> None:
+def _spell_dtype(edited: Raw, before: Config, *, dtype: torch.dtype) -> None:
     """Set the dtype where the file names one and the run computed in another."""
     stored = getattr(before, "dtype", None) or getattr(text_config(before), "dtype", None)
     if stored is None or stored == dtype:
@@ -263,7 +267,7 @@ def _spell_dtype(edited: Raw, before: Config, dtype: torch.dtype) -> None:
                 part[name] = str(dtype).removeprefix("torch.")
 
 
-def _require_equal(found: Values, wanted: Values, model_type: str) -> None:
+def _require_equal(found: Values, wanted: Values, *, model_type: str) -> None:
     wrong = sorted(_differing(found, wanted))
     if wrong:
         place = wrong[0]

@@ -47,11 +47,11 @@ def check_config_file(path: Path, model: str) -> None:
     if not path.is_file():
         return
     if path.stat().st_size > MOST_BYTES:
-        raise _too_large(model, f"it has {format_size(path.stat().st_size)}", format_size(MOST_BYTES))
+        raise _too_large(model, f"it has {format_size(path.stat().st_size)}", most=format_size(MOST_BYTES))
     try:
         config = json.loads(path.read_bytes())
     except RecursionError:
-        raise _too_large(model, "it is nested hundreds deep", f"{MOST_NESTED} levels") from None
+        raise _too_large(model, "it is nested hundreds deep", most=f"{MOST_NESTED} levels") from None
     except ValueError:
         return  # transformers says what is wrong with it
     check_config(config, model)
@@ -67,11 +67,11 @@ def check_config(config: Any, model: str) -> None:
     for where, key, value, depth in _values(config):
         place = where or "it"
         if depth > MOST_NESTED:
-            raise _too_large(model, f"{place} is nested deeper", f"{MOST_NESTED} levels")
+            raise _too_large(model, f"{place} is nested deeper", most=f"{MOST_NESTED} levels")
         if isinstance(value, list) and len(value) > MOST_ENTRIES:
-            raise _too_large(model, f"{place} has {len(value):,} entries", f"{MOST_ENTRIES:,}")
+            raise _too_large(model, f"{place} has {len(value):,} entries", most=f"{MOST_ENTRIES:,}")
         if isinstance(value, int | float) and value > (most := _most(key, isinstance(value, int))):
-            raise _too_large(model, f"{place} is {_shown(value)}", f"{most:,}")
+            raise _too_large(model, f"{place} is {_shown(value)}", most=f"{most:,}")
 
 
 def _values(config: Any) -> Iterator[tuple[str, str, Any, int]]:
@@ -101,7 +101,7 @@ def _shown(value: float) -> str:
     return f"{value:,}" if value < 10**18 else "more than 10^18"
 
 
-def _too_large(model: str, what: str, most: str) -> ModelError:
+def _too_large(model: str, what: str, *, most: str) -> ModelError:
     return ModelError(
         f"the config of {model} is too large to look at: {what} and the most is {most}; correct its config.json, "
         "or take another model"

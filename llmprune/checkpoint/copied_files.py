@@ -71,7 +71,7 @@ def find_companions(folder: Path, trusted: bool) -> Companions:
     carried, left = [], {}
     for path in sorted(_entries(folder, trusted)):
         name = path.relative_to(folder).as_posix()
-        reason = _reason(path, folder, trusted)
+        reason = _reason(path, folder, trusted=trusted)
         if reason:
             left[printable(name)] = reason
         elif reason is None:
@@ -80,7 +80,7 @@ def find_companions(folder: Path, trusted: bool) -> Companions:
     return Companions(tuple(carried), left)
 
 
-def copy_companions(folder: Path, companions: Companions, target: Path, trusted: bool) -> None:
+def copy_companions(folder: Path, companions: Companions, *, target: Path, trusted: bool) -> None:
     """Copy files of a base byte for byte; only names of code that stays behind are removed from JSON files."""
     for name in companions.carried:
         path, copy = folder / name, target / name
@@ -92,24 +92,24 @@ def copy_companions(folder: Path, companions: Companions, target: Path, trusted:
             shutil.copyfile(path, copy)
 
 
-def comes_along(name: str, size: int, trusted: bool) -> bool:
+def comes_along(name: str, size: int, *, trusted: bool) -> bool:
     """Check by its path and size whether a file may come along; what is in it can still speak against it."""
-    return not _is_ours(name) and _reason_by_name(name, size, trusted) is None
+    return not _is_ours(name) and _reason_by_name(name, size, trusted=trusted) is None
 
 
 def judge_names(sizes: Mapping[str, int], trusted: bool) -> Companions:
     """Judge files by their paths and sizes alone, before they are there."""
     others = [name for name in sorted(sizes) if not _is_ours(name) and not _WEIGHTS.fullmatch(name)]
-    reasons = {name: _reason_by_name(name, sizes[name], trusted) for name in others}
+    reasons = {name: _reason_by_name(name, sizes[name], trusted=trusted) for name in others}
     left = {printable(name): reason for name, reason in reasons.items() if reason}
     return Companions(tuple(name for name in others if not reasons[name]), left)
 
 
-def _reason_by_name(name: str, size: int, trusted: bool) -> str | None:
+def _reason_by_name(name: str, size: int, *, trusted: bool) -> str | None:
     path = PurePosixPath(name)
     if not is_plain(name):
         return _ODD_NAME
-    return _reason_of_kind(name, size, trusted) if _is_reached(path, trusted) else _ELSEWHERE
+    return _reason_of_kind(name, size, trusted=trusted) if _is_reached(path, trusted) else _ELSEWHERE
 
 
 def without_code(fields: dict[str, Any], trusted: bool) -> bool:
@@ -144,7 +144,7 @@ def _is_ours(name: str) -> bool:
     return "/" not in name and any(fnmatch(name, pattern) for pattern in _OURS)
 
 
-def _reason(path: Path, folder: Path, trusted: bool) -> str | None:
+def _reason(path: Path, folder: Path, *, trusted: bool) -> str | None:
     """Return why a file does not come along: None if it does, empty if that goes without saying."""
     name = path.relative_to(folder).as_posix()
     if _is_ours(name) or (_WEIGHTS.fullmatch(name) and path.is_file()):
@@ -157,10 +157,10 @@ def _reason(path: Path, folder: Path, trusted: bool) -> str | None:
         return "a link that leads out of the model's folder"
     if not _is_reached(PurePosixPath(name), trusted):
         return _ELSEWHERE
-    return _reason_of_kind(name, path.stat().st_size, trusted) or _reason_of_content(path, name)
+    return _reason_of_kind(name, path.stat().st_size, trusted=trusted) or _reason_of_content(path, name)
 
 
-def _reason_of_kind(name: str, size: int, trusted: bool) -> str | None:
+def _reason_of_kind(name: str, size: int, *, trusted: bool) -> str | None:
     last = PurePosixPath(name).name
     if _WEIGHTS.fullmatch(last):
         return "weights"

@@ -32,25 +32,27 @@ def commit_of(model_id: str, revision: str) -> str:
     try:
         return str(resolve(model_id, revision).resolved)
     except Exception as error:  # the hub client's errors have no base in common
-        raise _explained(model_id, revision, "config", error) from error
+        raise _explained(model_id, revision, part="config", error=error) from error
 
 
-def snapshot(model_id: str, revision: str, part: Part, with_code: bool = False) -> Path:
+def snapshot(model_id: str, revision: str, *, part: Part, with_code: bool = False) -> Path:
     """The folder of the hub client's cache that now has this part. Raises ModelError and CheckpointError."""
     commit = commit_of(model_id, revision)
     try:
-        folder = _fetch(model_id, commit, ["config.json", *(["*.py"] if with_code else [])])
+        folder = _fetch(model_id, commit, patterns=["config.json", *(["*.py"] if with_code else [])])
         if part != "config":
             sizes = _sizes(model_id, commit)
-            wanted = [name for name, size in sizes.items() if _is_read(name) or comes_along(name, size, with_code)]
-            folder = _fetch(model_id, commit, [glob.escape(name) for name in wanted])
+            wanted = [
+                name for name, size in sizes.items() if _is_read(name) or comes_along(name, size, trusted=with_code)
+            ]
+            folder = _fetch(model_id, commit, patterns=[glob.escape(name) for name in wanted])
         if part == "weights":
-            _fetch_weights(model_id, commit, folder, weights_files(folder, sizes, model_id))
+            _fetch_weights(model_id, commit, folder=folder, names=weights_files(folder, sizes, shown=model_id))
         return folder
     except CheckpointError:
         raise
     except Exception as error:  # the hub client's errors have no base in common
-        raise _explained(model_id, revision, part, error) from error
+        raise _explained(model_id, revision, part=part, error=error) from error
 
 
 def file_sizes(model_id: str, revision: str) -> dict[str, int]:
@@ -68,15 +70,15 @@ def headers(model_id: str, revision: str) -> Headers | None:
     commit = commit_of(model_id, revision)
     try:
         names = list(_sizes(model_id, commit))
-        folder = _fetch(model_id, commit, ["config.json", *[name for name in names if _is_index(name)]])
-        files = weights_files(folder, names, model_id)
+        folder = _fetch(model_id, commit, patterns=["config.json", *[name for name in names if _is_index(name)]])
+        files = weights_files(folder, names, shown=model_id)
         if all((folder / name).is_file() for name in files):
             return headers_of_folder(folder, model_id)
-        return None if constants.HF_HUB_OFFLINE else headers_of_repository(model_id, commit, tuple(files))
+        return None if constants.HF_HUB_OFFLINE else headers_of_repository(model_id, commit, files=tuple(files))
     except CheckpointError:
         raise
     except Exception as error:  # the hub client's errors have no base in common
-        raise _explained(model_id, revision, "weights", error) from error
+        raise _explained(model_id, revision, part="weights", error=error) from error
 
 
 def names_of(model_id: str, revision: str) -> list[str]:
@@ -88,7 +90,7 @@ def _is_index(name: str) -> bool:
     return name.endswith(".safetensors.index.json") and "/" not in name
 
 
-def _explained(model_id: str, revision: str, part: Part, error: Exception) -> ModelError:
+def _explained(model_id: str, revision: str, *, part: Part, error: Exception) -> ModelError:
     scrub(error)
     return ModelError(
         f"there is no folder {model_id!r}, and as a hub model (revision {revision}) its {part} cannot be fetched: "
@@ -96,7 +98,7 @@ def _explained(model_id: str, revision: str, part: Part, error: Exception) -> Mo
     )
 
 
-def _fetch(model_id: str, commit: str, patterns: list[str]) -> Path:
+def _fetch(model_id: str, commit: str, *, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     return Path(persistently(lambda: snapshot_download(model_id, revision=commit, allow_patterns=patterns)))
@@ -119,12 +121,12 @@ def _is_read(name: str) -> bool:
     return "/" not in name and any(fnmatch(name, pattern) for pattern in _READ)
 
 
-def _fetch_weights(model_id: str, commit: str, folder: Path, names: list[str]) -> None:
+def _fetch_weights(model_id: str, commit: str, *, folder: Path, names: list[str]) -> None:
     missing = [name for name in names if not (folder / name).is_file()]
     if not missing:
         return
     for again in (True, False):
-        _fetch(model_id, commit, [glob.escape(name) for name in missing])
+        _fetch(model_id, commit, patterns=[glob.escape(name) for name in missing])
         missing = [name for name in missing if not _as_named(folder / name)]
         if not missing:
             return

@@ -58,12 +58,12 @@ def require_own_names(folder: Path, shown: str, *, with_code: bool, with_tokeniz
     for path in folder.glob("*.safetensors.index.json"):
         shard_names(path, shown)
     for path in folder.glob("config*.json"):
-        _check_config(path, shown, with_code)
+        _check_config(path, shown, with_code=with_code)
         if with_tokenizer and not with_code:
             _check_class(path, shown)
     if with_tokenizer and not with_code:
         _check_tokenizer(folder, shown)
-    _check_code(folder / "tokenizer_config.json", shown, with_code)
+    _check_code(folder / "tokenizer_config.json", shown, with_code=with_code)
 
 
 def adapter_problem(shown: str) -> str:
@@ -113,19 +113,19 @@ def _read_entries(folder: Path) -> Iterator[Path]:
             yield entry
 
 
-def _check_config(path: Path, shown: str, with_code: bool) -> None:
+def _check_config(path: Path, shown: str, *, with_code: bool) -> None:
     for key, value, _ in _fields(_read(path)):
         if _WORDS.fullmatch(key) and not _are_words(value):
-            _refuse(path, shown, key, value)
+            _refuse(path, shown, key=key, value=value)
         if key == "transformers_weights" and value is not None:
             if not is_plain(value) or not lies_inside(path.parent / value, path.parent):
-                _refuse(path, shown, key, value)
+                _refuse(path, shown, key=key, value=value)
             if value.endswith(".index.json") and "/" in value:
                 raise ModelError(
                     f"{key} in the {path.name} of {shown} is {value[:80]!r}, an index in a folder of its own, and "
                     "its names are read from the model's folder; put the index beside config.json"
                 )
-    _check_code(path, shown, with_code)
+    _check_code(path, shown, with_code=with_code)
 
 
 def _check_class(path: Path, shown: str) -> None:
@@ -160,7 +160,7 @@ def _check_tokenizer(folder: Path, shown: str) -> None:
             else:
                 wrong = bool(_FILES.fullmatch(key)) and _may_be_opened(value) and not overruled
             if wrong:
-                _refuse(path, shown, key, value)
+                _refuse(path, shown, key=key, value=value)
 
 
 def _check_rules(path: Path, shown: str) -> None:
@@ -170,17 +170,17 @@ def _check_rules(path: Path, shown: str) -> None:
     for part in (part for part in parts if isinstance(part, dict)):
         for key in _RULES:
             if _may_be_opened(part.get(key)):
-                _refuse(path, shown, key, part[key])
+                _refuse(path, shown, key=key, value=part[key])
 
 
-def _check_code(path: Path, shown: str, with_code: bool) -> None:
+def _check_code(path: Path, shown: str, *, with_code: bool) -> None:
     """Refuse Python code of other repositories; without trust none is run, and transformers says so."""
     for key, value, _ in _fields(_read(path)):
         if with_code and key == "auto_map" and "--" in json.dumps(value):
-            _refuse(path, shown, key, value)
+            _refuse(path, shown, key=key, value=value)
 
 
-def _refuse(path: Path, shown: str, key: str, value: object) -> NoReturn:
+def _refuse(path: Path, shown: str, *, key: str, value: object) -> NoReturn:
     raise ModelError(
         f"{key} in the {path.name} of {shown} is {str(value)[:80]!r}, which names something outside the model's own "
         f"files, and nothing else is read; correct {path.name}, or put what is needed into the folder"

@@ -47,17 +47,17 @@ def load_config(source: ModelSource) -> Config:
     if source.id.startswith(PACKAGE_SCHEME) and not cache_folder(source.id).is_dir():
         path = gguf_location(source.id)
         place, options = str(path.parent), {"gguf_file": path.name}
-    config: Config = _from_pretrained(AutoConfig, source, place or str(place_of(source, "config")), **options)
+    config: Config = _from_pretrained(AutoConfig, source, place=place or str(place_of(source, "config")), **options)
     return config
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """The model's tokenizer. Raises ModelError where there is none."""
     place = place_of(source, "tokenizer")
-    if unread := tokenizer_problem([path.name for path in place.iterdir()], source.id, place):
+    if unread := tokenizer_problem([path.name for path in place.iterdir()], source.id, folder=place):
         raise ModelError(unread)
     overruled = {} if source.trust_remote_code else unread_fields(place)
-    tokenizer: PreTrainedTokenizerBase = _from_pretrained(AutoTokenizer, source, str(place), **overruled)
+    tokenizer: PreTrainedTokenizerBase = _from_pretrained(AutoTokenizer, source, place=str(place), **overruled)
     return tokenizer
 
 
@@ -95,8 +95,8 @@ def load_model(source: ModelSource) -> PreTrainedModel:
     model, info = _from_pretrained(
         auto_class(config),
         source,
-        place,
-        dtype=compute_dtype(source, config, headers_of(source)),
+        place=place,
+        dtype=compute_dtype(source, config, found=headers_of(source)),
         device_map=device_map,
         max_memory=source.max_memory,
         offload_folder=offloaded,
@@ -132,7 +132,7 @@ def raw_config(source: ModelSource) -> dict[str, Any]:
     return {} if source.id.startswith(PACKAGE_SCHEME) else read_config(place_of(source, "config"))
 
 
-def compute_dtype(source: ModelSource, config: Config, found: Headers | None) -> torch.dtype:
+def compute_dtype(source: ModelSource, config: Config, *, found: Headers | None) -> torch.dtype:
     """Return the type to compute in: the recipe's, the config's, or the one that most weights of the files have.
 
     A GGUF file is converted to float32.
@@ -178,7 +178,7 @@ def dense_decoder(model: PreTrainedModel) -> Decoder:
     return Decoder(
         skeleton,
         lambda index: tensors_of(layers[index]),
-        lambda index: devices[index],
+        device_of=lambda index: devices[index],
         fetch_ahead=lie_elsewhere,
         quick=True,
     )
@@ -245,7 +245,7 @@ def place_of(source: ModelSource, part: Part) -> Path:
     elif source.id.startswith(("/", ".", "~")) or source.id.count("/") > 1:
         raise ModelError(f"the model folder {source.id} does not exist; give a hub id (org/name) or an existing folder")
     else:
-        folder = snapshot(source.id, source.revision, part, source.trust_remote_code)
+        folder = snapshot(source.id, source.revision, part=part, with_code=source.trust_remote_code)
         if not (folder / "config.json").is_file():
             raise without_config(names_of(source.id, source.revision), source.id)
     require_own_names(folder, source.id, with_code=source.trust_remote_code, with_tokenizer=part == "tokenizer")
@@ -259,16 +259,16 @@ def hub_commit(source: ModelSource) -> str | None:
     return commit_of(source.id, source.revision)
 
 
-def _from_pretrained(auto: Any, source: ModelSource, place: str, **options: Any) -> Any:
+def _from_pretrained(auto: Any, source: ModelSource, *, place: str, **options: Any) -> Any:
     check_config_file(Path(place) / "config.json", source.id)
     try:
         with quiet_transformers():
             return auto.from_pretrained(place, trust_remote_code=source.trust_remote_code, **options)
     except Exception as error:  # transformers, the hub client and the kinds of storage raise dozens of kinds
-        raise _explain(auto, source, place, error) from error
+        raise _explain(auto, source, place=place, error=error) from error
 
 
-def _explain(auto: Any, source: ModelSource, place: str, error: Exception) -> ModelError | CheckpointError:
+def _explain(auto: Any, source: ModelSource, *, place: str, error: Exception) -> ModelError | CheckpointError:
     said = _first_sentence(error)
     part = {AutoConfig: "config", AutoTokenizer: "tokenizer"}.get(auto, "weights")
     if "trust_remote_code" in str(error):

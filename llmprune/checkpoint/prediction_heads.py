@@ -24,7 +24,7 @@ _COMMON = {"model", "language", "text", "layer", "layers", "block", "blocks", "h
 _PREDICTS = {"predict", "predictor", "next", "nextn", "mtp", "draft", "extra", "speculative"}
 
 
-def fields_of_left_heads(change: ConfigChange, model: PreTrainedModel, layers_path: str) -> dict[str, int]:
+def fields_of_left_heads(change: ConfigChange, model: PreTrainedModel, *, layers_path: str) -> dict[str, int]:
     """Return the config fields, with their values, that count heads in the base's files which are not loaded.
 
     A field counts a head where its name says so, or where it shares a word with the head's tensors and its number with
@@ -32,12 +32,12 @@ def fields_of_left_heads(change: ConfigChange, model: PreTrainedModel, layers_pa
     """
     count = text_config(change.before).num_hidden_layers
     patterns = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
-    heads = _heads(headers_of_folder(change.base, str(change.base)), patterns, layers_path, count)
+    heads = _heads(headers_of_folder(change.base, str(change.base)), patterns, layers_path=layers_path, layers=count)
     after = dict(leaves(change.after))
     return {
         place[-1]: value
         for place, value in leaves(change.before)
-        if type(value) is int and value > 0 and after.get(place) == value and _counts(place[-1], value, heads)
+        if type(value) is int and value > 0 and after.get(place) == value and _counts(place[-1], value, heads=heads)
     }
 
 
@@ -55,13 +55,13 @@ def describe_heads(fields: Collection[str]) -> str:
     )
 
 
-def _counts(name: str, value: int, heads: list[tuple[set[str], int]]) -> bool:
+def _counts(name: str, value: int, *, heads: list[tuple[set[str], int]]) -> bool:
     words = set(_WORD.findall(name)) - _COMMON
     return bool(heads) and (counts_heads(name) or any(words & said and value == count for said, count in heads))
 
 
 def _heads(
-    names: Iterable[str], patterns: list[re.Pattern[str]], layers_path: str, layers: int
+    names: Iterable[str], patterns: list[re.Pattern[str]], *, layers_path: str, layers: int
 ) -> list[tuple[set[str], int]]:
     """Return the words and the number of each list of modules whose tensors are stored and not loaded."""
     found: dict[str, set[str]] = defaultdict(set)

@@ -35,7 +35,7 @@ class CheckpointWriter:
     """
 
     def __init__(
-        self, folder: Path, skeleton: PreTrainedModel, layers_path: str, change: ConfigChange | None = None
+        self, folder: Path, skeleton: PreTrainedModel, *, layers_path: str, change: ConfigChange | None = None
     ) -> None:
         self.skeleton, self.layers_path, self.change = skeleton, layers_path, change
         self.parts, self.folder = folder / "parts", folder / "checkpoint"
@@ -45,7 +45,7 @@ class CheckpointWriter:
             from llmprune.checkpoint.prediction_heads import fields_of_left_heads
 
             self.companions = find_companions(change.base, change.trusted)
-            self.left_heads = fields_of_left_heads(change, skeleton, layers_path)
+            self.left_heads = fields_of_left_heads(change, skeleton, layers_path=layers_path)
             edited_config(change, self.left_heads)
 
     def write_rest(self, tensors: Tensors) -> None:
@@ -89,7 +89,7 @@ class CheckpointWriter:
         """Copy the base's files, and write its config with the cut in it."""
         from llmprune.checkpoint.config_file import write_config
 
-        copy_companions(change.base, self.companions, self.folder, change.trusted)
+        copy_companions(change.base, self.companions, target=self.folder, trusted=change.trusted)
         write_config(
             change,
             self.folder,

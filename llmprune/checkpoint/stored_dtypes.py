@@ -146,7 +146,7 @@ class Originals:
     def __init__(self, names: FileNames, folder: Path) -> None:
         self._names, self._folder, self._dtypes = names, folder, names.dtypes
 
-    def restore(self, tensors: Tensors, prefix: str, cut: Callable[[Tensors], Tensors]) -> Tensors:
+    def restore(self, tensors: Tensors, prefix: str, *, cut: Callable[[Tensors], Tensors]) -> Tensors:
         """Return tensors as they are to be saved: in the type of the base's file, and where the run changed nothing
         but what ``cut`` takes away, with the values of that file.
 
@@ -184,7 +184,7 @@ def kept_dtypes(names: FileNames, dtype: torch.dtype, *, keep: bool) -> Dtypes:
     }
 
 
-def stored_bytes(model: PreTrainedModel, dtypes: Dtypes, layers: Sequence[int] | None = None) -> int:
+def stored_bytes(model: PreTrainedModel, dtypes: Dtypes, *, layers: Sequence[int] | None = None) -> int:
     """Return the bytes of a model's parameters in these types, tied ones once.
 
     ``dtypes``: by the names of the dense model, whose ``layers`` are the model's; None: all of them.

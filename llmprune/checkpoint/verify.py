@@ -110,6 +110,7 @@ class Verified:
 def verify(
     checkpoint: Path,
     probe: Probe,
+    *,
     parameters: int,
     dtype: torch.dtype,
     trust_remote_code: bool = False,
@@ -121,7 +122,7 @@ def verify(
     a parameter count other than the plan's, or a group of a sparse matrix that breaks the pattern.
     """
     claim = claim or SparseClaim()
-    found = _ask_worker(checkpoint, probe, trust_remote_code, claim)
+    found = _ask_worker(checkpoint, probe, trust_remote_code=trust_remote_code, claim=claim)
     problems = []
     if found["keys"]:
         listed = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(keys[:3])}" for kind, keys in found["keys"].items())
@@ -149,7 +150,7 @@ def verify(
     )
 
 
-def _ask_worker(checkpoint: Path, probe: Probe, trust_remote_code: bool, claim: SparseClaim) -> dict[str, Any]:
+def _ask_worker(checkpoint: Path, probe: Probe, *, trust_remote_code: bool, claim: SparseClaim) -> dict[str, Any]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "probe.safetensors"

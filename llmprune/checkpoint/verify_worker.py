@@ -15,7 +15,7 @@ import transformers
 from safetensors.torch import load_file
 
 
-def counts(weight: torch.Tensor, transposed: bool, kept: int, of: int | None) -> list[int]:
+def counts(weight: torch.Tensor, transposed: bool, *, kept: int, of: int | None) -> list[int]:
     """Zeros, groups, and groups with more weights than the pattern lets stay, of one matrix."""
     zeros = int((weight == 0).sum())
     if of is None:
@@ -24,7 +24,7 @@ def counts(weight: torch.Tensor, transposed: bool, kept: int, of: int | None) ->
     return [zeros, len(present), int((present > kept).sum())]
 
 
-def generate(model: transformers.PreTrainedModel, ids_BL: torch.Tensor, use_cache: bool) -> list[list[int]]:
+def generate(model: transformers.PreTrainedModel, ids_BL: torch.Tensor, *, use_cache: bool) -> list[list[int]]:
     """Eight greedy tokens, whatever search or penalties the model's own settings ask for."""
     model.generation_config = transformers.GenerationConfig()
     greedy = transformers.GenerationConfig(
@@ -35,7 +35,7 @@ def generate(model: transformers.PreTrainedModel, ids_BL: torch.Tensor, use_cach
     return tokens
 
 
-def main(
+def main(  # noqa: PLR0917 - its arguments are those of the process
     checkpoint: str, probe_path: str, device: str, trust_remote_code: str, auto_class: str, sparse_path: str
 ) -> None:
     """Load, compare, count, generate; print what was found."""
@@ -50,14 +50,14 @@ def main(
         output_loading_info=True,
     )
     counted = [
-        counts(model.get_submodule(name).weight.detach(), transposed, sparse["kept"], sparse["of"])
+        counts(model.get_submodule(name).weight.detach(), transposed, kept=sparse["kept"], of=sparse["of"])
         for name, transposed in sparse["matrices"]
     ]
     model = model.eval().to(device)
     with torch.inference_mode():
         ids_BL = probe["ids"].to(device)
         logits_BPV = model(input_ids=ids_BL, use_cache=False).logits[:, probe["positions"]].float().cpu()
-        generations = [generate(model, ids_BL[:1, :16], use_cache) for use_cache in (True, False)]
+        generations = [generate(model, ids_BL[:1, :16], use_cache=use_cache) for use_cache in (True, False)]
     kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
     found = {
         "keys": {kind: sorted(map(str, info[kind])) for kind in kinds if info.get(kind)},

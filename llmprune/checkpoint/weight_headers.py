@@ -64,7 +64,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def weights_files(folder: Path, names: Iterable[str], shown: str) -> list[str]:
+def weights_files(folder: Path, names: Iterable[str], *, shown: str) -> list[str]:
     """Return the safetensors files that transformers reads, of these ``names``. Raises CheckpointError."""
     names, named = set(names), read_config(folder).get("transformers_weights")
     if isinstance(named, str):
@@ -79,17 +79,17 @@ def headers_of_folder(folder: Path, shown: str) -> Headers:
 
     Raises CheckpointError for a file that is missing, damaged or cut short.
     """
-    files = weights_files(folder, (path.name for path in folder.iterdir()), shown)
+    files = weights_files(folder, (path.name for path in folder.iterdir()), shown=shown)
     missing = [name for name in files if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(
             f"{shown} lacks {len(missing)} of {len(files)} weights files that its index names ({missing[0]}); "
             "fetch the missing files"
         )
-    return {name: tensor for file in files for name, tensor in _read(folder, file, shown).items()}
+    return {name: tensor for file in files for name, tensor in _read(folder, file, shown=shown).items()}
 
 
-def _read(folder: Path, file: str, shown: str) -> dict[str, StoredTensor]:
+def _read(folder: Path, file: str, *, shown: str) -> dict[str, StoredTensor]:
     try:
         with safe_open(folder / file, framework="pt") as opened:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118  # safe_open is no mapping
@@ -100,7 +100,7 @@ def _read(folder: Path, file: str, shown: str) -> dict[str, StoredTensor]:
         ) from error
 
 
-def headers_of_repository(model_id: str, commit: str, files: tuple[str, ...]) -> Headers:
+def headers_of_repository(model_id: str, commit: str, *, files: tuple[str, ...]) -> Headers:
     """Return the headers of a hub model's weights files: a few kilobytes of each are fetched."""
     from huggingface_hub import HfApi
 

@@ -29,6 +29,7 @@ from llmprune.results.schema import BenchFigures, BenchSize
 def bench_models(
     model: ModelSource,
     against: ModelSource,
+    *,
     batch_sizes: Sequence[int],
     contexts: Sequence[int],
     new_tokens: int,
@@ -46,13 +47,23 @@ def bench_models(
     models = load_model(against), load_model(model)
     sizes = _size(against, models[0]), _size(model, models[1])
     names = against.id, model.id
-    figures = run_bench(names, models, sizes, batch_sizes, contexts, new_tokens, repeats, static_cache)
-    _show(figures, output, console)
+    figures = run_bench(
+        names,
+        models,
+        sizes=sizes,
+        batch_sizes=batch_sizes,
+        contexts=contexts,
+        new_tokens=new_tokens,
+        repeats=repeats,
+        static_cache=static_cache,
+    )
+    _show(figures, output, console=console)
 
 
 def bench_sparse(
     model: ModelSource,
     batch_sizes: Sequence[int],
+    *,
     contexts: Sequence[int],
     new_tokens: int,
     repeats: int,
@@ -67,18 +78,26 @@ def bench_sparse(
     dense = load_model(model.model_copy(update={"device_map": {"": 0}}))  # split over several it could not be copied
     projections = sparse_projections(dense)
     tokens = sorted({size for batch in batch_sizes for size in (batch, *(batch * context for context in contexts))})
-    products = time_products(dense, projections, tokens, repeats)
+    products = time_products(dense, projections, tokens=tokens, repeats=repeats)
     sparse = converted(dense, list(projections))
     size, saved = _size(model, dense), saved_bytes(sparse, list(projections))
     read = size.decoded_bytes - saved
     smaller = {"weights": size.weights - saved, "decoded_bytes": read, "joules": joules(read)}
     sizes = size, size.model_copy(update=smaller)
     names = f"{model.id}, dense", f"{model.id}, 2:4"
-    figures = run_bench(names, (dense, sparse), sizes, batch_sizes, contexts, new_tokens, repeats)
-    _show(figures.model_copy(update={"products": products}), output, console)
+    figures = run_bench(
+        names,
+        (dense, sparse),
+        sizes=sizes,
+        batch_sizes=batch_sizes,
+        contexts=contexts,
+        new_tokens=new_tokens,
+        repeats=repeats,
+    )
+    _show(figures.model_copy(update={"products": products}), output, console=console)
 
 
-def _show(figures: BenchFigures, output: Path | None, console: Console) -> None:
+def _show(figures: BenchFigures, output: Path | None, *, console: Console) -> None:
     print_bench(figures, console)
     if output is not None:
         write_text(output, figures.model_dump_json(indent=1) + "\n")
@@ -86,7 +105,7 @@ def _show(figures: BenchFigures, output: Path | None, console: Console) -> None:
 
 
 def _size(source: ModelSource, model: PreTrainedModel) -> BenchSize:
-    size = measure_size(model, {}, None, stored={})
+    size = measure_size(model, {}, experts=None, stored={})
     read = decoded_bytes(model)
     return BenchSize(
         parameters=size.parameters,

@@ -39,7 +39,7 @@ _OPTIONS = {
 
 
 def evaluate_models(
-    model: ModelSource, against: ModelSource | None, settings: Evaluation, output: Path | None, console: Console
+    model: ModelSource, against: ModelSource | None, *, settings: Evaluation, output: Path | None, console: Console
 ) -> None:
     """Evaluate, print a table, and write ``evaluation.json`` where a folder is given.
 
@@ -49,11 +49,11 @@ def evaluate_models(
     """
     quiet_libraries()
     with in_step():
-        _evaluate(model, against, settings, output, console)
+        _evaluate(model, against, settings=settings, output=output, console=console)
 
 
 def _evaluate(
-    model: ModelSource, against: ModelSource | None, settings: Evaluation, output: Path | None, console: Console
+    model: ModelSource, against: ModelSource | None, *, settings: Evaluation, output: Path | None, console: Console
 ) -> None:
     if output is not None and output.exists() and not output.is_dir():
         raise OutputError(f"the output {output} is a file; give a folder")
@@ -62,12 +62,12 @@ def _evaluate(
     judged = _subject(model, output)
     base = _subject(against) if against is not None else None
     if against is not None and base is not None:
-        require_same_tokenizer(against.id, base.tokenizer, model.id, judged.tokenizer)
+        require_same_tokenizer(against.id, base.tokenizer, model=model.id, other=judged.tokenizer)
     if output is not None:
         _make_folder(output)
     with _as_options():
         fetch_tasks(settings)
-        results = ask(judged, "pruned", settings)
+        results = ask(judged, "pruned", evaluation=settings)
     found: dict[str, Any] = {
         "model": model.id,
         "settings": settings.model_dump(mode="json"),
@@ -78,10 +78,10 @@ def _evaluate(
     if against is None or base is None:
         table = table_of_one(results)
     else:
-        whole = ask(base, "dense", settings)
-        figures = compare(whole, results, settings.gate.confidence if settings.gate else CONFIDENCE)
+        whole = ask(base, "dense", evaluation=settings)
+        figures = compare(whole, results, confidence=settings.gate.confidence if settings.gate else CONFIDENCE)
         gate = judge(settings.gate, figures)
-        table = table_of_two(figures.tasks, figures.groups, figures.mean)
+        table = table_of_two(figures.tasks, figures.groups, mean=figures.mean)
         found |= {
             "against": against.id,
             "against_results": whole.model_dump(mode="json"),
@@ -91,12 +91,12 @@ def _evaluate(
             "gate": gate.model_dump(mode="json") if gate else None,
         }
     if is_first():
-        _show(table, found, output, console)
+        _show(table, found, output=output, console=console)
     if gate and not gate.passed:
         raise GateNotMet(_in_options(describe_verdict(gate)))
 
 
-def _show(table: Table, found: dict[str, Any], output: Path | None, console: Console) -> None:
+def _show(table: Table, found: dict[str, Any], *, output: Path | None, console: Console) -> None:
     console.print(table)
     if output is not None:
         write_text(output / "evaluation.json", json.dumps(found, indent=1) + "\n")
@@ -106,7 +106,7 @@ def _show(table: Table, found: dict[str, Any], output: Path | None, console: Con
 def _subject(source: ModelSource, output: Path | None = None) -> Subject:
     """A model by its name; its weights are read when the first task needs them."""
     tokenizer = load_tokenizer(source)
-    return subject(source, tokenizer, lambda: load_model(source), output / "tasks" if output else None)
+    return subject(source, tokenizer, load=lambda: load_model(source), folder=output / "tasks" if output else None)
 
 
 @contextmanager

@@ -94,7 +94,7 @@ def _root(
 
 
 @app.command()
-def plan(recipe: RecipePlace, overrides: Overrides = None, as_json: Json = False) -> None:
+def plan(recipe: RecipePlace, overrides: Overrides = None, *, as_json: Json = False) -> None:
     """Say what a recipe would do: sizes, memory, and all that a run would refuse. No weights are read."""
     parsed, _ = _recipe(recipe, overrides)
     say_loading(always=False)
@@ -115,6 +115,7 @@ def run(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Run folder; default: runs/NAME-OF-THE-RECIPE.")
     ] = None,
+    *,
     overrides: Overrides = None,
     fresh: Annotated[
         bool,
@@ -139,7 +140,9 @@ def run(
 
     try:
         with lines_without_terminal():
-            report = run_recipe(parsed, folder, fresh, measure_forward, calibration_check)
+            report = run_recipe(
+                parsed, folder, fresh=fresh, measure_forward=measure_forward, calibration_check=calibration_check
+            )
     except GateNotMet as missed:
         if is_first() and missed.report is not None:
             print_summary(missed.report, _console())
@@ -147,7 +150,7 @@ def run(
     if is_first():
         print_summary(report, _console())
         if record is not None:
-            _print_repeated(recipe, record, report, folder)
+            _print_repeated(recipe, record, report=report, folder=folder)
     leave()
 
 
@@ -157,6 +160,7 @@ def push(
     repo_id: Annotated[
         str | None, typer.Option(help="Repository, such as org/name; default: that of the recipe's hub section.")
     ] = None,
+    *,
     private: Annotated[
         bool | None, typer.Option("--private/--public", help="Visibility of a new repository; default: private.")
     ] = None,
@@ -198,8 +202,8 @@ def inspect(
     if as_json:
         typer.echo(json.dumps(record.model_dump(mode="json"), indent=1))
     else:
-        differing = differing_files(parse_place(place)[0], commit, record) if commit else None
-        print_record(place, commit, record, differing, _console())
+        differing = differing_files(parse_place(place)[0], commit, record=record) if commit else None
+        print_record(place, commit, record=record, differing=differing, console=_console())
 
 
 @app.command()
@@ -231,6 +235,7 @@ def reevaluate(
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id or folder.")],
     tasks: Annotated[str, typer.Option(help="lm-eval tasks, separated by commas.")],
+    *,
     against: Annotated[str | None, typer.Option(help="Base model to compare with, sample by sample.")] = None,
     include_path: Annotated[
         Path | None, typer.Option(help="Folder of further task files. They may run code: trust them first.")
@@ -281,7 +286,7 @@ def evaluate(
     from llmprune.common.distributed import leave
 
     with lines_without_terminal():
-        evaluate_models(judged, base, settings, output, _console())
+        evaluate_models(judged, base, settings=settings, output=output, console=_console())
     leave()
 
 
@@ -289,6 +294,7 @@ def evaluate(
 def bench(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id or folder.")],
     against: Annotated[str | None, typer.Option(help="Base model, timed in turn with it.")] = None,
+    *,
     sparse: Annotated[
         bool, typer.Option("--sparse", help="Time its 2:4 matrices dense and sparse instead, on a CUDA GPU.")
     ] = False,
@@ -313,9 +319,27 @@ def bench(
 
     with lines_without_terminal():
         if base is None:
-            bench_sparse(source, batches, lengths, new_tokens, repeats, output, _console())
+            bench_sparse(
+                source,
+                batches,
+                contexts=lengths,
+                new_tokens=new_tokens,
+                repeats=repeats,
+                output=output,
+                console=_console(),
+            )
         else:
-            bench_models(source, base, batches, lengths, new_tokens, repeats, static_cache, output, _console())
+            bench_models(
+                source,
+                base,
+                batch_sizes=batches,
+                contexts=lengths,
+                new_tokens=new_tokens,
+                repeats=repeats,
+                static_cache=static_cache,
+                output=output,
+                console=_console(),
+            )
 
 
 @app.command()
@@ -347,6 +371,7 @@ def compare(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File for a page that plots size against retention.")
     ] = None,
+    *,
     as_json: Json = False,
 ) -> None:
     """Put several runs beside one another: size, retention, perplexity, speed."""
@@ -387,7 +412,7 @@ def anatomy(
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=1))
     else:
-        print_anatomy(model, found, _console())
+        print_anatomy(model, found, console=_console())
 
 
 service_verbs.add_to(app)
@@ -413,10 +438,10 @@ def _recipe(place: str, overrides: list[str] | None) -> tuple[Recipe, Record | N
     return recorded_recipe(place, overrides or ())
 
 
-def _print_repeated(place: str, record: Record, report: Report, folder: Path) -> None:
+def _print_repeated(place: str, record: Record, *, report: Report, folder: Path) -> None:
     from llmprune.publish.reproduce import differences
 
-    found = differences(record, report, folder / "model")
+    found = differences(record, report, model=folder / "model")
     if not found:
         typer.echo(f"\nrepeated: the weights equal those of {place} to the bit")
     for difference in found:

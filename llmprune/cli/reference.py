@@ -38,7 +38,7 @@ def recipe_reference() -> str:
     parts = []
     for name, field in Recipe.model_fields.items():
         required = " Required." if field.is_required() else ""
-        rows = _rows(_fields_in(field), "", name, seen)
+        rows = _rows(_fields_in(field), "", section=name, seen=seen)
         table = "\n".join(["| key | value | default | meaning |", "|---|---|---|---|", *rows])
         parts.append(f"**`{name}`**: {field.description}{required}\n\n{table}")
     return "\n\n".join(parts)
@@ -71,7 +71,7 @@ def write_reference(page: str) -> str:
     return page
 
 
-def _rows(fields: dict[str, FieldInfo], prefix: str, section: str, seen: Seen) -> Iterator[str]:
+def _rows(fields: dict[str, FieldInfo], prefix: str, *, section: str, seen: Seen) -> Iterator[str]:
     """A row for each key, then for the keys inside it; what was explained before is only named."""
     for name, field in fields.items():
         seen.setdefault((name, field.description), section)
@@ -86,7 +86,7 @@ def _rows(fields: dict[str, FieldInfo], prefix: str, section: str, seen: Seen) -
         cells = (value, _default(field), field.description or "")
         yield f"| `{prefix}{name}` | " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
         entry = "[]" if "list of" in value else ""
-        yield from _rows(new, f"{prefix}{name}{entry}.", section, seen)
+        yield from _rows(new, f"{prefix}{name}{entry}.", section=section, seen=seen)
 
 
 def _fields_in(field: FieldInfo) -> dict[str, FieldInfo]:

@@ -53,7 +53,7 @@ class Peers:
         self._store.set(f"{number}/{self.rank}", own)
         for other in range(self.count):
             if other != self.rank:
-                self._compare(other, own, self._read(f"{number}/{other}"))
+                self._compare(other, own, theirs=self._read(f"{number}/{other}"))
         if number > 1:  # all have read it: they are at the next step
             self._store.delete_key(f"{number - 2}/{self.rank}")
 
@@ -94,7 +94,7 @@ class Peers:
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _compare(self, other: int, own: str, theirs: str) -> None:
+    def _compare(self, other: int, own: str, *, theirs: str) -> None:
         if theirs == own:
             return
         (step, _), (their_step, _) = (said.split("\n", 1) for said in (own, theirs))
@@ -116,7 +116,7 @@ class Peers:
             count += 1
             try:
                 store.set(f"beat/{self.rank}", str(count))
-                self.failure = _failure(store, self.rank, self.count) or _silent(store, seen, self.count)
+                self.failure = _failure(store, self.rank, count=self.count) or _silent(store, seen, count=self.count)
             except RuntimeError as error:
                 self.failure = (
                     f"the process that the {self.count} processes of this run meet at is gone ({_line(error)}): it was "
@@ -132,14 +132,14 @@ class Peers:
             os._exit(PeerError.exit_code)
 
 
-def _failure(store: Store, rank: int, count: int) -> str | None:
+def _failure(store: Store, rank: int, *, count: int) -> str | None:
     if not store.check(["failed"]):
         return None
     who, sentence = store.get("failed").decode().split("\n", 1)
     return None if int(who) == rank else f"process {who} of {count} ended this run: {sentence}"
 
 
-def _silent(store: Store, seen: dict[int, tuple[str, float]], count: int) -> str | None:
+def _silent(store: Store, seen: dict[int, tuple[str, float]], *, count: int) -> str | None:
     now = time.monotonic()
     for other, (last, since) in seen.items():
         key = f"beat/{other}"

@@ -39,7 +39,7 @@ def reset_peak() -> int:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
-    return proc_field("status", "VmRSS:", 1024) or 0
+    return proc_field("status", "VmRSS:", unit=1024) or 0
 
 
 def peak_memory() -> int:
@@ -51,10 +51,10 @@ def peak_memory() -> int:
 
 def peak_resident() -> int | None:
     """The most bytes of memory since the reset, mapped files included."""
-    return proc_field("status", "VmHWM:", 1024)
+    return proc_field("status", "VmHWM:", unit=1024)
 
 
-def proc_field(file: str, name: str, unit: int = 1) -> int | None:
+def proc_field(file: str, name: str, *, unit: int = 1) -> int | None:
     """A number that Linux says about this process, in bytes; None elsewhere."""
     try:
         lines = (_PROC / file).read_text().splitlines()

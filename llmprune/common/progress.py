@@ -37,7 +37,7 @@ class _Lines:
         self._total: int | None = None
         self._left: float | None = None
 
-    def note(self, step: str, done: int | None, total: int | None, left: float | None) -> None:
+    def note(self, step: str, done: int | None, *, total: int | None, left: float | None) -> None:
         """Note how far a step is; say so where it is a new one."""
         with self._lock:
             new = step != self._step
@@ -91,7 +91,7 @@ def say_loading(*, always: bool) -> None:
         print("Starting: loading torch and transformers", file=sys.stderr, flush=True)
 
 
-def tell(step: str, done: int | None = None, total: int | None = None, since: float | None = None) -> None:
+def tell(step: str, done: int | None = None, *, total: int | None = None, since: float | None = None) -> None:
     """Say how far a step is, in lines where they are printed, and in the file that the environment names, if any.
 
     ``since``: time.monotonic() when the step began. Of several processes the first one tells.
@@ -100,7 +100,9 @@ def tell(step: str, done: int | None = None, total: int | None = None, since: fl
         return
     seconds = time.monotonic() - since if since is not None else None
     if _lines is not None:
-        _lines.note(step, done, total, seconds / done * (total - done) if seconds and done and total else None)
+        _lines.note(
+            step, done, total=total, left=seconds / done * (total - done) if seconds and done and total else None
+        )
     path = os.environ.get(FILE)
     if not path:
         return
@@ -114,7 +116,7 @@ def track(items: Iterable[int], what: str) -> Iterator[int]:
     """Go through layers with a bar: how many are done, time spent, time left."""
     console = PlainConsole(stderr=True)
     total = len(items) if isinstance(items, Sized) else None
-    told = _told(items, what, total)
+    told = _told(items, what, total=total)
     if not console.is_terminal:
         yield from told
         return
@@ -130,11 +132,11 @@ def track(items: Iterable[int], what: str) -> Iterator[int]:
         yield from progress.track(told, total=total, description=what)
 
 
-def _told(items: Iterable[int], what: str, total: int | None) -> Iterator[int]:
+def _told(items: Iterable[int], what: str, *, total: int | None) -> Iterator[int]:
     """The items, each told when it begins."""
     since = time.monotonic()
     for done, item in enumerate(items):
-        tell(what, done, total, since)
+        tell(what, done, total=total, since=since)
         yield item
 
 

@@ -26,7 +26,7 @@ def announced(whom: str, purpose: str) -> Iterator[None]:
         ended.set()
 
 
-def _tell(ended: threading.Event, whom: str, purpose: str) -> None:
+def _tell(ended: threading.Event, whom: str, *, purpose: str) -> None:
     since = time.monotonic()
     for pause in itertools.chain(PAUSES, itertools.repeat(PAUSES[-1])):
         if ended.wait(pause):

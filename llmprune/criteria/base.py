@@ -117,14 +117,14 @@ class TrialCriterion(DepthCriterion):
 
     def scaled(self, part: int, whole: int) -> Self:
         """The same for so many windows where it is meant for a whole calibration."""
-        return self.model_copy(update={"windows": scaled(self.windows, part, whole)})
+        return self.model_copy(update={"windows": scaled(self.windows, part, whole=whole)})
 
     @abstractmethod
-    def cost(self, logits_BLV: Tensor, dense_BLV: Tensor, ids_BL: Tensor) -> Tensor:
+    def cost(self, logits_BLV: Tensor, dense_BLV: Tensor, *, ids_BL: Tensor) -> Tensor:
         """What each token's prediction costs [B, L-1], float32; ``dense_BLV`` are the dense model's logits."""
 
 
-def scaled(windows: int, part: int, whole: int) -> int:
+def scaled(windows: int, part: int, *, whole: int) -> int:
     """So many windows of a part of the calibration as ``windows`` are of all of it; at least 1."""
     return max(1, windows * part // whole)
 

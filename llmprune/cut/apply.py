@@ -23,6 +23,7 @@ from llmprune.layerwise.forward import Decoder, Tensors
 def cut_config(
     config: Config,
     anatomy: Anatomy,
+    *,
     layers: tuple[int, ...],
     widths: Mapping[str, int],
     num_experts: int | None = None,
@@ -45,28 +46,35 @@ def cut_config(
             reason = anatomy.heads.refusal if anatomy.heads else NO_HEADS
             raise ModelError(f"attention heads of this model cannot be removed: {reason}")
         fields |= anatomy.heads.fields(kv_groups)
-    return edit_config(config, layers, fields)
+    return edit_config(config, layers, widths=fields)
 
 
-def cut_decoder(dense: Decoder, model: PreTrainedModel, anatomy: Anatomy, cut: Cut) -> Decoder:
+def cut_decoder(dense: Decoder, model: PreTrainedModel, *, anatomy: Anatomy, cut: Cut) -> Decoder:
     """The pruned model as a decoder: each layer is cut out of its dense layer when it is visited.
 
     Raises ModelError where a kept layer would change by moving.
     """
-    config = cut_config(model.config, anatomy, cut.layers, cut.widths, cut.num_experts, cut.kv_groups)
+    config = cut_config(
+        model.config,
+        anatomy,
+        layers=cut.layers,
+        widths=cut.widths,
+        num_experts=cut.num_experts,
+        kv_groups=cut.kv_groups,
+    )
     skeleton = build_skeleton(config, model)
-    changing = sizes_that_change(anatomy, cut.widths, cut.num_experts, cut.kv_groups)
-    prove_twins(dense.skeleton, skeleton, cut.layers, changing)
+    changing = sizes_that_change(anatomy, cut.widths, experts=cut.num_experts, kv_groups=cut.kv_groups)
+    prove_twins(dense.skeleton, skeleton, keep=cut.layers, changing=changing)
     decoder = Decoder(
         skeleton,
-        lambda new: cut_layer(dense.tensors(cut.layers[new]), anatomy, cut, cut.layers[new]),
-        lambda new: dense.device_of(cut.layers[new]),
+        lambda new: cut_layer(dense.tensors(cut.layers[new]), anatomy, cut=cut, layer=cut.layers[new]),
+        device_of=lambda new: dense.device_of(cut.layers[new]),
     )
     decoder.returns_tuple = dense.returns_tuple
     return decoder
 
 
-def cut_layer(tensors: Tensors, anatomy: Anatomy, cut: Cut, layer: int) -> Tensors:
+def cut_layer(tensors: Tensors, anatomy: Anatomy, *, cut: Cut, layer: int) -> Tensors:
     """A dense layer's tensors, or some of them, with only the kept neurons, heads and experts. Others are passed on as
     they are.
     """
@@ -82,24 +90,24 @@ def cut_layer(tensors: Tensors, anatomy: Anatomy, cut: Cut, layer: int) -> Tenso
     for tensor_cuts, keep in parts:
         for one in tensor_cuts:
             if keep is not None and one.name in kept:
-                kept[one.name] = select_neurons(kept[one.name], one, keep)
+                kept[one.name] = select_neurons(kept[one.name], one, keep=keep)
     return kept
 
 
-def restore_layer(tensors: Tensors, originals: Originals, anatomy: Anatomy, cut: Cut, layer: int) -> Tensors:
+def restore_layer(tensors: Tensors, originals: Originals, *, anatomy: Anatomy, cut: Cut, layer: int) -> Tensors:
     """A finished layer's tensors in the types of the base's files; ``layer``: its index in the base."""
     take = partial(cut_layer, anatomy=anatomy, cut=cut, layer=layer)
-    return originals.restore(tensors, f"{anatomy.layers_path}.{layer}.", take)
+    return originals.restore(tensors, f"{anatomy.layers_path}.{layer}.", cut=take)
 
 
-def add_to_output(layer: nn.Module, unit: Unit, delta_DF: Tensor) -> None:
+def add_to_output(layer: nn.Module, unit: Unit, *, delta_DF: Tensor) -> None:
     """Add Δ [D, F] to the weight of a unit's output projection, in the weight's own layout and type."""
     weight = layer.get_submodule(unit.output).get_parameter("weight")
     delta = outputs_first(delta_DF, unit.tensors[-1])
     weight.data = (weight.float() + delta).to(weight.dtype)
 
 
-def add_to_strand(tensor: Tensor, strand: Strand, delta_FI: Tensor) -> Tensor:
+def add_to_strand(tensor: Tensor, strand: Strand, *, delta_FI: Tensor) -> Tensor:
     """The tensor with Δ [F, I] added to the neurons' entries of a strand, in its own layout and type."""
     dim = strand.tensor.dim
     rows_F = strand_rows(tensor.shape[dim], strand).to(tensor.device)

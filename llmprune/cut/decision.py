@@ -128,7 +128,7 @@ def _shapes(cut: Cut) -> dict[str, tuple[int, ...]]:
     return {f"{kind}.{key}": tuple(keep.shape) for kind in _KINDS for key, keep in getattr(cut, kind).items()}
 
 
-def choose_layers(scores_N: Tensor, keep: int, one_of: Sequence[int] = ()) -> tuple[int, ...]:
+def choose_layers(scores_N: Tensor, keep: int, *, one_of: Sequence[int] = ()) -> tuple[int, ...]:
     """The ``keep`` layers with the highest scores, ascending; of equal scores the earlier layer stays.
 
     Of ``one_of``, if there are any, at least one stays.
@@ -145,7 +145,7 @@ def choose_highest(scores: Tensor, keep: int) -> Tensor:
     return scores.topk(keep).indices.sort().values
 
 
-def round_width(wanted: float, width: int, multiple: int | None = None) -> int:
+def round_width(wanted: float, width: int, *, multiple: int | None = None) -> int:
     """The width nearest to the wanted one that hardware likes.
 
     A multiple of 128, or of the largest power of two that divides the original.
@@ -159,7 +159,7 @@ def width_step(width: int) -> int:
     return min(width & -width, 128)
 
 
-def kept_share(scores: Tensor, keep: Tensor, adds_up: bool = True) -> float:
+def kept_share(scores: Tensor, keep: Tensor, *, adds_up: bool = True) -> float:
     """Share of the score mass that the kept neurons or groups hold: [F] and [K], or [E, F] and [E, K].
 
     Scores that do not add up are of all that has gone by then: the highest that goes is what goes together.
@@ -172,7 +172,7 @@ def kept_share(scores: Tensor, keep: Tensor, adds_up: bool = True) -> float:
     return float(scores.gather(-1, keep).sum() / total) if total > 0 else 1.0
 
 
-def gap_after(layers: Sequence[int], position: int, num_layers: int) -> range:
+def gap_after(layers: Sequence[int], position: int, *, num_layers: int) -> range:
     """The removed layers between a kept layer and the next one, or the end."""
     following = layers[position + 1] if position + 1 < len(layers) else num_layers
     return range(layers[position] + 1, following)

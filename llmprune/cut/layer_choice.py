@@ -35,7 +35,7 @@ def possible_counts(anatomy: Anatomy) -> tuple[int, ...]:
     return tuple(count for count in counts if needed & set(kinds[:count]))
 
 
-def can_keep(kinds: Kinds, left: Collection[int], count: int) -> bool:
+def can_keep(kinds: Kinds, left: Collection[int], *, count: int) -> bool:
     """Check that ``count`` of the layers that are left can be chosen in the pattern."""
     found = 0
     for index in sorted(left):
@@ -51,7 +51,7 @@ def may_go(anatomy: Anatomy, remove: int, *, keep_pattern: bool) -> Callable[[Co
 
     def check(left: Collection[int]) -> bool:
         some = not one_of or bool(one_of & set(left))
-        return some and (not keep_pattern or can_keep(kinds, left, count))
+        return some and (not keep_pattern or can_keep(kinds, left, count=count))
 
     return check
 
@@ -62,17 +62,17 @@ def starts_in_pattern(anatomy: Anatomy, remove: int) -> tuple[int, ...]:
     return tuple(start for start in range(count + 1) if kinds[start + remove :] == kinds[start:count])
 
 
-def choose_in_pattern(scores_N: Tensor, keep: int, anatomy: Anatomy) -> tuple[int, ...]:
+def choose_in_pattern(scores_N: Tensor, keep: int, *, anatomy: Anatomy) -> tuple[int, ...]:
     """Return the ``keep`` layers in the pattern with the highest sum of scores, ascending.
 
     Of equal sums the earlier layers stay; of ``one_of``, if there are any, at least one.
     """
     kinds, scores = kinds_of(anatomy.patterns, anatomy.num_layers), scores_N.double().tolist()
-    best = _best(kinds, scores, keep)
+    best = _best(kinds, scores, keep=keep)
     if anatomy.one_of and not set(anatomy.one_of) & set(best):
         large = 2 * (sum(map(abs, scores)) + 1)
         forced = [
-            _best(kinds, [score + large * (index == one) for index, score in enumerate(scores)], keep)
+            _best(kinds, [score + large * (index == one) for index, score in enumerate(scores)], keep=keep)
             for one in anatomy.one_of
         ]
         usable = [layers for layers in forced if set(anatomy.one_of) & set(layers)]
@@ -85,7 +85,7 @@ def choose_in_pattern(scores_N: Tensor, keep: int, anatomy: Anatomy) -> tuple[in
     return best
 
 
-def _best(kinds: Kinds, scores: Sequence[float], keep: int) -> tuple[int, ...]:
+def _best(kinds: Kinds, scores: Sequence[float], *, keep: int) -> tuple[int, ...]:
     """Dynamic programming over (layers seen, layers kept): the best choice of every number that is kept so far."""
     found: list[tuple[float, tuple[int, ...]] | None] = [(0.0, ()), *[None] * keep]
     for index, score in enumerate(scores):

@@ -40,7 +40,7 @@ def require_own_data(dataset: str, revision: str | None, *, streaming: bool) -> 
             )
         card, standalone = (path if (path := folder / name).is_file() else None for name in (_CARD, _STANDALONE))
     else:
-        card, standalone = (_fetched(dataset, revision, name, streaming) for name in (_CARD, _STANDALONE))
+        card, standalone = (_fetched(dataset, revision, name=name, needed=streaming) for name in (_CARD, _STANDALONE))
     metadata = list(_metadata(card, standalone))
     if not all(is_plain(name) for data in metadata for name in _named(data)):
         raise CalibrationError(
@@ -98,7 +98,7 @@ def _require_single(kind: str | None, single: Collection[str], *, dataset: str) 
     return kind
 
 
-def _fetched(dataset: str, revision: str | None, name: str, needed: bool) -> Path | None:
+def _fetched(dataset: str, revision: str | None, *, name: str, needed: bool) -> Path | None:
     """A file of a hub data set; None where it has none, or where only a cache is asked and has none."""
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError

@@ -28,11 +28,11 @@ logger = logging.getLogger(__name__)
 SHUFFLE_BUFFER = 10_000  # rows of a streamed data set that are shuffled at a time; its shards are shuffled whole
 
 
-def read_documents(source: TextSource, tokenizer: PreTrainedTokenizerBase, seed: int) -> Iterator[str]:
+def read_documents(source: TextSource, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Iterator[str]:
     """The texts of a source that are not empty, shuffled with the seed. Raises CalibrationError."""
     with _explained(source), archives_refused(source.dataset):
         for row in _shuffled(load_text(source), seed):
-            text = _text_of(row, source, tokenizer)
+            text = _text_of(row, source, tokenizer=tokenizer)
             if text:
                 yield text
 
@@ -116,7 +116,7 @@ def _shuffled(rows: Dataset | IterableDataset, seed: int) -> Any:
     return rows.shuffle(seed=seed, keep_in_memory=True)
 
 
-def _text_of(row: dict[str, Any], source: TextSource, tokenizer: PreTrainedTokenizerBase) -> str | None:
+def _text_of(row: dict[str, Any], source: TextSource, *, tokenizer: PreTrainedTokenizerBase) -> str | None:
     column = source.messages_field or source.text_field or "text"
     wish = "messages_field" if source.messages_field else "text_field"
     if column not in row:
@@ -128,7 +128,7 @@ def _text_of(row: dict[str, Any], source: TextSource, tokenizer: PreTrainedToken
     if value is None or value == "" or value == []:
         return None
     if source.messages_field:
-        return _rendered(value, source, tokenizer)
+        return _rendered(value, source, tokenizer=tokenizer)
     if not isinstance(value, str):
         kind = type(value).__name__
         remedy = "set messages_field instead" if isinstance(value, list) else "set text_field to a column of texts"
@@ -136,7 +136,7 @@ def _text_of(row: dict[str, Any], source: TextSource, tokenizer: PreTrainedToken
     return value
 
 
-def _rendered(messages: Any, source: TextSource, tokenizer: PreTrainedTokenizerBase) -> str:
+def _rendered(messages: Any, source: TextSource, *, tokenizer: PreTrainedTokenizerBase) -> str:
     if not tokenizer.chat_template:
         raise CalibrationError(
             f"the tokenizer has no chat template for {source.messages_field!r} of {source.dataset}; "

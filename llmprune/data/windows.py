@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def load_windows(
-    windows: TokenWindows, tokenizer: PreTrainedTokenizerBase | None, default_shape: tuple[int, int]
+    windows: TokenWindows, tokenizer: PreTrainedTokenizerBase | None, *, default_shape: tuple[int, int]
 ) -> tuple[Tensor, int | None]:
     """Token windows int64 [N, L], and how many hold parts of several documents; None of ready tokens.
 
@@ -44,7 +44,7 @@ def load_windows(
     length = windows.sequence_length or default_shape[1]
     sources = windows.text_sources()
     parts = [
-        _pack(source, tokenizer, (count, length), windows)
+        _pack(source, tokenizer, shape=(count, length), windows=windows)
         for source, count in zip(sources, _share(samples, sources), strict=True)
     ]
     windows_NL = torch.cat([part for part, _ in parts])[_order(samples, windows.seed)]
@@ -145,7 +145,7 @@ def _read_tensor(path: Path, key: str) -> Tensor:
 
 
 def _pack(
-    source: TextSource, tokenizer: PreTrainedTokenizerBase, shape: tuple[int, int], windows: TokenWindows
+    source: TextSource, tokenizer: PreTrainedTokenizerBase, *, shape: tuple[int, int], windows: TokenWindows
 ) -> tuple[Tensor, int]:
     """Windows of one source [samples, L], and how many of them hold parts of several documents."""
     import torch
@@ -155,7 +155,7 @@ def _pack(
     ids: list[int] = []
     starts: list[int] = []  # of the documents that are used
     read = 0
-    for text in read_documents(source, tokenizer, windows.seed):
+    for text in read_documents(source, tokenizer, seed=windows.seed):
         tokens = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         read += bool(tokens)
         used = tokens[: len(tokens) // length * length] if separate else tokens
@@ -164,7 +164,7 @@ def _pack(
             ids += used + between
         if len(ids) >= samples * length:
             break
-    _require_enough(source, read, len(ids), shape, separate)
+    _require_enough(source, read, tokens=len(ids), shape=shape, separate=separate)
     crossed = {start // length for start in starts if start % length and start < samples * length}
     return torch.tensor(ids[: samples * length], dtype=torch.int64).view(samples, length), len(crossed)
 
@@ -179,7 +179,7 @@ def _between(windows: TokenWindows, tokenizer: PreTrainedTokenizerBase) -> list[
     return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
 
-def _require_enough(source: TextSource, documents: int, tokens: int, shape: tuple[int, int], separate: bool) -> None:
+def _require_enough(source: TextSource, documents: int, *, tokens: int, shape: tuple[int, int], separate: bool) -> None:
     samples, length = shape
     if not documents:
         raise CalibrationError(f"{source.dataset} ({source.split}) has no text at all; give one that has some")

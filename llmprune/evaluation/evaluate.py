@@ -31,6 +31,7 @@ class Measured(Figures):
 def measure(
     settings: Evaluation,
     dense: Subject,
+    *,
     pruned: Subject,
     decoders: tuple[Decoder, Decoder | None, Decoder],
     held_out_NL: Tensor | None,
@@ -39,9 +40,20 @@ def measure(
 
     Under a launcher every process takes its share of the tasks; the rest is the first one's. All get the value.
     """
-    tasks = [ask(dense, "dense", settings), ask(pruned, "pruned", settings)] if settings.tasks else []
-    models = dense.load(), pruned.load()
-    found = _measure_alone(settings, *models, dense.tokenizer, decoders, held_out_NL) if is_first() else None
+    tasks = (
+        [ask(dense, "dense", evaluation=settings), ask(pruned, "pruned", evaluation=settings)] if settings.tasks else []
+    )
+    dense_model, pruned_model = dense.load(), pruned.load()
+    found = None
+    if is_first():
+        found = _measure_alone(
+            settings,
+            dense_model,
+            pruned=pruned_model,
+            tokenizer=dense.tokenizer,
+            decoders=decoders,
+            held_out_NL=held_out_NL,
+        )
     found = from_first(found)
     assert found is not None, "the first process measures or raises"
     return found.model_copy(update={"dense_tasks": tasks[0], "pruned_tasks": tasks[1]}) if tasks else found
@@ -50,6 +62,7 @@ def measure(
 def _measure_alone(
     settings: Evaluation,
     dense: PreTrainedModel,
+    *,
     pruned: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     decoders: tuple[Decoder, Decoder | None, Decoder],
@@ -57,21 +70,26 @@ def _measure_alone(
 ) -> Measured:
     figures, divergence, generation = None, None, None
     if settings.perplexity is not None and held_out_NL is not None:
-        figures, divergence = _measure_held_out(settings.perplexity, decoders, held_out_NL)
+        figures, divergence = _measure_held_out(settings.perplexity, decoders, held_out_NL=held_out_NL)
         if settings.generation:
-            generation = compare_generation(dense, pruned, tokenizer, held_out_NL, settings.generation)
-    speed = compare_speed(dense, pruned, settings.speed) if settings.speed else None
+            generation = compare_generation(
+                dense, pruned, tokenizer=tokenizer, windows_NL=held_out_NL, settings=settings.generation
+            )
+    speed = compare_speed(dense, pruned, settings=settings.speed) if settings.speed else None
     return Measured(perplexity=figures, divergence=divergence, generation=generation, speed=speed)
 
 
 def _measure_held_out(
     settings: Perplexity,
     decoders: tuple[Decoder, Decoder | None, Decoder],
+    *,
     held_out_NL: Tensor,
 ) -> tuple[PerplexityFigures, DivergenceFigures]:
     whole, cut, pruned = decoders
-    only_cut = perplexity(cut, held_out_NL, settings.batch_size, "cut") if cut else None
-    before, after, divergence = compare_predictions(whole, pruned, held_out_NL, settings.batch_size)
+    only_cut = perplexity(cut, held_out_NL, batch_size=settings.batch_size, what="cut") if cut else None
+    before, after, divergence = compare_predictions(
+        whole, pruned, windows_NL=held_out_NL, batch_size=settings.batch_size
+    )
     figures = PerplexityFigures(
         dense=before,
         cut=only_cut,

@@ -21,10 +21,26 @@ def judge(gate: Gate | None, comparison: Comparison) -> GateFigures | None:
     """
     if gate is None:
         return None
-    bars = [_judge_bar(MEAN, gate.min_retention, comparison.mean, gate.confidence, _why_no_mean(comparison))]
+    bars = [
+        _judge_bar(
+            MEAN,
+            gate.min_retention,
+            found=comparison.mean,
+            confidence=gate.confidence,
+            why_not=_why_no_mean(comparison),
+        )
+    ]
     for name, least in gate.per_task.items():
         task = comparison.named(name)
-        bars.append(_judge_bar(name, least, task, gate.confidence, _why_no_interval(name, task, comparison)))
+        bars.append(
+            _judge_bar(
+                name,
+                least,
+                found=task,
+                confidence=gate.confidence,
+                why_not=_why_no_interval(name, task, comparison=comparison),
+            )
+        )
     verdicts = {bar.verdict for bar in bars}
     worst: tuple[Verdict, ...] = ("fail", "no interval", "not enough samples", "pass")
     verdict = next(one for one in worst if one in verdicts)
@@ -39,7 +55,7 @@ def judge(gate: Gate | None, comparison: Comparison) -> GateFigures | None:
 
 
 def _judge_bar(
-    name: str, least: float, found: TaskFigures | RetentionFigures | None, confidence: float, why_not: str
+    name: str, least: float, *, found: TaskFigures | RetentionFigures | None, confidence: float, why_not: str
 ) -> BarFigures:
     """Return a bar with its verdict. ``why_not``: the reason that is given where there is no interval."""
     bar = BarFigures(
@@ -57,7 +73,7 @@ def _judge_bar(
     if bar.interval.high < least:
         return bar.model_copy(update={"verdict": "fail"})
     edge = bar.interval.low if bar.retention > least else bar.interval.high
-    needed = samples_needed(bar.samples, bar.retention, edge, least, confidence)
+    needed = samples_needed(bar.samples, bar.retention, edge=edge, bar=least, confidence=confidence)
     return bar.model_copy(update={"verdict": "not enough samples", "samples_needed": needed})
 
 
@@ -66,11 +82,11 @@ def _why_no_mean(comparison: Comparison) -> str:
     if not comparison.tasks:
         return "no task was evaluated"
     named, others = comparison.tasks[:_NAMED], comparison.tasks[_NAMED:]
-    reasons = [f"{task.task}: {_why_no_interval(task.task, task, comparison)}" for task in named]
+    reasons = [f"{task.task}: {_why_no_interval(task.task, task, comparison=comparison)}" for task in named]
     return "; ".join([*reasons, *([f"and {plural(len(others), 'more task')}"] if others else [])])
 
 
-def _why_no_interval(name: str, found: TaskFigures | None, comparison: Comparison) -> str:
+def _why_no_interval(name: str, found: TaskFigures | None, *, comparison: Comparison) -> str:
     """Say why a task or group has no interval."""
     if found is None:
         metrics = [f"{task.task} {task.metric}" for task in comparison.members(name)]

@@ -33,6 +33,7 @@ _EXAMPLES = 4
 def compare_generation(
     dense: PreTrainedModel,
     pruned: PreTrainedModel,
+    *,
     tokenizer: PreTrainedTokenizerBase | None,
     windows_NL: Tensor,
     settings: Generation,
@@ -41,11 +42,11 @@ def compare_generation(
 
     Raises RecipeError where there are too few windows, or where they are too short to compare with.
     """
-    require_windows(settings, windows_NL.shape[0], windows_NL.shape[1])
+    require_windows(settings, (windows_NL.shape[0], windows_NL.shape[1]))
     prompts_NP = windows_NL[: settings.samples, : settings.prompt_tokens]
     texts = {
-        "dense": _continue(dense, prompts_NP, settings),
-        "pruned": _continue(pruned, prompts_NP, settings),
+        "dense": _continue(dense, prompts_NP, settings=settings),
+        "pruned": _continue(pruned, prompts_NP, settings=settings),
         "text": windows_NL[: settings.samples, settings.prompt_tokens :][:, : settings.new_tokens].tolist(),
     }
     assert tokenizer is not None, "the workbench loads it or raises"
@@ -65,8 +66,9 @@ def compare_generation(
     )
 
 
-def require_windows(settings: Generation, count: int, length: int) -> None:
-    """Raise RecipeError unless the held-out text has the prompts, with something after them."""
+def require_windows(settings: Generation, shape: tuple[int, int]) -> None:
+    """Raise RecipeError unless held-out text of this shape (N, L) has the prompts, with something after them."""
+    count, length = shape
     if settings.samples > count:
         raise RecipeError(
             f"evaluation.generation: {settings.samples} prompts, and the held-out text has {count} windows; "
@@ -103,7 +105,7 @@ def ends_in_loop(ids: Sequence[int]) -> bool:
     )
 
 
-def _continue(model: PreTrainedModel, prompts_NP: Tensor, settings: Generation) -> list[list[int]]:
+def _continue(model: PreTrainedModel, prompts_NP: Tensor, *, settings: Generation) -> list[list[int]]:
     """New token ids of each prompt, up to its first end token."""
     from transformers import GenerationConfig
 

@@ -66,7 +66,7 @@ def can_continue(task: Any, before: TaskResult) -> bool:
     )
 
 
-def joined(task: Any, before: TaskResult, more: TaskResult) -> TaskResult:
+def joined(task: Any, before: TaskResult, *, more: TaskResult) -> TaskResult:
     """Return the results of both parts as one."""
     from lm_eval.api.metrics import mean
 

@@ -22,31 +22,31 @@ from llmprune.results.schema import DivergenceFigures
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
 
 
-def perplexity(decoder: Decoder, windows_NL: Tensor, batch_size: int, what: str) -> float:
+def perplexity(decoder: Decoder, windows_NL: Tensor, *, batch_size: int, what: str) -> float:
     """exp of the mean next-token cross entropy over all windows; infinity where that overflows.
 
     Raises NumericalError where logits are NaN or infinite.
     """
-    walk = _walked(decoder, windows_NL, batch_size, what)
-    losses = [_losses(_logits(walk, batch), walk.batches[batch], what) for batch in range(len(walk.batches))]
+    walk = _walked(decoder, windows_NL, batch_size=batch_size, what=what)
+    losses = [_losses(_logits(walk, batch), walk.batches[batch], what=what) for batch in range(len(walk.batches))]
     return _exp_mean(losses)
 
 
 def compare_predictions(
-    dense: Decoder, pruned: Decoder, windows_NL: Tensor, batch_size: int
+    dense: Decoder, pruned: Decoder, *, windows_NL: Tensor, batch_size: int
 ) -> tuple[float, float, DivergenceFigures]:
     """Perplexity of both, and the Kullback-Leibler divergence KL(dense ‖ pruned) of each next-token distribution.
 
     Raises NumericalError where logits of either are NaN or infinite.
     """
     decoders = {"dense": dense, "pruned": pruned}
-    walks = {what: _walked(decoder, windows_NL, batch_size, what) for what, decoder in decoders.items()}
+    walks = {what: _walked(decoder, windows_NL, batch_size=batch_size, what=what) for what, decoder in decoders.items()}
     losses: dict[str, list[Tensor]] = {what: [] for what in walks}
     divergences, same = [], 0
     for batch, ids_BL in enumerate(walks["dense"].batches):
         logits = {what: _logits(walk, batch) for what, walk in walks.items()}
         for what, logits_TV in logits.items():
-            losses[what].append(_losses(logits_TV, ids_BL, what))
+            losses[what].append(_losses(logits_TV, ids_BL, what=what))
         dense_TV = logits["dense"]
         pruned_TV = logits["pruned"].to(dense_TV.device)
         divergences.append(kl_divergence(dense_TV, pruned_TV).cpu())
@@ -65,9 +65,9 @@ def compare_predictions(
 
 
 @torch.no_grad()
-def _walked(decoder: Decoder, windows_NL: Tensor, batch_size: int, what: str) -> Walk:
+def _walked(decoder: Decoder, windows_NL: Tensor, *, batch_size: int, what: str) -> Walk:
     """A walk whose streams have left the last layer."""
-    walk = Walk(decoder, windows_NL, batch_size)
+    walk = Walk(decoder, windows_NL, batch_size=batch_size)
     for index in track(range(len(decoder)), f"held-out text: {what}"):
         with decoder.layer(index) as layer:
             walk.pass_through(index, layer)
@@ -80,7 +80,7 @@ def _logits(walk: Walk, batch: int) -> Tensor:
     return walk.logits(batch)[:, :-1].flatten(0, 1)
 
 
-def _losses(logits_TV: Tensor, ids_BL: Tensor, what: str) -> Tensor:
+def _losses(logits_TV: Tensor, ids_BL: Tensor, *, what: str) -> Tensor:
     """Next-token cross entropies, float32 [T]. Infinity only where the model rules a token out."""
     targets_T = ids_BL[:, 1:].flatten().to(logits_TV.device)
     losses_T = cross_entropy(logits_TV.float(), targets_T, reduction="none").cpu()

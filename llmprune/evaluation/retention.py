@@ -50,7 +50,7 @@ class _Judged:
     draws_B: Floats | None
 
 
-def compare(dense: TaskResults, pruned: TaskResults, confidence: float = CONFIDENCE) -> Comparison:
+def compare(dense: TaskResults, pruned: TaskResults, *, confidence: float = CONFIDENCE) -> Comparison:
     """Figures of each task, in the order of ``dense``.
 
     A group that the recipe named is one task in the mean: its documents together, as lm-eval weighs them by default.
@@ -64,12 +64,13 @@ def compare(dense: TaskResults, pruned: TaskResults, confidence: float = CONFIDE
             "evaluate both with the same evaluation section"
         )
     joined = [(result, after[result.task], _join(result, after[result.task])) for result in dense.tasks]
-    tasks = [_judge_task(*one, confidence) for one in joined]
+    tasks = [_judge_task(one[0], one[1], pairs=one[2], confidence=confidence) for one in joined]
     groups = []
     for name in dict.fromkeys(result.group for result in dense.tasks if result.group):
         members = [one for one in joined if one[0].group == name]
         if len(members) > 1 and len({(one[0].metric, one[0].higher_is_better) for one in members}) == 1:
-            groups.append(_judge_task(*_pooled(name, members), confidence))
+            dense_group, pruned_group, pairs = _pooled(name, members)
+            groups.append(_judge_task(dense_group, pruned_group, pairs=pairs, confidence=confidence))
     pooled = {one.figures.task for one in groups}
     units = [*groups, *(one for one in tasks if one.figures.group not in pooled)]
     return Comparison(
@@ -84,7 +85,7 @@ def _mean(units: Sequence[_Judged], confidence: float) -> RetentionFigures | Non
     if not kept:
         return None
     point = fmean(kept)
-    low, high = interval(mean_draws(drawn), point, confidence)
+    low, high = interval(mean_draws(drawn), point, confidence=confidence)
     return RetentionFigures(
         retention=point,
         interval=Interval(low=low, high=high, confidence=confidence),
@@ -142,13 +143,13 @@ def _pooled(name: str, members: Sequence[_Joined]) -> _Joined:
     return pooled(0), pooled(1), pairs
 
 
-def _judge_task(dense: TaskResult, pruned: TaskResult, pairs: Sequence[Pair], confidence: float) -> _Judged:
+def _judge_task(dense: TaskResult, pruned: TaskResult, *, pairs: Sequence[Pair], confidence: float) -> _Judged:
     lost, gained = _flips(pairs, dense.higher_is_better)
-    retention = _retention(dense.value, pruned.value, dense.higher_is_better)
-    draws_B = None if retention is None else _draws(dense, pruned, pairs)
+    retention = _retention(dense.value, pruned.value, higher_is_better=dense.higher_is_better)
+    draws_B = None if retention is None else _draws(dense, pruned, pairs=pairs)
     span = None
     if draws_B is not None and retention is not None:
-        low, high = interval(draws_B, retention, confidence)
+        low, high = interval(draws_B, retention, confidence=confidence)
         span = Interval(low=low, high=high, confidence=confidence)
     figures = TaskFigures(
         task=dense.task,
@@ -180,7 +181,7 @@ def _flips(pairs: Sequence[Pair], higher_is_better: bool) -> tuple[int, int] | t
     return (fell, rose) if higher_is_better else (rose, fell)
 
 
-def _draws(dense: TaskResult, pruned: TaskResult, pairs: Sequence[Pair]) -> Floats | None:
+def _draws(dense: TaskResult, pruned: TaskResult, *, pairs: Sequence[Pair]) -> Floats | None:
     """Draws of the retention; None where the metric is no mean of values from 0 over the documents."""
     import numpy as np
 
@@ -194,7 +195,7 @@ def _draws(dense: TaskResult, pruned: TaskResult, pairs: Sequence[Pair]) -> Floa
     if _identical(pairs):  # the same model: then no number of documents would show a difference
         return np.ones(DRAWS)
     whole, kept = (before, after) if dense.higher_is_better else (after, before)
-    return ratio_draws(np.array(whole), np.array(kept), dense.task)
+    return ratio_draws(np.array(whole), np.array(kept), name=dense.task)
 
 
 def _identical(pairs: Sequence[Pair]) -> bool:
@@ -202,7 +203,7 @@ def _identical(pairs: Sequence[Pair]) -> bool:
     return all(a.answer_hash is not None and a.answer_hash == b.answer_hash for a, b in pairs)
 
 
-def _retention(dense: float, pruned: float, higher_is_better: bool) -> float | None:
+def _retention(dense: float, pruned: float, *, higher_is_better: bool) -> float | None:
     """Above 1 where pruned is better; None where a ratio says nothing (zero or negative metrics)."""
     kept, whole = (pruned, dense) if higher_is_better else (dense, pruned)
     return kept / whole if whole > 0 and kept >= 0 else None

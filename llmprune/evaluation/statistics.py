@@ -41,7 +41,7 @@ _CELLS = 10_000_000  # of the draws that are held at once
 _MOST = 1e9  # samples; above, no number is named
 
 
-def ratio_draws(dense_N: Floats, pruned_N: Floats, name: str, draws: int = DRAWS) -> Floats:
+def ratio_draws(dense_N: Floats, pruned_N: Floats, *, name: str, draws: int = DRAWS) -> Floats:
     """Draws of (mean of pruned) / (mean of dense), float64 [B]; ``name`` seeds them. Values are at least 0."""
     import numpy as np
 
@@ -71,7 +71,7 @@ def mean_draws(draws: Mapping[str, Floats]) -> Floats:
     return mean
 
 
-def interval(draws_B: Floats, point: float, confidence: float) -> tuple[float, float]:
+def interval(draws_B: Floats, point: float, *, confidence: float) -> tuple[float, float]:
     """The middle part of the draws, the point always inside."""
     import numpy as np
 
@@ -87,7 +87,7 @@ def mcnemar(lost: int, gained: int) -> float:
     return float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
 
 
-def samples_needed(samples: int, point: float, edge: float, bar: float, confidence: float) -> int | None:
+def samples_needed(samples: int, point: float, *, edge: float, bar: float, confidence: float) -> int | None:
     """About how many samples would tell ``point`` from ``bar`` four times in five, if the point stays.
 
     ``edge`` is the end of the interval of the ``samples`` there are that lies towards the bar. Widths shrink with

@@ -31,13 +31,13 @@ class WayBack:
     norm of the token's gradient after the layer.
     """
 
-    def __init__(self, walk: Walk, trail: Trail, relative: bool = False) -> None:
+    def __init__(self, walk: Walk, trail: Trail, *, relative: bool = False) -> None:
         self.walk, self._trail, self._relative = walk, trail, relative
         self._gradients = walk.copy()
         for batch in range(len(walk.batches)):
             self._gradients[batch] = _gradient_of_loss(walk, batch)
 
-    def effects(self, index: int, layer: nn.Module, modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    def effects(self, index: int, layer: nn.Module, *, modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
         """Effects x · ∂loss/∂x at the input x of each module [B, L, F], float32, batch by batch.
 
         Layers are visited from the last to the first; a visit brings the gradients before its layer. Every token
@@ -47,7 +47,7 @@ class WayBack:
         for batch, stream_BLD in enumerate(self.walk.streams):
             device = self.walk.decoder.device_of(index)
             hidden_BLD = stream_BLD.to(device).detach().requires_grad_()
-            inputs, output_BLD = self._run(batch, index, layer, modules, hidden_BLD)
+            inputs, output_BLD = self._run(batch, index, layer=layer, modules=modules, hidden_BLD=hidden_BLD)
             gradient_BLD = self._gradients[batch].to(device)
             before_BLD, *gradients = torch.autograd.grad(output_BLD, [hidden_BLD, *inputs], gradient_BLD)
             shape = hidden_BLD.shape[:2]
@@ -71,7 +71,7 @@ class WayBack:
 
     @torch.enable_grad()
     def _run(
-        self, batch: int, index: int, layer: nn.Module, modules: Sequence[nn.Module], hidden_BLD: Tensor
+        self, batch: int, index: int, *, layer: nn.Module, modules: Sequence[nn.Module], hidden_BLD: Tensor
     ) -> tuple[list[Tensor], Tensor]:
         """The input of each module and the output of the layer, with the operations between them recorded."""
         seen: list[list[Tensor]] = [[] for _ in modules]  # whatever the order in which the layer calls them

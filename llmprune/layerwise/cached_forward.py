@@ -39,7 +39,7 @@ class Reruns:
                 hooks.enter_context(replaced(layer, given))
                 for path in self.same.keys() - known.keys():
                     hooks.enter_context(outputs_of(layer.get_submodule(path), partial(self._note, path)))
-                output_BLD = self.walk.output(batch, index, layer, hidden_BLD)
+                output_BLD = self.walk.output(batch, index, layer=layer, hidden_BLD=hidden_BLD)
             yield batch, hidden_BLD, output_BLD
 
     def _note(self, path: str, value: Any) -> None:

@@ -27,7 +27,7 @@ def is_emulated(dtype: torch.dtype) -> bool:
 class _ThroughFloat32(TorchFunctionMode):
     """Sums in float32 and rounds once, as the emulation does: results differ by the order of the sums at most."""
 
-    def __torch_function__(
+    def __torch_function__(  # noqa: PLR0917 - torch calls it
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is linear and isinstance(args[0], Tensor) and is_emulated(args[0].dtype):

@@ -39,6 +39,7 @@ class Decoder:
         self,
         skeleton: PreTrainedModel,
         fetch: Callable[[int], Tensors],
+        *,
         device_of: Callable[[int], torch.device],
         fetch_ahead: bool = False,
         quick: bool = False,
@@ -122,7 +123,9 @@ class Walk:
     """
 
     @torch.no_grad()
-    def __init__(self, decoder: Decoder, windows_NL: Tensor, batch_size: int, store: StreamStore | None = None) -> None:
+    def __init__(
+        self, decoder: Decoder, windows_NL: Tensor, *, batch_size: int, store: StreamStore | None = None
+    ) -> None:
         self.decoder = decoder
         self.batches: list[Tensor] = list(torch.split(windows_NL, batch_size))
         self.streams = Streams()
@@ -147,9 +150,16 @@ class Walk:
         """Hidden states before the first layer, and the call of every layer."""
         decoder = self.decoder
         ids_BL = ids_BL.to(decoder.device)
-        return record_calls(decoder.skeleton, decoder.layers, ids_BL, shared, self._run_layer, decoder.returns_tuple)
+        return record_calls(
+            decoder.skeleton,
+            decoder.layers,
+            ids_BL=ids_BL,
+            shared=shared,
+            run_layer=self._run_layer,
+            returns_tuple=decoder.returns_tuple,
+        )
 
-    def _run_layer(self, index: int, call: LayerCall, hidden_BLD: Tensor) -> Any:
+    def _run_layer(self, index: int, call: LayerCall, hidden_BLD: Tensor) -> Any:  # noqa: PLR0917 - a callback
         tap = self.decoder.layers[index].__dict__.pop("forward")  # the layer's own forward, for this once
         try:
             with self.decoder.layer(index) as layer:
@@ -165,10 +175,10 @@ class Walk:
         """
         for batch, stream_BLD in enumerate(self.streams):
             hidden_BLD = stream_BLD.to(self.decoder.device_of(index))
-            yield batch, hidden_BLD, self.output(batch, index, layer, hidden_BLD)
+            yield batch, hidden_BLD, self.output(batch, index, layer=layer, hidden_BLD=hidden_BLD)
 
     @torch.no_grad()
-    def output(self, batch: int, index: int, layer: nn.Module, hidden_BLD: Tensor | None = None) -> Tensor:
+    def output(self, batch: int, index: int, *, layer: nn.Module, hidden_BLD: Tensor | None = None) -> Tensor:
         """Hidden states [B, L, D] of one batch after one layer, from its stream or from these before it.
 
         Raises NumericalError on NaN or infinity.
@@ -205,7 +215,7 @@ class Walk:
         for batch, _, output_BLD in self.outputs(index, layer):
             self.advance(batch, output_BLD)
 
-    def pass_and_keep(self, index: int, layer: nn.Module, projection: nn.Module) -> Streams:
+    def pass_and_keep(self, index: int, layer: nn.Module, *, projection: nn.Module) -> Streams:
         """Run every batch through the layer; returns the outputs [B, L, X] of a projection, kept where streams are."""
         seen: list[Tensor] = []
         kept = Streams()
@@ -229,13 +239,13 @@ class Walk:
         return run_tail(
             decoder.skeleton,
             decoder.layers,
-            ids_BL.to(decoder.device),
-            hidden_BLD.to(decoder.device),
-            decoder.returns_tuple,
+            ids_BL=ids_BL.to(decoder.device),
+            hidden_BLD=hidden_BLD.to(decoder.device),
+            returns_tuple=decoder.returns_tuple,
         )
 
 
-def require_same_calls(dense: Walk, pruned: Walk, layers: Sequence[int]) -> None:
+def require_same_calls(dense: Walk, pruned: Walk, *, layers: Sequence[int]) -> None:
     """Raise ModelError unless each kept layer gets the arguments (masks, rotary embeddings) that it got before."""
     for dense_calls, calls in zip(dense.calls, pruned.calls, strict=True):
         for new, old in enumerate(layers):

@@ -96,6 +96,7 @@ class _Recorded(Exception):  # no error: it ends a forward pass that is only bei
 def record_calls(
     model: PreTrainedModel,
     layers: nn.ModuleList,
+    *,
     ids_BL: Tensor,
     shared: SharedValues,
     run_layer: Callable[[int, LayerCall, Tensor], Any],
@@ -111,14 +112,14 @@ def record_calls(
     besides: dict[type, tuple[Any, ...]] = {}  # what a layer of a class returned with its hidden states
     handed: set[int] = set()  # the tensors in that by their ids, those left out that the layer was called with
 
-    def tap(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def tap(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: PLR0917 - a callback
         hidden_BLD, args, kwargs = _split_hidden(args, kwargs)
         if index != len(calls) or (hiddens and not _same(hiddens[0], hidden_BLD)):
-            raise _unwalkable(model, "does something between its layers, or runs them out of order", index)
+            raise _unwalkable(model, "does something between its layers, or runs them out of order", index=index)
         if hidden_BLD.shape[-1] != text_config(model.config).hidden_size:
-            raise _unwalkable(model, "passes on several streams of hidden states side by side", index)
+            raise _unwalkable(model, "passes on several streams of hidden states side by side", index=index)
         if not handed.isdisjoint(map(id, _tensors((args, kwargs)))):
-            raise _unwalkable(model, "hands more than hidden states from layer to layer", index)
+            raise _unwalkable(model, "hands more than hidden states from layer to layer", index=index)
         hiddens.append(hidden_BLD)
         calls.append(LayerCall(shared.share(args), shared.share(kwargs)))
         kind = type(layers[index])
@@ -130,7 +131,7 @@ def record_calls(
             handed.update({*map(id, _tensors(besides[kind]))} - {*map(id, given)})
         if index == len(layers) - 1:
             raise _Recorded
-        return _as_returned(hidden_BLD, returns_tuple[kind], besides.get(kind, ()))
+        return _as_returned(hidden_BLD, returns_tuple[kind], besides=besides.get(kind, ()))
 
     try:
         with _tapped(layers, tap):
@@ -143,13 +144,14 @@ def record_calls(
 def run_tail(
     model: PreTrainedModel,
     layers: nn.ModuleList,
+    *,
     ids_BL: Tensor,
     hidden_BLD: Tensor,
     returns_tuple: dict[type, int],
 ) -> Tensor:
     """Logits [B, L, V] that the model's own code makes of the last layer's hidden states."""
 
-    def tap(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def tap(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: PLR0917 - a callback
         passed_BLD = hidden_BLD if index == len(layers) - 1 else _split_hidden(args, kwargs)[0]
         return _as_returned(passed_BLD, returns_tuple[type(layers[index])])
 
@@ -172,7 +174,7 @@ def _tapped(layers: nn.ModuleList, tap: Callable[[int, tuple[Any, ...], dict[str
             del layer.forward
 
 
-def _as_returned(hidden_BLD: Tensor, items: int, besides: tuple[Any, ...] = ()) -> Any:
+def _as_returned(hidden_BLD: Tensor, items: int, *, besides: tuple[Any, ...] = ()) -> Any:
     """Hidden states in the form in which a layer returns them: alone, or first of so many items."""
     if not items:
         return hidden_BLD
@@ -186,7 +188,7 @@ def _split_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor
     return rest.pop("hidden_states"), (), rest
 
 
-def _unwalkable(model: PreTrainedModel, what: str, index: int) -> ModelError:
+def _unwalkable(model: PreTrainedModel, what: str, *, index: int) -> ModelError:
     return ModelError(f"{type(model).__name__} {what} (at layer {index}); such a model cannot be walked layer by layer")
 
 

@@ -51,7 +51,7 @@ class Order:
 class StagedLayer:
     """A layer with its weights, in a walk whose streams are before it."""
 
-    def __init__(self, walk: Walk, index: int, layer: nn.Module, order: Order) -> None:
+    def __init__(self, walk: Walk, index: int, *, layer: nn.Module, order: Order) -> None:
         self.walk, self.index, self.layer, self.order = walk, index, layer, order
         self._inputs: dict[str, Streams] = {}
         self._outputs: dict[str, Streams] = {}
@@ -67,7 +67,7 @@ class StagedLayer:
                     f"layer {self.index} does not call {name}, which layers of its kind do; "
                     "leave it out with sparsity.skip, or set refit: false"
                 )
-            yield batch, self._keep(name, batch, seen.pop(), keep)
+            yield batch, self._keep(name, batch, input_BLI=seen.pop(), keep=keep)
 
     def without(self, name: str, keep: bool = False) -> Iterator[tuple[int, Tensor, Tensor]]:
         """(batch number, input [B, L, I] of a projection, the layer's output [B, L, D] if that wrote zeros)."""
@@ -76,7 +76,7 @@ class StagedLayer:
             module = self.layer.get_submodule(name)
             with inputs_of(module, seen.append), muted([module]):
                 output_BLD = self._run(batch)
-            yield batch, self._keep(name, batch, seen.pop(), keep), output_BLD
+            yield batch, self._keep(name, batch, input_BLI=seen.pop(), keep=keep), output_BLD
 
     def finish(self, name: str) -> None:
         """The projection has its last weights: from now on its owner is not run again, where that is possible."""
@@ -86,7 +86,7 @@ class StagedLayer:
         module = self.layer.get_submodule(name)
         for input_BLI in inputs:
             output_BLD = module(input_BLI.to(self.walk.decoder.device_of(self.index)))
-            self._add(self._outputs, self.order.owners[name][0], output_BLD)
+            self._add(self._outputs, self.order.owners[name][0], value_BLX=output_BLD)
 
     def outputs(self) -> Iterator[tuple[int, Tensor]]:
         """(batch number, hidden states [B, L, D] after the layer)."""
@@ -98,22 +98,22 @@ class StagedLayer:
         device = self.walk.decoder.device_of(self.index)
         known = {owner: (outputs[batch].to(device), sizes[owner]) for owner, outputs in self._outputs.items()}
         with replaced(self.layer, known):
-            return self.walk.output(batch, self.index, self.layer)
+            return self.walk.output(batch, self.index, layer=self.layer)
 
-    def _keep(self, name: str, batch: int, input_BLI: Tensor, keep: bool) -> Tensor:
+    def _keep(self, name: str, batch: int, *, input_BLI: Tensor, keep: bool) -> Tensor:
         batched = input_BLI.ndim == 3 and len(input_BLI) == len(self.walk.batches[batch])
         if keep and batched and name in self.order.owners:
-            self._add(self._inputs, name, input_BLI)
+            self._add(self._inputs, name, value_BLX=input_BLI)
         return input_BLI
 
-    def _add(self, kept: dict[str, Streams], name: str, value_BLX: Tensor) -> None:
+    def _add(self, kept: dict[str, Streams], name: str, *, value_BLX: Tensor) -> None:
         """Keep what one more batch has; room is made once, for it may be a file."""
         if name not in kept:
             kept[name] = self.walk.room(value_BLX)
         kept[name].append(value_BLX)
 
 
-def probe(walk: Walk, index: int, layer: nn.Module, names: Sequence[str]) -> Order:
+def probe(walk: Walk, index: int, *, layer: nn.Module, names: Sequence[str]) -> Order:
     """Run the first batch and see. Projections that are not called exactly once are in no group."""
     inputs: list[tuple[str, Tensor]] = []
     ended: dict[str, Tensor] = {}
@@ -136,7 +136,7 @@ def probe(walk: Walk, index: int, layer: nn.Module, names: Sequence[str]) -> Ord
             elif path:
                 hook = module.register_forward_hook(lambda _, __, value, path=path: returns(path, value))
                 hooks.callback(hook.remove)
-        output_BLD = walk.output(0, index, layer)
+        output_BLD = walk.output(0, index, layer=layer)
     called = [name for name, _ in inputs]
     groups: dict[Any, list[str]] = {}
     for name, value in inputs:
@@ -148,7 +148,7 @@ def probe(walk: Walk, index: int, layer: nn.Module, names: Sequence[str]) -> Ord
             return False  # of some tokens only, which are others in each batch
         try:
             with replaced(layer, {path: (outputs[path], size)}):
-                return torch.equal(walk.output(0, index, layer), output_BLD)
+                return torch.equal(walk.output(0, index, layer=layer), output_BLD)
         except Exception:  # whatever a model does with None: a router's other values are needed
             return False
 
@@ -193,7 +193,7 @@ def _noter(calls: list[tuple[str, Tensor]], path: str) -> Callable[[Tensor], Non
 
 
 def _ender(ended: dict[str, Tensor], path: str) -> Callable[..., None]:
-    def note(_: nn.Module, __: Any, output: Tensor) -> None:
+    def note(_: nn.Module, __: Any, *, output: Tensor) -> None:
         ended[path] = output
 
     return note

@@ -10,7 +10,7 @@ from llmprune.recipe.recipe import Recipe
 from llmprune.results.run_folder import code_fingerprint, fingerprint
 
 
-def require_same_everywhere(recipe: Recipe, plan: Plan, bench: Workbench) -> None:
+def require_same_everywhere(recipe: Recipe, plan: Plan, *, bench: Workbench) -> None:
     """Raise PeerError where another process reads another recipe, model or text, or runs other code."""
     if count() == 1:
         return

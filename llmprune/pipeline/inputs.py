@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 class Workbench:
     """The dense model and the calibration windows of one recipe. ``reserve``: bytes of disk that the result needs."""
 
-    def __init__(self, recipe: Recipe, anatomy: Anatomy, inputs: Inputs, *, reserve: int = 0) -> None:
+    def __init__(self, recipe: Recipe, anatomy: Anatomy, *, inputs: Inputs, reserve: int = 0) -> None:
         self.recipe = recipe
         self.anatomy = anatomy
         self.inputs = inputs
@@ -101,7 +101,9 @@ class Workbench:
     @cached_property
     def _file_names(self) -> FileNames:
         """Which tensors of the base's files make each of the model's."""
-        blueprint = build_blueprint(self.config, self.model.dtype, self.recipe.model.trust_remote_code)
+        blueprint = build_blueprint(
+            self.config, self.model.dtype, trust_remote_code=self.recipe.model.trust_remote_code
+        )
         return FileNames(blueprint, headers_of(self.recipe.model) or {})
 
     @cached_property
@@ -138,11 +140,11 @@ class Workbench:
         size = self.anatomy.num_layers * len(windows_NL) * length * hidden
         key = fingerprint(self.identity, fingerprint_tokens(windows_NL), calibration.batch_size, count(), boot())[:16]
         place = folder / TRAIL
-        kept = from_first(self._keeps_trail(place, key, size) if is_first() else False)
+        kept = from_first(self._keeps_trail(place, key, size=size) if is_first() else False)
         trail = Trail(place, f"{key}-{rank()}") if kept else None
         return StreamStore(calibration.stream_memory, folder, trail)
 
-    def _keeps_trail(self, place: Path, key: str, size: int) -> bool:
+    def _keeps_trail(self, place: Path, key: str, *, size: int) -> bool:
         """Whether the hidden states after every layer, ``size`` bytes in all, are kept on disk.
 
         Decided once and noted with them: later their own bytes are missing from the free disk, and those of what else

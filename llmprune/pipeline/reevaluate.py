@@ -44,7 +44,7 @@ def reevaluate(path: Path, limit: int | None = None) -> Report:
             report, recipe = _evaluated(folder, limit)
         finally:
             folder.close()
-    require_gate(report, recipe, folder.path)
+    require_gate(report, recipe, folder=folder.path)
     return report
 
 
@@ -60,13 +60,13 @@ def _evaluated(folder: RunFolder, limit: int | None) -> tuple[Report, Recipe]:
     if is_first():
         check_tasks(recipe.evaluation)
         require_whole(folder.path / "model", old.pruned.parameters)
-    measured = _measured(folder, recipe, old, before.evaluation.limit, known=known)
-    report = _judged(old, recipe, measured, folder)
+    measured = _measured(folder, recipe, old=old, earlier=before.evaluation.limit, known=known)
+    report = _judged(old, recipe, measured=measured, folder=folder)
     folder.forget("evaluation")
     folder.write("evaluation.json", measured.model_dump_json(indent=1) + "\n")
     folder.write("report.json", report.model_dump_json(indent=1) + "\n")
     folder.write("report.html", render_page(report))
-    return push_as_asked(recipe, folder, report), recipe
+    return push_as_asked(recipe, folder, report=report), recipe
 
 
 def _finished(path: Path) -> tuple[Report, Measured]:
@@ -84,7 +84,7 @@ def _finished(path: Path) -> tuple[Report, Measured]:
         raise OutputError(f"{measured} cannot be read; run the recipe again, which evaluates anew") from error
 
 
-def _measured(folder: RunFolder, recipe: Recipe, old: Report, earlier: int | None, *, known: Measured) -> Measured:
+def _measured(folder: RunFolder, recipe: Recipe, *, old: Report, earlier: int | None, known: Measured) -> Measured:
     """The run's measurements with the tasks asked anew; the base model is taken at the commit that was pruned."""
     base = recipe.model
     if old.provenance.commit:
@@ -92,15 +92,27 @@ def _measured(folder: RunFolder, recipe: Recipe, old: Report, earlier: int | Non
     pruned = pruned_source(recipe.model, folder.path / "model")
     tokenizer = load_tokenizer(base)
     with account(folder.steps, MORE_SAMPLES):
-        dense = ask(subject(base, tokenizer, lambda: load_model(base)), "dense", recipe.evaluation, earlier)
+        dense = ask(
+            subject(base, tokenizer, load=lambda: load_model(base)),
+            "dense",
+            evaluation=recipe.evaluation,
+            earlier=earlier,
+        )
         store = folder.path / TASKS
-        found = ask(subject(pruned, tokenizer, lambda: load_model(pruned), store), "pruned", recipe.evaluation, earlier)
+        found = ask(
+            subject(pruned, tokenizer, load=lambda: load_model(pruned), folder=store),
+            "pruned",
+            evaluation=recipe.evaluation,
+            earlier=earlier,
+        )
     return known.model_copy(update={"dense_tasks": dense, "pruned_tasks": found})
 
 
-def _judged(old: Report, recipe: Recipe, measured: Measured, folder: RunFolder) -> Report:
+def _judged(old: Report, recipe: Recipe, *, measured: Measured, folder: RunFolder) -> Report:
     gate = recipe.evaluation.gate
-    comparison = compare(measured.dense_tasks, measured.pruned_tasks, gate.confidence if gate else CONFIDENCE)
+    comparison = compare(
+        measured.dense_tasks, measured.pruned_tasks, confidence=gate.confidence if gate else CONFIDENCE
+    )
     return old.model_copy(
         update={
             "created": now(),

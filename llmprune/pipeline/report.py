@@ -22,6 +22,7 @@ from llmprune.score.scores import Scores
 def layer_figures(
     anatomy: Anatomy,
     scores: Scores | None,
+    *,
     cut: Cut,
     records: Mapping[int, LayerRecord],
     add_up: tuple[bool, bool] = (True, True),
@@ -29,12 +30,16 @@ def layer_figures(
     """One row for every layer of the dense model. ``records``: what pass 2 did, by kept layer; ``add_up``: whether
     scores of neurons do, and those of heads.
     """
-    return tuple(_layer(index, anatomy, scores, cut, records.get(index), add_up) for index in range(cut.num_layers))
+    return tuple(
+        _layer(index, anatomy, scores=scores, cut=cut, record=records.get(index), add_up=add_up)
+        for index in range(cut.num_layers)
+    )
 
 
 def _layer(
     index: int,
     anatomy: Anatomy,
+    *,
     scores: Scores | None,
     cut: Cut,
     record: LayerRecord | None,
@@ -51,13 +56,15 @@ def _layer(
         importance=float(scores.layers[index]) if scores and scores.layers is not None else None,
         removed=removed,
         width=sum(unit.width * (unit.experts or 1) for unit in units) if units else None,
-        kept=sum(_kept(index, unit, cut, keep_E) for unit in units) if units and not removed else None,
+        kept=sum(_kept(index, unit, cut=cut, keep_E=keep_E) for unit in units) if units and not removed else None,
         experts_kept=None if keep_E is None or removed else tuple(keep_E.tolist()),
         kv_groups_kept=None if keep_G is None else tuple(keep_G.tolist()),
         kv_groups_share=None
         if keep_G is None or scores is None
-        else kept_share(scores.heads[heads], keep_G, add_up[1]),
-        score_share=None if removed or scores is None else _score_share(index, anatomy, scores, cut, add_up[0]),
+        else kept_share(scores.heads[heads], keep_G, adds_up=add_up[1]),
+        score_share=None
+        if removed or scores is None
+        else _score_share(index, anatomy, scores=scores, cut=cut, adds_up=add_up[0]),
         error_cut=record.error_cut if record else None,
         error_refit=record.error_refit if record else None,
         ridge=record.ridge if record else None,
@@ -69,16 +76,16 @@ def _layer(
     )
 
 
-def _kept(index: int, unit: MlpUnit, cut: Cut, keep_E: Tensor | None) -> int:
+def _kept(index: int, unit: MlpUnit, *, cut: Cut, keep_E: Tensor | None) -> int:
     keep = cut.neurons.get(unit_key(index, unit.path))
     experts = 1 if unit.experts is None else unit.experts if keep_E is None else len(keep_E)
     return experts * (unit.width if keep is None else keep.shape[-1])
 
 
-def _score_share(index: int, anatomy: Anatomy, scores: Scores, cut: Cut, adds_up: bool) -> float | None:
+def _score_share(index: int, anatomy: Anatomy, *, scores: Scores, cut: Cut, adds_up: bool) -> float | None:
     """Mean over the layer's units that lost neurons."""
     keys = [unit_key(index, unit.path) for unit in anatomy.units[index]]
-    shares = [kept_share(scores.neurons[key], cut.neurons[key], adds_up) for key in keys if key in cut.neurons]
+    shares = [kept_share(scores.neurons[key], cut.neurons[key], adds_up=adds_up) for key in keys if key in cut.neurons]
     return sum(shares) / len(shares) if shares else None
 
 
@@ -97,7 +104,7 @@ def unrouted(scores: Scores) -> list[str]:
 
 
 def sparsity_figures(
-    sparsity: Sparsity | None, skipped: Sequence[str], counts: SparseCounts | None
+    sparsity: Sparsity | None, skipped: Sequence[str], *, counts: SparseCounts | None
 ) -> SparsityFigures | None:
     """What was counted in the saved file."""
     if sparsity is None or counts is None:
@@ -120,6 +127,7 @@ def verification_figures(verified: Verified) -> VerificationFigures:
 def provenance(
     model: str,
     revision: str | None,
+    *,
     commit: str | None,
     calibration: tuple[str, int, int | None],
     datasets: dict[str, str],

@@ -91,6 +91,7 @@ class Pruned:
 def run(
     recipe: Recipe,
     output: str | Path = "runs/llmprune",
+    *,
     fresh: bool = False,
     measure_forward: bool = False,
     calibration_check: bool = False,
@@ -104,16 +105,18 @@ def run(
     quiet_libraries()
     guard_logs()
     with in_step():
-        report, folder = _run_in_step(recipe, Path(output), fresh, measure_forward, calibration_check)
-    require_gate(report, recipe, folder)
+        report, folder = _run_in_step(
+            recipe, Path(output), fresh=fresh, measure_forward=measure_forward, calibration_check=calibration_check
+        )
+    require_gate(report, recipe, folder=folder)
     return report
 
 
 def _run_in_step(
-    recipe: Recipe, output: Path, fresh: bool, measure_forward: bool, calibration_check: bool
+    recipe: Recipe, output: Path, *, fresh: bool, measure_forward: bool, calibration_check: bool
 ) -> tuple[Report, Path]:
     """The report of a run, and the folder that it is in."""
-    refuse_tokens(recipe.text, recipe.overrides, "recipe")
+    refuse_tokens(recipe.text, recipe.overrides, source="recipe")
     surveyed = survey(recipe)
     plan, anatomy = surveyed.require()
     if is_first():
@@ -126,16 +129,23 @@ def _run_in_step(
         # worth seeing under a launcher: accelerate launch --cpu --num_processes 2 starts one process and says nothing
         level = logging.WARNING if launched() else logging.INFO
         logger.log(level, "walking in %d process%s on %s", count(), "" if count() == 1 else "es", local_device())
-    folder = RunFolder.open(output, fresh, recipe.model.id, recipe=recipe_of_model(recipe))
-    bench = Workbench(recipe, anatomy, surveyed.inputs, reserve=_disk(plan))
+    folder = RunFolder.open(output, fresh, model=recipe.model.id, recipe=recipe_of_model(recipe))
+    bench = Workbench(recipe, anatomy, inputs=surveyed.inputs, reserve=_disk(plan))
     try:
-        report = _run(recipe, plan, bench, folder, measure_forward, calibration_check)
+        report = _run(
+            recipe,
+            plan,
+            bench=bench,
+            folder=folder,
+            measure_forward=measure_forward,
+            calibration_check=calibration_check,
+        )
     finally:
         folder.close()
     return report, folder.path
 
 
-def require_gate(report: Report, recipe: Recipe, folder: Path) -> None:
+def require_gate(report: Report, recipe: Recipe, *, folder: Path) -> None:
     """Raise GateNotMet unless the report's gate is passed or there is none."""
     if report.gate is None or report.gate.passed:
         return
@@ -146,11 +156,11 @@ def require_gate(report: Report, recipe: Recipe, folder: Path) -> None:
 
 
 def _run(
-    recipe: Recipe, plan: Plan, bench: Workbench, folder: RunFolder, measure_forward: bool, calibration_check: bool
+    recipe: Recipe, plan: Plan, *, bench: Workbench, folder: RunFolder, measure_forward: bool, calibration_check: bool
 ) -> Report:
     tell("reading text")
     bench.read_texts()
-    require_same_everywhere(recipe, plan, bench)
+    require_same_everywhere(recipe, plan, bench=bench)
     folder.begin(recipe_of_model(recipe), fingerprint(bench.identity, bench.windows_fingerprint))
     if is_first() and folder.path != folder.home:  # the finished run stays meanwhile
         require_space(folder.home, _disk(plan), written=size_of(folder.path))
@@ -158,22 +168,35 @@ def _run(
     folder.write("plan.json", plan.model_dump_json(indent=1) + "\n")
     warnings = list(plan.notes)
     if measure_forward:
-        plain_forward(bench.model, bench.windows[: count()], 1)  # the first run brings weights from disk
-        _time_forward(recipe, bench, folder)
-    scores = find_scores(recipe, plan, bench, folder)
+        plain_forward(bench.model, bench.windows[: count()], batch_size=1)  # the first run brings weights from disk
+        _time_forward(recipe, bench, folder=folder)
+    scores = find_scores(recipe, plan, bench=bench, folder=folder)
     if scores is not None:
         warnings += unrouted(scores)
-    cut = find_cut(recipe, plan, bench, folder, scores, warnings)
-    warnings = settle_patterns(warnings, bench.anatomy.patterns, cut.layers)
-    stability = check_calibration(recipe, plan, bench, folder) if calibration_check else None
-    pruned = _prune(recipe, bench, folder, cut)
+    cut = find_cut(recipe, plan, bench=bench, folder=folder, scores=scores, warnings=warnings)
+    warnings = settle_patterns(warnings, bench.anatomy.patterns, keep=cut.layers)
+    stability = check_calibration(recipe, plan, bench=bench, folder=folder) if calibration_check else None
+    pruned = _prune(recipe, bench, folder=folder, cut=cut)
     if measure_forward:
-        _time_forward(recipe, bench, folder)  # again, for a machine's speed drifts
-    measured = _measure(recipe, bench, folder, cut)
-    report = from_first(_report(recipe, plan, bench, folder, scores, cut, stability, pruned, measured, warnings))
+        _time_forward(recipe, bench, folder=folder)  # again, for a machine's speed drifts
+    measured = _measure(recipe, bench, folder=folder, cut=cut)
+    report = from_first(
+        _report(
+            recipe,
+            plan,
+            bench=bench,
+            folder=folder,
+            scores=scores,
+            cut=cut,
+            stability=stability,
+            pruned=pruned,
+            measured=measured,
+            warnings=warnings,
+        )
+    )
     folder.write("report.json", report.model_dump_json(indent=1) + "\n")
     folder.write("report.html", render_page(report))
-    return push_as_asked(recipe, folder, report)
+    return push_as_asked(recipe, folder, report=report)
 
 
 def _disk(plan: Plan) -> int:
@@ -181,22 +204,22 @@ def _disk(plan: Plan) -> int:
     return 2 * plan.disk + 2 * plan.memory.streams
 
 
-def _time_forward(recipe: Recipe, bench: Workbench, folder: RunFolder) -> None:
-    with account(folder.steps, FORWARD, bench.windows.numel()):
-        plain_forward(bench.model, bench.windows, recipe.calibration.batch_size)
+def _time_forward(recipe: Recipe, bench: Workbench, *, folder: RunFolder) -> None:
+    with account(folder.steps, FORWARD, tokens=bench.windows.numel()):
+        plain_forward(bench.model, bench.windows, batch_size=recipe.calibration.batch_size)
 
 
-def push_as_asked(recipe: Recipe, folder: RunFolder, report: Report) -> Report:
+def push_as_asked(recipe: Recipe, folder: RunFolder, *, report: Report) -> Report:
     """To the hub, where the recipe says so and the gate does not forbid it; the report then names the place."""
     if recipe.hub is None or (recipe.hub.when != "always" and refusal(report)):
         return report
-    published = publish_once(folder, recipe, recipe.hub, report)
+    published = publish_once(folder, recipe, hub=recipe.hub, report=report)
     report = report.model_copy(update={"files": report.files | {"hub": published.url}})
     folder.write("report.json", report.model_dump_json(indent=1) + "\n")
     return report
 
 
-def _prune(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: Cut) -> Pruned:
+def _prune(recipe: Recipe, bench: Workbench, *, folder: RunFolder, cut: Cut) -> Pruned:
     """Pass 2, the checkpoint, and its proof."""
     staging = folder.path / "model.partial"
     cut_files = file_fingerprint(folder.path / "cut.json", folder.path / "cut.safetensors")
@@ -204,7 +227,7 @@ def _prune(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: Cut) -> Pru
     origin = fingerprint(bench.identity, bench.windows_fingerprint, cut_files, *settings)
 
     def make(path: Path) -> Pruned:
-        made = _write_checkpoint(recipe, bench, folder, cut, Snapshots(staging, origin))
+        made = _write_checkpoint(recipe, bench, folder=folder, cut=cut, snapshots=Snapshots(staging, origin))
         if is_first():
             publish(staging / "checkpoint", folder.path / "model")
             folder.write(path.name, made.to_json())
@@ -212,7 +235,7 @@ def _prune(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: Cut) -> Pru
 
     if is_first() and not (folder.path / "model" / "config.json").is_file():
         (folder.path / "pruning.json").unlink(missing_ok=True)
-    pruned = folder.produce("model", origin, "pruning.json", Pruned.from_json, make, together=True)
+    pruned = folder.produce("model", origin, file="pruning.json", load=Pruned.from_json, make=make, together=True)
     if is_first():
         shutil.rmtree(staging, ignore_errors=True)
         shutil.rmtree(folder.path / TRAIL, ignore_errors=True)
@@ -220,48 +243,68 @@ def _prune(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: Cut) -> Pru
     return pruned
 
 
-def _write_checkpoint(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: Cut, snapshots: Snapshots) -> Pruned:
-    pruned = cut_decoder(bench.dense, bench.model, bench.anatomy, cut)
+def _write_checkpoint(recipe: Recipe, bench: Workbench, *, folder: RunFolder, cut: Cut, snapshots: Snapshots) -> Pruned:
+    pruned = cut_decoder(bench.dense, bench.model, anatomy=bench.anatomy, cut=cut)
     anatomy = bench.anatomy
     experts = cut.num_experts or (anatomy.experts.count if anatomy.experts else None)
     kv_groups = cut.kv_groups or (anatomy.heads.count if anatomy.heads else None)
     size = measure_size(
-        pruned.skeleton, anatomy.widths | cut.widths, experts, kv_groups, stored=bench.saved_dtypes, layers=cut.layers
+        pruned.skeleton,
+        anatomy.widths | cut.widths,
+        experts=experts,
+        kv_groups=kv_groups,
+        stored=bench.saved_dtypes,
+        layers=cut.layers,
     )
-    change = _config_change(recipe, anatomy, cut)
-    writer = CheckpointWriter(snapshots.folder, pruned.skeleton, pruned.layers_path, change)
+    change = _config_change(recipe, anatomy, cut=cut)
+    writer = CheckpointWriter(snapshots.folder, pruned.skeleton, layers_path=pruned.layers_path, change=change)
     originals = bench.originals
 
     def write(new: int, tensors: Tensors) -> None:
-        stored = restore_layer(tensors, originals, anatomy, cut, cut.layers[new]) if originals else tensors
+        stored = (
+            restore_layer(tensors, originals, anatomy=anatomy, cut=cut, layer=cut.layers[new]) if originals else tensors
+        )
         writer.write_layer(new, stored)
 
-    pruning = Pruning(bench.dense, pruned, anatomy, cut, recipe.refit, write, recipe.sparsity)
-    with account(folder.steps, "pass 2", bench.windows.numel()):
+    pruning = Pruning(
+        bench.dense, pruned, anatomy=anatomy, cut=cut, refit=recipe.refit, write=write, sparsity=recipe.sparsity
+    )
+    with account(folder.steps, "pass 2", tokens=bench.windows.numel()):
         batch_size = recipe.calibration.batch_size
         store = bench.store(folder.path)
-        records, walk = pruning.run(bench.windows, batch_size, snapshots, store, bench.sources)
+        records, walk = pruning.run(
+            bench.windows, batch_size, snapshots=snapshots, store=store, sources_N=bench.sources
+        )
     verified = None
     if is_first():
         probe = Probe.take(walk)
         with account(folder.steps, "saving"):
             rest = tensors_of(pruned.skeleton, skip=pruned.layers_path)
-            writer.write_rest(originals.restore(rest, "", lambda read: read) if originals else rest)
+            writer.write_rest(originals.restore(rest, "", cut=lambda read: read) if originals else rest)
             writer.finish(recipe.export.max_shard_size, bench.tokenizer)
         with account(folder.steps, "verification"):
             trust = recipe.model.trust_remote_code
-            claim = _claim(recipe.sparsity, pruned, records) if recipe.sparsity else None
-            verified = verify(writer.folder, probe, size.parameters, bench.model.dtype, trust, claim)
+            claim = _claim(recipe.sparsity, pruned, records=records) if recipe.sparsity else None
+            verified = verify(
+                writer.folder,
+                probe,
+                parameters=size.parameters,
+                dtype=bench.model.dtype,
+                trust_remote_code=trust,
+                claim=claim,
+            )
     verified = from_first(verified)
     assert verified is not None, "the first process verifies or raises"
     return Pruned(tuple(records), verified, size, tuple(writer.left_heads), _files_of_base(writer))
 
 
-def _config_change(recipe: Recipe, anatomy: Anatomy, cut: Cut) -> ConfigChange:
+def _config_change(recipe: Recipe, anatomy: Anatomy, *, cut: Cut) -> ConfigChange:
     """The base's config, read anew from its folder, and what the cut makes of it."""
     trusted = recipe.model.trust_remote_code
     before = load_config(recipe.model)
-    after = cut_config(before, anatomy, cut.layers, cut.widths, cut.num_experts, cut.kv_groups)
+    after = cut_config(
+        before, anatomy, layers=cut.layers, widths=cut.widths, num_experts=cut.num_experts, kv_groups=cut.kv_groups
+    )
     return ConfigChange(place_of(recipe.model, "weights"), before, after, cut.layers, trusted)
 
 
@@ -269,7 +312,7 @@ def _files_of_base(writer: CheckpointWriter) -> BaseFiles:
     return BaseFiles(carried=writer.companions.carried, left=writer.companions.left)
 
 
-def _claim(sparsity: Sparsity, pruned: Decoder, records: Sequence[LayerRecord]) -> SparseClaim:
+def _claim(sparsity: Sparsity, pruned: Decoder, *, records: Sequence[LayerRecord]) -> SparseClaim:
     """What the saved file must hold. Raises ModelError where no matrix could be made sparse."""
     matrices = []
     weights = 0
@@ -286,21 +329,23 @@ def _claim(sparsity: Sparsity, pruned: Decoder, records: Sequence[LayerRecord]) 
     return SparseClaim(tuple(matrices), weights, pattern.kept, pattern.of, least)
 
 
-def _measure(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: Cut) -> Measured:
+def _measure(recipe: Recipe, bench: Workbench, *, folder: RunFolder, cut: Cut) -> Measured:
     """The dense model, the cut without refit, and the checkpoint as it was saved."""
     model_folder = folder.path / "model"
 
     def make(path: Path) -> Measured:
         source = pruned_source(recipe.model, model_folder)
         pruned = load_model(source)
-        dense_subject = subject(recipe.model, bench.tokenizer, lambda: bench.model)
-        pruned_subject = subject(source, bench.tokenizer, lambda: pruned, folder.path / TASKS)
+        dense_subject = subject(recipe.model, bench.tokenizer, load=lambda: bench.model)
+        pruned_subject = subject(source, bench.tokenizer, load=lambda: pruned, folder=folder.path / TASKS)
         cut_only = None
         if (recipe.refit or recipe.sparsity) and not cut.is_empty and recipe.evaluation.perplexity:
-            cut_only = cut_decoder(bench.dense, bench.model, bench.anatomy, cut)
+            cut_only = cut_decoder(bench.dense, bench.model, anatomy=bench.anatomy, cut=cut)
         decoders = (bench.dense, cut_only, dense_decoder(pruned))
         with account(folder.steps, "evaluation"):
-            measured = measure(recipe.evaluation, dense_subject, pruned_subject, decoders, bench.held_out)
+            measured = measure(
+                recipe.evaluation, dense_subject, pruned=pruned_subject, decoders=decoders, held_out_NL=bench.held_out
+            )
         folder.write(path.name, measured.model_dump_json(indent=1) + "\n")
         return measured
 
@@ -318,7 +363,7 @@ def _measure(recipe: Recipe, bench: Workbench, folder: RunFolder, cut: Cut) -> M
     )
     if is_first():
         refuse_fewer_samples(folder.path, asked.limit)
-    return folder.produce("evaluation", origin, "evaluation.json", load, make, together=True)
+    return folder.produce("evaluation", origin, file="evaluation.json", load=load, make=make, together=True)
 
 
 def pruned_source(base: ModelSource, folder: Path) -> ModelSource:
@@ -329,6 +374,7 @@ def pruned_source(base: ModelSource, folder: Path) -> ModelSource:
 def _report(
     recipe: Recipe,
     plan: Plan,
+    *,
     bench: Workbench,
     folder: RunFolder,
     scores: Scores | None,
@@ -341,7 +387,9 @@ def _report(
     records = {record.layer: record for record in pruned.records}
     gate, width = recipe.evaluation.gate, recipe.width
     add_up = (width.neurons_by.adds_up, width.heads_by.adds_up) if width else (True, True)
-    comparison = compare(measured.dense_tasks, measured.pruned_tasks, gate.confidence if gate else CONFIDENCE)
+    comparison = compare(
+        measured.dense_tasks, measured.pruned_tasks, confidence=gate.confidence if gate else CONFIDENCE
+    )
     calibration = (bench.windows_fingerprint, bench.windows.numel(), bench.crossings)
     return Report(
         created=now(),
@@ -351,18 +399,18 @@ def _report(
         provenance=provenance(
             recipe.model.id,
             recipe.model.revision if bench.commit else None,
-            bench.commit,
-            calibration,
-            bench.dataset_commits,
-            recipe.calibration.seed,
-            recipe.model.trust_remote_code,
-            bench.device,
+            commit=bench.commit,
+            calibration=calibration,
+            datasets=bench.dataset_commits,
+            seed=recipe.calibration.seed,
+            trust_remote_code=recipe.model.trust_remote_code,
+            device=bench.device,
         ),
         dense=plan.dense,
         pruned=pruned.size,
-        layers=layer_figures(bench.anatomy, scores, cut, records, add_up),
+        layers=layer_figures(bench.anatomy, scores, cut=cut, records=records, add_up=add_up),
         sparsity=sparsity_figures(
-            recipe.sparsity, plan.sparsity.skipped if plan.sparsity else (), pruned.verified.sparse
+            recipe.sparsity, plan.sparsity.skipped if plan.sparsity else (), counts=pruned.verified.sparse
         ),
         stability=stability,
         perplexity=measured.perplexity,

@@ -31,37 +31,40 @@ from llmprune.results.schema import StabilityFigures, Step
 from llmprune.score.ablation import try_without
 from llmprune.score.forward_pass import score
 from llmprune.score.scores import Scores
-from llmprune.score.select import choose_cut
+from llmprune.score.select import PlannedSizes, choose_cut
 from llmprune.score.stability import compare
 
 
-def find_scores(recipe: Recipe, plan: Plan, bench: Workbench, folder: RunFolder) -> Scores | None:
+def find_scores(recipe: Recipe, plan: Plan, *, bench: Workbench, folder: RunFolder) -> Scores | None:
     """Pass 1, and the trials where the depth criterion makes some; not if the recipe names all that goes."""
-    origin = _origin_of_scores(recipe, plan, bench)
+    origin = _origin_of_scores(recipe, plan, bench=bench)
     if origin is None:
         return None
 
     def make(path: Path) -> Scores:
         if is_first():
             shutil.rmtree(folder.path / TRAIL, ignore_errors=True)  # of a run that was killed: written again
-        made = _scored(recipe, plan, bench, bench.windows, bench.store(folder.path), folder.steps)
+        made = _scored(
+            recipe, plan, bench=bench, windows_NL=bench.windows, store=bench.store(folder.path), steps=folder.steps
+        )
         if is_first():
             write_beside(path, made.save)
         return made
 
-    return folder.produce("scores", origin, "scores.safetensors", Scores.load, make, together=True)
+    return folder.produce("scores", origin, file="scores.safetensors", load=Scores.load, make=make, together=True)
 
 
 def find_cut(
     recipe: Recipe,
     plan: Plan,
+    *,
     bench: Workbench,
     folder: RunFolder,
     scores: Scores | None,
     warnings: list[str],
 ) -> Cut:
     """The cut that the scores choose, or what a person made of it; then a warning says so."""
-    chosen = choose_cut(bench.anatomy, scores, *_wanted(plan), keep_pattern=_keeps_pattern(recipe))
+    chosen = choose_cut(bench.anatomy, scores, sizes=_planned_sizes(plan, recipe))
 
     def make(path: Path) -> Cut:
         chosen.save(path)
@@ -74,7 +77,7 @@ def find_cut(
         chosen.kv_groups,
         chosen.layers,
     )
-    cut = folder.produce("cut", origin, "cut.json", Cut.load, make)
+    cut = folder.produce("cut", origin, file="cut.json", load=Cut.load, make=make)
     cut.require_like(chosen)
     if cut.layers != chosen.layers:
         warnings.append(
@@ -83,12 +86,12 @@ def find_cut(
     return cut
 
 
-def check_calibration(recipe: Recipe, plan: Plan, bench: Workbench, folder: RunFolder) -> StabilityFigures | None:
+def check_calibration(recipe: Recipe, plan: Plan, *, bench: Workbench, folder: RunFolder) -> StabilityFigures | None:
     """What each half of the calibration would choose; None where the recipe names all that goes.
 
     Trials of a depth criterion then run on as much of a half as they run on of the whole.
     """
-    origin = _origin_of_scores(recipe, plan, bench)
+    origin = _origin_of_scores(recipe, plan, bench=bench)
     if origin is None:
         return None
 
@@ -100,15 +103,15 @@ def check_calibration(recipe: Recipe, plan: Plan, bench: Workbench, folder: RunF
             criterion = depth.criterion.scaled(len(windows_NL), len(bench.windows))
             on_half = recipe.model_copy(update={"depth": depth.model_copy(update={"criterion": criterion})})
         store = bench.store(folder.path, windows_NL)
-        scores = _scored(on_half, plan, bench, windows_NL, store, [])
+        scores = _scored(on_half, plan, bench=bench, windows_NL=windows_NL, store=store, steps=[])
         if store.trail:
             store.trail.remove()  # pass 2 walks all windows
-        return choose_cut(bench.anatomy, scores, *_wanted(plan), keep_pattern=_keeps_pattern(recipe))
+        return choose_cut(bench.anatomy, scores, sizes=_planned_sizes(plan, recipe))
 
     def make(path: Path) -> StabilityFigures:
-        with account(folder.steps, "calibration check", bench.windows.numel()):
+        with account(folder.steps, "calibration check", tokens=bench.windows.numel()):
             named = plan.removed_layers is not None
-            found = compare(choose, bench.windows, bench.anatomy, named, bench.sources)
+            found = compare(choose, bench.windows, anatomy=bench.anatomy, named=named, sources_N=bench.sources)
         folder.write(path.name, found.model_dump_json(indent=1) + "\n")
         return found
 
@@ -116,7 +119,12 @@ def check_calibration(recipe: Recipe, plan: Plan, bench: Workbench, folder: RunF
         return StabilityFigures.model_validate_json(path.read_text(encoding="utf-8"))
 
     return folder.produce(
-        "calibration check", fingerprint(origin, *_wanted(plan)), "calibration-check.json", load, make, together=True
+        "calibration check",
+        fingerprint(origin, _planned_sizes(plan, recipe)),
+        file="calibration-check.json",
+        load=load,
+        make=make,
+        together=True,
     )
 
 
@@ -131,43 +139,43 @@ def require_halves(recipe: Recipe) -> None:
 
 
 def _scored(
-    recipe: Recipe, plan: Plan, bench: Workbench, windows_NL: Tensor, store: StreamStore, steps: list[Step]
+    recipe: Recipe, plan: Plan, *, bench: Workbench, windows_NL: Tensor, store: StreamStore, steps: list[Step]
 ) -> Scores:
     """Scores by these windows, as the recipe says."""
     depth, width, heads, experts = _criteria(recipe)
     passing = depth if isinstance(depth, PassingCriterion) else None
     remove, batch_size = plan.dense.layers - plan.keep_layers, recipe.calibration.batch_size
-    with account(steps, "pass 1", windows_NL.numel()):
+    with account(steps, "pass 1", tokens=windows_NL.numel()):
         scores = score(
             bench.dense,
             bench.anatomy,
-            windows_NL,
-            batch_size,
-            passing,
-            width,
-            experts,
-            store,
-            remove,
-            heads,
+            windows_NL=windows_NL,
+            batch_size=batch_size,
+            depth=passing,
+            width=width,
+            experts=experts,
+            store=store,
+            remove=remove,
+            heads=heads,
             keep_pattern=_keeps_pattern(recipe),
         )
     if not isinstance(depth, TrialCriterion):
         return scores
-    with account(steps, "trials", windows_NL.numel()):
+    with account(steps, "trials", tokens=windows_NL.numel()):
         layers_N = try_without(
             bench.dense,
             bench.anatomy,
-            depth,
-            windows_NL,
-            batch_size,
-            remove,
-            store,
+            criterion=depth,
+            windows_NL=windows_NL,
+            batch_size=batch_size,
+            remove=remove,
+            store=store,
             keep_pattern=_keeps_pattern(recipe),
         )
     return replace(scores, layers=layers_N)
 
 
-def _origin_of_scores(recipe: Recipe, plan: Plan, bench: Workbench) -> str | None:
+def _origin_of_scores(recipe: Recipe, plan: Plan, *, bench: Workbench) -> str | None:
     """Fingerprint of all that the scores depend on; None where nothing is scored."""
     criteria = _criteria(recipe)
     if not any(criteria):
@@ -199,6 +207,12 @@ def _criteria(recipe: Recipe) -> _Criteria:
     )
 
 
-def _wanted(plan: Plan) -> tuple[tuple[int, ...] | None, int, dict[str, int], int | None, int | None]:
-    """What ``choose_cut`` is asked for."""
-    return plan.removed_layers, plan.keep_layers, plan.keep_widths, plan.keep_experts, plan.keep_kv_groups
+def _planned_sizes(plan: Plan, recipe: Recipe) -> PlannedSizes:
+    return PlannedSizes(
+        removed_layers=plan.removed_layers,
+        keep_layers=plan.keep_layers,
+        widths=plan.keep_widths,
+        num_experts=plan.keep_experts,
+        kv_groups=plan.keep_kv_groups,
+        keep_pattern=_keeps_pattern(recipe),
+    )

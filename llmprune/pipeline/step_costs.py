@@ -23,7 +23,7 @@ FORWARD = "plain forward pass"
 
 
 @contextmanager
-def account(steps: list[Step], name: str, tokens: int | None = None) -> Iterator[None]:
+def account(steps: list[Step], name: str, *, tokens: int | None = None) -> Iterator[None]:
     """Append a Step for what happens in this context. ``tokens``: how many went through the model."""
     tell(name)
     reset_peak()
@@ -45,7 +45,7 @@ def account(steps: list[Step], name: str, tokens: int | None = None) -> Iterator
 
 
 @torch.no_grad()
-def plain_forward(model: PreTrainedModel, windows_NL: Tensor, batch_size: int) -> None:
+def plain_forward(model: PreTrainedModel, windows_NL: Tensor, *, batch_size: int) -> None:
     """The decoder's own forward over this process's windows, without the head: what a pass is compared with."""
     device = input_device(model)
     for ids_BL in torch.split(share_of(windows_NL), batch_size):

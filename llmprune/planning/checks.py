@@ -44,7 +44,7 @@ class Collected:
         self.wrong, self.problems = tuple(wrong), tuple(problems)
         self.errors: list[LLMPruneError] = []
 
-    def attempt(self, place: str, reads: Iterable[str], work: Callable[[], T]) -> tuple[bool, T | None]:
+    def attempt(self, place: str, reads: Iterable[str], *, work: Callable[[], T]) -> tuple[bool, T | None]:
         """Do a piece of work that depends on the keys ``reads``; whether it was done, and its value."""
         if any(_overlap(key, wrong) for key in reads for wrong in self.wrong):
             return False, None
@@ -86,7 +86,10 @@ def run_checks(inputs: Inputs, collected: Collected) -> None:
     """Go through the list, and add each problem to what was collected."""
     passed: set[str] = set()
     for check in checks_of(inputs):
-        if all(name in passed for name in check.after) and collected.attempt(check.place, check.reads, check.run)[0]:
+        if (
+            all(name in passed for name in check.after)
+            and collected.attempt(check.place, check.reads, work=check.run)[0]
+        ):
             passed.add(check.name)
 
 
@@ -109,7 +112,7 @@ def checks_of(inputs: Inputs) -> list[Check]:
         reads: tuple[str, ...] = ("evaluation.speed", *model)
         found.append(Check("speed", "evaluation.speed", reads, lambda: fits(inputs.config), ("config",)))
     if evaluation.generation and evaluation.perplexity and _length_is_known(evaluation.perplexity):
-        windows = partial(require_windows, evaluation.generation, *evaluation.perplexity.shape())
+        windows = partial(require_windows, evaluation.generation, evaluation.perplexity.shape())
         reads = ("evaluation.generation", *_keys("evaluation.perplexity", "samples", "sequence_length", "tokens"))
         found.append(Check("generation", "evaluation.generation", reads, windows))
     tasks = ("evaluation.tasks", "evaluation.include_path", "evaluation.backend")

@@ -56,7 +56,7 @@ class Inputs:
     @cached_property
     def _calibration(self) -> tuple[Tensor, int | None]:
         calibration = self.recipe.calibration
-        windows_NL, crossings = load_windows(calibration, self.tokenizer, calibration.shape())
+        windows_NL, crossings = load_windows(calibration, self.tokenizer, default_shape=calibration.shape())
         self._require_fitting(windows_NL)
         return windows_NL, crossings
 
@@ -71,7 +71,7 @@ class Inputs:
         settings = self.recipe.evaluation.perplexity
         if settings is None:
             return None
-        windows_NL, _ = load_windows(settings, self.tokenizer, settings.shape())
+        windows_NL, _ = load_windows(settings, self.tokenizer, default_shape=settings.shape())
         self._require_fitting(windows_NL)
         return windows_NL
 

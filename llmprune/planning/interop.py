@@ -45,7 +45,7 @@ def patterns_at_risk(patterns: Sequence[LayerPattern]) -> list[str]:
     ]
 
 
-def settle_patterns(warnings: Sequence[str], patterns: Sequence[LayerPattern], keep: Sequence[int]) -> list[str]:
+def settle_patterns(warnings: Sequence[str], patterns: Sequence[LayerPattern], *, keep: Sequence[int]) -> list[str]:
     """Return a plan's warnings with what it said of patterns at risk made what the cut did to them."""
     risks, broken = patterns_at_risk(patterns), about_patterns(patterns, keep)
     return [*(warning for warning in warnings if warning not in [*risks, *broken]), *broken]
@@ -97,7 +97,7 @@ def _values(model: PreTrainedModel) -> dict[str, float]:
     return found
 
 
-def about_head_size(config: Config, raw: Mapping[str, Any], heads: Heads | None, kept: int | None) -> list[str]:
+def about_head_size(config: Config, raw: Mapping[str, Any], *, heads: Heads | None, kept: int | None) -> list[str]:
     """Say which tools derive the size of a head, where heads go and the base leaves it to hidden_size and their number.
 
     ``raw``: the base's config.json as it stands; ``kept``: key-value groups.

@@ -31,7 +31,7 @@ class Memory(Figures):
 
 
 def memory_of(
-    recipe: Recipe, dense: PreTrainedModel, pruned: PreTrainedModel, anatomy: Anatomy, widths: dict[str, int]
+    recipe: Recipe, dense: PreTrainedModel, *, pruned: PreTrainedModel, anatomy: Anatomy, widths: dict[str, int]
 ) -> Memory:
     """The most memory of a run of a recipe, from models without weights; ``widths``: neurons kept, by config field."""
     samples, _ = recipe.calibration.shape()
@@ -46,11 +46,11 @@ def memory_of(
         weights=bytes_of(dense),
         layer=_largest(find_layers(dense)[1]) + _largest(find_layers(pruned)[1]),
         streams=(2 * samples + _tried(recipe, anatomy.num_layers)) * bytes_of_window(recipe, dense)
-        + _of_runs(recipe, dense, pruned)
-        + _of_standins(recipe, dense, scored)
-        + _noted(recipe, dense, anatomy)
-        + _staged(recipe, dense, pruned)
-        + _gated(recipe, dense, neurons_of_solved_ups(anatomy, widths)),
+        + _of_runs(recipe, dense, pruned=pruned)
+        + _of_standins(recipe, dense, inputs=scored)
+        + _noted(recipe, dense, anatomy=anatomy)
+        + _staged(recipe, dense, pruned=pruned)
+        + _gated(recipe, dense, neurons=neurons_of_solved_ups(anatomy, widths)),
         statistics=max(
             4 * inputs * (inputs * (folds + 1) + hidden * 4) + sparse,
             recipe.width.neurons_by.memory(scored) if recipe.width else 0,
@@ -59,7 +59,7 @@ def memory_of(
     )
 
 
-def _noted(recipe: Recipe, dense: PreTrainedModel, anatomy: Anatomy) -> int:
+def _noted(recipe: Recipe, dense: PreTrainedModel, *, anatomy: Anatomy) -> int:
     """Bytes of what a refit keeps of all windows: what the dense layer's token mixer writes, then the pruned one's;
     what the dense MLP's output projection writes, where a norm follows it; and the dense stream before a gap.
 
@@ -72,7 +72,7 @@ def _noted(recipe: Recipe, dense: PreTrainedModel, anatomy: Anatomy) -> int:
     return streams * recipe.calibration.shape()[0] * bytes_of_window(recipe, dense)
 
 
-def _staged(recipe: Recipe, dense: PreTrainedModel, pruned: PreTrainedModel) -> int:
+def _staged(recipe: Recipe, dense: PreTrainedModel, *, pruned: PreTrainedModel) -> int:
     """Bytes that a layer in stages keeps of all windows: the inputs of an output projection, what that and the one
     before it write, and with the refit what the dense one wrote.
     """
@@ -95,7 +95,7 @@ def neurons_of_solved_ups(anatomy: Anatomy, widths: dict[str, int]) -> int:
     return max(kept, default=0)
 
 
-def _gated(recipe: Recipe, dense: PreTrainedModel, neurons: int) -> int:
+def _gated(recipe: Recipe, dense: PreTrainedModel, *, neurons: int) -> int:
     """Bytes that the solve of an up projection keeps of all windows: inputs, gates, and in float32 what is missing
     and what a step writes.
     """
@@ -136,7 +136,7 @@ def _tried(recipe: Recipe, layers: int) -> int:
     return (layers + 2) * min(depth.criterion.windows, samples)
 
 
-def _of_runs(recipe: Recipe, dense: PreTrainedModel, pruned: PreTrainedModel) -> int:
+def _of_runs(recipe: Recipe, dense: PreTrainedModel, *, pruned: PreTrainedModel) -> int:
     """Bytes of what pass 1 keeps from before each layer of a run of layers, where more than one is scored as one."""
     if recipe.depth is None or recipe.depth.layers is not None:
         return 0
@@ -149,7 +149,7 @@ def _of_runs(recipe: Recipe, dense: PreTrainedModel, pruned: PreTrainedModel) ->
     return kept
 
 
-def _of_standins(recipe: Recipe, dense: PreTrainedModel, inputs: int) -> int:
+def _of_standins(recipe: Recipe, dense: PreTrainedModel, *, inputs: int) -> int:
     """Bytes of what trials of stand-ins keep: a walk over windows of their own; and of a layer and the one before it,
     for all windows, the inputs of the output projection; and what the layer adds on its own windows.
     """

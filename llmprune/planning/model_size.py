@@ -15,9 +15,9 @@ from llmprune.results.schema import Size
 def measure_size(
     model: PreTrainedModel,
     widths: dict[str, int],
+    *,
     experts: int | None,
     kv_groups: int | None = None,
-    *,
     stored: Dtypes,
     layers: Sequence[int] | None = None,
 ) -> Size:
@@ -27,7 +27,7 @@ def measure_size(
     """
     return Size(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        bytes=stored_bytes(model, stored, layers),
+        bytes=stored_bytes(model, stored, layers=layers),
         layers=len(find_layers(model)[1]),
         widths=widths,
         experts=experts,

@@ -40,7 +40,7 @@ def about_sparsity(sparsity: SparsityPlan | None, pruned: PreTrainedModel) -> li
     return [f"stays dense: {said}" for said in sparsity.skipped] + _experts_stay_dense(pruned)
 
 
-def about_refit(recipe: Recipe, anatomy: Anatomy, widths: dict[str, int]) -> list[str]:
+def about_refit(recipe: Recipe, anatomy: Anatomy, *, widths: dict[str, int]) -> list[str]:
     """Say what the refit leaves out and what it costs. Raises RecipeError for an up refit that solves nothing."""
     if recipe.refit is None:
         return []
@@ -50,16 +50,16 @@ def about_refit(recipe: Recipe, anatomy: Anatomy, widths: dict[str, int]) -> lis
     if cuts or (recipe.sparsity and recipe.sparsity.method.refits):
         notes += _unjudged(recipe.refit, samples)
     if recipe.refit.up:
-        notes += _about_up(anatomy, widths, samples)
+        notes += _about_up(anatomy, widths, samples=samples)
     return notes
 
 
-def about_scores(recipe: Recipe, anatomy: Anatomy, keep: Sequence[int]) -> list[str]:
+def about_scores(recipe: Recipe, anatomy: Anatomy, *, keep: Sequence[int]) -> list[str]:
     """Say what the criteria cost and assume, and what becomes of the layers' pattern."""
     notes = []
     if recipe.depth:
         if recipe.depth.layers is None:
-            notes += _trials(recipe, anatomy.num_layers, anatomy.num_layers - len(keep))
+            notes += _trials(recipe, anatomy.num_layers, remove=anatomy.num_layers - len(keep))
         named, kept = recipe.depth.layers is not None, recipe.depth.keep_pattern
         notes += about_depth(anatomy, keep, named=named, keep_pattern=kept)
     return notes + _about_criterion(recipe, anatomy)
@@ -107,7 +107,7 @@ def _unjudged(refit: Refit, samples: int) -> list[str]:
     ]
 
 
-def _about_up(anatomy: Anatomy, widths: dict[str, int], samples: int) -> list[str]:
+def _about_up(anatomy: Anatomy, widths: dict[str, int], *, samples: int) -> list[str]:
     """What solving the up projections costs. Raises RecipeError where none is solved, or none can be judged."""
     if not neurons_of_solved_ups(anatomy, widths):
         gated = any(unit.up for units in anatomy.units for unit in units)
@@ -124,7 +124,7 @@ def _about_up(anatomy: Anatomy, widths: dict[str, int], samples: int) -> list[st
     return ["refit.up: pass 2 takes about 5 forward passes in float32 over the calibration tokens longer"]
 
 
-def _trials(recipe: Recipe, layers: int, remove: int) -> list[str]:
+def _trials(recipe: Recipe, layers: int, *, remove: int) -> list[str]:
     """What the trials of a depth criterion cost, in words."""
     assert recipe.depth is not None
     criterion, (samples, _) = recipe.depth.criterion, recipe.calibration.shape()

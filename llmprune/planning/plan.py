@@ -105,19 +105,19 @@ def survey(recipe: Recipe, *, wrong: Iterable[str] = (), problems: Iterable[str]
 def plan_structure(recipe: Recipe, collected: Collected) -> tuple[Plan | None, Anatomy | None]:
     """The plan from the config alone, and the anatomy that was found on the way; None where a problem was collected."""
     model = ("model",)
-    _, config = collected.attempt("model", model, lambda: load_config(recipe.model))
+    _, config = collected.attempt("model", model, work=lambda: load_config(recipe.model))
     if config is None:
         collected.wrong += model  # every check that needs the config would say the same again
         return None, None
-    _, base = collected.attempt("model", model, lambda: _described(recipe, config))
+    _, base = collected.attempt("model", model, work=lambda: _described(recipe, config))
     if base is None:
         return None, None
-    complete, _ = collected.attempt("model", model, lambda: _require_whole(recipe, base))
-    targets = _targets(recipe, base.anatomy, collected)
+    complete, _ = collected.attempt("model", model, work=lambda: _require_whole(recipe, base))
+    targets = _targets(recipe, base.anatomy, collected=collected)
     if targets is None or not complete:
         return None, base.anatomy
     reads = ("model", "depth", "width", "experts", "sparsity", "refit", "calibration")
-    return collected.attempt("model", reads, lambda: _plan(recipe, base, targets))[1], base.anatomy
+    return collected.attempt("model", reads, work=lambda: _plan(recipe, base, targets=targets))[1], base.anatomy
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,12 @@ def _described(recipe: Recipe, config: Config) -> _Base:
     headers, trust = headers_of(recipe.model), recipe.model.trust_remote_code
     require_language_model(recipe.model, headers)
     anatomy = discover(config, trust)
-    return _Base(config, headers, build_blueprint(config, compute_dtype(recipe.model, config, headers), trust), anatomy)
+    return _Base(
+        config,
+        headers,
+        build_blueprint(config, compute_dtype(recipe.model, config, found=headers), trust_remote_code=trust),
+        anatomy,
+    )
 
 
 def _require_whole(recipe: Recipe, base: _Base) -> None:
@@ -159,17 +164,19 @@ class _Targets:
     notes: tuple[str, ...]
 
 
-def _targets(recipe: Recipe, anatomy: Anatomy, collected: Collected) -> _Targets | None:
+def _targets(recipe: Recipe, anatomy: Anatomy, *, collected: Collected) -> _Targets | None:
     """What stays; None where a problem was collected."""
     notes: list[str] = []
     model = "model"
-    layers, keep = collected.attempt("depth", ("depth", model), lambda: planned_layers(recipe.depth, anatomy))
-    neurons, widths = collected.attempt("width", ("width", model), lambda: planned_widths(recipe.width, anatomy, notes))
+    layers, keep = collected.attempt("depth", ("depth", model), work=lambda: planned_layers(recipe.depth, anatomy))
+    neurons, widths = collected.attempt(
+        "width", ("width", model), work=lambda: planned_widths(recipe.width, anatomy, notes=notes)
+    )
     mixtures, experts = collected.attempt(
-        "experts", ("experts", model), lambda: planned_experts(recipe.experts, anatomy)
+        "experts", ("experts", model), work=lambda: planned_experts(recipe.experts, anatomy)
     )
     heads, kv_groups = collected.attempt(
-        "width.heads", ("width", model), lambda: planned_heads(recipe.width, anatomy, notes)
+        "width.heads", ("width", model), work=lambda: planned_heads(recipe.width, anatomy, notes=notes)
     )
     if not (layers and neurons and mixtures and heads):
         return None
@@ -178,18 +185,24 @@ def _targets(recipe: Recipe, anatomy: Anatomy, collected: Collected) -> _Targets
     return _Targets(tuple(keep), widths, experts, kv_groups, tuple(notes))
 
 
-def _plan(recipe: Recipe, base: _Base, targets: _Targets) -> Plan:
+def _plan(recipe: Recipe, base: _Base, *, targets: _Targets) -> Plan:
     """The plan from the config and what stays. Raises ModelError and RecipeError for what cannot be done."""
     config, dense, anatomy = base.config, base.dense, base.anatomy
     notes, keep, widths = list(targets.notes), targets.layers, targets.widths
     experts, kv_groups = targets.experts, targets.kv_groups
     dtype = dense.dtype
-    cut = cut_config(config, anatomy, keep, widths, experts, kv_groups)
-    require_expressible(recipe.model, config, cut, keep)
-    pruned = build_blueprint(cut, dtype, recipe.model.trust_remote_code)
-    prove_twins(dense, pruned, keep, sizes_that_change(anatomy, widths, experts, kv_groups))
+    cut = cut_config(config, anatomy, layers=keep, widths=widths, num_experts=experts, kv_groups=kv_groups)
+    require_expressible(recipe.model, config, after=cut, layers=keep)
+    pruned = build_blueprint(cut, dtype, trust_remote_code=recipe.model.trust_remote_code)
+    prove_twins(
+        dense, pruned, keep=keep, changing=sizes_that_change(anatomy, widths, experts=experts, kv_groups=kv_groups)
+    )
     sparsity = planned_sparsity(
-        recipe.sparsity, find_layers(pruned)[1], experts, recipe.calibration.shape(), recipe.refit is not None
+        recipe.sparsity,
+        find_layers(pruned)[1],
+        experts=experts,
+        calibration=recipe.calibration.shape(),
+        refit=recipe.refit is not None,
     )
     idle = wishes_without_effect(recipe, anatomy, widths=widths, kv_groups=kv_groups, sparsity=sparsity)
     if idle and bytes_of(dense) == bytes_of(pruned) and not (sparsity and sparsity.zeros):
@@ -199,11 +212,13 @@ def _plan(recipe: Recipe, base: _Base, targets: _Targets) -> Plan:
     exact = _exact(recipe.depth, dense)
     if not exact:
         notes.append("layers differ in size: the sizes are those of a cut from the middle, until the scores are known")
-    notes += about_sparsity(sparsity, pruned) + _about_cut(recipe, base, targets, pruned)
+    notes += about_sparsity(sparsity, pruned) + _about_cut(recipe, base, targets=targets, pruned=pruned)
     require_room_for_trail(recipe, anatomy.num_layers * bytes_of_window(recipe, dense) * recipe.calibration.shape()[0])
     companions = planned_companions(recipe.model)
     saved = kept_dtypes(base.names, dtype, keep=recipe.model.dtype == "auto")
-    size = measure_size(pruned, anatomy.widths | widths, experts, kv_groups, stored=saved, layers=keep)
+    size = measure_size(
+        pruned, anatomy.widths | widths, experts=experts, kv_groups=kv_groups, stored=saved, layers=keep
+    )
     return Plan(
         model=recipe.model.id,
         model_type=config.model_type,
@@ -211,8 +226,8 @@ def _plan(recipe: Recipe, base: _Base, targets: _Targets) -> Plan:
         dense=measure_size(
             dense,
             anatomy.widths,
-            anatomy.experts.count if anatomy.experts else None,
-            anatomy.heads.count if anatomy.heads else None,
+            experts=anatomy.experts.count if anatomy.experts else None,
+            kv_groups=anatomy.heads.count if anatomy.heads else None,
             stored=base.names.dtypes,
         ),
         pruned=size,
@@ -224,22 +239,22 @@ def _plan(recipe: Recipe, base: _Base, targets: _Targets) -> Plan:
         keep_kv_groups=kv_groups,
         sparsity=sparsity,
         calibration=recipe.calibration.shape(),
-        memory=memory_of(recipe, dense, pruned, anatomy, widths),
+        memory=memory_of(recipe, dense, pruned=pruned, anatomy=anatomy, widths=widths),
         disk=size.bytes,
         base_files=BaseFiles(carried=companions.carried, left=companions.left),
         notes=tuple(notes),
     )
 
 
-def _about_cut(recipe: Recipe, base: _Base, targets: _Targets, pruned: PreTrainedModel) -> list[str]:
+def _about_cut(recipe: Recipe, base: _Base, *, targets: _Targets, pruned: PreTrainedModel) -> list[str]:
     """Say what the refit and the scores cost and assume, and what other tools derive from sizes that change."""
     config, anatomy = base.config, base.anatomy
     raw = raw_config(recipe.model) or config.to_dict()
     return [
-        *about_refit(recipe, anatomy, targets.widths),
-        *about_scores(recipe, anatomy, targets.layers),
+        *about_refit(recipe, anatomy, widths=targets.widths),
+        *about_scores(recipe, anatomy, keep=targets.layers),
         *about_layer_count(base.dense, pruned),
-        *about_head_size(config, raw, anatomy.heads, targets.kv_groups),
+        *about_head_size(config, raw, heads=anatomy.heads, kept=targets.kv_groups),
         *about_base(recipe, config),
     ]
 

@@ -27,10 +27,10 @@ def wishes_without_effect(
         found += [
             said
             for field, kept in widths.items()
-            if kept == anatomy.widths[field] and (said := _about_neurons(recipe.width, field, kept))
+            if kept == anatomy.widths[field] and (said := _about_neurons(recipe.width, field, dense=kept))
         ]
         if anatomy.heads and kv_groups == anatomy.heads.count:
-            found += _about_heads(recipe.width.heads, kv_groups, anatomy.heads.possible)
+            found += _about_heads(recipe.width.heads, kv_groups, possible=anatomy.heads.possible)
     if sparsity is not None and not sparsity.zeros:
         found.append(
             f"sparsity: {sparsity.pattern} of the inputs of each output is less than half a weight in every matrix, "
@@ -39,7 +39,7 @@ def wishes_without_effect(
     return found
 
 
-def _about_neurons(width: Width, field: str, dense: int) -> str | None:
+def _about_neurons(width: Width, field: str, *, dense: int) -> str | None:
     step = width_step(dense)
     rounded = f"keeps all {dense:,} ({field}), for widths are rounded to multiples of {step}"
     if width.mlp is not None:
@@ -57,7 +57,7 @@ def _about_neurons(width: Width, field: str, dense: int) -> str | None:
     return f"{asked} {rounded}: ask for width.mlp {most:.3g} or less, or for width.neurons {dense - step} or less"
 
 
-def _about_heads(wanted: int | float | None, count: int, possible: tuple[int, ...]) -> list[str]:
+def _about_heads(wanted: int | float | None, count: int, *, possible: tuple[int, ...]) -> list[str]:
     if not isinstance(wanted, float) or wanted >= 1 or not possible:
         return []
     fewer = max(possible)

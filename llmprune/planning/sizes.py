@@ -36,7 +36,7 @@ def planned_layers(depth: Depth | None, anatomy: Anatomy) -> tuple[int, ...]:
             raise RecipeError(
                 f"depth.keep: the model has {count} layers, {depth.keep} cannot be kept; keep at most {count}"
             )
-        removed = set(_spread(count, number, anatomy.one_of))
+        removed = set(_spread(count, number, one_of=anatomy.one_of))
     if number >= count:
         raise RecipeError(
             f"depth.{'layers' if depth.layers else 'remove'}: the model has {count} layers and "
@@ -46,7 +46,7 @@ def planned_layers(depth: Depth | None, anatomy: Anatomy) -> tuple[int, ...]:
         raise RecipeError(f"depth: no layer of this model can go: {anatomy.depth_refusal}; remove the section")
     if depth.keep_pattern and depth.layers is None:
         _require_possible(count - number, anatomy)
-        return choose_in_pattern(_far_from_the_middle(count), count - number, anatomy)
+        return choose_in_pattern(_far_from_the_middle(count), count - number, anatomy=anatomy)
     return tuple(index for index in range(count) if index not in removed)
 
 
@@ -75,14 +75,14 @@ def _require_pattern(keep: Sequence[int], anatomy: Anatomy) -> None:
             )
 
 
-def _spread(count: int, number: int, one_of: tuple[int, ...]) -> list[int]:
+def _spread(count: int, number: int, *, one_of: tuple[int, ...]) -> list[int]:
     """Some ``number`` of layers, from the middle outwards, the first of ``one_of`` left out."""
     free = [index for index in range(count) if index not in one_of[:1]]
     outwards = sorted(free, key=lambda index: abs(index - count // 2))
     return outwards[:number]
 
 
-def planned_widths(width: Width | None, anatomy: Anatomy, notes: list[str]) -> dict[str, int]:
+def planned_widths(width: Width | None, anatomy: Anatomy, *, notes: list[str]) -> dict[str, int]:
     """Neurons kept by config field, rounded to what hardware likes, with a note where that changes it."""
     if width is None or not width.cuts_mlp:
         return {}
@@ -104,11 +104,11 @@ def planned_widths(width: Width | None, anatomy: Anatomy, notes: list[str]) -> d
                 f"MLP width {value:g} is rounded to {kept[field]}, a multiple of {width_step(widths[field])} "
                 f"({kept[field] / widths[field]:.1%} of {widths[field]}, {field})"
             )
-    _refuse_unscorable(width, {field for field in kept if kept[field] < widths[field]}, anatomy)
+    _refuse_unscorable(width, {field for field in kept if kept[field] < widths[field]}, anatomy=anatomy)
     return kept
 
 
-def _refuse_unscorable(width: Width, fields: set[str], anatomy: Anatomy) -> None:
+def _refuse_unscorable(width: Width, fields: set[str], *, anatomy: Anatomy) -> None:
     criterion = width.neurons_by
     routed = sorted({unit.field for units in anatomy.units for unit in units if not unit.refit} & fields)
     if routed and criterion.routed_refusal:
@@ -148,7 +148,7 @@ def _named_widths(width: Width, anatomy: Anatomy) -> dict[str, int]:
     return neurons or {}
 
 
-def planned_heads(width: Width | None, anatomy: Anatomy, notes: list[str]) -> int | None:
+def planned_heads(width: Width | None, anatomy: Anatomy, *, notes: list[str]) -> int | None:
     """Key-value groups of heads kept in each layer; None where the model has no heads that are counted.
 
     A fraction takes the nearest number that the config accepts, with a note where that is another.

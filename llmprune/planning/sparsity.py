@@ -27,6 +27,7 @@ class SparsityPlan:
 def planned_sparsity(
     sparsity: Sparsity | None,
     layers: Iterable[nn.Module],
+    *,
     experts: int | None,
     calibration: tuple[int, int],
     refit: bool,
@@ -35,7 +36,7 @@ def planned_sparsity(
     if sparsity is None:
         return None
     found = [(index, projections_of(layer)) for index, layer in enumerate(layers)]
-    selections = {index: select(projections, sparsity, experts) for index, projections in found}
+    selections = {index: select(projections, sparsity, experts=experts) for index, projections in found}
     names = sorted({one.name for _, projections in found for one in projections})
     if unmatched := sparsity.unmatched(names):
         raise RecipeError(

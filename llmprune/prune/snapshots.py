@@ -73,7 +73,7 @@ class Snapshots:
     ``share``: the part of the time that keeping it may take.
     """
 
-    def __init__(self, folder: Path, fingerprint: str, share: float = 0.01) -> None:
+    def __init__(self, folder: Path, fingerprint: str, *, share: float = 0.01) -> None:
         self.folder, self.share = folder, share
         # Streams are not forced to disk at every layer: after a crash of the machine they are not trusted.
         self.scales: dict[str, float | None] = {}  # of pass 2, by class of layer: measured once in a run
@@ -97,7 +97,7 @@ class Snapshots:
         for streams, path in zip((target, stream), self._streams(), strict=True):
             streams.load(path)
 
-    def keep(self, records: list[LayerRecord], target: Streams, stream: Streams) -> None:
+    def keep(self, records: list[LayerRecord], target: Streams, *, stream: Streams) -> None:
         """Note that one more layer is done, whose tensors are written already, if the last note is long enough ago."""
         start = time.monotonic()
         if not from_first((start - self._kept_at) * self.share >= self._took):

@@ -63,6 +63,7 @@ class Sparsifier:
         self,
         sparsity: Sparsity,
         refit: Refit | None,
+        *,
         anatomy: Anatomy,
         experts: int | None,
         folds: Folds,
@@ -73,7 +74,7 @@ class Sparsifier:
         self.outlines = Outlines(anatomy, scales, writers=self.refit is not None)
 
     @contextmanager
-    def listening(self, walk: Walk, layer: nn.Module, outline: Outline, targets: Targets) -> Iterator[None]:
+    def listening(self, walk: Walk, layer: nn.Module, *, outline: Outline, targets: Targets) -> Iterator[None]:
         """While the dense stream goes through the layer, note what its earlier writers should write."""
         with ExitStack() as hooks:
             for writer in outline.writers:
@@ -82,7 +83,7 @@ class Sparsifier:
                     hooks.enter_context(outputs_of(layer.get_submodule(writer.name), see))
             yield
 
-    def _note(self, walk: Walk, writer: Writer, targets: Targets, output: Tensor) -> None:
+    def _note(self, walk: Walk, writer: Writer, targets: Targets, output: Tensor) -> None:  # noqa: PLR0917 - a callback
         noted = targets.written.get(writer.name)
         batch = len(noted) if noted is not None else 0
         hidden_BLD = walk.streams[batch].to(output.device)
@@ -93,12 +94,12 @@ class Sparsifier:
 
     @torch.no_grad()
     def prune(
-        self, stream: Walk, new: int, layer: nn.Module, outline: Outline, targets: Targets | None
+        self, stream: Walk, new: int, *, layer: nn.Module, outline: Outline, targets: Targets | None
     ) -> tuple[StagedLayer, tuple[MatrixRecord, ...], Repair | None]:
         """Prune the layer's matrices in place; the staged layer then gives its outputs. The repair is the last's."""
-        staged, repair = StagedLayer(stream, new, layer, outline.order), None
+        staged, repair = StagedLayer(stream, new, layer=layer, order=outline.order), None
         records: list[MatrixRecord] = []
-        chosen = {one.name: one for one in select(projections_of(layer), self.sparsity, self.experts).chosen}
+        chosen = {one.name: one for one in select(projections_of(layer), self.sparsity, experts=self.experts).chosen}
         everything = {one.name: one for one in projections_of(layer)}
         by_name = {writer.name: writer for writer in outline.writers}
         for group in outline.order.groups:
@@ -110,7 +111,9 @@ class Sparsifier:
                 assert targets is not None, "writers are only looked for where there is a dense stream"
                 writer, projection = by_name[name], everything[name]
                 if name in chosen or writer.last:
-                    repair, written = self._prune_writer(staged, writer, projection, name in chosen, targets)
+                    repair, written = self._prune_writer(
+                        staged, writer, projection=projection, masked=name in chosen, targets=targets
+                    )
                     records += written
                 staged.finish(name)
         return staged, tuple(records), repair
@@ -118,12 +121,12 @@ class Sparsifier:
     def _prune_together(self, staged: StagedLayer, projections: Sequence[Projection]) -> list[MatrixRecord]:
         """Projections with the same input, towards what their weights write now."""
         weight_OI = torch.cat([weight_of(staged.layer, one).float() for one in projections])
-        sums = self._sums(staged, projections[0].name, weight_OI.shape[1])
+        sums = self._sums(staged, projections[0].name, inputs=weight_OI.shape[1])
         if sums is not None and sums.ndim == 2:
             _damp(sums, _DAMPING)
-        return self._write(staged, projections, weight_OI, sums)
+        return self._write(staged, projections, wanted_OI=weight_OI, sums=sums)
 
-    def _sums(self, staged: StagedLayer, name: str, inputs: int) -> Tensor | None:
+    def _sums(self, staged: StagedLayer, name: str, *, inputs: int) -> Tensor | None:
         needs = self.sparsity.method.sums(self.refit is not None)
         if needs == "nothing":
             return None
@@ -148,27 +151,27 @@ class Sparsifier:
         return sums
 
     def _prune_writer(
-        self, staged: StagedLayer, writer: Writer, projection: Projection, masked: bool, targets: Targets
+        self, staged: StagedLayer, writer: Writer, *, projection: Projection, masked: bool, targets: Targets
     ) -> tuple[Repair, list[MatrixRecord]]:
         """An output projection, towards what the dense stream wants of it."""
         assert self.refit is not None
         weight_OI = weight_of(staged.layer, projection).float()
         equations = self.refit.open(self.folds.count)
-        for batch, input_BLI, wanted_BLD in self._wanted(staged, writer, targets):
+        for batch, input_BLI, wanted_BLD in self._wanted(staged, writer, targets=targets):
             for fold, (input_TI, wanted_TD) in self.folds.parts(batch, input_BLI, wanted_BLD):
-                equations.update(input_TI, None, wanted_TD, fold)
+                equations.update(input_TI, None, inherited_TD=wanted_TD, fold=fold)
         sum_over_processes(equations.sums())
         gram_II = equations.take_off(weight_OI)
         repair = equations.solve(f"layer {staged.index}, {writer.name}")
         del equations  # its Gram matrices, before the method needs room for others
         wanted_OI = weight_OI if repair.delta_DF is None else weight_OI + repair.delta_DF
         if not masked:
-            set_weight(staged.layer, projection, wanted_OI)
+            set_weight(staged.layer, projection, weight_OI=wanted_OI)
             return repair, []
         _damp(gram_II, _DAMPING)
-        return repair, self._write(staged, [projection], wanted_OI, gram_II)
+        return repair, self._write(staged, [projection], wanted_OI=wanted_OI, sums=gram_II)
 
-    def _wanted(self, staged: StagedLayer, writer: Writer, targets: Targets) -> Iterator[tuple[int, Tensor, Tensor]]:
+    def _wanted(self, staged: StagedLayer, writer: Writer, *, targets: Targets) -> Iterator[tuple[int, Tensor, Tensor]]:
         """(batch number, inputs [B, L, I] of an output projection, what its matrix is to write [B, L, D])."""
         walk, device = staged.walk, staged.walk.decoder.device_of(staged.index)
         bias = getattr(staged.layer.get_submodule(writer.name), "bias", None)
@@ -191,16 +194,19 @@ class Sparsifier:
         self,
         staged: StagedLayer,
         projections: Sequence[Projection],
+        *,
         wanted_OI: Tensor,
         sums: Tensor | None,
     ) -> list[MatrixRecord]:
         """Find the sparse weights of some projections, as one, and put them into the layer."""
         sparse_OI, error_O = wanted_OI, None
         for pattern in self.sparsity.steps():
-            sparse_OI, mask_OI = self.sparsity.method.prune(sparse_OI, sums, pattern)
+            sparse_OI, mask_OI = self.sparsity.method.prune(sparse_OI, sums, pattern=pattern)
             if self.refit is not None:
                 assert sums is not None
-                sparse_OI, error_O = solve_on_support(sparse_OI, mask_OI, sums, wanted_OI, _STEPS)
+                sparse_OI, error_O = solve_on_support(
+                    sparse_OI, mask_OI, gram_II=sums, wanted_OI=wanted_OI, steps=_STEPS
+                )
         if not torch.isfinite(sparse_OI).all():
             names = ", ".join(one.name for one in projections)
             raise NumericalError(
@@ -210,16 +216,16 @@ class Sparsifier:
         outputs, errors = [one.outputs for one in projections], None
         if sums is not None and sums.ndim == 2:
             error_O = squared(sparse_OI - wanted_OI, sums) if error_O is None else error_O
-            errors = _relative(error_O, squared(wanted_OI, sums), outputs)
+            errors = _relative(error_O, squared(wanted_OI, sums), outputs=outputs)
         records = []
         for place, (one, part_OI) in enumerate(zip(projections, torch.split(sparse_OI, outputs), strict=True)):
-            set_weight(staged.layer, one, part_OI)
+            set_weight(staged.layer, one, weight_OI=part_OI)
             kept = float((part_OI != 0).float().mean())
             records.append(MatrixRecord(one.name, kept, errors[place] if errors else None))
         return records
 
 
-def _relative(error_O: Tensor, energy_O: Tensor, outputs: list[int]) -> list[float]:
+def _relative(error_O: Tensor, energy_O: Tensor, *, outputs: list[int]) -> list[float]:
     """‖X (W − W*)ᵀ‖ / ‖X W*ᵀ‖ of each of the matrices that were joined along their outputs, from the squares."""
     pairs = zip(torch.split(error_O, outputs), torch.split(energy_O, outputs), strict=True)
     return [float((error.sum() / energy.sum().clamp_min(1e-30)).clamp_min(0).sqrt()) for error, energy in pairs]

@@ -72,7 +72,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
 
 
 def write_card(
-    repo_id: str, report: Report, base: Base, loading: Loading, refused: str | None, plots: Sequence[str]
+    repo_id: str, report: Report, *, base: Base, loading: Loading, refused: str | None, plots: Sequence[str]
 ) -> str:
     """README.md: metadata and body. ``plots``: names of the charts that travel along, as ``plots/NAME.png``."""
     from huggingface_hub import ModelCard
@@ -99,11 +99,11 @@ def write_card(
         interval_name=interval_name([task.interval for task in report.tasks]),
         inverted=any(not task.higher_is_better for task in report.tasks),
     )
-    card = ModelCard(f"---\n{_metadata(repo_id, report, base, loading)}\n---\n\n{body}")
+    card = ModelCard(f"---\n{_metadata(repo_id, report, base=base, loading=loading)}\n---\n\n{body}")
     return str(card.content)
 
 
-def _metadata(repo_id: str, report: Report, base: Base, loading: Loading) -> str:
+def _metadata(repo_id: str, report: Report, *, base: Base, loading: Loading) -> str:
     from huggingface_hub import ModelCardData
 
     inherited = {key: base.card[key] for key in _INHERITED if base.card.get(key)}

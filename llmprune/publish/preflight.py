@@ -77,7 +77,7 @@ def _require_write(repo_id: str) -> None:
             raise
 
 
-def _require_rights(hub: Hub, user: dict[str, Any], exists: bool) -> None:
+def _require_rights(hub: Hub, user: dict[str, Any], *, exists: bool) -> None:
     namespace = hub.repo_id.split("/")[0]
     token = (user.get("auth") or {}).get("accessToken") or {}
     if token.get("role") == "read":

@@ -137,7 +137,7 @@ def fetch_record(place: str) -> tuple[Record, str]:
     return Record.read(Path(path).read_text(encoding="utf-8"), place), commit
 
 
-def differing_files(repo_id: str, commit: str, record: Record) -> dict[str, str]:
+def differing_files(repo_id: str, commit: str, *, record: Record) -> dict[str, str]:
     """What the hub says of the recorded files that are not as recorded: ``{file: "is gone"}``. Downloads nothing large.
 
     Raises HubError.

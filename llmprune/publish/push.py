@@ -40,11 +40,11 @@ MORE_SAMPLES = "evaluation of more samples"  # the name of that step in a report
 logger = logging.getLogger(__name__)
 
 
-def publish_once(folder: RunFolder, recipe: Recipe, hub: Hub, report: Report) -> Published:
+def publish_once(folder: RunFolder, recipe: Recipe, *, hub: Hub, report: Report) -> Published:
     """Push, unless this very model already went to this very place from this folder. Raises HubError."""
 
     def make(path: Path) -> Published:
-        published = publish_run(folder, recipe, hub, report)
+        published = publish_run(folder, recipe, hub=hub, report=report)
         folder.write(path.name, published.model_dump_json(indent=1) + "\n")
         return published
 
@@ -53,7 +53,7 @@ def publish_once(folder: RunFolder, recipe: Recipe, hub: Hub, report: Report) ->
 
     made = file_fingerprint(folder.path / "pruning.json", folder.path / "evaluation.json")
     origin = fingerprint(made, recipe.text, recipe.overrides, hub.model_dump_json(), endpoint())
-    return folder.produce("published", origin, "published.json", load, make)
+    return folder.produce("published", origin, file="published.json", load=load, make=make)
 
 
 def push_run(path: Path, settings: Mapping[str, object]) -> Published:
@@ -67,12 +67,12 @@ def push_run(path: Path, settings: Mapping[str, object]) -> Published:
         recipe = Recipe.parse(report.recipe_text, report.overrides, source=str(path / "recipe.yaml"))
         given = {name: value for name, value in settings.items() if value is not None}
         hub = validate_arguments(Hub, (recipe.hub.model_dump() if recipe.hub else {}) | given)
-        return publish_run(folder, recipe, hub, report)
+        return publish_run(folder, recipe, hub=hub, report=report)
     finally:
         folder.close()
 
 
-def publish_run(folder: RunFolder, recipe: Recipe, hub: Hub, report: Report) -> Published:
+def publish_run(folder: RunFolder, recipe: Recipe, *, hub: Hub, report: Report) -> Published:
     """Check, describe and upload the model of a run. Raises HubError, and CheckpointError for damaged weights."""
     refused = refusal(report)
     if refused and hub.when != "always":
@@ -84,7 +84,10 @@ def publish_run(folder: RunFolder, recipe: Recipe, hub: Hub, report: Report) -> 
     require_whole(model, report.pruned.parameters)
     plots = draw(report, card / "plots")
     base = Base(report.provenance.model, report.provenance.commit, _base_metadata(recipe.model))
-    write_text(card / "README.md", write_card(hub.repo_id, report, base, _loading(model, report), refused, list(plots)))
+    write_text(
+        card / "README.md",
+        write_card(hub.repo_id, report, base=base, loading=_loading(model, report), refused=refused, plots=list(plots)),
+    )
     files = {path.relative_to(model).as_posix(): path for path in model.rglob("*") if path.is_file()}
     files = {name: path for name, path in files.items() if name not in ("README.md", FILE)}
     files |= {f"plots/{path.name}": path for path in plots.values()}
@@ -101,7 +104,7 @@ def publish_run(folder: RunFolder, recipe: Recipe, hub: Hub, report: Report) -> 
     )
     write_text(card / FILE, record.to_json())
     operations += additions({name: card / name for name in ("README.md", FILE)})
-    return upload(hub, operations, hub.commit_message or _message(report))
+    return upload(hub, operations, message=hub.commit_message or _message(report))
 
 
 def require_whole(model: Path, parameters: int) -> None:

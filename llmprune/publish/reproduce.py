@@ -100,7 +100,7 @@ def _quoted(commit: str) -> str:
     return yaml.dump(commit, default_style='"').strip()
 
 
-def differences(record: Record, report: Report, model: Path) -> list[str]:
+def differences(record: Record, report: Report, *, model: Path) -> list[str]:
     """What the new run has otherwise than the recorded one, as sentences; none where the files are the same."""
     weights = [name for name in record.files if name.endswith(".safetensors")]
     if weights and all(_sha256(model / name) == record.files[name] for name in weights):

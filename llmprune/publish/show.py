@@ -15,7 +15,7 @@ from llmprune.results.formatting import count, fixed, percent, plural, ranges, w
 
 
 def print_record(
-    place: str, commit: str, record: Record, differing: Mapping[str, str] | None, console: Console
+    place: str, commit: str, *, record: Record, differing: Mapping[str, str] | None, console: Console
 ) -> None:
     """Print what the model came from. ``differing``: files that are not as recorded; None: unchecked."""
     table = Table(box=None, show_header=False, pad_edge=False, show_edge=False)

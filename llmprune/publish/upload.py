@@ -35,14 +35,14 @@ def additions(files: Mapping[str, Path]) -> list[CommitOperationAdd]:
     return [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in sorted(files.items())]
 
 
-def upload(hub: Hub, operations: list[CommitOperationAdd], message: str) -> Published:
+def upload(hub: Hub, operations: list[CommitOperationAdd], *, message: str) -> Published:
     """Make the repository if need be, send the files, and commit them. Raises HubError.
 
     ``operations`` hold every file of the result; what an earlier push left beside them goes in the same commit.
     """
     target = look(hub, reached=True)
     try:
-        return _upload(hub, target, operations, message)
+        return _upload(hub, target, operations=operations, message=message)
     except HubError:
         raise
     except Exception as error:  # the hub client's errors have no base in common
@@ -60,7 +60,7 @@ def _why(error: Exception) -> str:
     return reason(error)
 
 
-def _upload(hub: Hub, target: Target, operations: list[CommitOperationAdd], message: str) -> Published:
+def _upload(hub: Hub, target: Target, *, operations: list[CommitOperationAdd], message: str) -> Published:
     from huggingface_hub import CommitOperationDelete, HfApi
 
     api, repo_id, branch = HfApi(), hub.repo_id, hub.branch or "main"
@@ -81,8 +81,8 @@ def _upload(hub: Hub, target: Target, operations: list[CommitOperationAdd], mess
         )
     )
     everything = [*operations, *(CommitOperationDelete(path_in_repo=name) for name in stale)]
-    commit = _commit(hub, branch, parent, everything, message)
-    _require_arrived(repo_id, commit.oid, operations)
+    commit = _commit(hub, branch, parent=parent, operations=everything, message=message)
+    _require_arrived(repo_id, commit.oid, operations=operations)
     return Published(
         repo_id=repo_id,
         commit=commit.oid,
@@ -99,7 +99,7 @@ def _is_replaced(name: str) -> bool:
     return path.parent.as_posix() in (".", "plots") and any(fnmatch(name, kind) for kind in _REPLACED)
 
 
-def _commit(hub: Hub, branch: str, parent: str, operations: list[Any], message: str) -> CommitInfo:
+def _commit(hub: Hub, branch: str, *, parent: str, operations: list[Any], message: str) -> CommitInfo:
     """The commit on top of ``parent``; one whose answer was lost is found again rather than made twice."""
     from huggingface_hub import HfApi
 
@@ -107,7 +107,7 @@ def _commit(hub: Hub, branch: str, parent: str, operations: list[Any], message: 
 
     def commit() -> CommitInfo:
         nonlocal tried
-        landed = _landed(hub, branch, parent, operations, message) if tried else None
+        landed = _landed(hub, branch, parent=parent, operations=operations, message=message) if tried else None
         tried = True
         return landed or HfApi().create_commit(
             hub.repo_id,
@@ -121,7 +121,7 @@ def _commit(hub: Hub, branch: str, parent: str, operations: list[Any], message: 
     return persistently(commit)
 
 
-def _landed(hub: Hub, branch: str, parent: str, operations: list[Any], message: str) -> CommitInfo | None:
+def _landed(hub: Hub, branch: str, *, parent: str, operations: list[Any], message: str) -> CommitInfo | None:
     """What an attempt without an answer did after all: a new head with this very provenance file."""
     from huggingface_hub import CommitInfo, HfApi
     from huggingface_hub.utils.sha import git_hash
@@ -145,7 +145,7 @@ def _landed(hub: Hub, branch: str, parent: str, operations: list[Any], message: 
     return None
 
 
-def _require_arrived(repo_id: str, commit: str, operations: list[CommitOperationAdd]) -> None:
+def _require_arrived(repo_id: str, commit: str, *, operations: list[CommitOperationAdd]) -> None:
     """Raise HubError where the hub names another SHA-256 or size for a file than was sent."""
     from huggingface_hub import HfApi
 

@@ -66,9 +66,9 @@ class Recipe(Section):
         return cls.parse(_text_of(path), overrides, source=str(path))
 
     @classmethod
-    def parse(cls, text: str, overrides: Sequence[str] = (), source: str = "recipe") -> Self:
+    def parse(cls, text: str, overrides: Sequence[str] = (), *, source: str = "recipe") -> Self:
         """Read a recipe from YAML text. Raises RecipeError that lists every problem at once."""
-        reading = cls.read(text, overrides, source)
+        reading = cls.read(text, overrides, source=source)
         if reading.problems or reading.recipe is None:
             raise RecipeError(reading.problems, source)
         return reading.recipe
@@ -76,12 +76,12 @@ class Recipe(Section):
     @classmethod
     def read_file(cls, path: str | Path, overrides: Sequence[str] = ()) -> Reading[Self]:
         """Read a recipe file as far as it can be read. Raises RecipeError where it is no mapping in YAML."""
-        return cls.read(_text_of(path), overrides, str(path))
+        return cls.read(_text_of(path), overrides, source=str(path))
 
     @classmethod
-    def read(cls, text: str, overrides: Sequence[str] = (), source: str = "recipe") -> Reading[Self]:
+    def read(cls, text: str, overrides: Sequence[str] = (), *, source: str = "recipe") -> Reading[Self]:
         """Read YAML text as far as it can be read. Raises RecipeError where it is no mapping in YAML."""
-        refuse_tokens(text, overrides, source)
+        refuse_tokens(text, overrides, source=source)
         try:
             document = read(text)
         except RecipeError as error:
@@ -97,7 +97,7 @@ class Recipe(Section):
         try:
             recipe = cls.model_validate(data)
         except ValidationError as error:
-            return cls._partly(data, problems + describe_problems(error, cls, data))
+            return cls._partly(data, problems + describe_problems(error, cls, data=data))
         recipe._text, recipe._overrides = text, tuple(overrides)
         return Reading(recipe, problems, (), data)
 
@@ -185,7 +185,7 @@ def _text_of(path: str | Path) -> str:
         raise RecipeError(f"the recipe cannot be read: {reason}; give the path of a YAML file", str(path)) from error
 
 
-def refuse_tokens(text: str, overrides: Sequence[str], source: str) -> None:
+def refuse_tokens(text: str, overrides: Sequence[str], *, source: str) -> None:
     """Raise RecipeError for a secret in a recipe, which is written into the run folder and travels onto the hub."""
     lines = [f"line {number}" for number, line in enumerate(text.splitlines(), start=1) if has_token(line)]
     lines += [f"override {number} (--set)" for number, one in enumerate(overrides, start=1) if has_token(one)]
@@ -203,4 +203,4 @@ def validate_arguments(section: type[S], values: dict[str, Any]) -> S:
     try:
         return section.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(describe_problems(error, section, values), "arguments") from None
+        raise RecipeError(describe_problems(error, section, data=values), "arguments") from None

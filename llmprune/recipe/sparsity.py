@@ -99,7 +99,7 @@ class Selection:
     skipped: dict[str, str]
 
 
-def select(projections: Iterable[Projection], sparsity: Sparsity, experts: int | None) -> Selection:
+def select(projections: Iterable[Projection], sparsity: Sparsity, *, experts: int | None) -> Selection:
     """Choose by the recipe, by what hardware takes, and without routers (a score for each expert)."""
     chosen, skipped = [], {}
     for projection in projections:

@@ -42,7 +42,7 @@ _UNKNOWN_KEY = ("extra_forbidden", "invalid_key")
 _NO_MAPPING = ("model_type", "model_attributes_type")
 
 
-def describe_problems(error: ValidationError, schema: type[BaseModel], data: Any) -> list[str]:
+def describe_problems(error: ValidationError, schema: type[BaseModel], *, data: Any) -> list[str]:
     """One sentence for each place in ``data`` that is wrong, in the order of the schema; of very many the first."""
     by_path: dict[Path, list[Problem]] = {}
     for details in error.errors(include_url=False):
@@ -51,7 +51,7 @@ def describe_problems(error: ValidationError, schema: type[BaseModel], data: Any
     outer = {path[:length] for path in by_path for length in range(len(path))}
     # A problem inside a value says more than that the value is wrong.
     innermost = [(path, problems) for path, problems in by_path.items() if path not in outer]
-    said = [_sentence(path, problems, schema) for path, problems in innermost[: MOST_PROBLEMS + 1]]
+    said = [_sentence(path, problems, schema=schema) for path, problems in innermost[: MOST_PROBLEMS + 1]]
     return shortened(said, len(innermost))
 
 
@@ -92,12 +92,12 @@ def _path(problem: Problem, data: Any) -> Path:
     return tuple(path)
 
 
-def _sentence(path: Path, problems: Sequence[Problem], schema: type[BaseModel]) -> str:
+def _sentence(path: Path, problems: Sequence[Problem], *, schema: type[BaseModel]) -> str:
     first = problems[0]
     kind, value = first["type"], first["input"]
     place = ".".join(_plain(part) for part in path) or "recipe"
     if kind in _UNKNOWN_KEY:
-        return f"{place}: unknown key{_right_key(schema, first['loc'][:-1], str(path[-1])[:60])}"
+        return f"{place}: unknown key{_right_key(schema, first['loc'][:-1], key=str(path[-1])[:60])}"
     meaning = _meaning(schema, path)
     if kind == "missing":
         return f"{place}: is missing; add it{meaning}"
@@ -113,7 +113,7 @@ def _sentence(path: Path, problems: Sequence[Problem], schema: type[BaseModel]) 
         choices = [choice for problem in problems for choice in _choices(problem)]
         near = did_you_mean(value, choices) or (_kind_elsewhere(schema, value) if path[-1] == "kind" else "")
     elif kind in _NO_MAPPING:
-        near = _as_mapping(schema, path, value)
+        near = _as_mapping(schema, path, value=value)
     elif kind == "tuple_type" and isinstance(value, str | int | float) and not isinstance(value, bool):
         near = f"; write [{short(value)}]"
     limits = [problem for problem in problems if problem["type"] in _LIMITS]  # say more than another type would
@@ -160,7 +160,7 @@ def _meaning(schema: type[BaseModel], path: Path) -> str:
     return f" ({field.description.rstrip('.')})" if field and field.description else ""
 
 
-def _right_key(schema: type[BaseModel], location: Path, key: str) -> str:
+def _right_key(schema: type[BaseModel], location: Path, *, key: str) -> str:
     """The remedy for an unknown key: the right spelling, the sections that have this key, or all keys of this one."""
     models = _models_at(schema, location)
     if any(key in _kinds(model) for model in models):
@@ -172,7 +172,7 @@ def _right_key(schema: type[BaseModel], location: Path, key: str) -> str:
     return did_you_mean(key, valid) or "; valid keys: " + ", ".join(valid)
 
 
-def _as_mapping(schema: type[BaseModel], path: Path, value: Any) -> str:
+def _as_mapping(schema: type[BaseModel], path: Path, *, value: Any) -> str:
     """The remedy for a plain value where a section belongs: how it is written, or the keys to choose from."""
     models = _models_at(schema, path)
     kinds = list(dict.fromkeys(kind for model in models for kind in _kinds(model)))
@@ -189,14 +189,14 @@ def _kind_elsewhere(schema: type[BaseModel], kind: str) -> str:
     return f"; {kind} belongs in {' or '.join(homes)}" if homes else ""
 
 
-def _places_of(schema: type[BaseModel], wanted: Callable[[type[BaseModel]], bool], head: str = "") -> list[str]:
+def _places_of(schema: type[BaseModel], wanted: Callable[[type[BaseModel]], bool], *, head: str = "") -> list[str]:
     """The sections of a schema, by their dotted places, that are as wanted."""
     found = []
     for name, field in schema.model_fields.items():
         models = list(models_in(field.annotation))
         if any(wanted(model) for model in models):
             found.append(f"{head}{name}")
-        found += [place for model in models for place in _places_of(model, wanted, f"{head}{name}.")]
+        found += [place for model in models for place in _places_of(model, wanted, head=f"{head}{name}.")]
     return list(dict.fromkeys(found))
 
 

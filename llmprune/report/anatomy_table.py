@@ -13,7 +13,7 @@ from llmprune.anatomy.types import Anatomy, Unit
 from llmprune.results.formatting import plural, ranges
 
 
-def print_anatomy(model: str, anatomy: Anatomy, console: Console) -> None:
+def print_anatomy(model: str, anatomy: Anatomy, *, console: Console) -> None:
     """Print layers, heads, MLP units by the field that sets their width, experts, and what is refused and why."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, show_header=False)
     table.add_column(style="dim")

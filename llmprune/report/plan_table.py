@@ -61,7 +61,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     if plan.sparsity:
         sparse = plan.sparsity
         console.print(
-            f"Sparsity: {sparse.pattern} in {plural(sparse.matrices, 'matrix', 'matrices')}, "
+            f"Sparsity: {sparse.pattern} in {plural(sparse.matrices, 'matrix', many='matrices')}, "
             f"{format_count(sparse.zeros)} of their "
             f"{format_count(sparse.weights)} weights become zero (stored as zeros: the size stays)"
         )

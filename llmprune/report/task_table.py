@@ -20,7 +20,9 @@ def table_of_one(results: Any) -> Table:
     return table
 
 
-def table_of_two(tasks: Sequence[TaskFigures], groups: Sequence[TaskFigures], mean: RetentionFigures | None) -> Table:
+def table_of_two(
+    tasks: Sequence[TaskFigures], groups: Sequence[TaskFigures], *, mean: RetentionFigures | None
+) -> Table:
     """Each task of both models, groups below their tasks, and the mean."""
     interval = interval_name(task.interval for task in tasks)
     table = _table("task", "metric", "base", "model", "retention", interval, "lost", "gained", "p")
@@ -33,7 +35,7 @@ def table_of_two(tasks: Sequence[TaskFigures], groups: Sequence[TaskFigures], me
     return table
 
 
-def _add(table: Table, task: TaskFigures, style: str | None = None) -> None:
+def _add(table: Table, task: TaskFigures, *, style: str | None = None) -> None:
     table.add_row(
         task.task,
         f"{metric_name(task)} ({task.samples:,})",

@@ -131,7 +131,7 @@ def describe_speedup(speed: SpeedFigures) -> str:
     return f"{speed.ratio_low:.2f}–{times(speed.ratio_high)} over {plural(speed.repeats, 'pair')} of runs"
 
 
-def plural(number_of: int, noun: str, many: str | None = None) -> str:
+def plural(number_of: int, noun: str, *, many: str | None = None) -> str:
     """``1 layer``, ``1,024 layers``, ``7 matrices``."""
     return f"{number_of:,} {noun if number_of == 1 else many or f'{noun}s'}"
 
@@ -155,7 +155,7 @@ def describe_sparsity(found: SparsityFigures) -> str:
     """What was counted in the saved file."""
     said = (
         f"{found.pattern} by {found.method}: {found.zeros:,} of the {found.weights:,} weights in "
-        f"{plural(found.matrices, 'matrix', 'matrices')} are zero"
+        f"{plural(found.matrices, 'matrix', many='matrices')} are zero"
     )
     if found.groups:
         said += f"; all {found.groups:,} groups were counted in the saved file, {found.violations:,} break the pattern"

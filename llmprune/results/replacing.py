@@ -39,7 +39,7 @@ def recipe_of_model(recipe: Recipe) -> dict[str, Any]:
     return dict(_flat(values, ""))
 
 
-def refuse_other_recipe(home: Path, recorded: Mapping[str, Any], wanted: Mapping[str, Any], places: bool) -> None:
+def refuse_other_recipe(home: Path, recorded: Mapping[str, Any], *, wanted: Mapping[str, Any], places: bool) -> None:
     """Raise OutputError where the folder's model is from another recipe.
 
     ``places``: whether another place of the model or the text counts too.

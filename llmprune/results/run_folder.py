@@ -60,7 +60,7 @@ class RunFolder:
 
     @classmethod
     def open(
-        cls, path: Path, fresh: bool = False, model: str | None = None, *, recipe: Mapping[str, Any] | None = None
+        cls, path: Path, fresh: bool = False, *, model: str | None = None, recipe: Mapping[str, Any] | None = None
     ) -> RunFolder:
         """Make or continue a run folder. ``recipe``: the values that decide what the model is; None: only to read.
 
@@ -77,7 +77,7 @@ class RunFolder:
             lock = _lock(path)
             try:
                 complete_swap(path, (*_PRODUCTS, JOURNAL))
-                return cls._choose(path, lock, fresh, recipe)
+                return cls._choose(path, lock, fresh=fresh, recipe=recipe)
             except BaseException:
                 lock.close()
                 raise
@@ -92,7 +92,7 @@ class RunFolder:
         return cls.open(path)
 
     @classmethod
-    def _choose(cls, home: Path, lock: IO[str], fresh: bool, recipe: Mapping[str, Any] | None) -> RunFolder:
+    def _choose(cls, home: Path, lock: IO[str], *, fresh: bool, recipe: Mapping[str, Any] | None) -> RunFolder:
         """The run in the folder, or the one beside it."""
         if fresh:
             remove(home / NEXT)
@@ -108,7 +108,7 @@ class RunFolder:
             )
         found = cls(home, lock)
         if recipe is not None and has_model(home):
-            refuse_other_recipe(home, found._recipe, recipe, places=False)
+            refuse_other_recipe(home, found._recipe, wanted=recipe, places=False)
         return found
 
     def begin(self, recipe: Mapping[str, Any], origin: str) -> None:
@@ -119,7 +119,7 @@ class RunFolder:
         """
         if is_first():
             if self.path == self.home and has_model(self.home) and self._origin != origin:
-                refuse_other_recipe(self.home, self._recipe, recipe, places=True)
+                refuse_other_recipe(self.home, self._recipe, wanted=recipe, places=True)
                 self.path = self.home / NEXT
                 self._journal = self._read_journal()
             self.path.mkdir(exist_ok=True)
@@ -144,6 +144,7 @@ class RunFolder:
         self,
         name: str,
         fingerprint: str,
+        *,
         file: str,
         load: Callable[[Path], T],
         make: Callable[[Path], T],
@@ -155,7 +156,9 @@ class RunFolder:
         get its value. One that is there and cannot be read is made again, unless ``load`` has an error for people.
         """
         path = self.path / file
-        reused, value = from_first(self._reuse(name, fingerprint, path, load) if is_first() else (False, None))
+        reused, value = from_first(
+            self._reuse(name, fingerprint, path=path, load=load) if is_first() else (False, None)
+        )
         if reused and value is not None:
             return value
         if is_first() and name in self._journal:  # a stop must not leave it under the old fingerprint
@@ -172,7 +175,7 @@ class RunFolder:
             self._write_journal()
         return value
 
-    def _reuse(self, name: str, fingerprint: str, path: Path, load: Callable[[Path], T]) -> tuple[bool, T | None]:
+    def _reuse(self, name: str, fingerprint: str, *, path: Path, load: Callable[[Path], T]) -> tuple[bool, T | None]:
         noted = self._journal.get(name, {})
         if noted.get("fingerprint") != fingerprint or not path.exists():
             return False, None

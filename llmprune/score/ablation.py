@@ -30,12 +30,12 @@ from llmprune.score.ablation_repair import Standins
 def try_without(
     decoder: Decoder,
     anatomy: Anatomy,
+    *,
     criterion: TrialCriterion,
     windows_NL: Tensor,
     batch_size: int,
     remove: int,
     store: StreamStore = StreamStore(),  # noqa: B008  # frozen
-    *,
     keep_pattern: bool = False,
 ) -> Tensor:
     """Score of every layer, float32 [number of layers]; the ``remove`` lowest go, in the order of their scores.
@@ -46,11 +46,13 @@ def try_without(
     without a layer that stays is not finite: such a layer is never chosen.
     """
     judged_NL, rest_NL = some_windows(windows_NL, criterion.windows)
-    trials = _Trials(decoder, criterion, share_of(judged_NL), batch_size, store)
+    trials = _Trials(decoder, criterion, windows_NL=share_of(judged_NL), batch_size=batch_size, store=store)
     if isinstance(criterion, Residual):
         require_rest(criterion, len(windows_NL))
         solved_NL, _ = some_windows(rest_NL, criterion.refit_windows)
-        trials.standins = Standins(decoder, anatomy, share_of(solved_NL), batch_size, store, criterion.ridge)
+        trials.standins = Standins(
+            decoder, anatomy, windows_NL=share_of(solved_NL), batch_size=batch_size, store=store, ridge=criterion.ridge
+        )
     greedy = criterion.horizon(remove) == remove
     check = may_go(anatomy, remove, keep_pattern=keep_pattern and greedy)
     kept, scores_N = list(range(len(decoder))), torch.zeros(len(decoder))
@@ -108,10 +110,10 @@ def some_windows(windows_NL: Tensor, number: int) -> tuple[Tensor, Tensor]:
 
 class _Trials:
     def __init__(
-        self, decoder: Decoder, criterion: TrialCriterion, windows_NL: Tensor, batch_size: int, store: StreamStore
+        self, decoder: Decoder, criterion: TrialCriterion, *, windows_NL: Tensor, batch_size: int, store: StreamStore
     ) -> None:
         self.decoder, self.criterion = decoder, criterion
-        self.walk = Walk(decoder, windows_NL, batch_size, store)
+        self.walk = Walk(decoder, windows_NL, batch_size=batch_size, store=store)
         self.start = self.walk.copy()
         self.dense: Streams | None = None  # after the last layer
         self.standins: Standins | None = None
@@ -134,7 +136,7 @@ class _Trials:
                 if index in free:
                     variants[index] = walk.copy()
                 if self.standins:
-                    self.standins.follow(index, layer, walk, variants.get(index))
+                    self.standins.follow(index, layer, judged=walk, without=variants.get(index))
                 else:
                     walk.pass_through(index, layer)
         self.dense = self.dense or base
@@ -146,7 +148,9 @@ class _Trials:
         for batch, ids_BL in enumerate(self.walk.batches):
             dense_BLV = self._logits(dense, batch)
             for number, streams in enumerate(variants):
-                cost_BL = self.criterion.cost(self._logits(streams, batch), dense_BLV, ids_BL.to(dense_BLV.device))
+                cost_BL = self.criterion.cost(
+                    self._logits(streams, batch), dense_BLV, ids_BL=ids_BL.to(dense_BLV.device)
+                )
                 totals_V[number] += float(cost_BL.sum(dtype=torch.float64))
             totals_V[-1] += cost_BL.numel()
         sum_over_processes([totals_V])

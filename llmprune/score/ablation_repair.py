@@ -36,9 +36,20 @@ class Standins:
     """The same model on windows of its own, on which the stand-ins are solved."""
 
     def __init__(
-        self, decoder: Decoder, anatomy: Anatomy, windows_NL: Tensor, batch_size: int, store: StreamStore, ridge: float
+        self,
+        decoder: Decoder,
+        anatomy: Anatomy,
+        *,
+        windows_NL: Tensor,
+        batch_size: int,
+        store: StreamStore,
+        ridge: float,
     ) -> None:
-        self.walk, self.anatomy, self.ridge = Walk(decoder, windows_NL, batch_size, store), anatomy, ridge
+        self.walk, self.anatomy, self.ridge = (
+            Walk(decoder, windows_NL, batch_size=batch_size, store=store),
+            anatomy,
+            ridge,
+        )
         self.beginning = self.walk.copy()
         self.accepted: dict[int, Tensor] = {}  # Δ [D, F] of the layers before those that are gone
         self.found: dict[int, tuple[int, Tensor]] = {}  # of a layer left out: the layer before it, and its Δ
@@ -54,16 +65,19 @@ class Standins:
         """Give a layer the repairs that earlier rounds accepted."""
         unit = self._unit(index)
         if unit is not None and index in self.accepted:
-            add_to_output(layer, unit, self.accepted[index])
+            add_to_output(layer, unit, delta_DF=self.accepted[index])
 
-    def follow(self, index: int, layer: nn.Module, judged: Walk, without: Streams | None) -> None:
+    def follow(self, index: int, layer: nn.Module, *, judged: Walk, without: Streams | None) -> None:
         """Pass both walks through a layer; ``without`` it, the judged stream gets what stands in for it."""
         unit = self._unit(index)
         scale = None
         if unit:  # whether something is solved together goes by it
-            scale = from_first(residual_scale(self.walk, index, layer, layer.get_submodule(unit.output)))
+            scale = from_first(residual_scale(self.walk, index, layer=layer, output=layer.get_submodule(unit.output)))
         output = layer.get_submodule(unit.output) if unit and scale else None
-        solved, seen = _pass(self.walk, index, layer, output, added=True), _pass(judged, index, layer, output)
+        solved, seen = (
+            _pass(self.walk, index, layer=layer, output=output, added=True),
+            _pass(judged, index, layer=layer, output=output),
+        )
         if without is not None and self._before is not None:
             delta_DF = self._solve(self._before, solved.added)
             for batch, input_BLF in enumerate(self._before.judged):
@@ -87,7 +101,7 @@ class Standins:
         device = self.walk.decoder.device_of(before.layer)
         for input_BLF, lost_BLD in zip(before.solved, lost, strict=True):
             input_TF, lost_TD = (value.to(device).flatten(0, -2) for value in (input_BLF, lost_BLD))
-            equations.update(input_TF, None, lost_TD / before.scale)
+            equations.update(input_TF, None, inherited_TD=lost_TD / before.scale)
         sum_over_processes(equations.sums())
         where = f"layer {before.layer} in a trial without the next"
         delta_DF = equations.solve(where, setting="depth.criterion.ridge").delta_DF
@@ -100,7 +114,7 @@ class _Seen(NamedTuple):
     inputs: Streams  # of the output projection
 
 
-def _pass(walk: Walk, index: int, layer: nn.Module, output: nn.Module | None, added: bool = False) -> _Seen:
+def _pass(walk: Walk, index: int, *, layer: nn.Module, output: nn.Module | None, added: bool = False) -> _Seen:
     """Advance a walk by one layer, and keep the inputs of its output projection, and what it ``added``."""
     kept = {"added": Streams(), "inputs": Streams()}
 

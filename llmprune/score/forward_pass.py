@@ -33,6 +33,7 @@ _Part = Neurons | StackedNeurons | ExpertsOfLayer
 def score(
     decoder: Decoder,
     anatomy: Anatomy,
+    *,
     windows_NL: Tensor,
     batch_size: int,
     depth: PassingCriterion | None,
@@ -41,7 +42,6 @@ def score(
     store: StreamStore = StreamStore(),  # noqa: B008  # frozen
     remove: int = 1,
     heads: WidthCriterion | None = None,
-    *,
     keep_pattern: bool = False,
 ) -> Scores:
     """Scores by whichever criteria are given, in one walk; over several processes, the same in each.
@@ -53,18 +53,25 @@ def score(
     backwards = criterion if criterion and criterion.takes != "activations" else None
     if backwards:
         _require_trail(backwards, store)
-    walk = Walk(decoder, share_of(windows_NL), batch_size, store)
-    runs = _Runs(depth, depth.horizon(remove), walk) if depth else None
+    walk = Walk(decoder, share_of(windows_NL), batch_size=batch_size, store=store)
+    runs = _Runs(depth, depth.horizon(remove), walk=walk) if depth else None
     scores = Scores(None, {})
     for index in track(range(len(decoder)), "pass 1: scoring layers"):
         with decoder.layer(index) as layer:
             forwards = (None, None) if backwards else (width, heads)
-            _visit(index, layer, walk, runs, _parts(index, layer, anatomy, *forwards, experts), scores)
+            _visit(
+                index,
+                layer,
+                walk=walk,
+                runs=runs,
+                parts=_parts(index, layer, anatomy=anatomy, width=forwards[0], heads=forwards[1], experts=experts),
+                scores=scores,
+            )
             if store.trail is not None:
                 store.trail.keep(index, walk.streams)
     if backwards and store.trail is not None:
         back = WayBack(walk, store.trail, relative=backwards.takes == "relative effects")
-        _score_backwards(back, anatomy, width, heads, scores)
+        _score_backwards(back, anatomy, width=width, heads=heads, scores=scores)
     starts = starts_in_pattern(anatomy, runs.span) if runs and keep_pattern and runs.span > 1 else None
     scores = replace(scores, layers=runs.scores(len(decoder), starts) if runs else None)
     _require_finite(scores)
@@ -74,21 +81,26 @@ def score(
 def _parts(
     index: int,
     layer: nn.Module,
+    *,
     anatomy: Anatomy,
     width: WidthCriterion | None,
     heads: WidthCriterion | None,
     experts: ExpertCriterion | None,
 ) -> list[_Part]:
     """What is scored of one layer."""
-    parts: list[_Part] = [*projections(layer, anatomy, index, width, heads)]
+    parts: list[_Part] = [*projections(layer, anatomy, index=index, width=width, heads=heads)]
     block = anatomy.blocks[index]
     if experts and block and anatomy.experts:
-        parts.append(ExpertsOfLayer(unit_key(index, block.path), block, anatomy.experts.count, layer, experts))
+        parts.append(
+            ExpertsOfLayer(
+                unit_key(index, block.path), block, count=anatomy.experts.count, layer=layer, criterion=experts
+            )
+        )
     return parts
 
 
 def _visit(
-    index: int, layer: nn.Module, walk: Walk, runs: _Runs | None, parts: Sequence[_Part], scores: Scores
+    index: int, layer: nn.Module, *, walk: Walk, runs: _Runs | None, parts: Sequence[_Part], scores: Scores
 ) -> None:
     """Take every batch through one layer, and write what its parts score; they go with it, for they hold weights."""
     with ExitStack() as hooks:
@@ -98,7 +110,7 @@ def _visit(
             runs.open(walk.decoder.device_of(index))
         for batch, hidden_BLD, output_BLD in walk.outputs(index, layer):
             if runs:
-                runs.update(batch, hidden_BLD, output_BLD)
+                runs.update(batch, hidden_BLD, output_BLD=output_BLD)
             walk.advance(batch, output_BLD)
         if runs:
             runs.close()
@@ -109,7 +121,7 @@ def _visit(
 class _Runs:
     """Every run of ``span`` neighbouring layers, each scored when its last layer is visited."""
 
-    def __init__(self, criterion: PassingCriterion, span: int, walk: Walk) -> None:
+    def __init__(self, criterion: PassingCriterion, span: int, *, walk: Walk) -> None:
         self.criterion, self.span, self.walk = criterion, span, walk
         self.starts: deque[Streams] = deque(maxlen=span)  # before the layers of the run; of one layer, at hand
         self.found: list[Tensor] = []
@@ -120,7 +132,7 @@ class _Runs:
             self.starts.append(self.walk.copy(self.criterion.looks_at))
         self.sums = self.criterion.open(device)
 
-    def update(self, batch: int, hidden_BLD: Tensor, output_BLD: Tensor) -> None:
+    def update(self, batch: int, hidden_BLD: Tensor, *, output_BLD: Tensor) -> None:
         """Take in a batch of the layer, the last one of a run."""
         tokens = self.criterion.looks_at
         if self.span == 1:
@@ -156,14 +168,18 @@ def _require_trail(width: WidthCriterion, store: StreamStore) -> None:
 
 
 def _score_backwards(
-    back: WayBack, anatomy: Anatomy, width: WidthCriterion | None, heads: WidthCriterion | None, scores: Scores
+    back: WayBack, anatomy: Anatomy, *, width: WidthCriterion | None, heads: WidthCriterion | None, scores: Scores
 ) -> None:
     """Score what every token goes through by its effects on the loss."""
     decoder = back.walk.decoder
     for index in track(range(len(decoder) - 1, -1, -1), "pass 1: gradients"):
         with decoder.layer(index) as layer:
-            parts = [part for part in projections(layer, anatomy, index, width, heads) if isinstance(part, Neurons)]
-            for effects in back.effects(index, layer, [part.output for part in parts]):
+            parts = [
+                part
+                for part in projections(layer, anatomy, index=index, width=width, heads=heads)
+                if isinstance(part, Neurons)
+            ]
+            for effects in back.effects(index, layer, modules=[part.output for part in parts]):
                 for part, effect_BLF in zip(parts, effects, strict=True):
                     part.sums.update(effect_BLF)
             for part in parts:

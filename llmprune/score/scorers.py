@@ -24,7 +24,7 @@ from llmprune.score.scores import Scores
 
 
 def projections(
-    layer: nn.Module, anatomy: Anatomy, index: int, width: WidthCriterion | None, heads: WidthCriterion | None
+    layer: nn.Module, anatomy: Anatomy, *, index: int, width: WidthCriterion | None, heads: WidthCriterion | None
 ) -> list[Neurons | StackedNeurons]:
     """The layer's neurons and key-value groups, as far as they are scored."""
     parts: list[Neurons | StackedNeurons] = []
@@ -32,10 +32,10 @@ def projections(
         assert width is not None
         if _can_score(width, unit):
             kind = Neurons if unit.experts is None else StackedNeurons
-            parts.append(kind(unit_key(index, unit.path), unit, layer, width))
+            parts.append(kind(unit_key(index, unit.path), unit, layer=layer, width=width))
     attention = anatomy.attention[index]
     if heads and attention:
-        parts.append(Groups(unit_key(index, attention.path), attention, layer, heads))
+        parts.append(Groups(unit_key(index, attention.path), attention, layer=layer, criterion=heads))
     return parts
 
 
@@ -46,12 +46,12 @@ def _can_score(width: WidthCriterion, unit: MlpUnit) -> bool:
 class Neurons:
     """Neurons of one projection."""
 
-    def __init__(self, key: str, unit: MlpUnit, layer: nn.Module, width: WidthCriterion) -> None:
+    def __init__(self, key: str, unit: MlpUnit, *, layer: nn.Module, width: WidthCriterion) -> None:
         *inputs, _ = unit.tensors
         rows = [neuron_rows(tensor_of(layer, cut.name), cut) for cut in inputs]
-        self._open(key, unit, layer, width, rows)
+        self._open(key, unit, layer=layer, width=width, rows=rows)
 
-    def _open(self, key: str, unit: Unit, layer: nn.Module, width: WidthCriterion, rows: list[Tensor]) -> None:
+    def _open(self, key: str, unit: Unit, *, layer: nn.Module, width: WidthCriterion, rows: list[Tensor]) -> None:
         output = unit.tensors[-1]
         weight = layer.get_parameter(output.name)
         self.key, self.output = key, layer.get_submodule(unit.output)
@@ -61,7 +61,7 @@ class Neurons:
         """Take in the neurons' activations."""
         hooks.callback(self.output.register_forward_hook(self._see).remove)
 
-    def _see(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    def _see(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: PLR0917 - torch calls it
         bias = getattr(module, "bias", None)
         self.sums.update_with(args[0], output if bias is None else output - bias)
 
@@ -77,8 +77,8 @@ class Groups(Neurons):
     Of their weights only those of the output projection count.
     """
 
-    def __init__(self, key: str, unit: AttentionUnit, layer: nn.Module, criterion: WidthCriterion) -> None:
-        self._open(key, unit, layer, criterion, [])
+    def __init__(self, key: str, unit: AttentionUnit, *, layer: nn.Module, criterion: WidthCriterion) -> None:
+        self._open(key, unit, layer=layer, width=criterion, rows=[])
         self.inputs = sum(unit.tensors[-1].parts)  # of each group, side by side
 
     def write(self, scores: Scores) -> None:
@@ -93,7 +93,7 @@ class StackedNeurons:
     Where all of an expert's neurons score 0, as without tokens, they are scored by the norm of what they write.
     """
 
-    def __init__(self, key: str, unit: MlpUnit, layer: nn.Module, width: WidthCriterion) -> None:
+    def __init__(self, key: str, unit: MlpUnit, *, layer: nn.Module, width: WidthCriterion) -> None:
         self.key, self._holder = key, layer.get_submodule(unit.path)
         *inputs, output = unit.tensors
         self.weight = layer.get_parameter(output.name)
@@ -107,7 +107,7 @@ class StackedNeurons:
 
     def watch(self, hooks: ExitStack) -> None:
         """Take in the neurons' activations."""
-        hooks.enter_context(activations_of_experts(self._holder, self.weight, self._update))
+        hooks.enter_context(activations_of_experts(self._holder, self.weight, see=self._update))
 
     def _update(self, expert: int, activation_TF: Tensor) -> None:
         self.each[expert].update(activation_TF)
@@ -127,7 +127,9 @@ class StackedNeurons:
 class ExpertsOfLayer:
     """The experts of one layer."""
 
-    def __init__(self, key: str, block: ExpertBlock, count: int, layer: nn.Module, criterion: ExpertCriterion) -> None:
+    def __init__(
+        self, key: str, block: ExpertBlock, *, count: int, layer: nn.Module, criterion: ExpertCriterion
+    ) -> None:
         self.key, self.count, self._module = key, count, layer.get_submodule(block.path)
         self.sums: ExpertAccumulator = criterion.open(count, next(self._module.parameters()).device)
 
@@ -135,8 +137,8 @@ class ExpertsOfLayer:
         """Take in what the experts add."""
         hooks.callback(self._module.register_forward_pre_hook(self._see, with_kwargs=True).remove)
 
-    def _see(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-        for expert, _, added_TD in outputs_of_experts(module, args, kwargs, self.count):
+    def _see(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:  # noqa: PLR0917 - torch calls it
+        for expert, _, added_TD in outputs_of_experts(module, args, kwargs=kwargs, count=self.count):
             self.sums.update(expert, added_TD)
 
     def write(self, scores: Scores) -> None:

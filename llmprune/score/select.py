@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from llmprune.anatomy.types import Anatomy, unit_key
 from llmprune.cut.decision import Cut, choose_highest, choose_layers
@@ -11,31 +11,37 @@ from llmprune.cut.layer_choice import choose_in_pattern
 from llmprune.score.scores import Scores
 
 
-def choose_cut(
-    anatomy: Anatomy,
-    scores: Scores | None,
-    removed_layers: tuple[int, ...] | None,
-    keep_layers: int,
-    widths: Mapping[str, int],
-    num_experts: int | None,
-    kv_groups: int | None = None,
-    *,
-    keep_pattern: bool = False,
-) -> Cut:
-    """The cut to these numbers that keeps what scores highest; the layers too, unless they are named."""
-    count = anatomy.num_layers
-    if removed_layers is not None:
-        layers = tuple(index for index in range(count) if index not in removed_layers)
+@dataclass(frozen=True)
+class PlannedSizes:
+    """Sizes that a recipe asks for, before the scores are known.
+
+    ``removed_layers``: the layers that the recipe names; None: the scores choose ``keep_layers`` of them.
+    ``widths``: neurons kept, by config field. ``num_experts`` and ``kv_groups``: kept in every layer; None: all.
+    """
+
+    removed_layers: tuple[int, ...] | None
+    keep_layers: int
+    widths: Mapping[str, int] = field(default_factory=dict)
+    num_experts: int | None = None
+    kv_groups: int | None = None
+    keep_pattern: bool = False  # choose only layers after which the layer pattern repeats as in the base
+
+
+def choose_cut(anatomy: Anatomy, scores: Scores | None, *, sizes: PlannedSizes) -> Cut:
+    """Return the cut to the planned sizes that keeps what scores highest."""
+    count, num_experts, kv_groups = anatomy.num_layers, sizes.num_experts, sizes.kv_groups
+    if sizes.removed_layers is not None:
+        layers = tuple(index for index in range(count) if index not in sizes.removed_layers)
     else:
         assert scores is not None, "layers are scored where the recipe does not name them"
         assert scores.layers is not None
-        if keep_pattern:
-            layers = choose_in_pattern(scores.layers, keep_layers, anatomy)
+        if sizes.keep_pattern:
+            layers = choose_in_pattern(scores.layers, sizes.keep_layers, anatomy=anatomy)
         else:
-            layers = choose_layers(scores.layers, keep_layers, anatomy.one_of)
+            layers = choose_layers(scores.layers, sizes.keep_layers, one_of=anatomy.one_of)
     if scores is None:
         return Cut(count, layers)
-    narrower = {field: kept for field, kept in widths.items() if kept < anatomy.widths[field]}
+    narrower = {field: kept for field, kept in sizes.widths.items() if kept < anatomy.widths[field]}
     neurons = {
         unit_key(index, unit.path): choose_highest(
             scores.neurons[unit_key(index, unit.path)], unit.times * narrower[unit.field]

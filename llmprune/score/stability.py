@@ -30,6 +30,7 @@ def halves(windows_NL: Tensor, sources_N: Tensor | None = None) -> tuple[Tensor,
 def compare(
     choose: Callable[[Tensor], Cut],
     windows_NL: Tensor,
+    *,
     anatomy: Anatomy,
     named: bool = False,
     sources_N: Tensor | None = None,
@@ -38,7 +39,7 @@ def compare(
     parts = halves(windows_NL, sources_N)
     one, other = (choose(half_NL) for half_NL in parts)
     chosen = one.removed and not named
-    layers = [_shared(torch.tensor(one.layers), torch.tensor(other.layers), one.num_layers)] if chosen else []
+    layers = [_shared(torch.tensor(one.layers), torch.tensor(other.layers), total=one.num_layers)] if chosen else []
     widths = {unit_key(index, unit.path): unit.width for index, units in enumerate(anatomy.units) for unit in units}
     experts = anatomy.experts.count if anatomy.experts else 0
     groups = anatomy.heads.count if anatomy.heads else 0
@@ -46,13 +47,13 @@ def compare(
         windows=(len(parts[0]), len(parts[1])),
         removed_layers=(one.removed, other.removed),
         layers=_summary(layers),
-        neurons=_summary([_shared(keep, other.neurons[key], widths[key]) for key, keep in one.neurons.items()]),
-        heads=_summary([_shared(keep, other.heads[key], groups) for key, keep in one.heads.items()]),
-        experts=_summary([_shared(keep, other.experts[key], experts) for key, keep in one.experts.items()]),
+        neurons=_summary([_shared(keep, other.neurons[key], total=widths[key]) for key, keep in one.neurons.items()]),
+        heads=_summary([_shared(keep, other.heads[key], total=groups) for key, keep in one.heads.items()]),
+        experts=_summary([_shared(keep, other.experts[key], total=experts) for key, keep in one.experts.items()]),
     )
 
 
-def _shared(one: Tensor, other: Tensor, total: int) -> tuple[float, float]:
+def _shared(one: Tensor, other: Tensor, *, total: int) -> tuple[float, float]:
     """Of what goes by the one, the share that goes by the other too, and what that would be by chance."""
     stays = torch.ones(*one.shape[:-1], total, dtype=torch.bool)
     gone, gone_too = (stays.scatter(-1, keep, False) for keep in (one, other))

@@ -19,15 +19,19 @@ def listening(host: str, port: int, *, backlog: int) -> Iterator[list[socket.soc
         raise RecipeError(f"--host {host}: {error}; give an address of this machine, such as 127.0.0.1") from error
     with ExitStack() as stack:
         yield [
-            stack.enter_context(_listener(family, address, host, port, backlog))
+            stack.enter_context(_listener(family, address, host=host, port=port, backlog=backlog))
             for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found)
         ]
 
 
 def _listener(
-    family: socket.AddressFamily, address: tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes], host: str,
-    port: int, backlog: int,
-) -> socket.socket:  # fmt: skip
+    family: socket.AddressFamily,
+    address: tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes],
+    *,
+    host: str,
+    port: int,
+    backlog: int,
+) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port is free at once after a restart
@@ -37,11 +41,11 @@ def _listener(
         listener.listen(backlog)
     except OSError as error:
         listener.close()
-        raise RecipeError(_reason(error, host, port)) from error
+        raise RecipeError(_reason(error, host, port=port)) from error
     return listener
 
 
-def _reason(error: OSError, host: str, port: int) -> str:
+def _reason(error: OSError, host: str, *, port: int) -> str:
     if error.errno == errno.EADDRINUSE:
         return f"--port {port}: another program listens on {host}:{port} already; stop it, or give another --port"
     if error.errno in (errno.EACCES, errno.EPERM):

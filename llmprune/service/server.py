@@ -97,7 +97,7 @@ def serve(settings: Settings) -> None:
             log_with_time()
             keeper = Keeper(settings)
             try:
-                _answer(settings, keeper, sockets)
+                _answer(settings, keeper, sockets=sockets)
             finally:
                 keeper.stop(settings.keep_jobs)
 
@@ -130,7 +130,7 @@ def _usable(settings: Settings) -> Iterator[None]:
         ) from error
 
 
-def _answer(settings: Settings, keeper: Keeper, sockets: list[socket.socket]) -> None:
+def _answer(settings: Settings, keeper: Keeper, *, sockets: list[socket.socket]) -> None:
     """Answer requests until a signal."""
     import uvicorn
 

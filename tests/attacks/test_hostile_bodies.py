@@ -144,9 +144,9 @@ def test_a_recipe_over_the_network_is_small(bench: Bench, tmp_path: Path) -> Non
         assert (answer.status_code, answer.json()["title"]) == (413, "too large")
     assert "at most 32,768" in bench.http.post("/submit/check", data={"recipe": large}).text
     with pytest.raises(RecipeError, match="at most 32,768"):
-        admit(RECIPE, (f"model.id={'x' * (RECIPE_LIMIT + 1)}",), Settings(data_dir=tmp_path))
+        admit(RECIPE, (f"model.id={'x' * (RECIPE_LIMIT + 1)}",), settings=Settings(data_dir=tmp_path))
     with pytest.raises(RecipeError, match="nested more than 20 deep"):
-        admit(RECIPE, (f"{'a.' * 10_000}b=1",), Settings(data_dir=tmp_path))
+        admit(RECIPE, (f"{'a.' * 10_000}b=1",), settings=Settings(data_dir=tmp_path))
 
 
 def test_problems_of_parameters_are_shortened(bench: Bench) -> None:
@@ -170,7 +170,7 @@ def test_many_problems_are_shortened_in_linear_work() -> None:
     data = {f"key{n}": 1 for n in range(20_000)}
     with pytest.raises(ValidationError) as caught:
         Recipe.model_validate(data)
-    said = describe_problems(caught.value, Recipe, data)
+    said = describe_problems(caught.value, Recipe, data=data)
     assert len(said) == MOST_PROBLEMS + 1
     assert said[0] == "model: is missing; add it (The model to prune)"
     assert said[-1] == "and 19,982 more problems"

@@ -134,7 +134,7 @@ def test_a_node_of_a_cluster_takes_its_own_credentials_out(tmp_path: Path) -> No
 
     given = {"LLMPRUNE_PROGRESS": str(tmp_path / "a job" / "p"), "HF_HOME": "/its/own", "HF_TOKEN_PATH": "/its/file"}
     launch = Launch("0123456789ab", 1, tmp_path / "a job", ("run", "a b"), 0, (), given)
-    Ray("http://head:8265", (stub(tmp_path),), 1.0, httpx.MockTransport(handle)).start(launch)
+    Ray("http://head:8265", (stub(tmp_path),), grace=1.0, transport=httpx.MockTransport(handle)).start(launch)
     body = json.loads(asked[0].content)
     node = dict(os.environ) | HUB | OTHERS | body["runtime_env"]["env_vars"]
     subprocess.run(["sh", "-c", body["entrypoint"]], env=node, check=True)
@@ -277,15 +277,15 @@ def test_a_root_around_the_data_folder_opens_no_job(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(bench.run_folder(job))
     for name in (str(bench.run_folder(job) / "model"), f"data/jobs/{job}/run/model", "link/model"):
         with pytest.raises(RecipeError, match="the service's own folder holds other people's jobs"):
-            admit(RECIPE.replace("org/model", name), (), settings)
+            admit(RECIPE.replace("org/model", name), (), settings=settings)
     shutil.copytree(bench.run_folder(job) / "model", tmp_path / "model")
-    admit(RECIPE.replace("org/model", "./model"), (), settings)
+    admit(RECIPE.replace("org/model", "./model"), (), settings=settings)
 
 
 def test_the_entrypoint_quotes_what_it_gives(tmp_path: Path) -> None:
     """A data folder with blanks and quotes in its name stays one word of the shell's line."""
     folder = tmp_path / "it's a; folder"
     launch = Launch("0123456789ab", 1, folder, ("run",), 0, (), {"HF_HOME": str(folder)}, keep_hub=True)
-    line: Any = Ray("http://head:8265", ("python",), 1.0)._entrypoint(launch)
+    line: Any = Ray("http://head:8265", ("python",), grace=1.0)._entrypoint(launch)
     assert f"HF_HOME={folder}" in shlex.split(line)
     assert "--keep-hub" in shlex.split(line)

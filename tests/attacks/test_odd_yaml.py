@@ -57,7 +57,7 @@ EVERY = {name: "7" for name in RecipeForm.model_fields if name != "refit"}
 def put_to_all_readers(text: str) -> None:
     """Read a text as a recipe, as an override's value and by the form: each reads it or raises RecipeError."""
     for read in (
-        lambda: admit(text, (), Settings(data_dir=Path())),
+        lambda: admit(text, (), settings=Settings(data_dir=Path())),
         lambda: Recipe.parse(RECIPE, (f"depth.remove={text}",)),
         lambda: changed_by(text, (form_of(text) or RecipeForm()).model_copy(update=EVERY)),
     ):

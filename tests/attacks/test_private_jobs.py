@@ -211,7 +211,7 @@ def test_a_stream_ends_with_its_job_or_token(tmp_path: Path, loss: str) -> None:
 
     async def follow() -> list[str]:
         heard = []
-        async for event in job_events(job, service.bench.service, Caller(OWNER, "user"), None):
+        async for event in job_events(job, service.bench.service, caller=Caller(OWNER, "user"), last_event_id=None):
             heard.append(json.loads(str(event.raw_data))["state"])
             with service.bench.service.database.write() as connection:
                 connection.execute(loss)

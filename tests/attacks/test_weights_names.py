@@ -90,7 +90,7 @@ def test_an_index_names_files_of_its_own_folder(
     (model / INDEX).write_bytes(spoilt)
     hub.add_repo("org/thief", files_of(model))
     recipe = "model: {id: model}\ncalibration: {dataset: org/text}\n"
-    admitted, overrides = admit(recipe, (), Settings(data_dir=tmp_path / "data", allow_roots=(model.parent,)))
+    admitted, overrides = admit(recipe, (), settings=Settings(data_dir=tmp_path / "data", allow_roots=(model.parent,)))
     assert overrides == [f'model.id="{model}"']
     for place in (str(model), "org/thief"):
         with pytest.raises(CheckpointError, match=r"no file of that model's own folder; .* get a whole checkpoint"):

@@ -118,7 +118,7 @@ def persistently(do: Callable[[], T], reached: bool = True) -> T:
 
 
 @lru_cache
-def resolve(repo_id: str, revision: str | None = None, repo_type: str = "model") -> ResolvedRevision:
+def resolve(repo_id: str, revision: str | None = None, *, repo_type: str = "model") -> ResolvedRevision:
     """The commit that a branch, tag or commit of a repository is: the same for all that one run reads.
 
     ``cache_clear`` lets it be looked up anew. Offline, or where the hub cannot be reached, it is what the cache

@@ -72,7 +72,7 @@ class NormalEquations:
         self.ridge, self.folds = ridge, folds
         self._folds: list[_Fold] = []
 
-    def update(self, input_TF: Tensor, lost_TD: Tensor | None, inherited_TD: Tensor, fold: int = 0) -> None:
+    def update(self, input_TF: Tensor, lost_TD: Tensor | None, *, inherited_TD: Tensor, fold: int = 0) -> None:
         """Take in inputs of the projection and both parts of the error; ``lost_TD`` None in all batches or in none."""
         input_TF, inherited_TD = input_TF.float(), inherited_TD.float()
         if not self._folds:
@@ -92,7 +92,7 @@ class NormalEquations:
             wanted_TS = inherited_TS + lost_TS
         into.energy.add_(wanted_TS.square().sum(dtype=torch.float64))
 
-    def _start(self, input_TF: Tensor, error_TD: Tensor, lost: bool) -> None:
+    def _start(self, input_TF: Tensor, error_TD: Tensor, *, lost: bool) -> None:
         width, hidden = input_TF.shape[1], error_TD.shape[1]
         sketched = min(hidden, _SKETCHED)
         sketch_DS = torch.randn(hidden, sketched, generator=torch.Generator().manual_seed(0)) / sketched**0.5
@@ -148,7 +148,7 @@ class NormalEquations:
         if self._lost_FD is not None:
             moment_FD += self._lost_FD
         for ridge in self._strengths(found):
-            solved_FD = _ridge(_total([fold.gram_FF for fold in self._folds]), moment_FD, ridge)
+            solved_FD = _ridge(_total([fold.gram_FF for fold in self._folds]), moment_FD, ridge=ridge)
             if all_agree(solved_FD is not None):
                 assert solved_FD is not None, "all have a solution"
                 return replace(found, ridge=ridge, delta_DF=solved_FD.T)
@@ -212,7 +212,7 @@ class NormalEquations:
                 lost_FS = _sum([fold.lost_FS for fold in others if fold.lost_FS is not None])
                 wanted_FS = held.lost_FS + held.inherited_FS
             widths = [lost_FS.shape[1], inherited_FS.shape[1]]
-            solved_FS = _ridge(gram_FF, torch.cat([lost_FS, inherited_FS], dim=1), ridge)
+            solved_FS = _ridge(gram_FF, torch.cat([lost_FS, inherited_FS], dim=1), ridge=ridge)
             if solved_FS is None:
                 return 0.0, math.inf
             by_lost_FS, by_inherited_FS = torch.split(solved_FS, widths, dim=1)
@@ -265,7 +265,7 @@ def _total(grams: Sequence[Tensor]) -> Tensor:
     return total_FF
 
 
-def _ridge(gram_FF: Tensor, moment_FD: Tensor, ridge: float) -> Tensor | None:
+def _ridge(gram_FF: Tensor, moment_FD: Tensor, *, ridge: float) -> Tensor | None:
     """(XᵀX + μI)⁻¹ moment; None where the matrix is not positive definite or the solution is not finite.
 
     The Gram matrix, of which the upper triangle counts, is overwritten by its factor.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def solve_on_support(
-    weight_OI: Tensor, mask_OI: Tensor, gram_II: Tensor, wanted_OI: Tensor, steps: int
+    weight_OI: Tensor, mask_OI: Tensor, *, gram_II: Tensor, wanted_OI: Tensor, steps: int
 ) -> tuple[Tensor, Tensor]:
     """The weights after so many steps from ``weight_OI``, and each output's squared error with them [O], float32.
 

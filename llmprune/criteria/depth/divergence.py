@@ -22,6 +22,6 @@ class Divergence(TrialCriterion):
 
     kind: Literal["divergence"] = "divergence"
 
-    def cost(self, logits_BLV: Tensor, dense_BLV: Tensor, ids_BL: Tensor) -> Tensor:
+    def cost(self, logits_BLV: Tensor, dense_BLV: Tensor, *, ids_BL: Tensor) -> Tensor:
         """Divergence at each token but the last, as for the cross entropy."""
         return kl_divergence(dense_BLV[:, :-1], logits_BLV[:, :-1])

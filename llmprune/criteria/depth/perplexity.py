@@ -20,7 +20,7 @@ class Perplexity(TrialCriterion):
 
     kind: Literal["perplexity"] = "perplexity"
 
-    def cost(self, logits_BLV: Tensor, dense_BLV: Tensor, ids_BL: Tensor) -> Tensor:
+    def cost(self, logits_BLV: Tensor, dense_BLV: Tensor, *, ids_BL: Tensor) -> Tensor:
         """Cross entropy of each next token."""
         from torch.nn.functional import cross_entropy
 

@@ -29,7 +29,7 @@ class Residual(TrialCriterion):
 
     def scaled(self, part: int, whole: int) -> Self:
         """The same for so many windows where it is meant for a whole calibration."""
-        refit_windows = scaled(self.refit_windows, part, whole)
+        refit_windows = scaled(self.refit_windows, part, whole=whole)
         return super().scaled(part, whole).model_copy(update={"refit_windows": refit_windows})
 
     def shares(self, samples: int) -> tuple[int, int]:
@@ -37,6 +37,6 @@ class Residual(TrialCriterion):
         judged = min(self.windows, samples)
         return judged, min(self.refit_windows, samples - judged)
 
-    def cost(self, logits_BLV: Tensor, dense_BLV: Tensor, ids_BL: Tensor) -> Tensor:
+    def cost(self, logits_BLV: Tensor, dense_BLV: Tensor, *, ids_BL: Tensor) -> Tensor:
         """Divergence at each token but the last."""
         return kl_divergence(dense_BLV[:, :-1], logits_BLV[:, :-1])

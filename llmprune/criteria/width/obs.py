@@ -52,7 +52,7 @@ class Obs(WidthCriterion):
         """Start the sums of one unit with this output projection."""
         from llmprune.criteria.width.obs_accumulator import Surgeon
 
-        return Surgeon(output_DF, self.ridge, self.shrinkage)
+        return Surgeon(output_DF, self.ridge, shrinkage=self.shrinkage)
 
     def operations(self, width: int) -> int:
         """The inverse, and the removals."""

@@ -40,7 +40,7 @@ _TOGETHER = 64  # removals between two updates of the matrices
 class Surgeon(UnitAccumulator):
     """XᵀX [F, F] in float32, summed over tokens."""
 
-    def __init__(self, output_DF: Tensor, ridge: float, shrinkage: float) -> None:
+    def __init__(self, output_DF: Tensor, ridge: float, *, shrinkage: float) -> None:
         self.output_DF, self.ridge, self.shrinkage = output_DF, ridge, shrinkage
         width = output_DF.shape[1]
         self.gram_FF = output_DF.new_zeros(width, width, dtype=torch.float32)
@@ -58,12 +58,12 @@ class Surgeon(UnitAccumulator):
 
     def scores(self) -> Tensor:
         """Of each neuron, the mean squared error of the output [F] once it is gone; the sums are used up."""
-        order_F, errors_F = removal_order(self._gram(), self.output_DF.double(), self.ridge)
+        order_F, errors_F = removal_order(self._gram(), self.output_DF.double(), ridge=self.ridge)
         return torch.empty_like(errors_F).index_copy_(0, order_F, errors_F).float()
 
     def group_scores(self, size: int) -> Tensor:
         """Of each group, the mean squared error of the output [G] once it is gone; the sums are used up."""
-        order_G, errors_G = group_order(self._gram(), self.output_DF.double(), self.ridge, size)
+        order_G, errors_G = group_order(self._gram(), self.output_DF.double(), ridge=self.ridge, size=size)
         return torch.empty_like(errors_G).index_copy_(0, order_G, errors_G).float()
 
     def _gram(self) -> Tensor:
@@ -74,7 +74,9 @@ class Surgeon(UnitAccumulator):
         return gram_FF
 
 
-def removal_order(gram_FF: Tensor, output_DF: Tensor, ridge: float, together: int = _TOGETHER) -> tuple[Tensor, Tensor]:
+def removal_order(
+    gram_FF: Tensor, output_DF: Tensor, *, ridge: float, together: int = _TOGETHER
+) -> tuple[Tensor, Tensor]:
     """The neurons as they go, int64 [F], and the error after each [F]; float64 in and out.
 
     ``gram_FF`` is used up. Raises NumericalError where it is no Gram matrix, for NaN or infinity in it.
@@ -85,7 +87,7 @@ def removal_order(gram_FF: Tensor, output_DF: Tensor, ridge: float, together: in
     left_N = torch.arange(len(inverse_NN), device=inverse_NN.device)
     order, costs = [], []
     while len(left_N):
-        block = _Block(inverse_NN, weights_NN, spared_N, min(together, len(left_N)))
+        block = _Block(inverse_NN, weights_NN, spared_N=spared_N, removals=min(together, len(left_N)))
         gone_K, costs_K = block.remove()
         order.append(left_N[gone_K])
         costs.append(costs_K)
@@ -95,7 +97,7 @@ def removal_order(gram_FF: Tensor, output_DF: Tensor, ridge: float, together: in
     return torch.cat(order), _errors(torch.cat(costs))
 
 
-def group_order(gram_FF: Tensor, output_DF: Tensor, ridge: float, size: int) -> tuple[Tensor, Tensor]:
+def group_order(gram_FF: Tensor, output_DF: Tensor, *, ridge: float, size: int) -> tuple[Tensor, Tensor]:
     """The groups of ``size`` neighbouring inputs as they go, int64 [G], and the error after each [G]; float64.
 
     ``gram_FF`` is used up. Raises NumericalError as ``removal_order`` does.
@@ -157,7 +159,7 @@ def _damped_inverse(gram_FF: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
 class _Block:
     """Some removals in a row. What they take off H⁻¹ is V Vᵀ, off A it is V Sᵀ + S Vᵀ."""
 
-    def __init__(self, inverse_NN: Tensor, weights_NN: Tensor, spared_N: Tensor, removals: int) -> None:
+    def __init__(self, inverse_NN: Tensor, weights_NN: Tensor, *, spared_N: Tensor, removals: int) -> None:
         self.inverse_NN, self.weights_NN, self.spared_N = inverse_NN, weights_NN, spared_N
         self.v_NK, self.s_NK = inverse_NN.new_zeros(2, len(inverse_NN), removals)
 

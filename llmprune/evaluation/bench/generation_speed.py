@@ -39,7 +39,7 @@ def require_positions(settings: Speed, config: PretrainedConfig) -> None:
         )
 
 
-def compare_speed(dense: PreTrainedModel, pruned: PreTrainedModel, settings: Speed) -> SpeedFigures:
+def compare_speed(dense: PreTrainedModel, pruned: PreTrainedModel, *, settings: Speed) -> SpeedFigures:
     """Greedy generation after random prompts; tokens per second count new tokens over prefill and decoding.
 
     Each model warms up once. Raises RecipeError where the model has too few positions.
@@ -47,10 +47,12 @@ def compare_speed(dense: PreTrainedModel, pruned: PreTrainedModel, settings: Spe
     models = (dense, pruned)
     for model in models:
         require_positions(settings, model.config)
-    prompts_BL = random_prompts(models, settings.batch_size, settings.prompt_tokens)
+    prompts_BL = random_prompts(models, settings.batch_size, length=settings.prompt_tokens)
     for model in models:
-        time_generation(model, prompts_BL, settings.new_tokens)
-    pairs = [[_rate(model, prompts_BL, settings.new_tokens) for model in models] for _ in range(settings.repeats)]
+        time_generation(model, prompts_BL, new_tokens=settings.new_tokens)
+    pairs = [
+        [_rate(model, prompts_BL, new_tokens=settings.new_tokens) for model in models] for _ in range(settings.repeats)
+    ]
     ratios = [after / before for before, after in pairs]
     return SpeedFigures(
         dense=median(before for before, _ in pairs),
@@ -66,7 +68,7 @@ def compare_speed(dense: PreTrainedModel, pruned: PreTrainedModel, settings: Spe
     )
 
 
-def random_prompts(models: tuple[PreTrainedModel, ...], batch_size: int, length: int) -> Tensor:
+def random_prompts(models: tuple[PreTrainedModel, ...], batch_size: int, *, length: int) -> Tensor:
     """Token ids [B, L] that all models know, the same every time."""
     import torch
 
@@ -74,7 +76,9 @@ def random_prompts(models: tuple[PreTrainedModel, ...], batch_size: int, length:
     return torch.randint(vocabulary, (batch_size, length), generator=torch.Generator().manual_seed(0))
 
 
-def time_generation(model: PreTrainedModel, prompts_BL: Tensor, new_tokens: int, static_cache: bool = False) -> Timing:
+def time_generation(
+    model: PreTrainedModel, prompts_BL: Tensor, *, new_tokens: int, static_cache: bool = False
+) -> Timing:
     """One greedy generation of exactly so many new tokens after each prompt.
 
     With ``static_cache`` transformers keeps keys and values in place, and on CUDA compiles the decoding.
@@ -139,9 +143,9 @@ class _Clock:
         """Nothing is left to show."""
 
 
-def _rate(model: PreTrainedModel, prompts_BL: Tensor, new_tokens: int) -> float:
+def _rate(model: PreTrainedModel, prompts_BL: Tensor, *, new_tokens: int) -> float:
     """New tokens per second, all prompts together."""
-    timing = time_generation(model, prompts_BL, new_tokens)
+    timing = time_generation(model, prompts_BL, new_tokens=new_tokens)
     return float(prompts_BL.shape[0] * new_tokens / (timing.first + timing.rest))
 
 

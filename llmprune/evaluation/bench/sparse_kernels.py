@@ -94,7 +94,7 @@ def saved_bytes(sparse: PreTrainedModel, names: Sequence[str]) -> int:
 
 @torch.inference_mode()
 def time_products(
-    model: PreTrainedModel, projections: dict[str, Projection], tokens: Sequence[int], repeats: int
+    model: PreTrainedModel, projections: dict[str, Projection], *, tokens: Sequence[int], repeats: int
 ) -> tuple[SparseProduct, ...]:
     """Each shape of matrix, over numbers of tokens: milliseconds dense and sparse, and how far the outputs differ.
 
@@ -110,12 +110,12 @@ def time_products(
         for count in tokens:
             generator = torch.Generator(dense_OI.device).manual_seed(0)
             input_TI = torch.randn(count, inputs, generator=generator, device=dense_OI.device, dtype=dense_OI.dtype)
-            difference = _difference(input_TI, dense_OI, sparse_OI)
+            difference = _difference(input_TI, dense_OI, sparse_OI=sparse_OI)
             if difference > _TOLERANCE[dense_OI.dtype]:
                 raise ModelError(
                     f"{names[0]}: the sparse product differs by {difference:.2g} of its largest output from the dense"
                 )
-            milliseconds = [_milliseconds(input_TI, weight_OI, repeats) for weight_OI in (dense_OI, sparse_OI)]
+            milliseconds = [_milliseconds(input_TI, weight_OI, repeats=repeats) for weight_OI in (dense_OI, sparse_OI)]
             products.append(
                 SparseProduct(
                     outputs=outputs,
@@ -130,13 +130,13 @@ def time_products(
     return tuple(products)
 
 
-def _difference(input_TI: Tensor, dense_OI: Tensor, sparse_OI: Tensor) -> float:
+def _difference(input_TI: Tensor, dense_OI: Tensor, *, sparse_OI: Tensor) -> float:
     wanted_TO = nn.functional.linear(input_TI, dense_OI).float()
     found_TO = nn.functional.linear(input_TI, sparse_OI).float()
     return float((found_TO - wanted_TO).abs().max() / wanted_TO.abs().max().clamp_min(1e-30))
 
 
-def _milliseconds(input_TI: Tensor, weight_OI: Tensor, repeats: int, calls: int = 20) -> float:
+def _milliseconds(input_TI: Tensor, weight_OI: Tensor, *, repeats: int, calls: int = 20) -> float:
     """Median over repeats of the time of one product, after a warm-up."""
     times = []
     for _ in range(repeats + 1):

@@ -34,6 +34,7 @@ Models = tuple["PreTrainedModel", "PreTrainedModel"]  # base, model
 def run_bench(
     names: tuple[str, str],
     models: Models,
+    *,
     sizes: tuple[BenchSize, BenchSize],
     batch_sizes: Sequence[int],
     contexts: Sequence[int],
@@ -45,11 +46,13 @@ def run_bench(
 
     Raises RecipeError where context and new tokens are more than a model has positions.
     """
-    require_room(models, contexts, new_tokens)
+    require_room(models, contexts, new_tokens=new_tokens)
     places = [(batch, context) for batch in batch_sizes for context in contexts]
     points = []
     for place in track(range(len(places)), "bench"):
-        points.append(_measure(models, *places[place], new_tokens, repeats, static_cache))
+        points.append(
+            _measure(models, places[place], new_tokens=new_tokens, repeats=repeats, static_cache=static_cache)
+        )
     return BenchFigures(
         base=names[0],
         model=names[1],
@@ -64,7 +67,7 @@ def run_bench(
     )
 
 
-def require_room(models: Models, contexts: Sequence[int], new_tokens: int) -> None:
+def require_room(models: Models, contexts: Sequence[int], *, new_tokens: int) -> None:
     """Raise RecipeError where the longest context does not fit into both models."""
     positions = [getattr(model.config.get_text_config(), "max_position_embeddings", None) for model in models]
     least = min((count for count in positions if count), default=None)
@@ -94,16 +97,18 @@ def joules(read_bytes: int) -> float:
 
 
 def _measure(
-    models: Models, batch_size: int, context: int, new_tokens: int, repeats: int, static_cache: bool
+    models: Models, place: tuple[int, int], *, new_tokens: int, repeats: int, static_cache: bool
 ) -> BenchPoint:
-    prompts_BL = random_prompts(models, batch_size, context)
+    """``place``: batch size and context length."""
+    batch_size, context = place
+    prompts_BL = random_prompts(models, batch_size, length=context)
     peaks: tuple[list[int], list[int]] = ([], [])
     timings: tuple[list[Timing], list[Timing]] = ([], [])
     for repeat in range(repeats + 1):
         for model, peak, timing in zip(models, peaks, timings, strict=True):
             trim()
             before = reset_peak()
-            taken = time_generation(model, prompts_BL, new_tokens, static_cache)
+            taken = time_generation(model, prompts_BL, new_tokens=new_tokens, static_cache=static_cache)
             if repeat:  # the first is the warm-up, which also brings the weights from disk
                 peak.append(max(peak_memory() - before, 0))
                 timing.append(taken)

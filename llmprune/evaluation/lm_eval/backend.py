@@ -24,7 +24,7 @@ SAID = "llmprune: "  # how the process begins an error for people
 
 
 def ask_backend(
-    place: str, side: str, evaluation: Evaluation, store: ResultStore, earlier: int | None = None
+    place: str, side: str, *, evaluation: Evaluation, store: ResultStore, earlier: int | None = None
 ) -> TaskResults:
     """Every task on the model at ``place``; ``earlier`` as in ``run_tasks``.
 
@@ -33,7 +33,7 @@ def ask_backend(
     assert evaluation.backend is not None
     with tempfile.TemporaryDirectory(prefix="llmprune-") as folder:
         job, result = Path(folder) / "job.json", Path(folder) / "results.json"
-        given = arguments(evaluation.backend, side, place)
+        given = arguments(evaluation.backend, side, place=place)
         asked: dict[str, Any] = {
             "evaluation": evaluation.model_dump(mode="json", exclude={"perplexity", "generation", "speed"}),
             "arguments": given,
@@ -46,11 +46,11 @@ def ask_backend(
         command = [sys.executable, "-m", WORKER, str(job)]
         done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
         if done.returncode or not result.is_file():
-            raise EvaluationError(failure(evaluation.backend.name, done.returncode, done.stderr))
+            raise EvaluationError(failure(evaluation.backend.name, done.returncode, said=done.stderr))
         return TaskResults.from_json(result.read_text(encoding="utf-8"))
 
 
-def arguments(backend: Backend, side: str, place: str) -> dict[str, Argument]:
+def arguments(backend: Backend, side: str, *, place: str) -> dict[str, Argument]:
     """The backend's arguments for one of the two models, which is at ``place``."""
     given = {**backend.args, **(backend.dense if side == "dense" else backend.pruned)}
     if not given.keys() & _NAMES_A_MODEL:
@@ -58,7 +58,7 @@ def arguments(backend: Backend, side: str, place: str) -> dict[str, Argument]:
     return {name: value.replace("{model}", place) if isinstance(value, str) else value for name, value in given.items()}
 
 
-def failure(name: str, code: int, said: str) -> str:
+def failure(name: str, code: int, *, said: str) -> str:
     """What to tell a person of a backend that ended with this code and wrote this to stderr."""
     lines = [line for line in said.strip().splitlines() if line.strip()]
     own = next((line.removeprefix(SAID) for line in lines if line.startswith(SAID)), None)

@@ -45,6 +45,7 @@ class Subject:
 def subject(
     source: ModelSource,
     tokenizer: PreTrainedTokenizerBase | None,
+    *,
     load: Callable[[], PreTrainedModel],
     folder: Path | None = None,
 ) -> Subject:
@@ -63,7 +64,7 @@ def subject(
     return Subject(load, tokenizer, place, store)
 
 
-def ask(model: Subject, side: str, evaluation: Evaluation, earlier: int | None = None) -> TaskResults:
+def ask(model: Subject, side: str, *, evaluation: Evaluation, earlier: int | None = None) -> TaskResults:
     """Every task of the evaluation, by its backend or in memory; ``side`` is dense or pruned.
 
     ``earlier``: the limit of an evaluation whose answers are kept, where they are in the store.
@@ -76,21 +77,26 @@ def ask(model: Subject, side: str, evaluation: Evaluation, earlier: int | None =
     if evaluation.backend:
         from llmprune.evaluation.lm_eval.backend import ask_backend
 
-        found = ask_backend(model.place, side, evaluation, model.store, earlier) if is_first() else None
+        found = (
+            ask_backend(model.place, side, evaluation=evaluation, store=model.store, earlier=earlier)
+            if is_first()
+            else None
+        )
         found = from_first(found)
         assert found is not None, "the first process has the results or raises"
         return found
 
     def open_model() -> Any:
         assert model.tokenizer is not None, "tasks need a tokenizer"
-        return in_memory(model.load(), model.tokenizer, evaluation.batch_size)
+        return in_memory(model.load(), model.tokenizer, batch_size=evaluation.batch_size)
 
-    return run_tasks(open_model, evaluation, model.store, earlier)
+    return run_tasks(open_model, evaluation, store=model.store, earlier=earlier)
 
 
 def run_tasks(
     open_model: Callable[[], Any],
     evaluation: Evaluation,
+    *,
     store: ResultStore | None = None,
     earlier: int | None = None,
 ) -> TaskResults:
@@ -109,9 +115,11 @@ def run_tasks(
             key = task_fingerprint(one, evaluation)
             result = from_first(store.get(one.name, key) if store and is_first() else None)
             if result is None:
-                before = from_first(_answered(one, evaluation, store, earlier) if store and is_first() else None)
+                before = from_first(
+                    _answered(one, evaluation, store=store, earlier=earlier) if store and is_first() else None
+                )
                 lm = lm or open_model()
-                result = from_first(_run(lm, one, evaluation, before))
+                result = from_first(_run(lm, one, evaluation=evaluation, before=before))
                 assert result is not None, "the first process has the result"
                 if store and is_first():
                     store.put(result, key)
@@ -119,7 +127,7 @@ def run_tasks(
     return TaskResults(tasks=tuple(results))
 
 
-def in_memory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> Any:
+def in_memory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int) -> Any:
     """lm-eval's view of a model where it lies; under a launcher each process takes its share of the samples."""
     from lm_eval.models.huggingface import HFLM
 
@@ -134,7 +142,7 @@ def in_memory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_
     return lm
 
 
-def _answered(one: Loaded, evaluation: Evaluation, store: ResultStore, earlier: int | None) -> TaskResult | None:
+def _answered(one: Loaded, evaluation: Evaluation, *, store: ResultStore, earlier: int | None) -> TaskResult | None:
     """What the store has under a smaller limit, where the rest of the documents can be asked alone."""
     if earlier is None:
         return None
@@ -143,7 +151,7 @@ def _answered(one: Loaded, evaluation: Evaluation, store: ResultStore, earlier: 
     return found if found is not None and left and can_continue(one.task, found) else None
 
 
-def _run(lm: Any, one: Loaded, evaluation: Evaluation, before: TaskResult | None = None) -> TaskResult | None:
+def _run(lm: Any, one: Loaded, *, evaluation: Evaluation, before: TaskResult | None = None) -> TaskResult | None:
     """One task, continued after the documents of ``before``; None in processes other than the first."""
     # lm_eval.evaluate, not simple_evaluate: the latter also collects a description of the
     # machine, which took 2.6 s a call, and asks the hub for the model's commit.
@@ -168,14 +176,14 @@ def _run(lm: Any, one: Loaded, evaluation: Evaluation, before: TaskResult | None
         lm._rank, lm._world_size = shared
     if found is None:
         return None
-    result = _chosen(one, found, evaluation.metrics.get(one.name), documents)
-    return joined(one.task, before, result) if before else result
+    result = _chosen(one, found, wanted=evaluation.metrics.get(one.name), documents=documents)
+    return joined(one.task, before, more=result) if before else result
 
 
-def _chosen(one: Loaded, found: dict[str, Any], wanted: str | None, documents: int) -> TaskResult:
+def _chosen(one: Loaded, found: dict[str, Any], *, wanted: str | None, documents: int) -> TaskResult:
     rows, reached = found["samples"][one.name], found["results"][one.name]
     directions = found["higher_is_better"][one.name]
-    metric, filter_name = _metric(one.name, rows, reached, directions, wanted)
+    metric, filter_name = _metric(one.name, rows, reached=reached, directions=directions, wanted=wanted)
     value = float(reached[f"{metric},{filter_name}"])
     if not math.isfinite(value):
         raise NumericalError(f"the task {one.name!r} gave {metric} = {value}; the model's logits are not finite")
@@ -196,7 +204,12 @@ def _chosen(one: Loaded, found: dict[str, Any], wanted: str | None, documents: i
 
 
 def _metric(
-    name: str, rows: Sequence[dict[str, Any]], reached: dict[str, Any], directions: dict[str, Any], wanted: str | None
+    name: str,
+    rows: Sequence[dict[str, Any]],
+    *,
+    reached: dict[str, Any],
+    directions: dict[str, Any],
+    wanted: str | None,
 ) -> tuple[str, str]:
     """The metric and the filter that count: the recipe's, or the first of each."""
     filters = list(dict.fromkeys(row["filter"] for row in rows))

@@ -17,18 +17,18 @@ _LISTED = 5  # names; a group may have dozens
 def require_names(evaluation: Evaluation, loaded: Mapping[str, Loaded]) -> None:
     """Raise RecipeError unless the metrics and the gate name what is there, and what can be judged."""
     known = [*loaded, *{one.group for one in loaded.values() if one.group}]
-    wrong_metrics = _wrong_metrics(evaluation, loaded, known)
+    wrong_metrics = _wrong_metrics(evaluation, loaded, known=known)
     problems = [*wrong_metrics]
     for name in evaluation.gate.per_task if evaluation.gate else ():
         if name not in known:
-            problems.append(f"evaluation.gate.per_task: {name!r} {_not_judged(name, evaluation, known)}")
+            problems.append(f"evaluation.gate.per_task: {name!r} {_not_judged(name, evaluation, known=known)}")
         elif name not in loaded and not wrong_metrics:
-            problems += _mixed(name, evaluation, [one for one in loaded.values() if one.group == name])
+            problems += _mixed(name, evaluation, members=[one for one in loaded.values() if one.group == name])
     if problems:
         raise RecipeError(problems)
 
 
-def _wrong_metrics(evaluation: Evaluation, loaded: Mapping[str, Loaded], known: Sequence[str]) -> list[str]:
+def _wrong_metrics(evaluation: Evaluation, loaded: Mapping[str, Loaded], *, known: Sequence[str]) -> list[str]:
     problems = []
     for name, wanted in evaluation.metrics.items():
         if name not in loaded:
@@ -41,14 +41,14 @@ def _wrong_metrics(evaluation: Evaluation, loaded: Mapping[str, Loaded], known: 
     return problems
 
 
-def _not_judged(name: str, evaluation: Evaluation, known: Sequence[str]) -> str:
+def _not_judged(name: str, evaluation: Evaluation, *, known: Sequence[str]) -> str:
     """Say why the gate cannot judge a name."""
     if name in evaluation.tasks:  # a tag, or a group whose tasks another group brought already
         return f"has no figure of its own; name single tasks, which are {_some(known)}"
     return f"is not evaluated{did_you_mean(name, known)}; name one of evaluation.tasks"
 
 
-def _mixed(group: str, evaluation: Evaluation, members: Sequence[Loaded]) -> list[str]:
+def _mixed(group: str, evaluation: Evaluation, *, members: Sequence[Loaded]) -> list[str]:
     """Return a problem where the tasks of a group are not all judged by one metric with one direction."""
     chosen = {}
     for one in members:

@@ -96,7 +96,7 @@ def load_tasks(evaluation: Evaluation) -> tuple[Loaded, ...]:
         try:
             found = manager.load([wanted])
         except Exception as error:  # datasets, the hub client and task code raise dozens of kinds
-            raise EvaluationError(_unreachable(wanted, manager, error)) from error
+            raise EvaluationError(_unreachable(wanted, manager, error=error)) from error
         group = wanted if wanted in found["groups"] else None
         for name, task in found["tasks"].items():
             loaded.setdefault(name, Loaded(name, task, group))
@@ -105,7 +105,7 @@ def load_tasks(evaluation: Evaluation) -> tuple[Loaded, ...]:
             raise EvaluationError(
                 f"the task {one.name!r} runs code that the model wrote; remove it from evaluation.tasks"
             )
-        _set_fewshot(one.name, one.task, evaluation)
+        _set_fewshot(one.name, one.task, evaluation=evaluation)
     require_names(evaluation, loaded)
     return tuple(loaded.values())
 
@@ -245,7 +245,7 @@ def _named_in_defaults(names: set[str]) -> set[str]:
     return names & set(_manager(*sorted(folders)).all_tasks)
 
 
-def _unreachable(name: str, manager: Any, error: Exception) -> str:
+def _unreachable(name: str, manager: Any, *, error: Exception) -> str:
     entry = manager.task_index.get(name)
     data = (entry.cfg or {}).get("dataset_path") if entry else None
     return (
@@ -255,7 +255,7 @@ def _unreachable(name: str, manager: Any, error: Exception) -> str:
     )
 
 
-def _set_fewshot(name: str, task: Any, evaluation: Evaluation) -> None:
+def _set_fewshot(name: str, task: Any, *, evaluation: Evaluation) -> None:
     """The recipe's examples before each question, except where the task forbids them."""
     from lm_eval.defaults import DEFAULT_OTHER_SEED
 

@@ -14,7 +14,7 @@ _PROBE = "The quick brown Fox, 12345.67 + x_9;\n\tdef f(a):  return a\n\nnaïve 
 
 
 def require_same_tokenizer(
-    base: str, one: PreTrainedTokenizerBase | None, model: str, other: PreTrainedTokenizerBase | None
+    base: str, one: PreTrainedTokenizerBase | None, *, model: str, other: PreTrainedTokenizerBase | None
 ) -> None:
     """Raise EvaluationError unless both have the same vocabulary, special tokens and way to cut text."""
     assert one is not None, "both are loaded"

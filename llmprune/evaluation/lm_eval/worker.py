@@ -29,7 +29,7 @@ def main(job: str) -> None:
         return backend.create_from_arg_obj(asked["arguments"], {"batch_size": evaluation.batch_size})
 
     try:
-        results = run_tasks(open_model, evaluation, store, asked["earlier"])
+        results = run_tasks(open_model, evaluation, store=store, earlier=asked["earlier"])
     except LLMPruneError as error:
         sys.exit(SAID + " ".join(str(error).splitlines()))
     Path(asked["results"]).write_text(results.to_json(), encoding="utf-8")

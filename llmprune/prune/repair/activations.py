@@ -34,7 +34,7 @@ class Reading:
 
 
 def read_uncut(
-    runs: Reruns, new: int, uncut: nn.Module, unit: Unit, keep_K: Tensor | None, scale: float
+    runs: Reruns, new: int, *, uncut: nn.Module, unit: Unit, keep_K: Tensor | None, scale: float
 ) -> Iterator[Reading]:
     """Read by running the uncut layer alone: without its lost neurons it puts out ``scale`` × their share less."""
     output = unit.tensors[-1]
@@ -61,7 +61,7 @@ class GatedReading:
     written_BLD: Tensor
 
 
-def read_gated(runs: Reruns, new: int, cut: nn.Module, unit: MlpUnit) -> Iterator[GatedReading]:
+def read_gated(runs: Reruns, new: int, *, cut: nn.Module, unit: MlpUnit) -> Iterator[GatedReading]:
     """Read by running the cut layer. A gate is its neuron's activation over what its up projection puts out."""
     assert unit.up is not None, "gated"
     name = unit.up.tensor.name
@@ -83,7 +83,7 @@ def read_gated(runs: Reruns, new: int, cut: nn.Module, unit: MlpUnit) -> Iterato
             yield GatedReading(inputs.pop().view(*tokens, -1), gates_BLF, output_BLD, written.pop().view_as(output_BLD))
 
 
-def read_both(runs: Reruns, new: int, uncut: nn.Module, pruned: Decoder, unit: Unit) -> Iterator[Reading]:
+def read_both(runs: Reruns, new: int, *, uncut: nn.Module, pruned: Decoder, unit: Unit) -> Iterator[Reading]:
     """Read by running the layer uncut and cut, where the difference is more than the unit's neurons."""
     seen: list[Tensor] = []
     written: list[Tensor] = []

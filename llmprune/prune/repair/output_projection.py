@@ -35,6 +35,7 @@ class Repairs:
         self,
         refit: Refit | None,
         dense: Decoder,
+        *,
         pruned: Decoder,
         anatomy: Anatomy,
         cut: Cut,
@@ -53,6 +54,7 @@ class Repairs:
         self,
         new: int,
         unit: MlpUnit,
+        *,
         scale: float | None,
         target: Walk,
         runs: Reruns,
@@ -70,8 +72,8 @@ class Repairs:
         error = RelativeError()
         with self.pruned.layer(new) as layer:
             down_DF = outputs_first(layer.get_parameter(unit.tensors[-1].name), unit.tensors[-1])
-            equations = UpEquations(down_DF, self.held_out, runs.walk.room)
-            for batch, reading in enumerate(read_gated(runs, new, layer, unit)):
+            equations = UpEquations(down_DF, self.held_out, room=runs.walk.room)
+            for batch, reading in enumerate(read_gated(runs, new, cut=layer, unit=unit)):
                 written_BLD = reading.written_BLD.float()
                 target_BLD = target.streams[batch].to(written_BLD)
                 behind_BLD = target_BLD - reading.output_BLD.float()
@@ -82,19 +84,20 @@ class Repairs:
                     assert wanted is not None
                     wanted_BLD = wanted[batch].to(written_BLD)
                     missing_BLD = wanted_BLD - written_BLD
-                equations.update(reading.input_BLI, reading.gates_BLF, missing_BLD, wanted_BLD)
+                equations.update(reading.input_BLI, reading.gates_BLF, missing_BLD=missing_BLD, wanted_BLD=wanted_BLD)
             repair = equations.solve()
         sum_over_processes(error.sums())
         if repair.delta_FI is not None:
             tensors = self.pruned.tensors(new)
             name = unit.up.tensor.name
-            tensors[name] = add_to_strand(tensors[name], unit.up, repair.delta_FI)
+            tensors[name] = add_to_strand(tensors[name], unit.up, delta_FI=repair.delta_FI)
         return repair, error.value()
 
     def output(
         self,
         new: int,
         uncut: Tensors,
+        *,
         unit: Unit,
         target: Walk,
         reached: Streams,
@@ -113,10 +116,10 @@ class Repairs:
         equations, error = self.refit.open(self.folds.count), RelativeError()
         with self.dense.layer(old, uncut) as layer:
             scale = self.scale_of(old, unit)
-            if scale is not None and cut_parts(old, self.anatomy, self.cut) <= {key} and not moved:
-                readings = read_uncut(runs, new, layer, unit, self.cut.neurons.get(key), scale)
+            if scale is not None and cut_parts(old, self.anatomy, cut=self.cut) <= {key} and not moved:
+                readings = read_uncut(runs, new, uncut=layer, unit=unit, keep_K=self.cut.neurons.get(key), scale=scale)
             else:
-                readings = read_both(runs, new, layer, self.pruned, unit)
+                readings = read_both(runs, new, uncut=layer, pruned=self.pruned, unit=unit)
             for reading in readings:
                 batch, device = reading.batch, reading.full_BLD.device
                 target_BLD, reached_BLD = target.streams[batch].to(device), reached[batch].to(device)
@@ -130,32 +133,34 @@ class Repairs:
                     assert reading.cut_written_BLD is not None
                     inherited_BLD = wanted[batch].to(device) - reading.full_written_BLD
                     lost_BLD = reading.full_written_BLD - reading.cut_written_BLD
-                self._add(equations, reading, lost_BLD, inherited_BLD)
+                self._add(equations, reading, lost_BLD=lost_BLD, inherited_BLD=inherited_BLD)
         sum_over_processes([*equations.sums(), *error.sums()])
         return equations.solve(f"layer {old}, {unit.output}"), error.value()
 
-    def _add(self, equations: NormalEquations, reading: Reading, lost_BLD: Tensor, inherited_BLD: Tensor) -> None:
+    def _add(self, equations: NormalEquations, reading: Reading, *, lost_BLD: Tensor, inherited_BLD: Tensor) -> None:
         """Take a batch into the sums of each fold that has windows in it."""
         parts = self.folds.parts(reading.batch, reading.input_BLF, lost_BLD, inherited_BLD)
         for fold, (input_TF, lost_TD, inherited_TD) in parts:
-            equations.update(input_TF, lost_TD, inherited_TD, fold)
+            equations.update(input_TF, lost_TD, inherited_TD=inherited_TD, fold=fold)
 
     def scale_of(self, index: int, unit: Unit) -> float | None:
         """What ``scale`` found of layers of this kind; None before it."""
         return self.scales.get(_kind(self.dense.layers[index], unit))
 
-    def scale(self, walk: Walk, index: int, layer: nn.Module, unit: Unit) -> float | None:
+    def scale(self, walk: Walk, index: int, *, layer: nn.Module, unit: Unit) -> float | None:
         """How much of the projection's output reaches the hidden states: a factor, or None if not linearly.
 
         Found by adding noise to the projection's output in one layer of each kind.
         """
         kind = _kind(layer, unit)
         if kind not in self.scales:
-            self.scales[kind] = from_first(residual_scale(walk, index, layer, layer.get_submodule(unit.output)))
+            self.scales[kind] = from_first(
+                residual_scale(walk, index, layer=layer, output=layer.get_submodule(unit.output))
+            )
         return self.scales[kind]
 
 
-def cut_parts(layer: int, anatomy: Anatomy, cut: Cut) -> set[str]:
+def cut_parts(layer: int, anatomy: Anatomy, *, cut: Cut) -> set[str]:
     """Keys of the layer's units that lose neurons, and of its experts and attention heads if some go."""
     block, attention = anatomy.blocks[layer], anatomy.attention[layer]
     keys = {unit_key(layer, unit.path) for unit in anatomy.units[layer]} & cut.neurons.keys()

@@ -53,28 +53,28 @@ class Outline:
 class Outlines:
     """The outlines of layers, made once for each kind of layer. ``scales`` are kept with the run's snapshots."""
 
-    def __init__(self, anatomy: Anatomy, scales: dict[str, float | None], writers: bool) -> None:
+    def __init__(self, anatomy: Anatomy, scales: dict[str, float | None], *, writers: bool) -> None:
         self.anatomy, self.scales, self.writers = anatomy, scales, writers
         self._orders: dict[Any, Order] = {}
         self._known: dict[Any, Outline] = {}
 
-    def order(self, walk: Walk, index: int, layer: nn.Module) -> Order:
+    def order(self, walk: Walk, index: int, *, layer: nn.Module) -> Order:
         """How a layer with its weights calls its projections."""
         kind = _kind(layer)
         if kind not in self._orders:
-            self._orders[kind] = probe(walk, index, layer, [one.name for one in projections_of(layer)])
+            self._orders[kind] = probe(walk, index, layer=layer, names=[one.name for one in projections_of(layer)])
         return self._orders[kind]
 
-    def of(self, walk: Walk, index: int, layer: nn.Module, old: int) -> Outline:
+    def of(self, walk: Walk, index: int, *, layer: nn.Module, old: int) -> Outline:
         """The outline of a layer with its weights, which was number ``old`` before the cut."""
         kind = _kind(layer)
         if kind not in self._known:
-            order = from_first(self.order(walk, index, layer))  # what is solved goes by it
-            writers = self._find(walk, index, layer, order, old) if self.writers else ()
+            order = from_first(self.order(walk, index, layer=layer))  # what is solved goes by it
+            writers = self._find(walk, index, layer=layer, order=order, old=old) if self.writers else ()
             self._known[kind] = Outline(order, writers)
         return self._known[kind]
 
-    def _find(self, walk: Walk, index: int, layer: nn.Module, order: Order, old: int) -> tuple[Writer, ...]:
+    def _find(self, walk: Walk, index: int, *, layer: nn.Module, order: Order, old: int) -> tuple[Writer, ...]:
         """Those whose noise reaches the layer's output linearly, in the last case with all else as it is, before it
         with later writers and experts silent; and those that the anatomy knows of and a norm follows.
         """
@@ -85,21 +85,32 @@ class Outlines:
         names = [name for group in order.groups for name in group if name in sized]
         block = self.anatomy.blocks[old]
         experts = [block.path] if block and block.path not in ("", *names) else []
-        last = next((name for name in reversed(names) if self._scale(walk, index, layer, name, ()) is not None), None)
+        last = next(
+            (
+                name
+                for name in reversed(names)
+                if self._scale(walk, index, layer=layer, name=name, silent=()) is not None
+            ),
+            None,
+        )
         units = (*self.anatomy.units[old], self.anatomy.attention[old])
         normed = {unit.output for unit in units if unit and unit.refit}
         writers = []
         for place, name in enumerate(names):
-            scale = self._scale(walk, index, layer, name, () if name == last else (*names[place + 1 :], *experts))
+            scale = self._scale(
+                walk, index, layer=layer, name=name, silent=() if name == last else (*names[place + 1 :], *experts)
+            )
             if scale is not None or name in normed:
                 writers.append(Writer(_unit(sized[name]), scale, name == last))
         return tuple(writers)
 
-    def _scale(self, walk: Walk, index: int, layer: nn.Module, name: str, silent: Sequence[str]) -> float | None:
+    def _scale(self, walk: Walk, index: int, *, layer: nn.Module, name: str, silent: Sequence[str]) -> float | None:
         key = f"{type(layer).__name__}.{name} without {','.join(silent)}"
         if key not in self.scales:
             with muted([layer.get_submodule(path) for path in silent]):
-                self.scales[key] = from_first(residual_scale(walk, index, layer, layer.get_submodule(name)))
+                self.scales[key] = from_first(
+                    residual_scale(walk, index, layer=layer, output=layer.get_submodule(name))
+                )
         return self.scales[key]
 
 

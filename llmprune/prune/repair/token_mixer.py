@@ -44,7 +44,7 @@ class Mixers:
     """Of one run of pass 2. ``folds`` judge the repairs."""
 
     def __init__(
-        self, refit: Refit | None, dense: Decoder, pruned: Decoder, anatomy: Anatomy, cut: Cut, folds: Folds
+        self, refit: Refit | None, dense: Decoder, *, pruned: Decoder, anatomy: Anatomy, cut: Cut, folds: Folds
     ) -> None:
         self.refit, self.dense, self.pruned, self.anatomy, self.cut = refit, dense, pruned, anatomy, cut
         self.folds = folds
@@ -71,11 +71,11 @@ class Mixers:
         unit = self.anatomy.attention[old]
         return unit if unit and unit.refit and unit_key(old, unit.path) in self.cut.heads else None
 
-    def listen(self, target: Walk, old: int, layer: nn.Module, outline: Outline, writer: Writer) -> Heard:
+    def listen(self, target: Walk, old: int, *, layer: nn.Module, outline: Outline, writer: Writer) -> Heard:
         """Run the dense layer up to the writer; its stream stays before the layer."""
         wanted: Streams | None = None
         module = layer.get_submodule(writer.name)
-        for batch, input_BLF in StagedLayer(target, old, layer, outline.order).inputs(writer.name):
+        for batch, input_BLF in StagedLayer(target, old, layer=layer, order=outline.order).inputs(writer.name):
             hidden_BLD = target.streams[batch].to(input_BLF.device)
             behind_BLD = writer.behind(hidden_BLD, module(input_BLF))
             wanted = target.room(behind_BLD) if wanted is None else wanted
@@ -83,7 +83,7 @@ class Mixers:
         assert wanted is not None, "there is a batch"
         return Heard(outline, writer, wanted)
 
-    def solve(self, new: int, uncut: Tensors, stream: Walk, heard: Heard) -> tuple[Tensors, Repair]:
+    def solve(self, new: int, uncut: Tensors, *, stream: Walk, heard: Heard) -> tuple[Tensors, Repair]:
         """Solve it towards what was heard, on the pruned stream before the layer, and put it into the pruned layer.
 
         Returns the uncut layer's tensors as well, with the repair in them where its heads all stay: what the layer
@@ -91,12 +91,14 @@ class Mixers:
         """
         assert self.refit is not None
         old, writer = self.cut.layers[new], heard.writer
-        output, keep_K = self._kept(old, uncut, writer)
+        output, keep_K = self._kept(old, uncut, writer=writer)
         equations = self.refit.open(self.folds.count)
         with self.dense.layer(old, uncut) as layer:
             module = layer.get_submodule(writer.name)
             gone_R, weight_RD = lost_rows(outputs_first(module.get_parameter("weight"), output), keep_K)
-            for batch, input_BLF in StagedLayer(stream, new, layer, heard.outline.order).inputs(writer.name):
+            for batch, input_BLF in StagedLayer(stream, new, layer=layer, order=heard.outline.order).inputs(
+                writer.name
+            ):
                 hidden_BLD = stream.streams[batch].to(input_BLF.device)
                 behind_BLD = writer.behind(hidden_BLD, module(input_BLF))
                 inherited_BLD = heard.wanted[batch].to(behind_BLD.device).float() - behind_BLD.float()
@@ -106,7 +108,7 @@ class Mixers:
                     lost_BLD = input_BLF[..., gone_R] @ weight_RD
                     parts = [input_BLF[..., keep_K], inherited_BLD, lost_BLD]
                 for fold, (input_TF, inherited_TD, *lost) in self.folds.parts(batch, *parts):
-                    equations.update(input_TF, lost[0] if lost else None, inherited_TD, fold)
+                    equations.update(input_TF, lost[0] if lost else None, inherited_TD=inherited_TD, fold=fold)
         sum_over_processes(equations.sums())
         repair = equations.solve(f"layer {old}, {writer.name}")
         if repair.delta_DF is None:
@@ -117,11 +119,11 @@ class Mixers:
         tensors[output.name] = repaired
         return (uncut if keep_K is not None else uncut | {output.name: repaired}), repair
 
-    def _kept(self, old: int, uncut: Tensors, writer: Writer) -> tuple[TensorCut, Tensor | None]:
+    def _kept(self, old: int, uncut: Tensors, *, writer: Writer) -> tuple[TensorCut, Tensor | None]:
         """The projection's weight, and which of its inputs stay, int64 [K]; None: all."""
         attention = self._narrowed(old)
         if attention is None:
             return writer.unit.tensors[-1], None
         output = attention.tensors[-1]
         keep_G = self.cut.heads[unit_key(old, attention.path)]
-        return output, rows_of(keep_G, uncut[output.name].shape[output.dim], output)
+        return output, rows_of(keep_G, uncut[output.name].shape[output.dim], cut=output)

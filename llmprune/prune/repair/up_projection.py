@@ -58,12 +58,12 @@ class UpRepair:
 class UpEquations:
     """What a gated MLP gets, lets through and misses, kept of all windows in ``room``; ``down_DF`` is left as it is."""
 
-    def __init__(self, down_DF: Tensor, held_out: Folds, room: Callable[[Tensor], Streams]) -> None:
+    def __init__(self, down_DF: Tensor, held_out: Folds, *, room: Callable[[Tensor], Streams]) -> None:
         self.down_DF, self.held_out, self.room = down_DF.float(), held_out, room
         self._kept: list[Streams] = []  # X, S, R, and what the last step's direction writes
         self._energy = torch.zeros(2, dtype=torch.float64)  # ‖R‖² of the tokens that are solved on and held out
 
-    def update(self, input_BLI: Tensor, gates_BLF: Tensor, missing_BLD: Tensor, wanted_BLD: Tensor) -> None:
+    def update(self, input_BLI: Tensor, gates_BLF: Tensor, *, missing_BLD: Tensor, wanted_BLD: Tensor) -> None:
         """Take in the next batch. ``wanted_BLD``: what a token should get, whose size errors are relative to."""
         size_BL1 = wanted_BLD.float().square().mean(-1, keepdim=True).sqrt()
         size_BL1 = size_BL1.where(size_BL1 > 0, 1.0)

@@ -64,14 +64,17 @@ def importance_chart(layers: Sequence[LayerFigures]) -> Markup | None:
     body = [
         _grounds(layers, "importance"),
         _grid(axis, "importance, log scale" if axis.log else "importance"),
-        *(_layer_bar(place / len(layers), 1 / len(layers), layer, value, axis) for place, layer, value in scored),
+        *(
+            _layer_bar(place / len(layers), 1 / len(layers), layer=layer, value=value, axis=axis)
+            for place, layer, value in scored
+        ),
         _layer_numbers(layers),
     ]
     text = (
         f"One bar for each of {plural(len(scored), 'layer')}, from {number(min(values))} to "
         f"{number(max(values))}. {_removed_sentence(layers)}"
     )
-    return svg("importance", "Importance of each layer", text, TOP + PLOT + BOTTOM, body)
+    return svg("importance", "Importance of each layer", text=text, height=TOP + PLOT + BOTTOM, body=body)
 
 
 def error_chart(layers: Sequence[LayerFigures]) -> Markup | None:
@@ -88,15 +91,17 @@ def error_chart(layers: Sequence[LayerFigures]) -> Markup | None:
         return None
     axis = _linear_axis(values)
     body = [_grounds(layers, "error"), _grid(axis, "relative error")]
-    body += [_line(points, kind, axis, len(layers)) for kind, points in lines.items()]
+    body += [_line(points, kind, axis=axis, slots=len(layers)) for kind, points in lines.items()]
     body.append(_layer_numbers(layers))
     said = {"cut": "before its own refit", "pruned": "as saved"}
     ends = [f"{said[kind]} {number(points[-1][1])}" for kind, points in lines.items() if points]
     text = f"Lines along depth. At the last layer measured: {', '.join(ends)}. {_removed_sentence(layers)}"
-    return svg("error", "Relative error of the hidden states along depth", text, TOP + PLOT + BOTTOM, body)
+    return svg(
+        "error", "Relative error of the hidden states along depth", text=text, height=TOP + PLOT + BOTTOM, body=body
+    )
 
 
-def bar_chart(name: str, title: str, bars: Sequence[Bar], say: Callable[[float], str] = number) -> Markup:
+def bar_chart(name: str, title: str, *, bars: Sequence[Bar], say: Callable[[float], str] = number) -> Markup:
     """Horizontal bars from zero, label and value above each; ``name`` makes the ids unique."""
     longest = max((bar.value for bar in bars if math.isfinite(bar.value)), default=0) or 1
     body = []
@@ -118,10 +123,10 @@ def bar_chart(name: str, title: str, bars: Sequence[Bar], say: Callable[[float],
             )
         )
     text = "; ".join(f"{bar.label}: {say(bar.value)}" for bar in bars)
-    return svg(name, title, text, len(bars) * 46 - 10, body)
+    return svg(name, title, text=text, height=len(bars) * 46 - 10, body=body)
 
 
-def svg(name: str, title: str, text: str, height: float, body: Iterable[Markup]) -> Markup:
+def svg(name: str, title: str, *, text: str, height: float, body: Iterable[Markup]) -> Markup:
     """The drawing with its title and the text that says the same; ``name`` makes the ids unique."""
     return Markup(
         '<svg class="chart" role="img" aria-labelledby="{name}-title {name}-desc" '
@@ -130,7 +135,7 @@ def svg(name: str, title: str, text: str, height: float, body: Iterable[Markup])
     ).format(name=name, title=title, text=text, height=height, body=Markup("").join(body))
 
 
-def _layer_bar(left: float, width: float, layer: LayerFigures, value: float, axis: Axis) -> Markup:
+def _layer_bar(left: float, width: float, *, layer: LayerFigures, value: float, axis: Axis) -> Markup:
     """One layer's bar, at least a pixel high; ``left`` and ``width`` of its slot are shares of the chart."""
     top, bottom = sorted((axis.y(value), axis.base))
     return Markup('<rect class="{}" x="{:.3%}" y="{}" width="{:.3%}" height="{}"><title>{}</title></rect>').format(
@@ -143,7 +148,7 @@ def _layer_bar(left: float, width: float, layer: LayerFigures, value: float, axi
     )
 
 
-def _line(points: Sequence[tuple[int, float]], kind: str, axis: Axis, slots: int) -> Markup:
+def _line(points: Sequence[tuple[int, float]], kind: str, *, axis: Axis, slots: int) -> Markup:
     """A line over the layers, with a dot a layer where there is room."""
     path = " ".join(f"{place + 0.5},{axis.y(value) - TOP}" for place, value in points)
     line = Markup(
@@ -216,11 +221,11 @@ def _linear_axis(values: Sequence[float]) -> Axis:
     low, high = min(*values, 0.0), max(*values, 0.0)
     if high - low < 1e-300:
         high = low + 1
-    ticks = linear_ticks(low, high, 4)
+    ticks = linear_ticks(low, high, parts=4)
     return Axis(ticks[0], ticks[-1], ticks)
 
 
-def linear_ticks(low: float, high: float, parts: int) -> tuple[float, ...]:
+def linear_ticks(low: float, high: float, *, parts: int) -> tuple[float, ...]:
     """Round values at equal steps, about so many, from at most ``low`` to at least ``high``."""
     step = _round_up((high - low) / parts) if high > low else 1.0
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

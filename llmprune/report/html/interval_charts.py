@@ -49,12 +49,12 @@ def retention_chart(rows: Sequence[Whisker]) -> Markup | None:
     bars = [row.bar for row in rows if row.bar is not None]
     ends = [end for row in rows for end in (row.low, row.high, row.point) if end is not None]
     low, high = min(*ends, *bars, 1.0), min(max(*ends, 1.0), 2.0)
-    ticks = linear_ticks(max(low - 0.1 * (high - low), 0), high, 4)
+    ticks = linear_ticks(max(low - 0.1 * (high - low), 0), high, parts=4)
     scale = _Scale(ticks[0], ticks[-1])
     height = len(rows) * ROW
-    body = [_ticks(scale, ticks, height), *(_row(row, place, scale) for place, row in enumerate(rows))]
+    body = [_ticks(scale, ticks, height=height), *(_row(row, place, scale=scale) for place, row in enumerate(rows))]
     text = "; ".join(f"{row.label}: {_said(row)}" for row in rows)
-    return svg("retention", "Share of the dense score that was kept", text, height + FOOT, body)
+    return svg("retention", "Share of the dense score that was kept", text=text, height=height + FOOT, body=body)
 
 
 def size_chart(dots: Sequence[Dot]) -> Markup | None:
@@ -64,9 +64,9 @@ def size_chart(dots: Sequence[Dot]) -> Markup | None:
         return None
     ends = [end for dot in dots for end in (dot.low, dot.high, dot.point) if end is not None]
     low, high = min(*ends, 1.0), min(max(*ends, 1.0), 2.0)
-    ups = linear_ticks(max(low - 0.05, 0), high, 5)
+    ups = linear_ticks(max(low - 0.05, 0), high, parts=5)
     sizes = [dot.size for dot in dots]
-    across = linear_ticks(max(min(sizes) - 0.05, 0), max(*sizes, 1.0), 5)
+    across = linear_ticks(max(min(sizes) - 0.05, 0), max(*sizes, 1.0), parts=5)
     x, y = _Scale(across[0], across[-1]), _Scale(ups[0], ups[-1])
     line = Markup('<line class="{}" x1="0" x2="100%" y1="{y}" y2="{y}"/><text class="tick end" x="-8" y="{}">{}</text>')
     body = [Markup('<text class="tick" x="-44" y="12">retained</text>')]
@@ -94,9 +94,9 @@ def size_chart(dots: Sequence[Dot]) -> Markup | None:
     there: dict[tuple[int, int], list[int]] = {}  # by place in pixels, roughly: what lies on one another is drawn once
     for number, dot in enumerate(dots, start=1):
         there.setdefault((round(x.at(dot.size) / 2), round(_up(y, dot.point) / 8)), []).append(number)
-    body += [_dot(numbers, dots[numbers[0] - 1], x, y) for numbers in there.values()]
+    body += [_dot(numbers, dots[numbers[0] - 1], x=x, y=y) for numbers in there.values()]
     text = "; ".join(f"{dot.label}: {percent(dot.size)} of the size, {percent(dot.point)} retained" for dot in dots)
-    return svg("size-retention", "Size against retention", text, TOP + PLOT + BOTTOM, body)
+    return svg("size-retention", "Size against retention", text=text, height=TOP + PLOT + BOTTOM, body=body)
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _up(scale: _Scale, value: float) -> float:
     return round(TOP + PLOT * (1 - scale.at(value) / 100), 1)
 
 
-def _ticks(scale: _Scale, ticks: Sequence[float], height: int) -> Markup:
+def _ticks(scale: _Scale, ticks: Sequence[float], *, height: int) -> Markup:
     line = Markup('<line class="{}" x1="{x:.3f}%" x2="{x:.3f}%" y1="0" y2="{}"/>')
     number = Markup('<text class="tick {}" x="{x:.3f}%" y="{}">{}</text>')
     anchors = {ticks[0]: "", ticks[-1]: "end"}
@@ -136,7 +136,7 @@ def _is_round(value: float, digits: int) -> bool:
     return abs(value - round(value, digits)) < 1e-6
 
 
-def _row(row: Whisker, place: int, scale: _Scale) -> Markup:
+def _row(row: Whisker, place: int, *, scale: _Scale) -> Markup:
     top = place * ROW
     y = top + 34
     parts = [
@@ -176,7 +176,7 @@ def _said(row: Whisker) -> str:
     return f"{percent(row.point)} ({within})"
 
 
-def _dot(numbers: Sequence[int], dot: Dot, x: _Scale, y: _Scale) -> Markup:
+def _dot(numbers: Sequence[int], dot: Dot, *, x: _Scale, y: _Scale) -> Markup:
     """The first of the numbers in a dot, and beside it those that would hide behind it."""
     number, *others = numbers
     parts = []

@@ -141,7 +141,9 @@ def _sentence(report: Report) -> str:
         which = f" ({field})" if len(dense.widths) > 1 else ""
         said.append(f"MLPs narrowed from {dense.widths[field]:,} to {pruned.widths[field]:,} neurons{which}")
     if report.sparsity:
-        said.append(f"{report.sparsity.pattern} sparsity in {plural(report.sparsity.matrices, 'matrix', 'matrices')}")
+        said.append(
+            f"{report.sparsity.pattern} sparsity in {plural(report.sparsity.matrices, 'matrix', many='matrices')}"
+        )
     if not said:
         return "No layer removed, no MLP narrowed."
     return (sentence := ", ".join(said))[0].upper() + sentence[1:] + "."
@@ -255,9 +257,9 @@ def _perplexity_bars(perplexity: PerplexityFigures) -> Markup:
     if perplexity.cut is not None:
         bars.append(Bar("cut", perplexity.cut, "cut"))
     bars.append(Bar("cut and refit" if len(bars) > 1 else "pruned", perplexity.pruned, "pruned"))
-    return bar_chart("perplexity", "Perplexity; lower is better", bars)
+    return bar_chart("perplexity", "Perplexity; lower is better", bars=bars)
 
 
 def _speed_bars(speed: SpeedFigures) -> Markup:
     bars = [Bar("dense", speed.dense, "dense"), Bar("pruned", speed.pruned, "pruned")]
-    return bar_chart("speed", "Generated tokens per second", bars, lambda value: f"{number(value)} tokens/s")
+    return bar_chart("speed", "Generated tokens per second", bars=bars, say=lambda value: f"{number(value)} tokens/s")

@@ -32,7 +32,9 @@ DESCRIPTION = """Pruning jobs over HTTP. A recipe goes in, a job comes out; it r
 its own, and everything that the run leaves can be fetched. Errors are RFC 9457 problems."""
 
 
-def create_app(settings: Settings, planner: Planner | None = None, nudge: Callable[[], None] = lambda: None) -> FastAPI:
+def create_app(
+    settings: Settings, planner: Planner | None = None, *, nudge: Callable[[], None] = lambda: None
+) -> FastAPI:
     """The service on the data folder of the settings; ``nudge`` is called when there is something to supervise."""
     settings.prepare()
     database = Database(settings.database)

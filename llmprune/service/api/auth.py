@@ -48,14 +48,14 @@ HEADERS = {
 class Gate:
     """ASGI middleware; puts the caller into ``request.state.caller``."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, tokens: Tokens) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, *, tokens: Tokens) -> None:
         self.app, self.settings, self.tokens = app, settings, tokens
         self._requests = RateLimit(settings.rate, settings.burst)
         self._mistakes = RateLimit(0.5, 10)  # wrong bearer tokens
         self._sign_ins = RateLimit(0.5, 10)  # that failed
         self._in_flight = InFlight()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: PLR0917 - ASGI
         """Let a request pass, or answer it here."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
@@ -192,12 +192,12 @@ def _sign_in_first(headers: Headers, path: str) -> Response:
 
 def _slow_down(scope: Scope, wait: float) -> Response:
     said = f"too many requests; wait {wait:.1f} s"
-    return respond(Request(scope), 429, said, headers={"Retry-After": str(int(wait) + 1)})
+    return respond(Request(scope), 429, detail=said, headers={"Retry-After": str(int(wait) + 1)})
 
 
 def _crowded(scope: Scope) -> Response:
     said = "too many requests or event streams of yours are under way; end some, or wait for their answers"
-    return respond(Request(scope), 429, said, headers={"Retry-After": "5"})
+    return respond(Request(scope), 429, detail=said, headers={"Retry-After": "5"})
 
 
 def _with_headers(send: Send) -> Send:

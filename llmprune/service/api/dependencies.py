@@ -78,7 +78,7 @@ class Service:
             raise Refused(403, f"job {job} belongs to {found.owner}; only its owner and admins may change it")
         return found
 
-    def artifact(self, job: str, name: str, caller: Caller) -> Path:
+    def artifact(self, job: str, name: str, *, caller: Caller) -> Path:
         """A file of a job's run folder; 404 for what is not there, lies elsewhere or is not for the caller."""
         folder = self.settings.run_folder(self.job(job, caller).id).resolve()
         hidden = any(part.startswith(".") for part in name.split("/"))

@@ -37,7 +37,7 @@ class Refused(HTTPException):
 
 
 def answer(
-    status: int, detail: str, problems: Sequence[str] = (), headers: Mapping[str, str] | None = None
+    status: int, detail: str, *, problems: Sequence[str] = (), headers: Mapping[str, str] | None = None
 ) -> JSONResponse:
     """A problem as a response."""
     title = _TITLES.get(status, "error")
@@ -65,11 +65,16 @@ def install(app: FastAPI) -> None:
 
 
 def respond(
-    request: Request, status: int, detail: str, problems: Sequence[str] = (), headers: Mapping[str, str] | None = None
+    request: Request,
+    status: int,
+    *,
+    detail: str,
+    problems: Sequence[str] = (),
+    headers: Mapping[str, str] | None = None,
 ) -> Response:
     """A page where a person asked for one, else a problem."""
     if request.url.path.startswith("/v1") or "text/html" not in request.headers.get("accept", ""):
-        return answer(status, detail, problems, headers)
+        return answer(status, detail, problems=problems, headers=headers)
     page: Response = request.app.state.error_page(request, status, _TITLES.get(status, "error"), detail, problems)
     page.headers.update(headers or {})
     return page
@@ -85,7 +90,7 @@ def _handler(explain: Callable[[Any], Explained]) -> Callable[[Request, Exceptio
         detail, problems = paths.hide(detail), [paths.hide(problem) for problem in problems]
         if status == 405:
             headers = {"Allow": ", ".join(_methods(request))}
-        return respond(request, status, detail, problems, headers)
+        return respond(request, status, detail=detail, problems=problems, headers=headers)
 
     return handle
 

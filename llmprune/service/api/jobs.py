@@ -58,6 +58,7 @@ class Compared(BaseModel):
 async def submit_job(
     text: RecipeText,
     overrides: Overrides,
+    *,
     service: TheService,
     caller: TheCaller,
     response: Response,
@@ -78,14 +79,17 @@ async def submit_job(
 ) -> Job:
     """Queue a recipe as a job."""
     wishes = Submission(text, overrides, name, launcher, gpus, priority, time_limit, key, hub_token, shared)
-    job, new = await service.turns.run(caller.name, submit, wishes, caller, service.settings, service.jobs)
-    return await run_in_threadpool(_queued, job, new, service, response)
+    job, new = await service.turns.run(
+        caller.name, submit, wishes, caller, settings=service.settings, jobs=service.jobs
+    )
+    return await run_in_threadpool(_queued, job, new, service=service, response=response)
 
 
 @router.get("/jobs", responses=documented(422))
 def list_jobs(
     service: TheService,
     caller: TheCaller,
+    *,
     state: Annotated[list[State], Query(default_factory=list, max_length=8, description="May be repeated.")],
     owner: Annotated[str | None, Query(max_length=64)] = None,
     search: Annotated[str | None, Query(max_length=200, description="Part of the name or model.")] = None,
@@ -95,20 +99,22 @@ def list_jobs(
 ) -> JobPage:
     """List the jobs that the caller may read, the newest first."""
     viewer = service.viewer(caller)
-    jobs, after = service.jobs.page(state, owner, search, before, limit, source, viewer=viewer)
+    jobs, after = service.jobs.page(
+        state, owner, search=search, before=before, limit=limit, source=source, viewer=viewer
+    )
     return JobPage(jobs=[service.shown(job) for job in jobs], next=after, counts=service.jobs.counts(viewer=viewer))
 
 
 @router.get("/jobs/{job}", responses=documented(404, 422))
-def show_job(job: JobId, service: TheService, caller: TheCaller) -> Job:
+def show_job(job: JobId, service: TheService, *, caller: TheCaller) -> Job:
     """Show a job with its recipe."""
     return service.shown(service.job(job, caller))
 
 
 @router.post("/jobs/{job}/cancel", responses=documented(404, 409, 422, 507))
-def cancel_job(job: JobId, service: TheService, caller: TheCaller) -> Job:
+def cancel_job(job: JobId, service: TheService, *, caller: TheCaller) -> Job:
     """End a job: SIGTERM, then SIGKILL. What is done is kept for a retry."""
-    cancelled = cancel(service.own_job(job, caller), service.settings, service.jobs)
+    cancelled = cancel(service.own_job(job, caller), service.settings, jobs=service.jobs)
     service.nudge()
     return service.shown(cancelled)
 
@@ -119,6 +125,7 @@ def cancel_job(job: JobId, service: TheService, caller: TheCaller) -> Job:
 def push_job(
     job: JobId,
     hub: PushSettings,
+    *,
     service: TheService,
     caller: TheCaller,
     response: Response,
@@ -127,18 +134,20 @@ def push_job(
 ) -> Job:
     """Push a finished job's model to the hub, as a job of its own: it can be watched, cancelled and tried again."""
     source = service.own_job(job, caller)
-    push, new = submit_push(source, hub, hub_token, caller, service.settings, service.jobs, key)
-    return _queued(push, new, service, response)
+    push, new = submit_push(
+        source, hub, hub_token=hub_token, caller=caller, settings=service.settings, jobs=service.jobs, key=key
+    )
+    return _queued(push, new, service=service, response=response)
 
 
 @router.post("/jobs/{job}/retry", responses=documented(404, 409, 422, 507))
-def retry_job(job: JobId, service: TheService, caller: TheCaller, hub_token: HubToken = None) -> Job:
+def retry_job(job: JobId, service: TheService, *, caller: TheCaller, hub_token: HubToken = None) -> Job:
     """Queue a failed or cancelled job again; it continues after the last layer. A push needs its token anew.
 
     It helps where the job was stopped or failed by a fault or a limit. A recipe that cannot be run (exit code 2) has to
     be corrected and submitted anew.
     """
-    again = retry(service.own_job(job, caller), hub_token, service.settings, service.jobs)
+    again = retry(service.own_job(job, caller), hub_token, settings=service.settings, jobs=service.jobs)
     service.nudge()
     return service.shown(again)
 
@@ -147,6 +156,7 @@ def retry_job(job: JobId, service: TheService, caller: TheCaller, hub_token: Hub
 def reevaluate_job(
     job: JobId,
     service: TheService,
+    *,
     caller: TheCaller,
     limit: Annotated[
         int | None, Query(ge=1, le=10**9, description="Samples a task; default: as many as the gate needs.")
@@ -158,13 +168,15 @@ def reevaluate_job(
     The job gets a new report and a new verdict. Until then it is queued or running; cancelled, it has its earlier
     verdict again.
     """
-    again = reevaluate(service.own_job(job, caller), limit, hub_token, service.settings, service.jobs)
+    again = reevaluate(
+        service.own_job(job, caller), limit, hub_token=hub_token, settings=service.settings, jobs=service.jobs
+    )
     service.nudge()
     return service.shown(again)
 
 
 @router.delete("/jobs/{job}", status_code=204, responses=documented(404, 409, 422, 507))
-def delete_job(job: JobId, service: TheService, caller: TheCaller) -> None:
+def delete_job(job: JobId, service: TheService, *, caller: TheCaller) -> None:
     """Forget an ended job and remove all its files."""
     service.own_job(job, caller)
     service.jobs.delete(job)
@@ -175,6 +187,7 @@ def delete_job(job: JobId, service: TheService, caller: TheCaller) -> None:
 def compare_jobs(
     service: TheService,
     caller: TheCaller,
+    *,
     job: Annotated[list[str], Query(min_length=1, max_length=50, description="Ids of jobs.")],
 ) -> list[Compared]:
     """The figures of several jobs side by side."""
@@ -182,7 +195,7 @@ def compare_jobs(
     return [Compared(**one.model_dump(include=set(Compared.model_fields))) for one in found]
 
 
-def _queued(job: Job, new: bool, service: Service, response: Response) -> Job:
+def _queued(job: Job, new: bool, *, service: Service, response: Response) -> Job:
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     if not new:
         response.headers["Idempotent-Replay"] = "true"

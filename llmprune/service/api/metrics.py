@@ -52,7 +52,7 @@ class Measure:
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app, self.metrics = app, metrics
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: PLR0917 - ASGI
         """Pass a request on, and note how it was answered."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)

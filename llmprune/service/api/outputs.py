@@ -36,7 +36,7 @@ class Artifact(BaseModel):
     bytes: int
 
 
-def known_job(job: JobId, service: TheService, caller: TheCaller) -> str:
+def known_job(job: JobId, service: TheService, *, caller: TheCaller) -> str:
     """The id of a job that the caller may read. A dependency, for once a stream has begun no 404 can be sent."""
     return service.job(job, caller).id
 
@@ -45,13 +45,14 @@ def known_job(job: JobId, service: TheService, caller: TheCaller) -> str:
 async def job_events(
     job: Annotated[str, Depends(known_job)],
     service: TheService,
+    *,
     caller: TheCaller,
     last_event_id: Annotated[str | None, Header(alias="Last-Event-ID", max_length=30)] = None,
 ) -> AsyncIterator[ServerSentEvent]:
     """Every change of a job, from its first or from Last-Event-ID on, until it has ended."""
     after = int(last_event_id) if last_event_id and last_event_id.isdecimal() else 0
     while True:
-        found, rows = await run_in_threadpool(_news, service, job, caller, min(after, 2**62))
+        found, rows = await run_in_threadpool(_news, service, job, caller=caller, after=min(after, 2**62))
         if found is None:  # deleted meanwhile, or the caller's token was revoked
             return
         for row in rows:
@@ -63,7 +64,7 @@ async def job_events(
             await asyncio.sleep(_LOOK_EVERY)  # FastAPI itself says something after 15 silent seconds
 
 
-def _news(service: Service, job: str, caller: Caller, after: int) -> tuple[Job | None, list[sqlite3.Row]]:
+def _news(service: Service, job: str, *, caller: Caller, after: int) -> tuple[Job | None, list[sqlite3.Row]]:
     """A job and its events; None where the caller may no longer read it."""
     # the state first: an event that is written between the two reads is then not missed
     found = service.find(job, caller) if service.tokens.is_current(caller) else None
@@ -74,17 +75,18 @@ def _news(service: Service, job: str, caller: Caller, after: int) -> tuple[Job |
 def job_log(
     job: JobId,
     service: TheService,
+    *,
     caller: TheCaller,
     offset: Annotated[
         int, Query(ge=0, le=2**62, description="Bytes to leave out: X-Next-Offset of the last part.")
     ] = 0,
 ) -> PlainTextResponse:
     """What all attempts at a job have printed, at most a megabyte at a time."""
-    part, after = read_log(service, service.job(job, caller).id, offset)
+    part, after = read_log(service, service.job(job, caller).id, offset=offset)
     return PlainTextResponse(part.decode("utf-8", "replace"), headers={"X-Next-Offset": str(after)})
 
 
-def read_log(service: Service, job: str, offset: int, size: int = LOG_PART) -> tuple[bytes, int]:
+def read_log(service: Service, job: str, *, offset: int, size: int = LOG_PART) -> tuple[bytes, int]:
     """A part of a log without the job's token and the server's paths, and where the next begins."""
     folder = service.settings.folder(job)
     margin = 1_000  # more than a token or a path is long, so that none is cut in two
@@ -98,11 +100,11 @@ def read_log(service: Service, job: str, offset: int, size: int = LOG_PART) -> t
     first, last = offset - begin, min(offset - begin + size, len(text))
     if last <= first:
         return b"", offset
-    return service.paths.hide_between(text, first, last), begin + last
+    return service.paths.hide_between(text, first, end=last), begin + last
 
 
 @router.get("/artifacts", responses=documented(404, 422))
-def list_artifacts(job: JobId, service: TheService, caller: TheCaller) -> list[Artifact]:
+def list_artifacts(job: JobId, service: TheService, *, caller: TheCaller) -> list[Artifact]:
     """The files that a job's run has written."""
     return artifacts(service, service.job(job, caller).id)
 
@@ -116,13 +118,13 @@ def artifacts(service: Service, job: str) -> list[Artifact]:
         for name in sorted(names):
             path = Path(place) / name
             if not name.startswith(".") and path.is_file() and not path.is_symlink():
-                shown = _shown(service, job, path)
+                shown = _shown(service, job, path=path)
                 size = path.stat().st_size if shown is None else len(shown)
                 found.append(Artifact(name=str(path.relative_to(folder)), bytes=size))
     return found
 
 
-def _shown(service: Service, job: str, path: Path) -> bytes | None:
+def _shown(service: Service, job: str, *, path: Path) -> bytes | None:
     """A file that may name folders of the server, as clients see it; None: as it is, as every file of the model."""
     folder = service.settings.run_folder(job)
     record = path.parent == folder and path.suffix in (".json", ".html")
@@ -132,24 +134,24 @@ def _shown(service: Service, job: str, path: Path) -> bytes | None:
         content = path.read_bytes()
     except OSError:
         return None
-    return service.paths.hide_between(content, 0, len(content))
+    return service.paths.hide_between(content, 0, end=len(content))
 
 
 @router.get("/artifacts/{name:path}", response_class=FileResponse, responses=documented(404, 422))
-def get_artifact(job: JobId, name: str, service: TheService, caller: TheCaller) -> Response:
+def get_artifact(job: JobId, name: str, *, service: TheService, caller: TheCaller) -> Response:
     """One file; ranges work, so a download can go on where it stopped."""
-    place = service.artifact(job, name, caller)
-    shown = _shown(service, job, service.settings.run_folder(job) / name)
+    place = service.artifact(job, name, caller=caller)
+    shown = _shown(service, job, path=service.settings.run_folder(job) / name)
     if shown is not None:
         return Response(shown, media_type="application/octet-stream", headers=_attached(place.name))
     return FileResponse(place, media_type="application/octet-stream", filename=place.name)
 
 
 @router.get("/report", responses=documented(404, 422))
-def get_report(job: JobId, service: TheService, caller: TheCaller) -> dict[str, Any]:
+def get_report(job: JobId, service: TheService, *, caller: TheCaller) -> dict[str, Any]:
     """The report's figures."""
     try:
-        report = json.loads(service.artifact(job, "report.json", caller).read_text(encoding="utf-8"))
+        report = json.loads(service.artifact(job, "report.json", caller=caller).read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         report = None
     if not isinstance(report, dict):
@@ -159,14 +161,14 @@ def get_report(job: JobId, service: TheService, caller: TheCaller) -> dict[str, 
 
 
 @router.get("/report.html", response_class=FileResponse, responses=documented(404, 422))
-def get_report_page(job: JobId, service: TheService, caller: TheCaller) -> Response:
+def get_report_page(job: JobId, service: TheService, *, caller: TheCaller) -> Response:
     """The report's page; it may run nothing and load nothing."""
-    place = service.artifact(job, "report.html", caller)
+    place = service.artifact(job, "report.html", caller=caller)
     headers = {"Content-Security-Policy": REPORT_POLICY, "X-Frame-Options": "SAMEORIGIN"}
     if not place.stat().st_size:
         raise Refused(404, f"job {job} has no report yet")
     content = place.read_bytes()
-    shown = service.paths.hide_between(content, 0, len(content))
+    shown = service.paths.hide_between(content, 0, end=len(content))
     return Response(shown, media_type="text/html; charset=utf-8", headers=headers)
 
 

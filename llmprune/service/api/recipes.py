@@ -48,7 +48,7 @@ class Validation(BaseModel):
     problems: list[str] = Field(description="One sentence for each mistake.")
 
 
-async def recipe_text(request: Request, service: TheService, caller: TheCaller) -> str:
+async def recipe_text(request: Request, service: TheService, *, caller: TheCaller) -> str:
     """Return the body as a recipe's YAML. Raises Refused (413, 415) and RecipeError."""
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind not in (*_YAML, "application/json"):
@@ -98,22 +98,22 @@ Overrides = Annotated[
 
 
 @router.post("/validate", openapi_extra=RECIPE_BODY, responses=documented(413, 415, 422))
-async def validate(text: RecipeText, overrides: Overrides, service: TheService, caller: TheCaller) -> Validation:
+async def validate(text: RecipeText, overrides: Overrides, *, service: TheService, caller: TheCaller) -> Validation:
     """Check a recipe's form and the service's rules; its model, text and tasks are the plan's matter."""
     try:
-        await service.turns.run(caller.name, admit, text, overrides, service.settings)
+        await service.turns.run(caller.name, admit, text, overrides, settings=service.settings)
     except RecipeError as error:
         return Validation(valid=False, problems=service.paths.hide_in(error.problems))
     return Validation(valid=True, problems=[])
 
 
 @router.post("/plan", openapi_extra=RECIPE_BODY, responses=documented(413, 415, 422, 503))
-async def plan(text: RecipeText, overrides: Overrides, service: TheService, caller: TheCaller) -> dict[str, Any]:
+async def plan(text: RecipeText, overrides: Overrides, *, service: TheService, caller: TheCaller) -> dict[str, Any]:
     """Say what a recipe would do, as ``llmprune plan --json`` does: sizes, memory, and all that a run would refuse.
 
     No weights are read. Problems of its form, of the service's rules and of the plan are listed together.
     """
-    examined = await service.turns.run(caller.name, examine, text, overrides, service.settings)
+    examined = await service.turns.run(caller.name, examine, text, overrides, settings=service.settings)
     answer = await run_in_threadpool(service.plan, examined, caller)
     if "problems" in answer:
         raise RecipeError([*examined.problems, *answer["problems"]], "recipe")

@@ -30,7 +30,7 @@ class RequestsLog:
         self._refusals = RateLimit(1.0, 50)  # lines of the access log: a flood must not wash away what came before it
         self._attempts = RateLimit(1 / 6, 20)  # lines of the audit log
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: PLR0917 - ASGI
         """Pass a request on, and note its answer once it is complete."""
         if scope["type"] != "http" or scope["path"] in _PROBES:
             return await self.app(scope, receive, send)
@@ -50,10 +50,10 @@ class RequestsLog:
             answered["status"] = answered["status"] or 500
             raise
         finally:
-            self._note(scope, answered, time.monotonic() - start)
+            self._note(scope, answered, seconds=time.monotonic() - start)
         return None
 
-    def _note(self, scope: Scope, answered: dict[str, Any], seconds: float) -> None:
+    def _note(self, scope: Scope, answered: dict[str, Any], *, seconds: float) -> None:
         caller, address = scope.get("state", {}).get("caller"), scope["client"][0] if scope.get("client") else "?"
         who = {"address": address[:_LONGEST], "caller": caller.name if caller else None}
         method = scope["method"] if scope["method"] in METHODS else "other"

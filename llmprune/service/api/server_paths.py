@@ -63,11 +63,11 @@ class Paths:
             return {key: self.hide_in(inner) for key, inner in value.items()}
         return [self.hide_in(inner) for inner in value] if isinstance(value, list | tuple) else value
 
-    def hide_between(self, data: bytes, begin: int, end: int) -> bytes:
+    def hide_between(self, data: bytes, begin: int, *, end: int) -> bytes:
         """Return ``data[begin:end]`` with the paths renamed that begin there; what lies around it completes them."""
-        return b"".join(self._parts(data, begin, end))
+        return b"".join(self._parts(data, begin, end=end))
 
-    def _parts(self, data: bytes, begin: int, end: int) -> Iterator[bytes]:
+    def _parts(self, data: bytes, begin: int, *, end: int) -> Iterator[bytes]:
         place = begin
         for found in self._found(data):
             if found.end() <= begin or found.start() >= end:

@@ -53,7 +53,7 @@ class Client:
     """A connection to a service. ``token`` defaults to the variable LLMPRUNE_TOKEN."""
 
     def __init__(
-        self, server: str = DEFAULT_SERVER, token: str | None = None, transport: httpx.BaseTransport | None = None
+        self, server: str = DEFAULT_SERVER, token: str | None = None, *, transport: httpx.BaseTransport | None = None
     ) -> None:
         token = token or os.environ.get("LLMPRUNE_TOKEN", "").strip()
         _require_plain(token, "the service's token")
@@ -73,7 +73,7 @@ class Client:
         self._http.close()
 
     def submit(
-        self, recipe: str, overrides: Sequence[str] = (), hub_token: str | None = None, **wishes: Any
+        self, recipe: str, overrides: Sequence[str] = (), *, hub_token: str | None = None, **wishes: Any
     ) -> dict[str, Any]:
         """Queue a recipe's text; sent again by itself where the answer gets lost, and never queued twice.
 
@@ -82,18 +82,18 @@ class Client:
         headers = {"Content-Type": "application/yaml", "Idempotency-Key": uuid.uuid4().hex}
         headers |= _hub_header(hub_token)
         params = {name: value for name, value in wishes.items() if value is not None} | {"set": list(overrides)}
-        return self._json(Submitted, "POST", "/v1/jobs", params=params, content=recipe, headers=headers)
+        return self._json(Submitted, "POST", path="/v1/jobs", params=params, content=recipe, headers=headers)
 
     def plan(self, recipe: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         """What a recipe would do. Raises RecipeError where it cannot be done."""
         headers = {"Content-Type": "application/yaml"}
         params = {"set": list(overrides)}
         path = "/v1/recipes/plan"
-        return self._json(dict, "POST", path, params=params, content=recipe, headers=headers, timeout=300.0)
+        return self._json(dict, "POST", path=path, params=params, content=recipe, headers=headers, timeout=300.0)
 
     def job(self, job: str) -> dict[str, Any]:
         """A job with its recipe."""
-        return self._json(Shown, "GET", _path(job))
+        return self._json(Shown, "GET", path=_path(job))
 
     def jobs(self, **filters: Any) -> dict[str, Any]:
         """A page of jobs; ``filters``: state, owner, search, source, before, limit."""
@@ -105,20 +105,22 @@ class Client:
                 raise RecipeError(
                     f"--state {state!r}: there is no such state; choose {', '.join(get_args(State))}{near}"
                 )
-        return self._json(Page, "GET", "/v1/jobs", params=given)
+        return self._json(Page, "GET", path="/v1/jobs", params=given)
 
     def cancel(self, job: str) -> dict[str, Any]:
         """End a job."""
-        return self._json(Changed, "POST", f"{_path(job)}/cancel")
+        return self._json(Changed, "POST", path=f"{_path(job)}/cancel")
 
     def retry(self, job: str, hub_token: str | None = None) -> dict[str, Any]:
         """Queue an ended job again."""
-        return self._json(Changed, "POST", f"{_path(job)}/retry", headers=_hub_header(hub_token))
+        return self._json(Changed, "POST", path=f"{_path(job)}/retry", headers=_hub_header(hub_token))
 
-    def reevaluate(self, job: str, limit: int | None = None, hub_token: str | None = None) -> dict[str, Any]:
+    def reevaluate(self, job: str, limit: int | None = None, *, hub_token: str | None = None) -> dict[str, Any]:
         """Evaluate more samples of a finished job's model, ``limit`` a task or as many as its gate needs."""
         params = {} if limit is None else {"limit": limit}
-        return self._json(Changed, "POST", f"{_path(job)}/reevaluate", params=params, headers=_hub_header(hub_token))
+        return self._json(
+            Changed, "POST", path=f"{_path(job)}/reevaluate", params=params, headers=_hub_header(hub_token)
+        )
 
     def push(self, job: str, hub_token: str, **settings: Any) -> dict[str, Any]:
         """Push a finished job's model to the hub; the job that does it, which can be watched.
@@ -127,11 +129,11 @@ class Client:
         """
         headers = _hub_header(hub_token) | {"Idempotency-Key": uuid.uuid4().hex}
         given = {name: value for name, value in settings.items() if value is not None}
-        return self._json(Submitted, "POST", f"{_path(job)}/push", json=given, headers=headers)
+        return self._json(Submitted, "POST", path=f"{_path(job)}/push", json=given, headers=headers)
 
     def queue(self) -> dict[str, Any]:
         """What waits, and who holds which device."""
-        return self._json(dict, "GET", "/v1/queue")
+        return self._json(dict, "GET", path="/v1/queue")
 
     def compare(self, jobs: Sequence[str]) -> list[dict[str, Any]]:
         """The figures of several jobs."""
@@ -168,7 +170,7 @@ class Client:
         found: list[dict[str, Any]] = self._send("GET", f"{_path(job)}/artifacts").json(list[File])
         return found
 
-    def fetch(self, job: str, folder: Path, names: Sequence[str] = ()) -> list[Path]:
+    def fetch(self, job: str, folder: Path, *, names: Sequence[str] = ()) -> list[Path]:
         """Download files of a job, all of them by default, into a folder; whole ones are not fetched again.
 
         Raises OutputError where the folder has files of another job, or of this one before a retry.
@@ -182,10 +184,10 @@ class Client:
         for name in wanted:
             if not is_plain(name) or not lies_inside(folder / name, folder):
                 raise ServiceError(f"the service named the file {name!r}, which lies outside {folder}")
-        keep = claim(folder, job, finished, wanted)
-        return [self._download(job, name, there[name], folder, keep=keep) for name in wanted]
+        keep = claim(folder, job, finished=finished, names=wanted)
+        return [self._download(job, name, size=there[name], folder=folder, keep=keep) for name in wanted]
 
-    def _download(self, job: str, name: str, size: int, folder: Path, *, keep: bool) -> Path:
+    def _download(self, job: str, name: str, *, size: int, folder: Path, keep: bool) -> Path:
         path = folder / name
         beside = path.with_name(f".{path.name}.partial")
         try:
@@ -193,7 +195,7 @@ class Client:
                 return path
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                self._write(f"{_path(job)}/artifacts/{quote(name)}", beside, size)
+                self._write(f"{_path(job)}/artifacts/{quote(name)}", beside, size=size)
                 beside.replace(path)
             finally:
                 beside.unlink(missing_ok=True)
@@ -203,7 +205,7 @@ class Client:
             raise self._unreachable(error) from error
         return path
 
-    def _write(self, address: str, beside: Path, size: int) -> None:
+    def _write(self, address: str, beside: Path, *, size: int) -> None:
         """Download a file that has ``size`` bytes. Raises ServiceError where it has more or fewer."""
         with beside.open("wb") as file, self._http.stream("GET", address) as response:
             if not response.is_success:
@@ -239,7 +241,7 @@ class Client:
                     yield event | {"event": fields.get("event", "message"), "event_id": number}
                     fields = {}
 
-    def _json(self, shape: Any, method: str, path: str, **request: Any) -> dict[str, Any]:
+    def _json(self, shape: Any, method: str, *, path: str, **request: Any) -> dict[str, Any]:
         found: dict[str, Any] = self._send(method, path, **request).json(shape)
         return found
 

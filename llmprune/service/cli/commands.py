@@ -28,6 +28,7 @@ _HERE = "http://127.0.0.1:8321"
 def serve(
     data_dir: DataDir = Path("runs/service"),
     host: Annotated[str, typer.Option(help="Address to bind; beyond this machine a token must exist.")] = "127.0.0.1",
+    *,
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8321,
     host_name: Annotated[
         list[str] | None, typer.Option(help="Name by which browsers call it, as behind a proxy; may be repeated.")
@@ -134,6 +135,7 @@ def serve(
 def token(
     action: Annotated[Literal["create", "list", "revoke"], typer.Argument(metavar="create|list|revoke")],
     name: Annotated[str | None, typer.Option(help="Whose token it is.")] = None,
+    *,
     role: Annotated[
         Literal["user", "admin"], typer.Option(help="Users read and change their own jobs, admins every job.")
     ] = "user",
@@ -166,6 +168,7 @@ def submit(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a key of the recipe; may be repeated.")
     ] = None,
+    *,
     name: Annotated[str | None, typer.Option(help="For people; default: from the recipe.")] = None,
     launcher: Annotated[str | None, typer.Option(help="local, torchrun or, where it is offered, ray.")] = None,
     gpus: Annotated[int | None, typer.Option(min=0, help="Default: 1 where the service has one; on ray none.")] = None,
@@ -185,10 +188,10 @@ def submit(
     wishes = {"name": name, "launcher": launcher, "gpus": gpus, "priority": priority, "time_limit": time_limit}
     from llmprune.service.cli.local_paths import paths_of_this_machine
 
-    for said in paths_of_this_machine(text, overrides or (), server):
+    for said in paths_of_this_machine(text, overrides or (), server=server):
         typer.echo(f"llmprune: note: {printable(said)}", err=True)
     with _client(server, token_file) as client:
-        job = client.submit(text, overrides or (), hub_token, shared=shared, **wishes)
+        job = client.submit(text, overrides or (), hub_token=hub_token, shared=shared, **wishes)
         typer.echo(printable(job["id"]))
         if follow:
             _watch(client, job["id"])
@@ -197,6 +200,7 @@ def submit(
 def jobs(
     state: Annotated[list[str] | None, typer.Option(help="Only jobs in this state; may be repeated.")] = None,
     search: Annotated[str | None, typer.Option(help="Only jobs whose name or model has this.")] = None,
+    *,
     limit: Annotated[int, typer.Option(min=1, max=500, help="Most jobs.")] = 20,
     as_json: Json = False,
     server: Server = _HERE,
@@ -213,13 +217,13 @@ def jobs(
     print_jobs(found["jobs"])
 
 
-def watch(job: JobArgument, server: Server = _HERE, token_file: TokenFile = None) -> None:
+def watch(job: JobArgument, server: Server = _HERE, *, token_file: TokenFile = None) -> None:
     """Watch a job until it has ended; ends as the run does: 0, 1, 2, or 3 for a gate not met or undecided."""
     with _client(server, token_file) as client:
         _watch(client, job)
 
 
-def cancel(job: JobArgument, server: Server = _HERE, token_file: TokenFile = None) -> None:
+def cancel(job: JobArgument, server: Server = _HERE, *, token_file: TokenFile = None) -> None:
     """End a job; what is done is kept for a retry."""
     with _client(server, token_file) as client:
         typer.echo(printable(client.cancel(job)["state"]))
@@ -230,6 +234,7 @@ def retry(
     hub_token_file: Annotated[
         Path | None, typer.Option(help="File with a hub token for this job alone; a push needs one.")
     ] = None,
+    *,
     server: Server = _HERE,
     token_file: TokenFile = None,
 ) -> None:
@@ -244,6 +249,7 @@ def reevaluate_job(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Samples a task; default: as many as the gate needs to be decided.")
     ] = None,
+    *,
     hub_token_file: Annotated[
         Path | None, typer.Option(help="File with a hub token for this job alone; deleted there when it ends.")
     ] = None,
@@ -253,13 +259,14 @@ def reevaluate_job(
     """Evaluate more samples of a finished job's model; watches it, and ends as llmprune reevaluate does."""
     hub_token = _token(hub_token_file, "hub token") if hub_token_file else None
     with _client(server, token_file) as client:
-        client.reevaluate(job, limit, hub_token)
+        client.reevaluate(job, limit, hub_token=hub_token)
         _watch(client, job)
 
 
 def fetch(
     job: JobArgument,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder; default: runs/JOB.")] = None,
+    *,
     only: Annotated[
         list[str] | None, typer.Option(help="Only this file, such as report.html; may be repeated.")
     ] = None,
@@ -268,13 +275,14 @@ def fetch(
 ) -> None:
     """Download a job's model, report and all else that its run wrote."""
     with _client(server, token_file) as client:
-        for path in client.fetch(job, output or Path("runs") / job, only or ()):
+        for path in client.fetch(job, output or Path("runs") / job, names=only or ()):
             typer.echo(printable(str(path)))
 
 
 def push_job(
     job: JobArgument,
     repo_id: Annotated[str, typer.Option(help="Repository that gets the model, such as org/name.")],
+    *,
     hub_token_file: HubTokenFile,
     private: Annotated[
         bool, typer.Option("--private/--public", help="Visibility of a new repository; default: private.")

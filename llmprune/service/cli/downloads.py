@@ -13,7 +13,7 @@ from llmprune.common.files import write_text
 MARK = ".llmprune-job.json"
 
 
-def claim(folder: Path, job: str, finished: float | None, names: Sequence[str]) -> bool:
+def claim(folder: Path, job: str, *, finished: float | None, names: Sequence[str]) -> bool:
     """Note in a folder which job its files come from; return whether files that are there can be kept.
 
     ``finished``: when the job ended, None while it runs: its files still change. Raises OutputError where the folder

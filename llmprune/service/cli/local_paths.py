@@ -17,7 +17,7 @@ _ELSEWHERE = (
 _TASKS = "among its --allow-tasks folders, which its operator names"
 
 
-def paths_of_this_machine(text: str, overrides: Sequence[str], server: str) -> list[str]:
+def paths_of_this_machine(text: str, overrides: Sequence[str], *, server: str) -> list[str]:
     """Return a sentence for each path that exists here and that the service takes as one of its own.
 
     An absolute path is the same on a service of this machine. A recipe that cannot be read names none; the service

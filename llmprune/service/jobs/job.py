@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, WithJsonSchema
@@ -76,6 +78,19 @@ class JobRequest(_Value):
     def columns(self) -> dict[str, Any]:
         """The request as the table keeps it."""
         return self.model_dump() | {"push": self.push.model_dump_json() if self.push else None}
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """A job that is to be queued. ``key`` and ``digest``: its idempotency key, and what that key stands for."""
+
+    owner: str
+    model: str
+    recipe: str
+    overrides: Sequence[str]
+    request: JobRequest
+    key: str | None = None
+    digest: str = ""
 
 
 class JobSummary(_Value):

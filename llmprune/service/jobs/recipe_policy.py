@@ -72,7 +72,7 @@ class Guard:
             else:
                 rule(self, place, value)
 
-    def refuse(self, place: str, value: str, remedy: str) -> None:
+    def refuse(self, place: str, value: str, *, remedy: str) -> None:
         """Note that a value is not allowed."""
         self.note(place, f"{value[:80]!r} is not allowed here; {remedy}")
 
@@ -81,23 +81,23 @@ class Guard:
         self.refused.append(place)
         self.problems.append(f"{place}: {said}")
 
-    def path(self, place: str, value: str, wish: str, file: bool) -> None:
+    def path(self, place: str, value: str, *, wish: str, file: bool) -> None:
         """A file, or else a folder, that really lies under one of the roots, whatever links say."""
         found = [inside for root in self.settings.allow_roots if (inside := _inside(value, root)) is not None]
         if found and found[0].is_relative_to(self.settings.data_dir.resolve()):
-            self.refuse(place, value, "the service's own folder holds other people's jobs")
+            self.refuse(place, value, remedy="the service's own folder holds other people's jobs")
         elif found and found[0].is_file() == file:
             self.overrides.append(f"{place}={json.dumps(str(found[0]))}")
         else:
-            self.refuse(place, value, wish)
+            self.refuse(place, value, remedy=wish)
 
 
 Rule = Callable[[Guard, str, str], None]
 
 
-def admit(text: str, overrides: Sequence[str], settings: Settings) -> tuple[Recipe, list[str]]:
+def admit(text: str, overrides: Sequence[str], *, settings: Settings) -> tuple[Recipe, list[str]]:
     """The recipe, and the overrides to run it with. Raises RecipeError that lists what is not allowed."""
-    examined = examine(text, overrides, settings)
+    examined = examine(text, overrides, settings=settings)
     if examined.problems or examined.recipe is None:
         raise RecipeError(examined.problems, "recipe")
     return examined.recipe, examined.overrides
@@ -114,7 +114,7 @@ class Examined:
     wrong: tuple[str, ...]  # keys that were left out
 
 
-def examine(text: str, overrides: Sequence[str], settings: Settings) -> Examined:
+def examine(text: str, overrides: Sequence[str], *, settings: Settings) -> Examined:
     """Hold a recipe against schema and policy, and list all problems of both.
 
     Raises RecipeError for text that is too costly to read, or is no mapping.
@@ -145,18 +145,18 @@ def _refuse_costly_parts(text: str, overrides: Sequence[str]) -> None:
             raise RecipeError(f"--set: a key is nested more than {_DEEPEST} deep", "recipe")
 
 
-def texts_in(value: Any, annotation: Any = None, place: str = "") -> Iterator[tuple[str, str]]:
+def texts_in(value: Any, annotation: Any = None, *, place: str = "") -> Iterator[tuple[str, str]]:
     """Where each free text that was given stands, and the text; where a fixed choice is all there is, none."""
     if isinstance(value, BaseModel):
         for name in sorted(value.model_fields_set):
             inner = type(value).model_fields[name].annotation
-            yield from texts_in(getattr(value, name), inner, f"{place}.{name}" if place else name)
+            yield from texts_in(getattr(value, name), inner, place=f"{place}.{name}" if place else name)
     elif isinstance(value, dict):
         for key, inner in value.items():
-            yield from texts_in(inner, annotation, f"{place}.{key}")
+            yield from texts_in(inner, annotation, place=f"{place}.{key}")
     elif isinstance(value, list | tuple):
         for index, inner in enumerate(value):
-            yield from texts_in(inner, annotation, f"{place}.{index}")
+            yield from texts_in(inner, annotation, place=f"{place}.{index}")
     elif isinstance(value, str) and is_free_text(annotation):
         yield place, value
 
@@ -210,20 +210,20 @@ def _hub_or_path(guard: Guard, place: str, value: str) -> None:
     if value in PACKAGES:
         return
     if "://" in value or value.startswith(PACKAGE_SCHEME.rstrip("/")):
-        guard.refuse(place, value, "no URLs: give a hub id such as org/name")
+        guard.refuse(place, value, remedy="no URLs: give a hub id such as org/name")
     elif (
         _is_path(value)
         or (data and Path(value).suffix in FILE_BUILDERS)
         or any(_inside(value, root) is not None for root in roots)
     ):
-        guard.path(place, value, f"give a hub id{_or_under(roots, 'a file' if data else 'a folder')}", file=data)
+        guard.path(place, value, wish=f"give a hub id{_or_under(roots, 'a file' if data else 'a folder')}", file=data)
     elif not _HUB_ID.fullmatch(value) or (data and value in BUILDERS):
-        guard.refuse(place, value, "give a hub id such as org/name")
+        guard.refuse(place, value, remedy="give a hub id such as org/name")
 
 
 def _tokens_file(guard: Guard, place: str, value: str) -> None:
     roots = guard.settings.allow_roots
-    guard.path(place, value, f"name calibration text instead{_or_under(roots, 'a file')}", file=True)
+    guard.path(place, value, wish=f"name calibration text instead{_or_under(roots, 'a file')}", file=True)
 
 
 def _or_under(roots: Sequence[Path], what: str) -> str:
@@ -245,13 +245,15 @@ def _task_folder(guard: Guard, place: str, value: str) -> None:
     if asked in trusted.values():
         guard.overrides.append(f"{place}={json.dumps(str(asked))}")
     else:
-        guard.refuse(place, value, "task files run code, so only the service's operator can name a folder of them")
+        guard.refuse(
+            place, value, remedy="task files run code, so only the service's operator can name a folder of them"
+        )
 
 
 def _form(pattern: re.Pattern[str], wish: str) -> Rule:
     def rule(guard: Guard, place: str, value: str) -> None:
         if not pattern.fullmatch(value):
-            guard.refuse(place, value, wish)
+            guard.refuse(place, value, remedy=wish)
 
     return rule
 

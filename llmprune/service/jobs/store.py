@@ -16,8 +16,8 @@ from llmprune.service.jobs.job import (
     SUMMARY_COLUMNS,
     VERDICTS,
     Job,
-    JobRequest,
     JobSummary,
+    NewJob,
     State,
     job_of,
     summary_of,
@@ -44,23 +44,18 @@ class Jobs:
 
     def add(
         self,
-        owner: str,
-        model: str,
-        recipe: str,
-        overrides: Sequence[str],
-        request: JobRequest,
-        max_queued: int,
         job: str,
-        key: str | None = None,
-        digest: str = "",
+        new: NewJob,
         *,
+        max_queued: int,
         max_jobs: int,
     ) -> tuple[Job, bool]:
-        """A new queued job under the id ``job``, or the one that this owner, key and digest made before.
+        """Queue a job under the id ``job``, or return the one that this owner, key and digest made before.
 
         Also whether it is new. Raises Conflict where the key came with another digest, QueueFull beyond ``max_queued``
         waiting jobs or ``max_jobs`` jobs in all.
         """
+        owner, key, digest, request = new.owner, new.key, new.digest, new.request
         with self.database.write() as connection:
             known = one(connection, "SELECT digest, job FROM idempotency WHERE owner = ? AND key = ?", owner, key)
             if known is not None:
@@ -78,8 +73,8 @@ class Jobs:
                     f"{owner} has {kept['n']:,} jobs, and {max_jobs:,} are kept; delete some that have ended"
                 )
             values = {
-                "id": job, "owner": owner, "model": model, "recipe": recipe,
-                "overrides": json.dumps(list(overrides)), "state": "queued", "created": time.time(),
+                "id": job, "owner": owner, "model": new.model, "recipe": new.recipe,
+                "overrides": json.dumps(list(new.overrides)), "state": "queued", "created": time.time(),
             } | request.columns()  # fmt: skip
             names = ", ".join(values)
             connection.execute(
@@ -99,11 +94,11 @@ class Jobs:
         self,
         states: Sequence[State] = (),
         owner: str | None = None,
+        *,
         search: str | None = None,
         before: int | None = None,
         limit: int = 50,
         source: str | None = None,
-        *,
         viewer: str | None,
     ) -> tuple[list[JobSummary], int | None]:
         """The newest first, and the place where the next page begins.
@@ -121,14 +116,14 @@ class Jobs:
             terms.append(("(instr(lower(name), ?) OR instr(lower(model), ?) OR id = ?)", [search.lower()] * 3))
         if before is not None:
             terms.append(("seq < ?", [before]))
-        sql, values = visible(f"seq, {SUMMARY_COLUMNS}", terms, viewer)
+        sql, values = visible(f"seq, {SUMMARY_COLUMNS}", terms, viewer=viewer)
         rows = self.database.read(f"{sql} ORDER BY seq DESC LIMIT ?", [*values, limit + 1])
         more = rows[limit - 1]["seq"] if len(rows) > limit else None
         return [summary_of(row) for row in rows[:limit]], more
 
     def counts(self, *, viewer: str | None) -> dict[State, int]:
         """How many jobs of ``viewer`` and shared ones are in each state; None: of all jobs."""
-        sql, values = visible("state", [], viewer)
+        sql, values = visible("state", [], viewer=viewer)
         rows = self.database.read(f"SELECT state, count(*) n FROM ({sql}) GROUP BY state", values)
         found = {row["state"]: row["n"] for row in rows}
         return {state: found.get(state, 0) for state in get_args(State)}
@@ -197,7 +192,7 @@ class Jobs:
             _change(connection, job, state="running", started=time.time(), **values)
             return job_of(row_of(connection, job))
 
-    def progress(self, job: str, ran_seconds: float, news: dict[str, Any]) -> None:
+    def progress(self, job: str, ran_seconds: float, *, news: dict[str, Any]) -> None:
         """Note how long a job has run and, where it says something new, how far it is."""
         with self.database.write() as connection:
             if news:
@@ -209,6 +204,7 @@ class Jobs:
         self,
         job: str,
         state: State,
+        *,
         exit_code: int | None,
         error: str | None,
         ran_seconds: float | None = None,
@@ -257,7 +253,7 @@ class Jobs:
             require_no_push(connection, job)
             connection.execute("DELETE FROM jobs WHERE id = ?", (job,))
 
-    def events(self, job: str, after: int, limit: int = 500) -> list[sqlite3.Row]:
+    def events(self, job: str, after: int, *, limit: int = 500) -> list[sqlite3.Row]:
         """Rows of id, kind, data and at, the oldest first."""
         sql = "SELECT id, kind, data, at FROM events WHERE job = ? AND id > ? ORDER BY id LIMIT ?"
         return self.database.read(sql, (job, after, limit))
@@ -283,13 +279,13 @@ def _words(row: sqlite3.Row) -> str:
     return "a push" if row["source"] is not None else str(row["state"]).replace("_", " ")
 
 
-def _change(connection: sqlite3.Connection, job: str, kind: str = "state", **values: Any) -> None:
+def _change(connection: sqlite3.Connection, job: str, *, kind: str = "state", **values: Any) -> None:
     columns = ", ".join(f"{name} = ?" for name in values)
     connection.execute(f"UPDATE jobs SET {columns} WHERE id = ?", [*values.values(), job])
-    _note(connection, job, kind)
+    _note(connection, job, kind=kind)
 
 
-def _note(connection: sqlite3.Connection, job: str, kind: str = "state") -> None:
+def _note(connection: sqlite3.Connection, job: str, *, kind: str = "state") -> None:
     now = summary_of(row_of(connection, job))
     data = json.dumps({"id": job} | {name: getattr(now, name) for name in _SHOWN})
     connection.execute("INSERT INTO events (job, kind, data, at) VALUES (?, ?, ?, ?)", (job, kind, data, time.time()))

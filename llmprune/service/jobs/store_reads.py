@@ -22,7 +22,7 @@ class NoSuchJob(Exception):
     """The job was deleted since the caller looked it up."""
 
 
-def visible(columns: str, terms: list[Term], viewer: str | None) -> tuple[str, list[Any]]:
+def visible(columns: str, terms: list[Term], *, viewer: str | None) -> tuple[str, list[Any]]:
     """A query of the jobs that a viewer may see, and its values.
 
     It has two halves, for an index serves each of them in the order of arrival, and none serves an OR.

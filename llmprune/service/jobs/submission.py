@@ -25,7 +25,7 @@ from llmprune.recipe.width import Width
 from llmprune.results.formatting import plural
 from llmprune.results.schema import GateFigures
 from llmprune.service.jobs.hub_token import drop_token, keep_token
-from llmprune.service.jobs.job import FINISHED, Job, JobRequest, State
+from llmprune.service.jobs.job import FINISHED, Job, JobRequest, NewJob, State
 from llmprune.service.jobs.recipe_policy import admit
 from llmprune.service.jobs.store import Jobs
 from llmprune.service.jobs.store_reads import Conflict
@@ -63,45 +63,71 @@ class Submission:
         return hashlib.sha256(json.dumps(wishes).encode()).hexdigest()
 
 
-def submit(submission: Submission, caller: Caller, settings: Settings, jobs: Jobs) -> tuple[Job, bool]:
+def submit(submission: Submission, caller: Caller, *, settings: Settings, jobs: Jobs) -> tuple[Job, bool]:
     """Queue a job; whether it is new. Raises RecipeError, Conflict and QueueFull."""
-    recipe, overrides = admit(submission.recipe, submission.overrides, settings)
-    request = _request(submission, recipe, caller, settings)
-    content = (caller.name, recipe.model.id, submission.recipe, overrides, request, settings.max_queued)
-    place = (submission.key, submission.digest())
-    return _add(settings, submission.hub_token, lambda job: jobs.add(*content, job, *place, max_jobs=settings.max_jobs))
+    recipe, overrides = admit(submission.recipe, submission.overrides, settings=settings)
+    request = _request(submission, recipe, caller=caller, settings=settings)
+    new = NewJob(
+        owner=caller.name,
+        model=recipe.model.id,
+        recipe=submission.recipe,
+        overrides=overrides,
+        request=request,
+        key=submission.key,
+        digest=submission.digest(),
+    )
+    return _add(settings, submission.hub_token, jobs=jobs, new=new)
 
 
 def submit_push(
-    source: Job, hub: Hub, hub_token: str | None, caller: Caller, settings: Settings, jobs: Jobs, key: str | None = None
+    source: Job,
+    hub: Hub,
+    *,
+    hub_token: str | None,
+    caller: Caller,
+    settings: Settings,
+    jobs: Jobs,
+    key: str | None = None,
 ) -> tuple[Job, bool]:
     """Queue the push of a finished job's model; whether it is new. Raises RecipeError, Conflict and QueueFull."""
     _require_token(hub_token)
-    refuse_tokens(hub.model_dump_json(), (), "push")
+    refuse_tokens(hub.model_dump_json(), (), source="push")
     request = JobRequest(
         name=f"push to {hub.repo_id}"[:120], time_limit=settings.time_limit, source=source.id, push=hub
     )
-    content = (caller.name, source.model, source.recipe, source.overrides, request, settings.max_queued)
     digest = hashlib.sha256(json.dumps([source.id, hub.model_dump_json()]).encode()).hexdigest()
-    return _add(settings, hub_token, lambda job: jobs.add(*content, job, key, digest, max_jobs=settings.max_jobs))
+    new = NewJob(
+        owner=caller.name,
+        model=source.model,
+        recipe=source.recipe,
+        overrides=source.overrides,
+        request=request,
+        key=key,
+        digest=digest,
+    )
+    return _add(settings, hub_token, jobs=jobs, new=new)
 
 
-def retry(job: Job, hub_token: str | None, settings: Settings, jobs: Jobs) -> Job:
+def retry(job: Job, hub_token: str | None, *, settings: Settings, jobs: Jobs) -> Job:
     """Queue an ended job again, with a new hub token if one comes along. Raises RecipeError and Conflict."""
     if job.source is not None:
         _require_token(hub_token)
-    return _queue_again(job, hub_token, settings, jobs, lambda: jobs.retry(job.id), states=("failed", "cancelled"))
+    return _queue_again(
+        job, hub_token, settings=settings, jobs=jobs, queue=lambda: jobs.retry(job.id), states=("failed", "cancelled")
+    )
 
 
-def reevaluate(job: Job, limit: int | None, hub_token: str | None, settings: Settings, jobs: Jobs) -> Job:
+def reevaluate(job: Job, limit: int | None, *, hub_token: str | None, settings: Settings, jobs: Jobs) -> Job:
     """Queue a finished job to evaluate more samples of its model, ``limit`` a task or as many as its gate needs.
 
     Raises RecipeError where more samples are of no use, and Conflict where the job has no finished model.
     """
     if job.state not in FINISHED or job.source is not None or job.cleaned:
         return jobs.reevaluate(job.id, limit or 1)  # raises Conflict with the reason
-    asked = _samples(job, limit, settings)
-    return _queue_again(job, hub_token, settings, jobs, lambda: jobs.reevaluate(job.id, asked), states=FINISHED)
+    asked = _samples(job, limit, settings=settings)
+    return _queue_again(
+        job, hub_token, settings=settings, jobs=jobs, queue=lambda: jobs.reevaluate(job.id, asked), states=FINISHED
+    )
 
 
 def can_reevaluate(job: Job, settings: Settings) -> bool:
@@ -109,13 +135,13 @@ def can_reevaluate(job: Job, settings: Settings) -> bool:
     if job.state not in FINISHED or job.source is not None or job.cleaned:
         return False
     try:
-        _samples(job, 2**31, settings)
+        _samples(job, 2**31, settings=settings)
     except (RecipeError, Conflict):
         return False
     return True
 
 
-def _samples(job: Job, limit: int | None, settings: Settings) -> int:
+def _samples(job: Job, limit: int | None, *, settings: Settings) -> int:
     try:
         report = json.loads((settings.run_folder(job.id) / "report.json").read_text(encoding="utf-8"))
         gate = GateFigures.model_validate(report["gate"], strict=False) if report["gate"] else None
@@ -134,10 +160,10 @@ def _samples(job: Job, limit: int | None, settings: Settings) -> int:
 def _queue_again(
     job: Job,
     hub_token: str | None,
+    *,
     settings: Settings,
     jobs: Jobs,
     queue: Callable[[], Job],
-    *,
     states: Sequence[State],
 ) -> Job:
     """Queue a job that is in one of the states, with its new hub token there before the supervisor looks."""
@@ -154,7 +180,7 @@ def _queue_again(
         raise
 
 
-def cancel(job: Job, settings: Settings, jobs: Jobs) -> Job:
+def cancel(job: Job, settings: Settings, *, jobs: Jobs) -> Job:
     """Cancel a job; one that has not started is through with its token. Raises Conflict."""
     cancelled = jobs.cancel(job.id)
     if cancelled.ended:
@@ -167,22 +193,22 @@ def _require_token(hub_token: str | None) -> None:
         raise RecipeError("X-Hub-Token: a push needs a hub token of its own, which may write to the repository", "push")
 
 
-def _add(settings: Settings, hub_token: str | None, add: Callable[[str], tuple[Job, bool]]) -> tuple[Job, bool]:
-    """Add a job under a new id; nothing of it stays where that did not come to be."""
+def _add(settings: Settings, hub_token: str | None, *, jobs: Jobs, new: NewJob) -> tuple[Job, bool]:
+    """Queue a job under a new id; on failure nothing of it stays in the data folder."""
     job = secrets.token_hex(6)
     folder = settings.folder(job)
-    new = False
+    is_new = False
     try:
         if hub_token:  # there before the job is: the supervisor may start it at once
             keep_token(folder, hub_token)
-        queued, new = add(job)
-        return queued, new
+        queued, is_new = jobs.add(job, new, max_queued=settings.max_queued, max_jobs=settings.max_jobs)
+        return queued, is_new
     finally:
-        if not new:
+        if not is_new:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _request(submission: Submission, recipe: Recipe, caller: Caller, settings: Settings) -> JobRequest:
+def _request(submission: Submission, recipe: Recipe, *, caller: Caller, settings: Settings) -> JobRequest:
     problems = []
     if submission.name and (shown := printable(submission.name)) != submission.name:
         problems.append(

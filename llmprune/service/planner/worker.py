@@ -27,11 +27,11 @@ def main() -> None:
     quiet_libraries()
     for line in sys.stdin:
         asked = json.loads(line)
-        answers.write(json.dumps(_answer(asked["recipe"], asked["overrides"], asked["wrong"])) + "\n")
+        answers.write(json.dumps(_answer(asked["recipe"], asked["overrides"], wrong=asked["wrong"])) + "\n")
         answers.flush()
 
 
-def _answer(text: str, overrides: list[str], wrong: list[str]) -> dict[str, object]:
+def _answer(text: str, overrides: list[str], *, wrong: list[str]) -> dict[str, object]:
     try:
         found = survey(Recipe.parse(text, overrides), wrong=wrong)
         if wrong:  # what is wrong with them is known to the service: here the rest is looked at

@@ -23,7 +23,7 @@ def launch_of(job: Job, settings: Settings) -> Launch:
         job=job.id,
         attempt=job.attempts,
         folder=folder,
-        arguments=_run(job, folder) if job.push is None else _push(job, job.push, settings),
+        arguments=_run(job, folder) if job.push is None else _push(job, job.push, settings=settings),
         gpus=job.gpus,
         devices=job.devices,
         environment={
@@ -42,7 +42,7 @@ def _run(job: Job, folder: Path) -> tuple[str, ...]:
     return ("run", str(folder / "recipe.yaml"), "--output", str(folder / "run"), *sets)
 
 
-def _push(job: Job, hub: Hub, settings: Settings) -> tuple[str, ...]:
+def _push(job: Job, hub: Hub, *, settings: Settings) -> tuple[str, ...]:
     """Joined with =, so that no value is taken for an option."""
     assert job.source is not None, "a push has a source"
     given = {"repo-id": hub.repo_id, "branch": hub.branch, "when": hub.when, "commit-message": hub.commit_message}

@@ -45,14 +45,14 @@ def clean_up(settings: Settings, jobs: Jobs) -> None:
         limit = time.time() - settings.keep_days * 86_400
         for job in ended:
             if (job.finished or 0.0) < limit:
-                remove_products(settings, jobs, job)
+                remove_products(settings, jobs, job=job)
     if settings.disk_quota is None:
         return
     used, pulled = _counted_bytes(settings), used_bytes(settings.hub_home)
     for job in ended:
         if used - pulled <= settings.disk_quota:
             break
-        used -= remove_products(settings, jobs, job)
+        used -= remove_products(settings, jobs, job=job)
     if used > settings.disk_quota and not jobs.in_states(*ACTIVE):
         shutil.rmtree(settings.hub_home, ignore_errors=True)
 
@@ -67,7 +67,7 @@ def _counted_bytes(settings: Settings) -> int:
     return used_bytes(settings.data_dir / "jobs") + used_bytes(settings.hub_home)
 
 
-def remove_products(settings: Settings, jobs: Jobs, job: JobSummary) -> int:
+def remove_products(settings: Settings, jobs: Jobs, *, job: JobSummary) -> int:
     """Take an ended job's leavings and its model; how many bytes that gave."""
     freed = 0
     for name in (*LEAVINGS, MODEL):

@@ -86,7 +86,7 @@ class Machine:
         return [gpu for gpu in self.gpus if gpu not in taken]
 
     def startable(
-        self, waiting: Sequence[Job], running: Sequence[Job], elsewhere: Mapping[str, int]
+        self, waiting: Sequence[Job], running: Sequence[Job], *, elsewhere: Mapping[str, int]
     ) -> list[tuple[Job, list[str]]]:
         """Which waiting jobs start now, each with its GPUs.
 

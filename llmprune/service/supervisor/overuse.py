@@ -14,7 +14,7 @@ from llmprune.service.settings import Settings
 from llmprune.service.supervisor.processes import by_job
 
 
-def overuse(jobs: Iterable[Job], elsewhere: Collection[str], settings: Settings) -> Iterator[tuple[Job, str]]:
+def overuse(jobs: Iterable[Job], elsewhere: Collection[str], *, settings: Settings) -> Iterator[tuple[Job, str]]:
     """The jobs that take too much, each with a sentence. Memory is looked at in one scan of all processes.
 
     Jobs of the launchers ``elsewhere`` use another machine's memory, and write their logs here.

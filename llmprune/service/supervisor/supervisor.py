@@ -138,7 +138,7 @@ class Supervisor:
         if look.code in (0, 2, 3):  # it was faster
             self._end(job, look.code)
         else:
-            self.jobs.progress(job.id, round(job.ran_seconds + self._ran.pop(job.id, 0.0), 2), {})
+            self.jobs.progress(job.id, round(job.ran_seconds + self._ran.pop(job.id, 0.0), 2), news={})
             self.jobs.queue_again(job.id)
 
     def _beat(self, now: float) -> None:
@@ -148,12 +148,12 @@ class Supervisor:
     def _look_after(self, job: Job, elapsed: float) -> None:
         launcher, launch = self.launchers.get(job.launcher), self._launch(job)
         if launcher is None:
-            return self._fail(job, None, f"the service runs without the launcher {job.launcher!r} now")
+            return self._fail(job, None, said=f"the service runs without the launcher {job.launcher!r} now")
         look = launcher.look(launch)
         if look.state == "unknown":
             return None
         if look.state == "ended":
-            return self._end(job, look.code, elapsed)
+            return self._end(job, look.code, elapsed=elapsed)
         if look.state == "returned" and job.state == "running":
             return self._returned(job)
         if look.state in ("gone", "returned"):
@@ -161,7 +161,7 @@ class Supervisor:
         self._seen.add((job.id, job.attempts))
         waiting = look.state == "waiting"
         told = _WAITS if waiting else read_progress(launch.folder, job.fraction)
-        ran = self._note_progress(job, told, 0.0 if waiting else elapsed)
+        ran = self._note_progress(job, told, elapsed=0.0 if waiting else elapsed)
         if job.state == "cancelling" or ran - job.ran_before > self._time_limit(job):
             self._end_processes(job, launch)
         return None
@@ -170,13 +170,13 @@ class Supervisor:
         """The seconds that a job may run. One that was queued without a limit has the service's."""
         return job.time_limit or self.settings.time_limit or float("inf")
 
-    def _note_progress(self, job: Job, told: dict[str, Any], elapsed: float) -> float:
+    def _note_progress(self, job: Job, told: dict[str, Any], *, elapsed: float) -> float:
         """Write what is new; the seconds that the job has run."""
         self._ran[job.id] = self._ran.get(job.id, 0.0) + elapsed
         ran = job.ran_seconds + self._ran[job.id]
         news = told if any(getattr(job, name) != value for name, value in told.items()) else {}
         if news or self._ran[job.id] >= NOTE_EVERY:
-            self.jobs.progress(job.id, round(ran, 2), news)
+            self.jobs.progress(job.id, round(ran, 2), news=news)
             del self._ran[job.id]
         return ran
 
@@ -191,7 +191,7 @@ class Supervisor:
 
     def _end_overuse(self) -> None:
         """End at once what takes too much; a later look finds it ended."""
-        for job, said in overuse(self.jobs.in_states(*ACTIVE), self._elsewhere, self.settings):
+        for job, said in overuse(self.jobs.in_states(*ACTIVE), self._elsewhere, settings=self.settings):
             if job.launcher in self.launchers:
                 logger.warning("job %s is ended: %s", job.id, said)
                 self._overused.setdefault(job.id, said)
@@ -202,7 +202,7 @@ class Supervisor:
         if job.attempts < MOST_ATTEMPTS:
             return self.jobs.queue_again(job.id)
         said = f"the cluster had no room for it {job.attempts} times; ask for fewer than {job.gpus} GPUs, or retry"
-        return self._fail(job, None, said)
+        return self._fail(job, None, said=said)
 
     def _gone(self, job: Job) -> None:
         """No process and no exit code: it was killed, or ended together with an earlier service."""
@@ -211,7 +211,7 @@ class Supervisor:
         logger.info("job %s ended together with the service: it continues", job.id)
         return self.jobs.queue_again(job.id)
 
-    def _end(self, job: Job, code: int | None, elapsed: float = 0.0) -> None:
+    def _end(self, job: Job, code: int | None, *, elapsed: float = 0.0) -> None:
         """Note how an attempt ended. A run that was faster than its cancellation counts as what it is.
 
         ``elapsed``: seconds since the last look, which may be all that it ran.
@@ -230,20 +230,30 @@ class Supervisor:
         figures = read_figures(run) if code in (0, 3) else None
         shown = figures.model_dump_json() if figures else None
         if code == 0:
-            self.jobs.end(job.id, "succeeded", code, None, ran, figures=shown, published=read_published(run))
+            self.jobs.end(
+                job.id,
+                "succeeded",
+                exit_code=code,
+                error=None,
+                ran_seconds=ran,
+                figures=shown,
+                published=read_published(run),
+            )
         elif code == 3 and figures and figures.gate_verdict not in (None, "pass"):
             assert figures.gate_verdict is not None, "just looked at"
             verdict = VERDICTS[figures.gate_verdict]
-            self.jobs.end(job.id, verdict, code, explain(launch.log, code), ran, figures=shown)
+            self.jobs.end(
+                job.id, verdict, exit_code=code, error=explain(launch.log, code), ran_seconds=ran, figures=shown
+            )
         elif job.state == "cancelling" and code not in (2, 3):
-            self.jobs.end(job.id, "cancelled", code, None, ran)
+            self.jobs.end(job.id, "cancelled", exit_code=code, error=None, ran_seconds=ran)
         elif overused is not None and code not in (2, 3):
-            self.jobs.end(job.id, "failed", code, overused, ran)
+            self.jobs.end(job.id, "failed", exit_code=code, error=overused, ran_seconds=ran)
         elif ran - job.ran_before > (limit := self._time_limit(job)) and code not in (2, 3):
             said = f"it ran longer than its limit of {limit:,.15g} s; a retry continues after the last layer"
-            self.jobs.end(job.id, "failed", code, said, ran)
+            self.jobs.end(job.id, "failed", exit_code=code, error=said, ran_seconds=ran)
         else:
-            self.jobs.end(job.id, "failed", code, explain(launch.log, code), ran)
+            self.jobs.end(job.id, "failed", exit_code=code, error=explain(launch.log, code), ran_seconds=ran)
 
     def _start_waiting(self) -> None:
         waiting = self.jobs.in_states("queued")
@@ -252,7 +262,7 @@ class Supervisor:
         for name in asked:
             self._isolation.attempt(f"asking {name} for room", partial(self._ask_for_room, name, room))
         waiting = [job for job in waiting if not job.unreadable or self._isolated(job, lambda: None)]
-        for job, devices in self.machine.startable(waiting, self.jobs.in_states(*ACTIVE), room):
+        for job, devices in self.machine.startable(waiting, self.jobs.in_states(*ACTIVE), elsewhere=room):
             self._isolated(job, partial(self._start, job, devices))
 
     def _ask_for_room(self, name: str, room: dict[str, int]) -> None:
@@ -272,14 +282,14 @@ class Supervisor:
             if launcher.on_this_machine:  # elsewhere the next look says whether it has arrived
                 self._seen.add((started.id, started.attempts))
         except LLMPruneError as error:
-            self._fail(started, 1, str(error))
+            self._fail(started, 1, said=str(error))
         except OSError as error:
-            self._fail(started, 1, f"its folder cannot be written: {error}; make room and retry")
+            self._fail(started, 1, said=f"its folder cannot be written: {error}; make room and retry")
 
-    def _fail(self, job: Job, code: int | None, said: str) -> None:
+    def _fail(self, job: Job, code: int | None, *, said: str) -> None:
         """End a job that did not run."""
         self._forget_token(job)
-        self.jobs.end(job.id, "failed", code, said)
+        self.jobs.end(job.id, "failed", exit_code=code, error=said)
 
     def _forget_token(self, job: Job) -> None:
         with suppress(OSError):  # its folder may be what is wrong

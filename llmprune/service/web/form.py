@@ -97,10 +97,10 @@ def changed_by(text: str, answers: RecipeForm) -> str:
         return text
     changes: dict[_Place, Any] = {}
     for name in names:
-        for place, value in list(_wishes(data, name, getattr(answers, name))):
-            _set(data, place, value)
+        for place, value in list(_wishes(data, name, answer=getattr(answers, name))):
+            _set(data, place, value=value)
             changes[place] = value
-    spliced = _spliced(text, document.root, changes)
+    spliced = _spliced(text, document.root, changes=changes)
     return spliced if _says(spliced, data) else dump(data)
 
 
@@ -113,7 +113,7 @@ def _filled_in(data: dict[str, Any]) -> RecipeForm:
     return RecipeForm(**{name: answer[:500] for name, answer in answers.items() if answer})
 
 
-def _wishes(data: dict[str, Any], name: str, answer: str) -> Iterator[tuple[_Place, Any]]:
+def _wishes(data: dict[str, Any], name: str, *, answer: str) -> Iterator[tuple[_Place, Any]]:
     """The places that an answer sets, and their values; None: the key goes."""
     perplexity = ("evaluation", "perplexity")
     if name == "refit":
@@ -161,12 +161,12 @@ def _get(data: Any, place: _Place) -> Any:
     return data
 
 
-def _set(data: dict[str, Any], place: _Place, value: Any) -> None:
+def _set(data: dict[str, Any], place: _Place, *, value: Any) -> None:
     """Set a value, or with None take it out, and the sections that are empty then."""
     head, *rest = place
     if rest:
         inner = data[head] if isinstance(data.get(head), dict) else {}
-        _set(inner, tuple(rest), value)
+        _set(inner, tuple(rest), value=value)
         value = inner or None
     if value is None:
         data.pop(head, None)
@@ -174,7 +174,7 @@ def _set(data: dict[str, Any], place: _Place, value: Any) -> None:
         data[head] = value
 
 
-def _spliced(text: str, root: yaml.Node | None, changes: Mapping[_Place, Any]) -> str:
+def _spliced(text: str, root: yaml.Node | None, *, changes: Mapping[_Place, Any]) -> str:
     """The text with other plain values at the places that have one, from the last to the first."""
     found = []
     for place, value in changes.items():

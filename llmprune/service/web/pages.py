@@ -41,6 +41,7 @@ _LAST_WORDS = 12  # lines of the log
 def jobs_page(
     request: Request,
     service: TheService,
+    *,
     caller: TheCaller,
     state: Annotated[State | None, Query()] = None,
     search: Annotated[str | None, Query(max_length=200)] = None,
@@ -48,7 +49,7 @@ def jobs_page(
 ) -> Response:
     """The jobs that the caller may read, the newest first."""
     states, viewer = (state,) if state else (), service.viewer(caller)
-    jobs, after = service.jobs.page(states, None, search, before, PAGE, viewer=viewer)
+    jobs, after = service.jobs.page(states, None, search=search, before=before, limit=PAGE, viewer=viewer)
     queue = queue_of(service, caller)
     values: dict[str, Any] = {"after": after, "search": search or "", "total": sum(queue.counts.values()), "at": "jobs"}
     jobs = [service.shown(job) for job in jobs]
@@ -59,6 +60,7 @@ def jobs_page(
 def jobs_now(
     request: Request,
     service: TheService,
+    *,
     caller: TheCaller,
     job: Annotated[list[JobId], Query(default_factory=list, max_length=PAGE)],
     state: Annotated[State | None, Query()] = None,
@@ -70,7 +72,7 @@ def jobs_now(
 
 
 @router.get("/jobs/{job}")
-def job_page(request: Request, job: JobId, service: TheService, caller: TheCaller) -> Response:
+def job_page(request: Request, job: JobId, *, service: TheService, caller: TheCaller) -> Response:
     """One job: how far it is, what it said, what it made."""
     found = service.job(job, caller)
     files = artifacts(service, job)
@@ -83,7 +85,7 @@ def job_page(request: Request, job: JobId, service: TheService, caller: TheCalle
 
 
 @router.get("/jobs/{job}/live")
-def job_live(request: Request, job: JobId, service: TheService, caller: TheCaller) -> Response:
+def job_live(request: Request, job: JobId, *, service: TheService, caller: TheCaller) -> Response:
     """The part of a job's page that moves; once it has ended, the whole page comes again."""
     found = service.job(job, caller)
     response = page(request, "live", job=service.shown(found), words=_last_words(service, found), oob=True)
@@ -93,20 +95,20 @@ def job_live(request: Request, job: JobId, service: TheService, caller: TheCalle
 
 
 @router.post("/jobs/{job}/cancel")
-def cancel(job: JobId, service: TheService, caller: TheCaller) -> Response:
+def cancel(job: JobId, service: TheService, *, caller: TheCaller) -> Response:
     """Cancel the job and go back to its page."""
-    cancel_job(service.own_job(job, caller), service.settings, service.jobs)
+    cancel_job(service.own_job(job, caller), service.settings, jobs=service.jobs)
     service.nudge()
     return RedirectResponse(f"/jobs/{job}", 303)
 
 
 @router.post("/jobs/{job}/retry")
 def retry(
-    job: JobId, service: TheService, caller: TheCaller, hub_token: Annotated[str, Form(max_length=500)] = ""
+    job: JobId, service: TheService, *, caller: TheCaller, hub_token: Annotated[str, Form(max_length=500)] = ""
 ) -> Response:
     """Queue an ended job again and go back to its page."""
     token = plain_token(hub_token) if hub_token else None
-    try_again(service.own_job(job, caller), token, service.settings, service.jobs)
+    try_again(service.own_job(job, caller), token, settings=service.settings, jobs=service.jobs)
     service.nudge()
     return RedirectResponse(f"/jobs/{job}", 303)
 
@@ -115,17 +117,24 @@ def retry(
 def evaluate_more(
     job: JobId,
     service: TheService,
+    *,
     caller: TheCaller,
     limit: Annotated[str, Form(pattern=r"^\d{0,9}$")] = "",
 ) -> Response:
     """Queue the evaluation of more samples and go back to the job's page."""
-    reevaluate(service.own_job(job, caller), int(limit) if limit else None, None, service.settings, service.jobs)
+    reevaluate(
+        service.own_job(job, caller),
+        int(limit) if limit else None,
+        hub_token=None,
+        settings=service.settings,
+        jobs=service.jobs,
+    )
     service.nudge()
     return RedirectResponse(f"/jobs/{job}", 303)
 
 
 @router.post("/jobs/{job}/delete")
-def delete(job: JobId, service: TheService, caller: TheCaller) -> Response:
+def delete(job: JobId, service: TheService, *, caller: TheCaller) -> Response:
     """Delete the job with its files and go to the list of jobs."""
     service.own_job(job, caller)
     service.jobs.delete(job)
@@ -137,6 +146,7 @@ def delete(job: JobId, service: TheService, caller: TheCaller) -> Response:
 async def submit_page(
     request: Request,
     service: TheService,
+    *,
     caller: TheCaller,
     again: Annotated[str | None, Query(max_length=12)] = None,
 ) -> Response:
@@ -144,7 +154,7 @@ async def submit_page(
 
     def open_editor() -> Response:
         found = service.job(again, caller) if again else None
-        return _editor(request, service, Submission(found.recipe if found else START))
+        return _editor(request, service, wishes=Submission(found.recipe if found else START))
 
     return await service.turns.run(caller.name, open_editor)
 
@@ -153,6 +163,7 @@ async def submit_page(
 async def submit_recipe(
     request: Request,
     service: TheService,
+    *,
     caller: TheCaller,
     recipe: Annotated[str, Form()] = "",
     name: Annotated[str, Form(max_length=120)] = "",
@@ -179,11 +190,17 @@ async def submit_recipe(
 
     def queue() -> Response:
         try:
-            job, _ = submit(wishes, caller, service.settings, service.jobs)
+            job, _ = submit(wishes, caller, settings=service.settings, jobs=service.jobs)
         except RecipeError as error:
-            return _editor(request, service, wishes, error.problems, 422)
+            return _editor(request, service, wishes=wishes, problems=error.problems, status=422)
         except (Conflict, QueueFull) as error:  # Conflict: sent again with another recipe, by the browser's way back
-            return _editor(request, service, wishes, [str(error)], 409 if isinstance(error, Conflict) else 429)
+            return _editor(
+                request,
+                service,
+                wishes=wishes,
+                problems=[str(error)],
+                status=409 if isinstance(error, Conflict) else 429,
+            )
         service.nudge()
         return RedirectResponse(f"/jobs/{job.id}", 303)
 
@@ -191,7 +208,7 @@ async def submit_recipe(
 
 
 @router.post("/submit/compose")
-async def compose(request: Request, service: TheService, caller: TheCaller) -> Response:
+async def compose(request: Request, service: TheService, *, caller: TheCaller) -> Response:
     """The recipe in the editor with what the form's answers say otherwise."""
     answers = {key: value for key, value in (await request.form()).items() if isinstance(value, str)}
     text = answers.pop("recipe", "").replace("\r\n", "\n")
@@ -210,6 +227,7 @@ async def compose(request: Request, service: TheService, caller: TheCaller) -> R
 async def check(
     request: Request,
     service: TheService,
+    *,
     caller: TheCaller,
     recipe: Annotated[str, Form()] = "",
     typed: Annotated[bool, Query(description="In the editor, which the form then follows.")] = False,
@@ -219,7 +237,7 @@ async def check(
 
     def checked() -> Response:
         try:
-            examined = examine(text, (), service.settings)
+            examined = examine(text, (), settings=service.settings)
             problems, rest = examined.problems, examined.recipe is not None
         except RecipeError as error:
             problems, rest = error.problems, False
@@ -232,7 +250,7 @@ async def check(
 
 @router.post("/submit/plan")
 async def plan(
-    request: Request, service: TheService, caller: TheCaller, recipe: Annotated[str, Form()] = ""
+    request: Request, service: TheService, *, caller: TheCaller, recipe: Annotated[str, Form()] = ""
 ) -> Response:
     """What the recipe would do, or what the plan finds beside what the check has listed.
 
@@ -240,7 +258,7 @@ async def plan(
     """
     text = recipe.replace("\r\n", "\n")
     try:
-        examined = await service.turns.run(caller.name, examine, text, (), service.settings)
+        examined = await service.turns.run(caller.name, examine, text, (), settings=service.settings)
         answer, listed = await run_in_threadpool(service.plan, examined, caller), bool(examined.problems)
     except RecipeError as error:
         answer, listed = {"problems": service.paths.hide_in(error.problems)}, False
@@ -254,6 +272,7 @@ async def plan(
 def compare(
     request: Request,
     service: TheService,
+    *,
     caller: TheCaller,
     job: Annotated[list[str], Query(default_factory=list, max_length=50)],
 ) -> Response:
@@ -274,13 +293,14 @@ def login_page(request: Request, next: Annotated[str, Query(max_length=500)] = "
 def login(
     request: Request,
     service: TheService,
+    *,
     token: Annotated[str, Form(max_length=500)] = "",
     next: Annotated[str, Form(max_length=500)] = "/",
 ) -> Response:
     """Open a session; the token itself is not kept, here or in the browser."""
     session = service.tokens.open_session(token.strip())
     if session is None:
-        return page(request, "login", 401, next=next, wrong=True)
+        return page(request, "login", status=401, next=next, wrong=True)
     request.state.caller = service.tokens.session_caller(session)  # for the audit log
     encrypted = request.url.scheme == "https" or request.headers.get("origin", "").startswith("https://")
     local = next if next.startswith("/") and not next.startswith(("//", "/\\")) else "/"
@@ -317,7 +337,7 @@ def static(name: str) -> Response:
     return Response(content, media_type=kind, headers={"Cache-Control": "public, max-age=31536000, immutable"})
 
 
-def page(request: Request, template: str, status: int = 200, **values: Any) -> Response:
+def page(request: Request, template: str, *, status: int = 200, **values: Any) -> Response:
     """A page or a part of one, for whoever asks."""
     caller = getattr(request.state, "caller", None)
     known = {"caller": caller, "session": caller not in (None, LOCAL), "at": "", "oob": False}
@@ -330,13 +350,13 @@ def install(app: FastAPI) -> None:
     app.state.error_page = error_page
 
 
-def error_page(request: Request, status: int, title: str, detail: str, problems: Sequence[str]) -> Response:
+def error_page(request: Request, status: int, *, title: str, detail: str, problems: Sequence[str]) -> Response:
     """A problem as a person reads it."""
-    return page(request, "error", status, title=title, detail=detail, problems=problems)
+    return page(request, "error", status=status, title=title, detail=detail, problems=problems)
 
 
 def _editor(
-    request: Request, service: Service, wishes: Submission, problems: Sequence[str] = (), status: int = 200
+    request: Request, service: Service, *, wishes: Submission, problems: Sequence[str] = (), status: int = 200
 ) -> Response:
     settings = service.settings
     values = {
@@ -347,7 +367,7 @@ def _editor(
     }
     problems = service.paths.hide_in(list(problems))
     values |= {"wishes": wishes, "key": token_hex(16), "form": form_of(wishes.recipe), "typed": False}
-    return page(request, "submit", status, recipe=wishes.recipe, problems=problems, **values)
+    return page(request, "submit", status=status, recipe=wishes.recipe, problems=problems, **values)
 
 
 def _last_words(service: Service, job: Job) -> str:
@@ -355,7 +375,7 @@ def _last_words(service: Service, job: Job) -> str:
     log = service.settings.log(job.id)
     if job.state not in (*ACTIVE, "failed") or not log.is_file():
         return ""
-    text, _ = read_log(service, job.id, max(0, log.stat().st_size - 4_000), 4_000)
+    text, _ = read_log(service, job.id, offset=max(0, log.stat().st_size - 4_000), size=4_000)
     return "\n".join(text.decode("utf-8", "replace").splitlines()[-_LAST_WORDS:])
 
 

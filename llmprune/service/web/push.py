@@ -21,6 +21,7 @@ router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse,
 def push(
     job: JobId,
     service: TheService,
+    *,
     caller: TheCaller,
     repo_id: Annotated[str, Form(max_length=200)] = "",
     hub_token: Annotated[str, Form(max_length=500)] = "",
@@ -33,6 +34,6 @@ def push(
     hub = validate_arguments(Hub, wishes | {"when": "always" if always else "gate_passed"})
     token = plain_token(hub_token) if hub_token else None
     source = service.own_job(job, caller)
-    found, _ = submit_push(source, hub, token, caller, service.settings, service.jobs)
+    found, _ = submit_push(source, hub, hub_token=token, caller=caller, settings=service.settings, jobs=service.jobs)
     service.nudge()
     return RedirectResponse(f"/jobs/{found.id}", 303)

@@ -42,7 +42,7 @@ class Alps(SparsityMethod):
     kind: Literal["alps"] = "alps"
     damping: float = Field(0.01, gt=0, description=DAMPING)
 
-    def prune(self, weight_OI: Tensor, sums: Tensor | None, pattern: Pattern) -> tuple[Tensor, Tensor]:
+    def prune(self, weight_OI: Tensor, sums: Tensor | None, *, pattern: Pattern) -> tuple[Tensor, Tensor]:
         """Let weights and pattern agree."""
         import torch
 

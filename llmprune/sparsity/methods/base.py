@@ -51,7 +51,7 @@ class SparsityMethod(Section, ABC):
         return "gram" if refit else self.needs
 
     @abstractmethod
-    def prune(self, weight_OI: Tensor, sums: Tensor | None, pattern: Pattern) -> tuple[Tensor, Tensor]:
+    def prune(self, weight_OI: Tensor, sums: Tensor | None, *, pattern: Pattern) -> tuple[Tensor, Tensor]:
         """The sparse weights and what stays of them, float32 and bool [O, I].
 
         ``sums``: XᵀX [I, I], or its diagonal [I] where the method needs no more, or None.

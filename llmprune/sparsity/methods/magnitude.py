@@ -26,7 +26,7 @@ class Magnitude(SparsityMethod):
 
     kind: Literal["magnitude"] = "magnitude"
 
-    def prune(self, weight_OI: Tensor, sums: Tensor | None, pattern: Pattern) -> tuple[Tensor, Tensor]:
+    def prune(self, weight_OI: Tensor, sums: Tensor | None, *, pattern: Pattern) -> tuple[Tensor, Tensor]:
         """Keep the largest of each group."""
         mask_OI = pattern.mask(weight_OI.abs())
         return weight_OI * mask_OI, mask_OI

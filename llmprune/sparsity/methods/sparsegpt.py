@@ -39,21 +39,23 @@ class SparseGPT(SparsityMethod):
     kind: Literal["sparsegpt"] = "sparsegpt"
     damping: float = Field(0.01, gt=0, description=DAMPING)
 
-    def prune(self, weight_OI: Tensor, sums: Tensor | None, pattern: Pattern) -> tuple[Tensor, Tensor]:
+    def prune(self, weight_OI: Tensor, sums: Tensor | None, *, pattern: Pattern) -> tuple[Tensor, Tensor]:
         """Choose and repair from the first input to the last."""
         from llmprune.common.threads import one_thread
 
         assert sums is not None, "it reads the inputs' Gram matrix"
         factor_II = _inverse_factor(sums, self.damping)
         with one_thread():
-            return self._in_order(weight_OI, factor_II, pattern)
+            return self._in_order(weight_OI, factor_II, pattern=pattern)
 
-    def _in_order(self, weight_OI: Tensor, factor_II: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
+    def _in_order(self, weight_OI: Tensor, factor_II: Tensor, *, pattern: Pattern) -> tuple[Tensor, Tensor]:
         weight_IO = weight_OI.T.float().contiguous()
         mask_IO = weight_IO.new_empty(weight_IO.shape).bool()
         for start in range(0, len(weight_IO), _block(pattern)):
             block = slice(start, start + _block(pattern))
-            errors_BO = _prune_block(weight_IO[block], mask_IO[block], factor_II[block, block], pattern)
+            errors_BO = _prune_block(
+                weight_IO[block], mask_IO[block], factor_BB=factor_II[block, block], pattern=pattern
+            )
             weight_IO[block.stop :].addmm_(factor_II[block, block.stop :].T, errors_BO, alpha=-1)
         return (weight_IO * mask_IO).T.contiguous(), mask_IO.T.contiguous()
 
@@ -62,7 +64,7 @@ def _block(pattern: Pattern) -> int:
     return _BLOCK if pattern.of is None else max(_BLOCK // pattern.of, 1) * pattern.of
 
 
-def _prune_block(weight_BO: Tensor, mask_BO: Tensor, factor_BB: Tensor, pattern: Pattern) -> Tensor:
+def _prune_block(weight_BO: Tensor, mask_BO: Tensor, *, factor_BB: Tensor, pattern: Pattern) -> Tensor:
     """Prune some neighbouring inputs in place; returns w_i / U_ii of what went, by which later inputs change."""
     import torch
 

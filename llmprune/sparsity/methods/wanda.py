@@ -26,7 +26,7 @@ class Wanda(SparsityMethod):
 
     kind: Literal["wanda"] = "wanda"
 
-    def prune(self, weight_OI: Tensor, sums: Tensor | None, pattern: Pattern) -> tuple[Tensor, Tensor]:
+    def prune(self, weight_OI: Tensor, sums: Tensor | None, *, pattern: Pattern) -> tuple[Tensor, Tensor]:
         """Keep those of each group that write most."""
         assert sums is not None, "it reads the inputs' squares"
         squares_I = sums.diagonal() if sums.ndim == 2 else sums

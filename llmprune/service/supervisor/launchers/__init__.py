@@ -16,5 +16,5 @@ def make_launchers(settings: Settings) -> dict[str, Launcher]:
         "torchrun": Torchrun(settings.command, settings.torchrun_options),
     }
     if settings.ray:
-        launchers["ray"] = Ray(settings.ray, settings.command, settings.grace)
+        launchers["ray"] = Ray(settings.ray, settings.command, grace=settings.grace)
     return launchers

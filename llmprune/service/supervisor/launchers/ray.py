@@ -55,7 +55,7 @@ class Ray:
     on_this_machine = False
 
     def __init__(
-        self, address: str, command: Sequence[str], grace: float, transport: httpx.BaseTransport | None = None
+        self, address: str, command: Sequence[str], *, grace: float, transport: httpx.BaseTransport | None = None
     ) -> None:
         self.address, self.command, self.grace = address.rstrip("/"), tuple(command), grace
         token = os.environ.get("RAY_AUTH_TOKEN")  # of clusters that ask for one
