@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,10 +20,8 @@ os.environ["HF_HUB_DISABLE_XET"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.pop("HF_HUB_OFFLINE", None)
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from support.hub_server import Hub  # noqa: E402  # after the path
-from support.hub_state import TOKEN, User  # noqa: E402  # after the path
+from helpers.hub.server import Hub  # noqa: E402  # after the address of the hub
+from helpers.hub.state import TOKEN, User  # noqa: E402  # after the address of the hub
 
 
 @pytest.fixture(scope="session")

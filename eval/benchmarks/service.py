@@ -41,7 +41,7 @@ from llmprune.testing import tiny_model
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
-from service_tools import free_port, kill, start, supervisor_of  # after the path
+from helpers.service import free_port, kill, start, supervisor_of  # after the path
 
 VICTIMS = ("service", "supervisor", "run", "keeper", "everything")  # the last: as where the machine loses its power
 CLIENTS, SUBMISSIONS, IN_TABLE = 20, 200, 10_000
@@ -278,7 +278,7 @@ def summary(taken: list[float]) -> dict[str, Any]:
 
 def measure_load(folder: Path, _: argparse.Namespace) -> None:
     """200 submissions at once through 20 clients, each sent twice; list and show with 10,000 jobs in the table."""
-    fake = (sys.executable, str(Path(__file__).parents[2] / "tests" / "fake_run.py"))
+    fake = (sys.executable, str(Path(__file__).parents[2] / "tests" / "helpers.fake_run.py"))
     # what is measured is the service, not its limit of requests for each caller
     settings = Settings(data_dir=folder / "data", port=free_port(), command=fake, rate=1e6, burst=10**6)
     busy = os.getloadavg()[0]  # what others do on this machine

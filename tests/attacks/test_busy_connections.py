@@ -16,7 +16,7 @@ import h11
 import httpx2 as httpx
 import pytest
 import uvicorn
-from service_tools import RECIPE, YAML, served, settings_in
+from helpers.service import RECIPE, YAML, served, settings_in
 
 from llmprune.service.api.app import create_app
 from llmprune.service.api.rate_limit import InFlight, RateLimit, network_of

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 import yaml
-from support.hub_server import Hub
-from support.rooms import ROWS
-from tiny import tiny_tokenizer
+from helpers.hub.server import Hub
+from helpers.small_disks import ROWS
+from helpers.tiny import tiny_tokenizer
 
 from llmprune.common.errors import CalibrationError
 from llmprune.data.sources import read_documents

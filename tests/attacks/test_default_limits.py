@@ -16,9 +16,9 @@ from typing import Any
 
 import psutil
 import pytest
-from service_tools import RECIPE, YAML, Bench, recipe
-from small import command, save_model
-from tiny import structure_of
+from helpers.commands import command, save_model
+from helpers.service import RECIPE, YAML, Bench, recipe
+from helpers.tiny import structure_of
 from transformers import AutoConfig, DeepseekV3Config, Gemma3nTextConfig, LlamaConfig
 
 from llmprune import ModelError, Recipe, RecipeError
@@ -31,7 +31,7 @@ from llmprune.service.planner.planner import Planner
 from llmprune.service.planner.queue import MOST_WAITING, PlannerBusy, PlanQueue, TooManyPlans
 from llmprune.service.settings import Settings
 from llmprune.service.supervisor.processes import marked
-from llmprune.service.supervisor.supervisor import overuse, supervisor
+from llmprune.service.supervisor import overuse, supervisor
 
 MB = 10**6
 

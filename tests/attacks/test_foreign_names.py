@@ -9,7 +9,7 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 import yaml
-from support.hub_server import Hub
+from helpers.hub.server import Hub
 
 from llmprune.common.errors import HubError, RecipeError
 from llmprune.common.names import is_plain

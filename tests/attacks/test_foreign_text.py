@@ -10,11 +10,11 @@ from pathlib import Path
 
 import httpx2 as httpx
 import pytest
+from helpers.commands import Outcome, command, save_model
+from helpers.service import RECIPE, YAML, Bench
 from rich.progress import Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
-from service_tools import RECIPE, YAML, Bench
-from small import Outcome, command, save_model
 
 from llmprune.common.console import PlainConsole
 from llmprune.common.printing import LOG_FORMAT, LineFormatter, printable, printable_message

@@ -13,8 +13,8 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
+from helpers.service import RECIPE, YAML, Bench
 from pydantic import ValidationError
-from service_tools import RECIPE, YAML, Bench
 
 from llmprune.common.errors import MOST_PROBLEMS, RecipeError
 from llmprune.common.hub.client import redact

@@ -14,9 +14,9 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
-from service_tools import RECIPE, Bench, recipe
-from support.hub_server import Hub
-from support.hub_state import TOKEN
+from helpers.hub.server import Hub
+from helpers.hub.state import TOKEN
+from helpers.service import RECIPE, Bench, recipe
 
 from llmprune.common.errors import RecipeError
 from llmprune.service.environment import inherited

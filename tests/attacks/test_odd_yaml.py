@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from service_tools import RECIPE, YAML, Bench
+from helpers.service import RECIPE, YAML, Bench
 
 from llmprune.common.errors import RecipeError
 from llmprune.recipe.recipe import Recipe

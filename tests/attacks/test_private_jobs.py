@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from service_tools import RECIPE, YAML, Bench, recipe
+from helpers.service import RECIPE, YAML, Bench, recipe
 
 from llmprune.service.api.outputs import job_events
 from llmprune.service.jobs.database import Database

@@ -12,7 +12,7 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 from fastapi.testclient import TestClient
-from service_tools import BASE, RECIPE, YAML, Bench, served
+from helpers.service import BASE, RECIPE, YAML, Bench, served
 from typer.testing import CliRunner
 
 from llmprune.cli.main import app

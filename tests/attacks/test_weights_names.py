@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import transformers.modeling_utils
+from helpers.commands import save_model
+from helpers.hub.server import Hub
+from helpers.small_disks import files_of
 from huggingface_hub import constants
 from safetensors import safe_open
-from small import save_model
-from support.hub_server import Hub
-from support.rooms import files_of
 
 from llmprune.checkpoint.download import _as_named
 from llmprune.checkpoint.file_references import INDEX

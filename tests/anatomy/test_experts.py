@@ -1,0 +1,329 @@
+"""Mixtures of experts: widths of experts, whole experts removed, and what is refused with a reason."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.commands import command, save_model, verify_here, write_recipe, write_text
+from helpers.families import MIXTURES, RELOAD
+from helpers.tiny import structure_of
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from llmprune.anatomy.discovery import discover
+from llmprune.anatomy.expert_hooks import activations_of_experts, outputs_of_experts
+from llmprune.anatomy.selection import mask_neurons, select_neurons
+from llmprune.anatomy.types import Anatomy, TensorCut, unit_key
+from llmprune.checkpoint.loading import dense_decoder, tensors_of
+from llmprune.checkpoint.saving import CheckpointWriter
+from llmprune.common.errors import ModelError, RecipeError
+from llmprune.criteria import Activation, BlockInfluence, Reap
+from llmprune.cut.apply import cut_config, cut_decoder
+from llmprune.cut.decision import Cut
+from llmprune.layerwise.forward import Decoder, Walk
+from llmprune.prune.pass2 import Pruning
+from llmprune.recipe.recipe import Recipe
+from llmprune.recipe.refit import Refit
+from llmprune.score.forward_pass import score
+from llmprune.score.scores import Scores
+from llmprune.score.select import PlannedSizes, choose_cut
+from llmprune.testing import VOCABULARY, tiny_config, tiny_model
+
+REMOVABLE = [family for family in MIXTURES if family != "llama4_text"]
+# Families whose weights of the chosen experts do not change when others are out of reach: they are made of
+# the chosen ones alone. The others' softmax runs over all experts, and the removed ones' share goes to the rest.
+CHOSEN_ALONE = ["mixtral", "deepseek_v3", "gpt_oss", "granitemoehybrid", "nemotron_h"]
+IDS = torch.randint(3, VOCABULARY, (4, 24), generator=torch.Generator().manual_seed(0))
+
+
+def _scored(family: str, **overrides: Any) -> tuple[Any, Anatomy, Decoder, Scores]:
+    model = tiny_model(family, **overrides)
+    anatomy = discover(model.config)
+    dense = dense_decoder(model)
+    return (
+        model,
+        anatomy,
+        dense,
+        score(dense, anatomy, windows_NL=IDS, batch_size=4, depth=BlockInfluence(), width=Activation(), experts=Reap()),
+    )
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_small_mixtures_lose_experts_too(count: int) -> None:
+    """A mixture of two or three experts is found by the field that counts them, and proven like any other."""
+    anatomy = discover(tiny_config("qwen2_moe", num_experts=count, num_experts_per_tok=1))
+    assert anatomy.experts is not None
+    assert (anatomy.experts.count, anatomy.experts.refusal) == (count, None)
+
+
+@pytest.fixture(scope="module")
+def fewer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Anatomy, Cut, Tensor, Path]]:
+    """Every family without one layer, a third of its neurons and one expert in four, reloaded by one fresh process."""
+    root = tmp_path_factory.mktemp("experts")
+    made = {}
+    for family in REMOVABLE:
+        folder = root / family
+        folder.mkdir()
+        model, anatomy, dense, scores = _scored(family)
+        widths = {field: width // 3 * 2 for field, width in anatomy.widths.items()}
+        cut = choose_cut(anatomy, scores, sizes=PlannedSizes(None, 3, widths=widths, num_experts=3))
+        pruned = cut_decoder(dense, model, anatomy=anatomy, cut=cut)
+        writer = CheckpointWriter(folder, pruned.skeleton, layers_path=pruned.layers_path)
+        writer.write_rest(tensors_of(pruned.skeleton, skip=pruned.layers_path))
+        _, walk = Pruning(dense, pruned, anatomy=anatomy, cut=cut, refit=Refit(), write=writer.write_layer).run(IDS, 4)
+        writer.finish(max_shard_size=20_000, tokenizer=None)
+        save_file({"ids": IDS}, folder / "ids.safetensors")
+        made[family] = (anatomy, cut, walk.logits(0), folder)
+    folders = [str(folder) for _, _, _, folder in made.values()]
+    done = subprocess.run([sys.executable, "-P", "-c", RELOAD, *folders], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return made
+
+
+@pytest.mark.parametrize("family", REMOVABLE)
+def test_depth_width_and_experts_reload_exactly(
+    family: str, fewer: dict[str, tuple[Anatomy, Cut, Tensor, Path]]
+) -> None:
+    """Layers, neurons and experts removed together: plain transformers gives the very logits, and no key differs."""
+    anatomy, _, logits_NLV, folder = fewer[family]
+    reloaded = json.loads((folder / "reloaded.json").read_text())
+    assert reloaded["keys"] == {}
+    assert torch.equal(load_file(folder / "logits.safetensors")["logits"], logits_NLV)
+    assert reloaded["cached"] == reloaded["uncached"]
+    assert anatomy.experts is not None
+    config = json.loads((folder / "checkpoint" / "config.json").read_text())
+    assert config[anatomy.experts.field] == 3
+
+
+@pytest.mark.parametrize("family", CHOSEN_ALONE)
+def test_experts_removed_equal_experts_out_of_reach(family: str) -> None:
+    """The model without an expert is the model whose router cannot choose it."""
+    model, anatomy, dense, scores = _scored(family)
+    cut = choose_cut(anatomy, scores, sizes=PlannedSizes((), anatomy.num_layers, num_experts=3))
+    cut = Cut(cut.num_layers, cut.layers, {}, {}, 3, cut.experts)
+    removed, masked = (
+        Walk(cut_decoder(dense, model, anatomy=anatomy, cut=cut), IDS, batch_size=4),
+        Walk(dense, IDS, batch_size=4),
+    )
+    for index in range(anatomy.num_layers):
+        with removed.decoder.layer(index) as layer:
+            removed.pass_through(index, layer)
+        with dense.layer(index) as layer:
+            block = anatomy.blocks[index]
+            if block is not None:
+                _put_out_of_reach(layer, block.path, cut.experts[unit_key(index, block.path)])
+            masked.pass_through(index, layer)
+    torch.testing.assert_close(removed.logits(0), masked.logits(0), rtol=1e-4, atol=1e-4)
+
+
+def _put_out_of_reach(layer: torch.nn.Module, path: str, keep_E: Tensor) -> None:
+    """Let the router of the block choose among the kept experts only."""
+    holder = layer.get_submodule(path.rpartition(".")[0])
+    router = next(getattr(holder, name) for name in ("gate", "router") if hasattr(holder, name))
+    hidden_from = torch.full((router.weight.shape[0],), 1e9).index_fill_(0, keep_E, 0.0)
+    linear = torch.nn.functional.linear
+    forward = router.forward
+
+    def masked(*args: Any, **kwargs: Any) -> Any:
+        torch.nn.functional.linear = lambda *inputs: linear(*inputs) - hidden_from
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            torch.nn.functional.linear = linear
+
+    router.forward = masked
+
+
+@pytest.mark.parametrize("family", REMOVABLE)
+def test_what_experts_add_is_what_their_block_puts_out(family: str) -> None:
+    """The outputs seen expert by expert add up to the block's, and each expert's activations are seen."""
+    _, anatomy, dense, _ = _scored(family)
+    index = next(index for index, block in enumerate(anatomy.blocks) if block)
+    unit = next(unit for unit in anatomy.units[index] if unit.experts)
+    totals: list[Tensor] = []
+    wanted: list[Tensor] = []
+    tokens: dict[int, int] = {}
+    routed: dict[int, int] = {}
+    walk = Walk(dense, IDS, batch_size=4)
+    with dense.layer(index) as layer:
+        module = layer.get_submodule(unit.path)
+
+        def see(module: torch.nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+            total_TD = torch.zeros_like(output)
+            for expert, token_T, added_TD in outputs_of_experts(module, args, kwargs=kwargs, count=4):
+                total_TD.index_add_(0, token_T, added_TD)
+                tokens[expert] = len(token_T)
+            totals.append(total_TD)
+            wanted.append(output)
+
+        def note(expert: int, activation_TF: Tensor) -> None:
+            assert activation_TF.shape[1] == unit.width
+            routed[expert] = len(activation_TF)
+
+        module.register_forward_hook(see, with_kwargs=True)
+        with activations_of_experts(module, layer.get_parameter(unit.tensors[-1].name), see=note):
+            walk.calls[0][index].run(layer, walk.streams[0])
+    torch.testing.assert_close(totals[0], wanted[0], rtol=1e-4, atol=1e-5)
+    assert tokens == routed
+    assert sum(tokens.values()) == IDS.numel() * 2
+
+
+def test_reap_is_the_mean_weighted_norm() -> None:
+    """The score of an expert is the mean over its tokens of the weighted norm of its output; 0 without tokens."""
+    sums = Reap().open(3, torch.device("cpu"))
+    sums.update(0, torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
+    sums.update(0, torch.tensor([[0.0, 0.0]]))
+    sums.update(2, torch.tensor([[6.0, 8.0]]))
+    assert sums.scores().tolist() == [2.0, 0.0, 10.0]
+
+
+def test_an_expert_without_tokens_is_scored_by_its_weights() -> None:
+    """Neurons of an expert that calibration never reaches are ordered by the norm of what they write."""
+    model = tiny_model("mixtral")
+    router = model.model.layers[0].mlp.gate
+    router.weight.data[3] = -1000 * router.weight.data[:3].sum(0).sign()
+    model.model.layers[0].post_attention_layernorm.weight.data.fill_(0.0)  # every token scores 0: the first two win
+    anatomy = discover(model.config)
+    scores = score(dense_decoder(model), anatomy, windows_NL=IDS, batch_size=4, depth=None, width=Activation())
+    key = unit_key(0, "mlp.experts")
+    assert (scores.routed[key] == 0).any()
+    unreached = int((scores.routed[key] == 0).nonzero()[0])
+    weight_DF = model.model.layers[0].mlp.experts.down_proj[unreached]
+    torch.testing.assert_close(scores.neurons[key][unreached], weight_DF.square().sum(0))
+
+
+def test_scores_survive_their_file(tmp_path: Path) -> None:
+    """Scores of layers, neurons, experts and routing are read back as they were."""
+    _, _, _, scores = _scored("mixtral")
+    scores.save(tmp_path / "scores.safetensors")
+    loaded = Scores.load(tmp_path / "scores.safetensors")
+    for kind in ("neurons", "experts", "routed"):
+        before, after = getattr(scores, kind), getattr(loaded, kind)
+        assert before
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize("parts", [(1,), (1, 1), (2,), (1, 2)])
+def test_masked_then_selected_is_selected(parts: tuple[int, ...]) -> None:
+    """Masking leaves the kept neurons as they are, of each expert its own, and zeroes the rest."""
+    tensor = torch.randn(2, 12, 5)
+    keep = torch.tensor([[0, 2], [1, 3]])
+    cut = TensorCut("weight", 1, parts)
+    masked = mask_neurons(tensor, cut, keep=keep)
+    assert torch.equal(select_neurons(masked, cut, keep=keep), select_neurons(tensor, cut, keep=keep))
+    assert int((masked != 0).any(-1).sum()) == select_neurons(tensor, cut, keep=keep).shape[1] * 2
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides", "reason"),
+    [
+        ("llama4_text", {}, "not told which experts each token takes"),
+        ("deepseek_v3", {"n_routed_experts": 8, "n_group": 4, "topk_group": 2}, "routed in groups"),
+        ("llama", {}, "no mixture of experts"),
+    ],
+)
+def test_experts_that_stay_are_refused_with_a_reason(
+    family: str, overrides: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    """Where experts cannot be scored or their routing is not theirs alone, the plan says why."""
+    tiny_config(family, **overrides).save_pretrained(tmp_path)
+    with pytest.raises(RecipeError, match=reason):
+        _plan(tmp_path, "experts: {remove: 1}")
+
+
+def test_experts_that_stay_do_not_keep_the_rest() -> None:
+    """Where no expert can be removed, layers and widths still can."""
+    model = tiny_model("llama4_text")
+    anatomy = discover(model.config)
+    config = cut_config(model.config, anatomy, layers=(0, 2, 3), widths={"intermediate_size": 64}, num_experts=4)
+    assert (config.num_hidden_layers, config.intermediate_size, config.num_local_experts) == (3, 64, 4)
+    with pytest.raises(ModelError, match="not told which experts"):
+        cut_config(model.config, anatomy, layers=(0, 2, 3), widths={}, num_experts=3)
+
+
+def _plan(folder: Path, sections: str) -> Any:
+    return structure_of(Recipe.parse(f"model: {{id: '{folder}'}}\ncalibration: {{dataset: text.txt}}\n{sections}\n"))
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (
+            "width: {neurons: 32}",
+            r"several widths: moe_intermediate_size \(48\), shared_expert_intermediate_size \(96\)",
+        ),
+        ("width: {neurons: {moe_size: 32}}", "width.neurons.moe_size: is no width of this model; those that are: moe_"),
+        ("width: {neurons: {moe_intermediate_size: 64}}", "64 is more than the 48 neurons"),
+        ("experts: {keep: 1}", "1 of 4 experts would stay and each token takes 2; keep 2–4"),
+        ("experts: {remove: 3}", "1 of 4 experts would stay"),
+        ("experts: {keep: 5}", "keep 2–4"),
+        ("experts: {keep: 2, remove: 2}", "exactly one of remove, keep"),
+        ("width: {neurons: {moe_intermediate_size: 0}}", "must be above 0"),
+    ],
+)
+def test_impossible_targets_are_refused(sections: str, message: str, tmp_path: Path) -> None:
+    """Several widths have to be named, and enough experts must stay for the router's choice."""
+    tiny_config("qwen2_moe").save_pretrained(tmp_path)
+    with pytest.raises(RecipeError, match=message):
+        _plan(tmp_path, sections)
+
+
+def test_a_fraction_applies_to_every_width(tmp_path: Path) -> None:
+    """Each width is cut by the same fraction and rounded by itself; named ones leave the others."""
+    tiny_config("qwen2_moe").save_pretrained(tmp_path)
+    plan = _plan(tmp_path, "width: {mlp: 0.67}")
+    assert plan.keep_widths == {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 64}
+    plan = _plan(tmp_path, "width: {neurons: {moe_intermediate_size: 32}}\nexperts: {keep: 3}")
+    assert plan.pruned.widths == {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 96}
+    assert (plan.dense.experts, plan.pruned.experts) == (4, 3)
+    assert plan.parameters_exact
+
+
+def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One recipe cuts layers, both widths, heads and experts; plan, cut, report and page show each of them."""
+    verify_here(monkeypatch)
+    base = save_model(tmp_path / "base", "qwen2_moe")
+    cuts = {"depth": {"remove": 1}, "width": {"mlp": 0.67, "heads": 1}, "experts": {"remove": 1}}
+    recipe = write_recipe(tmp_path / "recipe.yaml", base, write_text(tmp_path / "text.txt"), **cuts)
+    outcome = command("run", recipe, "--output", tmp_path / "out")
+    assert outcome.code == 0, outcome.err
+    config = json.loads((tmp_path / "out" / "model" / "config.json").read_text())
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    cut = json.loads((tmp_path / "out" / "cut.json").read_text())
+    widths = {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 64}
+    assert {name: config[name] for name in widths} == cut["widths"] == report["pruned"]["widths"] == widths
+    assert report["pruned"]["experts"] == cut["num_experts"] == config["num_experts"] == 3
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    assert {name: config[name] for name in heads} == heads
+    assert report["pruned"]["kv_groups"] == cut["kv_groups"] == 1
+    assert report["pruned"]["kv_bytes_per_token"] * 8 == report["dense"]["kv_bytes_per_token"] * 3
+    for layer in report["layers"]:
+        assert layer["removed"] or (len(layer["kv_groups_kept"]) == 1 and 0.5 <= layer["kv_groups_share"] < 1)
+    assert all(len(layer["experts_kept"]) == 3 for layer in report["layers"] if not layer["removed"])
+    assert any("without refit" in warning and "mlp.experts" in warning for warning in report["warnings"])
+    page = (tmp_path / "out" / "report.html").read_text()
+    for said in (
+        "1 of 4 experts removed",
+        "48 to 32 neurons (moe_intermediate_size)",
+        "experts kept",
+        "1 of 2 key-value heads removed",
+    ):
+        assert said in page
+    assert "moe_intermediate_size" in outcome.out
+    assert "key-value heads" in outcome.out
+    table = command("anatomy", base).out
+    for said in (
+        "48 in each of 4 experts in 4 layers",
+        "Experts: can be cut",
+        "96 in 4 layers (mlp.shared_expert)",
+        "4 in 2 key-value groups of 2",
+        "Heads: can be cut",
+    ):
+        assert said in table.replace("\n", " ")

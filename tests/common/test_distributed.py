@@ -1,0 +1,164 @@
+"""Several processes under torchrun end where one process ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.commands import TASKS, save_model, write_recipe, write_text
+from safetensors.torch import load_file
+
+
+def _launch(folder: Path, output: str, *launcher: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *launcher, "-m", "llmprune", "run", "recipe.yaml", "--output", output]
+    return subprocess.run(
+        command,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HOME": str(folder / f"home-{output}")},
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One recipe, run by one process into ``one`` and by two into ``two``."""
+    root = tmp_path_factory.mktemp("processes")
+    tasks = {"tasks": ["llmprune_agreement"], "include_path": str(TASKS), "limit": 5}
+    sections = {"evaluation": tasks, "sparsity": {"pattern": "4:8"}, "refit": {"up": True}}
+    write_recipe(root / "recipe.yaml", save_model(root / "dense"), write_text(root / "text.txt"), **sections)
+    for output, launcher in (("one", ()), ("two", ("-m", "torch.distributed.run", "--nproc-per-node", "2"))):
+        done = _launch(root, output, *launcher)
+        assert done.returncode == 0, done.stderr[-2000:]
+        (root / f"{output}.log").write_text(done.stdout + done.stderr)
+    return root
+
+
+def test_two_processes_equal_one(folder: Path) -> None:
+    """The same layers and neurons stay, and the weights differ by float32 rounding only; but where two weights of a row
+    are as good, rounding decides which goes, and what comes behind that row sees it.
+    """
+    cuts = [load_file(folder / name / "cut.safetensors") for name in ("one", "two")]
+    assert (folder / "one/cut.json").read_text() == (folder / "two/cut.json").read_text()
+    assert cuts[0].keys() == cuts[1].keys()
+    assert all(torch.equal(cuts[0][key], cuts[1][key]) for key in cuts[0])
+    one, two = (load_file(folder / name / "model/model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for key, tensor in one.items():
+        rows, others = (each.reshape(each.shape[0], -1) for each in (tensor, two[key]))
+        apart = (rows - others).norm(dim=1) / rows.norm(dim=1).clamp_min(1e-30)
+        assert float(apart.median()) <= 1e-3, key
+
+
+def test_number_of_processes_is_said(folder: Path) -> None:
+    """Under a launcher the run says how many processes walk; alone it need not."""
+    assert "walking in 2 processes on cpu" in (folder / "two.log").read_text()
+    assert "walking in" not in (folder / "one.log").read_text()
+    report = json.loads((folder / "two/report.json").read_text())
+    assert report["provenance"]["processes"] == 2
+
+
+def test_up_projections_are_judged_together(folder: Path) -> None:
+    """The windows held out are shared too, and the same steps are taken."""
+    found = [json.loads((folder / name / "report.json").read_text())["layers"] for name in ("one", "two")]
+    one, two = ([layer["up_held_out"] for layer in layers if not layer["removed"]] for layers in found)
+    assert any(one)
+    assert two == pytest.approx(one, abs=1e-4)
+
+
+def test_processes_share_the_samples(folder: Path) -> None:
+    """Each process answers some of five documents; together they are those that one process answers, in order."""
+    for side in ("dense_tasks", "pruned_tasks"):
+        one, two = (
+            json.loads((folder / name / "evaluation.json").read_text())[side]["tasks"][0] for name in ("one", "two")
+        )
+        assert [sample["doc_id"] for sample in two["samples"]] == list(range(5))
+        for kept in ("doc_hash", "prompt_hash", "value"):
+            assert [sample[kept] for sample in one["samples"]] == [sample[kept] for sample in two["samples"]]
+        assert one["value"] == two["value"]
+
+
+def test_launcher_that_starts_too_few(folder: Path) -> None:
+    """accelerate launch --cpu --num_processes 2 starts one process in silence; the run says that it is one."""
+    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
+    done = _launch(folder, "one", *launcher)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "walking in 1 process on cpu" in done.stderr
+
+
+Met = tuple[list[list[dict[str, Any]]], list[str], list[int]]
+
+
+@pytest.fixture(scope="module")
+def met() -> Met:
+    """What each of two processes met in every scenario, what it wrote to standard error, and its exit code."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
+    both = [
+        subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("helpers.peers_scenarios.py"), "--fresh"],
+            env=os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    outputs = [one.communicate(timeout=120) for one in both]
+    lines = [[json.loads(line) for line in out.splitlines()] for out, _ in outputs]
+    return lines, [err for _, err in outputs], [one.returncode for one in both]
+
+
+def test_a_slow_process_is_waited_for(met: Met) -> None:
+    """A process that works for longer than a dead one may be silent is alive; sums and values are right."""
+    for lines in met[0]:
+        assert lines[0]["value"] == [3.0, 3.0, 3.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("place", "first", "second"),
+    [
+        (1, "PeerError: process 1 of 2 ended this run: layer 3 puts out NaN", "NumericalError: layer 3 puts out NaN"),
+        (
+            2,
+            "process 0 of 2 is at a value of the first process (peers_scenarios.py:",
+            "PeerError: process 1 of 2 is at a sum",
+        ),
+        (3, "process 0 of 2 and process 1 have different values of the recipe", "process 1 of 2 and process 0 have"),
+        (4, "process 0 of 2 is at a value of the first process", "process 1 of 2 is at end"),
+    ],
+)
+def test_an_error_or_a_disagreement_ends_both(met: Met, place: int, first: str, second: str) -> None:
+    """Each process ends with a sentence that names the process and what happened to it, at once."""
+    for lines, said in zip(met[0], (first, second), strict=True):
+        found = lines[place]
+        assert said in f"{found['error']}: {found['said']}"
+        assert found["seconds"] < 20
+
+
+def test_a_refit_takes_a_ridge_that_every_process_can_solve_with(met: Met) -> None:
+    """Where one has no stable solution at the ridge that was found, both take the next stronger one."""
+    found = [lines[5]["value"] for lines in met[0]]
+    assert found[0] == found[1]
+    assert found[0][0] == 3.0
+
+
+def test_a_process_that_is_gone_ends_the_other(met: Met) -> None:
+    """Killed without a word, it is noticed by its silence; the other ends even in the middle of something, and says how
+    the run continues: not with ``--fresh``.
+    """
+    _, errors, codes = met
+    assert codes == [1, -9]
+    last = errors[0].splitlines()[-1]
+    assert last.startswith("llmprune: process 1 of 2 has given no sign of life for ")
+    assert last.endswith("; run the same command again without --fresh to continue")

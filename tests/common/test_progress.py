@@ -1,0 +1,101 @@
+"""What a person reads while a command works: the first word before the slow imports, bars, and lines elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pty
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers.commands import command, save_model, verify_here, write_recipe, write_text
+
+from llmprune.common import progress
+
+# llmprune with the arguments given, in a process where torch cannot be imported
+_NO_TORCH = """
+import sys
+class NoTorch:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            raise ImportError("torch was asked for")
+sys.meta_path.insert(0, NoTorch())
+from llmprune.cli.main import main
+main()
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """A recipe for a tiny model."""
+    save_model(tmp_path / "base")
+    return write_recipe(tmp_path / "recipe.yaml", tmp_path / "base", write_text(tmp_path / "text.txt"))
+
+
+@pytest.mark.parametrize("verb", ["run", "plan"])
+def test_the_first_word_comes_before_the_slow_imports(tmp_path: Path, verb: str) -> None:
+    """A terminal reads what is being done before torch is imported; a log reads it for ``run``."""
+    recipe = write_recipe(tmp_path / "recipe.yaml", "org/x", "org/text")
+    said, terminal = pty.openpty() if verb == "plan" else os.pipe()
+    arguments = [sys.executable, "-c", _NO_TORCH, verb, str(recipe)]
+    process = subprocess.run(arguments, stderr=terminal, stdout=subprocess.PIPE, cwd=tmp_path, check=False)
+    os.close(terminal)
+    words = os.read(said, 65_536).decode().splitlines()
+    os.close(said)
+    assert words[0] == "Starting: loading torch and transformers", words
+    assert "torch was asked for" in words[-1]
+    assert process.stdout == b""
+
+
+def test_a_run_without_a_terminal_says_each_step(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step is a line with the time of day, once."""
+    verify_here(monkeypatch)
+    outcome = command("run", recipe, "--output", recipe.parent / "out")
+    assert outcome.code == 0, outcome.err
+    lines = outcome.err.splitlines()
+    steps = [re.fullmatch(r"\d\d:\d\d:\d\d (.+)", line) for line in lines]
+    said = [step[1] for step in steps if step]
+    assert len(said) == len(lines), outcome.err
+    for step in ("reading text", "pass 1: scoring layers, 4 to do", "pass 2: cut and refit, 2 to do", "saving"):
+        assert said.count(step) == 1, said
+
+
+def test_a_long_step_is_said_again(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """Every few minutes a line says how far a step is and how long it may take, also where it has no layers."""
+    monkeypatch.setattr(progress, "_SAY_EVERY", 0.01)
+    with progress.lines_without_terminal():
+        progress.tell("evaluation")
+        time.sleep(0.05)
+        progress.tell("pass 2", 3, total=12, since=time.monotonic() - 300)
+        time.sleep(0.05)
+    said = capfd.readouterr().err
+    assert re.search(r"^\d\d:\d\d:\d\d evaluation, for 1 min now$", said, re.MULTILINE)
+    assert re.search(r"^\d\d:\d\d:\d\d pass 2, 3 of 12 done, for 1 min now, about 15 min left$", said, re.MULTILINE)
+    progress.tell("outside")
+    assert capfd.readouterr().err == ""
+
+
+def test_other_processes_of_a_launcher_say_nothing(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of several processes the first one speaks."""
+    monkeypatch.setenv("RANK", "1")
+    with progress.lines_without_terminal():
+        progress.tell("pass 1")
+        progress.say_loading(always=True)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 3])
+def test_verbose_stands_before_or_behind_the_verb(monkeypatch: pytest.MonkeyPatch, place: int) -> None:
+    """``-v`` means the same at every place."""
+    levels: list[int] = []
+    monkeypatch.setattr("llmprune.cli.main._log_to_stderr", levels.append)
+    arguments = ["report", "nowhere", "--output=page.html"]
+    outcome = command(*arguments[:place], "-v" if place % 2 else "--verbose", *arguments[place:])
+    assert levels[-1] == logging.INFO
+    assert "nowhere has no report.json" in outcome.err

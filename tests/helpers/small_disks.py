@@ -1,0 +1,63 @@
+"""What the tests of the hub share: tiny models and texts on it, and a finished run to push."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers.commands import save_model, write_recipe
+from helpers.hub.server import Hub
+from helpers.hub.state import Repo
+
+ROWS = "".join(json.dumps({"text": f"Paragraph {n}: the fox {n * n} jumps over {n * 7}."}) + "\n" for n in range(100))
+CARD = "---\nlicense: apache-2.0\nlanguage: [en, de]\npipeline_tag: text-generation\n---\n# A base model\n"
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder by its path in it."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def publish_model(hub: Hub, folder: Path, name: str = "org/base", **settings: Any) -> Repo:
+    """A tiny model on the hub, with a card, a licence, and files that a run has no use for."""
+    save_model(folder)
+    (folder / "LICENSE").write_text("Do as you like.\n")
+    (folder / "README.md").write_text(CARD)
+    useless = {
+        "pytorch_model.bin": b"\x80\x04" * 1000,
+        "original/params.json": b"{}",
+        "consolidated.safetensors": b"x" * 99,
+    }
+    return hub.add_repo(name, files_of(folder) | useless, **settings)
+
+
+def publish_text(hub: Hub, name: str = "org/text") -> Repo:
+    """A data set of a hundred rows on the hub."""
+    return hub.add_repo(name, {"train.jsonl": ROWS.encode()}, "dataset")
+
+
+def hub_recipe(path: Path, **sections: Any) -> Path:
+    """A recipe that names model and calibration text by their hub ids."""
+    return write_recipe(path, "org/base", "org/text", **sections)
+
+
+def draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Charts that take no time; that they are drawn well is tested with the card."""
+
+    def draw(_: object, folder: Path) -> dict[str, Path]:
+        folder.mkdir(parents=True, exist_ok=True)
+        drawn = {name: folder / f"{name}.png" for name in ("importance", "error")}
+        for name, path in drawn.items():
+            path.write_bytes(b"\x89PNG, and " + name.encode())
+        return drawn
+
+    monkeypatch.setattr("llmprune.publish.push.draw", draw)
+
+
+def copy_run(done: Path, place: Path) -> Path:
+    """A finished run of its own for a test."""
+    return Path(shutil.copytree(done, place))

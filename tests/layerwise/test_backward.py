@@ -1,0 +1,134 @@
+"""The walk back from the loss, and the criteria that score on it.
+
+Shapes: B batch, L sequence length, D hidden size, F neurons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.scored import IDS, recipe_of, scores_of, store_in
+from helpers.tiny import structure_of
+from torch import Tensor
+
+from llmprune.anatomy.discovery import discover
+from llmprune.checkpoint.loading import dense_decoder
+from llmprune.common.errors import CalibrationError, ModelError, RecipeError
+from llmprune.criteria import Taylor, TaylorShare
+from llmprune.criteria.base import WidthCriterion
+from llmprune.layerwise.forward import Decoder, inputs_of, outputs_of
+from llmprune.layerwise.hidden_states import StreamStore, Trail
+from llmprune.score.forward_pass import score
+from llmprune.testing import tiny_model
+
+
+@pytest.mark.parametrize(
+    ("family", "weight_of"),
+    [
+        ("llama", lambda model, layer: model.model.layers[layer].mlp.down_proj.weight),
+        ("gpt2", lambda model, layer: model.transformer.h[layer].mlp.c_proj.weight.T),
+    ],
+)
+def test_the_way_back_gives_the_gradients_of_the_whole_model(
+    tmp_path: Path, family: str, weight_of: Callable[[Any, int], Tensor]
+) -> None:
+    """Walked layer by layer, Σ x · ∂loss/∂x is Σ w · ∂loss/∂w of the whole model differentiated at once."""
+    model = tiny_model(family)
+    scores = scores_of(model, Taylor(absolute="all"), tmp_path)
+    model.requires_grad_(True)
+    logits = model(IDS, use_cache=False).logits[:, :-1].flatten(0, 1)
+    loss = torch.nn.functional.cross_entropy(logits, IDS[:, 1:].flatten(), reduction="sum")
+    weights = [weight_of(model, layer) for layer in range(4)]
+    bases = [weight if weight.is_leaf else weight._base for weight in weights]
+    gradients = torch.autograd.grad(loss, [base for base in bases if base is not None])
+    for layer, (weight_DF, gradient) in enumerate(zip(weights, gradients, strict=True)):
+        gradient_DF = gradient if gradient.shape == weight_DF.shape else gradient.T
+        wanted_F = (weight_DF * gradient_DF).sum(0).abs().detach() / IDS.numel()
+        key = next(key for key in scores if key.startswith(f"{layer}."))
+        torch.testing.assert_close(scores[key], wanted_F, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("criterion", [Taylor(), TaylorShare()], ids=lambda criterion: criterion.kind)
+def test_the_way_back_does_not_depend_on_the_batch_size(tmp_path: Path, criterion: WidthCriterion) -> None:
+    """Scores by windows are the same for one window at a time and several, and the streams are in a file or not."""
+    model = tiny_model("llama")
+    wanted = scores_of(model, criterion, tmp_path, 6)
+    anatomy = discover(model.config)
+    store = StreamStore(0, tmp_path, Trail(tmp_path / "one", "key"))
+    scores = score(
+        dense_decoder(model), anatomy, windows_NL=IDS, batch_size=1, depth=None, width=criterion, store=store
+    )
+    for key, wanted_F in wanted.items():
+        torch.testing.assert_close(scores.neurons[key], wanted_F, rtol=1e-3, atol=1e-6)
+
+
+def test_every_token_alike_on_the_way_back(tmp_path: Path) -> None:
+    """Effects are over the length of each token's gradient; the last of a window, which predicts none, has none."""
+    model = tiny_model("llama")
+    found = scores_of(model, TaylorShare(), tmp_path)
+    activations: list[Tensor] = []
+    written: list[Tensor] = []
+    with ExitStack() as hooks:
+        for layer in model.model.layers:
+            hooks.enter_context(inputs_of(layer.mlp.down_proj, activations.append))
+            hooks.enter_context(outputs_of(layer.mlp.down_proj, written.append))
+        model.requires_grad_(True)
+        logits = model(IDS, use_cache=False).logits[:, :-1].flatten(0, 1)
+    loss = torch.nn.functional.cross_entropy(logits, IDS[:, 1:].flatten(), reduction="sum")
+    gradients = torch.autograd.grad(loss, written)  # of what is added to the hidden states: theirs
+    for index, gradient_BLD in enumerate(gradients):
+        assert not gradient_BLD[:, -1].any()
+        direction_BLD = torch.nn.functional.normalize(gradient_BLD, dim=-1)
+        effect_BLF = activations[index] * (direction_BLD @ model.model.layers[index].mlp.down_proj.weight)
+        wanted_F = effect_BLF.abs().mean((0, 1)).detach()
+        torch.testing.assert_close(found[f"{index}.mlp"], wanted_F, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0]])
+def test_layers_are_fetched_ahead_in_either_direction(order: list[int]) -> None:
+    """Whichever way layers are visited, each is brought once: the one that follows, not the one before."""
+    dense = dense_decoder(tiny_model("llama"))
+    fetched: list[int] = []
+
+    def fetch(index: int) -> dict[str, Tensor]:
+        fetched.append(index)
+        return dict(dense.tensors(index))
+
+    decoder = Decoder(dense.skeleton, fetch, device_of=dense.device_of, fetch_ahead=True)
+    for index in order:
+        decoder.tensors(index)
+    assert fetched == order
+
+
+def test_the_way_back_needs_room(tmp_path: Path) -> None:
+    """Without room for the hidden states it is refused before the walk, and in the plan where it is known."""
+    model = tiny_model("llama")
+    with pytest.raises(CalibrationError, match=r"no room.*raise calibration\.stream_disk"):
+        score(dense_decoder(model), discover(model.config), windows_NL=IDS, batch_size=4, depth=None, width=Taylor())
+    model.config.save_pretrained(tmp_path)
+    with pytest.raises(RecipeError, match=r"stream_disk: width\.criterion taylor .*, 24\.6 KB, and 1 KB are allowed"):
+        structure_of(recipe_of(tmp_path, {"mlp": 0.5, "criterion": {"kind": "taylor"}}, stream_disk="1KB"))
+
+
+def test_a_layer_that_cannot_be_differentiated_is_named(tmp_path: Path) -> None:
+    """Code that cuts the gradient is an error that says which layer it is and what to do."""
+    model = tiny_model("llama")
+    decoder = dense_decoder(model)
+    mlp = decoder.layers[2].mlp
+    forward = mlp.forward
+    mlp.forward = lambda hidden: forward(hidden.detach())
+    with pytest.raises(ModelError, match=r"layer 2 \(LlamaDecoderLayer\) cannot be differentiated; choose"):
+        score(
+            decoder,
+            discover(model.config),
+            windows_NL=IDS,
+            batch_size=4,
+            depth=None,
+            width=Taylor(),
+            store=store_in(tmp_path),
+        )

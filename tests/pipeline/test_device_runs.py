@@ -1,0 +1,130 @@
+"""Whole runs and measures on simulated GPUs: models and their inputs are on the same device."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.commands import TASKS, Outcome, command, save_model, verify_here, write_recipe, write_text
+from helpers.devices import simulated_devices
+from helpers.tiny import tiny_tokenizer
+from torch import Tensor
+
+from llmprune.checkpoint.loading import dense_decoder, load_model
+from llmprune.evaluation.bench.generation_speed import time_generation
+from llmprune.evaluation.generation import compare_generation
+from llmprune.evaluation.perplexity import compare_predictions
+from llmprune.pipeline.step_costs import plain_forward
+from llmprune.recipe.evaluation import Generation
+from llmprune.recipe.model import ModelSource
+from llmprune.testing import VOCABULARY, tiny_model
+
+IDS = torch.randint(3, VOCABULARY, (5, 12), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama on disk."""
+    folder = tmp_path_factory.mktemp("llama")
+    tiny_model("llama").save_pretrained(folder)
+    return folder
+
+
+def _load(folder: Path, device_map: Any = "auto") -> Any:
+    return load_model(ModelSource(id=str(folder), device_map=device_map))
+
+
+def _run(folder: Path, base: Path, text: Path, device_map: str) -> dict[str, Any]:
+    """The report of a whole run with every measure, without times."""
+    held_out = {"dataset": str(text), "samples": 4, "sequence_length": 32}
+    recipe = write_recipe(
+        folder.with_suffix(".yaml"),
+        base,
+        text,
+        model={"id": str(base), "device_map": device_map},
+        width={"neurons": 64, "heads": 1},
+        sparsity={"pattern": "2:4"},
+        refit={},
+        evaluation={
+            "perplexity": held_out,
+            "generation": {"samples": 2, "prompt_tokens": 8, "new_tokens": 8},
+            "speed": {"prompt_tokens": 4, "new_tokens": 2, "repeats": 1},
+            "tasks": ["llmprune_agreement"],
+            "include_path": str(TASKS),
+            "limit": 4,
+        },
+    )
+    done: Outcome = command("run", recipe, "--output", folder, "--measure-forward", "--calibration-check")
+    assert done.code == 0, done.err
+    report: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    return report
+
+
+def test_a_whole_run_does_not_depend_on_the_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores, refit, sparsity, verification, tasks and free generation on a GPU: the figures of the CPU."""
+    verify_here(monkeypatch)
+    base, text = save_model(tmp_path / "dense"), write_text(tmp_path / "text.txt")
+    on_cpu = _run(tmp_path / "cpu", base, text, "cpu")
+    with simulated_devices(1):  # over several, accelerate's hooks would move what the code forgets
+        found = _run(tmp_path / "gpu", base, text, "auto")
+    for name in ("layers", "perplexity", "generation", "tasks", "sparsity", "verification"):
+        assert found[name] == on_cpu[name], name
+    assert found["provenance"]["device"] == "simulated"
+
+
+def test_the_plain_forward_runs_where_the_model_is(llama: Path) -> None:
+    """A model that the recipe keeps on the CPU is timed there, on a machine with a GPU too."""
+    with simulated_devices(1):
+        for device_map in ("cpu", "auto"):
+            plain_forward(_load(llama, device_map), IDS, batch_size=2)
+
+
+def test_prompts_are_on_the_models_device_before_generation(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else transformers copies them for every token, in the time that is measured."""
+    with simulated_devices(1):
+        model, places = _load(llama), []
+        generate = model.generate
+        monkeypatch.setattr(
+            model, "generate", lambda ids, **rest: places.append(ids.device.type) or generate(ids, **rest)
+        )
+        settings = Generation(samples=2, prompt_tokens=2, new_tokens=8)
+        compare_generation(model, model, tokenizer=tiny_tokenizer(), windows_NL=IDS, settings=settings)
+        time_generation(model, IDS[:1], new_tokens=2)
+    assert places == ["cuda"] * 3
+
+
+def test_predictions_of_models_on_two_devices_are_compared(llama: Path) -> None:
+    """The pruned model may be loaded to the GPU that the dense one leaves free."""
+    found = []
+    for devices, places in ((None, ("cpu", "cpu")), (2, ({"": 0}, {"": 1}))):
+        with simulated_devices(devices) if devices else nullcontext():
+            found.append(
+                compare_predictions(
+                    *(dense_decoder(_load(llama, place)) for place in places), windows_NL=IDS, batch_size=2
+                )
+            )
+    assert found[0] == found[1]
+
+
+def test_the_sparse_bench_puts_the_model_on_one_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine with two GPUs, over which other commands split a model."""
+    model = tiny_model("llama", hidden_size=64, intermediate_size=128, num_attention_heads=4)
+    for name, parameter in model.model.layers.named_parameters():
+        if name.endswith("proj.weight"):
+            parameter.data.view(-1, 4)[:, ::2] = 0
+    model.half().save_pretrained(tmp_path)
+    places: set[str] = set()
+
+    def keep_dense(weight: Tensor) -> Tensor:  # the kernels are a real GPU's
+        places.add(str(weight.device))
+        return weight
+
+    monkeypatch.setattr(torch.sparse, "to_sparse_semi_structured", keep_dense)
+    with simulated_devices(2):
+        done = command("bench", tmp_path, "--sparse", "--contexts", "8", "--new-tokens", "2", "--repeats", "1")
+    assert done.code == 0, done.err
+    assert places == {"cuda:0"}

@@ -1,0 +1,268 @@
+"""Models on simulated GPUs: what a layer needs is on that layer's device, and no result depends on the devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from helpers.devices import home_of, simulated_devices
+from helpers.scored import store_in
+from torch import Tensor
+
+from llmprune.anatomy.discovery import discover
+from llmprune.anatomy.types import Strand, TensorCut
+from llmprune.checkpoint.loading import dense_decoder, load_model
+from llmprune.common import distributed as processes
+from llmprune.criteria import (
+    Activation,
+    Angular,
+    BlockInfluence,
+    Obs,
+    Perplexity,
+    Reap,
+    Residual,
+    TaylorShare,
+)
+from llmprune.criteria.base import WidthCriterion
+from llmprune.cut.apply import add_to_strand, cut_decoder
+from llmprune.cut.decision import Cut
+from llmprune.evaluation.perplexity import compare_predictions
+from llmprune.layerwise.forward import Walk
+from llmprune.layerwise.hidden_states import StreamStore
+from llmprune.prune.pass2 import Pruning
+from llmprune.recipe.model import ModelSource
+from llmprune.recipe.refit import Refit
+from llmprune.recipe.sparsity import Sparsity
+from llmprune.score.ablation import try_without
+from llmprune.score.forward_pass import score
+from llmprune.score.select import PlannedSizes, choose_cut
+from llmprune.testing import VOCABULARY, tiny_model
+
+IDS = torch.randint(3, VOCABULARY, (5, 12), generator=torch.Generator().manual_seed(0))
+# Each computes buffers from its config, in its layers or (XGLM) beside them.
+WITH_BUFFERS = ("gptj", "gpt_neo", "codegen", "falcon_h1", "falcon_mamba", "moshi", "xglm")
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama on disk."""
+    return _saved(tmp_path_factory.mktemp("llama"), "llama")
+
+
+def _saved(folder: Path, family: str, **fields: Any) -> Path:
+    tiny_model(family, **fields).save_pretrained(folder)
+    return folder
+
+
+def _load(folder: Path, device_map: Any = "auto") -> Any:
+    return load_model(ModelSource(id=str(folder), device_map=device_map))
+
+
+def _everything(folder: Path, device_map: Any = "auto", store: StreamStore | None = None) -> Iterator[Tensor]:
+    """Scores of a model, and its layers and logits after two cuts with a refit: without its heads, and with them and
+    sparse.
+    """
+    model = _load(folder, device_map)
+    dense, anatomy = dense_decoder(model), discover(model.config)
+    width, experts = Activation() if anatomy.widths else None, Reap() if anatomy.experts else None
+    scores = score(
+        dense,
+        anatomy,
+        windows_NL=IDS,
+        batch_size=2,
+        depth=BlockInfluence(),
+        width=width,
+        experts=experts,
+        heads=Activation(),
+    )
+    for found in (scores.neurons, scores.heads, scores.experts, scores.routed):
+        assert not any(value.is_cuda for value in found.values())  # they are chosen from on the CPU
+        yield from found.values()
+    widths = {field: size * 2 // 3 // 32 * 32 for field, size in anatomy.widths.items()}
+    groups = anatomy.heads.count // 2 if anatomy.heads and anatomy.heads.refusal is None else None
+    experts_kept = anatomy.experts.count // 2 if anatomy.experts else None
+    written: list[Tensor] = []
+    for sparsity, heads in ((None, None), (Sparsity(pattern=0.5), groups)):
+        cut = choose_cut(
+            anatomy, scores, sizes=PlannedSizes((2,), 3, widths=widths, num_experts=experts_kept, kv_groups=heads)
+        )
+        pruned = cut_decoder(dense, model, anatomy=anatomy, cut=cut)
+        run = Pruning(
+            dense,
+            pruned,
+            anatomy=anatomy,
+            cut=cut,
+            refit=Refit(up=True),
+            write=lambda _, layer: written.extend(layer.values()),
+            sparsity=sparsity,
+        )
+        yield run.run(IDS, 2, store=store)[1].logits(0)
+    yield from written
+
+
+@pytest.mark.parametrize(
+    ("family", "devices", "device_map", "stream_memory"),
+    [
+        ("llama", 2, "auto", None),
+        ("gemma2", 1, "auto", 1),
+        ("mixtral", 1, "cpu", None),  # the GPU computes, the weights wait on the CPU
+    ],
+)
+def test_results_do_not_depend_on_the_devices(
+    family: str, devices: int, device_map: str, stream_memory: int | None, tmp_path: Path
+) -> None:
+    """Scores, written layers and logits are those of the CPU to the bit: split over two GPUs, or on one with hidden
+    states in files or weights on the CPU.
+    """
+    _saved(tmp_path, family)
+    on_cpu = list(_everything(tmp_path, "cpu"))
+    with simulated_devices(devices):
+        store = StreamStore(stream_memory, tmp_path)
+        found = [value.cpu() for value in _everything(tmp_path, device_map, store)]
+    assert len(found) == len(on_cpu)
+    assert all(map(torch.equal, found, on_cpu))
+
+
+@pytest.mark.parametrize("family", WITH_BUFFERS)
+def test_computed_buffers_are_where_they_are_needed(family: str, tmp_path: Path) -> None:
+    """Of a model on a GPU a cut is proven against layers that are built on the CPU, and the pruned model runs."""
+    _saved(tmp_path, family)
+    with simulated_devices(1):
+        model = _load(tmp_path)
+        dense = dense_decoder(model)
+        Walk(dense, IDS[:1], batch_size=1)  # visits a layer of each class, whose buffers are on the GPU from then on
+        pruned = cut_decoder(dense, model, anatomy=discover(model.config), cut=Cut(4, (0, 1, 3)))
+        walk = Walk(pruned, IDS[:1], batch_size=1)
+        for index in range(3):
+            with pruned.layer(index) as layer:
+                walk.pass_through(index, layer)
+        assert walk.logits(0).is_cuda
+
+
+def test_an_up_projection_is_changed_on_its_device() -> None:
+    """Where gate and up projection are one tensor, only the rows of the latter change."""
+    with simulated_devices(1):
+        weight, delta_FI = torch.zeros(6, 4, device="cuda:0"), torch.ones(3, 4, device="cuda:0")
+        changed = add_to_strand(weight, Strand(TensorCut("gate_up_proj.weight", 0, (1, 1)), 1), delta_FI=delta_FI)
+        assert changed.is_cuda
+        assert changed.sum(1).tolist() == [0, 0, 0, 4, 4, 4]
+
+
+def test_layers_may_be_anywhere(llama: Path) -> None:
+    """On another GPU than the embeddings, in memory, and on disk: results are those of the CPU."""
+    layers = {f"model.layers.{index}": place for index, place in enumerate((1, "cpu", 0, "disk"))}
+    ends = {"model.embed_tokens": 0, "model.norm": 0, "model.rotary_emb": 0, "lm_head": 0}
+    on_cpu = list(_everything(llama, "cpu"))
+    with simulated_devices(2):
+        found = [value.cpu() for value in _everything(llama, ends | layers)]
+    assert all(map(torch.equal, found, on_cpu))
+
+
+@pytest.mark.parametrize("criterion", [Obs(), TaylorShare()], ids=lambda criterion: criterion.kind)
+def test_criteria_score_on_each_layers_device(criterion: WidthCriterion, llama: Path, tmp_path: Path) -> None:
+    """A model split over two GPUs gets the scores that it gets on the CPU."""
+    found = []
+    for devices in (None, 2):
+        with simulated_devices(devices) if devices else nullcontext():
+            model = _load(llama, "auto" if devices else "cpu")
+            anatomy, store = discover(model.config), store_in(tmp_path / str(devices))
+            (tmp_path / str(devices)).mkdir()
+            depth = Angular()
+            scores = score(
+                dense_decoder(model),
+                anatomy,
+                windows_NL=IDS,
+                batch_size=2,
+                depth=depth,
+                width=criterion,
+                store=store,
+                remove=2,
+                heads=criterion,
+            )
+            found.append([scores.layers, *scores.neurons.values(), *scores.heads.values()])
+    assert all(map(torch.equal, *found))
+
+
+@pytest.mark.parametrize("criterion", [Perplexity(), Residual(windows=2)], ids=lambda one: one.kind)
+def test_trials_run_on_each_layers_device(criterion: Any, llama: Path) -> None:
+    """Leaving layers out in turn finds on two GPUs what it finds on the CPU."""
+    found = []
+    for devices in (None, 2):
+        with simulated_devices(devices) if devices else nullcontext():
+            model = _load(llama, "auto" if devices else "cpu")
+            found.append(
+                try_without(
+                    dense_decoder(model),
+                    discover(model.config),
+                    criterion=criterion,
+                    windows_NL=IDS,
+                    batch_size=2,
+                    remove=2,
+                )
+            )
+    assert torch.equal(*found)
+
+
+def _prune_half(model: Any, ids_NL: Tensor) -> None:
+    dense, anatomy = dense_decoder(model), discover(model.config)
+    scores = score(
+        dense, anatomy, windows_NL=ids_NL, batch_size=2, depth=BlockInfluence(), width=Activation(), heads=Activation()
+    )
+    cut = choose_cut(
+        anatomy, scores, sizes=PlannedSizes(None, 3, widths=dict.fromkeys(anatomy.widths, 32), kv_groups=1)
+    )
+    Pruning(
+        dense,
+        cut_decoder(dense, model, anatomy=anatomy, cut=cut),
+        anatomy=anatomy,
+        cut=cut,
+        refit=Refit(up=True),
+        write=lambda *_: None,
+    ).run(ids_NL, 2)
+
+
+def _compare_with_itself(model: Any, ids_NL: Tensor) -> None:
+    compare_predictions(dense_decoder(model), dense_decoder(model), windows_NL=ids_NL, batch_size=2)
+
+
+@pytest.mark.parametrize("use", [_prune_half, _compare_with_itself])
+def test_memory_on_a_device_does_not_grow_with_the_windows(use: Callable[[Any, Tensor], None], tmp_path: Path) -> None:
+    """Three times the windows take no more of the GPU, in a model where norms follow the output projections too."""
+    _saved(tmp_path, "gemma2")
+    peaks = []
+    for windows in (4, 12):
+        with simulated_devices(1) as devices:
+            use(_load(tmp_path), IDS[:1].repeat(windows, 1))
+            peaks.append(devices.peak["cuda:0"])
+    assert peaks[0] == peaks[1]
+
+
+def test_arguments_made_of_tokens_leave_the_device(tmp_path: Path) -> None:
+    """What Gemma 4 hands each layer of every token is kept on the CPU, but for one batch; shared masks are not."""
+    _saved(tmp_path, "gemma4_text")
+    with simulated_devices(1):
+        walk = Walk(dense_decoder(_load(tmp_path)), IDS, batch_size=2)
+        kept = [[home_of(value).type for call in calls for value in _arguments(call)] for calls in walk.calls]
+    assert set(kept[0]) == {"cuda"}
+    assert set(kept[1]) == {"cuda", "cpu"}
+
+
+def test_sums_are_exchanged_by_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL adds up nothing that is on the CPU; the total comes back to where the sum was."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(processes, "_state", lambda: SimpleNamespace(device=torch.device("cuda:0")))
+    monkeypatch.setattr("accelerate.utils.reduce", lambda tensor, reduction: tensor * 2 if tensor.is_cuda else tensor)
+    own = torch.ones(3)
+    with simulated_devices(1):
+        processes.sum_over_processes([own])
+        assert own.tolist() == [2.0] * 3
+        assert not own.is_cuda
+
+
+def _arguments(call: Any) -> list[Tensor]:
+    return [value for value in (*call.args, *call.kwargs.values()) if isinstance(value, Tensor)]

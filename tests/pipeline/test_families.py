@@ -1,0 +1,203 @@
+"""One contract for every family: found, proven, cut, saved, and reloaded by plain transformers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.families import DEPTH_AND_WIDTH, DEPTH_ONLY, KEPT_LAYERS, KEPT_WIDTHS, MIXTURES, RELOAD, WHOLE_HEADS
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from llmprune.anatomy.discovery import discover
+from llmprune.anatomy.meta_model import text_config
+from llmprune.anatomy.selection import mask_neurons
+from llmprune.anatomy.types import Anatomy, unit_key
+from llmprune.checkpoint.loading import dense_decoder, load_model, tensors_of
+from llmprune.checkpoint.saving import CheckpointWriter
+from llmprune.criteria import Activation, BlockInfluence
+from llmprune.cut.apply import cut_decoder
+from llmprune.cut.decision import Cut
+from llmprune.layerwise.forward import Walk
+from llmprune.prune.pass2 import Pruning
+from llmprune.recipe.model import ModelSource
+from llmprune.recipe.refit import Refit
+from llmprune.score.forward_pass import score
+from llmprune.score.select import PlannedSizes, choose_cut
+from llmprune.testing import VOCABULARY, tiny_model
+
+
+@dataclass
+class Case:
+    """One family, pruned by a third in depth and (where it can be) in width, to half its attention heads, and refit."""
+
+    model: PreTrainedModel
+    anatomy: Anatomy
+    cut: Cut
+    ids_NL: Tensor
+    logits_NLV: Tensor  # that pass 2 ended with
+    folder: Path
+
+
+def _prune(family: str, folder: Path) -> Case:
+    model = tiny_model(family)
+    anatomy = discover(model.config)
+    ids_NL = torch.randint(3, VOCABULARY, (4, 24), generator=torch.Generator().manual_seed(0))
+    dense = dense_decoder(model)
+    scores = score(
+        dense, anatomy, windows_NL=ids_NL, batch_size=4, depth=BlockInfluence(), width=Activation(), heads=Activation()
+    )
+    widths = {field: KEPT_WIDTHS[width] for field, width in anatomy.widths.items()}
+    kv_groups = anatomy.heads.count // 2 if anatomy.heads and anatomy.heads.refusal is None else None
+    cut = choose_cut(anatomy, scores, sizes=PlannedSizes(None, KEPT_LAYERS, widths=widths, kv_groups=kv_groups))
+    pruned = cut_decoder(dense, model, anatomy=anatomy, cut=cut)
+    writer = CheckpointWriter(folder, pruned.skeleton, layers_path=pruned.layers_path)
+    writer.write_rest(tensors_of(pruned.skeleton, skip=pruned.layers_path))
+    _, walk = Pruning(dense, pruned, anatomy=anatomy, cut=cut, refit=Refit(), write=writer.write_layer).run(ids_NL, 4)
+    writer.finish(max_shard_size=20_000, tokenizer=None)
+    save_file({"ids": ids_NL}, folder / "ids.safetensors")
+    return Case(model, anatomy, cut, ids_NL, walk.logits(0), folder)
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
+    """Every family pruned here, then all reloaded by one fresh process."""
+    root = tmp_path_factory.mktemp("families")
+    made = {}
+    for family in DEPTH_AND_WIDTH + MIXTURES + DEPTH_ONLY:
+        (root / family).mkdir()
+        made[family] = _prune(family, root / family)
+    folders = [str(root / family) for family in made]
+    done = subprocess.run([sys.executable, "-P", "-c", RELOAD, *folders], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return made
+
+
+@pytest.mark.parametrize("family", DEPTH_AND_WIDTH + MIXTURES + DEPTH_ONLY)
+def test_reload_equals_memory(family: str, cases: dict[str, Case]) -> None:
+    """Plain transformers gives the very logits that pass 2 ended with, and no key differs."""
+    case = cases[family]
+    reloaded = json.loads((case.folder / "reloaded.json").read_text())
+    logits_NLV = load_file(case.folder / "logits.safetensors")["logits"]
+    assert reloaded["keys"] == {}
+    assert torch.equal(logits_NLV, case.logits_NLV)
+    assert reloaded["cached"] == reloaded["uncached"]
+
+
+@pytest.mark.parametrize("family", DEPTH_AND_WIDTH + MIXTURES)
+def test_cut_equals_mask(family: str, cases: dict[str, Case]) -> None:
+    """Neurons and heads removed or zeroed, layers removed or skipped: the logits are the same."""
+    case = cases[family]
+    dense = dense_decoder(case.model)
+    cut = cut_decoder(dense, case.model, anatomy=case.anatomy, cut=case.cut)
+    removed, masked = Walk(cut, case.ids_NL, batch_size=4), Walk(dense, case.ids_NL, batch_size=4)
+    for new, old in enumerate(case.cut.layers):
+        with cut.layer(new) as layer:
+            removed.pass_through(new, layer)
+        with dense.layer(old) as layer:
+            for unit in case.anatomy.units[old]:
+                weight = layer.get_parameter(unit.tensors[-1].name)
+                weight.data = mask_neurons(
+                    weight.data, unit.tensors[-1], keep=case.cut.neurons[unit_key(old, unit.path)]
+                )
+            attention = case.anatomy.attention[old]
+            if attention is not None:
+                weight, heads = layer.get_parameter(attention.tensors[-1].name), case.cut.heads
+                keep_G = heads[unit_key(old, attention.path)]
+                weight.data = mask_neurons(weight.data, attention.tensors[-1], keep=keep_G)
+            masked.pass_through(old, layer)
+    torch.testing.assert_close(removed.logits(0), masked.logits(0), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", DEPTH_AND_WIDTH + MIXTURES)
+def test_width_is_proven(family: str, cases: dict[str, Case]) -> None:
+    """The widths are found, and the saved config holds the new ones in the fields that were proven."""
+    case = cases[family]
+    config = json.loads((case.folder / "checkpoint" / "config.json").read_text())
+    assert case.anatomy.width_refusal is None
+    assert case.anatomy.widths
+    assert {field: config[field] for field in case.anatomy.widths} == case.cut.widths
+
+
+@pytest.mark.parametrize("family", DEPTH_AND_WIDTH + MIXTURES + DEPTH_ONLY)
+def test_heads_are_proven_or_refused_with_a_reason(family: str, cases: dict[str, Case]) -> None:
+    """The saved config counts half the heads, of the size that they had; or the anatomy says why it cannot."""
+    case = cases[family]
+    heads, config = case.anatomy.heads, json.loads((case.folder / "checkpoint" / "config.json").read_text())
+    if family in WHOLE_HEADS or heads is None:
+        assert family == "mamba" or (heads and heads.refusal and WHOLE_HEADS[family] in heads.refusal)
+        assert not any(case.anatomy.attention)
+        return
+    assert case.cut.heads
+    fields = heads.fields(heads.count // 2)
+    assert {name: config[name] for name in fields} == fields
+    assert getattr(text_config(case.model.config), "head_dim", 8) == config.get("head_dim", 8)
+
+
+@pytest.mark.parametrize("family", DEPTH_ONLY)
+def test_width_is_refused_with_a_reason(family: str, cases: dict[str, Case]) -> None:
+    """Where no narrower model could be reloaded, the anatomy says why."""
+    anatomy = cases[family].anatomy
+    assert not anatomy.widths
+    assert anatomy.width_refusal
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mixtral", "opt"])
+def test_cutting_nothing_changes_nothing(family: str, tmp_path: Path) -> None:
+    """An empty cut writes every tensor of the dense model bit for bit, refit or not."""
+    model = tiny_model(family)
+    anatomy = discover(model.config)
+    dense = dense_decoder(model)
+    cut = Cut(len(dense), tuple(range(len(dense))))
+    pruned = cut_decoder(dense, model, anatomy=anatomy, cut=cut)
+    writer = CheckpointWriter(tmp_path, pruned.skeleton, layers_path=pruned.layers_path)
+    writer.write_rest(tensors_of(pruned.skeleton, skip=pruned.layers_path))
+    ids_NL = torch.randint(3, VOCABULARY, (4, 16))
+    Pruning(dense, pruned, anatomy=anatomy, cut=cut, refit=Refit(), write=writer.write_layer).run(ids_NL, 2)
+    writer.finish(10**9, None)
+    model.save_pretrained(tmp_path / "dense")
+    written, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("checkpoint", "dense"))
+    assert written.keys() == expected.keys()
+    assert all(torch.equal(written[name], expected[name]) for name in expected)
+
+
+def test_walk_equals_forward() -> None:
+    """Walking layer by layer gives the logits of the model's own forward, to the bit."""
+    model = tiny_model("gemma3_text")
+    dense = dense_decoder(model)
+    ids_NL = torch.randint(3, VOCABULARY, (5, 40))
+    walk = Walk(dense, ids_NL, batch_size=2)
+    for index in range(len(dense)):
+        with dense.layer(index) as layer:
+            walk.pass_through(index, layer)
+    with torch.no_grad():
+        for batch, ids_BL in enumerate(walk.batches):
+            assert torch.equal(walk.logits(batch), model(ids_BL, use_cache=False).logits)
+
+
+def test_offloaded_equals_resident(tmp_path: Path) -> None:
+    """Layers that accelerate keeps on disk are walked and cut like those in memory, to the bit."""
+    tiny_model("llama").save_pretrained(tmp_path)
+    offloaded_layers = {f"model.layers.{index}": "disk" if index % 2 else "cpu" for index in range(4)}
+    placed = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    ids_NL = torch.randint(3, VOCABULARY, (4, 16))
+    logits = []
+    for device_map in ("cpu", placed | offloaded_layers):
+        model = load_model(ModelSource(id=str(tmp_path), device_map=device_map))
+        dense = dense_decoder(model)
+        cut = Cut(
+            4, (0, 1, 3), {"intermediate_size": 64}, {unit_key(index, "mlp"): torch.arange(0, 64) for index in range(4)}
+        )
+        pruned = cut_decoder(dense, model, anatomy=discover(model.config), cut=cut)
+        _, walk = Pruning(
+            dense, pruned, anatomy=discover(model.config), cut=cut, refit=Refit(), write=lambda *_: None
+        ).run(ids_NL, 2)
+        logits.append(walk.logits(0))
+    assert next(iter(model.model.layers[1].parameters())).is_meta
+    assert torch.equal(logits[0], logits[1])

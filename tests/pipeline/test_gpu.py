@@ -1,0 +1,104 @@
+"""What needs a CUDA device: a walk on it, a model split over GPU and CPU, and the memory it takes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.commands import command
+from torch import Tensor
+
+from llmprune.anatomy.discovery import discover
+from llmprune.checkpoint.loading import dense_decoder, load_model
+from llmprune.criteria import Activation, BlockInfluence
+from llmprune.cut.apply import cut_decoder
+from llmprune.cut.decision import Cut
+from llmprune.layerwise.forward import Walk
+from llmprune.prune.pass2 import Pruning
+from llmprune.recipe.model import ModelSource
+from llmprune.recipe.refit import Refit
+from llmprune.score.forward_pass import score
+from llmprune.testing import VOCABULARY, tiny_model
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and there is none"),
+]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama on disk."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny_model("llama").save_pretrained(folder)
+    return folder
+
+
+def _split(layers_on_cpu: int) -> dict[str, str | int]:
+    ends = {"model.embed_tokens": 0, "model.norm": 0, "model.rotary_emb": 0, "lm_head": 0}
+    return ends | {f"model.layers.{index}": "cpu" if index < layers_on_cpu else 0 for index in range(4)}
+
+
+def _pruned_logits(checkpoint: Path, device_map: object, ids_NL: Tensor) -> Tensor:
+    model = load_model(ModelSource.model_validate({"id": str(checkpoint), "device_map": device_map}))
+    dense, anatomy = dense_decoder(model), discover(model.config)
+    cut = Cut(4, (0, 1, 3))
+    pruned = cut_decoder(dense, model, anatomy=anatomy, cut=cut)
+    _, walk = Pruning(dense, pruned, anatomy=anatomy, cut=cut, refit=Refit(), write=lambda *_: None).run(ids_NL, 2)
+    return walk.logits(0).cpu()
+
+
+@pytest.mark.parametrize("layers_on_cpu", [0, 2, 4])
+def test_placement_does_not_change_the_result(layers_on_cpu: int, checkpoint: Path) -> None:
+    """On the GPU, split over GPU and CPU, and offloaded to the CPU: the pruned model is that of the CPU."""
+    ids_NL = torch.randint(3, VOCABULARY, (4, 24), generator=torch.Generator().manual_seed(0))
+    on_cpu = _pruned_logits(checkpoint, "cpu", ids_NL)
+    placed = _pruned_logits(checkpoint, _split(layers_on_cpu), ids_NL)
+    torch.testing.assert_close(placed, on_cpu, rtol=1e-3, atol=1e-3)
+
+
+def test_streams_lie_in_pinned_memory(checkpoint: Path) -> None:
+    """Hidden states between layers leave the GPU, into memory that it can copy from directly."""
+    model = load_model(ModelSource(id=str(checkpoint), device_map="auto"))
+    dense = dense_decoder(model)
+    walk = Walk(dense, torch.randint(3, VOCABULARY, (4, 24)), batch_size=2)
+    with dense.layer(0) as layer:
+        walk.pass_through(0, layer)
+    assert all(hidden_BLD.is_pinned() for hidden_BLD in walk.streams)
+
+
+def test_memory_is_that_of_a_layer() -> None:
+    """Twice the layers, offloaded to the CPU, take no more of the GPU while they are scored."""
+    peaks = []
+    for layers in (4, 8):
+        model = tiny_model("llama", num_hidden_layers=layers, hidden_size=256, intermediate_size=2048)
+        dense = dense_decoder(model)
+        ids_NL = torch.randint(3, VOCABULARY, (4, 24))
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        score(
+            dense, discover(model.config), windows_NL=ids_NL, batch_size=2, depth=BlockInfluence(), width=Activation()
+        )
+        peaks.append(torch.cuda.max_memory_allocated())
+    assert peaks[1] <= 1.1 * peaks[0]
+
+
+def test_sparse_bench_measures_what_it_runs(tmp_path: Path) -> None:
+    """On the GPU 2:4 products equal dense ones, take less memory, and both ways are timed, alone and end to end."""
+    model = tiny_model("llama", hidden_size=256, intermediate_size=512, num_attention_heads=4, num_key_value_heads=2)
+    for index in range(4):
+        for name, parameter in model.model.layers[index].named_parameters():
+            if name.endswith("proj.weight"):
+                parameter.data.view(-1, 4)[:, ::2] = 0
+    model.half().save_pretrained(tmp_path / "sparse")
+    done = command(
+        "bench", tmp_path / "sparse", "--sparse", "--contexts", "32", "--new-tokens", "4", "-o", tmp_path / "b"
+    )
+    assert done.code == 0, done.err
+    figures = json.loads((tmp_path / "b").read_text())
+    assert {(one["outputs"], one["inputs"]) for one in figures["products"]} >= {(512, 256), (256, 512)}
+    assert all(one["difference"] < 0.01 and one["dense"] > 0 and one["sparse"] > 0 for one in figures["products"])
+    assert figures["model_size"]["weights"] < figures["base_size"]["weights"]
+    assert len(figures["points"]) == 2

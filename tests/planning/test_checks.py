@@ -1,0 +1,267 @@
+"""What a run refuses before it reads weights, the plan refuses too: all of it in one round, each with its place."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from helpers.commands import command, save_model, write_text
+from helpers.service import YAML, Bench
+from safetensors.torch import save_file
+
+from llmprune.common.errors import LLMPruneError, RecipeError
+from llmprune.planning.checks import Collected, _placed, checks_of
+from llmprune.planning.inputs import Inputs
+from llmprune.planning.plan import make_plan, survey
+from llmprune.recipe.recipe import Recipe
+from llmprune.service.planner import worker as plan_worker
+
+Change = Callable[[dict[str, Any], Path], None]
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``base`` (a model of 64 positions), ``text.txt`` and ready tokens."""
+    folder = tmp_path_factory.mktemp("checks")
+    save_model(folder / "base", max_position_embeddings=64)
+    save_model(folder / "mute", tokenizer=False, max_position_embeddings=64)
+    write_text(folder / "text.txt")
+    (folder / "empty.txt").touch()
+    (folder / "notes.pdf").write_text("text")
+    save_file({"ids": torch.full((4, 32), 300), "ok": torch.ones(4, 32, dtype=torch.int64)}, folder / "ids.safetensors")
+    return folder
+
+
+def recipe_in(room: Path, change: Change) -> Recipe:
+    """A recipe that can be run, and what was changed in it."""
+    text = {"dataset": str(room / "text.txt"), "samples": 4, "sequence_length": 32}
+    data = {"model": {"id": str(room / "base")}, "calibration": dict(text), "depth": {"remove": 1}}
+    data |= {"evaluation": {"perplexity": dict(text)}}
+    change(data, room)
+    return Recipe.parse(yaml.safe_dump(data))
+
+
+def test_a_recipe_that_can_be_run_passes(room: Path) -> None:
+    """Every check passes, and the texts that were read for it are those of the run."""
+    found = survey(recipe_in(room, lambda *_: None))
+    found.require()
+    assert "_calibration" in vars(found.inputs)
+    assert "held_out" in vars(found.inputs)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda data, _: data["calibration"].pop("sequence_length"),
+         "calibration.sequence_length: windows of 2048 tokens are longer than the model's 64 positions"),
+        (lambda data, _: data["evaluation"]["perplexity"].update(sequence_length=65),
+         "evaluation.perplexity.sequence_length: windows of 65 tokens are longer"),
+        (lambda data, room: data["calibration"].update(dataset=str(room / "gone.txt")),
+         "calibration: the data file .*gone.txt does not exist"),
+        (lambda data, room: data["evaluation"]["perplexity"].update(dataset=str(room / "empty.txt")),
+         "evaluation.perplexity: the data file .*empty.txt is empty"),
+        (lambda data, room: data["calibration"].update(dataset=str(room / "notes.pdf")), "notes.pdf is of a kind"),
+        (lambda data, _: data["calibration"].update(dataset="package://pydoc_data.topics/gone"), "calibration: .*gone"),
+        (lambda data, _: data["calibration"].update(samples=10_000), "calibration: .* need 320,000"),
+        (lambda data, _: data["calibration"].update(text_field="body"), "calibration: .* has no column 'body'"),
+        (lambda data, room: data.update(calibration={"tokens": str(room / "gone.safetensors"), "key": "x"}),
+         "calibration: the tokens file .* does not exist"),
+        (lambda data, room: data.update(calibration={"tokens": str(room / "ids.safetensors"), "key": "ids"}),
+         "calibration: the tokens go from 300 to 300"),
+        (lambda data, room: data.update(calibration={"tokens": str(room / "ids.safetensors"), "key": "no"}),
+         "calibration: .* has no tensor 'no'"),
+        (lambda data, room: data["model"].update(id=str(room / "mute")), "model: .*mute has no tokenizer"),
+        (lambda data, _: data["evaluation"].update(tasks=["llmprune_nonsense"], include_path=TASKS),
+         "evaluation.tasks: .*llmprune_nonsense"),
+        (lambda data, _: data["evaluation"].update(include_path="/nowhere/at/all"), "evaluation.include_path: "),
+        (lambda data, _: data["evaluation"].update(generation={"samples": 2, "prompt_tokens": 30, "new_tokens": 8}),
+         "evaluation.generation: .*exceed the 32 tokens"),
+        (lambda data, room: data["evaluation"].update(
+            perplexity={"tokens": str(room / "ids.safetensors"), "key": "ok"},
+            generation={"samples": 2, "prompt_tokens": 30, "new_tokens": 8}), "evaluation.generation: .*exceed the 32"),
+        (lambda data, _: data["evaluation"].update(speed={"prompt_tokens": 60, "new_tokens": 8}), "evaluation.speed: "),
+        (lambda data, _: data["evaluation"].update(gate={"min_retention": 0.9}), "evaluation.gate: .*nothing to judge"),
+        (lambda data, _: data["depth"].update(criterion={"kind": "residual", "windows": 8}),
+         "depth.criterion.*leaves none to refit"),
+    ],
+)  # fmt: skip
+def test_the_plan_knows_what_a_run_refuses(
+    room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Change, said: str
+) -> None:
+    """Plan and run raise the same error with its place, and the run has made no folder."""
+    from llmprune.evaluation.lm_eval import tasks
+    from llmprune.pipeline.run import run
+
+    own = tasks._manager(Path(TASKS))  # lm-eval's full index takes seconds
+    monkeypatch.setattr(tasks, "_all_tasks", lambda folder: own)
+    monkeypatch.setattr("llmprune.checkpoint.loading.load_model", None)
+    recipe = recipe_in(room, change)
+    with pytest.raises(LLMPruneError, match=said) as planned:
+        make_plan(recipe)
+    with pytest.raises(type(planned.value)) as refused:
+        run(recipe, tmp_path / "out")
+    assert str(refused.value) == str(planned.value)
+    assert not (tmp_path / "out").exists()
+
+
+TASKS = str(Path(__file__).parents[2] / "eval" / "tasks")
+
+
+def test_one_round_lists_everything(room: Path, tmp_path: Path) -> None:
+    """Wrong keys, an impossible target, missing files, long windows, no tokenizer: once, each with its place."""
+    recipe = tmp_path / "recipe.yaml"
+    sections = {
+        "model": {"id": str(room / "mute")},
+        "calibration": {"dataset": "gone.txt", "sequence_length": 4096, "samples": "many"},
+        "depth": {"remove": 9},
+        "width": {"mpl": 0.5},
+        "evaluation": {"perplexity": {"dataset": "lost.txt"}, "speed": {"new_tokens": 0}},
+    }
+    recipe.write_text(yaml.safe_dump(sections))
+    expected = (
+        "width.mpl: unknown key", "calibration.samples: must be", "evaluation.speed.new_tokens: must be",
+        "depth.remove: ", "remove at most 3", "has no tokenizer", "gone.txt does not exist", "lost.txt does not exist",
+        "calibration.sequence_length: windows of 4096", "evaluation.perplexity.sequence_length: windows of 2048",
+    )  # fmt: skip
+    for verb in (["plan", recipe], ["run", recipe, "--output", tmp_path / "out"]):
+        outcome = command(*verb)
+        assert outcome.code == 2
+        missing = [said for said in expected if said not in outcome.err]
+        assert not missing, outcome.err
+        assert outcome.err.count("samples") == 1  # nothing follows from the key that is wrong
+
+
+def test_a_model_of_the_wrong_kind_hides_no_other_problem(room: Path, tmp_path: Path) -> None:
+    """What the config alone can tell is listed too, each problem once."""
+    base = Path(shutil.copytree(room / "mute", tmp_path / "base"))
+    config = json.loads((base / "config.json").read_text()) | {"architectures": ["LlamaForSequenceClassification"]}
+    (base / "config.json").write_text(json.dumps(config))
+    found = survey(recipe_in(room, lambda data, _: (
+        data["model"].update(id=str(base)), data["calibration"].update(sequence_length=65)
+    )))  # fmt: skip
+    said = sorted(found.collected.listed())
+    assert [problem.split(":")[0] for problem in said] == ["calibration.sequence_length", "model", "model"]
+    assert "a classifier's" in said[1]
+    assert "has no tokenizer" in said[2]
+
+
+@pytest.mark.parametrize(
+    ("said", "placed"),
+    [
+        ("width.mlp: 0.999 keeps all", "width.mlp: 0.999 keeps all"),
+        ("sparsity: no matrix", "sparsity: no matrix"),
+        ("depth.criterion residual judges", "depth.criterion residual judges"),
+        ("model.safetensors.index.json is no index", "model: model.safetensors.index.json is no index"),
+        ("nothing fits", "model: nothing fits"),
+    ],
+)
+def test_a_sentence_is_placed_unless_it_names_its_key(said: str, placed: str) -> None:
+    """A file whose name starts like a section is no key."""
+    assert str(_placed("model", LLMPruneError(said))) == placed
+
+
+def test_a_check_that_depends_on_a_wrong_key_says_nothing(room: Path) -> None:
+    """What the rest of the recipe would lead to is not known: the windows' length, where sequence_length is wrong."""
+    reading = Recipe.read(
+        f"model: {{id: {room / 'base'}}}\ncalibration: {{dataset: {room / 'text.txt'}, sequence_length: long}}\n"
+    )
+    assert (reading.wrong, reading.recipe is None) == (("calibration.sequence_length",), False)
+    assert reading.recipe is not None
+    found = survey(reading.recipe, wrong=reading.wrong, problems=reading.problems)
+    with pytest.raises(RecipeError) as caught:
+        found.require()
+    assert len(caught.value.problems) == 1
+
+
+def test_every_check_names_keys_of_the_recipe(room: Path) -> None:
+    """The keys that checks depend on are there in the schema: a misspelt one would never match."""
+    recipe = recipe_in(
+        room, lambda data, _: data["evaluation"].update(speed={}, generation={}, gate={"min_retention": 0.9})
+    )
+    for check in checks_of(Inputs(recipe)):
+        for key in (check.place, *check.reads):
+            model: Any = Recipe
+            for part in key.split("."):
+                assert part in model.model_fields, key
+                inner = model.model_fields[part].annotation
+                model = next(
+                    (one for one in (inner, *getattr(inner, "__args__", ())) if hasattr(one, "model_fields")), None
+                )
+
+
+def test_a_single_error_keeps_its_kind() -> None:
+    """One problem is raised as what it is, with its place; several are one RecipeError."""
+    collected = Collected()
+
+    def fail() -> None:
+        raise LLMPruneError("is wrong")
+
+    collected.attempt("calibration", ("calibration",), work=fail)
+    with pytest.raises(LLMPruneError, match=r"^calibration: is wrong$"):
+        collected.raise_all()
+    collected.attempt("depth", ("depth",), work=fail)
+    with pytest.raises(RecipeError, match="2 problems"):
+        collected.raise_all()
+
+
+class Here:
+    """A planner in this process."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def plan(self, recipe: str, overrides: Any, *, caller: str, wrong: Any = ()) -> dict[str, Any]:
+        """What the worker answers."""
+        self.asked.append(recipe)
+        answer: dict[str, Any] = json.loads(json.dumps(plan_worker._answer(recipe, list(overrides), list(wrong))))
+        return answer
+
+
+def test_the_service_lists_form_rules_and_plan_together(room: Path, tmp_path: Path) -> None:
+    """Problems of all three kinds come in one answer, and the planner never sees what the rules refuse."""
+    planner = Here()
+    bench = Bench(tmp_path, planner, allow_roots=(room,))  # type: ignore[arg-type]  # what the service uses of it
+    sections = {
+        "model": {"id": "mute"},
+        "calibration": {"dataset": "empty.txt", "sequence_length": 4096},
+        "depth": {"remove": 9},
+        "width": {"mpl": 0.5},
+        "evaluation": {"perplexity": {"dataset": "/etc/hostname.txt"}},
+        "hub": {"repo_id": "org/secret"},
+    }
+    text = yaml.safe_dump(sections)
+    answer = bench.http.post("/v1/recipes/plan", content=text, headers=YAML)
+    said = "\n".join(answer.json()["problems"])
+    assert answer.status_code == 422
+    for part in (
+        "width.mpl: unknown key", "hub: is not accepted", "hostname.txt' is not allowed", "remove at most 3",
+        "has no tokenizer", "empty.txt is empty", "calibration.sequence_length: windows of 4096",
+    ):  # fmt: skip
+        assert part in said, said
+    assert str(room) not in said
+    (asked,) = planner.asked
+    assert "hostname" not in asked
+    assert "secret" not in asked
+    form = {"recipe": text}
+    check = bench.http.post("/submit/check", data=form).text
+    assert ("things to correct" in check, "/submit/plan" in check, "can be run" in check) == (True, True, False)
+    assert "empty.txt is empty" in bench.http.post("/submit/plan", data=form).text
+    valid = bench.http.post("/v1/recipes/validate", content=text, headers=YAML).json()
+    assert "has no tokenizer" not in str(valid)
+
+
+def test_the_green_line_comes_with_the_plan(room: Path, tmp_path: Path) -> None:
+    """A recipe of the right form is not called good until the plan has seen model, text and tasks."""
+    bench = Bench(tmp_path, Here(), allow_roots=(room,))  # type: ignore[arg-type]  # what the service uses of it
+    text = {"dataset": "text.txt", "samples": 4, "sequence_length": 32}
+    good = {"recipe": yaml.safe_dump({"model": {"id": "base"}, "calibration": text})}
+    bad = {"recipe": yaml.safe_dump({"model": {"id": "base"}, "calibration": text | {"samples": 10_000}})}
+    for form, runs in ((good, True), (bad, False)):
+        assert 'class="good"' not in bench.http.post("/submit/check", data=form).text
+        assert ('class="good"' in bench.http.post("/submit/plan", data=form).text) == runs

@@ -1,0 +1,183 @@
+"""Token mixers behind a gap: found in every family, and solved again towards the dense hidden states."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.commands import command, save_model, verify_here, write_recipe, write_text
+from helpers.tiny import structure_of
+from torch import Tensor, nn
+
+from llmprune.anatomy.discovery import discover
+from llmprune.checkpoint.loading import dense_decoder
+from llmprune.cut.apply import cut_decoder
+from llmprune.cut.decision import Cut
+from llmprune.layerwise.forward import Tensors, inputs_of
+from llmprune.layerwise.hidden_states import StreamStore
+from llmprune.prune.pass2 import Pruning
+from llmprune.prune.repair.token_mixer import Mixers
+from llmprune.prune.snapshots import LayerRecord
+from llmprune.recipe.recipe import Recipe
+from llmprune.recipe.refit import Refit
+from llmprune.score.select import PlannedSizes, choose_cut
+from llmprune.testing import VOCABULARY, tiny_model
+
+IDS = torch.randint(3, VOCABULARY, (16, 24), generator=torch.Generator().manual_seed(0))
+
+
+def _prune(
+    family: str, refit: Refit | None = None, store: StreamStore | None = None, gone: int = 1, **overrides: Any
+) -> tuple[list[LayerRecord], dict[int, Tensors], nn.Module, Cut]:
+    """Remove one layer of a tiny model: records, written tensors by new layer, the dense model, the cut."""
+    model = tiny_model(family, **overrides)
+    anatomy, dense = discover(model.config), dense_decoder(model)
+    cut = choose_cut(anatomy, None, sizes=PlannedSizes((gone,), anatomy.num_layers - 1))
+    written: dict[int, Tensors] = {}
+    pruning = Pruning(
+        dense,
+        cut_decoder(dense, model, anatomy=anatomy, cut=cut),
+        anatomy=anatomy,
+        cut=cut,
+        refit=refit or Refit(),
+        write=written.__setitem__,
+    )
+    records, _ = pruning.run(IDS, 4, store=store)
+    return records, written, tiny_model(family, **overrides), cut
+
+
+@pytest.mark.parametrize(
+    "family",
+    ["llama", "gemma2", "gpt_neox", "gpt2", "granite", "mixtral", "qwen2_moe", "afmoe", "falcon_h1", "bamba", "lfm2"],
+)
+def test_behind_a_gap_it_is_solved_again(family: str) -> None:
+    """Attention or recurrence, scaled or with a norm behind, beside or before an MLP or experts; before a gap not."""
+    records, _, _, cut = _prune(family)
+    assert cut.layers == (0, 2, 3)
+    first, behind, later = (record.mixer_held_out for record in records)
+    assert first is None
+    assert behind is not None
+    assert behind < 0
+    assert later is not None
+    assert later <= 0
+
+
+def test_streams_side_by_side_are_left_alone() -> None:
+    """Where a layer mixes several streams of hidden states, what one projection adds to them is not linear."""
+    records, _, _, _ = _prune("deepseek_v4")
+    assert all(record.mixer_held_out is None and record.held_out is None for record in records)
+
+
+@pytest.mark.parametrize("family", ["mamba", "mamba2", "nemotron_h"])
+def test_a_layer_of_one_mixer_is_repaired_by_it(family: str) -> None:
+    """Without an MLP what ends the layer is solved: for the gap as well, and once."""
+    records, written, _, cut = _prune(family)
+    _, plain, _, _ = _prune(family, refit=Refit(ridge=1e9))
+    assert all(record.mixer_held_out is None for record in records)
+    assert records[0].held_out is not None
+    assert records[0].held_out < 0
+    assert records[0].error_refit is not None
+    assert records[0].error_cut is not None
+    assert records[0].error_refit < records[0].error_cut
+    for new in range(len(cut.layers)):
+        changed = [name for name in written[new] if (written[new][name] - plain[new][name]).abs().max() > 1e-4]
+        assert len(changed) <= 1
+        assert all(name.endswith(("out_proj.weight", "down_proj.weight", "o_proj.weight")) for name in changed)
+
+
+def _reading(model: nn.Module, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a llama: hidden states before a layer, inputs and outputs of its o_proj [T, …]."""
+    seen: dict[str, Tensor] = {}
+    block: Any = model.get_submodule(f"model.layers.{layer}")
+    with (
+        torch.no_grad(),
+        inputs_of(block, lambda value: seen.__setitem__("hidden", value)),
+        inputs_of(block.self_attn.o_proj, lambda value: seen.__setitem__("inputs", value)),
+    ):
+        model(IDS, use_cache=False)
+        inputs_TF = seen["inputs"].flatten(0, 1)
+        return seen["hidden"].flatten(0, 1), inputs_TF, block.self_attn.o_proj(inputs_TF)
+
+
+def test_it_is_the_ridge_solution() -> None:
+    """Of what makes h + attention those of the dense model, or of a share of it (for all of it is an error that
+    earlier layers left), computed here from whole forward passes.
+    """
+    ridge = 0.05
+    _, written, model, _ = _prune("llama", refit=Refit(ridge=ridge))
+    dense_hidden_TD, _, dense_output_TD = _reading(model, 2)
+    layers: Any = model.get_submodule("model.layers")
+    layers[0].load_state_dict(written[0])
+    before_DF = layers[2].self_attn.o_proj.weight.detach().clone()
+    layers[1].forward = lambda hidden_BLD, *_, **__: hidden_BLD
+    hidden_TD, inputs_TF, output_TD = _reading(model, 2)
+    missing_TD = dense_hidden_TD + dense_output_TD - hidden_TD - output_TD
+    gram_FF = inputs_TF.T @ inputs_TF
+    gram_FF += ridge * gram_FF.diagonal().mean() * torch.eye(len(gram_FF))
+    whole_DF = torch.linalg.solve(gram_FF, inputs_TF.T @ missing_TD).T
+    found_DF = written[1]["self_attn.o_proj.weight"] - before_DF
+    share = float((found_DF * whole_DF).sum() / whole_DF.square().sum())
+    assert 0.1 < share <= 1
+    torch.testing.assert_close(found_DF, share * whole_DF, rtol=1e-3, atol=1e-4)
+
+
+def test_the_error_of_the_hidden_states_falls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the same run that leaves mixers as they are."""
+    records, _, _, _ = _prune("llama")
+    monkeypatch.setattr(Mixers, "has_work", lambda *_: False)
+    without, _, _, _ = _prune("llama")
+    assert records[0] == without[0]
+    assert all(record.mixer_held_out is None for record in without)
+    for one, other in zip(records[1:], without[1:], strict=True):
+        assert one.error_refit is not None
+        assert other.error_refit is not None
+        assert one.error_refit < other.error_refit
+
+
+def test_the_error_after_it_alone_is_no_error_of_the_cut() -> None:
+    """Where no MLP is refit: before the gap nothing is, behind it the mixer."""
+    records, _, _, _ = _prune("mixtral")
+    assert [(record.error_cut is None, record.error_refit is None) for record in records[:2]] == [
+        (False, True),
+        (True, False),
+    ]
+
+
+def test_files_hold_what_memory_does(tmp_path: Path) -> None:
+    """What the dense mixer wrote may lie in a file."""
+    first, tensors, _, _ = _prune("llama")
+    second, same, _, _ = _prune("llama", store=StreamStore(0, tmp_path))
+    assert first == second
+    assert all(torch.equal(tensors[new][name], same[new][name]) for new in tensors for name in tensors[new])
+
+
+def test_the_last_layers_gone_leave_mixers_alone() -> None:
+    """Nothing stands behind that gap."""
+    records, _, _, _ = _prune("llama", gone=3)
+    assert all(record.mixer_held_out is None for record in records)
+    assert records[-1].held_out is not None
+
+
+def test_the_page_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a column of its own."""
+    verify_here(monkeypatch)
+    save_model(tmp_path / "model")
+    write_text(tmp_path / "text.txt")
+    recipe = write_recipe(tmp_path / "recipe.yaml", tmp_path / "model", tmp_path / "text.txt", depth={"layers": [1]})
+    assert command("run", recipe, "--output", tmp_path / "run").code == 0
+    assert "by attention" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(("family", "layers"), [("mamba", "its layers have"), ("nemotron_h", "have")])
+def test_the_plan_says_what_is_refit_without_an_mlp(family: str, layers: str, tmp_path: Path) -> None:
+    """And that what a dense mixer writes needs memory."""
+    tiny_model(family).config.save_pretrained(tmp_path)
+    text = f"{{model: {{id: '{tmp_path}', dtype: float32}}, calibration: {{dataset: x.txt}}, depth: {{layers: [1]}}"
+    plan, without = structure_of(Recipe.parse(text + "}")), structure_of(Recipe.parse(text + ", refit: false}"))
+    assert any(
+        f"{layers} no MLP that every token goes through: where layers or heads go, what else" in note
+        for note in plan.notes
+    )
+    assert plan.memory.streams > without.memory.streams

@@ -1,0 +1,290 @@
+"""The recipe is strict: every mistake is named with its place, its value, the limit and the remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+from helpers.recipes import BASE, problems, table
+from pydantic import Field, ValidationError
+
+from llmprune.common.errors import RecipeError
+from llmprune.common.schema import Section
+from llmprune.recipe.recipe import Recipe
+from llmprune.recipe.validation_messages import describe_problems
+
+
+def with_section(section: str) -> str:
+    """A valid recipe with one section put in, or put in place of its own."""
+    name = section.partition(":")[0]
+    return "".join(f"{line}\n" for line in BASE.splitlines() if not line.startswith(name)) + section
+
+
+UNKNOWN_KEYS = table(r"""
+dept: {remove: 3}
+    dept: unknown key; did you mean 'depth'?
+Depth: {remove: 3}
+    Depth: unknown key; did you mean 'depth'?
+zzz: 1
+    zzz: unknown key; valid keys: model, calibration, depth, width, experts, sparsity, refit, evaluation, export
+7: 1
+    7: unknown key; valid keys: model, calibration, depth, width, experts, sparsity, refit, evaluation, export
+depth: {remove: 3, kep: 2}
+    depth.kep: unknown key; did you mean 'keep'?
+depth: {remove: 3, int: 2}
+    depth.int: unknown key; valid keys: remove, keep, layers, criterion
+width: {mpl: 0.5}
+    width.mpl: unknown key; did you mean 'mlp'?
+refit: {rigde: 1}
+    refit.rigde: unknown key; did you mean 'ridge'?
+depth: {remove: 1, criterion: {kin: x}}
+    depth.criterion.kin: unknown key; did you mean 'kind'?
+evaluation: {gate: {min_retention: 1, max: 2}}
+    evaluation.gate.max: unknown key
+evaluation: {perplexity: {dataset: x, sample: 2}}
+    evaluation.perplexity.sample: unknown key
+calibration: {sources: [{dataset: x, wieght: 2}]}
+    calibration.sources.0.wieght: unknown key
+export: {'a b': 1}
+    export.'a b': unknown key; valid keys: max_shard_size
+criterion: angular
+    criterion: unknown key here; it is a key of depth, width, experts
+sparsity: {pattern: '2:4', criterion: {kind: wanda}}
+    sparsity.criterion: unknown key here; it is a key of depth, width, experts
+depth: {remove: 1, criterion: {angular: 1}}
+    depth.criterion.angular: unknown key; write kind: angular
+""")
+
+
+@pytest.mark.parametrize(("section", "said"), UNKNOWN_KEYS)
+def test_unknown_keys(section: str, said: str) -> None:
+    """A key that does not exist is named by its path, with the nearest name or the valid ones."""
+    found = problems(with_section(section))
+    assert any(problem.startswith(said) for problem in found), found
+
+
+WRONG_VALUES = table(r"""
+calibration: {dataset: x, samples: true}
+    calibration.samples: must be a whole number, not true
+depth: {remove: '6'}
+    depth.remove: must be a whole number, not '6'; remove the quotes
+depth: {remove: 6.0}
+    depth.remove: must be a whole number, not 6.0
+depth: {remove: 0}
+    depth.remove: must be above 0, not 0 (Number of layers to remove)
+depth: {remove: 2024-07-01}
+    depth.remove: must be a whole number, not '2024-07-01'
+depth: {remove: 1:30}
+    depth.remove: must be a whole number, not '1:30'
+depth: {layers: 3}
+    depth.layers: must be a list, not 3
+depth: {layers: []}
+    depth.layers: must be a list of at least 1, not []
+depth: {layers: [1, a]}
+    depth.layers.1: must be a whole number, not 'a'
+depth: {layers: [1, 1]}
+    depth: layers names a layer twice
+depth: {layers: [-1]}
+    depth: layers counts from 0
+depth: {}
+    depth: needs exactly one of remove, keep, layers; none given
+depth: {remove: 1, keep: 2}
+    depth: needs exactly one of remove, keep, layers; remove and keep given
+depth: {remove: 1, criterion: {kind: x}}
+    depth.criterion.kind: must be 'block_influence' or 'angular' or 'perplexity' or 'divergence' or 'residual', not 'x'
+depth: {remove: 1, criterion: angular}
+    depth.criterion: must be a mapping of keys, not 'angular'; write {kind: angular} (How layers are scored)
+depth: 3
+    depth: must be a mapping of keys, not 3; its keys: remove, keep, layers, criterion, keep_pattern (
+width: {mlp: .nan}
+    width.mlp: must be a finite number, not .nan
+width: {mlp: .inf}
+    width.mlp: must be a finite number, not .inf
+width: {mlp: 1.5}
+    width.mlp: must be at most 1.0, not 1.5 (Fraction of the MLP neurons kept)
+width: {mlp: 0}
+    width.mlp: must be above 0.0, not 0
+width: {mlp: 0.5, neurons: 9216}
+    width: needs exactly one of mlp, neurons
+refit: {ridge: -1}
+    refit.ridge: must be at least 0.0, not -1
+refit: true
+    refit: leave refit out for the default, give settings such as {ridge: 0.1}, or say false
+model: org/model
+    model: must be a mapping of keys, not 'org/model'; its keys: id, revision,
+model: {id: ''}
+    model.id: must be text of at least 1 character, not ''
+model: {id: x, revision: 0123}
+    model.revision: must be text, not 123; put it in quotes
+model: {id: x, dtype: fp16}
+    model.dtype: must be 'auto', 'float32', 'bfloat16' or 'float16', not 'fp16'
+model: {id: x, trust_remote_code: yes}
+    model.trust_remote_code: must be true or false, not 'yes'
+model: {id: x, device_map: gpu}
+    model.device_map: must be 'auto', 'cpu' or 'balanced' or a mapping
+model: {id: x, device_map: {model.norm: 1.5}}
+    model.device_map.'model.norm': must be a whole number or text
+model: {id: x, max_memory: {0: lots}}
+    model.max_memory.0: a size is a number with a unit, such as 5GB
+evaluation: {tasks: hellaswag}
+    evaluation.tasks: must be a list, not 'hellaswag'; write ['hellaswag']
+evaluation: {tasks: [a, a]}
+    evaluation.tasks: a named twice
+evaluation: {gate: {}}
+    evaluation.gate.min_retention: is missing; add it (Least mean
+evaluation: {gate: {min_retention: 95}}
+    evaluation.gate.min_retention: must be at most 1.0, not 95
+export: {max_shard_size: -5}
+    export.max_shard_size: a size must be above zero
+calibration: {}
+    calibration: needs exactly one of dataset, sources or tokens; none given
+calibration: {dataset: x, sequence_length: 4}
+    calibration.sequence_length: must be at least 8, not 4
+calibration: {dataset: x, seed: 4294967296}
+    calibration.seed: must be below 4294967296
+calibration: {dataset: x, split: 'train[:80'}
+    calibration.split: a split is a name
+calibration: {dataset: x, split: 'train[:120%]'}
+    calibration.split: a split is a name
+calibration: {dataset: x.txt, config: en}
+    calibration: config belongs to a hub data set, not to x.txt
+calibration: {dataset: x, tokens: y, key: z}
+    calibration: needs exactly one of dataset, sources or tokens
+calibration: {dataset: x, key: z}
+    calibration: key belongs to a tokens file
+calibration: {tokens: x}
+    calibration: a tokens file needs key
+calibration: {tokens: x, key: y, split: test}
+    calibration: split belongs to dataset, not to tokens
+calibration: {dataset: x, text_field: a, messages_field: b}
+    calibration: text_field and messages_field exc
+calibration: {sources: []}
+    calibration.sources: must be a list of at least 1
+calibration: {sources: [{dataset: x, weight: 0}]}
+    calibration.sources.0.weight: must be above 0.0, not 0
+calibration: {sources: [{dataset: x}, {dataset: x}]}
+    calibration.sources: x is there twice
+""")
+
+
+@pytest.mark.parametrize(
+    ("criterion", "said"),
+    [
+        ("angular", "not 'angular'; write {kind: angular} (How layers are scored)"),
+        ("angula", "not 'angula'; write {kind: NAME} with one of block_influence, angular, perplexity"),
+        ("angula", "; did you mean 'angular'? (How"),
+        ("activation", "; activation belongs in width.criterion (How"),
+        ("{kind: angula}", "not 'angula'; did you mean 'angular'?"),
+        ("{kind: reap}", "not 'reap'; reap belongs in experts.criterion"),
+        ("3", "not 3; write {kind: NAME} with one of block_influence, angular"),
+    ],
+)
+def test_a_criterion_that_is_written_wrongly(criterion: str, said: str) -> None:
+    """The right form, the nearest name, or the section where this criterion belongs."""
+    found = problems(with_section(f"depth: {{remove: 1, criterion: {criterion}}}"))
+    assert len(found) == 1
+    assert said in found[0], found
+
+
+@pytest.mark.parametrize(("section", "said"), WRONG_VALUES)
+def test_wrong_values(section: str, said: str) -> None:
+    """A wrong type or an impossible value: the path, the value, the limit and what the key means."""
+    found = problems(with_section(section))
+    assert len(found) == 1, found
+    assert found[0].startswith(said), found[0]
+
+
+def test_all_problems_at_once() -> None:
+    """One reading names every mistake: a repeated key, a bad override, wrong values, missing sections."""
+    text = "model: {dtype: fp16}\nwidth: {mlp: 2, mlp: 3}\ndept: 1\n"
+    found = problems(text, ["nonsense", "depth.remove=-1"])
+    starts = ["line 2: 'mlp'", "--set 'nonsense'", "model.id", "model.dtype", "calibration: is missing",
+              "depth.remove", "width.mlp", "dept"]  # fmt: skip
+    assert [next(s for s in starts if problem.startswith(s)) for problem in found] == starts
+    with pytest.raises(RecipeError, match=r"^mine\.yaml: 8 problems\n  - line 2"):
+        Recipe.parse(text, ["nonsense", "depth.remove=-1"], source="mine.yaml")
+
+
+NOT_A_RECIPE = [
+    ("", "a recipe is a mapping of sections, at least model and calibration"),
+    ("[1, 2]", "a recipe is a mapping"),
+    ("model:\n\tid: x", "line 2, column 1: not valid YAML: found character '\\t' that cannot start any"),
+    ("model: [", "line 1, column 9: not valid YAML"),
+    ("model: *nothing", "line 1, column 8: not valid YAML: found undefined alias 'nothing'"),
+    ("model: !!python/object/apply:os.system [ls]", "line 1, column 8: not valid YAML"),
+    (BASE + "---\n" + BASE, "line 3, column 1: not valid YAML: but found another document"),
+    (BASE + "? [a, b]\n: 1", "line 3: a key must be a word, not a list or a mapping"),
+    (BASE + "? {a: b}\n: 1", "line 3: a key must be a word, not a list or a mapping"),
+    (BASE + "true: 1", "line 3: a key must be a word, not 'true'; put it in quotes"),
+    (BASE + "~: 1", "line 3: a key must be a word, not '~'"),
+    (BASE + "depth: {remove: " + "9" * 5000 + "}", "line 3, column 17: not valid YAML: a whole number of 5,000"),
+    (BASE + "depth: " + "[" * 600, "not a recipe: brackets or mappings are nested"),
+    (BASE + "depth: '\0'", "not valid YAML: unacceptable character #x0000"),
+    ("model: {id: x, id: y}\n" + BASE, "line 1: 'id' is there twice; keep one of them"),
+    ("model: {id: x, max_memory: {0: 1GB, '0': 2GB}}\n", "line 1: '0' is there twice"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "said"), NOT_A_RECIPE)
+def test_what_is_not_a_recipe(text: str, said: str) -> None:
+    """Broken or hostile YAML ends in one sentence with its line, never in a traceback."""
+    assert problems(text)[0].startswith(said), problems(text)
+
+
+def test_a_bomb_of_aliases_is_answered_at_once() -> None:
+    """A few lines that stand for billions of values are refused without writing them out."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
+    assert max(map(len, problems("\n".join(lines) + "\nmodel: *a11"))) < 200
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            b"model: \xe9",
+            "the recipe is not UTF-8 at byte 8 (0xe9); save it as UTF-8 (iconv -f LATIN1 -t UTF-8 OLD > NEW, if it is "
+            "Latin-1)",
+        ),
+        (
+            "model: 1".encode("utf-16"),
+            "the recipe is UTF-16 text; save it as UTF-8 (iconv -f UTF-16 -t UTF-8 OLD > NEW)",
+        ),
+        (b"model: \0", "the recipe is binary (a null byte at byte 8), not text; give a file of text"),
+        (None, "the recipe cannot be read: No such file or directory; give the path of a YAML file"),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path: Path, content: bytes | None, said: str) -> None:
+    """A missing or binary file is named, with what is needed instead."""
+    path = tmp_path / "recipe.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(RecipeError) as caught:
+        Recipe.load(path)
+    assert str(caught.value) == f"{path}: {said}"
+
+
+def test_criteria_with_different_keys() -> None:
+    """With several criteria, a wrong kind lists them all and the nearest, and a wrong key lists that kind's own."""
+
+    class Plain(Section):
+        kind: Literal["plain"] = "plain"
+
+    class Damped(Section):
+        kind: Literal["damped"] = "damped"
+        damping: float = 1.0
+
+    class Holder(Section):
+        criterion: Annotated[Plain | Damped, Field(discriminator="kind")]
+
+    def said(**criterion: Any) -> str:
+        with pytest.raises(ValidationError) as caught:
+            Holder.model_validate({"criterion": criterion})
+        return describe_problems(caught.value, Holder, data={"criterion": criterion})[0]
+
+    assert said(kind="dampd") == "criterion.kind: must be 'plain', 'damped', not 'dampd'; did you mean 'damped'?"
+    assert said(kind="sharp") == "criterion.kind: must be 'plain', 'damped', not 'sharp'"
+    assert said(kind="damped", dampin=1) == "criterion.dampin: unknown key; did you mean 'damping'?"
+    assert said(kind="plain", dampin=1) == "criterion.dampin: unknown key; valid keys: kind"
+    assert said() == "criterion: must be a mapping with 'kind', not {}"

@@ -1,0 +1,191 @@
+"""What a recipe that was read holds: overrides, its text, its fingerprints, and the recipes that ship."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.recipes import BASE, MODEL, problems, table
+from pydantic import ValidationError
+
+from llmprune.common.errors import RecipeError
+from llmprune.recipe.evaluation import Evaluation
+from llmprune.recipe.recipe import Recipe, validate_arguments
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_ready_recipes_are_valid(path: Path) -> None:
+    """Every recipe that the project ships is read without a problem and cuts something."""
+    recipe = Recipe.load(path)
+    assert recipe.depth or recipe.width
+    assert recipe.text == path.read_text(encoding="utf-8")
+
+
+def test_the_promised_recipes_are_there() -> None:
+    """A small, a middle and a large model have a recipe, and the quickstart has one."""
+    names = {"quickstart", "smollm2-135m", "llama-3.1-8b", "qwen3-8b", "llama-2-70b-mlperf"}
+    assert names <= {path.stem for path in RECIPES}
+
+
+def test_quickstart_keeps_its_texts_apart() -> None:
+    """The quickstart measures perplexity on the part of the text that calibration leaves out."""
+    recipe = Recipe.load(next(path for path in RECIPES if path.stem == "quickstart"))
+    assert recipe.evaluation.perplexity is not None
+    assert recipe.calibration.dataset == recipe.evaluation.perplexity.dataset
+    assert (recipe.calibration.split, recipe.evaluation.perplexity.split) == ("train[:80%]", "train[80%:]")
+
+
+def test_anchors_and_merge_keys() -> None:
+    """A section may repeat another one with YAML's own means, and what it adds itself wins."""
+    recipe = Recipe.parse(
+        MODEL + "calibration: &text {dataset: a/b, samples: 4}\n"
+        "evaluation: {perplexity: {<<: *text, samples: 8, split: test}}"
+    )
+    assert recipe.evaluation.perplexity is not None
+    assert (recipe.evaluation.perplexity.dataset, recipe.evaluation.perplexity.samples) == ("a/b", 8)
+    assert recipe.calibration.samples == 4
+
+
+def test_yaml_values_mean_what_they_say() -> None:
+    """Numbers with exponents are numbers, 010 is ten, and a date or a yes stays text."""
+    recipe = Recipe.parse(
+        "model: {id: yes, revision: 2024-07-01}\ncalibration: {dataset: x, samples: 010}\nrefit: {ridge: 1e-3}"
+    )
+    assert recipe.refit is not None
+    assert (recipe.model.id, recipe.model.revision) == ("yes", "2024-07-01")
+    assert (recipe.calibration.samples, recipe.refit.ridge) == (10, 0.001)
+
+
+def test_left_out_and_switched_off() -> None:
+    """Sections that are left out have their defaults; null is no cut, and refit: false is no repair."""
+    recipe = Recipe.parse(BASE)
+    assert recipe.depth is None
+    assert recipe.width is None
+    assert recipe.refit is not None
+    assert Recipe.parse(BASE + "depth: null\nrefit: false").refit is None
+
+
+GOOD_OVERRIDES = table(r"""
+depth.remove=6
+    depth.remove == 6
+ depth.remove = 6
+    depth.remove == 6
+depth=null
+    depth is None
+width.mlp=0.5
+    width.mlp == 0.5
+refit=false
+    refit is None
+refit.ridge=1e-2
+    refit.ridge == 0.01
+model.id=a=b
+    model.id == "a=b"
+model.max_memory.0=2GB
+    model.max_memory == {0: 2_000_000_000}
+model.max_memory={cpu: 1GB}
+    model.max_memory == {"cpu": 1_000_000_000}
+evaluation.tasks.1=c
+    evaluation.tasks == ("a", "c")
+evaluation.tasks=[d]
+    evaluation.tasks == ("d",)
+evaluation.perplexity.samples=8
+    (calibration.samples, evaluation.perplexity.samples) == (4, 8)
+""")
+
+BAD_OVERRIDES = table(r"""
+depth
+    --set 'depth': the form is section.key=value, such as width.mlp=0.5
+=3
+    --set '=3': the form is section.key=value
+depth..remove=3
+    --set 'depth..remove=3': the form is section.key=value
+depth.remove=[
+    --set 'depth.remove=[': line 1, column 2: not valid YAML
+depth={remove: 1, remove: 2}
+    --set 'depth={remove: 1, remove: 2}': line 1: 'remove' is there twice
+model.id.x=3
+    --set 'model.id.x=3': model.id is 'org/model', which has no keys; set it as a whole
+evaluation.tasks.9=c
+    --set 'evaluation.tasks.9=c': '9' is no place in a list of 2; count from 0
+dept.remove=3
+    dept: unknown key; did you mean 'depth'?
+depth.remove="6"
+    depth.remove: must be a whole number, not '6'; remove the quotes
+depth.keep=6
+    depth: needs exactly one of remove, keep, layers; remove and keep given: leave one out or set it to null
+model.id=
+    model.id: must be text, not null
+""")
+
+OVERRIDABLE = (
+    "model: {id: org/model, max_memory: {0: 1GB}}\ncalibration: &text {dataset: a/b, samples: 4}\n"
+    "depth: {remove: 3}\nevaluation: {tasks: [a, b], perplexity: *text}\n"
+)
+
+
+@pytest.mark.parametrize(("override", "holds"), GOOD_OVERRIDES)
+def test_overrides(override: str, holds: str) -> None:
+    """``--set`` changes one value and nothing else, and the user's text stays as it was."""
+    recipe = Recipe.parse(OVERRIDABLE, [override])
+    assert eval(holds, {name: getattr(recipe, name) for name in Recipe.model_fields})
+    assert (recipe.text, recipe.overrides) == (OVERRIDABLE, (override,))
+
+
+@pytest.mark.parametrize(("override", "said"), BAD_OVERRIDES)
+def test_bad_overrides(override: str, said: str) -> None:
+    """A ``--set`` that cannot be read or applied is quoted with the reason."""
+    assert [problem[: len(said)] for problem in problems(OVERRIDABLE, [override])] == [said]
+
+
+def test_text_is_verbatim(tmp_path: Path) -> None:
+    """Comments, order, line endings and the byte order mark of the user's file survive."""
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(b"\xef\xbb\xbf# mine\r\n" + BASE.replace("\n", "\r\n").encode() + b"# caf\xc3\xa9\n\n")
+    assert Recipe.load(path).text.encode() == path.read_bytes()
+
+
+def test_a_recipe_made_in_python_has_a_text() -> None:
+    """What Python made is written as YAML that reads back as the same recipe."""
+    made = Recipe.model_validate(
+        {"model": {"id": "1e5", "revision": "no"}, "calibration": {"dataset": "x"}, "refit": False}
+    )
+    assert Recipe.parse(made.text).model_dump() == made.model_dump()
+
+
+def test_fingerprint_follows_the_named_sections() -> None:
+    """A fingerprint changes with the values of its sections, and with nothing else."""
+    plain = Recipe.parse(BASE)
+    spelled = Recipe.parse("# the default, said\n" + BASE + "refit: {}\nwidth: {mlp: 0.5}")
+    assert plain.fingerprint(["model", "refit"]) == spelled.fingerprint(["refit", "model"])
+    assert plain.fingerprint(["width"]) != spelled.fingerprint(["width"])
+    changed = Recipe.parse(BASE, ["calibration.seed=1"])
+    assert plain.fingerprint(["calibration"]) != changed.fingerprint(["calibration"])
+    with pytest.raises(AssertionError, match="not sections"):
+        plain.fingerprint(["modle"])
+
+
+@pytest.mark.parametrize("place", ["", "model", "calibration", "evaluation"])
+def test_recipes_are_frozen(place: str) -> None:
+    """No value of a recipe can be set after it was read."""
+    section = getattr(Recipe.parse(BASE), place) if place else Recipe.parse(BASE)
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(section, next(iter(type(section).model_fields)), None)
+
+
+def test_arguments_are_as_strict_as_recipes() -> None:
+    """What the command line gives for a section is checked in the words of the recipe."""
+    assert validate_arguments(Evaluation, {"tasks": ("a",), "limit": 3}).tasks == ("a",)
+    with pytest.raises(RecipeError, match=r"^arguments: 2 problems\n  - tasks.1: must be text.*\n  - limit: must"):
+        validate_arguments(Evaluation, {"tasks": ("a", 3), "limit": 0})
+
+
+def test_reading_recipes_imports_nothing_heavy() -> None:
+    """A wrong recipe is answered before torch, transformers or datasets could be imported."""
+    heavy = {"torch", "transformers", "datasets", "numpy"}
+    code = f"import sys, llmprune.recipe.recipe; print(*{heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

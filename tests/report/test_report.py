@@ -1,0 +1,273 @@
+"""The report: a value that survives its JSON, a page that stands alone, a table for 80 columns."""
+
+from __future__ import annotations
+
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+from helpers.reports import bare_report, gate, sample_layers, sample_report, summary, task
+
+from llmprune.report.html.page import render_page
+from llmprune.results.schema import (
+    Example,
+    PerplexityFigures,
+    Report,
+    Verdict,
+)
+
+
+class Outline(HTMLParser):
+    """Headings, ids and the balance of the tags of a page."""
+
+    VOID = frozenset({"meta", "br", "hr", "img", "input", "link", "wbr"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.headings: list[str] = []
+        self.ids: list[str] = []
+        self.named_by: list[str] = []
+        self.feed(page)
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """A tag that closes itself opens nothing."""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Remember the tag, its id and what names it."""
+        if tag not in self.VOID:
+            self.open.append(tag)
+        values = dict(attrs)
+        self.ids += [values["id"]] if values.get("id") else []
+        self.named_by += (values.get("aria-labelledby") or "").split()
+
+    def handle_endtag(self, tag: str) -> None:
+        """The tag that was opened last must be the one that closes."""
+        assert self.open.pop() == tag, tag
+
+    def handle_data(self, data: str) -> None:
+        """Keep the text of section headings."""
+        if self.open and self.open[-1] == "h2":
+            self.headings.append(data)
+
+
+@pytest.mark.parametrize("report", [sample_report(), bare_report()], ids=["full", "bare"])
+def test_a_report_read_back_from_its_json_is_the_same_report(report: Report) -> None:
+    """``report.json`` loses nothing."""
+    assert Report.model_validate_json(report.model_dump_json()) == report
+
+
+def test_the_page_of_a_full_report_has_every_section() -> None:
+    """Everything a report holds has its place on the page, warnings first."""
+    outline = Outline(render_page(sample_report()))
+    assert outline.headings == [
+        "Warnings",
+        "Size",
+        "Layers",
+        "Tasks",
+        "Free generation",
+        "Perplexity",
+        "Generation speed",
+        "Verification",
+        "Steps",
+        "Recipe",
+        "Provenance",
+        "Files",
+    ]
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        "−21.2%",
+        "269 MB → 212 MB",
+        "1.24×",
+        "94.8%",
+        "92.1–97.4%",
+        "0.012",
+        "500 samples of 2,376",
+        "0.061",
+        "86.1%",
+        "Not in the mean: squad_completion.",
+        "a unit of the army",
+        "23 KB",
+        "Gate passed.",
+        "3 of 30 layers removed",
+        "Removed: 12, 20, 21.",
+        "47.36",
+        "equal in every bit",
+        "3 min 13 s",
+        "14 min 47 s",
+        "refit.ridge=0.02",
+        "93efa2f097d58c2a74874c7e644dbc9b0cee75a2",
+        "smollm2-pruned/report.html",
+    ],
+)
+def test_the_page_says_the_figures(figure: str) -> None:
+    """Sizes, ratios, removed layers, verdict, times and origins are there in words."""
+    assert figure in render_page(sample_report())
+
+
+def test_the_page_asks_nothing_of_the_network() -> None:
+    """No address, no script, no file beside it: the page can be mailed."""
+    page = render_page(sample_report())
+    assert "http://" not in page
+    assert "https://" not in page
+    assert "<script" not in page
+    assert "<link" not in page
+    assert "@import" not in page
+    assert not re.search(r"""src=["']?(?!data:)""", page)
+    assert not re.search(r"url\((?!#)", page)
+
+
+def test_text_of_the_user_stays_text() -> None:
+    """A recipe, a task or a path cannot become markup."""
+    attack = '</pre><script>alert(1)</script>"><img src=x onerror=alert(1)>'
+    base = sample_report()
+    report = sample_report(
+        recipe_text=attack,
+        overrides=(attack,),
+        warnings=(attack,),
+        files={attack: attack},
+        provenance=base.provenance.model_copy(update={"model": attack, "device": attack}),
+        perplexity=base.perplexity.model_copy(update={"source": attack}) if base.perplexity else None,
+        tasks=(task(attack, attack, 0.5, 0.4, lost=1, gained=1),),
+        generation=base.generation.model_copy(
+            update={"examples": (Example(prompt=attack, dense=attack, pruned=attack),)}
+        )
+        if base.generation
+        else None,
+    )
+    page = render_page(report)
+    Outline(page)
+    assert "<script" not in page
+    assert "<img" not in page
+    assert "&lt;/pre&gt;&lt;script&gt;" in page
+
+
+def test_a_page_leaves_out_what_the_report_does_not_hold() -> None:
+    """Only size, verification, recipe and provenance are always there."""
+    page = render_page(bare_report())
+    assert Outline(page).headings == ["Size", "Verification", "Recipe", "Provenance"]
+    assert "None" not in page
+
+
+@pytest.mark.parametrize("field", ["importance", "error_cut", "error_refit", "score_share", "width", "kept"])
+def test_a_layer_figure_that_nothing_measured_has_no_trace(field: str) -> None:
+    """A chart or a column without data is left out, and the rest stays."""
+    layers = tuple(layer.model_copy(update={field: None}) for layer in sample_layers())
+    page = render_page(sample_report(layers=layers))
+    Outline(page)
+    assert ('id="importance-title"' in page) == (field != "importance")
+    assert 'id="error-title"' in page
+    assert "None" not in page
+
+
+def test_a_cut_without_refit_shows_one_perplexity_bar_less() -> None:
+    """Where nothing was refit, the pruned model is the cut."""
+    perplexity = PerplexityFigures(dense=15.2, cut=None, pruned=47.4, tokens=4096, source="held-out.txt")
+    page = render_page(sample_report(perplexity=perplexity))
+    assert "cut and refit" not in page
+    assert "dense: 15.2; pruned: 47.4" in page
+
+
+@pytest.mark.parametrize("count", [1, 2, 30, 126])
+def test_the_page_draws_any_number_of_layers(count: int) -> None:
+    """One bar a layer, removed layers hatched, every id once and every name found."""
+    removed = tuple(layer for layer in range(count) if layer % 3 == 1)
+    page = render_page(sample_report(layers=sample_layers(count, removed)))
+    outline = Outline(page)
+    assert len(re.findall(r'<rect class="(?:kept|cut)"[^>]*><title>Layer', page)) == count
+    assert page.count('<rect class="ground"') == 2 * len(removed)
+    assert len(set(outline.ids)) == len(outline.ids)
+    assert set(outline.named_by) <= set(outline.ids)
+
+
+@pytest.mark.parametrize("value", [0.0, -0.3, 1e-9, 4e7, math.inf, math.nan])
+def test_extreme_figures_are_drawn_and_do_not_stop_the_page(value: float) -> None:
+    """Zero, negative, tiny, huge and not finite: a broken model is when the report is needed most."""
+    layers = tuple(
+        layer.model_copy(update={"importance": value, "error_cut": value, "error_refit": value})
+        if layer.layer % 2
+        else layer
+        for layer in sample_layers()
+    )
+    perplexity = PerplexityFigures(dense=15.2, cut=value, pruned=value, tokens=4096, source="held-out.txt")
+    page = render_page(sample_report(layers=layers, perplexity=perplexity))
+    Outline(page)
+    for place in re.findall(r' (?:x|y|x1|x2|y1|y2|cx|cy|width|height|points)="([^"]*)"', page):
+        assert "nan" not in place
+        assert "inf" not in place
+
+
+def test_the_summary_says_dense_cut_and_pruned_in_80_columns() -> None:
+    """One line a figure, each with its share of dense."""
+    text = summary(sample_report())
+    rows = {" ".join(line.split()) for line in text.splitlines()}
+    assert {
+        "dense cut pruned of dense",
+        "parameters 134.5 M 106 M 78.8%",
+        "weights 269 MB 212 MB 78.8%",
+        "layers 30 27 90.0%",
+        "MLP width 1,536 1,152 75.0%",
+        "KV cache per token 23 KB 20.7 KB 90.0%",
+        "perplexity 15.21 47.36 21.94 144.2%",
+        "arc_easy (acc_norm) 0.586 0.544 92.8%",
+        "mean retention 94.8%",
+        "generated tokens/s 18.4 22.9 124.5%",
+        "95% interval 92.1–97.4%",
+        "Gate passed mean retention 94.8% (92.1–97.4%), at least 90.0% asked for",
+        "page smollm2-pruned/report.html",
+    } <= rows
+    assert max(map(len, text.splitlines())) <= 80
+    assert "\x1b" not in text
+
+
+def test_the_summary_of_a_bare_report_is_only_sizes() -> None:
+    """No empty row, no column for a cut that was not measured."""
+    lines = [" ".join(line.split()) for line in summary(bare_report()).splitlines()]
+    assert "dense pruned of dense" in lines
+    assert [line.split()[0] for line in lines if "%" in line] == ["parameters", "weights", "layers"]
+
+
+def test_the_summary_names_a_gate_that_was_not_met_and_keeps_paths_whole() -> None:
+    """A failed gate is said in words, square brackets stay, and a long path stays on one line."""
+    path = "/".join(["a-rather-long-folder-name"] * 5)
+    report = sample_report(
+        gate=gate(0.98, "fail"),
+        warnings=("depth.layers: [bold]3[/bold] was given",),
+        files={"model": path},
+    )
+    text = summary(report)
+    assert "Gate not passed  mean retention 94.8% (92.1–97.4%), at least 98.0% asked for" in text
+    assert "[bold]3[/bold]" in text
+    assert path in text
+
+
+def test_the_mean_of_one_task_is_not_drawn_twice() -> None:
+    """One task alone is drawn once, with the gate's mark; several have the mean above them."""
+    base = sample_report()
+    assert base.retention is not None
+    alone = sample_report(
+        tasks=base.tasks[:1], retention=base.retention.model_copy(update={"counted": ("arc_easy",), "left_out": ()})
+    )
+    for report, dots, mean in ((base, 4, True), (alone, 1, False)):
+        drawing = render_page(report).partition('id="retention-title"')[2].partition("</svg>")[0]
+        assert drawing.count("<circle") == dots
+        assert (">mean</text>" in drawing) == mean
+        assert drawing.count('class="bar"') == 1
+
+
+@pytest.mark.parametrize(
+    ("verdict", "said"),
+    [
+        ("fail", "Gate not passed."),
+        ("not enough samples", "about 2,400 would tell"),
+        ("no interval", "no mean over samples"),
+    ],
+)
+def test_the_page_says_every_verdict(verdict: Verdict, said: str) -> None:
+    """Failed and undecided gates are said in words, and how many samples would tell."""
+    assert said in render_page(sample_report(gate=gate(0.96, verdict, needed=2400)))

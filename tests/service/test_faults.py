@@ -1,0 +1,67 @@
+"""The service on a disk that is really full."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from helpers.service import RECIPE, YAML, Bench, recipe
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Write until nothing more fits."""
+    ballast = disk / "ballast"
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+    return ballast
+
+
+def go_round(bench: Bench, times: int = 1) -> None:
+    """What the supervisor does on a full disk: it tries again."""
+    for _ in range(times):
+        with contextlib.suppress(sqlite3.OperationalError, OSError):
+            bench.supervisor.round()
+
+
+def test_a_full_disk_refuses_what_is_new_and_loses_nothing(small_disk: Path) -> None:
+    """New jobs are refused with 507 and leave nothing, what is there can be looked at; with room everything goes on."""
+    bench = Bench(small_disk)
+    done, waiting = bench.submit(recipe(n=0))["id"], bench.submit(recipe(n=1))["id"]
+    bench.until_ended(done)
+    ballast = fill(small_disk)
+    answers = [bench.http.post("/v1/jobs", content=RECIPE, headers=YAML) for _ in range(40)]
+    refused = [answer for answer in answers if answer.status_code != 201]
+    assert {answer.status_code for answer in refused} == {507}
+    assert all("full" in answer.text or "No space" in answer.text for answer in refused)
+    assert bench.http.get("/v1/jobs").status_code == 200
+    assert bench.job(done)["state"] == "succeeded"
+    go_round(bench, 3)
+    assert bench.http.get("/v1/health").status_code == 200
+    ballast.unlink()
+    if bench.until_ended(waiting)["state"] == "failed":  # it may have started on the full disk
+        assert bench.http.post(f"/v1/jobs/{waiting}/retry").status_code == 200
+    accepted = [answer.json()["id"] for answer in answers if answer.status_code == 201]
+    assert {bench.until_ended(job)["state"] for job in (waiting, bench.submit(recipe(n=2))["id"])} == {"succeeded"}
+    found = {job["id"] for job in bench.http.get("/v1/jobs", params={"limit": 500}).json()["jobs"]}
+    assert found >= {done, waiting, *accepted}
+    assert len(found) == 3 + len(accepted)
+    assert {folder.name for folder in (small_disk / "data" / "jobs").iterdir()} <= found

@@ -1,0 +1,184 @@
+"""How ``llmprune serve`` starts: what it cannot have is said at once, with the remedy, before anything runs."""
+
+from __future__ import annotations
+
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from helpers.commands import command
+from helpers.service import settings_in
+
+from llmprune.common.errors import RecipeError
+from llmprune.service import server
+from llmprune.service.listening import listening
+from llmprune.service.supervisor import devices
+
+LISTED = """\
+GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77)
+  MIG 1g.5gb      Device  0: (UUID: MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3f)
+GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-0a0a0a0a-d33d-2b2c-524d-000000000000)
+"""
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port that somebody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+@pytest.fixture
+def no_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No supervisor may be started."""
+    monkeypatch.setattr(server, "Keeper", lambda settings: pytest.fail("started a supervisor"))
+
+
+@pytest.mark.usefixtures("no_jobs")
+def test_a_busy_port_is_an_error_at_once(tmp_path: Path, taken: int) -> None:
+    """The port and the remedy are named, the exit code is that of wrong arguments, and nothing says that it serves."""
+    outcome = command("serve", "--port", str(taken), "--data-dir", tmp_path / "data", "--gpus", "none")
+    assert outcome.code == 2
+    assert outcome.err == (
+        f"llmprune: --port {taken}: another program listens on 127.0.0.1:{taken} already; "
+        "stop it, or give another --port\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("host", "said"), [("192.0.2.1", "cannot listen there"), ("bad..name", "give an address of this machine")]
+)
+def test_a_host_that_is_not_this_machine(host: str, said: str) -> None:
+    """An address of another machine, and a name of none, are refused by name."""
+    with pytest.raises(RecipeError, match=said), listening(host, 8321, backlog=1):
+        pass
+
+
+def test_every_address_of_a_host_is_listened_on() -> None:
+    """As asyncio does for a name with several addresses; the sockets close at the end."""
+    with listening("127.0.0.1", 0, backlog=1) as sockets:
+        assert [listener.family for listener in sockets] == [socket.AF_INET]
+        port = sockets[0].getsockname()[1]
+        with socket.socket() as caller:
+            assert caller.connect_ex(("127.0.0.1", port)) == 0
+    assert all(listener.fileno() == -1 for listener in sockets)
+
+
+def test_an_app_that_cannot_be_made_shows_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error itself comes out, not one of the clean-up, and the supervisor is stopped."""
+    stopped: list[bool] = []
+
+    class Keeper:
+        nudge = None
+
+        def __init__(self, settings: object) -> None:
+            pass
+
+        def stop(self, keep_jobs: bool) -> None:
+            """Note it."""
+            stopped.append(keep_jobs)
+
+    monkeypatch.setattr(server, "Keeper", Keeper)
+    monkeypatch.setattr(server, "log_with_time", lambda: None)
+    monkeypatch.setattr("llmprune.service.api.app.create_app", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        server.serve(settings_in(tmp_path, port=0))
+    assert stopped == [False]
+
+
+@pytest.mark.parametrize("verb", [("serve", "--gpus", "none"), ("token", "list")])
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "cannot be made"), (b"no table at all, just text" * 99, "cannot be used")]
+)
+@pytest.mark.usefixtures("no_jobs")
+def test_a_data_folder_that_cannot_be_used(
+    tmp_path: Path, verb: tuple[str, ...], content: bytes | None, said: str
+) -> None:
+    """A file in its place, and a job table that is none, are named with the remedy."""
+    folder = tmp_path / "data"
+    if content is None:
+        folder.touch()
+    else:
+        folder.mkdir()
+        (folder / "service.sqlite3").write_bytes(content)
+    outcome = command(*verb, "--data-dir", folder)
+    assert (outcome.code, said in outcome.err, len(outcome.err.splitlines())) == (2, True, 1), outcome.err
+
+
+@pytest.mark.parametrize("verb", [("serve", "--gpus", "none"), ("token", "list")])
+@pytest.mark.usefixtures("no_jobs")
+def test_a_table_that_a_service_uses_is_left_as_it_is(tmp_path: Path, verb: tuple[str, ...]) -> None:
+    """A service of an earlier version reads its table as it made it, until it has stopped."""
+    settings = settings_in(tmp_path)
+    settings.prepare()
+    table = sqlite3.connect(settings.database)
+    first = files("llmprune.service").joinpath("migrations", "0001_jobs.sql").read_text(encoding="utf-8")
+    table.executescript(f"{first}; PRAGMA user_version = 1")
+    with server._only_one(settings.data_dir):
+        outcome = command(*verb, "--data-dir", settings.data_dir)
+        assert (outcome.code, "another llmprune serve uses" in outcome.err) == (2, True), outcome.err
+        assert table.execute("PRAGMA user_version").fetchone() == (1,)
+    assert command("token", "list", "--data-dir", settings.data_dir).code == 0
+    assert table.execute("PRAGMA user_version").fetchone() > (5,)
+
+
+def driver(monkeypatch: pytest.MonkeyPatch, listed: str | None, torch: int = 0) -> list[list[str]]:
+    """Have nvidia-smi list these GPUs, or be missing, and torch see so many; the commands that were run."""
+    run: list[list[str]] = []
+
+    def answer(arguments: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        run.append(arguments)
+        if arguments[0] == "nvidia-smi" and listed is None:
+            raise FileNotFoundError(arguments[0])
+        return subprocess.CompletedProcess(arguments, 0, listed if arguments[0] == "nvidia-smi" else f"{torch}\n")
+
+    monkeypatch.setattr(devices.subprocess, "run", answer)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        ("0,7", "no GPU 7 (it has: 0, 1); give some that it has, or none"),
+        ("GPU-ffff", "no GPU GPU-ffff"),
+        ("0,0", "names '0' twice"),
+        ("0,,1", "has an empty name"),
+        ("cuda:0", "no GPU cuda:0"),
+        ("-1", "no GPU -1"),
+    ],
+)
+@pytest.mark.usefixtures("no_jobs")
+def test_gpus_that_are_not_there_are_refused_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wish: str, said: str
+) -> None:
+    """They are named, and so are those that are there."""
+    driver(monkeypatch, LISTED)
+    outcome = command("serve", f"--gpus={wish}", "--data-dir", tmp_path / "data")
+    assert (outcome.code, said in outcome.err) == (2, True), outcome.err
+
+
+def test_gpus_by_number_uuid_and_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of the forms that CUDA_VISIBLE_DEVICES takes is found; without a wish, all by number."""
+    driver(monkeypatch, LISTED)
+    for wish in ("0, 1", "GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77", "GPU-5d5b", "MIG-c6d4f1ef"):
+        assert devices.choose_gpus(wish) == tuple(name.strip() for name in wish.split(","))
+    assert devices.choose_gpus("none") == ()
+    assert devices.find_gpus() == ("0", "1")
+
+
+def test_gpus_without_nvidia_smi(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch is asked in a process of its own: GPUs of other makers have no nvidia-smi."""
+    run = driver(monkeypatch, None, torch=2)
+    assert devices.choose_gpus("1") == ("1",)
+    assert run[-1][0] == sys.executable
+    driver(monkeypatch, None)
+    with pytest.raises(RecipeError, match=r"no GPU 0 \(it has: none\)"):
+        devices.choose_gpus("0")
+    assert devices.find_gpus() == ()
