@@ -35,8 +35,8 @@ from llmprune import CheckpointError, LLMPruneError, ModelError, Recipe, RecipeE
 from llmprune.anatomy.config_edits import edit_config
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.known_refusals import refused_model
-from llmprune.anatomy.layer_equivalence import prove_twins
-from llmprune.anatomy.meta_model import build_blueprint, find_layers
+from llmprune.anatomy.layer_equivalence import check_layer_equivalence
+from llmprune.anatomy.meta_model import build_meta_model, find_layers
 from llmprune.checkpoint import verify
 from llmprune.testing import VOCABULARY, tiny_config, tiny_model
 
@@ -143,13 +143,13 @@ def compare_with_skipping(model: PreTrainedModel, ids_BL: torch.Tensor) -> str:
     count = len(layers)
     generator = random.Random(0)
     removals = [*({index} for index in range(count)), set(generator.sample(range(count), count // 2))]
-    blueprint = build_blueprint(model.config)
+    blueprint = build_meta_model(model.config)
     for removed in removals:
         keep = [index for index in range(count) if index not in removed]
         try:
             config = edit_config(model.config, keep, widths={})
-            pruned = build_blueprint(config, torch.float32)
-            prove_twins(blueprint, pruned, keep=keep, changing=set())
+            pruned = build_meta_model(config, torch.float32)
+            check_layer_equivalence(blueprint, pruned, keep=keep, changing=set())
         except ModelError:  # refused: nothing is saved
             continue
         renamed = {f"{path}.{old}.": f"{path}.{new}." for new, old in enumerate(keep)}

@@ -30,7 +30,7 @@ from llmprune.cut.apply import cut_decoder
 from llmprune.data.windows import load_windows
 from llmprune.evaluation.perplexity import perplexity
 from llmprune.layerwise.forward import Decoder, Tensors
-from llmprune.layerwise.hidden_states import StreamStore, Trail
+from llmprune.layerwise.hidden_states import HiddenStateCache, HiddenStateStore
 from llmprune.planning.sizes import planned_widths
 from llmprune.prune.pass2 import Pruning
 from llmprune.recipe.calibration import Calibration
@@ -77,7 +77,7 @@ class Bench:
         self.model = load_model(source)
         self.anatomy = discover(self.model.config)
         self.dense = dense_decoder(self.model)
-        self.store = StreamStore(None, folder, Trail(folder / "trail", "bench"))
+        self.store = HiddenStateStore(None, folder, HiddenStateCache(folder / "trail", "bench"))
         self.folder = folder
 
     def row(self, text: str, refit: bool) -> dict[str, Any]:

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from llmprune.anatomy.config_probe import Change, Field, Specimen, compare
+from llmprune.anatomy.config_probe import Change, Field, RepresentativeModel, compare
 from llmprune.anatomy.meta_model import find_layers, materialise, text_config
 from llmprune.anatomy.mlp import NOT_RUNNING, first_of, holder_of, is_same
 from llmprune.anatomy.selection import mask_neurons, select_neurons
-from llmprune.anatomy.types import AttentionUnit, Heads, TensorCut
+from llmprune.anatomy.types import AttentionUnit, Heads, PrunableDim
 
 Units = tuple[AttentionUnit | None, ...]
 # How tensors lie in which a group's rows are not side by side: their parts by a group's number of rows, given the
@@ -42,7 +42,9 @@ _TOKENS = 16
 _LARGE = 2**22  # entries of a table of embeddings that is not made: noise goes in instead of tokens
 
 
-def attention_units(field: Field, specimen: Specimen, *, heads: Heads, small: Sequence[dict[str, int]]) -> Units | str:
+def attention_units(
+    field: Field, specimen: RepresentativeModel, *, heads: Heads, small: Sequence[dict[str, int]]
+) -> Units | str:
     """The proven unit of every layer of the specimen that has attention; or why there are none.
 
     ``field``: what the number of groups sets. ``small``: fields that make the specimen quick to run.
@@ -89,11 +91,11 @@ def _unit(
     output = outputs[0]
     fused = layout(output.times, output.times // queries)
     inputs = [
-        TensorCut(change.name, change.dim, fused.get(change.times, (change.times,)))
+        PrunableDim(change.name, change.dim, fused.get(change.times, (change.times,)))
         for change in changes
         if change is not output
     ]
-    tensors = (*inputs, TensorCut(output.name, output.dim, (output.times,)))
+    tensors = (*inputs, PrunableDim(output.name, output.dim, (output.times,)))
     return AttentionUnit(holder_of(output.name), tensors, output.times * groups, refit=False)
 
 
@@ -115,7 +117,9 @@ class _Pair:
     kinds: frozenset[int]  # the first layer of each kind
 
     @classmethod
-    def build(cls, field: Field, specimen: Specimen, *, heads: Heads, smaller: dict[str, int]) -> _Pair | str:
+    def build(
+        cls, field: Field, specimen: RepresentativeModel, *, heads: Heads, smaller: dict[str, int]
+    ) -> _Pair | str:
         """The pair, or why there is none."""
         queries = min(heads.queries, _MOST_QUERIES)
         few = replace(heads, per_group={name: min(each, queries) for name, each in heads.per_group.items()})
@@ -123,7 +127,11 @@ class _Pair:
         if wide is None or narrow is None:
             return f"no model can be built with {few.fields(_KEPT)}"
         found = compare(
-            Specimen(wide, (), specimen.trust_remote_code), narrow, name=field.name, probe=_KEPT, most_times=MOST_ROWS
+            RepresentativeModel(wide, (), specimen.trust_remote_code),
+            narrow,
+            name=field.name,
+            probe=_KEPT,
+            most_times=MOST_ROWS,
         )
         if found is None or found.value != _GROUPS or _places(found) != _places(field):
             return f"{field.name} set other sizes in a smaller model"

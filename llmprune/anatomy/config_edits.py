@@ -1,8 +1,8 @@
 """The config of a model with fewer layers or narrower MLPs, and without the prediction heads, which no cut model has.
 
 Fields by layer, from transformers' config classes. That the result builds the
-very layers that were kept is not trusted to this table: ``proof.prove_twins``
-compares every kept layer with its twin in the model that the new config makes.
+very layers that were kept is not trusted to this table: ``proof.check_layer_equivalence``
+compares every kept layer with its counterpart in the model that the new config makes.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from llmprune.anatomy.config_edits import edit_config
-from llmprune.anatomy.layer_equivalence import one_of_layers, prove_twins
-from llmprune.anatomy.meta_model import Config, build_blueprint, find_layers, text_config
+from llmprune.anatomy.layer_equivalence import check_layer_equivalence, one_of_layers
+from llmprune.anatomy.meta_model import Config, build_meta_model, find_layers, text_config
 
 _PROBES = (64, 48)  # values that a field is given: another than it has
 _LEAST = 4  # less of anything is no width
@@ -64,7 +64,7 @@ class Field:
 
 
 @dataclass(frozen=True)
-class Specimen:
+class RepresentativeModel:
     """A model with one layer of each kind; ``stands_for[i]`` is the layer of it that dense layer i is like."""
 
     model: PreTrainedModel
@@ -85,23 +85,23 @@ def rebuild(config: Config, fields: Mapping[str, int], *, trust_remote_code: boo
     """The model of this config with other values in some fields; None where its class cannot build that."""
     layers = range(text_config(config).num_hidden_layers)
     try:
-        return build_blueprint(edit_config(config, layers, widths=dict(fields)), trust_remote_code=trust_remote_code)
+        return build_meta_model(edit_config(config, layers, widths=dict(fields)), trust_remote_code=trust_remote_code)
     except Exception:  # a model class may fail in any way on a value that it does not expect
         return None
 
 
-def take_specimen(model: PreTrainedModel, trust_remote_code: bool) -> Specimen:
+def take_specimen(model: PreTrainedModel, trust_remote_code: bool) -> RepresentativeModel:
     """One layer of each kind, or the whole model where its config cannot express that."""
     _, layers = find_layers(model)
     kinds = [_kind(layer) for layer in layers]
     first = [kinds.index(kind) for kind in kinds]
     keep = sorted({*first, *one_of_layers(model.config)[:1]})
     try:
-        small = build_blueprint(edit_config(model.config, keep, widths={}), trust_remote_code=trust_remote_code)
-        prove_twins(model, small, keep=keep, changing=set())
+        small = build_meta_model(edit_config(model.config, keep, widths={}), trust_remote_code=trust_remote_code)
+        check_layer_equivalence(model, small, keep=keep, changing=set())
     except Exception:  # as above
-        return Specimen(model, tuple(first), trust_remote_code)
-    return Specimen(small, tuple(keep.index(index) for index in first), trust_remote_code)
+        return RepresentativeModel(model, tuple(first), trust_remote_code)
+    return RepresentativeModel(small, tuple(keep.index(index) for index in first), trust_remote_code)
 
 
 def _kind(layer: nn.Module) -> tuple[str, tuple[tuple[str, torch.Size], ...]]:
@@ -113,7 +113,7 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from module.named_buffers()
 
 
-def fields_that_set_sizes(specimen: Specimen) -> list[Field]:
+def fields_that_set_sizes(specimen: RepresentativeModel) -> list[Field]:
     """Every whole-number field that sets sizes in the layers and nothing else."""
     text = text_config(specimen.model.config)
     skipped = {text.attribute_map.get(name, name) for name in _OTHER_SIZES}
@@ -139,7 +139,7 @@ def _may_set_sizes(name: str, value: object, *, sizes: set[int]) -> bool:
 
 
 def compare(
-    specimen: Specimen, other: PreTrainedModel, *, name: str, probe: int, most_times: int = _MOST_TIMES
+    specimen: RepresentativeModel, other: PreTrainedModel, *, name: str, probe: int, most_times: int = _MOST_TIMES
 ) -> Field | None:
     """What follows the field in the specimen, of which ``other`` has the value ``probe``; None where it is no size.
 
@@ -178,7 +178,7 @@ def _change(before: torch.Tensor, after: torch.Tensor, *, probe: int, most_times
     return (dims[0], times) if whole else None
 
 
-def follows_everywhere(model: PreTrainedModel, field: Field, *, specimen: Specimen) -> bool:
+def follows_everywhere(model: PreTrainedModel, field: Field, *, specimen: RepresentativeModel) -> bool:
     """Whether the field sets in the whole model what it sets in the specimen, layer by layer."""
     if model is specimen.model:
         return True
@@ -192,12 +192,12 @@ def is_like_specimen(
     other: PreTrainedModel,
     *,
     field: Field,
-    specimen: Specimen,
+    specimen: RepresentativeModel,
     probe: int,
     most_times: int = _MOST_TIMES,
 ) -> bool:
     """Whether ``other`` differs from the whole model as the field says that it does from the specimen."""
-    whole = Specimen(model, tuple(range(len(specimen.stands_for))), specimen.trust_remote_code)
+    whole = RepresentativeModel(model, tuple(range(len(specimen.stands_for))), specimen.trust_remote_code)
     found = compare(whole, other, name=field.name, probe=probe, most_times=most_times)
     return found is not None and all(
         changes == field.changes[kind] for changes, kind in zip(found.changes, specimen.stands_for, strict=True)

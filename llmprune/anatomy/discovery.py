@@ -8,12 +8,18 @@ from dataclasses import replace
 from transformers import PreTrainedModel
 
 from llmprune.anatomy.config_edits import edit_config
-from llmprune.anatomy.config_probe import Field, Specimen, fields_that_set_sizes, follows_everywhere, take_specimen
+from llmprune.anatomy.config_probe import (
+    Field,
+    RepresentativeModel,
+    fields_that_set_sizes,
+    follows_everywhere,
+    take_specimen,
+)
 from llmprune.anatomy.experts import FEW_EXPERTS, Blocks, expert_field, prove_experts
 from llmprune.anatomy.heads import find_heads
-from llmprune.anatomy.layer_equivalence import one_of_layers, prove_twins
+from llmprune.anatomy.layer_equivalence import check_layer_equivalence, one_of_layers
 from llmprune.anatomy.layer_patterns import find_patterns
-from llmprune.anatomy.meta_model import Config, build_blueprint, find_layers
+from llmprune.anatomy.meta_model import Config, build_meta_model, find_layers
 from llmprune.anatomy.mlp import PROOF_WIDTH, units_of_field
 from llmprune.anatomy.types import Anatomy, Experts, MlpUnit, WidthGroup
 from llmprune.common.errors import ModelError
@@ -24,7 +30,7 @@ def discover(config: Config, trust_remote_code: bool = False) -> Anatomy:
 
     Raises ModelError where it is no causal decoder or its layers are not found.
     """
-    model = build_blueprint(config, trust_remote_code=trust_remote_code)
+    model = build_meta_model(config, trust_remote_code=trust_remote_code)
     path, layers = find_layers(model)
     _refuse_bidirectional(model)
     specimen = take_specimen(model, trust_remote_code)
@@ -71,8 +77,8 @@ def _depth_refusal(model: PreTrainedModel, trust_remote_code: bool) -> str | Non
     removed = next(index for index in [len(layers) // 2, 0] if (index,) != one_of_layers(model.config))
     keep = [index for index in range(len(layers)) if index != removed]
     try:
-        pruned = build_blueprint(edit_config(model.config, keep, widths={}), trust_remote_code=trust_remote_code)
-        prove_twins(model, pruned, keep=keep, changing=set())
+        pruned = build_meta_model(edit_config(model.config, keep, widths={}), trust_remote_code=trust_remote_code)
+        check_layer_equivalence(model, pruned, keep=keep, changing=set())
     except ModelError as error:
         return str(error)
     except Exception as error:  # a model class may fail in any way on a config that it does not expect
@@ -88,7 +94,7 @@ def _small(fields: Sequence[Field], experts: Field | None) -> list[dict[str, int
 
 
 def _width_groups(
-    model: PreTrainedModel, fields: Sequence[Field], *, specimen: Specimen, small: Sequence[dict[str, int]]
+    model: PreTrainedModel, fields: Sequence[Field], *, specimen: RepresentativeModel, small: Sequence[dict[str, int]]
 ) -> tuple[tuple[WidthGroup, ...], list[tuple[MlpUnit, ...]]]:
     """Every field that is named like a width and sets one, and the proven units of each layer of the specimen."""
     groups: list[WidthGroup] = []
@@ -120,7 +126,11 @@ def _width_refusal(groups: Sequence[WidthGroup]) -> str | None:
 
 
 def _experts(
-    model: PreTrainedModel, mixture: tuple[Field, Blocks] | None, *, specimen: Specimen, small: Sequence[dict[str, int]]
+    model: PreTrainedModel,
+    mixture: tuple[Field, Blocks] | None,
+    *,
+    specimen: RepresentativeModel,
+    small: Sequence[dict[str, int]],
 ) -> Experts | None:
     experts = prove_experts(mixture, specimen, small=small)
     if experts and mixture and experts.refusal is None and not follows_everywhere(model, mixture[0], specimen=specimen):

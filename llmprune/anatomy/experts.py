@@ -15,25 +15,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llmprune.anatomy.config_probe import Change, Field, Specimen
+from llmprune.anatomy.config_probe import Change, Field, RepresentativeModel
 from llmprune.anatomy.expert_hooks import choice_in, outputs_of_experts
 from llmprune.anatomy.meta_model import Config, find_layers, materialise, text_config
 from llmprune.anatomy.mlp import NOT_RUNNING, first_of, holder_of, inside, is_inside, is_same, paths_around
 from llmprune.anatomy.selection import select_neurons
-from llmprune.anatomy.types import ExpertBlock, Experts, TensorCut
+from llmprune.anatomy.types import ExpertBlock, Experts, PrunableDim
 
 FEW_EXPERTS = 16  # enough to prove it, and quick
 _TOKENS = 32
 Blocks = tuple[ExpertBlock | None, ...]
 
 
-def expert_field(fields: Sequence[Field], specimen: Specimen) -> tuple[Field, Blocks] | None:
+def expert_field(fields: Sequence[Field], specimen: RepresentativeModel) -> tuple[Field, Blocks] | None:
     """The field that sets the number of experts, and the block of every layer of the specimen."""
     return next(((field, blocks) for field in fields if (blocks := _blocks(field, specimen)) is not None), None)
 
 
 def prove_experts(
-    found: tuple[Field, Blocks] | None, specimen: Specimen, *, small: Sequence[dict[str, int]]
+    found: tuple[Field, Blocks] | None, specimen: RepresentativeModel, *, small: Sequence[dict[str, int]]
 ) -> Experts | None:
     """The experts and whether any can be removed; None where the model has no mixture.
 
@@ -57,7 +57,7 @@ def _is_stack(name: str, tensor: Tensor) -> bool:
     return tensor.ndim == 3 and "expert" in name
 
 
-def _blocks(field: Field, specimen: Specimen) -> Blocks | None:
+def _blocks(field: Field, specimen: RepresentativeModel) -> Blocks | None:
     """The blocks whose number of experts this field sets; None where it sets something else."""
     blocks: list[ExpertBlock | None] = []
     for layer, changes in zip(specimen.layers, field.changes, strict=True):
@@ -70,12 +70,12 @@ def _blocks(field: Field, specimen: Specimen) -> Blocks | None:
     return tuple(blocks)
 
 
-def _cuts(changes: Sequence[Change]) -> tuple[TensorCut, ...]:
-    return tuple(TensorCut(change.name, change.dim) for change in changes)
+def _cuts(changes: Sequence[Change]) -> tuple[PrunableDim, ...]:
+    return tuple(PrunableDim(change.name, change.dim) for change in changes)
 
 
 def _prove(
-    field: Field, blocks: Blocks, *, specimen: Specimen, small: dict[str, int], top_k: int | None
+    field: Field, blocks: Blocks, *, specimen: RepresentativeModel, small: dict[str, int], top_k: int | None
 ) -> tuple[int | None, str | None]:
     """How many experts a token takes, and why none can be removed."""
     model = specimen.with_fields(small)
@@ -110,7 +110,7 @@ class _Call:
     def prove(self) -> str | None:
         """Why no expert can be removed; None where the proof holds."""
         path, before = self._run()
-        cuts = [TensorCut(inside(cut.name, path), cut.dim) for cut in self.block.tensors]
+        cuts = [PrunableDim(inside(cut.name, path), cut.dim) for cut in self.block.tensors]
         if not self.scored:
             return (
                 f"{self.block.path}: it is not told which experts each token takes, or puts out something else than "

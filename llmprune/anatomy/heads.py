@@ -12,14 +12,14 @@ from transformers import PreTrainedModel
 
 from llmprune.anatomy.attention import MOST_ROWS, Units, attention_units
 from llmprune.anatomy.config_edits import edit_config
-from llmprune.anatomy.config_probe import Field, Specimen, compare, is_like_specimen, rebuild
+from llmprune.anatomy.config_probe import Field, RepresentativeModel, compare, is_like_specimen, rebuild
 from llmprune.anatomy.meta_model import Config, quiet_transformers, text_config
 from llmprune.anatomy.types import Heads
 from llmprune.common.errors import ModelError
 
 
 def find_heads(
-    model: PreTrainedModel, specimen: Specimen, *, small: Sequence[dict[str, int]]
+    model: PreTrainedModel, specimen: RepresentativeModel, *, small: Sequence[dict[str, int]]
 ) -> tuple[Heads | None, Units]:
     """The heads of the model, and the attention unit of every layer of the specimen that has one.
 
@@ -86,7 +86,7 @@ def _possible(model: PreTrainedModel, heads: Heads) -> tuple[int, ...]:
     return tuple(groups for groups in range(1, heads.count) if accepted(groups))
 
 
-def _field(model: PreTrainedModel, specimen: Specimen, *, heads: Heads) -> Field | str:
+def _field(model: PreTrainedModel, specimen: RepresentativeModel, *, heads: Heads) -> Field | str:
     """What the number of groups sets in each layer of the specimen, or why it cannot be made smaller."""
     names = " and ".join(heads.per_group)
     built = ((groups, specimen.with_fields(heads.fields(groups))) for groups in _likely_first(heads))

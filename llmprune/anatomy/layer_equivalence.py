@@ -1,6 +1,6 @@
 """Proof that a cut leaves the layers what they are.
 
-Every kept layer equals its twin in the model that the edited config builds: class, tensor
+Every kept layer equals its counterpart in the model that the edited config builds: class, tensor
 shapes, and every plain attribute but its own index and the sizes that were cut.
 """
 
@@ -17,7 +17,7 @@ from llmprune.anatomy.meta_model import Config, find_layers, text_config
 from llmprune.anatomy.types import Anatomy, AttentionUnit, Heads
 from llmprune.common.errors import ModelError
 
-# Spellings of a module's own position, which differs between twins by design.
+# Spellings of a module's own position, which differs between counterparts by design.
 INDEX_ATTRIBUTES = frozenset({"layer_idx", "layer_id", "layer_index", "layer_number", "block_idx", "idx"})
 
 
@@ -48,7 +48,9 @@ def sizes_of_heads(heads: Heads, units: Iterable[AttentionUnit | None], *, kept:
     return {(size * heads.count, size * kept) for size in each}
 
 
-def prove_twins(dense: PreTrainedModel, pruned: PreTrainedModel, *, keep: Sequence[int], changing: Sizes) -> None:
+def check_layer_equivalence(
+    dense: PreTrainedModel, pruned: PreTrainedModel, *, keep: Sequence[int], changing: Sizes
+) -> None:
     """Compare every kept layer with the layer that the edited config builds in its place.
 
     ``changing``: (dense, pruned) of the sizes that are cut. Both models may be without weights.
@@ -96,18 +98,18 @@ def one_of_layers(config: Config) -> tuple[int, ...]:
     return full if len(full) < len(kinds) else ()
 
 
-def _difference(layer: nn.Module, twin: nn.Module, *, changing: Sizes) -> str:
-    if type(layer) is not type(twin):
-        return f"{type(layer).__name__} against {type(twin).__name__}"
-    modules, twins = dict(layer.named_modules()), dict(twin.named_modules())
-    if modules.keys() != twins.keys():
-        return f"modules {sorted(modules.keys() ^ twins.keys())}"
-    buffers, twin_buffers = _computed_buffers(layer), _computed_buffers(twin)
+def _difference(layer: nn.Module, counterpart: nn.Module, *, changing: Sizes) -> str:
+    if type(layer) is not type(counterpart):
+        return f"{type(layer).__name__} against {type(counterpart).__name__}"
+    modules, counterparts = dict(layer.named_modules()), dict(counterpart.named_modules())
+    if modules.keys() != counterparts.keys():
+        return f"modules {sorted(modules.keys() ^ counterparts.keys())}"
+    buffers, twin_buffers = _computed_buffers(layer), _computed_buffers(counterpart)
     for name in sorted(buffers.keys() | twin_buffers.keys()):
         if buffers.keys() != twin_buffers.keys() or not _same_values(buffers[name], twin_buffers[name]):
             return f"the values of {name}"
     for path, module in modules.items():
-        mine, other = plain_attributes(module), plain_attributes(twins[path])
+        mine, other = plain_attributes(module), plain_attributes(counterparts[path])
         for name in sorted(mine.keys() | other.keys()):
             value, twin_value = mine.get(name), other.get(name)
             if value != twin_value and not _is_narrowed(value, twin_value, changing=changing):
@@ -115,9 +117,9 @@ def _difference(layer: nn.Module, twin: nn.Module, *, changing: Sizes) -> str:
     return ""
 
 
-def _same_values(buffer: Tensor, twin: Tensor) -> bool:
-    """Whether two buffers are equal; the dense layer's may be on a GPU, its twin's is not."""
-    return torch.equal(buffer.to(twin.device), twin)
+def _same_values(buffer: Tensor, counterpart: Tensor) -> bool:
+    """Whether two buffers are equal; the dense layer's may be on a GPU, its counterpart's is not."""
+    return torch.equal(buffer.to(counterpart.device), counterpart)
 
 
 def _computed_buffers(layer: nn.Module) -> dict[str, Tensor]:

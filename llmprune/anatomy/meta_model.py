@@ -43,7 +43,7 @@ def quiet_transformers() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def build_blueprint(
+def build_meta_model(
     config: Config, dtype: torch.dtype | None = None, *, trust_remote_code: bool = False
 ) -> PreTrainedModel:
     """The model of this config with parameters on the meta device and real buffers.

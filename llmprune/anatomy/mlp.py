@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from llmprune.anatomy.config_probe import Change, Field, Specimen
+from llmprune.anatomy.config_probe import Change, Field, RepresentativeModel
 from llmprune.anatomy.expert_hooks import activations_of_experts
 from llmprune.anatomy.gated_mlp import find_up
 from llmprune.anatomy.meta_model import find_layers, materialise, text_config
 from llmprune.anatomy.selection import mask_neurons, select_neurons
-from llmprune.anatomy.types import MlpUnit, Strand, TensorCut
+from llmprune.anatomy.types import FusedSlice, MlpUnit, PrunableDim
 
 PROOF_WIDTH = 16  # neurons of the module that is proven, times whatever the unit is of its field
 _KEPT = 8
@@ -33,7 +33,7 @@ NOT_RUNNING = (TypeError, RuntimeError, ValueError, AttributeError, IndexError, 
 
 
 def units_of_field(
-    field: Field, specimen: Specimen, *, small: dict[str, int]
+    field: Field, specimen: RepresentativeModel, *, small: dict[str, int]
 ) -> tuple[tuple[tuple[MlpUnit, ...], ...], str | None]:
     """The proven units of every specimen layer, and why the field is no proven width (None where it is).
 
@@ -87,13 +87,13 @@ def _propose(layer: nn.Module, path: str, *, changes: list[Change], field: Field
             continue
         for fused in ((1, 1), (2,)) if 2.0 in ratios else ((1,),):
             inputs = [
-                TensorCut(change.name, change.dim, fused if change.times > output.times else (1,))
+                PrunableDim(change.name, change.dim, fused if change.times > output.times else (1,))
                 for change in changes
                 if change is not output
             ]
             yield MlpUnit(
                 path,
-                (*inputs, TensorCut(output.name, output.dim)),
+                (*inputs, PrunableDim(output.name, output.dim)),
                 output.times * field.value,
                 field.name,
                 output.times,
@@ -168,7 +168,7 @@ class Pair:
 
 def _find_up(
     module: nn.Module, path: str, *, unit: MlpUnit, before: dict[str, Tensor], hidden_BLD: Tensor
-) -> Strand | None:
+) -> FusedSlice | None:
     """The up projection of a unit of a module at ``path``, by the module's activations with other weights."""
     seen: list[Tensor] = []
 
@@ -187,7 +187,7 @@ def _find_up(
         handle.remove()
     if found is None:
         return None
-    return Strand(unit.tensors[own.tensors.index(found.tensor)], found.entry)
+    return FusedSlice(unit.tensors[own.tensors.index(found.tensor)], found.entry)
 
 
 class _Seen:

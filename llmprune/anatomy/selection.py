@@ -8,22 +8,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llmprune.anatomy.types import Strand, TensorCut
+from llmprune.anatomy.types import FusedSlice, PrunableDim
 
 
-def select_neurons(tensor: Tensor, cut: TensorCut, *, keep: Tensor) -> Tensor:
+def select_neurons(tensor: Tensor, cut: PrunableDim, *, keep: Tensor) -> Tensor:
     """The tensor with only the kept neurons (or groups) along the cut's dimension, in the order of ``keep``.
 
     ``keep``: int64 [K]; [E, K] where the tensor stacks E experts that keep neurons of their own.
     """
     keep = keep.to(tensor.device)
     if keep.ndim == 2:
-        own = TensorCut(cut.name, cut.dim - 1, cut.parts)
+        own = PrunableDim(cut.name, cut.dim - 1, cut.parts)
         return torch.stack([select_neurons(part, own, keep=keep_K) for part, keep_K in zip(tensor, keep, strict=True)])
     return tensor.index_select(cut.dim, rows_of(keep, tensor.shape[cut.dim], cut=cut))
 
 
-def rows_of(keep_K: Tensor, size: int, *, cut: TensorCut) -> Tensor:
+def rows_of(keep_K: Tensor, size: int, *, cut: PrunableDim) -> Tensor:
     """Where the kept neurons or groups lie, int64 [R], along a dimension of this size."""
     count, start, rows = size // sum(cut.parts), 0, []
     for entries in cut.parts:
@@ -32,7 +32,7 @@ def rows_of(keep_K: Tensor, size: int, *, cut: TensorCut) -> Tensor:
     return torch.cat(rows)
 
 
-def strand_rows(size: int, strand: Strand) -> Tensor:
+def strand_rows(size: int, strand: FusedSlice) -> Tensor:
     """Where the neurons' entries of one strand lie, int64 [F], along a dimension of this size."""
     count, start, entry = size // sum(strand.tensor.parts), 0, strand.entry
     for entries in strand.tensor.parts:
@@ -42,12 +42,12 @@ def strand_rows(size: int, strand: Strand) -> Tensor:
     raise IndexError(f"{strand.tensor.name} has {sum(strand.tensor.parts)} entries of each neuron")
 
 
-def outputs_first(matrix: Tensor, output: TensorCut) -> Tensor:
+def outputs_first(matrix: Tensor, output: PrunableDim) -> Tensor:
     """The weight of an output projection as [D, F], or a [D, F] in that weight's own layout: a view."""
     return matrix if output.dim == 1 else matrix.T
 
 
-def neuron_rows(tensor: Tensor, cut: TensorCut) -> Tensor:
+def neuron_rows(tensor: Tensor, cut: PrunableDim) -> Tensor:
     """The tensor with a neuron a row [F, …]; gate and up of a fused projection lie in one row."""
     rows = tensor.movedim(cut.dim, 0)
     count = len(rows) // sum(cut.parts)
@@ -55,10 +55,10 @@ def neuron_rows(tensor: Tensor, cut: TensorCut) -> Tensor:
     return torch.cat([block.reshape(count, -1, *rows.shape[1:]) for block in blocks], dim=1)
 
 
-def mask_neurons(tensor: Tensor, cut: TensorCut, *, keep: Tensor) -> Tensor:
+def mask_neurons(tensor: Tensor, cut: PrunableDim, *, keep: Tensor) -> Tensor:
     """The tensor with zeros for all but the kept neurons. ``keep`` as in ``select_neurons``."""
     if keep.ndim == 2:
-        own = TensorCut(cut.name, cut.dim - 1, cut.parts)
+        own = PrunableDim(cut.name, cut.dim - 1, cut.parts)
         return torch.stack([mask_neurons(part, own, keep=keep_K) for part, keep_K in zip(tensor, keep, strict=True)])
     rows = rows_of(keep, tensor.shape[cut.dim], cut=cut)
     return torch.zeros_like(tensor).index_copy_(cut.dim, rows, tensor.index_select(cut.dim, rows))

@@ -13,7 +13,7 @@ NO_HEADS = "its config counts no attention heads"  # why none can be removed whe
 
 
 @dataclass(frozen=True)
-class TensorCut:
+class PrunableDim:
     """One tensor of a layer that has neurons, groups of heads, or experts along one of its dimensions.
 
     The dimension is made of ``parts`` one after the other, in each of which every neuron (group, expert) has so
@@ -27,10 +27,10 @@ class TensorCut:
 
 
 @dataclass(frozen=True)
-class Strand:
+class FusedSlice:
     """One entry of each neuron in a tensor: all of it, or where it fuses gate and up, one of the two."""
 
-    tensor: TensorCut
+    tensor: PrunableDim
     entry: int
 
 
@@ -43,7 +43,7 @@ class Unit:
     """
 
     path: str
-    tensors: tuple[TensorCut, ...]
+    tensors: tuple[PrunableDim, ...]
     width: int
 
     @property
@@ -66,7 +66,7 @@ class MlpUnit(Unit):
     times: int
     experts: int | None
     refit: bool
-    up: Strand | None = None
+    up: FusedSlice | None = None
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class ExpertBlock:
     """The experts of one layer: the module that runs them, and every tensor with an entry for each."""
 
     path: str
-    tensors: tuple[TensorCut, ...]
+    tensors: tuple[PrunableDim, ...]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from llmprune.anatomy.meta_model import (
     Config,
     auto_class,
-    build_blueprint,
+    build_meta_model,
     find_layers,
     quiet_transformers,
     text_config,
@@ -187,7 +187,7 @@ def dense_decoder(model: PreTrainedModel) -> Decoder:
 def build_skeleton(config: Config, model: PreTrainedModel) -> PreTrainedModel:
     """A model of this config without layer weights; all other tensors are those of ``model``."""
     runs_own_code = not type(model).__module__.startswith("transformers.")
-    skeleton = build_blueprint(config, model.dtype, trust_remote_code=runs_own_code)
+    skeleton = build_meta_model(config, model.dtype, trust_remote_code=runs_own_code)
     path, _ = find_layers(skeleton)
     tensors = tensors_of(model, skip=path)
     device = _running_device(model.get_input_embeddings())

@@ -20,7 +20,7 @@ from transformers import AutoConfig
 
 from llmprune.anatomy.meta_model import auto_class
 from llmprune.common.errors import VerificationError
-from llmprune.layerwise.forward import Walk
+from llmprune.layerwise.forward import LayerwiseForward
 
 # Largest difference of logits that passes, relative to the largest logit. The same code on the
 # same device gives 0; other kernels (a GPU's, or a layer that was split over devices) round otherwise.
@@ -39,7 +39,7 @@ class Probe:
     logits_BPV: Tensor
 
     @classmethod
-    def take(cls, walk: Walk) -> Probe:
+    def take(cls, walk: LayerwiseForward) -> Probe:
         """From the first batch of a walk that has passed the last layer."""
         ids_BL = walk.batches[0]
         positions_P = torch.linspace(0, ids_BL.shape[1] - 1, min(_PROBED_POSITIONS, ids_BL.shape[1])).long()

@@ -18,7 +18,9 @@ PAUSES = (5.0, 25.0, 60.0)  # seconds before the first line, the second, and all
 def announced(whom: str, purpose: str) -> Iterator[None]:
     """Log ``whom`` the block waits for and for what, where it takes longer than 5 s; then again, ever more rarely."""
     ended = threading.Event()
-    thread = threading.Thread(target=_tell, args=(ended, whom, purpose), name="waiting", daemon=True)
+    thread = threading.Thread(
+        target=_tell, args=(ended, whom), kwargs={"purpose": purpose}, name="waiting", daemon=True
+    )
     thread.start()
     try:
         yield

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llmprune.anatomy.config_edits import edit_config
-from llmprune.anatomy.layer_equivalence import prove_twins, sizes_that_change
+from llmprune.anatomy.layer_equivalence import check_layer_equivalence, sizes_that_change
 from llmprune.anatomy.meta_model import Config
 from llmprune.anatomy.selection import outputs_first, select_neurons, strand_rows
-from llmprune.anatomy.types import NO_HEADS, Anatomy, Strand, TensorCut, Unit, unit_key
+from llmprune.anatomy.types import NO_HEADS, Anatomy, FusedSlice, PrunableDim, Unit, unit_key
 from llmprune.checkpoint.loading import build_skeleton
 from llmprune.checkpoint.stored_dtypes import Originals
 from llmprune.common.errors import ModelError
@@ -64,7 +64,7 @@ def cut_decoder(dense: Decoder, model: PreTrainedModel, *, anatomy: Anatomy, cut
     )
     skeleton = build_skeleton(config, model)
     changing = sizes_that_change(anatomy, cut.widths, experts=cut.num_experts, kv_groups=cut.kv_groups)
-    prove_twins(dense.skeleton, skeleton, keep=cut.layers, changing=changing)
+    check_layer_equivalence(dense.skeleton, skeleton, keep=cut.layers, changing=changing)
     decoder = Decoder(
         skeleton,
         lambda new: cut_layer(dense.tensors(cut.layers[new]), anatomy, cut=cut, layer=cut.layers[new]),
@@ -79,7 +79,7 @@ def cut_layer(tensors: Tensors, anatomy: Anatomy, *, cut: Cut, layer: int) -> Te
     they are.
     """
     attention, block = anatomy.attention[layer], anatomy.blocks[layer]
-    parts: list[tuple[tuple[TensorCut, ...], Tensor | None]] = [
+    parts: list[tuple[tuple[PrunableDim, ...], Tensor | None]] = [
         (unit.tensors, cut.neurons.get(unit_key(layer, unit.path))) for unit in anatomy.units[layer]
     ]
     if attention is not None:
@@ -107,7 +107,7 @@ def add_to_output(layer: nn.Module, unit: Unit, *, delta_DF: Tensor) -> None:
     weight.data = (weight.float() + delta).to(weight.dtype)
 
 
-def add_to_strand(tensor: Tensor, strand: Strand, *, delta_FI: Tensor) -> Tensor:
+def add_to_strand(tensor: Tensor, strand: FusedSlice, *, delta_FI: Tensor) -> Tensor:
     """The tensor with Δ [F, I] added to the neurons' entries of a strand, in its own layout and type."""
     dim = strand.tensor.dim
     rows_F = strand_rows(tensor.shape[dim], strand).to(tensor.device)

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from llmprune.common.errors import NumericalError
 from llmprune.common.linalg.kl_divergence import kl_divergence
 from llmprune.common.progress import track
-from llmprune.layerwise.forward import Decoder, Walk
+from llmprune.layerwise.forward import Decoder, LayerwiseForward
 from llmprune.results.schema import DivergenceFigures
 
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
@@ -65,9 +65,9 @@ def compare_predictions(
 
 
 @torch.no_grad()
-def _walked(decoder: Decoder, windows_NL: Tensor, *, batch_size: int, what: str) -> Walk:
+def _walked(decoder: Decoder, windows_NL: Tensor, *, batch_size: int, what: str) -> LayerwiseForward:
     """A walk whose streams have left the last layer."""
-    walk = Walk(decoder, windows_NL, batch_size=batch_size)
+    walk = LayerwiseForward(decoder, windows_NL, batch_size=batch_size)
     for index in track(range(len(decoder)), f"held-out text: {what}"):
         with decoder.layer(index) as layer:
             walk.pass_through(index, layer)
@@ -75,7 +75,7 @@ def _walked(decoder: Decoder, windows_NL: Tensor, *, batch_size: int, what: str)
 
 
 @torch.no_grad()
-def _logits(walk: Walk, batch: int) -> Tensor:
+def _logits(walk: LayerwiseForward, batch: int) -> Tensor:
     """Of every next token, [T, V]."""
     return walk.logits(batch)[:, :-1].flatten(0, 1)
 

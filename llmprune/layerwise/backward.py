@@ -20,18 +20,18 @@ import torch
 from torch import Tensor, nn
 
 from llmprune.common.errors import DiskError, ModelError
-from llmprune.layerwise.forward import Walk, inputs_of
-from llmprune.layerwise.hidden_states import Trail
+from llmprune.layerwise.forward import LayerwiseForward, inputs_of
+from llmprune.layerwise.hidden_states import HiddenStateCache
 
 
-class WayBack:
+class LayerwiseBackward:
     """Gradients of the loss with respect to the hidden states, beginning after the last layer.
 
     ``walk`` has left the last layer. ``trail`` has what it left behind every layer. ``relative``: effects are over the
     norm of the token's gradient after the layer.
     """
 
-    def __init__(self, walk: Walk, trail: Trail, *, relative: bool = False) -> None:
+    def __init__(self, walk: LayerwiseForward, trail: HiddenStateCache, *, relative: bool = False) -> None:
         self.walk, self._trail, self._relative = walk, trail, relative
         self._gradients = walk.copy()
         for batch in range(len(walk.batches)):
@@ -89,7 +89,7 @@ class WayBack:
         return inputs, output_BLD
 
 
-def _gradient_of_loss(walk: Walk, batch: int) -> Tensor:
+def _gradient_of_loss(walk: LayerwiseForward, batch: int) -> Tensor:
     """∂loss/∂hidden states after the last layer [B, L, D], a window at a time: logits are large."""
     gradients: list[Tensor] = []
     for window, ids_L in enumerate(walk.batches[batch]):

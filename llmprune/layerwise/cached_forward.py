@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from llmprune.layerwise.forward import Walk, outputs_of
-from llmprune.layerwise.hidden_states import Streams
+from llmprune.layerwise.forward import LayerwiseForward, outputs_of
+from llmprune.layerwise.hidden_states import HiddenStates
 from llmprune.layerwise.staged_layer import replaced
 
 
@@ -24,12 +24,12 @@ class Reruns:
     run of a batch notes their outputs, later ones are given them.
     """
 
-    def __init__(self, walk: Walk, same: dict[str, int]) -> None:
+    def __init__(self, walk: LayerwiseForward, same: dict[str, int]) -> None:
         self.walk, self.same = walk, same
-        self._noted: dict[str, Streams] = {}
+        self._noted: dict[str, HiddenStates] = {}
 
     def outputs(self, index: int, layer: nn.Module) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """As ``Walk.outputs``: (batch number, hidden states before, hidden states after the layer), each [B, L, D]."""
+        """As ``LayerwiseForward.outputs``: (batch number, hidden states before, hidden states after the layer), each [B, L, D]."""
         device = self.walk.decoder.device_of(index)
         for batch, stream_BLD in enumerate(self.walk.streams):
             hidden_BLD = stream_BLD.to(device)

@@ -21,7 +21,7 @@ from llmprune.anatomy.meta_model import find_layers
 from llmprune.common.errors import ModelError, NumericalError
 from llmprune.common.process_memory import trim
 from llmprune.layerwise.emulated_matmul import is_emulated, quick_products
-from llmprune.layerwise.hidden_states import Streams, StreamStore
+from llmprune.layerwise.hidden_states import HiddenStates, HiddenStateStore
 from llmprune.layerwise.layer_calls import LayerCall, SharedValues, record_calls, run_tail, same_value
 
 Tensors = dict[str, Tensor]
@@ -116,7 +116,7 @@ def release(module: nn.Module) -> None:
             setattr(owner, name, nn.Parameter(parameter.to("meta"), requires_grad=False))
 
 
-class Walk:
+class LayerwiseForward:
     """A decoder's stream of hidden states over a fixed set of token windows.
 
     ``streams[b]`` holds the hidden states [B, L, D] of batch b before the next layer.
@@ -124,12 +124,12 @@ class Walk:
 
     @torch.no_grad()
     def __init__(
-        self, decoder: Decoder, windows_NL: Tensor, *, batch_size: int, store: StreamStore | None = None
+        self, decoder: Decoder, windows_NL: Tensor, *, batch_size: int, store: HiddenStateStore | None = None
     ) -> None:
         self.decoder = decoder
         self.batches: list[Tensor] = list(torch.split(windows_NL, batch_size))
-        self.streams = Streams()
-        self._store = store or StreamStore()
+        self.streams = HiddenStates()
+        self._store = store or HiddenStateStore()
         self.calls: list[list[LayerCall]] = []
         shared = SharedValues()
         for ids_BL in self.batches:
@@ -198,7 +198,7 @@ class Walk:
         """Make these the hidden states before the next layer."""
         self.streams[batch] = output_BLD
 
-    def copy(self, tokens: slice = slice(None)) -> Streams:
+    def copy(self, tokens: slice = slice(None)) -> HiddenStates:
         """The streams as they are now, or only these tokens of each window, kept where streams are."""
         copied = self.room(self.streams[0][:, tokens])
         for hidden_BLD in self.streams:
@@ -206,7 +206,7 @@ class Walk:
             copied.append(hidden_BLD if some_BLD.shape == hidden_BLD.shape else some_BLD.clone())
         return copied
 
-    def room(self, first_BLX: Tensor) -> Streams:
+    def room(self, first_BLX: Tensor) -> HiddenStates:
         """Room for values of every batch, shaped like these of the first, kept where streams are."""
         return self._store.open(first_BLX, sum(map(len, self.batches)))
 
@@ -215,10 +215,10 @@ class Walk:
         for batch, _, output_BLD in self.outputs(index, layer):
             self.advance(batch, output_BLD)
 
-    def pass_and_keep(self, index: int, layer: nn.Module, *, projection: nn.Module) -> Streams:
+    def pass_and_keep(self, index: int, layer: nn.Module, *, projection: nn.Module) -> HiddenStates:
         """Run every batch through the layer; returns the outputs [B, L, X] of a projection, kept where streams are."""
         seen: list[Tensor] = []
-        kept = Streams()
+        kept = HiddenStates()
         with outputs_of(projection, seen.append):
             for batch, hidden_BLD, output_BLD in self.outputs(index, layer):
                 written_BLX = seen.pop().view(*hidden_BLD.shape[:2], -1)
@@ -245,7 +245,7 @@ class Walk:
         )
 
 
-def require_same_calls(dense: Walk, pruned: Walk, *, layers: Sequence[int]) -> None:
+def require_same_calls(dense: LayerwiseForward, pruned: LayerwiseForward, *, layers: Sequence[int]) -> None:
     """Raise ModelError unless each kept layer gets the arguments (masks, rotary embeddings) that it got before."""
     for dense_calls, calls in zip(dense.calls, pruned.calls, strict=True):
         for new, old in enumerate(layers):

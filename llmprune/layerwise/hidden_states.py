@@ -20,7 +20,7 @@ from llmprune.common.files import disk_errors
 
 
 @dataclass(frozen=True)
-class Trail:
+class HiddenStateCache:
     """The dense stream as it left every layer, which pass 1 leaves in files for pass 2. Losing it loses no result.
 
     ``key`` is in the files' names: it stands for all that the streams depend on.
@@ -29,7 +29,7 @@ class Trail:
     folder: Path
     key: str
 
-    def keep(self, layer: int, streams: Streams) -> None:
+    def keep(self, layer: int, streams: HiddenStates) -> None:
         """Leave the streams of one layer: whole, or not at all."""
         path = self._path(layer)
         path.parent.mkdir(exist_ok=True)
@@ -37,7 +37,7 @@ class Trail:
         streams.save(beside)
         beside.replace(path)
 
-    def restore(self, layer: int, streams: Streams) -> bool:
+    def restore(self, layer: int, streams: HiddenStates) -> bool:
         """Put streams where they left a layer; False where that is not known."""
         path = self._path(layer)
         if not path.is_file():
@@ -55,22 +55,22 @@ class Trail:
 
 
 @dataclass(frozen=True)
-class StreamStore:
+class HiddenStateStore:
     """Where streams may live: up to ``limit`` bytes each in memory, else in a file in ``folder``; and their trail."""
 
     limit: int | None = None
     folder: Path | None = None
-    trail: Trail | None = None
+    trail: HiddenStateCache | None = None
 
-    def open(self, first_BLD: Tensor, windows: int) -> Streams:
+    def open(self, first_BLD: Tensor, windows: int) -> HiddenStates:
         """Room for the hidden states of so many windows, shaped like this first batch."""
         size = first_BLD[0].numel() * first_BLD.element_size() * windows
         if self.limit is None or size <= self.limit:
-            return Streams()
+            return HiddenStates()
         return MappedStreams(size, self.folder)
 
 
-class Streams:
+class HiddenStates:
     """Hidden states [B, L, D] by batch, in (pinned) memory."""
 
     def __init__(self) -> None:
@@ -105,7 +105,7 @@ class Streams:
                 self[batch] = file.get_tensor(name).clone()
 
 
-class MappedStreams(Streams):
+class MappedStreams(HiddenStates):
     """The same in a file without a name, which goes when the process does; its pages are no memory of ours."""
 
     def __init__(self, size: int, folder: Path | None) -> None:

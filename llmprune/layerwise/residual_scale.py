@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from llmprune.layerwise.forward import Walk
+from llmprune.layerwise.forward import LayerwiseForward
 
 
 class RelativeError:
@@ -36,7 +36,7 @@ class RelativeError:
         return math.sqrt(total / max(tokens, 1))
 
 
-def residual_scale(walk: Walk, index: int, *, layer: nn.Module, output: nn.Module) -> float | None:
+def residual_scale(walk: LayerwiseForward, index: int, *, layer: nn.Module, output: nn.Module) -> float | None:
     """How much of a projection's output reaches the hidden states: a factor, or None if not linearly.
 
     Found by adding noise to the projection's output in a run of the walk's first batch.

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from llmprune.anatomy.projections import outputs_of_projection
 from llmprune.common.errors import ModelError
-from llmprune.layerwise.forward import Walk, inputs_of
-from llmprune.layerwise.hidden_states import Streams
+from llmprune.layerwise.forward import LayerwiseForward, inputs_of
+from llmprune.layerwise.hidden_states import HiddenStates
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ class Order:
 class StagedLayer:
     """A layer with its weights, in a walk whose streams are before it."""
 
-    def __init__(self, walk: Walk, index: int, *, layer: nn.Module, order: Order) -> None:
+    def __init__(self, walk: LayerwiseForward, index: int, *, layer: nn.Module, order: Order) -> None:
         self.walk, self.index, self.layer, self.order = walk, index, layer, order
-        self._inputs: dict[str, Streams] = {}
-        self._outputs: dict[str, Streams] = {}
+        self._inputs: dict[str, HiddenStates] = {}
+        self._outputs: dict[str, HiddenStates] = {}
 
     def inputs(self, name: str, keep: bool = False) -> Iterator[tuple[int, Tensor]]:
         """(batch number, input [B, L, I] of a projection), without running it. Kept ones serve ``finish``."""
@@ -106,14 +106,14 @@ class StagedLayer:
             self._add(self._inputs, name, value_BLX=input_BLI)
         return input_BLI
 
-    def _add(self, kept: dict[str, Streams], name: str, *, value_BLX: Tensor) -> None:
+    def _add(self, kept: dict[str, HiddenStates], name: str, *, value_BLX: Tensor) -> None:
         """Keep what one more batch has; room is made once, for it may be a file."""
         if name not in kept:
             kept[name] = self.walk.room(value_BLX)
         kept[name].append(value_BLX)
 
 
-def probe(walk: Walk, index: int, *, layer: nn.Module, names: Sequence[str]) -> Order:
+def probe(walk: LayerwiseForward, index: int, *, layer: nn.Module, names: Sequence[str]) -> Order:
     """Run the first batch and see. Projections that are not called exactly once are in no group."""
     inputs: list[tuple[str, Tensor]] = []
     ended: dict[str, Tensor] = {}
@@ -193,7 +193,7 @@ def _noter(calls: list[tuple[str, Tensor]], path: str) -> Callable[[Tensor], Non
 
 
 def _ender(ended: dict[str, Tensor], path: str) -> Callable[..., None]:
-    def note(_: nn.Module, __: Any, *, output: Tensor) -> None:
+    def note(_: nn.Module, __: Any, output: Tensor) -> None:  # noqa: PLR0917 - torch calls it
         ended[path] = output
 
     return note

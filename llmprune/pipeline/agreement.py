@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from llmprune.common.distributed import count, require_agreement
 from llmprune.common.versions import versions
-from llmprune.pipeline.inputs import Workbench
+from llmprune.pipeline.inputs import RunInputs
 from llmprune.planning.plan import Plan
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.run_folder import code_fingerprint, fingerprint
 
 
-def require_same_everywhere(recipe: Recipe, plan: Plan, *, bench: Workbench) -> None:
+def require_same_everywhere(recipe: Recipe, plan: Plan, *, bench: RunInputs) -> None:
     """Raise PeerError where another process reads another recipe, model or text, or runs other code."""
     if count() == 1:
         return

@@ -15,7 +15,7 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llmprune.anatomy.meta_model import Config, build_blueprint, text_config
+from llmprune.anatomy.meta_model import Config, build_meta_model, text_config
 from llmprune.anatomy.types import Anatomy
 from llmprune.checkpoint.loading import dense_decoder, headers_of, hub_commit, identity, load_model, place_of
 from llmprune.checkpoint.stored_dtypes import Dtypes, FileNames, Originals
@@ -23,7 +23,7 @@ from llmprune.common.distributed import count, from_first, is_first, rank
 from llmprune.data.sources import commit_of
 from llmprune.data.windows import fingerprint_tokens
 from llmprune.layerwise.forward import Decoder
-from llmprune.layerwise.hidden_states import StreamStore, Trail
+from llmprune.layerwise.hidden_states import HiddenStateCache, HiddenStateStore
 from llmprune.planning.inputs import Inputs
 from llmprune.prune.snapshots import boot
 from llmprune.recipe.recipe import Recipe
@@ -32,7 +32,7 @@ from llmprune.results.run_folder import TRAIL, code_fingerprint, fingerprint
 logger = logging.getLogger(__name__)
 
 
-class Workbench:
+class RunInputs:
     """The dense model and the calibration windows of one recipe. ``reserve``: bytes of disk that the result needs."""
 
     def __init__(self, recipe: Recipe, anatomy: Anatomy, *, inputs: Inputs, reserve: int = 0) -> None:
@@ -101,7 +101,7 @@ class Workbench:
     @cached_property
     def _file_names(self) -> FileNames:
         """Which tensors of the base's files make each of the model's."""
-        blueprint = build_blueprint(
+        blueprint = build_meta_model(
             self.config, self.model.dtype, trust_remote_code=self.recipe.model.trust_remote_code
         )
         return FileNames(blueprint, headers_of(self.recipe.model) or {})
@@ -132,7 +132,7 @@ class Workbench:
         libraries = torch.__version__, transformers.__version__
         return fingerprint(base, self.recipe.model.dtype, *libraries, code_fingerprint())
 
-    def store(self, folder: Path, windows_NL: Tensor | None = None) -> StreamStore:
+    def store(self, folder: Path, windows_NL: Tensor | None = None) -> HiddenStateStore:
         """Where the hidden states of the calibration tokens, or of these, may live."""
         windows_NL = self.windows if windows_NL is None else windows_NL
         calibration, length = self.recipe.calibration, windows_NL.shape[1]
@@ -141,8 +141,8 @@ class Workbench:
         key = fingerprint(self.identity, fingerprint_tokens(windows_NL), calibration.batch_size, count(), boot())[:16]
         place = folder / TRAIL
         kept = from_first(self._keeps_trail(place, key, size=size) if is_first() else False)
-        trail = Trail(place, f"{key}-{rank()}") if kept else None
-        return StreamStore(calibration.stream_memory, folder, trail)
+        trail = HiddenStateCache(place, f"{key}-{rank()}") if kept else None
+        return HiddenStateStore(calibration.stream_memory, folder, trail)
 
     def _keeps_trail(self, place: Path, key: str, *, size: int) -> bool:
         """Whether the hidden states after every layer, ``size`` bytes in all, are kept on disk.

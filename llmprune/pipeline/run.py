@@ -32,7 +32,7 @@ from llmprune.evaluation.lm_eval.tasks import fetch_tasks
 from llmprune.evaluation.retention import CONFIDENCE, compare
 from llmprune.layerwise.forward import Decoder, Tensors
 from llmprune.pipeline.agreement import require_same_everywhere
-from llmprune.pipeline.inputs import Workbench
+from llmprune.pipeline.inputs import RunInputs
 from llmprune.pipeline.report import layer_figures, provenance, sparsity_figures, unrouted, verification_figures
 from llmprune.pipeline.score_and_select import check_calibration, find_cut, find_scores, require_halves
 from llmprune.pipeline.step_costs import FORWARD, account, compare_with_forward, plain_forward
@@ -130,7 +130,7 @@ def _run_in_step(
         level = logging.WARNING if launched() else logging.INFO
         logger.log(level, "walking in %d process%s on %s", count(), "" if count() == 1 else "es", local_device())
     folder = RunFolder.open(output, fresh, model=recipe.model.id, recipe=recipe_of_model(recipe))
-    bench = Workbench(recipe, anatomy, inputs=surveyed.inputs, reserve=_disk(plan))
+    bench = RunInputs(recipe, anatomy, inputs=surveyed.inputs, reserve=_disk(plan))
     try:
         report = _run(
             recipe,
@@ -156,7 +156,7 @@ def require_gate(report: Report, recipe: Recipe, *, folder: Path) -> None:
 
 
 def _run(
-    recipe: Recipe, plan: Plan, *, bench: Workbench, folder: RunFolder, measure_forward: bool, calibration_check: bool
+    recipe: Recipe, plan: Plan, *, bench: RunInputs, folder: RunFolder, measure_forward: bool, calibration_check: bool
 ) -> Report:
     tell("reading text")
     bench.read_texts()
@@ -204,7 +204,7 @@ def _disk(plan: Plan) -> int:
     return 2 * plan.disk + 2 * plan.memory.streams
 
 
-def _time_forward(recipe: Recipe, bench: Workbench, *, folder: RunFolder) -> None:
+def _time_forward(recipe: Recipe, bench: RunInputs, *, folder: RunFolder) -> None:
     with account(folder.steps, FORWARD, tokens=bench.windows.numel()):
         plain_forward(bench.model, bench.windows, batch_size=recipe.calibration.batch_size)
 
@@ -219,7 +219,7 @@ def push_as_asked(recipe: Recipe, folder: RunFolder, *, report: Report) -> Repor
     return report
 
 
-def _prune(recipe: Recipe, bench: Workbench, *, folder: RunFolder, cut: Cut) -> Pruned:
+def _prune(recipe: Recipe, bench: RunInputs, *, folder: RunFolder, cut: Cut) -> Pruned:
     """Pass 2, the checkpoint, and its proof."""
     staging = folder.path / "model.partial"
     cut_files = file_fingerprint(folder.path / "cut.json", folder.path / "cut.safetensors")
@@ -243,7 +243,7 @@ def _prune(recipe: Recipe, bench: Workbench, *, folder: RunFolder, cut: Cut) -> 
     return pruned
 
 
-def _write_checkpoint(recipe: Recipe, bench: Workbench, *, folder: RunFolder, cut: Cut, snapshots: Snapshots) -> Pruned:
+def _write_checkpoint(recipe: Recipe, bench: RunInputs, *, folder: RunFolder, cut: Cut, snapshots: Snapshots) -> Pruned:
     pruned = cut_decoder(bench.dense, bench.model, anatomy=bench.anatomy, cut=cut)
     anatomy = bench.anatomy
     experts = cut.num_experts or (anatomy.experts.count if anatomy.experts else None)
@@ -329,7 +329,7 @@ def _claim(sparsity: Sparsity, pruned: Decoder, *, records: Sequence[LayerRecord
     return SparseClaim(tuple(matrices), weights, pattern.kept, pattern.of, least)
 
 
-def _measure(recipe: Recipe, bench: Workbench, *, folder: RunFolder, cut: Cut) -> Measured:
+def _measure(recipe: Recipe, bench: RunInputs, *, folder: RunFolder, cut: Cut) -> Measured:
     """The dense model, the cut without refit, and the checkpoint as it was saved."""
     model_folder = folder.path / "model"
 
@@ -375,7 +375,7 @@ def _report(
     recipe: Recipe,
     plan: Plan,
     *,
-    bench: Workbench,
+    bench: RunInputs,
     folder: RunFolder,
     scores: Scores | None,
     cut: Cut,

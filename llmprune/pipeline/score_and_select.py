@@ -20,22 +20,22 @@ from llmprune.criteria.base import (
     WidthCriterion,
 )
 from llmprune.cut.decision import Cut
-from llmprune.layerwise.hidden_states import StreamStore
-from llmprune.pipeline.inputs import Workbench
+from llmprune.layerwise.hidden_states import HiddenStateStore
+from llmprune.pipeline.inputs import RunInputs
 from llmprune.pipeline.step_costs import account
 from llmprune.planning.plan import Plan
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.formatting import plural
 from llmprune.results.run_folder import TRAIL, RunFolder, file_fingerprint, fingerprint
 from llmprune.results.schema import StabilityFigures, Step
-from llmprune.score.ablation import try_without
+from llmprune.score.ablation import layer_ablation_scores
 from llmprune.score.forward_pass import score
 from llmprune.score.scores import Scores
 from llmprune.score.select import PlannedSizes, choose_cut
 from llmprune.score.stability import compare
 
 
-def find_scores(recipe: Recipe, plan: Plan, *, bench: Workbench, folder: RunFolder) -> Scores | None:
+def find_scores(recipe: Recipe, plan: Plan, *, bench: RunInputs, folder: RunFolder) -> Scores | None:
     """Pass 1, and the trials where the depth criterion makes some; not if the recipe names all that goes."""
     origin = _origin_of_scores(recipe, plan, bench=bench)
     if origin is None:
@@ -58,7 +58,7 @@ def find_cut(
     recipe: Recipe,
     plan: Plan,
     *,
-    bench: Workbench,
+    bench: RunInputs,
     folder: RunFolder,
     scores: Scores | None,
     warnings: list[str],
@@ -86,7 +86,7 @@ def find_cut(
     return cut
 
 
-def check_calibration(recipe: Recipe, plan: Plan, *, bench: Workbench, folder: RunFolder) -> StabilityFigures | None:
+def check_calibration(recipe: Recipe, plan: Plan, *, bench: RunInputs, folder: RunFolder) -> StabilityFigures | None:
     """What each half of the calibration would choose; None where the recipe names all that goes.
 
     Trials of a depth criterion then run on as much of a half as they run on of the whole.
@@ -139,7 +139,7 @@ def require_halves(recipe: Recipe) -> None:
 
 
 def _scored(
-    recipe: Recipe, plan: Plan, *, bench: Workbench, windows_NL: Tensor, store: StreamStore, steps: list[Step]
+    recipe: Recipe, plan: Plan, *, bench: RunInputs, windows_NL: Tensor, store: HiddenStateStore, steps: list[Step]
 ) -> Scores:
     """Scores by these windows, as the recipe says."""
     depth, width, heads, experts = _criteria(recipe)
@@ -162,7 +162,7 @@ def _scored(
     if not isinstance(depth, TrialCriterion):
         return scores
     with account(steps, "trials", tokens=windows_NL.numel()):
-        layers_N = try_without(
+        layers_N = layer_ablation_scores(
             bench.dense,
             bench.anatomy,
             criterion=depth,
@@ -175,7 +175,7 @@ def _scored(
     return replace(scores, layers=layers_N)
 
 
-def _origin_of_scores(recipe: Recipe, plan: Plan, *, bench: Workbench) -> str | None:
+def _origin_of_scores(recipe: Recipe, plan: Plan, *, bench: RunInputs) -> str | None:
     """Fingerprint of all that the scores depend on; None where nothing is scored."""
     criteria = _criteria(recipe)
     if not any(criteria):

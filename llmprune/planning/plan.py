@@ -13,8 +13,8 @@ import torch
 from transformers import PreTrainedModel
 
 from llmprune.anatomy.discovery import discover
-from llmprune.anatomy.layer_equivalence import prove_twins, sizes_that_change
-from llmprune.anatomy.meta_model import Config, build_blueprint, find_layers
+from llmprune.anatomy.layer_equivalence import check_layer_equivalence, sizes_that_change
+from llmprune.anatomy.meta_model import Config, build_meta_model, find_layers
 from llmprune.anatomy.types import Anatomy
 from llmprune.checkpoint.base_files import planned_companions, require_expressible
 from llmprune.checkpoint.loading import compute_dtype, headers_of, load_config, raw_config
@@ -142,7 +142,7 @@ def _described(recipe: Recipe, config: Config) -> _Base:
     return _Base(
         config,
         headers,
-        build_blueprint(config, compute_dtype(recipe.model, config, found=headers), trust_remote_code=trust),
+        build_meta_model(config, compute_dtype(recipe.model, config, found=headers), trust_remote_code=trust),
         anatomy,
     )
 
@@ -193,8 +193,8 @@ def _plan(recipe: Recipe, base: _Base, *, targets: _Targets) -> Plan:
     dtype = dense.dtype
     cut = cut_config(config, anatomy, layers=keep, widths=widths, num_experts=experts, kv_groups=kv_groups)
     require_expressible(recipe.model, config, after=cut, layers=keep)
-    pruned = build_blueprint(cut, dtype, trust_remote_code=recipe.model.trust_remote_code)
-    prove_twins(
+    pruned = build_meta_model(cut, dtype, trust_remote_code=recipe.model.trust_remote_code)
+    check_layer_equivalence(
         dense, pruned, keep=keep, changing=sizes_that_change(anatomy, widths, experts=experts, kv_groups=kv_groups)
     )
     sparsity = planned_sparsity(

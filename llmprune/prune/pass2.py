@@ -24,13 +24,13 @@ from llmprune.common.progress import track
 from llmprune.cut.apply import add_to_output
 from llmprune.cut.decision import Cut, gap_after
 from llmprune.layerwise.cached_forward import Reruns
-from llmprune.layerwise.forward import Decoder, Tensors, Walk, require_same_calls
-from llmprune.layerwise.hidden_states import Streams, StreamStore, Trail
+from llmprune.layerwise.forward import Decoder, LayerwiseForward, Tensors, require_same_calls
+from llmprune.layerwise.hidden_states import HiddenStateCache, HiddenStates, HiddenStateStore
 from llmprune.layerwise.residual_scale import RelativeError
 from llmprune.prune.repair.folds import Folds, every_eighth, folds_of
 from llmprune.prune.repair.output_projection import Repairs, cut_parts
-from llmprune.prune.repair.residual_writers import Outlines
-from llmprune.prune.repair.token_mixer import Heard, Mixers
+from llmprune.prune.repair.residual_writers import TopologyCache
+from llmprune.prune.repair.token_mixer import DenseMixerOutput, Mixers
 from llmprune.prune.repair.up_projection import UpRepair
 from llmprune.prune.snapshots import LayerRecord, MatrixRecord, Snapshots
 from llmprune.prune.sparsify import Sparsifier, Targets
@@ -56,7 +56,7 @@ class Pruning:
     ) -> None:
         self.dense, self.pruned, self.anatomy, self.cut = dense, pruned, anatomy, cut
         self.refit, self.write, self.sparsity = refit, write, sparsity
-        self._trail: Trail | None = None
+        self._trail: HiddenStateCache | None = None
 
     @torch.no_grad()
     def run(
@@ -65,9 +65,9 @@ class Pruning:
         batch_size: int,
         *,
         snapshots: Snapshots | None = None,
-        store: StreamStore | None = None,
+        store: HiddenStateStore | None = None,
         sources_N: Tensor | None = None,
-    ) -> tuple[list[LayerRecord], Walk]:
+    ) -> tuple[list[LayerRecord], LayerwiseForward]:
         """Prune every kept layer; returns what was repaired, and the pruned stream after the last layer.
 
         With snapshots, layers that an earlier run finished are not done again. ``sources_N`` says which source
@@ -76,8 +76,8 @@ class Pruning:
         self._trail = store.trail if store else None
         mine_NL = share_of(windows_NL)
         folds = Folds(folds_of(len(windows_NL), sources_N), batch_size)
-        target = Walk(self.dense, mine_NL, batch_size=batch_size, store=store)
-        stream = Walk(self.pruned, mine_NL, batch_size=batch_size, store=store)
+        target = LayerwiseForward(self.dense, mine_NL, batch_size=batch_size, store=store)
+        stream = LayerwiseForward(self.pruned, mine_NL, batch_size=batch_size, store=store)
         require_same_calls(target, stream, layers=self.cut.layers)
         records = snapshots.records() if snapshots else []
         scales = snapshots.scales if snapshots else {}
@@ -95,7 +95,7 @@ class Pruning:
         self._mixers = Mixers(
             self.refit, self.dense, pruned=self.pruned, anatomy=self.anatomy, cut=self.cut, folds=folds
         )
-        self._outlines = Outlines(self.anatomy, scales, writers=True)
+        self._outlines = TopologyCache(self.anatomy, scales, writers=True)
         self._sparsifier = self._make_sparsifier(folds, scales)
         if snapshots and records:
             snapshots.restore(target.streams, stream.streams)
@@ -118,7 +118,7 @@ class Pruning:
         """Whether something is measured against the dense stream: a cut, or the refit of sparse matrices."""
         return self._sparsifier is None or self._sparsifier.refit is not None or not self.cut.is_empty
 
-    def _prune_layer(self, new: int, target: Walk, *, stream: Walk) -> LayerRecord:
+    def _prune_layer(self, new: int, target: LayerwiseForward, *, stream: LayerwiseForward) -> LayerRecord:
         if self._sparsifier and self._sparsifier.refit is not None:
             return self._sparsify_towards(self._sparsifier, new, target=target, stream=stream)
         if not self._needs_dense():
@@ -167,7 +167,7 @@ class Pruning:
             old, error_cut, error=error, repair=repair, mixer=mixer, up=up[0] if up else None, matrices=matrices
         )
 
-    def _reruns(self, new: int, uncut: Tensors, *, stream: Walk, unit: Unit | None) -> Reruns:
+    def _reruns(self, new: int, uncut: Tensors, *, stream: LayerwiseForward, unit: Unit | None) -> Reruns:
         """Runs of a kept layer, uncut and cut, on the pruned stream. Where it only loses neurons of one unit, the
         modules before that are run once.
         """
@@ -205,7 +205,7 @@ class Pruning:
         )
 
     def _finish(
-        self, new: int, layer: nn.Module, *, target: Walk | None, runs: Reruns
+        self, new: int, layer: nn.Module, *, target: LayerwiseForward | None, runs: Reruns
     ) -> tuple[float | None, tuple[MatrixRecord, ...]]:
         """Make the layer sparse where that is asked for, run it, and write it."""
         stream, matrices = runs.walk, tuple[MatrixRecord, ...]()
@@ -219,13 +219,15 @@ class Pruning:
         self.pruned.forget()
         return error, matrices
 
-    def _sparsify_alone(self, new: int, stream: Walk) -> LayerRecord:
+    def _sparsify_alone(self, new: int, stream: LayerwiseForward) -> LayerRecord:
         """Make a layer sparse that nothing was cut from, without a look at the dense stream."""
         with self.pruned.layer(new) as layer:
             _, matrices = self._finish(new, layer, target=None, runs=Reruns(stream, {}))
         return LayerRecord(self.cut.layers[new], None, None, matrices=matrices)
 
-    def _sparsify_towards(self, sparsifier: Sparsifier, new: int, *, target: Walk, stream: Walk) -> LayerRecord:
+    def _sparsify_towards(
+        self, sparsifier: Sparsifier, new: int, *, target: LayerwiseForward, stream: LayerwiseForward
+    ) -> LayerRecord:
         """Cut a layer, make it sparse, and repair it for both at once."""
         old = self.cut.layers[new]
         targets = Targets(target.streams)
@@ -239,7 +241,7 @@ class Pruning:
         mixer = None
         writer = self._mixers.writer(new, outline) if self.refit and self.refit.up else None
         if writer is not None and not writer.last:
-            heard = Heard(outline, writer, targets.written[writer.name])
+            heard = DenseMixerOutput(outline, writer, targets.written[writer.name])
             _, mixer = self._mixers.solve(new, uncut, stream=stream, heard=heard)
         del uncut
         for index in gap_after(self.cut.layers, new, num_layers=self.cut.num_layers):
@@ -273,7 +275,7 @@ class Pruning:
         narrowed = any(cut_parts(index, self.anatomy, cut=self.cut) for index in self.cut.layers[: new + 1])
         return not narrowed and (first_gap is None or first_gap > old + 1)
 
-    def _listen(self, new: int, target: Walk) -> tuple[Heard | None, Unit | None]:
+    def _listen(self, new: int, target: LayerwiseForward) -> tuple[DenseMixerOutput | None, Unit | None]:
         """What the dense layer's token mixer says, where that is solved again, and the unit that is refit after it:
         an MLP, or without one the last that writes to the hidden states.
         """
@@ -289,7 +291,7 @@ class Pruning:
             unit = next((one.unit for one in outline.writers if one.last), None)
         return heard, unit
 
-    def _pass_dense(self, target: Walk, index: int, *, unit: Unit | None = None) -> Streams | None:
+    def _pass_dense(self, target: LayerwiseForward, index: int, *, unit: Unit | None = None) -> HiddenStates | None:
         """Advance the dense stream; returns the outputs of the unit's projection where its refit needs them."""
         itself = unit is not None and self._repairs.scale_of(index, unit) is None
         if not itself and self._trail is not None and self._trail.restore(index, target.streams):
@@ -300,7 +302,7 @@ class Pruning:
             target.pass_through(index, layer)
         return None
 
-    def _advance(self, outputs: Outputs, target: Walk | None, *, stream: Walk) -> float | None:
+    def _advance(self, outputs: Outputs, target: LayerwiseForward | None, *, stream: LayerwiseForward) -> float | None:
         """Move the pruned stream on; returns its relative error, where there is a dense one to compare with."""
         error = RelativeError()
         for batch, output_BLD in outputs:

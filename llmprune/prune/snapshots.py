@@ -19,7 +19,7 @@ from typing import Any
 
 from llmprune.common.distributed import all_agree, count, from_first, is_first, rank
 from llmprune.common.files import write_text
-from llmprune.layerwise.hidden_states import Streams
+from llmprune.layerwise.hidden_states import HiddenStates
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -75,7 +75,7 @@ class Snapshots:
 
     def __init__(self, folder: Path, fingerprint: str, *, share: float = 0.01) -> None:
         self.folder, self.share = folder, share
-        # Streams are not forced to disk at every layer: after a crash of the machine they are not trusted.
+        # Hidden states are not forced to disk at every layer: after a crash of the machine they are not trusted.
         self.scales: dict[str, float | None] = {}  # of pass 2, by class of layer: measured once in a run
         self._slot, self._kept_at, self._took = 0, -math.inf, 0.0
         self._key = {"fingerprint": fingerprint, "processes": count(), "boot": boot()}
@@ -92,12 +92,12 @@ class Snapshots:
             self.folder.mkdir(parents=True, exist_ok=True)
         return records
 
-    def restore(self, target: Streams, stream: Streams) -> None:
+    def restore(self, target: HiddenStates, stream: HiddenStates) -> None:
         """Put both streams where they were after the layers of ``records``."""
         for streams, path in zip((target, stream), self._streams(), strict=True):
             streams.load(path)
 
-    def keep(self, records: list[LayerRecord], target: Streams, *, stream: Streams) -> None:
+    def keep(self, records: list[LayerRecord], target: HiddenStates, *, stream: HiddenStates) -> None:
         """Note that one more layer is done, whose tensors are written already, if the last note is long enough ago."""
         start = time.monotonic()
         if not from_first((start - self._kept_at) * self.share >= self._took):

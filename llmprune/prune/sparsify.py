@@ -34,11 +34,11 @@ from llmprune.common.errors import NumericalError
 from llmprune.common.linalg.cross_validated_ridge import Repair
 from llmprune.common.linalg.gram import add_gram, mirror
 from llmprune.common.linalg.masked_least_squares import solve_on_support, squared
-from llmprune.layerwise.forward import Walk, outputs_of
-from llmprune.layerwise.hidden_states import Streams
+from llmprune.layerwise.forward import LayerwiseForward, outputs_of
+from llmprune.layerwise.hidden_states import HiddenStates
 from llmprune.layerwise.staged_layer import StagedLayer
 from llmprune.prune.repair.folds import Folds
-from llmprune.prune.repair.residual_writers import Outline, Outlines, Writer
+from llmprune.prune.repair.residual_writers import LayerTopology, ResidualWriter, TopologyCache
 from llmprune.prune.snapshots import MatrixRecord
 from llmprune.recipe.refit import Refit
 from llmprune.recipe.sparsity import Sparsity, select
@@ -50,10 +50,10 @@ _STEPS = 2  # of conjugate gradients on the kept support: more fit the calibrati
 @dataclass
 class Targets:
     """What the dense model said in the layer: its hidden states after it (and its gap), and by writer, where it is
-    not the last, those behind it (``Writer.behind``)."""
+    not the last, those behind it (``ResidualWriter.behind``)."""
 
-    after: Streams
-    written: dict[str, Streams] = field(default_factory=dict)
+    after: HiddenStates
+    written: dict[str, HiddenStates] = field(default_factory=dict)
 
 
 class Sparsifier:
@@ -71,10 +71,12 @@ class Sparsifier:
     ) -> None:
         self.sparsity, self.experts, self.folds = sparsity, experts, folds
         self.refit = refit if sparsity.method.refits else None
-        self.outlines = Outlines(anatomy, scales, writers=self.refit is not None)
+        self.outlines = TopologyCache(anatomy, scales, writers=self.refit is not None)
 
     @contextmanager
-    def listening(self, walk: Walk, layer: nn.Module, *, outline: Outline, targets: Targets) -> Iterator[None]:
+    def listening(
+        self, walk: LayerwiseForward, layer: nn.Module, *, outline: LayerTopology, targets: Targets
+    ) -> Iterator[None]:
         """While the dense stream goes through the layer, note what its earlier writers should write."""
         with ExitStack() as hooks:
             for writer in outline.writers:
@@ -83,7 +85,7 @@ class Sparsifier:
                     hooks.enter_context(outputs_of(layer.get_submodule(writer.name), see))
             yield
 
-    def _note(self, walk: Walk, writer: Writer, targets: Targets, output: Tensor) -> None:  # noqa: PLR0917 - a callback
+    def _note(self, walk: LayerwiseForward, writer: ResidualWriter, targets: Targets, output: Tensor) -> None:  # noqa: PLR0917 - a callback
         noted = targets.written.get(writer.name)
         batch = len(noted) if noted is not None else 0
         hidden_BLD = walk.streams[batch].to(output.device)
@@ -94,7 +96,7 @@ class Sparsifier:
 
     @torch.no_grad()
     def prune(
-        self, stream: Walk, new: int, *, layer: nn.Module, outline: Outline, targets: Targets | None
+        self, stream: LayerwiseForward, new: int, *, layer: nn.Module, outline: LayerTopology, targets: Targets | None
     ) -> tuple[StagedLayer, tuple[MatrixRecord, ...], Repair | None]:
         """Prune the layer's matrices in place; the staged layer then gives its outputs. The repair is the last's."""
         staged, repair = StagedLayer(stream, new, layer=layer, order=outline.order), None
@@ -151,7 +153,7 @@ class Sparsifier:
         return sums
 
     def _prune_writer(
-        self, staged: StagedLayer, writer: Writer, *, projection: Projection, masked: bool, targets: Targets
+        self, staged: StagedLayer, writer: ResidualWriter, *, projection: Projection, masked: bool, targets: Targets
     ) -> tuple[Repair, list[MatrixRecord]]:
         """An output projection, towards what the dense stream wants of it."""
         assert self.refit is not None
@@ -171,7 +173,9 @@ class Sparsifier:
         _damp(gram_II, _DAMPING)
         return repair, self._write(staged, [projection], wanted_OI=wanted_OI, sums=gram_II)
 
-    def _wanted(self, staged: StagedLayer, writer: Writer, *, targets: Targets) -> Iterator[tuple[int, Tensor, Tensor]]:
+    def _wanted(
+        self, staged: StagedLayer, writer: ResidualWriter, *, targets: Targets
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
         """(batch number, inputs [B, L, I] of an output projection, what its matrix is to write [B, L, D])."""
         walk, device = staged.walk, staged.walk.decoder.device_of(staged.index)
         bias = getattr(staged.layer.get_submodule(writer.name), "bias", None)

@@ -21,13 +21,13 @@ from llmprune.common.progress import track
 from llmprune.criteria.base import TrialCriterion
 from llmprune.criteria.depth.repaired_divergence import Residual
 from llmprune.cut.layer_choice import may_go
-from llmprune.layerwise.forward import Decoder, Walk
-from llmprune.layerwise.hidden_states import Streams, StreamStore
+from llmprune.layerwise.forward import Decoder, LayerwiseForward
+from llmprune.layerwise.hidden_states import HiddenStates, HiddenStateStore
 from llmprune.results.formatting import ranges
 from llmprune.score.ablation_repair import Standins
 
 
-def try_without(
+def layer_ablation_scores(
     decoder: Decoder,
     anatomy: Anatomy,
     *,
@@ -35,7 +35,7 @@ def try_without(
     windows_NL: Tensor,
     batch_size: int,
     remove: int,
-    store: StreamStore = StreamStore(),  # noqa: B008  # frozen
+    store: HiddenStateStore = HiddenStateStore(),  # noqa: B008  # frozen
     keep_pattern: bool = False,
 ) -> Tensor:
     """Score of every layer, float32 [number of layers]; the ``remove`` lowest go, in the order of their scores.
@@ -110,18 +110,24 @@ def some_windows(windows_NL: Tensor, number: int) -> tuple[Tensor, Tensor]:
 
 class _Trials:
     def __init__(
-        self, decoder: Decoder, criterion: TrialCriterion, *, windows_NL: Tensor, batch_size: int, store: StreamStore
+        self,
+        decoder: Decoder,
+        criterion: TrialCriterion,
+        *,
+        windows_NL: Tensor,
+        batch_size: int,
+        store: HiddenStateStore,
     ) -> None:
         self.decoder, self.criterion = decoder, criterion
-        self.walk = Walk(decoder, windows_NL, batch_size=batch_size, store=store)
+        self.walk = LayerwiseForward(decoder, windows_NL, batch_size=batch_size, store=store)
         self.start = self.walk.copy()
-        self.dense: Streams | None = None  # after the last layer
+        self.dense: HiddenStates | None = None  # after the last layer
         self.standins: Standins | None = None
 
     @torch.no_grad()
     def round(self, kept: list[int], free: list[int]) -> dict[int, float]:
         """Mean cost of a token without each of the free layers, of those that are kept, less the dense model's."""
-        walk, variants = self.walk, dict[int, Streams]()
+        walk, variants = self.walk, dict[int, HiddenStates]()
         walk.streams = self.start
         base = walk.copy()
         if self.standins:
@@ -143,7 +149,7 @@ class _Trials:
         *costs, own = self._costs([*variants.values(), self.dense], self.dense)
         return from_first({layer: cost - own for layer, cost in zip(variants, costs, strict=True)})
 
-    def _costs(self, variants: list[Streams], dense: Streams) -> list[float]:
+    def _costs(self, variants: list[HiddenStates], dense: HiddenStates) -> list[float]:
         totals_V = torch.zeros(len(variants) + 1, dtype=torch.float64)  # the last one counts tokens
         for batch, ids_BL in enumerate(self.walk.batches):
             dense_BLV = self._logits(dense, batch)
@@ -156,6 +162,6 @@ class _Trials:
         sum_over_processes([totals_V])
         return (totals_V[:-1] / totals_V[-1]).tolist()
 
-    def _logits(self, streams: Streams, batch: int) -> Tensor:
+    def _logits(self, streams: HiddenStates, batch: int) -> Tensor:
         self.walk.streams = streams
         return self.walk.logits(batch)

@@ -18,8 +18,8 @@ from llmprune.anatomy.types import Anatomy, MlpUnit
 from llmprune.common.distributed import from_first, sum_over_processes
 from llmprune.common.linalg.cross_validated_ridge import NormalEquations
 from llmprune.cut.apply import add_to_output
-from llmprune.layerwise.forward import Decoder, Walk, inputs_of
-from llmprune.layerwise.hidden_states import Streams, StreamStore
+from llmprune.layerwise.forward import Decoder, LayerwiseForward, inputs_of
+from llmprune.layerwise.hidden_states import HiddenStates, HiddenStateStore
 from llmprune.layerwise.residual_scale import residual_scale
 
 
@@ -27,8 +27,8 @@ class _Passed(NamedTuple):
     """A layer that both walks went through: inputs of its projection, and how that reaches the hidden states."""
 
     layer: int
-    solved: Streams  # [B, L, F], of the windows that are solved on
-    judged: Streams
+    solved: HiddenStates  # [B, L, F], of the windows that are solved on
+    judged: HiddenStates
     scale: float
 
 
@@ -42,11 +42,11 @@ class Standins:
         *,
         windows_NL: Tensor,
         batch_size: int,
-        store: StreamStore,
+        store: HiddenStateStore,
         ridge: float,
     ) -> None:
         self.walk, self.anatomy, self.ridge = (
-            Walk(decoder, windows_NL, batch_size=batch_size, store=store),
+            LayerwiseForward(decoder, windows_NL, batch_size=batch_size, store=store),
             anatomy,
             ridge,
         )
@@ -67,7 +67,7 @@ class Standins:
         if unit is not None and index in self.accepted:
             add_to_output(layer, unit, delta_DF=self.accepted[index])
 
-    def follow(self, index: int, layer: nn.Module, *, judged: Walk, without: Streams | None) -> None:
+    def follow(self, index: int, layer: nn.Module, *, judged: LayerwiseForward, without: HiddenStates | None) -> None:
         """Pass both walks through a layer; ``without`` it, the judged stream gets what stands in for it."""
         unit = self._unit(index)
         scale = None
@@ -96,7 +96,7 @@ class Standins:
     def _unit(self, index: int) -> MlpUnit | None:
         return next((unit for unit in self.anatomy.units[index] if unit.refit), None)
 
-    def _solve(self, before: _Passed, lost: Streams) -> Tensor:
+    def _solve(self, before: _Passed, lost: HiddenStates) -> Tensor:
         equations = NormalEquations(self.ridge, 1)
         device = self.walk.decoder.device_of(before.layer)
         for input_BLF, lost_BLD in zip(before.solved, lost, strict=True):
@@ -110,13 +110,15 @@ class Standins:
 
 
 class _Seen(NamedTuple):
-    added: Streams  # what the layer added to the hidden states, where that is asked for
-    inputs: Streams  # of the output projection
+    added: HiddenStates  # what the layer added to the hidden states, where that is asked for
+    inputs: HiddenStates  # of the output projection
 
 
-def _pass(walk: Walk, index: int, *, layer: nn.Module, output: nn.Module | None, added: bool = False) -> _Seen:
+def _pass(
+    walk: LayerwiseForward, index: int, *, layer: nn.Module, output: nn.Module | None, added: bool = False
+) -> _Seen:
     """Advance a walk by one layer, and keep the inputs of its output projection, and what it ``added``."""
-    kept = {"added": Streams(), "inputs": Streams()}
+    kept = {"added": HiddenStates(), "inputs": HiddenStates()}
 
     def keep(name: str, value: Tensor) -> None:
         batch = len(kept[name])

@@ -21,9 +21,9 @@ from llmprune.common.errors import CalibrationError, NumericalError
 from llmprune.common.progress import track
 from llmprune.criteria.base import ExpertCriterion, PassingCriterion, WidthCriterion
 from llmprune.cut.layer_choice import starts_in_pattern
-from llmprune.layerwise.backward import WayBack
-from llmprune.layerwise.forward import Decoder, Walk
-from llmprune.layerwise.hidden_states import Streams, StreamStore
+from llmprune.layerwise.backward import LayerwiseBackward
+from llmprune.layerwise.forward import Decoder, LayerwiseForward
+from llmprune.layerwise.hidden_states import HiddenStates, HiddenStateStore
 from llmprune.score.scorers import ExpertsOfLayer, Neurons, StackedNeurons, projections
 from llmprune.score.scores import Scores
 
@@ -39,7 +39,7 @@ def score(
     depth: PassingCriterion | None,
     width: WidthCriterion | None,
     experts: ExpertCriterion | None = None,
-    store: StreamStore = StreamStore(),  # noqa: B008  # frozen
+    store: HiddenStateStore = HiddenStateStore(),  # noqa: B008  # frozen
     remove: int = 1,
     heads: WidthCriterion | None = None,
     keep_pattern: bool = False,
@@ -53,7 +53,7 @@ def score(
     backwards = criterion if criterion and criterion.takes != "activations" else None
     if backwards:
         _require_trail(backwards, store)
-    walk = Walk(decoder, share_of(windows_NL), batch_size=batch_size, store=store)
+    walk = LayerwiseForward(decoder, share_of(windows_NL), batch_size=batch_size, store=store)
     runs = _Runs(depth, depth.horizon(remove), walk=walk) if depth else None
     scores = Scores(None, {})
     for index in track(range(len(decoder)), "pass 1: scoring layers"):
@@ -70,7 +70,7 @@ def score(
             if store.trail is not None:
                 store.trail.keep(index, walk.streams)
     if backwards and store.trail is not None:
-        back = WayBack(walk, store.trail, relative=backwards.takes == "relative effects")
+        back = LayerwiseBackward(walk, store.trail, relative=backwards.takes == "relative effects")
         _score_backwards(back, anatomy, width=width, heads=heads, scores=scores)
     starts = starts_in_pattern(anatomy, runs.span) if runs and keep_pattern and runs.span > 1 else None
     scores = replace(scores, layers=runs.scores(len(decoder), starts) if runs else None)
@@ -100,7 +100,7 @@ def _parts(
 
 
 def _visit(
-    index: int, layer: nn.Module, *, walk: Walk, runs: _Runs | None, parts: Sequence[_Part], scores: Scores
+    index: int, layer: nn.Module, *, walk: LayerwiseForward, runs: _Runs | None, parts: Sequence[_Part], scores: Scores
 ) -> None:
     """Take every batch through one layer, and write what its parts score; they go with it, for they hold weights."""
     with ExitStack() as hooks:
@@ -121,9 +121,9 @@ def _visit(
 class _Runs:
     """Every run of ``span`` neighbouring layers, each scored when its last layer is visited."""
 
-    def __init__(self, criterion: PassingCriterion, span: int, *, walk: Walk) -> None:
+    def __init__(self, criterion: PassingCriterion, span: int, *, walk: LayerwiseForward) -> None:
         self.criterion, self.span, self.walk = criterion, span, walk
-        self.starts: deque[Streams] = deque(maxlen=span)  # before the layers of the run; of one layer, at hand
+        self.starts: deque[HiddenStates] = deque(maxlen=span)  # before the layers of the run; of one layer, at hand
         self.found: list[Tensor] = []
 
     def open(self, device: torch.device) -> None:
@@ -159,7 +159,7 @@ class _Runs:
         return torch.stack(each)
 
 
-def _require_trail(width: WidthCriterion, store: StreamStore) -> None:
+def _require_trail(width: WidthCriterion, store: HiddenStateStore) -> None:
     if store.trail is None:
         raise CalibrationError(
             f"width.criterion {width.kind} goes back over the hidden states after every layer, and there is no room "
@@ -168,7 +168,12 @@ def _require_trail(width: WidthCriterion, store: StreamStore) -> None:
 
 
 def _score_backwards(
-    back: WayBack, anatomy: Anatomy, *, width: WidthCriterion | None, heads: WidthCriterion | None, scores: Scores
+    back: LayerwiseBackward,
+    anatomy: Anatomy,
+    *,
+    width: WidthCriterion | None,
+    heads: WidthCriterion | None,
+    scores: Scores,
 ) -> None:
     """Score what every token goes through by its effects on the loss."""
     decoder = back.walk.decoder

@@ -34,7 +34,7 @@ _PAUSE = 0.5  # seconds before it is started again
 _HEADERS = 48 * 1024  # bytes of a request's line and headers: a recipe's overrides are in the line
 
 
-class Keeper:
+class SupervisorProcess:
     """Keeps one supervisor running. It lives no longer than this process: its input closes with it."""
 
     def __init__(self, settings: Settings) -> None:
@@ -95,7 +95,7 @@ def serve(settings: Settings) -> None:
         require_token(settings, Tokens(database))
         with listening(settings.host, settings.port, backlog=BACKLOG) as sockets:
             log_with_time()
-            keeper = Keeper(settings)
+            keeper = SupervisorProcess(settings)
             try:
                 _answer(settings, keeper, sockets=sockets)
             finally:
@@ -130,7 +130,7 @@ def _usable(settings: Settings) -> Iterator[None]:
         ) from error
 
 
-def _answer(settings: Settings, keeper: Keeper, *, sockets: list[socket.socket]) -> None:
+def _answer(settings: Settings, keeper: SupervisorProcess, *, sockets: list[socket.socket]) -> None:
     """Answer requests until a signal."""
     import uvicorn
 

@@ -24,8 +24,8 @@ from llmprune.anatomy import config_edits
 from llmprune.anatomy.config_edits import counts_heads, edit_config
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.known_refusals import DEPTH_REFUSALS, MODEL_REFUSALS, SHARING_REFUSALS
-from llmprune.anatomy.layer_equivalence import prove_twins
-from llmprune.anatomy.meta_model import build_blueprint, find_layers, text_config
+from llmprune.anatomy.layer_equivalence import check_layer_equivalence
+from llmprune.anatomy.meta_model import build_meta_model, find_layers, text_config
 from llmprune.testing import VOCABULARY, tiny_config, tiny_model
 
 # A field whose name says one of these may count, list or number layers.
@@ -54,7 +54,7 @@ _HARMLESS = {
     "is periodic, and only makes the list by layer that is filtered": "global_attn_every_n_layers "
     "interleave_moe_layer_step layer_group_size no_rope_layer_interval prefix_dense_sliding_window_pattern "
     "sliding_window_pattern _sliding_window_pattern",
-    "is periodic: the twin proof refuses the cuts that it cannot express": "attn_layer_offset attn_layer_period "
+    "is periodic: the counterpart proof refuses the cuts that it cannot express": "attn_layer_offset attn_layer_period "
     "block_types cross_layer_interval decoder_sparse_step expert_layer_offset expert_layer_period moe_layer_interval "
     "n_layers_per_attn_res_block scale_attn_by_inverse_layer_idx",
     "says how often layers run, in a model whose layers are not one list": "H_cycles L_bp_cycles L_cycles "
@@ -136,8 +136,8 @@ def test_depth_cut_equals_skipped_layers(family: str) -> None:
     for removed in range(len(layers)):
         keep = [index for index in range(len(layers)) if index != removed]
         try:
-            pruned = build_blueprint(edit_config(model.config, keep, widths={}), torch.float32)
-            prove_twins(build_blueprint(model.config), pruned, keep=keep, changing=set())
+            pruned = build_meta_model(edit_config(model.config, keep, widths={}), torch.float32)
+            check_layer_equivalence(build_meta_model(model.config), pruned, keep=keep, changing=set())
         except ModelError:
             continue
         pruned.load_state_dict(_moved(model.state_dict(), path, keep), strict=False, assign=True)

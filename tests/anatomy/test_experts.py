@@ -19,14 +19,14 @@ from torch import Tensor
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.expert_hooks import activations_of_experts, outputs_of_experts
 from llmprune.anatomy.selection import mask_neurons, select_neurons
-from llmprune.anatomy.types import Anatomy, TensorCut, unit_key
+from llmprune.anatomy.types import Anatomy, PrunableDim, unit_key
 from llmprune.checkpoint.loading import dense_decoder, tensors_of
 from llmprune.checkpoint.saving import CheckpointWriter
 from llmprune.common.errors import ModelError, RecipeError
 from llmprune.criteria import Activation, BlockInfluence, Reap
 from llmprune.cut.apply import cut_config, cut_decoder
 from llmprune.cut.decision import Cut
-from llmprune.layerwise.forward import Decoder, Walk
+from llmprune.layerwise.forward import Decoder, LayerwiseForward
 from llmprune.prune.pass2 import Pruning
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.refit import Refit
@@ -108,8 +108,8 @@ def test_experts_removed_equal_experts_out_of_reach(family: str) -> None:
     cut = choose_cut(anatomy, scores, sizes=PlannedSizes((), anatomy.num_layers, num_experts=3))
     cut = Cut(cut.num_layers, cut.layers, {}, {}, 3, cut.experts)
     removed, masked = (
-        Walk(cut_decoder(dense, model, anatomy=anatomy, cut=cut), IDS, batch_size=4),
-        Walk(dense, IDS, batch_size=4),
+        LayerwiseForward(cut_decoder(dense, model, anatomy=anatomy, cut=cut), IDS, batch_size=4),
+        LayerwiseForward(dense, IDS, batch_size=4),
     )
     for index in range(anatomy.num_layers):
         with removed.decoder.layer(index) as layer:
@@ -150,7 +150,7 @@ def test_what_experts_add_is_what_their_block_puts_out(family: str) -> None:
     wanted: list[Tensor] = []
     tokens: dict[int, int] = {}
     routed: dict[int, int] = {}
-    walk = Walk(dense, IDS, batch_size=4)
+    walk = LayerwiseForward(dense, IDS, batch_size=4)
     with dense.layer(index) as layer:
         module = layer.get_submodule(unit.path)
 
@@ -215,7 +215,7 @@ def test_masked_then_selected_is_selected(parts: tuple[int, ...]) -> None:
     """Masking leaves the kept neurons as they are, of each expert its own, and zeroes the rest."""
     tensor = torch.randn(2, 12, 5)
     keep = torch.tensor([[0, 2], [1, 3]])
-    cut = TensorCut("weight", 1, parts)
+    cut = PrunableDim("weight", 1, parts)
     masked = mask_neurons(tensor, cut, keep=keep)
     assert torch.equal(select_neurons(masked, cut, keep=keep), select_neurons(tensor, cut, keep=keep))
     assert int((masked != 0).any(-1).sum()) == select_neurons(tensor, cut, keep=keep).shape[1] * 2

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from llmprune import Recipe, run
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.selection import rows_of
-from llmprune.anatomy.types import TensorCut, unit_key
+from llmprune.anatomy.types import PrunableDim, unit_key
 from llmprune.checkpoint.loading import dense_decoder
 from llmprune.common.errors import ModelError, RecipeError
 from llmprune.criteria import Activation
@@ -57,7 +57,7 @@ def test_neurons_and_heads_have_defaults_of_their_own(named: str, kinds: tuple[s
 def test_a_group_has_its_entries_in_every_part(parts: tuple[int, ...], rows: list[int]) -> None:
     """Of three groups the last and the first: side by side in each part, the parts one after the other."""
     keep_K = torch.tensor([2, 0])
-    assert rows_of(keep_K, 3 * sum(parts), cut=TensorCut("weight", 0, parts)).tolist() == rows
+    assert rows_of(keep_K, 3 * sum(parts), cut=PrunableDim("weight", 0, parts)).tolist() == rows
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.heads import count_heads
-from llmprune.anatomy.meta_model import build_blueprint
+from llmprune.anatomy.meta_model import build_meta_model
 from llmprune.anatomy.types import Anatomy
 from llmprune.checkpoint.loading import dense_decoder
 from llmprune.common.errors import RecipeError
@@ -30,7 +30,7 @@ from llmprune.planning.plan import Plan
 from llmprune.planning.sizes import planned_layers
 from llmprune.recipe.depth import Depth
 from llmprune.recipe.recipe import Recipe
-from llmprune.score.ablation import try_without
+from llmprune.score.ablation import layer_ablation_scores
 from llmprune.score.forward_pass import score
 from llmprune.score.scores import Scores
 from llmprune.score.select import PlannedSizes, choose_cut
@@ -165,7 +165,7 @@ def test_every_depth_criterion_keeps_the_pattern(criterion: DepthCriterion) -> N
 
     def chosen(keep_pattern: bool) -> tuple[Cut, Tensor]:
         if isinstance(criterion, TrialCriterion):
-            layers_N = try_without(
+            layers_N = layer_ablation_scores(
                 dense,
                 anatomy,
                 criterion=criterion,
@@ -225,7 +225,7 @@ def test_an_attention_scale_that_is_not_the_heads_size_is_told_where_layers_go()
     for scalar, layers in ((8, 3), (16, 3), (16, 4)):
         config = tiny_config("gemma2", query_pre_attn_scalar=scalar)
         fewer = tiny_config("gemma2", query_pre_attn_scalar=scalar, num_hidden_layers=layers)
-        said += about_layer_count(build_blueprint(config), build_blueprint(fewer))
+        said += about_layer_count(build_meta_model(config), build_meta_model(fewer))
     assert len(said) == 1
     assert "the attention scale is set by query_pre_attn_scalar (16) and not by head_dim (8)" in said[0]
 

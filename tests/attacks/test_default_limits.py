@@ -30,8 +30,8 @@ from llmprune.service.memory import machine_memory, memory_of, share_of_a_job
 from llmprune.service.planner.planner import Planner
 from llmprune.service.planner.queue import MOST_WAITING, PlannerBusy, PlanQueue, TooManyPlans
 from llmprune.service.settings import Settings
-from llmprune.service.supervisor.processes import marked
 from llmprune.service.supervisor import overuse, supervisor
+from llmprune.service.supervisor.processes import marked
 
 MB = 10**6
 

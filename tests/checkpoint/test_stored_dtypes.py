@@ -18,7 +18,7 @@ from helpers.tiny import structure_of
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from llmprune.anatomy.meta_model import build_blueprint
+from llmprune.anatomy.meta_model import build_meta_model
 from llmprune.checkpoint.disk_offload import offload_folder
 from llmprune.checkpoint.loading import dense_decoder, load_model
 from llmprune.checkpoint.stored_dtypes import FileNames
@@ -150,7 +150,7 @@ def test_tensors_of_the_files_are_found_for_every_family(family: str, tmp_path: 
     """Read one by one they are what transformers loads, however it renames, stacks and joins them."""
     tiny_model(family).save_pretrained(tmp_path)
     model = load_model(ModelSource(id=str(tmp_path)))
-    names = FileNames(build_blueprint(model.config, model.dtype), headers_of_folder(tmp_path, "it"))
+    names = FileNames(build_meta_model(model.config, model.dtype), headers_of_folder(tmp_path, "it"))
     loaded = {name: tensor for name, tensor in model.state_dict().items() if names.sources(name)}
     untied = {name for name, _ in model.named_parameters()}
     assert untied - loaded.keys() <= model.all_tied_weights_keys.keys()

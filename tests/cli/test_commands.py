@@ -353,7 +353,7 @@ def test_reevaluate_asks_more_samples_and_prunes_nothing(
     assert (first.code, "llmprune reevaluate" in first.err) == (3, True)
     model, before = states(out / "model"), report_in(out)
     with monkeypatch.context() as patched:
-        patched.setattr("llmprune.pipeline.run.Workbench", None)  # a second run would need it
+        patched.setattr("llmprune.pipeline.run.RunInputs", None)  # a second run would need it
         more = command("reevaluate", out, "--limit", 12)
     assert (more.code in (0, 3), states(out / "model") == model) == (True, True), more.err
     after = report_in(out)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.selection import neuron_rows
-from llmprune.anatomy.types import TensorCut, unit_key
+from llmprune.anatomy.types import PrunableDim, unit_key
 from llmprune.checkpoint.loading import dense_decoder
 from llmprune.common.errors import NumericalError, RecipeError
 from llmprune.criteria import Activation, AnyWidthCriterion, Flap, Magnitude, Obs, Share, Taylor, Wanda
@@ -381,8 +381,8 @@ def test_obs_chooses_nothing_by_costs_that_are_not_finite(order: Callable[..., A
 def test_rows_of_a_fused_tensor_hold_gate_and_up(parts: tuple[int, ...], wanted: list[Any]) -> None:
     """Whichever dimension and layout, a row has all that is one neuron's."""
     tensor = torch.arange(4)
-    assert neuron_rows(tensor, TensorCut("bias", 0, parts)).tolist() == wanted
-    sideways = neuron_rows(tensor.expand(3, 4), TensorCut("weight", 1, parts))
+    assert neuron_rows(tensor, PrunableDim("bias", 0, parts)).tolist() == wanted
+    sideways = neuron_rows(tensor.expand(3, 4), PrunableDim("weight", 1, parts))
     assert sideways[..., 0].tolist() == wanted
     assert sideways.shape[-1] == 3
 

@@ -18,7 +18,7 @@ from llmprune.evaluation.bench.generation_speed import time_generation
 from llmprune.evaluation.bench.speed_and_memory import decoded_bytes, joules, run_bench
 from llmprune.evaluation.generation import compare_generation, ends_in_loop, repetition
 from llmprune.evaluation.perplexity import compare_predictions, perplexity
-from llmprune.layerwise.forward import Walk
+from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.recipe.evaluation import Generation
 from llmprune.results.schema import BenchSize
 from llmprune.testing import VOCABULARY, tiny_model
@@ -128,10 +128,10 @@ def test_logits_that_are_no_numbers_end_the_evaluation(value: float) -> None:
 def test_tokens_that_a_model_masks_are_infinitely_perplexing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A vocabulary entry at −inf is a statement and no error: other tokens keep their figures."""
     decoder = dense_decoder(tiny_model("llama"))
-    original = Walk.logits
+    original = LayerwiseForward.logits
     ids, masked = windows() % 32, torch.zeros(VOCABULARY)
     masked[32:] = -math.inf
-    monkeypatch.setattr(Walk, "logits", lambda walk, batch: original(walk, batch) + masked)
+    monkeypatch.setattr(LayerwiseForward, "logits", lambda walk, batch: original(walk, batch) + masked)
     before, after, figures = compare_predictions(decoder, decoder, windows_NL=ids, batch_size=2)
     assert (figures.mean, figures.same_first) == (0.0, 1.0)
     assert math.isfinite(before)

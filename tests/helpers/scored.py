@@ -11,7 +11,7 @@ from torch import Tensor
 from llmprune.anatomy.discovery import discover
 from llmprune.checkpoint.loading import dense_decoder
 from llmprune.criteria.base import WidthCriterion
-from llmprune.layerwise.hidden_states import StreamStore, Trail
+from llmprune.layerwise.hidden_states import HiddenStateCache, HiddenStateStore
 from llmprune.recipe.recipe import Recipe
 from llmprune.score.forward_pass import score
 from llmprune.testing import VOCABULARY
@@ -19,9 +19,9 @@ from llmprune.testing import VOCABULARY
 IDS = torch.randint(3, VOCABULARY, (6, 12), generator=torch.Generator().manual_seed(0))
 
 
-def store_in(folder: Path) -> StreamStore:
+def store_in(folder: Path) -> HiddenStateStore:
     """Room for what the walk leaves behind."""
-    return StreamStore(None, folder, Trail(folder / "trail", "key"))
+    return HiddenStateStore(None, folder, HiddenStateCache(folder / "trail", "key"))
 
 
 def scores_of(model: Any, criterion: WidthCriterion, folder: Path, batch_size: int = 4) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from llmprune.common.errors import CalibrationError, ModelError, RecipeError
 from llmprune.criteria import Taylor, TaylorShare
 from llmprune.criteria.base import WidthCriterion
 from llmprune.layerwise.forward import Decoder, inputs_of, outputs_of
-from llmprune.layerwise.hidden_states import StreamStore, Trail
+from llmprune.layerwise.hidden_states import HiddenStateCache, HiddenStateStore
 from llmprune.score.forward_pass import score
 from llmprune.testing import tiny_model
 
@@ -59,7 +59,7 @@ def test_the_way_back_does_not_depend_on_the_batch_size(tmp_path: Path, criterio
     model = tiny_model("llama")
     wanted = scores_of(model, criterion, tmp_path, 6)
     anatomy = discover(model.config)
-    store = StreamStore(0, tmp_path, Trail(tmp_path / "one", "key"))
+    store = HiddenStateStore(0, tmp_path, HiddenStateCache(tmp_path / "one", "key"))
     scores = score(
         dense_decoder(model), anatomy, windows_NL=IDS, batch_size=1, depth=None, width=criterion, store=store
     )

@@ -13,7 +13,7 @@ from llmprune.checkpoint.loading import dense_decoder
 from llmprune.criteria import Activation
 from llmprune.cut.apply import cut_decoder
 from llmprune.layerwise.forward import Tensors
-from llmprune.layerwise.hidden_states import StreamStore
+from llmprune.layerwise.hidden_states import HiddenStateStore
 from llmprune.layerwise.staged_layer import Order
 from llmprune.prune.pass2 import Pruning
 from llmprune.recipe.refit import Refit
@@ -26,7 +26,7 @@ LAST = 3  # as a layer of the pruned model, behind a gap
 
 
 def _prune(
-    family: str, up: bool = False, heads: bool = False, store: StreamStore | None = None, narrow: bool = True
+    family: str, up: bool = False, heads: bool = False, store: HiddenStateStore | None = None, narrow: bool = True
 ) -> tuple[Tensors, list[int]]:
     """The tensors of a model with narrower MLPs and without a layer, and how often its last layer's mixer ran."""
     model = tiny_model(family, num_hidden_layers=5) if family == "llama" else tiny_model(family)
@@ -99,5 +99,5 @@ def test_attention_runs_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_files_hold_what_memory_does(tmp_path: Path) -> None:
     """What modules put out lies in a file where memory is short."""
     in_memory, _ = _prune("llama")
-    in_files, _ = _prune("llama", store=StreamStore(1, tmp_path))
+    in_files, _ = _prune("llama", store=HiddenStateStore(1, tmp_path))
     assert all(torch.equal(in_memory[name], in_files[name]) for name in in_memory)

@@ -15,7 +15,7 @@ from helpers.scored import store_in
 from torch import Tensor
 
 from llmprune.anatomy.discovery import discover
-from llmprune.anatomy.types import Strand, TensorCut
+from llmprune.anatomy.types import FusedSlice, PrunableDim
 from llmprune.checkpoint.loading import dense_decoder, load_model
 from llmprune.common import distributed as processes
 from llmprune.criteria import (
@@ -32,13 +32,13 @@ from llmprune.criteria.base import WidthCriterion
 from llmprune.cut.apply import add_to_strand, cut_decoder
 from llmprune.cut.decision import Cut
 from llmprune.evaluation.perplexity import compare_predictions
-from llmprune.layerwise.forward import Walk
-from llmprune.layerwise.hidden_states import StreamStore
+from llmprune.layerwise.forward import LayerwiseForward
+from llmprune.layerwise.hidden_states import HiddenStateStore
 from llmprune.prune.pass2 import Pruning
 from llmprune.recipe.model import ModelSource
 from llmprune.recipe.refit import Refit
 from llmprune.recipe.sparsity import Sparsity
-from llmprune.score.ablation import try_without
+from llmprune.score.ablation import layer_ablation_scores
 from llmprune.score.forward_pass import score
 from llmprune.score.select import PlannedSizes, choose_cut
 from llmprune.testing import VOCABULARY, tiny_model
@@ -63,7 +63,7 @@ def _load(folder: Path, device_map: Any = "auto") -> Any:
     return load_model(ModelSource(id=str(folder), device_map=device_map))
 
 
-def _everything(folder: Path, device_map: Any = "auto", store: StreamStore | None = None) -> Iterator[Tensor]:
+def _everything(folder: Path, device_map: Any = "auto", store: HiddenStateStore | None = None) -> Iterator[Tensor]:
     """Scores of a model, and its layers and logits after two cuts with a refit: without its heads, and with them and
     sparse.
     """
@@ -122,7 +122,7 @@ def test_results_do_not_depend_on_the_devices(
     _saved(tmp_path, family)
     on_cpu = list(_everything(tmp_path, "cpu"))
     with simulated_devices(devices):
-        store = StreamStore(stream_memory, tmp_path)
+        store = HiddenStateStore(stream_memory, tmp_path)
         found = [value.cpu() for value in _everything(tmp_path, device_map, store)]
     assert len(found) == len(on_cpu)
     assert all(map(torch.equal, found, on_cpu))
@@ -135,9 +135,11 @@ def test_computed_buffers_are_where_they_are_needed(family: str, tmp_path: Path)
     with simulated_devices(1):
         model = _load(tmp_path)
         dense = dense_decoder(model)
-        Walk(dense, IDS[:1], batch_size=1)  # visits a layer of each class, whose buffers are on the GPU from then on
+        LayerwiseForward(
+            dense, IDS[:1], batch_size=1
+        )  # visits a layer of each class, whose buffers are on the GPU from then on
         pruned = cut_decoder(dense, model, anatomy=discover(model.config), cut=Cut(4, (0, 1, 3)))
-        walk = Walk(pruned, IDS[:1], batch_size=1)
+        walk = LayerwiseForward(pruned, IDS[:1], batch_size=1)
         for index in range(3):
             with pruned.layer(index) as layer:
                 walk.pass_through(index, layer)
@@ -148,7 +150,7 @@ def test_an_up_projection_is_changed_on_its_device() -> None:
     """Where gate and up projection are one tensor, only the rows of the latter change."""
     with simulated_devices(1):
         weight, delta_FI = torch.zeros(6, 4, device="cuda:0"), torch.ones(3, 4, device="cuda:0")
-        changed = add_to_strand(weight, Strand(TensorCut("gate_up_proj.weight", 0, (1, 1)), 1), delta_FI=delta_FI)
+        changed = add_to_strand(weight, FusedSlice(PrunableDim("gate_up_proj.weight", 0, (1, 1)), 1), delta_FI=delta_FI)
         assert changed.is_cuda
         assert changed.sum(1).tolist() == [0, 0, 0, 4, 4, 4]
 
@@ -196,7 +198,7 @@ def test_trials_run_on_each_layers_device(criterion: Any, llama: Path) -> None:
         with simulated_devices(devices) if devices else nullcontext():
             model = _load(llama, "auto" if devices else "cpu")
             found.append(
-                try_without(
+                layer_ablation_scores(
                     dense_decoder(model),
                     discover(model.config),
                     criterion=criterion,
@@ -246,7 +248,7 @@ def test_arguments_made_of_tokens_leave_the_device(tmp_path: Path) -> None:
     """What Gemma 4 hands each layer of every token is kept on the CPU, but for one batch; shared masks are not."""
     _saved(tmp_path, "gemma4_text")
     with simulated_devices(1):
-        walk = Walk(dense_decoder(_load(tmp_path)), IDS, batch_size=2)
+        walk = LayerwiseForward(dense_decoder(_load(tmp_path)), IDS, batch_size=2)
         kept = [[home_of(value).type for call in calls for value in _arguments(call)] for calls in walk.calls]
     assert set(kept[0]) == {"cuda"}
     assert set(kept[1]) == {"cuda", "cpu"}

@@ -24,7 +24,7 @@ from llmprune.checkpoint.saving import CheckpointWriter
 from llmprune.criteria import Activation, BlockInfluence
 from llmprune.cut.apply import cut_decoder
 from llmprune.cut.decision import Cut
-from llmprune.layerwise.forward import Walk
+from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.prune.pass2 import Pruning
 from llmprune.recipe.model import ModelSource
 from llmprune.recipe.refit import Refit
@@ -96,7 +96,10 @@ def test_cut_equals_mask(family: str, cases: dict[str, Case]) -> None:
     case = cases[family]
     dense = dense_decoder(case.model)
     cut = cut_decoder(dense, case.model, anatomy=case.anatomy, cut=case.cut)
-    removed, masked = Walk(cut, case.ids_NL, batch_size=4), Walk(dense, case.ids_NL, batch_size=4)
+    removed, masked = (
+        LayerwiseForward(cut, case.ids_NL, batch_size=4),
+        LayerwiseForward(dense, case.ids_NL, batch_size=4),
+    )
     for new, old in enumerate(case.cut.layers):
         with cut.layer(new) as layer:
             removed.pass_through(new, layer)
@@ -172,7 +175,7 @@ def test_walk_equals_forward() -> None:
     model = tiny_model("gemma3_text")
     dense = dense_decoder(model)
     ids_NL = torch.randint(3, VOCABULARY, (5, 40))
-    walk = Walk(dense, ids_NL, batch_size=2)
+    walk = LayerwiseForward(dense, ids_NL, batch_size=2)
     for index in range(len(dense)):
         with dense.layer(index) as layer:
             walk.pass_through(index, layer)

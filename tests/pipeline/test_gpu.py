@@ -15,7 +15,7 @@ from llmprune.checkpoint.loading import dense_decoder, load_model
 from llmprune.criteria import Activation, BlockInfluence
 from llmprune.cut.apply import cut_decoder
 from llmprune.cut.decision import Cut
-from llmprune.layerwise.forward import Walk
+from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.prune.pass2 import Pruning
 from llmprune.recipe.model import ModelSource
 from llmprune.recipe.refit import Refit
@@ -63,7 +63,7 @@ def test_streams_lie_in_pinned_memory(checkpoint: Path) -> None:
     """Hidden states between layers leave the GPU, into memory that it can copy from directly."""
     model = load_model(ModelSource(id=str(checkpoint), device_map="auto"))
     dense = dense_decoder(model)
-    walk = Walk(dense, torch.randint(3, VOCABULARY, (4, 24)), batch_size=2)
+    walk = LayerwiseForward(dense, torch.randint(3, VOCABULARY, (4, 24)), batch_size=2)
     with dense.layer(0) as layer:
         walk.pass_through(0, layer)
     assert all(hidden_BLD.is_pinned() for hidden_BLD in walk.streams)

@@ -13,8 +13,8 @@ from llmprune.checkpoint.loading import dense_decoder
 from llmprune.criteria import BlockInfluence
 from llmprune.cut.apply import cut_decoder
 from llmprune.cut.decision import Cut
-from llmprune.layerwise.forward import Tensors, Walk
-from llmprune.layerwise.hidden_states import MappedStreams, Streams, StreamStore, Trail
+from llmprune.layerwise.forward import LayerwiseForward, Tensors
+from llmprune.layerwise.hidden_states import HiddenStateCache, HiddenStates, HiddenStateStore, MappedStreams
 from llmprune.prune.pass2 import Pruning
 from llmprune.prune.snapshots import Snapshots
 from llmprune.recipe.refit import Refit
@@ -29,7 +29,7 @@ class _Stopped(Exception):
 
 
 def _prune(
-    family: str, snapshots: Snapshots | None = None, store: StreamStore | None = None, stop_at: int | None = None
+    family: str, snapshots: Snapshots | None = None, store: HiddenStateStore | None = None, stop_at: int | None = None
 ) -> tuple[dict[int, Tensors], torch.Tensor]:
     """The layers that this run wrote, and the logits that it ended with."""
     model = tiny_model(family, num_hidden_layers=6)
@@ -89,9 +89,9 @@ def test_state_of_another_version_is_not_used(tmp_path: Path) -> None:
 
 def test_streams_on_file_equal_streams_in_memory(tmp_path: Path) -> None:
     """More hidden states than the limit go to a file, which leaves nothing behind and changes nothing."""
-    store = StreamStore(limit=0, folder=tmp_path)
+    store = HiddenStateStore(limit=0, folder=tmp_path)
     assert isinstance(store.open(torch.zeros(2, 3, 4), 5), MappedStreams)
-    assert type(StreamStore(limit=10**6).open(torch.zeros(2, 3, 4), 5)) is Streams
+    assert type(HiddenStateStore(limit=10**6).open(torch.zeros(2, 3, 4), 5)) is HiddenStates
     in_memory, logits = _prune("llama")
     on_file, same_logits = _prune("llama", store=store)
     assert torch.equal(logits, same_logits)
@@ -104,8 +104,8 @@ def test_streams_on_file_equal_streams_in_memory(tmp_path: Path) -> None:
 def test_trail_of_pass_1_equals_walking_again(family: str, tmp_path: Path) -> None:
     """Pass 2 takes the dense streams that pass 1 left, wherever they are whole, and ends with the same weights."""
     model = tiny_model(family, num_hidden_layers=6)
-    trail = Trail(tmp_path, "key")
-    store = StreamStore(trail=trail)
+    trail = HiddenStateCache(tmp_path, "key")
+    store = HiddenStateStore(trail=trail)
     score(
         dense_decoder(model),
         discover(model.config),
@@ -127,8 +127,8 @@ def test_trail_of_pass_1_equals_walking_again(family: str, tmp_path: Path) -> No
 def test_trail_spares_the_dense_walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a whole trail, dense layers run for the first kind of layer only."""
     model = tiny_model("llama", num_hidden_layers=6)
-    trail = Trail(tmp_path, "key")
-    store = StreamStore(trail=trail)
+    trail = HiddenStateCache(tmp_path, "key")
+    store = HiddenStateStore(trail=trail)
     score(
         dense_decoder(model),
         discover(model.config),
@@ -139,7 +139,9 @@ def test_trail_spares_the_dense_walk(tmp_path: Path, monkeypatch: pytest.MonkeyP
         store=store,
     )
     passed: list[int] = []
-    walk_through = Walk.pass_through
-    monkeypatch.setattr(Walk, "pass_through", lambda self, *args: (passed.append(args[0]), walk_through(self, *args)))
+    walk_through = LayerwiseForward.pass_through
+    monkeypatch.setattr(
+        LayerwiseForward, "pass_through", lambda self, *args: (passed.append(args[0]), walk_through(self, *args))
+    )
     _prune("llama", store=store)
     assert passed == [0]

@@ -12,7 +12,7 @@ from helpers.commands import LAYERS, Outcome, command, save_model, states, verif
 
 from llmprune.checkpoint.saving import CheckpointWriter
 from llmprune.common.files import require_space, size_of
-from llmprune.layerwise.forward import Walk
+from llmprune.layerwise.forward import LayerwiseForward
 
 TAYLOR = {"mlp": 0.5, "criterion": {"kind": "taylor"}}
 
@@ -69,7 +69,7 @@ def test_interrupted_run_on_a_small_disk_equals_an_uninterrupted_one(
     shrink_disk(monkeypatch, tmp_path / "out", size)
     with monkeypatch.context() as patch:
         if stop == "gradients":
-            patch.setattr("llmprune.score.forward_pass.WayBack", _stopped)
+            patch.setattr("llmprune.score.forward_pass.LayerwiseBackward", _stopped)
         else:
             patch.setattr(CheckpointWriter, "write_layer", _stopped)
         assert run(room, tmp_path, *(["--calibration-check"] if stop == "layer" else [])).code == 130
@@ -91,8 +91,10 @@ def _stopped(*_: Any, **__: Any) -> None:
 def count_passes(patch: pytest.MonkeyPatch) -> list[int]:
     """The layers that a stream passes through, from now on."""
     passed: list[int] = []
-    pass_through = Walk.pass_through
-    patch.setattr(Walk, "pass_through", lambda self, *args: (passed.append(args[0]), pass_through(self, *args)))
+    pass_through = LayerwiseForward.pass_through
+    patch.setattr(
+        LayerwiseForward, "pass_through", lambda self, *args: (passed.append(args[0]), pass_through(self, *args))
+    )
     return passed
 
 

@@ -15,7 +15,7 @@ from llmprune.common.linalg import cross_validated_ridge as normal_equations
 from llmprune.common.linalg.cross_validated_ridge import NormalEquations, Repair, for_all_folds
 from llmprune.criteria import Activation, BlockInfluence
 from llmprune.cut.decision import Cut, choose_highest, choose_layers, gap_after, kept_share, round_width, width_step
-from llmprune.layerwise.forward import Walk
+from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.residual_scale import residual_scale
 from llmprune.prune.repair.folds import folds_of
 from llmprune.recipe.refit import Refit
@@ -284,7 +284,7 @@ def test_a_factor_that_is_not_a_number_is_none() -> None:
     """Where all hidden states are zero nobody can say how much of a projection reaches them."""
     model = tiny_model("llama")
     windows_NL = torch.randint(VOCABULARY, (2, 8), generator=torch.Generator().manual_seed(0))
-    walk = Walk(dense_decoder(model), windows_NL, batch_size=2)
+    walk = LayerwiseForward(dense_decoder(model), windows_NL, batch_size=2)
     layer = model.model.layers[0]
     assert residual_scale(walk, 0, layer=layer, output=layer.mlp.down_proj) == 1.0
     walk.streams[0] = torch.zeros_like(walk.streams[0])

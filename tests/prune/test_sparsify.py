@@ -20,8 +20,8 @@ from llmprune.checkpoint.loading import dense_decoder
 from llmprune.common.errors import NumericalError, RecipeError
 from llmprune.cut.apply import cut_decoder
 from llmprune.cut.decision import Cut
-from llmprune.layerwise.forward import Tensors, Walk
-from llmprune.layerwise.hidden_states import StreamStore
+from llmprune.layerwise.forward import LayerwiseForward, Tensors
+from llmprune.layerwise.hidden_states import HiddenStateStore
 from llmprune.layerwise.staged_layer import StagedLayer, probe
 from llmprune.planning.plan import make_plan
 from llmprune.prune.pass2 import Pruning
@@ -47,7 +47,7 @@ def _prune(
     layers: tuple[int, ...] = (0, 1, 3),
     refit: Refit | None = Refit(),  # noqa: B008  # frozen
     snapshots: Snapshots | None = None,
-    store: StreamStore | None = None,
+    store: HiddenStateStore | None = None,
     stop_at: int | None = None,
 ) -> tuple[dict[int, Tensors], list[LayerRecord], torch.Tensor]:
     """The layers written, the records, and the logits that the run ended with."""
@@ -73,7 +73,7 @@ def _prune(
 def test_a_layer_in_stages_is_the_layer(family: str) -> None:
     """Run up to each projection, with those behind it replaced by their outputs, it ends as it does in one piece."""
     decoder = dense_decoder(tiny_model(family))
-    walk = Walk(decoder, WINDOWS, batch_size=4)
+    walk = LayerwiseForward(decoder, WINDOWS, batch_size=4)
     with decoder.layer(0) as layer:
         names = [one.name for one in projections_of(layer)]
         staged = StagedLayer(walk, 0, layer=layer, order=probe(walk, 0, layer=layer, names=names))
@@ -91,7 +91,7 @@ def test_a_layer_in_stages_is_the_layer(family: str) -> None:
 def test_order_of_a_llama_layer() -> None:
     """Queries, keys and values share an input, gate and up do, and attention and MLP end with a projection."""
     decoder = dense_decoder(tiny_model("llama"))
-    walk = Walk(decoder, WINDOWS, batch_size=4)
+    walk = LayerwiseForward(decoder, WINDOWS, batch_size=4)
     with decoder.layer(0) as layer:
         order = probe(walk, 0, layer=layer, names=[one.name for one in projections_of(layer)])
     attention = tuple(f"self_attn.{name}_proj" for name in "qkv")
@@ -206,7 +206,7 @@ def test_continued_equals_uninterrupted(stop_at: int, tmp_path: Path) -> None:
     whole, _, logits = _prune("granite", TWO_OF_EIGHT)
     with pytest.raises(_Stopped):
         _prune("granite", TWO_OF_EIGHT, snapshots=Snapshots(tmp_path / "state", "same", share=1e9), stop_at=stop_at)
-    store = StreamStore(limit=0, folder=tmp_path)
+    store = HiddenStateStore(limit=0, folder=tmp_path)
     rest, records, same = _prune("granite", TWO_OF_EIGHT, snapshots=Snapshots(tmp_path / "state", "same"), store=store)
     assert torch.equal(logits, same)
     assert sorted(rest) == list(range(stop_at, 3))

@@ -16,7 +16,7 @@ from llmprune.checkpoint.loading import dense_decoder
 from llmprune.cut.apply import cut_decoder
 from llmprune.cut.decision import Cut
 from llmprune.layerwise.forward import Tensors, inputs_of
-from llmprune.layerwise.hidden_states import StreamStore
+from llmprune.layerwise.hidden_states import HiddenStateStore
 from llmprune.prune.pass2 import Pruning
 from llmprune.prune.repair.token_mixer import Mixers
 from llmprune.prune.snapshots import LayerRecord
@@ -29,7 +29,7 @@ IDS = torch.randint(3, VOCABULARY, (16, 24), generator=torch.Generator().manual_
 
 
 def _prune(
-    family: str, refit: Refit | None = None, store: StreamStore | None = None, gone: int = 1, **overrides: Any
+    family: str, refit: Refit | None = None, store: HiddenStateStore | None = None, gone: int = 1, **overrides: Any
 ) -> tuple[list[LayerRecord], dict[int, Tensors], nn.Module, Cut]:
     """Remove one layer of a tiny model: records, written tensors by new layer, the dense model, the cut."""
     model = tiny_model(family, **overrides)
@@ -148,7 +148,7 @@ def test_the_error_after_it_alone_is_no_error_of_the_cut() -> None:
 def test_files_hold_what_memory_does(tmp_path: Path) -> None:
     """What the dense mixer wrote may lie in a file."""
     first, tensors, _, _ = _prune("llama")
-    second, same, _, _ = _prune("llama", store=StreamStore(0, tmp_path))
+    second, same, _, _ = _prune("llama", store=HiddenStateStore(0, tmp_path))
     assert first == second
     assert all(torch.equal(tensors[new][name], same[new][name]) for new in tensors for name in tensors[new])
 

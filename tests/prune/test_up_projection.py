@@ -16,13 +16,13 @@ from transformers import AutoModelForCausalLM
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.gated_mlp import find_up
 from llmprune.anatomy.selection import strand_rows
-from llmprune.anatomy.types import MlpUnit, Strand, TensorCut
+from llmprune.anatomy.types import FusedSlice, MlpUnit, PrunableDim
 from llmprune.checkpoint.loading import dense_decoder, tensors_of
 from llmprune.checkpoint.saving import CheckpointWriter
 from llmprune.common.errors import NumericalError
 from llmprune.criteria import Activation, BlockInfluence
 from llmprune.cut.apply import add_to_strand, cut_decoder
-from llmprune.layerwise.hidden_states import Streams, StreamStore
+from llmprune.layerwise.hidden_states import HiddenStates, HiddenStateStore
 from llmprune.prune.pass2 import Pruning
 from llmprune.prune.repair.folds import Folds, every_eighth
 from llmprune.prune.repair.up_projection import UpEquations, UpRepair
@@ -59,7 +59,7 @@ def _down() -> torch.Tensor:
 def _solve(missing_NLD: torch.Tensor, batch_size: int = 4, wanted_NLD: torch.Tensor | None = None) -> UpRepair:
     windows = len(missing_NLD)
     wanted_NLD = torch.ones_like(missing_NLD) if wanted_NLD is None else wanted_NLD
-    room = lambda _: Streams()  # noqa: E731  # as a walk gives it
+    room = lambda _: HiddenStates()  # noqa: E731  # as a walk gives it
     equations = UpEquations(_down(), Folds(every_eighth(windows), batch_size), room=room)
     for rows in torch.split(torch.arange(windows), batch_size):
         equations.update(
@@ -82,7 +82,7 @@ def test_the_up_projection_is_found(family: str, tensor: str, parts: tuple[int, 
     """Whatever it is called, and fused or not: never the gate."""
     units = [unit for units in discover(tiny_model(family).config).units for unit in units if unit.refit]
     assert units
-    assert {unit.up for unit in units} == {Strand(TensorCut(tensor, 0, parts), entry)}
+    assert {unit.up for unit in units} == {FusedSlice(PrunableDim(tensor, 0, parts), entry)}
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt", "phi", "nemotron"])
@@ -95,7 +95,7 @@ def test_an_mlp_without_gates_has_none(family: str) -> None:
 def test_nothing_may_be_between(between: Callable[[torch.Tensor], torch.Tensor]) -> None:
     """A clamp that small random activations never reach counts too."""
     tensors = {"gate.weight": _normal(8, 4), "up.weight": _normal(8, 4, seed=1), "down.weight": _normal(4, 8, seed=2)}
-    unit = MlpUnit("", (*(TensorCut(f"{name}.weight", 0) for name in ("gate", "up")), TensorCut("down.weight", 1)), 8,
+    unit = MlpUnit("", (*(PrunableDim(f"{name}.weight", 0) for name in ("gate", "up")), PrunableDim("down.weight", 1)), 8,
                    "intermediate_size", 1, None, True)  # fmt: skip
     x = _normal(1, 16, 4, seed=3)
 
@@ -103,19 +103,19 @@ def test_nothing_may_be_between(between: Callable[[torch.Tensor], torch.Tensor])
         return torch.nn.functional.silu(x @ now["gate.weight"].T) * f(x @ now["up.weight"].T)
 
     assert find_up(unit, tensors, activations=lambda now: activations(now, between)) is None
-    assert find_up(unit, tensors, activations=lambda now: activations(now, lambda z: z)) == Strand(
-        TensorCut("up.weight", 0), 0
+    assert find_up(unit, tensors, activations=lambda now: activations(now, lambda z: z)) == FusedSlice(
+        PrunableDim("up.weight", 0), 0
     )
 
 
 def test_strands_partition_the_rows() -> None:
     """Each row of a fused dimension is in one strand, in either layout."""
     for parts in ((1,), (1, 1), (2,)):
-        cut = TensorCut("x", 0, parts)
-        rows = [strand_rows(12, Strand(cut, entry)) for entry in range(sum(parts))]
+        cut = PrunableDim("x", 0, parts)
+        rows = [strand_rows(12, FusedSlice(cut, entry)) for entry in range(sum(parts))]
         assert torch.cat(rows).sort().values.tolist() == list(range(12))
-    assert strand_rows(6, Strand(TensorCut("x", 0, (1, 1)), 1)).tolist() == [3, 4, 5]
-    assert strand_rows(6, Strand(TensorCut("x", 0, (2,)), 1)).tolist() == [1, 3, 5]
+    assert strand_rows(6, FusedSlice(PrunableDim("x", 0, (1, 1)), 1)).tolist() == [3, 4, 5]
+    assert strand_rows(6, FusedSlice(PrunableDim("x", 0, (2,)), 1)).tolist() == [1, 3, 5]
 
 
 @pytest.mark.parametrize("dim", [0, 1])
@@ -123,7 +123,7 @@ def test_only_the_strand_changes(dim: int) -> None:
     """In both layouts, and not in the tensor that was given, which the dense layer may share."""
     tensor = _normal(6, 4) if dim == 0 else _normal(4, 6)
     before = tensor.clone()
-    after = add_to_strand(tensor, Strand(TensorCut("x", dim, (1, 1)), 1), delta_FI=torch.ones(3, 4))
+    after = add_to_strand(tensor, FusedSlice(PrunableDim("x", dim, (1, 1)), 1), delta_FI=torch.ones(3, 4))
     assert torch.equal(tensor, before)
     gates, ups = torch.split(after - before, 3, dim=dim)
     assert not gates.any()
@@ -191,7 +191,7 @@ def test_nothing_to_learn_from() -> None:
 
 def test_inputs_that_are_not_finite_are_refused() -> None:
     """With what to do about it."""
-    room = lambda _: Streams()  # noqa: E731  # as a walk gives it
+    room = lambda _: HiddenStates()  # noqa: E731  # as a walk gives it
     equations = UpEquations(_down(), Folds(every_eighth(8), 8), room=room)
     missing_NLD = _normal(8, LENGTH, HIDDEN)
     equations.update(_inputs()[:8] * torch.inf, _gates()[:8], missing_BLD=missing_NLD, wanted_BLD=missing_NLD)
@@ -207,7 +207,7 @@ def test_every_eighth_window_is_held_out() -> None:
 
 
 def _prune(
-    family: str, folder: Path, up: bool, store: StreamStore | None = None
+    family: str, folder: Path, up: bool, store: HiddenStateStore | None = None
 ) -> tuple[list[LayerRecord], torch.Tensor, list[MlpUnit]]:
     """Records and final logits of a tiny model cut in depth and width and saved, and the units that were refit."""
     model = tiny_model(family)
@@ -252,7 +252,7 @@ def test_files_hold_what_memory_does(tmp_path: Path) -> None:
     for name in ("memory", "files"):
         (tmp_path / name).mkdir()
     first, logits_BLV, _ = _prune("llama", tmp_path / "memory", up=True)
-    second, same_BLV, _ = _prune("llama", tmp_path / "files", up=True, store=StreamStore(0, tmp_path))
+    second, same_BLV, _ = _prune("llama", tmp_path / "files", up=True, store=HiddenStateStore(0, tmp_path))
     assert first == second
     assert torch.equal(logits_BLV, same_BLV)
 

@@ -18,7 +18,7 @@ from llmprune.results.schema import (
 )
 
 
-class Outline(HTMLParser):
+class LayerTopology(HTMLParser):
     """Headings, ids and the balance of the tags of a page."""
 
     VOID = frozenset({"meta", "br", "hr", "img", "input", "link", "wbr"})
@@ -61,7 +61,7 @@ def test_a_report_read_back_from_its_json_is_the_same_report(report: Report) -> 
 
 def test_the_page_of_a_full_report_has_every_section() -> None:
     """Everything a report holds has its place on the page, warnings first."""
-    outline = Outline(render_page(sample_report()))
+    outline = LayerTopology(render_page(sample_report()))
     assert outline.headings == [
         "Warnings",
         "Size",
@@ -141,7 +141,7 @@ def test_text_of_the_user_stays_text() -> None:
         else None,
     )
     page = render_page(report)
-    Outline(page)
+    LayerTopology(page)
     assert "<script" not in page
     assert "<img" not in page
     assert "&lt;/pre&gt;&lt;script&gt;" in page
@@ -150,7 +150,7 @@ def test_text_of_the_user_stays_text() -> None:
 def test_a_page_leaves_out_what_the_report_does_not_hold() -> None:
     """Only size, verification, recipe and provenance are always there."""
     page = render_page(bare_report())
-    assert Outline(page).headings == ["Size", "Verification", "Recipe", "Provenance"]
+    assert LayerTopology(page).headings == ["Size", "Verification", "Recipe", "Provenance"]
     assert "None" not in page
 
 
@@ -159,7 +159,7 @@ def test_a_layer_figure_that_nothing_measured_has_no_trace(field: str) -> None:
     """A chart or a column without data is left out, and the rest stays."""
     layers = tuple(layer.model_copy(update={field: None}) for layer in sample_layers())
     page = render_page(sample_report(layers=layers))
-    Outline(page)
+    LayerTopology(page)
     assert ('id="importance-title"' in page) == (field != "importance")
     assert 'id="error-title"' in page
     assert "None" not in page
@@ -178,7 +178,7 @@ def test_the_page_draws_any_number_of_layers(count: int) -> None:
     """One bar a layer, removed layers hatched, every id once and every name found."""
     removed = tuple(layer for layer in range(count) if layer % 3 == 1)
     page = render_page(sample_report(layers=sample_layers(count, removed)))
-    outline = Outline(page)
+    outline = LayerTopology(page)
     assert len(re.findall(r'<rect class="(?:kept|cut)"[^>]*><title>Layer', page)) == count
     assert page.count('<rect class="ground"') == 2 * len(removed)
     assert len(set(outline.ids)) == len(outline.ids)
@@ -196,7 +196,7 @@ def test_extreme_figures_are_drawn_and_do_not_stop_the_page(value: float) -> Non
     )
     perplexity = PerplexityFigures(dense=15.2, cut=value, pruned=value, tokens=4096, source="held-out.txt")
     page = render_page(sample_report(layers=layers, perplexity=perplexity))
-    Outline(page)
+    LayerTopology(page)
     for place in re.findall(r' (?:x|y|x1|x2|y1|y2|cx|cy|width|height|points)="([^"]*)"', page):
         assert "nan" not in place
         assert "inf" not in place

@@ -19,12 +19,12 @@ from llmprune.common.errors import CalibrationError, NumericalError
 from llmprune.criteria import Angular, AnyDepthCriterion, BlockInfluence, Divergence, Perplexity, Residual
 from llmprune.criteria.base import TrialCriterion
 from llmprune.cut.decision import choose_layers
-from llmprune.layerwise.forward import Walk
-from llmprune.layerwise.hidden_states import StreamStore
+from llmprune.layerwise.forward import LayerwiseForward
+from llmprune.layerwise.hidden_states import HiddenStateStore
 from llmprune.planning.plan import Plan
 from llmprune.recipe.recipe import Recipe
 from llmprune.score import ablation_repair as standins
-from llmprune.score.ablation import some_windows, try_without
+from llmprune.score.ablation import layer_ablation_scores, some_windows
 from llmprune.score.forward_pass import score
 from llmprune.testing import tiny_model
 
@@ -75,7 +75,7 @@ def test_one_shot_trials_equal_whole_forward_passes(
 ) -> None:
     """Variants that share the dense prefix cost what models without the layer cost, whatever the batches."""
     criterion = kind(windows=4, greedy=False)
-    scores_N = try_without(
+    scores_N = layer_ablation_scores(
         dense_decoder(model), discover(model.config), criterion=criterion, windows_NL=windows, batch_size=3, remove=2
     )
     judged, rest = some_windows(windows, 4)
@@ -90,7 +90,7 @@ def test_greedy_trials_choose_one_layer_after_the_other(
 ) -> None:
     """Each round takes the layer whose loss, beside those gone already, costs least, be it less than they."""
     criterion = kind(windows=6)
-    scores_N = try_without(
+    scores_N = layer_ablation_scores(
         dense_decoder(model), discover(model.config), criterion=criterion, windows_NL=windows, batch_size=2, remove=3
     )
     gone: set[int] = set()
@@ -109,7 +109,7 @@ def test_a_layer_that_gets_cheaper_by_the_loss_of_another_goes_after_it() -> Non
         patch.setattr("llmprune.score.ablation._Trials.round", lambda *_: next(costs))
         dense = dense_decoder(tiny_model("llama", num_hidden_layers=4))
         ids_NL = torch.zeros(2, 4, dtype=torch.int64)
-        scores_N = try_without(
+        scores_N = layer_ablation_scores(
             dense,
             discover(tiny_model("llama").config),
             criterion=Divergence(),
@@ -127,7 +127,9 @@ def _tried(criterion: TrialCriterion, *rounds: dict[int, float]) -> Tensor:
         patch.setattr("llmprune.score.ablation._Trials.round", lambda *_: next(costs))
         dense, anatomy = dense_decoder(tiny_model("llama", num_hidden_layers=4)), discover(tiny_model("llama").config)
         ids_NL = torch.zeros(2, 4, dtype=torch.int64)
-        return try_without(dense, anatomy, criterion=criterion, windows_NL=ids_NL, batch_size=2, remove=len(rounds))
+        return layer_ablation_scores(
+            dense, anatomy, criterion=criterion, windows_NL=ids_NL, batch_size=2, remove=len(rounds)
+        )
 
 
 @pytest.mark.parametrize("cost", [math.nan, math.inf, -math.inf])
@@ -148,7 +150,7 @@ def test_no_finite_cost_at_all_names_the_layers_and_the_criterion() -> None:
 def test_trials_leave_one_of_the_needed_layers(model: PreTrainedModel, windows: Tensor) -> None:
     """The last layer of a kind that must not die out is never tried."""
     anatomy = replace(discover(model.config), one_of=(1, 4))
-    scores_N = try_without(
+    scores_N = layer_ablation_scores(
         dense_decoder(model),
         anatomy,
         criterion=Perplexity(windows=2),
@@ -202,7 +204,7 @@ def test_angular_removes_the_block_that_turns_least(tokens: str, model: PreTrain
 
 def test_only_tokens_that_are_looked_at_are_kept(model: PreTrainedModel, windows: Tensor) -> None:
     """A copy of the last tokens holds no more than these."""
-    walk = Walk(dense_decoder(model), windows, batch_size=2)
+    walk = LayerwiseForward(dense_decoder(model), windows, batch_size=2)
     copied = walk.copy(slice(-1, None))
     for part_BLD, whole_BLD in zip(copied, walk.streams, strict=True):
         assert torch.equal(part_BLD, whole_BLD[:, -1:])
@@ -252,7 +254,7 @@ def test_residual_says_where_nothing_can_stand_in(family: str, windows: Tensor) 
     """With a norm behind the MLP, or without one, it would be divergence under another name."""
     other = tiny_model(family, num_hidden_layers=3)
     with pytest.raises(CalibrationError, match=r"no layer of this model can stand in .* take divergence"):
-        try_without(
+        layer_ablation_scores(
             dense_decoder(other),
             discover(other.config),
             criterion=Residual(windows=2),
@@ -265,7 +267,7 @@ def test_residual_says_where_nothing_can_stand_in(family: str, windows: Tensor) 
 def test_stand_ins_are_the_same_in_files(model: PreTrainedModel, windows: Tensor, tmp_path: Path) -> None:
     """What they are solved on may lie in files as streams do."""
     scores = [
-        try_without(
+        layer_ablation_scores(
             dense_decoder(model),
             discover(model.config),
             criterion=Residual(windows=2),
@@ -274,7 +276,7 @@ def test_stand_ins_are_the_same_in_files(model: PreTrainedModel, windows: Tensor
             remove=2,
             store=store,
         )
-        for store in (StreamStore(), StreamStore(0, tmp_path))
+        for store in (HiddenStateStore(), HiddenStateStore(0, tmp_path))
     ]
     assert torch.equal(*scores)
 
@@ -304,7 +306,7 @@ def test_stand_ins_lower_the_divergence() -> None:
         Residual(windows=8, refit_windows=32, ridge=0.1, greedy=False),
     ]
     without, repaired = (
-        try_without(
+        layer_ablation_scores(
             dense_decoder(model), discover(model.config), criterion=kind, windows_NL=windows_NL, batch_size=8, remove=1
         )
         for kind in kinds
@@ -316,20 +318,20 @@ def test_stand_ins_lower_the_divergence() -> None:
 def test_all_processes_stand_in_alike(model: PreTrainedModel, windows: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether a layer can be repaired is the first process's finding; one that measures otherwise goes by it."""
     dense, anatomy, criterion = dense_decoder(model), discover(model.config), Residual(windows=2)
-    alone = try_without(dense, anatomy, criterion=criterion, windows_NL=windows, batch_size=2, remove=1)
+    alone = layer_ablation_scores(dense, anatomy, criterion=criterion, windows_NL=windows, batch_size=2, remove=1)
     measured: list[float | None] = []
     measure = standins.residual_scale
     monkeypatch.setattr(standins, "residual_scale", lambda *args, **named: measured.append(measure(*args, **named)))
     monkeypatch.setattr(standins, "from_first", lambda _: measured[-1])
     assert torch.equal(
-        try_without(dense, anatomy, criterion=criterion, windows_NL=windows, batch_size=2, remove=1), alone
+        layer_ablation_scores(dense, anatomy, criterion=criterion, windows_NL=windows, batch_size=2, remove=1), alone
     )
 
 
 def test_residual_needs_windows_to_refit_on(model: PreTrainedModel, windows: Tensor) -> None:
     """Where all windows are judged on, the error says which setting to change."""
     with pytest.raises(CalibrationError, match=r"lower depth\.criterion\.windows"):
-        try_without(
+        layer_ablation_scores(
             dense_decoder(model),
             discover(model.config),
             criterion=Residual(windows=6),

@@ -38,7 +38,7 @@ def taken() -> Iterator[int]:
 @pytest.fixture
 def no_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     """No supervisor may be started."""
-    monkeypatch.setattr(server, "Keeper", lambda settings: pytest.fail("started a supervisor"))
+    monkeypatch.setattr(server, "SupervisorProcess", lambda settings: pytest.fail("started a supervisor"))
 
 
 @pytest.mark.usefixtures("no_jobs")
@@ -75,7 +75,7 @@ def test_an_app_that_cannot_be_made_shows_why(tmp_path: Path, monkeypatch: pytes
     """The error itself comes out, not one of the clean-up, and the supervisor is stopped."""
     stopped: list[bool] = []
 
-    class Keeper:
+    class SupervisorProcess:
         nudge = None
 
         def __init__(self, settings: object) -> None:
@@ -85,7 +85,7 @@ def test_an_app_that_cannot_be_made_shows_why(tmp_path: Path, monkeypatch: pytes
             """Note it."""
             stopped.append(keep_jobs)
 
-    monkeypatch.setattr(server, "Keeper", Keeper)
+    monkeypatch.setattr(server, "SupervisorProcess", SupervisorProcess)
     monkeypatch.setattr(server, "log_with_time", lambda: None)
     monkeypatch.setattr("llmprune.service.api.app.create_app", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):

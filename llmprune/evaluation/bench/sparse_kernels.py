@@ -75,11 +75,11 @@ def _is_sparse(module: nn.Module, projection: Projection) -> bool:
 
 def converted(model: PreTrainedModel, names: Sequence[str]) -> PreTrainedModel:
     """A copy of the model with these matrices in the compressed form that sparse tensor cores read."""
-    twin = copy.deepcopy(model)
+    counterpart = copy.deepcopy(model)
     for name in names:
-        module = twin.get_submodule(name)
+        module = counterpart.get_submodule(name)
         module.weight = nn.Parameter(torch.sparse.to_sparse_semi_structured(module.weight.data), requires_grad=False)
-    return twin
+    return counterpart
 
 
 def saved_bytes(sparse: PreTrainedModel, names: Sequence[str]) -> int:

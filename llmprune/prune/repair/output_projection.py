@@ -16,8 +16,8 @@ from llmprune.common.linalg.cross_validated_ridge import NormalEquations, Repair
 from llmprune.cut.apply import add_to_strand
 from llmprune.cut.decision import Cut
 from llmprune.layerwise.cached_forward import Reruns
-from llmprune.layerwise.forward import Decoder, Tensors, Walk
-from llmprune.layerwise.hidden_states import Streams
+from llmprune.layerwise.forward import Decoder, LayerwiseForward, Tensors
+from llmprune.layerwise.hidden_states import HiddenStates
 from llmprune.layerwise.residual_scale import RelativeError, residual_scale
 from llmprune.prune.repair.activations import Reading, read_both, read_gated, read_uncut
 from llmprune.prune.repair.folds import Folds
@@ -56,9 +56,9 @@ class Repairs:
         unit: MlpUnit,
         *,
         scale: float | None,
-        target: Walk,
+        target: LayerwiseForward,
         runs: Reruns,
-        wanted: Streams | None,
+        wanted: HiddenStates | None,
     ) -> tuple[UpRepair, float] | None:
         """Solve the up projection again for what the cut layer misses, where neurons of its unit go.
 
@@ -99,10 +99,10 @@ class Repairs:
         uncut: Tensors,
         *,
         unit: Unit,
-        target: Walk,
-        reached: Streams,
+        target: LayerwiseForward,
+        reached: HiddenStates,
         runs: Reruns,
-        wanted: Streams | None,
+        wanted: HiddenStates | None,
         moved: bool,
     ) -> tuple[Repair, float]:
         """The repair of the layer's output projection, and the relative error without it.
@@ -147,7 +147,7 @@ class Repairs:
         """What ``scale`` found of layers of this kind; None before it."""
         return self.scales.get(_kind(self.dense.layers[index], unit))
 
-    def scale(self, walk: Walk, index: int, *, layer: nn.Module, unit: Unit) -> float | None:
+    def scale(self, walk: LayerwiseForward, index: int, *, layer: nn.Module, unit: Unit) -> float | None:
         """How much of the projection's output reaches the hidden states: a factor, or None if not linearly.
 
         Found by adding noise to the projection's output in one layer of each kind.

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from llmprune.anatomy.projections import Projection, projections_of
-from llmprune.anatomy.types import Anatomy, TensorCut, Unit
+from llmprune.anatomy.types import Anatomy, PrunableDim, Unit
 from llmprune.common.distributed import from_first
-from llmprune.layerwise.forward import Walk
+from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.residual_scale import residual_scale
 from llmprune.layerwise.staged_layer import Order, muted, probe
 
 
 @dataclass(frozen=True)
-class Writer:
+class ResidualWriter:
     """An output projection. ``scale``: how much of its output reaches the hidden states; None: a norm follows.
 
     ``last``: what it writes is solved for the whole layer's output.
@@ -43,38 +43,40 @@ class Writer:
 
 
 @dataclass(frozen=True)
-class Outline:
+class LayerTopology:
     """How a layer calls its projections, and which of them write to the hidden states, in that order."""
 
     order: Order
-    writers: tuple[Writer, ...]
+    writers: tuple[ResidualWriter, ...]
 
 
-class Outlines:
+class TopologyCache:
     """The outlines of layers, made once for each kind of layer. ``scales`` are kept with the run's snapshots."""
 
     def __init__(self, anatomy: Anatomy, scales: dict[str, float | None], *, writers: bool) -> None:
         self.anatomy, self.scales, self.writers = anatomy, scales, writers
         self._orders: dict[Any, Order] = {}
-        self._known: dict[Any, Outline] = {}
+        self._known: dict[Any, LayerTopology] = {}
 
-    def order(self, walk: Walk, index: int, *, layer: nn.Module) -> Order:
+    def order(self, walk: LayerwiseForward, index: int, *, layer: nn.Module) -> Order:
         """How a layer with its weights calls its projections."""
         kind = _kind(layer)
         if kind not in self._orders:
             self._orders[kind] = probe(walk, index, layer=layer, names=[one.name for one in projections_of(layer)])
         return self._orders[kind]
 
-    def of(self, walk: Walk, index: int, *, layer: nn.Module, old: int) -> Outline:
+    def of(self, walk: LayerwiseForward, index: int, *, layer: nn.Module, old: int) -> LayerTopology:
         """The outline of a layer with its weights, which was number ``old`` before the cut."""
         kind = _kind(layer)
         if kind not in self._known:
             order = from_first(self.order(walk, index, layer=layer))  # what is solved goes by it
             writers = self._find(walk, index, layer=layer, order=order, old=old) if self.writers else ()
-            self._known[kind] = Outline(order, writers)
+            self._known[kind] = LayerTopology(order, writers)
         return self._known[kind]
 
-    def _find(self, walk: Walk, index: int, *, layer: nn.Module, order: Order, old: int) -> tuple[Writer, ...]:
+    def _find(
+        self, walk: LayerwiseForward, index: int, *, layer: nn.Module, order: Order, old: int
+    ) -> tuple[ResidualWriter, ...]:
         """Those whose noise reaches the layer's output linearly, in the last case with all else as it is, before it
         with later writers and experts silent; and those that the anatomy knows of and a norm follows.
         """
@@ -101,10 +103,12 @@ class Outlines:
                 walk, index, layer=layer, name=name, silent=() if name == last else (*names[place + 1 :], *experts)
             )
             if scale is not None or name in normed:
-                writers.append(Writer(_unit(sized[name]), scale, name == last))
+                writers.append(ResidualWriter(_unit(sized[name]), scale, name == last))
         return tuple(writers)
 
-    def _scale(self, walk: Walk, index: int, *, layer: nn.Module, name: str, silent: Sequence[str]) -> float | None:
+    def _scale(
+        self, walk: LayerwiseForward, index: int, *, layer: nn.Module, name: str, silent: Sequence[str]
+    ) -> float | None:
         key = f"{type(layer).__name__}.{name} without {','.join(silent)}"
         if key not in self.scales:
             with muted([layer.get_submodule(path) for path in silent]):
@@ -115,7 +119,7 @@ class Outlines:
 
 
 def _unit(projection: Projection) -> Unit:
-    weight = TensorCut(f"{projection.name}.weight", 0 if projection.transposed else 1)
+    weight = PrunableDim(f"{projection.name}.weight", 0 if projection.transposed else 1)
     return Unit(projection.name, (weight,), projection.inputs)
 
 

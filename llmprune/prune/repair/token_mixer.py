@@ -18,26 +18,26 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from llmprune.anatomy.selection import outputs_first, rows_of
-from llmprune.anatomy.types import Anatomy, AttentionUnit, TensorCut, unit_key
+from llmprune.anatomy.types import Anatomy, AttentionUnit, PrunableDim, unit_key
 from llmprune.common.distributed import sum_over_processes
 from llmprune.common.linalg.cross_validated_ridge import Repair
 from llmprune.cut.decision import Cut
-from llmprune.layerwise.forward import Decoder, Tensors, Walk
-from llmprune.layerwise.hidden_states import Streams
+from llmprune.layerwise.forward import Decoder, LayerwiseForward, Tensors
+from llmprune.layerwise.hidden_states import HiddenStates
 from llmprune.layerwise.staged_layer import StagedLayer
 from llmprune.prune.repair.activations import lost_rows
 from llmprune.prune.repair.folds import Folds
-from llmprune.prune.repair.residual_writers import Outline, Writer
+from llmprune.prune.repair.residual_writers import LayerTopology, ResidualWriter
 from llmprune.recipe.refit import Refit
 
 
 @dataclass(frozen=True)
-class Heard:
-    """The writer to solve again, and what the dense stream has behind it (``Writer.behind``)."""
+class DenseMixerOutput:
+    """The writer to solve again, and what the dense stream has behind it (``ResidualWriter.behind``)."""
 
-    outline: Outline
-    writer: Writer
-    wanted: Streams
+    outline: LayerTopology
+    writer: ResidualWriter
+    wanted: HiddenStates
 
 
 class Mixers:
@@ -54,7 +54,7 @@ class Mixers:
         old = self.cut.layers[new]
         return self.refit is not None and (old != new or self._narrowed(old) is not None)
 
-    def writer(self, new: int, outline: Outline) -> Writer | None:
+    def writer(self, new: int, outline: LayerTopology) -> ResidualWriter | None:
         """The output projection to solve again in a kept layer; None where there is nothing to do."""
         old = self.cut.layers[new]
         if not self.has_work(new):
@@ -71,9 +71,11 @@ class Mixers:
         unit = self.anatomy.attention[old]
         return unit if unit and unit.refit and unit_key(old, unit.path) in self.cut.heads else None
 
-    def listen(self, target: Walk, old: int, *, layer: nn.Module, outline: Outline, writer: Writer) -> Heard:
+    def listen(
+        self, target: LayerwiseForward, old: int, *, layer: nn.Module, outline: LayerTopology, writer: ResidualWriter
+    ) -> DenseMixerOutput:
         """Run the dense layer up to the writer; its stream stays before the layer."""
-        wanted: Streams | None = None
+        wanted: HiddenStates | None = None
         module = layer.get_submodule(writer.name)
         for batch, input_BLF in StagedLayer(target, old, layer=layer, order=outline.order).inputs(writer.name):
             hidden_BLD = target.streams[batch].to(input_BLF.device)
@@ -81,9 +83,11 @@ class Mixers:
             wanted = target.room(behind_BLD) if wanted is None else wanted
             wanted.append(behind_BLD)
         assert wanted is not None, "there is a batch"
-        return Heard(outline, writer, wanted)
+        return DenseMixerOutput(outline, writer, wanted)
 
-    def solve(self, new: int, uncut: Tensors, *, stream: Walk, heard: Heard) -> tuple[Tensors, Repair]:
+    def solve(
+        self, new: int, uncut: Tensors, *, stream: LayerwiseForward, heard: DenseMixerOutput
+    ) -> tuple[Tensors, Repair]:
         """Solve it towards what was heard, on the pruned stream before the layer, and put it into the pruned layer.
 
         Returns the uncut layer's tensors as well, with the repair in them where its heads all stay: what the layer
@@ -119,7 +123,7 @@ class Mixers:
         tensors[output.name] = repaired
         return (uncut if keep_K is not None else uncut | {output.name: repaired}), repair
 
-    def _kept(self, old: int, uncut: Tensors, *, writer: Writer) -> tuple[TensorCut, Tensor | None]:
+    def _kept(self, old: int, uncut: Tensors, *, writer: ResidualWriter) -> tuple[PrunableDim, Tensor | None]:
         """The projection's weight, and which of its inputs stay, int64 [K]; None: all."""
         attention = self._narrowed(old)
         if attention is None:

@@ -36,7 +36,7 @@ from torch import Tensor
 from llmprune.common.distributed import from_first, sum_over_processes
 from llmprune.common.errors import NumericalError
 from llmprune.common.linalg.gram import add_gram, mirror
-from llmprune.layerwise.hidden_states import Streams
+from llmprune.layerwise.hidden_states import HiddenStates
 from llmprune.prune.repair.folds import Folds
 
 _STEPS = 16
@@ -58,9 +58,9 @@ class UpRepair:
 class UpEquations:
     """What a gated MLP gets, lets through and misses, kept of all windows in ``room``; ``down_DF`` is left as it is."""
 
-    def __init__(self, down_DF: Tensor, held_out: Folds, *, room: Callable[[Tensor], Streams]) -> None:
+    def __init__(self, down_DF: Tensor, held_out: Folds, *, room: Callable[[Tensor], HiddenStates]) -> None:
         self.down_DF, self.held_out, self.room = down_DF.float(), held_out, room
-        self._kept: list[Streams] = []  # X, S, R, and what the last step's direction writes
+        self._kept: list[HiddenStates] = []  # X, S, R, and what the last step's direction writes
         self._energy = torch.zeros(2, dtype=torch.float64)  # ‖R‖² of the tokens that are solved on and held out
 
     def update(self, input_BLI: Tensor, gates_BLF: Tensor, *, missing_BLD: Tensor, wanted_BLD: Tensor) -> None:
@@ -149,7 +149,7 @@ class UpEquations:
         found: list[float] = sums.tolist()
         return found
 
-    def _parts(self, batch: int, *kept: Streams) -> Iterator[tuple[int, list[Tensor]]]:
+    def _parts(self, batch: int, *kept: HiddenStates) -> Iterator[tuple[int, list[Tensor]]]:
         values = [one[batch].to(self.down_DF.device).float() for one in kept]
         return self.held_out.parts(batch, *values)
 

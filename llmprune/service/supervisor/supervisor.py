@@ -44,7 +44,7 @@ TICK = 0.5  # seconds
 NOTE_EVERY = 3.0  # how often it writes what nobody waits for: each write goes to disk
 CLEAN_EVERY = 60.0
 WEIGH_EVERY = 1.0  # how often it looks at the memory of all processes
-MOST_ATTEMPTS = 25  # of a job that ends together with the service again and again
+MAX_RESTARTS = 25  # of a job that ends together with the service again and again
 _WAITS = {"step": "waiting for the cluster"}
 
 
@@ -199,14 +199,14 @@ class Supervisor:
 
     def _returned(self, job: Job) -> None:
         """A cluster had no room for it for a long time."""
-        if job.attempts < MOST_ATTEMPTS:
+        if job.attempts < MAX_RESTARTS:
             return self.jobs.queue_again(job.id)
         said = f"the cluster had no room for it {job.attempts} times; ask for fewer than {job.gpus} GPUs, or retry"
         return self._fail(job, None, said=said)
 
     def _gone(self, job: Job) -> None:
         """No process and no exit code: it was killed, or ended together with an earlier service."""
-        if job.state == "cancelling" or (job.id, job.attempts) in self._seen or job.attempts >= MOST_ATTEMPTS:
+        if job.state == "cancelling" or (job.id, job.attempts) in self._seen or job.attempts >= MAX_RESTARTS:
             return self._end(job, None)
         logger.info("job %s ended together with the service: it continues", job.id)
         return self.jobs.queue_again(job.id)
