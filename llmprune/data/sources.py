@@ -92,7 +92,7 @@ def commit_of(source: TextSource) -> str | None:
     if is_local(source.dataset) or Path(source.dataset).exists():
         return None
     try:
-        return str(resolve(source.dataset, source.revision, "dataset").resolved)
+        return str(resolve(source.dataset, source.revision, repo_type="dataset").resolved)
     except Exception as error:  # the hub client's errors have no base in common
         logger.info("the commit of the data set %s is not known: %s", source.dataset, reason(error))
         return None
@@ -101,7 +101,7 @@ def commit_of(source: TextSource) -> str | None:
 def _pinned(source: TextSource, streaming: bool) -> str | None:
     """The commit to read; where the hub cannot be reached and the data may be cached, the revision as it is."""
     try:
-        return str(resolve(source.dataset, source.revision, "dataset").resolved)
+        return str(resolve(source.dataset, source.revision, repo_type="dataset").resolved)
     except Exception as error:
         if streaming or not is_unreachable(error):
             raise

@@ -207,7 +207,7 @@ def test_the_report_says_what_the_scores_did_to_the_pattern(tmp_path: Path, monk
     tiny_model("gemma3_text", num_hidden_layers=8).save_pretrained(tmp_path / "base")
     save_file({"input_ids": IDS}, tmp_path / "ids.safetensors")
     tokens = f"{{tokens: '{tmp_path}/ids.safetensors', key: input_ids, samples: 4, sequence_length: 24}}"
-    monkeypatch.setattr("llmprune.planning.sizes.choose_layers", lambda *_: (0, 2, 3, 4, 5, 6, 7))
+    monkeypatch.setattr("llmprune.score.select.choose_layers", lambda *_, **__: (0, 2, 3, 4, 5, 6, 7))
     report = run(
         Recipe.parse(
             f"model: {{id: '{tmp_path}/base'}}\ncalibration: {tokens}\nevaluation: {{perplexity: null}}\nrefit: false\n"

@@ -223,7 +223,7 @@ def test_a_stream_ends_with_its_job_or_token(tmp_path: Path, loss: str) -> None:
 def test_jobs_from_before_are_private(tmp_path: Path) -> None:
     """The migration leaves every job that is there to its owner."""
     path = tmp_path / "service.sqlite3"
-    migrations = sorted(files("llmprune.service").joinpath("migrations").iterdir(), key=lambda file: file.name)
+    migrations = sorted(files("llmprune.service.jobs").joinpath("migrations").iterdir(), key=lambda file: file.name)
     with sqlite3.connect(path) as connection:
         for step in migrations[:4]:
             connection.executescript(step.read_text(encoding="utf-8"))

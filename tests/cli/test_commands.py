@@ -305,7 +305,7 @@ def test_gate_decides_the_exit_code(room: Path, tmp_path: Path, monkeypatch: pyt
     """A gate that is not met exits with 3, after the report; one that is met with 0, without pruning again."""
     from llmprune.evaluation.lm_eval.results import Sample, TaskResult, TaskResults
 
-    def ask(model: Any, side: str, settings: Any) -> TaskResults:
+    def ask(model: Any, side: str, *, evaluation: Any) -> TaskResults:
         right = 400 if side == "dense" else 200
         samples = tuple(
             Sample(doc_id=n, doc_hash=f"{n}", prompt_hash=f"{n}", value=float(n < right)) for n in range(500)

@@ -106,7 +106,7 @@ def met() -> Met:
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
     both = [
         subprocess.Popen(
-            [sys.executable, Path(__file__).with_name("helpers.peers_scenarios.py"), "--fresh"],
+            [sys.executable, Path(__file__).parents[1] / "helpers" / "peers_scenarios.py", "--fresh"],
             env=os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -10,7 +10,7 @@ from pathlib import Path
 def main() -> None:
     """Run one of the two with the arguments that were given."""
     if Path(sys.argv[2]).read_text(encoding="utf-8").startswith("# fake "):
-        runpy.run_path(str(Path(__file__).with_name("helpers.fake_run.py")), run_name="__main__")
+        runpy.run_path(str(Path(__file__).with_name("fake_run.py")), run_name="__main__")
     else:
         runpy.run_module("llmprune", run_name="__main__", alter_sys=True)
 

@@ -21,7 +21,7 @@ from llmprune.service.planner.planner import Planner
 from llmprune.service.settings import Settings
 from llmprune.service.supervisor.supervisor import Supervisor
 
-FAKE = (sys.executable, str(Path(__file__).with_name("helpers.fake_run.py")))
+FAKE = (sys.executable, str(Path(__file__).with_name("fake_run.py")))
 RECIPE = "model: {id: org/model}\ncalibration: {dataset: org/text}\ndepth: {remove: 1}\n"
 YAML = {"Content-Type": "application/yaml"}
 BASE = "http://127.0.0.1:8321"

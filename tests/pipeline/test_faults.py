@@ -51,7 +51,7 @@ def finished(room: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def no_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail where either pass over the layers starts."""
-    for name in ("choosing.score", "pipeline.Pruning"):
+    for name in ("pipeline.score_and_select.score", "pipeline.run.Pruning"):
         monkeypatch.setattr(f"llmprune.{name}", lambda *_, **__: pytest.fail("the expensive work began"))
 
 

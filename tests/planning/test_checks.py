@@ -219,7 +219,7 @@ class Here:
     def plan(self, recipe: str, overrides: Any, *, caller: str, wrong: Any = ()) -> dict[str, Any]:
         """What the worker answers."""
         self.asked.append(recipe)
-        answer: dict[str, Any] = json.loads(json.dumps(plan_worker._answer(recipe, list(overrides), list(wrong))))
+        answer: dict[str, Any] = json.loads(json.dumps(plan_worker._answer(recipe, list(overrides), wrong=list(wrong))))
         return answer
 
 

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium h
 QUICKSTART = os.environ.get("LLMPRUNE_BROWSER_QUICKSTART") == "1"
 MINUTE = 60_000.0  # milliseconds, as Playwright counts
 WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-EITHER = (sys.executable, str(Path(__file__).with_name("helpers.either_run.py")))
+EITHER = (sys.executable, str(Path(__file__).parents[1] / "helpers" / "either_run.py"))
 # What a page must not do, noted before any of its own scripts run.
 WATCH = """
 window.violations = [];

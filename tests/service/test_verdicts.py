@@ -153,7 +153,9 @@ def test_watching_ends_with_the_gates_code(bench: Bench, monkeypatch: pytest.Mon
     bench.until_ended(job)
     plain = client.Client.__init__
     transport = bench.http._transport
-    monkeypatch.setattr(client.Client, "__init__", lambda self, server, token: plain(self, server, token, transport))
+    monkeypatch.setattr(
+        client.Client, "__init__", lambda self, server, token: plain(self, server, token, transport=transport)
+    )
     monkeypatch.setattr(client.Client, "watch", lambda self, name: iter([bench.until_ended(name)]))
     watched = CliRunner().invoke(app, ["watch", job])
     assert (watched.exit_code, "gate undecided" in watched.output) == (3, True), watched.output
@@ -165,7 +167,7 @@ def test_jobs_of_an_earlier_schema_get_their_verdicts(tmp_path: Path) -> None:
     """The migration keeps rows, events and indexes; gates and infinite figures that were lost are there again."""
     path = tmp_path / "old.sqlite3"
     old = sqlite3.connect(path)
-    steps = sorted(files("llmprune.service").joinpath("migrations").iterdir(), key=lambda file: file.name)
+    steps = sorted(files("llmprune.service.jobs").joinpath("migrations").iterdir(), key=lambda file: file.name)
     for step in steps[:5]:
         old.executescript(step.read_text(encoding="utf-8"))
     figures = '{"parameters":[2,1],"bytes":[2,1],"layers":[2,1],"perplexity":[10.5,null]}'
