@@ -29,7 +29,7 @@ class Reruns:
         self._noted: dict[str, HiddenStates] = {}
 
     def outputs(self, index: int, layer: nn.Module) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """As ``LayerwiseForward.outputs``: (batch number, hidden states before, hidden states after the layer), each [B, L, D]."""
+        """Yield (batch number, hidden states before, hidden states after the layer), both [B, L, D]."""
         device = self.walk.decoder.device_of(index)
         for batch, stream_BLD in enumerate(self.walk.streams):
             hidden_BLD = stream_BLD.to(device)

@@ -193,7 +193,7 @@ def _noter(calls: list[tuple[str, Tensor]], path: str) -> Callable[[Tensor], Non
 
 
 def _ender(ended: dict[str, Tensor], path: str) -> Callable[..., None]:
-    def note(_: nn.Module, __: Any, output: Tensor) -> None:  # noqa: PLR0917 - torch calls it
+    def note(_: nn.Module, __: Any, output: Tensor) -> None:
         ended[path] = output
 
     return note

@@ -85,7 +85,9 @@ def tiny_llama(layers: int, seed: int = 0) -> LlamaForCausalLM:
 def test_import_is_cheap() -> None:
     """Importing the room imports neither torch nor transformers nor lm-eval."""
     code = (
-        "import sys; from llmprune.evaluation import gate, retention; from llmprune.evaluation.lm_eval import harness, store, tasks; from llmprune.evaluation.bench import generation_speed;"
+        "import sys; from llmprune.evaluation import gate, retention;"
+        "from llmprune.evaluation.bench import generation_speed;"
+        "from llmprune.evaluation.lm_eval import harness, store, tasks;"
         "sys.exit(' '.join({'torch', 'transformers', 'lm_eval', 'datasets', 'scipy'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -95,8 +95,8 @@ def test_an_mlp_without_gates_has_none(family: str) -> None:
 def test_nothing_may_be_between(between: Callable[[torch.Tensor], torch.Tensor]) -> None:
     """A clamp that small random activations never reach counts too."""
     tensors = {"gate.weight": _normal(8, 4), "up.weight": _normal(8, 4, seed=1), "down.weight": _normal(4, 8, seed=2)}
-    unit = MlpUnit("", (*(PrunableDim(f"{name}.weight", 0) for name in ("gate", "up")), PrunableDim("down.weight", 1)), 8,
-                   "intermediate_size", 1, None, True)  # fmt: skip
+    cuts = (*(PrunableDim(f"{name}.weight", 0) for name in ("gate", "up")), PrunableDim("down.weight", 1))
+    unit = MlpUnit("", cuts, 8, "intermediate_size", 1, None, True)
     x = _normal(1, 16, 4, seed=3)
 
     def activations(now: dict[str, torch.Tensor], f: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
