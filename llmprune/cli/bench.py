@@ -23,7 +23,7 @@ from llmprune.evaluation.bench.speed_and_memory import decoded_bytes, joules, ru
 from llmprune.planning.model_size import measure_size
 from llmprune.recipe.model import ModelSource
 from llmprune.report.bench_table import print_bench
-from llmprune.results.schema import BenchFigures, BenchSize
+from llmprune.results.bench_figures import BenchFigures, BenchSize
 
 
 def bench_models(

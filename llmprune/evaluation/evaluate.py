@@ -14,7 +14,8 @@ from llmprune.evaluation.perplexity import compare_predictions, perplexity
 from llmprune.layerwise.forward import Decoder
 from llmprune.recipe.calibration import TokenWindows
 from llmprune.recipe.evaluation import Evaluation, Perplexity
-from llmprune.results.schema import DivergenceFigures, Figures, GenerationFigures, PerplexityFigures, SpeedFigures
+from llmprune.results.evaluation_figures import DivergenceFigures, GenerationFigures, PerplexityFigures, SpeedFigures
+from llmprune.results.figures import Figures
 
 
 class Measured(Figures):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from llmprune.evaluation.retention import Comparison
 from llmprune.evaluation.statistics import samples_needed
 from llmprune.recipe.evaluation import Gate
+from llmprune.results.evaluation_figures import BarFigures, GateFigures, RetentionFigures, TaskFigures, Verdict
 from llmprune.results.formatting import plural
-from llmprune.results.schema import BarFigures, GateFigures, RetentionFigures, TaskFigures, Verdict
 
 MEAN = "mean"
 _NAMED = 3  # tasks whose reasons are given

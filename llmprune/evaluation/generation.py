@@ -19,7 +19,7 @@ from llmprune.common.errors import RecipeError
 from llmprune.evaluation.bench.generation_speed import input_device
 from llmprune.evaluation.decoding import default_settings
 from llmprune.recipe.evaluation import Generation
-from llmprune.results.schema import Example, FreeText, GenerationFigures
+from llmprune.results.evaluation_figures import Example, FreeText, GenerationFigures
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,7 +13,7 @@ from typing import Any
 
 from llmprune.common.errors import RecipeError
 from llmprune.evaluation.lm_eval.results import TaskResult
-from llmprune.results.schema import GateFigures
+from llmprune.results.evaluation_figures import GateFigures
 
 
 def samples_to_ask(

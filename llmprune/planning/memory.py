@@ -13,7 +13,7 @@ from llmprune.anatomy.types import Anatomy
 from llmprune.criteria.base import PassingCriterion, TrialCriterion
 from llmprune.criteria.depth.repaired_divergence import Residual
 from llmprune.recipe.recipe import Recipe
-from llmprune.results.schema import Figures
+from llmprune.results.figures import Figures
 
 
 class Memory(Figures):

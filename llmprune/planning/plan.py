@@ -42,7 +42,8 @@ from llmprune.planning.sizes import planned_experts, planned_heads, planned_laye
 from llmprune.planning.sparsity import SparsityPlan, planned_sparsity
 from llmprune.recipe.depth import Depth
 from llmprune.recipe.recipe import Recipe
-from llmprune.results.schema import BaseFiles, Figures, Size
+from llmprune.results.figures import Figures
+from llmprune.results.schema import BaseFiles, Size
 
 
 class Plan(Figures):

@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from llmprune.publish.public_names import public_name, public_sources
+from llmprune.results.evaluation_figures import TaskFigures
 from llmprune.results.formatting import (
     NOTHING,
     count,
@@ -33,7 +34,7 @@ from llmprune.results.formatting import (
     weight,
     width_names,
 )
-from llmprune.results.schema import Report, Size, TaskFigures
+from llmprune.results.schema import Report, Size
 
 TAGS = ("pruned", "llmprune")
 _INHERITED = ("license", "license_name", "license_link", "language", "pipeline_tag")

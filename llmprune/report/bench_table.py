@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from llmprune.common.schema import format_scaled
+from llmprune.results.bench_figures import BenchFigures, BenchSize, Pair, SparseProduct
 from llmprune.results.formatting import count, number, percent, plural, share, times, weight
-from llmprune.results.schema import BenchFigures, BenchSize, Pair, SparseProduct
 
 _FASTER = 1.05  # dense / sparse; less may be noise
 

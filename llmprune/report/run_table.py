@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from llmprune.results.evaluation_figures import GateFigures, Interval, TaskFigures, Verdict
 from llmprune.results.formatting import (
     UNMEASURED,
     agreement,
@@ -27,7 +28,7 @@ from llmprune.results.formatting import (
     weight,
     width_names,
 )
-from llmprune.results.schema import GateFigures, Interval, Report, TaskFigures, Verdict
+from llmprune.results.schema import Report
 
 Row = tuple[str, str, str, str, str]  # name, dense, cut, pruned, pruned / dense
 

@@ -14,8 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from llmprune.common.errors import OutputError
+from llmprune.results.figures import SCHEMA_VERSION
 from llmprune.results.formatting import interval_name, number, percent, share, span, speedup, times
-from llmprune.results.schema import SCHEMA_VERSION, Report
+from llmprune.results.schema import Report
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,15 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from llmprune.common.schema import format_count, format_size
-from llmprune.results.schema import (
+from llmprune.results.evaluation_figures import (
     BarFigures,
-    BaseFiles,
     GateFigures,
     Interval,
-    SparsityFigures,
     SpeedFigures,
-    StabilityFigures,
     TaskFigures,
     Verdict,
 )
+from llmprune.results.schema import BaseFiles, SparsityFigures, StabilityFigures
 
 NOTHING = "–"  # a figure that does not exist
 UNMEASURED = (

@@ -25,7 +25,7 @@ from llmprune.evaluation.lm_eval.tasks import check_tasks, fetch_tasks
 from llmprune.evaluation.lm_eval.tokenizers import require_same_tokenizer
 from llmprune.evaluation.more_samples import samples_to_ask
 from llmprune.recipe.evaluation import Backend, Evaluation, Speed
-from llmprune.results.schema import BarFigures, GateFigures
+from llmprune.results.evaluation_figures import BarFigures, GateFigures
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast

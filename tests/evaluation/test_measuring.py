@@ -20,7 +20,7 @@ from llmprune.evaluation.generation import compare_generation, ends_in_loop, rep
 from llmprune.evaluation.perplexity import compare_predictions, perplexity
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.recipe.evaluation import Generation
-from llmprune.results.schema import BenchSize
+from llmprune.results.bench_figures import BenchSize
 from llmprune.testing import VOCABULARY, tiny_model
 
 

@@ -14,8 +14,8 @@ from llmprune.evaluation.lm_eval.results import Answer, TaskResult, TaskResults
 from llmprune.evaluation.retention import Comparison, compare
 from llmprune.evaluation.statistics import interval, mcnemar, mean_draws, ratio_draws, samples_needed
 from llmprune.recipe.evaluation import Gate
+from llmprune.results.evaluation_figures import GateFigures
 from llmprune.results.formatting import describe_verdict
-from llmprune.results.schema import GateFigures
 
 
 def together(*tasks: TaskResult) -> TaskResults:

@@ -12,7 +12,7 @@ from rich.console import Console
 from helpers.hub.routes import wrong_metadata
 from llmprune.publish.card import Base, Loading, write_card
 from llmprune.report.run_table import print_summary
-from llmprune.results.schema import (
+from llmprune.results.evaluation_figures import (
     BarFigures,
     DivergenceFigures,
     Example,
@@ -20,16 +20,18 @@ from llmprune.results.schema import (
     GateFigures,
     GenerationFigures,
     Interval,
-    LayerFigures,
     PerplexityFigures,
-    Provenance,
-    Report,
     RetentionFigures,
-    Size,
     SpeedFigures,
-    Step,
     TaskFigures,
     Verdict,
+)
+from llmprune.results.schema import (
+    LayerFigures,
+    Provenance,
+    Report,
+    Size,
+    Step,
     VerificationFigures,
 )
 

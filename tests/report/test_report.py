@@ -10,12 +10,8 @@ import pytest
 from helpers.reports import bare_report, gate, sample_layers, sample_report, summary, task
 
 from llmprune.report.html.page import render_page
-from llmprune.results.schema import (
-    Example,
-    PerplexityFigures,
-    Report,
-    Verdict,
-)
+from llmprune.results.evaluation_figures import Example, PerplexityFigures, Verdict
+from llmprune.results.schema import Report
 
 
 class LayerTopology(HTMLParser):

@@ -19,18 +19,10 @@ from llmprune.report.html.compare_page import render_comparison
 from llmprune.report.html.page import render_page
 from llmprune.report.runs import Run, print_runs
 from llmprune.report.task_table import table_of_two
+from llmprune.results.bench_figures import BenchFigures, BenchPoint, BenchSize, Pair, Spread
+from llmprune.results.evaluation_figures import Interval, SpeedFigures, TaskFigures
 from llmprune.results.formatting import change, fixed, number, percent
-from llmprune.results.schema import (
-    BenchFigures,
-    BenchPoint,
-    BenchSize,
-    Interval,
-    Pair,
-    Report,
-    SpeedFigures,
-    Spread,
-    TaskFigures,
-)
+from llmprune.results.schema import Report
 
 
 def words(text: str) -> str:

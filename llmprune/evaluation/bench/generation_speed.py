@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from llmprune.common.errors import EvaluationError, RecipeError
 from llmprune.evaluation.decoding import default_settings
 from llmprune.recipe.evaluation import Speed
-from llmprune.results.schema import SpeedFigures
+from llmprune.results.evaluation_figures import SpeedFigures
 
 if TYPE_CHECKING:
     import torch

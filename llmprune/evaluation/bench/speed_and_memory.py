@@ -21,7 +21,7 @@ from llmprune.evaluation.bench.generation_speed import (
     random_prompts,
     time_generation,
 )
-from llmprune.results.schema import BenchFigures, BenchPoint, BenchSize, Pair, Spread
+from llmprune.results.bench_figures import BenchFigures, BenchPoint, BenchSize, Pair, Spread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

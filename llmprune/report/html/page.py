@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 from llmprune.common.schema import format_size
 from llmprune.report.html.charts import Bar, bar_chart, error_chart, importance_chart, swatch
 from llmprune.report.html.interval_charts import Whisker, retention_chart
+from llmprune.results.evaluation_figures import PerplexityFigures, SpeedFigures, Verdict
 from llmprune.results.formatting import (
     UNMEASURED,
     agreement,
@@ -38,7 +39,7 @@ from llmprune.results.formatting import (
     weight,
     width_names,
 )
-from llmprune.results.schema import LayerFigures, PerplexityFigures, Report, Size, SpeedFigures, Verdict
+from llmprune.results.schema import LayerFigures, Report, Size
 
 
 @dataclass(frozen=True)

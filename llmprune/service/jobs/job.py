@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from llmprune.publish.published import Published
 from llmprune.recipe.hub import Hub
-from llmprune.results.schema import Verdict
+from llmprune.results.evaluation_figures import Verdict
 
 State = Literal["queued", "running", "cancelling", "cancelled", "failed", "gate_not_met", "gate_undecided", "succeeded"]
 ACTIVE: tuple[State, ...] = ("running", "cancelling")

@@ -22,8 +22,8 @@ from llmprune.evaluation.more_samples import samples_to_ask
 from llmprune.recipe.hub import Hub
 from llmprune.recipe.recipe import Recipe, refuse_tokens
 from llmprune.recipe.width import Width
+from llmprune.results.evaluation_figures import GateFigures
 from llmprune.results.formatting import plural
-from llmprune.results.schema import GateFigures
 from llmprune.service.jobs.hub_token import drop_token, keep_token
 from llmprune.service.jobs.job import FINISHED, Job, JobRequest, NewJob, State
 from llmprune.service.jobs.recipe_policy import admit
