@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -19,7 +18,7 @@ from llmprune.evaluation.bench.sparse_kernels import (
     sparse_projections,
     time_products,
 )
-from llmprune.evaluation.bench.speed_and_memory import decoded_bytes, joules, run_bench
+from llmprune.evaluation.bench.speed_and_memory import BenchModel, BenchSettings, decoded_bytes, joules, run_bench
 from llmprune.planning.model_size import measure_size
 from llmprune.recipe.model import ModelSource
 from llmprune.report.bench_table import print_bench
@@ -27,16 +26,7 @@ from llmprune.results.bench_figures import BenchFigures, BenchSize
 
 
 def bench_models(
-    model: ModelSource,
-    against: ModelSource,
-    *,
-    batch_sizes: Sequence[int],
-    contexts: Sequence[int],
-    new_tokens: int,
-    repeats: int,
-    static_cache: bool,
-    output: Path | None,
-    console: Console,
+    model: ModelSource, against: ModelSource, *, settings: BenchSettings, output: Path | None, console: Console
 ) -> None:
     """Measure, print tables, and write the figures as JSON where a file is given."""
     quiet_libraries()
@@ -44,32 +34,11 @@ def bench_models(
         require_file(output, option="--output", example="bench.json")
     for source in (against, model):
         load_config(source)
-    models = load_model(against), load_model(model)
-    sizes = _size(against, models[0]), _size(model, models[1])
-    names = against.id, model.id
-    figures = run_bench(
-        names,
-        models,
-        sizes=sizes,
-        batch_sizes=batch_sizes,
-        contexts=contexts,
-        new_tokens=new_tokens,
-        repeats=repeats,
-        static_cache=static_cache,
-    )
-    _show(figures, output, console=console)
+    base, other = _bench_model(against), _bench_model(model)
+    _show(run_bench(base, other, settings=settings), output, console=console)
 
 
-def bench_sparse(
-    model: ModelSource,
-    batch_sizes: Sequence[int],
-    *,
-    contexts: Sequence[int],
-    new_tokens: int,
-    repeats: int,
-    output: Path | None,
-    console: Console,
-) -> None:
+def bench_sparse(model: ModelSource, *, settings: BenchSettings, output: Path | None, console: Console) -> None:
     """Measure a model with its 2:4 matrices as they are stored, and as sparse tensor cores read them."""
     quiet_libraries()
     if output is not None:
@@ -77,24 +46,29 @@ def bench_sparse(
     require_gpu()
     dense = load_model(model.model_copy(update={"device_map": {"": 0}}))  # split over several it could not be copied
     projections = sparse_projections(dense)
-    tokens = sorted({size for batch in batch_sizes for size in (batch, *(batch * context for context in contexts))})
-    products = time_products(dense, projections, tokens=tokens, repeats=repeats)
+    tokens = sorted(
+        {
+            size
+            for batch in settings.batch_sizes
+            for size in (batch, *(batch * context for context in settings.contexts))
+        }
+    )
+    products = time_products(dense, projections, tokens=tokens, repeats=settings.repeats)
     sparse = converted(dense, list(projections))
     size, saved = _size(model, dense), saved_bytes(sparse, list(projections))
     read = size.decoded_bytes - saved
-    smaller = {"weights": size.weights - saved, "decoded_bytes": read, "joules": joules(read)}
-    sizes = size, size.model_copy(update=smaller)
-    names = f"{model.id}, dense", f"{model.id}, 2:4"
+    smaller = size.model_copy(update={"weights": size.weights - saved, "decoded_bytes": read, "joules": joules(read)})
     figures = run_bench(
-        names,
-        (dense, sparse),
-        sizes=sizes,
-        batch_sizes=batch_sizes,
-        contexts=contexts,
-        new_tokens=new_tokens,
-        repeats=repeats,
+        BenchModel(f"{model.id}, dense", dense, size),
+        BenchModel(f"{model.id}, 2:4", sparse, smaller),
+        settings=settings,
     )
     _show(figures.model_copy(update={"products": products}), output, console=console)
+
+
+def _bench_model(source: ModelSource) -> BenchModel:
+    model = load_model(source)
+    return BenchModel(source.id, model, _size(source, model))
 
 
 def _show(figures: BenchFigures, output: Path | None, *, console: Console) -> None:

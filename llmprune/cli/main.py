@@ -195,14 +195,14 @@ def inspect(
 ) -> None:
     """Print what a pushed model came from, and check its files against it."""
     say_loading(always=False)
-    from llmprune.publish.provenance import differing_files, fetch_record, parse_place
+    from llmprune.publish.provenance import differing_files, fetch_record, parse_hub_address
     from llmprune.publish.show import print_record
 
     record, commit = fetch_record(place)
     if as_json:
         typer.echo(json.dumps(record.model_dump(mode="json"), indent=1))
     else:
-        differing = differing_files(parse_place(place)[0], commit, record=record) if commit else None
+        differing = differing_files(parse_hub_address(place)[0], commit, record=record) if commit else None
         print_record(place, commit, record=record, differing=differing, console=_console())
 
 
@@ -316,30 +316,16 @@ def bench(
     base = None if against is None else _source(against, dtype=dtype)
     say_loading(always=True)
     from llmprune.cli.bench import bench_models, bench_sparse
+    from llmprune.evaluation.bench.speed_and_memory import BenchSettings
 
+    settings = BenchSettings(
+        tuple(batches), tuple(lengths), new_tokens=new_tokens, repeats=repeats, static_cache=static_cache
+    )
     with lines_without_terminal():
         if base is None:
-            bench_sparse(
-                source,
-                batches,
-                contexts=lengths,
-                new_tokens=new_tokens,
-                repeats=repeats,
-                output=output,
-                console=_console(),
-            )
+            bench_sparse(source, settings=settings, output=output, console=_console())
         else:
-            bench_models(
-                source,
-                base,
-                batch_sizes=batches,
-                contexts=lengths,
-                new_tokens=new_tokens,
-                repeats=repeats,
-                static_cache=static_cache,
-                output=output,
-                console=_console(),
-            )
+            bench_models(source, base, settings=settings, output=output, console=_console())
 
 
 @app.command()

@@ -1,10 +1,10 @@
-"""Free generation, watched for collapse: a model can keep its multiple-choice scores and still write in circles.
+"""Degeneration of free greedy generation, which multiple-choice scores do not show.
 
-Repetition is the share of tokens that complete a sequence of four tokens that the text already had (the rep-n of
-Welleck et al., arXiv 1908.04319). A loop is an end that repeats the same up to 16 tokens at least three times.
-Greedy decoding makes small models loop, so the dense model and the text's own continuation are there to compare with.
+Repetition is the share of tokens that complete a repeated 4-gram (rep-n of Welleck et al., arXiv 1908.04319). A loop is
+a text that ends with the same sequence of at most 16 tokens at least three times. Small models also loop when dense, so
+the dense model and the text's own continuation are measured for comparison.
 
-Shapes: N prompts, B batch, P prompt tokens.
+Shapes: N prompts, B batch, P prompt tokens, L all tokens.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from llmprune.common.errors import RecipeError
-from llmprune.evaluation.bench.generation_speed import input_device
-from llmprune.evaluation.decoding import default_settings
+from llmprune.evaluation.decoding import Greedy, end_tokens, generate
 from llmprune.recipe.evaluation import Generation
 from llmprune.results.evaluation_figures import Example, FreeText, GenerationFigures
 
@@ -25,9 +24,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_GRAM = 4  # tokens of a sequence whose return counts as repetition
-_PERIOD, _TIMES = 16, 3  # a loop: at most so many tokens, at least so many times
-_EXAMPLES = 4
+_GRAM = 4  # tokens
+_MAX_PERIOD, _MIN_REPEATS = 16, 3  # tokens of a loop, and how often it occurs
+_EXAMPLES = 4  # shown in the report
 
 
 def compare_generation(
@@ -38,9 +37,9 @@ def compare_generation(
     windows_NL: Tensor,
     settings: Generation,
 ) -> GenerationFigures:
-    """Both models continue the beginnings of the windows, greedily.
+    """Continue the beginnings of held-out windows with both models, greedily.
 
-    Raises RecipeError where there are too few windows, or where they are too short to compare with.
+    Raises RecipeError if the windows are too few or too short.
     """
     require_windows(settings, (windows_NL.shape[0], windows_NL.shape[1]))
     prompts_NP = windows_NL[: settings.samples, : settings.prompt_tokens]
@@ -49,7 +48,7 @@ def compare_generation(
         "pruned": _continue(pruned, prompts_NP, settings=settings),
         "text": windows_NL[: settings.samples, settings.prompt_tokens :][:, : settings.new_tokens].tolist(),
     }
-    assert tokenizer is not None, "the workbench loads it or raises"
+    assert tokenizer is not None, "loaded with the run's inputs"
     written = {name: tokenizer.batch_decode(ids, skip_special_tokens=True) for name, ids in texts.items()}
     prompts = tokenizer.batch_decode(prompts_NP, skip_special_tokens=True)
     return GenerationFigures(
@@ -58,16 +57,14 @@ def compare_generation(
         prompt_tokens=settings.prompt_tokens,
         new_tokens=settings.new_tokens,
         examples=tuple(
-            Example(prompt=prompt, dense=before, pruned=after)
-            for prompt, before, after in list(zip(prompts, written["dense"], written["pruned"], strict=True))[
-                :_EXAMPLES
-            ]
+            Example(prompt=prompts[index], dense=written["dense"][index], pruned=written["pruned"][index])
+            for index in range(min(_EXAMPLES, len(prompts)))
         ),
     )
 
 
 def require_windows(settings: Generation, shape: tuple[int, int]) -> None:
-    """Raise RecipeError unless held-out text of this shape (N, L) has the prompts, with something after them."""
+    """Raise RecipeError if held-out text of this shape (windows, tokens) has too few prompts or continuations."""
     count, length = shape
     if settings.samples > count:
         raise RecipeError(
@@ -82,57 +79,39 @@ def require_windows(settings: Generation, shape: tuple[int, int]) -> None:
 
 
 def describe(ids: Sequence[Sequence[int]], texts: Sequence[str]) -> FreeText:
-    """Figures of what one model wrote: its token ids, without end tokens, and the same as text."""
+    """Compute the statistics of texts, given as token ids without end tokens and decoded."""
     return FreeText(
         repetition=fmean(map(repetition, ids)),
         loops=fmean(map(ends_in_loop, ids)),
-        empty=fmean(not any(letter.isalnum() for letter in text) for text in texts),
+        empty=fmean(not any(character.isalnum() for character in text) for text in texts),
         tokens=fmean(map(len, ids)),
     )
 
 
 def repetition(ids: Sequence[int]) -> float:
-    """Share of the sequences of four tokens that were there before; 0 for a text too short to have two."""
+    """Return the share of 4-grams that occurred before in the text; 0 if there are fewer than two."""
     grams = list(zip(*(ids[start:] for start in range(_GRAM)), strict=False))
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def ends_in_loop(ids: Sequence[int]) -> bool:
-    """Whether the end is one sequence of at most 16 tokens, three times or more."""
+    """Check that the text ends with a sequence of at most 16 tokens, three times or more."""
     return any(
-        len(ids) >= period * _TIMES and list(ids[-period * _TIMES :]) == list(ids[-period:]) * _TIMES
-        for period in range(1, _PERIOD + 1)
+        len(ids) >= period * _MIN_REPEATS and list(ids[-period * _MIN_REPEATS :]) == list(ids[-period:]) * _MIN_REPEATS
+        for period in range(1, _MAX_PERIOD + 1)
     )
 
 
 def _continue(model: PreTrainedModel, prompts_NP: Tensor, *, settings: Generation) -> list[list[int]]:
-    """New token ids of each prompt, up to its first end token."""
-    from transformers import GenerationConfig
-
-    ends = _ends(model)
-    greedy = GenerationConfig(
-        max_new_tokens=settings.new_tokens,
-        do_sample=False,
-        num_beams=1,
-        eos_token_id=sorted(ends) or None,
-        pad_token_id=min(ends, default=0),
-    )
-    found = []
-    device = input_device(model)
+    """Return the new token ids of each prompt, up to its first end token."""
+    ends = end_tokens(model)
+    greedy = Greedy(settings.new_tokens, ends)
+    texts = []
     for ids_BP in torch.split(prompts_NP, settings.batch_size):
-        ids_BP = ids_BP.to(device)
-        with torch.no_grad(), default_settings(model):
-            out_BL = model.generate(ids_BP, attention_mask=torch.ones_like(ids_BP), generation_config=greedy)
-        found += [_until(row, ends) for row in out_BL[:, ids_BP.shape[1] :].tolist()]
-    return found
+        output_BL = generate(model, ids_BP, settings=greedy)
+        texts += [_until(row, ends) for row in output_BL[:, ids_BP.shape[1] :].tolist()]
+    return texts
 
 
-def _ends(model: PreTrainedModel) -> set[int]:
-    """The token ids that end a text."""
-    own = model.generation_config.eos_token_id if model.generation_config else None
-    own = model.config.get_text_config().eos_token_id if own is None else own
-    return set() if own is None else {own} if isinstance(own, int) else set(own)
-
-
-def _until(ids: list[int], ends: set[int]) -> list[int]:
-    return next((ids[:place] for place, token in enumerate(ids) if token in ends), ids)
+def _until(ids: list[int], ends: frozenset[int]) -> list[int]:
+    return next((ids[:index] for index, token in enumerate(ids) if token in ends), ids)

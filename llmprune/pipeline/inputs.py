@@ -19,6 +19,7 @@ from llmprune.anatomy.meta_model import Config, build_meta_model, text_config
 from llmprune.anatomy.types import Anatomy
 from llmprune.checkpoint.loading import dense_decoder, headers_of, hub_commit, identity, load_model, place_of
 from llmprune.checkpoint.stored_dtypes import Dtypes, FileNames, Originals
+from llmprune.common.devices import device_name
 from llmprune.common.distributed import count, from_first, is_first, rank
 from llmprune.data.sources import commit_of
 from llmprune.data.windows import fingerprint_tokens
@@ -163,4 +164,4 @@ class RunInputs:
     @property
     def device(self) -> str:
         """The hardware that computes, in words."""
-        return torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+        return device_name(torch.device("cuda:0" if torch.cuda.is_available() else "cpu"))

@@ -41,17 +41,16 @@ from llmprune.planning.model_size import measure_size
 from llmprune.planning.plan import Plan, survey
 from llmprune.prune.pass2 import Pruning
 from llmprune.prune.snapshots import LayerRecord, Snapshots
-from llmprune.publish.gate import refusal
-from llmprune.publish.preflight import look
-from llmprune.publish.push import publish_once, refuse_fewer_samples
+from llmprune.publish.preflight import check_push
+from llmprune.publish.push import publish_once, refusal, refuse_fewer_samples
 from llmprune.recipe.model import ModelSource
 from llmprune.recipe.recipe import Recipe, refuse_tokens
 from llmprune.recipe.sparsity import Sparsity
 from llmprune.report.html.page import render_page
-from llmprune.results.formatting import describe_verdict
 from llmprune.results.replacing import recipe_of_model
 from llmprune.results.run_folder import TASKS, TRAIL, RunFolder, bytes_at_hand, file_fingerprint, fingerprint
 from llmprune.results.schema import BaseFiles, Report, Size, StabilityFigures
+from llmprune.results.sentences import describe_verdict
 from llmprune.score.scores import Scores
 from llmprune.sparsity.pattern import ROUNDING
 
@@ -121,7 +120,7 @@ def _run_in_step(
     plan, anatomy = surveyed.require()
     if is_first():
         if recipe.hub:
-            look(recipe.hub)
+            check_push(recipe.hub)
         if calibration_check:
             require_halves(recipe)
         fetch_tasks(recipe.evaluation)

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from llmprune.common.devices import input_device
 from llmprune.common.distributed import share_of
 from llmprune.common.process_memory import peak_resident, proc_field, reset_peak
 from llmprune.common.progress import tell
-from llmprune.evaluation.bench.generation_speed import input_device
 from llmprune.results.schema import Step
 
 FORWARD = "plain forward pass"

@@ -1,4 +1,4 @@
-"""The model card: metadata that the hub understands, and what a reader wants to know before using the model."""
+"""Model card: hub metadata, and a body with everything a reader needs before using the model."""
 
 from __future__ import annotations
 
@@ -9,32 +9,26 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Template
 
 from llmprune.publish.public_names import public_name, public_sources
 from llmprune.results.evaluation_figures import TaskFigures
 from llmprune.results.formatting import (
     NOTHING,
-    count,
-    describe_carried,
-    describe_left,
-    describe_sparsity,
-    describe_speedup,
     fixed,
-    if_changed,
     interval_name,
     metric_name,
     number,
     percent,
     plural,
     ranges,
-    share,
+    short_model_name,
     span,
-    speedup,
-    weight,
-    width_names,
 )
 from llmprune.results.schema import Report, Size
+from llmprune.results.sentences import describe_carried, describe_left
+from llmprune.results.size_table import size_rows, width_names
+from llmprune.results.templates import template_environment
 
 TAGS = ("pruned", "llmprune")
 _INHERITED = ("license", "license_name", "license_link", "language", "pipeline_tag")
@@ -43,16 +37,16 @@ _LIBRARY = "transformers"
 
 @dataclass(frozen=True)
 class Base:
-    """What a card says of the model that was pruned."""
+    """Base model of the card."""
 
     name: str
-    commit: str | None  # None where it is no hub model
-    card: dict[str, Any]  # metadata of its own card; empty where it has none
+    commit: str | None  # None if it is not from the hub
+    card: dict[str, Any]  # metadata of its own card; empty without one
 
 
 @dataclass(frozen=True)
 class Loading:
-    """How the result is loaded."""
+    """Requirements for loading the pruned model."""
 
     auto_class: str
     tokenizer: bool
@@ -60,7 +54,7 @@ class Loading:
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
-    """The metadata of the card in a model's folder; empty where there is none that can be read."""
+    """Read the metadata of the card in a model's folder; empty if there is none or it is unreadable."""
     from huggingface_hub import ModelCard
 
     path = folder / "README.md"
@@ -68,14 +62,17 @@ def read_metadata(folder: Path) -> dict[str, Any]:
         return {}
     try:
         return dict(ModelCard.load(path, ignore_metadata_errors=True).data.to_dict())
-    except Exception:  # a card is anybody's YAML: without it the licence is not inherited, and the card says so
+    except Exception:  # the card is arbitrary YAML; without it no licence is inherited, and the new card says so
         return {}
 
 
 def write_card(
     repo_id: str, report: Report, *, base: Base, loading: Loading, refused: str | None, plots: Sequence[str]
 ) -> str:
-    """README.md: metadata and body. ``plots``: names of the charts that travel along, as ``plots/NAME.png``."""
+    """Return README.md, metadata and body.
+
+    ``refused``: reason against publishing, from the gate. ``plots``: names of the charts pushed as ``plots/NAME.png``.
+    """
     from huggingface_hub import ModelCard
 
     body = _template().render(
@@ -86,7 +83,7 @@ def write_card(
         loading=loading,
         refused=refused,
         plots=plots,
-        sizes=_size_rows(report.dense, report.pruned),
+        sizes=size_rows(report.dense, report.pruned),
         speed=report.speed,
         perplexity=report.perplexity,
         source=public_sources(report.perplexity.source) if report.perplexity else "",
@@ -115,7 +112,7 @@ def _metadata(repo_id: str, report: Report, *, base: Base, loading: Loading) -> 
         base_model_relation="finetune" if is_hub else None,
         library_name=_LIBRARY,
         tags=list(TAGS),
-        model_name=repo_id.split("/")[-1],
+        model_name=short_model_name(repo_id),
         eval_results=_eval_results(report) or None,
         **inherited,
     )
@@ -123,62 +120,41 @@ def _metadata(repo_id: str, report: Report, *, base: Base, loading: Loading) -> 
 
 
 def _eval_results(report: Report) -> list[Any]:
-    """Dense and pruned beside each other, so that neither is read without the other."""
+    """Return the results of both models, so that the hub shows neither without the other."""
     from huggingface_hub import EvalResult
 
-    found = [
+    results = [
         EvalResult(
             task_type="text-generation",
             dataset_type=task.task,
             dataset_name=task.task,
             metric_type=task.metric,
-            metric_name=f"{task.metric}, {which}",
+            metric_name=f"{task.metric}, {model}",
             metric_value=value,
         )
         for task in report.tasks
-        for which, value in (("pruned", task.pruned), ("dense base model", task.dense))
+        for model, value in (("pruned", task.pruned), ("dense base model", task.dense))
     ]
     if figures := report.perplexity:
-        found += [
+        results += [
             EvalResult(
                 task_type="text-generation",
                 dataset_type=public_sources(figures.source),
                 dataset_name=f"{public_sources(figures.source)}, {plural(figures.tokens, 'token')}",
                 metric_type="perplexity",
-                metric_name=f"perplexity, {which}",
+                metric_name=f"perplexity, {model}",
                 metric_value=value,
             )
-            for which, value in (("pruned", figures.pruned), ("dense base model", figures.dense))
+            for model, value in (("pruned", figures.pruned), ("dense base model", figures.dense))
         ]
-    return found
-
-
-def _size_rows(dense: Size, pruned: Size) -> list[tuple[str, str, str, str]]:
-    rows = [
-        ("parameters", dense.parameters, pruned.parameters, count),
-        ("weights", dense.bytes, pruned.bytes, weight),
-        ("layers", dense.layers, pruned.layers, number),
-        *((name, dense.widths[field], pruned.widths.get(field), number) for field, name in _names(dense).items()),
-        ("experts", dense.experts, pruned.experts, number),
-        ("key-value heads", *if_changed(dense.kv_groups, pruned.kv_groups), number),
-        ("KV cache per token", dense.kv_bytes_per_token, pruned.kv_bytes_per_token, weight),
-    ]
-    return [
-        (name, write(before), write(after), percent(share(before, after)))
-        for name, before, after, write in rows
-        if before is not None and after is not None
-    ]
-
-
-def _names(size: Size) -> dict[str, str]:
-    return width_names(size.widths)
+    return results
 
 
 def _width_sentence(dense: Size, pruned: Size) -> str:
-    """``MLP width 1,536 → 1,152``, for each width, experts and heads where they differ; empty where none does."""
+    """Return ``MLP width 1,536 → 1,152`` for each changed width, number of experts or of heads."""
     changes = [
         f"{name} {number(dense.widths[field])} → {number(pruned.widths.get(field))}"
-        for field, name in _names(dense).items()
+        for field, name in width_names(dense.widths).items()
         if pruned.widths.get(field) != dense.widths[field]
     ]
     if dense.experts != pruned.experts:
@@ -196,35 +172,27 @@ def _task_row(task: TaskFigures) -> tuple[str, ...]:
 
 
 def _cell(text: object) -> str:
-    """Text that stays in its cell of a Markdown table."""
+    """Return text that cannot end its cell of a Markdown table."""
     return re.sub(r"\s+", " ", str(text)).replace("|", r"\|")
 
 
 def _code(text: str) -> str:
-    """Text that a Markdown page shows as it is."""
+    """Return text as inline code of Markdown."""
     return f"`{_cell(text).replace('`', chr(39))}`"
 
 
 def _fence(text: str) -> str:
-    """A code fence longer than any in the text."""
+    """Return a code fence longer than any in the text."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     return "`" * max(3, longest + 1)
 
 
 @cache
 def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("llmprune.publish", "."),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # Markdown, not HTML
+    environment = template_environment("llmprune.publish", ".", escape=False)
+    environment.filters.update(
+        cell=_cell,
+        carried=lambda files: _code(describe_carried(files)),
+        left=lambda files: _code(describe_left(files)),
     )
-    environment.globals["share"] = share
-    environment.filters |= {"number": number, "percent": percent, "count": count}
-    environment.filters |= {"cell": _cell, "sparsity": describe_sparsity, "plural": plural}
-    environment.filters |= {"speedup": speedup, "varies": describe_speedup}
-    environment.filters |= {"carried": lambda files: _code(describe_carried(files))}
-    environment.filters |= {"left": lambda files: _code(describe_left(files))}
     return environment.get_template("card.md.j2")

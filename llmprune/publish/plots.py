@@ -1,4 +1,4 @@
-"""The report's two charts as PNG, for the model card."""
+"""Charts of the report as PNG files, for the model card."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from llmprune.results.schema import LayerFigures, Report
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_KEPT, _GONE, _CUT = "#3b6ea5", "#c9553d", "#b0863a"
+_KEPT, _REMOVED, _CUT = "#3b6ea5", "#c9553d", "#b0863a"
 _SIZE = 7.2, 2.8  # inches
 _DPI = 150
 
 
 def draw(report: Report, folder: Path) -> dict[str, Path]:
-    """Write the charts that the report has figures for; by name, such as ``importance``."""
+    """Write the charts that the report has figures for; return their paths by name, such as ``importance``."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn: dict[str, Path] = {}
     if any(layer.importance is not None for layer in report.layers):
@@ -30,7 +30,7 @@ def draw(report: Report, folder: Path) -> dict[str, Path]:
 
 
 def _importance(axes: Axes, layers: Sequence[LayerFigures]) -> None:
-    for removed, colour, name in ((False, _KEPT, "kept"), (True, _GONE, "removed")):
+    for removed, colour, name in ((False, _KEPT, "kept"), (True, _REMOVED, "removed")):
         shown = [layer for layer in layers if layer.removed is removed and layer.importance is not None]
         if shown:
             heights = [layer.importance or 0.0 for layer in shown]
@@ -50,7 +50,7 @@ def _errors(axes: Axes, layers: Sequence[LayerFigures]) -> None:
             axes.plot(*zip(*known, strict=True), color=colour, marker="o", markersize=3, label=name)
     for layer in layers:
         if layer.removed:
-            axes.axvspan(layer.layer - 0.5, layer.layer + 0.5, color=_GONE, alpha=0.12, linewidth=0)
+            axes.axvspan(layer.layer - 0.5, layer.layer + 0.5, color=_REMOVED, alpha=0.12, linewidth=0)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("relative error")
 
@@ -68,6 +68,6 @@ def _save(path: Path, plot: Callable[[Axes], None]) -> Path:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    # no date and no version in the file: the same figures give the same bytes
+    # no date or version in the file, so that equal figures give equal bytes
     write_beside(path, lambda beside: figure.savefig(beside, format="png", metadata={"Software": None}))
     return path

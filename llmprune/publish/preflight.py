@@ -1,4 +1,4 @@
-"""Whether the result can be pushed at all, asked before the run: token, rights, name, visibility."""
+"""Checks before a run that its result can be pushed: token, permissions, repository name, visibility."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from llmprune.recipe.hub import Hub
 
 logger = logging.getLogger(__name__)
 
-_MAY_NOT_WRITE = ("read", "no_access")  # roles in an organisation
+_READ_ONLY_ROLES = ("read", "no_access")  # of a user in an organisation
 
 
 @dataclass(frozen=True)
-class Target:
-    """The repository as the hub has it now."""
+class RepoState:
+    """Current state of the repository on the hub."""
 
     exists: bool
-    private: bool | None  # None where it does not exist
+    private: bool | None  # None if it does not exist
     user: str
 
 
-def look(hub: Hub, reached: bool = False) -> Target:
-    """Who asks, what is there, and whether the push is allowed. Raises HubError.
+def check_push(hub: Hub, reached: bool = False) -> RepoState:
+    """Return the repository's state. Raises HubError if the push is not possible or not allowed.
 
-    ``reached``: whether the hub was reached before, so that a refused connection may pass.
+    ``reached``: the hub was reached before, so a refused connection is taken for temporary and tried again.
     """
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import RepositoryNotFoundError
@@ -50,14 +50,14 @@ def look(hub: Hub, reached: bool = False) -> Target:
         raise HubError(f"{repo_id} cannot be pushed to: {reason(error)}") from error
     _require_rights(hub, user, exists=info is not None)
     if info is not None:
-        require_hidden(hub, info.private)
+        require_private(hub, info.private)
     if info is not None and info.private and not hub.private:
-        logger.warning("%s is private and stays so: visibility is changed on its page on the hub", repo_id)
-    return Target(info is not None, info.private if info is not None else None, str(user.get("name", "")))
+        logger.warning("%s is private and remains private: change the visibility on its page on the hub", repo_id)
+    return RepoState(info is not None, info.private if info is not None else None, str(user.get("name", "")))
 
 
-def require_hidden(hub: Hub, private: bool) -> None:
-    """Raise HubError where the repository is public and nobody said that the model may be."""
+def require_private(hub: Hub, private: bool) -> None:
+    """Raise HubError if the repository is public and the settings ask for a private one."""
     if hub.private and not private:
         raise HubError(
             f"{hub.repo_id} is public on {endpoint()} and hub.private is true; set hub.private: false (--public) to "
@@ -66,7 +66,7 @@ def require_hidden(hub: Hub, private: bool) -> None:
 
 
 def _require_write(repo_id: str) -> None:
-    """Ask the hub itself; one that has no such question is not asked."""
+    """Raise if the hub denies write access; hubs without this endpoint answer 404 and are not asked."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -82,24 +82,24 @@ def _require_rights(hub: Hub, user: dict[str, Any], *, exists: bool) -> None:
     token = (user.get("auth") or {}).get("accessToken") or {}
     if token.get("role") == "read":
         raise HubError(
-            f"{hub.repo_id} cannot be pushed to: HF_TOKEN is a token of {user.get('name')} that may only read; "
-            "make one with write access on the hub's settings page"
+            f"{hub.repo_id} cannot be pushed to: HF_TOKEN is a read-only token of {user.get('name')}; "
+            "create one with write access on the hub's settings page"
         )
     if exists:
         return
     if hub.create_pr:
         raise HubError(f"{hub.repo_id} does not exist, so no pull request can be opened; leave out create_pr")
-    organisations = [org for org in user.get("orgs") or () if org.get("roleInOrg") not in _MAY_NOT_WRITE]
+    organisations = [org for org in user.get("orgs") or () if org.get("roleInOrg") not in _READ_ONLY_ROLES]
     owners = [str(owner.get("name")) for owner in (user, *organisations)]
     if namespace not in owners:
         raise HubError(
-            f"{hub.repo_id} cannot be made: {user.get('name')} may not write to {namespace!r}, "
-            f"but to {', '.join(owners)}; correct hub.repo_id, or use another token"
+            f"{hub.repo_id} cannot be created: {user.get('name')} may not write to {namespace!r}, "
+            f"only to {', '.join(owners)}; correct hub.repo_id, or use another token"
         )
     scopes = (token.get("fineGrained") or {}).get("scoped")
     if token.get("role") == "fineGrained" and scopes is not None and not _grants(scopes, namespace):
         raise HubError(
-            f"{hub.repo_id} cannot be made: the fine-grained token has no write access to repositories of {namespace}; "
+            f"{hub.repo_id} cannot be created: the fine-grained token cannot write to repositories of {namespace}; "
             "add it on the hub's settings page"
         )
 

@@ -1,13 +1,14 @@
-"""``llmprune.json``: what a pushed model came from, for anybody to read, check and repeat.
+"""Provenance of a pushed model in ``llmprune.json``, to read, check and reproduce the run.
 
 format        1
-created       when it was pushed, UTC
-recipe        the user's YAML, verbatim; overrides: the --set texts on top of it
-cut           layers and widths that stay, and a bit for every neuron and expert
+created       time of the push, UTC
+recipe        the user's YAML, verbatim
+overrides     texts of the --set options
+cut           kept layers and widths, and a bit for every neuron, expert and key-value group
 fingerprints  of every product of the run
-files         SHA-256 of every file that was pushed beside it, the card left out
-refused       why the gate or its absence speaks against the model; null where nothing does
-report        the figures of report.json: sizes, retention, layers, versions, base commit
+files         SHA-256 of every pushed file except the model card
+refused       reason of the gate against publishing; null if it was passed or not set
+report        figures of report.json: sizes, retention, layers, versions, base commit
 """
 
 from __future__ import annotations
@@ -30,11 +31,16 @@ from llmprune.results.schema import Report
 FILE = "llmprune.json"
 SCHEME = "hub://"
 FORMAT = 1
-_LOCAL = {"recipe", "recipe_text", "overrides", "files"}  # parts of a report that are here already, or of one machine
+_LEFT_OUT = {
+    "recipe",
+    "recipe_text",
+    "overrides",
+    "files",
+}  # of a report: recorded separately, or valid on one machine only
 
 
 class Record(BaseModel):
-    """The file's contents. Keys that a later llmprune adds are passed over."""
+    """Contents of the file. Unknown keys, added by a later llmprune, are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -53,39 +59,39 @@ class Record(BaseModel):
     def _own_files(cls, files: dict[str, str]) -> dict[str, str]:
         outside = next((name for name in files if not is_plain(name)), None)
         if outside is not None:
-            raise ValueError(f"it lists the file {outside[:80]!r}, which is no path in a repository")
+            raise ValueError(f"it lists the file {outside[:80]!r}, which is not a path in a repository")
         return files
 
     @classmethod
     def read(cls, text: str, place: str) -> Self:
-        """From the file's text. Raises HubError where it is none, or a later format."""
+        """Parse the file's text. Raises HubError if it is invalid or of another format."""
         try:
             data = json.loads(text)
             if isinstance(data, dict) and data.get("format") != FORMAT:
                 raise HubError(
                     f"the {FILE} of {place} has format {data.get('format')!r} and this llmprune reads {FORMAT}; "
-                    "take the llmprune that wrote it"
+                    "use the version of llmprune that wrote it"
                 )
             return cls.model_validate(data)
         except ValidationError as error:
             first = error.errors()[0]
-            said = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-            raise HubError(f"the {FILE} of {place} cannot be read: {said}") from error
+            problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            raise HubError(f"the {FILE} of {place} cannot be read: {problem}") from error
         except (ValueError, RecursionError) as error:
             raise HubError(f"the {FILE} of {place} cannot be read: {str(error).splitlines()[0]}") from error
 
     def to_json(self) -> str:
-        """The file's text."""
+        """Return the file's text."""
         return self.model_dump_json(indent=1) + "\n"
 
 
-def results(report: Report) -> dict[str, Any]:
-    """The figures of a report that mean something on another machine."""
-    return report.model_dump(mode="json", exclude=_LOCAL)
+def portable_figures(report: Report) -> dict[str, Any]:
+    """Return the figures of a report that are valid on any machine, as JSON data."""
+    return report.model_dump(mode="json", exclude=_LEFT_OUT)
 
 
 def describe_cut(cut: Cut) -> dict[str, Any]:
-    """A cut as JSON. Of neurons, experts and heads each row of kept indices is a base64 text of bits, index 0 first."""
+    """Return a cut as JSON data; kept neurons, experts and heads as rows of base64-encoded bits, index 0 first."""
     return {
         "num_layers": cut.num_layers,
         "keep_layers": list(cut.layers),
@@ -109,20 +115,23 @@ def _as_bits(keep: Tensor) -> list[str]:
     return texts
 
 
-def parse_place(text: str) -> tuple[str, str]:
-    """Repository and revision of ``org/name``, ``org/name@revision`` or the same after ``hub://``."""
+def parse_hub_address(text: str) -> tuple[str, str]:
+    """Return repository and revision of ``org/name`` or ``org/name@revision``, with or without ``hub://``."""
     repo_id, _, revision = text.removeprefix(SCHEME).partition("@")
     return repo_id, revision or "main"
 
 
 def fetch_record(place: str) -> tuple[Record, str]:
-    """The record of a pushed model, and its commit; of a folder the record, and no commit. Raises HubError."""
+    """Return the record of a pushed model and its commit; for a folder, its record and an empty commit.
+
+    Raises HubError if there is no record or it cannot be read.
+    """
     folder = Path(place).expanduser()
     if folder.is_dir():
         if not (folder / FILE).is_file():
-            raise HubError(f"the folder {place} has no {FILE}: it holds no model that llmprune pushed")
+            raise HubError(f"the folder {place} has no {FILE}: it does not hold a model pushed by llmprune")
         return Record.read((folder / FILE).read_text(encoding="utf-8"), place), ""
-    repo_id, revision = parse_place(place)
+    repo_id, revision = parse_hub_address(place)
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
@@ -138,9 +147,9 @@ def fetch_record(place: str) -> tuple[Record, str]:
 
 
 def differing_files(repo_id: str, commit: str, *, record: Record) -> dict[str, str]:
-    """What the hub says of the recorded files that are not as recorded: ``{file: "is gone"}``. Downloads nothing large.
+    """Compare the files on the hub with the record; return the difference of each file that differs, by its path.
 
-    Raises HubError.
+    Downloads only small files: the hub knows the SHA-256 of large ones. Raises HubError.
     """
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.utils import sha
@@ -149,21 +158,21 @@ def differing_files(repo_id: str, commit: str, *, record: Record) -> dict[str, s
         return {file.path: file for file in HfApi().get_paths_info(repo_id, list(record.files), revision=commit)}
 
     try:
-        there = persistently(ask)
-        found = {}
+        present = persistently(ask)
+        differing = {}
         for name, expected in record.files.items():
-            if name not in there:
-                found[name] = "is gone"
+            if name not in present:
+                differing[name] = "is missing"
                 continue
-            large = there[name].lfs
+            large = present[name].lfs
             if large is None:
                 with open(hf_hub_download(repo_id, name, revision=commit), "rb") as file:
                     actual = sha.sha_fileobj(file).hex()
             else:
                 actual = large.sha256
             if actual != expected:
-                found[name] = "is another file"
-        return found
+                differing[name] = "has another SHA-256"
+        return differing
     except Exception as error:  # the hub client's errors have no base in common
         scrub(error)
         raise HubError(f"the files of {repo_id} cannot be checked: {reason(error)}") from error

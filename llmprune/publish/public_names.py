@@ -1,4 +1,4 @@
-"""Names of models and texts for a card: without the folders of the machine that the run was on."""
+"""Names of models and texts for a model card, without the folders of the machine that ran."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ from llmprune.recipe.text_source import FILE_BUILDERS
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _DRIVE = re.compile(r"[A-Za-z]:")
 _FILES = {*FILE_BUILDERS, ".gguf", ".safetensors"}
-_PART = re.compile(r"(?P<place>.*?)(?P<split> \([^()]*\))?", re.DOTALL)  # of a description such as "wiki.txt (train)"
+_PART = re.compile(
+    r"(?P<place>.*?)(?P<split> \([^()]*\))?", re.DOTALL
+)  # part of a description such as "wiki.txt (train)"
 
 
 def public_name(place: str, *, local: bool = False) -> str:
-    """Return the last part of a path; a hub id, a package or an address as it is. ``local``: it is no hub id."""
+    """Return the last part of a path; a hub id, package or address unchanged.
+
+    ``local``: treat ``place`` as a path even if it looks like a hub id.
+    """
     path = place.strip().strip("'\"")
     if not _is_path(path, local=local):
         return place

@@ -1,4 +1,4 @@
-"""Where a result went: what a push leaves behind."""
+"""Record of a push: ``published.json``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Published(BaseModel):
-    """Where the result went."""
+    """Commit on the hub that holds the result."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

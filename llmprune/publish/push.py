@@ -1,6 +1,6 @@
-"""A finished run folder onto the hub: what may go, the card, the provenance, the files.
+"""Push of a finished run to the hub: gate, model card, provenance, files.
 
-``llmprune run`` does it where the recipe has a ``hub`` section, ``llmprune push`` later.
+``llmprune run`` pushes if the recipe has a ``hub`` section; ``llmprune push`` pushes a finished run.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from llmprune.common.hub.client import endpoint
 from llmprune.common.versions import now
 from llmprune.cut.decision import Cut
 from llmprune.publish.card import Base, Loading, read_metadata, write_card
-from llmprune.publish.gate import refusal
 from llmprune.publish.plots import draw
-from llmprune.publish.provenance import FILE, Record, describe_cut, results
+from llmprune.publish.provenance import FILE, Record, describe_cut, portable_figures
 from llmprune.publish.public_names import public_name
 from llmprune.publish.published import Published
 from llmprune.publish.upload import additions, upload
@@ -34,14 +33,15 @@ from llmprune.recipe.recipe import Recipe, validate_arguments
 from llmprune.results.formatting import percent, ranges
 from llmprune.results.run_folder import RunFolder, file_fingerprint, fingerprint
 from llmprune.results.schema import Report
+from llmprune.results.sentences import describe_missed_bars
 
-MORE_SAMPLES = "evaluation of more samples"  # the name of that step in a report
+MORE_SAMPLES = "evaluation of more samples"  # name of the step in a report
 
 logger = logging.getLogger(__name__)
 
 
 def publish_once(folder: RunFolder, recipe: Recipe, *, hub: Hub, report: Report) -> Published:
-    """Push, unless this very model already went to this very place from this folder. Raises HubError."""
+    """Push, unless this folder's model was already pushed with the same settings. Raises HubError."""
 
     def make(path: Path) -> Published:
         published = publish_run(folder, recipe, hub=hub, report=report)
@@ -57,9 +57,9 @@ def publish_once(folder: RunFolder, recipe: Recipe, *, hub: Hub, report: Report)
 
 
 def push_run(path: Path, settings: Mapping[str, object]) -> Published:
-    """``llmprune push``: a finished run folder; ``settings`` go over those of its recipe's hub section.
+    """Push a finished run folder; ``settings`` override those of its recipe's hub section.
 
-    Raises OutputError where it is no finished run, HubError where it cannot or must not be pushed.
+    Raises OutputError if it is not a finished run, HubError if it cannot or must not be pushed.
     """
     folder = RunFolder.open_finished(path)
     try:
@@ -77,8 +77,8 @@ def publish_run(folder: RunFolder, recipe: Recipe, *, hub: Hub, report: Report) 
     refused = refusal(report)
     if refused and hub.when != "always":
         raise HubError(
-            f"nothing was pushed to {hub.repo_id}: {refused}; prune less, or say when: always (--when always), "
-            "and the card will say so"
+            f"nothing was pushed to {hub.repo_id}: {refused}; prune less, or set when: always (--when always), "
+            "and the model card will state it"
         )
     model, card = folder.path / "model", folder.path / "card"
     require_whole(model, report.pruned.parameters)
@@ -100,7 +100,7 @@ def publish_run(folder: RunFolder, recipe: Recipe, *, hub: Hub, report: Report) 
         fingerprints=folder.fingerprints(),
         files={operation.path_in_repo: operation.upload_info.sha256.hex() for operation in operations},
         refused=refused,
-        report=results(report),
+        report=portable_figures(report),
     )
     write_text(card / FILE, record.to_json())
     operations += additions({name: card / name for name in ("README.md", FILE)})
@@ -108,15 +108,15 @@ def publish_run(folder: RunFolder, recipe: Recipe, *, hub: Hub, report: Report) 
 
 
 def require_whole(model: Path, parameters: int) -> None:
-    """Raise CheckpointError where a folder's weights cannot be read, or are fewer than were verified.
+    """Raise CheckpointError if a folder's weights cannot be read, or are fewer than were verified.
 
-    There may be more: some models save buffers beside their parameters.
+    They may be more, because some models save buffers besides their parameters.
     """
     found = 0
     try:
         for path in sorted(model.glob("*.safetensors")):
             with safe_open(path, framework="pt") as weights:
-                found += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118  # no mapping
+                found += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118  # not a mapping
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{model} has weights that cannot be read ({error}); run the recipe again") from error
     if found < parameters:
@@ -126,7 +126,7 @@ def require_whole(model: Path, parameters: int) -> None:
 
 
 def finished_report(path: Path) -> Report:
-    """The report of a run that came to its end. Raises OutputError where there is none."""
+    """Read the report of a finished run. Raises OutputError if there is none or it is unreadable."""
     try:
         return Report.model_validate_json((path / "report.json").read_text(encoding="utf-8"))
     except (OSError, ValidationError) as error:
@@ -136,7 +136,7 @@ def finished_report(path: Path) -> Report:
 
 
 def refuse_fewer_samples(path: Path, limit: int | None) -> None:
-    """Raise OutputError where ``llmprune reevaluate`` asked the same model more samples a task than ``limit``."""
+    """Raise OutputError if ``llmprune reevaluate`` evaluated this model on more samples per task than ``limit``."""
     written = path / "report.json"
     if limit is None or not written.is_file() or written.stat().st_mtime < (path / "pruning.json").stat().st_mtime:
         return
@@ -144,17 +144,24 @@ def refuse_fewer_samples(path: Path, limit: int | None) -> None:
     asked = report.recipe["evaluation"]["limit"]
     if any(step.name == MORE_SAMPLES for step in report.steps) and (asked is None or asked > limit):
         raise OutputError(
-            f"the report in {path} stands on {asked} samples a task (llmprune reevaluate), and this run would replace "
-            f"it by one on {limit}; add --set evaluation.limit={asked}, or give another --output"
+            f"the report in {path} is based on {asked} samples per task (llmprune reevaluate), and this run would "
+            f"replace it by one on {limit}; add --set evaluation.limit={asked}, or give another --output"
         )
 
 
+def refusal(report: Report) -> str | None:
+    """Return why the gate forbids publishing the model; None if it was passed or not set."""
+    if report.gate is None or report.gate.passed:
+        return None
+    return f"the gate was not passed: {describe_missed_bars(report.gate)}"
+
+
 def _base_metadata(source: ModelSource) -> dict[str, object]:
-    """The base model's card, where it can still be had."""
+    """Read the base model's card; empty if it is no longer available."""
     try:
         return read_metadata(place_of(source, "tokenizer"))
     except LLMPruneError as error:
-        logger.warning("the card says nothing of the base model's licence and languages: %s", error)
+        logger.warning("the model card does not name the base model's licence and languages: %s", error)
         return {}
 
 

@@ -1,7 +1,7 @@
-"""``llmprune run hub://org/name@rev``: the run of a pushed model again, from its provenance file.
+"""Reproduction of a pushed model from its provenance file: ``llmprune run hub://org/name@rev``.
 
-Model and data are those of the recorded commits; nothing is pushed. Afterwards the new result
-is held against the recorded one.
+Model and data are pinned to the recorded commits, and nothing is pushed. The new result is compared with the recorded
+one.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from llmprune.results.schema import Report
 
 
 def recorded_recipe(place: str, overrides: Sequence[str] = ()) -> tuple[Recipe, Record]:
-    """The recipe of a pushed model, pinned to what it read, and its record. Raises HubError and RecipeError.
+    """Return the recipe of a pushed model, pinned to the recorded commits, and its record.
 
-    A recipe from the hub names no files of this machine, no code and no addresses, unless ``overrides`` do.
+    A recipe from the hub may name no local file, code or address, unless ``overrides`` give it. Raises HubError and
+    RecipeError.
     """
     record, commit = fetch_record(place)
-    every = [*record.overrides, *_pins(record), *overrides]
-    recipe = Recipe.parse(record.recipe, every, source=place)
+    recipe = Recipe.parse(record.recipe, [*record.overrides, *_pins(record), *overrides], source=place)
     given = [override.partition("=")[0].strip() for override in overrides]
     problems = [
-        f"{key}: a recipe from the hub opens nothing but hub ids here, not {value[:80]!r}; give it with --set {key}=…"
+        f"{key}: a recipe from the hub may only name hub ids, not {value[:80]!r}; set it with --set {key}=…"
         for key, value in (_local_names(recipe) if commit else ())
         if not any(key == one or key.startswith(f"{one}.") for one in given)
     ]
@@ -42,7 +42,7 @@ def recorded_recipe(place: str, overrides: Sequence[str] = ()) -> tuple[Recipe, 
 
 
 def _local_names(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """Key and value of everything in a recipe that is opened on this machine, or runs code."""
+    """Yield key and value of everything in a recipe that opens a local file or runs code."""
     if not _is_hub_id(recipe.model.id):
         yield "model.id", recipe.model.id
     for section, windows in _windows(recipe):
@@ -55,7 +55,7 @@ def _local_names(recipe: Recipe) -> Iterator[tuple[str, str]]:
         if windows.tokens is not None:
             yield f"{section}.tokens", windows.tokens
     for task in recipe.evaluation.tasks:
-        if "/" in task or task.endswith((".yaml", ".yml")):  # lm-eval takes it for a file, which may run code
+        if "/" in task or task.endswith((".yaml", ".yml")):  # lm-eval treats it as a file, which may run code
             yield "evaluation.tasks", task
     if recipe.evaluation.include_path is not None:
         yield "evaluation.include_path", recipe.evaluation.include_path
@@ -64,24 +64,24 @@ def _local_names(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 
 def _is_hub_id(name: str) -> bool:
-    """Check that a name is ``name`` or ``org/name`` and nothing here; what the ready recipes name may pass."""
+    """Check that a name is a hub id and no local path, or text of an installed package that llmprune's recipes use."""
     hub_id = is_plain(name) and name.count("/") < 2 and not name.startswith(".") and not Path(name).exists()
     return hub_id or name in PACKAGES
 
 
 def _windows(recipe: Recipe) -> Iterator[tuple[str, TokenWindows]]:
-    """The sections that name text."""
+    """Yield the sections that name text, with their keys."""
     yield "calibration", recipe.calibration
     if recipe.evaluation.perplexity is not None:
         yield "evaluation.perplexity", recipe.evaluation.perplexity
 
 
 def _pins(record: Record) -> list[str]:
-    """Overrides that name the recorded commits of the model and of every data set, push nothing and trust nobody."""
+    """Return overrides that pin model and datasets to the recorded commits, disable the push and remote code."""
     provenance = record.report.get("provenance") or {}
     recipe = Recipe.parse(record.recipe, record.overrides)
     pins = ["hub=null"]
-    if recipe.model.trust_remote_code:  # a stranger's recipe does not decide that; who repeats it may, with --set
+    if recipe.model.trust_remote_code:  # the author of a recipe must not decide this; the user may, with --set
         pins.append("model.trust_remote_code=false")
     if provenance.get("commit"):
         pins.append(f"model.revision={_quoted(provenance['commit'])}")
@@ -96,25 +96,25 @@ def _pins(record: Record) -> list[str]:
 
 
 def _quoted(commit: str) -> str:
-    """As YAML text: a commit may be all digits."""
+    """Return the commit as YAML text in quotes, because it may consist of digits."""
     return yaml.dump(commit, default_style='"').strip()
 
 
 def differences(record: Record, report: Report, *, model: Path) -> list[str]:
-    """What the new run has otherwise than the recorded one, as sentences; none where the files are the same."""
+    """Return a sentence for each difference of the new run from the recorded one; none if the weights are equal."""
     weights = [name for name in record.files if name.endswith(".safetensors")]
     if weights and all(_sha256(model / name) == record.files[name] for name in weights):
         return []
     before, after = record.report, report.model_dump(mode="json")
     found = [
-        f"{name}: {_value(before, path)} then, {_value(after, path)} now"
+        f"{name}: {_value(before, path)} recorded, {_value(after, path)} now"
         for name, path in _COMPARED.items()
         if _value(before, path) != _value(after, path)
     ]
     removed = record.cut.get("remove_layers"), [layer.layer for layer in report.layers if layer.removed]
     if removed[0] != removed[1]:
-        found.append(f"removed layers: {removed[0]} then, {removed[1]} now")
-    return found or ["the same cut of the same model on the same tokens, and weights that are not equal to the bit"]
+        found.append(f"removed layers: {removed[0]} recorded, {removed[1]} now")
+    return found or ["weights differ, although model, tokens and cut are the same"]
 
 
 _COMPARED = {

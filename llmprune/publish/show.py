@@ -1,4 +1,4 @@
-"""A provenance file as a person reads it in the terminal."""
+"""Provenance of a pushed model as text for the terminal."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from llmprune.publish.provenance import Record
-from llmprune.results.formatting import count, fixed, percent, plural, ranges, weight
+from llmprune.results.formatting import byte_size, count, fixed, percent, plural, ranges
 
 
 def print_record(
     place: str, commit: str, *, record: Record, differing: Mapping[str, str] | None, console: Console
 ) -> None:
-    """Print what the model came from. ``differing``: files that are not as recorded; None: unchecked."""
+    """Print the record of a pushed model. ``differing``: files that differ from it; None if they were not checked."""
     table = Table(box=None, show_header=False, pad_edge=False, show_edge=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -37,8 +37,8 @@ def print_record(
     if record.refused:
         console.print(Text.assemble(("Gate not met", "bold red"), f": {record.refused}"))
     if differing:
-        for file, what in differing.items():
-            console.print(Text.assemble(("Not as recorded", "bold red"), f": {file} {what}"))
+        for file, difference in differing.items():
+            console.print(Text.assemble(("Not as recorded", "bold red"), f": {file} {difference}"))
     elif differing is not None:
         console.print(f"All {plural(len(record.files), 'file')} have the recorded SHA-256.")
 
@@ -53,7 +53,7 @@ def _rows(record: Record) -> list[tuple[str, str]]:
         ("pushed", record.created),
         ("base model", f"{provenance.get('model')} @ {provenance.get('commit') or 'no hub commit'}"),
         ("parameters", f"{count(dense.get('parameters'))} → {count(pruned.get('parameters'))}"),
-        ("weights", f"{weight(dense.get('bytes'))} → {weight(pruned.get('bytes'))}"),
+        ("weights", f"{byte_size(dense.get('bytes'))} → {byte_size(pruned.get('bytes'))}"),
         ("layers", f"{cut.get('num_layers')} → {len(cut.get('keep_layers') or ())}"),
         ("removed layers", ranges(cut.get("remove_layers") or ()) or "none"),
         *((name, f"{dense['widths'].get(name)} → {kept}") for name, kept in (cut.get("widths") or {}).items()),

@@ -1,7 +1,7 @@
-"""Everything in one commit, or not at all.
+"""Upload of a result in one commit, or not at all.
 
-Large files go first and belong to no commit until the last request makes one; when that
-is refused, nothing of the repository has changed. Run again, what has arrived is not sent again.
+Large files are uploaded first, without a commit. The last request creates the commit; if it is refused, the repository
+has not changed. A second attempt does not send uploaded files again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmprune.common.errors import HubError
 from llmprune.common.hub.client import persistently, reason, redact, scrub, status_of
-from llmprune.publish.preflight import Target, look, require_hidden
+from llmprune.publish.preflight import RepoState, check_push, require_private
 from llmprune.publish.provenance import FILE
 from llmprune.publish.published import Published
 from llmprune.recipe.hub import Hub
@@ -24,56 +24,56 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# An older push may have left weights under other names, which a loader would prefer or mix in.
+# Weights of an earlier push under other names: a loader would prefer them or mix them in.
 _REPLACED = ("model*.safetensors", "*.safetensors.index.json", "pytorch_model*", "adapter_*", "plots/*.png")
 
 
 def additions(files: Mapping[str, Path]) -> list[CommitOperationAdd]:
-    """One operation for each file by its path in the repository."""
+    """Return an operation for each file, by its path in the repository."""
     from huggingface_hub import CommitOperationAdd
 
     return [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in sorted(files.items())]
 
 
 def upload(hub: Hub, operations: list[CommitOperationAdd], *, message: str) -> Published:
-    """Make the repository if need be, send the files, and commit them. Raises HubError.
+    """Create the repository if it is missing, send the files, and commit them. Raises HubError.
 
-    ``operations`` hold every file of the result; what an earlier push left beside them goes in the same commit.
+    ``operations`` add every file of the result. The same commit deletes outdated files of an earlier push.
     """
-    target = look(hub, reached=True)
+    state = check_push(hub, reached=True)
     try:
-        return _upload(hub, target, operations=operations, message=message)
+        return _upload(hub, state, operations=operations, message=message)
     except HubError:
         raise
     except Exception as error:  # the hub client's errors have no base in common
         scrub(error)
-        made = "" if target.exists else "; the repository itself may be there by now, and empty"
-        raise HubError(f"nothing was published to {hub.repo_id}: {_why(error)}{made}") from error
+        created = "" if state.exists else "; the repository itself may have been created, without files"
+        raise HubError(f"nothing was published to {hub.repo_id}: {_cause(error)}{created}") from error
 
 
-def _why(error: Exception) -> str:
+def _cause(error: Exception) -> str:
     if status_of(error) == 412:
         return (
-            "somebody else committed to it during the upload; look at that commit, "
-            "then run the same command again: what was sent is not sent again"
+            "another commit was made during the upload; check that commit, "
+            "then run the same command again: uploaded files are not sent again"
         )
     return reason(error)
 
 
-def _upload(hub: Hub, target: Target, *, operations: list[CommitOperationAdd], message: str) -> Published:
+def _upload(hub: Hub, state: RepoState, *, operations: list[CommitOperationAdd], message: str) -> Published:
     from huggingface_hub import CommitOperationDelete, HfApi
 
     api, repo_id, branch = HfApi(), hub.repo_id, hub.branch or "main"
-    if not target.exists:
+    if not state.exists:
         persistently(lambda: api.create_repo(repo_id, private=hub.private, exist_ok=True))
-        made = persistently(lambda: api.repo_info(repo_id))
-        require_hidden(hub, made.private)  # another may have made it in the meantime
+        created = persistently(lambda: api.repo_info(repo_id))
+        require_private(hub, created.private)  # another process may have created it in the meantime
     if branch != "main":
         persistently(lambda: api.create_branch(repo_id, branch=branch, exist_ok=True))
     parent = str(persistently(lambda: api.repo_info(repo_id, revision=branch)).sha)
-    there = persistently(lambda: api.list_repo_files(repo_id, revision=parent))
+    present = persistently(lambda: api.list_repo_files(repo_id, revision=parent))
     sent = {operation.path_in_repo for operation in operations}
-    stale = [name for name in there if name not in sent and _is_replaced(name)]
+    stale = [name for name in present if name not in sent and _is_replaced(name)]
     logger.info("sending %d files to %s (%s)", len(operations), repo_id, branch)
     persistently(
         lambda: api.preupload_lfs_files(
@@ -94,22 +94,22 @@ def _upload(hub: Hub, target: Target, *, operations: list[CommitOperationAdd], m
 
 
 def _is_replaced(name: str) -> bool:
-    """Whether an older push left it: weights in the root, or a chart; other folders are other people's."""
+    """Check that a file is of an earlier push: weights in the root folder, or a chart."""
     path = PurePosixPath(name)
     return path.parent.as_posix() in (".", "plots") and any(fnmatch(name, kind) for kind in _REPLACED)
 
 
 def _commit(hub: Hub, branch: str, *, parent: str, operations: list[Any], message: str) -> CommitInfo:
-    """The commit on top of ``parent``; one whose answer was lost is found again rather than made twice."""
+    """Commit on top of ``parent``; a commit whose response was lost is found again rather than repeated."""
     from huggingface_hub import HfApi
 
     tried = False
 
     def commit() -> CommitInfo:
         nonlocal tried
-        landed = _landed(hub, branch, parent=parent, operations=operations, message=message) if tried else None
+        found = _find_commit(hub, branch, parent=parent, operations=operations, message=message) if tried else None
         tried = True
-        return landed or HfApi().create_commit(
+        return found or HfApi().create_commit(
             hub.repo_id,
             operations,
             commit_message=message,
@@ -121,8 +121,8 @@ def _commit(hub: Hub, branch: str, *, parent: str, operations: list[Any], messag
     return persistently(commit)
 
 
-def _landed(hub: Hub, branch: str, *, parent: str, operations: list[Any], message: str) -> CommitInfo | None:
-    """What an attempt without an answer did after all: a new head with this very provenance file."""
+def _find_commit(hub: Hub, branch: str, *, parent: str, operations: list[Any], message: str) -> CommitInfo | None:
+    """Return the commit of an attempt without a response: a new head with the same provenance file."""
     from huggingface_hub import CommitInfo, HfApi
     from huggingface_hub.utils.sha import git_hash
 
@@ -133,11 +133,11 @@ def _landed(hub: Hub, branch: str, *, parent: str, operations: list[Any], messag
     heads: dict[str, str | None] = {branch: None}
     if hub.create_pr:
         opened = api.get_repo_discussions(hub.repo_id, discussion_type="pull_request", discussion_status="open")
-        heads = {found.git_reference: found.url for found in opened if found.title == message}
+        heads = {pull.git_reference: pull.url for pull in opened if pull.title == message}
     for revision, pull_request in heads.items():
         head = api.repo_info(hub.repo_id, revision=revision).sha
         files = api.get_paths_info(hub.repo_id, [FILE], revision=head) if head != parent else []
-        if any(found.blob_id == blob for found in files):
+        if any(file.blob_id == blob for file in files):
             url = f"{api.endpoint}/{hub.repo_id}/commit/{head}"
             return CommitInfo(
                 commit_url=url, commit_message=message, commit_description="", oid=head, pr_url=pull_request
@@ -146,19 +146,21 @@ def _landed(hub: Hub, branch: str, *, parent: str, operations: list[Any], messag
 
 
 def _require_arrived(repo_id: str, commit: str, *, operations: list[CommitOperationAdd]) -> None:
-    """Raise HubError where the hub names another SHA-256 or size for a file than was sent."""
+    """Raise HubError if the hub reports another SHA-256 or size of a file than was sent."""
     from huggingface_hub import HfApi
 
     names = [operation.path_in_repo for operation in operations]
-    there = {file.path: file for file in persistently(lambda: HfApi().get_paths_info(repo_id, names, revision=commit))}
+    present = {
+        file.path: file for file in persistently(lambda: HfApi().get_paths_info(repo_id, names, revision=commit))
+    }
     wrong = []
     for operation in operations:
-        file, sent = there.get(operation.path_in_repo), operation.upload_info
+        file, sent = present.get(operation.path_in_repo), operation.upload_info
         same = file is not None and file.size == sent.size and (not file.lfs or file.lfs.sha256 == sent.sha256.hex())
         if not same:
             wrong.append(operation.path_in_repo)
     if wrong:
         raise HubError(
-            f"the commit {commit} of {repo_id} does not hold what was sent ({', '.join(wrong[:3])}); "
-            "delete it there, and run the same command again"
+            f"the commit {commit} of {repo_id} does not hold the files that were sent ({', '.join(wrong[:3])}); "
+            "delete the commit on the hub, and run the same command again"
         )

@@ -1,4 +1,4 @@
-"""A model's anatomy as a person reads it."""
+"""Anatomy of a model as a table for the terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llmprune.results.formatting import plural, ranges
 
 
 def print_anatomy(model: str, anatomy: Anatomy, *, console: Console) -> None:
-    """Print layers, heads, MLP units by the field that sets their width, experts, and what is refused and why."""
+    """Print layers, heads, MLP units by the config field of their width, experts, and each refusal with its reason."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, show_header=False)
     table.add_column(style="dim")
     table.add_column(overflow="fold")
@@ -39,9 +39,9 @@ def print_anatomy(model: str, anatomy: Anatomy, *, console: Console) -> None:
         verdicts.append(("Heads", anatomy.heads.refusal))
     if anatomy.experts:
         verdicts.append(("Experts", anatomy.experts.refusal))
-    for what, refusal in verdicts:
+    for kind, refusal in verdicts:
         verdict = Text("can be cut", "green") if refusal is None else Text(f"cannot be cut: {refusal}", "red")
-        console.print(Text.assemble((f"{what}: ", "bold"), verdict))
+        console.print(Text.assemble((f"{kind}: ", "bold"), verdict))
 
 
 def _add_heads(table: Table, anatomy: Anatomy) -> None:

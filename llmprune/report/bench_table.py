@@ -1,4 +1,4 @@
-"""A bench as a person reads it."""
+"""Results of ``llmprune bench`` as tables for the terminal."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from rich.text import Text
 
 from llmprune.common.schema import format_scaled
 from llmprune.results.bench_figures import BenchFigures, BenchSize, Pair, SparseProduct
-from llmprune.results.formatting import count, number, percent, plural, share, times, weight
+from llmprune.results.formatting import byte_size, count, number, percent, plural, share, times
 
-_FASTER = 1.05  # dense / sparse; less may be noise
+_MIN_SPEEDUP = 1.05  # dense / sparse; a smaller ratio may be noise
 
 
 def print_bench(figures: BenchFigures, console: Console) -> None:
-    """Print sizes, then times by batch size and context; 80 columns are enough."""
+    """Print sizes, then times by batch size and context length, within 80 columns."""
     console.print(_sizes(figures))
     console.print()
     console.print(_times(figures))
@@ -25,27 +25,27 @@ def print_bench(figures: BenchFigures, console: Console) -> None:
     if figures.products:
         console.print(_products(figures.products))
         console.print()
-        console.print(_where(figures.products))
+        console.print(_best_case(figures.products))
         console.print()
     console.print(
         Text(
-            "Tokens per second; peak memory beyond the models' weights. "
+            "Tokens per second; peak memory in addition to the models' weights. "
             f"{figures.device}, {figures.dtype}, {figures.cache} cache, {figures.new_tokens} new tokens; medians of "
-            f"{plural(figures.repeats, 'run')} of each model in turn, and model / base of these; in brackets the "
-            "quartiles of model / base over the pairs of runs where there are four or more, else least and most. DRAM "
-            "energy is an estimate from the sizes: 640 pJ per 32-bit word (Horowitz, ISSCC 2014), a batch of one.",
+            f"{plural(figures.repeats, 'run')} of each model, alternating, and their ratio model / base; in brackets "
+            "the quartiles of model / base over the pairs of runs, or minimum and maximum of fewer than four. DRAM "
+            "energy is estimated from the sizes: 640 pJ per 32-bit word (Horowitz, ISSCC 2014), batch size one.",
             style="dim",
         )
     )
 
 
 def energy(value: float) -> str:
-    """``86 mJ``, ``1.2 J``, from joules."""
+    """Format joules: ``86 mJ``, ``1.2 J``."""
     return format_scaled(value * 1000, ("mJ", "J", "kJ"))
 
 
 def seconds(value: float) -> str:
-    """``41.2 ms``, ``2.8 s``."""
+    """Format seconds: ``41.2 ms``, ``2.8 s``."""
     return format_scaled(value * 1000, ("ms", "s"))
 
 
@@ -53,10 +53,10 @@ def _sizes(figures: BenchFigures) -> Table:
     table = _table("", "base", "model", "of base")
     rows: list[tuple[str, Callable[[BenchSize], float | None], Callable[[float], str]]] = [
         ("parameters", lambda size: size.parameters, count),
-        ("weights in memory", lambda size: size.weights, weight),
-        ("weights on disk", lambda size: size.disk, weight),
-        ("KV cache per token", lambda size: size.kv_bytes_per_token, weight),
-        ("weights read per decoded token", lambda size: size.decoded_bytes, weight),
+        ("weights in memory", lambda size: size.weights, byte_size),
+        ("weights on disk", lambda size: size.disk, byte_size),
+        ("KV cache per token", lambda size: size.kv_bytes_per_token, byte_size),
+        ("weights read per decoded token", lambda size: size.decoded_bytes, byte_size),
         ("DRAM energy of that (estimate)", lambda size: size.joules, energy),
     ]
     for name, figure, write in rows:
@@ -69,43 +69,43 @@ def _sizes(figures: BenchFigures) -> Table:
 def _times(figures: BenchFigures) -> Table:
     table = _table("batch × tokens", "", "base", "model", "model / base")
     for point in figures.points:
-        where = f"{point.batch_size} × {point.context:,}"
+        case = f"{point.batch_size} × {point.context:,}"
         rows: list[tuple[str, Pair, Callable[[float], str]]] = [
             ("first token", point.first_token, seconds),
             ("prefill/s", point.prefill, number),
             ("decode/s", point.decode, number),
         ]
         for name, pair, write in rows:
-            table.add_row(where, name, write(pair.base.median), write(pair.model.median), _ratio(pair))
-            where = ""
+            table.add_row(case, name, write(pair.base.median), write(pair.model.median), _ratio(pair))
+            case = ""
         if all(point.peak):
-            table.add_row("", "peak memory", *map(weight, point.peak), times(share(*point.peak)))
+            table.add_row("", "peak memory", *map(byte_size, point.peak), times(share(*point.peak)))
     return table
 
 
 def _products(products: Sequence[SparseProduct]) -> Table:
-    table = _table("matrix", "of them", "tokens", "dense", "2:4", "speed", "differs")
+    table = _table("matrix", "count", "tokens", "dense", "2:4", "speed", "difference")
     for one in products:
-        taken = seconds(one.dense / 1000), seconds(one.sparse / 1000), times(share(one.sparse, one.dense))
+        figures = seconds(one.dense / 1000), seconds(one.sparse / 1000), times(share(one.sparse, one.dense))
         shape = f"{one.outputs:,} × {one.inputs:,}"
-        table.add_row(shape, count(one.matrices), count(one.tokens), *taken, f"{one.difference:.1g}")
+        table.add_row(shape, count(one.matrices), count(one.tokens), *figures, f"{one.difference:.1g}")
     return table
 
 
-def _where(products: Sequence[SparseProduct]) -> str:
-    """In how many of the measured cases 2:4 is faster, and where most."""
-    faster = [one for one in products if one.dense > _FASTER * one.sparse]
+def _best_case(products: Sequence[SparseProduct]) -> str:
+    """Return a sentence: in how many cases 2:4 is faster, and the case with the largest speedup."""
+    faster = [one for one in products if one.dense > _MIN_SPEEDUP * one.sparse]
     if not faster:
-        return "2:4 is nowhere faster on this device: store and serve the model as it is."
+        return "2:4 is not faster in any case on this device: store and serve the model as it is."
     best = max(faster, key=lambda one: one.dense / one.sparse)
     return (
-        f"2:4 is faster in {len(faster)} of {len(products)} cases, most for {best.outputs:,} × {best.inputs:,} at "
-        f"{best.tokens:,} tokens ({best.dense / best.sparse:.2f}×)."
+        f"2:4 is faster in {len(faster)} of {len(products)} cases, most for a matrix of {best.outputs:,} × "
+        f"{best.inputs:,} at {best.tokens:,} tokens ({best.dense / best.sparse:.2f}×)."
     )
 
 
 def _ratio(pair: Pair) -> str:
-    """Model / base of the medians that are shown, and how far it varies from pair to pair of runs."""
+    """Format model / base of the displayed medians, and its range over the pairs of runs."""
     ratio = pair.model.median / pair.base.median
     return f"{times(ratio)} ({min(pair.ratio.low, ratio):.2f}–{max(pair.ratio.high, ratio):.2f})"
 

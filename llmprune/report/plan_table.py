@@ -1,7 +1,8 @@
-"""The plan as a person reads it."""
+"""Plan of a run as text for the terminal."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -10,73 +11,63 @@ from rich.table import Table
 from rich.text import Text
 
 from llmprune.common.schema import format_count, format_size
-from llmprune.results.formatting import (
-    describe_carried,
-    describe_left,
-    if_changed,
-    percent,
-    plural,
-    ranges,
-    share,
-    width_names,
-)
+from llmprune.results.formatting import plural, ranges
+from llmprune.results.sentences import describe_carried, describe_left
+from llmprune.results.size_table import size_rows
 
 if TYPE_CHECKING:
     from llmprune.planning.plan import Plan
 
 
 def print_plan(plan: Plan, console: Console) -> None:
-    """Print sizes before and after, what the run needs, and notes."""
+    """Print sizes before and after, requirements of the run, and notes."""
+    console.print(Text(f"{plan.model} ({plan.model_type}, {plan.dtype})", style="bold"))
+    console.print()
+    console.print(_sizes(plan))
+    console.print()
+    for line in (*_cut_lines(plan), *_requirements(plan)):
+        console.print(Text(line))
+    for note in plan.notes:
+        console.print(Text.assemble(("Note: ", "yellow"), note))
+
+
+def _sizes(plan: Plan) -> Table:
     about = "" if plan.parameters_exact else "about "
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("")
     table.add_column("dense", justify="right")
     table.add_column("pruned", justify="right", style="bold")
     table.add_column("of dense", justify="right")
-    rows = [
-        ("parameters", plan.dense.parameters, plan.pruned.parameters, format_count),
-        ("weights", plan.dense.bytes, plan.pruned.bytes, format_size),
-        ("layers", plan.dense.layers, plan.pruned.layers, format_count),
-        *(
-            (name, plan.dense.widths[field], plan.pruned.widths.get(field), format_count)
-            for field, name in width_names(plan.dense.widths).items()
-        ),
-        ("experts", plan.dense.experts, plan.pruned.experts, format_count),
-        ("key-value heads", *if_changed(plan.dense.kv_groups, plan.pruned.kv_groups), format_count),
-        ("KV cache per token", plan.dense.kv_bytes_per_token, plan.pruned.kv_bytes_per_token, format_size),
-    ]
-    for name, dense, pruned, form in rows:
-        if dense is not None and pruned is not None:
-            table.add_row(name, form(dense), f"{about}{form(pruned)}", percent(share(dense, pruned)))
-    console.print(Text(f"{plan.model} ({plan.model_type}, {plan.dtype})", style="bold"))
-    console.print()
-    console.print(table)
-    console.print()
+    for row in size_rows(plan.dense, plan.pruned):
+        table.add_row(row.label, row.dense, f"{about}{row.pruned}", row.of_dense)
+    return table
+
+
+def _cut_lines(plan: Plan) -> Iterator[str]:
     if plan.removed_layers is None:
-        going = plan.dense.layers - plan.keep_layers
-        console.print(f"Layers: {going} {'goes' if going == 1 else 'go'}, chosen by their scores")
+        removed = plan.dense.layers - plan.keep_layers
+        yield f"Layers: {removed} to be removed, selected by their scores"
     elif plan.removed_layers:
-        gone = sorted(plan.removed_layers)
-        console.print(f"Layers: {ranges(gone)} {'goes' if len(gone) == 1 else 'go'}")
-    if plan.sparsity:
-        sparse = plan.sparsity
-        console.print(
+        yield f"Layers: {ranges(sorted(plan.removed_layers))} to be removed"
+    if sparse := plan.sparsity:
+        yield (
             f"Sparsity: {sparse.pattern} in {plural(sparse.matrices, 'matrix', many='matrices')}, "
-            f"{format_count(sparse.zeros)} of their "
-            f"{format_count(sparse.weights)} weights become zero (stored as zeros: the size stays)"
+            f"{format_count(sparse.zeros)} of their {format_count(sparse.weights)} weights become zero "
+            "(stored as zeros: the file size does not change)"
         )
+
+
+def _requirements(plan: Plan) -> Iterator[str]:
     windows, length = plan.calibration
-    console.print(f"Calibration: {plural(windows, 'window')} of {plural(length, 'token')}")
     memory = plan.memory
-    console.print(
-        f"Memory: about {format_size(memory.total)} in all: weights {format_size(memory.weights)} where the device "
-        f"map puts them, one layer {format_size(memory.layer)}, hidden states {format_size(memory.streams)}, "
+    yield f"Calibration: {plural(windows, 'window')} of {plural(length, 'token')}"
+    yield (
+        f"Memory: about {format_size(memory.total)} in total: weights {format_size(memory.weights)} on the devices of "
+        f"the device map, one layer {format_size(memory.layer)}, hidden states {format_size(memory.streams)}, "
         f"refit {format_size(memory.statistics)}"
     )
-    console.print(f"Disk: {format_size(plan.disk)} for the result, twice that while it is written")
+    yield f"Disk: {format_size(plan.disk)} for the result, twice that while it is written"
     if plan.base_files.carried:
-        console.print(Text(f"Files of the base that come along unchanged: {describe_carried(plan.base_files)}"))
+        yield f"Files of the base model that are copied unchanged: {describe_carried(plan.base_files)}"
     if plan.base_files.left:
-        console.print(Text(f"Files of the base left behind: {describe_left(plan.base_files)}"))
-    for note in plan.notes:
-        console.print(Text.assemble(("Note: ", "yellow"), note))
+        yield f"Files of the base model that are not copied: {describe_left(plan.base_files)}"

@@ -1,4 +1,4 @@
-"""Finished runs: their reports read back, rebuilt, and several beside one another."""
+"""Reports of finished runs, read from their folders and compared."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from rich.text import Text
 
 from llmprune.common.errors import OutputError
 from llmprune.results.figures import SCHEMA_VERSION
-from llmprune.results.formatting import interval_name, number, percent, share, span, speedup, times
+from llmprune.results.formatting import NOTHING, interval_name, number, percent, plural, share, span, speedup, times
 from llmprune.results.schema import Report
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run by the name that it goes under beside others."""
+    """Report of a run and the name that identifies it among others."""
 
     name: str
     report: Report
 
 
 def load_report(folder: Path) -> Report:
-    """The report of a run folder, or a ``report.json`` itself. Raises OutputError where none can be read."""
+    """Read the report of a run folder, or a ``report.json``. Raises OutputError if it cannot be read."""
     path = folder / "report.json" if folder.is_dir() else folder
     if not path.is_file():
         unfinished = (folder / "run.json").is_file()
-        remedy = "the run is not finished: run it again, it continues" if unfinished else "give the folder of a run"
+        remedy = "the run is not finished: run it again to continue it" if unfinished else "give the folder of a run"
         raise OutputError(f"{folder} has no report.json; {remedy}")
     try:
         text = path.read_text(encoding="utf-8")
@@ -45,32 +45,33 @@ def load_report(folder: Path) -> Report:
             )
         return Report.model_validate_json(text)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:
-        said = f"{error.error_count()} fields are wrong" if isinstance(error, ValidationError) else error
-        raise OutputError(f"{path} cannot be read ({said}); run the recipe again") from error
+        reason = f"{error.error_count()} fields are wrong" if isinstance(error, ValidationError) else error
+        raise OutputError(f"{path} cannot be read ({reason}); run the recipe again") from error
 
 
 def load_runs(folders: Sequence[Path]) -> tuple[tuple[Run, ...], tuple[str, ...]]:
-    """Several runs, and a sentence for each folder that has no report that can be read.
+    """Return the runs of several folders, and a sentence for each folder without a readable report.
 
-    Runs are named by the shortest ends of their paths that tell them apart. Raises OutputError where a path does not
-    exist, a run is named twice, or too few runs are left to compare.
+    A run's name is the end of its path, as many parts as make all names unique. Raises OutputError if a path does not
+    exist, a run is named twice, or fewer than two of several folders have a report.
     """
     reports: dict[Path, Report] = {}
     skipped = []
     for folder in folders:
         if not folder.exists():
             raise OutputError(f"{folder} does not exist; give folders of finished runs")
-        place = (folder if folder.is_dir() else folder.parent).resolve()
-        if place in reports:
+        home = (folder if folder.is_dir() else folder.parent).resolve()
+        if home in reports:
             raise OutputError(f"the run {folder} is named twice; name each once")
         try:
-            reports[place] = load_report(folder)
+            reports[home] = load_report(folder)
         except OutputError as error:
             skipped.append(str(error))
     if len(reports) < min(2, len(folders)):
-        found = f"of {len(folders)} folders {len(reports) or 'none'} is a finished run; " if len(folders) > 1 else ""
+        several = len(folders) > 1
+        found = f"{plural(len(reports), 'finished run')} in {len(folders)} folders; " if several else ""
         raise OutputError(found + "; ".join(skipped))
-    parts = [place.parts for place in reports]
+    parts = [home.parts for home in reports]
     depth = next(
         depth for depth in range(1, 1 + max(map(len, parts))) if len({part[-depth:] for part in parts}) == len(parts)
     )
@@ -79,18 +80,18 @@ def load_runs(folders: Sequence[Path]) -> tuple[tuple[Run, ...], tuple[str, ...]
 
 
 def warnings_of(runs: Sequence[Run]) -> tuple[str, ...]:
-    """What makes the runs' figures hard to compare, in words."""
-    said = []
+    """Return a sentence for each difference that makes the runs' figures hard to compare."""
+    warnings = []
     if len({run.report.provenance.model for run in runs}) > 1:
-        said.append("the runs prune different models")
-    asked = {json.dumps(_asked(run.report), sort_keys=True) for run in runs}
-    if len(asked) > 1:
-        said.append("the runs were evaluated with different settings: their scores are not measured alike")
-    return tuple(said)
+        warnings.append("the runs prune different models")
+    settings = {json.dumps(_evaluation_settings(run.report), sort_keys=True) for run in runs}
+    if len(settings) > 1:
+        warnings.append("the runs were evaluated with different settings, so their scores are not comparable")
+    return tuple(warnings)
 
 
-def _asked(report: Report) -> object:
-    """What the scores depend on."""
+def _evaluation_settings(report: Report) -> dict[str, object]:
+    """Return the settings that the scores depend on."""
     evaluation = report.recipe.get("evaluation") or {}
     kept = ("tasks", "metrics", "include_path", "limit", "num_fewshot", "seed", "backend", "perplexity")
     return {name: evaluation.get(name) for name in kept}
@@ -102,7 +103,7 @@ def mean_interval(runs: Sequence[Run]) -> str:
 
 
 def print_runs(runs: Sequence[Run], console: Console) -> None:
-    """Print one row a run: sizes, retention, perplexity, speed, verdict."""
+    """Print one row per run: size, retention, perplexity, speed, verdict."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for head in ("run", "size", "retained", mean_interval(runs), "perplexity", "speed", "gate"):
         table.add_column(head, justify="left" if head == "run" else "right", overflow="fold")
@@ -114,9 +115,9 @@ def print_runs(runs: Sequence[Run], console: Console) -> None:
             percent(share(report.dense.bytes, report.pruned.bytes)),
             percent(report.mean_retention),
             span(report.retention.interval if report.retention else None),
-            f"{number(report.perplexity.pruned)} ({percent(ratio, 0)})" if report.perplexity else "–",
-            times(speedup(report.speed)) if report.speed else "–",
-            report.gate.verdict if report.gate else "–",
+            f"{number(report.perplexity.pruned)} ({percent(ratio, 0)})" if report.perplexity else NOTHING,
+            times(speedup(report.speed)) if report.speed else NOTHING,
+            report.gate.verdict if report.gate else NOTHING,
         )
     console.print(table)
     for warning in warnings_of(runs):

@@ -1,4 +1,4 @@
-"""Tasks as a table for the terminal: of one model, or of two side by side."""
+"""Task results as tables for the terminal: of one model, or of two side by side."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llmprune.results.formatting import fixed, interval_name, metric_name, numbe
 
 
 def table_of_one(results: Any) -> Table:
-    """One model's ``TaskResults``."""
+    """Return the table of one model's ``TaskResults``."""
     table = _table("task", "metric", "value", "samples")
     for task in results.tasks:
         table.add_row(task.task, task.metric, f"{task.value:.4f}", str(len(task.samples)))
@@ -23,7 +23,7 @@ def table_of_one(results: Any) -> Table:
 def table_of_two(
     tasks: Sequence[TaskFigures], groups: Sequence[TaskFigures], *, mean: RetentionFigures | None
 ) -> Table:
-    """Each task of both models, groups below their tasks, and the mean."""
+    """Return the table of both models: tasks, then groups, then the mean retention."""
     interval = interval_name(task.interval for task in tasks)
     table = _table("task", "metric", "base", "model", "retention", interval, "lost", "gained", "p")
     for task in tasks:
@@ -52,6 +52,6 @@ def _add(table: Table, task: TaskFigures, *, style: str | None = None) -> None:
 
 def _table(*heads: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for place, head in enumerate(heads):
-        table.add_column(head, justify="left" if place < 2 else "right", overflow="fold")
+    for column, head in enumerate(heads):
+        table.add_column(head, justify="left" if column < 2 else "right", overflow="fold")
     return table

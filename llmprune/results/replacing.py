@@ -1,8 +1,8 @@
-"""Replace the finished run of a folder: the new run is made beside it, and takes its place once it has a model.
+"""Replacement of a finished run in its folder, once the new run has a verified model.
 
-The new run's products lie in ``next.partial`` in the run folder until its model is verified. The swap is two renames
-of that folder with the removal of the old products between them, so that a kill at any instant leaves one whole
-run: the next start completes a swap that was begun.
+The new run's products are in ``next.partial`` in the run folder until its model is verified. The swap renames that
+folder twice and removes the old products in between. A process that is killed at any point leaves one complete run: the
+next start completes a swap that was begun.
 """
 
 from __future__ import annotations
@@ -18,46 +18,46 @@ from llmprune.common.schema import format_size
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.validation_messages import short
 
-NEXT = "next.partial"  # products of the run that is to replace the finished one
-_READY = "next.ready"  # the same with a verified model: from now on this is the run
-_MOVING = "next.moving"  # the same, when the old products are gone
+NEXT = "next.partial"  # products of the new run
+_READY = "next.ready"  # its model is verified: it is the folder's run from now on
+_MOVING = "next.moving"  # the old products are removed
 _NAMES_SHOWN = 4
 
-# They say where the model and the text are, not what is in them: fingerprints say that.
-_PLACES = ("model.id", "model.revision", "calibration.")
+# Recipe keys that locate the model and the text. Their contents are compared by fingerprints.
+_LOCATIONS = ("model.id", "model.revision", "calibration.")
 
 
 def has_model(home: Path) -> bool:
-    """Whether a run folder holds a finished model."""
+    """Check that a run folder holds a finished model."""
     return (home / "model" / "config.json").is_file()
 
 
 def recipe_of_model(recipe: Recipe) -> dict[str, Any]:
-    """The recipe's values that decide what the model is, by dotted path; what is measured or pushed does not."""
+    """Return the recipe's values that determine the model, by dotted path: all but evaluation, hub and hardware."""
     hardware = {"model": {"device_map", "max_memory"}, "calibration": {"stream_memory", "stream_disk"}}
     values = recipe.model_dump(mode="json", exclude={"evaluation": True, "hub": True, **hardware})
     return dict(_flat(values, ""))
 
 
-def refuse_other_recipe(home: Path, recorded: Mapping[str, Any], *, wanted: Mapping[str, Any], places: bool) -> None:
-    """Raise OutputError where the folder's model is from another recipe.
+def refuse_other_recipe(home: Path, recorded: Mapping[str, Any], *, wanted: Mapping[str, Any], locations: bool) -> None:
+    """Raise OutputError if the folder's model was made by another recipe.
 
-    ``places``: whether another place of the model or the text counts too.
+    ``locations``: also refuse another location of the model or the text.
     """
     paths = [path for path in {**wanted, **recorded} if recorded.get(path) != wanted.get(path)]
-    if not any(places or path == "calibration.batch_size" or not path.startswith(_PLACES) for path in paths):
+    if not any(locations or path == "calibration.batch_size" or not path.startswith(_LOCATIONS) for path in paths):
         return
-    listed = [f"{path}: {_said(recorded, path)} there, {_said(wanted, path)} here" for path in paths[:_NAMES_SHOWN]]
+    listed = [f"{path}: {_shown(recorded, path)} there, {_shown(wanted, path)} here" for path in paths[:_NAMES_SHOWN]]
     more = f"; and {len(paths) - _NAMES_SHOWN} more" if len(paths) > _NAMES_SHOWN else ""
     raise OutputError(
         f"{home} holds the finished run of another recipe ({'; '.join(listed)}{more}), and this run would replace its "
         f"model {home / 'model'} ({format_size(size_of(home / 'model'))}); choose another --output to keep both, give "
-        "--fresh to replace it once the new model is verified, or delete that model first to cut anew from its scores"
+        "--fresh to replace it once the new model is verified, or delete that model to prune again with its scores"
     )
 
 
 def take_over(home: Path, products: Iterable[str]) -> None:
-    """Make the new run the folder's run."""
+    """Replace the folder's run by the new run. Raises DiskError if the disk fails."""
     with disk_errors(home):
         (home / NEXT).rename(home / _READY)
         flush(home)
@@ -65,7 +65,7 @@ def take_over(home: Path, products: Iterable[str]) -> None:
 
 
 def complete_swap(home: Path, products: Iterable[str]) -> None:
-    """Complete a swap that was begun; without one, do nothing."""
+    """Complete a swap that was begun, if there is one."""
     ready, moving = home / _READY, home / _MOVING
     with disk_errors(home):
         if ready.is_dir():
@@ -81,12 +81,12 @@ def complete_swap(home: Path, products: Iterable[str]) -> None:
 
 
 def is_swapping(home: Path) -> bool:
-    """Whether a swap was begun and not completed."""
+    """Check that a swap was begun and not completed."""
     return (home / _READY).is_dir() or (home / _MOVING).is_dir()
 
 
 def remove(path: Path) -> None:
-    """Remove a file, link or folder, if it is there."""
+    """Remove a file, link or folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -101,5 +101,5 @@ def _flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield from _flat(inner, f"{path}.{key}" if path else str(key))
 
 
-def _said(values: Mapping[str, Any], path: str) -> str:
+def _shown(values: Mapping[str, Any], path: str) -> str:
     return short(values[path]) if path in values else "nothing"

@@ -1,8 +1,7 @@
-"""The folder of one run: its products, each under a fingerprint of what it came from.
+"""Folder of one run with its products, each identified by a fingerprint of its inputs.
 
-A product that is there with the right fingerprint is not made again. The journal
-``run.json`` records the recipe, fingerprints and what each product cost. A finished model
-is only replaced by another one that is finished (``replacing``).
+A product that exists with the right fingerprint is reused. The journal ``run.json`` records the recipe, the
+fingerprints and the cost of each product. Only a finished model replaces a finished model (``replacing``).
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ T = TypeVar("T")
 
 JOURNAL = "run.json"
 LOCK = ".lock"
-TRAIL = "dense.partial"  # what pass 1 leaves for pass 2
-TASKS = "tasks"  # the pruned model's results, a file for each finished task
+TRAIL = "dense.partial"  # hidden-state cache that pass 1 writes for pass 2
+TASKS = "tasks"  # results of the pruned model, a file for each finished task
 _FORMAT = 2
 _PRODUCTS = (
     "recipe.yaml", "plan.json", "scores.safetensors", "cut.json", "cut.safetensors", "calibration-check.json",
@@ -47,11 +46,11 @@ _PRODUCTS = (
 
 
 class RunFolder:
-    """One run's folder, held by one run at a time; of its processes the first reads and writes."""
+    """Folder of one run, locked by one run at a time; only the first of its processes reads and writes."""
 
     def __init__(self, home: Path, lock: IO[str] | None, *, inside: str = "") -> None:
-        self.home = home  # the folder that the user named
-        self.path = home / inside  # where products are: in it, or beside those of a finished run that they replace
+        self.home = home  # folder that the user named
+        self.path = home / inside  # folder of the products: home, or NEXT within it if they replace a finished run
         self.steps: list[Step] = []
         self._lock = lock
         self._recipe: dict[str, Any] = {}
@@ -62,11 +61,13 @@ class RunFolder:
     def open(
         cls, path: Path, fresh: bool = False, *, model: str | None = None, recipe: Mapping[str, Any] | None = None
     ) -> RunFolder:
-        """Make or continue a run folder. ``recipe``: the values that decide what the model is; None: only to read.
+        """Create or continue a run folder.
 
-        ``fresh`` throws an unfinished run away. A finished one stays until the new run has a model.
-        Raises OutputError where the path is a file, holds something else or the finished run of another recipe, is in
-        use, or where its result would replace ``model``, the model that the run reads.
+        ``fresh``: discard an unfinished run; a finished one remains until the new run has a model.
+        ``model``: the model that the run reads.
+        ``recipe``: values that determine the pruned model; None opens the folder for reading.
+        Raises OutputError if the path is a file, holds other files or the finished run of another recipe, is in use, or
+        if the result would replace ``model``.
         """
         if not is_first():
             return cls(path, None)
@@ -86,14 +87,14 @@ class RunFolder:
 
     @classmethod
     def open_finished(cls, path: Path) -> RunFolder:
-        """Open the folder of a run for more work on its result. Raises OutputError where it is no run's, or in use."""
+        """Open the folder of a run to work on its result. Raises OutputError if it is not a run's folder, or in use."""
         if is_first() and not _is_run(path):
-            raise OutputError(f"{path} is no llmprune run; give the folder that llmprune run wrote to")
+            raise OutputError(f"{path} is not the folder of a run; give the folder that llmprune run wrote to")
         return cls.open(path)
 
     @classmethod
     def _choose(cls, home: Path, lock: IO[str], *, fresh: bool, recipe: Mapping[str, Any] | None) -> RunFolder:
-        """The run in the folder, or the one beside it."""
+        """Return the folder's run, or the unfinished one that is to replace it."""
         if fresh:
             remove(home / NEXT)
             if has_model(home):
@@ -104,22 +105,23 @@ class RunFolder:
             if begun._recipe == recipe:
                 return begun
             logger.warning(
-                "%s: a run with --fresh of another recipe was not finished; delete it to free its space", begun.path
+                "%s: a run of another recipe with --fresh was not finished; delete this folder to free its space",
+                begun.path,
             )
         found = cls(home, lock)
         if recipe is not None and has_model(home):
-            refuse_other_recipe(home, found._recipe, wanted=recipe, places=False)
+            refuse_other_recipe(home, found._recipe, wanted=recipe, locations=False)
         return found
 
     def begin(self, recipe: Mapping[str, Any], origin: str) -> None:
-        """Note what the run comes from, before its first product.
+        """Record the inputs of the run, before its first product.
 
-        ``origin``: fingerprint of base model, text and code. Where the finished model is from others, its replacement
-        is made beside it. Raises OutputError where it is of another recipe.
+        ``origin``: fingerprint of base model, text and code. If the folder's finished model has another origin, the run
+        writes to ``NEXT`` until it can replace it. Raises OutputError if that model was made by another recipe.
         """
         if is_first():
             if self.path == self.home and has_model(self.home) and self._origin != origin:
-                refuse_other_recipe(self.home, self._recipe, wanted=recipe, places=True)
+                refuse_other_recipe(self.home, self._recipe, wanted=recipe, locations=True)
                 self.path = self.home / NEXT
                 self._journal = self._read_journal()
             self.path.mkdir(exist_ok=True)
@@ -128,13 +130,13 @@ class RunFolder:
         self.path = from_first(self.path)
 
     def take_over(self) -> None:
-        """Put this run in the place of the finished one beside which it was made."""
+        """Replace the folder's finished run by this run, if there is one."""
         if is_first() and self.path != self.home:
             take_over(self.home, (*_PRODUCTS, JOURNAL))
         self.path = from_first(self.home)
 
     def close(self) -> None:
-        """Let other processes use the folder; a replacement of a finished run that has no product yet goes."""
+        """Unlock the folder; remove the new run of a replacement if it has no product yet."""
         if self._lock is not None:
             if self.path != self.home and not self._journal and not (self.path / "model.partial").exists():
                 remove(self.path)
@@ -150,10 +152,11 @@ class RunFolder:
         make: Callable[[Path], T],
         together: bool = False,
     ) -> T:
-        """The product ``file``: loaded where it is there under this fingerprint, else made (and written) now.
+        """Return the product ``file``, loaded if it exists with this fingerprint, otherwise made by ``make``.
 
-        Of several processes the first decides and loads, and makes it, unless all make it ``together``; all
-        get its value. One that is there and cannot be read is made again, unless ``load`` has an error for people.
+        ``make`` writes the file and returns its value. With several processes, the first decides, loads and makes it;
+        with ``together`` all make it; all return its value. A product that cannot be read is made again, unless
+        ``load`` raises an LLMPruneError.
         """
         path = self.path / file
         reused, value = from_first(
@@ -161,7 +164,9 @@ class RunFolder:
         )
         if reused and value is not None:
             return value
-        if is_first() and name in self._journal:  # a stop must not leave it under the old fingerprint
+        if (
+            is_first() and name in self._journal
+        ):  # a killed process must not leave the new file with the old fingerprint
             del self._journal[name]
             self._write_journal()
         before = len(self.steps)
@@ -176,30 +181,30 @@ class RunFolder:
         return value
 
     def _reuse(self, name: str, fingerprint: str, *, path: Path, load: Callable[[Path], T]) -> tuple[bool, T | None]:
-        noted = self._journal.get(name, {})
-        if noted.get("fingerprint") != fingerprint or not path.exists():
+        recorded = self._journal.get(name, {})
+        if recorded.get("fingerprint") != fingerprint or not path.exists():
             return False, None
         try:
             value = load(path)
         except LLMPruneError:
             raise
-        except Exception as error:  # pydantic's, json's and safetensors' have no base in common
-            logger.warning("%s is damaged (%s): it is made again", path, error)
+        except Exception as error:  # errors of pydantic, json and safetensors have no common base
+            logger.warning("%s is damaged (%s) and will be made again", path, error)
             return False, None
-        self.steps += [Step(**step | {"reused": True}) for step in noted["steps"]]
+        self.steps += [Step(**step | {"reused": True}) for step in recorded["steps"]]
         return True, value
 
     def forget(self, name: str) -> None:
-        """Have the next run make a product again, for its file is about to hold something else."""
+        """Have the next run make a product again, because its file is about to change."""
         if is_first() and self._journal.pop(name, None) is not None:
             self._write_journal()
 
     def fingerprints(self) -> dict[str, str]:
-        """What each product that is there came from."""
-        return {name: str(noted["fingerprint"]) for name, noted in self._journal.items()}
+        """Return the fingerprint of each product."""
+        return {name: str(recorded["fingerprint"]) for name, recorded in self._journal.items()}
 
     def write(self, file: str, text: str) -> Path:
-        """Write a text file whole or not at all; only the first process does."""
+        """Write a text file completely or not at all, in the first process only."""
         path = self.path / file
         if is_first():
             write_text(path, text)
@@ -225,20 +230,20 @@ class RunFolder:
 
 
 def bytes_at_hand(home: Path, *, fresh: bool) -> int:
-    """Bytes of disk that a run here need not find free: those of its result that are written, or those it clears."""
+    """Return the bytes of a folder that its next run reuses or, with ``fresh``, deletes; they need not be free."""
     if not fresh:
-        return sum(size_of(place / name) for place in (home, home / NEXT) for name in ("model", "model.partial"))
+        return sum(size_of(folder / name) for folder in (home, home / NEXT) for name in ("model", "model.partial"))
     return size_of(home / NEXT) + (0 if has_model(home) else sum(size_of(home / name) for name in _PRODUCTS))
 
 
 def fingerprint(*parts: object) -> str:
-    """SHA-256 of the parts' texts."""
+    """Return the SHA-256 of the parts' texts."""
     return hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).hexdigest()
 
 
 @lru_cache(maxsize=1)
 def code_fingerprint() -> str:
-    """SHA-256 of llmprune's own modules: what other code made is not taken for what this code makes."""
+    """Return the SHA-256 of llmprune's modules, so that products of other code are not reused."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(path.read_bytes())
@@ -246,7 +251,7 @@ def code_fingerprint() -> str:
 
 
 def file_fingerprint(*paths: Path) -> str:
-    """SHA-256 of the contents of those files that are there."""
+    """Return the SHA-256 of the contents of those files that exist."""
     digest = hashlib.sha256()
     for path in paths:
         if path.is_file():
@@ -260,12 +265,12 @@ def _refuse_foreign(path: Path) -> None:
     filled = path.is_dir() and any(entry.name != LOCK for entry in path.iterdir())
     if filled and not _is_run(path):
         raise OutputError(
-            f"the output folder {path} is not empty and is no llmprune run; give a new or an empty folder"
+            f"the output folder {path} is not empty and is not the folder of a run; give a new or empty folder"
         )
 
 
 def _is_run(path: Path) -> bool:
-    """Whether a folder is a run's: a kill may have left its journal beside it."""
+    """Check that a folder is a run's; in the middle of a swap the journal is not in it."""
     return (path / JOURNAL).is_file() or is_swapping(path)
 
 
@@ -285,5 +290,5 @@ def _lock(path: Path) -> IO[str]:
 
 
 def _clear(path: Path) -> None:
-    for name in (*_PRODUCTS, JOURNAL):  # the journal last: until then the folder is known as a run's
+    for name in (*_PRODUCTS, JOURNAL):  # the journal last: until then the folder is recognised as a run's
         remove(path / name)

@@ -250,7 +250,7 @@ def test_plan_is_for_people_and_machines(room: Path) -> None:
     """``plan`` prints a table; with ``--json`` the same as one JSON object, the one that a run keeps."""
     table = command("plan", room / "recipe.yaml")
     assert table.code == 0
-    assert "Layers: 2 go" in table.out
+    assert "Layers: 2 to be removed" in table.out
     assert f"{report_in(room / 'done')['dense']['parameters']:,}" in table.out
     plan = json.loads(command("plan", room / "recipe.yaml", "--json").out)
     assert plan == json.loads((room / "done" / "plan.json").read_text())
@@ -464,7 +464,7 @@ def test_report_that_cannot_be_read(room: Path, tmp_path: Path, text: str | None
 
 
 def test_runs_are_compared(room: Path, tmp_path: Path) -> None:
-    """``compare`` prints a row a run, writes a page and JSON, and says what is not measured alike."""
+    """``compare`` prints a row per run, writes a page and JSON, and warns of different settings."""
     again = copy_of_done(room, tmp_path)
     assert command("run", room / "recipe.yaml", "--output", again, "--set", "evaluation.perplexity.samples=2").code == 0
     outcome = command("compare", room / "done", again, "--output", tmp_path / "compare.html")
@@ -495,7 +495,7 @@ def test_compare_leaves_out_what_is_no_finished_run(room: Path, tmp_path: Path) 
     assert f"left out: {service} has no report.json; give the folder of a run" in outcome.err
     assert f"left out: {stray} cannot be read" in outcome.err
     alone = command("compare", first, service)
-    assert (alone.code, "of 2 folders 1 is a finished run" in alone.err, str(service) in alone.err) == (2, True, True)
+    assert (alone.code, "1 finished run in 2 folders" in alone.err, str(service) in alone.err) == (2, True, True)
     nowhere = command("compare", room / "done", first, tmp_path / "nowhere")
     assert (nowhere.code, "does not exist" in nowhere.err) == (2, True)
 

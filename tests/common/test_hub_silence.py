@@ -17,7 +17,7 @@ from llmprune.common.errors import LLMPruneError
 from llmprune.common.hub import client as remote
 from llmprune.common.hub import time_limits
 from llmprune.data.sources import load_text
-from llmprune.publish.preflight import look
+from llmprune.publish.preflight import check_push
 from llmprune.publish.upload import additions, upload
 from llmprune.recipe.hub import Hub
 from llmprune.recipe.model import ModelSource
@@ -52,7 +52,7 @@ def push(folder: Path) -> None:
         ("GET /api/models/org/base", lambda _: load_config(BASE)),
         ("GET /api/models/org/base/tree", lambda _: load_model(BASE)),
         ("GET /api/datasets/org/text", read_text),
-        ("GET /api/whoami", lambda _: look(HUB)),
+        ("GET /api/whoami", lambda _: check_push(HUB)),
         ("POST /api/repos/create", push),
         ("POST .*/preupload", push),
         ("POST .*/commit", push),

@@ -22,7 +22,7 @@ from llmprune.checkpoint.loading import load_model
 from llmprune.common.errors import LLMPruneError, RecipeError
 from llmprune.common.hub import client as remote
 from llmprune.data.windows import load_windows
-from llmprune.publish.preflight import look
+from llmprune.publish.preflight import check_push
 from llmprune.publish.provenance import fetch_record
 from llmprune.publish.upload import additions, upload
 from llmprune.recipe.calibration import Calibration
@@ -86,7 +86,7 @@ def test_what_is_raised_tells_no_secret(hub: Hub, tmp_path: Path) -> None:
     ways = {
         "pull": lambda: load_model(ModelSource(id="org/base")),
         "text": lambda: load_windows(Calibration(dataset="org/text"), tiny_tokenizer(), default_shape=(4, 16)),
-        "look": lambda: look(section),
+        "look": lambda: check_push(section),
         "push": lambda: upload(section, additions(files), message="pushed"),
         "record": lambda: fetch_record("org/base"),
     }

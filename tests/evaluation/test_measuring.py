@@ -15,7 +15,13 @@ from llmprune.common.errors import NumericalError, RecipeError
 from llmprune.common.linalg.kl_divergence import kl_divergence
 from llmprune.criteria import Divergence, Residual
 from llmprune.evaluation.bench.generation_speed import time_generation
-from llmprune.evaluation.bench.speed_and_memory import decoded_bytes, joules, run_bench
+from llmprune.evaluation.bench.speed_and_memory import (
+    BenchModel,
+    BenchSettings,
+    decoded_bytes,
+    joules,
+    run_bench,
+)
 from llmprune.evaluation.generation import compare_generation, ends_in_loop, repetition
 from llmprune.evaluation.perplexity import compare_predictions, perplexity
 from llmprune.layerwise.forward import LayerwiseForward
@@ -210,10 +216,9 @@ def size() -> BenchSize:
 
 def test_bench_measures_both_in_turn() -> None:
     """Every batch and context has its times, and a model of one layer decodes faster than one of twelve."""
-    models = tiny_model("llama", num_hidden_layers=12), tiny_model("llama", num_hidden_layers=1)
-    figures = run_bench(
-        ("deep", "flat"), models, sizes=(size(), size()), batch_sizes=(1, 2), contexts=(8,), new_tokens=6, repeats=4
-    )
+    deep, flat = (BenchModel(str(n), tiny_model("llama", num_hidden_layers=n), size()) for n in (12, 1))
+    settings = BenchSettings(batch_sizes=(1, 2), contexts=(8,), new_tokens=6, repeats=4)
+    figures = run_bench(deep, flat, settings=settings)
     assert [(point.batch_size, point.context) for point in figures.points] == [(1, 8), (2, 8)]
     for point in figures.points:
         assert point.decode.ratio.median > 1
@@ -254,11 +259,10 @@ def test_a_static_cache_can_be_timed() -> None:
 
 def test_bench_needs_positions() -> None:
     """A context that does not fit into a model is refused with the limit."""
-    models = tiny_model("llama"), tiny_model("llama")
+    model = BenchModel("a", tiny_model("llama"), size())
+    settings = BenchSettings(batch_sizes=(1,), contexts=(125,), new_tokens=8, repeats=1)
     with pytest.raises(RecipeError, match="exceed the model's 128 positions"):
-        run_bench(
-            ("a", "b"), models, sizes=(size(), size()), batch_sizes=(1,), contexts=(125,), new_tokens=8, repeats=1
-        )
+        run_bench(model, model, settings=settings)
 
 
 def test_energy_follows_from_the_bytes_that_a_token_reads() -> None:

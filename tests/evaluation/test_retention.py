@@ -15,7 +15,7 @@ from llmprune.evaluation.retention import Comparison, compare
 from llmprune.evaluation.statistics import interval, mcnemar, mean_draws, ratio_draws, samples_needed
 from llmprune.recipe.evaluation import Gate
 from llmprune.results.evaluation_figures import GateFigures
-from llmprune.results.formatting import describe_verdict
+from llmprune.results.sentences import describe_verdict
 
 
 def together(*tasks: TaskResult) -> TaskResults:
@@ -226,7 +226,7 @@ def test_undecided_says_how_many_samples_would_tell() -> None:
     assert gate.verdict == "not enough samples"
     needed = gate.bars[0].samples_needed
     assert needed is not None
-    assert f"about {needed:,} would tell" in describe_verdict(gate)
+    assert f"about {needed:,} are needed" in describe_verdict(gate)
     times = -(-needed // 200)
     assert times > 1
     assert judged(0.93, dense * times, pruned * times).verdict == "pass"
@@ -258,7 +258,7 @@ def test_a_gate_with_nothing_to_judge_is_undecided() -> None:
     gate = judge(Gate(min_retention=0.9), compare(zero, zero))
     assert gate is not None
     assert (gate.retention, gate.verdict, gate.passed) == (None, "no interval", False)
-    said = "mean retention unknown, at least 90.00% asked for: t: dense 0 and pruned 0 have no ratio"
+    said = "mean retention unknown, required: at least 90.00%: t: dense 0 and pruned 0 have no ratio"
     assert said in describe_verdict(gate)
     nothing = judge(Gate(min_retention=0.9), Comparison())
     assert nothing is not None
@@ -291,7 +291,7 @@ def test_a_bar_that_has_no_interval_says_why() -> None:
         "its metric is no mean over samples, so it has no interval",
         "it was not evaluated",
     ]
-    assert "g retention unknown, at least 90.00% asked for: its tasks have different metrics" in describe_verdict(gate)
+    assert "g retention unknown, required: at least 90.00%: its tasks have different metrics" in describe_verdict(gate)
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,9 @@ import pytest
 from helpers.reports import COMMIT, NAME, bare_report, card, gate, sample_layers, sample_report
 
 from llmprune.publish.card import Base, Loading, read_metadata
-from llmprune.publish.gate import refusal
 from llmprune.publish.plots import draw
 from llmprune.publish.public_names import public_name, public_sources
-from llmprune.publish.push import _message
+from llmprune.publish.push import _message, refusal
 from llmprune.results.schema import SparsityFigures
 
 
@@ -51,7 +50,7 @@ def test_the_body_says_what_was_removed_and_kept() -> None:
         "| generated tokens/s | 18.4 | 22.9 | 124.5% |", "| arc_easy (acc_norm) | 0.586 | 0.544 | 92.8% |", "41 / 20",
         "| **mean retention** |", "](plots/importance.png)", "](plots/error.png)", report.recipe_text.rstrip(),
         "- `--set refit.ridge=0.02`", f"`{COMMIT}`", "131,072 tokens, SHA-256 `5be1c7a09d2f4e83b6c0`",
-        "| transformers | 5.17.0 |", "Gate: met.", f"llmprune run hub://{NAME}", "licence (apache-2.0) holds",
+        "| transformers | 5.17.0 |", "Gate: met.", f"llmprune run hub://{NAME}", "licence (apache-2.0) applies",
     )  # fmt: skip
     assert [part for part in said if part not in text] == []
 
@@ -73,7 +72,7 @@ def test_a_model_that_did_not_meet_its_gate_says_so_first() -> None:
     """The warning stands above everything else, with the figures."""
     report = sample_report(gate=gate(0.99, "fail"))
     refused = refusal(report)
-    assert refused == "the gate was not passed: mean retention 94.83% (92.14–97.41%), at least 99.00% asked for"
+    assert refused == "the gate was not passed: mean retention 94.83% (92.14–97.41%), required: at least 99.00%"
     text = card(report, refused=refused).text
     assert text.index("**This model did not meet its gate**") < text.index("How to load it")
     assert f"Gate: **not met**, {refused}" in text

@@ -152,13 +152,15 @@ def test_public_only_where_it_is_said(hub: Hub, run: Path) -> None:
     assert push(run, "--public", name="org/new").code == 0
     assert not hub.repo("org/new").private
     hub.add_repo("org/hidden", {}, private=True)
-    assert "org/hidden is private and stays so" in push(run, "--public", name="org/hidden").err
+    assert "org/hidden is private and remains private" in push(run, "--public", name="org/hidden").err
 
 
 def test_a_gate_that_was_not_met_keeps_the_model_here(hub: Hub, run: Path) -> None:
     """Only ``--when always`` pushes it, and then card and provenance say so in front."""
     with_gate(run, passed=False)
-    refuse(run, "the gate was not passed: mean retention 94.83% (92.14–97.41%), at least 99.00%", "--when always")
+    refuse(
+        run, "the gate was not passed: mean retention 94.83% (92.14–97.41%), required: at least 99.00%", "--when always"
+    )
     assert hub.repos == {}
     assert push(run, "--when", "always").code == 0
     card = hub.content(hub.repo(NAME), "README.md").decode()
@@ -171,7 +173,7 @@ def test_a_gate_that_was_not_met_keeps_the_model_here(hub: Hub, run: Path) -> No
 
 def test_only_a_whole_finished_run_is_pushed(hub: Hub, run: Path, tmp_path: Path) -> None:
     """A folder that is no run, a run without its end, and weights that were not verified go nowhere."""
-    refuse(tmp_path, "is no llmprune run", code=2)
+    refuse(tmp_path, "is not the folder of a run", code=2)
     weights = run / "model" / "model.safetensors"
     tensors = load_file(weights)
     tensors.pop(min(tensors))
@@ -209,11 +211,11 @@ def scoped(namespace: str, *permissions: str) -> tuple[dict[str, Any], ...]:
     ("user", "said"),
     [
         (None, "the token is not valid; set HF_TOKEN"),
-        (User("ann", role="read", orgs={"org": "write"}), "a token of ann that may only read"),
-        (User("ann"), "ann may not write to 'org', but to ann"),
-        (User("ann", orgs={"org": "read", "lab": "admin"}), "ann may not write to 'org', but to ann, lab"),
-        (User("ann", "fineGrained", {"org": "write"}, scoped("org", "repo.content.read")), "no write access to repos"),
-        (User("ann", "fineGrained", {"org": "write"}, scoped("lab", "repo.write")), "no write access to repos"),
+        (User("ann", role="read", orgs={"org": "write"}), "a read-only token of ann"),
+        (User("ann"), "ann may not write to 'org', only to ann"),
+        (User("ann", orgs={"org": "read", "lab": "admin"}), "ann may not write to 'org', only to ann, lab"),
+        (User("ann", "fineGrained", {"org": "write"}, scoped("org", "repo.content.read")), "cannot write to repos"),
+        (User("ann", "fineGrained", {"org": "write"}, scoped("lab", "repo.write")), "cannot write to repos"),
     ],
 )
 def test_rights_are_checked_before_anything_is_sent(hub: Hub, run: Path, user: User | None, said: str) -> None:
@@ -318,7 +320,7 @@ def another_commits(repo: Repo) -> None:
         ),
         (Fault(COMMIT, 403), "the hub answered 403"),
         (Fault(COMMIT, 409), "the hub answered 409"),
-        (Fault(COMMIT, 412), "somebody else committed to it during the upload; look at that commit"),
+        (Fault(COMMIT, 412), "another commit was made during the upload; check that commit"),
         (Fault(COMMIT, 429), "it asks for fewer requests"),
         (Fault(COMMIT, 500), "the hub answered 500 (a fault of the test), again and again"),
     ],
@@ -338,7 +340,7 @@ def test_another_commit_in_between_is_not_overwritten(hub: Hub, run: Path) -> No
     """The hub's 412: their commit stays the last one, and the next push goes on top of it."""
     hub.add_repo(NAME, {"README.md": b"old"}, private=True)
     hub.before_commit = another_commits
-    refuse(run, f"nothing was published to {NAME}: somebody else committed")
+    refuse(run, f"nothing was published to {NAME}: another commit was made")
     assert hub.repo(NAME).messages == ["initial commit", "theirs"]
     hub.before_commit = None
     assert push(run).code == 0
@@ -357,7 +359,7 @@ def test_a_commit_that_holds_something_else_is_told(hub: Hub, run: Path, monkeyp
         return files
 
     monkeypatch.setattr(HfApi, "get_paths_info", others)
-    refuse(run, "does not hold what was sent (model.safetensors, plots/error.png, plots/importance.png)")
+    refuse(run, "does not hold the files that were sent (model.safetensors, plots/error.png, plots/importance.png)")
 
 
 def test_the_recipe_decides_what_the_command_does_not(hub: Hub, run: Path) -> None:

@@ -93,7 +93,7 @@ def test_the_page_of_a_full_report_has_every_section() -> None:
         "3 of 30 layers removed",
         "Removed: 12, 20, 21.",
         "47.36",
-        "equal in every bit",
+        "equal to the last bit",
         "3 min 13 s",
         "14 min 47 s",
         "refit.ridge=0.02",
@@ -214,7 +214,7 @@ def test_the_summary_says_dense_cut_and_pruned_in_80_columns() -> None:
         "mean retention 94.8%",
         "generated tokens/s 18.4 22.9 124.5%",
         "95% interval 92.1–97.4%",
-        "Gate passed mean retention 94.8% (92.1–97.4%), at least 90.0% asked for",
+        "Gate passed mean retention 94.8% (92.1–97.4%), required: at least 90.0%",
         "page smollm2-pruned/report.html",
     } <= rows
     assert max(map(len, text.splitlines())) <= 80
@@ -237,7 +237,7 @@ def test_the_summary_names_a_gate_that_was_not_met_and_keeps_paths_whole() -> No
         files={"model": path},
     )
     text = summary(report)
-    assert "Gate not passed  mean retention 94.8% (92.1–97.4%), at least 98.0% asked for" in text
+    assert "Gate not passed  mean retention 94.8% (92.1–97.4%), required: at least 98.0%" in text
     assert "[bold]3[/bold]" in text
     assert path in text
 
@@ -260,7 +260,7 @@ def test_the_mean_of_one_task_is_not_drawn_twice() -> None:
     ("verdict", "said"),
     [
         ("fail", "Gate not passed."),
-        ("not enough samples", "about 2,400 would tell"),
+        ("not enough samples", "about 2,400 are needed"),
         ("no interval", "no mean over samples"),
     ],
 )

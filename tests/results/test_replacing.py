@@ -209,6 +209,6 @@ def test_folder_with_a_begun_swap_is_a_run(tmp_path: Path) -> None:
     (tmp_path / "run.json").unlink()
     (tmp_path / "thesis.tex").touch()
     for name in ("reevaluate", "push"):
-        assert "is no llmprune run; give the folder that llmprune run wrote to" in command(name, tmp_path).err
-    with pytest.raises(OutputError, match="no llmprune run"):
+        assert "is not the folder of a run; give the folder that llmprune run wrote to" in command(name, tmp_path).err
+    with pytest.raises(OutputError, match="not the folder of a run"):
         RunFolder.open(tmp_path)

@@ -14,7 +14,7 @@ from llmprune import Recipe, run
 from llmprune.anatomy.discovery import discover
 from llmprune.common.errors import CalibrationError
 from llmprune.cut.decision import Cut
-from llmprune.results.formatting import agreement
+from llmprune.results.sentences import describe_agreement
 from llmprune.score.stability import compare, halves
 from llmprune.testing import tiny_model
 
@@ -121,6 +121,6 @@ def test_a_run_says_how_far_the_halves_agree(depth: dict[str, object], tmp_path:
     assert found.experts is not None
     assert (found.layers is not None) == ("remove" in depth)
     assert all(0 <= part.least <= part.mean <= 1 for part in (found.layers, found.experts) if part)
-    assert len(agreement(found)) == 1 + ("remove" in depth)
+    assert len(describe_agreement(found)) == 1 + ("remove" in depth)
     assert report.layers == plain.layers
     assert ["of the experts that one half" in page for page in pages] == [False, True]

@@ -1,4 +1,4 @@
-"""Generation speed of dense and pruned, timed in turn so that a machine's drift meets both.
+"""Generation speed of dense and pruned model, timed alternately so that drift of the machine affects both.
 
 Shapes: B prompts, L prompt tokens.
 """
@@ -10,8 +10,9 @@ from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from llmprune.common.devices import device_names, input_device
 from llmprune.common.errors import EvaluationError, RecipeError
-from llmprune.evaluation.decoding import default_settings
+from llmprune.evaluation.decoding import Greedy, generate
 from llmprune.recipe.evaluation import Speed
 from llmprune.results.evaluation_figures import SpeedFigures
 
@@ -23,14 +24,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one generation."""
+    """Duration of one generation in seconds."""
 
-    first: float  # from the call to the first new token: the prompt goes through the model
-    rest: float  # from there to the last new token
+    first: float  # from the call to the first new token, which includes the prefill
+    rest: float  # from the first to the last new token
 
 
 def require_positions(settings: Speed, config: PretrainedConfig) -> None:
-    """Raise RecipeError where prompt and new tokens are more than the model has positions."""
+    """Raise RecipeError if prompt and new tokens exceed the model's positions."""
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if positions and settings.prompt_tokens + settings.new_tokens > positions:
         raise RecipeError(
@@ -40,9 +41,9 @@ def require_positions(settings: Speed, config: PretrainedConfig) -> None:
 
 
 def compare_speed(dense: PreTrainedModel, pruned: PreTrainedModel, *, settings: Speed) -> SpeedFigures:
-    """Greedy generation after random prompts; tokens per second count new tokens over prefill and decoding.
+    """Time greedy generation after random prompts, in new tokens per second of prefill and decoding together.
 
-    Each model warms up once. Raises RecipeError where the model has too few positions.
+    Each model has one warm-up run. Raises RecipeError if a model has too few positions.
     """
     models = (dense, pruned)
     for model in models:
@@ -64,12 +65,12 @@ def compare_speed(dense: PreTrainedModel, pruned: PreTrainedModel, *, settings: 
         prompt_tokens=settings.prompt_tokens,
         new_tokens=settings.new_tokens,
         repeats=settings.repeats,
-        device=" and ".join(sorted({device_name(input_device(model)) for model in models})),
+        device=device_names(models),
     )
 
 
 def random_prompts(models: tuple[PreTrainedModel, ...], batch_size: int, *, length: int) -> Tensor:
-    """Token ids [B, L] that all models know, the same every time."""
+    """Return random token ids [B, L] within the vocabulary of every model, the same in every call."""
     import torch
 
     vocabulary = min(model.config.get_text_config().vocab_size for model in models)
@@ -79,59 +80,31 @@ def random_prompts(models: tuple[PreTrainedModel, ...], batch_size: int, *, leng
 def time_generation(
     model: PreTrainedModel, prompts_BL: Tensor, *, new_tokens: int, static_cache: bool = False
 ) -> Timing:
-    """One greedy generation of exactly so many new tokens after each prompt.
+    """Time one greedy generation of exactly ``new_tokens`` tokens after each prompt.
 
-    With ``static_cache`` transformers keeps keys and values in place, and on CUDA compiles the decoding.
+    With ``static_cache`` transformers preallocates the key-value cache, and compiles the decoding on CUDA. Raises
+    EvaluationError if the model generates fewer tokens.
     """
-    import torch
-    from transformers import GenerationConfig
-
-    greedy = GenerationConfig(
-        max_new_tokens=new_tokens,
-        min_new_tokens=new_tokens,
-        do_sample=False,
-        num_beams=1,
-        use_cache=True,
-        cache_implementation="static" if static_cache else None,
-        pad_token_id=0,
-    )
     device = input_device(model)
     inputs_BL = prompts_BL.to(device)
-    mask_BL = torch.ones_like(inputs_BL)
     clock = _Clock()
     _synchronize(device)
     start = perf_counter()
-    with default_settings(model):
-        output_BL = model.generate(inputs_BL, attention_mask=mask_BL, generation_config=greedy, streamer=clock)
+    settings = Greedy(new_tokens, static_cache=static_cache)
+    output_BL = generate(model, inputs_BL, settings=settings, streamer=clock)
     _synchronize(device)
     generated = output_BL.shape[1] - prompts_BL.shape[1]
     if generated != new_tokens:
         raise EvaluationError(
-            f"{type(model).__name__} generated {generated} tokens where {new_tokens} were asked for, so its speed "
-            "cannot be measured; leave evaluation.speed out of the recipe"
+            f"{type(model).__name__} generated {generated} tokens instead of {new_tokens}, so its speed cannot be "
+            "measured; remove evaluation.speed from the recipe"
         )
     first = clock.ticks[1]  # 0 is the prompt itself
     return Timing(first - start, clock.ticks[-1] - first)
 
 
-def input_device(model: PreTrainedModel) -> torch.device:
-    """Where a model's inputs belong; an offloaded model takes and gives its tensors on the CPU."""
-    import torch
-
-    return torch.device("cpu") if model.device.type == "meta" else model.device
-
-
-def device_name(device: torch.device) -> str:
-    """The hardware in words."""
-    import torch
-
-    if device.type == "cuda":
-        return str(torch.cuda.get_device_name(device))
-    return f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
-
-
 class _Clock:
-    """Notes when each token comes out: transformers hands them over on the CPU, so the device is done then."""
+    """Streamer that records the time of each token. Tokens arrive on the CPU, so the device has finished by then."""
 
     def __init__(self) -> None:
         self.ticks: list[float] = []
@@ -140,11 +113,11 @@ class _Clock:
         self.ticks.append(perf_counter())
 
     def end(self) -> None:
-        """Nothing is left to show."""
+        """Do nothing; transformers calls it after the last token."""
 
 
 def _rate(model: PreTrainedModel, prompts_BL: Tensor, *, new_tokens: int) -> float:
-    """New tokens per second, all prompts together."""
+    """Return new tokens per second over all prompts."""
     timing = time_generation(model, prompts_BL, new_tokens=new_tokens)
     return float(prompts_BL.shape[0] * new_tokens / (timing.first + timing.rest))
 

@@ -1,7 +1,7 @@
-"""``llmprune bench --sparse``: does this GPU run the model's 2:4 matrices faster than as they are?
+"""Speed of a model's 2:4 matrices with dense and with sparse GPU kernels (``llmprune bench --sparse``).
 
-The matrices are converted with torch's own ``to_sparse_semi_structured`` and measured against themselves stored
-dense: each shape by itself, over numbers of tokens, then the whole model.
+The matrices are converted with torch's ``to_sparse_semi_structured`` and compared with the same matrices stored dense:
+each shape for several numbers of tokens, then the whole model.
 
 Shapes: T tokens, O outputs of a matrix, I inputs.
 """
@@ -28,27 +28,27 @@ if TYPE_CHECKING:
 
 _PATTERN = Pattern(2, 4)
 _TYPES = (torch.float16, torch.bfloat16)
-_TOLERANCE = {torch.float16: 5e-3, torch.bfloat16: 3e-2}  # of the largest output: sums in another order
+_TOLERANCE = {torch.float16: 5e-3, torch.bfloat16: 3e-2}  # of the largest output, for another order of summation
 
 
 def require_gpu() -> None:
-    """Raise RecipeError where there is no GPU that torch has sparse kernels for."""
+    """Raise RecipeError if there is no GPU that torch has sparse kernels for."""
     if not torch.cuda.is_available():
         raise RecipeError(
-            "--sparse: this machine has no CUDA GPU, and torch runs 2:4 matrices on nothing else; here they take the "
-            "time of dense ones. Run it on an NVIDIA GPU of compute capability 8.0 or later"
+            "--sparse: this machine has no CUDA GPU, and torch has 2:4 kernels for no other device; here 2:4 matrices "
+            "are as slow as dense ones. Run it on an NVIDIA GPU of compute capability 8.0 or later"
         )
     if torch.cuda.get_device_capability() < (8, 0):
         raise RecipeError(
-            f"--sparse: {torch.cuda.get_device_name()} has no sparse tensor cores; they came with compute capability "
-            "8.0 (A100)"
+            f"--sparse: {torch.cuda.get_device_name()} has no sparse tensor cores; use a GPU of compute capability 8.0 "
+            "(A100) or later"
         )
 
 
 def sparse_projections(model: PreTrainedModel) -> dict[str, Projection]:
-    """The projections of the model's layers, by full name, whose weights are 2:4. Raises ModelError if there are none.
+    """Return the projections of the model's layers whose weights are 2:4, by full name.
 
-    Also where the weights are in a type that the kernels do not take.
+    Raises ModelError if there are none, or if the kernels do not support the weights' dtype.
     """
     if model.dtype not in _TYPES:
         raise ModelError(f"torch runs 2:4 in float16 and bfloat16, and the model is in {model.dtype}; give --dtype")
@@ -61,7 +61,7 @@ def sparse_projections(model: PreTrainedModel) -> dict[str, Projection]:
     }
     if not found:
         raise ModelError(
-            "no matrix of this model's layers is 2:4; make some so with the recipe's sparsity: {pattern: '2:4'}"
+            "no matrix of this model's layers is 2:4; prune it with sparsity: {pattern: '2:4'} in the recipe"
         )
     return found
 
@@ -74,16 +74,16 @@ def _is_sparse(module: nn.Module, projection: Projection) -> bool:
 
 
 def converted(model: PreTrainedModel, names: Sequence[str]) -> PreTrainedModel:
-    """A copy of the model with these matrices in the compressed form that sparse tensor cores read."""
-    counterpart = copy.deepcopy(model)
+    """Return a copy of the model with these matrices in the compressed form for sparse tensor cores."""
+    sparse = copy.deepcopy(model)
     for name in names:
-        module = counterpart.get_submodule(name)
+        module = sparse.get_submodule(name)
         module.weight = nn.Parameter(torch.sparse.to_sparse_semi_structured(module.weight.data), requires_grad=False)
-    return counterpart
+    return sparse
 
 
 def saved_bytes(sparse: PreTrainedModel, names: Sequence[str]) -> int:
-    """How much less memory the converted matrices take: half their values go, and what stays needs its places."""
+    """Return the bytes that the compressed form saves: half of the values, less the indices of the others."""
     saved = 0
     for name in names:
         weight = sparse.get_submodule(name).get_parameter("weight")
@@ -96,9 +96,9 @@ def saved_bytes(sparse: PreTrainedModel, names: Sequence[str]) -> int:
 def time_products(
     model: PreTrainedModel, projections: dict[str, Projection], *, tokens: Sequence[int], repeats: int
 ) -> tuple[SparseProduct, ...]:
-    """Each shape of matrix, over numbers of tokens: milliseconds dense and sparse, and how far the outputs differ.
+    """Time the first matrix of each shape for each number of tokens, with dense and with sparse kernels.
 
-    Raises ModelError where they differ by more than rounding.
+    Raises ModelError if the outputs differ by more than rounding.
     """
     shapes: dict[tuple[int, int], list[str]] = {}
     for name, one in projections.items():
@@ -113,7 +113,8 @@ def time_products(
             difference = _difference(input_TI, dense_OI, sparse_OI=sparse_OI)
             if difference > _TOLERANCE[dense_OI.dtype]:
                 raise ModelError(
-                    f"{names[0]}: the sparse product differs by {difference:.2g} of its largest output from the dense"
+                    f"{names[0]}: the sparse product differs by {difference:.2g} of its largest output from the "
+                    "dense product"
                 )
             milliseconds = [_milliseconds(input_TI, weight_OI, repeats=repeats) for weight_OI in (dense_OI, sparse_OI)]
             products.append(
@@ -131,13 +132,13 @@ def time_products(
 
 
 def _difference(input_TI: Tensor, dense_OI: Tensor, *, sparse_OI: Tensor) -> float:
-    wanted_TO = nn.functional.linear(input_TI, dense_OI).float()
+    expected_TO = nn.functional.linear(input_TI, dense_OI).float()
     found_TO = nn.functional.linear(input_TI, sparse_OI).float()
-    return float((found_TO - wanted_TO).abs().max() / wanted_TO.abs().max().clamp_min(1e-30))
+    return float((found_TO - expected_TO).abs().max() / expected_TO.abs().max().clamp_min(1e-30))
 
 
 def _milliseconds(input_TI: Tensor, weight_OI: Tensor, *, repeats: int, calls: int = 20) -> float:
-    """Median over repeats of the time of one product, after a warm-up."""
+    """Return the median time of one product over the repeats, after a warm-up."""
     times = []
     for _ in range(repeats + 1):
         torch.cuda.synchronize()

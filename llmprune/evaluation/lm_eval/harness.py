@@ -131,8 +131,8 @@ def in_memory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, bat
     """lm-eval's view of a model where it lies; under a launcher each process takes its share of the samples."""
     from lm_eval.models.huggingface import HFLM
 
+    from llmprune.common.devices import input_device
     from llmprune.common.distributed import count, rank, talker
-    from llmprune.evaluation.bench.generation_speed import input_device
 
     # HFLM gives the tokenizer a padding token, which must not reach the saved checkpoint.
     lm: Any = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)

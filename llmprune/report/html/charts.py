@@ -1,8 +1,8 @@
-"""Charts as inline SVG that stretch with the page and need no script.
+"""Charts of a report as inline SVG without script.
 
-Horizontal positions are percentages, vertical ones pixels: a chart fills a
-desktop or a phone and its text keeps one size. Colours come from the page's
-CSS classes; what a colour says, a hatching, a dash or a word says too.
+Horizontal positions are percentages and vertical positions pixels, so a chart adapts to the width of the page and its
+text keeps one size. Colours come from the page's CSS classes. Every distinction by colour is repeated by a hatching, a
+dash or a word.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from markupsafe import Markup
 from llmprune.results.formatting import number, plural, ranges
 from llmprune.results.schema import LayerFigures
 
-TOP, PLOT, BOTTOM = 30, 190, 34  # pixels: heading of the axis, the plot itself, layer numbers
-MOST_MARKERS = 40  # above this many layers, dots on the lines and crosses below them would touch
+TOP, PLOT, BOTTOM = 30, 190, 34  # pixels: heading of the axis, plot area, layer numbers
+MOST_MARKERS = 40  # with more layers, dots on the lines and crosses below them would touch
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar of a bar chart; ``kind`` is its CSS class: dense, cut or pruned."""
+    """Bar of a bar chart; ``kind`` is its CSS class: dense, cut or pruned."""
 
     label: str
     value: float
@@ -31,7 +31,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Axis:
-    """A vertical axis: from value to pixel."""
+    """Vertical axis, which maps values to pixels."""
 
     low: float
     high: float
@@ -39,19 +39,19 @@ class Axis:
     log: bool = False
 
     def y(self, value: float) -> float:
-        """Pixels from the top of the chart."""
+        """Return the distance from the top of the chart in pixels."""
         scale = math.log if self.log else float
         share = (scale(value) - scale(self.low)) / (scale(self.high) - scale(self.low))
         return round(TOP + PLOT * (1 - share), 1)
 
     @property
     def base(self) -> float:
-        """Where bars stand."""
+        """Position of the bars' base in pixels from the top."""
         return self.y(self.low if self.log else 0.0)
 
 
 def importance_chart(layers: Sequence[LayerFigures]) -> Markup | None:
-    """Importance of each layer as bars; removed layers stand on hatched ground. None without scores."""
+    """Draw the importance of each layer as a bar, removed layers on a hatched background. None without scores."""
     scored = [
         (place, layer, layer.importance)
         for place, layer in enumerate(layers)
@@ -62,7 +62,7 @@ def importance_chart(layers: Sequence[LayerFigures]) -> Markup | None:
     values = [value for *_, value in scored]
     axis = _bar_axis(values)
     body = [
-        _grounds(layers, "importance"),
+        _removed_backgrounds(layers, "importance"),
         _grid(axis, "importance, log scale" if axis.log else "importance"),
         *(
             _layer_bar(place / len(layers), 1 / len(layers), layer=layer, value=value, axis=axis)
@@ -78,7 +78,10 @@ def importance_chart(layers: Sequence[LayerFigures]) -> Markup | None:
 
 
 def error_chart(layers: Sequence[LayerFigures]) -> Markup | None:
-    """Relative error of the hidden states along depth, before each layer's own refit and as saved. None without."""
+    """Draw the relative error of the hidden states after each layer, before its own refit and as saved.
+
+    None if no error was measured.
+    """
     lines = {
         kind: [(place, value) for place, value in enumerate(errors) if value is not None and math.isfinite(value)]
         for kind, errors in (
@@ -90,19 +93,19 @@ def error_chart(layers: Sequence[LayerFigures]) -> Markup | None:
     if not values:
         return None
     axis = _linear_axis(values)
-    body = [_grounds(layers, "error"), _grid(axis, "relative error")]
+    body = [_removed_backgrounds(layers, "error"), _grid(axis, "relative error")]
     body += [_line(points, kind, axis=axis, slots=len(layers)) for kind, points in lines.items()]
     body.append(_layer_numbers(layers))
-    said = {"cut": "before its own refit", "pruned": "as saved"}
-    ends = [f"{said[kind]} {number(points[-1][1])}" for kind, points in lines.items() if points]
+    names = {"cut": "before its own refit", "pruned": "as saved"}
+    ends = [f"{names[kind]} {number(points[-1][1])}" for kind, points in lines.items() if points]
     text = f"Lines along depth. At the last layer measured: {', '.join(ends)}. {_removed_sentence(layers)}"
     return svg(
         "error", "Relative error of the hidden states along depth", text=text, height=TOP + PLOT + BOTTOM, body=body
     )
 
 
-def bar_chart(name: str, title: str, *, bars: Sequence[Bar], say: Callable[[float], str] = number) -> Markup:
-    """Horizontal bars from zero, label and value above each; ``name`` makes the ids unique."""
+def bar_chart(name: str, title: str, *, bars: Sequence[Bar], write: Callable[[float], str] = number) -> Markup:
+    """Draw horizontal bars from zero, with label and value above each; ``name`` makes the ids unique."""
     longest = max((bar.value for bar in bars if math.isfinite(bar.value)), default=0) or 1
     body = []
     for row, bar in enumerate(bars):
@@ -117,17 +120,17 @@ def bar_chart(name: str, title: str, *, bars: Sequence[Bar], say: Callable[[floa
                 y=row * 46 + 15,
                 top=row * 46 + 23,
                 label=bar.label,
-                value=say(bar.value),
+                value=write(bar.value),
                 kind=bar.kind,
                 share=max(share * 100, 0.4),
             )
         )
-    text = "; ".join(f"{bar.label}: {say(bar.value)}" for bar in bars)
+    text = "; ".join(f"{bar.label}: {write(bar.value)}" for bar in bars)
     return svg(name, title, text=text, height=len(bars) * 46 - 10, body=body)
 
 
 def svg(name: str, title: str, *, text: str, height: float, body: Iterable[Markup]) -> Markup:
-    """The drawing with its title and the text that says the same; ``name`` makes the ids unique."""
+    """Return the drawing with its title and text description; ``name`` makes the ids unique."""
     return Markup(
         '<svg class="chart" role="img" aria-labelledby="{name}-title {name}-desc" '
         'width="100%" height="{height}">'
@@ -136,7 +139,7 @@ def svg(name: str, title: str, *, text: str, height: float, body: Iterable[Marku
 
 
 def _layer_bar(left: float, width: float, *, layer: LayerFigures, value: float, axis: Axis) -> Markup:
-    """One layer's bar, at least a pixel high; ``left`` and ``width`` of its slot are shares of the chart."""
+    """Draw one layer's bar, at least a pixel high; ``left`` and ``width`` of its slot are shares of the chart."""
     top, bottom = sorted((axis.y(value), axis.base))
     return Markup('<rect class="{}" x="{:.3%}" y="{}" width="{:.3%}" height="{}"><title>{}</title></rect>').format(
         "cut" if layer.removed else "kept",
@@ -149,7 +152,7 @@ def _layer_bar(left: float, width: float, *, layer: LayerFigures, value: float, 
 
 
 def _line(points: Sequence[tuple[int, float]], kind: str, *, axis: Axis, slots: int) -> Markup:
-    """A line over the layers, with a dot a layer where there is room."""
+    """Draw a line over the layers, with a dot per layer if they do not touch."""
     path = " ".join(f"{place + 0.5},{axis.y(value) - TOP}" for place, value in points)
     line = Markup(
         '<svg x="0" y="{}" width="100%" height="{}" viewBox="0 0 {} {}" preserveAspectRatio="none" '
@@ -163,12 +166,12 @@ def _line(points: Sequence[tuple[int, float]], kind: str, *, axis: Axis, slots: 
     )
 
 
-def _grounds(layers: Sequence[LayerFigures], name: str) -> Markup:
-    """Hatched ground over the whole height for each removed layer."""
-    ground = Markup('<rect class="ground" x="{:.3f}%" y="{}" width="{:.3f}%" height="{}" fill="url(#{}-hatch)"/>')
+def _removed_backgrounds(layers: Sequence[LayerFigures], name: str) -> Markup:
+    """Draw a hatched background over the whole height for each removed layer."""
+    background = Markup('<rect class="ground" x="{:.3f}%" y="{}" width="{:.3f}%" height="{}" fill="url(#{}-hatch)"/>')
     width = 100 / len(layers)
     return _hatching(name) + Markup("").join(
-        ground.format(place * width, TOP, width, PLOT, name) for place, layer in enumerate(layers) if layer.removed
+        background.format(place * width, TOP, width, PLOT, name) for place, layer in enumerate(layers) if layer.removed
     )
 
 
@@ -190,7 +193,7 @@ def _grid(axis: Axis, heading: str) -> Markup:
 
 
 def _layer_numbers(layers: Sequence[LayerFigures]) -> Markup:
-    """Numbers below the plot, few enough for a phone, and a cross below each removed layer."""
+    """Draw layer numbers below the plot, at most seven, and a cross below each removed layer."""
     step = next(step for step in _steps() if len(layers) / step <= 7)
     y = TOP + PLOT
     mark = Markup('<text class="{} mid" x="{:.3f}%" y="{}">{}</text>')
@@ -210,7 +213,7 @@ def _removed_sentence(layers: Sequence[LayerFigures]) -> str:
 
 
 def _bar_axis(values: Sequence[float]) -> Axis:
-    """Linear, unless the first and last layers would dwarf the ones that the choice was between."""
+    """Return a linear axis, or a logarithmic one if the largest value is far above the median."""
     middle = sorted(values)[len(values) // 2]
     if min(values) > 0 and max(values) > 8 * middle:
         return _log_axis(min(values) * 0.7, max(values) * 1.15)
@@ -226,7 +229,7 @@ def _linear_axis(values: Sequence[float]) -> Axis:
 
 
 def linear_ticks(low: float, high: float, *, parts: int) -> tuple[float, ...]:
-    """Round values at equal steps, about so many, from at most ``low`` to at least ``high``."""
+    """Return round values at equal steps, from at most ``low`` to at least ``high``, in about ``parts`` steps."""
     step = _round_up((high - low) / parts) if high > low else 1.0
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return tuple(index * step for index in range(first, max(last, first + 1) + 1))
@@ -244,12 +247,13 @@ def _log_axis(low: float, high: float) -> Axis:
 
 
 def _round_up(value: float) -> float:
-    """The next of 1, 2, 2.5, 5 times a power of ten."""
+    """Return the next of 1, 2, 2.5 and 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(value))
     return next(digit * power for digit in (1, 2, 2.5, 5, 10) if digit * power >= value * 0.999)
 
 
 def _steps() -> Iterable[int]:
+    """Yield 1, 2, 5, 10, 20, 50, …"""
     power = 1
     while True:
         yield from (power, 2 * power, 5 * power)
@@ -257,7 +261,7 @@ def _steps() -> Iterable[int]:
 
 
 def swatch(kind: str) -> Markup:
-    """The small drawing beside a word of a legend."""
+    """Draw the symbol of a legend entry."""
     drawings = {
         "kept": '<rect class="kept" x="4" y="1" width="10" height="12"/>',
         "removed": '<rect x="0" y="0" width="18" height="14" fill="url(#importance-hatch)"/>'

@@ -1,4 +1,4 @@
-"""Several runs on one HTML page: size against retention, and a table. No network, no script."""
+"""Comparison of several runs as one HTML page: size against retention, and a table. No network, no script."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from llmprune.results.formatting import share
 
 
 def render_comparison(runs: Sequence[Run]) -> str:
-    """The whole page as text."""
+    """Return the page as text."""
     plotted = [run for run in runs if run.report.mean_retention is not None]
     return (
         environment()
         .get_template("compare.html.j2")
         .render(
-            runs=[(plotted.index(run) + 1 if run in plotted else None, run, _size(run)) for run in runs],
+            runs=[(plotted.index(run) + 1 if run in plotted else None, run, _relative_size(run)) for run in runs],
             chart=size_chart([_dot(run) for run in plotted]),
             warnings=warnings_of(runs),
             interval=mean_interval(runs),
@@ -28,11 +28,11 @@ def render_comparison(runs: Sequence[Run]) -> str:
 
 
 def figures_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The same figures for machines, a mapping a run."""
+    """Return the compared figures as JSON data, a mapping for each run."""
     return [
         {
             "run": run.name,
-            "size": _size(run),
+            "size": _relative_size(run),
             "parameters": run.report.pruned.parameters,
             "retention": run.report.retention.model_dump(mode="json") if run.report.retention else None,
             "perplexity": run.report.perplexity.model_dump(mode="json") if run.report.perplexity else None,
@@ -43,12 +43,12 @@ def figures_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
     ]
 
 
-def _size(run: Run) -> float:
-    """Share of the dense model's bytes."""
+def _relative_size(run: Run) -> float:
+    """Return the share of the dense model's bytes."""
     return share(run.report.dense.bytes, run.report.pruned.bytes) or 0.0
 
 
 def _dot(run: Run) -> Dot:
     mean = run.report.retention
     low, high = (mean.interval.low, mean.interval.high) if mean else (None, None)
-    return Dot(run.name, _size(run), run.report.mean_retention or 0.0, low, high)
+    return Dot(run.name, _relative_size(run), run.report.mean_retention or 0.0, low, high)

@@ -1,6 +1,6 @@
-"""Charts of retention with its uncertainty: a row a task, and size against retention of several runs.
+"""Charts of retention with its interval: a row per task, and size against retention of several runs.
 
-As in ``charts``: horizontal positions are percentages, vertical ones pixels, colours come from the page.
+As in ``charts``, horizontal positions are percentages and vertical positions pixels, and colours come from the page.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from llmprune.report.html.charts import linear_ticks, svg
 from llmprune.results.formatting import percent
 
 ROW, FOOT = 50, 34  # pixels: one row; ticks and their numbers
-PLOT, TOP, BOTTOM = 300, 30, 46  # pixels: the plane, the heading above it, ticks below
+PLOT, TOP, BOTTOM = 300, 30, 46  # pixels: plot area, the heading above it, ticks below
 
 
 @dataclass(frozen=True)
 class Whisker:
-    """A retention and where it lies; ``strong`` rows are the mean and groups."""
+    """Retention with the ends of its interval; ``strong`` rows are the mean and groups."""
 
     label: str
     point: float
     low: float | None
     high: float | None
     strong: bool = False
-    bar: float | None = None  # the gate's, for this row
+    bar: float | None = None  # minimum retention that the gate requires for this row
 
 
 @dataclass(frozen=True)
 class Dot:
-    """One run: its share of the dense size, and its retention."""
+    """Size of one run as a share of the dense size, and its retention with the ends of its interval."""
 
     label: str
     size: float
@@ -42,7 +42,7 @@ class Dot:
 
 
 def retention_chart(rows: Sequence[Whisker]) -> Markup | None:
-    """A dot with its interval for every row, on one scale with a line at 100 %. None without rows."""
+    """Draw a dot with its interval for every row, on one scale with a line at 100 %. None without rows."""
     rows = [row for row in rows if math.isfinite(row.point)]
     if not rows:
         return None
@@ -53,55 +53,71 @@ def retention_chart(rows: Sequence[Whisker]) -> Markup | None:
     scale = _Scale(ticks[0], ticks[-1])
     height = len(rows) * ROW
     body = [_ticks(scale, ticks, height=height), *(_row(row, place, scale=scale) for place, row in enumerate(rows))]
-    text = "; ".join(f"{row.label}: {_said(row)}" for row in rows)
-    return svg("retention", "Share of the dense score that was kept", text=text, height=height + FOOT, body=body)
+    text = "; ".join(f"{row.label}: {_value(row)}" for row in rows)
+    return svg("retention", "Retention of the dense score", text=text, height=height + FOOT, body=body)
 
 
 def size_chart(dots: Sequence[Dot]) -> Markup | None:
-    """Numbered dots: share of the dense size against retention, with intervals. None without a retention."""
+    """Draw numbered dots with intervals: share of the dense size against retention. None without a retention."""
     dots = [dot for dot in dots if math.isfinite(dot.point)]
     if not dots:
         return None
     ends = [end for dot in dots for end in (dot.low, dot.high, dot.point) if end is not None]
     low, high = min(*ends, 1.0), min(max(*ends, 1.0), 2.0)
-    ups = linear_ticks(max(low - 0.05, 0), high, parts=5)
+    up = linear_ticks(max(low - 0.05, 0), high, parts=5)
     sizes = [dot.size for dot in dots]
     across = linear_ticks(max(min(sizes) - 0.05, 0), max(*sizes, 1.0), parts=5)
-    x, y = _Scale(across[0], across[-1]), _Scale(ups[0], ups[-1])
+    x, y = _Scale(across[0], across[-1]), _Scale(up[0], up[-1])
+    numbers_at: dict[tuple[int, int], list[int]] = {}  # by rounded position: overlapping dots are drawn as one
+    for number, dot in enumerate(dots, start=1):
+        numbers_at.setdefault((round(x.at(dot.size) / 2), round(_up(y, dot.point) / 8)), []).append(number)
+    body = [
+        *_retention_axis(y, up),
+        *_size_axis(x, across),
+        *(_dot(numbers, dots[numbers[0] - 1], x=x, y=y) for numbers in numbers_at.values()),
+    ]
+    text = "; ".join(_described(dot) for dot in dots)
+    return svg("size-retention", "Size against retention", text=text, height=TOP + PLOT + BOTTOM, body=body)
+
+
+def _retention_axis(scale: _Scale, ticks: Sequence[float]) -> list[Markup]:
+    """Draw the vertical axis with a line at each tick."""
     line = Markup('<line class="{}" x1="0" x2="100%" y1="{y}" y2="{y}"/><text class="tick end" x="-8" y="{}">{}</text>')
-    body = [Markup('<text class="tick" x="-44" y="12">retained</text>')]
-    for tick in ups:
-        body.append(
+    digits = tick_digits(ticks)
+    return [
+        Markup('<text class="tick" x="-44" y="12">retained</text>'),
+        *(
             line.format(
                 "zero" if math.isclose(tick, 1) else "grid",
-                _up(y, tick) + 4,
-                percent(tick, tick_digits(ups)),
-                y=_up(y, tick),
+                _up(scale, tick) + 4,
+                percent(tick, digits),
+                y=_up(scale, tick),
             )
-        )
-    for tick in across:
-        body.append(
-            Markup('<text class="tick {}" x="{:.3f}%" y="{}">{}</text>').format(
-                "end" if tick == across[-1] else "mid",
-                x.at(tick),
-                TOP + PLOT + 20,
-                percent(tick, tick_digits(across)),
-            )
-        )
-    body.append(
-        Markup('<text class="tick end" x="100%" y="{}">size of the weights, of dense</text>').format(TOP + PLOT + 40)
-    )
-    there: dict[tuple[int, int], list[int]] = {}  # by place in pixels, roughly: what lies on one another is drawn once
-    for number, dot in enumerate(dots, start=1):
-        there.setdefault((round(x.at(dot.size) / 2), round(_up(y, dot.point) / 8)), []).append(number)
-    body += [_dot(numbers, dots[numbers[0] - 1], x=x, y=y) for numbers in there.values()]
-    text = "; ".join(f"{dot.label}: {percent(dot.size)} of the size, {percent(dot.point)} retained" for dot in dots)
-    return svg("size-retention", "Size against retention", text=text, height=TOP + PLOT + BOTTOM, body=body)
+            for tick in ticks
+        ),
+    ]
+
+
+def _size_axis(scale: _Scale, ticks: Sequence[float]) -> list[Markup]:
+    """Draw the numbers and the name of the horizontal axis."""
+    number = Markup('<text class="tick {}" x="{:.3f}%" y="{}">{}</text>')
+    digits = tick_digits(ticks)
+    return [
+        *(
+            number.format("end" if tick == ticks[-1] else "mid", scale.at(tick), TOP + PLOT + 20, percent(tick, digits))
+            for tick in ticks
+        ),
+        Markup('<text class="tick end" x="100%" y="{}">size of the weights, of dense</text>').format(TOP + PLOT + 40),
+    ]
+
+
+def _described(dot: Dot) -> str:
+    return f"{dot.label}: {percent(dot.size)} of the size, {percent(dot.point)} retained"
 
 
 @dataclass(frozen=True)
 class _Scale:
-    """From a share to a place in percent of the chart's width."""
+    """Linear map from a value to percent of the axis."""
 
     low: float
     high: float
@@ -128,7 +144,7 @@ def _ticks(scale: _Scale, ticks: Sequence[float], *, height: int) -> Markup:
 
 
 def tick_digits(ticks: Sequence[float]) -> int:
-    """Decimals that percentages at these ticks need, at most two."""
+    """Return the decimals that percentages at these ticks need, at most two."""
     return next((digits for digits in (0, 1) if all(_is_round(tick * 100, digits) for tick in ticks)), 2)
 
 
@@ -143,7 +159,7 @@ def _row(row: Whisker, place: int, *, scale: _Scale) -> Markup:
         Markup('<text class="{}" x="0" y="{}">{}</text>').format(
             "name value" if row.strong else "name", top + 18, row.label
         )
-        + Markup('<text class="end halo" x="100%" y="{}">{}</text>').format(top + 18, _said(row))
+        + Markup('<text class="end halo" x="100%" y="{}">{}</text>').format(top + 18, _value(row))
     ]
     if row.low is not None and row.high is not None:
         parts.append(
@@ -169,7 +185,7 @@ def _row(row: Whisker, place: int, *, scale: _Scale) -> Markup:
     return Markup("").join(parts)
 
 
-def _said(row: Whisker) -> str:
+def _value(row: Whisker) -> str:
     if row.low is None or row.high is None:
         return percent(row.point)
     within = f"{row.low * 100:.1f}–{percent(row.high)}"
@@ -177,7 +193,7 @@ def _said(row: Whisker) -> str:
 
 
 def _dot(numbers: Sequence[int], dot: Dot, *, x: _Scale, y: _Scale) -> Markup:
-    """The first of the numbers in a dot, and beside it those that would hide behind it."""
+    """Draw a dot with the first of the numbers in it; the others are written next to it."""
     number, *others = numbers
     parts = []
     if dot.low is not None and dot.high is not None:
@@ -195,7 +211,7 @@ def _dot(numbers: Sequence[int], dot: Dot, *, x: _Scale, y: _Scale) -> Markup:
             y=_up(y, dot.point),
             below=_up(y, dot.point) + 4.5,
             number=number,
-            title=f"{dot.label}: {percent(dot.size)} of the size, {percent(dot.point)} retained",
+            title=_described(dot),
         )
     )
     if others:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import secrets
 import shutil
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ from llmprune.recipe.hub import Hub
 from llmprune.recipe.recipe import Recipe, refuse_tokens
 from llmprune.recipe.width import Width
 from llmprune.results.evaluation_figures import GateFigures
-from llmprune.results.formatting import plural
+from llmprune.results.formatting import plural, short_model_name
 from llmprune.service.jobs.hub_token import drop_token, keep_token
 from llmprune.service.jobs.job import FINISHED, Job, JobRequest, NewJob, State
 from llmprune.service.jobs.recipe_policy import admit
@@ -242,7 +241,7 @@ def _request(submission: Submission, recipe: Recipe, *, caller: Caller, settings
 
 def default_name(recipe: Recipe) -> str:
     """``SmolLM2-135M-Instruct −2 layers, 75% MLP``: what a person would call it."""
-    model = re.sub(r"\.gguf$", "", recipe.model.id.rstrip("/").rsplit("/", 1)[-1])
+    model = short_model_name(recipe.model.id)
     cuts = []
     if recipe.depth:
         count = recipe.depth.remove or len(recipe.depth.layers or ())

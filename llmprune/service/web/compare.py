@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from llmprune.report.html.interval_charts import Dot, size_chart
-from llmprune.results.formatting import interval_of
+from llmprune.results.formatting import interval_heading
 from llmprune.service.jobs.job import Figures, JobSummary
 
 Measure = Callable[[Figures], tuple[float, float | None, float | None] | None]
@@ -35,7 +35,7 @@ def compared(jobs: Sequence[JobSummary]) -> Comparison:
     dots = {job.id: dot for job in jobs if (dot := _dot(job, measure))}
     numbers = {job: number for number, job in enumerate(dots, start=1)}
     confidences = (job.figures.confidence for job in jobs if job.figures and job.figures.confidence is not None)
-    return Comparison(jobs, numbers, size_chart(list(dots.values())), by_tasks, interval_of(confidences))
+    return Comparison(jobs, numbers, size_chart(list(dots.values())), by_tasks, interval_heading(confidences))
 
 
 def _dot(job: JobSummary, measure: Measure) -> Dot | None:

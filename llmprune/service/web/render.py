@@ -8,12 +8,12 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 
 from llmprune import __version__
 from llmprune.common.printing import printable
-from llmprune.common.schema import format_count, format_size
-from llmprune.results.formatting import change, duration, number, percent, plural
+from llmprune.results.formatting import plural, short_model_name
+from llmprune.results.templates import template_environment
 from llmprune.service.cli.terminal import doing, state_words
 
 _STATIC = {
@@ -63,7 +63,7 @@ def clock(moment: float | None) -> str:
 
 def model_name(model: str) -> str:
     """``SmolLM2-135M-Instruct.Q4_1`` of a package's file or of a folder; a hub id as it is."""
-    return model.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf") if "://" in model or model[:1] == "/" else model
+    return short_model_name(model) if "://" in model or model[:1] == "/" else model
 
 
 def moment(seconds: float) -> str:
@@ -73,23 +73,14 @@ def moment(seconds: float) -> str:
 
 @cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("llmprune.service.web"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = template_environment("llmprune.service.web", "templates")
     environment.filters.update(
-        ago=ago, clock=clock, change=change, duration=duration, number=number, percent=percent, size=format_size,
-        count=format_count, plural=plural, model_name=model_name, moment=moment, printable=printable,
-        state_words=state_words,
-    )  # fmt: skip
+        ago=ago, clock=clock, model_name=model_name, moment=moment, printable=printable, state_words=state_words
+    )
     environment.tests["in_model"] = lambda name: name.startswith("model/")
     environment.globals.update(
         static=static_address,
         version=__version__,
-        change=change,
         doing=lambda job: doing(job.model_dump()),
     )
     return environment

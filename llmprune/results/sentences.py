@@ -1,0 +1,112 @@
+"""Sentences about results: verdicts, sparsity, stability of the choice, copied files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from llmprune.results.evaluation_figures import BarFigures, GateFigures, SpeedFigures, Verdict
+from llmprune.results.formatting import percent, plural, span, times
+from llmprune.results.schema import BaseFiles, SparsityFigures, StabilityFigures
+
+UNMEASURED = (
+    "Nothing was evaluated, so the loss of quality is unknown. "
+    "Add evaluation.perplexity or evaluation.tasks to the recipe to measure it."
+)
+_MOST_FILES = 30  # listed in one sentence
+
+
+class VerdictHeading(NamedTuple):
+    """State and heading of a gate's verdict."""
+
+    state: Literal["passed", "failed", "undecided"]
+    heading: str
+
+
+VERDICT_HEADINGS: dict[Verdict, VerdictHeading] = {
+    "pass": VerdictHeading("passed", "Gate passed"),
+    "fail": VerdictHeading("failed", "Gate not passed"),
+    "not enough samples": VerdictHeading("undecided", "Gate undecided"),
+    "no interval": VerdictHeading("undecided", "Gate undecided"),
+}
+_REMEDIES: dict[Verdict, str] = {
+    "fail": "prune less, or calibrate with more text",
+    "not enough samples": "evaluate more samples (raise evaluation.limit; for a finished run: llmprune reevaluate), "
+    "name more tasks, or lower the bar",
+    "no interval": "use a metric that is a mean over samples, the same for all tasks of a group "
+    "(evaluation.metrics), or tasks with a dense score above zero, or remove the bar",
+    "pass": "",
+}
+
+
+def describe_bar(bar: BarFigures, digits: int = 1) -> str:
+    """Return ``mean retention 93.1% (90.2–95.9%), required: at least 95.0%``, and why it is undecided if it is."""
+    name = "mean retention" if bar.name == "mean" else f"{bar.name} retention"
+    interval = f" ({span(bar.interval, digits)})" if bar.interval else ""
+    retention = "unknown" if bar.retention is None else percent(bar.retention, digits)
+    text = f"{name} {retention}{interval}, required: at least {percent(bar.min_retention, digits)}"
+    if bar.verdict == "not enough samples":
+        needed = f"about {bar.samples_needed:,} are needed" if bar.samples_needed else "no feasible number suffices"
+        return f"{text}: {plural(bar.samples, 'sample')} cannot decide, {needed}"
+    if bar.verdict == "no interval":
+        return f"{text}: {bar.reason or 'it has no interval'}"
+    return text
+
+
+def describe_missed_bars(gate: GateFigures) -> str:
+    """Return the bars that were not passed, separated by semicolons."""
+    return "; ".join(describe_bar(bar, 2) for bar in gate.bars if bar.verdict != "pass")
+
+
+def describe_verdict(gate: GateFigures) -> str:
+    """Return the bars that were not passed, and the remedy."""
+    head = "the gate is not met" if gate.verdict == "fail" else "the gate is undecided"
+    return f"{head}: {describe_missed_bars(gate)}; {_REMEDIES[gate.verdict]}"
+
+
+def describe_sparsity(found: SparsityFigures) -> str:
+    """Return a sentence with the zeros and groups counted in the saved file."""
+    text = (
+        f"{found.pattern} by {found.method}: {found.zeros:,} of the {found.weights:,} weights in "
+        f"{plural(found.matrices, 'matrix', many='matrices')} are zero"
+    )
+    if found.groups:
+        text += f"; all {found.groups:,} groups were counted in the saved file, {found.violations:,} break the pattern"
+    return f"{text}. Zeros are stored: the file is not smaller, and only kernels for the pattern run it faster."
+
+
+def describe_agreement(stability: StabilityFigures) -> list[str]:
+    """Return a sentence for each kind of pruned part: how far the cuts of both calibration halves overlap."""
+    kinds = {
+        "layers": stability.layers,
+        "neurons": stability.neurons,
+        "attention heads": stability.heads,
+        "experts": stability.experts,
+    }
+    return [
+        f"of the {kind} that one half of the calibration text removes, the other half removes {percent(overlap.mean)}"
+        + (f" (minimum over layers: {percent(overlap.least)})" if overlap.least < overlap.mean else "")
+        + f"; expected by chance: {percent(overlap.by_chance)}"
+        for kind, overlap in kinds.items()
+        if overlap is not None
+    ]
+
+
+def describe_speedup(speed: SpeedFigures) -> str:
+    """Return the range of the speedup: ``1.15–1.27× over 3 pairs of runs``."""
+    return f"{speed.ratio_low:.2f}–{times(speed.ratio_high)} over {plural(speed.repeats, 'pair')} of runs"
+
+
+def describe_carried(files: BaseFiles) -> str:
+    """Return the names of the base model's files that are copied."""
+    return _listed(files.carried)
+
+
+def describe_left(files: BaseFiles) -> str:
+    """Return the names of the base model's files that are not copied, each with the reason."""
+    return _listed([f"{name} ({reason})" for name, reason in files.left.items()])
+
+
+def _listed(texts: Sequence[str]) -> str:
+    more = len(texts) - _MOST_FILES
+    return ", ".join(texts[:_MOST_FILES]) + (f" and {more:,} more" if more > 0 else "")

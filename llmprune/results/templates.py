@@ -1,0 +1,55 @@
+"""Jinja environments that format figures alike, for report pages, model cards and the service's pages."""
+
+from __future__ import annotations
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from llmprune.results.formatting import (
+    byte_size,
+    change,
+    count,
+    duration,
+    fixed,
+    metric_name,
+    number,
+    percent,
+    plural,
+    probability,
+    ranges,
+    share,
+    short_model_name,
+    span,
+    speedup,
+    times,
+)
+from llmprune.results.sentences import (
+    describe_bar,
+    describe_carried,
+    describe_left,
+    describe_sparsity,
+    describe_speedup,
+)
+
+
+def template_environment(package: str, folder: str = "", *, escape: bool = True) -> Environment:
+    """Return an environment for the templates in a folder of a package, with a filter for every kind of figure.
+
+    An undefined variable raises jinja2's UndefinedError. ``escape``: escape HTML; without it the output is plain text
+    such as Markdown, and keeps its last line end.
+    """
+    environment = Environment(
+        loader=PackageLoader(package, folder),
+        autoescape=escape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=not escape,
+    )
+    environment.filters.update(
+        bar=describe_bar, carried=describe_carried, count=count, duration=duration, fixed=fixed, left=describe_left,
+        metric=metric_name, number=number, percent=percent, plural=plural, probability=probability, ranges=ranges,
+        short_model_name=short_model_name, size=byte_size, span=span, sparsity=describe_sparsity, speedup=speedup,
+        times=times, varies=describe_speedup,
+    )  # fmt: skip
+    environment.globals.update(change=change, share=share)
+    return environment
