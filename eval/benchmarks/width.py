@@ -120,7 +120,7 @@ class Bench:
     def judge(self, decoder: Decoder) -> dict[str, float]:
         """Perplexity on each text."""
         return {
-            name: round(perplexity(decoder, windows_NL, batch_size=BATCH, what=name), 3)
+            name: round(perplexity(decoder, windows_NL, batch_size=BATCH, name=name), 3)
             for name, windows_NL in self.judges.items()
         }
 

@@ -19,7 +19,7 @@ from llmprune.common.files import write_text
 from llmprune.common.progress import quiet_libraries
 from llmprune.common.versions import versions
 from llmprune.evaluation.gate import judge
-from llmprune.evaluation.lm_eval.harness import Subject, ask, subject
+from llmprune.evaluation.lm_eval.harness import EvaluatedModel, evaluate_tasks, evaluated_model
 from llmprune.evaluation.lm_eval.tasks import check_tasks, fetch_tasks
 from llmprune.evaluation.lm_eval.tokenizers import require_same_tokenizer
 from llmprune.evaluation.retention import CONFIDENCE, compare
@@ -67,7 +67,7 @@ def _evaluate(
         _make_folder(output)
     with _as_options():
         fetch_tasks(settings)
-        results = ask(judged, "pruned", evaluation=settings)
+        results = evaluate_tasks(judged, "pruned", evaluation=settings)
     found: dict[str, Any] = {
         "model": model.id,
         "settings": settings.model_dump(mode="json"),
@@ -78,7 +78,7 @@ def _evaluate(
     if against is None or base is None:
         table = table_of_one(results)
     else:
-        whole = ask(base, "dense", evaluation=settings)
+        whole = evaluate_tasks(base, "dense", evaluation=settings)
         figures = compare(whole, results, confidence=settings.gate.confidence if settings.gate else CONFIDENCE)
         gate = judge(settings.gate, figures)
         table = table_of_two(figures.tasks, figures.groups, mean=figures.mean)
@@ -103,10 +103,12 @@ def _show(table: Table, found: dict[str, Any], *, output: Path | None, console: 
         console.print(Text(f"written to {output / 'evaluation.json'}"), soft_wrap=True)
 
 
-def _subject(source: ModelSource, output: Path | None = None) -> Subject:
+def _subject(source: ModelSource, output: Path | None = None) -> EvaluatedModel:
     """A model by its name; its weights are read when the first task needs them."""
     tokenizer = load_tokenizer(source)
-    return subject(source, tokenizer, load=lambda: load_model(source), folder=output / "tasks" if output else None)
+    return evaluated_model(
+        source, tokenizer, load=lambda: load_model(source), folder=output / "tasks" if output else None
+    )
 
 
 @contextmanager

@@ -1,6 +1,8 @@
-"""Dense and pruned measured with the same settings: perplexity, tasks, free generation, speed."""
+"""Evaluation of dense and pruned model with the same settings: perplexity, tasks, free generation, speed."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -8,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llmprune.common.distributed import from_first, is_first
 from llmprune.evaluation.bench.generation_speed import compare_speed
 from llmprune.evaluation.generation import compare_generation
-from llmprune.evaluation.lm_eval.harness import Subject, ask
+from llmprune.evaluation.lm_eval.harness import EvaluatedModel, evaluate_tasks
 from llmprune.evaluation.lm_eval.results import TaskResults
 from llmprune.evaluation.perplexity import compare_predictions, perplexity
 from llmprune.layerwise.forward import Decoder
@@ -19,7 +21,7 @@ from llmprune.results.figures import Figures
 
 
 class Measured(Figures):
-    """All that was measured on dense and pruned. What it means (intervals, verdicts) is worked out for the report."""
+    """Measurements of dense and pruned model, without intervals and verdicts."""
 
     perplexity: PerplexityFigures | None = None
     divergence: DivergenceFigures | None = None
@@ -29,49 +31,65 @@ class Measured(Figures):
     speed: SpeedFigures | None = None
 
 
+@dataclass(frozen=True)
+class Decoders:
+    """Decoders for the layer-wise measurements on held-out text."""
+
+    dense: Decoder
+    cut: Decoder | None  # after the cut, before any refit; None if nothing is refit
+    pruned: Decoder
+
+
 def measure(
     settings: Evaluation,
-    dense: Subject,
+    dense: EvaluatedModel,
     *,
-    pruned: Subject,
-    decoders: tuple[Decoder, Decoder | None, Decoder],
+    pruned: EvaluatedModel,
+    decoders: Decoders,
     held_out_NL: Tensor | None,
 ) -> Measured:
-    """Measure what the recipe asks for. ``decoders``: dense, the cut without refit or None, pruned.
+    """Measure everything that the recipe's evaluation section names.
 
-    Under a launcher every process takes its share of the tasks; the rest is the first one's. All get the value.
+    With several processes all share the tasks, the first measures the rest, and all return the same value.
     """
     tasks = (
-        [ask(dense, "dense", evaluation=settings), ask(pruned, "pruned", evaluation=settings)] if settings.tasks else []
+        [
+            evaluate_tasks(dense, "dense", evaluation=settings),
+            evaluate_tasks(pruned, "pruned", evaluation=settings),
+        ]
+        if settings.tasks
+        else []
     )
-    dense_model, pruned_model = dense.load(), pruned.load()
-    found = None
+    models = dense.load(), pruned.load()
+    measured = None
     if is_first():
-        found = _measure_alone(
-            settings,
-            dense_model,
-            pruned=pruned_model,
-            tokenizer=dense.tokenizer,
-            decoders=decoders,
-            held_out_NL=held_out_NL,
+        measured = _measure_in_first(
+            settings, models, tokenizer=dense.tokenizer, decoders=decoders, held_out_NL=held_out_NL
         )
-    found = from_first(found)
-    assert found is not None, "the first process measures or raises"
-    return found.model_copy(update={"dense_tasks": tasks[0], "pruned_tasks": tasks[1]}) if tasks else found
+    measured = from_first(measured)
+    assert measured is not None, "the first process measures or raises"
+    return measured.model_copy(update={"dense_tasks": tasks[0], "pruned_tasks": tasks[1]}) if tasks else measured
 
 
-def _measure_alone(
+def describe_source(windows: TokenWindows) -> str:
+    """Return the texts or the file of token windows, as ``PLACE (SPLIT), PLACE (SPLIT)``."""
+    if windows.tokens is not None:
+        return f"{windows.tokens} ({windows.key})"
+    return ", ".join(f"{source.dataset} ({source.split})" for source in windows.text_sources())
+
+
+def _measure_in_first(
     settings: Evaluation,
-    dense: PreTrainedModel,
+    models: tuple[PreTrainedModel, PreTrainedModel],
     *,
-    pruned: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
-    decoders: tuple[Decoder, Decoder | None, Decoder],
+    decoders: Decoders,
     held_out_NL: Tensor | None,
 ) -> Measured:
+    dense, pruned = models
     figures, divergence, generation = None, None, None
     if settings.perplexity is not None and held_out_NL is not None:
-        figures, divergence = _measure_held_out(settings.perplexity, decoders, held_out_NL=held_out_NL)
+        figures, divergence = _measure_predictions(settings.perplexity, decoders, held_out_NL=held_out_NL)
         if settings.generation:
             generation = compare_generation(
                 dense, pruned, tokenizer=tokenizer, windows_NL=held_out_NL, settings=settings.generation
@@ -80,29 +98,18 @@ def _measure_alone(
     return Measured(perplexity=figures, divergence=divergence, generation=generation, speed=speed)
 
 
-def _measure_held_out(
-    settings: Perplexity,
-    decoders: tuple[Decoder, Decoder | None, Decoder],
-    *,
-    held_out_NL: Tensor,
+def _measure_predictions(
+    settings: Perplexity, decoders: Decoders, *, held_out_NL: Tensor
 ) -> tuple[PerplexityFigures, DivergenceFigures]:
-    whole, cut, pruned = decoders
-    only_cut = perplexity(cut, held_out_NL, batch_size=settings.batch_size, what="cut") if cut else None
-    before, after, divergence = compare_predictions(
-        whole, pruned, windows_NL=held_out_NL, batch_size=settings.batch_size
-    )
+    batch_size, cut = settings.batch_size, None
+    if decoders.cut is not None:
+        cut = perplexity(decoders.cut, held_out_NL, batch_size=batch_size, name="cut")
+    compared = compare_predictions(decoders.dense, decoders.pruned, windows_NL=held_out_NL, batch_size=batch_size)
     figures = PerplexityFigures(
-        dense=before,
-        cut=only_cut,
-        pruned=after,
+        dense=compared.dense_perplexity,
+        cut=cut,
+        pruned=compared.pruned_perplexity,
         tokens=held_out_NL[:, 1:].numel(),
         source=describe_source(settings),
     )
-    return figures, divergence
-
-
-def describe_source(windows: TokenWindows) -> str:
-    """Where token windows come from, in words."""
-    if windows.tokens is not None:
-        return f"{windows.tokens} ({windows.key})"
-    return ", ".join(f"{source.dataset} ({source.split})" for source in windows.text_sources())
+    return figures, compared.divergence

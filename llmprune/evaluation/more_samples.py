@@ -1,7 +1,8 @@
-"""More samples of the same tasks: how many a verdict needs, and earlier answers joined with further ones.
+"""Extension of an evaluation by further samples: how many a verdict needs, and the union of both results.
 
-Asking a task's first N documents, and later the next ones, gives what asking all at once gives, where no question
-depends on those before it and the metric is a mean over documents. Other tasks are asked from the first document again.
+Evaluating the first N documents of a task and later the next ones gives the result of evaluating all at once, if no
+request depends on earlier documents and the metric is a mean over documents. Other tasks are evaluated again from the
+first document.
 """
 
 from __future__ import annotations
@@ -16,43 +17,44 @@ from llmprune.evaluation.lm_eval.results import TaskResult
 from llmprune.results.evaluation_figures import GateFigures
 
 
-def samples_to_ask(
+def next_limit(
     gate: GateFigures | None, limit: int | None, *, documents: Sequence[int | None], wanted: int | None
 ) -> int:
-    """Return how many samples a task another evaluation asks; ``limit`` is what the last one asked.
+    """Return the number of samples per task for the next evaluation; ``limit`` is that of the last one.
 
-    ``documents``: how many each task has. Without ``wanted`` the gate says how many would tell. Raises RecipeError
-    where there are no more documents, or where more samples are of no use.
+    ``documents``: number of documents of each task. ``wanted``: the number that the user chose; without it, the number
+    that the gate's verdict needs. Raises RecipeError if all documents are evaluated already, if ``wanted`` is not more,
+    or if more samples cannot decide the gate.
     """
     most = max((count for count in documents if count is not None), default=None)
     if limit is None or (most is not None and limit >= most):
         raise RecipeError(
-            "every document of the tasks was asked already; judge by further tasks (evaluation.tasks), or prune less"
+            "every document of the tasks is evaluated already; add tasks (evaluation.tasks), or prune less"
         )
     if wanted is not None and wanted <= limit:
-        raise RecipeError(f"--limit {wanted}: {limit} samples a task were asked already; ask for more")
-    found = wanted or _needed(gate, limit)
-    return found if most is None else min(found, most)
+        raise RecipeError(f"--limit {wanted}: {limit} samples per task are evaluated already; give a larger number")
+    samples = wanted or _needed(gate, limit)
+    return samples if most is None else min(samples, most)
 
 
 def _needed(gate: GateFigures | None, limit: int) -> int:
     undecided = [bar for bar in (gate.bars if gate else ()) if bar.verdict == "not enough samples"]
     if not undecided:
-        raise RecipeError("the gate is not short of samples; give --limit to evaluate more all the same")
+        raise RecipeError("the gate does not need more samples; give --limit to evaluate more nevertheless")
     needed = [bar.samples_needed / bar.samples for bar in undecided if bar.samples_needed]
     if len(needed) < len(undecided):
         raise RecipeError(
-            "no number of samples in reach would decide the gate, for the retention lies on its bar; give --limit to "
-            "evaluate more all the same"
+            "no feasible number of samples can decide the gate, because the retention equals its bar; give --limit to "
+            "evaluate more nevertheless"
         )
     return math.ceil(limit * max(needed))
 
 
 def can_continue(task: Any, before: TaskResult) -> bool:
-    """Whether the answers to further documents can be joined with these."""
+    """Check that the results of further documents can be joined with these."""
     from lm_eval.api.metrics import mean
 
-    # Examples are drawn one document after the other; sampled text depends on all that was sampled before.
+    # Few-shot examples are drawn document by document, and sampled text depends on all earlier samples.
     independent = not task.get_config("num_fewshot") and not (task.get_config("generation_kwargs") or {}).get(
         "do_sample"
     )
@@ -66,8 +68,8 @@ def can_continue(task: Any, before: TaskResult) -> bool:
     )
 
 
-def joined(task: Any, before: TaskResult, *, more: TaskResult) -> TaskResult:
-    """Return the results of both parts as one."""
+def join_results(task: Any, before: TaskResult, *, more: TaskResult) -> TaskResult:
+    """Return the result over the documents of both parts; metrics that are not means are left out of ``values``."""
     from lm_eval.api.metrics import mean
 
     counts = len(before.samples), len(more.samples)

@@ -1,11 +1,11 @@
-"""What pruning kept of each task: dense and pruned joined document by document. Pure functions."""
+"""Retention of each task's score, from the results of both models joined by document. Pure functions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from llmprune.common.errors import EvaluationError
 from llmprune.evaluation.lm_eval.results import Sample, TaskResult, TaskResults
@@ -16,46 +16,54 @@ if TYPE_CHECKING:
     from llmprune.evaluation.statistics import Floats
 
 CONFIDENCE = 0.95
-Pair = tuple[Sample, Sample]
-_Joined = tuple[TaskResult, TaskResult, list[Pair]]
+Pair = tuple[Sample, Sample]  # dense, pruned
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Every task, the groups that the recipe named, and the mean over both, a group in place of its tasks."""
+    """Figures of every task, of the groups in the recipe, and of the mean; a group counts in place of its tasks."""
 
     tasks: tuple[TaskFigures, ...] = ()
     groups: tuple[TaskFigures, ...] = ()
     mean: RetentionFigures | None = None
 
     def named(self, name: str) -> TaskFigures | None:
-        """Return a task or group by its name. A group of one task is that task.
+        """Return a task or group by its name; for a group of one task, that task.
 
-        None for a group whose tasks have different metrics, and for what was not evaluated.
+        None for a group whose tasks have different metrics, and for a name that was not evaluated.
         """
-        whole = next((one for one in (*self.groups, *self.tasks) if one.task == name), None)
+        found = next((task for task in (*self.groups, *self.tasks) if task.task == name), None)
         members = self.members(name)
-        return members[0] if whole is None and len(members) == 1 else whole
+        return members[0] if found is None and len(members) == 1 else found
 
     def members(self, group: str) -> tuple[TaskFigures, ...]:
-        """Return the tasks that came with a group."""
-        return tuple(one for one in self.tasks if one.group == group)
+        """Return the tasks of a group."""
+        return tuple(task for task in self.tasks if task.group == group)
 
 
 @dataclass(frozen=True)
-class _Judged:
-    """Figures, and the draws that their interval came from; None where there is no interval."""
+class _Joined:
+    """Results of both models in one task or group, and the samples of each document."""
+
+    dense: TaskResult
+    pruned: TaskResult
+    pairs: list[Pair]
+
+
+@dataclass(frozen=True)
+class _Estimate:
+    """Figures with the bootstrap draws of their retention; None without an interval."""
 
     figures: TaskFigures
     draws_B: Floats | None
 
 
 def compare(dense: TaskResults, pruned: TaskResults, *, confidence: float = CONFIDENCE) -> Comparison:
-    """Figures of each task, in the order of ``dense``.
+    """Return the figures of each task, in the order of ``dense``, and of groups and mean.
 
-    A group that the recipe named is one task in the mean: its documents together, as lm-eval weighs them by default.
-    Tasks of a tag count each. What is no mean over documents (perplexities) has no interval and is left out of it.
-    Raises EvaluationError unless both models met the same tasks, metrics, filters, documents and prompts.
+    A group in the recipe counts as one task in the mean, over its pooled documents (lm-eval's default weighting).
+    Tasks of a tag count separately. A metric that is not a mean over documents (perplexity) has no interval and is not
+    in the mean. Raises EvaluationError unless both models have the same tasks, metrics, filters, documents and prompts.
     """
     after = {result.task: result for result in pruned.tasks}
     if unpaired := sorted({result.task for result in dense.tasks} ^ after.keys()):
@@ -63,24 +71,23 @@ def compare(dense: TaskResults, pruned: TaskResults, *, confidence: float = CONF
             f"only one of dense and pruned was evaluated on {', '.join(unpaired)}; "
             "evaluate both with the same evaluation section"
         )
-    joined = [(result, after[result.task], _join(result, after[result.task])) for result in dense.tasks]
-    tasks = [_judge_task(one[0], one[1], pairs=one[2], confidence=confidence) for one in joined]
+    joined = [_join(result, after[result.task]) for result in dense.tasks]
+    tasks = [_estimate(task, confidence) for task in joined]
     groups = []
     for name in dict.fromkeys(result.group for result in dense.tasks if result.group):
-        members = [one for one in joined if one[0].group == name]
-        if len(members) > 1 and len({(one[0].metric, one[0].higher_is_better) for one in members}) == 1:
-            dense_group, pruned_group, pairs = _pooled(name, members)
-            groups.append(_judge_task(dense_group, pruned_group, pairs=pairs, confidence=confidence))
-    pooled = {one.figures.task for one in groups}
-    units = [*groups, *(one for one in tasks if one.figures.group not in pooled)]
+        members = [task for task in joined if task.dense.group == name]
+        if len(members) > 1 and len({(task.dense.metric, task.dense.higher_is_better) for task in members}) == 1:
+            groups.append(_estimate(_pooled(name, members), confidence))
+    pooled = {group.figures.task for group in groups}
+    counted = [*groups, *(task for task in tasks if task.figures.group not in pooled)]
     return Comparison(
-        tuple(one.figures for one in tasks), tuple(one.figures for one in groups), _mean(units, confidence)
+        tuple(task.figures for task in tasks), tuple(group.figures for group in groups), _mean(counted, confidence)
     )
 
 
-def _mean(units: Sequence[_Judged], confidence: float) -> RetentionFigures | None:
-    drawn = {one.figures.task: one.draws_B for one in units if one.draws_B is not None}
-    counted = [one.figures for one in units if one.figures.task in drawn]
+def _mean(estimates: Sequence[_Estimate], confidence: float) -> RetentionFigures | None:
+    drawn = {task.figures.task: task.draws_B for task in estimates if task.draws_B is not None}
+    counted = [task.figures for task in estimates if task.figures.task in drawn]
     kept = [figures.retention for figures in counted if figures.retention is not None]
     if not kept:
         return None
@@ -90,13 +97,13 @@ def _mean(units: Sequence[_Judged], confidence: float) -> RetentionFigures | Non
         retention=point,
         interval=Interval(low=low, high=high, confidence=confidence),
         counted=tuple(figures.task for figures in counted),
-        left_out=tuple(one.figures.task for one in units if one.figures.task not in drawn),
+        left_out=tuple(task.figures.task for task in estimates if task.figures.task not in drawn),
         samples=sum(figures.samples for figures in counted),
     )
 
 
-def _join(dense: TaskResult, pruned: TaskResult) -> list[Pair]:
-    """The two outcomes of every document."""
+def _join(dense: TaskResult, pruned: TaskResult) -> _Joined:
+    """Pair the samples of every document. Raises EvaluationError unless both results have the same documents."""
     for field in ("metric", "filter", "higher_is_better"):
         before, after = getattr(dense, field), getattr(pruned, field)
         if before != after:
@@ -107,46 +114,49 @@ def _join(dense: TaskResult, pruned: TaskResult) -> list[Pair]:
     by_document = {sample.doc_id: sample for sample in pruned.samples}
     if unpaired := {sample.doc_id for sample in dense.samples} ^ by_document.keys():
         raise EvaluationError(
-            f"{dense.task}: dense met {len(dense.samples)} samples and pruned {len(by_document)}, {len(unpaired)} "
-            "without their pair; evaluate both with the same limit"
+            f"{dense.task}: dense has {len(dense.samples)} samples and pruned {len(by_document)}, {len(unpaired)} "
+            "of them unpaired; evaluate both with the same limit"
         )
     for sample in dense.samples:
         other = by_document[sample.doc_id]
         if (sample.doc_hash, sample.prompt_hash) != (other.doc_hash, other.prompt_hash):
-            what = "document" if sample.doc_hash != other.doc_hash else "prompt"
+            part = "document" if sample.doc_hash != other.doc_hash else "prompt"
             raise EvaluationError(
-                f"{dense.task}: the {what} of sample {sample.doc_id} is not the same for dense and pruned; "
+                f"{dense.task}: the {part} of sample {sample.doc_id} is not the same for dense and pruned; "
                 "evaluate both again with the same data, num_fewshot and seed"
             )
-    return [(sample, by_document[sample.doc_id]) for sample in dense.samples]
+    return _Joined(dense, pruned, [(sample, by_document[sample.doc_id]) for sample in dense.samples])
 
 
 def _pooled(name: str, members: Sequence[_Joined]) -> _Joined:
-    """A group as one task over all its documents."""
-    pairs = [pair for *_, joined in members for pair in joined]
-    weights = [len(joined) for *_, joined in members]
-    first = members[0][0]
-    documents = [one.documents for one, *_ in members]
+    """Pool the documents of a group's tasks, as if they were one task."""
+    pairs = [pair for task in members for pair in task.pairs]
+    weights = [len(task.pairs) for task in members]
+    first = members[0].dense
+    documents = [task.dense.documents for task in members]
 
-    def pooled(side: Literal[0, 1]) -> TaskResult:
-        value = sum(one[side].value * weight for one, weight in zip(members, weights, strict=True)) / sum(weights)
+    def pooled(results: Sequence[TaskResult], samples: Sequence[Sample]) -> TaskResult:
+        value = sum(result.value * weight for result, weight in zip(results, weights, strict=True)) / sum(weights)
         return TaskResult(
             task=name,
             metric=first.metric,
             filter=first.filter,
             higher_is_better=first.higher_is_better,
             value=value,
-            samples=tuple(pair[side] for pair in pairs),
+            samples=tuple(samples),
             documents=None if None in documents else sum(filter(None, documents)),
         )
 
-    return pooled(0), pooled(1), pairs
+    dense = pooled([task.dense for task in members], [sample for sample, _ in pairs])
+    pruned = pooled([task.pruned for task in members], [sample for _, sample in pairs])
+    return _Joined(dense, pruned, pairs)
 
 
-def _judge_task(dense: TaskResult, pruned: TaskResult, *, pairs: Sequence[Pair], confidence: float) -> _Judged:
-    lost, gained = _flips(pairs, dense.higher_is_better)
+def _estimate(task: _Joined, confidence: float) -> _Estimate:
+    dense, pruned = task.dense, task.pruned
+    lost, gained = _flips(task.pairs, dense.higher_is_better)
     retention = _retention(dense.value, pruned.value, higher_is_better=dense.higher_is_better)
-    draws_B = None if retention is None else _draws(dense, pruned, pairs=pairs)
+    draws_B = None if retention is None else _draws(task)
     span = None
     if draws_B is not None and retention is not None:
         low, high = interval(draws_B, retention, confidence=confidence)
@@ -161,15 +171,15 @@ def _judge_task(dense: TaskResult, pruned: TaskResult, *, pairs: Sequence[Pair],
         pruned=pruned.value,
         retention=retention,
         interval=span,
-        samples=len(pairs),
+        samples=len(task.pairs),
         documents=dense.documents,
         lost=lost,
         gained=gained,
         p_value=None if lost is None or gained is None else mcnemar(lost, gained),
-        identical=_identical(pairs),
+        identical=_identical(task.pairs),
         examples=_examples(dense, pruned),
     )
-    return _Judged(figures, draws_B)
+    return _Estimate(figures, draws_B)
 
 
 def _flips(pairs: Sequence[Pair], higher_is_better: bool) -> tuple[int, int] | tuple[None, None]:
@@ -181,10 +191,11 @@ def _flips(pairs: Sequence[Pair], higher_is_better: bool) -> tuple[int, int] | t
     return (fell, rose) if higher_is_better else (rose, fell)
 
 
-def _draws(dense: TaskResult, pruned: TaskResult, *, pairs: Sequence[Pair]) -> Floats | None:
-    """Draws of the retention; None where the metric is no mean of values from 0 over the documents."""
+def _draws(task: _Joined) -> Floats | None:
+    """Return draws of the retention; None if the metric is not a mean of non-negative values over the documents."""
     import numpy as np
 
+    dense, pruned, pairs = task.dense, task.pruned, task.pairs
     before = [sample.value for sample, _ in pairs if sample.value is not None]
     after = [sample.value for _, sample in pairs if sample.value is not None]
     if not len(before) == len(after) == len(pairs) or min((*before, *after), default=-1) < 0:
@@ -192,21 +203,21 @@ def _draws(dense: TaskResult, pruned: TaskResult, *, pairs: Sequence[Pair]) -> F
     means = (fmean(before), dense.value), (fmean(after), pruned.value)
     if any(abs(mean - value) > 1e-9 * max(1, abs(value)) for mean, value in means):
         return None
-    if _identical(pairs):  # the same model: then no number of documents would show a difference
+    if _identical(pairs):  # the same model: no number of documents would show a difference
         return np.ones(DRAWS)
-    whole, kept = (before, after) if dense.higher_is_better else (after, before)
-    return ratio_draws(np.array(whole), np.array(kept), name=dense.task)
+    divisor, dividend = (before, after) if dense.higher_is_better else (after, before)
+    return ratio_draws(np.array(divisor), np.array(dividend), name=dense.task)
 
 
 def _identical(pairs: Sequence[Pair]) -> bool:
-    """Whether every answer is the same to the last bit, not only as good."""
+    """Check that every response is bit-equal, not only equally good."""
     return all(a.answer_hash is not None and a.answer_hash == b.answer_hash for a, b in pairs)
 
 
 def _retention(dense: float, pruned: float, *, higher_is_better: bool) -> float | None:
-    """Above 1 where pruned is better; None where a ratio says nothing (zero or negative metrics)."""
-    kept, whole = (pruned, dense) if higher_is_better else (dense, pruned)
-    return kept / whole if whole > 0 and kept >= 0 else None
+    """Return the retention, above 1 if pruned is better; None for zero or negative scores, which have no ratio."""
+    dividend, divisor = (pruned, dense) if higher_is_better else (dense, pruned)
+    return dividend / divisor if divisor > 0 and dividend >= 0 else None
 
 
 def _examples(dense: TaskResult, pruned: TaskResult) -> tuple[Example, ...]:

@@ -1,23 +1,24 @@
 """Paired statistics of two models on the same documents: pure functions on numpy arrays.
 
-The interval of a retention is a paired bootstrap over documents (Efron and Tibshirani 1993, ch. 8 and 13), by the
-percentiles of the ratio of means, from a distribution that is smoothed by half a document in each corner: both
-answers at the best value, only one of them, both at the worst. Without it two models that differ in none of 50
-answers would have an interval of no width at all.
+The interval of a retention is a paired percentile bootstrap of the ratio of means over documents (Efron and Tibshirani
+1993, ch. 8 and 13). The resampled distribution is smoothed by half a document in each corner: both answers at the best
+value, only one of them, both at the worst. Without smoothing, two models with 50 equal answers would have an interval
+of zero width.
 
 Coverage of the true ratio by the 95 % interval, simulated over accuracies of 0.3, 0.5, 0.8 and 0.95, retentions of
 0.8, 0.95 and 0.99 and correlations of 0.3, 0.7 and 0.9 between the answers, 400 draws each (a standard error of 1.1
-points), mean and least of the 36 combinations beside a plain percentile bootstrap and a delta method (log ratio):
+points): mean and minimum of the 36 combinations, compared with a plain percentile bootstrap and the delta method (log
+ratio):
 
-    documents     this one          plain percentile    delta
+    documents     this method       plain percentile    delta
            50     95.8 %  90.8 %    87.3 %  42.5 %      91.0 %  44.8 %
           100     95.3 %  92.5 %    92.0 %  65.0 %      93.1 %  68.5 %
           200     95.2 %  93.3 %    94.1 %  84.3 %      94.4 %  85.8 %
           500     95.2 %  91.8 %    95.0 %  91.5 %      95.1 %  92.3 %
         2,000     95.0 %  93.0 %    94.9 %  92.8 %      95.1 %  93.0 %
 
-The lowest are where two or three answers differ. BCa and studentised intervals were no better than the plain one there.
-eval/benchmarks/intervals.py repeats this.
+The lowest values occur where two or three answers differ. There, BCa and studentised intervals were no better than the
+plain bootstrap. eval/benchmarks/intervals.py repeats the simulation.
 
 Shapes: N documents, B draws, K different (dense, pruned) pairs.
 """
@@ -36,13 +37,16 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 DRAWS = 10_000
-POWER = 0.8  # chance to reach a verdict that a number of samples is asked for
-_CELLS = 10_000_000  # of the draws that are held at once
-_MOST = 1e9  # samples; above, no number is named
+POWER = 0.8  # of the test that the estimated number of samples achieves
+_MAX_CELLS = 10_000_000  # entries of the draws in memory at once
+_MAX_SAMPLES = 1e9  # estimates above count as infeasible
 
 
 def ratio_draws(dense_N: Floats, pruned_N: Floats, *, name: str, draws: int = DRAWS) -> Floats:
-    """Draws of (mean of pruned) / (mean of dense), float64 [B]; ``name`` seeds them. Values are at least 0."""
+    """Return bootstrap draws of (mean of pruned) / (mean of dense), float64 [B], for values of at least 0.
+
+    ``name``: seed of the draws.
+    """
     import numpy as np
 
     pairs_K2, counts_K = np.unique(np.stack([dense_N, pruned_N], axis=1), axis=0, return_counts=True)
@@ -53,7 +57,7 @@ def ratio_draws(dense_N: Floats, pruned_N: Floats, *, name: str, draws: int = DR
     smooth_K = np.concatenate([counts_K, np.zeros(4)]) + half_K
     generator = np.random.default_rng(zlib.crc32(name.encode()))
     parts = []
-    at_once = max(_CELLS // len(pairs_K2), 1)
+    at_once = max(_MAX_CELLS // len(pairs_K2), 1)
     for start in range(0, draws, at_once):
         size = min(at_once, draws - start)
         drawn_BK = generator.multinomial(len(dense_N), smooth_K / smooth_K.sum(), size=size) + half_K
@@ -64,7 +68,7 @@ def ratio_draws(dense_N: Floats, pruned_N: Floats, *, name: str, draws: int = DR
 
 
 def mean_draws(draws: Mapping[str, Floats]) -> Floats:
-    """Draws of the unweighted mean over tasks, whose documents are drawn independently."""
+    """Return draws of the unweighted mean over tasks; documents of different tasks are drawn independently."""
     import numpy as np
 
     mean: Floats = np.mean(list(draws.values()), axis=0)
@@ -72,7 +76,7 @@ def mean_draws(draws: Mapping[str, Floats]) -> Floats:
 
 
 def interval(draws_B: Floats, point: float, *, confidence: float) -> tuple[float, float]:
-    """The middle part of the draws, the point always inside."""
+    """Return the central percentile interval of the draws, extended to include ``point``."""
     import numpy as np
 
     tail = (1 - confidence) / 2
@@ -81,17 +85,17 @@ def interval(draws_B: Floats, point: float, *, confidence: float) -> tuple[float
 
 
 def mcnemar(lost: int, gained: int) -> float:
-    """McNemar's exact two-sided p: how likely flips this uneven are where both models answer equally well."""
+    """Return McNemar's exact two-sided p-value: probability of flips at least this uneven between equal models."""
     from scipy.stats import binomtest
 
     return float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
 
 
 def samples_needed(samples: int, point: float, *, edge: float, bar: float, confidence: float) -> int | None:
-    """About how many samples would tell ``point`` from ``bar`` four times in five, if the point stays.
+    """Estimate how many samples separate ``point`` from ``bar`` with probability ``POWER``, for a constant point.
 
-    ``edge`` is the end of the interval of the ``samples`` there are that lies towards the bar. Widths shrink with
-    the square root of the number. None where point and bar are the same, or no number in reach would do.
+    ``edge``: end of the current interval, over ``samples`` samples, that lies towards the bar. The width of an interval
+    is assumed proportional to 1 / √samples. None if point and bar are equal, or the estimate is infeasible.
     """
     from scipy.stats import norm
 
@@ -100,4 +104,4 @@ def samples_needed(samples: int, point: float, *, edge: float, bar: float, confi
         return None
     z = norm.ppf((1 + confidence) / 2)
     needed = samples * (width / distance * (1 + norm.ppf(POWER) / z)) ** 2
-    return math.ceil(needed) if needed < _MOST else None
+    return math.ceil(needed) if needed < _MAX_SAMPLES else None

@@ -14,9 +14,9 @@ from llmprune.common.progress import quiet_libraries
 from llmprune.common.versions import now
 from llmprune.evaluation.evaluate import Measured
 from llmprune.evaluation.gate import judge
-from llmprune.evaluation.lm_eval.harness import ask, subject
+from llmprune.evaluation.lm_eval.harness import evaluate_tasks, evaluated_model
 from llmprune.evaluation.lm_eval.tasks import check_tasks
-from llmprune.evaluation.more_samples import samples_to_ask
+from llmprune.evaluation.more_samples import next_limit
 from llmprune.evaluation.retention import CONFIDENCE, compare
 from llmprune.pipeline.run import pruned_source, push_as_asked, require_gate
 from llmprune.pipeline.step_costs import account
@@ -54,7 +54,7 @@ def _evaluated(folder: RunFolder, limit: int | None) -> tuple[Report, Recipe]:
     old, known = found
     before = Recipe.parse(old.recipe_text, old.overrides, source=str(folder.path / "recipe.yaml"))
     documents = [task.documents for task in old.tasks]
-    asked = samples_to_ask(old.gate, before.evaluation.limit, documents=documents, wanted=limit)
+    asked = next_limit(old.gate, before.evaluation.limit, documents=documents, wanted=limit)
     overrides = [one for one in old.overrides if one.partition("=")[0].strip() != LIMIT]
     recipe = Recipe.parse(old.recipe_text, [*overrides, f"{LIMIT}={asked}"])
     if is_first():
@@ -92,15 +92,15 @@ def _measured(folder: RunFolder, recipe: Recipe, *, old: Report, earlier: int | 
     pruned = pruned_source(recipe.model, folder.path / "model")
     tokenizer = load_tokenizer(base)
     with account(folder.steps, MORE_SAMPLES):
-        dense = ask(
-            subject(base, tokenizer, load=lambda: load_model(base)),
+        dense = evaluate_tasks(
+            evaluated_model(base, tokenizer, load=lambda: load_model(base)),
             "dense",
             evaluation=recipe.evaluation,
             earlier=earlier,
         )
         store = folder.path / TASKS
-        found = ask(
-            subject(pruned, tokenizer, load=lambda: load_model(pruned), folder=store),
+        found = evaluate_tasks(
+            evaluated_model(pruned, tokenizer, load=lambda: load_model(pruned), folder=store),
             "pruned",
             evaluation=recipe.evaluation,
             earlier=earlier,

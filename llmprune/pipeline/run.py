@@ -25,9 +25,9 @@ from llmprune.common.versions import now
 from llmprune.cut.apply import cut_config, cut_decoder, restore_layer
 from llmprune.cut.decision import Cut
 from llmprune.data.windows import fingerprint_tokens
-from llmprune.evaluation.evaluate import Measured, measure
+from llmprune.evaluation.evaluate import Decoders, Measured, measure
 from llmprune.evaluation.gate import judge
-from llmprune.evaluation.lm_eval.harness import subject
+from llmprune.evaluation.lm_eval.harness import evaluated_model
 from llmprune.evaluation.lm_eval.tasks import fetch_tasks
 from llmprune.evaluation.retention import CONFIDENCE, compare
 from llmprune.layerwise.forward import Decoder, Tensors
@@ -335,12 +335,12 @@ def _measure(recipe: Recipe, bench: RunInputs, *, folder: RunFolder, cut: Cut) -
     def make(path: Path) -> Measured:
         source = pruned_source(recipe.model, model_folder)
         pruned = load_model(source)
-        dense_subject = subject(recipe.model, bench.tokenizer, load=lambda: bench.model)
-        pruned_subject = subject(source, bench.tokenizer, load=lambda: pruned, folder=folder.path / TASKS)
+        dense_subject = evaluated_model(recipe.model, bench.tokenizer, load=lambda: bench.model)
+        pruned_subject = evaluated_model(source, bench.tokenizer, load=lambda: pruned, folder=folder.path / TASKS)
         cut_only = None
         if (recipe.refit or recipe.sparsity) and not cut.is_empty and recipe.evaluation.perplexity:
             cut_only = cut_decoder(bench.dense, bench.model, anatomy=bench.anatomy, cut=cut)
-        decoders = (bench.dense, cut_only, dense_decoder(pruned))
+        decoders = Decoders(bench.dense, cut_only, dense_decoder(pruned))
         with account(folder.steps, "evaluation"):
             measured = measure(
                 recipe.evaluation, dense_subject, pruned=pruned_subject, decoders=decoders, held_out_NL=bench.held_out

@@ -305,7 +305,7 @@ def test_gate_decides_the_exit_code(room: Path, tmp_path: Path, monkeypatch: pyt
     """A gate that is not met exits with 3, after the report; one that is met with 0, without pruning again."""
     from llmprune.evaluation.lm_eval.results import Sample, TaskResult, TaskResults
 
-    def ask(model: Any, side: str, *, evaluation: Any) -> TaskResults:
+    def evaluate_tasks(model: Any, side: str, *, evaluation: Any) -> TaskResults:
         right = 400 if side == "dense" else 200
         samples = tuple(
             Sample(doc_id=n, doc_hash=f"{n}", prompt_hash=f"{n}", value=float(n < right)) for n in range(500)
@@ -320,7 +320,7 @@ def test_gate_decides_the_exit_code(room: Path, tmp_path: Path, monkeypatch: pyt
         )
         return TaskResults(tasks=(task,))
 
-    monkeypatch.setattr("llmprune.evaluation.evaluate.ask", ask)
+    monkeypatch.setattr("llmprune.evaluation.evaluate.evaluate_tasks", evaluate_tasks)
     asked = {"tasks": ["llmprune_agreement"], "include_path": str(TASKS), "limit": 4}
     recipe = write_recipe(
         tmp_path / "gated.yaml", room / "base", room / "text.txt", evaluation=asked | {"gate": {"min_retention": 0.9}}
@@ -366,7 +366,7 @@ def test_reevaluate_asks_more_samples_and_prunes_nothing(
     fewer = command("run", recipe, "--output", out)
     assert (fewer.code, "add --set evaluation.limit=12" in fewer.err, report_in(out)) == (2, True, after), fewer.err
     refused = command("reevaluate", out, "--limit", 12)
-    assert (refused.code, "12 samples a task were asked already" in refused.err) == (2, True)
+    assert (refused.code, "12 samples per task are evaluated already" in refused.err) == (2, True)
     for text in ("{", None):
         (out / "evaluation.json").unlink() if text is None else (out / "evaluation.json").write_text(text)
         refused = command("reevaluate", out, "--limit", 14)

@@ -190,7 +190,7 @@ def gate(least: float, verdict: Verdict = "pass", needed: int | None = None) -> 
         verdict=verdict,
         samples=1000,
         samples_needed=needed,
-        reason="its metric is no mean over samples" if verdict == "no interval" else None,
+        reason="its metric is not a mean over samples" if verdict == "no interval" else None,
     )
     passed = verdict == "pass"
     return GateFigures(

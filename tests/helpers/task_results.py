@@ -1,14 +1,14 @@
-"""Results of lm-eval tasks made by hand."""
+"""Handmade results of lm-eval tasks."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from llmprune.evaluation.lm_eval.results import Sample, TaskResult
+from llmprune.evaluation.lm_eval.results import Sample, TaskResult, TaskResults
 
 
 def result(*values: float | None, task: str = "t", answers: str = "", **changes: object) -> TaskResult:
-    """A task whose documents have these values; ``answers`` makes them another model's."""
+    """Return the result of a task with these values; different ``answers`` stand for another model."""
     samples = tuple(
         Sample(
             doc_id=index,
@@ -31,5 +31,17 @@ def result(*values: float | None, task: str = "t", answers: str = "", **changes:
 
 
 def answers(seed: int, count: int, accuracy: float) -> list[float]:
-    """So many right and wrong answers."""
+    """Return random values 1 (right) and 0 (wrong)."""
     return [float(right) for right in np.random.default_rng(seed).random(count) < accuracy]
+
+
+def together(*tasks: TaskResult) -> TaskResults:
+    """Return one model's results."""
+    return TaskResults(tasks=tasks)
+
+
+def worse(values: list[float], share: float) -> list[float]:
+    """Return the values with this share of the right answers turned wrong."""
+    rights = [place for place, value in enumerate(values) if value]
+    lost = set(rights[: round(share * len(rights))])
+    return [0.0 if place in lost else value for place, value in enumerate(values)]

@@ -261,7 +261,7 @@ def test_the_mean_of_one_task_is_not_drawn_twice() -> None:
     [
         ("fail", "Gate not passed."),
         ("not enough samples", "about 2,400 are needed"),
-        ("no interval", "no mean over samples"),
+        ("no interval", "not a mean over samples"),
     ],
 )
 def test_the_page_says_every_verdict(verdict: Verdict, said: str) -> None:

@@ -21,12 +21,15 @@ if TYPE_CHECKING:
 _AT_ONCE = 2**24  # logits whose terms are held in float32
 
 
-def kl_divergence(p_logits: Tensor, q_logits: Tensor) -> Tensor:
-    """KL(p ‖ q) in nats of each pair of distributions over the last dimension, float32."""
+def kl_divergence(p_logits: Tensor, q_logits: Tensor, *, at_once: int = _AT_ONCE) -> Tensor:
+    """KL(p ‖ q) in nats of each pair of distributions over the last dimension, float32.
+
+    ``at_once``: logits whose terms are in memory together.
+    """
     import torch
 
     vocabulary = p_logits.shape[-1]
-    rows = max(_AT_ONCE // vocabulary, 1)
+    rows = max(at_once // vocabulary, 1)
     parts = zip(
         torch.split(p_logits.reshape(-1, vocabulary), rows),
         torch.split(q_logits.reshape(-1, vocabulary), rows),

@@ -1,7 +1,7 @@
-"""Tasks by any lm-eval backend (vllm, an OpenAI-style endpoint, …) in a process of its own.
+"""Evaluation by an lm-eval backend (vllm, an OpenAI-style endpoint, …) in its own process.
 
-The process is ``worker``. It finds its model in lm-eval's registry, so whatever lm-eval knows can be named. Finished
-tasks go to the same store as those of a model in memory, so that an interrupted evaluation continues.
+The process runs ``worker``, which can use every model class in lm-eval's registry. Finished tasks are stored like those
+of a model in memory, so an interrupted evaluation continues.
 """
 
 from __future__ import annotations
@@ -18,51 +18,51 @@ from llmprune.evaluation.lm_eval.results import TaskResults
 from llmprune.evaluation.lm_eval.store import ResultStore
 from llmprune.recipe.evaluation import Argument, Backend, Evaluation
 
-_NAMES_A_MODEL = {"model", "pretrained", "base_url"}
+_MODEL_ARGUMENTS = {"model", "pretrained", "base_url"}
 WORKER = "llmprune.evaluation.lm_eval.worker"
-SAID = "llmprune: "  # how the process begins an error for people
+ERROR_PREFIX = "llmprune: "  # of the line on stderr with an LLMPruneError of the process
 
 
-def ask_backend(
+def run_backend(
     place: str, side: str, *, evaluation: Evaluation, store: ResultStore, earlier: int | None = None
 ) -> TaskResults:
-    """Every task on the model at ``place``; ``earlier`` as in ``run_tasks``.
+    """Evaluate the model at ``place`` on every task; ``side`` and ``earlier`` as in ``evaluate_tasks``.
 
-    Raises EvaluationError with what the backend said last.
+    Raises EvaluationError with the last line of the backend's output if it fails.
     """
     assert evaluation.backend is not None
     with tempfile.TemporaryDirectory(prefix="llmprune-") as folder:
         job, result = Path(folder) / "job.json", Path(folder) / "results.json"
         given = arguments(evaluation.backend, side, place=place)
-        asked: dict[str, Any] = {
+        content: dict[str, Any] = {
             "evaluation": evaluation.model_dump(mode="json", exclude={"perplexity", "generation", "speed"}),
             "arguments": given,
-            # nobody knows what an endpoint serves tomorrow: nothing of it is kept
+            # the model behind an endpoint may change, so its results are not stored
             "store": None if "base_url" in given else [str(store.folder.absolute()), store.identity, store.shared],
             "earlier": earlier,
             "results": str(result),
         }
-        job.write_text(json.dumps(asked), encoding="utf-8")
+        job.write_text(json.dumps(content), encoding="utf-8")
         command = [sys.executable, "-m", WORKER, str(job)]
         done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
         if done.returncode or not result.is_file():
-            raise EvaluationError(failure(evaluation.backend.name, done.returncode, said=done.stderr))
+            raise EvaluationError(failure_message(evaluation.backend.name, done.returncode, stderr=done.stderr))
         return TaskResults.from_json(result.read_text(encoding="utf-8"))
 
 
 def arguments(backend: Backend, side: str, *, place: str) -> dict[str, Argument]:
-    """The backend's arguments for one of the two models, which is at ``place``."""
+    """Return the backend's arguments for the model at ``place``; ``side`` is dense or pruned."""
     given = {**backend.args, **(backend.dense if side == "dense" else backend.pruned)}
-    if not given.keys() & _NAMES_A_MODEL:
+    if not given.keys() & _MODEL_ARGUMENTS:
         given["pretrained"] = "{model}"
     return {name: value.replace("{model}", place) if isinstance(value, str) else value for name, value in given.items()}
 
 
-def failure(name: str, code: int, *, said: str) -> str:
-    """What to tell a person of a backend that ended with this code and wrote this to stderr."""
-    lines = [line for line in said.strip().splitlines() if line.strip()]
-    own = next((line.removeprefix(SAID) for line in lines if line.startswith(SAID)), None)
+def failure_message(name: str, code: int, *, stderr: str) -> str:
+    """Return the error message for a backend that ended with this exit code and output on stderr."""
+    lines = [line for line in stderr.strip().splitlines() if line.strip()]
+    own = next((line.removeprefix(ERROR_PREFIX) for line in lines if line.startswith(ERROR_PREFIX)), None)
     return own or (
-        f"the backend {name} failed (exit code {code}): {lines[-1] if lines else 'it said nothing'}; "
-        "check evaluation.backend, and that what it needs is installed and running"
+        f"the backend {name} failed (exit code {code}): {lines[-1] if lines else 'no output'}; check "
+        "evaluation.backend, and that the backend is installed and running"
     )

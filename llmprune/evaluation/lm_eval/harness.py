@@ -1,4 +1,4 @@
-"""lm-eval's tasks on one model, sample by sample: in memory, or by any lm-eval backend in a process of its own."""
+"""Evaluation of one model on lm-eval tasks, sample by sample: in memory, or by a backend in its own process."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from llmprune.common.errors import EvaluationError, NumericalError, RecipeError
 from llmprune.evaluation.lm_eval.results import Answer, Sample, TaskResult, TaskResults
 from llmprune.evaluation.lm_eval.store import ResultStore, baselines_folder
 from llmprune.evaluation.lm_eval.tasks import (
-    Loaded,
+    LoadedTask,
     load_tasks,
     quiet_unless_watched,
     seed_everything,
     task_fingerprint,
 )
-from llmprune.evaluation.more_samples import can_continue, joined
+from llmprune.evaluation.more_samples import can_continue, join_results
 from llmprune.recipe.evaluation import Evaluation
 
 if TYPE_CHECKING:
@@ -29,56 +29,63 @@ if TYPE_CHECKING:
 
     from llmprune.recipe.model import ModelSource
 
-_ANSWERS = 3  # that are kept of each generative task, to be shown
+_ANSWERS = 3  # kept of each generative task as examples
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A model to be asked, loaded when the first task needs it."""
+class EvaluatedModel:
+    """Model to be evaluated, loaded when the first task needs it."""
 
     load: Callable[[], PreTrainedModel]
-    tokenizer: PreTrainedTokenizerBase | None  # only tasks need one
+    tokenizer: PreTrainedTokenizerBase | None  # needed by tasks only
     place: str  # folder or hub id, for a backend
-    store: ResultStore  # where finished tasks are kept
+    store: ResultStore  # of finished tasks
 
 
-def subject(
+def evaluated_model(
     source: ModelSource,
     tokenizer: PreTrainedTokenizerBase | None,
     *,
     load: Callable[[], PreTrainedModel],
     folder: Path | None = None,
-) -> Subject:
-    """A model as it is now: other files, another commit, arithmetic or device are another model to its store.
+) -> EvaluatedModel:
+    """Return a model with its result store, which distinguishes files, commit, dtype and device.
 
-    ``folder`` keeps this model's finished tasks; without it they go to the cache of base models.
+    ``folder``: for the results of finished tasks; without it they are stored in the cache of base models.
     """
     import torch
 
     from llmprune.checkpoint.loading import hub_commit, identity, place_of
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    depends = json.dumps([identity(source), source.dtype, device])
-    store = ResultStore(baselines_folder(), depends, shared=True) if folder is None else ResultStore(folder, depends)
+    identity_text = json.dumps([identity(source), source.dtype, device])
+    store = (
+        ResultStore(baselines_folder(), identity_text, shared=True)
+        if folder is None
+        else ResultStore(folder, identity_text)
+    )
     place = source.id if hub_commit(source) else str(place_of(source, "weights"))
-    return Subject(load, tokenizer, place, store)
+    return EvaluatedModel(load, tokenizer, place, store)
 
 
-def ask(model: Subject, side: str, *, evaluation: Evaluation, earlier: int | None = None) -> TaskResults:
-    """Every task of the evaluation, by its backend or in memory; ``side`` is dense or pruned.
+def evaluate_tasks(
+    model: EvaluatedModel, side: str, *, evaluation: Evaluation, earlier: int | None = None
+) -> TaskResults:
+    """Evaluate a model on every task, by the recipe's backend or in memory.
 
-    ``earlier``: the limit of an evaluation whose answers are kept, where they are in the store.
+    ``side``: dense or pruned, which selects the backend's arguments.
+    ``earlier``: limit of an earlier evaluation, whose stored answers are reused.
 
-    Equal settings ask two models exactly the same questions. Under a launcher every process takes part.
-    Raises EvaluationError where a task or its data cannot be loaded, NumericalError where its metric is not finite.
+    Equal settings give two models exactly the same requests. With several processes all take part. Raises
+    EvaluationError if a task or its data cannot be loaded, NumericalError if a metric is not finite.
     """
     from llmprune.common.distributed import from_first, is_first
 
     if evaluation.backend:
-        from llmprune.evaluation.lm_eval.backend import ask_backend
+        from llmprune.evaluation.lm_eval.backend import run_backend
 
         found = (
-            ask_backend(model.place, side, evaluation=evaluation, store=model.store, earlier=earlier)
+            run_backend(model.place, side, evaluation=evaluation, store=model.store, earlier=earlier)
             if is_first()
             else None
         )
@@ -86,40 +93,40 @@ def ask(model: Subject, side: str, *, evaluation: Evaluation, earlier: int | Non
         assert found is not None, "the first process has the results or raises"
         return found
 
-    def open_model() -> Any:
+    def load_lm() -> Any:
         assert model.tokenizer is not None, "tasks need a tokenizer"
-        return in_memory(model.load(), model.tokenizer, batch_size=evaluation.batch_size)
+        return lm_eval_model(model.load(), model.tokenizer, batch_size=evaluation.batch_size)
 
-    return run_tasks(open_model, evaluation, store=model.store, earlier=earlier)
+    return run_tasks(load_lm, evaluation, store=model.store, earlier=earlier)
 
 
 def run_tasks(
-    open_model: Callable[[], Any],
+    load_lm: Callable[[], Any],
     evaluation: Evaluation,
     *,
     store: ResultStore | None = None,
     earlier: int | None = None,
 ) -> TaskResults:
-    """Every task on one lm-eval model; what the store has is not asked again, and the model then perhaps not opened.
+    """Evaluate one lm-eval model on every task. Stored results are reused; ``load_lm`` is called if one is missing.
 
-    ``earlier``: a smaller limit, whose answers in the store are continued where the task allows it.
+    ``earlier``: smaller limit, whose stored answers are extended if the task allows it.
 
-    Sets the global random seeds, and shows lm-eval's progress on a terminal only.
+    Sets the global random seeds. Shows lm-eval's progress on a terminal only.
     """
     from llmprune.common.distributed import from_first, is_first
 
     lm: Any = None
     results = []
     with quiet_unless_watched():
-        for one in load_tasks(evaluation):
-            key = task_fingerprint(one, evaluation)
-            result = from_first(store.get(one.name, key) if store and is_first() else None)
+        for task in load_tasks(evaluation):
+            key = task_fingerprint(task, evaluation)
+            result = from_first(store.get(task.name, key) if store and is_first() else None)
             if result is None:
                 before = from_first(
-                    _answered(one, evaluation, store=store, earlier=earlier) if store and is_first() else None
+                    _stored_before(task, evaluation, store=store, earlier=earlier) if store and is_first() else None
                 )
-                lm = lm or open_model()
-                result = from_first(_run(lm, one, evaluation=evaluation, before=before))
+                lm = lm or load_lm()
+                result = from_first(_run(lm, task, evaluation=evaluation, before=before))
                 assert result is not None, "the first process has the result"
                 if store and is_first():
                     store.put(result, key)
@@ -127,120 +134,124 @@ def run_tasks(
     return TaskResults(tasks=tuple(results))
 
 
-def in_memory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int) -> Any:
-    """lm-eval's view of a model where it lies; under a launcher each process takes its share of the samples."""
+def lm_eval_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int) -> Any:
+    """Wrap a loaded model for lm-eval; with several processes each evaluates its share of the samples."""
     from lm_eval.models.huggingface import HFLM
 
     from llmprune.common.devices import input_device
     from llmprune.common.distributed import count, rank, talker
 
-    # HFLM gives the tokenizer a padding token, which must not reach the saved checkpoint.
+    # HFLM adds a padding token to the tokenizer, which must not be saved with the checkpoint.
     lm: Any = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
-    lm._device = input_device(model)  # HFLM would send the inputs of an offloaded model to "meta"
-    if count() > 1:  # HFLM leaves the sharing of a model in memory to its caller
+    lm._device = input_device(model)  # HFLM would move the inputs of an offloaded model to "meta"
+    if count() > 1:  # for a loaded model, HFLM leaves the distribution to its caller
         lm.accelerator, lm._rank, lm._world_size = talker(), rank(), count()
     return lm
 
 
-def _answered(one: Loaded, evaluation: Evaluation, *, store: ResultStore, earlier: int | None) -> TaskResult | None:
-    """What the store has under a smaller limit, where the rest of the documents can be asked alone."""
+def _stored_before(
+    task: LoadedTask, evaluation: Evaluation, *, store: ResultStore, earlier: int | None
+) -> TaskResult | None:
+    """Return the stored result for a smaller limit, if the remaining documents can be evaluated separately."""
     if earlier is None:
         return None
-    found = store.get(one.name, task_fingerprint(one, evaluation.model_copy(update={"limit": earlier})))
-    left = found is not None and len(found.samples) < min(evaluation.limit or math.inf, len(one.task.eval_docs))
-    return found if found is not None and left and can_continue(one.task, found) else None
+    found = store.get(task.name, task_fingerprint(task, evaluation.model_copy(update={"limit": earlier})))
+    remaining = found is not None and len(found.samples) < min(evaluation.limit or math.inf, len(task.task.eval_docs))
+    return found if found is not None and remaining and can_continue(task.task, found) else None
 
 
-def _run(lm: Any, one: Loaded, *, evaluation: Evaluation, before: TaskResult | None = None) -> TaskResult | None:
-    """One task, continued after the documents of ``before``; None in processes other than the first."""
-    # lm_eval.evaluate, not simple_evaluate: the latter also collects a description of the
-    # machine, which took 2.6 s a call, and asks the hub for the model's commit.
+def _run(lm: Any, task: LoadedTask, *, evaluation: Evaluation, before: TaskResult | None = None) -> TaskResult | None:
+    """Evaluate one task, on the documents after those of ``before``; None in processes other than the first."""
+    # lm_eval.evaluate, not simple_evaluate: the latter also collects a description of the machine, which took 2.6 s
+    # per call, and requests the model's commit from the hub.
     from lm_eval import evaluate
 
     seed_everything(evaluation.seed)
-    documents = len(one.task.eval_docs)
-    asked = range(len(before.samples) if before else 0, min(documents, evaluation.limit or documents))
-    shared = lm._rank, lm._world_size
-    if len(asked) < lm._world_size:  # some would get no document: all do all
+    documents = len(task.task.eval_docs)
+    wanted = range(len(before.samples) if before else 0, min(documents, evaluation.limit or documents))
+    own = lm._rank, lm._world_size
+    if len(wanted) < lm._world_size:  # some processes would get no document, so each evaluates all
         lm._rank, lm._world_size = 0, 1
     try:
         found = evaluate(
             lm=lm,
-            task_dict={"tasks": {one.name: one.task}},
+            task_dict={"tasks": {task.name: task.task}},
             limit=None if before else evaluation.limit,
-            samples={one.name: asked} if before else None,
+            samples={task.name: wanted} if before else None,
             bootstrap_iters=0,
             log_samples=True,
         )
     finally:
-        lm._rank, lm._world_size = shared
+        lm._rank, lm._world_size = own
     if found is None:
         return None
-    result = _chosen(one, found, wanted=evaluation.metrics.get(one.name), documents=documents)
-    return joined(one.task, before, more=result) if before else result
+    result = _result(task, found, wanted=evaluation.metrics.get(task.name), documents=documents)
+    return join_results(task.task, before, more=result) if before else result
 
 
-def _chosen(one: Loaded, found: dict[str, Any], *, wanted: str | None, documents: int) -> TaskResult:
-    rows, reached = found["samples"][one.name], found["results"][one.name]
-    directions = found["higher_is_better"][one.name]
-    metric, filter_name = _metric(one.name, rows, reached=reached, directions=directions, wanted=wanted)
-    value = float(reached[f"{metric},{filter_name}"])
+def _result(task: LoadedTask, found: dict[str, Any], *, wanted: str | None, documents: int) -> TaskResult:
+    rows, metrics = found["samples"][task.name], found["results"][task.name]
+    directions = found["higher_is_better"][task.name]
+    metric, filter_name = _metric(task.name, rows, metrics=metrics, directions=directions, wanted=wanted)
+    value = float(metrics[f"{metric},{filter_name}"])
     if not math.isfinite(value):
-        raise NumericalError(f"the task {one.name!r} gave {metric} = {value}; the model's logits are not finite")
+        raise NumericalError(f"the task {task.name!r} gave {metric} = {value}; the model's logits are not finite")
     kept = sorted((row for row in rows if row["filter"] == filter_name), key=lambda row: row["doc_id"])
-    numbers = {key: _number(figure) for key, figure in reached.items() if "," in key and "_stderr," not in key}
+    numbers = {key: _number(figure) for key, figure in metrics.items() if "," in key and "_stderr," not in key}
     return TaskResult(
-        task=one.name,
+        task=task.name,
         metric=metric,
         filter=filter_name,
         higher_is_better=directions.get(metric) is not False,
         value=value,
         samples=tuple(_sample(row, metric) for row in kept),
-        group=one.group,
+        group=task.group,
         documents=documents,
         values={key: number for key, number in numbers.items() if number is not None},
-        answers=tuple(map(_answer, kept[:_ANSWERS])) if one.task.OUTPUT_TYPE == "generate_until" else (),
+        answers=tuple(map(_answer, kept[:_ANSWERS])) if task.task.OUTPUT_TYPE == "generate_until" else (),
     )
 
 
 def _metric(
-    name: str,
+    task: str,
     rows: Sequence[dict[str, Any]],
     *,
-    reached: dict[str, Any],
+    metrics: dict[str, Any],
     directions: dict[str, Any],
     wanted: str | None,
 ) -> tuple[str, str]:
-    """The metric and the filter that count: the recipe's, or the first of each."""
+    """Return metric and filter of the result: the recipe's, or the first of each."""
     filters = list(dict.fromkeys(row["filter"] for row in rows))
     metric, _, filter_name = (wanted or "").partition(",")
     if filter_name and filter_name not in filters:
-        raise RecipeError(f"evaluation.metrics: the task {name!r} has no filter {filter_name!r}; it has {filters}")
+        raise RecipeError(f"evaluation.metrics: the task {task!r} has no filter {filter_name!r}; it has {filters}")
     filter_name = filter_name or filters[0]
-    candidates = [metric] if metric else [*directions, *rows[0]["metrics"]]  # directions: as the metric list is
-    found = next((one for one in candidates if f"{one},{filter_name}" in reached), None)
+    candidates = (
+        [metric] if metric else [*directions, *rows[0]["metrics"]]
+    )  # directions are in the order of the metric list
+    found = next((name for name in candidates if f"{name},{filter_name}" in metrics), None)
     if found is None:
-        raise EvaluationError(f"the task {name!r} gave no metric {metric or ''} under its filter {filter_name!r}")
+        raise EvaluationError(f"the task {task!r} gave no metric {metric or ''} under its filter {filter_name!r}")
     return found, filter_name
 
 
 def _sample(row: dict[str, Any], metric: str) -> Sample:
-    said = json.dumps(row["resps"], default=str)
+    responses = json.dumps(row["resps"], default=str)
     return Sample(
         doc_id=row["doc_id"],
         doc_hash=row["doc_hash"],
         prompt_hash=row["prompt_hash"],
         value=_number(row.get(metric)),
-        answer_hash=hashlib.sha256(said.encode()).hexdigest()[:16],
+        answer_hash=hashlib.sha256(responses.encode()).hexdigest()[:16],
     )
 
 
 def _answer(row: dict[str, Any]) -> Answer:
-    said = row["resps"][0][0]
-    return Answer(doc_id=row["doc_id"], prompt=str(row["arguments"][0][0])[-600:], text=str(said)[:2000])
+    text = row["resps"][0][0]
+    return Answer(doc_id=row["doc_id"], prompt=str(row["arguments"][0][0])[-600:], text=str(text)[:2000])
 
 
 def _number(value: Any) -> float | None:
-    """A plain, finite number; numpy's scalars have ``item``, f1's pairs are no number."""
+    """Return a finite number as float, numpy scalars included; None for anything else, such as f1's pairs."""
     value = value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else value
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

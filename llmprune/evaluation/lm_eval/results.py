@@ -1,4 +1,4 @@
-"""What one model reached in lm-eval's tasks, sample by sample: the values that are stored and joined."""
+"""Results of one model in lm-eval tasks, sample by sample, as they are stored and compared."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ class _Value(BaseModel):
 
 
 class Sample(_Value):
-    """One document's outcome; the hashes tell whether two runs asked the same question, and got the same answer."""
+    """Outcome of one document; hashes show whether two runs had the same request and the same response."""
 
     doc_id: int
     doc_hash: str
     prompt_hash: str
-    value: float | None  # None where the metric is no number for a single document
-    answer_hash: str | None = None  # of all that the model answered: log-likelihoods to the last bit, or text
+    value: float | None  # None if the metric is not a number for a single document
+    answer_hash: str | None = None  # of all responses: log-likelihoods with all digits, or text
 
 
 class Answer(_Value):
-    """What a model wrote in a generative task."""
+    """Text that a model generated in a task."""
 
     doc_id: int
     prompt: str
@@ -30,30 +30,30 @@ class Answer(_Value):
 
 
 class TaskResult(_Value):
-    """One task's chosen metric; by default the first of its metric list, under its first filter."""
+    """Result of one task by one metric; by default the first of its metric list, with its first filter."""
 
     task: str
     metric: str
     filter: str
     higher_is_better: bool
-    value: float  # over all samples, aggregated as the task says
+    value: float  # over all samples, by the task's aggregation
     samples: tuple[Sample, ...]
-    group: str | None = None  # the group that the recipe named and this task came with
-    documents: int | None = None  # that the task has in all
+    group: str | None = None  # group in the recipe that includes this task
+    documents: int | None = None  # all documents of the task
     values: dict[str, float] = {}  # every metric of the task, by "metric,filter"
-    answers: tuple[Answer, ...] = ()  # the first few, of a generative task
+    answers: tuple[Answer, ...] = ()  # the first few answers of a generative task
 
 
 class TaskResults(_Value):
-    """What one model reached in every task; groups and tags stand as their tasks."""
+    """Results of one model in all tasks; groups and tags are listed as their tasks."""
 
     tasks: tuple[TaskResult, ...]
 
     def to_json(self) -> str:
-        """The whole value as text for a product file."""
+        """Return the value as JSON text."""
         return self.model_dump_json()
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """The inverse of ``to_json``; raises pydantic's ValidationError on anything else."""
+        """Parse the text of ``to_json``. Raises pydantic's ValidationError if it is invalid."""
         return cls.model_validate_json(text)

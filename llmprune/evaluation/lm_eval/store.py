@@ -1,7 +1,7 @@
-"""Finished tasks on disk, a file each: an interrupted evaluation continues, and a base model is asked once.
+"""Results of finished tasks on disk, a file each, to continue evaluations and to evaluate a base model once.
 
-A file holds under which fingerprint it was made: the model, the task with its files and data, the settings. A result
-is taken only where all of that is the same, so dense and pruned, or two settings, never mix.
+Each file records the fingerprint of its model, task files, data and settings. A result is reused only with the same
+fingerprint, so results of different models or settings are never mixed.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ResultStore:
-    """The results of one model in a folder. ``identity``: what they depend on beside the task and its settings."""
+    """Results of one model in a folder. ``identity``: the model and everything else they depend on besides the task."""
 
     folder: Path
     identity: str
-    shared: bool = False  # with other models and settings: then the file's name has the fingerprint
+    shared: bool = False  # with other models and settings; file names then include the fingerprint
 
     def get(self, task: str, fingerprint: str) -> TaskResult | None:
-        """The task's result, where it is there under this fingerprint and can be read."""
+        """Return the task's result if it is stored with this fingerprint and can be read."""
         path = self._path(task, fingerprint)
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
@@ -41,18 +41,18 @@ class ResultStore:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
-            logger.warning("%s cannot be used (%s): the task runs again", path, error)
+            logger.warning("%s cannot be used (%s): the task is evaluated again", path, error)
             return None
 
     def put(self, result: TaskResult, fingerprint: str) -> None:
-        """Keep a finished task. Where the folder cannot be written, that is said and the work goes on."""
+        """Store a finished task. If the folder cannot be written, log a warning and continue."""
         path = self._path(result.task, fingerprint)
-        kept = {"fingerprint": self._whole(fingerprint), "result": result.model_dump(mode="json")}
+        content = {"fingerprint": self._whole(fingerprint), "result": result.model_dump(mode="json")}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(kept) + "\n")
+            write_text(path, json.dumps(content) + "\n")
         except (OSError, DiskError) as error:
-            logger.warning("the result of %s is not kept for another time: %s", result.task, error)
+            logger.warning("the result of %s cannot be stored for reuse: %s", result.task, error)
 
     def _whole(self, fingerprint: str) -> str:
         return hashlib.sha256(f"{self.identity} {fingerprint}".encode()).hexdigest()
@@ -63,7 +63,7 @@ class ResultStore:
 
 
 def baselines_folder() -> Path:
-    """The user's cache of base models' results, under HF_HOME."""
+    """Return the user's cache folder for results of base models, in HF_HOME."""
     from huggingface_hub.constants import HF_HOME
 
     return Path(HF_HOME) / "llmprune" / "baselines"

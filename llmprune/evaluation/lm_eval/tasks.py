@@ -1,6 +1,6 @@
-"""lm-eval's tasks: which there are, loaded with their data, and what their results depend on.
+"""Lookup, loading and fingerprints of lm-eval tasks.
 
-lm-eval is imported inside the functions: a plan that names no task never pays for it.
+lm-eval is imported inside the functions, so that a plan without tasks does not import it.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from llmprune.recipe.evaluation import Backend, Evaluation
 logger = logging.getLogger(__name__)
 
 HUB_SETTINGS = "HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and HF_DATASETS_CACHE"
-_LARGE = 10_000_000  # bytes of a file in the include folder that is told by its time, not by its contents
+_LARGE = 10_000_000  # bytes; larger files of the include folder are identified by time, not by contents
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """One of lm-eval's tasks with its data."""
+class LoadedTask:
+    """lm-eval task with its data."""
 
     name: str
     task: Any
-    group: str | None  # that the recipe named and that this task came with
+    group: str | None  # group in the recipe that includes this task
 
 
 def check_tasks(evaluation: Evaluation) -> None:
-    """Raise RecipeError unless the include folder exists and every task, group, tag and the backend are known.
+    """Raise RecipeError if the include folder, a task, group or tag, or the backend does not exist.
 
-    Reads YAML only: no task code runs and no data is fetched.
+    Reads YAML only: no task code is run and no data is fetched.
     """
     folder = _include_folder(evaluation)
     if evaluation.backend:
@@ -60,69 +60,69 @@ def check_tasks(evaluation: Evaluation) -> None:
         known = _all_tasks(folder).all_tasks
     unknown = [name for name in evaluation.tasks if name in missing and name not in known]
     if unknown:
-        where = f"neither lm-eval nor {folder} has a" if folder else "lm-eval has no"
-        remedy = "correct the name" if folder else "correct it, or give its folder as evaluation.include_path"
+        searched = f"neither lm-eval nor {folder} has a" if folder else "lm-eval has no"
+        remedy = "correct the name" if folder else "correct it, or set evaluation.include_path to its folder"
         raise RecipeError(
             [
-                f"evaluation.tasks: {where} task, group or tag {name!r}{did_you_mean(name, known)}; {remedy}"
+                f"evaluation.tasks: {searched} task, group or tag {name!r}{did_you_mean(name, known)}; {remedy}"
                 for name in unknown
             ]
         )
 
 
 def fetch_tasks(evaluation: Evaluation) -> None:
-    """Load every task and its data once, so that what is out of reach is known before the pruning.
+    """Load every task and its data once, so that missing data is reported before the pruning.
 
-    Raises EvaluationError, and RecipeError where the gate or the metrics name what the tasks do not have.
+    Raises EvaluationError if they cannot be loaded, RecipeError if gate or metrics do not fit the tasks.
     """
     if evaluation.tasks:
         with quiet_unless_watched():
             load_tasks(evaluation)
 
 
-def load_tasks(evaluation: Evaluation) -> tuple[Loaded, ...]:
-    """The tasks with their data and examples, groups and tags as their tasks. Sets the global random seeds.
+def load_tasks(evaluation: Evaluation) -> tuple[LoadedTask, ...]:
+    """Load the tasks with their data and few-shot examples; groups and tags are replaced by their tasks.
 
-    Raises as ``fetch_tasks`` does.
+    Sets the global random seeds. Raises as ``fetch_tasks`` does.
     """
     limit_waits()
     seed_everything(evaluation.seed)
     folder = _include_folder(evaluation)
     manager = _manager(folder) if folder else None
     if manager is None or not all(_lies_within(manager, name) for name in evaluation.tasks):
-        manager = _all_tasks(folder)  # a tag or a group may reach into lm-eval's own folders
-    loaded: dict[str, Loaded] = {}
+        manager = _all_tasks(folder)  # a tag or a group may include tasks of lm-eval's own folders
+    loaded: dict[str, LoadedTask] = {}
     for wanted in evaluation.tasks:
         try:
             found = manager.load([wanted])
-        except Exception as error:  # datasets, the hub client and task code raise dozens of kinds
+        except Exception as error:  # datasets, the hub client and task code raise many types
             raise EvaluationError(_unreachable(wanted, manager, error=error)) from error
         group = wanted if wanted in found["groups"] else None
-        for name, task in found["tasks"].items():
-            loaded.setdefault(name, Loaded(name, task, group))
-    for one in loaded.values():
-        if getattr(one.task, "UNSAFE_CODE", False):
+        for name, lm_eval_task in found["tasks"].items():
+            loaded.setdefault(name, LoadedTask(name, lm_eval_task, group))
+    for task in loaded.values():
+        if getattr(task.task, "UNSAFE_CODE", False):
             raise EvaluationError(
-                f"the task {one.name!r} runs code that the model wrote; remove it from evaluation.tasks"
+                f"the task {task.name!r} executes code generated by the model; remove it from evaluation.tasks"
             )
-        _set_fewshot(one.name, one.task, evaluation=evaluation)
+        _set_fewshot(task.name, task.task, evaluation=evaluation)
     require_names(evaluation, loaded)
     return tuple(loaded.values())
 
 
-def task_fingerprint(one: Loaded, evaluation: Evaluation) -> str:
-    """What a task's results depend on beside the model: its files, its data, the settings and the harness."""
-    splits = getattr(one.task, "dataset", None) or {}
+def task_fingerprint(task: LoadedTask, evaluation: Evaluation) -> str:
+    """Return the fingerprint of all inputs of a task's result except the model: files, data, settings, harness."""
+    splits = getattr(task.task, "dataset", None) or {}
     data = {str(split): getattr(rows, "_fingerprint", repr(rows)) for split, rows in dict(splits).items()}
     settings = evaluation.model_dump(mode="json", include={"limit", "num_fewshot", "batch_size", "seed"})
     parts = [
-        one.name,
-        one.group,
-        one.task.dump_config(),
+        task.name,
+        task.group,
+        task.task.dump_config(),
         _contents(_include_folder(evaluation)),
         data,
         settings,
-        evaluation.metrics.get(one.name),
+        evaluation.metrics.get(task.name),
         evaluation.backend.model_dump(mode="json") if evaluation.backend else None,
         [version(library) for library in ("lm-eval", "transformers", "torch", "datasets")],
     ]
@@ -130,9 +130,9 @@ def task_fingerprint(one: Loaded, evaluation: Evaluation) -> str:
 
 
 def seed_everything(seed: int | None) -> None:
-    """Before tasks load, and before each runs: some shuffle their choices as they read their data.
+    """Set all random seeds, before tasks are loaded and before each runs: some shuffle their choices on loading.
 
-    None seeds as the ``lm_eval`` command does by default, so that both ask the same.
+    None uses the default seeds of the ``lm_eval`` command, for the same requests.
     """
     import numpy as np
     import torch
@@ -144,7 +144,7 @@ def seed_everything(seed: int | None) -> None:
 
 
 def quiet_unless_watched() -> AbstractContextManager[None]:
-    """lm-eval's progress on a terminal, silence elsewhere."""
+    """Return a context that silences lm-eval unless standard error is a terminal."""
     return nullcontext() if sys.stderr.isatty() else quiet()
 
 
@@ -152,23 +152,23 @@ def quiet_unless_watched() -> AbstractContextManager[None]:
 def quiet() -> Iterator[None]:
     """Silence lm-eval's log lines and progress bars.
 
-    tqdm reads its environment on import only, so its constructor is replaced meanwhile.
+    tqdm reads its environment on import only, so its constructor is replaced within the context.
     """
     from tqdm import tqdm  # type: ignore[import-untyped]  # ships no types
 
-    chatter, original = logging.getLogger("lm_eval"), tqdm.__init__
-    level = chatter.level
+    lm_eval_logger, original = logging.getLogger("lm_eval"), tqdm.__init__
+    level = lm_eval_logger.level
 
     def without_bar(self: Any, *args: Any, **options: Any) -> None:
         original(self, *args, **options | {"disable": True})
 
-    chatter.setLevel(logging.ERROR)
+    lm_eval_logger.setLevel(logging.ERROR)
     tqdm.__init__ = without_bar
     try:
         yield
     finally:
         tqdm.__init__ = original
-        chatter.setLevel(level)
+        lm_eval_logger.setLevel(level)
 
 
 def _check_backend(backend: Backend) -> None:
@@ -192,7 +192,7 @@ def _include_folder(evaluation: Evaluation) -> Path | None:
 
 
 def _contents(folder: Path | None) -> list[tuple[str, str]]:
-    """Name and state of every file in the include folder: a task may read any of them."""
+    """Return name and state of every file in the include folder, because a task may read any of them."""
     if folder is None:
         return []
     files = sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
@@ -207,15 +207,15 @@ def _state(path: Path) -> str:
 
 
 def _manager(*folders: Path) -> Any:
-    """lm-eval's index of these folders alone, which takes milliseconds."""
+    """Return lm-eval's index of these folders only, which takes milliseconds."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=list(folders), include_defaults=False)
 
 
 def _lies_within(manager: Any, name: Any) -> bool:
-    """Whether a task, or a group with all its parts, is known to this index; of a tag that cannot be said."""
-    if not isinstance(name, str):  # a part that a group defines on the spot, perhaps upon another's task
+    """Check that a task, or a group with all its parts, is in this index. False for tags, which cannot be checked."""
+    if not isinstance(name, str):  # a part defined inline by a group, possibly based on another task
         return False
     if name in manager.all_groups:
         parts = (manager.task_index[name].cfg or {}).get("task")
@@ -225,16 +225,16 @@ def _lies_within(manager: Any, name: Any) -> bool:
 
 @lru_cache(maxsize=1)
 def _all_tasks(folder: Path | None) -> Any:
-    """lm-eval's index of its own 14,000 task files and the folder's: 13 s on two slow cores."""
+    """Return lm-eval's index of its own 14,000 task files and the folder's; takes 13 s on two slow cores."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=folder)
 
 
 def _named_in_defaults(names: set[str]) -> set[str]:
-    """Those names that lm-eval's own folders define; a name defined by inclusion can be missed.
+    """Return the names that lm-eval's own folders define; names defined by inclusion may be missed.
 
-    Looks for the names in the text first and parses only the folders that have them.
+    Searches the files' text first and parses only the folders with a match.
     """
     import lm_eval.tasks
 
@@ -251,17 +251,19 @@ def _unreachable(name: str, manager: Any, *, error: Exception) -> str:
     return (
         f"the task {name!r} or its data{f' ({data})' if data else ''} cannot be loaded: "
         f"{type(error).__name__}: {str(error).strip()}; for data on the hub check {HUB_SETTINGS}, "
-        "or give a folder of tasks with data at hand as evaluation.include_path"
+        "or set evaluation.include_path to a folder of tasks with local data"
     )
 
 
 def _set_fewshot(name: str, task: Any, *, evaluation: Evaluation) -> None:
-    """The recipe's examples before each question, except where the task forbids them."""
+    """Set the number of few-shot examples to the recipe's, unless the task is defined without examples."""
     from lm_eval.defaults import DEFAULT_OTHER_SEED
 
     own, wanted = task.get_config("num_fewshot"), evaluation.num_fewshot
     if own == 0 and wanted:
-        logger.warning("the task %s is defined without examples: num_fewshot %d does not apply to it", name, wanted)
+        logger.warning(
+            "the task %s is defined without few-shot examples: num_fewshot %d does not apply to it", name, wanted
+        )
     elif wanted is not None:
         task.set_config(key="num_fewshot", value=wanted)
     elif own is None:

@@ -1,4 +1,4 @@
-"""Two models that are compared document by document must read the documents alike."""
+"""Comparison of tokenizers: scores per sample are comparable only if both models see the same tokens."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from llmprune.common.errors import EvaluationError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# letters, capitals, digits, code, accents, other scripts, runs of blanks
+# letters, capitals, digits, code, accents, other scripts, repeated spaces
 _PROBE = "The quick brown Fox, 12345.67 + x_9;\n\tdef f(a):  return a\n\nnaïve Straße – 日本語 مرحبا 🙂   end "
 
 
 def require_same_tokenizer(
     base: str, one: PreTrainedTokenizerBase | None, *, model: str, other: PreTrainedTokenizerBase | None
 ) -> None:
-    """Raise EvaluationError unless both have the same vocabulary, special tokens and way to cut text."""
+    """Raise EvaluationError unless both have the same vocabulary, special tokens and tokenization."""
     assert one is not None, "both are loaded"
-    assert other is not None
+    assert other is not None, "both are loaded"
     difference = _difference(one, other)
     if difference:
         raise EvaluationError(
-            f"the tokenizers of {base} and {model} differ: {difference}; scores of models that read the text "
-            "differently are not comparable sample by sample: evaluate each alone, or give the base its own tokenizer"
+            f"the tokenizers of {base} and {model} differ: {difference}; scores of models with different tokens "
+            "are not comparable sample by sample: evaluate each alone, or give both the same tokenizer"
         )
 
 
@@ -38,5 +38,5 @@ def _difference(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) ->
         if getattr(one, name) != getattr(other, name):
             return f"{name} is {getattr(one, name)} and {getattr(other, name)}"
     if one(_PROBE)["input_ids"] != other(_PROBE)["input_ids"]:
-        return "they cut the same text differently"
+        return "they tokenize the same text differently"
     return None

@@ -1,4 +1,4 @@
-"""Run lm-eval's tasks with one of its backends, in a process: python -m llmprune.evaluation.lm_eval.worker JOB"""
+"""Process that runs lm-eval tasks with a backend: python -m llmprune.evaluation.lm_eval.worker JOB"""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from pathlib import Path
 from typing import Any
 
 from llmprune.common.errors import LLMPruneError
-from llmprune.evaluation.lm_eval.backend import SAID
+from llmprune.evaluation.lm_eval.backend import ERROR_PREFIX
 from llmprune.evaluation.lm_eval.harness import run_tasks
 from llmprune.evaluation.lm_eval.store import ResultStore
 from llmprune.recipe.evaluation import Evaluation
 
 
 def main(job: str) -> None:
-    """Run the job that ``ask_backend`` wrote, and write its results."""
+    """Run the job file that ``run_backend`` wrote, and write the results."""
     from lm_eval.api.registry import get_model
 
-    asked = json.loads(Path(job).read_text(encoding="utf-8"))
-    evaluation = Evaluation.model_validate(asked["evaluation"], strict=False)
-    kept = asked["store"]
-    store = ResultStore(Path(kept[0]), *kept[1:]) if kept else None
+    content = json.loads(Path(job).read_text(encoding="utf-8"))
+    evaluation = Evaluation.model_validate(content["evaluation"], strict=False)
+    stored = content["store"]
+    store = ResultStore(Path(stored[0]), *stored[1:]) if stored else None
 
-    def open_model() -> Any:
+    def load_lm() -> Any:
         assert evaluation.backend is not None
         backend = get_model(evaluation.backend.name)
-        return backend.create_from_arg_obj(asked["arguments"], {"batch_size": evaluation.batch_size})
+        return backend.create_from_arg_obj(content["arguments"], {"batch_size": evaluation.batch_size})
 
     try:
-        results = run_tasks(open_model, evaluation, store=store, earlier=asked["earlier"])
+        results = run_tasks(load_lm, evaluation, store=store, earlier=content["earlier"])
     except LLMPruneError as error:
-        sys.exit(SAID + " ".join(str(error).splitlines()))
-    Path(asked["results"]).write_text(results.to_json(), encoding="utf-8")
+        sys.exit(ERROR_PREFIX + " ".join(str(error).splitlines()))
+    Path(content["results"]).write_text(results.to_json(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from llmprune.common.errors import RecipeError
 from llmprune.common.printing import printable
-from llmprune.evaluation.more_samples import samples_to_ask
+from llmprune.evaluation.more_samples import next_limit
 from llmprune.recipe.hub import Hub
 from llmprune.recipe.recipe import Recipe, refuse_tokens
 from llmprune.recipe.width import Width
@@ -151,7 +151,7 @@ def _samples(job: Job, limit: int | None, *, settings: Settings) -> int:
     if not documents:
         raise RecipeError("the recipe names no tasks, so there are no samples to evaluate", "evaluation")
     try:
-        return samples_to_ask(gate, had, documents=documents, wanted=limit)
+        return next_limit(gate, had, documents=documents, wanted=limit)
     except RecipeError as error:
         raise RecipeError([problem.replace("--limit", "limit") for problem in error.problems], "evaluation") from error
 
