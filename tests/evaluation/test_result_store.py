@@ -103,7 +103,7 @@ def test_results_of_another_model_setting_or_file_are_not_reused(
 
     def calls(evaluation: Evaluation = evaluation, identity: str = "model") -> int:
         loader = CountingLoader(tokenizer)
-        run_tasks(opener, evaluation, store=ResultStore(tmp_path / "store", identity))
+        run_tasks(loader, evaluation, store=ResultStore(tmp_path / "store", identity))
         return loader.calls
 
     assert (calls(), calls()) == (1, 0)

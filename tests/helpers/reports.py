@@ -1,4 +1,4 @@
-"""Reports made by hand, for pages, cards and tables."""
+"""Handmade reports, and the pages, cards and tables that show them."""
 
 from __future__ import annotations
 
@@ -53,8 +53,93 @@ BASE = Base("HuggingFaceTB/SmolLM2-135M", COMMIT, {"license": "apache-2.0", "lan
 PLAIN = Loading("AutoModelForCausalLM", tokenizer=True, remote_code=False)
 
 
+PROVENANCE = Provenance(
+    model="HuggingFaceTB/SmolLM2-135M",
+    revision="main",
+    commit=COMMIT,
+    calibration_fingerprint="5be1c7a09d2f4e83b6c0",
+    calibration_tokens=131072,
+    seed=0,
+    trust_remote_code=False,
+    device="cpu, 2 threads",
+    processes=1,
+    versions={"llmprune": "0.1.0", "torch": "2.11.0", "transformers": "5.17.0"},
+)
+DENSE = Size(
+    parameters=134515008,
+    bytes=269030016,
+    layers=30,
+    widths={"intermediate_size": 1536},
+    experts=None,
+    kv_bytes_per_token=23040,
+)
+PRUNED = Size(
+    parameters=105978816,
+    bytes=211957632,
+    layers=27,
+    widths={"intermediate_size": 1152},
+    experts=None,
+    kv_bytes_per_token=20736,
+)
+PERPLEXITY = PerplexityFigures(dense=15.21, cut=47.36, pruned=21.94, tokens=65536, source="wikitext2_test.txt")
+RETENTION = RetentionFigures(
+    retention=0.9483,
+    interval=Interval(low=0.9214, high=0.9741, confidence=0.95),
+    counted=("arc_easy", "blimp_anaphor_gender_agreement"),
+    left_out=("squad_completion",),
+    samples=1000,
+)
+DIVERGENCE = DivergenceFigures(
+    mean=0.184,
+    quantiles={"0.5": 0.061, "0.9": 0.472, "0.99": 1.66, "1.0": 9.21},
+    same_first=0.861,
+    tokens=65472,
+)
+GENERATION = GenerationFigures(
+    dense=FreeText(repetition=0.212, loops=0.125, empty=0.0, tokens=61.2),
+    pruned=FreeText(repetition=0.274, loops=0.1875, empty=0.0625, tokens=58.8),
+    text=FreeText(repetition=0.008, loops=0.0, empty=0.0, tokens=64),
+    samples=16,
+    prompt_tokens=32,
+    new_tokens=64,
+    examples=(
+        Example(
+            prompt="The game takes place during the Second Europan War. Gallian Army Squad 422, also known as",
+            dense=" the Nameless, is a penal military unit composed of criminals and deserters.",
+            pruned=" the Nameless, is a unit of the army, and the unit of the army is a unit of the army.",
+        ),
+    ),
+)
+SPEED = SpeedFigures(
+    dense=18.4,
+    pruned=22.9,
+    ratio=1.243,
+    ratio_low=1.21,
+    ratio_high=1.27,
+    batch_size=1,
+    prompt_tokens=64,
+    new_tokens=32,
+    repeats=5,
+    device="cpu, 2 threads",
+)
+VERIFICATION = VerificationFigures(
+    parameters=105978816, largest_logit_difference=0.0, cached_generation_equal=True, positions=512
+)
+STEPS = (
+    Step(name="plan", seconds=0.83, reused=False),
+    Step(name="score", seconds=74.2, reused=True),
+    Step(name="prune", seconds=192.6, reused=False),
+    Step(name="verify", seconds=14.1, reused=False),
+    Step(name="evaluate", seconds=605.0, reused=False),
+)
+WARNINGS = (
+    "width.mlp: 0.75 of 1536 neurons is 1152, kept as it is: a multiple of 128.",
+    "evaluation.limit: 500 of 2376 samples were used; scores are less certain than the whole task's.",
+)
+
+
 def sample_layers(count: int = 30, removed: tuple[int, ...] = REMOVED) -> tuple[LayerFigures, ...]:
-    """High importance at both ends and a valley between them; errors that grow along depth."""
+    """Return layers with high importance at both ends, and errors that grow with depth."""
     layers = []
     for layer in range(count):
         depth = layer / max(count - 1, 1)
@@ -76,112 +161,43 @@ def sample_layers(count: int = 30, removed: tuple[int, ...] = REMOVED) -> tuple[
 
 
 def sample_report(**changes: Any) -> Report:
-    """SmolLM2-135M with 3 of 30 layers removed and its MLPs narrowed from 1536 to 1152 neurons."""
+    """Return the report of SmolLM2-135M with 3 of 30 layers removed and MLPs narrowed from 1536 to 1152 neurons."""
     values: dict[str, Any] = {
         "created": "2026-03-14 09:26 UTC",
         "recipe": {"model": {"id": "HuggingFaceTB/SmolLM2-135M"}, "depth": {"remove": 3}},
         "recipe_text": RECIPE,
         "overrides": ("refit.ridge=0.02", "evaluation.limit=500"),
-        "provenance": Provenance(
-            model="HuggingFaceTB/SmolLM2-135M",
-            revision="main",
-            commit="93efa2f097d58c2a74874c7e644dbc9b0cee75a2",
-            calibration_fingerprint="5be1c7a09d2f4e83b6c0",
-            calibration_tokens=131072,
-            seed=0,
-            trust_remote_code=False,
-            device="cpu, 2 threads",
-            processes=1,
-            versions={"llmprune": "0.1.0", "torch": "2.11.0", "transformers": "5.17.0"},
-        ),
-        "dense": Size(
-            parameters=134515008,
-            bytes=269030016,
-            layers=30,
-            widths={"intermediate_size": 1536},
-            experts=None,
-            kv_bytes_per_token=23040,
-        ),
-        "pruned": Size(
-            parameters=105978816,
-            bytes=211957632,
-            layers=27,
-            widths={"intermediate_size": 1152},
-            experts=None,
-            kv_bytes_per_token=20736,
-        ),
+        "provenance": PROVENANCE,
+        "dense": DENSE,
+        "pruned": PRUNED,
         "layers": sample_layers(),
-        "perplexity": PerplexityFigures(
-            dense=15.21, cut=47.36, pruned=21.94, tokens=65536, source="wikitext2_test.txt"
-        ),
-        "tasks": (
-            task("arc_easy", "acc_norm", 0.586, 0.544, lost=41, gained=20),
-            task("blimp_anaphor_gender_agreement", "acc", 0.874, 0.852, lost=19, gained=8),
-            task("squad_completion", "contains", 0.412, 0.388, lost=None, gained=None),
-        ),
-        "mean_retention": 0.9483,
-        "retention": RetentionFigures(
-            retention=0.9483,
-            interval=Interval(low=0.9214, high=0.9741, confidence=0.95),
-            counted=("arc_easy", "blimp_anaphor_gender_agreement"),
-            left_out=("squad_completion",),
-            samples=1000,
-        ),
-        "divergence": DivergenceFigures(
-            mean=0.184,
-            quantiles={"0.5": 0.061, "0.9": 0.472, "0.99": 1.66, "1.0": 9.21},
-            same_first=0.861,
-            tokens=65472,
-        ),
-        "generation": GenerationFigures(
-            dense=FreeText(repetition=0.212, loops=0.125, empty=0.0, tokens=61.2),
-            pruned=FreeText(repetition=0.274, loops=0.1875, empty=0.0625, tokens=58.8),
-            text=FreeText(repetition=0.008, loops=0.0, empty=0.0, tokens=64),
-            samples=16,
-            prompt_tokens=32,
-            new_tokens=64,
-            examples=(
-                Example(
-                    prompt="The game takes place during the Second Europan War. Gallian Army Squad 422, also known as",
-                    dense=" the Nameless, is a penal military unit composed of criminals and deserters.",
-                    pruned=" the Nameless, is a unit of the army, and the unit of the army is a unit of the army.",
-                ),
-            ),
-        ),
-        "speed": SpeedFigures(
-            dense=18.4,
-            pruned=22.9,
-            ratio=1.243,
-            ratio_low=1.21,
-            ratio_high=1.27,
-            batch_size=1,
-            prompt_tokens=64,
-            new_tokens=32,
-            repeats=5,
-            device="cpu, 2 threads",
-        ),
+        "perplexity": PERPLEXITY,
+        "divergence": DIVERGENCE,
+        "tasks": sample_tasks(),
+        "mean_retention": RETENTION.retention,
+        "retention": RETENTION,
+        "generation": GENERATION,
+        "speed": SPEED,
         "gate": gate(0.9),
-        "verification": VerificationFigures(
-            parameters=105978816, largest_logit_difference=0.0, cached_generation_equal=True, positions=512
-        ),
-        "steps": (
-            Step(name="plan", seconds=0.83, reused=False),
-            Step(name="score", seconds=74.2, reused=True),
-            Step(name="prune", seconds=192.6, reused=False),
-            Step(name="verify", seconds=14.1, reused=False),
-            Step(name="evaluate", seconds=605.0, reused=False),
-        ),
-        "warnings": (
-            "width.mlp: 0.75 of 1536 neurons is 1152, kept as it is: a multiple of 128.",
-            "evaluation.limit: 500 of 2376 samples were used; scores are less certain than the whole task's.",
-        ),
+        "verification": VERIFICATION,
+        "steps": STEPS,
+        "warnings": WARNINGS,
         "files": {"model": "smollm2-pruned/model", "page": "smollm2-pruned/report.html"},
     }
     return Report(**values | changes)
 
 
+def sample_tasks() -> tuple[TaskFigures, ...]:
+    """Return three tasks, the last of them without flips and interval."""
+    return (
+        task("arc_easy", "acc_norm", dense=0.586, pruned=0.544, flips=(41, 20)),
+        task("blimp_anaphor_gender_agreement", "acc", dense=0.874, pruned=0.852, flips=(19, 8)),
+        task("squad_completion", "contains", dense=0.412, pruned=0.388, flips=None),
+    )
+
+
 def gate(least: float, verdict: Verdict = "pass", needed: int | None = None) -> GateFigures:
-    """A gate with one bar, for the mean."""
+    """Return a gate with one bar, for the mean."""
     bar = BarFigures(
         name="mean",
         min_retention=least,
@@ -198,27 +214,27 @@ def gate(least: float, verdict: Verdict = "pass", needed: int | None = None) -> 
     )
 
 
-def task(name: str, metric: str, dense: float, pruned: float, lost: int | None, gained: int | None) -> TaskFigures:
-    """One task on 500 samples."""
+def task(name: str, metric: str, *, dense: float, pruned: float, flips: tuple[int, int] | None) -> TaskFigures:
+    """Return a task on 500 samples; ``flips``: lost and gained samples, without which it has no interval."""
+    retention = pruned / dense
+    lost, gained = flips or (None, None)
     return TaskFigures(
         task=name,
         metric=metric,
         dense=dense,
         pruned=pruned,
-        retention=pruned / dense,
-        interval=None
-        if lost is None
-        else Interval(low=pruned / dense - 0.03, high=pruned / dense + 0.028, confidence=0.95),
+        retention=retention,
+        interval=Interval(low=retention - 0.03, high=retention + 0.028, confidence=0.95) if flips else None,
         samples=500,
         documents=2376,
         lost=lost,
         gained=gained,
-        p_value=None if lost is None else 0.0123,
+        p_value=0.0123 if flips else None,
     )
 
 
 def bare_report() -> Report:
-    """A report in which everything that may be missing is."""
+    """Return a report without any optional part."""
     bare = sample_report()
     unknown = {"widths": {}, "kv_bytes_per_token": None}
     nothing = {"revision": None, "commit": None, "calibration_fingerprint": None, "calibration_tokens": None}
@@ -243,7 +259,7 @@ def bare_report() -> Report:
 
 
 def summary(report: Report) -> str:
-    """What a pipe of 80 columns gets."""
+    """Return the summary as a terminal of 80 columns prints it."""
     console = Console(file=io.StringIO(), width=80)
     print_summary(report, console)
     assert isinstance(console.file, io.StringIO)
@@ -251,16 +267,16 @@ def summary(report: Report) -> str:
 
 
 def with_confidence(confidence: float) -> Report:
-    """A report whose intervals have this confidence."""
+    """Return a report whose intervals have this confidence."""
     report = sample_report(gate=None)
     assert report.retention is not None
     other = {"interval": Interval(low=0.9, high=0.97, confidence=confidence)}
-    tasks = tuple(one.model_copy(update=other) if one.interval else one for one in report.tasks)
+    tasks = tuple(figures.model_copy(update=other) if figures.interval else figures for figures in report.tasks)
     return report.model_copy(update={"tasks": tasks, "retention": report.retention.model_copy(update=other)})
 
 
 def card(report: Report | None = None, base: Base = BASE, loading: Loading = PLAIN, **options: Any) -> ModelCard:
-    """The card of a report, read back as the hub reads it."""
+    """Return the model card of a report, parsed as the hub parses it."""
     given = {"refused": None, "plots": ("importance", "error")} | options
     written = ModelCard(write_card(NAME, report or sample_report(), base=base, loading=loading, **given))
     assert wrong_metadata(written.data.to_dict()) == []

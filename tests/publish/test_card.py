@@ -1,4 +1,4 @@
-"""The model card: metadata that the hub accepts, and a body that says what a reader must know."""
+"""Model card: metadata that the hub accepts, and a body with everything a reader needs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llmprune.results.schema import SparsityFigures
 
 
 def test_metadata_names_base_relation_tags_and_licence() -> None:
-    """What the hub shows beside a model comes from the base card or from the run; nothing else is taken over."""
+    """Metadata comes from the base model's card or from the run; nothing else is inherited."""
     found = card().data.to_dict()
     assert found.pop("model-index")
     assert found == {
@@ -31,7 +31,7 @@ def test_metadata_names_base_relation_tags_and_licence() -> None:
 
 
 def test_results_are_of_dense_and_pruned() -> None:
-    """Each task has both values under its metric, and perplexity too, in figures that are read back unrounded."""
+    """Tasks and perplexity have the values of both models, not rounded."""
     results = card().data.eval_results
     assert results is not None
     found = {(result.dataset_type, result.metric_type, result.metric_name): result.metric_value for result in results}
@@ -41,22 +41,22 @@ def test_results_are_of_dense_and_pruned() -> None:
     assert len(found) == 2 * (3 + 1)
 
 
-def test_the_body_says_what_was_removed_and_kept() -> None:
+def test_the_body_lists_what_was_removed_and_kept() -> None:
     """Layers, widths, sizes, speed, tasks with their flips, charts, the recipe verbatim, versions, commit, tokens."""
     report = sample_report()
     text = card(report).text
-    said = (
+    parts = (
         "3 of 30 removed: 12, 20, 21.", "MLP width 1,536 → 1,152", "| parameters | 134.5 M | 106 M | 78.8% |",
         "| generated tokens/s | 18.4 | 22.9 | 124.5% |", "| arc_easy (acc_norm) | 0.586 | 0.544 | 92.8% |", "41 / 20",
         "| **mean retention** |", "](plots/importance.png)", "](plots/error.png)", report.recipe_text.rstrip(),
         "- `--set refit.ridge=0.02`", f"`{COMMIT}`", "131,072 tokens, SHA-256 `5be1c7a09d2f4e83b6c0`",
         "| transformers | 5.17.0 |", "Gate: met.", f"llmprune run hub://{NAME}", "licence (apache-2.0) applies",
     )  # fmt: skip
-    assert [part for part in said if part not in text] == []
+    assert [part for part in parts if part not in text] == []
 
 
 def test_how_to_load_is_three_lines() -> None:
-    """The class that fits the model, its tokenizer where it has one, and remote code only where it needs it."""
+    """The model's class, its tokenizer if it has one, and remote code if it needs it."""
     lines = card().text.split("```python\n")[1].split("```")[0].splitlines()
     assert lines == [
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
@@ -68,8 +68,8 @@ def test_how_to_load_is_three_lines() -> None:
     assert "AutoTokenizer" not in other
 
 
-def test_a_model_that_did_not_meet_its_gate_says_so_first() -> None:
-    """The warning stands above everything else, with the figures."""
+def test_a_missed_gate_is_the_first_warning() -> None:
+    """The warning with the figures precedes everything else."""
     report = sample_report(gate=gate(0.99, "fail"))
     refused = refusal(report)
     assert refused == "the gate was not passed: mean retention 94.83% (92.14–97.41%), required: at least 99.00%"
@@ -80,20 +80,20 @@ def test_a_model_that_did_not_meet_its_gate_says_so_first() -> None:
     assert refusal(sample_report(gate=None)) is None
 
 
-def test_what_is_not_known_is_said() -> None:
-    """No evaluation, no gate, no speed, no licence, no commit: sentences, and no empty tables or invented fields."""
+def test_missing_information_is_stated() -> None:
+    """Without evaluation, gate, speed, licence and commit there are sentences, and no empty tables or fields."""
     written = card(bare_report(), Base("/home/ann/models/base", None, {}), plots=())
     assert {"base_model", "base_model_relation", "license", "language", "model-index"}.isdisjoint(
         written.data.to_dict()
     )
-    said = ("Nothing was evaluated", "No gate was set", "speed was not measured", "names no licence", "`base`, made")
-    assert [part for part in said if part not in written.text] == []
+    parts = ("Nothing was evaluated", "No gate was set", "speed was not measured", "names no licence", "`base`, made")
+    assert [part for part in parts if part not in written.text] == []
     assert "/home/ann" not in written.text
     assert "plots/" not in written.text
 
 
-def test_text_of_the_user_breaks_nothing() -> None:
-    """Fences in the recipe, bars in names and line ends in warnings stay inside their places."""
+def test_text_of_the_user_is_escaped() -> None:
+    """Fences in the recipe, bars in names and line ends in warnings do not change the layout."""
     report = sample_report(recipe_text="# ```\n# ---\nmodel: {id: x}\n", warnings=("a | b\nc",))
     written = card(report)
     assert "````yaml\n# ```\n" in written.text
@@ -115,8 +115,8 @@ def test_text_of_the_user_breaks_nothing() -> None:
         ("texts/wiki.jsonl (train)", "wiki.jsonl (train)"),
     ],
 )
-def test_folders_of_this_machine_stay_here(place: str, public: str) -> None:
-    """Of a file its name is told; hub ids and packages stay as they are."""
+def test_sources_do_not_reveal_local_folders(place: str, public: str) -> None:
+    """Files are named without folders; hub ids and packages are unchanged."""
     assert public_sources(place) == public
 
 
@@ -137,22 +137,22 @@ def test_folders_of_this_machine_stay_here(place: str, public: str) -> None:
         ("https://example.com/a/b", "https://example.com/a/b"),
     ],
 )
-def test_of_a_path_only_the_last_part_is_told(place: str, public: str) -> None:
-    """Blanks, quotes, drives, shares, homes and file addresses hide no path; what the hub knows stays."""
+def test_models_do_not_reveal_local_folders(place: str, public: str) -> None:
+    """Paths with spaces, quotes, drives, shares, homes and file addresses are recognised; hub ids are unchanged."""
     assert public_name(place) == public
     assert public_name("models/base", local=True) == "base"
 
 
 @pytest.mark.parametrize("text", [None, "", "no metadata", "---\n[broken\n---\n", "---\n- a list\n---\n"])
-def test_a_base_card_that_cannot_be_read_gives_nothing(tmp_path: Path, text: str | None) -> None:
-    """Anybody's card may be missing or broken: then nothing is inherited."""
+def test_an_unreadable_base_card_has_no_metadata(tmp_path: Path, text: str | None) -> None:
+    """A missing or damaged card of the base model is treated as empty."""
     if text is not None:
         (tmp_path / "README.md").write_text(text)
     assert read_metadata(tmp_path) == {}
 
 
-def test_a_commit_message_and_a_card_say_what_became_of_the_model() -> None:
-    """One layer is not layers, a folder stays private, and what is only sparse is not called smaller."""
+def test_commit_message_and_card_describe_the_pruning() -> None:
+    """One layer is singular, a local folder is not revealed, and a sparse model is not called smaller."""
     report = sample_report()
     local = report.provenance.model_copy(update={"model": "/home/ann/my models/base", "commit": None})
     one = report.model_copy(update={"provenance": local, "layers": sample_layers(removed=(12,))})
@@ -168,8 +168,8 @@ def test_a_commit_message_and_a_card_say_what_became_of_the_model() -> None:
     assert "), made smaller:" in card(report).text
 
 
-def test_charts_are_pictures_and_always_the_same(tmp_path: Path) -> None:
-    """Each PNG is a picture of the same size, and equal figures give equal bytes."""
+def test_charts_are_reproducible_pictures(tmp_path: Path) -> None:
+    """Each PNG has the expected size, and equal figures give equal bytes."""
     drawn, again = (draw(sample_report(), tmp_path / name) for name in ("once", "again"))
     assert list(drawn) == ["importance", "error"]
     for name, path in drawn.items():

@@ -1,4 +1,4 @@
-"""The report: a value that survives its JSON, a page that stands alone, a table for 80 columns."""
+"""Report: lossless JSON, a self-contained page, and a summary within 80 columns."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from llmprune.results.evaluation_figures import Example, PerplexityFigures, Verd
 from llmprune.results.schema import Report
 
 
-class LayerTopology(HTMLParser):
-    """Headings, ids and the balance of the tags of a page."""
+class PageOutline(HTMLParser):
+    """Parser of a page that checks balanced tags, and collects headings and ids."""
 
     VOID = frozenset({"meta", "br", "hr", "img", "input", "link", "wbr"})
 
@@ -29,10 +29,10 @@ class LayerTopology(HTMLParser):
         assert not self.open, f"never closed: {self.open}"
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """A tag that closes itself opens nothing."""
+        """Ignore tags that close themselves."""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Remember the tag, its id and what names it."""
+        """Record the tag, its id and its labels."""
         if tag not in self.VOID:
             self.open.append(tag)
         values = dict(attrs)
@@ -40,24 +40,24 @@ class LayerTopology(HTMLParser):
         self.named_by += (values.get("aria-labelledby") or "").split()
 
     def handle_endtag(self, tag: str) -> None:
-        """The tag that was opened last must be the one that closes."""
+        """Check that the tag that was opened last is closed."""
         assert self.open.pop() == tag, tag
 
     def handle_data(self, data: str) -> None:
-        """Keep the text of section headings."""
+        """Record the text of section headings."""
         if self.open and self.open[-1] == "h2":
             self.headings.append(data)
 
 
 @pytest.mark.parametrize("report", [sample_report(), bare_report()], ids=["full", "bare"])
 def test_a_report_read_back_from_its_json_is_the_same_report(report: Report) -> None:
-    """``report.json`` loses nothing."""
+    """``report.json`` is lossless."""
     assert Report.model_validate_json(report.model_dump_json()) == report
 
 
 def test_the_page_of_a_full_report_has_every_section() -> None:
-    """Everything a report holds has its place on the page, warnings first."""
-    outline = LayerTopology(render_page(sample_report()))
+    """Every part of a report has a section on the page, warnings first."""
+    outline = PageOutline(render_page(sample_report()))
     assert outline.headings == [
         "Warnings",
         "Size",
@@ -101,13 +101,13 @@ def test_the_page_of_a_full_report_has_every_section() -> None:
         "smollm2-pruned/report.html",
     ],
 )
-def test_the_page_says_the_figures(figure: str) -> None:
-    """Sizes, ratios, removed layers, verdict, times and origins are there in words."""
+def test_the_page_shows_the_figures(figure: str) -> None:
+    """Sizes, ratios, removed layers, verdict, times and provenance are text on the page."""
     assert figure in render_page(sample_report())
 
 
-def test_the_page_asks_nothing_of_the_network() -> None:
-    """No address, no script, no file beside it: the page can be mailed."""
+def test_the_page_needs_no_network() -> None:
+    """The page has no address, script or further file, so it can be mailed."""
     page = render_page(sample_report())
     assert "http://" not in page
     assert "https://" not in page
@@ -118,8 +118,8 @@ def test_the_page_asks_nothing_of_the_network() -> None:
     assert not re.search(r"url\((?!#)", page)
 
 
-def test_text_of_the_user_stays_text() -> None:
-    """A recipe, a task or a path cannot become markup."""
+def test_text_of_the_user_is_escaped() -> None:
+    """Markup in a recipe, task or path is escaped."""
     attack = '</pre><script>alert(1)</script>"><img src=x onerror=alert(1)>'
     base = sample_report()
     report = sample_report(
@@ -129,7 +129,7 @@ def test_text_of_the_user_stays_text() -> None:
         files={attack: attack},
         provenance=base.provenance.model_copy(update={"model": attack, "device": attack}),
         perplexity=base.perplexity.model_copy(update={"source": attack}) if base.perplexity else None,
-        tasks=(task(attack, attack, 0.5, 0.4, lost=1, gained=1),),
+        tasks=(task(attack, attack, dense=0.5, pruned=0.4, flips=(1, 1)),),
         generation=base.generation.model_copy(
             update={"examples": (Example(prompt=attack, dense=attack, pruned=attack),)}
         )
@@ -137,32 +137,32 @@ def test_text_of_the_user_stays_text() -> None:
         else None,
     )
     page = render_page(report)
-    LayerTopology(page)
+    PageOutline(page)
     assert "<script" not in page
     assert "<img" not in page
     assert "&lt;/pre&gt;&lt;script&gt;" in page
 
 
-def test_a_page_leaves_out_what_the_report_does_not_hold() -> None:
-    """Only size, verification, recipe and provenance are always there."""
+def test_a_bare_page_has_no_empty_sections() -> None:
+    """Only size, verification, recipe and provenance are always present."""
     page = render_page(bare_report())
-    assert LayerTopology(page).headings == ["Size", "Verification", "Recipe", "Provenance"]
+    assert PageOutline(page).headings == ["Size", "Verification", "Recipe", "Provenance"]
     assert "None" not in page
 
 
 @pytest.mark.parametrize("field", ["importance", "error_cut", "error_refit", "score_share", "width", "kept"])
-def test_a_layer_figure_that_nothing_measured_has_no_trace(field: str) -> None:
-    """A chart or a column without data is left out, and the rest stays."""
+def test_a_missing_layer_figure_has_no_chart_or_column(field: str) -> None:
+    """A chart or column without data is omitted; the others remain."""
     layers = tuple(layer.model_copy(update={field: None}) for layer in sample_layers())
     page = render_page(sample_report(layers=layers))
-    LayerTopology(page)
+    PageOutline(page)
     assert ('id="importance-title"' in page) == (field != "importance")
     assert 'id="error-title"' in page
     assert "None" not in page
 
 
 def test_a_cut_without_refit_shows_one_perplexity_bar_less() -> None:
-    """Where nothing was refit, the pruned model is the cut."""
+    """Without a refit, the pruned model is the cut model."""
     perplexity = PerplexityFigures(dense=15.2, cut=None, pruned=47.4, tokens=4096, source="held-out.txt")
     page = render_page(sample_report(perplexity=perplexity))
     assert "cut and refit" not in page
@@ -171,10 +171,10 @@ def test_a_cut_without_refit_shows_one_perplexity_bar_less() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 30, 126])
 def test_the_page_draws_any_number_of_layers(count: int) -> None:
-    """One bar a layer, removed layers hatched, every id once and every name found."""
+    """One bar per layer, removed layers hatched, unique ids, every label defined."""
     removed = tuple(layer for layer in range(count) if layer % 3 == 1)
     page = render_page(sample_report(layers=sample_layers(count, removed)))
-    outline = LayerTopology(page)
+    outline = PageOutline(page)
     assert len(re.findall(r'<rect class="(?:kept|cut)"[^>]*><title>Layer', page)) == count
     assert page.count('<rect class="ground"') == 2 * len(removed)
     assert len(set(outline.ids)) == len(outline.ids)
@@ -182,8 +182,8 @@ def test_the_page_draws_any_number_of_layers(count: int) -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, -0.3, 1e-9, 4e7, math.inf, math.nan])
-def test_extreme_figures_are_drawn_and_do_not_stop_the_page(value: float) -> None:
-    """Zero, negative, tiny, huge and not finite: a broken model is when the report is needed most."""
+def test_extreme_figures_can_be_drawn(value: float) -> None:
+    """Zero, negative, tiny, huge and infinite figures and NaN, as a broken model has them, are drawn."""
     layers = tuple(
         layer.model_copy(update={"importance": value, "error_cut": value, "error_refit": value})
         if layer.layer % 2
@@ -192,14 +192,14 @@ def test_extreme_figures_are_drawn_and_do_not_stop_the_page(value: float) -> Non
     )
     perplexity = PerplexityFigures(dense=15.2, cut=value, pruned=value, tokens=4096, source="held-out.txt")
     page = render_page(sample_report(layers=layers, perplexity=perplexity))
-    LayerTopology(page)
+    PageOutline(page)
     for place in re.findall(r' (?:x|y|x1|x2|y1|y2|cx|cy|width|height|points)="([^"]*)"', page):
         assert "nan" not in place
         assert "inf" not in place
 
 
-def test_the_summary_says_dense_cut_and_pruned_in_80_columns() -> None:
-    """One line a figure, each with its share of dense."""
+def test_the_summary_shows_dense_cut_and_pruned_in_80_columns() -> None:
+    """One line per figure, each with its share of dense."""
     text = summary(sample_report())
     rows = {" ".join(line.split()) for line in text.splitlines()}
     assert {
@@ -222,14 +222,14 @@ def test_the_summary_says_dense_cut_and_pruned_in_80_columns() -> None:
 
 
 def test_the_summary_of_a_bare_report_is_only_sizes() -> None:
-    """No empty row, no column for a cut that was not measured."""
+    """There is no empty row and no column for a cut that was not measured."""
     lines = [" ".join(line.split()) for line in summary(bare_report()).splitlines()]
     assert "dense pruned of dense" in lines
     assert [line.split()[0] for line in lines if "%" in line] == ["parameters", "weights", "layers"]
 
 
 def test_the_summary_names_a_gate_that_was_not_met_and_keeps_paths_whole() -> None:
-    """A failed gate is said in words, square brackets stay, and a long path stays on one line."""
+    """A failed gate is described, square brackets are not markup, and a long path is not wrapped."""
     path = "/".join(["a-rather-long-folder-name"] * 5)
     report = sample_report(
         gate=gate(0.98, "fail"),
@@ -243,7 +243,7 @@ def test_the_summary_names_a_gate_that_was_not_met_and_keeps_paths_whole() -> No
 
 
 def test_the_mean_of_one_task_is_not_drawn_twice() -> None:
-    """One task alone is drawn once, with the gate's mark; several have the mean above them."""
+    """A single task is drawn once, with the gate's mark; several are below their mean."""
     base = sample_report()
     assert base.retention is not None
     alone = sample_report(
@@ -264,6 +264,6 @@ def test_the_mean_of_one_task_is_not_drawn_twice() -> None:
         ("no interval", "not a mean over samples"),
     ],
 )
-def test_the_page_says_every_verdict(verdict: Verdict, said: str) -> None:
-    """Failed and undecided gates are said in words, and how many samples would tell."""
+def test_the_page_shows_every_verdict(verdict: Verdict, said: str) -> None:
+    """Failed and undecided gates are described, with the samples needed."""
     assert said in render_page(sample_report(gate=gate(0.96, verdict, needed=2400)))

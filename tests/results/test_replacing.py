@@ -1,7 +1,8 @@
-"""A finished run goes only when another one that has a model takes its place."""
+"""A finished run is replaced only by a run that has a model."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,9 +24,9 @@ def _in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``base`` (a model), ``text.txt``, and ``out``, a finished run that removes two layers."""
-    folder = tmp_path_factory.mktemp("room")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with ``base`` (a model), ``text.txt``, and ``out``, a finished run that removes two layers."""
+    folder = tmp_path_factory.mktemp("workspace")
     write_text(folder / "text.txt")
     save_model(folder / "base")
     with pytest.MonkeyPatch.context() as patch:
@@ -35,25 +36,30 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def finished(room: Path, tmp_path: Path) -> Path:
-    """A copy of the finished run."""
-    shutil.copytree(room / "out", tmp_path / "out")
+def finished(workspace: Path, tmp_path: Path) -> Path:
+    """Copy of the finished run."""
+    shutil.copytree(workspace / "out", tmp_path / "out")
     return tmp_path / "out"
 
 
-def run(room: Path, folder: Path, *options: str, text: Path | None = None, **sections: Any) -> Outcome:
-    """Prune the room's model into ``out``; by default as the finished run did."""
-    recipe = write_recipe(folder / "recipe.yaml", room / "base", text or room / "text.txt", **sections)
+def run(workspace: Path, folder: Path, *options: str, text: Path | None = None, **sections: Any) -> Outcome:
+    """Prune the workspace's model into ``out``; by default as the finished run did."""
+    recipe = write_recipe(folder / "recipe.yaml", workspace / "base", text or workspace / "text.txt", **sections)
     return command("run", recipe, "--output", folder / "out", *options)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a run folder, by its path."""
+    """Return every file of a run folder, by its path."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def reused_steps(folder: Path) -> dict[str, bool]:
+    """Return which steps of a finished run were reused, by name."""
+    return {step["name"]: step["reused"] for step in json.loads((folder / "report.json").read_text())["steps"]}
+
+
 def fail_in_pass_2(patch: pytest.MonkeyPatch) -> None:
-    """Let the disk fill up while pass 2 writes its second layer."""
+    """Raise DiskError when pass 2 writes its second layer."""
     write = CheckpointWriter.write_layer
 
     def write_or_fail(writer: CheckpointWriter, index: int, tensors: Any) -> None:
@@ -64,10 +70,10 @@ def fail_in_pass_2(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(CheckpointWriter, "write_layer", write_or_fail)
 
 
-def test_finished_run_of_another_recipe_is_refused(room: Path, tmp_path: Path, finished: Path) -> None:
-    """The sentence names what differs, the model that would go with its size, and both remedies."""
+def test_finished_run_of_another_recipe_is_refused(workspace: Path, tmp_path: Path, finished: Path) -> None:
+    """The error names the differences, the model with its size, and both remedies."""
     before = contents(finished)
-    outcome = run(room, tmp_path, depth={"remove": 1})
+    outcome = run(workspace, tmp_path, depth={"remove": 1})
     assert outcome.code == 2
     for said in (
         "another recipe (depth.remove: 2 there, 1 here)",
@@ -80,14 +86,14 @@ def test_finished_run_of_another_recipe_is_refused(room: Path, tmp_path: Path, f
     assert contents(finished) == before
 
 
-def test_other_text_is_another_recipe(room: Path, tmp_path: Path, finished: Path) -> None:
-    """Text of another place counts where its tokens differ, and a copy of the same text does not."""
+def test_other_text_is_another_recipe(workspace: Path, tmp_path: Path, finished: Path) -> None:
+    """Another text is refused; a copy of the same text is not."""
     other, copy = write_text(tmp_path / "other.txt", paragraphs=90), write_text(tmp_path / "copy.txt")
     before = contents(finished)
-    outcome = run(room, tmp_path, text=other)
+    outcome = run(workspace, tmp_path, text=other)
     assert (outcome.code, "calibration.dataset: " in outcome.err) == (2, True)
     assert contents(finished) == before
-    assert run(room, tmp_path, text=copy).code == 0
+    assert run(workspace, tmp_path, text=copy).code == 0
     assert contents(finished)["model/model.safetensors"] == before["model/model.safetensors"]
 
 
@@ -100,27 +106,26 @@ def test_other_text_is_another_recipe(room: Path, tmp_path: Path, finished: Path
     ],
 )
 def test_fresh_run_that_is_refused_leaves_the_finished_one(
-    wrong: dict[str, Any], room: Path, tmp_path: Path, finished: Path
+    wrong: dict[str, Any], workspace: Path, tmp_path: Path, finished: Path
 ) -> None:
-    """With --fresh a recipe that cannot be run changes nothing."""
+    """With --fresh, a recipe that cannot be run changes nothing."""
     before = contents(finished)
-    assert run(room, tmp_path, "--fresh", **wrong).code in (1, 2)
+    assert run(workspace, tmp_path, "--fresh", **wrong).code in (1, 2)
     assert contents(finished) == before
     assert not (finished / "next.partial").exists()
 
 
 def test_fresh_run_that_fails_leaves_the_finished_one_and_continues(
-    room: Path, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Path, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After an error in pass 2 the old run is whole; without --fresh the new one continues and takes its place."""
+    """After an error in pass 2 the old run is complete; the next start continues the new run, which replaces it."""
     before = contents(finished)
     with monkeypatch.context() as patch:
         fail_in_pass_2(patch)
-        assert run(room, tmp_path, "--fresh", depth={"remove": 1}).code == 1
+        assert run(workspace, tmp_path, "--fresh", depth={"remove": 1}).code == 1
     assert {name: text for name, text in contents(finished).items() if "next.partial" not in name} == before
-    with monkeypatch.context() as patch:
-        patch.setattr("llmprune.pipeline.score_and_select.score", lambda *_, **__: pytest.fail("pass 1 is done"))
-        assert run(room, tmp_path, depth={"remove": 1}).code == 0
+    assert run(workspace, tmp_path, depth={"remove": 1}).code == 0
+    assert reused_steps(finished)["pass 1"], "pass 1 is not repeated"
     after = contents(finished)
     assert after.keys() == before.keys()
     assert after["model/model.safetensors"] != before["model/model.safetensors"]
@@ -128,28 +133,32 @@ def test_fresh_run_that_fails_leaves_the_finished_one_and_continues(
 
 
 def test_own_recipe_of_the_finished_run_is_not_disturbed_by_an_unfinished_replacement(
-    room: Path, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    workspace: Path, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It finds its products, and a warning says where the other run's partial products are."""
+    """Its products are reused, and a warning names the folder of the other run."""
     with monkeypatch.context() as patch:
         fail_in_pass_2(patch)
-        assert run(room, tmp_path, "--fresh", depth={"remove": 1}).code == 1
-    monkeypatch.setattr("llmprune.pipeline.inputs.load_model", lambda source: pytest.fail("everything is done"))
-    assert run(room, tmp_path).code == 0
+        assert run(workspace, tmp_path, "--fresh", depth={"remove": 1}).code == 1
+    assert run(workspace, tmp_path).code == 0
+    steps = reused_steps(finished)
+    assert steps
+    assert all(steps.values()), "no step is repeated"
     assert str(finished / "next.partial") in caplog.text
 
 
 def test_other_code_replaces_only_with_a_model(
-    room: Path, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Path, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same recipe under another version makes its products anew, beside the old ones until the model is there."""
+    """Products of another version are made again, and replace the old ones once the new model is verified."""
+    journal = json.loads((finished / "run.json").read_text())
+    products = {name: product | {"fingerprint": "of other code"} for name, product in journal["products"].items()}
+    (finished / "run.json").write_text(json.dumps(journal | {"origin": "other code", "products": products}))
     before = contents(finished)
-    monkeypatch.setattr("llmprune.pipeline.inputs.code_fingerprint", lambda: "another")
     with monkeypatch.context() as patch:
         fail_in_pass_2(patch)
-        assert run(room, tmp_path).code == 1
+        assert run(workspace, tmp_path).code == 1
     assert {name: text for name, text in contents(finished).items() if "next.partial" not in name} == before
-    assert run(room, tmp_path).code == 0
+    assert run(workspace, tmp_path).code == 0
     assert contents(finished).keys() == before.keys()
 
 
@@ -158,7 +167,7 @@ class _Killed(BaseException):
 
 
 def _kill_at(count: int, patch: pytest.MonkeyPatch) -> None:
-    """End with an error of its own at one of the changes to the file system."""
+    """Raise ``_Killed`` at this change to the file system, counted from 0."""
     left = [count]
 
     def counted(change: Callable[..., Any]) -> Callable[..., Any]:
@@ -176,7 +185,7 @@ def _kill_at(count: int, patch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("count", range(12))
 def test_killed_swap_is_completed(count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the instant of a kill, the next start has the whole new run, and the user's own file."""
+    """Killed at any change, the next start has the complete new run and the user's file."""
     products = ("model", "cut.json", "scores.safetensors", "run.json")
     for place, made in (
         (tmp_path, ("model", "cut.json", "scores.safetensors", "run.json")),
@@ -199,7 +208,7 @@ def test_killed_swap_is_completed(count: int, tmp_path: Path, monkeypatch: pytes
 
 
 def test_folder_with_a_begun_swap_is_a_run(tmp_path: Path) -> None:
-    """A kill that left no journal in the folder itself does not make it a stranger's."""
+    """A folder whose journal is in the middle of the swap is recognised; a folder with other files is not."""
     (tmp_path / "next.ready" / "model").mkdir(parents=True)
     (tmp_path / "next.ready" / "run.json").write_text('{"format": 2, "recipe": {}, "origin": "", "products": {}}')
     for name in ("reevaluate", "push"):
