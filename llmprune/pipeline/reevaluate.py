@@ -20,9 +20,10 @@ from llmprune.evaluation.more_samples import next_limit
 from llmprune.evaluation.retention import CONFIDENCE, compare
 from llmprune.pipeline.run import pruned_source, push_as_asked, require_gate
 from llmprune.pipeline.step_costs import account
-from llmprune.publish.push import MORE_SAMPLES, finished_report, require_whole
+from llmprune.publish.push import MORE_SAMPLES, require_whole
 from llmprune.recipe.recipe import Recipe
 from llmprune.report.html.page import render_page
+from llmprune.results.report_file import load_report
 from llmprune.results.run_folder import TASKS, RunFolder
 from llmprune.results.schema import Report
 
@@ -71,7 +72,7 @@ def _evaluated(folder: RunFolder, limit: int | None) -> tuple[Report, Recipe]:
 
 def _finished(path: Path) -> tuple[Report, Measured]:
     """Read the report and the measurements of a run. Raises OutputError where there are none, or none of tasks."""
-    report = finished_report(path)
+    report = load_report(path)
     if not report.tasks:
         raise OutputError(
             f"the run in {path} evaluated no task, so there are no samples to add to; name some in evaluation.tasks "

@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from llmprune.anatomy.meta_model import auto_class
@@ -31,6 +30,7 @@ from llmprune.recipe.hub import Hub
 from llmprune.recipe.model import ModelSource
 from llmprune.recipe.recipe import Recipe, validate_arguments
 from llmprune.results.formatting import percent, ranges
+from llmprune.results.report_file import load_report
 from llmprune.results.run_folder import RunFolder, file_fingerprint, fingerprint
 from llmprune.results.schema import Report
 from llmprune.results.sentences import describe_missed_bars
@@ -63,7 +63,7 @@ def push_run(path: Path, settings: Mapping[str, object]) -> Published:
     """
     folder = RunFolder.open_finished(path)
     try:
-        report = finished_report(path)
+        report = load_report(path)
         recipe = Recipe.parse(report.recipe_text, report.overrides, source=str(path / "recipe.yaml"))
         given = {name: value for name, value in settings.items() if value is not None}
         hub = validate_arguments(Hub, (recipe.hub.model_dump() if recipe.hub else {}) | given)
@@ -125,27 +125,17 @@ def require_whole(model: Path, parameters: int) -> None:
         )
 
 
-def finished_report(path: Path) -> Report:
-    """Read the report of a finished run. Raises OutputError if there is none or it is unreadable."""
-    try:
-        return Report.model_validate_json((path / "report.json").read_text(encoding="utf-8"))
-    except (OSError, ValidationError) as error:
-        raise OutputError(
-            f"the run in {path} has no report that can be read, so it is not finished; run its recipe again first"
-        ) from error
-
-
 def refuse_fewer_samples(path: Path, limit: int | None) -> None:
     """Raise OutputError if ``llmprune reevaluate`` evaluated this model on more samples per task than ``limit``."""
     written = path / "report.json"
     if limit is None or not written.is_file() or written.stat().st_mtime < (path / "pruning.json").stat().st_mtime:
         return
-    report = finished_report(path)
-    asked = report.recipe["evaluation"]["limit"]
-    if any(step.name == MORE_SAMPLES for step in report.steps) and (asked is None or asked > limit):
+    report = load_report(path)
+    evaluated = report.recipe["evaluation"]["limit"]
+    if any(step.name == MORE_SAMPLES for step in report.steps) and (evaluated is None or evaluated > limit):
         raise OutputError(
-            f"the report in {path} is based on {asked} samples per task (llmprune reevaluate), and this run would "
-            f"replace it by one on {limit}; add --set evaluation.limit={asked}, or give another --output"
+            f"the report in {path} is based on {evaluated} samples per task (llmprune reevaluate), and this run would "
+            f"replace it by one on {limit}; add --set evaluation.limit={evaluated}, or give another --output"
         )
 
 

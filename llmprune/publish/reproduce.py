@@ -34,7 +34,7 @@ def recorded_recipe(place: str, overrides: Sequence[str] = ()) -> tuple[Recipe, 
     problems = [
         f"{key}: a recipe from the hub may only name hub ids, not {value[:80]!r}; set it with --set {key}=…"
         for key, value in (_local_names(recipe) if commit else ())
-        if not any(key == one or key.startswith(f"{one}.") for one in given)
+        if not any(key == name or key.startswith(f"{name}.") for name in given)
     ]
     if problems:
         raise RecipeError(problems, place)

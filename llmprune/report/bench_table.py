@@ -33,7 +33,7 @@ def print_bench(figures: BenchFigures, console: Console) -> None:
             f"{figures.device}, {figures.dtype}, {figures.cache} cache, {figures.new_tokens} new tokens; medians of "
             f"{plural(figures.repeats, 'run')} of each model, alternating, and their ratio model / base; in brackets "
             "the quartiles of model / base over the pairs of runs, or minimum and maximum of fewer than four. DRAM "
-            "energy is estimated from the sizes: 640 pJ per 32-bit word (Horowitz, ISSCC 2014), batch size one.",
+            "energy is estimated from the sizes: 640 pJ per 32-bit word (Horowitz, ISSCC 2014), batch size product.",
             style="dim",
         )
     )
@@ -85,19 +85,23 @@ def _times(figures: BenchFigures) -> Table:
 
 def _products(products: Sequence[SparseProduct]) -> Table:
     table = _table("matrix", "count", "tokens", "dense", "2:4", "speed", "difference")
-    for one in products:
-        figures = seconds(one.dense / 1000), seconds(one.sparse / 1000), times(share(one.sparse, one.dense))
-        shape = f"{one.outputs:,} × {one.inputs:,}"
-        table.add_row(shape, count(one.matrices), count(one.tokens), *figures, f"{one.difference:.1g}")
+    for product in products:
+        figures = (
+            seconds(product.dense / 1000),
+            seconds(product.sparse / 1000),
+            times(share(product.sparse, product.dense)),
+        )
+        shape = f"{product.outputs:,} × {product.inputs:,}"
+        table.add_row(shape, count(product.matrices), count(product.tokens), *figures, f"{product.difference:.1g}")
     return table
 
 
 def _best_case(products: Sequence[SparseProduct]) -> str:
     """Return a sentence: in how many cases 2:4 is faster, and the case with the largest speedup."""
-    faster = [one for one in products if one.dense > _MIN_SPEEDUP * one.sparse]
+    faster = [product for product in products if product.dense > _MIN_SPEEDUP * product.sparse]
     if not faster:
         return "2:4 is not faster in any case on this device: store and serve the model as it is."
-    best = max(faster, key=lambda one: one.dense / one.sparse)
+    best = max(faster, key=lambda product: product.dense / product.sparse)
     return (
         f"2:4 is faster in {len(faster)} of {len(products)} cases, most for a matrix of {best.outputs:,} × "
         f"{best.inputs:,} at {best.tokens:,} tokens ({best.dense / best.sparse:.2f}×)."

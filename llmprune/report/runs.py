@@ -1,4 +1,4 @@
-"""Reports of finished runs, read from their folders and compared."""
+"""Comparison of finished runs."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from llmprune.common.errors import OutputError
-from llmprune.results.figures import SCHEMA_VERSION
 from llmprune.results.formatting import NOTHING, interval_name, number, percent, plural, share, span, speedup, times
+from llmprune.results.report_file import load_report
 from llmprune.results.schema import Report
 
 
@@ -25,28 +24,6 @@ class Run:
 
     name: str
     report: Report
-
-
-def load_report(folder: Path) -> Report:
-    """Read the report of a run folder, or a ``report.json``. Raises OutputError if it cannot be read."""
-    path = folder / "report.json" if folder.is_dir() else folder
-    if not path.is_file():
-        unfinished = (folder / "run.json").is_file()
-        remedy = "the run is not finished: run it again to continue it" if unfinished else "give the folder of a run"
-        raise OutputError(f"{folder} has no report.json; {remedy}")
-    try:
-        text = path.read_text(encoding="utf-8")
-        found = json.loads(text)
-        version = found.get("schema_version") if isinstance(found, dict) else None
-        if version != SCHEMA_VERSION:
-            raise OutputError(
-                f"{path} has schema {version}, and this version of llmprune reads {SCHEMA_VERSION}; "
-                "run the recipe again with this version"
-            )
-        return Report.model_validate_json(text)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:
-        reason = f"{error.error_count()} fields are wrong" if isinstance(error, ValidationError) else error
-        raise OutputError(f"{path} cannot be read ({reason}); run the recipe again") from error
 
 
 def load_runs(folders: Sequence[Path]) -> tuple[tuple[Run, ...], tuple[str, ...]]:

@@ -124,7 +124,9 @@ def interval_name(intervals: Iterable[Interval | None]) -> str:
 def interval_heading(confidences: Iterable[float]) -> str:
     """Return ``95% interval``; ``90% or 95% interval`` for several confidences; ``interval`` for none."""
     found = sorted(set(confidences))
-    return " or ".join(f"{round(one * 100, 6):.8g}%" for one in found) + " interval" if found else "interval"
+    return (
+        " or ".join(f"{round(confidence * 100, 6):.8g}%" for confidence in found) + " interval" if found else "interval"
+    )
 
 
 def metric_name(task: TaskFigures) -> str:

@@ -47,7 +47,10 @@ def refuse_other_recipe(home: Path, recorded: Mapping[str, Any], *, wanted: Mapp
     paths = [path for path in {**wanted, **recorded} if recorded.get(path) != wanted.get(path)]
     if not any(locations or path == "calibration.batch_size" or not path.startswith(_LOCATIONS) for path in paths):
         return
-    listed = [f"{path}: {_shown(recorded, path)} there, {_shown(wanted, path)} here" for path in paths[:_NAMES_SHOWN]]
+    listed = [
+        f"{path}: {_shown(recorded, path)} in the folder, {_shown(wanted, path)} in this recipe"
+        for path in paths[:_NAMES_SHOWN]
+    ]
     more = f"; and {len(paths) - _NAMES_SHOWN} more" if len(paths) > _NAMES_SHOWN else ""
     raise OutputError(
         f"{home} holds the finished run of another recipe ({'; '.join(listed)}{more}), and this run would replace its "

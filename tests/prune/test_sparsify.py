@@ -331,7 +331,7 @@ def test_bench_sparse_without_a_gpu_says_so(base: Path) -> None:
 
 def test_the_card_says_what_is_sparse(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pushed model's card names the pattern and what was counted, and a job is called after it."""
-    from llmprune.report.runs import load_report
+    from llmprune.results.report_file import load_report
     from llmprune.results.sentences import describe_sparsity
     from llmprune.service.jobs.submission import default_name
 

@@ -124,7 +124,7 @@ def test_only_a_whole_finished_run_is_pushed(hub: Hub, run: Path, tmp_path: Path
     weights.write_bytes(weights.read_bytes()[:-9])
     refuse(run, "has weights that cannot be read")
     (run / "report.json").unlink()
-    refuse(run, "so it is not finished; run its recipe again first", code=2)
+    refuse(run, "has no report.json; the run is not finished: run it again to continue it", code=2)
     assert hub.repos == {}
 
 

@@ -76,7 +76,7 @@ def test_finished_run_of_another_recipe_is_refused(workspace: Path, tmp_path: Pa
     outcome = run(workspace, tmp_path, depth={"remove": 1})
     assert outcome.code == 2
     for said in (
-        "another recipe (depth.remove: 2 there, 1 here)",
+        "another recipe (depth.remove: 2 in the folder, 1 in this recipe)",
         f"{finished / 'model'} (",
         " KB)",
         "--output",
@@ -212,7 +212,7 @@ def test_folder_with_a_begun_swap_is_a_run(tmp_path: Path) -> None:
     (tmp_path / "next.ready" / "model").mkdir(parents=True)
     (tmp_path / "next.ready" / "run.json").write_text('{"format": 2, "recipe": {}, "origin": "", "products": {}}')
     for name in ("reevaluate", "push"):
-        assert "has no report that can be read" in command(name, tmp_path).err
+        assert "has no report.json; the run is not finished" in command(name, tmp_path).err
     assert (tmp_path / "model").is_dir()
     shutil.rmtree(tmp_path / "model")
     (tmp_path / "run.json").unlink()

@@ -54,10 +54,10 @@ def sparse_projections(model: PreTrainedModel) -> dict[str, Projection]:
         raise ModelError(f"torch runs 2:4 in float16 and bfloat16, and the model is in {model.dtype}; give --dtype")
     path, layers = find_layers(model)
     found = {
-        f"{path}.{index}.{one.name}": one
+        f"{path}.{index}.{projection.name}": projection
         for index, layer in enumerate(layers)
-        for one in projections_of(layer)
-        if _is_sparse(layer.get_submodule(one.name), one)
+        for projection in projections_of(layer)
+        if _is_sparse(layer.get_submodule(projection.name), projection)
     }
     if not found:
         raise ModelError(
@@ -101,8 +101,8 @@ def time_products(
     Raises ModelError if the outputs differ by more than rounding.
     """
     shapes: dict[tuple[int, int], list[str]] = {}
-    for name, one in projections.items():
-        shapes.setdefault((one.outputs, one.inputs), []).append(name)
+    for name, projection in projections.items():
+        shapes.setdefault((projection.outputs, projection.inputs), []).append(name)
     products = []
     for (outputs, inputs), names in sorted(shapes.items()):
         dense_OI = model.get_submodule(names[0]).get_parameter("weight").data

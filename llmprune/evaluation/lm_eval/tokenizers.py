@@ -14,12 +14,15 @@ _PROBE = "The quick brown Fox, 12345.67 + x_9;\n\tdef f(a):  return a\n\nnaïve 
 
 
 def require_same_tokenizer(
-    base: str, one: PreTrainedTokenizerBase | None, *, model: str, other: PreTrainedTokenizerBase | None
+    base: str, tokenizer: PreTrainedTokenizerBase | None, *, model: str, other: PreTrainedTokenizerBase | None
 ) -> None:
-    """Raise EvaluationError unless both have the same vocabulary, special tokens and tokenization."""
-    assert one is not None, "both are loaded"
+    """Raise EvaluationError unless both models have the same vocabulary, special tokens and tokenization.
+
+    ``base`` and ``model`` name the models, ``tokenizer`` and ``other`` are their tokenizers.
+    """
+    assert tokenizer is not None, "both are loaded"
     assert other is not None, "both are loaded"
-    difference = _difference(one, other)
+    difference = _difference(tokenizer, other)
     if difference:
         raise EvaluationError(
             f"the tokenizers of {base} and {model} differ: {difference}; scores of models with different tokens "
@@ -27,16 +30,17 @@ def require_same_tokenizer(
         )
 
 
-def _difference(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> str | None:
-    words, others = one.get_vocab(), other.get_vocab()
-    if words != others:
-        if len(words) != len(others):
-            return f"{len(words):,} tokens and {len(others):,}"
-        token = next(word for word, index in words.items() if others.get(word) != index)
-        return f"the token {token!r} is {words[token]} in one and {others.get(token, 'missing')} in the other"
+def _difference(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> str | None:
+    vocabulary, other_vocabulary = tokenizer.get_vocab(), other.get_vocab()
+    if vocabulary != other_vocabulary:
+        if len(vocabulary) != len(other_vocabulary):
+            return f"{len(vocabulary):,} tokens and {len(other_vocabulary):,}"
+        token = next(token for token, index in vocabulary.items() if other_vocabulary.get(token) != index)
+        index = other_vocabulary.get(token, "missing")
+        return f"the token {token!r} is {vocabulary[token]} in one and {index} in the other"
     for name in ("bos_token_id", "eos_token_id"):
-        if getattr(one, name) != getattr(other, name):
-            return f"{name} is {getattr(one, name)} and {getattr(other, name)}"
-    if one(_PROBE)["input_ids"] != other(_PROBE)["input_ids"]:
+        if getattr(tokenizer, name) != getattr(other, name):
+            return f"{name} is {getattr(tokenizer, name)} and {getattr(other, name)}"
+    if tokenizer(_PROBE)["input_ids"] != other(_PROBE)["input_ids"]:
         return "they tokenize the same text differently"
     return None
