@@ -50,9 +50,9 @@ def hub(hub_server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.setattr(remote, "_sleep", hub_server.waits.append)
     for module in (_http, file_download):
         monkeypatch.setattr(module, "time", Clock(hub_server.waits))
-    remote.resolve.cache_clear()
+    remote.resolve_revision.cache_clear()
     yield hub_server
-    remote.resolve.cache_clear()
+    remote.resolve_revision.cache_clear()
     hub_server.forget()
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmprune.checkpoint.loading import load_model, load_tokenizer
-from llmprune.common.distributed import in_step, is_first
+from llmprune.common.distributed import is_first_process, synchronized
 from llmprune.common.errors import EvaluationError, GateNotMet, OutputError, RecipeError
 from llmprune.common.files import write_text
 from llmprune.common.progress import quiet_libraries
@@ -48,7 +48,7 @@ def evaluate_models(
     Under a launcher the processes share the samples, and an error of one ends all.
     """
     quiet_libraries()
-    with in_step():
+    with synchronized():
         _evaluate(model, against, settings=settings, output=output, console=console)
 
 
@@ -90,7 +90,7 @@ def _evaluate(
             "retention": figures.mean.model_dump(mode="json") if figures.mean else None,
             "gate": gate.model_dump(mode="json") if gate else None,
         }
-    if is_first():
+    if is_first_process():
         _show(table, found, output=output, console=console)
     if gate and not gate.passed:
         raise GateNotMet(_in_options(describe_verdict(gate)))

@@ -16,9 +16,9 @@ from typer.core import TyperGroup
 
 from llmprune import __version__
 from llmprune.common.errors import GateNotMet, LLMPruneError, RecipeError, to_continue
-from llmprune.common.hub.client import guard_logs, redact
+from llmprune.common.hub.secrets import redact, redact_logs
 from llmprune.common.printing import print_lines, printable, printable_message
-from llmprune.common.progress import lines_without_terminal, say_loading
+from llmprune.common.progress import announce_imports, lines_without_terminal
 from llmprune.service.cli import commands as service_verbs
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _root(
 def plan(recipe: RecipePlace, overrides: Overrides = None, *, as_json: Json = False) -> None:
     """Say what a recipe would do: sizes, memory, and all that a run would refuse. No weights are read."""
     parsed, _ = _recipe(recipe, overrides)
-    say_loading(always=False)
+    announce_imports(always=False)
     from llmprune.planning.plan import survey
     from llmprune.report.plan_table import print_plan
 
@@ -133,8 +133,8 @@ def run(
     """Prune a model as a recipe says. Run again on the same folder, it continues."""
     parsed, record = _recipe(recipe, overrides)
     folder = output or Path("runs") / (Path(recipe).stem if record is None else recipe.split("@")[0].rsplit("/")[-1])
-    say_loading(always=True)
-    from llmprune.common.distributed import is_first, leave
+    announce_imports(always=True)
+    from llmprune.common.distributed import is_first_process, leave_process_group
     from llmprune.pipeline.run import run as run_recipe
     from llmprune.report.run_table import print_summary
 
@@ -144,14 +144,14 @@ def run(
                 parsed, folder, fresh=fresh, measure_forward=measure_forward, calibration_check=calibration_check
             )
     except GateNotMet as missed:
-        if is_first() and missed.report is not None:
+        if is_first_process() and missed.report is not None:
             print_summary(missed.report, _console())
         raise
-    if is_first():
+    if is_first_process():
         print_summary(report, _console())
         if record is not None:
             _print_repeated(recipe, record, report=report, folder=folder)
-    leave()
+    leave_process_group()
 
 
 @app.command()
@@ -176,7 +176,7 @@ def push(
 ) -> None:
     """Push the model of a finished run to the hub, with its card and provenance."""
     settings = {"repo_id": repo_id, "private": private, "branch": branch, "create_pr": create_pr}
-    say_loading(always=False)
+    announce_imports(always=False)
     from llmprune.common.files import require_file, write_text
     from llmprune.publish.push import push_run
 
@@ -194,7 +194,7 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Print what a pushed model came from, and check its files against it."""
-    say_loading(always=False)
+    announce_imports(always=False)
     from llmprune.publish.provenance import differing_files, fetch_record, parse_place
     from llmprune.publish.show import print_record
 
@@ -214,8 +214,8 @@ def reevaluate(
     ] = None,
 ) -> None:
     """Evaluate more samples of a finished run's model: no pruning again, and earlier answers are kept."""
-    say_loading(always=True)
-    from llmprune.common.distributed import is_first, leave
+    announce_imports(always=True)
+    from llmprune.common.distributed import is_first_process, leave_process_group
     from llmprune.pipeline.reevaluate import reevaluate as evaluate_more
     from llmprune.report.run_table import print_summary
 
@@ -223,12 +223,12 @@ def reevaluate(
         with lines_without_terminal():
             report = evaluate_more(run, limit)
     except GateNotMet as missed:
-        if is_first() and missed.report is not None:
+        if is_first_process() and missed.report is not None:
             print_summary(missed.report, _console())
         raise
-    if is_first():
+    if is_first_process():
         print_summary(report, _console())
-    leave()
+    leave_process_group()
 
 
 @app.command("eval")
@@ -281,13 +281,13 @@ def evaluate(
     }
     settings = validate_arguments(Evaluation, wishes)
     judged, base = _source(model), None if against is None else _source(against)
-    say_loading(always=True)
+    announce_imports(always=True)
     from llmprune.cli.eval import evaluate_models
-    from llmprune.common.distributed import leave
+    from llmprune.common.distributed import leave_process_group
 
     with lines_without_terminal():
         evaluate_models(judged, base, settings=settings, output=output, console=_console())
-    leave()
+    leave_process_group()
 
 
 @app.command()
@@ -314,7 +314,7 @@ def bench(
         raise RecipeError("bench: give a base model with --against, or --sparse to time the model against itself")
     source = _source(model, dtype=dtype)
     base = None if against is None else _source(against, dtype=dtype)
-    say_loading(always=True)
+    announce_imports(always=True)
     from llmprune.cli.bench import bench_models, bench_sparse
 
     with lines_without_terminal():
@@ -402,7 +402,7 @@ def anatomy(
     as_json: Json = False,
 ) -> None:
     """Show what can be pruned in a model, and why not the rest."""
-    say_loading(always=False)
+    announce_imports(always=False)
     source = _source(model)
     from llmprune.anatomy.discovery import discover
     from llmprune.checkpoint.loading import load_config
@@ -425,14 +425,14 @@ def _recipe(place: str, overrides: list[str] | None) -> tuple[Recipe, Record | N
     if not place.startswith("hub://"):
         reading = Recipe.read_file(place, overrides or ())
         if reading.problems and reading.recipe is not None:
-            say_loading(always=False)
+            announce_imports(always=False)
             from llmprune.planning.plan import survey
 
             survey(reading.recipe, wrong=reading.wrong, problems=reading.problems).require(place)
         if reading.recipe is None:
             raise RecipeError(reading.problems, place)
         return reading.recipe, None
-    say_loading(always=False)
+    announce_imports(always=False)
     from llmprune.publish.reproduce import recorded_recipe
 
     return recorded_recipe(place, overrides or ())
@@ -487,7 +487,7 @@ def _log_to_stderr(level: int) -> None:
     logger = logging.getLogger("llmprune")
     logger.handlers = [logging.StreamHandler()]
     print_lines(logger)
-    guard_logs()
+    redact_logs()
     logger.setLevel(level)
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from llmprune.common.errors import CalibrationError, GateNotMet, LLMPruneError, PeerError, to_continue
-from llmprune.common.hub.client import redact
+from llmprune.common.hub.secrets import redact
 from llmprune.common.peers import Peers
 from llmprune.common.printing import printable
 
@@ -44,22 +44,22 @@ def _state() -> Any:
     return PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
 
 
-def count() -> int:
+def world_size() -> int:
     """How many processes work together."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def launched() -> bool:
+def has_launcher() -> bool:
     """Whether torchrun or accelerate's launcher started this process, however many there are."""
     return "WORLD_SIZE" in os.environ or any(name.startswith("ACCELERATE_") for name in os.environ)
 
 
 def rank() -> int:
     """Which of them this is, from 0."""
-    return int(os.environ.get("RANK", "0")) if count() > 1 else 0
+    return int(os.environ.get("RANK", "0")) if world_size() > 1 else 0
 
 
-def is_first() -> bool:
+def is_first_process() -> bool:
     """Whether this is the process that writes and speaks."""
     return rank() == 0
 
@@ -68,32 +68,32 @@ def local_device() -> torch.device:
     """The device that this process computes on where the device map leaves it open."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) if count() > 1 else 0)
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) if world_size() > 1 else 0)
 
 
-def share_of(windows_NL: Tensor) -> Tensor:
+def windows_of_process(windows_NL: Tensor) -> Tensor:
     """This process's windows: every so many-th. Raises CalibrationError where some would get none."""
     require_windows_for_all(len(windows_NL))
-    return windows_NL[rank() :: count()]
+    return windows_NL[rank() :: world_size()]
 
 
 def require_windows_for_all(samples: int) -> None:
     """Raise CalibrationError where so few windows leave a process without any."""
-    if samples < count():
+    if samples < world_size():
         raise CalibrationError(
-            f"{samples} calibration samples cannot be shared by {count()} processes; "
+            f"{samples} calibration samples cannot be shared by {world_size()} processes; "
             "raise calibration.samples or start fewer processes"
         )
 
 
 @contextmanager
-def in_step() -> Iterator[None]:
+def synchronized() -> Iterator[None]:
     """Run the block in step with the other processes: an error of one ends it in all, with a sentence.
 
     Raises PeerError where another process failed, died, or is about to do something else.
     """
     global _peers, _runs
-    if count() == 1 or _peers is not None:
+    if world_size() == 1 or _peers is not None:
         yield
         return
     _runs += 1
@@ -129,10 +129,10 @@ def _meet_peers(name: str) -> Peers:
         return PrefixStore(name, store)
 
     try:
-        return Peers(connect, rank=rank(), count=count())
+        return Peers(connect, rank=rank(), count=world_size())
     except RuntimeError as error:
         raise PeerError(
-            f"not all of the {count()} processes have started within {_START.total_seconds() / 60:.0f} minutes "
+            f"not all of the {world_size()} processes have started within {_START.total_seconds() / 60:.0f} minutes "
             f"({str(error).strip().splitlines()[0]}); look at the output of each, and start them again"
         ) from error
 
@@ -160,7 +160,7 @@ def require_agreement(what: str, value: str) -> None:
 
 def sum_over_processes(tensors: Iterable[Tensor]) -> None:
     """Add each tensor up over the processes, in place."""
-    if count() == 1:
+    if world_size() == 1:
         return
     from accelerate.utils import reduce
 
@@ -170,9 +170,9 @@ def sum_over_processes(tensors: Iterable[Tensor]) -> None:
         tensor.copy_(reduce(tensor.to(_state().device), reduction="sum"))
 
 
-def from_first(value: T) -> T:
+def broadcast_from_first(value: T) -> T:
     """The first process's value, in every process."""
-    if count() == 1:
+    if world_size() == 1:
         return value
     from accelerate.utils import broadcast_object_list
 
@@ -182,7 +182,7 @@ def from_first(value: T) -> T:
     return shared[0]
 
 
-def talker() -> Any:
+def shared_accelerator() -> Any:
     """accelerate's own object for these processes, for libraries that speak through it."""
     from accelerate import Accelerator
 
@@ -192,14 +192,14 @@ def talker() -> Any:
 
 def all_agree(yes: bool) -> bool:
     """Whether every process says yes. Also waits for all of them."""
-    if count() == 1:
+    if world_size() == 1:
         return yes
     votes = torch.tensor([1.0 if yes else 0.0])
     sum_over_processes([votes])
-    return int(votes) == count()
+    return int(votes) == world_size()
 
 
-def leave() -> None:
+def leave_process_group() -> None:
     """Say goodbye to the others, at the very end."""
-    if count() > 1:
+    if world_size() > 1:
         _state().destroy_process_group()

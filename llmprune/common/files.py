@@ -13,20 +13,20 @@ from llmprune.common.errors import DiskError, OutputError
 from llmprune.common.schema import format_size
 
 
-def write_beside(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Write a file under another name, flush it, and rename it: it is whole or not there."""
     beside = path.with_name(f".{path.name}.partial")
     with disk_errors(path.parent):
         try:
             write(beside)
-            share(beside)
-            flush(beside)
+            apply_umask(beside)
+            fsync(beside)
             os.replace(beside, path)
         except BaseException:
             with suppress(OSError):
                 beside.unlink()
             raise
-        flush(path.parent)
+        fsync(path.parent)
 
 
 def require_file(path: Path, *, option: str, example: str) -> None:
@@ -50,10 +50,10 @@ def write_text(path: Path, text: str) -> None:
     def write(beside: Path) -> None:
         beside.write_text(text, encoding="utf-8")
 
-    write_beside(path, write)
+    write_atomically(path, write)
 
 
-def publish(folder: Path, final: Path) -> None:
+def replace_folder(folder: Path, final: Path) -> None:
     """Rename a finished folder to its final name, replacing an older one."""
     with disk_errors(final.parent):
         old = final.with_name(f".{final.name}.old")
@@ -61,11 +61,11 @@ def publish(folder: Path, final: Path) -> None:
         if final.exists():
             final.rename(old)
         folder.rename(final)
-        flush(final.parent)
+        fsync(final.parent)
         shutil.rmtree(old, ignore_errors=True)
 
 
-def share(path: Path) -> None:
+def apply_umask(path: Path) -> None:
     """Give a file the mode that the umask allows; libraries write some readable by the owner alone."""
     umask = os.umask(0)
     os.umask(umask)
@@ -73,7 +73,7 @@ def share(path: Path) -> None:
         path.chmod(0o666 & ~umask)
 
 
-def flush(path: Path) -> None:
+def fsync(path: Path) -> None:
     """Have the operating system put a file or folder on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -98,7 +98,7 @@ def require_space(folder: Path, needed: int, *, written: int = 0) -> None:
         )
 
 
-def size_of(folder: Path) -> int:
+def folder_size(folder: Path) -> int:
     """Bytes of all files in a folder; 0 where it is not there, or cannot be looked into."""
     return sum(Path(place, name).lstat().st_size for place, _, names in os.walk(folder) for name in names)
 

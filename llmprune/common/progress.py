@@ -23,7 +23,7 @@ from rich.progress import (
 from llmprune.common.console import PlainConsole
 from llmprune.common.printing import printable
 
-FILE = "LLMPRUNE_PROGRESS"  # the variable that names the file
+PROGRESS_FILE = "LLMPRUNE_PROGRESS"  # the variable that names the file
 _SAY_EVERY = 180.0  # seconds
 
 
@@ -82,7 +82,7 @@ def lines_without_terminal() -> Iterator[None]:
         thread.join()
 
 
-def say_loading(*, always: bool) -> None:
+def announce_imports(*, always: bool) -> None:
     """Say that slow imports come now, before they do: they take 10 s and more from a cold disk.
 
     ``always``: also where standard error is no terminal.
@@ -91,7 +91,9 @@ def say_loading(*, always: bool) -> None:
         print("Starting: loading torch and transformers", file=sys.stderr, flush=True)
 
 
-def tell(step: str, done: int | None = None, *, total: int | None = None, since: float | None = None) -> None:
+def report_progress(
+    step: str, done: int | None = None, *, total: int | None = None, since: float | None = None
+) -> None:
     """Say how far a step is, in lines where they are printed, and in the file that the environment names, if any.
 
     ``since``: time.monotonic() when the step began. Of several processes the first one tells.
@@ -103,7 +105,7 @@ def tell(step: str, done: int | None = None, *, total: int | None = None, since:
         _lines.note(
             step, done, total=total, left=seconds / done * (total - done) if seconds and done and total else None
         )
-    path = os.environ.get(FILE)
+    path = os.environ.get(PROGRESS_FILE)
     if not path:
         return
     with suppress(OSError):  # a full disk must not end a run because of this
@@ -136,7 +138,7 @@ def _told(items: Iterable[int], what: str, *, total: int | None) -> Iterator[int
     """The items, each told when it begins."""
     since = time.monotonic()
     for done, item in enumerate(items):
-        tell(what, done, total=total, since=since)
+        report_progress(what, done, total=total, since=since)
         yield item
 
 

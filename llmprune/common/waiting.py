@@ -15,7 +15,7 @@ PAUSES = (5.0, 25.0, 60.0)  # seconds before the first line, the second, and all
 
 
 @contextmanager
-def announced(whom: str, purpose: str) -> Iterator[None]:
+def announce_wait(whom: str, purpose: str) -> Iterator[None]:
     """Log ``whom`` the block waits for and for what, where it takes longer than 5 s; then again, ever more rarely."""
     ended = threading.Event()
     thread = threading.Thread(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llmprune.common.distributed import from_first, is_first
+from llmprune.common.distributed import broadcast_from_first, is_first_process
 from llmprune.evaluation.bench.generation_speed import compare_speed
 from llmprune.evaluation.generation import compare_generation
 from llmprune.evaluation.lm_eval.harness import Subject, ask
@@ -45,7 +45,7 @@ def measure(
     )
     dense_model, pruned_model = dense.load(), pruned.load()
     found = None
-    if is_first():
+    if is_first_process():
         found = _measure_alone(
             settings,
             dense_model,
@@ -54,7 +54,7 @@ def measure(
             decoders=decoders,
             held_out_NL=held_out_NL,
         )
-    found = from_first(found)
+    found = broadcast_from_first(found)
     assert found is not None, "the first process measures or raises"
     return found.model_copy(update={"dense_tasks": tasks[0], "pruned_tasks": tasks[1]}) if tasks else found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmprune.common.distributed import count, require_agreement
+from llmprune.common.distributed import require_agreement, world_size
 from llmprune.common.versions import versions
 from llmprune.pipeline.inputs import RunInputs
 from llmprune.planning.plan import Plan
@@ -12,7 +12,7 @@ from llmprune.results.run_folder import code_fingerprint, fingerprint
 
 def require_same_everywhere(recipe: Recipe, plan: Plan, *, bench: RunInputs) -> None:
     """Raise PeerError where another process reads another recipe, model or text, or runs other code."""
-    if count() == 1:
+    if world_size() == 1:
         return
     require_agreement("the code and its libraries", fingerprint(code_fingerprint(), *versions().values()))
     require_agreement("the recipe", fingerprint(recipe.model_dump_json()))

@@ -19,7 +19,7 @@ from llmprune.anatomy.meta_model import Config, build_meta_model, text_config
 from llmprune.anatomy.types import Anatomy
 from llmprune.checkpoint.loading import dense_decoder, headers_of, hub_commit, identity, load_model, place_of
 from llmprune.checkpoint.stored_dtypes import Dtypes, FileNames, Originals
-from llmprune.common.distributed import count, from_first, is_first, rank
+from llmprune.common.distributed import broadcast_from_first, is_first_process, rank, world_size
 from llmprune.data.sources import commit_of
 from llmprune.data.windows import fingerprint_tokens
 from llmprune.layerwise.forward import Decoder
@@ -138,9 +138,11 @@ class RunInputs:
         calibration, length = self.recipe.calibration, windows_NL.shape[1]
         hidden = text_config(self.config).hidden_size * self.model.dtype.itemsize
         size = self.anatomy.num_layers * len(windows_NL) * length * hidden
-        key = fingerprint(self.identity, fingerprint_tokens(windows_NL), calibration.batch_size, count(), boot())[:16]
+        key = fingerprint(self.identity, fingerprint_tokens(windows_NL), calibration.batch_size, world_size(), boot())[
+            :16
+        ]
         place = folder / TRAIL
-        kept = from_first(self._keeps_trail(place, key, size=size) if is_first() else False)
+        kept = broadcast_from_first(self._keeps_trail(place, key, size=size) if is_first_process() else False)
         trail = HiddenStateCache(place, f"{key}-{rank()}") if kept else None
         return HiddenStateStore(calibration.stream_memory, folder, trail)
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from llmprune.checkpoint.loading import load_model, load_tokenizer
-from llmprune.common.distributed import from_first, in_step, is_first
+from llmprune.common.distributed import broadcast_from_first, is_first_process, synchronized
 from llmprune.common.errors import OutputError
-from llmprune.common.hub.client import guard_logs, resolve
+from llmprune.common.hub.client import resolve_revision
+from llmprune.common.hub.secrets import redact_logs
 from llmprune.common.progress import quiet_libraries
 from llmprune.common.versions import now
 from llmprune.evaluation.evaluate import Measured
@@ -36,9 +37,9 @@ def reevaluate(path: Path, limit: int | None = None) -> Report:
     again where the task allows that. Raises GateNotMet after the report is written, else LLMPruneError in its kinds.
     """
     quiet_libraries()
-    guard_logs()
-    resolve.cache_clear()
-    with in_step():
+    redact_logs()
+    resolve_revision.cache_clear()
+    with synchronized():
         folder = RunFolder.open_finished(path)
         try:
             report, recipe = _evaluated(folder, limit)
@@ -49,7 +50,7 @@ def reevaluate(path: Path, limit: int | None = None) -> Report:
 
 
 def _evaluated(folder: RunFolder, limit: int | None) -> tuple[Report, Recipe]:
-    found = from_first(_finished(folder.path) if is_first() else None)
+    found = broadcast_from_first(_finished(folder.path) if is_first_process() else None)
     assert found is not None, "the first process reads it or raises"
     old, known = found
     before = Recipe.parse(old.recipe_text, old.overrides, source=str(folder.path / "recipe.yaml"))
@@ -57,7 +58,7 @@ def _evaluated(folder: RunFolder, limit: int | None) -> tuple[Report, Recipe]:
     asked = samples_to_ask(old.gate, before.evaluation.limit, documents=documents, wanted=limit)
     overrides = [one for one in old.overrides if one.partition("=")[0].strip() != LIMIT]
     recipe = Recipe.parse(old.recipe_text, [*overrides, f"{LIMIT}={asked}"])
-    if is_first():
+    if is_first_process():
         check_tasks(recipe.evaluation)
         require_whole(folder.path / "model", old.pruned.parameters)
     measured = _measured(folder, recipe, old=old, earlier=before.evaluation.limit, known=known)

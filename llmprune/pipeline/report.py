@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llmprune.anatomy.types import Anatomy, MlpUnit, unit_key
 from llmprune.checkpoint.verify import SparseCounts, Verified
-from llmprune.common.distributed import count
+from llmprune.common.distributed import world_size
 from llmprune.common.versions import versions
 from llmprune.cut.decision import Cut, kept_share
 from llmprune.prune.snapshots import LayerRecord
@@ -147,6 +147,6 @@ def provenance(
         seed=seed,
         trust_remote_code=trust_remote_code,
         device=device,
-        processes=count(),
+        processes=world_size(),
         versions=versions(),
     )

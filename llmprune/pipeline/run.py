@@ -16,11 +16,18 @@ from llmprune.checkpoint.loading import dense_decoder, load_config, load_model, 
 from llmprune.checkpoint.prediction_heads import describe_heads
 from llmprune.checkpoint.saving import CheckpointWriter
 from llmprune.checkpoint.verify import Probe, SparseClaim, Verified, verify
-from llmprune.common.distributed import count, from_first, in_step, is_first, launched, local_device
+from llmprune.common.distributed import (
+    broadcast_from_first,
+    has_launcher,
+    is_first_process,
+    local_device,
+    synchronized,
+    world_size,
+)
 from llmprune.common.errors import GateNotMet, ModelError
-from llmprune.common.files import publish, require_space, size_of
-from llmprune.common.hub.client import guard_logs
-from llmprune.common.progress import quiet_libraries, tell
+from llmprune.common.files import folder_size, replace_folder, require_space
+from llmprune.common.hub.secrets import redact_logs
+from llmprune.common.progress import quiet_libraries, report_progress
 from llmprune.common.versions import now
 from llmprune.cut.apply import cut_config, cut_decoder, restore_layer
 from llmprune.cut.decision import Cut
@@ -103,8 +110,8 @@ def run(
     says how far the choices agree. Raises LLMPruneError in its kinds; GateNotMet only after the report is written.
     """
     quiet_libraries()
-    guard_logs()
-    with in_step():
+    redact_logs()
+    with synchronized():
         report, folder = _run_in_step(
             recipe, Path(output), fresh=fresh, measure_forward=measure_forward, calibration_check=calibration_check
         )
@@ -119,7 +126,7 @@ def _run_in_step(
     refuse_tokens(recipe.text, recipe.overrides, source="recipe")
     surveyed = survey(recipe)
     plan, anatomy = surveyed.require()
-    if is_first():
+    if is_first_process():
         if recipe.hub:
             look(recipe.hub)
         if calibration_check:
@@ -127,8 +134,10 @@ def _run_in_step(
         fetch_tasks(recipe.evaluation)
         require_space(output, _disk(plan), written=bytes_at_hand(output, fresh=fresh))
         # worth seeing under a launcher: accelerate launch --cpu --num_processes 2 starts one process and says nothing
-        level = logging.WARNING if launched() else logging.INFO
-        logger.log(level, "walking in %d process%s on %s", count(), "" if count() == 1 else "es", local_device())
+        level = logging.WARNING if has_launcher() else logging.INFO
+        logger.log(
+            level, "walking in %d process%s on %s", world_size(), "" if world_size() == 1 else "es", local_device()
+        )
     folder = RunFolder.open(output, fresh, model=recipe.model.id, recipe=recipe_of_model(recipe))
     bench = RunInputs(recipe, anatomy, inputs=surveyed.inputs, reserve=_disk(plan))
     try:
@@ -158,17 +167,19 @@ def require_gate(report: Report, recipe: Recipe, *, folder: Path) -> None:
 def _run(
     recipe: Recipe, plan: Plan, *, bench: RunInputs, folder: RunFolder, measure_forward: bool, calibration_check: bool
 ) -> Report:
-    tell("reading text")
+    report_progress("reading text")
     bench.read_texts()
     require_same_everywhere(recipe, plan, bench=bench)
     folder.begin(recipe_of_model(recipe), fingerprint(bench.identity, bench.windows_fingerprint))
-    if is_first() and folder.path != folder.home:  # the finished run stays meanwhile
-        require_space(folder.home, _disk(plan), written=size_of(folder.path))
+    if is_first_process() and folder.path != folder.home:  # the finished run stays meanwhile
+        require_space(folder.home, _disk(plan), written=folder_size(folder.path))
     folder.write("recipe.yaml", recipe.text)
     folder.write("plan.json", plan.model_dump_json(indent=1) + "\n")
     warnings = list(plan.notes)
     if measure_forward:
-        plain_forward(bench.model, bench.windows[: count()], batch_size=1)  # the first run brings weights from disk
+        plain_forward(
+            bench.model, bench.windows[: world_size()], batch_size=1
+        )  # the first run brings weights from disk
         _time_forward(recipe, bench, folder=folder)
     scores = find_scores(recipe, plan, bench=bench, folder=folder)
     if scores is not None:
@@ -180,7 +191,7 @@ def _run(
     if measure_forward:
         _time_forward(recipe, bench, folder=folder)  # again, for a machine's speed drifts
     measured = _measure(recipe, bench, folder=folder, cut=cut)
-    report = from_first(
+    report = broadcast_from_first(
         _report(
             recipe,
             plan,
@@ -228,15 +239,15 @@ def _prune(recipe: Recipe, bench: RunInputs, *, folder: RunFolder, cut: Cut) -> 
 
     def make(path: Path) -> Pruned:
         made = _write_checkpoint(recipe, bench, folder=folder, cut=cut, snapshots=Snapshots(staging, origin))
-        if is_first():
-            publish(staging / "checkpoint", folder.path / "model")
+        if is_first_process():
+            replace_folder(staging / "checkpoint", folder.path / "model")
             folder.write(path.name, made.to_json())
         return made
 
-    if is_first() and not (folder.path / "model" / "config.json").is_file():
+    if is_first_process() and not (folder.path / "model" / "config.json").is_file():
         (folder.path / "pruning.json").unlink(missing_ok=True)
     pruned = folder.produce("model", origin, file="pruning.json", load=Pruned.from_json, make=make, together=True)
-    if is_first():
+    if is_first_process():
         shutil.rmtree(staging, ignore_errors=True)
         shutil.rmtree(folder.path / TRAIL, ignore_errors=True)
     folder.take_over()
@@ -276,7 +287,7 @@ def _write_checkpoint(recipe: Recipe, bench: RunInputs, *, folder: RunFolder, cu
             bench.windows, batch_size, snapshots=snapshots, store=store, sources_N=bench.sources
         )
     verified = None
-    if is_first():
+    if is_first_process():
         probe = Probe.take(walk)
         with account(folder.steps, "saving"):
             rest = tensors_of(pruned.skeleton, skip=pruned.layers_path)
@@ -293,7 +304,7 @@ def _write_checkpoint(recipe: Recipe, bench: RunInputs, *, folder: RunFolder, cu
                 trust_remote_code=trust,
                 claim=claim,
             )
-    verified = from_first(verified)
+    verified = broadcast_from_first(verified)
     assert verified is not None, "the first process verifies or raises"
     return Pruned(tuple(records), verified, size, tuple(writer.left_heads), _files_of_base(writer))
 
@@ -361,7 +372,7 @@ def _measure(recipe: Recipe, bench: RunInputs, *, folder: RunFolder, cut: Cut) -
         asked.model_dump_json(),
         fingerprint_tokens(bench.held_out) if bench.held_out is not None else None,
     )
-    if is_first():
+    if is_first_process():
         refuse_fewer_samples(folder.path, asked.limit)
     return folder.produce("evaluation", origin, file="evaluation.json", load=load, make=make, together=True)
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from llmprune.common.distributed import count, is_first
+from llmprune.common.distributed import is_first_process, world_size
 from llmprune.common.errors import CalibrationError
-from llmprune.common.files import write_beside
+from llmprune.common.files import write_atomically
 from llmprune.criteria.base import (
     DepthCriterion,
     ExpertCriterion,
@@ -42,13 +42,13 @@ def find_scores(recipe: Recipe, plan: Plan, *, bench: RunInputs, folder: RunFold
         return None
 
     def make(path: Path) -> Scores:
-        if is_first():
+        if is_first_process():
             shutil.rmtree(folder.path / TRAIL, ignore_errors=True)  # of a run that was killed: written again
         made = _scored(
             recipe, plan, bench=bench, windows_NL=bench.windows, store=bench.store(folder.path), steps=folder.steps
         )
-        if is_first():
-            write_beside(path, made.save)
+        if is_first_process():
+            write_atomically(path, made.save)
         return made
 
     return folder.produce("scores", origin, file="scores.safetensors", load=Scores.load, make=make, together=True)
@@ -130,7 +130,7 @@ def check_calibration(recipe: Recipe, plan: Plan, *, bench: RunInputs, folder: R
 
 def require_halves(recipe: Recipe) -> None:
     """Raise CalibrationError where the calibration has no halves that every process has a window of."""
-    (samples, _), processes = recipe.calibration.shape(), count()
+    (samples, _), processes = recipe.calibration.shape(), world_size()
     if samples // 2 < processes:
         raise CalibrationError(
             f"--calibration-check lets each half of the calibration choose, and {plural(samples, 'sample')} cannot be "

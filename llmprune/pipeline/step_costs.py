@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from llmprune.common.distributed import share_of
+from llmprune.common.distributed import windows_of_process
 from llmprune.common.process_memory import peak_resident, proc_field, reset_peak
-from llmprune.common.progress import tell
+from llmprune.common.progress import report_progress
 from llmprune.evaluation.bench.generation_speed import input_device
 from llmprune.results.schema import Step
 
@@ -25,7 +25,7 @@ FORWARD = "plain forward pass"
 @contextmanager
 def account(steps: list[Step], name: str, *, tokens: int | None = None) -> Iterator[None]:
     """Append a Step for what happens in this context. ``tokens``: how many went through the model."""
-    tell(name)
+    report_progress(name)
     reset_peak()
     read, start = proc_field("io", "read_bytes:"), time.perf_counter()
     yield
@@ -48,7 +48,7 @@ def account(steps: list[Step], name: str, *, tokens: int | None = None) -> Itera
 def plain_forward(model: PreTrainedModel, windows_NL: Tensor, *, batch_size: int) -> None:
     """The decoder's own forward over this process's windows, without the head: what a pass is compared with."""
     device = input_device(model)
-    for ids_BL in torch.split(share_of(windows_NL), batch_size):
+    for ids_BL in torch.split(windows_of_process(windows_NL), batch_size):
         model.base_model(input_ids=ids_BL.to(device), use_cache=False)
 
 

@@ -13,7 +13,10 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from llmprune.common.errors import HubError
-from llmprune.common.hub.client import persistently, reason, redact, scrub, status_of
+from llmprune.common.hub.client import with_retries
+from llmprune.common.hub.errors import status_of
+from llmprune.common.hub.explanations import explain
+from llmprune.common.hub.secrets import redact, redact_error
 from llmprune.publish.preflight import Target, look, require_hidden
 from llmprune.publish.provenance import FILE
 from llmprune.publish.published import Published
@@ -46,7 +49,7 @@ def upload(hub: Hub, operations: list[CommitOperationAdd], *, message: str) -> P
     except HubError:
         raise
     except Exception as error:  # the hub client's errors have no base in common
-        scrub(error)
+        redact_error(error)
         made = "" if target.exists else "; the repository itself may be there by now, and empty"
         raise HubError(f"nothing was published to {hub.repo_id}: {_why(error)}{made}") from error
 
@@ -57,7 +60,7 @@ def _why(error: Exception) -> str:
             "somebody else committed to it during the upload; look at that commit, "
             "then run the same command again: what was sent is not sent again"
         )
-    return reason(error)
+    return explain(error)
 
 
 def _upload(hub: Hub, target: Target, *, operations: list[CommitOperationAdd], message: str) -> Published:
@@ -65,17 +68,17 @@ def _upload(hub: Hub, target: Target, *, operations: list[CommitOperationAdd], m
 
     api, repo_id, branch = HfApi(), hub.repo_id, hub.branch or "main"
     if not target.exists:
-        persistently(lambda: api.create_repo(repo_id, private=hub.private, exist_ok=True))
-        made = persistently(lambda: api.repo_info(repo_id))
+        with_retries(lambda: api.create_repo(repo_id, private=hub.private, exist_ok=True))
+        made = with_retries(lambda: api.repo_info(repo_id))
         require_hidden(hub, made.private)  # another may have made it in the meantime
     if branch != "main":
-        persistently(lambda: api.create_branch(repo_id, branch=branch, exist_ok=True))
-    parent = str(persistently(lambda: api.repo_info(repo_id, revision=branch)).sha)
-    there = persistently(lambda: api.list_repo_files(repo_id, revision=parent))
+        with_retries(lambda: api.create_branch(repo_id, branch=branch, exist_ok=True))
+    parent = str(with_retries(lambda: api.repo_info(repo_id, revision=branch)).sha)
+    there = with_retries(lambda: api.list_repo_files(repo_id, revision=parent))
     sent = {operation.path_in_repo for operation in operations}
     stale = [name for name in there if name not in sent and _is_replaced(name)]
     logger.info("sending %d files to %s (%s)", len(operations), repo_id, branch)
-    persistently(
+    with_retries(
         lambda: api.preupload_lfs_files(
             repo_id, operations, revision=branch, create_pr=hub.create_pr, free_memory=False
         )
@@ -118,7 +121,7 @@ def _commit(hub: Hub, branch: str, *, parent: str, operations: list[Any], messag
             create_pr=hub.create_pr,
         )
 
-    return persistently(commit)
+    return with_retries(commit)
 
 
 def _landed(hub: Hub, branch: str, *, parent: str, operations: list[Any], message: str) -> CommitInfo | None:
@@ -150,7 +153,7 @@ def _require_arrived(repo_id: str, commit: str, *, operations: list[CommitOperat
     from huggingface_hub import HfApi
 
     names = [operation.path_in_repo for operation in operations]
-    there = {file.path: file for file in persistently(lambda: HfApi().get_paths_info(repo_id, names, revision=commit))}
+    there = {file.path: file for file in with_retries(lambda: HfApi().get_paths_info(repo_id, names, revision=commit))}
     wrong = []
     for operation in operations:
         file, sent = there.get(operation.path_in_repo), operation.upload_info

@@ -16,9 +16,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from llmprune.common.distributed import from_first, is_first
+from llmprune.common.distributed import broadcast_from_first, is_first_process
 from llmprune.common.errors import LLMPruneError, OutputError
-from llmprune.common.files import size_of, write_text
+from llmprune.common.files import folder_size, write_text
 from llmprune.results.replacing import (
     NEXT,
     complete_swap,
@@ -68,7 +68,7 @@ class RunFolder:
         Raises OutputError where the path is a file, holds something else or the finished run of another recipe, is in
         use, or where its result would replace ``model``, the model that the run reads.
         """
-        if not is_first():
+        if not is_first_process():
             return cls(path, None)
         try:
             _refuse_foreign(path)
@@ -87,7 +87,7 @@ class RunFolder:
     @classmethod
     def open_finished(cls, path: Path) -> RunFolder:
         """Open the folder of a run for more work on its result. Raises OutputError where it is no run's, or in use."""
-        if is_first() and not _is_run(path):
+        if is_first_process() and not _is_run(path):
             raise OutputError(f"{path} is no llmprune run; give the folder that llmprune run wrote to")
         return cls.open(path)
 
@@ -117,7 +117,7 @@ class RunFolder:
         ``origin``: fingerprint of base model, text and code. Where the finished model is from others, its replacement
         is made beside it. Raises OutputError where it is of another recipe.
         """
-        if is_first():
+        if is_first_process():
             if self.path == self.home and has_model(self.home) and self._origin != origin:
                 refuse_other_recipe(self.home, self._recipe, wanted=recipe, places=True)
                 self.path = self.home / NEXT
@@ -125,13 +125,13 @@ class RunFolder:
             self.path.mkdir(exist_ok=True)
             self._recipe, self._origin = dict(recipe), origin
             self._write_journal()
-        self.path = from_first(self.path)
+        self.path = broadcast_from_first(self.path)
 
     def take_over(self) -> None:
         """Put this run in the place of the finished one beside which it was made."""
-        if is_first() and self.path != self.home:
+        if is_first_process() and self.path != self.home:
             take_over(self.home, (*_PRODUCTS, JOURNAL))
-        self.path = from_first(self.home)
+        self.path = broadcast_from_first(self.home)
 
     def close(self) -> None:
         """Let other processes use the folder; a replacement of a finished run that has no product yet goes."""
@@ -156,20 +156,20 @@ class RunFolder:
         get its value. One that is there and cannot be read is made again, unless ``load`` has an error for people.
         """
         path = self.path / file
-        reused, value = from_first(
-            self._reuse(name, fingerprint, path=path, load=load) if is_first() else (False, None)
+        reused, value = broadcast_from_first(
+            self._reuse(name, fingerprint, path=path, load=load) if is_first_process() else (False, None)
         )
         if reused and value is not None:
             return value
-        if is_first() and name in self._journal:  # a stop must not leave it under the old fingerprint
+        if is_first_process() and name in self._journal:  # a stop must not leave it under the old fingerprint
             del self._journal[name]
             self._write_journal()
         before = len(self.steps)
-        if together or is_first():
+        if together or is_first_process():
             value = make(path)
-        value = from_first(value)
+        value = broadcast_from_first(value)
         assert value is not None, "make returns the product"
-        if is_first():
+        if is_first_process():
             made = [step.model_dump() for step in self.steps[before:]]
             self._journal[name] = {"fingerprint": fingerprint, "steps": made}
             self._write_journal()
@@ -191,7 +191,7 @@ class RunFolder:
 
     def forget(self, name: str) -> None:
         """Have the next run make a product again, for its file is about to hold something else."""
-        if is_first() and self._journal.pop(name, None) is not None:
+        if is_first_process() and self._journal.pop(name, None) is not None:
             self._write_journal()
 
     def fingerprints(self) -> dict[str, str]:
@@ -201,7 +201,7 @@ class RunFolder:
     def write(self, file: str, text: str) -> Path:
         """Write a text file whole or not at all; only the first process does."""
         path = self.path / file
-        if is_first():
+        if is_first_process():
             write_text(path, text)
         return path
 
@@ -227,8 +227,8 @@ class RunFolder:
 def bytes_at_hand(home: Path, *, fresh: bool) -> int:
     """Bytes of disk that a run here need not find free: those of its result that are written, or those it clears."""
     if not fresh:
-        return sum(size_of(place / name) for place in (home, home / NEXT) for name in ("model", "model.partial"))
-    return size_of(home / NEXT) + (0 if has_model(home) else sum(size_of(home / name) for name in _PRODUCTS))
+        return sum(folder_size(place / name) for place in (home, home / NEXT) for name in ("model", "model.partial"))
+    return folder_size(home / NEXT) + (0 if has_model(home) else sum(folder_size(home / name) for name in _PRODUCTS))
 
 
 def fingerprint(*parts: object) -> str:

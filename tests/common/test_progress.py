@@ -68,14 +68,14 @@ def test_a_long_step_is_said_again(monkeypatch: pytest.MonkeyPatch, capfd: pytes
     """Every few minutes a line says how far a step is and how long it may take, also where it has no layers."""
     monkeypatch.setattr(progress, "_SAY_EVERY", 0.01)
     with progress.lines_without_terminal():
-        progress.tell("evaluation")
+        progress.report_progress("evaluation")
         time.sleep(0.05)
-        progress.tell("pass 2", 3, total=12, since=time.monotonic() - 300)
+        progress.report_progress("pass 2", 3, total=12, since=time.monotonic() - 300)
         time.sleep(0.05)
     said = capfd.readouterr().err
     assert re.search(r"^\d\d:\d\d:\d\d evaluation, for 1 min now$", said, re.MULTILINE)
     assert re.search(r"^\d\d:\d\d:\d\d pass 2, 3 of 12 done, for 1 min now, about 15 min left$", said, re.MULTILINE)
-    progress.tell("outside")
+    progress.report_progress("outside")
     assert capfd.readouterr().err == ""
 
 
@@ -85,8 +85,8 @@ def test_other_processes_of_a_launcher_say_nothing(
     """Of several processes the first one speaks."""
     monkeypatch.setenv("RANK", "1")
     with progress.lines_without_terminal():
-        progress.tell("pass 1")
-        progress.say_loading(always=True)
+        progress.report_progress("pass 1")
+        progress.announce_imports(always=True)
     assert capfd.readouterr().err == ""
 
 

@@ -69,7 +69,7 @@ def test_pull_prune_push_inspect_repeat(hub: Hub, room: Path) -> None:
 
     newer(hub, "org/base", "config.json", b"{}")
     newer(hub, "org/text", "train.jsonl", ROWS[: len(ROWS) // 2].encode())
-    remote.resolve.cache_clear()
+    remote.resolve_revision.cache_clear()
     hub.lines.clear()
     again = command("run", f"hub://org/pruned@{commit}", "--output", room / "again")
     assert again.code == 0, again.err
@@ -138,7 +138,7 @@ def test_inspect_finds_what_was_changed(hub: Hub, room: Path, tmp_path: Path) ->
     newer(hub, "org/pruned", "model.safetensors", b"other weights")
     newer(hub, "org/pruned", "config.json", b"{}")
     repo.commits[repo.refs["main"]].pop("tokenizer.json")
-    remote.resolve.cache_clear()
+    remote.resolve_revision.cache_clear()
     shown = command("inspect", "org/pruned").out
     assert "model.safetensors is another file" in shown
     assert "config.json is another file" in shown

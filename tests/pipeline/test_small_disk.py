@@ -11,7 +11,7 @@ import pytest
 from helpers.commands import LAYERS, Outcome, command, save_model, states, verify_here, write_recipe, write_text
 
 from llmprune.checkpoint.saving import CheckpointWriter
-from llmprune.common.files import require_space, size_of
+from llmprune.common.files import folder_size, require_space
 from llmprune.layerwise.forward import LayerwiseForward
 
 TAYLOR = {"mlp": 0.5, "criterion": {"kind": "taylor"}}
@@ -44,7 +44,7 @@ def shrink_disk(patch: pytest.MonkeyPatch, folder: Path, size: int) -> None:
     """Let the disk have so many bytes, less those of the files in a folder."""
 
     def usage(path: Path) -> SimpleNamespace:
-        return SimpleNamespace(total=size, used=size_of(folder), free=size - size_of(folder))
+        return SimpleNamespace(total=size, used=folder_size(folder), free=size - folder_size(folder))
 
     patch.setattr(shutil, "disk_usage", usage)
 

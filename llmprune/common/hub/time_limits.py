@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from llmprune.common.waiting import announced
+from llmprune.common.waiting import announce_wait
 
 if TYPE_CHECKING:
     from httpx2 import Client, Request, Response
@@ -37,7 +37,7 @@ def _client() -> Client:
 
     def send_in_time(request: Request, **options: Any) -> Response:
         request.extensions["timeout"] = _limits(request)
-        with announced(f"the hub at {request.url.netloc.decode()}", f"{request.method} {request.url.path}"):
+        with announce_wait(f"the hub at {request.url.netloc.decode()}", f"{request.method} {request.url.path}"):
             response: Response = send(request, **options)
         return response
 

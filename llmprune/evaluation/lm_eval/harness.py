@@ -72,17 +72,17 @@ def ask(model: Subject, side: str, *, evaluation: Evaluation, earlier: int | Non
     Equal settings ask two models exactly the same questions. Under a launcher every process takes part.
     Raises EvaluationError where a task or its data cannot be loaded, NumericalError where its metric is not finite.
     """
-    from llmprune.common.distributed import from_first, is_first
+    from llmprune.common.distributed import broadcast_from_first, is_first_process
 
     if evaluation.backend:
         from llmprune.evaluation.lm_eval.backend import ask_backend
 
         found = (
             ask_backend(model.place, side, evaluation=evaluation, store=model.store, earlier=earlier)
-            if is_first()
+            if is_first_process()
             else None
         )
-        found = from_first(found)
+        found = broadcast_from_first(found)
         assert found is not None, "the first process has the results or raises"
         return found
 
@@ -106,22 +106,22 @@ def run_tasks(
 
     Sets the global random seeds, and shows lm-eval's progress on a terminal only.
     """
-    from llmprune.common.distributed import from_first, is_first
+    from llmprune.common.distributed import broadcast_from_first, is_first_process
 
     lm: Any = None
     results = []
     with quiet_unless_watched():
         for one in load_tasks(evaluation):
             key = task_fingerprint(one, evaluation)
-            result = from_first(store.get(one.name, key) if store and is_first() else None)
+            result = broadcast_from_first(store.get(one.name, key) if store and is_first_process() else None)
             if result is None:
-                before = from_first(
-                    _answered(one, evaluation, store=store, earlier=earlier) if store and is_first() else None
+                before = broadcast_from_first(
+                    _answered(one, evaluation, store=store, earlier=earlier) if store and is_first_process() else None
                 )
                 lm = lm or open_model()
-                result = from_first(_run(lm, one, evaluation=evaluation, before=before))
+                result = broadcast_from_first(_run(lm, one, evaluation=evaluation, before=before))
                 assert result is not None, "the first process has the result"
-                if store and is_first():
+                if store and is_first_process():
                     store.put(result, key)
             results.append(result)
     return TaskResults(tasks=tuple(results))
@@ -131,14 +131,14 @@ def in_memory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, bat
     """lm-eval's view of a model where it lies; under a launcher each process takes its share of the samples."""
     from lm_eval.models.huggingface import HFLM
 
-    from llmprune.common.distributed import count, rank, talker
+    from llmprune.common.distributed import rank, shared_accelerator, world_size
     from llmprune.evaluation.bench.generation_speed import input_device
 
     # HFLM gives the tokenizer a padding token, which must not reach the saved checkpoint.
     lm: Any = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
     lm._device = input_device(model)  # HFLM would send the inputs of an offloaded model to "meta"
-    if count() > 1:  # HFLM leaves the sharing of a model in memory to its caller
-        lm.accelerator, lm._rank, lm._world_size = talker(), rank(), count()
+    if world_size() > 1:  # HFLM leaves the sharing of a model in memory to its caller
+        lm.accelerator, lm._rank, lm._world_size = shared_accelerator(), rank(), world_size()
     return lm
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 _SNAPSHOT_OF = re.compile(r"(models|datasets)--.+")  # a repository's folder in the hub client's cache
 
 
-def is_plain(name: object) -> bool:
+def is_plain_path(name: object) -> bool:
     """Check that a name is a relative path without ``..``, scheme, drive, backslash or unprintable character."""
     return (
         isinstance(name, str)
@@ -21,7 +21,7 @@ def is_plain(name: object) -> bool:
     )
 
 
-def lies_inside(path: Path, folder: Path) -> bool:
+def is_inside(path: Path, folder: Path) -> bool:
     """Check that a path, all links resolved, lies below its folder.
 
     A snapshot in the hub client's cache is made of links into the stores of that cache; they count as the folder.
@@ -33,9 +33,9 @@ def lies_inside(path: Path, folder: Path) -> bool:
     return any(place != home and place.is_relative_to(home) for home in _homes(folder))
 
 
-def first_outside(paths: Iterable[Path], folder: Path) -> Path | None:
+def first_link_outside(paths: Iterable[Path], folder: Path) -> Path | None:
     """Return the first of a folder's entries that is a link leading out of it."""
-    return next((path for path in paths if path.is_symlink() and not lies_inside(path, folder)), None)
+    return next((path for path in paths if path.is_symlink() and not is_inside(path, folder)), None)
 
 
 def _homes(folder: Path) -> tuple[Path, ...]:
