@@ -1,8 +1,9 @@
-"""``llmprune bench``: two models loaded, measured in turn, printed and written."""
+"""Benchmark of two models for ``llmprune bench``: loaded, timed in turn, printed and written."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -26,19 +27,21 @@ from llmprune.report.bench_table import print_bench
 from llmprune.results.schema import BenchFigures, BenchSize
 
 
+@dataclass(frozen=True)
+class BenchSettings:
+    """Sizes and repeats of a benchmark. ``contexts``: tokens of a prompt; ``batch_sizes``: prompts per batch."""
+
+    batch_sizes: Sequence[int]
+    contexts: Sequence[int]
+    new_tokens: int
+    repeats: int
+    static_cache: bool = False
+
+
 def bench_models(
-    model: ModelSource,
-    against: ModelSource,
-    *,
-    batch_sizes: Sequence[int],
-    contexts: Sequence[int],
-    new_tokens: int,
-    repeats: int,
-    static_cache: bool,
-    output: Path | None,
-    console: Console,
+    model: ModelSource, against: ModelSource, *, settings: BenchSettings, output: Path | None, console: Console
 ) -> None:
-    """Measure, print tables, and write the figures as JSON where a file is given."""
+    """Time two models in turn, print tables, and write the figures as JSON to ``output``."""
     quiet_libraries()
     if output is not None:
         require_file(output, option="--output", example="bench.json")
@@ -46,55 +49,53 @@ def bench_models(
         load_config(source)
     models = load_model(against), load_model(model)
     sizes = _size(against, models[0]), _size(model, models[1])
-    names = against.id, model.id
-    figures = run_bench(
-        names,
-        models,
-        sizes=sizes,
-        batch_sizes=batch_sizes,
-        contexts=contexts,
-        new_tokens=new_tokens,
-        repeats=repeats,
-        static_cache=static_cache,
-    )
+    figures = _run(settings, names=(against.id, model.id), models=models, sizes=sizes)
     _show(figures, output, console=console)
 
 
-def bench_sparse(
-    model: ModelSource,
-    batch_sizes: Sequence[int],
-    *,
-    contexts: Sequence[int],
-    new_tokens: int,
-    repeats: int,
-    output: Path | None,
-    console: Console,
-) -> None:
-    """Measure a model with its 2:4 matrices as they are stored, and as sparse tensor cores read them."""
+def bench_sparse(model: ModelSource, settings: BenchSettings, *, output: Path | None, console: Console) -> None:
+    """Time a model with its 2:4 matrices as they are stored, and in the format of sparse tensor cores."""
     quiet_libraries()
     if output is not None:
         require_file(output, option="--output", example="bench.json")
     require_gpu()
-    dense = load_model(model.model_copy(update={"device_map": {"": 0}}))  # split over several it could not be copied
+    dense = load_model(model.model_copy(update={"device_map": {"": 0}}))  # a model split over devices cannot be copied
     projections = sparse_projections(dense)
-    tokens = sorted({size for batch in batch_sizes for size in (batch, *(batch * context for context in contexts))})
-    products = time_products(dense, projections, tokens=tokens, repeats=repeats)
+    tokens = sorted(
+        {
+            size
+            for batch in settings.batch_sizes
+            for size in (batch, *(batch * context for context in settings.contexts))
+        }
+    )
+    products = time_products(dense, projections, tokens=tokens, repeats=settings.repeats)
     sparse = converted(dense, list(projections))
     size, saved = _size(model, dense), saved_bytes(sparse, list(projections))
     read = size.decoded_bytes - saved
     smaller = {"weights": size.weights - saved, "decoded_bytes": read, "joules": joules(read)}
     sizes = size, size.model_copy(update=smaller)
     names = f"{model.id}, dense", f"{model.id}, 2:4"
-    figures = run_bench(
-        names,
-        (dense, sparse),
-        sizes=sizes,
-        batch_sizes=batch_sizes,
-        contexts=contexts,
-        new_tokens=new_tokens,
-        repeats=repeats,
-    )
+    figures = _run(replace(settings, static_cache=False), names=names, models=(dense, sparse), sizes=sizes)
     _show(figures.model_copy(update={"products": products}), output, console=console)
+
+
+def _run(
+    settings: BenchSettings,
+    *,
+    names: tuple[str, str],
+    models: tuple[PreTrainedModel, PreTrainedModel],
+    sizes: tuple[BenchSize, BenchSize],
+) -> BenchFigures:
+    return run_bench(
+        names,
+        models,
+        sizes=sizes,
+        batch_sizes=settings.batch_sizes,
+        contexts=settings.contexts,
+        new_tokens=settings.new_tokens,
+        repeats=settings.repeats,
+        static_cache=settings.static_cache,
+    )
 
 
 def _show(figures: BenchFigures, output: Path | None, *, console: Console) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llmprune.common.schema import format_count, format_size
-from llmprune.pipeline.report import unrouted
+from llmprune.pipeline.report import warn_of_unrouted_experts
 from llmprune.report.bench_table import energy, print_bench, seconds
 from llmprune.report.html.compare_page import render_comparison
 from llmprune.report.html.page import render_page
@@ -216,6 +216,6 @@ def test_one_of_a_kind_is_not_written_as_many() -> None:
     from llmprune.score.scores import Scores
 
     few = Scores(None, {}, routed={"3.mlp": torch.tensor([1, 0])})
-    assert unrouted(few)[0].startswith("1 expert in 1 layer (3.mlp) got no calibration token")
+    assert warn_of_unrouted_experts(few)[0].startswith("1 expert in 1 layer (3.mlp) got no calibration token")
     many = Scores(None, {}, routed={f"{layer}.mlp": torch.tensor([0, 0]) for layer in range(4)})
-    assert unrouted(many)[0].startswith("8 experts in 4 layers (0.mlp, 1.mlp, 2.mlp, …)")
+    assert warn_of_unrouted_experts(many)[0].startswith("8 experts in 4 layers (0.mlp, 1.mlp, 2.mlp, …)")
