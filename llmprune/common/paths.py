@@ -1,4 +1,4 @@
-"""Names that foreign content gives: plain relative paths, resolved with all links before anything opens them."""
+"""Checks of file names from untrusted content: plain relative paths, resolved through all links before use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SNAPSHOT_OF = re.compile(r"(models|datasets)--.+")  # a repository's folder in 
 
 
 def is_plain_path(name: object) -> bool:
-    """Check that a name is a relative path without ``..``, scheme, drive, backslash or unprintable character."""
+    """Check that a name is a relative path without ``..``, scheme, drive, backslash or unprintable characters."""
     return (
         isinstance(name, str)
         and bool(name)
@@ -22,25 +22,25 @@ def is_plain_path(name: object) -> bool:
 
 
 def is_inside(path: Path, folder: Path) -> bool:
-    """Check that a path, all links resolved, lies below its folder.
+    """Check that a path lies below a folder after all links are resolved.
 
-    A snapshot in the hub client's cache is made of links into the stores of that cache; they count as the folder.
+    A snapshot in the hub client's cache consists of links to the blobs of that cache, which count as part of it.
     """
     try:
-        place = path.resolve()
-    except (OSError, RuntimeError):  # a link that leads to itself
+        resolved = path.resolve()
+    except (OSError, RuntimeError):  # a link to itself
         return False
-    return any(place != home and place.is_relative_to(home) for home in _homes(folder))
+    return any(resolved != root and resolved.is_relative_to(root) for root in _roots(folder))
 
 
 def first_link_outside(paths: Iterable[Path], folder: Path) -> Path | None:
-    """Return the first of a folder's entries that is a link leading out of it."""
+    """Return the first of ``paths`` that is a link to a place outside the folder; None where there is none."""
     return next((path for path in paths if path.is_symlink() and not is_inside(path, folder)), None)
 
 
-def _homes(folder: Path) -> tuple[Path, ...]:
+def _roots(folder: Path) -> tuple[Path, ...]:
     whole = folder.resolve()
     repository = whole.parent.parent
     if whole.parent.name == "snapshots" and _SNAPSHOT_OF.fullmatch(repository.name):
-        return whole, repository / "blobs", repository.parent / "blobs"  # the last is shared by all repositories
+        return whole, repository / "blobs", repository.parent / "blobs"  # all repositories share the last
     return (whole,)

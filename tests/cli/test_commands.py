@@ -512,7 +512,10 @@ def test_an_output_that_cannot_be_written(
     base = ["--against", room / "base"] if verb == "bench" else []
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
-    for place, said in (("folder", "is a folder; give a file, such as"), ("file/x.json", "its folder cannot be made")):
+    for place, said in (
+        ("folder", "is a folder; give a file, such as"),
+        ("file/x.json", "its folder cannot be created"),
+    ):
         outcome = command(verb, run, *base, option, tmp_path / place)
         assert (outcome.code, said in outcome.err) == (2, True), outcome.err
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]

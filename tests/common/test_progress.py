@@ -66,7 +66,7 @@ def test_a_run_without_a_terminal_says_each_step(recipe: Path, monkeypatch: pyte
 
 def test_a_long_step_is_said_again(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     """Every few minutes a line says how far a step is and how long it may take, also where it has no layers."""
-    monkeypatch.setattr(progress, "_SAY_EVERY", 0.01)
+    monkeypatch.setattr(progress, "_REPEAT_EVERY", 0.01)
     with progress.lines_without_terminal():
         progress.report_progress("evaluation")
         time.sleep(0.05)

@@ -17,7 +17,7 @@ from llmprune.common.errors import NumericalError
 from llmprune.common.linalg import cross_validated_ridge as normal_equations
 
 RANK = int(os.environ["RANK"])
-peers._BEAT, peers._SILENCE, peers._GRACE, peers._LINGER = 0.05, 2.0, 30.0, 1.0
+peers._HEARTBEAT, peers._SILENCE, peers._GRACE, peers._LINGER = 0.05, 2.0, 30.0, 1.0
 
 
 def scenario(act: Callable[[], Any]) -> None:
