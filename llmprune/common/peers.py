@@ -33,7 +33,7 @@ _LONGEST_PAUSE = 0.05
 
 
 class Peers:
-    """Connection of this process to the others of its run. ``connect`` opens a connection to the store, one for each thread."""
+    """Connection of this process to the others of its run. ``connect`` opens a store for each thread."""
 
     def __init__(self, connect: Callable[[], Store], *, rank: int, count: int) -> None:
         self.rank, self.count = rank, count
@@ -121,8 +121,8 @@ class Peers:
                 self.failure = _failure(store, self.rank, count=self.count) or _silent(store, seen, count=self.count)
             except RuntimeError as error:
                 self.failure = (
-                    f"the process with the store of this run's {self.count} processes is gone ({_first_line(error)}): it "
-                    f"was killed, or ended by an error that its own output names; {to_continue()}"
+                    f"the process with the store of all {self.count} processes is gone ({_first_line(error)}): it was "
+                    f"killed, or ended by an error that its own output names; {to_continue()}"
                 )
         if self.failure is None:
             return

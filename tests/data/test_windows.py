@@ -195,7 +195,7 @@ def test_hub_data_is_streamed_unless_sliced(split: str, streaming: bool, monkeyp
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr("llmprune.data.sources.require_own_data", lambda *_, **__: None)
-    monkeypatch.setattr("llmprune.data.sources.resolve_revision", lambda *_: SimpleNamespace(resolved="c0ffee"))
+    monkeypatch.setattr("llmprune.data.sources.resolve_revision", lambda *_, **__: SimpleNamespace(resolved="c0ffee"))
     load_text(TextSource(dataset="allenai/c4", config="en", split=split))
     assert asked == {"names": ("allenai/c4", "en"), "split": split, "revision": "c0ffee", "streaming": streaming}
 
@@ -369,7 +369,7 @@ def test_an_unreachable_hub_names_the_remedies(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     monkeypatch.setattr("llmprune.data.sources.require_own_data", lambda *_, **__: None)
-    monkeypatch.setattr("llmprune.data.sources.resolve_revision", lambda *_: SimpleNamespace(resolved="c0ffee"))
+    monkeypatch.setattr("llmprune.data.sources.resolve_revision", lambda *_, **__: SimpleNamespace(resolved="c0ffee"))
     with pytest.raises(CalibrationError, match=r"'a/b' .* ConnectionError: no route to host; .*HF_HUB_OFFLINE"):
         load(dataset="a/b")
 

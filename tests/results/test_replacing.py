@@ -9,41 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.commands import Outcome, command, save_model, verify_here, write_recipe, write_text
+from helpers.commands import Outcome, command, forbid_weights, reused_steps, write_recipe, write_text
 
 from llmprune.checkpoint.saving import CheckpointWriter
 from llmprune.common.errors import DiskError, OutputError
+from llmprune.pipeline import inputs
 from llmprune.results.replacing import complete_swap, take_over
 from llmprune.results.run_folder import RunFolder
 
-
-@pytest.fixture(autouse=True)
-def _in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    verify_here(monkeypatch)
+pytestmark = pytest.mark.usefixtures("in_one_process")
 
 
-@pytest.fixture(scope="module")
-def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``base`` (a model), ``text.txt``, and ``out``, a finished run that removes two layers."""
-    folder = tmp_path_factory.mktemp("room")
-    write_text(folder / "text.txt")
-    save_model(folder / "base")
-    with pytest.MonkeyPatch.context() as patch:
-        verify_here(patch)
-        assert run(folder, folder).code == 0
-    return folder
-
-
-@pytest.fixture
-def finished(room: Path, tmp_path: Path) -> Path:
-    """A copy of the finished run."""
-    shutil.copytree(room / "out", tmp_path / "out")
-    return tmp_path / "out"
-
-
-def run(room: Path, folder: Path, *options: str, text: Path | None = None, **sections: Any) -> Outcome:
-    """Prune the room's model into ``out``; by default as the finished run did."""
-    recipe = write_recipe(folder / "recipe.yaml", room / "base", text or room / "text.txt", **sections)
+def run(workspace: Path, folder: Path, *options: str, text: Path | None = None, **sections: Any) -> Outcome:
+    """Prune the model of the workspace into ``out``; by default as the finished run did."""
+    recipe = write_recipe(folder / "recipe.yaml", workspace / "base", text or workspace / "text.txt", **sections)
     return command("run", recipe, "--output", folder / "out", *options)
 
 
@@ -64,10 +43,10 @@ def fail_in_pass_2(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(CheckpointWriter, "write_layer", write_or_fail)
 
 
-def test_finished_run_of_another_recipe_is_refused(room: Path, tmp_path: Path, finished: Path) -> None:
+def test_finished_run_of_another_recipe_is_refused(workspace: Path, tmp_path: Path, finished: Path) -> None:
     """The sentence names what differs, the model that would go with its size, and both remedies."""
     before = contents(finished)
-    outcome = run(room, tmp_path, depth={"remove": 1})
+    outcome = run(workspace, tmp_path, depth={"remove": 1})
     assert outcome.code == 2
     for said in (
         "another recipe (depth.remove: 2 there, 1 here)",
@@ -80,14 +59,14 @@ def test_finished_run_of_another_recipe_is_refused(room: Path, tmp_path: Path, f
     assert contents(finished) == before
 
 
-def test_other_text_is_another_recipe(room: Path, tmp_path: Path, finished: Path) -> None:
+def test_other_text_is_another_recipe(workspace: Path, tmp_path: Path, finished: Path) -> None:
     """Text of another place counts where its tokens differ, and a copy of the same text does not."""
     other, copy = write_text(tmp_path / "other.txt", paragraphs=90), write_text(tmp_path / "copy.txt")
     before = contents(finished)
-    outcome = run(room, tmp_path, text=other)
+    outcome = run(workspace, tmp_path, text=other)
     assert (outcome.code, "calibration.dataset: " in outcome.err) == (2, True)
     assert contents(finished) == before
-    assert run(room, tmp_path, text=copy).code == 0
+    assert run(workspace, tmp_path, text=copy).code == 0
     assert contents(finished)["model/model.safetensors"] == before["model/model.safetensors"]
 
 
@@ -100,27 +79,26 @@ def test_other_text_is_another_recipe(room: Path, tmp_path: Path, finished: Path
     ],
 )
 def test_fresh_run_that_is_refused_leaves_the_finished_one(
-    wrong: dict[str, Any], room: Path, tmp_path: Path, finished: Path
+    wrong: dict[str, Any], workspace: Path, tmp_path: Path, finished: Path
 ) -> None:
     """With --fresh a recipe that cannot be run changes nothing."""
     before = contents(finished)
-    assert run(room, tmp_path, "--fresh", **wrong).code in (1, 2)
+    assert run(workspace, tmp_path, "--fresh", **wrong).code in (1, 2)
     assert contents(finished) == before
     assert not (finished / "next.partial").exists()
 
 
 def test_fresh_run_that_fails_leaves_the_finished_one_and_continues(
-    room: Path, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Path, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After an error in pass 2 the old run is whole; without --fresh the new one continues and takes its place."""
     before = contents(finished)
     with monkeypatch.context() as patch:
         fail_in_pass_2(patch)
-        assert run(room, tmp_path, "--fresh", depth={"remove": 1}).code == 1
+        assert run(workspace, tmp_path, "--fresh", depth={"remove": 1}).code == 1
     assert {name: text for name, text in contents(finished).items() if "next.partial" not in name} == before
-    with monkeypatch.context() as patch:
-        patch.setattr("llmprune.pipeline.score_and_select.score", lambda *_, **__: pytest.fail("pass 1 is done"))
-        assert run(room, tmp_path, depth={"remove": 1}).code == 0
+    assert run(workspace, tmp_path, depth={"remove": 1}).code == 0
+    assert reused_steps(finished)["pass 1"]
     after = contents(finished)
     assert after.keys() == before.keys()
     assert after["model/model.safetensors"] != before["model/model.safetensors"]
@@ -128,28 +106,28 @@ def test_fresh_run_that_fails_leaves_the_finished_one_and_continues(
 
 
 def test_own_recipe_of_the_finished_run_is_not_disturbed_by_an_unfinished_replacement(
-    room: Path, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    workspace: Path, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It finds its products, and a warning says where the other run's partial products are."""
     with monkeypatch.context() as patch:
         fail_in_pass_2(patch)
-        assert run(room, tmp_path, "--fresh", depth={"remove": 1}).code == 1
-    monkeypatch.setattr("llmprune.pipeline.inputs.load_model", lambda source: pytest.fail("everything is done"))
-    assert run(room, tmp_path).code == 0
+        assert run(workspace, tmp_path, "--fresh", depth={"remove": 1}).code == 1
+    forbid_weights(monkeypatch)
+    assert run(workspace, tmp_path).code == 0
     assert str(finished / "next.partial") in caplog.text
 
 
 def test_other_code_replaces_only_with_a_model(
-    room: Path, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Path, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same recipe under another version makes its products anew, beside the old ones until the model is there."""
     before = contents(finished)
-    monkeypatch.setattr("llmprune.pipeline.inputs.code_fingerprint", lambda: "another")
+    monkeypatch.setattr(inputs, "code_fingerprint", lambda: "another")
     with monkeypatch.context() as patch:
         fail_in_pass_2(patch)
-        assert run(room, tmp_path).code == 1
+        assert run(workspace, tmp_path).code == 1
     assert {name: text for name, text in contents(finished).items() if "next.partial" not in name} == before
-    assert run(room, tmp_path).code == 0
+    assert run(workspace, tmp_path).code == 0
     assert contents(finished).keys() == before.keys()
 
 
