@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from helpers.hub.faults import Fault
+from helpers.hub.published import publish_model, publish_text
 from helpers.hub.server import Hub
-from helpers.small_disks import publish_model, publish_text
 from helpers.tiny import tiny_tokenizer
 from huggingface_hub import constants
 

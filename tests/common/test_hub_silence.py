@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from helpers.hub.faults import Fault
+from helpers.hub.published import publish_model, publish_text
 from helpers.hub.server import Hub as Server
-from helpers.small_disks import publish_model, publish_text
 
 from llmprune.checkpoint.loading import load_config, load_model
 from llmprune.common import waiting

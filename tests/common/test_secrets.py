@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from helpers.commands import command, verify_here, write_recipe
 from helpers.hub.faults import Fault
+from helpers.hub.published import draw_nothing, hub_recipe, publish_model, publish_text
 from helpers.hub.server import Hub
 from helpers.hub.state import SIGNATURE, TOKEN
-from helpers.small_disks import draw_nothing, hub_recipe, publish_model, publish_text
 from helpers.tiny import tiny_tokenizer
 from huggingface_hub import constants
 

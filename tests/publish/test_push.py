@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from helpers.commands import Outcome, command, save_model, verify_here, write_recipe, write_text
 from helpers.hub.faults import Fault
+from helpers.hub.published import CARD, copy_run, draw_nothing
 from helpers.hub.server import Hub
 from helpers.hub.state import SIGNATURE, Repo, User
 from helpers.reports import gate
-from helpers.small_disks import CARD, copy_run, draw_nothing
 from huggingface_hub import HfApi, constants
 from safetensors.torch import load_file, save_file
 
