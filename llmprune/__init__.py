@@ -3,8 +3,7 @@
     from llmprune import Recipe, run
     report = run(Recipe.load("recipe.yaml"))
 
-Names are imported when they are first used, so that ``llmprune --help`` and a
-wrong recipe are answered without waiting for torch.
+Names are imported on first use, so that ``llmprune --help`` and errors in a recipe do not wait for torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``python -m llmprune`` is ``llmprune``."""
+"""Entry point of ``python -m llmprune``."""
 
 from llmprune.cli.main import main
 

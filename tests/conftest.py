@@ -1,8 +1,9 @@
-"""Tiny models only lose by more threads; and the model hub of all tests is on this machine."""
+"""Environment of all tests: one thread, a hub on this machine, and fixtures that several folders share."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,10 +51,54 @@ def hub(hub_server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.setattr(remote, "_sleep", hub_server.waits.append)
     for module in (_http, file_download):
         monkeypatch.setattr(module, "time", Clock(hub_server.waits))
-    remote.resolve.cache_clear()
+    remote.resolve_revision.cache_clear()
     yield hub_server
-    remote.resolve.cache_clear()
+    remote.resolve_revision.cache_clear()
     hub_server.forget()
+
+
+@pytest.fixture
+def in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verify checkpoints in this process instead of a fresh one."""
+    from helpers.commands import verify_here
+
+    verify_here(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``base``, a tiny Llama with its tokenizer, ``text.txt`` and ``recipe.yaml``; no test changes it."""
+    from helpers.commands import save_model, write_recipe, write_text
+
+    folder: Path = tmp_path_factory.mktemp("workspace")
+    write_recipe(folder / "recipe.yaml", save_model(folder / "base"), write_text(folder / "text.txt"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def default_run(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the default recipe on the workspace; no test changes it."""
+    from helpers.commands import prune_workspace, verify_here
+
+    folder: Path = tmp_path_factory.mktemp("default-run")
+    with pytest.MonkeyPatch.context() as patch:
+        verify_here(patch)
+        assert prune_workspace(workspace, folder).code == 0
+    return folder / "out"
+
+
+@pytest.fixture
+def finished(default_run: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run of the default recipe."""
+    return Path(shutil.copytree(default_run, tmp_path / "out"))
+
+
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail where transformers loads the weights of a model."""
+    from helpers.commands import forbid_weights
+
+    forbid_weights(monkeypatch)
 
 
 class Clock:

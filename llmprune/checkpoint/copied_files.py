@@ -18,7 +18,7 @@ from typing import Any
 
 from llmprune.checkpoint.file_references import NOTICES, TEMPLATES
 from llmprune.common.errors import ModelError
-from llmprune.common.names import is_plain, lies_inside
+from llmprune.common.paths import is_inside, is_plain_path
 from llmprune.common.printing import printable
 from llmprune.common.schema import format_size
 
@@ -107,7 +107,7 @@ def judge_names(sizes: Mapping[str, int], trusted: bool) -> Companions:
 
 def _reason_by_name(name: str, size: int, *, trusted: bool) -> str | None:
     path = PurePosixPath(name)
-    if not is_plain(name):
+    if not is_plain_path(name):
         return _ODD_NAME
     return _reason_of_kind(name, size, trusted=trusted) if _is_reached(path, trusted) else _ELSEWHERE
 
@@ -149,11 +149,11 @@ def _reason(path: Path, folder: Path, *, trusted: bool) -> str | None:
     name = path.relative_to(folder).as_posix()
     if _is_ours(name) or (_WEIGHTS.fullmatch(name) and path.is_file()):
         return ""
-    if not is_plain(name):
+    if not is_plain_path(name):
         return _ODD_NAME
     if not path.is_file():
         return _ELSEWHERE if path.is_dir() and not path.is_symlink() else "no regular file"
-    if not lies_inside(path, folder):
+    if not is_inside(path, folder):
         return "a link that leads out of the model's folder"
     if not _is_reached(PurePosixPath(name), trusted):
         return _ELSEWHERE

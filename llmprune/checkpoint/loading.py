@@ -32,7 +32,7 @@ from llmprune.checkpoint.file_references import require_own_names, unread_fields
 from llmprune.checkpoint.gguf import cache_folder, converted_folder, gguf_location
 from llmprune.checkpoint.stored_dtypes import require_fitting
 from llmprune.checkpoint.weight_headers import Headers, headers_of_folder, main_dtype, read_config
-from llmprune.common.distributed import count, local_device
+from llmprune.common.distributed import local_device, world_size
 from llmprune.common.errors import CheckpointError, ModelError
 from llmprune.layerwise.forward import Decoder, Tensors
 from llmprune.recipe.model import ModelSource
@@ -87,7 +87,7 @@ def load_model(source: ModelSource) -> PreTrainedModel:
     place = str(place_of(source, "weights"))
     device_map: Any = source.device_map
     nothing_to_spread_over = device_map == "auto" and not torch.cuda.is_available() and not source.max_memory
-    each_process_has_its_device = count() > 1 and not isinstance(device_map, dict) and not source.max_memory
+    each_process_has_its_device = world_size() > 1 and not isinstance(device_map, dict) and not source.max_memory
     if device_map == "cpu" or nothing_to_spread_over or each_process_has_its_device:
         device_map = None
     config = load_config(source)

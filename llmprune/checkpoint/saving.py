@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmprune.checkpoint.copied_files import Companions, copy_companions, find_companions
-from llmprune.common.files import disk_errors, flush, share
+from llmprune.common.files import apply_umask, disk_errors, fsync
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,7 +67,7 @@ class CheckpointWriter:
         with disk_errors(self.parts):
             self.parts.mkdir(parents=True, exist_ok=True)
             save_file({key: tensor.contiguous() for key, tensor in stored.items()}, path, {"format": "pt"})
-            flush(path)
+            fsync(path)
 
     def finish(self, max_shard_size: int, tokenizer: PreTrainedTokenizerBase | None) -> None:
         """Join the parts into shards of at most this size, add tokenizer and configs."""
@@ -81,9 +81,9 @@ class CheckpointWriter:
             else:
                 self._carry(self.change)
             for path in self.folder.rglob("*"):
-                share(path)
-                flush(path)
-            flush(self.folder)
+                apply_umask(path)
+                fsync(path)
+            fsync(self.folder)
 
     def _carry(self, change: ConfigChange) -> None:
         """Copy the base's files, and write its config with the cut in it."""

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from llmprune.checkpoint.file_references import INDEX, shard_names
 from llmprune.common.errors import CheckpointError
-from llmprune.common.hub.client import persistently
+from llmprune.common.hub.client import with_retries
 
 SINGLE = "model.safetensors"
 # The names that safetensors has for types, and those of torch.
@@ -108,7 +108,7 @@ def headers_of_repository(model_id: str, commit: str, *, files: tuple[str, ...])
 
     def fetch(file: str) -> dict[str, StoredTensor]:
         try:
-            found = persistently(lambda: api.parse_safetensors_file_metadata(model_id, file, revision=commit))
+            found = with_retries(lambda: api.parse_safetensors_file_metadata(model_id, file, revision=commit))
         except SafetensorsParsingError as error:
             raise CheckpointError(
                 f"{file} of {model_id} has no header of a safetensors file; it is damaged: ask its owner"

@@ -1,4 +1,4 @@
-"""``llmprune eval``: lm-eval tasks on one model, or on two sample by sample."""
+"""Evaluation for ``llmprune eval``: lm-eval tasks on one model, or on two compared sample by sample."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmprune.checkpoint.loading import load_model, load_tokenizer
-from llmprune.common.distributed import in_step, is_first
+from llmprune.common.distributed import is_first_process, synchronized
 from llmprune.common.errors import EvaluationError, GateNotMet, OutputError, RecipeError
 from llmprune.common.files import write_text
 from llmprune.common.progress import quiet_libraries
@@ -26,6 +26,7 @@ from llmprune.evaluation.retention import CONFIDENCE, compare
 from llmprune.recipe.evaluation import Evaluation
 from llmprune.recipe.model import ModelSource
 from llmprune.report.task_table import table_of_one, table_of_two
+from llmprune.results.evaluation_figures import GateFigures
 from llmprune.results.sentences import describe_verdict
 
 _OPTIONS = {
@@ -41,23 +42,26 @@ _OPTIONS = {
 def evaluate_models(
     model: ModelSource, against: ModelSource | None, *, settings: Evaluation, output: Path | None, console: Console
 ) -> None:
-    """Evaluate, print a table, and write ``evaluation.json`` where a folder is given.
+    """Evaluate one or two models, print a table, and write ``evaluation.json`` into the folder ``output``.
 
-    What is wrong with the tasks, either model or the folder is raised before weights are read. Finished tasks are
-    kept in that folder, and those of the base in the user's cache: an interrupted evaluation continues.
-    Under a launcher the processes share the samples, and an error of one ends all.
+    Problems with tasks, models or the folder are raised before weights are read. Results of finished tasks are kept
+    in ``output``, and those of the base in the user's cache, so that an interrupted evaluation can continue.
+    Under a launcher the processes share the samples. Raises GateNotMet after everything is written.
     """
     quiet_libraries()
-    with in_step():
-        _evaluate(model, against, settings=settings, output=output, console=console)
+    with synchronized():
+        gate = _evaluate(model, against, settings=settings, output=output, console=console)
+    if gate and not gate.passed:
+        raise GateNotMet(_with_option_names(describe_verdict(gate)))
 
 
 def _evaluate(
     model: ModelSource, against: ModelSource | None, *, settings: Evaluation, output: Path | None, console: Console
-) -> None:
+) -> GateFigures | None:
+    """Evaluate, print and write; return the verdict, or None without a gate."""
     if output is not None and output.exists() and not output.is_dir():
         raise OutputError(f"the output {output} is a file; give a folder")
-    with _as_options():
+    with _errors_with_option_names():
         check_tasks(settings)
     judged = _subject(model, output)
     base = _subject(against) if against is not None else None
@@ -65,7 +69,7 @@ def _evaluate(
         require_same_tokenizer(against.id, base.tokenizer, model=model.id, other=judged.tokenizer)
     if output is not None:
         _make_folder(output)
-    with _as_options():
+    with _errors_with_option_names():
         fetch_tasks(settings)
         results = evaluate_tasks(judged, "pruned", evaluation=settings)
     found: dict[str, Any] = {
@@ -78,22 +82,21 @@ def _evaluate(
     if against is None or base is None:
         table = table_of_one(results)
     else:
-        whole = evaluate_tasks(base, "dense", evaluation=settings)
-        figures = compare(whole, results, confidence=settings.gate.confidence if settings.gate else CONFIDENCE)
+        base_results = evaluate_tasks(base, "dense", evaluation=settings)
+        figures = compare(base_results, results, confidence=settings.gate.confidence if settings.gate else CONFIDENCE)
         gate = judge(settings.gate, figures)
         table = table_of_two(figures.tasks, figures.groups, mean=figures.mean)
         found |= {
             "against": against.id,
-            "against_results": whole.model_dump(mode="json"),
+            "against_results": base_results.model_dump(mode="json"),
             "tasks": [task.model_dump(mode="json") for task in figures.tasks],
             "groups": [group.model_dump(mode="json") for group in figures.groups],
             "retention": figures.mean.model_dump(mode="json") if figures.mean else None,
             "gate": gate.model_dump(mode="json") if gate else None,
         }
-    if is_first():
+    if is_first_process():
         _show(table, found, output=output, console=console)
-    if gate and not gate.passed:
-        raise GateNotMet(_in_options(describe_verdict(gate)))
+    return gate
 
 
 def _show(table: Table, found: dict[str, Any], *, output: Path | None, console: Console) -> None:
@@ -104,7 +107,7 @@ def _show(table: Table, found: dict[str, Any], *, output: Path | None, console: 
 
 
 def _subject(source: ModelSource, output: Path | None = None) -> EvaluatedModel:
-    """A model by its name; its weights are read when the first task needs them."""
+    """Return a model to evaluate; its weights are read when the first task needs them."""
     tokenizer = load_tokenizer(source)
     return evaluated_model(
         source, tokenizer, load=lambda: load_model(source), folder=output / "tasks" if output else None
@@ -112,22 +115,23 @@ def _subject(source: ModelSource, output: Path | None = None) -> EvaluatedModel:
 
 
 @contextmanager
-def _as_options() -> Iterator[None]:
-    """Errors about tasks, with a recipe's keys as the options that they are here."""
+def _errors_with_option_names() -> Iterator[None]:
+    """Raise errors about tasks with option names in place of recipe keys."""
     try:
         yield
     except (RecipeError, EvaluationError) as error:
-        raise type(error)(_in_options(str(error))) from error
+        raise type(error)(_with_option_names(str(error))) from error
 
 
-def _in_options(said: str) -> str:
+def _with_option_names(message: str) -> str:
+    """Replace keys of a recipe by the options of ``llmprune eval``."""
     for key, option in _OPTIONS.items():
-        said = said.replace(key, option)
-    return said
+        message = message.replace(key, option)
+    return message
 
 
 def _make_folder(output: Path) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"the output folder {output} cannot be made: {error}; choose another --output") from error
+        raise OutputError(f"the output folder {output} cannot be created: {error}; choose another --output") from error

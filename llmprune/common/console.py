@@ -1,4 +1,4 @@
-"""The terminal that tables and progress bars are printed to."""
+"""Console for tables and progress bars."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from llmprune.common.printing import printable
 
 
 class PlainConsole(Console):
-    """A console whose text is text: square brackets are no markup, and control characters become escapes.
+    """A console that prints text verbatim: no markup, and control characters become visible escapes.
 
-    Colours and the movements of a progress bar are rich's own, and pass.
+    Control codes of rich itself, such as colours and cursor movements of progress bars, are kept.
     """
 
     def __init__(self, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, markup=False, emoji=False)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Render to segments, each with printable text."""
+        """Yield segments with printable text."""
         for segment in super().render(renderable, options):
             text = segment.text if segment.control else printable(segment.text, newlines=True)
             yield segment if text == segment.text else Segment(text, segment.style)

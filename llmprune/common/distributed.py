@@ -1,9 +1,8 @@
-"""One process or several under torchrun: each walks its share of the windows, sums are added up.
+"""Data parallelism over processes: each process runs its share of the windows, and sums are reduced.
 
-torchrun starts the processes and says who is who; accelerate does the talking. One
-process alone never sets anything up. ``accelerate launch --cpu --num_processes 2``
-starts one process only: the report says how many there were. Before they exchange
-anything they make sure that all are there and do the same (``peers``).
+torchrun or accelerate's launcher starts the processes; accelerate sets up the process group, which a single process
+does without. ``accelerate launch --cpu --num_processes 2`` starts one process only: the report states their number.
+Before each exchange the processes check that all of them are alive and at the same step (``peers``).
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from llmprune.common.errors import CalibrationError, GateNotMet, LLMPruneError, PeerError, to_continue
-from llmprune.common.hub.client import redact
+from llmprune.common.errors import CalibrationError, LLMPruneError, PeerError, to_continue
+from llmprune.common.hub.secrets import redact
 from llmprune.common.peers import Peers
 from llmprune.common.printing import printable
 
@@ -30,10 +29,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_PATIENCE = timedelta(hours=6)  # of torch's own exchanges: only those of lm-eval are not preceded by a meeting
-_START = timedelta(minutes=5)  # in which all processes must have started
+_COLLECTIVE_TIMEOUT = timedelta(hours=6)  # of torch's collectives; only those of lm-eval do not follow a rendezvous
+_START_TIMEOUT = timedelta(minutes=5)  # until all processes must have started
 _STOPPED = "it was stopped"
-_runs = 0  # that this process has taken part in: each has keys of its own
+_runs = 0  # of this process so far; each has its own keys in the store
 _peers: Peers | None = None
 
 
@@ -41,59 +40,62 @@ _peers: Peers | None = None
 def _state() -> Any:
     from accelerate import PartialState
 
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=_COLLECTIVE_TIMEOUT)
 
 
-def count() -> int:
-    """How many processes work together."""
+def world_size() -> int:
+    """Return the number of processes that share the work."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def launched() -> bool:
-    """Whether torchrun or accelerate's launcher started this process, however many there are."""
+def has_launcher() -> bool:
+    """Check whether torchrun or accelerate's launcher started this process, alone or with others."""
     return "WORLD_SIZE" in os.environ or any(name.startswith("ACCELERATE_") for name in os.environ)
 
 
 def rank() -> int:
-    """Which of them this is, from 0."""
-    return int(os.environ.get("RANK", "0")) if count() > 1 else 0
+    """Return the index of this process, from 0."""
+    return int(os.environ.get("RANK", "0")) if world_size() > 1 else 0
 
 
-def is_first() -> bool:
-    """Whether this is the process that writes and speaks."""
+def is_first_process() -> bool:
+    """Check whether this is the process that writes files and prints."""
     return rank() == 0
 
 
 def local_device() -> torch.device:
-    """The device that this process computes on where the device map leaves it open."""
+    """Return the device of this process, for models whose device map does not name one."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) if count() > 1 else 0)
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) if world_size() > 1 else 0)
 
 
-def share_of(windows_NL: Tensor) -> Tensor:
-    """This process's windows: every so many-th. Raises CalibrationError where some would get none."""
+def windows_of_process(windows_NL: Tensor) -> Tensor:
+    """Return the windows of this process: every ``world_size``-th from ``rank`` on.
+
+    Raises CalibrationError where a process would get none.
+    """
     require_windows_for_all(len(windows_NL))
-    return windows_NL[rank() :: count()]
+    return windows_NL[rank() :: world_size()]
 
 
 def require_windows_for_all(samples: int) -> None:
-    """Raise CalibrationError where so few windows leave a process without any."""
-    if samples < count():
+    """Raise CalibrationError unless every process gets at least one of ``samples`` windows."""
+    if samples < world_size():
         raise CalibrationError(
-            f"{samples} calibration samples cannot be shared by {count()} processes; "
+            f"{samples} calibration samples cannot be shared by {world_size()} processes; "
             "raise calibration.samples or start fewer processes"
         )
 
 
 @contextmanager
-def in_step() -> Iterator[None]:
-    """Run the block in step with the other processes: an error of one ends it in all, with a sentence.
+def synchronized() -> Iterator[None]:
+    """Run a block in all processes; an error of one process ends it in all of them, with a message.
 
-    Raises PeerError where another process failed, died, or is about to do something else.
+    Raises PeerError where another process failed, died, or is at another step.
     """
     global _peers, _runs
-    if count() == 1 or _peers is not None:
+    if world_size() == 1 or _peers is not None:
         yield
         return
     _runs += 1
@@ -102,19 +104,18 @@ def in_step() -> Iterator[None]:
         peers.meet("start")
         yield
         peers.end()
-    except GateNotMet:  # the same in all
-        peers.end()
-        raise
     except BaseException as error:
         failure = peers.failure
-        gone = peers.fail(_sentence(error))
-        if isinstance(error, KeyboardInterrupt) and gone and failure is None:  # a launcher stops all where one dies
+        gone = peers.fail(_describe(error))
+        if (
+            isinstance(error, KeyboardInterrupt) and gone and failure is None
+        ):  # a launcher stops all processes where one dies
             failure = (
                 f"process {gone[0]} of {peers.count} is gone: it was killed, or its own output says why it ended; "
                 f"{to_continue()}"
             )
         if failure is not None and not isinstance(error, PeerError) and not failure.endswith(_STOPPED):
-            raise PeerError(failure) from error  # what broke here broke because of it
+            raise PeerError(failure) from error  # the error here is a consequence of that failure
         raise
     finally:
         _peers = None
@@ -125,27 +126,28 @@ def _meet_peers(name: str) -> Peers:
     from torch.distributed.rendezvous import rendezvous
 
     def connect() -> Store:
-        store, _, _ = next(iter(rendezvous("env://", timeout=_START)))
+        store, _, _ = next(iter(rendezvous("env://", timeout=_START_TIMEOUT)))
         return PrefixStore(name, store)
 
     try:
-        return Peers(connect, rank=rank(), count=count())
+        return Peers(connect, rank=rank(), count=world_size())
     except RuntimeError as error:
+        minutes = _START_TIMEOUT.total_seconds() / 60
         raise PeerError(
-            f"not all of the {count()} processes have started within {_START.total_seconds() / 60:.0f} minutes "
+            f"not all of the {world_size()} processes have started within {minutes:.0f} minutes "
             f"({str(error).strip().splitlines()[0]}); look at the output of each, and start them again"
         ) from error
 
 
-def _sentence(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return _STOPPED
-    said = str(error) if isinstance(error, LLMPruneError) else f"{type(error).__name__}: {error}"
-    return printable(redact(said))
+    message = str(error) if isinstance(error, LLMPruneError) else f"{type(error).__name__}: {error}"
+    return printable(redact(message))
 
 
 def _meet(step: str, value: str = "") -> None:
-    """Wait for the others at this step, which the caller's place in the code is part of."""
+    """Wait until all processes are at this step, which includes the caller's file and line."""
     frame = sys._getframe(1)
     while frame.f_code.co_filename == __file__ and frame.f_back is not None:
         frame = frame.f_back
@@ -154,13 +156,13 @@ def _meet(step: str, value: str = "") -> None:
 
 
 def require_agreement(what: str, value: str) -> None:
-    """Raise PeerError unless every process has the same value of this."""
+    """Raise PeerError unless every process has the same value of ``what``."""
     _meet(what, value)
 
 
 def sum_over_processes(tensors: Iterable[Tensor]) -> None:
-    """Add each tensor up over the processes, in place."""
-    if count() == 1:
+    """Sum each tensor over the processes, in place."""
+    if world_size() == 1:
         return
     from accelerate.utils import reduce
 
@@ -170,9 +172,9 @@ def sum_over_processes(tensors: Iterable[Tensor]) -> None:
         tensor.copy_(reduce(tensor.to(_state().device), reduction="sum"))
 
 
-def from_first(value: T) -> T:
-    """The first process's value, in every process."""
-    if count() == 1:
+def broadcast_from_first(value: T) -> T:
+    """Return the first process's value in every process."""
+    if world_size() == 1:
         return value
     from accelerate.utils import broadcast_object_list
 
@@ -182,8 +184,8 @@ def from_first(value: T) -> T:
     return shared[0]
 
 
-def talker() -> Any:
-    """accelerate's own object for these processes, for libraries that speak through it."""
+def shared_accelerator() -> Any:
+    """Return accelerate's Accelerator for these processes, for libraries that communicate through it."""
     from accelerate import Accelerator
 
     _state()
@@ -191,15 +193,15 @@ def talker() -> Any:
 
 
 def all_agree(yes: bool) -> bool:
-    """Whether every process says yes. Also waits for all of them."""
-    if count() == 1:
+    """Check whether ``yes`` is true in every process. Waits for all of them."""
+    if world_size() == 1:
         return yes
     votes = torch.tensor([1.0 if yes else 0.0])
     sum_over_processes([votes])
-    return int(votes) == count()
+    return int(votes) == world_size()
 
 
-def leave() -> None:
-    """Say goodbye to the others, at the very end."""
-    if count() > 1:
+def leave_process_group() -> None:
+    """Leave the process group, at the very end of the program."""
+    if world_size() > 1:
         _state().destroy_process_group()

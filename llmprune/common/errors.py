@@ -1,21 +1,21 @@
-"""The errors that people see.
+"""Errors that a user sees, with their exit codes.
 
     LLMPruneError            exit 1   the run failed
     ├── RecipeError          exit 2   the recipe or the arguments are wrong
-    ├── ModelError           exit 2   this model cannot be loaded or pruned as asked
-    ├── CalibrationError     exit 2   the calibration text does not suffice
+    ├── ModelError           exit 2   the model cannot be loaded, or not pruned as requested
+    ├── CalibrationError     exit 2   the calibration text is missing or insufficient
     ├── OutputError          exit 2   the output folder cannot be used
     ├── DiskError            exit 1   the disk is full or cannot be written
     ├── CheckpointError      exit 1   files of a model are missing or damaged
-    ├── NumericalError       exit 1   NaN or infinity where numbers should be
-    ├── VerificationError    exit 1   the saved model is not what was computed
-    ├── HubError             exit 1   the hub refused, or cannot be reached
+    ├── NumericalError       exit 1   NaN or infinity in activations, statistics or weights
+    ├── VerificationError    exit 1   the saved model differs from the computed one
+    ├── HubError             exit 1   the hub refused the request or cannot be reached
     ├── EvaluationError      exit 1   a task could not be evaluated
-    ├── PeerError            exit 1   another process of the same run failed, or does something else
-    └── GateNotMet           exit 3   the pruned model lost more than the gate allows, or nobody can tell
+    ├── PeerError            exit 1   another process of the run failed, or is at another step
+    └── GateNotMet           exit 3   the retention is below the gate, or not certain to reach it
 
-Each message says what is wrong, where, the limit, and what to do about it.
-What cannot happen is an ``assert``, not one of these.
+Each message names the problem, its place, the limit and the remedy. Errors of the program itself are
+``assert`` statements.
 """
 
 from __future__ import annotations
@@ -23,23 +23,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from llmprune.results.schema import Report
-
-
-MOST_PROBLEMS = 20  # listed at once: a person mends some and asks again
+MOST_PROBLEMS = 20  # listed at once; a person corrects some and tries again
 
 
 class LLMPruneError(Exception):
-    """Base of every error that is meant for people."""
+    """Base class of every error that is meant for users."""
 
     exit_code = 1
 
 
 class RecipeError(LLMPruneError):
-    """The recipe or an argument is wrong; ``problems`` has one sentence for each mistake, ``MOST_PROBLEMS`` at most."""
+    """The recipe or an argument is wrong.
+
+    ``problems``: a sentence for each mistake, of which the first ``MOST_PROBLEMS`` are listed; ``source``: the recipe.
+    """
 
     exit_code = 2
 
@@ -55,7 +53,7 @@ class RecipeError(LLMPruneError):
 
 
 class ModelError(LLMPruneError):
-    """The model cannot be loaded, or cannot be pruned as asked."""
+    """The model cannot be loaded, or not pruned as requested."""
 
     exit_code = 2
 
@@ -67,7 +65,7 @@ class CalibrationError(LLMPruneError):
 
 
 class OutputError(LLMPruneError):
-    """The output folder holds something else, is in use, or cannot be made."""
+    """The output folder has other content, is in use, or cannot be created."""
 
     exit_code = 2
 
@@ -85,7 +83,7 @@ class NumericalError(LLMPruneError):
 
 
 class VerificationError(LLMPruneError):
-    """The saved checkpoint, loaded afresh, differs from what was computed."""
+    """The saved checkpoint, loaded in a fresh process, differs from the computed model."""
 
 
 class EvaluationError(LLMPruneError):
@@ -93,36 +91,32 @@ class EvaluationError(LLMPruneError):
 
 
 class HubError(LLMPruneError):
-    """The result could not be pushed to the hub, or something could not be read from it."""
+    """The hub refused a push or a read, or cannot be reached."""
 
 
 class PeerError(LLMPruneError):
-    """Another process of this run failed or died, or is about to do something else than this one."""
+    """Another process of this run failed, died, or is at another step."""
 
 
 class GateNotMet(LLMPruneError):
-    """The pruned model does not surely retain what the gate demands; a run's ``report`` has the figures."""
+    """The retention is below the gate, or not certain to reach it. A run raises it after its report is written."""
 
     exit_code = 3
 
-    def __init__(self, message: str, report: Report | None = None) -> None:
-        self.report = report
-        super().__init__(message)
-
 
 def shortened(problems: Sequence[str], count: int) -> list[str]:
-    """The first ``MOST_PROBLEMS`` of ``count`` problems, and how many there are beyond them."""
+    """Return the first ``MOST_PROBLEMS`` of ``count`` problems, and a line with the number of the others."""
     if count <= MOST_PROBLEMS + 1:
         return list(problems)
     return [*problems[:MOST_PROBLEMS], f"and {count - MOST_PROBLEMS:,} more problems"]
 
 
 def did_you_mean(name: str, valid: Sequence[str]) -> str:
-    """``; did you mean 'x'?``, or an empty string where nothing is near."""
+    """Return ``; did you mean 'x'?``, or an empty string where no valid name is similar."""
     near = get_close_matches(name, valid, n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def to_continue() -> str:
-    """Say how a run that was stopped is continued: ``--fresh`` would begin it anew."""
+    """Return the instruction to continue a stopped run; ``--fresh`` would start it over."""
     return f"run the same command again{' without --fresh' if '--fresh' in sys.argv else ''} to continue"

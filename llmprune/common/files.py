@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside, flushed, renamed."""
+"""Atomic writes: a file is written under a temporary name, flushed to disk and renamed."""
 
 from __future__ import annotations
 
@@ -13,68 +13,68 @@ from llmprune.common.errors import DiskError, OutputError
 from llmprune.common.schema import format_size
 
 
-def write_beside(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file under another name, flush it, and rename it: it is whole or not there."""
-    beside = path.with_name(f".{path.name}.partial")
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a file so that it is complete or absent. ``write`` gets the temporary path. Raises DiskError."""
+    temporary = path.with_name(f".{path.name}.partial")
     with disk_errors(path.parent):
         try:
-            write(beside)
-            share(beside)
-            flush(beside)
-            os.replace(beside, path)
+            write(temporary)
+            apply_umask(temporary)
+            fsync(temporary)
+            os.replace(temporary, path)
         except BaseException:
             with suppress(OSError):
-                beside.unlink()
+                temporary.unlink()
             raise
-        flush(path.parent)
+        fsync(path.parent)
 
 
 def require_file(path: Path, *, option: str, example: str) -> None:
-    """Check that a file can be written here, and make its folder. Raises OutputError.
+    """Check that a file can be written at ``path``, and create its folder. Raises OutputError.
 
-    ``option``: the option that names it; ``example``: a file name for the remedy.
+    ``option``: the command-line option with this path; ``example``: a file name for the message.
     """
     if path.is_dir():
         raise OutputError(f"{option} {path} is a folder; give a file, such as {path / example}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{option} {path}: its folder cannot be made: {error}; give another place") from error
+        raise OutputError(f"{option} {path}: its folder cannot be created: {error}; give another path") from error
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise OutputError(f"{option} {path}: you may not write in {path.parent}; give another place")
+        raise OutputError(f"{option} {path}: no permission to write in {path.parent}; give another path")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a UTF-8 text file atomically. Raises DiskError."""
 
-    def write(beside: Path) -> None:
-        beside.write_text(text, encoding="utf-8")
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
 
-    write_beside(path, write)
+    write_atomically(path, write)
 
 
-def publish(folder: Path, final: Path) -> None:
-    """Rename a finished folder to its final name, replacing an older one."""
+def replace_folder(folder: Path, final: Path) -> None:
+    """Rename ``folder`` to ``final``, replacing an older folder of that name. Raises DiskError."""
     with disk_errors(final.parent):
         old = final.with_name(f".{final.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if final.exists():
             final.rename(old)
         folder.rename(final)
-        flush(final.parent)
+        fsync(final.parent)
         shutil.rmtree(old, ignore_errors=True)
 
 
-def share(path: Path) -> None:
-    """Give a file the mode that the umask allows; libraries write some readable by the owner alone."""
+def apply_umask(path: Path) -> None:
+    """Give a file the mode that the umask allows; some libraries write files that only the owner can read."""
     umask = os.umask(0)
     os.umask(umask)
     if path.is_file():
         path.chmod(0o666 & ~umask)
 
 
-def flush(path: Path) -> None:
-    """Have the operating system put a file or folder on disk."""
+def fsync(path: Path) -> None:
+    """Flush a file or folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -83,29 +83,29 @@ def flush(path: Path) -> None:
 
 
 def require_space(folder: Path, needed: int, *, written: int = 0) -> None:
-    """Raise DiskError where the disk of a folder (or of its first existing parent) is too small.
+    """Raise DiskError where the disk of a folder, or of its first existing parent, is too small.
 
-    ``written``: how many of the bytes that are needed are there already.
+    ``needed``: bytes of the result; ``written``: bytes of it that exist already.
     """
-    place = folder.absolute()
-    while not os.path.exists(place):  # unlike Path.exists, False also where a name is too long or a folder closed
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    existing = folder.absolute()
+    while not os.path.exists(existing):  # unlike Path.exists, False for names that are too long and closed folders
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
     if free < needed - written:
         raise DiskError(
-            f"the result needs {format_size(needed - written)} on disk and {place} has {format_size(free)} free; "
+            f"the result needs {format_size(needed - written)} on disk and {existing} has {format_size(free)} free; "
             "make room, or choose another --output"
         )
 
 
-def size_of(folder: Path) -> int:
-    """Bytes of all files in a folder; 0 where it is not there, or cannot be looked into."""
+def folder_size(folder: Path) -> int:
+    """Bytes of all files in a folder; 0 where it does not exist or cannot be read."""
     return sum(Path(place, name).lstat().st_size for place, _, names in os.walk(folder) for name in names)
 
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Turn a failed write into a sentence."""
+    """Turn a failed write below ``folder`` into a DiskError with the remedy."""
     from safetensors import SafetensorError
 
     try:

@@ -1,8 +1,9 @@
-"""The other processes of a run: whether they are alive, and whether they are about to do the same.
+"""Rendezvous of the processes of a run, with detection of dead and diverging processes.
 
-torch's collectives wait for whoever is missing, and mix up what does not match. So before each exchange the processes
-tell one another in a key-value store what comes next, and go on only when all say the same. A thread of each counts
-up a key of its own: a process whose count stands still is dead, one that ends by an error leaves its sentence.
+torch's collectives wait forever for a missing process, and mix up values that do not belong together. So before each
+exchange the processes publish their next step in a key-value store, and continue when all have published the same. A
+thread of each process increments its heartbeat key: a process whose heartbeat stops is dead, and a process that ends
+by an error leaves its message in the store.
 """
 
 from __future__ import annotations
@@ -24,19 +25,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Seconds.
-_BEAT = 2.0
-_SILENCE = 180.0  # a process that has not counted for so long is dead
-_GRACE = 60.0  # until a process that is in the middle of something ends, once another has failed
-_LINGER = 10.0  # until all have read why this process ends, or that it is at the end as well
+_HEARTBEAT = 2.0
+_SILENCE = 180.0  # without a heartbeat, after which a process counts as dead
+_GRACE = 60.0  # until this process is killed after another has failed
+_LINGER = 10.0  # until all have read this process's message or have ended themselves
 _LONGEST_PAUSE = 0.05
 
 
 class Peers:
-    """The processes of one run in step. ``connect`` opens a connection to the store, one for each thread."""
+    """Connection of this process to the others of its run. ``connect`` opens a store for each thread."""
 
     def __init__(self, connect: Callable[[], Store], *, rank: int, count: int) -> None:
         self.rank, self.count = rank, count
-        self.failure: str | None = None  # of another process
+        self.failure: str | None = None  # message of another process that failed
         self._store = connect()
         self._steps = 0
         self._ended = threading.Event()
@@ -44,9 +45,9 @@ class Peers:
         self._watcher.start()
 
     def meet(self, step: str, value: str = "") -> None:
-        """Wait until every process is at this step. Raises PeerError where one has failed or is at another.
+        """Wait until every process is at ``step`` with the same ``value``.
 
-        ``value``: what all must have the same.
+        Raises PeerError where a process has failed, is at another step or has another value.
         """
         number, self._steps = self._steps, self._steps + 1
         own = f"{step}\n{value}"
@@ -54,39 +55,40 @@ class Peers:
         for other in range(self.count):
             if other != self.rank:
                 self._compare(other, own, theirs=self._read(f"{number}/{other}"))
-        if number > 1:  # all have read it: they are at the next step
+        if number > 1:  # all processes are at the next step, so they have read it
             self._store.delete_key(f"{number - 2}/{self.rank}")
 
-    def fail(self, sentence: str) -> list[int]:
-        """Tell the others why this process ends; returns those that have not read it after a while: they are gone."""
+    def fail(self, message: str) -> list[int]:
+        """Publish why this process ends; return the processes that did not read it in time, which are gone."""
         gone: list[int] = []
-        with suppress(RuntimeError):  # the store went with the process that holds it
+        with suppress(RuntimeError):  # the process with the store is gone
             if not self._store.check(["failed"]):
-                self._store.set("failed", f"{self.rank}\n{sentence}")
+                self._store.set("failed", f"{self.rank}\n{message}")
             gone = self._linger("read")
         self._ended.set()
         return gone
 
     def end(self) -> None:
-        """Go apart when all are at the end; the process that holds the store goes last."""
+        """Wait until all processes have ended; the process with the store ends last."""
         self.meet("end")
         self._ended.set()
         with suppress(RuntimeError):
             self._linger("left")
 
-    def _linger(self, word: str) -> list[int]:
-        self._store.set(f"{word}/{self.rank}", "")
+    def _linger(self, mark: str) -> list[int]:
+        """Set a mark; return the processes that have not set it within ``_LINGER`` seconds."""
+        self._store.set(f"{mark}/{self.rank}", "")
         until = time.monotonic() + _LINGER
         missing = [other for other in range(self.count) if other != self.rank]
         while missing and time.monotonic() < until:
             time.sleep(0.02)
-            missing = [other for other in missing if not self._store.check([f"{word}/{other}"])]
+            missing = [other for other in missing if not self._store.check([f"{mark}/{other}"])]
         return missing
 
     def _read(self, key: str) -> str:
-        pause = 0.0002  # asking again costs less than the store's own wait, which warns at every time-out
+        pause = 0.0002  # polling: the store's own wait logs a warning at every time-out
         while True:
-            with suppress(RuntimeError):  # a store that is gone is the watcher's to tell
+            with suppress(RuntimeError):  # the watcher reports a store that is gone
                 if self._store.check([key]):
                     return str(self._store.get(key).decode())
             if self.failure is not None:
@@ -97,7 +99,7 @@ class Peers:
     def _compare(self, other: int, own: str, *, theirs: str) -> None:
         if theirs == own:
             return
-        (step, _), (their_step, _) = (said.split("\n", 1) for said in (own, theirs))
+        (step, _), (their_step, _) = (published.split("\n", 1) for published in (own, theirs))
         what = (
             f"process {self.rank} of {self.count} and process {other} have different values of {step}"
             if step == their_step
@@ -109,17 +111,17 @@ class Peers:
         )
 
     def _watch(self, store: Store) -> None:
-        """Count, watch the others' counts, and end this process if it does not end itself when another has failed."""
+        """Send heartbeats, check those of the others, and kill this process if it does not end after a failure."""
         seen = {other: ("", time.monotonic()) for other in range(self.count) if other != self.rank}
-        count = 0
-        while not self._ended.wait(_BEAT) and self.failure is None:
-            count += 1
+        beats = 0
+        while not self._ended.wait(_HEARTBEAT) and self.failure is None:
+            beats += 1
             try:
-                store.set(f"beat/{self.rank}", str(count))
+                store.set(f"beat/{self.rank}", str(beats))
                 self.failure = _failure(store, self.rank, count=self.count) or _silent(store, seen, count=self.count)
             except RuntimeError as error:
                 self.failure = (
-                    f"the process that the {self.count} processes of this run meet at is gone ({_line(error)}): it was "
+                    f"the process with the store of all {self.count} processes is gone ({_first_line(error)}): it was "
                     f"killed, or ended by an error that its own output names; {to_continue()}"
                 )
         if self.failure is None:
@@ -133,13 +135,15 @@ class Peers:
 
 
 def _failure(store: Store, rank: int, *, count: int) -> str | None:
+    """Return the message of another process that failed; None where there is none."""
     if not store.check(["failed"]):
         return None
-    who, sentence = store.get("failed").decode().split("\n", 1)
-    return None if int(who) == rank else f"process {who} of {count} ended this run: {sentence}"
+    failed, message = store.get("failed").decode().split("\n", 1)
+    return None if int(failed) == rank else f"process {failed} of {count} ended this run: {message}"
 
 
 def _silent(store: Store, seen: dict[int, tuple[str, float]], *, count: int) -> str | None:
+    """Return a message about a process without heartbeat. ``seen``: last heartbeat and its time, by process."""
     now = time.monotonic()
     for other, (last, since) in seen.items():
         key = f"beat/{other}"
@@ -154,6 +158,6 @@ def _silent(store: Store, seen: dict[int, tuple[str, float]], *, count: int) -> 
     return None
 
 
-def _line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:200]

@@ -1,6 +1,6 @@
-"""Memory of this process: what is in use, the most that was, and what was let go handed back to the system.
+"""Memory of this process: peaks, and return of free heap memory to the system.
 
-Peaks come from Linux's own accounting, or from CUDA's; elsewhere there are none.
+Peaks come from Linux or CUDA; other systems report none.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ def _malloc_trim() -> Any:
 
 
 def trim() -> None:
-    """Hand free heap memory back: glibc keeps freed blocks below 32 MB, so that layers of such tensors pile up."""
-    give_back = _malloc_trim()
-    if give_back is not None:
-        give_back(0)
+    """Return free heap memory to the system: glibc keeps freed blocks below 32 MB, which add up over layers."""
+    malloc_trim = _malloc_trim()
+    if malloc_trim is not None:
+        malloc_trim(0)
 
 
 def reset_peak() -> int:
-    """Let the peak begin at what is in use now, and say how much that is: GPU memory where there is one, else resident.
+    """Reset the peak to the bytes in use now and return them: GPU memory where there is a GPU, else resident memory.
 
-    0 where the system does not say.
+    Returns 0 where the system does not report memory.
     """
     with suppress(OSError):
         (_PROC / "clear_refs").write_text("5")  # resets VmHWM, see proc(5)
@@ -43,19 +43,19 @@ def reset_peak() -> int:
 
 
 def peak_memory() -> int:
-    """The most bytes in use since ``reset_peak``; 0 where the system does not say."""
+    """Return the maximum bytes in use since ``reset_peak``; 0 where the system does not report memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return peak_resident() or 0
 
 
 def peak_resident() -> int | None:
-    """The most bytes of memory since the reset, mapped files included."""
+    """Return the maximum bytes of resident memory since ``reset_peak``, mapped files included; None if unknown."""
     return proc_field("status", "VmHWM:", unit=1024)
 
 
 def proc_field(file: str, name: str, *, unit: int = 1) -> int | None:
-    """A number that Linux says about this process, in bytes; None elsewhere."""
+    """Return a field of ``/proc/self/FILE`` times ``unit``; None on systems without it."""
     try:
         lines = (_PROC / file).read_text().splitlines()
     except OSError:

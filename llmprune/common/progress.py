@@ -1,4 +1,4 @@
-"""Progress: bars on a terminal, lines elsewhere; and for a service that asks, a file that says how far the run is."""
+"""Progress of a command: bars on a terminal, lines elsewhere, and a file for a service that asks for it."""
 
 from __future__ import annotations
 
@@ -23,41 +23,41 @@ from rich.progress import (
 from llmprune.common.console import PlainConsole
 from llmprune.common.printing import printable
 
-FILE = "LLMPRUNE_PROGRESS"  # the variable that names the file
-_SAY_EVERY = 180.0  # seconds
+PROGRESS_FILE = "LLMPRUNE_PROGRESS"  # environment variable with the path of the file
+_REPEAT_EVERY = 180.0  # seconds
 
 
 class _Lines:
-    """Prints a line for each new step to standard error, and one every few minutes with how far it is."""
+    """Prints a line for each new step to standard error, and its progress every few minutes."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._step, self._began = "starting", time.monotonic()
         self._done: int | None = None
         self._total: int | None = None
-        self._left: float | None = None
+        self._left: float | None = None  # seconds
 
     def note(self, step: str, done: int | None, *, total: int | None, left: float | None) -> None:
-        """Note how far a step is; say so where it is a new one."""
+        """Record the progress of a step, and print a line where it is new. ``left``: seconds."""
         with self._lock:
             new = step != self._step
             if new:
                 self._step, self._began = step, time.monotonic()
             self._done, self._total, self._left = done, total, left
             if new:
-                self._say(f", {total} to do" if total else "")
+                self._print(f", {total} to do" if total else "")
 
     def repeat(self, stop: threading.Event) -> None:
-        """Say how far it is every few minutes."""
-        while not stop.wait(_SAY_EVERY):
+        """Print the progress every few minutes until ``stop`` is set."""
+        while not stop.wait(_REPEAT_EVERY):
             with self._lock:
-                far = f", {self._done} of {self._total} done" if self._done is not None and self._total else ""
+                done = f", {self._done} of {self._total} done" if self._done is not None and self._total else ""
                 left = f", about {_minutes(self._left)} left" if self._left is not None else ""
-                self._say(f"{far}, for {_minutes(time.monotonic() - self._began)} now{left}")
+                self._print(f"{done}, for {_minutes(time.monotonic() - self._began)} now{left}")
 
-    def _say(self, more: str) -> None:
-        with suppress(OSError, ValueError):  # a run must not end because nobody reads this any more
-            print(f"{time.strftime('%H:%M:%S')} {printable(self._step)}{more}", file=sys.stderr, flush=True)
+    def _print(self, details: str) -> None:
+        with suppress(OSError, ValueError):  # a run must not end because standard error is closed
+            print(f"{time.strftime('%H:%M:%S')} {printable(self._step)}{details}", file=sys.stderr, flush=True)
 
 
 _lines: _Lines | None = None
@@ -65,7 +65,7 @@ _lines: _Lines | None = None
 
 @contextmanager
 def lines_without_terminal() -> Iterator[None]:
-    """Where standard error is no terminal, print a line for each step and one every few minutes meanwhile."""
+    """Print a line for each step, and its progress every few minutes, unless standard error is a terminal."""
     global _lines
     if PlainConsole(stderr=True).is_terminal or not _is_first():
         yield
@@ -82,19 +82,21 @@ def lines_without_terminal() -> Iterator[None]:
         thread.join()
 
 
-def say_loading(*, always: bool) -> None:
-    """Say that slow imports come now, before they do: they take 10 s and more from a cold disk.
+def announce_imports(*, always: bool) -> None:
+    """Print that slow imports begin, which take 10 s and more from a cold disk.
 
-    ``always``: also where standard error is no terminal.
+    ``always``: even where standard error is no terminal.
     """
     if "torch" not in sys.modules and _is_first() and (always or sys.stderr.isatty()):
         print("Starting: loading torch and transformers", file=sys.stderr, flush=True)
 
 
-def tell(step: str, done: int | None = None, *, total: int | None = None, since: float | None = None) -> None:
-    """Say how far a step is, in lines where they are printed, and in the file that the environment names, if any.
+def report_progress(
+    step: str, done: int | None = None, *, total: int | None = None, since: float | None = None
+) -> None:
+    """Report the progress of a step in printed lines and in the progress file, where the environment names one.
 
-    ``since``: time.monotonic() when the step began. Of several processes the first one tells.
+    ``since``: time.monotonic() when the step began. Only the first of several processes reports.
     """
     if not _is_first():
         return
@@ -103,22 +105,22 @@ def tell(step: str, done: int | None = None, *, total: int | None = None, since:
         _lines.note(
             step, done, total=total, left=seconds / done * (total - done) if seconds and done and total else None
         )
-    path = os.environ.get(FILE)
+    path = os.environ.get(PROGRESS_FILE)
     if not path:
         return
-    with suppress(OSError):  # a full disk must not end a run because of this
-        beside = Path(f"{path}.partial")
-        beside.write_text(json.dumps({"step": step, "done": done, "total": total, "seconds": seconds}))
-        beside.replace(path)
+    with suppress(OSError):  # a full disk must not end the run here
+        temporary = Path(f"{path}.partial")
+        temporary.write_text(json.dumps({"step": step, "done": done, "total": total, "seconds": seconds}))
+        temporary.replace(path)
 
 
 def track(items: Iterable[int], what: str) -> Iterator[int]:
-    """Go through layers with a bar: how many are done, time spent, time left."""
+    """Yield layers, with a progress bar that shows how many are done, time spent and time left."""
     console = PlainConsole(stderr=True)
     total = len(items) if isinstance(items, Sized) else None
-    told = _told(items, what, total=total)
+    reported = _reported(items, what, total=total)
     if not console.is_terminal:
-        yield from told
+        yield from reported
         return
     columns = (
         TextColumn("{task.description:<28}", markup=False),
@@ -129,19 +131,19 @@ def track(items: Iterable[int], what: str) -> Iterator[int]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as progress:
-        yield from progress.track(told, total=total, description=what)
+        yield from progress.track(reported, total=total, description=what)
 
 
-def _told(items: Iterable[int], what: str, *, total: int | None) -> Iterator[int]:
-    """The items, each told when it begins."""
+def _reported(items: Iterable[int], what: str, *, total: int | None) -> Iterator[int]:
+    """Yield the items and report each when it begins."""
     since = time.monotonic()
     for done, item in enumerate(items):
-        tell(what, done, total=total, since=since)
+        report_progress(what, done, total=total, since=since)
         yield item
 
 
 def quiet_libraries() -> None:
-    """Where nobody watches, the libraries draw no bars either."""
+    """Disable the progress bars of libraries unless standard error is a terminal."""
     if PlainConsole(stderr=True).is_terminal:
         return
     import datasets
@@ -154,7 +156,7 @@ def quiet_libraries() -> None:
 
 
 def _is_first() -> bool:
-    """Whether this is the first of a launcher's processes; told without torch."""
+    """Check whether this is the first of a launcher's processes, without torch."""
     return os.environ.get("RANK", "0") == "0"
 
 

@@ -1,4 +1,4 @@
-"""What every section of a recipe has in common: strict, frozen, and quick to import."""
+"""Base class of recipe sections, and sizes and counts as text. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Positive = Annotated[int, Field(gt=0)]
 
 
 class Section(BaseModel):
-    """A part of the recipe. Unknown keys and wrong types are errors; values never change."""
+    """Section of a recipe: frozen; unknown keys and wrong types are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, defer_build=True)
 
 
 def parse_size(value: Any) -> int:
-    """Bytes from ``5GB``, ``20GiB`` or a plain number."""
+    """Return the bytes of a size such as ``5GB``, ``20GiB`` or a plain number. Raises ValueError."""
     if isinstance(value, int) and not isinstance(value, bool):
         size = value
     else:
@@ -38,21 +38,21 @@ def parse_size(value: Any) -> int:
 
 
 def format_size(size: float) -> str:
-    """``3.1 GB``: decimal units, as disks and the hub print them."""
+    """Format bytes in decimal units, as disks and the hub do: ``3.1 GB``."""
     return format_scaled(size, ("B", "KB", "MB", "GB", "TB", "PB", "EB"))
 
 
 def format_count(count: float) -> str:
-    """``16.6 B`` parameters, ``134.5 M``, ``1,024``."""
+    """Format a count: ``16.6 B``, ``134.5 M``, ``1,024``."""
     if round(abs(count)) < 1_000_000:
         return f"{count:,.0f}"
     return format_scaled(count / 1e6, ("M", "B", "T"), digits=4)
 
 
 def format_scaled(value: float, units: Sequence[str], *, digits: int = 3) -> str:
-    """Write a value in the first unit that needs less than 1,000 of it, each unit 1,000 of the one before."""
+    """Format a value in the first unit in which it is below 1,000; each unit is 1,000 times the one before."""
     for unit in units[:-1]:
-        if abs(float(f"{value:.{digits}g}")) < 1000:  # as written: 999.6 with three digits is 1,000
+        if abs(float(f"{value:.{digits}g}")) < 1000:  # after rounding: 999.6 with three digits is 1,000
             return f"{value:.{digits}g} {unit}"
         value /= 1000
     written = f"{value:.{digits}g}"
@@ -67,5 +67,5 @@ def exactly_one(section: Section, names: Sequence[str]) -> None:
     given = [name for name in names if getattr(section, name) is not None]
     if len(given) != 1:
         remedy = ": leave one out or set it to null" if given else ""
-        said = " and ".join(given) or "none"
-        raise ValueError(f"needs exactly one of {', '.join(names)}; {said} given{remedy}")
+        named = " and ".join(given) or "none"
+        raise ValueError(f"needs exactly one of {', '.join(names)}; {named} given{remedy}")

@@ -1,4 +1,4 @@
-"""Faults of text files in sentences: another encoding, no text at all, a broken line, with the place and the remedy."""
+"""Faults of text and data files: wrong encoding, binary content, a broken line; with place and remedy."""
 
 from __future__ import annotations
 
@@ -9,16 +9,22 @@ from pathlib import Path
 
 from llmprune.common.errors import CalibrationError
 
-_HEAD = 65_536  # bytes that are looked at before a file is read
+_HEAD = 65_536  # bytes that are checked before a file is read
 _MARKS = {
-    codecs.BOM_UTF32_LE: "UTF-32",  # begins as that of UTF-16 does
+    codecs.BOM_UTF32_LE: "UTF-32",  # begins like the mark of UTF-16
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
 _PARQUET = b"PAR1"
-_PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")  # the library unpacks these
-_TAR, _TAR_AT = b"ustar", 257  # the mark of a tar file, and its place
+_PACKED = (
+    b"\x1f\x8b",
+    b"BZh",
+    b"\xfd7zXZ\0",
+    b"\x28\xb5\x2f\xfd",
+    b"\x04\x22\x4d\x18",
+)  # the datasets library unpacks these
+_TAR, _TAR_AT = b"ustar", 257  # signature of a tar file, and its offset
 _PACKED_SUFFIXES = {".gz": "gunzip", ".bz2": "bunzip2", ".xz": "unxz", ".zst": "unzstd", ".lz4": "unlz4"}
 _LONGEST_MARK = max(map(len, _PACKED))
 _KINDS: dict[type, str] = {
@@ -27,7 +33,7 @@ _KINDS: dict[type, str] = {
 
 
 def require_text_file(path: Path) -> None:
-    """Raise CalibrationError for a file whose first bytes show that it cannot be what its name says."""
+    """Raise CalibrationError where a file is missing, empty, or its first bytes contradict the suffix of its name."""
     if path.is_dir():
         raise CalibrationError(f"the data file {path} is a folder; give a file in it")
     if not path.is_file():
@@ -38,13 +44,15 @@ def require_text_file(path: Path) -> None:
             file.seek(max(0, path.stat().st_size - len(_PARQUET)))
             tail = file.read()
     except OSError as error:
-        raise CalibrationError(f"the data file {path} cannot be read: {error.strerror}; check its rights") from error
+        raise CalibrationError(
+            f"the data file {path} cannot be read: {error.strerror}; check its permissions"
+        ) from error
     if not head:
         raise CalibrationError(f"the data file {path} is empty; give one with text")
     fault = None
     if path.suffix == ".parquet":
         fault = _parquet_fault(head, tail)
-    elif not _is_archive(head):  # of which the library's own reader says what it is
+    elif not _is_archive(head):  # the library's own reader reports its faults
         fault = foreign_encoding(head)
     if fault:
         raise CalibrationError(f"the data file {path} {fault}")
@@ -55,15 +63,15 @@ def _is_archive(head: bytes) -> bool:
 
 
 def unread_kind(path: Path, kinds: str) -> str:
-    """Return why a file of another kind is not read."""
+    """Return the message for a file of a kind that is not read. ``kinds``: those that are."""
     unpack = _PACKED_SUFFIXES.get(path.suffix)
     if unpack:
         return f"the data file {path} is compressed; unpack it first ({unpack} {path.name}), then name the file in it"
-    return f"the data file {path} is of a kind that is not read here; give one of {kinds}"
+    return f"the data file {path} is of a kind that cannot be read; give one of {kinds}"
 
 
 def fault_of(path: Path) -> str | None:
-    """Return what is wrong with a text or JSON file, found by reading it; None where nothing is."""
+    """Read a text or JSON file and return its first fault as a sentence; None where there is none."""
     with path.open("rb") as file:
         packed = file.read(_LONGEST_MARK).startswith(_PACKED)
         file.seek(0)
@@ -78,11 +86,13 @@ def fault_of(path: Path) -> str | None:
 
 
 def foreign_encoding(data: bytes) -> str | None:
-    """Return ``is UTF-16 text; …`` or ``is binary …``; None for what can be UTF-8 by its marks and null bytes."""
+    """Return ``is UTF-16 text; …`` or ``is binary …``; None where byte-order mark and null bytes permit UTF-8."""
     found = next((name for mark, name in _MARKS.items() if data.startswith(mark)), None)
     if found is None and b"\0" in data:
         even, odd = data[::2].count(0), data[1::2].count(0)
-        if min(even, odd) * 10 < max(even, odd) and max(even, odd) * 4 > len(data):  # half of every letter of ASCII
+        if min(even, odd) * 10 < max(even, odd) and max(even, odd) * 4 > len(
+            data
+        ):  # the zero half of every ASCII character
             found = "UTF-16BE" if even > odd else "UTF-16LE"
         else:
             return f"is binary (a null byte at byte {data.index(0) + 1}), not text; give a file of text"
@@ -90,7 +100,7 @@ def foreign_encoding(data: bytes) -> str | None:
 
 
 def utf8(data: bytes) -> str:
-    """Return data as text, verbatim. Raises ValueError with the fault, which begins with a verb."""
+    """Decode UTF-8 verbatim. Raises ValueError with the fault, which begins with a verb."""
     fault = foreign_encoding(data) or undecodable_byte(data)
     if fault:
         raise ValueError(fault)
@@ -98,7 +108,7 @@ def utf8(data: bytes) -> str:
 
 
 def undecodable_byte(data: bytes) -> str | None:
-    """Return where data is not UTF-8 and what to do; None where it is."""
+    """Return the position of the first byte that is not UTF-8, with the remedy; None where there is none."""
     try:
         data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -114,7 +124,7 @@ def _undecodable(lines: Iterator[tuple[int, bytes]]) -> str | None:
 
 
 def _faulty_line(lines: Iterator[tuple[int, bytes]]) -> str | None:
-    """The first fault of JSON lines, each of which must be an object."""
+    """Return the first fault of JSON lines, each of which must be an object; None where there is none."""
     fields = 0
     for number, line in lines:
         if not line.strip():
@@ -135,15 +145,15 @@ def _faulty_line(lines: Iterator[tuple[int, bytes]]) -> str | None:
 
 
 def _faulty_value(path: Path) -> str | None:
-    """The fault of a JSON file, which is one value, or JSON lines under another name."""
+    """Return the fault of a JSON file, which holds one value or JSON lines; None where there is none."""
     data = path.read_bytes()
     try:
         json.loads(data.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
-        if error.msg != "Extra data":  # else a first line that is a value of its own
+        if error.msg != "Extra data":  # extra data: the file may hold JSON lines
             return f"line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}); correct it there"
     except (ValueError, RecursionError):
-        pass  # the lines say where
+        pass  # the check of single lines finds the place
     else:
         return None
     return _faulty_line(iter(enumerate(data.splitlines(), start=1)))
@@ -151,7 +161,7 @@ def _faulty_value(path: Path) -> str | None:
 
 def _parquet_fault(head: bytes, tail: bytes) -> str | None:
     if not head.startswith(_PARQUET):
-        return "is no Parquet file, whatever its name says; give a Parquet file, or rename it to what it is"
+        return "is no Parquet file in spite of its name; give a Parquet file, or correct the suffix"
     if tail != _PARQUET:
-        return "is a Parquet file without its end: it was cut off; copy it again"
+        return "is a truncated Parquet file; copy it again"
     return None

@@ -1,4 +1,4 @@
-"""Run a computation with one thread."""
+"""Limit on the threads of torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """While it lasts, torch computes in one thread: many small steps wait for each other longer than they take."""
+    """Run a block with one torch thread: for many small operations, synchronisation costs more than the work."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""Versions of the libraries that compute, and the time, for records."""
+"""Versions and time for records."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "lm-eval", "saf
 
 
 def versions(libraries: Sequence[str] = _LIBRARIES) -> dict[str, str]:
-    """Versions of llmprune, Python and the libraries that compute."""
+    """Return the versions of llmprune, Python and the given libraries."""
     from llmprune import __version__
 
     return {"llmprune": __version__, "python": platform.python_version()} | {name: version(name) for name in libraries}
 
 
 def now() -> str:
-    """The time in UTC, to the second."""
+    """Return the time in UTC, to the second, in ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")

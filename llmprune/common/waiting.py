@@ -1,4 +1,4 @@
-"""Say whom the process waits for, when an answer takes long."""
+"""Log messages while the process waits for a slow answer."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ from contextlib import contextmanager
 
 logger = logging.getLogger(__name__)
 
-PAUSES = (5.0, 25.0, 60.0)  # seconds before the first line, the second, and all others
+PAUSES = (5.0, 25.0, 60.0)  # seconds before the first message, the second, and each later one
 
 
 @contextmanager
-def announced(whom: str, purpose: str) -> Iterator[None]:
-    """Log ``whom`` the block waits for and for what, where it takes longer than 5 s; then again, ever more rarely."""
+def announce_wait(whom: str, purpose: str) -> Iterator[None]:
+    """Log ``whom`` the block waits for and its ``purpose``, first after 5 s and then less and less often."""
     ended = threading.Event()
-    thread = threading.Thread(
-        target=_tell, args=(ended, whom), kwargs={"purpose": purpose}, name="waiting", daemon=True
-    )
+    thread = threading.Thread(target=_log, args=(ended, whom), kwargs={"purpose": purpose}, name="waiting", daemon=True)
     thread.start()
     try:
         yield
@@ -28,7 +26,7 @@ def announced(whom: str, purpose: str) -> Iterator[None]:
         ended.set()
 
 
-def _tell(ended: threading.Event, whom: str, *, purpose: str) -> None:
+def _log(ended: threading.Event, whom: str, *, purpose: str) -> None:
     since = time.monotonic()
     for pause in itertools.chain(PAUSES, itertools.repeat(PAUSES[-1])):
         if ended.wait(pause):

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llmprune.common.errors import RecipeError
-from llmprune.common.files import write_beside, write_text
+from llmprune.common.files import write_atomically, write_text
 
 _KINDS = ("neurons", "experts", "heads")
 
@@ -95,7 +95,7 @@ class Cut:
             "indices": listed.name if indices else None,
         }
         if indices:
-            write_beside(listed, lambda beside: save_file(indices, beside))
+            write_atomically(listed, lambda beside: save_file(indices, beside))
         write_text(path, json.dumps(text, indent=1) + "\n")
 
     @classmethod

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from llmprune.common.errors import CalibrationError
-from llmprune.common.hub.client import is_unreachable, persistently
-from llmprune.common.names import first_outside, is_plain
+from llmprune.common.hub.client import with_retries
+from llmprune.common.hub.errors import is_unreachable
+from llmprune.common.paths import first_link_outside, is_plain_path
 
 if TYPE_CHECKING:
     from datasets import Dataset, DownloadConfig, IterableDataset
@@ -32,7 +33,7 @@ def require_own_data(dataset: str, revision: str | None, *, streaming: bool) -> 
     """
     folder = Path(dataset)
     if folder.exists():
-        outside = first_outside(folder.rglob("*"), folder)
+        outside = first_link_outside(folder.rglob("*"), folder)
         if outside is not None:
             raise CalibrationError(
                 f"{outside.relative_to(folder).as_posix()!r} in the data folder {dataset} is a link that leads out of "
@@ -42,7 +43,7 @@ def require_own_data(dataset: str, revision: str | None, *, streaming: bool) -> 
     else:
         card, standalone = (_fetched(dataset, revision, name=name, needed=streaming) for name in (_CARD, _STANDALONE))
     metadata = list(_metadata(card, standalone))
-    if not all(is_plain(name) for data in metadata for name in _named(data)):
+    if not all(is_plain_path(name) for data in metadata for name in _named(data)):
         raise CalibrationError(
             f"the card of the data set {dataset!r} names data that is no relative path in the data set itself, and "
             f"nothing else is read; correct data_files and data_dir in its {_CARD}, or give a file with the text"
@@ -107,7 +108,7 @@ def _fetched(dataset: str, revision: str | None, *, name: str, needed: bool) -> 
         return str(hf_hub_download(dataset, name, repo_type="dataset", revision=revision))
 
     try:
-        return Path(persistently(fetch, reached=needed))
+        return Path(with_retries(fetch, reached=needed))
     except RemoteEntryNotFoundError:
         return None
     except LocalEntryNotFoundError as error:
@@ -156,7 +157,7 @@ def _written_to(metadata: Any) -> Iterator[Any]:
 def _is_folder_name(value: Any) -> bool:
     if isinstance(value, dict):  # a version by its parts
         return all(map(_is_folder_name, value.values()))
-    return value is None or (is_plain(text := str(value)) and "/" not in text and text.strip(". ") != "")
+    return value is None or (is_plain_path(text := str(value)) and "/" not in text and text.strip(". ") != "")
 
 
 def _has_media(feature: Any) -> bool:

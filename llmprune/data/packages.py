@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmprune.common.errors import CalibrationError
-from llmprune.common.names import is_plain
+from llmprune.common.paths import is_plain_path
 from llmprune.recipe.text_source import PACKAGE_SCHEME, TextSource
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def package_folder(module_name: str) -> Path | None:
 def package_texts(source: TextSource) -> list[str]:
     """The mapping or list of texts that a package source names. Raises CalibrationError."""
     module_name, _, name = source.dataset.removeprefix(PACKAGE_SCHEME).partition("/")
-    if not is_plain(name):
+    if not is_plain_path(name):
         raise CalibrationError(
             f"{source.dataset} names nothing inside a package; give package://MODULE/NAME of an installed module"
         )

@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmprune.common.errors import CalibrationError, did_you_mean
-from llmprune.common.hub.client import is_hub_error, is_unreachable, reason, redact, resolve, scrub
-from llmprune.common.names import is_plain
+from llmprune.common.hub.client import resolve_revision
+from llmprune.common.hub.errors import is_hub_error, is_unreachable
+from llmprune.common.hub.explanations import explain
+from llmprune.common.hub.secrets import redact, redact_error
+from llmprune.common.paths import is_plain_path
 from llmprune.common.text_files import fault_of, require_text_file, unread_kind
 from llmprune.data.dataset_cards import archives_refused, require_own_data, without_media
 from llmprune.data.packages import package_folder, package_texts
@@ -67,7 +70,7 @@ def require_present(source: TextSource) -> None:
     if source.dataset.startswith(PACKAGE_SCHEME):
         module, _, name = source.dataset.removeprefix(PACKAGE_SCHEME).partition("/")
         folder = package_folder(module)
-        if folder is not None and is_plain(name) and Path(name).suffix in FILE_BUILDERS:
+        if folder is not None and is_plain_path(name) and Path(name).suffix in FILE_BUILDERS:
             require_text_file(folder / name)
         else:
             package_texts(source)
@@ -82,7 +85,7 @@ def local_bytes(source: TextSource) -> int | None:
     if source.dataset.startswith(PACKAGE_SCHEME):
         module, _, name = source.dataset.removeprefix(PACKAGE_SCHEME).partition("/")
         path = (package_folder(module) or Path()) / name
-        return path.stat().st_size if is_plain(name) and path.is_file() else 0
+        return path.stat().st_size if is_plain_path(name) and path.is_file() else 0
     path = Path(source.dataset)
     return path.stat().st_size if is_local(source.dataset) and path.is_file() else None
 
@@ -92,16 +95,16 @@ def commit_of(source: TextSource) -> str | None:
     if is_local(source.dataset) or Path(source.dataset).exists():
         return None
     try:
-        return str(resolve(source.dataset, source.revision, repo_type="dataset").resolved)
+        return str(resolve_revision(source.dataset, source.revision, repo_type="dataset").resolved)
     except Exception as error:  # the hub client's errors have no base in common
-        logger.info("the commit of the data set %s is not known: %s", source.dataset, reason(error))
+        logger.info("the commit of the data set %s is not known: %s", source.dataset, explain(error))
         return None
 
 
 def _pinned(source: TextSource, streaming: bool) -> str | None:
     """The commit to read; where the hub cannot be reached and the data may be cached, the revision as it is."""
     try:
-        return str(resolve(source.dataset, source.revision, repo_type="dataset").resolved)
+        return str(resolve_revision(source.dataset, source.revision, repo_type="dataset").resolved)
     except Exception as error:
         if streaming or not is_unreachable(error):
             raise
@@ -167,7 +170,7 @@ def _package_text(source: TextSource) -> Dataset:
 
     module_name, _, name = source.dataset.removeprefix(PACKAGE_SCHEME).partition("/")
     folder = package_folder(module_name)
-    if is_plain(name) and folder is not None and Path(name).suffix in FILE_BUILDERS:
+    if is_plain_path(name) and folder is not None and Path(name).suffix in FILE_BUILDERS:
         return _file_text(folder / name, source)
     rows = package_texts(source)
     return _sliced(datasets.Dataset.from_dict({source.text_field or "text": rows}), source)
@@ -207,9 +210,9 @@ def _explained(source: TextSource) -> Iterator[None]:
             raise cause from error
         if is_local(source.dataset) and (fault := _file_fault(Path(source.dataset))):
             raise CalibrationError(fault) from error
-        scrub(error)
+        redact_error(error)
         said = redact(" ".join(str(cause).split()))
-        why = reason(error) if is_hub_error(error) else f"{type(cause).__name__}: {said}; check {remedy}"
+        why = explain(error) if is_hub_error(error) else f"{type(cause).__name__}: {said}; check {remedy}"
         raise CalibrationError(
             f"the data set {source.dataset!r} ({source.config or 'default'}, {source.split}) cannot be read: {why}"
         ) from error

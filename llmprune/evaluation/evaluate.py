@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llmprune.common.distributed import from_first, is_first
+from llmprune.common.distributed import broadcast_from_first, is_first_process
 from llmprune.evaluation.bench.generation_speed import compare_speed
 from llmprune.evaluation.generation import compare_generation
 from llmprune.evaluation.lm_eval.harness import EvaluatedModel, evaluate_tasks
@@ -62,11 +62,11 @@ def measure(
     )
     models = dense.load(), pruned.load()
     measured = None
-    if is_first():
+    if is_first_process():
         measured = _measure_in_first(
             settings, models, tokenizer=dense.tokenizer, decoders=decoders, held_out_NL=held_out_NL
         )
-    measured = from_first(measured)
+    measured = broadcast_from_first(measured)
     assert measured is not None, "the first process measures or raises"
     return measured.model_copy(update={"dense_tasks": tasks[0], "pruned_tasks": tasks[1]}) if tasks else measured
 

@@ -1,4 +1,4 @@
-"""``llmprune reevaluate``: a finished run's model on more samples of its tasks, with a new report and verdict."""
+"""Evaluation of a finished run on more samples of its tasks, with a new report and verdict."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from llmprune.checkpoint.loading import load_model, load_tokenizer
-from llmprune.common.distributed import from_first, in_step, is_first
+from llmprune.common.distributed import broadcast_from_first, is_first_process, synchronized
 from llmprune.common.errors import OutputError
-from llmprune.common.hub.client import guard_logs, resolve
+from llmprune.common.hub.client import resolve_revision
+from llmprune.common.hub.secrets import redact_logs
 from llmprune.common.progress import quiet_libraries
 from llmprune.common.versions import now
 from llmprune.evaluation.evaluate import Measured
@@ -18,11 +19,11 @@ from llmprune.evaluation.lm_eval.harness import evaluate_tasks, evaluated_model
 from llmprune.evaluation.lm_eval.tasks import check_tasks
 from llmprune.evaluation.more_samples import next_limit
 from llmprune.evaluation.retention import CONFIDENCE, compare
-from llmprune.pipeline.run import pruned_source, push_as_asked, require_gate
-from llmprune.pipeline.step_costs import account
+from llmprune.pipeline.evaluate import pruned_source
+from llmprune.pipeline.finish import FinishedRun, push_as_requested, write_report
+from llmprune.pipeline.step_costs import measure_step
 from llmprune.publish.push import MORE_SAMPLES, require_whole
 from llmprune.recipe.recipe import Recipe
-from llmprune.report.html.page import render_page
 from llmprune.results.report_file import load_report
 from llmprune.results.run_folder import TASKS, RunFolder
 from llmprune.results.schema import Report
@@ -30,48 +31,47 @@ from llmprune.results.schema import Report
 LIMIT = "evaluation.limit"
 
 
-def reevaluate(path: Path, limit: int | None = None) -> Report:
-    """Ask dense and pruned model more samples, ``limit`` of each task or as many as the gate needs.
+def reevaluate(path: Path, limit: int | None = None) -> FinishedRun:
+    """Evaluate dense and pruned model on ``limit`` samples of each task; None: as many as the gate needs.
 
-    Nothing is pruned again, and answers that are kept in the run folder and the cache of base models are not asked
-    again where the task allows that. Raises GateNotMet after the report is written, else LLMPruneError in its kinds.
+    Nothing is pruned. Answers that the run folder or the cache of base models holds are reused where the task allows
+    it. Raises subclasses of LLMPruneError.
     """
     quiet_libraries()
-    guard_logs()
-    resolve.cache_clear()
-    with in_step():
+    redact_logs()
+    resolve_revision.cache_clear()
+    with synchronized():
         folder = RunFolder.open_finished(path)
         try:
-            report, recipe = _evaluated(folder, limit)
+            report, recipe = _evaluate_again(folder, limit)
         finally:
             folder.close()
-    require_gate(report, recipe, folder=folder.path)
-    return report
+    return FinishedRun(report, recipe, folder.path)
 
 
-def _evaluated(folder: RunFolder, limit: int | None) -> tuple[Report, Recipe]:
-    found = from_first(_finished(folder.path) if is_first() else None)
+def _evaluate_again(folder: RunFolder, limit: int | None) -> tuple[Report, Recipe]:
+    """Return the new report, and the recipe with the new number of samples."""
+    found = broadcast_from_first(_read_finished(folder.path) if is_first_process() else None)
     assert found is not None, "the first process reads it or raises"
     old, known = found
     before = Recipe.parse(old.recipe_text, old.overrides, source=str(folder.path / "recipe.yaml"))
     documents = [task.documents for task in old.tasks]
-    asked = next_limit(old.gate, before.evaluation.limit, documents=documents, wanted=limit)
+    samples = next_limit(old.gate, before.evaluation.limit, documents=documents, wanted=limit)
     overrides = [one for one in old.overrides if one.partition("=")[0].strip() != LIMIT]
-    recipe = Recipe.parse(old.recipe_text, [*overrides, f"{LIMIT}={asked}"])
-    if is_first():
+    recipe = Recipe.parse(old.recipe_text, [*overrides, f"{LIMIT}={samples}"])
+    if is_first_process():
         check_tasks(recipe.evaluation)
         require_whole(folder.path / "model", old.pruned.parameters)
-    measured = _measured(folder, recipe, old=old, earlier=before.evaluation.limit, known=known)
-    report = _judged(old, recipe, measured=measured, folder=folder)
+    measured = _measure(folder, recipe, old=old, earlier=before.evaluation.limit, known=known)
+    report = _new_report(old, recipe, measured=measured, folder=folder)
     folder.forget("evaluation")
     folder.write("evaluation.json", measured.model_dump_json(indent=1) + "\n")
-    folder.write("report.json", report.model_dump_json(indent=1) + "\n")
-    folder.write("report.html", render_page(report))
-    return push_as_asked(recipe, folder, report=report), recipe
+    write_report(folder, report)
+    return push_as_requested(recipe, folder, report=report), recipe
 
 
-def _finished(path: Path) -> tuple[Report, Measured]:
-    """Read the report and the measurements of a run. Raises OutputError where there are none, or none of tasks."""
+def _read_finished(path: Path) -> tuple[Report, Measured]:
+    """Read report and measurements of a run. Raises OutputError where they are missing or the run evaluated no task."""
     report = load_report(path)
     if not report.tasks:
         raise OutputError(
@@ -85,31 +85,27 @@ def _finished(path: Path) -> tuple[Report, Measured]:
         raise OutputError(f"{measured} cannot be read; run the recipe again, which evaluates anew") from error
 
 
-def _measured(folder: RunFolder, recipe: Recipe, *, old: Report, earlier: int | None, known: Measured) -> Measured:
-    """The run's measurements with the tasks asked anew; the base model is taken at the commit that was pruned."""
+def _measure(folder: RunFolder, recipe: Recipe, *, old: Report, earlier: int | None, known: Measured) -> Measured:
+    """Return the measurements with the tasks evaluated again; the base model is loaded at the commit that was pruned.
+
+    ``earlier``: number of samples that were evaluated before.
+    """
     base = recipe.model
     if old.provenance.commit:
         base = base.model_copy(update={"revision": old.provenance.commit})
     pruned = pruned_source(recipe.model, folder.path / "model")
     tokenizer = load_tokenizer(base)
-    with account(folder.steps, MORE_SAMPLES):
-        dense = evaluate_tasks(
-            evaluated_model(base, tokenizer, load=lambda: load_model(base)),
-            "dense",
-            evaluation=recipe.evaluation,
-            earlier=earlier,
-        )
-        store = folder.path / TASKS
-        found = evaluate_tasks(
-            evaluated_model(pruned, tokenizer, load=lambda: load_model(pruned), folder=store),
-            "pruned",
-            evaluation=recipe.evaluation,
-            earlier=earlier,
-        )
-    return known.model_copy(update={"dense_tasks": dense, "pruned_tasks": found})
+    evaluation = recipe.evaluation
+    with measure_step(folder.steps, MORE_SAMPLES):
+        dense_subject = evaluated_model(base, tokenizer, load=lambda: load_model(base))
+        dense_tasks = evaluate_tasks(dense_subject, "dense", evaluation=evaluation, earlier=earlier)
+        pruned_subject = evaluated_model(pruned, tokenizer, load=lambda: load_model(pruned), folder=folder.path / TASKS)
+        pruned_tasks = evaluate_tasks(pruned_subject, "pruned", evaluation=evaluation, earlier=earlier)
+    return known.model_copy(update={"dense_tasks": dense_tasks, "pruned_tasks": pruned_tasks})
 
 
-def _judged(old: Report, recipe: Recipe, *, measured: Measured, folder: RunFolder) -> Report:
+def _new_report(old: Report, recipe: Recipe, *, measured: Measured, folder: RunFolder) -> Report:
+    """Return the old report with the new tasks, retention and verdict, and the costs of the evaluation."""
     gate = recipe.evaluation.gate
     comparison = compare(
         measured.dense_tasks, measured.pruned_tasks, confidence=gate.confidence if gate else CONFIDENCE

@@ -1,112 +1,193 @@
-"""Put the products of a run together into its report."""
+"""Composition of a run's report from the results of its steps."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
 from llmprune.anatomy.types import Anatomy, MlpUnit, unit_key
+from llmprune.checkpoint.prediction_heads import describe_heads
 from llmprune.checkpoint.verify import SparseCounts, Verified
-from llmprune.common.distributed import count
-from llmprune.common.versions import versions
+from llmprune.common.distributed import world_size
+from llmprune.common.versions import now, versions
 from llmprune.cut.decision import Cut, kept_share
+from llmprune.evaluation.evaluate import Measured
+from llmprune.evaluation.gate import judge
+from llmprune.evaluation.retention import CONFIDENCE, compare
+from llmprune.pipeline.context import RunContext
+from llmprune.pipeline.prune_checkpoint import PrunedCheckpoint
+from llmprune.pipeline.score_and_select import ChosenCut
+from llmprune.pipeline.step_costs import with_forward_ratios
+from llmprune.planning.interop import settle_patterns
 from llmprune.prune.snapshots import LayerRecord
 from llmprune.recipe.sparsity import Sparsity
 from llmprune.results.formatting import plural
-from llmprune.results.schema import LayerFigures, MatrixFigures, Provenance, SparsityFigures, VerificationFigures
+from llmprune.results.schema import (
+    BaseFiles,
+    LayerFigures,
+    MatrixFigures,
+    Provenance,
+    Report,
+    SparsityFigures,
+    StabilityFigures,
+    VerificationFigures,
+)
 from llmprune.score.scores import Scores
 
 
-def layer_figures(
-    anatomy: Anatomy,
-    scores: Scores | None,
-    *,
-    cut: Cut,
-    records: Mapping[int, LayerRecord],
-    add_up: tuple[bool, bool] = (True, True),
-) -> tuple[LayerFigures, ...]:
-    """One row for every layer of the dense model. ``records``: what pass 2 did, by kept layer; ``add_up``: whether
-    scores of neurons do, and those of heads.
-    """
-    return tuple(
-        _layer(index, anatomy, scores=scores, cut=cut, record=records.get(index), add_up=add_up)
-        for index in range(cut.num_layers)
+@dataclass(frozen=True)
+class RunResults:
+    """Results of the steps of a run."""
+
+    scores: Scores | None
+    chosen: ChosenCut
+    stability: StabilityFigures | None
+    pruned: PrunedCheckpoint
+    measured: Measured
+
+
+def compose_report(context: RunContext, results: RunResults) -> Report:
+    """Put the results of all steps together into the report."""
+    recipe, plan, folder = context.recipe, context.plan, context.folder
+    pruned, measured, gate = results.pruned, results.measured, context.recipe.evaluation.gate
+    comparison = compare(
+        measured.dense_tasks, measured.pruned_tasks, confidence=gate.confidence if gate else CONFIDENCE
+    )
+    skipped = plan.sparsity.skipped if plan.sparsity else ()
+    return Report(
+        created=now(),
+        recipe=recipe.model_dump(mode="json"),
+        recipe_text=recipe.text,
+        overrides=recipe.overrides,
+        provenance=_provenance(context),
+        dense=plan.dense,
+        pruned=pruned.size,
+        layers=_layer_figures(context, results),
+        sparsity=_sparsity_figures(recipe.sparsity, skipped, counts=pruned.verified.sparse),
+        stability=results.stability,
+        perplexity=measured.perplexity,
+        divergence=measured.divergence,
+        tasks=comparison.tasks,
+        groups=comparison.groups,
+        mean_retention=comparison.mean.retention if comparison.mean else None,
+        retention=comparison.mean,
+        generation=measured.generation,
+        speed=measured.speed,
+        gate=judge(gate, comparison),
+        verification=_verification_figures(pruned.verified),
+        steps=with_forward_ratios(folder.steps),
+        warnings=_warnings(context, results),
+        base_files=BaseFiles(
+            carried=pruned.base_files.carried,
+            left=plan.base_files.left | pruned.base_files.left,  # only the plan lists files of a hub model not fetched
+        ),
+        files={
+            "model": str(folder.path / "model"),
+            "report": str(folder.path / "report.html"),
+            "figures": str(folder.path / "report.json"),
+        },
     )
 
 
-def _layer(
-    index: int,
-    anatomy: Anatomy,
-    *,
-    scores: Scores | None,
-    cut: Cut,
-    record: LayerRecord | None,
-    add_up: tuple[bool, bool],
-) -> LayerFigures:
-    removed = index in cut.removed
-    units, block = anatomy.units[index], anatomy.blocks[index]
-    keep_E = cut.experts.get(unit_key(index, block.path)) if block else None
-    attention = anatomy.attention[index]
-    heads = unit_key(index, attention.path) if attention else ""
-    keep_G = None if removed else cut.heads.get(heads)
-    return LayerFigures(
-        layer=index,
-        importance=float(scores.layers[index]) if scores and scores.layers is not None else None,
-        removed=removed,
-        width=sum(unit.width * (unit.experts or 1) for unit in units) if units else None,
-        kept=sum(_kept(index, unit, cut=cut, keep_E=keep_E) for unit in units) if units and not removed else None,
-        experts_kept=None if keep_E is None or removed else tuple(keep_E.tolist()),
-        kv_groups_kept=None if keep_G is None else tuple(keep_G.tolist()),
-        kv_groups_share=None
-        if keep_G is None or scores is None
-        else kept_share(scores.heads[heads], keep_G, adds_up=add_up[1]),
-        score_share=None
-        if removed or scores is None
-        else _score_share(index, anatomy, scores=scores, cut=cut, adds_up=add_up[0]),
-        error_cut=record.error_cut if record else None,
-        error_refit=record.error_refit if record else None,
-        ridge=record.ridge if record else None,
-        inherited=record.inherited if record else None,
-        held_out=record.held_out if record else None,
-        mixer_held_out=record.mixer_held_out if record else None,
-        up_held_out=record.up_held_out if record else None,
-        matrices=tuple(MatrixFigures(**asdict(one)) for one in record.matrices) if record else (),
-    )
+def _warnings(context: RunContext, results: RunResults) -> tuple[str, ...]:
+    chosen, left_heads = results.chosen, results.pruned.left_heads
+    unrouted = warn_of_unrouted_experts(results.scores) if results.scores is not None else []
+    warnings = [*context.plan.notes, *unrouted, *chosen.warnings]
+    settled = settle_patterns(warnings, context.inputs.anatomy.patterns, keep=chosen.cut.layers)
+    return (*settled, *([describe_heads(left_heads)] if left_heads else []))
 
 
-def _kept(index: int, unit: MlpUnit, *, cut: Cut, keep_E: Tensor | None) -> int:
-    keep = cut.neurons.get(unit_key(index, unit.path))
-    experts = 1 if unit.experts is None else unit.experts if keep_E is None else len(keep_E)
-    return experts * (unit.width if keep is None else keep.shape[-1])
-
-
-def _score_share(index: int, anatomy: Anatomy, *, scores: Scores, cut: Cut, adds_up: bool) -> float | None:
-    """Mean over the layer's units that lost neurons."""
-    keys = [unit_key(index, unit.path) for unit in anatomy.units[index]]
-    shares = [kept_share(scores.neurons[key], cut.neurons[key], adds_up=adds_up) for key in keys if key in cut.neurons]
-    return sum(shares) / len(shares) if shares else None
-
-
-def unrouted(scores: Scores) -> list[str]:
-    """A warning where experts got no calibration token."""
-    without = {key: int((tokens_E == 0).sum()) for key, tokens_E in scores.routed.items()}
-    if not any(without.values()):
+def warn_of_unrouted_experts(scores: Scores) -> list[str]:
+    """Return a warning where no calibration token was routed to some experts."""
+    unrouted = {key: int((tokens_E == 0).sum()) for key, tokens_E in scores.routed.items()}
+    places = [key for key, experts in unrouted.items() if experts]
+    if not places:
         return []
-    places = [key for key, count in without.items() if count]
     named = ", ".join([*places[:3], *(["…"] if len(places) > 3 else [])])
-    experts = plural(sum(without.values()), "expert")
     return [
-        f"{experts} in {plural(len(places), 'layer')} ({named}) got no calibration token: scored by the norm of what "
-        "they write; more calibration text would reach them"
+        f"{plural(sum(unrouted.values()), 'expert')} in {plural(len(places), 'layer')} ({named}) got no calibration "
+        "token: scored by the norm of their output weights; more calibration text would reach them"
     ]
 
 
-def sparsity_figures(
+def _layer_figures(context: RunContext, results: RunResults) -> tuple[LayerFigures, ...]:
+    """Return one row for every layer of the dense model."""
+    width, cut = context.recipe.width, results.chosen.cut
+    rows = _LayerRows(
+        anatomy=context.inputs.anatomy,
+        scores=results.scores,
+        cut=cut,
+        records={record.layer: record for record in results.pruned.records},
+        neuron_scores_add_up=width.neurons_by.adds_up if width else True,
+        head_scores_add_up=width.heads_by.adds_up if width else True,
+    )
+    return tuple(rows.row(index) for index in range(cut.num_layers))
+
+
+@dataclass(frozen=True)
+class _LayerRows:
+    """Rows of the layer table. ``records``: results of pass 2 by kept layer."""
+
+    anatomy: Anatomy
+    scores: Scores | None
+    cut: Cut
+    records: Mapping[int, LayerRecord]
+    neuron_scores_add_up: bool
+    head_scores_add_up: bool
+
+    def row(self, index: int) -> LayerFigures:
+        """Return the figures of one layer of the dense model."""
+        removed, units = index in self.cut.removed, self.anatomy.units[index]
+        scores, record = self.scores, self.records.get(index)
+        block, attention = self.anatomy.blocks[index], self.anatomy.attention[index]
+        keep_E = self.cut.experts.get(unit_key(index, block.path)) if block else None
+        heads = unit_key(index, attention.path) if attention else ""
+        keep_G = None if removed else self.cut.heads.get(heads)
+        return LayerFigures(
+            layer=index,
+            importance=float(scores.layers[index]) if scores and scores.layers is not None else None,
+            removed=removed,
+            width=sum(unit.width * (unit.experts or 1) for unit in units) if units else None,
+            kept=sum(self._kept(index, unit, keep_E=keep_E) for unit in units) if units and not removed else None,
+            experts_kept=None if keep_E is None or removed else tuple(keep_E.tolist()),
+            kv_groups_kept=None if keep_G is None else tuple(keep_G.tolist()),
+            kv_groups_share=None
+            if keep_G is None or scores is None
+            else kept_share(scores.heads[heads], keep_G, adds_up=self.head_scores_add_up),
+            score_share=None if removed or scores is None else self._score_share(index, scores),
+            error_cut=record.error_cut if record else None,
+            error_refit=record.error_refit if record else None,
+            ridge=record.ridge if record else None,
+            inherited=record.inherited if record else None,
+            held_out=record.held_out if record else None,
+            mixer_held_out=record.mixer_held_out if record else None,
+            up_held_out=record.up_held_out if record else None,
+            matrices=tuple(MatrixFigures(**asdict(one)) for one in record.matrices) if record else (),
+        )
+
+    def _kept(self, index: int, unit: MlpUnit, *, keep_E: Tensor | None) -> int:
+        """Count the kept neurons of a unit, over all its kept experts. ``keep_E``: indices of kept experts."""
+        keep = self.cut.neurons.get(unit_key(index, unit.path))
+        experts = 1 if unit.experts is None else unit.experts if keep_E is None else len(keep_E)
+        return experts * (unit.width if keep is None else keep.shape[-1])
+
+    def _score_share(self, index: int, scores: Scores) -> float | None:
+        """Mean share of the neurons' score that is kept, over the layer's units that lost neurons."""
+        keys = [unit_key(index, unit.path) for unit in self.anatomy.units[index]]
+        shares = [
+            kept_share(scores.neurons[key], self.cut.neurons[key], adds_up=self.neuron_scores_add_up)
+            for key in keys
+            if key in self.cut.neurons
+        ]
+        return sum(shares) / len(shares) if shares else None
+
+
+def _sparsity_figures(
     sparsity: Sparsity | None, skipped: Sequence[str], *, counts: SparseCounts | None
 ) -> SparsityFigures | None:
-    """What was counted in the saved file."""
+    """Return the zeros counted in the saved file. ``skipped``: matrices that the plan leaves dense."""
     if sparsity is None or counts is None:
         return None
     return SparsityFigures(
@@ -114,8 +195,8 @@ def sparsity_figures(
     )
 
 
-def verification_figures(verified: Verified) -> VerificationFigures:
-    """What the fresh process found, but for the sparse matrices, which have figures of their own."""
+def _verification_figures(verified: Verified) -> VerificationFigures:
+    """Return the results of the fresh process; counts of sparse matrices have figures of their own."""
     return VerificationFigures(
         parameters=verified.parameters,
         largest_logit_difference=verified.largest_logit_difference,
@@ -124,29 +205,20 @@ def verification_figures(verified: Verified) -> VerificationFigures:
     )
 
 
-def provenance(
-    model: str,
-    revision: str | None,
-    *,
-    commit: str | None,
-    calibration: tuple[str, int, int | None],
-    datasets: dict[str, str],
-    seed: int,
-    trust_remote_code: bool,
-    device: str,
-) -> Provenance:
-    """What the result came from. ``calibration``: fingerprint, number of tokens, crossings; ``datasets``: commits."""
+def _provenance(context: RunContext) -> Provenance:
+    """Return the origin of the result: model, data, seed, machine and versions."""
+    recipe, inputs = context.recipe, context.inputs
     return Provenance(
-        model=model,
-        revision=revision,
-        commit=commit,
-        calibration_fingerprint=calibration[0],
-        calibration_tokens=calibration[1],
-        calibration_crossings=calibration[2],
-        datasets=datasets,
-        seed=seed,
-        trust_remote_code=trust_remote_code,
-        device=device,
-        processes=count(),
+        model=recipe.model.id,
+        revision=recipe.model.revision if inputs.commit else None,
+        commit=inputs.commit,
+        calibration_fingerprint=inputs.windows_fingerprint,
+        calibration_tokens=inputs.windows.numel(),
+        calibration_crossings=inputs.crossings,
+        datasets=inputs.dataset_commits,
+        seed=recipe.calibration.seed,
+        trust_remote_code=recipe.model.trust_remote_code,
+        device=inputs.device,
+        processes=world_size(),
         versions=versions(),
     )

@@ -1,6 +1,6 @@
-"""What a step cost: time, tokens, bytes read, peak memory.
+"""Costs of a step: time, tokens, bytes read, peak memory.
 
-Peaks come from Linux's own accounting, reset when a step begins; elsewhere they are left out.
+Peaks of resident memory come from Linux, which resets them when a step begins; other systems report none.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmprune.common.devices import input_device
-from llmprune.common.distributed import share_of
+from llmprune.common.distributed import windows_of_process
 from llmprune.common.process_memory import peak_resident, proc_field, reset_peak
-from llmprune.common.progress import tell
+from llmprune.common.progress import report_progress
+from llmprune.pipeline.context import RunContext
 from llmprune.results.schema import Step
 
-FORWARD = "plain forward pass"
+FORWARD_PASS = "plain forward pass"
 
 
 @contextmanager
-def account(steps: list[Step], name: str, *, tokens: int | None = None) -> Iterator[None]:
-    """Append a Step for what happens in this context. ``tokens``: how many went through the model."""
-    tell(name)
+def measure_step(steps: list[Step], name: str, *, tokens: int | None = None) -> Iterator[None]:
+    """Measure a block and append its Step to ``steps``. ``tokens``: number of tokens that pass through the model."""
+    report_progress(name)
     reset_peak()
     read, start = proc_field("io", "read_bytes:"), time.perf_counter()
     yield
@@ -45,16 +46,23 @@ def account(steps: list[Step], name: str, *, tokens: int | None = None) -> Itera
 
 
 @torch.no_grad()
-def plain_forward(model: PreTrainedModel, windows_NL: Tensor, *, batch_size: int) -> None:
-    """The decoder's own forward over this process's windows, without the head: what a pass is compared with."""
+def dense_forward_pass(model: PreTrainedModel, windows_NL: Tensor, *, batch_size: int) -> None:
+    """Run the decoder, without its head, over this process's windows: the unit of cost for the other passes."""
     device = input_device(model)
-    for ids_BL in torch.split(share_of(windows_NL), batch_size):
+    for ids_BL in torch.split(windows_of_process(windows_NL), batch_size):
         model.base_model(input_ids=ids_BL.to(device), use_cache=False)
 
 
-def compare_with_forward(steps: Sequence[Step]) -> tuple[Step, ...]:
-    """The steps, those that walk calibration tokens with their ratio to the mean forward pass, if it was measured."""
-    measured = [step.seconds for step in steps if step.name == FORWARD]
+def time_dense_forward_pass(context: RunContext) -> None:
+    """Record the cost of a forward pass over the calibration windows as a step of the run."""
+    windows_NL = context.inputs.windows
+    with measure_step(context.folder.steps, FORWARD_PASS, tokens=windows_NL.numel()):
+        dense_forward_pass(context.inputs.model, windows_NL, batch_size=context.recipe.calibration.batch_size)
+
+
+def with_forward_ratios(steps: Sequence[Step]) -> tuple[Step, ...]:
+    """Return the steps; those that process calibration tokens get their cost in forward passes, where measured."""
+    measured = [step.seconds for step in steps if step.name == FORWARD_PASS]
     forward = sum(measured) / len(measured) if measured else None
     return tuple(
         step.model_copy(update={"forward_ratio": round(step.seconds / forward, 3)})

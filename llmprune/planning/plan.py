@@ -22,7 +22,7 @@ from llmprune.checkpoint.stored_dtypes import FileNames, describe_types, kept_dt
 from llmprune.checkpoint.unsupported import require_language_model
 from llmprune.checkpoint.weight_headers import Headers
 from llmprune.common.errors import RecipeError
-from llmprune.common.hub.client import resolve
+from llmprune.common.hub.client import resolve_revision
 from llmprune.cut.apply import cut_config
 from llmprune.planning.checks import Collected, run_checks
 from llmprune.planning.inputs import Inputs
@@ -95,7 +95,7 @@ def survey(recipe: Recipe, *, wrong: Iterable[str] = (), problems: Iterable[str]
 
     ``wrong``: keys that were left out of the recipe because they are wrong, and what is wrong with them.
     """
-    resolve.cache_clear()
+    resolve_revision.cache_clear()
     collected = Collected(wrong, problems)
     inputs = Inputs(recipe)
     plan, anatomy = plan_structure(recipe, collected)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from llmprune.anatomy.types import Anatomy, MlpUnit, Unit, unit_key
 from llmprune.checkpoint.loading import tensors_of
-from llmprune.common.distributed import is_first, share_of, sum_over_processes
+from llmprune.common.distributed import is_first_process, sum_over_processes, windows_of_process
 from llmprune.common.linalg.cross_validated_ridge import Repair
 from llmprune.common.progress import track
 from llmprune.cut.apply import add_to_output
@@ -74,7 +74,7 @@ class Pruning:
         each window is from.
         """
         self._trail = store.trail if store else None
-        mine_NL = share_of(windows_NL)
+        mine_NL = windows_of_process(windows_NL)
         folds = Folds(folds_of(len(windows_NL), sources_N), batch_size)
         target = LayerwiseForward(self.dense, mine_NL, batch_size=batch_size, store=store)
         stream = LayerwiseForward(self.pruned, mine_NL, batch_size=batch_size, store=store)
@@ -263,7 +263,7 @@ class Pruning:
         )
 
     def _write(self, new: int, tensors: Tensors) -> None:
-        if is_first():
+        if is_first_process():
             self.write(new, tensors)
 
     def _is_untouched(self, new: int) -> bool:

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llmprune.common.distributed import all_agree, count, from_first, is_first, rank
+from llmprune.common.distributed import all_agree, broadcast_from_first, is_first_process, rank, world_size
 from llmprune.common.files import write_text
 from llmprune.layerwise.hidden_states import HiddenStates
 
@@ -78,15 +78,15 @@ class Snapshots:
         # Hidden states are not forced to disk at every layer: after a crash of the machine they are not trusted.
         self.scales: dict[str, float | None] = {}  # of pass 2, by class of layer: measured once in a run
         self._slot, self._kept_at, self._took = 0, -math.inf, 0.0
-        self._key = {"fingerprint": fingerprint, "processes": count(), "boot": boot()}
+        self._key = {"fingerprint": fingerprint, "processes": world_size(), "boot": boot()}
 
     def records(self) -> list[LayerRecord]:
         """What is done already; empties the folder where that is nothing or not of this run. The same everywhere."""
-        records, self.scales, self._slot = from_first(self._read() if is_first() else ([], {}, 0))
+        records, self.scales, self._slot = broadcast_from_first(self._read() if is_first_process() else ([], {}, 0))
         if not all_agree(all(path.is_file() for path in self._streams()) if records else True):
             records, self.scales = [], {}
         if not records:
-            if is_first():
+            if is_first_process():
                 shutil.rmtree(self.folder, ignore_errors=True)
             all_agree(True)
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -100,13 +100,13 @@ class Snapshots:
     def keep(self, records: list[LayerRecord], target: HiddenStates, *, stream: HiddenStates) -> None:
         """Note that one more layer is done, whose tensors are written already, if the last note is long enough ago."""
         start = time.monotonic()
-        if not from_first((start - self._kept_at) * self.share >= self._took):
+        if not broadcast_from_first((start - self._kept_at) * self.share >= self._took):
             return
         self._slot = 1 - self._slot
         for streams, path in zip((target, stream), self._streams(), strict=True):
             streams.save(path)
         all_agree(True)
-        if is_first():
+        if is_first_process():
             done = {"records": [asdict(record) for record in records], "scales": self.scales, "slot": self._slot}
             write_text(self.folder / "progress.json", json.dumps(self._key | done) + "\n")
         self._kept_at = time.monotonic()

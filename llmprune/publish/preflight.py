@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmprune.common.errors import HubError
-from llmprune.common.hub.client import endpoint, persistently, reason, scrub, status_of
+from llmprune.common.hub.client import with_retries
+from llmprune.common.hub.errors import status_of
+from llmprune.common.hub.explanations import endpoint, explain
+from llmprune.common.hub.secrets import redact_error
 from llmprune.recipe.hub import Hub
 
 logger = logging.getLogger(__name__)
@@ -36,9 +39,9 @@ def check_push(hub: Hub, reached: bool = False) -> RepoState:
     if constants.is_offline_mode():
         raise HubError(f"{repo_id} cannot be pushed to: HF_HUB_OFFLINE is set; unset it, or leave out the hub section")
     try:
-        user = persistently(api.whoami, reached)
+        user = with_retries(api.whoami, reached)
         try:
-            info = persistently(lambda: api.repo_info(repo_id))
+            info = with_retries(lambda: api.repo_info(repo_id))
         except RepositoryNotFoundError:
             info = None
         if info is not None:
@@ -46,8 +49,8 @@ def check_push(hub: Hub, reached: bool = False) -> RepoState:
     except HubError:
         raise
     except Exception as error:  # the hub client's errors have no base in common
-        scrub(error)
-        raise HubError(f"{repo_id} cannot be pushed to: {reason(error)}") from error
+        redact_error(error)
+        raise HubError(f"{repo_id} cannot be pushed to: {explain(error)}") from error
     _require_rights(hub, user, exists=info is not None)
     if info is not None:
         require_private(hub, info.private)
@@ -71,7 +74,7 @@ def _require_write(repo_id: str) -> None:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        persistently(lambda: HfApi().auth_check(repo_id, write=True))
+        with_retries(lambda: HfApi().auth_check(repo_id, write=True))
     except HfHubHTTPError as error:
         if status_of(error) != 404:
             raise

@@ -23,8 +23,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from torch import Tensor
 
 from llmprune.common.errors import HubError
-from llmprune.common.hub.client import persistently, reason, resolve, scrub
-from llmprune.common.names import is_plain
+from llmprune.common.hub.client import resolve_revision, with_retries
+from llmprune.common.hub.explanations import explain
+from llmprune.common.hub.secrets import redact_error
+from llmprune.common.paths import is_plain_path
 from llmprune.cut.decision import Cut
 from llmprune.results.schema import Report
 
@@ -57,7 +59,7 @@ class Record(BaseModel):
     @field_validator("files")
     @classmethod
     def _own_files(cls, files: dict[str, str]) -> dict[str, str]:
-        outside = next((name for name in files if not is_plain(name)), None)
+        outside = next((name for name in files if not is_plain_path(name)), None)
         if outside is not None:
             raise ValueError(f"it lists the file {outside[:80]!r}, which is not a path in a repository")
         return files
@@ -136,13 +138,13 @@ def fetch_record(place: str) -> tuple[Record, str]:
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
     try:
-        commit = str(resolve(repo_id, revision).resolved)
-        path = persistently(lambda: hf_hub_download(repo_id, FILE, revision=commit))
+        commit = str(resolve_revision(repo_id, revision).resolved)
+        path = with_retries(lambda: hf_hub_download(repo_id, FILE, revision=commit))
     except RemoteEntryNotFoundError as error:
         raise HubError(f"{repo_id} (revision {revision}) has no {FILE}: it was not pushed by llmprune") from error
     except Exception as error:  # the hub client's errors have no base in common
-        scrub(error)
-        raise HubError(f"{FILE} of {repo_id} (revision {revision}) cannot be fetched: {reason(error)}") from error
+        redact_error(error)
+        raise HubError(f"{FILE} of {repo_id} (revision {revision}) cannot be fetched: {explain(error)}") from error
     return Record.read(Path(path).read_text(encoding="utf-8"), place), commit
 
 
@@ -158,7 +160,7 @@ def differing_files(repo_id: str, commit: str, *, record: Record) -> dict[str, s
         return {file.path: file for file in HfApi().get_paths_info(repo_id, list(record.files), revision=commit)}
 
     try:
-        present = persistently(ask)
+        present = with_retries(ask)
         differing = {}
         for name, expected in record.files.items():
             if name not in present:
@@ -174,5 +176,5 @@ def differing_files(repo_id: str, commit: str, *, record: Record) -> dict[str, s
                 differing[name] = "has another SHA-256"
         return differing
     except Exception as error:  # the hub client's errors have no base in common
-        scrub(error)
-        raise HubError(f"the files of {repo_id} cannot be checked: {reason(error)}") from error
+        redact_error(error)
+        raise HubError(f"the files of {repo_id} cannot be checked: {explain(error)}") from error

@@ -17,7 +17,7 @@ from llmprune.checkpoint.copied_files import is_tokenizer
 from llmprune.checkpoint.loading import load_config, place_of
 from llmprune.common.errors import CheckpointError, HubError, LLMPruneError, OutputError
 from llmprune.common.files import write_text
-from llmprune.common.hub.client import endpoint
+from llmprune.common.hub.explanations import endpoint
 from llmprune.common.versions import now
 from llmprune.cut.decision import Cut
 from llmprune.publish.card import Base, Loading, read_metadata, write_card

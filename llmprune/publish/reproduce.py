@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from llmprune.common.errors import RecipeError
-from llmprune.common.names import is_plain
+from llmprune.common.paths import is_plain_path
 from llmprune.publish.provenance import Record, fetch_record
 from llmprune.recipe.calibration import TokenWindows
 from llmprune.recipe.recipe import Recipe
@@ -65,7 +65,7 @@ def _local_names(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 def _is_hub_id(name: str) -> bool:
     """Check that a name is a hub id and no local path, or text of an installed package that llmprune's recipes use."""
-    hub_id = is_plain(name) and name.count("/") < 2 and not name.startswith(".") and not Path(name).exists()
+    hub_id = is_plain_path(name) and name.count("/") < 2 and not name.startswith(".") and not Path(name).exists()
     return hub_id or name in PACKAGES
 
 

@@ -13,7 +13,10 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from llmprune.common.errors import HubError
-from llmprune.common.hub.client import persistently, reason, redact, scrub, status_of
+from llmprune.common.hub.client import with_retries
+from llmprune.common.hub.errors import status_of
+from llmprune.common.hub.explanations import explain
+from llmprune.common.hub.secrets import redact, redact_error
 from llmprune.publish.preflight import RepoState, check_push, require_private
 from llmprune.publish.provenance import FILE
 from llmprune.publish.published import Published
@@ -46,7 +49,7 @@ def upload(hub: Hub, operations: list[CommitOperationAdd], *, message: str) -> P
     except HubError:
         raise
     except Exception as error:  # the hub client's errors have no base in common
-        scrub(error)
+        redact_error(error)
         created = "" if state.exists else "; the repository itself may have been created, without files"
         raise HubError(f"nothing was published to {hub.repo_id}: {_cause(error)}{created}") from error
 
@@ -57,7 +60,7 @@ def _cause(error: Exception) -> str:
             "another commit was made during the upload; check that commit, "
             "then run the same command again: uploaded files are not sent again"
         )
-    return reason(error)
+    return explain(error)
 
 
 def _upload(hub: Hub, state: RepoState, *, operations: list[CommitOperationAdd], message: str) -> Published:
@@ -65,17 +68,17 @@ def _upload(hub: Hub, state: RepoState, *, operations: list[CommitOperationAdd],
 
     api, repo_id, branch = HfApi(), hub.repo_id, hub.branch or "main"
     if not state.exists:
-        persistently(lambda: api.create_repo(repo_id, private=hub.private, exist_ok=True))
-        created = persistently(lambda: api.repo_info(repo_id))
+        with_retries(lambda: api.create_repo(repo_id, private=hub.private, exist_ok=True))
+        created = with_retries(lambda: api.repo_info(repo_id))
         require_private(hub, created.private)  # another process may have created it in the meantime
     if branch != "main":
-        persistently(lambda: api.create_branch(repo_id, branch=branch, exist_ok=True))
-    parent = str(persistently(lambda: api.repo_info(repo_id, revision=branch)).sha)
-    present = persistently(lambda: api.list_repo_files(repo_id, revision=parent))
+        with_retries(lambda: api.create_branch(repo_id, branch=branch, exist_ok=True))
+    parent = str(with_retries(lambda: api.repo_info(repo_id, revision=branch)).sha)
+    present = with_retries(lambda: api.list_repo_files(repo_id, revision=parent))
     sent = {operation.path_in_repo for operation in operations}
     stale = [name for name in present if name not in sent and _is_replaced(name)]
     logger.info("sending %d files to %s (%s)", len(operations), repo_id, branch)
-    persistently(
+    with_retries(
         lambda: api.preupload_lfs_files(
             repo_id, operations, revision=branch, create_pr=hub.create_pr, free_memory=False
         )
@@ -118,7 +121,7 @@ def _commit(hub: Hub, branch: str, *, parent: str, operations: list[Any], messag
             create_pr=hub.create_pr,
         )
 
-    return persistently(commit)
+    return with_retries(commit)
 
 
 def _find_commit(hub: Hub, branch: str, *, parent: str, operations: list[Any], message: str) -> CommitInfo | None:
@@ -151,7 +154,7 @@ def _require_arrived(repo_id: str, commit: str, *, operations: list[CommitOperat
 
     names = [operation.path_in_repo for operation in operations]
     present = {
-        file.path: file for file in persistently(lambda: HfApi().get_paths_info(repo_id, names, revision=commit))
+        file.path: file for file in with_retries(lambda: HfApi().get_paths_info(repo_id, names, revision=commit))
     }
     wrong = []
     for operation in operations:

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Generic, Self, TypeVar
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
 
 from llmprune.common.errors import RecipeError
-from llmprune.common.hub.client import has_token
+from llmprune.common.hub.secrets import has_token
 from llmprune.common.schema import Section
 from llmprune.common.text_files import utf8
 from llmprune.recipe.calibration import Calibration

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llmprune.common.errors import OutputError
-from llmprune.common.files import disk_errors, flush, size_of
+from llmprune.common.files import disk_errors, folder_size, fsync
 from llmprune.common.schema import format_size
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.validation_messages import short
@@ -54,8 +54,8 @@ def refuse_other_recipe(home: Path, recorded: Mapping[str, Any], *, wanted: Mapp
     more = f"; and {len(paths) - _NAMES_SHOWN} more" if len(paths) > _NAMES_SHOWN else ""
     raise OutputError(
         f"{home} holds the finished run of another recipe ({'; '.join(listed)}{more}), and this run would replace its "
-        f"model {home / 'model'} ({format_size(size_of(home / 'model'))}); choose another --output to keep both, give "
-        "--fresh to replace it once the new model is verified, or delete that model to prune again with its scores"
+        f"model {home / 'model'} ({format_size(folder_size(home / 'model'))}); choose another --output to keep both, "
+        "give --fresh to replace it once the new model is verified, or delete that model to prune again with its scores"
     )
 
 
@@ -63,7 +63,7 @@ def take_over(home: Path, products: Iterable[str]) -> None:
     """Replace the folder's run by the new run. Raises DiskError if the disk fails."""
     with disk_errors(home):
         (home / NEXT).rename(home / _READY)
-        flush(home)
+        fsync(home)
     complete_swap(home, products)
 
 
@@ -75,12 +75,12 @@ def complete_swap(home: Path, products: Iterable[str]) -> None:
             for name in products:
                 remove(home / name)
             ready.rename(moving)
-            flush(home)
+            fsync(home)
         if moving.is_dir():
             for entry in list(moving.iterdir()):
                 entry.rename(home / entry.name)
             moving.rmdir()
-            flush(home)
+            fsync(home)
 
 
 def is_swapping(home: Path) -> bool:

@@ -15,9 +15,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from llmprune.common.distributed import from_first, is_first
+from llmprune.common.distributed import broadcast_from_first, is_first_process
 from llmprune.common.errors import LLMPruneError, OutputError
-from llmprune.common.files import size_of, write_text
+from llmprune.common.files import folder_size, write_text
 from llmprune.results.replacing import (
     NEXT,
     complete_swap,
@@ -69,7 +69,7 @@ class RunFolder:
         Raises OutputError if the path is a file, holds other files or the finished run of another recipe, is in use, or
         if the result would replace ``model``.
         """
-        if not is_first():
+        if not is_first_process():
             return cls(path, None)
         try:
             _refuse_foreign(path)
@@ -88,7 +88,7 @@ class RunFolder:
     @classmethod
     def open_finished(cls, path: Path) -> RunFolder:
         """Open the folder of a run to work on its result. Raises OutputError if it is not a run's folder, or in use."""
-        if is_first() and not _is_run(path):
+        if is_first_process() and not _is_run(path):
             raise OutputError(f"{path} is not the folder of a run; give the folder that llmprune run wrote to")
         return cls.open(path)
 
@@ -119,7 +119,7 @@ class RunFolder:
         ``origin``: fingerprint of base model, text and code. If the folder's finished model has another origin, the run
         writes to ``NEXT`` until it can replace it. Raises OutputError if that model was made by another recipe.
         """
-        if is_first():
+        if is_first_process():
             if self.path == self.home and has_model(self.home) and self._origin != origin:
                 refuse_other_recipe(self.home, self._recipe, wanted=recipe, locations=True)
                 self.path = self.home / NEXT
@@ -127,13 +127,13 @@ class RunFolder:
             self.path.mkdir(exist_ok=True)
             self._recipe, self._origin = dict(recipe), origin
             self._write_journal()
-        self.path = from_first(self.path)
+        self.path = broadcast_from_first(self.path)
 
     def take_over(self) -> None:
         """Replace the folder's finished run by this run, if there is one."""
-        if is_first() and self.path != self.home:
+        if is_first_process() and self.path != self.home:
             take_over(self.home, (*_PRODUCTS, JOURNAL))
-        self.path = from_first(self.home)
+        self.path = broadcast_from_first(self.home)
 
     def close(self) -> None:
         """Unlock the folder; remove the new run of a replacement if it has no product yet."""
@@ -159,22 +159,22 @@ class RunFolder:
         ``load`` raises an LLMPruneError.
         """
         path = self.path / file
-        reused, value = from_first(
-            self._reuse(name, fingerprint, path=path, load=load) if is_first() else (False, None)
+        reused, value = broadcast_from_first(
+            self._reuse(name, fingerprint, path=path, load=load) if is_first_process() else (False, None)
         )
         if reused and value is not None:
             return value
         if (
-            is_first() and name in self._journal
+            is_first_process() and name in self._journal
         ):  # a killed process must not leave the new file with the old fingerprint
             del self._journal[name]
             self._write_journal()
         before = len(self.steps)
-        if together or is_first():
+        if together or is_first_process():
             value = make(path)
-        value = from_first(value)
+        value = broadcast_from_first(value)
         assert value is not None, "make returns the product"
-        if is_first():
+        if is_first_process():
             made = [step.model_dump() for step in self.steps[before:]]
             self._journal[name] = {"fingerprint": fingerprint, "steps": made}
             self._write_journal()
@@ -196,7 +196,7 @@ class RunFolder:
 
     def forget(self, name: str) -> None:
         """Have the next run make a product again, because its file is about to change."""
-        if is_first() and self._journal.pop(name, None) is not None:
+        if is_first_process() and self._journal.pop(name, None) is not None:
             self._write_journal()
 
     def fingerprints(self) -> dict[str, str]:
@@ -206,7 +206,7 @@ class RunFolder:
     def write(self, file: str, text: str) -> Path:
         """Write a text file completely or not at all, in the first process only."""
         path = self.path / file
-        if is_first():
+        if is_first_process():
             write_text(path, text)
         return path
 
@@ -232,8 +232,8 @@ class RunFolder:
 def bytes_at_hand(home: Path, *, fresh: bool) -> int:
     """Return the bytes of a folder that its next run reuses or, with ``fresh``, deletes; they need not be free."""
     if not fresh:
-        return sum(size_of(folder / name) for folder in (home, home / NEXT) for name in ("model", "model.partial"))
-    return size_of(home / NEXT) + (0 if has_model(home) else sum(size_of(home / name) for name in _PRODUCTS))
+        return sum(folder_size(folder / name) for folder in (home, home / NEXT) for name in ("model", "model.partial"))
+    return folder_size(home / NEXT) + (0 if has_model(home) else sum(folder_size(home / name) for name in _PRODUCTS))
 
 
 def fingerprint(*parts: object) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from llmprune.anatomy.types import Anatomy
-from llmprune.common.distributed import from_first, share_of, sum_over_processes
+from llmprune.common.distributed import broadcast_from_first, sum_over_processes, windows_of_process
 from llmprune.common.errors import CalibrationError, NumericalError
 from llmprune.common.progress import track
 from llmprune.criteria.base import TrialCriterion
@@ -46,12 +46,17 @@ def layer_ablation_scores(
     without a layer that stays is not finite: such a layer is never chosen.
     """
     judged_NL, rest_NL = some_windows(windows_NL, criterion.windows)
-    trials = _Trials(decoder, criterion, windows_NL=share_of(judged_NL), batch_size=batch_size, store=store)
+    trials = _Trials(decoder, criterion, windows_NL=windows_of_process(judged_NL), batch_size=batch_size, store=store)
     if isinstance(criterion, Residual):
         require_rest(criterion, len(windows_NL))
         solved_NL, _ = some_windows(rest_NL, criterion.refit_windows)
         trials.standins = Standins(
-            decoder, anatomy, windows_NL=share_of(solved_NL), batch_size=batch_size, store=store, ridge=criterion.ridge
+            decoder,
+            anatomy,
+            windows_NL=windows_of_process(solved_NL),
+            batch_size=batch_size,
+            store=store,
+            ridge=criterion.ridge,
         )
     greedy = criterion.horizon(remove) == remove
     check = may_go(anatomy, remove, keep_pattern=keep_pattern and greedy)
@@ -147,7 +152,7 @@ class _Trials:
                     walk.pass_through(index, layer)
         self.dense = self.dense or base
         *costs, own = self._costs([*variants.values(), self.dense], self.dense)
-        return from_first({layer: cost - own for layer, cost in zip(variants, costs, strict=True)})
+        return broadcast_from_first({layer: cost - own for layer, cost in zip(variants, costs, strict=True)})
 
     def _costs(self, variants: list[HiddenStates], dense: HiddenStates) -> list[float]:
         totals_V = torch.zeros(len(variants) + 1, dtype=torch.float64)  # the last one counts tokens

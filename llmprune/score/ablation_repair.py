@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from llmprune.anatomy.types import Anatomy, MlpUnit
-from llmprune.common.distributed import from_first, sum_over_processes
+from llmprune.common.distributed import broadcast_from_first, sum_over_processes
 from llmprune.common.linalg.cross_validated_ridge import NormalEquations
 from llmprune.cut.apply import add_to_output
 from llmprune.layerwise.forward import Decoder, LayerwiseForward, inputs_of
@@ -72,7 +72,9 @@ class Standins:
         unit = self._unit(index)
         scale = None
         if unit:  # whether something is solved together goes by it
-            scale = from_first(residual_scale(self.walk, index, layer=layer, output=layer.get_submodule(unit.output)))
+            scale = broadcast_from_first(
+                residual_scale(self.walk, index, layer=layer, output=layer.get_submodule(unit.output))
+            )
         output = layer.get_submodule(unit.output) if unit and scale else None
         solved, seen = (
             _pass(self.walk, index, layer=layer, output=output, added=True),

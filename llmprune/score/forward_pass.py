@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from llmprune.anatomy.types import Anatomy, unit_key
-from llmprune.common.distributed import share_of, sum_over_processes
+from llmprune.common.distributed import sum_over_processes, windows_of_process
 from llmprune.common.errors import CalibrationError, NumericalError
 from llmprune.common.progress import track
 from llmprune.criteria.base import ExpertCriterion, PassingCriterion, WidthCriterion
@@ -53,7 +53,7 @@ def score(
     backwards = criterion if criterion and criterion.takes != "activations" else None
     if backwards:
         _require_trail(backwards, store)
-    walk = LayerwiseForward(decoder, share_of(windows_NL), batch_size=batch_size, store=store)
+    walk = LayerwiseForward(decoder, windows_of_process(windows_NL), batch_size=batch_size, store=store)
     runs = _Runs(depth, depth.horizon(remove), walk=walk) if depth else None
     scores = Scores(None, {})
     for index in track(range(len(decoder)), "pass 1: scoring layers"):

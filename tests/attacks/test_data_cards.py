@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 import yaml
+from helpers.hub.published import ROWS
 from helpers.hub.server import Hub
-from helpers.small_disks import ROWS
 from helpers.tiny import tiny_tokenizer
 
 from llmprune.common.errors import CalibrationError

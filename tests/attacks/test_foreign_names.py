@@ -12,7 +12,7 @@ import yaml
 from helpers.hub.server import Hub
 
 from llmprune.common.errors import HubError, RecipeError
-from llmprune.common.names import is_plain
+from llmprune.common.paths import is_plain_path
 from llmprune.publish.provenance import fetch_record
 from llmprune.publish.reproduce import recorded_recipe
 from llmprune.service.cli.answers import ServiceError
@@ -29,7 +29,7 @@ from llmprune.service.cli.client import Client
 )  # fmt: skip
 def test_a_plain_name(name: object, plain: bool) -> None:
     """Relative, without dots that lead up, schemes, drives, and signs that nobody can see."""
-    assert is_plain(name) == plain
+    assert is_plain_path(name) == plain
 
 
 JOB = "0123456789ab"

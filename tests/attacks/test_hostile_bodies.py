@@ -17,7 +17,7 @@ from helpers.service import RECIPE, YAML, Bench
 from pydantic import ValidationError
 
 from llmprune.common.errors import MOST_PROBLEMS, RecipeError
-from llmprune.common.hub.client import redact
+from llmprune.common.hub.secrets import redact
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.text_source import readable_split
 from llmprune.recipe.validation_messages import describe_problems

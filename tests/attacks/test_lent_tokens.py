@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
+import huggingface_hub
 import pytest
 from helpers.hub.server import Hub
 from helpers.hub.state import TOKEN
@@ -65,7 +66,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (HUB | OTHERS).items():
         monkeypatch.setenv(name, value)
     # A service's process never loads the hub client; this one may have, and it would look for an OIDC server.
-    monkeypatch.setattr("llmprune.common.hub.client._own_tokens", list)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
 
 
 def stub(folder: Path) -> str:

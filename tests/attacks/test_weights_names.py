@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import transformers.modeling_utils
 from helpers.commands import save_model
+from helpers.hub.published import files_of
 from helpers.hub.server import Hub
-from helpers.small_disks import files_of
 from huggingface_hub import constants
 from safetensors import safe_open
 

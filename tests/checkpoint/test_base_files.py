@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from helpers.commands import save_model, verify_here, write_recipe, write_text
+from helpers.hub.published import files_of
 from helpers.hub.server import Hub
-from helpers.small_disks import files_of
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PretrainedConfig
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from helpers.hub.faults import Fault
+from helpers.hub.published import publish_model, publish_text
 from helpers.hub.server import Hub
-from helpers.small_disks import publish_model, publish_text
 from helpers.tiny import tiny_tokenizer
 from huggingface_hub import constants
 
@@ -107,7 +107,7 @@ def test_private_and_gated_repositories_open_with_the_token(
     load_config(ModelSource(id="org/gated"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "other-cache"))
     monkeypatch.delenv("HF_TOKEN")
-    remote.resolve.cache_clear()
+    remote.resolve_revision.cache_clear()
     assert "no such repository, or HF_TOKEN may not see it" in refusal()
     assert "it is gated; accept its terms" in refusal(ModelSource(id="org/gated"))
 
@@ -205,13 +205,13 @@ def test_offline_what_the_cache_has_is_enough(hub: Hub, tmp_path: Path, monkeypa
     publish_model(hub, tmp_path / "base")
     load_config(BASE)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    remote.resolve.cache_clear()
+    remote.resolve_revision.cache_clear()
     hub.lines.clear()
     assert "HF_HUB_OFFLINE is set, so only the cache was looked at" in refusal()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     load_model(BASE)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    remote.resolve.cache_clear()
+    remote.resolve_revision.cache_clear()
     hub.lines.clear()
     load_model(BASE)
     assert hub.lines == []
@@ -223,7 +223,7 @@ def test_an_unreachable_hub_is_told_at_once(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", "http://127.0.0.1:9")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(remote, "_sleep", lambda _: pytest.fail("waited"))
-    remote.resolve.cache_clear()
+    remote.resolve_revision.cache_clear()
     start = time.perf_counter()
     for read in (load_config, lambda _: load(dataset="org/text")):
         with pytest.raises(
@@ -242,7 +242,7 @@ def test_a_data_set_is_read_at_its_commit(hub: Hub) -> None:
     later = repo.commit("main", {"train.jsonl": hub.file("train.jsonl", b'{"text": "other"}\n' * 9)}, "other rows")
     before = list(load(dataset="org/text", revision=first))
     assert list(load(dataset="org/text")) == before, "main was looked up before the new commit"
-    remote.resolve.cache_clear()
+    remote.resolve_revision.cache_clear()
     assert list(load(dataset="org/text")) != before
     assert commit_of(source) == later
     assert commit_of(TextSource(dataset="here.txt")) is None

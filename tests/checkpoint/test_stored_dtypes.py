@@ -12,8 +12,8 @@ import pytest
 import torch
 from helpers.commands import verify_here
 from helpers.families import MIXTURES
+from helpers.hub.published import files_of
 from helpers.hub.server import Hub
-from helpers.small_disks import files_of
 from helpers.tiny import structure_of
 from safetensors.torch import load_file, save_file
 from torch import Tensor

@@ -60,8 +60,8 @@ def test_two_processes_equal_one(folder: Path) -> None:
 
 def test_number_of_processes_is_said(folder: Path) -> None:
     """Under a launcher the run says how many processes walk; alone it need not."""
-    assert "walking in 2 processes on cpu" in (folder / "two.log").read_text()
-    assert "walking in" not in (folder / "one.log").read_text()
+    assert "running in 2 processes on cpu" in (folder / "two.log").read_text()
+    assert "running in" not in (folder / "one.log").read_text()
     report = json.loads((folder / "two/report.json").read_text())
     assert report["provenance"]["processes"] == 2
 
@@ -91,7 +91,7 @@ def test_launcher_that_starts_too_few(folder: Path) -> None:
     launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
     done = _launch(folder, "one", *launcher)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "walking in 1 process on cpu" in done.stderr
+    assert "running in 1 process on cpu" in done.stderr
 
 
 Met = tuple[list[list[dict[str, Any]]], list[str], list[int]]

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 from helpers.hub.faults import Fault
+from helpers.hub.published import publish_model, publish_text
 from helpers.hub.server import Hub as Server
-from helpers.small_disks import publish_model, publish_text
 
 from llmprune.checkpoint.loading import load_config, load_model
 from llmprune.common import waiting
 from llmprune.common.errors import LLMPruneError
-from llmprune.common.hub import client as remote
 from llmprune.common.hub import time_limits
+from llmprune.common.hub.explanations import endpoint
 from llmprune.data.sources import load_text
 from llmprune.publish.preflight import check_push
 from llmprune.publish.upload import additions, upload
@@ -76,16 +76,16 @@ def test_a_limit_of_the_caller_is_kept(hub: Server) -> None:
     from huggingface_hub import get_session
 
     time_limits.limit_waits()
-    request = get_session().build_request("GET", remote.endpoint(), timeout=7)
+    request = get_session().build_request("GET", endpoint(), timeout=7)
     assert time_limits._limits(request) == dict.fromkeys(("connect", "read", "write", "pool"), 7)
-    request = get_session().build_request("PUT", remote.endpoint(), timeout=None)
+    request = get_session().build_request("PUT", endpoint(), timeout=None)
     assert None not in time_limits._limits(request).values()
 
 
 def test_a_quick_answer_is_not_announced(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """What comes within 5 s is no news."""
     monkeypatch.setattr(waiting, "PAUSES", (5.0, 25.0, 60.0))
-    with waiting.announced("somebody", "something"):
+    with waiting.announce_wait("somebody", "something"):
         pass
     assert not caplog.records
 

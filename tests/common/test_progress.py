@@ -1,4 +1,4 @@
-"""What a person reads while a command works: the first word before the slow imports, bars, and lines elsewhere."""
+"""Progress of a command: the first message before the slow imports, bars on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers.commands import command, save_model, verify_here, write_recipe, write_text
+from helpers.commands import command, write_recipe
 
 from llmprune.common import progress
 
@@ -27,13 +27,6 @@ sys.meta_path.insert(0, NoTorch())
 from llmprune.cli.main import main
 main()
 """
-
-
-@pytest.fixture
-def recipe(tmp_path: Path) -> Path:
-    """A recipe for a tiny model."""
-    save_model(tmp_path / "base")
-    return write_recipe(tmp_path / "recipe.yaml", tmp_path / "base", write_text(tmp_path / "text.txt"))
 
 
 @pytest.mark.parametrize("verb", ["run", "plan"])
@@ -51,10 +44,10 @@ def test_the_first_word_comes_before_the_slow_imports(tmp_path: Path, verb: str)
     assert process.stdout == b""
 
 
-def test_a_run_without_a_terminal_says_each_step(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("in_one_process")
+def test_a_run_without_a_terminal_says_each_step(workspace: Path, tmp_path: Path) -> None:
     """Each step is a line with the time of day, once."""
-    verify_here(monkeypatch)
-    outcome = command("run", recipe, "--output", recipe.parent / "out")
+    outcome = command("run", workspace / "recipe.yaml", "--output", tmp_path / "out")
     assert outcome.code == 0, outcome.err
     lines = outcome.err.splitlines()
     steps = [re.fullmatch(r"\d\d:\d\d:\d\d (.+)", line) for line in lines]
@@ -66,16 +59,16 @@ def test_a_run_without_a_terminal_says_each_step(recipe: Path, monkeypatch: pyte
 
 def test_a_long_step_is_said_again(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     """Every few minutes a line says how far a step is and how long it may take, also where it has no layers."""
-    monkeypatch.setattr(progress, "_SAY_EVERY", 0.01)
+    monkeypatch.setattr(progress, "_REPEAT_EVERY", 0.01)
     with progress.lines_without_terminal():
-        progress.tell("evaluation")
+        progress.report_progress("evaluation")
         time.sleep(0.05)
-        progress.tell("pass 2", 3, total=12, since=time.monotonic() - 300)
+        progress.report_progress("pass 2", 3, total=12, since=time.monotonic() - 300)
         time.sleep(0.05)
     said = capfd.readouterr().err
     assert re.search(r"^\d\d:\d\d:\d\d evaluation, for 1 min now$", said, re.MULTILINE)
     assert re.search(r"^\d\d:\d\d:\d\d pass 2, 3 of 12 done, for 1 min now, about 15 min left$", said, re.MULTILINE)
-    progress.tell("outside")
+    progress.report_progress("outside")
     assert capfd.readouterr().err == ""
 
 
@@ -85,17 +78,15 @@ def test_other_processes_of_a_launcher_say_nothing(
     """Of several processes the first one speaks."""
     monkeypatch.setenv("RANK", "1")
     with progress.lines_without_terminal():
-        progress.tell("pass 1")
-        progress.say_loading(always=True)
+        progress.report_progress("pass 1")
+        progress.announce_imports(always=True)
     assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("place", [0, 1, 2, 3])
-def test_verbose_stands_before_or_behind_the_verb(monkeypatch: pytest.MonkeyPatch, place: int) -> None:
+def test_verbose_stands_before_or_after_the_command(place: int) -> None:
     """``-v`` means the same at every place."""
-    levels: list[int] = []
-    monkeypatch.setattr("llmprune.cli.main._log_to_stderr", levels.append)
     arguments = ["report", "nowhere", "--output=page.html"]
     outcome = command(*arguments[:place], "-v" if place % 2 else "--verbose", *arguments[place:])
-    assert levels[-1] == logging.INFO
+    assert outcome.log_level == logging.INFO
     assert "nowhere has no report.json" in outcome.err

@@ -12,15 +12,16 @@ from pathlib import Path
 import pytest
 from helpers.commands import command, verify_here, write_recipe
 from helpers.hub.faults import Fault
+from helpers.hub.published import draw_nothing, hub_recipe, publish_model, publish_text
 from helpers.hub.server import Hub
 from helpers.hub.state import SIGNATURE, TOKEN
-from helpers.small_disks import draw_nothing, hub_recipe, publish_model, publish_text
 from helpers.tiny import tiny_tokenizer
 from huggingface_hub import constants
 
 from llmprune.checkpoint.loading import load_model
 from llmprune.common.errors import LLMPruneError, RecipeError
-from llmprune.common.hub import client as remote
+from llmprune.common.hub.client import resolve_revision
+from llmprune.common.hub.secrets import has_token, redact
 from llmprune.data.windows import load_windows
 from llmprune.publish.preflight import check_push
 from llmprune.publish.provenance import fetch_record
@@ -101,7 +102,7 @@ def test_what_is_raised_tells_no_secret(hub: Hub, tmp_path: Path) -> None:
     for way, matches in troubles.items():
         for match in matches:
             for status in (401, 403, 500):
-                remote.resolve.cache_clear()
+                resolve_revision.cache_clear()
                 shutil.rmtree(constants.HF_HUB_CACHE, ignore_errors=True)
                 hub.repos.pop(("model", "org/pruned"), None)
                 hub.faults[:] = [Fault(match, status, body=f'{{"error": "{TOKEN} at https://x.y/z?{SIGNATURE}"}}')]
@@ -160,7 +161,7 @@ def test_a_recipe_made_in_python_is_no_way_around(tmp_path: Path, monkeypatch: p
 def test_names_that_only_look_alike_are_no_tokens(tmp_path: Path) -> None:
     """An organisation's name, a commit or a word that begins with hf_ is nobody's secret."""
     for harmless in ("hf-internal-testing/tiny-random-LlamaForCausalLM", "hf_transfer", "a" * 40, "hf_home_folder"):
-        assert not remote.has_token(harmless)
+        assert not has_token(harmless)
     assert Recipe.load(write_recipe(tmp_path / "recipe.yaml", "hf-internal-testing/x", "y")).model.id.startswith("hf-")
 
 
@@ -181,7 +182,7 @@ def test_names_that_only_look_alike_are_no_tokens(tmp_path: Path) -> None:
 )
 def test_redaction(text: str, clean: str) -> None:
     """Tokens, users in addresses, and their queries go; everything else stays."""
-    assert remote.redact(text) == clean
+    assert redact(text) == clean
     assert os.environ.get("HF_TOKEN", "") == "" or os.environ["HF_TOKEN"] not in clean
 
 
@@ -198,5 +199,5 @@ def test_redaction(text: str, clean: str) -> None:
 )
 def test_redaction_leaves_remedies_whole(sentence: str) -> None:
     """Names of secrets, placeholders, punctuation and addresses without secrets are no secrets."""
-    assert remote.redact(sentence) == sentence
-    assert not remote.has_token(sentence)
+    assert redact(sentence) == sentence
+    assert not has_token(sentence)

@@ -195,7 +195,7 @@ def test_hub_data_is_streamed_unless_sliced(split: str, streaming: bool, monkeyp
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr("llmprune.data.sources.require_own_data", lambda *_, **__: None)
-    monkeypatch.setattr("llmprune.data.sources.resolve", lambda *_: SimpleNamespace(resolved="c0ffee"))
+    monkeypatch.setattr("llmprune.data.sources.resolve_revision", lambda *_, **__: SimpleNamespace(resolved="c0ffee"))
     load_text(TextSource(dataset="allenai/c4", config="en", split=split))
     assert asked == {"names": ("allenai/c4", "en"), "split": split, "revision": "c0ffee", "streaming": streaming}
 
@@ -325,8 +325,8 @@ UNREADABLE: list[tuple[str, bytes, str]] = [
     ("lists.jsonl", b'[1]\n[2]\n', 'line 1 is a list; each line must be an object, such as {"text": "…"}'),
     ("array.json", b'[{"text": "a"},\n {"text": }]', "line 2, column 11: not valid JSON (Expecting value)"),
     ("lines.json", b'{"text": "a"}\n{"text": "b"\n', "line 2, column 13: not valid JSON"),
-    ("words.parquet", b"only words", "is no Parquet file, whatever its name says"),
-    ("short.parquet", b"PAR1 and then no more", "is a Parquet file without its end: it was cut off; copy it again"),
+    ("words.parquet", b"only words", "is no Parquet file in spite of its name"),
+    ("short.parquet", b"PAR1 and then no more", "is a truncated Parquet file; copy it again"),
     ("text.txt.gz", b"\x1f\x8b", "is compressed; unpack it first (gunzip text.txt.gz), then name the file in it"),
     ("folder.txt", b"", "is a folder; give a file in it"),
 ]  # fmt: skip
@@ -369,7 +369,7 @@ def test_an_unreachable_hub_names_the_remedies(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     monkeypatch.setattr("llmprune.data.sources.require_own_data", lambda *_, **__: None)
-    monkeypatch.setattr("llmprune.data.sources.resolve", lambda *_: SimpleNamespace(resolved="c0ffee"))
+    monkeypatch.setattr("llmprune.data.sources.resolve_revision", lambda *_, **__: SimpleNamespace(resolved="c0ffee"))
     with pytest.raises(CalibrationError, match=r"'a/b' .* ConnectionError: no route to host; .*HF_HUB_OFFLINE"):
         load(dataset="a/b")
 

@@ -1,9 +1,10 @@
-"""Whole commands on tiny models, in this process: what the tests of the command share."""
+"""Whole commands on tiny models in this process, with the models, texts and recipes that they need."""
 
 from __future__ import annotations
 
 import json
 import logging
+import shutil
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from unittest.mock import patch
 
 import pytest
 import yaml
+from transformers import PreTrainedModel
 
 from helpers.tiny import tiny_tokenizer
 from llmprune.testing import tiny_model
@@ -26,11 +28,12 @@ TASKS = Path(__file__).parents[2] / "eval" / "tasks"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a person sees of a command."""
+    """Exit code and output of a command, and the level of llmprune's logger while it ran."""
 
     code: int
     out: str
     err: str
+    log_level: int
 
 
 def command(*arguments: str | Path) -> Outcome:
@@ -39,19 +42,21 @@ def command(*arguments: str | Path) -> Outcome:
 
     out, err = StringIO(), StringIO()
     argv = ["llmprune", *map(str, arguments)]
-    level = logging.getLogger("llmprune").level
+    logger = logging.getLogger("llmprune")
+    level = logger.level
     with patch.object(sys, "argv", argv), redirect_stdout(out), redirect_stderr(err):
         try:
             main()
             code = 0
         except SystemExit as exit_:
             code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
-    logging.getLogger("llmprune").setLevel(level)
-    return Outcome(code, out.getvalue(), err.getvalue())
+    outcome = Outcome(code, out.getvalue(), err.getvalue(), logger.level)
+    logger.setLevel(level)
+    return outcome
 
 
 def save_model(folder: Path, family: str = "llama", tokenizer: bool = True, **overrides: Any) -> Path:
-    """A tiny random model and its tokenizer, saved as an ordinary checkpoint."""
+    """Save a tiny random model and its tokenizer as an ordinary checkpoint."""
     fields = {"vocab_size": VOCABULARY, "num_hidden_layers": LAYERS} | overrides
     tiny_model(family, **fields).save_pretrained(folder)
     if tokenizer:
@@ -60,7 +65,7 @@ def save_model(folder: Path, family: str = "llama", tokenizer: bool = True, **ov
 
 
 def write_text(path: Path, paragraphs: int = 100) -> Path:
-    """A text file of so many different paragraphs of about 60 letters."""
+    """Write a text file of different paragraphs of about 60 letters each."""
     path.write_text(
         "\n\n".join(f"Paragraph {n}: the fox {n * n} jumps over the dog {n * 7}." for n in range(paragraphs))
     )
@@ -68,7 +73,7 @@ def write_text(path: Path, paragraphs: int = 100) -> Path:
 
 
 def write_recipe(path: Path, base: Path | str, text: Path | str, **sections: Any) -> Path:
-    """A recipe that removes two of four layers and a third of the neurons; ``sections`` replace these."""
+    """Write a recipe that removes two of four layers and a third of the neurons; ``sections`` replace these."""
     recipe = {
         "model": {"id": str(base)},
         "calibration": {"dataset": str(text), "samples": 6, "sequence_length": 32},
@@ -80,8 +85,40 @@ def write_recipe(path: Path, base: Path | str, text: Path | str, **sections: Any
     return path
 
 
+def prune_workspace(workspace: Path, folder: Path, base: Path | str | None = None, **sections: Any) -> Outcome:
+    """Prune ``base``, or the model of the workspace, into ``folder / "out"``."""
+    recipe = write_recipe(folder / "recipe.yaml", base or workspace / "base", workspace / "text.txt", **sections)
+    return command("run", recipe, "--output", folder / "out")
+
+
+def perplexity_of(text: Path, **more: Any) -> dict[str, Any]:
+    """Return an evaluation section that measures perplexity on a text file."""
+    return {"perplexity": {"dataset": str(text), "samples": 4, "sequence_length": 32}} | more
+
+
+def copy_of(run: Path, folder: Path) -> Path:
+    """Copy a finished run into ``folder``, for a test that changes it."""
+    return Path(shutil.copytree(run, folder / "again"))
+
+
+def report_in(folder: Path) -> dict[str, Any]:
+    """Read the report of a run folder."""
+    report: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    return report
+
+
+def reused_steps(folder: Path) -> dict[str, bool]:
+    """Return by step of the last run whether its product was reused."""
+    return {step["name"]: step["reused"] for step in report_in(folder)["steps"]}
+
+
+def forbid_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail where transformers loads the weights of a model."""
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", lambda *_, **__: pytest.fail("weights were read"))
+
+
 def verify_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the verification's fresh process be this one, which spares ten seconds of imports."""
+    """Verify checkpoints in this process instead of a fresh one, which takes ten seconds of imports."""
     from llmprune.checkpoint import verify, verify_worker
 
     def run(arguments: list[str], **_: Any) -> SimpleNamespace:
@@ -98,5 +135,5 @@ def verify_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def states(folder: Path) -> dict[str, bytes]:
-    """The contents of every file in a folder, by name."""
+    """Return the contents of every file in a folder, by name."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}

@@ -17,14 +17,14 @@ from llmprune.common.errors import NumericalError
 from llmprune.common.linalg import cross_validated_ridge as normal_equations
 
 RANK = int(os.environ["RANK"])
-peers._BEAT, peers._SILENCE, peers._GRACE, peers._LINGER = 0.05, 2.0, 30.0, 1.0
+peers._HEARTBEAT, peers._SILENCE, peers._GRACE, peers._LINGER = 0.05, 2.0, 30.0, 1.0
 
 
 def scenario(act: Callable[[], Any]) -> None:
     """Do it in step with the other process, and say how it ended."""
     since = time.monotonic()
     try:
-        with processes.in_step():
+        with processes.synchronized():
             said = {"value": act()}
     except Exception as error:
         said = {"error": type(error).__name__, "said": str(error)}
@@ -38,21 +38,21 @@ def everything_matches() -> list[float]:
     total = torch.ones(3) * (RANK + 1)
     processes.sum_over_processes([total])
     processes.require_agreement("the recipe", "same")
-    return [*total.tolist(), processes.from_first(float(RANK)), float(processes.all_agree(RANK < 2))]
+    return [*total.tolist(), processes.broadcast_from_first(float(RANK)), float(processes.all_agree(RANK < 2))]
 
 
 def one_raises() -> None:
     """An error of the second process alone, while the first waits for it."""
     if RANK == 1:
         raise NumericalError("layer 3 puts out NaN")
-    processes.from_first(1)
+    processes.broadcast_from_first(1)
 
 
 def one_goes_elsewhere() -> None:
     """A branch that only one process takes."""
     if RANK == 1:
         processes.sum_over_processes([torch.ones(2)])
-    processes.from_first(1)
+    processes.broadcast_from_first(1)
 
 
 def other_values() -> None:
@@ -63,7 +63,7 @@ def other_values() -> None:
 def one_is_done() -> None:
     """One process comes to the end while the other has more to do."""
     if RANK == 0:
-        processes.from_first(1)
+        processes.broadcast_from_first(1)
 
 
 def one_cannot_solve() -> tuple[float | None, float]:

@@ -18,7 +18,7 @@ from llmprune.checkpoint.loading import dense_decoder, load_model
 from llmprune.evaluation.bench.generation_speed import time_generation
 from llmprune.evaluation.generation import compare_generation
 from llmprune.evaluation.perplexity import compare_predictions
-from llmprune.pipeline.step_costs import plain_forward
+from llmprune.pipeline.step_costs import dense_forward_pass
 from llmprune.recipe.evaluation import Generation
 from llmprune.recipe.model import ModelSource
 from llmprune.testing import VOCABULARY, tiny_model
@@ -80,7 +80,7 @@ def test_the_plain_forward_runs_where_the_model_is(llama: Path) -> None:
     """A model that the recipe keeps on the CPU is timed there, on a machine with a GPU too."""
     with simulated_devices(1):
         for device_map in ("cpu", "auto"):
-            plain_forward(_load(llama, device_map), IDS, batch_size=2)
+            dense_forward_pass(_load(llama, device_map), IDS, batch_size=2)
 
 
 def test_prompts_are_on_the_models_device_before_generation(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,9 +16,9 @@ import pytest
 import torch
 import yaml
 from helpers.commands import command, verify_here
+from helpers.hub.published import CARD, draw_nothing
 from helpers.hub.server import Hub
 from helpers.hub.state import User
-from helpers.small_disks import CARD, draw_nothing
 from huggingface_hub import ModelCard
 
 from llmprune.checkpoint.loading import load_model, load_tokenizer

@@ -6,44 +6,45 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers.commands import Outcome, command, verify_here, write_text
+from helpers.commands import TASKS, Outcome, command, write_text
 from helpers.hub.faults import Fault
+from helpers.hub.published import ROWS, draw_nothing, hub_recipe, publish_model, publish_text
 from helpers.hub.server import Hub
-from helpers.reports import gate
-from helpers.small_disks import ROWS, draw_nothing, hub_recipe, publish_model, publish_text
 
 from llmprune.common.hub import client as remote
 
 PUSHED = {"repo_id": "org/pruned"}
 
 
+pytestmark = pytest.mark.usefixtures("in_one_process")
+
+
 @pytest.fixture(autouse=True)
-def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    verify_here(monkeypatch)
+def _no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
     draw_nothing(monkeypatch)
 
 
 @pytest.fixture
-def room(hub: Hub, tmp_path: Path) -> Path:
-    """The hub has ``org/base`` and ``org/text``."""
+def folder(hub: Hub, tmp_path: Path) -> Path:
+    """An empty folder, while the hub has ``org/base`` and ``org/text``."""
     publish_model(hub, tmp_path / "base")
     publish_text(hub)
     return tmp_path
 
 
-def start(room: Path, output: str = "run", **sections: object) -> Outcome:
-    """``llmprune run`` of a recipe that names hub ids."""
-    return command("run", hub_recipe(room / "recipe.yaml", **sections), "--output", room / output)
+def start(folder: Path, output: str = "run", **sections: object) -> Outcome:
+    """Run a recipe that names hub ids."""
+    return command("run", hub_recipe(folder / "recipe.yaml", **sections), "--output", folder / output)
 
 
 def writes(hub: Hub) -> list[str]:
-    """The requests so far that change something."""
+    """Return the requests so far that change something."""
     return [line for line in hub.lines if not line.startswith(("GET", "HEAD"))]
 
 
-def test_pull_prune_push_inspect_repeat(hub: Hub, room: Path) -> None:
+def test_pull_prune_push_inspect_repeat(hub: Hub, folder: Path) -> None:
     """By hub ids alone: the result arrives with its proof, and the run repeats from there to the bit."""
-    outcome = start(room, hub=PUSHED)
+    outcome = start(folder, hub=PUSHED)
     assert outcome.code == 0, outcome.err
     repo = hub.repo("org/pruned")
     commit = repo.refs["main"]
@@ -59,7 +60,7 @@ def test_pull_prune_push_inspect_repeat(hub: Hub, room: Path) -> None:
     assert record["report"]["provenance"]["datasets"] == {"org/text": text}
 
     hub.lines.clear()
-    assert start(room, hub=PUSHED).code == 0
+    assert start(folder, hub=PUSHED).code == 0
     assert writes(hub) == [], "what was pushed from this folder is not pushed again"
 
     shown = command("inspect", "org/pruned")
@@ -69,31 +70,31 @@ def test_pull_prune_push_inspect_repeat(hub: Hub, room: Path) -> None:
 
     newer(hub, "org/base", "config.json", b"{}")
     newer(hub, "org/text", "train.jsonl", ROWS[: len(ROWS) // 2].encode())
-    remote.resolve.cache_clear()
+    remote.resolve_revision.cache_clear()
     hub.lines.clear()
-    again = command("run", f"hub://org/pruned@{commit}", "--output", room / "again")
+    again = command("run", f"hub://org/pruned@{commit}", "--output", folder / "again")
     assert again.code == 0, again.err
     assert f"repeated: the weights equal those of hub://org/pruned@{commit} to the bit" in again.out
     assert writes(hub) == [], "a repeated run pushes nothing"
-    other = command("run", "hub://org/pruned", "--output", room / "other", "--set", "depth.remove=1")
+    other = command("run", "hub://org/pruned", "--output", folder / "other", "--set", "depth.remove=1")
     assert other.code == 0, other.err
     assert "llmprune: not as recorded in hub://org/pruned: parameters: 35232 recorded, " in other.err
 
 
 def newer(hub: Hub, name: str, path: str, content: bytes) -> None:
-    """Somebody changes a file that the run has read."""
+    """Commit a newer version of a file that the run has read."""
     repo = next(repo for (_, other), repo in hub.repos.items() if other == name)
     repo.commit("main", repo.commits[repo.refs["main"]] | {path: hub.file(path, content)}, "newer")
 
 
-def test_the_gate_decides_what_is_pushed(hub: Hub, room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gate_decides_what_is_pushed(hub: Hub, folder: Path) -> None:
     """Below the gate the run ends with 3 and nothing is pushed, unless the recipe says always."""
-    monkeypatch.setattr("llmprune.pipeline.run.judge", lambda *_: gate(0.99, "fail"))
-    outcome = start(room, hub=PUSHED)
+    gated = {"tasks": ["llmprune_agreement"], "include_path": str(TASKS), "limit": 4, "gate": {"min_retention": 0.9}}
+    outcome = start(folder, hub=PUSHED, evaluation=gated)
     assert outcome.code == 3
     assert "nothing was pushed to org/pruned; see" in outcome.err
     assert writes(hub) == []
-    outcome = start(room, hub=PUSHED | {"when": "always"})
+    outcome = start(folder, hub=PUSHED | {"when": "always"}, evaluation=gated)
     assert outcome.code == 3
     assert "did not meet its gate" in hub.content(hub.repo("org/pruned"), "README.md").decode()
 
@@ -107,38 +108,37 @@ def test_the_gate_decides_what_is_pushed(hub: Hub, room: Path, monkeypatch: pyte
     ],
 )
 def test_what_cannot_be_pushed_is_known_before_the_run(
-    hub: Hub, room: Path, hub_section: dict[str, object], said: str, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, folder: Path, hub_section: dict[str, object], said: str, no_weights: None
 ) -> None:
     """Token, rights and name come first: no folder, no weights, no text."""
     hub.add_repo("org/public", {})
-    monkeypatch.setattr("llmprune.checkpoint.loading.load_model", lambda _: pytest.fail("weights were read"))
-    outcome = start(room, hub=hub_section)
+    outcome = start(folder, hub=hub_section)
     assert (outcome.code, said in outcome.err) == (1, True), outcome.err
-    assert not (room / "run").exists()
+    assert not (folder / "run").exists()
 
 
-def test_a_push_that_fails_is_made_up_for(hub: Hub, room: Path) -> None:
+def test_a_push_that_fails_is_made_up_for(hub: Hub, folder: Path) -> None:
     """The run is done and kept; the same command again only pushes."""
     hub.faults.append(Fault("POST .*/commit/", 503))
-    outcome = start(room, hub=PUSHED)
+    outcome = start(folder, hub=PUSHED)
     assert outcome.code == 1
     assert "nothing was published to org/pruned: the hub answered 503" in outcome.err
-    assert (room / "run" / "report.json").is_file()
+    assert (folder / "run" / "report.json").is_file()
     hub.faults.clear()
-    outcome = start(room, hub=PUSHED)
+    outcome = start(folder, hub=PUSHED)
     assert outcome.code == 0, outcome.err
-    steps = json.loads((room / "run" / "report.json").read_text())["steps"]
+    steps = json.loads((folder / "run" / "report.json").read_text())["steps"]
     assert all(step["reused"] for step in steps)
 
 
-def test_inspect_finds_what_was_changed(hub: Hub, room: Path, tmp_path: Path) -> None:
+def test_inspect_finds_what_was_changed(hub: Hub, folder: Path, tmp_path: Path) -> None:
     """Other weights, a lost file, an edited config: each is named; a folder is read without a hub."""
-    assert start(room, hub=PUSHED).code == 0
+    assert start(folder, hub=PUSHED).code == 0
     repo = hub.repo("org/pruned")
     newer(hub, "org/pruned", "model.safetensors", b"other weights")
     newer(hub, "org/pruned", "config.json", b"{}")
     repo.commits[repo.refs["main"]].pop("tokenizer.json")
-    remote.resolve.cache_clear()
+    remote.resolve_revision.cache_clear()
     shown = command("inspect", "org/pruned").out
     assert "model.safetensors has another SHA-256" in shown
     assert "config.json has another SHA-256" in shown
@@ -166,11 +166,11 @@ def test_what_is_no_record(hub: Hub, content: bytes | None, said: str) -> None:
         assert said.replace("org/other", arguments[1] if content else "org/other") in outcome.err
 
 
-def test_a_strangers_recipe_runs_no_code(hub: Hub, room: Path) -> None:
+def test_a_strangers_recipe_runs_no_code(hub: Hub, folder: Path) -> None:
     """A record whose recipe trusts its model's code is repeated without that trust, unless the person says so."""
     from llmprune.publish.reproduce import recorded_recipe
 
-    assert start(room, hub=PUSHED, model={"id": "org/base", "trust_remote_code": True}).code == 0
+    assert start(folder, hub=PUSHED, model={"id": "org/base", "trust_remote_code": True}).code == 0
     recipe, _ = recorded_recipe("hub://org/pruned")
     assert not recipe.model.trust_remote_code
     assert recipe.hub is None
@@ -178,15 +178,15 @@ def test_a_strangers_recipe_runs_no_code(hub: Hub, room: Path) -> None:
     assert trusted.model.trust_remote_code
 
 
-def test_several_sources_are_pinned_each(hub: Hub, room: Path) -> None:
+def test_several_sources_are_pinned_each(hub: Hub, folder: Path) -> None:
     """Every data set of calibration and perplexity gets the commit that was read; a file, who repeats the run names."""
     from llmprune.publish.reproduce import recorded_recipe
 
     publish_text(hub, "org/more")
-    local = write_text(room / "text.txt")
+    local = write_text(folder / "text.txt")
     sources = [{"dataset": "org/text"}, {"dataset": "org/more"}, {"dataset": str(local)}]
     outcome = start(
-        room,
+        folder,
         hub=PUSHED,
         calibration={"sources": sources, "samples": 6, "sequence_length": 32},
         evaluation={"perplexity": {"dataset": "org/more", "samples": 2, "sequence_length": 32}},

@@ -1,87 +1,80 @@
-"""A disk that is just large enough: what the run itself has written does not change what it decides."""
+"""A disk that is just large enough: files that the run has written do not change its decisions."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from helpers.commands import LAYERS, Outcome, command, save_model, states, verify_here, write_recipe, write_text
+from helpers.commands import LAYERS, Outcome, command, states, verify_here, write_recipe
 
 from llmprune.checkpoint.saving import CheckpointWriter
-from llmprune.common.files import require_space, size_of
+from llmprune.common.files import folder_size, require_space
+from llmprune.layerwise.backward import LayerwiseBackward
 from llmprune.layerwise.forward import LayerwiseForward
 
 TAYLOR = {"mlp": 0.5, "criterion": {"kind": "taylor"}}
 
 
-@pytest.fixture(autouse=True)
-def _in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    verify_here(monkeypatch)
+pytestmark = pytest.mark.usefixtures("in_one_process")
 
 
 @pytest.fixture(scope="module")
-def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``base`` (a model), ``text.txt``, and ``out``, a whole run on a large disk."""
-    folder = tmp_path_factory.mktemp("room")
-    write_text(folder / "text.txt")
-    save_model(folder / "base")
+def whole(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a whole run on a large disk."""
+    folder: Path = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         verify_here(patch)
-        assert run(folder, folder).code == 0
-    return folder
+        assert run(workspace, folder).code == 0
+    return folder / "out"
 
 
-def run(room: Path, folder: Path, *options: str) -> Outcome:
+def run(workspace: Path, folder: Path, *options: str) -> Outcome:
     """Prune in width by gradients, into ``out``."""
-    recipe = write_recipe(folder / "recipe.yaml", room / "base", room / "text.txt", depth=None, width=TAYLOR)
+    recipe = write_recipe(folder / "recipe.yaml", workspace / "base", workspace / "text.txt", depth=None, width=TAYLOR)
     return command("run", recipe, "--output", folder / "out", *options)
 
 
 def shrink_disk(patch: pytest.MonkeyPatch, folder: Path, size: int) -> None:
-    """Let the disk have so many bytes, less those of the files in a folder."""
+    """Give the disk ``size`` bytes, less those of the files in a folder."""
 
     def usage(path: Path) -> SimpleNamespace:
-        return SimpleNamespace(total=size, used=size_of(folder), free=size - size_of(folder))
+        return SimpleNamespace(total=size, used=folder_size(folder), free=size - folder_size(folder))
 
     patch.setattr(shutil, "disk_usage", usage)
 
 
-def least_disk(room: Path, folder: Path, patch: pytest.MonkeyPatch) -> int:
-    """The smallest disk on which a run begins: the hidden states after every layer take half of it at most."""
-    asked: list[int] = []
-    patch.setattr("llmprune.pipeline.run.require_space", lambda path, needed, **_: asked.append(needed))
-    patch.setattr("llmprune.pipeline.run.RunFolder.open", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-    run(room, folder)
-    trail = LAYERS * 6 * 32 * 64 * 4
-    return max(2 * trail, asked[0] + trail)
+def least_disk(whole: Path) -> int:
+    """Bytes of the smallest disk on which a run begins: the hidden-state cache takes at most half of it."""
+    plan = json.loads((whole / "plan.json").read_text())
+    cache = LAYERS * 6 * 32 * 64 * 4
+    return max(2 * cache, 2 * plan["disk"] + 2 * plan["memory"]["streams"] + cache)
 
 
 @pytest.mark.parametrize("stop", ["gradients", "layer"])
 def test_interrupted_run_on_a_small_disk_equals_an_uninterrupted_one(
-    stop: str, room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stop: str, workspace: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed in pass 1 or in pass 2, it continues with what pass 1 left, and ends with the same weights."""
-    with monkeypatch.context() as patch:
-        size = least_disk(room, tmp_path, patch)
-    shrink_disk(monkeypatch, tmp_path / "out", size)
+    shrink_disk(monkeypatch, tmp_path / "out", least_disk(whole))
     with monkeypatch.context() as patch:
         if stop == "gradients":
-            patch.setattr("llmprune.score.forward_pass.LayerwiseBackward", _stopped)
+            patch.setattr(LayerwiseBackward, "__init__", _stopped)
         else:
             patch.setattr(CheckpointWriter, "write_layer", _stopped)
-        assert run(room, tmp_path, *(["--calibration-check"] if stop == "layer" else [])).code == 130
+        assert run(workspace, tmp_path, *(["--calibration-check"] if stop == "layer" else [])).code == 130
     kept = [path.name for path in (tmp_path / "out" / "dense.partial").glob("*.safetensors")]
     assert len(kept) == LAYERS, "of all windows, and nothing of their halves"
     with monkeypatch.context() as patch:
         if stop == "layer":  # the dense model runs for the first kind of layer only
             passed = count_passes(patch)
-        outcome = run(room, tmp_path)
+        outcome = run(workspace, tmp_path)
     assert outcome.code == 0, outcome.err
     assert stop != "layer" or passed == [0]
-    assert states(tmp_path / "out" / "model") == states(room / "out" / "model")
+    assert states(tmp_path / "out" / "model") == states(whole / "model")
 
 
 def _stopped(*_: Any, **__: Any) -> None:
@@ -89,7 +82,7 @@ def _stopped(*_: Any, **__: Any) -> None:
 
 
 def count_passes(patch: pytest.MonkeyPatch) -> list[int]:
-    """The layers that a stream passes through, from now on."""
+    """Record the layers that hidden states pass through from now on."""
     passed: list[int] = []
     pass_through = LayerwiseForward.pass_through
     patch.setattr(
@@ -107,13 +100,13 @@ def test_what_is_written_already_counts(tmp_path: Path, monkeypatch: pytest.Monk
         require_space(tmp_path, 900)
 
 
-def test_what_fresh_clears_counts(room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fresh_clears_counts(
+    workspace: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The parts of an unfinished run go when a new one begins; a finished one stays meanwhile."""
-    with monkeypatch.context() as patch:
-        size = least_disk(room, tmp_path, patch)
-    shutil.copytree(room / "out", tmp_path / "out")
+    shutil.copytree(whole, tmp_path / "out")
     (tmp_path / "out" / "model").rename(tmp_path / "out" / "model.partial")
-    shrink_disk(monkeypatch, tmp_path / "out", size)
-    assert run(room, tmp_path, "--fresh").code == 0
-    refused = run(room, tmp_path, "--fresh")
+    shrink_disk(monkeypatch, tmp_path / "out", least_disk(whole))
+    assert run(workspace, tmp_path, "--fresh").code == 0
+    refused = run(workspace, tmp_path, "--fresh")
     assert (refused.code, "on disk" in refused.err) == (1, True)

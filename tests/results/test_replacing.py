@@ -17,10 +17,7 @@ from llmprune.common.errors import DiskError, OutputError
 from llmprune.results.replacing import complete_swap, take_over
 from llmprune.results.run_folder import RunFolder
 
-
-@pytest.fixture(autouse=True)
-def _in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    verify_here(monkeypatch)
+pytestmark = pytest.mark.usefixtures("in_one_process")
 
 
 @pytest.fixture(scope="module")

@@ -322,7 +322,7 @@ def test_all_processes_stand_in_alike(model: PreTrainedModel, windows: Tensor, m
     measured: list[float | None] = []
     measure = standins.residual_scale
     monkeypatch.setattr(standins, "residual_scale", lambda *args, **named: measured.append(measure(*args, **named)))
-    monkeypatch.setattr(standins, "from_first", lambda _: measured[-1])
+    monkeypatch.setattr(standins, "broadcast_from_first", lambda _: measured[-1])
     assert torch.equal(
         layer_ablation_scores(dense, anatomy, criterion=criterion, windows_NL=windows, batch_size=2, remove=1), alone
     )

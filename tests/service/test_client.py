@@ -14,7 +14,7 @@ import pytest
 from helpers.commands import Outcome, command
 
 from llmprune.common.errors import OutputError, RecipeError
-from llmprune.common.hub.client import asked_seconds
+from llmprune.common.hub.errors import retry_after_seconds
 from llmprune.service.cli import answers
 from llmprune.service.cli.answers import ServiceError
 from llmprune.service.cli.client import Client
@@ -192,7 +192,7 @@ def test_retry_after_is_a_number_or_a_date(pauses: list[float], retry_after: str
 
 def test_retry_after_a_date_to_come() -> None:
     """A date asks for the seconds until then."""
-    assert asked_seconds(formatdate(time.time() + 60, usegmt=True)) == pytest.approx(60, abs=2)
+    assert retry_after_seconds(formatdate(time.time() + 60, usegmt=True)) == pytest.approx(60, abs=2)
 
 
 @pytest.mark.parametrize(

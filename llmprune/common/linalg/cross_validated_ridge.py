@@ -42,7 +42,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from llmprune.common.distributed import all_agree, from_first
+from llmprune.common.distributed import all_agree, broadcast_from_first
 from llmprune.common.errors import NumericalError
 from llmprune.common.linalg.gram import add_gram, mirror
 
@@ -133,7 +133,7 @@ class NormalEquations:
         ``where`` names the projection and ``setting`` the ridge's place in the recipe, both for that error.
         """
         assert self._folds, "solved after at least one batch"
-        repair = from_first(self._cross_validated())  # of nearly equal ridges devices may choose others
+        repair = broadcast_from_first(self._cross_validated())  # of nearly equal ridges devices may choose others
         if repair is not None and repair.ridge is not None:
             repair = self._solved(for_all_folds(repair, len(self._folds)))
         if repair is None:

@@ -79,17 +79,17 @@ def evaluate_tasks(
     Equal settings give two models exactly the same requests. With several processes all take part. Raises
     EvaluationError if a task or its data cannot be loaded, NumericalError if a metric is not finite.
     """
-    from llmprune.common.distributed import from_first, is_first
+    from llmprune.common.distributed import broadcast_from_first, is_first_process
 
     if evaluation.backend:
         from llmprune.evaluation.lm_eval.backend import run_backend
 
         found = (
             run_backend(model.place, side, evaluation=evaluation, store=model.store, earlier=earlier)
-            if is_first()
+            if is_first_process()
             else None
         )
-        found = from_first(found)
+        found = broadcast_from_first(found)
         assert found is not None, "the first process has the results or raises"
         return found
 
@@ -113,22 +113,24 @@ def run_tasks(
 
     Sets the global random seeds. Shows lm-eval's progress on a terminal only.
     """
-    from llmprune.common.distributed import from_first, is_first
+    from llmprune.common.distributed import broadcast_from_first, is_first_process
 
     lm: Any = None
     results = []
     with quiet_unless_watched():
         for task in load_tasks(evaluation):
             key = task_fingerprint(task, evaluation)
-            result = from_first(store.get(task.name, key) if store and is_first() else None)
+            result = broadcast_from_first(store.get(task.name, key) if store and is_first_process() else None)
             if result is None:
-                before = from_first(
-                    _stored_before(task, evaluation, store=store, earlier=earlier) if store and is_first() else None
+                before = broadcast_from_first(
+                    _stored_before(task, evaluation, store=store, earlier=earlier)
+                    if store and is_first_process()
+                    else None
                 )
                 lm = lm or load_lm()
-                result = from_first(_run(lm, task, evaluation=evaluation, before=before))
+                result = broadcast_from_first(_run(lm, task, evaluation=evaluation, before=before))
                 assert result is not None, "the first process has the result"
-                if store and is_first():
+                if store and is_first_process():
                     store.put(result, key)
             results.append(result)
     return TaskResults(tasks=tuple(results))
@@ -139,13 +141,13 @@ def lm_eval_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *,
     from lm_eval.models.huggingface import HFLM
 
     from llmprune.common.devices import input_device
-    from llmprune.common.distributed import count, rank, talker
+    from llmprune.common.distributed import rank, shared_accelerator, world_size
 
     # HFLM adds a padding token to the tokenizer, which must not be saved with the checkpoint.
     lm: Any = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
     lm._device = input_device(model)  # HFLM would move the inputs of an offloaded model to "meta"
-    if count() > 1:  # for a loaded model, HFLM leaves the distribution to its caller
-        lm.accelerator, lm._rank, lm._world_size = talker(), rank(), count()
+    if world_size() > 1:  # for a loaded model, HFLM leaves the distribution to its caller
+        lm.accelerator, lm._rank, lm._world_size = shared_accelerator(), rank(), world_size()
     return lm
 
 

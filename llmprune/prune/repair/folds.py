@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from llmprune.common.distributed import share_of
+from llmprune.common.distributed import windows_of_process
 from llmprune.recipe.refit import MOST_FOLDS
 
 
@@ -20,7 +20,7 @@ class Folds:
 
     def __init__(self, folds_N: Tensor, batch_size: int) -> None:
         self.count = int(folds_N.max()) + 1
-        self._batches = torch.split(share_of(folds_N), batch_size)
+        self._batches = torch.split(windows_of_process(folds_N), batch_size)
 
     def parts(self, batch: int, *values: Tensor) -> Iterator[tuple[int, list[Tensor]]]:
         """Each fold that has windows in the batch, and its tokens [T, …] of values [B, L, …]."""

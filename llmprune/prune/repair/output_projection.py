@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from llmprune.anatomy.selection import outputs_first
 from llmprune.anatomy.types import Anatomy, MlpUnit, Unit, unit_key
-from llmprune.common.distributed import from_first, sum_over_processes
+from llmprune.common.distributed import broadcast_from_first, sum_over_processes
 from llmprune.common.linalg.cross_validated_ridge import NormalEquations, Repair
 from llmprune.cut.apply import add_to_strand
 from llmprune.cut.decision import Cut
@@ -154,7 +154,7 @@ class Repairs:
         """
         kind = _kind(layer, unit)
         if kind not in self.scales:
-            self.scales[kind] = from_first(
+            self.scales[kind] = broadcast_from_first(
                 residual_scale(walk, index, layer=layer, output=layer.get_submodule(unit.output))
             )
         return self.scales[kind]

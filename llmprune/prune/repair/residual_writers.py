@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from llmprune.anatomy.projections import Projection, projections_of
 from llmprune.anatomy.types import Anatomy, PrunableDim, Unit
-from llmprune.common.distributed import from_first
+from llmprune.common.distributed import broadcast_from_first
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.residual_scale import residual_scale
 from llmprune.layerwise.staged_layer import Order, muted, probe
@@ -69,7 +69,7 @@ class TopologyCache:
         """The outline of a layer with its weights, which was number ``old`` before the cut."""
         kind = _kind(layer)
         if kind not in self._known:
-            order = from_first(self.order(walk, index, layer=layer))  # what is solved goes by it
+            order = broadcast_from_first(self.order(walk, index, layer=layer))  # what is solved goes by it
             writers = self._find(walk, index, layer=layer, order=order, old=old) if self.writers else ()
             self._known[kind] = LayerTopology(order, writers)
         return self._known[kind]
@@ -112,7 +112,7 @@ class TopologyCache:
         key = f"{type(layer).__name__}.{name} without {','.join(silent)}"
         if key not in self.scales:
             with muted([layer.get_submodule(path) for path in silent]):
-                self.scales[key] = from_first(
+                self.scales[key] = broadcast_from_first(
                     residual_scale(walk, index, layer=layer, output=layer.get_submodule(name))
                 )
         return self.scales[key]

@@ -33,7 +33,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llmprune.common.distributed import from_first, sum_over_processes
+from llmprune.common.distributed import broadcast_from_first, sum_over_processes
 from llmprune.common.errors import NumericalError
 from llmprune.common.linalg.gram import add_gram, mirror
 from llmprune.layerwise.hidden_states import HiddenStates
@@ -93,7 +93,7 @@ class UpEquations:
             solved, judged_missing, judged = self._move(direction_FI)
             length = steepness / max(solved + float((direction_FI * metric.times(direction_FI)).sum()), 1e-30)
             gain = (length**2 * judged - 2 * length * judged_missing) / float(self._energy[1])
-            if not from_first(gain <= -_WORTH * (1 + change)):
+            if not broadcast_from_first(gain <= -_WORTH * (1 + change)):
                 break
             change += gain
             delta_FI = delta_FI + direction_FI * length

@@ -23,9 +23,9 @@ from urllib.parse import quote
 import httpx2 as httpx
 
 from llmprune.common.errors import OutputError, RecipeError, did_you_mean
-from llmprune.common.hub.client import asked_seconds
-from llmprune.common.names import is_plain, lies_inside
-from llmprune.common.waiting import announced
+from llmprune.common.hub.errors import retry_after_seconds
+from llmprune.common.paths import is_inside, is_plain_path
+from llmprune.common.waiting import announce_wait
 from llmprune.service.cli.answers import (
     Answer,
     Changed,
@@ -182,7 +182,7 @@ class Client:
             raise RecipeError(f"job {job} has no {', '.join(missing)}; it has: {', '.join(there) or 'nothing yet'}")
         wanted = list(names or there)
         for name in wanted:
-            if not is_plain(name) or not lies_inside(folder / name, folder):
+            if not is_plain_path(name) or not is_inside(folder / name, folder):
                 raise ServiceError(f"the service named the file {name!r}, which lies outside {folder}")
         keep = claim(folder, job, finished=finished, names=wanted)
         return [self._download(job, name, size=there[name], folder=folder, keep=keep) for name in wanted]
@@ -251,7 +251,7 @@ class Client:
             last = attempt == _TRIES - 1
             try:
                 with (
-                    announced(self.server, f"{method} {path}"),
+                    announce_wait(self.server, f"{method} {path}"),
                     self._http.stream(method, path, **request) as response,
                 ):
                     answer = Answer.read(response)
@@ -264,7 +264,7 @@ class Client:
                 return answer
             if last or answer.status not in (429, 503, 507):
                 raise answer.refusal()
-            asked = asked_seconds(answer.headers.get("Retry-After", ""))
+            asked = retry_after_seconds(answer.headers.get("Retry-After", ""))
             time.sleep(min(1.0 if asked is None else asked, _LONGEST_PAUSE))
         raise AssertionError("the last attempt returns or raises")
 

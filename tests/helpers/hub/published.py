@@ -1,4 +1,4 @@
-"""What the tests of the hub share: tiny models and texts on it, and a finished run to push."""
+"""Tiny models and texts on the hub of the tests, and recipes and runs that use them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
 from helpers.commands import save_model, write_recipe
 from helpers.hub.server import Hub
@@ -18,12 +19,12 @@ CARD = "---\nlicense: apache-2.0\nlanguage: [en, de]\npipeline_tag: text-generat
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder by its path in it."""
+    """Return the contents of every file of a folder by its path in it."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def publish_model(hub: Hub, folder: Path, name: str = "org/base", **settings: Any) -> Repo:
-    """A tiny model on the hub, with a card, a licence, and files that a run has no use for."""
+    """Put a tiny model on the hub, with a card, a licence, and files that a run does not use."""
     save_model(folder)
     (folder / "LICENSE").write_text("Do as you like.\n")
     (folder / "README.md").write_text(CARD)
@@ -36,18 +37,17 @@ def publish_model(hub: Hub, folder: Path, name: str = "org/base", **settings: An
 
 
 def publish_text(hub: Hub, name: str = "org/text") -> Repo:
-    """A data set of a hundred rows on the hub."""
+    """Put a data set of a hundred rows on the hub."""
     return hub.add_repo(name, {"train.jsonl": ROWS.encode()}, "dataset")
 
 
 def hub_recipe(path: Path, **sections: Any) -> Path:
-    """A recipe that names model and calibration text by their hub ids."""
+    """Write a recipe that names model and calibration text by their hub ids."""
     return write_recipe(path, "org/base", "org/text", **sections)
 
 
 def draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let matplotlib write a few bytes in place of each chart; that charts are drawn well is tested with the card."""
-    from matplotlib.figure import Figure
+    """Replace the charts of the card, which matplotlib draws slowly; the tests of the card draw them."""
 
     def savefig(figure: Figure, path: Path, **_: object) -> None:
         path.write_bytes(b"\x89PNG, and " + figure.axes[0].get_ylabel().encode())
@@ -56,5 +56,5 @@ def draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def copy_run(done: Path, place: Path) -> Path:
-    """A finished run of its own for a test."""
+    """Copy a finished run for a test that changes it."""
     return Path(shutil.copytree(done, place))

@@ -1,0 +1,65 @@
+"""The commands ``push`` and ``inspect``, for models on the hub. Bodies import late."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmprune.cli.options import FinishedFolder, Json, console
+from llmprune.common.printing import printable
+from llmprune.common.progress import announce_imports
+
+
+def push(
+    run: FinishedFolder,
+    repo_id: Annotated[
+        str | None, typer.Option(help="Repository, such as org/name; default: that of the recipe's hub section.")
+    ] = None,
+    *,
+    private: Annotated[
+        bool | None, typer.Option("--private/--public", help="Visibility of a new repository; default: private.")
+    ] = None,
+    branch: Annotated[str | None, typer.Option(help="Branch that gets the commit; default: main.")] = None,
+    create_pr: Annotated[
+        bool | None, typer.Option("--create-pr", help="Open a pull request instead of committing.")
+    ] = None,
+    when: Annotated[
+        str | None, typer.Option(help="always: push even if the gate was not passed; the card says so.")
+    ] = None,
+    commit_message: Annotated[str | None, typer.Option(help="Message of the commit.")] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="JSON file to write repository, commit and address of the push to.")
+    ] = None,
+) -> None:
+    """Push the model of a finished run to the hub, with its card and provenance."""
+    settings = {"repo_id": repo_id, "private": private, "branch": branch, "create_pr": create_pr}
+    announce_imports(always=False)
+    from llmprune.common.files import require_file, write_text
+    from llmprune.publish.push import push_run
+
+    if save:
+        require_file(save, option="--save", example="published.json")
+    published = push_run(run, settings | {"when": when, "commit_message": commit_message})
+    if save:
+        write_text(save, published.model_dump_json(indent=1) + "\n")
+    typer.echo(f"pushed {published.files} files to {published.repo_id}\n{printable(published.url)}")
+
+
+def inspect(
+    place: Annotated[str, typer.Argument(metavar="MODEL", help="ORG/NAME, ORG/NAME@REVISION, or a folder.")],
+    as_json: Json = False,
+) -> None:
+    """Print the origin of a pushed model, and check its files against its record."""
+    announce_imports(always=False)
+    from llmprune.publish.provenance import differing_files, fetch_record, parse_hub_address
+    from llmprune.publish.show import print_record
+
+    record, commit = fetch_record(place)
+    if as_json:
+        typer.echo(json.dumps(record.model_dump(mode="json"), indent=1))
+    else:
+        differing = differing_files(parse_hub_address(place)[0], commit, record=record) if commit else None
+        print_record(place, commit, record=record, differing=differing, console=console())

@@ -1,0 +1,142 @@
+"""The commands ``eval``, ``bench`` and ``anatomy``, which take a model instead of a recipe. Bodies import late."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmprune.cli.options import Json, Model, console, model_source, parse_assignments, parse_counts
+from llmprune.common.errors import RecipeError
+from llmprune.common.progress import announce_imports, lines_without_terminal
+
+if TYPE_CHECKING:
+    from llmprune.recipe.evaluation import Evaluation
+
+
+def evaluate(
+    model: Model,
+    tasks: Annotated[str, typer.Option(help="lm-eval tasks, separated by commas.")],
+    *,
+    against: Annotated[str | None, typer.Option(help="Base model to compare with, sample by sample.")] = None,
+    include_path: Annotated[
+        Path | None, typer.Option(help="Folder of further task files. They may run code: use only those you trust.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of samples per task.")] = None,
+    num_fewshot: Annotated[int | None, typer.Option(min=0, help="Examples before each question.")] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK=METRIC", help="Metric to compare, such as arc_easy=acc_norm; may be repeated."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Requests per batch.")] = 8,
+    backend: Annotated[str | None, typer.Option(help="lm-eval backend, such as vllm, in its own process.")] = None,
+    backend_arg: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Argument of the backend; may be repeated.")
+    ] = None,
+    min_retention: Annotated[
+        float | None, typer.Option(help="Gate: exit with 3 unless the interval's lower end reaches it.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for evaluation.json and for finished tasks, to continue from.")
+    ] = None,
+) -> None:
+    """Evaluate a model with lm-eval, alone or against its base."""
+    names = _task_names(tasks)
+    if min_retention is not None and against is None:
+        raise RecipeError("--min-retention compares with a base; name it with --against")
+    if backend_arg and not backend:
+        raise RecipeError("--backend-arg belongs to a backend; name it with --backend")
+    settings = _evaluation(
+        tasks=names,
+        include_path=str(include_path) if include_path else None,
+        limit=limit,
+        num_fewshot=num_fewshot,
+        metrics=parse_assignments("--metric", metric),
+        batch_size=batch_size,
+        backend={"name": backend, "args": parse_assignments("--backend-arg", backend_arg)} if backend else None,
+        gate={"min_retention": min_retention} if min_retention is not None else None,
+    )
+    judged, base = model_source(model), None if against is None else model_source(against)
+    announce_imports(always=True)
+    from llmprune.cli.eval import evaluate_models
+    from llmprune.common.distributed import leave_process_group
+
+    with lines_without_terminal():
+        evaluate_models(judged, base, settings=settings, output=output, console=console())
+    leave_process_group()
+
+
+def bench(
+    model: Model,
+    against: Annotated[str | None, typer.Option(help="Base model, timed in turn with the model.")] = None,
+    *,
+    sparse: Annotated[
+        bool, typer.Option("--sparse", help="Time the model's 2:4 matrices dense and sparse instead, on a CUDA GPU.")
+    ] = False,
+    batch_sizes: Annotated[str, typer.Option(help="Prompts per batch, separated by commas.")] = "1,8",
+    contexts: Annotated[str, typer.Option(help="Tokens of a prompt, separated by commas.")] = "64,512",
+    new_tokens: Annotated[int, typer.Option(min=2, help="Tokens generated after each prompt.")] = 32,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each model, after a warm-up.")] = 5,
+    dtype: Annotated[str, typer.Option(help="Arithmetic: auto, float32, bfloat16 or float16.")] = "auto",
+    static_cache: Annotated[
+        bool,
+        typer.Option("--static-cache", help="Allocate the key-value cache once; on CUDA also compile decoding."),
+    ] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File for the figures as JSON.")] = None,
+) -> None:
+    """Measure speed and memory of a model against its base, in turn on this machine."""
+    batches, lengths = parse_counts("--batch-sizes", batch_sizes), parse_counts("--contexts", contexts)
+    if (against is None) != sparse:
+        raise RecipeError("bench: give a base model with --against, or --sparse to time the model against itself")
+    source = model_source(model, dtype=dtype)
+    base = None if against is None else model_source(against, dtype=dtype)
+    announce_imports(always=True)
+    from llmprune.cli.bench import bench_models, bench_sparse
+    from llmprune.evaluation.bench.speed_and_memory import BenchSettings
+
+    settings = BenchSettings(
+        tuple(batches), tuple(lengths), new_tokens=new_tokens, repeats=repeats, static_cache=static_cache
+    )
+    with lines_without_terminal():
+        if base is None:
+            bench_sparse(source, settings=settings, output=output, console=console())
+        else:
+            bench_models(source, base, settings=settings, output=output, console=console())
+
+
+def anatomy(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="Hub id, folder (config.json suffices) or package://MODULE/FILE.gguf."),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Show what can be pruned in a model, and why the rest cannot."""
+    announce_imports(always=False)
+    source = model_source(model)
+    from llmprune.anatomy.discovery import discover
+    from llmprune.checkpoint.loading import load_config
+    from llmprune.report.anatomy_table import print_anatomy
+
+    found = discover(load_config(source))
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=1))
+    else:
+        print_anatomy(model, found, console=console())
+
+
+def _task_names(tasks: str) -> list[str]:
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    if not names:
+        raise RecipeError("--tasks names no task; give at least one, such as --tasks hellaswag")
+    return names
+
+
+def _evaluation(**values: Any) -> Evaluation:
+    """Return the evaluation settings that the options stand for. Raises RecipeError."""
+    from llmprune.recipe.evaluation import Evaluation
+    from llmprune.recipe.recipe import validate_arguments
+
+    return validate_arguments(Evaluation, values)

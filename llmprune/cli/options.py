@@ -1,0 +1,62 @@
+"""Options and arguments that several commands share, and the values that they stand for. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmprune.common.errors import RecipeError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from llmprune.recipe.model import ModelSource
+
+RecipePlace = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="YAML file, or hub://ORG/NAME@REVISION: the recipe of a pushed model.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=C", help="Override a key of the recipe; may be repeated."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+FinishedFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id or folder.")]
+
+
+def console() -> Console:
+    """Return the console for tables on standard output."""
+    from llmprune.common.console import PlainConsole
+
+    return PlainConsole()
+
+
+def model_source(model: str, **settings: str) -> ModelSource:
+    """Return the source of a model that an argument names. Raises RecipeError."""
+    from llmprune.recipe.model import ModelSource
+    from llmprune.recipe.recipe import validate_arguments
+
+    return validate_arguments(ModelSource, {"id": model, **settings})
+
+
+def parse_assignments(option: str, texts: list[str] | None) -> dict[str, Any]:
+    """Parse ``NAME=VALUE`` texts; numbers and truth values are read as in YAML. Raises RecipeError."""
+    from llmprune.recipe.yaml_reader import read_value
+
+    found = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise RecipeError(f"{option} {text!r}: the form is NAME=VALUE")
+        found[name.strip()] = read_value(value)
+    return found
+
+
+def parse_counts(option: str, text: str) -> list[int]:
+    """Parse whole numbers above 0, separated by commas, and sort them. Raises RecipeError."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise RecipeError(f"{option} {text!r}: give whole numbers above 0, separated by commas, such as 1,8")
+    return sorted({int(part) for part in parts})

@@ -1,0 +1,134 @@
+"""The commands ``plan``, ``run`` and ``reevaluate``. Bodies import late: a wrong recipe is answered without torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llmprune.cli.options import FinishedFolder, Json, Overrides, RecipePlace, console
+from llmprune.common.errors import RecipeError
+from llmprune.common.printing import printable
+from llmprune.common.progress import announce_imports, lines_without_terminal
+
+if TYPE_CHECKING:
+    from llmprune.pipeline.finish import FinishedRun
+    from llmprune.publish.provenance import Record
+    from llmprune.recipe.recipe import Recipe
+    from llmprune.results.schema import Report
+
+
+def plan(recipe: RecipePlace, overrides: Overrides = None, *, as_json: Json = False) -> None:
+    """Show what a recipe would do: sizes, memory, and everything that a run would refuse. Reads no weights."""
+    parsed, _ = _load_recipe(recipe, overrides)
+    announce_imports(always=False)
+    from llmprune.planning.plan import survey
+    from llmprune.report.plan_table import print_plan
+
+    found = survey(parsed)
+    if found.plan is not None and as_json:  # sizes are useful even where text or tokenizer are missing
+        typer.echo(json.dumps(found.plan.model_dump(mode="json"), indent=1))
+    elif found.plan is not None:
+        print_plan(found.plan, console())
+    found.require(recipe)
+
+
+def run(
+    recipe: RecipePlace,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Run folder; default: runs/NAME-OF-THE-RECIPE.")
+    ] = None,
+    *,
+    overrides: Overrides = None,
+    fresh: Annotated[
+        bool,
+        typer.Option(
+            "--fresh", help="Start over; a finished model in the folder is kept until the new one is verified."
+        ),
+    ] = False,
+    measure_forward: Annotated[
+        bool,
+        typer.Option("--measure-forward", help="Also time plain forward passes, before and after, for comparison."),
+    ] = False,
+    calibration_check: Annotated[
+        bool,
+        typer.Option(
+            "--calibration-check",
+            help="Repeat the choice on each half of the calibration text and report how far they agree.",
+        ),
+    ] = False,
+) -> None:
+    """Prune a model as a recipe says. Run again on the same folder to continue."""
+    parsed, record = _load_recipe(recipe, overrides)
+    folder = output or Path("runs") / (Path(recipe).stem if record is None else recipe.split("@")[0].rsplit("/")[-1])
+    announce_imports(always=True)
+    from llmprune.common.distributed import is_first_process, leave_process_group
+    from llmprune.pipeline.run import RunOptions, run_to_report
+
+    options = RunOptions(fresh=fresh, measure_forward=measure_forward, calibration_check=calibration_check)
+    with lines_without_terminal():
+        finished = run_to_report(parsed, folder, options=options)
+    report = _show_and_require_gate(finished)
+    if record is not None and is_first_process():
+        _print_repeated(recipe, record, report=report, folder=folder)
+    leave_process_group()
+
+
+def reevaluate(
+    run: FinishedFolder,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Samples per task; default: as many as the gate needs for a decision.")
+    ] = None,
+) -> None:
+    """Evaluate more samples of a finished run's model: nothing is pruned, and earlier answers are kept."""
+    announce_imports(always=True)
+    from llmprune.common.distributed import leave_process_group
+    from llmprune.pipeline.reevaluate import reevaluate as evaluate_more_samples
+
+    with lines_without_terminal():
+        finished = evaluate_more_samples(run, limit)
+    _show_and_require_gate(finished)
+    leave_process_group()
+
+
+def _show_and_require_gate(finished: FinishedRun) -> Report:
+    """Print the summary of a run and return its report. Raises GateNotMet."""
+    from llmprune.common.distributed import is_first_process
+    from llmprune.report.run_table import print_summary
+
+    if is_first_process():
+        print_summary(finished.report, console())
+    return finished.require_gate()
+
+
+def _load_recipe(place: str, overrides: list[str] | None) -> tuple[Recipe, Record | None]:
+    """Return the recipe of a file, or that of a model on the hub together with the model's record."""
+    from llmprune.recipe.recipe import Recipe
+
+    if not place.startswith("hub://"):
+        reading = Recipe.read_file(place, overrides or ())
+        if reading.problems and reading.recipe is not None:
+            announce_imports(always=False)
+            from llmprune.planning.plan import survey
+
+            survey(reading.recipe, wrong=reading.wrong, problems=reading.problems).require(place)
+        if reading.recipe is None:
+            raise RecipeError(reading.problems, place)
+        return reading.recipe, None
+    announce_imports(always=False)
+    from llmprune.publish.reproduce import recorded_recipe
+
+    return recorded_recipe(place, overrides or ())
+
+
+def _print_repeated(place: str, record: Record, *, report: Report, folder: Path) -> None:
+    """Print whether a repeated run gave the recorded weights, and every difference from the record."""
+    from llmprune.publish.reproduce import differences
+
+    found = differences(record, report, model=folder / "model")
+    if not found:
+        typer.echo(f"\nrepeated: the weights equal those of {place} to the bit")
+    for difference in found:
+        typer.echo(f"llmprune: not as recorded in {place}: {printable(difference)}", err=True)

@@ -1,0 +1,82 @@
+"""Stability of the cut: the selection is repeated on each half of the calibration windows, and compared."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from llmprune.common.distributed import world_size
+from llmprune.common.errors import CalibrationError
+from llmprune.criteria.base import TrialCriterion
+from llmprune.cut.decision import Cut
+from llmprune.pipeline.context import RunContext
+from llmprune.pipeline.score_and_select import compute_scores, origin_of_scores, planned_sizes
+from llmprune.pipeline.step_costs import measure_step
+from llmprune.recipe.recipe import Recipe
+from llmprune.results.run_folder import fingerprint
+from llmprune.results.schema import StabilityFigures
+from llmprune.score.select import choose_cut
+from llmprune.score.stability import compare
+
+
+def check_calibration(context: RunContext) -> StabilityFigures | None:
+    """Compare the cuts that the two halves of the calibration windows select; None where nothing is scored."""
+    origin = origin_of_scores(context)
+    if origin is None:
+        return None
+    inputs, folder = context.inputs, context.folder
+
+    def make(path: Path) -> StabilityFigures:
+        with measure_step(folder.steps, "calibration check", tokens=inputs.windows.numel()):
+            named = context.plan.removed_layers is not None
+            found = compare(
+                lambda windows_NL: _cut_selected_by(context, windows_NL),
+                inputs.windows,
+                anatomy=inputs.anatomy,
+                named=named,
+                sources_N=inputs.sources,
+            )
+        folder.write(path.name, found.model_dump_json(indent=1) + "\n")
+        return found
+
+    def load(path: Path) -> StabilityFigures:
+        return StabilityFigures.model_validate_json(path.read_text(encoding="utf-8"))
+
+    return folder.produce(
+        "calibration check",
+        fingerprint(origin, planned_sizes(context)),
+        file="calibration-check.json",
+        load=load,
+        make=make,
+        together=True,
+    )
+
+
+def _cut_selected_by(context: RunContext, windows_NL: Tensor) -> Cut:
+    """Score one half of the calibration windows and select a cut.
+
+    A depth criterion that ablates layers uses the same share of a half as of all windows.
+    """
+    inputs, depth = context.inputs, context.recipe.depth
+    on_half = context
+    if depth and isinstance(depth.criterion, TrialCriterion):
+        criterion = depth.criterion.scaled(len(windows_NL), len(inputs.windows))
+        depth = depth.model_copy(update={"criterion": criterion})
+        on_half = replace(context, recipe=context.recipe.model_copy(update={"depth": depth}))
+    store = inputs.hidden_state_store(context.folder.path, windows_NL)
+    scores = compute_scores(on_half, windows_NL, store=store, steps=[])
+    if store.trail:
+        store.trail.remove()  # pass 2 needs the hidden states of all windows, not of a half
+    return choose_cut(inputs.anatomy, scores, sizes=planned_sizes(context))
+
+
+def require_halves(recipe: Recipe) -> None:
+    """Raise CalibrationError unless every process gets a window of each half of the calibration windows."""
+    (samples, _), processes = recipe.calibration.shape(), world_size()
+    if samples // 2 < processes:
+        raise CalibrationError(
+            f"--calibration-check selects a cut on each half of the calibration windows, and {samples} of them cannot "
+            f"be split into halves of at least {processes}; raise calibration.samples, or leave the option out"
+        )

@@ -1,0 +1,20 @@
+"""The objects that every step of a run works with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmprune.pipeline.inputs import RunInputs
+from llmprune.planning.plan import Plan
+from llmprune.recipe.recipe import Recipe
+from llmprune.results.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Recipe, plan, inputs and run folder of one run."""
+
+    recipe: Recipe
+    plan: Plan
+    inputs: RunInputs
+    folder: RunFolder

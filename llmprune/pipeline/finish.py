@@ -1,0 +1,50 @@
+"""The end of a run: the report is written, the model is pushed, and the gate decides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmprune.common.errors import GateNotMet
+from llmprune.publish.push import publish_once, refusal
+from llmprune.recipe.recipe import Recipe
+from llmprune.report.html.page import render_page
+from llmprune.results.run_folder import RunFolder
+from llmprune.results.schema import Report
+from llmprune.results.sentences import describe_verdict
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run whose report is written: the report, its recipe and its run folder."""
+
+    report: Report
+    recipe: Recipe
+    folder: Path
+
+    def require_gate(self) -> Report:
+        """Return the report. Raises GateNotMet unless the recipe sets no gate or the gate is passed."""
+        gate, hub = self.report.gate, self.recipe.hub
+        if gate is None or gate.passed:
+            return self.report
+        unsent = "" if hub is None or hub.when == "always" else f"nothing was pushed to {hub.repo_id}; "
+        raise GateNotMet(f"{describe_verdict(gate)}; {unsent}see {self.folder / 'report.html'}")
+
+
+def write_report(folder: RunFolder, report: Report) -> None:
+    """Write a report as JSON and as an HTML page into its run folder."""
+    folder.write("report.json", report.model_dump_json(indent=1) + "\n")
+    folder.write("report.html", render_page(report))
+
+
+def push_as_requested(recipe: Recipe, folder: RunFolder, *, report: Report) -> Report:
+    """Push the model where the recipe asks for it and the gate permits it; return the report with the address.
+
+    Raises HubError.
+    """
+    if recipe.hub is None or (recipe.hub.when != "always" and refusal(report)):
+        return report
+    published = publish_once(folder, recipe, hub=recipe.hub, report=report)
+    report = report.model_copy(update={"files": report.files | {"hub": published.url}})
+    folder.write("report.json", report.model_dump_json(indent=1) + "\n")
+    return report

@@ -1,0 +1,227 @@
+"""Pass 2 of a run, the checkpoint that it writes, and the verification of that checkpoint."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from llmprune.anatomy.projections import projections_of
+from llmprune.checkpoint.config_file import ConfigChange
+from llmprune.checkpoint.loading import load_config, place_of, tensors_of
+from llmprune.checkpoint.saving import CheckpointWriter
+from llmprune.checkpoint.verify import Probe, SparseClaim, Verified, verify
+from llmprune.common.distributed import broadcast_from_first, is_first_process
+from llmprune.common.errors import ModelError
+from llmprune.common.files import replace_folder
+from llmprune.cut.apply import cut_config, cut_decoder, restore_layer
+from llmprune.cut.decision import Cut
+from llmprune.layerwise.forward import Decoder, LayerwiseForward, Tensors
+from llmprune.pipeline.context import RunContext
+from llmprune.pipeline.step_costs import measure_step
+from llmprune.planning.model_size import measure_size
+from llmprune.prune.pass2 import Pruning
+from llmprune.prune.snapshots import LayerRecord, Snapshots
+from llmprune.recipe.sparsity import Sparsity
+from llmprune.results.run_folder import TRAIL, file_fingerprint, fingerprint
+from llmprune.results.schema import BaseFiles, Size
+from llmprune.sparsity.pattern import ROUNDING
+
+
+@dataclass(frozen=True)
+class PrunedCheckpoint:
+    """Facts about a saved and verified checkpoint, kept as ``pruning.json`` in the run folder.
+
+    ``records``: results of pass 2, one for each kept layer. ``left_heads``: config fields that count prediction heads
+    which the checkpoint does not have.
+    """
+
+    records: tuple[LayerRecord, ...]
+    verified: Verified
+    size: Size
+    left_heads: tuple[str, ...]
+    base_files: BaseFiles
+
+    def to_json(self) -> str:
+        """Serialise for the product file."""
+        values = {
+            "records": [asdict(record) for record in self.records],
+            "verified": asdict(self.verified),
+            "size": self.size.model_dump(),
+            "left_heads": self.left_heads,
+            "base_files": self.base_files.model_dump(),
+        }
+        return json.dumps(values) + "\n"
+
+    @classmethod
+    def from_json(cls, path: Path) -> PrunedCheckpoint:
+        """Read the product file."""
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return cls(
+            records=tuple(LayerRecord.from_dict(record) for record in values["records"]),
+            verified=Verified.from_dict(values["verified"]),
+            size=Size(**values["size"]),
+            left_heads=tuple(values["left_heads"]),
+            base_files=BaseFiles(**values["base_files"]),
+        )
+
+
+def prune_checkpoint(context: RunContext, cut: Cut) -> PrunedCheckpoint:
+    """Run pass 2, save the checkpoint as ``model`` and verify it; or reuse the one in the run folder.
+
+    Raises ModelError where no matrix can be made sparse, VerificationError where the saved model differs.
+    """
+    recipe, inputs, folder = context.recipe, context.inputs, context.folder
+    staging = folder.path / "model.partial"
+    cut_files = file_fingerprint(folder.path / "cut.json", folder.path / "cut.safetensors")
+    settings = recipe.calibration.batch_size, recipe.sparsity, recipe.refit, recipe.export
+    origin = fingerprint(inputs.identity, inputs.windows_fingerprint, cut_files, *settings)
+
+    def make(path: Path) -> PrunedCheckpoint:
+        made = _CheckpointStep(context, cut, snapshots=Snapshots(staging, origin)).run()
+        if is_first_process():
+            replace_folder(staging / "checkpoint", folder.path / "model")
+            folder.write(path.name, made.to_json())
+        return made
+
+    if is_first_process() and not (folder.path / "model" / "config.json").is_file():
+        (folder.path / "pruning.json").unlink(missing_ok=True)
+    pruned = folder.produce(
+        "model", origin, file="pruning.json", load=PrunedCheckpoint.from_json, make=make, together=True
+    )
+    if is_first_process():
+        shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(folder.path / TRAIL, ignore_errors=True)
+    folder.take_over()
+    return pruned
+
+
+class _CheckpointStep:
+    """Pass 2, saving and verification of one cut, in this order."""
+
+    def __init__(self, context: RunContext, cut: Cut, *, snapshots: Snapshots) -> None:
+        self.context, self.cut, self.snapshots = context, cut, snapshots
+        inputs = context.inputs
+        self.pruned = cut_decoder(inputs.dense, inputs.model, anatomy=inputs.anatomy, cut=cut)
+        self.size = _measure_size(context, cut, pruned=self.pruned)
+        self.writer = CheckpointWriter(
+            snapshots.folder,
+            self.pruned.skeleton,
+            layers_path=self.pruned.layers_path,
+            change=_config_change(context, cut),
+        )
+
+    def run(self) -> PrunedCheckpoint:
+        """Prune, save and verify; every process returns the same value."""
+        records, forward = self._prune()
+        verified = None
+        if is_first_process():
+            probe = Probe.take(forward)
+            with measure_step(self.context.folder.steps, "saving"):
+                self._save()
+            with measure_step(self.context.folder.steps, "verification"):
+                verified = self._verify(probe, records)
+        verified = broadcast_from_first(verified)
+        assert verified is not None, "the first process verifies or raises"
+        companions = self.writer.companions
+        return PrunedCheckpoint(
+            records=tuple(records),
+            verified=verified,
+            size=self.size,
+            left_heads=tuple(self.writer.left_heads),
+            base_files=BaseFiles(carried=companions.carried, left=companions.left),
+        )
+
+    def _prune(self) -> tuple[list[LayerRecord], LayerwiseForward]:
+        """Run pass 2; return a record for each kept layer, and the forward pass through the pruned model."""
+        recipe, inputs, folder = self.context.recipe, self.context.inputs, self.context.folder
+        pruning = Pruning(
+            inputs.dense,
+            self.pruned,
+            anatomy=inputs.anatomy,
+            cut=self.cut,
+            refit=recipe.refit,
+            write=self._write_layer,
+            sparsity=recipe.sparsity,
+        )
+        with measure_step(folder.steps, "pass 2", tokens=inputs.windows.numel()):
+            return pruning.run(
+                inputs.windows,
+                recipe.calibration.batch_size,
+                snapshots=self.snapshots,
+                store=inputs.hidden_state_store(folder.path),
+                sources_N=inputs.sources,
+            )
+
+    def _write_layer(self, index: int, tensors: Tensors) -> None:
+        """Write a pruned layer, with untouched tensors in the types of the base's files."""
+        originals = self.context.inputs.originals
+        if originals:
+            anatomy, layer = self.context.inputs.anatomy, self.cut.layers[index]
+            tensors = restore_layer(tensors, originals, anatomy=anatomy, cut=self.cut, layer=layer)
+        self.writer.write_layer(index, tensors)
+
+    def _save(self) -> None:
+        """Write the tensors outside the layers, config and tokenizer."""
+        inputs = self.context.inputs
+        rest = tensors_of(self.pruned.skeleton, skip=self.pruned.layers_path)
+        self.writer.write_rest(inputs.originals.restore(rest, "", cut=lambda read: read) if inputs.originals else rest)
+        self.writer.finish(self.context.recipe.export.max_shard_size, inputs.tokenizer)
+
+    def _verify(self, probe: Probe, records: Sequence[LayerRecord]) -> Verified:
+        """Load the checkpoint in a fresh process and compare it with what was computed."""
+        recipe = self.context.recipe
+        return verify(
+            self.writer.folder,
+            probe,
+            parameters=self.size.parameters,
+            dtype=self.context.inputs.model.dtype,
+            trust_remote_code=recipe.model.trust_remote_code,
+            claim=_sparse_claim(recipe.sparsity, self.pruned, records=records) if recipe.sparsity else None,
+        )
+
+
+def _measure_size(context: RunContext, cut: Cut, *, pruned: Decoder) -> Size:
+    anatomy = context.inputs.anatomy
+    return measure_size(
+        pruned.skeleton,
+        anatomy.widths | cut.widths,
+        experts=cut.num_experts or (anatomy.experts.count if anatomy.experts else None),
+        kv_groups=cut.kv_groups or (anatomy.heads.count if anatomy.heads else None),
+        stored=context.inputs.saved_dtypes,
+        layers=cut.layers,
+    )
+
+
+def _config_change(context: RunContext, cut: Cut) -> ConfigChange:
+    """Return the base's config, read again from its folder, before and after the cut."""
+    source = context.recipe.model
+    before = load_config(source)
+    after = cut_config(
+        before,
+        context.inputs.anatomy,
+        layers=cut.layers,
+        widths=cut.widths,
+        num_experts=cut.num_experts,
+        kv_groups=cut.kv_groups,
+    )
+    return ConfigChange(place_of(source, "weights"), before, after, cut.layers, source.trust_remote_code)
+
+
+def _sparse_claim(sparsity: Sparsity, pruned: Decoder, *, records: Sequence[LayerRecord]) -> SparseClaim:
+    """Return the zeros that the saved file must hold. Raises ModelError where no matrix could be made sparse."""
+    matrices = []
+    weights = 0
+    for index, record in enumerate(records):
+        projections = {projection.name: projection for projection in projections_of(pruned.layers[index])}
+        for matrix in record.matrices:
+            projection = projections[matrix.name]
+            matrices.append((f"{pruned.layers_path}.{index}.{projection.name}", projection.transposed))
+            weights += projection.outputs * projection.inputs
+    if not matrices:
+        raise ModelError("no matrix was made sparse: this model calls none of them exactly once; remove sparsity")
+    pattern = sparsity.parsed
+    least = 0 if pattern.of else int(weights * (pattern.share - ROUNDING))
+    return SparseClaim(tuple(matrices), weights, pattern.kept, pattern.of, least)
