@@ -8,42 +8,29 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import axe_playwright_python
 import pytest
+from helpers.browser import CHROMIUM, FOCUSED, MINUTE, PHONE, WIDE, faults_of_access, overflow, quiet_page, tab_to
 from helpers.service import recipe, served
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from llmprune.service.cli.client import Client
 from llmprune.service.jobs.database import Database
 from llmprune.service.jobs.tokens import Tokens
 from llmprune.service.settings import Settings
-from llmprune.service.supervisor.processes import marked
+from llmprune.service.supervisor.processes import processes_of_job
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here: apt-get install chromium")
 
+
 QUICKSTART = os.environ.get("LLMPRUNE_BROWSER_QUICKSTART") == "1"
-MINUTE = 60_000.0  # milliseconds, as Playwright counts
-WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+
+
 EITHER = (sys.executable, str(Path(__file__).parents[1] / "helpers" / "either_run.py"))
-# What a page must not do, noted before any of its own scripts run.
-WATCH = """
-window.violations = [];
-document.addEventListener("securitypolicyviolation", (event) => window.violations.push(
-  `${event.violatedDirective}: ${event.blockedURI}`));
-"""
-FOCUSED = """() => {
-  const at = document.activeElement, words = [at.textContent, at.getAttribute("aria-label"), at.name];
-  return {said: words.concat([...(at.labels ?? [])].map((label) => label.textContent)).join(" | "),
-    outline: getComputedStyle(at).outlineStyle};
-}"""
-AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js")
 
 
 @pytest.fixture(scope="module")
@@ -78,49 +65,6 @@ def page(browser: Browser, live: tuple[Client, Settings]) -> Iterator[Page]:
     context.close()
 
 
-def quiet_page(context: BrowserContext, server: str, refusals: bool = False) -> Iterator[Page]:
-    """A page of a context, and afterwards what it must not have done; with ``refusals`` the service may say no."""
-    context.add_init_script(WATCH)
-    context.set_default_timeout(MINUTE / 2)
-    page, faults = context.new_page(), list[str]()
-    expected = "the server responded with a status of 4" if refusals else "\0"
-    page.on("console", lambda said: None if said.type == "log" or expected in said.text else faults.append(said.text))
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("request", lambda asked: None if asked.url.startswith(server) else faults.append(f"asked {asked.url}"))
-    page.on("framenavigated", lambda frame: faults.extend(violations(frame)))
-    yield page
-    assert faults + violations(page.main_frame) == []
-
-
-def violations(frame: Any) -> list[str]:
-    """What a document has tried against its policy."""
-    return list(frame.evaluate("window.violations ?? []")) if not frame.parent_frame else []
-
-
-def overflow(page: Page) -> int:
-    """By how many pixels a page is wider than its window."""
-    wider: int = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
-    return wider
-
-
-def faults_of_access(page: Page) -> list[str]:
-    """What axe-core finds against WCAG 2.2 AA: contrast in this colour scheme, labels, names, order of headings."""
-    page.evaluate(AXE.read_text(encoding="utf-8"))
-    found = page.evaluate("axe.run({runOnly: ['wcag2a', 'wcag2aa', 'wcag21aa', 'wcag22aa', 'best-practice']})")
-    return [f"{rule['id']}: {node['html'][:200]}" for rule in found["violations"] for node in rule["nodes"]]
-
-
-def tab_to(page: Page, wanted: str) -> None:
-    """Press Tab until the element of this text, label or name has the focus, which must be visible at every stop."""
-    for _ in range(60):
-        page.keyboard.press("Tab")
-        stop = page.evaluate(FOCUSED)
-        assert stop["outline"] not in ("none", ""), stop
-        if wanted in stop["said"]:
-            return
-    raise AssertionError(f"no stop for {wanted!r}")
-
-
 def fill_in(page: Page) -> None:
     """The form's answers for the tiny model; for the quickstart those that it starts with."""
     if not QUICKSTART:
@@ -128,7 +72,7 @@ def fill_in(page: Page) -> None:
         page.get_by_label("Layers to remove").fill("1")
         page.get_by_label("Data set").fill("text.txt")
         page.get_by_label("Windows").fill("4")
-        page.get_by_label("Tokens in each").fill("32")
+        page.get_by_label("Tokens per window").fill("32")
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +103,7 @@ def test_submit_by_the_form_watch_it_finish_and_open_the_report(page: Page) -> N
     report = page.frame_locator("iframe.report")
     expect(report.get_by_role("heading", level=1)).to_contain_text("pruned")
     assert page.locator("iframe.report").evaluate("frame => frame.clientHeight") > WIDE["height"]
-    page.get_by_role("link", name="Open it alone").click()
+    page.get_by_role("link", name="Open the report page").click()
     expect(page.get_by_role("heading", level=1)).to_contain_text("pruned")
 
 
@@ -186,7 +130,7 @@ def test_cancel_and_retry(page: Page, live: tuple[Client, Settings]) -> None:
     expect(page.locator("#live")).to_contain_text("layer 1 of 2")
     page.get_by_role("button", name="Cancel").click()
     expect(page.locator("#live .state")).to_have_text("cancelled")
-    assert marked(job) == []
+    assert processes_of_job(job) == []
     page.get_by_role("button", name="Retry").click()
     expect(page.locator("#live .state")).to_have_text("running")
     page.get_by_role("button", name="Cancel").click()
@@ -231,7 +175,7 @@ def test_the_editor_keeps_its_work_through_reload_and_back(page: Page) -> None:
     page.goto("/submit")
     recipe = page.get_by_label("Recipe", exact=True)
     recipe.fill("# mine\nmodel: {id: org/model}\ncalibration: {dataset: org/text}\ndepth: {remove: 5}\n")
-    page.get_by_text("Name, device, limits").click()
+    page.get_by_text("Name, devices, limits").click()
     page.get_by_label("Name", exact=True).fill("by hand")
     page.get_by_label("Hub token for this job").fill("hf_secret")
     page.reload()

@@ -19,12 +19,12 @@ from typer.testing import CliRunner
 
 from llmprune.cli.main import app
 from llmprune.common.errors import OutputError, RecipeError
-from llmprune.service.cli.answers import ServiceError, Submitted
+from llmprune.service.cli.answers import ServiceError, SubmittedJob
 from llmprune.service.cli.client import Client
 from llmprune.service.planner.planner import Planner
 from llmprune.service.server import serve
 from llmprune.service.settings import Settings
-from llmprune.service.supervisor.processes import marked
+from llmprune.service.supervisor.processes import processes_of_job
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +91,7 @@ def test_push_and_try_again(live: tuple[Client, Settings], tmp_path: Path) -> No
     assert ask(live, "retry", failed, "--hub-token-file", str(token))[1].strip() == "queued"
 
 
-def test_mistakes_are_said_as_on_the_command_line(
-    live: tuple[Client, Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mistakes_are_reported_as_on_the_command_line(live: tuple[Client, Settings], tmp_path: Path) -> None:
     """A wrong recipe ends with code 2 and every problem; a service that is not there, with the remedy."""
     (tmp_path / "recipe.yaml").write_text("model: {id: /etc/passwd}\ncalibration: {dataset: org/x}\n")
     code, said = ask(live, "submit", str(tmp_path / "recipe.yaml"))
@@ -102,8 +100,10 @@ def test_mistakes_are_said_as_on_the_command_line(
         live[0].job("0" * 12)
     with pytest.raises(RecipeError, match="needs at least one of"):
         live[0].submit(RECIPE + "width: {}\n")
-    monkeypatch.setattr("llmprune.service.cli.client._FIRST_PAUSE", 0.0)
-    with Client("http://127.0.0.1:9") as nobody, pytest.raises(ServiceError, match="is llmprune serve running"):
+    with (
+        Client("http://127.0.0.1:9", sleep=lambda _: None) as nobody,
+        pytest.raises(ServiceError, match="is llmprune serve running"),
+    ):
         nobody.job("0" * 12)
 
 
@@ -126,7 +126,7 @@ def test_submissions_at_once(live: tuple[Client, Settings]) -> None:
             for text in part:
                 headers = {"Content-Type": "application/yaml", "Idempotency-Key": f"key {text}"[:40].replace("\n", " ")}
                 first, second = (
-                    client._json(Submitted, "POST", path="/v1/jobs", content=text, headers=headers) for _ in range(2)
+                    client._json(SubmittedJob, "POST", path="/v1/jobs", content=text, headers=headers) for _ in range(2)
                 )
                 assert first["id"] == second["id"]
 
@@ -159,7 +159,9 @@ def test_kills_lose_no_job(tmp_path: Path) -> None:
         with Client(f"http://127.0.0.1:{settings.port}") as client:
             job = client.submit(recipe(layers=30, pause=0.5))["id"]
             wait_for(lambda: client.job(job)["total"] is not None)
-            (first,) = [one.pid for one in marked(job) if "llmprune.service.supervisor.job_runner" in one.cmdline()]
+            (first,) = [
+                one.pid for one in processes_of_job(job) if "llmprune.service.supervisor.job_runner" in one.cmdline()
+            ]
             old = supervisor_of(process.pid)
             kill(old)
             wait_for(lambda: supervisor_of(process.pid) not in (None, old))
@@ -167,7 +169,7 @@ def test_kills_lose_no_job(tmp_path: Path) -> None:
             process.wait()
             process = start(settings)
             assert client.job(job)["state"] == "running"
-            assert first in [one.pid for one in marked(job)]
+            assert first in [one.pid for one in processes_of_job(job)]
             (*_, last) = client.watch(job)
         assert (last["state"], last["attempts"]) == ("succeeded", 1)
         assert not (settings.run_folder(job) / "TWICE").exists()
@@ -186,7 +188,7 @@ def test_sigterm_stops_the_service_and_its_jobs(tmp_path: Path) -> None:
         wait_for(lambda: client.job(job)["total"] is not None)
         process.send_signal(signal.SIGTERM)
         process.wait(30)
-        assert marked(job) == []
+        assert processes_of_job(job) == []
         process = start(settings)
         (*_, last) = client.watch(job)
     assert (last["state"], last["attempts"]) == ("succeeded", 2)
@@ -197,7 +199,7 @@ def test_sigterm_stops_the_service_and_its_jobs(tmp_path: Path) -> None:
 def test_service_imports_no_torch(live: tuple[Client, Settings]) -> None:
     """Neither the HTTP process nor the supervisor has torch or transformers in its memory."""
     program = (
-        "import sys, llmprune.service.api.app, llmprune.service.supervisor.supervisor, llmprune.service.server\n"
+        "import sys, llmprune.service.api.app, llmprune.service.supervisor.__main__, llmprune.service.server\n"
         "print(*sorted({'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "\n"

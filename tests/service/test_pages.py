@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers.service import RECIPE, Bench, recipe
+from helpers.service import RECIPE, ServiceHarness, recipe
 
 from llmprune.common.errors import RecipeError
 from llmprune.recipe.recipe import Recipe
@@ -17,8 +17,8 @@ from llmprune.service.jobs.job import Figures, JobSummary
 from llmprune.service.jobs.submission import default_name
 from llmprune.service.jobs.tokens import LOCAL
 from llmprune.service.supervisor.progress import read_figures
-from llmprune.service.web.compare import compared
-from llmprune.service.web.form import START, RecipeForm, changed_by, form_of
+from llmprune.service.web.compare import comparison_of
+from llmprune.service.web.form import START, RecipeForm, apply_form, form_of
 from llmprune.service.web.render import _environment, render
 
 PAGE = {"Accept": "text/html"}
@@ -28,7 +28,7 @@ def answered(text: str, **answers: str) -> str:
     """A recipe after a person has changed some answers of its form."""
     form = form_of(text)
     assert form is not None
-    return changed_by(text, form.model_copy(update=answers))
+    return apply_form(text, form.model_copy(update=answers))
 
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml")), ids=lambda at: at.stem)
@@ -81,27 +81,27 @@ def test_what_is_no_mapping_is_left_alone(text: str) -> None:
     """Half-written and costly YAML has no form, and the form writes nothing over it."""
     assert form_of(text) is None
     with pytest.raises(RecipeError, match="correct it in the editor first"):
-        changed_by(text, RecipeForm(model="org/model"))
+        apply_form(text, RecipeForm(model="org/model"))
 
 
 def test_pressing_submit_twice_makes_one_job(tmp_path: Path) -> None:
     """The page's key makes one of both; with another recipe under it nothing is queued, and the page says so."""
-    bench = Bench(tmp_path)
-    key = re.search(r'name="key" value="(\w+)"', bench.http.get("/submit").text)[1]
+    harness = ServiceHarness(tmp_path)
+    key = re.search(r'name="key" value="(\w+)"', harness.http.get("/submit").text)[1]
     sent = {"recipe": RECIPE, "key": key}
-    first, second = (bench.http.post("/submit", data=sent, follow_redirects=False) for _ in range(2))
+    first, second = (harness.http.post("/submit", data=sent, follow_redirects=False) for _ in range(2))
     assert first.headers["Location"] == second.headers["Location"]
-    other = bench.http.post("/submit", data=sent | {"recipe": recipe(n=1)}, headers=PAGE)
+    other = harness.http.post("/submit", data=sent | {"recipe": recipe(n=1)}, headers=PAGE)
     assert (other.status_code, "was used for another submission" in other.text) == (409, True)
-    assert bench.http.get("/v1/jobs").json()["counts"]["queued"] == 1
+    assert harness.http.get("/v1/jobs").json()["counts"]["queued"] == 1
 
 
 def test_a_refusal_keeps_what_was_written(tmp_path: Path) -> None:
     """Wrong recipe or full queue: recipe, name and limits are still in the page."""
-    bench = Bench(tmp_path, max_queued=1)
+    harness = ServiceHarness(tmp_path, max_queued=1)
     wishes = {"name": "mine", "minutes": "7", "priority": "3"}
     for text, status in (("model: 1\n", 422), (RECIPE, 200), (recipe(n=2), 429)):
-        answer = bench.http.post("/submit", data=wishes | {"recipe": text}, headers=PAGE)
+        answer = harness.http.post("/submit", data=wishes | {"recipe": text}, headers=PAGE)
         assert answer.status_code == status
         if status != 200:
             assert all(f'value="{value}"' in answer.text for value in wishes.values())
@@ -110,14 +110,14 @@ def test_a_refusal_keeps_what_was_written(tmp_path: Path) -> None:
 
 def test_the_list_moves_in_one_request(tmp_path: Path) -> None:
     """One answer has the lines of all jobs that have not ended, the counts, and that there are new jobs."""
-    bench = Bench(tmp_path)
-    jobs = [bench.submit(recipe(n=n))["id"] for n in range(3)]
-    listed = bench.http.get("/").text
+    harness = ServiceHarness(tmp_path)
+    jobs = [harness.submit(recipe(n=n))["id"] for n in range(3)]
+    listed = harness.http.get("/").text
     asked = re.search(r'hx-get="(/now[^"]+)"', listed)[1].replace("&amp;", "&")
     assert all(f"job={job}" in asked for job in jobs)
-    bench.http.post(f"/v1/jobs/{jobs[0]}/cancel")
-    bench.submit(recipe(n=9))
-    moved = bench.http.get(asked).text
+    harness.http.post(f"/v1/jobs/{jobs[0]}/cancel")
+    harness.submit(recipe(n=9))
+    moved = harness.http.get(asked).text
     assert all(f'id="job-{job}" hx-swap-oob' in moved for job in jobs)
     assert "Show 1 new job" in moved
     assert f"job={jobs[0]}" not in re.search(r'hx-get="(/now[^"]+)"', moved)[1]
@@ -134,13 +134,13 @@ def summary(name: str, **figures: object) -> JobSummary:
 def test_one_chart_has_one_measure() -> None:
     """Task scores if any job has them, else perplexity; who lacks the measure has no number; same places are told."""
     tasks, perplexity = summary("a", retention=0.9, interval=(0.8, 1.0)), summary("b", perplexity=(10.0, 12.0))
-    mixed = compared([perplexity, tasks])
+    mixed = comparison_of([perplexity, tasks])
     assert (mixed.by_tasks, mixed.numbers) == (True, {"a": 1})
     assert "whisker" in str(mixed.chart)
-    alone = compared([perplexity, summary("c", perplexity=(10.0, 12.0))])
+    alone = comparison_of([perplexity, summary("c", perplexity=(10.0, 12.0))])
     assert (alone.by_tasks, alone.numbers) == (False, {"b": 1, "c": 2})
     assert re.search(r'class="also"[^>]*>2<', str(alone.chart))
-    assert compared([summary("d")]).chart is None
+    assert comparison_of([summary("d")]).chart is None
 
 
 def test_the_lines_of_compared_jobs_are_called_by_their_confidence(tmp_path: Path) -> None:
@@ -153,9 +153,9 @@ def test_the_lines_of_compared_jobs_are_called_by_their_confidence(tmp_path: Pat
     assert (figures.interval, figures.confidence) == ((0.9, 0.97), 0.9)
     jobs = [summary("a", **figures.model_dump(include={"retention", "interval", "confidence"}))]
     known = {"caller": LOCAL, "session": False, "at": "compare", "oob": False, "choice": ()}
-    assert "lines are 90% intervals" in render("compare", compared=compared(jobs), **known)
+    assert "lines are 90% intervals" in render("compare", compared=comparison_of(jobs), **known)
     jobs.append(summary("b", retention=0.8, interval=(0.7, 0.9), confidence=0.99))
-    assert compared(jobs).interval == "90% or 99% interval"
+    assert comparison_of(jobs).interval == "90% or 99% interval"
 
 
 def test_a_result_that_nothing_measured_says_so() -> None:

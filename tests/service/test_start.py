@@ -1,22 +1,26 @@
-"""How ``llmprune serve`` starts: what it cannot have is said at once, with the remedy, before anything runs."""
+"""Start of ``llmprune serve``: what it cannot use is reported with the remedy before anything runs."""
 
 from __future__ import annotations
 
+import logging
 import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from helpers.commands import command
 from helpers.service import settings_in
 
 from llmprune.common.errors import RecipeError
 from llmprune.service import server
 from llmprune.service.listening import listening
+from llmprune.service.settings import Settings
 from llmprune.service.supervisor import devices
 
 LISTED = """\
@@ -37,8 +41,14 @@ def taken() -> Iterator[int]:
 
 @pytest.fixture
 def no_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No supervisor may be started."""
-    monkeypatch.setattr(server, "SupervisorProcess", lambda settings: pytest.fail("started a supervisor"))
+    """No supervisor may be started: nothing starts a process of this interpreter."""
+    run = subprocess.Popen
+
+    def popen(command: Sequence[str], *arguments: Any, **settings: Any) -> subprocess.Popen[Any]:
+        assert command[0] != sys.executable, "started a supervisor"
+        return run(command, *arguments, **settings)
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
 
 
 @pytest.mark.usefixtures("no_jobs")
@@ -71,26 +81,32 @@ def test_every_address_of_a_host_is_listened_on() -> None:
     assert all(listener.fileno() == -1 for listener in sockets)
 
 
+class FakeSupervisor:
+    """A supervisor without a process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.stopped: list[bool] = []
+
+    def wake(self) -> None:
+        """Do nothing."""
+
+    def stop(self, keep_jobs: bool) -> None:
+        """Note whether the jobs run on."""
+        self.stopped.append(keep_jobs)
+
+
 def test_an_app_that_cannot_be_made_shows_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error itself comes out, not one of the clean-up, and the supervisor is stopped."""
-    stopped: list[bool] = []
+    """The error itself is raised, not one of the clean-up, and the supervisor is stopped."""
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)  # it would replace pytest's handlers
+    settings = settings_in(tmp_path, port=0)
+    supervisor = FakeSupervisor(settings)
 
-    class SupervisorProcess:
-        nudge = None
+    def make_app(settings: Settings, *, wake: Callable[[], None]) -> FastAPI:
+        raise ZeroDivisionError
 
-        def __init__(self, settings: object) -> None:
-            pass
-
-        def stop(self, keep_jobs: bool) -> None:
-            """Note it."""
-            stopped.append(keep_jobs)
-
-    monkeypatch.setattr(server, "SupervisorProcess", SupervisorProcess)
-    monkeypatch.setattr(server, "log_with_time", lambda: None)
-    monkeypatch.setattr("llmprune.service.api.app.create_app", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        server.serve(settings_in(tmp_path, port=0))
-    assert stopped == [False]
+        server.serve(settings, start_supervisor=lambda _: supervisor, make_app=make_app)
+    assert supervisor.stopped == [False]
 
 
 @pytest.mark.parametrize("verb", [("serve", "--gpus", "none"), ("token", "list")])
@@ -121,7 +137,7 @@ def test_a_table_that_a_service_uses_is_left_as_it_is(tmp_path: Path, verb: tupl
     table = sqlite3.connect(settings.database)
     first = files("llmprune.service.jobs").joinpath("migrations", "0001_jobs.sql").read_text(encoding="utf-8")
     table.executescript(f"{first}; PRAGMA user_version = 1")
-    with server._only_one(settings.data_dir):
+    with server._locked(settings.data_dir):
         outcome = command(*verb, "--data-dir", settings.data_dir)
         assert (outcome.code, "another llmprune serve uses" in outcome.err) == (2, True), outcome.err
         assert table.execute("PRAGMA user_version").fetchone() == (1,)
@@ -130,7 +146,7 @@ def test_a_table_that_a_service_uses_is_left_as_it_is(tmp_path: Path, verb: tupl
 
 
 def driver(monkeypatch: pytest.MonkeyPatch, listed: str | None, torch: int = 0) -> list[list[str]]:
-    """Have nvidia-smi list these GPUs, or be missing, and torch see so many; the commands that were run."""
+    """Have nvidia-smi list GPUs, or be missing, and torch see ``torch`` GPUs; return the commands that are run."""
     run: list[list[str]] = []
 
     def answer(arguments: list[str], **_: object) -> subprocess.CompletedProcess[str]:
@@ -144,9 +160,9 @@ def driver(monkeypatch: pytest.MonkeyPatch, listed: str | None, torch: int = 0) 
 
 
 @pytest.mark.parametrize(
-    ("wish", "said"),
+    ("gpus", "message"),
     [
-        ("0,7", "no GPU 7 (it has: 0, 1); give some that it has, or none"),
+        ("0,7", "no GPU 7 (it has: 0, 1); name some of those, or none"),
         ("GPU-ffff", "no GPU GPU-ffff"),
         ("0,0", "names '0' twice"),
         ("0,,1", "has an empty name"),
@@ -156,12 +172,12 @@ def driver(monkeypatch: pytest.MonkeyPatch, listed: str | None, torch: int = 0) 
 )
 @pytest.mark.usefixtures("no_jobs")
 def test_gpus_that_are_not_there_are_refused_at_the_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wish: str, said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: str, message: str
 ) -> None:
     """They are named, and so are those that are there."""
     driver(monkeypatch, LISTED)
-    outcome = command("serve", f"--gpus={wish}", "--data-dir", tmp_path / "data")
-    assert (outcome.code, said in outcome.err) == (2, True), outcome.err
+    outcome = command("serve", f"--gpus={gpus}", "--data-dir", tmp_path / "data")
+    assert (outcome.code, message in outcome.err) == (2, True), outcome.err
 
 
 def test_gpus_by_number_uuid_and_part(monkeypatch: pytest.MonkeyPatch) -> None:
