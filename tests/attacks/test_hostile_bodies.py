@@ -186,7 +186,7 @@ def test_repeated_keys_are_found_in_linear_work(harness: ServiceHarness) -> None
     answer = harness.http.post("/v1/jobs", content=body, headers=JSON)
     assert (answer.status_code, answer.json()["problems"]) == (
         422,
-        ["not valid JSON: 'k7' is there twice; keep one of them"],
+        ["not valid JSON: 'k7' is given twice; keep one of them"],
     )
 
 

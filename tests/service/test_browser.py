@@ -1,4 +1,4 @@
-"""The service's pages as a person uses them: a real ``llmprune serve`` in a real Chromium.
+"""The pages of a real ``llmprune serve`` in a real Chromium.
 
 Skipped where there is no Chromium. With LLMPRUNE_BROWSER_QUICKSTART=1 the form's own recipe runs, on the demo model,
 instead of the same form filled in for a tiny one.
@@ -59,14 +59,14 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, live: tuple[Client, Settings]) -> Iterator[Page]:
-    """A window that must end without an error on its console, a breach of its policy, or a call to another host."""
+    """A window that must have no error on its console, no breach of its policy and no request to another host."""
     context = browser.new_context(base_url=live[0].server, viewport=WIDE)
     yield from quiet_page(context, live[0].server)
     context.close()
 
 
 def fill_in(page: Page) -> None:
-    """The form's answers for the tiny model; for the quickstart those that it starts with."""
+    """Fill in the form for the tiny model; the quickstart keeps the initial answers."""
     if not QUICKSTART:
         page.get_by_label("Model", exact=True).fill("tiny")
         page.get_by_label("Layers to remove").fill("1")
@@ -77,14 +77,14 @@ def fill_in(page: Page) -> None:
 
 @pytest.fixture(scope="module")
 def pruned(live: tuple[Client, Settings]) -> str:
-    """A finished job, for the tests that look at one."""
+    """A finished job."""
     job: str = live[0].submit(recipe(name="looked-at"), name="looked at")["id"]
     assert list(live[0].watch(job))[-1]["state"] == "succeeded"
     return job
 
 
 def test_submit_by_the_form_watch_it_finish_and_open_the_report(page: Page) -> None:
-    """From the first page to the report, by clicking: the recipe is written, planned and run, live."""
+    """A person clicks from the first page to the report; recipe, plan and progress are shown live."""
     page.goto("/")
     page.get_by_role("link", name="New job").click()
     fill_in(page)
@@ -96,7 +96,7 @@ def test_submit_by_the_form_watch_it_finish_and_open_the_report(page: Page) -> N
     expect(page.locator("#outcome tr", has_text="Layers")).to_contain_text("−", timeout=MINUTE)
     page.get_by_role("button", name="Submit").click()
     expect(page.locator("#live .state")).to_have_text("running", timeout=MINUTE)
-    # the passes over a tiny model may be over between two looks; the verification, a process of its own, is not
+    # the passes over a tiny model may end between two refreshes; the verification takes longer
     steps = re.compile("pass [12]|saving|verification|evaluation")
     expect(page.locator("#live")).to_contain_text(steps, timeout=5 * MINUTE)
     expect(page.locator("#live .state")).to_have_text("succeeded", timeout=(15 if QUICKSTART else 3) * MINUTE)
@@ -108,7 +108,7 @@ def test_submit_by_the_form_watch_it_finish_and_open_the_report(page: Page) -> N
 
 
 def test_compare_two_runs(page: Page, live: tuple[Client, Settings], pruned: str) -> None:
-    """Tick two finished jobs, compare them: both are in the chart and in the table."""
+    """Two ticked jobs are in the chart and in the table of the comparison."""
     other = live[0].submit(recipe(name="other"), name="the other")["id"]
     assert list(live[0].watch(other))[-1]["state"] == "succeeded"
     page.goto("/")
@@ -124,7 +124,7 @@ def test_compare_two_runs(page: Page, live: tuple[Client, Settings], pruned: str
 
 
 def test_cancel_and_retry(page: Page, live: tuple[Client, Settings]) -> None:
-    """A running job is cancelled by its button and leaves no process; another button queues it again."""
+    """The Cancel button ends a running job with its processes, and Retry queues it again."""
     job = live[0].submit(recipe(pause=60), name="endless")["id"]
     page.goto(f"/jobs/{job}")
     expect(page.locator("#live")).to_contain_text("layer 1 of 2")
@@ -138,7 +138,7 @@ def test_cancel_and_retry(page: Page, live: tuple[Client, Settings]) -> None:
 
 
 def test_by_keyboard_alone(page: Page, live: tuple[Client, Settings]) -> None:
-    """Tab and Enter lead from the first page to a submitted job, and every stop on the way shows where it is."""
+    """Tab and Enter lead from the first page to a submitted job, with a visible focus at every stop."""
     page.goto("/")
     page.keyboard.press("Tab")
     assert "To the content" in page.evaluate(FOCUSED)["said"]
@@ -156,7 +156,7 @@ def test_by_keyboard_alone(page: Page, live: tuple[Client, Settings]) -> None:
 
 
 def test_form_and_editor_follow_each_other(page: Page) -> None:
-    """What is typed fills in the form, an answer changes its value in the text, and neither loses the other's work."""
+    """The form follows the editor, an answer changes its value in the editor, and nothing else is lost."""
     page.goto("/submit")
     recipe = page.get_by_label("Recipe", exact=True)
     recipe.fill("# mine\nmodel: {id: org/model}\ncalibration: {dataset: org/text}\ndepth: {remove: 5}\n")
@@ -171,7 +171,7 @@ def test_form_and_editor_follow_each_other(page: Page) -> None:
 
 
 def test_the_editor_keeps_its_work_through_reload_and_back(page: Page) -> None:
-    """Typed and composed recipes and the fields beside them come back, the questions follow, and secrets do not."""
+    """Recipe and fields are restored after reload and Back, the form follows, and secrets are not stored."""
     page.goto("/submit")
     recipe = page.get_by_label("Recipe", exact=True)
     recipe.fill("# mine\nmodel: {id: org/model}\ncalibration: {dataset: org/text}\ndepth: {remove: 5}\n")
@@ -197,7 +197,7 @@ def test_the_editor_keeps_its_work_through_reload_and_back(page: Page) -> None:
 
 
 def test_a_submitted_recipe_comes_back_with_back(page: Page) -> None:
-    """After submission Back leads to the editor with what was submitted, under a key of its own."""
+    """After submission Back shows the editor with the submitted recipe and a new key."""
     page.goto("/submit")
     text, key = recipe(by="back"), page.locator("input[name=key]").input_value()
     page.get_by_label("Recipe", exact=True).fill(text)
@@ -209,7 +209,7 @@ def test_a_submitted_recipe_comes_back_with_back(page: Page) -> None:
 
 
 def test_a_page_that_is_no_longer_fresh_says_so(browser: Browser, live: tuple[Client, Settings]) -> None:
-    """Where the service cannot be reached an open page says that it may be old, and takes that back afterwards."""
+    """An open page warns while the service cannot be reached, and only then."""
     context = browser.new_context(base_url=live[0].server, viewport=PHONE)
     page = context.new_page()
     page.goto("/")
@@ -222,7 +222,7 @@ def test_a_page_that_is_no_longer_fresh_says_so(browser: Browser, live: tuple[Cl
 
 
 def test_mistakes_stay_in_the_editor(browser: Browser, live: tuple[Client, Settings]) -> None:
-    """What is wrong is said as one types, and again on submission; nothing that was typed is lost."""
+    """Problems are shown while typing and after submission, and the recipe is kept."""
     context = browser.new_context(base_url=live[0].server, viewport=WIDE)
     for page in quiet_page(context, live[0].server, refusals=True):
         page.goto("/submit")
@@ -235,10 +235,10 @@ def test_mistakes_stay_in_the_editor(browser: Browser, live: tuple[Client, Setti
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_page_on_a_phone_and_to_everybody(
+def test_every_page_is_accessible_on_a_phone(
     browser: Browser, live: tuple[Client, Settings], pruned: str, scheme: Any
 ) -> None:
-    """At 390 pixels nothing scrolls sideways, and axe finds no fault, in light and in dark colours."""
+    """At 390 pixels no page scrolls sideways, and axe finds no fault, in light and dark colours."""
     failed = live[0].submit(recipe(exit=1), name="a-name-without-a-single-space-that-is-much-longer-than-a-phone")["id"]
     assert list(live[0].watch(failed))[-1]["state"] == "failed"
     context = browser.new_context(base_url=live[0].server, viewport=PHONE, color_scheme=scheme)
@@ -257,7 +257,7 @@ def test_every_page_on_a_phone_and_to_everybody(
 
 
 def test_sign_in_and_out(browser: Browser, tmp_path: Path) -> None:
-    """Where there are tokens a person signs in with one; a wrong one is refused, and signing out closes the door."""
+    """With tokens a person signs in with one; a wrong one is refused, and signing out ends access."""
     with served(tmp_path) as (client, settings):
         context = browser.new_context(base_url=client.server, viewport=PHONE)
         page = context.new_page()

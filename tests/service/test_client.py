@@ -67,7 +67,7 @@ EVERY_ANSWER = [("cancel", *nonsense) for nonsense in NONSENSE]
 def test_an_answer_that_makes_no_sense_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, answer: Callable[[], httpx.Response], said: str
 ) -> None:
-    """Every verb says the address, what came and the remedy, and ends with 1; the client raises nothing else."""
+    """Every command names the address, the answer and the remedy in one line, and exits with 1."""
     (tmp_path / "file").write_text("model: {id: org/x}\n")
     given: dict[str, list[str | Path]] = {"submit": [tmp_path / "file"], "jobs": []}
     given["push-job"] = [JOB, "--repo-id", "org/x", "--hub-token-file", tmp_path / "file"]
@@ -85,7 +85,7 @@ def test_an_answer_that_makes_no_sense_is_one_sentence(
 
 @pytest.mark.parametrize("ask_for", ["plan", "queue", "compare", "log", "artifacts", "job"])
 def test_every_call_of_the_client_checks_its_answer(ask_for: str) -> None:
-    """From Python too, an answer of another shape is a ServiceError."""
+    """In Python an answer of another shape raises ServiceError."""
     calls: dict[str, Callable[[Client], Any]] = {
         "plan": lambda client: client.plan("x"),
         "queue": lambda client: client.queue(),
@@ -99,7 +99,7 @@ def test_every_call_of_the_client_checks_its_answer(ask_for: str) -> None:
 
 
 def test_an_answer_is_read_within_limits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A body, a line of events and a file that never end are given up, and no part of the file stays."""
+    """A body, a line of events and a file above their limits are refused, and no part of the file is kept."""
     monkeypatch.setattr(answers, "BODY_LIMIT", 1000)
     monkeypatch.setattr(event_stream, "LINE_LIMIT", 1000)
     given: list[int] = []
@@ -138,21 +138,21 @@ EVENT = '{"state": "running", "step": null, "done": null, "total": null, "fracti
     ],
 )  # fmt: skip
 def test_an_event_that_makes_no_sense(event: bytes) -> None:
-    """An event is checked as an answer is."""
+    """An event of another shape raises ServiceError."""
     told = pytest.raises(ServiceError, match=f"{URL}/v1/jobs/{JOB}/events answered 200 with")
     with talking_to(lambda _: page(event, content_type="text/event-stream")) as client, told:
         list(client.watch(JOB))
 
 
 def test_infinite_figures_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """JSON has them as texts; one such job hides no other."""
+    """Infinite figures are strings in JSON, and their jobs are listed with the others."""
     listed = [LISTED | {"figures": {"retention": value}} for value in ("Infinity", "NaN", 0.5, None)]
     outcome = ask(monkeypatch, lambda _: page(json.dumps({"jobs": listed}).encode()), "jobs")
     assert (outcome.code, outcome.out.count(JOB), "50.0%" in outcome.out) == (0, 4, True), outcome.err
 
 
 def test_a_connection_that_breaks_is_one_sentence() -> None:
-    """An answer that is cut off is asked for again, and then said to be."""
+    """After several tries a broken connection raises ServiceError with the reason."""
 
     def cut(request: httpx.Request) -> httpx.Response:
         raise httpx.RemoteProtocolError("peer closed connection", request=request)
@@ -169,7 +169,7 @@ def test_a_connection_that_breaks_is_one_sentence() -> None:
     ],
 )  # fmt: skip
 def test_retry_after_is_a_number_or_a_date(retry_after: str, pause: float) -> None:
-    """The client waits as long as a service asks, and 10 s at most; what is neither counts as a second."""
+    """The client waits as long as the service asks, at most 10 s, and 1 s where the header cannot be read."""
     given = iter([page(b"", 503, retry_after=retry_after), page(b"{}")])
     pauses: list[float] = []
     with talking_to(lambda _: next(given), pauses) as client:
@@ -178,7 +178,7 @@ def test_retry_after_is_a_number_or_a_date(retry_after: str, pause: float) -> No
 
 
 def test_retry_after_a_date_to_come() -> None:
-    """A date asks for the seconds until then."""
+    """A date means the seconds until then."""
     assert asked_seconds(formatdate(time.time() + 60, usegmt=True)) == pytest.approx(60, abs=2)
 
 
@@ -191,16 +191,16 @@ def test_retry_after_a_date_to_come() -> None:
         (["watch", "../../v1/queue"], "there is no job '../../v1/queue'"),
     ],
 )
-def test_verbs_without_a_recipe_say_nothing_of_one(
+def test_commands_without_a_recipe_mention_none(
     monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
 ) -> None:
-    """An unknown state lists the states, an impossible id is no job; the service is not asked."""
+    """An unknown state and an impossible id are refused without a request, and no recipe is mentioned."""
     outcome = ask(monkeypatch, lambda _: pytest.fail("asked"), *arguments)
     assert (outcome.code, said in outcome.err, "recipe" in outcome.err) == (2, True, False), outcome.err
 
 
 def test_a_problem_of_parameters_is_called_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The service's own heading stands over its problems."""
+    """The service's own summary precedes its problems."""
     problem = {"detail": "the parameters are wrong", "problems": ["limit: too large"]}
     outcome = ask(monkeypatch, lambda _: page(json.dumps(problem).encode(), 422), "jobs")
     assert (outcome.code, outcome.err) == (2, "llmprune: the parameters are wrong: limit: too large\n")
@@ -210,14 +210,14 @@ def test_a_problem_of_parameters_is_called_one(monkeypatch: pytest.MonkeyPatch) 
     ("server", "said"), [("127.0.0.1:8321", "give a URL such as"), ("ftp://x", "give a URL"), ("http://", "give a URL")]
 )
 def test_a_server_that_is_no_url(server: str, said: str) -> None:
-    """It is refused before anything is sent."""
+    """An address that is no URL is refused before anything is sent."""
     outcome = command("jobs", "--server", server)
     assert (outcome.code, said in outcome.err) == (2, True), outcome.err
 
 
 @pytest.mark.parametrize("content", ["a b", "tökén", "a\nb"])
 def test_a_token_that_no_header_holds(tmp_path: Path, content: str) -> None:
-    """A token with blanks or letters beyond ASCII is refused with a sentence; so is an empty file."""
+    """A token with spaces or letters beyond ASCII is refused, and so is an empty file."""
     (tmp_path / "token").write_text(content)
     outcome = command("jobs", "--server", URL, "--token-file", tmp_path / "token")
     assert (outcome.code, "that no token has; copy it again" in outcome.err) == (2, True), outcome.err
@@ -227,7 +227,7 @@ def test_a_token_that_no_header_holds(tmp_path: Path, content: str) -> None:
 
 
 def test_the_client_names_unknown_states() -> None:
-    """From Python as on the command line."""
+    """Client.jobs refuses an unknown state with the list of states."""
     with talking_to(lambda _: page(json.dumps({"jobs": [LISTED]}).encode())) as client:
         assert client.jobs(state=["failed", "queued"])["jobs"] == [LISTED]
         with pytest.raises(RecipeError, match="choose queued"):
@@ -237,7 +237,7 @@ def test_the_client_names_unknown_states() -> None:
 def test_submit_says_which_paths_the_service_reads_on_its_own_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A relative path that exists here is named before the recipe is sent; an absolute one only to another machine."""
+    """A relative path that exists here is reported before submission; an absolute one only for another machine."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "base").mkdir()
     (tmp_path / "text.txt").write_text("text")

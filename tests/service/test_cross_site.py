@@ -25,13 +25,13 @@ WEB = Path(__file__).parents[2] / "llmprune" / "service" / "web"
     ],
 )
 def test_other_sites_change_nothing(tmp_path: Path, headers: dict[str, str], status: int) -> None:
-    """A page elsewhere that a user has open can submit no job, whatever its browser sends along."""
+    """A page of another site cannot submit a job, whatever its browser sends."""
     answer = ServiceHarness(tmp_path).http.post("/v1/jobs", content=RECIPE, headers=YAML | headers)
     assert answer.status_code == status
 
 
-def test_forms_of_other_sites_find_no_way_in(tmp_path: Path) -> None:
-    """What a foreign page's form can send without being asked first is no recipe, and the buttons hear no foreigner."""
+def test_forms_of_other_sites_are_refused(tmp_path: Path) -> None:
+    """The types that a foreign form can send are no recipes, and the pages' forms refuse other sites."""
     harness = ServiceHarness(tmp_path)
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""):
         assert harness.http.post("/v1/jobs", content=RECIPE, headers={"Content-Type": kind}).status_code == 415
@@ -42,8 +42,8 @@ def test_forms_of_other_sites_find_no_way_in(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8321", "127.0.0.1.evil.example", "127.0.0.1@evil", ""])
-def test_names_that_lead_here_from_elsewhere(tmp_path: Path, host: str) -> None:
-    """Without tokens only loopback's own names are answered: DNS rebinding finds a closed door."""
+def test_foreign_names_of_this_address(tmp_path: Path, host: str) -> None:
+    """Without tokens only loopback's own names are answered, which prevents DNS rebinding."""
     harness = ServiceHarness(tmp_path)
     assert harness.http.get("/v1/jobs", headers={"Host": host}).status_code == 403
     assert harness.http.get("/v1/jobs", headers={"Host": "localhost:8321"}).status_code == 200
@@ -51,7 +51,7 @@ def test_names_that_lead_here_from_elsewhere(tmp_path: Path, host: str) -> None:
 
 
 def test_policies(tmp_path: Path) -> None:
-    """Every answer forbids foreign and inline script, frames and sniffing; a report may run nothing at all."""
+    """Every answer forbids foreign and inline scripts, frames and sniffing; a report may run no script at all."""
     harness = ServiceHarness(tmp_path)
     job = harness.submit()["id"]
     harness.until_ended(job)
@@ -81,7 +81,7 @@ def test_policies(tmp_path: Path) -> None:
 
 
 def test_templates_have_no_inline_script() -> None:
-    """No script, style or handler stands in a page: the policy would not run it, and nothing is marked safe."""
+    """Templates have no inline script, style or handler, which the policy would block, and mark nothing as safe."""
     for path in WEB.rglob("*.j2"):
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"<script(?![^>]* src=)|<style|\sstyle=|\son\w+=|hx-on|javascript:|\|\s*safe", text), (
@@ -90,7 +90,7 @@ def test_templates_have_no_inline_script() -> None:
 
 
 def test_what_people_write_is_text(tmp_path: Path) -> None:
-    """A name, a search or an error with markup in it is shown, and never becomes part of the page."""
+    """Markup in a name, a search or an error is shown as text."""
     harness = ServiceHarness(tmp_path)
     evil = "<img src=x onerror=alert(1)>\"'"
     job = harness.submit(f"# {evil}\n" + recipe(exit=1), name=evil)["id"]

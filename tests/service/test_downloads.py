@@ -20,7 +20,7 @@ class Results:
         self.sent = 0
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
-        """Answer what fetch asks."""
+        """Answer the requests of fetch."""
         job = request.url.path.split("/")[3]
         if request.url.path.endswith("/artifacts"):
             return page(json.dumps([{"name": "report.json", "bytes": 12}]).encode())
@@ -31,7 +31,7 @@ class Results:
 
 
 def test_a_folder_holds_the_files_of_one_job(tmp_path: Path) -> None:
-    """A second job, a retried one, and files of unknown origin are refused; nothing is mixed and nothing replaced."""
+    """Files of a second job, of a retried job and of unknown origin are never mixed or replaced."""
     folder, results = tmp_path / "out", Results()
     with talking_to(results) as client:
         assert client.fetch(JOB, folder) == client.fetch(JOB, folder) == [folder / "report.json"]
@@ -50,7 +50,7 @@ def test_a_folder_holds_the_files_of_one_job(tmp_path: Path) -> None:
 
 
 def test_files_of_a_running_job_are_fetched_again(tmp_path: Path) -> None:
-    """While a job runs its files change, whatever their size."""
+    """Files of a running job are downloaded again, because they may change."""
     results = Results()
     results.finished = None
     with talking_to(results) as client:

@@ -1,4 +1,4 @@
-"""The service on a disk that is really full."""
+"""The service on a full disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from helpers.service import RECIPE, YAML, ServiceHarness, recipe
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 8 MB."""
+    """A file system of 8 MB, mounted for the test."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
@@ -27,7 +27,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path) -> Path:
-    """Write until nothing more fits."""
+    """Fill the file system."""
     ballast = disk / "ballast"
     with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while file.write(bytes(4096)):
@@ -36,14 +36,14 @@ def fill(disk: Path) -> Path:
 
 
 def go_round(harness: ServiceHarness, times: int = 1) -> None:
-    """What the supervisor does on a full disk: it tries again."""
+    """Run a round as the supervisor's process does: an error of a full disk is not raised."""
     for _ in range(times):
         with contextlib.suppress(sqlite3.OperationalError, OSError):
             harness.supervisor.round()
 
 
 def test_a_full_disk_refuses_what_is_new_and_loses_nothing(small_disk: Path) -> None:
-    """New jobs are refused with 507 and leave nothing, what is there can be looked at; with room everything goes on."""
+    """New jobs are refused with 507 and leave nothing, jobs can be read, and with free space all continues."""
     harness = ServiceHarness(small_disk)
     done, waiting = harness.submit(recipe(n=0))["id"], harness.submit(recipe(n=1))["id"]
     harness.until_ended(done)

@@ -19,12 +19,12 @@ from llmprune.service.supervisor.launchers.ray import Ray, RayTiming
 
 @pytest.fixture
 def harness(tmp_path: Path) -> ServiceHarness:
-    """A service whose jobs are fakes."""
+    """A service with two slots and fake runs."""
     return ServiceHarness(tmp_path, slots=2)
 
 
 def damage(harness: ServiceHarness, job: str, column: str, value: object) -> None:
-    """Store something in a job's row that the service never writes."""
+    """Store a value in a job's row that the service never writes."""
     with harness.service.database.write() as connection:
         stored = "CAST(? AS TEXT)" if isinstance(value, bytes) else "?"  # text that is no UTF-8
         connection.execute(f"UPDATE jobs SET {column} = {stored} WHERE id = ?", (value, job))
@@ -68,7 +68,7 @@ def test_a_damaged_row_fails_its_job_alone(harness: ServiceHarness, column: str,
 
 @pytest.mark.parametrize("figures", ["{", "[]", '{"parameters": [1]}', '"x"', "[" * 100_000])
 def test_damaged_figures_are_left_out(harness: ServiceHarness, figures: str) -> None:
-    """Figures that cannot be read are none, and everything else of the job is shown."""
+    """Figures that cannot be read are null, and the rest of the job is shown."""
     job = harness.submit()["id"]
     harness.until_ended(job)
     damage(harness, job, "figures", figures)
@@ -82,16 +82,16 @@ def test_damaged_figures_are_left_out(harness: ServiceHarness, figures: str) -> 
      '{"step": "x", "done": 1, "total": 99999999999999999999999, "seconds": 1}', "[" * 8_000,
      '{"step": "pass 1", "done": 1, "total": 2, "seconds": NaN}'],
 )  # fmt: skip
-def test_a_strange_progress_file_says_nothing(harness: ServiceHarness, told: str) -> None:
-    """A run's file of another shape is not read; the job and the one beside it finish."""
+def test_a_damaged_progress_file_is_ignored(harness: ServiceHarness, told: str) -> None:
+    """A progress file of another shape is ignored; the job and another one finish."""
     odd, plain = harness.submit(recipe(told=told.replace("\n", ""), pause=0.2))["id"], harness.submit(recipe(n=1))["id"]
     assert harness.until_ended(plain)["state"] == "succeeded"
     assert harness.until_ended(odd)["state"] == "succeeded"
 
 
 @pytest.mark.parametrize("report", ["{", "[]", '{"dense": null}', "[" * 20_000])
-def test_a_damaged_report_ends_its_job_in_order(harness: ServiceHarness, report: str) -> None:
-    """The run has succeeded and has no figures; its report is 404 with the reason, and the next job runs."""
+def test_a_job_with_a_damaged_report_succeeds_without_figures(harness: ServiceHarness, report: str) -> None:
+    """The job succeeds without figures, its report is 404 with the reason, and the next job runs."""
     job = harness.submit(recipe(report=report))["id"]
     ended = harness.until_ended(job)
     assert (ended["state"], ended["figures"]) == ("succeeded", None)
@@ -104,7 +104,7 @@ def test_a_damaged_report_ends_its_job_in_order(harness: ServiceHarness, report:
 def test_an_error_about_one_job_is_logged_once_and_fails_it(
     harness: ServiceHarness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What a launcher raises about one job ends that job with a sentence; what may pass is tried again, quietly."""
+    """An error of the launcher fails the job with a message; a temporary one is logged once and tried again."""
     bad, good = harness.submit(recipe(pause=1))["id"], harness.submit(recipe(pause=0.5, n=1))["id"]
     harness.until(bad, lambda found: found["state"] == "running")
     local = harness.supervisor.launchers["local"]
@@ -130,7 +130,7 @@ def test_an_error_about_one_job_is_logged_once_and_fails_it(
 
 
 def test_a_job_whose_folder_is_gone_fails(harness: ServiceHarness) -> None:
-    """Somebody removed a running job's folder: it fails and says so, and the other one goes on."""
+    """A job whose folder is removed while it runs fails with the reason, and another one finishes."""
     bad, good = harness.submit(recipe(pause=30))["id"], harness.submit(recipe(pause=0.3, n=1))["id"]
     harness.until(bad, lambda found: found["state"] == "running")
     shutil.rmtree(harness.settings.folder(bad))
@@ -144,10 +144,10 @@ REDIRECT = httpx.Response(302, headers={"Location": "https://login.example.org/"
 
 
 @pytest.mark.parametrize("answer", [HTML, REDIRECT, httpx.Response(200, text="[" * 100_000)])
-def test_what_is_not_rays_api_is_said_once_and_waited_for(
+def test_an_answer_that_is_not_rays_is_reported_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, answer: httpx.Response
 ) -> None:
-    """A page or a redirect says nothing of jobs: there is no room, their state is unknown, one warning says why."""
+    """After a page or a redirect the capacity is 0, the state of jobs is unknown, and one warning gives the reason."""
     transport = httpx.MockTransport(lambda _: answer)
     launcher = Ray("http://head:8265", FAKE, grace=1.0, timing=RayTiming(pause=0.0), transport=transport)
     launch = Launch("0123456789ab", 1, tmp_path, ("run",), 0, (), {})
@@ -188,7 +188,7 @@ def test_a_state_that_ray_does_not_have_fails_that_job_alone(tmp_path: Path, det
 def test_a_cluster_that_breaks_stops_no_job_of_this_machine(
     harness: ServiceHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever its launcher raises when it is asked for room, jobs of this machine start and end."""
+    """Jobs of this machine run although the launcher raises an error when it is asked for its capacity."""
     broken = ServiceHarness(harness.settings.data_dir.parent / "other", ray="http://head:8265")
     away, here = broken.submit(recipe(n=1), launcher="ray")["id"], broken.submit(recipe(n=2))["id"]
 

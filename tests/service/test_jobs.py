@@ -1,4 +1,4 @@
-"""The life of a job: from submission to its end, through kills, cancels, limits and restarts."""
+"""Jobs from submission to end, through kills, cancellations, retries and restarts of the service."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from llmprune.service.supervisor.supervisor import Supervisor
 
 @pytest.fixture
 def harness(tmp_path: Path) -> ServiceHarness:
-    """A service whose jobs are fakes."""
+    """A service with fake runs."""
     return ServiceHarness(tmp_path)
 
 
@@ -34,7 +34,7 @@ def running(job: dict[str, object]) -> bool:
 
 
 def test_a_job_runs_and_its_outputs_can_be_had(harness: ServiceHarness) -> None:
-    """A recipe becomes a run folder; its figures, log and files are there, the recipe byte for byte."""
+    """A job's figures, log and files can be fetched, and its recipe is stored byte for byte."""
     text = recipe(say="hello") + "# ends with CR LF\r\n"
     job = harness.submit(text)["id"]
     ended = harness.until_ended(job)
@@ -50,7 +50,7 @@ def test_a_job_runs_and_its_outputs_can_be_had(harness: ServiceHarness) -> None:
 
 
 def test_jobs_run_in_an_empty_folder_in_their_own_group(harness: ServiceHarness) -> None:
-    """A job's working folder is empty, so that a hub id is never a folder that lies there; its group is its own."""
+    """A job's working directory is empty, so that no hub id names a folder in it; it has its own process group."""
     job = harness.submit(recipe(pause=5))["id"]
     harness.until(job, running)
     started = json.loads((harness.run_folder(job) / "arguments.json").read_text())
@@ -62,7 +62,7 @@ def test_jobs_run_in_an_empty_folder_in_their_own_group(harness: ServiceHarness)
 
 @pytest.mark.parametrize("code", [1, 2])
 def test_a_failed_run_says_why(harness: ServiceHarness, code: int) -> None:
-    """The exit code and llmprune's last sentence are the job's."""
+    """The job has the exit code and the last message of llmprune."""
     ended = harness.until_ended(harness.submit(recipe(exit=code))["id"])
     assert (ended["state"], ended["exit_code"], ended["figures"]) == ("failed", code, None)
     assert "went wrong as asked" in ended["error"]
@@ -70,7 +70,7 @@ def test_a_failed_run_says_why(harness: ServiceHarness, code: int) -> None:
 
 @pytest.mark.parametrize("wish", [{}, {"deaf": 1}, {"leave": 1}])
 def test_cancelling_leaves_no_process(harness: ServiceHarness, wish: dict[str, object]) -> None:
-    """SIGTERM, then SIGKILL: also for a run that does not listen, and for children in other sessions."""
+    """Cancellation ends every process, also of a run that ignores SIGTERM, and children in other sessions."""
     job = harness.submit(recipe(pause=30, **wish))["id"]
     harness.until(job, running)
     assert harness.http.post(f"/v1/jobs/{job}/cancel").json()["state"] == "cancelling"
@@ -79,7 +79,7 @@ def test_cancelling_leaves_no_process(harness: ServiceHarness, wish: dict[str, o
 
 
 def test_a_finished_run_leaves_no_process_either(harness: ServiceHarness) -> None:
-    """What a run left behind in another session is ended with it."""
+    """Processes that a run leaves in another session are ended with it."""
     job = harness.submit(recipe(leave=1))["id"]
     assert harness.until_ended(job)["state"] == "succeeded"
     assert processes_of_job(job) == []
@@ -96,7 +96,7 @@ def test_a_queued_job_is_cancelled_at_once_and_an_ended_one_not(harness: Service
 
 @pytest.mark.parametrize("victim", ["run", "keeper", "all"])
 def test_a_killed_process_ends_the_job_and_a_retry_continues(harness: ServiceHarness, victim: str) -> None:
-    """As where memory runs out: the job fails with the reason, nothing is left, the retry takes up what is done."""
+    """A killed job fails with the reason and leaves no process; a retry continues after the finished layers."""
     job = harness.submit(recipe(pause=0.3, layers=4))["id"]
     harness.until(job, lambda found: running(found) and (found["done"] or 0) >= 1)
     keepers = [
@@ -118,7 +118,7 @@ def test_a_killed_process_ends_the_job_and_a_retry_continues(harness: ServiceHar
 
 
 def test_a_new_supervisor_finds_running_jobs(harness: ServiceHarness) -> None:
-    """A job outlives its supervisor: the next one looks after it, and starts it no second time."""
+    """A job survives its supervisor; the next one follows it and does not start it again."""
     job = harness.submit(recipe(pause=0.2, layers=4))["id"]
     harness.until(job, running)
     harness.supervisor = Supervisor(harness.settings)
@@ -128,7 +128,7 @@ def test_a_new_supervisor_finds_running_jobs(harness: ServiceHarness) -> None:
 
 
 def test_a_job_that_ended_with_the_service_continues(harness: ServiceHarness) -> None:
-    """After a crash of the whole machine the job is queued again and ends as if nothing had been."""
+    """After a crash of the whole machine the job is queued again and succeeds."""
     job = harness.submit(recipe(pause=0.2, layers=4))["id"]
     harness.until(job, running)
     for process in processes_of_job(job):
@@ -159,7 +159,7 @@ def test_a_supervisor_that_dies_while_starting_a_job_loses_nothing(harness: Serv
 
 
 def test_stopping_in_order_puts_jobs_back(harness: ServiceHarness) -> None:
-    """When the service is stopped, its jobs end and wait for the next one, which continues them."""
+    """A stopped service ends its jobs and queues them again, and the next service continues them."""
     job = harness.submit(recipe(pause=0.2, layers=4))["id"]
     harness.until(job, running)
     harness.supervisor.stop()
@@ -173,12 +173,12 @@ class FullDisk(Local):
     """A launcher that finds the disk full."""
 
     def start(self, launch: Launch) -> None:
-        """Fail as a write does."""
+        """Fail as a write to a full disk does."""
         raise OSError(28, "No space left on device")
 
 
 def test_a_full_disk_ends_one_job_and_not_the_service(harness: ServiceHarness) -> None:
-    """Where a job's folder cannot be written the job fails with the remedy, and the next runs when there is room."""
+    """A job whose folder cannot be written fails with the remedy, and runs once there is space."""
     job = harness.submit()["id"]
 
     local = harness.supervisor.launchers["local"]
@@ -192,7 +192,7 @@ def test_a_full_disk_ends_one_job_and_not_the_service(harness: ServiceHarness) -
 
 
 def test_the_mark_is_in_every_process(harness: ServiceHarness) -> None:
-    """A job's processes carry its id in their environment: that is how they are found after any crash."""
+    """Every process of a job has the job's id in its environment, by which it is found after a crash."""
     job = harness.submit(recipe(pause=30))["id"]
     harness.until(job, running)
     found = processes_of_job(job)

@@ -1,4 +1,4 @@
-"""No path of the server reaches a client: errors, logs, plans, jobs, reports and pages name none."""
+"""No path of the server reaches a client, in errors, logs, plans, jobs, reports or pages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HTML = {"Accept": "text/html"}
 
 @pytest.fixture
 def folders(tmp_path: Path) -> Path:
-    """A root of texts and models, and a folder of task files."""
+    """Folders for --allow-root and --allow-tasks."""
     for name in ("root/model", "tasks"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "root" / "text.txt").write_text("text")
@@ -43,7 +43,7 @@ def folders(tmp_path: Path) -> Path:
     ],
 )  # fmt: skip
 def test_paths_become_relative(folders: Path, said: str, shown: str) -> None:
-    """Relative to the job or its root, by the name of a task folder, or the last part alone; addresses stay."""
+    """A path becomes relative to the job or root, the name of a task folder, or its last part; URLs are unchanged."""
     data = folders / "its data"
     settings = Settings(data_dir=data, allow_roots=(folders / "root",), allow_tasks=(folders / "tasks",))
     text = said.format(data=data, root=folders / "root", tasks=folders / "tasks")
@@ -51,7 +51,7 @@ def test_paths_become_relative(folders: Path, said: str, shown: str) -> None:
 
 
 def test_logs_are_renamed_wherever_a_part_ends(tmp_path: Path) -> None:
-    """Parts of any size give the same text together: a path is never cut in two, and the offsets are the file's."""
+    """Parts of any size join to the same text: no path is cut in two, and offsets are those of the file."""
     harness = ServiceHarness(tmp_path)
     path = harness.settings.data_dir / "jobs" / "0123456789ab" / "run" / "x.json"
     job = harness.submit(recipe(say=f"begin {path} middle {path} end"))["id"]
@@ -67,7 +67,7 @@ def test_logs_are_renamed_wherever_a_part_ends(tmp_path: Path) -> None:
 
 
 def test_a_large_log_is_searched_in_steps(tmp_path: Path) -> None:
-    """No search reads more than a step, and a path on the border of two steps is found whole."""
+    """Each search reads at most one step, and a path across the border of two steps is found."""
     paths = ServerPaths.of(Settings(data_dir=tmp_path))
     for before in range(_STEP - 40, _STEP + 5):
         data = b" /" * (before // 2) + b" " * (before % 2) + b" /opt/secret/place/x.py " + b"a" * _STEP
@@ -126,11 +126,11 @@ def test_nothing_that_goes_out_names_a_folder(folders: Path) -> None:
 
 
 class Answers:
-    """A planner that answers as it is told to."""
+    """A planner whose answer a test sets."""
 
     def __init__(self) -> None:
         self.answer: dict[str, Any] = {"problems": []}
 
     def plan(self, recipe: str, overrides: Any, *, caller: str, wrong: Any = ()) -> dict[str, Any]:
-        """The answer that was set."""
+        """Return the answer that was set."""
         return self.answer

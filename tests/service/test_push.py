@@ -1,4 +1,4 @@
-"""Finished jobs onto the hub, from the service, with a token that serves this push alone."""
+"""Pushes of finished jobs to the hub, each with a token of its own."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ REPO = {"repo_id": "org/pruned"}
 
 @pytest.fixture
 def harness(tmp_path: Path) -> ServiceHarness:
-    """A service whose jobs are fakes."""
+    """A service with fake runs."""
     return ServiceHarness(tmp_path)
 
 
@@ -38,14 +38,14 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[ServiceHarness, str]
 
 
 def finished(harness: ServiceHarness, **wishes: object) -> str:
-    """A job that has ended as it was wished."""
+    """Run a job to its end and return its id."""
     job = harness.submit(recipe(**wishes))["id"]
     harness.until_ended(job)
     return str(job)
 
 
 def push(harness: ServiceHarness, job: str, **settings: Any) -> str:
-    """The job that pushes another one's model."""
+    """Submit a push of a job's model and return its id."""
     answer = harness.http.post(f"/v1/jobs/{job}/push", json=REPO | settings, headers=HEADERS)
     assert answer.status_code == 201, answer.text
     assert answer.headers["Location"] == f"/v1/jobs/{answer.json()['id']}"
@@ -53,13 +53,13 @@ def push(harness: ServiceHarness, job: str, **settings: Any) -> str:
 
 
 def refused(harness: ServiceHarness, path: str, status: int, said: str, **request: Any) -> None:
-    """The request is answered with this status and these words."""
+    """Assert that a request is refused with a status and a message."""
     answer = harness.http.post(f"/v1/jobs/{path}", **({"json": REPO, "headers": HEADERS} | request))
     assert (answer.status_code, said in answer.text) == (status, True), answer.text
 
 
 def test_a_push_is_a_job_whose_result_can_be_had(harness: ServiceHarness) -> None:
-    """It gets exactly the settings that were sent, says where the model went, and is listed with its source."""
+    """A push gets exactly the settings that were sent, reports its commit, and is listed with its source."""
     job = finished(harness)
     pushed = push(harness, job, private=False, branch="v2", when="always", commit_message="--public oh")
     ended = harness.until_ended(pushed)
@@ -78,7 +78,7 @@ def test_a_push_is_a_job_whose_result_can_be_had(harness: ServiceHarness) -> Non
 
 
 def test_a_push_that_fails_says_why_and_can_be_tried_again(harness: ServiceHarness) -> None:
-    """The hub's answer is the job's error; trying again needs the token anew, for the first is gone."""
+    """The hub's error is the job's error; a retry needs the token again, because it was deleted."""
     pushed = push(harness, finished(harness, push_exit=1))
     ended = harness.until_ended(pushed)
     assert (ended["state"], ended["error"], ended["published"]) == ("failed", "the hub said no", None)
@@ -88,7 +88,7 @@ def test_a_push_that_fails_says_why_and_can_be_tried_again(harness: ServiceHarne
 
 
 def test_the_token_is_nowhere_else(harness: ServiceHarness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not in the table, a command line, an environment or the log, and on disk no longer than the push runs."""
+    """The token is in no table, command line, environment or log, and on disk only while the push runs."""
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.setenv(name, "the service's own")
     pushed = push(harness, finished(harness, push_pause=1))
@@ -115,7 +115,7 @@ def _text(path: Path) -> str:
 
 
 def test_what_cannot_be_pushed(harness: ServiceHarness) -> None:
-    """Jobs without a finished model, pushes, what the clean-up has taken, and what is being pushed already."""
+    """Refused: jobs without a finished model, pushes, deleted models, and models that are being pushed already."""
     queued = harness.submit()["id"]
     refused(harness, f"{queued}/push", 409, "is queued and has no finished model")
     refused(harness, f"{finished(harness, exit=1)}/push", 409, "is failed and has no finished model")
@@ -136,7 +136,7 @@ def test_what_cannot_be_pushed(harness: ServiceHarness) -> None:
 
 
 def test_a_push_that_never_started_leaves_no_token(harness: ServiceHarness) -> None:
-    """Cancelled while it waits, or unable to start: its token goes at once."""
+    """The token of a push that is cancelled while it waits, or that cannot start, is deleted at once."""
     job = finished(harness)
     pushed = push(harness, job)
     assert harness.http.post(f"/v1/jobs/{pushed}/cancel").json()["state"] == "cancelled"
@@ -148,7 +148,7 @@ def test_a_push_that_never_started_leaves_no_token(harness: ServiceHarness) -> N
 
 
 def test_a_job_whose_gate_was_not_met_is_not_changed_while_it_is_pushed(harness: ServiceHarness) -> None:
-    """It has a model, and the push itself decides by ``when``; meanwhile it is not run again."""
+    """A job below its gate has a model, and ``when`` decides about its push; meanwhile it cannot be evaluated again."""
     job = finished(harness, exit=3, push_pause=30)
     pushed = push(harness, job, when="always")
     refused(harness, f"{job}/reevaluate?limit=100", 409, "is being pushed", headers={})
@@ -173,7 +173,7 @@ def test_a_job_whose_gate_was_not_met_is_not_changed_while_it_is_pushed(harness:
 def test_wrong_pushes(
     done: tuple[ServiceHarness, str], body: dict[str, Any], headers: dict[str, str], said: str
 ) -> None:
-    """Each mistake is named, nothing is queued, and no token stays."""
+    """Each mistake is named, nothing is queued, and no token is kept."""
     harness, job = done
     refused(harness, f"{job}/push", 422, said, json=body, headers=headers)
     assert harness.http.get("/v1/jobs").json()["counts"]["queued"] == 0
@@ -181,7 +181,7 @@ def test_wrong_pushes(
 
 
 def test_only_owners_and_admins_push(harness: ServiceHarness) -> None:
-    """Other users' models stay theirs."""
+    """A user cannot push the model of another user."""
     shared, private = harness.submit(shared=True)["id"], harness.submit(recipe(n=1))["id"]
     harness.until_ended(private)
     headers = HEADERS | {"Authorization": f"Bearer {harness.service.tokens.create('ann', 'user')}"}
@@ -190,7 +190,7 @@ def test_only_owners_and_admins_push(harness: ServiceHarness) -> None:
 
 
 def test_the_same_key_pushes_once(harness: ServiceHarness) -> None:
-    """A push that is sent again under its key is the same job; another one under it is a conflict."""
+    """A push that is sent again with its key is the same job; another push with that key is a conflict."""
     job = finished(harness)
     headers = HEADERS | {"Idempotency-Key": "once"}
     first, second = (harness.http.post(f"/v1/jobs/{job}/push", json=REPO, headers=headers) for _ in range(2))
@@ -200,7 +200,7 @@ def test_the_same_key_pushes_once(harness: ServiceHarness) -> None:
 
 
 def test_pushes_take_no_slot(harness: ServiceHarness) -> None:
-    """They go on beside the jobs that compute, a few at a time, and the clean-up leaves their models."""
+    """Pushes take no slot, run a few at a time, and the clean-up keeps their models."""
     jobs = [finished(harness, push_pause=30, n=n) for n in range(MAX_PUSHES + 1)]
     pushes = [push(harness, job) for job in jobs]
     other = harness.submit(recipe(pause=30))["id"]
@@ -215,7 +215,7 @@ def test_pushes_take_no_slot(harness: ServiceHarness) -> None:
 
 
 def test_a_push_from_the_page(harness: ServiceHarness) -> None:
-    """The form is there for a finished model; the push's own page says whose model went where."""
+    """The page of a finished job has the form, and the page of a push names source and commit."""
     job = finished(harness, push_exit=1)
     assert f'action="/jobs/{job}/push"' in harness.http.get(f"/jobs/{job}").text
     form = {"repo_id": " org/pruned ", "hub_token": SECRET, "visibility": "public", "create_pr": "on"}
@@ -234,7 +234,7 @@ def test_a_push_from_the_page(harness: ServiceHarness) -> None:
 
 
 def test_a_real_push(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``llmprune push`` in its own process, with the token of this push and not with the service's."""
+    """``llmprune push`` runs in its own process, with the token of this push and not with the service's."""
     verify_here(monkeypatch)
     harness = ServiceHarness(tmp_path)
     job = finished(harness)

@@ -1,4 +1,4 @@
-"""Jobs on a Ray cluster: a real one of one node, and one that misbehaves as real ones do."""
+"""Jobs on a real Ray cluster of one node."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from llmprune.service.supervisor.supervisor import Supervisor
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """The address of a Ray head with two CPUs and, as far as it knows, two GPUs."""
+    """The address of a Ray head with two CPUs and two pretended GPUs."""
     if find_spec("ray") is None:
         pytest.skip("ray is not installed: uv pip install 'llmprune[ray]'")
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:  # sockets lie there: a short path
@@ -36,14 +36,14 @@ def cluster() -> Iterator[str]:
 
 
 class _Head:
-    """``ray start --head`` in a session of its own, so that its processes are known."""
+    """A process of ``ray start --head`` in a session of its own."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.port = folder, free_port()
         self.address = f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """A busy machine may need a second try: Ray's node gives up when its agent takes 15 seconds."""
+        """Start the head; tries twice, because Ray's node gives up when its agent takes 15 seconds."""
         said = ""
         for _ in range(2):
             command = [Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--disable-usage-stats"]
@@ -75,7 +75,7 @@ class _Head:
         return any(node["raylet"].get("state") == "ALIVE" for node in found["data"]["summary"])
 
     def stop(self) -> None:
-        """End it, and every process that it left."""
+        """End the head and every process that it left."""
         parts = psutil.Process(self.process.pid).children(recursive=True) if self.process.poll() is None else []
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(60)
@@ -85,7 +85,7 @@ class _Head:
 
 @pytest.fixture
 def harness(cluster: str, tmp_path: Path) -> ServiceHarness:
-    """A service that knows the cluster; its jobs are fakes."""
+    """A service that uses the cluster, with fake runs."""
     return ServiceHarness(tmp_path, ray=cluster, grace=2.0)
 
 
@@ -141,7 +141,7 @@ def test_jobs_get_their_gpus_and_their_results_come_back(harness: ServiceHarness
 
 
 def test_the_cluster_is_full(harness: ServiceHarness) -> None:
-    """One job waits there and its time does not run; the next stay in the service's queue; both can be cancelled."""
+    """One job waits in Ray's queue without run time, the next ones in the service's; all can be cancelled."""
     big, waits, later = submit(harness, 2, pause=60), submit(harness, 2, n=1), submit(harness, 2, n=2)
     until(harness, big, has_progress)
     found = until(harness, waits, lambda job: job["step"] == "waiting for the cluster")
@@ -160,7 +160,7 @@ def test_the_cluster_is_full(harness: ServiceHarness) -> None:
 
 
 def test_a_restarted_service_finds_its_jobs_and_a_retry_continues(harness: ServiceHarness) -> None:
-    """Stopping the service leaves the cluster's jobs alone; one that is killed there fails, and can be tried again."""
+    """Jobs on the cluster survive a stop of the service; a killed one fails, and a retry continues it."""
     job = submit(harness, pause=1.5, layers=8)
     until(harness, job, has_progress)
     harness.supervisor.stop()

@@ -45,7 +45,7 @@ def cluster(tmp_path: Path) -> FakeCluster:
 
 
 def test_the_states_of_a_job_on_a_cluster(cluster: FakeCluster) -> None:
-    """Each status is one of the launcher's; a job that Ray gave up waiting for is to be queued again."""
+    """Each status of Ray has a state; a job that Ray gave up in its queue is returned."""
     assert cluster.poll(status="PENDING") == WAITING
     cluster.ray.stop(cluster.launch, force=False)
     assert cluster.poll(status="PENDING") == AttemptState("ended", None)  # Ray itself stops it only once it runs
@@ -62,7 +62,7 @@ def test_the_states_of_a_job_on_a_cluster(cluster: FakeCluster) -> None:
 
 @pytest.mark.parametrize("status", [401, 403, 500, 503])
 def test_a_state_that_is_unknown(cluster: FakeCluster, status: int) -> None:
-    """A cluster that is away or wants another token says nothing of its jobs: they neither ended nor are they gone."""
+    """While a cluster does not answer or refuses the token, the state of its jobs is unknown."""
     assert cluster.poll(status) == UNKNOWN
     cluster.answer = httpx.ConnectError("refused")
     assert cluster.ray.poll(cluster.launch) == UNKNOWN
@@ -71,7 +71,7 @@ def test_a_state_that_is_unknown(cluster: FakeCluster, status: int) -> None:
 
 
 def test_a_running_job_is_polled_every_few_seconds(tmp_path: Path) -> None:
-    """Within that time the launcher answers by itself."""
+    """Between two requests the launcher returns the last state."""
     cluster = FakeCluster(tmp_path, RayTiming(poll_every=60.0))
     assert [cluster.poll(status="RUNNING") for _ in range(3)] == [RUNNING] * 3
     assert len(cluster.asked) == 1
@@ -98,14 +98,14 @@ def test_one_waits_at_a_time(cluster: FakeCluster) -> None:
 
 
 def test_a_refused_job_says_why(cluster: FakeCluster) -> None:
-    """What the cluster will not take fails at once, with the last line of what it said."""
+    """A job that the cluster refuses fails at once, with the last line of the answer."""
     cluster.answer = httpx.Response(400, text="Traceback (most recent call last):\nValueError: no such option")
     with pytest.raises(LLMPruneError, match=r"http://head:8265 refused the job: ValueError: no such option"):
         cluster.ray.start(cluster.launch)
 
 
 def test_jobs_of_a_cluster_that_is_away_wait(tmp_path: Path) -> None:
-    """They stay queued, and those of this machine go on; without --ray the launcher is not offered."""
+    """Jobs for a cluster that does not answer stay queued, and others run; without --ray there is no launcher."""
     harness = ServiceHarness(tmp_path, ray=f"http://127.0.0.1:{free_port()}")
     away, here = harness.submit(launcher="ray")["id"], harness.submit(recipe(n=1))["id"]
     assert harness.until_ended(here)["state"] == "succeeded"
@@ -116,7 +116,7 @@ def test_jobs_of_a_cluster_that_is_away_wait(tmp_path: Path) -> None:
 
 
 def test_a_token_for_the_cluster(cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cluster that asks for Ray's own token gets the one in RAY_AUTH_TOKEN."""
+    """Requests to the cluster have the token in RAY_AUTH_TOKEN."""
     monkeypatch.setenv("RAY_AUTH_TOKEN", "abc")
     asked: list[httpx.Request] = []
 

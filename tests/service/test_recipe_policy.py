@@ -22,7 +22,7 @@ from llmprune.service.settings import Settings
 
 
 def with_values(**values: Any) -> str:
-    """A recipe with values at ``section__key`` places."""
+    """Return a recipe with values at keys written as ``section__key``."""
     data: dict[str, Any] = yaml.safe_load(RECIPE)
     for place, value in values.items():
         inner = data
@@ -75,7 +75,7 @@ URLS = ["http://127.0.0.1/x", "https://x/y.jsonl", "hf://datasets/a/b", "s3://bu
     ],
 )
 def test_what_a_recipe_may_not_name(tmp_path: Path, place: str, value: object) -> None:
-    """Neither paths nor URLs nor code: refused with the key's place, in the recipe as in an override of it."""
+    """Paths, URLs and code are refused with their key, in the recipe and in an override."""
     settings = Settings(data_dir=tmp_path)
     text = with_values(**{place: value})
     said = rf"{place.replace('__', '.')}|a split is a name"
@@ -88,7 +88,7 @@ def test_what_a_recipe_may_not_name(tmp_path: Path, place: str, value: object) -
 
 
 def test_ready_tokens_and_further_sources_are_held_to_the_same_rules(tmp_path: Path) -> None:
-    """Every source of a mixture is looked at, and a tokens file is a path like any other."""
+    """Every source of a mixture is checked, and a tokens file is checked as a path."""
     settings = Settings(data_dir=tmp_path)
     sources = [{"dataset": "org/a"}, {"dataset": "/etc/x.txt"}]
     with pytest.raises(RecipeError, match=r"calibration\.sources\.1\.dataset"):
@@ -99,7 +99,7 @@ def test_ready_tokens_and_further_sources_are_held_to_the_same_rules(tmp_path: P
 
 
 def test_paths_under_an_allowed_root(tmp_path: Path) -> None:
-    """Inside the root a path becomes absolute, by an override; links and dots that lead out are refused."""
+    """A path under the root becomes absolute by an override; links and dots that leave the root are refused."""
     root, secret = tmp_path / "root", tmp_path / "secret"
     for folder in (root / "model", secret):
         folder.mkdir(parents=True)
@@ -127,7 +127,7 @@ def test_paths_under_an_allowed_root(tmp_path: Path) -> None:
 
 
 def test_task_folders_are_the_operators(tmp_path: Path) -> None:
-    """Only the folder that the operator trusts, by path or name, not one inside it, and not one under a root."""
+    """Only the very folders of --allow-tasks are accepted, by path or name, and no folder in them or under a root."""
     tasks = tmp_path / "tasks"
     (tasks / "inner").mkdir(parents=True)
     settings = Settings(data_dir=tmp_path / "data", allow_tasks=(tasks,), allow_roots=(tmp_path,))
@@ -140,7 +140,7 @@ def test_task_folders_are_the_operators(tmp_path: Path) -> None:
 
 
 def free_texts(model: type[BaseModel], place: str = "") -> list[str]:
-    """Every place of the schema that holds any text."""
+    """Return every key of the schema that can hold any text."""
     found = []
     for name, field in model.model_fields.items():
         here = f"{place}.{name}" if place else name
@@ -154,17 +154,17 @@ def free_texts(model: type[BaseModel], place: str = "") -> list[str]:
 
 
 def flat(annotation: Any) -> list[Any]:
-    """A type and those inside it."""
+    """Return a type and the types inside it."""
     return [annotation, *(deeper for inner in get_args(annotation) for deeper in flat(inner))]
 
 
 def getattr_origin(annotation: Any) -> Any:
-    """``tuple`` of ``tuple[X, ...]``."""
+    """Return the origin of a type, such as ``tuple`` of ``tuple[X, ...]``."""
     return getattr(annotation, "__origin__", None)
 
 
 def test_every_text_of_a_recipe_has_a_rule() -> None:
-    """A key that is new to recipes is refused over the network until it has a rule; those of today have one."""
+    """Every free text of today's schema has a rule, so that a new key is noticed."""
     known = {"width.neurons", "model.max_memory", "evaluation.gate.per_task", *MAPPING_RULES}  # numbers, by names
     assert [
         place
@@ -174,14 +174,14 @@ def test_every_text_of_a_recipe_has_a_rule() -> None:
 
 
 def test_a_text_without_a_rule_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rules are a list of what is allowed: what is not on it does not pass."""
+    """A key without a rule is refused."""
     monkeypatch.delitem(RULES, "model.revision")
     with pytest.raises(RecipeError, match=r"model\.revision: is not accepted over the network"):
         admit(with_values(model__revision="main"), (), settings=Settings(data_dir=tmp_path))
 
 
 def laughs(first: str, grow: Callable[[str], str], times: int) -> str:
-    """YAML in which every line stands for several of the line before."""
+    """Return YAML in which every line expands to several copies of the line before."""
     lines = [f"m0: &m0 {first}"] + [f"m{n + 1}: &m{n + 1} {grow(f'*m{n}')}" for n in range(times)]
     return "\n".join(lines) + "\n"
 
@@ -198,7 +198,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("bomb", BOMBS.values(), ids=list(BOMBS))
 def test_yaml_bombs(tmp_path: Path, bomb: str) -> None:
-    """Small texts that stand for gigabytes, or for endless work, are refused in no time."""
+    """Small texts that expand to gigabytes or take very long to read are refused at once."""
     harness = ServiceHarness(tmp_path)
     start = time.perf_counter()
     answer = harness.http.post("/v1/recipes/validate", content=bomb, headers=YAML)

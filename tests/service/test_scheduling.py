@@ -18,7 +18,7 @@ from llmprune.service.supervisor.processes import processes_of_job
 
 @pytest.fixture
 def harness(tmp_path: Path) -> ServiceHarness:
-    """A service whose jobs are fakes."""
+    """A service with fake runs."""
     return ServiceHarness(tmp_path)
 
 
@@ -37,7 +37,7 @@ def test_time_limit(harness: ServiceHarness) -> None:
 
 
 def test_the_time_of_all_attempts_is_shown(harness: ServiceHarness) -> None:
-    """A short run has its time, a retry adds to what ran before, and its limit begins anew."""
+    """A retry adds to the run time of earlier attempts, and its limit counts from zero."""
     job = harness.submit(recipe(pause=0.3, exit=1), time_limit=60)["id"]
     first = harness.until_ended(job)
     assert first["ran_seconds"] > 0.3
@@ -51,15 +51,15 @@ def test_the_time_of_all_attempts_is_shown(harness: ServiceHarness) -> None:
     assert re.search(r"<dd>1 min 4\d s in all attempts, since the last retry [\d.]+ s of at most 1 min 0 s</dd>", page)
 
 
-def test_a_job_that_has_not_started_did_not_run_for_0_seconds(harness: ServiceHarness) -> None:
-    """Its page says so in words."""
+def test_a_job_that_has_not_started_shows_no_run_time(harness: ServiceHarness) -> None:
+    """The page of a job that has not started shows no run time."""
     job = harness.submit()["id"]
     page = harness.http.get(f"/jobs/{job}", headers={"Accept": "text/html"}).text
     assert "<dt>Ran</dt><dd>not yet; at most 24 h 0 min</dd>" in page
 
 
 def test_a_clock_that_jumps_changes_nothing(harness: ServiceHarness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Limits, order and progress go by the monotonic clock and by numbers, not by the time of day."""
+    """Limits, order and progress depend on the monotonic clock and on numbers, not on the time of day."""
     first = harness.submit(recipe(pause=0.2), time_limit=60)["id"]
     harness.until(first, running)
     monkeypatch.setattr(time, "time", lambda: 4e9)
@@ -73,7 +73,7 @@ def test_a_clock_that_jumps_changes_nothing(harness: ServiceHarness, monkeypatch
 
 
 def test_slots_and_priorities(harness: ServiceHarness) -> None:
-    """One slot runs one job; the higher priority goes first, then the order of arrival."""
+    """One slot runs one job at a time, by priority, then in order of arrival."""
     low, middle, high = (harness.submit(recipe(n=n), priority=n)["id"] for n in (-1, 0, 1))
     ended = {job: harness.until_ended(job) for job in (low, middle, high)}
     assert sorted(ended, key=lambda job: ended[job]["started"]) == [high, middle, low]
@@ -81,7 +81,7 @@ def test_slots_and_priorities(harness: ServiceHarness) -> None:
 
 
 def test_gpus_are_leased(tmp_path: Path) -> None:
-    """GPU jobs get GPUs of their own; the first that must wait is not overtaken by a smaller one; CPU jobs are free."""
+    """Each GPU job gets its own GPUs; no smaller job overtakes one that waits for GPUs; CPU jobs do not wait."""
     harness = ServiceHarness(tmp_path, gpus=("0", "1", "2"))
     two, big, small = (harness.submit(recipe(pause=30, n=n), gpus=n)["id"] for n in (2, 3, 1))
     plain = harness.submit(recipe(pause=30), gpus=0)["id"]
@@ -97,7 +97,7 @@ def test_gpus_are_leased(tmp_path: Path) -> None:
 
 
 def test_default_is_one_gpu_where_there_is_one(tmp_path: Path) -> None:
-    """A GPU machine's jobs ask for one GPU unless they say otherwise, and for no more than there are."""
+    """On a machine with GPUs a job gets one by default, and cannot ask for more than there are."""
     harness = ServiceHarness(tmp_path, gpus=("0",))
     assert harness.submit()["gpus"] == 1
     answer = harness.http.post("/v1/jobs", content=RECIPE, params={"gpus": 2}, headers=YAML)
@@ -106,7 +106,7 @@ def test_default_is_one_gpu_where_there_is_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("asked", [{}, {"states": ("failed",)}, {"owner": "ann"}, {"source": "0" * 12}, {"before": 9}])
 def test_lists_are_read_from_an_index(harness: ServiceHarness, asked: dict[str, Any]) -> None:
-    """A page of the list costs the same however many jobs there are: nothing is sorted, nothing else is read."""
+    """A page of the list is read from one index, without a sort, however many jobs there are."""
     database, asked_for = harness.service.database, []
     database._connection().set_trace_callback(asked_for.append)
     harness.service.jobs.page(JobQuery(None, **asked))
@@ -118,7 +118,7 @@ def test_lists_are_read_from_an_index(harness: ServiceHarness, asked: dict[str, 
 
 @pytest.mark.parametrize("asked", [{}, {"states": ("failed",)}, {"owner": "ann"}, {"source": "0" * 12}, {"before": 9}])
 def test_lists_for_a_user_are_read_from_indexes(harness: ServiceHarness, asked: dict[str, Any]) -> None:
-    """The user's own jobs and the shared ones are merged in their order: nothing is sorted, nothing else is read."""
+    """A user's own jobs and shared ones are merged from two indexes, without a sort."""
     database, asked_for = harness.service.database, []
     database._connection().set_trace_callback(asked_for.append)
     harness.service.jobs.page(JobQuery("bob", **asked))
@@ -131,7 +131,7 @@ def test_lists_for_a_user_are_read_from_indexes(harness: ServiceHarness, asked: 
 
 
 def test_the_clean_up_keeps_to_the_quota(tmp_path: Path) -> None:
-    """Above the quota the oldest model goes first, reports stay, and nothing starts until it holds."""
+    """Above the quota the oldest models are deleted, reports are kept, and no job starts until the quota holds."""
     harness = ServiceHarness(tmp_path, disk_quota=10**9)
     jobs = [harness.submit(recipe(n=n))["id"] for n in range(3)]
     for job in jobs:

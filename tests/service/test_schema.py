@@ -25,14 +25,14 @@ from llmprune.service.api.recipes import EXAMPLE
 from llmprune.service.planner.planner import Planner
 
 EXAMPLES = int(os.environ.get("SCHEMA_EXAMPLES", "6"))
-# Answers as the process that makes plans does, at once.
+# A worker that answers every question at once.
 PLANS = (sys.executable, "-c", 'for _ in open(0): print(\'{"plan": {"layers": 28}}\', flush=True)')
 KNOWN: dict[str, str] = {}  # jobs by state
 
 
 @pytest.fixture(scope="module")
 def described(tmp_path_factory: pytest.TempPathFactory) -> tuple[BaseSchema, dict[str, str]]:
-    """The document of a service with a token, a job in each state of rest, and no limits on requests."""
+    """The document of a service with a token, jobs in three states, and no limits on requests."""
     folder = tmp_path_factory.mktemp("schema")
     harness = ServiceHarness(folder, Planner(folder, PLANS), rate=1e6, burst=10**6, max_queued=10**6)
     for state, text in (("succeeded", recipe()), ("failed", recipe(exit=1))):
@@ -53,18 +53,18 @@ def test_the_service_does_what_its_document_says(
     mode: GenerationMode,
     subtests: pytest.Subtests,
 ) -> None:
-    """No server error, no undocumented status, type or shape of an answer; wrong input is refused, right is taken."""
+    """Answers have a documented status, type and shape; wrong input is refused and valid input accepted."""
     document, token = described
     for found in document.get_all_operations():
         operation = found.ok()
         if mode is GenerationMode.NEGATIVE and not (operation.path_parameters or operation.query or operation.body):
-            continue  # there is nothing that could be wrong
+            continue  # it has no input that could be wrong
         with subtests.test(operation.label):
-            look_at(operation, mode, token)
+            call_operation(operation, mode, token)
 
 
-def look_at(operation: schemathesis.APIOperation, mode: GenerationMode, token: dict[str, str]) -> None:
-    """Call one operation with what its parameters and body may be, or may not be."""
+def call_operation(operation: schemathesis.APIOperation, mode: GenerationMode, token: dict[str, str]) -> None:
+    """Call one operation with valid or invalid parameters and bodies."""
 
     @given(operation.as_strategy(generation_mode=mode))
     @settings(max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -74,10 +74,10 @@ def look_at(operation: schemathesis.APIOperation, mode: GenerationMode, token: d
             case.path_parameters["job"] = KNOWN[("succeeded", "failed", "queued")[chance % 3]]
         if operation.path.endswith("/events") and case.path_parameters["job"] == KNOWN["queued"]:  # it would not end
             case.path_parameters["job"] = KNOWN["succeeded"]
-        excluded = [ignored_auth]  # who may come in has its own tests
-        if operation.body:  # what makes a recipe is more than its shape
+        excluded = [ignored_auth]  # authentication has its own tests
+        if operation.body:  # a valid recipe needs more than its shape
             excluded.append(positive_data_acceptance)
-            if operation.path.endswith("/validate"):  # to say what is wrong is its answer
+            if operation.path.endswith("/validate"):  # it answers 200 with the problems
                 excluded.append(negative_data_rejection)
             if mode is GenerationMode.POSITIVE and chance % 2:
                 case.body = EXAMPLE
@@ -86,13 +86,13 @@ def look_at(operation: schemathesis.APIOperation, mode: GenerationMode, token: d
     call()
 
 
-def test_what_is_there_is_said_before_a_stream_begins(tmp_path: Path) -> None:
-    """The events of a job that there is not are a 404, no stream that breaks off."""
+def test_a_missing_job_is_reported_before_a_stream_begins(tmp_path: Path) -> None:
+    """The events of a job that does not exist are a 404 and no stream that breaks."""
     answer = ServiceHarness(tmp_path).http.get(f"/v1/jobs/{'0' * 12}/events")
     assert (answer.status_code, answer.json()["title"]) == (404, "not found")
 
 
-def test_a_wrong_method_is_told_all_the_right_ones(tmp_path: Path) -> None:
-    """Allow names every method of an address, also where several routes share it."""
+def test_a_wrong_method_gets_the_allowed_ones(tmp_path: Path) -> None:
+    """Allow names every method of an address, also those of other routes."""
     answer = ServiceHarness(tmp_path).http.put("/v1/jobs")
     assert (answer.status_code, answer.headers["Allow"]) == (405, "GET, POST")

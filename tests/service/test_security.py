@@ -18,7 +18,7 @@ from llmprune.service.supervisor.processes import processes_of_job
 
 
 def test_nobody_else_reaches_it_without_a_token(tmp_path: Path) -> None:
-    """Beyond loopback the service does not start without a token, and stays closed when the last one is revoked."""
+    """An address that others can reach needs a token, and nobody gets in once the last one is revoked."""
     harness = ServiceHarness(tmp_path, host="0.0.0.0")
     with pytest.raises(RecipeError, match="a token is needed first"):
         require_token(harness.settings, harness.service.tokens)
@@ -37,12 +37,12 @@ def closed(tmp_path: Path) -> tuple[ServiceHarness, str, str]:
 
 
 def bearer(token: str) -> dict[str, str]:
-    """The header."""
+    """Return the header of a token."""
     return {"Authorization": f"Bearer {token}"}
 
 
 def test_tokens_are_asked_for_everywhere(closed: tuple[ServiceHarness, str, str]) -> None:
-    """Once there is a token, every route asks for one, but for health, readiness, sign-in and style."""
+    """Once there is a token, every route needs one, except health, readiness, sign-in and static files."""
     harness, _, token = closed
     document = harness.app.openapi()
     for path in document["paths"]:
@@ -58,7 +58,7 @@ def test_tokens_are_asked_for_everywhere(closed: tuple[ServiceHarness, str, str]
 
 
 def test_only_digests_are_kept(closed: tuple[ServiceHarness, str, str]) -> None:
-    """Neither a token nor a session is in the database's files or in its rows."""
+    """The database's files contain neither tokens nor sessions."""
     harness, admin, user = closed
     session = harness.service.tokens.open_session(user)
     kept = b"".join(path.read_bytes() for path in harness.settings.data_dir.glob("service.sqlite3*"))
@@ -86,7 +86,7 @@ def test_sessions(closed: tuple[ServiceHarness, str, str]) -> None:
 
 
 def test_users_change_only_their_own_jobs(closed: tuple[ServiceHarness, str, str]) -> None:
-    """Another user's shared job can be read, and neither cancelled, tried again nor deleted; an admin may."""
+    """Another user's shared job can be read, but not changed; an admin may change it."""
     harness, admin, user = closed
     job = harness.submit(headers=bearer(admin), shared=True)["id"]
     ways = [("post", f"/v1/jobs/{job}/cancel"), ("post", f"/v1/jobs/{job}/retry"), ("delete", f"/v1/jobs/{job}")]
@@ -102,7 +102,7 @@ def test_users_change_only_their_own_jobs(closed: tuple[ServiceHarness, str, str
 
 
 def test_keys_of_different_owners_do_not_meet(closed: tuple[ServiceHarness, str, str]) -> None:
-    """One user's idempotency key gives nobody else that user's job; the same key with another body is a conflict."""
+    """Idempotency keys of two users are independent; the same key with another body is a conflict."""
     harness, admin, user = closed
     key = {"Idempotency-Key": "k"}
     first = harness.submit(headers=bearer(user) | key)["id"]
@@ -113,7 +113,7 @@ def test_keys_of_different_owners_do_not_meet(closed: tuple[ServiceHarness, str,
 
 
 def test_artefact_paths_stay_in_the_run_folder(tmp_path: Path) -> None:
-    """Dots, their encodings, links, hidden files and absolute paths lead nowhere; nor do odd job ids."""
+    """Dots, their encodings, links, hidden files, absolute paths and invalid job ids are all refused."""
     harness = ServiceHarness(tmp_path)
     job = harness.submit()["id"]
     harness.until_ended(job)
@@ -136,13 +136,13 @@ def test_artefact_paths_stay_in_the_run_folder(tmp_path: Path) -> None:
 
 
 def listed(harness: ServiceHarness, job: str) -> list[dict[str, Any]]:
-    """The job's artefacts."""
+    """Return the job's list of artefacts."""
     found: list[dict[str, Any]] = harness.http.get(f"/v1/jobs/{job}/artifacts").json()
     return found
 
 
 def test_limits_of_size_number_and_rate(tmp_path: Path) -> None:
-    """Too large a body, too many jobs in the queue, too many requests: each is refused, and says when to come back."""
+    """Bodies, queued jobs and requests above their limits are refused, the last with Retry-After."""
     harness = ServiceHarness(tmp_path, body_limit=5_000, max_queued=3, burst=30, rate=1.0)
     assert harness.http.post("/v1/jobs", content=RECIPE + "#" * 6_000, headers=YAML).status_code == 413
 
@@ -161,7 +161,7 @@ def test_limits_of_size_number_and_rate(tmp_path: Path) -> None:
 
 
 def test_guessing_tokens_is_slow(closed: tuple[ServiceHarness, str, str]) -> None:
-    """After ten wrong tokens an address waits; right ones still pass."""
+    """After ten wrong tokens an address has to wait, and valid tokens still pass."""
     harness, _, user = closed
     codes = [harness.http.get("/v1/jobs", headers=bearer(f"guess{n}")).status_code for n in range(15)]
     assert codes[:10] == [401] * 10
@@ -170,7 +170,7 @@ def test_guessing_tokens_is_slow(closed: tuple[ServiceHarness, str, str]) -> Non
 
 
 def test_a_jobs_hub_token_is_nowhere_else(tmp_path: Path) -> None:
-    """Not in the database, the process list, an environment, an answer or the log; and gone when the job has ended."""
+    """The token is in no database, command line, environment, answer or log, and deleted when the job has ended."""
     harness = ServiceHarness(tmp_path)
     secret = "hf_" + "s3cr3t" * 5
     job = harness.submit(recipe(pause=0.4, say=f"{'x' * 990}{secret} was said"), headers={"X-Hub-Token": secret})["id"]
@@ -199,7 +199,7 @@ def test_a_jobs_hub_token_is_nowhere_else(tmp_path: Path) -> None:
 
 
 def test_the_services_own_token_stays_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job does not inherit the tokens with which its service is called, and calls a cluster."""
+    """A job does not inherit the tokens of its service and of a cluster."""
     monkeypatch.setenv("LLMPRUNE_TOKEN", "mine")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "mine")
     harness = ServiceHarness(tmp_path)
@@ -210,6 +210,6 @@ def test_the_services_own_token_stays_with_it(tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_data_folder_is_the_services_own(tmp_path: Path) -> None:
-    """Other users of the machine cannot look into it."""
+    """Other users of the machine cannot read the data folder."""
     harness = ServiceHarness(tmp_path)
     assert os.stat(harness.settings.data_dir).st_mode & 0o077 == 0

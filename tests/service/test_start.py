@@ -32,7 +32,7 @@ GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-0a0a0a0a-d33d-2b2c-524d-000000000000)
 
 @pytest.fixture
 def taken() -> Iterator[int]:
-    """A port that somebody listens on."""
+    """A port on which a program listens."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -53,7 +53,7 @@ def no_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_jobs")
 def test_a_busy_port_is_an_error_at_once(tmp_path: Path, taken: int) -> None:
-    """The port and the remedy are named, the exit code is that of wrong arguments, and nothing says that it serves."""
+    """A busy port exits with 2 and a message with port and remedy, and nothing is started."""
     outcome = command("serve", "--port", str(taken), "--data-dir", tmp_path / "data", "--gpus", "none")
     assert outcome.code == 2
     assert outcome.err == (
@@ -66,13 +66,13 @@ def test_a_busy_port_is_an_error_at_once(tmp_path: Path, taken: int) -> None:
     ("host", "said"), [("192.0.2.1", "cannot listen there"), ("bad..name", "give an address of this machine")]
 )
 def test_a_host_that_is_not_this_machine(host: str, said: str) -> None:
-    """An address of another machine, and a name of none, are refused by name."""
+    """An address of another machine and an invalid name are refused."""
     with pytest.raises(RecipeError, match=said), listening(host, 8321, backlog=1):
         pass
 
 
 def test_every_address_of_a_host_is_listened_on() -> None:
-    """As asyncio does for a name with several addresses; the sockets close at the end."""
+    """A host is served on all of its addresses, and the sockets are closed at the end."""
     with listening("127.0.0.1", 0, backlog=1) as sockets:
         assert [listener.family for listener in sockets] == [socket.AF_INET]
         port = sockets[0].getsockname()[1]
@@ -91,7 +91,7 @@ class FakeSupervisor:
         """Do nothing."""
 
     def stop(self, keep_jobs: bool) -> None:
-        """Note whether the jobs run on."""
+        """Record whether the jobs run on."""
         self.stopped.append(keep_jobs)
 
 
@@ -117,7 +117,7 @@ def test_an_app_that_cannot_be_made_shows_why(tmp_path: Path, monkeypatch: pytes
 def test_a_data_folder_that_cannot_be_used(
     tmp_path: Path, verb: tuple[str, ...], content: bytes | None, said: str
 ) -> None:
-    """A file in its place, and a job table that is none, are named with the remedy."""
+    """A file in place of the data folder, or a damaged job table, exits with 2 and the remedy."""
     folder = tmp_path / "data"
     if content is None:
         folder.touch()
@@ -131,7 +131,7 @@ def test_a_data_folder_that_cannot_be_used(
 @pytest.mark.parametrize("verb", [("serve", "--gpus", "none"), ("token", "list")])
 @pytest.mark.usefixtures("no_jobs")
 def test_a_table_that_a_service_uses_is_left_as_it_is(tmp_path: Path, verb: tuple[str, ...]) -> None:
-    """A service of an earlier version reads its table as it made it, until it has stopped."""
+    """The table of a running service of an earlier version is not migrated until that service has stopped."""
     settings = settings_in(tmp_path)
     settings.prepare()
     table = sqlite3.connect(settings.database)
@@ -174,14 +174,14 @@ def driver(monkeypatch: pytest.MonkeyPatch, listed: str | None, torch: int = 0) 
 def test_gpus_that_are_not_there_are_refused_at_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: str, message: str
 ) -> None:
-    """They are named, and so are those that are there."""
+    """The message names the missing GPUs and the ones that exist."""
     driver(monkeypatch, LISTED)
     outcome = command("serve", f"--gpus={gpus}", "--data-dir", tmp_path / "data")
     assert (outcome.code, message in outcome.err) == (2, True), outcome.err
 
 
 def test_gpus_by_number_uuid_and_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of the forms that CUDA_VISIBLE_DEVICES takes is found; without a wish, all by number."""
+    """Every form of CUDA_VISIBLE_DEVICES is accepted; without the option all GPUs are found by number."""
     driver(monkeypatch, LISTED)
     for wish in ("0, 1", "GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77", "GPU-5d5b", "MIG-c6d4f1ef"):
         assert devices.choose_gpus(wish) == tuple(name.strip() for name in wish.split(","))
@@ -190,7 +190,7 @@ def test_gpus_by_number_uuid_and_part(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_gpus_without_nvidia_smi(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torch is asked in a process of its own: GPUs of other makers have no nvidia-smi."""
+    """Without nvidia-smi torch finds the GPUs, in a process of its own."""
     run = driver(monkeypatch, None, torch=2)
     assert devices.choose_gpus("1") == ("1",)
     assert run[-1][0] == sys.executable

@@ -1,4 +1,4 @@
-"""Verdicts of the gate as states of jobs, the evaluation of more samples, and where a retry is offered."""
+"""Gate verdicts as states of jobs, evaluation of more samples, and when a retry is offered."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ UNDECIDED = {"exit": 3, "verdict": "not enough samples"}
 
 @pytest.fixture
 def harness(tmp_path: Path) -> ServiceHarness:
-    """A service whose jobs are fakes."""
+    """A service with fake runs."""
     return ServiceHarness(tmp_path)
 
 
 def page(harness: ServiceHarness, job: str) -> str:
-    """The job's page as text."""
+    """Return the job's page as text."""
     text: str = harness.http.get(f"/jobs/{job}", headers={"Accept": "text/html"}).text
     return text
 
@@ -40,7 +40,7 @@ def page(harness: ServiceHarness, job: str) -> str:
     ],
 )
 def test_a_gate_that_is_not_met_is_a_result(harness: ServiceHarness, verdict: str, state: str, words: str) -> None:
-    """The state says so in lists, filters, counts, metrics and on the page; the model is there, a retry is not."""
+    """Lists, filters, counts, metrics and page show the verdict; the model is available, a retry is not."""
     job = harness.submit(recipe(exit=3, verdict=verdict))["id"]
     ended = harness.until_ended(job)
     assert (ended["state"], ended["exit_code"], ended["figures"]["gate_verdict"]) == (state, 3, verdict)
@@ -69,7 +69,7 @@ def test_a_gate_that_is_not_met_is_a_result(harness: ServiceHarness, verdict: st
     ],
 )
 def test_retry_is_offered_where_it_can_help(harness: ServiceHarness, wish: dict[str, object], offered: bool) -> None:
-    """After a fault; not for a result, and not where the recipe is what is wrong."""
+    """A retry is offered after a fault, and neither for a result nor for a wrong recipe."""
     job = harness.submit(recipe(**wish))["id"]
     harness.until_ended(job)
     if "more_exit" in wish:  # the recipe has made a model, so it is not what is wrong
@@ -79,7 +79,7 @@ def test_retry_is_offered_where_it_can_help(harness: ServiceHarness, wish: dict[
 
 
 def test_more_samples_decide_the_gate(harness: ServiceHarness) -> None:
-    """The finished model is evaluated, with as many samples as the gate needs or as many as asked; nothing is run."""
+    """The model is evaluated on as many samples as the gate needs or the caller asks; the recipe is not run again."""
     job = harness.submit(recipe(**UNDECIDED))["id"]
     harness.until_ended(job)
     written = (harness.run_folder(job) / "model" / "model.safetensors").stat().st_mtime_ns
@@ -102,7 +102,7 @@ def test_more_samples_decide_the_gate(harness: ServiceHarness) -> None:
 
 
 def test_an_evaluation_that_stops_keeps_the_verdict(harness: ServiceHarness) -> None:
-    """Cancelled, the job has its earlier verdict again; failed by a fault, a retry evaluates and does not prune."""
+    """A cancelled evaluation restores the earlier verdict; after a fault a retry evaluates and does not prune."""
     job = harness.submit(recipe(**UNDECIDED, more_pause=30))["id"]
     sentence = harness.until_ended(job)["error"]
     for rounds in (0, 1):
@@ -124,7 +124,7 @@ def test_an_evaluation_that_stops_keeps_the_verdict(harness: ServiceHarness) -> 
 
 
 def test_what_cannot_be_evaluated_again(harness: ServiceHarness) -> None:
-    """A job without a finished model, and one whose model the clean-up has taken: 409 with the reason."""
+    """A job without a finished model, or with a deleted one, gives 409 with the reason."""
     failed, done = harness.submit(recipe(exit=1))["id"], harness.submit(recipe(n=1))["id"]
     harness.until_ended(failed)
     harness.until_ended(done)
@@ -136,7 +136,7 @@ def test_what_cannot_be_evaluated_again(harness: ServiceHarness) -> None:
 
 
 def test_a_retry_after_the_clean_up_runs_the_recipe(harness: ServiceHarness) -> None:
-    """The model is gone, so there is nothing to evaluate: it is made again, and can be pushed and cleaned again."""
+    """A retry after the model was deleted makes the model again, which can then be pushed and deleted again."""
     job = harness.submit(recipe(**UNDECIDED, more_exit=1))["id"]
     harness.until_ended(job)
     harness.http.post(f"/v1/jobs/{job}/reevaluate")
@@ -165,7 +165,7 @@ def test_watching_ends_with_the_gates_code(harness: ServiceHarness, monkeypatch:
 
 
 def test_jobs_of_an_earlier_schema_get_their_verdicts(tmp_path: Path) -> None:
-    """The migration keeps rows, events and indexes; gates and infinite figures that were lost are there again."""
+    """The migration keeps rows, events and indexes, and restores verdicts and infinite figures."""
     path = tmp_path / "old.sqlite3"
     old = sqlite3.connect(path)
     steps = sorted(files("llmprune.service.jobs").joinpath("migrations").iterdir(), key=lambda file: file.name)
