@@ -32,11 +32,11 @@ import torch
 from common import finish, record, run, write_recipe
 from safetensors.torch import save_file
 
-from llmprune.service.cli.answers import ServiceError, Submitted
+from llmprune.service.cli.answers import ServiceError, SubmittedJob
 from llmprune.service.cli.client import ENDED, Client
 from llmprune.service.jobs.job import JobSummary
 from llmprune.service.settings import Settings
-from llmprune.service.supervisor.processes import MARK, marked
+from llmprune.service.supervisor.processes import MARK, processes_of_job
 from llmprune.testing import tiny_model
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
@@ -158,7 +158,7 @@ class Ordeal:
             self.server.wait()
         if victim == "everything":
             for one in self.jobs:
-                left = marked(one)
+                left = processes_of_job(one)
                 self.interrupted[one] += bool(left)
                 for process in left:
                     kill(process.pid)
@@ -172,7 +172,7 @@ class Ordeal:
         running = [job["id"] for job in self.client.jobs(state=["running"])["jobs"]]
         for job in self.chance.sample(running, len(running)):
             with contextlib.suppress(psutil.Error):
-                found = [process for process in marked(job) if kind_of(process.cmdline())]
+                found = [process for process in processes_of_job(job) if kind_of(process.cmdline())]
                 if {kind_of(process.cmdline()) for process in found} == {"keeper", "run"}:
                     return found
         return []
@@ -182,7 +182,7 @@ class Ordeal:
         ended = wait_for(lambda: found if (found := self.client.job(job))["state"] in ENDED else None)
         if ended["state"] == "succeeded":
             return "had ended"
-        if ended["state"] != "failed" or "ended from outside" not in ended["error"]:
+        if ended["state"] != "failed" or "was killed" not in ended["error"]:
             self.wrong.append(f"job {job} is {ended['state']} after a kill: {ended['error']}")
         self.client.retry(job)
         return "failed, tried again"
@@ -242,7 +242,7 @@ def measure_kills(folder: Path, arguments: argparse.Namespace) -> None:
             ordeal.over.set()
             ordeal.server.terminate()
             ordeal.server.wait()
-        figures["processes_left"] = sum(len(marked(job)) for job in ordeal.jobs)
+        figures["processes_left"] = sum(len(processes_of_job(job)) for job in ordeal.jobs)
     record("service-kills", {"seconds": round(time.monotonic() - begin), "kills": kills} | figures)
 
 
@@ -358,7 +358,7 @@ def submit_at_once(client: Client, job: str) -> dict[str, Any]:
 def submit_under(client: Client, key: str, text: str) -> str:
     """The id of the job that a recipe becomes under an idempotency key."""
     headers = {"Content-Type": "application/yaml", "Idempotency-Key": key}
-    return str(client._json(Submitted, "POST", path="/v1/jobs", content=text, headers=headers)["id"])
+    return str(client._json(SubmittedJob, "POST", path="/v1/jobs", content=text, headers=headers)["id"])
 
 
 def load_recipe(number: int) -> str:

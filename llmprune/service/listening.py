@@ -1,4 +1,4 @@
-"""The sockets that a service listens on, opened before anything else of it starts."""
+"""Listening sockets of the service, opened before anything else starts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llmprune.common.errors import RecipeError
 
 @contextmanager
 def listening(host: str, port: int, *, backlog: int) -> Iterator[list[socket.socket]]:
-    """Listen on every address of a host. Raises RecipeError where the host or the port cannot be had."""
+    """Listen on every address of a host. Raises RecipeError where the host or the port cannot be used."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
@@ -34,9 +34,9 @@ def _listener(
 ) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port is free at once after a restart
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the port is free at once after a restart
         if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # IPv4 has a socket of its own
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # IPv4 has its own socket
         listener.bind(address)
         listener.listen(backlog)
     except OSError as error:

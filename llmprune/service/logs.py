@@ -1,7 +1,7 @@
-"""The logs of a service: what happens, on standard error; who asked for what, in two files of its data folder.
+"""Logs of a service: messages on standard error, and two files in the data folder.
 
-``access.jsonl`` has a line for each request, and older parts are dropped. ``audit.jsonl`` has a line for each attempt
-to change something, and keeps all of them. A worker thread writes both: a slow disk never stops the event loop.
+``access.jsonl`` has a line for each request; old parts are deleted. ``audit.jsonl`` has a line for each attempt to
+change something; no line is deleted. Worker threads write both, so a slow disk never blocks the event loop.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ ACCESS, AUDIT = "access.jsonl", "audit.jsonl"
 access = logging.getLogger("llmprune.service.access")
 audit = logging.getLogger("llmprune.service.audit")
 
-_PART, _PARTS = 20_000_000, 4  # bytes of the access log in one file, and older files that stay
+_PART_BYTES, _OLD_PARTS = 20_000_000, 4  # of the access log: bytes in one file, and older files that are kept
 
 
 def log_with_time() -> None:
-    """Send this process's log lines to standard error, each with its time. uvicorn's warnings are of its clients."""
+    """Send this process's log lines to standard error, each with its time, without uvicorn's warnings about clients."""
     handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter(f"%(asctime)s {LOG_FORMAT}", "%Y-%m-%dT%H:%M:%S%z"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
@@ -38,7 +38,7 @@ def log_with_time() -> None:
 
 
 def record(**fields: Any) -> str:
-    """Return fields as a line of JSON, the time first."""
+    """Return the current time and the fields as a line of JSON."""
     return json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())} | fields)
 
 
@@ -46,7 +46,7 @@ def record(**fields: Any) -> str:
 def kept(folder: Path) -> Iterator[None]:
     """Write both logs into a folder while the block runs."""
     files = {
-        access: _PrivateParts(folder / ACCESS, maxBytes=_PART, backupCount=_PARTS, encoding="utf-8"),
+        access: _PrivateParts(folder / ACCESS, maxBytes=_PART_BYTES, backupCount=_OLD_PARTS, encoding="utf-8"),
         audit: _PrivateFile(folder / AUDIT, encoding="utf-8"),
     }
     listeners = []
@@ -66,7 +66,7 @@ def kept(folder: Path) -> Iterator[None]:
 
 
 def audit_command(folder: Path, *, action: str, **fields: Any) -> None:
-    """Add a line for what somebody did on the service's machine, beside the service."""
+    """Add a line to the audit log for a command on the service's machine."""
     path = folder / AUDIT
     _make_private(path)
     with path.open("a", encoding="utf-8") as file:
@@ -90,12 +90,12 @@ class _PrivateFile(WatchedFileHandler):
 
 
 def _make_private(path: Path) -> None:
-    """Make a file where there is none, closed to others from the first moment."""
+    """Make a file that only this user can ever read, where there is none."""
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
 
 
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # in a container a user may have a number only
+    except (KeyError, OSError):  # in a container a user may have no name
         return f"uid {os.getuid()}"

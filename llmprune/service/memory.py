@@ -1,4 +1,4 @@
-"""Memory of this machine: what one job may use, what a process uses, and whom the kernel ends first."""
+"""Memory of this machine and of processes, and the share of one job."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from pathlib import Path, PurePosixPath
 
 import psutil
 
-_JOBS = 0.8  # the share of the machine that jobs may use together; the rest is for the service and the system
-# Relative to all memory, in thousandths: a process with this offset is ended before any that uses less than half.
-_OFFSET = 500
-_CGROUPS = {  # by the controllers that /proc/self/cgroup names: where the groups lie, and the file of the limit
+_SHARE_OF_JOBS = 0.8  # fraction of the memory for all jobs together; the rest is for the service and the system
+# In thousandths of all memory: the kernel kills a process with this offset before any that uses less than half.
+_OOM_SCORE_OFFSET = 500
+_CGROUPS = {  # root folder and limit file of the groups, by the controllers named in /proc/self/cgroup
     "": (Path("/sys/fs/cgroup"), "memory.max"),  # version 2
     "memory": (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),  # version 1
 }
 
 
-def share_of_a_job(places: int) -> int:
-    """Bytes that each of so many jobs may use at a time."""
-    return int(_JOBS * machine_memory() / places)
+def memory_per_job(jobs: int) -> int:
+    """Return the bytes that each of ``jobs`` jobs may use where all run at a time."""
+    return int(_SHARE_OF_JOBS * machine_memory() / jobs)
 
 
 def machine_memory() -> int:
-    """Bytes of RAM, or what the container may use where that is less."""
+    """Return the bytes of RAM, or the limit of the container where that is less."""
     found = [psutil.virtual_memory().total]
     for path in _limit_files():
         with suppress(OSError, ValueError):  # not there, or the word max
@@ -33,7 +33,7 @@ def machine_memory() -> int:
 
 
 def _limit_files() -> Iterator[Path]:
-    """Where the limits of this process's control group and of those around it may stand."""
+    """Return the files that may hold a limit of this process's control group or of a group around it."""
     try:
         lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -47,16 +47,16 @@ def _limit_files() -> Iterator[Path]:
 
 
 def memory_of(processes: Iterable[psutil.Process]) -> int:
-    """Bytes of anonymous memory of all the processes: pages of mapped weight files can be dropped, and do not count."""
+    """Return the bytes of anonymous memory of processes: without mapped weight files, whose pages can be dropped."""
     total = 0
     for process in processes:
         with suppress(psutil.Error):  # ended meanwhile
             info = process.memory_info()
-            total += info.rss - getattr(info, "shared", 0)  # which only Linux tells
+            total += info.rss - getattr(info, "shared", 0)  # only on Linux
     return total
 
 
 def let_kernel_end_first() -> None:
-    """Where memory runs out, have the kernel end this process and its children rather than the service."""
+    """Have the kernel kill this process and its children before the service where memory runs out."""
     with suppress(OSError):  # other systems than Linux
-        Path(f"/proc/{os.getpid()}/oom_score_adj").write_text(str(_OFFSET), encoding="ascii")
+        Path(f"/proc/{os.getpid()}/oom_score_adj").write_text(str(_OOM_SCORE_OFFSET), encoding="ascii")

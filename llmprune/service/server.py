@@ -1,4 +1,4 @@
-"""``llmprune serve``: the HTTP process, and beside it the supervisor, started again whenever it dies."""
+"""``llmprune serve``: the HTTP server, and the supervisor as a child process that is restarted whenever it dies."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from llmprune.common.errors import OutputError, RecipeError
 from llmprune.service.jobs.database import Database
@@ -29,46 +29,46 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SUPERVISOR = (sys.executable, "-m", "llmprune.service.supervisor.supervisor")
-_PAUSE = 0.5  # seconds before it is started again
-_HEADERS = 48 * 1024  # bytes of a request's line and headers: a recipe's overrides are in the line
+_SUPERVISOR = (sys.executable, "-m", "llmprune.service.supervisor")
+_RESTART_AFTER = 0.5  # seconds
+_MAX_HEADERS = 48 * 1024  # bytes of a request's line and headers: the line holds a recipe's overrides
 
 
 class SupervisorProcess:
-    """Keeps one supervisor running. It lives no longer than this process: its input closes with it."""
+    """Keeps one supervisor running. The supervisor ends with this process, because its standard input closes."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings.model_dump_json().encode() + b"\n"
         self._stopping = threading.Event()
         self._process = self._start()
-        self._thread = threading.Thread(target=self._keep, daemon=True)
+        self._thread = threading.Thread(target=self._restart, daemon=True)
         self._thread.start()
 
-    def nudge(self) -> None:
-        """Wake it: there is something to do."""
-        self._say(b"\n")
+    def wake(self) -> None:
+        """Wake the supervisor: the job table has changed."""
+        self._send(b"\n")
 
     def stop(self, keep_jobs: bool) -> None:
-        """End it, with its jobs or without."""
+        """End the supervisor, and with ``keep_jobs`` false also the jobs."""
         self._stopping.set()
         if not keep_jobs:
-            self._say(b"stop\n")
+            self._send(b"stop\n")
         assert self._process.stdin is not None, "piped"
         self._process.stdin.close()
         self._process.wait()
 
-    def _say(self, word: bytes) -> None:
+    def _send(self, line: bytes) -> None:
         try:
             assert self._process.stdin is not None, "piped"
-            self._process.stdin.write(word)
+            self._process.stdin.write(line)
             self._process.stdin.flush()
         except (OSError, ValueError):
-            return  # it has died: the next one looks at the table anyway
+            return  # it has died, and the next one reads the job table anyway
 
-    def _keep(self) -> None:
+    def _restart(self) -> None:
         while True:
             self._process.wait()
-            if self._stopping.wait(_PAUSE):
+            if self._stopping.wait(_RESTART_AFTER):
                 return
             logger.warning("the supervisor ended (%s); starting it again", self._process.returncode)
             self._process = self._start()
@@ -82,36 +82,64 @@ class SupervisorProcess:
         return process
 
 
-def serve(settings: Settings) -> None:
-    """Answer until SIGTERM or Ctrl-C. Raises OutputError and RecipeError where it must not start."""
+class Supervising(Protocol):
+    """The supervisor of a service, as the server uses it."""
+
+    def wake(self) -> None:
+        """Wake the supervisor."""
+
+    def stop(self, keep_jobs: bool) -> None:
+        """End the supervisor, with its jobs or without."""
+
+
+class MakeApp(Protocol):
+    """Maker of the application that answers requests."""
+
+    def __call__(self, settings: Settings, *, wake: Callable[[], None]) -> FastAPI:
+        """Make the app; ``wake`` wakes the supervisor."""
+
+
+def _make_app(settings: Settings, *, wake: Callable[[], None]) -> FastAPI:
+    from llmprune.service.api.app import create_app
+
+    return create_app(settings, wake=wake)
+
+
+def serve(
+    settings: Settings,
+    *,
+    start_supervisor: Callable[[Settings], Supervising] = SupervisorProcess,
+    make_app: MakeApp = _make_app,
+) -> None:
+    """Serve until SIGTERM or Ctrl-C. Raises OutputError and RecipeError where the service cannot start."""
     from llmprune.service.connections import BACKLOG
 
     with _usable(settings):
         settings.prepare()
-    with _only_one(settings.data_dir):
+    with _locked(settings.data_dir):
         with _usable(settings):
             database = Database(settings.database)
             database.migrate()
         require_token(settings, Tokens(database))
         with listening(settings.host, settings.port, backlog=BACKLOG) as sockets:
             log_with_time()
-            keeper = SupervisorProcess(settings)
+            supervisor = start_supervisor(settings)
             try:
-                _answer(settings, keeper, sockets=sockets)
+                _run_http(make_app(settings, wake=supervisor.wake), settings, sockets=sockets)
             finally:
-                keeper.stop(settings.keep_jobs)
+                supervisor.stop(settings.keep_jobs)
 
 
-def open_table(settings: Settings) -> Tokens:
-    """Return the tokens of a data folder, beside a service that may run on it.
+def open_tokens(settings: Settings) -> Tokens:
+    """Return the tokens of a data folder, whether or not a service runs on it.
 
-    Only a table that no service uses is made or brought up to date. Raises OutputError where it cannot be used.
+    The job table is made or migrated only while no service uses it. Raises OutputError where it cannot be used.
     """
     with _usable(settings):
         settings.prepare()
         database = Database(settings.database)
         if not database.is_current():
-            with _only_one(settings.data_dir):
+            with _locked(settings.data_dir):
                 database.migrate()
     return Tokens(database)
 
@@ -130,15 +158,12 @@ def _usable(settings: Settings) -> Iterator[None]:
         ) from error
 
 
-def _answer(settings: Settings, keeper: SupervisorProcess, *, sockets: list[socket.socket]) -> None:
-    """Answer requests until a signal."""
+def _run_http(app: FastAPI, settings: Settings, *, sockets: list[socket.socket]) -> None:
+    """Answer requests until SIGTERM or Ctrl-C."""
     import uvicorn
 
-    from llmprune.service.api.app import create_app
-
-    app = create_app(settings, nudge=keeper.nudge)
     try:
-        app.openapi()  # kept by the app: made at the first request, it would hold the event loop
+        app.openapi()  # cached by the app; building it at the first request would block the event loop
         print(f"llmprune serves http://{settings.host}:{settings.port}", file=sys.stderr, flush=True)
         with _stopped_by_signals(), kept(settings.data_dir):
             uvicorn.Server(_configuration(app, settings)).run(sockets)
@@ -149,28 +174,28 @@ def _answer(settings: Settings, keeper: SupervisorProcess, *, sockets: list[sock
 def _configuration(app: FastAPI, settings: Settings) -> uvicorn.Config:
     import uvicorn
 
-    from llmprune.service.connections import BACKLOG, LimitedProtocol, Register, most_connections
+    from llmprune.service.connections import BACKLOG, LimitedProtocol, Register, max_connections
 
-    register = Register(trusted=settings.trusted_proxies, most=most_connections())
+    register = Register(trusted=settings.trusted_proxies, max_connections=max_connections())
     return uvicorn.Config(
         app, host=settings.host, port=settings.port, http=partial(LimitedProtocol, register),  # type: ignore[arg-type]
-        backlog=BACKLOG, ws="none", h11_max_incomplete_event_size=_HEADERS, log_config=None, access_log=False,
+        backlog=BACKLOG, ws="none", h11_max_incomplete_event_size=_MAX_HEADERS, log_config=None, access_log=False,
         server_header=False, proxy_headers=False, timeout_keep_alive=10, timeout_graceful_shutdown=3,
     )  # fmt: skip
 
 
 def require_token(settings: Settings, tokens: Tokens) -> None:
-    """Beyond this machine only with a token. Raises RecipeError."""
-    if not is_loopback(settings.host) and not tokens.everyone():
+    """Raise RecipeError where other machines can reach the service and there is no token."""
+    if not is_loopback(settings.host) and not tokens.records():
         raise RecipeError(
-            f"--host {settings.host}: others can reach this, so a token is needed first; make one with "
+            f"--host {settings.host}: other machines can reach this address, so a token is needed first; make one with "
             f"llmprune token create --name NAME --role admin --data-dir {settings.data_dir}"
         )
 
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """uvicorn ends on SIGTERM and Ctrl-C, then raises them again: that must not cut off the orderly end."""
+    """Ignore the signals that uvicorn raises again after it has ended on them, so that the shutdown is complete."""
     numbers = (signal.SIGTERM, signal.SIGINT)
     before = {number: signal.signal(number, lambda *_: None) for number in numbers}
     try:
@@ -181,8 +206,8 @@ def _stopped_by_signals() -> Iterator[None]:
 
 
 @contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """A lock on the data folder: two services on one would both serve it. Raises OutputError."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Lock the data folder against a second service. Raises OutputError where another service uses it."""
     try:
         lock = (folder / "serve.lock").open("a")
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What an operator decides when the service starts; frozen from then on."""
+"""Settings of the service, which the operator gives when it starts and which never change while it runs."""
 
 from __future__ import annotations
 
@@ -7,90 +7,80 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from llmprune.service.memory import share_of_a_job
+from llmprune.service.memory import memory_per_job
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class Settings(BaseModel):
-    """The service's settings; the options of ``llmprune serve`` say what each means."""
+    """Settings of one service; see the options of ``llmprune serve``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     data_dir: Path
     host: str = "127.0.0.1"
     port: int = 8321
-    host_names: tuple[str, ...] = ()  # names by which browsers may call it
-    trusted_proxies: tuple[str, ...] = ()  # addresses and networks whose X-Forwarded headers are believed
+    host_names: tuple[str, ...] = ()  # further names under which browsers may reach it
+    trusted_proxies: tuple[str, ...] = ()  # addresses and networks whose X-Forwarded headers are trusted
     slots: int = 1  # CPU jobs at a time
-    gpus: tuple[str, ...] = ()  # what CUDA_VISIBLE_DEVICES may name
+    gpus: tuple[str, ...] = ()  # values for CUDA_VISIBLE_DEVICES
     allow_roots: tuple[Path, ...] = ()
     allow_tasks: tuple[Path, ...] = ()
     torchrun_options: tuple[str, ...] = ()
-    ray: str | None = None  # where a Ray cluster's job API is
-    time_limit: float | None = 24 * 3600.0  # seconds; most and default of every job; None: no limit
-    # bytes of one job, or of each of its GPUs; None: no limit
-    memory_limit: int | None = Field(default_factory=lambda data: share_of_a_job(data["slots"] + len(data["gpus"])))
+    ray: str | None = None  # URL of a Ray cluster's job API
+    time_limit: float | None = 24 * 3600.0  # seconds; maximum and default for each job; None: no limit
+    # bytes for one job, or for each of its GPUs; None: no limit
+    memory_limit: int | None = Field(default_factory=lambda data: memory_per_job(data["slots"] + len(data["gpus"])))
     log_limit: int = 256 * 10**6  # bytes of one job's log
     disk_quota: int | None = None  # bytes of all jobs together
     keep_days: float | None = None
-    keep_jobs: bool = False  # jobs go on while the service restarts
-    share_jobs: bool = False  # everybody with a token may read every job
-    lend_hub_token: bool = False  # jobs without a token use that of whoever started the service, and that user's cache
+    keep_jobs: bool = False  # jobs run on while the service restarts
+    share_jobs: bool = False  # every user with a token may read every job
+    lend_hub_token: bool = False  # jobs without a token use the token and the cache of the user who started the service
     max_queued: int = 1000  # of one owner
     max_jobs: int = 20_000  # of one owner, ended ones included
-    rate: float = 20.0  # requests a second of one caller, after a burst
+    rate: float = 20.0  # requests per second of one caller, after a burst
     burst: int = 200
-    requests: int = 32  # of one caller at a time, and twice as many of one address
-    streams: int = 32  # of events, of one caller at a time; twice as many of one address, 8 times as many of all
-    body_limit: int = 128 * 1024  # a recipe of RECIPE_LIMIT bytes, urlencoded, and its form
+    requests: int = 32  # at a time from one caller, and twice as many from one address
+    streams: int = 32  # event streams of one caller at a time; twice as many from one address, 8 times as many in all
+    body_limit: int = 128 * 1024  # bytes; enough for a recipe of RECIPE_LIMIT bytes, urlencoded, and its form
     grace: float = 15.0  # seconds between SIGTERM and SIGKILL
     command: tuple[str, ...] = (sys.executable, "-m", "llmprune")
 
     @property
     def database(self) -> Path:
-        """The file of the job table."""
+        """File of the job table."""
         return self.data_dir / "service.sqlite3"
 
     @property
-    def nowhere(self) -> Path:
-        """An empty folder to work in, so that no hub id is ever taken for a folder that lies here."""
+    def empty_dir(self) -> Path:
+        """An empty working directory, in which no hub id can be the name of a folder."""
         return self.data_dir / "nowhere"
 
     @property
     def hub_home(self) -> Path:
-        """The HF_HOME of jobs without a token: what anybody may pull from the hub."""
+        """HF_HOME of jobs without a token, for what anybody may pull from the hub."""
         return self.data_dir / "hub-home"
 
-    @property
-    def launchers(self) -> tuple[str, ...]:
-        """The launchers that jobs may ask for."""
-        return ("local", "torchrun", *self.elsewhere)
-
-    @property
-    def elsewhere(self) -> tuple[str, ...]:
-        """Those of them whose jobs take nothing of this machine."""
-        return ("ray",) if self.ray else ()
-
     def folder(self, job: str) -> Path:
-        """Where a job's files lie."""
+        """Return the folder of a job."""
         return self.data_dir / "jobs" / job
 
     def log(self, job: str) -> Path:
-        """What a job prints."""
+        """Return the log file of a job."""
         return self.folder(job) / "log.txt"
 
     def run_folder(self, job: str) -> Path:
-        """Where a job's products lie."""
+        """Return the run folder of a job."""
         return self.folder(job) / "run"
 
     def prepare(self) -> None:
-        """Make the folders, closed to other users of the machine."""
+        """Make the folders, without access for other users of the machine."""
         self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         (self.data_dir / "jobs").mkdir(exist_ok=True)
-        self.nowhere.mkdir(exist_ok=True)
+        self.empty_dir.mkdir(exist_ok=True)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
+    """Return whether only this machine can reach an address."""
     return host in LOOPBACK or host.startswith("127.")

@@ -19,11 +19,11 @@ import uvicorn
 from helpers.service import RECIPE, YAML, served, settings_in
 
 from llmprune.service.api.app import create_app
-from llmprune.service.api.rate_limit import InFlight, RateLimit, network_of
-from llmprune.service.connections import BACKLOG, LimitedProtocol, Patience, Register, is_among, most_connections
+from llmprune.service.api.rate_limit import ConcurrencyLimit, RateLimit, network_of
+from llmprune.service.connections import BACKLOG, LimitedProtocol, Register, Timeouts, is_among, max_connections
 
-CALM = Patience(headers=60, body=60, reading=60)
-HURRY = Patience(headers=0.5, body=0.5, reading=0.8)
+CALM = Timeouts(headers=60, body=60, reading=60)
+HURRY = Timeouts(headers=0.5, body=0.5, reading=0.8)
 
 
 @dataclass
@@ -63,9 +63,9 @@ class Live:
 
 
 @contextlib.contextmanager
-def running(folder: Path, patience: Patience) -> Iterator[Live]:
+def running(folder: Path, timeouts: Timeouts) -> Iterator[Live]:
     """A server on which an address may have 4 silent connections, behind a line that holds little."""
-    register = Register(patience=patience, most_waiting=4, most=30)
+    register = Register(timeouts=timeouts, max_waiting=4, max_connections=30)
     app = create_app(settings_in(folder, streams=3, requests=8))
     config = uvicorn.Config(app, http=partial(LimitedProtocol, register), log_config=None, lifespan="off")
     server = uvicorn.Server(config)
@@ -315,9 +315,9 @@ def test_connections_leave_files_for_all_else(monkeypatch: pytest.MonkeyPatch) -
     asked: list[tuple[int, int]] = []
     monkeypatch.setattr(resource, "setrlimit", lambda _, limits: asked.append(limits))
     monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 1_024))
-    assert most_connections() + BACKLOG + 256 == 1_024
+    assert max_connections() + BACKLOG + 256 == 1_024
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1_024, 1 << 20))
-    assert most_connections() == 4_096
+    assert max_connections() == 4_096
     assert asked == [(1_024, 1_024), (4_096 + BACKLOG + 256, 1 << 20)]
 
 
@@ -347,17 +347,17 @@ def test_the_register_counts_by_address() -> None:
                 register.waits(one)  # type: ignore[arg-type]
         return made
 
-    register = Register(most_waiting=2, most=100, trusted=("10.0.0.0/8",))
+    register = Register(max_waiting=2, max_connections=100, trusted=("10.0.0.0/8",))
     assert [one.aborted for one in held(register, ["1.1.1.1"] * 4)] == [True, True, False, False]
     assert not any(one.aborted for one in held(register, ["10.1.2.3"] * 9))
     assert said == ["later"], "one line of the log tells of both"
-    crowded = Register(most_waiting=9, most=100, most_of_address=2, trusted=("10.0.0.0/8",))
+    crowded = Register(max_waiting=9, max_connections=100, max_of_address=2, trusted=("10.0.0.0/8",))
     busy = held(crowded, ["1.1.1.1", "1.1.1.1"])
     for one in busy:
         crowded.works(one)  # type: ignore[arg-type]
     assert held(crowded, ["1.1.1.1"])[0].aborted, "an address has requests under way on all that it may have"
     assert not any(one.aborted for one in held(crowded, ["2.2.2.2", "10.0.0.1", "10.0.0.1", "10.0.0.1"]))
-    full = Register(most_waiting=99, most=4)
+    full = Register(max_waiting=99, max_connections=4)
     first = held(full, ["1.1.1.1", "2.2.2.2", "2.2.2.2", "3.3.3.3"])
     held(full, ["4.4.4.4"])
     assert [one.aborted for one in first] == [False, True, False, False], "the oldest of the address with the most"
@@ -379,7 +379,7 @@ def test_what_counts_as_one_client() -> None:
 
 def test_counting_what_is_in_flight() -> None:
     """A place is free again when the block has ended, also by an error; a refused one takes none."""
-    flying = InFlight()
+    flying = ConcurrencyLimit()
     with flying.counted({"a": 1, "b": 2}) as first, flying.counted({"a": 1, "b": 2}) as second:
         assert (first, second) == (True, False)
         with flying.counted({"b": 2}) as third:

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 from helpers.commands import command, save_model
-from helpers.service import RECIPE, YAML, Bench, recipe
+from helpers.service import RECIPE, YAML, ServiceHarness, recipe
 from helpers.tiny import structure_of
 from transformers import AutoConfig, DeepseekV3Config, Gemma3nTextConfig, LlamaConfig
 
@@ -26,12 +26,12 @@ from llmprune.checkpoint.config_limits import MOST_BYTES, check_config
 from llmprune.checkpoint.loading import load_config, load_tokenizer
 from llmprune.recipe.model import ModelSource
 from llmprune.service import memory
-from llmprune.service.memory import machine_memory, memory_of, share_of_a_job
+from llmprune.service.memory import machine_memory, memory_of, memory_per_job
 from llmprune.service.planner.planner import Planner
-from llmprune.service.planner.queue import MOST_WAITING, PlannerBusy, PlanQueue, TooManyPlans
+from llmprune.service.planner.queue import MAX_WAITING, PlannerBusy, PlanQueue, TooManyPlans
 from llmprune.service.settings import Settings
 from llmprune.service.supervisor import overuse, supervisor
-from llmprune.service.supervisor.processes import marked
+from llmprune.service.supervisor.processes import processes_of_job
 
 MB = 10**6
 
@@ -54,7 +54,7 @@ def served_with(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
 @pytest.fixture
 def weighed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A supervisor that looks at memory and logs in every round."""
-    monkeypatch.setattr(supervisor, "WEIGH_EVERY", 0.0)
+    monkeypatch.setattr(supervisor, "MEASURE_EVERY", 0.0)
 
 
 # --- jobs
@@ -62,9 +62,9 @@ def weighed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_job_may_run_for_a_day_and_longer_only_by_choice(tmp_path: Path, served_with: list[Settings]) -> None:
     """Without a limit of its own a job has the service's, which is a day; ``--time-limit 0`` is no limit."""
-    bench = Bench(tmp_path)
-    assert bench.submit()["time_limit"] == 86_400
-    answer = bench.http.post("/v1/jobs", params={"time_limit": 86_401}, content=RECIPE, headers=YAML)
+    harness = ServiceHarness(tmp_path)
+    assert harness.submit()["time_limit"] == 86_400
+    answer = harness.http.post("/v1/jobs", params={"time_limit": 86_401}, content=RECIPE, headers=YAML)
     said = "time_limit: 86,401 s asked and the limit is 86,400 s; ask for less"
     assert (answer.status_code, answer.json()["problems"]) == (422, [said])
     for options in ((), ("--time-limit", "60"), ("--time-limit", "0")):
@@ -74,11 +74,11 @@ def test_a_job_may_run_for_a_day_and_longer_only_by_choice(tmp_path: Path, serve
 
 def test_a_job_queued_without_a_limit_has_the_service_s(tmp_path: Path) -> None:
     """A table of an earlier version, or of a service without a limit, has jobs that would run on for ever."""
-    unlimited = Bench(tmp_path, time_limit=None)
+    unlimited = ServiceHarness(tmp_path, time_limit=None)
     job = unlimited.submit(recipe(pause=30))
     assert job["time_limit"] is None
-    bench = Bench(tmp_path, time_limit=0.3)
-    ended = bench.until_ended(job["id"])
+    harness = ServiceHarness(tmp_path, time_limit=0.3)
+    ended = harness.until_ended(job["id"])
     assert ended["state"] == "failed"
     assert "it ran longer than its limit of 0.3 s" in ended["error"]
 
@@ -99,52 +99,52 @@ def test_a_container_s_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     limits[0].write_text("max\n")
     limits[1].write_text("3000000\n")
     monkeypatch.setattr(memory, "_limit_files", lambda: limits)
-    assert (machine_memory(), share_of_a_job(3)) == (3 * MB, 800_000)
+    assert (machine_memory(), memory_per_job(3)) == (3 * MB, 800_000)
 
 
 @pytest.mark.usefixtures("weighed")
 def test_a_job_that_uses_too_much_memory_is_ended_and_others_run_on(tmp_path: Path) -> None:
     """With all its processes, at once, and with a sentence that names the figure, the limit and what to do."""
-    bench = Bench(tmp_path, slots=2, memory_limit=90 * MB)
-    greedy = bench.submit(recipe(hoard=150, pause=30, deaf=1, leave=1))["id"]
-    modest = bench.submit(recipe(hoard=20, pause=0.2))["id"]
-    ended = bench.until_ended(greedy)
+    harness = ServiceHarness(tmp_path, slots=2, memory_limit=90 * MB)
+    greedy = harness.submit(recipe(hoard=150, pause=30, deaf=1, leave=1))["id"]
+    modest = harness.submit(recipe(hoard=20, pause=0.2))["id"]
+    ended = harness.until_ended(greedy)
     assert ended["state"] == "failed"
     assert ended["error"].startswith("it used ")
     assert "a job may use 90 MB" in ended["error"]
     assert "--memory-limit" in ended["error"]
-    assert marked(greedy) == []
-    assert bench.until_ended(modest)["state"] == "succeeded"
-    assert bench.http.post(f"/v1/jobs/{greedy}/retry").status_code == 200
-    assert "a job may use" in bench.until_ended(greedy)["error"]
+    assert processes_of_job(greedy) == []
+    assert harness.until_ended(modest)["state"] == "succeeded"
+    assert harness.http.post(f"/v1/jobs/{greedy}/retry").status_code == 200
+    assert "a job may use" in harness.until_ended(greedy)["error"]
 
 
 @pytest.mark.usefixtures("weighed")
 def test_a_job_has_the_memory_of_each_of_its_gpus(tmp_path: Path) -> None:
     """The limit is one job's, or that of each GPU that it holds."""
-    bench = Bench(tmp_path, gpus=("0", "1"), memory_limit=90 * MB)
-    assert bench.until_ended(bench.submit(recipe(hoard=110, pause=0.3), gpus=2)["id"])["state"] == "succeeded"
-    assert bench.until_ended(bench.submit(recipe(hoard=110, pause=30), gpus=1)["id"])["state"] == "failed"
+    harness = ServiceHarness(tmp_path, gpus=("0", "1"), memory_limit=90 * MB)
+    assert harness.until_ended(harness.submit(recipe(hoard=110, pause=0.3), gpus=2)["id"])["state"] == "succeeded"
+    assert harness.until_ended(harness.submit(recipe(hoard=110, pause=30), gpus=1)["id"])["state"] == "failed"
 
 
 @pytest.mark.usefixtures("weighed")
 def test_the_processes_are_scanned_once_a_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many jobs run; without a limit not at all."""
     scans: list[None] = []
-    monkeypatch.setattr(overuse, "by_job", lambda: scans.append(None) or {})  # type: ignore[func-returns-value]
-    bench = Bench(tmp_path, slots=3)
-    jobs = [bench.submit(recipe(pause=30, n=n))["id"] for n in range(3)]
-    bench.supervisor.round()
+    monkeypatch.setattr(overuse, "processes_by_job", lambda: scans.append(None) or {})  # type: ignore[func-returns-value]
+    harness = ServiceHarness(tmp_path, slots=3)
+    jobs = [harness.submit(recipe(pause=30, n=n))["id"] for n in range(3)]
+    harness.supervisor.round()
     scans.clear()
-    bench.supervisor.round()
+    harness.supervisor.round()
     assert len(scans) == 1
-    bench.supervisor.settings = bench.settings.model_copy(update={"memory_limit": None})
-    bench.supervisor.round()
+    harness.supervisor.settings = harness.settings.model_copy(update={"memory_limit": None})
+    harness.supervisor.round()
     assert len(scans) == 1
     for job in jobs:
-        bench.http.post(f"/v1/jobs/{job}/cancel")
+        harness.http.post(f"/v1/jobs/{job}/cancel")
     for job in jobs:
-        bench.until_ended(job)
+        harness.until_ended(job)
 
 
 def test_mapped_weights_do_not_count(tmp_path: Path) -> None:
@@ -163,25 +163,25 @@ def test_mapped_weights_do_not_count(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has it")
 def test_the_kernel_ends_a_job_rather_than_the_service(tmp_path: Path) -> None:
     """Every process of a job offers itself; the service does not."""
-    bench = Bench(tmp_path)
-    job = bench.submit(recipe(pause=30, leave=1))["id"]
-    bench.until(job, running)
-    scores = [int(Path(f"/proc/{process.pid}/oom_score_adj").read_text()) for process in marked(job)]
+    harness = ServiceHarness(tmp_path)
+    job = harness.submit(recipe(pause=30, leave=1))["id"]
+    harness.until(job, running)
+    scores = [int(Path(f"/proc/{process.pid}/oom_score_adj").read_text()) for process in processes_of_job(job)]
     assert scores == [500, 500, 500]
     assert int(Path("/proc/self/oom_score_adj").read_text()) < 500
-    bench.http.post(f"/v1/jobs/{job}/cancel")
-    bench.until_ended(job)
+    harness.http.post(f"/v1/jobs/{job}/cancel")
+    harness.until_ended(job)
 
 
 @pytest.mark.usefixtures("weighed")
 def test_a_job_that_prints_without_end_is_ended(tmp_path: Path) -> None:
     """Its log is cut to half of the limit, so that a retry can write one too."""
-    bench = Bench(tmp_path, log_limit=MB)
-    job = bench.submit(recipe(flood=2, pause=30))["id"]
-    ended = bench.until_ended(job)
+    harness = ServiceHarness(tmp_path, log_limit=MB)
+    job = harness.submit(recipe(flood=2, pause=30))["id"]
+    ended = harness.until_ended(job)
     assert ended["state"] == "failed"
     assert "it wrote a log of 2 MB and the limit is 1 MB" in ended["error"]
-    assert (bench.settings.log(job).stat().st_size, marked(job)) == (MB // 2, [])
+    assert (harness.settings.log(job).stat().st_size, processes_of_job(job)) == (MB // 2, [])
 
 
 # --- plans
@@ -324,7 +324,7 @@ def test_one_plan_of_a_caller_and_few_of_all_wait() -> None:
     """So that waiting plans never hold all of the server's threads."""
     queue = PlanQueue()
     with ExitStack() as places:
-        for number in range(MOST_WAITING):
+        for number in range(MAX_WAITING):
             places.enter_context(queue.place(f"caller {number}"))
         with pytest.raises(TooManyPlans, match="a plan of yours is being made"), queue.place("caller 0"):
             pass
@@ -346,13 +346,13 @@ def wait_for(reached: Callable[[], object]) -> None:
 def test_a_second_plan_of_the_same_caller_is_refused_at_once(tmp_path: Path) -> None:
     """Over HTTP with 429 and Retry-After, where another caller waits; the page says so and asks again by itself."""
     planner = Planner(tmp_path, worker("time.sleep(30)"), limit=30.0)
-    bench = Bench(tmp_path, planner)
+    harness = ServiceHarness(tmp_path, planner)
     headers = [
-        YAML | {"Authorization": f"Bearer {bench.service.tokens.create(name, 'user')}"} for name in ("ann", "bob")
+        YAML | {"Authorization": f"Bearer {harness.service.tokens.create(name, 'user')}"} for name in ("ann", "bob")
     ]
 
     def ask(number: int) -> Any:
-        return bench.http.post("/v1/recipes/plan", content=RECIPE, headers=headers[number])
+        return harness.http.post("/v1/recipes/plan", content=RECIPE, headers=headers[number])
 
     first = threading.Thread(target=ask, args=(0,))
     first.start()
@@ -361,15 +361,15 @@ def test_a_second_plan_of_the_same_caller_is_refused_at_once(tmp_path: Path) -> 
         second = ask(0)
         assert (second.status_code, second.headers["Retry-After"]) == (429, "2")
         form = {"Authorization": headers[0]["Authorization"]}
-        page = bench.http.post("/submit/plan", data={"recipe": RECIPE}, headers=form)
+        page = harness.http.post("/submit/plan", data={"recipe": RECIPE}, headers=form)
         assert page.status_code == 200
         assert 'hx-trigger="load delay:2s"' in page.text
         with ExitStack() as places:
-            for number in range(MOST_WAITING - 1):
+            for number in range(MAX_WAITING - 1):
                 places.enter_context(planner.queue.place(f"caller {number}"))
             third = ask(1)
         assert (third.status_code, third.headers["Retry-After"]) == (503, "60")
-        assert bench.http.get("/v1/health").status_code == 200
+        assert harness.http.get("/v1/health").status_code == 200
     finally:
         assert planner._worker is not None
         planner._worker.kill()

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 from helpers.commands import Outcome, command, save_model
-from helpers.service import RECIPE, YAML, Bench
+from helpers.service import RECIPE, YAML, ServiceHarness
 from rich.progress import Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
@@ -19,7 +19,7 @@ from rich.text import Text
 from llmprune.common.console import PlainConsole
 from llmprune.common.printing import LOG_FORMAT, LineFormatter, printable, printable_message
 from llmprune.service.cli.client import Client
-from llmprune.service.jobs.store import _note
+from llmprune.service.jobs.store import _write_event
 from llmprune.service.jobs.submission import default_name
 
 LINK = "\x1b]8;;http://evil\x1b\\here\x1b]8;;\x1b\\"
@@ -41,31 +41,31 @@ def unprintable(text: str) -> set[str]:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ServiceHarness:
     """A service that the client commands of this process call."""
-    bench = Bench(tmp_path, rate=1e6, burst=10**6)
+    harness = ServiceHarness(tmp_path, rate=1e6, burst=10**6)
 
     def forward(request: httpx.Request) -> httpx.Response:
-        answer = bench.http.request(request.method, str(request.url), headers=request.headers, content=request.read())
+        answer = harness.http.request(request.method, str(request.url), headers=request.headers, content=request.read())
         return httpx.Response(answer.status_code, headers=answer.headers, content=answer.content)
 
     monkeypatch.setattr(
         "llmprune.service.cli.commands._client",
         lambda server, token_file: Client(server, transport=httpx.MockTransport(forward)),
     )
-    return bench
+    return harness
 
 
-def hostile_job(bench: Bench, state: str = "failed") -> str:
+def hostile_job(harness: ServiceHarness, state: str = "failed") -> str:
     """A job whose every text is hostile, as an older service or another program may have stored it."""
-    job: str = bench.submit()["id"]
-    with bench.service.database.write() as connection:
+    job: str = harness.submit()["id"]
+    with harness.service.database.write() as connection:
         texts = dict.fromkeys(("name", "owner", "model", "step"), HOSTILE) | {
             "error": f"{HOSTILE}\nsucceeded after 1 s"
         }
         columns = ", ".join(f"{name} = ?" for name in texts)
         connection.execute(f"UPDATE jobs SET {columns}, state = ? WHERE id = ?", [*texts.values(), state, job])
-        _note(connection, job)
+        _write_event(connection, job)
     return job
 
 
@@ -104,9 +104,9 @@ def test_line_feeds_stay_only_where_they_are_wanted() -> None:
     assert printable_message("2 problems\n  - a\nllmprune: done\n  - b") == "2 problems\n  - a\\nllmprune: done\n  - b"
 
 
-def test_listed_and_watched_jobs_send_nothing_to_the_terminal(bench: Bench) -> None:
+def test_listed_and_watched_jobs_send_nothing_to_the_terminal(harness: ServiceHarness) -> None:
     """``llmprune jobs`` and ``watch`` print a hostile job's texts as escapes, without markup and without new lines."""
-    job = hostile_job(bench)
+    job = hostile_job(harness)
     listed, watched = command("jobs"), command("watch", job)
     assert (listed.code, watched.code) == (0, 1)
     for said in (listed.out, listed.err, watched.out, watched.err):
@@ -116,9 +116,9 @@ def test_listed_and_watched_jobs_send_nothing_to_the_terminal(bench: Bench) -> N
     assert not any(line.startswith("succeeded") for line in watched.err.splitlines()), watched.err
 
 
-def test_json_for_machines_is_ascii(bench: Bench, tmp_path: Path) -> None:
+def test_json_for_machines_is_ascii(harness: ServiceHarness, tmp_path: Path) -> None:
     """``--json`` output holds no raw control or direction character, and reads back to the very text."""
-    hostile_job(bench)
+    hostile_job(harness)
     said = command("jobs", "--json").out
     assert said.isascii()
     assert json.loads(said)["jobs"][0]["name"] == HOSTILE
@@ -240,14 +240,14 @@ def test_the_commands_log_prints_one_line_for_a_record() -> None:
 
 
 @pytest.mark.parametrize("name", ["a\x1b[2J", "a\nb", "\u202ecod", "a\u200bb", "a\x9bb", "a\u2028b"])
-def test_a_jobs_name_holds_printable_characters_only(bench: Bench, name: str) -> None:
+def test_a_jobs_name_holds_printable_characters_only(harness: ServiceHarness, name: str) -> None:
     """Over HTTP, from the form and from ``llmprune submit``, with a sentence that says why."""
-    answer = bench.http.post("/v1/jobs", params={"name": name}, content=RECIPE, headers=YAML)
+    answer = harness.http.post("/v1/jobs", params={"name": name}, content=RECIPE, headers=YAML)
     assert answer.status_code == 422, answer.text
     assert "control, format or direction characters" in answer.json()["problems"][0]
-    form = bench.http.post("/submit", data={"recipe": RECIPE, "name": f"x{name}x"})
+    form = harness.http.post("/submit", data={"recipe": RECIPE, "name": f"x{name}x"})
     assert (form.status_code, "control, format or direction characters" in form.text) == (422, True)
-    assert bench.http.get("/v1/jobs").json()["jobs"] == []
+    assert harness.http.get("/v1/jobs").json()["jobs"] == []
 
 
 def test_a_name_made_from_a_model_is_printable() -> None:
@@ -265,11 +265,11 @@ def test_a_tokens_name_is_plain(tmp_path: Path, name: str) -> None:
     assert (said.code, unprintable(said.err)) == (2, set())
 
 
-def test_pages_show_direction_marks_of_names(bench: Bench) -> None:
+def test_pages_show_direction_marks_of_names(harness: ServiceHarness) -> None:
     """A stored name, owner, model or error does not reorder the page around it."""
-    job = hostile_job(bench)
+    job = hostile_job(harness)
     for address in ("/", f"/jobs/{job}", f"/jobs/{job}/live"):
-        page = bench.http.get(address).text
+        page = harness.http.get(address).text
         assert r"\u202e" in page
         assert "\u202e" not in page
         assert "\x1b" not in page

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
-from helpers.service import RECIPE, YAML, Bench
+from helpers.service import RECIPE, YAML, ServiceHarness
 from pydantic import ValidationError
 
 from llmprune.common.errors import MOST_PROBLEMS, RecipeError
@@ -21,8 +21,9 @@ from llmprune.common.hub.secrets import redact
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.text_source import readable_split
 from llmprune.recipe.validation_messages import describe_problems
-from llmprune.service.api.recipe_turns import Turns
-from llmprune.service.jobs.recipe_policy import RECIPE_LIMIT, admit
+from llmprune.service.api.recipe_queue import RecipeQueue
+from llmprune.service.recipe_policy.policy import admit
+from llmprune.service.recipe_policy.yaml_limits import RECIPE_LIMIT
 from llmprune.service.settings import Settings
 from llmprune.service.web.form import START, RecipeForm
 
@@ -79,9 +80,9 @@ def watched_loops(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[float,
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+def harness(tmp_path_factory: pytest.TempPathFactory) -> ServiceHarness:
     """A service that has answered before: templates and models of requests are compiled once."""
-    found = Bench(tmp_path_factory.mktemp("bodies"), rate=1e9, burst=10**9)
+    found = ServiceHarness(tmp_path_factory.mktemp("bodies"), rate=1e9, burst=10**9)
     found.http.post("/submit/check", data={"recipe": RECIPE})
     found.http.post("/v1/recipes/validate", content=RECIPE, headers=YAML)
     return found
@@ -89,11 +90,11 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 @pytest.mark.parametrize(("path", "body", "headers"), BODIES.values(), ids=list(BODIES))
 def test_no_body_holds_the_event_loop(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, path: str, body: str, headers: dict[str, str]
+    harness: ServiceHarness, monkeypatch: pytest.MonkeyPatch, path: str, body: str, headers: dict[str, str]
 ) -> None:
     """Whatever is sent, no piece of work on the loop takes 50 ms of processor time."""
     with watched_loops(monkeypatch) as spans:
-        answer = bench.http.post(path, content=body, headers=headers)
+        answer = harness.http.post(path, content=body, headers=headers)
     assert answer.status_code in (200, 400, 404, 413, 415, 422)
     longest, where = max(spans)
     assert longest < LONGEST, where
@@ -116,53 +117,53 @@ HEADERS = {
 @pytest.mark.parametrize("headers", HEADERS.values(), ids=list(HEADERS))
 @pytest.mark.parametrize("path", ["/v1/health", "/v1/jobs", "/static/app.js", f"/v1/jobs/{'0' * 12}/push"])
 def test_no_header_holds_the_event_loop(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, path: str, headers: dict[str, str]
+    harness: ServiceHarness, monkeypatch: pytest.MonkeyPatch, path: str, headers: dict[str, str]
 ) -> None:
     """Also before anybody is known, a header costs little: cookies that are not ours are never parsed."""
     with watched_loops(monkeypatch) as spans:
-        answer = bench.http.request("POST" if path.endswith("push") else "GET", path, headers=headers)
+        answer = harness.http.request("POST" if path.endswith("push") else "GET", path, headers=headers)
     assert answer.status_code < 500
     longest, where = max(spans)
     assert longest < LONGEST, where
 
 
 @pytest.mark.parametrize("path", ["/v1/health", "/login", "/v1/jobs", "/v1/compare", "/now"])
-def test_no_query_holds_the_event_loop(bench: Bench, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+def test_no_query_holds_the_event_loop(harness: ServiceHarness, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     """Thousands of parameters are refused before any of them is read."""
     with watched_loops(monkeypatch) as spans:
-        answer = bench.http.get(f"{path}?{'a&job=&' * 6_500}")
+        answer = harness.http.get(f"{path}?{'a&job=&' * 6_500}")
     assert (answer.status_code, "at most 200 query parameters" in answer.text) == (422, True)
     longest, where = max(spans)
     assert longest < LONGEST, where
 
 
-def test_a_recipe_over_the_network_is_small(bench: Bench, tmp_path: Path) -> None:
+def test_a_recipe_over_the_network_is_small(harness: ServiceHarness, tmp_path: Path) -> None:
     """A body, a form's text and an override above the limit are refused before anything reads them."""
     large = RECIPE + "#" * RECIPE_LIMIT
     for kind in (YAML, JSON):
-        answer = bench.http.post("/v1/recipes/validate", content=large, headers=kind)
+        answer = harness.http.post("/v1/recipes/validate", content=large, headers=kind)
         assert (answer.status_code, answer.json()["title"]) == (413, "too large")
-    assert "at most 32,768" in bench.http.post("/submit/check", data={"recipe": large}).text
+    assert "at most 32,768" in harness.http.post("/submit/check", data={"recipe": large}).text
     with pytest.raises(RecipeError, match="at most 32,768"):
         admit(RECIPE, (f"model.id={'x' * (RECIPE_LIMIT + 1)}",), settings=Settings(data_dir=tmp_path))
     with pytest.raises(RecipeError, match="nested more than 20 deep"):
         admit(RECIPE, (f"{'a.' * 10_000}b=1",), settings=Settings(data_dir=tmp_path))
 
 
-def test_problems_of_parameters_are_shortened(bench: Bench) -> None:
+def test_problems_of_parameters_are_shortened(harness: ServiceHarness) -> None:
     """A push with hundreds of unknown keys is answered with the first, and a count."""
-    answer = bench.http.post(f"/v1/jobs/{'0' * 12}/push", content=keys(8_000), headers=JSON | {"X-Hub-Token": "x"})
+    answer = harness.http.post(f"/v1/jobs/{'0' * 12}/push", content=keys(8_000), headers=JSON | {"X-Hub-Token": "x"})
     assert answer.status_code == 422
     assert len(answer.json()["problems"]) == MOST_PROBLEMS + 1
     assert answer.json()["problems"][-1].endswith("more problems")
 
 
-def test_forms_have_few_fields_and_one_kind(bench: Bench) -> None:
+def test_forms_have_few_fields_and_one_kind(harness: ServiceHarness) -> None:
     """The pages' own forms fit; what only an attack would send is refused."""
-    many = bench.http.post("/submit/check", content="&".join(f"a{n}=" for n in range(60)), headers=FORM)
+    many = harness.http.post("/submit/check", content="&".join(f"a{n}=" for n in range(60)), headers=FORM)
     assert many.status_code == 422
-    assert bench.http.post("/submit/check", content=PART + "--x--\r\n", headers=MULTIPART).status_code == 415
-    assert bench.http.post("/submit/check", data={"recipe": RECIPE}).status_code == 200
+    assert harness.http.post("/submit/check", content=PART + "--x--\r\n", headers=MULTIPART).status_code == 415
+    assert harness.http.post("/submit/check", data={"recipe": RECIPE}).status_code == 200
 
 
 def test_many_problems_are_shortened_in_linear_work() -> None:
@@ -179,13 +180,13 @@ def test_many_problems_are_shortened_in_linear_work() -> None:
     assert RecipeError(error.problems).problems == error.problems, "raised again, nothing is cut anew"
 
 
-def test_repeated_keys_are_found_in_linear_work(bench: Bench) -> None:
+def test_repeated_keys_are_found_in_linear_work(harness: ServiceHarness) -> None:
     """The repeated key of a JSON recipe is named, and not its thousands of neighbours."""
     body = json.dumps({f"k{n}": 1 for n in range(2_000)})[:-1] + ', "k7": 2}'
-    answer = bench.http.post("/v1/jobs", content=body, headers=JSON)
+    answer = harness.http.post("/v1/jobs", content=body, headers=JSON)
     assert (answer.status_code, answer.json()["problems"]) == (
         422,
-        ["not valid JSON: 'k7' is there twice; keep one of them"],
+        ["not valid JSON: 'k7' is given twice; keep one of them"],
     )
 
 
@@ -208,15 +209,15 @@ def test_one_caller_has_one_turn() -> None:
         at_work.remove(caller)
 
     async def everything() -> None:
-        turns = Turns()
-        await asyncio.gather(*(turns.run("ann", alone, "ann") for _ in range(6)))
-        await asyncio.gather(turns.run("ann", meeting.wait), turns.run("bob", meeting.wait))
+        recipes = RecipeQueue()
+        await asyncio.gather(*(recipes.run("ann", alone, "ann") for _ in range(6)))
+        await asyncio.gather(recipes.run("ann", meeting.wait), recipes.run("bob", meeting.wait))
         gate = threading.Event()
-        waiting = [asyncio.ensure_future(turns.run("ann", gate.wait, 10)) for _ in range(60)]
+        waiting = [asyncio.ensure_future(recipes.run("ann", gate.wait, 10)) for _ in range(60)]
         await asyncio.sleep(0)
-        await turns.run("bob", alone, "bob")  # more requests than worker threads wait, and hold one of them
+        await recipes.run("bob", alone, "bob")  # more requests than worker threads wait, and hold one of them
         gate.set()
         await asyncio.gather(*waiting)
-        assert not turns._queues, "nobody is remembered"
+        assert not recipes._queues, "nobody is remembered"
 
     asyncio.run(everything())

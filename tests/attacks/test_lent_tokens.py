@@ -17,11 +17,11 @@ import huggingface_hub
 import pytest
 from helpers.hub.server import Hub
 from helpers.hub.state import TOKEN
-from helpers.service import RECIPE, Bench, recipe
+from helpers.service import RECIPE, ServiceHarness, recipe
 
 from llmprune.common.errors import RecipeError
 from llmprune.service.environment import inherited
-from llmprune.service.jobs.recipe_policy import admit
+from llmprune.service.recipe_policy.policy import admit
 from llmprune.service.settings import Settings
 from llmprune.service.supervisor.cleanup import clean_up, over_quota
 from llmprune.service.supervisor.launchers.base import Launch
@@ -77,9 +77,9 @@ def stub(folder: Path) -> str:
     return str(path)
 
 
-def noted(bench: Bench, job: str) -> dict[str, str]:
+def noted(harness: ServiceHarness, job: str) -> dict[str, str]:
     """The environment that a job has run in."""
-    lines = (bench.settings.folder(job) / "environment").read_text().splitlines()
+    lines = (harness.settings.folder(job) / "environment").read_text().splitlines()
     return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
@@ -87,42 +87,42 @@ def noted(bench: Bench, job: str) -> dict[str, str]:
 @pytest.mark.parametrize("launcher", ["local", "torchrun"])
 def test_a_job_sees_nothing_of_the_operators(tmp_path: Path, launcher: str) -> None:
     """Neither tokens nor caches nor other credentials; its HF_HOME is the service's, or its own with its own token."""
-    bench = Bench(tmp_path, command=(stub(tmp_path), "x"))
-    plain = bench.submit(launcher=launcher)["id"]
-    own = bench.submit(recipe(n=1), {"X-Hub-Token": "hf_x"}, launcher=launcher)["id"]
-    for job, home in ((plain, bench.settings.hub_home), (own, bench.settings.folder(own) / "hub-home")):
-        assert bench.until_ended(job)["state"] == "succeeded"
-        seen = noted(bench, job)
+    harness = ServiceHarness(tmp_path, command=(stub(tmp_path), "x"))
+    plain = harness.submit(launcher=launcher)["id"]
+    own = harness.submit(recipe(n=1), {"X-Hub-Token": "hf_x"}, launcher=launcher)["id"]
+    for job, home in ((plain, harness.settings.hub_home), (own, harness.settings.folder(own) / "hub-home")):
+        assert harness.until_ended(job)["state"] == "succeeded"
+        seen = noted(harness, job)
         assert [name for name, value in seen.items() if MINE in value] == []
         assert seen["HF_HOME"] == str(home.absolute())
         assert (seen["NETRC"], seen["HF_ENDPOINT"]) == (os.devnull, os.environ["HF_ENDPOINT"])
-    assert noted(bench, own)["HF_TOKEN_PATH"] == str(bench.settings.folder(own).absolute() / "hub-token")
-    assert "HF_TOKEN_PATH" not in noted(bench, plain)
+    assert noted(harness, own)["HF_TOKEN_PATH"] == str(harness.settings.folder(own).absolute() / "hub-token")
+    assert "HF_TOKEN_PATH" not in noted(harness, plain)
 
 
 @pytest.mark.usefixtures("planted")
 def test_only_hub_access_is_lent(tmp_path: Path) -> None:
     """With --lend-hub-token jobs have the operator's hub variables and no other credential; an own token goes first."""
-    bench = Bench(tmp_path, command=(stub(tmp_path), "x"), lend_hub_token=True)
-    plain = bench.submit()["id"]
-    own = bench.submit(recipe(n=1), {"X-Hub-Token": "hf_x"})["id"]
-    bench.until_ended(own)
-    assert {name for name, value in noted(bench, plain).items() if MINE in value} == set(HUB)
-    assert [name for name, value in noted(bench, own).items() if MINE in value] == []
-    assert noted(bench, own)["HF_HOME"].startswith(str(bench.settings.folder(own).absolute()))
+    harness = ServiceHarness(tmp_path, command=(stub(tmp_path), "x"), lend_hub_token=True)
+    plain = harness.submit()["id"]
+    own = harness.submit(recipe(n=1), {"X-Hub-Token": "hf_x"})["id"]
+    harness.until_ended(own)
+    assert {name for name, value in noted(harness, plain).items() if MINE in value} == set(HUB)
+    assert [name for name, value in noted(harness, own).items() if MINE in value] == []
+    assert noted(harness, own)["HF_HOME"].startswith(str(harness.settings.folder(own).absolute()))
 
 
 @pytest.mark.usefixtures("planted")
 @pytest.mark.parametrize("lent", [False, True])
 def test_the_planner_sees_nothing_of_the_operators(tmp_path: Path, lent: bool) -> None:
     """Its worker answers everybody, so it reads what a job without a token may read."""
-    bench = Bench(tmp_path, lend_hub_token=lent)
+    harness = ServiceHarness(tmp_path, lend_hub_token=lent)
     program = "import json, os, sys; sys.stdin.readline(); print(json.dumps({'plan': dict(os.environ)}), flush=True)"
-    bench.service.planner.command = (sys.executable, "-c", program)
-    seen = bench.service.planner.plan(RECIPE, (), caller="ann")["plan"]  # over HTTP its paths would be renamed
-    bench.service.planner.close()
+    harness.service.planner.command = (sys.executable, "-c", program)
+    seen = harness.service.planner.plan(RECIPE, (), caller="ann")["plan"]  # over HTTP its paths would be renamed
+    harness.service.planner.close()
     assert {name for name, value in seen.items() if MINE in value} == (set(HUB) if lent else set())
-    assert lent or seen["HF_HOME"] == str(bench.settings.hub_home.absolute())
+    assert lent or seen["HF_HOME"] == str(harness.settings.hub_home.absolute())
 
 
 def test_a_node_of_a_cluster_takes_its_own_credentials_out(tmp_path: Path) -> None:
@@ -168,118 +168,118 @@ def test_a_private_repository_in_the_operators_cache_cannot_be_had_by_its_commit
     private: tuple[str, ...], tmp_path: Path
 ) -> None:
     """The hub's client asks nobody for a commit that it has; a job has another cache, and a lent one is the control."""
-    bench = Bench(tmp_path, command=private)
-    job = bench.submit()["id"]
-    assert bench.until_ended(job)["state"] == "failed"
-    assert "org/secret" in bench.http.get(f"/v1/jobs/{job}/log").text
-    lent = Bench(tmp_path / "lent", command=private, lend_hub_token=True)
+    harness = ServiceHarness(tmp_path, command=private)
+    job = harness.submit()["id"]
+    assert harness.until_ended(job)["state"] == "failed"
+    assert "org/secret" in harness.http.get(f"/v1/jobs/{job}/log").text
+    lent = ServiceHarness(tmp_path / "lent", command=private, lend_hub_token=True)
     assert lent.until_ended(lent.submit()["id"])["state"] == "succeeded"
 
 
 def test_what_one_user_pulled_with_a_token_nobody_else_has(private: tuple[str, ...], tmp_path: Path) -> None:
     """The job with a token pulls the repository; its cache goes with it, and the next job finds nothing."""
-    bench = Bench(tmp_path, command=private, slots=2)
-    first = bench.submit(headers={"X-Hub-Token": TOKEN})["id"]
-    assert bench.until_ended(first)["state"] == "succeeded", bench.http.get(f"/v1/jobs/{first}/log").text
-    assert not (bench.settings.folder(first) / "hub-home").exists()
-    assert bench.until_ended(bench.submit(recipe(n=1))["id"])["state"] == "failed"
-    assert not list(bench.settings.data_dir.rglob("models--org--secret/snapshots/*"))
+    harness = ServiceHarness(tmp_path, command=private, slots=2)
+    first = harness.submit(headers={"X-Hub-Token": TOKEN})["id"]
+    assert harness.until_ended(first)["state"] == "succeeded", harness.http.get(f"/v1/jobs/{first}/log").text
+    assert not (harness.settings.folder(first) / "hub-home").exists()
+    assert harness.until_ended(harness.submit(recipe(n=1))["id"])["state"] == "failed"
+    assert not list(harness.settings.data_dir.rglob("models--org--secret/snapshots/*"))
 
 
-def pulled(bench: Bench, job: str) -> Path:
+def pulled(harness: ServiceHarness, job: str) -> Path:
     """A file that lies in a job's own cache."""
-    place = bench.settings.folder(job) / "hub-home" / "hub" / "models--org--secret" / "x"
+    place = harness.settings.folder(job) / "hub-home" / "hub" / "models--org--secret" / "x"
     place.parent.mkdir(parents=True)
     place.write_text("private")
-    return bench.settings.folder(job) / "hub-home"
+    return harness.settings.folder(job) / "hub-home"
 
 
 @pytest.fixture
-def cached(tmp_path: Path) -> Iterator[tuple[Bench, str, Path]]:
+def cached(tmp_path: Path) -> Iterator[tuple[ServiceHarness, str, Path]]:
     """A running job with a token and something in its cache."""
-    bench = Bench(tmp_path)
-    job = bench.submit(recipe(pause=0.4, layers=3, exit=1), {"X-Hub-Token": "hf_x"})["id"]
-    bench.until(job, lambda found: found["total"] is not None)
-    yield bench, job, pulled(bench, job)
-    bench.until_ended(job)
+    harness = ServiceHarness(tmp_path)
+    job = harness.submit(recipe(pause=0.4, layers=3, exit=1), {"X-Hub-Token": "hf_x"})["id"]
+    harness.until(job, lambda found: found["total"] is not None)
+    yield harness, job, pulled(harness, job)
+    harness.until_ended(job)
 
 
-def test_a_jobs_cache_goes_when_it_fails_and_a_retry_has_none(cached: tuple[Bench, str, Path]) -> None:
+def test_a_jobs_cache_goes_when_it_fails_and_a_retry_has_none(cached: tuple[ServiceHarness, str, Path]) -> None:
     """It lives as long as the token; without a new one the retry uses what anybody may pull."""
-    bench, job, home = cached
-    assert bench.until_ended(job)["state"] == "failed"
+    harness, job, home = cached
+    assert harness.until_ended(job)["state"] == "failed"
     assert not home.exists()
-    bench.http.post(f"/v1/jobs/{job}/retry")
-    bench.until_ended(job)
-    seen = json.loads((bench.run_folder(job) / "arguments.json").read_text())["environment"]
+    harness.http.post(f"/v1/jobs/{job}/retry")
+    harness.until_ended(job)
+    seen = json.loads((harness.run_folder(job) / "arguments.json").read_text())["environment"]
     assert (seen["HF_TOKEN_PATH"], home.exists()) == (None, False)
 
 
-def test_a_jobs_cache_goes_when_it_is_cancelled(cached: tuple[Bench, str, Path]) -> None:
+def test_a_jobs_cache_goes_when_it_is_cancelled(cached: tuple[ServiceHarness, str, Path]) -> None:
     """Also where the service was stopped meanwhile: then token and cache wait with the job, until it is cancelled."""
-    bench, job, home = cached
-    bench.supervisor.stop()
-    assert (bench.job(job)["state"], home.exists()) == ("queued", True)
-    assert bench.http.post(f"/v1/jobs/{job}/cancel").json()["state"] == "cancelled"
+    harness, job, home = cached
+    harness.supervisor.stop()
+    assert (harness.job(job)["state"], home.exists()) == ("queued", True)
+    assert harness.http.post(f"/v1/jobs/{job}/cancel").json()["state"] == "cancelled"
     assert [path.name for path in (home, home.with_name("hub-token")) if path.exists()] == []
 
 
 def test_a_jobs_cache_goes_when_it_cannot_start(tmp_path: Path) -> None:
     """A job that fails before it runs leaves neither token nor cache."""
-    bench = Bench(tmp_path)
-    job = bench.submit(headers={"X-Hub-Token": "hf_x"})["id"]
-    home = pulled(bench, job)
-    (bench.settings.folder(job) / "log.txt").mkdir()
-    assert bench.until_ended(job)["state"] == "failed"
+    harness = ServiceHarness(tmp_path)
+    job = harness.submit(headers={"X-Hub-Token": "hf_x"})["id"]
+    home = pulled(harness, job)
+    (harness.settings.folder(job) / "log.txt").mkdir()
+    assert harness.until_ended(job)["state"] == "failed"
     assert [path.name for path in (home, home.with_name("hub-token")) if path.exists()] == []
 
 
 def test_a_second_retry_does_not_take_the_token_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two retries at once one is refused; the job of the other keeps its token and its cache."""
-    bench = Bench(tmp_path)
-    job = bench.submit(recipe(exit=1))["id"]
-    bench.until_ended(job)
-    seen = bench.service.jobs.get(job)
+    harness = ServiceHarness(tmp_path)
+    job = harness.submit(recipe(exit=1))["id"]
+    harness.until_ended(job)
+    seen = harness.service.jobs.get(job)
     headers = {"X-Hub-Token": "hf_x"}
-    assert bench.http.post(f"/v1/jobs/{job}/retry", headers=headers).status_code == 200
+    assert harness.http.post(f"/v1/jobs/{job}/retry", headers=headers).status_code == 200
     with monkeypatch.context() as patch:
         patch.setattr(
             "llmprune.service.api.dependencies.Service.own_job", lambda *_: seen
         )  # as read an instant earlier
-        assert bench.http.post(f"/v1/jobs/{job}/retry", headers=headers).status_code == 409
-    assert (bench.settings.folder(job) / "hub-token").is_file()
+        assert harness.http.post(f"/v1/jobs/{job}/retry", headers=headers).status_code == 409
+    assert (harness.settings.folder(job) / "hub-token").is_file()
 
 
 def test_the_shared_cache_gives_way_and_takes_no_model(tmp_path: Path) -> None:
     """Above the quota because of what was pulled: no model goes, no job starts, and the cache goes when none runs."""
-    bench = Bench(tmp_path)
-    done = bench.submit()["id"]
-    bench.until_ended(done)
-    place = bench.settings.hub_home / "hub" / "models--org--large" / "blob"
+    harness = ServiceHarness(tmp_path)
+    done = harness.submit()["id"]
+    harness.until_ended(done)
+    place = harness.settings.hub_home / "hub" / "models--org--large" / "blob"
     place.parent.mkdir(parents=True)
     place.write_bytes(os.urandom(3_000_000))
-    tight = bench.settings.model_copy(update={"disk_quota": 2_000_000})
-    running = bench.submit(recipe(pause=30))["id"]
-    bench.supervisor.round()
-    clean_up(tight, bench.service.jobs)
-    assert (place.exists(), over_quota(tight), (bench.run_folder(done) / "model").is_dir()) == (True, True, True)
-    bench.http.post(f"/v1/jobs/{running}/cancel")
-    bench.until_ended(running)
-    clean_up(tight, bench.service.jobs)
-    assert (place.exists(), over_quota(tight), (bench.run_folder(done) / "model").is_dir()) == (False, False, True)
+    tight = harness.settings.model_copy(update={"disk_quota": 2_000_000})
+    running = harness.submit(recipe(pause=30))["id"]
+    harness.supervisor.round()
+    clean_up(tight, harness.service.jobs)
+    assert (place.exists(), over_quota(tight), (harness.run_folder(done) / "model").is_dir()) == (True, True, True)
+    harness.http.post(f"/v1/jobs/{running}/cancel")
+    harness.until_ended(running)
+    clean_up(tight, harness.service.jobs)
+    assert (place.exists(), over_quota(tight), (harness.run_folder(done) / "model").is_dir()) == (False, False, True)
 
 
 def test_a_root_around_the_data_folder_opens_no_job(tmp_path: Path) -> None:
     """A recipe cannot name another user's model by its path, also where --allow-root holds the service's folder."""
-    bench = Bench(tmp_path)
-    job = bench.submit()["id"]
-    bench.until_ended(job)
-    settings = Settings(data_dir=bench.settings.data_dir, allow_roots=(tmp_path,))
-    (tmp_path / "link").symlink_to(bench.run_folder(job))
-    for name in (str(bench.run_folder(job) / "model"), f"data/jobs/{job}/run/model", "link/model"):
+    harness = ServiceHarness(tmp_path)
+    job = harness.submit()["id"]
+    harness.until_ended(job)
+    settings = Settings(data_dir=harness.settings.data_dir, allow_roots=(tmp_path,))
+    (tmp_path / "link").symlink_to(harness.run_folder(job))
+    for name in (str(harness.run_folder(job) / "model"), f"data/jobs/{job}/run/model", "link/model"):
         with pytest.raises(RecipeError, match="the service's own folder holds other people's jobs"):
             admit(RECIPE.replace("org/model", name), (), settings=settings)
-    shutil.copytree(bench.run_folder(job) / "model", tmp_path / "model")
+    shutil.copytree(harness.run_folder(job) / "model", tmp_path / "model")
     admit(RECIPE.replace("org/model", "./model"), (), settings=settings)
 
 

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers.service import RECIPE, YAML, Bench
+from helpers.service import RECIPE, YAML, ServiceHarness
 
 from llmprune.common.errors import RecipeError
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.yaml_reader import dump, read_value
-from llmprune.service.jobs.recipe_policy import RECIPE_LIMIT, admit
+from llmprune.service.recipe_policy.policy import admit
+from llmprune.service.recipe_policy.yaml_limits import RECIPE_LIMIT
 from llmprune.service.settings import Settings
-from llmprune.service.web.form import START, RecipeForm, changed_by, form_of
+from llmprune.service.web.form import START, RecipeForm, apply_form, form_of
 
 TAGS = (
     *("int", "float", "bool", "timestamp", "binary", "set", "omap", "pairs"),
@@ -59,7 +60,7 @@ def put_to_all_readers(text: str) -> None:
     for read in (
         lambda: admit(text, (), settings=Settings(data_dir=Path())),
         lambda: Recipe.parse(RECIPE, (f"depth.remove={text}",)),
-        lambda: changed_by(text, (form_of(text) or RecipeForm()).model_copy(update=EVERY)),
+        lambda: apply_form(text, (form_of(text) or RecipeForm()).model_copy(update=EVERY)),
     ):
         with suppress(RecipeError):
             read()
@@ -142,22 +143,22 @@ ODD = {
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+def harness(tmp_path_factory: pytest.TempPathFactory) -> ServiceHarness:
     """A service."""
-    return Bench(tmp_path_factory.mktemp("odd"), rate=1e9, burst=10**9)
+    return ServiceHarness(tmp_path_factory.mktemp("odd"), rate=1e9, burst=10**9)
 
 
 @pytest.mark.parametrize("text", ODD.values(), ids=list(ODD))
-def test_no_recipe_is_an_error_of_the_service(bench: Bench, text: str) -> None:
+def test_no_recipe_is_an_error_of_the_service(harness: ServiceHarness, text: str) -> None:
     """The API and every page with a recipe answer odd YAML as any other wrong recipe."""
-    checked = bench.http.post("/v1/recipes/validate", content=text, headers=YAML)
+    checked = harness.http.post("/v1/recipes/validate", content=text, headers=YAML)
     assert (checked.status_code, checked.json()["valid"]) == (200, False)
-    assert bench.http.post("/v1/jobs", content=text, headers=YAML).status_code == 422
+    assert harness.http.post("/v1/jobs", content=text, headers=YAML).status_code == 422
     override = {"set": f"model={text.partition(': ')[2][:2_000]}"}
-    assert bench.http.post("/v1/jobs", content=RECIPE, headers=YAML, params=override).status_code == 422
-    assert bench.http.post("/submit/check?typed=true", data={"recipe": text}).status_code == 200
-    assert bench.http.post("/submit", data={"recipe": text}).status_code == 422
-    assert bench.http.post("/submit/compose", data={"recipe": text, "model": "a/b"}).status_code in (200, 422)
+    assert harness.http.post("/v1/jobs", content=RECIPE, headers=YAML, params=override).status_code == 422
+    assert harness.http.post("/submit/check?typed=true", data={"recipe": text}).status_code == 200
+    assert harness.http.post("/submit", data={"recipe": text}).status_code == 422
+    assert harness.http.post("/submit/compose", data={"recipe": text, "model": "a/b"}).status_code in (200, 422)
 
 
 def test_a_form_reads_a_recipe_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +175,7 @@ def test_a_form_reads_a_recipe_once(monkeypatch: pytest.MonkeyPatch) -> None:
     read_value(text)
     once = len(fetched)
     fetched.clear()
-    changed_by(text, RecipeForm(**EVERY))
+    apply_form(text, RecipeForm(**EVERY))
     assert len(fetched) < 3.5 * once
 
 
@@ -194,7 +195,7 @@ def test_many_answers_at_once_keep_the_comments() -> None:
     }
     form = form_of(text)
     assert form is not None
-    assert changed_by(text, form.model_copy(update=answers)) == (
+    assert apply_form(text, form.model_copy(update=answers)) == (
         "# all\nwidth: {mlp: 0.125}  # w\ndepth: {remove: 3}  # d\nmodel: {dtype: bfloat16, id: org/longer}  # m\n"
         "calibration:\n  samples: 1000  # s\n  dataset: y  # x\n"
     )

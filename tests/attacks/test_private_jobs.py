@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.service import RECIPE, YAML, Bench, recipe
+from helpers.service import RECIPE, YAML, ServiceHarness, recipe
 
 from llmprune.service.api.outputs import job_events
 from llmprune.service.jobs.database import Database
-from llmprune.service.jobs.store import Jobs
+from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.tokens import Caller
 
 NOBODYS = "0" * 12
@@ -33,14 +33,14 @@ class House:
     """A service with an admin, a user who has private jobs, and a stranger."""
 
     def __init__(self, folder: Path, **changes: Any) -> None:
-        self.bench = Bench(folder, gpus=("0",), burst=10_000, **changes)
-        create = self.bench.service.tokens.create
+        self.harness = ServiceHarness(folder, gpus=("0",), burst=10_000, **changes)
+        create = self.harness.service.tokens.create
         self.tokens = {"root": create("root", "admin"), OWNER: create(OWNER, "user"), "bob": create("bob", "user")}
 
     def ask(self, who: str, method: str, path: str, **request: Any) -> Any:
         """The answer to a user's request; redirections are not followed."""
         headers = {"Authorization": f"Bearer {self.tokens[who]}", "Accept": "text/html"} | request.pop("headers", {})
-        return self.bench.http.request(method, path, headers=headers, follow_redirects=False, **request)
+        return self.harness.http.request(method, path, headers=headers, follow_redirects=False, **request)
 
     def submit(self, who: str, text: str = TEXT, **params: Any) -> str:
         """A new job of a user."""
@@ -51,7 +51,7 @@ class House:
     def run(self, job: str) -> str:
         """The job, once it has ended."""
         while not self.ask("root", "GET", f"/v1/jobs/{job}").json()["finished"]:
-            self.bench.supervisor.round()
+            self.harness.supervisor.round()
         return job
 
 
@@ -65,7 +65,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[House, lis
     running = house.submit(OWNER, "# fake pause 60\n" + TEXT, gpus=1)
     queued = house.submit(OWNER, gpus=1)
     while house.ask("root", "GET", f"/v1/jobs/{running}").json()["total"] is None:
-        house.bench.supervisor.round()
+        house.harness.supervisor.round()
     house.run(push)
     yield house, [done, failed, push, running, queued]
     house.ask("root", "POST", f"/v1/jobs/{running}/cancel")
@@ -84,8 +84,8 @@ def routes_of(routed: Any) -> Iterator[tuple[str, str]]:
 def test_every_route_of_a_private_job_answers_as_if_there_were_none(house: tuple[House, list[str]]) -> None:
     """Status and text are those of an id that nobody has, for each method of each route with a job in its path."""
     service, (done, *_) = house
-    walked = {(method, path) for method, path in routes_of(service.bench.app) if "{job}" in path}
-    described = service.bench.app.openapi()["paths"]
+    walked = {(method, path) for method, path in routes_of(service.harness.app) if "{job}" in path}
+    described = service.harness.app.openapi()["paths"]
     assert {path for path in described if "{job}" in path} <= {path.replace(":path", "") for _, path in walked}
     assert len(walked) >= 17
     for method, path in sorted(walked):
@@ -116,7 +116,7 @@ def test_jobs_named_in_a_query_are_not_there_either(house: tuple[House, list[str
 def test_no_list_shows_a_private_job(house: tuple[House, list[str]]) -> None:
     """No answer to a stranger holds the id, name, model or owner of a private job, and no count counts it."""
     service, jobs = house
-    paths = sorted(path for method, path in routes_of(service.bench.app) if method == "GET" and "{" not in path)
+    paths = sorted(path for method, path in routes_of(service.harness.app) if method == "GET" and "{" not in path)
     assert {"/", "/now", "/compare", "/v1/jobs", "/v1/queue", "/v1/metrics"} <= set(paths)
     queries = [f"/v1/jobs?source={jobs[0]}", f"/v1/jobs?owner={OWNER}", "/v1/jobs?search=merger", "/?state=succeeded"]
     queries += [f"/v1/jobs?search={jobs[0]}", *(f"/v1/jobs?state={one}" for one in ("succeeded", "failed", "queued"))]
@@ -211,9 +211,9 @@ def test_a_stream_ends_with_its_job_or_token(tmp_path: Path, loss: str) -> None:
 
     async def follow() -> list[str]:
         heard = []
-        async for event in job_events(job, service.bench.service, caller=Caller(OWNER, "user"), last_event_id=None):
+        async for event in job_events(job, service.harness.service, caller=Caller(OWNER, "user"), last_event_id=None):
             heard.append(json.loads(str(event.raw_data))["state"])
-            with service.bench.service.database.write() as connection:
+            with service.harness.service.database.write() as connection:
                 connection.execute(loss)
         return heard
 
@@ -233,6 +233,6 @@ def test_jobs_from_before_are_private(tmp_path: Path) -> None:
         connection.execute(f"INSERT INTO jobs ({names}) VALUES ({values})")
     database = Database(path)
     database.migrate()
-    found = Jobs(database).get(NOBODYS)
+    found = JobStore(database).get(NOBODYS)
     assert found is not None
     assert found.shared is False

@@ -12,7 +12,7 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 from fastapi.testclient import TestClient
-from helpers.service import BASE, RECIPE, YAML, Bench, served
+from helpers.service import BASE, RECIPE, YAML, ServiceHarness, served
 from typer.testing import CliRunner
 
 from llmprune.cli.main import app
@@ -25,35 +25,35 @@ PROXY, OTHER = "10.0.0.1", "10.9.9.9"
 TLS = {"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Proto": "https"}
 
 
-def from_address(bench: Bench, address: str) -> TestClient:
+def from_address(harness: ServiceHarness, address: str) -> TestClient:
     """A client at an address."""
-    return TestClient(bench.app, base_url=BASE, client=(address, 50_000), follow_redirects=False)
+    return TestClient(harness.app, base_url=BASE, client=(address, 50_000), follow_redirects=False)
 
 
 @pytest.fixture
-def closed(tmp_path: Path) -> tuple[Bench, str]:
+def closed(tmp_path: Path) -> tuple[ServiceHarness, str]:
     """A service behind a proxy, and a user's token."""
-    bench = Bench(tmp_path, trusted_proxies=(PROXY,))
-    return bench, bench.service.tokens.create("ann", "user")
+    harness = ServiceHarness(tmp_path, trusted_proxies=(PROXY,))
+    return harness, harness.service.tokens.create("ann", "user")
 
 
-def test_guessing_at_the_sign_in_is_slow(closed: tuple[Bench, str]) -> None:
+def test_guessing_at_the_sign_in_is_slow(closed: tuple[ServiceHarness, str]) -> None:
     """After ten wrong tokens an address waits, also for the right one; another address signs in at once."""
-    bench, token = closed
-    http = from_address(bench, OTHER)
+    harness, token = closed
+    http = from_address(harness, OTHER)
     codes = [http.post("/login", data={"token": f"wrong{n}"}).status_code for n in range(14)]
     assert codes == [401] * 10 + [429] * 4
     assert http.post("/login", data={"token": token}).status_code == 429
     assert http.get("/login").status_code == 200
-    assert from_address(bench, "10.9.9.8").post("/login", data={"token": token}).status_code == 303
-    fine = from_address(bench, "10.9.9.7")
+    assert from_address(harness, "10.9.9.8").post("/login", data={"token": token}).status_code == 303
+    fine = from_address(harness, "10.9.9.7")
     assert {fine.post("/login", data={"token": token}).status_code for _ in range(15)} == {303}, "only mistakes count"
 
 
-def test_a_page_of_an_ended_session_locks_nobody_out(closed: tuple[Bench, str]) -> None:
+def test_a_page_of_an_ended_session_locks_nobody_out(closed: tuple[ServiceHarness, str]) -> None:
     """A page that asks on and on without a session is sent to the sign-in, and does not count as guessing."""
-    bench, token = closed
-    http = from_address(bench, OTHER)
+    harness, token = closed
+    http = from_address(harness, OTHER)
     asks = {"HX-Request": "true", "HX-Current-URL": f"{BASE}/jobs/0123456789ab"}
     answers = [http.get("/now", headers=asks | {"Cookie": "llmprune_session=gone"}) for _ in range(40)]
     assert {(answer.status_code, answer.headers["HX-Redirect"]) for answer in answers} == {
@@ -63,19 +63,19 @@ def test_a_page_of_an_ended_session_locks_nobody_out(closed: tuple[Bench, str]) 
     assert http.post("/login", data={"token": token}).status_code == 303
 
 
-def test_a_person_who_must_wait_gets_a_page(closed: tuple[Bench, str]) -> None:
+def test_a_person_who_must_wait_gets_a_page(closed: tuple[ServiceHarness, str]) -> None:
     """Too many sign-ins are refused in the form in which the page was asked for."""
-    bench, _ = closed
-    http = from_address(bench, OTHER)
+    harness, _ = closed
+    http = from_address(harness, OTHER)
     answers = [http.post("/login", data={"token": "x"}, headers={"Accept": "text/html"}) for _ in range(12)]
     assert (answers[-1].status_code, answers[-1].headers["Content-Type"]) == (429, "text/html; charset=utf-8")
     assert "too many requests" in answers[-1].text
 
 
-def test_clients_behind_a_proxy_are_told_apart(closed: tuple[Bench, str]) -> None:
+def test_clients_behind_a_proxy_are_told_apart(closed: tuple[ServiceHarness, str]) -> None:
     """By X-Forwarded-For of a trusted proxy one client's mistakes are not another's; anybody else's is not believed."""
-    bench, token = closed
-    proxy, liar = from_address(bench, PROXY), from_address(bench, OTHER)
+    harness, token = closed
+    proxy, liar = from_address(harness, PROXY), from_address(harness, OTHER)
     for _ in range(12):
         proxy.post("/login", data={"token": "wrong"}, headers=TLS)
     assert proxy.post("/login", data={"token": token}, headers=TLS).status_code == 429
@@ -87,10 +87,10 @@ def test_clients_behind_a_proxy_are_told_apart(closed: tuple[Bench, str]) -> Non
     assert codes[-1] == 429
 
 
-def test_the_cookie_is_secure_where_the_browser_speaks_tls(closed: tuple[Bench, str]) -> None:
+def test_the_cookie_is_secure_where_the_browser_speaks_tls(closed: tuple[ServiceHarness, str]) -> None:
     """Told by the trusted proxy, or by the page's own origin; without TLS the cookie goes as it can."""
-    bench, token = closed
-    proxy, other = from_address(bench, PROXY), from_address(bench, OTHER)
+    harness, token = closed
+    proxy, other = from_address(harness, PROXY), from_address(harness, OTHER)
 
     def cookie(http: TestClient, **headers: str) -> str:
         answer = http.post("/login", data={"token": token}, headers=headers)
@@ -108,11 +108,11 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_who_did_what_is_in_the_audit_log(closed: tuple[Bench, str]) -> None:
+def test_who_did_what_is_in_the_audit_log(closed: tuple[ServiceHarness, str]) -> None:
     """Every attempt to change something: who, from where, which job, how it ended. Questions are not in it."""
-    bench, token = closed
-    folder = bench.settings.data_dir
-    http, bearer = from_address(bench, OTHER), {"Authorization": f"Bearer {token}"}
+    harness, token = closed
+    folder = harness.settings.data_dir
+    http, bearer = from_address(harness, OTHER), {"Authorization": f"Bearer {token}"}
     with kept(folder):
         job = http.post("/v1/jobs", content=RECIPE, headers=YAML | bearer).json()["id"]
         http.post("/v1/recipes/validate", content=RECIPE, headers=YAML | bearer)
@@ -145,11 +145,13 @@ def test_who_did_what_is_in_the_audit_log(closed: tuple[Bench, str]) -> None:
     assert text.replace("\n", "").isprintable(), "a path with an escape sequence is escaped"
 
 
-def test_refusals_and_errors_are_logged_too(closed: tuple[Bench, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusals_and_errors_are_logged_too(
+    closed: tuple[ServiceHarness, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another site's attempt, an error of the service and a full queue have lines; a flood of refusals has few."""
-    bench, token = closed
-    folder, http = bench.settings.data_dir, from_address(bench, OTHER)
-    http = TestClient(bench.app, base_url=BASE, client=(OTHER, 1), raise_server_exceptions=False)
+    harness, token = closed
+    folder, http = harness.settings.data_dir, from_address(harness, OTHER)
+    http = TestClient(harness.app, base_url=BASE, client=(OTHER, 1), raise_server_exceptions=False)
     bearer = {"Authorization": f"Bearer {token}"}
 
     def fail(*_: object) -> None:
@@ -157,7 +159,7 @@ def test_refusals_and_errors_are_logged_too(closed: tuple[Bench, str], monkeypat
 
     with kept(folder):
         http.post("/v1/jobs", content=RECIPE, headers=YAML | bearer | {"Origin": "https://evil.example"})
-        monkeypatch.setattr(bench.service.jobs.__class__, "add", fail)
+        monkeypatch.setattr(harness.service.jobs.__class__, "add", fail)
         http.post("/v1/jobs", content=RECIPE, headers=YAML | bearer)
         for _ in range(60):
             http.post("/login", data={"token": "wrong"})
@@ -169,10 +171,10 @@ def test_refusals_and_errors_are_logged_too(closed: tuple[Bench, str], monkeypat
     assert {(folder / name).stat().st_mode & 0o777 for name in (ACCESS, AUDIT)} == {0o600}
 
 
-def test_floods_leave_the_logs_short(closed: tuple[Bench, str]) -> None:
+def test_floods_leave_the_logs_short(closed: tuple[ServiceHarness, str]) -> None:
     """Lines have a bounded length and number, so that nobody fills the disk or washes away what came before."""
-    bench, token = closed
-    folder, http = bench.settings.data_dir, from_address(bench, OTHER)
+    harness, token = closed
+    folder, http = harness.settings.data_dir, from_address(harness, OTHER)
     foreign = {"Sec-Fetch-Site": "cross-site"}
     with kept(folder):
         for _ in range(300):
@@ -186,10 +188,10 @@ def test_floods_leave_the_logs_short(closed: tuple[Bench, str]) -> None:
     assert lines(folder / AUDIT)[-1]["action"] == "POST /logout"
 
 
-def test_many_sign_ins_at_once_are_counted(closed: tuple[Bench, str]) -> None:
+def test_many_sign_ins_at_once_are_counted(closed: tuple[ServiceHarness, str]) -> None:
     """Guesses that arrive together are counted when they come, not when they are answered."""
-    bench, _ = closed
-    app: Any = bench.app
+    harness, _ = closed
+    app: Any = harness.app
     transport = httpx.ASGITransport(app=app, client=(OTHER, 1))
 
     async def guess() -> list[int]:
@@ -200,30 +202,30 @@ def test_many_sign_ins_at_once_are_counted(closed: tuple[Bench, str]) -> None:
     assert asyncio.run(guess()).count(401) <= 11
 
 
-def test_a_token_has_few_sessions(closed: tuple[Bench, str]) -> None:
+def test_a_token_has_few_sessions(closed: tuple[ServiceHarness, str]) -> None:
     """The oldest session of a token ends when there are too many."""
-    bench, token = closed
-    tokens = bench.service.tokens
+    harness, token = closed
+    tokens = harness.service.tokens
     opened = [tokens.open_session(token) or "" for _ in range(25)]
     assert [tokens.session_caller(session) is not None for session in opened] == [False] * 5 + [True] * 20
 
 
 def test_an_owner_has_a_number_of_jobs(tmp_path: Path) -> None:
     """Jobs that are submitted and cancelled again do not fill the table; what to do is said."""
-    bench = Bench(tmp_path, max_jobs=3)
+    harness = ServiceHarness(tmp_path, max_jobs=3)
     for _ in range(3):
-        bench.http.post(f"/v1/jobs/{bench.submit()['id']}/cancel")
-    answer = bench.http.post("/v1/jobs", content=RECIPE, headers=YAML)
+        harness.http.post(f"/v1/jobs/{harness.submit()['id']}/cancel")
+    answer = harness.http.post("/v1/jobs", content=RECIPE, headers=YAML)
     assert (answer.status_code, "3 are kept; delete some" in answer.text) == (429, True)
 
 
 def test_logs_and_table_do_not_count_for_the_quota(tmp_path: Path) -> None:
     """What no clean-up can take must not keep jobs from starting."""
-    bench = Bench(tmp_path, disk_quota=5_000_000)
-    (bench.settings.data_dir / AUDIT).write_bytes(bytes(20_000_000))
-    assert not over_quota(bench.settings)
-    (bench.settings.data_dir / "jobs" / "large").write_bytes(bytes(20_000_000))
-    assert over_quota(bench.settings)
+    harness = ServiceHarness(tmp_path, disk_quota=5_000_000)
+    (harness.settings.data_dir / AUDIT).write_bytes(bytes(20_000_000))
+    assert not over_quota(harness.settings)
+    (harness.settings.data_dir / "jobs" / "large").write_bytes(bytes(20_000_000))
+    assert over_quota(harness.settings)
 
 
 def test_a_user_without_a_name_gets_the_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,10 +285,10 @@ def test_a_network_of_proxies_is_written_in_any_way(tmp_path: Path, monkeypatch:
     result = CliRunner().invoke(app, ["serve", "--gpus", "none", "--data-dir", str(tmp_path), *options])
     assert result.exit_code == 0, result.output
     assert chosen[0].trusted_proxies == ("10.0.0.0/8", "192.0.2.1/32", "2001:db8::1/128")
-    bench = Bench(tmp_path, trusted_proxies=chosen[0].trusted_proxies)
-    token = bench.service.tokens.create("ann", "user")
+    harness = ServiceHarness(tmp_path, trusted_proxies=chosen[0].trusted_proxies)
+    token = harness.service.tokens.create("ann", "user")
     for address in ("10.200.0.1", "192.0.2.1", "2001:db8::1"):
-        answer = from_address(bench, address).post("/login", data={"token": token}, headers=TLS)
+        answer = from_address(harness, address).post("/login", data={"token": token}, headers=TLS)
         assert "; Secure" in answer.headers["Set-Cookie"], address
 
 

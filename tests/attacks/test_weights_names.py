@@ -22,7 +22,7 @@ from llmprune.checkpoint.file_references import INDEX
 from llmprune.checkpoint.loading import load_config, load_model, load_tokenizer
 from llmprune.common.errors import CheckpointError, LLMPruneError, ModelError
 from llmprune.recipe.model import ModelSource
-from llmprune.service.jobs.recipe_policy import admit
+from llmprune.service.recipe_policy.policy import admit
 from llmprune.service.settings import Settings
 
 WEIGHTS = "model.safetensors"
@@ -90,13 +90,14 @@ def test_an_index_names_files_of_its_own_folder(
     (model / INDEX).write_bytes(spoilt)
     hub.add_repo("org/thief", files_of(model))
     recipe = "model: {id: model}\ncalibration: {dataset: org/text}\n"
-    admitted, overrides = admit(recipe, (), settings=Settings(data_dir=tmp_path / "data", allow_roots=(model.parent,)))
-    assert overrides == [f'model.id="{model}"']
+    settings = Settings(data_dir=tmp_path / "data", allow_roots=(model.parent,))
+    admitted = admit(recipe, (), settings=settings)
+    assert admitted.overrides == [f'model.id="{model}"']
     for place in (str(model), "org/thief"):
         with pytest.raises(CheckpointError, match=r"no file of that model's own folder; .* get a whole checkpoint"):
             load_model(ModelSource(id=place))
     assert opened == []
-    assert admitted.model.id == "model"
+    assert admitted.recipe.model.id == "model"
 
 
 def test_an_index_beside_whole_weights_is_held_to_the_same_rule(model: Path) -> None:

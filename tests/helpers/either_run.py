@@ -1,4 +1,4 @@
-"""Stands in for ``llmprune``: a recipe that begins with wishes for the fake run gets that, every other the real one."""
+"""Replacement of ``llmprune``: the fake run for a recipe that begins with ``# fake``, otherwise the real program."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Run one of the two with the arguments that were given."""
+    """Run one of the two with this process's arguments."""
     if Path(sys.argv[2]).read_text(encoding="utf-8").startswith("# fake "):
         runpy.run_path(str(Path(__file__).with_name("fake_run.py")), run_name="__main__")
     else:

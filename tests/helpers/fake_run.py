@@ -1,12 +1,11 @@
-"""Stands in for ``llmprune run``, ``push`` and ``reevaluate``: the same files, signals and exit codes in a blink.
+"""Fake of ``llmprune run``, ``push`` and ``reevaluate``: the same files, signals and exit codes, in an instant.
 
-Lines ``# fake KEY VALUE`` of the recipe say how it behaves: ``layers``, ``pause`` (seconds at each),
-``exit`` (its code), ``say`` (what it prints), ``deaf`` (1: ignores SIGTERM), ``leave`` (1: leaves a
-grandchild in a session of its own), ``hoard`` (megabytes of memory), ``flood`` (megabytes of log),
-``push_pause`` and ``push_exit`` (the same of a push of its model), ``more_pause`` and ``more_exit`` (of the
-evaluation of more samples), ``verdict`` (of its gate, where it ends with 3), ``samples`` (of its task, of 1,000),
-``figure`` (its perplexity), ``page`` and ``crash`` (texts in its report and in its last sentence), ``report``
-and ``told`` (the texts of its report and of its progress).
+Lines ``# fake KEY VALUE`` of the recipe set its behaviour: ``layers``, ``pause`` (seconds at each layer), ``exit``
+(exit code), ``say`` (printed text), ``deaf`` (1: ignores SIGTERM), ``leave`` (1: leaves a grandchild in a session of
+its own), ``hoard`` (megabytes of memory), ``flood`` (megabytes of log), ``push_pause`` and ``push_exit`` (of a push of
+its model), ``more_pause`` and ``more_exit`` (of the evaluation of more samples), ``verdict`` (of its gate, with exit
+code 3), ``samples`` (of its task, which has 1,000), ``figure`` (perplexity), ``page`` and ``crash`` (texts in the
+report and in the last message), ``report`` and ``told`` (whole texts of the report and of the progress file).
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Do what the recipe's wishes say."""
+    """Run, push or evaluate more samples, as the recipe says."""
     if sys.argv[1] == "push":
         return push(Path(sys.argv[2]), dict(re.findall(r"--(\w\S*)=(.*)", "\n".join(sys.argv[3:]))))
     if sys.argv[1] == "reevaluate":
         return evaluate_more(Path(sys.argv[2]), int(sys.argv[4]))
     recipe, folder = Path(sys.argv[2]), Path(sys.argv[4])
     text = recipe.read_text(encoding="utf-8")
-    wish = wishes(text)
+    behaviour = behaviour_of(text)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as lock:
         try:
@@ -39,64 +38,64 @@ def main() -> None:
         except BlockingIOError:
             (folder / "TWICE").touch()
             sys.exit("llmprune: another run is using it")
-        signal.signal(signal.SIGTERM, signal.SIG_IGN if "deaf" in wish else lambda *_: sys.exit(143))
-        if "leave" in wish:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if "deaf" in behaviour else lambda *_: sys.exit(143))
+        if "leave" in behaviour:
             subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
         (folder / "arguments.json").write_text(
             json.dumps({"argv": sys.argv[1:], "cwd": os.getcwd(), "environment": seen()})
         )
-        print(wish.get("say", "working"), flush=True)
-        hoarded = bytearray(os.urandom(1)) * (int(wish.get("hoard", 0)) * 10**6)
-        print("x" * (int(wish.get("flood", 0)) * 10**6), end="", flush=True)
-        prune(folder, int(wish.get("layers", 2)), float(wish.get("pause", 0)), wish.get("told", ""))
+        print(behaviour.get("say", "working"), flush=True)
+        hoarded = bytearray(os.urandom(1)) * (int(behaviour.get("hoard", 0)) * 10**6)
+        print("x" * (int(behaviour.get("flood", 0)) * 10**6), end="", flush=True)
+        prune(folder, int(behaviour.get("layers", 2)), float(behaviour.get("pause", 0)), behaviour.get("told", ""))
         del hoarded
-        if wish.get("exit", "0") in ("0", "3"):
+        if behaviour.get("exit", "0") in ("0", "3"):
             finish(folder, text)
-            write_report(folder, wish, int(wish.get("samples", 50)), wish.get("exit", "0"))
-        if wish.get("exit", "0") != "0":
-            print(f"llmprune: it went wrong as asked {wish.get('crash', '')}".rstrip(), file=sys.stderr)
-            sys.exit(int(wish["exit"]))
+            write_report(folder, behaviour, int(behaviour.get("samples", 50)), behaviour.get("exit", "0"))
+        if behaviour.get("exit", "0") != "0":
+            print(f"llmprune: it went wrong as asked {behaviour.get('crash', '')}".rstrip(), file=sys.stderr)
+            sys.exit(int(behaviour["exit"]))
     return None
 
 
 def seen() -> dict[str, str | None]:
-    """What the environment says of devices and threads."""
+    """Return the variables of devices, threads and the hub token."""
     return {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "HF_TOKEN_PATH")}
 
 
-def wishes(text: str) -> dict[str, str]:
-    """What a recipe says of how it is to be done. ``HERE`` is the folder that has the service's data folder."""
+def behaviour_of(text: str) -> dict[str, str]:
+    """Return the behaviour that a recipe sets. ``HERE`` stands for the parent of the service's data folder."""
     text = text.replace("HERE", str(Path(os.environ["LLMPRUNE_PROGRESS"]).parents[3]))
     return dict(re.findall(r"^# fake (\w+) (.+)$", text, re.MULTILINE))
 
 
 def push(source: Path, options: dict[str, str]) -> None:
-    """Say that a finished run is on the hub now."""
-    wish = wishes((source.parent / "recipe.yaml").read_text(encoding="utf-8"))
+    """Write the record of a push without a hub."""
+    behaviour = behaviour_of((source.parent / "recipe.yaml").read_text(encoding="utf-8"))
     folder = Path(options["save"]).parent
     folder.mkdir(parents=True, exist_ok=True)
     token = Path(os.environ["HF_TOKEN_PATH"]).read_text(encoding="ascii")
     (folder / "arguments.json").write_text(json.dumps({"argv": sys.argv[1:]}))
     print(f"pushing with {token}", flush=True)
-    time.sleep(float(wish.get("push_pause", "0")))
-    if "push_exit" in wish:
+    time.sleep(float(behaviour.get("push_pause", "0")))
+    if "push_exit" in behaviour:
         print("llmprune: the hub said no", file=sys.stderr)
-        sys.exit(int(wish["push_exit"]))
+        sys.exit(int(behaviour["push_exit"]))
     repo = options["repo-id"]
     published = {"repo_id": repo, "commit": "c0ffee", "url": f"https://hub/{repo}/commit/c0ffee", "pull_request": None}
     Path(options["save"]).write_text(json.dumps(published | {"files": 3, "bytes": 99}))
 
 
 def prune(folder: Path, layers: int, pause: float, instead: str = "") -> None:
-    """Layer by layer; what is there already is not made again."""
+    """Write layer after layer; existing ones are kept."""
     partial = folder / "model.partial"
     partial.mkdir(exist_ok=True)
     begin = time.monotonic()
     for layer in range(layers):
         told = {"step": "pass 2: cut and refit", "done": layer, "total": layers, "seconds": time.monotonic() - begin}
-        beside = Path(os.environ["LLMPRUNE_PROGRESS"] + ".partial")
-        beside.write_text(instead or json.dumps(told))
-        beside.replace(os.environ["LLMPRUNE_PROGRESS"])
+        partial_file = Path(os.environ["LLMPRUNE_PROGRESS"] + ".partial")
+        partial_file.write_text(instead or json.dumps(told))
+        partial_file.replace(os.environ["LLMPRUNE_PROGRESS"])
         path = partial / f"layer-{layer}"
         if not path.exists():
             time.sleep(pause)
@@ -105,35 +104,35 @@ def prune(folder: Path, layers: int, pause: float, instead: str = "") -> None:
 
 
 def finish(folder: Path, text: str) -> None:
-    """The products of a finished run; equal recipes give equal bytes."""
+    """Write the products of a finished run; equal recipes give equal bytes."""
     (folder / "model").mkdir(exist_ok=True)
     (folder / "model" / "model.safetensors").write_bytes(hashlib.sha256(text.encode()).digest() * 64)
-    said = wishes(text).get("page", "")
+    said = behaviour_of(text).get("page", "")
     (folder / "report.html").write_text(f"<!doctype html><title>report</title><p>the report {said}")
 
 
 def evaluate_more(folder: Path, limit: int) -> None:
-    """A report on more samples, over the same model."""
-    wish = wishes((folder.parent / "recipe.yaml").read_text(encoding="utf-8"))
+    """Write a report on more samples of the same model."""
+    behaviour = behaviour_of((folder.parent / "recipe.yaml").read_text(encoding="utf-8"))
     assert (folder / "model" / "model.safetensors").is_file()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     print(f"evaluating {limit} samples", flush=True)
-    time.sleep(float(wish.get("more_pause", "0")))
-    code = wish.get("more_exit", "0")
+    time.sleep(float(behaviour.get("more_pause", "0")))
+    code = behaviour.get("more_exit", "0")
     if code in ("0", "3"):
-        write_report(folder, wish, limit, code)
+        write_report(folder, behaviour, limit, code)
     if code != "0":
         print("llmprune: no verdict as asked", file=sys.stderr)
         sys.exit(int(code))
 
 
-def write_report(folder: Path, wish: dict[str, str], samples: int, code: str) -> None:
-    """The figures of a run, with a gate where it has one."""
+def write_report(folder: Path, behaviour: dict[str, str], samples: int, code: str) -> None:
+    """Write the report of a run, with a gate where it has one."""
     size = {"parameters": 100, "bytes": 400, "layers": 4}
     smaller = {"parameters": 60, "bytes": 240, "layers": 3}
-    perplexity = {"dense": 10.0, "pruned": wish.get("figure", 11.0)}
+    perplexity = {"dense": 10.0, "pruned": behaviour.get("figure", 11.0)}
     report = {"dense": size, "pruned": smaller, "perplexity": perplexity, "speed": None}
-    verdict = "pass" if code == "0" else wish.get("verdict", "fail")
+    verdict = "pass" if code == "0" else behaviour.get("verdict", "fail")
     bar = {"name": "mean", "min_retention": 0.9, "retention": 0.9, "interval": None, "verdict": verdict}
     bar |= {"samples": samples, "samples_needed": 4 * samples if verdict == "not enough samples" else None}
     gate = {
@@ -144,10 +143,10 @@ def write_report(folder: Path, wish: dict[str, str], samples: int, code: str) ->
         "confidence": 0.95,
         "bars": [bar],
     }
-    report |= {"mean_retention": 0.9, "gate": gate if "verdict" in wish or code == "3" else None}
-    report |= {"files": {"report": wish.get("page", "")}}
+    report |= {"mean_retention": 0.9, "gate": gate if "verdict" in behaviour or code == "3" else None}
+    report |= {"files": {"report": behaviour.get("page", "")}}
     report |= {"recipe": {"evaluation": {"limit": samples}}, "tasks": [{"documents": 1000}]}
-    (folder / "report.json").write_text(wish.get("report", json.dumps(report)))
+    (folder / "report.json").write_text(behaviour.get("report", json.dumps(report)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A service to test: its settings with a fake run, one in this process, and one in processes of its own."""
+"""Services for tests: settings with a fake run, a service in this process, and one in processes of its own."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2 as httpx
+import pytest
 from fastapi.testclient import TestClient
 
 from llmprune.service.api.app import create_app
@@ -28,17 +30,17 @@ BASE = "http://127.0.0.1:8321"
 
 
 def settings_in(folder: Path, **changes: Any) -> Settings:
-    """Settings on a folder whose jobs are fakes."""
+    """Return settings of a service in a folder; its jobs are fake runs."""
     return Settings(**{"data_dir": folder / "data", "command": FAKE, "grace": 0.5} | changes)
 
 
-def recipe(**wishes: object) -> str:
-    """A recipe with wishes for the fake run."""
-    return "".join(f"# fake {key} {value}\n" for key, value in wishes.items()) + RECIPE
+def recipe(**behaviour: object) -> str:
+    """Return a recipe that tells the fake run how to behave; see ``fake_run.py``."""
+    return "".join(f"# fake {key} {value}\n" for key, value in behaviour.items()) + RECIPE
 
 
-class Bench:
-    """A service in this process, whose supervisor goes round when it is told to."""
+class ServiceHarness:
+    """A service in this process; tests call the rounds of its supervisor."""
 
     def __init__(self, folder: Path, planner: Planner | None = None, **changes: Any) -> None:
         self.settings = settings_in(folder, **changes)
@@ -48,21 +50,21 @@ class Bench:
         self.supervisor = Supervisor(self.settings)
 
     def submit(self, text: str = RECIPE, headers: dict[str, str] | None = None, **params: Any) -> dict[str, Any]:
-        """The job that a recipe becomes."""
+        """Submit a recipe and return its job."""
         answer = self.http.post("/v1/jobs", content=text, params=params, headers=YAML | (headers or {}))
         assert answer.status_code == 201, answer.text
         found: dict[str, Any] = answer.json()
         return found
 
     def job(self, job: str) -> dict[str, Any]:
-        """The job as it is now; where that was asked too often, a little later."""
+        """Return the job as it is now; waits where the rate limit refuses the request."""
         while (answer := self.http.get(f"/v1/jobs/{job}")).status_code == 429:
             time.sleep(0.2)
         found: dict[str, Any] = answer.json()
         return found
 
     def until(self, job: str, reached: Callable[[dict[str, Any]], bool], seconds: float = 20.0) -> dict[str, Any]:
-        """Go round until the job is as wanted."""
+        """Run rounds until the job satisfies a condition, and return it."""
         deadline = time.monotonic() + seconds
         while not reached(found := self.job(job)):
             assert time.monotonic() < deadline, found
@@ -71,11 +73,11 @@ class Bench:
         return found
 
     def until_ended(self, job: str) -> dict[str, Any]:
-        """Go round until the job has ended."""
+        """Run rounds until the job has ended, and return it."""
         return self.until(job, lambda found: found["state"] in ENDED)
 
     def run_folder(self, job: str) -> Path:
-        """Where the job's products lie."""
+        """Return the run folder of a job."""
         return self.settings.run_folder(job)
 
 
@@ -87,8 +89,14 @@ serve(Settings.model_validate_json(sys.argv[1]))
 """
 
 
+def answer_requests(monkeypatch: pytest.MonkeyPatch, answer: Callable[[httpx.Request], httpx.Response]) -> None:
+    """Answer every HTTP request of this process's clients without a network."""
+    transport = httpx.MockTransport(answer)
+    monkeypatch.setattr(httpx.HTTPTransport, "handle_request", lambda _, request: transport.handle_request(request))
+
+
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Return a port on which no program listens."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
@@ -96,12 +104,12 @@ def free_port() -> int:
 
 
 def start(settings: Settings) -> subprocess.Popen[bytes]:
-    """``llmprune serve`` with these settings, once it answers."""
+    """Start ``llmprune serve`` with these settings and wait until it answers."""
     command = [sys.executable, "-c", _SERVE, settings.model_dump_json()]
     log = (settings.data_dir.parent / "serve.log").open("ab")
     process = subprocess.Popen(command, stderr=log, stdout=log, start_new_session=True)
     log.close()
-    deadline = time.monotonic() + 120  # a busy machine takes its time
+    deadline = time.monotonic() + 120  # a busy machine is slow
     while process.poll() is None and not answers(settings.port) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert process.poll() is None, (settings.data_dir.parent / "serve.log").read_text()
@@ -109,14 +117,14 @@ def start(settings: Settings) -> subprocess.Popen[bytes]:
 
 
 def answers(port: int) -> bool:
-    """Whether somebody listens on a port."""
+    """Return whether a program listens on a port."""
     with socket.socket() as caller:
         return caller.connect_ex(("127.0.0.1", port)) == 0
 
 
 @contextlib.contextmanager
 def served(folder: Path, **changes: Any) -> Iterator[tuple[Client, Settings]]:
-    """A service in processes of its own, stopped in order at the end."""
+    """Run a service in processes of its own, and stop it at the end."""
     settings = settings_in(folder, port=free_port(), **changes)
     process = start(settings)
     try:
@@ -128,18 +136,18 @@ def served(folder: Path, **changes: Any) -> Iterator[tuple[Client, Settings]]:
 
 
 def supervisor_of(server: int) -> int | None:
-    """The process id of a service's supervisor."""
+    """Return the process id of a service's supervisor."""
     import psutil
 
     with contextlib.suppress(psutil.Error):
         for child in psutil.Process(server).children():
-            if "llmprune.service.supervisor.supervisor" in child.cmdline():
+            if "llmprune.service.supervisor" in child.cmdline():
                 return int(child.pid)
     return None
 
 
 def kill(pid: int | None) -> None:
-    """SIGKILL, where there is such a process."""
+    """Send SIGKILL to a process, if there is one."""
     if pid is not None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

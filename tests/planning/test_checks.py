@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from helpers.commands import command, save_model, write_text
-from helpers.service import YAML, Bench
+from helpers.service import YAML, ServiceHarness
 from safetensors.torch import save_file
 
 from llmprune.common.errors import LLMPruneError, RecipeError
@@ -226,7 +226,7 @@ class Here:
 def test_the_service_lists_form_rules_and_plan_together(room: Path, tmp_path: Path) -> None:
     """Problems of all three kinds come in one answer, and the planner never sees what the rules refuse."""
     planner = Here()
-    bench = Bench(tmp_path, planner, allow_roots=(room,))  # type: ignore[arg-type]  # what the service uses of it
+    harness = ServiceHarness(tmp_path, planner, allow_roots=(room,))  # type: ignore[arg-type]  # what the service uses of it
     sections = {
         "model": {"id": "mute"},
         "calibration": {"dataset": "empty.txt", "sequence_length": 4096},
@@ -236,7 +236,7 @@ def test_the_service_lists_form_rules_and_plan_together(room: Path, tmp_path: Pa
         "hub": {"repo_id": "org/secret"},
     }
     text = yaml.safe_dump(sections)
-    answer = bench.http.post("/v1/recipes/plan", content=text, headers=YAML)
+    answer = harness.http.post("/v1/recipes/plan", content=text, headers=YAML)
     said = "\n".join(answer.json()["problems"])
     assert answer.status_code == 422
     for part in (
@@ -249,19 +249,19 @@ def test_the_service_lists_form_rules_and_plan_together(room: Path, tmp_path: Pa
     assert "hostname" not in asked
     assert "secret" not in asked
     form = {"recipe": text}
-    check = bench.http.post("/submit/check", data=form).text
+    check = harness.http.post("/submit/check", data=form).text
     assert ("things to correct" in check, "/submit/plan" in check, "can be run" in check) == (True, True, False)
-    assert "empty.txt is empty" in bench.http.post("/submit/plan", data=form).text
-    valid = bench.http.post("/v1/recipes/validate", content=text, headers=YAML).json()
+    assert "empty.txt is empty" in harness.http.post("/submit/plan", data=form).text
+    valid = harness.http.post("/v1/recipes/validate", content=text, headers=YAML).json()
     assert "has no tokenizer" not in str(valid)
 
 
 def test_the_green_line_comes_with_the_plan(room: Path, tmp_path: Path) -> None:
     """A recipe of the right form is not called good until the plan has seen model, text and tasks."""
-    bench = Bench(tmp_path, Here(), allow_roots=(room,))  # type: ignore[arg-type]  # what the service uses of it
+    harness = ServiceHarness(tmp_path, Here(), allow_roots=(room,))  # type: ignore[arg-type]  # what the service uses of it
     text = {"dataset": "text.txt", "samples": 4, "sequence_length": 32}
     good = {"recipe": yaml.safe_dump({"model": {"id": "base"}, "calibration": text})}
     bad = {"recipe": yaml.safe_dump({"model": {"id": "base"}, "calibration": text | {"samples": 10_000}})}
     for form, runs in ((good, True), (bad, False)):
-        assert 'class="good"' not in bench.http.post("/submit/check", data=form).text
-        assert ('class="good"' in bench.http.post("/submit/plan", data=form).text) == runs
+        assert 'class="good"' not in harness.http.post("/submit/check", data=form).text
+        assert ('class="good"' in harness.http.post("/submit/plan", data=form).text) == runs

@@ -1,4 +1,4 @@
-"""The service's pages as a person uses them: a real ``llmprune serve`` in a real Chromium.
+"""The pages of a real ``llmprune serve`` in a real Chromium.
 
 Skipped where there is no Chromium. With LLMPRUNE_BROWSER_QUICKSTART=1 the form's own recipe runs, on the demo model,
 instead of the same form filled in for a tiny one.
@@ -8,42 +8,29 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import axe_playwright_python
 import pytest
+from helpers.browser import CHROMIUM, FOCUSED, MINUTE, PHONE, WIDE, faults_of_access, overflow, quiet_page, tab_to
 from helpers.service import recipe, served
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from llmprune.service.cli.client import Client
 from llmprune.service.jobs.database import Database
 from llmprune.service.jobs.tokens import Tokens
 from llmprune.service.settings import Settings
-from llmprune.service.supervisor.processes import marked
+from llmprune.service.supervisor.processes import processes_of_job
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here: apt-get install chromium")
 
+
 QUICKSTART = os.environ.get("LLMPRUNE_BROWSER_QUICKSTART") == "1"
-MINUTE = 60_000.0  # milliseconds, as Playwright counts
-WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+
+
 EITHER = (sys.executable, str(Path(__file__).parents[1] / "helpers" / "either_run.py"))
-# What a page must not do, noted before any of its own scripts run.
-WATCH = """
-window.violations = [];
-document.addEventListener("securitypolicyviolation", (event) => window.violations.push(
-  `${event.violatedDirective}: ${event.blockedURI}`));
-"""
-FOCUSED = """() => {
-  const at = document.activeElement, words = [at.textContent, at.getAttribute("aria-label"), at.name];
-  return {said: words.concat([...(at.labels ?? [])].map((label) => label.textContent)).join(" | "),
-    outline: getComputedStyle(at).outlineStyle};
-}"""
-AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js")
 
 
 @pytest.fixture(scope="module")
@@ -72,75 +59,32 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, live: tuple[Client, Settings]) -> Iterator[Page]:
-    """A window that must end without an error on its console, a breach of its policy, or a call to another host."""
+    """A window that must have no error on its console, no breach of its policy and no request to another host."""
     context = browser.new_context(base_url=live[0].server, viewport=WIDE)
     yield from quiet_page(context, live[0].server)
     context.close()
 
 
-def quiet_page(context: BrowserContext, server: str, refusals: bool = False) -> Iterator[Page]:
-    """A page of a context, and afterwards what it must not have done; with ``refusals`` the service may say no."""
-    context.add_init_script(WATCH)
-    context.set_default_timeout(MINUTE / 2)
-    page, faults = context.new_page(), list[str]()
-    expected = "the server responded with a status of 4" if refusals else "\0"
-    page.on("console", lambda said: None if said.type == "log" or expected in said.text else faults.append(said.text))
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("request", lambda asked: None if asked.url.startswith(server) else faults.append(f"asked {asked.url}"))
-    page.on("framenavigated", lambda frame: faults.extend(violations(frame)))
-    yield page
-    assert faults + violations(page.main_frame) == []
-
-
-def violations(frame: Any) -> list[str]:
-    """What a document has tried against its policy."""
-    return list(frame.evaluate("window.violations ?? []")) if not frame.parent_frame else []
-
-
-def overflow(page: Page) -> int:
-    """By how many pixels a page is wider than its window."""
-    wider: int = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
-    return wider
-
-
-def faults_of_access(page: Page) -> list[str]:
-    """What axe-core finds against WCAG 2.2 AA: contrast in this colour scheme, labels, names, order of headings."""
-    page.evaluate(AXE.read_text(encoding="utf-8"))
-    found = page.evaluate("axe.run({runOnly: ['wcag2a', 'wcag2aa', 'wcag21aa', 'wcag22aa', 'best-practice']})")
-    return [f"{rule['id']}: {node['html'][:200]}" for rule in found["violations"] for node in rule["nodes"]]
-
-
-def tab_to(page: Page, wanted: str) -> None:
-    """Press Tab until the element of this text, label or name has the focus, which must be visible at every stop."""
-    for _ in range(60):
-        page.keyboard.press("Tab")
-        stop = page.evaluate(FOCUSED)
-        assert stop["outline"] not in ("none", ""), stop
-        if wanted in stop["said"]:
-            return
-    raise AssertionError(f"no stop for {wanted!r}")
-
-
 def fill_in(page: Page) -> None:
-    """The form's answers for the tiny model; for the quickstart those that it starts with."""
+    """Fill in the form for the tiny model; the quickstart keeps the initial answers."""
     if not QUICKSTART:
         page.get_by_label("Model", exact=True).fill("tiny")
         page.get_by_label("Layers to remove").fill("1")
         page.get_by_label("Data set").fill("text.txt")
         page.get_by_label("Windows").fill("4")
-        page.get_by_label("Tokens in each").fill("32")
+        page.get_by_label("Tokens per window").fill("32")
 
 
 @pytest.fixture(scope="module")
 def pruned(live: tuple[Client, Settings]) -> str:
-    """A finished job, for the tests that look at one."""
+    """A finished job."""
     job: str = live[0].submit(recipe(name="looked-at"), name="looked at")["id"]
     assert list(live[0].watch(job))[-1]["state"] == "succeeded"
     return job
 
 
 def test_submit_by_the_form_watch_it_finish_and_open_the_report(page: Page) -> None:
-    """From the first page to the report, by clicking: the recipe is written, planned and run, live."""
+    """A person clicks from the first page to the report; recipe, plan and progress are shown live."""
     page.goto("/")
     page.get_by_role("link", name="New job").click()
     fill_in(page)
@@ -152,19 +96,19 @@ def test_submit_by_the_form_watch_it_finish_and_open_the_report(page: Page) -> N
     expect(page.locator("#outcome tr", has_text="Layers")).to_contain_text("−", timeout=MINUTE)
     page.get_by_role("button", name="Submit").click()
     expect(page.locator("#live .state")).to_have_text("running", timeout=MINUTE)
-    # the passes over a tiny model may be over between two looks; the verification, a process of its own, is not
+    # the passes over a tiny model may end between two refreshes; the verification takes longer
     steps = re.compile("pass [12]|saving|verification|evaluation")
     expect(page.locator("#live")).to_contain_text(steps, timeout=5 * MINUTE)
     expect(page.locator("#live .state")).to_have_text("succeeded", timeout=(15 if QUICKSTART else 3) * MINUTE)
     report = page.frame_locator("iframe.report")
     expect(report.get_by_role("heading", level=1)).to_contain_text("pruned")
     assert page.locator("iframe.report").evaluate("frame => frame.clientHeight") > WIDE["height"]
-    page.get_by_role("link", name="Open it alone").click()
+    page.get_by_role("link", name="Open the report page").click()
     expect(page.get_by_role("heading", level=1)).to_contain_text("pruned")
 
 
 def test_compare_two_runs(page: Page, live: tuple[Client, Settings], pruned: str) -> None:
-    """Tick two finished jobs, compare them: both are in the chart and in the table."""
+    """Two ticked jobs are in the chart and in the table of the comparison."""
     other = live[0].submit(recipe(name="other"), name="the other")["id"]
     assert list(live[0].watch(other))[-1]["state"] == "succeeded"
     page.goto("/")
@@ -180,13 +124,13 @@ def test_compare_two_runs(page: Page, live: tuple[Client, Settings], pruned: str
 
 
 def test_cancel_and_retry(page: Page, live: tuple[Client, Settings]) -> None:
-    """A running job is cancelled by its button and leaves no process; another button queues it again."""
+    """The Cancel button ends a running job with its processes, and Retry queues it again."""
     job = live[0].submit(recipe(pause=60), name="endless")["id"]
     page.goto(f"/jobs/{job}")
     expect(page.locator("#live")).to_contain_text("layer 1 of 2")
     page.get_by_role("button", name="Cancel").click()
     expect(page.locator("#live .state")).to_have_text("cancelled")
-    assert marked(job) == []
+    assert processes_of_job(job) == []
     page.get_by_role("button", name="Retry").click()
     expect(page.locator("#live .state")).to_have_text("running")
     page.get_by_role("button", name="Cancel").click()
@@ -194,7 +138,7 @@ def test_cancel_and_retry(page: Page, live: tuple[Client, Settings]) -> None:
 
 
 def test_by_keyboard_alone(page: Page, live: tuple[Client, Settings]) -> None:
-    """Tab and Enter lead from the first page to a submitted job, and every stop on the way shows where it is."""
+    """Tab and Enter lead from the first page to a submitted job, with a visible focus at every stop."""
     page.goto("/")
     page.keyboard.press("Tab")
     assert "To the content" in page.evaluate(FOCUSED)["said"]
@@ -212,7 +156,7 @@ def test_by_keyboard_alone(page: Page, live: tuple[Client, Settings]) -> None:
 
 
 def test_form_and_editor_follow_each_other(page: Page) -> None:
-    """What is typed fills in the form, an answer changes its value in the text, and neither loses the other's work."""
+    """The form follows the editor, an answer changes its value in the editor, and nothing else is lost."""
     page.goto("/submit")
     recipe = page.get_by_label("Recipe", exact=True)
     recipe.fill("# mine\nmodel: {id: org/model}\ncalibration: {dataset: org/text}\ndepth: {remove: 5}\n")
@@ -227,11 +171,11 @@ def test_form_and_editor_follow_each_other(page: Page) -> None:
 
 
 def test_the_editor_keeps_its_work_through_reload_and_back(page: Page) -> None:
-    """Typed and composed recipes and the fields beside them come back, the questions follow, and secrets do not."""
+    """Recipe and fields are restored after reload and Back, the form follows, and secrets are not stored."""
     page.goto("/submit")
     recipe = page.get_by_label("Recipe", exact=True)
     recipe.fill("# mine\nmodel: {id: org/model}\ncalibration: {dataset: org/text}\ndepth: {remove: 5}\n")
-    page.get_by_text("Name, device, limits").click()
+    page.get_by_text("Name, devices, limits").click()
     page.get_by_label("Name", exact=True).fill("by hand")
     page.get_by_label("Hub token for this job").fill("hf_secret")
     page.reload()
@@ -253,7 +197,7 @@ def test_the_editor_keeps_its_work_through_reload_and_back(page: Page) -> None:
 
 
 def test_a_submitted_recipe_comes_back_with_back(page: Page) -> None:
-    """After submission Back leads to the editor with what was submitted, under a key of its own."""
+    """After submission Back shows the editor with the submitted recipe and a new key."""
     page.goto("/submit")
     text, key = recipe(by="back"), page.locator("input[name=key]").input_value()
     page.get_by_label("Recipe", exact=True).fill(text)
@@ -265,7 +209,7 @@ def test_a_submitted_recipe_comes_back_with_back(page: Page) -> None:
 
 
 def test_a_page_that_is_no_longer_fresh_says_so(browser: Browser, live: tuple[Client, Settings]) -> None:
-    """Where the service cannot be reached an open page says that it may be old, and takes that back afterwards."""
+    """An open page warns while the service cannot be reached, and only then."""
     context = browser.new_context(base_url=live[0].server, viewport=PHONE)
     page = context.new_page()
     page.goto("/")
@@ -278,7 +222,7 @@ def test_a_page_that_is_no_longer_fresh_says_so(browser: Browser, live: tuple[Cl
 
 
 def test_mistakes_stay_in_the_editor(browser: Browser, live: tuple[Client, Settings]) -> None:
-    """What is wrong is said as one types, and again on submission; nothing that was typed is lost."""
+    """Problems are shown while typing and after submission, and the recipe is kept."""
     context = browser.new_context(base_url=live[0].server, viewport=WIDE)
     for page in quiet_page(context, live[0].server, refusals=True):
         page.goto("/submit")
@@ -291,10 +235,10 @@ def test_mistakes_stay_in_the_editor(browser: Browser, live: tuple[Client, Setti
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_page_on_a_phone_and_to_everybody(
+def test_every_page_is_accessible_on_a_phone(
     browser: Browser, live: tuple[Client, Settings], pruned: str, scheme: Any
 ) -> None:
-    """At 390 pixels nothing scrolls sideways, and axe finds no fault, in light and in dark colours."""
+    """At 390 pixels no page scrolls sideways, and axe finds no fault, in light and dark colours."""
     failed = live[0].submit(recipe(exit=1), name="a-name-without-a-single-space-that-is-much-longer-than-a-phone")["id"]
     assert list(live[0].watch(failed))[-1]["state"] == "failed"
     context = browser.new_context(base_url=live[0].server, viewport=PHONE, color_scheme=scheme)
@@ -313,7 +257,7 @@ def test_every_page_on_a_phone_and_to_everybody(
 
 
 def test_sign_in_and_out(browser: Browser, tmp_path: Path) -> None:
-    """Where there are tokens a person signs in with one; a wrong one is refused, and signing out closes the door."""
+    """With tokens a person signs in with one; a wrong one is refused, and signing out ends access."""
     with served(tmp_path) as (client, settings):
         context = browser.new_context(base_url=client.server, viewport=PHONE)
         page = context.new_page()

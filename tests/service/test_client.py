@@ -1,4 +1,4 @@
-"""The service's client and its verbs: what a person reads where an answer makes no sense, or a wish does."""
+"""The client and its commands: what a person reads where an answer or an argument makes no sense."""
 
 from __future__ import annotations
 
@@ -12,51 +12,26 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 from helpers.commands import Outcome, command
+from helpers.service import answer_requests
+from helpers.service_answers import ENDED, JOB, LISTED, URL, Answer, page, talking_to
 
-from llmprune.common.errors import OutputError, RecipeError
-from llmprune.common.hub.errors import retry_after_seconds
-from llmprune.service.cli import answers
+from llmprune.common.errors import RecipeError
+from llmprune.common.hub.client import asked_seconds
+from llmprune.service.cli import answers, event_stream
 from llmprune.service.cli.answers import ServiceError
-from llmprune.service.cli.client import Client
-
-JOB, OTHER = "0123456789ab", "ba9876543210"
-URL = "http://service.test"
-ENDED = {"id": JOB, "state": "succeeded", "ran_seconds": 1, "exit_code": 0, "error": None, "finished": 5.0}
-LISTED = ENDED | {"name": "n", "owner": "o", "fraction": 1, "figures": None}
-Answering = Callable[[httpx.Request], httpx.Response]
+from llmprune.service.cli.client import DEFAULT_SERVER, Client
 
 
-@pytest.fixture(autouse=True)
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses that the client asked for; none is made."""
-    slept: list[float] = []
-    monkeypatch.setattr("llmprune.service.cli.client.time.sleep", slept.append)
-    return slept
-
-
-def talking_to(answer: Answering) -> Client:
-    """A client of a service that answers so."""
-    return Client(URL, transport=httpx.MockTransport(answer))
-
-
-def ask(monkeypatch: pytest.MonkeyPatch, answer: Answering, *arguments: str | Path) -> Outcome:
-    """A verb of the command line on a service that answers so."""
-    monkeypatch.setattr("llmprune.service.cli.commands._client", lambda server, token_file: talking_to(answer))
-    return command(*arguments)
-
-
-def stream(*parts: bytes) -> Iterator[bytes]:
-    """A body in parts, whose length is not known before."""
-    yield from parts
-
-
-def page(body: bytes = b"", status: int = 200, **headers: str) -> httpx.Response:
-    """A streamed answer, as from a socket."""
-    return httpx.Response(status, headers={name.replace("_", "-"): text for name, text in headers.items()},
-                          content=stream(body))  # fmt: skip
+def ask(monkeypatch: pytest.MonkeyPatch, answer: Answer, *arguments: str | Path) -> Outcome:
+    """Run a command on a service that answers as given."""
+    answer_requests(monkeypatch, answer)
+    server = () if "--server" in arguments else ("--server", URL)
+    return command(*arguments, *server)
 
 
 HTML = b"<html><body>Please sign in to this network"
+
+
 NONSENSE: list[tuple[httpx.Response | Callable[[], httpx.Response], str]] = [
     (lambda: page(HTML, content_type="text/html"), "200 with text/html, 42 bytes that begin '<html><body>Please"),
     (lambda: page(b""), "200 with no content type and no body"),
@@ -68,7 +43,10 @@ NONSENSE: list[tuple[httpx.Response | Callable[[], httpx.Response], str]] = [
     (lambda: page(b'[{"id": "x"}]'), "200 with JSON that does not fit"),
     (lambda: page(b'{"jobs": 3, "id": 3, "state": 3}'), "200 with JSON that does not fit"),
     (lambda: page(b"{}"), "200 with JSON that does not fit"),
-    (lambda: page(b"", 302, location="http://elsewhere.test/login"), "302 with no content type and no body, and leads"),
+    (
+        lambda: page(b"", 302, location="http://elsewhere.test/login"),
+        "302 with no content type and no body, and redirects",
+    ),
     (lambda: page(HTML, 502, content_type="text/html"), "502 with text/html, 42 bytes"),
     (lambda: page(b'{"detail": "no"}', 404), "404 with no content type, 16 bytes"),
     (lambda: page(b'{"detail": "no", "problems": 3}', 422), "422 with no content type"),
@@ -76,12 +54,20 @@ NONSENSE: list[tuple[httpx.Response | Callable[[], httpx.Response], str]] = [
 ]
 
 
-@pytest.mark.parametrize("verb", ["submit", "jobs", "watch", "cancel", "retry", "reevaluate-job", "fetch", "push-job"])
-@pytest.mark.parametrize(("answer", "said"), NONSENSE)
+VERBS = ("submit", "jobs", "watch", "cancel", "retry", "reevaluate-job", "fetch", "push-job")
+
+
+EVERY_VERB = [(verb, *NONSENSE[number]) for verb in VERBS for number in (0, 8, 10)]
+
+
+EVERY_ANSWER = [("cancel", *nonsense) for nonsense in NONSENSE]
+
+
+@pytest.mark.parametrize(("verb", "answer", "said"), EVERY_VERB + EVERY_ANSWER)
 def test_an_answer_that_makes_no_sense_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, answer: Callable[[], httpx.Response], said: str
 ) -> None:
-    """Every verb says the address, what came and the remedy, and ends with 1; the client raises nothing else."""
+    """Every command names the address, the answer and the remedy in one line, and exits with 1."""
     (tmp_path / "file").write_text("model: {id: org/x}\n")
     given: dict[str, list[str | Path]] = {"submit": [tmp_path / "file"], "jobs": []}
     given["push-job"] = [JOB, "--repo-id", "org/x", "--hub-token-file", tmp_path / "file"]
@@ -99,7 +85,7 @@ def test_an_answer_that_makes_no_sense_is_one_sentence(
 
 @pytest.mark.parametrize("ask_for", ["plan", "queue", "compare", "log", "artifacts", "job"])
 def test_every_call_of_the_client_checks_its_answer(ask_for: str) -> None:
-    """From Python too, an answer of another shape is a ServiceError."""
+    """In Python an answer of another shape raises ServiceError."""
     calls: dict[str, Callable[[Client], Any]] = {
         "plan": lambda client: client.plan("x"),
         "queue": lambda client: client.queue(),
@@ -113,9 +99,9 @@ def test_every_call_of_the_client_checks_its_answer(ask_for: str) -> None:
 
 
 def test_an_answer_is_read_within_limits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A body, a line of events and a file that never end are given up, and no part of the file stays."""
+    """A body, a line of events and a file above their limits are refused, and no part of the file is kept."""
     monkeypatch.setattr(answers, "BODY_LIMIT", 1000)
-    monkeypatch.setattr(answers, "LINE_LIMIT", 1000)
+    monkeypatch.setattr(event_stream, "LINE_LIMIT", 1000)
     given: list[int] = []
 
     def endless() -> Iterator[bytes]:
@@ -152,21 +138,21 @@ EVENT = '{"state": "running", "step": null, "done": null, "total": null, "fracti
     ],
 )  # fmt: skip
 def test_an_event_that_makes_no_sense(event: bytes) -> None:
-    """An event is checked as an answer is."""
+    """An event of another shape raises ServiceError."""
     told = pytest.raises(ServiceError, match=f"{URL}/v1/jobs/{JOB}/events answered 200 with")
     with talking_to(lambda _: page(event, content_type="text/event-stream")) as client, told:
         list(client.watch(JOB))
 
 
 def test_infinite_figures_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """JSON has them as texts; one such job hides no other."""
+    """Infinite figures are strings in JSON, and their jobs are listed with the others."""
     listed = [LISTED | {"figures": {"retention": value}} for value in ("Infinity", "NaN", 0.5, None)]
     outcome = ask(monkeypatch, lambda _: page(json.dumps({"jobs": listed}).encode()), "jobs")
     assert (outcome.code, outcome.out.count(JOB), "50.0%" in outcome.out) == (0, 4, True), outcome.err
 
 
 def test_a_connection_that_breaks_is_one_sentence() -> None:
-    """An answer that is cut off is asked for again, and then said to be."""
+    """After several tries a broken connection raises ServiceError with the reason."""
 
     def cut(request: httpx.Request) -> httpx.Response:
         raise httpx.RemoteProtocolError("peer closed connection", request=request)
@@ -182,17 +168,18 @@ def test_a_connection_that_breaks_is_one_sentence() -> None:
         ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0), ("Fri, 31 Dec 9999 23:59:59 GMT", 10.0), ("Wed, 99 Foo", 1.0),
     ],
 )  # fmt: skip
-def test_retry_after_is_a_number_or_a_date(pauses: list[float], retry_after: str, pause: float) -> None:
-    """The client waits as long as a service asks, and 10 s at most; what is neither counts as a second."""
-    turns = iter([page(b"", 503, retry_after=retry_after), page(b"{}")])
-    with talking_to(lambda _: next(turns)) as client:
+def test_retry_after_is_a_number_or_a_date(retry_after: str, pause: float) -> None:
+    """The client waits as long as the service asks, at most 10 s, and 1 s where the header cannot be read."""
+    given = iter([page(b"", 503, retry_after=retry_after), page(b"{}")])
+    pauses: list[float] = []
+    with talking_to(lambda _: next(given), pauses) as client:
         assert client.queue() == {}
     assert pauses == [pause]
 
 
 def test_retry_after_a_date_to_come() -> None:
-    """A date asks for the seconds until then."""
-    assert retry_after_seconds(formatdate(time.time() + 60, usegmt=True)) == pytest.approx(60, abs=2)
+    """A date means the seconds until then."""
+    assert asked_seconds(formatdate(time.time() + 60, usegmt=True)) == pytest.approx(60, abs=2)
 
 
 @pytest.mark.parametrize(
@@ -204,16 +191,16 @@ def test_retry_after_a_date_to_come() -> None:
         (["watch", "../../v1/queue"], "there is no job '../../v1/queue'"),
     ],
 )
-def test_verbs_without_a_recipe_say_nothing_of_one(
+def test_commands_without_a_recipe_mention_none(
     monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
 ) -> None:
-    """An unknown state lists the states, an impossible id is no job; the service is not asked."""
+    """An unknown state and an impossible id are refused without a request, and no recipe is mentioned."""
     outcome = ask(monkeypatch, lambda _: pytest.fail("asked"), *arguments)
     assert (outcome.code, said in outcome.err, "recipe" in outcome.err) == (2, True, False), outcome.err
 
 
 def test_a_problem_of_parameters_is_called_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The service's own heading stands over its problems."""
+    """The service's own summary precedes its problems."""
     problem = {"detail": "the parameters are wrong", "problems": ["limit: too large"]}
     outcome = ask(monkeypatch, lambda _: page(json.dumps(problem).encode(), 422), "jobs")
     assert (outcome.code, outcome.err) == (2, "llmprune: the parameters are wrong: limit: too large\n")
@@ -223,14 +210,14 @@ def test_a_problem_of_parameters_is_called_one(monkeypatch: pytest.MonkeyPatch) 
     ("server", "said"), [("127.0.0.1:8321", "give a URL such as"), ("ftp://x", "give a URL"), ("http://", "give a URL")]
 )
 def test_a_server_that_is_no_url(server: str, said: str) -> None:
-    """It is refused before anything is sent."""
+    """An address that is no URL is refused before anything is sent."""
     outcome = command("jobs", "--server", server)
     assert (outcome.code, said in outcome.err) == (2, True), outcome.err
 
 
 @pytest.mark.parametrize("content", ["a b", "tökén", "a\nb"])
 def test_a_token_that_no_header_holds(tmp_path: Path, content: str) -> None:
-    """A token with blanks or letters beyond ASCII is refused with a sentence; so is an empty file."""
+    """A token with spaces or letters beyond ASCII is refused, and so is an empty file."""
     (tmp_path / "token").write_text(content)
     outcome = command("jobs", "--server", URL, "--token-file", tmp_path / "token")
     assert (outcome.code, "that no token has; copy it again" in outcome.err) == (2, True), outcome.err
@@ -239,55 +226,8 @@ def test_a_token_that_no_header_holds(tmp_path: Path, content: str) -> None:
     assert (outcome.code, "is empty" in outcome.err) == (2, True), outcome.err
 
 
-class Results:
-    """A service with two ended jobs, each with one file."""
-
-    def __init__(self) -> None:
-        self.finished: float | None = 5.0
-        self.sent = 0
-
-    def __call__(self, request: httpx.Request) -> httpx.Response:
-        """Answer what fetch asks."""
-        job = request.url.path.split("/")[3]
-        if request.url.path.endswith("/artifacts"):
-            return page(json.dumps([{"name": "report.json", "bytes": 12}]).encode())
-        if request.url.path.endswith("/report.json"):
-            self.sent += 1
-            return page(job.encode())
-        return page(json.dumps(ENDED | {"finished": self.finished}).encode())
-
-
-def test_a_folder_holds_the_files_of_one_job(tmp_path: Path) -> None:
-    """A second job, a retried one, and files of unknown origin are refused; nothing is mixed and nothing replaced."""
-    folder, results = tmp_path / "out", Results()
-    with talking_to(results) as client:
-        assert client.fetch(JOB, folder) == client.fetch(JOB, folder) == [folder / "report.json"]
-        assert results.sent == 1  # whole files are not fetched again
-        with pytest.raises(OutputError, match=f"has the files of job {JOB}; choose another --output"):
-            client.fetch(OTHER, folder)
-        results.finished = 6.0
-        with pytest.raises(OutputError, match="from before it ended last"):
-            client.fetch(JOB, folder)
-        (tmp_path / "old").mkdir()
-        (tmp_path / "old" / "report.json").write_text("mine")
-        with pytest.raises(OutputError, match="nothing there says which job it is of"):
-            client.fetch(JOB, tmp_path / "old")
-    assert (folder / "report.json").read_text() == JOB
-    assert (tmp_path / "old" / "report.json").read_text() == "mine"
-
-
-def test_files_of_a_running_job_are_fetched_again(tmp_path: Path) -> None:
-    """While a job runs its files change, whatever their size."""
-    results = Results()
-    results.finished = None
-    with talking_to(results) as client:
-        for _ in range(2):
-            client.fetch(JOB, tmp_path / "out")
-    assert results.sent == 2
-
-
 def test_the_client_names_unknown_states() -> None:
-    """From Python as on the command line."""
+    """Client.jobs refuses an unknown state with the list of states."""
     with talking_to(lambda _: page(json.dumps({"jobs": [LISTED]}).encode())) as client:
         assert client.jobs(state=["failed", "queued"])["jobs"] == [LISTED]
         with pytest.raises(RecipeError, match="choose queued"):
@@ -297,11 +237,11 @@ def test_the_client_names_unknown_states() -> None:
 def test_submit_says_which_paths_the_service_reads_on_its_own_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A relative path that exists here is named before the recipe is sent; an absolute one only to another machine."""
+    """A relative path that exists here is reported before submission; an absolute one only for another machine."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "base").mkdir()
     (tmp_path / "text.txt").write_text("text")
-    (tmp_path / "auto").touch()  # a word of the recipe, and no path
+    (tmp_path / "auto").touch()  # a value of the recipe that is no path
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         f"model: {{id: base, device_map: auto}}\n"
@@ -313,11 +253,12 @@ def test_submit_says_which_paths_the_service_reads_on_its_own_machine(
         sent.append(request.url.path)
         return page(json.dumps({"id": JOB}).encode())
 
-    outcome = ask(monkeypatch, answer, "submit", recipe)
+    here = ("--server", DEFAULT_SERVER)
+    outcome = ask(monkeypatch, answer, "submit", recipe, *here)
     note = "llmprune: note: model.id: 'base' is a folder here, but the service looks for it on its own machine"
     assert (outcome.code, outcome.out, len(outcome.err.splitlines())) == (0, f"{JOB}\n", 1), outcome.err
     assert outcome.err.startswith(note)
-    overridden = ask(monkeypatch, answer, "submit", recipe, "--set", "calibration.sources.0.dataset=text.txt")
+    overridden = ask(monkeypatch, answer, "submit", recipe, "--set", "calibration.sources.0.dataset=text.txt", *here)
     assert "calibration.sources.0.dataset: 'text.txt' is a file here" in overridden.err
     far = ask(monkeypatch, answer, "submit", recipe, "--server", "http://far.test:8321")
     assert f"calibration.sources.0.dataset: '{tmp_path}/text.txt' is a file here" in far.err

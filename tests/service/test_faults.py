@@ -1,4 +1,4 @@
-"""The service on a disk that is really full."""
+"""The service on a full disk."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers.service import RECIPE, YAML, Bench, recipe
+from helpers.service import RECIPE, YAML, ServiceHarness, recipe
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 8 MB."""
+    """A file system of 8 MB, mounted for the test."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
@@ -27,7 +27,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path) -> Path:
-    """Write until nothing more fits."""
+    """Fill the file system."""
     ballast = disk / "ballast"
     with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while file.write(bytes(4096)):
@@ -35,33 +35,33 @@ def fill(disk: Path) -> Path:
     return ballast
 
 
-def go_round(bench: Bench, times: int = 1) -> None:
-    """What the supervisor does on a full disk: it tries again."""
+def go_round(harness: ServiceHarness, times: int = 1) -> None:
+    """Run a round as the supervisor's process does: an error of a full disk is not raised."""
     for _ in range(times):
         with contextlib.suppress(sqlite3.OperationalError, OSError):
-            bench.supervisor.round()
+            harness.supervisor.round()
 
 
 def test_a_full_disk_refuses_what_is_new_and_loses_nothing(small_disk: Path) -> None:
-    """New jobs are refused with 507 and leave nothing, what is there can be looked at; with room everything goes on."""
-    bench = Bench(small_disk)
-    done, waiting = bench.submit(recipe(n=0))["id"], bench.submit(recipe(n=1))["id"]
-    bench.until_ended(done)
+    """New jobs are refused with 507 and leave nothing, jobs can be read, and with free space all continues."""
+    harness = ServiceHarness(small_disk)
+    done, waiting = harness.submit(recipe(n=0))["id"], harness.submit(recipe(n=1))["id"]
+    harness.until_ended(done)
     ballast = fill(small_disk)
-    answers = [bench.http.post("/v1/jobs", content=RECIPE, headers=YAML) for _ in range(40)]
+    answers = [harness.http.post("/v1/jobs", content=RECIPE, headers=YAML) for _ in range(40)]
     refused = [answer for answer in answers if answer.status_code != 201]
     assert {answer.status_code for answer in refused} == {507}
     assert all("full" in answer.text or "No space" in answer.text for answer in refused)
-    assert bench.http.get("/v1/jobs").status_code == 200
-    assert bench.job(done)["state"] == "succeeded"
-    go_round(bench, 3)
-    assert bench.http.get("/v1/health").status_code == 200
+    assert harness.http.get("/v1/jobs").status_code == 200
+    assert harness.job(done)["state"] == "succeeded"
+    go_round(harness, 3)
+    assert harness.http.get("/v1/health").status_code == 200
     ballast.unlink()
-    if bench.until_ended(waiting)["state"] == "failed":  # it may have started on the full disk
-        assert bench.http.post(f"/v1/jobs/{waiting}/retry").status_code == 200
+    if harness.until_ended(waiting)["state"] == "failed":  # it may have started on the full disk
+        assert harness.http.post(f"/v1/jobs/{waiting}/retry").status_code == 200
     accepted = [answer.json()["id"] for answer in answers if answer.status_code == 201]
-    assert {bench.until_ended(job)["state"] for job in (waiting, bench.submit(recipe(n=2))["id"])} == {"succeeded"}
-    found = {job["id"] for job in bench.http.get("/v1/jobs", params={"limit": 500}).json()["jobs"]}
+    assert {harness.until_ended(job)["state"] for job in (waiting, harness.submit(recipe(n=2))["id"])} == {"succeeded"}
+    found = {job["id"] for job in harness.http.get("/v1/jobs", params={"limit": 500}).json()["jobs"]}
     assert found >= {done, waiting, *accepted}
     assert len(found) == 3 + len(accepted)
     assert {folder.name for folder in (small_disk / "data" / "jobs").iterdir()} <= found

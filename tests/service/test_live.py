@@ -1,4 +1,4 @@
-"""``llmprune serve`` in processes of its own, called by its commands, killed at bad moments."""
+"""``llmprune serve`` in processes of its own, called by the commands, and killed while jobs run."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from typer.testing import CliRunner
 
 from llmprune.cli.main import app
 from llmprune.common.errors import OutputError, RecipeError
-from llmprune.service.cli.answers import ServiceError, Submitted
+from llmprune.service.cli.answers import ServiceError, SubmittedJob
 from llmprune.service.cli.client import Client
 from llmprune.service.planner.planner import Planner
 from llmprune.service.server import serve
 from llmprune.service.settings import Settings
-from llmprune.service.supervisor.processes import marked
+from llmprune.service.supervisor.processes import processes_of_job
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Client, Set
 
 
 def ask(live: tuple[Client, Settings], *arguments: str) -> tuple[int, str]:
-    """Exit code and output of a command that calls the service."""
+    """Return exit code and output of a command that calls the service."""
     from llmprune.common.errors import LLMPruneError
 
     result = CliRunner().invoke(app, [*arguments, "--server", live[0].server])
@@ -45,7 +45,7 @@ def ask(live: tuple[Client, Settings], *arguments: str) -> tuple[int, str]:
 
 
 def test_submit_watch_list_fetch(live: tuple[Client, Settings], tmp_path: Path) -> None:
-    """The commands in the order in which a person types them."""
+    """A job is submitted, watched, listed and fetched by the commands."""
     (tmp_path / "recipe.yaml").write_text(recipe(layers=3, pause=0.1))
     code, job = ask(live, "submit", str(tmp_path / "recipe.yaml"), "--name", "mine", "--set", "depth.remove=2")
     assert code == 0
@@ -62,7 +62,7 @@ def test_submit_watch_list_fetch(live: tuple[Client, Settings], tmp_path: Path) 
 
 
 def test_watch_ends_as_the_run_does(live: tuple[Client, Settings], tmp_path: Path) -> None:
-    """The gate's exit code 3 is that of watch; cancel and retry are commands too."""
+    """``watch`` exits with the run's code, such as 3 for the gate; cancel and retry work as commands."""
     (tmp_path / "recipe.yaml").write_text(recipe(exit=3))
     assert ask(live, "submit", str(tmp_path / "recipe.yaml"), "--watch")[0] == 3
     (tmp_path / "slow.yaml").write_text(recipe(pause=60))
@@ -74,7 +74,7 @@ def test_watch_ends_as_the_run_does(live: tuple[Client, Settings], tmp_path: Pat
 
 
 def test_push_and_try_again(live: tuple[Client, Settings], tmp_path: Path) -> None:
-    """A finished job is pushed with a token from a file; a push that fails ends so, and its retry needs the token."""
+    """A finished job is pushed with a token from a file; a failed push exits with 1, and its retry needs the token."""
     token = tmp_path / "token.txt"
     token.write_text("hf_of_this_push\n")
     job = live[0].submit(recipe(layers=1))["id"]
@@ -91,10 +91,8 @@ def test_push_and_try_again(live: tuple[Client, Settings], tmp_path: Path) -> No
     assert ask(live, "retry", failed, "--hub-token-file", str(token))[1].strip() == "queued"
 
 
-def test_mistakes_are_said_as_on_the_command_line(
-    live: tuple[Client, Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A wrong recipe ends with code 2 and every problem; a service that is not there, with the remedy."""
+def test_mistakes_are_reported_as_on_the_command_line(live: tuple[Client, Settings], tmp_path: Path) -> None:
+    """A wrong recipe exits with 2 and every problem; a service that does not answer is reported with the remedy."""
     (tmp_path / "recipe.yaml").write_text("model: {id: /etc/passwd}\ncalibration: {dataset: org/x}\n")
     code, said = ask(live, "submit", str(tmp_path / "recipe.yaml"))
     assert (code, "not allowed here" in said) == (2, True)
@@ -102,13 +100,15 @@ def test_mistakes_are_said_as_on_the_command_line(
         live[0].job("0" * 12)
     with pytest.raises(RecipeError, match="needs at least one of"):
         live[0].submit(RECIPE + "width: {}\n")
-    monkeypatch.setattr("llmprune.service.cli.client._FIRST_PAUSE", 0.0)
-    with Client("http://127.0.0.1:9") as nobody, pytest.raises(ServiceError, match="is llmprune serve running"):
+    with (
+        Client("http://127.0.0.1:9", sleep=lambda _: None) as nobody,
+        pytest.raises(ServiceError, match="is llmprune serve running"),
+    ):
         nobody.job("0" * 12)
 
 
 def test_events_go_on_where_they_stopped(live: tuple[Client, Settings]) -> None:
-    """Last-Event-ID gives exactly the events that were not seen, and the stream ends with the job."""
+    """Last-Event-ID continues with exactly the next event, and the stream ends with the job."""
     job = live[0].submit(recipe(layers=4, pause=0.6))["id"]
     events = list(live[0].watch(job))
     assert [events[0]["state"], events[-1]["state"]] == ["queued", "succeeded"]
@@ -118,7 +118,7 @@ def test_events_go_on_where_they_stopped(live: tuple[Client, Settings]) -> None:
 
 
 def test_submissions_at_once(live: tuple[Client, Settings]) -> None:
-    """Through many clients none is lost and none is doubled, also where one is sent twice."""
+    """Concurrent submissions of many clients are queued once each, also those that are sent twice."""
     texts = [recipe(n=n) for n in range(24)]
 
     def send(part: list[str]) -> None:
@@ -126,7 +126,7 @@ def test_submissions_at_once(live: tuple[Client, Settings]) -> None:
             for text in part:
                 headers = {"Content-Type": "application/yaml", "Idempotency-Key": f"key {text}"[:40].replace("\n", " ")}
                 first, second = (
-                    client._json(Submitted, "POST", path="/v1/jobs", content=text, headers=headers) for _ in range(2)
+                    client._json(SubmittedJob, "POST", path="/v1/jobs", content=text, headers=headers) for _ in range(2)
                 )
                 assert first["id"] == second["id"]
 
@@ -146,7 +146,7 @@ def test_submissions_at_once(live: tuple[Client, Settings]) -> None:
 
 
 def test_only_one_service_on_a_folder(live: tuple[Client, Settings]) -> None:
-    """A second one is refused before it touches anything."""
+    """A second service on the same data folder is refused before it changes anything."""
     with pytest.raises(OutputError, match="another llmprune serve"):
         serve(live[1].model_copy(update={"port": free_port()}))
 
@@ -159,7 +159,9 @@ def test_kills_lose_no_job(tmp_path: Path) -> None:
         with Client(f"http://127.0.0.1:{settings.port}") as client:
             job = client.submit(recipe(layers=30, pause=0.5))["id"]
             wait_for(lambda: client.job(job)["total"] is not None)
-            (first,) = [one.pid for one in marked(job) if "llmprune.service.supervisor.job_runner" in one.cmdline()]
+            (first,) = [
+                one.pid for one in processes_of_job(job) if "llmprune.service.supervisor.job_runner" in one.cmdline()
+            ]
             old = supervisor_of(process.pid)
             kill(old)
             wait_for(lambda: supervisor_of(process.pid) not in (None, old))
@@ -167,7 +169,7 @@ def test_kills_lose_no_job(tmp_path: Path) -> None:
             process.wait()
             process = start(settings)
             assert client.job(job)["state"] == "running"
-            assert first in [one.pid for one in marked(job)]
+            assert first in [one.pid for one in processes_of_job(job)]
             (*_, last) = client.watch(job)
         assert (last["state"], last["attempts"]) == ("succeeded", 1)
         assert not (settings.run_folder(job) / "TWICE").exists()
@@ -178,7 +180,7 @@ def test_kills_lose_no_job(tmp_path: Path) -> None:
 
 
 def test_sigterm_stops_the_service_and_its_jobs(tmp_path: Path) -> None:
-    """Stopped in order, the service leaves no process; its job waits in the table and continues with the next one."""
+    """A stopped service leaves no process; its job is queued again and continues with the next service."""
     settings = settings_in(tmp_path, port=free_port())
     process = start(settings)
     with Client(f"http://127.0.0.1:{settings.port}") as client:
@@ -186,7 +188,7 @@ def test_sigterm_stops_the_service_and_its_jobs(tmp_path: Path) -> None:
         wait_for(lambda: client.job(job)["total"] is not None)
         process.send_signal(signal.SIGTERM)
         process.wait(30)
-        assert marked(job) == []
+        assert processes_of_job(job) == []
         process = start(settings)
         (*_, last) = client.watch(job)
     assert (last["state"], last["attempts"]) == ("succeeded", 2)
@@ -197,14 +199,14 @@ def test_sigterm_stops_the_service_and_its_jobs(tmp_path: Path) -> None:
 def test_service_imports_no_torch(live: tuple[Client, Settings]) -> None:
     """Neither the HTTP process nor the supervisor has torch or transformers in its memory."""
     program = (
-        "import sys, llmprune.service.api.app, llmprune.service.supervisor.supervisor, llmprune.service.server\n"
+        "import sys, llmprune.service.api.app, llmprune.service.supervisor.__main__, llmprune.service.server\n"
         "print(*sorted({'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "\n"
 
 
 def wait_for(reached: Callable[[], object], seconds: float = 30.0) -> None:
-    """Until a condition holds."""
+    """Wait until a condition holds."""
     deadline = time.monotonic() + seconds
     while not reached():
         assert time.monotonic() < deadline
@@ -212,7 +214,7 @@ def wait_for(reached: Callable[[], object], seconds: float = 30.0) -> None:
 
 
 def test_an_idle_plan_worker_ends_and_another_answers_later(tmp_path: Path) -> None:
-    """The worker's memory is given back once nobody asks for plans; the next question starts it again."""
+    """The worker ends after a while without requests, and the next request starts another one."""
     echo = (sys.executable, "-c", "import sys\nfor line in sys.stdin: print(line, end='', flush=True)")
     planner = Planner(tmp_path, echo, idle=0.3)
     assert planner.plan("a", (), caller="ann")["recipe"] == "a"

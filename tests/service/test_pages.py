@@ -1,4 +1,4 @@
-"""The pages' own logic, without a browser: the form and its recipe, what may be sent twice, what is compared."""
+"""Logic of the pages without a browser: the form and its recipe, repeated submissions, the list, the comparison."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers.service import RECIPE, Bench, recipe
+from helpers.service import RECIPE, ServiceHarness, recipe
 
 from llmprune.common.errors import RecipeError
 from llmprune.recipe.recipe import Recipe
@@ -17,29 +17,29 @@ from llmprune.service.jobs.job import Figures, JobSummary
 from llmprune.service.jobs.submission import default_name
 from llmprune.service.jobs.tokens import LOCAL
 from llmprune.service.supervisor.progress import read_figures
-from llmprune.service.web.compare import compared
-from llmprune.service.web.form import START, RecipeForm, changed_by, form_of
+from llmprune.service.web.compare import comparison_of
+from llmprune.service.web.form import START, RecipeForm, apply_form, form_of
 from llmprune.service.web.render import _environment, render
 
 PAGE = {"Accept": "text/html"}
 
 
 def answered(text: str, **answers: str) -> str:
-    """A recipe after a person has changed some answers of its form."""
+    """Return a recipe after some answers of its form have changed."""
     form = form_of(text)
     assert form is not None
-    return changed_by(text, form.model_copy(update=answers))
+    return apply_form(text, form.model_copy(update=answers))
 
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml")), ids=lambda at: at.stem)
 def test_an_answer_that_is_not_changed_changes_nothing(path: Path) -> None:
-    """Every ready recipe goes through the form and comes out byte for byte."""
+    """A form without changes leaves every recipe of the repository as it is, byte for byte."""
     text = path.read_text(encoding="utf-8")
     assert answered(text) == text
 
 
 def test_an_answer_changes_its_value_and_nothing_else() -> None:
-    """Comments, order and what the form has no input for stay."""
+    """Comments, order and keys without an input are kept."""
     text = "# mine\nmodel: {id: org/model, revision: v1}  # pinned\ncalibration: {dataset: a/b}\ndepth:\n  remove: 2\n"
     wanted = text.replace("remove: 2", "remove: 3").replace("org/model", "org/other")
     assert answered(text, layers="3", model="org/other") == wanted
@@ -59,12 +59,12 @@ def test_an_answer_changes_its_value_and_nothing_else() -> None:
     ],
 )
 def test_what_each_answer_writes(answers: dict[str, str], place: str, value: object) -> None:
-    """Keys come and go with their answers, and a section that is empty goes with its last key."""
+    """Keys are added and removed with their answers, and a section is removed with its last key."""
     assert yaml.safe_load(answered(RECIPE, **answers)).get(place) == value
 
 
 def test_held_out_text_follows_the_calibration() -> None:
-    """Where both name one data set, both change; where they differ, the held-out text stays."""
+    """The held-out text changes with the calibration text where both name one data set, and otherwise does not."""
     both = yaml.safe_load(answered(START, dataset="org/new"))
     assert both["evaluation"]["perplexity"]["dataset"] == both["calibration"]["dataset"] == "org/new"
     apart = START.replace("    dataset: package://pydoc_data.topics/topics", "    dataset: org/held-out")
@@ -72,36 +72,36 @@ def test_held_out_text_follows_the_calibration() -> None:
 
 
 def test_another_word_for_the_same_wish_goes() -> None:
-    """Layers to remove stand in place of layers to keep: a recipe cannot have both."""
+    """The number of layers to remove replaces other keys for the same setting, which exclude each other."""
     assert yaml.safe_load(answered(RECIPE.replace("remove: 1", "keep: 28"), layers="3"))["depth"] == {"remove": 3}
 
 
 @pytest.mark.parametrize("text", ["[1, 2", "just words", "a: &x 1\nb: *x\n", "[" * 5_000, ""])
 def test_what_is_no_mapping_is_left_alone(text: str) -> None:
-    """Half-written and costly YAML has no form, and the form writes nothing over it."""
+    """YAML that is invalid or costly to read has no form, and the form does not change it."""
     assert form_of(text) is None
     with pytest.raises(RecipeError, match="correct it in the editor first"):
-        changed_by(text, RecipeForm(model="org/model"))
+        apply_form(text, RecipeForm(model="org/model"))
 
 
 def test_pressing_submit_twice_makes_one_job(tmp_path: Path) -> None:
-    """The page's key makes one of both; with another recipe under it nothing is queued, and the page says so."""
-    bench = Bench(tmp_path)
-    key = re.search(r'name="key" value="(\w+)"', bench.http.get("/submit").text)[1]
+    """Two submissions with the page's key are one job; another recipe with the same key is refused on the page."""
+    harness = ServiceHarness(tmp_path)
+    key = re.search(r'name="key" value="(\w+)"', harness.http.get("/submit").text)[1]
     sent = {"recipe": RECIPE, "key": key}
-    first, second = (bench.http.post("/submit", data=sent, follow_redirects=False) for _ in range(2))
+    first, second = (harness.http.post("/submit", data=sent, follow_redirects=False) for _ in range(2))
     assert first.headers["Location"] == second.headers["Location"]
-    other = bench.http.post("/submit", data=sent | {"recipe": recipe(n=1)}, headers=PAGE)
+    other = harness.http.post("/submit", data=sent | {"recipe": recipe(n=1)}, headers=PAGE)
     assert (other.status_code, "was used for another submission" in other.text) == (409, True)
-    assert bench.http.get("/v1/jobs").json()["counts"]["queued"] == 1
+    assert harness.http.get("/v1/jobs").json()["counts"]["queued"] == 1
 
 
 def test_a_refusal_keeps_what_was_written(tmp_path: Path) -> None:
-    """Wrong recipe or full queue: recipe, name and limits are still in the page."""
-    bench = Bench(tmp_path, max_queued=1)
+    """After a wrong recipe or with a full queue the page still has recipe, name and limits."""
+    harness = ServiceHarness(tmp_path, max_queued=1)
     wishes = {"name": "mine", "minutes": "7", "priority": "3"}
     for text, status in (("model: 1\n", 422), (RECIPE, 200), (recipe(n=2), 429)):
-        answer = bench.http.post("/submit", data=wishes | {"recipe": text}, headers=PAGE)
+        answer = harness.http.post("/submit", data=wishes | {"recipe": text}, headers=PAGE)
         assert answer.status_code == status
         if status != 200:
             assert all(f'value="{value}"' in answer.text for value in wishes.values())
@@ -109,22 +109,22 @@ def test_a_refusal_keeps_what_was_written(tmp_path: Path) -> None:
 
 
 def test_the_list_moves_in_one_request(tmp_path: Path) -> None:
-    """One answer has the lines of all jobs that have not ended, the counts, and that there are new jobs."""
-    bench = Bench(tmp_path)
-    jobs = [bench.submit(recipe(n=n))["id"] for n in range(3)]
-    listed = bench.http.get("/").text
+    """One answer has the rows of all jobs that have not ended, the counts, and a link to new jobs."""
+    harness = ServiceHarness(tmp_path)
+    jobs = [harness.submit(recipe(n=n))["id"] for n in range(3)]
+    listed = harness.http.get("/").text
     asked = re.search(r'hx-get="(/now[^"]+)"', listed)[1].replace("&amp;", "&")
     assert all(f"job={job}" in asked for job in jobs)
-    bench.http.post(f"/v1/jobs/{jobs[0]}/cancel")
-    bench.submit(recipe(n=9))
-    moved = bench.http.get(asked).text
+    harness.http.post(f"/v1/jobs/{jobs[0]}/cancel")
+    harness.submit(recipe(n=9))
+    moved = harness.http.get(asked).text
     assert all(f'id="job-{job}" hx-swap-oob' in moved for job in jobs)
     assert "Show 1 new job" in moved
     assert f"job={jobs[0]}" not in re.search(r'hx-get="(/now[^"]+)"', moved)[1]
 
 
 def summary(name: str, **figures: object) -> JobSummary:
-    """A finished job with these figures."""
+    """Return a finished job with the given figures."""
     known = {"parameters": (100, 60), "bytes": (400, 240), "layers": (4, 3)}
     fields = dict.fromkeys(JobSummary.model_fields, 0) | {"id": name, "name": name, "owner": "ann", "model": "m"}
     fields |= {"state": "succeeded", "devices": (), "launcher": "local", "figures": Figures(**known | figures)}
@@ -132,19 +132,19 @@ def summary(name: str, **figures: object) -> JobSummary:
 
 
 def test_one_chart_has_one_measure() -> None:
-    """Task scores if any job has them, else perplexity; who lacks the measure has no number; same places are told."""
+    """Jobs are compared by task scores if any has them, otherwise by perplexity; jobs without that have no number."""
     tasks, perplexity = summary("a", retention=0.9, interval=(0.8, 1.0)), summary("b", perplexity=(10.0, 12.0))
-    mixed = compared([perplexity, tasks])
+    mixed = comparison_of([perplexity, tasks])
     assert (mixed.by_tasks, mixed.numbers) == (True, {"a": 1})
     assert "whisker" in str(mixed.chart)
-    alone = compared([perplexity, summary("c", perplexity=(10.0, 12.0))])
+    alone = comparison_of([perplexity, summary("c", perplexity=(10.0, 12.0))])
     assert (alone.by_tasks, alone.numbers) == (False, {"b": 1, "c": 2})
     assert re.search(r'class="also"[^>]*>2<', str(alone.chart))
-    assert compared([summary("d")]).chart is None
+    assert comparison_of([summary("d")]).chart is None
 
 
 def test_the_lines_of_compared_jobs_are_called_by_their_confidence(tmp_path: Path) -> None:
-    """The confidence that a job's report was made with travels to the page; of several jobs each is named."""
+    """The page names the confidence level of a report, and those of several jobs where they differ."""
     from helpers.reports import with_confidence
 
     (tmp_path / "report.json").write_text(with_confidence(0.9).model_dump_json())
@@ -153,13 +153,13 @@ def test_the_lines_of_compared_jobs_are_called_by_their_confidence(tmp_path: Pat
     assert (figures.interval, figures.confidence) == ((0.9, 0.97), 0.9)
     jobs = [summary("a", **figures.model_dump(include={"retention", "interval", "confidence"}))]
     known = {"caller": LOCAL, "session": False, "at": "compare", "oob": False, "choice": ()}
-    assert "lines are 90% intervals" in render("compare", compared=compared(jobs), **known)
+    assert "lines are 90% intervals" in render("compare", compared=comparison_of(jobs), **known)
     jobs.append(summary("b", retention=0.8, interval=(0.7, 0.9), confidence=0.99))
-    assert compared(jobs).interval == "90% or 99% interval"
+    assert comparison_of(jobs).interval == "90% or 99% interval"
 
 
 def test_a_result_that_nothing_measured_says_so() -> None:
-    """Beside the smaller size stands that there is no measure of quality."""
+    """A result without perplexity and tasks says that quality was not measured."""
     macros = _environment().get_template("macros.html.j2").module
     bare, measured = (summary("a", **figures).figures for figures in ({}, {"perplexity": (10.0, 12.0)}))
     assert str(macros.result(bare)).strip() == "−40.0% size, no measure of quality"
@@ -184,6 +184,6 @@ def test_a_result_that_nothing_measured_says_so() -> None:
     ],
 )
 def test_a_job_is_named_by_what_it_cuts(cuts: dict[str, Any], name: str) -> None:
-    """Heads, experts and sparsity have their own words; nothing that stays is named."""
+    """The default name describes heads, experts and sparsity, and only what is cut."""
     data = {"model": {"id": "org/base"}, "calibration": {"dataset": "text.txt", "samples": 4, "sequence_length": 64}}
     assert default_name(Recipe.parse(json.dumps(data | cuts))) == name

@@ -1,4 +1,4 @@
-"""Finished jobs onto the hub, from the service, with a token that serves this push alone."""
+"""Pushes of finished jobs to the hub, each with a token of its own."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import pytest
 from helpers.commands import command, save_model, verify_here, write_recipe, write_text
 from helpers.hub.server import Hub
 from helpers.hub.state import TOKEN
-from helpers.service import Bench, recipe
+from helpers.service import ServiceHarness, recipe
 
 from llmprune.service.supervisor.cleanup import clean_up
-from llmprune.service.supervisor.devices import PUSHES
-from llmprune.service.supervisor.processes import marked
+from llmprune.service.supervisor.devices import MAX_PUSHES
+from llmprune.service.supervisor.processes import processes_of_job
 
 SECRET = "hf_" + "0nlyF0rThisPush" * 2
 HEADERS = {"X-Hub-Token": SECRET}
@@ -25,133 +25,135 @@ REPO = {"repo_id": "org/pruned"}
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    """A service whose jobs are fakes."""
-    return Bench(tmp_path)
+def harness(tmp_path: Path) -> ServiceHarness:
+    """A service with fake runs."""
+    return ServiceHarness(tmp_path)
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bench, str]:
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[ServiceHarness, str]:
     """A service with a finished job."""
-    bench = Bench(tmp_path_factory.mktemp("done"))
-    return bench, finished(bench)
+    harness = ServiceHarness(tmp_path_factory.mktemp("done"))
+    return harness, finished(harness)
 
 
-def finished(bench: Bench, **wishes: object) -> str:
-    """A job that has ended as it was wished."""
-    job = bench.submit(recipe(**wishes))["id"]
-    bench.until_ended(job)
+def finished(harness: ServiceHarness, **wishes: object) -> str:
+    """Run a job to its end and return its id."""
+    job = harness.submit(recipe(**wishes))["id"]
+    harness.until_ended(job)
     return str(job)
 
 
-def push(bench: Bench, job: str, **settings: Any) -> str:
-    """The job that pushes another one's model."""
-    answer = bench.http.post(f"/v1/jobs/{job}/push", json=REPO | settings, headers=HEADERS)
+def push(harness: ServiceHarness, job: str, **settings: Any) -> str:
+    """Submit a push of a job's model and return its id."""
+    answer = harness.http.post(f"/v1/jobs/{job}/push", json=REPO | settings, headers=HEADERS)
     assert answer.status_code == 201, answer.text
     assert answer.headers["Location"] == f"/v1/jobs/{answer.json()['id']}"
     return str(answer.json()["id"])
 
 
-def refused(bench: Bench, path: str, status: int, said: str, **request: Any) -> None:
-    """The request is answered with this status and these words."""
-    answer = bench.http.post(f"/v1/jobs/{path}", **({"json": REPO, "headers": HEADERS} | request))
+def refused(harness: ServiceHarness, path: str, status: int, said: str, **request: Any) -> None:
+    """Assert that a request is refused with a status and a message."""
+    answer = harness.http.post(f"/v1/jobs/{path}", **({"json": REPO, "headers": HEADERS} | request))
     assert (answer.status_code, said in answer.text) == (status, True), answer.text
 
 
-def test_a_push_is_a_job_whose_result_can_be_had(bench: Bench) -> None:
-    """It gets exactly the settings that were sent, says where the model went, and is listed with its source."""
-    job = finished(bench)
-    pushed = push(bench, job, private=False, branch="v2", when="always", commit_message="--public oh")
-    ended = bench.until_ended(pushed)
+def test_a_push_is_a_job_whose_result_can_be_had(harness: ServiceHarness) -> None:
+    """A push gets exactly the settings that were sent, reports its commit, and is listed with its source."""
+    job = finished(harness)
+    pushed = push(harness, job, private=False, branch="v2", when="always", commit_message="--public oh")
+    ended = harness.until_ended(pushed)
     assert (ended["state"], ended["source"], ended["name"]) == ("succeeded", job, "push to org/pruned")
     assert ended["published"]["url"] == "https://hub/org/pruned/commit/c0ffee"
     assert ended["push"] == {
         "repo_id": "org/pruned", "private": False, "branch": "v2", "create_pr": False, "when": "always",
         "commit_message": "--public oh",
     }  # fmt: skip
-    argv = json.loads((bench.run_folder(pushed) / "arguments.json").read_text())["argv"]
-    assert argv[:2] == ["push", str(bench.run_folder(job).absolute())]
+    argv = json.loads((harness.run_folder(pushed) / "arguments.json").read_text())["argv"]
+    assert argv[:2] == ["push", str(harness.run_folder(job).absolute())]
     assert {"--repo-id=org/pruned", "--public", "--branch=v2", "--commit-message=--public oh"} < set(argv)
-    listed = bench.http.get("/v1/jobs", params={"source": job}).json()["jobs"]
+    listed = harness.http.get("/v1/jobs", params={"source": job}).json()["jobs"]
     assert [one["id"] for one in listed] == [pushed]
-    assert bench.job(job)["published"] is None
+    assert harness.job(job)["published"] is None
 
 
-def test_a_push_that_fails_says_why_and_can_be_tried_again(bench: Bench) -> None:
-    """The hub's answer is the job's error; trying again needs the token anew, for the first is gone."""
-    pushed = push(bench, finished(bench, push_exit=1))
-    ended = bench.until_ended(pushed)
+def test_a_push_that_fails_says_why_and_can_be_tried_again(harness: ServiceHarness) -> None:
+    """The hub's error is the job's error; a retry needs the token again, because it was deleted."""
+    pushed = push(harness, finished(harness, push_exit=1))
+    ended = harness.until_ended(pushed)
     assert (ended["state"], ended["error"], ended["published"]) == ("failed", "the hub said no", None)
-    refused(bench, f"{pushed}/retry", 422, "a push needs a hub token of its own", headers={})
-    refused(bench, f"{pushed}/retry", 200, "queued")
-    assert bench.until_ended(pushed)["attempts"] == 2
+    refused(harness, f"{pushed}/retry", 422, "a push needs a hub token of its own", headers={})
+    refused(harness, f"{pushed}/retry", 200, "queued")
+    assert harness.until_ended(pushed)["attempts"] == 2
 
 
-def test_the_token_is_nowhere_else(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not in the table, a command line, an environment or the log, and on disk no longer than the push runs."""
+def test_the_token_is_nowhere_else(harness: ServiceHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The token is in no table, command line, environment or log, and on disk only while the push runs."""
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.setenv(name, "the service's own")
-    pushed = push(bench, finished(bench, push_pause=1))
-    folder = bench.settings.folder(pushed)
+    pushed = push(harness, finished(harness, push_pause=1))
+    folder = harness.settings.folder(pushed)
     assert ((folder / "hub-token").stat().st_mode & 0o777, (folder / "hub-token").read_text()) == (0o600, SECRET)
-    bench.until(pushed, lambda _: len(marked(pushed)) == 2 and b"pushing" in (folder / "log.txt").read_bytes())
-    for process in marked(pushed):
+    harness.until(
+        pushed, lambda _: len(processes_of_job(pushed)) == 2 and b"pushing" in (folder / "log.txt").read_bytes()
+    )
+    for process in processes_of_job(pushed):
         assert SECRET not in str(process.environ())
         assert "the service's own" not in process.environ().values()
     for process in psutil.process_iter(["cmdline"]):
         assert SECRET not in str(process.info["cmdline"])
-    assert SECRET not in bench.http.get(f"/v1/jobs/{pushed}/log").text
-    bench.until_ended(pushed)
+    assert SECRET not in harness.http.get(f"/v1/jobs/{pushed}/log").text
+    harness.until_ended(pushed)
     assert not (folder / "hub-token").exists()
-    with sqlite3.connect(bench.settings.database) as connection:
+    with sqlite3.connect(harness.settings.database) as connection:
         assert SECRET not in "\n".join(connection.iterdump())
-    assert not [path for path in bench.settings.data_dir.rglob("*") if path.is_file() and SECRET in _text(path)]
+    assert not [path for path in harness.settings.data_dir.rglob("*") if path.is_file() and SECRET in _text(path)]
 
 
 def _text(path: Path) -> str:
     return path.read_bytes().decode("latin-1")
 
 
-def test_what_cannot_be_pushed(bench: Bench) -> None:
-    """Jobs without a finished model, pushes, what the clean-up has taken, and what is being pushed already."""
-    queued = bench.submit()["id"]
-    refused(bench, f"{queued}/push", 409, "is queued and has no finished model")
-    refused(bench, f"{finished(bench, exit=1)}/push", 409, "is failed and has no finished model")
-    refused(bench, "0" * 12 + "/push", 404, "there is no job")
-    job = finished(bench, push_pause=30)
-    pushed = push(bench, job)
-    refused(bench, f"{job}/push", 409, f"is being pushed by job {pushed}")
-    refused(bench, f"{pushed}/push", 409, "has no finished model")
-    assert bench.http.delete(f"/v1/jobs/{job}").status_code == 409
-    bench.http.post(f"/v1/jobs/{pushed}/cancel")
-    assert bench.until_ended(pushed)["state"] == "cancelled"
-    bench.service.jobs.cleaned(job)
-    refused(bench, f"{job}/push", 409, "the clean-up has taken the model")
-    refused(bench, f"{pushed}/retry", 409, "the clean-up has taken the model")
-    assert bench.http.delete(f"/v1/jobs/{job}").status_code == 204
-    refused(bench, f"{pushed}/retry", 409, "is deleted")
-    assert not list(bench.settings.data_dir.rglob("hub-token"))
+def test_what_cannot_be_pushed(harness: ServiceHarness) -> None:
+    """Refused: jobs without a finished model, pushes, deleted models, and models that are being pushed already."""
+    queued = harness.submit()["id"]
+    refused(harness, f"{queued}/push", 409, "is queued and has no finished model")
+    refused(harness, f"{finished(harness, exit=1)}/push", 409, "is failed and has no finished model")
+    refused(harness, "0" * 12 + "/push", 404, "there is no job")
+    job = finished(harness, push_pause=30)
+    pushed = push(harness, job)
+    refused(harness, f"{job}/push", 409, f"is being pushed by job {pushed}")
+    refused(harness, f"{pushed}/push", 409, "has no finished model")
+    assert harness.http.delete(f"/v1/jobs/{job}").status_code == 409
+    harness.http.post(f"/v1/jobs/{pushed}/cancel")
+    assert harness.until_ended(pushed)["state"] == "cancelled"
+    harness.service.jobs.cleaned(job)
+    refused(harness, f"{job}/push", 409, "the clean-up has deleted the model")
+    refused(harness, f"{pushed}/retry", 409, "the clean-up has deleted the model")
+    assert harness.http.delete(f"/v1/jobs/{job}").status_code == 204
+    refused(harness, f"{pushed}/retry", 409, "was deleted")
+    assert not list(harness.settings.data_dir.rglob("hub-token"))
 
 
-def test_a_push_that_never_started_leaves_no_token(bench: Bench) -> None:
-    """Cancelled while it waits, or unable to start: its token goes at once."""
-    job = finished(bench)
-    pushed = push(bench, job)
-    assert bench.http.post(f"/v1/jobs/{pushed}/cancel").json()["state"] == "cancelled"
-    assert not list(bench.settings.data_dir.rglob("hub-token"))
-    pushed = push(bench, job)
-    (bench.settings.folder(pushed) / "log.txt").mkdir()
-    assert bench.until_ended(pushed)["state"] == "failed"
-    assert not list(bench.settings.data_dir.rglob("hub-token"))
+def test_a_push_that_never_started_leaves_no_token(harness: ServiceHarness) -> None:
+    """The token of a push that is cancelled while it waits, or that cannot start, is deleted at once."""
+    job = finished(harness)
+    pushed = push(harness, job)
+    assert harness.http.post(f"/v1/jobs/{pushed}/cancel").json()["state"] == "cancelled"
+    assert not list(harness.settings.data_dir.rglob("hub-token"))
+    pushed = push(harness, job)
+    (harness.settings.folder(pushed) / "log.txt").mkdir()
+    assert harness.until_ended(pushed)["state"] == "failed"
+    assert not list(harness.settings.data_dir.rglob("hub-token"))
 
 
-def test_a_job_whose_gate_was_not_met_is_not_changed_while_it_is_pushed(bench: Bench) -> None:
-    """It has a model, and the push itself decides by ``when``; meanwhile it is not run again."""
-    job = finished(bench, exit=3, push_pause=30)
-    pushed = push(bench, job, when="always")
-    refused(bench, f"{job}/reevaluate?limit=100", 409, "is being pushed", headers={})
-    bench.http.post(f"/v1/jobs/{pushed}/cancel")
-    bench.until_ended(pushed)
+def test_a_job_whose_gate_was_not_met_is_not_changed_while_it_is_pushed(harness: ServiceHarness) -> None:
+    """A job below its gate has a model, and ``when`` decides about its push; meanwhile it cannot be evaluated again."""
+    job = finished(harness, exit=3, push_pause=30)
+    pushed = push(harness, job, when="always")
+    refused(harness, f"{job}/reevaluate?limit=100", 409, "is being pushed", headers={})
+    harness.http.post(f"/v1/jobs/{pushed}/cancel")
+    harness.until_ended(pushed)
 
 
 @pytest.mark.parametrize(
@@ -168,82 +170,84 @@ def test_a_job_whose_gate_was_not_met_is_not_changed_while_it_is_pushed(bench: B
         (REPO, {"X-Hub-Token": "with space"}, "X-Hub-Token"),
     ],
 )
-def test_wrong_pushes(done: tuple[Bench, str], body: dict[str, Any], headers: dict[str, str], said: str) -> None:
-    """Each mistake is named, nothing is queued, and no token stays."""
-    bench, job = done
-    refused(bench, f"{job}/push", 422, said, json=body, headers=headers)
-    assert bench.http.get("/v1/jobs").json()["counts"]["queued"] == 0
-    assert not list(bench.settings.data_dir.rglob("hub-token"))
+def test_wrong_pushes(
+    done: tuple[ServiceHarness, str], body: dict[str, Any], headers: dict[str, str], said: str
+) -> None:
+    """Each mistake is named, nothing is queued, and no token is kept."""
+    harness, job = done
+    refused(harness, f"{job}/push", 422, said, json=body, headers=headers)
+    assert harness.http.get("/v1/jobs").json()["counts"]["queued"] == 0
+    assert not list(harness.settings.data_dir.rglob("hub-token"))
 
 
-def test_only_owners_and_admins_push(bench: Bench) -> None:
-    """Other users' models stay theirs."""
-    shared, private = bench.submit(shared=True)["id"], bench.submit(recipe(n=1))["id"]
-    bench.until_ended(private)
-    headers = HEADERS | {"Authorization": f"Bearer {bench.service.tokens.create('ann', 'user')}"}
-    refused(bench, f"{shared}/push", 403, "belongs to local", headers=headers)
-    refused(bench, f"{private}/push", 404, "there is no job", headers=headers)
+def test_only_owners_and_admins_push(harness: ServiceHarness) -> None:
+    """A user cannot push the model of another user."""
+    shared, private = harness.submit(shared=True)["id"], harness.submit(recipe(n=1))["id"]
+    harness.until_ended(private)
+    headers = HEADERS | {"Authorization": f"Bearer {harness.service.tokens.create('ann', 'user')}"}
+    refused(harness, f"{shared}/push", 403, "belongs to local", headers=headers)
+    refused(harness, f"{private}/push", 404, "there is no job", headers=headers)
 
 
-def test_the_same_key_pushes_once(bench: Bench) -> None:
-    """A push that is sent again under its key is the same job; another one under it is a conflict."""
-    job = finished(bench)
+def test_the_same_key_pushes_once(harness: ServiceHarness) -> None:
+    """A push that is sent again with its key is the same job; another push with that key is a conflict."""
+    job = finished(harness)
     headers = HEADERS | {"Idempotency-Key": "once"}
-    first, second = (bench.http.post(f"/v1/jobs/{job}/push", json=REPO, headers=headers) for _ in range(2))
+    first, second = (harness.http.post(f"/v1/jobs/{job}/push", json=REPO, headers=headers) for _ in range(2))
     assert (first.json()["id"], second.headers["Idempotent-Replay"]) == (second.json()["id"], "true")
-    assert len(list(bench.settings.data_dir.rglob("hub-token"))) == 1
-    refused(bench, f"{job}/push", 409, "used for another", json={"repo_id": "org/other"}, headers=headers)
+    assert len(list(harness.settings.data_dir.rglob("hub-token"))) == 1
+    refused(harness, f"{job}/push", 409, "used for another", json={"repo_id": "org/other"}, headers=headers)
 
 
-def test_pushes_take_no_slot(bench: Bench) -> None:
-    """They go on beside the jobs that compute, a few at a time, and the clean-up leaves their models."""
-    jobs = [finished(bench, push_pause=30, n=n) for n in range(PUSHES + 1)]
-    pushes = [push(bench, job) for job in jobs]
-    other = bench.submit(recipe(pause=30))["id"]
-    bench.supervisor.round()
-    assert [bench.job(one)["state"] for one in (*pushes, other)] == ["running"] * PUSHES + ["queued", "running"]
-    assert bench.http.get("/v1/queue").json()["slots_used"] == 1
-    clean_up(bench.settings.model_copy(update={"keep_days": 0.0}), bench.service.jobs)
-    assert all((bench.run_folder(job) / "model").is_dir() for job in jobs)
+def test_pushes_take_no_slot(harness: ServiceHarness) -> None:
+    """Pushes take no slot, run a few at a time, and the clean-up keeps their models."""
+    jobs = [finished(harness, push_pause=30, n=n) for n in range(MAX_PUSHES + 1)]
+    pushes = [push(harness, job) for job in jobs]
+    other = harness.submit(recipe(pause=30))["id"]
+    harness.supervisor.round()
+    assert [harness.job(one)["state"] for one in (*pushes, other)] == ["running"] * MAX_PUSHES + ["queued", "running"]
+    assert harness.http.get("/v1/queue").json()["slots_used"] == 1
+    clean_up(harness.settings.model_copy(update={"keep_days": 0.0}), harness.service.jobs)
+    assert all((harness.run_folder(job) / "model").is_dir() for job in jobs)
     for one in (*pushes, other):
-        bench.http.post(f"/v1/jobs/{one}/cancel")
-        bench.until_ended(one)
+        harness.http.post(f"/v1/jobs/{one}/cancel")
+        harness.until_ended(one)
 
 
-def test_a_push_from_the_page(bench: Bench) -> None:
-    """The form is there for a finished model; the push's own page says whose model went where."""
-    job = finished(bench, push_exit=1)
-    assert f'action="/jobs/{job}/push"' in bench.http.get(f"/jobs/{job}").text
+def test_a_push_from_the_page(harness: ServiceHarness) -> None:
+    """The page of a finished job has the form, and the page of a push names source and commit."""
+    job = finished(harness, push_exit=1)
+    assert f'action="/jobs/{job}/push"' in harness.http.get(f"/jobs/{job}").text
     form = {"repo_id": " org/pruned ", "hub_token": SECRET, "visibility": "public", "create_pr": "on"}
-    answer = bench.http.post(f"/jobs/{job}/push", data=form, follow_redirects=False)
+    answer = harness.http.post(f"/jobs/{job}/push", data=form, follow_redirects=False)
     pushed = answer.headers["Location"].rpartition("/")[2]
-    bench.until_ended(pushed)
-    wanted = bench.job(pushed)["push"]
+    harness.until_ended(pushed)
+    wanted = harness.job(pushed)["push"]
     assert (wanted["private"], wanted["create_pr"], wanted["when"]) == (False, True, "gate_passed")
-    page = bench.http.get(f"/jobs/{pushed}").text
+    page = harness.http.get(f"/jobs/{pushed}").text
     assert "the hub said no" in page
     assert f'href="/jobs/{job}"' in page
     assert 'name="hub_token"' in page
-    assert f'href="/jobs/{pushed}"' in bench.http.get(f"/jobs/{job}").text
-    wrong = bench.http.post(f"/jobs/{job}/push", data={"repo_id": "x"}, headers={"Accept": "text/html"})
+    assert f'href="/jobs/{pushed}"' in harness.http.get(f"/jobs/{job}").text
+    wrong = harness.http.post(f"/jobs/{job}/push", data={"repo_id": "x"}, headers={"Accept": "text/html"})
     assert (wrong.status_code, "named with its owner" in wrong.text) == (422, True)
 
 
 def test_a_real_push(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``llmprune push`` in its own process, with the token of this push and not with the service's."""
+    """``llmprune push`` runs in its own process, with the token of this push and not with the service's."""
     verify_here(monkeypatch)
-    bench = Bench(tmp_path)
-    job = finished(bench)
+    harness = ServiceHarness(tmp_path)
+    job = finished(harness)
     base, text = save_model(tmp_path / "base"), write_text(tmp_path / "text.txt")
-    for left in bench.run_folder(job).rglob("*.json"):
+    for left in harness.run_folder(job).rglob("*.json"):
         left.unlink()
     made = command("run", write_recipe(tmp_path / "recipe.yaml", base, text), "--output", tmp_path / "run")
     assert made.code == 0, made.err
-    (tmp_path / "run").rename(bench.run_folder(job).with_name("real"))
-    bench.run_folder(job).rename(bench.run_folder(job).with_name("fake"))
-    bench.run_folder(job).with_name("real").rename(bench.run_folder(job))
+    (tmp_path / "run").rename(harness.run_folder(job).with_name("real"))
+    harness.run_folder(job).rename(harness.run_folder(job).with_name("fake"))
+    harness.run_folder(job).with_name("real").rename(harness.run_folder(job))
     monkeypatch.setenv("HF_TOKEN", "hf_" + "TheServicesOwnTokenThatNoHubKnows00")
-    real = Bench(tmp_path, command=(sys.executable, "-m", "llmprune"), grace=10)
+    real = ServiceHarness(tmp_path, command=(sys.executable, "-m", "llmprune"), grace=10)
     answer = real.http.post(f"/v1/jobs/{job}/push", json=REPO, headers={"X-Hub-Token": TOKEN})
     ended = real.until(answer.json()["id"], lambda found: found["state"] in ("succeeded", "failed"), 300)
     assert ended["state"] == "succeeded", ended["error"]

@@ -1,18 +1,20 @@
-"""Schemathesis over the service's OpenAPI document: what it says is what the service does, whatever is sent.
+"""Schemathesis over the OpenAPI document: the service does what the document says, whatever is sent.
 
-``SCHEMA_EXAMPLES=500 pytest tests/test_service_schema.py`` looks longer.
+``SCHEMA_EXAMPLES=500 pytest tests/service/test_schema.py`` sends more requests.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import time
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import schemathesis
-from helpers.service import Bench, recipe
+from helpers.service import ServiceHarness, recipe
 from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 from schemathesis.checks import ignored_auth, negative_data_rejection, positive_data_acceptance
@@ -23,24 +25,26 @@ from llmprune.service.api.recipes import EXAMPLE
 from llmprune.service.planner.planner import Planner
 
 EXAMPLES = int(os.environ.get("SCHEMA_EXAMPLES", "6"))
-# Answers as the process that makes plans does, at once.
+# A worker that answers every question at once.
 PLANS = (sys.executable, "-c", 'for _ in open(0): print(\'{"plan": {"layers": 28}}\', flush=True)')
 KNOWN: dict[str, str] = {}  # jobs by state
 
 
 @pytest.fixture(scope="module")
 def described(tmp_path_factory: pytest.TempPathFactory) -> tuple[BaseSchema, dict[str, str]]:
-    """The document of a service with a token, a job in each state of rest, and no limits on requests."""
+    """The document of a service with a token, jobs in three states, and no limits on requests."""
     folder = tmp_path_factory.mktemp("schema")
-    bench = Bench(folder, Planner(folder, PLANS), rate=1e6, burst=10**6, max_queued=10**6)
+    harness = ServiceHarness(folder, Planner(folder, PLANS), rate=1e6, burst=10**6, max_queued=10**6)
     for state, text in (("succeeded", recipe()), ("failed", recipe(exit=1))):
-        KNOWN[state] = bench.submit(text)["id"]
-        assert bench.until_ended(KNOWN[state])["state"] == state
-    KNOWN["queued"] = bench.submit()["id"]
-    token = {"Authorization": f"Bearer {bench.service.tokens.create('ann', 'admin')}"}
+        KNOWN[state] = harness.submit(text)["id"]
+        assert harness.until_ended(KNOWN[state])["state"] == state
+    KNOWN["queued"] = harness.submit()["id"]
+    now = time.monotonic()  # no supervisor runs from here on, and its last heartbeat counts as fresh
+    harness.app.state.service = replace(harness.service, clock=lambda: now)
+    token = {"Authorization": f"Bearer {harness.service.tokens.create('ann', 'admin')}"}
     generation = GenerationConfig(with_security_parameters=False)
     config = SchemathesisConfig(projects=ProjectsConfig(default=ProjectConfig(generation=generation)))
-    return schemathesis.openapi.from_asgi("/v1/openapi.json", bench.app, config=config, headers=token), token
+    return schemathesis.openapi.from_asgi("/v1/openapi.json", harness.app, config=config, headers=token), token
 
 
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
@@ -48,21 +52,19 @@ def test_the_service_does_what_its_document_says(
     described: tuple[BaseSchema, dict[str, str]],
     mode: GenerationMode,
     subtests: pytest.Subtests,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """No server error, no undocumented status, type or shape of an answer; wrong input is refused, right is taken."""
+    """Answers have a documented status, type and shape; wrong input is refused and valid input accepted."""
     document, token = described
-    monkeypatch.setattr("llmprune.service.api.status.ALIVE_WITHIN", 1e6)  # no supervisor goes round here
     for found in document.get_all_operations():
         operation = found.ok()
         if mode is GenerationMode.NEGATIVE and not (operation.path_parameters or operation.query or operation.body):
-            continue  # there is nothing that could be wrong
+            continue  # it has no input that could be wrong
         with subtests.test(operation.label):
-            look_at(operation, mode, token)
+            call_operation(operation, mode, token)
 
 
-def look_at(operation: schemathesis.APIOperation, mode: GenerationMode, token: dict[str, str]) -> None:
-    """Call one operation with what its parameters and body may be, or may not be."""
+def call_operation(operation: schemathesis.APIOperation, mode: GenerationMode, token: dict[str, str]) -> None:
+    """Call one operation with valid or invalid parameters and bodies."""
 
     @given(operation.as_strategy(generation_mode=mode))
     @settings(max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -72,10 +74,10 @@ def look_at(operation: schemathesis.APIOperation, mode: GenerationMode, token: d
             case.path_parameters["job"] = KNOWN[("succeeded", "failed", "queued")[chance % 3]]
         if operation.path.endswith("/events") and case.path_parameters["job"] == KNOWN["queued"]:  # it would not end
             case.path_parameters["job"] = KNOWN["succeeded"]
-        excluded = [ignored_auth]  # who may come in has its own tests
-        if operation.body:  # what makes a recipe is more than its shape
+        excluded = [ignored_auth]  # authentication has its own tests
+        if operation.body:  # a valid recipe needs more than its shape
             excluded.append(positive_data_acceptance)
-            if operation.path.endswith("/validate"):  # to say what is wrong is its answer
+            if operation.path.endswith("/validate"):  # it answers 200 with the problems
                 excluded.append(negative_data_rejection)
             if mode is GenerationMode.POSITIVE and chance % 2:
                 case.body = EXAMPLE
@@ -84,13 +86,13 @@ def look_at(operation: schemathesis.APIOperation, mode: GenerationMode, token: d
     call()
 
 
-def test_what_is_there_is_said_before_a_stream_begins(tmp_path: Path) -> None:
-    """The events of a job that there is not are a 404, no stream that breaks off."""
-    answer = Bench(tmp_path).http.get(f"/v1/jobs/{'0' * 12}/events")
-    assert (answer.status_code, answer.json()["title"]) == (404, "not there")
+def test_a_missing_job_is_reported_before_a_stream_begins(tmp_path: Path) -> None:
+    """The events of a job that does not exist are a 404 and no stream that breaks."""
+    answer = ServiceHarness(tmp_path).http.get(f"/v1/jobs/{'0' * 12}/events")
+    assert (answer.status_code, answer.json()["title"]) == (404, "not found")
 
 
-def test_a_wrong_method_is_told_all_the_right_ones(tmp_path: Path) -> None:
-    """Allow names every method of an address, also where several routes share it."""
-    answer = Bench(tmp_path).http.put("/v1/jobs")
+def test_a_wrong_method_gets_the_allowed_ones(tmp_path: Path) -> None:
+    """Allow names every method of an address, also those of other routes."""
+    answer = ServiceHarness(tmp_path).http.put("/v1/jobs")
     assert (answer.status_code, answer.headers["Allow"]) == (405, "GET, POST")

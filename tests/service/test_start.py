@@ -1,22 +1,26 @@
-"""How ``llmprune serve`` starts: what it cannot have is said at once, with the remedy, before anything runs."""
+"""Start of ``llmprune serve``: what it cannot use is reported with the remedy before anything runs."""
 
 from __future__ import annotations
 
+import logging
 import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from helpers.commands import command
 from helpers.service import settings_in
 
 from llmprune.common.errors import RecipeError
 from llmprune.service import server
 from llmprune.service.listening import listening
+from llmprune.service.settings import Settings
 from llmprune.service.supervisor import devices
 
 LISTED = """\
@@ -28,7 +32,7 @@ GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-0a0a0a0a-d33d-2b2c-524d-000000000000)
 
 @pytest.fixture
 def taken() -> Iterator[int]:
-    """A port that somebody listens on."""
+    """A port on which a program listens."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -37,13 +41,19 @@ def taken() -> Iterator[int]:
 
 @pytest.fixture
 def no_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No supervisor may be started."""
-    monkeypatch.setattr(server, "SupervisorProcess", lambda settings: pytest.fail("started a supervisor"))
+    """No supervisor may be started: nothing starts a process of this interpreter."""
+    run = subprocess.Popen
+
+    def popen(command: Sequence[str], *arguments: Any, **settings: Any) -> subprocess.Popen[Any]:
+        assert command[0] != sys.executable, "started a supervisor"
+        return run(command, *arguments, **settings)
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
 
 
 @pytest.mark.usefixtures("no_jobs")
 def test_a_busy_port_is_an_error_at_once(tmp_path: Path, taken: int) -> None:
-    """The port and the remedy are named, the exit code is that of wrong arguments, and nothing says that it serves."""
+    """A busy port exits with 2 and a message with port and remedy, and nothing is started."""
     outcome = command("serve", "--port", str(taken), "--data-dir", tmp_path / "data", "--gpus", "none")
     assert outcome.code == 2
     assert outcome.err == (
@@ -56,13 +66,13 @@ def test_a_busy_port_is_an_error_at_once(tmp_path: Path, taken: int) -> None:
     ("host", "said"), [("192.0.2.1", "cannot listen there"), ("bad..name", "give an address of this machine")]
 )
 def test_a_host_that_is_not_this_machine(host: str, said: str) -> None:
-    """An address of another machine, and a name of none, are refused by name."""
+    """An address of another machine and an invalid name are refused."""
     with pytest.raises(RecipeError, match=said), listening(host, 8321, backlog=1):
         pass
 
 
 def test_every_address_of_a_host_is_listened_on() -> None:
-    """As asyncio does for a name with several addresses; the sockets close at the end."""
+    """A host is served on all of its addresses, and the sockets are closed at the end."""
     with listening("127.0.0.1", 0, backlog=1) as sockets:
         assert [listener.family for listener in sockets] == [socket.AF_INET]
         port = sockets[0].getsockname()[1]
@@ -71,26 +81,32 @@ def test_every_address_of_a_host_is_listened_on() -> None:
     assert all(listener.fileno() == -1 for listener in sockets)
 
 
+class FakeSupervisor:
+    """A supervisor without a process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.stopped: list[bool] = []
+
+    def wake(self) -> None:
+        """Do nothing."""
+
+    def stop(self, keep_jobs: bool) -> None:
+        """Record whether the jobs run on."""
+        self.stopped.append(keep_jobs)
+
+
 def test_an_app_that_cannot_be_made_shows_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error itself comes out, not one of the clean-up, and the supervisor is stopped."""
-    stopped: list[bool] = []
+    """The error itself is raised, not one of the clean-up, and the supervisor is stopped."""
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)  # it would replace pytest's handlers
+    settings = settings_in(tmp_path, port=0)
+    supervisor = FakeSupervisor(settings)
 
-    class SupervisorProcess:
-        nudge = None
+    def make_app(settings: Settings, *, wake: Callable[[], None]) -> FastAPI:
+        raise ZeroDivisionError
 
-        def __init__(self, settings: object) -> None:
-            pass
-
-        def stop(self, keep_jobs: bool) -> None:
-            """Note it."""
-            stopped.append(keep_jobs)
-
-    monkeypatch.setattr(server, "SupervisorProcess", SupervisorProcess)
-    monkeypatch.setattr(server, "log_with_time", lambda: None)
-    monkeypatch.setattr("llmprune.service.api.app.create_app", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        server.serve(settings_in(tmp_path, port=0))
-    assert stopped == [False]
+        server.serve(settings, start_supervisor=lambda _: supervisor, make_app=make_app)
+    assert supervisor.stopped == [False]
 
 
 @pytest.mark.parametrize("verb", [("serve", "--gpus", "none"), ("token", "list")])
@@ -101,7 +117,7 @@ def test_an_app_that_cannot_be_made_shows_why(tmp_path: Path, monkeypatch: pytes
 def test_a_data_folder_that_cannot_be_used(
     tmp_path: Path, verb: tuple[str, ...], content: bytes | None, said: str
 ) -> None:
-    """A file in its place, and a job table that is none, are named with the remedy."""
+    """A file in place of the data folder, or a damaged job table, exits with 2 and the remedy."""
     folder = tmp_path / "data"
     if content is None:
         folder.touch()
@@ -115,13 +131,13 @@ def test_a_data_folder_that_cannot_be_used(
 @pytest.mark.parametrize("verb", [("serve", "--gpus", "none"), ("token", "list")])
 @pytest.mark.usefixtures("no_jobs")
 def test_a_table_that_a_service_uses_is_left_as_it_is(tmp_path: Path, verb: tuple[str, ...]) -> None:
-    """A service of an earlier version reads its table as it made it, until it has stopped."""
+    """The table of a running service of an earlier version is not migrated until that service has stopped."""
     settings = settings_in(tmp_path)
     settings.prepare()
     table = sqlite3.connect(settings.database)
     first = files("llmprune.service.jobs").joinpath("migrations", "0001_jobs.sql").read_text(encoding="utf-8")
     table.executescript(f"{first}; PRAGMA user_version = 1")
-    with server._only_one(settings.data_dir):
+    with server._locked(settings.data_dir):
         outcome = command(*verb, "--data-dir", settings.data_dir)
         assert (outcome.code, "another llmprune serve uses" in outcome.err) == (2, True), outcome.err
         assert table.execute("PRAGMA user_version").fetchone() == (1,)
@@ -130,7 +146,7 @@ def test_a_table_that_a_service_uses_is_left_as_it_is(tmp_path: Path, verb: tupl
 
 
 def driver(monkeypatch: pytest.MonkeyPatch, listed: str | None, torch: int = 0) -> list[list[str]]:
-    """Have nvidia-smi list these GPUs, or be missing, and torch see so many; the commands that were run."""
+    """Have nvidia-smi list GPUs, or be missing, and torch see ``torch`` GPUs; return the commands that are run."""
     run: list[list[str]] = []
 
     def answer(arguments: list[str], **_: object) -> subprocess.CompletedProcess[str]:
@@ -144,9 +160,9 @@ def driver(monkeypatch: pytest.MonkeyPatch, listed: str | None, torch: int = 0) 
 
 
 @pytest.mark.parametrize(
-    ("wish", "said"),
+    ("gpus", "message"),
     [
-        ("0,7", "no GPU 7 (it has: 0, 1); give some that it has, or none"),
+        ("0,7", "no GPU 7 (it has: 0, 1); name some of those, or none"),
         ("GPU-ffff", "no GPU GPU-ffff"),
         ("0,0", "names '0' twice"),
         ("0,,1", "has an empty name"),
@@ -156,16 +172,16 @@ def driver(monkeypatch: pytest.MonkeyPatch, listed: str | None, torch: int = 0) 
 )
 @pytest.mark.usefixtures("no_jobs")
 def test_gpus_that_are_not_there_are_refused_at_the_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wish: str, said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: str, message: str
 ) -> None:
-    """They are named, and so are those that are there."""
+    """The message names the missing GPUs and the ones that exist."""
     driver(monkeypatch, LISTED)
-    outcome = command("serve", f"--gpus={wish}", "--data-dir", tmp_path / "data")
-    assert (outcome.code, said in outcome.err) == (2, True), outcome.err
+    outcome = command("serve", f"--gpus={gpus}", "--data-dir", tmp_path / "data")
+    assert (outcome.code, message in outcome.err) == (2, True), outcome.err
 
 
 def test_gpus_by_number_uuid_and_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of the forms that CUDA_VISIBLE_DEVICES takes is found; without a wish, all by number."""
+    """Every form of CUDA_VISIBLE_DEVICES is accepted; without the option all GPUs are found by number."""
     driver(monkeypatch, LISTED)
     for wish in ("0, 1", "GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77", "GPU-5d5b", "MIG-c6d4f1ef"):
         assert devices.choose_gpus(wish) == tuple(name.strip() for name in wish.split(","))
@@ -174,7 +190,7 @@ def test_gpus_by_number_uuid_and_part(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_gpus_without_nvidia_smi(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torch is asked in a process of its own: GPUs of other makers have no nvidia-smi."""
+    """Without nvidia-smi torch finds the GPUs, in a process of its own."""
     run = driver(monkeypatch, None, torch=2)
     assert devices.choose_gpus("1") == ("1",)
     assert run[-1][0] == sys.executable

@@ -1,4 +1,4 @@
-"""Verdicts of the gate as states of jobs, the evaluation of more samples, and where a retry is offered."""
+"""Gate verdicts as states of jobs, evaluation of more samples, and when a retry is offered."""
 
 from __future__ import annotations
 
@@ -6,26 +6,28 @@ import sqlite3
 from importlib.resources import files
 from pathlib import Path
 
+import httpx2 as httpx
 import pytest
-from helpers.service import Bench, recipe
-from typer.testing import CliRunner
+from helpers.commands import command
+from helpers.service import ServiceHarness, answer_requests, recipe
 
 from llmprune.service.jobs.database import Database
-from llmprune.service.jobs.store import Jobs
+from llmprune.service.jobs.job import JobQuery
+from llmprune.service.jobs.store import JobStore
 from llmprune.service.supervisor.cleanup import remove_products
 
 UNDECIDED = {"exit": 3, "verdict": "not enough samples"}
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    """A service whose jobs are fakes."""
-    return Bench(tmp_path)
+def harness(tmp_path: Path) -> ServiceHarness:
+    """A service with fake runs."""
+    return ServiceHarness(tmp_path)
 
 
-def page(bench: Bench, job: str) -> str:
-    """The job's page as text."""
-    text: str = bench.http.get(f"/jobs/{job}", headers={"Accept": "text/html"}).text
+def page(harness: ServiceHarness, job: str) -> str:
+    """Return the job's page as text."""
+    text: str = harness.http.get(f"/jobs/{job}", headers={"Accept": "text/html"}).text
     return text
 
 
@@ -37,22 +39,22 @@ def page(bench: Bench, job: str) -> str:
         ("no interval", "gate_undecided", "The gate is undecided"),
     ],
 )
-def test_a_gate_that_is_not_met_is_a_result(bench: Bench, verdict: str, state: str, words: str) -> None:
-    """The state says so in lists, filters, counts, metrics and on the page; the model is there, a retry is not."""
-    job = bench.submit(recipe(exit=3, verdict=verdict))["id"]
-    ended = bench.until_ended(job)
+def test_a_gate_that_is_not_met_is_a_result(harness: ServiceHarness, verdict: str, state: str, words: str) -> None:
+    """Lists, filters, counts, metrics and page show the verdict; the model is available, a retry is not."""
+    job = harness.submit(recipe(exit=3, verdict=verdict))["id"]
+    ended = harness.until_ended(job)
     assert (ended["state"], ended["exit_code"], ended["figures"]["gate_verdict"]) == (state, 3, verdict)
-    listed = bench.http.get("/v1/jobs", params={"state": state}).json()
+    listed = harness.http.get("/v1/jobs", params={"state": state}).json()
     assert ([one["id"] for one in listed["jobs"]], listed["counts"][state]) == ([job], 1)
-    assert f'llmprune_jobs{{state="{state}"}} 1.0' in bench.http.get("/v1/metrics").text
-    assert bench.http.get(f"/v1/jobs/{job}/artifacts/model/model.safetensors").status_code == 200
-    shown = page(bench, job)
+    assert f'llmprune_jobs{{state="{state}"}} 1.0' in harness.http.get("/v1/metrics").text
+    assert harness.http.get(f"/v1/jobs/{job}/artifacts/model/model.safetensors").status_code == 200
+    shown = page(harness, job)
     assert words in shown
     assert "Why it failed" not in shown
     assert f"/jobs/{job}/retry" not in shown
     assert f"/jobs/{job}/reevaluate" in shown
-    assert state.replace("_", " ") in bench.http.get("/", headers={"Accept": "text/html"}).text
-    refused = bench.http.post(f"/v1/jobs/{job}/retry")
+    assert state.replace("_", " ") in harness.http.get("/", headers={"Accept": "text/html"}).text
+    refused = harness.http.post(f"/v1/jobs/{job}/retry")
     assert (refused.status_code, "has its result" in refused.json()["detail"]) == (409, True)
 
 
@@ -66,105 +68,104 @@ def test_a_gate_that_is_not_met_is_a_result(bench: Bench, verdict: str, state: s
         (UNDECIDED | {"more_exit": 2}, True),
     ],
 )
-def test_retry_is_offered_where_it_can_help(bench: Bench, wish: dict[str, object], offered: bool) -> None:
-    """After a fault; not for a result, and not where the recipe is what is wrong."""
-    job = bench.submit(recipe(**wish))["id"]
-    bench.until_ended(job)
+def test_retry_is_offered_where_it_can_help(harness: ServiceHarness, wish: dict[str, object], offered: bool) -> None:
+    """A retry is offered after a fault, and neither for a result nor for a wrong recipe."""
+    job = harness.submit(recipe(**wish))["id"]
+    harness.until_ended(job)
     if "more_exit" in wish:  # the recipe has made a model, so it is not what is wrong
-        bench.http.post(f"/v1/jobs/{job}/reevaluate")
-        assert bench.until_ended(job)["exit_code"] == 2
-    assert (f"/jobs/{job}/retry" in page(bench, job)) == offered
+        harness.http.post(f"/v1/jobs/{job}/reevaluate")
+        assert harness.until_ended(job)["exit_code"] == 2
+    assert (f"/jobs/{job}/retry" in page(harness, job)) == offered
 
 
-def test_more_samples_decide_the_gate(bench: Bench) -> None:
-    """The finished model is evaluated, with as many samples as the gate needs or as many as asked; nothing is run."""
-    job = bench.submit(recipe(**UNDECIDED))["id"]
-    bench.until_ended(job)
-    written = (bench.run_folder(job) / "model" / "model.safetensors").stat().st_mtime_ns
-    (bench.run_folder(job) / "arguments.json").unlink()
-    again = bench.http.post(f"/v1/jobs/{job}/reevaluate")
+def test_more_samples_decide_the_gate(harness: ServiceHarness) -> None:
+    """The model is evaluated on as many samples as the gate needs or the caller asks; the recipe is not run again."""
+    job = harness.submit(recipe(**UNDECIDED))["id"]
+    harness.until_ended(job)
+    written = (harness.run_folder(job) / "model" / "model.safetensors").stat().st_mtime_ns
+    (harness.run_folder(job) / "arguments.json").unlink()
+    again = harness.http.post(f"/v1/jobs/{job}/reevaluate")
     assert (again.status_code, again.json()["state"], again.json()["reevaluate"]) == (200, "queued", 200)
-    ended = bench.until_ended(job)
+    ended = harness.until_ended(job)
     assert (ended["state"], ended["error"], ended["reevaluate"]) == ("succeeded", None, None)
     assert ended["figures"]["gate_verdict"] == "pass"
-    assert "evaluating 200 samples" in bench.http.get(f"/v1/jobs/{job}/log").text
-    assert (bench.run_folder(job) / "model" / "model.safetensors").stat().st_mtime_ns == written
-    assert not (bench.run_folder(job) / "arguments.json").exists()
-    assert bench.http.get(f"/v1/jobs/{job}/report").json()["recipe"]["evaluation"]["limit"] == 200
-    answers = [bench.http.post(f"/v1/jobs/{job}/reevaluate", params=one) for one in ({}, {"limit": 200})]
+    assert "evaluating 200 samples" in harness.http.get(f"/v1/jobs/{job}/log").text
+    assert (harness.run_folder(job) / "model" / "model.safetensors").stat().st_mtime_ns == written
+    assert not (harness.run_folder(job) / "arguments.json").exists()
+    assert harness.http.get(f"/v1/jobs/{job}/report").json()["recipe"]["evaluation"]["limit"] == 200
+    answers = [harness.http.post(f"/v1/jobs/{job}/reevaluate", params=one) for one in ({}, {"limit": 200})]
     assert [answer.status_code for answer in answers] == [422, 422]
-    assert bench.http.post(f"/jobs/{job}/reevaluate", data={"limit": "300"}, follow_redirects=False).status_code == 303
-    assert bench.job(job)["reevaluate"] == 300
-
-
-def test_an_evaluation_that_stops_keeps_the_verdict(bench: Bench) -> None:
-    """Cancelled, the job has its earlier verdict again; failed by a fault, a retry evaluates and does not prune."""
-    job = bench.submit(recipe(**UNDECIDED, more_pause=30))["id"]
-    sentence = bench.until_ended(job)["error"]
-    for rounds in (0, 1):
-        bench.http.post(f"/v1/jobs/{job}/reevaluate")
-        if rounds:
-            bench.until(job, lambda found: found["state"] == "running")
-        bench.http.post(f"/v1/jobs/{job}/cancel")
-        ended = bench.until_ended(job)
-        assert (ended["state"], ended["error"], ended["reevaluate"]) == ("gate_undecided", sentence, None)
-    broken = bench.submit(recipe(**UNDECIDED, more_exit=1))["id"]
-    bench.until_ended(broken)
-    bench.http.post(f"/v1/jobs/{broken}/reevaluate")
-    failed = bench.until_ended(broken)
-    assert (failed["state"], failed["figures"]["gate_verdict"]) == ("failed", "not enough samples")
-    assert f"/jobs/{broken}/retry" in page(bench, broken)
-    bench.http.post(f"/v1/jobs/{broken}/retry")
-    bench.until_ended(broken)
-    assert bench.http.get(f"/v1/jobs/{broken}/log").text.count("evaluating 200 samples") == 2
-
-
-def test_what_cannot_be_evaluated_again(bench: Bench) -> None:
-    """A job without a finished model, and one whose model the clean-up has taken: 409 with the reason."""
-    failed, done = bench.submit(recipe(exit=1))["id"], bench.submit(recipe(n=1))["id"]
-    bench.until_ended(failed)
-    bench.until_ended(done)
-    bench.service.jobs.cleaned(done)
-    for job, said in ((failed, "is failed"), (done, "the clean-up")):
-        answer = bench.http.post(f"/v1/jobs/{job}/reevaluate", params={"limit": 500})
-        assert (answer.status_code, said in answer.json()["detail"]) == (409, True)
-        assert "Evaluate more samples" not in page(bench, job)
-
-
-def test_a_retry_after_the_clean_up_runs_the_recipe(bench: Bench) -> None:
-    """The model is gone, so there is nothing to evaluate: it is made again, and can be pushed and cleaned again."""
-    job = bench.submit(recipe(**UNDECIDED, more_exit=1))["id"]
-    bench.until_ended(job)
-    bench.http.post(f"/v1/jobs/{job}/reevaluate")
-    assert bench.until_ended(job)["state"] == "failed"
-    remove_products(bench.settings, bench.service.jobs, job=bench.service.jobs.get(job))  # type: ignore[arg-type]
-    again = bench.http.post(f"/v1/jobs/{job}/retry").json()
-    assert (again["cleaned"], again["reevaluate"]) == (False, None)
-    assert bench.until_ended(job)["state"] == "gate_undecided"
-    assert (bench.run_folder(job) / "model" / "model.safetensors").is_file()
-
-
-def test_watching_ends_with_the_gates_code(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``watch`` and ``reevaluate-job`` exit with 3 for a gate that is undecided, and with 0 once it is met."""
-    from llmprune.cli.main import app
-    from llmprune.service.cli import client
-
-    job = bench.submit(recipe(**UNDECIDED))["id"]
-    bench.until_ended(job)
-    plain = client.Client.__init__
-    transport = bench.http._transport
-    monkeypatch.setattr(
-        client.Client, "__init__", lambda self, server, token: plain(self, server, token, transport=transport)
+    assert (
+        harness.http.post(f"/jobs/{job}/reevaluate", data={"limit": "300"}, follow_redirects=False).status_code == 303
     )
-    monkeypatch.setattr(client.Client, "watch", lambda self, name: iter([bench.until_ended(name)]))
-    watched = CliRunner().invoke(app, ["watch", job])
-    assert (watched.exit_code, "gate undecided" in watched.output) == (3, True), watched.output
-    decided = CliRunner().invoke(app, ["reevaluate-job", job, "--limit", "400"])
-    assert decided.exit_code == 0, decided.output
+    assert harness.job(job)["reevaluate"] == 300
+
+
+def test_an_evaluation_that_stops_keeps_the_verdict(harness: ServiceHarness) -> None:
+    """A cancelled evaluation restores the earlier verdict; after a fault a retry evaluates and does not prune."""
+    job = harness.submit(recipe(**UNDECIDED, more_pause=30))["id"]
+    sentence = harness.until_ended(job)["error"]
+    for rounds in (0, 1):
+        harness.http.post(f"/v1/jobs/{job}/reevaluate")
+        if rounds:
+            harness.until(job, lambda found: found["state"] == "running")
+        harness.http.post(f"/v1/jobs/{job}/cancel")
+        ended = harness.until_ended(job)
+        assert (ended["state"], ended["error"], ended["reevaluate"]) == ("gate_undecided", sentence, None)
+    broken = harness.submit(recipe(**UNDECIDED, more_exit=1))["id"]
+    harness.until_ended(broken)
+    harness.http.post(f"/v1/jobs/{broken}/reevaluate")
+    failed = harness.until_ended(broken)
+    assert (failed["state"], failed["figures"]["gate_verdict"]) == ("failed", "not enough samples")
+    assert f"/jobs/{broken}/retry" in page(harness, broken)
+    harness.http.post(f"/v1/jobs/{broken}/retry")
+    harness.until_ended(broken)
+    assert harness.http.get(f"/v1/jobs/{broken}/log").text.count("evaluating 200 samples") == 2
+
+
+def test_what_cannot_be_evaluated_again(harness: ServiceHarness) -> None:
+    """A job without a finished model, or with a deleted one, gives 409 with the reason."""
+    failed, done = harness.submit(recipe(exit=1))["id"], harness.submit(recipe(n=1))["id"]
+    harness.until_ended(failed)
+    harness.until_ended(done)
+    harness.service.jobs.cleaned(done)
+    for job, said in ((failed, "is failed"), (done, "the clean-up")):
+        answer = harness.http.post(f"/v1/jobs/{job}/reevaluate", params={"limit": 500})
+        assert (answer.status_code, said in answer.json()["detail"]) == (409, True)
+        assert "Evaluate more samples" not in page(harness, job)
+
+
+def test_a_retry_after_the_clean_up_runs_the_recipe(harness: ServiceHarness) -> None:
+    """A retry after the model was deleted makes the model again, which can then be pushed and deleted again."""
+    job = harness.submit(recipe(**UNDECIDED, more_exit=1))["id"]
+    harness.until_ended(job)
+    harness.http.post(f"/v1/jobs/{job}/reevaluate")
+    assert harness.until_ended(job)["state"] == "failed"
+    remove_products(harness.settings, harness.service.jobs, job=harness.service.jobs.get(job))  # type: ignore[arg-type]
+    again = harness.http.post(f"/v1/jobs/{job}/retry").json()
+    assert (again["cleaned"], again["reevaluate"]) == (False, None)
+    assert harness.until_ended(job)["state"] == "gate_undecided"
+    assert (harness.run_folder(job) / "model" / "model.safetensors").is_file()
+
+
+def test_watching_ends_with_the_gates_code(harness: ServiceHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``watch`` and ``reevaluate-job`` exit with 3 for a gate that is undecided, and with 0 once it is met."""
+    job = harness.submit(recipe(**UNDECIDED))["id"]
+    harness.until_ended(job)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/events"):  # a stream that ends with the job
+            harness.until_ended(job)
+        return harness.http._transport.handle_request(request)
+
+    answer_requests(monkeypatch, answer)
+    watched = command("watch", job)
+    assert (watched.code, "gate undecided" in watched.err) == (3, True), watched.err
+    assert command("reevaluate-job", job, "--limit", "400").code == 0
 
 
 def test_jobs_of_an_earlier_schema_get_their_verdicts(tmp_path: Path) -> None:
-    """The migration keeps rows, events and indexes; gates and infinite figures that were lost are there again."""
+    """The migration keeps rows, events and indexes, and restores verdicts and infinite figures."""
     path = tmp_path / "old.sqlite3"
     old = sqlite3.connect(path)
     steps = sorted(files("llmprune.service.jobs").joinpath("migrations").iterdir(), key=lambda file: file.name)
@@ -187,8 +188,8 @@ def test_jobs_of_an_earlier_schema_get_their_verdicts(tmp_path: Path) -> None:
     old.close()
     database = Database(path)
     database.migrate()
-    jobs = Jobs(database)
-    found = {job.id: job for job in jobs.page(viewer=None)[0]}
+    jobs = JobStore(database)
+    found = {job.id: job for job in jobs.page(JobQuery(viewer=None)).jobs}
     assert {name: job.state for name, job in found.items()} == {
         "met": "succeeded", "missed": "gate_not_met", "open": "gate_undecided", "broken": "failed",
     }  # fmt: skip

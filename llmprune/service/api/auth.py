@@ -1,11 +1,11 @@
-"""Who may come in: the middleware that every request passes before anything else looks at it.
+"""Authentication and request limits: a middleware that every request passes first.
 
-- Without any token, only on loopback, only under loopback's own names (a foreign name that
-  leads here is DNS rebinding).
-- With tokens: ``Authorization: Bearer`` or a browser session's cookie.
-- What changes something is refused where a browser says that another site asked for it.
-- Each caller has a limit of requests a second and of requests at a time; addresses that send wrong tokens a lower one.
-  Health, readiness and metrics are outside these limits: they are asked for when nothing else answers.
+- Without any token, requests are accepted only on loopback and only under loopback's own names, because a foreign name
+  that resolves to this address is DNS rebinding.
+- With tokens: ``Authorization: Bearer`` or the cookie of a browser session.
+- A request that changes something is refused where the browser reports that another site sent it.
+- Each caller has a limit on requests per second and on concurrent requests; addresses that send wrong tokens have a
+  lower one. Health, readiness and metrics are exempt, so that they are answered when nothing else is.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llmprune.service.api.error_responses import answer, respond
-from llmprune.service.api.rate_limit import InFlight, RateLimit, network_of
+from llmprune.service.api.error_responses import Failure, problem_response, respond
+from llmprune.service.api.rate_limit import ConcurrencyLimit, RateLimit, network_of
 from llmprune.service.jobs.tokens import LOCAL, Caller, Tokens
 from llmprune.service.settings import LOOPBACK, Settings, is_loopback
 
 COOKIE = "llmprune_session"
-_OPEN = ("/v1/health", "/v1/ready", "/login")
+_PUBLIC = ("/v1/health", "/v1/ready", "/login")
 _PROBES = ("/v1/health", "/v1/ready", "/v1/metrics")
 _SESSION = re.compile(r"[\w-]{1,100}", re.ASCII)
 _STREAM = re.compile(r"/v1/jobs/[^/]+/events")
-_MOST_PARAMETERS = 200
+_MAX_PARAMETERS = 200
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -45,84 +45,88 @@ HEADERS = {
 }
 
 
-class Gate:
-    """ASGI middleware; puts the caller into ``request.state.caller``."""
+class AuthMiddleware:
+    """ASGI middleware that sets ``request.state.caller``, None for a public address."""
 
     def __init__(self, app: ASGIApp, settings: Settings, *, tokens: Tokens) -> None:
         self.app, self.settings, self.tokens = app, settings, tokens
         self._requests = RateLimit(settings.rate, settings.burst)
-        self._mistakes = RateLimit(0.5, 10)  # wrong bearer tokens
-        self._sign_ins = RateLimit(0.5, 10)  # that failed
-        self._in_flight = InFlight()
+        self._wrong_tokens = RateLimit(0.5, 10)
+        self._failed_sign_ins = RateLimit(0.5, 10)
+        self._concurrency = ConcurrencyLimit()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: PLR0917 - ASGI
-        """Let a request pass, or answer it here."""
+        """Pass a request on, or answer it with the reason for its refusal."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        _keep_own_cookie(scope)
-        refused = self._refusal(scope)
-        guarded = _with_headers(send)
-        if refused or scope["path"] in _PROBES:
-            await (refused or self.app)(scope, receive, guarded)
+        _drop_foreign_cookies(scope)
+        refusal = self._refusal(scope)
+        send = _with_headers(send)
+        if refusal or scope["path"] in _PROBES:
+            await (refusal or self.app)(scope, receive, send)
             return None
         if scope["path"] == "/login" and scope["method"] == "POST":
-            guarded = self._counting_failures(network_of(_address(scope)), guarded)
-        with self._in_flight.counted(self._most_at_a_time(scope)) as room:
-            await (self.app if room else _crowded(scope))(scope, receive, guarded)
+            send = self._counting_failures(network_of(_address(scope)), send)
+        with self._concurrency.counted(self._concurrent_limits(scope)) as is_allowed:
+            await (self.app if is_allowed else _too_many_at_once(scope))(scope, receive, send)
         return None
 
-    def _most_at_a_time(self, scope: Scope) -> dict[str, int]:
-        """How many such requests may be under way, by what they share."""
-        most, caller = self.settings, scope["state"]["caller"]
+    def _concurrent_limits(self, scope: Scope) -> dict[str, int]:
+        """Return how many requests of this kind may be answered at a time, by the keys under which they are counted."""
+        settings, caller = self.settings, scope["state"]["caller"]
         address, token = f"address {network_of(_address(scope))}", f"token {caller.name if caller else None}"
         if _STREAM.fullmatch(scope["path"]):
-            limits = {f"streams of {address}": 2 * most.streams, "streams": 8 * most.streams}
-            return limits | {f"streams of {token}": most.streams}
-        limits = {address: 2 * most.requests}
-        return limits | {token: most.requests} if caller else limits
+            limits = {f"streams of {address}": 2 * settings.streams, "streams": 8 * settings.streams}
+            return limits | {f"streams of {token}": settings.streams}
+        limits = {address: 2 * settings.requests}
+        return limits | {token: settings.requests} if caller else limits
 
     def _counting_failures(self, network: str, send: Send) -> Send:
-        """Count only those sign-ins that fail; each was counted when it came, for many come at once."""
+        """Uncount a sign-in that succeeds. Each is counted on arrival, because many may arrive at once."""
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] != 401:
-                self._sign_ins.give_back(network)
+                self._failed_sign_ins.give_back(network)
             await send(message)
 
         return sending
 
     def _refusal(self, scope: Scope) -> Response | None:
-        """A response that says no; None where the request may go on."""
-        headers, path, network = Headers(scope=scope), scope["path"], network_of(_address(scope))
-        if self.is_open():
-            if not self._known_host(headers.get("host", "")):
-                return answer(403, "this name is not the service's; call it by 127.0.0.1, or give serve --host-name")
-            caller: Caller | None = LOCAL
-        else:
-            caller = self._caller(headers)
+        """Return the response to a refused request; None where the request is accepted. Sets the caller."""
+        headers, path = Headers(scope=scope), scope["path"]
+        is_open = self.is_open()
+        caller = LOCAL if is_open else self._caller(headers)
+        if is_open and not self._is_known_host(headers.get("host", "")):
+            message = "this name is not the service's; call it by 127.0.0.1, or give serve --host-name"
+            return problem_response(Failure(403, message))
         scope.setdefault("state", {})["caller"] = caller
         if "transfer-encoding" in headers:
-            return answer(411, "send the length of the body (Content-Length), not chunks")
-        if scope["query_string"].count(b"&") > _MOST_PARAMETERS:
-            return answer(422, f"a request has at most {_MOST_PARAMETERS} query parameters")
-        if path in _PROBES and (caller or path in _OPEN):
+            return problem_response(Failure(411, "send the length of the body (Content-Length), not chunks"))
+        if scope["query_string"].count(b"&") > _MAX_PARAMETERS:
+            return problem_response(Failure(422, f"a request has at most {_MAX_PARAMETERS} query parameters"))
+        if path in _PROBES and (caller or path in _PUBLIC):
             return None
+        return self._rate_refusal(scope, caller)
+
+    def _rate_refusal(self, scope: Scope, caller: Caller | None) -> Response | None:
+        """Refuse a request above a rate, from another site, or without a token; None where it is accepted."""
+        headers, path, network = Headers(scope=scope), scope["path"], network_of(_address(scope))
         wait = self._requests.wait(f"token {caller.name}" if caller else network)
         if caller is None and headers.get("authorization"):
-            wait = max(wait, self._mistakes.wait(network))
+            wait = max(wait, self._wrong_tokens.wait(network))
         if not wait and scope["method"] not in _SAFE and _from_another_site(headers):
-            return answer(403, "another site asked for this; only this service's own pages may")
+            return problem_response(Failure(403, "another site asked for this; only this service's own pages may"))
         if not wait and path == "/login" and scope["method"] == "POST":
-            wait = self._sign_ins.wait(network)
+            wait = self._failed_sign_ins.wait(network)
         if wait:
-            return _slow_down(scope, wait)
-        if caller is None and not (path in _OPEN or path.startswith("/static/")):
+            return _too_many(scope, wait)
+        if caller is None and not (path in _PUBLIC or path.startswith("/static/")):
             return _sign_in_first(headers, path)
         return None
 
     def is_open(self) -> bool:
-        """Whether no token is needed: on loopback, as long as there is none."""
-        return is_loopback(self.settings.host) and not self.tokens.everyone()
+        """Return whether no token is needed: on loopback, as long as no token exists."""
+        return is_loopback(self.settings.host) and not self.tokens.records()
 
     def _caller(self, headers: Headers) -> Caller | None:
         scheme, _, token = headers.get("authorization", "").partition(" ")
@@ -131,7 +135,7 @@ class Gate:
         session = session_of(headers)
         return self.tokens.session_caller(session) if session else None
 
-    def _known_host(self, host: str) -> bool:
+    def _is_known_host(self, host: str) -> bool:
         name = _parts(f"//{host}").hostname if _is_plain(host) else None
         return name in (*LOOPBACK, self.settings.host, *self.settings.host_names)
 
@@ -142,7 +146,7 @@ def _address(scope: Scope) -> str:
 
 
 def session_of(headers: Headers) -> str | None:
-    """The session that a browser's cookie names."""
+    """Return the secret of the session in a browser's cookie."""
     for part in headers.get("cookie", "").split(";"):
         name, _, value = part.strip().partition("=")
         if name == COOKIE:
@@ -150,8 +154,8 @@ def session_of(headers: Headers) -> str | None:
     return None
 
 
-def _keep_own_cookie(scope: Scope) -> None:
-    """Drop all cookies but the session's, for the parser behind may take quadratic time to unquote the others."""
+def _drop_foreign_cookies(scope: Scope) -> None:
+    """Remove all cookies but the session's, because Starlette's parser may take quadratic time to unquote them."""
     headers = Headers(scope=scope)
     if "cookie" in headers:
         session = session_of(headers)
@@ -160,7 +164,7 @@ def _keep_own_cookie(scope: Scope) -> None:
 
 
 def _parts(address: str) -> SplitResult:
-    """The parts of an address; of what is none, nothing."""
+    """Split an address; return empty parts where it is not valid."""
     try:
         return urlsplit(address)
     except ValueError:
@@ -172,7 +176,7 @@ def _is_plain(host: str) -> bool:
 
 
 def _from_another_site(headers: Headers) -> bool:
-    """By Sec-Fetch-Site, which every current browser sends; by Origin where it is missing."""
+    """Return whether another site sent a request: by Sec-Fetch-Site, or by Origin for browsers that do not send it."""
     site = headers.get("sec-fetch-site")
     if site is not None:
         return site not in ("same-origin", "none")
@@ -181,26 +185,29 @@ def _from_another_site(headers: Headers) -> bool:
 
 
 def _sign_in_first(headers: Headers, path: str) -> Response:
-    """Say that a token is needed: to a program, to a page that asks for its parts, or to a person."""
-    if "hx-request" in headers:  # the page stops asking, and a person sees why
+    """Ask for a token: 401 for a program, a redirect to the sign-in page for htmx or a browser."""
+    if "hx-request" in headers:  # htmx stops polling and shows the sign-in page
         here = _parts(headers.get("hx-current-url", "")).path or "/"
         return Response(status_code=401, headers={"HX-Redirect": f"/login?next={quote(here)}"})
     if path.startswith("/v1") or "text/html" not in headers.get("accept", ""):
-        return answer(401, "send Authorization: Bearer TOKEN", headers={"WWW-Authenticate": "Bearer"})
+        failure = Failure(401, "send Authorization: Bearer TOKEN", headers={"WWW-Authenticate": "Bearer"})
+        return problem_response(failure)
     return RedirectResponse(f"/login?next={quote(path)}", 303)
 
 
-def _slow_down(scope: Scope, wait: float) -> Response:
-    said = f"too many requests; wait {wait:.1f} s"
-    return respond(Request(scope), 429, detail=said, headers={"Retry-After": str(int(wait) + 1)})
+def _too_many(scope: Scope, wait: float) -> Response:
+    message = f"too many requests; wait {wait:.1f} s"
+    return respond(Request(scope), Failure(429, message, headers={"Retry-After": str(int(wait) + 1)}))
 
 
-def _crowded(scope: Scope) -> Response:
-    said = "too many requests or event streams of yours are under way; end some, or wait for their answers"
-    return respond(Request(scope), 429, detail=said, headers={"Retry-After": "5"})
+def _too_many_at_once(scope: Scope) -> Response:
+    message = "too many requests or event streams of yours are under way; end some, or wait for their answers"
+    return respond(Request(scope), Failure(429, message, headers={"Retry-After": "5"}))
 
 
 def _with_headers(send: Send) -> Send:
+    """Add the security headers to every response that does not set them itself."""
+
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)

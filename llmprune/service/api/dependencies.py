@@ -1,7 +1,8 @@
-"""What the routes work with, and the questions that several of them ask."""
+"""Dependencies of the routes: the service, the caller, and lookups that several routes share."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +12,14 @@ from fastapi import Depends, Request
 from fastapi import Path as InPath
 
 from llmprune.service.api.error_responses import Refused
-from llmprune.service.api.recipe_turns import Turns
-from llmprune.service.api.server_paths import Paths
+from llmprune.service.api.recipe_queue import RecipeQueue
+from llmprune.service.api.server_paths import ServerPaths
 from llmprune.service.jobs.database import Database
 from llmprune.service.jobs.job import JOB_ID, J, Job
-from llmprune.service.jobs.recipe_policy import Examined
-from llmprune.service.jobs.store import Jobs
+from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.tokens import Caller, Tokens
 from llmprune.service.planner.planner import Planner
+from llmprune.service.recipe_policy.policy import ExaminedRecipe
 from llmprune.service.settings import Settings
 
 
@@ -28,36 +29,37 @@ class Service:
 
     settings: Settings
     database: Database
-    jobs: Jobs
+    jobs: JobStore
     tokens: Tokens
     planner: Planner
-    turns: Turns
-    nudge: Callable[[], None]  # wakes the supervisor
-    paths: Paths  # what clients see of the server's
+    recipe_queue: RecipeQueue
+    wake: Callable[[], None]  # wakes the supervisor
+    paths: ServerPaths  # renames paths of the server in what clients see
+    clock: Callable[[], float] = time.monotonic  # of the supervisor's heartbeats
 
     def find(self, job: str, caller: Caller) -> Job | None:
-        """The job of this id; None where there is none that the caller may read."""
+        """Return the job of this id; None where there is none that the caller may read."""
         found = self.jobs.get(job)
         if found is None or not caller.may_read(found.owner, found.shared or self.settings.share_jobs):
             return None
         return found
 
     def job(self, job: str, caller: Caller) -> Job:
-        """The job of this id; 404 where there is none that the caller may read."""
+        """Return the job of this id. Raises Refused (404) where there is none that the caller may read."""
         found = self.find(job, caller)
         if found is None:
             raise Refused(404, f"there is no job {job!r}")
         return found
 
     def shown(self, job: J) -> J:
-        """A job as clients see it: its overrides and its error name folders of the server."""
+        """Return a job as clients see it, with the server's paths in its overrides and its error renamed."""
         hidden = {"error": self.paths.hide_in(job.error)}
         if isinstance(job, Job):
             hidden["overrides"] = tuple(self.paths.hide_in(job.overrides))
         return job.model_copy(update=hidden)
 
-    def plan(self, examined: Examined, caller: Caller) -> dict[str, Any]:
-        """The planner's answer on what of a recipe may be planned, as clients may see it.
+    def plan(self, examined: ExaminedRecipe, caller: Caller) -> dict[str, Any]:
+        """Plan the part of a recipe that can be planned: ``{"plan": …}`` or ``{"problems": […]}``.
 
         Raises PlannerBusy and TooManyPlans.
         """
@@ -68,18 +70,18 @@ class Service:
         return answer
 
     def viewer(self, caller: Caller) -> str | None:
-        """Whose jobs, beside the shared ones, a list for the caller shows; None: everybody's."""
+        """Return the viewer of a JobQuery for the caller; None: every job."""
         return None if caller.role == "admin" or self.settings.share_jobs else caller.name
 
     def own_job(self, job: str, caller: Caller) -> Job:
-        """A job that the caller may change; 403 where it is another user's and shared."""
+        """Return a job that the caller may change. Raises Refused (404, 403)."""
         found = self.job(job, caller)
         if not caller.may_change(found.owner):
             raise Refused(403, f"job {job} belongs to {found.owner}; only its owner and admins may change it")
         return found
 
     def artifact(self, job: str, name: str, *, caller: Caller) -> Path:
-        """A file of a job's run folder; 404 for what is not there, lies elsewhere or is not for the caller."""
+        """Return the path of a file in a job's run folder. Raises Refused (404) for hidden files and files outside."""
         folder = self.settings.run_folder(self.job(job, caller).id).resolve()
         hidden = any(part.startswith(".") for part in name.split("/"))
         if hidden or "\0" in name or "\\" in name or name.startswith("/"):
@@ -91,13 +93,13 @@ class Service:
 
 
 def service_of(request: Request) -> Service:
-    """The service that answers a request."""
+    """Return the service that answers a request."""
     found: Service = request.app.state.service
     return found
 
 
 def caller_of(request: Request) -> Caller:
-    """Who asks; the gate has let them in."""
+    """Return the caller that AuthMiddleware has identified."""
     found: Caller = request.state.caller
     return found
 

@@ -1,10 +1,11 @@
-"""Errors over HTTP: RFC 9457 problem details, for every way in which a request can fail."""
+"""Error responses: RFC 9457 problem details for programs, pages for people."""
 
 from __future__ import annotations
 
 import math
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -16,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from llmprune.common.errors import MOST_PROBLEMS, LLMPruneError, RecipeError, shortened
-from llmprune.service.api.server_paths import Paths
+from llmprune.service.api.server_paths import ServerPaths
 from llmprune.service.jobs.store_reads import Conflict, NoSuchJob, QueueFull
 from llmprune.service.planner.queue import PlannerBusy, TooManyPlans
 
@@ -24,79 +25,83 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class Problem(BaseModel):
-    """What went wrong, and every mistake in what was sent."""
+    """Reason for a failed request."""
 
     title: str
     status: int
     detail: str = ""
-    problems: list[str] = Field([], description="One sentence for each mistake in a recipe or in the parameters.")
+    problems: list[str] = Field([], description="One sentence for each mistake in the recipe or in the parameters.")
 
 
 class Refused(HTTPException):
-    """A request that cannot be done, with the reason and the remedy."""
+    """The request is refused, with the reason and the remedy."""
 
 
-def answer(
-    status: int, detail: str, *, problems: Sequence[str] = (), headers: Mapping[str, str] | None = None
-) -> JSONResponse:
-    """A problem as a response."""
-    title = _TITLES.get(status, "error")
-    problem = Problem(title=title, status=status, detail=detail, problems=list(problems))
-    return JSONResponse(problem.model_dump(), status, headers, MEDIA_TYPE)
+@dataclass(frozen=True)
+class Failure:
+    """Contents of an error response."""
+
+    status: int
+    detail: str
+    problems: Sequence[str] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """Short title of the status."""
+        return _TITLES.get(self.status, "error")
+
+
+def problem_response(failure: Failure) -> JSONResponse:
+    """Return a failure as problem details."""
+    problem = Problem(
+        title=failure.title, status=failure.status, detail=failure.detail, problems=list(failure.problems)
+    )
+    return JSONResponse(problem.model_dump(), failure.status, failure.headers, MEDIA_TYPE)
 
 
 _TITLES = {
-    400: "bad request", 401: "no valid token", 403: "not allowed", 404: "not there", 405: "method not allowed",
-    409: "conflict", 411: "no length", 413: "too large", 415: "unsupported media type",
-    422: "wrong recipe or parameters", 429: "too many", 500: "error in the service", 503: "not now", 507: "no room",
+    400: "bad request", 401: "no valid token", 403: "not allowed", 404: "not found", 405: "method not allowed",
+    409: "conflict", 411: "length required", 413: "too large", 415: "unsupported media type",
+    422: "wrong recipe or parameters", 429: "too many requests", 500: "error in the service", 503: "unavailable",
+    507: "no space left",
 }  # fmt: skip
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The problems that an operation can answer with, for the OpenAPI document."""
+    """Return the error responses of an operation, for the OpenAPI document."""
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {status: {"description": _TITLES[status], "content": content} for status in (400, 401, 403, 429, *statuses)}
 
 
 def install(app: FastAPI) -> None:
-    """Have the app answer its exceptions as problems."""
+    """Convert the exceptions of the app to error responses."""
     for kind, explain in _EXPLAINED.items():
         app.add_exception_handler(kind, _handler(explain))
 
 
-def respond(
-    request: Request,
-    status: int,
-    *,
-    detail: str,
-    problems: Sequence[str] = (),
-    headers: Mapping[str, str] | None = None,
-) -> Response:
-    """A page where a person asked for one, else a problem."""
+def respond(request: Request, failure: Failure) -> Response:
+    """Return a failure as a page where a browser asked for one, otherwise as problem details."""
     if request.url.path.startswith("/v1") or "text/html" not in request.headers.get("accept", ""):
-        return answer(status, detail, problems=problems, headers=headers)
-    page: Response = request.app.state.error_page(request, status, _TITLES.get(status, "error"), detail, problems)
-    page.headers.update(headers or {})
+        return problem_response(failure)
+    page: Response = request.app.state.error_page(request, failure)
+    page.headers.update(failure.headers)
     return page
 
 
-Explained = tuple[int, str, Sequence[str], Mapping[str, str]]
-
-
-def _handler(explain: Callable[[Any], Explained]) -> Callable[[Request, Exception], Response]:
+def _handler(explain: Callable[[Any], Failure]) -> Callable[[Request, Exception], Response]:
     def handle(request: Request, error: Exception) -> Response:
-        status, detail, problems, headers = explain(error)
-        paths: Paths = request.app.state.service.paths
-        detail, problems = paths.hide(detail), [paths.hide(problem) for problem in problems]
-        if status == 405:
-            headers = {"Allow": ", ".join(_methods(request))}
-        return respond(request, status, detail=detail, problems=problems, headers=headers)
+        failure = explain(error)
+        paths: ServerPaths = request.app.state.service.paths
+        headers = {"Allow": ", ".join(_methods(request))} if failure.status == 405 else failure.headers
+        problems = [paths.hide(problem) for problem in failure.problems]
+        return respond(request, Failure(failure.status, paths.hide(failure.detail), problems, headers))
 
     return handle
 
 
 def _methods(request: Request) -> list[str]:
-    """What may be done at a request's address, by all its routes; Starlette's own Allow names those of one."""
+    """Return the methods of all routes at a request's address; Starlette's own Allow names those of one route."""
     return [
         method
         for method in ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
@@ -104,38 +109,47 @@ def _methods(request: Request) -> list[str]:
     ]
 
 
-def _parameters(error: RequestValidationError) -> Explained:
+def _wrong_parameters(error: RequestValidationError) -> Failure:
     errors = error.errors()
-    said = [
+    problems = [
         f"{'.'.join(str(part)[:60] for part in one['loc'][1:])}: {one['msg']}" for one in errors[: MOST_PROBLEMS + 1]
     ]
-    return 422, "the parameters are wrong", shortened(said, len(errors)), {}
+    return Failure(422, "the parameters are wrong", shortened(problems, len(errors)))
 
 
-def _wrong(error: RecipeError) -> Explained:
-    wishes = {
+def _wrong_recipe(error: RecipeError) -> Failure:
+    details = {
         "push": "the push cannot be done",
         "submission": "the job cannot be queued",
         "evaluation": "more samples cannot be evaluated",
     }
-    return 422, wishes.get(error.source, "the recipe cannot be run here"), error.problems, {}
+    return Failure(422, details.get(error.source, "the recipe cannot be run here"), error.problems)
 
 
-def _table(error: sqlite3.OperationalError) -> Explained:
-    full = "full" in str(error) or "I/O" in str(error)
-    return 507 if full else 503, f"the job table cannot be written: {error}", (), {"Retry-After": "10"}
+def _table_error(error: sqlite3.OperationalError) -> Failure:
+    is_full = "full" in str(error) or "I/O" in str(error)
+    return _busy(507 if is_full else 503, f"the job table cannot be written: {error}", retry_after=10)
 
 
-_EXPLAINED: dict[type[Exception], Callable[[Any], Explained]] = {
-    RecipeError: _wrong,
-    RequestValidationError: _parameters,
-    HTTPException: lambda error: (error.status_code, str(error.detail), (), error.headers or {}),
-    Conflict: lambda error: (409, str(error), (), {}),
-    QueueFull: lambda error: (429, str(error), (), {"Retry-After": "60"}),
-    TooManyPlans: lambda error: (429, str(error), (), {"Retry-After": str(math.ceil(error.wait))}),
-    PlannerBusy: lambda error: (503, str(error), (), {"Retry-After": str(math.ceil(error.wait))}),
-    LLMPruneError: lambda error: (500, str(error), (), {}),
-    NoSuchJob: lambda error: (404, str(error), (), {}),
-    sqlite3.OperationalError: _table,
-    OSError: lambda error: (507, f"the disk cannot be used: {error.strerror or error}", (), {"Retry-After": "10"}),
+def _disk_error(error: OSError) -> Failure:
+    return _busy(507, f"the disk cannot be used: {error.strerror or error}", retry_after=10)
+
+
+def _busy(status: int, detail: object, *, retry_after: float) -> Failure:
+    """Return a failure that may pass. ``retry_after``: seconds after which a retry makes sense."""
+    return Failure(status, str(detail), headers={"Retry-After": str(math.ceil(retry_after))})
+
+
+_EXPLAINED: dict[type[Exception], Callable[[Any], Failure]] = {
+    RecipeError: _wrong_recipe,
+    RequestValidationError: _wrong_parameters,
+    HTTPException: lambda error: Failure(error.status_code, str(error.detail), headers=error.headers or {}),
+    Conflict: lambda error: Failure(409, str(error)),
+    QueueFull: lambda error: _busy(429, error, retry_after=60),
+    TooManyPlans: lambda error: _busy(429, error, retry_after=error.wait),
+    PlannerBusy: lambda error: _busy(503, error, retry_after=error.wait),
+    LLMPruneError: lambda error: Failure(500, str(error)),
+    NoSuchJob: lambda error: Failure(404, str(error)),
+    sqlite3.OperationalError: _table_error,
+    OSError: _disk_error,
 }

@@ -1,4 +1,4 @@
-"""Jobs: submit, look, change."""
+"""Routes of jobs: submit, list, show, cancel, retry, evaluate again, push, delete, compare."""
 
 from __future__ import annotations
 
@@ -13,35 +13,45 @@ from llmprune.recipe.hub import Hub
 from llmprune.service.api.dependencies import JobId, Service, TheCaller, TheService
 from llmprune.service.api.error_responses import documented
 from llmprune.service.api.recipes import RECIPE_BODY, Overrides, RecipeText
-from llmprune.service.jobs.job import Figures, Job, JobSummary, State
-from llmprune.service.jobs.submission import Submission, cancel, reevaluate, retry, submit, submit_push
+from llmprune.service.jobs.job import Figures, Job, JobQuery, JobSummary, State
+from llmprune.service.jobs.submission import (
+    PushSubmission,
+    Submission,
+    cancel,
+    reevaluate,
+    retry,
+    submit,
+    submit_push,
+)
+from llmprune.service.supervisor.launchers import LAUNCHERS
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
 
-_PUSH_LIMIT = 8 * 1024  # bytes: the framework reads this body on the event loop
-_KEY = "Makes it safe to send a submission again: the same key and content give the same job."
-_HUB_TOKEN = "A hub token for this job alone; it is deleted when the job ends."
+_PUSH_LIMIT = 8 * 1024  # bytes; FastAPI reads this body on the event loop
+_KEY = "Makes a submission safe to repeat: the same key and content give the same job."
+_HUB_TOKEN = "Hub token for this job alone; it is deleted when the job ends."
+_LAUNCHERS = f"One of {', '.join(LAUNCHERS)}; GET /v1/queue lists those that this service offers."
 HubToken = Annotated[
     str | None, Header(alias="X-Hub-Token", max_length=500, pattern=r"^[!-~]+$", description=_HUB_TOKEN)
 ]
 PushToken = Annotated[
     str,
-    Header(alias="X-Hub-Token", max_length=500, pattern=r"^[!-~]+$", description="A hub token for this push alone."),
+    Header(alias="X-Hub-Token", max_length=500, pattern=r"^[!-~]+$", description="Hub token for this push alone."),
 ]
 IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200, description=_KEY)]
-SeqNumber = Annotated[int | None, Query(ge=0, le=2**62, description="Jobs before this place: next of the last page.")]
+SeqNumber = Annotated[int | None, Query(ge=0, le=2**62, description="The field next of the previous page.")]
 
 
-class PushSettings(Hub, defer_build=False):  # FastAPI wants to know its fields at once
-    """What a recipe's hub section says."""
+class PushSettings(Hub, defer_build=False):  # FastAPI needs its fields at import
+    """Settings of a push, as in the hub section of a recipe."""
 
 
 class JobPage(BaseModel):
-    """Some jobs, the newest first."""
+    """A page of jobs, the newest first."""
 
     jobs: list[JobSummary]
-    next: int | None = Field(description="Give it as before for the next page; null: this is the last.")
-    counts: dict[State, int] = Field(description="All jobs that the caller may read, by state.")
+    next: int | None = Field(description="Value of before for the next page; null: this is the last page.")
+    counts: dict[State, int] = Field(description="Number of jobs that the caller may read, by state.")
 
 
 class Compared(BaseModel):
@@ -51,7 +61,7 @@ class Compared(BaseModel):
     name: str
     model: str
     state: State
-    figures: Figures | None = Field(description="null: the job has no report.")
+    figures: Figures | None = Field(description="Figures of the report; null: the job has none.")
 
 
 @router.post("/jobs", status_code=201, openapi_extra=RECIPE_BODY, responses=documented(404, 409, 413, 415, 422, 507))
@@ -62,25 +72,41 @@ async def submit_job(
     service: TheService,
     caller: TheCaller,
     response: Response,
-    name: Annotated[str | None, Query(min_length=1, max_length=120, description="For people.")] = None,
-    launcher: Annotated[
-        str, Query(max_length=20, description="local, torchrun or, where it is offered, ray.")
-    ] = "local",
+    name: Annotated[
+        str | None, Query(min_length=1, max_length=120, description="Name for people; default: made from the recipe.")
+    ] = None,
+    launcher: Annotated[str, Query(max_length=20, description=_LAUNCHERS)] = "local",
     gpus: Annotated[
-        int | None, Query(ge=0, le=1024, description="Default: 1 where the service has one; on ray none.")
+        int | None,
+        Query(
+            ge=0, le=1024, description="Number of GPUs. Default: 1 where this machine has one; 0 on another machine."
+        ),
     ] = None,
-    priority: Annotated[int, Query(ge=-100, le=100, description="Higher goes first; above 0: admins only.")] = 0,
+    priority: Annotated[
+        int, Query(ge=-100, le=100, description="Jobs with a higher priority start first; above 0 for admins only.")
+    ] = 0,
     time_limit: Annotated[
-        float | None, Query(gt=0, le=1e9, allow_inf_nan=False, description="Seconds that it may run.")
+        float | None, Query(gt=0, le=1e9, allow_inf_nan=False, description="Maximum run time in seconds.")
     ] = None,
-    shared: Annotated[bool, Query(description="Let everybody with a token read it.")] = False,
+    shared: Annotated[bool, Query(description="Every user with a token may read it.")] = False,
     key: IdempotencyKey = None,
     hub_token: HubToken = None,
 ) -> Job:
     """Queue a recipe as a job."""
-    wishes = Submission(text, overrides, name, launcher, gpus, priority, time_limit, key, hub_token, shared)
-    job, new = await service.turns.run(
-        caller.name, submit, wishes, caller, settings=service.settings, jobs=service.jobs
+    submission = Submission(
+        recipe=text,
+        overrides=overrides,
+        name=name,
+        launcher=launcher,
+        gpus=gpus,
+        priority=priority,
+        time_limit=time_limit,
+        key=key,
+        hub_token=hub_token,
+        shared=shared,
+    )
+    job, new = await service.recipe_queue.run(
+        caller.name, submit, submission, caller, settings=service.settings, jobs=service.jobs
     )
     return await run_in_threadpool(_queued, job, new, service=service, response=response)
 
@@ -90,19 +116,28 @@ def list_jobs(
     service: TheService,
     caller: TheCaller,
     *,
-    state: Annotated[list[State], Query(default_factory=list, max_length=8, description="May be repeated.")],
-    owner: Annotated[str | None, Query(max_length=64)] = None,
-    search: Annotated[str | None, Query(max_length=200, description="Part of the name or model.")] = None,
+    state: Annotated[
+        list[State], Query(default_factory=list, max_length=8, description="Only jobs in this state; may be repeated.")
+    ],
+    owner: Annotated[str | None, Query(max_length=64, description="Only jobs of this user.")] = None,
+    search: Annotated[str | None, Query(max_length=200, description="Part of the name or model, or an id.")] = None,
     source: Annotated[str | None, Query(max_length=12, description="Only pushes of this job's model.")] = None,
     before: SeqNumber = None,
-    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    limit: Annotated[int, Query(ge=1, le=500, description="Maximum number of jobs on the page.")] = 50,
 ) -> JobPage:
     """List the jobs that the caller may read, the newest first."""
-    viewer = service.viewer(caller)
-    jobs, after = service.jobs.page(
-        state, owner, search=search, before=before, limit=limit, source=source, viewer=viewer
+    query = JobQuery(
+        viewer=service.viewer(caller),
+        states=state,
+        owner=owner,
+        search=search,
+        source=source,
+        before=before,
+        limit=limit,
     )
-    return JobPage(jobs=[service.shown(job) for job in jobs], next=after, counts=service.jobs.counts(viewer=viewer))
+    page = service.jobs.page(query)
+    counts = service.jobs.counts(viewer=query.viewer)
+    return JobPage(jobs=[service.shown(job) for job in page.jobs], next=page.next, counts=counts)
 
 
 @router.get("/jobs/{job}", responses=documented(404, 422))
@@ -113,9 +148,9 @@ def show_job(job: JobId, service: TheService, *, caller: TheCaller) -> Job:
 
 @router.post("/jobs/{job}/cancel", responses=documented(404, 409, 422, 507))
 def cancel_job(job: JobId, service: TheService, *, caller: TheCaller) -> Job:
-    """End a job: SIGTERM, then SIGKILL. What is done is kept for a retry."""
+    """Cancel a job: SIGTERM, then SIGKILL. The finished part is kept for a retry."""
     cancelled = cancel(service.own_job(job, caller), service.settings, jobs=service.jobs)
-    service.nudge()
+    service.wake()
     return service.shown(cancelled)
 
 
@@ -132,23 +167,21 @@ def push_job(
     hub_token: PushToken,
     key: IdempotencyKey = None,
 ) -> Job:
-    """Push a finished job's model to the hub, as a job of its own: it can be watched, cancelled and tried again."""
-    source = service.own_job(job, caller)
-    push, new = submit_push(
-        source, hub, hub_token=hub_token, caller=caller, settings=service.settings, jobs=service.jobs, key=key
-    )
+    """Push a finished job's model to the hub, as a job of its own that can be watched, cancelled and retried."""
+    submission = PushSubmission(service.own_job(job, caller), hub, hub_token, key)
+    push, new = submit_push(submission, caller, settings=service.settings, jobs=service.jobs)
     return _queued(push, new, service=service, response=response)
 
 
 @router.post("/jobs/{job}/retry", responses=documented(404, 409, 422, 507))
 def retry_job(job: JobId, service: TheService, *, caller: TheCaller, hub_token: HubToken = None) -> Job:
-    """Queue a failed or cancelled job again; it continues after the last layer. A push needs its token anew.
+    """Queue a failed or cancelled job again; it continues after the last finished layer. A push needs its token again.
 
-    It helps where the job was stopped or failed by a fault or a limit. A recipe that cannot be run (exit code 2) has to
-    be corrected and submitted anew.
+    A retry helps where the job was cancelled, or failed because of a fault or a limit. A recipe that cannot be run
+    (exit code 2) has to be corrected and submitted as a new job.
     """
     again = retry(service.own_job(job, caller), hub_token, settings=service.settings, jobs=service.jobs)
-    service.nudge()
+    service.wake()
     return service.shown(again)
 
 
@@ -159,25 +192,25 @@ def reevaluate_job(
     *,
     caller: TheCaller,
     limit: Annotated[
-        int | None, Query(ge=1, le=10**9, description="Samples a task; default: as many as the gate needs.")
+        int | None, Query(ge=1, le=10**9, description="Samples for each task; default: as many as the gate needs.")
     ] = None,
     hub_token: HubToken = None,
 ) -> Job:
-    """Evaluate more samples of a finished job's model: nothing is pruned again, earlier answers are kept.
+    """Evaluate a finished job's model on more samples. Nothing is pruned again, and earlier answers are kept.
 
-    The job gets a new report and a new verdict. Until then it is queued or running; cancelled, it has its earlier
-    verdict again.
+    The job gets a new report and a new verdict. Until then it is queued or running; where it is cancelled, it gets its
+    earlier verdict back.
     """
     again = reevaluate(
         service.own_job(job, caller), limit, hub_token=hub_token, settings=service.settings, jobs=service.jobs
     )
-    service.nudge()
+    service.wake()
     return service.shown(again)
 
 
 @router.delete("/jobs/{job}", status_code=204, responses=documented(404, 409, 422, 507))
 def delete_job(job: JobId, service: TheService, *, caller: TheCaller) -> None:
-    """Forget an ended job and remove all its files."""
+    """Delete an ended job with all its files."""
     service.own_job(job, caller)
     service.jobs.delete(job)
     shutil.rmtree(service.settings.folder(job), ignore_errors=True)
@@ -190,7 +223,7 @@ def compare_jobs(
     *,
     job: Annotated[list[str], Query(min_length=1, max_length=50, description="Ids of jobs.")],
 ) -> list[Compared]:
-    """The figures of several jobs side by side."""
+    """Return the figures of several jobs for a comparison."""
     found = [service.job(one, caller) for one in dict.fromkeys(job)]
     return [Compared(**one.model_dump(include=set(Compared.model_fields))) for one in found]
 
@@ -199,5 +232,5 @@ def _queued(job: Job, new: bool, *, service: Service, response: Response) -> Job
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     if not new:
         response.headers["Idempotent-Replay"] = "true"
-    service.nudge()
+    service.wake()
     return service.shown(job)

@@ -1,4 +1,4 @@
-"""Figures for Prometheus, by its own client library."""
+"""Metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llmprune.service.jobs.store import Jobs
+from llmprune.service.jobs.store import JobStore
 
 
 class Metrics:
-    """The registry of one app."""
+    """Registry of the metrics of one app."""
 
-    def __init__(self, jobs: Jobs) -> None:
+    def __init__(self, jobs: JobStore) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "llmprune_http_requests",
@@ -31,12 +31,14 @@ class Metrics:
         self.registry.register(_States(jobs))
 
     def render(self) -> tuple[bytes, str]:
-        """Everything as text, and its content type."""
+        """Return all metrics as text, and the content type."""
         return generate_latest(self.registry), CONTENT_TYPE_LATEST
 
 
 class _States(Collector):
-    def __init__(self, jobs: Jobs) -> None:
+    """Gauge of the jobs in each state, read from the job table at each scrape."""
+
+    def __init__(self, jobs: JobStore) -> None:
         self.jobs = jobs
 
     def collect(self) -> Iterator[Metric]:
@@ -46,21 +48,21 @@ class _States(Collector):
         yield family
 
 
-class Measure:
-    """ASGI middleware that counts and times requests by the route that took them."""
+class MetricsMiddleware:
+    """ASGI middleware that counts and times requests by route."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app, self.metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: PLR0917 - ASGI
-        """Pass a request on, and note how it was answered."""
+        """Pass a request on, and count its answer."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         start = time.perf_counter()
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
-                route = getattr(scope.get("route"), "path", "none")  # never the path: anybody may invent those
+                route = getattr(scope.get("route"), "path", "none")  # never the path, which clients can make up
                 method = scope["method"] if scope["method"] in METHODS else "other"
                 self.metrics.requests.labels(method, route, message["status"]).inc()
                 self.metrics.seconds.labels(route).observe(time.perf_counter() - start)

@@ -1,4 +1,4 @@
-"""What jobs put out: events as they happen, the log, the report, every file of the run folder."""
+"""Routes of the outputs of a job: events, log, report, and every file of the run folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Query
 from fastapi.responses import FileResponse, PlainTextResponse, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from llmprune.service.api.dependencies import JobId, Service, TheCaller, TheService
@@ -25,19 +25,19 @@ from llmprune.service.jobs.tokens import Caller
 router = APIRouter(prefix="/v1/jobs/{job}", tags=["outputs"])
 
 LOG_PART = 1_000_000  # bytes of a log in one answer
-_LOOK_EVERY = 0.5  # seconds
+_POLL_EVERY = 0.5  # seconds
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'self'"
 
 
 class Artifact(BaseModel):
     """A file of a run folder."""
 
-    name: str
-    bytes: int
+    name: str = Field(description="Path in the run folder.")
+    bytes: int = Field(description="Size in bytes.")
 
 
 def known_job(job: JobId, service: TheService, *, caller: TheCaller) -> str:
-    """The id of a job that the caller may read. A dependency, for once a stream has begun no 404 can be sent."""
+    """Return the id of a job that the caller may read. A dependency: once a stream has begun it cannot answer 404."""
     return service.job(job, caller).id
 
 
@@ -49,10 +49,10 @@ async def job_events(
     caller: TheCaller,
     last_event_id: Annotated[str | None, Header(alias="Last-Event-ID", max_length=30)] = None,
 ) -> AsyncIterator[ServerSentEvent]:
-    """Every change of a job, from its first or from Last-Event-ID on, until it has ended."""
+    """Stream every change of a job, from the first one or the one after Last-Event-ID, until it has ended."""
     after = int(last_event_id) if last_event_id and last_event_id.isdecimal() else 0
     while True:
-        found, rows = await run_in_threadpool(_news, service, job, caller=caller, after=min(after, 2**62))
+        found, rows = await run_in_threadpool(_job_and_events, service, job, caller=caller, after=min(after, 2**62))
         if found is None:  # deleted meanwhile, or the caller's token was revoked
             return
         for row in rows:
@@ -61,12 +61,12 @@ async def job_events(
         if found.state in ENDED and not rows:
             return
         if not rows:
-            await asyncio.sleep(_LOOK_EVERY)  # FastAPI itself says something after 15 silent seconds
+            await asyncio.sleep(_POLL_EVERY)  # FastAPI itself sends a comment after 15 seconds
 
 
-def _news(service: Service, job: str, *, caller: Caller, after: int) -> tuple[Job | None, list[sqlite3.Row]]:
-    """A job and its events; None where the caller may no longer read it."""
-    # the state first: an event that is written between the two reads is then not missed
+def _job_and_events(service: Service, job: str, *, caller: Caller, after: int) -> tuple[Job | None, list[sqlite3.Row]]:
+    """Return a job and its events after the event ``after``; None where the caller may no longer read it."""
+    # the state is read first, so that an event written between the two reads is not missed
     found = service.find(job, caller) if service.tokens.is_current(caller) else None
     return found, service.jobs.events(job, after) if found else []
 
@@ -77,19 +77,17 @@ def job_log(
     service: TheService,
     *,
     caller: TheCaller,
-    offset: Annotated[
-        int, Query(ge=0, le=2**62, description="Bytes to leave out: X-Next-Offset of the last part.")
-    ] = 0,
+    offset: Annotated[int, Query(ge=0, le=2**62, description="Bytes to skip: X-Next-Offset of the previous part.")] = 0,
 ) -> PlainTextResponse:
-    """What all attempts at a job have printed, at most a megabyte at a time."""
+    """Return the output of all attempts at a job, at most a megabyte at a time."""
     part, after = read_log(service, service.job(job, caller).id, offset=offset)
     return PlainTextResponse(part.decode("utf-8", "replace"), headers={"X-Next-Offset": str(after)})
 
 
 def read_log(service: Service, job: str, *, offset: int, size: int = LOG_PART) -> tuple[bytes, int]:
-    """A part of a log without the job's token and the server's paths, and where the next begins."""
+    """Return a part of a log, without the job's token and the server's paths, and the offset of the next part."""
     folder = service.settings.folder(job)
-    margin = 1_000  # more than a token or a path is long, so that none is cut in two
+    margin = 1_000  # longer than a token or a path, so that none is cut in two
     begin = max(0, offset - margin)
     try:
         with service.settings.log(job).open("rb") as log:
@@ -105,12 +103,12 @@ def read_log(service: Service, job: str, *, offset: int, size: int = LOG_PART) -
 
 @router.get("/artifacts", responses=documented(404, 422))
 def list_artifacts(job: JobId, service: TheService, *, caller: TheCaller) -> list[Artifact]:
-    """The files that a job's run has written."""
+    """List the files that a job's run has written."""
     return artifacts(service, service.job(job, caller).id)
 
 
 def artifacts(service: Service, job: str) -> list[Artifact]:
-    """The files under a job's run folder that are not hidden."""
+    """List the files in a job's run folder, without hidden and partial ones."""
     folder = service.settings.run_folder(job)
     found = []
     for place, folders, names in os.walk(folder):
@@ -125,10 +123,10 @@ def artifacts(service: Service, job: str) -> list[Artifact]:
 
 
 def _shown(service: Service, job: str, *, path: Path) -> bytes | None:
-    """A file that may name folders of the server, as clients see it; None: as it is, as every file of the model."""
+    """Return a file that may contain paths of the server, with these renamed; None for every other file."""
     folder = service.settings.run_folder(job)
-    record = path.parent == folder and path.suffix in (".json", ".html")
-    if not record and path.parent != folder / "card":
+    is_record = path.parent == folder and path.suffix in (".json", ".html")
+    if not is_record and path.parent != folder / "card":
         return None
     try:
         content = path.read_bytes()
@@ -139,7 +137,7 @@ def _shown(service: Service, job: str, *, path: Path) -> bytes | None:
 
 @router.get("/artifacts/{name:path}", response_class=FileResponse, responses=documented(404, 422))
 def get_artifact(job: JobId, name: str, *, service: TheService, caller: TheCaller) -> Response:
-    """One file; ranges work, so a download can go on where it stopped."""
+    """Download one file. Range requests are supported, so an interrupted download can be continued."""
     place = service.artifact(job, name, caller=caller)
     shown = _shown(service, job, path=service.settings.run_folder(job) / name)
     if shown is not None:
@@ -149,20 +147,20 @@ def get_artifact(job: JobId, name: str, *, service: TheService, caller: TheCalle
 
 @router.get("/report", responses=documented(404, 422))
 def get_report(job: JobId, service: TheService, *, caller: TheCaller) -> dict[str, Any]:
-    """The report's figures."""
+    """Return the report of a job as JSON."""
     try:
         report = json.loads(service.artifact(job, "report.json", caller=caller).read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         report = None
     if not isinstance(report, dict):
-        raise Refused(404, f"the report of job {job} cannot be read; a new job with its recipe makes another")
+        raise Refused(404, f"the report of job {job} cannot be read; submit its recipe as a new job")
     shown: dict[str, Any] = service.paths.hide_in(report)
     return shown
 
 
 @router.get("/report.html", response_class=FileResponse, responses=documented(404, 422))
 def get_report_page(job: JobId, service: TheService, *, caller: TheCaller) -> Response:
-    """The report's page; it may run nothing and load nothing."""
+    """Return the report of a job as a page that may run no script and load nothing."""
     place = service.artifact(job, "report.html", caller=caller)
     headers = {"Content-Security-Policy": REPORT_POLICY, "X-Frame-Options": "SAMEORIGIN"}
     if not place.stat().st_size:

@@ -1,4 +1,4 @@
-"""How often one caller may ask, and how much at a time."""
+"""Limits on the request rate and on the concurrent requests of a caller."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-_MOST_CALLERS = 10_000  # remembered at a time; the longest silent is forgotten first
+_MAX_CALLERS = 10_000  # in memory; the least recent caller is dropped first
 
 
 class RateLimit:
-    """A token bucket for each caller: ``burst`` requests at once, and ``rate`` a second from then on."""
+    """A token bucket for each caller: ``burst`` requests at once, then ``rate`` per second."""
 
     def __init__(self, rate: float, burst: int) -> None:
         self.rate, self.burst = rate, burst
@@ -21,47 +21,50 @@ class RateLimit:
         self._lock = threading.Lock()
 
     def wait(self, caller: str) -> float:
-        """0 where the request may pass, else in how many seconds it may."""
+        """Count a request. Return 0 where it may pass, otherwise the seconds until one may."""
         now = time.monotonic()
         with self._lock:
             level, last = self._buckets.pop(caller, (float(self.burst), now))
             level = min(self.burst, level + (now - last) * self.rate)
             allowed = level >= 1
             self._buckets[caller] = (level - 1 if allowed else level, now)
-            if len(self._buckets) > _MOST_CALLERS:
+            if len(self._buckets) > _MAX_CALLERS:
                 self._buckets.popitem(last=False)
             return 0.0 if allowed else (1 - level) / self.rate
 
     def give_back(self, caller: str) -> None:
-        """Do not count a request that has passed."""
+        """Uncount a request that has passed."""
         with self._lock:
             if caller in self._buckets:
                 level, last = self._buckets[caller]
                 self._buckets[caller] = (level + 1, last)
 
 
-class InFlight:
-    """How many requests are being answered, by any keys."""
+class ConcurrencyLimit:
+    """Counts the requests that are being answered, each under any number of keys."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
 
     @contextmanager
-    def counted(self, most: Mapping[str, int]) -> Iterator[bool]:
-        """Count one under each key while the block runs; False, and nothing is counted, where a key has its most."""
-        room = all(self._counts[key] < limit for key, limit in most.items())
-        if room:
-            self._counts.update(most.keys())
+    def counted(self, limits: Mapping[str, int]) -> Iterator[bool]:
+        """Count one request under each key of ``limits`` while the block runs.
+
+        Yields False, and counts nothing, where a key has reached its limit.
+        """
+        is_allowed = all(self._counts[key] < limit for key, limit in limits.items())
+        if is_allowed:
+            self._counts.update(limits.keys())
         try:
-            yield room
+            yield is_allowed
         finally:
-            if room:
-                self._counts.subtract(most.keys())
+            if is_allowed:
+                self._counts.subtract(limits.keys())
                 self._counts = +self._counts
 
 
 def network_of(address: str) -> str:
-    """Return what one client has of an address: of IPv6 the first half, for a client may choose the rest."""
+    """Return the part of an address that identifies a client: the first 64 bits of IPv6, all of IPv4."""
     try:
         found = ipaddress.ip_address(address)
     except ValueError:

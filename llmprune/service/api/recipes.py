@@ -1,4 +1,4 @@
-"""Recipes: checked and planned, without running anything."""
+"""Routes that check and plan recipes without running them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from llmprune.recipe.validation_messages import short
 from llmprune.recipe.yaml_reader import dump
 from llmprune.service.api.dependencies import TheCaller, TheService
 from llmprune.service.api.error_responses import Refused, documented
-from llmprune.service.jobs.recipe_policy import RECIPE_LIMIT, admit, examine
+from llmprune.service.recipe_policy.policy import admit, examine
+from llmprune.service.recipe_policy.yaml_limits import RECIPE_LIMIT
 
 router = APIRouter(prefix="/v1/recipes", tags=["recipes"])
 
@@ -39,9 +40,9 @@ RECIPE_BODY: dict[str, Any] = {
 
 
 class Validation(BaseModel):
-    """Whether a recipe has the right form, and the service's rules admit it.
+    """Result of the check of a recipe's schema and of the service's policy.
 
-    Its model, text and tasks are not looked at: the plan says what a run would refuse because of them.
+    Model, text and tasks are not checked; the plan reports their problems.
     """
 
     valid: bool
@@ -56,11 +57,11 @@ async def recipe_text(request: Request, service: TheService, *, caller: TheCalle
     body = await request.body()
     if len(body) > RECIPE_LIMIT:
         raise Refused(413, f"{len(body):,} bytes; a recipe over the network has at most {RECIPE_LIMIT:,}")
-    return await service.turns.run(caller.name, _decoded, body, kind == "application/json")
+    return await service.recipe_queue.run(caller.name, _decoded, body, kind == "application/json")
 
 
 def _decoded(body: bytes, is_json: bool) -> str:
-    """The body as YAML text; JSON is written anew, for YAML's tabs are not JSON's. Raises RecipeError."""
+    """Decode a body to YAML text; JSON is converted, because YAML does not allow its tabs. Raises RecipeError."""
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -81,7 +82,7 @@ def _from_json(text: str) -> str:
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     repeated = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
     if repeated:
-        raise ValueError(f"{short(repeated[0])} is there twice; keep one of them")
+        raise ValueError(f"{short(repeated[0])} is given twice; keep one of them")
     return dict(pairs)
 
 
@@ -92,16 +93,16 @@ Overrides = Annotated[
         default_factory=list,
         alias="set",
         max_length=100,
-        description="section.key=value, on top of the recipe; may be repeated.",
+        description="Override of a recipe key, as section.key=value; may be repeated.",
     ),
 ]
 
 
 @router.post("/validate", openapi_extra=RECIPE_BODY, responses=documented(413, 415, 422))
 async def validate(text: RecipeText, overrides: Overrides, *, service: TheService, caller: TheCaller) -> Validation:
-    """Check a recipe's form and the service's rules; its model, text and tasks are the plan's matter."""
+    """Check a recipe against its schema and the service's policy; model, text and tasks are checked by the plan."""
     try:
-        await service.turns.run(caller.name, admit, text, overrides, settings=service.settings)
+        await service.recipe_queue.run(caller.name, admit, text, overrides, settings=service.settings)
     except RecipeError as error:
         return Validation(valid=False, problems=service.paths.hide_in(error.problems))
     return Validation(valid=True, problems=[])
@@ -109,11 +110,11 @@ async def validate(text: RecipeText, overrides: Overrides, *, service: TheServic
 
 @router.post("/plan", openapi_extra=RECIPE_BODY, responses=documented(413, 415, 422, 503))
 async def plan(text: RecipeText, overrides: Overrides, *, service: TheService, caller: TheCaller) -> dict[str, Any]:
-    """Say what a recipe would do, as ``llmprune plan --json`` does: sizes, memory, and all that a run would refuse.
+    """Plan a recipe as ``llmprune plan --json`` does: sizes, memory, and every problem that a run would report.
 
-    No weights are read. Problems of its form, of the service's rules and of the plan are listed together.
+    No weights are read. Problems of the schema, of the service's policy and of the plan are listed together.
     """
-    examined = await service.turns.run(caller.name, examine, text, overrides, settings=service.settings)
+    examined = await service.recipe_queue.run(caller.name, examine, text, overrides, settings=service.settings)
     answer = await run_in_threadpool(service.plan, examined, caller)
     if "problems" in answer:
         raise RecipeError([*examined.problems, *answer["problems"]], "recipe")

@@ -1,6 +1,6 @@
-"""ASGI middleware that notes every request in the access log, and every attempt to change something in the audit log.
+"""ASGI middleware that writes every request to the access log, and every attempt to change something to the audit log.
 
-It sees the routes and not their names in the code, so that a new route cannot be forgotten.
+It handles requests of every route, so a new route cannot be forgotten.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from llmprune.service.api.metrics import METHODS
 from llmprune.service.api.rate_limit import RateLimit, network_of
 
 _PROBES = ("/v1/health", "/v1/ready")
-_SAFE = ("GET", "HEAD", "OPTIONS", "other")  # other: no route has it
+_SAFE = ("GET", "HEAD", "OPTIONS", "other")  # other: a method without a route
 _REFUSED = (400, 401, 403, 404, 405, 411, 429)
-_LONGEST = 200  # characters of what a client chooses
-_QUESTIONS = ("/v1/recipes/", "/submit/")  # they are posted, and change nothing
+_MAX_TEXT = 200  # characters of a text that a client chooses
+_READ_ONLY_POSTS = ("/v1/recipes/", "/submit/")  # they change nothing
 
 
-class RequestsLog:
-    """Notes how each request was answered."""
+class RequestsLogMiddleware:
+    """Logs how each request was answered."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self._refusals = RateLimit(1.0, 50)  # lines of the access log: a flood must not wash away what came before it
+        self._refusals = RateLimit(1.0, 50)  # lines of the access log: a flood must not push out earlier lines
         self._attempts = RateLimit(1 / 6, 20)  # lines of the audit log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: PLR0917 - ASGI
-        """Pass a request on, and note its answer once it is complete."""
+        """Pass a request on, and log its answer once it is complete."""
         if scope["type"] != "http" or scope["path"] in _PROBES:
             return await self.app(scope, receive, send)
         start = time.monotonic()
@@ -46,26 +46,26 @@ class RequestsLog:
 
         try:
             await self.app(scope, receive, sending)
-        except Exception:  # answered by Starlette, outside of here
+        except Exception:  # Starlette answers it outside of this middleware
             answered["status"] = answered["status"] or 500
             raise
         finally:
-            self._note(scope, answered, seconds=time.monotonic() - start)
+            self._write(scope, answered, seconds=time.monotonic() - start)
         return None
 
-    def _note(self, scope: Scope, answered: dict[str, Any], *, seconds: float) -> None:
+    def _write(self, scope: Scope, answered: dict[str, Any], *, seconds: float) -> None:
         caller, address = scope.get("state", {}).get("caller"), scope["client"][0] if scope.get("client") else "?"
-        who = {"address": address[:_LONGEST], "caller": caller.name if caller else None}
+        who = {"address": address[:_MAX_TEXT], "caller": caller.name if caller else None}
         method = scope["method"] if scope["method"] in METHODS else "other"
         path, status = scope["path"], answered["status"]
         if status not in _REFUSED or not self._refusals.wait(network_of(address)):
-            shown = scope.get("raw_path", path.encode())[:_LONGEST].decode("latin-1")  # its escapes are the client's
+            shown = scope.get("raw_path", path.encode())[:_MAX_TEXT].decode("latin-1")  # escaped by the client
             figures = {"status": status, "bytes": answered["bytes"], "ms": round(1000 * seconds, 1)}
             logs.access.info(logs.record(**who, method=method, path=shown, **figures))
-        changes = method not in _SAFE and not path.startswith(_QUESTIONS) and (caller or path == "/login")
-        sampled = caller is None or status == 429  # as many as somebody likes to send
+        changes = method not in _SAFE and not path.startswith(_READ_ONLY_POSTS) and (caller or path == "/login")
+        sampled = caller is None or status == 429  # unlimited in number
         if changes and not (sampled and self._attempts.wait(caller.name if caller else network_of(address))):
             action = f"{method} {getattr(scope.get('route'), 'path', path)}"
-            job = scope.get("path_params", {}).get("job", "")[:_LONGEST] or None
-            location = answered["location"][:_LONGEST]
-            logs.audit.info(logs.record(**who, action=action[:_LONGEST], job=job, status=status, location=location))
+            job = scope.get("path_params", {}).get("job", "")[:_MAX_TEXT] or None
+            location = answered["location"][:_MAX_TEXT]
+            logs.audit.info(logs.record(**who, action=action[:_MAX_TEXT], job=job, status=status, location=location))

@@ -1,7 +1,7 @@
-"""Answers of a service as a client reads them: within limits, and of the shape that the client goes on with.
+"""Answers of a service as the client reads them: limited in size and checked against the fields that it needs.
 
-Anything can answer at an address: a proxy's page, another program, a service of another version. What makes no sense
-becomes a ServiceError with the address and what came.
+Anything can answer at an address: a proxy's page, another program, a service of another version. An answer that cannot
+be read raises ServiceError with the address and what came.
 """
 
 from __future__ import annotations
@@ -18,44 +18,43 @@ from llmprune.common.errors import LLMPruneError, RecipeError
 from llmprune.common.schema import format_size
 
 BODY_LIMIT = 32 * 10**6  # bytes of an answer; a page of 500 jobs, each with a long error, has about 12 MB
-LINE_LIMIT = 10**6  # bytes of a line of an event stream
-_SHOWN = 200  # characters of a foreign answer that are quoted
-_SAID = 2_000  # characters of the service's own sentences that are passed on
+_MAX_QUOTE = 200  # characters quoted of an answer that cannot be read
+_MAX_MESSAGE = 2_000  # characters of a message of the service that are passed on
 
 
 class ServiceError(LLMPruneError):
-    """The service said no, cannot be reached, or its answer makes no sense."""
+    """The service refused a request, cannot be reached, or its answer cannot be read."""
 
 
-class _Shape(BaseModel):
-    """The fields that a client reads. A service of another version may send more."""
+class _Answered(BaseModel):
+    """The fields that the client reads. A service of another version may send more."""
 
     model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
 
 
-class Submitted(_Shape):
-    """A job that was queued."""
+class SubmittedJob(_Answered):
+    """Answer to a submission."""
 
     id: str
 
 
-class Changed(_Shape):
-    """A job that was cancelled or queued again."""
+class ChangedJob(_Answered):
+    """Answer to the cancellation or retry of a job."""
 
     state: str
 
 
-class _Figures(_Shape):
+class _Figures(_Answered):
     retention: float | Literal["Infinity", "-Infinity", "NaN"] | None = None  # JSON has no infinity
 
 
-class _Published(_Shape):
+class _Published(_Answered):
     files: int
     url: str
 
 
-class Shown(_Shape):
-    """A job that is looked at."""
+class ShownJob(_Answered):
+    """One job with its state and result."""
 
     state: str
     ran_seconds: float
@@ -65,7 +64,7 @@ class Shown(_Shape):
     published: _Published | None = None
 
 
-class _Listed(_Shape):
+class _ListedJob(_Answered):
     id: str
     state: str
     name: str
@@ -75,13 +74,13 @@ class _Listed(_Shape):
     figures: _Figures | None
 
 
-class Page(_Shape):
+class Page(_Answered):
     """A page of jobs."""
 
-    jobs: list[_Listed]
+    jobs: list[_ListedJob]
 
 
-class Event(_Shape):
+class Event(_Answered):
     """A change of a job."""
 
     state: str
@@ -92,7 +91,7 @@ class Event(_Shape):
     seconds_left: float | None = None
 
 
-class File(_Shape):
+class File(_Answered):
     """A file that a job's run wrote."""
 
     name: str
@@ -101,7 +100,7 @@ class File(_Shape):
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer that was read whole."""
+    """A complete answer."""
 
     method: str
     url: str
@@ -117,76 +116,64 @@ class Answer:
 
     @classmethod
     def head(cls, response: httpx.Response) -> Self:
-        """Return an answer without its body. Raises ServiceError where the body is compressed, which was not asked."""
+        """Return an answer without its body. Raises ServiceError for a compressed body, which was not asked for."""
         request = response.request
         head = cls(request.method, str(request.url), response.status_code, response.headers, b"")
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise head.makes_no_sense(f"the compression {response.headers['Content-Encoding'][:_SHOWN]!r}")
+            raise head.unreadable(f"the compression {response.headers['Content-Encoding'][:_MAX_QUOTE]!r}")
         return head
 
     def json(self, shape: Any) -> Any:
-        """Return the JSON value. Raises ServiceError where it is none, or does not fit the type ``shape``."""
+        """Return the JSON value. Raises ServiceError where the body is not JSON or does not have the type ``shape``."""
         try:
             value = json.loads(self.body)
         except (ValueError, RecursionError):
-            raise self.makes_no_sense(self._described()) from None
+            raise self.unreadable(self._described()) from None
         try:
             TypeAdapter(shape).validate_python(value, strict=True)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             place = ".".join(str(part)[:60] for part in first["loc"]) or "its value"
-            raise self.makes_no_sense(f"JSON that does not fit ({place}: {first['msg']})") from None
+            raise self.unreadable(f"JSON that does not fit ({place}: {first['msg']})") from None
         return value
 
     def refusal(self) -> LLMPruneError:
-        """Return an answer that is no success as the error that it tells of."""
+        """Return the error that an answer without success reports."""
         try:
             problem = json.loads(self.body)
-            detail, problems = str(problem["detail"])[:_SAID], [str(one)[:_SAID] for one in problem["problems"]]
+            detail, problems = (
+                str(problem["detail"])[:_MAX_MESSAGE],
+                [str(text)[:_MAX_MESSAGE] for text in problem["problems"]],
+            )
         except (ValueError, KeyError, TypeError, RecursionError):
-            return self.makes_no_sense(self._described())
+            return self.unreadable(self._described())
         if self.status == 422 and problems:
             return RecipeError(problems, detail)
         hint = "; set LLMPRUNE_TOKEN or give --token-file" if self.status == 401 else ""
         return ServiceError(f"the service refused: {detail}{hint}")
 
-    def makes_no_sense(self, got: str) -> ServiceError:
-        """Return the error of an answer that no service gives."""
+    def unreadable(self, got: str) -> ServiceError:
+        """Return the error for an answer that no service of this version gives; ``got`` describes it."""
         return ServiceError(
             f"{self.method} {self.url} answered {self.status} with {got}: that is no answer of this version of "
             "llmprune serve; check --server, and any proxy in between"
         )
 
     def _described(self) -> str:
-        """``text/html, 310 bytes that begin '<html>'``."""
-        kind = self.headers.get("Content-Type", "no content type")[:_SHOWN]
-        location = self.headers.get("Location", "")[:_SHOWN]
+        """Describe the body, such as ``text/html, 310 bytes that begin '<html>'``."""
+        kind = self.headers.get("Content-Type", "no content type")[:_MAX_QUOTE]
+        location = self.headers.get("Location", "")[:_MAX_QUOTE]
         if not self.body:
-            return f"{kind} and no body" + (f", and leads to {location}" if location else "")
-        begin = self.body[: 4 * _SHOWN].decode("utf-8", "replace")[:_SHOWN]
+            return f"{kind} and no body" + (f", and redirects to {location}" if location else "")
+        begin = self.body[: 4 * _MAX_QUOTE].decode("utf-8", "replace")[:_MAX_QUOTE]
         return f"{kind}, {len(self.body):,} bytes that begin {begin!r}"
 
 
 def limited(response: httpx.Response, limit: int) -> Iterator[bytes]:
-    """Read an answer's body, part by part. Raises ServiceError above ``limit`` bytes."""
+    """Read an answer's body part by part. Raises ServiceError above ``limit`` bytes."""
     size = 0
     for part in response.iter_bytes():
         size += len(part)
         if size > limit:
-            raise Answer.head(response).makes_no_sense(f"more than {format_size(limit)}")
+            raise Answer.head(response).unreadable(f"more than {format_size(limit)}")
         yield part
-
-
-def lines_of(response: httpx.Response) -> Iterator[str]:
-    """Read a streamed answer line by line. Raises ServiceError where a line is longer than ``LINE_LIMIT`` bytes."""
-    pending: list[bytes] = []
-    size = 0
-    for part in response.iter_bytes():
-        *whole, rest = part.split(b"\n")
-        for line in whole:
-            yield b"".join([*pending, line]).rstrip(b"\r").decode("utf-8", "replace")
-            pending, size = [], 0
-        pending.append(rest)
-        size += len(rest)
-        if size > LINE_LIMIT:
-            raise Answer.head(response).makes_no_sense(f"a line of more than {format_size(LINE_LIMIT)}")

@@ -1,4 +1,4 @@
-"""Folders of downloaded files: each holds the files of one job, as it ended once."""
+"""Folders of downloaded files. Each holds the files of one job, from one end of that job."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ MARK = ".llmprune-job.json"
 
 
 def claim(folder: Path, job: str, *, finished: float | None, names: Sequence[str]) -> bool:
-    """Note in a folder which job its files come from; return whether files that are there can be kept.
+    """Write into a folder which job its files belong to; return whether files in it can be kept.
 
-    ``finished``: when the job ended, None while it runs: its files still change. Raises OutputError where the folder
-    has files of another job, of this one before it ended last, or files of these names of unknown origin.
+    ``finished``: when the job ended; None while it runs, for its files still change. Raises OutputError where the
+    folder has files of another job, of an earlier end of this job, or files of these names of unknown origin.
     """
     mine = {"job": job, "finished": finished}
     known = _read(folder)
@@ -25,7 +25,7 @@ def claim(folder: Path, job: str, *, finished: float | None, names: Sequence[str
         taken = [name for name in names if (folder / name).exists()]
         if taken:
             raise OutputError(
-                f"{folder} has {taken[0]} already, and nothing there says which job it is of; choose another --output"
+                f"{folder} has {taken[0]} already, and no record of which job it belongs to; choose another --output"
             )
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ def claim(folder: Path, job: str, *, finished: float | None, names: Sequence[str
 
 
 def _read(folder: Path) -> dict[str, Any] | None:
-    """The note of an earlier download; None where there is none."""
+    """Return the record of an earlier download; None where there is none."""
     try:
         found = json.loads((folder / MARK).read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Paths of a recipe that mean something on the client's machine: the service reads them on its own."""
+"""Warnings about paths of a recipe that exist on the client's machine but are read on the service's machine."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from urllib.parse import urlsplit
 
 from llmprune.common.errors import RecipeError
 from llmprune.recipe.recipe import Recipe
-from llmprune.service.jobs.recipe_policy import may_be_path, texts_in
+from llmprune.service.recipe_policy.free_text import free_texts
+from llmprune.service.recipe_policy.rules import may_be_path
 from llmprune.service.settings import is_loopback
 
-_ELSEWHERE = (
+_ON_THE_SERVICE = (
     "on its own machine, under its --allow-root folders, or on the hub; copy it there and name it as it is there"
 )
 _TASKS = "among its --allow-tasks folders, which its operator names"
 
 
 def paths_of_this_machine(text: str, overrides: Sequence[str], *, server: str) -> list[str]:
-    """Return a sentence for each path that exists here and that the service takes as one of its own.
+    """Return a sentence for each path that exists on this machine and that the service looks for on its own machine.
 
-    An absolute path is the same on a service of this machine. A recipe that cannot be read names none; the service
-    says what is wrong with it.
+    Absolute paths are the same for a service on this machine. A recipe that cannot be read gives no sentences, for the
+    service reports its problems.
     """
     try:
         recipe = Recipe.parse(text, overrides)
@@ -29,10 +30,10 @@ def paths_of_this_machine(text: str, overrides: Sequence[str], *, server: str) -
         return []
     here = is_loopback(urlsplit(server).hostname or "")
     return [
-        f"{place}: {value!r} is a {'folder' if Path(value).is_dir() else 'file'} here, but the service looks for it "
-        + (_TASKS if place == "evaluation.include_path" else _ELSEWHERE)
-        for place, value in texts_in(recipe)
-        if may_be_path(place) and not (here and Path(value).is_absolute()) and _exists(value)
+        f"{text.key}: {text.value!r} is a {'folder' if Path(text.value).is_dir() else 'file'} here, but the service "
+        f"looks for it {_TASKS if text.key == 'evaluation.include_path' else _ON_THE_SERVICE}"
+        for text in free_texts(recipe)
+        if may_be_path(text.key) and not (here and Path(text.value).is_absolute()) and _exists(text.value)
     ]
 
 

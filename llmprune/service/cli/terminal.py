@@ -1,4 +1,4 @@
-"""Jobs as a person at a terminal sees them."""
+"""Jobs on a terminal: a table, a progress bar, the end of a job."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STYLES = {
 
 
 def print_jobs(jobs: Iterable[dict[str, Any]]) -> None:
-    """A line for each job."""
+    """Print a table with a row for each job."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for head in ("id", "state", "name", "owner"):
         table.add_column(head, overflow="fold")
@@ -31,26 +31,26 @@ def print_jobs(jobs: Iterable[dict[str, Any]]) -> None:
         retention = (job["figures"] or {}).get("retention")
         table.add_row(
             printable(job["id"]), _state(job), printable(job["name"]), printable(job["owner"]),
-            percent(job["fraction"], 0), duration(job["ran_seconds"]), 
+            percent(job["fraction"], 0), duration(job["ran_seconds"]),
             percent(None if retention is None else float(retention)),
         )  # fmt: skip
     PlainConsole().print(table)
 
 
 def doing(job: dict[str, Any]) -> str:
-    """``pass 2: cut and refit, layer 12 of 28, about 40 s left in this step``."""
-    said = [printable(job["step"] or state_words(job["state"]))]
+    """Describe a job's step, as ``pass 2: cut and refit, layer 12 of 28, about 40 s left in this step``."""
+    parts = [printable(job["step"] or state_words(job["state"]))]
     if job["total"] and job["done"] is not None:
-        said.append(f"layer {job['done'] + 1} of {job['total']}")
+        parts.append(f"layer {job['done'] + 1} of {job['total']}")
     if job.get("seconds_left"):
-        said.append(f"about {duration(round(job['seconds_left'])).replace('.0 s', ' s')} left in this step")
-    return ", ".join(said)
+        parts.append(f"about {duration(round(job['seconds_left'])).replace('.0 s', ' s')} left in this step")
+    return ", ".join(parts)
 
 
 def show_progress(events: Iterable[dict[str, Any]], final: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """A bar on a terminal, a line for each new step elsewhere; the job as it ended."""
+    """Show a bar on a terminal, or a line for each new step elsewhere; return the ended job."""
     console = PlainConsole(stderr=True)
-    said = ""
+    last_line = ""
     with Progress(
         BarColumn(), TaskProgressColumn(), TextColumn("{task.description}", markup=False), console=console,
         disable=not console.is_terminal,
@@ -60,8 +60,8 @@ def show_progress(events: Iterable[dict[str, Any]], final: Callable[[], dict[str
             progress.update(bar, completed=event["fraction"], description=doing(event))
             state = state_words(event["state"])
             line = printable(f"{state}: {event['step']}" if event["step"] else state)
-            if not console.is_terminal and line != said:
-                said = line
+            if not console.is_terminal and line != last_line:
+                last_line = line
                 console.print(Text(line), soft_wrap=True)
     job = final()
     console.print(_state(job, f" after {duration(job['ran_seconds'])}"))
@@ -71,10 +71,10 @@ def show_progress(events: Iterable[dict[str, Any]], final: Callable[[], dict[str
 
 
 def _state(job: dict[str, Any], more: str = "") -> Text:
-    """The state in its colour."""
+    """Return the state in its colour."""
     return Text(printable(state_words(job["state"])) + more, STYLES.get(job["state"], ""))
 
 
 def state_words(state: str) -> str:
-    """Return a state as people read it, such as ``gate not met``."""
+    """Return a state in words, such as ``gate not met``."""
     return state.replace("_", " ")

@@ -1,4 +1,4 @@
-"""SQLite in WAL mode: one file, many readers, one writer at a time, numbered migrations."""
+"""SQLite database in WAL mode: one file, many readers, one writer at a time, numbered migrations."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ BUSY_SECONDS = 30.0
 
 
 class Database:
-    """One database file; each thread has a connection of its own."""
+    """One database file with a connection for each thread."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._local = threading.local()
-        self._writing = threading.Lock()  # fair, where SQLite's own waiting is not
+        self._writing = threading.Lock()  # a fair queue, unlike SQLite's own busy waiting
 
     def read(self, sql: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
-        """The rows of a query."""
+        """Return the rows of a query."""
         return self._connection().execute(sql, values).fetchall()
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that is on disk when this ends, or has left nothing where it raised."""
+        """Open a transaction. It is on disk when the block ends, and rolled back where the block raises."""
         connection = self._connection()
         with self._writing:
             connection.execute("BEGIN IMMEDIATE")
@@ -37,16 +37,16 @@ class Database:
                 yield connection
                 connection.execute("COMMIT")
             except BaseException:
-                if connection.in_transaction:  # a full disk has SQLite roll back by itself
+                if connection.in_transaction:  # on a full disk SQLite rolls back itself
                     connection.execute("ROLLBACK")
                 raise
 
     def is_current(self) -> bool:
-        """Whether the schema is up to date. Raises OutputError where a newer llmprune has been here."""
+        """Return whether the schema is up to date. Raises OutputError where a newer llmprune made it."""
         return not self._missing_steps()
 
     def migrate(self) -> None:
-        """Bring the schema up to date. Raises OutputError where a newer llmprune has been here."""
+        """Bring the schema up to date. Raises OutputError where a newer llmprune made it."""
         for step in self._missing_steps():
             self._connection().executescript(
                 f"BEGIN IMMEDIATE; {step.read_text(encoding='utf-8')}; PRAGMA user_version = {_number(step)}; COMMIT;"
@@ -60,7 +60,7 @@ class Database:
         if version > len(steps):
             raise OutputError(
                 f"{self.path} is of schema {version} and this llmprune knows {len(steps)}: "
-                "it was made by a newer one; use that, or another --data-dir"
+                "a newer one made it; use that, or another --data-dir"
             )
         return steps[version:]
 
@@ -71,14 +71,14 @@ class Database:
             connection.row_factory = sqlite3.Row
             connection.text_factory = _text  # by default one damaged text fails the whole query
             connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")  # an accepted job outlives a power cut
+            connection.execute("PRAGMA synchronous = FULL")  # an accepted job survives a power cut
             connection.execute("PRAGMA foreign_keys = ON")
             self._local.connection = connection
         return connection
 
 
 def _text(stored: bytes) -> str | bytes:
-    """A text, or its bytes where they are no UTF-8: whoever reads the column says what that means."""
+    """Decode a text; return its bytes where they are not UTF-8, which the reader of the column then rejects."""
     try:
         return stored.decode("utf-8")
     except UnicodeDecodeError:
@@ -86,6 +86,6 @@ def _text(stored: bytes) -> str | bytes:
 
 
 def _number(step: Any) -> int:
-    """``0002_tokens.sql`` is 2; what is no migration is 0."""
+    """Return the number of a migration: 2 for ``0002_tokens.sql``; 0 for a file that is no migration."""
     head = step.name.split("_")[0]
     return int(head) if step.name.endswith(".sql") and head.isdigit() else 0

@@ -1,21 +1,21 @@
-"""A job: one recipe on its way through the service.
+"""A job: one recipe, from its submission to its result.
 
-queued ──▶ running ──▶ succeeded, gate_not_met, gate_undecided   (the model is there)
+queued ──▶ running ──▶ succeeded, gate_not_met, gate_undecided   (the model is finished)
   ▲  │        │  └───▶ failed ──▶ queued   (retry: continues the run folder)
   │  ▼        ▼
   │ cancelled ◀── cancelling
   └────┘
 
-A finished job goes back to queued to evaluate more samples of its model (``reevaluate``).
-A job with a ``source`` is a push: it sends that job's finished model to the hub.
+A finished job is queued again to evaluate more samples of its model (``reevaluate``).
+A job with a ``source`` is a push: it sends the finished model of that job to the hub.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, WithJsonSchema
@@ -26,7 +26,7 @@ from llmprune.results.evaluation_figures import Verdict
 
 State = Literal["queued", "running", "cancelling", "cancelled", "failed", "gate_not_met", "gate_undecided", "succeeded"]
 ACTIVE: tuple[State, ...] = ("running", "cancelling")
-FINISHED: tuple[State, ...] = ("gate_not_met", "gate_undecided", "succeeded")  # a verified model is there
+FINISHED: tuple[State, ...] = ("gate_not_met", "gate_undecided", "succeeded")  # with a verified model
 ENDED: tuple[State, ...] = ("cancelled", "failed", *FINISHED)
 VERDICTS: dict[Verdict, State] = {
     "pass": "succeeded",
@@ -45,26 +45,28 @@ class _Value(BaseModel):
 
 
 class Figures(_Value):
-    """What a job's report says of its result, for lists and comparisons."""
+    """Figures of a job's report, for lists and comparisons."""
 
     model_config = ConfigDict(allow_inf_nan=True, ser_json_inf_nan="strings")
 
-    parameters: tuple[int, int] = Field(description="Dense and pruned.")
-    bytes: tuple[int, int] = Field(description="Of the weights, dense and pruned.")
-    layers: tuple[int, int]
-    perplexity: tuple[Number, Number] | None = Field(None, description='Dense and pruned; "Infinity" is a value.')
+    parameters: tuple[int, int] = Field(description="Number of parameters, dense and pruned.")
+    bytes: tuple[int, int] = Field(description="Bytes of the weights, dense and pruned.")
+    layers: tuple[int, int] = Field(description="Number of decoder layers, dense and pruned.")
+    perplexity: tuple[Number, Number] | None = Field(
+        None, description='Perplexity, dense and pruned; may be "Infinity".'
+    )
     speed: tuple[Number, Number] | None = Field(None, description="Generated tokens per second, dense and pruned.")
     retention: Number | None = Field(
         None, description="Mean over the tasks of pruned / dense, or of dense / pruned where lower is better."
     )
-    interval: tuple[Number, Number] | None = Field(None, description="Of the retention.")
-    confidence: float | None = Field(None, description="Of the interval, such as 0.95.")
+    interval: tuple[Number, Number] | None = Field(None, description="Confidence interval of the retention.")
+    confidence: float | None = Field(None, description="Confidence level of the interval, such as 0.95.")
     gate_passed: bool | None = None
-    gate_verdict: Verdict | None = Field(None, description="Of the gate; null: the recipe has none.")
+    gate_verdict: Verdict | None = Field(None, description="Verdict of the gate; null: the recipe has none.")
 
 
 class JobRequest(_Value):
-    """What a submission says beside its recipe."""
+    """Settings of a submission other than its recipe."""
 
     name: str = Field(max_length=120)
     launcher: str = "local"
@@ -76,13 +78,13 @@ class JobRequest(_Value):
     shared: bool = False
 
     def columns(self) -> dict[str, Any]:
-        """The request as the table keeps it."""
+        """Return the request as columns of the job table."""
         return self.model_dump() | {"push": self.push.model_dump_json() if self.push else None}
 
 
 @dataclass(frozen=True)
 class NewJob:
-    """A job that is to be queued. ``key`` and ``digest``: its idempotency key, and what that key stands for."""
+    """A job to be queued. ``key`` is its idempotency key, ``digest`` that of the submission made with the key."""
 
     owner: str
     model: str
@@ -93,6 +95,29 @@ class NewJob:
     digest: str = ""
 
 
+@dataclass(frozen=True)
+class JobQuery:
+    """Selection of jobs for a list, the newest first."""
+
+    viewer: str | None  # only the jobs of this owner and shared ones; None: all jobs
+    states: Sequence[State] = ()  # empty: every state
+    owner: str | None = None
+    search: str | None = None  # part of the name or model, or an id
+    source: str | None = None  # only pushes of this job's model
+    before: int | None = None  # only jobs that arrived before this one; see Job.seq
+    limit: int = 50
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """End of an attempt: the job's state from then on, and the columns that are written with it."""
+
+    state: State
+    exit_code: int | None = None
+    error: str | None = None
+    results: Mapping[str, str | None] = field(default_factory=dict)  # columns ``figures`` and ``published``, as JSON
+
+
 class JobSummary(_Value):
     """A job as lists show it."""
 
@@ -101,28 +126,28 @@ class JobSummary(_Value):
     owner: str
     model: str
     state: State
-    step: str | None = Field(description="What it does now.")
-    done: int | None = Field(description="Layers of the step that are done.")
-    total: int | None
-    fraction: float = Field(description="Of the whole run that is done, roughly.")
-    seconds_left: float | None = Field(description="Of the step.")
+    step: str | None = Field(description="Current step of the run.")
+    done: int | None = Field(description="Layers that the step has finished.")
+    total: int | None = Field(description="Layers of the step in all.")
+    fraction: float = Field(description="Fraction of the whole run that is done, roughly.")
+    seconds_left: float | None = Field(description="Estimated seconds left in the step.")
     launcher: str
     gpus: int
     devices: tuple[str, ...]
     priority: int
-    time_limit: float | None = Field(description="Seconds that it may run.")
+    time_limit: float | None = Field(description="Maximum run time in seconds; null: no limit.")
     attempts: int
-    ran_seconds: float = Field(description="How long it has run, over all attempts.")
-    ran_before: float = Field(description="What of ran_seconds was before the last retry: the limit leaves it out.")
+    ran_seconds: float = Field(description="Run time of all attempts in seconds.")
+    ran_before: float = Field(description="Part of ran_seconds before the last retry, which the limit does not count.")
     exit_code: int | None
     error: str | None
     figures: Figures | None
-    shared: bool = Field(description="Whether everybody with a token may read it; else its owner and admins.")
-    cleaned: bool = Field(description="Whether the clean-up has taken its model.")
-    source: str | None = Field(description="The job whose model it pushes to the hub; null: it prunes.")
-    published: Published | None = Field(description="Where it has pushed the model to.")
+    shared: bool = Field(description="Every user with a token may read it; otherwise its owner and admins.")
+    cleaned: bool = Field(description="The clean-up has deleted its model.")
+    source: str | None = Field(description="Id of the job whose model it pushes to the hub; null: it is no push.")
+    published: Published | None = Field(description="The commit that the push made on the hub.")
     reevaluate: int | None = Field(
-        description="Samples a task that its finished model is evaluated on; null: its recipe is run."
+        description="Samples for each task in the evaluation of more samples; null: it runs its recipe."
     )
     created: float = Field(description="Seconds since 1970, as are started and finished.")
     started: float | None
@@ -132,19 +157,19 @@ class JobSummary(_Value):
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more happens unless somebody retries it."""
+        """True where the job changes no more unless it is retried or evaluated again."""
         return self.state in ENDED
 
     @property
     def unreadable(self) -> tuple[str, ...]:
-        """Columns whose stored values cannot be read; the fields hold neutral values."""
+        """Columns whose stored values cannot be read; their fields hold neutral values."""
         return self._unreadable
 
     @property
     def retry_helps(self) -> bool:
-        """Whether the same job may end otherwise: it was stopped, or failed for a reason other than its recipe.
+        """True where a retry may succeed: the job was cancelled, or failed for a reason other than its recipe.
 
-        A recipe that has made a model is not what is wrong where the evaluation of more samples fails.
+        A failed evaluation of more samples is never due to the recipe, which has produced a model already.
         """
         recipe_is_wrong = self.exit_code == RECIPE_IS_WRONG and self.reevaluate is None
         return self.state == "cancelled" or (self.state == "failed" and not recipe_is_wrong)
@@ -153,16 +178,16 @@ class JobSummary(_Value):
 class Job(JobSummary):
     """A job with its recipe."""
 
-    seq: int = Field(description="Its place in the order of arrival.")
+    seq: int = Field(description="Position in the order of arrival.")
     recipe: str
     overrides: tuple[str, ...]
-    push: Hub | None = Field(description="How it pushes; null: it prunes.")
+    push: Hub | None = Field(description="Settings of the push; null: it is no push.")
 
 
 RECIPE_IS_WRONG = 2  # llmprune's exit code for a recipe that cannot be run as it is
 SUMMARY_COLUMNS = ", ".join(JobSummary.model_fields)
 _JSON_COLUMNS = ("devices", "figures", "published", "overrides", "push")
-# Shown in place of a value that cannot be read; None for all others.
+# Values of columns that cannot be read; None for all others.
 _NEUTRAL: dict[str, Any] = {
     "name": "?", "owner": "", "model": "?", "state": "failed", "fraction": 0.0, "launcher": "?", "gpus": 0,
     "devices": (), "priority": 0, "attempts": 0, "ran_seconds": 0.0, "shared": False, "cleaned": False,
@@ -172,13 +197,21 @@ _NEUTRAL: dict[str, Any] = {
 J = TypeVar("J", bound=JobSummary)
 
 
+@dataclass(frozen=True)
+class JobPage:
+    """A page of a job list. ``next`` is the query's ``before`` for the next page; None: this is the last."""
+
+    jobs: list[JobSummary]
+    next: int | None
+
+
 def summary_of(row: sqlite3.Row) -> JobSummary:
-    """A row with ``SUMMARY_COLUMNS`` as a value. A column that cannot be read becomes a neutral value."""
+    """Convert a row with ``SUMMARY_COLUMNS``. A column that cannot be read becomes a neutral value."""
     return _value_of(JobSummary, row)
 
 
 def job_of(row: sqlite3.Row) -> Job:
-    """A whole row as a value. A column that cannot be read becomes a neutral value."""
+    """Convert a row with all columns. A column that cannot be read becomes a neutral value."""
     return _value_of(Job, row)
 
 

@@ -1,4 +1,4 @@
-"""Reads of the job table that its changes share: a page's query, single rows, and what forbids a change."""
+"""Queries of the job table that several changes share, and the conditions that forbid a change."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Term = tuple[str, list[Any]]  # a condition and its values
 
 
 class Conflict(Exception):
-    """What was asked does not fit the job's state, or an idempotency key was used for something else."""
+    """The request does not fit the job's state, or an idempotency key was used for another submission."""
 
 
 class QueueFull(Exception):
-    """The owner has as many jobs waiting as are allowed."""
+    """The owner has as many jobs as are allowed."""
 
 
 class NoSuchJob(Exception):
@@ -23,9 +23,9 @@ class NoSuchJob(Exception):
 
 
 def visible(columns: str, terms: list[Term], *, viewer: str | None) -> tuple[str, list[Any]]:
-    """A query of the jobs that a viewer may see, and its values.
+    """Return the SQL of a query for the jobs that a viewer may see, and its values.
 
-    It has two halves, for an index serves each of them in the order of arrival, and none serves an OR.
+    It is the union of two halves: an index returns each half in the order of arrival, and no index serves an OR.
     """
     halves = [terms]
     if viewer is not None:
@@ -35,7 +35,7 @@ def visible(columns: str, terms: list[Term], *, viewer: str | None) -> tuple[str
     return sql, [value for half in halves for _, values in half for value in values]
 
 
-def one(connection: sqlite3.Connection, sql: str, *values: Any) -> sqlite3.Row | None:
+def first_row(connection: sqlite3.Connection, sql: str, *values: Any) -> sqlite3.Row | None:
     """Return the first row of a query."""
     row: sqlite3.Row | None = connection.execute(sql, values).fetchone()
     return row
@@ -43,29 +43,29 @@ def one(connection: sqlite3.Connection, sql: str, *values: Any) -> sqlite3.Row |
 
 def row_of(connection: sqlite3.Connection, job: str) -> sqlite3.Row:
     """Return a job's row. Raises NoSuchJob."""
-    row = one(connection, "SELECT * FROM jobs WHERE id = ?", job)
+    row = first_row(connection, "SELECT * FROM jobs WHERE id = ?", job)
     if row is None:
         raise NoSuchJob(f"there is no job {job!r}")
     return row
 
 
 def require_pushable(connection: sqlite3.Connection, job: str) -> None:
-    """Raise Conflict where a job has no finished model, or somebody pushes it already."""
-    row = one(connection, "SELECT * FROM jobs WHERE id = ?", job)
+    """Raise Conflict where a job has no finished model, or is being pushed already."""
+    row = first_row(connection, "SELECT * FROM jobs WHERE id = ?", job)
     if row is None:
-        raise Conflict(f"the job {job}, whose model was to be pushed, is deleted")
+        raise Conflict(f"the job {job}, whose model was to be pushed, was deleted")
     if row["state"] not in ENDED or row["figures"] is None:
         raise Conflict(f"job {job} is {row['state']} and has no finished model to push; push it when it has succeeded")
     if row["cleaned"]:
-        raise Conflict(f"the clean-up has taken the model of job {job}; run its recipe again, then push that")
+        raise Conflict(f"the clean-up has deleted the model of job {job}; run its recipe again, then push that")
     require_no_push(connection, job)
 
 
 def require_no_push(connection: sqlite3.Connection, job: str) -> None:
-    """Raise Conflict while a job's model is on its way to the hub."""
+    """Raise Conflict while a job's model is being pushed."""
     under_way = ("queued", *ACTIVE)
     sql = f"SELECT id, owner FROM jobs WHERE source = ? AND state IN ({', '.join('?' * len(under_way))})"
-    push = one(connection, sql, job, *under_way)
+    push = first_row(connection, sql, job, *under_way)
     if push is not None and push["owner"] != row_of(connection, job)["owner"]:
         raise Conflict(f"the model of job {job} is being pushed by an admin; wait for that")
     if push is not None:

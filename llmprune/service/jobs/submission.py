@@ -1,7 +1,7 @@
-"""A submission: the recipe is let in, the wishes beside it are held against what the service has.
+"""Submissions: the recipe is checked against the policy, the other settings against what the service offers.
 
-A push of a finished job's model is submitted too. It comes with a hub token of its own: the service's would be
-everybody's, and one that came with the recipe would lie here as long as the job waits and runs.
+The push of a finished job's model is submitted too. It needs a hub token of its own: with the service's token every
+user could push in the operator's name, and a token sent with the recipe would be stored while the job waits and runs.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ from llmprune.results.evaluation_figures import GateFigures
 from llmprune.results.formatting import plural, short_model_name
 from llmprune.service.jobs.hub_token import drop_token, keep_token
 from llmprune.service.jobs.job import FINISHED, Job, JobRequest, NewJob, State
-from llmprune.service.jobs.recipe_policy import admit
-from llmprune.service.jobs.store import Jobs
+from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.store_reads import Conflict
 from llmprune.service.jobs.tokens import Caller
+from llmprune.service.recipe_policy.policy import admit
 from llmprune.service.settings import Settings
+from llmprune.service.supervisor.launchers import offered_launchers
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What somebody wants to be run; what is None is for the service to choose."""
+    """A recipe to run, and its settings; the service chooses those that are None."""
 
     recipe: str
     overrides: Sequence[str] = ()
@@ -48,8 +49,8 @@ class Submission:
     shared: bool = False
 
     def digest(self) -> str:
-        """What an idempotency key stands for; the hub token is no part of it."""
-        wishes = (
+        """Return a digest of everything that an idempotency key stands for, which excludes the hub token."""
+        content = (
             self.recipe,
             list(self.overrides),
             self.name,
@@ -59,56 +60,60 @@ class Submission:
             self.time_limit,
             self.shared,
         )
-        return hashlib.sha256(json.dumps(wishes).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def submit(submission: Submission, caller: Caller, *, settings: Settings, jobs: Jobs) -> tuple[Job, bool]:
-    """Queue a job; whether it is new. Raises RecipeError, Conflict and QueueFull."""
-    recipe, overrides = admit(submission.recipe, submission.overrides, settings=settings)
-    request = _request(submission, recipe, caller=caller, settings=settings)
+@dataclass(frozen=True)
+class PushSubmission:
+    """A finished job whose model is to be pushed, and the settings of the push."""
+
+    source: Job
+    hub: Hub
+    hub_token: str | None
+    key: str | None = None
+
+    def digest(self) -> str:
+        """Return a digest of everything that an idempotency key stands for, which excludes the hub token."""
+        return hashlib.sha256(json.dumps([self.source.id, self.hub.model_dump_json()]).encode()).hexdigest()
+
+
+def submit(submission: Submission, caller: Caller, *, settings: Settings, jobs: JobStore) -> tuple[Job, bool]:
+    """Queue a job; return it, and whether it is new. Raises RecipeError, Conflict and QueueFull."""
+    admitted = admit(submission.recipe, submission.overrides, settings=settings)
     new = NewJob(
         owner=caller.name,
-        model=recipe.model.id,
+        model=admitted.recipe.model.id,
         recipe=submission.recipe,
-        overrides=overrides,
-        request=request,
+        overrides=admitted.overrides,
+        request=_job_request(submission, admitted.recipe, caller=caller, settings=settings),
         key=submission.key,
         digest=submission.digest(),
     )
     return _add(settings, submission.hub_token, jobs=jobs, new=new)
 
 
-def submit_push(
-    source: Job,
-    hub: Hub,
-    *,
-    hub_token: str | None,
-    caller: Caller,
-    settings: Settings,
-    jobs: Jobs,
-    key: str | None = None,
-) -> tuple[Job, bool]:
-    """Queue the push of a finished job's model; whether it is new. Raises RecipeError, Conflict and QueueFull."""
-    _require_token(hub_token)
+def submit_push(push: PushSubmission, caller: Caller, *, settings: Settings, jobs: JobStore) -> tuple[Job, bool]:
+    """Queue a push; return its job, and whether it is new. Raises RecipeError, Conflict and QueueFull."""
+    source, hub = push.source, push.hub
+    _require_token(push.hub_token)
     refuse_tokens(hub.model_dump_json(), (), source="push")
     request = JobRequest(
         name=f"push to {hub.repo_id}"[:120], time_limit=settings.time_limit, source=source.id, push=hub
     )
-    digest = hashlib.sha256(json.dumps([source.id, hub.model_dump_json()]).encode()).hexdigest()
     new = NewJob(
         owner=caller.name,
         model=source.model,
         recipe=source.recipe,
         overrides=source.overrides,
         request=request,
-        key=key,
-        digest=digest,
+        key=push.key,
+        digest=push.digest(),
     )
-    return _add(settings, hub_token, jobs=jobs, new=new)
+    return _add(settings, push.hub_token, jobs=jobs, new=new)
 
 
-def retry(job: Job, hub_token: str | None, *, settings: Settings, jobs: Jobs) -> Job:
-    """Queue an ended job again, with a new hub token if one comes along. Raises RecipeError and Conflict."""
+def retry(job: Job, hub_token: str | None, *, settings: Settings, jobs: JobStore) -> Job:
+    """Queue an ended job again, with a new hub token if one is given. Raises RecipeError and Conflict."""
     if job.source is not None:
         _require_token(hub_token)
     return _queue_again(
@@ -116,21 +121,22 @@ def retry(job: Job, hub_token: str | None, *, settings: Settings, jobs: Jobs) ->
     )
 
 
-def reevaluate(job: Job, limit: int | None, *, hub_token: str | None, settings: Settings, jobs: Jobs) -> Job:
-    """Queue a finished job to evaluate more samples of its model, ``limit`` a task or as many as its gate needs.
+def reevaluate(job: Job, limit: int | None, *, hub_token: str | None, settings: Settings, jobs: JobStore) -> Job:
+    """Queue a finished job to evaluate its model on more samples.
 
-    Raises RecipeError where more samples are of no use, and Conflict where the job has no finished model.
+    ``limit``: samples for each task; None: as many as the gate needs. Raises RecipeError where more are of no use,
+    and Conflict where the job has no finished model.
     """
     if job.state not in FINISHED or job.source is not None or job.cleaned:
         return jobs.reevaluate(job.id, limit or 1)  # raises Conflict with the reason
-    asked = _samples(job, limit, settings=settings)
+    samples = _samples(job, limit, settings=settings)
     return _queue_again(
-        job, hub_token, settings=settings, jobs=jobs, queue=lambda: jobs.reevaluate(job.id, asked), states=FINISHED
+        job, hub_token, settings=settings, jobs=jobs, queue=lambda: jobs.reevaluate(job.id, samples), states=FINISHED
     )
 
 
 def can_reevaluate(job: Job, settings: Settings) -> bool:
-    """Whether there are documents that the tasks of a finished job have not asked yet."""
+    """Return whether the tasks of a finished job have documents that were not evaluated yet."""
     if job.state not in FINISHED or job.source is not None or job.cleaned:
         return False
     try:
@@ -141,6 +147,7 @@ def can_reevaluate(job: Job, settings: Settings) -> bool:
 
 
 def _samples(job: Job, limit: int | None, *, settings: Settings) -> int:
+    """Return the samples for each task that an evaluation of more samples uses. Raises RecipeError and Conflict."""
     try:
         report = json.loads((settings.run_folder(job.id) / "report.json").read_text(encoding="utf-8"))
         gate = GateFigures.model_validate(report["gate"], strict=False) if report["gate"] else None
@@ -161,26 +168,26 @@ def _queue_again(
     hub_token: str | None,
     *,
     settings: Settings,
-    jobs: Jobs,
+    jobs: JobStore,
     queue: Callable[[], Job],
     states: Sequence[State],
 ) -> Job:
-    """Queue a job that is in one of the states, with its new hub token there before the supervisor looks."""
+    """Queue a job that is in one of the states. Its new hub token is stored first, for it may start at once."""
     folder = settings.folder(job.id)
-    given = hub_token if job.state in states else None
-    if given:
-        keep_token(folder, given)
+    new_token = hub_token if job.state in states else None
+    if new_token:
+        keep_token(folder, new_token)
     try:
         return queue()
     except Conflict:
         now = jobs.get(job.id)
-        if given and now is not None and now.ended:  # else somebody else's retry was faster, and needs it
+        if new_token and now is not None and now.ended:  # otherwise another retry came first, and needs the token
             drop_token(folder, settings.log(job.id))
         raise
 
 
-def cancel(job: Job, settings: Settings, *, jobs: Jobs) -> Job:
-    """Cancel a job; one that has not started is through with its token. Raises Conflict."""
+def cancel(job: Job, settings: Settings, *, jobs: JobStore) -> Job:
+    """Cancel a job; the token of one that has not started is deleted. Raises Conflict."""
     cancelled = jobs.cancel(job.id)
     if cancelled.ended:
         drop_token(settings.folder(job.id), settings.log(job.id))
@@ -192,13 +199,13 @@ def _require_token(hub_token: str | None) -> None:
         raise RecipeError("X-Hub-Token: a push needs a hub token of its own, which may write to the repository", "push")
 
 
-def _add(settings: Settings, hub_token: str | None, *, jobs: Jobs, new: NewJob) -> tuple[Job, bool]:
-    """Queue a job under a new id; on failure nothing of it stays in the data folder."""
+def _add(settings: Settings, hub_token: str | None, *, jobs: JobStore, new: NewJob) -> tuple[Job, bool]:
+    """Queue a job under a new id; on failure its folder is removed."""
     job = secrets.token_hex(6)
     folder = settings.folder(job)
     is_new = False
     try:
-        if hub_token:  # there before the job is: the supervisor may start it at once
+        if hub_token:  # stored before the job is queued: the supervisor may start it at once
             keep_token(folder, hub_token)
         queued, is_new = jobs.add(job, new, max_queued=settings.max_queued, max_jobs=settings.max_jobs)
         return queued, is_new
@@ -207,22 +214,24 @@ def _add(settings: Settings, hub_token: str | None, *, jobs: Jobs, new: NewJob) 
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _request(submission: Submission, recipe: Recipe, *, caller: Caller, settings: Settings) -> JobRequest:
+def _job_request(submission: Submission, recipe: Recipe, *, caller: Caller, settings: Settings) -> JobRequest:
+    """Check the settings of a submission and fill in the defaults. Raises RecipeError that lists every problem."""
+    offered = offered_launchers(settings)
+    launcher = offered.get(submission.launcher)
+    is_remote = launcher is not None and not launcher.on_this_machine
+    default_gpus = 0 if is_remote else min(1, len(settings.gpus))
+    gpus = submission.gpus if submission.gpus is not None else default_gpus
     problems = []
     if submission.name and (shown := printable(submission.name)) != submission.name:
         problems.append(
             f"name: {shown!r} has control, format or direction characters; give letters, digits, signs and spaces"
         )
-    here = 0 if submission.launcher in settings.elsewhere else min(1, len(settings.gpus))
-    gpus = submission.gpus if submission.gpus is not None else here
-    if submission.launcher not in settings.launchers:
-        problems.append(f"launcher: {submission.launcher!r} is not offered; choose {', '.join(settings.launchers)}")
-    if submission.launcher == "local" and gpus > len(settings.gpus):
-        problems.append(f"gpus: {gpus} asked and this machine has {len(settings.gpus)}; ask for fewer")
-    elif submission.launcher == "torchrun" and gpus > len(settings.gpus):
-        problems.append(f"gpus: {gpus} asked and each node has {len(settings.gpus)}; ask for fewer")
+    if launcher is None:
+        problems.append(f"launcher: {submission.launcher!r} is not offered; choose {', '.join(offered)}")
+    elif launcher.on_this_machine and gpus > len(settings.gpus):
+        problems.append(f"gpus: {gpus} asked and {launcher.gpu_host} has {len(settings.gpus)}; ask for fewer")
     if submission.priority > 0 and caller.role != "admin":
-        problems.append("priority: only admins go before others; give 0 or less")
+        problems.append("priority: only admins may give more than 0; give 0 or less")
     limits = [limit for limit in (submission.time_limit, settings.time_limit) if limit is not None]
     if settings.time_limit is not None and (submission.time_limit or 0) > settings.time_limit:
         asked, limit = submission.time_limit or 0.0, settings.time_limit
@@ -240,7 +249,7 @@ def _request(submission: Submission, recipe: Recipe, *, caller: Caller, settings
 
 
 def default_name(recipe: Recipe) -> str:
-    """``SmolLM2-135M-Instruct −2 layers, 75% MLP``: what a person would call it."""
+    """Return a name for a job, such as ``SmolLM2-135M-Instruct −2 layers, 75% MLP``."""
     model = short_model_name(recipe.model.id)
     cuts = []
     if recipe.depth:
@@ -257,7 +266,7 @@ def default_name(recipe: Recipe) -> str:
 
 
 def _narrowed(width: Width) -> list[str]:
-    """Name what a width section keeps: ``75% MLP``, ``1,152 neurons``, ``2 key-value heads``."""
+    """Describe what a width section keeps: ``75% MLP``, ``1,152 neurons``, ``2 key-value heads``."""
     kept = []
     if width.mlp is not None:
         kept.append(f"{_share(width.mlp)} MLP")
@@ -273,5 +282,5 @@ def _narrowed(width: Width) -> list[str]:
 
 
 def _share(fraction: float) -> str:
-    """``75%``, ``99.9%``: a fraction with its digits, so that none but the whole is 100 %."""
+    """Format a fraction as ``75%`` or ``99.9%``, with enough digits that only the whole is 100%."""
     return f"{fraction * 100:.6g}%"

@@ -1,4 +1,4 @@
-"""Who calls: bearer tokens, of which only digests are kept, and the browser sessions that they open."""
+"""Users of the service: their bearer tokens, of which only digests are stored, and their browser sessions."""
 
 from __future__ import annotations
 
@@ -15,37 +15,46 @@ from llmprune.service.jobs.database import Database
 
 Role = Literal["user", "admin"]
 SESSION_SECONDS = 12 * 3600.0
-_MOST_SESSIONS = 20  # of one token; the oldest ends
-_PREFIX = "llmprune_"  # lets scanners of repositories recognise a leaked token
+_MAX_SESSIONS = 20  # of one token; the oldest ends
+_PREFIX = "llmprune_"  # lets secret scanners recognise a leaked token
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Somebody who may use the service."""
+    """A user of the service."""
 
     name: str
     role: Role
 
     def may_read(self, owner: str, shared: bool) -> bool:
-        """Whether this caller may see the owner's job."""
+        """Return whether this caller may see a job of the owner."""
         return shared or self.may_change(owner)
 
     def may_change(self, owner: str) -> bool:
-        """Whether this caller may cancel, retry or delete the owner's job."""
+        """Return whether this caller may cancel, retry or delete a job of the owner."""
         return self.role == "admin" or self.name == owner
 
 
-LOCAL = Caller("local", "admin")  # everybody on this machine, as long as there is no token
+LOCAL = Caller("local", "admin")  # every user of this machine, as long as there is no token
+
+
+@dataclass(frozen=True)
+class TokenRecord:
+    """A token as the service lists it."""
+
+    name: str
+    role: Role
+    created: float  # seconds since 1970
 
 
 class Tokens:
-    """The tokens of a service. They are 256 random bits, so a plain SHA-256 cannot be turned around."""
+    """The tokens of a service. They are 256 random bits, so a plain SHA-256 cannot be inverted."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
 
     def create(self, name: str, role: Role) -> str:
-        """A new token, which is shown this once. Raises RecipeError where the name is taken or odd."""
+        """Make a token; it is never shown again. Raises RecipeError where the name is taken or not allowed."""
         if not re.fullmatch(r"[A-Za-z0-9][\w.@-]{0,63}", name, re.ASCII) or name == "local":
             raise RecipeError(f"--name {name!r}: a name is at most 64 letters, digits and .@_-, and not 'local'")
         token = _PREFIX + secrets.token_urlsafe(32)
@@ -62,23 +71,24 @@ class Tokens:
             if not connection.execute("DELETE FROM tokens WHERE name = ?", (name,)).rowcount:
                 raise RecipeError(f"--name {name!r}: there is no token of this name")
 
-    def everyone(self) -> list[tuple[str, Role, float]]:
-        """Name, role and time of creation of each."""
-        return [(row["name"], row["role"], row["created"]) for row in self.database.read("SELECT * FROM tokens")]
+    def records(self) -> list[TokenRecord]:
+        """Return every token."""
+        rows = self.database.read("SELECT * FROM tokens")
+        return [TokenRecord(row["name"], row["role"], row["created"]) for row in rows]
 
     def is_current(self, caller: Caller) -> bool:
-        """Whether a caller's token still exists; without any token the service is open, to LOCAL alone."""
+        """Return whether a caller's token still exists. LOCAL is valid as long as there is no token at all."""
         if caller == LOCAL:
-            return not self.everyone()
+            return not self.records()
         return bool(self.database.read("SELECT 1 FROM tokens WHERE name = ?", (caller.name,)))
 
     def caller(self, token: str) -> Caller | None:
-        """Whose token this is."""
+        """Return the owner of a token; None where there is no such token."""
         rows = self.database.read("SELECT name, role FROM tokens WHERE digest = ?", (_digest(token),))
         return Caller(rows[0]["name"], rows[0]["role"]) if rows else None
 
     def open_session(self, token: str) -> str | None:
-        """A session for a browser; None where there is no such token."""
+        """Open a session for a browser and return its secret; None where there is no such token."""
         caller = self.caller(token)
         if caller is None:
             return None
@@ -90,12 +100,12 @@ class Tokens:
             newest = "SELECT digest FROM sessions WHERE token = ? ORDER BY expires DESC LIMIT ?"
             connection.execute(
                 f"DELETE FROM sessions WHERE token = ? AND digest NOT IN ({newest})",
-                (caller.name, caller.name, _MOST_SESSIONS),
+                (caller.name, caller.name, _MAX_SESSIONS),
             )
         return session
 
     def session_caller(self, session: str) -> Caller | None:
-        """Whose session this is, while it lasts."""
+        """Return the owner of a session; None where it has ended."""
         sql = "SELECT name, role FROM tokens JOIN sessions ON token = name WHERE sessions.digest = ? AND expires > ?"
         rows = self.database.read(sql, (_digest(session), time.time()))
         return Caller(rows[0]["name"], rows[0]["role"]) if rows else None

@@ -1,7 +1,7 @@
-"""Who may wait for a plan: one plan of a caller at a time, and few callers at once.
+"""Queue for plans: one plan of each caller at a time, and few callers at once.
 
-A caller whose plan took all the time or memory of the process that makes plans is kept out for a while, which doubles
-with each further one: others get their plans meanwhile.
+A caller whose plan exceeded the time or memory of the worker is refused for a while, which doubles with each further
+such plan. Other callers get their plans meanwhile.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from dataclasses import dataclass
 
 from llmprune.common.errors import LLMPruneError
 
-MOST_WAITING = 8  # requests, each of which holds one of the server's threads
+MAX_WAITING = 8  # requests, each of which occupies a thread of the server
 FIRST_PENALTY = 60.0  # seconds
-LONGEST_PENALTY = 3600.0
-FORGOTTEN_AFTER = 3600.0  # seconds after a penalty's end without another
+MAX_PENALTY = 3600.0
+FORGET_AFTER = 3600.0  # seconds without a penalty after which the next one is short again
 
 
 class PlannerBusy(LLMPruneError):
-    """No plan can be made now; ``wait``: seconds until it makes sense to ask again."""
+    """No plan can be made now. ``wait``: seconds after which a retry makes sense."""
 
     def __init__(self, message: str, wait: float) -> None:
         self.wait = wait
@@ -29,7 +29,7 @@ class PlannerBusy(LLMPruneError):
 
 
 class TooManyPlans(PlannerBusy):
-    """The caller's own plan is in the making, or took too much time or memory."""
+    """The caller has another plan under way, or its last one exceeded the time or memory."""
 
 
 @dataclass
@@ -39,7 +39,7 @@ class _Penalty:
 
 
 class PlanQueue:
-    """The callers that wait for a plan or have one made, and those that are kept out."""
+    """The callers with a plan under way, and those that are refused for a while."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -49,7 +49,7 @@ class PlanQueue:
 
     @contextmanager
     def place(self, caller: str) -> Iterator[None]:
-        """Hold a place while a plan is waited for and made. Raises TooManyPlans and PlannerBusy, both at once."""
+        """Hold a place in the queue until a plan is made. Raises TooManyPlans and PlannerBusy without waiting."""
         with self._lock:
             self._admit(caller)
             self._waiting.add(caller)
@@ -60,12 +60,12 @@ class PlanQueue:
                 self._waiting.remove(caller)
 
     def penalise(self, caller: str) -> None:
-        """Keep a caller out: a minute at first, twice as long as before where that is not long ago."""
+        """Refuse a caller for a minute, or twice as long as the last time where that was recent."""
         with self._lock:
             now = self._clock()
             self._forget(now)
             before = self._penalties.get(caller)
-            length = min(2 * before.length, LONGEST_PENALTY) if before else FIRST_PENALTY
+            length = min(2 * before.length, MAX_PENALTY) if before else FIRST_PENALTY
             self._penalties[caller] = _Penalty(length, now + length)
 
     def _admit(self, caller: str) -> None:
@@ -81,8 +81,10 @@ class PlanQueue:
             )
         if caller in self._waiting:
             raise TooManyPlans("a plan of yours is being made; ask again when it is done", 2.0)
-        if len(self._waiting) >= MOST_WAITING:
-            raise PlannerBusy(f"{MOST_WAITING} others wait for plans; ask again in a minute", 60.0)
+        if len(self._waiting) >= MAX_WAITING:
+            raise PlannerBusy(f"{MAX_WAITING} others wait for plans; ask again in a minute", 60.0)
 
     def _forget(self, now: float) -> None:
-        self._penalties = {name: one for name, one in self._penalties.items() if now < one.until + FORGOTTEN_AFTER}
+        self._penalties = {
+            name: penalty for name, penalty in self._penalties.items() if now < penalty.until + FORGET_AFTER
+        }

@@ -1,8 +1,8 @@
-"""Plans recipes one after another, with transformers imported once: the service itself never imports it.
+"""Worker process that plans recipes, so that the service itself never imports transformers.
 
     python -m llmprune.service.planner.worker
 
-Reads ``{"recipe": TEXT, "overrides": […], "wrong": [KEY, …]}`` as a line, and answers ``{"plan": …}`` or
+It reads ``{"recipe": TEXT, "overrides": […], "wrong": [KEY, …]}`` as a line, and answers with ``{"plan": …}`` or
 ``{"problems": […]}`` as a line.
 """
 
@@ -20,9 +20,9 @@ from llmprune.service.memory import let_kernel_end_first
 
 
 def main() -> None:
-    """Answer until standard input closes."""
+    """Answer questions until standard input closes."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # keeps prints of libraries out of the answers
     let_kernel_end_first()
     quiet_libraries()
     for line in sys.stdin:
@@ -34,7 +34,7 @@ def main() -> None:
 def _answer(text: str, overrides: list[str], *, wrong: list[str]) -> dict[str, object]:
     try:
         found = survey(Recipe.parse(text, overrides), wrong=wrong)
-        if wrong:  # what is wrong with them is known to the service: here the rest is looked at
+        if wrong:  # the service has reported these keys: the plan reports only problems of the rest
             return {"problems": found.collected.listed()}
         return {"plan": found.require()[0].model_dump(mode="json")}
     except RecipeError as error:
@@ -42,8 +42,10 @@ def _answer(text: str, overrides: list[str], *, wrong: list[str]) -> dict[str, o
     except LLMPruneError as error:
         return {"problems": [str(error)]}
     except MemoryError:
-        raise  # the process ends, and with it what the plan holds
-    except Exception as error:  # transformers raises anything on a strange config; the next recipe must be answered
+        raise  # ends the process and frees its memory
+    except (
+        Exception
+    ) as error:  # transformers can raise anything on an unusual config, and the next recipe needs an answer
         return {"problems": [f"the plan failed: {type(error).__name__}: {error}"]}
 
 

@@ -1,4 +1,4 @@
-"""The attempt at a job that its row in the table asks for: a run, the evaluation of more samples, or a push."""
+"""Command line and environment of an attempt: a run, the evaluation of more samples, or a push."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from llmprune.service.supervisor.progress import PROGRESS, PUBLISHED
 
 
 def launch_of(job: Job, settings: Settings) -> Launch:
-    """Return the attempt: its command line, devices and environment."""
+    """Return the attempt that a job's row in the table asks for."""
     folder = settings.folder(job.id).absolute()
-    own = has_token(folder) or job.push is not None  # a push never goes by another token
+    own = has_token(folder) or job.push is not None  # a push never uses another token
     lent = settings.lend_hub_token and not own
     hub = own_hub(folder) if own else hub_variables(settings.hub_home)
     return Launch(
@@ -43,7 +43,7 @@ def _run(job: Job, folder: Path) -> tuple[str, ...]:
 
 
 def _push(job: Job, hub: Hub, *, settings: Settings) -> tuple[str, ...]:
-    """Joined with =, so that no value is taken for an option."""
+    """Return the arguments of a push. Options and values are joined with =, so that no value is read as an option."""
     assert job.source is not None, "a push has a source"
     given = {"repo-id": hub.repo_id, "branch": hub.branch, "when": hub.when, "commit-message": hub.commit_message}
     options = [f"--{name}={value}" for name, value in given.items() if value is not None]

@@ -1,11 +1,10 @@
-"""Disk: how much the jobs take, and what goes when it is too much.
+"""Clean-up of the data folder, where the operator gave a disk quota or a number of days.
 
-Only where the operator gave a quota or a number of days. What goes first is what can be made
-again: leavings of runs that ended without a result, the oldest first, then models of finished
-runs, the oldest first. Reports, scores, cuts and recipes stay, so that a run can be done again.
+Only what can be made again is deleted: partial models of runs that ended without a result, the oldest first, then
+models of finished runs, the oldest first. Reports, scores, cuts and recipes are kept, so that a run can be repeated.
 
-What jobs without a token pulled from the hub counts too. No model goes because of it: above the
-quota no job starts, and once the last one has ended all that was pulled goes.
+The quota also counts what jobs without a token of their own pulled from the hub. No model is deleted because of these
+downloads: above the quota no job starts, and once no job runs all downloads are deleted.
 """
 
 from __future__ import annotations
@@ -13,31 +12,32 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
-from llmprune.service.jobs.job import ACTIVE, ENDED, FINISHED, JobSummary
-from llmprune.service.jobs.store import Jobs
+from llmprune.service.jobs.job import ACTIVE, ENDED, FINISHED, JobQuery, JobSummary
+from llmprune.service.jobs.store import JobStore
 from llmprune.service.settings import Settings
 
-LEAVINGS = ("model.partial", "dense.partial")
+PARTIAL_MODELS = ("model.partial", "dense.partial")
 MODEL = "model"
-_PAGE = 500
+_PAGE_SIZE = 500
 
 
 def used_bytes(folder: Path) -> int:
-    """What the files under a folder take on disk."""
+    """Return the bytes that the files under a folder take on disk."""
     total = 0
     for place, _, names in os.walk(folder):
         for name in names:
             try:
                 total += os.lstat(os.path.join(place, name)).st_blocks * 512
-            except OSError:  # gone meanwhile
+            except OSError:  # deleted meanwhile
                 continue
     return total
 
 
-def clean_up(settings: Settings, jobs: Jobs) -> None:
-    """Apply the rules until the quota holds or nothing is left that may go."""
+def clean_up(settings: Settings, jobs: JobStore) -> None:
+    """Delete old products until the quota holds or nothing is left that may be deleted."""
     if settings.disk_quota is None and settings.keep_days is None:
         return
     ended = sorted(_ended(jobs), key=lambda job: (job.state in FINISHED, job.finished or 0.0))
@@ -58,19 +58,19 @@ def clean_up(settings: Settings, jobs: Jobs) -> None:
 
 
 def over_quota(settings: Settings) -> bool:
-    """Whether no more jobs should start."""
+    """Return whether the jobs take more than the quota, so that no job may start."""
     return settings.disk_quota is not None and _counted_bytes(settings) > settings.disk_quota
 
 
 def _counted_bytes(settings: Settings) -> int:
-    """What jobs and their pulls take: the job table and the logs are not theirs, and no clean-up can take them."""
+    """Return the bytes of jobs and their downloads, without job table and service logs, which are never deleted."""
     return used_bytes(settings.data_dir / "jobs") + used_bytes(settings.hub_home)
 
 
-def remove_products(settings: Settings, jobs: Jobs, *, job: JobSummary) -> int:
-    """Take an ended job's leavings and its model; how many bytes that gave."""
+def remove_products(settings: Settings, jobs: JobStore, *, job: JobSummary) -> int:
+    """Delete the model of an ended job and its partial models; return the bytes freed."""
     freed = 0
-    for name in (*LEAVINGS, MODEL):
+    for name in (*PARTIAL_MODELS, MODEL):
         place = settings.run_folder(job.id) / name
         if place.is_dir():
             freed += used_bytes(place)
@@ -80,12 +80,13 @@ def remove_products(settings: Settings, jobs: Jobs, *, job: JobSummary) -> int:
     return freed
 
 
-def _ended(jobs: Jobs) -> list[JobSummary]:
+def _ended(jobs: JobStore) -> list[JobSummary]:
     found: list[JobSummary] = []
-    needed = jobs.pushed()
-    before: int | None = None
+    being_pushed = jobs.pushed()
+    query = JobQuery(viewer=None, states=ENDED, limit=_PAGE_SIZE)
     while True:
-        page, before = jobs.page(ENDED, before=before, limit=_PAGE, viewer=None)
-        found += [job for job in page if not job.cleaned and job.id not in needed]
-        if before is None:
+        page = jobs.page(query)
+        found += [job for job in page.jobs if not job.cleaned and job.id not in being_pushed]
+        if page.next is None:
             return found
+        query = replace(query, before=page.next)

@@ -1,9 +1,9 @@
-"""The parent of one attempt: waits for it and leaves its exit code in a file, whoever else has died.
+"""Parent process of one attempt: waits for the command and writes its exit code to a file.
 
     python -m llmprune.service.supervisor.job_runner EXIT_FILE LEASE_DESCRIPTOR COMMAND…
 
-It holds the lease, a lock that the kernel lets go when this process ends, however it ends.
-Signals to end reach the whole group; this one stays until the command is done.
+It outlives the service and the supervisor. It holds the lease, a lock that the kernel releases when this process ends,
+however it ends. Signals to end reach the whole process group; this process ignores them until the command is done.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from llmprune.service.memory import let_kernel_end_first
 
 
 def main(arguments: list[str]) -> None:
-    """Run the command, then write its code; on a full disk, as soon as there is room."""
+    """Run the command, then write its exit code; on a full disk, as soon as there is space."""
     exit_file, _lease, *command = arguments
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)  # unlike SIG_IGN, not inherited by the command
@@ -33,13 +33,14 @@ def main(arguments: list[str]) -> None:
 
 
 def _write(path: str, code: int) -> bool:
-    beside = f"{path}.partial"
+    """Write the code; return False where the disk does not allow it."""
+    partial = f"{path}.partial"
     try:
-        with open(beside, "w", encoding="ascii") as file:
+        with open(partial, "w", encoding="ascii") as file:
             file.write(f"{code}\n")
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(partial, path)
     except OSError:
         return False
     return True

@@ -1,54 +1,59 @@
-"""Running jobs that take more than they may: memory of this machine, or room for their logs."""
+"""Limits on the memory and the log size of running jobs."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from llmprune.common.schema import format_size
 from llmprune.service.jobs.job import Job
 from llmprune.service.memory import memory_of
 from llmprune.service.settings import Settings
-from llmprune.service.supervisor.processes import by_job
+from llmprune.service.supervisor.processes import processes_by_job
 
 
-def overuse(jobs: Iterable[Job], elsewhere: Collection[str], *, settings: Settings) -> Iterator[tuple[Job, str]]:
-    """The jobs that take too much, each with a sentence. Memory is looked at in one scan of all processes.
+@dataclass(frozen=True)
+class Overuse:
+    """A job above a limit, and the sentence that says which."""
 
-    Jobs of the launchers ``elsewhere`` use another machine's memory, and write their logs here.
+    job: Job
+    message: str
+
+
+def overuse(jobs: Iterable[Job], remote_launchers: Collection[str], *, settings: Settings) -> Iterator[Overuse]:
+    """Find the jobs above a limit. All processes are scanned once.
+
+    Jobs of remote launchers use the memory of another machine, and write their logs here.
     """
     jobs = tuple(jobs)
-    here = settings.memory_limit is not None and any(job.launcher not in elsewhere for job in jobs)
-    processes = by_job() if here else {}
+    is_limited = settings.memory_limit is not None and any(job.launcher not in remote_launchers for job in jobs)
+    processes = processes_by_job() if is_limited else {}
     for job in jobs:
         used = memory_of(processes.get(job.id, ()))
-        most = settings.memory_limit and settings.memory_limit * max(1, job.gpus)
+        allowed = settings.memory_limit and settings.memory_limit * max(1, job.gpus)
         written = _size(settings.log(job.id))
-        if most and used > most:
-            yield (
-                job,
-                (
-                    f"it used {format_size(used)} of memory and a job may use {format_size(most)}; take fewer or "
-                    "shorter calibration windows, set model.max_memory, or ask the operator for a higher --memory-limit"
-                ),
+        if allowed and used > allowed:
+            message = (
+                f"it used {format_size(used)} of memory and a job may use {format_size(allowed)}; take fewer or "
+                "shorter calibration windows, set model.max_memory, or ask the operator for a higher --memory-limit"
             )
+            yield Overuse(job, message)
         elif written > settings.log_limit:
-            yield (
-                job,
-                (
-                    f"it wrote a log of {format_size(written)} and the limit is {format_size(settings.log_limit)}; "
-                    "the log says what it repeats"
-                ),
+            message = (
+                f"it wrote a log of {format_size(written)} and the limit is {format_size(settings.log_limit)}; "
+                "see the log for what it repeats"
             )
+            yield Overuse(job, message)
 
 
-def shorten(log: Path, most: int) -> None:
-    """Cut a log that is too long to its first half, so that a retry can write too."""
-    if _size(log) > most:
+def truncate_log(log: Path, limit: int) -> None:
+    """Truncate a log above its limit to half the limit, so that a retry can write too."""
+    if _size(log) > limit:
         with suppress(OSError):
-            os.truncate(log, most // 2)
+            os.truncate(log, limit // 2)
 
 
 def _size(path: Path) -> int:

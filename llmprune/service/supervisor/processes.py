@@ -1,4 +1,4 @@
-"""The processes of a job, found by a mark in their environment: also those that left its process group."""
+"""Processes of a job, found by a variable in their environment, which also finds those that left its process group."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import IO
 
 import psutil
 
-MARK = "LLMPRUNE_JOB"
+MARK = "LLMPRUNE_JOB"  # environment variable with the job's id
 LEASE = "lease"
 
 
-def by_job() -> dict[str, list[psutil.Process]]:
-    """The living processes of all jobs, by job."""
+def processes_by_job() -> dict[str, list[psutil.Process]]:
+    """Return the living processes of all jobs, by job id."""
     found: dict[str, list[psutil.Process]] = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):  # ended meanwhile, or another user's
@@ -27,14 +27,14 @@ def by_job() -> dict[str, list[psutil.Process]]:
     return found
 
 
-def marked(job: str) -> list[psutil.Process]:
-    """Every living process of a job."""
-    return by_job().get(job, [])
+def processes_of_job(job: str) -> list[psutil.Process]:
+    """Return every living process of a job."""
+    return processes_by_job().get(job, [])
 
 
 def signal_all(job: str, number: signal.Signals) -> int:
-    """Send a signal to every process of a job; how many there were."""
-    processes = marked(job)
+    """Send a signal to every process of a job; return their number."""
+    processes = processes_of_job(job)
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(number)
@@ -43,7 +43,7 @@ def signal_all(job: str, number: signal.Signals) -> int:
 
 @contextlib.contextmanager
 def leased(folder: Path) -> Iterator[IO[str] | None]:
-    """A job's lease, held here and by those who inherit its descriptor; None where another process has it."""
+    """Take a job's lease, a file lock that processes inherit with its descriptor; None where another process has it."""
     with (folder / LEASE).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -51,10 +51,10 @@ def leased(folder: Path) -> Iterator[IO[str] | None]:
             yield None
         else:
             os.set_inheritable(file.fileno(), True)
-            yield file  # closing it lets go only where nobody inherited it
+            yield file  # closing releases the lock only where no process inherited it
 
 
 def is_leased(folder: Path) -> bool:
-    """Whether some process holds a job's lease."""
+    """Return whether some process holds a job's lease."""
     with leased(folder) as file:
         return file is None

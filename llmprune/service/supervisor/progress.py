@@ -1,4 +1,4 @@
-"""How far a job is, from the file that its run writes, and what it came to, from its report and its log."""
+"""Progress of a job, from the file that its run writes, and its result, from the report and the log."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llmprune.service.jobs.job import Figures
 
 PROGRESS = "progress.json"
 PUBLISHED = "published.json"
-# The share of a run that is over when a step begins, and the step's own share: rough, the same for every model.
+# The fraction of a run that is done when a step begins, and the fraction of the step itself: rough, for every model.
 SHARES = {
     "starting": (0.0, 0.04),
     "plain forward pass": (0.04, 0.04),
@@ -27,11 +27,11 @@ SHARES = {
 }
 _MEANING = {1: "the run failed", 2: "the recipe cannot be run as it is", 3: "the gate was not met"}
 _TAIL = 20_000  # bytes of the log that are searched for the error
-_MOST_PROGRESS = 10_000  # bytes of the file; a step takes about a hundred
+_MAX_PROGRESS = 10_000  # bytes of the file; a step takes about a hundred
 
 
-class _Told(BaseModel):
-    """What a run writes of its progress."""
+class _Progress(BaseModel):
+    """Contents of the progress file; ``done`` and ``total`` count layers, ``seconds`` are those of the step so far."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
@@ -42,16 +42,16 @@ class _Told(BaseModel):
 
 
 def read_progress(folder: Path, fraction: float) -> dict[str, Any]:
-    """The columns step, done, total, fraction and seconds_left; empty where the run has said nothing that can be read.
+    """Return the columns step, done, total, fraction and seconds_left; empty where the file cannot be read.
 
-    ``fraction`` is the last one known: it never goes back, and stays through steps of no known share.
+    ``fraction`` is the last known one: it never decreases, and does not change in a step of unknown share.
     """
     try:
         with (folder / PROGRESS).open("rb") as file:
-            told = _Told.model_validate_json(file.read(_MOST_PROGRESS))
+            progress = _Progress.model_validate_json(file.read(_MAX_PROGRESS))
     except (OSError, ValueError):
         return {}
-    step, done, total, seconds = told.step, told.done, told.total, told.seconds
+    step, done, total, seconds = progress.step, progress.done, progress.total, progress.seconds
     begins, share = SHARES.get(re.split(r"[:(]", step)[0].strip(), (fraction, 0.0))
     known = fraction if begins + share <= fraction else begins + share * ((done or 0) / total if total else 0.0)
     left = seconds / done * (total - done) if done and total and seconds else None
@@ -65,7 +65,7 @@ def read_progress(folder: Path, fraction: float) -> dict[str, Any]:
 
 
 def read_published(run_folder: Path) -> str | None:
-    """Where a push has sent the model; None where the job is no push."""
+    """Return the commit that a push made on the hub, as JSON; None where the job is no push."""
     try:
         text = (run_folder / PUBLISHED).read_text(encoding="utf-8")
         return Published.model_validate_json(text).model_dump_json()
@@ -74,7 +74,7 @@ def read_published(run_folder: Path) -> str | None:
 
 
 def read_figures(run_folder: Path) -> Figures | None:
-    """The figures of a finished run; None where it has no report that can be read."""
+    """Return the figures of a finished run; None where its report cannot be read."""
     try:
         report = json.loads((run_folder / "report.json").read_text(encoding="utf-8"))
         dense, pruned, perplexity, speed = (report[name] for name in ("dense", "pruned", "perplexity", "speed"))
@@ -97,19 +97,20 @@ def read_figures(run_folder: Path) -> Figures | None:
 
 
 def explain(log: Path, code: int | None) -> str:
-    """Why an attempt failed, in words: what llmprune said last, or what its exit code means."""
+    """Return why an attempt failed: the last message of llmprune in the log, or the meaning of the exit code."""
     if code is None or code < 0 or code in (128 + 9, 247):
         number = f"signal {-code}" if code and code < 0 else "SIGKILL"
         return (
-            f"its process was ended from outside ({number}), as the system does where memory runs out; "
+            f"its process was killed ({number}), as the system does when memory runs out; "
             "a retry continues after one of its last finished layers"
         )
-    said = re.findall(r"^llmprune: (.+(?:\n  - .+)*)", read_tail(log), re.MULTILINE)
-    return str(said[-1]) if said else f"{_MEANING.get(code, 'the run failed')} (exit code {code}); its log says more"
+    messages = re.findall(r"^llmprune: (.+(?:\n  - .+)*)", read_tail(log), re.MULTILINE)
+    meaning = f"{_MEANING.get(code, 'the run failed')} (exit code {code}); see its log"
+    return str(messages[-1]) if messages else meaning
 
 
 def read_tail(log: Path, size: int = _TAIL) -> str:
-    """The last bytes of a log as text."""
+    """Return the last ``size`` bytes of a log as text."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - size))

@@ -1,20 +1,11 @@
-"""The supervisor: starts what waits, looks after what runs, ends what must end.
+"""The supervisor: starts waiting jobs, follows running ones, and ends those that are cancelled or above a limit.
 
-    python -m llmprune.service.supervisor.supervisor   (settings as one line of JSON on standard input)
-
-It keeps nothing in memory that the table and the launchers do not have, so that it may die at
-any instant. A line on standard input wakes it, ``stop`` ends it with its jobs, and when the
-input closes the service has died: then the jobs go on, and the next supervisor finds them.
+It keeps nothing in memory that the job table and the launchers do not have, so that it may die at any moment.
 """
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
-import select
-import sqlite3
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,248 +16,236 @@ from typing import Any
 from llmprune.common.errors import LLMPruneError
 from llmprune.service.jobs.database import Database
 from llmprune.service.jobs.hub_token import drop_token
-from llmprune.service.jobs.job import ACTIVE, VERDICTS, Job
-from llmprune.service.jobs.store import Jobs
-from llmprune.service.logs import log_with_time
+from llmprune.service.jobs.job import ACTIVE, Job, Outcome
+from llmprune.service.jobs.store import JobStore
 from llmprune.service.settings import Settings
 from llmprune.service.supervisor.attempts import launch_of
 from llmprune.service.supervisor.cleanup import clean_up, over_quota
 from llmprune.service.supervisor.devices import Machine
 from llmprune.service.supervisor.isolation import Isolation
 from llmprune.service.supervisor.launchers import make_launchers
-from llmprune.service.supervisor.launchers.base import Launch
-from llmprune.service.supervisor.overuse import overuse, shorten
-from llmprune.service.supervisor.progress import PROGRESS, explain, read_figures, read_progress, read_published
+from llmprune.service.supervisor.launchers.base import Launch, Launcher
+from llmprune.service.supervisor.outcomes import GATE_NOT_MET, RECIPE_WRONG, EndedAttempt, outcome_of
+from llmprune.service.supervisor.overuse import overuse, truncate_log
+from llmprune.service.supervisor.progress import PROGRESS, read_progress
 
 logger = logging.getLogger(__name__)
 
-TICK = 0.5  # seconds
-NOTE_EVERY = 3.0  # how often it writes what nobody waits for: each write goes to disk
-CLEAN_EVERY = 60.0
-WEIGH_EVERY = 1.0  # how often it looks at the memory of all processes
-MAX_RESTARTS = 25  # of a job that ends together with the service again and again
-_WAITS = {"step": "waiting for the cluster"}
+WRITE_EVERY = 3.0  # seconds between writes of what nobody waits for: each write waits for the disk
+CLEAN_UP_EVERY = 60.0
+MEASURE_EVERY = 1.0  # seconds between scans of the memory of all processes
+MAX_RESTARTS = 25  # attempts at a job that repeatedly ends together with the service
+_WAITING_PROGRESS = {"step": "waiting for the cluster"}
+
+
+class Interval:
+    """A clock for work that is due every so many seconds, and at once the first time."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._last = float("-inf")
+
+    def is_due(self, now: float) -> bool:
+        """Return whether the work is due, and count it as done."""
+        if now - self._last < self._seconds:
+            return False
+        self._last = now
+        return True
 
 
 class Supervisor:
-    """One round after another over the table. Only one runs on a data folder at a time."""
+    """Runs rounds over the job table. At a time only one works on a data folder."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.jobs = Jobs(Database(settings.database))
+        self.jobs = JobStore(Database(settings.database))
         self.launchers = make_launchers(settings)
         self.machine = Machine(settings.gpus, settings.slots)
         self._isolation = Isolation()
-        self._elsewhere = {name for name, launcher in self.launchers.items() if not launcher.on_this_machine}
+        self._remote = {name for name, launcher in self.launchers.items() if not launcher.on_this_machine}
         self._seen: set[tuple[str, int]] = set()  # attempts that this supervisor started or saw alive
-        self._asked_to_end: dict[str, float] = {}  # since when, by time.monotonic()
-        self._ran: dict[str, float] = {}  # seconds that are not in the table yet
-        self._beaten = float("-inf")
-        self._last = time.monotonic()
-        self._cleaned = float("-inf")
-        self._weighed = float("-inf")
-        self._overused: dict[str, str] = {}  # why a job was ended at once
-        self._full = False
+        self._stopped_at: dict[str, float] = {}  # time.monotonic() of the SIGTERM, by job
+        self._ran: dict[str, float] = {}  # seconds that are not in the table yet, by job
+        self._overuse: dict[str, str] = {}  # the limit because of which a job was ended, by job
+        self._over_quota = False
+        self._last_round = time.monotonic()
+        self._heartbeat, self._clean, self._measure = map(Interval, (WRITE_EVERY, CLEAN_UP_EVERY, MEASURE_EVERY))
 
     def round(self) -> None:
-        """Look after every running job, then start what can start."""
+        """Follow every running job, then start the waiting jobs that can start."""
         now = time.monotonic()
-        elapsed, self._last = now - self._last, now
-        if now - self._beaten >= NOTE_EVERY:
-            self._beaten = now
-            self._beat(now)
+        elapsed, self._last_round = now - self._last_round, now
+        if self._heartbeat.is_due(now):
+            self._write_heartbeat(now)
         for job in self.jobs.in_states(*ACTIVE):
-            self._isolated(job, partial(self._look_after, job, elapsed))
-        if now - self._weighed >= WEIGH_EVERY:
-            self._weighed = now
-            self._isolation.attempt("looking at memory and logs", self._end_overuse)
-        if now - self._cleaned >= CLEAN_EVERY:
-            self._cleaned = now
+            self._isolated(job, partial(self._follow, job, elapsed))
+        if self._measure.is_due(now):
+            self._isolation.attempt("measuring memory and logs", self._end_overuse)
+        if self._clean.is_due(now):
             self._isolation.attempt("the clean-up", self._clean_up)
-        if not self._full:
+        if not self._over_quota:
             self._isolation.attempt("starting jobs", self._start_waiting)
 
-    def _clean_up(self) -> None:
-        clean_up(self.settings, self.jobs)
-        self._full = over_quota(self.settings)
+    def stop(self) -> None:
+        """End the jobs of this machine and queue them again: the next service continues them."""
+        running = [job for job in self.jobs.in_states("running") if job.launcher not in self._remote]
+        while running:
+            running = [job for job in running if self._isolated(job, partial(self._end_processes, job))]
+            time.sleep(0.1)
+            ended: list[str] = []
+            running = [job for job in running if self._isolated(job, partial(self._queue_ended, job, ended))]
+            running = [job for job in running if job.id not in ended]
 
     def _isolated(self, job: Job, work: Callable[[], object]) -> bool:
-        """Do something for one job; whether it can be gone on with. Where it cannot, the job fails and says why."""
-        damaged = set(job.unreadable) - {"figures", "published"}  # these are only shown
+        """Do a piece of work for one job. Return whether the job can continue; otherwise it fails with the reason."""
+        damaged = set(job.unreadable) - {"figures", "published"}  # these are only displayed
         if damaged:
             self._abandon(job, f"its row in the job table is damaged ({', '.join(sorted(damaged))}); submit it again")
             return False
         error = self._isolation.attempt(f"job {job.id}", work)
         if error is not None:
-            said = str(error) if isinstance(error, LLMPruneError) else f"{type(error).__name__}: {error}"
-            self._abandon(job, f"the service cannot go on with it: {said}; retry, or tell the operator")
+            reason = str(error) if isinstance(error, LLMPruneError) else f"{type(error).__name__}: {error}"
+            self._abandon(job, f"the service cannot go on with it: {reason}; retry, or tell the operator")
         return error is None
 
-    def _abandon(self, job: Job, said: str) -> None:
-        """End the processes of a job as far as they can be ended, and fail it."""
-        launcher = self.launchers.get(job.launcher)
-        if launcher is not None:
-            self._isolation.attempt(f"ending job {job.id}", partial(self._stop, job))
-        self._isolation.attempt(f"failing job {job.id}", partial(self._give_up, job, said))
+    def _abandon(self, job: Job, reason: str) -> None:
+        """Kill the processes of a job where that is possible, and fail it."""
+        if job.launcher in self.launchers:
+            self._isolation.attempt(f"ending job {job.id}", partial(self._kill, job))
+        self._isolation.attempt(f"failing job {job.id}", partial(self._give_up, job, reason))
 
-    def _stop(self, job: Job) -> None:
+    def _kill(self, job: Job) -> None:
         self.launchers[job.launcher].stop(self._launch(job), force=True)
 
-    def _give_up(self, job: Job, said: str) -> None:
-        self._forget_token(job)
-        self.jobs.give_up(job.id, said)
+    def _give_up(self, job: Job, reason: str) -> None:
+        self._drop_token(job)
+        self.jobs.give_up(job.id, reason)
 
-    def stop(self) -> None:
-        """End this machine's jobs and queue them again: the next service continues them."""
-        mine = [job for job in self.jobs.in_states("running") if job.launcher not in self._elsewhere]
-        while mine:
-            mine = [job for job in mine if self._isolated(job, partial(self._ask_to_end, job))]
-            time.sleep(0.1)
-            ended: list[str] = []
-            mine = [job for job in mine if self._isolated(job, partial(self._put_back, job, ended))]
-            mine = [job for job in mine if job.id not in ended]
-
-    def _ask_to_end(self, job: Job) -> None:
-        self._end_processes(job, self._launch(job))
-
-    def _put_back(self, job: Job, ended: list[str]) -> None:
-        """Queue a job again whose processes have ended, and add it to ``ended``."""
-        look = self.launchers[job.launcher].look(self._launch(job))
-        if look.state == "running":
+    def _queue_ended(self, job: Job, ended: list[str]) -> None:
+        """Queue a job again once its processes have ended, and add it to ``ended``."""
+        attempt = self.launchers[job.launcher].poll(self._launch(job))
+        if attempt.state == "running":
             return
         ended.append(job.id)
-        if look.code in (0, 2, 3):  # it was faster
-            self._end(job, look.code)
+        if attempt.code in (0, RECIPE_WRONG, GATE_NOT_MET):  # it finished before SIGTERM took effect
+            self._end(job, attempt.code)
         else:
             self.jobs.progress(job.id, round(job.ran_seconds + self._ran.pop(job.id, 0.0), 2), news={})
             self.jobs.queue_again(job.id)
 
-    def _beat(self, now: float) -> None:
+    def _write_heartbeat(self, now: float) -> None:
         with self.jobs.database.write() as connection:
-            connection.execute("INSERT OR REPLACE INTO heartbeat VALUES (1, ?, ?)", (now, self._full))
+            connection.execute("INSERT OR REPLACE INTO heartbeat VALUES (1, ?, ?)", (now, self._over_quota))
 
-    def _look_after(self, job: Job, elapsed: float) -> None:
-        launcher, launch = self.launchers.get(job.launcher), self._launch(job)
-        if launcher is None:
-            return self._fail(job, None, said=f"the service runs without the launcher {job.launcher!r} now")
-        look = launcher.look(launch)
-        if look.state == "unknown":
+    def _follow(self, job: Job, elapsed: float) -> None:
+        """Poll a running job and act on its state. ``elapsed``: seconds since the last round."""
+        if job.launcher not in self.launchers:
+            return self._fail(job, None, error=_not_offered(job))
+        launch = self._launch(job)
+        attempt = self.launchers[job.launcher].poll(launch)
+        if attempt.state == "unknown":
             return None
-        if look.state == "ended":
-            return self._end(job, look.code, elapsed=elapsed)
-        if look.state == "returned" and job.state == "running":
-            return self._returned(job)
-        if look.state in ("gone", "returned"):
-            return self._gone(job)
+        if attempt.state == "ended":
+            return self._end(job, attempt.code, elapsed=elapsed)
+        if attempt.state == "returned" and job.state == "running":
+            return self._queue_returned(job)
+        if attempt.state in ("gone", "returned"):
+            return self._handle_gone(job)
         self._seen.add((job.id, job.attempts))
-        waiting = look.state == "waiting"
-        told = _WAITS if waiting else read_progress(launch.folder, job.fraction)
-        ran = self._note_progress(job, told, elapsed=0.0 if waiting else elapsed)
+        is_waiting = attempt.state == "waiting"
+        progress = _WAITING_PROGRESS if is_waiting else read_progress(launch.folder, job.fraction)
+        ran = self._write_progress(job, progress, elapsed=0.0 if is_waiting else elapsed)
         if job.state == "cancelling" or ran - job.ran_before > self._time_limit(job):
-            self._end_processes(job, launch)
+            self._end_processes(job)
         return None
 
     def _time_limit(self, job: Job) -> float:
-        """The seconds that a job may run. One that was queued without a limit has the service's."""
+        """Return the seconds that a job may run. A job that was queued without a limit has the service's."""
         return job.time_limit or self.settings.time_limit or float("inf")
 
-    def _note_progress(self, job: Job, told: dict[str, Any], *, elapsed: float) -> float:
-        """Write what is new; the seconds that the job has run."""
+    def _write_progress(self, job: Job, progress: dict[str, Any], *, elapsed: float) -> float:
+        """Write progress that has changed; return the seconds that the job has run."""
         self._ran[job.id] = self._ran.get(job.id, 0.0) + elapsed
         ran = job.ran_seconds + self._ran[job.id]
-        news = told if any(getattr(job, name) != value for name, value in told.items()) else {}
-        if news or self._ran[job.id] >= NOTE_EVERY:
+        news = progress if any(getattr(job, name) != value for name, value in progress.items()) else {}
+        if news or self._ran[job.id] >= WRITE_EVERY:
             self.jobs.progress(job.id, round(ran, 2), news=news)
             del self._ran[job.id]
         return ran
 
-    def _end_processes(self, job: Job, launch: Launch) -> None:
-        """SIGTERM once, and SIGKILL after the grace."""
-        since = self._asked_to_end.get(job.id)
+    def _end_processes(self, job: Job) -> None:
+        """Send SIGTERM once, and SIGKILL after the grace."""
+        launcher, launch = self.launchers[job.launcher], self._launch(job)
+        since = self._stopped_at.get(job.id)
         if since is None:
-            self._asked_to_end[job.id] = time.monotonic()
-            self.launchers[job.launcher].stop(launch, force=False)
+            self._stopped_at[job.id] = time.monotonic()
+            launcher.stop(launch, force=False)
         elif time.monotonic() - since > self.settings.grace:
-            self.launchers[job.launcher].stop(launch, force=True)
+            launcher.stop(launch, force=True)
 
     def _end_overuse(self) -> None:
-        """End at once what takes too much; a later look finds it ended."""
-        for job, said in overuse(self.jobs.in_states(*ACTIVE), self._elsewhere, settings=self.settings):
-            if job.launcher in self.launchers:
-                logger.warning("job %s is ended: %s", job.id, said)
-                self._overused.setdefault(job.id, said)
-                self._isolated(job, partial(self._stop, job))
+        """Kill the jobs above a limit; a later poll finds them ended."""
+        for found in overuse(self.jobs.in_states(*ACTIVE), self._remote, settings=self.settings):
+            if found.job.launcher in self.launchers:
+                logger.warning("job %s is ended: %s", found.job.id, found.message)
+                self._overuse.setdefault(found.job.id, found.message)
+                self._isolated(found.job, partial(self._kill, found.job))
 
-    def _returned(self, job: Job) -> None:
-        """A cluster had no room for it for a long time."""
+    def _clean_up(self) -> None:
+        clean_up(self.settings, self.jobs)
+        self._over_quota = over_quota(self.settings)
+
+    def _queue_returned(self, job: Job) -> None:
+        """Queue a job again for which a cluster had no capacity for a long time."""
         if job.attempts < MAX_RESTARTS:
             return self.jobs.queue_again(job.id)
-        said = f"the cluster had no room for it {job.attempts} times; ask for fewer than {job.gpus} GPUs, or retry"
-        return self._fail(job, None, said=said)
+        error = f"the cluster had no capacity in {job.attempts} attempts; ask for fewer GPUs than {job.gpus}, or retry"
+        return self._fail(job, None, error=error)
 
-    def _gone(self, job: Job) -> None:
-        """No process and no exit code: it was killed, or ended together with an earlier service."""
+    def _handle_gone(self, job: Job) -> None:
+        """End or continue a job without process and exit code: it was killed, or ended together with the service."""
         if job.state == "cancelling" or (job.id, job.attempts) in self._seen or job.attempts >= MAX_RESTARTS:
             return self._end(job, None)
         logger.info("job %s ended together with the service: it continues", job.id)
         return self.jobs.queue_again(job.id)
 
     def _end(self, job: Job, code: int | None, *, elapsed: float = 0.0) -> None:
-        """Note how an attempt ended. A run that was faster than its cancellation counts as what it is.
+        """Clean up after an attempt and write its outcome.
 
-        ``elapsed``: seconds since the last look, which may be all that it ran.
+        ``elapsed``: seconds since the last round, which may be all that the attempt ran.
         """
-        self._asked_to_end.pop(job.id, None)
+        self._stopped_at.pop(job.id, None)
         ran = job.ran_seconds + self._ran.pop(job.id, 0.0)
         if (job.id, job.attempts) in self._seen:
             ran += elapsed
         launch = self._launch(job)
-        if job.launcher not in self._elsewhere:
-            self.launchers[job.launcher].stop(launch, force=True)  # what the run may have left behind
-        shorten(launch.log, self.settings.log_limit)
+        if job.launcher not in self._remote:
+            self._kill(job)  # processes that the run may have left
+        truncate_log(launch.log, self.settings.log_limit)
         drop_token(launch.folder, launch.log)
-        overused = self._overused.pop(job.id, None)
-        run = self.settings.run_folder(job.id)
-        figures = read_figures(run) if code in (0, 3) else None
-        shown = figures.model_dump_json() if figures else None
-        if code == 0:
-            self.jobs.end(
-                job.id,
-                "succeeded",
-                exit_code=code,
-                error=None,
-                ran_seconds=ran,
-                figures=shown,
-                published=read_published(run),
-            )
-        elif code == 3 and figures and figures.gate_verdict not in (None, "pass"):
-            assert figures.gate_verdict is not None, "just looked at"
-            verdict = VERDICTS[figures.gate_verdict]
-            self.jobs.end(
-                job.id, verdict, exit_code=code, error=explain(launch.log, code), ran_seconds=ran, figures=shown
-            )
-        elif job.state == "cancelling" and code not in (2, 3):
-            self.jobs.end(job.id, "cancelled", exit_code=code, error=None, ran_seconds=ran)
-        elif overused is not None and code not in (2, 3):
-            self.jobs.end(job.id, "failed", exit_code=code, error=overused, ran_seconds=ran)
-        elif ran - job.ran_before > (limit := self._time_limit(job)) and code not in (2, 3):
-            said = f"it ran longer than its limit of {limit:,.15g} s; a retry continues after the last layer"
-            self.jobs.end(job.id, "failed", exit_code=code, error=said, ran_seconds=ran)
-        else:
-            self.jobs.end(job.id, "failed", exit_code=code, error=explain(launch.log, code), ran_seconds=ran)
+        ended = EndedAttempt(
+            job=job,
+            code=code,
+            ran_seconds=ran,
+            time_limit=self._time_limit(job),
+            overuse=self._overuse.pop(job.id, None),
+            log=launch.log,
+            run_folder=self.settings.run_folder(job.id),
+        )
+        self.jobs.end(job.id, outcome_of(ended), ran_seconds=ran)
 
     def _start_waiting(self) -> None:
         waiting = self.jobs.in_states("queued")
-        asked = self._elsewhere & {job.launcher for job in waiting}
-        room = dict.fromkeys(self._elsewhere, 0)
-        for name in asked:
-            self._isolation.attempt(f"asking {name} for room", partial(self._ask_for_room, name, room))
+        capacity = dict.fromkeys(self._remote, 0)
+        for name in self._remote & {job.launcher for job in waiting}:
+            self._isolation.attempt(f"asking {name} for its capacity", partial(self._ask_capacity, name, capacity))
         waiting = [job for job in waiting if not job.unreadable or self._isolated(job, lambda: None)]
-        for job, devices in self.machine.startable(waiting, self.jobs.in_states(*ACTIVE), elsewhere=room):
-            self._isolated(job, partial(self._start, job, devices))
+        running = self.jobs.in_states(*ACTIVE)
+        for start in self.machine.startable(waiting, running, remote_capacity=capacity):
+            self._isolated(start.job, partial(self._start, start.job, start.devices))
 
-    def _ask_for_room(self, name: str, room: dict[str, int]) -> None:
-        room[name] = self.launchers[name].room()
+    def _ask_capacity(self, name: str, capacity: dict[str, int]) -> None:
+        capacity[name] = self.launchers[name].capacity()
 
     def _start(self, job: Job, devices: list[str]) -> None:
         started = self.jobs.start(job.id, devices)
@@ -274,68 +253,41 @@ class Supervisor:
             return
         launch = self._launch(started)
         try:
-            launcher = self.launchers.get(started.launcher)
-            if launcher is None:
-                raise LLMPruneError(f"the service runs without the launcher {started.launcher!r} now")
-            self._prepare(started, launch.folder)
+            launcher = self._launcher(started)
+            _prepare(started, launch.folder)
             launcher.start(launch)
-            if launcher.on_this_machine:  # elsewhere the next look says whether it has arrived
+            if launcher.on_this_machine:  # on another machine the next poll shows whether it has arrived
                 self._seen.add((started.id, started.attempts))
         except LLMPruneError as error:
-            self._fail(started, 1, said=str(error))
+            self._fail(started, 1, error=str(error))
         except OSError as error:
-            self._fail(started, 1, said=f"its folder cannot be written: {error}; make room and retry")
+            self._fail(started, 1, error=f"its folder cannot be written: {error}; make room and retry")
 
-    def _fail(self, job: Job, code: int | None, *, said: str) -> None:
-        """End a job that did not run."""
-        self._forget_token(job)
-        self.jobs.end(job.id, "failed", exit_code=code, error=said)
+    def _launcher(self, job: Job) -> Launcher:
+        """Return the launcher of a job. Raises LLMPruneError where the service no longer offers it."""
+        if job.launcher not in self.launchers:
+            raise LLMPruneError(_not_offered(job))
+        return self.launchers[job.launcher]
 
-    def _forget_token(self, job: Job) -> None:
-        with suppress(OSError):  # its folder may be what is wrong
+    def _fail(self, job: Job, code: int | None, *, error: str) -> None:
+        """Fail a job that did not run."""
+        self._drop_token(job)
+        self.jobs.end(job.id, Outcome("failed", code, error))
+
+    def _drop_token(self, job: Job) -> None:
+        with suppress(OSError):  # the job's folder may be the cause of the failure
             drop_token(self.settings.folder(job.id), self.settings.log(job.id))
-
-    def _prepare(self, job: Job, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / PROGRESS).unlink(missing_ok=True)
-        (folder / "recipe.yaml").write_bytes(job.recipe.encode())
 
     def _launch(self, job: Job) -> Launch:
         return launch_of(job, self.settings)
 
 
-def main() -> None:
-    """Supervise until told to stop or until the service is gone."""
-    log_with_time()
-    settings = Settings.model_validate_json(_first_line(sys.stdin.fileno()))
-    with (settings.data_dir / "supervisor.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # an earlier one may still be on its way out
-        supervise(settings)
+def _prepare(job: Job, folder: Path) -> None:
+    """Write the recipe into the job's folder, and remove the progress of an earlier attempt."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / PROGRESS).unlink(missing_ok=True)
+    (folder / "recipe.yaml").write_bytes(job.recipe.encode())
 
 
-def supervise(settings: Settings) -> None:
-    """Round after round, as standard input says."""
-    supervisor = Supervisor(settings)
-    while True:
-        try:
-            supervisor.round()
-        except (sqlite3.OperationalError, OSError) as error:  # a full disk: nothing is lost, the next round tries again
-            logger.warning("the table cannot be used (%s); trying again", error)
-        if select.select([sys.stdin], [], [], TICK)[0]:
-            word = os.read(sys.stdin.fileno(), 4096)
-            if b"stop" in word:
-                return supervisor.stop()
-            if not word:
-                return None
-
-
-def _first_line(descriptor: int) -> bytes:
-    """A line, and not a byte more: what follows is for select."""
-    line = b""
-    while not line.endswith(b"\n") and (byte := os.read(descriptor, 1)):
-        line += byte
-    return line
-
-
-if __name__ == "__main__":
-    main()
+def _not_offered(job: Job) -> str:
+    return f"the service runs without the launcher {job.launcher!r} now"

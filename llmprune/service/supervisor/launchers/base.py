@@ -1,15 +1,17 @@
-"""The small interface behind which jobs run: start, look, stop.
+"""Interface of the launchers: start an attempt at a job, poll it, stop it.
 
-A launcher keeps nothing in memory that it could not do without: after a restart it finds
-a job again by the job's id alone.
+A launcher needs nothing in memory to find its jobs: after a restart it finds them by job id and attempt number.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Self
+
+from llmprune.service.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -18,53 +20,74 @@ class Launch:
 
     job: str
     attempt: int
-    folder: Path  # the job's own
+    folder: Path  # the job's folder
     arguments: tuple[str, ...]  # of llmprune
     gpus: int
-    devices: tuple[str, ...]  # which of this machine's GPUs; none where another machine decides
+    devices: tuple[str, ...]  # GPUs of this machine; empty where another machine assigns them
     environment: Mapping[str, str]
-    keep_hub: bool = False  # whether it uses the hub's token and cache of whoever started the service
+    keep_hub: bool = False  # use the hub token and cache of the user who started the service
 
     @property
     def log(self) -> Path:
-        """Where all attempts write what they say."""
+        """Log file that all attempts append to."""
         return self.folder / "log.txt"
 
     @property
+    def working_dir(self) -> Path:
+        """Empty working directory of the run: no hub id can be the name of a folder in it."""
+        return self.folder / "nowhere"
+
+    @property
     def exit_file(self) -> Path:
-        """Where the attempt's exit code is written."""
+        """File that holds the attempt's exit code once it has ended."""
         return self.folder / f"attempt-{self.attempt}.exit"
 
 
 @dataclass(frozen=True)
-class Look:
-    """What became of an attempt.
+class AttemptState:
+    """State of an attempt at one moment.
 
-    It waits elsewhere, runs, ended with a code, is gone without one, was given back before it
-    ran; or nobody knows for now.
+    waiting: in the queue of another machine. running. ended: with ``code``. gone: ended without an exit code.
+    returned: given back by another machine before it ran. unknown: the other machine does not answer.
     """
 
     state: Literal["waiting", "running", "ended", "gone", "returned", "unknown"]
     code: int | None = None
 
 
-WAITING, RUNNING, GONE = Look("waiting"), Look("running"), Look("gone")
-RETURNED, UNKNOWN = Look("returned"), Look("unknown")
+WAITING, RUNNING, GONE = AttemptState("waiting"), AttemptState("running"), AttemptState("gone")
+RETURNED, UNKNOWN = AttemptState("returned"), AttemptState("unknown")
 
 
-class Launcher(Protocol):
-    """Where attempts run."""
+class Launcher(ABC):
+    """Base class of the launchers, which start, poll and stop attempts."""
 
-    on_this_machine: bool  # whether jobs take this machine's slots and GPUs
+    on_this_machine: ClassVar[bool] = True  # jobs use this machine's slots and GPUs
+    gpu_host: ClassVar[str] = "this machine"  # machine whose GPUs limit a job, as messages name it
 
-    def room(self) -> int:
-        """How many more jobs it takes now, where they take nothing of this machine."""
+    @classmethod
+    def is_offered(cls, settings: Settings) -> bool:
+        """Return whether jobs may ask for this launcher."""
+        del settings
+        return True
 
+    @classmethod
+    @abstractmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        """Make the launcher."""
+
+    def capacity(self) -> int:
+        """Return how many more jobs may start now. Asked only of launchers that use another machine."""
+        return 0
+
+    @abstractmethod
     def start(self, launch: Launch) -> None:
-        """Start an attempt. Raises LLMPruneError where that cannot be done."""
+        """Start an attempt. Raises LLMPruneError where that is impossible."""
 
-    def look(self, launch: Launch) -> Look:
-        """What became of it."""
+    @abstractmethod
+    def poll(self, launch: Launch) -> AttemptState:
+        """Return the state of an attempt."""
 
+    @abstractmethod
     def stop(self, launch: Launch, force: bool) -> None:
-        """Ask its processes to end, or end them."""
+        """Ask an attempt's processes to end; with ``force`` end them."""

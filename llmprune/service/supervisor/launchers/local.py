@@ -7,44 +7,44 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 from llmprune.common.errors import DiskError, LLMPruneError
 from llmprune.service.environment import inherited
-from llmprune.service.supervisor.launchers.base import GONE, RUNNING, Launch, Look
-from llmprune.service.supervisor.processes import MARK, is_leased, leased, marked, signal_all
+from llmprune.service.settings import Settings
+from llmprune.service.supervisor.launchers.base import GONE, RUNNING, AttemptState, Launch, Launcher
+from llmprune.service.supervisor.processes import MARK, is_leased, leased, processes_of_job, signal_all
 
-_ATTEMPT = (sys.executable, "-m", "llmprune.service.supervisor.job_runner")
+_JOB_RUNNER = (sys.executable, "-m", "llmprune.service.supervisor.job_runner")
 
 
-class Local:
-    """One process a job (and its children)."""
-
-    on_this_machine = True
+class Local(Launcher):
+    """One process for each job, and its children."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self.command = tuple(command)
         self._started: list[subprocess.Popen[bytes]] = []
 
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        """Make the launcher with the service's command of llmprune."""
+        return cls(settings.command)
+
     def command_of(self, launch: Launch) -> tuple[str, ...]:
-        """What is run."""
+        """Return the command line of an attempt."""
         return (*self.command, *launch.arguments)
 
-    def room(self) -> int:
-        """Slots and GPUs say how many."""
-        return 0
-
     def start(self, launch: Launch) -> None:
-        """Start the attempt under a lease that it holds as long as it lives."""
-        nowhere = launch.folder / "nowhere"
+        """Start the attempt under a lease that its job runner holds as long as it lives."""
         try:
-            nowhere.mkdir(parents=True, exist_ok=True)
+            launch.working_dir.mkdir(parents=True, exist_ok=True)
             with leased(launch.folder) as lease, launch.log.open("ab") as log:
                 if lease is None:
                     raise LLMPruneError(f"job {launch.job} has a process already")
-                keeper = (*_ATTEMPT, str(launch.exit_file), str(lease.fileno()))
+                job_runner = (*_JOB_RUNNER, str(launch.exit_file), str(lease.fileno()))
                 process = subprocess.Popen(
-                    (*keeper, *self.command_of(launch)),
-                    cwd=nowhere,
+                    (*job_runner, *self.command_of(launch)),
+                    cwd=launch.working_dir,
                     env=_environment(launch),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -56,23 +56,23 @@ class Local:
             raise DiskError(f"job {launch.job} cannot be started in {launch.folder}: {error}") from error
         self._started.append(process)
 
-    def look(self, launch: Launch) -> Look:
-        """Running while the lease is held; then its exit file speaks."""
-        self._started = [process for process in self._started if process.poll() is None]  # no zombies stay
+    def poll(self, launch: Launch) -> AttemptState:
+        """Return running while the lease is held, then ended with the code in the exit file."""
+        self._started = [process for process in self._started if process.poll() is None]  # reaps zombies
         if is_leased(launch.folder):
             return RUNNING
         try:
-            return Look("ended", int(launch.exit_file.read_text(encoding="ascii")))
+            return AttemptState("ended", int(launch.exit_file.read_text(encoding="ascii")))
         except (OSError, ValueError):
-            return RUNNING if self._lost_its_keeper(launch) else GONE
+            return RUNNING if self._kill_orphans(launch) else GONE
 
     def stop(self, launch: Launch, force: bool) -> None:
-        """SIGTERM, or SIGKILL, to every process of the job."""
+        """Send SIGTERM, or with ``force`` SIGKILL, to every process of the job."""
         signal_all(launch.job, signal.SIGKILL if force else signal.SIGTERM)
 
-    def _lost_its_keeper(self, launch: Launch) -> bool:
-        """Whether processes are left that nobody will report on; they are ended, the next look sees them gone."""
-        if not marked(launch.job):
+    def _kill_orphans(self, launch: Launch) -> bool:
+        """Kill the processes of a job whose job runner has died; return whether there were any."""
+        if not processes_of_job(launch.job):
             return False
         signal_all(launch.job, signal.SIGKILL)
         return True

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar, Self
 
+from llmprune.service.settings import Settings
 from llmprune.service.supervisor.launchers.base import Launch
 from llmprune.service.supervisor.launchers.local import Local
 
@@ -11,16 +13,23 @@ from llmprune.service.supervisor.launchers.local import Local
 class Torchrun(Local):
     """``torchrun --nproc-per-node GPUS [OPTIONS] -m llmprune …``.
 
-    For several nodes the options name them, as in ``--nnodes 2 --node-rank 0 --rdzv-endpoint HOST:PORT``;
-    the run folder then lies where all nodes see it, and the others join with torchrun themselves.
+    For several nodes the options name them, as in ``--nnodes 2 --node-rank 0 --rdzv-endpoint HOST:PORT``. Then all
+    nodes see the run folder at the same path, and the other nodes start torchrun themselves.
     """
+
+    gpu_host: ClassVar[str] = "each node"
 
     def __init__(self, command: Sequence[str], options: Sequence[str] = ()) -> None:
         super().__init__(command)
         self.options = tuple(options)
 
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        """Make the launcher with the operator's options of torchrun."""
+        return cls(settings.command, settings.torchrun_options)
+
     def command_of(self, launch: Launch) -> tuple[str, ...]:
-        """The command with torchrun between Python and the program."""
+        """Return the command line of an attempt: torchrun between Python and the program."""
         python, *program = self.command
         torchrun = (python, "-m", "torch.distributed.run", "--nproc-per-node", str(max(1, launch.gpus)))
         return (*torchrun, *(self.options or ("--standalone",)), *program, *launch.arguments)

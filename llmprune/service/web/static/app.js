@@ -1,8 +1,8 @@
-// What htmx and plain HTML cannot say.
+// Behaviour that htmx and plain HTML do not provide.
 (function () {
   "use strict";
 
-  // The embedded report is as tall as what it says.
+  // The frame of the report is as tall as its contents.
   function fit(frame) {
     var page = frame.contentDocument && frame.contentDocument.documentElement;
     if (page) frame.height = page.scrollHeight;
@@ -15,7 +15,7 @@
     fit(frame);
   });
 
-  // Whoever looks at a page that is no longer kept fresh should know it. A session that has ended leads to the door.
+  // Show that the page is no longer refreshed. Where the session has ended, load the sign-in page.
   function away(is) { document.getElementById("away").hidden = !is; }
   document.addEventListener("htmx:sendError", function () { away(true); });
   document.addEventListener("htmx:responseError", function (event) {
@@ -24,15 +24,15 @@
   });
   document.addEventListener("htmx:afterOnLoad", function (event) { if (event.detail.successful !== false) away(false); });
 
-  // The same state said again every second would be read aloud every second.
+  // Screen readers read a status aloud whenever it is replaced, so an unchanged status is not.
   document.addEventListener("htmx:oobBeforeSwap", function (event) {
     var said = event.detail.target.id === "said";
     if (said && event.detail.target.textContent.trim() === event.detail.fragment.textContent.trim()) event.detail.shouldSwap = false;
   });
 
-  // The editor's work belongs to its entry in the browser's history: Back and reload bring it back, a new page starts
-  // anew, and no other tab sees it. The pages are not stored, so the browser itself remembers nothing. Secrets and the
-  // submission's own key stay out.
+  // The draft of a recipe belongs to one entry of the browser's history: Back and reload restore it, a new page starts
+  // empty, and other tabs do not see it. Pages are sent with no-store, so the browser restores nothing itself. Secrets
+  // and the submission's idempotency key are not saved.
   var MOST_DRAFTS = 20, DRAFT = "draft ";
   function inputs(form) {
     return Array.from(form.elements).filter(function (one) {
@@ -52,7 +52,7 @@
       if (one.type === "checkbox") one.checked = draft[one.name];
       else one.value = draft[one.name];
     });
-    // htmx has not read the page yet: its first check then takes the draft, and the questions follow it
+    // htmx has not processed the page yet: its first check then uses the draft, and the form follows it
     document.getElementById("outcome").setAttribute("hx-post", "/submit/check?typed=true");
   }
   var editor = document.getElementById("recipe");

@@ -1,4 +1,4 @@
-"""Reading a recipe costs far more than its bytes: it happens in a worker thread, one recipe of a caller at a time."""
+"""Queue for reading recipes, which is slow for their size: in a worker thread, one recipe of a caller at a time."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ T = TypeVar("T")
 @dataclass
 class _Queue:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    length: int = 0  # the request at work included
+    length: int = 0  # including the request at work
 
 
-class Turns:
-    """A queue for each caller. A request that waits in it holds no worker thread; the gate limits their number."""
+class RecipeQueue:
+    """A queue for each caller. A waiting request occupies no worker thread; AuthMiddleware limits their number."""
 
     def __init__(self) -> None:
         self._queues: dict[str, _Queue] = {}

@@ -1,0 +1,162 @@
+"""The command that starts a service. Its body imports late."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmprune.common.errors import RecipeError
+
+DataDir = Annotated[Path, typer.Option(help="Folder of the job table and of all jobs.")]
+Host = Annotated[str, typer.Option(help="Address to bind; one that other machines can reach needs a token first.")]
+Port = Annotated[int, typer.Option(min=1, max=65535)]
+HostName = Annotated[
+    list[str] | None,
+    typer.Option(help="Further name under which browsers reach it, as behind a proxy; may be repeated."),
+]
+TrustedProxy = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Address or network of a reverse proxy whose X-Forwarded headers are trusted; may be repeated.",
+    ),
+]
+Slots = Annotated[int, typer.Option(min=1, max=1024, help="Jobs without a GPU that may run at a time.")]
+Gpus = Annotated[
+    str | None,
+    typer.Option(help="GPUs for jobs, such as 0,1, or none. Default: every GPU that the driver lists."),
+]
+AllowRoot = Annotated[
+    list[Path] | None, typer.Option(help="Folder under which recipes may name models and text; may be repeated.")
+]
+AllowTasks = Annotated[
+    list[Path] | None,
+    typer.Option(help="Folder of lm-eval task files that recipes may name; task files run code. May be repeated."),
+]
+TorchrunOptions = Annotated[
+    str | None,
+    typer.Option(help="Options of torchrun for jobs of the launcher torchrun, such as those for several nodes."),
+]
+RayUrl = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="Ray cluster for jobs of the launcher ray, such as http://head:8265."),
+]
+TimeLimit = Annotated[
+    float, typer.Option(min=0, help="Maximum run time of a job in seconds; waiting does not count. 0: no limit.")
+]
+MemoryLimit = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Maximum memory of a job on this machine, or of each of its GPUs; a job above it is ended. 0: no limit. "
+        "Default: 80% of the memory, shared by slots and GPUs.",
+    ),
+]
+DiskQuota = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Maximum disk space of all jobs; above it the oldest models are deleted and reports are kept.",
+    ),
+]
+KeepDays = Annotated[
+    float | None, typer.Option(min=0, help="Days after which a job's model is deleted; its report is kept.")
+]
+KeepJobs = Annotated[
+    bool, typer.Option("--keep-jobs", help="Leave jobs running when the service stops; the next service finds them.")
+]
+MaxQueued = Annotated[int, typer.Option(min=1, help="Maximum number of jobs of one user in the queue.")]
+ShareJobs = Annotated[
+    bool,
+    typer.Option("--share-jobs", help="Every user with a token may read every job; default: its owner and admins."),
+]
+LendHubToken = Annotated[
+    bool,
+    typer.Option("--lend-hub-token", help="Jobs and plans use your hub token and cache, private repositories too."),
+]
+
+
+def serve(
+    data_dir: DataDir = Path("runs/service"),
+    host: Host = "127.0.0.1",
+    *,
+    port: Port = 8321,
+    host_name: HostName = None,
+    trusted_proxy: TrustedProxy = None,
+    slots: Slots = 1,
+    gpus: Gpus = None,
+    allow_root: AllowRoot = None,
+    allow_tasks: AllowTasks = None,
+    torchrun_options: TorchrunOptions = None,
+    ray: RayUrl = None,
+    time_limit: TimeLimit = 86400.0,
+    memory_limit: MemoryLimit = None,
+    disk_quota: DiskQuota = None,
+    keep_days: KeepDays = None,
+    keep_jobs: KeepJobs = False,
+    max_queued: MaxQueued = 1000,
+    share_jobs: ShareJobs = False,
+    lend_hub_token: LendHubToken = False,
+) -> None:
+    """Serve pruning jobs over HTTP and in the browser."""
+    from llmprune.service import server
+    from llmprune.service.settings import Settings
+    from llmprune.service.supervisor import devices
+
+    roots, tasks = _folders(allow_root), _folders(allow_tasks)
+    proxies = tuple(_network(proxy) for proxy in trusted_proxy or ())
+    if ray and not ray.startswith(("http://", "https://")):
+        raise RecipeError(f"--ray {ray}: give the URL of its job API, such as http://head:8265")
+    settings = Settings(
+        data_dir=data_dir.absolute(), host=host, port=port, host_names=tuple(host_name or ()), trusted_proxies=proxies,
+        slots=slots, gpus=devices.find_gpus() if gpus is None else devices.choose_gpus(gpus), allow_roots=roots,
+        allow_tasks=tasks, torchrun_options=_words(torchrun_options or ""), ray=ray, time_limit=time_limit or None,
+        disk_quota=_size(disk_quota) if disk_quota else None, keep_days=keep_days, keep_jobs=keep_jobs,
+        max_queued=max_queued, share_jobs=share_jobs, lend_hub_token=lend_hub_token,
+        **({} if memory_limit is None else {"memory_limit": _size(memory_limit)}),
+    )  # fmt: skip
+    server.serve(settings)
+
+
+def _folders(folders: Iterable[Path] | None) -> tuple[Path, ...]:
+    """Resolve folders. Raises RecipeError where one does not exist."""
+    found = tuple(folders or ())
+    for folder in found:
+        if not folder.is_dir():
+            raise RecipeError(
+                f"{folder} is not a folder (looked in {Path.cwd()}); give --allow-root and --allow-tasks folders"
+            )
+    return tuple(folder.resolve() for folder in found)
+
+
+def _network(proxy: str) -> str:
+    """Return a network in the form that uvicorn needs, which ignores 10.1.2.3/8. Raises RecipeError."""
+    import ipaddress
+
+    try:
+        return str(ipaddress.ip_network(proxy, strict=False))
+    except ValueError:
+        raise RecipeError(f"--trusted-proxy {proxy!r}: give an address or a network, such as 10.0.0.0/8") from None
+
+
+def _words(options: str) -> tuple[str, ...]:
+    """Split options as a shell does. Raises RecipeError."""
+    import shlex
+
+    try:
+        return tuple(shlex.split(options))
+    except ValueError as error:
+        raise RecipeError(f"arguments: {error}") from None
+
+
+def _size(text: str) -> int | None:
+    """Return a size in bytes; None for 0, which means no limit. Raises RecipeError."""
+    from llmprune.common.schema import parse_size
+
+    try:
+        return None if text.strip() == "0" else parse_size(text)
+    except ValueError as error:
+        raise RecipeError(f"arguments: {error}") from None

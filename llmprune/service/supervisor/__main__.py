@@ -1,0 +1,61 @@
+"""The process of the supervisor.
+
+    python -m llmprune.service.supervisor   (settings as one line of JSON on standard input)
+
+A line on standard input wakes it, and the line ``stop`` ends it together with its jobs. When the input closes, the
+service has died: this process ends, its jobs run on, and the next supervisor finds them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import select
+import sqlite3
+import sys
+
+from llmprune.service.logs import log_with_time
+from llmprune.service.settings import Settings
+from llmprune.service.supervisor.supervisor import Supervisor
+
+logger = logging.getLogger(__name__)
+
+ROUND_EVERY = 0.5  # seconds
+
+
+def main() -> None:
+    """Supervise jobs until standard input says stop or closes."""
+    log_with_time()
+    settings = Settings.model_validate_json(_first_line(sys.stdin.fileno()))
+    with (settings.data_dir / "supervisor.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the previous supervisor may still be ending
+        supervise(settings)
+
+
+def supervise(settings: Settings) -> None:
+    """Run round after round until standard input says stop or closes."""
+    supervisor = Supervisor(settings)
+    while True:
+        try:
+            supervisor.round()
+        except (sqlite3.OperationalError, OSError) as error:  # a full disk: nothing is lost, the next round tries again
+            logger.warning("the job table cannot be used (%s); trying again", error)
+        if select.select([sys.stdin], [], [], ROUND_EVERY)[0]:
+            command = os.read(sys.stdin.fileno(), 4096)
+            if b"stop" in command:
+                return supervisor.stop()
+            if not command:
+                return None
+
+
+def _first_line(descriptor: int) -> bytes:
+    """Read one line and no byte more, because ``select`` does not see what Python has buffered."""
+    line = b""
+    while not line.endswith(b"\n") and (byte := os.read(descriptor, 1)):
+        line += byte
+    return line
+
+
+if __name__ == "__main__":
+    main()
