@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from llmprune.anatomy.config_probe import Change, Field, RepresentativeModel, compare
-from llmprune.anatomy.meta_model import find_layers, materialise, text_config
-from llmprune.anatomy.mlp import NOT_RUNNING, first_of, holder_of, is_same
+from llmprune.anatomy.meta_model import fill_with_noise, find_layers, text_config
+from llmprune.anatomy.mlp import RUN_ERRORS, hidden_states_of, holder_of, is_same
 from llmprune.anatomy.selection import mask_neurons, select_neurons
 from llmprune.anatomy.types import AttentionUnit, Heads, PrunableDim
 
@@ -43,31 +43,31 @@ _LARGE = 2**22  # entries of a table of embeddings that is not made: noise goes 
 
 
 def attention_units(
-    field: Field, specimen: RepresentativeModel, *, heads: Heads, small: Sequence[dict[str, int]]
+    field: Field, representative: RepresentativeModel, *, heads: Heads, small: Sequence[dict[str, int]]
 ) -> Units | str:
-    """The proven unit of every layer of the specimen that has attention; or why there are none.
+    """The proven unit of every layer of the representative that has attention; or why there are none.
 
-    ``field``: what the number of groups sets. ``small``: fields that make the specimen quick to run.
+    ``field``: what the number of groups sets. ``small``: fields that make the representative quick to run.
     """
-    text, refusal = text_config(specimen.model.config), ""
+    text, refusal = text_config(representative.model.config), ""
     for hidden in ({text.attribute_map.get("hidden_size", "hidden_size"): _SMALL_HIDDEN}, {}):
         built = False
         for fields in small:
-            pair = _Pair.build(field, specimen, heads=heads, smaller=fields | hidden)
+            pair = _Pair.build(field, representative, heads=heads, smaller=fields | hidden)
             if isinstance(pair, str):
                 refusal = refusal or pair
                 continue
             built = True
             try:
                 proven = pair.prove_some()
-            except NOT_RUNNING as error:
+            except RUN_ERRORS as error:
                 why = f"{type(error).__name__}: {error}"
                 refusal = f"a small model with {_GROUPS} groups of heads, or with {_KEPT}, does not run ({why})"
                 continue
             if isinstance(proven, str):
                 return proven
             layout, refits = proven
-            units = _propose(specimen.layers, field, queries=heads.queries, layout=layout)
+            units = _propose(representative.layers, field, queries=heads.queries, layout=layout)
             return tuple(unit and replace(unit, refit=refit) for unit, refit in zip(units, refits, strict=True))
         if built:
             break  # where a smaller model was built and does not run, the larger one does not either
@@ -118,16 +118,16 @@ class _Pair:
 
     @classmethod
     def build(
-        cls, field: Field, specimen: RepresentativeModel, *, heads: Heads, smaller: dict[str, int]
+        cls, field: Field, representative: RepresentativeModel, *, heads: Heads, smaller: dict[str, int]
     ) -> _Pair | str:
         """The pair, or why there is none."""
         queries = min(heads.queries, _MOST_QUERIES)
         few = replace(heads, per_group={name: min(each, queries) for name, each in heads.per_group.items()})
-        wide, narrow = (specimen.with_fields(smaller | few.fields(groups)) for groups in (_GROUPS, _KEPT))
+        wide, narrow = (representative.with_fields(smaller | few.fields(groups)) for groups in (_GROUPS, _KEPT))
         if wide is None or narrow is None:
             return f"no model can be built with {few.fields(_KEPT)}"
         found = compare(
-            RepresentativeModel(wide, (), specimen.trust_remote_code),
+            RepresentativeModel(wide, (), representative.trust_remote_code),
             narrow,
             name=field.name,
             probe=_KEPT,
@@ -137,8 +137,8 @@ class _Pair:
             return f"{field.name} set other sizes in a smaller model"
         decoder = wide.get_decoder()
         tables = [module for module in decoder.modules() if isinstance(module, nn.Embedding)]
-        materialise(decoder, without=[table for table in tables if table.weight.numel() > _LARGE])
-        return cls(wide, narrow, found, queries, frozenset(specimen.stands_for))
+        fill_with_noise(decoder, without=[table for table in tables if table.weight.numel() > _LARGE])
+        return cls(wide, narrow, found, queries, frozenset(representative.layer_kinds))
 
     def prove_some(self) -> tuple[Layout, list[bool]] | str:
         """The layout that proves the groups, and for each layer what ``prove`` says; or why none does."""
@@ -206,7 +206,9 @@ def _hidden_states(model: PreTrainedModel, tensors: dict[str, Tensor]) -> list[T
     states: list[Tensor] = []
     with ExitStack() as hooks:
         for layer in find_layers(model)[1]:
-            hooks.callback(layer.register_forward_hook(lambda _, __, output: states.append(first_of(output))).remove)
+            hooks.callback(
+                layer.register_forward_hook(lambda _, __, output: states.append(hidden_states_of(output))).remove
+            )
         model.get_decoder()(inputs_embeds=hidden_BLD, use_cache=False)
     return states
 

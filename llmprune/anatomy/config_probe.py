@@ -1,6 +1,6 @@
 """What a config field sets: build the model with another value and see which tensors change shape.
 
-Models are built without weights, and from a specimen: the same config with one layer of
+Models are built without weights, and from a representative: the same config with one layer of
 each kind, so that a model of a hundred layers is tried as quickly as one of two.
 """
 
@@ -48,7 +48,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Field:
-    """A config field and what it sets, in each layer of the specimen.
+    """A config field and what it sets, in each layer of the representative.
 
     ``value`` is the size that the model has, which need not be what its config says: a class may adjust that.
     """
@@ -65,19 +65,19 @@ class Field:
 
 @dataclass(frozen=True)
 class RepresentativeModel:
-    """A model with one layer of each kind; ``stands_for[i]`` is the layer of it that dense layer i is like."""
+    """A model with one layer of each kind; ``layer_kinds[i]`` is the layer of it that dense layer i is like."""
 
     model: PreTrainedModel
-    stands_for: tuple[int, ...]
+    layer_kinds: tuple[int, ...]
     trust_remote_code: bool
 
     @property
     def layers(self) -> nn.ModuleList:
-        """The specimen's own layers."""
+        """The representative's own layers."""
         return find_layers(self.model)[1]
 
     def with_fields(self, fields: Mapping[str, int]) -> PreTrainedModel | None:
-        """The specimen with other values in these fields; None where its class cannot build that."""
+        """The representative with other values in these fields; None where its class cannot build that."""
         return rebuild(self.model.config, fields, trust_remote_code=self.trust_remote_code)
 
 
@@ -90,7 +90,7 @@ def rebuild(config: Config, fields: Mapping[str, int], *, trust_remote_code: boo
         return None
 
 
-def take_specimen(model: PreTrainedModel, trust_remote_code: bool) -> RepresentativeModel:
+def build_representative(model: PreTrainedModel, trust_remote_code: bool) -> RepresentativeModel:
     """One layer of each kind, or the whole model where its config cannot express that."""
     _, layers = find_layers(model)
     kinds = [_kind(layer) for layer in layers]
@@ -113,17 +113,17 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from module.named_buffers()
 
 
-def fields_that_set_sizes(specimen: RepresentativeModel) -> list[Field]:
+def fields_that_set_sizes(representative: RepresentativeModel) -> list[Field]:
     """Every whole-number field that sets sizes in the layers and nothing else."""
-    text = text_config(specimen.model.config)
+    text = text_config(representative.model.config)
     skipped = {text.attribute_map.get(name, name) for name in _OTHER_SIZES}
-    sizes = {size for _, tensor in _tensors(specimen.layers) for size in tensor.shape}
+    sizes = {size for _, tensor in _tensors(representative.layers) for size in tensor.shape}
     found = []
     for name, value in text.to_dict().items():
         if name not in skipped and _may_set_sizes(name, value, sizes=sizes):
             probe = next(probe for probe in _PROBES if probe != value)
-            other = specimen.with_fields({name: probe})
-            field = compare(specimen, other, name=name, probe=probe) if other is not None else None
+            other = representative.with_fields({name: probe})
+            field = compare(representative, other, name=name, probe=probe) if other is not None else None
             if field is not None:
                 found.append(field)
     return found
@@ -139,14 +139,14 @@ def _may_set_sizes(name: str, value: object, *, sizes: set[int]) -> bool:
 
 
 def compare(
-    specimen: RepresentativeModel, other: PreTrainedModel, *, name: str, probe: int, most_times: int = _MOST_TIMES
+    representative: RepresentativeModel, other: PreTrainedModel, *, name: str, probe: int, most_times: int = _MOST_TIMES
 ) -> Field | None:
-    """What follows the field in the specimen, of which ``other`` has the value ``probe``; None where it is no size.
+    """What follows the field in the representative, of which ``other`` has the value ``probe``; None where it is no size.
 
     ``most_times``: how many times the value a dimension may be.
     """
-    before, after = dict(_tensors(specimen.model)), dict(_tensors(other))
-    path, layers = find_layers(specimen.model)
+    before, after = dict(_tensors(representative.model)), dict(_tensors(other))
+    path, layers = find_layers(representative.model)
     if before.keys() != after.keys():
         return None
     changes: list[list[Change]] = [[] for _ in layers]
@@ -178,27 +178,29 @@ def _change(before: torch.Tensor, after: torch.Tensor, *, probe: int, most_times
     return (dims[0], times) if whole else None
 
 
-def follows_everywhere(model: PreTrainedModel, field: Field, *, specimen: RepresentativeModel) -> bool:
-    """Whether the field sets in the whole model what it sets in the specimen, layer by layer."""
-    if model is specimen.model:
+def follows_everywhere(model: PreTrainedModel, field: Field, *, representative: RepresentativeModel) -> bool:
+    """Whether the field sets in the whole model what it sets in the representative, layer by layer."""
+    if model is representative.model:
         return True
     probe = next(probe for probe in _PROBES if probe != field.value)
-    other = rebuild(model.config, {field.name: probe}, trust_remote_code=specimen.trust_remote_code)
-    return other is not None and is_like_specimen(model, other, field=field, specimen=specimen, probe=probe)
+    other = rebuild(model.config, {field.name: probe}, trust_remote_code=representative.trust_remote_code)
+    return other is not None and changes_like_representative(
+        model, other, field=field, representative=representative, probe=probe
+    )
 
 
-def is_like_specimen(
+def changes_like_representative(
     model: PreTrainedModel,
     other: PreTrainedModel,
     *,
     field: Field,
-    specimen: RepresentativeModel,
+    representative: RepresentativeModel,
     probe: int,
     most_times: int = _MOST_TIMES,
 ) -> bool:
-    """Whether ``other`` differs from the whole model as the field says that it does from the specimen."""
-    whole = RepresentativeModel(model, tuple(range(len(specimen.stands_for))), specimen.trust_remote_code)
+    """Whether ``other`` differs from the whole model as the field says that it does from the representative."""
+    whole = RepresentativeModel(model, tuple(range(len(representative.layer_kinds))), representative.trust_remote_code)
     found = compare(whole, other, name=field.name, probe=probe, most_times=most_times)
     return found is not None and all(
-        changes == field.changes[kind] for changes, kind in zip(found.changes, specimen.stands_for, strict=True)
+        changes == field.changes[kind] for changes, kind in zip(found.changes, representative.layer_kinds, strict=True)
     )

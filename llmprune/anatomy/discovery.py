@@ -11,9 +11,9 @@ from llmprune.anatomy.config_edits import edit_config
 from llmprune.anatomy.config_probe import (
     Field,
     RepresentativeModel,
+    build_representative,
     fields_that_set_sizes,
     follows_everywhere,
-    take_specimen,
 )
 from llmprune.anatomy.experts import FEW_EXPERTS, Blocks, expert_field, prove_experts
 from llmprune.anatomy.heads import find_heads
@@ -33,24 +33,24 @@ def discover(config: Config, trust_remote_code: bool = False) -> Anatomy:
     model = build_meta_model(config, trust_remote_code=trust_remote_code)
     path, layers = find_layers(model)
     _refuse_bidirectional(model)
-    specimen = take_specimen(model, trust_remote_code)
-    fields = fields_that_set_sizes(specimen)
-    mixture = expert_field(fields, specimen)
+    representative = build_representative(model, trust_remote_code)
+    fields = fields_that_set_sizes(representative)
+    mixture = expert_field(fields, representative)
     small = _small(fields, mixture[0] if mixture else None)
-    groups, units = _width_groups(model, fields, specimen=specimen, small=small)
-    experts = _experts(model, mixture, specimen=specimen, small=small)
-    heads, attention = find_heads(model, specimen, small=small)
-    blocks = mixture[1] if mixture else (None,) * len(specimen.layers)
+    groups, units = _width_groups(model, fields, representative=representative, small=small)
+    experts = _experts(model, mixture, representative=representative, small=small)
+    heads, attention = find_heads(model, representative, small=small)
+    blocks = mixture[1] if mixture else (None,) * len(representative.layers)
     return Anatomy(
         model_type=config.model_type,
         layers_path=path,
         num_layers=len(layers),
         layer_classes=tuple(type(layer).__name__ for layer in layers),
-        units=tuple(units[kind] for kind in specimen.stands_for),
+        units=tuple(units[kind] for kind in representative.layer_kinds),
         groups=groups,
-        attention=tuple(attention[kind] for kind in specimen.stands_for),
+        attention=tuple(attention[kind] for kind in representative.layer_kinds),
         heads=heads,
-        blocks=tuple(blocks[kind] for kind in specimen.stands_for),
+        blocks=tuple(blocks[kind] for kind in representative.layer_kinds),
         experts=experts,
         patterns=find_patterns(model),
         one_of=one_of_layers(config),
@@ -87,28 +87,32 @@ def _depth_refusal(model: PreTrainedModel, trust_remote_code: bool) -> str | Non
 
 
 def _small(fields: Sequence[Field], experts: Field | None) -> list[dict[str, int]]:
-    """Values that make the specimen quick to run: narrow, with few experts first, then with all of them."""
+    """Values that make the representative quick to run: narrow, with few experts first, then with all of them."""
     widths = {field.name: PROOF_WIDTH for field in fields if field.is_named_like_a_width}
     few = [widths | {experts.name: FEW_EXPERTS}] if experts and experts.value > FEW_EXPERTS else []
     return [*few, widths]
 
 
 def _width_groups(
-    model: PreTrainedModel, fields: Sequence[Field], *, specimen: RepresentativeModel, small: Sequence[dict[str, int]]
+    model: PreTrainedModel,
+    fields: Sequence[Field],
+    *,
+    representative: RepresentativeModel,
+    small: Sequence[dict[str, int]],
 ) -> tuple[tuple[WidthGroup, ...], list[tuple[MlpUnit, ...]]]:
-    """Every field that is named like a width and sets one, and the proven units of each layer of the specimen."""
+    """Every field that is named like a width and sets one, and the proven units of each layer of the representative."""
     groups: list[WidthGroup] = []
-    units: list[tuple[MlpUnit, ...]] = [()] * len(specimen.layers)
+    units: list[tuple[MlpUnit, ...]] = [()] * len(representative.layers)
     taken: set[tuple[int, str]] = set()
     for field in (field for field in fields if field.is_named_like_a_width):
         tensors = {(kind, change.name) for kind, changes in enumerate(field.changes) for change in changes}
         if tensors & taken:
             continue
         for tried in small:
-            found, refusal = units_of_field(field, specimen, small=tried)
+            found, refusal = units_of_field(field, representative, small=tried)
             if refusal is None:
                 break
-        if refusal is None and not follows_everywhere(model, field, specimen=specimen):
+        if refusal is None and not follows_everywhere(model, field, representative=representative):
             refusal = f"{field.name} does not set the same in all layers of a kind"
         if refusal is None:
             taken |= tensors
@@ -129,10 +133,15 @@ def _experts(
     model: PreTrainedModel,
     mixture: tuple[Field, Blocks] | None,
     *,
-    specimen: RepresentativeModel,
+    representative: RepresentativeModel,
     small: Sequence[dict[str, int]],
 ) -> Experts | None:
-    experts = prove_experts(mixture, specimen, small=small)
-    if experts and mixture and experts.refusal is None and not follows_everywhere(model, mixture[0], specimen=specimen):
+    experts = prove_experts(mixture, representative, small=small)
+    if (
+        experts
+        and mixture
+        and experts.refusal is None
+        and not follows_everywhere(model, mixture[0], representative=representative)
+    ):
         return replace(experts, refusal=f"{experts.field} does not set the same in all layers of a kind")
     return experts

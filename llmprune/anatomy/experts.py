@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from llmprune.anatomy.config_probe import Change, Field, RepresentativeModel
 from llmprune.anatomy.expert_hooks import choice_in, outputs_of_experts
-from llmprune.anatomy.meta_model import Config, find_layers, materialise, text_config
-from llmprune.anatomy.mlp import NOT_RUNNING, first_of, holder_of, inside, is_inside, is_same, paths_around
+from llmprune.anatomy.meta_model import Config, fill_with_noise, find_layers, text_config
+from llmprune.anatomy.mlp import RUN_ERRORS, hidden_states_of, holder_of, inside, is_inside, is_same, paths_around
 from llmprune.anatomy.selection import select_neurons
 from llmprune.anatomy.types import ExpertBlock, Experts, PrunableDim
 
@@ -27,27 +27,27 @@ _TOKENS = 32
 Blocks = tuple[ExpertBlock | None, ...]
 
 
-def expert_field(fields: Sequence[Field], specimen: RepresentativeModel) -> tuple[Field, Blocks] | None:
-    """The field that sets the number of experts, and the block of every layer of the specimen."""
-    return next(((field, blocks) for field in fields if (blocks := _blocks(field, specimen)) is not None), None)
+def expert_field(fields: Sequence[Field], representative: RepresentativeModel) -> tuple[Field, Blocks] | None:
+    """The field that sets the number of experts, and the block of every layer of the representative."""
+    return next(((field, blocks) for field in fields if (blocks := _blocks(field, representative)) is not None), None)
 
 
 def prove_experts(
-    found: tuple[Field, Blocks] | None, specimen: RepresentativeModel, *, small: Sequence[dict[str, int]]
+    found: tuple[Field, Blocks] | None, representative: RepresentativeModel, *, small: Sequence[dict[str, int]]
 ) -> Experts | None:
     """The experts and whether any can be removed; None where the model has no mixture.
 
-    ``small``: fields that make the specimen quick to run; of several, the first that proves it.
+    ``small``: fields that make the representative quick to run; of several, the first that proves it.
     """
-    config = text_config(specimen.model.config)
+    config = text_config(representative.model.config)
     top_k = getattr(config, "num_experts_per_tok", None)
     if found is None:
-        stacks = [tensor for name, tensor in specimen.layers.named_parameters() if _is_stack(name, tensor)]
+        stacks = [tensor for name, tensor in representative.layers.named_parameters() if _is_stack(name, tensor)]
         reason = "no config field sets the number of experts and nothing else, so a model with fewer would not reload"
         return Experts("", stacks[0].shape[0], top_k, reason) if stacks else None
     field, blocks = found
     for tried in small:
-        top_k, refusal = _prove(field, blocks, specimen=specimen, small=tried, top_k=top_k)
+        top_k, refusal = _prove(field, blocks, representative=representative, small=tried, top_k=top_k)
         if refusal is None:
             break
     return Experts(field.name, field.value, top_k, refusal)
@@ -57,10 +57,10 @@ def _is_stack(name: str, tensor: Tensor) -> bool:
     return tensor.ndim == 3 and "expert" in name
 
 
-def _blocks(field: Field, specimen: RepresentativeModel) -> Blocks | None:
+def _blocks(field: Field, representative: RepresentativeModel) -> Blocks | None:
     """The blocks whose number of experts this field sets; None where it sets something else."""
     blocks: list[ExpertBlock | None] = []
-    for layer, changes in zip(specimen.layers, field.changes, strict=True):
+    for layer, changes in zip(representative.layers, field.changes, strict=True):
         tensors = dict(layer.named_parameters()) | dict(layer.named_buffers())
         stacks = [change for change in changes if change.dim == 0 and tensors[change.name].ndim == 3]
         holders = {holder_of(change.name) for change in stacks}
@@ -75,10 +75,10 @@ def _cuts(changes: Sequence[Change]) -> tuple[PrunableDim, ...]:
 
 
 def _prove(
-    field: Field, blocks: Blocks, *, specimen: RepresentativeModel, small: dict[str, int], top_k: int | None
+    field: Field, blocks: Blocks, *, representative: RepresentativeModel, small: dict[str, int], top_k: int | None
 ) -> tuple[int | None, str | None]:
     """How many experts a token takes, and why none can be removed."""
-    model = specimen.with_fields(small)
+    model = representative.with_fields(small)
     if model is None:
         return top_k, f"no model can be built with {small}"
     _, layers = find_layers(model)
@@ -88,12 +88,12 @@ def _prove(
         call = _Call(layer, block, count=small.get(field.name, field.value), config=model.config)
         try:
             refusal = call.prove()
-        except NOT_RUNNING:
+        except RUN_ERRORS:
             refusal = f"{block.path or 'the layer'}: its block does not run on hidden states alone"
         if refusal:
             return call.top_k or top_k, refusal
         top_k = call.top_k
-    fewer = specimen.with_fields(small | {field.name: field.value - 1})
+    fewer = representative.with_fields(small | {field.name: field.value - 1})
     return top_k, None if fewer is not None else f"no model can be built whose {field.name} is {field.value - 1}"
 
 
@@ -139,13 +139,13 @@ class _Call:
             if not all(is_inside(cut.name, path) for cut in self.block.tensors):
                 continue
             self.module = copy.deepcopy(self.layer.get_submodule(path)).float()
-            materialise(self.module)
+            fill_with_noise(self.module)
             self._fill_buffers()
             holder = self.module.get_submodule(inside(self.block.path, path))
             handle = holder.register_forward_hook(self._note, with_kwargs=True)
             try:
-                return path, first_of(self.module(self.hidden_BLD.clone()))
-            except NOT_RUNNING as failed:
+                return path, hidden_states_of(self.module(self.hidden_BLD.clone()))
+            except RUN_ERRORS as failed:
                 error = failed
             finally:
                 handle.remove()
@@ -170,4 +170,4 @@ class _Call:
 
     def _with(self, tensors: dict[str, Tensor]) -> Tensor:
         self.module.load_state_dict(tensors, assign=True)
-        return first_of(self.module(self.hidden_BLD.clone()))
+        return hidden_states_of(self.module(self.hidden_BLD.clone()))

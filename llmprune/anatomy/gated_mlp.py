@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from llmprune.anatomy.selection import strand_rows
+from llmprune.anatomy.selection import slice_rows
 from llmprune.anatomy.types import FusedSlice, MlpUnit
 
 Tensors = dict[str, Tensor]
@@ -45,7 +45,7 @@ def _scaled(unit: MlpUnit, tensors: Tensors, *, strand: FusedSlice, factors_F: T
     scaled = dict(tensors)
     for cut in (cut for cut in unit.tensors[:-1] if cut.name.rpartition(".")[0] == owner):
         tensor = tensors[cut.name]
-        rows = strand_rows(tensor.shape[cut.dim], FusedSlice(cut, strand.entry))
+        rows = slice_rows(tensor.shape[cut.dim], FusedSlice(cut, strand.entry))
         factors = factors_F.view(-1, *[1] * (tensor.ndim - 1 - cut.dim))
         scaled[cut.name] = tensor.index_copy(cut.dim, rows, tensor.index_select(cut.dim, rows) * factors)
     return scaled

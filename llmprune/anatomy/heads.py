@@ -12,32 +12,32 @@ from transformers import PreTrainedModel
 
 from llmprune.anatomy.attention import MOST_ROWS, Units, attention_units
 from llmprune.anatomy.config_edits import edit_config
-from llmprune.anatomy.config_probe import Field, RepresentativeModel, compare, is_like_specimen, rebuild
+from llmprune.anatomy.config_probe import Field, RepresentativeModel, changes_like_representative, compare, rebuild
 from llmprune.anatomy.meta_model import Config, quiet_transformers, text_config
 from llmprune.anatomy.types import Heads
 from llmprune.common.errors import ModelError
 
 
 def find_heads(
-    model: PreTrainedModel, specimen: RepresentativeModel, *, small: Sequence[dict[str, int]]
+    model: PreTrainedModel, representative: RepresentativeModel, *, small: Sequence[dict[str, int]]
 ) -> tuple[Heads | None, Units]:
-    """The heads of the model, and the attention unit of every layer of the specimen that has one.
+    """The heads of the model, and the attention unit of every layer of the representative that has one.
 
-    ``small``: fields that make the specimen quick to run; of several, the first that proves the units counts.
+    ``small``: fields that make the representative quick to run; of several, the first that proves the units counts.
     """
     counted = count_heads(model.config)
-    nothing: Units = (None,) * len(specimen.layers)
+    nothing: Units = (None,) * len(representative.layers)
     if counted is None or counted.refusal:
         return counted, nothing
     refusal = ""
     for fixed in _ways_to_fix_the_size(model.config):
         heads = replace(counted, fixed=fixed)
         heads = replace(heads, possible=_possible(model, heads))
-        found = _field(model, specimen, heads=heads)
+        found = _field(model, representative, heads=heads)
         if isinstance(found, str):
             refusal = refusal or found
             continue
-        units = attention_units(found, specimen, heads=heads, small=small)
+        units = attention_units(found, representative, heads=heads, small=small)
         return (replace(counted, refusal=units), nothing) if isinstance(units, str) else (heads, units)
     return replace(counted, refusal=refusal), nothing
 
@@ -86,26 +86,26 @@ def _possible(model: PreTrainedModel, heads: Heads) -> tuple[int, ...]:
     return tuple(groups for groups in range(1, heads.count) if accepted(groups))
 
 
-def _field(model: PreTrainedModel, specimen: RepresentativeModel, *, heads: Heads) -> Field | str:
-    """What the number of groups sets in each layer of the specimen, or why it cannot be made smaller."""
+def _field(model: PreTrainedModel, representative: RepresentativeModel, *, heads: Heads) -> Field | str:
+    """What the number of groups sets in each layer of the representative, or why it cannot be made smaller."""
     names = " and ".join(heads.per_group)
-    built = ((groups, specimen.with_fields(heads.fields(groups))) for groups in _likely_first(heads))
+    built = ((groups, representative.with_fields(heads.fields(groups))) for groups in _likely_first(heads))
     fewer, other = next((pair for pair in built if pair[1] is not None), (0, None))
     if other is None:
         return f"no model can be built with less in {names}"
     whole = (
         other
-        if model is specimen.model
-        else rebuild(model.config, heads.fields(fewer), trust_remote_code=specimen.trust_remote_code)
+        if model is representative.model
+        else rebuild(model.config, heads.fields(fewer), trust_remote_code=representative.trust_remote_code)
     )
-    field = compare(specimen, other, name=names, probe=fewer, most_times=MOST_ROWS)
+    field = compare(representative, other, name=names, probe=fewer, most_times=MOST_ROWS)
     if field is None or field.value != heads.count:
         return (
             f"a model with less in {names} would not reload: they do not set sizes in the attention and nothing else, "
             "as where the size of a head is hidden_size divided by their number"
         )
-    if whole is None or not is_like_specimen(
-        model, whole, field=field, specimen=specimen, probe=fewer, most_times=MOST_ROWS
+    if whole is None or not changes_like_representative(
+        model, whole, field=field, representative=representative, probe=fewer, most_times=MOST_ROWS
     ):
         return f"{names} do not set the same in all layers of a kind"
     return field

@@ -104,16 +104,16 @@ def _difference(layer: nn.Module, counterpart: nn.Module, *, changing: Sizes) ->
     modules, counterparts = dict(layer.named_modules()), dict(counterpart.named_modules())
     if modules.keys() != counterparts.keys():
         return f"modules {sorted(modules.keys() ^ counterparts.keys())}"
-    buffers, twin_buffers = _computed_buffers(layer), _computed_buffers(counterpart)
-    for name in sorted(buffers.keys() | twin_buffers.keys()):
-        if buffers.keys() != twin_buffers.keys() or not _same_values(buffers[name], twin_buffers[name]):
+    buffers, counterpart_buffers = _computed_buffers(layer), _computed_buffers(counterpart)
+    for name in sorted(buffers.keys() | counterpart_buffers.keys()):
+        if buffers.keys() != counterpart_buffers.keys() or not _same_values(buffers[name], counterpart_buffers[name]):
             return f"the values of {name}"
     for path, module in modules.items():
         mine, other = plain_attributes(module), plain_attributes(counterparts[path])
         for name in sorted(mine.keys() | other.keys()):
-            value, twin_value = mine.get(name), other.get(name)
-            if value != twin_value and not _is_narrowed(value, twin_value, changing=changing):
-                return f"{path}.{name} {value!r} against {twin_value!r}".lstrip(".")
+            value, counterpart_value = mine.get(name), other.get(name)
+            if value != counterpart_value and not _is_narrowed(value, counterpart_value, changing=changing):
+                return f"{path}.{name} {value!r} against {counterpart_value!r}".lstrip(".")
     return ""
 
 
@@ -149,11 +149,11 @@ def plain_attributes(module: nn.Module) -> dict[str, object]:
     return values | {f"{name}.shape": tuple(value.shape) for name, value in module.named_parameters(recurse=False)}
 
 
-def _is_narrowed(value: object, twin_value: object, *, changing: Sizes) -> bool:
+def _is_narrowed(value: object, counterpart_value: object, *, changing: Sizes) -> bool:
     """Whether a number, or numbers of a shape, went from a dense size to its pruned size."""
-    if isinstance(value, tuple) and isinstance(twin_value, tuple):
-        if len(value) != len(twin_value):
+    if isinstance(value, tuple) and isinstance(counterpart_value, tuple):
+        if len(value) != len(counterpart_value):
             return False
-        pairs = [(a, b) for a, b in zip(value, twin_value, strict=True) if a != b]
+        pairs = [(a, b) for a, b in zip(value, counterpart_value, strict=True) if a != b]
         return all(_is_narrowed(a, b, changing=changing) for a, b in pairs)
-    return isinstance(value, int) and isinstance(twin_value, int) and (value, twin_value) in changing
+    return isinstance(value, int) and isinstance(counterpart_value, int) and (value, counterpart_value) in changing

@@ -136,7 +136,7 @@ def _text_decoder(model: PreTrainedModel) -> tuple[str, nn.Module]:
     return next(((path, model.get_submodule(path)) for path in paths), ("", model))
 
 
-def materialise(module: nn.Module, seed: int = 0, *, without: Collection[nn.Module | None] = ()) -> None:
+def fill_with_noise(module: nn.Module, seed: int = 0, *, without: Collection[nn.Module | None] = ()) -> None:
     """Give every parameter that lies on the meta device small random float32 values, in place.
 
     ``without``: modules in it whose own parameters stay as they are.

@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from llmprune.anatomy.config_probe import Change, Field, RepresentativeModel
 from llmprune.anatomy.expert_hooks import activations_of_experts
 from llmprune.anatomy.gated_mlp import find_up
-from llmprune.anatomy.meta_model import find_layers, materialise, text_config
+from llmprune.anatomy.meta_model import fill_with_noise, find_layers, text_config
 from llmprune.anatomy.selection import mask_neurons, select_neurons
 from llmprune.anatomy.types import FusedSlice, MlpUnit, PrunableDim
 
@@ -29,29 +29,29 @@ PROOF_WIDTH = 16  # neurons of the module that is proven, times whatever the uni
 _KEPT = 8
 _TOKENS = 16
 # What a module may raise that cannot be run on hidden states alone, or not with these tensors.
-NOT_RUNNING = (TypeError, RuntimeError, ValueError, AttributeError, IndexError, KeyError, NotImplementedError)
+RUN_ERRORS = (TypeError, RuntimeError, ValueError, AttributeError, IndexError, KeyError, NotImplementedError)
 
 
 def units_of_field(
-    field: Field, specimen: RepresentativeModel, *, small: dict[str, int]
+    field: Field, representative: RepresentativeModel, *, small: dict[str, int]
 ) -> tuple[tuple[tuple[MlpUnit, ...], ...], str | None]:
-    """The proven units of every specimen layer, and why the field is no proven width (None where it is).
+    """The proven units of every representative layer, and why the field is no proven width (None where it is).
 
-    ``small``: fields that make the specimen quick to run.
+    ``small``: fields that make the representative quick to run.
     """
-    wide = specimen.with_fields(small | {field.name: PROOF_WIDTH})
-    narrow = specimen.with_fields(small | {field.name: _KEPT})
-    nothing: tuple[tuple[MlpUnit, ...], ...] = ((),) * len(specimen.layers)
+    wide = representative.with_fields(small | {field.name: PROOF_WIDTH})
+    narrow = representative.with_fields(small | {field.name: _KEPT})
+    nothing: tuple[tuple[MlpUnit, ...], ...] = ((),) * len(representative.layers)
     if wide is None or narrow is None:
         return nothing, f"no model can be built whose {field.name} is {_KEPT}"
     wide_layers, narrow_layers = (find_layers(model)[1] for model in (wide, narrow))
-    hidden = text_config(specimen.model.config).hidden_size
+    hidden = text_config(representative.model.config).hidden_size
     units: list[tuple[MlpUnit, ...]] = []
     for index, changes in enumerate(field.changes):
         proven: list[MlpUnit] = []
         for path, own in _by_holder(changes).items():
             pair = Pair(wide_layers[index], narrow_layers[index], hidden, tuple(proven))
-            proposals = _propose(specimen.layers[index], path, changes=own, field=field)
+            proposals = _propose(representative.layers[index], path, changes=own, field=field)
             unit = next((found for unit in proposals if (found := pair.prove(unit)) is not None), None)
             if unit is None:
                 place = path or "the layer itself"
@@ -126,7 +126,7 @@ class Pair:
         for path in paths_around(unit.path):
             try:
                 found = self._prove_at(path, unit)
-            except NOT_RUNNING:
+            except RUN_ERRORS:
                 continue
             if found is not None:
                 return found
@@ -137,7 +137,7 @@ class Pair:
         inspect.signature(self.wide.get_submodule(path).forward).bind(hidden_BLD)  # before any weight is made
         wide = copy.deepcopy(self.wide.get_submodule(path)).float()
         narrow = copy.deepcopy(self.narrow.get_submodule(path)).float()
-        materialise(wide)
+        fill_with_noise(wide)
         before = dict(wide.state_dict())
         with _Seen(wide, path, unit=unit) as seen:
             wide(hidden_BLD.clone())
@@ -181,7 +181,7 @@ def _find_up(
     handle = projection.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     try:
         found = find_up(own, before, activations=activations)
-    except NOT_RUNNING:  # with weights so large; the unit itself is proven
+    except RUN_ERRORS:  # with weights so large; the unit itself is proven
         return None
     finally:
         handle.remove()
@@ -226,7 +226,7 @@ def _random_keep(experts: int | None, width: int, *, kept: int, seed: int) -> Te
 
 def _output(module: nn.Module, tensors: dict[str, Tensor], *, hidden_BLD: Tensor) -> Tensor:
     module.load_state_dict(tensors, assign=True)
-    return first_of(module(hidden_BLD.clone()))
+    return hidden_states_of(module(hidden_BLD.clone()))
 
 
 def is_inside(name: str, path: str) -> bool:
@@ -254,7 +254,7 @@ def paths_around(path: str) -> Iterator[str]:
     yield ""
 
 
-def first_of(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+def hidden_states_of(output: Tensor | tuple[Tensor, ...]) -> Tensor:
     """The hidden states that a module puts out."""
     return output[0] if isinstance(output, tuple) else output
 

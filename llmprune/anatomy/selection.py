@@ -32,7 +32,7 @@ def rows_of(keep_K: Tensor, size: int, *, cut: PrunableDim) -> Tensor:
     return torch.cat(rows)
 
 
-def strand_rows(size: int, strand: FusedSlice) -> Tensor:
+def slice_rows(size: int, strand: FusedSlice) -> Tensor:
     """Where the neurons' entries of one strand lie, int64 [F], along a dimension of this size."""
     count, start, entry = size // sum(strand.tensor.parts), 0, strand.entry
     for entries in strand.tensor.parts:

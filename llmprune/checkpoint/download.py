@@ -15,7 +15,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal
 
-from llmprune.checkpoint.copied_files import comes_along
+from llmprune.checkpoint.copied_files import is_copied
 from llmprune.checkpoint.weight_headers import Headers, headers_of_folder, headers_of_repository, weights_files
 from llmprune.common.errors import CheckpointError, ModelError
 from llmprune.common.hub.client import persistently, reason, resolve, scrub
@@ -43,7 +43,7 @@ def snapshot(model_id: str, revision: str, *, part: Part, with_code: bool = Fals
         if part != "config":
             sizes = _sizes(model_id, commit)
             wanted = [
-                name for name, size in sizes.items() if _is_read(name) or comes_along(name, size, trusted=with_code)
+                name for name, size in sizes.items() if _is_read(name) or is_copied(name, size, trusted=with_code)
             ]
             folder = _fetch(model_id, commit, patterns=[glob.escape(name) for name in wanted])
         if part == "weights":

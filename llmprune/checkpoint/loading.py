@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import shutil
 import weakref
@@ -23,15 +22,16 @@ from llmprune.anatomy.meta_model import (
     quiet_transformers,
     text_config,
 )
-from llmprune.checkpoint.checkpoint_kind import names_in, tokenizer_problem, without_config
+from llmprune.checkpoint.checkpoint_kind import tokenizer_problem
 from llmprune.checkpoint.config_limits import check_config_file
 from llmprune.checkpoint.copied_files import is_tokenizer
 from llmprune.checkpoint.disk_offload import offload_folder
-from llmprune.checkpoint.download import Part, commit_of, headers, names_of, snapshot
-from llmprune.checkpoint.file_references import require_own_names, unread_fields
-from llmprune.checkpoint.gguf import cache_folder, converted_folder, gguf_location
+from llmprune.checkpoint.download import names_of
+from llmprune.checkpoint.file_references import unread_fields
+from llmprune.checkpoint.gguf import cache_folder, gguf_location
+from llmprune.checkpoint.location import folder_of, headers_of
 from llmprune.checkpoint.stored_dtypes import require_fitting
-from llmprune.checkpoint.weight_headers import Headers, headers_of_folder, main_dtype, read_config
+from llmprune.checkpoint.weight_headers import Headers, main_dtype
 from llmprune.common.distributed import count, local_device
 from llmprune.common.errors import CheckpointError, ModelError
 from llmprune.layerwise.forward import Decoder, Tensors
@@ -47,13 +47,13 @@ def load_config(source: ModelSource) -> Config:
     if source.id.startswith(PACKAGE_SCHEME) and not cache_folder(source.id).is_dir():
         path = gguf_location(source.id)
         place, options = str(path.parent), {"gguf_file": path.name}
-    config: Config = _from_pretrained(AutoConfig, source, place=place or str(place_of(source, "config")), **options)
+    config: Config = _from_pretrained(AutoConfig, source, place=place or str(folder_of(source, "config")), **options)
     return config
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """The model's tokenizer. Raises ModelError where there is none."""
-    place = place_of(source, "tokenizer")
+    place = folder_of(source, "tokenizer")
     if unread := tokenizer_problem([path.name for path in place.iterdir()], source.id, folder=place):
         raise ModelError(unread)
     overruled = {} if source.trust_remote_code else unread_fields(place)
@@ -84,7 +84,7 @@ def load_model(source: ModelSource) -> PreTrainedModel:
     Raises CheckpointError on missing, unexpected, misshapen or unreadable weights:
     transformers would fill what is missing with random numbers.
     """
-    place = str(place_of(source, "weights"))
+    place = str(folder_of(source, "weights"))
     device_map: Any = source.device_map
     nothing_to_spread_over = device_map == "auto" and not torch.cuda.is_available() and not source.max_memory
     each_process_has_its_device = count() > 1 and not isinstance(device_map, dict) and not source.max_memory
@@ -113,25 +113,6 @@ def load_model(source: ModelSource) -> PreTrainedModel:
     return loaded.requires_grad_(False)
 
 
-def headers_of(source: ModelSource) -> Headers | None:
-    """Return the headers of the weights files; empty where a folder has none, None where they are not at hand.
-
-    Raises ModelError and CheckpointError.
-    """
-    if source.id.startswith(PACKAGE_SCHEME):
-        folder = cache_folder(source.id)
-        return headers_of_folder(folder, source.id) if folder.is_dir() else None
-    folder = place_of(source, "config")
-    if Path(source.id).expanduser().is_dir():
-        return headers_of_folder(folder, source.id)
-    return headers(source.id, source.revision)
-
-
-def raw_config(source: ModelSource) -> dict[str, Any]:
-    """Return a checkpoint's config.json as it stands; empty for a GGUF file, which has none."""
-    return {} if source.id.startswith(PACKAGE_SCHEME) else read_config(place_of(source, "config"))
-
-
 def compute_dtype(source: ModelSource, config: Config, *, found: Headers | None) -> torch.dtype:
     """Return the type to compute in: the recipe's, the config's, or the one that most weights of the files have.
 
@@ -152,21 +133,6 @@ def _key(found: str | tuple[str, torch.Size, torch.Size]) -> str:
         return found
     name, stored, wanted = found
     return f"{name} ({list(stored)}, not {list(wanted)})"
-
-
-def identity(source: ModelSource) -> str:
-    """What a fingerprint needs of the base model: its commit, or the state of its files."""
-    commit = hub_commit(source)
-    if commit:
-        return commit
-    files = sorted(path for path in place_of(source, "config").iterdir() if path.is_file())
-    states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return hashlib.sha256(repr(states).encode()).hexdigest()
-
-
-def bytes_on_disk(source: ModelSource) -> int:
-    """Bytes of the weights' files."""
-    return sum(path.stat().st_size for path in place_of(source, "weights").glob("*.safetensors"))
 
 
 def dense_decoder(model: PreTrainedModel) -> Decoder:
@@ -226,37 +192,6 @@ def _running_device(module: nn.Module) -> torch.device:
     if device.type in ("cpu", "meta"):
         return local_device()
     return device
-
-
-def place_of(source: ModelSource, part: Part) -> Path:
-    """The folder that has this part of the model: of a hub model a part of its cached snapshot.
-
-    A packaged GGUF file is converted once. Raises ModelError where there is no such model, or where its files name
-    others that lie elsewhere.
-    """
-    if source.id.startswith(PACKAGE_SCHEME):
-        return converted_folder(source.id)
-    folder = Path(source.id).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise without_config(names_in(folder), source.id)
-    elif folder.exists():
-        raise ModelError(f"{source.id} is a file; give the folder of a Hugging Face checkpoint")
-    elif source.id.startswith(("/", ".", "~")) or source.id.count("/") > 1:
-        raise ModelError(f"the model folder {source.id} does not exist; give a hub id (org/name) or an existing folder")
-    else:
-        folder = snapshot(source.id, source.revision, part=part, with_code=source.trust_remote_code)
-        if not (folder / "config.json").is_file():
-            raise without_config(names_of(source.id, source.revision), source.id)
-    require_own_names(folder, source.id, with_code=source.trust_remote_code, with_tokenizer=part == "tokenizer")
-    return folder
-
-
-def hub_commit(source: ModelSource) -> str | None:
-    """The commit that a hub model's revision is; None for a folder or a packaged file."""
-    if source.id.startswith(PACKAGE_SCHEME) or Path(source.id).expanduser().exists():
-        return None
-    return commit_of(source.id, source.revision)
 
 
 def _from_pretrained(auto: Any, source: ModelSource, *, place: str, **options: Any) -> Any:

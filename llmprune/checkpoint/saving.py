@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmprune.checkpoint.copied_files import Companions, copy_companions, find_companions
+from llmprune.checkpoint.copied_files import FileSelection, copy_selected, select_files
 from llmprune.common.files import disk_errors, flush, share
 
 if TYPE_CHECKING:
@@ -39,12 +39,12 @@ class CheckpointWriter:
     ) -> None:
         self.skeleton, self.layers_path, self.change = skeleton, layers_path, change
         self.parts, self.folder = folder / "parts", folder / "checkpoint"
-        self.companions, self.left_heads = Companions((), {}), dict[str, int]()
+        self.selection, self.left_heads = FileSelection((), {}), dict[str, int]()
         if change is not None:
             from llmprune.checkpoint.config_file import edited_config
             from llmprune.checkpoint.prediction_heads import fields_of_left_heads
 
-            self.companions = find_companions(change.base, change.trusted)
+            self.selection = select_files(change.base, change.trusted)
             self.left_heads = fields_of_left_heads(change, skeleton, layers_path=layers_path)
             edited_config(change, self.left_heads)
 
@@ -89,7 +89,7 @@ class CheckpointWriter:
         """Copy the base's files, and write its config with the cut in it."""
         from llmprune.checkpoint.config_file import write_config
 
-        copy_companions(change.base, self.companions, target=self.folder, trusted=change.trusted)
+        copy_selected(change.base, self.selection, target=self.folder, trusted=change.trusted)
         write_config(
             change,
             self.folder,

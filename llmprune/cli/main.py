@@ -98,10 +98,10 @@ def plan(recipe: RecipePlace, overrides: Overrides = None, *, as_json: Json = Fa
     """Say what a recipe would do: sizes, memory, and all that a run would refuse. No weights are read."""
     parsed, _ = _recipe(recipe, overrides)
     say_loading(always=False)
-    from llmprune.planning.plan import survey
+    from llmprune.planning.plan import plan_and_check
     from llmprune.report.plan_table import print_plan
 
-    found = survey(parsed)
+    found = plan_and_check(parsed)
     if found.plan is not None and as_json:  # sizes are worth seeing also where text or tokenizer are not there
         typer.echo(json.dumps(found.plan.model_dump(mode="json"), indent=1))
     elif found.plan is not None:
@@ -426,9 +426,9 @@ def _recipe(place: str, overrides: list[str] | None) -> tuple[Recipe, Record | N
         reading = Recipe.read_file(place, overrides or ())
         if reading.problems and reading.recipe is not None:
             say_loading(always=False)
-            from llmprune.planning.plan import survey
+            from llmprune.planning.plan import plan_and_check
 
-            survey(reading.recipe, wrong=reading.wrong, problems=reading.problems).require(place)
+            plan_and_check(reading.recipe, wrong=reading.wrong, problems=reading.problems).require(place)
         if reading.recipe is None:
             raise RecipeError(reading.problems, place)
         return reading.recipe, None

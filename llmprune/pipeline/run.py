@@ -12,7 +12,8 @@ from pathlib import Path
 from llmprune.anatomy.projections import projections_of
 from llmprune.anatomy.types import Anatomy
 from llmprune.checkpoint.config_file import ConfigChange
-from llmprune.checkpoint.loading import dense_decoder, load_config, load_model, place_of, tensors_of
+from llmprune.checkpoint.loading import dense_decoder, load_config, load_model, tensors_of
+from llmprune.checkpoint.location import folder_of
 from llmprune.checkpoint.prediction_heads import describe_heads
 from llmprune.checkpoint.saving import CheckpointWriter
 from llmprune.checkpoint.verify import Probe, SparseClaim, Verified, verify
@@ -36,9 +37,9 @@ from llmprune.pipeline.inputs import RunInputs
 from llmprune.pipeline.report import layer_figures, provenance, sparsity_figures, unrouted, verification_figures
 from llmprune.pipeline.score_and_select import check_calibration, find_cut, find_scores, require_halves
 from llmprune.pipeline.step_costs import FORWARD, account, compare_with_forward, plain_forward
-from llmprune.planning.interop import settle_patterns
 from llmprune.planning.model_size import measure_size
-from llmprune.planning.plan import Plan, survey
+from llmprune.planning.plan import Plan, plan_and_check
+from llmprune.planning.tool_compatibility import settle_patterns
 from llmprune.prune.pass2 import Pruning
 from llmprune.prune.snapshots import LayerRecord, Snapshots
 from llmprune.publish.gate import refusal
@@ -117,8 +118,8 @@ def _run_in_step(
 ) -> tuple[Report, Path]:
     """The report of a run, and the folder that it is in."""
     refuse_tokens(recipe.text, recipe.overrides, source="recipe")
-    surveyed = survey(recipe)
-    plan, anatomy = surveyed.require()
+    planned = plan_and_check(recipe)
+    plan, anatomy = planned.require()
     if is_first():
         if recipe.hub:
             look(recipe.hub)
@@ -130,7 +131,7 @@ def _run_in_step(
         level = logging.WARNING if launched() else logging.INFO
         logger.log(level, "walking in %d process%s on %s", count(), "" if count() == 1 else "es", local_device())
     folder = RunFolder.open(output, fresh, model=recipe.model.id, recipe=recipe_of_model(recipe))
-    bench = RunInputs(recipe, anatomy, inputs=surveyed.inputs, reserve=_disk(plan))
+    bench = RunInputs(recipe, anatomy, inputs=planned.inputs, reserve=_disk(plan))
     try:
         report = _run(
             recipe,
@@ -305,11 +306,11 @@ def _config_change(recipe: Recipe, anatomy: Anatomy, *, cut: Cut) -> ConfigChang
     after = cut_config(
         before, anatomy, layers=cut.layers, widths=cut.widths, num_experts=cut.num_experts, kv_groups=cut.kv_groups
     )
-    return ConfigChange(place_of(recipe.model, "weights"), before, after, cut.layers, trusted)
+    return ConfigChange(folder_of(recipe.model, "weights"), before, after, cut.layers, trusted)
 
 
 def _files_of_base(writer: CheckpointWriter) -> BaseFiles:
-    return BaseFiles(carried=writer.companions.carried, left=writer.companions.left)
+    return BaseFiles(carried=writer.selection.copied, left=writer.selection.left_out)
 
 
 def _claim(sparsity: Sparsity, pruned: Decoder, *, records: Sequence[LayerRecord]) -> SparseClaim:
@@ -386,7 +387,7 @@ def _report(
 ) -> Report:
     records = {record.layer: record for record in pruned.records}
     gate, width = recipe.evaluation.gate, recipe.width
-    add_up = (width.neurons_by.adds_up, width.heads_by.adds_up) if width else (True, True)
+    add_up = (width.neuron_criterion.adds_up, width.head_criterion.adds_up) if width else (True, True)
     comparison = compare(
         measured.dense_tasks, measured.pruned_tasks, confidence=gate.confidence if gate else CONFIDENCE
     )

@@ -201,8 +201,8 @@ def _criteria(recipe: Recipe) -> _Criteria:
     width = recipe.width
     return _Criteria(
         recipe.depth.criterion if recipe.depth and recipe.depth.layers is None else None,
-        width.neurons_by if width and width.cuts_mlp else None,
-        width.heads_by if width and width.heads is not None else None,
+        width.neuron_criterion if width and width.cuts_mlp else None,
+        width.head_criterion if width and width.heads is not None else None,
         recipe.experts.criterion if recipe.experts else None,
     )
 

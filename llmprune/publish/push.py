@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 
 from llmprune.anatomy.meta_model import auto_class
 from llmprune.checkpoint.copied_files import is_tokenizer
-from llmprune.checkpoint.loading import load_config, place_of
+from llmprune.checkpoint.loading import load_config
+from llmprune.checkpoint.location import folder_of
 from llmprune.common.errors import CheckpointError, HubError, LLMPruneError, OutputError
 from llmprune.common.files import write_text
 from llmprune.common.hub.client import endpoint
@@ -152,7 +153,7 @@ def refuse_fewer_samples(path: Path, limit: int | None) -> None:
 def _base_metadata(source: ModelSource) -> dict[str, object]:
     """The base model's card, where it can still be had."""
     try:
-        return read_metadata(place_of(source, "tokenizer"))
+        return read_metadata(folder_of(source, "tokenizer"))
     except LLMPruneError as error:
         logger.warning("the card says nothing of the base model's licence and languages: %s", error)
         return {}

@@ -42,7 +42,7 @@ def test_neurons_and_heads_have_defaults_of_their_own(named: str, kinds: tuple[s
         f"model: {{id: x}}\ncalibration: {{dataset: t.txt}}\nwidth: {{mlp: 0.5, heads: 1{named}}}\n"
     ).width
     assert width is not None
-    assert (width.neurons_by.kind, width.heads_by.kind) == kinds
+    assert (width.neuron_criterion.kind, width.head_criterion.kind) == kinds
 
 
 @pytest.mark.parametrize(

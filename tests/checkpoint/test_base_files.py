@@ -20,7 +20,7 @@ from llmprune import ModelError, Recipe, Report, run
 from llmprune.anatomy.config_edits import edit_config
 from llmprune.checkpoint import copied_files as companions
 from llmprune.checkpoint.config_file import ConfigChange, edited_config, write_config
-from llmprune.checkpoint.copied_files import find_companions
+from llmprune.checkpoint.copied_files import select_files
 from llmprune.checkpoint.gguf import _spell_for_transformers_4
 from llmprune.planning.plan import make_plan
 from llmprune.testing import tiny_config
@@ -131,7 +131,7 @@ def test_odd_entries_never_stop_a_run(made: Path, base: Path, tmp_path: Path) ->
     (base / "LICENSE").symlink_to("nowhere")
     (base / "USE_POLICY").mkdir()
     (base / "tokenizer.model").mkdir()
-    found = find_companions(base, trusted=False)
+    found = select_files(base, trusted=False)
     assert {"NOTICE", "LICENSES/pipe", "LICENSE", "USE_POLICY", "tokenizer.model"} == found.left.keys()
     prune(made, base, tmp_path, width=None)
     assert not [path for path in (tmp_path / "run" / "model").iterdir() if path.name.startswith(("LIC", "NOT", "USE"))]
@@ -142,7 +142,7 @@ def test_a_link_out_of_the_folder_is_never_copied(base: Path, tmp_path: Path) ->
     (tmp_path / "secret").write_text("secret")
     (base / "figure.png").symlink_to(tmp_path / "secret")
     (base / "inside.png").symlink_to("config.json")
-    found = find_companions(base, trusted=False)
+    found = select_files(base, trusted=False)
     assert found.left == {"figure.png": "a link that leads out of the model's folder"}
     assert "inside.png" in found.carried
 

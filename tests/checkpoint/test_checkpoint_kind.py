@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from llmprune.checkpoint.loading import load_tokenizer
 from llmprune.common.errors import ModelError
-from llmprune.planning.plan import survey
+from llmprune.planning.plan import plan_and_check
 from llmprune.recipe.model import ModelSource
 from llmprune.recipe.recipe import Recipe
 from llmprune.testing import tiny_config
@@ -72,8 +72,8 @@ def _write(folder: Path, files: dict[str, bytes]) -> Path:
 
 def _refusal(model: Path | str) -> str:
     """All that a plan says of a model; what it says of the text is another matter."""
-    found = survey(_recipe(model))
-    return "\n".join(said for said in found.collected.listed() if said.startswith("model: "))
+    found = plan_and_check(_recipe(model))
+    return "\n".join(said for said in found.errors.listed() if said.startswith("model: "))
 
 
 def _recipe(model: Path | str) -> Recipe:

@@ -13,7 +13,8 @@ from helpers.small_disks import publish_model, publish_text
 from helpers.tiny import tiny_tokenizer
 from huggingface_hub import constants
 
-from llmprune.checkpoint.loading import hub_commit, identity, load_config, load_model, load_tokenizer, require_tokenizer
+from llmprune.checkpoint.loading import load_config, load_model, load_tokenizer, require_tokenizer
+from llmprune.checkpoint.location import hub_commit, identity
 from llmprune.common.errors import CalibrationError, CheckpointError, LLMPruneError
 from llmprune.common.hub import client as remote
 from llmprune.data.sources import commit_of

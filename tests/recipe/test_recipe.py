@@ -1,4 +1,4 @@
-"""The recipe is strict: every mistake is named with its place, its value, the limit and the remedy."""
+"""Recipes are strict: every mistake is reported with its place, its value, the limit and the remedy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llmprune.recipe.validation_messages import describe_problems
 
 
 def with_section(section: str) -> str:
-    """A valid recipe with one section put in, or put in place of its own."""
+    """Return a valid recipe in which one section is added or replaced."""
     name = section.partition(":")[0]
     return "".join(f"{line}\n" for line in BASE.splitlines() if not line.startswith(name)) + section
 
@@ -59,7 +59,7 @@ depth: {remove: 1, criterion: {angular: 1}}
 
 @pytest.mark.parametrize(("section", "said"), UNKNOWN_KEYS)
 def test_unknown_keys(section: str, said: str) -> None:
-    """A key that does not exist is named by its path, with the nearest name or the valid ones."""
+    """An unknown key is reported by its path, with the nearest name or the valid ones."""
     found = problems(with_section(section))
     assert any(problem.startswith(said) for problem in found), found
 
@@ -110,7 +110,7 @@ width: {mlp: 0.5, neurons: 9216}
 refit: {ridge: -1}
     refit.ridge: must be at least 0.0, not -1
 refit: true
-    refit: leave refit out for the default, give settings such as {ridge: 0.1}, or say false
+    refit: leave refit out for the default, give settings such as {ridge: 0.1}, or write false
 model: org/model
     model: must be a mapping of keys, not 'org/model'; its keys: id, revision,
 model: {id: ''}
@@ -132,7 +132,7 @@ evaluation: {tasks: hellaswag}
 evaluation: {tasks: [a, a]}
     evaluation.tasks: a named twice
 evaluation: {gate: {}}
-    evaluation.gate.min_retention: is missing; add it (Least mean
+    evaluation.gate.min_retention: is missing; add it (Minimum mean
 evaluation: {gate: {min_retention: 95}}
     evaluation.gate.min_retention: must be at most 1.0, not 95
 export: {max_shard_size: -5}
@@ -164,7 +164,7 @@ calibration: {sources: []}
 calibration: {sources: [{dataset: x, weight: 0}]}
     calibration.sources.0.weight: must be above 0.0, not 0
 calibration: {sources: [{dataset: x}, {dataset: x}]}
-    calibration.sources: x is there twice
+    calibration.sources: x is listed twice
 """)
 
 
@@ -181,7 +181,7 @@ calibration: {sources: [{dataset: x}, {dataset: x}]}
     ],
 )
 def test_a_criterion_that_is_written_wrongly(criterion: str, said: str) -> None:
-    """The right form, the nearest name, or the section where this criterion belongs."""
+    """The message has the right form, the nearest name, or the section that the criterion belongs to."""
     found = problems(with_section(f"depth: {{remove: 1, criterion: {criterion}}}"))
     assert len(found) == 1
     assert said in found[0], found
@@ -189,14 +189,14 @@ def test_a_criterion_that_is_written_wrongly(criterion: str, said: str) -> None:
 
 @pytest.mark.parametrize(("section", "said"), WRONG_VALUES)
 def test_wrong_values(section: str, said: str) -> None:
-    """A wrong type or an impossible value: the path, the value, the limit and what the key means."""
+    """A wrong type or value is reported with the path, the value, the limit and the meaning of the key."""
     found = problems(with_section(section))
     assert len(found) == 1, found
     assert found[0].startswith(said), found[0]
 
 
 def test_all_problems_at_once() -> None:
-    """One reading names every mistake: a repeated key, a bad override, wrong values, missing sections."""
+    """One read reports every mistake: a repeated key, a bad override, wrong values, missing sections."""
     text = "model: {dtype: fp16}\nwidth: {mlp: 2, mlp: 3}\ndept: 1\n"
     found = problems(text, ["nonsense", "depth.remove=-1"])
     starts = ["line 2: 'mlp'", "--set 'nonsense'", "model.id", "model.dtype", "calibration: is missing",
@@ -221,19 +221,19 @@ NOT_A_RECIPE = [
     (BASE + "depth: {remove: " + "9" * 5000 + "}", "line 3, column 17: not valid YAML: a whole number of 5,000"),
     (BASE + "depth: " + "[" * 600, "not a recipe: brackets or mappings are nested"),
     (BASE + "depth: '\0'", "not valid YAML: unacceptable character #x0000"),
-    ("model: {id: x, id: y}\n" + BASE, "line 1: 'id' is there twice; keep one of them"),
-    ("model: {id: x, max_memory: {0: 1GB, '0': 2GB}}\n", "line 1: '0' is there twice"),
+    ("model: {id: x, id: y}\n" + BASE, "line 1: 'id' is given twice; keep one of them"),
+    ("model: {id: x, max_memory: {0: 1GB, '0': 2GB}}\n", "line 1: '0' is given twice"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "said"), NOT_A_RECIPE)
 def test_what_is_not_a_recipe(text: str, said: str) -> None:
-    """Broken or hostile YAML ends in one sentence with its line, never in a traceback."""
+    """Broken or hostile YAML gives one sentence with its line, never a traceback."""
     assert problems(text)[0].startswith(said), problems(text)
 
 
 def test_a_bomb_of_aliases_is_answered_at_once() -> None:
-    """A few lines that stand for billions of values are refused without writing them out."""
+    """Nested aliases that stand for billions of values are refused without expanding them."""
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
     assert max(map(len, problems("\n".join(lines) + "\nmodel: *a11"))) < 200
@@ -256,7 +256,7 @@ def test_a_bomb_of_aliases_is_answered_at_once() -> None:
     ],
 )
 def test_files_that_cannot_be_read(tmp_path: Path, content: bytes | None, said: str) -> None:
-    """A missing or binary file is named, with what is needed instead."""
+    """A missing or binary file is reported by name, with the remedy."""
     path = tmp_path / "recipe.yaml"
     if content is not None:
         path.write_bytes(content)
@@ -266,7 +266,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, content: bytes | None, said: 
 
 
 def test_criteria_with_different_keys() -> None:
-    """With several criteria, a wrong kind lists them all and the nearest, and a wrong key lists that kind's own."""
+    """A wrong kind is answered with all kinds and the nearest one, a wrong key with the keys of its kind."""
 
     class Plain(Section):
         kind: Literal["plain"] = "plain"

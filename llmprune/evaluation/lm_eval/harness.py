@@ -55,12 +55,12 @@ def subject(
     """
     import torch
 
-    from llmprune.checkpoint.loading import hub_commit, identity, place_of
+    from llmprune.checkpoint.location import folder_of, hub_commit, identity
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     depends = json.dumps([identity(source), source.dtype, device])
     store = ResultStore(baselines_folder(), depends, shared=True) if folder is None else ResultStore(folder, depends)
-    place = source.id if hub_commit(source) else str(place_of(source, "weights"))
+    place = source.id if hub_commit(source) else str(folder_of(source, "weights"))
     return Subject(load, tokenizer, place, store)
 
 
