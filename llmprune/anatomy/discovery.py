@@ -20,13 +20,13 @@ from llmprune.anatomy.heads import find_heads
 from llmprune.anatomy.layer_equivalence import check_layer_equivalence, one_of_layers
 from llmprune.anatomy.layer_patterns import find_patterns
 from llmprune.anatomy.meta_model import Config, build_meta_model, find_layers
-from llmprune.anatomy.mlp import PROOF_WIDTH, units_of_field
+from llmprune.anatomy.mlp import PROOF_WIDTH, LayerUnits, units_of_field
 from llmprune.anatomy.types import Anatomy, Experts, MlpUnit, WidthGroup
 from llmprune.common.errors import ModelError
 
 
 def discover(config: Config, trust_remote_code: bool = False) -> Anatomy:
-    """The anatomy of the model that this config describes; no weights are read.
+    """Return the anatomy of the model that a config describes, without reading weights.
 
     Raises ModelError where it is no causal decoder or its layers are not found.
     """
@@ -70,7 +70,7 @@ def _refuse_bidirectional(model: PreTrainedModel) -> None:
 
 
 def _depth_refusal(model: PreTrainedModel, trust_remote_code: bool) -> str | None:
-    """Why no layer can be removed: tried on the model without one layer near its middle."""
+    """Return the reason why no layer can be removed, found by removing one near the middle; None if that works."""
     _, layers = find_layers(model)
     if len(layers) < 2:
         return "the model has a single layer"
@@ -82,12 +82,12 @@ def _depth_refusal(model: PreTrainedModel, trust_remote_code: bool) -> str | Non
     except ModelError as error:
         return str(error)
     except Exception as error:  # a model class may fail in any way on a config that it does not expect
-        return f"the config without a layer does not build: {type(error).__name__}: {error}"
+        return f"no model can be built from the config without a layer: {type(error).__name__}: {error}"
     return None
 
 
 def _small(fields: Sequence[Field], experts: Field | None) -> list[dict[str, int]]:
-    """Values that make the representative quick to run: narrow, with few experts first, then with all of them."""
+    """Return config values that make the model quick to run: narrow, first with few experts, then with all."""
     widths = {field.name: PROOF_WIDTH for field in fields if field.is_named_like_a_width}
     few = [widths | {experts.name: FEW_EXPERTS}] if experts and experts.value > FEW_EXPERTS else []
     return [*few, widths]
@@ -100,7 +100,7 @@ def _width_groups(
     representative: RepresentativeModel,
     small: Sequence[dict[str, int]],
 ) -> tuple[tuple[WidthGroup, ...], list[tuple[MlpUnit, ...]]]:
-    """Every field that is named like a width and sets one, and the proven units of each layer of the representative."""
+    """Return every field that is named like a width, and the proven units of each layer of the representative model."""
     groups: list[WidthGroup] = []
     units: list[tuple[MlpUnit, ...]] = [()] * len(representative.layers)
     taken: set[tuple[int, str]] = set()
@@ -108,17 +108,27 @@ def _width_groups(
         tensors = {(kind, change.name) for kind, changes in enumerate(field.changes) for change in changes}
         if tensors & taken:
             continue
-        for tried in small:
-            found, refusal = units_of_field(field, representative, small=tried)
-            if refusal is None:
-                break
-        if refusal is None and not follows_everywhere(model, field, representative=representative):
-            refusal = f"{field.name} does not set the same in all layers of a kind"
-        if refusal is None:
+        found = _proven_units(field, representative, small=small)
+        if not isinstance(found, str) and not follows_everywhere(model, field, representative=representative):
+            found = f"{field.name} does not set the same sizes in all layers of a kind"
+        if not isinstance(found, str):
             taken |= tensors
             units = [(*before, *new) for before, new in zip(units, found, strict=True)]
-        groups.append(WidthGroup(field.name, field.value, refusal))
+        groups.append(WidthGroup(field.name, field.value, found if isinstance(found, str) else None))
     return tuple(groups), units
+
+
+def _proven_units(
+    field: Field, representative: RepresentativeModel, *, small: Sequence[dict[str, int]]
+) -> LayerUnits | str:
+    """Return the units of a width field from the first small model that proves them; or the last refusal."""
+    refusal = ""
+    for fields in small:
+        found = units_of_field(field, representative, small=fields)
+        if not isinstance(found, str):
+            return found
+        refusal = found
+    return refusal
 
 
 def _width_refusal(groups: Sequence[WidthGroup]) -> str | None:
@@ -143,5 +153,5 @@ def _experts(
         and experts.refusal is None
         and not follows_everywhere(model, mixture[0], representative=representative)
     ):
-        return replace(experts, refusal=f"{experts.field} does not set the same in all layers of a kind")
+        return replace(experts, refusal=f"{experts.field} does not set the same sizes in all layers of a kind")
     return experts

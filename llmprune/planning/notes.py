@@ -112,8 +112,8 @@ def _about_up_refit(anatomy: Anatomy, widths: dict[str, int], *, samples: int) -
     if not neurons_of_up_refit(anatomy, widths):
         gated = any(unit.up for units in anatomy.units for unit in units)
         raise RecipeError(
-            "refit.up: only the up projections of gated MLPs that lose neurons and that every token reaches are refit, and "
-            f"{'no neurons of these are removed' if gated else 'this model has none'}; "
+            "refit.up: only the up projections of gated MLPs that lose neurons and that every token reaches are refit, "
+            f"and {'no neurons of these are removed' if gated else 'this model has none'}; "
             f"{'narrow them with width, or ' if gated else ''}remove the key"
         )
     if samples < 2:

@@ -156,9 +156,9 @@ def test_what_experts_add_is_what_their_block_puts_out(family: str) -> None:
 
         def see(module: torch.nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
             total_TD = torch.zeros_like(output)
-            for expert, token_T, added_TD in outputs_of_experts(module, args, kwargs=kwargs, count=4):
-                total_TD.index_add_(0, token_T, added_TD)
-                tokens[expert] = len(token_T)
+            for part in outputs_of_experts(module, args, kwargs=kwargs, count=4):
+                total_TD.index_add_(0, part.token_T, part.output_TD)
+                tokens[part.expert] = len(part.token_T)
             totals.append(total_TD)
             wanted.append(output)
 
