@@ -14,7 +14,10 @@ from llmprune.recipe.text_source import PACKAGE_SCHEME
 
 
 def require_language_model(source: ModelSource, found: Headers | None) -> None:
-    """Raise ModelError for a checkpoint that is no plain language model. ``found``: the headers of its weights."""
+    """Raise ModelError for a checkpoint that is no plain language model.
+
+    ``found``: headers of its weights files, None where they are not at hand.
+    """
     if source.id.startswith(PACKAGE_SCHEME):
         return
     folder, names = folder_of(source, "config"), _file_names(source)

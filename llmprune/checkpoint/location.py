@@ -1,4 +1,4 @@
-"""Find the files of a model that a recipe names: in a folder, in the hub's cache, or in a converted GGUF file."""
+"""Locate the files of a recipe's model: in a folder, in the hub client's cache, or converted from a GGUF file."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ from llmprune.recipe.text_source import PACKAGE_SCHEME
 
 
 def folder_of(source: ModelSource, part: Part) -> Path:
-    """The folder that has this part of the model: of a hub model a part of its cached snapshot.
+    """Return a folder that has this part of the model, which is downloaded or converted where needed.
 
-    A packaged GGUF file is converted once. Raises ModelError where there is no such model, or where its files name
-    others that lie elsewhere.
+    Raises ModelError where there is no such model, or where its files name others outside the folder.
     """
     if source.id.startswith(PACKAGE_SCHEME):
         return converted_folder(source.id)
@@ -41,14 +40,14 @@ def folder_of(source: ModelSource, part: Part) -> Path:
 
 
 def hub_commit(source: ModelSource) -> str | None:
-    """The commit that a hub model's revision is; None for a folder or a packaged file."""
+    """Return the commit of a hub model's revision; None for a folder or a GGUF file in a package."""
     if source.id.startswith(PACKAGE_SCHEME) or Path(source.id).expanduser().exists():
         return None
     return commit_of(source.id, source.revision)
 
 
 def identity(source: ModelSource) -> str:
-    """What a fingerprint needs of the base model: its commit, or the state of its files."""
+    """Identify the base model for fingerprints: its commit, or a hash of its files' names, sizes and times."""
     commit = hub_commit(source)
     if commit:
         return commit
@@ -58,17 +57,17 @@ def identity(source: ModelSource) -> str:
 
 
 def bytes_on_disk(source: ModelSource) -> int:
-    """Bytes of the weights' files."""
+    """Return the bytes of the weights files."""
     return sum(path.stat().st_size for path in folder_of(source, "weights").glob("*.safetensors"))
 
 
 def raw_config(source: ModelSource) -> dict[str, Any]:
-    """Return a checkpoint's config.json as it stands; empty for a GGUF file, which has none."""
+    """Return a checkpoint's config.json unchanged; empty for a GGUF file, which has none."""
     return {} if source.id.startswith(PACKAGE_SCHEME) else read_config(folder_of(source, "config"))
 
 
 def headers_of(source: ModelSource) -> Headers | None:
-    """Return the headers of the weights files; empty where a folder has none, None where they are not at hand.
+    """Return the headers of the weights files; empty where a folder has no such files, None where they are not at hand.
 
     Raises ModelError and CheckpointError.
     """

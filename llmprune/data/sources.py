@@ -118,11 +118,11 @@ def _shuffled(rows: Dataset | IterableDataset, seed: int) -> Any:
 
 def _text_of(row: dict[str, Any], source: TextSource, *, tokenizer: PreTrainedTokenizerBase) -> str | None:
     column = source.messages_field or source.text_field or "text"
-    wish = "messages_field" if source.messages_field else "text_field"
+    key = "messages_field" if source.messages_field else "text_field"
     if column not in row:
         near = did_you_mean(column, list(row))
         raise CalibrationError(
-            f"{source.dataset} has no column {column!r}{near}; set {wish} to one of: {', '.join(row)}"
+            f"{source.dataset} has no column {column!r}{near}; set {key} to one of: {', '.join(row)}"
         )
     value = row[column]
     if value is None or value == "" or value == []:

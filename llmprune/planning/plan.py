@@ -97,7 +97,7 @@ def make_plan(recipe: Recipe) -> Plan:
 
 
 def plan_and_check(recipe: Recipe, *, wrong: Iterable[str] = (), problems: Iterable[str] = ()) -> PlanningOutcome:
-    """Plan a recipe and run every check, whatever the earlier ones found.
+    """Plan a recipe and run every check, even after earlier ones have failed.
 
     ``wrong``: keys that were removed from the recipe because their values are wrong; ``problems``: a sentence for each.
     """

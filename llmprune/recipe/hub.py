@@ -46,5 +46,5 @@ def whole_id(repo_id: str) -> str:
     except HFValidationError as error:
         raise ValueError(str(error).rstrip(".")) from error
     if "/" not in repo_id:
-        raise ValueError("a repository to push to needs its owner in front, such as my-org/my-model")
+        raise ValueError("a repository to push to is named with its owner, such as my-org/my-model")
     return repo_id

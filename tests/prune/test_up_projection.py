@@ -301,17 +301,17 @@ def test_a_single_sample_is_refused(tmp_path: Path) -> None:
     """For nothing says when to stop. The other repairs are made, and the plan says that nobody judges them."""
     outcome = command("plan", _recipe(tmp_path, "llama"), "--set", "calibration.samples=1")
     assert outcome.code == 2
-    assert "refit.up: 1 calibration sample leaves no other to judge the solution on; raise" in outcome.err
+    assert "refit.up: 1 calibration sample leaves no other to judge the refit on; raise" in outcome.err
     outcome = command("plan", tmp_path / "recipe.yaml", "--set", "calibration.samples=1", "--set", "refit={}")
     assert outcome.code == 0
-    assert "1 calibration sample leaves no other to judge the repair on" in " ".join(outcome.out.split())
+    assert "1 calibration sample leaves no other to judge the refit on" in " ".join(outcome.out.split())
 
 
 def test_a_cut_of_no_neurons_is_refused(tmp_path: Path) -> None:
     """For it would do nothing."""
     outcome = command("plan", _recipe(tmp_path, "llama", depth={"remove": 1}))
     assert outcome.code == 2
-    assert "no neurons of these go; narrow them with width, or remove the key" in outcome.err
+    assert "no neurons of these are removed; narrow them with width, or remove the key" in outcome.err
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
