@@ -38,7 +38,7 @@ _LAYOUTS: tuple[Layout, ...] = (
 
 MOST_ROWS = 2**20  # of a group in one tensor
 _GROUPS, _KEPT = 4, 2  # groups of the wide and of the narrow model of a proof
-_MOST_QUERIES = 2  # query heads of a group there; with one, heads and groups could not be told apart
+_MOST_QUERIES = 2  # query heads of a group in a proof; with one, heads and groups could not be distinguished
 _SMALL_HIDDEN = 64
 _TOKENS = 16
 _LARGE = 2**22  # elements of an embedding table above which it is not made: the proof feeds noise, not tokens

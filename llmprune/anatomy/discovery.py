@@ -1,4 +1,4 @@
-"""Find what can be pruned in a model: proposed by what config fields set, then proven."""
+"""Discover the anatomy of a model: units are proposed from the sizes that config fields set, then proven."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ class _Run:
 class _BlockProof:
     """The proof for one block, with random weights.
 
-    ``top_k``: the number of experts that a token is routed to, as the experts module is told; None before it runs.
+    ``top_k``: the number of experts that a token is routed to, as the block's run showed; None before it.
     """
 
     def __init__(self, layer: nn.Module, block: ExpertBlock, *, count: int, config: Config) -> None:
@@ -178,7 +178,7 @@ class _BlockProof:
                 buffer.copy_(torch.randn(buffer.shape, generator=torch.Generator().manual_seed(3)) / 10)
 
     def _observe(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:  # noqa: PLR0917 - torch calls it
-        """Record the routing that the experts module is told, and if its output is the sum of its experts' outputs."""
+        """Record the top k of the routing, and whether the output is the weighted sum of the experts' outputs."""
         choice = choice_in(args, kwargs)
         if choice is None or not isinstance(output, Tensor):
             return

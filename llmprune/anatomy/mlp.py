@@ -30,7 +30,7 @@ from llmprune.anatomy.types import FusedSlice, MlpUnit, PrunableDim
 
 LayerUnits = tuple[tuple[MlpUnit, ...], ...]  # by layer of the representative model
 PROOF_WIDTH = 16  # neurons of the wide module of a proof; a unit may have a multiple of its field's value
-_KEPT = 8  # neurons of the narrow module, likewise
+_KEPT = 8  # neurons of the narrow module
 _TOKENS = 16
 
 

@@ -43,7 +43,7 @@ def without_config(names: Collection[str], shown: str) -> ModelError:
     if len(inner) == 1 or "model" in inner:
         name = "model" if "model" in inner else inner[0]
         of_run = name == "model" and "recipe.yaml" in names
-        what = "is the folder of a run" if of_run else "has no config.json of its own"
+        what = "is the folder of a run" if of_run else "has no config.json at its top"
         return ModelError(f"{shown} {what}, and its checkpoint is in {name}; give {shown.rstrip('/')}/{name}")
     if any(name.endswith(".gguf") for name in names):
         return ModelError(
@@ -63,7 +63,7 @@ def problems_of_kind(
 ) -> list[str]:
     """Return a sentence for each reason why a checkpoint cannot be pruned.
 
-    ``names``: its files; ``config``: its config.json; ``headers``: of its weights, None where they are not at hand;
+    ``names``: its files; ``config``: its config.json; ``headers``: of its weights, None where they are not available;
     ``shown``: its name for the user.
     """
     found = [
@@ -127,7 +127,7 @@ def _head_of(name: str) -> str:
     """Describe the head of a class; empty for a head that predicts tokens, and for an unknown class."""
     kinds = _kinds_of_classes().get(name)
     if kinds is None:
-        return "a head of its own" if _OTHER_HEADS.search(name) else ""
+        return "a custom head" if _OTHER_HEADS.search(name) else ""
     if kinds == {"MODEL"}:
         return "no head at all, as for embeddings,"
     heads = [_HEADS.get(kind) for kind in sorted(kinds)]

@@ -1,7 +1,7 @@
 """Write the pruned model's config.json: the base's own file, in its spelling, with only the cut's changes.
 
 transformers reads the field names of its earlier versions but writes only its current ones, which those versions
-misread. The file is therefore edited, not written anew, and read back: it must equal the intended config.
+misread. The file is therefore edited, and read back: it must equal the intended config.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ _TOKENIZERS = (
     "tekken*",
 )
 _SHAPES = {"num_hidden_layers", "n_layers", "n_layer", "num_layers"}  # a JSON file with one of these describes a model
-_ELSEWHERE = "lies in a folder of its own: another format"
+_ELSEWHERE = "is in a subfolder of another format"
 _ODD_NAME = "its name is not a plain relative path"
 _TENSOR = re.compile(r"[\w.]+\.(weight|bias)")
 
@@ -136,7 +136,7 @@ def _entries(folder: Path, trusted: bool) -> Iterator[Path]:
 
 
 def _may_be_copied_from(path: PurePosixPath, trusted: bool) -> bool:
-    """Check that a path lies at the top or in a folder of licences or templates, or is trusted code."""
+    """Check that a path is at the top or in a folder of licences or templates, or is trusted code."""
     top = path.parts[0]
     in_known = top == TEMPLATES or any(fnmatch(top, pattern) for pattern in NOTICES)
     is_code = trusted and bool(_CODE.fullmatch(path.name)) and not any(part.startswith(".") for part in path.parts)

@@ -16,7 +16,7 @@ from llmprune.recipe.text_source import PACKAGE_SCHEME
 def require_language_model(source: ModelSource, found: Headers | None) -> None:
     """Raise ModelError for a checkpoint that is no plain language model.
 
-    ``found``: headers of its weights files, None where they are not at hand.
+    ``found``: headers of its weights files, None where they are not available.
     """
     if source.id.startswith(PACKAGE_SCHEME):
         return

@@ -117,7 +117,7 @@ def load_model(source: ModelSource) -> PreTrainedModel:
 def compute_dtype(source: ModelSource, config: Config, *, found: Headers | None) -> torch.dtype:
     """Return the type to compute in: the recipe's, the config's, or that of most weights. GGUF files give float32.
 
-    ``found``: headers of the weights files, None where they are not at hand.
+    ``found``: headers of the weights files, None where they are not available.
     """
     if source.dtype != "auto":
         asked: torch.dtype = getattr(torch, source.dtype)

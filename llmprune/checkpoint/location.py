@@ -67,7 +67,7 @@ def raw_config(source: ModelSource) -> dict[str, Any]:
 
 
 def headers_of(source: ModelSource) -> Headers | None:
-    """Return the headers of the weights files; empty where a folder has no such files, None where they are not at hand.
+    """Return the headers of the weights files; empty where a folder has none, None where they are not available.
 
     Raises ModelError and CheckpointError.
     """

@@ -88,7 +88,7 @@ def local_bytes(source: TextSource) -> int | None:
 
 
 def commit_of(source: TextSource) -> str | None:
-    """Return the commit of a hub data set; None for other text, or where the hub does not tell."""
+    """Return the commit of a hub data set; None for other text, or where it is unknown."""
     if is_local(source.dataset) or Path(source.dataset).exists():
         return None
     try:

@@ -100,7 +100,7 @@ def run_checks(inputs: TextInputs, errors: ErrorCollector) -> None:
 
 
 def checks_of(inputs: TextInputs) -> list[Check]:
-    """Return the checks for a recipe, in an order in which each follows those that it comes ``after``."""
+    """Return the checks for a recipe, ordered so that each follows the checks in its ``after``."""
     recipe, evaluation = inputs.recipe, inputs.recipe.evaluation
     model = ("model",)
     found = [Check("config", "model", model, lambda: inputs.config), *_text_checks("calibration", inputs)]

@@ -110,7 +110,7 @@ def plan_and_check(recipe: Recipe, *, wrong: Iterable[str] = (), problems: Itera
 
 
 def plan_structure(recipe: Recipe, errors: ErrorCollector) -> tuple[Plan | None, Anatomy | None]:
-    """Return the plan and the anatomy, from the model's config and headers; None for what an error prevents."""
+    """Return plan and anatomy, from the model's config and headers; None in place of one that an error prevents."""
     model = ("model",)
     _, config = errors.attempt("model", model, work=lambda: load_config(recipe.model))
     if config is None:
@@ -129,7 +129,7 @@ def plan_structure(recipe: Recipe, errors: ErrorCollector) -> tuple[Plan | None,
 
 @dataclass(frozen=True)
 class _Base:
-    """The dense model without its weights. ``headers``: of its weights files; None where they are not at hand."""
+    """The dense model without its weights. ``headers``: of its weights files; None where they are not available."""
 
     config: Config
     headers: Headers | None
@@ -168,7 +168,7 @@ def _require_complete(recipe: Recipe, base: _Base) -> None:
 
 
 def _planned_cut(recipe: Recipe, anatomy: Anatomy, *, errors: ErrorCollector) -> PlannedCut | None:
-    """Return what the recipe keeps; None where an error was collected."""
+    """Return the layers and units that the recipe keeps; None where an error was collected."""
     model = "model"
     layers, keep = errors.attempt("depth", ("depth", model), work=lambda: planned_layers(recipe.depth, anatomy))
     neurons, widths = errors.attempt("width", ("width", model), work=lambda: planned_widths(recipe.width, anatomy))
@@ -187,7 +187,7 @@ def _planned_cut(recipe: Recipe, anatomy: Anatomy, *, errors: ErrorCollector) ->
 
 
 def _plan(recipe: Recipe, base: _Base, *, planned: PlannedCut) -> Plan:
-    """Return the plan of a cut. Raises ModelError and RecipeError for what cannot be done."""
+    """Return the plan of a cut. Raises ModelError and RecipeError where the cut is not possible."""
     dense, anatomy, dtype = base.dense, base.anatomy, base.dense.dtype
     keep, widths, kv_groups = planned.layers, planned.widths.kept, planned.heads.kv_groups
     pruned = _pruned_meta_model(recipe, base, planned=planned)

@@ -1,7 +1,7 @@
 """Turn the sizes that a recipe asks for into numbers of layers, neurons, heads and experts to keep.
 
-Everything here is known before the scores. Where the scores will choose the layers, layers from the middle of the
-model stand in for them.
+Everything here is known before the scores. Where the scores will choose the layers, the plan assumes that layers from
+the middle of the model are removed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from llmprune.results.formatting import ranges
 
 @dataclass(frozen=True)
 class PlannedWidths:
-    """Neurons kept, by config field, and notes on what rounding or the model changed."""
+    """Neurons kept, by config field, and notes on rounding and on widths that cannot be cut."""
 
     kept: dict[str, int]
     notes: tuple[str, ...] = ()

@@ -52,7 +52,7 @@ def settle_patterns(warnings: Sequence[str], patterns: Sequence[LayerPattern], *
 
 
 def about_depth(anatomy: Anatomy, keep: Sequence[int], *, named: bool, keep_pattern: bool) -> list[str]:
-    """Return what a plan can say of patterns. ``named``: the recipe names the layers to remove."""
+    """Return a plan's notes on patterns. ``named``: the recipe names the layers to remove."""
     if keep_pattern and not anatomy.patterns:
         return [
             "depth.keep_pattern: no kind of layer repeats with a period in this model, so any layers may be removed"

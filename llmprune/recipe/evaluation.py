@@ -1,4 +1,4 @@
-"""The recipe's ``evaluation`` section: what is measured on the dense and on the pruned model."""
+"""The recipe's ``evaluation`` section: measurements of the dense and of the pruned model."""
 
 from __future__ import annotations
 

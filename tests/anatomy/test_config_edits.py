@@ -170,7 +170,7 @@ def test_refused_families_get_their_reason(family: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "fields", "said"),
+    ("family", "fields", "message"),
     [
         ("gemma4_text", {}, "embed_tokens_per_layer.weight outside the layers depends on their number"),
         ("jamba", {}, "its config cannot express this cut"),
@@ -178,9 +178,9 @@ def test_refused_families_get_their_reason(family: str) -> None:
         ("qwen3_vl", {}, DEPTH_REFUSALS["deepstack_visual_indexes"]),
     ],
 )
-def test_depth_is_refused_with_a_reason(family: str, fields: dict[str, Any], said: str) -> None:
+def test_depth_is_refused_with_a_reason(family: str, fields: dict[str, Any], message: str) -> None:
     """Where no config can express fewer layers, the anatomy has the reason."""
-    assert said in (discover(tiny_config(family, **fields)).depth_refusal or "")
+    assert message in (discover(tiny_config(family, **fields)).depth_refusal or "")
 
 
 def test_shared_keys_and_values_are_refused() -> None:
@@ -192,7 +192,7 @@ def test_shared_keys_and_values_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "said"),
+    ("family", "message"),
     [
         ("t5gemma2", "encoder"),
         ("zamba", "share weights"),
@@ -200,9 +200,9 @@ def test_shared_keys_and_values_are_refused() -> None:
         ("clip", "AutoModel"),
     ],
 )
-def test_no_decoder_is_refused(family: str, said: str) -> None:
+def test_no_decoder_is_refused(family: str, message: str) -> None:
     """Encoders, encoder-decoders and models that attend in both directions are refused."""
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=message):
         discover(tiny_config(family))
 
 

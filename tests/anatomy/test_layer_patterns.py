@@ -152,13 +152,10 @@ def test_the_best_layers_in_the_pattern_stay(family: str) -> None:
     ids=["passing", "contiguous", "greedy", "at-once", "greedy-divergence", "greedy-refit"],
 )
 def test_every_depth_criterion_can_preserve_the_pattern(criterion: DepthCriterion) -> None:
-    """With ``keep_pattern``, scores that would break the pattern choose layers that preserve it.
-
-    A contiguous criterion still removes one block, and greedy rounds remove only layers of the final choice.
-    """
+    """With ``keep_pattern``, scores that break the pattern choose layers that preserve it; blocks stay contiguous."""
     model, remove = tiny_model("qwen3_moe", num_hidden_layers=6, decoder_sparse_step=2), 3
     with torch.no_grad():
-        for index, part in {1: 1e-3, 2: 1e-3, 4: 0.2}.items():  # these matter least
+        for index, part in {1: 1e-3, 2: 1e-3, 4: 0.2}.items():  # these layers have the lowest scores
             for name, parameter in model.model.layers[index].named_parameters():
                 if "o_proj" in name or "down_proj" in name:
                     parameter.mul_(part)
@@ -254,13 +251,13 @@ def test_a_value_that_depends_on_the_number_of_layers_has_a_note(
 
 
 @pytest.mark.parametrize(
-    ("family", "said"),
+    ("family", "message"),
     [
         ("phi3", "the config of this model type has no head_dim, so the result's states head_dim: 8"),
         ("llama", "the base's config.json leaves head_dim to hidden_size / num_attention_heads"),
     ],
 )
-def test_a_head_size_that_tools_derive_has_a_note_where_heads_are_removed(family: str, said: str) -> None:
+def test_a_head_size_that_tools_derive_has_a_note_where_heads_are_removed(family: str, message: str) -> None:
     """There is no note where the base's own file states the size, or where no heads are removed."""
     config = tiny_config(family, hidden_size=64, num_attention_heads=8, num_key_value_heads=4)
     heads = count_heads(config)
@@ -268,7 +265,7 @@ def test_a_head_size_that_tools_derive_has_a_note_where_heads_are_removed(family
         fixed = {"head_dim": 8} if family == "phi3" else {}
         found = replace(heads, fixed=fixed) if heads else None
         notes = about_head_size(config, raw, heads=found, kept=kept)
-        assert [note.startswith(said) and "llama.cpp" in note for note in notes] == [True] * noted
+        assert [note.startswith(message) and "llama.cpp" in note for note in notes] == [True] * noted
 
 
 def test_a_plan_has_the_note_on_the_head_size(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ LEFT_OUT: dict[str, tuple[str, str]] = {
     "exponents.json": ('{"model.layers.0.mlp.up_proj.weight": 3}', "describes the base's weights"),
     "model.safetensors.sha256": ("abc", "describes the base's weights"),
     "modeling_own.py": ("raise SystemExit", "code, which the recipe does not trust"),
-    "onnx/config.json": ("{}", "lies in a folder of its own"),
+    "onnx/config.json": ("{}", "is in a subfolder of another format"),
 }
 
 

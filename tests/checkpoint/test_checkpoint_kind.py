@@ -30,7 +30,7 @@ KINDS: dict[str, tuple[list[str], dict[str, Any], list[str]]] = {
     "embedding-of-a-language-model": (["1_Pooling/config.json"], {}, ["embedding model (1_Pooling/config.json)"]),
     "no-head": ([], {"architectures": ["LlamaModel"]}, ["no head at all", "LlamaModel"]),
     "classifier": ([], {"architectures": ["LlamaForSequenceClassification"]}, ["classifier's or reward", "prune the"]),
-    "reward": ([], {"architectures": ["LlamaForRewardModel"]}, ["a head of its own", "LlamaForRewardModel"]),
+    "reward": ([], {"architectures": ["LlamaForRewardModel"]}, ["a custom head", "LlamaForRewardModel"]),
     "tagger": ([], {"architectures": ["LlamaForTokenClassification"]}, ["token classifier's head"]),
     "modelopt": (["hf_quant_config.json"], {}, ["quantized (hf_quant_config.json)", "prune the original"]),
     "gptq": (["quantize_config.json"], {}, ["quantized (quantize_config.json)"]),
@@ -83,27 +83,27 @@ def _recipe(model: Path | str) -> Recipe:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_folder_that_is_no_plain_language_model_is_refused_by_its_plan(kind: str, tmp_path: Path) -> None:
     """File names and config are enough: there are no weights at all."""
-    names, fields, said = KINDS[kind]
+    names, fields, message = KINDS[kind]
     refusal = _refusal(_write(tmp_path, _files(names, fields)))
-    assert all(part in refusal for part in said), refusal
+    assert all(part in refusal for part in message), refusal
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_repository_that_is_no_plain_language_model_is_refused_by_its_plan(hub: Hub, kind: str) -> None:
     """The list of files is enough: no weights are downloaded."""
-    names, fields, said = KINDS[kind]
+    names, fields, message = KINDS[kind]
     hub.add_repo("org/base", _files(names, fields))
     refusal = _refusal("org/base")
-    assert all(part in refusal for part in said), refusal
+    assert all(part in refusal for part in message), refusal
     assert not any(line.startswith("GET /cdn/") for line in hub.lines)
 
 
 @pytest.mark.parametrize("kind", WITHOUT_CONFIG)
 def test_a_folder_without_a_config_is_described_by_its_files(kind: str, tmp_path: Path) -> None:
     """An adapter, a run's folder, a checkpoint in a subfolder and a GGUF file are recognised."""
-    names, said = WITHOUT_CONFIG[kind]
+    names, message = WITHOUT_CONFIG[kind]
     refusal = _refusal(_write(tmp_path, _files(names, None)))
-    assert all(part.format(shown=tmp_path) in refusal for part in said), refusal
+    assert all(part.format(shown=tmp_path) in refusal for part in message), refusal
 
 
 def test_a_repository_with_only_an_adapter_is_recognised(hub: Hub) -> None:

@@ -118,7 +118,7 @@ LOOK, FILE, WEIGHTS = "GET /api/models/org/base/", "HEAD .*/config.json", "GET /
 
 
 @pytest.mark.parametrize(
-    ("fault", "said", "patient"),
+    ("fault", "message", "patient"),
     [
         (Fault(LOOK, 401, headers=BAD_TOKEN), "the token is not valid; set HF_TOKEN", False),
         (Fault(LOOK, 403), "the hub answered 403 (a fault of the test): the token may not", False),
@@ -133,12 +133,12 @@ LOOK, FILE, WEIGHTS = "GET /api/models/org/base/", "HEAD .*/config.json", "GET /
     ids=lambda value: value.match if isinstance(value, Fault) else None,
 )
 def test_a_refusal_of_the_hub_is_one_clear_error(
-    hub: Hub, tmp_path: Path, fault: Fault, said: str, patient: bool
+    hub: Hub, tmp_path: Path, fault: Fault, message: str, patient: bool
 ) -> None:
     """Every answer gives an error with a remedy; temporary faults do only after several attempts."""
     publish_model(hub, tmp_path / "base")
     hub.faults.append(fault)
-    assert said in refusal()
+    assert message in refusal()
     assert (len(hub.waits) >= 5) == patient
 
 
@@ -169,13 +169,13 @@ def test_temporary_faults_are_retried(hub: Hub, tmp_path: Path, fault: Fault) ->
 
 @pytest.mark.parametrize("asked", ["7200", "9" * 400, "Fri, 31 Dec 9999 23:59:59 GMT"])
 @pytest.mark.parametrize(
-    ("status", "said"), [(429, "it asks for fewer requests; wait, and run the same"), (503, "run the same command")]
+    ("status", "message"), [(429, "it asks for fewer requests; wait, and run the same"), (503, "run the same command")]
 )
-def test_a_hub_that_asks_for_hours_is_an_error(hub: Hub, tmp_path: Path, status: int, said: str, asked: str) -> None:
+def test_a_hub_that_asks_for_hours_is_an_error(hub: Hub, tmp_path: Path, status: int, message: str, asked: str) -> None:
     """A Retry-After of more than a few minutes, in seconds or as a date, is an error at once."""
     publish_model(hub, tmp_path / "base")
     hub.faults.append(Fault(LOOK, status, headers={"Retry-After": asked}))
-    assert said in refusal()
+    assert message in refusal()
     assert hub.waits == []
 
 

@@ -35,15 +35,15 @@ BAD_TENSORS = {
 @pytest.mark.parametrize("name", BAD_TENSORS)
 def test_bad_token_tensors(tmp_path: Path, name: str) -> None:
     """A tensor of another kind is reported with its name, type and shape, and the kind that is needed."""
-    tensor, *said = BAD_TENSORS[name]
+    tensor, *message = BAD_TENSORS[name]
     save_file({name: tensor}, tmp_path / "tokens.safetensors")
     with pytest.raises(CalibrationError) as caught:
         load(tokens=str(tmp_path / "tokens.safetensors"), key=name)
-    assert all(part in str(caught.value) for part in [repr(name), *said])
+    assert all(part in str(caught.value) for part in [repr(name), *message])
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"key": "calib"}, ["no tensor 'calib'", "did you mean 'calibration'", "set key to"]),
         ({"samples": 7}, ["[6, 10]", "7 × 10", "lower samples"]),
@@ -56,7 +56,7 @@ def test_bad_token_tensors(tmp_path: Path, name: str) -> None:
     ],
 )
 def test_unusable_token_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], said: list[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], message: list[str]
 ) -> None:
     """A missing tensor, a missing file and a small tensor are reported with value, limit and remedy."""
     monkeypatch.chdir(tmp_path)
@@ -64,4 +64,4 @@ def test_unusable_token_files(
     Path("damaged.safetensors").write_bytes(b"not a tensor")
     with pytest.raises(CalibrationError) as caught:
         load(**{"tokens": "good.safetensors", "key": "calibration", **settings})
-    assert all(part in str(caught.value) for part in said), str(caught.value)
+    assert all(part in str(caught.value) for part in message), str(caught.value)

@@ -86,7 +86,7 @@ def test_hub_data_is_streamed_unless_sliced(
 
 
 @pytest.mark.parametrize(
-    ("content", "settings", "said"),
+    ("content", "settings", "message"),
     [
         ('{"text": "short"}\n' * 9, {}, ["54 tokens in 9 documents", "need 64", "at most 3 samples"]),
         ('{"text": "short"}\n', {}, ["6 tokens in 1 documents", "need 64: shorten sequence_length"]),
@@ -102,17 +102,17 @@ def test_hub_data_is_streamed_unless_sliced(
         ('{"text": "a"}\n', {"messages_field": "text"}, ["does not fit the model's chat template", "role"]),
     ],
 )  # fmt: skip
-def test_insufficient_text(tmp_path: Path, content: str, settings: dict[str, Any], said: list[str]) -> None:
+def test_insufficient_text(tmp_path: Path, content: str, settings: dict[str, Any], message: list[str]) -> None:
     """Too few tokens, no rows, a damaged file or a wrong column give one error with value, limit and remedy."""
     path = tmp_path / "data.jsonl"
     path.write_text(content)
     with pytest.raises(CalibrationError) as caught:
         load(dataset=str(path), **settings)
-    assert all(part in str(caught.value) for part in said), str(caught.value)
+    assert all(part in str(caught.value) for part in message), str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("dataset", "said"),
+    ("dataset", "message"),
     [
         ("absent.txt", ["absent.txt does not exist", "check the path"]),
         ("present.csv", ["present.csv", "not read here", ".txt, .jsonl"]),
@@ -122,13 +122,13 @@ def test_insufficient_text(tmp_path: Path, content: str, settings: dict[str, Any
         ("package://pydoc_data/absent.txt", ["absent.txt does not exist"]),
     ],
 )
-def test_missing_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str, said: list[str]) -> None:
+def test_missing_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str, message: list[str]) -> None:
     """A missing file, module or name is reported by name, with the form to use."""
     monkeypatch.chdir(tmp_path)
     Path("present.csv").write_text("text\na\n")
     with pytest.raises(CalibrationError) as caught:
         load(dataset=dataset)
-    assert all(part in str(caught.value) for part in said), str(caught.value)
+    assert all(part in str(caught.value) for part in message), str(caught.value)
 
 
 LETTERS = "Fähre. " * 20
@@ -153,15 +153,15 @@ UNREADABLE: list[tuple[str, bytes, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "content", "said"), UNREADABLE)
-def test_unreadable_files(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+@pytest.mark.parametrize(("name", "content", "message"), UNREADABLE)
+def test_unreadable_files(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     """The error has encoding, line, column and remedy, and no message of a library."""
     path = tmp_path / name
     path.mkdir() if name.startswith("folder") else path.write_bytes(content)
     with pytest.raises(CalibrationError) as caught:
         load(dataset=str(path))
     assert str(caught.value).startswith(f"the data file {path}"), str(caught.value)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_a_recipe_that_can_be_run_passes(shared: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda data, _: data["calibration"].pop("sequence_length"),
          "calibration.sequence_length: windows of 2048 tokens are longer than the model's 64 positions"),
@@ -92,7 +92,7 @@ def test_a_recipe_that_can_be_run_passes(shared: Path) -> None:
     ],
 )  # fmt: skip
 def test_plan_and_run_refuse_the_same(
-    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Change, said: str
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Change, message: str
 ) -> None:
     """Plan and run raise the same error with its key, and the run makes no folder."""
     from llmprune.evaluation.lm_eval import tasks
@@ -101,7 +101,7 @@ def test_plan_and_run_refuse_the_same(
     own = tasks._manager(Path(TASKS))  # lm-eval's full index takes seconds
     monkeypatch.setattr(tasks, "_all_tasks", lambda folder: own)
     recipe = recipe_in(shared, change)
-    with pytest.raises(LLMPruneError, match=said) as planned:
+    with pytest.raises(LLMPruneError, match=message) as planned:
         make_plan(recipe)
     with pytest.raises(type(planned.value)) as refused:
         run(recipe, tmp_path / "out")
@@ -131,7 +131,7 @@ def test_one_round_lists_everything(shared: Path, tmp_path: Path) -> None:
     for verb in (["plan", recipe], ["run", recipe, "--output", tmp_path / "out"]):
         outcome = command(*verb)
         assert outcome.code == 2
-        missing = [said for said in expected if said not in outcome.err]
+        missing = [message for message in expected if message not in outcome.err]
         assert not missing, outcome.err
         assert outcome.err.count("samples") == 1  # no check that depends on the wrong key has run
 
@@ -151,7 +151,7 @@ def test_a_model_of_the_wrong_kind_hides_no_other_problem(shared: Path, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("said", "placed"),
+    ("message", "placed"),
     [
         ("width.mlp: 0.999 keeps all", "width.mlp: 0.999 keeps all"),
         ("sparsity: no matrix", "sparsity: no matrix"),
@@ -160,9 +160,9 @@ def test_a_model_of_the_wrong_kind_hides_no_other_problem(shared: Path, tmp_path
         ("nothing fits", "model: nothing fits"),
     ],
 )
-def test_a_sentence_gets_its_key_unless_it_starts_with_one(said: str, placed: str) -> None:
+def test_a_sentence_gets_its_key_unless_it_starts_with_one(message: str, placed: str) -> None:
     """A file whose name starts like a section is not a key."""
-    assert str(_placed("model", LLMPruneError(said))) == placed
+    assert str(_placed("model", LLMPruneError(message))) == placed
 
 
 def test_a_check_that_depends_on_a_wrong_key_is_skipped(shared: Path) -> None:
@@ -236,14 +236,14 @@ def test_the_service_lists_form_rules_and_plan_together(shared: Path, tmp_path: 
     }
     text = yaml.safe_dump(sections)
     answer = bench.http.post("/v1/recipes/plan", content=text, headers=YAML)
-    said = "\n".join(answer.json()["problems"])
+    message = "\n".join(answer.json()["problems"])
     assert answer.status_code == 422
     for part in (
         "width.mpl: unknown key", "hub: is not accepted", "hostname.txt' is not allowed", "remove at most 3",
         "has no tokenizer", "empty.txt is empty", "calibration.sequence_length: windows of 4096",
     ):  # fmt: skip
-        assert part in said, said
-    assert str(shared) not in said
+        assert part in message, message
+    assert str(shared) not in message
     (asked,) = planner.asked
     assert "hostname" not in asked
     assert "secret" not in asked

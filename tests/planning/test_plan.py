@@ -129,7 +129,7 @@ TWO_LAYERS = SMOLLM2_135M | {"num_hidden_layers": 2}
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "message"),
     [
         (
             "width.mlp=0.999",
@@ -144,13 +144,13 @@ TWO_LAYERS = SMOLLM2_135M | {"num_hidden_layers": 2}
         ("sparsity.pattern=0.0001", "sparsity: 0.0001 of the inputs of each output is less than half a weight"),
     ],
 )
-def test_a_setting_without_effect_is_refused(setting: str, said: str, tmp_path: Path) -> None:
+def test_a_setting_without_effect_is_refused(setting: str, message: str, tmp_path: Path) -> None:
     """The message has the numbers and the nearest value that cuts; together with another cut it is a note."""
     with pytest.raises(RecipeError) as caught:
         _plan(tmp_path, TWO_LAYERS, setting, "refit=false")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     plan = _plan(tmp_path, TWO_LAYERS, setting, "depth.remove=1", "refit=false")
-    assert any(said in note for note in plan.notes)
+    assert any(message in note for note in plan.notes)
     assert not any("is rounded to" in note for note in plan.notes)
 
 
@@ -219,7 +219,7 @@ def test_a_depth_that_cannot_be_cut_is_reported_with_other_problems(tmp_path: Pa
     )
     with pytest.raises(RecipeError) as caught:
         structure_of(recipe)
-    assert [said.split(":")[0] for said in caught.value.problems] == ["depth", "width.neurons"]
+    assert [message.split(":")[0] for message in caught.value.problems] == ["depth", "width.neurons"]
     assert "features of images are added" in caught.value.problems[0]
 
 

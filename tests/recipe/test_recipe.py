@@ -57,11 +57,11 @@ depth: {remove: 1, criterion: {angular: 1}}
 """)
 
 
-@pytest.mark.parametrize(("section", "said"), UNKNOWN_KEYS)
-def test_unknown_keys(section: str, said: str) -> None:
+@pytest.mark.parametrize(("section", "message"), UNKNOWN_KEYS)
+def test_unknown_keys(section: str, message: str) -> None:
     """An unknown key is reported by its path, with the nearest name or the valid ones."""
     found = problems(with_section(section))
-    assert any(problem.startswith(said) for problem in found), found
+    assert any(problem.startswith(message) for problem in found), found
 
 
 WRONG_VALUES = table(r"""
@@ -169,7 +169,7 @@ calibration: {sources: [{dataset: x}, {dataset: x}]}
 
 
 @pytest.mark.parametrize(
-    ("criterion", "said"),
+    ("criterion", "message"),
     [
         ("angular", "not 'angular'; write {kind: angular} (How layers are scored)"),
         ("angula", "not 'angula'; write {kind: NAME} with one of block_influence, angular, perplexity"),
@@ -180,19 +180,19 @@ calibration: {sources: [{dataset: x}, {dataset: x}]}
         ("3", "not 3; write {kind: NAME} with one of block_influence, angular"),
     ],
 )
-def test_a_criterion_that_is_written_wrongly(criterion: str, said: str) -> None:
+def test_a_criterion_that_is_written_wrongly(criterion: str, message: str) -> None:
     """The message has the right form, the nearest name, or the section that the criterion belongs to."""
     found = problems(with_section(f"depth: {{remove: 1, criterion: {criterion}}}"))
     assert len(found) == 1
-    assert said in found[0], found
+    assert message in found[0], found
 
 
-@pytest.mark.parametrize(("section", "said"), WRONG_VALUES)
-def test_wrong_values(section: str, said: str) -> None:
+@pytest.mark.parametrize(("section", "message"), WRONG_VALUES)
+def test_wrong_values(section: str, message: str) -> None:
     """A wrong type or value is reported with the path, the value, the limit and the meaning of the key."""
     found = problems(with_section(section))
     assert len(found) == 1, found
-    assert found[0].startswith(said), found[0]
+    assert found[0].startswith(message), found[0]
 
 
 def test_all_problems_at_once() -> None:
@@ -226,10 +226,10 @@ NOT_A_RECIPE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("text", "said"), NOT_A_RECIPE)
-def test_what_is_not_a_recipe(text: str, said: str) -> None:
+@pytest.mark.parametrize(("text", "message"), NOT_A_RECIPE)
+def test_what_is_not_a_recipe(text: str, message: str) -> None:
     """Broken or hostile YAML gives one sentence with its line, never a traceback."""
-    assert problems(text)[0].startswith(said), problems(text)
+    assert problems(text)[0].startswith(message), problems(text)
 
 
 def test_a_bomb_of_aliases_is_answered_at_once() -> None:
@@ -240,7 +240,7 @@ def test_a_bomb_of_aliases_is_answered_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (
             b"model: \xe9",
@@ -255,14 +255,14 @@ def test_a_bomb_of_aliases_is_answered_at_once() -> None:
         (None, "the recipe cannot be read: No such file or directory; give the path of a YAML file"),
     ],
 )
-def test_files_that_cannot_be_read(tmp_path: Path, content: bytes | None, said: str) -> None:
+def test_files_that_cannot_be_read(tmp_path: Path, content: bytes | None, message: str) -> None:
     """A missing or binary file is reported by name, with the remedy."""
     path = tmp_path / "recipe.yaml"
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(RecipeError) as caught:
         Recipe.load(path)
-    assert str(caught.value) == f"{path}: {said}"
+    assert str(caught.value) == f"{path}: {message}"
 
 
 def test_criteria_with_different_keys() -> None:
@@ -278,13 +278,13 @@ def test_criteria_with_different_keys() -> None:
     class Holder(Section):
         criterion: Annotated[Plain | Damped, Field(discriminator="kind")]
 
-    def said(**criterion: Any) -> str:
+    def message(**criterion: Any) -> str:
         with pytest.raises(ValidationError) as caught:
             Holder.model_validate({"criterion": criterion})
         return describe_problems(caught.value, Holder, data={"criterion": criterion})[0]
 
-    assert said(kind="dampd") == "criterion.kind: must be 'plain', 'damped', not 'dampd'; did you mean 'damped'?"
-    assert said(kind="sharp") == "criterion.kind: must be 'plain', 'damped', not 'sharp'"
-    assert said(kind="damped", dampin=1) == "criterion.dampin: unknown key; did you mean 'damping'?"
-    assert said(kind="plain", dampin=1) == "criterion.dampin: unknown key; valid keys: kind"
-    assert said() == "criterion: must be a mapping with 'kind', not {}"
+    assert message(kind="dampd") == "criterion.kind: must be 'plain', 'damped', not 'dampd'; did you mean 'damped'?"
+    assert message(kind="sharp") == "criterion.kind: must be 'plain', 'damped', not 'sharp'"
+    assert message(kind="damped", dampin=1) == "criterion.dampin: unknown key; did you mean 'damping'?"
+    assert message(kind="plain", dampin=1) == "criterion.dampin: unknown key; valid keys: kind"
+    assert message() == "criterion: must be a mapping with 'kind', not {}"

@@ -135,10 +135,10 @@ def test_overrides(override: str, holds: str) -> None:
     assert (recipe.text, recipe.overrides) == (OVERRIDABLE, (override,))
 
 
-@pytest.mark.parametrize(("override", "said"), BAD_OVERRIDES)
-def test_bad_overrides(override: str, said: str) -> None:
+@pytest.mark.parametrize(("override", "message"), BAD_OVERRIDES)
+def test_bad_overrides(override: str, message: str) -> None:
     """A ``--set`` that cannot be parsed or applied is quoted with the reason."""
-    assert [problem[: len(said)] for problem in problems(OVERRIDABLE, [override])] == [said]
+    assert [problem[: len(message)] for problem in problems(OVERRIDABLE, [override])] == [message]
 
 
 def test_text_is_verbatim(tmp_path: Path) -> None:
