@@ -1,9 +1,9 @@
-"""Tiny random models for tests, of any family that transformers can build from a config.
+"""Make tiny random models for tests, of any family that transformers can build from a config.
 
     from llmprune.testing import tiny_model
     model = tiny_model("qwen3")           # float32, four layers, hidden size 32
 
-They have the structure of the family and none of its knowledge.
+They have the structure of the family and random weights.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from llmprune.anatomy.meta_model import auto_class
 
 VOCABULARY = 128
 
-# Sizes by the name of a config's field; the first pattern that fits the whole name counts. Nothing is made larger.
+# Sizes by the name of a config field; the first pattern that matches the whole name decides. No size is increased.
 _SIZES = (
     (r"\w*vocab_size\w*|\w*hash\w*vocab", VOCABULARY),
     (r"\w*position_embeddings|n_positions|n_ctx|max_seq_len|max_\w+_positions|context_length", 128),
@@ -46,7 +46,7 @@ _SIZES = (
 _MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [1, 1, 2]}}
 _TWO_KINDS = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
 
-# Families whose configs constrain their sizes, or whose defaults are not those of their models.
+# Families with constraints between sizes, or whose defaults differ from their published models.
 _SPECIAL: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {"layer_group_size": 2},
     "bamba": {"attn_layer_indices": [1, 3], "mamba_d_head": 16},
@@ -91,20 +91,20 @@ _SPECIAL: dict[str, dict[str, Any]] = {
 
 
 def tiny_config(family: str, **overrides: Any) -> PretrainedConfig:
-    """The config of a tiny model of this ``model_type``; ``overrides`` are config fields."""
+    """Return the config of a tiny model. ``family``: a ``model_type`` of transformers; ``overrides``: config fields."""
     config_class = CONFIG_MAPPING[family]
     asked = {config_class.attribute_map.get(name, name): value for name, value in overrides.items()}
     return AutoConfig.for_model(family, **_small_fields(config_class) | asked)
 
 
 def _small_fields(config_class: type[PretrainedConfig], given: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Small values for the fields of a config class, its parts included; ``given`` replaces its defaults."""
+    """Return small values for the fields of a config class and its parts; ``given`` replaces its defaults."""
     defaults = {field.name: field.default for field in fields(config_class)} | (given or {})
     small = (given or {}) | {name: _small(name, value) for name, value in defaults.items() if type(value) is int}
     for name, size in (("head_dim", 8), ("num_key_value_heads", 4 if "kv_lora_rank" in defaults else 2)):
         if name in defaults:
             small[name] = size
-    if defaults.get("is_decoder") is False:  # an encoder's code that can attend causally
+    if defaults.get("is_decoder") is False:  # an encoder that can attend causally
         small["is_decoder"] = True
     for name, part in config_class.sub_configs_defaults.items():
         part_class = part.get_config_class(part.model_type) if part.config_class is AutoConfig else part.config_class
@@ -118,13 +118,13 @@ def _small(name: str, value: int) -> int:
 
 
 def tiny_model(family: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
-    """A random float32 model on the CPU, in evaluation mode. Equal seeds give equal weights."""
+    """Make a random float32 model on the CPU, in evaluation mode. Equal seeds give equal weights."""
     config = tiny_config(family, **overrides)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: PreTrainedModel = auto_class(config).from_config(config, dtype=torch.float32)
         with torch.no_grad():
-            for parameter in model.parameters():  # families start with tiny or zero weights: make every one count
+            for parameter in model.parameters():  # some families start with tiny or zero weights
                 if parameter.ndim > 1:
                     parameter.normal_(std=1 / parameter.shape[-1] ** 0.5)
     return model.eval().requires_grad_(False)

@@ -23,7 +23,7 @@ from typing import Any
 
 from common import SMOLLM2, TOPICS, finish, record, run, write_recipe
 
-from llmprune.checkpoint.loading import place_of
+from llmprune.checkpoint.location import folder_of
 from llmprune.recipe.model import ModelSource
 
 
@@ -103,7 +103,7 @@ def main() -> None:
             width={"mlp": 0.75},
         )
         finish(run(recipe, folder / "run"))
-        base, model = str(place_of(ModelSource(id=SMOLLM2), "weights")), str(folder / "run" / "model")
+        base, model = str(folder_of(ModelSource(id=SMOLLM2), "weights")), str(folder / "run" / "model")
         sets = (("arc_easy_local,blimp_local", arguments.limit), ("gsm8k_local", arguments.generative))
         for tasks, limit in sets:
             place = folder / tasks.split(",")[0]

@@ -25,7 +25,7 @@ from quality import perplexity, unseen
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from llmprune.checkpoint.loading import place_of
+from llmprune.checkpoint.location import folder_of
 from llmprune.recipe.model import ModelSource
 
 LOST = {"mlp-25": 25, "mlp-50": 50}  # percent of the neurons
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("targets", nargs="*", help="default: all")
     arguments = parser.parse_args()
-    folder = place_of(ModelSource(id=SMOLLM2), "weights")
+    folder = folder_of(ModelSource(id=SMOLLM2), "weights")
     dense = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokens = load_file(arguments.bench / "tokens.safetensors")
     texts = {"wikitext": tokens["evaluation"].long()}

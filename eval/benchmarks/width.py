@@ -31,7 +31,7 @@ from llmprune.data.windows import load_windows
 from llmprune.evaluation.perplexity import perplexity
 from llmprune.layerwise.forward import Decoder, Tensors
 from llmprune.layerwise.hidden_states import HiddenStateCache, HiddenStateStore
-from llmprune.planning.sizes import planned_widths
+from llmprune.planning.planned_sizes import planned_widths
 from llmprune.prune.pass2 import Pruning
 from llmprune.recipe.calibration import Calibration
 from llmprune.recipe.model import ModelSource
@@ -69,11 +69,11 @@ class Bench:
         tokenizer = load_tokenizer(source)
         shape = {"samples": 16, "sequence_length": LENGTH}
         settings = Calibration.model_validate({**_texts(data)["c4"], "split": "train[:80%]", **shape})
-        self.windows_NL, _ = load_windows(settings, tokenizer, default_shape=settings.shape())
+        self.windows_NL = load_windows(settings, tokenizer, default_shape=settings.shape()).windows_NL
         self.judges: dict[str, Tensor] = {}
         for name, text in _texts(data).items():
             judge = Calibration.model_validate({"split": "train[80%:]", **text, **shape, "samples": 8})
-            self.judges[name], _ = load_windows(judge, tokenizer, default_shape=judge.shape())
+            self.judges[name] = load_windows(judge, tokenizer, default_shape=judge.shape()).windows_NL
         self.model = load_model(source)
         self.anatomy = discover(self.model.config)
         self.dense = dense_decoder(self.model)
@@ -95,7 +95,7 @@ class Bench:
         )
         scored = time.perf_counter()
         width = Recipe.parse("{model: {id: x}, calibration: {dataset: x}, width: {mlp: 0.5}}").width
-        widths = planned_widths(width, self.anatomy, notes=[])
+        widths = planned_widths(width, self.anatomy).kept
         cut = choose_cut(self.anatomy, scores, sizes=PlannedSizes((), self.anatomy.num_layers, widths=widths))
         pruned = cut_decoder(self.dense, self.model, anatomy=self.anatomy, cut=cut)
         layers: dict[int, Tensors] = {}

@@ -1,8 +1,8 @@
-"""The config of a model with fewer layers or narrower MLPs, and without the prediction heads, which no cut model has.
+"""Edit a config for a cut: fewer layers, smaller widths, and no prediction heads, which no cut model has.
 
-Fields by layer, from transformers' config classes. That the result builds the
-very layers that were kept is not trusted to this table: ``proof.check_layer_equivalence``
-compares every kept layer with its counterpart in the model that the new config makes.
+The tables list fields by layer in transformers' config classes. The cut does not rely on them to be complete:
+``layer_equivalence.check_layer_equivalence`` compares every kept layer with its counterpart in the model that the
+edited config builds.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from llmprune.anatomy.known_refusals import WIDTH_ADJUSTMENTS, refused_depth
 from llmprune.anatomy.meta_model import Config, text_config
 from llmprune.common.errors import ModelError
 
-# One entry a layer, or a mapping from some layers' indices.
+# Lists with one entry a layer, or mappings from layer indices.
 LAYER_LISTS = (
     "activation_sparsity_pattern",
     "attention_layers",
     "attn_layers",
     "indexer_types",
-    "intermediate_size",  # Gemma 3n has one a layer; elsewhere it is a number
+    "intermediate_size",  # a list in Gemma 3n; elsewhere a number
     "layer_rope_theta",
     "layer_types",
     "layers_block_type",
@@ -46,27 +46,27 @@ INDEX_LISTS = (
 )
 # Lists of layer numbers that start at 1.
 NUMBER_LISTS = ("ple_layer_ids",)
-# The first so many layers are special.
+# Numbers of first layers that are of a special kind.
 PREFIX_COUNTS = ("first_k_dense_replace", "max_window_layers", "moe_layer_start_index", "num_dense_layers")
-# Index of the last layer that is special; -1 stands for the last layer of all.
+# Indices of the last layer of a special kind; -1 is the model's last layer.
 LAST_INDICES = ("moe_layer_end_index",)
-# Lists of (kinds, how often they are repeated), by layer.
+# Lists of (kinds, number of repetitions).
 REPEATED_LISTS = ("attention_types",)
-# Fields that count heads which predict further tokens, or say that there are some.
+# Fields that count heads which predict further tokens, or switch them on.
 _HEADS = re.compile(
     r"(?=(\w*_)?(mtp|nextn|medusa|eagle)(_|$))"  # the head's kind is a word of the name
-    r"(\w*_(layers|modules|depth|heads)|(num|n)_\w+|use_\w+)"  # and the name counts it, or is a switch
+    r"(\w*_(layers|modules|depth|heads)|(num|n)_\w+|use_\w+)"  # and the name is that of a count or a switch
 )
 _IN_A_HEAD = re.compile(r"\w*(_(idx|index|size|dim|factor|attention_heads|kv_heads|key_value_heads|norm)|embeddings)")
 
 
 def edit_config(config: Config, keep_layers: Sequence[int], *, widths: dict[str, int]) -> Config:
-    """A new config that keeps these layers, in order, and sets these width fields.
+    """Return a config that keeps these layers, in order, and has these values in width fields.
 
-    Raises ModelError where no config can express that.
+    Raises ModelError where no config can express the cut.
     """
     whole = config.to_dict()
-    if not config.is_custom_code():  # of transformers' own models, none loads the weights of these heads
+    if not config.is_custom_code():  # no model of transformers itself loads these heads
         clear_heads(whole)
     text = text_config(config)
     fields = whole if text is config else _part_of(whole, config, text=text)
@@ -80,25 +80,25 @@ def edit_config(config: Config, keep_layers: Sequence[int], *, widths: dict[str,
         fields |= {key: off for key, off in WIDTH_ADJUSTMENTS.get(name, {}).items() if key in fields}
     try:
         return type(config).from_dict(whole)
-    except Exception as error:  # a config class may check itself in any way
+    except Exception as error:  # a config class may raise anything for values that it refuses
         raise ModelError(
             f"{config.model_type}: no config expresses this cut: {' '.join(str(error).split())}"
         ) from error
 
 
 def declared_heads(fields: dict[str, Any]) -> tuple[str, ...]:
-    """Return the fields of a config, its parts included, that declare heads which predict further tokens."""
+    """Return the fields of a config and its parts that declare heads which predict further tokens."""
     return tuple(sorted({key for _, key in _head_fields(fields)}))
 
 
 def clear_heads(fields: dict[str, Any]) -> None:
-    """Set the fields that declare prediction heads to none, in place."""
+    """Set the fields that declare prediction heads to zero or False, in place."""
     for part, key in list(_head_fields(fields)):
         part[key] = type(part[key])(0)
 
 
 def counts_heads(name: str) -> bool:
-    """Check whether a field's name says that it counts prediction heads or their layers."""
+    """Check that a field's name is that of a count of prediction heads or of their layers."""
     return bool(_HEADS.fullmatch(name)) and not _IN_A_HEAD.fullmatch(name)
 
 
@@ -136,7 +136,9 @@ def _keep_layers(fields: dict[str, Any], text: Config, *, keep: Sequence[int]) -
             if isinstance(fields.get(name), list | tuple):
                 fields[name] = [new_index[n - first] + first for n in fields[name] if n - first in new_index]
     for name in PREFIX_COUNTS:
-        if isinstance(fields.get(name), int) and fields[name] <= count:  # beyond all layers it stays so
+        if (
+            isinstance(fields.get(name), int) and fields[name] <= count
+        ):  # a larger value means all layers, before and after
             fields[name] = sum(index < fields[name] for index in keep)
     for name in LAST_INDICES:
         if isinstance(fields.get(name), int) and fields[name] >= 0:

@@ -1,7 +1,7 @@
-"""What a config field sets: build the model with another value and see which tensors change shape.
+"""Find the sizes that a config field sets: build the model with another value and compare the shapes of its tensors.
 
-Models are built without weights, and from a specimen: the same config with one layer of
-each kind, so that a model of a hundred layers is tried as quickly as one of two.
+Models are built without weights, and as a representative model: the same config with one layer of each kind, so that a
+model of a hundred layers takes no longer than one of two.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from llmprune.anatomy.config_edits import edit_config
 from llmprune.anatomy.layer_equivalence import check_layer_equivalence, one_of_layers
 from llmprune.anatomy.meta_model import Config, build_meta_model, find_layers, text_config
 
-_PROBES = (64, 48)  # values that a field is given: another than it has
-_LEAST = 4  # less of anything is no width
+_PROBES = (64, 48)  # values to try; the first that differs from the field's own is used
+_LEAST = 4  # a smaller value is no width
 _FEWEST_EXPERTS = 2
-_MOST_TIMES = 32  # a dimension is no larger a multiple of its width: shared experts, gate and up
-# What every config has and what is neither a width nor a number of experts.
+_MOST_TIMES = 32  # multiple of a width that a dimension may be, as with shared experts, or gate and up in one tensor
+# Fields of every config that are neither a width nor a number of experts.
 _OTHER_SIZES = (
     "vocab_size",
     "hidden_size",
@@ -39,7 +39,7 @@ WIDTH_WORDS = ("inner", "intermediate", "ff", "feed_forward", "mlp")
 
 @dataclass(frozen=True)
 class Change:
-    """One tensor of a layer, the dimension that follows the field, and how many times the field's value it is."""
+    """A tensor of a layer whose dimension ``dim`` is ``times`` the value of a config field."""
 
     name: str
     dim: int
@@ -48,9 +48,9 @@ class Change:
 
 @dataclass(frozen=True)
 class Field:
-    """A config field and what it sets, in each layer of the specimen.
+    """A config field and the dimensions that it sets, by layer of the representative model.
 
-    ``value`` is the size that the model has, which need not be what its config says: a class may adjust that.
+    ``value``: the size in the model, which may differ from the config's value, because a class may adjust it.
     """
 
     name: str
@@ -59,30 +59,30 @@ class Field:
 
     @property
     def is_named_like_a_width(self) -> bool:
-        """Whether its name says that it is one: ranks and heads set sizes too, and can even be proven."""
+        """True where the name says that it is a width. Ranks and heads set sizes too, which even pass the proof."""
         return any(word in self.name for word in WIDTH_WORDS)
 
 
 @dataclass(frozen=True)
 class RepresentativeModel:
-    """A model with one layer of each kind; ``stands_for[i]`` is the layer of it that dense layer i is like."""
+    """A model with one layer of each kind. ``layer_kinds[i]``: its layer that represents layer i of the dense model."""
 
     model: PreTrainedModel
-    stands_for: tuple[int, ...]
+    layer_kinds: tuple[int, ...]
     trust_remote_code: bool
 
     @property
     def layers(self) -> nn.ModuleList:
-        """The specimen's own layers."""
+        """Decoder layers of the representative model."""
         return find_layers(self.model)[1]
 
     def with_fields(self, fields: Mapping[str, int]) -> PreTrainedModel | None:
-        """The specimen with other values in these fields; None where its class cannot build that."""
+        """Build the representative model with other values in these fields; None where its class cannot."""
         return rebuild(self.model.config, fields, trust_remote_code=self.trust_remote_code)
 
 
 def rebuild(config: Config, fields: Mapping[str, int], *, trust_remote_code: bool) -> PreTrainedModel | None:
-    """The model of this config with other values in some fields; None where its class cannot build that."""
+    """Build the model of a config with other values in some fields; None where its class cannot."""
     layers = range(text_config(config).num_hidden_layers)
     try:
         return build_meta_model(edit_config(config, layers, widths=dict(fields)), trust_remote_code=trust_remote_code)
@@ -90,8 +90,8 @@ def rebuild(config: Config, fields: Mapping[str, int], *, trust_remote_code: boo
         return None
 
 
-def take_specimen(model: PreTrainedModel, trust_remote_code: bool) -> RepresentativeModel:
-    """One layer of each kind, or the whole model where its config cannot express that."""
+def build_representative(model: PreTrainedModel, trust_remote_code: bool) -> RepresentativeModel:
+    """Build a model with one layer of each kind; the whole model where its config cannot express that."""
     _, layers = find_layers(model)
     kinds = [_kind(layer) for layer in layers]
     first = [kinds.index(kind) for kind in kinds]
@@ -99,7 +99,7 @@ def take_specimen(model: PreTrainedModel, trust_remote_code: bool) -> Representa
     try:
         small = build_meta_model(edit_config(model.config, keep, widths={}), trust_remote_code=trust_remote_code)
         check_layer_equivalence(model, small, keep=keep, changing=set())
-    except Exception:  # as above
+    except Exception:  # a model class may fail in any way on fewer layers
         return RepresentativeModel(model, tuple(first), trust_remote_code)
     return RepresentativeModel(small, tuple(keep.index(index) for index in first), trust_remote_code)
 
@@ -113,17 +113,17 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from module.named_buffers()
 
 
-def fields_that_set_sizes(specimen: RepresentativeModel) -> list[Field]:
-    """Every whole-number field that sets sizes in the layers and nothing else."""
-    text = text_config(specimen.model.config)
+def fields_that_set_sizes(representative: RepresentativeModel) -> list[Field]:
+    """Return every integer field that sets sizes in the layers and nothing else."""
+    text = text_config(representative.model.config)
     skipped = {text.attribute_map.get(name, name) for name in _OTHER_SIZES}
-    sizes = {size for _, tensor in _tensors(specimen.layers) for size in tensor.shape}
+    sizes = {size for _, tensor in _tensors(representative.layers) for size in tensor.shape}
     found = []
     for name, value in text.to_dict().items():
         if name not in skipped and _may_set_sizes(name, value, sizes=sizes):
             probe = next(probe for probe in _PROBES if probe != value)
-            other = specimen.with_fields({name: probe})
-            field = compare(specimen, other, name=name, probe=probe) if other is not None else None
+            other = representative.with_fields({name: probe})
+            field = compare_models(representative, other, name=name, probe=probe) if other is not None else None
             if field is not None:
                 found.append(field)
     return found
@@ -138,15 +138,16 @@ def _may_set_sizes(name: str, value: object, *, sizes: set[int]) -> bool:
     return value is not None and any(size % value == 0 and size // value <= _MOST_TIMES for size in sizes)
 
 
-def compare(
-    specimen: RepresentativeModel, other: PreTrainedModel, *, name: str, probe: int, most_times: int = _MOST_TIMES
+def compare_models(
+    representative: RepresentativeModel, other: PreTrainedModel, *, name: str, probe: int, most_times: int = _MOST_TIMES
 ) -> Field | None:
-    """What follows the field in the specimen, of which ``other`` has the value ``probe``; None where it is no size.
+    """Return the dimensions that a field sets, by comparison with a model that has the value ``probe`` in it.
 
-    ``most_times``: how many times the value a dimension may be.
+    ``most_times``: the largest multiple of the value that a dimension may be. None where the models do not differ by
+    multiples of one size within the layers.
     """
-    before, after = dict(_tensors(specimen.model)), dict(_tensors(other))
-    path, layers = find_layers(specimen.model)
+    before, after = dict(_tensors(representative.model)), dict(_tensors(other))
+    path, layers = find_layers(representative.model)
     if before.keys() != after.keys():
         return None
     changes: list[list[Change]] = [[] for _ in layers]
@@ -167,7 +168,7 @@ def compare(
 
 
 def _change(before: torch.Tensor, after: torch.Tensor, *, probe: int, most_times: int) -> tuple[int, int] | None:
-    """(dimension, multiple of the field's value) where one dimension of a tensor follows the field; else None."""
+    """Return (dimension, multiple of the field's value) where one dimension follows the field; else None."""
     if before.ndim != after.ndim:
         return None
     dims = [dim for dim in range(before.ndim) if before.shape[dim] != after.shape[dim]]
@@ -178,27 +179,29 @@ def _change(before: torch.Tensor, after: torch.Tensor, *, probe: int, most_times
     return (dims[0], times) if whole else None
 
 
-def follows_everywhere(model: PreTrainedModel, field: Field, *, specimen: RepresentativeModel) -> bool:
-    """Whether the field sets in the whole model what it sets in the specimen, layer by layer."""
-    if model is specimen.model:
+def follows_everywhere(model: PreTrainedModel, field: Field, *, representative: RepresentativeModel) -> bool:
+    """Check that a field sets the same dimensions in every layer of the whole model as in its representative."""
+    if model is representative.model:
         return True
     probe = next(probe for probe in _PROBES if probe != field.value)
-    other = rebuild(model.config, {field.name: probe}, trust_remote_code=specimen.trust_remote_code)
-    return other is not None and is_like_specimen(model, other, field=field, specimen=specimen, probe=probe)
+    other = rebuild(model.config, {field.name: probe}, trust_remote_code=representative.trust_remote_code)
+    return other is not None and changes_like_representative(
+        model, other, field=field, representative=representative, probe=probe
+    )
 
 
-def is_like_specimen(
+def changes_like_representative(
     model: PreTrainedModel,
     other: PreTrainedModel,
     *,
     field: Field,
-    specimen: RepresentativeModel,
+    representative: RepresentativeModel,
     probe: int,
     most_times: int = _MOST_TIMES,
 ) -> bool:
-    """Whether ``other`` differs from the whole model as the field says that it does from the specimen."""
-    whole = RepresentativeModel(model, tuple(range(len(specimen.stands_for))), specimen.trust_remote_code)
-    found = compare(whole, other, name=field.name, probe=probe, most_times=most_times)
+    """Check that ``other`` differs from the whole model as the field's changes in the representative predict."""
+    whole = RepresentativeModel(model, tuple(range(len(representative.layer_kinds))), representative.trust_remote_code)
+    found = compare_models(whole, other, name=field.name, probe=probe, most_times=most_times)
     return found is not None and all(
-        changes == field.changes[kind] for changes, kind in zip(found.changes, specimen.stands_for, strict=True)
+        changes == field.changes[kind] for changes, kind in zip(found.changes, representative.layer_kinds, strict=True)
     )

@@ -1,4 +1,4 @@
-"""Find what can be pruned in a model: proposed by what config fields set, then proven."""
+"""Discover the anatomy of a model: units are proposed from the sizes that config fields set, then proven."""
 
 from __future__ import annotations
 
@@ -11,46 +11,46 @@ from llmprune.anatomy.config_edits import edit_config
 from llmprune.anatomy.config_probe import (
     Field,
     RepresentativeModel,
+    build_representative,
     fields_that_set_sizes,
     follows_everywhere,
-    take_specimen,
 )
 from llmprune.anatomy.experts import FEW_EXPERTS, Blocks, expert_field, prove_experts
 from llmprune.anatomy.heads import find_heads
 from llmprune.anatomy.layer_equivalence import check_layer_equivalence, one_of_layers
 from llmprune.anatomy.layer_patterns import find_patterns
 from llmprune.anatomy.meta_model import Config, build_meta_model, find_layers
-from llmprune.anatomy.mlp import PROOF_WIDTH, units_of_field
+from llmprune.anatomy.mlp import PROOF_WIDTH, LayerUnits, units_of_field
 from llmprune.anatomy.types import Anatomy, Experts, MlpUnit, WidthGroup
 from llmprune.common.errors import ModelError
 
 
 def discover(config: Config, trust_remote_code: bool = False) -> Anatomy:
-    """The anatomy of the model that this config describes; no weights are read.
+    """Return the anatomy of the model that a config describes, without reading weights.
 
     Raises ModelError where it is no causal decoder or its layers are not found.
     """
     model = build_meta_model(config, trust_remote_code=trust_remote_code)
     path, layers = find_layers(model)
     _refuse_bidirectional(model)
-    specimen = take_specimen(model, trust_remote_code)
-    fields = fields_that_set_sizes(specimen)
-    mixture = expert_field(fields, specimen)
+    representative = build_representative(model, trust_remote_code)
+    fields = fields_that_set_sizes(representative)
+    mixture = expert_field(fields, representative)
     small = _small(fields, mixture[0] if mixture else None)
-    groups, units = _width_groups(model, fields, specimen=specimen, small=small)
-    experts = _experts(model, mixture, specimen=specimen, small=small)
-    heads, attention = find_heads(model, specimen, small=small)
-    blocks = mixture[1] if mixture else (None,) * len(specimen.layers)
+    groups, units = _width_groups(model, fields, representative=representative, small=small)
+    experts = _experts(model, mixture, representative=representative, small=small)
+    heads, attention = find_heads(model, representative, small=small)
+    blocks = mixture[1] if mixture else (None,) * len(representative.layers)
     return Anatomy(
         model_type=config.model_type,
         layers_path=path,
         num_layers=len(layers),
         layer_classes=tuple(type(layer).__name__ for layer in layers),
-        units=tuple(units[kind] for kind in specimen.stands_for),
+        units=tuple(units[kind] for kind in representative.layer_kinds),
         groups=groups,
-        attention=tuple(attention[kind] for kind in specimen.stands_for),
+        attention=tuple(attention[kind] for kind in representative.layer_kinds),
         heads=heads,
-        blocks=tuple(blocks[kind] for kind in specimen.stands_for),
+        blocks=tuple(blocks[kind] for kind in representative.layer_kinds),
         experts=experts,
         patterns=find_patterns(model),
         one_of=one_of_layers(config),
@@ -70,7 +70,7 @@ def _refuse_bidirectional(model: PreTrainedModel) -> None:
 
 
 def _depth_refusal(model: PreTrainedModel, trust_remote_code: bool) -> str | None:
-    """Why no layer can be removed: tried on the model without one layer near its middle."""
+    """Return the reason why no layer can be removed, found by removing one near the middle; None if that works."""
     _, layers = find_layers(model)
     if len(layers) < 2:
         return "the model has a single layer"
@@ -82,39 +82,53 @@ def _depth_refusal(model: PreTrainedModel, trust_remote_code: bool) -> str | Non
     except ModelError as error:
         return str(error)
     except Exception as error:  # a model class may fail in any way on a config that it does not expect
-        return f"the config without a layer does not build: {type(error).__name__}: {error}"
+        return f"no model can be built from the config without a layer: {type(error).__name__}: {error}"
     return None
 
 
 def _small(fields: Sequence[Field], experts: Field | None) -> list[dict[str, int]]:
-    """Values that make the specimen quick to run: narrow, with few experts first, then with all of them."""
+    """Return config values that make the model quick to run: narrow, first with few experts, then with all."""
     widths = {field.name: PROOF_WIDTH for field in fields if field.is_named_like_a_width}
     few = [widths | {experts.name: FEW_EXPERTS}] if experts and experts.value > FEW_EXPERTS else []
     return [*few, widths]
 
 
 def _width_groups(
-    model: PreTrainedModel, fields: Sequence[Field], *, specimen: RepresentativeModel, small: Sequence[dict[str, int]]
+    model: PreTrainedModel,
+    fields: Sequence[Field],
+    *,
+    representative: RepresentativeModel,
+    small: Sequence[dict[str, int]],
 ) -> tuple[tuple[WidthGroup, ...], list[tuple[MlpUnit, ...]]]:
-    """Every field that is named like a width and sets one, and the proven units of each layer of the specimen."""
+    """Return every field that is named like a width, and the proven units of each layer of the representative model."""
     groups: list[WidthGroup] = []
-    units: list[tuple[MlpUnit, ...]] = [()] * len(specimen.layers)
+    units: list[tuple[MlpUnit, ...]] = [()] * len(representative.layers)
     taken: set[tuple[int, str]] = set()
     for field in (field for field in fields if field.is_named_like_a_width):
         tensors = {(kind, change.name) for kind, changes in enumerate(field.changes) for change in changes}
         if tensors & taken:
             continue
-        for tried in small:
-            found, refusal = units_of_field(field, specimen, small=tried)
-            if refusal is None:
-                break
-        if refusal is None and not follows_everywhere(model, field, specimen=specimen):
-            refusal = f"{field.name} does not set the same in all layers of a kind"
-        if refusal is None:
+        found = _proven_units(field, representative, small=small)
+        if not isinstance(found, str) and not follows_everywhere(model, field, representative=representative):
+            found = f"{field.name} does not set the same sizes in all layers of a kind"
+        if not isinstance(found, str):
             taken |= tensors
             units = [(*before, *new) for before, new in zip(units, found, strict=True)]
-        groups.append(WidthGroup(field.name, field.value, refusal))
+        groups.append(WidthGroup(field.name, field.value, found if isinstance(found, str) else None))
     return tuple(groups), units
+
+
+def _proven_units(
+    field: Field, representative: RepresentativeModel, *, small: Sequence[dict[str, int]]
+) -> LayerUnits | str:
+    """Return the units of a width field from the first small model that proves them; or the last refusal."""
+    refusal = ""
+    for fields in small:
+        found = units_of_field(field, representative, small=fields)
+        if not isinstance(found, str):
+            return found
+        refusal = found
+    return refusal
 
 
 def _width_refusal(groups: Sequence[WidthGroup]) -> str | None:
@@ -129,10 +143,15 @@ def _experts(
     model: PreTrainedModel,
     mixture: tuple[Field, Blocks] | None,
     *,
-    specimen: RepresentativeModel,
+    representative: RepresentativeModel,
     small: Sequence[dict[str, int]],
 ) -> Experts | None:
-    experts = prove_experts(mixture, specimen, small=small)
-    if experts and mixture and experts.refusal is None and not follows_everywhere(model, mixture[0], specimen=specimen):
-        return replace(experts, refusal=f"{experts.field} does not set the same in all layers of a kind")
+    experts = prove_experts(mixture, representative, small=small)
+    if (
+        experts
+        and mixture
+        and experts.refusal is None
+        and not follows_everywhere(model, mixture[0], representative=representative)
+    ):
+        return replace(experts, refusal=f"{experts.field} does not set the same sizes in all layers of a kind")
     return experts

@@ -1,16 +1,17 @@
-"""See what each expert of a mixture gets and gives, without knowing the family.
+"""Observe activations and outputs of each expert of a mixture, in any model family.
 
-Experts are stacked in one tensor, so no module of theirs can be hooked. Their block is run
-expert by expert (transformers' own eager implementation), and the products with the output
-projection are watched: the operand beside it are the activations of the expert's neurons.
+Experts are stacked in one tensor, so there is no module of one expert to hook. Their block is run expert by expert
+(transformers' own eager implementation), and the products with the output projection are intercepted: the other operand
+holds the activations of the expert's neurons.
 
-Shapes: E experts, T tokens, K experts a token takes, D hidden size, F neurons of an expert.
+Shapes in names: E experts, T tokens, K experts that a token is routed to, D hidden size, F neurons of an expert.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,8 +21,26 @@ from torch.overrides import TorchFunctionMode
 _PRODUCTS = ("linear", "matmul", "__matmul__", "mm", "bmm")
 
 
+@dataclass(frozen=True)
+class ExpertChoice:
+    """Routing of tokens to experts: hidden states [T, D], indices [T, K] and weights [T, K] of the chosen experts."""
+
+    hidden_TD: Tensor
+    index_TK: Tensor
+    weight_TK: Tensor
+
+
+@dataclass(frozen=True)
+class ExpertOutput:
+    """Output of one expert: its tokens' indices [T], and its weighted output for each of them [T, D]."""
+
+    expert: int
+    token_T: Tensor
+    output_TD: Tensor
+
+
 class _Products(TorchFunctionMode):
-    """Calls ``see(expert, activation_TF)`` for every product with one expert's part of a stacked weight."""
+    """Mode that calls ``see(expert, activation_TF)`` for every product with one expert's part of a stacked weight."""
 
     def __init__(self, weight: Tensor, see: Callable[[int, Tensor], None]) -> None:
         super().__init__()
@@ -45,12 +64,12 @@ class _Products(TorchFunctionMode):
             self.see((part.data_ptr() - self.weight.data_ptr()) // self.expert_bytes, activation.flatten(0, -2))
         elif part.shape[0] == activation.shape[0] == self.weight.shape[0]:
             for expert, activation_TF in enumerate(activation):
-                self.see(expert, activation_TF[activation_TF.any(-1)])  # who is not routed there comes as zeros
+                self.see(expert, activation_TF[activation_TF.any(-1)])  # tokens that are not routed there are zeros
 
 
 @contextmanager
 def _expert_by_expert(module: nn.Module) -> Iterator[None]:
-    """Let the module loop over its experts, where transformers gives it a choice."""
+    """Make a module loop over its experts while the context lasts, where transformers offers that."""
     config = getattr(module, "config", None)
     before = getattr(config, "_experts_implementation", None)
     if config is None or before is None:
@@ -71,19 +90,19 @@ def activations_of_experts(module: nn.Module, weight: Tensor, *, see: Callable[[
     """
     forward = module.forward
 
-    def watched(*args: Any, **kwargs: Any) -> Any:
+    def observed(*args: Any, **kwargs: Any) -> Any:
         with _expert_by_expert(module), _Products(weight, see):
             return forward(*args, **kwargs)
 
-    module.forward = watched
+    module.forward = observed
     try:
         yield
     finally:
         del module.forward
 
 
-def choice_in(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor] | None:
-    """(hidden_TD, index_TK, weight_TK) among the arguments of an experts module; None where they are not these."""
+def choice_in(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ExpertChoice | None:
+    """Return the routing in the arguments of an experts module; None where they are of another form."""
     values = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
     chosen = [value for value in values if not value.is_floating_point()]
     floats = [value for value in values if value.is_floating_point()]
@@ -92,26 +111,28 @@ def choice_in(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor,
     hidden_TD, weight_TK = floats
     if hidden_TD.ndim != 2 or len(hidden_TD) != len(chosen[0]) or weight_TK.shape != chosen[0].shape:
         return None
-    return hidden_TD, chosen[0], weight_TK
+    return ExpertChoice(hidden_TD, chosen[0], weight_TK)
 
 
 def outputs_of_experts(
     module: nn.Module, args: tuple[Any, ...], *, kwargs: Mapping[str, Any], count: int
-) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """(expert, its tokens [T], weight · f(x) of each of them [T, D]) for every expert that is chosen at all."""
+) -> Iterator[ExpertOutput]:
+    """Run an experts module for one expert at a time; yield the output of every expert that has tokens.
+
+    ``args`` and ``kwargs``: of the module's call; ``count``: the number of experts.
+    """
     choice = choice_in(args, kwargs)
-    assert choice is not None, "discovery has seen the choice"
-    hidden_TD, index_TK, weight_TK = choice
+    assert choice is not None, "discovery has seen the routing"
     for expert in range(count):
-        token_T, place_T = torch.where(index_TK == expert)
+        token_T, place_T = torch.where(choice.index_TK == expert)
         if not len(token_T):
             continue
         own = {
-            id(hidden_TD): hidden_TD[token_T],
-            id(index_TK): index_TK[token_T, place_T].unsqueeze(1),
-            id(weight_TK): weight_TK[token_T, place_T].unsqueeze(1),
+            id(choice.hidden_TD): choice.hidden_TD[token_T],
+            id(choice.index_TK): choice.index_TK[token_T, place_T].unsqueeze(1),
+            id(choice.weight_TK): choice.weight_TK[token_T, place_T].unsqueeze(1),
         }
         own_args = [own.get(id(value), value) for value in args]
         own_kwargs = {name: own.get(id(value), value) for name, value in kwargs.items()}
         with _expert_by_expert(module):
-            yield expert, token_T, type(module).forward(module, *own_args, **own_kwargs)
+            yield ExpertOutput(expert, token_T, type(module).forward(module, *own_args, **own_kwargs))

@@ -1,10 +1,10 @@
-"""Which projection of a gated MLP is its up projection: proven on the module's own code.
+"""Find the up projection of a gated MLP, by a proof on the module's own code.
 
 The activations of a gated MLP are (x Uᵀ + b) ∘ s with gates s that do not depend on U. The proof: when each neuron's
-row of U (and its bias) is multiplied by a large number of its own, some of them negative, so is its activation. An
-activation function between fails it, ReLU too, and a clamp.
+row of U (and its bias) is multiplied by a large factor, negative for some neurons, its activation is multiplied by the
+same factor. An activation function in between, even ReLU, and a clamp make the proof fail.
 
-Shapes: F neurons.
+Shapes in names: F neurons.
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from llmprune.anatomy.selection import strand_rows
+from llmprune.anatomy.proof import equal_up_to_rounding
+from llmprune.anatomy.selection import slice_rows
 from llmprune.anatomy.types import FusedSlice, MlpUnit
 
 Tensors = dict[str, Tensor]
-_FACTORS = 1024 * torch.tensor([-4.0, -2.0, -1.0, 1.0, 4.0])  # powers of two, and beyond what any model clamps at
+_FACTORS = 1024 * torch.tensor([-4.0, -2.0, -1.0, 1.0, 4.0])  # powers of two, large enough to exceed any model's clamp
+_TOLERANCE = 1e-5
 
 
 def find_up(unit: MlpUnit, tensors: Tensors, *, activations: Callable[[Tensors], Tensor]) -> FusedSlice | None:
-    """The unit's up projection; None where none of its weights is proven one.
+    """Return the unit's up projection; None where the proof holds for none of its weights.
 
-    ``tensors``: those of a module that has the unit; ``activations``: what its neurons then are on some tokens.
+    ``tensors``: those of a module that has the unit; ``activations``: computes the activations [..., F] of the unit's
+    neurons on fixed inputs from the module's tensors.
     """
     before = activations(tensors)
     factors_F = _FACTORS[torch.arange(before.shape[-1]) % len(_FACTORS)]
@@ -32,24 +35,21 @@ def find_up(unit: MlpUnit, tensors: Tensors, *, activations: Callable[[Tensors],
         if tensors[cut.name].ndim != 2:
             continue
         for entry in reversed(range(sum(cut.parts))):
-            strand = FusedSlice(cut, entry)
-            after = activations(_scaled(unit, tensors, strand=strand, factors_F=factors_F))
-            if _same(after, before * factors_F) and not _same(after, before):
-                return strand
+            candidate = FusedSlice(cut, entry)
+            after = activations(_scaled(unit, tensors, candidate=candidate, factors_F=factors_F))
+            follows = equal_up_to_rounding(after, before * factors_F, tolerance=_TOLERANCE)
+            if follows and not equal_up_to_rounding(after, before, tolerance=_TOLERANCE):
+                return candidate
     return None
 
 
-def _scaled(unit: MlpUnit, tensors: Tensors, *, strand: FusedSlice, factors_F: Tensor) -> Tensors:
-    """The tensors with a factor for each neuron on the strand's weights, and on the biases beside them."""
-    owner = strand.tensor.name.rpartition(".")[0]
+def _scaled(unit: MlpUnit, tensors: Tensors, *, candidate: FusedSlice, factors_F: Tensor) -> Tensors:
+    """Multiply the candidate's weights, and the biases of its projection, by each neuron's factor."""
+    owner = candidate.tensor.name.rpartition(".")[0]
     scaled = dict(tensors)
     for cut in (cut for cut in unit.tensors[:-1] if cut.name.rpartition(".")[0] == owner):
         tensor = tensors[cut.name]
-        rows = strand_rows(tensor.shape[cut.dim], FusedSlice(cut, strand.entry))
+        rows = slice_rows(tensor.shape[cut.dim], FusedSlice(cut, candidate.entry))
         factors = factors_F.view(-1, *[1] * (tensor.ndim - 1 - cut.dim))
         scaled[cut.name] = tensor.index_copy(cut.dim, rows, tensor.index_select(cut.dim, rows) * factors)
     return scaled
-
-
-def _same(first: Tensor, second: Tensor) -> bool:
-    return bool((first - second).abs().max() <= 1e-5 * second.abs().max())

@@ -1,4 +1,4 @@
-"""Attention heads by key-value group: the config fields that count them, and what follows these.
+"""Find the attention heads by key-value group: the config fields that count them, and the sizes that these set.
 
 A group is a key-value head with the query heads that read it. ``attention`` proposes and proves the units.
 """
@@ -12,38 +12,44 @@ from transformers import PreTrainedModel
 
 from llmprune.anatomy.attention import MOST_ROWS, Units, attention_units
 from llmprune.anatomy.config_edits import edit_config
-from llmprune.anatomy.config_probe import Field, RepresentativeModel, compare, is_like_specimen, rebuild
+from llmprune.anatomy.config_probe import (
+    Field,
+    RepresentativeModel,
+    changes_like_representative,
+    compare_models,
+    rebuild,
+)
 from llmprune.anatomy.meta_model import Config, quiet_transformers, text_config
 from llmprune.anatomy.types import Heads
 from llmprune.common.errors import ModelError
 
 
 def find_heads(
-    model: PreTrainedModel, specimen: RepresentativeModel, *, small: Sequence[dict[str, int]]
+    model: PreTrainedModel, representative: RepresentativeModel, *, small: Sequence[dict[str, int]]
 ) -> tuple[Heads | None, Units]:
-    """The heads of the model, and the attention unit of every layer of the specimen that has one.
+    """Return the heads of the model, and the attention unit of every layer of the representative model.
 
-    ``small``: fields that make the specimen quick to run; of several, the first that proves the units counts.
+    ``small``: values of config fields that make the model quick to run, tried in turn until the proof holds.
     """
     counted = count_heads(model.config)
-    nothing: Units = (None,) * len(specimen.layers)
+    nothing: Units = (None,) * len(representative.layers)
     if counted is None or counted.refusal:
         return counted, nothing
     refusal = ""
-    for fixed in _ways_to_fix_the_size(model.config):
+    for fixed in _ways_to_fix_head_size(model.config):
         heads = replace(counted, fixed=fixed)
         heads = replace(heads, possible=_possible(model, heads))
-        found = _field(model, specimen, heads=heads)
+        found = _field(model, representative, heads=heads)
         if isinstance(found, str):
             refusal = refusal or found
             continue
-        units = attention_units(found, specimen, heads=heads, small=small)
+        units = attention_units(found, representative, heads=heads, small=small)
         return (replace(counted, refusal=units), nothing) if isinstance(units, str) else (heads, units)
     return replace(counted, refusal=refusal), nothing
 
 
 def count_heads(config: Config) -> Heads | None:
-    """How many key-value groups a config says that there are; None where it counts no attention heads."""
+    """Return the key-value groups that a config declares; None where it counts no attention heads."""
     text = text_config(config)
     query, key = (text.attribute_map.get(name, name) for name in ("num_attention_heads", "num_key_value_heads"))
     fields = text.to_dict()
@@ -55,24 +61,24 @@ def count_heads(config: Config) -> Heads | None:
     per_group = {query: heads // groups} | ({key: 1} if isinstance(fields.get(key), int) else {})
     refusal = None
     if heads % groups:
-        refusal = f"{query} ({heads}) is no multiple of {key} ({groups})"
+        refusal = f"{query} ({heads}) is not a multiple of {key} ({groups})"
     elif groups == 1:
-        refusal = "all its heads share one key and value, and of these groups at least one must stay"
+        refusal = "all its heads share one key and value, so there is one group, which must stay"
     return Heads(groups, per_group, {}, (), refusal)
 
 
-def _ways_to_fix_the_size(config: Config) -> list[dict[str, int]]:
-    """Fields that keep the size of a head whatever their number: none, or one that the config leaves to a formula."""
+def _ways_to_fix_head_size(config: Config) -> list[dict[str, int]]:
+    """Return settings that may keep the size of a head when their number changes: none, or an explicit head_dim."""
     text = text_config(config)
     name = text.attribute_map.get("head_dim", "head_dim")
-    said = text.to_dict().get(name)
-    if isinstance(said, int) or isinstance(getattr(type(text), name, None), property):
+    stated = text.to_dict().get(name)
+    if isinstance(stated, int) or isinstance(getattr(type(text), name, None), property):
         return [{}]
     return [{}, {name: text.hidden_size // text.num_attention_heads}]
 
 
 def _possible(model: PreTrainedModel, heads: Heads) -> tuple[int, ...]:
-    """The smaller numbers of groups that a config of this model accepts."""
+    """Return the smaller numbers of groups that a config of this model accepts."""
     layers = range(text_config(model.config).num_hidden_layers)
 
     def accepted(groups: int) -> bool:
@@ -86,31 +92,31 @@ def _possible(model: PreTrainedModel, heads: Heads) -> tuple[int, ...]:
     return tuple(groups for groups in range(1, heads.count) if accepted(groups))
 
 
-def _field(model: PreTrainedModel, specimen: RepresentativeModel, *, heads: Heads) -> Field | str:
-    """What the number of groups sets in each layer of the specimen, or why it cannot be made smaller."""
+def _field(model: PreTrainedModel, representative: RepresentativeModel, *, heads: Heads) -> Field | str:
+    """Return the sizes that the number of groups sets in the representative model; or the reason why it must stay."""
     names = " and ".join(heads.per_group)
-    built = ((groups, specimen.with_fields(heads.fields(groups))) for groups in _likely_first(heads))
+    built = ((groups, representative.with_fields(heads.fields(groups))) for groups in _likely_first(heads))
     fewer, other = next((pair for pair in built if pair[1] is not None), (0, None))
     if other is None:
-        return f"no model can be built with less in {names}"
+        return f"no model can be built with smaller {names}"
     whole = (
         other
-        if model is specimen.model
-        else rebuild(model.config, heads.fields(fewer), trust_remote_code=specimen.trust_remote_code)
+        if model is representative.model
+        else rebuild(model.config, heads.fields(fewer), trust_remote_code=representative.trust_remote_code)
     )
-    field = compare(specimen, other, name=names, probe=fewer, most_times=MOST_ROWS)
+    field = compare_models(representative, other, name=names, probe=fewer, most_times=MOST_ROWS)
     if field is None or field.value != heads.count:
         return (
-            f"a model with less in {names} would not reload: they do not set sizes in the attention and nothing else, "
-            "as where the size of a head is hidden_size divided by their number"
+            f"a model with smaller {names} would not reload: these fields do not set sizes of the attention alone, for "
+            "example where the size of a head is hidden_size divided by their number"
         )
-    if whole is None or not is_like_specimen(
-        model, whole, field=field, specimen=specimen, probe=fewer, most_times=MOST_ROWS
+    if whole is None or not changes_like_representative(
+        model, whole, field=field, representative=representative, probe=fewer, most_times=MOST_ROWS
     ):
-        return f"{names} do not set the same in all layers of a kind"
+        return f"{names} do not set the same sizes in all layers of a kind"
     return field
 
 
 def _likely_first(heads: Heads) -> list[int]:
-    """The possible numbers of groups, those first that divide the number there is."""
+    """Sort the possible numbers of groups: divisors of the dense number first, larger before smaller."""
     return sorted(heads.possible, key=lambda groups: (heads.count % groups, -groups))

@@ -1,7 +1,7 @@
-"""Proof that a cut leaves the layers what they are.
+"""Prove that a cut leaves the kept layers unchanged.
 
-Every kept layer equals its counterpart in the model that the edited config builds: class, tensor
-shapes, and every plain attribute but its own index and the sizes that were cut.
+Every kept layer must equal its counterpart in the model that the edited config builds: in class, tensor shapes, and
+every plain attribute except its own index and the sizes that were cut.
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ from llmprune.anatomy.meta_model import Config, find_layers, text_config
 from llmprune.anatomy.types import Anatomy, AttentionUnit, Heads
 from llmprune.common.errors import ModelError
 
-# Spellings of a module's own position, which differs between counterparts by design.
+# Attributes that hold a module's own index, which differs between counterparts by design.
 INDEX_ATTRIBUTES = frozenset({"layer_idx", "layer_id", "layer_index", "layer_number", "block_idx", "idx"})
 
-
-Sizes = Collection[tuple[int, int]]
+Sizes = Collection[tuple[int, int]]  # (dense, pruned)
 
 
 def sizes_that_change(
     anatomy: Anatomy, widths: Mapping[str, int], *, experts: int | None, kv_groups: int | None = None
 ) -> set[tuple[int, int]]:
-    """(dense, pruned) of every size that a layer may have anew when these widths, experts and groups are kept."""
+    """Return (dense, pruned) of every size in a layer that may change for these widths, experts and groups."""
     changing = set()
     if anatomy.heads and kv_groups is not None:
         changing |= sizes_of_heads(anatomy.heads, anatomy.attention, kept=kv_groups)
@@ -42,7 +41,7 @@ def sizes_that_change(
 
 
 def sizes_of_heads(heads: Heads, units: Iterable[AttentionUnit | None], *, kept: int) -> set[tuple[int, int]]:
-    """(dense, pruned) of every size that follows the number of groups: of tensors, their parts, and counts of heads."""
+    """Return (dense, pruned) of every size that follows the number of groups: tensors, their parts, counts of heads."""
     cuts = [cut for unit in units if unit for cut in unit.tensors]
     each = {1, *heads.per_group.values()} | {size for cut in cuts for size in (*cut.parts, sum(cut.parts))}
     return {(size * heads.count, size * kept) for size in each}
@@ -51,10 +50,10 @@ def sizes_of_heads(heads: Heads, units: Iterable[AttentionUnit | None], *, kept:
 def check_layer_equivalence(
     dense: PreTrainedModel, pruned: PreTrainedModel, *, keep: Sequence[int], changing: Sizes
 ) -> None:
-    """Compare every kept layer with the layer that the edited config builds in its place.
+    """Compare every kept layer with its counterpart in the pruned model. Both models may be without weights.
 
-    ``changing``: (dense, pruned) of the sizes that are cut. Both models may be without weights.
-    Raises ModelError that names the first difference.
+    ``keep``: indices of the kept layers; ``changing``: the sizes that are cut. Raises ModelError that names the first
+    difference.
     """
     path, layers = find_layers(dense)
     _, pruned_layers = find_layers(pruned)
@@ -67,11 +66,11 @@ def check_layer_equivalence(
                 "its config cannot express this cut"
             )
     if list(keep) and len(keep) < len(layers):
-        _prove_rest(dense, pruned, path=path)
-        _prove_attention_left(dense, keep)
+        _require_same_rest(dense, pruned, path=path)
+        _require_full_attention(dense, keep)
 
 
-def _prove_rest(dense: PreTrainedModel, pruned: PreTrainedModel, *, path: str) -> None:
+def _require_same_rest(dense: PreTrainedModel, pruned: PreTrainedModel, *, path: str) -> None:
     def rest(model: PreTrainedModel) -> dict[str, torch.Size]:
         return {name: tensor.shape for name, tensor in model.named_parameters() if not name.startswith(f"{path}.")}
 
@@ -81,7 +80,7 @@ def _prove_rest(dense: PreTrainedModel, pruned: PreTrainedModel, *, path: str) -
         raise ModelError(f"{dense.config.model_type}: {changed[0]} outside the layers depends on their number")
 
 
-def _prove_attention_left(dense: PreTrainedModel, keep: Sequence[int]) -> None:
+def _require_full_attention(dense: PreTrainedModel, keep: Sequence[int]) -> None:
     one_of = one_of_layers(dense.config)
     if one_of and not set(one_of) & set(keep):
         raise ModelError(
@@ -91,7 +90,7 @@ def _prove_attention_left(dense: PreTrainedModel, keep: Sequence[int]) -> None:
 
 
 def one_of_layers(config: Config) -> tuple[int, ...]:
-    """The full-attention layers of a model that has other kinds too: their cache counts the tokens."""
+    """Return the full-attention layers of a model with other kinds too, of which one must stay to count tokens."""
     kinds = getattr(text_config(config), "layer_types", None) or ()
     named = {"full_attention", "attention"} & set(kinds) or {"indexed_attention"}
     full = tuple(index for index, kind in enumerate(kinds) if kind in named)
@@ -104,26 +103,26 @@ def _difference(layer: nn.Module, counterpart: nn.Module, *, changing: Sizes) ->
     modules, counterparts = dict(layer.named_modules()), dict(counterpart.named_modules())
     if modules.keys() != counterparts.keys():
         return f"modules {sorted(modules.keys() ^ counterparts.keys())}"
-    buffers, twin_buffers = _computed_buffers(layer), _computed_buffers(counterpart)
-    for name in sorted(buffers.keys() | twin_buffers.keys()):
-        if buffers.keys() != twin_buffers.keys() or not _same_values(buffers[name], twin_buffers[name]):
+    buffers, counterpart_buffers = _computed_buffers(layer), _computed_buffers(counterpart)
+    for name in sorted(buffers.keys() | counterpart_buffers.keys()):
+        if buffers.keys() != counterpart_buffers.keys() or not _same_values(buffers[name], counterpart_buffers[name]):
             return f"the values of {name}"
     for path, module in modules.items():
         mine, other = plain_attributes(module), plain_attributes(counterparts[path])
         for name in sorted(mine.keys() | other.keys()):
-            value, twin_value = mine.get(name), other.get(name)
-            if value != twin_value and not _is_narrowed(value, twin_value, changing=changing):
-                return f"{path}.{name} {value!r} against {twin_value!r}".lstrip(".")
+            value, counterpart_value = mine.get(name), other.get(name)
+            if value != counterpart_value and not _is_narrowed(value, counterpart_value, changing=changing):
+                return f"{path}.{name} {value!r} against {counterpart_value!r}".lstrip(".")
     return ""
 
 
 def _same_values(buffer: Tensor, counterpart: Tensor) -> bool:
-    """Whether two buffers are equal; the dense layer's may be on a GPU, its counterpart's is not."""
+    """Check that two buffers are equal; the dense layer's may be on a GPU, the counterpart's is on the CPU."""
     return torch.equal(buffer.to(counterpart.device), counterpart)
 
 
 def _computed_buffers(layer: nn.Module) -> dict[str, Tensor]:
-    """Buffers that a model computes from its config: no checkpoint holds them."""
+    """Return the buffers that a model computes from its config, which are in no checkpoint."""
     return {
         f"{path}.{name}".lstrip("."): buffer
         for path, module in layer.named_modules()
@@ -139,8 +138,8 @@ def _is_plain(value: object) -> bool:
 
 
 def plain_attributes(module: nn.Module) -> dict[str, object]:
-    """Return the numbers and texts of a module, the shapes of its parameters among them, but not its own index."""
-    own = {"training", *INDEX_ATTRIBUTES, *LAYER_LISTS, *INDEX_LISTS}  # a whole list by layer is shorter by design
+    """Return the numbers and texts of a module and the shapes of its parameters, without its own index."""
+    own = {"training", *INDEX_ATTRIBUTES, *LAYER_LISTS, *INDEX_LISTS}  # lists by layer get shorter by design
     values: dict[str, object] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in vars(module).items()
@@ -149,11 +148,11 @@ def plain_attributes(module: nn.Module) -> dict[str, object]:
     return values | {f"{name}.shape": tuple(value.shape) for name, value in module.named_parameters(recurse=False)}
 
 
-def _is_narrowed(value: object, twin_value: object, *, changing: Sizes) -> bool:
-    """Whether a number, or numbers of a shape, went from a dense size to its pruned size."""
-    if isinstance(value, tuple) and isinstance(twin_value, tuple):
-        if len(value) != len(twin_value):
+def _is_narrowed(value: object, counterpart_value: object, *, changing: Sizes) -> bool:
+    """Check that a number, or those numbers of a shape that differ, changed from a dense size to its pruned size."""
+    if isinstance(value, tuple) and isinstance(counterpart_value, tuple):
+        if len(value) != len(counterpart_value):
             return False
-        pairs = [(a, b) for a, b in zip(value, twin_value, strict=True) if a != b]
+        pairs = [(a, b) for a, b in zip(value, counterpart_value, strict=True) if a != b]
         return all(_is_narrowed(a, b, changing=changing) for a, b in pairs)
-    return isinstance(value, int) and isinstance(twin_value, int) and (value, twin_value) in changing
+    return isinstance(value, int) and isinstance(counterpart_value, int) and (value, counterpart_value) in changing

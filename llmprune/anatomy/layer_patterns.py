@@ -1,7 +1,7 @@
-"""Layer patterns: what differs between layers and repeats every few layers, such as sliding and full attention.
+"""Find layer patterns: differences between layers that repeat every few layers, such as sliding and full attention.
 
-Found in the config's lists by layer and in the layers' modules, so that no family is named. A dense run before the
-mixtures, or a list in no order, is no pattern: a config says each of these layer by layer, or by a count.
+They are found in the config's lists by layer and in the layers' modules, for any model family. Dense layers before the
+mixtures, or a list without a period, are no pattern: a config states these layer by layer, or by a count.
 """
 
 from __future__ import annotations
@@ -17,17 +17,25 @@ from llmprune.anatomy.layer_equivalence import plain_attributes
 from llmprune.anatomy.meta_model import find_layers, text_config
 from llmprune.anatomy.types import LayerPattern
 
-_PERIOD_WORDS = ("pattern", "period", "interval", "step", "every", "interleave", "group_size")  # of fields that say one
+_PERIOD_WORDS = (
+    "pattern",
+    "period",
+    "interval",
+    "step",
+    "every",
+    "interleave",
+    "group_size",
+)  # in names of period fields
 
 
 def find_patterns(model: PreTrainedModel) -> tuple[LayerPattern, ...]:
-    """Return the patterns of a model's layers, those of the config's lists first; each partition of the layers once."""
+    """Return the patterns of a model's layers, from the config's lists first; each partition of the layers once."""
     _, layers = find_layers(model)
     fields = text_config(model.config).to_dict()
-    said = {value for name, value in fields.items() if type(value) is int and _names_a_period(name)}
+    stated = {value for name, value in fields.items() if type(value) is int and _names_a_period(name)}
     found: dict[tuple[int, ...], LayerPattern] = {}
     for name, kinds in [*_listed(fields, len(layers)), *_built(layers)]:
-        period = _period(kinds, said)
+        period = _period(kinds, stated)
         if period is not None:
             partition = tuple(kinds.index(kind) for kind in kinds)
             found.setdefault(partition, LayerPattern(name, period, tuple(kinds)))
@@ -38,14 +46,14 @@ def _names_a_period(name: str) -> bool:
     return any(word in name for word in _PERIOD_WORDS)
 
 
-def _period(kinds: Sequence[str], said: set[int]) -> int | None:
-    """Return after how many layers the kinds repeat; None where they are all alike or do not repeat.
+def _period(kinds: Sequence[str], stated: set[int]) -> int | None:
+    """Return the period of the kinds, in layers; None where they are all equal or do not repeat.
 
-    Fewer than two periods of layers are a pattern where a field of the config says that period.
+    ``stated``: periods in the config's fields, with which fewer than two periods of layers are a pattern.
     """
     for period in range(1, len(kinds)):
         if all(kind == kinds[index] for index, kind in enumerate(kinds[period:])):
-            repeats = 2 * period <= len(kinds) or period in said
+            repeats = 2 * period <= len(kinds) or period in stated
             return period if period > 1 and repeats else None
     return None
 
@@ -63,7 +71,7 @@ def _listed(fields: dict[str, Any], count: int) -> Iterator[tuple[str, list[str]
 
 
 def _built(layers: nn.ModuleList) -> Iterator[tuple[str, list[str]]]:
-    """Yield every class, size and plain attribute of the layers' modules that is not the same in all."""
+    """Yield every class, size and plain attribute of the layers' modules, by layer."""
     seen = [_attributes(layer) for layer in layers]
     for name in dict.fromkeys(name for one in seen for name in one):
         yield name, [one.get(name, "absent") for one in seen]

@@ -1,4 +1,4 @@
-"""Models without weights: shapes from a config alone."""
+"""Build models without weights, on the meta device, from a config alone."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _LARGE = 2**22  # elements of a stack of matrices; no model has such a buffer
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Hide what transformers says while a model is only being measured."""
+    """Hide warnings of transformers while the context lasts."""
     logger = logging.getLogger("transformers")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -46,13 +46,13 @@ def quiet_transformers() -> Iterator[None]:
 def build_meta_model(
     config: Config, dtype: torch.dtype | None = None, *, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """The model of this config with parameters on the meta device and real buffers.
+    """Build the model of a config, with parameters on the meta device and real buffers, in evaluation mode.
 
-    Raises ModelError where the config is not that of a causal decoder, or is of a kind that is refused.
+    Raises ModelError where the config is not that of a causal decoder, is refused, or cannot be built.
     """
     if config.is_encoder_decoder:
         raise ModelError(
-            f"a model of type {config.model_type!r} is not a causal decoder but has an encoder beside its decoder; "
+            f"a model of type {config.model_type!r} is not a causal decoder but has an encoder too; "
             "llmprune prunes decoder-only language models"
         )
     reason = refused_model(config)
@@ -73,12 +73,12 @@ def build_meta_model(
             f"a model of type {config.model_type!r} is not a causal decoder (transformers has no "
             "AutoModelForCausalLM for it); llmprune prunes decoder-only language models"
         ) from error
-    model.tie_weights()  # making parameters empty gave each tied one a copy of its own
+    model.tie_weights()  # on the meta device, each tied parameter has become a separate one
     return model.eval()
 
 
 class _StacksOnMeta(TorchFunctionMode):
-    """Asks no memory for stacks of matrices that are made empty at once: the experts of one layer can take 30 GB."""
+    """Mode that makes large stacks of matrices on the meta device: the experts of one layer can take 30 GB."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:  # noqa: PLR0917 - torch calls it
         kwargs = kwargs or {}
@@ -91,7 +91,7 @@ class _StacksOnMeta(TorchFunctionMode):
 
 
 def auto_class(config: Config) -> Any:
-    """The auto class whose model has every part of this config: text alone, or text and images."""
+    """Return the auto class whose model has every part of a config: text alone, or text and images."""
     only_text = text_config(config) is config and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
     if not only_text and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return AutoModelForImageTextToText
@@ -99,12 +99,15 @@ def auto_class(config: Config) -> Any:
 
 
 def text_config(config: Config) -> Config:
-    """The part of a config that describes the text decoder; the config itself where there is one part."""
+    """Return the part of a config that describes the text decoder; the config itself where there is one part."""
     return config.get_text_config(decoder=True)
 
 
 def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """Path and list of the decoder layers: of the lists of the right length the one with the most parameters."""
+    """Return path and list of the decoder layers: of the lists of the right length, the one with most parameters.
+
+    Raises ModelError where there is none, or where its layers share weights.
+    """
     count = getattr(text_config(model.config), "num_hidden_layers", None)
     prefix, decoder = _text_decoder(model)
     lists = [
@@ -114,7 +117,7 @@ def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     ]
     if not lists:
         raise ModelError(
-            f"no list of {count or 'so many'} decoder layers was found in a {type(model).__name__}; "
+            f"no list of {count or 'num_hidden_layers'} decoder layers was found in a {type(model).__name__}; "
             "llmprune prunes models whose layers are one ModuleList of num_hidden_layers"
         )
     _, path, layers = max(lists, key=lambda entry: entry[0])
@@ -124,22 +127,22 @@ def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     if shared is not None:
         raise ModelError(
             f"layers of a {type(model).__name__} share weights ({path}.{shared}), so none can be changed or removed "
-            "alone; take a model whose layers have weights of their own"
+            "alone; take a model whose layers do not share weights"
         )
     return path, layers
 
 
 def _text_decoder(model: PreTrainedModel) -> tuple[str, nn.Module]:
-    """Path and module of the part that its text config describes; the model itself where there is one part."""
+    """Return path and module of the part that the text config describes; the model itself where there is one part."""
     decoder = None if text_config(model.config) is model.config else model.get_decoder()
     paths = (path for path, module in model.named_modules() if module is decoder)
     return next(((path, model.get_submodule(path)) for path in paths), ("", model))
 
 
-def materialise(module: nn.Module, seed: int = 0, *, without: Collection[nn.Module | None] = ()) -> None:
-    """Give every parameter that lies on the meta device small random float32 values, in place.
+def fill_with_noise(module: nn.Module, seed: int = 0, *, without: Collection[nn.Module | None] = ()) -> None:
+    """Give every parameter on the meta device small random float32 values, in place.
 
-    ``without``: modules in it whose own parameters stay as they are.
+    ``without``: modules whose own parameters are left on the meta device.
     """
     generator = torch.Generator().manual_seed(seed)
     for owner in module.modules():

@@ -1,7 +1,7 @@
-"""Units of neurons: grouped from what a width field sets, then proven on the module's own code.
+"""Find the units of MLP neurons: grouped by the width field that sets their size, then proven on the module's own code.
 
-The proof: a module built with fewer neurons, given the weights of some neurons of a wider one,
-puts out what the wider one does when the others are masked. It holds for one layout only.
+The proof: a module built with fewer neurons, given the weights of some neurons of a wider module, has the output of
+the wider module with the other neurons masked. It holds for exactly one layout of the tensors.
 
 Shapes in names: B batch, L sequence length, D hidden size, E experts, F neurons, K neurons kept.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,62 +21,55 @@ from transformers.pytorch_utils import Conv1D
 from llmprune.anatomy.config_probe import Change, Field, RepresentativeModel
 from llmprune.anatomy.expert_hooks import activations_of_experts
 from llmprune.anatomy.gated_mlp import find_up
-from llmprune.anatomy.meta_model import find_layers, materialise, text_config
+from llmprune.anatomy.hooks import inputs_of
+from llmprune.anatomy.meta_model import fill_with_noise, find_layers, text_config
+from llmprune.anatomy.names import holder_of, is_inside, paths_around, relative_name, tensor_of
+from llmprune.anatomy.proof import RUN_ERRORS, ActivationShape, equal_up_to_rounding, hidden_states_of
 from llmprune.anatomy.selection import mask_neurons, select_neurons
 from llmprune.anatomy.types import FusedSlice, MlpUnit, PrunableDim
 
-PROOF_WIDTH = 16  # neurons of the module that is proven, times whatever the unit is of its field
-_KEPT = 8
+LayerUnits = tuple[tuple[MlpUnit, ...], ...]  # by layer of the representative model
+PROOF_WIDTH = 16  # neurons of the wide module of a proof; a unit may have a multiple of its field's value
+_KEPT = 8  # neurons of the narrow module
 _TOKENS = 16
-# What a module may raise that cannot be run on hidden states alone, or not with these tensors.
-NOT_RUNNING = (TypeError, RuntimeError, ValueError, AttributeError, IndexError, KeyError, NotImplementedError)
 
 
-def units_of_field(
-    field: Field, specimen: RepresentativeModel, *, small: dict[str, int]
-) -> tuple[tuple[tuple[MlpUnit, ...], ...], str | None]:
-    """The proven units of every specimen layer, and why the field is no proven width (None where it is).
+def units_of_field(field: Field, representative: RepresentativeModel, *, small: dict[str, int]) -> LayerUnits | str:
+    """Return the proven units of every layer of the representative model; or the reason why the field is no width.
 
-    ``small``: fields that make the specimen quick to run.
+    ``small``: values of config fields that make the model quick to run.
     """
-    wide = specimen.with_fields(small | {field.name: PROOF_WIDTH})
-    narrow = specimen.with_fields(small | {field.name: _KEPT})
-    nothing: tuple[tuple[MlpUnit, ...], ...] = ((),) * len(specimen.layers)
+    wide = representative.with_fields(small | {field.name: PROOF_WIDTH})
+    narrow = representative.with_fields(small | {field.name: _KEPT})
     if wide is None or narrow is None:
-        return nothing, f"no model can be built whose {field.name} is {_KEPT}"
+        return f"no model can be built whose {field.name} is {_KEPT}"
     wide_layers, narrow_layers = (find_layers(model)[1] for model in (wide, narrow))
-    hidden = text_config(specimen.model.config).hidden_size
+    hidden = text_config(representative.model.config).hidden_size
     units: list[tuple[MlpUnit, ...]] = []
     for index, changes in enumerate(field.changes):
         proven: list[MlpUnit] = []
         for path, own in _by_holder(changes).items():
             pair = Pair(wide_layers[index], narrow_layers[index], hidden, tuple(proven))
-            proposals = _propose(specimen.layers[index], path, changes=own, field=field)
+            proposals = _propose(representative.layers[index], path, changes=own, field=field)
             unit = next((found for unit in proposals if (found := pair.prove(unit)) is not None), None)
             if unit is None:
                 place = path or "the layer itself"
-                return nothing, f"{place}: its output is not the same when neurons are cut as when they are masked"
+                return f"{place}: its output is not the same when neurons are cut as when they are masked"
             proven.append(unit)
         units.append(tuple(proven))
-    return tuple(units), None
+    return tuple(units)
 
 
 def _by_holder(changes: tuple[Change, ...]) -> dict[str, list[Change]]:
-    """The changes in each module that holds some; those of experts last, whose proof may need the others'."""
+    """Group changes by the module that holds them; those of experts last, whose proof may need the other units."""
     holders: dict[str, list[Change]] = {}
     for change in sorted(changes, key=lambda change: "expert" in change.name and "shared" not in change.name):
         holders.setdefault(holder_of(change.name), []).append(change)
     return holders
 
 
-def holder_of(name: str) -> str:
-    """The module that a tensor is a part of: of a projection's weight or bias, the one around the projection."""
-    owner, _, last = name.rpartition(".")
-    return owner.rpartition(".")[0] if last in ("weight", "bias") else owner
-
-
 def _propose(layer: nn.Module, path: str, *, changes: list[Change], field: Field) -> Iterator[MlpUnit]:
-    """Units that these tensors may be: by each weight that may be the output projection, in each layout."""
+    """Yield candidate units: one for each weight that may be the output projection, in each layout of the others."""
     tensors = {change.name: tensor_of(layer, change.name) for change in changes}
     for output in reversed(changes):
         shape = tensors[output.name].shape
@@ -113,7 +106,10 @@ def _may_be_output(layer: nn.Module, change: Change, *, ndim: int) -> bool:
 
 @dataclass(frozen=True)
 class Pair:
-    """A layer and the same layer with fewer neurons, both without weights; ``proven``: other units of the field."""
+    """A layer and the same layer with fewer neurons, both without weights.
+
+    ``hidden``: the hidden size D; ``proven``: units of the same field that are proven already.
+    """
 
     wide: nn.Module
     narrow: nn.Module
@@ -122,11 +118,14 @@ class Pair:
 
     @torch.no_grad()
     def prove(self, unit: MlpUnit) -> MlpUnit | None:
-        """The unit with what its proof found out; None where no module around it proves it."""
+        """Return the unit with ``refit`` and ``up`` as the proof found them; None where no module proves it.
+
+        The proof runs the smallest module around the unit that runs on hidden states alone.
+        """
         for path in paths_around(unit.path):
             try:
                 found = self._prove_at(path, unit)
-            except NOT_RUNNING:
+            except RUN_ERRORS:
                 continue
             if found is not None:
                 return found
@@ -134,132 +133,120 @@ class Pair:
 
     def _prove_at(self, path: str, unit: MlpUnit) -> MlpUnit | None:
         hidden_BLD = torch.randn(1, _TOKENS, self.hidden, generator=torch.Generator().manual_seed(1))
-        inspect.signature(self.wide.get_submodule(path).forward).bind(hidden_BLD)  # before any weight is made
+        inspect.signature(self.wide.get_submodule(path).forward).bind(hidden_BLD)  # fails before weights are made
         wide = copy.deepcopy(self.wide.get_submodule(path)).float()
         narrow = copy.deepcopy(self.narrow.get_submodule(path)).float()
-        materialise(wide)
+        fill_with_noise(wide)
         before = dict(wide.state_dict())
-        with _Seen(wide, path, unit=unit) as seen:
+        own = _Narrowing.find(unit, path, wide=wide, narrow=narrow)
+        shape = ActivationShape(own.width, _TOKENS)
+        with _observed(wide, _within(unit, path), shape=shape):
             wide(hidden_BLD.clone())
+        others = [other for other in self.proven if is_inside(other.path, path)]
+        inner = [_Narrowing.find(other, path, wide=wide, narrow=narrow) for other in others]
+        if not all(narrowing.has_proof_sizes for narrowing in (*inner, own)):
+            return None
         fewer, masked = dict(before), dict(before)
-        for other in [own for own in self.proven if is_inside(own.path, path)] + [unit]:
-            cuts = [replace(cut, name=inside(cut.name, path)) for cut in other.tensors]
-            width, kept = (tensor_of(part, cuts[-1].name).shape[cuts[-1].dim] for part in (wide, narrow))
-            if (width, kept) != (other.times * PROOF_WIDTH, other.times * _KEPT):
-                return None
-            experts = None if other.experts is None else len(before[cuts[-1].name])
-            keep = _random_keep(experts, width, kept=kept, seed=2)
-            fewer |= {cut.name: select_neurons(before[cut.name], cut, keep=keep) for cut in cuts}
-            masked[cuts[-1].name] = mask_neurons(before[cuts[-1].name], cuts[-1], keep=keep)
+        for narrowing in (*inner, own):
+            keep = narrowing.random_keep(seed=2)
+            fewer |= narrowing.selected(before, keep)
+            masked |= narrowing.masked(before, keep)
         expected = _output(wide, masked, hidden_BLD=hidden_BLD)
         after = _output(narrow, fewer, hidden_BLD=hidden_BLD)
-        wrong = _random_keep(experts, width, kept=kept, seed=3)
-        fewer[cuts[-1].name] = select_neurons(before[cuts[-1].name], cuts[-1], keep=wrong)
-        control = _output(narrow, fewer, hidden_BLD=hidden_BLD)
-        if not is_same(expected, after) or is_same(expected, control) or not seen.activations:
+        # control: an output projection with the columns of other neurons must be noticed
+        other_columns = own.selected_output(before, own.random_keep(seed=3))
+        control = _output(narrow, fewer | other_columns, hidden_BLD=hidden_BLD)
+        proven = equal_up_to_rounding(after, expected) and not equal_up_to_rounding(control, expected)
+        if not proven or not shape.has_width:
             return None
-        refit = unit.experts is None and seen.every_token
-        return replace(
-            unit,
-            refit=refit,
-            up=_find_up(wide, path, unit=unit, before=before, hidden_BLD=hidden_BLD) if refit else None,
-        )
+        refit = unit.experts is None and shape.has_every_token
+        up = _find_up(wide, path, unit=unit, before=before, hidden_BLD=hidden_BLD) if refit else None
+        return replace(unit, refit=refit, up=up)
+
+
+@dataclass(frozen=True)
+class _Narrowing:
+    """A unit of a wide and a narrow module.
+
+    ``cuts``: its tensors, by their names in the modules; ``experts``: that stack its tensors, None for one MLP;
+    ``width``, ``kept``: neurons of the wide and of the narrow module; ``times``: multiple of the field's value.
+    """
+
+    cuts: tuple[PrunableDim, ...]
+    experts: int | None
+    width: int
+    kept: int
+    times: int
+
+    @classmethod
+    def find(cls, unit: MlpUnit, path: str, *, wide: nn.Module, narrow: nn.Module) -> _Narrowing:
+        """Look up the sizes of a unit in the modules at ``path``."""
+        cuts = _within(unit, path).tensors
+        output = tensor_of(wide, cuts[-1].name)
+        width, kept = (tensor_of(module, cuts[-1].name).shape[cuts[-1].dim] for module in (wide, narrow))
+        return cls(cuts, None if unit.experts is None else len(output), width, kept, unit.times)
+
+    @property
+    def has_proof_sizes(self) -> bool:
+        """True where the two modules differ as their config fields do."""
+        return (self.width, self.kept) == (self.times * PROOF_WIDTH, self.times * _KEPT)
+
+    def random_keep(self, seed: int) -> Tensor:
+        """Return neurons to keep, in random order: int64 [K], or [E, K] with other neurons for each expert."""
+        generator = torch.Generator().manual_seed(seed)
+        rows = [torch.randperm(self.width, generator=generator)[: self.kept] for _ in range(self.experts or 1)]
+        return torch.stack(rows) if self.experts is not None else rows[0]
+
+    def selected(self, tensors: dict[str, Tensor], keep: Tensor) -> dict[str, Tensor]:
+        """Return the unit's tensors with the kept neurons only."""
+        return {cut.name: select_neurons(tensors[cut.name], cut, keep=keep) for cut in self.cuts}
+
+    def selected_output(self, tensors: dict[str, Tensor], keep: Tensor) -> dict[str, Tensor]:
+        """Return the weight of the output projection with the kept neurons only."""
+        return {self.cuts[-1].name: select_neurons(tensors[self.cuts[-1].name], self.cuts[-1], keep=keep)}
+
+    def masked(self, tensors: dict[str, Tensor], keep: Tensor) -> dict[str, Tensor]:
+        """Return the weight of the output projection with zeros for all but the kept neurons."""
+        return {self.cuts[-1].name: mask_neurons(tensors[self.cuts[-1].name], self.cuts[-1], keep=keep)}
+
+
+def _within(unit: MlpUnit, path: str) -> MlpUnit:
+    """Return a unit with its names relative to the module at ``path``."""
+    tensors = tuple(replace(cut, name=relative_name(cut.name, path)) for cut in unit.tensors)
+    return replace(unit, path=relative_name(unit.path, path), tensors=tensors)
+
+
+def _observed(module: nn.Module, unit: MlpUnit, *, shape: ActivationShape) -> AbstractContextManager[None]:
+    """Record the shape of the unit's activations in every run of the module, while the context lasts."""
+    if unit.experts is None:
+        return inputs_of(module.get_submodule(unit.output), shape.note)
+    weight = tensor_of(module, unit.tensors[-1].name)
+    return activations_of_experts(
+        module.get_submodule(unit.path), weight, see=lambda _, activation_TF: shape.note(activation_TF)
+    )
 
 
 def _find_up(
     module: nn.Module, path: str, *, unit: MlpUnit, before: dict[str, Tensor], hidden_BLD: Tensor
 ) -> FusedSlice | None:
-    """The up projection of a unit of a module at ``path``, by the module's activations with other weights."""
+    """Return the up projection of a unit of the module at ``path``, found by runs with other weights."""
     seen: list[Tensor] = []
 
     def activations(tensors: dict[str, Tensor]) -> Tensor:
         _output(module, tensors, hidden_BLD=hidden_BLD)
         return seen.pop()
 
-    own = replace(unit, tensors=tuple(replace(cut, name=inside(cut.name, path)) for cut in unit.tensors))
-    projection = module.get_submodule(own.output)
-    handle = projection.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    own = _within(unit, path)
     try:
-        found = find_up(own, before, activations=activations)
-    except NOT_RUNNING:  # with weights so large; the unit itself is proven
+        with inputs_of(module.get_submodule(own.output), seen.append):
+            found = find_up(own, before, activations=activations)
+    except RUN_ERRORS:  # of weights this large; the unit itself is proven
         return None
-    finally:
-        handle.remove()
     if found is None:
         return None
     return FusedSlice(unit.tensors[own.tensors.index(found.tensor)], found.entry)
 
 
-class _Seen:
-    """Whether the activations of a unit's neurons were seen in a run, and whether every token had some."""
-
-    def __init__(self, module: nn.Module, path: str, *, unit: MlpUnit) -> None:
-        self.activations = self.every_token = False
-        self._output = inside(unit.tensors[-1].name, path)
-        self._width = tensor_of(module, self._output).shape[unit.tensors[-1].dim]
-        self._module, self._holder, self._stacked = module, inside(unit.path, path), unit.experts is not None
-        self._hooks = ExitStack()
-
-    def __enter__(self) -> _Seen:
-        if self._stacked:
-            holder, weight = self._module.get_submodule(self._holder), tensor_of(self._module, self._output)
-            self._hooks.enter_context(activations_of_experts(holder, weight, see=lambda _, seen: self._note(seen)))
-        else:
-            projection = self._module.get_submodule(self._output.rpartition(".")[0])
-            self._hooks.callback(projection.register_forward_pre_hook(lambda _, args: self._note(args[0])).remove)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._hooks.close()
-
-    def _note(self, activation: Tensor) -> None:
-        self.activations = activation.shape[-1] == self._width
-        self.every_token = activation.shape[:-1].numel() == _TOKENS
-
-
-def _random_keep(experts: int | None, width: int, *, kept: int, seed: int) -> Tensor:
-    """Different neurons for each expert, in no order."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = [torch.randperm(width, generator=generator)[:kept] for _ in range(experts or 1)]
-    return torch.stack(rows) if experts is not None else rows[0]
-
-
 def _output(module: nn.Module, tensors: dict[str, Tensor], *, hidden_BLD: Tensor) -> Tensor:
     module.load_state_dict(tensors, assign=True)
-    return first_of(module(hidden_BLD.clone()))
-
-
-def is_inside(name: str, path: str) -> bool:
-    """Whether a name is that of a module or of something in it; everything is in the layer itself ("")."""
-    return not path or name == path or name.startswith(f"{path}.")
-
-
-def inside(name: str, path: str) -> str:
-    """The name as seen from a module that it is inside of."""
-    return name.removeprefix(path).lstrip(".")
-
-
-def tensor_of(module: nn.Module, name: str) -> Tensor:
-    """A parameter or buffer by its name in the module."""
-    owner, _, last = name.rpartition(".")
-    found: Tensor = getattr(module.get_submodule(owner), last)
-    return found
-
-
-def paths_around(path: str) -> Iterator[str]:
-    """A module's path and those of the modules around it, up to the layer itself."""
-    while path:
-        yield path
-        path = path.rpartition(".")[0]
-    yield ""
-
-
-def first_of(output: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """The hidden states that a module puts out."""
-    return output[0] if isinstance(output, tuple) else output
-
-
-def is_same(first: Tensor, second: Tensor) -> bool:
-    """Whether two outputs are equal but for rounding."""
-    tolerance = 1e-4 * first.abs().max().clamp_min(1e-6)
-    return bool((first - second).abs().max() <= tolerance)
+    return hidden_states_of(module(hidden_BLD.clone()))

@@ -1,6 +1,6 @@
-"""The projections of a layer: its modules that multiply by one matrix, in either layout.
+"""Projections of a layer: modules that multiply by one matrix, stored as nn.Linear or as Conv1D does.
 
-Shapes: O outputs, I inputs.
+Shapes in names: O outputs, I inputs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from transformers.pytorch_utils import Conv1D
 
 @dataclass(frozen=True)
 class Projection:
-    """One of them; ``name`` is the module's in the layer. ``transposed``: its weight is stored [I, O], as GPT-2's."""
+    """A linear projection of a layer.
+
+    ``name``: of the module in the layer; ``transposed``: its weight is stored [I, O], as in GPT-2.
+    """
 
     name: str
     outputs: int
@@ -22,7 +25,7 @@ class Projection:
 
 
 def projections_of(layer: nn.Module) -> tuple[Projection, ...]:
-    """All of a layer, which may be without weights."""
+    """Return the projections of a layer, which may be on the meta device."""
     return tuple(
         Projection(name, outputs, module.weight.numel() // outputs, isinstance(module, Conv1D))
         for name, module in layer.named_modules()
@@ -31,20 +34,20 @@ def projections_of(layer: nn.Module) -> tuple[Projection, ...]:
 
 
 def outputs_of_projection(module: nn.Module) -> int | None:
-    """How many outputs a projection has; None of other modules."""
+    """Return the number of outputs of a projection; None for other modules."""
     if isinstance(module, nn.Linear):
         return int(module.weight.shape[0])
     return int(module.weight.shape[1]) if isinstance(module, Conv1D) else None
 
 
 def weight_of(layer: nn.Module, projection: Projection) -> Tensor:
-    """Its weight [O, I], in its own type: a view where it is stored otherwise."""
+    """Return the weight of a projection [O, I] in its own type; a transposed view where it is stored [I, O]."""
     weight = layer.get_submodule(projection.name).get_parameter("weight")
     return weight.T if projection.transposed else weight
 
 
 def set_weight(layer: nn.Module, projection: Projection, *, weight_OI: Tensor) -> None:
-    """Replace its weight, in its own layout and type."""
+    """Replace the weight of a projection, converted to the stored layout and type."""
     parameter = layer.get_submodule(projection.name).get_parameter("weight")
     weight = weight_OI.T if projection.transposed else weight_OI
     parameter.data = weight.to(parameter.dtype).contiguous()

@@ -1,6 +1,6 @@
-"""Keep some neurons, groups of heads or experts of a tensor.
+"""Select or mask neurons, key-value groups or experts in a tensor.
 
-Shapes in names: E experts, K neurons, groups or experts kept, R rows of a tensor.
+Shapes in names: D hidden size, E experts, F neurons, K neurons, groups or experts kept, R rows of a tensor.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from llmprune.anatomy.types import FusedSlice, PrunableDim
 
 
 def select_neurons(tensor: Tensor, cut: PrunableDim, *, keep: Tensor) -> Tensor:
-    """The tensor with only the kept neurons (or groups) along the cut's dimension, in the order of ``keep``.
+    """Return a tensor with only the kept neurons (or groups) along the cut's dimension, in the order of ``keep``.
 
-    ``keep``: int64 [K]; [E, K] where the tensor stacks E experts that keep neurons of their own.
+    ``keep``: int64 [K]; [E, K] for a tensor that stacks E experts, each of which keeps its own neurons.
     """
     keep = keep.to(tensor.device)
     if keep.ndim == 2:
@@ -24,7 +24,7 @@ def select_neurons(tensor: Tensor, cut: PrunableDim, *, keep: Tensor) -> Tensor:
 
 
 def rows_of(keep_K: Tensor, size: int, *, cut: PrunableDim) -> Tensor:
-    """Where the kept neurons or groups lie, int64 [R], along a dimension of this size."""
+    """Return the indices of the kept neurons or groups, int64 [R], along a dimension of length ``size``."""
     count, start, rows = size // sum(cut.parts), 0, []
     for entries in cut.parts:
         rows.append(start + (keep_K.unsqueeze(1) * entries + torch.arange(entries, device=keep_K.device)).flatten())
@@ -32,23 +32,23 @@ def rows_of(keep_K: Tensor, size: int, *, cut: PrunableDim) -> Tensor:
     return torch.cat(rows)
 
 
-def strand_rows(size: int, strand: FusedSlice) -> Tensor:
-    """Where the neurons' entries of one strand lie, int64 [F], along a dimension of this size."""
-    count, start, entry = size // sum(strand.tensor.parts), 0, strand.entry
-    for entries in strand.tensor.parts:
+def slice_rows(size: int, part: FusedSlice) -> Tensor:
+    """Return the indices of one slice's entry of every neuron, int64 [F], along a dimension of length ``size``."""
+    count, start, entry = size // sum(part.tensor.parts), 0, part.entry
+    for entries in part.tensor.parts:
         if entry < entries:
             return start + torch.arange(count) * entries + entry
         start, entry = start + entries * count, entry - entries
-    raise IndexError(f"{strand.tensor.name} has {sum(strand.tensor.parts)} entries of each neuron")
+    raise IndexError(f"{part.tensor.name} has {sum(part.tensor.parts)} entries of each neuron")
 
 
 def outputs_first(matrix: Tensor, output: PrunableDim) -> Tensor:
-    """The weight of an output projection as [D, F], or a [D, F] in that weight's own layout: a view."""
+    """Convert between [D, F] and the layout of an output projection's weight, in either direction: a view."""
     return matrix if output.dim == 1 else matrix.T
 
 
 def neuron_rows(tensor: Tensor, cut: PrunableDim) -> Tensor:
-    """The tensor with a neuron a row [F, …]; gate and up of a fused projection lie in one row."""
+    """Return a tensor with one row a neuron [F, …]; gate and up of a fused projection are in the same row."""
     rows = tensor.movedim(cut.dim, 0)
     count = len(rows) // sum(cut.parts)
     blocks = torch.split(rows, [entries * count for entries in cut.parts])
@@ -56,7 +56,7 @@ def neuron_rows(tensor: Tensor, cut: PrunableDim) -> Tensor:
 
 
 def mask_neurons(tensor: Tensor, cut: PrunableDim, *, keep: Tensor) -> Tensor:
-    """The tensor with zeros for all but the kept neurons. ``keep`` as in ``select_neurons``."""
+    """Return a tensor with zeros for all but the kept neurons. ``keep``: as in ``select_neurons``."""
     if keep.ndim == 2:
         own = PrunableDim(cut.name, cut.dim - 1, cut.parts)
         return torch.stack([mask_neurons(part, own, keep=keep_K) for part, keep_K in zip(tensor, keep, strict=True)])

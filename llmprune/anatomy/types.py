@@ -1,7 +1,7 @@
-"""What is known of a model's structure, as values.
+"""The structure of a model as values: its layers, prunable units, and the config fields that set their sizes.
 
-Nothing here names a model family: which tensors hold a neuron, a group of heads or an
-expert, along which dimension and in which layout, is data that discovery found and proved.
+No model family is named: the tensors that hold a neuron, a key-value group or an expert, with dimension and layout, are
+data that discovery found and proved.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-NO_HEADS = "its config counts no attention heads"  # why none can be removed where an anatomy has no ``heads``
+NO_HEADS = "its config counts no attention heads"  # the refusal of an anatomy without ``heads``
 
 
 @dataclass(frozen=True)
 class PrunableDim:
-    """One tensor of a layer that has neurons, groups of heads, or experts along one of its dimensions.
+    """A tensor of a layer, and its dimension that has neurons, key-value groups or experts.
 
-    The dimension is made of ``parts`` one after the other, in each of which every neuron (group, expert) has so
-    many entries side by side. (1,): one entry each; (1, 1): the gates of all neurons, then their ups; (2,): gate
-    and up of each neuron side by side; (64,): the 64 entries of each group of heads.
+    The dimension consists of consecutive ``parts``; in each, every neuron (group, expert) has that many adjacent
+    entries. (1,): one entry each; (1, 1): the gates of all neurons, then their ups; (2,): gate and up of each neuron
+    adjacent; (64,): 64 entries of each group.
     """
 
     name: str
@@ -28,7 +28,7 @@ class PrunableDim:
 
 @dataclass(frozen=True)
 class FusedSlice:
-    """One entry of each neuron in a tensor: all of it, or where it fuses gate and up, one of the two."""
+    """One entry of each neuron in a tensor: the whole tensor, or of one that fuses gate and up, one of the two."""
 
     tensor: PrunableDim
     entry: int
@@ -36,10 +36,10 @@ class FusedSlice:
 
 @dataclass(frozen=True)
 class Unit:
-    """A part of a layer that can be made smaller.
+    """A prunable unit of a layer.
 
-    ``path`` is the module in the layer that holds it ("" for the layer itself). The last of
-    ``tensors`` is the weight of its output projection, which has ``width`` inputs.
+    ``path``: the module in the layer that holds it ("" for the layer itself); ``tensors``: the last is the weight of
+    its output projection, which has ``width`` inputs.
     """
 
     path: str
@@ -48,18 +48,18 @@ class Unit:
 
     @property
     def output(self) -> str:
-        """The module that holds the output projection."""
+        """Name of the output projection in the layer."""
         return self.tensors[-1].name.rpartition(".")[0]
 
 
 @dataclass(frozen=True)
 class MlpUnit(Unit):
-    """A group of neurons: the inputs of its output projection are their activations.
+    """Neurons of an MLP: their activations are the inputs of its output projection.
 
-    ``width`` is ``times`` the value of the config's ``field``. ``experts``: how many
-    experts its tensors stack along their first dimension, each with neurons of its own; None
-    where there is one. ``refit``: whether every token goes through it, so that it can be solved again.
-    ``up``: the weight whose outputs its activations are proportional to, if it is gated; None of others and experts.
+    ``width`` is ``times`` the value of the config's ``field``. ``experts``: the number of experts that its tensors
+    stack along their first dimension, each with its own neurons; None for an MLP without experts. ``refit``: True if
+    every token reaches it, so that it can be refit. ``up``: the up projection of a gated MLP, to whose outputs the
+    activations are proportional; None for others and for experts.
     """
 
     field: str
@@ -71,10 +71,10 @@ class MlpUnit(Unit):
 
 @dataclass(frozen=True)
 class AttentionUnit(Unit):
-    """The attention of a layer, whose heads go by key-value groups: the inputs of its output projection are what
-    the query heads read, those of a group side by side.
+    """Attention of a layer, whose heads are removed by key-value groups.
 
-    ``refit``: whether every token goes through it, so that its output projection can be solved again.
+    The inputs of its output projection are the outputs of the query heads, those of a group adjacent. ``refit``: True
+    if every token reaches it, so that its output projection can be refit.
     """
 
     refit: bool
@@ -82,26 +82,26 @@ class AttentionUnit(Unit):
 
 @dataclass(frozen=True)
 class WidthGroup:
-    """All units that one config field sets the width of: a unit is a whole number of times as wide."""
+    """All units whose width one config field sets: the width of each is a multiple of the field's value."""
 
     field: str
     width: int
-    refusal: str | None  # why it cannot be cut; then its units are not among the anatomy's
+    refusal: str | None  # the reason why it cannot be cut; then the anatomy does not list its units
 
 
 @dataclass(frozen=True)
 class Heads:
-    """The key-value groups of attention heads, as many in every layer that has attention units.
+    """The key-value groups of attention heads; every layer with an attention unit has ``count`` of them.
 
-    ``per_group``: config fields that count what each group has; ``fixed``: fields that must say what the config
-    leaves to a formula with the number of heads in it. ``possible``: the smaller numbers that a config accepts.
+    ``per_group``: config fields that count heads, with the number in each group; ``fixed``: fields that must be stated
+    because the config would derive them from the number of heads; ``possible``: smaller counts that a config accepts.
     """
 
     count: int
     per_group: dict[str, int]
     fixed: dict[str, int]
     possible: tuple[int, ...]
-    refusal: str | None  # why none can be removed; then no layer has an attention unit
+    refusal: str | None  # the reason why none can be removed; then no layer has an attention unit
 
     @property
     def queries(self) -> int:
@@ -109,15 +109,15 @@ class Heads:
         return max(self.per_group.values())
 
     def fields(self, groups: int) -> dict[str, int]:
-        """The values of the config's fields with so many groups."""
+        """Return the values of the config's fields for a number of groups."""
         return {name: each * groups for name, each in self.per_group.items()} | self.fixed
 
 
 @dataclass(frozen=True)
 class LayerPattern:
-    """Something that differs between layers and repeats every ``period`` layers.
+    """A difference between layers that repeats every ``period`` layers.
 
-    ``name``: the config's list, or the attribute of the layers' modules, that shows it; ``kinds``: what each layer is.
+    ``name``: the config's list, or the attribute of the layers' modules, that shows it; ``kinds``: of each layer.
     """
 
     name: str
@@ -127,7 +127,7 @@ class LayerPattern:
 
 @dataclass(frozen=True)
 class ExpertBlock:
-    """The experts of one layer: the module that runs them, and every tensor with an entry for each."""
+    """The experts of one layer: the path of the module that runs them, and all tensors with an entry for each."""
 
     path: str
     tensors: tuple[PrunableDim, ...]
@@ -135,17 +135,17 @@ class ExpertBlock:
 
 @dataclass(frozen=True)
 class Experts:
-    """How many experts each mixture has, by which config field, and how many of them a token takes."""
+    """Number of experts in each mixture, the config field that sets it, and the ``top_k`` a token is routed to."""
 
     field: str
     count: int
     top_k: int | None
-    refusal: str | None  # why none can be removed
+    refusal: str | None  # the reason why none can be removed
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The prunable structure of one model; ``*_refusal`` says why a cut is not possible."""
+    """The prunable structure of one model. ``*_refusal``: the reason why a cut is not possible."""
 
     model_type: str
     layers_path: str
@@ -158,20 +158,20 @@ class Anatomy:
     blocks: tuple[ExpertBlock | None, ...]
     experts: Experts | None  # None where no layer has a mixture of experts
     patterns: tuple[LayerPattern, ...]  # empty where no kind of layer repeats
-    one_of: tuple[int, ...]  # layers of which at least one must stay; empty where any may go
+    one_of: tuple[int, ...]  # layers of which at least one must be kept; empty where any may be removed
     depth_refusal: str | None
     width_refusal: str | None  # None where at least one group can be cut
 
     @property
     def widths(self) -> dict[str, int]:
-        """Width of every group that can be cut, by config field."""
+        """Widths of all groups that can be cut, by config field."""
         return {group.field: group.width for group in self.groups if group.refusal is None}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)
 
 
 def unit_key(layer: int, unit_path: str) -> str:
-    """Name of one layer's unit: ``12.mlp``; ``12`` where the neurons lie in the layer itself."""
+    """Return the name of one layer's unit: ``12.mlp``; ``12`` where the layer itself holds the neurons."""
     return f"{layer}.{unit_path}" if unit_path else str(layer)

@@ -1,35 +1,35 @@
-"""Check what a base's own files will make of the result, before anything but its config is fetched."""
+"""Plan how a base model's own files enter the result, before anything but its config is downloaded."""
 
 from __future__ import annotations
 
 from llmprune.anatomy.meta_model import Config
 from llmprune.checkpoint.config_file import ConfigChange, edited_config
-from llmprune.checkpoint.copied_files import Companions, find_companions, judge_names
+from llmprune.checkpoint.copied_files import FileSelection, select_by_name, select_files
 from llmprune.checkpoint.download import file_sizes
 from llmprune.checkpoint.gguf import cache_folder
-from llmprune.checkpoint.loading import hub_commit, place_of
+from llmprune.checkpoint.location import folder_of, hub_commit
 from llmprune.recipe.model import ModelSource
 from llmprune.recipe.text_source import PACKAGE_SCHEME
 
 
-def planned_companions(source: ModelSource) -> Companions:
-    """Judge the files of a model's folder; of a hub model those that its commit lists.
+def planned_files(source: ModelSource) -> FileSelection:
+    """Judge the files of a model's folder; for a hub model, those that its commit lists.
 
-    Raises ModelError for a file that should come along and cannot be read.
+    Raises ModelError for a file that is to be copied and cannot be read.
     """
     if not _has_files(source):
-        return Companions((), {})
+        return FileSelection((), {})
     if hub_commit(source):
-        return judge_names(file_sizes(source.id, source.revision), source.trust_remote_code)
-    return find_companions(place_of(source, "config"), source.trust_remote_code)
+        return select_by_name(file_sizes(source.id, source.revision), source.trust_remote_code)
+    return select_files(folder_of(source, "config"), source.trust_remote_code)
 
 
 def require_expressible(source: ModelSource, before: Config, *, after: Config, layers: tuple[int, ...]) -> None:
-    """Raise ModelError where the base's config file cannot be edited to say what the cut makes of the model."""
+    """Raise ModelError where the base's config file cannot be edited to express the cut."""
     if _has_files(source):
-        edited_config(ConfigChange(place_of(source, "config"), before, after, layers, source.trust_remote_code))
+        edited_config(ConfigChange(folder_of(source, "config"), before, after, layers, source.trust_remote_code))
 
 
 def _has_files(source: ModelSource) -> bool:
-    """Check for a folder or a repository: the files of a packaged model are made when it is first loaded."""
+    """Check that the model's files exist; those of a GGUF file in a package are made when it is first loaded."""
     return not source.id.startswith(PACKAGE_SCHEME) or cache_folder(source.id).is_dir()

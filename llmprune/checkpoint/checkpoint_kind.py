@@ -1,6 +1,6 @@
-"""Tell what kind of checkpoint a folder or repository holds, from its files' names, its config and the headers.
+"""Recognise checkpoints that are no plain language models, by file names, config and headers of the weights.
 
-Whatever is no plain language model is refused before weights are read: it would be loaded as something else.
+They are refused before weights are read, because transformers would load them as something else.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PICKLES = re.compile(
     r"(pytorch_model|consolidated)[\w.-]*\.(bin|pth|pt)|model[\w.-]*\.(ckpt|h5|msgpack)|(flax|tf)_model.*"
 )
 _SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
-_HEADS = {  # of the mappings of transformers' auto classes: heads that score no next token
+_HEADS = {  # by mapping of transformers' auto classes: heads that do not predict the next token
     "SEQUENCE_CLASSIFICATION": "a classifier's or reward model's head",
     "TOKEN_CLASSIFICATION": "a token classifier's head",
     "QUESTION_ANSWERING": "a head that marks answers in a text",
@@ -33,22 +33,22 @@ _REMEDY = "prune the language model that it was trained from"
 
 
 def without_config(names: Collection[str], shown: str) -> ModelError:
-    """Return what to say of a folder or repository without a config.json at its top."""
+    """Return the error for a folder or repository without a config.json. ``shown``: its name for the user."""
     if ADAPTER in names:
         return ModelError(
-            f"{shown} is an adapter ({ADAPTER}) without the model that it belongs to; merge it into that model (peft: "
+            f"{shown} is an adapter ({ADAPTER}) without its base model; merge it into that model (peft: "
             "merge_and_unload, save_pretrained) and give the folder of the merged model"
         )
     inner = sorted({name.split("/")[0] for name in names if re.fullmatch(r"[^/]+/config\.json", name)})
     if len(inner) == 1 or "model" in inner:
         name = "model" if "model" in inner else inner[0]
         of_run = name == "model" and "recipe.yaml" in names
-        what = "is the folder of a run" if of_run else "has no config.json of its own"
-        return ModelError(f"{shown} {what}, and its checkpoint lies in {name}; give {shown.rstrip('/')}/{name}")
+        what = "is the folder of a run" if of_run else "has no config.json at its top"
+        return ModelError(f"{shown} {what}, and its checkpoint is in {name}; give {shown.rstrip('/')}/{name}")
     if any(name.endswith(".gguf") for name in names):
         return ModelError(
             f"{shown} holds a GGUF file and no config.json; give the checkpoint that it was made from: GGUF files are "
-            "read out of installed packages alone (package://MODULE/FILE.gguf)"
+            "read from installed packages only (package://MODULE/FILE.gguf)"
         )
     return ModelError(f"the folder {shown} has no config.json; give the folder of a Hugging Face checkpoint")
 
@@ -61,9 +61,10 @@ def names_in(folder: Path) -> list[str]:
 def problems_of_kind(
     names: Collection[str], config: dict[str, Any], *, headers: Headers | None, shown: str
 ) -> list[str]:
-    """Return why a checkpoint cannot be pruned, a sentence for each reason.
+    """Return a sentence for each reason why a checkpoint cannot be pruned.
 
-    ``names``: its files; ``config``: its config.json; ``headers``: of its weights, None where they are not at hand.
+    ``names``: its files; ``config``: its config.json; ``headers``: of its weights, None where they are not available;
+    ``shown``: its name for the user.
     """
     found = [
         adapter_problem(shown) if ADAPTER in names else "",
@@ -75,15 +76,18 @@ def problems_of_kind(
 
 
 def tokenizer_problem(names: Collection[str], shown: str, *, folder: Path | None = None) -> str | None:
-    """Return why a tokenizer cannot be made of the files, where their names say so; ``folder``: where they lie."""
-    alone = [name for name in _SENTENCEPIECE if name in names]
-    if not alone or "tokenizer.json" in names or find_spec("sentencepiece"):
+    """Return the reason why no tokenizer can be loaded from files of these names; None where there is none.
+
+    ``folder``: of the files, where they are on this machine.
+    """
+    models = [name for name in _SENTENCEPIECE if name in names]
+    if not models or "tokenizer.json" in names or find_spec("sentencepiece"):
         return None
-    if folder is not None and (folder / alone[0]).is_file() and _is_text(folder / alone[0]):
-        return None  # of tiktoken
+    if folder is not None and (folder / models[0]).is_file() and _is_text(folder / models[0]):
+        return None  # a tiktoken file
     return (
-        f"the tokenizer of {shown} is a SentencePiece file alone ({alone[0]}), which needs a package that is not "
-        "installed: pip install sentencepiece, or put a tokenizer.json beside it"
+        f"the tokenizer of {shown} is only a SentencePiece file ({models[0]}), which needs a package that is not "
+        "installed: pip install sentencepiece, or add a tokenizer.json"
     )
 
 
@@ -97,7 +101,7 @@ def _pooling(names: Collection[str], shown: str) -> str:
     if found is None:
         return ""
     return (
-        f"{shown} is an embedding model ({found}): what it makes of hidden states would be neither measured nor saved; "
+        f"{shown} is an embedding model ({found}): its pooling of hidden states would be neither measured nor saved; "
         f"{_REMEDY}"
     )
 
@@ -107,9 +111,9 @@ def _is_pooling(name: str) -> bool:
 
 
 def _head(config: dict[str, Any], shown: str) -> str:
-    """Compare ``architectures`` with the classes that transformers has: a language model has a head for the next token.
+    """Return a sentence where all ``architectures`` are classes of transformers without a head for the next token.
 
-    Classes that it does not have are a repository's own, or spelt as long ago.
+    Unknown classes are a repository's own code or old spellings, and no reason to refuse.
     """
     classes = config.get("architectures")
     classes = [name for name in classes if isinstance(name, str)] if isinstance(classes, list) else []
@@ -120,10 +124,10 @@ def _head(config: dict[str, Any], shown: str) -> str:
 
 
 def _head_of(name: str) -> str:
-    """Return the head that a class has in words; empty for one that predicts tokens, or is not known."""
+    """Describe the head of a class; empty for a head that predicts tokens, and for an unknown class."""
     kinds = _kinds_of_classes().get(name)
     if kinds is None:
-        return "a head of its own" if _OTHER_HEADS.search(name) else ""
+        return "a custom head" if _OTHER_HEADS.search(name) else ""
     if kinds == {"MODEL"}:
         return "no head at all, as for embeddings,"
     heads = [_HEADS.get(kind) for kind in sorted(kinds)]
@@ -132,7 +136,7 @@ def _head_of(name: str) -> str:
 
 @cache
 def _kinds_of_classes() -> dict[str, set[str]]:
-    """Return the kinds of each model class that transformers' auto classes know: MODEL, CAUSAL_LM, …"""
+    """Return the kinds (MODEL, CAUSAL_LM, …) of each model class in transformers' auto mappings."""
     from transformers.models.auto import modeling_auto
 
     found: dict[str, set[str]] = {}
@@ -147,11 +151,11 @@ def _kinds_of_classes() -> dict[str, set[str]]:
 
 def _quantization(names: Collection[str], config: dict[str, Any], *, headers: Headers | None, shown: str) -> str:
     text = config.get("text_config")
-    said = config.get("quantization_config") or (text.get("quantization_config") if isinstance(text, dict) else None)
+    stated = config.get("quantization_config") or (text.get("quantization_config") if isinstance(text, dict) else None)
     found = next((name for name in _QUANTIZED if name in names), None)
     narrow = sorted({one.dtype for one in (headers or {}).values() if one.dtype.startswith(("F8", "F4", "F6"))})
-    if said:
-        named = said.get("quant_method") if isinstance(said, dict) else None
+    if stated:
+        named = stated.get("quant_method") if isinstance(stated, dict) else None
         how = str(named) if named else "by a method that is not named"
     elif found or narrow:
         how = " and ".join([*([found] if found else []), *([f"tensors in {', '.join(narrow)}"] if narrow else [])])

@@ -1,15 +1,16 @@
 """Write the pruned model's config.json: the base's own file, in its spelling, with only the cut's changes.
 
-transformers reads the spellings of its earlier versions but writes only its own, which those versions misread. So the
-file is edited, not written anew. That it means the same is proven: what is read back must equal the intended config.
+transformers reads the field names of its earlier versions but writes only its current ones, which those versions
+misread. The file is therefore edited, and read back: it must equal the intended config.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +27,20 @@ Raw = dict[str, Any]
 Place = tuple[str, ...]
 Values = dict[Place, Any]
 
-# Fields of the library, of its code or of the weights' file, not of the model.
+# Fields of the library, of its code or of the weights file, which do not describe the model.
 _OWN = (
     *("transformers_version", "_name_or_path", "architectures", "dtype", "auto_map", "custom_pipelines"),
     "transformers_weights",
 )
 _DTYPES = ("torch_dtype", "dtype")
-_COPIES = 4  # after which every class tried has settled
+_COPIES = 4  # after which every config class tried is stable
 
 
 @dataclass(frozen=True)
 class ConfigChange:
-    """The config of a base, in its folder, as it was read and as the cut makes it.
+    """The config of a base model before and after a cut.
 
-    ``layers``: the kept layers. ``trusted``: whether the base's Python code is, and comes along.
+    ``base``: its folder; ``layers``: the kept layers; ``trusted``: True if its Python code is run and copied.
     """
 
     base: Path
@@ -49,10 +50,19 @@ class ConfigChange:
     trusted: bool
 
 
-def edited_config(change: ConfigChange, clear: Collection[str] = ()) -> Raw:
-    """Return the base's fields with the cut in them. ``clear``: further fields that count what is not saved.
+@dataclass(frozen=True)
+class _Difference:
+    """A field, by its place in the config, whose value the edited file does not express yet."""
 
-    Raises ModelError where they cannot say what the cut makes of the model.
+    place: Place
+    old: Any
+    new: Any
+
+
+def edited_config(change: ConfigChange, clear: Collection[str] = ()) -> Raw:
+    """Return the fields of the base's file with the cut in them. ``clear``: fields that count heads to be left out.
+
+    Raises ModelError where they cannot express the cut.
     """
     raw = read_config(change.base)
     raw.pop("transformers_weights", None)  # names a file of the base that the result does not have
@@ -65,7 +75,7 @@ def edited_config(change: ConfigChange, clear: Collection[str] = ()) -> Raw:
 def write_config(
     change: ConfigChange, folder: Path, *, architecture: str, dtype: torch.dtype, clear: Collection[str] = ()
 ) -> None:
-    """Write config.json into a folder that has the base's code, where that is trusted.
+    """Write config.json into a folder, to which the base's trusted code is copied already.
 
     ``architecture``, ``dtype``: of the saved weights. Raises ModelError as ``edited_config`` does.
     """
@@ -83,29 +93,34 @@ def write_config(
 
 
 def _edit(raw: Raw, change: ConfigChange, *, after: Config) -> Raw:
-    """Return the base's fields with the cut in them: first those that are there, then what these do not express."""
+    """Return the base's fields with the cut in them.
+
+    Fields of the file are edited first. Differences that are left are then expressed by other fields of the file, by
+    the class's own field names, and in the end by setting the field at its own place.
+    """
     before, after = _settled(change.before), _settled(after)
     old, wanted = dict(leaves(before)), dict(leaves(after))
     changed = _differing(old, wanted)
     edited = copy.deepcopy(raw)
     _respell(edited, before, after=after, change=change)
-    if _parsed(edited, change.before) is None:  # refused: perhaps a list has not as many entries as there are layers
+    if _parsed(edited, change.before) is None:  # refused, perhaps because a list does not fit the number of layers
         for place in wanted:
             if place in changed or (isinstance(wanted[place], list) and place[-1] in (_part(edited, place[:-1]) or ())):
                 _set(edited, place, value=wanted[place])
-    for candidates in (_under_other_names, _in_own_spelling):
-        for place in sorted(changed & _left(edited, change.before, wanted=wanted)):
-            edited = _closest(
-                edited, candidates(edited, place, change, old.get(place), wanted), change=change, wanted=wanted
-            )
-    for place in sorted(_left(edited, change.before, wanted=wanted)):
+    proposers: tuple[Callable[[Raw, _Difference], Iterator[Raw]], ...]
+    proposers = (partial(_under_other_names, change=change), _in_own_spelling)
+    for propose in proposers:
+        for place in sorted(changed & _remaining(edited, change.before, wanted=wanted)):
+            candidates = propose(edited, _Difference(place, old.get(place), wanted.get(place)))
+            edited = _closest(edited, candidates, change=change, wanted=wanted)
+    for place in sorted(_remaining(edited, change.before, wanted=wanted)):
         _set(edited, place, value=wanted.get(place))
     _require_equal(_parsed(edited, change.before) or {}, wanted, model_type=change.after.model_type)
     return edited
 
 
 def _respell(edited: Raw, before: Config, *, after: Config, change: ConfigChange) -> None:
-    """Change what the file has, in place, under any name that the class gives it: an alias, or a property."""
+    """Edit the fields of the file, in place, under any name that the class accepts: a field, an alias, a property."""
     for name, written in edited.items():
         if name in (*_OWN, *_DTYPES):
             continue
@@ -119,60 +134,62 @@ def _respell(edited: Raw, before: Config, *, after: Config, change: ConfigChange
 
 
 def _read_field(config: Config, name: str) -> Any:
-    """Return a field as a file has it, or an attribute that is a plain value."""
+    """Return the value of a field, or of an attribute with a plain value."""
     fields, own = config.to_dict(), config.attribute_map.get(name, name)
     value = fields[own] if own in fields else getattr(config, name, None)
     return value if isinstance(value, bool | int | float | str | list | dict | None) else None
 
 
 def _as_spelled(written: Any, old: Any, *, new: Any, change: ConfigChange) -> Any:
-    """Return a field's new value: of a list by layer the file's own entries, which may be spelled differently."""
+    """Return a field's new value; for a list by layer, the file's own entries, which may be spelled differently."""
     if isinstance(old, list) and _is_by_layer(written, change) and [old[index] for index in change.layers] == new:
         return _kept(written, change)
     return new
 
 
 def _closest(edited: Raw, candidates: Iterable[Raw], *, change: ConfigChange, wanted: Values) -> Raw:
-    """Return the first candidate that leaves some differences fewer and none more; the fields as they are else."""
-    left = _left(edited, change.before, wanted=wanted)
-    for tried in candidates if left else ():
-        found = _parsed(tried, change.before)
-        if found is not None and _differing(found, wanted) < left:
-            return tried
+    """Return the first candidate that removes differences and adds none; the fields unchanged if there is none."""
+    remaining = _remaining(edited, change.before, wanted=wanted)
+    for candidate in candidates if remaining else ():
+        found = _parsed(candidate, change.before)
+        if found is not None and _differing(found, wanted) < remaining:
+            return candidate
     return edited
 
 
-def _under_other_names(edited: Raw, place: Place, change: ConfigChange, old: Any, wanted: Values) -> Iterator[Raw]:
-    """Yield the fields with a value set where another field, in whatever part, holds the old one."""
-    for where, name, value in list(_holders(edited, old, new=wanted.get(place), change=change)):
-        tried = copy.deepcopy(edited)
-        _set(tried, (*where, name), value=value)
-        yield tried
+def _under_other_names(edited: Raw, difference: _Difference, *, change: ConfigChange) -> Iterator[Raw]:
+    """Yield the fields with the new value in another field, of any part, that has the old one."""
+    for place, value in list(_holders(edited, difference, change=change)):
+        candidate = copy.deepcopy(edited)
+        _set(candidate, place, value=value)
+        yield candidate
 
 
-def _in_own_spelling(edited: Raw, place: Place, _: ConfigChange, __: Any, wanted: Values) -> Iterator[Raw]:
-    """Yield the fields with a value set under the class's own name, in its part or, where the file has none, above."""
+def _in_own_spelling(edited: Raw, difference: _Difference) -> Iterator[Raw]:
+    """Yield the fields with the new value under the class's own name, in its part or in a part that contains it."""
+    place = difference.place
     for depth in reversed(range(len(place))):
         if _part(edited, place[:depth]) is not None:
-            tried = copy.deepcopy(edited)
-            _set(tried, (*place[:depth], place[-1]), value=wanted.get(place))
-            yield tried
+            candidate = copy.deepcopy(edited)
+            _set(candidate, (*place[:depth], place[-1]), value=difference.new)
+            yield candidate
 
 
 def _holders(
-    raw: Raw, old: Any, *, new: Any, change: ConfigChange, place: Place = ()
-) -> Iterator[tuple[Place, str, Any]]:
-    """Yield fields that may hold a value under another name or in another part, each with its new value.
+    raw: Raw, difference: _Difference, *, change: ConfigChange, part: Place = ()
+) -> Iterator[tuple[Place, Any]]:
+    """Yield places that may hold a field under another name or in another part, each with its new value.
 
-    Some classes move or rename fields as they read them, or make a list by layer of a text with a letter for each.
+    Some classes move or rename fields as they read them, or derive a list by layer from a text with one letter each.
     """
+    old = difference.old
     for name, found in raw.items():
         if isinstance(found, dict):
-            yield from _holders(found, old, new=new, change=change, place=(*place, name))
+            yield from _holders(found, difference, change=change, part=(*part, name))
         elif type(found) is type(old) and found == old and not isinstance(old, bool | None):
-            yield place, name, new
+            yield (*part, name), difference.new
         elif _is_by_layer(found, change):
-            yield place, name, _kept(found, change)
+            yield (*part, name), _kept(found, change)
 
 
 def _is_by_layer(value: Any, change: ConfigChange) -> bool:
@@ -185,16 +202,16 @@ def _kept(value: list[Any] | str, change: ConfigChange) -> list[Any] | str:
 
 
 def _parsed(raw: Raw, before: Config) -> Values | None:
-    """Return what the base's config class makes of these fields; None where it refuses them."""
+    """Return the values that the base's config class reads from these fields; None where it refuses them."""
     try:
         with quiet_transformers():
             return _values(type(before).from_dict(type(before)._decode_special_floats(copy.deepcopy(raw))))
-    except Exception:  # a config class may check itself in any way
+    except Exception:  # a config class may raise anything for values that it refuses
         return None
 
 
-def _left(raw: Raw, before: Config, *, wanted: Values) -> set[Place]:
-    """Return the fields in which what the class makes of these is not the wanted config."""
+def _remaining(raw: Raw, before: Config, *, wanted: Values) -> set[Place]:
+    """Return the places where the config that the class reads from these fields differs from the wanted one."""
     return _differing(_parsed(raw, before) or {}, wanted)
 
 
@@ -207,7 +224,7 @@ def _values(config: Config) -> Values:
 
 
 def _settled(config: Config) -> Config:
-    """Return a copy of a config whose copies are equal: copying settles some fields."""
+    """Copy a config until the copy is equal: some classes change fields when they read their own output."""
     for _ in range(_COPIES):
         with quiet_transformers():
             copied: Config = type(config).from_dict(config.to_dict())
@@ -219,7 +236,7 @@ def _settled(config: Config) -> Config:
 
 
 def leaves(config: Config, place: Place = ()) -> Iterator[tuple[Place, Any]]:
-    """Yield (place, value) of the fields of a config and of its parts that say something of the model."""
+    """Yield (place, value) of the fields of a config and of its parts that describe the model."""
     for name, value in config.to_dict().items():
         part = vars(config).get(name)
         if isinstance(part, PretrainedConfig):
@@ -256,7 +273,7 @@ def _set(raw: Raw, place: Place, *, value: Any) -> None:
 
 
 def _spell_dtype(edited: Raw, before: Config, *, dtype: torch.dtype) -> None:
-    """Set the dtype where the file names one and the run computed in another."""
+    """Set the dtype under the names that the file has for it, where the weights have another than the base."""
     stored = getattr(before, "dtype", None) or getattr(text_config(before), "dtype", None)
     if stored is None or stored == dtype:
         return
@@ -273,6 +290,6 @@ def _require_equal(found: Values, wanted: Values, *, model_type: str) -> None:
         place = wrong[0]
         raise ModelError(
             f"{model_type}: the base's {CONFIG} cannot be edited to express this cut: {'.'.join(place)} is read back "
-            f"as {str(found.get(place))[:80]}, not {str(wanted.get(place))[:80]}; save the base anew with "
-            "save_pretrained, and prune that"
+            f"as {str(found.get(place))[:80]}, not {str(wanted.get(place))[:80]}; save the base again with "
+            "save_pretrained, and prune the new folder"
         )

@@ -1,7 +1,8 @@
-"""Choose the files of a base that come along with the pruned weights, and copy them byte for byte.
+"""Choose the files of a base model that are copied to the result, and copy them byte for byte.
 
-A file is judged by its kind. Weights, what describes them, other formats' folders, code that is not trusted, large
-files and this project's own files stay behind; everything else comes along: tokenizers, templates, licences, settings.
+A file is judged by its name, its size and, for JSON, its content. Left out are weights, files that describe them,
+folders of other formats, code that is not trusted, large files and the files that llmprune writes itself. Everything
+else is copied: tokenizers, templates, licences, settings.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from llmprune.common.printing import printable
 from llmprune.common.schema import format_size
 
 CONFIG = "config.json"
-LARGEST = 64_000_000  # bytes of a file that is no tokenizer's
+LARGEST = 64_000_000  # bytes of a copied file, tokenizers excepted
 
 _WEIGHTS = re.compile(
     r".*\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|onnx|onnx_data|gguf|ggml|npz|npy|ot|pkl|pickle|joblib|mlmodel|tflite"
@@ -32,7 +33,7 @@ _WEIGHTS = re.compile(
 )
 _CODE = re.compile(r".*\.(py|pyc|ipynb|sh|bat|so|dll|exe|c|cc|cpp|cu|cuh|h|hpp|js)", re.IGNORECASE)
 _NAMES_CODE = ("auto_map", "custom_pipelines")  # fields of JSON files
-_OF_WEIGHTS = re.compile(  # indexes, checksums, signatures, and what training or quantizing them left
+_OF_WEIGHTS = re.compile(  # indexes, checksums, signatures, and files that training or quantization left
     r".*\.index\.json|.*\.(sha\d+|md5|sig|chk|asc)|(SHA\d+|MD5)SUMS.*|adapter_.*|quantiz\w*config\.json"
     r"|hf_quant_config\.json|trainer_state\.json|training_args.*|\w+_results\.json|imatrix.*",
     re.IGNORECASE,
@@ -50,39 +51,42 @@ _TOKENIZERS = (
     "tekken*",
 )
 _SHAPES = {"num_hidden_layers", "n_layers", "n_layer", "num_layers"}  # a JSON file with one of these describes a model
-_ELSEWHERE = "lies in a folder of its own: another format"
-_ODD_NAME = "its name is no plain path"
+_ELSEWHERE = "is in a subfolder of another format"
+_ODD_NAME = "its name is not a plain relative path"
 _TENSOR = re.compile(r"[\w.]+\.(weight|bias)")
 
 
 @dataclass(frozen=True)
-class Companions:
-    """Paths of a base's files, relative to its folder: those that come along, and why each of the others does not."""
+class FileSelection:
+    """Files of a base model, as paths relative to its folder.
 
-    carried: tuple[str, ...]
-    left: dict[str, str]
-
-
-def find_companions(folder: Path, trusted: bool) -> Companions:
-    """Judge every file of a base's folder. ``trusted``: its Python code comes along.
-
-    Raises ModelError for a file that should come along and cannot be read.
+    ``copied``: files that the result gets. ``left_out``: every other file that a user may miss, with the reason.
     """
-    carried, left = [], {}
+
+    copied: tuple[str, ...]
+    left_out: dict[str, str]
+
+
+def select_files(folder: Path, trusted: bool) -> FileSelection:
+    """Judge every file of a base model's folder. ``trusted``: its Python code is copied too.
+
+    Raises ModelError for a file that is to be copied and cannot be read.
+    """
+    copied, left_out = [], {}
     for path in sorted(_entries(folder, trusted)):
         name = path.relative_to(folder).as_posix()
         reason = _reason(path, folder, trusted=trusted)
         if reason:
-            left[printable(name)] = reason
+            left_out[printable(name)] = reason
         elif reason is None:
             _require_readable(path, name)
-            carried.append(name)
-    return Companions(tuple(carried), left)
+            copied.append(name)
+    return FileSelection(tuple(copied), left_out)
 
 
-def copy_companions(folder: Path, companions: Companions, *, target: Path, trusted: bool) -> None:
-    """Copy files of a base byte for byte; only names of code that stays behind are removed from JSON files."""
-    for name in companions.carried:
+def copy_selected(folder: Path, selection: FileSelection, *, target: Path, trusted: bool) -> None:
+    """Copy the selected files byte for byte, except that JSON files lose the names of code that is not copied."""
+    for name in selection.copied:
         path, copy = folder / name, target / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         fields = _fields(path) if path.suffix == ".json" and not trusted else {}
@@ -92,28 +96,28 @@ def copy_companions(folder: Path, companions: Companions, *, target: Path, trust
             shutil.copyfile(path, copy)
 
 
-def comes_along(name: str, size: int, *, trusted: bool) -> bool:
-    """Check by its path and size whether a file may come along; what is in it can still speak against it."""
+def is_copied(name: str, size: int, *, trusted: bool) -> bool:
+    """Check by its path and size whether a file is copied. Its content, once known, may still rule it out."""
     return not _is_ours(name) and _reason_by_name(name, size, trusted=trusted) is None
 
 
-def judge_names(sizes: Mapping[str, int], trusted: bool) -> Companions:
-    """Judge files by their paths and sizes alone, before they are there."""
+def select_by_name(sizes: Mapping[str, int], trusted: bool) -> FileSelection:
+    """Judge files by their paths and sizes in bytes, before they are downloaded."""
     others = [name for name in sorted(sizes) if not _is_ours(name) and not _WEIGHTS.fullmatch(name)]
     reasons = {name: _reason_by_name(name, sizes[name], trusted=trusted) for name in others}
-    left = {printable(name): reason for name, reason in reasons.items() if reason}
-    return Companions(tuple(name for name in others if not reasons[name]), left)
+    left_out = {printable(name): reason for name, reason in reasons.items() if reason}
+    return FileSelection(tuple(name for name in others if not reasons[name]), left_out)
 
 
 def _reason_by_name(name: str, size: int, *, trusted: bool) -> str | None:
     path = PurePosixPath(name)
     if not is_plain_path(name):
         return _ODD_NAME
-    return _reason_of_kind(name, size, trusted=trusted) if _is_reached(path, trusted) else _ELSEWHERE
+    return _reason_of_kind(name, size, trusted=trusted) if _may_be_copied_from(path, trusted) else _ELSEWHERE
 
 
 def without_code(fields: dict[str, Any], trusted: bool) -> bool:
-    """Remove the fields that name Python files, in place, unless these are trusted. Returns whether there were any."""
+    """Remove the fields that name Python files, in place, unless code is trusted. Return True if any was removed."""
     named = [] if trusted else [name for name in _NAMES_CODE if name in fields]
     for name in named:
         del fields[name]
@@ -121,18 +125,18 @@ def without_code(fields: dict[str, Any], trusted: bool) -> bool:
 
 
 def _entries(folder: Path, trusted: bool) -> Iterator[Path]:
-    """Yield what lies at the top of a folder, and the files of those of its folders from which some come along."""
+    """Yield the entries at the top of a folder, and all files of those subfolders from which some may be copied."""
     for entry in folder.iterdir():
         if entry.is_symlink() or not entry.is_dir():
             yield entry
             continue
         inner = [Path(at) / name for at, _, names in os.walk(entry) for name in names]
-        some = any(_is_reached(PurePosixPath(path.relative_to(folder)), trusted) for path in inner)
+        some = any(_may_be_copied_from(PurePosixPath(path.relative_to(folder)), trusted) for path in inner)
         yield from inner if some else [entry]
 
 
-def _is_reached(path: PurePosixPath, trusted: bool) -> bool:
-    """Check whether a path lies at the top or in a folder of licences or templates, or is trusted code."""
+def _may_be_copied_from(path: PurePosixPath, trusted: bool) -> bool:
+    """Check that a path is at the top or in a folder of licences or templates, or is trusted code."""
     top = path.parts[0]
     in_known = top == TEMPLATES or any(fnmatch(top, pattern) for pattern in NOTICES)
     is_code = trusted and bool(_CODE.fullmatch(path.name)) and not any(part.startswith(".") for part in path.parts)
@@ -140,12 +144,12 @@ def _is_reached(path: PurePosixPath, trusted: bool) -> bool:
 
 
 def _is_ours(name: str) -> bool:
-    """Check for a file that the result has anew, or that is none of the model's."""
+    """Check for a file that llmprune writes itself, or that does not belong to the model, such as a README."""
     return "/" not in name and any(fnmatch(name, pattern) for pattern in _OURS)
 
 
 def _reason(path: Path, folder: Path, *, trusted: bool) -> str | None:
-    """Return why a file does not come along: None if it does, empty if that goes without saying."""
+    """Return why a file is not copied: None if it is copied, empty if the reason is not worth reporting."""
     name = path.relative_to(folder).as_posix()
     if _is_ours(name) or (_WEIGHTS.fullmatch(name) and path.is_file()):
         return ""
@@ -155,7 +159,7 @@ def _reason(path: Path, folder: Path, *, trusted: bool) -> str | None:
         return _ELSEWHERE if path.is_dir() and not path.is_symlink() else "no regular file"
     if not is_inside(path, folder):
         return "a link that leads out of the model's folder"
-    if not _is_reached(PurePosixPath(name), trusted):
+    if not _may_be_copied_from(PurePosixPath(name), trusted):
         return _ELSEWHERE
     return _reason_of_kind(name, path.stat().st_size, trusted=trusted) or _reason_of_content(path, name)
 
@@ -183,18 +187,18 @@ def _reason_of_content(path: Path, name: str) -> str | None:
 
 
 def _names_tensor(value: Any) -> bool:
-    """Check whether a name of a tensor stands in a value, or right inside it."""
+    """Check whether a list, or the keys of a mapping, include the name of a tensor."""
     texts = value if isinstance(value, list | tuple | dict) else ()
     return any(isinstance(text, str) and bool(_TENSOR.fullmatch(text)) for text in texts)
 
 
 def is_tokenizer(name: str) -> bool:
-    """Check by its name for a tokenizer's file."""
+    """Check by its name that a file belongs to a tokenizer."""
     return any(fnmatch(name, pattern) for pattern in _TOKENIZERS)
 
 
 def _fields(path: Path) -> dict[str, Any]:
-    """Return the fields of a JSON file; none where it holds something else."""
+    """Return the fields of a JSON file; empty where it is not a JSON object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -207,6 +211,6 @@ def _require_readable(path: Path, name: str) -> None:
         path.open("rb").close()
     except OSError as error:
         raise ModelError(
-            f"{name} of the base model comes along with the result, and it cannot be read ({error.strerror}); "
+            f"{name} of the base model is copied to the result, and it cannot be read ({error.strerror}); "
             "make it readable, or take it out of the folder"
         ) from error

@@ -1,7 +1,7 @@
-"""Folders for weights that transformers converts while it loads and that the device map leaves on disk.
+"""Make folders for weights that the device map leaves on disk in another form than their files have.
 
-Weights that files hold as memory does are read from the files. Of mixtures, whose experts transformers stacks, the
-stacks are written once, and read from there layer by layer.
+Weights that the files have in the form that they need in memory are read from these files. Experts of a mixture, which
+transformers stacks, are written to such a folder once and read from there layer by layer.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pathlib import Path
 
 from llmprune.common.files import disk_errors
 
-_open_locks: list[int] = []  # descriptors: a lock lasts as long as the process
+_open_locks: list[int] = []  # file descriptors, never closed: a lock lasts as long as the process
 
 
 def offload_folder() -> Path:
-    """Return a new folder under HF_HOME. Those that killed processes left there are removed.
+    """Make a folder under HF_HOME, and remove those of processes that were killed.
 
     Raises DiskError where it cannot be made.
     """
@@ -32,7 +32,7 @@ def offload_folder() -> Path:
             fcntl.flock(guard, fcntl.LOCK_EX)
             for left in parent.glob("*.lock"):
                 if left.name != ".lock":
-                    _remove_if_left(left)
+                    _remove_if_abandoned(left)
             folder = Path(tempfile.mkdtemp(dir=parent))
             lock = os.open(folder.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -42,8 +42,8 @@ def offload_folder() -> Path:
     return folder
 
 
-def _remove_if_left(lock: Path) -> None:
-    """Remove a folder and its lock where the process that locked it has ended."""
+def _remove_if_abandoned(lock: Path) -> None:
+    """Remove a folder and its lock if the process that locked it has ended."""
     descriptor = os.open(lock, os.O_RDWR)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,7 +1,7 @@
-"""Fetch from a hub model what is needed of it: the config alone, its small files, or the weights too.
+"""Download the needed part of a hub model: the config alone, its small files, or the weights too.
 
-All parts are of one commit, resolved once. Downloads continue where they stopped, and
-weights that do not have the SHA-256 that the hub names are fetched again.
+All parts are of one commit, which is resolved once. Downloads continue where they stopped, and weights without the
+SHA-256 that the hub states are downloaded again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal
 
-from llmprune.checkpoint.copied_files import comes_along
+from llmprune.checkpoint.copied_files import is_copied
 from llmprune.checkpoint.weight_headers import Headers, headers_of_folder, headers_of_repository, weights_files
 from llmprune.common.errors import CheckpointError, ModelError
 from llmprune.common.hub.client import resolve_revision, with_retries
@@ -26,11 +26,11 @@ logger = logging.getLogger(__name__)
 
 Part = Literal["config", "tokenizer", "weights"]
 
-_READ = ("*.json", "README.md")  # by loading, and by the card, whether they come along with the result or not
+_READ = ("*.json", "README.md")  # needed by loading and by the model card, even if they are not copied to the result
 
 
 def commit_of(model_id: str, revision: str) -> str:
-    """The commit that a hub model's revision is."""
+    """Return the commit of a hub model's revision. Raises ModelError."""
     try:
         return str(resolve_revision(model_id, revision).resolved)
     except Exception as error:  # the hub client's errors have no base in common
@@ -38,14 +38,17 @@ def commit_of(model_id: str, revision: str) -> str:
 
 
 def snapshot(model_id: str, revision: str, *, part: Part, with_code: bool = False) -> Path:
-    """The folder of the hub client's cache that now has this part. Raises ModelError and CheckpointError."""
+    """Download a part of a hub model; return its folder in the hub client's cache.
+
+    ``with_code``: Python files too. Raises ModelError and CheckpointError.
+    """
     commit = commit_of(model_id, revision)
     try:
         folder = _fetch(model_id, commit, patterns=["config.json", *(["*.py"] if with_code else [])])
         if part != "config":
             sizes = _sizes(model_id, commit)
             wanted = [
-                name for name, size in sizes.items() if _is_read(name) or comes_along(name, size, trusted=with_code)
+                name for name, size in sizes.items() if _is_read(name) or is_copied(name, size, trusted=with_code)
             ]
             folder = _fetch(model_id, commit, patterns=[glob.escape(name) for name in wanted])
         if part == "weights":
@@ -58,7 +61,7 @@ def snapshot(model_id: str, revision: str, *, part: Part, with_code: bool = Fals
 
 
 def file_sizes(model_id: str, revision: str) -> dict[str, int]:
-    """The size of every file of a hub model, as the download of its config noted them."""
+    """Return the size in bytes of every file of a hub model."""
     return _sizes(model_id, commit_of(model_id, revision))
 
 
@@ -84,7 +87,7 @@ def headers(model_id: str, revision: str) -> Headers | None:
 
 
 def names_of(model_id: str, revision: str) -> list[str]:
-    """Return the names of every file of a hub model; ``snapshot`` comes first."""
+    """Return the names of all files of a hub model, of which ``snapshot`` has downloaded a part."""
     return list(file_sizes(model_id, revision))
 
 
@@ -107,7 +110,7 @@ def _fetch(model_id: str, commit: str, *, patterns: list[str]) -> Path:
 
 
 def _sizes(model_id: str, commit: str) -> dict[str, int]:
-    """Every file of the commit, as the first download noted them; of a cache from elsewhere, those that it has."""
+    """Return the sizes of the commit's files, as the first download recorded them; else those of the cached files."""
     from huggingface_hub import get_cached_repo_tree, snapshot_download
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
@@ -129,7 +132,7 @@ def _fetch_weights(model_id: str, commit: str, *, folder: Path, names: list[str]
         return
     for again in (True, False):
         _fetch(model_id, commit, patterns=[glob.escape(name) for name in missing])
-        missing = [name for name in missing if not _as_named(folder / name)]
+        missing = [name for name in missing if not _has_its_hash(folder / name)]
         if not missing:
             return
         for name in missing:
@@ -137,15 +140,15 @@ def _fetch_weights(model_id: str, commit: str, *, folder: Path, names: list[str]
             for copy in (path.resolve(), _blob(path), path):
                 copy.unlink(missing_ok=True)
         if again:
-            logger.warning("%s of %s came damaged and is fetched again", ", ".join(missing), model_id)
+            logger.warning("%s of %s arrived damaged and is downloaded again", ", ".join(missing), model_id)
     raise CheckpointError(
-        f"{', '.join(missing)} of {model_id} does not have the SHA-256 that the hub names, twice; "
-        "the file is damaged there or on its way: try again later, or ask its owner"
+        f"{', '.join(missing)} of {model_id} does not have the SHA-256 that the hub states, in two downloads; "
+        "the file is damaged there or in transit: try again later, or ask its owner"
     )
 
 
-def _as_named(path: Path) -> bool:
-    """Whether a downloaded file is what the hub says; its cache names large files by their SHA-256."""
+def _has_its_hash(path: Path) -> bool:
+    """Check that a downloaded file has the hub's SHA-256, which is its name in the hub client's cache."""
     blob = _blob(path)
     if not blob.is_file() or not re.fullmatch(r"[0-9a-f]{64}", blob.name):
         return blob.is_file()
@@ -154,5 +157,5 @@ def _as_named(path: Path) -> bool:
 
 
 def _blob(path: Path) -> Path:
-    """A snapshot's file as its repository stores it: that may itself be a link to what all repositories share."""
+    """Return a snapshot's file in its repository's cache, which may be a link to a store that repositories share."""
     return path.parent / os.readlink(path) if path.is_symlink() else path

@@ -1,15 +1,15 @@
-"""Check what the files of a checkpoint folder name, so that transformers opens nothing outside it.
+"""Check the names in the files of a checkpoint folder, so that transformers opens nothing outside it.
 
-An index, a config and a tokenizer's config are foreign content. transformers follows these names in them:
+An index, a config and a tokenizer's config are not trusted. transformers follows these names in them:
 
 - ``weight_map`` of an index, and ``transformers_weights`` of a config: weights files, by any path
 - ``base_model_name_or_path`` of adapter_config.json, where peft is installed: another model
 - attention and expert implementations, ``backbone`` and timm's ``architecture`` of a config: repositories on the hub
 - ``auto_map`` with ``--``: the Python code of another repository
-- of a tokenizer's config: ``fast_tokenizer_files``, ``*_file``, ``*_spm``, ``vocab``, ``merges``, ``init_inputs``
+- in a tokenizer's config: ``fast_tokenizer_files``, ``*_file``, ``*_spm``, ``vocab``, ``merges``, ``init_inputs``
   (files), the dictionaries of word splitters, the names of chat templates (files that saving writes), and a
   ``tokenizer_class`` that is no tokenizer
-- a text in place of the vocabulary or the rules of tokenizer.json and byte_maps.json: a file
+- a string in place of the vocabulary or the rules of tokenizer.json and byte_maps.json: a file
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,24 +29,33 @@ INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 NOTICES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 TEMPLATES = "additional_chat_templates"
-_UNREAD = (  # documents, pictures, pickles, hidden files: loading opens none, saving copies no link out of the folder
+_UNREAD = (  # documents, pictures, pickles, hidden files: never opened by loading, and never copied if they are links
     *("*.md", "README*", "*.html", "*.pdf", "*.ipynb", "*.log", "*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.webp"),
     *("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", ".*"),
 )
 
 _WORDS = re.compile(r"_?(attn|experts)_implementation\w*|backbone|architecture|mecab_option")
 _FILES = re.compile(r"\w*_(file|files|path|dir|spm)|vocab|merges")
-_RULES = ("vocab", "merges", "decompose_map", "merge_map")  # transformers opens a text in their place as a file
-_LEFT_BEHIND = re.compile(r"\w*_(file|spm)")  # by older versions, with paths of the machine that saved them
+_RULES = ("vocab", "merges", "decompose_map", "merge_map")  # transformers opens a string in their place as a file
+_LEFT_BEHIND = re.compile(r"\w*_(file|spm)")  # fields of older versions, with paths of the machine that saved them
 _TOKENIZER_CLASS = re.compile(r"(?!Rag)\w*Tokenizer(Fast|Base)?|(Tokenizers|Python|SentencePiece|MistralCommon)Backend")
 
 
-def require_own_names(folder: Path, shown: str, *, with_code: bool, with_tokenizer: bool) -> None:
-    """Raise where a file of a checkpoint folder is a link out of it, or names something outside it.
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """An entry of a mapping or list in a JSON value; the key of a list's entry is empty."""
 
-    ``shown``: the model as the user knows it. ``with_code``: its own Python code is trusted, its tokenizer with it.
-    ``with_tokenizer``: its tokenizer is to be loaded, so the names in the tokenizer's files count.
-    Raises ModelError, and CheckpointError for an index of weights files.
+    key: str
+    value: Any
+    depth: int
+
+
+def require_own_names(folder: Path, shown: str, *, with_code: bool, with_tokenizer: bool) -> None:
+    """Raise ModelError where a file of a checkpoint folder is a link out of it, or names something outside it.
+
+    ``shown``: the model's name for the user; ``with_code``: its Python code is trusted, and so is its tokenizer;
+    ``with_tokenizer``: its tokenizer is to be loaded, so its files are checked too. Raises CheckpointError for an index
+    of weights files.
     """
     outside = first_link_outside(_read_entries(folder), folder)
     if outside is not None:
@@ -67,7 +77,7 @@ def require_own_names(folder: Path, shown: str, *, with_code: bool, with_tokeniz
 
 
 def adapter_problem(shown: str) -> str:
-    """Return why a checkpoint with an adapter beside it is refused."""
+    """Return the reason why a checkpoint with an adapter is refused."""
     return (
         f"{shown} holds an adapter ({ADAPTER}), which names another model as its base; merge the adapter into that "
         "model first, or remove its files where the weights are merged already"
@@ -82,28 +92,30 @@ def shard_names(index: Path, shown: str) -> list[str]:
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{index.name} is no index of weights files ({error}); get a whole checkpoint") from error
+        raise CheckpointError(
+            f"{index.name} is no index of weights files ({error}); get a complete checkpoint"
+        ) from error
     for name in names:
         if not is_plain_path(name) or not is_inside(index.parent / name, index.parent):
             raise CheckpointError(
                 f"{index.name} of {shown} names {str(name)[:80]!r}, which is no file of that model's own folder; "
-                "weights are read from there alone: correct the index, or get a whole checkpoint"
+                "weights are read only from there: correct the index, or get a complete checkpoint"
             )
     return sorted(names)
 
 
 def unread_fields(folder: Path) -> dict[str, None]:
-    """Return the fields of tokenizer_config.json that name files, as options that overrule them.
+    """Return the fields of tokenizer_config.json that name files, as options with which transformers ignores them.
 
-    transformers finds a tokenizer's files by their usual names; what older versions left in these fields is a path of
-    another machine, or one relative to the working folder, and some tokenizer classes would open it.
+    transformers finds a tokenizer's files by their usual names. In these fields older versions left paths of another
+    machine, or relative to the working folder, which some tokenizer classes would open.
     """
     fields = _read(folder / "tokenizer_config.json")
     return {key: None for key in fields if _LEFT_BEHIND.fullmatch(key)} if isinstance(fields, dict) else {}
 
 
 def _read_entries(folder: Path) -> Iterator[Path]:
-    """Yield the entries that loading or saving may read: files, and the folders of templates and of licences."""
+    """Yield the entries that loading or saving may read: files, and folders of templates and licences."""
     for entry in folder.iterdir():
         copied = entry.name == TEMPLATES or any(fnmatch(entry.name, pattern) for pattern in NOTICES)
         if entry.is_dir() and copied:
@@ -114,7 +126,8 @@ def _read_entries(folder: Path) -> Iterator[Path]:
 
 
 def _check_config(path: Path, shown: str, *, with_code: bool) -> None:
-    for key, value, _ in _fields(_read(path)):
+    for field in _fields(_read(path)):
+        key, value = field.key, field.value
         if _WORDS.fullmatch(key) and not _are_words(value):
             _refuse(path, shown, key=key, value=value)
         if key == "transformers_weights" and value is not None:
@@ -122,21 +135,22 @@ def _check_config(path: Path, shown: str, *, with_code: bool) -> None:
                 _refuse(path, shown, key=key, value=value)
             if value.endswith(".index.json") and "/" in value:
                 raise ModelError(
-                    f"{key} in the {path.name} of {shown} is {value[:80]!r}, an index in a folder of its own, and "
-                    "its names are read from the model's folder; put the index beside config.json"
+                    f"{key} in the {path.name} of {shown} is {value[:80]!r}, an index in a subfolder, and the files "
+                    "that it names are read from the model's folder; put the index beside config.json"
                 )
     _check_code(path, shown, with_code=with_code)
 
 
 def _check_class(path: Path, shown: str) -> None:
-    """Refuse a class that is no tokenizer: transformers takes any class of that name and loads the folder with it."""
-    for key, value, _ in _fields(_read(path)):
-        named = isinstance(value, str) and _TOKENIZER_CLASS.fullmatch(value)
-        if key == "tokenizer_class" and value is not None and not named:
+    """Refuse a class that is no tokenizer: transformers would load the folder with any class of that name."""
+    for field in _fields(_read(path)):
+        value = field.value
+        is_tokenizer = isinstance(value, str) and _TOKENIZER_CLASS.fullmatch(value)
+        if field.key == "tokenizer_class" and value is not None and not is_tokenizer:
             raise ModelError(
-                f"tokenizer_class in the {path.name} of {shown} is {str(value)[:80]!r}, and no class is loaded but "
-                "the tokenizers of transformers that read one folder; correct it, for example to "
-                "PreTrainedTokenizerFast where there is a tokenizer.json"
+                f"tokenizer_class in the {path.name} of {shown} is {str(value)[:80]!r}, and only tokenizer "
+                "classes of transformers that read one folder are loaded; correct it, for example to "
+                "PreTrainedTokenizerFast if there is a tokenizer.json"
             )
 
 
@@ -147,8 +161,9 @@ def _check_tokenizer(folder: Path, shown: str) -> None:
     _check_class(folder / "special_tokens_map.json", shown)
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         path = folder / name
-        for key, value, depth in _fields(_read(path)):
-            overruled = name == "tokenizer_config.json" and depth == 0 and key not in ("vocab", "merges")
+        for field in _fields(_read(path)):
+            key, value = field.key, field.value
+            overruled = name == "tokenizer_config.json" and field.depth == 0 and key not in ("vocab", "merges")
             if key == "fast_tokenizer_files":
                 wrong = not isinstance(value, list) or not all(map(_is_tokenizer_file, value))
             elif key == "init_inputs":
@@ -164,7 +179,7 @@ def _check_tokenizer(folder: Path, shown: str) -> None:
 
 
 def _check_rules(path: Path, shown: str) -> None:
-    """Refuse a file's name in place of a vocabulary or of rules, in a file or in the model that it describes."""
+    """Refuse a string in place of the vocabulary or the rules, at the top of a file or in its ``model``."""
     content = _read(path)
     parts = (content, content.get("model")) if isinstance(content, dict) else ()
     for part in (part for part in parts if isinstance(part, dict)):
@@ -174,44 +189,44 @@ def _check_rules(path: Path, shown: str) -> None:
 
 
 def _check_code(path: Path, shown: str, *, with_code: bool) -> None:
-    """Refuse Python code of other repositories; without trust none is run, and transformers says so."""
-    for key, value, _ in _fields(_read(path)):
-        if with_code and key == "auto_map" and "--" in json.dumps(value):
-            _refuse(path, shown, key=key, value=value)
+    """Refuse Python code of other repositories. Without trust no code is run, which transformers reports itself."""
+    for field in _fields(_read(path)):
+        if with_code and field.key == "auto_map" and "--" in json.dumps(field.value):
+            _refuse(path, shown, key=field.key, value=field.value)
 
 
 def _refuse(path: Path, shown: str, *, key: str, value: object) -> NoReturn:
     raise ModelError(
         f"{key} in the {path.name} of {shown} is {str(value)[:80]!r}, which names something outside the model's own "
-        f"files, and nothing else is read; correct {path.name}, or put what is needed into the folder"
+        f"files, and only these are read; correct {path.name}, or put the file into the folder"
     )
 
 
 def _is_tokenizer_file(name: object) -> bool:
-    """Check for a tokenizer.json of one version of transformers, beside the config."""
+    """Check for the name of a tokenizer.json at the top of the folder, which may be of one version of transformers."""
     return is_plain_path(name) and "/" not in str(name) and fnmatch(str(name), "tokenizer*.json")
 
 
 def _may_be_opened(value: object) -> bool:
-    """Check whether ``open`` would take a value: the name of a file, or the number of one that is open."""
+    """Check whether ``open`` accepts a value: a file's name, or the number of a file descriptor."""
     return isinstance(value, str | int)
 
 
 def _has_plain_template_names(value: object) -> bool:
-    """Check the names of several chat templates: saving writes a file of that name for each."""
+    """Check that the names of chat templates are plain: saving writes a file of that name for each."""
     named = value if isinstance(value, list) else [{"name": key} for key in value] if isinstance(value, dict) else []
     names = [one.get("name") if isinstance(one, dict) else one for one in named]
     return all(is_plain_path(name) and "/" not in str(name) for name in names)
 
 
 def _are_words(value: object) -> bool:
-    """Check that all texts of a value are names of a built-in, not of a repository, file or address."""
-    texts = [value, *(inner for _, inner, _ in _fields(value))]
+    """Check that all strings in a value are words, not names of a repository, file or address."""
+    texts = [value, *(field.value for field in _fields(value))]
     return not any("/" in text or ":" in text for text in texts if isinstance(text, str))
 
 
-def _fields(value: object) -> Iterator[tuple[str, Any, int]]:
-    """Yield (key, value, depth) of every mapping in a JSON value; of entries of a list, the key is empty."""
+def _fields(value: object) -> Iterator[_Field]:
+    """Yield every entry of the mappings and lists in a JSON value, without recursion."""
     pending = [(value, 0)]
     while pending:
         inner, depth = pending.pop()
@@ -221,12 +236,12 @@ def _fields(value: object) -> Iterator[tuple[str, Any, int]]:
         elif isinstance(inner, list):
             entries = [("", one) for one in inner]
         for key, entry in entries:
-            yield key, entry, depth
+            yield _Field(key, entry, depth)
             pending.append((entry, depth + 1))
 
 
 def _read(path: Path) -> object:
-    """Return a JSON file's value; None where there is none that can be read, which transformers then says."""
+    """Return a JSON file's value; None where it cannot be read, which transformers then reports."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

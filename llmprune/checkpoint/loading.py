@@ -1,8 +1,7 @@
-"""Load a model as it is: config, tokenizer, weights, and the decoder that the walk visits."""
+"""Load a model: its config, its tokenizer, its weights, and the decoder for layer-wise passes."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import shutil
 import weakref
@@ -23,15 +22,16 @@ from llmprune.anatomy.meta_model import (
     quiet_transformers,
     text_config,
 )
-from llmprune.checkpoint.checkpoint_kind import names_in, tokenizer_problem, without_config
+from llmprune.checkpoint.checkpoint_kind import tokenizer_problem
 from llmprune.checkpoint.config_limits import check_config_file
 from llmprune.checkpoint.copied_files import is_tokenizer
 from llmprune.checkpoint.disk_offload import offload_folder
-from llmprune.checkpoint.download import Part, commit_of, headers, names_of, snapshot
-from llmprune.checkpoint.file_references import require_own_names, unread_fields
-from llmprune.checkpoint.gguf import cache_folder, converted_folder, gguf_location
+from llmprune.checkpoint.download import names_of
+from llmprune.checkpoint.file_references import unread_fields
+from llmprune.checkpoint.gguf import cache_folder, gguf_location
+from llmprune.checkpoint.location import folder_of, headers_of
 from llmprune.checkpoint.stored_dtypes import require_fitting
-from llmprune.checkpoint.weight_headers import Headers, headers_of_folder, main_dtype, read_config
+from llmprune.checkpoint.weight_headers import Headers, main_dtype
 from llmprune.common.distributed import local_device, world_size
 from llmprune.common.errors import CheckpointError, ModelError
 from llmprune.layerwise.forward import Decoder, Tensors
@@ -42,18 +42,18 @@ logger = logging.getLogger(__name__)
 
 
 def load_config(source: ModelSource) -> Config:
-    """The model's config, without reading weights. Raises ModelError where there is none."""
+    """Load the model's config, without its weights. Raises ModelError where there is none."""
     place, options = "", {}
     if source.id.startswith(PACKAGE_SCHEME) and not cache_folder(source.id).is_dir():
         path = gguf_location(source.id)
         place, options = str(path.parent), {"gguf_file": path.name}
-    config: Config = _from_pretrained(AutoConfig, source, place=place or str(place_of(source, "config")), **options)
+    config: Config = _from_pretrained(AutoConfig, source, place=place or str(folder_of(source, "config")), **options)
     return config
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
-    """The model's tokenizer. Raises ModelError where there is none."""
-    place = place_of(source, "tokenizer")
+    """Load the model's tokenizer. Raises ModelError where there is none."""
+    place = folder_of(source, "tokenizer")
     if unread := tokenizer_problem([path.name for path in place.iterdir()], source.id, folder=place):
         raise ModelError(unread)
     overruled = {} if source.trust_remote_code else unread_fields(place)
@@ -64,7 +64,8 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
 def require_tokenizer(source: ModelSource) -> None:
     """Raise ModelError where the model has no tokenizer that can be loaded.
 
-    Of a hub model only the names of its files are looked at, which came with the config; a packaged file has one.
+    Of a hub model only the names of its files are checked, which are known with the config; a GGUF file always has a
+    tokenizer.
     """
     if source.id.startswith(PACKAGE_SCHEME):
         return
@@ -79,12 +80,12 @@ def require_tokenizer(source: ModelSource) -> None:
 
 
 def load_model(source: ModelSource) -> PreTrainedModel:
-    """The whole model, placed by the recipe's device map.
+    """Load the whole model, in evaluation mode, placed by the recipe's device map.
 
-    Raises CheckpointError on missing, unexpected, misshapen or unreadable weights:
-    transformers would fill what is missing with random numbers.
+    Raises CheckpointError for missing, unexpected, misshapen or unreadable weights: transformers would fill missing
+    ones with random numbers.
     """
-    place = str(place_of(source, "weights"))
+    place = str(folder_of(source, "weights"))
     device_map: Any = source.device_map
     nothing_to_spread_over = device_map == "auto" and not torch.cuda.is_available() and not source.max_memory
     each_process_has_its_device = world_size() > 1 and not isinstance(device_map, dict) and not source.max_memory
@@ -102,75 +103,41 @@ def load_model(source: ModelSource) -> PreTrainedModel:
         offload_folder=offloaded,
         use_safetensors=True,
         output_loading_info=True,
-        ignore_mismatched_sizes=True,  # not ignored: listed, and refused below
+        ignore_mismatched_sizes=True,  # reported instead, and refused below
     )
     kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
     require_fitting({kind.split("_")[0]: sorted(map(_key, info.get(kind) or ())) for kind in kinds}, source.id)
     loaded: PreTrainedModel = model.eval()
     if offloaded is not None:
         weakref.finalize(find_layers(loaded)[1], shutil.rmtree, offloaded, ignore_errors=True)
-    loaded.config.name_or_path = place  # saving looks there for licences; a part of a config may have another path
+    loaded.config.name_or_path = place  # the text part of a config may have another path
     return loaded.requires_grad_(False)
 
 
-def headers_of(source: ModelSource) -> Headers | None:
-    """Return the headers of the weights files; empty where a folder has none, None where they are not at hand.
-
-    Raises ModelError and CheckpointError.
-    """
-    if source.id.startswith(PACKAGE_SCHEME):
-        folder = cache_folder(source.id)
-        return headers_of_folder(folder, source.id) if folder.is_dir() else None
-    folder = place_of(source, "config")
-    if Path(source.id).expanduser().is_dir():
-        return headers_of_folder(folder, source.id)
-    return headers(source.id, source.revision)
-
-
-def raw_config(source: ModelSource) -> dict[str, Any]:
-    """Return a checkpoint's config.json as it stands; empty for a GGUF file, which has none."""
-    return {} if source.id.startswith(PACKAGE_SCHEME) else read_config(place_of(source, "config"))
-
-
 def compute_dtype(source: ModelSource, config: Config, *, found: Headers | None) -> torch.dtype:
-    """Return the type to compute in: the recipe's, the config's, or the one that most weights of the files have.
+    """Return the type to compute in: the recipe's, the config's, or that of most weights. GGUF files give float32.
 
-    A GGUF file is converted to float32.
+    ``found``: headers of the weights files, None where they are not available.
     """
     if source.dtype != "auto":
         asked: torch.dtype = getattr(torch, source.dtype)
         return asked
-    said = getattr(config, "dtype", None) or getattr(text_config(config), "dtype", None)
-    if isinstance(said, torch.dtype) and not source.id.startswith(PACKAGE_SCHEME):
-        return said
+    stated = getattr(config, "dtype", None) or getattr(text_config(config), "dtype", None)
+    if isinstance(stated, torch.dtype) and not source.id.startswith(PACKAGE_SCHEME):
+        return stated
     return main_dtype(found or {}) or torch.float32
 
 
 def _key(found: str | tuple[str, torch.Size, torch.Size]) -> str:
-    """A tensor's name; of a misshapen one with the shape it has and the one it should have."""
+    """Return a tensor's name; of a misshapen one also the shape in the file and the model's."""
     if isinstance(found, str):
         return found
     name, stored, wanted = found
     return f"{name} ({list(stored)}, not {list(wanted)})"
 
 
-def identity(source: ModelSource) -> str:
-    """What a fingerprint needs of the base model: its commit, or the state of its files."""
-    commit = hub_commit(source)
-    if commit:
-        return commit
-    files = sorted(path for path in place_of(source, "config").iterdir() if path.is_file())
-    states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return hashlib.sha256(repr(states).encode()).hexdigest()
-
-
-def bytes_on_disk(source: ModelSource) -> int:
-    """Bytes of the weights' files."""
-    return sum(path.stat().st_size for path in place_of(source, "weights").glob("*.safetensors"))
-
-
 def dense_decoder(model: PreTrainedModel) -> Decoder:
-    """A decoder over a loaded model: its layers stay where the device map put them until they are visited."""
+    """Make a decoder over a loaded model, whose layers stay on their devices until a layer-wise pass needs them."""
     _, layers = find_layers(model)
     skeleton = build_skeleton(model.config, model)
     devices = [_running_device(layer) for layer in layers]
@@ -185,7 +152,7 @@ def dense_decoder(model: PreTrainedModel) -> Decoder:
 
 
 def build_skeleton(config: Config, model: PreTrainedModel) -> PreTrainedModel:
-    """A model of this config without layer weights; all other tensors are those of ``model``."""
+    """Build a model of a config without layer weights; all other tensors are those of ``model``."""
     runs_own_code = not type(model).__module__.startswith("transformers.")
     skeleton = build_meta_model(config, model.dtype, trust_remote_code=runs_own_code)
     path, _ = find_layers(skeleton)
@@ -202,12 +169,15 @@ def build_skeleton(config: Config, model: PreTrainedModel) -> PreTrainedModel:
     skeleton.config.name_or_path = model.config.name_or_path
     conversions = getattr(model, "_weight_conversions", None)
     if conversions is not None:
-        skeleton._weight_conversions = conversions  # how the files' tensors differ from memory, for saving
+        skeleton._weight_conversions = conversions  # from the model's tensors to those of its files, for saving
     return skeleton
 
 
 def tensors_of(module: nn.Module, skip: str | None = None) -> Tensors:
-    """A module's parameters and persistent buffers by name, brought back from offloading where needed."""
+    """Return a module's parameters and persistent buffers by name, loaded where they are offloaded.
+
+    ``skip``: path of a module inside whose tensors are left out.
+    """
     tensors: Tensors = {}
     for path, part in module.named_modules():
         if skip is not None and f"{path}.".startswith(f"{skip}."):
@@ -221,42 +191,11 @@ def tensors_of(module: nn.Module, skip: str | None = None) -> Tensors:
 
 
 def _running_device(module: nn.Module) -> torch.device:
-    """Where a module computes: its own GPU, or the first GPU for what is offloaded, or the CPU."""
+    """Return the device that a module computes on: its own GPU, or for offloaded weights the process's device."""
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     if device.type in ("cpu", "meta"):
         return local_device()
     return device
-
-
-def place_of(source: ModelSource, part: Part) -> Path:
-    """The folder that has this part of the model: of a hub model a part of its cached snapshot.
-
-    A packaged GGUF file is converted once. Raises ModelError where there is no such model, or where its files name
-    others that lie elsewhere.
-    """
-    if source.id.startswith(PACKAGE_SCHEME):
-        return converted_folder(source.id)
-    folder = Path(source.id).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise without_config(names_in(folder), source.id)
-    elif folder.exists():
-        raise ModelError(f"{source.id} is a file; give the folder of a Hugging Face checkpoint")
-    elif source.id.startswith(("/", ".", "~")) or source.id.count("/") > 1:
-        raise ModelError(f"the model folder {source.id} does not exist; give a hub id (org/name) or an existing folder")
-    else:
-        folder = snapshot(source.id, source.revision, part=part, with_code=source.trust_remote_code)
-        if not (folder / "config.json").is_file():
-            raise without_config(names_of(source.id, source.revision), source.id)
-    require_own_names(folder, source.id, with_code=source.trust_remote_code, with_tokenizer=part == "tokenizer")
-    return folder
-
-
-def hub_commit(source: ModelSource) -> str | None:
-    """The commit that a hub model's revision is; None for a folder or a packaged file."""
-    if source.id.startswith(PACKAGE_SCHEME) or Path(source.id).expanduser().exists():
-        return None
-    return commit_of(source.id, source.revision)
 
 
 def _from_pretrained(auto: Any, source: ModelSource, *, place: str, **options: Any) -> Any:
@@ -264,12 +203,13 @@ def _from_pretrained(auto: Any, source: ModelSource, *, place: str, **options: A
     try:
         with quiet_transformers():
             return auto.from_pretrained(place, trust_remote_code=source.trust_remote_code, **options)
-    except Exception as error:  # transformers, the hub client and the kinds of storage raise dozens of kinds
-        raise _explain(auto, source, place=place, error=error) from error
+    except Exception as error:  # transformers, the hub client and storage libraries raise dozens of classes
+        raise _explained(auto, source, place=place, error=error) from error
 
 
-def _explain(auto: Any, source: ModelSource, *, place: str, error: Exception) -> ModelError | CheckpointError:
-    said = _first_sentence(error)
+def _explained(auto: Any, source: ModelSource, *, place: str, error: Exception) -> ModelError | CheckpointError:
+    """Return an error that names the part that cannot be loaded, the cause and the remedy."""
+    cause = _first_sentence(error)
     part = {AutoConfig: "config", AutoTokenizer: "tokenizer"}.get(auto, "weights")
     if "trust_remote_code" in str(error):
         return ModelError(
@@ -278,26 +218,26 @@ def _explain(auto: Any, source: ModelSource, *, place: str, error: Exception) ->
         )
     if isinstance(error, SafetensorError):
         return CheckpointError(
-            f"a weights file of {source.id} cannot be read ({said}); it is damaged or cut short: fetch it again"
+            f"a weights file of {source.id} cannot be read ({cause}); it is damaged or cut short: fetch it again"
         )
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return ModelError(
-            f"{source.id} does not fit in memory ({said}); set model.device_map: auto, raise model.max_memory, "
+            f"{source.id} does not fit in memory ({cause}); set model.device_map: auto, raise model.max_memory, "
             "or take a smaller model.dtype"
         )
     if isinstance(error, ImportError):
-        return ModelError(f"the {part} of {source.id} needs a package that is not installed: {said}")
+        return ModelError(f"the {part} of {source.id} needs a package that is not installed: {cause}")
     if part == "tokenizer" and not any(Path(place).glob("tokenizer*")):
         return _no_tokenizer(source)
-    if part == "weights" and "safetensors" in said:
+    if part == "weights" and "safetensors" in cause:
         return CheckpointError(
-            f"{source.id} lacks a safetensors weights file ({said}); only safetensors are read, never pickles: "
+            f"{source.id} lacks a safetensors weights file ({cause}); only safetensors are read, never pickles: "
             "fetch the missing file, or convert the checkpoint to safetensors"
         )
     kind = CheckpointError if part == "weights" and isinstance(error, ValueError | KeyError) else ModelError
     placed = isinstance(error, RuntimeError) and source.device_map not in ("auto", "cpu")
-    remedy = "check model.device_map" if placed else "correct what is said, or fetch the folder's files again"
-    return kind(f"the {part} of {source.id} cannot be loaded: {said}; {remedy}")
+    remedy = "check model.device_map" if placed else "correct that, or fetch the folder's files again"
+    return kind(f"the {part} of {source.id} cannot be loaded: {cause}; {remedy}")
 
 
 def _no_tokenizer(source: ModelSource) -> ModelError:
@@ -305,8 +245,8 @@ def _no_tokenizer(source: ModelSource) -> ModelError:
 
 
 def _first_sentence(error: Exception) -> str:
-    """The first line that an error says, with the next where it only announces that."""
+    """Return the first line of an error's message, with the second if the first ends in a colon."""
     lines = [line.strip() for line in str(error).strip().split("\n")]
-    said = " ".join(lines[:2] if lines[0].endswith(":") else lines[:1]).rstrip(".")
+    sentence = " ".join(lines[:2] if lines[0].endswith(":") else lines[:1]).rstrip(".")
     plain = isinstance(error, OSError | SafetensorError) or type(error) in (ValueError, ImportError, RuntimeError)
-    return said if plain and said else f"{type(error).__name__}: {said}"
+    return sentence if plain and sentence else f"{type(error).__name__}: {sentence}"

@@ -1,7 +1,7 @@
-"""Find the config fields that count prediction heads, by the tensors that these heads have in the base's files.
+"""Find the config fields that count prediction heads, by the heads' tensors in the base's files.
 
-Heads that predict further tokens lie in a base's files and are no part of the model that transformers loads, so their
-weights do not come along. A config that still declared them would make other programs look for these weights.
+transformers does not load heads that predict further tokens, so their weights are not saved. A config that still
+declared them would make other programs look for these weights.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _PREDICTS = {"predict", "predictor", "next", "nextn", "mtp", "draft", "extra", "
 def fields_of_left_heads(change: ConfigChange, model: PreTrainedModel, *, layers_path: str) -> dict[str, int]:
     """Return the config fields, with their values, that count heads in the base's files which are not loaded.
 
-    A field counts a head where its name says so, or where it shares a word with the head's tensors and its number with
-    them. Fields that the cut config has without them already are left out.
+    A field counts heads if its name is that of such a count, or if it shares a word with a head's tensors and its value
+    is their number. Fields that the cut config no longer has are left out.
     """
     count = text_config(change.before).num_hidden_layers
     patterns = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
@@ -42,35 +42,35 @@ def fields_of_left_heads(change: ConfigChange, model: PreTrainedModel, *, layers
 
 
 def about_heads(config: Config) -> list[str]:
-    """Say which prediction heads a config declares: of transformers' own models, none comes along."""
+    """Return a note on the prediction heads that a config declares. Models with custom code may load theirs."""
     fields = () if config.is_custom_code() else declared_heads(config.to_dict())
     return [describe_heads(fields)] if fields else []
 
 
 def describe_heads(fields: Collection[str]) -> str:
-    """Say that the heads which these fields declare are not part of the result."""
+    """Return a note that the heads which these fields declare are not part of the result."""
     return (
-        f"the base's heads that predict further tokens ({', '.join(fields)} in its config) do not come along: "
-        "transformers does not load their weights, and the result's config says that there are none"
+        f"the base's heads that predict further tokens ({', '.join(fields)} in its config) are not part of the result: "
+        "transformers does not load their weights, and the result's config declares none"
     )
 
 
 def _counts(name: str, value: int, *, heads: list[tuple[set[str], int]]) -> bool:
     words = set(_WORD.findall(name)) - _COMMON
-    return bool(heads) and (counts_heads(name) or any(words & said and value == count for said, count in heads))
+    return bool(heads) and (counts_heads(name) or any(words & head and value == count for head, count in heads))
 
 
 def _heads(
     names: Iterable[str], patterns: list[re.Pattern[str]], *, layers_path: str, layers: int
 ) -> list[tuple[set[str], int]]:
-    """Return the words and the number of each list of modules whose tensors are stored and not loaded."""
+    """Return the words in the name, and the number of modules, of each module list that is stored and not loaded."""
     found: dict[str, set[str]] = defaultdict(set)
     list_name = layers_path.rpartition(".")[-1]
     for name in names:
         if any(pattern.search(name) for pattern in patterns):
             path, index = _first_index(name)
             in_decoder = path.rpartition(".")[-1] == list_name and index != ""
-            if not in_decoder or int(index) >= layers:  # others are what a layer has and does not use
+            if not in_decoder or int(index) >= layers:  # others are unused tensors of a layer
                 found[path].add(index)
     return [
         (_PREDICTS if path.rpartition(".")[-1] == list_name else set(_WORD.findall(path)) - _COMMON, len(indices))

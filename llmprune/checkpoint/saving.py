@@ -1,8 +1,7 @@
-"""Write an ordinary checkpoint, a layer at a time, that is never half there.
+"""Write an ordinary checkpoint layer by layer, so that no incomplete one is ever at its final place.
 
-Every finished layer goes to a file of its own in a folder beside the final one.
-The parts are then joined into shards, the config is written last, everything is
-flushed to disk, and only a verified folder is renamed to its final name.
+Every finished layer is written to its own file in a separate folder. These parts are then joined into shards, the
+config is written last, and everything is flushed to disk. The caller renames the folder after it is verified.
 """
 
 from __future__ import annotations
@@ -13,7 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmprune.checkpoint.copied_files import Companions, copy_companions, find_companions
+from llmprune.checkpoint.copied_files import (
+    FileSelection,
+    copy_selected,
+    select_files,
+)
 from llmprune.common.files import apply_umask, disk_errors, fsync
 
 if TYPE_CHECKING:
@@ -26,12 +29,12 @@ if TYPE_CHECKING:
 
 
 class CheckpointWriter:
-    """Writes the parts of a checkpoint into ``folder``/parts, and joins them into ``folder``/checkpoint.
+    """Writer of the parts of a checkpoint in ``folder``/parts, which are joined in ``folder``/checkpoint.
 
-    The parts stay: joining them again gives the same files. ``change``: of the base's config; all files of the base
-    but its weights come along. Without a base, config and tokenizer are written as transformers writes them.
+    The parts are kept, and joining them again gives the same files. ``change``: of the base's config; the base's files
+    are copied as ``copied_files`` selects them. Without it, transformers writes config and tokenizer.
 
-    Raises ModelError, before anything is written, where a file of the base or its config cannot come along.
+    Raises ModelError, before anything is written, where a file of the base cannot be read or its config not be edited.
     """
 
     def __init__(
@@ -39,17 +42,17 @@ class CheckpointWriter:
     ) -> None:
         self.skeleton, self.layers_path, self.change = skeleton, layers_path, change
         self.parts, self.folder = folder / "parts", folder / "checkpoint"
-        self.companions, self.left_heads = Companions((), {}), dict[str, int]()
+        self.selection, self.left_heads = FileSelection((), {}), dict[str, int]()
         if change is not None:
             from llmprune.checkpoint.config_file import edited_config
             from llmprune.checkpoint.prediction_heads import fields_of_left_heads
 
-            self.companions = find_companions(change.base, change.trusted)
+            self.selection = select_files(change.base, change.trusted)
             self.left_heads = fields_of_left_heads(change, skeleton, layers_path=layers_path)
             edited_config(change, self.left_heads)
 
     def write_rest(self, tensors: Tensors) -> None:
-        """Write all that lies outside the layers. Tied tensors are written once."""
+        """Write all tensors outside the layers. Tied tensors are written once."""
         tied = set(self.skeleton.all_tied_weights_keys)
         self._write("rest", {name: tensor for name, tensor in tensors.items() if name not in tied})
 
@@ -61,7 +64,7 @@ class CheckpointWriter:
         from safetensors.torch import save_file
         from transformers.core_model_loading import revert_weight_conversion
 
-        # in memory some families hold fused tensors that their files hold apart
+        # some families fuse tensors in memory that are separate in their files
         stored = revert_weight_conversion(self.skeleton, tensors)
         path = self.parts / f"{name}.safetensors"
         with disk_errors(self.parts):
@@ -70,7 +73,10 @@ class CheckpointWriter:
             fsync(path)
 
     def finish(self, max_shard_size: int, tokenizer: PreTrainedTokenizerBase | None) -> None:
-        """Join the parts into shards of at most this size, add tokenizer and configs."""
+        """Join the parts into shards of at most ``max_shard_size`` bytes, and add tokenizer and configs.
+
+        ``tokenizer``: written only without a base, whose own files are copied.
+        """
         shutil.rmtree(self.folder, ignore_errors=True)
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True)
@@ -79,17 +85,17 @@ class CheckpointWriter:
             if self.change is None:
                 self._write_anew(tokenizer)
             else:
-                self._carry(self.change)
+                self._copy_base_files(self.change)
             for path in self.folder.rglob("*"):
                 apply_umask(path)
                 fsync(path)
             fsync(self.folder)
 
-    def _carry(self, change: ConfigChange) -> None:
+    def _copy_base_files(self, change: ConfigChange) -> None:
         """Copy the base's files, and write its config with the cut in it."""
         from llmprune.checkpoint.config_file import write_config
 
-        copy_companions(change.base, self.companions, target=self.folder, trusted=change.trusted)
+        copy_selected(change.base, self.selection, target=self.folder, trusted=change.trusted)
         write_config(
             change,
             self.folder,
@@ -108,14 +114,14 @@ class CheckpointWriter:
         config.save_pretrained(self.folder)
 
     def _join(self, max_shard_size: int) -> Iterator[dict[str, int]]:
-        """Write shards as ``shard-i``; yields the bytes of every tensor of each."""
+        """Write shards as ``shard-i``; yield the bytes of every tensor of each shard."""
         from safetensors import safe_open
         from safetensors.torch import save_file
 
         pending: Tensors = {}
         number = 0
         for path in [*sorted(self.parts.glob("rest*")), *sorted(self.parts.glob("layer-*"))]:
-            with safe_open(path, framework="pt") as part:  # memory-mapped: joining needs no memory of its own
+            with safe_open(path, framework="pt") as part:  # memory-mapped: joining needs little memory
                 for name in part.keys():  # noqa: SIM118  # safe_open is no mapping
                     tensor = part.get_tensor(name)
                     if pending and _bytes(pending) + tensor.nbytes > max_shard_size:

@@ -1,8 +1,8 @@
-"""The types that tensors have in a checkpoint's files, and the tensors themselves as the files have them.
+"""Map a model's tensors to those of a checkpoint's files, to save every tensor in its file's type.
 
 A model is loaded in one floating-point type, that of the computation, and files may mix several: Mamba's ``A_log``,
-routers and their biases are often float32 in a bfloat16 checkpoint. What a run leaves as it was, but for its cut, is
-saved from the base's files; what it changed is saved in the type that the base's file has.
+routers and their biases are often float32 in a bfloat16 checkpoint. A tensor that a run only cuts is saved with the
+values of the base's file; one that it changes is converted to the type in the base's file.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from llmprune.checkpoint.weight_headers import Headers, main_dtype
 from llmprune.common.errors import CheckpointError
 
 Tensors = dict[str, Tensor]
-# In files of older versions, and never read: transformers leaves them out for every model.
+# Buffers in files of older versions, which transformers ignores for every model.
 _OLD_BUFFERS = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
 Dtypes = Mapping[str, torch.dtype]  # of parameters and buffers of a model, by name
 
 
 class FileNames:
-    """The tensors of the files that make each tensor of a model, by the rules that transformers loads with."""
+    """Mapping from each tensor of a model to the tensors of its files, by the conversion rules of transformers."""
 
     def __init__(self, model: PreTrainedModel, headers: Headers) -> None:
         rules = get_model_conversion_mapping(model)
@@ -44,9 +44,9 @@ class FileNames:
         }
         self._all_converters = list(dict.fromkeys(self._converters.values()))
         self._own = model.state_dict()
-        # by the first tensor that a rule makes: its sources, each with the pattern that found it
+        # by the first tensor that a rule makes: its sources, each with the pattern that it matched
         self._sources: dict[str, list[tuple[str, str | None]]] = {}
-        self._first: dict[str, str] = {}  # of each tensor of the model, the first that its rule makes
+        self._first: dict[str, str] = {}  # for each tensor of the model, the first that its rule makes
         self._unused: list[str] = []
         for name in sorted(headers, key=dot_natural_key):
             self._add(name)
@@ -67,11 +67,11 @@ class FileNames:
             self._first[made] = target
 
     def sources(self, name: str) -> list[str]:
-        """Return the tensors of the files that make a tensor of the model; none where it is tied to another."""
+        """Return the tensors of the files that a tensor of the model is made from; empty for a tied tensor."""
         return [source for source, _ in self._sources.get(self._first.get(name, ""), [])]
 
     def missing(self) -> list[str]:
-        """Return the parameters that no tensor of the files makes, tied ones and those left out by design aside."""
+        """Return the parameters that the files do not have, except tied ones and those that may be missing."""
         patterns = [re.compile(pattern) for pattern in self.model._keys_to_ignore_on_load_missing or ()]
         tied = self.model.all_tied_weights_keys
         return [
@@ -81,13 +81,13 @@ class FileNames:
         ]
 
     def unexpected(self) -> list[str]:
-        """Return the tensors of the files that the model has no use for, those left out by design aside."""
+        """Return the tensors of the files that the model does not have, except those that transformers ignores."""
         ignored = [*(self.model._keys_to_ignore_on_load_unexpected or ()), *_OLD_BUFFERS]
         patterns = [re.compile(pattern) for pattern in ignored]
         return [name for name in self._unused if not any(one.search(name) for one in patterns)]
 
     def misshapen(self) -> list[str]:
-        """Return the tensors, each with both shapes, that the files have in another shape than the model."""
+        """Return the tensors, with both shapes, whose shape in the files is not the model's."""
         found = []
         for target, sources in self._sources.items():
             name, pattern = sources[0]
@@ -98,7 +98,7 @@ class FileNames:
 
     @cached_property
     def dtypes(self) -> Dtypes:
-        """The type of every floating-point tensor of the model as the files have it: of several, the widest."""
+        """The type in the files of every floating-point tensor of the model; of several sources, the widest."""
         found: dict[str, torch.dtype] = {}
         for name in self._first:
             stored = [self.headers[source].floating for source in self.sources(name)]
@@ -108,7 +108,7 @@ class FileNames:
         return found
 
     def read(self, folder: Path, names: Iterable[str]) -> Tensors:
-        """Return tensors of the model as the files have them, made as transformers makes them."""
+        """Read tensors of the model from the files, converted as transformers does, in the files' types."""
         wanted = set(names)
         made: Tensors = {}
         with ExitStack() as stack:
@@ -134,23 +134,23 @@ class FileNames:
         dtype = reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
         rule = copy.deepcopy(self._converters[pattern])
         for (name, one), tensor in zip(sources, tensors, strict=True):
-            assert one is not None, "one rule makes all of a tensor"
+            assert one is not None, "one rule makes all parts of a tensor"
             rule.add_tensor(first, name, one, tensor.to(dtype))
         made = rule.convert(first, model=self.model, config=self.model.config)
         return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
 
 
 class Originals:
-    """The base's tensors in the types of its files, to save where a run computed in another."""
+    """The base's tensors in the types of its files, to save where a run computes in another type."""
 
     def __init__(self, names: FileNames, folder: Path) -> None:
         self._names, self._folder, self._dtypes = names, folder, names.dtypes
 
     def restore(self, tensors: Tensors, prefix: str, *, cut: Callable[[Tensors], Tensors]) -> Tensors:
-        """Return tensors as they are to be saved: in the type of the base's file, and where the run changed nothing
-        but what ``cut`` takes away, with the values of that file.
+        """Return tensors for saving, in the types of the base's files.
 
-        ``prefix``: what the base has before these names.
+        A tensor that equals the base's after ``cut`` gets the values of the base's file. ``cut``: removes layers'
+        units from the base's tensors; ``prefix``: of the names in the base.
         """
         other = {
             name: dtype
@@ -170,9 +170,9 @@ class Originals:
 
 
 def kept_dtypes(names: FileNames, dtype: torch.dtype, *, keep: bool) -> Dtypes:
-    """Return the types that the result's tensors will have, by the names that the dense model has for them.
+    """Return the types of the result's tensors, by their names in the dense model.
 
-    ``keep``: those of the base's files; else ``dtype``, but for what transformers keeps in float32 in this model.
+    ``keep``: the types of the base's files; otherwise ``dtype``, except where transformers keeps float32.
     """
     if keep:
         return names.dtypes
@@ -187,7 +187,7 @@ def kept_dtypes(names: FileNames, dtype: torch.dtype, *, keep: bool) -> Dtypes:
 def stored_bytes(model: PreTrainedModel, dtypes: Dtypes, *, layers: Sequence[int] | None = None) -> int:
     """Return the bytes of a model's parameters in these types, tied ones once.
 
-    ``dtypes``: by the names of the dense model, whose ``layers`` are the model's; None: all of them.
+    ``dtypes``: by names in the dense model; ``layers``: the dense model's layers that the model has, None for all.
     """
     path, _ = find_layers(model)
     dense_name = {} if layers is None else {f"{path}.{new}": f"{path}.{old}" for new, old in enumerate(layers)}
@@ -201,7 +201,10 @@ def stored_bytes(model: PreTrainedModel, dtypes: Dtypes, *, layers: Sequence[int
 
 
 def describe_types(names: FileNames, dtype: torch.dtype, *, keep: bool) -> list[str]:
-    """Say where the types of the files differ from the one that is computed in, a sentence for each matter."""
+    """Return a note where types in the files differ from the type of the computation, ``dtype``.
+
+    ``keep``: the result has the types of the files.
+    """
     named: dict[torch.dtype, list[str]] = {}
     for name, stored in names.dtypes.items():
         if stored != dtype:
@@ -218,23 +221,23 @@ def describe_types(names: FileNames, dtype: torch.dtype, *, keep: bool) -> list[
     about = f"the files hold {_name(main)}" if main != dtype else "the files mix types"
     return [
         f"{about}, and the run computes in {_name(dtype)}: of the tensors, {'; '.join(listed)}; each is saved in its "
-        "own type, and with the values of its file where only a cut changes it"
+        "file's type, and with the values of its file unless the run changes more than a cut"
     ]
 
 
 def require_all(names: FileNames, shown: str) -> None:
-    """Raise CheckpointError where the files' tensors are not those of the model: loading would make random ones."""
+    """Raise CheckpointError where the files' tensors are not those of the model: loading would invent random ones."""
     require_fitting(
         {"missing": names.missing(), "unexpected": names.unexpected(), "mismatched": names.misshapen()}, shown
     )
 
 
 def require_fitting(problems: Mapping[str, Sequence[str]], shown: str) -> None:
-    """Raise CheckpointError for tensors, by what is wrong with them, that do not fit a model's config."""
+    """Raise CheckpointError for tensors that do not fit a model's config. ``problems``: names by kind of fault."""
     listed = [f"{len(keys)} {kind}: {', '.join(keys[:3])}" for kind, keys in problems.items() if keys]
     if listed:
         raise CheckpointError(
-            f"the weights of {shown} do not fit its config ({'; '.join(listed)}); get a whole checkpoint"
+            f"the weights of {shown} do not fit its config ({'; '.join(listed)}); get a complete checkpoint"
         )
 
 
@@ -243,6 +246,6 @@ def _name(dtype: torch.dtype | None) -> str:
 
 
 def _examples(names: Sequence[str]) -> str:
-    """Return the last parts of names, three at most."""
+    """Return the last two parts of the names, at most three different ones."""
     parts = list(dict.fromkeys(".".join(re.sub(r"\.\d+\.", ".", name).split(".")[-2:]) for name in names))
     return ", ".join(parts[:3]) + (", …" if len(parts) > 3 else "")

@@ -1,6 +1,6 @@
-"""Prove that the saved checkpoint is what the run computed: load it in a fresh process and compare.
+"""Verify that the saved checkpoint is the model that the run computed: load it in a fresh process and compare.
 
-Shapes: B batch, L sequence length, P probed positions, V vocabulary.
+Shapes in names: B batch, L sequence length, P probed positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from llmprune.anatomy.meta_model import auto_class
 from llmprune.common.errors import VerificationError
 from llmprune.layerwise.forward import LayerwiseForward
 
-# Largest difference of logits that passes, relative to the largest logit. The same code on the
-# same device gives 0; other kernels (a GPU's, or a layer that was split over devices) round otherwise.
+# Largest accepted difference of logits, relative to the largest logit. The same code on the same device gives 0; other
+# kernels (of a GPU, or of a layer that was split over devices) round differently.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 _WORKER = Path(__file__).with_name("verify_worker.py")
@@ -32,24 +32,24 @@ _PROBED_POSITIONS = 16
 
 @dataclass(frozen=True)
 class Probe:
-    """Tokens, and the logits that the run ended with on some of their positions."""
+    """Tokens, and the logits of the run's final model at some of their positions."""
 
     ids_BL: Tensor
     positions_P: Tensor
     logits_BPV: Tensor
 
     @classmethod
-    def take(cls, walk: LayerwiseForward) -> Probe:
-        """From the first batch of a walk that has passed the last layer."""
-        ids_BL = walk.batches[0]
+    def take(cls, forward: LayerwiseForward) -> Probe:
+        """Take the first batch of a layer-wise forward pass that has passed the last layer."""
+        ids_BL = forward.batches[0]
         positions_P = torch.linspace(0, ids_BL.shape[1] - 1, min(_PROBED_POSITIONS, ids_BL.shape[1])).long()
-        logits_BLV = walk.logits(0)
+        logits_BLV = forward.logits(0)
         return cls(ids_BL, positions_P, logits_BLV[:, positions_P].float().cpu())
 
 
 @dataclass(frozen=True)
 class SparseCounts:
-    """What the saved file's sparse matrices hold, all together; ``violations``: groups that break the pattern."""
+    """Totals over the saved sparse matrices. ``violations``: groups that break the pattern."""
 
     matrices: int
     weights: int
@@ -60,9 +60,10 @@ class SparseCounts:
 
 @dataclass(frozen=True)
 class SparseClaim:
-    """What the saved file is to hold: matrices by their full names, whether they are stored [inputs, outputs].
+    """The sparsity that the saved model must have.
 
-    ``kept`` of every ``of`` inputs stay; without groups (``of`` None) at least ``zeros`` weights are zero in all.
+    ``matrices``: (full name, True if stored [inputs, outputs]); of every group of ``of`` inputs at most ``kept`` are
+    not zero; without groups (``of`` None) at least ``zeros`` of all ``weights`` are zero.
     """
 
     matrices: tuple[tuple[str, bool], ...] = ()
@@ -72,14 +73,14 @@ class SparseClaim:
     zeros: int = 0
 
     def counted(self, counts: list[list[int]]) -> SparseCounts | None:
-        """The counts (zeros, groups, violating groups of each matrix) together."""
+        """Sum the counts (zeros, groups, violating groups) of each matrix; None without sparse matrices."""
         if not self.matrices:
             return None
         zeros, groups, violations = (sum(column) for column in zip(*counts, strict=True))
         return SparseCounts(len(self.matrices), self.weights, zeros, groups, violations)
 
     def problem(self, counts: list[list[int]]) -> str | None:
-        """What the counts (zeros, groups, violating groups) of the file break of it, in words."""
+        """Return a sentence where the counts (zeros, groups, violating groups) of each matrix break the claim."""
         broken = [(name, each[2]) for (name, _), each in zip(self.matrices, counts, strict=True) if each[2]]
         if broken:
             listed = ", ".join(f"{name} ({number} groups)" for name, number in broken[:3])
@@ -92,7 +93,7 @@ class SparseClaim:
 
 @dataclass(frozen=True)
 class Verified:
-    """What the fresh process found."""
+    """Measurements of the fresh process."""
 
     parameters: int
     largest_logit_difference: float
@@ -116,10 +117,11 @@ def verify(
     trust_remote_code: bool = False,
     claim: SparseClaim | None = None,
 ) -> Verified:
-    """Load with a plain ``from_pretrained`` in a fresh process and compare with the run.
+    """Load a checkpoint with a plain ``from_pretrained`` in a fresh process and compare it with the run.
 
-    Raises VerificationError on key differences, other logits, a broken key-value cache,
-    a parameter count other than the plan's, or a group of a sparse matrix that breaks the pattern.
+    ``parameters``: the plan's count; ``dtype``: of the computation; ``claim``: None for a dense model. Raises
+    VerificationError for missing or unexpected tensors, other logits, a broken key-value cache, another parameter
+    count, or a sparse matrix that breaks the pattern.
     """
     claim = claim or SparseClaim()
     found = _ask_worker(checkpoint, probe, trust_remote_code=trust_remote_code, claim=claim)
@@ -133,13 +135,13 @@ def verify(
     if not found["cached_generation_equal"]:
         problems.append("generation with the key-value cache differs from generation without")
     if found["parameters"] != parameters:
-        problems.append(f"it has {found['parameters']:,} parameters and the plan says {parameters:,}")
+        problems.append(f"it has {found['parameters']:,} parameters and the plan has {parameters:,}")
     if broken := claim.problem(found["sparse"]):
         problems.append(broken)
     if problems:
         raise VerificationError(
-            f"the saved model was loaded afresh and refused: {'; '.join(problems)}. "
-            f"It stays in {checkpoint} for a look and is not published"
+            f"the saved model was loaded in a fresh process and refused: {'; '.join(problems)}. "
+            f"It is left in {checkpoint} for inspection and is not published"
         )
     return Verified(
         found["parameters"],
@@ -168,5 +170,5 @@ def _ask_worker(checkpoint: Path, probe: Probe, *, trust_remote_code: bool, clai
             f"plain transformers cannot load the saved model in {checkpoint}: {last[0]} (exit code {done.returncode})"
         )
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    assert not found["llmprune_imported"], "the fresh process knows nothing of llmprune"
+    assert not found["llmprune_imported"], "the fresh process imports no llmprune"
     return found

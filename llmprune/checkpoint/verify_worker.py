@@ -1,10 +1,10 @@
-"""Run in a fresh process by ``verify``: plain transformers, no llmprune.
+"""Script that ``verify`` runs in a fresh process, with plain transformers and no llmprune.
 
     python -P verify_worker.py CHECKPOINT PROBE.safetensors DEVICE yes|no AutoModelForCausalLM SPARSE.json
 
-PROBE has ids [B, L], positions [P] and logits [B, P, V]. SPARSE lists the names of sparse matrices, whether each is
-stored [inputs, outputs], and the pattern: so many inputs kept ``of`` every group (null: no groups). Prints one JSON
-object.
+PROBE has ids [B, L], positions [P] and logits [B, P, V]. SPARSE has the names of sparse matrices, each with true if it
+is stored [inputs, outputs], and the pattern: at most ``kept`` inputs of every group of ``of`` are not zero (null: no
+groups). Prints one JSON object.
 """
 
 import json
@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 
 def counts(weight: torch.Tensor, transposed: bool, *, kept: int, of: int | None) -> list[int]:
-    """Zeros, groups, and groups with more weights than the pattern lets stay, of one matrix."""
+    """Count zeros, groups, and groups with more weights than the pattern allows, of one matrix."""
     zeros = int((weight == 0).sum())
     if of is None:
         return [zeros, 0, 0]
@@ -25,7 +25,7 @@ def counts(weight: torch.Tensor, transposed: bool, *, kept: int, of: int | None)
 
 
 def generate(model: transformers.PreTrainedModel, ids_BL: torch.Tensor, *, use_cache: bool) -> list[list[int]]:
-    """Eight greedy tokens, whatever search or penalties the model's own settings ask for."""
+    """Generate eight greedy tokens, without the search or penalties of the model's own settings."""
     model.generation_config = transformers.GenerationConfig()
     greedy = transformers.GenerationConfig(
         max_new_tokens=8, min_new_tokens=8, do_sample=False, num_beams=1, use_cache=use_cache, pad_token_id=0
@@ -38,7 +38,7 @@ def generate(model: transformers.PreTrainedModel, ids_BL: torch.Tensor, *, use_c
 def main(  # noqa: PLR0917 - its arguments are those of the process
     checkpoint: str, probe_path: str, device: str, trust_remote_code: str, auto_class: str, sparse_path: str
 ) -> None:
-    """Load, compare, count, generate; print what was found."""
+    """Load the model, compare its logits, count zeros, generate; print the results."""
     with open(sparse_path, encoding="utf-8") as file:
         sparse = json.load(file)
     probe = load_file(probe_path)

@@ -1,4 +1,4 @@
-"""Read the type and shape of every tensor from the headers of a checkpoint's weights files, without the weights."""
+"""Read type and shape of every tensor from the headers of a checkpoint's weights files, without the weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from llmprune.common.errors import CheckpointError
 from llmprune.common.hub.client import with_retries
 
 SINGLE = "model.safetensors"
-# The names that safetensors has for types, and those of torch.
+# Names of types in safetensors, and the types in torch.
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -39,7 +39,7 @@ _WIDE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # the typ
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor of a weights file. ``dtype``: as safetensors names it."""
+    """A tensor of a weights file. ``dtype``: its name in safetensors."""
 
     file: str
     dtype: str
@@ -56,7 +56,7 @@ Headers = Mapping[str, StoredTensor]  # by the tensor's name in the file
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return the config.json as it stands; empty where it is no JSON object, which loading says."""
+    """Return config.json unchanged; empty where it is no JSON object, which loading reports."""
     try:
         config = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -65,7 +65,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def weights_files(folder: Path, names: Iterable[str], *, shown: str) -> list[str]:
-    """Return the safetensors files that transformers reads, of these ``names``. Raises CheckpointError."""
+    """Return those of the files ``names`` that transformers reads weights from. Raises CheckpointError."""
     names, named = set(names), read_config(folder).get("transformers_weights")
     if isinstance(named, str):
         return shard_names(folder / named, shown) if named.endswith(".index.json") else [named]
@@ -101,7 +101,7 @@ def _read(folder: Path, file: str, *, shown: str) -> dict[str, StoredTensor]:
 
 
 def headers_of_repository(model_id: str, commit: str, *, files: tuple[str, ...]) -> Headers:
-    """Return the headers of a hub model's weights files: a few kilobytes of each are fetched."""
+    """Return the headers of a hub model's weights files, by downloading a few kilobytes of each."""
     from huggingface_hub import HfApi
 
     api = HfApi()
@@ -120,7 +120,7 @@ def headers_of_repository(model_id: str, commit: str, *, files: tuple[str, ...])
 
 
 def main_dtype(headers: Headers) -> torch.dtype | None:
-    """Return the floating-point type that most weights have; None where there are none."""
+    """Return the floating-point type of most weights; None where there are none."""
     weights: Counter[torch.dtype] = Counter()
     for tensor in headers.values():
         if tensor.floating is not None:

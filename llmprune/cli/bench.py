@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedModel
 
-from llmprune.checkpoint.loading import bytes_on_disk, load_config, load_model
+from llmprune.checkpoint.loading import load_config, load_model
+from llmprune.checkpoint.location import bytes_on_disk
 from llmprune.common.files import require_file, write_text
 from llmprune.common.progress import quiet_libraries
 from llmprune.evaluation.bench.sparse_kernels import (

@@ -24,10 +24,10 @@ def plan(recipe: RecipePlace, overrides: Overrides = None, *, as_json: Json = Fa
     """Show what a recipe would do: sizes, memory, and everything that a run would refuse. Reads no weights."""
     parsed, _ = _load_recipe(recipe, overrides)
     announce_imports(always=False)
-    from llmprune.planning.plan import survey
+    from llmprune.planning.plan import plan_and_check
     from llmprune.report.plan_table import print_plan
 
-    found = survey(parsed)
+    found = plan_and_check(parsed)
     if found.plan is not None and as_json:  # sizes are useful even where text or tokenizer are missing
         typer.echo(json.dumps(found.plan.model_dump(mode="json"), indent=1))
     elif found.plan is not None:
@@ -111,9 +111,9 @@ def _load_recipe(place: str, overrides: list[str] | None) -> tuple[Recipe, Recor
         reading = Recipe.read_file(place, overrides or ())
         if reading.problems and reading.recipe is not None:
             announce_imports(always=False)
-            from llmprune.planning.plan import survey
+            from llmprune.planning.plan import plan_and_check
 
-            survey(reading.recipe, wrong=reading.wrong, problems=reading.problems).require(place)
+            plan_and_check(reading.recipe, wrong=reading.wrong, problems=reading.problems).require(place)
         if reading.recipe is None:
             raise RecipeError(reading.problems, place)
         return reading.recipe, None

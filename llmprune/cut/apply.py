@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from llmprune.anatomy.config_edits import edit_config
 from llmprune.anatomy.layer_equivalence import check_layer_equivalence, sizes_that_change
 from llmprune.anatomy.meta_model import Config
-from llmprune.anatomy.selection import outputs_first, select_neurons, strand_rows
+from llmprune.anatomy.selection import outputs_first, select_neurons, slice_rows
 from llmprune.anatomy.types import NO_HEADS, Anatomy, FusedSlice, PrunableDim, Unit, unit_key
 from llmprune.checkpoint.loading import build_skeleton
 from llmprune.checkpoint.stored_dtypes import Originals
@@ -110,6 +110,6 @@ def add_to_output(layer: nn.Module, unit: Unit, *, delta_DF: Tensor) -> None:
 def add_to_strand(tensor: Tensor, strand: FusedSlice, *, delta_FI: Tensor) -> Tensor:
     """The tensor with Δ [F, I] added to the neurons' entries of a strand, in its own layout and type."""
     dim = strand.tensor.dim
-    rows_F = strand_rows(tensor.shape[dim], strand).to(tensor.device)
+    rows_F = slice_rows(tensor.shape[dim], strand).to(tensor.device)
     delta = delta_FI if dim == 0 else delta_FI.T
     return tensor.float().index_add(dim, rows_F, delta).to(tensor.dtype)

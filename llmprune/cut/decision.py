@@ -145,20 +145,6 @@ def choose_highest(scores: Tensor, keep: int) -> Tensor:
     return scores.topk(keep).indices.sort().values
 
 
-def round_width(wanted: float, width: int, *, multiple: int | None = None) -> int:
-    """The width nearest to the wanted one that hardware likes.
-
-    A multiple of 128, or of the largest power of two that divides the original.
-    """
-    step = multiple or width_step(width)
-    return min(max(round(wanted / step), 1) * step, width)
-
-
-def width_step(width: int) -> int:
-    """128, or the largest power of two that divides the width if that is less."""
-    return min(width & -width, 128)
-
-
 def kept_share(scores: Tensor, keep: Tensor, *, adds_up: bool = True) -> float:
     """Share of the score mass that the kept neurons or groups hold: [F] and [K], or [E, F] and [E, K].
 

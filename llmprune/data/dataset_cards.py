@@ -1,7 +1,7 @@
-"""Check what a data set names: its own files alone.
+"""Check that a data set names no files but its own.
 
-``datasets`` opens every pattern of a card's ``data_files`` and ``data_dir``, be it a URL, a path of this machine or
-another repository, and opens the paths and URLs in columns of images, audio and the like when a row is read.
+``datasets`` opens every pattern in a card's ``data_files`` and ``data_dir``, even a URL, a path of this machine or
+another repository; and when a row is read, it opens the paths and URLs in columns of images, audio and other media.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
 _CARD, _STANDALONE = "README.md", ".huggingface.yaml"
 _PLACES = ("data_files", "data_dir")
-_ONE_FILE = ("gzip", "xz", "zstd", "bz2", "lz4")  # formats that hold one file, without a name that is used
+_ONE_FILE = ("gzip", "xz", "zstd", "bz2", "lz4")  # formats that hold one file, whose name is not used
 
 
 def require_own_data(dataset: str, revision: str | None, *, streaming: bool) -> None:
     """Raise CalibrationError where the card of a hub data set, or of a folder, names data outside the data set.
 
-    The sentence is the same whatever is named and whether it is there. ``streaming``: the hub is needed, else a cache
-    may do. Raises the hub client's errors too.
+    The message does not reveal whether the named data exists. ``streaming``: the hub must answer; otherwise a cached
+    card is enough. Raises the hub client's errors too.
     """
     folder = Path(dataset)
     if folder.exists():
         outside = first_link_outside(folder.rglob("*"), folder)
         if outside is not None:
             raise CalibrationError(
-                f"{outside.relative_to(folder).as_posix()!r} in the data folder {dataset} is a link that leads out of "
+                f"{outside.relative_to(folder).as_posix()!r} in the data folder {dataset} is a link to a place outside "
                 "it, and only files inside it are read; put the file itself in its place"
             )
         card, standalone = (path if (path := folder / name).is_file() else None for name in (_CARD, _STANDALONE))
@@ -50,17 +50,17 @@ def require_own_data(dataset: str, revision: str | None, *, streaming: bool) -> 
         )
     if not all(_is_folder_name(value) for data in metadata for value in _written_to(data)):
         raise CalibrationError(
-            f"the card of the data set {dataset!r} has a version or a config_name that is no plain word, and names a "
-            f"folder of the cache by it; correct it in its {_CARD}"
+            f"the card of the data set {dataset!r} has a version or a config_name that is no plain word, and a folder "
+            f"of the cache would be named after it; correct it in its {_CARD}"
         )
 
 
 @contextmanager
 def archives_refused(dataset: str) -> Iterator[None]:
-    """Have ``datasets`` raise CalibrationError for zip, tar and other archives while the block runs.
+    """Make ``datasets`` raise CalibrationError for zip, tar and other archives while the context lasts.
 
-    Names and links inside an archive can lead to any file or address: a link is looked at before another one that it
-    passes through is there, and a member's name becomes a part of an address. What compresses one file is unpacked.
+    Names and links inside an archive can lead to any file or address: a link is checked before another link that it
+    passes through exists, and a member's name becomes part of an address. Formats that compress one file are allowed.
     """
     from datasets.download import streaming_download_manager
     from datasets.utils import file_utils
@@ -84,7 +84,7 @@ def archives_refused(dataset: str) -> Iterator[None]:
 
 
 def without_media(rows: Dataset | IterableDataset) -> Dataset | IterableDataset:
-    """Rows without the columns of images, audio and the like: such a value names a file or an address to open."""
+    """Return rows without columns of images, audio and other media, whose values name files or addresses to open."""
     features = rows.features or {}
     kept = [name for name, feature in features.items() if not _has_media(feature)]
     return rows if len(kept) == len(features) else rows.select_columns(kept)
@@ -93,14 +93,14 @@ def without_media(rows: Dataset | IterableDataset) -> Dataset | IterableDataset:
 def _require_single(kind: str | None, single: Collection[str], *, dataset: str) -> str | None:
     if kind is not None and kind not in single:
         raise CalibrationError(
-            f"the data set {dataset!r} is an archive ({kind}), and none is unpacked here, for names and links in it "
-            "can lead anywhere; give files of text, JSON lines or parquet, each compressed alone if need be"
+            f"the data set {dataset!r} is an archive ({kind}), and archives are not unpacked, because names and links "
+            "in them can lead anywhere; give files of text, JSON lines or parquet; each may be compressed on its own"
         )
     return kind
 
 
 def _fetched(dataset: str, revision: str | None, *, name: str, needed: bool) -> Path | None:
-    """A file of a hub data set; None where it has none, or where only a cache is asked and has none."""
+    """Return a file of a hub data set; None where it does not exist, or is not ``needed`` and not cached."""
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 
@@ -118,7 +118,7 @@ def _fetched(dataset: str, revision: str | None, *, name: str, needed: bool) -> 
 
 
 def _metadata(card: Path | None, standalone: Path | None) -> Iterator[Any]:
-    """The metadata as datasets reads it: of the card, and of the file that overrules the card."""
+    """Yield the metadata that datasets reads: of the card, and of the file that overrides the card."""
     import yaml
     from huggingface_hub import DatasetCard
 
@@ -129,7 +129,10 @@ def _metadata(card: Path | None, standalone: Path | None) -> Iterator[Any]:
 
 
 def _named(metadata: Any, asked: bool = False) -> Iterator[Any]:
-    """Every value of metadata that names data; names of splits are none."""
+    """Yield every value of metadata that names data, without the names of splits.
+
+    ``asked``: the metadata is inside a field that names data.
+    """
     if isinstance(metadata, dict):
         for key, value in metadata.items():
             if key != "split" or not asked:
@@ -142,7 +145,7 @@ def _named(metadata: Any, asked: bool = False) -> Iterator[Any]:
 
 
 def _written_to(metadata: Any) -> Iterator[Any]:
-    """Every value of metadata by which datasets names a folder of its cache."""
+    """Yield every value of metadata after which datasets names a folder of its cache."""
     if isinstance(metadata, dict):
         for key, value in metadata.items():
             if key in ("version", "config_name"):
@@ -161,7 +164,7 @@ def _is_folder_name(value: Any) -> bool:
 
 
 def _has_media(feature: Any) -> bool:
-    """Whether a feature, or one inside it, is decoded from a file when it is read; JSON is decoded from its text."""
+    """Check whether a feature, or one inside it, is decoded from a file when it is read. JSON is not."""
     if isinstance(feature, dict):
         return any(map(_has_media, feature.values()))
     if isinstance(feature, list | tuple):

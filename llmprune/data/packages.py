@@ -1,22 +1,19 @@
-"""Text that an installed package carries, found without running the package's code."""
+"""Find text in installed packages: files of a package, or a mapping of texts in a module."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmprune.common.errors import CalibrationError
 from llmprune.common.paths import is_plain_path
 from llmprune.recipe.text_source import PACKAGE_SCHEME, TextSource
 
-if TYPE_CHECKING:
-    pass
-
 
 def package_folder(module_name: str) -> Path | None:
-    """The folder of an installed package, found without importing it."""
+    """Return the folder of an installed package, without importing it; None where it is not installed."""
     try:
         spec: Any = importlib.util.find_spec(module_name)
     except (ImportError, ValueError):
@@ -26,11 +23,14 @@ def package_folder(module_name: str) -> Path | None:
 
 
 def package_texts(source: TextSource) -> list[str]:
-    """The mapping or list of texts that a package source names. Raises CalibrationError."""
+    """Return the texts of the mapping or list that a package source names. The module is imported.
+
+    Raises CalibrationError where there is none.
+    """
     module_name, _, name = source.dataset.removeprefix(PACKAGE_SCHEME).partition("/")
     if not is_plain_path(name):
         raise CalibrationError(
-            f"{source.dataset} names nothing inside a package; give package://MODULE/NAME of an installed module"
+            f"{source.dataset} does not name a part of a package; give package://MODULE/NAME of an installed module"
         )
     try:
         texts = getattr(importlib.import_module(module_name), name)

@@ -1,4 +1,4 @@
-"""Rows of text from the hub, a local file, or an installed package."""
+"""Read rows of text from the hub, a local file, or an installed package."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SHUFFLE_BUFFER = 10_000  # rows of a streamed data set that are shuffled at a time; its shards are shuffled whole
+SHUFFLE_BUFFER = 10_000  # rows of a streamed data set that are shuffled at a time; the order of shards too
 
 
 def read_documents(source: TextSource, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Iterator[str]:
-    """The texts of a source that are not empty, shuffled with the seed. Raises CalibrationError."""
+    """Yield the texts of a source that are not empty, shuffled with the seed. Raises CalibrationError."""
     with _explained(source), archives_refused(source.dataset):
         for row in _shuffled(load_text(source), seed):
             text = _text_of(row, source, tokenizer=tokenizer)
@@ -41,7 +41,7 @@ def read_documents(source: TextSource, tokenizer: PreTrainedTokenizerBase, *, se
 
 
 def load_text(source: TextSource) -> Dataset | IterableDataset:
-    """The rows of a source; hub data is streamed where no slice is asked. Raises CalibrationError."""
+    """Return the rows of a source. Hub data is streamed unless the split has a slice. Raises CalibrationError."""
     import datasets
 
     with _explained(source), _quiet(), archives_refused(source.dataset):
@@ -63,9 +63,9 @@ def load_text(source: TextSource) -> Dataset | IterableDataset:
 
 
 def require_present(source: TextSource) -> None:
-    """Raise CalibrationError where a local file or a package's text is not there, is empty or of another kind.
+    """Raise CalibrationError where a local file or a package's text is missing, empty or of another kind.
 
-    Data sets on the hub are not asked for.
+    Data sets on the hub are not checked.
     """
     if source.dataset.startswith(PACKAGE_SCHEME):
         module, _, name = source.dataset.removeprefix(PACKAGE_SCHEME).partition("/")
@@ -81,7 +81,7 @@ def require_present(source: TextSource) -> None:
 
 
 def local_bytes(source: TextSource) -> int | None:
-    """How large a source is, in bytes; None for data that is not in one local file or package."""
+    """Return the size of a source in bytes; None for data that is not in one local file or package."""
     if source.dataset.startswith(PACKAGE_SCHEME):
         module, _, name = source.dataset.removeprefix(PACKAGE_SCHEME).partition("/")
         path = (package_folder(module) or Path()) / name
@@ -91,7 +91,7 @@ def local_bytes(source: TextSource) -> int | None:
 
 
 def commit_of(source: TextSource) -> str | None:
-    """The commit of a hub data set that was read; None for text from elsewhere, or where it cannot be known."""
+    """Return the commit of a hub data set; None for other text, or where it is unknown."""
     if is_local(source.dataset) or Path(source.dataset).exists():
         return None
     try:
@@ -102,7 +102,7 @@ def commit_of(source: TextSource) -> str | None:
 
 
 def _pinned(source: TextSource, streaming: bool) -> str | None:
-    """The commit to read; where the hub cannot be reached and the data may be cached, the revision as it is."""
+    """Return the commit to read; the revision itself where the hub cannot be reached and the data may be cached."""
     try:
         return str(resolve_revision(source.dataset, source.revision, repo_type="dataset").resolved)
     except Exception as error:
@@ -121,11 +121,11 @@ def _shuffled(rows: Dataset | IterableDataset, seed: int) -> Any:
 
 def _text_of(row: dict[str, Any], source: TextSource, *, tokenizer: PreTrainedTokenizerBase) -> str | None:
     column = source.messages_field or source.text_field or "text"
-    wish = "messages_field" if source.messages_field else "text_field"
+    key = "messages_field" if source.messages_field else "text_field"
     if column not in row:
         near = did_you_mean(column, list(row))
         raise CalibrationError(
-            f"{source.dataset} has no column {column!r}{near}; set {wish} to one of: {', '.join(row)}"
+            f"{source.dataset} has no column {column!r}{near}; set {key} to one of: {', '.join(row)}"
         )
     value = row[column]
     if value is None or value == "" or value == []:
@@ -165,7 +165,7 @@ def _file_text(path: Path, source: TextSource) -> Dataset:
 
 
 def _package_text(source: TextSource) -> Dataset:
-    """``package://MODULE/NAME``: NAME is a file of the package, or a mapping or list of texts in it."""
+    """Return the rows of ``package://MODULE/NAME``: NAME is a file of the package, or a mapping or list of texts."""
     import datasets
 
     module_name, _, name = source.dataset.removeprefix(PACKAGE_SCHEME).partition("/")
@@ -177,7 +177,7 @@ def _package_text(source: TextSource) -> Dataset:
 
 
 def _sliced(dataset: Dataset, source: TextSource) -> Dataset:
-    """Apply the split's slice, in the notation of datasets, to rows that are already in memory."""
+    """Apply the split's slice, in the notation of datasets, to rows in memory."""
     import datasets
 
     read = datasets.ReadInstruction.from_spec(source.split)
@@ -195,7 +195,7 @@ def _split_name(source: TextSource) -> str:
 
 @contextmanager
 def _explained(source: TextSource) -> Iterator[None]:
-    """What the datasets library raises, as one error that names the source and the remedy."""
+    """Turn errors of the datasets library into one CalibrationError that names the source and the remedy."""
     try:
         yield
     except CalibrationError:
@@ -204,22 +204,22 @@ def _explained(source: TextSource) -> Iterator[None]:
         local = is_local(source.dataset) or Path(source.dataset).exists()
         remedy = "the file and the split" if local else "the name, or HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE"
         cause: BaseException = error
-        while cause.__cause__ is not None:  # "An error occurred" helps nobody
+        while cause.__cause__ is not None:  # the library's own "An error occurred" does not help
             cause = cause.__cause__
         if isinstance(cause, CalibrationError):
             raise cause from error
         if is_local(source.dataset) and (fault := _file_fault(Path(source.dataset))):
             raise CalibrationError(fault) from error
         redact_error(error)
-        said = redact(" ".join(str(cause).split()))
-        why = explain(error) if is_hub_error(error) else f"{type(cause).__name__}: {said}; check {remedy}"
+        message = redact(" ".join(str(cause).split()))
+        why = explain(error) if is_hub_error(error) else f"{type(cause).__name__}: {message}; check {remedy}"
         raise CalibrationError(
             f"the data set {source.dataset!r} ({source.config or 'default'}, {source.split}) cannot be read: {why}"
         ) from error
 
 
 def _file_fault(path: Path) -> str | None:
-    """What is wrong with a text file that could not be read; None where nothing of it is known."""
+    """Return the fault of a text file that could not be read; None where it is not known."""
     try:
         return fault_of(path) if path.suffix in (".txt", ".jsonl", ".json") else None
     except OSError:
@@ -228,7 +228,7 @@ def _file_fault(path: Path) -> str | None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars of the datasets library where nobody watches."""
+    """Hide progress bars of the datasets library where standard error is no terminal."""
     import datasets
 
     if sys.stderr.isatty() or datasets.are_progress_bars_disabled():

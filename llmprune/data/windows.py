@@ -1,12 +1,11 @@
-"""Text to token windows: seeded, packed, fingerprinted.
+"""Pack text into token windows, reproducibly, and fingerprint them.
 
-Shapes: N windows, L sequence length.
+Documents are shuffled with the seed, tokenised without special tokens, joined and cut into windows of L tokens that do
+not overlap. A window may hold parts of several documents, which then attend to each other: such windows are counted,
+and ``documents: separate`` avoids them. Text that gives fewer windows than were asked for is an error; no document is
+repeated.
 
-Documents are shuffled with the seed, tokenised without special tokens, joined
-and cut into windows of L tokens; no window overlaps another. A window may so hold
-parts of several documents, which see each other: such windows are counted, and
-``documents: separate`` makes none. Where the shuffled documents give fewer windows
-than were asked for, that is an error and not a repetition.
+Shapes in names: N windows, L sequence length.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,16 +27,27 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+@dataclass(frozen=True)
+class TextWindows:
+    """Token windows, int64 [N, L].
+
+    ``crossings``: the number of windows that hold parts of several documents; None for ready tokens.
+    """
+
+    windows_NL: Tensor
+    crossings: int | None
+
+
 def load_windows(
     windows: TokenWindows, tokenizer: PreTrainedTokenizerBase | None, *, default_shape: tuple[int, int]
-) -> tuple[Tensor, int | None]:
-    """Token windows int64 [N, L], and how many hold parts of several documents; None of ready tokens.
+) -> TextWindows:
+    """Read the windows of a recipe's section.
 
-    ``default_shape`` holds where the recipe says neither samples nor sequence_length.
-    Raises CalibrationError where the text cannot be read or is too short.
+    ``tokenizer``: may be None for ready tokens; ``default_shape``: (N, L) where the recipe gives neither samples nor
+    sequence_length. Raises CalibrationError where the text cannot be read or is too short.
     """
     if windows.tokens is not None:
-        return _ready_windows(windows), None
+        return TextWindows(_ready_windows(windows), None)
     import torch
 
     assert tokenizer is not None, "text needs a tokenizer"
@@ -48,11 +59,11 @@ def load_windows(
         for source, count in zip(sources, _share(samples, sources), strict=True)
     ]
     windows_NL = torch.cat([part for part, _ in parts])[_order(samples, windows.seed)]
-    return windows_NL, sum(crossings for _, crossings in parts)
+    return TextWindows(windows_NL, sum(crossings for _, crossings in parts))
 
 
 def sources_of_windows(windows: TokenWindows, default_shape: tuple[int, int]) -> Tensor | None:
-    """Which of its sources each of ``load_windows``' windows is from, int64 [N]; None for ready tokens."""
+    """Return the index of the source of each window of ``load_windows``, int64 [N]; None for ready tokens."""
     import torch
 
     sources = windows.text_sources()
@@ -70,13 +81,13 @@ def _order(samples: int, seed: int) -> Tensor:
 
 
 def fingerprint_tokens(windows_NL: Tensor) -> str:
-    """SHA-256 over shape and token ids: equal exactly where the tokens are."""
+    """Return the SHA-256 of shape and token ids."""
     head = json.dumps(list(windows_NL.shape)).encode()
     return hashlib.sha256(head + windows_NL.numpy().astype("<i8").tobytes()).hexdigest()
 
 
 def require_shares(windows: TokenWindows, samples: int) -> None:
-    """Raise CalibrationError where a source would get none of so many windows."""
+    """Raise CalibrationError where a source would get none of ``samples`` windows."""
     if windows.text_sources():
         _share(samples, windows.text_sources())
 
@@ -114,13 +125,13 @@ def _ready_windows(windows: TokenWindows) -> Tensor:
     if samples > tokens_NL.shape[0] or length > tokens_NL.shape[1]:
         raise CalibrationError(
             f"{key!r} in {path} is {list(tokens_NL.shape)}, which is less than the "
-            f"{samples} × {length} asked; lower samples or sequence_length"
+            f"{samples} × {length} asked for; lower samples or sequence_length"
         )
     tokens_NL = tokens_NL[:samples, :length].to(torch.int64)
     if tokens_NL.min() < 0:
         raise CalibrationError(
             f"{key!r} in {path} has the negative token id {int(tokens_NL.min())}; "
-            "every token of a window counts, so leave no padding in it"
+            "every token of a window is used, so leave no padding in it"
         )
     return tokens_NL
 
@@ -147,13 +158,13 @@ def _read_tensor(path: Path, key: str) -> Tensor:
 def _pack(
     source: TextSource, tokenizer: PreTrainedTokenizerBase, *, shape: tuple[int, int], windows: TokenWindows
 ) -> tuple[Tensor, int]:
-    """Windows of one source [samples, L], and how many of them hold parts of several documents."""
+    """Return windows of one source, int64 [samples, L], and the number of those with parts of several documents."""
     import torch
 
     samples, length = shape
-    separate, between = windows.documents == "separate", _between(windows, tokenizer)
+    separate, separator = windows.documents == "separate", _separator(windows, tokenizer)
     ids: list[int] = []
-    starts: list[int] = []  # of the documents that are used
+    starts: list[int] = []  # of the documents that are used, in ``ids``
     read = 0
     for text in read_documents(source, tokenizer, seed=windows.seed):
         tokens = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -161,7 +172,7 @@ def _pack(
         used = tokens[: len(tokens) // length * length] if separate else tokens
         if used:
             starts.append(len(ids))
-            ids += used + between
+            ids += used + separator
         if len(ids) >= samples * length:
             break
     _require_enough(source, read, tokens=len(ids), shape=shape, separate=separate)
@@ -169,8 +180,8 @@ def _pack(
     return torch.tensor(ids[: samples * length], dtype=torch.int64).view(samples, length), len(crossed)
 
 
-def _between(windows: TokenWindows, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids that stand between two documents."""
+def _separator(windows: TokenWindows, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the token ids between two documents."""
     if windows.documents == "separate":
         return []
     if windows.documents == "blank_line":
@@ -182,7 +193,7 @@ def _between(windows: TokenWindows, tokenizer: PreTrainedTokenizerBase) -> list[
 def _require_enough(source: TextSource, documents: int, *, tokens: int, shape: tuple[int, int], separate: bool) -> None:
     samples, length = shape
     if not documents:
-        raise CalibrationError(f"{source.dataset} ({source.split}) has no text at all; give one that has some")
+        raise CalibrationError(f"{source.dataset} ({source.split}) has no text at all; give a source with text")
     if tokens < samples * length:
         fit = tokens // length
         fewer = f"ask for at most {fit} samples, shorten" if fit else "shorten"

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmprune.anatomy.meta_model import Config, build_meta_model, text_config
 from llmprune.anatomy.types import Anatomy
-from llmprune.checkpoint.loading import dense_decoder, headers_of, hub_commit, identity, load_model, place_of
+from llmprune.checkpoint.loading import dense_decoder, load_model
+from llmprune.checkpoint.location import folder_of, headers_of, hub_commit, identity
 from llmprune.checkpoint.stored_dtypes import Dtypes, FileNames, Originals
 from llmprune.common.distributed import (
     broadcast_from_first,
@@ -28,7 +29,7 @@ from llmprune.data.sources import commit_of
 from llmprune.data.windows import fingerprint_tokens
 from llmprune.layerwise.forward import Decoder
 from llmprune.layerwise.hidden_states import HiddenStateCache, HiddenStateStore
-from llmprune.planning.inputs import Inputs
+from llmprune.planning.text_inputs import TextInputs
 from llmprune.prune.snapshots import boot
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.run_folder import TRAIL, code_fingerprint, fingerprint
@@ -37,7 +38,7 @@ from llmprune.results.run_folder import TRAIL, code_fingerprint, fingerprint
 class RunInputs:
     """The dense model and the token windows of one recipe. ``reserve``: bytes of disk that the result needs."""
 
-    def __init__(self, recipe: Recipe, anatomy: Anatomy, *, inputs: Inputs, reserve: int = 0) -> None:
+    def __init__(self, recipe: Recipe, anatomy: Anatomy, *, inputs: TextInputs, reserve: int = 0) -> None:
         self.recipe = recipe
         self.anatomy = anatomy
         self.inputs = inputs
@@ -113,7 +114,7 @@ class RunInputs:
         """Tensors of the base in the types of its files; None where the recipe converts all to another type."""
         if self.recipe.model.dtype != "auto":
             return None
-        return Originals(self._file_names, place_of(self.recipe.model, "weights"))
+        return Originals(self._file_names, folder_of(self.recipe.model, "weights"))
 
     @cached_property
     def saved_dtypes(self) -> Dtypes:

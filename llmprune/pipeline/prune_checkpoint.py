@@ -10,7 +10,8 @@ from pathlib import Path
 
 from llmprune.anatomy.projections import projections_of
 from llmprune.checkpoint.config_file import ConfigChange
-from llmprune.checkpoint.loading import load_config, place_of, tensors_of
+from llmprune.checkpoint.loading import load_config, tensors_of
+from llmprune.checkpoint.location import folder_of
 from llmprune.checkpoint.saving import CheckpointWriter
 from llmprune.checkpoint.verify import Probe, SparseClaim, Verified, verify
 from llmprune.common.distributed import broadcast_from_first, is_first_process
@@ -131,7 +132,7 @@ class _CheckpointStep:
             verified=verified,
             size=self.size,
             left_heads=tuple(self.writer.left_heads),
-            base_files=BaseFiles(carried=companions.carried, left=companions.left),
+            base_files=BaseFiles(carried=selection.copied, left=selection.left_out),
         )
 
     def _prune(self) -> tuple[list[LayerRecord], LayerwiseForward]:
@@ -207,7 +208,7 @@ def _config_change(context: RunContext, cut: Cut) -> ConfigChange:
         num_experts=cut.num_experts,
         kv_groups=cut.kv_groups,
     )
-    return ConfigChange(place_of(source, "weights"), before, after, cut.layers, source.trust_remote_code)
+    return ConfigChange(folder_of(source, "weights"), before, after, cut.layers, source.trust_remote_code)
 
 
 def _sparse_claim(sparsity: Sparsity, pruned: Decoder, *, records: Sequence[LayerRecord]) -> SparseClaim:

@@ -20,7 +20,7 @@ from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.prune_checkpoint import PrunedCheckpoint
 from llmprune.pipeline.score_and_select import ChosenCut
 from llmprune.pipeline.step_costs import with_forward_ratios
-from llmprune.planning.interop import settle_patterns
+from llmprune.planning.tool_compatibility import settle_patterns
 from llmprune.prune.snapshots import LayerRecord
 from llmprune.recipe.sparsity import Sparsity
 from llmprune.results.formatting import plural
@@ -120,8 +120,8 @@ def _layer_figures(context: RunContext, results: RunResults) -> tuple[LayerFigur
         scores=results.scores,
         cut=cut,
         records={record.layer: record for record in results.pruned.records},
-        neuron_scores_add_up=width.neurons_by.adds_up if width else True,
-        head_scores_add_up=width.heads_by.adds_up if width else True,
+        neuron_scores_add_up=width.neuron_criterion.adds_up if width else True,
+        head_scores_add_up=width.head_criterion.adds_up if width else True,
     )
     return tuple(rows.row(index) for index in range(cut.num_layers))
 

@@ -25,10 +25,16 @@ from llmprune.pipeline.evaluate import evaluate
 from llmprune.pipeline.finish import FinishedRun, push_as_requested, write_report
 from llmprune.pipeline.inputs import RunInputs
 from llmprune.pipeline.prune_checkpoint import prune_checkpoint
-from llmprune.pipeline.report import RunResults, compose_report
+from llmprune.pipeline.report import (
+    RunResults,
+    compose_report,
+)
 from llmprune.pipeline.score_and_select import find_cut, find_scores
-from llmprune.pipeline.step_costs import dense_forward_pass, time_dense_forward_pass
-from llmprune.planning.plan import Plan, survey
+from llmprune.pipeline.step_costs import (
+    dense_forward_pass,
+    time_dense_forward_pass,
+)
+from llmprune.planning.plan import Plan, plan_and_check
 from llmprune.publish.preflight import check_push
 from llmprune.recipe.recipe import Recipe, refuse_tokens
 from llmprune.results.replacing import recipe_of_model
@@ -75,7 +81,7 @@ def run_to_report(recipe: Recipe, output: Path, *, options: RunOptions) -> Finis
     redact_logs()
     with synchronized():
         refuse_tokens(recipe.text, recipe.overrides, source="recipe")
-        surveyed = survey(recipe)
+        surveyed = plan_and_check(recipe)
         plan, anatomy = surveyed.require()
         if is_first_process():
             _check_requirements(recipe, plan, output=output, options=options)

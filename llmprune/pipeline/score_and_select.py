@@ -157,8 +157,8 @@ def _criteria_of(recipe: Recipe) -> _Criteria:
     width = recipe.width
     return _Criteria(
         depth=recipe.depth.criterion if recipe.depth and recipe.depth.layers is None else None,
-        width=width.neurons_by if width and width.cuts_mlp else None,
-        heads=width.heads_by if width and width.heads is not None else None,
+        width=width.neuron_criterion if width and width.cuts_mlp else None,
+        heads=width.head_criterion if width and width.heads is not None else None,
         experts=recipe.experts.criterion if recipe.experts else None,
     )
 

@@ -1,7 +1,7 @@
-"""What a run refuses before it reads weights, apart from what the model's structure rules out: a list of checks.
+"""Checks of a recipe that need no weights, apart from those of the model's structure.
 
 A plan and a run go through the same list, and all problems are reported together. A check names the keys of the recipe
-that it depends on: where one of these is wrong already, what the check would say of the rest is not known.
+that it depends on, and is skipped where one of them is known to be wrong: its result would mean nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from llmprune.data.windows import require_shares
 from llmprune.evaluation.bench.generation_speed import require_positions
 from llmprune.evaluation.generation import require_windows
 from llmprune.evaluation.lm_eval.tasks import check_tasks
-from llmprune.planning.inputs import Inputs
+from llmprune.planning.text_inputs import TextInputs
 from llmprune.recipe.calibration import TokenWindows
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.validation_messages import models_in
@@ -30,50 +30,58 @@ from llmprune.score.ablation import require_rest
 
 T = TypeVar("T")
 
-# A plan reads local text whole up to this size: too little text, a missing column or bad encoding are found there.
+# A plan reads local text up to this size, and so finds too little text, a missing column or a wrong encoding.
 READ_WHOLE = 32 * 10**6  # bytes of all sources together
 
 
-class Collected:
-    """Errors of several checks, each with the place in the recipe that it is about.
+class ErrorCollector:
+    """Errors of several checks, each with the recipe key that it is about.
 
-    ``wrong``: keys that are known to be wrong. ``problems``: what is wrong with them.
+    ``wrong``: keys that are known to be wrong; ``problems``: a sentence for each of these.
     """
 
     def __init__(self, wrong: Iterable[str] = (), problems: Iterable[str] = ()) -> None:
         self.wrong, self.problems = tuple(wrong), tuple(problems)
-        self.errors: list[LLMPruneError] = []
+        self._errors: list[LLMPruneError] = []
 
     def attempt(self, place: str, reads: Iterable[str], *, work: Callable[[], T]) -> tuple[bool, T | None]:
-        """Do a piece of work that depends on the keys ``reads``; whether it was done, and its value."""
+        """Return (True, value) of work that depends on the keys ``reads``; (False, None) where it fails or is skipped.
+
+        An LLMPruneError is collected, with ``place`` in front of its message. Work that depends on a wrong key is
+        skipped.
+        """
         if any(_overlap(key, wrong) for key in reads for wrong in self.wrong):
             return False, None
         try:
             return True, work()
         except LLMPruneError as error:
-            self.errors.append(_placed(place, error))
+            self._errors.append(_placed(place, error))
             return False, None
 
     def raise_all(self, source: str = "") -> None:
-        """Raise the only error as it is, several as one RecipeError; none: go on."""
-        if len(self.errors) == 1 and not self.problems:
-            raise self.errors[0]
+        """Raise a single error as it is, several as one RecipeError; return where there is none."""
+        if len(self._errors) == 1 and not self.problems:
+            raise self._errors[0]
         found = [*self.problems, *self.listed()]
         if found:
             raise RecipeError(found, source)
 
     def listed(self) -> list[str]:
-        """A sentence for each problem that the checks found."""
+        """Return a sentence for each problem that the checks found."""
         return [
             problem
-            for error in self.errors
+            for error in self._errors
             for problem in (error.problems if isinstance(error, RecipeError) else [str(error)])
         ]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One check. ``after``: checks that must have passed, by name, for else it would repeat what they said."""
+    """One check.
+
+    ``place``: the key that its message is about; ``reads``: the keys that it depends on; ``after``: names of checks
+    that must have passed, because otherwise it would repeat their messages.
+    """
 
     name: str
     place: str
@@ -82,19 +90,17 @@ class Check:
     after: tuple[str, ...] = ()
 
 
-def run_checks(inputs: Inputs, collected: Collected) -> None:
-    """Go through the list, and add each problem to what was collected."""
+def run_checks(inputs: TextInputs, errors: ErrorCollector) -> None:
+    """Run every check of a recipe, and collect the errors."""
     passed: set[str] = set()
     for check in checks_of(inputs):
-        if (
-            all(name in passed for name in check.after)
-            and collected.attempt(check.place, check.reads, work=check.run)[0]
-        ):
+        ready = all(name in passed for name in check.after)
+        if ready and errors.attempt(check.place, check.reads, work=check.run)[0]:
             passed.add(check.name)
 
 
-def checks_of(inputs: Inputs) -> list[Check]:
-    """The checks for a recipe, those first that others need."""
+def checks_of(inputs: TextInputs) -> list[Check]:
+    """Return the checks for a recipe, ordered so that each follows the checks in its ``after``."""
     recipe, evaluation = inputs.recipe, inputs.recipe.evaluation
     model = ("model",)
     found = [Check("config", "model", model, lambda: inputs.config), *_text_checks("calibration", inputs)]
@@ -103,7 +109,7 @@ def checks_of(inputs: Inputs) -> list[Check]:
     if evaluation.perplexity:
         found += _text_checks("evaluation.perplexity", inputs)
     samples = _keys("calibration", "samples", "tokens", "key")
-    found.append(Check("processes", "calibration.samples", samples, lambda: _enough_for_all(recipe)))
+    found.append(Check("processes", "calibration.samples", samples, lambda: _require_windows(recipe)))
     if recipe.depth and recipe.depth.layers is None and isinstance(recipe.depth.criterion, Residual):
         rest = partial(require_rest, recipe.depth.criterion, recipe.calibration.shape()[0])
         found.append(Check("rest", "depth.criterion", ("depth", *samples), rest))
@@ -119,12 +125,12 @@ def checks_of(inputs: Inputs) -> list[Check]:
     found.append(Check("tasks", "evaluation", tasks, lambda: check_tasks(evaluation)))
     if evaluation.gate and not evaluation.tasks:
         reads = ("evaluation.gate", "evaluation.tasks")
-        found.append(Check("judged", "evaluation.gate", reads, _nothing_to_judge))
+        found.append(Check("judged", "evaluation.gate", reads, _refuse_gate_without_tasks))
     return found
 
 
-def _text_checks(place: str, inputs: Inputs) -> list[Check]:
-    """The checks of one section of text: its files, the length of its windows, and what is in it."""
+def _text_checks(place: str, inputs: TextInputs) -> list[Check]:
+    """Return the checks of one section of text: that its files exist, its windows fit, and its content suffices."""
     held_out = place != "calibration"
     windows: TokenWindows | None = inputs.recipe.evaluation.perplexity if held_out else inputs.recipe.calibration
     assert windows is not None, "the section is there"
@@ -136,7 +142,7 @@ def _text_checks(place: str, inputs: Inputs) -> list[Check]:
     def read() -> object:
         return inputs.held_out if held_out else inputs.windows
 
-    found = [Check(files, place, origin, lambda: _files(windows, samples))]
+    found = [Check(files, place, origin, lambda: _require_files(windows, samples))]
     if _length_is_known(windows):
         reads = (*_keys(place, "sequence_length", "tokens", "key"), "model")
         fits = partial(inputs.require_positions, length)
@@ -148,12 +154,12 @@ def _text_checks(place: str, inputs: Inputs) -> list[Check]:
 
 
 def _length_is_known(windows: TokenWindows) -> bool:
-    """Whether the recipe or a readable file of tokens says how long the windows are."""
+    """Check that the recipe or a readable file of tokens determines the length of the windows."""
     return not windows.tokens or windows.sequence_length is not None or windows.stored_shape() is not None
 
 
-def _files(windows: TokenWindows, samples: int) -> None:
-    """Raise CalibrationError or RecipeError for local files that are not there, and for sources without a share."""
+def _require_files(windows: TokenWindows, samples: int) -> None:
+    """Raise RecipeError for local files that do not exist, CalibrationError for sources that would get no window."""
     problems = []
     for source in windows.text_sources():
         try:
@@ -167,8 +173,8 @@ def _files(windows: TokenWindows, samples: int) -> None:
     require_shares(windows, samples)
 
 
-def _readable(windows: TokenWindows, inputs: Inputs) -> bool:
-    """Whether the text is on this machine, and so small that a plan may read it."""
+def _readable(windows: TokenWindows, inputs: TextInputs) -> bool:
+    """Check that text and tokenizer are on this machine, and the text is small enough for a plan to read it."""
     if windows.tokens:
         return True
     sizes = [local_bytes(source) for source in windows.text_sources()]
@@ -177,16 +183,16 @@ def _readable(windows: TokenWindows, inputs: Inputs) -> bool:
 
 
 def _has_own_tokenizer(recipe: Recipe) -> bool:
-    """Whether the tokenizer is on this machine: a plan fetches no more than the config from the hub."""
+    """Check that the tokenizer is on this machine: a plan downloads only the config from the hub."""
     return Path(recipe.model.id).expanduser().is_dir()
 
 
-def _enough_for_all(recipe: Recipe) -> None:
+def _require_windows(recipe: Recipe) -> None:
     require_windows_for_all(recipe.calibration.shape()[0])
 
 
-def _nothing_to_judge() -> None:
-    raise RecipeError("evaluation.gate: there is nothing to judge; name lm-eval tasks in evaluation.tasks")
+def _refuse_gate_without_tasks() -> None:
+    raise RecipeError("evaluation.gate: there is no task to judge by; name lm-eval tasks in evaluation.tasks")
 
 
 def _keys(place: str, *names: str) -> tuple[str, ...]:
@@ -194,27 +200,27 @@ def _keys(place: str, *names: str) -> tuple[str, ...]:
 
 
 def _overlap(one: str, other: str) -> bool:
-    """Whether one key is the other, or lies in it."""
+    """Check whether two keys are equal, or one is inside the other."""
     return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
 def _placed(place: str, error: LLMPruneError) -> LLMPruneError:
-    """The error with its place in front of each sentence that does not name a key itself."""
+    """Return the error with ``place`` in front of each sentence that does not start with a key."""
 
-    def named(said: str) -> str:
-        return said if _starts_with_a_key(said) else f"{place}: {said}"
+    def named(sentence: str) -> str:
+        return sentence if _starts_with_a_key(sentence) else f"{place}: {sentence}"
 
     if isinstance(error, RecipeError):
         return RecipeError([named(problem) for problem in error.problems], error.source)
-    said = named(str(error))
-    return error if said == str(error) else type(error)(said)
+    message = named(str(error))
+    return error if message == str(error) else type(error)(message)
 
 
-def _starts_with_a_key(said: str) -> bool:
-    """Check whether a sentence names its place: an option, a section, or a key of one; a file's name is neither."""
-    if said.startswith("--"):
+def _starts_with_a_key(sentence: str) -> bool:
+    """Check that a sentence starts with an option, a section of the recipe, or a key of one; file names are neither."""
+    if sentence.startswith("--"):
         return True
-    start = re.match(r"(\w+)(?::|\.(\w+))", said)
+    start = re.match(r"(\w+)(?::|\.(\w+))", sentence)
     field = Recipe.model_fields.get(start[1]) if start else None
     if start is None or field is None:
         return False

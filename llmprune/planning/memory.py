@@ -1,4 +1,4 @@
-"""How much memory a run needs, from models without weights."""
+"""Estimate the memory of a run from models without weights."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from llmprune.results.figures import Figures
 
 
 class Memory(Figures):
-    """Estimated most bytes in use at once during the two passes."""
+    """Estimated peak of the two passes, in bytes."""
 
     weights: int  # the dense model, wherever the device map puts it
-    layer: int  # the largest layer, cut, beside its dense self
+    layer: int  # the largest layer, dense and cut
     streams: int  # hidden states of all calibration tokens, dense and pruned
-    statistics: int  # sums of one layer for its refit or for its scores, whichever is more
+    statistics: int  # sums of one layer for its refit or for its scores, whichever is larger
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Sum of the parts."""
         return self.weights + self.layer + self.streams + self.statistics
 
 
 def memory_of(
     recipe: Recipe, dense: PreTrainedModel, *, pruned: PreTrainedModel, anatomy: Anatomy, widths: dict[str, int]
 ) -> Memory:
-    """The most memory of a run of a recipe, from models without weights; ``widths``: neurons kept, by config field."""
+    """Return the peak memory of a run. The models may be without weights; ``widths``: neurons kept, by config field."""
     samples, _ = recipe.calibration.shape()
     hidden = text_config(dense.config).hidden_size
     kept = anatomy.widths | widths
@@ -43,27 +43,28 @@ def memory_of(
     scored = max((unit.times * anatomy.widths[unit.field] for units in anatomy.units for unit in units), default=0)
     folds = recipe.refit.folds(len(recipe.calibration.text_sources())) if recipe.refit else 1
     return Memory(
-        weights=bytes_of(dense),
+        weights=parameter_bytes(dense),
         layer=_largest(find_layers(dense)[1]) + _largest(find_layers(pruned)[1]),
-        streams=(2 * samples + _tried(recipe, anatomy.num_layers)) * bytes_of_window(recipe, dense)
-        + _of_runs(recipe, dense, pruned=pruned)
-        + _of_standins(recipe, dense, inputs=scored)
-        + _noted(recipe, dense, anatomy=anatomy)
-        + _staged(recipe, dense, pruned=pruned)
-        + _gated(recipe, dense, neurons=neurons_of_solved_ups(anatomy, widths)),
+        streams=(2 * samples + _ablation_windows(recipe, anatomy.num_layers)) * bytes_of_window(recipe, dense)
+        + _scored_run_bytes(recipe, dense, pruned=pruned)
+        + _ablation_refit_bytes(recipe, dense, inputs=scored)
+        + _refit_target_bytes(recipe, dense, anatomy=anatomy)
+        + _staged_layer_bytes(recipe, dense, pruned=pruned)
+        + _up_refit_bytes(recipe, dense, neurons=neurons_of_up_refit(anatomy, widths)),
         statistics=max(
             4 * inputs * (inputs * (folds + 1) + hidden * 4) + sparse,
-            recipe.width.neurons_by.memory(scored) if recipe.width else 0,
-            _standin_statistics(recipe, anatomy.num_layers, inputs=scored, hidden=hidden),
+            recipe.width.neuron_criterion.memory(scored) if recipe.width else 0,
+            _ablation_refit_statistics(recipe, anatomy.num_layers, inputs=scored, hidden=hidden),
         ),
     )
 
 
-def _noted(recipe: Recipe, dense: PreTrainedModel, *, anatomy: Anatomy) -> int:
-    """Bytes of what a refit keeps of all windows: what the dense layer's token mixer writes, then the pruned one's;
-    what the dense MLP's output projection writes, where a norm follows it; and the dense stream before a gap.
+def _refit_target_bytes(recipe: Recipe, dense: PreTrainedModel, *, anatomy: Anatomy) -> int:
+    """Bytes of the outputs that a refit stores for all windows.
 
-    One mixer and one MLP a layer are counted, with a norm in every model: only its weights show whether it has one.
+    These are the output of the token mixer (first the dense layer's, then the pruned layer's), the output of the dense
+    MLP's output projection where a norm follows it, and the dense hidden states before a gap. One mixer and one MLP a
+    layer are counted, and a norm in every model, because only the weights show whether there is one.
     """
     if not (recipe.refit and (recipe.depth or recipe.width or recipe.experts)):
         return 0
@@ -72,11 +73,13 @@ def _noted(recipe: Recipe, dense: PreTrainedModel, *, anatomy: Anatomy) -> int:
     return streams * recipe.calibration.shape()[0] * bytes_of_window(recipe, dense)
 
 
-def _staged(recipe: Recipe, dense: PreTrainedModel, *, pruned: PreTrainedModel) -> int:
-    """Bytes that a layer in stages keeps of all windows: the inputs of an output projection, what that and the one
-    before it write, and with the refit what the dense one wrote.
+def _staged_layer_bytes(recipe: Recipe, dense: PreTrainedModel, *, pruned: PreTrainedModel) -> int:
+    """Bytes that a layer run in stages stores for all windows.
+
+    These are the inputs of an output projection, its output and that of the previous output projection, and with a
+    refit also the dense layer's output.
     """
-    if recipe.sparsity is None or _sums(recipe) == "nothing":
+    if recipe.sparsity is None or _required_sums(recipe) == "nothing":
         return 0
     outputs = 3 if recipe.refit and recipe.sparsity.method.refits else 2
     widest = max(one.inputs for layer in find_layers(pruned)[1] for one in projections_of(layer))
@@ -84,8 +87,8 @@ def _staged(recipe: Recipe, dense: PreTrainedModel, *, pruned: PreTrainedModel) 
     return recipe.calibration.shape()[0] * bytes_of_window(recipe, dense) * (outputs * hidden + widest) // hidden
 
 
-def neurons_of_solved_ups(anatomy: Anatomy, widths: dict[str, int]) -> int:
-    """Neurons kept by the widest unit whose up projection ``refit.up`` solves again; 0: there is none."""
+def neurons_of_up_refit(anatomy: Anatomy, widths: dict[str, int]) -> int:
+    """Return the neurons kept by the widest unit whose up projection ``refit.up`` refits; 0 where there is none."""
     kept = [
         unit.times * widths[unit.field]
         for units in anatomy.units
@@ -95,9 +98,10 @@ def neurons_of_solved_ups(anatomy: Anatomy, widths: dict[str, int]) -> int:
     return max(kept, default=0)
 
 
-def _gated(recipe: Recipe, dense: PreTrainedModel, *, neurons: int) -> int:
-    """Bytes that the solve of an up projection keeps of all windows: inputs, gates, and in float32 what is missing
-    and what a step writes.
+def _up_refit_bytes(recipe: Recipe, dense: PreTrainedModel, *, neurons: int) -> int:
+    """Bytes that the refit of an up projection stores for all windows.
+
+    These are its inputs and gates, and in float32 the residual and the output of one step.
     """
     if not (recipe.refit and recipe.refit.up and neurons):
         return 0
@@ -107,37 +111,37 @@ def _gated(recipe: Recipe, dense: PreTrainedModel, *, neurons: int) -> int:
     return samples * length * each
 
 
-def _sums(recipe: Recipe) -> str:
-    """What the making of sparse matrices sums over their inputs."""
+def _required_sums(recipe: Recipe) -> str:
+    """Name the sums over inputs that the sparsity method needs: nothing, norms or gram."""
     assert recipe.sparsity is not None
     return recipe.sparsity.method.sums(recipe.refit is not None and recipe.sparsity.method.refits)
 
 
 def _sparse_statistics(recipe: Recipe, pruned: PreTrainedModel) -> int:
-    """Bytes of XᵀX, its factor, and the weights that are tried, of the largest projection that is made sparse."""
+    """Bytes of XᵀX, its factor, and the candidate weights, for the largest projection that is made sparse."""
     sparsity = recipe.sparsity
-    if sparsity is None or _sums(recipe) != "gram":
+    if sparsity is None or _required_sums(recipe) != "gram":
         return 0
     projections = [one for layer in find_layers(pruned)[1] for one in projections_of(layer)]
     return max(4 * one.inputs * (2 * one.inputs + 6 * one.outputs) for one in projections if sparsity.names(one))
 
 
 def bytes_of_window(recipe: Recipe, dense: PreTrainedModel) -> int:
-    """Bytes of the hidden states of one calibration window."""
+    """Return the bytes of the hidden states of one calibration window."""
     size: int = recipe.calibration.shape()[1] * text_config(dense.config).hidden_size * dense.dtype.itemsize
     return size
 
 
-def _tried(recipe: Recipe, layers: int) -> int:
-    """Windows of all variants that the trials of the depth criterion run side by side."""
+def _ablation_windows(recipe: Recipe, layers: int) -> int:
+    """Windows of all variants of the model whose hidden states the ablations of a depth criterion hold at once."""
     depth, (samples, _) = recipe.depth, recipe.calibration.shape()
     if depth is None or depth.layers is not None or not isinstance(depth.criterion, TrialCriterion):
         return 0
     return (layers + 2) * min(depth.criterion.windows, samples)
 
 
-def _of_runs(recipe: Recipe, dense: PreTrainedModel, *, pruned: PreTrainedModel) -> int:
-    """Bytes of what pass 1 keeps from before each layer of a run of layers, where more than one is scored as one."""
+def _scored_run_bytes(recipe: Recipe, dense: PreTrainedModel, *, pruned: PreTrainedModel) -> int:
+    """Bytes of the earlier hidden states that pass 1 stores where a run of several layers is scored as one."""
     if recipe.depth is None or recipe.depth.layers is not None:
         return 0
     criterion, (samples, length) = recipe.depth.criterion, recipe.calibration.shape()
@@ -149,11 +153,13 @@ def _of_runs(recipe: Recipe, dense: PreTrainedModel, *, pruned: PreTrainedModel)
     return kept
 
 
-def _of_standins(recipe: Recipe, dense: PreTrainedModel, *, inputs: int) -> int:
-    """Bytes of what trials of stand-ins keep: a walk over windows of their own; and of a layer and the one before it,
-    for all windows, the inputs of the output projection; and what the layer adds on its own windows.
+def _ablation_refit_bytes(recipe: Recipe, dense: PreTrainedModel, *, inputs: int) -> int:
+    """Bytes that ablations with a refit store.
+
+    These are the hidden states of a layer-wise pass over the refit windows, the inputs of the output projection of a
+    layer and of the previous one for all windows, and the layer's update of the residual stream on the refit windows.
     """
-    if (criterion := _standin_criterion(recipe)) is None:
+    if (criterion := _repaired_divergence(recipe)) is None:
         return 0
     samples, length = recipe.calibration.shape()
     judged, solved = criterion.shares(samples)
@@ -162,23 +168,23 @@ def _of_standins(recipe: Recipe, dense: PreTrainedModel, *, inputs: int) -> int:
     return (3 * solved * hidden + (judged + solved) * 2 * inputs) * each
 
 
-def _standin_statistics(recipe: Recipe, layers: int, *, inputs: int, hidden: int) -> int:
-    """Bytes of the sums of one stand-in and their factor, and of the stand-ins that a round keeps for all layers."""
-    if _standin_criterion(recipe) is None:
+def _ablation_refit_statistics(recipe: Recipe, layers: int, *, inputs: int, hidden: int) -> int:
+    """Bytes of the sums of one refit and their factor, and of the refitted weights that a round holds of all layers."""
+    if _repaired_divergence(recipe) is None:
         return 0
     return 4 * inputs * (2 * inputs + hidden * (layers + 2))
 
 
-def _standin_criterion(recipe: Recipe) -> Residual | None:
-    """The depth criterion, where it solves stand-ins."""
+def _repaired_divergence(recipe: Recipe) -> Residual | None:
+    """Return the depth criterion where it refits the previous layer in each ablation; None for any other."""
     depth = recipe.depth
     return depth.criterion if depth and depth.layers is None and isinstance(depth.criterion, Residual) else None
 
 
 def _largest(layers: Sequence[torch.nn.Module] | torch.nn.ModuleList) -> int:
-    return max(bytes_of(layer) for layer in layers)
+    return max(parameter_bytes(layer) for layer in layers)
 
 
-def bytes_of(module: torch.nn.Module) -> int:
-    """Of all parameters, which may be without values."""
+def parameter_bytes(module: torch.nn.Module) -> int:
+    """Return the bytes of a module's parameters, which may be on the meta device."""
     return sum(parameter.numel() * parameter.itemsize for parameter in module.parameters())

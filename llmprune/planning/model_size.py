@@ -1,4 +1,4 @@
-"""Sizes of a model that may be without weights: parameters, bytes in the files, key-value cache of a token."""
+"""Measure a model that may be without weights: parameters, bytes in its files, key-value cache of a token."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ def measure_size(
     stored: Dtypes,
     layers: Sequence[int] | None = None,
 ) -> Size:
-    """Sizes of a model that may be without weights. Tied tensors count once.
+    """Return the sizes of a model that may be without weights. Tied tensors count once.
 
-    ``stored``: the types that tensors have in files, by their names in the dense model, whose ``layers`` are these.
+    ``widths``, ``experts``, ``kv_groups``: the model's own, which are reported as they are given. ``stored``: types of
+    the tensors in the files, by their names in the dense model; ``layers``: the dense model's layers that the model
+    has, None for all.
     """
     return Size(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -37,15 +39,15 @@ def measure_size(
 
 
 def _cache_bytes_per_token(model: PreTrainedModel) -> int | None:
-    """What one more token adds to the key-value cache, from a forward pass without weights; None if it fails."""
+    """Return the bytes of one token in the key-value cache, from forward passes without weights; None if they fail."""
     try:
         with quiet_transformers(), torch.device("meta"):
             if all(parameter.is_meta for parameter in model.parameters()):
-                shapes = model.to("meta")  # only buffers move: cheaper than building it again
+                shapes = model.to("meta")  # only buffers are moved, which is cheaper than building the model again
             else:
                 shapes = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype).eval()
             sizes = [_cache_bytes(shapes, length) for length in (2, 3)]
-    except Exception:  # some models cannot run without weights: the figure is then left out
+    except Exception:  # some models cannot run without weights: they get no such figure
         return None
     return sizes[1] - sizes[0]
 

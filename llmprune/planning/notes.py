@@ -1,4 +1,4 @@
-"""Sentences of a plan: what a run leaves as it is, what a choice costs, and what it assumes."""
+"""Notes of a plan: parts that a run does not change, the cost of a setting, and its assumptions."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from llmprune.common.errors import RecipeError
 from llmprune.common.schema import format_size
 from llmprune.criteria.base import TrialCriterion
 from llmprune.criteria.depth.repaired_divergence import Residual
-from llmprune.planning.interop import about_depth
-from llmprune.planning.memory import neurons_of_solved_ups
+from llmprune.planning.memory import neurons_of_up_refit
 from llmprune.planning.sparsity import SparsityPlan
+from llmprune.planning.tool_compatibility import about_depth
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.refit import Refit
 from llmprune.recipe.text_source import PACKAGE_SCHEME
@@ -23,10 +23,10 @@ from llmprune.results.formatting import plural, ranges
 
 
 def about_base(recipe: Recipe, config: Config) -> list[str]:
-    """Say which parts of the model are not pruned, and whose code runs."""
+    """Return notes on parts of the model that are not pruned, and on code that is run."""
     notes = []
     if text_config(config) is not config:
-        notes.append("only the text part is pruned, and scored on text: what images need of it is not measured")
+        notes.append("only the text part is pruned, and it is scored on text: its effect on images is not measured")
     notes += about_heads(config)
     if recipe.model.trust_remote_code:
         notes.append("the model's own Python code is run (model.trust_remote_code)")
@@ -34,98 +34,98 @@ def about_base(recipe: Recipe, config: Config) -> list[str]:
 
 
 def about_sparsity(sparsity: SparsityPlan | None, pruned: PreTrainedModel) -> list[str]:
-    """Name the matrices that stay dense."""
+    """Return notes on the matrices that stay dense."""
     if sparsity is None:
         return []
-    return [f"stays dense: {said}" for said in sparsity.skipped] + _experts_stay_dense(pruned)
+    return [f"stays dense: {skipped}" for skipped in sparsity.skipped] + _about_dense_experts(pruned)
 
 
 def about_refit(recipe: Recipe, anatomy: Anatomy, *, widths: dict[str, int]) -> list[str]:
-    """Say what the refit leaves out and what it costs. Raises RecipeError for an up refit that solves nothing."""
+    """Return notes on units without a refit and on its cost. Raises RecipeError where ``refit.up`` has no effect."""
     if recipe.refit is None:
         return []
     samples = recipe.calibration.shape()[0]
     cuts = recipe.depth or recipe.width or recipe.experts
-    notes = _not_refit(anatomy) if cuts else []
+    notes = _about_units_without_refit(anatomy) if cuts else []
     if cuts or (recipe.sparsity and recipe.sparsity.method.refits):
-        notes += _unjudged(recipe.refit, samples)
+        notes += _about_missing_folds(recipe.refit, samples)
     if recipe.refit.up:
-        notes += _about_up(anatomy, widths, samples=samples)
+        notes += _about_up_refit(anatomy, widths, samples=samples)
     return notes
 
 
 def about_scores(recipe: Recipe, anatomy: Anatomy, *, keep: Sequence[int]) -> list[str]:
-    """Say what the criteria cost and assume, and what becomes of the layers' pattern."""
+    """Return notes on the cost and the assumptions of the criteria, and on the layers' pattern."""
     notes = []
     if recipe.depth:
         if recipe.depth.layers is None:
-            notes += _trials(recipe, anatomy.num_layers, remove=anatomy.num_layers - len(keep))
+            notes += _about_ablations(recipe, anatomy.num_layers, remove=anatomy.num_layers - len(keep))
         named, kept = recipe.depth.layers is not None, recipe.depth.keep_pattern
         notes += about_depth(anatomy, keep, named=named, keep_pattern=kept)
-    return notes + _about_criterion(recipe, anatomy)
+    return notes + _about_width_criterion(recipe, anatomy)
 
 
 def about_unread_weights(recipe: Recipe, dtype: str, *, none: bool) -> str:
-    """Say what the sizes are computed from where no weights file was read. ``none``: there is none."""
+    """Return a note on the basis of the sizes where no weights file was read. ``none``: the folder has none."""
     if recipe.model.id.startswith(PACKAGE_SCHEME):
         return f"a GGUF file's weights are converted before they are cut: the sizes are those of {dtype}"
-    computed = f"the sizes are those of tensors that are all {dtype}"
+    computed = f"the sizes assume that all tensors are {dtype}"
     if none:
         return f"{recipe.model.id} has no safetensors weights file, which a run needs: {computed}"
     return f"no weights file was read: {computed}"
 
 
-def _experts_stay_dense(pruned: PreTrainedModel) -> list[str]:
+def _about_dense_experts(pruned: PreTrainedModel) -> list[str]:
     stacked = sorted(
         {name for layer in find_layers(pruned)[1] for name, tensor in layer.named_parameters() if tensor.ndim == 3}
     )
-    return [f"stays dense, for each expert sees other tokens: {', '.join(stacked)}"] if stacked else []
+    return [f"stays dense, because each expert gets different tokens: {', '.join(stacked)}"] if stacked else []
 
 
-def _not_refit(anatomy: Anatomy) -> list[str]:
-    """What a refit leaves as it was cut, in words."""
+def _about_units_without_refit(anatomy: Anatomy) -> list[str]:
+    """Return notes on units that are cut without a refit, and on layers without a refit of their MLP."""
     stacked = sorted({unit.path for units in anatomy.units for unit in units if not unit.refit})
     without = [index for index, units in enumerate(anatomy.units) if not any(unit.refit for unit in units)]
-    notes = [f"cut without refit, for not every token goes through them: {', '.join(stacked)}"] if stacked else []
+    notes = [f"cut without refit, because not every token reaches them: {', '.join(stacked)}"] if stacked else []
     if without:
         layers = "its layers have" if len(without) == anatomy.num_layers else f"layers {ranges(without)} have"
         notes.append(
-            f"{layers} no MLP that every token goes through: where layers or heads go, what else writes to the hidden "
-            "states is refit"
+            f"{layers} no MLP that every token reaches: where layers or heads are removed, other projections that "
+            "write to the residual stream are refit"
         )
     return notes
 
 
-def _unjudged(refit: Refit, samples: int) -> list[str]:
-    """What it means that nothing can be held out from a refit, in words."""
+def _about_missing_folds(refit: Refit, samples: int) -> list[str]:
+    """Return a note where one calibration window leaves nothing to hold out from the refit."""
     if samples > 1:
         return []
-    strength = "the strength that most projections get" if refit.ridge is None else f"ridge {refit.ridge:g}"
+    strength = "the default ridge" if refit.ridge is None else f"ridge {refit.ridge:g}"
     return [
-        f"refit: 1 calibration sample leaves no other to judge the repair on; it is made at {strength}, "
+        f"refit: 1 calibration sample leaves no other to judge the refit on; it is made at {strength}, "
         "whether it helps or not"
     ]
 
 
-def _about_up(anatomy: Anatomy, widths: dict[str, int], *, samples: int) -> list[str]:
-    """What solving the up projections costs. Raises RecipeError where none is solved, or none can be judged."""
-    if not neurons_of_solved_ups(anatomy, widths):
+def _about_up_refit(anatomy: Anatomy, widths: dict[str, int], *, samples: int) -> list[str]:
+    """Return a note on the cost of ``refit.up``. Raises RecipeError where it refits nothing, or cannot be judged."""
+    if not neurons_of_up_refit(anatomy, widths):
         gated = any(unit.up for units in anatomy.units for unit in units)
         raise RecipeError(
-            "refit.up: only the up projections of gated MLPs that lose neurons and that every token goes through are "
-            f"solved again, and {'no neurons of these go' if gated else 'this model has none'}; "
+            "refit.up: only the up projections of gated MLPs that lose neurons and that every token reaches are refit, "
+            f"and {'no neurons of these are removed' if gated else 'this model has none'}; "
             f"{'narrow them with width, or ' if gated else ''}remove the key"
         )
     if samples < 2:
         raise RecipeError(
-            "refit.up: 1 calibration sample leaves no other to judge the solution on; raise calibration.samples, or "
+            "refit.up: 1 calibration sample leaves no other to judge the refit on; raise calibration.samples, or "
             "remove the key"
         )
-    return ["refit.up: pass 2 takes about 5 forward passes in float32 over the calibration tokens longer"]
+    return ["refit.up: pass 2 costs about 5 more forward passes in float32 over the calibration tokens"]
 
 
-def _trials(recipe: Recipe, layers: int, *, remove: int) -> list[str]:
-    """What the trials of a depth criterion cost, in words."""
+def _about_ablations(recipe: Recipe, layers: int, *, remove: int) -> list[str]:
+    """Return a note on the cost of a depth criterion that runs the model without each layer."""
     assert recipe.depth is not None
     criterion, (samples, _) = recipe.depth.criterion, recipe.calibration.shape()
     if not isinstance(criterion, TrialCriterion):
@@ -137,16 +137,16 @@ def _trials(recipe: Recipe, layers: int, *, remove: int) -> list[str]:
         passes += sum((layers - done) / layers for done in range(rounds)) * criterion.shares(samples)[1] / samples
         refit = ", and a refit of every layer in each round"
     return [
-        f"depth.criterion {criterion.kind}: {plural(rounds, 'round')} of trials on {plural(windows, 'window')} "
+        f"depth.criterion {criterion.kind}: {plural(rounds, 'round')} of ablations on {plural(windows, 'window')} "
         f"cost about {passes:.1f} forward passes over the calibration tokens{refit}"
     ]
 
 
-def _about_criterion(recipe: Recipe, anatomy: Anatomy) -> list[str]:
-    """What the width criterion costs, and what it misses."""
+def _about_width_criterion(recipe: Recipe, anatomy: Anatomy) -> list[str]:
+    """Return notes on the cost of the width criterion, and on a refit that it assumes and the recipe lacks."""
     if recipe.width is None:
         return []
-    criterion = recipe.width.neurons_by
+    criterion = recipe.width.neuron_criterion
     widths = [
         unit.times * anatomy.widths[unit.field] for units in anatomy.units for unit in units if recipe.width.cuts_mlp
     ]
@@ -158,12 +158,15 @@ def _about_criterion(recipe: Recipe, anatomy: Anatomy) -> list[str]:
     return notes
 
 
-def require_room_for_trail(recipe: Recipe, trail: int) -> None:
-    """The walk back needs the dense hidden states after every layer, so many bytes in all."""
-    allowed = recipe.calibration.stream_disk
-    if recipe.width and recipe.width.neurons_by.takes != "activations" and trail > allowed:
+def require_disk_for_hidden_states(recipe: Recipe, window_bytes: int) -> None:
+    """Raise RecipeError where a width criterion's backward pass needs more hidden states than may be stored.
+
+    ``window_bytes``: of the dense hidden states of one calibration window after every layer.
+    """
+    allowed, needed = recipe.calibration.stream_disk, window_bytes * recipe.calibration.shape()[0]
+    if recipe.width and recipe.width.neuron_criterion.takes != "activations" and needed > allowed:
         raise RecipeError(
-            f"calibration.stream_disk: width.criterion {recipe.width.neurons_by.kind} goes back over the hidden states "
-            f"after every layer, {format_size(trail)}, and {format_size(allowed)} are allowed; raise it, take fewer "
-            "calibration.samples, or choose another criterion"
+            f"calibration.stream_disk: the backward pass of width.criterion {recipe.width.neuron_criterion.kind} needs "
+            f"the hidden states after every layer, {format_size(needed)}, and {format_size(allowed)} are allowed; "
+            "raise it, take fewer calibration.samples, or choose another criterion"
         )

@@ -1,6 +1,6 @@
-"""What can be known before a weight is read: sizes, memory, and every refusal.
+"""Plan a recipe before weights are read: sizes, memory, and everything that a run would refuse.
 
-Counts come from the model's own code built on the meta device, not from formulas.
+Parameters are counted on the model's own code, built on the meta device, not by formulas.
 """
 
 from __future__ import annotations
@@ -16,18 +16,17 @@ from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.layer_equivalence import check_layer_equivalence, sizes_that_change
 from llmprune.anatomy.meta_model import Config, build_meta_model, find_layers
 from llmprune.anatomy.types import Anatomy
-from llmprune.checkpoint.base_files import planned_companions, require_expressible
-from llmprune.checkpoint.loading import compute_dtype, headers_of, load_config, raw_config
+from llmprune.checkpoint.base_files import planned_files, require_expressible
+from llmprune.checkpoint.language_model_check import require_language_model
+from llmprune.checkpoint.loading import compute_dtype, load_config
+from llmprune.checkpoint.location import headers_of, raw_config
 from llmprune.checkpoint.stored_dtypes import FileNames, describe_types, kept_dtypes, require_all
-from llmprune.checkpoint.unsupported import require_language_model
 from llmprune.checkpoint.weight_headers import Headers
 from llmprune.common.errors import RecipeError
 from llmprune.common.hub.client import resolve_revision
 from llmprune.cut.apply import cut_config
-from llmprune.planning.checks import Collected, run_checks
-from llmprune.planning.inputs import Inputs
-from llmprune.planning.interop import about_head_size, about_layer_count
-from llmprune.planning.memory import Memory, bytes_of, bytes_of_window, memory_of
+from llmprune.planning.checks import ErrorCollector, run_checks
+from llmprune.planning.memory import Memory, bytes_of_window, memory_of, parameter_bytes
 from llmprune.planning.model_size import measure_size
 from llmprune.planning.notes import (
     about_base,
@@ -35,11 +34,19 @@ from llmprune.planning.notes import (
     about_scores,
     about_sparsity,
     about_unread_weights,
-    require_room_for_trail,
+    require_disk_for_hidden_states,
 )
-from llmprune.planning.rounding import wishes_without_effect
-from llmprune.planning.sizes import planned_experts, planned_heads, planned_layers, planned_widths
+from llmprune.planning.planned_sizes import (
+    PlannedCut,
+    planned_experts,
+    planned_heads,
+    planned_layers,
+    planned_widths,
+)
+from llmprune.planning.settings_without_effect import settings_without_effect
 from llmprune.planning.sparsity import SparsityPlan, planned_sparsity
+from llmprune.planning.text_inputs import TextInputs
+from llmprune.planning.tool_compatibility import about_head_size, about_layer_count
 from llmprune.recipe.depth import Depth
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.figures import Figures
@@ -47,15 +54,15 @@ from llmprune.results.schema import BaseFiles, Size
 
 
 class Plan(Figures):
-    """What a run will do, and what it needs."""
+    """Sizes, memory and disk of a run, and notes on its settings."""
 
     model: str
     model_type: str
     dtype: str
     dense: Size
     pruned: Size
-    parameters_exact: bool  # False where layers differ in size and the scores decide which go
-    removed_layers: tuple[int, ...] | None  # None where the scores decide
+    parameters_exact: bool  # False where layers differ in size and the scores choose which are removed
+    removed_layers: tuple[int, ...] | None  # None where the scores choose them
     keep_layers: int
     keep_widths: dict[str, int]  # by config field
     keep_experts: int | None
@@ -69,61 +76,61 @@ class Plan(Figures):
 
 
 @dataclass(frozen=True)
-class Survey:
-    """All that is known of a recipe before weights are read. Without a plan there is at least one problem."""
+class PlanningOutcome:
+    """All that is known of a recipe before weights are read. ``plan`` is None only if ``errors`` has some."""
 
     plan: Plan | None
     anatomy: Anatomy | None
-    inputs: Inputs
-    collected: Collected
+    inputs: TextInputs
+    errors: ErrorCollector
 
     def require(self, source: str = "") -> tuple[Plan, Anatomy]:
-        """Return plan and anatomy. Raises LLMPruneError that lists every problem."""
-        self.collected.raise_all(source)
-        assert self.plan is not None, "it was made or a problem says why not"
-        assert self.anatomy is not None, "as the plan"
+        """Return plan and anatomy. Raises LLMPruneError that lists every problem; ``source``: the recipe's name."""
+        self.errors.raise_all(source)
+        assert self.plan is not None, "without errors there is a plan"
+        assert self.anatomy is not None, "a plan is made from an anatomy"
         return self.plan, self.anatomy
 
 
 def make_plan(recipe: Recipe) -> Plan:
-    """Plan a recipe without reading weights. Raises LLMPruneError for all that a run would refuse."""
-    return survey(recipe).require()[0]
+    """Plan a recipe without reading weights. Raises LLMPruneError that lists everything a run would refuse."""
+    return plan_and_check(recipe).require()[0]
 
 
-def survey(recipe: Recipe, *, wrong: Iterable[str] = (), problems: Iterable[str] = ()) -> Survey:
-    """Plan a recipe and go through every check, whatever the earlier ones found.
+def plan_and_check(recipe: Recipe, *, wrong: Iterable[str] = (), problems: Iterable[str] = ()) -> PlanningOutcome:
+    """Plan a recipe and run every check, even after earlier ones have failed.
 
-    ``wrong``: keys that were left out of the recipe because they are wrong, and what is wrong with them.
+    ``wrong``: keys that were removed from the recipe because their values are wrong; ``problems``: a sentence for each.
     """
     resolve_revision.cache_clear()
-    collected = Collected(wrong, problems)
-    inputs = Inputs(recipe)
-    plan, anatomy = plan_structure(recipe, collected)
-    run_checks(inputs, collected)
-    return Survey(plan, anatomy, inputs, collected)
+    errors = ErrorCollector(wrong, problems)
+    inputs = TextInputs(recipe)
+    plan, anatomy = plan_structure(recipe, errors)
+    run_checks(inputs, errors)
+    return PlanningOutcome(plan, anatomy, inputs, errors)
 
 
-def plan_structure(recipe: Recipe, collected: Collected) -> tuple[Plan | None, Anatomy | None]:
-    """The plan from the config alone, and the anatomy that was found on the way; None where a problem was collected."""
+def plan_structure(recipe: Recipe, errors: ErrorCollector) -> tuple[Plan | None, Anatomy | None]:
+    """Return plan and anatomy, from the model's config and headers; None in place of one that an error prevents."""
     model = ("model",)
-    _, config = collected.attempt("model", model, work=lambda: load_config(recipe.model))
+    _, config = errors.attempt("model", model, work=lambda: load_config(recipe.model))
     if config is None:
-        collected.wrong += model  # every check that needs the config would say the same again
+        errors.wrong += model  # every check that needs the config would repeat this error
         return None, None
-    _, base = collected.attempt("model", model, work=lambda: _described(recipe, config))
+    _, base = errors.attempt("model", model, work=lambda: _described(recipe, config))
     if base is None:
         return None, None
-    complete, _ = collected.attempt("model", model, work=lambda: _require_whole(recipe, base))
-    targets = _targets(recipe, base.anatomy, collected=collected)
-    if targets is None or not complete:
+    complete, _ = errors.attempt("model", model, work=lambda: _require_complete(recipe, base))
+    planned = _planned_cut(recipe, base.anatomy, errors=errors)
+    if planned is None or not complete:
         return None, base.anatomy
     reads = ("model", "depth", "width", "experts", "sparsity", "refit", "calibration")
-    return collected.attempt("model", reads, work=lambda: _plan(recipe, base, targets=targets))[1], base.anatomy
+    return errors.attempt("model", reads, work=lambda: _plan(recipe, base, planned=planned))[1], base.anatomy
 
 
 @dataclass(frozen=True)
 class _Base:
-    """The dense model, as far as it is known without its weights. ``headers``: of its files, None where unknown."""
+    """The dense model without its weights. ``headers``: of its weights files; None where they are not available."""
 
     config: Config
     headers: Headers | None
@@ -132,136 +139,143 @@ class _Base:
 
     @cached_property
     def names(self) -> FileNames:
-        """Which tensors of the files make each of the model's."""
+        """The mapping from the model's tensors to those of the files."""
         return FileNames(self.dense, self.headers or {})
+
+    @property
+    def size(self) -> Size:
+        """Sizes of the dense model."""
+        return measure_size(
+            self.dense,
+            self.anatomy.widths,
+            experts=self.anatomy.experts.count if self.anatomy.experts else None,
+            kv_groups=self.anatomy.heads.count if self.anatomy.heads else None,
+            stored=self.names.dtypes,
+        )
 
 
 def _described(recipe: Recipe, config: Config) -> _Base:
     headers, trust = headers_of(recipe.model), recipe.model.trust_remote_code
     require_language_model(recipe.model, headers)
     anatomy = discover(config, trust)
-    return _Base(
-        config,
-        headers,
-        build_meta_model(config, compute_dtype(recipe.model, config, found=headers), trust_remote_code=trust),
-        anatomy,
-    )
+    dtype = compute_dtype(recipe.model, config, found=headers)
+    return _Base(config, headers, build_meta_model(config, dtype, trust_remote_code=trust), anatomy)
 
 
-def _require_whole(recipe: Recipe, base: _Base) -> None:
-    """Raise CheckpointError where the files do not have the tensors of the model."""
+def _require_complete(recipe: Recipe, base: _Base) -> None:
+    """Raise CheckpointError where the files lack tensors of the model, or have others."""
     if base.headers:
         require_all(base.names, recipe.model.id)
 
 
-@dataclass(frozen=True)
-class _Targets:
-    """What stays of each kind of unit."""
-
-    layers: tuple[int, ...]
-    widths: dict[str, int]
-    experts: int | None
-    kv_groups: int | None
-    notes: tuple[str, ...]
-
-
-def _targets(recipe: Recipe, anatomy: Anatomy, *, collected: Collected) -> _Targets | None:
-    """What stays; None where a problem was collected."""
-    notes: list[str] = []
+def _planned_cut(recipe: Recipe, anatomy: Anatomy, *, errors: ErrorCollector) -> PlannedCut | None:
+    """Return the layers and units that the recipe keeps; None where an error was collected."""
     model = "model"
-    layers, keep = collected.attempt("depth", ("depth", model), work=lambda: planned_layers(recipe.depth, anatomy))
-    neurons, widths = collected.attempt(
-        "width", ("width", model), work=lambda: planned_widths(recipe.width, anatomy, notes=notes)
-    )
-    mixtures, experts = collected.attempt(
+    layers, keep = errors.attempt("depth", ("depth", model), work=lambda: planned_layers(recipe.depth, anatomy))
+    neurons, widths = errors.attempt("width", ("width", model), work=lambda: planned_widths(recipe.width, anatomy))
+    mixtures, kept_experts = errors.attempt(
         "experts", ("experts", model), work=lambda: planned_experts(recipe.experts, anatomy)
     )
-    heads, kv_groups = collected.attempt(
-        "width.heads", ("width", model), work=lambda: planned_heads(recipe.width, anatomy, notes=notes)
+    heads, kept_heads = errors.attempt(
+        "width.heads", ("width", model), work=lambda: planned_heads(recipe.width, anatomy)
     )
     if not (layers and neurons and mixtures and heads):
         return None
-    assert keep is not None, "planned"
-    assert widths is not None, "planned"
-    return _Targets(tuple(keep), widths, experts, kv_groups, tuple(notes))
+    assert keep is not None, "layers are planned"
+    assert widths is not None, "widths are planned"
+    assert kept_heads is not None, "heads are planned"
+    return PlannedCut(tuple(keep), widths, kept_experts, kept_heads)
 
 
-def _plan(recipe: Recipe, base: _Base, *, targets: _Targets) -> Plan:
-    """The plan from the config and what stays. Raises ModelError and RecipeError for what cannot be done."""
-    config, dense, anatomy = base.config, base.dense, base.anatomy
-    notes, keep, widths = list(targets.notes), targets.layers, targets.widths
-    experts, kv_groups = targets.experts, targets.kv_groups
-    dtype = dense.dtype
-    cut = cut_config(config, anatomy, layers=keep, widths=widths, num_experts=experts, kv_groups=kv_groups)
-    require_expressible(recipe.model, config, after=cut, layers=keep)
-    pruned = build_meta_model(cut, dtype, trust_remote_code=recipe.model.trust_remote_code)
-    check_layer_equivalence(
-        dense, pruned, keep=keep, changing=sizes_that_change(anatomy, widths, experts=experts, kv_groups=kv_groups)
-    )
+def _plan(recipe: Recipe, base: _Base, *, planned: PlannedCut) -> Plan:
+    """Return the plan of a cut. Raises ModelError and RecipeError where the cut is not possible."""
+    dense, anatomy, dtype = base.dense, base.anatomy, base.dense.dtype
+    keep, widths, kv_groups = planned.layers, planned.widths.kept, planned.heads.kv_groups
+    pruned = _pruned_meta_model(recipe, base, planned=planned)
     sparsity = planned_sparsity(
         recipe.sparsity,
         find_layers(pruned)[1],
-        experts=experts,
+        experts=planned.experts,
         calibration=recipe.calibration.shape(),
         refit=recipe.refit is not None,
     )
-    idle = wishes_without_effect(recipe, anatomy, widths=widths, kv_groups=kv_groups, sparsity=sparsity)
-    if idle and bytes_of(dense) == bytes_of(pruned) and not (sparsity and sparsity.zeros):
-        raise RecipeError(idle)
-    notes += idle
-    notes += _about_types(recipe, base)
-    exact = _exact(recipe.depth, dense)
-    if not exact:
-        notes.append("layers differ in size: the sizes are those of a cut from the middle, until the scores are known")
-    notes += about_sparsity(sparsity, pruned) + _about_cut(recipe, base, targets=targets, pruned=pruned)
-    require_room_for_trail(recipe, anatomy.num_layers * bytes_of_window(recipe, dense) * recipe.calibration.shape()[0])
-    companions = planned_companions(recipe.model)
+    notes = _notes(recipe, base, planned=planned, pruned=pruned, sparsity=sparsity)
+    require_disk_for_hidden_states(recipe, anatomy.num_layers * bytes_of_window(recipe, dense))
+    files = planned_files(recipe.model)
     saved = kept_dtypes(base.names, dtype, keep=recipe.model.dtype == "auto")
     size = measure_size(
-        pruned, anatomy.widths | widths, experts=experts, kv_groups=kv_groups, stored=saved, layers=keep
+        pruned, anatomy.widths | widths, experts=planned.experts, kv_groups=kv_groups, stored=saved, layers=keep
     )
     return Plan(
         model=recipe.model.id,
-        model_type=config.model_type,
+        model_type=base.config.model_type,
         dtype=_name_of(dtype),
-        dense=measure_size(
-            dense,
-            anatomy.widths,
-            experts=anatomy.experts.count if anatomy.experts else None,
-            kv_groups=anatomy.heads.count if anatomy.heads else None,
-            stored=base.names.dtypes,
-        ),
+        dense=base.size,
         pruned=size,
-        parameters_exact=exact,
+        parameters_exact=_is_exact(recipe.depth, dense),
         removed_layers=recipe.depth.layers if recipe.depth else (),
         keep_layers=len(keep),
         keep_widths=widths,
-        keep_experts=experts,
+        keep_experts=planned.experts,
         keep_kv_groups=kv_groups,
         sparsity=sparsity,
         calibration=recipe.calibration.shape(),
         memory=memory_of(recipe, dense, pruned=pruned, anatomy=anatomy, widths=widths),
         disk=size.bytes,
-        base_files=BaseFiles(carried=companions.carried, left=companions.left),
+        base_files=BaseFiles(carried=files.copied, left=files.left_out),
         notes=tuple(notes),
     )
 
 
-def _about_cut(recipe: Recipe, base: _Base, *, targets: _Targets, pruned: PreTrainedModel) -> list[str]:
-    """Say what the refit and the scores cost and assume, and what other tools derive from sizes that change."""
+def _pruned_meta_model(recipe: Recipe, base: _Base, *, planned: PlannedCut) -> PreTrainedModel:
+    """Build the pruned model without weights, and check that its layers are those of the dense model but for the cut.
+
+    Raises ModelError where no config, or not the base's own config file, can express the cut.
+    """
+    keep, widths, kv_groups = planned.layers, planned.widths.kept, planned.heads.kv_groups
+    config = cut_config(
+        base.config, base.anatomy, layers=keep, widths=widths, num_experts=planned.experts, kv_groups=kv_groups
+    )
+    require_expressible(recipe.model, base.config, after=config, layers=keep)
+    pruned = build_meta_model(config, base.dense.dtype, trust_remote_code=recipe.model.trust_remote_code)
+    changing = sizes_that_change(base.anatomy, widths, experts=planned.experts, kv_groups=kv_groups)
+    check_layer_equivalence(base.dense, pruned, keep=keep, changing=changing)
+    return pruned
+
+
+def _notes(
+    recipe: Recipe, base: _Base, *, planned: PlannedCut, pruned: PreTrainedModel, sparsity: SparsityPlan | None
+) -> list[str]:
+    """Return the notes of a plan. Raises RecipeError where rounding leaves the whole recipe without effect."""
+    idle = settings_without_effect(recipe, base.anatomy, planned=planned, sparsity=sparsity)
+    if idle and parameter_bytes(base.dense) == parameter_bytes(pruned) and not (sparsity and sparsity.zeros):
+        raise RecipeError(idle)
+    inexact = "layers differ in size: the sizes are those of a cut from the middle, until the scores are known"
+    return [
+        *planned.notes,
+        *idle,
+        *_about_types(recipe, base),
+        *([] if _is_exact(recipe.depth, base.dense) else [inexact]),
+        *about_sparsity(sparsity, pruned),
+        *_about_cut(recipe, base, planned=planned, pruned=pruned),
+    ]
+
+
+def _about_cut(recipe: Recipe, base: _Base, *, planned: PlannedCut, pruned: PreTrainedModel) -> list[str]:
+    """Return notes on the cost and the assumptions of refit and scores, and on sizes that other tools derive."""
     config, anatomy = base.config, base.anatomy
     raw = raw_config(recipe.model) or config.to_dict()
     return [
-        *about_refit(recipe, anatomy, widths=targets.widths),
-        *about_scores(recipe, anatomy, keep=targets.layers),
+        *about_refit(recipe, anatomy, widths=planned.widths.kept),
+        *about_scores(recipe, anatomy, keep=planned.layers),
         *about_layer_count(base.dense, pruned),
-        *about_head_size(config, raw, heads=anatomy.heads, kept=targets.kv_groups),
+        *about_head_size(config, raw, heads=anatomy.heads, kept=planned.heads.kv_groups),
         *about_base(recipe, config),
     ]
 
 
 def _about_types(recipe: Recipe, base: _Base) -> list[str]:
-    """Say which types the result has."""
+    """Return notes on the types of the result's tensors."""
     dtype = base.dense.dtype
     if base.headers:
         return describe_types(base.names, dtype, keep=recipe.model.dtype == "auto")
@@ -272,7 +286,8 @@ def _name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _exact(depth: Depth | None, dense: PreTrainedModel) -> bool:
+def _is_exact(depth: Depth | None, dense: PreTrainedModel) -> bool:
+    """Check that the number of parameters does not depend on which layers the scores choose."""
     _, layers = find_layers(dense)
     sizes = {sum(parameter.numel() for parameter in layer.parameters()) for layer in layers}
     return depth is None or depth.layers is not None or len(sizes) == 1

@@ -1,4 +1,4 @@
-"""Plan which matrices get the sparsity pattern."""
+"""Plan which matrices of the cut layers get the sparsity pattern."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from llmprune.results.formatting import ranges
 
 @dataclass(frozen=True)
 class SparsityPlan:
-    """How many matrices get the pattern, how many weights they have, how many of those go, and what is left out."""
+    """Number of matrices that get the pattern, of their weights and of the zeros among these.
+
+    ``skipped``: matrices that the recipe selects and that cannot have the pattern, each with the reason.
+    """
 
     pattern: str
     matrices: int
@@ -32,7 +35,11 @@ def planned_sparsity(
     calibration: tuple[int, int],
     refit: bool,
 ) -> SparsityPlan | None:
-    """The matrices that get the pattern in layers as they are after the cut. Raises RecipeError where none can."""
+    """Select the matrices that get the pattern in the layers of the pruned model.
+
+    ``experts``: kept in each mixture; ``calibration``: windows and their length; ``refit``: True where the run refits.
+    Raises RecipeError where no matrix is selected, or where the calibration text is too short.
+    """
     if sparsity is None:
         return None
     found = [(index, projections_of(layer)) for index, layer in enumerate(layers)]
@@ -40,7 +47,7 @@ def planned_sparsity(
     names = sorted({one.name for _, projections in found for one in projections})
     if unmatched := sparsity.unmatched(names):
         raise RecipeError(
-            f"sparsity: {', '.join(map(repr, unmatched))} matches no matrix of this model's layers; there are "
+            f"sparsity: {', '.join(map(repr, unmatched))} matches no matrix of this model's layers; they have "
             f"{', '.join(names)}"
         )
     chosen = [one for selection in selections.values() for one in selection.chosen]
@@ -49,13 +56,13 @@ def planned_sparsity(
         for name, reason in selection.skipped.items():
             refused.setdefault(f"{name}: {reason}", []).append(index)
     if not chosen:
-        said = "; ".join(refused) or "targets and skip leave none"
-        raise RecipeError(f"sparsity: no matrix of this model can have the pattern {sparsity.parsed}: {said}")
+        reasons = "; ".join(refused) or "targets and skip select none"
+        raise RecipeError(f"sparsity: no matrix of this model can have the pattern {sparsity.parsed}: {reasons}")
     if sparsity.method.sums(refit and sparsity.method.refits) == "gram":
         _require_tokens(max(one.inputs for one in chosen), calibration)
     weights = sum(one.outputs * one.inputs for one in chosen)
     zeros = sum(one.outputs * (one.inputs - sparsity.parsed.kept_inputs(one.inputs)) for one in chosen)
-    skipped = tuple(f"{said} (in layers {ranges(where)})" for said, where in refused.items())
+    skipped = tuple(f"{reason} (in layers {ranges(where)})" for reason, where in refused.items())
     return SparsityPlan(str(sparsity.parsed), len(chosen), weights, zeros, skipped)
 
 
@@ -64,7 +71,7 @@ def _require_tokens(inputs: int, calibration: tuple[int, int]) -> None:
     if windows * length < inputs:
         raise RecipeError(
             f"calibration.samples: {windows * length:,} tokens are too few for the Gram matrix of {inputs:,} inputs, "
-            f"which at least {inputs:,} tokens make regular and about ten times as many stable; take at least "
-            f"{-(-inputs // length)} windows of {length} tokens, better {-(-10 * inputs // length)}, or choose "
+            f"which is singular with fewer than {inputs:,} tokens and stable with about ten times as many; take at "
+            f"least {-(-inputs // length)} windows of {length} tokens, better {-(-10 * inputs // length)}, or choose "
             "sparsity.method wanda or magnitude without a refit"
         )

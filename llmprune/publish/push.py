@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 
 from llmprune.anatomy.meta_model import auto_class
 from llmprune.checkpoint.copied_files import is_tokenizer
-from llmprune.checkpoint.loading import load_config, place_of
+from llmprune.checkpoint.loading import load_config
+from llmprune.checkpoint.location import folder_of
 from llmprune.common.errors import CheckpointError, HubError, LLMPruneError, OutputError
 from llmprune.common.files import write_text
 from llmprune.common.hub.explanations import endpoint
@@ -149,7 +150,7 @@ def refusal(report: Report) -> str | None:
 def _base_metadata(source: ModelSource) -> dict[str, object]:
     """Read the base model's card; empty if it is no longer available."""
     try:
-        return read_metadata(place_of(source, "tokenizer"))
+        return read_metadata(folder_of(source, "tokenizer"))
     except LLMPruneError as error:
         logger.warning("the model card does not name the base model's licence and languages: %s", error)
         return {}

@@ -1,20 +1,17 @@
-"""The recipe's ``calibration`` section, and what it shares with the text for perplexity."""
+"""The recipe's ``calibration`` section, and its base class, which the text for perplexity shares."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from llmprune.common.schema import Section, Size
 from llmprune.recipe.text_source import TextSource, readable_split
 
-if TYPE_CHECKING:
-    pass
-
 
 class TokenWindows(Section):
-    """Token windows [samples, sequence_length] from one source, several, or a file of ready tokens."""
+    """Token windows [samples, sequence_length] from one source, from several, or from a file of ready tokens."""
 
     dataset: str | None = Field(None, min_length=1, description=TextSource.model_fields["dataset"].description)
     config: str | None = Field(None, description=TextSource.model_fields["config"].description)
@@ -35,11 +32,11 @@ class TokenWindows(Section):
     )
     documents: Literal["end_of_text", "blank_line", "separate"] = Field(
         "end_of_text",
-        description="What is between the documents of a window: the end-of-text token or a blank line; or separate: "
-        "a window holds one document, those that are shorter than a window are left out.",
+        description="Separator between the documents of a window: the end-of-text token or a blank line; or separate: "
+        "each window holds one document, and documents shorter than a window are left out.",
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the document shuffle.")
-    batch_size: int = Field(4, gt=0, description="Windows that go through a layer at a time.")
+    batch_size: int = Field(4, gt=0, description="Windows that a layer processes at a time.")
 
     @field_validator("split")
     @classmethod
@@ -53,7 +50,7 @@ class TokenWindows(Section):
         for source in sources or ():
             rows = source.model_dump_json(exclude={"weight"})
             if rows in seen:
-                raise ValueError(f"{source.dataset} is there twice with the same rows; raise its weight instead")
+                raise ValueError(f"{source.dataset} is listed twice with the same rows; raise its weight instead")
             seen.add(rows)
         return sources
 
@@ -76,11 +73,11 @@ class TokenWindows(Section):
         return self
 
     def stored_shape(self) -> tuple[int, int] | None:
-        """(N, L) of ready tokens; None of text, and where the file cannot be read, as reading it will say."""
+        """Return (N, L) of ready tokens; None for text, and where the file cannot be read, which loading reports."""
         return _stored_shape(self.tokens, str(self.key)) if self.tokens else None
 
     def text_sources(self) -> tuple[TextSource, ...]:
-        """The sources of text, one or several; none for ready tokens."""
+        """Return the sources of text; empty for ready tokens."""
         if self.sources is not None:
             return self.sources
         if self.dataset is None:
@@ -90,28 +87,28 @@ class TokenWindows(Section):
 
 
 class Calibration(TokenWindows):
-    """The text that scores and repairs are measured on."""
+    """The text that scores and refits are computed on."""
 
     stream_memory: Size = Field(
         16 * 2**30,
-        description="Most memory for the hidden states of all tokens, dense and pruned each, and for each thing that "
-        "a layer keeps of all tokens; more goes to a file.",
+        description="Maximum memory for the hidden states of all tokens, for dense and pruned each, and for each other "
+        "tensor that is stored for all tokens; larger ones are kept in a file.",
     )
 
     stream_disk: Size = Field(
         16 * 2**30,
-        description="Most disk for the dense hidden states after every layer, which pass 1 leaves for pass 2 so that "
-        "it need not compute them again; they go when pass 2 is done.",
+        description="Maximum disk for the dense hidden states after every layer, which pass 1 stores so that pass 2 "
+        "need not compute them again; they are deleted after pass 2.",
     )
 
     def shape(self) -> tuple[int, int]:
-        """(N, L) that the recipe asks for; a tokens file decides for itself where nothing is asked."""
+        """Return (N, L): the recipe's, else the tokens file's, else 128 windows of 2048 tokens."""
         samples, length = self.stored_shape() or (128, 2048)
         return self.samples or samples, self.sequence_length or length
 
 
 def _stored_shape(path: str, key: str) -> tuple[int, int] | None:
-    """(N, L) of ready tokens, from the file's header; None where that cannot be read, as reading them will say."""
+    """Return (N, L) of ready tokens from the file's header; None where it cannot be read."""
     from safetensors import SafetensorError, safe_open
 
     try:

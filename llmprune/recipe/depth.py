@@ -1,4 +1,4 @@
-"""The recipe's ``depth`` section."""
+"""The recipe's ``depth`` section: which decoder layers are removed."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from llmprune.common.schema import Section, exactly_one
-from llmprune.criteria import (
-    AnyDepthCriterion,
-    BlockInfluence,
-)
+from llmprune.criteria import AnyDepthCriterion, BlockInfluence
 
 
 class Depth(Section):
-    """Which decoder layers go: a number to remove, a number to keep, or the layers themselves."""
+    """Removal of decoder layers: by a number to remove, by a number to keep, or by their indices."""
 
     remove: int | None = Field(None, gt=0, description="Number of layers to remove.")
     keep: int | None = Field(None, gt=0, description="Number of layers to keep.")
@@ -24,8 +21,8 @@ class Depth(Section):
     criterion: AnyDepthCriterion = Field(BlockInfluence(), description="How layers are scored.")
     keep_pattern: bool = Field(
         False,
-        description="Remove only layers after which the kinds of layers still repeat as in the base, such as sliding "
-        "and full attention; tools that assume the period need it.",
+        description="Remove only layers whose removal preserves the period in which kinds of layers repeat, such as "
+        "sliding and full attention; tools that assume the period need it.",
     )
 
     @model_validator(mode="after")
@@ -34,5 +31,5 @@ class Depth(Section):
         if self.layers is not None and len(set(self.layers)) < len(self.layers):
             raise ValueError("layers names a layer twice; name each layer once")
         if self.layers is not None and min(self.layers) < 0:
-            raise ValueError("layers counts from 0; negative indices are not read")
+            raise ValueError("layers counts from 0; negative indices are not accepted")
         return self

@@ -1,4 +1,4 @@
-"""The recipe's ``experts`` section."""
+"""The recipe's ``experts`` section: how many experts are removed from each mixture."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from llmprune.common.schema import Section, exactly_one
-from llmprune.criteria import (
-    AnyExpertCriterion,
-    Reap,
-)
+from llmprune.criteria import AnyExpertCriterion, Reap
 
 
 class Experts(Section):
-    """How many experts of each mixture go."""
+    """Removal of experts: by a number to remove from each mixture, or by a number to keep."""
 
     remove: int | None = Field(None, gt=0, description="Number of experts to remove from each mixture.")
     keep: int | None = Field(None, gt=0, description="Number of experts to keep in each mixture.")

@@ -1,20 +1,13 @@
-"""The recipe's ``export`` section: how the result is written."""
+"""The recipe's ``export`` section: the files of the result."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from llmprune.common.schema import Section, Size
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    Tensors = dict[str, Tensor]
-
 
 class Export(Section):
-    """How the result is written."""
+    """Settings of the checkpoint's files."""
 
-    max_shard_size: Size = Field(5_000_000_000, description="Most bytes in one weights file, such as 5GB.")
+    max_shard_size: Size = Field(5_000_000_000, description="Maximum size of one weights file, such as 5GB.")

@@ -1,4 +1,4 @@
-"""The recipe's ``hub`` section: where the result goes, and when."""
+"""The recipe's ``hub`` section: the repository that the result is pushed to, and when."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from llmprune.common.schema import Section
 
 
 class Hub(Section):
-    """Push the pruned model with its card and provenance, in one commit or one pull request."""
+    """Push of the pruned model with its card and provenance, in one commit or one pull request."""
 
-    repo_id: str = Field(description="Repository that gets the result, such as org/name; made if need be.")
+    repo_id: str = Field(description="Repository for the result, such as org/name; created where it does not exist.")
     private: bool = Field(
-        True, description="Make the repository private; a public one is only pushed to where this is false."
+        True, description="Create the repository as private; a public one is pushed to only where this is false."
     )
-    branch: str | None = Field(None, min_length=1, description="Branch that gets the commit; default: main.")
+    branch: str | None = Field(None, min_length=1, description="Branch for the commit; default: main.")
     create_pr: bool = Field(False, description="Open a pull request instead of committing.")
     when: Literal["gate_passed", "always"] = Field(
         "gate_passed",
-        description="gate_passed: not where the gate was not met; always: also then, and the card says so.",
+        description="gate_passed: push unless the gate failed; always: push even then, and state it in the card.",
     )
-    commit_message: str | None = Field(None, min_length=1, description="Message of the commit; default: what was cut.")
+    commit_message: str | None = Field(None, min_length=1, description="Commit message; default: a summary of the cut.")
 
     @field_validator("repo_id")
     @classmethod
@@ -37,7 +37,7 @@ class Hub(Section):
 
 
 def whole_id(repo_id: str) -> str:
-    """The id as it is, where it is ``namespace/name`` as the hub allows it. Raises ValueError."""
+    """Return an id of the form ``namespace/name`` unchanged. Raises ValueError for one that the hub refuses."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 

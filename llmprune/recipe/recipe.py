@@ -1,7 +1,6 @@
-"""The recipe: its schema, its errors and its fingerprints.
+"""The recipe as one frozen value: read from YAML with overrides, checked, fingerprinted.
 
-Every room's own section is parsed here into one frozen value. Nothing here
-imports torch, so that a wrong recipe is answered at once.
+Nothing here imports torch, so that a wrong recipe is reported at once.
 """
 
 from __future__ import annotations
@@ -37,50 +36,50 @@ from llmprune.recipe.yaml_reader import dump, read
 
 def _settings_or_false(value: Any) -> Any:
     if value is True or value is None:
-        raise ValueError("leave refit out for the default, give settings such as {ridge: 0.1}, or say false")
+        raise ValueError("leave refit out for the default, give settings such as {ridge: 0.1}, or write false")
     return None if value is False else value
 
 
 class Recipe(Section):
-    """What the user wants, declaratively. Sections have no order."""
+    """Settings of a run. Sections may come in any order."""
 
     model: ModelSource = Field(description="The model to prune.")
-    calibration: Calibration = Field(description="The text that scores and repairs are measured on.")
+    calibration: Calibration = Field(description="The text that scores and refits are computed on.")
     depth: Depth | None = Field(None, description="Layers to remove; left out: none.")
     width: Width | None = Field(None, description="MLP neurons and attention heads to keep; left out: all.")
     experts: Experts | None = Field(None, description="Experts to remove; left out: none.")
-    sparsity: Sparsity | None = Field(None, description="Weights made zero in what stays; left out: none.")
+    sparsity: Sparsity | None = Field(None, description="Weights set to zero in the layers that stay; left out: none.")
     refit: Annotated[Refit | None, BeforeValidator(_settings_or_false)] = Field(
-        Refit(), description="Closed-form repair; false: none."
+        Refit(), description="Closed-form repair of the cut; false: none."
     )
-    evaluation: Evaluation = Field(Evaluation(), description="What is measured on dense and pruned.")
-    export: Export = Field(Export(), description="How the result is written.")
-    hub: Hub | None = Field(None, description="Where the result is pushed to; left out: nowhere.")
+    evaluation: Evaluation = Field(Evaluation(), description="Measurements of the dense and the pruned model.")
+    export: Export = Field(Export(), description="Files of the result.")
+    hub: Hub | None = Field(None, description="Repository that the result is pushed to; left out: none.")
 
     _text: str = PrivateAttr("")
     _overrides: tuple[str, ...] = PrivateAttr(())
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
-        """Read a recipe file; ``overrides`` are ``section.key=value`` texts. Raises RecipeError."""
+        """Read a recipe file; ``overrides``: texts of the form ``section.key=value``. Raises RecipeError."""
         return cls.parse(_text_of(path), overrides, source=str(path))
 
     @classmethod
     def parse(cls, text: str, overrides: Sequence[str] = (), *, source: str = "recipe") -> Self:
         """Read a recipe from YAML text. Raises RecipeError that lists every problem at once."""
-        reading = cls.read(text, overrides, source=source)
-        if reading.problems or reading.recipe is None:
-            raise RecipeError(reading.problems, source)
-        return reading.recipe
+        partial = cls.read(text, overrides, source=source)
+        if partial.problems or partial.recipe is None:
+            raise RecipeError(partial.problems, source)
+        return partial.recipe
 
     @classmethod
-    def read_file(cls, path: str | Path, overrides: Sequence[str] = ()) -> Reading[Self]:
-        """Read a recipe file as far as it can be read. Raises RecipeError where it is no mapping in YAML."""
+    def read_file(cls, path: str | Path, overrides: Sequence[str] = ()) -> PartialRecipe[Self]:
+        """Read a recipe file, and leave out the keys that are wrong. Raises RecipeError where it is no YAML mapping."""
         return cls.read(_text_of(path), overrides, source=str(path))
 
     @classmethod
-    def read(cls, text: str, overrides: Sequence[str] = (), *, source: str = "recipe") -> Reading[Self]:
-        """Read YAML text as far as it can be read. Raises RecipeError where it is no mapping in YAML."""
+    def read(cls, text: str, overrides: Sequence[str] = (), *, source: str = "recipe") -> PartialRecipe[Self]:
+        """Read YAML text, and leave out the keys that are wrong. Raises RecipeError where it is no YAML mapping."""
         refuse_tokens(text, overrides, source=source)
         try:
             document = read(text)
@@ -97,27 +96,27 @@ class Recipe(Section):
         try:
             recipe = cls.model_validate(data)
         except ValidationError as error:
-            return cls._partly(data, problems + describe_problems(error, cls, data=data))
+            return cls._without_wrong_keys(data, problems + describe_problems(error, cls, data=data))
         recipe._text, recipe._overrides = text, tuple(overrides)
-        return Reading(recipe, problems, (), data)
+        return PartialRecipe(recipe, problems, (), data)
 
     @classmethod
-    def _partly(cls, data: dict[str, Any], problems: list[str]) -> Reading[Self]:
-        """What is left of a recipe without its wrong keys; no recipe where the model or the text is gone."""
+    def _without_wrong_keys(cls, data: dict[str, Any], problems: list[str]) -> PartialRecipe[Self]:
+        """Remove wrong keys until the rest is a recipe; no recipe where the model or the calibration text is wrong."""
         data = copy.deepcopy(data)
         wrong: list[str] = []
         while True:
             try:
-                return Reading(cls.model_validate(data), problems, tuple(wrong), data)
+                return PartialRecipe(cls.model_validate(data), problems, tuple(wrong), data)
             except ValidationError as error:
                 places = [place for place in wrong_places(error, data) if _remove(data, place)]
             if not places or not {"model", "calibration"} <= data.keys():
-                return Reading(None, problems, tuple(wrong), data)
+                return PartialRecipe(None, problems, tuple(wrong), data)
             wrong += [".".join(map(str, place)) for place in places]
 
     @property
     def text(self) -> str:
-        """The user's YAML, verbatim to the line endings; a recipe made in Python is written out."""
+        """The user's YAML with its line endings; for a recipe made in Python, its YAML."""
         if self._text:
             return self._text
         values = self.model_dump(mode="json", exclude_unset=True)
@@ -127,7 +126,7 @@ class Recipe(Section):
 
     @property
     def overrides(self) -> tuple[str, ...]:
-        """The ``--set`` texts that were applied on top of the YAML."""
+        """The ``--set`` texts that were applied to the YAML."""
         return self._overrides
 
     def fingerprint(self, sections: Iterable[str]) -> str:
@@ -142,26 +141,26 @@ R = TypeVar("R", bound=Recipe)
 
 
 @dataclass(frozen=True)
-class Reading(Generic[R]):
-    """A recipe's text as far as it can be read."""
+class PartialRecipe(Generic[R]):
+    """A recipe without the keys that are wrong, and the problems with these keys."""
 
-    recipe: R | None  # without the keys that are wrong; None where too little is left
+    recipe: R | None  # None where too little is left
     problems: list[str]  # a sentence for each mistake
     wrong: tuple[str, ...]  # the keys that were left out, such as calibration.samples
-    data: dict[str, Any]  # what the recipe was made of
+    data: dict[str, Any]  # the values that the recipe was made from
 
-    def without(self, keys: Iterable[str]) -> Reading[R]:
-        """The same without further keys."""
+    def without(self, keys: Iterable[str]) -> PartialRecipe[R]:
+        """Leave out more keys."""
         data = copy.deepcopy(self.data)
-        gone = tuple(key for key in keys if _remove(data, tuple(key.split("."))))
-        if self.recipe is None or not gone:
+        removed = tuple(key for key in keys if _remove(data, tuple(key.split("."))))
+        if self.recipe is None or not removed:
             return self
-        again = type(self.recipe)._partly(data, self.problems)
-        return Reading(again.recipe, self.problems, (*self.wrong, *gone, *again.wrong), again.data)
+        again = type(self.recipe)._without_wrong_keys(data, self.problems)
+        return PartialRecipe(again.recipe, self.problems, (*self.wrong, *removed, *again.wrong), again.data)
 
 
 def _remove(data: dict[str, Any], place: Sequence[Any]) -> bool:
-    """Take a key out, or the list that it is in; whether it was there."""
+    """Remove a key, or the list that it is in. Return True where it existed."""
     inner: Any = data
     for part in place[:-1]:
         following = inner.get(part) if isinstance(inner, dict) else None
@@ -175,7 +174,7 @@ _ABSENT = object()
 
 
 def _text_of(path: str | Path) -> str:
-    """A recipe file's text. Raises RecipeError."""
+    """Read a recipe file's text. Raises RecipeError."""
     try:
         return utf8(Path(path).read_bytes())
     except ValueError as error:
@@ -186,12 +185,12 @@ def _text_of(path: str | Path) -> str:
 
 
 def refuse_tokens(text: str, overrides: Sequence[str], *, source: str) -> None:
-    """Raise RecipeError for a secret in a recipe, which is written into the run folder and travels onto the hub."""
+    """Raise RecipeError for a hub token in a recipe, because run folder and model card include the recipe."""
     lines = [f"line {number}" for number, line in enumerate(text.splitlines(), start=1) if has_token(line)]
     lines += [f"override {number} (--set)" for number, one in enumerate(overrides, start=1) if has_token(one)]
     if lines:
         raise RecipeError(
-            [f"{line}: holds a token of the hub; take it out, for it is read from HF_TOKEN" for line in lines], source
+            [f"{line}: holds a token of the hub; remove it, and set HF_TOKEN instead" for line in lines], source
         )
 
 
@@ -199,7 +198,7 @@ S = TypeVar("S", bound=Section)
 
 
 def validate_arguments(section: type[S], values: dict[str, Any]) -> S:
-    """A section made of command-line arguments; RecipeError lists what is wrong with them."""
+    """Make a section from command-line arguments. Raises RecipeError that lists every problem."""
     try:
         return section.model_validate(values)
     except ValidationError as error:

@@ -1,4 +1,7 @@
-"""Whether and how the cut is repaired; ``normal_equations`` has the formula."""
+"""The recipe's ``refit`` section: settings of the ridge regressions that repair a cut.
+
+``common.linalg.cross_validated_ridge`` has the formula.
+"""
 
 from __future__ import annotations
 
@@ -12,34 +15,35 @@ if TYPE_CHECKING:
     from llmprune.common.linalg.cross_validated_ridge import NormalEquations
 
 
-MOST_FOLDS = 4  # each takes a Gram matrix of memory
+MOST_FOLDS = 4  # each needs memory for a Gram matrix
 
 
 class Refit(Section):
-    """``refit: {ridge: 0.1, up: true}``; without ``ridge`` each projection gets what cross-validation finds.
+    """Settings of the refit, such as ``refit: {ridge: 0.1, up: true}``.
 
-    Either way a projection stays as it was sliced where the repair does not help on text that the solve did not see.
+    Without ``ridge``, cross-validation chooses it for each projection. In either case a projection keeps its sliced
+    weights where the refit does not help on held-out calibration windows.
     """
 
     ridge: float | None = Field(
         None,
         ge=0,
-        description="Pull towards the sliced weights, in units of the mean of diag(XᵀX); default: chosen for each "
-        "projection on calibration text that the solve did not see.",
+        description="Strength of the pull towards the sliced weights, in units of the mean of diag(XᵀX); default: "
+        "chosen for each projection on held-out calibration windows.",
     )
 
     up: bool = Field(
         False,
-        description="Also solve the up projections of gated MLPs that lose neurons again: keeps more, and takes "
-        "about 5 forward passes over the calibration tokens longer.",
+        description="Also refit the up projections of gated MLPs that lose neurons: more quality is retained, at the "
+        "cost of about 5 more forward passes over the calibration tokens.",
     )
 
     def folds(self, sources: int) -> int:
-        """How many folds of the calibration the sums are kept of, one beside the other."""
+        """Return the number of calibration folds whose sums are held at once."""
         return min(max(sources, 2), MOST_FOLDS)
 
     def open(self, folds: int) -> NormalEquations:
-        """Start the sums of one projection over windows in so many folds."""
+        """Start the sums of one projection over windows in ``folds`` calibration folds."""
         from llmprune.common.linalg.cross_validated_ridge import NormalEquations
 
         return NormalEquations(self.ridge, folds)

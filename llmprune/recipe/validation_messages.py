@@ -1,4 +1,4 @@
-"""Every problem of a recipe as a sentence: the key's path, the value, the limit, the remedy."""
+"""Turn validation errors of a recipe into sentences: the key's path, its value, the limit, the remedy."""
 
 from __future__ import annotations
 
@@ -43,31 +43,31 @@ _NO_MAPPING = ("model_type", "model_attributes_type")
 
 
 def describe_problems(error: ValidationError, schema: type[BaseModel], *, data: Any) -> list[str]:
-    """One sentence for each place in ``data`` that is wrong, in the order of the schema; of very many the first."""
+    """Return one sentence for each wrong place in ``data``, in the order of the schema; of very many the first ones."""
     by_path: dict[Path, list[Problem]] = {}
     for details in error.errors(include_url=False):
         problem: Problem = dict(details)
         by_path.setdefault(_path(problem, data), []).append(problem)
     outer = {path[:length] for path in by_path for length in range(len(path))}
-    # A problem inside a value says more than that the value is wrong.
+    # A problem inside a value is more specific than a problem with the value as a whole.
     innermost = [(path, problems) for path, problems in by_path.items() if path not in outer]
-    said = [_sentence(path, problems, schema=schema) for path, problems in innermost[: MOST_PROBLEMS + 1]]
-    return shortened(said, len(innermost))
+    sentences = [_sentence(path, problems, schema=schema) for path, problems in innermost[: MOST_PROBLEMS + 1]]
+    return shortened(sentences, len(innermost))
 
 
 def wrong_places(error: ValidationError, data: Any) -> list[Path]:
-    """The keys that are wrong; where one is missing or keys contradict each other, the section that has them."""
+    """Return the keys that are wrong; for missing keys, and for keys that contradict each other, their section."""
     found = []
     for details in error.errors(include_url=False):
         path = _path(dict(details), data)
         path = path[:-1] if details["type"] == "missing" else path
         listed = next((index for index, part in enumerate(path) if isinstance(part, int)), len(path))
-        found.append(path[:listed])  # of a list the whole: its entries have no names
+        found.append(path[:listed])  # the whole list: its entries have no names
     return list(dict.fromkeys(found))
 
 
 def short(value: Any) -> str:
-    """A value as YAML writes it, in at most about 60 characters."""
+    """Format a value as YAML does, in at most about 60 characters."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, float) and not math.isfinite(value):
@@ -77,7 +77,7 @@ def short(value: Any) -> str:
 
 
 def _path(problem: Problem, data: Any) -> Path:
-    """The keys that lead to the problem; pydantic puts the names of union members between them."""
+    """Return the keys that lead to a problem, without the names of union members that pydantic puts between them."""
     path: list[Any] = []
     location = problem["loc"]
     for index, part in enumerate(location):
@@ -116,12 +116,13 @@ def _sentence(path: Path, problems: Sequence[Problem], *, schema: type[BaseModel
         near = _as_mapping(schema, path, value=value)
     elif kind == "tuple_type" and isinstance(value, str | int | float) and not isinstance(value, bool):
         near = f"; write [{short(value)}]"
-    limits = [problem for problem in problems if problem["type"] in _LIMITS]  # say more than another type would
-    wishes = dict.fromkeys(_wish(problem) for problem in limits or problems)  # the members of a union, each once
-    return f"{place}: must be {' or '.join(wishes)}, not {short(value)}{near}{_quotes(problems, value)}{meaning}"
+    limits = [problem for problem in problems if problem["type"] in _LIMITS]  # more helpful than the type's name
+    valid = dict.fromkeys(_valid(problem) for problem in limits or problems)  # the members of a union, each once
+    return f"{place}: must be {' or '.join(valid)}, not {short(value)}{near}{_quotes(problems, value)}{meaning}"
 
 
-def _wish(problem: Problem) -> str:
+def _valid(problem: Problem) -> str:
+    """Describe the values that are valid in place of the wrong one."""
     template = _MUST_BE.get(problem["type"])
     if template is None:
         message: str = problem["msg"]
@@ -130,12 +131,12 @@ def _wish(problem: Problem) -> str:
 
 
 def _choices(problem: Problem) -> list[str]:
-    """The texts that a value may be, of one member of a union."""
+    """Return the texts that one member of a union accepts."""
     return re.findall(r"'([^']*)'", str(problem.get("ctx", {}).get("expected", "")))
 
 
 def _quotes(problems: Sequence[Problem], value: Any) -> str:
-    """The remedy where only the quotes are wrong: ``remove: "6"``, ``revision: 0123456``."""
+    """Return the remedy where only quotes are wrong or missing: ``remove: "6"``, ``revision: 0123456``."""
     kinds = {problem["type"] for problem in problems}
     if "string_type" in kinds and isinstance(value, bool | int | float):
         return "; put it in quotes if it is a name"
@@ -150,7 +151,7 @@ def _plain(part: Any) -> str:
 
 
 def _meaning(schema: type[BaseModel], path: Path) -> str:
-    """The description of the field that a path leads to, in brackets."""
+    """Return the description of the field at a path, in brackets."""
     field: FieldInfo | None = None
     models = [schema]
     for part in path:
@@ -161,7 +162,7 @@ def _meaning(schema: type[BaseModel], path: Path) -> str:
 
 
 def _right_key(schema: type[BaseModel], location: Path, *, key: str) -> str:
-    """The remedy for an unknown key: the right spelling, the sections that have this key, or all keys of this one."""
+    """Return the remedy for an unknown key: its spelling, the sections that have it, or the valid keys."""
     models = _models_at(schema, location)
     if any(key in _kinds(model) for model in models):
         return f"; write kind: {key}"
@@ -173,15 +174,15 @@ def _right_key(schema: type[BaseModel], location: Path, *, key: str) -> str:
 
 
 def _as_mapping(schema: type[BaseModel], path: Path, *, value: Any) -> str:
-    """The remedy for a plain value where a section belongs: how it is written, or the keys to choose from."""
+    """Return the remedy for a plain value in place of a section: how to write it, or the keys to choose from."""
     models = _models_at(schema, path)
     kinds = list(dict.fromkeys(kind for model in models for kind in _kinds(model)))
     if not kinds:
         return "; its keys: " + ", ".join(dict.fromkeys(name for model in models for name in model.model_fields))
     if value in kinds:
         return f"; write {{kind: {value}}}"
-    said = f"; write {{kind: NAME}} with one of {', '.join(kinds)}"
-    return said + (did_you_mean(value, kinds) or _kind_elsewhere(schema, value) if isinstance(value, str) else "")
+    remedy = f"; write {{kind: NAME}} with one of {', '.join(kinds)}"
+    return remedy + (did_you_mean(value, kinds) or _kind_elsewhere(schema, value) if isinstance(value, str) else "")
 
 
 def _kind_elsewhere(schema: type[BaseModel], kind: str) -> str:
@@ -190,7 +191,7 @@ def _kind_elsewhere(schema: type[BaseModel], kind: str) -> str:
 
 
 def _places_of(schema: type[BaseModel], wanted: Callable[[type[BaseModel]], bool], *, head: str = "") -> list[str]:
-    """The sections of a schema, by their dotted places, that are as wanted."""
+    """Return the dotted places of the sections of a schema that satisfy ``wanted``."""
     found = []
     for name, field in schema.model_fields.items():
         models = list(models_in(field.annotation))
@@ -201,7 +202,7 @@ def _places_of(schema: type[BaseModel], wanted: Callable[[type[BaseModel]], bool
 
 
 def _models_at(schema: type[BaseModel], location: Path) -> list[type[BaseModel]]:
-    """The sections that a location may lead to; a criterion's ``kind`` picks among several."""
+    """Return the sections that a location may lead to; a criterion's ``kind`` chooses among several."""
     models = [schema]
     for part in location:
         fields = [model.model_fields[part] for model in models if part in model.model_fields]
@@ -218,12 +219,12 @@ def _kinds(model: type[BaseModel]) -> tuple[Any, ...]:
 
 
 def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The sections that a field's type names, itself or in a union, list or mapping."""
+    """Yield the sections in a field's type: the type itself, and those in a union, list or mapping."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for inner in get_args(annotation):
         yield from models_in(inner)
 
 
-_repr = Repr()  # bounded work: a recipe of nested aliases has a repr of gigabytes
+_repr = Repr()  # with bounded work: the full repr of nested aliases can have gigabytes
 _repr.maxlevel, _repr.maxstring, _repr.maxother, _repr.maxlong = 2, 50, 50, 30

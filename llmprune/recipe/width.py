@@ -1,4 +1,4 @@
-"""The recipe's ``width`` section."""
+"""The recipe's ``width`` section: how many MLP neurons and attention heads are kept."""
 
 from __future__ import annotations
 
@@ -7,33 +7,29 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from llmprune.common.schema import Positive, Section, exactly_one
-from llmprune.criteria import (
-    Activation,
-    AnyWidthCriterion,
-    Share,
-)
+from llmprune.criteria import Activation, AnyWidthCriterion, Share
 
 
 class Width(Section):
-    """How many MLP neurons and attention heads stay in every layer: fractions, or numbers."""
+    """MLP neurons and attention heads to keep in every layer, as fractions or numbers."""
 
     mlp: float | None = Field(None, gt=0, le=1, description="Fraction of the MLP neurons kept.")
     neurons: Positive | dict[str, Positive] | None = Field(
-        None, description="Number of MLP neurons kept; of a model with several widths, by the config field of each."
+        None, description="Number of MLP neurons kept; for a model with several widths, a mapping by config field."
     )
     heads: Positive | Annotated[float, Field(gt=0, le=1)] | None = Field(
         None,
-        description="Key-value groups of attention heads kept in every layer, each with the query heads that read it: "
-        "2 is a number, 0.5 a fraction.",
+        description="Key-value groups of attention heads kept in every layer, each with its query heads: 2 is a "
+        "number, 0.5 a fraction.",
     )
     criterion: AnyWidthCriterion | None = Field(
         None,
         discriminator="kind",
-        description="How neurons and heads are scored; default: neurons by share, heads by activation.",
+        description="How neurons and heads are scored; default: share for neurons, activation for heads.",
     )
 
     @model_validator(mode="after")
-    def _targets(self) -> Self:
+    def _one_of_each(self) -> Self:
         if self.cuts_mlp:
             exactly_one(self, ("mlp", "neurons"))
         elif self.heads is None:
@@ -41,16 +37,16 @@ class Width(Section):
         return self
 
     @property
-    def neurons_by(self) -> AnyWidthCriterion:
-        """What scores the neurons."""
+    def neuron_criterion(self) -> AnyWidthCriterion:
+        """The criterion that scores neurons."""
         return self.criterion or Share()
 
     @property
-    def heads_by(self) -> AnyWidthCriterion:
-        """What scores the heads. By ``share`` SmolLM2 kept less on each of three texts."""
+    def head_criterion(self) -> AnyWidthCriterion:
+        """The criterion that scores heads. With ``share``, SmolLM2 retained less on each of three texts."""
         return self.criterion or Activation()
 
     @property
     def cuts_mlp(self) -> bool:
-        """Whether it says how many MLP neurons stay."""
+        """True where the section sets the number of MLP neurons."""
         return self.mlp is not None or self.neurons is not None

@@ -1,8 +1,8 @@
-"""Strict YAML for recipes, ``--set`` values and the web form: plain values of YAML 1.2, and no key twice.
+"""Read strict YAML for recipes, ``--set`` values and the web form: plain values of YAML 1.2, no repeated keys.
 
-PyYAML follows YAML 1.1, where 010 is 8, 1:30 is 90, 1e-3 is text and a revision such as 2024-07-01 is a date; it lets
-the last of two equal keys win in silence; and its constructors raise whatever they meet in a value that does not fit
-its tag. Here a node is checked before a value is made of it.
+PyYAML follows YAML 1.1, where 010 is 8, 1:30 is 90, 1e-3 is text and a revision such as 2024-07-01 is a date. It keeps
+the last of two equal keys without a warning, and its constructors raise errors of any kind for a value that does not
+fit its tag. Here every node is checked before a value is constructed from it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import yaml
 from llmprune.common.errors import RecipeError
 
 NOT_YAML = (yaml.YAMLError, ValueError, OverflowError, RecursionError)  # raised by PyYAML's parser and composer
-_MOST_DIGITS = 100  # of a whole number: more than a commit's, which is better called text by the recipe's own check
+_MOST_DIGITS = 100  # of a whole number; a commit of digits is shorter, and the recipe's own check reports it better
 _TAG = "tag:yaml.org,2002:"
 _PLAIN = {
     "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -33,7 +33,7 @@ _PATTERNS = {_TAG + name: re.compile(f"(?:{pattern})$") for name, (pattern, _) i
 
 @dataclass(frozen=True)
 class Document:
-    """Data read from YAML, the tree of nodes with their positions in the text, and a sentence for each repeated key."""
+    """Data read from YAML, the nodes with their positions in the text, and a sentence for each repeated key."""
 
     data: Any
     root: yaml.Node | None
@@ -52,9 +52,9 @@ def read(text: str) -> Document:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        said = " ".join(str(getattr(error, "problem", None) or error).split())
-        hint = "; indent with spaces" if r"'\t'" in said else ""
-        raise RecipeError(f"{place}not valid YAML: {said}{hint}") from None
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        hint = "; indent with spaces" if r"'\t'" in problem else ""
+        raise RecipeError(f"{place}not valid YAML: {problem}{hint}") from None
     except RecursionError:
         raise RecipeError("not a recipe: brackets or mappings are nested hundreds deep") from None
     except (ValueError, OverflowError):
@@ -73,12 +73,12 @@ def read_value(text: str) -> Any:
 
 
 def dump(data: Any, *, width: int = 80) -> str:
-    """Write data as YAML that ``read`` and YAML 1.1 read alike, without aliases."""
+    """Write data as YAML, without aliases, that ``read`` and YAML 1.1 interpret in the same way."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=width)
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses tags that are not read or do not fit, and keys that are no words; notes repeated keys."""
+    """Loader that refuses unknown or unfitting tags and keys that are no words, and records repeated keys."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -93,7 +93,7 @@ class _StrictLoader(yaml.SafeLoader):
             raise _unread_tag(node)
         elif not _PATTERNS[node.tag].fullmatch(node.value):
             name = node.tag.removeprefix(_TAG)
-            raise _refused(node, f"{node.value[:60]!r} does not fit its tag !!{name}; correct it or leave the tag out")
+            raise _refused(node, f"{node.value[:60]!r} does not fit its tag !!{name}; correct it or remove the tag")
         elif node.tag == _TAG + "int" and len(node.value) > _MOST_DIGITS:
             digits = f"a whole number of {len(node.value):,} digits"
             raise _refused(node, f"{digits}; at most {_MOST_DIGITS} are read: put it in quotes if it is a name")
@@ -117,13 +117,13 @@ class _StrictLoader(yaml.SafeLoader):
             if key.tag.removeprefix(_TAG) not in ("str", "int", "merge"):
                 raise RecipeError(f"{line}: a key must be a word, not {key.value!r}; put it in quotes if it is one")
             if key.value in seen:
-                self.repeated.append(f"{line}: {key.value!r} is there twice; keep one of them")
+                self.repeated.append(f"{line}: {key.value!r} is given twice; keep one of them")
             seen.add(key.value)
         return node
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what either version of YAML would not read back as text."""
+    """Dumper that quotes text which either version of YAML would read as another type."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -136,13 +136,13 @@ for _name, (_, _first) in _PLAIN.items():
 _StrictLoader.add_constructor(_TAG + "int", lambda _, node: int(node.value))
 
 
-def _refused(node: yaml.Node, said: str) -> yaml.MarkedYAMLError:
-    return yaml.MarkedYAMLError(problem=said, problem_mark=node.start_mark)
+def _refused(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
 
 
 def _unread_tag(node: yaml.Node) -> yaml.MarkedYAMLError:
     tag = f"!!{node.tag.removeprefix(_TAG)}" if node.tag.startswith(_TAG) else node.tag
-    return _refused(node, f"the tag {tag[:60]!r} is not read on {_KINDS[type(node)]} of a recipe; leave it out")
+    return _refused(node, f"the tag {tag[:60]!r} is not supported on {_KINDS[type(node)]} of a recipe; leave it out")
 
 
 _KINDS: dict[type[yaml.Node], str] = {

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from llmprune.anatomy.expert_hooks import activations_of_experts, outputs_of_experts
-from llmprune.anatomy.mlp import tensor_of
+from llmprune.anatomy.names import tensor_of
 from llmprune.anatomy.selection import neuron_rows, outputs_first
 from llmprune.anatomy.types import Anatomy, AttentionUnit, ExpertBlock, MlpUnit, Unit, unit_key
 from llmprune.common.distributed import sum_over_processes
@@ -138,8 +138,8 @@ class ExpertsOfLayer:
         hooks.callback(self._module.register_forward_pre_hook(self._see, with_kwargs=True).remove)
 
     def _see(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:  # noqa: PLR0917 - torch calls it
-        for expert, _, added_TD in outputs_of_experts(module, args, kwargs=kwargs, count=self.count):
-            self.sums.update(expert, added_TD)
+        for part in outputs_of_experts(module, args, kwargs=kwargs, count=self.count):
+            self.sums.update(part.expert, part.output_TD)
 
     def write(self, scores: Scores) -> None:
         """Put the experts' scores with the others."""

@@ -1,4 +1,4 @@
-"""Configs: every field by layer is known, every family is cut or refused with a reason, parts beside the text stay."""
+"""Config edits: every field by layer is known, every family is cut or refused, parts other than the text are kept."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from llmprune.anatomy.layer_equivalence import check_layer_equivalence
 from llmprune.anatomy.meta_model import build_meta_model, find_layers, text_config
 from llmprune.testing import VOCABULARY, tiny_config, tiny_model
 
-# A field whose name says one of these may count, list or number layers.
+# Words in names of fields that may count, list or number layers.
 _SUSPICIOUS = re.compile(
     r"layer|_every_|interval|period|offset|_step|pattern|_freq|idx|_ids$|indexes|indices|nextn|mtp|_start|_end"
     r"|skip|block|interleave|stage|cycle|modes|_types?$|group"
 )
-# Fields of text decoders with such names that need no edit, by the reason.
+# Fields of text decoders with such names that need no edit, by reason.
 _HARMLESS = {
     "is the number of layers itself": "n_layer n_layers num_hidden_layers num_layers layers num_blocks decoder_layers "
     "num_decoder_layers",
@@ -45,7 +45,7 @@ _HARMLESS = {
     "time_step_init_scheme time_step_limit time_step_max time_step_min time_step_rank time_step_scale topk_group "
     "attention_type alpha_type attn_type adapter_layer_norm adapter_reuse_layer_norm do_layer_norm_before "
     "apply_residual_connection_post_layernorm decoder_layerdrop layernorm_embedding hidden_size_per_layer_input",
-    "belongs to what lies outside the decoder's layers": "_remove_final_layer_norm "
+    "belongs to parts outside the decoder's layers": "_remove_final_layer_norm "
     "encoder_hash_byte_group_nb_functions encoder_hash_byte_group_size encoder_hash_byte_group_vocab "
     "encoder_layerdrop encoder_layers num_encoder_layers "
     "decoder_start_token_id prompt_types segment_types summary_first_dropout summary_last_dropout summary_type "
@@ -57,12 +57,12 @@ _HARMLESS = {
     "is periodic: the counterpart proof refuses the cuts that it cannot express": "attn_layer_offset attn_layer_period "
     "block_types cross_layer_interval decoder_sparse_step expert_layer_offset expert_layer_period moe_layer_interval "
     "n_layers_per_attn_res_block scale_attn_by_inverse_layer_idx",
-    "says how often layers run, in a model whose layers are not one list": "H_cycles L_bp_cycles L_cycles "
+    "counts runs of layers, in a model whose layers are not one list": "H_cycles L_bp_cycles L_cycles "
     "num_layers_per_stack num_mem_blocks",
     "describes layers after the decoder, whose number is set to 0": "mtp_hidden_states_first mtp_layer_types "
     "mtp_layers_block_type mtp_local_layer_ids mtp_loss_scaling_factor mtp_mlp_layer_types",
     "shares keys and values between layers: refused": "num_kv_shared_layers",
-    "says what is trained": "freeze_text_layers freeze_vision_layers",
+    "selects what is trained": "freeze_text_layers freeze_vision_layers",
 }
 _TABLES = {
     name
@@ -73,7 +73,7 @@ _TABLES = {
 
 
 def _text_configs() -> dict[type, PretrainedConfig]:
-    """The default config of every text decoder that transformers can build, by class."""
+    """Return the default config of every text decoder that transformers can build, by class."""
     found: dict[type, PretrainedConfig] = {}
     for mapping in (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING):
         for config_class in mapping:
@@ -86,7 +86,7 @@ def _text_configs() -> dict[type, PretrainedConfig]:
 
 
 def test_every_field_by_layer_is_known() -> None:
-    """A field of a new release that lists, counts or numbers layers is in a table of config_edits, or harmless."""
+    """Every field that may list, count or number layers is in a table of config_edits, or known to be harmless."""
     harmless = {name for names in _HARMLESS.values() for name in names.split()}
     unknown = set()
     seen = set()
@@ -102,7 +102,7 @@ def test_every_field_by_layer_is_known() -> None:
             ):
                 unknown.add(f"{config_class.__name__}.{name} = {value!r:.60}")
     assert not unknown, (
-        "these may speak of layers: put each into a table of llmprune/anatomy/config_edits.py, "
+        "these fields may refer to layers: put each into a table of llmprune/anatomy/config_edits.py, "
         f"or with its reason into _HARMLESS here: {sorted(unknown)}"
     )
     assert not harmless - seen, f"no config has these any more: {harmless - seen}"
@@ -121,14 +121,14 @@ def test_every_field_by_layer_is_known() -> None:
     ],
 )
 def test_fields_follow_the_layers(family: str, fields: dict[str, Any], edited: dict[str, Any]) -> None:
-    """Without layers 0 and 2 of four: lists are filtered, index lists renumbered, counts count what is left."""
+    """Without layers 0 and 2 of four, lists are filtered, index lists renumbered and counts reduced."""
     config = text_config(edit_config(tiny_config(family, **fields), [1, 3], widths={}))
     assert {name: getattr(config, name) for name in edited} == edited
 
 
 @pytest.mark.parametrize("family", ["qwen3_next", "cohere2", "llama4_text", "nemotron_h", "kimi_linear"])
 def test_depth_cut_equals_skipped_layers(family: str) -> None:
-    """A model without a layer computes what the dense model does that skips it, whichever layer that is."""
+    """A model without a layer computes the same as the dense model that skips it, for every layer."""
     model = tiny_model(family)
     path, layers = find_layers(model)
     ids_BL = torch.randint(3, VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(0))
@@ -164,13 +164,13 @@ def _moved(tensors: dict[str, torch.Tensor], path: str, keep: Sequence[int]) -> 
 
 @pytest.mark.parametrize("family", sorted({*MODEL_REFUSALS} - {"glm5_next_text"}))
 def test_refused_families_get_their_reason(family: str) -> None:
-    """A model type of the refusals is refused before any work, with the reason that stands there."""
+    """Every model type in the table of refusals is refused with the reason in the table."""
     with pytest.raises(ModelError, match=re.escape(MODEL_REFUSALS[family])):
         discover(tiny_config(family))
 
 
 @pytest.mark.parametrize(
-    ("family", "fields", "said"),
+    ("family", "fields", "message"),
     [
         ("gemma4_text", {}, "embed_tokens_per_layer.weight outside the layers depends on their number"),
         ("jamba", {}, "its config cannot express this cut"),
@@ -178,13 +178,13 @@ def test_refused_families_get_their_reason(family: str) -> None:
         ("qwen3_vl", {}, DEPTH_REFUSALS["deepstack_visual_indexes"]),
     ],
 )
-def test_depth_is_refused_with_a_reason(family: str, fields: dict[str, Any], said: str) -> None:
-    """Where no config can express fewer layers, the anatomy says why."""
-    assert said in (discover(tiny_config(family, **fields)).depth_refusal or "")
+def test_depth_is_refused_with_a_reason(family: str, fields: dict[str, Any], message: str) -> None:
+    """Where no config can express fewer layers, the anatomy has the reason."""
+    assert message in (discover(tiny_config(family, **fields)).depth_refusal or "")
 
 
 def test_shared_keys_and_values_are_refused() -> None:
-    """Layers that reuse the keys and values of others are not walked one at a time."""
+    """A model whose layers reuse the keys and values of others is refused."""
     kinds = ["sliding_attention", "full_attention"] * 2
     config = tiny_config("gemma4_text", layer_types=kinds, num_kv_shared_layers=2)
     with pytest.raises(ModelError, match=re.escape(SHARING_REFUSALS["kv_sharing_modes"])):
@@ -192,7 +192,7 @@ def test_shared_keys_and_values_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "said"),
+    ("family", "message"),
     [
         ("t5gemma2", "encoder"),
         ("zamba", "share weights"),
@@ -200,14 +200,14 @@ def test_shared_keys_and_values_are_refused() -> None:
         ("clip", "AutoModel"),
     ],
 )
-def test_no_decoder_is_refused(family: str, said: str) -> None:
-    """Encoders, encoder-decoders and models that attend in both directions are told apart from decoders."""
-    with pytest.raises(ModelError, match=said):
+def test_no_decoder_is_refused(family: str, message: str) -> None:
+    """Encoders, encoder-decoders and models that attend in both directions are refused."""
+    with pytest.raises(ModelError, match=message):
         discover(tiny_config(family))
 
 
 def test_state_between_layers_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Layers that hand more than hidden states to the next are noticed though no table names them."""
+    """Layers that pass more than hidden states to the next are detected without an entry in a table."""
     monkeypatch.delitem(MODEL_REFUSALS, "zaya")
     tiny_model("zaya").save_pretrained(tmp_path / "base")
     recipe = _token_recipe(tmp_path, {"depth": {"remove": 1}})
@@ -226,7 +226,7 @@ def _token_recipe(folder: Path, sections: dict[str, Any]) -> Recipe:
 
 
 def test_text_part_of_a_vision_model_is_pruned_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The text decoder loses layers and neurons; vision tensors, their config and the processor's files stay."""
+    """The text decoder loses layers and neurons; vision tensors, their config and the processor's files do not."""
     verify_here(monkeypatch)
     model = tiny_model("gemma3")
     model.save_pretrained(tmp_path / "base")

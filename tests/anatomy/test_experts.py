@@ -1,4 +1,4 @@
-"""Mixtures of experts: widths of experts, whole experts removed, and what is refused with a reason."""
+"""Mixtures of experts: neurons of experts and whole experts are removed, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 import torch
 from helpers.commands import command, save_model, verify_here, write_recipe, write_text
 from helpers.families import MIXTURES, RELOAD
-from helpers.tiny import structure_of
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -22,13 +21,12 @@ from llmprune.anatomy.selection import mask_neurons, select_neurons
 from llmprune.anatomy.types import Anatomy, PrunableDim, unit_key
 from llmprune.checkpoint.loading import dense_decoder, tensors_of
 from llmprune.checkpoint.saving import CheckpointWriter
-from llmprune.common.errors import ModelError, RecipeError
+from llmprune.common.errors import ModelError
 from llmprune.criteria import Activation, BlockInfluence, Reap
 from llmprune.cut.apply import cut_config, cut_decoder
 from llmprune.cut.decision import Cut
 from llmprune.layerwise.forward import Decoder, LayerwiseForward
 from llmprune.prune.pass2 import Pruning
-from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.refit import Refit
 from llmprune.score.forward_pass import score
 from llmprune.score.scores import Scores
@@ -36,8 +34,8 @@ from llmprune.score.select import PlannedSizes, choose_cut
 from llmprune.testing import VOCABULARY, tiny_config, tiny_model
 
 REMOVABLE = [family for family in MIXTURES if family != "llama4_text"]
-# Families whose weights of the chosen experts do not change when others are out of reach: they are made of
-# the chosen ones alone. The others' softmax runs over all experts, and the removed ones' share goes to the rest.
+# Families that compute routing weights from the chosen experts alone, so that the weights do not change when others are
+# removed. In other families the softmax runs over all experts.
 CHOSEN_ALONE = ["mixtral", "deepseek_v3", "gpt_oss", "granitemoehybrid", "nemotron_h"]
 IDS = torch.randint(3, VOCABULARY, (4, 24), generator=torch.Generator().manual_seed(0))
 
@@ -56,7 +54,7 @@ def _scored(family: str, **overrides: Any) -> tuple[Any, Anatomy, Decoder, Score
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_small_mixtures_lose_experts_too(count: int) -> None:
-    """A mixture of two or three experts is found by the field that counts them, and proven like any other."""
+    """A mixture of two or three experts is found and proven like a larger one."""
     anatomy = discover(tiny_config("qwen2_moe", num_experts=count, num_experts_per_tok=1))
     assert anatomy.experts is not None
     assert (anatomy.experts.count, anatomy.experts.refusal) == (count, None)
@@ -64,7 +62,7 @@ def test_small_mixtures_lose_experts_too(count: int) -> None:
 
 @pytest.fixture(scope="module")
 def fewer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Anatomy, Cut, Tensor, Path]]:
-    """Every family without one layer, a third of its neurons and one expert in four, reloaded by one fresh process."""
+    """Prune a layer, a third of the neurons and one expert in four of every family; reload all in one fresh process."""
     root = tmp_path_factory.mktemp("experts")
     made = {}
     for family in REMOVABLE:
@@ -76,10 +74,12 @@ def fewer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Anatomy, 
         pruned = cut_decoder(dense, model, anatomy=anatomy, cut=cut)
         writer = CheckpointWriter(folder, pruned.skeleton, layers_path=pruned.layers_path)
         writer.write_rest(tensors_of(pruned.skeleton, skip=pruned.layers_path))
-        _, walk = Pruning(dense, pruned, anatomy=anatomy, cut=cut, refit=Refit(), write=writer.write_layer).run(IDS, 4)
+        _, forward = Pruning(dense, pruned, anatomy=anatomy, cut=cut, refit=Refit(), write=writer.write_layer).run(
+            IDS, 4
+        )
         writer.finish(max_shard_size=20_000, tokenizer=None)
         save_file({"ids": IDS}, folder / "ids.safetensors")
-        made[family] = (anatomy, cut, walk.logits(0), folder)
+        made[family] = (anatomy, cut, forward.logits(0), folder)
     folders = [str(folder) for _, _, _, folder in made.values()]
     done = subprocess.run([sys.executable, "-P", "-c", RELOAD, *folders], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -90,7 +90,7 @@ def fewer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Anatomy, 
 def test_depth_width_and_experts_reload_exactly(
     family: str, fewer: dict[str, tuple[Anatomy, Cut, Tensor, Path]]
 ) -> None:
-    """Layers, neurons and experts removed together: plain transformers gives the very logits, and no key differs."""
+    """After a cut of layers, neurons and experts, plain transformers gives equal logits, and no key differs."""
     anatomy, _, logits_NLV, folder = fewer[family]
     reloaded = json.loads((folder / "reloaded.json").read_text())
     assert reloaded["keys"] == {}
@@ -102,8 +102,8 @@ def test_depth_width_and_experts_reload_exactly(
 
 
 @pytest.mark.parametrize("family", CHOSEN_ALONE)
-def test_experts_removed_equal_experts_out_of_reach(family: str) -> None:
-    """The model without an expert is the model whose router cannot choose it."""
+def test_a_removed_expert_equals_one_that_is_never_chosen(family: str) -> None:
+    """A model without an expert computes the same as one whose router cannot choose it."""
     model, anatomy, dense, scores = _scored(family)
     cut = choose_cut(anatomy, scores, sizes=PlannedSizes((), anatomy.num_layers, num_experts=3))
     cut = Cut(cut.num_layers, cut.layers, {}, {}, 3, cut.experts)
@@ -117,13 +117,13 @@ def test_experts_removed_equal_experts_out_of_reach(family: str) -> None:
         with dense.layer(index) as layer:
             block = anatomy.blocks[index]
             if block is not None:
-                _put_out_of_reach(layer, block.path, cut.experts[unit_key(index, block.path)])
+                _hide_experts(layer, block.path, cut.experts[unit_key(index, block.path)])
             masked.pass_through(index, layer)
     torch.testing.assert_close(removed.logits(0), masked.logits(0), rtol=1e-4, atol=1e-4)
 
 
-def _put_out_of_reach(layer: torch.nn.Module, path: str, keep_E: Tensor) -> None:
-    """Let the router of the block choose among the kept experts only."""
+def _hide_experts(layer: torch.nn.Module, path: str, keep_E: Tensor) -> None:
+    """Make the router of the block choose among the kept experts only."""
     holder = layer.get_submodule(path.rpartition(".")[0])
     router = next(getattr(holder, name) for name in ("gate", "router") if hasattr(holder, name))
     hidden_from = torch.full((router.weight.shape[0],), 1e9).index_fill_(0, keep_E, 0.0)
@@ -141,8 +141,8 @@ def _put_out_of_reach(layer: torch.nn.Module, path: str, keep_E: Tensor) -> None
 
 
 @pytest.mark.parametrize("family", REMOVABLE)
-def test_what_experts_add_is_what_their_block_puts_out(family: str) -> None:
-    """The outputs seen expert by expert add up to the block's, and each expert's activations are seen."""
+def test_outputs_of_experts_add_up_to_the_output_of_their_block(family: str) -> None:
+    """The outputs of single experts sum to the block's output, and each expert's activations are observed."""
     _, anatomy, dense, _ = _scored(family)
     index = next(index for index, block in enumerate(anatomy.blocks) if block)
     unit = next(unit for unit in anatomy.units[index] if unit.experts)
@@ -150,15 +150,15 @@ def test_what_experts_add_is_what_their_block_puts_out(family: str) -> None:
     wanted: list[Tensor] = []
     tokens: dict[int, int] = {}
     routed: dict[int, int] = {}
-    walk = LayerwiseForward(dense, IDS, batch_size=4)
+    forward = LayerwiseForward(dense, IDS, batch_size=4)
     with dense.layer(index) as layer:
         module = layer.get_submodule(unit.path)
 
         def see(module: torch.nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
             total_TD = torch.zeros_like(output)
-            for expert, token_T, added_TD in outputs_of_experts(module, args, kwargs=kwargs, count=4):
-                total_TD.index_add_(0, token_T, added_TD)
-                tokens[expert] = len(token_T)
+            for part in outputs_of_experts(module, args, kwargs=kwargs, count=4):
+                total_TD.index_add_(0, part.token_T, part.output_TD)
+                tokens[part.expert] = len(part.token_T)
             totals.append(total_TD)
             wanted.append(output)
 
@@ -168,14 +168,14 @@ def test_what_experts_add_is_what_their_block_puts_out(family: str) -> None:
 
         module.register_forward_hook(see, with_kwargs=True)
         with activations_of_experts(module, layer.get_parameter(unit.tensors[-1].name), see=note):
-            walk.calls[0][index].run(layer, walk.streams[0])
+            forward.calls[0][index].run(layer, forward.streams[0])
     torch.testing.assert_close(totals[0], wanted[0], rtol=1e-4, atol=1e-5)
     assert tokens == routed
     assert sum(tokens.values()) == IDS.numel() * 2
 
 
 def test_reap_is_the_mean_weighted_norm() -> None:
-    """The score of an expert is the mean over its tokens of the weighted norm of its output; 0 without tokens."""
+    """The score of an expert is the mean norm of its weighted outputs; 0 without tokens."""
     sums = Reap().open(3, torch.device("cpu"))
     sums.update(0, torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
     sums.update(0, torch.tensor([[0.0, 0.0]]))
@@ -184,7 +184,7 @@ def test_reap_is_the_mean_weighted_norm() -> None:
 
 
 def test_an_expert_without_tokens_is_scored_by_its_weights() -> None:
-    """Neurons of an expert that calibration never reaches are ordered by the norm of what they write."""
+    """Neurons of an expert without calibration tokens are ranked by the norm of their output weights."""
     model = tiny_model("mixtral")
     router = model.model.layers[0].mlp.gate
     router.weight.data[3] = -1000 * router.weight.data[:3].sum(0).sign()
@@ -199,7 +199,7 @@ def test_an_expert_without_tokens_is_scored_by_its_weights() -> None:
 
 
 def test_scores_survive_their_file(tmp_path: Path) -> None:
-    """Scores of layers, neurons, experts and routing are read back as they were."""
+    """Scores of neurons, experts and routing are equal after saving and loading."""
     _, _, _, scores = _scored("mixtral")
     scores.save(tmp_path / "scores.safetensors")
     loaded = Scores.load(tmp_path / "scores.safetensors")
@@ -212,7 +212,7 @@ def test_scores_survive_their_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("parts", [(1,), (1, 1), (2,), (1, 2)])
 def test_masked_then_selected_is_selected(parts: tuple[int, ...]) -> None:
-    """Masking leaves the kept neurons as they are, of each expert its own, and zeroes the rest."""
+    """Masking does not change the kept neurons, of each expert its own, and sets the rest to zero."""
     tensor = torch.randn(2, 12, 5)
     keep = torch.tensor([[0, 2], [1, 3]])
     cut = PrunableDim("weight", 1, parts)
@@ -221,25 +221,8 @@ def test_masked_then_selected_is_selected(parts: tuple[int, ...]) -> None:
     assert int((masked != 0).any(-1).sum()) == select_neurons(tensor, cut, keep=keep).shape[1] * 2
 
 
-@pytest.mark.parametrize(
-    ("family", "overrides", "reason"),
-    [
-        ("llama4_text", {}, "not told which experts each token takes"),
-        ("deepseek_v3", {"n_routed_experts": 8, "n_group": 4, "topk_group": 2}, "routed in groups"),
-        ("llama", {}, "no mixture of experts"),
-    ],
-)
-def test_experts_that_stay_are_refused_with_a_reason(
-    family: str, overrides: dict[str, Any], reason: str, tmp_path: Path
-) -> None:
-    """Where experts cannot be scored or their routing is not theirs alone, the plan says why."""
-    tiny_config(family, **overrides).save_pretrained(tmp_path)
-    with pytest.raises(RecipeError, match=reason):
-        _plan(tmp_path, "experts: {remove: 1}")
-
-
-def test_experts_that_stay_do_not_keep_the_rest() -> None:
-    """Where no expert can be removed, layers and widths still can."""
+def test_other_cuts_are_possible_where_no_expert_can_be_removed() -> None:
+    """Layers and widths of such a model are cut."""
     model = tiny_model("llama4_text")
     anatomy = discover(model.config)
     config = cut_config(model.config, anatomy, layers=(0, 2, 3), widths={"intermediate_size": 64}, num_experts=4)
@@ -248,46 +231,8 @@ def test_experts_that_stay_do_not_keep_the_rest() -> None:
         cut_config(model.config, anatomy, layers=(0, 2, 3), widths={}, num_experts=3)
 
 
-def _plan(folder: Path, sections: str) -> Any:
-    return structure_of(Recipe.parse(f"model: {{id: '{folder}'}}\ncalibration: {{dataset: text.txt}}\n{sections}\n"))
-
-
-@pytest.mark.parametrize(
-    ("sections", "message"),
-    [
-        (
-            "width: {neurons: 32}",
-            r"several widths: moe_intermediate_size \(48\), shared_expert_intermediate_size \(96\)",
-        ),
-        ("width: {neurons: {moe_size: 32}}", "width.neurons.moe_size: is no width of this model; those that are: moe_"),
-        ("width: {neurons: {moe_intermediate_size: 64}}", "64 is more than the 48 neurons"),
-        ("experts: {keep: 1}", "1 of 4 experts would stay and each token takes 2; keep 2–4"),
-        ("experts: {remove: 3}", "1 of 4 experts would stay"),
-        ("experts: {keep: 5}", "keep 2–4"),
-        ("experts: {keep: 2, remove: 2}", "exactly one of remove, keep"),
-        ("width: {neurons: {moe_intermediate_size: 0}}", "must be above 0"),
-    ],
-)
-def test_impossible_targets_are_refused(sections: str, message: str, tmp_path: Path) -> None:
-    """Several widths have to be named, and enough experts must stay for the router's choice."""
-    tiny_config("qwen2_moe").save_pretrained(tmp_path)
-    with pytest.raises(RecipeError, match=message):
-        _plan(tmp_path, sections)
-
-
-def test_a_fraction_applies_to_every_width(tmp_path: Path) -> None:
-    """Each width is cut by the same fraction and rounded by itself; named ones leave the others."""
-    tiny_config("qwen2_moe").save_pretrained(tmp_path)
-    plan = _plan(tmp_path, "width: {mlp: 0.67}")
-    assert plan.keep_widths == {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 64}
-    plan = _plan(tmp_path, "width: {neurons: {moe_intermediate_size: 32}}\nexperts: {keep: 3}")
-    assert plan.pruned.widths == {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 96}
-    assert (plan.dense.experts, plan.pruned.experts) == (4, 3)
-    assert plan.parameters_exact
-
-
 def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One recipe cuts layers, both widths, heads and experts; plan, cut, report and page show each of them."""
+    """One recipe cuts layers, both widths, heads and experts; cut, report, page and terminal show each of them."""
     verify_here(monkeypatch)
     base = save_model(tmp_path / "base", "qwen2_moe")
     cuts = {"depth": {"remove": 1}, "width": {"mlp": 0.67, "heads": 1}, "experts": {"remove": 1}}
@@ -309,21 +254,21 @@ def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(len(layer["experts_kept"]) == 3 for layer in report["layers"] if not layer["removed"])
     assert any("without refit" in warning and "mlp.experts" in warning for warning in report["warnings"])
     page = (tmp_path / "out" / "report.html").read_text()
-    for said in (
+    for shown in (
         "1 of 4 experts removed",
         "48 to 32 neurons (moe_intermediate_size)",
         "experts kept",
         "1 of 2 key-value heads removed",
     ):
-        assert said in page
+        assert shown in page
     assert "moe_intermediate_size" in outcome.out
     assert "key-value heads" in outcome.out
     table = command("anatomy", base).out
-    for said in (
+    for shown in (
         "48 in each of 4 experts in 4 layers",
         "Experts: can be cut",
         "96 in 4 layers (mlp.shared_expert)",
         "4 in 2 key-value groups of 2",
         "Heads: can be cut",
     ):
-        assert said in table.replace("\n", " ")
+        assert shown in table.replace("\n", " ")

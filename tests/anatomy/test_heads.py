@@ -1,4 +1,4 @@
-"""Attention heads by key-value group: found, refused, asked for and scored; the contracts cut them with the rest."""
+"""Attention heads by key-value group: discovery, refusals, planned numbers, scores, and the refit of their output."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def _plan(folder: Path, width: str, family: str = "llama", **overrides: Any) -> 
 @pytest.mark.parametrize(
     ("named", "kinds"), [("", ("share", "activation")), (", criterion: {kind: flap}", ("flap",) * 2)]
 )
-def test_neurons_and_heads_have_defaults_of_their_own(named: str, kinds: tuple[str, str]) -> None:
-    """A criterion that is named scores both."""
+def test_neurons_and_heads_have_separate_default_criteria(named: str, kinds: tuple[str, str]) -> None:
+    """A criterion in the recipe scores both."""
     width = Recipe.parse(
         f"model: {{id: x}}\ncalibration: {{dataset: t.txt}}\nwidth: {{mlp: 0.5, heads: 1{named}}}\n"
     ).width
     assert width is not None
-    assert (width.neurons_by.kind, width.heads_by.kind) == kinds
+    assert (width.neuron_criterion.kind, width.head_criterion.kind) == kinds
 
 
 @pytest.mark.parametrize(
@@ -54,8 +54,8 @@ def test_neurons_and_heads_have_defaults_of_their_own(named: str, kinds: tuple[s
         ((2, 1, 1), [4, 5, 0, 1, 8, 6, 11, 9]),
     ],
 )
-def test_a_group_has_its_entries_in_every_part(parts: tuple[int, ...], rows: list[int]) -> None:
-    """Of three groups the last and the first: side by side in each part, the parts one after the other."""
+def test_a_group_has_entries_in_every_part(parts: tuple[int, ...], rows: list[int]) -> None:
+    """The rows of the last and the first of three groups are adjacent in each of the consecutive parts."""
     keep_K = torch.tensor([2, 0])
     assert rows_of(keep_K, 3 * sum(parts), cut=PrunableDim("weight", 0, parts)).tolist() == rows
 
@@ -70,7 +70,7 @@ def test_a_group_has_its_entries_in_every_part(parts: tuple[int, ...], rows: lis
     ],
 )
 def test_tensors_of_a_group_are_found(family: str, overrides: dict[str, Any], parts: dict[str, Any]) -> None:
-    """Queries, keys, values and what reads them follow the heads, wherever the family keeps them."""
+    """Query, key, value and output projections of a group are found, separate or fused."""
     anatomy = discover(tiny_config(family, **overrides))
     unit = next(unit for unit in anatomy.attention if unit)
     assert {cut.name.split(".")[1]: cut.parts for cut in unit.tensors} == parts
@@ -84,14 +84,14 @@ def test_tensors_of_a_group_are_found(family: str, overrides: dict[str, Any], pa
         ("gpt2", {}, "hidden_size divided by their number"),
         ("olmo2", {}, "not the same when groups of heads are cut as when they are masked"),
         ("llama", {"num_key_value_heads": 1}, "share one key and value"),
-        ("llama", {"num_key_value_heads": 3}, "num_attention_heads (4) is no multiple of num_key_value_heads (3)"),
+        ("llama", {"num_key_value_heads": 3}, "num_attention_heads (4) is not a multiple of num_key_value_heads (3)"),
         ("mamba", {}, "counts no attention heads"),
     ],
 )
-def test_heads_that_stay_are_refused_with_a_reason(
+def test_removal_of_heads_is_refused_with_a_reason(
     family: str, overrides: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
-    """The plan says why, before a weight is read; other cuts of the model are as they were."""
+    """The plan and the config of a cut refuse it, with the reason."""
     with pytest.raises(RecipeError) as caught:
         _plan(tmp_path, "{heads: 1}", family, **overrides)
     assert "width.heads: no attention heads of this model can be removed" in str(caught.value)
@@ -105,7 +105,7 @@ def test_heads_that_stay_are_refused_with_a_reason(
     ("width", "message"),
     [
         ("{heads: 5}", "5 is more than the 4 key-value groups that the attention has; keep 1, 2, 4"),
-        ("{heads: 3}", "3 of 4 key-value groups cannot be kept, its config refuses num_attention_heads 6"),
+        ("{heads: 3}", "3 of 4 key-value groups cannot be kept, the config refuses num_attention_heads 6"),
         ("{heads: 0}", "width.heads: must be above 0"),
         ("{heads: 1.5}", "width.heads: must be at most 1"),
         ("{heads: two}", "width.heads: must be a whole number or a number, not"),
@@ -113,8 +113,8 @@ def test_heads_that_stay_are_refused_with_a_reason(
         ("{heads: 1, mlp: 0.5, neurons: 32}", "width: needs exactly one of mlp, neurons"),
     ],
 )
-def test_impossible_targets_are_refused(width: str, message: str, tmp_path: Path) -> None:
-    """The limit and the remedy are named; what a config refuses is known beforehand."""
+def test_impossible_numbers_of_heads_are_refused(width: str, message: str, tmp_path: Path) -> None:
+    """The message has the limit and the remedy, for values that the model's config refuses too."""
     with pytest.raises(RecipeError) as caught:
         _plan(tmp_path, width, **FOUR_GROUPS)
     assert message in str(caught.value)
@@ -124,12 +124,11 @@ def test_impossible_targets_are_refused(width: str, message: str, tmp_path: Path
     ("heads", "kept", "noted"), [("0.5", 2, False), ("0.7", 2, True), ("1.0", 4, False), ("1", 1, False)]
 )
 def test_a_fraction_takes_what_the_config_accepts(heads: str, kept: int, noted: bool, tmp_path: Path) -> None:
-    """The nearest number of groups, with a note where it is another; the cache gets smaller by the same share."""
+    """A fraction is rounded to a number of groups that the config accepts, with a note; cache and weights shrink."""
     plan = _plan(tmp_path, f"{{heads: {heads}}}", **FOUR_GROUPS)
     assert plan.keep_kv_groups == plan.pruned.kv_groups == kept
     assert (
-        any("2.8 of 4 key-value groups of heads is made 2: its config accepts 1, 2, 4" in n for n in plan.notes)
-        == noted
+        any("2.8 of 4 key-value groups is rounded to 2: the config accepts 1, 2, 4" in n for n in plan.notes) == noted
     )
     assert plan.dense.kv_bytes_per_token == 4 * 2 * 4 * 8 * 4  # layers, keys and values, groups, dimensions, bytes
     assert plan.pruned.kv_bytes_per_token == plan.dense.kv_bytes_per_token * kept // 4
@@ -140,8 +139,8 @@ def test_a_fraction_takes_what_the_config_accepts(heads: str, kept: int, noted: 
     assert plan.keep_widths == {}
 
 
-def test_a_group_is_worth_its_inputs_of_the_output_projection() -> None:
-    """Its score is the sum of theirs by the same criterion; heads alone leave the neurons unscored, and kept."""
+def test_the_score_of_a_group_is_the_sum_over_its_inputs_of_the_output_projection() -> None:
+    """The criterion scores the inputs like neurons. A recipe for heads alone scores and cuts no neurons."""
     model = tiny_model("llama", **FOUR_GROUPS)
     anatomy, dense = discover(model.config), dense_decoder(model)
     seen: list[torch.Tensor] = []
@@ -161,8 +160,8 @@ def test_a_group_is_worth_its_inputs_of_the_output_projection() -> None:
     assert torch.equal(cut.heads[unit_key(2, "self_attn")], best_K)
 
 
-def test_the_refit_takes_over_what_lost_heads_wrote(tmp_path: Path) -> None:
-    """Where the groups that go say what those that stay say, nothing is lost; without the refit much is."""
+def test_the_refit_restores_the_output_of_removed_heads(tmp_path: Path) -> None:
+    """With duplicate groups the refit removes the error of the cut; without it the error is large."""
     model = tiny_model("llama", **FOUR_GROUPS)
     with torch.no_grad():
         for layer in model.model.layers:

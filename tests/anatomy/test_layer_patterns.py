@@ -1,4 +1,4 @@
-"""Layer patterns: found without a family's name, told where a cut breaks them, and kept where the recipe asks."""
+"""Layer patterns: found in any family, reported where a cut breaks them, and preserved on request."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from llmprune.criteria.base import DepthCriterion, TrialCriterion
 from llmprune.cut.decision import Cut
 from llmprune.cut.layer_choice import choose_in_pattern, kinds_of, possible_counts
 from llmprune.pipeline.run import run
-from llmprune.planning.interop import about_depth, about_head_size, about_layer_count
 from llmprune.planning.plan import Plan
-from llmprune.planning.sizes import planned_layers
+from llmprune.planning.planned_sizes import planned_layers
+from llmprune.planning.tool_compatibility import about_depth, about_head_size, about_layer_count
 from llmprune.recipe.depth import Depth
 from llmprune.recipe.recipe import Recipe
 from llmprune.score.ablation import layer_ablation_scores
@@ -56,19 +56,19 @@ def _plan(folder: Path, sections: str, family: str, **fields: Any) -> Plan:
 
 @pytest.fixture(scope="module")
 def six() -> Anatomy:
-    """Eight layers of which the sixth alone is of full attention."""
+    """Return the anatomy of eight layers of which only the sixth has full attention."""
     return discover(tiny_config("gemma3_text", num_hidden_layers=8))
 
 
-def _told(anatomy: Anatomy, **settings: Any) -> list[str]:
-    """What a plan of these depth settings says of patterns."""
+def _notes(anatomy: Anatomy, **settings: Any) -> list[str]:
+    """Return the notes on patterns in a plan with these depth settings."""
     depth = Depth.model_validate(settings)
     keep, named = planned_layers(depth, anatomy), depth.layers is not None
     return about_depth(anatomy, keep, named=named, keep_pattern=depth.keep_pattern)
 
 
 def _best(anatomy: Anatomy, scores_N: torch.Tensor, keep: int) -> float:
-    """The highest sum of scores of all choices that keep the pattern, each tried."""
+    """Return the highest sum of scores of all choices that preserve the pattern, by exhaustive search."""
     kinds = kinds_of(anatomy.patterns, anatomy.num_layers)
     fitting = [
         chosen
@@ -82,54 +82,54 @@ def _best(anatomy: Anatomy, scores_N: torch.Tensor, keep: int) -> float:
 def test_patterns_are_found_in_lists_and_modules(
     family: str, fields: dict[str, Any], expected: list[tuple[str, int]]
 ) -> None:
-    """By what repeats, whatever the family; what is listed in no order or comes first is no pattern."""
+    """Lists and modules that repeat are patterns; first layers of another kind are none."""
     found = discover(tiny_config(family, **fields)).patterns
     assert [(pattern.name, pattern.period) for pattern in found] == expected
 
 
-def test_a_cut_that_breaks_the_pattern_is_told(six: Anatomy) -> None:
-    """In one sentence: the list, the period, the first layer that differs, and what assumes it."""
-    (note,) = _told(six, layers=(1,))
-    assert "repeats every 6 layers in the base and not in what is kept: layer 4 is full_attention" in note
+def test_a_cut_that_breaks_the_pattern_is_reported(six: Anatomy) -> None:
+    """The note has the list, the period, the first layer that differs, and a tool that assumes the period."""
+    (note,) = _notes(six, layers=(1,))
+    assert "repeats every 6 layers in the base and not in the pruned model: layer 4 is full_attention" in note
     assert "llama.cpp" in note
     assert "keep_pattern" in note
 
 
 @pytest.mark.parametrize("settings", [{"layers": (7,)}, {"layers": (6,)}, {"layers": (6,), "keep_pattern": True}])
-def test_a_cut_that_keeps_the_pattern_is_not_warned_of(settings: dict[str, Any], six: Anatomy) -> None:
-    """Without one of the last two sliding layers the others stand where the period says."""
-    assert _told(six, **settings) == []
+def test_a_cut_that_preserves_the_pattern_has_no_note(settings: dict[str, Any], six: Anatomy) -> None:
+    """Without one of the last two sliding layers the others still follow the period."""
+    assert _notes(six, **settings) == []
 
 
-def test_scores_that_may_break_the_pattern_are_told_before_they_are_known(six: Anatomy) -> None:
-    """With ``keep_pattern`` they cannot."""
-    (note,) = _told(six, remove=2)
+def test_a_plan_warns_that_scores_may_break_the_pattern(six: Anatomy) -> None:
+    """With ``keep_pattern`` there is no warning."""
+    (note,) = _notes(six, remove=2)
     assert "the scores may choose layers that break this" in note
-    assert _told(six, remove=2, keep_pattern=True) == []
+    assert _notes(six, remove=2, keep_pattern=True) == []
 
 
-def test_named_layers_that_break_the_pattern_are_refused_where_it_is_to_be_kept(six: Anatomy) -> None:
-    """The sentence names the first layer that would stand wrong."""
+def test_named_layers_that_break_the_pattern_are_refused_with_keep_pattern(six: Anatomy) -> None:
+    """The message names the first layer that breaks it."""
     with pytest.raises(RecipeError, match="layer 5 would become layer 4, which is full_attention"):
-        _told(six, layers=(1,), keep_pattern=True)
+        _notes(six, layers=(1,), keep_pattern=True)
 
 
-def test_counts_that_leave_no_full_attention_are_refused_with_those_that_do(six: Anatomy) -> None:
-    """The first full-attention layer of a pattern of six is the sixth."""
+def test_numbers_of_layers_without_full_attention_are_refused(six: Anatomy) -> None:
+    """The message has the possible numbers: the first full-attention layer is the sixth."""
     with pytest.raises(RecipeError, match="keep 6–8 layers"):
-        _told(six, keep=5, keep_pattern=True)
+        _notes(six, keep=5, keep_pattern=True)
     assert planned_layers(Depth(keep=6, keep_pattern=True), six) == (0, 1, 2, 3, 4, 5)
 
 
-def test_a_model_without_patterns_says_that_there_is_none_to_keep() -> None:
-    """A wish that changes nothing is told."""
-    (note,) = _told(discover(tiny_config("llama")), remove=2, keep_pattern=True)
+def test_keep_pattern_without_a_pattern_has_a_note() -> None:
+    """A setting without effect is reported."""
+    (note,) = _notes(discover(tiny_config("llama")), remove=2, keep_pattern=True)
     assert "no kind of layer repeats" in note
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3_text", "qwen3_next"])
 def test_the_best_layers_in_the_pattern_stay(family: str) -> None:
-    """Of all choices that follow the pattern the one with the highest scores, for every number that is possible."""
+    """For every possible number of layers, the choice has the highest scores of all that follow the pattern."""
     anatomy = discover(tiny_config(family, num_hidden_layers=8))
     kinds = kinds_of(anatomy.patterns, 8)
     for seed, keep in itertools.product(range(4), possible_counts(anatomy)):
@@ -151,11 +151,11 @@ def test_the_best_layers_in_the_pattern_stay(family: str) -> None:
     ],
     ids=["passing", "contiguous", "greedy", "at-once", "greedy-divergence", "greedy-refit"],
 )
-def test_every_depth_criterion_keeps_the_pattern(criterion: DepthCriterion) -> None:
-    """Scores that break it alone choose among what keeps it; a block stays one block, rounds leave out what can go."""
+def test_every_depth_criterion_can_preserve_the_pattern(criterion: DepthCriterion) -> None:
+    """With ``keep_pattern``, scores that break the pattern choose layers that preserve it; blocks stay contiguous."""
     model, remove = tiny_model("qwen3_moe", num_hidden_layers=6, decoder_sparse_step=2), 3
     with torch.no_grad():
-        for index, part in {1: 1e-3, 2: 1e-3, 4: 0.2}.items():  # these matter least
+        for index, part in {1: 1e-3, 2: 1e-3, 4: 0.2}.items():  # these layers have the lowest scores
             for name, parameter in model.model.layers[index].named_parameters():
                 if "o_proj" in name or "down_proj" in name:
                     parameter.mul_(part)
@@ -201,13 +201,16 @@ def test_every_depth_criterion_keeps_the_pattern(criterion: DepthCriterion) -> N
         assert sorted(torch.argsort(layers_N, stable=True)[:remove].tolist()) == list(cut.removed)
 
 
-def test_the_report_says_what_the_scores_did_to_the_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the plan said of a risk becomes what happened."""
+def test_the_report_states_how_the_scores_broke_the_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the report, the plan's warning of a risk is replaced by the broken pattern."""
     verify_here(monkeypatch)
-    tiny_model("gemma3_text", num_hidden_layers=8).save_pretrained(tmp_path / "base")
+    model = tiny_model("gemma3_text", num_hidden_layers=8)
+    for name, parameter in model.model.layers[1].named_parameters():
+        if name.startswith("post_"):
+            parameter.data.fill_(-0.999)  # Gemma's norms scale by 1 + weight: this layer adds least, so it is removed
+    model.save_pretrained(tmp_path / "base")
     save_file({"input_ids": IDS}, tmp_path / "ids.safetensors")
     tokens = f"{{tokens: '{tmp_path}/ids.safetensors', key: input_ids, samples: 4, sequence_length: 24}}"
-    monkeypatch.setattr("llmprune.score.select.choose_layers", lambda *_, **__: (0, 2, 3, 4, 5, 6, 7))
     report = run(
         Recipe.parse(
             f"model: {{id: '{tmp_path}/base'}}\ncalibration: {tokens}\nevaluation: {{perplexity: null}}\nrefit: false\n"
@@ -215,23 +218,25 @@ def test_the_report_says_what_the_scores_did_to_the_pattern(tmp_path: Path, monk
         ),
         tmp_path / "run",
     )
-    (about,) = [warning for warning in report.warnings if "layer_types" in warning]
-    assert "not in what is kept: layer 4 is full_attention" in about
+    (warning,) = [warning for warning in report.warnings if "layer_types" in warning]
+    assert "not in the pruned model: layer 4 is full_attention" in warning
 
 
-def test_an_attention_scale_that_is_not_the_heads_size_is_told_where_layers_go() -> None:
-    """llama.cpp knows such a model by its number of layers."""
-    said = []
+def test_an_attention_scale_other_than_the_head_size_has_a_note_where_layers_are_removed() -> None:
+    """llama.cpp recognises such a model by its number of layers."""
+    notes = []
     for scalar, layers in ((8, 3), (16, 3), (16, 4)):
         config = tiny_config("gemma2", query_pre_attn_scalar=scalar)
         fewer = tiny_config("gemma2", query_pre_attn_scalar=scalar, num_hidden_layers=layers)
-        said += about_layer_count(build_meta_model(config), build_meta_model(fewer))
-    assert len(said) == 1
-    assert "the attention scale is set by query_pre_attn_scalar (16) and not by head_dim (8)" in said[0]
+        notes += about_layer_count(build_meta_model(config), build_meta_model(fewer))
+    assert len(notes) == 1
+    assert "the attention scale is set by query_pre_attn_scalar (16) and not by head_dim (8)" in notes[0]
 
 
-def test_a_value_that_follows_the_number_of_layers_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever part of a model's code derives it."""
+def test_a_value_that_depends_on_the_number_of_layers_has_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A value that the model's code derives is found on the built models."""
     from transformers import LlamaModel
 
     original = LlamaModel.__init__
@@ -246,25 +251,25 @@ def test_a_value_that_follows_the_number_of_layers_is_told(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize(
-    ("family", "said"),
+    ("family", "message"),
     [
-        ("phi3", "the config of this model type has no head_dim, so the result's says head_dim: 8"),
+        ("phi3", "the config of this model type has no head_dim, so the result's states head_dim: 8"),
         ("llama", "the base's config.json leaves head_dim to hidden_size / num_attention_heads"),
     ],
 )
-def test_a_size_of_heads_that_tools_derive_is_told_where_heads_go(family: str, said: str) -> None:
-    """With the tools; where the base's own file says the size, or no heads go, there is nothing to tell."""
+def test_a_head_size_that_tools_derive_has_a_note_where_heads_are_removed(family: str, message: str) -> None:
+    """There is no note where the base's own file states the size, or where no heads are removed."""
     config = tiny_config(family, hidden_size=64, num_attention_heads=8, num_key_value_heads=4)
     heads = count_heads(config)
-    for raw, kept, told in (({}, 2, True), ({}, 4, False), ({"head_dim": 8}, 2, family == "phi3")):
+    for raw, kept, noted in (({}, 2, True), ({}, 4, False), ({"head_dim": 8}, 2, family == "phi3")):
         fixed = {"head_dim": 8} if family == "phi3" else {}
         found = replace(heads, fixed=fixed) if heads else None
         notes = about_head_size(config, raw, heads=found, kept=kept)
-        assert [note.startswith(said) and "llama.cpp" in note for note in notes] == [True] * told
+        assert [note.startswith(message) and "llama.cpp" in note for note in notes] == [True] * noted
 
 
-def test_a_plan_tells_the_size_of_heads_that_tools_derive(tmp_path: Path) -> None:
-    """Found in the config's class, for a model whose file says nothing."""
+def test_a_plan_has_the_note_on_the_head_size(tmp_path: Path) -> None:
+    """The plan of a model whose config class has no field for the size includes the note."""
     fields = {"hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 4}
     notes = _plan(tmp_path, "width: {heads: 2}", "phi3", **fields).notes
     assert any("the config of this model type has no head_dim" in note for note in notes)

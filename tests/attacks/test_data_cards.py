@@ -183,7 +183,7 @@ def test_text_of_a_package_lies_in_it(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "private.txt").write_text("secret")
     monkeypatch.syspath_prepend(tmp_path)
     for name in ("../private.txt", str(tmp_path / "private.txt")):
-        assert "names nothing inside a package" in refusal(f"package://somepackage/{name}")
+        assert "does not name a part of a package" in refusal(f"package://somepackage/{name}")
 
 
 def tar_of_links(target: Path) -> bytes:

@@ -93,10 +93,10 @@ def test_no_text_is_more_than_a_wrong_recipe() -> None:
             "line 1, column 1: not valid YAML: '' does not fit its tag !!float; correct it or leave the tag",
         ),
         ("a: !!bool x", "line 1, column 4: not valid YAML: 'x' does not fit its tag !!bool"),
-        ("!!timestamp ''", "the tag '!!timestamp' is not read on a value of a recipe; leave it out"),
-        ("!!set {a}", "the tag '!!set' is not read on a mapping of a recipe"),
-        ("!!int [1]", "the tag '!!int' is not read on a list of a recipe"),
-        ("!mine x", "the tag '!mine' is not read on a value"),
+        ("!!timestamp ''", "the tag '!!timestamp' is not supported on a value of a recipe; leave it out"),
+        ("!!set {a}", "the tag '!!set' is not supported on a mapping of a recipe"),
+        ("!!int [1]", "the tag '!!int' is not supported on a list of a recipe"),
+        ("!mine x", "the tag '!mine' is not supported on a value"),
         ('"\\ud800"', "halves of a character; write the whole character"),
         ('"\\UFFFFFFFF"', "is above \\U0010FFFF"),
         ("%YAML 1." + "9" * 5_000 + "\n--- a", "the version after %YAML is too long"),
@@ -124,7 +124,7 @@ def test_text_that_looks_like_a_value_stays_text(text: str) -> None:
 
 def test_an_index_of_thousands_of_digits_is_no_place() -> None:
     """An override's key is a number as well."""
-    with pytest.raises(RecipeError, match="is no place in a list of 1"):
+    with pytest.raises(RecipeError, match="is not an index of a list of 1"):
         Recipe.parse(RECIPE + "evaluation: {tasks: [a]}", (f"evaluation.tasks.{'1' * 5_000}=b",))
 
 

@@ -1,33 +1,28 @@
-"""The result's folder is the base's own, but for its weights: which files come along, and what its config says."""
+"""Files of the base model: those that the result gets, and those that are left out with a reason."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from helpers.commands import save_model, verify_here, write_recipe, write_text
+from helpers.base_models import add, config_of, edit, prune
+from helpers.commands import write_recipe
 from helpers.hub.published import files_of
 from helpers.hub.server import Hub
-from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llmprune import ModelError, Recipe, Report, run
-from llmprune.anatomy.config_edits import edit_config
-from llmprune.checkpoint import copied_files as companions
-from llmprune.checkpoint.config_file import ConfigChange, edited_config, write_config
-from llmprune.checkpoint.copied_files import find_companions
-from llmprune.checkpoint.gguf import _spell_for_transformers_4
+from llmprune import ModelError, Recipe
+from llmprune.checkpoint.copied_files import LARGEST, is_copied, select_files
 from llmprune.planning.plan import make_plan
-from llmprune.testing import tiny_config
 
+pytestmark = pytest.mark.usefixtures("quick_verification")
 TOKENIZER = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|end|>", "extra_special_tokens": {}}
-# Files of a base by their paths, with what is in them.
-CARRIED: dict[str, str] = {
+
+
+# Files of a base that are copied, by path, with their content.
+COPIED: dict[str, str] = {
     "tokenizer.model": "\x00 a sentencepiece model",
     "tokenizer_config.json": json.dumps(TOKENIZER, separators=(",  ", ":")),
     "special_tokens_map.json": '{"eos_token":   "<|end|>"}',
@@ -41,216 +36,92 @@ CARRIED: dict[str, str] = {
     "preprocessor_config.json": '{"size":7}',
     "notes.csv": "a,b\n",
 }
-LEFT: dict[str, tuple[str, str]] = {
+
+
+# Files that are left out, by path, with their content and the reason.
+LEFT_OUT: dict[str, tuple[str, str]] = {
     "pytorch_model.bin.index.json": ("{}", "describes the base's weights"),
     "params.json": ('{"dim": 32, "n_layers": 4}', "describes the base's weights"),
     "exponents.json": ('{"model.layers.0.mlp.up_proj.weight": 3}', "describes the base's weights"),
     "model.safetensors.sha256": ("abc", "describes the base's weights"),
     "modeling_own.py": ("raise SystemExit", "code, which the recipe does not trust"),
-    "big.csv": ("x" * 2000, "larger than"),
-    "onnx/config.json": ("{}", "lies in a folder of its own"),
+    "onnx/config.json": ("{}", "is in a subfolder of another format"),
 }
-SILENT = {"README.md": "# A base", "llmprune.json": "{}", ".gitattributes": "x", "model.onnx": "x", "extra.bin": "x"}
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model and a text, made once."""
-    room = tmp_path_factory.mktemp("made")
-    save_model(room / "base")
-    write_text(room / "text.txt")
-    return room
+# Files that are left out without a reason.
+UNLISTED = {"README.md": "# A base", "llmprune.json": "{}", ".gitattributes": "x", "model.onnx": "x", "extra.bin": "x"}
 
 
-@pytest.fixture
-def base(made: Path, tmp_path: Path) -> Path:
-    """A copy of the model to add to."""
-    return Path(shutil.copytree(made / "base", tmp_path / "base"))
+def make_large(path: Path) -> None:
+    """Make a sparse file that is larger than copied files may be."""
+    with path.open("wb") as file:
+        file.truncate(LARGEST + 1)
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    verify_here(monkeypatch)
-
-
-def add(folder: Path, files: dict[str, str]) -> None:
-    """Write files, by their paths in a folder."""
-    for name, text in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
-
-
-def edit(path: Path, **fields: Any) -> None:
-    """Set fields of a JSON file."""
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-
-def prune(made: Path, base: Path | str, folder: Path, **sections: Any) -> Report:
-    """Run a recipe; the result lies in ``folder``/run/model."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return run(Recipe.load(write_recipe(folder / "recipe.yaml", base, made / "text.txt", **sections)), folder / "run")
-
-
-def config_of(folder: Path) -> dict[str, Any]:
-    """The fields of a folder's config.json."""
-    fields: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    return fields
-
-
-def test_files_that_are_no_weights_come_along_byte_for_byte(
-    made: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Tokenizer, settings, templates and licences of any depth do; what describes other weights or is large does not.
+def test_files_other_than_weights_are_copied_byte_for_byte(made: Path, base: Path, tmp_path: Path) -> None:
+    """Tokenizer, settings, templates and licences are copied; large files and those that describe weights are not.
 
     Plan and report list both kinds.
     """
-    monkeypatch.setattr(companions, "LARGEST", 1000)
-    others = {name: text for name, (text, _) in LEFT.items()} | SILENT
-    add(base, CARRIED | others | {"tokenizer.model": "x" * 2000})
+    others = {name: text for name, (text, _) in LEFT_OUT.items()} | UNLISTED
+    add(base, COPIED | others)
+    make_large(base / "big.csv")
     report = prune(made, base, tmp_path)
     plan = make_plan(Recipe.load(tmp_path / "recipe.yaml"))
     result = tmp_path / "run" / "model"
-    same = {*CARRIED, "tokenizer.json", "chat_template.jinja"}
+    same = {*COPIED, "tokenizer.json", "chat_template.jinja"}
     assert set(files_of(result)) == same | {"config.json", "model.safetensors"}
     assert {name: (result / name).read_bytes() for name in same} == {name: (base / name).read_bytes() for name in same}
     assert plan.base_files == report.base_files
     assert set(report.base_files.carried) == same
     listed = {name.replace("onnx", "onnx/config.json"): why for name, why in report.base_files.left.items()}
-    assert listed.keys() == LEFT.keys()
-    assert all(why in listed[name] for name, (_, why) in LEFT.items())
+    assert "larger than" in listed.pop("big.csv")
+    assert listed.keys() == LEFT_OUT.keys()
+    assert all(why in listed[name] for name, (_, why) in LEFT_OUT.items())
     page = (tmp_path / "run" / "report.html").read_text()
     assert "tokenizer.model" in page
     assert "modeling_own.py (code, which the recipe does not trust)" in page
 
 
-def test_odd_entries_never_stop_a_run(made: Path, base: Path, tmp_path: Path) -> None:
-    """A pipe, a broken link and folders in place of files are left behind, and the plan says so."""
+def test_a_large_tokenizer_is_copied() -> None:
+    """The limit on the size of a file does not apply to tokenizers."""
+    assert is_copied("tokenizer.model", LARGEST + 1, trusted=False)
+    assert not is_copied("notes.csv", LARGEST + 1, trusted=False)
+
+
+def test_irregular_entries_do_not_stop_a_run(made: Path, base: Path, tmp_path: Path) -> None:
+    """A pipe, a broken link and folders in place of files are left out, with a reason."""
     (base / "LICENSES").mkdir()
     os.mkfifo(base / "NOTICE")
     os.mkfifo(base / "LICENSES" / "pipe")
     (base / "LICENSE").symlink_to("nowhere")
     (base / "USE_POLICY").mkdir()
     (base / "tokenizer.model").mkdir()
-    found = find_companions(base, trusted=False)
-    assert {"NOTICE", "LICENSES/pipe", "LICENSE", "USE_POLICY", "tokenizer.model"} == found.left.keys()
+    found = select_files(base, trusted=False)
+    assert {"NOTICE", "LICENSES/pipe", "LICENSE", "USE_POLICY", "tokenizer.model"} == found.left_out.keys()
     prune(made, base, tmp_path, width=None)
     assert not [path for path in (tmp_path / "run" / "model").iterdir() if path.name.startswith(("LIC", "NOT", "USE"))]
 
 
 def test_a_link_out_of_the_folder_is_never_copied(base: Path, tmp_path: Path) -> None:
-    """What nobody reads while it is pruned, such as a picture, is no way to have a file of the machine copied."""
+    """A link to a file outside the model's folder, such as a picture, is left out."""
     (tmp_path / "secret").write_text("secret")
     (base / "figure.png").symlink_to(tmp_path / "secret")
     (base / "inside.png").symlink_to("config.json")
-    found = find_companions(base, trusted=False)
-    assert found.left == {"figure.png": "a link that leads out of the model's folder"}
-    assert "inside.png" in found.carried
+    found = select_files(base, trusted=False)
+    assert found.left_out == {"figure.png": "a link that leads out of the model's folder"}
+    assert "inside.png" in found.copied
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
-def test_a_file_that_cannot_be_read_is_said_by_the_plan(made: Path, base: Path, tmp_path: Path) -> None:
-    """Before weights are read, with the remedy."""
+def test_an_unreadable_file_is_reported_by_the_plan(made: Path, base: Path, tmp_path: Path) -> None:
+    """The error comes before weights are read, with the remedy."""
     (base / "LICENSE").write_text("x")
     (base / "LICENSE").chmod(0)
-    with pytest.raises(ModelError, match=r"LICENSE of the base model comes along .* make it readable"):
+    with pytest.raises(ModelError, match=r"LICENSE of the base model is copied .* make it readable"):
         prune(made, base, tmp_path)
 
-
-def test_cutting_nothing_leaves_the_config_file_as_it_is(made: Path, base: Path, tmp_path: Path) -> None:
-    """To the byte, in whatever order and spelling, and without a generation config that the base does not have."""
-    raw = config_of(base)
-    theta = raw.pop("rope_parameters")["rope_theta"]
-    text = json.dumps({"rope_theta": theta, "torch_dtype": raw.pop("dtype")} | raw, indent=7)
-    (base / "config.json").write_text(text)
-    (base / "generation_config.json").unlink()
-    prune(made, base, tmp_path, depth=None, width=None)
-    result = tmp_path / "run" / "model"
-    assert (result / "config.json").read_text() == text
-    assert not (result / "generation_config.json").exists()
-    dense, same = (load_file(folder / "model.safetensors") for folder in (base, result))
-    assert dense.keys() == same.keys()
-    assert all(torch.equal(dense[name], same[name]) for name in dense)
-
-
-def test_weights_under_a_name_of_their_own_are_read_throughout(made: Path, base: Path, tmp_path: Path) -> None:
-    """Where the config names the weights file, the run reads it; the result has the usual name and names none."""
-    (base / "model.safetensors").rename(base / "other.safetensors")
-    edit(base / "config.json", transformers_weights="other.safetensors")
-    prune(made, base, tmp_path)
-    assert "transformers_weights" not in config_of(tmp_path / "run" / "model")
-    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
-
-
-def test_a_plan_of_a_file_in_the_older_spelling_brings_no_warnings(
-    made: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Editing the config reads no deprecated field, of which transformers would warn above the plan."""
-    warned: list[str] = []
-    raw = config_of(base)
-    raw["torch_dtype"] = raw.pop("dtype")
-    (base / "config.json").write_text(json.dumps(raw))
-    monkeypatch.setattr("transformers.configuration_utils.logger.warning_once", warned.append)
-    make_plan(Recipe.load(write_recipe(tmp_path / "recipe.yaml", base, made / "text.txt")))
-    assert not warned
-
-
-def test_another_dtype_is_written_in_the_spelling_of_the_base(base: Path, tmp_path: Path) -> None:
-    """The recipe's dtype replaces the base's value; a base that names none still names none."""
-    raw = config_of(base)
-    del raw["dtype"]
-    for name, fields in (("old", {"torch_dtype": "float32"}), ("none", {})):
-        (base / "config.json").write_text(json.dumps(raw | fields))
-        config = AutoConfig.from_pretrained(base)
-        change = ConfigChange(base, config, edit_config(config, (0, 2), widths={}), (0, 2), False)
-        (tmp_path / name).mkdir()
-        write_config(change, tmp_path / name, architecture="LlamaForCausalLM", dtype=torch.bfloat16)
-        written = {key: value for key, value in config_of(tmp_path / name).items() if "dtype" in key}
-        assert written == dict.fromkeys(fields, "bfloat16")
-
-
-# ---- heads that predict further tokens
-
-HEAD = {"mtp.layers.0.self_attn.q_proj.weight": torch.ones(32, 32), "mtp.fc.weight": torch.ones(32, 64)}
-
-
-def with_head(folder: Path, family: str, **fields: Any) -> Path:
-    """A model whose file has the tensors of a prediction head, and whose config counts it in these fields."""
-    save_model(folder, family)
-    tensors = load_file(folder / "model.safetensors")
-    save_file(tensors | HEAD, folder / "model.safetensors", {"format": "pt"})
-    edit(folder / "config.json", **fields)
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("cut", "fields"),
-    [
-        ({"depth": {"layers": [1]}}, {"mtp_num_hidden_layers": 1}),
-        ({"width": {"mlp": 0.7}}, {"num_nextn_predict_layers": 1}),
-        ({"experts": {"keep": 2}}, {"num_mtp_modules": 1, "use_mtp": True}),
-        ({"sparsity": {"pattern": 0.5}}, {"mtp_depth_of_draft": 1}),
-    ],
-    ids=["depth", "width", "experts", "sparsity"],
-)
-def test_no_config_declares_a_head_that_does_not_come_along(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: dict[str, Any], fields: dict[str, Any]
-) -> None:
-    """Whatever is cut: fields that count it, by their names or by the head's tensors, say that there is none."""
-    monkeypatch.setattr(
-        LlamaForCausalLM, "_keys_to_ignore_on_load_unexpected", [r"^mtp\."]
-    )  # as of families with heads
-    base = with_head(tmp_path / "base", "qwen3_next" if "experts" in cut else "llama", **fields, mtp_hidden_size=32)
-    report = prune(made, base, tmp_path, **{"depth": None, "width": None} | cut)
-    written = config_of(tmp_path / "run" / "model")
-    assert {name: written[name] for name in fields} == {name: type(value)(0) for name, value in fields.items()}
-    assert written["mtp_hidden_size"] == 32
-    assert not [name for name in load_file(tmp_path / "run" / "model" / "model.safetensors") if "mtp" in name]
-    said = [warning for warning in report.warnings if "predict further tokens" in warning]
-    assert len(said) == 1
-    assert all(name in said[0] for name in fields)
-
-
-# ---- Python code of the base
 
 CONFIG_CODE = """
 from transformers import LlamaConfig
@@ -258,6 +129,8 @@ from transformers import LlamaConfig
 class OwnConfig(LlamaConfig):
     model_type = "own"
 """
+
+
 MODEL_CODE = """
 from transformers import LlamaForCausalLM
 from .configuration_own import OwnConfig
@@ -265,17 +138,21 @@ from .configuration_own import OwnConfig
 class OwnForCausalLM(LlamaForCausalLM):
     config_class = OwnConfig
 """
+
+
 CODE = {"configuration_own.py": CONFIG_CODE, "modeling_own.py": MODEL_CODE}
+
+
 MAP = {
     "AutoConfig": "configuration_own.OwnConfig",
     "AutoModelForCausalLM": "modeling_own.OwnForCausalLM",
 }
 
 
-def test_trusted_code_comes_along(made: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its files are those of the base, the config names them, and the result loads with them.
+def test_trusted_code_is_copied(made: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python files are copied, the config names them, and the result loads with them.
 
-    What else lies in a folder of code stays behind, and the report says so.
+    Other files in a folder of code are left out, which the report lists.
     """
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))
@@ -293,7 +170,7 @@ def test_trusted_code_comes_along(made: Path, base: Path, tmp_path: Path, monkey
 
 
 def test_code_that_is_not_trusted_is_not_named(made: Path, base: Path, tmp_path: Path) -> None:
-    """Without trust no file of the result names code, so that it loads with trust too."""
+    """Without trust no file of the result names code, so it loads even with trust_remote_code."""
     add(base, CODE | {"preprocessor_config.json": json.dumps({"size": 7, "auto_map": {"AutoProcessor": "a.B"}})})
     edit(base / "config.json", auto_map=MAP)
     edit(base / "tokenizer_config.json", auto_map={"AutoTokenizer": ["tokenization_own.OwnTokenizer", None]})
@@ -305,67 +182,16 @@ def test_code_that_is_not_trusted_is_not_named(made: Path, base: Path, tmp_path:
     AutoTokenizer.from_pretrained(result, trust_remote_code=True)
 
 
-# ---- spellings
-
-
-def edited(folder: Path, config: PretrainedConfig, keep: tuple[int, ...], **fields: Any) -> dict[str, Any]:
-    """What a cut makes of a config file that a config and these fields give; None takes one out."""
-    config.save_pretrained(folder)
-    raw = {name: value for name, value in (config_of(folder) | fields).items() if value is not None}
-    (folder / "config.json").write_text(json.dumps(raw))
-    before = AutoConfig.from_pretrained(folder)
-    return edited_config(ConfigChange(folder, before, edit_config(before, keep, widths={}), keep, False))
-
-
-def test_a_text_with_a_letter_for_each_layer_loses_letters(tmp_path: Path) -> None:
-    """And the number of layers follows, though the class takes it from the text."""
-    fields = {"hybrid_override_pattern": "M*-E", "num_hidden_layers": 4, "layers_block_type": None}
-    written = edited(tmp_path, tiny_config("nemotron_h"), (0, 1, 3), **fields)
-    assert (written["hybrid_override_pattern"], written["num_hidden_layers"]) == ("M*E", 3)
-    assert "layers_block_type" not in written
-
-
-def test_lists_that_go_on_for_prediction_heads_end_with_the_layers(tmp_path: Path) -> None:
-    """Where the head is gone, its entries are too, and the class accepts the file."""
-    config = tiny_config("step3p7")
-    text = config.text_config.to_dict()
-    text |= {"num_nextn_predict_layers": 1, "layer_types": [*text["layer_types"], "full_attention"]}
-    count = text["num_hidden_layers"]
-    written = edited(tmp_path, config, tuple(range(count)), text_config=text)["text_config"]
-    assert (written["num_nextn_predict_layers"], len(written["layer_types"])) == (0, count)
-
-
-def test_a_packaged_model_is_written_for_older_versions_too(base: Path) -> None:
-    """Its config says the same in both spellings, and its tokenizer is of a class that both have."""
-    config, tokenizer = AutoConfig.from_pretrained(base), AutoTokenizer.from_pretrained(base)
-    edit(base / "config.json", rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 77.0})
-    edit(base / "tokenizer_config.json", tokenizer_class="TokenizersBackend", extra_special_tokens=["<|end|>"])
-    _spell_for_transformers_4(base)
-    written = config_of(base)
-    assert (written["rope_theta"], written["rope_scaling"]) == (77.0, {"rope_type": "linear", "factor": 2.0})
-    assert written["torch_dtype"] == "float32"
-    assert AutoConfig.from_pretrained(base).rope_parameters == written["rope_parameters"]
-    assert AutoConfig.from_pretrained(base).hidden_size == config.hidden_size
-    assert json.loads((base / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
-    again = AutoTokenizer.from_pretrained(base)
-    assert again("fox <|end|>")["input_ids"] == tokenizer("fox <|end|>")["input_ids"]
-
-
-def test_a_hub_model_brings_all_its_small_files(
-    hub: Hub, made: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The plan lists them before they are there; none is fetched that stays behind for its kind or size.
-
-    The report lists those too.
-    """
-    monkeypatch.setattr(companions, "LARGEST", 1000)
-    add(base, CARRIED | {name: text for name, (text, _) in LEFT.items()} | SILENT)
+def test_small_files_of_a_hub_model_are_copied(hub: Hub, made: Path, base: Path, tmp_path: Path) -> None:
+    """The plan lists them before they are downloaded. Files left out for their kind or size are never downloaded."""
+    add(base, COPIED | {name: text for name, (text, _) in LEFT_OUT.items()} | UNLISTED)
+    make_large(base / "big.csv")
     hub.add_repo("org/base", files_of(base))
     planned = make_plan(Recipe.load(write_recipe(tmp_path / "recipe.yaml", "org/base", made / "text.txt")))
     report = prune(made, "org/base", tmp_path)
     result = tmp_path / "run" / "model"
-    assert {name: (result / name).read_bytes() for name in CARRIED} == {
-        name: (base / name).read_bytes() for name in CARRIED
+    assert {name: (result / name).read_bytes() for name in COPIED} == {
+        name: (base / name).read_bytes() for name in COPIED
     }
     assert planned.base_files.left.keys() <= report.base_files.left.keys()
     assert {"big.csv", "onnx/config.json", "modeling_own.py"} <= report.base_files.left.keys()

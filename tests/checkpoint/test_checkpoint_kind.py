@@ -1,4 +1,4 @@
-"""Checkpoints that are no plain language models are refused by the plan, each with its reason and what to do."""
+"""The plan refuses checkpoints that are no plain language models, with the reason and the remedy."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 
 from llmprune.checkpoint.loading import load_tokenizer
 from llmprune.common.errors import ModelError
-from llmprune.planning.plan import survey
+from llmprune.planning.plan import plan_and_check
 from llmprune.recipe.model import ModelSource
 from llmprune.recipe.recipe import Recipe
 from llmprune.testing import tiny_config
 
-# Files beside a tiny llama's config.json, fields in it, and what the refusal says.
+# Files in addition to a tiny llama's config.json, fields of that file, and parts of the refusal.
 KINDS: dict[str, tuple[list[str], dict[str, Any], list[str]]] = {
     "embedding": (
         ["modules.json"],
@@ -30,7 +30,7 @@ KINDS: dict[str, tuple[list[str], dict[str, Any], list[str]]] = {
     "embedding-of-a-language-model": (["1_Pooling/config.json"], {}, ["embedding model (1_Pooling/config.json)"]),
     "no-head": ([], {"architectures": ["LlamaModel"]}, ["no head at all", "LlamaModel"]),
     "classifier": ([], {"architectures": ["LlamaForSequenceClassification"]}, ["classifier's or reward", "prune the"]),
-    "reward": ([], {"architectures": ["LlamaForRewardModel"]}, ["a head of its own", "LlamaForRewardModel"]),
+    "reward": ([], {"architectures": ["LlamaForRewardModel"]}, ["a custom head", "LlamaForRewardModel"]),
     "tagger": ([], {"architectures": ["LlamaForTokenClassification"]}, ["token classifier's head"]),
     "modelopt": (["hf_quant_config.json"], {}, ["quantized (hf_quant_config.json)", "prune the original"]),
     "gptq": (["quantize_config.json"], {}, ["quantized (quantize_config.json)"]),
@@ -39,7 +39,7 @@ KINDS: dict[str, tuple[list[str], dict[str, Any], list[str]]] = {
     "adapter": (["adapter_config.json"], {}, ["holds an adapter", "merge the adapter"]),
     "sentencepiece": (["tokenizer.model"], {}, ["tokenizer.model", "pip install sentencepiece", "tokenizer.json"]),
 }
-# Files of a folder without a config.json, and what is said.
+# Files of a folder without a config.json, and parts of the refusal.
 WITHOUT_CONFIG = {
     "bare-adapter": (["adapter_config.json", "adapter_model.safetensors"], ["is an adapter", "merge_and_unload"]),
     "run": (["recipe.yaml", "model/config.json"], ["is the folder of a run", "give {shown}/model"]),
@@ -50,7 +50,7 @@ WITHOUT_CONFIG = {
 
 
 def _sentencepiece() -> bytes:
-    """The start of such a file: a message with its first piece."""
+    """Return the start of a SentencePiece file: a message with its first piece."""
     return b"\x0a\x0e\x0a\x05<unk>\x15\x00\x00\x00\x00\x18\x02"
 
 
@@ -71,9 +71,9 @@ def _write(folder: Path, files: dict[str, bytes]) -> Path:
 
 
 def _refusal(model: Path | str) -> str:
-    """All that a plan says of a model; what it says of the text is another matter."""
-    found = survey(_recipe(model))
-    return "\n".join(said for said in found.collected.listed() if said.startswith("model: "))
+    """Return a plan's problems with the model, without those with the text."""
+    found = plan_and_check(_recipe(model))
+    return "\n".join(problem for problem in found.errors.listed() if problem.startswith("model: "))
 
 
 def _recipe(model: Path | str) -> Recipe:
@@ -82,53 +82,53 @@ def _recipe(model: Path | str) -> Recipe:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_folder_that_is_no_plain_language_model_is_refused_by_its_plan(kind: str, tmp_path: Path) -> None:
-    """The names of the files and the config are enough: no weights are there at all."""
-    names, fields, said = KINDS[kind]
+    """File names and config are enough: there are no weights at all."""
+    names, fields, message = KINDS[kind]
     refusal = _refusal(_write(tmp_path, _files(names, fields)))
-    assert all(part in refusal for part in said), refusal
+    assert all(part in refusal for part in message), refusal
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_repository_that_is_no_plain_language_model_is_refused_by_its_plan(hub: Hub, kind: str) -> None:
-    """Its list of files is enough, and no weights are fetched."""
-    names, fields, said = KINDS[kind]
+    """The list of files is enough: no weights are downloaded."""
+    names, fields, message = KINDS[kind]
     hub.add_repo("org/base", _files(names, fields))
     refusal = _refusal("org/base")
-    assert all(part in refusal for part in said), refusal
+    assert all(part in refusal for part in message), refusal
     assert not any(line.startswith("GET /cdn/") for line in hub.lines)
 
 
 @pytest.mark.parametrize("kind", WITHOUT_CONFIG)
-def test_a_folder_without_a_config_is_told_by_what_it_holds(kind: str, tmp_path: Path) -> None:
-    """An adapter alone, a run's folder, a checkpoint in an inner folder, a GGUF file."""
-    names, said = WITHOUT_CONFIG[kind]
+def test_a_folder_without_a_config_is_described_by_its_files(kind: str, tmp_path: Path) -> None:
+    """An adapter, a run's folder, a checkpoint in a subfolder and a GGUF file are recognised."""
+    names, message = WITHOUT_CONFIG[kind]
     refusal = _refusal(_write(tmp_path, _files(names, None)))
-    assert all(part.format(shown=tmp_path) in refusal for part in said), refusal
+    assert all(part.format(shown=tmp_path) in refusal for part in message), refusal
 
 
-def test_a_repository_with_an_adapter_alone_is_told_as_one(hub: Hub) -> None:
-    """Its list of files has no config.json."""
+def test_a_repository_with_only_an_adapter_is_recognised(hub: Hub) -> None:
+    """The repository has no config.json."""
     hub.add_repo("org/adapter", _files(["adapter_config.json", "adapter_model.safetensors"], None))
     assert "org/adapter is an adapter" in _refusal("org/adapter")
 
 
-def test_weights_in_eight_bits_are_known_by_their_headers(tmp_path: Path) -> None:
-    """Where neither a config nor a file says that a checkpoint is quantized, the types of its tensors do."""
+def test_weights_in_eight_bits_are_recognised_by_their_headers(tmp_path: Path) -> None:
+    """A checkpoint is refused as quantized for the types of its tensors alone."""
     _write(tmp_path, _files([], {}))
     save_file({"model.norm.weight": torch.zeros(32).to(torch.float8_e4m3fn)}, tmp_path / "model.safetensors")
     assert "quantized (tensors in F8_E4M3)" in _refusal(tmp_path)
 
 
-def test_a_model_without_its_head_is_told_by_the_plan(tmp_path: Path) -> None:
-    """The headers show that no tensor of the files makes it, whatever the config calls the model."""
+def test_a_missing_head_is_reported_by_the_plan(tmp_path: Path) -> None:
+    """The headers show that the files have no tensor for it."""
     save_model(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     save_file({name: tensors[name] for name in tensors.keys() - {"lm_head.weight"}}, tmp_path / "model.safetensors")
-    assert "do not fit its config (1 missing: lm_head.weight); get a whole checkpoint" in _refusal(tmp_path)
+    assert "do not fit its config (1 missing: lm_head.weight); get a complete checkpoint" in _refusal(tmp_path)
 
 
-def test_tensors_that_do_not_fit_are_told_by_the_plan(tmp_path: Path) -> None:
-    """The headers have names and shapes; what older versions saved beside the weights is no reason to refuse."""
+def test_tensors_that_do_not_fit_are_reported_by_the_plan(tmp_path: Path) -> None:
+    """Names and shapes in the headers are compared with the model's; buffers of older versions are ignored."""
     save_model(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     old = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
@@ -142,21 +142,21 @@ def test_tensors_that_do_not_fit_are_told_by_the_plan(tmp_path: Path) -> None:
 
 
 def test_all_reasons_are_given_at_once(tmp_path: Path) -> None:
-    """A quantized classifier is refused for both."""
+    """A quantized classifier is refused for both reasons."""
     fields = KINDS["classifier"][1]
     refusal = _refusal(_write(tmp_path, _files(["hf_quant_config.json"], fields)))
     assert "classifier" in refusal
     assert "quantized" in refusal
 
 
-def test_a_damaged_weights_file_is_told_by_the_plan(tmp_path: Path) -> None:
-    """Its header cannot be read."""
+def test_a_damaged_weights_file_is_reported_by_the_plan(tmp_path: Path) -> None:
+    """A header that cannot be read is an error."""
     _write(tmp_path, _files([], {}) | {"model.safetensors": b"\0" * 12})
     assert "damaged or cut short" in _refusal(tmp_path)
 
 
 def test_a_sentencepiece_file_alone_names_the_package(tmp_path: Path) -> None:
-    """What loads a tokenizer says the same as the plan."""
+    """Loading the tokenizer gives the same error as the plan."""
     _write(tmp_path, _files(["tokenizer.model"], {}))
     with pytest.raises(ModelError, match="pip install sentencepiece"):
         load_tokenizer(ModelSource(id=str(tmp_path)))
@@ -164,6 +164,6 @@ def test_a_sentencepiece_file_alone_names_the_package(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("classes", [["LlamaForCausalLM"], ["LLaMAForCausalLM"], ["MistralForCausalLM"], None])
 def test_language_models_plan_whatever_their_class_is_called(classes: Any, tmp_path: Path) -> None:
-    """Old spellings, other families' classes and no class at all are no reason to refuse."""
+    """Old spellings, classes of other families and no class at all are accepted."""
     _write(tmp_path, _files([], {"architectures": classes}))
     structure_of(_recipe(tmp_path))

@@ -1,4 +1,4 @@
-"""Pulling from the hub: the files that are needed, of one commit, whatever the line does."""
+"""Downloads from the hub: only the needed files, of one commit, despite faults of hub and network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from helpers.hub.server import Hub
 from helpers.tiny import tiny_tokenizer
 from huggingface_hub import constants
 
-from llmprune.checkpoint.loading import hub_commit, identity, load_config, load_model, load_tokenizer, require_tokenizer
+from llmprune.checkpoint.loading import load_config, load_model, load_tokenizer, require_tokenizer
+from llmprune.checkpoint.location import hub_commit, identity
 from llmprune.common.errors import CalibrationError, CheckpointError, LLMPruneError
 from llmprune.common.hub import client as remote
 from llmprune.data.sources import commit_of
@@ -26,19 +27,19 @@ BASE = ModelSource(id="org/base")
 
 
 def fetched(hub: Hub) -> set[str]:
-    """The names of the files that were downloaded."""
+    """Return the names of the files that were downloaded."""
     return {line.rsplit("/", 1)[-1] for line in hub.lines if line.startswith("GET /org/base/resolve/")}
 
 
 def refusal(source: ModelSource = BASE) -> str:
-    """The one error that loading a model ends in."""
+    """Return the message of the error that loading a model raises."""
     with pytest.raises(LLMPruneError) as caught:
         load_model(source)
     return str(caught.value)
 
 
 def test_only_what_is_needed_is_downloaded(hub: Hub, tmp_path: Path) -> None:
-    """A config costs one file, a tokenizer the small ones; weights come once, and never in another format."""
+    """A config needs one file, a tokenizer the small files; weights are downloaded once, in one format."""
     publish_model(hub, tmp_path / "base")
     load_config(BASE)
     assert fetched(hub) == {"config.json"}
@@ -55,7 +56,7 @@ def test_only_what_is_needed_is_downloaded(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_a_plan_asks_the_hub_for_the_config_alone(hub: Hub, tmp_path: Path) -> None:
-    """Whether there is a tokenizer is known from the names of the files, which came with the config."""
+    """The tokenizer is checked by the names of the files, which are known with the config."""
     publish_model(hub, tmp_path / "base")
     load_config(BASE)
     before = list(hub.lines)
@@ -68,7 +69,7 @@ def test_a_plan_asks_the_hub_for_the_config_alone(hub: Hub, tmp_path: Path) -> N
 
 
 def test_sharded_weights_are_those_of_the_index(hub: Hub, tmp_path: Path) -> None:
-    """Where an index names the shards, these are downloaded and no other weights beside them."""
+    """Only the shards that the index names are downloaded."""
     base = tmp_path / "base"
     repo = publish_model(hub, base)
     load_model(ModelSource(id=str(base))).save_pretrained(base, max_shard_size="100KB")
@@ -81,7 +82,7 @@ def test_sharded_weights_are_those_of_the_index(hub: Hub, tmp_path: Path) -> Non
 
 
 def test_a_revision_is_a_branch_a_tag_or_a_commit(hub: Hub, tmp_path: Path) -> None:
-    """The commit that it resolves to is known, and another commit makes every product anew."""
+    """Each resolves to its commit, whose files are loaded and which identifies the model."""
     repo = publish_model(hub, tmp_path / "base")
     first = repo.refs["main"]
     repo.refs["v1"] = first
@@ -100,7 +101,7 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit(hub: Hub, tmp_path: Path) -> N
 def test_private_and_gated_repositories_open_with_the_token(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """HF_TOKEN lets in; without it a private repository is not there, and a gated one says what to do."""
+    """HF_TOKEN gives access; without it a private repository is not found, and a gated one has a remedy."""
     publish_model(hub, tmp_path / "private", private=True)
     publish_model(hub, tmp_path / "gated", "org/gated", gated=True)
     load_config(BASE)
@@ -117,7 +118,7 @@ LOOK, FILE, WEIGHTS = "GET /api/models/org/base/", "HEAD .*/config.json", "GET /
 
 
 @pytest.mark.parametrize(
-    ("fault", "said", "patient"),
+    ("fault", "message", "patient"),
     [
         (Fault(LOOK, 401, headers=BAD_TOKEN), "the token is not valid; set HF_TOKEN", False),
         (Fault(LOOK, 403), "the hub answered 403 (a fault of the test): the token may not", False),
@@ -131,13 +132,13 @@ LOOK, FILE, WEIGHTS = "GET /api/models/org/base/", "HEAD .*/config.json", "GET /
     ],
     ids=lambda value: value.match if isinstance(value, Fault) else None,
 )
-def test_a_hub_that_refuses_is_one_clear_error(
-    hub: Hub, tmp_path: Path, fault: Fault, said: str, patient: bool
+def test_a_refusal_of_the_hub_is_one_clear_error(
+    hub: Hub, tmp_path: Path, fault: Fault, message: str, patient: bool
 ) -> None:
-    """Each answer says what to do; those that may pass only after several attempts."""
+    """Every answer gives an error with a remedy; temporary faults do only after several attempts."""
     publish_model(hub, tmp_path / "base")
     hub.faults.append(fault)
-    assert said in refusal()
+    assert message in refusal()
     assert (len(hub.waits) >= 5) == patient
 
 
@@ -154,8 +155,8 @@ def test_a_hub_that_refuses_is_one_clear_error(
     ],
     ids=["429", "500", "502 of a file", "429 of weights", "500 of weights", "cut", "flip"],
 )
-def test_what_passes_is_waited_for(hub: Hub, tmp_path: Path, fault: Fault) -> None:
-    """A hub that is busy, out of order, cuts the line or sends a wrong byte for a while: the weights are right."""
+def test_temporary_faults_are_retried(hub: Hub, tmp_path: Path, fault: Fault) -> None:
+    """After busy answers, server errors, broken connections or wrong bytes, the weights are correct."""
     publish_model(hub, tmp_path / "base")
     hub.faults.append(fault)
     model = load_model(BASE)
@@ -168,19 +169,19 @@ def test_what_passes_is_waited_for(hub: Hub, tmp_path: Path, fault: Fault) -> No
 
 @pytest.mark.parametrize("asked", ["7200", "9" * 400, "Fri, 31 Dec 9999 23:59:59 GMT"])
 @pytest.mark.parametrize(
-    ("status", "said"), [(429, "it asks for fewer requests; wait, and run the same"), (503, "run the same command")]
+    ("status", "message"), [(429, "it asks for fewer requests; wait, and run the same"), (503, "run the same command")]
 )
-def test_a_hub_that_asks_for_hours_is_an_error(hub: Hub, tmp_path: Path, status: int, said: str, asked: str) -> None:
-    """Nobody waits in silence for longer than a few minutes, whether the hub names seconds or a date."""
+def test_a_hub_that_asks_for_hours_is_an_error(hub: Hub, tmp_path: Path, status: int, message: str, asked: str) -> None:
+    """A Retry-After of more than a few minutes, in seconds or as a date, is an error at once."""
     publish_model(hub, tmp_path / "base")
     hub.faults.append(Fault(LOOK, status, headers={"Retry-After": asked}))
-    assert said in refusal()
+    assert message in refusal()
     assert hub.waits == []
 
 
 def test_a_download_continues_where_it_stopped(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a cut only the rest is asked for."""
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 50_000)  # what the client writes at a time
+    """After a broken connection only the rest is requested."""
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 50_000)  # bytes that the client writes at a time
     publish_model(hub, tmp_path / "base")
     hub.faults.append(Fault(WEIGHTS, cut=100_000, times=1))
     ranges: list[str] = []
@@ -190,18 +191,20 @@ def test_a_download_continues_where_it_stopped(hub: Hub, tmp_path: Path, monkeyp
 
 
 def test_weights_that_stay_wrong_are_refused(hub: Hub, tmp_path: Path) -> None:
-    """Twice another SHA-256 than the hub names: an error, and nothing of it stays in the cache."""
+    """Two downloads with a wrong SHA-256 give an error, and the cache has no weights."""
     publish_model(hub, tmp_path / "base")
     hub.faults.append(Fault(WEIGHTS, flip=True))
-    with pytest.raises(CheckpointError, match=r"model\.safetensors of org/base does not have the SHA-256 .* twice"):
+    with pytest.raises(
+        CheckpointError, match=r"model\.safetensors of org/base does not have the SHA-256 .* in two downloads"
+    ):
         load_model(BASE)
     assert not list(Path(constants.HF_HUB_CACHE).rglob("*.safetensors"))
     hub.faults.clear()
     load_model(BASE)
 
 
-def test_offline_what_the_cache_has_is_enough(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With HF_HUB_OFFLINE a model that was fetched loads without a request; a part that was not is named."""
+def test_a_cached_model_loads_offline(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With HF_HUB_OFFLINE a downloaded model loads without a request; a missing part is an error."""
     publish_model(hub, tmp_path / "base")
     load_config(BASE)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -217,8 +220,8 @@ def test_offline_what_the_cache_has_is_enough(hub: Hub, tmp_path: Path, monkeypa
     assert hub.lines == []
 
 
-def test_an_unreachable_hub_is_told_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Where nothing answers, the first request is the last; it is not tried for half a minute."""
+def test_an_unreachable_hub_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where nothing answers, there are no retries."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", "http://127.0.0.1:9")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
@@ -234,7 +237,7 @@ def test_an_unreachable_hub_is_told_at_once(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_a_data_set_is_read_at_its_commit(hub: Hub) -> None:
-    """A data set's revision is a branch or a commit, the commit is known, and a later one changes nothing."""
+    """A branch is resolved once, so a later commit changes nothing; the commit of the data is known."""
     repo = publish_text(hub)
     first = repo.refs["main"]
     source = TextSource(dataset="org/text")
@@ -249,15 +252,15 @@ def test_a_data_set_is_read_at_its_commit(hub: Hub) -> None:
 
 
 def load(**settings: Any) -> list[int]:
-    """The first tokens under the tiny tokenizer."""
+    """Return the first tokens under the tiny tokenizer."""
     tokens: list[int] = (
-        load_windows(Calibration(**settings), tiny_tokenizer(), default_shape=(2, 16))[0].flatten().tolist()
+        load_windows(Calibration(**settings), tiny_tokenizer(), default_shape=(2, 16)).windows_NL.flatten().tolist()
     )
     return tokens
 
 
 def test_a_data_set_that_is_refused_says_why(hub: Hub) -> None:
-    """The sentence of a model that cannot be fetched, for data."""
+    """The message for a data set has the hub's reason, like that for a model."""
     with pytest.raises(
         CalibrationError, match=r"'org/none' \(default, train\) cannot be read: the hub has no such rep"
     ):

@@ -1,6 +1,6 @@
-"""Pruned models load in transformers 4.x as they do here: their bases' files are in its spelling, and stay in it.
+"""Pruned models load equally in transformers 4.x: files of the base in its spelling keep that spelling.
 
-``make .venv-4/.ready`` installs it in an environment of its own.
+``make .venv-4/.ready`` installs it in a separate environment.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _COMMON: dict[str, Any] = {
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "norm_topk_prob": True}
 _LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
 _VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-# Config files as transformers 4.x wrote them.
+# Config files as transformers 4.x writes them.
 BASES: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama", "rope_theta": 100000, "rope_scaling": None} | _COMMON,
     "llama3": {"model_type": "llama", "rope_theta": 500000.0, "rope_scaling": {"rope_type": "llama3"} | _LLAMA3}
@@ -84,7 +84,7 @@ BASES: dict[str, dict[str, Any]] = {
     | _COMMON,
 }  # fmt: skip
 
-# Plain transformers 4.x in its own environment: reads folders, and writes logits and token ids beside the model.
+# Script for transformers 4.x in its environment: loads folders, and writes logits and token ids into them.
 RELOAD = """
 import json, sys
 from pathlib import Path
@@ -117,7 +117,7 @@ for folder in map(Path, sys.argv[2:]):
 
 @dataclass
 class Case:
-    """A base and the model pruned from it, and logits here."""
+    """A base, the model pruned from it, and logits in this version of transformers."""
 
     base: Path
     pruned: Path
@@ -147,7 +147,7 @@ def _save_base(folder: Path, raw: dict[str, Any], ids_NL: Tensor) -> Tensor:
 
 
 def _prune(base: Path, folder: Path) -> None:
-    """Remove one of four layers, and the last third of the neurons where their width is known."""
+    """Remove one of four layers, and the last third of the neurons of every width."""
     source = ModelSource(id=str(base))
     model, config = load_model(source), load_config(source)
     anatomy = discover(config)
@@ -181,7 +181,7 @@ def _logits_here(folder: Path, ids_NL: Tensor) -> Tensor:
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
-    """Every pruned model, loaded here, and all of them by one process of transformers 4.x."""
+    """Prune every base; load all results here, and in one process of transformers 4.x."""
     if not PYTHON.is_file():
         pytest.skip("no environment with transformers 4.x: make .venv-4/.ready")
     root = tmp_path_factory.mktemp("older")
@@ -205,7 +205,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
 
 @pytest.mark.parametrize("name", BASES)
 def test_pruned_models_mean_the_same_in_transformers_4(name: str, cases: dict[str, Case]) -> None:
-    """Logits and tokens are those here, as they are of a base, and no weight is missing or left over."""
+    """Logits and tokens are equal in both versions, and no weight is missing or unexpected."""
     case = cases[name]
     for folder, logits_NLV in case.logits.items():
         found = json.loads((folder / "found-4").read_text())
@@ -217,8 +217,8 @@ def test_pruned_models_mean_the_same_in_transformers_4(name: str, cases: dict[st
 
 
 @pytest.mark.parametrize("name", BASES)
-def test_the_config_changes_in_what_the_cut_changes(name: str, cases: dict[str, Case]) -> None:
-    """The base's fields stay in their order and spelling; new ones are lists by layer alone; the rest is the cut's."""
+def test_the_config_has_only_the_changes_of_the_cut(name: str, cases: dict[str, Case]) -> None:
+    """The base's fields keep order and spelling, new fields are lists by layer, and changed ones belong to the cut."""
     case = cases[name]
     base, pruned = (json.loads((folder / "config.json").read_text()) for folder in (case.base, case.pruned))
     part = "text_config" if "text_config" in base else None

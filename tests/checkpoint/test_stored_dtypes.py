@@ -1,4 +1,4 @@
-"""Every tensor keeps the type that its file has, and sizes are those of the files."""
+"""Every tensor is saved in the type that its file has, and reported sizes are those of the files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ IN_FLOAT32 = {"qwen3_next": ("A_log", "dt_bias", "gate.weight"), "deepseek_v3": 
 
 
 def _mixed(folder: Path, family: str, wide: Callable[[str], bool], **fields: Any) -> dict[str, Tensor]:
-    """A bfloat16 checkpoint with tensors in float32 that bfloat16 cannot hold; returns what its file has."""
+    """Save a bfloat16 checkpoint with some float32 tensors that bfloat16 cannot represent; return its tensors."""
     tiny_model(family).to(torch.bfloat16).save_pretrained(folder)
     stored = load_file(folder / "model.safetensors")
     random = torch.Generator().manual_seed(1)
@@ -75,7 +75,7 @@ def _same(first: Tensor, second: Tensor) -> bool:
 def test_a_cut_of_nothing_leaves_a_mixed_checkpoint_bit_equal(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Decays, routers and their biases stay float32 in a bfloat16 checkpoint, to the bit."""
+    """Decays, routers and their biases are saved in float32 in a bfloat16 checkpoint, bit-equal."""
     verify_here(monkeypatch)
     stored = _mixed(tmp_path / "base", family, lambda name: any(part in name for part in IN_FLOAT32[family]))
     assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16, torch.float32}
@@ -86,10 +86,8 @@ def test_a_cut_of_nothing_leaves_a_mixed_checkpoint_bit_equal(
     assert report.pruned == report.dense == plan.dense == plan.pruned
 
 
-def test_what_a_cut_takes_from_wide_tensors_leaves_the_rest_bit_equal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of float32 routers and experts the kept rows and experts are those of the file, though stacked in memory."""
+def test_kept_parts_of_float32_tensors_are_bit_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kept rows and experts of float32 routers and experts equal those of the file, although memory stacks them."""
     verify_here(monkeypatch)
     stored = _mixed(tmp_path / "base", "qwen3_moe", lambda name: ".mlp." in name)
     plan, _, saved = _run(tmp_path / "base", "depth: {layers: [1]}\nexperts: {keep: 3}\nrefit: false\n")
@@ -104,10 +102,8 @@ def test_what_a_cut_takes_from_wide_tensors_leaves_the_rest_bit_equal(
     assert plan.pruned.bytes == _bytes(saved)
 
 
-def test_what_a_refit_changes_is_stored_in_the_type_of_its_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A config that says bfloat16 over float32 files: computed in bfloat16, stored as the files are."""
+def test_refit_tensors_are_saved_in_the_type_of_their_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a bfloat16 config and float32 files, the run computes in bfloat16 and saves float32."""
     verify_here(monkeypatch)
     stored = _mixed(tmp_path / "base", "llama", lambda _: True)
     plan, report, saved = _run(tmp_path / "base", "width: {neurons: 64}\nrefit: {ridge: 0.1}\n")
@@ -121,7 +117,7 @@ def test_what_a_refit_changes_is_stored_in_the_type_of_its_file(
 def test_a_type_in_the_recipe_converts_what_transformers_converts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With ``model.dtype`` a float32 decay is rounded, and the plan says so; what the class keeps in float32 stays."""
+    """``model.dtype`` converts float32 tensors, with a note in the plan, except those that the class keeps float32."""
     verify_here(monkeypatch)
     _mixed(tmp_path / "base", "deepseek_v3", lambda name: "e_score" in name or "gate." in name)
     plan, report, saved = _run(tmp_path / "base", "", ", dtype: bfloat16")
@@ -134,7 +130,7 @@ def test_a_type_in_the_recipe_converts_what_transformers_converts(
 
 
 def test_sizes_are_those_of_the_files_where_the_config_names_no_type(hub: Hub, tmp_path: Path) -> None:
-    """Of a folder and of a repository, whose headers alone are fetched."""
+    """The sizes of a folder and of a repository are equal; only headers are downloaded."""
     stored = _mixed(tmp_path / "base", "llama", lambda _: False, dtype=None)
     hub.add_repo("org/base", files_of(tmp_path / "base"))
     for name in (str(tmp_path / "base"), "org/base"):
@@ -147,7 +143,7 @@ def test_sizes_are_those_of_the_files_where_the_config_names_no_type(hub: Hub, t
 
 @pytest.mark.parametrize("family", [*MIXTURES, "gpt2", "phi3", "lfm2", "mamba"])
 def test_tensors_of_the_files_are_found_for_every_family(family: str, tmp_path: Path) -> None:
-    """Read one by one they are what transformers loads, however it renames, stacks and joins them."""
+    """Tensors read one by one equal those that transformers loads, renamed, stacked or joined."""
     tiny_model(family).save_pretrained(tmp_path)
     model = load_model(ModelSource(id=str(tmp_path)))
     names = FileNames(build_meta_model(model.config, model.dtype), headers_of_folder(tmp_path, "it"))
@@ -159,7 +155,7 @@ def test_tensors_of_the_files_are_found_for_every_family(family: str, tmp_path: 
 
 
 def test_a_mixture_is_read_with_a_part_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Experts that transformers stacks are kept in a folder of the run's own, which goes with the model."""
+    """Experts that transformers stacks are stored in a folder of the run, which is deleted with the model."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
     tiny_model("qwen3_moe").save_pretrained(tmp_path / "base")
     whole = dense_decoder(load_model(ModelSource(id=str(tmp_path / "base"))))
@@ -177,8 +173,8 @@ def test_a_mixture_is_read_with_a_part_on_disk(tmp_path: Path, monkeypatch: pyte
     assert not list(offloaded.rglob("*.safetensors"))
 
 
-def test_what_a_killed_process_left_on_disk_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder whose lock nobody holds goes; that of a process that lives stays."""
+def test_offload_folders_of_killed_processes_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder without a locked lock file is removed; that of a running process is kept."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
     mine = offload_folder()
     left = mine.parent / "left"

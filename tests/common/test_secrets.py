@@ -137,7 +137,7 @@ def test_a_recipe_with_a_token_stops(
     with pytest.raises(RecipeError) as caught:
         Recipe.parse(text, overrides)
     assert said in str(caught.value)
-    assert "take it out, for it is read from HF_TOKEN" in str(caught.value)
+    assert "remove it, and set HF_TOKEN instead" in str(caught.value)
     assert found_in(str(caught.value)) == []
     (tmp_path / "recipe.yaml").write_text(text)
     sets = [part for override in overrides for part in ("--set", override)]

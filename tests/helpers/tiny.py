@@ -5,7 +5,7 @@ from __future__ import annotations
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from llmprune.planning.checks import Collected
+from llmprune.planning.checks import ErrorCollector
 from llmprune.planning.plan import Plan, plan_structure
 from llmprune.recipe.recipe import Recipe
 
@@ -25,8 +25,8 @@ def tiny_tokenizer(chat: bool = True) -> PreTrainedTokenizerFast:
 
 def structure_of(recipe: Recipe) -> Plan:
     """The plan from the config alone, wherever text and tokenizer are."""
-    collected = Collected()
-    plan, _ = plan_structure(recipe, collected)
-    collected.raise_all()
+    errors = ErrorCollector()
+    plan, _ = plan_structure(recipe, errors)
+    errors.raise_all()
     assert plan is not None
     return plan

@@ -1,4 +1,4 @@
-"""What a run refuses before it reads weights, the plan refuses too: all of it in one round, each with its place."""
+"""The plan reports everything that a run refuses before it reads weights, at once, each problem with its key."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from helpers.service import YAML, ServiceHarness
 from safetensors.torch import save_file
 
 from llmprune.common.errors import LLMPruneError, RecipeError
-from llmprune.planning.checks import Collected, _placed, checks_of
-from llmprune.planning.inputs import Inputs
-from llmprune.planning.plan import make_plan, survey
+from llmprune.planning.checks import ErrorCollector, _placed, checks_of
+from llmprune.planning.plan import make_plan, plan_and_check
+from llmprune.planning.text_inputs import TextInputs
 from llmprune.recipe.recipe import Recipe
 from llmprune.service.planner import worker as plan_worker
 
@@ -26,8 +26,8 @@ Change = Callable[[dict[str, Any], Path], None]
 
 
 @pytest.fixture(scope="module")
-def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``base`` (a model of 64 positions), ``text.txt`` and ready tokens."""
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a folder with ``base`` (a model of 64 positions), ``mute`` (without tokenizer), texts and ready tokens."""
     folder = tmp_path_factory.mktemp("checks")
     save_model(folder / "base", max_position_embeddings=64)
     save_model(folder / "mute", tokenizer=False, max_position_embeddings=64)
@@ -38,71 +38,70 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def recipe_in(room: Path, change: Change) -> Recipe:
-    """A recipe that can be run, and what was changed in it."""
-    text = {"dataset": str(room / "text.txt"), "samples": 4, "sequence_length": 32}
-    data = {"model": {"id": str(room / "base")}, "calibration": dict(text), "depth": {"remove": 1}}
+def recipe_in(shared: Path, change: Change) -> Recipe:
+    """Return a valid recipe, changed by ``change``."""
+    text = {"dataset": str(shared / "text.txt"), "samples": 4, "sequence_length": 32}
+    data = {"model": {"id": str(shared / "base")}, "calibration": dict(text), "depth": {"remove": 1}}
     data |= {"evaluation": {"perplexity": dict(text)}}
-    change(data, room)
+    change(data, shared)
     return Recipe.parse(yaml.safe_dump(data))
 
 
-def test_a_recipe_that_can_be_run_passes(room: Path) -> None:
-    """Every check passes, and the texts that were read for it are those of the run."""
-    found = survey(recipe_in(room, lambda *_: None))
+def test_a_recipe_that_can_be_run_passes(shared: Path) -> None:
+    """Every check passes, and the texts that the checks read are stored for the run."""
+    found = plan_and_check(recipe_in(shared, lambda *_: None))
     found.require()
     assert "_calibration" in vars(found.inputs)
     assert "held_out" in vars(found.inputs)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda data, _: data["calibration"].pop("sequence_length"),
          "calibration.sequence_length: windows of 2048 tokens are longer than the model's 64 positions"),
         (lambda data, _: data["evaluation"]["perplexity"].update(sequence_length=65),
          "evaluation.perplexity.sequence_length: windows of 65 tokens are longer"),
-        (lambda data, room: data["calibration"].update(dataset=str(room / "gone.txt")),
+        (lambda data, shared: data["calibration"].update(dataset=str(shared / "gone.txt")),
          "calibration: the data file .*gone.txt does not exist"),
-        (lambda data, room: data["evaluation"]["perplexity"].update(dataset=str(room / "empty.txt")),
+        (lambda data, shared: data["evaluation"]["perplexity"].update(dataset=str(shared / "empty.txt")),
          "evaluation.perplexity: the data file .*empty.txt is empty"),
-        (lambda data, room: data["calibration"].update(dataset=str(room / "notes.pdf")), "notes.pdf is of a kind"),
+        (lambda data, shared: data["calibration"].update(dataset=str(shared / "notes.pdf")), "notes.pdf is of a kind"),
         (lambda data, _: data["calibration"].update(dataset="package://pydoc_data.topics/gone"), "calibration: .*gone"),
         (lambda data, _: data["calibration"].update(samples=10_000), "calibration: .* need 320,000"),
         (lambda data, _: data["calibration"].update(text_field="body"), "calibration: .* has no column 'body'"),
-        (lambda data, room: data.update(calibration={"tokens": str(room / "gone.safetensors"), "key": "x"}),
+        (lambda data, shared: data.update(calibration={"tokens": str(shared / "gone.safetensors"), "key": "x"}),
          "calibration: the tokens file .* does not exist"),
-        (lambda data, room: data.update(calibration={"tokens": str(room / "ids.safetensors"), "key": "ids"}),
-         "calibration: the tokens go from 300 to 300"),
-        (lambda data, room: data.update(calibration={"tokens": str(room / "ids.safetensors"), "key": "no"}),
+        (lambda data, shared: data.update(calibration={"tokens": str(shared / "ids.safetensors"), "key": "ids"}),
+         "calibration: the token ids range from 300 to 300"),
+        (lambda data, shared: data.update(calibration={"tokens": str(shared / "ids.safetensors"), "key": "no"}),
          "calibration: .* has no tensor 'no'"),
-        (lambda data, room: data["model"].update(id=str(room / "mute")), "model: .*mute has no tokenizer"),
+        (lambda data, shared: data["model"].update(id=str(shared / "mute")), "model: .*mute has no tokenizer"),
         (lambda data, _: data["evaluation"].update(tasks=["llmprune_nonsense"], include_path=TASKS),
          "evaluation.tasks: .*llmprune_nonsense"),
         (lambda data, _: data["evaluation"].update(include_path="/nowhere/at/all"), "evaluation.include_path: "),
         (lambda data, _: data["evaluation"].update(generation={"samples": 2, "prompt_tokens": 30, "new_tokens": 8}),
          "evaluation.generation: .*exceed the 32 tokens"),
-        (lambda data, room: data["evaluation"].update(
-            perplexity={"tokens": str(room / "ids.safetensors"), "key": "ok"},
+        (lambda data, shared: data["evaluation"].update(
+            perplexity={"tokens": str(shared / "ids.safetensors"), "key": "ok"},
             generation={"samples": 2, "prompt_tokens": 30, "new_tokens": 8}), "evaluation.generation: .*exceed the 32"),
         (lambda data, _: data["evaluation"].update(speed={"prompt_tokens": 60, "new_tokens": 8}), "evaluation.speed: "),
-        (lambda data, _: data["evaluation"].update(gate={"min_retention": 0.9}), "evaluation.gate: .*nothing to judge"),
+        (lambda data, _: data["evaluation"].update(gate={"min_retention": 0.9}), "evaluation.gate: .*no task to judge"),
         (lambda data, _: data["depth"].update(criterion={"kind": "residual", "windows": 8}),
          "depth.criterion.*leaves none to refit"),
     ],
 )  # fmt: skip
-def test_the_plan_knows_what_a_run_refuses(
-    room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Change, said: str
+def test_plan_and_run_refuse_the_same(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Change, message: str
 ) -> None:
-    """Plan and run raise the same error with its place, and the run has made no folder."""
+    """Plan and run raise the same error with its key, and the run makes no folder."""
     from llmprune.evaluation.lm_eval import tasks
     from llmprune.pipeline.run import run
 
     own = tasks._manager(Path(TASKS))  # lm-eval's full index takes seconds
     monkeypatch.setattr(tasks, "_all_tasks", lambda folder: own)
-    monkeypatch.setattr("llmprune.checkpoint.loading.load_model", None)
-    recipe = recipe_in(room, change)
-    with pytest.raises(LLMPruneError, match=said) as planned:
+    recipe = recipe_in(shared, change)
+    with pytest.raises(LLMPruneError, match=message) as planned:
         make_plan(recipe)
     with pytest.raises(type(planned.value)) as refused:
         run(recipe, tmp_path / "out")
@@ -113,11 +112,11 @@ def test_the_plan_knows_what_a_run_refuses(
 TASKS = str(Path(__file__).parents[2] / "eval" / "tasks")
 
 
-def test_one_round_lists_everything(room: Path, tmp_path: Path) -> None:
-    """Wrong keys, an impossible target, missing files, long windows, no tokenizer: once, each with its place."""
+def test_one_round_lists_everything(shared: Path, tmp_path: Path) -> None:
+    """Wrong keys, an impossible depth, missing files, long windows, no tokenizer: each is reported once, by its key."""
     recipe = tmp_path / "recipe.yaml"
     sections = {
-        "model": {"id": str(room / "mute")},
+        "model": {"id": str(shared / "mute")},
         "calibration": {"dataset": "gone.txt", "sequence_length": 4096, "samples": "many"},
         "depth": {"remove": 9},
         "width": {"mpl": 0.5},
@@ -132,27 +131,27 @@ def test_one_round_lists_everything(room: Path, tmp_path: Path) -> None:
     for verb in (["plan", recipe], ["run", recipe, "--output", tmp_path / "out"]):
         outcome = command(*verb)
         assert outcome.code == 2
-        missing = [said for said in expected if said not in outcome.err]
+        missing = [message for message in expected if message not in outcome.err]
         assert not missing, outcome.err
-        assert outcome.err.count("samples") == 1  # nothing follows from the key that is wrong
+        assert outcome.err.count("samples") == 1  # no check that depends on the wrong key has run
 
 
-def test_a_model_of_the_wrong_kind_hides_no_other_problem(room: Path, tmp_path: Path) -> None:
-    """What the config alone can tell is listed too, each problem once."""
-    base = Path(shutil.copytree(room / "mute", tmp_path / "base"))
+def test_a_model_of_the_wrong_kind_hides_no_other_problem(shared: Path, tmp_path: Path) -> None:
+    """Problems that the config alone shows are listed too, each once."""
+    base = Path(shutil.copytree(shared / "mute", tmp_path / "base"))
     config = json.loads((base / "config.json").read_text()) | {"architectures": ["LlamaForSequenceClassification"]}
     (base / "config.json").write_text(json.dumps(config))
-    found = survey(recipe_in(room, lambda data, _: (
+    found = plan_and_check(recipe_in(shared, lambda data, _: (
         data["model"].update(id=str(base)), data["calibration"].update(sequence_length=65)
     )))  # fmt: skip
-    said = sorted(found.collected.listed())
-    assert [problem.split(":")[0] for problem in said] == ["calibration.sequence_length", "model", "model"]
-    assert "a classifier's" in said[1]
-    assert "has no tokenizer" in said[2]
+    listed = sorted(found.errors.listed())
+    assert [problem.split(":")[0] for problem in listed] == ["calibration.sequence_length", "model", "model"]
+    assert "a classifier's" in listed[1]
+    assert "has no tokenizer" in listed[2]
 
 
 @pytest.mark.parametrize(
-    ("said", "placed"),
+    ("message", "placed"),
     [
         ("width.mlp: 0.999 keeps all", "width.mlp: 0.999 keeps all"),
         ("sparsity: no matrix", "sparsity: no matrix"),
@@ -161,30 +160,30 @@ def test_a_model_of_the_wrong_kind_hides_no_other_problem(room: Path, tmp_path: 
         ("nothing fits", "model: nothing fits"),
     ],
 )
-def test_a_sentence_is_placed_unless_it_names_its_key(said: str, placed: str) -> None:
-    """A file whose name starts like a section is no key."""
-    assert str(_placed("model", LLMPruneError(said))) == placed
+def test_a_sentence_gets_its_key_unless_it_starts_with_one(message: str, placed: str) -> None:
+    """A file whose name starts like a section is not a key."""
+    assert str(_placed("model", LLMPruneError(message))) == placed
 
 
-def test_a_check_that_depends_on_a_wrong_key_says_nothing(room: Path) -> None:
-    """What the rest of the recipe would lead to is not known: the windows' length, where sequence_length is wrong."""
-    reading = Recipe.read(
-        f"model: {{id: {room / 'base'}}}\ncalibration: {{dataset: {room / 'text.txt'}, sequence_length: long}}\n"
+def test_a_check_that_depends_on_a_wrong_key_is_skipped(shared: Path) -> None:
+    """With a wrong sequence_length, for example, the windows' length is not checked."""
+    partial = Recipe.read(
+        f"model: {{id: {shared / 'base'}}}\ncalibration: {{dataset: {shared / 'text.txt'}, sequence_length: long}}\n"
     )
-    assert (reading.wrong, reading.recipe is None) == (("calibration.sequence_length",), False)
-    assert reading.recipe is not None
-    found = survey(reading.recipe, wrong=reading.wrong, problems=reading.problems)
+    assert (partial.wrong, partial.recipe is None) == (("calibration.sequence_length",), False)
+    assert partial.recipe is not None
+    found = plan_and_check(partial.recipe, wrong=partial.wrong, problems=partial.problems)
     with pytest.raises(RecipeError) as caught:
         found.require()
     assert len(caught.value.problems) == 1
 
 
-def test_every_check_names_keys_of_the_recipe(room: Path) -> None:
-    """The keys that checks depend on are there in the schema: a misspelt one would never match."""
+def test_every_check_names_keys_of_the_recipe(shared: Path) -> None:
+    """The keys of all checks exist in the schema: a misspelt one would never match."""
     recipe = recipe_in(
-        room, lambda data, _: data["evaluation"].update(speed={}, generation={}, gate={"min_retention": 0.9})
+        shared, lambda data, _: data["evaluation"].update(speed={}, generation={}, gate={"min_retention": 0.9})
     )
-    for check in checks_of(Inputs(recipe)):
+    for check in checks_of(TextInputs(recipe)):
         for key in (check.place, *check.reads):
             model: Any = Recipe
             for part in key.split("."):
@@ -196,37 +195,37 @@ def test_every_check_names_keys_of_the_recipe(room: Path) -> None:
 
 
 def test_a_single_error_keeps_its_kind() -> None:
-    """One problem is raised as what it is, with its place; several are one RecipeError."""
-    collected = Collected()
+    """One error is raised with its own class and its key; several become one RecipeError."""
+    errors = ErrorCollector()
 
     def fail() -> None:
         raise LLMPruneError("is wrong")
 
-    collected.attempt("calibration", ("calibration",), work=fail)
+    errors.attempt("calibration", ("calibration",), work=fail)
     with pytest.raises(LLMPruneError, match=r"^calibration: is wrong$"):
-        collected.raise_all()
-    collected.attempt("depth", ("depth",), work=fail)
+        errors.raise_all()
+    errors.attempt("depth", ("depth",), work=fail)
     with pytest.raises(RecipeError, match="2 problems"):
-        collected.raise_all()
+        errors.raise_all()
 
 
-class Here:
-    """A planner in this process."""
+class PlannerInProcess:
+    """Planner that runs in the test's process."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
 
     def plan(self, recipe: str, overrides: Any, *, caller: str, wrong: Any = ()) -> dict[str, Any]:
-        """What the worker answers."""
+        """Return the worker's answer."""
         self.asked.append(recipe)
         answer: dict[str, Any] = json.loads(json.dumps(plan_worker._answer(recipe, list(overrides), wrong=list(wrong))))
         return answer
 
 
-def test_the_service_lists_form_rules_and_plan_together(room: Path, tmp_path: Path) -> None:
-    """Problems of all three kinds come in one answer, and the planner never sees what the rules refuse."""
-    planner = Here()
-    harness = ServiceHarness(tmp_path, planner, allow_roots=(room,))  # type: ignore[arg-type]  # what the service uses of it
+def test_the_service_lists_form_rules_and_plan_together(shared: Path, tmp_path: Path) -> None:
+    """Problems of form, service rules and plan come in one answer; the planner gets no part that the rules refuse."""
+    planner = PlannerInProcess()
+    harness = ServiceHarness(tmp_path, planner, allow_roots=(shared,))  # type: ignore[arg-type]  # what the service uses of it
     sections = {
         "model": {"id": "mute"},
         "calibration": {"dataset": "empty.txt", "sequence_length": 4096},
@@ -237,14 +236,14 @@ def test_the_service_lists_form_rules_and_plan_together(room: Path, tmp_path: Pa
     }
     text = yaml.safe_dump(sections)
     answer = harness.http.post("/v1/recipes/plan", content=text, headers=YAML)
-    said = "\n".join(answer.json()["problems"])
+    message = "\n".join(answer.json()["problems"])
     assert answer.status_code == 422
     for part in (
         "width.mpl: unknown key", "hub: is not accepted", "hostname.txt' is not allowed", "remove at most 3",
         "has no tokenizer", "empty.txt is empty", "calibration.sequence_length: windows of 4096",
     ):  # fmt: skip
-        assert part in said, said
-    assert str(room) not in said
+        assert part in message, message
+    assert str(shared) not in message
     (asked,) = planner.asked
     assert "hostname" not in asked
     assert "secret" not in asked
@@ -256,9 +255,9 @@ def test_the_service_lists_form_rules_and_plan_together(room: Path, tmp_path: Pa
     assert "has no tokenizer" not in str(valid)
 
 
-def test_the_green_line_comes_with_the_plan(room: Path, tmp_path: Path) -> None:
-    """A recipe of the right form is not called good until the plan has seen model, text and tasks."""
-    harness = ServiceHarness(tmp_path, Here(), allow_roots=(room,))  # type: ignore[arg-type]  # what the service uses of it
+def test_the_green_line_comes_with_the_plan(shared: Path, tmp_path: Path) -> None:
+    """The page marks a recipe as good only after the plan has checked model, text and tasks."""
+    harness = ServiceHarness(tmp_path, PlannerInProcess(), allow_roots=(shared,))  # type: ignore[arg-type]  # what the service uses of it
     text = {"dataset": "text.txt", "samples": 4, "sequence_length": 32}
     good = {"recipe": yaml.safe_dump({"model": {"id": "base"}, "calibration": text})}
     bad = {"recipe": yaml.safe_dump({"model": {"id": "base"}, "calibration": text | {"samples": 10_000}})}

@@ -1,4 +1,4 @@
-"""Plans from a config alone: exact counts, sizes, refusals, and every ready recipe."""
+"""Plans from a config alone: parameter counts, sizes, refusals, and every recipe that ships."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llmprune.testing import tiny_config
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
-# Sizes that the models' public configs state.
+# Sizes in the models' public configs.
 LLAMA_2_70B = {
     "model_type": "llama",
     "hidden_size": 8192,
@@ -66,7 +66,7 @@ LLAMA_31_405B = LLAMA_31_8B | {
     "num_hidden_layers": 126,
     "num_attention_heads": 128,
 }
-# Config, and what the recipe leaves of it: layers and MLP width.
+# By recipe: the model's config, and the layers and the MLP width that the recipe keeps.
 READY = {
     "quickstart.yaml": (SMOLLM2_135M, 28, 1152),
     "smollm2-135m.yaml": (SMOLLM2_135M, 27, 1152),
@@ -77,7 +77,7 @@ READY = {
 
 
 def _by_hand(config: dict[str, Any], layers: int, width: int) -> int:
-    """Parameters of a llama or qwen3: embeddings, and per layer attention, MLP and norms."""
+    """Count the parameters of a llama or qwen3 by formula: embeddings, and per layer attention, MLP and norms."""
     hidden, heads, kv_heads = config["hidden_size"], config["num_attention_heads"], config["num_key_value_heads"]
     head = config.get("head_dim", hidden // heads)
     attention = 2 * hidden * heads * head + 2 * hidden * kv_heads * head
@@ -96,14 +96,14 @@ def _plan(path: Path, config: dict[str, Any], *overrides: str) -> Plan:
     return structure_of(Recipe.parse(text, overrides))
 
 
-def test_every_ready_recipe_is_tried() -> None:
-    """A recipe added to the folder must be added to the table above."""
+def test_every_ready_recipe_is_planned() -> None:
+    """The table above has every recipe of the folder."""
     assert {path.name for path in RECIPES.glob("*.yaml")} == READY.keys()
 
 
 @pytest.mark.parametrize("name", READY)
 def test_ready_recipes_plan(name: str, tmp_path: Path) -> None:
-    """Each plans from nothing but a config.json, with exact counts, and gets smaller."""
+    """A config.json is enough for a plan with exact parameter counts before and after the cut."""
     config, layers, width = READY[name]
     overrides = [f"model.id={_folder(tmp_path, config)}", "model.dtype=auto"]
     plan = structure_of(Recipe.load(RECIPES / name, overrides))
@@ -113,12 +113,12 @@ def test_ready_recipes_plan(name: str, tmp_path: Path) -> None:
 
 
 def test_mlperf_shape_has_16_6_billion_parameters() -> None:
-    """NVIDIA's pruned MLPerf submission: 80 to 32 layers, MLP 28,672 to 14,336."""
+    """NVIDIA's pruned MLPerf submission has 32 of 80 layers and 14,336 of 28,672 neurons."""
     assert _by_hand(LLAMA_2_70B, 32, 14336) == pytest.approx(16.6e9, rel=0.01)
 
 
 def test_405b_plans_from_its_config(tmp_path: Path) -> None:
-    """The largest open dense model, in seconds and without memory for its weights."""
+    """The largest open dense model is planned in seconds, without memory for its weights."""
     plan = _plan(tmp_path, LLAMA_31_405B, "depth.remove=26", "width.mlp=0.8")
     assert plan.dense.parameters == 405_853_388_800
     assert plan.keep_widths == {"intermediate_size": 42624}
@@ -129,11 +129,11 @@ TWO_LAYERS = SMOLLM2_135M | {"num_hidden_layers": 2}
 
 
 @pytest.mark.parametrize(
-    ("wish", "said"),
+    ("setting", "message"),
     [
         (
             "width.mlp=0.999",
-            "width.mlp: 0.999 of 1,536 neurons keeps all 1,536 (intermediate_size), for widths are rounded to "
+            "width.mlp: 0.999 of 1,536 neurons keeps all 1,536 (intermediate_size), because widths are rounded to "
             "multiples of 128: ask for width.mlp 0.958 or less, or for width.neurons 1408 or less",
         ),
         ("width.neurons=1500", "width.neurons: 1,500 of 1,536 keeps all 1,536"),
@@ -144,41 +144,41 @@ TWO_LAYERS = SMOLLM2_135M | {"num_hidden_layers": 2}
         ("sparsity.pattern=0.0001", "sparsity: 0.0001 of the inputs of each output is less than half a weight"),
     ],
 )
-def test_a_wish_that_rounds_to_nothing_is_refused(wish: str, said: str, tmp_path: Path) -> None:
-    """The numbers and the nearest wish that cuts are named; beside another cut it is a note."""
+def test_a_setting_without_effect_is_refused(setting: str, message: str, tmp_path: Path) -> None:
+    """The message has the numbers and the nearest value that cuts; together with another cut it is a note."""
     with pytest.raises(RecipeError) as caught:
-        _plan(tmp_path, TWO_LAYERS, wish, "refit=false")
-    assert said in str(caught.value)
-    plan = _plan(tmp_path, TWO_LAYERS, wish, "depth.remove=1", "refit=false")
-    assert any(said in note for note in plan.notes)
-    assert not any("is rounded to" in note or "is made" in note for note in plan.notes)
+        _plan(tmp_path, TWO_LAYERS, setting, "refit=false")
+    assert message in str(caught.value)
+    plan = _plan(tmp_path, TWO_LAYERS, setting, "depth.remove=1", "refit=false")
+    assert any(message in note for note in plan.notes)
+    assert not any("is rounded to" in note for note in plan.notes)
 
 
-def test_the_nearest_wish_that_is_named_cuts(tmp_path: Path) -> None:
-    """What the refusal proposes is a cut of one step."""
+def test_the_proposed_value_cuts_one_step(tmp_path: Path) -> None:
+    """The value that the refusal proposes removes one step of the width."""
     assert _plan(tmp_path, TWO_LAYERS, "width.mlp=0.958").keep_widths == {"intermediate_size": 1408}
     assert _plan(tmp_path, TWO_LAYERS, "width.neurons=1408").keep_widths == {"intermediate_size": 1408}
 
 
 def test_a_width_of_one_multiple_cannot_be_narrowed(tmp_path: Path) -> None:
-    """A width of 128 is rounded to 128 whatever is asked, and the refusal says so."""
+    """A width of 128 is rounded to 128 for every fraction, and the refusal says so."""
     with pytest.raises(RecipeError, match=r"0\.5 of 128 neurons keeps all 128 .* this width cannot be narrowed"):
         _plan(tmp_path, TWO_LAYERS | {"intermediate_size": 128}, "width.mlp=0.5")
 
 
 @pytest.mark.parametrize(
-    "wish", ["width.mlp=1.0", "width.neurons=1536", "width.heads=3", "width.heads=1.0", "depth.keep=2"]
+    "setting", ["width.mlp=1.0", "width.neurons=1536", "width.heads=3", "width.heads=1.0", "depth.keep=2"]
 )
-def test_keeping_all_on_purpose_is_allowed(wish: str, tmp_path: Path) -> None:
-    """Who asks for everything gets a plan that cuts nothing, without a word about rounding."""
-    plan = _plan(tmp_path, TWO_LAYERS, wish)
+def test_keeping_all_on_purpose_is_allowed(setting: str, tmp_path: Path) -> None:
+    """A recipe that asks to keep everything gets a plan that cuts nothing, without a note on rounding."""
+    plan = _plan(tmp_path, TWO_LAYERS, setting)
     assert plan.dense == plan.pruned
     assert not any("keeps all" in note for note in plan.notes)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "opt", "mixtral", "qwen3_next"])
 def test_counts_are_those_of_the_real_model(family: str, tmp_path: Path) -> None:
-    """Parameters and bytes equal what transformers builds, tied tensors counted once."""
+    """Parameters and bytes are those of the model that transformers builds, tied tensors counted once."""
     config = tiny_config(family)
     config.save_pretrained(tmp_path)
     text = f"model: {{id: '{tmp_path}', dtype: float32}}\ncalibration: {{dataset: text.txt}}\n"
@@ -189,7 +189,7 @@ def test_counts_are_those_of_the_real_model(family: str, tmp_path: Path) -> None
 
 
 def test_cache_bytes_follow_from_keys_and_values(tmp_path: Path) -> None:
-    """Layers × 2 × key-value heads × head size × bytes of the dtype."""
+    """The cache of a token has layers × 2 × key-value heads × head size × bytes of the dtype."""
     plan = _plan(tmp_path, LLAMA_31_8B, "depth.keep=24")
     assert plan.dense.kv_bytes_per_token == 32 * 2 * 8 * 128 * 2
     assert plan.pruned.kv_bytes_per_token == 24 * 2 * 8 * 128 * 2
@@ -205,26 +205,26 @@ def test_cache_bytes_follow_from_keys_and_values(tmp_path: Path) -> None:
         ("width.neurons=1664", "1664 is more than the 1536 neurons"),
     ],
 )
-def test_impossible_targets_are_refused(override: str, message: str, tmp_path: Path) -> None:
-    """The limit and the remedy are named before a weight is read."""
+def test_impossible_sizes_are_refused(override: str, message: str, tmp_path: Path) -> None:
+    """The message has the limit and the remedy."""
     with pytest.raises(RecipeError, match=message):
         _plan(tmp_path, SMOLLM2_135M, override)
 
 
-def test_a_depth_that_cannot_be_cut_is_told_beside_other_problems(tmp_path: Path) -> None:
-    """With the other impossible targets, and whatever keys of other sections are wrong."""
+def test_a_depth_that_cannot_be_cut_is_reported_with_other_problems(tmp_path: Path) -> None:
+    """One error lists the refused depth and an impossible width."""
     tiny_config("qwen3_vl").save_pretrained(tmp_path)
     recipe = Recipe.parse(
         f"model: {{id: '{tmp_path}'}}\ncalibration: {{dataset: t.txt}}\ndepth: {{remove: 1}}\nwidth: {{neurons: 999}}\n"
     )
     with pytest.raises(RecipeError) as caught:
         structure_of(recipe)
-    assert [said.split(":")[0] for said in caught.value.problems] == ["depth", "width.neurons"]
+    assert [message.split(":")[0] for message in caught.value.problems] == ["depth", "width.neurons"]
     assert "features of images are added" in caught.value.problems[0]
 
 
 @pytest.mark.parametrize(("family", "reason"), [("bert", "both directions"), ("t5", "decoder-only")])
 def test_other_models_are_refused(family: str, reason: str, tmp_path: Path) -> None:
-    """An encoder and an encoder-decoder are no causal decoders."""
+    """An encoder and an encoder-decoder are refused, because they are not causal decoders."""
     with pytest.raises(ModelError, match=reason):
         _plan(tmp_path, {"model_type": family, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4})

@@ -14,7 +14,7 @@ from llmprune.common.errors import NumericalError, RecipeError
 from llmprune.common.linalg import cross_validated_ridge as normal_equations
 from llmprune.common.linalg.cross_validated_ridge import NormalEquations, Repair, for_all_folds
 from llmprune.criteria import Activation, BlockInfluence
-from llmprune.cut.decision import Cut, choose_highest, choose_layers, gap_after, kept_share, round_width, width_step
+from llmprune.cut.decision import Cut, choose_highest, choose_layers, gap_after, kept_share
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.residual_scale import residual_scale
 from llmprune.prune.repair.folds import folds_of
@@ -85,25 +85,6 @@ def test_layers_of_a_tiny_model_differ() -> None:
     matrices = [value for name, value in one.named_parameters() if name.endswith(("k_proj.weight", "v_proj.weight"))]
     matrices += [other.model.layers[0].self_attn.k_proj.weight]
     assert all(not torch.equal(first, second) for first, second in combinations(matrices, 2))
-
-
-@pytest.mark.parametrize(
-    ("wanted", "width", "expected"),
-    [
-        (0.75 * 14336, 14336, 10752),
-        (9200, 14336, 9216),
-        (9087, 14336, 9088),
-        (1, 1536, 128),
-        (1536, 1536, 1536),
-        (0.5 * 11008, 11008, 5504),
-        (60, 96, 64),
-        (5, 7, 5),
-    ],
-)
-def test_width_rounds_to_what_hardware_likes(wanted: float, width: int, expected: int) -> None:
-    """A multiple of 128, or of the largest power of two that divides the width; never none, never more."""
-    assert round_width(wanted, width) == expected
-    assert expected % width_step(width) == 0
 
 
 def test_cut_is_saved_and_loaded_whole(tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_the_plan_says_what_is_refit_without_an_mlp(family: str, layers: str, tm
     text = f"{{model: {{id: '{tmp_path}', dtype: float32}}, calibration: {{dataset: x.txt}}, depth: {{layers: [1]}}"
     plan, without = structure_of(Recipe.parse(text + "}")), structure_of(Recipe.parse(text + ", refit: false}"))
     assert any(
-        f"{layers} no MLP that every token goes through: where layers or heads go, what else" in note
+        f"{layers} no MLP that every token reaches: where layers or heads are removed, other" in note
         for note in plan.notes
     )
     assert plan.memory.streams > without.memory.streams

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.gated_mlp import find_up
-from llmprune.anatomy.selection import strand_rows
+from llmprune.anatomy.selection import slice_rows
 from llmprune.anatomy.types import FusedSlice, MlpUnit, PrunableDim
 from llmprune.checkpoint.loading import dense_decoder, tensors_of
 from llmprune.checkpoint.saving import CheckpointWriter
@@ -112,10 +112,10 @@ def test_strands_partition_the_rows() -> None:
     """Each row of a fused dimension is in one strand, in either layout."""
     for parts in ((1,), (1, 1), (2,)):
         cut = PrunableDim("x", 0, parts)
-        rows = [strand_rows(12, FusedSlice(cut, entry)) for entry in range(sum(parts))]
+        rows = [slice_rows(12, FusedSlice(cut, entry)) for entry in range(sum(parts))]
         assert torch.cat(rows).sort().values.tolist() == list(range(12))
-    assert strand_rows(6, FusedSlice(PrunableDim("x", 0, (1, 1)), 1)).tolist() == [3, 4, 5]
-    assert strand_rows(6, FusedSlice(PrunableDim("x", 0, (2,)), 1)).tolist() == [1, 3, 5]
+    assert slice_rows(6, FusedSlice(PrunableDim("x", 0, (1, 1)), 1)).tolist() == [3, 4, 5]
+    assert slice_rows(6, FusedSlice(PrunableDim("x", 0, (2,)), 1)).tolist() == [1, 3, 5]
 
 
 @pytest.mark.parametrize("dim", [0, 1])
@@ -301,17 +301,17 @@ def test_a_single_sample_is_refused(tmp_path: Path) -> None:
     """For nothing says when to stop. The other repairs are made, and the plan says that nobody judges them."""
     outcome = command("plan", _recipe(tmp_path, "llama"), "--set", "calibration.samples=1")
     assert outcome.code == 2
-    assert "refit.up: 1 calibration sample leaves no other to judge the solution on; raise" in outcome.err
+    assert "refit.up: 1 calibration sample leaves no other to judge the refit on; raise" in outcome.err
     outcome = command("plan", tmp_path / "recipe.yaml", "--set", "calibration.samples=1", "--set", "refit={}")
     assert outcome.code == 0
-    assert "1 calibration sample leaves no other to judge the repair on" in " ".join(outcome.out.split())
+    assert "1 calibration sample leaves no other to judge the refit on" in " ".join(outcome.out.split())
 
 
 def test_a_cut_of_no_neurons_is_refused(tmp_path: Path) -> None:
     """For it would do nothing."""
     outcome = command("plan", _recipe(tmp_path, "llama", depth={"remove": 1}))
     assert outcome.code == 2
-    assert "no neurons of these go; narrow them with width, or remove the key" in outcome.err
+    assert "no neurons of these are removed; narrow them with width, or remove the key" in outcome.err
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])

@@ -1,4 +1,4 @@
-"""The recipe is strict: every mistake is named with its place, its value, the limit and the remedy."""
+"""Recipes are strict: every mistake is reported with its place, its value, the limit and the remedy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llmprune.recipe.validation_messages import describe_problems
 
 
 def with_section(section: str) -> str:
-    """A valid recipe with one section put in, or put in place of its own."""
+    """Return a valid recipe in which one section is added or replaced."""
     name = section.partition(":")[0]
     return "".join(f"{line}\n" for line in BASE.splitlines() if not line.startswith(name)) + section
 
@@ -57,11 +57,11 @@ depth: {remove: 1, criterion: {angular: 1}}
 """)
 
 
-@pytest.mark.parametrize(("section", "said"), UNKNOWN_KEYS)
-def test_unknown_keys(section: str, said: str) -> None:
-    """A key that does not exist is named by its path, with the nearest name or the valid ones."""
+@pytest.mark.parametrize(("section", "message"), UNKNOWN_KEYS)
+def test_unknown_keys(section: str, message: str) -> None:
+    """An unknown key is reported by its path, with the nearest name or the valid ones."""
     found = problems(with_section(section))
-    assert any(problem.startswith(said) for problem in found), found
+    assert any(problem.startswith(message) for problem in found), found
 
 
 WRONG_VALUES = table(r"""
@@ -110,7 +110,7 @@ width: {mlp: 0.5, neurons: 9216}
 refit: {ridge: -1}
     refit.ridge: must be at least 0.0, not -1
 refit: true
-    refit: leave refit out for the default, give settings such as {ridge: 0.1}, or say false
+    refit: leave refit out for the default, give settings such as {ridge: 0.1}, or write false
 model: org/model
     model: must be a mapping of keys, not 'org/model'; its keys: id, revision,
 model: {id: ''}
@@ -132,7 +132,7 @@ evaluation: {tasks: hellaswag}
 evaluation: {tasks: [a, a]}
     evaluation.tasks: a named twice
 evaluation: {gate: {}}
-    evaluation.gate.min_retention: is missing; add it (Least mean
+    evaluation.gate.min_retention: is missing; add it (Minimum mean
 evaluation: {gate: {min_retention: 95}}
     evaluation.gate.min_retention: must be at most 1.0, not 95
 export: {max_shard_size: -5}
@@ -164,12 +164,12 @@ calibration: {sources: []}
 calibration: {sources: [{dataset: x, weight: 0}]}
     calibration.sources.0.weight: must be above 0.0, not 0
 calibration: {sources: [{dataset: x}, {dataset: x}]}
-    calibration.sources: x is there twice
+    calibration.sources: x is listed twice
 """)
 
 
 @pytest.mark.parametrize(
-    ("criterion", "said"),
+    ("criterion", "message"),
     [
         ("angular", "not 'angular'; write {kind: angular} (How layers are scored)"),
         ("angula", "not 'angula'; write {kind: NAME} with one of block_influence, angular, perplexity"),
@@ -180,23 +180,23 @@ calibration: {sources: [{dataset: x}, {dataset: x}]}
         ("3", "not 3; write {kind: NAME} with one of block_influence, angular"),
     ],
 )
-def test_a_criterion_that_is_written_wrongly(criterion: str, said: str) -> None:
-    """The right form, the nearest name, or the section where this criterion belongs."""
+def test_a_criterion_that_is_written_wrongly(criterion: str, message: str) -> None:
+    """The message has the right form, the nearest name, or the section that the criterion belongs to."""
     found = problems(with_section(f"depth: {{remove: 1, criterion: {criterion}}}"))
     assert len(found) == 1
-    assert said in found[0], found
+    assert message in found[0], found
 
 
-@pytest.mark.parametrize(("section", "said"), WRONG_VALUES)
-def test_wrong_values(section: str, said: str) -> None:
-    """A wrong type or an impossible value: the path, the value, the limit and what the key means."""
+@pytest.mark.parametrize(("section", "message"), WRONG_VALUES)
+def test_wrong_values(section: str, message: str) -> None:
+    """A wrong type or value is reported with the path, the value, the limit and the meaning of the key."""
     found = problems(with_section(section))
     assert len(found) == 1, found
-    assert found[0].startswith(said), found[0]
+    assert found[0].startswith(message), found[0]
 
 
 def test_all_problems_at_once() -> None:
-    """One reading names every mistake: a repeated key, a bad override, wrong values, missing sections."""
+    """One read reports every mistake: a repeated key, a bad override, wrong values, missing sections."""
     text = "model: {dtype: fp16}\nwidth: {mlp: 2, mlp: 3}\ndept: 1\n"
     found = problems(text, ["nonsense", "depth.remove=-1"])
     starts = ["line 2: 'mlp'", "--set 'nonsense'", "model.id", "model.dtype", "calibration: is missing",
@@ -221,26 +221,26 @@ NOT_A_RECIPE = [
     (BASE + "depth: {remove: " + "9" * 5000 + "}", "line 3, column 17: not valid YAML: a whole number of 5,000"),
     (BASE + "depth: " + "[" * 600, "not a recipe: brackets or mappings are nested"),
     (BASE + "depth: '\0'", "not valid YAML: unacceptable character #x0000"),
-    ("model: {id: x, id: y}\n" + BASE, "line 1: 'id' is there twice; keep one of them"),
-    ("model: {id: x, max_memory: {0: 1GB, '0': 2GB}}\n", "line 1: '0' is there twice"),
+    ("model: {id: x, id: y}\n" + BASE, "line 1: 'id' is given twice; keep one of them"),
+    ("model: {id: x, max_memory: {0: 1GB, '0': 2GB}}\n", "line 1: '0' is given twice"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("text", "said"), NOT_A_RECIPE)
-def test_what_is_not_a_recipe(text: str, said: str) -> None:
-    """Broken or hostile YAML ends in one sentence with its line, never in a traceback."""
-    assert problems(text)[0].startswith(said), problems(text)
+@pytest.mark.parametrize(("text", "message"), NOT_A_RECIPE)
+def test_what_is_not_a_recipe(text: str, message: str) -> None:
+    """Broken or hostile YAML gives one sentence with its line, never a traceback."""
+    assert problems(text)[0].startswith(message), problems(text)
 
 
 def test_a_bomb_of_aliases_is_answered_at_once() -> None:
-    """A few lines that stand for billions of values are refused without writing them out."""
+    """Nested aliases that stand for billions of values are refused without expanding them."""
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
     assert max(map(len, problems("\n".join(lines) + "\nmodel: *a11"))) < 200
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (
             b"model: \xe9",
@@ -255,18 +255,18 @@ def test_a_bomb_of_aliases_is_answered_at_once() -> None:
         (None, "the recipe cannot be read: No such file or directory; give the path of a YAML file"),
     ],
 )
-def test_files_that_cannot_be_read(tmp_path: Path, content: bytes | None, said: str) -> None:
-    """A missing or binary file is named, with what is needed instead."""
+def test_files_that_cannot_be_read(tmp_path: Path, content: bytes | None, message: str) -> None:
+    """A missing or binary file is reported by name, with the remedy."""
     path = tmp_path / "recipe.yaml"
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(RecipeError) as caught:
         Recipe.load(path)
-    assert str(caught.value) == f"{path}: {said}"
+    assert str(caught.value) == f"{path}: {message}"
 
 
 def test_criteria_with_different_keys() -> None:
-    """With several criteria, a wrong kind lists them all and the nearest, and a wrong key lists that kind's own."""
+    """A wrong kind is answered with all kinds and the nearest one, a wrong key with the keys of its kind."""
 
     class Plain(Section):
         kind: Literal["plain"] = "plain"
@@ -278,13 +278,13 @@ def test_criteria_with_different_keys() -> None:
     class Holder(Section):
         criterion: Annotated[Plain | Damped, Field(discriminator="kind")]
 
-    def said(**criterion: Any) -> str:
+    def message(**criterion: Any) -> str:
         with pytest.raises(ValidationError) as caught:
             Holder.model_validate({"criterion": criterion})
         return describe_problems(caught.value, Holder, data={"criterion": criterion})[0]
 
-    assert said(kind="dampd") == "criterion.kind: must be 'plain', 'damped', not 'dampd'; did you mean 'damped'?"
-    assert said(kind="sharp") == "criterion.kind: must be 'plain', 'damped', not 'sharp'"
-    assert said(kind="damped", dampin=1) == "criterion.dampin: unknown key; did you mean 'damping'?"
-    assert said(kind="plain", dampin=1) == "criterion.dampin: unknown key; valid keys: kind"
-    assert said() == "criterion: must be a mapping with 'kind', not {}"
+    assert message(kind="dampd") == "criterion.kind: must be 'plain', 'damped', not 'dampd'; did you mean 'damped'?"
+    assert message(kind="sharp") == "criterion.kind: must be 'plain', 'damped', not 'sharp'"
+    assert message(kind="damped", dampin=1) == "criterion.dampin: unknown key; did you mean 'damping'?"
+    assert message(kind="plain", dampin=1) == "criterion.dampin: unknown key; valid keys: kind"
+    assert message() == "criterion: must be a mapping with 'kind', not {}"

@@ -1,4 +1,4 @@
-"""What a recipe that was read holds: overrides, its text, its fingerprints, and the recipes that ship."""
+"""Values of a recipe: YAML scalars, overrides, its text, its fingerprints, and the recipes that ship."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_ready_recipes_are_valid(path: Path) -> None:
-    """Every recipe that the project ships is read without a problem and cuts something."""
+    """Every recipe that the project ships is valid and cuts something."""
     recipe = Recipe.load(path)
     assert recipe.depth or recipe.width
     assert recipe.text == path.read_text(encoding="utf-8")
 
 
 def test_the_promised_recipes_are_there() -> None:
-    """A small, a middle and a large model have a recipe, and the quickstart has one."""
+    """There are recipes for a small, a medium and a large model, and for the quickstart."""
     names = {"quickstart", "smollm2-135m", "llama-3.1-8b", "qwen3-8b", "llama-2-70b-mlperf"}
     assert names <= {path.stem for path in RECIPES}
 
 
 def test_quickstart_keeps_its_texts_apart() -> None:
-    """The quickstart measures perplexity on the part of the text that calibration leaves out."""
+    """The quickstart measures perplexity on the part of the text that calibration does not use."""
     recipe = Recipe.load(next(path for path in RECIPES if path.stem == "quickstart"))
     assert recipe.evaluation.perplexity is not None
     assert recipe.calibration.dataset == recipe.evaluation.perplexity.dataset
@@ -40,7 +40,7 @@ def test_quickstart_keeps_its_texts_apart() -> None:
 
 
 def test_anchors_and_merge_keys() -> None:
-    """A section may repeat another one with YAML's own means, and what it adds itself wins."""
+    """A section may repeat another one by YAML merge keys, and its own keys take precedence."""
     recipe = Recipe.parse(
         MODEL + "calibration: &text {dataset: a/b, samples: 4}\n"
         "evaluation: {perplexity: {<<: *text, samples: 8, split: test}}"
@@ -51,7 +51,7 @@ def test_anchors_and_merge_keys() -> None:
 
 
 def test_yaml_values_mean_what_they_say() -> None:
-    """Numbers with exponents are numbers, 010 is ten, and a date or a yes stays text."""
+    """Numbers with exponents are numbers, 010 is ten, and a date or a yes is text."""
     recipe = Recipe.parse(
         "model: {id: yes, revision: 2024-07-01}\ncalibration: {dataset: x, samples: 010}\nrefit: {ridge: 1e-3}"
     )
@@ -61,7 +61,7 @@ def test_yaml_values_mean_what_they_say() -> None:
 
 
 def test_left_out_and_switched_off() -> None:
-    """Sections that are left out have their defaults; null is no cut, and refit: false is no repair."""
+    """Missing sections have their defaults; null means no cut, and refit: false no refit."""
     recipe = Recipe.parse(BASE)
     assert recipe.depth is None
     assert recipe.width is None
@@ -106,11 +106,11 @@ depth..remove=3
 depth.remove=[
     --set 'depth.remove=[': line 1, column 2: not valid YAML
 depth={remove: 1, remove: 2}
-    --set 'depth={remove: 1, remove: 2}': line 1: 'remove' is there twice
+    --set 'depth={remove: 1, remove: 2}': line 1: 'remove' is given twice
 model.id.x=3
     --set 'model.id.x=3': model.id is 'org/model', which has no keys; set it as a whole
 evaluation.tasks.9=c
-    --set 'evaluation.tasks.9=c': '9' is no place in a list of 2; count from 0
+    --set 'evaluation.tasks.9=c': '9' is not an index of a list of 2; count from 0
 dept.remove=3
     dept: unknown key; did you mean 'depth'?
 depth.remove="6"
@@ -129,27 +129,27 @@ OVERRIDABLE = (
 
 @pytest.mark.parametrize(("override", "holds"), GOOD_OVERRIDES)
 def test_overrides(override: str, holds: str) -> None:
-    """``--set`` changes one value and nothing else, and the user's text stays as it was."""
+    """``--set`` changes one value only, and the user's text is unchanged."""
     recipe = Recipe.parse(OVERRIDABLE, [override])
     assert eval(holds, {name: getattr(recipe, name) for name in Recipe.model_fields})
     assert (recipe.text, recipe.overrides) == (OVERRIDABLE, (override,))
 
 
-@pytest.mark.parametrize(("override", "said"), BAD_OVERRIDES)
-def test_bad_overrides(override: str, said: str) -> None:
-    """A ``--set`` that cannot be read or applied is quoted with the reason."""
-    assert [problem[: len(said)] for problem in problems(OVERRIDABLE, [override])] == [said]
+@pytest.mark.parametrize(("override", "message"), BAD_OVERRIDES)
+def test_bad_overrides(override: str, message: str) -> None:
+    """A ``--set`` that cannot be parsed or applied is quoted with the reason."""
+    assert [problem[: len(message)] for problem in problems(OVERRIDABLE, [override])] == [message]
 
 
 def test_text_is_verbatim(tmp_path: Path) -> None:
-    """Comments, order, line endings and the byte order mark of the user's file survive."""
+    """Comments, order, line endings and the byte order mark of the user's file are preserved."""
     path = tmp_path / "recipe.yaml"
     path.write_bytes(b"\xef\xbb\xbf# mine\r\n" + BASE.replace("\n", "\r\n").encode() + b"# caf\xc3\xa9\n\n")
     assert Recipe.load(path).text.encode() == path.read_bytes()
 
 
 def test_a_recipe_made_in_python_has_a_text() -> None:
-    """What Python made is written as YAML that reads back as the same recipe."""
+    """A recipe made in Python is written as YAML that parses to an equal recipe."""
     made = Recipe.model_validate(
         {"model": {"id": "1e5", "revision": "no"}, "calibration": {"dataset": "x"}, "refit": False}
     )
@@ -157,9 +157,9 @@ def test_a_recipe_made_in_python_has_a_text() -> None:
 
 
 def test_fingerprint_follows_the_named_sections() -> None:
-    """A fingerprint changes with the values of its sections, and with nothing else."""
+    """A fingerprint depends on the values of its sections only."""
     plain = Recipe.parse(BASE)
-    spelled = Recipe.parse("# the default, said\n" + BASE + "refit: {}\nwidth: {mlp: 0.5}")
+    spelled = Recipe.parse("# the default, written out\n" + BASE + "refit: {}\nwidth: {mlp: 0.5}")
     assert plain.fingerprint(["model", "refit"]) == spelled.fingerprint(["refit", "model"])
     assert plain.fingerprint(["width"]) != spelled.fingerprint(["width"])
     changed = Recipe.parse(BASE, ["calibration.seed=1"])
@@ -170,21 +170,21 @@ def test_fingerprint_follows_the_named_sections() -> None:
 
 @pytest.mark.parametrize("place", ["", "model", "calibration", "evaluation"])
 def test_recipes_are_frozen(place: str) -> None:
-    """No value of a recipe can be set after it was read."""
+    """No value of a recipe can be changed."""
     section = getattr(Recipe.parse(BASE), place) if place else Recipe.parse(BASE)
     with pytest.raises(ValidationError, match="frozen"):
         setattr(section, next(iter(type(section).model_fields)), None)
 
 
 def test_arguments_are_as_strict_as_recipes() -> None:
-    """What the command line gives for a section is checked in the words of the recipe."""
+    """Command-line arguments for a section are checked with the messages of the recipe."""
     assert validate_arguments(Evaluation, {"tasks": ("a",), "limit": 3}).tasks == ("a",)
     with pytest.raises(RecipeError, match=r"^arguments: 2 problems\n  - tasks.1: must be text.*\n  - limit: must"):
         validate_arguments(Evaluation, {"tasks": ("a", 3), "limit": 0})
 
 
 def test_reading_recipes_imports_nothing_heavy() -> None:
-    """A wrong recipe is answered before torch, transformers or datasets could be imported."""
+    """Reading a recipe imports neither torch nor transformers, datasets or numpy."""
     heavy = {"torch", "transformers", "datasets", "numpy"}
     code = f"import sys, llmprune.recipe.recipe; print(*{heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

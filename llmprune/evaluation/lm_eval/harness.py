@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmprune.checkpoint.location import folder_of
 from llmprune.common.errors import EvaluationError, NumericalError, RecipeError
 from llmprune.evaluation.lm_eval.results import Answer, Sample, TaskResult, TaskResults
 from llmprune.evaluation.lm_eval.store import ResultStore, baselines_folder
@@ -55,7 +56,7 @@ def evaluated_model(
     """
     import torch
 
-    from llmprune.checkpoint.loading import hub_commit, identity, place_of
+    from llmprune.checkpoint.location import hub_commit, identity
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     identity_text = json.dumps([identity(source), source.dtype, device])
@@ -64,7 +65,7 @@ def evaluated_model(
         if folder is None
         else ResultStore(folder, identity_text)
     )
-    place = source.id if hub_commit(source) else str(place_of(source, "weights"))
+    place = source.id if hub_commit(source) else str(folder_of(source, "weights"))
     return EvaluatedModel(load, tokenizer, place, store)
 
 

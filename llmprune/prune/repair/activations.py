@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from llmprune.anatomy.selection import outputs_first, strand_rows
+from llmprune.anatomy.selection import outputs_first, slice_rows
 from llmprune.anatomy.types import MlpUnit, Unit
 from llmprune.layerwise.cached_forward import Reruns
 from llmprune.layerwise.forward import Decoder, inputs_of, outputs_of
@@ -69,7 +69,7 @@ def read_gated(runs: Reruns, new: int, *, cut: nn.Module, unit: MlpUnit) -> Iter
     inputs: list[Tensor] = []
     activations: list[Tensor] = []
     written: list[Tensor] = []
-    rows_F = strand_rows(cut.get_parameter(name).shape[unit.up.tensor.dim], unit.up)
+    rows_F = slice_rows(cut.get_parameter(name).shape[unit.up.tensor.dim], unit.up)
     with ExitStack() as hooks:
         up = cut.get_submodule(name.rpartition(".")[0])
         hooks.enter_context(inputs_of(up, inputs.append))

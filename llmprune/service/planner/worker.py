@@ -14,7 +14,7 @@ import sys
 
 from llmprune.common.errors import LLMPruneError, RecipeError
 from llmprune.common.progress import quiet_libraries
-from llmprune.planning.plan import survey
+from llmprune.planning.plan import plan_and_check
 from llmprune.recipe.recipe import Recipe
 from llmprune.service.memory import let_kernel_end_first
 
@@ -33,9 +33,9 @@ def main() -> None:
 
 def _answer(text: str, overrides: list[str], *, wrong: list[str]) -> dict[str, object]:
     try:
-        found = survey(Recipe.parse(text, overrides), wrong=wrong)
+        found = plan_and_check(Recipe.parse(text, overrides), wrong=wrong)
         if wrong:  # the service has reported these keys: the plan reports only problems of the rest
-            return {"problems": found.collected.listed()}
+            return {"problems": found.errors.listed()}
         return {"plan": found.require()[0].model_dump(mode="json")}
     except RecipeError as error:
         return {"problems": error.problems}

@@ -1,4 +1,4 @@
-"""The texts of a run as tokens, with the tokenizer that makes them; nothing here reads weights."""
+"""The tokenizer of a run and its texts as token windows. No weights are read here."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from transformers import PreTrainedTokenizerBase
 from llmprune.anatomy.meta_model import Config, text_config
 from llmprune.checkpoint.loading import load_config, load_tokenizer
 from llmprune.common.errors import CalibrationError, ModelError
-from llmprune.data.windows import load_windows, sources_of_windows
+from llmprune.data.windows import TextWindows, load_windows, sources_of_windows
 from llmprune.recipe.recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
 
-class Inputs:
+class TextInputs:
     """Tokenizer, calibration windows and held-out windows of one recipe, each read when first needed."""
 
     def __init__(self, recipe: Recipe) -> None:
@@ -25,7 +25,7 @@ class Inputs:
 
     @property
     def needs_tokenizer(self) -> bool:
-        """Whether the recipe reads or writes text; ready tokens alone need no tokenizer."""
+        """True if the recipe reads or writes text; files of ready tokens alone need no tokenizer."""
         evaluation = self.recipe.evaluation
         texts = [self.recipe.calibration, evaluation.perplexity]
         return bool(evaluation.tasks or evaluation.generation) or any(
@@ -34,7 +34,7 @@ class Inputs:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """The model's tokenizer; None where it has none and the recipe needs none."""
+        """The model's tokenizer; None where the model has none and the recipe needs none."""
         try:
             return load_tokenizer(self.recipe.model)
         except ModelError as error:
@@ -45,33 +45,33 @@ class Inputs:
 
     @property
     def windows(self) -> Tensor:
-        """Calibration tokens int64 [N, L], known to the model's vocabulary and within its positions."""
-        return self._calibration[0]
+        """Calibration tokens, int64 [N, L]: all in the model's vocabulary, and no window longer than its positions."""
+        return self._calibration.windows_NL
 
     @property
     def crossings(self) -> int | None:
-        """How many calibration windows hold parts of several documents; None of ready tokens."""
-        return self._calibration[1]
+        """The number of calibration windows that hold parts of several documents; None for ready tokens."""
+        return self._calibration.crossings
 
     @cached_property
-    def _calibration(self) -> tuple[Tensor, int | None]:
+    def _calibration(self) -> TextWindows:
         calibration = self.recipe.calibration
-        windows_NL, crossings = load_windows(calibration, self.tokenizer, default_shape=calibration.shape())
-        self._require_fitting(windows_NL)
-        return windows_NL, crossings
+        loaded = load_windows(calibration, self.tokenizer, default_shape=calibration.shape())
+        self._require_fitting(loaded.windows_NL)
+        return loaded
 
     @property
     def sources(self) -> Tensor | None:
-        """Which source each calibration window is from, int64 [N]; None for ready tokens."""
+        """Index of the source of each calibration window, int64 [N]; None for ready tokens."""
         return sources_of_windows(self.recipe.calibration, self.recipe.calibration.shape())
 
     @cached_property
     def held_out(self) -> Tensor | None:
-        """Tokens for perplexity int64 [N, L]; None where the recipe asks for none."""
+        """Tokens for perplexity, int64 [N, L]; None where the recipe does not measure it."""
         settings = self.recipe.evaluation.perplexity
         if settings is None:
             return None
-        windows_NL, _ = load_windows(settings, self.tokenizer, default_shape=settings.shape())
+        windows_NL = load_windows(settings, self.tokenizer, default_shape=settings.shape()).windows_NL
         self._require_fitting(windows_NL)
         return windows_NL
 
@@ -81,7 +81,7 @@ class Inputs:
         return load_config(self.recipe.model)
 
     def require_positions(self, length: int) -> None:
-        """Raise CalibrationError where windows of this length exceed the model's positions."""
+        """Raise CalibrationError where windows of ``length`` tokens exceed the model's positions."""
         positions = getattr(text_config(self.config), "max_position_embeddings", None)
         if positions and length > positions:
             raise CalibrationError(
@@ -95,7 +95,7 @@ class Inputs:
         largest, least = int(windows_NL.max()), int(windows_NL.min())
         if largest >= vocabulary or least < 0:
             raise CalibrationError(
-                f"the tokens go from {least} to {largest} and the model knows 0 to {vocabulary - 1}; "
+                f"the token ids range from {least} to {largest} and the model knows 0 to {vocabulary - 1}; "
                 "tokenise the text with this model's tokenizer"
             )
         self.require_positions(windows_NL.shape[1])

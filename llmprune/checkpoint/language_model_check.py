@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llmprune.checkpoint.checkpoint_kind import names_in, problems_of_kind
 from llmprune.checkpoint.download import names_of
-from llmprune.checkpoint.loading import place_of
+from llmprune.checkpoint.location import folder_of
 from llmprune.checkpoint.weight_headers import Headers, read_config
 from llmprune.common.errors import ModelError
 from llmprune.recipe.model import ModelSource
@@ -14,10 +14,13 @@ from llmprune.recipe.text_source import PACKAGE_SCHEME
 
 
 def require_language_model(source: ModelSource, found: Headers | None) -> None:
-    """Raise ModelError for a checkpoint that is no plain language model. ``found``: the headers of its weights."""
+    """Raise ModelError for a checkpoint that is no plain language model.
+
+    ``found``: headers of its weights files, None where they are not available.
+    """
     if source.id.startswith(PACKAGE_SCHEME):
         return
-    folder, names = place_of(source, "config"), _file_names(source)
+    folder, names = folder_of(source, "config"), _file_names(source)
     problems = problems_of_kind(names, read_config(folder), headers=found, shown=source.id)
     if problems:
         raise ModelError("; also: ".join(problems))

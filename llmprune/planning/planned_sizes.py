@@ -1,24 +1,63 @@
-"""What a recipe asks for: how many layers, neurons, heads and experts before the scores are known, which ones after."""
+"""Turn the sizes that a recipe asks for into numbers of layers, neurons, heads and experts to keep.
+
+Everything here is known before the scores. Where the scores will choose the layers, the plan assumes that layers from
+the middle of the model are removed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from llmprune.anatomy.types import NO_HEADS, Anatomy, Heads
 from llmprune.common.errors import RecipeError
-from llmprune.cut.decision import round_width, width_step
 from llmprune.cut.layer_choice import choose_in_pattern, first_break, possible_counts
+from llmprune.planning.width_rounding import round_width, width_step
 from llmprune.recipe.depth import Depth
 from llmprune.recipe.experts import Experts
 from llmprune.recipe.width import Width
 from llmprune.results.formatting import ranges
 
 
+@dataclass(frozen=True)
+class PlannedWidths:
+    """Neurons kept, by config field, and notes on rounding and on widths that cannot be cut."""
+
+    kept: dict[str, int]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PlannedHeads:
+    """Key-value groups kept in each layer, None for a model without counted heads; and notes on the rounding."""
+
+    kv_groups: int | None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PlannedCut:
+    """The parts of a model that a recipe keeps: indices of layers, and the number of units of every other kind."""
+
+    layers: tuple[int, ...]
+    widths: PlannedWidths
+    experts: int | None
+    heads: PlannedHeads
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Notes on all parts."""
+        return self.widths.notes + self.heads.notes
+
+
 def planned_layers(depth: Depth | None, anatomy: Anatomy) -> tuple[int, ...]:
-    """Layers kept; where the scores will decide, as many of them, without the middle."""
+    """Return the layers to keep; where the scores will decide, as many layers, without those in the middle.
+
+    Raises RecipeError for a number or indices that the model does not allow.
+    """
     count = anatomy.num_layers
     if depth is None:
         return tuple(range(count))
@@ -36,22 +75,22 @@ def planned_layers(depth: Depth | None, anatomy: Anatomy) -> tuple[int, ...]:
             raise RecipeError(
                 f"depth.keep: the model has {count} layers, {depth.keep} cannot be kept; keep at most {count}"
             )
-        removed = set(_spread(count, number, one_of=anatomy.one_of))
+        removed = set(_from_the_middle(count, number, one_of=anatomy.one_of))
     if number >= count:
         raise RecipeError(
-            f"depth.{'layers' if depth.layers else 'remove'}: the model has {count} layers and "
-            f"{number} would go; at least one must stay: remove at most {count - 1}"
+            f"depth.{'layers' if depth.layers else 'remove'}: {number} of the model's {count} layers would be removed; "
+            f"at least one must stay: remove at most {count - 1}"
         )
     if number and anatomy.depth_refusal:
-        raise RecipeError(f"depth: no layer of this model can go: {anatomy.depth_refusal}; remove the section")
+        raise RecipeError(f"depth: no layer of this model can be removed: {anatomy.depth_refusal}; remove the section")
     if depth.keep_pattern and depth.layers is None:
         _require_possible(count - number, anatomy)
-        return choose_in_pattern(_far_from_the_middle(count), count - number, anatomy=anatomy)
+        return choose_in_pattern(_distances_from_the_middle(count), count - number, anatomy=anatomy)
     return tuple(index for index in range(count) if index not in removed)
 
 
-def _far_from_the_middle(count: int) -> Tensor:
-    """Score layers by their distance from the middle, where layers go first."""
+def _distances_from_the_middle(count: int) -> Tensor:
+    """Score layers, float64 [N], so that those in the middle are removed first."""
     return (torch.arange(count) - count // 2).abs().double()
 
 
@@ -59,8 +98,8 @@ def _require_possible(kept: int, anatomy: Anatomy) -> None:
     possible = possible_counts(anatomy)
     if kept not in possible:
         raise RecipeError(
-            f"depth.keep_pattern: of the first {kept} of {anatomy.num_layers} layers none is of full attention, and "
-            f"one must stay; keep {ranges(possible)} layers, or leave depth.keep_pattern out"
+            f"depth.keep_pattern: none of the first {kept} of {anatomy.num_layers} layers has full attention, and the "
+            f"model needs one that has; keep {ranges(possible)} layers, or leave depth.keep_pattern out"
         )
 
 
@@ -70,46 +109,51 @@ def _require_pattern(keep: Sequence[int], anatomy: Anatomy) -> None:
         if new is not None:
             raise RecipeError(
                 f"depth.keep_pattern: without depth.layers layer {keep[new]} would become layer {new}, which is "
-                f"{pattern.kinds[keep[new]]} where {pattern.name} repeats every {pattern.period} layers and says "
+                f"{pattern.kinds[keep[new]]} where {pattern.name}, repeating every {pattern.period} layers, has "
                 f"{pattern.kinds[new]}; name other layers, or give depth.remove and let the scores choose"
             )
 
 
-def _spread(count: int, number: int, *, one_of: tuple[int, ...]) -> list[int]:
-    """Some ``number`` of layers, from the middle outwards, the first of ``one_of`` left out."""
+def _from_the_middle(count: int, number: int, *, one_of: tuple[int, ...]) -> list[int]:
+    """Return ``number`` layers to remove, from the middle outwards; the first of ``one_of`` is never among them."""
     free = [index for index in range(count) if index not in one_of[:1]]
     outwards = sorted(free, key=lambda index: abs(index - count // 2))
     return outwards[:number]
 
 
-def planned_widths(width: Width | None, anatomy: Anatomy, *, notes: list[str]) -> dict[str, int]:
-    """Neurons kept by config field, rounded to what hardware likes, with a note where that changes it."""
+def planned_widths(width: Width | None, anatomy: Anatomy) -> PlannedWidths:
+    """Return the neurons to keep, rounded to multiples of ``width_step``.
+
+    Raises RecipeError where the model or the criterion does not allow them.
+    """
     if width is None or not width.cuts_mlp:
-        return {}
+        return PlannedWidths({})
     widths = anatomy.widths
     if not widths:
         raise RecipeError(
             f"width: the MLPs of this model cannot be narrowed: {anatomy.width_refusal}; "
             f"remove {'width.mlp' if width.mlp is not None else 'width.neurons'}"
         )
+    notes: list[str] = []
     if width.mlp is not None:
         wanted: dict[str, float] = {field: width.mlp * dense for field, dense in widths.items()}
-        notes += [f"{group.field} stays as it is: {group.refusal}" for group in anatomy.groups if group.refusal]
+        notes += [f"{group.field} is not cut: {group.refusal}" for group in anatomy.groups if group.refusal]
     else:
         wanted = dict(_named_widths(width, anatomy))
     kept = {field: round_width(value, widths[field]) for field, value in wanted.items()}
     for field, value in wanted.items():
-        if abs(kept[field] - value) >= 1 and kept[field] < widths[field]:  # else rounding.py says more
+        # a width that is rounded to the dense one is reported by settings_without_effect
+        if abs(kept[field] - value) >= 1 and kept[field] < widths[field]:
             notes.append(
                 f"MLP width {value:g} is rounded to {kept[field]}, a multiple of {width_step(widths[field])} "
                 f"({kept[field] / widths[field]:.1%} of {widths[field]}, {field})"
             )
-    _refuse_unscorable(width, {field for field in kept if kept[field] < widths[field]}, anatomy=anatomy)
-    return kept
+    _require_scorable(width, {field for field in kept if kept[field] < widths[field]}, anatomy=anatomy)
+    return PlannedWidths(kept, tuple(notes))
 
 
-def _refuse_unscorable(width: Width, fields: set[str], *, anatomy: Anatomy) -> None:
-    criterion = width.neurons_by
+def _require_scorable(width: Width, fields: set[str], *, anatomy: Anatomy) -> None:
+    criterion = width.neuron_criterion
     routed = sorted({unit.field for units in anatomy.units for unit in units if not unit.refit} & fields)
     if routed and criterion.routed_refusal:
         others = ", ".join(field for field in anatomy.widths if field not in routed)
@@ -121,7 +165,7 @@ def _refuse_unscorable(width: Width, fields: set[str], *, anatomy: Anatomy) -> N
 
 
 def _named_widths(width: Width, anatomy: Anatomy) -> dict[str, int]:
-    """The numbers of neurons that the recipe names, by config field."""
+    """Return the numbers of neurons that the recipe names, by config field."""
     widths, neurons = anatomy.widths, width.neurons
     listed = ", ".join(f"{field} ({dense})" for field, dense in widths.items())
     if isinstance(neurons, int):
@@ -136,26 +180,27 @@ def _named_widths(width: Width, anatomy: Anatomy) -> dict[str, int]:
         refused = next((group.refusal for group in anatomy.groups if group.field == field and group.refusal), None)
         if field not in widths:
             problems.append(
-                f"width.neurons.{field}: {refused or 'is no width of this model'}; those that are: {listed}"
+                f"width.neurons.{field}: {refused or 'is not a width of this model'}; its widths are: {listed}"
             )
         elif number > widths[field]:
             problems.append(
                 f"width.neurons: {number} is more than the {widths[field]} neurons that the MLPs have ({field}); "
-                "keep at most those"
+                f"keep at most {widths[field]}"
             )
     if problems:
         raise RecipeError(problems)
     return neurons or {}
 
 
-def planned_heads(width: Width | None, anatomy: Anatomy, *, notes: list[str]) -> int | None:
-    """Key-value groups of heads kept in each layer; None where the model has no heads that are counted.
+def planned_heads(width: Width | None, anatomy: Anatomy) -> PlannedHeads:
+    """Return the key-value groups to keep in each layer.
 
-    A fraction takes the nearest number that the config accepts, with a note where that is another.
+    A fraction is rounded to the nearest number that the model's config accepts. Raises RecipeError for a number that
+    it does not accept, and for a model whose heads cannot be removed.
     """
     found = anatomy.heads
     if width is None or width.heads is None:
-        return found.count if found else None
+        return PlannedHeads(found.count if found else None)
     if found is None or found.refusal:
         reason = found.refusal if found else NO_HEADS
         raise RecipeError(f"width.heads: no attention heads of this model can be removed: {reason}; remove the key")
@@ -163,27 +208,29 @@ def planned_heads(width: Width | None, anatomy: Anatomy, *, notes: list[str]) ->
     if isinstance(width.heads, int):
         if width.heads not in accepted:
             raise RecipeError(_heads_problem(width.heads, found))
-        return width.heads
+        return PlannedHeads(width.heads)
     wanted = width.heads * found.count
     kept = min(accepted, key=lambda groups: (abs(groups - wanted), -groups))
-    if abs(kept - wanted) >= 0.5 and kept < found.count:  # else rounding.py says more
-        notes.append(
-            f"{wanted:g} of {found.count} key-value groups of heads is made {kept}: its config accepts "
-            f"{ranges(accepted)}"
-        )
-    return kept
+    # a number that is rounded to the dense one is reported by settings_without_effect
+    if abs(kept - wanted) >= 0.5 and kept < found.count:
+        note = f"{wanted:g} of {found.count} key-value groups is rounded to {kept}: the config accepts"
+        return PlannedHeads(kept, (f"{note} {ranges(accepted)}",))
+    return PlannedHeads(kept)
 
 
 def _heads_problem(groups: int, found: Heads) -> str:
-    said = f"width.heads: {groups} is more than the {found.count} key-value groups that the attention has"
+    problem = f"width.heads: {groups} is more than the {found.count} key-value groups that the attention has"
     if groups < found.count:
         fields = " and ".join(f"{name} {value}" for name, value in found.fields(groups).items())
-        said = f"width.heads: {groups} of {found.count} key-value groups cannot be kept, its config refuses {fields}"
-    return f"{said}; keep {ranges((*found.possible, found.count))}"
+        problem = f"width.heads: {groups} of {found.count} key-value groups cannot be kept, the config refuses {fields}"
+    return f"{problem}; keep {ranges((*found.possible, found.count))}"
 
 
 def planned_experts(experts: Experts | None, anatomy: Anatomy) -> int | None:
-    """Experts kept in each mixture; None where the recipe leaves them or the model has none."""
+    """Return the experts to keep in each mixture; None for a model without a mixture.
+
+    Raises RecipeError where none can be removed, or where fewer would be left than a token is routed to.
+    """
     found = anatomy.experts
     if experts is None:
         return found.count if found else None
@@ -194,6 +241,6 @@ def planned_experts(experts: Experts | None, anatomy: Anatomy) -> int | None:
     least = max(found.top_k or 1, 1)
     if not least <= kept <= found.count:
         key, possible = "remove" if experts.keep is None else "keep", ranges(range(least, found.count + 1))
-        said = f"{kept} of {found.count} experts would stay and each token takes {least}"
-        raise RecipeError(f"experts.{key}: {said}; keep {possible}")
+        problem = f"{kept} of {found.count} experts would be kept, and each token is routed to {least}"
+        raise RecipeError(f"experts.{key}: {problem}; keep {possible}")
     return kept

@@ -1,8 +1,8 @@
-"""What other tools derive instead of reading it from the config: said where a cut makes that wrong.
+"""Warn where other tools would misread the pruned model, because they derive a value that its config states.
 
 transformers and vLLM read lists by layer and the size of a head from config.json. llama.cpp's conversion to GGUF
-takes a period for the kinds of layers, the number of layers for Gemma's attention scale, and hidden_size divided by
-the number of heads for their size, where the original models allow it.
+derives the kinds of layers from a period, Gemma's attention scale from the number of layers, and the size of a head
+from hidden_size and the number of heads, where the original models allow that.
 """
 
 from __future__ import annotations
@@ -21,47 +21,49 @@ _SCALE = "query_pre_attn_scalar"
 
 
 def about_patterns(patterns: Sequence[LayerPattern], keep: Sequence[int]) -> list[str]:
-    """Say which patterns the kept layers no longer follow, a sentence for each."""
+    """Return a sentence for each pattern that the kept layers no longer follow."""
     notes = []
     for pattern in patterns:
         new = first_break(pattern, keep)
         if new is not None:
             notes.append(
-                f"{pattern.name} repeats every {pattern.period} layers in the base and not in what is kept: layer "
-                f"{new} is {pattern.kinds[keep[new]]} where the period says {pattern.kinds[new]}; tools that assume "
+                f"{pattern.name} repeats every {pattern.period} layers in the base and not in the pruned model: layer "
+                f"{new} is {pattern.kinds[keep[new]]} where the period has {pattern.kinds[new]}; tools that assume "
                 "the period compute another model, llama.cpp (GGUF) among them, while transformers and vLLM read the "
-                "config's list; depth.keep_pattern: true removes only layers that keep it"
+                "config's list; depth.keep_pattern: true removes only layers that preserve it"
             )
     return notes
 
 
 def patterns_at_risk(patterns: Sequence[LayerPattern]) -> list[str]:
-    """Say what scores that do not look at patterns may break."""
+    """Return a sentence for each pattern that layers chosen by scores alone may break."""
     return [
         f"{pattern.name} repeats every {pattern.period} layers, and the scores may choose layers that break this: "
         "tools that assume the period would compute another model, llama.cpp (GGUF) among them; depth.keep_pattern: "
-        "true removes only layers that keep it"
+        "true removes only layers that preserve it"
         for pattern in patterns
     ]
 
 
 def settle_patterns(warnings: Sequence[str], patterns: Sequence[LayerPattern], *, keep: Sequence[int]) -> list[str]:
-    """Return a plan's warnings with what it said of patterns at risk made what the cut did to them."""
+    """Return a plan's warnings, with those on patterns at risk replaced by those on patterns that the cut breaks."""
     risks, broken = patterns_at_risk(patterns), about_patterns(patterns, keep)
     return [*(warning for warning in warnings if warning not in [*risks, *broken]), *broken]
 
 
 def about_depth(anatomy: Anatomy, keep: Sequence[int], *, named: bool, keep_pattern: bool) -> list[str]:
-    """Say what a plan knows of patterns. ``named``: the recipe names the layers that go."""
+    """Return a plan's notes on patterns. ``named``: the recipe names the layers to remove."""
     if keep_pattern and not anatomy.patterns:
-        return ["depth.keep_pattern: no kind of layer repeats with a period in this model, so any layers may go"]
+        return [
+            "depth.keep_pattern: no kind of layer repeats with a period in this model, so any layers may be removed"
+        ]
     if len(keep) == anatomy.num_layers or keep_pattern:
         return []
     return about_patterns(anatomy.patterns, keep) if named else patterns_at_risk(anatomy.patterns)
 
 
 def about_layer_count(dense: PreTrainedModel, pruned: PreTrainedModel) -> list[str]:
-    """Say which values follow the number of layers: where a model's code derives them, and where another tool does."""
+    """Return notes on values that depend on the number of layers, in the model's own code or in another tool."""
     if len(find_layers(dense)[1]) == len(find_layers(pruned)[1]):
         return []
     before, after = _values(dense), _values(pruned)
@@ -72,14 +74,14 @@ def about_layer_count(dense: PreTrainedModel, pruned: PreTrainedModel) -> list[s
     ]
     notes = []
     if changed:
-        notes.append(f"derived from the number of layers, so other than in the base: {', '.join(sorted(changed))}")
+        notes.append(f"derived from the number of layers, so different from the base: {', '.join(sorted(changed))}")
     config = text_config(dense.config)
     scale, size = getattr(config, _SCALE, None), getattr(config, "head_dim", None)
     if scale and size and scale != size:
         notes.append(
-            f"the attention scale is set by {_SCALE} ({scale:g}) and not by head_dim ({size}): llama.cpp (GGUF) knows "
-            "that by the base's number of layers alone, and takes head_dim for the pruned model; transformers and vLLM "
-            f"read {_SCALE}"
+            f"the attention scale is set by {_SCALE} ({scale:g}) and not by head_dim ({size}): llama.cpp (GGUF) "
+            "recognises that by the base's number of layers alone, and uses head_dim for the pruned model; "
+            f"transformers and vLLM read {_SCALE}"
         )
     return notes
 
@@ -98,9 +100,9 @@ def _values(model: PreTrainedModel) -> dict[str, float]:
 
 
 def about_head_size(config: Config, raw: Mapping[str, Any], *, heads: Heads | None, kept: int | None) -> list[str]:
-    """Say which tools derive the size of a head, where heads go and the base leaves it to hidden_size and their number.
+    """Return a note where heads are removed and the base leaves their size to hidden_size and their number.
 
-    ``raw``: the base's config.json as it stands; ``kept``: key-value groups.
+    ``raw``: the base's config.json as it is; ``kept``: key-value groups kept.
     """
     if heads is None or kept is None or kept == heads.count:
         return []
@@ -111,25 +113,25 @@ def about_head_size(config: Config, raw: Mapping[str, Any], *, heads: Heads | No
         return []
     if not _is_field(text, name):
         return [
-            f"the config of this model type has no {name}, so the result's says {name}: {size}, which transformers and "
-            "vLLM read; llama.cpp (GGUF) and other tools that compute hidden_size / num_attention_heads refuse the "
+            f"the config of this model type has no {name}, so the result's states {name}: {size}, which transformers "
+            "and vLLM read; llama.cpp (GGUF) and other tools that compute hidden_size / num_attention_heads refuse the "
             "result or misread it"
         ]
-    if size * text.num_attention_heads != text.hidden_size or _says(raw, name):
+    if size * text.num_attention_heads != text.hidden_size or _states(raw, name):
         return []
     return [
-        f"the base's config.json leaves {name} to hidden_size / num_attention_heads, and the result's must say "
+        f"the base's config.json leaves {name} to hidden_size / num_attention_heads, and the result's must state "
         f"{name}: {size}; transformers, vLLM and llama.cpp (GGUF) read it there, and tools that compute it refuse the "
         "result or misread it"
     ]
 
 
 def _is_field(config: Config, name: str) -> bool:
-    """Check whether a config's class knows a field: declared, or computed by the class."""
+    """Check whether a config class has a field, declared or computed."""
     return hasattr(type(config), name) or name in getattr(type(config), "__dataclass_fields__", {})
 
 
-def _says(raw: Mapping[str, Any], name: str) -> bool:
-    """Check whether a config.json, or one of its parts, names a field."""
+def _states(raw: Mapping[str, Any], name: str) -> bool:
+    """Check whether a config.json, or one of its parts, has a value for a field."""
     parts = [raw, *(value for value in raw.values() if isinstance(value, dict))]
     return any(part.get(name) is not None for part in parts)

@@ -1,12 +1,13 @@
-"""Wishes that rounding makes nothing of: a fraction near 1, or near 0 of weights, that removes not one part."""
+"""Find settings that rounding leaves without effect: fractions so near 1, or 0, that nothing is removed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
 from llmprune.anatomy.types import Anatomy
-from llmprune.cut.decision import round_width, width_step
+from llmprune.planning.planned_sizes import PlannedCut
 from llmprune.planning.sparsity import SparsityPlan
+from llmprune.planning.width_rounding import round_width, width_step
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.width import Width
 from llmprune.results.formatting import ranges
@@ -14,34 +15,36 @@ from llmprune.results.formatting import ranges
 _STEP = 0.001  # of the fractions that are proposed
 
 
-def wishes_without_effect(
-    recipe: Recipe, anatomy: Anatomy, *, widths: Mapping[str, int], kv_groups: int | None, sparsity: SparsityPlan | None
+def settings_without_effect(
+    recipe: Recipe, anatomy: Anatomy, *, planned: PlannedCut, sparsity: SparsityPlan | None
 ) -> list[str]:
-    """A sentence with the numbers and the remedy for each wish to remove something that removes nothing.
+    """Return a sentence, with the numbers and the remedy, for each setting that asks to remove and removes nothing.
 
-    ``widths`` (neurons kept, by config field) and ``kv_groups`` are what the wishes were rounded to. Who asks to keep
-    everything gets what was asked for.
+    A setting that asks to keep everything is not one of them.
     """
     found: list[str] = []
     if recipe.width is not None:
-        found += [
-            said
-            for field, kept in widths.items()
-            if kept == anatomy.widths[field] and (said := _about_neurons(recipe.width, field, dense=kept))
-        ]
+        found += _about_widths(recipe.width, planned.widths.kept, anatomy=anatomy)
+        kv_groups = planned.heads.kv_groups
         if anatomy.heads and kv_groups == anatomy.heads.count:
             found += _about_heads(recipe.width.heads, kv_groups, possible=anatomy.heads.possible)
     if sparsity is not None and not sparsity.zeros:
         found.append(
             f"sparsity: {sparsity.pattern} of the inputs of each output is less than half a weight in every matrix, "
-            "so none becomes zero; raise it, or remove the section"
+            "so no weight becomes zero; raise it, or remove the section"
         )
     return found
 
 
+def _about_widths(width: Width, kept: Mapping[str, int], *, anatomy: Anatomy) -> list[str]:
+    uncut = [field for field, neurons in kept.items() if neurons == anatomy.widths[field]]
+    found = (_about_neurons(width, field, dense=kept[field]) for field in uncut)
+    return [sentence for sentence in found if sentence]
+
+
 def _about_neurons(width: Width, field: str, *, dense: int) -> str | None:
     step = width_step(dense)
-    rounded = f"keeps all {dense:,} ({field}), for widths are rounded to multiples of {step}"
+    rounded = f"keeps all {dense:,} ({field}), because widths are rounded to multiples of {step}"
     if width.mlp is not None:
         if width.mlp >= 1:
             return None
@@ -68,6 +71,6 @@ def _about_heads(wanted: int | float | None, count: int, *, possible: tuple[int,
     ]
 
 
-def _highest(cuts: Callable[[float], bool]) -> float:
-    """The highest fraction in steps of a thousandth that removes something."""
-    return next(step * _STEP for step in range(round(1 / _STEP) - 1, 0, -1) if cuts(step * _STEP))
+def _highest(removes_some: Callable[[float], bool]) -> float:
+    """Return the highest fraction, in steps of a thousandth, that removes something."""
+    return next(step * _STEP for step in range(round(1 / _STEP) - 1, 0, -1) if removes_some(step * _STEP))
