@@ -126,7 +126,7 @@ class _CheckpointStep:
                 verified = self._verify(probe, records)
         verified = broadcast_from_first(verified)
         assert verified is not None, "the first process verifies or raises"
-        companions = self.writer.companions
+        selection = self.writer.selection
         return PrunedCheckpoint(
             records=tuple(records),
             verified=verified,
