@@ -24,7 +24,6 @@ from torch import Tensor
 
 from llmprune.anatomy.discovery import discover
 from llmprune.checkpoint.loading import dense_decoder, load_model, load_tokenizer
-from llmprune.criteria import AnyWidthCriterion
 from llmprune.criteria.base import WidthCriterion
 from llmprune.cut.apply import cut_decoder
 from llmprune.data.windows import load_windows
@@ -49,7 +48,7 @@ def parse(text: str) -> WidthCriterion:
     kind, _, settings = text.partition(":")
     pairs = [pair.split("=") for pair in settings.split(",") if pair]
     values = {key: value if kind == "taylor" else float(value) for key, value in pairs}
-    criterion: WidthCriterion = TypeAdapter(AnyWidthCriterion).validate_python({"kind": kind, **values})
+    criterion: WidthCriterion = TypeAdapter(WidthCriterion).validate_python({"kind": kind, **values})
     return criterion
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from llmprune.common.schema import Section
+from llmprune.common.variants import Variant
 
 if TYPE_CHECKING:
     import torch
@@ -77,8 +77,10 @@ class ExpertAccumulator(Accumulator):
         """Importance of each expert, float32 [E]; the lowest are removed first."""
 
 
-class DepthCriterion(Section, ABC):
+class DepthCriterion(Variant, ABC):
     """Scores decoder layers: a ``PassingCriterion`` or a ``TrialCriterion``."""
+
+    needs_kind: ClassVar[bool] = False
 
     @abstractmethod
     def horizon(self, remove: int) -> int:
@@ -105,7 +107,6 @@ class PassingCriterion(DepthCriterion):
 class TrialCriterion(DepthCriterion):
     """Leaves each layer out in turn and judges what the model then says, on some of the windows."""
 
-    kind: str
     windows: int = Field(8, gt=0, description="Calibration windows that the trials run on.")
     greedy: bool = Field(
         True, description="Choose one layer after the other, each without those before it; false: all at once."
@@ -129,7 +130,7 @@ def scaled(windows: int, part: int, *, whole: int) -> int:
     return max(1, windows * part // whole)
 
 
-class WidthCriterion(Section, ABC):
+class WidthCriterion(Variant, ABC):
     """Scores the neurons of an MLP.
 
     ``takes``: what its accumulators see of each token: the neurons' activations, which pass 1 meets on its way, or
@@ -145,8 +146,6 @@ class WidthCriterion(Section, ABC):
     routed_refusal: ClassVar[str | None] = None
     assumes_refit: ClassVar[bool] = False
     adds_up: ClassVar[bool] = True
-
-    kind: str
 
     @abstractmethod
     def open(self, output_DF: Tensor, inputs: Sequence[Tensor] = ()) -> UnitAccumulator:
@@ -164,8 +163,10 @@ class WidthCriterion(Section, ABC):
         return 0
 
 
-class ExpertCriterion(Section, ABC):
+class ExpertCriterion(Variant, ABC):
     """Scores the experts of a mixture."""
+
+    needs_kind: ClassVar[bool] = False
 
     @abstractmethod
     def open(self, experts: int, device: torch.device) -> ExpertAccumulator:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from llmprune.common.errors import MOST_PROBLEMS, did_you_mean, shortened
+from llmprune.common.variants import Variant
 
 Problem = dict[str, Any]
 Path = tuple[Any, ...]
@@ -218,9 +219,9 @@ def _kinds(model: type[BaseModel]) -> tuple[Any, ...]:
 
 
 def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The sections that a field's type names, itself or in a union, list or mapping."""
+    """The sections that a field's type names, itself or in a union, list or mapping; of a ``Variant`` all kinds."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
+        yield from annotation.kinds() if issubclass(annotation, Variant) else (annotation,)
     for inner in get_args(annotation):
         yield from models_in(inner)
 

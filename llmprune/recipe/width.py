@@ -7,11 +7,9 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from llmprune.common.schema import Positive, Section, exactly_one
-from llmprune.criteria import (
-    Activation,
-    AnyWidthCriterion,
-    Share,
-)
+from llmprune.criteria.base import WidthCriterion
+from llmprune.criteria.width.activation import Activation
+from llmprune.criteria.width.share import Share
 
 
 class Width(Section):
@@ -26,9 +24,8 @@ class Width(Section):
         description="Key-value groups of attention heads kept in every layer, each with the query heads that read it: "
         "2 is a number, 0.5 a fraction.",
     )
-    criterion: AnyWidthCriterion | None = Field(
+    criterion: WidthCriterion | None = Field(
         None,
-        discriminator="kind",
         description="How neurons and heads are scored; default: neurons by share, heads by activation.",
     )
 
@@ -41,12 +38,12 @@ class Width(Section):
         return self
 
     @property
-    def neurons_by(self) -> AnyWidthCriterion:
+    def neurons_by(self) -> WidthCriterion:
         """What scores the neurons."""
         return self.criterion or Share()
 
     @property
-    def heads_by(self) -> AnyWidthCriterion:
+    def heads_by(self) -> WidthCriterion:
         """What scores the heads. By ``share`` SmolLM2 kept less on each of three texts."""
         return self.criterion or Activation()
 

@@ -23,7 +23,9 @@ from llmprune.anatomy.types import Anatomy, PrunableDim, unit_key
 from llmprune.checkpoint.loading import dense_decoder, tensors_of
 from llmprune.checkpoint.saving import CheckpointWriter
 from llmprune.common.errors import ModelError, RecipeError
-from llmprune.criteria import Activation, BlockInfluence, Reap
+from llmprune.criteria.depth.block_influence import BlockInfluence
+from llmprune.criteria.experts.reap import Reap
+from llmprune.criteria.width.activation import Activation
 from llmprune.cut.apply import cut_config, cut_decoder
 from llmprune.cut.decision import Cut
 from llmprune.layerwise.forward import Decoder, LayerwiseForward

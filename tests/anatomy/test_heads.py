@@ -16,7 +16,7 @@ from llmprune.anatomy.selection import rows_of
 from llmprune.anatomy.types import PrunableDim, unit_key
 from llmprune.checkpoint.loading import dense_decoder
 from llmprune.common.errors import ModelError, RecipeError
-from llmprune.criteria import Activation
+from llmprune.criteria.width.activation import Activation
 from llmprune.cut.apply import cut_config
 from llmprune.planning.plan import Plan
 from llmprune.score.forward_pass import score

@@ -20,8 +20,12 @@ from llmprune.anatomy.meta_model import build_meta_model
 from llmprune.anatomy.types import Anatomy
 from llmprune.checkpoint.loading import dense_decoder
 from llmprune.common.errors import RecipeError
-from llmprune.criteria import Angular, BlockInfluence, Divergence, Perplexity, Residual
 from llmprune.criteria.base import DepthCriterion, TrialCriterion
+from llmprune.criteria.depth.angular import Angular
+from llmprune.criteria.depth.block_influence import BlockInfluence
+from llmprune.criteria.depth.divergence import Divergence
+from llmprune.criteria.depth.perplexity import Perplexity
+from llmprune.criteria.depth.repaired_divergence import Residual
 from llmprune.cut.decision import Cut
 from llmprune.cut.layer_choice import choose_in_pattern, kinds_of, possible_counts
 from llmprune.pipeline.run import run

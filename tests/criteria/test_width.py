@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -23,16 +23,22 @@ from llmprune.anatomy.selection import neuron_rows
 from llmprune.anatomy.types import PrunableDim, unit_key
 from llmprune.checkpoint.loading import dense_decoder
 from llmprune.common.errors import NumericalError, RecipeError
-from llmprune.criteria import Activation, AnyWidthCriterion, Flap, Magnitude, Obs, Share, Taylor, Wanda
+from llmprune.criteria.accumulators.obs import group_order, removal_order
 from llmprune.criteria.base import UnitAccumulator, WidthCriterion
-from llmprune.criteria.width.obs_accumulator import group_order, removal_order
+from llmprune.criteria.width.activation import Activation
+from llmprune.criteria.width.flap import Flap
+from llmprune.criteria.width.magnitude import Magnitude
+from llmprune.criteria.width.obs import Obs
+from llmprune.criteria.width.share import Share
+from llmprune.criteria.width.taylor import Taylor
+from llmprune.criteria.width.wanda import Wanda
 from llmprune.layerwise.forward import Decoder, inputs_of
 from llmprune.recipe.refit import Refit
 from llmprune.score.forward_pass import score
 from llmprune.testing import tiny_model
 
 WINDOWS, LENGTH, HIDDEN, NEURONS = 6, 10, 5, 8
-KINDS = {section.model_fields["kind"].default: section for section in get_args(AnyWidthCriterion)}
+KINDS = {section.model_fields["kind"].default: section for section in WidthCriterion.kinds()}
 BY_TEXT = [kind for kind in KINDS if kind != "magnitude"]
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -313,7 +319,7 @@ def test_obs_is_greedy_removal_with_everything_solved_again(size: int, order: Ca
         }
         gone.append(min(trials, key=trials.__getitem__))
         errors.append(trials[gone[-1]])
-    found, found_errors = order(gram_FF.clone(), weight_DF, ridge)
+    found, found_errors = order(gram_FF.clone(), weight_DF, ridge=ridge)
     assert found.tolist() == gone
     torch.testing.assert_close(found_errors, torch.tensor(errors, dtype=torch.float64))
 
@@ -370,7 +376,7 @@ def test_obs_chooses_nothing_by_costs_that_are_not_finite(order: Callable[..., A
         gram_FF, weight_DF = torch.eye(3).double(), torch.ones(2, 3).double()
         gram_FF[1, 1], weight_DF[0, 2] = value, 1e200
         with pytest.raises(NumericalError, match=r"obs finds no order"):
-            order(gram_FF, weight_DF, 1.0)
+            order(gram_FF, weight_DF, ridge=1.0)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from llmprune.checkpoint.loading import dense_decoder
 from llmprune.checkpoint.verify_worker import generate
 from llmprune.common.errors import NumericalError, RecipeError
 from llmprune.common.linalg.kl_divergence import kl_divergence
-from llmprune.criteria import Divergence, Residual
+from llmprune.criteria.depth.divergence import Divergence
+from llmprune.criteria.depth.repaired_divergence import Residual
 from llmprune.evaluation.bench.generation_speed import time_generation
 from llmprune.evaluation.bench.speed_and_memory import decoded_bytes, joules, run_bench
 from llmprune.evaluation.generation import compare_generation, ends_in_loop, repetition

@@ -10,7 +10,7 @@ from helpers.families import DEPTH_AND_WIDTH, KEPT_WIDTHS, MIXTURES
 
 from llmprune.anatomy.discovery import discover
 from llmprune.checkpoint.loading import dense_decoder
-from llmprune.criteria import Activation
+from llmprune.criteria.width.activation import Activation
 from llmprune.cut.apply import cut_decoder
 from llmprune.layerwise.forward import Tensors
 from llmprune.layerwise.hidden_states import HiddenStateStore

@@ -18,17 +18,15 @@ from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.types import FusedSlice, PrunableDim
 from llmprune.checkpoint.loading import dense_decoder, load_model
 from llmprune.common import distributed as processes
-from llmprune.criteria import (
-    Activation,
-    Angular,
-    BlockInfluence,
-    Obs,
-    Perplexity,
-    Reap,
-    Residual,
-    TaylorShare,
-)
 from llmprune.criteria.base import WidthCriterion
+from llmprune.criteria.depth.angular import Angular
+from llmprune.criteria.depth.block_influence import BlockInfluence
+from llmprune.criteria.depth.perplexity import Perplexity
+from llmprune.criteria.depth.repaired_divergence import Residual
+from llmprune.criteria.experts.reap import Reap
+from llmprune.criteria.width.activation import Activation
+from llmprune.criteria.width.obs import Obs
+from llmprune.criteria.width.taylor_share import TaylorShare
 from llmprune.cut.apply import add_to_strand, cut_decoder
 from llmprune.cut.decision import Cut
 from llmprune.evaluation.perplexity import compare_predictions

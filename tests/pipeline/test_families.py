@@ -21,7 +21,8 @@ from llmprune.anatomy.selection import mask_neurons
 from llmprune.anatomy.types import Anatomy, unit_key
 from llmprune.checkpoint.loading import dense_decoder, load_model, tensors_of
 from llmprune.checkpoint.saving import CheckpointWriter
-from llmprune.criteria import Activation, BlockInfluence
+from llmprune.criteria.depth.block_influence import BlockInfluence
+from llmprune.criteria.width.activation import Activation
 from llmprune.cut.apply import cut_decoder
 from llmprune.cut.decision import Cut
 from llmprune.layerwise.forward import LayerwiseForward

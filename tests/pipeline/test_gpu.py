@@ -12,7 +12,8 @@ from torch import Tensor
 
 from llmprune.anatomy.discovery import discover
 from llmprune.checkpoint.loading import dense_decoder, load_model
-from llmprune.criteria import Activation, BlockInfluence
+from llmprune.criteria.depth.block_influence import BlockInfluence
+from llmprune.criteria.width.activation import Activation
 from llmprune.cut.apply import cut_decoder
 from llmprune.cut.decision import Cut
 from llmprune.layerwise.forward import LayerwiseForward

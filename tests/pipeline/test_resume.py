@@ -10,7 +10,7 @@ import torch
 
 from llmprune.anatomy.discovery import discover
 from llmprune.checkpoint.loading import dense_decoder
-from llmprune.criteria import BlockInfluence
+from llmprune.criteria.depth.block_influence import BlockInfluence
 from llmprune.cut.apply import cut_decoder
 from llmprune.cut.decision import Cut
 from llmprune.layerwise.forward import LayerwiseForward, Tensors

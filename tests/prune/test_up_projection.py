@@ -20,7 +20,8 @@ from llmprune.anatomy.types import FusedSlice, MlpUnit, PrunableDim
 from llmprune.checkpoint.loading import dense_decoder, tensors_of
 from llmprune.checkpoint.saving import CheckpointWriter
 from llmprune.common.errors import NumericalError
-from llmprune.criteria import Activation, BlockInfluence
+from llmprune.criteria.depth.block_influence import BlockInfluence
+from llmprune.criteria.width.activation import Activation
 from llmprune.cut.apply import add_to_strand, cut_decoder
 from llmprune.layerwise.hidden_states import HiddenStates, HiddenStateStore
 from llmprune.prune.pass2 import Pruning

@@ -16,8 +16,12 @@ from transformers import PreTrainedModel
 from llmprune.anatomy.discovery import discover
 from llmprune.checkpoint.loading import dense_decoder
 from llmprune.common.errors import CalibrationError, NumericalError
-from llmprune.criteria import Angular, AnyDepthCriterion, BlockInfluence, Divergence, Perplexity, Residual
-from llmprune.criteria.base import TrialCriterion
+from llmprune.criteria.base import DepthCriterion, TrialCriterion
+from llmprune.criteria.depth.angular import Angular
+from llmprune.criteria.depth.block_influence import BlockInfluence
+from llmprune.criteria.depth.divergence import Divergence
+from llmprune.criteria.depth.perplexity import Perplexity
+from llmprune.criteria.depth.repaired_divergence import Residual
 from llmprune.cut.decision import choose_layers
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_states import HiddenStateStore
@@ -289,7 +293,7 @@ def test_scores_depend_on_the_number_only_where_they_say_so() -> None:
 
 def test_every_criterion_is_read_by_its_kind() -> None:
     """The kind that a recipe names picks the class."""
-    adapter = TypeAdapter(AnyDepthCriterion)
+    adapter = TypeAdapter(DepthCriterion)
     for kind in (BlockInfluence, Angular, Perplexity, Divergence, Residual):
         assert type(adapter.validate_python({"kind": kind().kind})) is kind
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import pytest
 import torch
 from torch import Tensor
@@ -13,15 +11,15 @@ from llmprune.checkpoint.verify_worker import counts
 from llmprune.common.errors import NumericalError
 from llmprune.common.linalg.cross_validated_ridge import NormalEquations
 from llmprune.common.linalg.masked_least_squares import solve_on_support, squared
-from llmprune.recipe.sparsity import AnyMethod, Sparsity
+from llmprune.recipe.sparsity import Sparsity
+from llmprune.sparsity.method import SparsityMethod
 from llmprune.sparsity.methods.alps import Alps
-from llmprune.sparsity.methods.base import SparsityMethod
 from llmprune.sparsity.methods.magnitude import Magnitude
 from llmprune.sparsity.methods.sparsegpt import SparseGPT
 from llmprune.sparsity.methods.wanda import Wanda
 from llmprune.sparsity.pattern import Pattern
 
-METHODS: tuple[type[SparsityMethod], ...] = get_args(get_args(AnyMethod)[0])
+METHODS = SparsityMethod.kinds()
 PATTERNS = ("2:4", "1:4", "4:8", 0.5, 0.7)
 
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from llmprune.criteria.accumulators.mean_square import MeanSquare
 from llmprune.criteria.base import UnitAccumulator, WidthCriterion
-from llmprune.criteria.width.moments import MeanSquare
 
 if TYPE_CHECKING:
     from torch import Tensor

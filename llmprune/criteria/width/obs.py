@@ -50,7 +50,7 @@ class Obs(WidthCriterion):
 
     def open(self, output_DF: Tensor, inputs: Sequence[Tensor] = ()) -> UnitAccumulator:
         """Start the sums of one unit with this output projection."""
-        from llmprune.criteria.width.obs_accumulator import Surgeon
+        from llmprune.criteria.accumulators.obs import Surgeon
 
         return Surgeon(output_DF, self.ridge, shrinkage=self.shrinkage)
 

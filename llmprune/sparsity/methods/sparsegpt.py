@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from llmprune.common.linalg.cholesky import inverse, no_inverse
-from llmprune.sparsity.methods.base import DAMPING, Needs, SparsityMethod
+from llmprune.sparsity.method import DAMPING, Needs, SparsityMethod
 
 if TYPE_CHECKING:
     from torch import Tensor

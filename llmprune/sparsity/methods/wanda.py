@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from llmprune.sparsity.methods.base import Needs, SparsityMethod
+from llmprune.sparsity.method import Needs, SparsityMethod
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from llmprune.common.schema import Section
+from llmprune.common.variants import Variant
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +25,7 @@ DAMPING = "λ, in units of diag(XᵀX): of its mean for sparsegpt, of each input
 Needs = Literal["nothing", "squares", "gram"]
 
 
-class SparsityMethod(Section, ABC):
+class SparsityMethod(Variant, ABC):
     """Makes one matrix sparse.
 
     ``needs``: which sums over tokens of the matrix's inputs x it reads: none, Σ x² of each input, or XᵀX.
@@ -34,7 +34,6 @@ class SparsityMethod(Section, ABC):
     needs: ClassVar[Needs]
     refits_by_default: ClassVar[bool] = True
 
-    kind: str
     refit: bool | None = Field(
         None,
         description="Solve what stays again by least squares, output projections towards the dense hidden states; "
