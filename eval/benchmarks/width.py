@@ -37,6 +37,7 @@ from llmprune.recipe.model import ModelSource
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.refit import Refit
 from llmprune.score.forward_pass import score
+from llmprune.score.inputs import CalibrationBatches, ScoringCriteria
 from llmprune.score.select import PlannedSizes, choose_cut
 
 KINDS = ("activation", "flap", "magnitude", "obs", "share", "taylor", "taylor_share", "wanda")
@@ -86,11 +87,8 @@ class Bench:
         scores = score(
             self.dense,
             self.anatomy,
-            windows_NL=self.windows_NL,
-            batch_size=BATCH,
-            depth=None,
-            width=criterion,
-            store=self.store,
+            criteria=ScoringCriteria(width=criterion),
+            calibration=CalibrationBatches(self.windows_NL, BATCH, self.store),
         )
         scored = time.perf_counter()
         width = Recipe.parse("{model: {id: x}, calibration: {dataset: x}, width: {mlp: 0.5}}").width

@@ -386,7 +386,7 @@ def _report(
 ) -> Report:
     records = {record.layer: record for record in pruned.records}
     gate, width = recipe.evaluation.gate, recipe.width
-    add_up = (width.neurons_by.adds_up, width.heads_by.adds_up) if width else (True, True)
+    add_up = (width.neurons_by.is_additive, width.heads_by.is_additive) if width else (True, True)
     comparison = compare(
         measured.dense_tasks, measured.pruned_tasks, confidence=gate.confidence if gate else CONFIDENCE
     )

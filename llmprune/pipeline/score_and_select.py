@@ -5,20 +5,13 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 from torch import Tensor
 
 from llmprune.common.distributed import count, is_first
 from llmprune.common.errors import CalibrationError
 from llmprune.common.files import write_beside
-from llmprune.criteria.base import (
-    DepthCriterion,
-    ExpertCriterion,
-    PassingCriterion,
-    TrialCriterion,
-    WidthCriterion,
-)
+from llmprune.criteria.base import AblationCriterion
 from llmprune.cut.decision import Cut
 from llmprune.layerwise.hidden_states import HiddenStateStore
 from llmprune.pipeline.inputs import RunInputs
@@ -30,6 +23,7 @@ from llmprune.results.run_folder import TRAIL, RunFolder, file_fingerprint, fing
 from llmprune.results.schema import StabilityFigures, Step
 from llmprune.score.ablation import layer_ablation_scores
 from llmprune.score.forward_pass import score
+from llmprune.score.inputs import CalibrationBatches, DepthTarget, ScoringCriteria
 from llmprune.score.scores import Scores
 from llmprune.score.select import PlannedSizes, choose_cut
 from llmprune.score.stability import compare
@@ -99,7 +93,7 @@ def check_calibration(recipe: Recipe, plan: Plan, *, bench: RunInputs, folder: R
 
     def choose(windows_NL: Tensor) -> Cut:
         on_half = recipe
-        if depth and isinstance(depth.criterion, TrialCriterion):
+        if depth:
             criterion = depth.criterion.scaled(len(windows_NL), len(bench.windows))
             on_half = recipe.model_copy(update={"depth": depth.model_copy(update={"criterion": criterion})})
         store = bench.store(folder.path, windows_NL)
@@ -142,35 +136,16 @@ def _scored(
     recipe: Recipe, plan: Plan, *, bench: RunInputs, windows_NL: Tensor, store: HiddenStateStore, steps: list[Step]
 ) -> Scores:
     """Scores by these windows, as the recipe says."""
-    depth, width, heads, experts = _criteria(recipe)
-    passing = depth if isinstance(depth, PassingCriterion) else None
-    remove, batch_size = plan.dense.layers - plan.keep_layers, recipe.calibration.batch_size
+    criteria = _criteria(recipe)
+    calibration = CalibrationBatches(windows_NL, recipe.calibration.batch_size, store)
+    target = DepthTarget(plan.dense.layers - plan.keep_layers, _keeps_pattern(recipe))
     with account(steps, "pass 1", tokens=windows_NL.numel()):
-        scores = score(
-            bench.dense,
-            bench.anatomy,
-            windows_NL=windows_NL,
-            batch_size=batch_size,
-            depth=passing,
-            width=width,
-            experts=experts,
-            store=store,
-            remove=remove,
-            heads=heads,
-            keep_pattern=_keeps_pattern(recipe),
-        )
-    if not isinstance(depth, TrialCriterion):
+        scores = score(bench.dense, bench.anatomy, criteria=criteria, calibration=calibration, target=target)
+    if not isinstance(criteria.depth, AblationCriterion):
         return scores
     with account(steps, "trials", tokens=windows_NL.numel()):
         layers_N = layer_ablation_scores(
-            bench.dense,
-            bench.anatomy,
-            criterion=depth,
-            windows_NL=windows_NL,
-            batch_size=batch_size,
-            remove=remove,
-            store=store,
-            keep_pattern=_keeps_pattern(recipe),
+            bench.dense, bench.anatomy, criterion=criteria.depth, calibration=calibration, target=target
         )
     return replace(scores, layers=layers_N)
 
@@ -178,32 +153,24 @@ def _scored(
 def _origin_of_scores(recipe: Recipe, plan: Plan, *, bench: RunInputs) -> str | None:
     """Fingerprint of all that the scores depend on; None where nothing is scored."""
     criteria = _criteria(recipe)
-    if not any(criteria):
+    if not criteria:
         return None
     horizon = criteria.depth.horizon(plan.dense.layers - plan.keep_layers) if criteria.depth else None
-    return fingerprint(bench.identity, bench.windows_fingerprint, horizon, _keeps_pattern(recipe), *criteria)
+    kinds = (criteria.depth, criteria.width, criteria.heads, criteria.experts)
+    return fingerprint(bench.identity, bench.windows_fingerprint, horizon, _keeps_pattern(recipe), *kinds)
 
 
 def _keeps_pattern(recipe: Recipe) -> bool:
     return bool(recipe.depth and recipe.depth.keep_pattern)
 
 
-class _Criteria(NamedTuple):
-    """The criteria of what the scores decide."""
-
-    depth: DepthCriterion | None
-    width: WidthCriterion | None
-    heads: WidthCriterion | None
-    experts: ExpertCriterion | None
-
-
-def _criteria(recipe: Recipe) -> _Criteria:
-    width = recipe.width
-    return _Criteria(
-        recipe.depth.criterion if recipe.depth and recipe.depth.layers is None else None,
-        width.neurons_by if width and width.cuts_mlp else None,
-        width.heads_by if width and width.heads is not None else None,
-        recipe.experts.criterion if recipe.experts else None,
+def _criteria(recipe: Recipe) -> ScoringCriteria:
+    depth, width = recipe.depth, recipe.width
+    return ScoringCriteria(
+        depth=depth.criterion if depth and depth.layers is None else None,
+        width=width.neurons_by if width and width.cuts_mlp else None,
+        heads=width.heads_by if width and width.heads is not None else None,
+        experts=recipe.experts.criterion if recipe.experts else None,
     )
 
 

@@ -10,8 +10,7 @@ from transformers import PreTrainedModel
 from llmprune.anatomy.meta_model import find_layers, text_config
 from llmprune.anatomy.projections import projections_of
 from llmprune.anatomy.types import Anatomy
-from llmprune.criteria.base import PassingCriterion, TrialCriterion
-from llmprune.criteria.depth.repaired_divergence import Residual
+from llmprune.criteria.base import DepthCriterion, ScoringSize
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.schema import Figures
 
@@ -40,21 +39,21 @@ def memory_of(
     inputs = max((unit.times * kept[unit.field] for units in anatomy.units for unit in units if unit.refit), default=0)
     inputs = inputs if recipe.refit else 0
     sparse = _sparse_statistics(recipe, pruned)
-    scored = max((unit.times * anatomy.widths[unit.field] for units in anatomy.units for unit in units), default=0)
+    size = _scoring_size(recipe, dense, anatomy=anatomy, keep_layers=len(find_layers(pruned)[1]))
+    depth = _depth_criterion(recipe)
     folds = recipe.refit.folds(len(recipe.calibration.text_sources())) if recipe.refit else 1
     return Memory(
         weights=bytes_of(dense),
         layer=_largest(find_layers(dense)[1]) + _largest(find_layers(pruned)[1]),
-        streams=(2 * samples + _tried(recipe, anatomy.num_layers)) * bytes_of_window(recipe, dense)
-        + _of_runs(recipe, dense, pruned=pruned)
-        + _of_standins(recipe, dense, inputs=scored)
+        streams=2 * samples * bytes_of_window(recipe, dense)
+        + (depth.stream_bytes(size) if depth else 0)
         + _noted(recipe, dense, anatomy=anatomy)
         + _staged(recipe, dense, pruned=pruned)
         + _gated(recipe, dense, neurons=neurons_of_solved_ups(anatomy, widths)),
         statistics=max(
             4 * inputs * (inputs * (folds + 1) + hidden * 4) + sparse,
-            recipe.width.neurons_by.memory(scored) if recipe.width else 0,
-            _standin_statistics(recipe, anatomy.num_layers, inputs=scored, hidden=hidden),
+            recipe.width.neurons_by.memory(size.inputs) if recipe.width else 0,
+            depth.statistics_bytes(size) if depth else 0,
         ),
     )
 
@@ -110,7 +109,7 @@ def _gated(recipe: Recipe, dense: PreTrainedModel, *, neurons: int) -> int:
 def _sums(recipe: Recipe) -> str:
     """What the making of sparse matrices sums over their inputs."""
     assert recipe.sparsity is not None
-    return recipe.sparsity.method.sums(recipe.refit is not None and recipe.sparsity.method.refits)
+    return recipe.sparsity.method.required_moments(recipe.refit is not None and recipe.sparsity.method.refits)
 
 
 def _sparse_statistics(recipe: Recipe, pruned: PreTrainedModel) -> int:
@@ -128,51 +127,23 @@ def bytes_of_window(recipe: Recipe, dense: PreTrainedModel) -> int:
     return size
 
 
-def _tried(recipe: Recipe, layers: int) -> int:
-    """Windows of all variants that the trials of the depth criterion run side by side."""
-    depth, (samples, _) = recipe.depth, recipe.calibration.shape()
-    if depth is None or depth.layers is not None or not isinstance(depth.criterion, TrialCriterion):
-        return 0
-    return (layers + 2) * min(depth.criterion.windows, samples)
-
-
-def _of_runs(recipe: Recipe, dense: PreTrainedModel, *, pruned: PreTrainedModel) -> int:
-    """Bytes of what pass 1 keeps from before each layer of a run of layers, where more than one is scored as one."""
-    if recipe.depth is None or recipe.depth.layers is not None:
-        return 0
-    criterion, (samples, length) = recipe.depth.criterion, recipe.calibration.shape()
-    span = criterion.horizon(len(find_layers(dense)[1]) - len(find_layers(pruned)[1]))
-    if not isinstance(criterion, PassingCriterion) or span < 2:
-        return 0
-    tokens = len(range(length)[criterion.looks_at])
-    kept: int = span * samples * bytes_of_window(recipe, dense) * tokens // length
-    return kept
-
-
-def _of_standins(recipe: Recipe, dense: PreTrainedModel, *, inputs: int) -> int:
-    """Bytes of what trials of stand-ins keep: a walk over windows of their own; and of a layer and the one before it,
-    for all windows, the inputs of the output projection; and what the layer adds on its own windows.
-    """
-    if (criterion := _standin_criterion(recipe)) is None:
-        return 0
+def _scoring_size(recipe: Recipe, dense: PreTrainedModel, *, anatomy: Anatomy, keep_layers: int) -> ScoringSize:
+    """Return the sizes that the memory of scoring layers depends on, from a model without weights."""
     samples, length = recipe.calibration.shape()
-    judged, solved = criterion.shares(samples)
-    hidden: int = text_config(dense.config).hidden_size
-    each: int = length * dense.dtype.itemsize
-    return (3 * solved * hidden + (judged + solved) * 2 * inputs) * each
+    return ScoringSize(
+        layers=anatomy.num_layers,
+        remove=anatomy.num_layers - keep_layers,
+        samples=samples,
+        length=length,
+        hidden=text_config(dense.config).hidden_size,
+        inputs=max((unit.times * anatomy.widths[unit.field] for units in anatomy.units for unit in units), default=0),
+        itemsize=dense.dtype.itemsize,
+    )
 
 
-def _standin_statistics(recipe: Recipe, layers: int, *, inputs: int, hidden: int) -> int:
-    """Bytes of the sums of one stand-in and their factor, and of the stand-ins that a round keeps for all layers."""
-    if _standin_criterion(recipe) is None:
-        return 0
-    return 4 * inputs * (2 * inputs + hidden * (layers + 2))
-
-
-def _standin_criterion(recipe: Recipe) -> Residual | None:
-    """The depth criterion, where it solves stand-ins."""
-    depth = recipe.depth
-    return depth.criterion if depth and depth.layers is None and isinstance(depth.criterion, Residual) else None
+def _depth_criterion(recipe: Recipe) -> DepthCriterion | None:
+    """Return the criterion that layers are scored by; None where none are."""
+    return recipe.depth.criterion if recipe.depth and recipe.depth.layers is None else None
 
 
 def _largest(layers: Sequence[torch.nn.Module] | torch.nn.ModuleList) -> int:

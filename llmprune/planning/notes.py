@@ -11,8 +11,6 @@ from llmprune.anatomy.types import Anatomy
 from llmprune.checkpoint.prediction_heads import about_heads
 from llmprune.common.errors import RecipeError
 from llmprune.common.schema import format_size
-from llmprune.criteria.base import TrialCriterion
-from llmprune.criteria.depth.repaired_divergence import Residual
 from llmprune.planning.interop import about_depth
 from llmprune.planning.memory import neurons_of_solved_ups
 from llmprune.planning.sparsity import SparsityPlan
@@ -59,7 +57,7 @@ def about_scores(recipe: Recipe, anatomy: Anatomy, *, keep: Sequence[int]) -> li
     notes = []
     if recipe.depth:
         if recipe.depth.layers is None:
-            notes += _trials(recipe, anatomy.num_layers, remove=anatomy.num_layers - len(keep))
+            notes += _about_ablation(recipe, anatomy.num_layers, remove=anatomy.num_layers - len(keep))
         named, kept = recipe.depth.layers is not None, recipe.depth.keep_pattern
         notes += about_depth(anatomy, keep, named=named, keep_pattern=kept)
     return notes + _about_criterion(recipe, anatomy)
@@ -124,21 +122,18 @@ def _about_up(anatomy: Anatomy, widths: dict[str, int], *, samples: int) -> list
     return ["refit.up: pass 2 takes about 5 forward passes in float32 over the calibration tokens longer"]
 
 
-def _trials(recipe: Recipe, layers: int, *, remove: int) -> list[str]:
-    """What the trials of a depth criterion cost, in words."""
+def _about_ablation(recipe: Recipe, layers: int, *, remove: int) -> list[str]:
+    """Say how long the ablations of a depth criterion take."""
     assert recipe.depth is not None
     criterion, (samples, _) = recipe.depth.criterion, recipe.calibration.shape()
-    if not isinstance(criterion, TrialCriterion):
+    cost = criterion.ablation_cost(layers, remove=remove, samples=samples)
+    if cost is None:
         return []
-    windows, rounds = min(criterion.windows, samples), criterion.horizon(remove)
-    passes = sum((layers - done) / 2 + 1 for done in range(rounds)) * windows / samples
-    refit = ""
-    if isinstance(criterion, Residual):
-        passes += sum((layers - done) / layers for done in range(rounds)) * criterion.shares(samples)[1] / samples
-        refit = ", and a refit of every layer in each round"
+    refit = ", and a refit of every layer in each round" if cost.refits else ""
     return [
-        f"depth.criterion {criterion.kind}: {plural(rounds, 'round')} of trials on {plural(windows, 'window')} "
-        f"cost about {passes:.1f} forward passes over the calibration tokens{refit}"
+        f"depth.criterion {criterion.kind}: {plural(cost.rounds, 'round')} of ablation on "
+        f"{plural(cost.windows, 'window')} cost about {cost.forward_passes:.1f} forward passes over the calibration "
+        f"tokens{refit}"
     ]
 
 
@@ -152,7 +147,7 @@ def _about_criterion(recipe: Recipe, anatomy: Anatomy) -> list[str]:
     ]
     operations = sum(criterion.operations(width) for width in widths)
     figure = f": about {operations:.1e} operations in float64 in all" if operations else ""
-    notes = [f"width.criterion {criterion.kind} {criterion.cost}{figure}"] if criterion.cost else []
+    notes = [f"width.criterion {criterion.kind} {criterion.cost_note}{figure}"] if criterion.cost_note else []
     if criterion.assumes_refit and recipe.refit is None:
         notes.append(f"width.criterion {criterion.kind} assumes the refit, which is off")
     return notes
@@ -161,7 +156,7 @@ def _about_criterion(recipe: Recipe, anatomy: Anatomy) -> list[str]:
 def require_room_for_trail(recipe: Recipe, trail: int) -> None:
     """The walk back needs the dense hidden states after every layer, so many bytes in all."""
     allowed = recipe.calibration.stream_disk
-    if recipe.width and recipe.width.neurons_by.takes != "activations" and trail > allowed:
+    if recipe.width and recipe.width.neurons_by.needs_gradients and trail > allowed:
         raise RecipeError(
             f"calibration.stream_disk: width.criterion {recipe.width.neurons_by.kind} goes back over the hidden states "
             f"after every layer, {format_size(trail)}, and {format_size(allowed)} are allowed; raise it, take fewer "

@@ -1,8 +1,8 @@
-"""What a sparsity method is.
+"""Base class of the sparsity methods.
 
-A method is a frozen section of the recipe (its parameters) that chooses which weights of
-one matrix stay, from sums over the inputs that the matrix gets on the pruned stream. Adding
-a method takes one file here and one line in ``__init__.py``.
+A method is a frozen section of the recipe: its parameters. It chooses which weights of one matrix are kept, from second
+moments of the inputs that the matrix gets in the pruned model. To add a method, add a file to ``methods`` with a
+subclass that declares its ``kind``; nothing else changes.
 
 Shapes: O outputs of a matrix, I inputs.
 """
@@ -21,17 +21,18 @@ if TYPE_CHECKING:
 
     from llmprune.sparsity.pattern import Pattern
 
-DAMPING = "λ, in units of diag(XᵀX): of its mean for sparsegpt, of each input's own for alps."
-Needs = Literal["nothing", "squares", "gram"]
+DAMPING_HELP = "λ, in units of diag(XᵀX): of its mean for sparsegpt, of each input's own for alps."
+InputMoments = Literal["nothing", "squares", "gram"]
 
 
 class SparsityMethod(Variant, ABC):
     """Makes one matrix sparse.
 
-    ``needs``: which sums over tokens of the matrix's inputs x it reads: none, Σ x² of each input, or XᵀX.
+    ``requires``: moments of the inputs x that it reads, summed over tokens: none, Σ x² of each input, or XᵀX.
+    ``refits_by_default``: the kept weights are solved again unless the recipe says otherwise.
     """
 
-    needs: ClassVar[Needs]
+    requires: ClassVar[InputMoments]
     refits_by_default: ClassVar[bool] = True
 
     refit: bool | None = Field(
@@ -42,16 +43,16 @@ class SparsityMethod(Variant, ABC):
 
     @property
     def refits(self) -> bool:
-        """Whether what stays is solved again, where the recipe does not forbid it."""
+        """True where the kept weights are solved again, unless the recipe turns the refit off."""
         return self.refits_by_default if self.refit is None else self.refit
 
-    def sums(self, refit: bool) -> Needs:
-        """Which sums are needed, with or without the refit of what stays."""
-        return "gram" if refit else self.needs
+    def required_moments(self, refit: bool) -> InputMoments:
+        """Return the moments to sum over tokens, with or without the refit of the kept weights."""
+        return "gram" if refit else self.requires
 
     @abstractmethod
-    def prune(self, weight_OI: Tensor, sums: Tensor | None, *, pattern: Pattern) -> tuple[Tensor, Tensor]:
-        """The sparse weights and what stays of them, float32 and bool [O, I].
+    def prune(self, weight_OI: Tensor, moments: Tensor | None, *, pattern: Pattern) -> tuple[Tensor, Tensor]:
+        """Return the sparse weights, float32 [O, I], and the mask of those that are kept, bool [O, I].
 
-        ``sums``: XᵀX [I, I], or its diagonal [I] where the method needs no more, or None.
+        ``moments``: XᵀX [I, I], its diagonal [I] where the method requires only that, or None.
         """

@@ -33,6 +33,7 @@ from llmprune.prune.pass2 import Pruning
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.refit import Refit
 from llmprune.score.forward_pass import score
+from llmprune.score.inputs import CalibrationBatches, ScoringCriteria
 from llmprune.score.scores import Scores
 from llmprune.score.select import PlannedSizes, choose_cut
 from llmprune.testing import VOCABULARY, tiny_config, tiny_model
@@ -52,7 +53,12 @@ def _scored(family: str, **overrides: Any) -> tuple[Any, Anatomy, Decoder, Score
         model,
         anatomy,
         dense,
-        score(dense, anatomy, windows_NL=IDS, batch_size=4, depth=BlockInfluence(), width=Activation(), experts=Reap()),
+        score(
+            dense,
+            anatomy,
+            criteria=ScoringCriteria(depth=BlockInfluence(), width=Activation(), experts=Reap()),
+            calibration=CalibrationBatches(IDS, 4),
+        ),
     )
 
 
@@ -178,7 +184,7 @@ def test_what_experts_add_is_what_their_block_puts_out(family: str) -> None:
 
 def test_reap_is_the_mean_weighted_norm() -> None:
     """The score of an expert is the mean over its tokens of the weighted norm of its output; 0 without tokens."""
-    sums = Reap().open(3, torch.device("cpu"))
+    sums = Reap().make_accumulator(3, torch.device("cpu"))
     sums.update(0, torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
     sums.update(0, torch.tensor([[0.0, 0.0]]))
     sums.update(2, torch.tensor([[6.0, 8.0]]))
@@ -192,7 +198,12 @@ def test_an_expert_without_tokens_is_scored_by_its_weights() -> None:
     router.weight.data[3] = -1000 * router.weight.data[:3].sum(0).sign()
     model.model.layers[0].post_attention_layernorm.weight.data.fill_(0.0)  # every token scores 0: the first two win
     anatomy = discover(model.config)
-    scores = score(dense_decoder(model), anatomy, windows_NL=IDS, batch_size=4, depth=None, width=Activation())
+    scores = score(
+        dense_decoder(model),
+        anatomy,
+        criteria=ScoringCriteria(width=Activation()),
+        calibration=CalibrationBatches(IDS, 4),
+    )
     key = unit_key(0, "mlp.experts")
     assert (scores.routed[key] == 0).any()
     unreached = int((scores.routed[key] == 0).nonzero()[0])

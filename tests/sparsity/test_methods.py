@@ -10,7 +10,7 @@ from llmprune.checkpoint.verify import SparseClaim
 from llmprune.checkpoint.verify_worker import counts
 from llmprune.common.errors import NumericalError
 from llmprune.common.linalg.cross_validated_ridge import NormalEquations
-from llmprune.common.linalg.masked_least_squares import solve_on_support, squared
+from llmprune.common.linalg.masked_least_squares import output_energy, solve_on_support
 from llmprune.recipe.sparsity import Sparsity
 from llmprune.sparsity.method import SparsityMethod
 from llmprune.sparsity.methods.alps import Alps
@@ -33,7 +33,7 @@ def problem(outputs: int = 24, inputs: int = 64, tokens: int = 400) -> tuple[Ten
 
 def error(weight_OI: Tensor, wanted_OI: Tensor, gram_II: Tensor) -> float:
     """Relative error of what the matrix writes."""
-    return float((squared(weight_OI - wanted_OI, gram_II).sum() / squared(wanted_OI, gram_II).sum()).sqrt())
+    return float((output_energy(weight_OI - wanted_OI, gram_II).sum() / output_energy(wanted_OI, gram_II).sum()).sqrt())
 
 
 @pytest.mark.parametrize(("text", "kept", "of"), [("2:4", 2, 4), (" 4:8 ", 4, 8), ("1:16", 1, 16)])
@@ -151,7 +151,7 @@ def test_refit_on_the_support_ends_at_least_squares() -> None:
     for steps in (0, 1, 2, 4, 8, 200):
         found_OI, error_O = solve_on_support(start_OI, mask_OI, gram_II=gram_II, wanted_OI=weight_OI, steps=steps)
         assert not found_OI[~mask_OI].any()
-        assert torch.allclose(error_O, squared(found_OI - weight_OI, gram_II), rtol=1e-3)
+        assert torch.allclose(error_O, output_energy(found_OI - weight_OI, gram_II), rtol=1e-3)
         errors.append(error(found_OI, weight_OI, gram_II))
     assert errors == sorted(errors, reverse=True)
     for row, mask_I in enumerate(mask_OI):
@@ -181,7 +181,7 @@ def test_sums_of_what_is_wanted_become_sums_of_what_is_missing() -> None:
     for fold, rows in enumerate((slice(0, 300), slice(300, 600))):
         of_wanted.update(input_TF[rows], None, inherited_TD=wanted_TD[rows], fold=fold)
         of_missing.update(input_TF[rows], None, inherited_TD=wanted_TD[rows] - input_TF[rows] @ weight_DF.T, fold=fold)
-    gram_FF = of_wanted.take_off(weight_DF)
+    gram_FF = of_wanted.subtract_current_output(weight_DF)
     assert torch.allclose(gram_FF, input_TF.T @ input_TF, rtol=1e-4, atol=1e-3)
     found, expected = of_wanted.solve(), of_missing.solve()
     assert found.ridge == expected.ridge
