@@ -28,7 +28,7 @@ class Variant(Section):
     """
 
     needs_kind: ClassVar[bool] = True
-    _kinds: ClassVar[dict[str, type[Variant]]]
+    registry: ClassVar[dict[str, type[Variant]]]  # of a family, by kind
 
     kind: str
 
@@ -37,16 +37,16 @@ class Variant(Section):
         """Return the kinds of a family in the order of their definition; a kind itself returns only itself."""
         if get_origin(cls.model_fields["kind"].annotation) is Literal:
             return (cls,)
-        return tuple(kind for kind in cls._kinds.values() if issubclass(kind, cls))
+        return tuple(kind for kind in cls.registry.values() if issubclass(kind, cls))
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
         if Variant in cls.__bases__:
-            cls._kinds = {}
+            cls.registry = {}
         elif "kind" in get_annotations(cls):
             name = cls.model_fields["kind"].default
-            assert name not in cls._kinds, f"{cls._kinds[name]} has the kind {name} already"
-            cls._kinds[name] = cls
+            assert name not in cls.registry, f"{cls.registry[name]} has the kind {name} already"
+            cls.registry[name] = cls
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler, /) -> CoreSchema:

@@ -128,9 +128,10 @@ class HiddenStateCriterion(DepthCriterion):
 class AblationCriterion(DepthCriterion):
     """Scores layers by what the model predicts without them, on some of the calibration windows."""
 
-    windows: int = Field(8, gt=0, description="Calibration windows that the trials run on.")
+    windows: int = Field(8, gt=0, description="Calibration windows that models without a layer are evaluated on.")
     greedy: bool = Field(
-        True, description="Choose one layer after the other, each without those before it; false: all at once."
+        True,
+        description="Remove layers one by one and score the others anew after each; false: score every layer once.",
     )
 
     @property

@@ -30,7 +30,7 @@ from llmprune.score.stability import compare
 
 
 def find_scores(recipe: Recipe, plan: Plan, *, bench: RunInputs, folder: RunFolder) -> Scores | None:
-    """Pass 1, and the trials where the depth criterion makes some; not if the recipe names all that goes."""
+    """Return the scores of pass 1, and of ablation where the depth criterion uses it; None where nothing is scored."""
     origin = _origin_of_scores(recipe, plan, bench=bench)
     if origin is None:
         return None
@@ -83,7 +83,7 @@ def find_cut(
 def check_calibration(recipe: Recipe, plan: Plan, *, bench: RunInputs, folder: RunFolder) -> StabilityFigures | None:
     """What each half of the calibration would choose; None where the recipe names all that goes.
 
-    Trials of a depth criterion then run on as much of a half as they run on of the whole.
+    A depth criterion that reads only some of the windows reads the same share of each half.
     """
     origin = _origin_of_scores(recipe, plan, bench=bench)
     if origin is None:

@@ -154,11 +154,11 @@ def _about_criterion(recipe: Recipe, anatomy: Anatomy) -> list[str]:
 
 
 def require_room_for_trail(recipe: Recipe, trail: int) -> None:
-    """The walk back needs the dense hidden states after every layer, so many bytes in all."""
+    """Raise RecipeError where a backward pass needs more disk for hidden states, ``trail`` bytes, than is allowed."""
     allowed = recipe.calibration.stream_disk
     if recipe.width and recipe.width.neurons_by.needs_gradients and trail > allowed:
         raise RecipeError(
-            f"calibration.stream_disk: width.criterion {recipe.width.neurons_by.kind} goes back over the hidden states "
-            f"after every layer, {format_size(trail)}, and {format_size(allowed)} are allowed; raise it, take fewer "
-            "calibration.samples, or choose another criterion"
+            f"calibration.stream_disk: width.criterion {recipe.width.neurons_by.kind} needs the hidden states after "
+            f"every layer for its backward pass, {format_size(trail)}, and {format_size(allowed)} are allowed; raise "
+            "it, take fewer calibration.samples, or choose another criterion"
         )

@@ -26,7 +26,7 @@ from llmprune.score.inputs import CalibrationBatches
 
 
 class _RefitLayer(NamedTuple):
-    """A layer that can be refit: its number, inputs [B, L, F] of its output projection, and the scale of that in the stream."""
+    """A layer that can be refit: inputs [B, L, F] of its output projection, and its scale in the stream."""
 
     number: int
     solved: HiddenStates  # on the windows that the refit is solved on

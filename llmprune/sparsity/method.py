@@ -37,7 +37,7 @@ class SparsityMethod(Variant, ABC):
 
     refit: bool | None = Field(
         None,
-        description="Solve what stays again by least squares, output projections towards the dense hidden states; "
+        description="Solve the kept weights again by least squares, output projections towards dense hidden states; "
         "default: yes, but not for magnitude and wanda, and never where the recipe says refit: false.",
     )
 

@@ -31,14 +31,14 @@ class Pattern:
         """Return the pattern of ``"2:4"`` or ``0.5``. Raises ValueError."""
         if isinstance(value, int | float):
             if not 0 < value < 1:
-                raise ValueError(f"{value:g} is no share of weights to remove; give one between 0 and 1, or N:M")
+                raise ValueError(f"{value:g} is not a share of weights to remove; give one between 0 and 1, or N:M")
             return cls(share=float(value))
         found = re.fullmatch(r"\s*(\d{1,4}):(\d{1,4})\s*", value)
         if found is None:
             raise ValueError(f'{value!r} is neither N:M, such as "2:4", nor a share of weights to remove, such as 0.5')
         kept, of = int(found[1]), int(found[2])
         if not 0 < kept < of:
-            raise ValueError(f"{value}: {kept} of every {of} weights cannot stay; N is at least 1 and below M")
+            raise ValueError(f"{value}: {kept} of every {of} weights cannot be kept; N is at least 1 and below M")
         return cls(kept, of)
 
     @property
@@ -60,9 +60,9 @@ class Pattern:
         For 2:4 the limits are those of ``torch.sparse.to_sparse_semi_structured`` for 16-bit matrices.
         """
         if self.of is not None and inputs % self.of:
-            return f"its {inputs} inputs are no multiple of {self.of}"
+            return f"its {inputs} inputs are not a multiple of {self.of}"
         if self.on_hardware and (outputs % 32 or inputs % 64):
-            return f"hardware takes multiples of 32 outputs and 64 inputs, and it has {outputs} and {inputs}"
+            return f"hardware requires multiples of 32 outputs and 64 inputs, and it has {outputs} and {inputs}"
         return None
 
     def kept_inputs(self, inputs: int) -> int:

@@ -30,7 +30,7 @@ def test_scores_are_finite_and_one_a_neuron(kind: str) -> None:
 def test_half_precision_is_summed_in_more(kind: str) -> None:
     """Weights and activations in bfloat16 give the scores of the same numbers in float32.
 
-    But for a product that is rounded as the layer's own is.
+    The product with the output projection is an exception: it is rounded as in the layer.
     """
     half, full = Unit(), Unit()
     for unit, dtype in ((half, torch.bfloat16), (full, torch.float32)):
@@ -46,14 +46,14 @@ def test_half_precision_is_summed_in_more(kind: str) -> None:
 
 @every_kind
 def test_scores_do_not_depend_on_the_batch_size(kind: str) -> None:
-    """Windows one by one or all at once are scored alike."""
+    """One window a batch and all windows in one batch give the same scores."""
     one, all_at_once = (Unit().scores(KINDS[kind](), batch) for batch in (1, WINDOWS))
     torch.testing.assert_close(one, all_at_once, rtol=1e-4, atol=1e-6)
 
 
 @every_kind
 def test_sums_of_two_halves_are_those_of_the_whole(kind: str) -> None:
-    """Two processes that add up their sums, each with half the windows, score what one does."""
+    """Two processes with half the windows each, after adding up their sums, have the scores of one process."""
     unit, criterion = Unit(), KINDS[kind]()
     first, second = (unit.accumulate(criterion, windows) for windows in (slice(0, 2), slice(2, None)))
     for own, other in zip(first.reducible_state(), second.reducible_state(), strict=True):
@@ -71,7 +71,7 @@ def test_permuted_neurons_have_permuted_scores(kind: str) -> None:
 
 @every_kind
 def test_a_neuron_without_weights_scores_lowest(kind: str) -> None:
-    """What neither reads nor writes goes first."""
+    """A neuron with zero input and output weights is removed first."""
     unit = Unit()
     unit.output_DF[:, 3] = 0
     unit.activation_BLF[..., 3] = 0
@@ -83,7 +83,7 @@ def test_a_neuron_without_weights_scores_lowest(kind: str) -> None:
 @pytest.mark.parametrize("kind", BY_TEXT)
 @pytest.mark.parametrize("silent", [True, False])
 def test_a_neuron_that_adds_nothing_scores_lowest(kind: str, silent: bool) -> None:
-    """One that never fires, and one whose output column is zero, go first whatever their other weights are."""
+    """A neuron with zero activation or a zero output column is removed first, whatever its other weights are."""
     unit = Unit()
     if silent:
         unit.activation_BLF[..., 3] = 0
@@ -96,13 +96,13 @@ def test_a_neuron_that_adds_nothing_scores_lowest(kind: str, silent: bool) -> No
 
 @every_kind
 def test_a_kind_is_read_from_a_recipe(kind: str) -> None:
-    """``width.criterion.kind`` picks the section, and its text says what it is."""
+    """``width.criterion.kind`` picks the class."""
     recipe = recipe_of("llama", {"mlp": 0.5, "criterion": {"kind": kind}})
     assert recipe.width is not None
     assert type(recipe.width.criterion) is KINDS[kind]
 
 
 def test_an_unknown_kind_names_the_nearest() -> None:
-    """A misspelt kind is answered with all of them and the nearest."""
+    """The error for a misspelt kind lists all kinds and names the nearest."""
     with pytest.raises(RecipeError, match=r"not 'tailor'; did you mean 'taylor'\?"):
         recipe_of("llama", {"mlp": 0.5, "criterion": {"kind": "tailor"}})

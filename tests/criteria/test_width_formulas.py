@@ -18,7 +18,7 @@ from llmprune.criteria.width.wanda import Wanda
 
 
 def test_magnitude_is_the_norm_of_all_weights_of_a_neuron() -> None:
-    """Rows of gate and up, the bias and the output column count together."""
+    """The norm covers rows of gate and up, the bias and the output column."""
     unit = Unit()
     together_FI = torch.cat([*(rows.reshape(NEURONS, -1) for rows in unit.inputs), unit.output_DF.T], dim=1)
     torch.testing.assert_close(unit.scores(Magnitude()), together_FI.norm(dim=1))
@@ -33,7 +33,7 @@ def test_wanda_adds_up_the_importance_of_single_weights() -> None:
 
 
 def test_share_is_what_a_neuron_writes_of_what_its_token_gets() -> None:
-    """Squared norms times the cosine, a mean over tokens; how loud a token is makes no difference."""
+    """Squared norms times the cosine, averaged over tokens; the energy of a token makes no difference."""
     unit = Unit()
     activation_TF = unit.activation_BLF.flatten(0, 1)
     written_TDF = activation_TF[:, None, :] * unit.output_DF
@@ -46,7 +46,7 @@ def test_share_is_what_a_neuron_writes_of_what_its_token_gets() -> None:
 
 
 def test_tokens_that_get_nothing_give_no_share() -> None:
-    """They count as tokens, and divide nothing by nothing."""
+    """Tokens with zero output count as tokens, with zero scores instead of 0 / 0."""
     unit = Unit()
     whole_F = unit.scores(Share())
     unit.activation_BLF[: WINDOWS // 2] = 0
@@ -64,7 +64,7 @@ def test_flap_is_the_variance_of_what_a_neuron_writes() -> None:
 
 
 def test_flap_sees_a_small_variance_beside_a_large_mean() -> None:
-    """A mean a thousand times the deviation, and batches of different means, leave the variance exact."""
+    """The variance is exact for a mean of a thousand deviations and batches of different means."""
     values_TF = 1000 + normal(4096, 3)
     values_TF[2048:] += 2
     accumulator = Flap().make_accumulator(torch.ones(1, 3))
@@ -75,7 +75,7 @@ def test_flap_sees_a_small_variance_beside_a_large_mean() -> None:
 
 @pytest.mark.parametrize("absolute", ["token", "window", "all"])
 def test_taylor_drops_signs_where_it_says(absolute: str) -> None:
-    """Effects cancel out within tokens, windows or all of it, and not beyond."""
+    """Loss changes cancel out within tokens, windows or the whole text, as ``absolute`` says."""
     effect_BLF = normal(WINDOWS, LENGTH, NEURONS)
     accumulator = Taylor.model_validate({"absolute": absolute}).make_accumulator(torch.ones(HIDDEN, NEURONS))
     for part in effect_BLF.split(4):

@@ -37,7 +37,7 @@ KINDS = {kind.model_fields["kind"].default: kind for kind in WidthCriterion.kind
 
 
 def test_a_bias_of_the_output_projection_is_no_share(tmp_path: Path) -> None:
-    """What a neuron writes is compared with what neurons write, whatever the module adds to it."""
+    """A neuron's output is compared with the outputs of all neurons, without the bias of the module."""
     model = tiny_model("gpt2")
     mlp = model.transformer.h[0].mlp
     seen: list[Tensor] = []
@@ -49,8 +49,8 @@ def test_a_bias_of_the_output_projection_is_no_share(tmp_path: Path) -> None:
     torch.testing.assert_close(scores_of(model, Share(), tmp_path)["0.mlp"], accumulator.scores(), rtol=1e-3, atol=0)
 
 
-def test_sums_go_with_their_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of one layer, which may hold its weights, are gone before the next layer comes."""
+def test_accumulators_are_freed_with_their_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accumulators of one layer, which may hold its weights, are freed before the next layer is loaded."""
     model = tiny_model("llama")
     made: list[weakref.ref[UnitAccumulator]] = []
     left: list[int] = []
@@ -82,7 +82,7 @@ def test_sums_go_with_their_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=["chunked", "interleaved", "plain"],
 )
 def test_rows_of_a_fused_tensor_hold_gate_and_up(parts: tuple[int, ...], wanted: list[Any]) -> None:
-    """Whichever dimension and layout, a row has all that is one neuron's."""
+    """A row holds all weights of one neuron, whatever the dimension and layout of the tensor."""
     tensor = torch.arange(4)
     assert neuron_rows(tensor, PrunableDim("bias", 0, parts)).tolist() == wanted
     sideways = neuron_rows(tensor.expand(3, 4), PrunableDim("weight", 1, parts))
@@ -93,7 +93,7 @@ def test_rows_of_a_fused_tensor_hold_gate_and_up(parts: tuple[int, ...], wanted:
 @pytest.mark.parametrize("kind", ["flap", "magnitude", "share", "wanda"])
 @pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
 def test_experts_are_scored_as_if_each_were_a_unit(tmp_path: Path, kind: str, family: str) -> None:
-    """Stacked experts get scores of their own [E, F] by whatever needs no solve and no gradients."""
+    """Every stacked expert gets scores [E, F] by criteria that need neither a refit nor gradients."""
     for scores_EF in scores_of(tiny_model(family), KINDS[kind](), tmp_path).values():
         assert scores_EF.ndim == 2
         assert scores_EF.unique(dim=0).shape == scores_EF.shape
@@ -101,7 +101,7 @@ def test_experts_are_scored_as_if_each_were_a_unit(tmp_path: Path, kind: str, fa
 
 
 def test_magnitude_of_stacked_experts_is_that_of_their_tensors(tmp_path: Path) -> None:
-    """Fused gate and up, and down, of each expert count together."""
+    """The norm covers the fused gate and up projections and the down projection of each expert."""
     model = tiny_model("mixtral")
     experts = model.model.layers[1].mlp.experts
     gate_EFD, up_EFD = experts.gate_up_proj.chunk(2, dim=1)
@@ -109,9 +109,11 @@ def test_magnitude_of_stacked_experts_is_that_of_their_tensors(tmp_path: Path) -
     torch.testing.assert_close(scores_of(model, Magnitude(), tmp_path)[unit_key(1, "mlp.experts")], wanted_EF)
 
 
-@pytest.mark.parametrize(("kind", "reason"), [("obs", "cut without"), ("taylor", "gradients are not watched")])
+@pytest.mark.parametrize(
+    ("kind", "reason"), [("obs", "experts are not refit"), ("taylor", "gradients are not computed")]
+)
 def test_routed_experts_are_refused_where_a_criterion_cannot_score_them(tmp_path: Path, kind: str, reason: str) -> None:
-    """The plan says why and what else to do; units that every token goes through are scored all the same."""
+    """The plan names the reason and the remedy; units that every token passes through are still scored."""
     model = tiny_model("qwen2_moe")
     model.config.save_pretrained(tmp_path)
     with pytest.raises(RecipeError, match=rf"{kind} cannot score.*moe_intermediate_size.*{reason}.*width\.neurons"):
@@ -122,7 +124,7 @@ def test_routed_experts_are_refused_where_a_criterion_cannot_score_them(tmp_path
 
 
 def test_the_plan_counts_the_memory_of_a_solve(tmp_path: Path) -> None:
-    """Matrices of the dense width in float64 take more than the refit of the kept ones."""
+    """Float64 matrices of the dense width take more memory than the refit of the kept neurons."""
     tiny_model("llama").config.save_pretrained(tmp_path)
     memory = [
         structure_of(recipe_of(tmp_path, {"neurons": 32, "criterion": {"kind": kind}})).memory.statistics
@@ -132,7 +134,7 @@ def test_the_plan_counts_the_memory_of_a_solve(tmp_path: Path) -> None:
 
 
 def test_the_plan_counts_what_a_refit_keeps_of_all_windows(tmp_path: Path) -> None:
-    """Outputs of the dense model's mixer and, where a norm may follow it, of its MLP: two streams more."""
+    """A refit keeps outputs of the dense token mixer and of the dense MLP: two times the hidden states."""
     tiny_model("gemma2").config.save_pretrained(tmp_path)
     recipe = recipe_of(tmp_path, {"neurons": 32})
     kept = [
@@ -142,12 +144,12 @@ def test_the_plan_counts_what_a_refit_keeps_of_all_windows(tmp_path: Path) -> No
 
 
 def test_the_plan_says_what_a_criterion_costs_and_misses(tmp_path: Path) -> None:
-    """A slower criterion has a note, and so has one whose scores count on a repair that is off."""
+    """A slow criterion has a note, and so has one whose scores assume a refit that is off."""
     tiny_model("llama").config.save_pretrained(tmp_path)
     recipe = recipe_of(tmp_path, {"mlp": 0.5, "criterion": {"kind": "obs"}})
     notes = structure_of(recipe.model_copy(update={"refit": None})).notes
     assert [note.split(": ")[0] for note in notes if "criterion" in note] == [
-        "width.criterion obs solves for every neuron of a layer, time by the cube of the width",
+        "width.criterion obs solves a system for every neuron of a layer; its time grows with the cube of the width",
         "width.criterion obs assumes the refit, which is off",
     ]
     assert not any("criterion" in note for note in structure_of(recipe_of(tmp_path, {"mlp": 0.5})).notes)

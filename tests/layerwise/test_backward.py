@@ -113,7 +113,7 @@ def test_layers_are_fetched_ahead_in_either_direction(order: list[int]) -> None:
 def test_the_way_back_needs_room(tmp_path: Path) -> None:
     """Without room for the hidden states it is refused before the walk, and in the plan where it is known."""
     model = tiny_model("llama")
-    with pytest.raises(CalibrationError, match=r"no room.*raise calibration\.stream_disk"):
+    with pytest.raises(CalibrationError, match=r"no space.*raise calibration\.stream_disk"):
         score(
             dense_decoder(model),
             discover(model.config),

@@ -117,7 +117,7 @@ class NormalEquations:
         return [tensor for tensor in (self._lost_FD, self._inherited_FD, *by_fold) if tensor is not None]
 
     def subtract_current_output(self, weight_DF: Tensor) -> Tensor:
-        """Turn the sums of Y, which ``update`` was given as inherited error, into those of Y − X W₀ᵀ; return XᵀX [F, F].
+        """Turn the sums of Y, given to ``update`` as inherited error, into those of Y − X W₀ᵀ; return XᵀX [F, F].
 
         To be called once, before ``solve``. It costs one product of small matrices instead of one a token.
         """

@@ -26,7 +26,7 @@ class Angular(HiddenStateCriterion):
     """``depth: {remove: 6, criterion: {kind: angular}}``."""
 
     kind: Literal["angular"] = "angular"
-    tokens: Literal["last", "all"] = Field("last", description="Tokens of each window that are looked at.")
+    tokens: Literal["last", "all"] = Field("last", description="Tokens of each window whose angle is measured.")
 
     def horizon(self, remove: int) -> int:
         """Return the size of the block: all layers to remove."""

@@ -26,8 +26,8 @@ class Residual(AblationCriterion):
     """``depth: {remove: 6, criterion: {kind: residual, windows: 8, refit_windows: 16}}``."""
 
     kind: Literal["residual"] = "residual"
-    refit_windows: int = Field(16, gt=0, description="Further calibration windows that the trials' refit is solved on.")
-    ridge: float = Field(0.5, gt=0, description="Ridge of the trials' refit, in the units of refit.ridge.")
+    refit_windows: int = Field(16, gt=0, description="Further calibration windows for the refit after each removal.")
+    ridge: float = Field(0.5, gt=0, description="Ridge of that refit, in the units of refit.ridge.")
 
     @property
     def refit(self) -> AblationRefit:
@@ -43,7 +43,7 @@ class Residual(AblationCriterion):
         """Raise CalibrationError where the divergence is measured on all samples, so that none is left to refit on."""
         if samples <= self.windows:
             raise CalibrationError(
-                f"depth.criterion residual judges on {samples} of {samples} calibration samples, which leaves none to "
+                f"depth.criterion residual evaluates on {samples} of {samples} calibration samples, which leaves none to "
                 "refit on; lower depth.criterion.windows or raise calibration.samples"
             )
 

@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 class Obs(WidthCriterion):
     """``width: {mlp: 0.75, criterion: {kind: obs, ridge: 0.1, shrinkage: 0.5}}``."""
 
-    cost_note: ClassVar[str | None] = "solves for every neuron of a layer, time by the cube of the width"
-    routed_refusal: ClassVar[str | None] = "it assumes the refit, and routed experts are cut without"
+    cost_note: ClassVar[str | None] = (
+        "solves a system for every neuron of a layer; its time grows with the cube of the width"
+    )
+    routed_refusal: ClassVar[str | None] = "it assumes the refit, and routed experts are not refit"
     assumes_refit: ClassVar[bool] = True
     is_additive: ClassVar[bool] = False
 
@@ -38,13 +40,13 @@ class Obs(WidthCriterion):
     ridge: float = Field(
         0.1,
         gt=0,
-        description="Of `obs`: pull of the compensation towards the old weights, in units of the mean of diag(XᵀX).",
+        description="Of `obs`: ridge of the compensation, towards the old weights, in units of the mean of diag(XᵀX).",
     )
     shrinkage: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="Of `obs`: how much of the correlations between neurons is left aside; 1: all of them.",
+        description="Of `obs`: share of the correlations between neurons that is neglected; 1: all of them.",
     )
 
     def make_accumulator(self, output_DF: Tensor, inputs: Sequence[Tensor] = ()) -> UnitAccumulator:

@@ -32,14 +32,14 @@ class Taylor(WidthCriterion):
 
     requires: ClassVar[UnitInput] = "activation_times_gradient"
     cost_note: ClassVar[str | None] = (
-        "goes back through all layers for gradients, which takes about as long as 3 more forward passes"
+        "needs a backward pass through all layers, which takes about as long as 3 more forward passes"
     )
-    routed_refusal: ClassVar[str | None] = "gradients are not watched inside of routed experts"
+    routed_refusal: ClassVar[str | None] = "gradients are not computed inside routed experts"
 
     kind: Literal["taylor"] = "taylor"
     absolute: Absolute = Field(
         "window",
-        description="Of `taylor`: what a neuron's effects on the loss are added up over before their sign is dropped.",
+        description="Of `taylor`: tokens to sum a neuron's effects on the loss over before the sign is dropped.",
     )
 
     def make_accumulator(self, output_DF: Tensor, inputs: Sequence[Tensor] = ()) -> UnitAccumulator:
