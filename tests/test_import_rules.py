@@ -33,7 +33,7 @@ ROOMS: dict[str, set[str]] = {
     "prune": {"common", "anatomy", "layerwise", "recipe", "checkpoint", "cut"},
     "evaluation": {"common", "anatomy", "sparsity", "layerwise", "recipe", "results", "checkpoint"},
     "planning": {
-        *("common", "anatomy", "criteria", "recipe", "data", "results", "checkpoint", "cut", "score"),
+        *("common", "anatomy", "criteria", "recipe", "data", "results", "checkpoint", "cut"),
         "evaluation",
     },
     "publish": {"common", "anatomy", "recipe", "results", "checkpoint", "cut"},

@@ -24,7 +24,6 @@ from torch import Tensor
 
 from llmprune.anatomy.discovery import discover
 from llmprune.checkpoint.loading import dense_decoder, load_model, load_tokenizer
-from llmprune.criteria import AnyWidthCriterion
 from llmprune.criteria.base import WidthCriterion
 from llmprune.cut.apply import cut_decoder
 from llmprune.data.windows import load_windows
@@ -38,6 +37,7 @@ from llmprune.recipe.model import ModelSource
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.refit import Refit
 from llmprune.score.forward_pass import score
+from llmprune.score.inputs import CalibrationBatches, ScoringCriteria
 from llmprune.score.select import PlannedSizes, choose_cut
 
 KINDS = ("activation", "flap", "magnitude", "obs", "share", "taylor", "taylor_share", "wanda")
@@ -49,7 +49,7 @@ def parse(text: str) -> WidthCriterion:
     kind, _, settings = text.partition(":")
     pairs = [pair.split("=") for pair in settings.split(",") if pair]
     values = {key: value if kind == "taylor" else float(value) for key, value in pairs}
-    criterion: WidthCriterion = TypeAdapter(AnyWidthCriterion).validate_python({"kind": kind, **values})
+    criterion: WidthCriterion = TypeAdapter(WidthCriterion).validate_python({"kind": kind, **values})
     return criterion
 
 
@@ -87,11 +87,8 @@ class Bench:
         scores = score(
             self.dense,
             self.anatomy,
-            windows_NL=self.windows_NL,
-            batch_size=BATCH,
-            depth=None,
-            width=criterion,
-            store=self.store,
+            criteria=ScoringCriteria(width=criterion),
+            calibration=CalibrationBatches(self.windows_NL, BATCH, self.store),
         )
         scored = time.perf_counter()
         width = Recipe.parse("{model: {id: x}, calibration: {dataset: x}, width: {mlp: 0.5}}").width

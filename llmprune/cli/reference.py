@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from llmprune.common.schema import Size, format_size
+from llmprune.common.variants import Variant
 from llmprune.recipe.model import Device
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.validation_messages import models_in, short
@@ -113,8 +114,9 @@ def _words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     if inner:  # a union; None is said by the default, and an Annotated adds nothing here
         members = [part for part in inner if part is not type(None) and (get_origin(part) or isinstance(part, type))]
         return " or ".join(dict.fromkeys(_words(part) for part in members))
-    kind = annotation.model_fields.get("kind")
-    return f"`{{kind: {get_args(kind.annotation)[0]}}}`" if kind else "mapping"
+    if issubclass(annotation, Variant):
+        return " or ".join(f"`{{kind: {kind.model_fields['kind'].default}}}`" for kind in annotation.kinds())
+    return "mapping"
 
 
 def _limits(field: FieldInfo) -> str:

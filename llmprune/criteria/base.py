@@ -1,172 +1,216 @@
-"""What a criterion is.
+"""Base classes of the importance criteria.
 
-A criterion is a frozen section of the recipe (its parameters) that opens one
-accumulator per layer or unit; the accumulator holds the running sums. Adding a
-criterion takes one file here and one line in ``__init__.py``.
+A criterion is a frozen section of the recipe: its parameters. It makes one accumulator for every layer or prunable
+unit that it scores. To add a criterion, add a file to ``depth``, ``width`` or ``experts`` with a subclass that
+declares its ``kind``; nothing else changes.
 
-Shapes: B batch, L sequence length, T tokens, D hidden size, V vocabulary, F neurons of a unit, E experts.
+Shapes: B batch, L sequence length, D hidden size, V vocabulary, F neurons of a unit, E experts.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from llmprune.common.schema import Section
+from llmprune.common.variants import Variant
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-
-Sees = Literal["activations", "effects", "relative effects"]
-
-
-class Accumulator(ABC):
-    """Sums over tokens that several processes can add up."""
-
-    @abstractmethod
-    def sums(self) -> list[Tensor]:
-        """The running sums themselves; whoever adds to them in place adds to the accumulator."""
+    from llmprune.criteria.accumulators.base import ExpertAccumulator, LayerAccumulator, UnitAccumulator
 
 
-class LayerAccumulator(Accumulator):
-    """Sees every batch that one decoder layer, or a run of them, transforms, and ends with one number."""
-
-    @abstractmethod
-    def update(self, hidden_BLD: Tensor, output_BLD: Tensor) -> None:
-        """Take in the hidden states before and after the layer."""
-
-    @abstractmethod
-    def score(self) -> Tensor:
-        """Importance of the layer as a float32 scalar; the lowest are removed first."""
+UnitInput = Literal["activations", "activation_times_gradient", "relative_activation_times_gradient"]
 
 
-class UnitAccumulator(Accumulator):
-    """Sees what its criterion takes of every batch at one unit's output projection, and ends with a score a neuron."""
+@dataclass(frozen=True)
+class ScoringSize:
+    """Sizes that the memory of scoring layers depends on, as they are known before a run.
 
-    @abstractmethod
-    def update(self, values_BLF: Tensor) -> None:
-        """Take in a batch: the inputs of the unit's output projection, or their effects; of routed experts [T, F]."""
+    ``remove``: number of layers to remove. ``samples``: calibration windows, of ``length`` tokens each. ``inputs``:
+    inputs of the widest output projection of an MLP. ``itemsize``: bytes of one value of the hidden states.
+    """
 
-    def update_with(self, values_BLF: Tensor, written_BLD: Tensor) -> None:
-        """Take in a batch of inputs where what the projection makes of them, its bias left aside, is at hand."""
-        self.update(values_BLF)
+    layers: int
+    remove: int
+    samples: int
+    length: int
+    hidden: int
+    inputs: int
+    itemsize: int
 
-    @abstractmethod
-    def scores(self) -> Tensor:
-        """Importance of each neuron, float32 [F]; the lowest are removed first."""
-
-    def group_scores(self, size: int) -> Tensor:
-        """Importance of each group of so many neighbouring inputs of the projection, float32 [F / size]."""
-        return self.scores().float().view(-1, size).sum(1)
-
-
-class ExpertAccumulator(Accumulator):
-    """Sees what each expert of one layer adds for its tokens, and ends with a score an expert."""
-
-    @abstractmethod
-    def update(self, expert: int, added_TD: Tensor) -> None:
-        """Take in the outputs of an expert, times the router's weight, for the tokens routed to it."""
-
-    @abstractmethod
-    def scores(self) -> Tensor:
-        """Importance of each expert, float32 [E]; the lowest are removed first."""
+    @property
+    def window_bytes(self) -> int:
+        """Bytes of the hidden states of one calibration window."""
+        return self.length * self.hidden * self.itemsize
 
 
-class DepthCriterion(Section, ABC):
-    """Scores decoder layers: a ``PassingCriterion`` or a ``TrialCriterion``."""
+@dataclass(frozen=True)
+class AblationCost:
+    """Time that ablation takes; ``forward_passes``: in forward passes over all calibration tokens."""
+
+    rounds: int
+    windows: int
+    forward_passes: float
+    refits: bool = False
+
+
+@dataclass(frozen=True)
+class AblationRefit:
+    """Refit of the layer before an ablated one: calibration windows that it is solved on, and its ridge."""
+
+    windows: int
+    ridge: float
+
+
+class DepthCriterion(Variant, ABC):
+    """Scores decoder layers: a ``HiddenStateCriterion`` or an ``AblationCriterion``.
+
+    What a plan has to know of a criterion it asks by the methods here; their defaults add nothing.
+    """
+
+    needs_kind: ClassVar[bool] = False
 
     @abstractmethod
     def horizon(self, remove: int) -> int:
-        """What the scores depend on of the number of layers that go: all of it, or 1."""
+        """Return the number of removed layers that the scores depend on: ``remove``, or 1 where they do not."""
+
+    def scaled(self, part: int, whole: int) -> Self:
+        """Return the criterion for ``part`` windows of a calibration of ``whole`` windows that it was meant for."""
+        return self
+
+    def require_samples(self, samples: int) -> None:
+        """Raise CalibrationError where so many calibration samples are too few for the criterion."""
+
+    def stream_bytes(self, size: ScoringSize) -> int:
+        """Return the bytes of hidden states kept in addition to the dense and pruned ones of all windows."""
+        return 0
+
+    def statistics_bytes(self, size: ScoringSize) -> int:
+        """Return the bytes of sums and factors, where they are many."""
+        return 0
+
+    def ablation_cost(self, layers: int, *, remove: int, samples: int) -> AblationCost | None:
+        """Return the time that ablation takes in addition to pass 1; None without ablation."""
+        return None
 
 
-class PassingCriterion(DepthCriterion):
-    """Scores runs of layers by the hidden states before and after them, as pass 1 goes by."""
+class HiddenStateCriterion(DepthCriterion):
+    """Scores runs of neighbouring layers from the hidden states before and after them, during pass 1."""
 
     def horizon(self, remove: int) -> int:
-        """How many neighbouring layers are scored as one."""
+        """Return the number of neighbouring layers that are scored as one."""
         return 1
 
     @property
-    def looks_at(self) -> slice:
-        """The tokens of each window that it is given."""
+    def token_slice(self) -> slice:
+        """Tokens of each window that the criterion reads."""
         return slice(None)
 
+    def stream_bytes(self, size: ScoringSize) -> int:
+        """Return the bytes of the hidden states kept from before each layer of a run of several layers."""
+        span = self.horizon(size.remove)
+        if span < 2:
+            return 0
+        tokens = len(range(size.length)[self.token_slice])
+        return span * size.samples * size.window_bytes * tokens // size.length
+
     @abstractmethod
-    def open(self, device: torch.device) -> LayerAccumulator:
-        """Start the sums of one run of layers, the last of which runs on this device."""
+    def make_accumulator(self, device: torch.device) -> LayerAccumulator:
+        """Return the empty accumulator of one run of layers, the last of which is computed on this device."""
 
 
-class TrialCriterion(DepthCriterion):
-    """Leaves each layer out in turn and judges what the model then says, on some of the windows."""
+class AblationCriterion(DepthCriterion):
+    """Scores layers by what the model predicts without them, on some of the calibration windows."""
 
-    kind: str
-    windows: int = Field(8, gt=0, description="Calibration windows that the trials run on.")
+    windows: int = Field(8, gt=0, description="Calibration windows that models without a layer are evaluated on.")
     greedy: bool = Field(
-        True, description="Choose one layer after the other, each without those before it; false: all at once."
+        True,
+        description="Remove layers one by one and score the others anew after each; false: score every layer once.",
     )
 
+    @property
+    def refit(self) -> AblationRefit | None:
+        """Refit of the layer before each ablated layer; None: the others stay unchanged."""
+        return None
+
     def horizon(self, remove: int) -> int:
-        """How many rounds of trials there are."""
+        """Return the number of rounds, in each of which every remaining layer is ablated in turn."""
         return remove if self.greedy else 1
 
     def scaled(self, part: int, whole: int) -> Self:
-        """The same for so many windows where it is meant for a whole calibration."""
+        """Return the criterion with as large a share of ``part`` windows as it has of ``whole``."""
         return self.model_copy(update={"windows": scaled(self.windows, part, whole=whole)})
 
+    def stream_bytes(self, size: ScoringSize) -> int:
+        """Return the bytes of the hidden states of all ablated models, which advance together."""
+        return (size.layers + 2) * min(self.windows, size.samples) * size.window_bytes
+
+    def ablation_cost(self, layers: int, *, remove: int, samples: int) -> AblationCost:
+        """Return the time that the rounds take."""
+        windows, rounds = min(self.windows, samples), self.horizon(remove)
+        passes = sum((layers - done) / 2 + 1 for done in range(rounds)) * windows / samples
+        return AblationCost(rounds, windows, passes)
+
     @abstractmethod
-    def cost(self, logits_BLV: Tensor, dense_BLV: Tensor, *, ids_BL: Tensor) -> Tensor:
-        """What each token's prediction costs [B, L-1], float32; ``dense_BLV`` are the dense model's logits."""
+    def token_costs(self, logits_BLV: Tensor, dense_BLV: Tensor, *, ids_BL: Tensor) -> Tensor:
+        """Return the cost of each token's prediction, float32 [B, L-1]; ``dense_BLV``: the dense model's logits."""
 
 
 def scaled(windows: int, part: int, *, whole: int) -> int:
-    """So many windows of a part of the calibration as ``windows`` are of all of it; at least 1."""
+    """Return as large a share of ``part`` windows as ``windows`` are of ``whole``; at least 1."""
     return max(1, windows * part // whole)
 
 
-class WidthCriterion(Section, ABC):
-    """Scores the neurons of an MLP.
+class WidthCriterion(Variant, ABC):
+    """Scores the neurons of an MLP, and key-value groups by the inputs of their output projection.
 
-    ``takes``: what its accumulators see of each token: the neurons' activations, which pass 1 meets on its way, or
-    their effects: activation · ∂loss/∂activation, for which it goes the way back too; relative ones are over the norm
-    of the token's ∂loss/∂hidden states after the layer. ``cost``: what it costs beside the walk, for the plan.
-    ``routed_refusal``: why it cannot score neurons that not every token goes through.
-    ``assumes_refit``: whether its scores are only worth something if the cut is repaired. ``adds_up``: whether the
-    scores of several neurons add up to what they are worth together.
+    ``requires``: what its accumulators read of each token: the activations of pass 1's forward pass, or their
+    products with the gradient of the loss, activation · ∂loss/∂activation, for which pass 1 needs a backward pass;
+    relative products are divided by the norm of the token's ∂loss/∂(hidden states after the layer).
+    ``cost_note``: what scoring costs in addition to the forward pass, for the plan.
+    ``routed_refusal``: why it cannot score the neurons of routed experts.
+    ``assumes_refit``: its scores are meaningful only if the cut is refit.
+    ``is_additive``: the scores of several neurons add up to their importance together.
     """
 
-    takes: ClassVar[Sees] = "activations"
-    cost: ClassVar[str | None] = None
+    requires: ClassVar[UnitInput] = "activations"
+    cost_note: ClassVar[str | None] = None
     routed_refusal: ClassVar[str | None] = None
     assumes_refit: ClassVar[bool] = False
-    adds_up: ClassVar[bool] = True
+    is_additive: ClassVar[bool] = True
 
-    kind: str
+    @property
+    def needs_gradients(self) -> bool:
+        """True where pass 1 needs a backward pass."""
+        return self.requires != "activations"
 
     @abstractmethod
-    def open(self, output_DF: Tensor, inputs: Sequence[Tensor] = ()) -> UnitAccumulator:
-        """Start the sums of one unit with this output projection.
+    def make_accumulator(self, output_DF: Tensor, inputs: Sequence[Tensor] = ()) -> UnitAccumulator:
+        """Return the empty accumulator of one unit with this output projection.
 
-        ``inputs``: the unit's other tensors, a neuron a row [F, …], for criteria that look at all its weights.
+        ``inputs``: the unit's other tensors, one row a neuron [F, …], for criteria that read all its weights.
         """
 
     def operations(self, width: int) -> int:
-        """Products in float64 beside the walk that scoring a unit of this width takes, where they are many."""
+        """Return the float64 operations that scoring a unit of this width takes, where they are many."""
         return 0
 
     def memory(self, width: int) -> int:
-        """Most bytes that scoring a unit of this width takes beside the layer, where that is much."""
+        """Return the most bytes that scoring a unit of this width takes in addition to the layer, where it is much."""
         return 0
 
 
-class ExpertCriterion(Section, ABC):
+class ExpertCriterion(Variant, ABC):
     """Scores the experts of a mixture."""
 
+    needs_kind: ClassVar[bool] = False
+
     @abstractmethod
-    def open(self, experts: int, device: torch.device) -> ExpertAccumulator:
-        """Start the sums of one layer's experts, which run on this device."""
+    def make_accumulator(self, experts: int, device: torch.device) -> ExpertAccumulator:
+        """Return the empty accumulator of one layer's experts, which are computed on this device."""

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from llmprune.common.distributed import world_size
 from llmprune.common.errors import CalibrationError
-from llmprune.criteria.base import TrialCriterion
 from llmprune.cut.decision import Cut
 from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.score_and_select import compute_scores, origin_of_scores, planned_sizes
@@ -61,7 +60,7 @@ def _cut_selected_by(context: RunContext, windows_NL: Tensor) -> Cut:
     """
     inputs, depth = context.inputs, context.recipe.depth
     on_half = context
-    if depth and isinstance(depth.criterion, TrialCriterion):
+    if depth:
         criterion = depth.criterion.scaled(len(windows_NL), len(inputs.windows))
         depth = depth.model_copy(update={"criterion": criterion})
         on_half = replace(context, recipe=context.recipe.model_copy(update={"depth": depth}))

@@ -120,8 +120,8 @@ def _layer_figures(context: RunContext, results: RunResults) -> tuple[LayerFigur
         scores=results.scores,
         cut=cut,
         records={record.layer: record for record in results.pruned.records},
-        neuron_scores_add_up=width.neuron_criterion.adds_up if width else True,
-        head_scores_add_up=width.head_criterion.adds_up if width else True,
+        neuron_scores_add_up=width.neuron_criterion.is_additive if width else True,
+        head_scores_add_up=width.head_criterion.is_additive if width else True,
     )
     return tuple(rows.row(index) for index in range(cut.num_layers))
 

@@ -10,13 +10,7 @@ from torch import Tensor
 
 from llmprune.common.distributed import is_first_process
 from llmprune.common.files import write_atomically
-from llmprune.criteria.base import (
-    DepthCriterion,
-    ExpertCriterion,
-    PassingCriterion,
-    TrialCriterion,
-    WidthCriterion,
-)
+from llmprune.criteria.base import AblationCriterion
 from llmprune.cut.decision import Cut
 from llmprune.layerwise.hidden_states import HiddenStateStore
 from llmprune.pipeline.context import RunContext
@@ -26,6 +20,7 @@ from llmprune.results.run_folder import TRAIL, file_fingerprint, fingerprint
 from llmprune.results.schema import Step
 from llmprune.score.ablation import layer_ablation_scores
 from llmprune.score.forward_pass import score
+from llmprune.score.inputs import CalibrationBatches, DepthTarget, ScoringCriteria
 from llmprune.score.scores import Scores
 from llmprune.score.select import PlannedSizes, choose_cut
 
@@ -86,35 +81,16 @@ def find_cut(context: RunContext, scores: Scores | None) -> ChosenCut:
 
 def compute_scores(context: RunContext, windows_NL: Tensor, *, store: HiddenStateStore, steps: list[Step]) -> Scores:
     """Score layers, neurons, heads and experts on ``windows_NL`` as the recipe says; append the costs to ``steps``."""
-    recipe, inputs = context.recipe, context.inputs
-    criteria, keep_pattern = _criteria_of(recipe), _keeps_pattern(recipe)
-    remove, batch_size = context.plan.dense.layers - context.plan.keep_layers, recipe.calibration.batch_size
+    recipe, inputs, criteria = context.recipe, context.inputs, _criteria_of(context.recipe)
+    calibration = CalibrationBatches(windows_NL, recipe.calibration.batch_size, store)
+    target = DepthTarget(context.plan.dense.layers - context.plan.keep_layers, _keeps_pattern(recipe))
     with measure_step(steps, "pass 1", tokens=windows_NL.numel()):
-        scores = score(
-            inputs.dense,
-            inputs.anatomy,
-            windows_NL=windows_NL,
-            batch_size=batch_size,
-            depth=criteria.depth if isinstance(criteria.depth, PassingCriterion) else None,
-            width=criteria.width,
-            experts=criteria.experts,
-            store=store,
-            remove=remove,
-            heads=criteria.heads,
-            keep_pattern=keep_pattern,
-        )
-    if not isinstance(criteria.depth, TrialCriterion):
+        scores = score(inputs.dense, inputs.anatomy, criteria=criteria, calibration=calibration, target=target)
+    if not isinstance(criteria.depth, AblationCriterion):
         return scores
     with measure_step(steps, "trials", tokens=windows_NL.numel()):
         layers_N = layer_ablation_scores(
-            inputs.dense,
-            inputs.anatomy,
-            criterion=criteria.depth,
-            windows_NL=windows_NL,
-            batch_size=batch_size,
-            remove=remove,
-            store=store,
-            keep_pattern=keep_pattern,
+            inputs.dense, inputs.anatomy, criterion=criteria.depth, calibration=calibration, target=target
         )
     return replace(scores, layers=layers_N)
 
@@ -143,19 +119,9 @@ def planned_sizes(context: RunContext) -> PlannedSizes:
     )
 
 
-@dataclass(frozen=True)
-class _Criteria:
-    """The criteria of one run; None for each part that nothing needs to score."""
-
-    depth: DepthCriterion | None
-    width: WidthCriterion | None
-    heads: WidthCriterion | None
-    experts: ExpertCriterion | None
-
-
-def _criteria_of(recipe: Recipe) -> _Criteria:
+def _criteria_of(recipe: Recipe) -> ScoringCriteria:
     width = recipe.width
-    return _Criteria(
+    return ScoringCriteria(
         depth=recipe.depth.criterion if recipe.depth and recipe.depth.layers is None else None,
         width=width.neuron_criterion if width and width.cuts_mlp else None,
         heads=width.head_criterion if width and width.heads is not None else None,

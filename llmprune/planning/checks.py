@@ -16,7 +16,6 @@ from typing import TypeVar
 from llmprune.checkpoint.loading import require_tokenizer
 from llmprune.common.distributed import require_windows_for_all
 from llmprune.common.errors import LLMPruneError, RecipeError
-from llmprune.criteria.depth.repaired_divergence import Residual
 from llmprune.data.sources import local_bytes, require_present
 from llmprune.data.windows import require_shares
 from llmprune.evaluation.bench.generation_speed import require_positions
@@ -26,7 +25,6 @@ from llmprune.planning.text_inputs import TextInputs
 from llmprune.recipe.calibration import TokenWindows
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.validation_messages import models_in
-from llmprune.score.ablation import require_rest
 
 T = TypeVar("T")
 
@@ -110,9 +108,9 @@ def checks_of(inputs: TextInputs) -> list[Check]:
         found += _text_checks("evaluation.perplexity", inputs)
     samples = _keys("calibration", "samples", "tokens", "key")
     found.append(Check("processes", "calibration.samples", samples, lambda: _require_windows(recipe)))
-    if recipe.depth and recipe.depth.layers is None and isinstance(recipe.depth.criterion, Residual):
-        rest = partial(require_rest, recipe.depth.criterion, recipe.calibration.shape()[0])
-        found.append(Check("rest", "depth.criterion", ("depth", *samples), rest))
+    if recipe.depth and recipe.depth.layers is None:
+        enough = partial(recipe.depth.criterion.require_samples, recipe.calibration.shape()[0])
+        found.append(Check("depth samples", "depth.criterion", ("depth", *samples), enough))
     if evaluation.speed:
         fits = partial(require_positions, evaluation.speed)
         reads: tuple[str, ...] = ("evaluation.speed", *model)

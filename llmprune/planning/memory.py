@@ -10,8 +10,7 @@ from transformers import PreTrainedModel
 from llmprune.anatomy.meta_model import find_layers, text_config
 from llmprune.anatomy.projections import projections_of
 from llmprune.anatomy.types import Anatomy
-from llmprune.criteria.base import PassingCriterion, TrialCriterion
-from llmprune.criteria.depth.repaired_divergence import Residual
+from llmprune.criteria.base import DepthCriterion, ScoringSize
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.figures import Figures
 
@@ -40,21 +39,21 @@ def memory_of(
     inputs = max((unit.times * kept[unit.field] for units in anatomy.units for unit in units if unit.refit), default=0)
     inputs = inputs if recipe.refit else 0
     sparse = _sparse_statistics(recipe, pruned)
-    scored = max((unit.times * anatomy.widths[unit.field] for units in anatomy.units for unit in units), default=0)
+    size = _scoring_size(recipe, dense, anatomy=anatomy, keep_layers=len(find_layers(pruned)[1]))
+    depth = _depth_criterion(recipe)
     folds = recipe.refit.folds(len(recipe.calibration.text_sources())) if recipe.refit else 1
     return Memory(
         weights=parameter_bytes(dense),
         layer=_largest(find_layers(dense)[1]) + _largest(find_layers(pruned)[1]),
-        streams=(2 * samples + _ablation_windows(recipe, anatomy.num_layers)) * bytes_of_window(recipe, dense)
-        + _scored_run_bytes(recipe, dense, pruned=pruned)
-        + _ablation_refit_bytes(recipe, dense, inputs=scored)
+        streams=2 * samples * bytes_of_window(recipe, dense)
+        + (depth.stream_bytes(size) if depth else 0)
         + _refit_target_bytes(recipe, dense, anatomy=anatomy)
         + _staged_layer_bytes(recipe, dense, pruned=pruned)
         + _up_refit_bytes(recipe, dense, neurons=neurons_of_up_refit(anatomy, widths)),
         statistics=max(
             4 * inputs * (inputs * (folds + 1) + hidden * 4) + sparse,
-            recipe.width.neuron_criterion.memory(scored) if recipe.width else 0,
-            _ablation_refit_statistics(recipe, anatomy.num_layers, inputs=scored, hidden=hidden),
+            recipe.width.neuron_criterion.memory(size.inputs) if recipe.width else 0,
+            depth.statistics_bytes(size) if depth else 0,
         ),
     )
 
@@ -114,7 +113,7 @@ def _up_refit_bytes(recipe: Recipe, dense: PreTrainedModel, *, neurons: int) -> 
 def _required_sums(recipe: Recipe) -> str:
     """Name the sums over inputs that the sparsity method needs: nothing, norms or gram."""
     assert recipe.sparsity is not None
-    return recipe.sparsity.method.sums(recipe.refit is not None and recipe.sparsity.method.refits)
+    return recipe.sparsity.method.required_moments(recipe.refit is not None and recipe.sparsity.method.refits)
 
 
 def _sparse_statistics(recipe: Recipe, pruned: PreTrainedModel) -> int:
@@ -132,53 +131,23 @@ def bytes_of_window(recipe: Recipe, dense: PreTrainedModel) -> int:
     return size
 
 
-def _ablation_windows(recipe: Recipe, layers: int) -> int:
-    """Windows of all variants of the model whose hidden states the ablations of a depth criterion hold at once."""
-    depth, (samples, _) = recipe.depth, recipe.calibration.shape()
-    if depth is None or depth.layers is not None or not isinstance(depth.criterion, TrialCriterion):
-        return 0
-    return (layers + 2) * min(depth.criterion.windows, samples)
-
-
-def _scored_run_bytes(recipe: Recipe, dense: PreTrainedModel, *, pruned: PreTrainedModel) -> int:
-    """Bytes of the earlier hidden states that pass 1 stores where a run of several layers is scored as one."""
-    if recipe.depth is None or recipe.depth.layers is not None:
-        return 0
-    criterion, (samples, length) = recipe.depth.criterion, recipe.calibration.shape()
-    span = criterion.horizon(len(find_layers(dense)[1]) - len(find_layers(pruned)[1]))
-    if not isinstance(criterion, PassingCriterion) or span < 2:
-        return 0
-    tokens = len(range(length)[criterion.looks_at])
-    kept: int = span * samples * bytes_of_window(recipe, dense) * tokens // length
-    return kept
-
-
-def _ablation_refit_bytes(recipe: Recipe, dense: PreTrainedModel, *, inputs: int) -> int:
-    """Bytes that ablations with a refit store.
-
-    These are the hidden states of a layer-wise pass over the refit windows, the inputs of the output projection of a
-    layer and of the previous one for all windows, and the layer's update of the residual stream on the refit windows.
-    """
-    if (criterion := _repaired_divergence(recipe)) is None:
-        return 0
+def _scoring_size(recipe: Recipe, dense: PreTrainedModel, *, anatomy: Anatomy, keep_layers: int) -> ScoringSize:
+    """Return the sizes that the memory of scoring layers depends on, from a model without weights."""
     samples, length = recipe.calibration.shape()
-    judged, solved = criterion.shares(samples)
-    hidden: int = text_config(dense.config).hidden_size
-    each: int = length * dense.dtype.itemsize
-    return (3 * solved * hidden + (judged + solved) * 2 * inputs) * each
+    return ScoringSize(
+        layers=anatomy.num_layers,
+        remove=anatomy.num_layers - keep_layers,
+        samples=samples,
+        length=length,
+        hidden=text_config(dense.config).hidden_size,
+        inputs=max((unit.times * anatomy.widths[unit.field] for units in anatomy.units for unit in units), default=0),
+        itemsize=dense.dtype.itemsize,
+    )
 
 
-def _ablation_refit_statistics(recipe: Recipe, layers: int, *, inputs: int, hidden: int) -> int:
-    """Bytes of the sums of one refit and their factor, and of the refitted weights that a round holds of all layers."""
-    if _repaired_divergence(recipe) is None:
-        return 0
-    return 4 * inputs * (2 * inputs + hidden * (layers + 2))
-
-
-def _repaired_divergence(recipe: Recipe) -> Residual | None:
-    """Return the depth criterion where it refits the previous layer in each ablation; None for any other."""
-    depth = recipe.depth
-    return depth.criterion if depth and depth.layers is None and isinstance(depth.criterion, Residual) else None
+def _depth_criterion(recipe: Recipe) -> DepthCriterion | None:
+    """Return the criterion that layers are scored by; None where none are."""
+    return recipe.depth.criterion if recipe.depth and recipe.depth.layers is None else None
 
 
 def _largest(layers: Sequence[torch.nn.Module] | torch.nn.ModuleList) -> int:

@@ -11,8 +11,6 @@ from llmprune.anatomy.types import Anatomy
 from llmprune.checkpoint.prediction_heads import about_heads
 from llmprune.common.errors import RecipeError
 from llmprune.common.schema import format_size
-from llmprune.criteria.base import TrialCriterion
-from llmprune.criteria.depth.repaired_divergence import Residual
 from llmprune.planning.memory import neurons_of_up_refit
 from llmprune.planning.sparsity import SparsityPlan
 from llmprune.planning.tool_compatibility import about_depth
@@ -59,7 +57,7 @@ def about_scores(recipe: Recipe, anatomy: Anatomy, *, keep: Sequence[int]) -> li
     notes = []
     if recipe.depth:
         if recipe.depth.layers is None:
-            notes += _about_ablations(recipe, anatomy.num_layers, remove=anatomy.num_layers - len(keep))
+            notes += _about_ablation(recipe, anatomy.num_layers, remove=anatomy.num_layers - len(keep))
         named, kept = recipe.depth.layers is not None, recipe.depth.keep_pattern
         notes += about_depth(anatomy, keep, named=named, keep_pattern=kept)
     return notes + _about_width_criterion(recipe, anatomy)
@@ -124,21 +122,18 @@ def _about_up_refit(anatomy: Anatomy, widths: dict[str, int], *, samples: int) -
     return ["refit.up: pass 2 costs about 5 more forward passes in float32 over the calibration tokens"]
 
 
-def _about_ablations(recipe: Recipe, layers: int, *, remove: int) -> list[str]:
+def _about_ablation(recipe: Recipe, layers: int, *, remove: int) -> list[str]:
     """Return a note on the cost of a depth criterion that runs the model without each layer."""
     assert recipe.depth is not None
     criterion, (samples, _) = recipe.depth.criterion, recipe.calibration.shape()
-    if not isinstance(criterion, TrialCriterion):
+    cost = criterion.ablation_cost(layers, remove=remove, samples=samples)
+    if cost is None:
         return []
-    windows, rounds = min(criterion.windows, samples), criterion.horizon(remove)
-    passes = sum((layers - done) / 2 + 1 for done in range(rounds)) * windows / samples
-    refit = ""
-    if isinstance(criterion, Residual):
-        passes += sum((layers - done) / layers for done in range(rounds)) * criterion.shares(samples)[1] / samples
-        refit = ", and a refit of every layer in each round"
+    refit = ", and a refit of every layer in each round" if cost.refits else ""
     return [
-        f"depth.criterion {criterion.kind}: {plural(rounds, 'round')} of ablations on {plural(windows, 'window')} "
-        f"cost about {passes:.1f} forward passes over the calibration tokens{refit}"
+        f"depth.criterion {criterion.kind}: {plural(cost.rounds, 'round')} of ablation on "
+        f"{plural(cost.windows, 'window')} cost about {cost.forward_passes:.1f} forward passes over the calibration "
+        f"tokens{refit}"
     ]
 
 
@@ -152,7 +147,7 @@ def _about_width_criterion(recipe: Recipe, anatomy: Anatomy) -> list[str]:
     ]
     operations = sum(criterion.operations(width) for width in widths)
     figure = f": about {operations:.1e} operations in float64 in all" if operations else ""
-    notes = [f"width.criterion {criterion.kind} {criterion.cost}{figure}"] if criterion.cost else []
+    notes = [f"width.criterion {criterion.kind} {criterion.cost_note}{figure}"] if criterion.cost_note else []
     if criterion.assumes_refit and recipe.refit is None:
         notes.append(f"width.criterion {criterion.kind} assumes the refit, which is off")
     return notes
@@ -164,7 +159,7 @@ def require_disk_for_hidden_states(recipe: Recipe, window_bytes: int) -> None:
     ``window_bytes``: of the dense hidden states of one calibration window after every layer.
     """
     allowed, needed = recipe.calibration.stream_disk, window_bytes * recipe.calibration.shape()[0]
-    if recipe.width and recipe.width.neuron_criterion.takes != "activations" and needed > allowed:
+    if recipe.width and recipe.width.neuron_criterion.needs_gradients and needed > allowed:
         raise RecipeError(
             f"calibration.stream_disk: the backward pass of width.criterion {recipe.width.neuron_criterion.kind} needs "
             f"the hidden states after every layer, {format_size(needed)}, and {format_size(allowed)} are allowed; "

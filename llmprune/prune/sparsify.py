@@ -33,7 +33,7 @@ from llmprune.common.distributed import sum_over_processes
 from llmprune.common.errors import NumericalError
 from llmprune.common.linalg.cross_validated_ridge import Repair
 from llmprune.common.linalg.gram import add_gram, mirror
-from llmprune.common.linalg.masked_least_squares import solve_on_support, squared
+from llmprune.common.linalg.masked_least_squares import output_energy, solve_on_support
 from llmprune.layerwise.forward import LayerwiseForward, outputs_of
 from llmprune.layerwise.hidden_states import HiddenStates
 from llmprune.layerwise.staged_layer import StagedLayer
@@ -129,7 +129,7 @@ class Sparsifier:
         return self._write(staged, projections, wanted_OI=weight_OI, sums=sums)
 
     def _sums(self, staged: StagedLayer, name: str, *, inputs: int) -> Tensor | None:
-        needs = self.sparsity.method.sums(self.refit is not None)
+        needs = self.sparsity.method.required_moments(self.refit is not None)
         if needs == "nothing":
             return None
         sums: Tensor | None = None
@@ -163,7 +163,7 @@ class Sparsifier:
             for fold, (input_TI, wanted_TD) in self.folds.parts(batch, input_BLI, wanted_BLD):
                 equations.update(input_TI, None, inherited_TD=wanted_TD, fold=fold)
         sum_over_processes(equations.sums())
-        gram_II = equations.take_off(weight_OI)
+        gram_II = equations.subtract_current_output(weight_OI)
         repair = equations.solve(f"layer {staged.index}, {writer.name}")
         del equations  # its Gram matrices, before the method needs room for others
         wanted_OI = weight_OI if repair.delta_DF is None else weight_OI + repair.delta_DF
@@ -219,8 +219,8 @@ class Sparsifier:
             )
         outputs, errors = [one.outputs for one in projections], None
         if sums is not None and sums.ndim == 2:
-            error_O = squared(sparse_OI - wanted_OI, sums) if error_O is None else error_O
-            errors = _relative(error_O, squared(wanted_OI, sums), outputs=outputs)
+            error_O = output_energy(sparse_OI - wanted_OI, sums) if error_O is None else error_O
+            errors = _relative(error_O, output_energy(wanted_OI, sums), outputs=outputs)
         records = []
         for place, (one, part_OI) in enumerate(zip(projections, torch.split(sparse_OI, outputs), strict=True)):
             set_weight(staged.layer, one, weight_OI=part_OI)

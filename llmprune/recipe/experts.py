@@ -7,7 +7,8 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from llmprune.common.schema import Section, exactly_one
-from llmprune.criteria import AnyExpertCriterion, Reap
+from llmprune.criteria.base import ExpertCriterion
+from llmprune.criteria.experts.reap import Reap
 
 
 class Experts(Section):
@@ -15,7 +16,7 @@ class Experts(Section):
 
     remove: int | None = Field(None, gt=0, description="Number of experts to remove from each mixture.")
     keep: int | None = Field(None, gt=0, description="Number of experts to keep in each mixture.")
-    criterion: AnyExpertCriterion = Field(Reap(), description="How experts are scored.")
+    criterion: ExpertCriterion = Field(Reap(), description="How experts are scored.")
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:

@@ -10,16 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from llmprune.common.schema import Section
+from llmprune.sparsity.method import SparsityMethod
 from llmprune.sparsity.methods.alps import Alps
-from llmprune.sparsity.methods.magnitude import Magnitude
-from llmprune.sparsity.methods.sparsegpt import SparseGPT
-from llmprune.sparsity.methods.wanda import Wanda
 from llmprune.sparsity.pattern import Pattern
 
 if TYPE_CHECKING:
     from llmprune.anatomy.projections import Projection
-
-AnyMethod = Annotated[Alps | Magnitude | SparseGPT | Wanda, Field(discriminator="kind")]
 
 
 def _pattern(value: str | float) -> str | float:
@@ -36,7 +32,7 @@ class Sparsity(Section):
         description='N:M, such as "2:4": N of every M neighbouring inputs stay; or the share of each output\'s weights '
         "that is removed, such as 0.5."
     )
-    method: AnyMethod = Field(Alps(), description="How the weights that stay are chosen.")
+    method: SparsityMethod = Field(Alps(), description="How the weights that stay are chosen.")
     targets: tuple[str, ...] = Field(
         (),
         strict=False,

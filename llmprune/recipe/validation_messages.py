@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from llmprune.common.errors import MOST_PROBLEMS, did_you_mean, shortened
+from llmprune.common.variants import Variant
 
 Problem = dict[str, Any]
 Path = tuple[Any, ...]
@@ -221,7 +222,7 @@ def _kinds(model: type[BaseModel]) -> tuple[Any, ...]:
 def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
     """Yield the sections in a field's type: the type itself, and those in a union, list or mapping."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
+        yield from annotation.kinds() if issubclass(annotation, Variant) else (annotation,)
     for inner in get_args(annotation):
         yield from models_in(inner)
 

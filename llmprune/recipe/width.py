@@ -7,7 +7,9 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from llmprune.common.schema import Positive, Section, exactly_one
-from llmprune.criteria import Activation, AnyWidthCriterion, Share
+from llmprune.criteria.base import WidthCriterion
+from llmprune.criteria.width.activation import Activation
+from llmprune.criteria.width.share import Share
 
 
 class Width(Section):
@@ -22,10 +24,9 @@ class Width(Section):
         description="Key-value groups of attention heads kept in every layer, each with its query heads: 2 is a "
         "number, 0.5 a fraction.",
     )
-    criterion: AnyWidthCriterion | None = Field(
+    criterion: WidthCriterion | None = Field(
         None,
-        discriminator="kind",
-        description="How neurons and heads are scored; default: share for neurons, activation for heads.",
+        description="How neurons and heads are scored; default: neurons by share, heads by activation.",
     )
 
     @model_validator(mode="after")
@@ -37,12 +38,12 @@ class Width(Section):
         return self
 
     @property
-    def neuron_criterion(self) -> AnyWidthCriterion:
+    def neuron_criterion(self) -> WidthCriterion:
         """The criterion that scores neurons."""
         return self.criterion or Share()
 
     @property
-    def head_criterion(self) -> AnyWidthCriterion:
+    def head_criterion(self) -> WidthCriterion:
         """The criterion that scores heads. With ``share``, SmolLM2 retained less on each of three texts."""
         return self.criterion or Activation()
 

@@ -1,172 +1,192 @@
-"""Trials: leave each layer out in turn, and judge what the model then says.
+"""Scores of layers by ablation: each layer is left out in turn, and the model's predictions are judged without it.
 
-All variants of one round are walked together. Before the layer that it lacks, a variant
-is the model itself, so that it starts as a copy of the stream there: a round over N layers is N² / 2
-visits of a layer instead of N², and every layer's weights are brought once.
+All ablated models of one round advance together. Up to the layer it lacks, an ablated model equals the current one, so
+it starts as a copy of the hidden states there: a round over N layers takes N² / 2 layer passes instead of N², and every
+layer's weights are loaded once.
 
-Shapes: N windows, B batch, L sequence length, D hidden size, V vocabulary.
+Shapes: N windows or layers, B batch, L sequence length, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from llmprune.anatomy.types import Anatomy
-from llmprune.common.distributed import broadcast_from_first, sum_over_processes, windows_of_process
+from llmprune.common.distributed import broadcast_from_first, sum_over_processes
 from llmprune.common.errors import CalibrationError, NumericalError
 from llmprune.common.progress import track
-from llmprune.criteria.base import TrialCriterion
-from llmprune.criteria.depth.repaired_divergence import Residual
+from llmprune.criteria.base import AblationCriterion
 from llmprune.cut.layer_choice import may_go
-from llmprune.layerwise.forward import Decoder, LayerwiseForward
-from llmprune.layerwise.hidden_states import HiddenStates, HiddenStateStore
+from llmprune.layerwise.forward import Decoder
+from llmprune.layerwise.hidden_states import HiddenStates
 from llmprune.results.formatting import ranges
-from llmprune.score.ablation_repair import Standins
+from llmprune.score.ablation_repair import AblationRepair
+from llmprune.score.inputs import CalibrationBatches, DepthTarget
+
+
+class LayerCosts(Protocol):
+    """Costs of removing one more layer from a model."""
+
+    def without_each(self, kept: Sequence[int], candidates: Collection[int]) -> dict[int, float]:
+        """Return the cost of the model of the ``kept`` layers without each of the candidates in turn."""
+
+    def remove(self, layer: int) -> None:
+        """Remove a layer for good."""
 
 
 def layer_ablation_scores(
     decoder: Decoder,
     anatomy: Anatomy,
     *,
-    criterion: TrialCriterion,
-    windows_NL: Tensor,
-    batch_size: int,
-    remove: int,
-    store: HiddenStateStore = HiddenStateStore(),  # noqa: B008  # frozen
-    keep_pattern: bool = False,
+    criterion: AblationCriterion,
+    calibration: CalibrationBatches,
+    target: DepthTarget,
 ) -> Tensor:
-    """Score of every layer, float32 [number of layers]; the ``remove`` lowest go, in the order of their scores.
+    """Return the score of every layer, float32 [N]; the lowest are removed first.
 
-    A score is the mean cost of a token once the layer and all with lower scores are out, less the dense model's.
-    Of layers of which one must stay, one is never left out. ``keep_pattern``: nor is a layer, one after the other,
-    without which those that stay in the end cannot follow the model's pattern. Raises NumericalError where the cost
-    without a layer that stays is not finite: such a layer is never chosen.
+    A score is the mean cost of a token without the layer and all layers with lower scores, less that of the dense
+    model. Layers that must stay for the model's sake, or with ``target.keep_pattern`` for its pattern, are not ablated.
+    Raises NumericalError where the cost without a kept layer is not finite: such a layer is never chosen. Raises
+    CalibrationError where the criterion cannot refit: for want of windows, or of layers that can be refit.
     """
-    judged_NL, rest_NL = some_windows(windows_NL, criterion.windows)
-    trials = _Trials(decoder, criterion, windows_NL=windows_of_process(judged_NL), batch_size=batch_size, store=store)
-    if isinstance(criterion, Residual):
-        require_rest(criterion, len(windows_NL))
-        solved_NL, _ = some_windows(rest_NL, criterion.refit_windows)
-        trials.standins = Standins(
-            decoder,
-            anatomy,
-            windows_NL=windows_of_process(solved_NL),
-            batch_size=batch_size,
-            store=store,
-            ridge=criterion.ridge,
-        )
-    greedy = criterion.horizon(remove) == remove
-    check = may_go(anatomy, remove, keep_pattern=keep_pattern and greedy)
-    kept, scores_N = list(range(len(decoder))), torch.zeros(len(decoder))
+    windows_NL = calibration.windows_NL
+    judged_NL, rest_NL = evenly_spaced_subset(windows_NL, criterion.windows)
+    repair = None
+    if criterion.refit:
+        criterion.require_samples(len(windows_NL))
+        solved_NL, _ = evenly_spaced_subset(rest_NL, criterion.refit.windows)
+        solved = replace(calibration, windows_NL=solved_NL)
+        repair = AblationRepair(decoder, anatomy, calibration=solved, ridge=criterion.refit.ridge)
+    costs = AblatedModels(decoder, criterion, calibration=replace(calibration, windows_NL=judged_NL), repair=repair)
+    rounds = criterion.horizon(target.remove)
+    may_keep = may_go(anatomy, target.remove, keep_pattern=target.keep_pattern and rounds == target.remove)
+    return rank_by_cost(costs, len(decoder), rounds=rounds, may_keep=may_keep, kind=criterion.kind)
+
+
+def rank_by_cost(
+    costs: LayerCosts, layers: int, *, rounds: int, may_keep: Callable[[set[int]], bool], kind: str
+) -> Tensor:
+    """Return scores of layers [N] that rise in the order of greedy removal; those of all kept layers are above them.
+
+    In each round the layer whose removal costs least is removed. ``may_keep``: True for layers that a model may
+    consist of. ``kind`` names the criterion in errors. Raises NumericalError where no cost of a round is finite, or
+    that of a kept layer is not.
+    """
+    kept, scores_N = list(range(layers)), torch.zeros(layers)
     reached = -math.inf
-    for done in range(criterion.horizon(remove)):
-        free = [layer for layer in kept if check(set(kept) - {layer})]
-        costs = trials.round(kept, free)
-        known = {layer: cost for layer, cost in costs.items() if math.isfinite(cost)}
-        if not known:
-            raise _no_cost(criterion, list(costs))
-        best = min(known, key=known.__getitem__)
-        reached = max(known[best], reached)  # not below what those before it cost: they go first
+    for _ in range(rounds):
+        candidates = [layer for layer in kept if may_keep(set(kept) - {layer})]
+        found = costs.without_each(kept, candidates)
+        finite = {layer: cost for layer, cost in found.items() if math.isfinite(cost)}
+        if not finite:
+            raise _no_cost(kind, list(found))
+        cheapest = min(finite, key=finite.__getitem__)
+        reached = max(finite[cheapest], reached)  # not below the scores of the layers removed before
         above = float(torch.tensor(reached).nextafter(torch.tensor(math.inf)))
         for layer in kept:
-            scores_N[layer] = max(known.get(layer, math.inf if layer in costs else max(known.values())), above)
-        scores_N[best] = reached
-        kept.remove(best)
-        if trials.standins:
-            if not done and not trials.standins.found:
-                raise CalibrationError(
-                    "depth.criterion residual: no layer of this model can stand in for the one after it, for a norm "
-                    "follows its output projection or it has no MLP; take divergence, which does not ask for that"
-                )
-            trials.standins.accept(best)
-    if unknown := [layer for layer in kept if not math.isfinite(scores_N[layer])]:
-        raise _no_cost(criterion, unknown)
+            unknown = math.inf if layer in found else max(finite.values())
+            scores_N[layer] = max(finite.get(layer, unknown), above)
+        scores_N[cheapest] = reached
+        kept.remove(cheapest)
+        costs.remove(cheapest)
+    if without_cost := [layer for layer in kept if not math.isfinite(scores_N[layer])]:
+        raise _no_cost(kind, without_cost)
     return scores_N
 
 
-def _no_cost(criterion: TrialCriterion, layers: list[int]) -> NumericalError:
+def _no_cost(kind: str, layers: list[int]) -> NumericalError:
     """Return the error for layers without which the model has no finite cost."""
     named = f"layer {layers[0]}" if len(layers) == 1 else f"any of layers {ranges(layers)}"
     return NumericalError(
-        f"depth.criterion {criterion.kind}: the cost of the model without {named} is not finite; "
-        "try model.dtype: float32, or name the layers that go in depth.layers"
+        f"depth.criterion {kind}: the cost of the model without {named} is not finite; "
+        "try model.dtype: float32, or name the layers to remove in depth.layers"
     )
 
 
-def require_rest(criterion: Residual, samples: int) -> None:
-    """Raise CalibrationError where the criterion judges on all calibration samples and has none to refit on."""
-    if samples <= criterion.windows:
-        raise CalibrationError(
-            f"depth.criterion residual judges on {samples} of {samples} calibration samples, which leaves none to "
-            "refit on; lower depth.criterion.windows or raise calibration.samples"
-        )
-
-
-def some_windows(windows_NL: Tensor, number: int) -> tuple[Tensor, Tensor]:
-    """So many of the windows, or all, evenly over the calibration and so over its sources; and the others."""
+def evenly_spaced_subset(windows_NL: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """Return ``number`` windows, or all, evenly spaced over the calibration and so over its sources; and the others."""
     number = min(number, len(windows_NL))
     chosen_N = torch.zeros(len(windows_NL), dtype=torch.bool)
     chosen_N[torch.arange(number) * len(windows_NL) // max(number, 1)] = True
     return windows_NL[chosen_N], windows_NL[~chosen_N]
 
 
-class _Trials:
+class AblatedModels:
+    """Costs of a decoder without one more of its layers, by an ablation criterion; see ``LayerCosts``.
+
+    ``repair``: refits the layer before an ablated one; None: the other layers do not change.
+    """
+
     def __init__(
         self,
         decoder: Decoder,
-        criterion: TrialCriterion,
+        criterion: AblationCriterion,
         *,
-        windows_NL: Tensor,
-        batch_size: int,
-        store: HiddenStateStore,
+        calibration: CalibrationBatches,
+        repair: AblationRepair | None = None,
     ) -> None:
-        self.decoder, self.criterion = decoder, criterion
-        self.walk = LayerwiseForward(decoder, windows_NL, batch_size=batch_size, store=store)
-        self.start = self.walk.copy()
-        self.dense: HiddenStates | None = None  # after the last layer
-        self.standins: Standins | None = None
+        self.decoder, self.criterion, self.repair = decoder, criterion, repair
+        self.forward = calibration.forward(decoder)
+        self._start = self.forward.copy()
+        self._dense: HiddenStates | None = None  # after the last layer; known after the first round
+        self._removed = 0
 
     @torch.no_grad()
-    def round(self, kept: list[int], free: list[int]) -> dict[int, float]:
-        """Mean cost of a token without each of the free layers, of those that are kept, less the dense model's."""
-        walk, variants = self.walk, dict[int, HiddenStates]()
-        walk.streams = self.start
-        base = walk.copy()
-        if self.standins:
-            self.standins.start()
-        for index in track(kept, "trials: leaving layers out"):
+    def without_each(self, kept: Sequence[int], candidates: Collection[int]) -> dict[int, float]:
+        """Return the mean cost of a token without each of the candidates, less that of the dense model."""
+        ablated: dict[int, HiddenStates] = {}
+        current = self._copy(self._start)
+        if self.repair:
+            self.repair.start_round()
+        for index in track(kept, "ablation: leaving layers out"):
             with self.decoder.layer(index) as layer:
-                if self.standins:
-                    self.standins.repair(index, layer)
-                for walk.streams in variants.values():
-                    walk.pass_through(index, layer)
-                walk.streams = base
-                if index in free:
-                    variants[index] = walk.copy()
-                if self.standins:
-                    self.standins.follow(index, layer, judged=walk, without=variants.get(index))
+                if self.repair:
+                    self.repair.apply(index, layer)
+                for hidden_states in ablated.values():
+                    self.forward.streams = hidden_states
+                    self.forward.pass_through(index, layer)
+                self.forward.streams = current
+                if index in candidates:
+                    ablated[index] = self.forward.copy()
+                if self.repair:
+                    self.repair.follow(index, layer, judged=self.forward, ablated=ablated.get(index))
                 else:
-                    walk.pass_through(index, layer)
-        self.dense = self.dense or base
-        *costs, own = self._costs([*variants.values(), self.dense], self.dense)
-        return broadcast_from_first({layer: cost - own for layer, cost in zip(variants, costs, strict=True)})
+                    self.forward.pass_through(index, layer)
+        self._dense = self._dense or current
+        *costs, own = self._mean_costs([*ablated.values(), self._dense], self._dense)
+        return broadcast_from_first({layer: cost - own for layer, cost in zip(ablated, costs, strict=True)})
 
-    def _costs(self, variants: list[HiddenStates], dense: HiddenStates) -> list[float]:
-        totals_V = torch.zeros(len(variants) + 1, dtype=torch.float64)  # the last one counts tokens
-        for batch, ids_BL in enumerate(self.walk.batches):
-            dense_BLV = self._logits(dense, batch)
-            for number, streams in enumerate(variants):
-                cost_BL = self.criterion.cost(
-                    self._logits(streams, batch), dense_BLV, ids_BL=ids_BL.to(dense_BLV.device)
+    def remove(self, layer: int) -> None:
+        """Remove a layer for good, and keep the refit for it."""
+        if self.repair:
+            if not self._removed and not self.repair.found:
+                raise CalibrationError(
+                    f"depth.criterion {self.criterion.kind}: no layer of this model can be refit to replace the one "
+                    "after it, because a norm follows its output projection or it has no MLP; choose divergence, "
+                    "which does not refit"
                 )
-                totals_V[number] += float(cost_BL.sum(dtype=torch.float64))
-            totals_V[-1] += cost_BL.numel()
-        sum_over_processes([totals_V])
-        return (totals_V[:-1] / totals_V[-1]).tolist()
+            self.repair.accept(layer)
+        self._removed += 1
 
-    def _logits(self, streams: HiddenStates, batch: int) -> Tensor:
-        self.walk.streams = streams
-        return self.walk.logits(batch)
+    def _copy(self, hidden_states: HiddenStates) -> HiddenStates:
+        self.forward.streams = hidden_states
+        return self.forward.copy()
+
+    def _mean_costs(self, models: Sequence[HiddenStates], dense: HiddenStates) -> list[float]:
+        """Return the mean cost of a token of each model, from its hidden states after the last layer."""
+        totals_M = torch.zeros(len(models) + 1, dtype=torch.float64)  # the last one counts tokens
+        for batch, ids_BL in enumerate(self.forward.batches):
+            dense_BLV = self.forward.logits_of(ids_BL, dense[batch])
+            for number, hidden_states in enumerate(models):
+                logits_BLV = self.forward.logits_of(ids_BL, hidden_states[batch])
+                cost_BL = self.criterion.token_costs(logits_BLV, dense_BLV, ids_BL=ids_BL.to(dense_BLV.device))
+                totals_M[number] += float(cost_BL.sum(dtype=torch.float64))
+            totals_M[-1] += cost_BL.numel()
+        sum_over_processes([totals_M])
+        return (totals_M[:-1] / totals_M[-1]).tolist()

@@ -1,13 +1,14 @@
-"""Stand-ins: what the layer before one that is left out can take over, while trials walk.
+"""Ablation with repair: before layer *l* is ablated, the output projection of layer *l − 1* is refit to absorb it.
 
-While the model passes through each layer, the output projection of the layer before is solved to put out what this
-layer would have added; where the layer is left out, the solution stands in for it.
+While the model passes through a layer, the output projection of the layer before is solved for what this layer adds to
+the hidden states. Where the layer is ablated, the solution is added in its place.
 
 Shapes: B batch, L sequence length, D hidden size, F inputs of the projection.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -19,119 +20,136 @@ from llmprune.common.distributed import broadcast_from_first, sum_over_processes
 from llmprune.common.linalg.cross_validated_ridge import NormalEquations
 from llmprune.cut.apply import add_to_output
 from llmprune.layerwise.forward import Decoder, LayerwiseForward, inputs_of
-from llmprune.layerwise.hidden_states import HiddenStates, HiddenStateStore
+from llmprune.layerwise.hidden_states import HiddenStates
 from llmprune.layerwise.residual_scale import residual_scale
+from llmprune.score.inputs import CalibrationBatches
 
 
-class _Passed(NamedTuple):
-    """A layer that both walks went through: inputs of its projection, and how that reaches the hidden states."""
+class _RefitLayer(NamedTuple):
+    """A layer that can be refit: inputs [B, L, F] of its output projection, and its scale in the stream."""
 
-    layer: int
-    solved: HiddenStates  # [B, L, F], of the windows that are solved on
+    number: int
+    solved: HiddenStates  # on the windows that the refit is solved on
     judged: HiddenStates
     scale: float
 
 
-class Standins:
-    """The same model on windows of its own, on which the stand-ins are solved."""
+class _Refit(NamedTuple):
+    """Refit of a layer that absorbs the next one; ``delta_DF`` is added to its output projection."""
+
+    number: int
+    delta_DF: Tensor
+
+
+class AblationRepair:
+    """Refits of layers that absorb the one after them, solved on calibration windows of their own.
+
+    ``found``: of the current round, by the layer that is ablated. ``measure``: the scale of a module's output in the
+    hidden states, None where it does not reach them linearly. ``agree``: the first process's value of it, in all.
+    """
 
     def __init__(
         self,
         decoder: Decoder,
         anatomy: Anatomy,
         *,
-        windows_NL: Tensor,
-        batch_size: int,
-        store: HiddenStateStore,
+        calibration: CalibrationBatches,
         ridge: float,
+        measure: Callable[..., float | None] = residual_scale,
+        agree: Callable[[float | None], float | None] = broadcast_from_first,
     ) -> None:
-        self.walk, self.anatomy, self.ridge = (
-            LayerwiseForward(decoder, windows_NL, batch_size=batch_size, store=store),
-            anatomy,
-            ridge,
-        )
-        self.beginning = self.walk.copy()
-        self.accepted: dict[int, Tensor] = {}  # Δ [D, F] of the layers before those that are gone
-        self.found: dict[int, tuple[int, Tensor]] = {}  # of a layer left out: the layer before it, and its Δ
+        self.anatomy, self.ridge = anatomy, ridge
+        self.forward = calibration.forward(decoder)
+        self.found: dict[int, _Refit] = {}
+        self._measure, self._agree = measure, agree
+        self._start = self.forward.copy()
+        self._accepted: dict[int, Tensor] = {}  # Δ [D, F] of the layers before those that were removed
+        self._before: _RefitLayer | None = None
 
-    def start(self) -> None:
-        """Begin a round, before the first layer."""
-        self.walk.streams = self.beginning
-        self.walk.streams = self.walk.copy()
+    def start_round(self) -> None:
+        """Go back before the first layer."""
+        self.forward.streams = self._start
+        self.forward.streams = self.forward.copy()
         self.found.clear()
-        self._before: _Passed | None = None
+        self._before = None
 
-    def repair(self, index: int, layer: nn.Module) -> None:
-        """Give a layer the repairs that earlier rounds accepted."""
+    def apply(self, index: int, layer: nn.Module) -> None:
+        """Add the refits of earlier rounds to a layer's weights."""
         unit = self._unit(index)
-        if unit is not None and index in self.accepted:
-            add_to_output(layer, unit, delta_DF=self.accepted[index])
+        if unit is not None and index in self._accepted:
+            add_to_output(layer, unit, delta_DF=self._accepted[index])
 
-    def follow(self, index: int, layer: nn.Module, *, judged: LayerwiseForward, without: HiddenStates | None) -> None:
-        """Pass both walks through a layer; ``without`` it, the judged stream gets what stands in for it."""
+    def follow(self, index: int, layer: nn.Module, *, judged: LayerwiseForward, ablated: HiddenStates | None) -> None:
+        """Advance both forward passes by a layer; add the refit of the layer before to the ``ablated`` hidden states.
+
+        ``ablated``: hidden states of the judged windows without this layer; None where it is not ablated.
+        """
         unit = self._unit(index)
-        scale = None
-        if unit:  # whether something is solved together goes by it
-            scale = broadcast_from_first(
-                residual_scale(self.walk, index, layer=layer, output=layer.get_submodule(unit.output))
-            )
-        output = layer.get_submodule(unit.output) if unit and scale else None
-        solved, seen = (
-            _pass(self.walk, index, layer=layer, output=output, added=True),
-            _pass(judged, index, layer=layer, output=output),
-        )
-        if without is not None and self._before is not None:
+        output, scale = None, None
+        if unit:  # collective: every process takes this branch
+            output = layer.get_submodule(unit.output)
+            scale = self._agree(self._measure(self.forward, index, layer=layer, output=output))
+        refit_output = output if scale else None
+        solved = _advance(self.forward, index, layer=layer, output=refit_output, keep_added=True)
+        seen = _advance(judged, index, layer=layer, output=refit_output)
+        if ablated is not None and self._before is not None:
             delta_DF = self._solve(self._before, solved.added)
-            for batch, input_BLF in enumerate(self._before.judged):
-                input_BLF = input_BLF.to(delta_DF.device).float()
-                added_BLD = (self._before.scale * (input_BLF @ delta_DF.T)).to(without[batch].dtype)
-                without[batch] = without[batch] + added_BLD.to(without[batch].device)
-            self.found[index] = self._before.layer, delta_DF
-        self._before = _Passed(index, solved.inputs, seen.inputs, scale) if output and scale else None
+            _add_refit(ablated, self._before, delta_DF=delta_DF)
+            self.found[index] = _Refit(self._before.number, delta_DF)
+        self._before = _RefitLayer(index, solved.inputs, seen.inputs, scale) if scale else None
 
     def accept(self, index: int) -> None:
-        """Keep the repair for a layer that goes."""
+        """Keep the refit for a layer that is removed."""
         if index in self.found:
             before, delta_DF = self.found[index]
-            self.accepted[before] = self.accepted.get(before, torch.zeros_like(delta_DF)) + delta_DF
+            self._accepted[before] = self._accepted.get(before, torch.zeros_like(delta_DF)) + delta_DF
 
     def _unit(self, index: int) -> MlpUnit | None:
         return next((unit for unit in self.anatomy.units[index] if unit.refit), None)
 
-    def _solve(self, before: _Passed, lost: HiddenStates) -> Tensor:
+    def _solve(self, before: _RefitLayer, added: HiddenStates) -> Tensor:
+        """Return Δ [D, F] for the layer before from what a layer ``added`` to the hidden states."""
         equations = NormalEquations(self.ridge, 1)
-        device = self.walk.decoder.device_of(before.layer)
-        for input_BLF, lost_BLD in zip(before.solved, lost, strict=True):
-            input_TF, lost_TD = (value.to(device).flatten(0, -2) for value in (input_BLF, lost_BLD))
-            equations.update(input_TF, None, inherited_TD=lost_TD / before.scale)
+        device = self.forward.decoder.device_of(before.number)
+        for input_BLF, added_BLD in zip(before.solved, added, strict=True):
+            input_TF, added_TD = (value.to(device).flatten(0, -2) for value in (input_BLF, added_BLD))
+            equations.update(input_TF, None, inherited_TD=added_TD / before.scale)
         sum_over_processes(equations.sums())
-        where = f"layer {before.layer} in a trial without the next"
+        where = f"layer {before.number} in the ablation of the next"
         delta_DF = equations.solve(where, setting="depth.criterion.ridge").delta_DF
-        assert delta_DF is not None, "from one fold nothing is held out"
+        assert delta_DF is not None, "one fold cannot be held out"
         return delta_DF
 
 
-class _Seen(NamedTuple):
-    added: HiddenStates  # what the layer added to the hidden states, where that is asked for
-    inputs: HiddenStates  # of the output projection
+def _add_refit(hidden_states: HiddenStates, layer: _RefitLayer, *, delta_DF: Tensor) -> None:
+    """Add the change of a layer's output to hidden states after it."""
+    for batch, input_BLF in enumerate(layer.judged):
+        input_BLF = input_BLF.to(delta_DF.device).float()
+        added_BLD = (layer.scale * (input_BLF @ delta_DF.T)).to(hidden_states[batch].dtype)
+        hidden_states[batch] = hidden_states[batch] + added_BLD.to(hidden_states[batch].device)
 
 
-def _pass(
-    walk: LayerwiseForward, index: int, *, layer: nn.Module, output: nn.Module | None, added: bool = False
-) -> _Seen:
-    """Advance a walk by one layer, and keep the inputs of its output projection, and what it ``added``."""
+class _LayerPass(NamedTuple):
+    added: HiddenStates  # output of the layer less its input; empty unless asked for
+    inputs: HiddenStates  # of the output projection; empty without one
+
+
+def _advance(
+    forward: LayerwiseForward, index: int, *, layer: nn.Module, output: nn.Module | None, keep_added: bool = False
+) -> _LayerPass:
+    """Advance a forward pass by one layer; return the inputs of its output projection, and what the layer added."""
     kept = {"added": HiddenStates(), "inputs": HiddenStates()}
 
     def keep(name: str, value: Tensor) -> None:
         batch = len(kept[name])
-        value_BLX = value.reshape(*walk.streams[batch].shape[:2], -1)
+        value_BLX = value.reshape(*forward.streams[batch].shape[:2], -1)
         if not batch:
-            kept[name] = walk.room(value_BLX)
+            kept[name] = forward.room(value_BLX)
         kept[name].append(value_BLX)
 
     with inputs_of(output or nn.Identity(), partial(keep, "inputs")):
-        for batch, hidden_BLD, output_BLD in walk.outputs(index, layer):
-            if added:
+        for batch, hidden_BLD, output_BLD in forward.outputs(index, layer):
+            if keep_added:
                 keep("added", output_BLD - hidden_BLD)
-            walk.advance(batch, output_BLD)
-    return _Seen(**kept)
+            forward.advance(batch, output_BLD)
+    return _LayerPass(**kept)

@@ -1,4 +1,4 @@
-"""What pass 1 found out: the importance of every layer, neuron, group of attention heads and expert.
+"""Importance scores of layers, neurons, key-value groups of attention heads and experts.
 
 Shapes: N layers of the dense model, F neurons of a unit, G key-value groups, E experts of a layer.
 """
@@ -17,10 +17,10 @@ _KINDS = ("neurons", "experts", "routed", "heads")
 
 @dataclass(frozen=True)
 class Scores:
-    """``layers``: float32 [N] or None; by ``unit_key``: ``neurons`` float32 [F], of experts [E, F]; ``experts`` [E];
-    ``heads``, of key-value groups, [G].
+    """Scores of a dense model, float32; the others than ``layers`` are mappings by ``unit_key``.
 
-    ``routed``: how many tokens each expert got, float32 [E], of every unit with experts.
+    ``layers``: [N], or None where layers are not scored. ``neurons``: [F], of routed experts [E, F]. ``experts``: [E].
+    ``routed``: number of tokens routed to each expert [E], of units of routed experts. ``heads``: [G].
     """
 
     layers: Tensor | None

@@ -1,4 +1,4 @@
-"""Choose the cut to planned sizes that keeps what scores highest."""
+"""Selection of a cut: of all cuts to the planned sizes, the one that keeps the highest scores."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from llmprune.score.scores import Scores
 
 @dataclass(frozen=True)
 class PlannedSizes:
-    """Sizes that a recipe asks for, before the scores are known.
+    """Sizes of the pruned model, as the recipe sets them.
 
-    ``removed_layers``: the layers that the recipe names; None: the scores choose ``keep_layers`` of them.
+    ``removed_layers``: layers that the recipe names; None: the scores choose the ``keep_layers`` layers to keep.
     ``widths``: neurons kept, by config field. ``num_experts`` and ``kv_groups``: kept in every layer; None: all.
     """
 
@@ -24,7 +24,7 @@ class PlannedSizes:
     widths: Mapping[str, int] = field(default_factory=dict)
     num_experts: int | None = None
     kv_groups: int | None = None
-    keep_pattern: bool = False  # choose only layers after which the layer pattern repeats as in the base
+    keep_pattern: bool = False  # choose layers only so that their kinds repeat as in the base model
 
 
 def choose_cut(anatomy: Anatomy, scores: Scores | None, *, sizes: PlannedSizes) -> Cut:

@@ -1,9 +1,9 @@
-"""Whether a cut hangs on the calibration text: the halves of it choose, and their choices are compared.
+"""Stability of the pruning decision: overlap of the cuts chosen on two halves of the calibration windows.
 
-    overlap = |what goes by both| / |what goes by one|
+    overlap = |removed by both cuts| / |removed by one cut|
 
-of the layers, and in each layer of the neurons, the key-value groups of heads and the experts.
-Choices by chance overlap by the share that goes.
+of the layers, and in each layer of the neurons, the key-value groups of heads and the experts. Random cuts overlap by
+the share that is removed.
 
 Shapes: F neurons of a unit, K of them kept; for experts with neurons of their own [E, F] and [E, K].
 """
@@ -21,7 +21,10 @@ from llmprune.results.schema import Overlap, StabilityFigures
 
 
 def halves(windows_NL: Tensor, sources_N: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Every other window of each source, from one to the next, so that each half has its share of every source."""
+    """Return two halves of the windows [N, L] with equal shares of every source: every other window of each source.
+
+    ``sources_N``: number of the source of each window; None: one source.
+    """
     if sources_N is not None:
         windows_NL = windows_NL[sources_N.argsort(stable=True)]
     return windows_NL[::2], windows_NL[1::2]
@@ -35,7 +38,10 @@ def compare(
     named: bool = False,
     sources_N: Tensor | None = None,
 ) -> StabilityFigures:
-    """What the halves of the windows choose, by a function from windows to a cut; the layers may be ``named``."""
+    """Return how far the cuts chosen on each half of the windows agree.
+
+    ``choose``: from windows to a cut. ``named``: the recipe names the layers, so that no half chooses them.
+    """
     parts = halves(windows_NL, sources_N)
     one, other = (choose(half_NL) for half_NL in parts)
     chosen = one.removed and not named
@@ -54,13 +60,17 @@ def compare(
 
 
 def _shared(one: Tensor, other: Tensor, *, total: int) -> tuple[float, float]:
-    """Of what goes by the one, the share that goes by the other too, and what that would be by chance."""
-    stays = torch.ones(*one.shape[:-1], total, dtype=torch.bool)
-    gone, gone_too = (stays.scatter(-1, keep, False) for keep in (one, other))
-    return float((gone & gone_too).sum() / gone.sum()), float(gone.double().mean())
+    """Return the share of what one cut removes that the other removes too, and its expectation by chance.
+
+    ``one`` and ``other``: indices of the kept units; ``total``: their number in the dense model.
+    """
+    every = torch.ones(*one.shape[:-1], total, dtype=torch.bool)
+    removed, removed_by_other = (every.scatter(-1, keep, False) for keep in (one, other))
+    return float((removed & removed_by_other).sum() / removed.sum()), float(removed.double().mean())
 
 
 def _summary(shares: list[tuple[float, float]]) -> Overlap | None:
+    """Return the mean and the least of the shares, and their expectation by chance; None where nothing is removed."""
     if not shares:
         return None
     found, chance = zip(*shares, strict=True)

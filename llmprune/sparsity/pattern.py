@@ -1,7 +1,7 @@
-"""Which weights of a matrix may stay: N of every M along its inputs, or a share of each output's.
+"""Sparsity patterns of a matrix: N of every M neighbouring inputs stay, or a share of each output's inputs is pruned.
 
-Sparse tensor cores read 2:4 along the dimension that a product sums over (Mishra et al., arXiv 2104.08378): the
-inputs of a matrix that is applied as x Wᵀ.
+Sparse tensor cores run 2:4 along the dimension that a product sums over (Mishra et al., arXiv 2104.08378): the inputs
+of a matrix that is applied as x Wᵀ.
 
 Shapes: O outputs of a matrix, I inputs, G groups of M neighbouring inputs.
 """
@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-ROUNDING = 0.001  # of the weights: how far below the share of zeros that was asked for the blocks of a matrix may end
+ROUNDING = 0.001  # largest shortfall of the share of zeros from the one in the recipe, where blocks are rounded
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """``kept`` of every ``of`` inputs; without ``of``: of each output, all but a ``share`` of its inputs."""
+    """Keeps ``kept`` of every ``of`` inputs; without ``of``, all but a ``share`` of each output's inputs."""
 
     kept: int = 0
     of: int | None = None
@@ -28,49 +28,49 @@ class Pattern:
 
     @classmethod
     def parse(cls, value: str | float) -> Pattern:
-        """From ``"2:4"`` or ``0.5``. Raises ValueError."""
+        """Return the pattern of ``"2:4"`` or ``0.5``. Raises ValueError."""
         if isinstance(value, int | float):
             if not 0 < value < 1:
-                raise ValueError(f"{value:g} is no share of weights to remove; give one between 0 and 1, or N:M")
+                raise ValueError(f"{value:g} is not a share of weights to remove; give one between 0 and 1, or N:M")
             return cls(share=float(value))
         found = re.fullmatch(r"\s*(\d{1,4}):(\d{1,4})\s*", value)
         if found is None:
             raise ValueError(f'{value!r} is neither N:M, such as "2:4", nor a share of weights to remove, such as 0.5')
         kept, of = int(found[1]), int(found[2])
         if not 0 < kept < of:
-            raise ValueError(f"{value}: {kept} of every {of} weights cannot stay; N is at least 1 and below M")
+            raise ValueError(f"{value}: {kept} of every {of} weights cannot be kept; N is at least 1 and below M")
         return cls(kept, of)
 
     @property
     def removed(self) -> float:
-        """The share of weights that go."""
+        """Share of the weights that are pruned."""
         return self.share if self.of is None else 1 - self.kept / self.of
 
     @property
     def on_hardware(self) -> bool:
-        """Whether it is the pattern that sparse tensor cores run."""
+        """True for 2:4, the pattern that sparse tensor cores run."""
         return (self.kept, self.of) == (2, 4)
 
     def __str__(self) -> str:
         return f"{self.share:g}" if self.of is None else f"{self.kept}:{self.of}"
 
     def refusal(self, outputs: int, inputs: int) -> str | None:
-        """Why a matrix of this shape cannot have the pattern; None where it can.
+        """Return the reason why a matrix of this shape cannot have the pattern; None where it can.
 
-        For 2:4 that is also what ``torch.sparse.to_sparse_semi_structured`` refuses of 16-bit matrices.
+        For 2:4 the limits are those of ``torch.sparse.to_sparse_semi_structured`` for 16-bit matrices.
         """
         if self.of is not None and inputs % self.of:
-            return f"its {inputs} inputs are no multiple of {self.of}"
+            return f"its {inputs} inputs are not a multiple of {self.of}"
         if self.on_hardware and (outputs % 32 or inputs % 64):
-            return f"hardware takes multiples of 32 outputs and 64 inputs, and it has {outputs} and {inputs}"
+            return f"hardware requires multiples of 32 outputs and 64 inputs, and it has {outputs} and {inputs}"
         return None
 
     def kept_inputs(self, inputs: int) -> int:
-        """How many inputs of each output stay."""
+        """Return the number of inputs of each output that are kept."""
         return inputs - round(self.share * inputs) if self.of is None else inputs // self.of * self.kept
 
     def mask(self, scores_OI: Tensor) -> Tensor:
-        """What stays, bool [O, I]: the highest scores of each group, or of each output."""
+        """Return the mask of the highest scores of each group, or of each output, bool [O, I]."""
         import torch
 
         outputs, inputs = scores_OI.shape
@@ -83,14 +83,14 @@ class Pattern:
         return mask_OGM.view(outputs, inputs)
 
     def towards(self, part: float) -> Pattern:
-        """The pattern with only this part of its weights gone, in whole weights of each group."""
+        """Return the pattern that prunes a ``part`` of the weights that this one prunes, rounded in each group."""
         if self.of is None:
             return Pattern(share=self.share * part)
         return Pattern(self.of - round((self.of - self.kept) * part), self.of)
 
 
 def _two_of_four(scores_G4: Tensor) -> Tensor:
-    """The two highest of each four, bool [G, 4]: by comparisons, several times as fast as ``topk``."""
+    """Return the mask of the two highest of each four, bool [G, 4]; comparisons are much faster than ``topk``."""
     import torch
 
     first, second, third, fourth = scores_G4.unbind(1)

@@ -22,13 +22,16 @@ from llmprune.anatomy.types import Anatomy, PrunableDim, unit_key
 from llmprune.checkpoint.loading import dense_decoder, tensors_of
 from llmprune.checkpoint.saving import CheckpointWriter
 from llmprune.common.errors import ModelError
-from llmprune.criteria import Activation, BlockInfluence, Reap
+from llmprune.criteria.depth.block_influence import BlockInfluence
+from llmprune.criteria.experts.reap import Reap
+from llmprune.criteria.width.activation import Activation
 from llmprune.cut.apply import cut_config, cut_decoder
 from llmprune.cut.decision import Cut
 from llmprune.layerwise.forward import Decoder, LayerwiseForward
 from llmprune.prune.pass2 import Pruning
 from llmprune.recipe.refit import Refit
 from llmprune.score.forward_pass import score
+from llmprune.score.inputs import CalibrationBatches, ScoringCriteria
 from llmprune.score.scores import Scores
 from llmprune.score.select import PlannedSizes, choose_cut
 from llmprune.testing import VOCABULARY, tiny_config, tiny_model
@@ -48,7 +51,12 @@ def _scored(family: str, **overrides: Any) -> tuple[Any, Anatomy, Decoder, Score
         model,
         anatomy,
         dense,
-        score(dense, anatomy, windows_NL=IDS, batch_size=4, depth=BlockInfluence(), width=Activation(), experts=Reap()),
+        score(
+            dense,
+            anatomy,
+            criteria=ScoringCriteria(depth=BlockInfluence(), width=Activation(), experts=Reap()),
+            calibration=CalibrationBatches(IDS, 4),
+        ),
     )
 
 
@@ -190,7 +198,12 @@ def test_an_expert_without_tokens_is_scored_by_its_weights() -> None:
     router.weight.data[3] = -1000 * router.weight.data[:3].sum(0).sign()
     model.model.layers[0].post_attention_layernorm.weight.data.fill_(0.0)  # every token scores 0: the first two win
     anatomy = discover(model.config)
-    scores = score(dense_decoder(model), anatomy, windows_NL=IDS, batch_size=4, depth=None, width=Activation())
+    scores = score(
+        dense_decoder(model),
+        anatomy,
+        criteria=ScoringCriteria(width=Activation()),
+        calibration=CalibrationBatches(IDS, 4),
+    )
     key = unit_key(0, "mlp.experts")
     assert (scores.routed[key] == 0).any()
     unreached = int((scores.routed[key] == 0).nonzero()[0])

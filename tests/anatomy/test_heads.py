@@ -16,10 +16,11 @@ from llmprune.anatomy.selection import rows_of
 from llmprune.anatomy.types import PrunableDim, unit_key
 from llmprune.checkpoint.loading import dense_decoder
 from llmprune.common.errors import ModelError, RecipeError
-from llmprune.criteria import Activation
+from llmprune.criteria.width.activation import Activation
 from llmprune.cut.apply import cut_config
 from llmprune.planning.plan import Plan
 from llmprune.score.forward_pass import score
+from llmprune.score.inputs import CalibrationBatches, ScoringCriteria
 from llmprune.score.select import PlannedSizes, choose_cut
 from llmprune.testing import VOCABULARY, tiny_config, tiny_model
 
@@ -150,7 +151,7 @@ def test_the_score_of_a_group_is_the_sum_over_its_inputs_of_the_output_projectio
         model(IDS, use_cache=False)
     handle.remove()
     scores_F = seen[0].square().mean(0) * projection.weight.square().sum(0)
-    scores = score(dense, anatomy, windows_NL=IDS, batch_size=4, depth=None, width=None, heads=Activation())
+    scores = score(dense, anatomy, criteria=ScoringCriteria(heads=Activation()), calibration=CalibrationBatches(IDS, 4))
     assert scores.layers is None
     assert scores.neurons == {}
     torch.testing.assert_close(scores.heads[unit_key(2, "self_attn")], scores_F.view(4, 16).sum(1))

@@ -20,8 +20,12 @@ from llmprune.anatomy.meta_model import build_meta_model
 from llmprune.anatomy.types import Anatomy
 from llmprune.checkpoint.loading import dense_decoder
 from llmprune.common.errors import RecipeError
-from llmprune.criteria import Angular, BlockInfluence, Divergence, Perplexity, Residual
-from llmprune.criteria.base import DepthCriterion, TrialCriterion
+from llmprune.criteria.base import AblationCriterion, DepthCriterion
+from llmprune.criteria.depth.angular import Angular
+from llmprune.criteria.depth.block_influence import BlockInfluence
+from llmprune.criteria.depth.divergence import Divergence
+from llmprune.criteria.depth.perplexity import Perplexity
+from llmprune.criteria.depth.repaired_divergence import Residual
 from llmprune.cut.decision import Cut
 from llmprune.cut.layer_choice import choose_in_pattern, kinds_of, possible_counts
 from llmprune.pipeline.run import run
@@ -32,6 +36,7 @@ from llmprune.recipe.depth import Depth
 from llmprune.recipe.recipe import Recipe
 from llmprune.score.ablation import layer_ablation_scores
 from llmprune.score.forward_pass import score
+from llmprune.score.inputs import CalibrationBatches, DepthTarget, ScoringCriteria
 from llmprune.score.scores import Scores
 from llmprune.score.select import PlannedSizes, choose_cut
 from llmprune.testing import VOCABULARY, tiny_config, tiny_model
@@ -164,26 +169,21 @@ def test_every_depth_criterion_can_preserve_the_pattern(criterion: DepthCriterio
     assert [pattern.period for pattern in anatomy.patterns] == [2]
 
     def chosen(keep_pattern: bool) -> tuple[Cut, Tensor]:
-        if isinstance(criterion, TrialCriterion):
+        if isinstance(criterion, AblationCriterion):
             layers_N = layer_ablation_scores(
                 dense,
                 anatomy,
                 criterion=criterion,
-                windows_NL=IDS,
-                batch_size=4,
-                remove=remove,
-                keep_pattern=keep_pattern,
+                calibration=CalibrationBatches(IDS, 4),
+                target=DepthTarget(remove, keep_pattern=keep_pattern),
             )
         else:
             scores = score(
                 dense,
                 anatomy,
-                windows_NL=IDS,
-                batch_size=4,
-                depth=criterion,
-                width=None,
-                remove=remove,
-                keep_pattern=keep_pattern,
+                criteria=ScoringCriteria(depth=criterion),
+                calibration=CalibrationBatches(IDS, 4),
+                target=DepthTarget(remove, keep_pattern=keep_pattern),
             )
             assert scores.layers is not None
             layers_N = scores.layers
@@ -197,7 +197,7 @@ def test_every_depth_criterion_can_preserve_the_pattern(criterion: DepthCriterio
     assert [kinds[old] for old in cut.layers] == list(kinds[: 6 - remove])
     if isinstance(criterion, Angular):
         assert cut.removed[-1] - cut.removed[0] == remove - 1
-    if isinstance(criterion, TrialCriterion) and criterion.greedy:
+    if isinstance(criterion, AblationCriterion) and criterion.greedy:
         assert sorted(torch.argsort(layers_N, stable=True)[:remove].tolist()) == list(cut.removed)
 
 

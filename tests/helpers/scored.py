@@ -10,10 +10,12 @@ from torch import Tensor
 
 from llmprune.anatomy.discovery import discover
 from llmprune.checkpoint.loading import dense_decoder
-from llmprune.criteria.base import WidthCriterion
+from llmprune.criteria.base import AblationCriterion, WidthCriterion
 from llmprune.layerwise.hidden_states import HiddenStateCache, HiddenStateStore
 from llmprune.recipe.recipe import Recipe
+from llmprune.score.ablation import layer_ablation_scores
 from llmprune.score.forward_pass import score
+from llmprune.score.inputs import CalibrationBatches, DepthTarget, ScoringCriteria
 from llmprune.testing import VOCABULARY
 
 IDS = torch.randint(3, VOCABULARY, (6, 12), generator=torch.Generator().manual_seed(0))
@@ -30,12 +32,22 @@ def scores_of(model: Any, criterion: WidthCriterion, folder: Path, batch_size: i
     return score(
         dense_decoder(model),
         anatomy,
-        windows_NL=IDS,
-        batch_size=batch_size,
-        depth=None,
-        width=criterion,
-        store=store_in(folder),
+        criteria=ScoringCriteria(width=criterion),
+        calibration=CalibrationBatches(IDS, batch_size, store_in(folder)),
     ).neurons
+
+
+def ablation_scores(
+    model: Any, criterion: AblationCriterion, windows_NL: Tensor, *, remove: int, batch_size: int = 2, **given: Any
+) -> Tensor:
+    """Scores of the layers of a model by ablation; ``given``: another anatomy, or a store of hidden states."""
+    return layer_ablation_scores(
+        dense_decoder(model),
+        given.pop("anatomy", None) or discover(model.config),
+        criterion=criterion,
+        calibration=CalibrationBatches(windows_NL, batch_size, **given),
+        target=DepthTarget(remove),
+    )
 
 
 def recipe_of(model: str | Path, width: dict[str, Any], **calibration: Any) -> Recipe:

@@ -19,11 +19,13 @@ from torch import Tensor
 from llmprune.anatomy.discovery import discover
 from llmprune.checkpoint.loading import dense_decoder
 from llmprune.common.errors import CalibrationError, ModelError, RecipeError
-from llmprune.criteria import Taylor, TaylorShare
 from llmprune.criteria.base import WidthCriterion
+from llmprune.criteria.width.taylor import Taylor
+from llmprune.criteria.width.taylor_share import TaylorShare
 from llmprune.layerwise.forward import Decoder, inputs_of, outputs_of
 from llmprune.layerwise.hidden_states import HiddenStateCache, HiddenStateStore
 from llmprune.score.forward_pass import score
+from llmprune.score.inputs import CalibrationBatches, ScoringCriteria
 from llmprune.testing import tiny_model
 
 
@@ -61,7 +63,10 @@ def test_the_way_back_does_not_depend_on_the_batch_size(tmp_path: Path, criterio
     anatomy = discover(model.config)
     store = HiddenStateStore(0, tmp_path, HiddenStateCache(tmp_path / "one", "key"))
     scores = score(
-        dense_decoder(model), anatomy, windows_NL=IDS, batch_size=1, depth=None, width=criterion, store=store
+        dense_decoder(model),
+        anatomy,
+        criteria=ScoringCriteria(width=criterion),
+        calibration=CalibrationBatches(IDS, 1, store),
     )
     for key, wanted_F in wanted.items():
         torch.testing.assert_close(scores.neurons[key], wanted_F, rtol=1e-3, atol=1e-6)
@@ -108,8 +113,13 @@ def test_layers_are_fetched_ahead_in_either_direction(order: list[int]) -> None:
 def test_the_way_back_needs_room(tmp_path: Path) -> None:
     """Without room for the hidden states it is refused before the walk, and in the plan where it is known."""
     model = tiny_model("llama")
-    with pytest.raises(CalibrationError, match=r"no room.*raise calibration\.stream_disk"):
-        score(dense_decoder(model), discover(model.config), windows_NL=IDS, batch_size=4, depth=None, width=Taylor())
+    with pytest.raises(CalibrationError, match=r"no space.*raise calibration\.stream_disk"):
+        score(
+            dense_decoder(model),
+            discover(model.config),
+            criteria=ScoringCriteria(width=Taylor()),
+            calibration=CalibrationBatches(IDS, 4),
+        )
     model.config.save_pretrained(tmp_path)
     with pytest.raises(RecipeError, match=r"stream_disk: width\.criterion taylor .*, 24\.6 KB, and 1 KB are allowed"):
         structure_of(recipe_of(tmp_path, {"mlp": 0.5, "criterion": {"kind": "taylor"}}, stream_disk="1KB"))
@@ -126,9 +136,6 @@ def test_a_layer_that_cannot_be_differentiated_is_named(tmp_path: Path) -> None:
         score(
             decoder,
             discover(model.config),
-            windows_NL=IDS,
-            batch_size=4,
-            depth=None,
-            width=Taylor(),
-            store=store_in(tmp_path),
+            criteria=ScoringCriteria(width=Taylor()),
+            calibration=CalibrationBatches(IDS, 4, store_in(tmp_path)),
         )

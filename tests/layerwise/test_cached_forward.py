@@ -10,7 +10,7 @@ from helpers.families import DEPTH_AND_WIDTH, KEPT_WIDTHS, MIXTURES
 
 from llmprune.anatomy.discovery import discover
 from llmprune.checkpoint.loading import dense_decoder
-from llmprune.criteria import Activation
+from llmprune.criteria.width.activation import Activation
 from llmprune.cut.apply import cut_decoder
 from llmprune.layerwise.forward import Tensors
 from llmprune.layerwise.hidden_states import HiddenStateStore
@@ -18,6 +18,7 @@ from llmprune.layerwise.staged_layer import Order
 from llmprune.prune.pass2 import Pruning
 from llmprune.recipe.refit import Refit
 from llmprune.score.forward_pass import score
+from llmprune.score.inputs import CalibrationBatches, ScoringCriteria
 from llmprune.score.select import PlannedSizes, choose_cut
 from llmprune.testing import VOCABULARY, tiny_model
 
@@ -34,11 +35,8 @@ def _prune(
     scores = score(
         dense,
         anatomy,
-        windows_NL=IDS,
-        batch_size=2,
-        depth=None,
-        width=Activation(),
-        heads=Activation() if heads else None,
+        criteria=ScoringCriteria(width=Activation(), heads=Activation() if heads else None),
+        calibration=CalibrationBatches(IDS, 2),
     )
     widths = {field: KEPT_WIDTHS[width] for field, width in anatomy.widths.items()}
     cut = choose_cut(

@@ -18,17 +18,15 @@ from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.types import FusedSlice, PrunableDim
 from llmprune.checkpoint.loading import dense_decoder, load_model
 from llmprune.common import distributed as processes
-from llmprune.criteria import (
-    Activation,
-    Angular,
-    BlockInfluence,
-    Obs,
-    Perplexity,
-    Reap,
-    Residual,
-    TaylorShare,
-)
 from llmprune.criteria.base import WidthCriterion
+from llmprune.criteria.depth.angular import Angular
+from llmprune.criteria.depth.block_influence import BlockInfluence
+from llmprune.criteria.depth.perplexity import Perplexity
+from llmprune.criteria.depth.repaired_divergence import Residual
+from llmprune.criteria.experts.reap import Reap
+from llmprune.criteria.width.activation import Activation
+from llmprune.criteria.width.obs import Obs
+from llmprune.criteria.width.taylor_share import TaylorShare
 from llmprune.cut.apply import add_to_strand, cut_decoder
 from llmprune.cut.decision import Cut
 from llmprune.evaluation.perplexity import compare_predictions
@@ -40,6 +38,7 @@ from llmprune.recipe.refit import Refit
 from llmprune.recipe.sparsity import Sparsity
 from llmprune.score.ablation import layer_ablation_scores
 from llmprune.score.forward_pass import score
+from llmprune.score.inputs import CalibrationBatches, DepthTarget, ScoringCriteria
 from llmprune.score.select import PlannedSizes, choose_cut
 from llmprune.testing import VOCABULARY, tiny_model
 
@@ -73,12 +72,8 @@ def _everything(folder: Path, device_map: Any = "auto", store: HiddenStateStore 
     scores = score(
         dense,
         anatomy,
-        windows_NL=IDS,
-        batch_size=2,
-        depth=BlockInfluence(),
-        width=width,
-        experts=experts,
-        heads=Activation(),
+        criteria=ScoringCriteria(depth=BlockInfluence(), width=width, heads=Activation(), experts=experts),
+        calibration=CalibrationBatches(IDS, 2),
     )
     for found in (scores.neurons, scores.heads, scores.experts, scores.routed):
         assert not any(value.is_cuda for value in found.values())  # they are chosen from on the CPU
@@ -178,13 +173,9 @@ def test_criteria_score_on_each_layers_device(criterion: WidthCriterion, llama: 
             scores = score(
                 dense_decoder(model),
                 anatomy,
-                windows_NL=IDS,
-                batch_size=2,
-                depth=depth,
-                width=criterion,
-                store=store,
-                remove=2,
-                heads=criterion,
+                criteria=ScoringCriteria(depth=depth, width=criterion, heads=criterion),
+                calibration=CalibrationBatches(IDS, 2, store),
+                target=DepthTarget(2),
             )
             found.append([scores.layers, *scores.neurons.values(), *scores.heads.values()])
     assert all(map(torch.equal, *found))
@@ -202,9 +193,8 @@ def test_trials_run_on_each_layers_device(criterion: Any, llama: Path) -> None:
                     dense_decoder(model),
                     discover(model.config),
                     criterion=criterion,
-                    windows_NL=IDS,
-                    batch_size=2,
-                    remove=2,
+                    calibration=CalibrationBatches(IDS, 2),
+                    target=DepthTarget(2),
                 )
             )
     assert torch.equal(*found)
@@ -213,7 +203,10 @@ def test_trials_run_on_each_layers_device(criterion: Any, llama: Path) -> None:
 def _prune_half(model: Any, ids_NL: Tensor) -> None:
     dense, anatomy = dense_decoder(model), discover(model.config)
     scores = score(
-        dense, anatomy, windows_NL=ids_NL, batch_size=2, depth=BlockInfluence(), width=Activation(), heads=Activation()
+        dense,
+        anatomy,
+        criteria=ScoringCriteria(depth=BlockInfluence(), width=Activation(), heads=Activation()),
+        calibration=CalibrationBatches(ids_NL, 2),
     )
     cut = choose_cut(
         anatomy, scores, sizes=PlannedSizes(None, 3, widths=dict.fromkeys(anatomy.widths, 32), kv_groups=1)

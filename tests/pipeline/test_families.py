@@ -21,7 +21,8 @@ from llmprune.anatomy.selection import mask_neurons
 from llmprune.anatomy.types import Anatomy, unit_key
 from llmprune.checkpoint.loading import dense_decoder, load_model, tensors_of
 from llmprune.checkpoint.saving import CheckpointWriter
-from llmprune.criteria import Activation, BlockInfluence
+from llmprune.criteria.depth.block_influence import BlockInfluence
+from llmprune.criteria.width.activation import Activation
 from llmprune.cut.apply import cut_decoder
 from llmprune.cut.decision import Cut
 from llmprune.layerwise.forward import LayerwiseForward
@@ -29,6 +30,7 @@ from llmprune.prune.pass2 import Pruning
 from llmprune.recipe.model import ModelSource
 from llmprune.recipe.refit import Refit
 from llmprune.score.forward_pass import score
+from llmprune.score.inputs import CalibrationBatches, ScoringCriteria
 from llmprune.score.select import PlannedSizes, choose_cut
 from llmprune.testing import VOCABULARY, tiny_model
 
@@ -51,7 +53,10 @@ def _prune(family: str, folder: Path) -> Case:
     ids_NL = torch.randint(3, VOCABULARY, (4, 24), generator=torch.Generator().manual_seed(0))
     dense = dense_decoder(model)
     scores = score(
-        dense, anatomy, windows_NL=ids_NL, batch_size=4, depth=BlockInfluence(), width=Activation(), heads=Activation()
+        dense,
+        anatomy,
+        criteria=ScoringCriteria(depth=BlockInfluence(), width=Activation(), heads=Activation()),
+        calibration=CalibrationBatches(ids_NL, 4),
     )
     widths = {field: KEPT_WIDTHS[width] for field, width in anatomy.widths.items()}
     kv_groups = anatomy.heads.count // 2 if anatomy.heads and anatomy.heads.refusal is None else None

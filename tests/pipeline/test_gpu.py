@@ -12,7 +12,8 @@ from torch import Tensor
 
 from llmprune.anatomy.discovery import discover
 from llmprune.checkpoint.loading import dense_decoder, load_model
-from llmprune.criteria import Activation, BlockInfluence
+from llmprune.criteria.depth.block_influence import BlockInfluence
+from llmprune.criteria.width.activation import Activation
 from llmprune.cut.apply import cut_decoder
 from llmprune.cut.decision import Cut
 from llmprune.layerwise.forward import LayerwiseForward
@@ -20,6 +21,7 @@ from llmprune.prune.pass2 import Pruning
 from llmprune.recipe.model import ModelSource
 from llmprune.recipe.refit import Refit
 from llmprune.score.forward_pass import score
+from llmprune.score.inputs import CalibrationBatches, ScoringCriteria
 from llmprune.testing import VOCABULARY, tiny_model
 
 pytestmark = [
@@ -79,7 +81,10 @@ def test_memory_is_that_of_a_layer() -> None:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         score(
-            dense, discover(model.config), windows_NL=ids_NL, batch_size=2, depth=BlockInfluence(), width=Activation()
+            dense,
+            discover(model.config),
+            criteria=ScoringCriteria(depth=BlockInfluence(), width=Activation()),
+            calibration=CalibrationBatches(ids_NL, 2),
         )
         peaks.append(torch.cuda.max_memory_allocated())
     assert peaks[1] <= 1.1 * peaks[0]

@@ -10,7 +10,7 @@ import torch
 
 from llmprune.anatomy.discovery import discover
 from llmprune.checkpoint.loading import dense_decoder
-from llmprune.criteria import BlockInfluence
+from llmprune.criteria.depth.block_influence import BlockInfluence
 from llmprune.cut.apply import cut_decoder
 from llmprune.cut.decision import Cut
 from llmprune.layerwise.forward import LayerwiseForward, Tensors
@@ -19,6 +19,7 @@ from llmprune.prune.pass2 import Pruning
 from llmprune.prune.snapshots import Snapshots
 from llmprune.recipe.refit import Refit
 from llmprune.score.forward_pass import score
+from llmprune.score.inputs import CalibrationBatches, ScoringCriteria
 from llmprune.testing import VOCABULARY, tiny_model
 
 WINDOWS = torch.randint(3, VOCABULARY, (5, 16), generator=torch.Generator().manual_seed(0))
@@ -109,11 +110,8 @@ def test_trail_of_pass_1_equals_walking_again(family: str, tmp_path: Path) -> No
     score(
         dense_decoder(model),
         discover(model.config),
-        windows_NL=WINDOWS,
-        batch_size=2,
-        depth=BlockInfluence(),
-        width=None,
-        store=store,
+        criteria=ScoringCriteria(depth=BlockInfluence()),
+        calibration=CalibrationBatches(WINDOWS, 2, store),
     )
     assert len(list(tmp_path.iterdir())) == 6
     (tmp_path / "key-00003.safetensors").unlink()
@@ -132,11 +130,8 @@ def test_trail_spares_the_dense_walk(tmp_path: Path, monkeypatch: pytest.MonkeyP
     score(
         dense_decoder(model),
         discover(model.config),
-        windows_NL=WINDOWS,
-        batch_size=2,
-        depth=BlockInfluence(),
-        width=None,
-        store=store,
+        criteria=ScoringCriteria(depth=BlockInfluence()),
+        calibration=CalibrationBatches(WINDOWS, 2, store),
     )
     passed: list[int] = []
     walk_through = LayerwiseForward.pass_through

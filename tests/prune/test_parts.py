@@ -13,7 +13,8 @@ from llmprune.checkpoint.loading import dense_decoder
 from llmprune.common.errors import NumericalError, RecipeError
 from llmprune.common.linalg import cross_validated_ridge as normal_equations
 from llmprune.common.linalg.cross_validated_ridge import NormalEquations, Repair, for_all_folds
-from llmprune.criteria import Activation, BlockInfluence
+from llmprune.criteria.depth.block_influence import BlockInfluence
+from llmprune.criteria.width.activation import Activation
 from llmprune.cut.decision import Cut, choose_highest, choose_layers, gap_after, kept_share
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.residual_scale import residual_scale

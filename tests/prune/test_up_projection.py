@@ -20,7 +20,8 @@ from llmprune.anatomy.types import FusedSlice, MlpUnit, PrunableDim
 from llmprune.checkpoint.loading import dense_decoder, tensors_of
 from llmprune.checkpoint.saving import CheckpointWriter
 from llmprune.common.errors import NumericalError
-from llmprune.criteria import Activation, BlockInfluence
+from llmprune.criteria.depth.block_influence import BlockInfluence
+from llmprune.criteria.width.activation import Activation
 from llmprune.cut.apply import add_to_strand, cut_decoder
 from llmprune.layerwise.hidden_states import HiddenStates, HiddenStateStore
 from llmprune.prune.pass2 import Pruning
@@ -29,6 +30,7 @@ from llmprune.prune.repair.up_projection import UpEquations, UpRepair
 from llmprune.prune.snapshots import LayerRecord
 from llmprune.recipe.refit import Refit
 from llmprune.score.forward_pass import score
+from llmprune.score.inputs import CalibrationBatches, ScoringCriteria
 from llmprune.score.select import PlannedSizes, choose_cut
 from llmprune.testing import VOCABULARY, tiny_model
 
@@ -214,7 +216,12 @@ def _prune(
     anatomy = discover(model.config)
     ids_NL = torch.randint(3, VOCABULARY, (16, 24), generator=torch.Generator().manual_seed(0))
     dense = dense_decoder(model)
-    scores = score(dense, anatomy, windows_NL=ids_NL, batch_size=4, depth=BlockInfluence(), width=Activation())
+    scores = score(
+        dense,
+        anatomy,
+        criteria=ScoringCriteria(depth=BlockInfluence(), width=Activation()),
+        calibration=CalibrationBatches(ids_NL, 4),
+    )
     widths = {unit.field: unit.width // unit.times // 2 for units in anatomy.units for unit in units if unit.refit}
     cut = choose_cut(anatomy, scores, sizes=PlannedSizes(None, 3, widths=widths))
     pruned = cut_decoder(dense, model, anatomy=anatomy, cut=cut)

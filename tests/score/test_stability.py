@@ -1,4 +1,4 @@
-"""The calibration check: whether halves of the calibration choose the same layers, neurons and experts."""
+"""Calibration check: agreement of the layers, neurons and experts that two halves of the calibration choose."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def cut_of(layers: tuple[int, ...], first_kept: int) -> Cut:
 
 
 def by_half(first: Cut, second: Cut) -> Callable[[Tensor], Cut]:
-    """Chooses the first cut by even windows and the second by odd ones."""
+    """Choice of the first cut by even windows and of the second by odd ones."""
     return lambda windows_NL: first if int(windows_NL[0, 0]) == 0 else second
 
 
@@ -39,7 +39,7 @@ WINDOWS = torch.arange(6).unsqueeze(1).repeat(1, 8)
 
 
 def test_equal_choices_overlap_wholly() -> None:
-    """Halves that choose alike have an overlap of 1, and chance would have less."""
+    """Equal choices have an overlap of 1, random ones less."""
     cut = cut_of((0, 1), 0)
     found = compare(by_half(cut, cut), WINDOWS, anatomy=ANATOMY)
     assert found.layers is not None
@@ -50,7 +50,7 @@ def test_equal_choices_overlap_wholly() -> None:
 
 
 def test_overlap_counts_what_both_remove() -> None:
-    """Of two layers one is shared; of the neurons none."""
+    """One of two removed layers is shared, and none of the neurons."""
     found = compare(by_half(cut_of((0, 1), 0), cut_of((0, 2), UNIT.width // 2)), WINDOWS, anatomy=ANATOMY)
     assert found.removed_layers == ((2, 3), (1, 3))
     assert found.layers is not None
@@ -66,7 +66,7 @@ def test_halves_share_no_window_and_leave_none_out() -> None:
 
 
 def test_halves_have_their_share_of_every_source() -> None:
-    """In whatever order the windows of the sources come."""
+    """The order of the windows of the sources does not matter."""
     sources_N = torch.tensor([0, 1, 0, 1, 0, 1, 0, 1, 2, 2])
     windows_NL = (10 * sources_N + torch.arange(10)).unsqueeze(1)
     one, other = halves(windows_NL, sources_N)
@@ -82,14 +82,14 @@ def _recipe(folder: Path, samples: int, depth: dict[str, object]) -> Recipe:
 
 
 def test_a_calibration_without_halves_is_refused(tmp_path: Path) -> None:
-    """Before anything is scored, with what to do."""
+    """The error comes before scoring, and names the remedy."""
     with pytest.raises(CalibrationError, match=r"and 1 sample cannot be split into halves .* leave the option out"):
         run(_recipe(tmp_path, 1, {"remove": 1}), tmp_path / "run", calibration_check=True)
     assert not (tmp_path / "run" / "scores.safetensors").exists()
 
 
-def test_trials_run_on_as_much_of_a_half(tmp_path: Path) -> None:
-    """A criterion that keeps some windows to solve on has some left in each half."""
+def test_ablation_reads_the_same_share_of_a_half(tmp_path: Path) -> None:
+    """A criterion that refits on windows of its own has some in each half."""
     depth = {"remove": 1, "criterion": {"kind": "residual", "windows": 8}}
     report = run(_recipe(tmp_path, 12, depth), tmp_path / "run", calibration_check=True)
     assert report.stability is not None
@@ -99,7 +99,7 @@ def test_trials_run_on_as_much_of_a_half(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("depth", [{"remove": 1}, {"layers": [1]}])
 def test_a_run_says_how_far_the_halves_agree(depth: dict[str, object], tmp_path: Path) -> None:
-    """With the option, the report has the overlaps and the terminal's sentences, and finished steps serve again."""
+    """With the option, the report has the overlaps and the sentences about them, and finished steps are reused."""
     MODEL.save_pretrained(tmp_path / "model")
     torch.manual_seed(0)
     save_file({"t": torch.randint(0, 60, (4, 16))}, tmp_path / "tokens.safetensors")

@@ -1,8 +1,6 @@
-"""Patterns and the methods that choose what stays, on single matrices."""
+"""Sparsity patterns, and methods that choose the kept weights, on single matrices."""
 
 from __future__ import annotations
-
-from typing import get_args
 
 import pytest
 import torch
@@ -12,21 +10,21 @@ from llmprune.checkpoint.verify import SparseClaim
 from llmprune.checkpoint.verify_worker import counts
 from llmprune.common.errors import NumericalError
 from llmprune.common.linalg.cross_validated_ridge import NormalEquations
-from llmprune.common.linalg.masked_least_squares import solve_on_support, squared
-from llmprune.recipe.sparsity import AnyMethod, Sparsity
+from llmprune.common.linalg.masked_least_squares import output_energy, solve_on_support
+from llmprune.recipe.sparsity import Sparsity
+from llmprune.sparsity.method import SparsityMethod
 from llmprune.sparsity.methods.alps import Alps
-from llmprune.sparsity.methods.base import SparsityMethod
 from llmprune.sparsity.methods.magnitude import Magnitude
 from llmprune.sparsity.methods.sparsegpt import SparseGPT
 from llmprune.sparsity.methods.wanda import Wanda
 from llmprune.sparsity.pattern import Pattern
 
-METHODS: tuple[type[SparsityMethod], ...] = get_args(get_args(AnyMethod)[0])
+METHODS = SparsityMethod.kinds()
 PATTERNS = ("2:4", "1:4", "4:8", 0.5, 0.7)
 
 
 def problem(outputs: int = 24, inputs: int = 64, tokens: int = 400) -> tuple[Tensor, Tensor]:
-    """Weights [O, I], and the Gram matrix [I, I] of inputs that are correlated and of very different sizes."""
+    """Weights [O, I], and the Gram matrix [I, I] of correlated inputs of very different sizes."""
     generator = torch.Generator().manual_seed(0)
     mixing_II = torch.randn(inputs, inputs, generator=generator) * torch.rand(inputs, generator=generator) ** 2
     input_TI = torch.randn(tokens, inputs, generator=generator) @ mixing_II
@@ -34,8 +32,8 @@ def problem(outputs: int = 24, inputs: int = 64, tokens: int = 400) -> tuple[Ten
 
 
 def error(weight_OI: Tensor, wanted_OI: Tensor, gram_II: Tensor) -> float:
-    """Relative error of what the matrix writes."""
-    return float((squared(weight_OI - wanted_OI, gram_II).sum() / squared(wanted_OI, gram_II).sum()).sqrt())
+    """Relative error of the outputs of the matrix."""
+    return float((output_energy(weight_OI - wanted_OI, gram_II).sum() / output_energy(wanted_OI, gram_II).sum()).sqrt())
 
 
 @pytest.mark.parametrize(("text", "kept", "of"), [("2:4", 2, 4), (" 4:8 ", 4, 8), ("1:16", 1, 16)])
@@ -48,14 +46,14 @@ def test_a_pattern_says_how_many_stay(text: str, kept: int, of: int) -> None:
 
 @pytest.mark.parametrize("value", ["4:2", "2:2", "0:4", "2-4", "half", 0, 1, 1.5, -0.5, 124, True, [2, 4]])
 def test_what_is_no_pattern_is_refused(value: object) -> None:
-    """N above M, all or nothing, and other texts and types say what a pattern is."""
+    """N above M, all or nothing, other texts and other types raise an error that explains patterns."""
     with pytest.raises(ValueError, match="pattern"):
         Sparsity.model_validate({"pattern": value})
 
 
 @pytest.mark.parametrize("value", PATTERNS)
 def test_a_mask_keeps_the_highest_of_each_group(value: str | float) -> None:
-    """In every group, or in every output, exactly as many stay as the pattern says, and none outranks them."""
+    """Every group, or every output, keeps exactly the number of the pattern, and the highest scores."""
     pattern = Pattern.parse(value)
     scores_OI = torch.rand(16, 64, generator=torch.Generator().manual_seed(1))
     group = pattern.of or 64
@@ -67,7 +65,7 @@ def test_a_mask_keeps_the_highest_of_each_group(value: str | float) -> None:
 
 
 def test_equal_scores_do_not_break_the_pattern() -> None:
-    """Of weights that score the same, zeros too, two of four stay and no more."""
+    """Of four equal scores, zeros too, exactly two are kept."""
     scores_OI = torch.tensor([[0.0, 0, 0, 0, 1, 1, 1, 1], [1, 2, 2, 2, 0, 0, 3, 0]])
     mask_OI = Pattern(2, 4).mask(scores_OI)
     assert (mask_OI.view(-1, 4).sum(1) == 2).all()
@@ -75,10 +73,10 @@ def test_equal_scores_do_not_break_the_pattern() -> None:
 
 
 def test_shapes_that_hardware_refuses() -> None:
-    """2:4 asks for multiples of 32 × 64, any N:M for inputs in whole groups, a share for nothing."""
+    """2:4 requires multiples of 32 × 64, any N:M whole groups of inputs, a share of weights no shape."""
     assert Pattern.parse("2:4").refusal(64, 128) is None
     assert "multiples of 32" in str(Pattern.parse("2:4").refusal(48, 128))
-    assert "no multiple of 8" in str(Pattern.parse("4:8").refusal(64, 100))
+    assert "not a multiple of 8" in str(Pattern.parse("4:8").refusal(64, 100))
     assert Pattern.parse("4:8").refusal(7, 8) is None
     assert Pattern.parse(0.5).refusal(3, 5) is None
 
@@ -86,7 +84,7 @@ def test_shapes_that_hardware_refuses() -> None:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("value", PATTERNS)
 def test_every_method_keeps_the_pattern(method: type[SparsityMethod], value: str | float) -> None:
-    """Weights outside the mask are zero, and the mask is of the pattern; a share is met within a thousandth."""
+    """Weights outside the mask are zero, and the mask has the pattern; a share is met within a hundredth."""
     weight_OI, gram_II = problem()
     pattern = Pattern.parse(value)
     sparse_OI, mask_OI = method().prune(weight_OI, gram_II, pattern=pattern)
@@ -99,7 +97,7 @@ def test_every_method_keeps_the_pattern(method: type[SparsityMethod], value: str
 
 
 @pytest.mark.parametrize("value", PATTERNS)
-def test_what_knows_more_loses_less(value: str | float) -> None:
+def test_methods_that_read_more_moments_lose_less(value: str | float) -> None:
     """Magnitude loses more than Wanda, Wanda more than SparseGPT, and that more than ALPS."""
     weight_OI, gram_II = problem()
     pattern = Pattern.parse(value)
@@ -118,7 +116,7 @@ def test_wanda_scores_by_its_formula() -> None:
 
 
 def test_sparsegpt_without_correlations_is_magnitude() -> None:
-    """Where inputs tell nothing of each other nothing can be repaired: the largest weights stay as they are."""
+    """Uncorrelated inputs cannot compensate for each other: the largest weights are kept unchanged."""
     weight_OI, _ = problem()
     sparse_OI, mask_OI = SparseGPT().prune(weight_OI, torch.eye(64) * 7, pattern=Pattern(2, 4))
     assert torch.equal(mask_OI, Pattern(2, 4).mask(weight_OI.abs()))
@@ -126,18 +124,18 @@ def test_sparsegpt_without_correlations_is_magnitude() -> None:
 
 
 def test_sparsegpt_repairs_as_the_exact_solution_does() -> None:
-    """With one weight gone, the others are those of the least-squares problem without it."""
+    """After one weight is pruned, the others are the least-squares solution without it."""
     weight_OI, gram_II = problem(outputs=1, inputs=8, tokens=4000)
     sparse_OI, mask_OI = SparseGPT(damping=1e-9).prune(weight_OI, gram_II, pattern=Pattern(7, 8))
-    gone = int((~mask_OI[0]).nonzero())
-    keep = list(range(gone + 1, 8))  # those before it are settled already
-    wanted = torch.linalg.solve(gram_II[keep][:, keep], gram_II[keep][:, [gone]]) * weight_OI[0, gone]
+    pruned = int((~mask_OI[0]).nonzero())
+    keep = list(range(pruned + 1, 8))  # earlier weights do not change any more
+    wanted = torch.linalg.solve(gram_II[keep][:, keep], gram_II[keep][:, [pruned]]) * weight_OI[0, pruned]
     assert torch.allclose(sparse_OI[0, keep] - weight_OI[0, keep], wanted[:, 0], rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("method", [SparseGPT(), Alps()])
 def test_a_gram_matrix_that_is_not_finite_is_refused(method: SparsityMethod) -> None:
-    """NaN says so in place of a mask that means nothing."""
+    """NaN raises an error instead of giving a mask without meaning."""
     weight_OI, gram_II = problem()
     gram_II[3, 3] = torch.nan
     with pytest.raises(NumericalError, match="not finite"):
@@ -145,7 +143,7 @@ def test_a_gram_matrix_that_is_not_finite_is_refused(method: SparsityMethod) -> 
 
 
 def test_refit_on_the_support_ends_at_least_squares() -> None:
-    """Every step lowers the error, and many steps end where each output's own normal equations do."""
+    """Every step lowers the error, and many steps reach the solution of each output's normal equations."""
     weight_OI, gram_II = problem()
     gram_II.diagonal().add_(0.01 * gram_II.diagonal().mean())
     start_OI, mask_OI = Wanda().prune(weight_OI, gram_II, pattern=Pattern(2, 4))
@@ -153,7 +151,7 @@ def test_refit_on_the_support_ends_at_least_squares() -> None:
     for steps in (0, 1, 2, 4, 8, 200):
         found_OI, error_O = solve_on_support(start_OI, mask_OI, gram_II=gram_II, wanted_OI=weight_OI, steps=steps)
         assert not found_OI[~mask_OI].any()
-        assert torch.allclose(error_O, squared(found_OI - weight_OI, gram_II), rtol=1e-3)
+        assert torch.allclose(error_O, output_energy(found_OI - weight_OI, gram_II), rtol=1e-3)
         errors.append(error(found_OI, weight_OI, gram_II))
     assert errors == sorted(errors, reverse=True)
     for row, mask_I in enumerate(mask_OI):
@@ -162,7 +160,7 @@ def test_refit_on_the_support_ends_at_least_squares() -> None:
 
 
 def test_rounds_go_from_few_weights_to_all() -> None:
-    """Each round's pattern takes more than the one before, and the last is the recipe's."""
+    """Each round prunes more than the one before, and the last one as much as the recipe says."""
     steps = Sparsity(pattern=0.6, rounds=4).steps()
     assert [step.removed for step in steps] == sorted({step.removed for step in steps})
     assert steps[-1] == Pattern.parse(0.6)
@@ -172,8 +170,8 @@ def test_rounds_go_from_few_weights_to_all() -> None:
         Sparsity(pattern="2:4", rounds=3)
 
 
-def test_sums_of_what_is_wanted_become_sums_of_what_is_missing() -> None:
-    """Taking XW₀ᵀ off the sums of Y gives the repair that the sums of Y − XW₀ᵀ give."""
+def test_sums_of_targets_become_sums_of_residuals() -> None:
+    """Subtracting XW₀ᵀ from the sums of Y gives the solution that the sums of Y − XW₀ᵀ give."""
     generator = torch.Generator().manual_seed(0)
     input_TF = torch.randn(600, 12, generator=generator)
     weight_DF = torch.randn(5, 12, generator=generator)
@@ -183,7 +181,7 @@ def test_sums_of_what_is_wanted_become_sums_of_what_is_missing() -> None:
     for fold, rows in enumerate((slice(0, 300), slice(300, 600))):
         of_wanted.update(input_TF[rows], None, inherited_TD=wanted_TD[rows], fold=fold)
         of_missing.update(input_TF[rows], None, inherited_TD=wanted_TD[rows] - input_TF[rows] @ weight_DF.T, fold=fold)
-    gram_FF = of_wanted.take_off(weight_DF)
+    gram_FF = of_wanted.subtract_current_output(weight_DF)
     assert torch.allclose(gram_FF, input_TF.T @ input_TF, rtol=1e-4, atol=1e-3)
     found, expected = of_wanted.solve(), of_missing.solve()
     assert found.ridge == expected.ridge
@@ -194,7 +192,7 @@ def test_sums_of_what_is_wanted_become_sums_of_what_is_missing() -> None:
 
 
 def test_a_file_that_breaks_the_pattern_is_found() -> None:
-    """One weight too many in one group of a saved matrix is counted, in either layout, and refused."""
+    """One weight too many in one group of a saved matrix is counted in both layouts, and refused."""
     weight_OI = Wanda().prune(*problem(), pattern=Pattern(2, 4))[0]
     claim = SparseClaim((("a", False), ("b", True)), 2 * weight_OI.numel(), 2, 4)
     whole = [counts(weight_OI, False, kept=2, of=4), counts(weight_OI.T.contiguous(), True, kept=2, of=4)]

@@ -1,6 +1,6 @@
-"""Inverses of Gram matrices, or why there is none.
+"""Cholesky factors and inverses of damped Gram matrices.
 
-Shapes: I inputs of a matrix.
+Shapes: I inputs of a weight matrix.
 """
 
 from __future__ import annotations
@@ -13,23 +13,47 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def inverse(gram_II: Tensor, shift: float | Tensor) -> Tensor:
-    """(A + shift · I)⁻¹ of a symmetric matrix. Raises NumericalError where it has no finite one."""
+def mean_diagonal(gram_II: Tensor, strength: float) -> Tensor:
+    """Return ``strength`` times the mean of the diagonal, as a scalar to add to it; above 0 for a zero matrix too."""
+    return (strength * gram_II.diagonal().mean()).clamp_min(1e-30)
+
+
+def factorize(matrix_II: Tensor, *, upper: bool = False, in_place: bool = False) -> Tensor | None:
+    """Return the Cholesky factor of a symmetric matrix, or None where the matrix is not positive definite.
+
+    ``upper``: the upper factor; only that triangle is read. ``in_place``: the factor replaces the matrix.
+    """
+    import torch
+
+    if not in_place:
+        factor_II, failed = torch.linalg.cholesky_ex(matrix_II, upper=upper)
+        return None if int(failed) else factor_II
+    failed = torch.zeros((), dtype=torch.int32, device=matrix_II.device)
+    torch.linalg.cholesky_ex(matrix_II, upper=upper, out=(matrix_II, failed))
+    return None if int(failed) else matrix_II
+
+
+def inverse(gram_II: Tensor, shift: float | Tensor, *, setting: str) -> Tensor:
+    """Return (A + shift · I)⁻¹ of a symmetric matrix.
+
+    Raises NumericalError where it has no finite inverse; ``setting`` is the place of the shift in the recipe.
+    """
     import torch
 
     shifted_II = gram_II.clone()
     shifted_II.diagonal().add_(shift)
-    failed = torch.zeros((), dtype=torch.int32, device=gram_II.device)
-    torch.linalg.cholesky_ex(shifted_II, out=(shifted_II, failed))
-    inverse_II = torch.cholesky_solve(torch.eye(len(gram_II), device=gram_II.device), shifted_II)
-    if int(failed) or not torch.isfinite(inverse_II).all():
-        raise no_inverse(len(gram_II))
+    factor_II = factorize(shifted_II, in_place=True)
+    if factor_II is None:
+        raise singular(len(gram_II), setting)
+    inverse_II = torch.cholesky_solve(torch.eye(len(gram_II), device=gram_II.device), factor_II)
+    if not torch.isfinite(inverse_II).all():
+        raise singular(len(gram_II), setting)
     return inverse_II
 
 
-def no_inverse(inputs: int) -> NumericalError:
-    """What to say where the inputs' Gram matrix cannot be inverted."""
+def singular(inputs: int, setting: str) -> NumericalError:
+    """Return the error for a Gram matrix that has no inverse; ``setting`` is what to raise in the recipe."""
     return NumericalError(
         f"the Gram matrix of {inputs} inputs cannot be inverted, or is not finite; "
-        "raise sparsity.method.damping or calibration.samples"
+        f"raise {setting} or calibration.samples"
     )

@@ -1,4 +1,4 @@
-"""XᵀX summed over batches: symmetric, so that only its upper triangle is computed, by blocks of rows.
+"""Gram matrices XᵀX summed over batches; they are symmetric, so only the upper triangle is computed, in blocks.
 
 Shapes: T tokens, F inputs of a projection.
 """
@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-_BLOCKS = 4  # of columns: XᵀX is symmetric, and 10 of its 16 blocks are computed
+_BLOCKS = 4  # of rows and of columns: 10 of the 16 blocks are computed
 
 
 def add_gram(gram_FF: Tensor, input_TF: Tensor) -> None:
-    """Add XᵀX to the blocks of ``gram_FF`` that its upper triangle touches, in place."""
+    """Add XᵀX to the blocks of ``gram_FF`` that contain its upper triangle, in place."""
     width = gram_FF.shape[0]
     step = -(-width // _BLOCKS)
     for start in range(0, width, step):
@@ -20,7 +20,7 @@ def add_gram(gram_FF: Tensor, input_TF: Tensor) -> None:
 
 
 def mirror(gram_FF: Tensor) -> None:
-    """Copy the upper triangle into the lower one, in place."""
+    """Copy the upper triangle to the lower one, in place."""
     width = gram_FF.shape[0]
     step = -(-width // _BLOCKS)
     for start in range(0, width, step):

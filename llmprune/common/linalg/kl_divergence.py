@@ -1,12 +1,12 @@
-"""Kullback-Leibler divergence of next-token distributions, from logits.
+"""Kullback–Leibler divergence of next-token distributions, from logits.
 
     KL(p ‖ q) = Σ p (log p − log q) = Σ [ p (log p − log q) − p + q ]
 
-The second form has no negative term. In float32 the first one cancels between terms: of two models that hardly differ
-nothing but rounding would be left, and it could be below 0.
+The second form has no negative term. In float32 the terms of the first form cancel: for two models that are nearly
+equal only rounding errors would be left, and the sum could be negative.
 
-A token that p never takes costs nothing, whatever q says of it; one that p takes and q never costs infinitely. So a
-vocabulary entry that both models mask with −inf counts for nothing. NaN stays NaN.
+A token with p = 0 contributes q, which makes the divergence of a vocabulary entry that both models mask with −inf zero.
+A token with p > 0 and q = 0 makes it infinite. NaN stays NaN.
 
 Shapes: V vocabulary, T tokens.
 """
@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-_AT_ONCE = 2**24  # logits whose terms are held in float32
+_AT_ONCE = 2**24  # logits whose terms are in memory at once, in float32
 
 
 def kl_divergence(p_logits: Tensor, q_logits: Tensor, *, at_once: int = _AT_ONCE) -> Tensor:
-    """KL(p ‖ q) in nats of each pair of distributions over the last dimension, float32.
+    """Return KL(p ‖ q) in nats of each pair of distributions over the last dimension, float32.
 
     ``at_once``: logits whose terms are in memory together.
     """

@@ -1,12 +1,12 @@
-"""The weights that stay, solved again where they are: least squares on a fixed support.
+"""Least squares on a fixed support: the remaining weights are solved again, the pruned ones stay zero.
 
     minimise over W, zero outside the mask   tr((W − W*) A (W − W*)ᵀ)        A = XᵀX + μI
 
-W* is what the matrix would be if nothing had to go: its dense weights, or those of the refit towards the dense
-hidden states, for then this is the refit's own sum of squares but for a constant. Each output is a system of its
-own with a matrix of its own (the rows and columns of A that it keeps), so that no factor serves two; conjugate
-gradients on all outputs at once need one product with A a step (as ALPS ends, arXiv 2406.07831), are scaled by
-diag(A), and never leave the support. Starting from the method's weights, few steps are enough.
+W* is the matrix without pruning: its dense weights, or those of the refit towards the dense hidden states, for which
+this is the refit's own sum of squares up to a constant. Each output is a linear system of its own (the rows and columns
+of A that it keeps), so no factor can be shared. Conjugate gradients solve all outputs at once with one product with A a
+step (as ALPS does at its end, arXiv 2406.07831), preconditioned by diag(A), and never leave the support. From the
+weights of the sparsity method few steps are enough.
 
 Shapes: O outputs of a matrix, I inputs.
 """
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 def solve_on_support(
     weight_OI: Tensor, mask_OI: Tensor, *, gram_II: Tensor, wanted_OI: Tensor, steps: int
 ) -> tuple[Tensor, Tensor]:
-    """The weights after so many steps from ``weight_OI``, and each output's squared error with them [O], float32.
+    """Return the weights after ``steps`` steps from ``weight_OI``, and the squared error of each output [O], float32.
 
-    ``gram_II``: A above, symmetric and positive definite; ``wanted_OI``: W*. No step makes the error larger.
+    ``gram_II``: A above, symmetric and positive definite; ``wanted_OI``: W*. No step increases the error.
     """
     scales_I = gram_II.diagonal()
     weight_OI = weight_OI * mask_OI
@@ -48,6 +48,6 @@ def solve_on_support(
     return weight_OI, error_O.clamp_min_(0)
 
 
-def squared(weight_OI: Tensor, gram_II: Tensor) -> Tensor:
-    """‖X wᵀ‖² of each output [O], from XᵀX alone."""
+def output_energy(weight_OI: Tensor, gram_II: Tensor) -> Tensor:
+    """Return the squared norm ‖X wᵀ‖² of each output [O], from XᵀX alone."""
     return (weight_OI @ gram_II).mul_(weight_OI).sum(1)

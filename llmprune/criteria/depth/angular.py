@@ -2,8 +2,8 @@
 
     d(l, n) = mean over sequences of arccos( cos( hidden before layer l, hidden before layer l + n ) ) / π
 
-of the last token, as in the paper, or of all. The n neighbouring layers that turn the hidden states
-least go together.
+of the last token, as in the paper, or of all tokens. The n neighbouring layers that rotate the hidden states least
+are removed together.
 """
 
 from __future__ import annotations
@@ -13,48 +13,39 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from llmprune.criteria.base import LayerAccumulator, PassingCriterion
+from llmprune.criteria.accumulators.base import LayerAccumulator
+from llmprune.criteria.accumulators.mean_over_tokens import MeanOverTokens, cosine
+from llmprune.criteria.base import HiddenStateCriterion
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 
-class Angular(PassingCriterion):
+class Angular(HiddenStateCriterion):
     """``depth: {remove: 6, criterion: {kind: angular}}``."""
 
     kind: Literal["angular"] = "angular"
-    tokens: Literal["last", "all"] = Field("last", description="Tokens of each window that are looked at.")
+    tokens: Literal["last", "all"] = Field("last", description="Tokens of each window whose angle is measured.")
 
     def horizon(self, remove: int) -> int:
-        """All layers that go are one block."""
+        """Return the size of the block: all layers to remove."""
         return max(remove, 1)
 
     @property
-    def looks_at(self) -> slice:
-        """The last token of each window, or all."""
+    def token_slice(self) -> slice:
+        """Select the last token of each window, or all."""
         return slice(-1, None) if self.tokens == "last" else slice(None)
 
-    def open(self, device: torch.device) -> LayerAccumulator:
-        """Start the sums of one block, the last layer of which runs on this device."""
+    def make_accumulator(self, device: torch.device) -> LayerAccumulator:
+        """Return the empty accumulator of one block."""
         return _Angles(device)
 
 
-class _Angles(LayerAccumulator):
-    def __init__(self, device: torch.device) -> None:
-        import torch
-
-        self.total_and_tokens = torch.zeros(2, dtype=torch.float64, device=device)
-
-    def sums(self) -> list[Tensor]:
-        return [self.total_and_tokens]
-
+class _Angles(MeanOverTokens, LayerAccumulator):
     def update(self, hidden_BLD: Tensor, output_BLD: Tensor) -> None:
-        before_BLD, after_BLD = hidden_BLD.double(), output_BLD.double()
-        norms_BL = before_BLD.norm(dim=-1) * after_BLD.norm(dim=-1)
-        cosine_BL = (before_BLD * after_BLD).sum(-1) / norms_BL.clamp_min(1e-30)
-        self.total_and_tokens[0] += (cosine_BL.clamp(-1, 1).acos() / math.pi).sum()
-        self.total_and_tokens[1] += cosine_BL.numel()
+        cosine_BL = cosine(hidden_BLD.double(), output_BLD.double())
+        self.add(cosine_BL.clamp(-1, 1).acos() / math.pi)
 
     def score(self) -> Tensor:
-        return (self.total_and_tokens[0] / self.total_and_tokens[1]).float()
+        return self.means()[0].float()

@@ -1,46 +1,36 @@
 """Block influence: ShortGPT, arXiv 2403.03853, equation 1.
 
-    BI = 1 − mean over tokens of cos(hidden before the layer, hidden after it)
+    BI = 1 − mean over tokens of cos(hidden states before the layer, hidden states after it)
 
-A layer that hardly turns the hidden states can go.
+The layers that rotate the hidden states least are removed first.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from llmprune.criteria.base import LayerAccumulator, PassingCriterion
+from llmprune.criteria.accumulators.base import LayerAccumulator
+from llmprune.criteria.accumulators.mean_over_tokens import MeanOverTokens, cosine
+from llmprune.criteria.base import HiddenStateCriterion
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 
-class BlockInfluence(PassingCriterion):
+class BlockInfluence(HiddenStateCriterion):
     """``depth: {remove: 6, criterion: {kind: block_influence}}``."""
 
     kind: Literal["block_influence"] = "block_influence"
 
-    def open(self, device: torch.device) -> LayerAccumulator:
-        """Start the sums of one layer, which runs on this device."""
+    def make_accumulator(self, device: torch.device) -> LayerAccumulator:
+        """Return the empty accumulator of one layer."""
         return _Cosines(device)
 
 
-class _Cosines(LayerAccumulator):
-    def __init__(self, device: torch.device) -> None:
-        import torch
-
-        self.total_and_tokens = torch.zeros(2, dtype=torch.float64, device=device)
-
-    def sums(self) -> list[Tensor]:
-        return [self.total_and_tokens]
-
+class _Cosines(MeanOverTokens, LayerAccumulator):
     def update(self, hidden_BLD: Tensor, output_BLD: Tensor) -> None:
-        before_BLD, after_BLD = hidden_BLD.float(), output_BLD.float()
-        norms_BL = before_BLD.norm(dim=-1) * after_BLD.norm(dim=-1)
-        cosine_BL = (before_BLD * after_BLD).sum(-1) / norms_BL.clamp_min(1e-30)
-        self.total_and_tokens[0] += cosine_BL.double().sum()
-        self.total_and_tokens[1] += cosine_BL.numel()
+        self.add(cosine(hidden_BLD.float(), output_BLD.float()))
 
     def score(self) -> Tensor:
-        return (1 - self.total_and_tokens[0] / self.total_and_tokens[1]).float()
+        return (1 - self.means()[0]).float()

@@ -2,26 +2,27 @@
 
     score of layer l = mean next-token cross entropy of the model without layer l, less that of the dense model
 
-one layer after the other (``greedy``, as SLEB does), or every layer out of the whole model.
+With ``greedy``, as in SLEB, layers are removed one by one and the rest is scored anew; without, each layer is scored
+by its removal from the dense model.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from llmprune.criteria.base import TrialCriterion
+from llmprune.criteria.base import AblationCriterion
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Perplexity(TrialCriterion):
+class Perplexity(AblationCriterion):
     """``depth: {remove: 6, criterion: {kind: perplexity, windows: 8, greedy: true}}``."""
 
     kind: Literal["perplexity"] = "perplexity"
 
-    def cost(self, logits_BLV: Tensor, dense_BLV: Tensor, *, ids_BL: Tensor) -> Tensor:
-        """Cross entropy of each next token."""
+    def token_costs(self, logits_BLV: Tensor, dense_BLV: Tensor, *, ids_BL: Tensor) -> Tensor:
+        """Return the cross entropy of each next token."""
         from torch.nn.functional import cross_entropy
 
         return cross_entropy(logits_BLV[:, :-1].float().transpose(1, 2), ids_BL[:, 1:], reduction="none")

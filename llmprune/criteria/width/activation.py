@@ -1,10 +1,9 @@
-"""Activation second moment × output weight norm.
+"""Second moment of the activation × squared norm of the output weights.
 
     score of neuron f = mean over tokens of x_f² · ‖ column f of the output projection ‖²
 
-the energy that the neuron adds to the residual stream, correlations between
-neurons left aside. The activation half is Minitron's (arXiv 2407.14679), the
-weight half makes neurons of one layer comparable in what they write.
+It is the energy that the neuron adds to the residual stream, correlations between neurons neglected. The activation
+half is Minitron's (arXiv 2407.14679); the weight half makes neurons of one layer comparable by what they write.
 """
 
 from __future__ import annotations
@@ -12,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from llmprune.criteria.base import UnitAccumulator, WidthCriterion
-from llmprune.criteria.width.moments import MeanSquare
+from llmprune.criteria.accumulators.base import UnitAccumulator
+from llmprune.criteria.accumulators.mean_square import MeanSquare
+from llmprune.criteria.base import WidthCriterion
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,11 +24,11 @@ class Activation(WidthCriterion):
 
     kind: Literal["activation"] = "activation"
 
-    def open(self, output_DF: Tensor, inputs: Sequence[Tensor] = ()) -> UnitAccumulator:
-        """Start the sums of one unit with this output projection."""
+    def make_accumulator(self, output_DF: Tensor, inputs: Sequence[Tensor] = ()) -> UnitAccumulator:
+        """Return the empty accumulator of one unit with this output projection."""
         return _Energy(output_DF.float().square().sum(0))
 
 
 class _Energy(MeanSquare):
     def scores(self) -> Tensor:
-        return self.mean() * self.per_neuron_F
+        return self.mean() * self.weight_factor_F

@@ -2,12 +2,11 @@
 
     score of neuron f = variance over tokens of x_f · ‖ column f of the output projection ‖²
 
-A neuron that hardly varies writes almost a constant, which what stays can take over.
-FLAP puts the lost constant into a bias; here the refit makes up for it, as far as the
-neurons that stay can.
+A neuron with a small variance writes almost a constant, which the remaining neurons can replace. FLAP adds the lost
+constant to a bias; here the refit restores it, as far as the remaining neurons can.
 
-The squares are taken about each batch's own mean and only then put together, in float64:
-a large mean beside a small variance leaves it exact.
+Squares are taken about each batch's own mean and combined in float64: a large mean with a small variance leaves the
+variance exact.
 """
 
 from __future__ import annotations
@@ -15,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from llmprune.criteria.base import UnitAccumulator, WidthCriterion
+from llmprune.criteria.accumulators.base import UnitAccumulator
+from llmprune.criteria.base import WidthCriterion
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,8 +26,8 @@ class Flap(WidthCriterion):
 
     kind: Literal["flap"] = "flap"
 
-    def open(self, output_DF: Tensor, inputs: Sequence[Tensor] = ()) -> UnitAccumulator:
-        """Start the sums of one unit with this output projection."""
+    def make_accumulator(self, output_DF: Tensor, inputs: Sequence[Tensor] = ()) -> UnitAccumulator:
+        """Return the empty accumulator of one unit with this output projection."""
         return _Fluctuation(output_DF.float().square().sum(0))
 
 
@@ -37,7 +37,7 @@ class _Fluctuation(UnitAccumulator):
         self.sum_F, self.square_F = column_energy_F.double().new_zeros(2, len(column_energy_F))
         self.tokens = self.sum_F.new_zeros(1)
 
-    def sums(self) -> list[Tensor]:
+    def reducible_state(self) -> list[Tensor]:
         return [self.sum_F, self.square_F, self.tokens]
 
     def update(self, values_BLF: Tensor) -> None:

@@ -2,9 +2,8 @@
 
     score of neuron f = √(mean over tokens of x_f²) · Σ over outputs d of |w_df|
 
-Wanda's importance of single weights, added up over the output column of a neuron as
-FLAP's authors do in their baseline Wanda-sp (arXiv 2312.11983). Against ``activation`` it
-orders by the 1-norm of the column in place of the 2-norm.
+It is Wanda's importance of single weights, summed over the output column of a neuron as the baseline Wanda-sp of
+FLAP's authors does (arXiv 2312.11983). In contrast to ``activation`` it uses the 1-norm of the column.
 """
 
 from __future__ import annotations
@@ -12,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from llmprune.criteria.base import UnitAccumulator, WidthCriterion
-from llmprune.criteria.width.moments import MeanSquare
+from llmprune.criteria.accumulators.base import UnitAccumulator
+from llmprune.criteria.accumulators.mean_square import MeanSquare
+from llmprune.criteria.base import WidthCriterion
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,11 +24,11 @@ class Wanda(WidthCriterion):
 
     kind: Literal["wanda"] = "wanda"
 
-    def open(self, output_DF: Tensor, inputs: Sequence[Tensor] = ()) -> UnitAccumulator:
-        """Start the sums of one unit with this output projection."""
+    def make_accumulator(self, output_DF: Tensor, inputs: Sequence[Tensor] = ()) -> UnitAccumulator:
+        """Return the empty accumulator of one unit with this output projection."""
         return _NormTimesMagnitude(output_DF.float().abs().sum(0))
 
 
 class _NormTimesMagnitude(MeanSquare):
     def scores(self) -> Tensor:
-        return self.mean().sqrt() * self.per_neuron_F
+        return self.mean().sqrt() * self.weight_factor_F

@@ -1,17 +1,17 @@
-"""ADMM on the layer-wise problem, after ALPS (Meng et al., arXiv 2406.07831): masks that see all inputs at once.
+"""ADMM on the layer-wise problem, after ALPS (Meng et al., arXiv 2406.07831): the mask depends on all inputs at once.
 
     minimise over W, D   tr((W − W₀) A (W − W₀)ᵀ)   with W = D, D of the pattern
 
 with A = XᵀX scaled to a unit diagonal, + λI.
 
-SparseGPT decides about an input knowing only what later ones can repair; here W moves towards weights that have the
-pattern while it keeps writing what W₀ writes, and which weights those are is decided anew in every step:
+SparseGPT prunes an input knowing only that later inputs can compensate. Here W moves towards weights of the pattern
+while its outputs stay close to those of W₀, and the mask is chosen anew in every step:
 
     W ← W₀ + ρ(D − U − W₀)(A + ρI)⁻¹        D ← the largest of W + U        U ← W + U − D
 
-ALPS raises ρ bit by bit and pays for an eigendecomposition. Few steps with one ρ, and so with one inverse, do not come
-as close to W₀ on the calibration text, and keep more of the model: on its text and more so on others. The weights are
-left where the last D is.
+ALPS raises ρ gradually and needs an eigendecomposition. A few steps with one ρ, and so with one inverse, stay less
+close to W₀ on the calibration text but retain more of the model's quality, on that text and more so on others. The
+result is the last D.
 
 Shapes: O outputs of a matrix, I inputs.
 """
@@ -23,40 +23,40 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from llmprune.common.linalg.cholesky import inverse
-from llmprune.sparsity.methods.base import DAMPING, Needs, SparsityMethod
+from llmprune.sparsity.method import DAMPING_HELP, InputMoments, SparsityMethod
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from llmprune.sparsity.pattern import Pattern
 
-_PENALTY = 0.5  # ρ
+_PENALTY = 0.5  # ρ, in units of the scaled diagonal of A
 _STEPS = 5
 
 
 class Alps(SparsityMethod):
     """``method: {kind: alps}``."""
 
-    needs: ClassVar[Needs] = "gram"
+    requires: ClassVar[InputMoments] = "gram"
 
     kind: Literal["alps"] = "alps"
-    damping: float = Field(0.01, gt=0, description=DAMPING)
+    damping: float = Field(0.01, gt=0, description=DAMPING_HELP)
 
-    def prune(self, weight_OI: Tensor, sums: Tensor | None, *, pattern: Pattern) -> tuple[Tensor, Tensor]:
-        """Let weights and pattern agree."""
+    def prune(self, weight_OI: Tensor, moments: Tensor | None, *, pattern: Pattern) -> tuple[Tensor, Tensor]:
+        """Alternate between the least-squares weights and their projection onto the pattern."""
         import torch
 
-        assert sums is not None, "it reads the inputs' Gram matrix"
-        scale_I = sums.diagonal().clamp_min(1e-30).sqrt()
-        gram_II = sums / scale_I[:, None] / scale_I
+        assert moments is not None, "required"
+        scale_I = moments.diagonal().clamp_min(1e-30).sqrt()
+        gram_II = moments / scale_I[:, None] / scale_I
         dense_OI = weight_OI * scale_I
         mask_OI = pattern.mask(dense_OI.abs())
         sparse_OI = dense_OI * mask_OI
-        rest_OI = torch.zeros_like(dense_OI)
-        pull_II = inverse(gram_II, self.damping + _PENALTY).mul_(_PENALTY)
+        dual_OI = torch.zeros_like(dense_OI)
+        step_II = inverse(gram_II, self.damping + _PENALTY, setting="sparsity.method.damping").mul_(_PENALTY)
         for _ in range(_STEPS):
-            moved_OI = torch.addmm(dense_OI + rest_OI, (sparse_OI - rest_OI).sub_(dense_OI), pull_II)
-            mask_OI = pattern.mask(moved_OI.abs())
-            sparse_OI = moved_OI * mask_OI
-            rest_OI = moved_OI.sub_(sparse_OI)
+            shifted_OI = torch.addmm(dense_OI + dual_OI, (sparse_OI - dual_OI).sub_(dense_OI), step_II)
+            mask_OI = pattern.mask(shifted_OI.abs())
+            sparse_OI = shifted_OI * mask_OI
+            dual_OI = shifted_OI.sub_(sparse_OI)
         return sparse_OI / scale_I, mask_OI

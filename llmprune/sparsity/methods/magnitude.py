@@ -1,16 +1,16 @@
-"""The largest weights stay (Han et al., "Learning both weights and connections", arXiv 1506.02626).
+"""Largest weights (Han et al., "Learning both weights and connections", arXiv 1506.02626).
 
     score of weight w = |w|
 
-It reads no calibration text, and ruins language models: some inputs are a thousand times
-larger than others. It is here to be compared with.
+The method reads no calibration text and damages language models badly: some inputs are a thousand times larger than
+others. It serves as a baseline.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from llmprune.sparsity.methods.base import Needs, SparsityMethod
+from llmprune.sparsity.method import InputMoments, SparsityMethod
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 class Magnitude(SparsityMethod):
     """``method: {kind: magnitude}``."""
 
-    needs: ClassVar[Needs] = "nothing"
+    requires: ClassVar[InputMoments] = "nothing"
     refits_by_default: ClassVar[bool] = False
 
     kind: Literal["magnitude"] = "magnitude"
 
-    def prune(self, weight_OI: Tensor, sums: Tensor | None, *, pattern: Pattern) -> tuple[Tensor, Tensor]:
-        """Keep the largest of each group."""
+    def prune(self, weight_OI: Tensor, moments: Tensor | None, *, pattern: Pattern) -> tuple[Tensor, Tensor]:
+        """Keep the largest weights of each group."""
         mask_OI = pattern.mask(weight_OI.abs())
         return weight_OI * mask_OI, mask_OI

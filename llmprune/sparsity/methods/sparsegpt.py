@@ -1,15 +1,15 @@
-"""SparseGPT (Frantar and Alistarh, arXiv 2301.00774): what one weight's removal breaks, those after it repair.
+"""SparseGPT (Frantar and Alistarh, arXiv 2301.00774): later weights compensate for each pruned weight.
 
 Inputs are visited in order. With U the upper Cholesky factor of (XᵀX + λ mean diag(XᵀX) I)⁻¹,
 
     score of weight w_i = (w_i / U_ii)²
 
-is what its removal costs once the weights of later inputs make up for it; those that go are taken off as
+is the cost of its removal after the weights of later inputs compensate for it. Pruned weights are removed by
 
     w_j ← w_j − (w_i / U_ii) U_ij        for j ≥ i
 
-for all outputs at once. The mask of a group is chosen when its first input is reached; without groups, that of
-``_BLOCK`` inputs over all outputs together, as the authors do.
+for all outputs at once. The mask of a group is chosen at its first input; without groups, that of ``_BLOCK`` inputs
+over all outputs together, as in the authors' code.
 
 Shapes: O outputs of a matrix, I inputs, B inputs of a block, M of a group.
 """
@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from llmprune.common.linalg.cholesky import inverse, no_inverse
-from llmprune.sparsity.methods.base import DAMPING, Needs, SparsityMethod
+from llmprune.common.linalg.cholesky import factorize, inverse, mean_diagonal, singular
+from llmprune.sparsity.method import DAMPING_HELP, InputMoments, SparsityMethod
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,22 +29,23 @@ if TYPE_CHECKING:
     from llmprune.sparsity.pattern import Pattern
 
 _BLOCK = 128  # inputs whose effect on later blocks is applied in one product
+_SETTING = "sparsity.method.damping"
 
 
 class SparseGPT(SparsityMethod):
     """``method: {kind: sparsegpt}``; with ``refit: false`` it is the authors' method."""
 
-    needs: ClassVar[Needs] = "gram"
+    requires: ClassVar[InputMoments] = "gram"
 
     kind: Literal["sparsegpt"] = "sparsegpt"
-    damping: float = Field(0.01, gt=0, description=DAMPING)
+    damping: float = Field(0.01, gt=0, description=DAMPING_HELP)
 
-    def prune(self, weight_OI: Tensor, sums: Tensor | None, *, pattern: Pattern) -> tuple[Tensor, Tensor]:
-        """Choose and repair from the first input to the last."""
+    def prune(self, weight_OI: Tensor, moments: Tensor | None, *, pattern: Pattern) -> tuple[Tensor, Tensor]:
+        """Choose weights and compensate for them from the first input to the last."""
         from llmprune.common.threads import one_thread
 
-        assert sums is not None, "it reads the inputs' Gram matrix"
-        factor_II = _inverse_factor(sums, self.damping)
+        assert moments is not None, "required"
+        factor_II = _inverse_factor(moments, self.damping)
         with one_thread():
             return self._in_order(weight_OI, factor_II, pattern=pattern)
 
@@ -65,7 +66,7 @@ def _block(pattern: Pattern) -> int:
 
 
 def _prune_block(weight_BO: Tensor, mask_BO: Tensor, *, factor_BB: Tensor, pattern: Pattern) -> Tensor:
-    """Prune some neighbouring inputs in place; returns w_i / U_ii of what went, by which later inputs change."""
+    """Prune neighbouring inputs in index; return w_i / U_ii of the pruned weights, 0 of others [B, O]."""
     import torch
 
     size = len(weight_BO)
@@ -76,36 +77,33 @@ def _prune_block(weight_BO: Tensor, mask_BO: Tensor, *, factor_BB: Tensor, patte
         group = slice(start, start + step)
         weight_MO, errors_MO = weight_BO[group], errors_BO[group]
         mask_BO[group] = _choose((weight_MO / scales_B[group, None]).square_(), pattern)
-        gone_MO = ~mask_BO[group]
-        for offset, (weight_O, gone_O) in enumerate(zip(weight_MO, gone_MO, strict=True)):
-            place = start + offset
-            torch.mul(weight_O, gone_O, out=errors_MO[offset]).div_(scales_B[place])
-            following = factor_BB[place, place + 1 : group.stop]
+        is_pruned_MO = ~mask_BO[group]
+        for offset, (weight_O, is_pruned_O) in enumerate(zip(weight_MO, is_pruned_MO, strict=True)):
+            index = start + offset
+            torch.mul(weight_O, is_pruned_O, out=errors_MO[offset]).div_(scales_B[index])
+            following = factor_BB[index, index + 1 : group.stop]
             weight_MO[offset + 1 :].addr_(following, errors_MO[offset], alpha=-1)
         weight_BO[group.stop :].addmm_(factor_BB[group, group.stop :].T, errors_MO, alpha=-1)
     return errors_BO
 
 
 def _choose(scores_BO: Tensor, pattern: Pattern) -> Tensor:
-    """What stays of a group of inputs, or of a block of them over all outputs, bool [B, O]."""
+    """Return the mask of the kept weights of a group of inputs, or of a block over all outputs, bool [B, O]."""
     import torch
 
     if pattern.of is not None:
         return pattern.mask(scores_BO.T).T
-    gone = round(pattern.share * scores_BO.numel())
+    pruned = round(pattern.share * scores_BO.numel())
     mask_BO = torch.ones_like(scores_BO, dtype=torch.bool)
-    mask_BO.view(-1)[scores_BO.reshape(-1).topk(gone, largest=False, sorted=False).indices] = False
+    mask_BO.view(-1)[scores_BO.reshape(-1).topk(pruned, largest=False, sorted=False).indices] = False
     return mask_BO
 
 
 def _inverse_factor(gram_II: Tensor, damping: float) -> Tensor:
-    """U, upper triangular, with UᵀU = (XᵀX + λ mean diag(XᵀX) I)⁻¹."""
-    import torch
-
+    """Return U, upper triangular, with UᵀU = (XᵀX + λ mean diag(XᵀX) I)⁻¹."""
     gram_II = gram_II.float()
-    upper_II: Tensor
-    inverse_II = inverse(gram_II, (damping * gram_II.diagonal().mean()).clamp_min(1e-30))
-    upper_II, failed = torch.linalg.cholesky_ex(inverse_II, upper=True)
-    if int(failed) or not torch.isfinite(upper_II).all():
-        raise no_inverse(len(gram_II))
+    inverse_II = inverse(gram_II, mean_diagonal(gram_II, damping), setting=_SETTING)
+    upper_II = factorize(inverse_II, upper=True)
+    if upper_II is None or not upper_II.isfinite().all():
+        raise singular(len(gram_II), _SETTING)
     return upper_II

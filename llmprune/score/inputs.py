@@ -1,0 +1,61 @@
+"""Values that scoring takes: criteria, calibration windows, and how many layers are to be removed.
+
+Shapes: N windows, L sequence length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from llmprune.common.distributed import windows_of_process
+from llmprune.criteria.base import DepthCriterion, ExpertCriterion, WidthCriterion
+from llmprune.layerwise.forward import Decoder, LayerwiseForward
+from llmprune.layerwise.hidden_states import HiddenStateStore
+
+
+@dataclass(frozen=True)
+class ScoringCriteria:
+    """Criteria of layers, MLP neurons (``width``), key-value groups (``heads``) and experts; None: not scored."""
+
+    depth: DepthCriterion | None = None
+    width: WidthCriterion | None = None
+    heads: WidthCriterion | None = None
+    experts: ExpertCriterion | None = None
+
+    @property
+    def by_gradients(self) -> WidthCriterion | None:
+        """Criterion of neurons and key-value groups, where it needs a backward pass."""
+        criterion = self.width or self.heads
+        return criterion if criterion and criterion.needs_gradients else None
+
+    def __bool__(self) -> bool:
+        """Return True where anything is scored."""
+        return any((self.depth, self.width, self.heads, self.experts))
+
+
+@dataclass(frozen=True)
+class CalibrationBatches:
+    """Calibration windows int64 [N, L], the same in every process, and how they are passed through a model.
+
+    ``batch_size``: windows a forward call. ``store``: where hidden states are kept.
+    """
+
+    windows_NL: Tensor
+    batch_size: int
+    store: HiddenStateStore = field(default_factory=HiddenStateStore)
+
+    def forward(self, decoder: Decoder) -> LayerwiseForward:
+        """Begin a layer-wise forward pass over this process's share of the windows."""
+        return LayerwiseForward(
+            decoder, windows_of_process(self.windows_NL), batch_size=self.batch_size, store=self.store
+        )
+
+
+@dataclass(frozen=True)
+class DepthTarget:
+    """Number of layers to remove; ``keep_pattern``: only so that the kinds of layers repeat as in the base model."""
+
+    remove: int = 1
+    keep_pattern: bool = False

@@ -1,0 +1,58 @@
+"""Base class of the sparsity methods.
+
+A method is a frozen section of the recipe: its parameters. It chooses which weights of one matrix are kept, from second
+moments of the inputs that the matrix gets in the pruned model. To add a method, add a file to ``methods`` with a
+subclass that declares its ``kind``; nothing else changes.
+
+Shapes: O outputs of a matrix, I inputs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from llmprune.common.variants import Variant
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from llmprune.sparsity.pattern import Pattern
+
+DAMPING_HELP = "λ, in units of diag(XᵀX): of its mean for sparsegpt, of each input's own for alps."
+InputMoments = Literal["nothing", "squares", "gram"]
+
+
+class SparsityMethod(Variant, ABC):
+    """Makes one matrix sparse.
+
+    ``requires``: moments of the inputs x that it reads, summed over tokens: none, Σ x² of each input, or XᵀX.
+    ``refits_by_default``: the kept weights are solved again unless the recipe says otherwise.
+    """
+
+    requires: ClassVar[InputMoments]
+    refits_by_default: ClassVar[bool] = True
+
+    refit: bool | None = Field(
+        None,
+        description="Solve the kept weights again by least squares, output projections towards dense hidden states; "
+        "default: yes, but not for magnitude and wanda, and never where the recipe says refit: false.",
+    )
+
+    @property
+    def refits(self) -> bool:
+        """True where the kept weights are solved again, unless the recipe turns the refit off."""
+        return self.refits_by_default if self.refit is None else self.refit
+
+    def required_moments(self, refit: bool) -> InputMoments:
+        """Return the moments to sum over tokens, with or without the refit of the kept weights."""
+        return "gram" if refit else self.requires
+
+    @abstractmethod
+    def prune(self, weight_OI: Tensor, moments: Tensor | None, *, pattern: Pattern) -> tuple[Tensor, Tensor]:
+        """Return the sparse weights, float32 [O, I], and the mask of those that are kept, bool [O, I].
+
+        ``moments``: XᵀX [I, I], its diagonal [I] where the method requires only that, or None.
+        """
