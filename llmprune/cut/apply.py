@@ -17,7 +17,7 @@ from llmprune.checkpoint.loading import build_skeleton
 from llmprune.checkpoint.stored_dtypes import Originals
 from llmprune.common.errors import ModelError
 from llmprune.cut.decision import Cut
-from llmprune.layerwise.forward import Decoder, Tensors
+from llmprune.layerwise.decoder import Decoder, Tensors
 
 
 def cut_config(
@@ -65,13 +65,12 @@ def cut_decoder(dense: Decoder, model: PreTrainedModel, *, anatomy: Anatomy, cut
     skeleton = build_skeleton(config, model)
     changing = sizes_that_change(anatomy, cut.widths, experts=cut.num_experts, kv_groups=cut.kv_groups)
     check_layer_equivalence(dense.skeleton, skeleton, keep=cut.layers, changing=changing)
-    decoder = Decoder(
+    return Decoder(
         skeleton,
         lambda new: cut_layer(dense.tensors(cut.layers[new]), anatomy, cut=cut, layer=cut.layers[new]),
         device_of=lambda new: dense.device_of(cut.layers[new]),
+        items_returned=dense.items_returned,
     )
-    decoder.returns_tuple = dense.returns_tuple
-    return decoder
 
 
 def cut_layer(tensors: Tensors, anatomy: Anatomy, *, cut: Cut, layer: int) -> Tensors:
@@ -107,7 +106,7 @@ def add_to_output(layer: nn.Module, unit: Unit, *, delta_DF: Tensor) -> None:
     weight.data = (weight.float() + delta).to(weight.dtype)
 
 
-def add_to_strand(tensor: Tensor, strand: FusedSlice, *, delta_FI: Tensor) -> Tensor:
+def add_to_slice(tensor: Tensor, strand: FusedSlice, *, delta_FI: Tensor) -> Tensor:
     """The tensor with Δ [F, I] added to the neurons' entries of a strand, in its own layout and type."""
     dim = strand.tensor.dim
     rows_F = strand_rows(tensor.shape[dim], strand).to(tensor.device)

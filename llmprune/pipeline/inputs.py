@@ -22,7 +22,7 @@ from llmprune.checkpoint.stored_dtypes import Dtypes, FileNames, Originals
 from llmprune.common.distributed import count, from_first, is_first, rank
 from llmprune.data.sources import commit_of
 from llmprune.data.windows import fingerprint_tokens
-from llmprune.layerwise.forward import Decoder
+from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.hidden_states import HiddenStateCache, HiddenStateStore
 from llmprune.planning.inputs import Inputs
 from llmprune.prune.snapshots import boot

@@ -12,7 +12,7 @@ from llmprune.checkpoint.verify import SparseCounts, Verified
 from llmprune.common.distributed import count
 from llmprune.common.versions import versions
 from llmprune.cut.decision import Cut, kept_share
-from llmprune.prune.snapshots import LayerRecord
+from llmprune.prune.records import LayerRecord
 from llmprune.recipe.sparsity import Sparsity
 from llmprune.results.formatting import plural
 from llmprune.results.schema import LayerFigures, MatrixFigures, Provenance, SparsityFigures, VerificationFigures

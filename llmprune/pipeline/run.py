@@ -30,7 +30,7 @@ from llmprune.evaluation.gate import judge
 from llmprune.evaluation.lm_eval.harness import subject
 from llmprune.evaluation.lm_eval.tasks import fetch_tasks
 from llmprune.evaluation.retention import CONFIDENCE, compare
-from llmprune.layerwise.forward import Decoder, Tensors
+from llmprune.layerwise.decoder import Decoder, Tensors
 from llmprune.pipeline.agreement import require_same_everywhere
 from llmprune.pipeline.inputs import RunInputs
 from llmprune.pipeline.report import layer_figures, provenance, sparsity_figures, unrouted, verification_figures
@@ -40,7 +40,8 @@ from llmprune.planning.interop import settle_patterns
 from llmprune.planning.model_size import measure_size
 from llmprune.planning.plan import Plan, survey
 from llmprune.prune.pass2 import Pruning
-from llmprune.prune.snapshots import LayerRecord, Snapshots
+from llmprune.prune.records import LayerRecord
+from llmprune.prune.snapshots import Snapshots
 from llmprune.publish.gate import refusal
 from llmprune.publish.preflight import look
 from llmprune.publish.push import publish_once, refuse_fewer_samples

@@ -104,8 +104,8 @@ def check_calibration(recipe: Recipe, plan: Plan, *, bench: RunInputs, folder: R
             on_half = recipe.model_copy(update={"depth": depth.model_copy(update={"criterion": criterion})})
         store = bench.store(folder.path, windows_NL)
         scores = _scored(on_half, plan, bench=bench, windows_NL=windows_NL, store=store, steps=[])
-        if store.trail:
-            store.trail.remove()  # pass 2 walks all windows
+        if store.cache:
+            store.cache.remove()  # pass 2 walks all windows
         return choose_cut(bench.anatomy, scores, sizes=_planned_sizes(plan, recipe))
 
     def make(path: Path) -> StabilityFigures:

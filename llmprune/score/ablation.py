@@ -21,7 +21,8 @@ from llmprune.common.progress import track
 from llmprune.criteria.base import TrialCriterion
 from llmprune.criteria.depth.repaired_divergence import Residual
 from llmprune.cut.layer_choice import may_go
-from llmprune.layerwise.forward import Decoder, LayerwiseForward
+from llmprune.layerwise.decoder import Decoder
+from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_states import HiddenStates, HiddenStateStore
 from llmprune.results.formatting import ranges
 from llmprune.score.ablation_repair import Standins

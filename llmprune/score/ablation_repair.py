@@ -18,8 +18,10 @@ from llmprune.anatomy.types import Anatomy, MlpUnit
 from llmprune.common.distributed import from_first, sum_over_processes
 from llmprune.common.linalg.cross_validated_ridge import NormalEquations
 from llmprune.cut.apply import add_to_output
-from llmprune.layerwise.forward import Decoder, LayerwiseForward, inputs_of
+from llmprune.layerwise.decoder import Decoder
+from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_states import HiddenStates, HiddenStateStore
+from llmprune.layerwise.hooks import inputs_of
 from llmprune.layerwise.residual_scale import residual_scale
 
 
@@ -124,7 +126,7 @@ def _pass(
         batch = len(kept[name])
         value_BLX = value.reshape(*walk.streams[batch].shape[:2], -1)
         if not batch:
-            kept[name] = walk.room(value_BLX)
+            kept[name] = walk.allocate(value_BLX)
         kept[name].append(value_BLX)
 
     with inputs_of(output or nn.Identity(), partial(keep, "inputs")):

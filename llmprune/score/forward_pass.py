@@ -22,7 +22,8 @@ from llmprune.common.progress import track
 from llmprune.criteria.base import ExpertCriterion, PassingCriterion, WidthCriterion
 from llmprune.cut.layer_choice import starts_in_pattern
 from llmprune.layerwise.backward import LayerwiseBackward
-from llmprune.layerwise.forward import Decoder, LayerwiseForward
+from llmprune.layerwise.decoder import Decoder
+from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_states import HiddenStates, HiddenStateStore
 from llmprune.score.scorers import ExpertsOfLayer, Neurons, StackedNeurons, projections
 from llmprune.score.scores import Scores
@@ -67,10 +68,10 @@ def score(
                 parts=_parts(index, layer, anatomy=anatomy, width=forwards[0], heads=forwards[1], experts=experts),
                 scores=scores,
             )
-            if store.trail is not None:
-                store.trail.keep(index, walk.streams)
-    if backwards and store.trail is not None:
-        back = LayerwiseBackward(walk, store.trail, relative=backwards.takes == "relative effects")
+            if store.cache is not None:
+                store.cache.keep(index, walk.streams)
+    if backwards and store.cache is not None:
+        back = LayerwiseBackward(walk, store.cache, relative=backwards.takes == "relative effects")
         _score_backwards(back, anatomy, width=width, heads=heads, scores=scores)
     starts = starts_in_pattern(anatomy, runs.span) if runs and keep_pattern and runs.span > 1 else None
     scores = replace(scores, layers=runs.scores(len(decoder), starts) if runs else None)
@@ -160,7 +161,7 @@ class _Runs:
 
 
 def _require_trail(width: WidthCriterion, store: HiddenStateStore) -> None:
-    if store.trail is None:
+    if store.cache is None:
         raise CalibrationError(
             f"width.criterion {width.kind} goes back over the hidden states after every layer, and there is no room "
             "for them; free disk in the run folder, raise calibration.stream_disk, or choose another criterion"
@@ -176,7 +177,7 @@ def _score_backwards(
     scores: Scores,
 ) -> None:
     """Score what every token goes through by its effects on the loss."""
-    decoder = back.walk.decoder
+    decoder = back.forward.decoder
     for index in track(range(len(decoder) - 1, -1, -1), "pass 1: gradients"):
         with decoder.layer(index) as layer:
             parts = [

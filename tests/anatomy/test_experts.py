@@ -26,7 +26,8 @@ from llmprune.common.errors import ModelError, RecipeError
 from llmprune.criteria import Activation, BlockInfluence, Reap
 from llmprune.cut.apply import cut_config, cut_decoder
 from llmprune.cut.decision import Cut
-from llmprune.layerwise.forward import Decoder, LayerwiseForward
+from llmprune.layerwise.decoder import Decoder
+from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.prune.pass2 import Pruning
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.refit import Refit

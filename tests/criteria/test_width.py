@@ -26,7 +26,8 @@ from llmprune.common.errors import NumericalError, RecipeError
 from llmprune.criteria import Activation, AnyWidthCriterion, Flap, Magnitude, Obs, Share, Taylor, Wanda
 from llmprune.criteria.base import UnitAccumulator, WidthCriterion
 from llmprune.criteria.width.obs_accumulator import group_order, removal_order
-from llmprune.layerwise.forward import Decoder, inputs_of
+from llmprune.layerwise.decoder import Decoder
+from llmprune.layerwise.hooks import inputs_of
 from llmprune.recipe.refit import Refit
 from llmprune.score.forward_pass import score
 from llmprune.testing import tiny_model

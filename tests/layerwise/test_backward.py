@@ -21,8 +21,9 @@ from llmprune.checkpoint.loading import dense_decoder
 from llmprune.common.errors import CalibrationError, ModelError, RecipeError
 from llmprune.criteria import Taylor, TaylorShare
 from llmprune.criteria.base import WidthCriterion
-from llmprune.layerwise.forward import Decoder, inputs_of, outputs_of
+from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.hidden_states import HiddenStateCache, HiddenStateStore
+from llmprune.layerwise.hooks import inputs_of, outputs_of
 from llmprune.score.forward_pass import score
 from llmprune.testing import tiny_model
 
