@@ -19,10 +19,10 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
+from llmprune.anatomy.hooks import inputs_of
 from llmprune.common.errors import DiskError, ModelError
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_states import HiddenStateCache
-from llmprune.layerwise.hooks import inputs_of
 
 
 class LayerwiseBackward:

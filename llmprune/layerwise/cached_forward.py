@@ -12,9 +12,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from llmprune.anatomy.hooks import outputs_of
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_states import HiddenStates
-from llmprune.layerwise.hooks import CachedOutput, outputs_of, return_cached
+from llmprune.layerwise.hooks import CachedOutput, return_cached
 
 
 class CachedForward:

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llmprune.anatomy.hooks import outputs_of
 from llmprune.common.errors import ModelError, NumericalError
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.hidden_states import HiddenStates, HiddenStateStore
-from llmprune.layerwise.hooks import outputs_of
 from llmprune.layerwise.layer_calls import LayerCall, SharedValues, record_calls, run_tail, same_value
 
 

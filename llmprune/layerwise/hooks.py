@@ -1,4 +1,4 @@
-"""Temporary hooks on modules: read inputs and outputs, change outputs, or skip the computation.
+"""Temporary changes of modules: change outputs, or skip the computation (``anatomy.hooks`` observes them).
 
 Each is a context manager; the module is as before when the context ends.
 
@@ -19,32 +19,13 @@ from llmprune.anatomy.projections import outputs_of_projection
 
 
 @contextmanager
-def inputs_of(module: nn.Module, see: Callable[[Tensor], None]) -> Iterator[None]:
-    """Call ``see`` with the first positional argument of every call of a module."""
-
-    def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-        see(args[0])
-
-    with _removed_after(module.register_forward_pre_hook(hook)):
-        yield
-
-
-@contextmanager
-def outputs_of(module: nn.Module, see: Callable[[Any], None]) -> Iterator[None]:
-    """Call ``see`` with what every call of a module returns."""
-
-    def hook(_: nn.Module, __: Any, output: Any) -> None:
-        see(output)
-
-    with _removed_after(module.register_forward_hook(hook)):
-        yield
-
-
-@contextmanager
 def changed_output(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Replace the output of every call of a module by ``change(output)``."""
-    with _removed_after(module.register_forward_hook(lambda _, __, output: change(output))):
+    handle = module.register_forward_hook(lambda _, __, output: change(output))
+    try:
         yield
+    finally:
+        handle.remove()
 
 
 @contextmanager
@@ -87,14 +68,6 @@ def return_cached(layer: nn.Module, outputs: Mapping[str, CachedOutput]) -> Iter
     finally:
         for module in modules:
             module.__dict__.pop("forward")
-
-
-@contextmanager
-def _removed_after(handle: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _zeros(output: Any) -> Any:

@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llmprune.anatomy.hooks import inputs_of, outputs_of
 from llmprune.common.errors import ModelError
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_states import HiddenStates
-from llmprune.layerwise.hooks import CachedOutput, inputs_of, outputs_of, return_cached, zero_output
+from llmprune.layerwise.hooks import CachedOutput, return_cached, zero_output
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from llmprune.anatomy.hooks import outputs_of
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_states import HiddenStates
-from llmprune.layerwise.hooks import outputs_of
 from llmprune.layerwise.staged_layer import StagedLayer
 from llmprune.prune.layer_step import LayerStep
 from llmprune.prune.layer_work import DenseReference, RunContext

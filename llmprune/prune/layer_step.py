@@ -12,7 +12,7 @@ from llmprune.recipe.sparsity import Sparsity
 
 @dataclass(frozen=True)
 class LayerStep:
-    """What pass 2 does with one kept layer.
+    """Work of pass 2 on one kept layer.
 
     ``new``, ``old``: index in the pruned and in the dense model. ``gap``: the removed layers after it.
     ``cut_parts``: keys of its units that lose neurons, experts or heads.
@@ -53,12 +53,12 @@ class LayerStep:
 
     @property
     def refits_output(self) -> bool:
-        """Whether an output projection is refit in a stage of its own, not while it is made sparse."""
+        """True if an output projection is refit in a stage of its own, not while it is made sparse."""
         return self.is_refit and not self.is_untouched and not self.refits_sparse
 
     @property
     def needs_topology(self) -> bool:
-        """Whether the refit needs to know which projections write to the residual stream."""
+        """True if the refit needs to know which projections write to the residual stream."""
         return self.refits_sparse or (self.refits_output and (self.mlp is None or self.refits_mixer))
 
 

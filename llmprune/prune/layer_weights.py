@@ -36,7 +36,7 @@ class LayerWeights:
         return weights
 
     def add_to_projection(self, weight: PrunableDim, delta_DF: Tensor) -> None:
-        """Add Δ to the weight of an output projection of the cut layer, in the weight's own layout and type."""
+        """Add Δ to the weight of an output projection of the cut layer, in the weight's own layout and dtype."""
         tensor = self.cut[weight.name]
         self.cut[weight.name] = (tensor.float() + outputs_first(delta_DF, weight)).to(tensor.dtype)
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from llmprune.anatomy.hooks import inputs_of
 from llmprune.anatomy.types import Anatomy, MlpUnit
 from llmprune.common.distributed import from_first, sum_over_processes
 from llmprune.common.linalg.cross_validated_ridge import NormalEquations
@@ -21,7 +22,6 @@ from llmprune.cut.apply import add_to_output
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_states import HiddenStates, HiddenStateStore
-from llmprune.layerwise.hooks import inputs_of
 from llmprune.layerwise.residual_scale import residual_scale
 
 

@@ -19,6 +19,7 @@ from helpers.tiny import structure_of
 from torch import Tensor
 
 from llmprune.anatomy.discovery import discover
+from llmprune.anatomy.hooks import inputs_of
 from llmprune.anatomy.selection import neuron_rows
 from llmprune.anatomy.types import PrunableDim, unit_key
 from llmprune.checkpoint.loading import dense_decoder
@@ -27,7 +28,6 @@ from llmprune.criteria import Activation, AnyWidthCriterion, Flap, Magnitude, Ob
 from llmprune.criteria.base import UnitAccumulator, WidthCriterion
 from llmprune.criteria.width.obs_accumulator import group_order, removal_order
 from llmprune.layerwise.decoder import Decoder
-from llmprune.layerwise.hooks import inputs_of
 from llmprune.recipe.refit import Refit
 from llmprune.score.forward_pass import score
 from llmprune.testing import tiny_model

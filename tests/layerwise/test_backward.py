@@ -17,13 +17,13 @@ from helpers.tiny import structure_of
 from torch import Tensor
 
 from llmprune.anatomy.discovery import discover
+from llmprune.anatomy.hooks import inputs_of, outputs_of
 from llmprune.checkpoint.loading import dense_decoder
 from llmprune.common.errors import CalibrationError, ModelError, RecipeError
 from llmprune.criteria import Taylor, TaylorShare
 from llmprune.criteria.base import WidthCriterion
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.hidden_states import HiddenStateCache, HiddenStateStore
-from llmprune.layerwise.hooks import inputs_of, outputs_of
 from llmprune.score.forward_pass import score
 from llmprune.testing import tiny_model
 

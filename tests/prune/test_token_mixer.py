@@ -12,12 +12,12 @@ from helpers.tiny import structure_of
 from torch import Tensor, nn
 
 from llmprune.anatomy.discovery import discover
+from llmprune.anatomy.hooks import inputs_of
 from llmprune.checkpoint.loading import dense_decoder
 from llmprune.cut.apply import cut_decoder
 from llmprune.cut.decision import Cut
 from llmprune.layerwise.decoder import Tensors
 from llmprune.layerwise.hidden_states import HiddenStateStore
-from llmprune.layerwise.hooks import inputs_of
 from llmprune.prune.pass2 import Pruning
 from llmprune.prune.records import LayerRecord
 from llmprune.prune.repair.base import LayerRepair

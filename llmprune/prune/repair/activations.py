@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from llmprune.anatomy.hooks import inputs_of, outputs_of
 from llmprune.anatomy.selection import outputs_first, strand_rows
 from llmprune.anatomy.types import MlpUnit, Unit
 from llmprune.layerwise.cached_forward import CachedForward
-from llmprune.layerwise.hooks import inputs_of, outputs_of
 
 
 @dataclass(frozen=True)
