@@ -28,7 +28,7 @@ from llmprune.criteria.base import WidthCriterion
 from llmprune.cut.apply import cut_decoder
 from llmprune.data.windows import load_windows
 from llmprune.evaluation.perplexity import perplexity
-from llmprune.layerwise.forward import Decoder, Tensors
+from llmprune.layerwise.decoder import Decoder, Tensors
 from llmprune.layerwise.hidden_states import HiddenStateCache, HiddenStateStore
 from llmprune.planning.planned_sizes import planned_widths
 from llmprune.prune.pass2 import Pruning

@@ -34,7 +34,7 @@ from llmprune.checkpoint.stored_dtypes import require_fitting
 from llmprune.checkpoint.weight_headers import Headers, main_dtype
 from llmprune.common.distributed import local_device, world_size
 from llmprune.common.errors import CheckpointError, ModelError
-from llmprune.layerwise.forward import Decoder, Tensors
+from llmprune.layerwise.decoder import Decoder, Tensors
 from llmprune.recipe.model import ModelSource
 from llmprune.recipe.text_source import PACKAGE_SCHEME
 

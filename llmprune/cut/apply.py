@@ -1,4 +1,4 @@
-"""Apply a cut: the pruned model's config, and each kept layer's tensors without lost neurons, heads and experts."""
+"""Application of a cut: the pruned model's config, and each kept layer's tensors without removed channels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llmprune.checkpoint.loading import build_skeleton
 from llmprune.checkpoint.stored_dtypes import Originals
 from llmprune.common.errors import ModelError
 from llmprune.cut.decision import Cut
-from llmprune.layerwise.forward import Decoder, Tensors
+from llmprune.layerwise.decoder import Decoder, Tensors
 
 
 def cut_config(
@@ -29,7 +29,7 @@ def cut_config(
     num_experts: int | None = None,
     kv_groups: int | None = None,
 ) -> Config:
-    """The config that a reload of the pruned model reads. Raises ModelError for what cannot be cut."""
+    """Return the pruned model's config. Raises ModelError if the model cannot be cut so, with the reason."""
     if len(layers) < anatomy.num_layers and anatomy.depth_refusal:
         raise ModelError(f"the depth of this model cannot be cut: {anatomy.depth_refusal}")
     unknown = sorted(widths.keys() - anatomy.widths.keys())
@@ -50,9 +50,9 @@ def cut_config(
 
 
 def cut_decoder(dense: Decoder, model: PreTrainedModel, *, anatomy: Anatomy, cut: Cut) -> Decoder:
-    """The pruned model as a decoder: each layer is cut out of its dense layer when it is visited.
+    """Return the pruned model as a decoder that cuts each layer out of its dense layer when that is visited.
 
-    Raises ModelError where a kept layer would change by moving.
+    Raises ModelError if a kept layer would compute something else at its new index.
     """
     config = cut_config(
         model.config,
@@ -65,18 +65,19 @@ def cut_decoder(dense: Decoder, model: PreTrainedModel, *, anatomy: Anatomy, cut
     skeleton = build_skeleton(config, model)
     changing = sizes_that_change(anatomy, cut.widths, experts=cut.num_experts, kv_groups=cut.kv_groups)
     check_layer_equivalence(dense.skeleton, skeleton, keep=cut.layers, changing=changing)
-    decoder = Decoder(
+    return Decoder(
         skeleton,
         lambda new: cut_layer(dense.tensors(cut.layers[new]), anatomy, cut=cut, layer=cut.layers[new]),
         device_of=lambda new: dense.device_of(cut.layers[new]),
+        items_returned=dense.items_returned,
     )
-    decoder.returns_tuple = dense.returns_tuple
-    return decoder
 
 
 def cut_layer(tensors: Tensors, anatomy: Anatomy, *, cut: Cut, layer: int) -> Tensors:
-    """A dense layer's tensors, or some of them, with only the kept neurons, heads and experts. Others are passed on as
-    they are.
+    """Return a dense layer's tensors with only the kept neurons, heads and experts.
+
+    ``tensors`` may be some of the layer's; those without prunable dimensions are returned unchanged. ``layer``: its
+    index in the dense model.
     """
     attention, block = anatomy.attention[layer], anatomy.blocks[layer]
     parts: list[tuple[tuple[PrunableDim, ...], Tensor | None]] = [
@@ -95,21 +96,21 @@ def cut_layer(tensors: Tensors, anatomy: Anatomy, *, cut: Cut, layer: int) -> Te
 
 
 def restore_layer(tensors: Tensors, originals: Originals, *, anatomy: Anatomy, cut: Cut, layer: int) -> Tensors:
-    """A finished layer's tensors in the types of the base's files; ``layer``: its index in the base."""
+    """Return a finished layer's tensors in the dtypes of the base's files; ``layer``: its index in the base."""
     take = partial(cut_layer, anatomy=anatomy, cut=cut, layer=layer)
     return originals.restore(tensors, f"{anatomy.layers_path}.{layer}.", cut=take)
 
 
 def add_to_output(layer: nn.Module, unit: Unit, *, delta_DF: Tensor) -> None:
-    """Add Δ [D, F] to the weight of a unit's output projection, in the weight's own layout and type."""
+    """Add Δ [D, F] to the weight of a unit's output projection, in the weight's own layout and dtype."""
     weight = layer.get_submodule(unit.output).get_parameter("weight")
     delta = outputs_first(delta_DF, unit.tensors[-1])
     weight.data = (weight.float() + delta).to(weight.dtype)
 
 
-def add_to_strand(tensor: Tensor, strand: FusedSlice, *, delta_FI: Tensor) -> Tensor:
-    """The tensor with Δ [F, I] added to the neurons' entries of a strand, in its own layout and type."""
-    dim = strand.tensor.dim
-    rows_F = slice_rows(tensor.shape[dim], strand).to(tensor.device)
+def add_to_slice(tensor: Tensor, part: FusedSlice, *, delta_FI: Tensor) -> Tensor:
+    """Return the tensor with Δ [F, I] added to the neurons' entries of a fused slice, in its own layout and dtype."""
+    dim = part.tensor.dim
+    rows_F = slice_rows(tensor.shape[dim], part).to(tensor.device)
     delta = delta_FI if dim == 0 else delta_FI.T
     return tensor.float().index_add(dim, rows_F, delta).to(tensor.dtype)

@@ -1,10 +1,9 @@
-"""The decision as a value: which layers, neurons, attention heads and experts stay.
+"""The pruning decision as a value: which layers, neurons, key-value groups and experts are kept.
 
-Pure functions choose it from scores and targets. It is saved as readable JSON,
-with the long lists of indices in safetensors beside it; edited by hand
-and run again, it is replayed.
+Pure functions choose it from scores and sizes. It is saved as ``cut.json``, with its index tensors in
+``cut.safetensors``. The next run of the recipe reads it, also after it was edited by hand.
 
-Shapes: N layers, F neurons of a unit, G key-value groups of heads, E experts, K neurons or groups kept.
+Shapes: N layers, F neurons of a unit, G key-value groups, E experts, K neurons or groups kept.
 """
 
 from __future__ import annotations
@@ -26,11 +25,12 @@ _KINDS = ("neurons", "experts", "heads")
 
 @dataclass(frozen=True)
 class Cut:
-    """``layers``: indices kept, ascending. ``widths``: neurons kept, by config field, of what is narrowed.
+    """Kept layers, neurons, key-value groups and experts of a model with ``num_layers`` layers.
 
-    ``kv_groups``: key-value groups of attention heads kept in each layer, None where all are. By ``unit_key``:
-    ``neurons``, indices kept, int64 [K], for each expert its own [E, K]; ``experts``, indices kept, int64
-    [num_experts]; ``heads``, indices of the groups kept, int64 [kv_groups].
+    ``layers``: indices kept, ascending. ``widths``: neurons kept, by config field, of narrowed units only.
+    ``num_experts``, ``kv_groups``: experts and key-value groups kept in each layer; None if all are. By ``unit_key``:
+    ``neurons``, indices kept, int64 [K], or [E, K] with different ones in each expert; ``experts``, indices kept, int64
+    [num_experts]; ``heads``, indices of the groups kept, int64 [kv_groups]. Raises RecipeError for impossible layers.
     """
 
     num_layers: int
@@ -52,19 +52,19 @@ class Cut:
             )
 
     def require_like(self, chosen: Cut) -> None:
-        """Raise RecipeError unless this cut, which may be edited by hand, has the sizes of the chosen one."""
+        """Raise RecipeError unless this cut, which may be edited by hand, has the sizes of ``chosen``."""
         if self.num_layers != chosen.num_layers:
             raise RecipeError(
                 f"cut.json is for {self.num_layers} layers and the model has {chosen.num_layers}; delete it"
             )
         if self._sizes != chosen._sizes or _shapes(self) != _shapes(chosen):
-            said, wanted = (
+            found, wanted = (
                 f"widths {cut.widths}, num_experts {cut.num_experts} and kv_groups {cut.kv_groups}"
                 for cut in (self, chosen)
             )
             raise RecipeError(
-                f"cut.json says {said}, and the recipe keeps {wanted}: which neurons, experts and heads stay is not "
-                "edited there; change width and experts in the recipe"
+                f"cut.json has {found}, and the recipe keeps {wanted}: only its layers can be edited; "
+                "for other neurons, experts or heads change width and experts in the recipe"
             )
 
     @property
@@ -73,16 +73,16 @@ class Cut:
 
     @property
     def removed(self) -> tuple[int, ...]:
-        """Indices of the layers that go."""
+        """Indices of the removed layers."""
         return tuple(index for index in range(self.num_layers) if index not in self.layers)
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is cut at all."""
+        """True if nothing is removed."""
         return not (self.removed or self.neurons or self.experts or self.heads)
 
     def save(self, path: Path) -> None:
-        """Write ``cut.json`` and, where more than layers is cut, ``cut.safetensors`` beside it."""
+        """Write ``cut.json`` and, if more than layers is removed, ``cut.safetensors`` in the same folder."""
         listed = path.with_suffix(".safetensors")
         indices = {f"{kind}.{key}": keep for kind in _KINDS for key, keep in getattr(self, kind).items()}
         text = {
@@ -100,7 +100,7 @@ class Cut:
 
     @classmethod
     def load(cls, path: Path) -> Cut:
-        """Read what ``save`` wrote, or what a person made of it: ``keep_layers`` counts."""
+        """Read a saved cut; its layers are those of ``keep_layers``. Raises RecipeError if it cannot be read."""
         try:
             text = json.loads(path.read_text(encoding="utf-8"))
             indices = load_file(path.with_name(text["indices"])) if text["indices"] else {}
@@ -120,7 +120,7 @@ class Cut:
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RecipeError(
-                f"{path} is no cut that can be read ({type(error).__name__}: {error}); delete it to choose anew"
+                f"{path} cannot be read as a cut ({type(error).__name__}: {error}); delete it to choose a new one"
             ) from error
 
 
@@ -129,9 +129,9 @@ def _shapes(cut: Cut) -> dict[str, tuple[int, ...]]:
 
 
 def choose_layers(scores_N: Tensor, keep: int, *, one_of: Sequence[int] = ()) -> tuple[int, ...]:
-    """The ``keep`` layers with the highest scores, ascending; of equal scores the earlier layer stays.
+    """Return the ``keep`` layers with the highest scores, ascending; of equal scores the earlier layer is kept.
 
-    Of ``one_of``, if there are any, at least one stays.
+    At least one of ``one_of`` is kept, if that is not empty.
     """
     order = torch.sort(scores_N, descending=True, stable=True).indices.tolist()
     kept = order[:keep]
@@ -141,24 +141,25 @@ def choose_layers(scores_N: Tensor, keep: int, *, one_of: Sequence[int] = ()) ->
 
 
 def choose_highest(scores: Tensor, keep: int) -> Tensor:
-    """Indices of the ``keep`` highest scores along the last dimension, ascending: [F], [E, F] of neurons, [E], [G]."""
+    """Return the ascending indices of the ``keep`` highest scores along the last dimension: [F], [E, F], [E], [G]."""
     return scores.topk(keep).indices.sort().values
 
 
 def kept_share(scores: Tensor, keep: Tensor, *, adds_up: bool = True) -> float:
-    """Share of the score mass that the kept neurons or groups hold: [F] and [K], or [E, F] and [E, K].
+    """Return the share of the total score that kept neurons or groups have: scores [F], [E, F]; indices [K], [E, K].
 
-    Scores that do not add up are of all that has gone by then: the highest that goes is what goes together.
+    Scores that do not add up are cumulative, each the loss of all units removed up to that one: the highest removed
+    score is then the total that is lost.
     """
     scores = scores.double()
     if not adds_up:
-        gone = scores.scatter(-1, keep, 0.0).amax(-1).sum()
-        return float(1 - gone / scores.amax(-1).sum()) if scores.any() else 1.0
+        removed = scores.scatter(-1, keep, 0.0).amax(-1).sum()
+        return float(1 - removed / scores.amax(-1).sum()) if scores.any() else 1.0
     total = scores.sum()
     return float(scores.gather(-1, keep).sum() / total) if total > 0 else 1.0
 
 
 def gap_after(layers: Sequence[int], position: int, *, num_layers: int) -> range:
-    """The removed layers between a kept layer and the next one, or the end."""
+    """Return the removed layers between the kept layer at a position and the next kept one, or the end."""
     following = layers[position + 1] if position + 1 < len(layers) else num_layers
     return range(layers[position] + 1, following)

@@ -1,6 +1,6 @@
-"""Choose layers so that those that stay follow the base's pattern: the kinds of n kept layers are those of its first n.
+"""Choice of layers that keeps the base model's pattern: the kinds of n kept layers are those of its first n layers.
 
-A tool that derives the kinds from a period then runs every layer as what it is.
+Tools that derive a layer's kind (such as sliding or full attention) from its index then run every layer correctly.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from torch import Tensor
 from llmprune.anatomy.types import Anatomy, LayerPattern
 from llmprune.common.errors import RecipeError
 
-Kinds = tuple[tuple[str, ...], ...]  # of each layer, its kind in every pattern
+Kinds = tuple[tuple[str, ...], ...]  # by layer, its kind in each pattern
 
 
 def kinds_of(patterns: Sequence[LayerPattern], num_layers: int) -> Kinds:
-    """Return what every layer is in all patterns."""
+    """Return the kinds of every layer, one in each pattern."""
     return tuple(tuple(pattern.kinds[index] for pattern in patterns) for index in range(num_layers))
 
 
 def first_break(pattern: LayerPattern, keep: Sequence[int]) -> int | None:
-    """Return the first position among the kept layers that does not follow a pattern; None where all do."""
+    """Return the first position among the kept layers that breaks a pattern; None if none does."""
     return next((new for new, old in enumerate(keep) if pattern.kinds[old] != pattern.kinds[new]), None)
 
 
 def possible_counts(anatomy: Anatomy) -> tuple[int, ...]:
-    """Return how many layers can stay in the pattern: of ``one_of`` at least one is among the kinds of the first."""
+    """Return the numbers of layers that can be kept in the pattern, with at least one of ``one_of`` among them."""
     kinds = kinds_of(anatomy.patterns, anatomy.num_layers)
     counts = range(1, anatomy.num_layers + 1)
     if not anatomy.one_of:
@@ -36,7 +36,7 @@ def possible_counts(anatomy: Anatomy) -> tuple[int, ...]:
 
 
 def can_keep(kinds: Kinds, left: Collection[int], *, count: int) -> bool:
-    """Check that ``count`` of the layers that are left can be chosen in the pattern."""
+    """Check that ``count`` of the remaining layers ``left`` can be chosen in the pattern."""
     found = 0
     for index in sorted(left):
         if found < count and kinds[index] == kinds[found]:
@@ -45,7 +45,10 @@ def can_keep(kinds: Kinds, left: Collection[int], *, count: int) -> bool:
 
 
 def may_go(anatomy: Anatomy, remove: int, *, keep_pattern: bool) -> Callable[[Collection[int]], bool]:
-    """Return a check of a set of layers that are left on the way to a removal of ``remove``."""
+    """Return a check of the layers that remain while ``remove`` layers are removed one by one.
+
+    It is False for those from which no allowed choice can be reached.
+    """
     kinds, one_of = kinds_of(anatomy.patterns, anatomy.num_layers), set(anatomy.one_of)
     count = anatomy.num_layers - remove
 
@@ -57,7 +60,7 @@ def may_go(anatomy: Anatomy, remove: int, *, keep_pattern: bool) -> Callable[[Co
 
 
 def starts_in_pattern(anatomy: Anatomy, remove: int) -> tuple[int, ...]:
-    """Return where a run of ``remove`` neighbouring layers can go."""
+    """Return the first layers of blocks of ``remove`` consecutive layers whose removal keeps the pattern."""
     kinds, count = kinds_of(anatomy.patterns, anatomy.num_layers), anatomy.num_layers - remove
     return tuple(start for start in range(count + 1) if kinds[start + remove :] == kinds[start:count])
 
@@ -65,7 +68,8 @@ def starts_in_pattern(anatomy: Anatomy, remove: int) -> tuple[int, ...]:
 def choose_in_pattern(scores_N: Tensor, keep: int, *, anatomy: Anatomy) -> tuple[int, ...]:
     """Return the ``keep`` layers in the pattern with the highest sum of scores, ascending.
 
-    Of equal sums the earlier layers stay; of ``one_of``, if there are any, at least one.
+    Of equal sums the earlier layers are kept. At least one of the anatomy's ``one_of`` is kept, if that is not empty.
+    Raises RecipeError if no choice has both.
     """
     kinds, scores = kinds_of(anatomy.patterns, anatomy.num_layers), scores_N.double().tolist()
     best = _best(kinds, scores, keep=keep)
@@ -79,14 +83,14 @@ def choose_in_pattern(scores_N: Tensor, keep: int, *, anatomy: Anatomy) -> tuple
         if not usable:
             raise RecipeError(
                 f"depth.keep_pattern: no choice of {keep} layers keeps both the pattern and one of layers "
-                f"{list(anatomy.one_of)}, of which one must stay; keep another number, or leave depth.keep_pattern out"
+                f"{list(anatomy.one_of)}, one of which must be kept; keep another number, or omit depth.keep_pattern"
             )
         best = max(usable, key=lambda layers: sum(scores[index] for index in layers))
     return best
 
 
 def _best(kinds: Kinds, scores: Sequence[float], *, keep: int) -> tuple[int, ...]:
-    """Dynamic programming over (layers seen, layers kept): the best choice of every number that is kept so far."""
+    """Find the best choice by dynamic programming over (layers seen, layers kept)."""
     found: list[tuple[float, tuple[int, ...]] | None] = [(0.0, ()), *[None] * keep]
     for index, score in enumerate(scores):
         for count in range(min(index + 1, keep), 0, -1):

@@ -13,7 +13,7 @@ from llmprune.evaluation.generation import compare_generation
 from llmprune.evaluation.lm_eval.harness import EvaluatedModel, evaluate_tasks
 from llmprune.evaluation.lm_eval.results import TaskResults
 from llmprune.evaluation.perplexity import compare_predictions, perplexity
-from llmprune.layerwise.forward import Decoder
+from llmprune.layerwise.decoder import Decoder
 from llmprune.recipe.calibration import TokenWindows
 from llmprune.recipe.evaluation import Evaluation, Perplexity
 from llmprune.results.evaluation_figures import DivergenceFigures, GenerationFigures, PerplexityFigures, SpeedFigures

@@ -17,7 +17,8 @@ from torch.nn.functional import cross_entropy
 from llmprune.common.errors import NumericalError
 from llmprune.common.linalg.kl_divergence import kl_divergence
 from llmprune.common.progress import track
-from llmprune.layerwise.forward import Decoder, LayerwiseForward
+from llmprune.layerwise.decoder import Decoder
+from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.results.evaluation_figures import DivergenceFigures
 
 QUANTILES = (0.5, 0.9, 0.99, 1.0)

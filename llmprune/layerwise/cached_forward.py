@@ -1,6 +1,6 @@
-"""A layer run several times on the same hidden states, uncut and cut: modules before what changes are run once.
+"""One layer run several times on the same hidden states, uncut and cut: modules before the change run once.
 
-Shapes: B batch, L sequence length, D hidden size.
+Shapes: B batch, L sequence length, D hidden size, X any features.
 """
 
 from __future__ import annotations
@@ -12,38 +12,42 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from llmprune.layerwise.forward import LayerwiseForward, outputs_of
+from llmprune.anatomy.hooks import outputs_of
+from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_states import HiddenStates
-from llmprune.layerwise.staged_layer import replaced
+from llmprune.layerwise.hooks import CachedOutput, return_cached
 
 
-class Reruns:
-    """Runs of one layer in a walk whose streams stay before it.
+class CachedForward:
+    """Runs of one layer on hidden states that are not advanced.
 
-    ``same``: modules that put out the same in every run, by how many values they return (0: a tensor alone). The first
-    run of a batch notes their outputs, later ones are given them.
+    ``unchanged``: modules with the same output in every run, by path, and the number of values that each returns (0 for
+    a tensor alone). The first run of a batch stores their outputs, later runs reuse them.
     """
 
-    def __init__(self, walk: LayerwiseForward, same: dict[str, int]) -> None:
-        self.walk, self.same = walk, same
-        self._noted: dict[str, HiddenStates] = {}
+    def __init__(self, forward: LayerwiseForward, unchanged: dict[str, int]) -> None:
+        self.forward, self.unchanged = forward, unchanged
+        self._stored: dict[str, HiddenStates] = {}
 
     def outputs(self, index: int, layer: nn.Module) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield (batch number, hidden states before, hidden states after the layer), both [B, L, D]."""
-        device = self.walk.decoder.device_of(index)
-        for batch, stream_BLD in enumerate(self.walk.streams):
+        device = self.forward.decoder.device_of(index)
+        for batch, stream_BLD in enumerate(self.forward.streams):
             hidden_BLD = stream_BLD.to(device)
-            known = {path: noted for path, noted in self._noted.items() if batch < len(noted)}
+            cached = {
+                path: CachedOutput(stored[batch].to(device), self.unchanged[path])
+                for path, stored in self._stored.items()
+                if batch < len(stored)
+            }
             with ExitStack() as hooks:
-                given = {path: (noted[batch].to(device), self.same[path]) for path, noted in known.items()}
-                hooks.enter_context(replaced(layer, given))
-                for path in self.same.keys() - known.keys():
-                    hooks.enter_context(outputs_of(layer.get_submodule(path), partial(self._note, path)))
-                output_BLD = self.walk.output(batch, index, layer=layer, hidden_BLD=hidden_BLD)
+                hooks.enter_context(return_cached(layer, cached))
+                for path in self.unchanged.keys() - cached.keys():
+                    hooks.enter_context(outputs_of(layer.get_submodule(path), partial(self._store, path)))
+                output_BLD = self.forward.output(batch, index, layer=layer, hidden_BLD=hidden_BLD)
             yield batch, hidden_BLD, output_BLD
 
-    def _note(self, path: str, value: Any) -> None:
-        value_BLX: Tensor = value[0] if self.same[path] else value
-        if path not in self._noted:
-            self._noted[path] = self.walk.room(value_BLX)
-        self._noted[path].append(value_BLX)
+    def _store(self, path: str, value: Any) -> None:
+        value_BLX: Tensor = value[0] if self.unchanged[path] else value
+        if path not in self._stored:
+            self._stored[path] = self.forward.allocate(value_BLX)
+        self._stored[path].append(value_BLX)

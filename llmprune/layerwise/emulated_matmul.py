@@ -1,4 +1,7 @@
-"""Products in half precision on CPUs that cannot: through float32, eight times as fast as torch's emulation."""
+"""Half-precision products on CPUs without instructions for them.
+
+Computed through float32 they are 8 times as fast as torch's emulation.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 @lru_cache
 def is_emulated(dtype: torch.dtype) -> bool:
-    """Whether this machine's CPU has no products of this type."""
+    """Check that this machine's CPU has no instructions for products of this type, so that torch emulates them."""
     known = {
         torch.bfloat16: "_is_mkldnn_bf16_supported",
         torch.float16: "_is_mkldnn_fp16_supported",
@@ -25,7 +28,10 @@ def is_emulated(dtype: torch.dtype) -> bool:
 
 
 class _ThroughFloat32(TorchFunctionMode):
-    """Sums in float32 and rounds once, as the emulation does: results differ by the order of the sums at most."""
+    """Linear layers that sum in float32 and round once.
+
+    So does torch's emulation: results differ at most by the order of the sums.
+    """
 
     def __torch_function__(  # noqa: PLR0917 - torch calls it
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -39,6 +45,6 @@ class _ThroughFloat32(TorchFunctionMode):
 
 @contextmanager
 def quick_products() -> Iterator[None]:
-    """While it lasts, linear layers in half precision take the quicker way."""
+    """Compute emulated linear layers through float32 while the context lasts."""
     with _ThroughFloat32():
         yield

@@ -1,4 +1,4 @@
-"""Hidden states between layers: in memory, or in a memory-mapped file where they are many.
+"""Hidden states between layers: in memory, or in a memory-mapped file where they exceed a limit.
 
 Shapes: B batch, L sequence length, D hidden size.
 """
@@ -21,16 +21,16 @@ from llmprune.common.files import disk_errors
 
 @dataclass(frozen=True)
 class HiddenStateCache:
-    """The dense stream as it left every layer, which pass 1 leaves in files for pass 2. Losing it loses no result.
+    """Dense hidden states after every layer, which pass 1 saves in files for pass 2. Losing a file changes no result.
 
-    ``key`` is in the files' names: it stands for all that the streams depend on.
+    ``key`` is part of the files' names and stands for everything that the hidden states depend on.
     """
 
     folder: Path
     key: str
 
     def keep(self, layer: int, streams: HiddenStates) -> None:
-        """Leave the streams of one layer: whole, or not at all."""
+        """Save the hidden states after a layer; the file appears whole or not at all."""
         path = self._path(layer)
         path.parent.mkdir(exist_ok=True)
         beside = path.with_suffix(".partial")
@@ -38,7 +38,7 @@ class HiddenStateCache:
         beside.replace(path)
 
     def restore(self, layer: int, streams: HiddenStates) -> bool:
-        """Put streams where they left a layer; False where that is not known."""
+        """Load the hidden states after a layer into ``streams``; return False if there is no file."""
         path = self._path(layer)
         if not path.is_file():
             return False
@@ -46,7 +46,7 @@ class HiddenStateCache:
         return True
 
     def remove(self) -> None:
-        """Remove what was kept."""
+        """Delete all files of the cache."""
         for path in self.folder.glob(f"{self.key}-*"):
             path.unlink(missing_ok=True)
 
@@ -56,18 +56,22 @@ class HiddenStateCache:
 
 @dataclass(frozen=True)
 class HiddenStateStore:
-    """Where streams may live: up to ``limit`` bytes each in memory, else in a file in ``folder``; and their trail."""
+    """Settings for where hidden states are stored.
+
+    A buffer of up to ``limit`` bytes is in memory, a larger one in a file in ``folder``; without a limit all are in
+    memory. ``cache``: the dense hidden states of pass 1, if they are saved.
+    """
 
     limit: int | None = None
     folder: Path | None = None
-    trail: HiddenStateCache | None = None
+    cache: HiddenStateCache | None = None
 
-    def open(self, first_BLD: Tensor, windows: int) -> HiddenStates:
-        """Room for the hidden states of so many windows, shaped like this first batch."""
+    def allocate(self, first_BLD: Tensor, windows: int) -> HiddenStates:
+        """Return an empty buffer for this many windows, each shaped like those of ``first_BLD``."""
         size = first_BLD[0].numel() * first_BLD.element_size() * windows
         if self.limit is None or size <= self.limit:
             return HiddenStates()
-        return MappedStreams(size, self.folder)
+        return MappedHiddenStates(size, self.folder)
 
 
 class HiddenStates:
@@ -93,25 +97,25 @@ class HiddenStates:
         self._batches.append(_to_memory(hidden_BLD))
 
     def save(self, path: Path) -> None:
-        """Write as safetensors."""
+        """Write all batches to a safetensors file."""
         tensors = {f"{batch:06}": hidden_BLD.contiguous() for batch, hidden_BLD in enumerate(self)}
         with disk_errors(path.parent):
             save_file(tensors, path)
 
     def load(self, path: Path) -> None:
-        """Take over what ``save`` wrote."""
+        """Replace all batches by those that ``save`` wrote."""
         with safe_open(path, framework="pt") as file:
             for batch, name in enumerate(sorted(file.keys())):
                 self[batch] = file.get_tensor(name).clone()
 
 
-class MappedStreams(HiddenStates):
-    """The same in a file without a name, which goes when the process does; its pages are no memory of ours."""
+class MappedHiddenStates(HiddenStates):
+    """Hidden states in a memory-mapped, unlinked temporary file of ``size`` bytes."""
 
     def __init__(self, size: int, folder: Path | None) -> None:
         super().__init__()
         with disk_errors(folder or Path(tempfile.gettempdir())):
-            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # open as long as the streams are
+            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # open as long as the hidden states are used
             self._file.truncate(size)
             self._map = mmap.mmap(self._file.fileno(), size)
         self._used = 0
@@ -121,9 +125,9 @@ class MappedStreams(HiddenStates):
 
     def append(self, hidden_BLD: Tensor) -> None:
         """Add the hidden states of the next batch."""
-        room = torch.frombuffer(self._map, dtype=hidden_BLD.dtype, count=hidden_BLD.numel(), offset=self._used)
+        mapped = torch.frombuffer(self._map, dtype=hidden_BLD.dtype, count=hidden_BLD.numel(), offset=self._used)
         self._used += hidden_BLD.numel() * hidden_BLD.element_size()
-        self._batches.append(room.view(hidden_BLD.shape).copy_(hidden_BLD))
+        self._batches.append(mapped.view(hidden_BLD.shape).copy_(hidden_BLD))
 
 
 def _to_memory(hidden_BLD: Tensor) -> Tensor:

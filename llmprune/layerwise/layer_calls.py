@@ -1,8 +1,7 @@
-"""Taps: what a model's own forward hands to each decoder layer.
+"""Arguments that a model's own forward passes to each decoder layer: masks, rotary embeddings and others.
 
-The model runs its own code once with every layer replaced by a tap that notes
-its arguments and passes the hidden states through. Masks, rotary embeddings and
-whatever else a family computes are so recorded without knowing the family.
+The model's own code runs once, with the forward of every layer replaced by a recorder that notes its arguments and
+returns the hidden states unchanged. So arguments are recorded without knowledge of the model family.
 
 Shapes: B batch, L sequence length, D hidden size.
 """
@@ -25,43 +24,43 @@ from llmprune.common.errors import ModelError
 
 @dataclass(frozen=True)
 class LayerCall:
-    """The arguments of one layer for one batch, hidden states left out."""
+    """Arguments of one layer for one batch, without the hidden states."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
     def returned(self, layer: nn.Module, hidden_BLD: Tensor) -> Any:
-        """All that the layer returns."""
+        """Run the layer and return everything that it returns."""
         args, kwargs = send_to_device((self.args, self.kwargs), hidden_BLD.device)
         return layer(hidden_BLD, *args, **kwargs)
 
     def run(self, layer: nn.Module, hidden_BLD: Tensor) -> Tensor:
-        """Hidden states after the layer [B, L, D]."""
+        """Run the layer and return the hidden states after it [B, L, D]."""
         output = self.returned(layer, hidden_BLD)
         return output if isinstance(output, Tensor) else output[0]
 
 
 class SharedValues:
-    """Keeps one copy of equal tensors: masks and rotary embeddings repeat over layers and batches.
+    """Single copies of equal tensors: masks and rotary embeddings repeat over layers and batches.
 
-    Tensors of the first batch stay where they are. A later batch's own tensors (made of its tokens, as Gemma 4's
-    inputs of each layer) go to the CPU's memory, so that no number of batches fills a GPU.
+    Tensors of the first batch are kept on their device. Tensors that differ in a later batch (computed from its tokens,
+    such as Gemma 4's per-layer inputs) are kept in CPU memory, so that GPU memory does not grow with the batches.
     """
 
     def __init__(self) -> None:
-        self._first: list[tuple[Tensor, Tensor]] = []  # of the first batch: (as the model made it, as it is kept)
-        self._own: list[tuple[Tensor, Tensor]] | None = None  # of the batch that is being recorded, if a later one
+        self._first: list[tuple[Tensor, Tensor]] = []  # first batch: (the model's tensor, the kept one)
+        self._own: list[tuple[Tensor, Tensor]] | None = None  # current batch, unless it is the first
 
     def start_batch(self) -> None:
-        """Begin to record the next batch."""
+        """Start recording the next batch."""
         self._own = [] if self._first else None
 
     def share(self, value: Any) -> Any:
-        """The value, with every tensor in it replaced by an equal one that is kept already."""
+        """Return the value with each tensor in it replaced by an equal one that is already kept."""
         if isinstance(value, Tensor):
             own = self._first if self._own is None else self._own
             for made, kept in (*self._first, *(self._own or ())):
-                if made is value or (made.shape == value.shape and made.dtype == value.dtype and _same(made, value)):
+                if made is value or (made.shape == value.shape and made.dtype == value.dtype and _equal(made, value)):
                     return kept
             own.append((value, value if own is self._first else value.cpu()))
             return own[-1][1]
@@ -73,12 +72,12 @@ class SharedValues:
 
 
 def same_value(first: Any, second: Any) -> bool:
-    """Whether two arguments are equal, tensors in lists, tuples and mappings by their values.
+    """Check that two arguments are equal: tensors, numbers and strings by value, also in lists, tuples and dicts.
 
-    Of objects that are none of these only the types are compared.
+    Of any other objects only the types are compared.
     """
     if isinstance(first, Tensor) and isinstance(second, Tensor):
-        return first.shape == second.shape and _same(first, second)
+        return first.shape == second.shape and _equal(first, second)
     if isinstance(first, list | tuple) and isinstance(second, list | tuple):
         return len(first) == len(second) and all(map(same_value, first, second))
     if isinstance(first, dict) and isinstance(second, dict):
@@ -88,8 +87,8 @@ def same_value(first: Any, second: Any) -> bool:
     return type(first) is type(second)
 
 
-class _Recorded(Exception):  # no error: it ends a forward pass that is only being recorded
-    pass
+class _AllCalledError(Exception):
+    """Every layer was called: ends the forward pass that records the calls."""
 
 
 @torch.no_grad()
@@ -100,43 +99,44 @@ def record_calls(
     ids_BL: Tensor,
     shared: SharedValues,
     run_layer: Callable[[int, LayerCall, Tensor], Any],
-    returns_tuple: dict[type, int],
+    items_returned: dict[type, int],
 ) -> tuple[Tensor, list[LayerCall]]:
-    """Hidden states before the first layer [B, L, D], and the call of every layer.
+    """Return the hidden states before the first layer [B, L, D] and the arguments of every layer.
 
-    ``run_layer`` runs a real layer, once for every class of layer, to learn whether it
-    returns a tensor or a tuple; ``returns_tuple`` keeps of how many items, 0 for a tensor.
+    ``run_layer(index, call, hidden_BLD)`` runs a real layer, once for every class of layer, to find how many values it
+    returns; ``items_returned`` gets that number, 0 for a tensor alone. Raises ModelError for a model whose layers are
+    not simply called one after the other on the same hidden states.
     """
     calls: list[LayerCall] = []
     hiddens: list[Tensor] = []
-    besides: dict[type, tuple[Any, ...]] = {}  # what a layer of a class returned with its hidden states
-    handed: set[int] = set()  # the tensors in that by their ids, those left out that the layer was called with
+    extras: dict[type, tuple[Any, ...]] = {}  # by class of layer: values returned after the hidden states
+    extra_ids: set[int] = set()  # ids of tensors in ``extras`` that were not arguments of the layer
 
-    def tap(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: PLR0917 - a callback
+    def record(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: PLR0917 - a callback of _replaced_forwards
         hidden_BLD, args, kwargs = _split_hidden(args, kwargs)
-        if index != len(calls) or (hiddens and not _same(hiddens[0], hidden_BLD)):
-            raise _unwalkable(model, "does something between its layers, or runs them out of order", index=index)
+        if index != len(calls) or (hiddens and not _equal(hiddens[0], hidden_BLD)):
+            raise _not_layerwise(model, "does something between its layers, or runs them out of order", index=index)
         if hidden_BLD.shape[-1] != text_config(model.config).hidden_size:
-            raise _unwalkable(model, "passes on several streams of hidden states side by side", index=index)
-        if not handed.isdisjoint(map(id, _tensors((args, kwargs)))):
-            raise _unwalkable(model, "hands more than hidden states from layer to layer", index=index)
+            raise _not_layerwise(model, "passes on several streams of hidden states side by side", index=index)
+        if not extra_ids.isdisjoint(map(id, _tensors((args, kwargs)))):
+            raise _not_layerwise(model, "hands more than hidden states from layer to layer", index=index)
         hiddens.append(hidden_BLD)
         calls.append(LayerCall(shared.share(args), shared.share(kwargs)))
         kind = type(layers[index])
-        if kind not in returns_tuple:
+        if kind not in items_returned:
             returned = run_layer(index, calls[-1], hidden_BLD)
-            besides[kind] = () if isinstance(returned, Tensor) else tuple(returned[1:])
-            returns_tuple[kind] = 0 if isinstance(returned, Tensor) else len(returned)
+            extras[kind] = () if isinstance(returned, Tensor) else tuple(returned[1:])
+            items_returned[kind] = 0 if isinstance(returned, Tensor) else len(returned)
             given = _tensors((calls[-1].args, calls[-1].kwargs))
-            handed.update({*map(id, _tensors(besides[kind]))} - {*map(id, given)})
+            extra_ids.update({*map(id, _tensors(extras[kind]))} - {*map(id, given)})
         if index == len(layers) - 1:
-            raise _Recorded
-        return _as_returned(hidden_BLD, returns_tuple[kind], besides=besides.get(kind, ()))
+            raise _AllCalledError
+        return _as_returned(hidden_BLD, items_returned[kind], extras=extras.get(kind, ()))
 
     try:
-        with _tapped(layers, tap):
+        with _replaced_forwards(layers, record):
             model(input_ids=ids_BL, use_cache=False)
-    except _Recorded:
+    except _AllCalledError:
         return hiddens[0], calls
     raise ModelError(f"{type(model).__name__} returned without running its {len(layers)} layers")
 
@@ -147,23 +147,25 @@ def run_tail(
     *,
     ids_BL: Tensor,
     hidden_BLD: Tensor,
-    returns_tuple: dict[type, int],
+    items_returned: dict[type, int],
 ) -> Tensor:
-    """Logits [B, L, V] that the model's own code makes of the last layer's hidden states."""
+    """Return the logits [B, L, V] that the model's own code computes from the last layer's hidden states."""
 
-    def tap(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: PLR0917 - a callback
+    def pass_on(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: PLR0917 - a callback of _replaced_forwards
         passed_BLD = hidden_BLD if index == len(layers) - 1 else _split_hidden(args, kwargs)[0]
-        return _as_returned(passed_BLD, returns_tuple[type(layers[index])])
+        return _as_returned(passed_BLD, items_returned[type(layers[index])])
 
-    with _tapped(layers, tap):
+    with _replaced_forwards(layers, pass_on):
         logits_BLV: Tensor = model(input_ids=ids_BL, use_cache=False).logits
     return logits_BLV
 
 
 @contextmanager
-def _tapped(layers: nn.ModuleList, tap: Callable[[int, tuple[Any, ...], dict[str, Any]], Any]) -> Iterator[None]:
+def _replaced_forwards(
+    layers: nn.ModuleList, forward: Callable[[int, tuple[Any, ...], dict[str, Any]], Any]
+) -> Iterator[None]:
     def make(index: int) -> Callable[..., Any]:
-        return lambda *args, **kwargs: tap(index, args, kwargs)
+        return lambda *args, **kwargs: forward(index, args, kwargs)
 
     try:
         for index, layer in enumerate(layers):
@@ -174,11 +176,11 @@ def _tapped(layers: nn.ModuleList, tap: Callable[[int, tuple[Any, ...], dict[str
             del layer.forward
 
 
-def _as_returned(hidden_BLD: Tensor, items: int, *, besides: tuple[Any, ...] = ()) -> Any:
-    """Hidden states in the form in which a layer returns them: alone, or first of so many items."""
+def _as_returned(hidden_BLD: Tensor, items: int, *, extras: tuple[Any, ...] = ()) -> Any:
+    """Return hidden states in the form in which a layer returns them: alone, or first of ``items`` values."""
     if not items:
         return hidden_BLD
-    return (hidden_BLD, *(besides or [None] * (max(items, 2) - 1)))
+    return (hidden_BLD, *(extras or [None] * (max(items, 2) - 1)))
 
 
 def _split_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
@@ -188,8 +190,8 @@ def _split_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor
     return rest.pop("hidden_states"), (), rest
 
 
-def _unwalkable(model: PreTrainedModel, what: str, *, index: int) -> ModelError:
-    return ModelError(f"{type(model).__name__} {what} (at layer {index}); such a model cannot be walked layer by layer")
+def _not_layerwise(model: PreTrainedModel, what: str, *, index: int) -> ModelError:
+    return ModelError(f"{type(model).__name__} {what} (at layer {index}); such a model cannot be run layer by layer")
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -199,5 +201,5 @@ def _tensors(value: Any) -> list[Tensor]:
     return [tensor for item in items for tensor in _tensors(item)]
 
 
-def _same(first: Tensor, second: Tensor) -> bool:
+def _equal(first: Tensor, second: Tensor) -> bool:
     return first is second or torch.equal(first, second)

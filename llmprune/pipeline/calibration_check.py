@@ -66,8 +66,8 @@ def _cut_selected_by(context: RunContext, windows_NL: Tensor) -> Cut:
         on_half = replace(context, recipe=context.recipe.model_copy(update={"depth": depth}))
     store = inputs.hidden_state_store(context.folder.path, windows_NL)
     scores = compute_scores(on_half, windows_NL, store=store, steps=[])
-    if store.trail:
-        store.trail.remove()  # pass 2 needs the hidden states of all windows, not of a half
+    if store.cache:
+        store.cache.remove()  # pass 2 needs the hidden states of all windows, not of a half
     return choose_cut(inputs.anatomy, scores, sizes=planned_sizes(context))
 
 

@@ -27,7 +27,7 @@ from llmprune.common.distributed import (
 )
 from llmprune.data.sources import commit_of
 from llmprune.data.windows import fingerprint_tokens
-from llmprune.layerwise.forward import Decoder
+from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.hidden_states import HiddenStateCache, HiddenStateStore
 from llmprune.planning.text_inputs import TextInputs
 from llmprune.prune.snapshots import boot

@@ -19,12 +19,14 @@ from llmprune.common.errors import ModelError
 from llmprune.common.files import replace_folder
 from llmprune.cut.apply import cut_config, cut_decoder, restore_layer
 from llmprune.cut.decision import Cut
-from llmprune.layerwise.forward import Decoder, LayerwiseForward, Tensors
+from llmprune.layerwise.decoder import Decoder, Tensors
+from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.planning.model_size import measure_size
 from llmprune.prune.pass2 import Pruning
-from llmprune.prune.snapshots import LayerRecord, Snapshots
+from llmprune.prune.records import LayerRecord
+from llmprune.prune.snapshots import Snapshots
 from llmprune.recipe.sparsity import Sparsity
 from llmprune.results.run_folder import TRAIL, file_fingerprint, fingerprint
 from llmprune.results.schema import BaseFiles, Size

@@ -21,7 +21,7 @@ from llmprune.pipeline.prune_checkpoint import PrunedCheckpoint
 from llmprune.pipeline.score_and_select import ChosenCut
 from llmprune.pipeline.step_costs import with_forward_ratios
 from llmprune.planning.tool_compatibility import settle_patterns
-from llmprune.prune.snapshots import LayerRecord
+from llmprune.prune.records import LayerRecord
 from llmprune.recipe.sparsity import Sparsity
 from llmprune.results.formatting import plural
 from llmprune.results.schema import (

@@ -1,62 +1,74 @@
-"""Pass 2: walk dense and pruned side by side; cut, refit and write each layer, then let it go.
+"""Pass 2: cut, repair, sparsify and write every kept layer, one after the other.
 
-Two streams of hidden states run in step. The dense one says what each point of
-the network should put out, the pruned one what the network being built does. A
-removed layer is folded into the kept layer before it: that layer's target is the
-dense stream after the gap. Kept layers behind a gap are repaired in two steps, the
-token mixer (``mixers``) and then what ends the layer (``repairs``).
+Dense and pruned hidden states advance together, layer by layer. The dense ones are what each layer should produce, the
+pruned ones what the new model produces. A removed layer is absorbed by the kept layer before it, whose target is the
+dense hidden states after the gap. Each kept layer goes through these stages:
 
-Shapes: N windows, B batch, L sequence length, D hidden size, F neurons kept.
+    1. record the dense layer's outputs (``dense_reference``)
+    2. cut the layer's weights out of the dense ones (``layer_weights``)
+    3. refit the token mixer (``repair``)
+    4. advance the dense hidden states over the gap
+    5. refit the up projection, then the output projection (``repair``)
+    6. make the matrices sparse (``sparsify``)
+    7. advance the pruned hidden states, and write the layer
+
+``LayerStep`` decides which of them a layer needs.
+
+Shapes: N windows, B batch, L sequence length, D hidden size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor, nn
 
-from llmprune.anatomy.types import Anatomy, MlpUnit, Unit, unit_key
+from llmprune.anatomy.types import Anatomy
 from llmprune.checkpoint.loading import tensors_of
 from llmprune.common.distributed import is_first_process, sum_over_processes, windows_of_process
-from llmprune.common.linalg.cross_validated_ridge import Repair
 from llmprune.common.progress import track
-from llmprune.cut.apply import add_to_output
-from llmprune.cut.decision import Cut, gap_after
-from llmprune.layerwise.cached_forward import Reruns
-from llmprune.layerwise.forward import Decoder, LayerwiseForward, Tensors, require_same_calls
-from llmprune.layerwise.hidden_states import HiddenStateCache, HiddenStates, HiddenStateStore
-from llmprune.layerwise.residual_scale import RelativeError
+from llmprune.cut.decision import Cut
+from llmprune.layerwise.cached_forward import CachedForward
+from llmprune.layerwise.decoder import Decoder, Tensors
+from llmprune.layerwise.forward import LayerwiseForward, require_same_calls
+from llmprune.layerwise.hidden_states import HiddenStateStore
+from llmprune.layerwise.staged_layer import StagedLayer
+from llmprune.prune.dense_reference import pass_dense, record_dense
+from llmprune.prune.layer_step import LayerStep, steps_of
+from llmprune.prune.layer_weights import LayerWeights
+from llmprune.prune.layer_work import LayerWork, RunContext
+from llmprune.prune.records import LayerRecord
+from llmprune.prune.relative_error import RelativeError
+from llmprune.prune.repair.base import LayerRepair, Stage
 from llmprune.prune.repair.folds import Folds, every_eighth, folds_of
-from llmprune.prune.repair.output_projection import Repairs, cut_parts
-from llmprune.prune.repair.residual_writers import TopologyCache
-from llmprune.prune.repair.token_mixer import DenseMixerOutput, Mixers
-from llmprune.prune.repair.up_projection import UpRepair
-from llmprune.prune.snapshots import LayerRecord, MatrixRecord, Snapshots
-from llmprune.prune.sparsify import Sparsifier, Targets
+from llmprune.prune.repair.registry import REPAIRS
+from llmprune.prune.repair.residual_scales import ResidualScales
+from llmprune.prune.repair.residual_writers import LayerTopology, TopologyCache
+from llmprune.prune.snapshots import Progress, Snapshots
+from llmprune.prune.sparsify import DenseTargets, Sparsifier
 from llmprune.recipe.refit import Refit
 from llmprune.recipe.sparsity import Sparsity
 
-Outputs = Iterator[tuple[int, Tensor]]  # batch number, hidden states
 
-
+@dataclass(frozen=True)
 class Pruning:
-    """One run of pass 2. ``write`` gets every finished layer's tensors under the layer's new index."""
+    """Settings of a run of pass 2.
 
-    def __init__(
-        self,
-        dense: Decoder,
-        pruned: Decoder,
-        *,
-        anatomy: Anatomy,
-        cut: Cut,
-        refit: Refit | None,
-        write: Callable[[int, Tensors], None],
-        sparsity: Sparsity | None = None,
-    ) -> None:
-        self.dense, self.pruned, self.anatomy, self.cut = dense, pruned, anatomy, cut
-        self.refit, self.write, self.sparsity = refit, write, sparsity
-        self._trail: HiddenStateCache | None = None
+    ``write(new, tensors)`` gets every finished layer under its index in the pruned model. ``repairs``: those made in
+    each layer where ``refit`` is set, in this order.
+    """
+
+    dense: Decoder
+    pruned: Decoder
+    _: KW_ONLY
+    anatomy: Anatomy
+    cut: Cut
+    refit: Refit | None
+    write: Callable[[int, Tensors], None]
+    sparsity: Sparsity | None = None
+    repairs: tuple[LayerRepair, ...] = REPAIRS
 
     @torch.no_grad()
     def run(
@@ -68,248 +80,134 @@ class Pruning:
         store: HiddenStateStore | None = None,
         sources_N: Tensor | None = None,
     ) -> tuple[list[LayerRecord], LayerwiseForward]:
-        """Prune every kept layer; returns what was repaired, and the pruned stream after the last layer.
+        """Prune every kept layer; return their records, and the pruned model after its last layer.
 
-        With snapshots, layers that an earlier run finished are not done again. ``sources_N`` says which source
-        each window is from.
+        With ``snapshots``, layers that an earlier run finished are not done again. ``sources_N``: the text source of
+        each window.
         """
-        self._trail = store.trail if store else None
+        steps = steps_of(self.cut, self.anatomy, refit=self.refit, sparsity=self.sparsity)
         mine_NL = windows_of_process(windows_NL)
-        folds = Folds(folds_of(len(windows_NL), sources_N), batch_size)
-        target = LayerwiseForward(self.dense, mine_NL, batch_size=batch_size, store=store)
-        stream = LayerwiseForward(self.pruned, mine_NL, batch_size=batch_size, store=store)
-        require_same_calls(target, stream, layers=self.cut.layers)
-        records = snapshots.records() if snapshots else []
-        scales = snapshots.scales if snapshots else {}
-        held_out = Folds(every_eighth(len(windows_NL)), batch_size)
-        self._repairs = Repairs(
-            self.refit,
-            self.dense,
-            pruned=self.pruned,
-            anatomy=self.anatomy,
+        dense = LayerwiseForward(self.dense, mine_NL, batch_size=batch_size, store=store)
+        pruned = LayerwiseForward(self.pruned, mine_NL, batch_size=batch_size, store=store)
+        require_same_calls(dense, pruned, layers=self.cut.layers)
+        progress = snapshots.load() if snapshots else Progress()
+        records, scales = list(progress.records), ResidualScales(progress.scales)
+        context = RunContext(
             cut=self.cut,
-            folds=folds,
-            held_out=held_out,
+            refit=self.refit,
+            dense=dense,
+            pruned=pruned,
+            folds=Folds(folds_of(len(windows_NL), sources_N), batch_size),
+            held_out=Folds(every_eighth(len(windows_NL)), batch_size),
             scales=scales,
+            topologies=TopologyCache(self.anatomy, scales),
+            cache=store.cache if store else None,
         )
-        self._mixers = Mixers(
-            self.refit, self.dense, pruned=self.pruned, anatomy=self.anatomy, cut=self.cut, folds=folds
-        )
-        self._outlines = TopologyCache(self.anatomy, scales, writers=True)
-        self._sparsifier = self._make_sparsifier(folds, scales)
         if snapshots and records:
-            snapshots.restore(target.streams, stream.streams)
-        elif self._needs_dense():
-            for index in range(self.cut.layers[0]):
-                self._pass_dense(target, index)
-        for new in track(range(len(records), len(self.cut.layers)), "pass 2: cut and refit"):
-            records.append(self._prune_layer(new, target, stream=stream))
+            snapshots.restore(dense.streams, pruned.streams)
+        elif steps[0].uses_dense:
+            for index in range(steps[0].old):
+                pass_dense(context, index)
+        for new in track(range(len(records), len(steps)), "pass 2: cut and refit"):
+            records.append(self._prune_layer(context, steps[new]))
             if snapshots:
-                snapshots.keep(records, target.streams, stream=stream.streams)
-        return records, stream
+                snapshots.save(Progress(records, scales.known), dense.streams, pruned=pruned.streams)
+        return records, pruned
 
-    def _make_sparsifier(self, folds: Folds, scales: dict[str, float | None]) -> Sparsifier | None:
-        if self.sparsity is None:
-            return None
+    def _prune_layer(self, run: RunContext, step: LayerStep) -> LayerRecord:
+        """Take one kept layer through all stages."""
+        reference = record_dense(run, step)
+        weights = LayerWeights.cut_out(step, self.dense, pruned=self.pruned)
+        if step.is_untouched:
+            self._pass_untouched(run, step, weights=weights)
+            return LayerRecord(step.old, 0.0, None)
+        work = LayerWork(step, reference, weights, run.dense.streams, CachedForward(run.pruned, {}))
+        self._repair(run, work, stage=Stage.BEFORE_GAP)
+        self._pass_gap(run, work)
+        self._repair(run, work, stage=Stage.AFTER_GAP)
+        work.drop_references()
+        with self.pruned.layer(step.new, work.weights.cut) as layer:
+            outputs = self._sparsify(run, work, layer=layer)
+            self._advance(run, work, outputs=outputs)
+            self._write(step, tensors_of(layer))
+        return work.outcome.record(step.old)
+
+    def _pass_untouched(self, run: RunContext, step: LayerStep, *, weights: LayerWeights) -> None:
+        """Write a layer before the first cut; its hidden states are the dense ones."""
+        self._write(step, weights.cut)
+        if self.dense.rounds_differently(step.old):
+            with self.pruned.layer(step.new, weights.cut) as layer:
+                run.pruned.pass_through(step.new, layer)
+            return
+        for batch, hidden_BLD in enumerate(run.dense.streams):
+            run.pruned.advance(batch, hidden_BLD)
+
+    def _repair(self, run: RunContext, work: LayerWork, *, stage: Stage) -> None:
+        """Make the repairs of one stage in their order."""
+        if not work.step.is_refit:
+            return
+        for repair in self.repairs:
+            if repair.stage is stage:
+                repair.apply(run, work)
+
+    def _pass_gap(self, run: RunContext, work: LayerWork) -> None:
+        """Advance the dense hidden states over the removed layers after this one; those before them are kept for the
+        refit of the output projection.
+        """
+        step, reference = work.step, work.dense
+        if step.refits_output and reference.mixer is not None:
+            del reference.outputs[reference.mixer.name]  # for all windows, and no longer needed
+        if step.refits_output and reference.unit is not None:
+            work.runs = self._runs(run, work)
+            if step.gap:
+                work.reached = run.dense.copy()
+        else:
+            work.weights.drop_uncut()
+        for index in step.gap:
+            pass_dense(run, index)
+
+    def _runs(self, run: RunContext, work: LayerWork) -> CachedForward:
+        """Return runs of the layer, uncut and cut, on the pruned hidden states.
+
+        If it loses neurons of one unit only, the modules before that unit run once.
+        """
+        step, unit = work.step, work.dense.unit
+        if unit is None or not step.cuts_only(unit) or self.dense.rounds_differently(step.old) or step.is_sparse:
+            return CachedForward(run.pruned, {})
+        with self.dense.layer(step.old, work.weights.uncut) as layer:
+            order = run.topologies.order(run.pruned, step.new, layer=layer)
+        return CachedForward(run.pruned, order.before(unit.output, [tensor.name for tensor in unit.tensors]))
+
+    def _sparsify(self, run: RunContext, work: LayerWork, *, layer: nn.Module) -> Iterator[tuple[int, Tensor]]:
+        """Make the layer's matrices sparse if asked for; return (batch number, hidden states after the layer)."""
+        step, sparsity = work.step, self.sparsity
+        if sparsity is None:
+            return ((batch, output_BLD) for batch, _, output_BLD in work.runs.outputs(step.new, layer))
+        topology = work.dense.topology if step.refits_sparse else None
+        if topology is None:
+            topology = LayerTopology(run.topologies.agreed_order(run.pruned, step.new, layer=layer))
         experts = self.cut.num_experts or (self.anatomy.experts.count if self.anatomy.experts else None)
-        return Sparsifier(self.sparsity, self.refit, anatomy=self.anatomy, experts=experts, folds=folds, scales=scales)
+        sparsifier = Sparsifier(sparsity, self.refit if step.refits_sparse else None, experts, run.folds)
+        staged = StagedLayer(run.pruned, step.new, layer=layer, order=topology.order)
+        targets = DenseTargets(run.dense.streams, work.dense.outputs)
+        sparse = sparsifier.prune(staged, topology, targets=targets)
+        work.outcome.matrices = sparse.matrices
+        if step.refits_sparse:
+            work.outcome.output = sparse.repair
+        return staged.outputs()
 
-    def _needs_dense(self) -> bool:
-        """Whether something is measured against the dense stream: a cut, or the refit of sparse matrices."""
-        return self._sparsifier is None or self._sparsifier.refit is not None or not self.cut.is_empty
-
-    def _prune_layer(self, new: int, target: LayerwiseForward, *, stream: LayerwiseForward) -> LayerRecord:
-        if self._sparsifier and self._sparsifier.refit is not None:
-            return self._sparsify_towards(self._sparsifier, new, target=target, stream=stream)
-        if not self._needs_dense():
-            return self._sparsify_alone(new, stream)
-        old = self.cut.layers[new]
-        gap = gap_after(self.cut.layers, new, num_layers=self.cut.num_layers)
-        heard, unit = self._listen(new, target)
-        wanted = self._pass_dense(target, old, unit=unit)
-        uncut = self.dense.tensors(old)
-        self.pruned.tensors(new)  # cut out of the dense layer while that is at hand, and held
-        self.dense.forget()
-        if self._is_untouched(new):
-            self._write(new, self.pruned.tensors(new))
-            if self.dense.rounds_otherwise(old):
-                with self.pruned.layer(new) as layer:
-                    stream.pass_through(new, layer)
-            else:
-                for batch, hidden_BLD in enumerate(target.streams):
-                    stream.advance(batch, hidden_BLD)
-            return LayerRecord(old, 0.0, None)
-        mixer = None
-        if heard is not None:
-            uncut, mixer = self._mixers.solve(new, uncut, stream=stream, heard=heard)
-            heard = None  # what it holds of every window
-        runs = self._reruns(new, uncut, stream=stream, unit=unit)
-        reached = target.copy() if gap and unit else target.streams  # the dense stream before the gap
-        for index in gap:
-            self._pass_dense(target, index)
-        repair = up = error_cut = None
-        if unit is not None:
-            if isinstance(unit, MlpUnit):
-                up = self._repairs.up(
-                    new, unit, scale=self._repairs.scale_of(old, unit), target=target, runs=runs, wanted=wanted
-                )
-            moved = up is not None and up[0].delta_FI is not None
-            repair, error_cut = self._repairs.output(
-                new, uncut, unit=unit, target=target, reached=reached, runs=runs, wanted=wanted, moved=moved
-            )
-            error_cut = up[1] if up else error_cut
-        del uncut, reached, wanted
-        with self.pruned.layer(new) as layer:
-            if repair is not None and unit is not None and repair.delta_DF is not None:
-                add_to_output(layer, unit, delta_DF=repair.delta_DF)
-            error, matrices = self._finish(new, layer, target=target, runs=runs)
-        return self._record(
-            old, error_cut, error=error, repair=repair, mixer=mixer, up=up[0] if up else None, matrices=matrices
-        )
-
-    def _reruns(self, new: int, uncut: Tensors, *, stream: LayerwiseForward, unit: Unit | None) -> Reruns:
-        """Runs of a kept layer, uncut and cut, on the pruned stream. Where it only loses neurons of one unit, the
-        modules before that are run once.
-        """
-        old = self.cut.layers[new]
-        lost = cut_parts(old, self.anatomy, cut=self.cut)
-        if unit is None or lost - {unit_key(old, unit.path)} or self.dense.rounds_otherwise(old) or self._sparsifier:
-            return Reruns(stream, {})
-        with self.dense.layer(old, uncut) as layer:
-            order = self._outlines.order(stream, new, layer=layer)
-        return Reruns(stream, order.before(unit.output, [cut.name for cut in unit.tensors]))
-
-    @staticmethod
-    def _record(
-        layer: int,
-        error_cut: float | None,
-        *,
-        error: float | None,
-        repair: Repair | None,
-        mixer: Repair | None,
-        up: UpRepair | None,
-        matrices: tuple[MatrixRecord, ...],
-    ) -> LayerRecord:
-        if repair is None and (mixer is None or mixer.delta_DF is None):  # nothing was refit: the error is the cut's
-            error_cut, error = error, None
-        return LayerRecord(
-            layer,
-            error_cut,
-            error,
-            ridge=repair.ridge if repair else None,
-            inherited=repair.inherited if repair else None,
-            held_out=repair.held_out if repair else None,
-            mixer_held_out=mixer.held_out if mixer else None,
-            up_held_out=up.held_out if up else None,
-            matrices=matrices,
-        )
-
-    def _finish(
-        self, new: int, layer: nn.Module, *, target: LayerwiseForward | None, runs: Reruns
-    ) -> tuple[float | None, tuple[MatrixRecord, ...]]:
-        """Make the layer sparse where that is asked for, run it, and write it."""
-        stream, matrices = runs.walk, tuple[MatrixRecord, ...]()
-        outputs: Outputs = ((batch, output_BLD) for batch, _, output_BLD in runs.outputs(new, layer))
-        if self._sparsifier:
-            outline = self._sparsifier.outlines.of(stream, new, layer=layer, old=self.cut.layers[new])
-            staged, matrices, _ = self._sparsifier.prune(stream, new, layer=layer, outline=outline, targets=None)
-            outputs = staged.outputs()
-        error = self._advance(outputs, target, stream=stream)
-        self._write(new, tensors_of(layer))
-        self.pruned.forget()
-        return error, matrices
-
-    def _sparsify_alone(self, new: int, stream: LayerwiseForward) -> LayerRecord:
-        """Make a layer sparse that nothing was cut from, without a look at the dense stream."""
-        with self.pruned.layer(new) as layer:
-            _, matrices = self._finish(new, layer, target=None, runs=Reruns(stream, {}))
-        return LayerRecord(self.cut.layers[new], None, None, matrices=matrices)
-
-    def _sparsify_towards(
-        self, sparsifier: Sparsifier, new: int, *, target: LayerwiseForward, stream: LayerwiseForward
-    ) -> LayerRecord:
-        """Cut a layer, make it sparse, and repair it for both at once."""
-        old = self.cut.layers[new]
-        targets = Targets(target.streams)
-        with self.dense.layer(old) as layer:
-            outline = sparsifier.outlines.of(target, old, layer=layer, old=old)
-            with sparsifier.listening(target, layer, outline=outline, targets=targets):
-                target.pass_through(old, layer)
-        uncut = self.dense.tensors(old)
-        self.pruned.tensors(new)  # cut out of the dense layer while that is at hand, and held
-        self.dense.forget()
-        mixer = None
-        writer = self._mixers.writer(new, outline) if self.refit and self.refit.up else None
-        if writer is not None and not writer.last:
-            heard = DenseMixerOutput(outline, writer, targets.written[writer.name])
-            _, mixer = self._mixers.solve(new, uncut, stream=stream, heard=heard)
-        del uncut
-        for index in gap_after(self.cut.layers, new, num_layers=self.cut.num_layers):
-            self._pass_dense(target, index)
-        unit, up = self._repairs.mlp(old), None
-        writer = next((one for one in outline.writers if unit is not None and one.name == unit.output), None)
-        if unit is not None and writer is not None:
-            runs = Reruns(stream, {})
-            up = self._repairs.up(
-                new, unit, scale=writer.scale, target=target, runs=runs, wanted=targets.written.get(writer.name)
-            )
-        with self.pruned.layer(new) as layer:
-            staged, matrices, repair = sparsifier.prune(stream, new, layer=layer, outline=outline, targets=targets)
-            error = self._advance(staged.outputs(), target, stream=stream)
-            self._write(new, tensors_of(layer))
-        self.pruned.forget()
-        return self._record(
-            old, None, error=error, repair=repair, mixer=mixer, up=up[0] if up else None, matrices=matrices
-        )
-
-    def _write(self, new: int, tensors: Tensors) -> None:
-        if is_first_process():
-            self.write(new, tensors)
-
-    def _is_untouched(self, new: int) -> bool:
-        """Whether nothing is cut up to this layer and in the gap after it: then both streams are one."""
-        if self._sparsifier:
-            return False
-        first_gap = next((index for index in range(self.cut.num_layers) if index not in self.cut.layers), None)
-        old = self.cut.layers[new]
-        narrowed = any(cut_parts(index, self.anatomy, cut=self.cut) for index in self.cut.layers[: new + 1])
-        return not narrowed and (first_gap is None or first_gap > old + 1)
-
-    def _listen(self, new: int, target: LayerwiseForward) -> tuple[DenseMixerOutput | None, Unit | None]:
-        """What the dense layer's token mixer says, where that is solved again, and the unit that is refit after it:
-        an MLP, or without one the last that writes to the hidden states.
-        """
-        old = self.cut.layers[new]
-        unit: Unit | None = self._repairs.mlp(old)
-        if self.refit is None or self._is_untouched(new) or not (unit is None or self._mixers.has_work(new)):
-            return None, unit
-        with self.dense.layer(old) as layer:
-            outline = self._outlines.of(target, old, layer=layer, old=old)
-            writer = self._mixers.writer(new, outline)
-            heard = self._mixers.listen(target, old, layer=layer, outline=outline, writer=writer) if writer else None
-        if unit is None:
-            unit = next((one.unit for one in outline.writers if one.last), None)
-        return heard, unit
-
-    def _pass_dense(self, target: LayerwiseForward, index: int, *, unit: Unit | None = None) -> HiddenStates | None:
-        """Advance the dense stream; returns the outputs of the unit's projection where its refit needs them."""
-        itself = unit is not None and self._repairs.scale_of(index, unit) is None
-        if not itself and self._trail is not None and self._trail.restore(index, target.streams):
-            return None
-        with self.dense.layer(index) as layer:
-            if unit is not None and self._repairs.scale(target, index, layer=layer, unit=unit) is None:
-                return target.pass_and_keep(index, layer, projection=layer.get_submodule(unit.output))
-            target.pass_through(index, layer)
-        return None
-
-    def _advance(self, outputs: Outputs, target: LayerwiseForward | None, *, stream: LayerwiseForward) -> float | None:
-        """Move the pruned stream on; returns its relative error, where there is a dense one to compare with."""
+    def _advance(self, run: RunContext, work: LayerWork, *, outputs: Iterator[tuple[int, Tensor]]) -> None:
+        """Advance the pruned hidden states, and measure their error where there are dense ones."""
         error = RelativeError()
         for batch, output_BLD in outputs:
-            if target is not None:
-                error.update(target.streams[batch].to(output_BLD.device) - output_BLD, target.streams[batch])
-            stream.advance(batch, output_BLD)
-        if target is None:
-            return None
-        sum_over_processes(error.sums())
-        return error.value()
+            if work.step.uses_dense:
+                dense_BLD = run.dense.streams[batch]
+                error.update(dense_BLD.to(output_BLD.device) - output_BLD, dense_BLD)
+            run.pruned.advance(batch, output_BLD)
+        if work.step.uses_dense:
+            sum_over_processes(error.sums())
+            work.outcome.error = error.value()
+
+    def _write(self, step: LayerStep, tensors: Tensors) -> None:
+        if is_first_process():
+            self.write(step.new, tensors)

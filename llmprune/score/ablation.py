@@ -23,7 +23,7 @@ from llmprune.common.errors import CalibrationError, NumericalError
 from llmprune.common.progress import track
 from llmprune.criteria.base import AblationCriterion
 from llmprune.cut.layer_choice import may_go
-from llmprune.layerwise.forward import Decoder
+from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.hidden_states import HiddenStates
 from llmprune.results.formatting import ranges
 from llmprune.score.ablation_repair import AblationRepair

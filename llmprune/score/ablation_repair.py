@@ -15,11 +15,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from llmprune.anatomy.hooks import inputs_of
 from llmprune.anatomy.types import Anatomy, MlpUnit
 from llmprune.common.distributed import broadcast_from_first, sum_over_processes
 from llmprune.common.linalg.cross_validated_ridge import NormalEquations
 from llmprune.cut.apply import add_to_output
-from llmprune.layerwise.forward import Decoder, LayerwiseForward, inputs_of
+from llmprune.layerwise.decoder import Decoder
+from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_states import HiddenStates
 from llmprune.layerwise.residual_scale import residual_scale
 from llmprune.score.inputs import CalibrationBatches
@@ -144,7 +146,7 @@ def _advance(
         batch = len(kept[name])
         value_BLX = value.reshape(*forward.streams[batch].shape[:2], -1)
         if not batch:
-            kept[name] = forward.room(value_BLX)
+            kept[name] = forward.allocate(value_BLX)
         kept[name].append(value_BLX)
 
     with inputs_of(output or nn.Identity(), partial(keep, "inputs")):

@@ -19,7 +19,8 @@ from llmprune.common.progress import track
 from llmprune.criteria.base import HiddenStateCriterion, WidthCriterion
 from llmprune.cut.layer_choice import starts_in_pattern
 from llmprune.layerwise.backward import LayerwiseBackward
-from llmprune.layerwise.forward import Decoder, LayerwiseForward
+from llmprune.layerwise.decoder import Decoder
+from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_states import HiddenStateStore
 from llmprune.score.inputs import CalibrationBatches, DepthTarget, ScoringCriteria
 from llmprune.score.layer_runs import LayerRuns
@@ -41,7 +42,7 @@ def score(
     CalibrationError where gradients are needed and there is no cache of hidden states, NumericalError where a score is
     not finite.
     """
-    backward, cache = criteria.by_gradients, calibration.store.trail
+    backward, cache = criteria.by_gradients, calibration.store.cache
     if backward:
         _require_cache(backward, calibration.store)
     forward = calibration.forward(decoder)
@@ -96,7 +97,7 @@ def _score_layer(
 
 
 def _require_cache(criterion: WidthCriterion, store: HiddenStateStore) -> None:
-    if store.trail is None:
+    if store.cache is None:
         raise CalibrationError(
             f"width.criterion {criterion.kind} needs the hidden states after every layer for its backward pass, and "
             "there is no space for them; free disk in the run folder, raise calibration.stream_disk, or choose another "
@@ -108,7 +109,7 @@ def _score_by_gradients(
     backward: LayerwiseBackward, anatomy: Anatomy, *, criteria: ScoringCriteria, scores: Scores
 ) -> None:
     """Score the units that every token passes through by their effects on the loss, from the last layer on."""
-    decoder = backward.walk.decoder
+    decoder = backward.forward.decoder
     for index in track(range(len(decoder) - 1, -1, -1), "pass 1: gradients"):
         with decoder.layer(index) as layer:
             found = scorers_of(index, layer, anatomy=anatomy, criteria=criteria)

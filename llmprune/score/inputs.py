@@ -11,7 +11,8 @@ from torch import Tensor
 
 from llmprune.common.distributed import windows_of_process
 from llmprune.criteria.base import DepthCriterion, ExpertCriterion, WidthCriterion
-from llmprune.layerwise.forward import Decoder, LayerwiseForward
+from llmprune.layerwise.decoder import Decoder
+from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_states import HiddenStateStore
 
 

@@ -27,7 +27,8 @@ from llmprune.criteria.experts.reap import Reap
 from llmprune.criteria.width.activation import Activation
 from llmprune.cut.apply import cut_config, cut_decoder
 from llmprune.cut.decision import Cut
-from llmprune.layerwise.forward import Decoder, LayerwiseForward
+from llmprune.layerwise.decoder import Decoder
+from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.prune.pass2 import Pruning
 from llmprune.recipe.refit import Refit
 from llmprune.score.forward_pass import score

@@ -17,12 +17,13 @@ from helpers.tiny import structure_of
 from torch import Tensor
 
 from llmprune.anatomy.discovery import discover
+from llmprune.anatomy.hooks import inputs_of, outputs_of
 from llmprune.checkpoint.loading import dense_decoder
 from llmprune.common.errors import CalibrationError, ModelError, RecipeError
 from llmprune.criteria.base import WidthCriterion
 from llmprune.criteria.width.taylor import Taylor
 from llmprune.criteria.width.taylor_share import TaylorShare
-from llmprune.layerwise.forward import Decoder, inputs_of, outputs_of
+from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.hidden_states import HiddenStateCache, HiddenStateStore
 from llmprune.score.forward_pass import score
 from llmprune.score.inputs import CalibrationBatches, ScoringCriteria

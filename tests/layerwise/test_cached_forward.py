@@ -12,7 +12,7 @@ from llmprune.anatomy.discovery import discover
 from llmprune.checkpoint.loading import dense_decoder
 from llmprune.criteria.width.activation import Activation
 from llmprune.cut.apply import cut_decoder
-from llmprune.layerwise.forward import Tensors
+from llmprune.layerwise.decoder import Tensors
 from llmprune.layerwise.hidden_states import HiddenStateStore
 from llmprune.layerwise.staged_layer import Order
 from llmprune.prune.pass2 import Pruning

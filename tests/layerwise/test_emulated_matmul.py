@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
 from llmprune.anatomy.discovery import discover
+from llmprune.anatomy.meta_model import find_layers
 from llmprune.checkpoint.loading import dense_decoder
 from llmprune.cut.apply import cut_decoder
 from llmprune.cut.decision import Cut
-from llmprune.layerwise import emulated_matmul as arithmetic
-from llmprune.layerwise import forward as walk
-from llmprune.layerwise.emulated_matmul import quick_products
+from llmprune.layerwise.emulated_matmul import is_emulated, quick_products
 from llmprune.prune.pass2 import Pruning
 from llmprune.recipe.refit import Refit
 from llmprune.testing import VOCABULARY, tiny_model
 
 
 @pytest.fixture(params=[True, False])
-def emulated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """A CPU with and one without products in bfloat16."""
-    for module in (arithmetic, walk):
-        monkeypatch.setattr(module, "is_emulated", lambda dtype: request.param and dtype == torch.bfloat16)
-    return bool(request.param)
+def emulated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
+    """Report a CPU without products in bfloat16, and one with them."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: not request.param)
+    is_emulated.cache_clear()
+    assert is_emulated(torch.bfloat16) == request.param
+    yield bool(request.param)
+    is_emulated.cache_clear()
 
 
 def test_quick_products_round_once(emulated: bool) -> None:
@@ -45,7 +48,7 @@ def test_pruned_stream_is_that_of_a_reload(emulated: bool) -> None:
     written = {}
     _, end = Pruning(dense, pruned, anatomy=anatomy, cut=cut, refit=Refit(), write=written.__setitem__).run(ids_NL, 2)
     again = pruned.skeleton
-    _, layers = walk.find_layers(again)
+    _, layers = find_layers(again)
     for index, tensors in written.items():
         layers[index].load_state_dict(tensors, assign=True)
     with torch.no_grad():

@@ -27,7 +27,7 @@ from llmprune.criteria.experts.reap import Reap
 from llmprune.criteria.width.activation import Activation
 from llmprune.criteria.width.obs import Obs
 from llmprune.criteria.width.taylor_share import TaylorShare
-from llmprune.cut.apply import add_to_strand, cut_decoder
+from llmprune.cut.apply import add_to_slice, cut_decoder
 from llmprune.cut.decision import Cut
 from llmprune.evaluation.perplexity import compare_predictions
 from llmprune.layerwise.forward import LayerwiseForward
@@ -145,7 +145,7 @@ def test_an_up_projection_is_changed_on_its_device() -> None:
     """Where gate and up projection are one tensor, only the rows of the latter change."""
     with simulated_devices(1):
         weight, delta_FI = torch.zeros(6, 4, device="cuda:0"), torch.ones(3, 4, device="cuda:0")
-        changed = add_to_strand(weight, FusedSlice(PrunableDim("gate_up_proj.weight", 0, (1, 1)), 1), delta_FI=delta_FI)
+        changed = add_to_slice(weight, FusedSlice(PrunableDim("gate_up_proj.weight", 0, (1, 1)), 1), delta_FI=delta_FI)
         assert changed.is_cuda
         assert changed.sum(1).tolist() == [0, 0, 0, 4, 4, 4]
 

@@ -13,8 +13,9 @@ from llmprune.checkpoint.loading import dense_decoder
 from llmprune.criteria.depth.block_influence import BlockInfluence
 from llmprune.cut.apply import cut_decoder
 from llmprune.cut.decision import Cut
-from llmprune.layerwise.forward import LayerwiseForward, Tensors
-from llmprune.layerwise.hidden_states import HiddenStateCache, HiddenStates, HiddenStateStore, MappedStreams
+from llmprune.layerwise.decoder import Tensors
+from llmprune.layerwise.forward import LayerwiseForward
+from llmprune.layerwise.hidden_states import HiddenStateCache, HiddenStates, HiddenStateStore, MappedHiddenStates
 from llmprune.prune.pass2 import Pruning
 from llmprune.prune.snapshots import Snapshots
 from llmprune.recipe.refit import Refit
@@ -91,8 +92,8 @@ def test_state_of_another_version_is_not_used(tmp_path: Path) -> None:
 def test_streams_on_file_equal_streams_in_memory(tmp_path: Path) -> None:
     """More hidden states than the limit go to a file, which leaves nothing behind and changes nothing."""
     store = HiddenStateStore(limit=0, folder=tmp_path)
-    assert isinstance(store.open(torch.zeros(2, 3, 4), 5), MappedStreams)
-    assert type(HiddenStateStore(limit=10**6).open(torch.zeros(2, 3, 4), 5)) is HiddenStates
+    assert isinstance(store.allocate(torch.zeros(2, 3, 4), 5), MappedHiddenStates)
+    assert type(HiddenStateStore(limit=10**6).allocate(torch.zeros(2, 3, 4), 5)) is HiddenStates
     in_memory, logits = _prune("llama")
     on_file, same_logits = _prune("llama", store=store)
     assert torch.equal(logits, same_logits)
@@ -106,7 +107,7 @@ def test_trail_of_pass_1_equals_walking_again(family: str, tmp_path: Path) -> No
     """Pass 2 takes the dense streams that pass 1 left, wherever they are whole, and ends with the same weights."""
     model = tiny_model(family, num_hidden_layers=6)
     trail = HiddenStateCache(tmp_path, "key")
-    store = HiddenStateStore(trail=trail)
+    store = HiddenStateStore(cache=trail)
     score(
         dense_decoder(model),
         discover(model.config),
@@ -126,7 +127,7 @@ def test_trail_spares_the_dense_walk(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """With a whole trail, dense layers run for the first kind of layer only."""
     model = tiny_model("llama", num_hidden_layers=6)
     trail = HiddenStateCache(tmp_path, "key")
-    store = HiddenStateStore(trail=trail)
+    store = HiddenStateStore(cache=trail)
     score(
         dense_decoder(model),
         discover(model.config),

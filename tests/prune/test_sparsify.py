@@ -20,12 +20,14 @@ from llmprune.checkpoint.loading import dense_decoder
 from llmprune.common.errors import NumericalError, RecipeError
 from llmprune.cut.apply import cut_decoder
 from llmprune.cut.decision import Cut
-from llmprune.layerwise.forward import LayerwiseForward, Tensors
+from llmprune.layerwise.decoder import Tensors
+from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_states import HiddenStateStore
 from llmprune.layerwise.staged_layer import StagedLayer, probe
 from llmprune.planning.plan import make_plan
 from llmprune.prune.pass2 import Pruning
-from llmprune.prune.snapshots import LayerRecord, Snapshots
+from llmprune.prune.records import LayerRecord
+from llmprune.prune.snapshots import Snapshots
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.refit import Refit
 from llmprune.recipe.sparsity import Sparsity
@@ -96,7 +98,7 @@ def test_order_of_a_llama_layer() -> None:
         order = probe(walk, 0, layer=layer, names=[one.name for one in projections_of(layer)])
     attention = tuple(f"self_attn.{name}_proj" for name in "qkv")
     assert order.groups == (attention, ("self_attn.o_proj",), ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",))
-    assert {name: owner for name, (owner, _) in order.owners.items()} == {
+    assert {name: owner.path for name, owner in order.owners.items()} == {
         "self_attn.o_proj": "self_attn",
         "mlp.down_proj": "mlp",
     }
@@ -122,7 +124,7 @@ def test_every_family_gets_the_pattern(family: str) -> None:
 def test_sparse_weights_that_are_not_finite_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """A method whose scores are NaN keeps nothing that means anything: the matrix and the method are named."""
 
-    def broken(_: object, weight_OI: Tensor, *__: object) -> tuple[Tensor, Tensor]:
+    def broken(_: object, weight_OI: Tensor, *__: object, **___: object) -> tuple[Tensor, Tensor]:
         return weight_OI * torch.nan, torch.ones_like(weight_OI, dtype=torch.bool)
 
     monkeypatch.setattr(Magnitude, "prune", broken)

@@ -22,12 +22,12 @@ from llmprune.checkpoint.saving import CheckpointWriter
 from llmprune.common.errors import NumericalError
 from llmprune.criteria.depth.block_influence import BlockInfluence
 from llmprune.criteria.width.activation import Activation
-from llmprune.cut.apply import add_to_strand, cut_decoder
+from llmprune.cut.apply import add_to_slice, cut_decoder
 from llmprune.layerwise.hidden_states import HiddenStates, HiddenStateStore
 from llmprune.prune.pass2 import Pruning
+from llmprune.prune.records import LayerRecord
 from llmprune.prune.repair.folds import Folds, every_eighth
-from llmprune.prune.repair.up_projection import UpEquations, UpRepair
-from llmprune.prune.snapshots import LayerRecord
+from llmprune.prune.repair.up_equations import UpEquations, UpRepair
 from llmprune.recipe.refit import Refit
 from llmprune.score.forward_pass import score
 from llmprune.score.inputs import CalibrationBatches, ScoringCriteria
@@ -61,11 +61,11 @@ def _down() -> torch.Tensor:
 def _solve(missing_NLD: torch.Tensor, batch_size: int = 4, wanted_NLD: torch.Tensor | None = None) -> UpRepair:
     windows = len(missing_NLD)
     wanted_NLD = torch.ones_like(missing_NLD) if wanted_NLD is None else wanted_NLD
-    room = lambda _: HiddenStates()  # noqa: E731  # as a walk gives it
-    equations = UpEquations(_down(), Folds(every_eighth(windows), batch_size), room=room)
+    allocate = lambda _: HiddenStates()  # noqa: E731  # as a walk gives it
+    equations = UpEquations(_down(), Folds(every_eighth(windows), batch_size), allocate=allocate)
     for rows in torch.split(torch.arange(windows), batch_size):
         equations.update(
-            _inputs()[rows], _gates()[rows], missing_BLD=missing_NLD[rows].clone(), wanted_BLD=wanted_NLD[rows]
+            _inputs()[rows], _gates()[rows], missing_BLD=missing_NLD[rows].clone(), target_BLD=wanted_NLD[rows]
         )
     return equations.solve()
 
@@ -125,7 +125,7 @@ def test_only_the_strand_changes(dim: int) -> None:
     """In both layouts, and not in the tensor that was given, which the dense layer may share."""
     tensor = _normal(6, 4) if dim == 0 else _normal(4, 6)
     before = tensor.clone()
-    after = add_to_strand(tensor, FusedSlice(PrunableDim("x", dim, (1, 1)), 1), delta_FI=torch.ones(3, 4))
+    after = add_to_slice(tensor, FusedSlice(PrunableDim("x", dim, (1, 1)), 1), delta_FI=torch.ones(3, 4))
     assert torch.equal(tensor, before)
     gates, ups = torch.split(after - before, 3, dim=dim)
     assert not gates.any()
@@ -193,10 +193,10 @@ def test_nothing_to_learn_from() -> None:
 
 def test_inputs_that_are_not_finite_are_refused() -> None:
     """With what to do about it."""
-    room = lambda _: HiddenStates()  # noqa: E731  # as a walk gives it
-    equations = UpEquations(_down(), Folds(every_eighth(8), 8), room=room)
+    allocate = lambda _: HiddenStates()  # noqa: E731  # as a walk gives it
+    equations = UpEquations(_down(), Folds(every_eighth(8), 8), allocate=allocate)
     missing_NLD = _normal(8, LENGTH, HIDDEN)
-    equations.update(_inputs()[:8] * torch.inf, _gates()[:8], missing_BLD=missing_NLD, wanted_BLD=missing_NLD)
+    equations.update(_inputs()[:8] * torch.inf, _gates()[:8], missing_BLD=missing_NLD, target_BLD=missing_NLD)
     with pytest.raises(NumericalError, match=r"refit\.up to false"):
         equations.solve()
 

@@ -1,6 +1,7 @@
-"""What a kept layer does with the pruned stream, before and after its cut, a batch at a time.
+"""Activations of one kept layer on the pruned hidden states, uncut and cut, batch by batch.
 
-Shapes: B batch, L sequence length, D hidden size, F inputs of a unit's projection, K of them kept.
+Shapes: B batch, L sequence length, D hidden size, F inputs of a unit's output projection, K of them kept, R removed,
+I inputs of an up projection.
 """
 
 from __future__ import annotations
@@ -12,47 +13,72 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from llmprune.anatomy.hooks import inputs_of, outputs_of
 from llmprune.anatomy.selection import outputs_first, slice_rows
 from llmprune.anatomy.types import MlpUnit, Unit
-from llmprune.layerwise.cached_forward import Reruns
-from llmprune.layerwise.forward import Decoder, inputs_of, outputs_of
+from llmprune.layerwise.cached_forward import CachedForward
 
 
 @dataclass(frozen=True)
-class Reading:
-    """One batch: inputs of the cut unit's output projection, and outputs of the layer uncut (full) and cut.
+class ProjectionOutputs:
+    """Outputs of a unit's output projection in the uncut and in the cut layer."""
 
-    ``*_written_BLD``: outputs of the projection itself, where they were read.
+    uncut_BLD: Tensor
+    cut_BLD: Tensor
+
+
+@dataclass(frozen=True)
+class LayerActivations:
+    """One batch: inputs of the cut unit's output projection, and outputs of the layer uncut and cut.
+
+    ``projection``: outputs of the projection itself, if they were recorded.
     """
 
     batch: int
-    input_BLF: Tensor
-    full_BLD: Tensor
+    input_BLK: Tensor
+    uncut_BLD: Tensor
     cut_BLD: Tensor
-    full_written_BLD: Tensor | None = None
-    cut_written_BLD: Tensor | None = None
+    projection: ProjectionOutputs | None = None
 
 
-def read_uncut(
-    runs: Reruns, new: int, *, uncut: nn.Module, unit: Unit, keep_K: Tensor | None, scale: float
-) -> Iterator[Reading]:
-    """Read by running the uncut layer alone: without its lost neurons it puts out ``scale`` × their share less."""
+def run_uncut(
+    runs: CachedForward, new: int, *, uncut: nn.Module, unit: Unit, keep_K: Tensor | None, scale: float
+) -> Iterator[LayerActivations]:
+    """Run the uncut layer alone: the cut layer's output is that less ``scale`` × what the removed neurons write."""
     output = unit.tensors[-1]
     weight_DF = outputs_first(uncut.get_parameter(output.name), output)
-    gone_R, weight_RD = lost_rows(weight_DF, keep_K)
+    removed_R, weight_RD = removed_rows(weight_DF, keep_K)
     seen: list[Tensor] = []
     with inputs_of(uncut.get_submodule(unit.output), seen.append):
-        for batch, hidden_BLD, full_BLD in runs.outputs(new, uncut):
+        for batch, hidden_BLD, uncut_BLD in runs.outputs(new, uncut):
             input_BLF = seen.pop().view(*hidden_BLD.shape[:2], -1)
             if keep_K is None:
-                yield Reading(batch, input_BLF, full_BLD, full_BLD)
+                yield LayerActivations(batch, input_BLF, uncut_BLD, uncut_BLD)
                 continue
-            cut_BLD = full_BLD - scale * (input_BLF[..., gone_R] @ weight_RD)
-            yield Reading(batch, input_BLF[..., keep_K], full_BLD, cut_BLD)
+            cut_BLD = uncut_BLD - scale * (input_BLF[..., removed_R] @ weight_RD)
+            yield LayerActivations(batch, input_BLF[..., keep_K], uncut_BLD, cut_BLD)
+
+
+def run_both(
+    runs: CachedForward, new: int, *, uncut: nn.Module, cut: nn.Module, unit: Unit
+) -> Iterator[LayerActivations]:
+    """Run the layer uncut and cut, where they differ in more than the unit's neurons."""
+    seen: list[Tensor] = []
+    written: list[Tensor] = []
+    pairs = zip(runs.outputs(new, uncut), runs.outputs(new, cut), strict=True)
+    with ExitStack() as hooks:
+        hooks.enter_context(inputs_of(cut.get_submodule(unit.output), seen.append))
+        for layer in (uncut, cut):
+            hooks.enter_context(outputs_of(layer.get_submodule(unit.output), written.append))
+        for (batch, hidden_BLD, uncut_BLD), (_, _, cut_BLD) in pairs:
+            input_BLK = seen.pop().view(*hidden_BLD.shape[:2], -1)
+            cut_written, uncut_written = written.pop(), written.pop()
+            projection = ProjectionOutputs(uncut_written.view_as(uncut_BLD), cut_written.view_as(cut_BLD))
+            yield LayerActivations(batch, input_BLK, uncut_BLD, cut_BLD, projection)
 
 
 @dataclass(frozen=True)
-class GatedReading:
+class GatedActivations:
     """One batch: inputs of the up projection, gates, outputs of the cut layer and of its output projection."""
 
     input_BLI: Tensor
@@ -61,8 +87,8 @@ class GatedReading:
     written_BLD: Tensor
 
 
-def read_gated(runs: Reruns, new: int, *, cut: nn.Module, unit: MlpUnit) -> Iterator[GatedReading]:
-    """Read by running the cut layer. A gate is its neuron's activation over what its up projection puts out."""
+def run_gated(runs: CachedForward, new: int, *, cut: nn.Module, unit: MlpUnit) -> Iterator[GatedActivations]:
+    """Run the cut layer. The gate of a neuron is its activation divided by the output of its up projection."""
     assert unit.up is not None, "gated"
     name = unit.up.tensor.name
     ups: list[Tensor] = []
@@ -71,40 +97,22 @@ def read_gated(runs: Reruns, new: int, *, cut: nn.Module, unit: MlpUnit) -> Iter
     written: list[Tensor] = []
     rows_F = slice_rows(cut.get_parameter(name).shape[unit.up.tensor.dim], unit.up)
     with ExitStack() as hooks:
-        up = cut.get_submodule(name.rpartition(".")[0])
+        up, output = cut.get_submodule(name.rpartition(".")[0]), cut.get_submodule(unit.output)
         hooks.enter_context(inputs_of(up, inputs.append))
         hooks.enter_context(outputs_of(up, ups.append))
-        hooks.enter_context(inputs_of(cut.get_submodule(unit.output), activations.append))
-        hooks.enter_context(outputs_of(cut.get_submodule(unit.output), written.append))
+        hooks.enter_context(inputs_of(output, activations.append))
+        hooks.enter_context(outputs_of(output, written.append))
         for _, hidden_BLD, output_BLD in runs.outputs(new, cut):
             tokens = hidden_BLD.shape[:2]
             up_BLF = ups.pop().view(*tokens, -1)[..., rows_F]
-            gates_BLF = (activations.pop().view(*tokens, -1) / up_BLF).nan_to_num_(0, 0, 0)  # of 0: it says nothing
-            yield GatedReading(inputs.pop().view(*tokens, -1), gates_BLF, output_BLD, written.pop().view_as(output_BLD))
+            gates_BLF = (activations.pop().view(*tokens, -1) / up_BLF).nan_to_num_(0, 0, 0)  # an up of 0 gives no gate
+            input_BLI, written_BLD = inputs.pop().view(*tokens, -1), written.pop().view_as(output_BLD)
+            yield GatedActivations(input_BLI, gates_BLF, output_BLD, written_BLD)
 
 
-def read_both(runs: Reruns, new: int, *, uncut: nn.Module, pruned: Decoder, unit: Unit) -> Iterator[Reading]:
-    """Read by running the layer uncut and cut, where the difference is more than the unit's neurons."""
-    seen: list[Tensor] = []
-    written: list[Tensor] = []
-    cut = pruned.layers[new]
-    pairs = zip(runs.outputs(new, uncut), runs.outputs(new, cut), strict=True)
-    with ExitStack() as hooks:
-        hooks.enter_context(pruned.layer(new))
-        hooks.enter_context(inputs_of(cut.get_submodule(unit.output), seen.append))
-        for layer in (uncut, cut):
-            hooks.enter_context(outputs_of(layer.get_submodule(unit.output), written.append))
-        for (batch, hidden_BLD, full_BLD), (_, _, cut_BLD) in pairs:
-            input_BLF = seen.pop().view(*hidden_BLD.shape[:2], -1)
-            cut_written, full_written = written.pop(), written.pop()
-            yield Reading(
-                batch, input_BLF, full_BLD, cut_BLD, full_written.view_as(full_BLD), cut_written.view_as(cut_BLD)
-            )
-
-
-def lost_rows(weight_DF: Tensor, keep_K: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Indices of a projection's inputs that are not kept, and their rows [R, D] of the transposed weight."""
-    gone_F = torch.ones(weight_DF.shape[1], dtype=torch.bool)
-    gone_F[keep_K if keep_K is not None else slice(None)] = False
-    gone_R = gone_F.nonzero().squeeze(1)
-    return gone_R, weight_DF[:, gone_R].T
+def removed_rows(weight_DF: Tensor, keep_K: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the indices [R] of a projection's removed inputs, and their rows [R, D] of its transposed weight."""
+    removed_F = torch.ones(weight_DF.shape[1], dtype=torch.bool)
+    removed_F[keep_K if keep_K is not None else slice(None)] = False
+    removed_R = removed_F.nonzero().squeeze(1)
+    return removed_R, weight_DF[:, removed_R].T

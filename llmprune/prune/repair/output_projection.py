@@ -1,173 +1,97 @@
-"""The closed-form repairs of a layer that was cut: its up projection, and the output projection that ends it.
+"""Refit of the output projection that ends a layer: of its MLP, or without one the last projection that writes.
 
-Each compares what the layer does on the pruned stream with what the dense stream says that it should.
+The regression target has two parts (``cross_validated_ridge``):
 
-Shapes: B batch, L sequence length, D hidden size, F neurons kept.
+    lost:        what the cut and the removed layers after it took from the layer's output
+    inherited:   the error of the hidden states that earlier layers left
+
+Shapes: B batch, L sequence length, D hidden size, K inputs of the projection kept.
 """
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
-from llmprune.anatomy.selection import outputs_first
-from llmprune.anatomy.types import Anatomy, MlpUnit, Unit, unit_key
-from llmprune.common.distributed import broadcast_from_first, sum_over_processes
-from llmprune.common.linalg.cross_validated_ridge import NormalEquations, Repair
-from llmprune.cut.apply import add_to_strand
-from llmprune.cut.decision import Cut
-from llmprune.layerwise.cached_forward import Reruns
-from llmprune.layerwise.forward import Decoder, LayerwiseForward, Tensors
-from llmprune.layerwise.hidden_states import HiddenStates
-from llmprune.layerwise.residual_scale import RelativeError, residual_scale
-from llmprune.prune.repair.activations import Reading, read_both, read_gated, read_uncut
-from llmprune.prune.repair.folds import Folds
-from llmprune.prune.repair.up_projection import UpEquations, UpRepair
-from llmprune.recipe.refit import Refit
+from torch import Tensor
+
+from llmprune.anatomy.types import Unit
+from llmprune.common.distributed import sum_over_processes
+from llmprune.prune.layer_work import LayerWork, RunContext
+from llmprune.prune.relative_error import RelativeError
+from llmprune.prune.repair.activations import (
+    LayerActivations,
+    run_both,
+    run_uncut,
+)
+from llmprune.prune.repair.base import Stage
 
 
-class Repairs:
-    """Of one run of pass 2. ``folds`` judge the output projections, ``held_out`` the up projections.
+@dataclass(frozen=True)
+class _Missing:
+    """Regression targets of one batch: the error that this layer's cut caused, and that of earlier layers."""
 
-    ``scales``: by kind of layer, how much of an output projection reaches the hidden states; kept with the snapshots.
-    """
+    lost_BLD: Tensor
+    inherited_BLD: Tensor
 
-    def __init__(
-        self,
-        refit: Refit | None,
-        dense: Decoder,
-        *,
-        pruned: Decoder,
-        anatomy: Anatomy,
-        cut: Cut,
-        folds: Folds,
-        held_out: Folds,
-        scales: dict[str, float | None],
-    ) -> None:
-        self.refit, self.dense, self.pruned, self.anatomy, self.cut = refit, dense, pruned, anatomy, cut
-        self.folds, self.held_out, self.scales = folds, held_out, scales
 
-    def mlp(self, layer: int) -> MlpUnit | None:
-        """The layer's MLP that every token goes through, if something is refit at all."""
-        return next((unit for unit in self.anatomy.units[layer] if unit.refit), None) if self.refit else None
+class OutputProjectionRefit:
+    """Ridge regression of the layer's output projection towards the dense hidden states after the layer and its gap."""
 
-    def up(
-        self,
-        new: int,
-        unit: MlpUnit,
-        *,
-        scale: float | None,
-        target: LayerwiseForward,
-        runs: Reruns,
-        wanted: HiddenStates | None,
-    ) -> tuple[UpRepair, float] | None:
-        """Solve the up projection again for what the cut layer misses, where neurons of its unit go.
+    stage = Stage.AFTER_GAP
 
-        ``wanted``: what its output projection writes in the dense stream, needed without a ``scale``. Returns the
-        repair, and the relative error without it. Removed layers alone are no reason: tried for six of SmolLM2's,
-        it made text like the calibration's better and other text worse.
-        """
-        narrowed = unit_key(self.cut.layers[new], unit.path) in self.cut.neurons
-        if self.refit is None or not self.refit.up or unit.up is None or not narrowed:
-            return None
-        error = RelativeError()
-        with self.pruned.layer(new) as layer:
-            down_DF = outputs_first(layer.get_parameter(unit.tensors[-1].name), unit.tensors[-1])
-            equations = UpEquations(down_DF, self.held_out, room=runs.walk.room)
-            for batch, reading in enumerate(read_gated(runs, new, cut=layer, unit=unit)):
-                written_BLD = reading.written_BLD.float()
-                target_BLD = target.streams[batch].to(written_BLD)
-                behind_BLD = target_BLD - reading.output_BLD.float()
-                error.update(behind_BLD, target_BLD)
-                if scale is not None:
-                    wanted_BLD, missing_BLD = target_BLD, behind_BLD / scale
-                else:  # a norm follows the output projection: match its own dense output instead
-                    assert wanted is not None
-                    wanted_BLD = wanted[batch].to(written_BLD)
-                    missing_BLD = wanted_BLD - written_BLD
-                equations.update(reading.input_BLI, reading.gates_BLF, missing_BLD=missing_BLD, wanted_BLD=wanted_BLD)
-            repair = equations.solve()
-        sum_over_processes(error.sums())
-        if repair.delta_FI is not None:
-            tensors = self.pruned.tensors(new)
-            name = unit.up.tensor.name
-            tensors[name] = add_to_strand(tensors[name], unit.up, delta_FI=repair.delta_FI)
-        return repair, error.value()
-
-    def output(
-        self,
-        new: int,
-        uncut: Tensors,
-        *,
-        unit: Unit,
-        target: LayerwiseForward,
-        reached: HiddenStates,
-        runs: Reruns,
-        wanted: HiddenStates | None,
-        moved: bool,
-    ) -> tuple[Repair, float]:
-        """The repair of the layer's output projection, and the relative error without it.
-
-        ``moved``: its neurons are not those of the uncut layer any more, for the up projection was solved first. What
-        that made good of inherited errors then counts as lost by the cut, with the other sign.
-        """
-        assert self.refit is not None
-        old = self.cut.layers[new]
-        key = unit_key(old, unit.path)
-        equations, error = self.refit.open(self.folds.count), RelativeError()
-        with self.dense.layer(old, uncut) as layer:
-            scale = self.scale_of(old, unit)
-            if scale is not None and cut_parts(old, self.anatomy, cut=self.cut) <= {key} and not moved:
-                readings = read_uncut(runs, new, uncut=layer, unit=unit, keep_K=self.cut.neurons.get(key), scale=scale)
-            else:
-                readings = read_both(runs, new, uncut=layer, pruned=self.pruned, unit=unit)
-            for reading in readings:
-                batch, device = reading.batch, reading.full_BLD.device
-                target_BLD, reached_BLD = target.streams[batch].to(device), reached[batch].to(device)
-                error.update(target_BLD - reading.cut_BLD, target_BLD)
-                if scale is not None:
-                    inherited_BLD = (reached_BLD - reading.full_BLD) / scale
-                    lost_BLD = (reading.full_BLD - reading.cut_BLD + target_BLD - reached_BLD) / scale
-                else:  # a norm follows the projection: match its own dense output instead
-                    assert wanted is not None
-                    assert reading.full_written_BLD is not None
-                    assert reading.cut_written_BLD is not None
-                    inherited_BLD = wanted[batch].to(device) - reading.full_written_BLD
-                    lost_BLD = reading.full_written_BLD - reading.cut_written_BLD
-                self._add(equations, reading, lost_BLD=lost_BLD, inherited_BLD=inherited_BLD)
+    def apply(self, run: RunContext, work: LayerWork) -> None:
+        """Refit the projection on the cut layer's activations."""
+        unit = work.dense.unit
+        if unit is None or not work.step.refits_output:
+            return
+        equations, error = run.open_equations(), RelativeError()
+        with _activations(run, work, unit=unit) as activations:
+            for one in activations:
+                target_BLD = run.dense.streams[one.batch].to(one.uncut_BLD.device)
+                error.update(target_BLD - one.cut_BLD, target_BLD)
+                missing = _missing(work, one, unit=unit, target_BLD=target_BLD)
+                parts = run.folds.parts(one.batch, one.input_BLK, missing.lost_BLD, missing.inherited_BLD)
+                for fold, (input_TK, lost_TD, inherited_TD) in parts:
+                    equations.update(input_TK, lost_TD, inherited_TD=inherited_TD, fold=fold)
         sum_over_processes([*equations.sums(), *error.sums()])
-        return equations.solve(f"layer {old}, {unit.output}"), error.value()
-
-    def _add(self, equations: NormalEquations, reading: Reading, *, lost_BLD: Tensor, inherited_BLD: Tensor) -> None:
-        """Take a batch into the sums of each fold that has windows in it."""
-        parts = self.folds.parts(reading.batch, reading.input_BLF, lost_BLD, inherited_BLD)
-        for fold, (input_TF, lost_TD, inherited_TD) in parts:
-            equations.update(input_TF, lost_TD, inherited_TD=inherited_TD, fold=fold)
-
-    def scale_of(self, index: int, unit: Unit) -> float | None:
-        """What ``scale`` found of layers of this kind; None before it."""
-        return self.scales.get(_kind(self.dense.layers[index], unit))
-
-    def scale(self, walk: LayerwiseForward, index: int, *, layer: nn.Module, unit: Unit) -> float | None:
-        """How much of the projection's output reaches the hidden states: a factor, or None if not linearly.
-
-        Found by adding noise to the projection's output in one layer of each kind.
-        """
-        kind = _kind(layer, unit)
-        if kind not in self.scales:
-            self.scales[kind] = broadcast_from_first(
-                residual_scale(walk, index, layer=layer, output=layer.get_submodule(unit.output))
-            )
-        return self.scales[kind]
+        repair = work.outcome.output = equations.solve(f"layer {work.step.old}, {unit.output}")
+        if work.outcome.error_cut is None:  # else the refit of the up projection measured it
+            work.outcome.error_cut = error.value()
+        if repair.delta_DF is not None:
+            work.weights.add_to_projection(unit.tensors[-1], repair.delta_DF)
 
 
-def cut_parts(layer: int, anatomy: Anatomy, *, cut: Cut) -> set[str]:
-    """Keys of the layer's units that lose neurons, and of its experts and attention heads if some go."""
-    block, attention = anatomy.blocks[layer], anatomy.attention[layer]
-    keys = {unit_key(layer, unit.path) for unit in anatomy.units[layer]} & cut.neurons.keys()
-    experts = {unit_key(layer, block.path)} & cut.experts.keys() if block else set()
-    heads = {unit_key(layer, attention.path)} & cut.heads.keys() if attention else set()
-    return keys | {f"experts of {key}" for key in experts} | {f"heads of {key}" for key in heads}
+@contextmanager
+def _activations(run: RunContext, work: LayerWork, *, unit: Unit) -> Iterator[Iterator[LayerActivations]]:
+    """Run the uncut layer alone where the cut layer's activations follow from its own, else both.
+
+    They do not follow where more than neurons of the unit is cut, a norm follows the projection, or the up projection
+    was refit. What that refit repaired of inherited errors then counts as lost by the cut, with the opposite sign.
+    """
+    step, up, scale = work.step, work.outcome.up, work.dense.scale
+    is_up_refit = up is not None and up.delta_FI is not None
+    with run.dense.decoder.layer(step.old, work.weights.uncut) as uncut:
+        if scale is not None and step.cuts_only(unit) and not is_up_refit:
+            keep_K = run.cut.neurons.get(step.key(unit))
+            yield run_uncut(work.runs, step.new, uncut=uncut, unit=unit, keep_K=keep_K, scale=scale)
+            return
+        with run.pruned.decoder.layer(step.new, work.weights.cut) as cut:
+            yield run_both(work.runs, step.new, uncut=uncut, cut=cut, unit=unit)
 
 
-def _kind(layer: nn.Module, unit: Unit) -> str:
-    return f"{type(layer).__name__}.{unit.output}"
+def _missing(work: LayerWork, one: LayerActivations, *, unit: Unit, target_BLD: Tensor) -> _Missing:
+    device, scale = one.uncut_BLD.device, work.dense.scale
+    reached_BLD = work.reached[one.batch].to(device)
+    if scale is not None:
+        return _Missing(
+            lost_BLD=(one.uncut_BLD - one.cut_BLD + target_BLD - reached_BLD) / scale,
+            inherited_BLD=(reached_BLD - one.uncut_BLD) / scale,
+        )
+    assert one.projection is not None, "both layers were run"
+    # a norm follows the projection: match its own dense output instead
+    return _Missing(
+        lost_BLD=one.projection.uncut_BLD - one.projection.cut_BLD,
+        inherited_BLD=work.dense.outputs[unit.output][one.batch].to(device) - one.projection.uncut_BLD,
+    )

@@ -1,11 +1,10 @@
-"""Which projections of a layer write to the hidden states, found by what noise on their output does to the layer's.
+"""Projections of a layer that write to the residual stream, found by adding noise to their outputs.
 
 Shapes: B batch, L sequence length, D hidden size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,106 +15,112 @@ from llmprune.anatomy.projections import Projection, projections_of
 from llmprune.anatomy.types import Anatomy, PrunableDim, Unit
 from llmprune.common.distributed import broadcast_from_first
 from llmprune.layerwise.forward import LayerwiseForward
-from llmprune.layerwise.residual_scale import residual_scale
-from llmprune.layerwise.staged_layer import Order, muted, probe
+from llmprune.layerwise.staged_layer import Order, probe
+from llmprune.prune.repair.residual_scales import ResidualScales
 
 
 @dataclass(frozen=True)
 class ResidualWriter:
-    """An output projection. ``scale``: how much of its output reaches the hidden states; None: a norm follows.
+    """An output projection that writes to the residual stream.
 
-    ``last``: what it writes is solved for the whole layer's output.
+    ``scale``: factor by which its output is added to the hidden states; None if a norm follows it. ``is_last``: it is
+    the layer's last writer, so that it is refit towards the layer's output.
     """
 
     unit: Unit
     scale: float | None
-    last: bool
+    is_last: bool
 
     @property
     def name(self) -> str:
-        """Of the module in the layer."""
+        """Name of the projection's module within the layer."""
         return self.unit.output
 
-    def behind(self, hidden_BLD: Tensor, output: Tensor) -> Tensor:
-        """The layer's hidden states and its own output added up, in units of the latter; that alone without a scale."""
+    def residual_after(self, hidden_BLD: Tensor, output: Tensor) -> Tensor:
+        """Return the residual stream after this projection divided by ``scale``; its output alone without a scale.
+
+        ``hidden_BLD``: the hidden states before the layer.
+        """
         output_BLD = output.view_as(hidden_BLD)
         return output_BLD if self.scale is None else torch.add(output_BLD, hidden_BLD, alpha=1 / self.scale)
 
 
 @dataclass(frozen=True)
 class LayerTopology:
-    """How a layer calls its projections, and which of them write to the hidden states, in that order."""
+    """Order in which a layer calls its projections, and those of them that write to the residual stream, in order."""
 
     order: Order
-    writers: tuple[ResidualWriter, ...]
+    writers: tuple[ResidualWriter, ...] = ()
+
+    def writer(self, name: str) -> ResidualWriter | None:
+        """Return the writer of this name."""
+        return next((one for one in self.writers if one.name == name), None)
+
+    @property
+    def last(self) -> ResidualWriter | None:
+        """The last writer of the layer."""
+        return next((one for one in self.writers if one.is_last), None)
 
 
 class TopologyCache:
-    """The outlines of layers, made once for each kind of layer. ``scales`` are kept with the run's snapshots."""
+    """Topologies of layers, found once for each kind of layer."""
 
-    def __init__(self, anatomy: Anatomy, scales: dict[str, float | None], *, writers: bool) -> None:
-        self.anatomy, self.scales, self.writers = anatomy, scales, writers
+    def __init__(self, anatomy: Anatomy, scales: ResidualScales) -> None:
+        self.anatomy, self.scales = anatomy, scales
         self._orders: dict[Any, Order] = {}
+        self._agreed: dict[Any, Order] = {}
         self._known: dict[Any, LayerTopology] = {}
 
-    def order(self, walk: LayerwiseForward, index: int, *, layer: nn.Module) -> Order:
-        """How a layer with its weights calls its projections."""
+    def order(self, forward: LayerwiseForward, index: int, *, layer: nn.Module) -> Order:
+        """Return the order in which a layer with its weights calls its projections."""
         kind = _kind(layer)
         if kind not in self._orders:
-            self._orders[kind] = probe(walk, index, layer=layer, names=[one.name for one in projections_of(layer)])
+            self._orders[kind] = probe(forward, index, layer=layer, names=[one.name for one in projections_of(layer)])
         return self._orders[kind]
 
-    def of(self, walk: LayerwiseForward, index: int, *, layer: nn.Module, old: int) -> LayerTopology:
-        """The outline of a layer with its weights, which was number ``old`` before the cut."""
+    def agreed_order(self, forward: LayerwiseForward, index: int, *, layer: nn.Module) -> Order:
+        """Return the first process's ``order``: every process solves the same systems."""
+        kind = _kind(layer)
+        if kind not in self._agreed:
+            self._agreed[kind] = broadcast_from_first(self.order(forward, index, layer=layer))
+        return self._agreed[kind]
+
+    def topology(self, forward: LayerwiseForward, index: int, *, layer: nn.Module, old: int) -> LayerTopology:
+        """Return the topology of a layer with its weights, whose index in the dense model is ``old``."""
         kind = _kind(layer)
         if kind not in self._known:
-            order = broadcast_from_first(self.order(walk, index, layer=layer))  # what is solved goes by it
-            writers = self._find(walk, index, layer=layer, order=order, old=old) if self.writers else ()
+            order = self.agreed_order(forward, index, layer=layer)
+            writers = self._writers(forward, index, layer=layer, order=order, old=old)
             self._known[kind] = LayerTopology(order, writers)
         return self._known[kind]
 
-    def _find(
-        self, walk: LayerwiseForward, index: int, *, layer: nn.Module, order: Order, old: int
+    def _writers(
+        self, forward: LayerwiseForward, index: int, *, layer: nn.Module, order: Order, old: int
     ) -> tuple[ResidualWriter, ...]:
-        """Those whose noise reaches the layer's output linearly, in the last case with all else as it is, before it
-        with later writers and experts silent; and those that the anatomy knows of and a norm follows.
+        """Find projections whose noise reaches the layer's output linearly, and units that a norm follows.
+
+        The last writer is measured with the layer as it is, earlier ones with later writers and experts zeroed.
         """
-        *_, hidden = shape = walk.streams[0].shape
-        if len(shape) != 3:  # several streams of hidden states side by side, which the layer mixes
+        *_, hidden = shape = forward.streams[0].shape
+        if len(shape) != 3:  # several streams of hidden states, which the layer mixes
             return ()
         sized = {one.name: one for one in projections_of(layer) if one.outputs == hidden}
         names = [name for group in order.groups for name in group if name in sized]
         block = self.anatomy.blocks[old]
         experts = [block.path] if block and block.path not in ("", *names) else []
-        last = next(
-            (
-                name
-                for name in reversed(names)
-                if self._scale(walk, index, layer=layer, name=name, silent=()) is not None
-            ),
-            None,
-        )
+
+        def scale_of(name: str, *zeroed: str) -> float | None:
+            return self.scales.measure(forward, index, layer=layer, name=name, zeroed=zeroed)
+
+        last = next((name for name in reversed(names) if scale_of(name) is not None), None)
         units = (*self.anatomy.units[old], self.anatomy.attention[old])
         normed = {unit.output for unit in units if unit and unit.refit}
         writers = []
         for place, name in enumerate(names):
-            scale = self._scale(
-                walk, index, layer=layer, name=name, silent=() if name == last else (*names[place + 1 :], *experts)
-            )
+            scale = scale_of(name) if name == last else scale_of(name, *names[place + 1 :], *experts)
             if scale is not None or name in normed:
                 writers.append(ResidualWriter(_unit(sized[name]), scale, name == last))
         return tuple(writers)
-
-    def _scale(
-        self, walk: LayerwiseForward, index: int, *, layer: nn.Module, name: str, silent: Sequence[str]
-    ) -> float | None:
-        key = f"{type(layer).__name__}.{name} without {','.join(silent)}"
-        if key not in self.scales:
-            with muted([layer.get_submodule(path) for path in silent]):
-                self.scales[key] = broadcast_from_first(
-                    residual_scale(walk, index, layer=layer, output=layer.get_submodule(name))
-                )
-        return self.scales[key]
 
 
 def _unit(projection: Projection) -> Unit:
@@ -124,11 +129,13 @@ def _unit(projection: Projection) -> Unit:
 
 
 def _kind(layer: nn.Module) -> tuple[Any, ...]:
-    """What tells layers apart that may call their projections otherwise: classes, names, and plain settings."""
+    """Return a key that is equal for layers that call their projections alike: classes, names and plain settings."""
     return tuple((name, type(module), _settings(module)) for name, module in layer.named_modules())
 
 
 def _settings(module: nn.Module) -> tuple[tuple[str, str], ...]:
     plain = (bool, int, float, str, type(None))
-    said = {key: value for key, value in vars(module).items() if isinstance(value, plain) and not key.startswith("_")}
-    return tuple((key, repr(value)) for key, value in sorted(said.items()) if key != "layer_idx")
+    settings = {
+        key: value for key, value in vars(module).items() if isinstance(value, plain) and not key.startswith("_")
+    }
+    return tuple((key, repr(value)) for key, value in sorted(settings.items()) if key != "layer_idx")

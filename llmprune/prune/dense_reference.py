@@ -1,0 +1,128 @@
+"""First stage of a layer in pass 2: advance the dense hidden states, and record what the repairs need of the layer.
+
+Shapes: B batch, L sequence length, D hidden size, F inputs of a projection.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import partial
+
+from torch import Tensor, nn
+
+from llmprune.anatomy.hooks import outputs_of
+from llmprune.layerwise.forward import LayerwiseForward
+from llmprune.layerwise.hidden_states import HiddenStates
+from llmprune.layerwise.staged_layer import StagedLayer
+from llmprune.prune.layer_step import LayerStep
+from llmprune.prune.layer_work import DenseReference, RunContext
+from llmprune.prune.repair.residual_writers import LayerTopology, ResidualWriter
+
+
+def record_dense(run: RunContext, step: LayerStep) -> DenseReference:
+    """Advance the dense hidden states over a kept layer; return what its repairs need of it."""
+    if not step.uses_dense:
+        return DenseReference()
+    if step.refits_sparse:
+        return _record_all_writers(run, step)
+    reference = _record_mixer(run, step)
+    _pass_unit(run, step, reference=reference)
+    return reference
+
+
+def pass_dense(run: RunContext, index: int) -> None:
+    """Advance the dense hidden states over a layer, from the cache of pass 1 if they are in it."""
+    if run.cache is not None and run.cache.restore(index, run.dense.streams):
+        return
+    with run.dense.decoder.layer(index) as layer:
+        run.dense.pass_through(index, layer)
+
+
+def mixer_writer(step: LayerStep, topology: LayerTopology) -> ResidualWriter | None:
+    """Return the output projection of a layer's token mixer, if it is to be refit.
+
+    It is the attention's if heads are removed from that, else the last writer that is neither an MLP nor the layer's
+    last.
+    """
+    if not step.refits_mixer:
+        return None
+    if step.attention is not None:
+        return topology.writer(step.attention.output)
+    mixers = [one for one in topology.writers if not one.is_last and one.name not in step.mlp_outputs]
+    return mixers[-1] if mixers else None
+
+
+def _record_all_writers(run: RunContext, step: LayerStep) -> DenseReference:
+    """Record the residual stream after every writer but the last, in one run of the layer."""
+    dense, reference = run.dense, DenseReference()
+    with dense.decoder.layer(step.old) as layer, ExitStack() as hooks:
+        reference.topology = topology = run.topologies.topology(dense, step.old, layer=layer, old=step.old)
+        for writer in topology.writers:
+            if not writer.is_last:
+                record = partial(_record_output, dense, writer, reference.outputs)
+                hooks.enter_context(outputs_of(layer.get_submodule(writer.name), record))
+        dense.pass_through(step.old, layer)
+    mixer = mixer_writer(step, topology)
+    reference.mixer = mixer if mixer is not None and not mixer.is_last else None
+    mlp = topology.writer(step.mlp.output) if step.mlp else None
+    if mlp is not None:
+        reference.unit, reference.scale = step.mlp, mlp.scale
+    return reference
+
+
+def _record_output(  # noqa: PLR0917 - a callback of outputs_of
+    dense: LayerwiseForward, writer: ResidualWriter, outputs: dict[str, HiddenStates], output: Tensor
+) -> None:
+    batch = len(outputs[writer.name]) if writer.name in outputs else 0
+    residual_BLD = writer.residual_after(dense.streams[batch].to(output.device), output)
+    if writer.name not in outputs:
+        outputs[writer.name] = dense.allocate(residual_BLD)
+    outputs[writer.name].append(residual_BLD)
+
+
+def _record_mixer(run: RunContext, step: LayerStep) -> DenseReference:
+    """Record the residual stream after the token mixer, if that is refit, and find the unit to refit after it."""
+    reference = DenseReference(unit=step.mlp)
+    if not step.needs_topology:
+        return reference
+    with run.dense.decoder.layer(step.old) as layer:
+        topology = run.topologies.topology(run.dense, step.old, layer=layer, old=step.old)
+        reference.topology, reference.mixer = topology, mixer_writer(step, topology)
+        if reference.mixer is not None:
+            outputs = _run_up_to(run, step, layer=layer, topology=topology, writer=reference.mixer)
+            reference.outputs[reference.mixer.name] = outputs
+    if reference.unit is None and topology.last is not None:
+        reference.unit = topology.last.unit
+    return reference
+
+
+def _run_up_to(
+    run: RunContext, step: LayerStep, *, layer: nn.Module, topology: LayerTopology, writer: ResidualWriter
+) -> HiddenStates:
+    """Run the dense layer up to a writer; return the residual stream after that. Hidden states are not advanced."""
+    outputs: dict[str, HiddenStates] = {}
+    module = layer.get_submodule(writer.name)
+    staged = StagedLayer(run.dense, step.old, layer=layer, order=topology.order)
+    for _, input_BLF in staged.inputs(writer.name):
+        _record_output(run.dense, writer, outputs, module(input_BLF))
+    return outputs[writer.name]
+
+
+def _pass_unit(run: RunContext, step: LayerStep, *, reference: DenseReference) -> None:
+    """Advance over the layer; record the outputs of the unit's projection if a norm follows it.
+
+    The residual scale of the projection is measured in the first layer of each class.
+    """
+    dense, unit = run.dense, reference.unit
+    if unit is not None:
+        reference.scale = run.scales.of(dense.decoder.layers[step.old], unit.output)
+    if unit is None or reference.scale is not None:
+        pass_dense(run, step.old)
+        return
+    with dense.decoder.layer(step.old) as layer:
+        reference.scale = run.scales.measure(dense, step.old, layer=layer, name=unit.output)
+        if reference.scale is None:
+            projection = layer.get_submodule(unit.output)
+            reference.outputs[unit.output] = dense.pass_and_keep(step.old, layer, projection=projection)
+        else:
+            dense.pass_through(step.old, layer)

@@ -1,0 +1,44 @@
+"""Figures of pass 2, layer by layer, as ``report.json`` and the snapshots hold them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class MatrixRecord:
+    """A sparse matrix: the share of its weights that are kept, and the relative error of its output.
+
+    ``error``: against the output with all its weights, on the calibration text; None if the sparsity method computes no
+    XᵀX to measure it with.
+    """
+
+    name: str
+    kept: float
+    error: float | None
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """Relative error of the hidden states after a kept layer (and its gap), before and after its refit.
+
+    ``ridge``, ``inherited`` and ``held_out`` are those of the output projection's ``Repair``; without a ridge the
+    projection was not changed. ``error_cut`` is None where dense hidden states were not needed, or where only the token
+    mixer was refit; the refit of the token mixer precedes both errors.
+    """
+
+    layer: int
+    error_cut: float | None
+    error_refit: float | None
+    ridge: float | None = None
+    inherited: float | None = None
+    held_out: float | None = None
+    mixer_held_out: float | None = None  # of the token mixer's output projection, if it was refit
+    up_held_out: float | None = None  # of the up projection, on other windows
+    matrices: tuple[MatrixRecord, ...] = ()
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> LayerRecord:
+        """Read back what ``dataclasses.asdict`` wrote to JSON."""
+        return cls(**values | {"matrices": tuple(MatrixRecord(**one) for one in values["matrices"])})
