@@ -26,7 +26,7 @@ from llmprune.service.jobs.store import Jobs
 from llmprune.service.jobs.tokens import Tokens
 from llmprune.service.planner.planner import Planner
 from llmprune.service.settings import Settings
-from llmprune.service.web import pages, push
+from llmprune.service.web import documentation, pages, push
 
 DESCRIPTION = """Pruning jobs over HTTP. A recipe goes in, a job comes out; it runs as `llmprune run` in a process of
 its own, and everything that the run leaves can be fetched. Errors are RFC 9457 problems."""
@@ -59,6 +59,7 @@ def create_app(
     app.include_router(machine.open_router)
     pages.install(app)
     app.include_router(push.router)
+    app.include_router(documentation.router)
     problems.install(app)
     _complete_document(app)
     app.add_middleware(Gate, settings=settings, tokens=service.tokens)
