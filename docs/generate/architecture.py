@@ -77,9 +77,3 @@ def _kinds(recipe: type[BaseModel], section: str) -> list[type[BaseModel]]:
                 found.append(model)
             pending += [field.annotation for field in model.model_fields.values()]
     return found
-
-
-def source_of_module(name: str) -> str:
-    """Source of a file of the repository as a code block."""
-    path = ROOT / name
-    return f'```python title="{name}"\n{path.read_text(encoding="utf-8").rstrip()}\n```'

@@ -18,6 +18,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])] 
 from generate import architecture, commands, environment, http_api, recipe, report_schema, results  # noqa: E402
 
 PARTS: dict[str, Callable[[], str]] = {
+    "changelog": lambda: (architecture.ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
     "quickstart": results.quickstart,
     "recipe": recipe.recipe_reference,
     "commands": commands.command_reference,

@@ -81,7 +81,8 @@ def _kind(schema: Json) -> str:
         return f"`{schema['const']}`"
     if schema.get("type") == "array":
         return f"list of {_kind(schema.get('items', {}))}"
-    return {"null": "none", "object": "mapping"}.get(schema.get("type", ""), schema.get("type", "any"))
+    kind = str(schema.get("type", "any"))
+    return {"null": "none", "object": "mapping"}.get(kind, kind)
 
 
 def _plain(text: str) -> str:

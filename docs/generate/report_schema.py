@@ -50,7 +50,11 @@ def _fields(model: type[BaseModel]) -> Iterator[tuple[str, str, str]]:
         (definition,) = ast.parse(source).body
         assert isinstance(definition, ast.ClassDef)
         for node in definition.body:
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id != "model_config":
+            if (
+                isinstance(node, ast.AnnAssign)
+                and isinstance(node.target, ast.Name)
+                and node.target.id != "model_config"
+            ):
                 yield node.target.id, ast.unparse(node.annotation), _comment(lines, node)
 
 

@@ -29,7 +29,7 @@ def serve(
     data_dir: DataDir = Path("runs/service"),
     host: Annotated[str, typer.Option(help="Address to bind; beyond this machine a token must exist.")] = "127.0.0.1",
     *,
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8321,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to bind.")] = 8321,
     host_name: Annotated[
         list[str] | None, typer.Option(help="Name by which browsers call it, as behind a proxy; may be repeated.")
     ] = None,
