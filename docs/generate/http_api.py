@@ -22,7 +22,7 @@ def http_api() -> str:
     """Markdown of every operation with its parameters, body and answers, and of every schema that they name."""
     document = openapi_document()
     operations = [
-        _operation(method, path, operation)
+        _operation(method, path, operation=operation)
         for path, methods in document["paths"].items()
         for method, operation in methods.items()
     ]
@@ -32,7 +32,7 @@ def http_api() -> str:
     return "\n\n".join([*operations, "## Schemas", *tables])
 
 
-def _operation(method: str, path: str, operation: Json) -> str:
+def _operation(method: str, path: str, *, operation: Json) -> str:
     parts = [f"## {method.upper()} `{path}`", operation.get("description", "")]
     parameters = operation.get("parameters", [])
     if parameters:

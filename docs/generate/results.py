@@ -56,7 +56,7 @@ def quality() -> str:
 
 
 def calibrations() -> str:
-    """The same cuts calibrated on more kinds of text."""
+    """Cuts calibrated on more kinds of text."""
     rows = []
     for row in figures("quality")["rows"]:
         if row["calibration"] != ONE_KIND:
@@ -71,7 +71,7 @@ def criteria() -> str:
     """Each criterion on one target, with and without refit."""
     rows = []
     for target, section, default in (("depth-6", "depth", "block_influence"), ("mlp-25", "width", "share")):
-        for kind in _kinds(target, section, default):
+        for kind in _kinds(target, section=section, default=default):
             chosen = [] if kind == default else [f"{section}.criterion.kind={kind}"]
             rows.append([TARGETS[target], f"`{kind}`", *(_texts(_find(target, chosen + more)) for more in ([], _CUT))])
     return _table(["removed", "criterion", "with refit", "without"], rows)
@@ -80,7 +80,7 @@ def criteria() -> str:
 _CUT = ["refit=false"]
 
 
-def _kinds(target: str, section: str, default: str) -> list[str]:
+def _kinds(target: str, *, section: str, default: str) -> list[str]:
     """Criteria recorded for a target, the default first."""
     start = f"{section}.criterion.kind="
     said = [setting for row in figures("quality")["rows"] if row["target"] == target for setting in row["settings"]]
@@ -100,7 +100,7 @@ def half_width() -> str:
 
 def forward_passes() -> str:
     """Cost of pruning in forward passes of the decoder over the same tokens."""
-    speed, sparse = figures("walk-speed"), figures("walk-sparsity")
+    speed, sparse = figures("passes-speed"), figures("passes-sparsity")
     rows = [[f"depth and width: {name}", *_spread(speed, name)] for name in speed["ratios"]]
     rows += [[f"2:4 sparsity: {name}", *_spread(sparse, name)] for name in sparse["ratios"]]
     return _table(["step", "forward passes, median", "least – most"], rows)
@@ -114,7 +114,7 @@ def _spread(recorded: Row, name: str) -> list[str]:
 def memory() -> str:
     """Peak memory of pruning from disk against the size of the model."""
     rows = []
-    for name, what in (("walk-memory", "depth and width"), ("walk-memory-sparse", "2:4 sparsity")):
+    for name, what in (("passes-memory", "depth and width"), ("passes-memory-sparse", "2:4 sparsity")):
         for run in figures(name)["runs"]:
             sizes = (run[key] / 1e9 for key in ("model_bytes", "layer_bytes", "peak_anonymous"))
             rows.append([what, str(run["layers"]), *(f"{size:.2f} GB" for size in sizes)])
