@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
-from helpers.service import Bench
+from helpers.service import Bench, served
 
 from llmprune.service.jobs.tokens import Tokens
+from llmprune.service.settings import SITE
 
 HTML = {"Accept": "text/html"}
+CHROMIUM = shutil.which("chromium")
 
 
 @pytest.fixture
@@ -68,3 +71,23 @@ def test_the_documentation_asks_for_a_token_as_every_page_does(tmp_path: Path, s
 def test_every_page_links_to_the_documentation(tmp_path: Path) -> None:
     """The header of the pages has the link."""
     assert '<a href="/docs">Docs</a>' in Bench(tmp_path).http.get("/", headers=HTML).text
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium")
+@pytest.mark.skipif(not (SITE / "index.html").is_file(), reason="the documentation is not built: make docs")
+def test_the_built_site_works_under_its_policy(tmp_path: Path) -> None:
+    """In a browser the search finds a page, and nothing breaks the policy or comes from another host."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    with served(tmp_path) as (client, _), playwright.sync_playwright() as browsers:
+        browser = browsers.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        said: list[str] = []
+        page.on("console", lambda message: said.append(message.text))
+        page.on("request", lambda asked: asked.url.startswith(client.server) or said.append(asked.url))
+        page.goto(f"{client.server}/docs")
+        page.get_by_placeholder("Search").click()
+        page.keyboard.type("keep_pattern")
+        page.locator(".md-search-result__link", has_text="keep_pattern").first.click()
+        page.wait_for_url("**/reference/recipe.html*")
+        browser.close()
+    assert said == []
