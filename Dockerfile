@@ -22,8 +22,19 @@ RUN --mount=type=cache,target=/root/.cache/uv \
     && uv pip install --python /opt/llmprune/bin/python --constraint constraints.txt \
        --requirements pyproject.toml --extra demo
 
-COPY README.md ./
+COPY README.md LICENSE mkdocs.yml ./
 COPY llmprune llmprune
+
+# The documentation, which the service serves: its tools stay out of the image. It shows recorded results and the
+# table of the import test.
+COPY docs docs
+COPY eval/benchmarks/results eval/benchmarks/results
+COPY tests/test_import_rules.py tests/
+RUN --mount=type=cache,target=/root/.cache/uv \
+    uv venv /opt/docs \
+    && uv pip install --python /opt/docs/bin/python --constraint constraints.txt --group docs \
+    && PYTHONPATH=/src:$(echo /opt/llmprune/lib/python*/site-packages) /opt/docs/bin/python -m mkdocs build --quiet
+
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv pip install --python /opt/llmprune/bin/python --no-deps .
 

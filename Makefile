@@ -1,38 +1,49 @@
-# make quickstart   set everything up, then prune a real model
-# make serve        set everything up, then serve pruning jobs on http://127.0.0.1:8321
-# make test         set everything up, then lint, types and all tests
-# make lint types pytest older constraints clean   the single steps
-
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OLDER := .venv-4
 OLDER_READY := $(OLDER)/.ready
+SITE := llmprune/service/web/site
 
-.PHONY: quickstart serve test lint types pytest older constraints clean
+.DEFAULT_GOAL := help
+.PHONY: help quickstart serve check test lint types docs pytest older wheel wheel-test release constraints clean
 
-quickstart: $(READY)
+help:  ## list these commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
+
+quickstart: $(READY)  ## set everything up, then prune a real model
 	$(BIN)/llmprune run recipes/quickstart.yaml
 
-serve: $(READY)
+serve: $(READY)  ## set everything up, then serve pruning jobs on http://127.0.0.1:8321
 	$(BIN)/llmprune serve --allow-tasks eval/tasks
 
-test: lint types pytest
+# The rooms whose tests need no process of their own and no model hub.
+QUICK := $(wildcard $(addprefix tests/,recipe data criteria sparsity score results figures report) tests/test_*.py)
 
-lint: $(READY)
+check: lint types  ## lint, types and the quick tests: what you run while you work
+	$(BIN)/python -m pytest -n auto --dist loadfile $(QUICK)
+
+test: lint types docs pytest  ## lint, types, documentation and all tests
+
+lint: $(READY)  ## check style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(READY)
+types: $(READY)  ## check types
 	$(BIN)/mypy
 	$(BIN)/mypy eval/benchmarks
+	$(BIN)/mypy docs/generate .ci/release.py
+
+docs: $(READY)  ## build the documentation, which the service serves at /docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "Documentation: $(SITE)/index.html"
 
 # Every process takes whole files, so that what a file's tests share is made once. One process more than there are
 # cores, for many tests wait for processes of their own.
 PYTEST_ARGS ?= -n $(shell $(PYTHON) -c 'import os; print(1 + (os.cpu_count() or 1))') --dist loadfile
 
-pytest: $(READY) $(OLDER_READY)
+pytest: $(READY) $(OLDER_READY)  ## run all tests; PYTEST_ARGS="-x tests/recipe" chooses
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # uv installs torch in seconds where pip takes minutes, so pip only brings uv.
@@ -40,12 +51,12 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("llmprune needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": set PYTHON=") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable '.[demo,dev]'
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --group docs --editable '.[demo,dev]'
 	touch $(READY)
 
 # transformers 4.x, to load pruned models with. Its environment has what that version needs otherwise and finds the
 # rest, torch above all, in the other one: a path in a .pth file comes after its own packages.
-older: $(OLDER_READY)
+older: $(OLDER_READY)  ## set up transformers 4, which some tests load pruned models with
 
 $(OLDER_READY): $(READY) constraints-4.txt
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(OLDER)
@@ -53,9 +64,22 @@ $(OLDER_READY): $(READY) constraints-4.txt
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$($(OLDER)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shared.pth
 	touch $(OLDER_READY)
 
+wheel: docs  ## build the source distribution and the wheel into dist/
+	rm -rf dist
+	$(BIN)/uv build --quiet --out-dir dist
+	@ls dist
+
+wheel-test: wheel  ## install the wheel in a fresh environment and run the quickstart there
+	$(BIN)/python .ci/release.py wheel-test
+
+release: $(READY)  ## check, build, test and tag a release: make release VERSION=0.2.0; pushes nothing
+	$(BIN)/python .ci/release.py check "$(VERSION)"
+	$(MAKE) test wheel-test
+	$(BIN)/python .ci/release.py tag "$(VERSION)"
+
 # Names and versions only, of everything that the tests ran with.
-constraints: $(READY)
+constraints: $(READY)  ## write the installed versions into constraints.txt
 	$(BIN)/uv pip freeze --quiet --python $(BIN)/python --exclude-editable | grep -v -e ' @ ' -e '^uv==' > constraints.txt
 
-clean:
-	rm -rf $(VENV) $(OLDER) .mypy_cache .ruff_cache .pytest_cache
+clean:  ## remove environments, caches and built files
+	rm -rf $(VENV) $(OLDER) $(SITE) dist .mypy_cache .ruff_cache .pytest_cache

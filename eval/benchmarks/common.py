@@ -1,4 +1,4 @@
-"""What the benchmarks share: runs in processes of their own, and figures recorded with their machine."""
+"""Shared by the benchmarks: runs in their own processes, and figures recorded with the machine."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def run(
 
 
 def finish(process: subprocess.Popen[str]) -> None:
-    """Wait, and stop the benchmark where the run failed."""
+    """Wait for a run; stop the benchmark if it failed."""
     _, said = process.communicate()
     if process.returncode:
         sys.exit(f"the run failed ({process.returncode}): {said[-2000:]}")
 
 
 def report_of(output: Path) -> dict[str, Any]:
-    """The run's report."""
+    """Read the report of a run."""
     report: dict[str, Any] = json.loads((output / "report.json").read_text())
     return report
 

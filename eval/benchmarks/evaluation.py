@@ -1,4 +1,4 @@
-"""llmprune eval against lm-eval itself: the same scores to the last digit, and what it costs beside two direct runs.
+"""llmprune eval against lm-eval itself: equality of the scores to the last digit, and cost against two direct runs.
 
     python eval/benchmarks/evaluation.py DATA [--limit 200] [--generative 6]
 
@@ -68,7 +68,7 @@ def ours(model: str, base: str, tasks: str, include: Path, limit: int, folder: P
 
 
 def equal(theirs: dict[str, Any], mine: dict[str, Any]) -> dict[str, Any]:
-    """For each task, both values of every metric, and whether all samples agree."""
+    """Both values of every metric of each task, and if all samples agree."""
     found: dict[str, Any] = {}
     for task in mine["tasks"]:
         name, metric, filter_name = task["task"], task["metric"], task["filter"]

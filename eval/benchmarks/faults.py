@@ -1,4 +1,4 @@
-"""What a kill and a full disk cost: the same command again must end with the same checkpoint.
+"""Kills and a full disk: the same command again must end with the same checkpoint.
 
     python eval/benchmarks/faults.py kill [--times 20]
     python eval/benchmarks/faults.py disk         (mounts a small tmpfs: root only)

@@ -1,4 +1,4 @@
-"""How often the intervals of a retention hold the truth, in simulations where the truth is known.
+"""Coverage of the confidence intervals of a retention, in simulations with a known true value.
 
     python eval/benchmarks/intervals.py [--draws 1000]
 
@@ -29,7 +29,7 @@ Cells = NDArray[np.float64]  # both right, only dense, only pruned, neither
 
 
 def chances(accuracy: float, retention: float, correlation: float) -> Cells:
-    """Of the four outcomes of a document."""
+    """Probabilities of the four outcomes of a document."""
     other = accuracy * retention
     both = min(accuracy * other + correlation * (accuracy * (1 - accuracy) * other * (1 - other)) ** 0.5, other)
     found = np.array([both, accuracy - both, other - both, 1 - accuracy - other + both]).clip(0)

@@ -1,4 +1,4 @@
-"""What peers keep on the texts that ``quality.py`` judges on, for its rows to be compared with.
+"""Perplexity of peers on the texts of ``quality.py``, to compare its rows with.
 
     python eval/benchmarks/peers.py BENCH DATA [TARGET …]
 

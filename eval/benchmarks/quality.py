@@ -1,4 +1,4 @@
-"""What each cut keeps, beside the peers: SmolLM2-135M-Instruct on the protocol's own tokens and arithmetic.
+"""Perplexity after each cut against peers: SmolLM2-135M-Instruct on the protocol's tokens and arithmetic.
 
     python eval/benchmarks/quality.py BENCH [TARGET …] [--set refit=false] [--float32] [--time]
                                       [--data DATA [--mixture four] | --judge DATA] [--unrepaired]

@@ -101,7 +101,7 @@ class Census:
 
 
 def kind_of(command: list[str]) -> str | None:
-    """Whether a command is a job's keeper, or the run itself."""
+    """True for the command of a job's runner or of the run itself."""
     if KEEPER in command:
         return "keeper"
     return "run" if command[1:4] == ["-m", "llmprune", "run"] else None
@@ -264,21 +264,21 @@ def fill_table(settings: Settings, template: str) -> None:
 
 
 def milliseconds(ask: Callable[[], object]) -> float:
-    """How long a request takes."""
+    """Duration of a request in milliseconds."""
     begin = time.perf_counter()
     ask()
     return 1e3 * (time.perf_counter() - begin)
 
 
 def summary(taken: list[float]) -> dict[str, Any]:
-    """Of many requests."""
+    """Median and 95th percentile of many requests, in milliseconds."""
     cuts = statistics.quantiles(taken, n=20)
     return {"times": len(taken), "median_ms": round(cuts[9], 1), "p95_ms": round(cuts[18], 1)}
 
 
 def measure_load(folder: Path, _: argparse.Namespace) -> None:
     """200 submissions at once through 20 clients, each sent twice; list and show with 10,000 jobs in the table."""
-    fake = (sys.executable, str(Path(__file__).parents[2] / "tests" / "helpers.fake_run.py"))
+    fake = (sys.executable, str(Path(__file__).parents[2] / "tests" / "helpers" / "fake_run.py"))
     # what is measured is the service, not its limit of requests for each caller
     settings = Settings(data_dir=folder / "data", port=free_port(), command=fake, rate=1e6, burst=10**6)
     busy = os.getloadavg()[0]  # what others do on this machine
@@ -299,7 +299,7 @@ def measure_load(folder: Path, _: argparse.Namespace) -> None:
 
 
 def ask_all(client: Client, job: str) -> dict[str, Any]:
-    """What people and pages ask for all the time."""
+    """Requests that people and pages send all the time."""
     newest = client.jobs(limit=1)["next"]
     questions: dict[str, Callable[[], object]] = {
         "show": lambda: client.job(job),

@@ -138,7 +138,7 @@ def sweep_type(family: str, folder: Path) -> dict[str, Any]:
 
 
 def compare_with_skipping(model: PreTrainedModel, ids_BL: torch.Tensor) -> str:
-    """Where a model without some layers differs from the dense model that skips them; empty where nowhere."""
+    """Differences between a model without some layers and the dense model that skips them; empty if none."""
     path, layers = find_layers(model)
     count = len(layers)
     generator = random.Random(0)

@@ -1,4 +1,4 @@
-"""Which neurons to keep: every width criterion on SmolLM2-135M-Instruct with half of each MLP gone, with refit or not.
+"""Width criteria compared: every one on SmolLM2-135M-Instruct with half of each MLP gone, with refit or not.
 
     python eval/benchmarks/width.py DATA [taylor:absolute=token obs:ridge=0.1,shrinkage=0.5 …] [--no-refit]
 

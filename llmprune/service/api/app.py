@@ -24,7 +24,7 @@ from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.tokens import Tokens
 from llmprune.service.planner.planner import Planner
 from llmprune.service.settings import Settings
-from llmprune.service.web import routes
+from llmprune.service.web import documentation, routes
 
 DESCRIPTION = """Pruning jobs over HTTP. A submitted recipe becomes a job, which runs as `llmprune run` in a process of
 its own. Every file that the run writes can be downloaded. Errors are RFC 9457 problem details."""
@@ -64,6 +64,7 @@ def create_app(
         app.include_router(router, dependencies=[token])
     app.include_router(status.public_router)
     routes.install(app)
+    app.include_router(documentation.router)
     error_responses.install(app)
     _complete_document(app)
     app.add_middleware(AuthMiddleware, settings=settings, tokens=service.tokens)

@@ -12,7 +12,7 @@ from llmprune.common.errors import RecipeError
 
 DataDir = Annotated[Path, typer.Option(help="Folder of the job table and of all jobs.")]
 Host = Annotated[str, typer.Option(help="Address to bind; one that other machines can reach needs a token first.")]
-Port = Annotated[int, typer.Option(min=1, max=65535)]
+Port = Annotated[int, typer.Option(min=1, max=65535, help="Port to bind.")]
 HostName = Annotated[
     list[str] | None,
     typer.Option(help="Further name under which browsers reach it, as behind a proxy; may be repeated."),

@@ -1,16 +1,8 @@
-"""The README's reference of recipe and commands, written from the code.
-
-    python -m llmprune.cli.reference README.md
-
-puts each text between its two markers, ``<!-- recipe reference -->`` and
-``<!-- commands -->``; a test holds that the README has what this writes.
-"""
+"""Recipe reference: every key of a recipe, from the fields of the sections and their descriptions."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import annotated_types
@@ -34,46 +26,19 @@ Seen = dict[tuple[str, str | None], str]  # key and meaning of each row so far, 
 
 
 def recipe_reference() -> str:
-    """Every key of a recipe as Markdown: a table a section, from the fields and their descriptions."""
+    """Markdown with one table for each section of a recipe."""
     seen: Seen = {}
     parts = []
     for name, field in Recipe.model_fields.items():
         required = " Required." if field.is_required() else ""
         rows = _rows(_fields_in(field), "", section=name, seen=seen)
         table = "\n".join(["| key | value | default | meaning |", "|---|---|---|---|", *rows])
-        parts.append(f"**`{name}`**: {field.description}{required}\n\n{table}")
+        parts.append(f"## `{name}`\n\n{field.description}{required}\n\n{table}")
     return "\n\n".join(parts)
-
-
-def command_reference(app: Any = None) -> str:
-    """Every command, argument and option as Markdown, from the help texts of the command line."""
-    import typer
-
-    if app is None:
-        from llmprune.cli.main import app as own
-
-        app = own
-    root: Any = typer.main.get_command(app)
-    commands = getattr(root, "commands", {})
-    parts = [_command(f"llmprune {name}", command) for name, command in commands.items() if not command.hidden]
-    if any(not parameter.hidden for parameter in root.params):
-        parts.append(_command("llmprune", root))
-    return "\n\n".join(parts)
-
-
-def write_reference(page: str) -> str:
-    """The page with the texts between their markers. Raises ValueError where a marker is missing."""
-    for name, text in (("recipe reference", recipe_reference()), ("commands", command_reference())):
-        before, opening, rest = page.partition(f"<!-- {name} -->\n")
-        _, closing, after = rest.partition(f"<!-- /{name} -->")
-        if not opening or not closing:
-            raise ValueError(f"needs the lines <!-- {name} --> and <!-- /{name} -->; add them")
-        page = f"{before}{opening}\n{text}\n\n{closing}{after}"
-    return page
 
 
 def _rows(fields: dict[str, FieldInfo], prefix: str, *, section: str, seen: Seen) -> Iterator[str]:
-    """A row for each key, then for the keys inside it; what was explained before is only named."""
+    """One row for each key, followed by the keys inside it; keys explained earlier are only named."""
     for name, field in fields.items():
         seen.setdefault((name, field.description), section)
         inside = _fields_in(field)
@@ -91,13 +56,13 @@ def _rows(fields: dict[str, FieldInfo], prefix: str, *, section: str, seen: Seen
 
 
 def _fields_in(field: FieldInfo) -> dict[str, FieldInfo]:
-    """The keys inside a key; of a criterion, those of every kind."""
+    """Keys inside a key; for a criterion those of every kind."""
     found = [item for model in models_in(field.annotation) for item in model.model_fields.items()]
     return {name: inner for name, inner in found if name != "kind"}
 
 
 def _words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
-    """A type as a person says it."""
+    """Type of a key in words."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if annotation == Size or any(item in get_args(Size)[1:] for item in metadata):
         return "size, such as `5GB`"
@@ -142,54 +107,3 @@ def _default(field: FieldInfo) -> str:
     if field.default == ():
         return "`[]`"
     return f"`{field.default}`" if isinstance(field.default, str) else f"`{short(field.default)}`"
-
-
-def _command(title: str, command: Any) -> str:
-    """The title with its arguments, the help text, and a line for each argument and option."""
-    parameters = [parameter for parameter in command.params if not parameter.hidden]
-    arguments = [_argument(parameter) for parameter in parameters if not _is_option(parameter)]
-    heading = " ".join([title, *arguments])
-    lines = [f"- `{_spelling(parameter)}`: {_explanation(parameter)}" for parameter in parameters]
-    return "\n\n".join(filter(None, [f"**`{heading}`**", _help_of(command), "\n".join(lines)]))
-
-
-def _is_option(parameter: Any) -> bool:
-    return bool(parameter.opts[0].startswith("-"))
-
-
-def _argument(parameter: Any) -> str:
-    name = parameter.metavar or parameter.name.upper()
-    return name if parameter.required else f"[{name}]"
-
-
-def _spelling(parameter: Any) -> str:
-    if not _is_option(parameter):
-        return _argument(parameter)
-    names = ", ".join([*parameter.opts, *parameter.secondary_opts])
-    if parameter.is_flag:
-        return names
-    return f"{names} {parameter.metavar or parameter.name.strip('_').upper()}"
-
-
-def _explanation(parameter: Any) -> str:
-    notes = []
-    if _is_option(parameter) and parameter.required:
-        notes.append("required")
-    if not callable(parameter.default) and parameter.default not in (None, False, [], ()):
-        notes.append(f"default: `{parameter.default}`")
-    text = " ".join((parameter.help or "").split())
-    return f"{text} ({', '.join(notes)})" if notes else text
-
-
-def _help_of(command: Any) -> str:
-    return "\n".join(line.strip() for line in (command.help or "").split("\f")[0].strip().splitlines())
-
-
-if __name__ == "__main__":
-    for argument in sys.argv[1:]:
-        path = Path(argument)
-        try:
-            written = write_reference(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            sys.exit(f"{path}: {error}")
-        path.write_text(written, encoding="utf-8")

@@ -1,12 +1,12 @@
-"""What the walk costs: time against a forward pass, memory against depth, several processes against one.
+"""Cost of the two passes: time against a forward pass, memory against depth, several processes against one.
 
-    python eval/benchmarks/walk.py speed  [--tokens FILE.safetensors --key calibration] [--repeats 3]
-    python eval/benchmarks/walk.py sparsity [--tokens FILE.safetensors --key calibration] [--repeats 3]
-    python eval/benchmarks/walk.py memory [--billions 1 3 | --sparse --billions 0.25 0.5]
-    python eval/benchmarks/walk.py processes
+    python eval/benchmarks/passes.py speed  [--tokens FILE.safetensors --key calibration] [--repeats 3]
+    python eval/benchmarks/passes.py sparsity [--tokens FILE.safetensors --key calibration] [--repeats 3]
+    python eval/benchmarks/passes.py memory [--billions 1 3 | --sparse --billions 0.25 0.5]
+    python eval/benchmarks/passes.py processes
 
 Each measures ``llmprune run`` in processes of its own and writes its figures, with the machine they
-came from, into eval/benchmarks/results/walk-WHAT.json. Run one at a time on a quiet machine.
+came from, into eval/benchmarks/results/passes-WHAT.json. Run one at a time on a quiet machine.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def measure_sparsity(folder: Path, arguments: argparse.Namespace) -> None:
             found = {step["name"]: step["forward_ratio"] for step in report_of(folder / "run")["steps"]}
             ratios[name].append(found["pass 2"])
     medians = {name: median(all_) for name, all_ in ratios.items()}
-    record("walk-sparsity", {"tokens": 32 * 512, "ratios": ratios, "medians": medians})
+    record("passes-sparsity", {"tokens": 32 * 512, "ratios": ratios, "medians": medians})
 
 
 def measure_speed(folder: Path, arguments: argparse.Namespace) -> None:
@@ -73,7 +73,7 @@ def measure_speed(folder: Path, arguments: argparse.Namespace) -> None:
         ratios["pass 2"].append(found["pass 2"])
         ratios["pruning"].append(found["pass 1"] + found["pass 2"])
     record(
-        "walk-speed",
+        "passes-speed",
         {"tokens": 32 * 512, "ratios": ratios, "medians": {name: median(all_) for name, all_ in ratios.items()}},
     )
 
@@ -148,7 +148,7 @@ def measure_memory(folder: Path, arguments: argparse.Namespace) -> None:
         )
         shutil.rmtree(folder / "model")
         shutil.rmtree(folder / "run")
-    record("walk-memory-sparse" if arguments.sparse else "walk-memory", {"runs": figures})
+    record("passes-memory-sparse" if arguments.sparse else "passes-memory", {"runs": figures})
 
 
 def measure_processes(folder: Path, _: argparse.Namespace) -> None:
@@ -166,7 +166,7 @@ def measure_processes(folder: Path, _: argparse.Namespace) -> None:
     one, two = (load_file(folder / name / "model" / "model.safetensors") for name in ("one", "two"))
     cuts = [load_file(folder / name / "cut.safetensors") for name in ("one", "two")]
     record(
-        "walk-processes",
+        "passes-processes",
         {
             "processes": report_of(folder / "two")["provenance"]["processes"],
             "same_layers": (folder / "one/cut.json").read_text() == (folder / "two/cut.json").read_text(),

@@ -1,0 +1,192 @@
+"""Tables of results, from the files that the benchmarks recorded in ``eval/benchmarks/results``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parents[2] / "eval" / "benchmarks" / "results"
+TARGETS = {
+    "depth-3": "3 of 30 layers",
+    "depth-6": "6 of 30 layers",
+    "mlp-25": "a quarter of each MLP",
+    "mlp-50": "half of each MLP",
+    "depth-3 and mlp-25": "3 layers and a quarter of each MLP",
+    "heads-33": "a third of the attention heads",
+    "2:4": "2:4 in every matrix of the layers",
+}
+ONE_KIND = "the peers', 32 x 512"
+Row = dict[str, Any]
+
+
+def figures(name: str) -> Any:
+    """The figures of a recorded result."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["figures"]
+
+
+def quickstart() -> str:
+    """Output of the quickstart, as the README shows it."""
+    readme = RESULTS.parents[2] / "README.md"
+    return readme.read_text(encoding="utf-8").partition("<!-- quickstart -->\n")[2].partition("<!-- /quickstart -->")[0]
+
+
+def machine() -> str:
+    """Sentence with the machine and versions of the recorded results."""
+    told = json.loads((RESULTS / "quality.json").read_text(encoding="utf-8"))["machine"]
+    versions = told["versions"]
+    return (
+        f"Measured on {told['cores']} cores of an {told['cpu']} with torch {versions['torch']} and transformers "
+        f"{versions['transformers']}."
+    )
+
+
+def quality() -> str:
+    """Default settings against the peers: perplexity on WikiText, GSM8K and Python's manual."""
+    peers = {row["target"]: row for row in figures("peers")["rows"]}
+    rows = []
+    for target, name in TARGETS.items():
+        own, up, cut = (_find(target, settings) for settings in ([], ["refit.up=true"], ["refit=false"]))
+        peer = peers.get(target)
+        rows.append([name, _texts(own), _texts(up), _texts(cut), f"{_texts(peer)} ({peer['tool']})" if peer else ""])
+    dense = peers["dense"]
+    head = ["removed", "llmprune", "with `refit: {up: true}`", "cut without refit", "peer"]
+    return _table(head, [["nothing (dense model)", _texts(dense), "", "", ""], *rows])
+
+
+def calibrations() -> str:
+    """Cuts calibrated on more kinds of text."""
+    rows = []
+    for row in figures("quality")["rows"]:
+        if row["calibration"] != ONE_KIND:
+            settings = ", ".join(f"`{setting}`" for setting in row["settings"]) or "defaults"
+            rows.append([TARGETS[row["target"]], row["calibration"].replace(" x ", " × "), settings, _texts(row)])
+    order = {name: index for index, name in enumerate(TARGETS.values())}
+    rows.sort(key=lambda row: (row[1], order[row[0]], row[2]))
+    return _table(["removed", "calibration", "settings", "WikiText / GSM8K / manual"], rows)
+
+
+def criteria() -> str:
+    """Each criterion on one target, with and without refit."""
+    rows = []
+    for target, section, default in (("depth-6", "depth", "block_influence"), ("mlp-25", "width", "share")):
+        for kind in _kinds(target, section=section, default=default):
+            chosen = [] if kind == default else [f"{section}.criterion.kind={kind}"]
+            rows.append([TARGETS[target], f"`{kind}`", *(_texts(_find(target, chosen + more)) for more in ([], _CUT))])
+    return _table(["removed", "criterion", "with refit", "without"], rows)
+
+
+_CUT = ["refit=false"]
+
+
+def _kinds(target: str, *, section: str, default: str) -> list[str]:
+    """Criteria recorded for a target, the default first."""
+    start = f"{section}.criterion.kind="
+    said = [setting for row in figures("quality")["rows"] if row["target"] == target for setting in row["settings"]]
+    return list(dict.fromkeys([default, *(one.removeprefix(start) for one in said if one.startswith(start))]))
+
+
+def half_width() -> str:
+    """Half the neurons by every criterion, on three kinds of prose."""
+    recorded = figures("width")
+    rows = [
+        [f"`{row['criterion']}`", "yes" if row["refit"] else "no", *(f"{row[text]:,.1f}" for text in recorded["dense"])]
+        for row in recorded["rows"]
+    ]
+    dense = ["dense model", "", *(f"{value:,.1f}" for value in recorded["dense"].values())]
+    return _table(["criterion", "refit", *recorded["dense"]], [dense, *rows])
+
+
+def forward_passes() -> str:
+    """Cost of pruning in forward passes of the decoder over the same tokens."""
+    speed, sparse = figures("passes-speed"), figures("passes-sparsity")
+    rows = [[f"depth and width: {name}", *_spread(speed, name)] for name in speed["ratios"]]
+    rows += [[f"2:4 sparsity: {name}", *_spread(sparse, name)] for name in sparse["ratios"]]
+    return _table(["step", "forward passes, median", "least – most"], rows)
+
+
+def _spread(recorded: Row, name: str) -> list[str]:
+    ratios = recorded["ratios"][name]
+    return [f"{recorded['medians'][name]:.1f}", f"{min(ratios):.1f} – {max(ratios):.1f}"]
+
+
+def memory() -> str:
+    """Peak memory of pruning from disk against the size of the model."""
+    rows = []
+    for name, what in (("passes-memory", "depth and width"), ("passes-memory-sparse", "2:4 sparsity")):
+        for run in figures(name)["runs"]:
+            sizes = (run[key] / 1e9 for key in ("model_bytes", "layer_bytes", "peak_anonymous"))
+            rows.append([what, str(run["layers"]), *(f"{size:.2f} GB" for size in sizes)])
+    return _table(["removed", "layers", "model", "one layer", "peak memory"], rows)
+
+
+def intervals() -> str:
+    """Share of simulated runs in which each kind of 95 % interval holds the truth."""
+    summary = figures("intervals")["summary"]
+    methods = list(next(iter(summary.values())))
+    rows = [
+        [documents, *(f"{row[name]['mean']:.1%} ({row[name]['least']:.1%} in the worst case)" for name in methods)]
+        for documents, row in summary.items()
+    ]
+    return _table(["documents", *methods], rows)
+
+
+def service() -> str:
+    """Kills of the service at random moments, and answer times with many jobs in the table."""
+    kills, load = figures("service-kills"), figures("service-load")
+    ended = ", ".join(f"{count} {state}" for state, count in kills["ended"].items())
+    sentence = (
+        f"{len(kills['kills'])} kills in {kills['seconds']} s: {kills['jobs']} jobs, {ended}; at most "
+        f"{kills['most_keepers_of_a_job_at_once']} process group ran a job at a time.\n\n"
+        f"Answer times with {load['jobs_in_table']:,} jobs in the table:"
+    )
+    rows = [
+        [name.replace("_", " "), f"{one['median_ms']} ms", f"{one['p95_ms']} ms"] for name, one in load["alone"].items()
+    ]
+    return f"{sentence}\n\n{_table(['request', 'median', '95th percentile'], rows)}"
+
+
+def faults() -> str:
+    """Kills of a run at random moments, and a full disk."""
+    kills, disk = figures("faults-kill"), figures("faults-disk")
+    equal = "all weights equal those of the uninterrupted run" if kills["all_equal"] else "the weights differ"
+    return (
+        f"- {len(kills['kills'])} kills at random moments, each followed by the same command: {equal}.\n"
+        f"- A full disk: exit code {disk['exit_code']}, {'a' if disk['half_model'] else 'no'} half-written model; "
+        f"continued after space was freed, with {'equal' if disk['equal'] else 'different'} weights."
+    )
+
+
+def model_support() -> str:
+    """Every causal model type of transformers, as the sweep recorded it."""
+    text = (RESULTS / "sweep.md").read_text(encoding="utf-8")
+    return text.partition("\n")[2].strip()
+
+
+def _find(target: str, settings: Sequence[str]) -> Row | None:
+    """The recorded row of a target on the peers' tokens; numbers of windows do not count as settings."""
+    for row in figures("quality")["rows"]:
+        told = [setting for setting in row["settings"] if not setting.startswith("depth.criterion.windows=")]
+        if (row["target"], row["calibration"], told) == (target, ONE_KIND, list(settings)):
+            found: Row = row
+            return found
+    return None
+
+
+def _texts(row: Row | None) -> str:
+    """Perplexities on WikiText, GSM8K and the manual; only the first where the others were not measured."""
+    if row is None:
+        return ""
+    others = row.get("unseen", row)
+    first = row.get("perplexity", row.get("wikitext"))
+    return " / ".join(_short(value) for value in (first, others.get("gsm8k"), others.get("pydoc")) if value)
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 100 else f"{value:.2f}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in (head, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
