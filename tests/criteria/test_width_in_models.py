@@ -18,6 +18,7 @@ from helpers.tiny import structure_of
 from torch import Tensor
 
 from llmprune.anatomy.discovery import discover
+from llmprune.anatomy.hooks import inputs_of
 from llmprune.anatomy.selection import neuron_rows
 from llmprune.anatomy.types import PrunableDim, unit_key
 from llmprune.checkpoint.loading import dense_decoder
@@ -27,7 +28,7 @@ from llmprune.criteria.base import WidthCriterion
 from llmprune.criteria.width.magnitude import Magnitude
 from llmprune.criteria.width.obs import Obs
 from llmprune.criteria.width.share import Share
-from llmprune.layerwise.forward import Decoder, inputs_of
+from llmprune.layerwise.decoder import Decoder
 from llmprune.recipe.refit import Refit
 from llmprune.score.forward_pass import score
 from llmprune.score.inputs import CalibrationBatches, ScoringCriteria

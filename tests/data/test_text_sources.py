@@ -9,8 +9,8 @@ from typing import Any
 
 import datasets
 import pytest
+from helpers.hub.published import publish_text
 from helpers.hub.server import Hub
-from helpers.small_disks import publish_text
 from helpers.tiny import tiny_tokenizer
 from helpers.windows import decoded, load, write_rows
 

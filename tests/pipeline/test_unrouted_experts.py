@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from llmprune.pipeline.report import unrouted
+from llmprune.pipeline.report import warn_of_unrouted_experts
 from llmprune.score.scores import Scores
 
 
 def test_singular_and_plural() -> None:
     """One expert in one layer is singular; an ellipsis follows three of more layers."""
     few = Scores(None, {}, routed={"3.mlp": torch.tensor([1, 0])})
-    assert unrouted(few)[0].startswith("1 expert in 1 layer (3.mlp) got no calibration token")
+    assert warn_of_unrouted_experts(few)[0].startswith("1 expert in 1 layer (3.mlp) got no calibration token")
     many = Scores(None, {}, routed={f"{layer}.mlp": torch.tensor([0, 0]) for layer in range(4)})
-    assert unrouted(many)[0].startswith("8 experts in 4 layers (0.mlp, 1.mlp, 2.mlp, …)")
+    assert warn_of_unrouted_experts(many)[0].startswith("8 experts in 4 layers (0.mlp, 1.mlp, 2.mlp, …)")

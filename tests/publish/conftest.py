@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from helpers.commands import command, save_model, verify_here, write_recipe, write_text
-from helpers.small_disks import CARD, copy_run, draw_nothing
+from helpers.hub.published import CARD, copy_run, draw_nothing
 
 
 @pytest.fixture(scope="session")

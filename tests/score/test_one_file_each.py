@@ -9,12 +9,12 @@ from typing import ClassVar, Literal
 
 import pytest
 import torch
+from generate.recipe import recipe_reference
 from helpers.commands import verify_here
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llmprune import Recipe, run
-from llmprune.cli.reference import recipe_reference
 from llmprune.common.errors import RecipeError
 from llmprune.common.variants import Variant
 from llmprune.criteria.accumulators.base import ExpertAccumulator, LayerAccumulator, UnitAccumulator

@@ -16,7 +16,7 @@ from helpers.service import answer_requests
 from helpers.service_answers import ENDED, JOB, LISTED, URL, Answer, page, talking_to
 
 from llmprune.common.errors import RecipeError
-from llmprune.common.hub.client import asked_seconds
+from llmprune.common.hub.client import retry_after_seconds
 from llmprune.service.cli import answers, event_stream
 from llmprune.service.cli.answers import ServiceError
 from llmprune.service.cli.client import DEFAULT_SERVER, Client
@@ -179,7 +179,7 @@ def test_retry_after_is_a_number_or_a_date(retry_after: str, pause: float) -> No
 
 def test_retry_after_a_date_to_come() -> None:
     """A date means the seconds until then."""
-    assert asked_seconds(formatdate(time.time() + 60, usegmt=True)) == pytest.approx(60, abs=2)
+    assert retry_after_seconds(formatdate(time.time() + 60, usegmt=True)) == pytest.approx(60, abs=2)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers.service import Bench, served
+from helpers.service import ServiceHarness, served
 
 from llmprune.service.jobs.tokens import Tokens
 from llmprune.service.settings import SITE
@@ -28,7 +28,7 @@ def site(tmp_path: Path) -> Path:
 
 def test_a_built_site_is_served(tmp_path: Path, site: Path) -> None:
     """``/docs`` leads to the first page; files have their types; a page may load only what the service has."""
-    http = Bench(tmp_path, documentation=site).http
+    http = ServiceHarness(tmp_path, documentation=site).http
     answer = http.get("/docs", headers=HTML)
     assert (answer.url.path, answer.text) == ("/docs/index.html", "<h1>Start here</h1>")
     policy = answer.headers["content-security-policy"]
@@ -43,14 +43,14 @@ def test_a_built_site_is_served(tmp_path: Path, site: Path) -> None:
 )
 def test_what_is_not_in_the_site_is_not_found(tmp_path: Path, site: Path, path: str) -> None:
     """A missing page, a folder and a path out of the site answer 404."""
-    answer = Bench(tmp_path, documentation=site).http.get(path)
+    answer = ServiceHarness(tmp_path, documentation=site).http.get(path)
     assert answer.status_code == 404
     assert "secret" not in answer.text.replace("secret.txt", "")
 
 
 def test_a_checkout_without_a_site_explains_how_to_build_it(tmp_path: Path) -> None:
     """Without a built site the page names the command; a page of the site is missing."""
-    http = Bench(tmp_path, documentation=tmp_path / "none").http
+    http = ServiceHarness(tmp_path, documentation=tmp_path / "none").http
     answer = http.get("/docs", headers=HTML)
     assert answer.status_code == 404
     assert "<pre>make docs</pre>" in answer.text
@@ -59,18 +59,18 @@ def test_a_checkout_without_a_site_explains_how_to_build_it(tmp_path: Path) -> N
 
 def test_the_documentation_asks_for_a_token_as_every_page_does(tmp_path: Path, site: Path) -> None:
     """Once a token exists, a person is led to the sign-in and a program is refused."""
-    bench = Bench(tmp_path, documentation=site)
-    service_tokens: Tokens = bench.service.tokens
+    harness = ServiceHarness(tmp_path, documentation=site)
+    service_tokens: Tokens = harness.service.tokens
     token = service_tokens.create("ann", "user")
-    assert bench.http.get("/docs/index.html").status_code == 401
-    assert bench.http.get("/docs/index.html", headers=HTML).url.path == "/login"
+    assert harness.http.get("/docs/index.html").status_code == 401
+    assert harness.http.get("/docs/index.html", headers=HTML).url.path == "/login"
     allowed = {"Authorization": f"Bearer {token}"}
-    assert bench.http.get("/docs/index.html", headers=allowed).status_code == 200
+    assert harness.http.get("/docs/index.html", headers=allowed).status_code == 200
 
 
 def test_every_page_links_to_the_documentation(tmp_path: Path) -> None:
     """The header of the pages has the link."""
-    assert '<a href="/docs">Docs</a>' in Bench(tmp_path).http.get("/", headers=HTML).text
+    assert '<a href="/docs">Docs</a>' in ServiceHarness(tmp_path).http.get("/", headers=HTML).text
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium")
