@@ -39,7 +39,7 @@ class Live:
         return socket.create_connection(("127.0.0.1", self.port), timeout=10)
 
     def is_closed(self, connection: socket.socket, seconds: float) -> bool:
-        """Whether the server closes a connection within some seconds."""
+        """Check whether the server closes a connection within some seconds."""
         connection.settimeout(seconds)
         try:
             while connection.recv(65_536):

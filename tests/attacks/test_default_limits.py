@@ -25,19 +25,19 @@ from llmprune import ModelError, Recipe, RecipeError
 from llmprune.checkpoint.config_limits import MOST_BYTES, check_config
 from llmprune.checkpoint.loading import load_config, load_tokenizer
 from llmprune.recipe.model import ModelSource
-from llmprune.service import memory
+from llmprune.service import memory, server
 from llmprune.service.memory import machine_memory, memory_of, share_of_a_job
 from llmprune.service.planner.planner import Planner
 from llmprune.service.planner.queue import MOST_WAITING, PlannerBusy, PlanQueue, TooManyPlans
 from llmprune.service.settings import Settings
-from llmprune.service.supervisor import overuse, supervisor
+from llmprune.service.supervisor import devices, overuse, supervisor
 from llmprune.service.supervisor.processes import marked
 
 MB = 10**6
 
 
 def running(job: dict[str, Any]) -> bool:
-    """Whether a job's process has told how far it is."""
+    """Check whether a job's process has reported progress."""
     return job["state"] == "running" and job["total"] is not None
 
 
@@ -45,9 +45,9 @@ def running(job: dict[str, Any]) -> bool:
 def served_with(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     """The settings with which ``llmprune serve`` would serve."""
     found: list[Settings] = []
-    monkeypatch.setattr("llmprune.service.server.serve", found.append)
-    monkeypatch.setattr("llmprune.service.supervisor.devices._driver_names", lambda: ["0"])
-    monkeypatch.setattr("llmprune.service.supervisor.devices.find_gpus", tuple)
+    monkeypatch.setattr(server, "serve", found.append)
+    monkeypatch.setattr(devices, "_driver_names", lambda: ["0"])
+    monkeypatch.setattr(devices, "find_gpus", tuple)
     return found
 
 
