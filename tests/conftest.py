@@ -12,8 +12,8 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
 
-# Read when huggingface_hub is imported. Nothing listens there until a test asks for the hub, so that
-# what a test fetches by mistake is refused at once instead of sought in the network.
+# Read when huggingface_hub is imported. Nothing listens there until a test uses the hub, so that an accidental
+# request is refused at once and does not reach the network.
 _BOUND = socket.socket()
 _BOUND.bind(("127.0.0.1", 0))
 os.environ["HF_ENDPOINT"] = "http://{}:{}".format(*_BOUND.getsockname())
@@ -27,7 +27,7 @@ from helpers.hub.state import TOKEN, User  # noqa: E402  # after the address of 
 
 @pytest.fixture(scope="session")
 def hub_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    """One server for all tests of this process, on the socket that the libraries know of."""
+    """One server for all tests of this process, on the socket in HF_ENDPOINT."""
     hub = Hub(_BOUND, tmp_path_factory.mktemp("lfs"))
     hub.start()
     yield hub
@@ -36,7 +36,7 @@ def hub_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 
 @pytest.fixture
 def hub(hub_server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """An empty hub that knows ``ann`` of ``org`` by the token in HF_TOKEN; empty caches; and no waits."""
+    """An empty hub where the token in HF_TOKEN is that of ``ann`` of ``org``, with empty caches and no waits."""
     import datasets
     from huggingface_hub import constants, file_download
     from huggingface_hub.utils import _http
@@ -102,7 +102,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Clock:
-    """The time module for the hub client, which then only notes how long it would have slept."""
+    """The time module for the hub client, which records sleeps instead of sleeping."""
 
     def __init__(self, waits: list[float]) -> None:
         self.sleep = waits.append
@@ -114,7 +114,9 @@ class Clock:
 
 
 @pytest.fixture(autouse=True)
-def _no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Results of base models stay in the test, and none that the user has is taken."""
+def _own_base_results(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep cached results of base models in the test, apart from those of the user."""
+    from llmprune.evaluation.lm_eval import harness
+
     folder: Path = tmp_path_factory.mktemp("baselines", numbered=True)
-    monkeypatch.setattr("llmprune.evaluation.lm_eval.harness.baselines_folder", lambda: folder)
+    monkeypatch.setattr(harness, "baselines_folder", lambda: folder)

@@ -71,7 +71,7 @@ def read(dataset: str, **fields: Any) -> list[str]:
 
 
 def refusal(dataset: str, **fields: Any) -> str:
-    """What is said instead of reading it."""
+    """Return the message that refuses to read it."""
     with pytest.raises(CalibrationError) as caught:
         read(dataset, **fields)
     return str(caught.value)

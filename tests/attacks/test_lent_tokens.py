@@ -1,4 +1,4 @@
-"""Nothing of the operator's hub access or other credentials reaches a job or the planner, unless it is lent."""
+"""Credentials of the operator: none reaches a job or the planner unless it is lent."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import getpass
 import json
 import re
 from pathlib import Path
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 
 from llmprune.cli.main import app
 from llmprune.common.errors import RecipeError
+from llmprune.service import server
 from llmprune.service.logs import ACCESS, AUDIT, kept
 from llmprune.service.settings import Settings
 from llmprune.service.supervisor.cleanup import over_quota
@@ -234,7 +236,7 @@ def test_a_user_without_a_name_gets_the_token(tmp_path: Path, monkeypatch: pytes
     def nobody() -> str:
         raise KeyError("getpwuid(): uid not found: 1234")
 
-    monkeypatch.setattr("getpass.getuser", nobody)
+    monkeypatch.setattr(getpass, "getuser", nobody)
     made = CliRunner().invoke(app, ["token", "create", "--name", "ann", "--data-dir", str(tmp_path)])
     assert (made.exit_code, made.output.startswith("llmprune_")) == (0, True)
     assert lines(tmp_path / AUDIT)[0]["caller"].startswith("uid ")
@@ -279,7 +281,7 @@ def test_a_running_service_logs_with_the_time(tmp_path: Path) -> None:
 def test_a_network_of_proxies_is_written_in_any_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An address with the width of its network names that network, and its proxies are believed."""
     chosen: list[Settings] = []
-    monkeypatch.setattr("llmprune.service.server.serve", chosen.append)
+    monkeypatch.setattr(server, "serve", chosen.append)
     names = ("10.1.2.3/8", "192.0.2.1", "2001:db8::1")
     options = [part for name in names for part in ("--trusted-proxy", name)]
     result = CliRunner().invoke(app, ["serve", "--gpus", "none", "--data-dir", str(tmp_path), *options])

@@ -1,4 +1,4 @@
-"""Several processes under torchrun end where one process ends."""
+"""Several processes under torchrun give the result of one process."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ Met = tuple[list[list[dict[str, Any]]], list[str], list[int]]
 
 @pytest.fixture(scope="module")
 def met() -> Met:
-    """What each of two processes met in every scenario, what it wrote to standard error, and its exit code."""
+    """Outcomes of every scenario in each of two processes, their standard error and their exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Simulated CUDA devices: ordinary CPU tensors whose storages carry the name of the device that they are said to be on.
+"""Simulated CUDA devices: CPU tensors whose storages carry the name of a device.
 
     with simulated_devices(2) as devices:                  # torch.cuda.is_available() is True
         model = load_model(ModelSource(id=folder, device_map={"": "cuda:1"}))
@@ -40,7 +40,7 @@ _IN_PLACE = {"__iadd__", "__isub__", "__imul__", "__itruediv__", "__iand__", "__
 
 
 class SimulatedDevices(TorchFunctionMode):
-    """The devices, and the bytes of the storages on each: ``used`` now, ``peak`` at most."""
+    """Simulated devices, and the bytes of the storages on each: ``used`` now, ``peak`` at most."""
 
     def __init__(self, count: int) -> None:
         super().__init__()
@@ -78,14 +78,14 @@ class SimulatedDevices(TorchFunctionMode):
         return result
 
     def named(self, device: Any) -> torch.device:
-        """A device by its number or name; without an index the first of its kind."""
+        """Return a device by its number or name; without an index the first of its kind."""
         device = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
         if device.type == "cuda" and (device.index or 0) >= self.count:
             raise RuntimeError(f"CUDA error: invalid device ordinal ({device}, simulated)")
         return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
     def place(self, tensor: Tensor, device: torch.device) -> Tensor:
-        """Say that a new tensor is on a device, and count its bytes until its storage is freed."""
+        """Place a new tensor on a device, and count its bytes until its storage is freed."""
         storage = tensor.untyped_storage()
         if tensor.is_meta or device.type != "cuda" or hasattr(storage, "simulated"):
             return tensor
@@ -97,7 +97,7 @@ class SimulatedDevices(TorchFunctionMode):
         return tensor
 
     def move(self, tensor: Tensor, *args: Any, device: Any = None, **kwargs: Any) -> Tensor:
-        """As ``tensor.to``, which takes a device, a type, both in this order, or another tensor."""
+        """Move a tensor as ``tensor.to`` does, which takes a device, a type, both in this order, or another tensor."""
         if args and isinstance(args[0], Tensor):
             device, kwargs = home_of(args[0]), kwargs | {"dtype": args[0].dtype}
         elif args and isinstance(args[0], torch.device | str | int):
@@ -112,7 +112,7 @@ class SimulatedDevices(TorchFunctionMode):
         return self.place(tensor.to(**kwargs | ({"copy": True} if target != home else {})), target)
 
     def gradients(self, outputs: Tensor, inputs: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
-        """As ``torch.autograd.grad``: each gradient is where its tensor is."""
+        """Compute gradients as ``torch.autograd.grad`` does: each on the device of its tensor."""
         given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         if any(home_of(value) != home_of(outputs) for value in given):
             raise RuntimeError(
@@ -124,7 +124,7 @@ class SimulatedDevices(TorchFunctionMode):
 
 
 class _Generator(torch.Generator):
-    """A generator that is said to be on a device; its numbers are the CPU's."""
+    """Generator on a simulated device; its numbers are those of the CPU."""
 
     def __new__(cls, device: Any = _CPU) -> _Generator:
         made: _Generator = super().__new__(cls)
@@ -140,7 +140,7 @@ class _Generator(torch.Generator):
 
 
 def home_of(tensor: Tensor) -> torch.device:
-    """The device that a tensor is said to be on."""
+    """Return the simulated device of a tensor."""
     if tensor.is_meta:
         return torch.device("meta")
     home: torch.device = getattr(tensor.untyped_storage(), "simulated", _CPU)
@@ -155,7 +155,7 @@ def _name(func: Any) -> str:
 
 
 def _collect(value: Any, found: list[Tensor]) -> None:
-    """Add the tensors in a value to those found."""
+    """Append the tensors in a value to ``found``."""
     if isinstance(value, Tensor):
         found.append(value)
     elif isinstance(value, list | tuple):
@@ -166,7 +166,7 @@ def _collect(value: Any, found: list[Tensor]) -> None:
 
 
 def _home_of_call(name: str, args: Any, tensors: list[Tensor], out: Any) -> torch.device:
-    """The device of an operation's result. Raises RuntimeError where its tensors are on more than one."""
+    """Return the device of an operation's result. Raises RuntimeError where its tensors are on several devices."""
     homes = list(map(home_of, tensors))
     if len(set(homes)) < 2 or name in _MIX:
         return homes[0] if homes else _CPU
@@ -189,7 +189,7 @@ def _home_of_call(name: str, args: Any, tensors: list[Tensor], out: Any) -> torc
 
 
 def _spared_indices(tensor: Tensor, index: Any, value: Any = None, *_: Any) -> set[int]:
-    """The tensors of an indexing that may be elsewhere: indices on the CPU, and values where no tensor is an index."""
+    """Return the ids of tensors that may be elsewhere: indices on the CPU, and values without tensor indices."""
     indices: list[Tensor] = []
     _collect(index, indices)
     values = [value] if isinstance(value, Tensor) and (not indices or not value.dim()) else []
@@ -211,7 +211,7 @@ def _pin(devices: SimulatedDevices, tensor: Tensor, *_: Any) -> Tensor:
 
 
 def _histogram(devices: SimulatedDevices, values: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """On CUDA ``torch.histc`` counts whole numbers as well."""
+    """Count integers too, as ``torch.histc`` does on CUDA."""
     counts = torch.histc(values.float(), *args, **kwargs).to(values.dtype)
     return devices.place(counts, home_of(values))
 
@@ -236,7 +236,7 @@ _ANSWERS: dict[str, Callable[..., Any]] = {
 
 @contextmanager
 def simulated_devices(count: int) -> Iterator[SimulatedDevices]:
-    """While the context lasts, torch has so many CUDA devices, in this thread and in those of thread pools."""
+    """Give torch ``count`` CUDA devices, in this thread and in those of thread pools."""
     devices = SimulatedDevices(count)
     submit = ThreadPoolExecutor.submit
 

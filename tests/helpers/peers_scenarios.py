@@ -1,4 +1,4 @@
-"""One of two processes that go through what can go wrong between them; prints what it met as JSON lines."""
+"""One of two processes that go through failures between them; prints each outcome as a line of JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ peers._HEARTBEAT, peers._SILENCE, peers._GRACE, peers._LINGER = 0.05, 2.0, 30.0,
 
 
 def scenario(act: Callable[[], Any]) -> None:
-    """Do it in step with the other process, and say how it ended."""
+    """Run one scenario together with the other process, and print its outcome."""
     since = time.monotonic()
     try:
         with processes.synchronized():
@@ -32,7 +32,7 @@ def scenario(act: Callable[[], Any]) -> None:
 
 
 def everything_matches() -> list[float]:
-    """Exchanges as they should be, the first process being slower than a dead one may be silent."""
+    """Exchange values without a fault; the first process pauses for longer than the heartbeat time limit."""
     if RANK == 0:
         time.sleep(2.2)
     total = torch.ones(3) * (RANK + 1)
@@ -42,32 +42,32 @@ def everything_matches() -> list[float]:
 
 
 def one_raises() -> None:
-    """An error of the second process alone, while the first waits for it."""
+    """Raise an error in the second process alone, while the first waits for it."""
     if RANK == 1:
         raise NumericalError("layer 3 puts out NaN")
     processes.broadcast_from_first(1)
 
 
 def one_goes_elsewhere() -> None:
-    """A branch that only one process takes."""
+    """Take a branch in one process only."""
     if RANK == 1:
         processes.sum_over_processes([torch.ones(2)])
     processes.broadcast_from_first(1)
 
 
 def other_values() -> None:
-    """Another recipe in each process."""
+    """Use another recipe in each process."""
     processes.require_agreement("the recipe", f"recipe {RANK}")
 
 
 def one_is_done() -> None:
-    """One process comes to the end while the other has more to do."""
+    """End one process while the other has more to do."""
     if RANK == 0:
         processes.broadcast_from_first(1)
 
 
 def one_cannot_solve() -> tuple[float | None, float]:
-    """The second process has no stable solution at the ridge that the first one found."""
+    """Let the second process have no stable solution at the ridge that the first one chose."""
     real = normal_equations._ridge
     normal_equations._ridge = lambda *given, ridge: None if RANK and ridge < 2 else real(*given, ridge=ridge)
     drawn = torch.Generator().manual_seed(0)
@@ -82,7 +82,7 @@ def one_cannot_solve() -> tuple[float | None, float]:
 
 
 def one_is_killed() -> None:
-    """The second process is gone at once, and the first is in the middle of something that does not end."""
+    """Kill the second process while the first is in a computation that does not end."""
     if RANK == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     peers._GRACE = 0.3

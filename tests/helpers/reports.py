@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import ModelCard
 from rich.console import Console
 
-from helpers.hub.routes import wrong_metadata
+from helpers.hub.repositories import wrong_metadata
 from llmprune.publish.card import Base, Loading, write_card
 from llmprune.report.run_table import print_summary
 from llmprune.results.evaluation_figures import (

@@ -1,4 +1,4 @@
-"""What needs a CUDA device: a walk on it, a model split over GPU and CPU, and the memory it takes."""
+"""Runs on a CUDA device: layer-wise passes, models split over GPU and CPU, and their memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes wrong on the way to a hub: refusals, cut lines, other bytes, lost answers."""
+"""Faults between client and hub: refusals, broken connections, flipped bytes, lost answers."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ Application = Callable[[dict[str, Any], Receive, Send], Awaitable[None]]
 
 @dataclass
 class Fault:
-    """What goes wrong with requests whose ``METHOD path`` matches, for a number of ``times``.
+    """Fault of the first ``times`` requests whose ``METHOD path`` matches.
 
-    ``status``: answered at once; ``cut``: bytes of the body after which the line goes dead; ``flip``:
-    a byte of the body is another one; ``lose``: the work is done and the answer is lost; ``silent``: the request is
-    accepted and never answered.
+    ``status``: answered at once; ``cut``: bytes of the body after which the connection breaks; ``flip``: a byte of the
+    body is changed; ``lose``: the request is processed and its answer lost; ``silent``: the request is never answered.
     """
 
     match: str
@@ -34,7 +33,7 @@ class Fault:
     silent: bool = False
 
     def applies(self, line: str) -> bool:
-        """Whether this request is one of those; counts it."""
+        """Check whether the fault applies to this request, and count it."""
         if self.times > 0 and re.search(self.match, line):
             self.times -= 1
             return True
@@ -42,13 +41,13 @@ class Fault:
 
 
 class Faulty:
-    """The application behind the faults, as plain ASGI: it may break off in the middle of an answer."""
+    """Plain ASGI application that applies faults to another one: it may break off in the middle of an answer."""
 
     def __init__(self, app: Application, faults: list[Fault], lines: list[str]) -> None:
         self.app, self.faults, self.lines = app, faults, lines
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
-        """Note the request, and answer it well or badly."""
+        """Record the request, and answer it with or without a fault."""
         query = scope["query_string"].decode()
         line = f"{scope['method']} {scope['path']}{'?' + query if query else ''}"
         self.lines.append(line)
@@ -70,7 +69,7 @@ class Faulty:
 
 
 async def _hang_up(after: int, receive: Receive, send: Send) -> None:
-    """Read so much of what is sent, then promise an answer and close the line."""
+    """Read ``after`` bytes of the body, then announce an answer and close the connection."""
     read = 0
     while read < after:
         message = await receive()

@@ -1,6 +1,6 @@
 """A model hub on the loopback, small enough to read, that the real client libraries talk to.
 
-It speaks what ``huggingface_hub`` asks for when it looks, downloads, uploads and commits: regular
+It answers the requests with which ``huggingface_hub`` reads, downloads, uploads and commits: regular
 files in the commit, large ones through git-LFS (in one part or several), ranges, redirects to
 signed addresses, tokens, private and gated repositories, pull requests, and errors by
 ``X-Error-Code``. ``Hub.faults`` makes it fail as a real one would.
@@ -25,7 +25,7 @@ from helpers.hub.state import File, Repo, User, blob_of, is_large, pointer
 
 
 class Hub:
-    """The state of the server, and the server itself on a socket that is bound already."""
+    """State of the hub, and its server on a bound socket."""
 
     def __init__(self, bound: socket.socket, store: Path, part_size: int = 0) -> None:
         self.url = "http://{}:{}".format(*bound.getsockname())
@@ -48,18 +48,18 @@ class Hub:
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [bound]}, daemon=True)
 
     def start(self) -> None:
-        """Answer from now on."""
+        """Start answering requests."""
         self._thread.start()
         while not self._server.started:
             time.sleep(0.01)
 
     def stop(self) -> None:
-        """Answer no more."""
+        """Stop answering requests."""
         self._server.should_exit = True
         self._thread.join(timeout=10)
 
     def forget(self) -> None:
-        """Everything, for the next test."""
+        """Reset the state for the next test."""
         for path in self.store.iterdir():
             path.unlink()
         for state in (self.users, self.repos, self.faults, self.lines, self.waits):
@@ -67,17 +67,17 @@ class Hub:
         self.before_commit, self.on_range, self.part_size = None, None, 0
 
     def repo(self, name: str, kind: str = "model") -> Repo:
-        """A repository that must be there."""
+        """Return a repository that exists."""
         return self.repos[kind, name]
 
     def add_repo(self, name: str, files: dict[str, bytes], kind: str = "model", **settings: Any) -> Repo:
-        """A repository that somebody else made, large files where the hub would have them."""
+        """Add a repository of another user, with large files in the LFS store."""
         repo = self.repos[kind, name] = Repo(kind, name, settings.pop("private", False), **settings)
         repo.commit("main", {path: self.file(path, content) for path, content in files.items()}, "initial commit")
         return repo
 
     def file(self, path: str, content: bytes) -> File:
-        """A file as a commit holds it."""
+        """Return a file in the form of a commit; a large one is put into the LFS store."""
         if not is_large(path, len(content)):
             return File(len(content), blob_of(content), content)
         digest = hashlib.sha256(content).hexdigest()
@@ -85,6 +85,6 @@ class Hub:
         return pointer(digest, len(content))
 
     def content(self, repo: Repo, path: str, ref: str = "main") -> bytes:
-        """What a file of a repository holds."""
+        """Return the content of a file of a repository."""
         file = repo.commits[repo.refs[ref]][path]
         return (self.store / file.lfs).read_bytes() if file.lfs else file.content or b""

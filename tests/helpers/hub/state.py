@@ -1,4 +1,4 @@
-"""What a hub holds: users, repositories with their commits, files."""
+"""State of a hub: users, repositories with their commits, files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIGNATURE = "X-Amz-Signature=c2lnbmF0dXJl0123456789"  # must never be seen by a 
 
 @dataclass(frozen=True)
 class User:
-    """Who a token belongs to. ``role``: of the token; ``orgs``: role of the user in each organisation."""
+    """User of a token. ``role``: of the token; ``orgs``: role of the user in each organisation."""
 
     name: str
     role: str = "write"
@@ -21,7 +21,7 @@ class User:
     scopes: tuple[dict[str, Any], ...] | None = None  # of a fine-grained token
 
     def may_write(self, namespace: str) -> bool:
-        """Whether commits to a namespace are allowed."""
+        """Check whether commits to a namespace are allowed."""
         if self.role == "read":
             return False
         return namespace == self.name or self.orgs.get(namespace) in ("write", "admin", "contributor")
@@ -37,7 +37,7 @@ class File:
     lfs: str | None = None
 
     def described(self, path: str) -> dict[str, Any]:
-        """As the hub lists it."""
+        """Return the description in listings of the hub."""
         listed: dict[str, Any] = {"type": "file", "path": path, "size": self.size, "oid": self.blob}
         if self.lfs:
             listed["lfs"] = {"oid": self.lfs, "size": self.size, "pointerSize": 134}
@@ -46,7 +46,7 @@ class File:
 
 @dataclass
 class Repo:
-    """Commits by SHA, each a whole tree, and what points at them."""
+    """Commits by SHA, each a whole tree, and the refs that point at them."""
 
     kind: str
     name: str
@@ -66,21 +66,21 @@ class Repo:
         return sha
 
     def resolve(self, revision: str) -> str | None:
-        """The commit of a branch, tag, pull request or commit."""
+        """Return the commit of a branch, tag, pull request or commit; None where there is none."""
         return self.refs.get(revision) or (revision if revision in self.commits else None)
 
 
 def is_large(path: str, size: int) -> bool:
-    """Whether a file goes through git-LFS, by the hub's own rules in short."""
+    """Check whether a file is stored through git-LFS, by the main rules of the hub."""
     return path.endswith((".safetensors", ".bin", ".parquet", ".png", ".gguf")) or size > 10_000_000
 
 
 def blob_of(content: bytes) -> str:
-    """Git's name for a file."""
+    """Return git's hash of a file."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def pointer(digest: str, size: int) -> File:
-    """A large file as the commit holds it."""
+    """Return a large file in the form of a commit."""
     text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{digest}\nsize {size}\n"
     return File(size, blob_of(text.encode()), lfs=digest)
