@@ -190,7 +190,7 @@ class Client:
         wanted = list(names or sizes)
         for name in wanted:
             if not is_plain(name) or not lies_inside(folder / name, folder):
-                raise ServiceError(f"the service named the file {name!r}, which lies outside {folder}")
+                raise ServiceError(f"the service named the file {name!r}, which is outside {folder}")
         keep = claim(folder, job, finished=finished, names=wanted)
         return [self._download(job, name, size=sizes[name], folder=folder, keep=keep) for name in wanted]
 
