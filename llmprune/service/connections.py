@@ -2,7 +2,7 @@
 
 A uvicorn protocol with a time limit for each phase of a request, and a register of the connections that wait for a
 request. Where one address, or all addresses together, have too many, the register closes the connection that has waited
-longest instead of the new one, so that health checks are answered whoever else holds connections. The middleware in
+longest instead of the new one, so that health checks are always answered. The middleware in
 ``service/api/auth.py`` limits how many requests of an address are answered at a time.
 """
 

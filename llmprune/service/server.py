@@ -74,7 +74,7 @@ class SupervisorProcess:
             self._process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        # a session of its own: Ctrl-C is for this process, which then stops it in order
+        # a new session: Ctrl-C reaches only this process, which then stops the supervisor
         process = subprocess.Popen(_SUPERVISOR, stdin=subprocess.PIPE, start_new_session=True)
         assert process.stdin is not None, "piped"
         process.stdin.write(self._settings)

@@ -107,6 +107,15 @@ def test_submit_by_the_form_watch_it_finish_and_open_the_report(page: Page) -> N
     expect(page.get_by_role("heading", level=1)).to_contain_text("pruned")
 
 
+def test_the_list_is_refreshed_in_place(page: Page, live: tuple[Client, Settings]) -> None:
+    """The row of a running job changes in the table, and its contents appear nowhere else on the page."""
+    job = live[0].submit(recipe(pause=1.5), name="in the list")["id"]
+    page.goto("/")
+    expect(page.locator(f"#job-{job}")).to_contain_text("layer 2 of 2")
+    assert page.get_by_role("link", name="in the list").count() == 1
+    expect(page.locator(f"#job-{job}")).to_contain_text("succeeded")
+
+
 def test_compare_two_runs(page: Page, live: tuple[Client, Settings], pruned: str) -> None:
     """Two ticked jobs are in the chart and in the table of the comparison."""
     other = live[0].submit(recipe(name="other"), name="the other")["id"]

@@ -125,7 +125,7 @@ def test_an_error_about_one_job_is_logged_once_and_fails_it(
     error = KeyError("state")
     harness.supervisor.round()
     ended = harness.job(bad)
-    assert (ended["state"], "cannot go on with it: KeyError: 'state'" in ended["error"]) == ("failed", True)
+    assert (ended["state"], "cannot continue it: KeyError: 'state'" in ended["error"]) == ("failed", True)
     assert harness.until_ended(good)["state"] == "succeeded"
 
 

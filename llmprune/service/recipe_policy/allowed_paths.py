@@ -26,7 +26,7 @@ _HUB_ID = re.compile(rf"{_NAME}(?:/{_NAME})?", re.ASCII)
 
 
 def hub_id_or_path(text: FreeText, settings: Settings) -> Path | None:
-    """Allow a hub id, one of PACKAGES, or what lies under ``--allow-root``: a model's folder, a file of text."""
+    """Allow a hub id, one of PACKAGES, or a path under ``--allow-root``: a model's folder, a file of text."""
     value, roots, is_data = text.value, settings.allow_roots, text.key.endswith("dataset")
     if value in PACKAGES:
         return None
@@ -70,7 +70,7 @@ def task_folders(settings: Settings) -> dict[str, Path]:
 
 
 def _allowed_path(value: str, settings: Settings, *, is_file: bool, remedy: str) -> Path:
-    """Return an existing file, or else folder, that lies under one of the roots once links are resolved."""
+    """Return an existing file, or else folder, under one of the roots once links are resolved."""
     found = [inside for root in settings.allow_roots if (inside := _inside(value, root)) is not None]
     if found and found[0].is_relative_to(settings.data_dir.resolve()):
         raise NotAllowedError("the service's own folder holds other people's jobs")
@@ -80,7 +80,7 @@ def _allowed_path(value: str, settings: Settings, *, is_file: bool, remedy: str)
 
 
 def _inside(value: str, root: Path) -> Path | None:
-    """Return the resolved path where it exists and lies under the root."""
+    """Return the resolved path where it exists under the root."""
     if "\0" in value or value.startswith("~"):
         return None
     place, root = (root / value).resolve(), root.resolve()

@@ -1,8 +1,8 @@
 """The policy for recipes from the network: hub ids, paths that the operator allows, and nothing else.
 
-Every free text of a recipe has a rule, and a text without a rule is refused: a key that is new to recipes stays closed
-until somebody writes a rule for it. Allowed paths become overrides with absolute paths. The recipe itself stays as it
-was sent, and the job runs in an empty folder, where no hub id can be the name of a folder by accident.
+Every free text of a recipe has a rule, and a text without a rule is refused: a key that is new to recipes is
+refused until it gets a rule. Allowed paths become overrides with absolute paths. The recipe itself is not
+changed, and the job runs in an empty folder, where no hub id can be the name of a folder by accident.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from llmprune.service.supervisor.progress import PROGRESS, read_progress
 
 logger = logging.getLogger(__name__)
 
-WRITE_EVERY = 3.0  # seconds between writes of what nobody waits for: each write waits for the disk
+WRITE_EVERY = 3.0  # seconds between writes of heartbeat and run time: each write waits for the disk
 CLEAN_UP_EVERY = 60.0
 MEASURE_EVERY = 1.0  # seconds between scans of the memory of all processes
 MAX_RESTARTS = 25  # attempts at a job that repeatedly ends together with the service
@@ -39,7 +39,7 @@ _WAITING_PROGRESS = {"step": "waiting for the cluster"}
 
 
 class Interval:
-    """A clock for work that is due every so many seconds, and at once the first time."""
+    """Decides when periodic work is due: at once, then every ``seconds``."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -105,7 +105,7 @@ class Supervisor:
         error = self._isolation.attempt(f"job {job.id}", work)
         if error is not None:
             reason = str(error) if isinstance(error, LLMPruneError) else f"{type(error).__name__}: {error}"
-            self._abandon(job, f"the service cannot go on with it: {reason}; retry, or tell the operator")
+            self._abandon(job, f"the service cannot continue it: {reason}; retry, or tell the operator")
         return error is None
 
     def _abandon(self, job: Job, reason: str) -> None:
