@@ -47,7 +47,4 @@ class CachedForward:
             yield batch, hidden_BLD, output_BLD
 
     def _store(self, path: str, value: Any) -> None:
-        value_BLX: Tensor = value[0] if self.unchanged[path] else value
-        if path not in self._stored:
-            self._stored[path] = self.forward.allocate(value_BLX)
-        self._stored[path].append(value_BLX)
+        self.forward.append(self._stored, path, value_BLX=value[0] if self.unchanged[path] else value)

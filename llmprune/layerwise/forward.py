@@ -115,6 +115,12 @@ class LayerwiseForward:
         """Return an empty buffer for values of every batch, each window shaped like those of ``first_BLX``."""
         return self._store.allocate(first_BLX, sum(map(len, self.batches)))
 
+    def append(self, buffers: dict[str, HiddenStates], name: str, *, value_BLX: Tensor) -> None:
+        """Append one batch's values to the buffer of this name, which is allocated with the first batch."""
+        if name not in buffers:
+            buffers[name] = self.allocate(value_BLX)
+        buffers[name].append(value_BLX)
+
     def pass_through(self, index: int, layer: nn.Module) -> None:
         """Run every batch through a layer and advance."""
         for batch, _, output_BLD in self.outputs(index, layer):

@@ -33,9 +33,9 @@ class HiddenStateCache:
         """Save the hidden states after a layer; the file appears whole or not at all."""
         path = self._path(layer)
         path.parent.mkdir(exist_ok=True)
-        beside = path.with_suffix(".partial")
-        streams.save(beside)
-        beside.replace(path)
+        partial = path.with_suffix(".partial")
+        streams.save(partial)
+        partial.replace(path)
 
     def restore(self, layer: int, streams: HiddenStates) -> bool:
         """Load the hidden states after a layer into ``streams``; return False if there is no file."""

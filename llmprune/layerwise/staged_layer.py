@@ -116,7 +116,7 @@ class StagedLayer:
         module = self.layer.get_submodule(name)
         for input_BLI in inputs:
             output_BLD = module(input_BLI.to(self.forward.decoder.device_of(self.index)))
-            self._append(self._outputs, self.order.owners[name].path, value_BLX=output_BLD)
+            self.forward.append(self._outputs, self.order.owners[name].path, value_BLX=output_BLD)
 
     def outputs(self) -> Iterator[tuple[int, Tensor]]:
         """Yield (batch number, hidden states [B, L, D] after the layer)."""
@@ -133,13 +133,8 @@ class StagedLayer:
     def _keep(self, name: str, batch: int, *, input_BLI: Tensor, keep: bool) -> Tensor:
         batched = input_BLI.ndim == 3 and len(input_BLI) == len(self.forward.batches[batch])
         if keep and batched and name in self.order.owners:
-            self._append(self._inputs, name, value_BLX=input_BLI)
+            self.forward.append(self._inputs, name, value_BLX=input_BLI)
         return input_BLI
-
-    def _append(self, kept: dict[str, HiddenStates], name: str, *, value_BLX: Tensor) -> None:
-        if name not in kept:  # allocated once: it may be a file
-            kept[name] = self.forward.allocate(value_BLX)
-        kept[name].append(value_BLX)
 
 
 def probe(forward: LayerwiseForward, index: int, *, layer: nn.Module, names: Sequence[str]) -> Order:

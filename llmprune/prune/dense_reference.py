@@ -75,9 +75,7 @@ def _record_output(  # noqa: PLR0917 - a callback of outputs_of
 ) -> None:
     batch = len(outputs[writer.name]) if writer.name in outputs else 0
     residual_BLD = writer.residual_after(dense.streams[batch].to(output.device), output)
-    if writer.name not in outputs:
-        outputs[writer.name] = dense.allocate(residual_BLD)
-    outputs[writer.name].append(residual_BLD)
+    dense.append(outputs, writer.name, value_BLX=residual_BLD)
 
 
 def _record_mixer(run: RunContext, step: LayerStep) -> DenseReference:

@@ -98,7 +98,7 @@ def steps_of(cut: Cut, anatomy: Anatomy, *, refit: Refit | None, sparsity: Spars
 
 
 def cut_parts(layer: int, anatomy: Anatomy, *, cut: Cut) -> frozenset[str]:
-    """Return the keys of the layer's units that lose neurons, and of its experts and attention heads if some go."""
+    """Return the keys of the layer's units that lose neurons, and of experts and heads if some are removed."""
     block, attention = anatomy.blocks[layer], anatomy.attention[layer]
     keys = {unit_key(layer, unit.path) for unit in anatomy.units[layer]} & cut.neurons.keys()
     experts = {unit_key(layer, block.path)} & cut.experts.keys() if block else set()

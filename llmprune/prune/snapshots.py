@@ -25,7 +25,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 @dataclass(frozen=True)
 class Progress:
-    """State of a run of pass 2 beside its hidden states: finished layers, and the ``ResidualScales`` measured."""
+    """State of a run of pass 2 without its hidden states: finished layers, and measured ``ResidualScales``."""
 
     records: list[LayerRecord] = field(default_factory=list)
     scales: dict[str, float | None] = field(default_factory=dict)

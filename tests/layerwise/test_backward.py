@@ -1,4 +1,4 @@
-"""The walk back from the loss, and the criteria that score on it.
+"""Layer-wise backward pass, and the criteria that use it.
 
 Shapes: B batch, L sequence length, D hidden size, F neurons.
 """
@@ -37,10 +37,10 @@ from llmprune.testing import tiny_model
         ("gpt2", lambda model, layer: model.transformer.h[layer].mlp.c_proj.weight.T),
     ],
 )
-def test_the_way_back_gives_the_gradients_of_the_whole_model(
+def test_layerwise_gradients_are_those_of_the_whole_model(
     tmp_path: Path, family: str, weight_of: Callable[[Any, int], Tensor]
 ) -> None:
-    """Walked layer by layer, Σ x · ∂loss/∂x is Σ w · ∂loss/∂w of the whole model differentiated at once."""
+    """Layer by layer, Σ x · ∂loss/∂x equals Σ w · ∂loss/∂w of the whole model differentiated at once."""
     model = tiny_model(family)
     scores = scores_of(model, Taylor(absolute="all"), tmp_path)
     model.requires_grad_(True)
@@ -57,8 +57,8 @@ def test_the_way_back_gives_the_gradients_of_the_whole_model(
 
 
 @pytest.mark.parametrize("criterion", [Taylor(), TaylorShare()], ids=lambda criterion: criterion.kind)
-def test_the_way_back_does_not_depend_on_the_batch_size(tmp_path: Path, criterion: WidthCriterion) -> None:
-    """Scores by windows are the same for one window at a time and several, and the streams are in a file or not."""
+def test_scores_do_not_depend_on_the_batch_size(tmp_path: Path, criterion: WidthCriterion) -> None:
+    """Scores are the same for one window at a time and several, with hidden states in memory or in a file."""
     model = tiny_model("llama")
     wanted = scores_of(model, criterion, tmp_path, 6)
     anatomy = discover(model.config)
@@ -73,8 +73,8 @@ def test_the_way_back_does_not_depend_on_the_batch_size(tmp_path: Path, criterio
         torch.testing.assert_close(scores.neurons[key], wanted_F, rtol=1e-3, atol=1e-6)
 
 
-def test_every_token_alike_on_the_way_back(tmp_path: Path) -> None:
-    """Effects are over the length of each token's gradient; the last of a window, which predicts none, has none."""
+def test_relative_effects_weigh_tokens_equally(tmp_path: Path) -> None:
+    """Effects are divided by the norm of each token's gradient; the last token of a window has no gradient."""
     model = tiny_model("llama")
     found = scores_of(model, TaylorShare(), tmp_path)
     activations: list[Tensor] = []
@@ -86,7 +86,7 @@ def test_every_token_alike_on_the_way_back(tmp_path: Path) -> None:
         model.requires_grad_(True)
         logits = model(IDS, use_cache=False).logits[:, :-1].flatten(0, 1)
     loss = torch.nn.functional.cross_entropy(logits, IDS[:, 1:].flatten(), reduction="sum")
-    gradients = torch.autograd.grad(loss, written)  # of what is added to the hidden states: theirs
+    gradients = torch.autograd.grad(loss, written)  # equal to those of the hidden states that the outputs are added to
     for index, gradient_BLD in enumerate(gradients):
         assert not gradient_BLD[:, -1].any()
         direction_BLD = torch.nn.functional.normalize(gradient_BLD, dim=-1)
@@ -97,7 +97,7 @@ def test_every_token_alike_on_the_way_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0]])
 def test_layers_are_fetched_ahead_in_either_direction(order: list[int]) -> None:
-    """Whichever way layers are visited, each is brought once: the one that follows, not the one before."""
+    """In either direction of visits each layer is fetched once: the following one in advance."""
     dense = dense_decoder(tiny_model("llama"))
     fetched: list[int] = []
 
@@ -111,8 +111,8 @@ def test_layers_are_fetched_ahead_in_either_direction(order: list[int]) -> None:
     assert fetched == order
 
 
-def test_the_way_back_needs_room(tmp_path: Path) -> None:
-    """Without room for the hidden states it is refused before the walk, and in the plan where it is known."""
+def test_the_backward_pass_needs_disk_space(tmp_path: Path) -> None:
+    """Without disk space for the hidden states scoring is refused at its start, and by the plan if it is known."""
     model = tiny_model("llama")
     with pytest.raises(CalibrationError, match=r"no space.*raise calibration\.stream_disk"):
         score(
@@ -127,7 +127,7 @@ def test_the_way_back_needs_room(tmp_path: Path) -> None:
 
 
 def test_a_layer_that_cannot_be_differentiated_is_named(tmp_path: Path) -> None:
-    """Code that cuts the gradient is an error that says which layer it is and what to do."""
+    """A layer that detaches its input is an error that names the layer and the remedy."""
     model = tiny_model("llama")
     decoder = dense_decoder(model)
     mlp = decoder.layers[2].mlp

@@ -1,4 +1,4 @@
-"""Half precision on CPUs that have no products of it."""
+"""Half precision on CPUs without instructions for it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def emulated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_quick_products_round_once(emulated: bool) -> None:
-    """The quick way sums in float32 and rounds the result; float32 itself is not touched."""
+    """Quick products sum in float32 and round the result; float32 products are unchanged."""
     value, weight, bias = (torch.randn(*shape) for shape in ((3, 64), (8, 64), (8,)))
     exact = torch.nn.functional.linear(value, weight, bias)
     with quick_products():
@@ -39,8 +39,8 @@ def test_quick_products_round_once(emulated: bool) -> None:
     torch.testing.assert_close(half, rounded)
 
 
-def test_pruned_stream_is_that_of_a_reload(emulated: bool) -> None:
-    """However the dense layers are computed, the pruned model's own stream is its plain forward, to the bit."""
+def test_pruned_hidden_states_are_those_of_a_reload(emulated: bool) -> None:
+    """However dense layers are computed, the pruned logits are bit-equal to the pruned model's own forward pass."""
     model = tiny_model("llama").to(torch.bfloat16)
     dense, anatomy, cut = dense_decoder(model), discover(model.config), Cut(4, (0, 1, 3))
     ids_NL = torch.randint(3, VOCABULARY, (2, 16))

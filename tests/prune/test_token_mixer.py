@@ -1,4 +1,4 @@
-"""Token mixers behind a gap: found in every family, and solved again towards the dense hidden states."""
+"""Refit of token mixers after a gap: found in every family, and refit towards the dense hidden states."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _prune(
     repairs: tuple[LayerRepair, ...] = REPAIRS,
     **overrides: Any,
 ) -> tuple[list[LayerRecord], dict[int, Tensors], nn.Module, Cut]:
-    """Remove one layer of a tiny model: records, written tensors by new layer, the dense model, the cut."""
+    """Remove one layer of a tiny model; return records, written tensors by new index, the dense model and the cut."""
     model = tiny_model(family, **overrides)
     anatomy, dense = discover(model.config), dense_decoder(model)
     cut = choose_cut(anatomy, None, sizes=PlannedSizes((gone,), anatomy.num_layers - 1))
@@ -61,8 +61,8 @@ def _prune(
     "family",
     ["llama", "gemma2", "gpt_neox", "gpt2", "granite", "mixtral", "qwen2_moe", "afmoe", "falcon_h1", "bamba", "lfm2"],
 )
-def test_behind_a_gap_it_is_solved_again(family: str) -> None:
-    """Attention or recurrence, scaled or with a norm behind, beside or before an MLP or experts; before a gap not."""
+def test_token_mixers_after_a_gap_are_refit(family: str) -> None:
+    """Attention or recurrence, scaled or normed, parallel to or before an MLP or experts; not before the gap."""
     records, _, _, cut = _prune(family)
     assert cut.layers == (0, 2, 3)
     first, behind, later = (record.mixer_held_out for record in records)
@@ -73,15 +73,15 @@ def test_behind_a_gap_it_is_solved_again(family: str) -> None:
     assert later <= 0
 
 
-def test_streams_side_by_side_are_left_alone() -> None:
-    """Where a layer mixes several streams of hidden states, what one projection adds to them is not linear."""
+def test_layers_with_several_residual_streams_are_not_refit() -> None:
+    """If a layer mixes several residual streams, they do not depend linearly on one projection."""
     records, _, _, _ = _prune("deepseek_v4")
     assert all(record.mixer_held_out is None and record.held_out is None for record in records)
 
 
 @pytest.mark.parametrize("family", ["mamba", "mamba2", "nemotron_h"])
-def test_a_layer_of_one_mixer_is_repaired_by_it(family: str) -> None:
-    """Without an MLP what ends the layer is solved: for the gap as well, and once."""
+def test_the_only_projection_of_a_layer_is_refit_once(family: str) -> None:
+    """Without an MLP the layer's last projection is refit, for the gap too, and nothing else changes."""
     records, written, _, cut = _prune(family)
     _, plain, _, _ = _prune(family, refit=Refit(ridge=1e9))
     assert all(record.mixer_held_out is None for record in records)
@@ -96,8 +96,8 @@ def test_a_layer_of_one_mixer_is_repaired_by_it(family: str) -> None:
         assert all(name.endswith(("out_proj.weight", "down_proj.weight", "o_proj.weight")) for name in changed)
 
 
-def _reading(model: nn.Module, layer: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of a llama: hidden states before a layer, inputs and outputs of its o_proj [T, …]."""
+def _activations(model: nn.Module, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the hidden states before a layer of a llama, and inputs and outputs of its o_proj [T, …]."""
     seen: dict[str, Tensor] = {}
     block: Any = model.get_submodule(f"model.layers.{layer}")
     with (
@@ -110,18 +110,18 @@ def _reading(model: nn.Module, layer: int) -> tuple[Tensor, Tensor, Tensor]:
         return seen["hidden"].flatten(0, 1), inputs_TF, block.self_attn.o_proj(inputs_TF)
 
 
-def test_it_is_the_ridge_solution() -> None:
-    """Of what makes h + attention those of the dense model, or of a share of it (for all of it is an error that
-    earlier layers left), computed here from whole forward passes.
+def test_the_refit_is_the_ridge_solution() -> None:
+    """The change solves the ridge problem for the error of h + attention, or a share of it, since all of that error is
+    inherited; the problem is computed here from whole forward passes.
     """
     ridge = 0.05
     _, written, model, _ = _prune("llama", refit=Refit(ridge=ridge))
-    dense_hidden_TD, _, dense_output_TD = _reading(model, 2)
+    dense_hidden_TD, _, dense_output_TD = _activations(model, 2)
     layers: Any = model.get_submodule("model.layers")
     layers[0].load_state_dict(written[0])
     before_DF = layers[2].self_attn.o_proj.weight.detach().clone()
     layers[1].forward = lambda hidden_BLD, *_, **__: hidden_BLD
-    hidden_TD, inputs_TF, output_TD = _reading(model, 2)
+    hidden_TD, inputs_TF, output_TD = _activations(model, 2)
     missing_TD = dense_hidden_TD + dense_output_TD - hidden_TD - output_TD
     gram_FF = inputs_TF.T @ inputs_TF
     gram_FF += ridge * gram_FF.diagonal().mean() * torch.eye(len(gram_FF))
@@ -144,8 +144,8 @@ def test_the_error_of_the_hidden_states_falls() -> None:
         assert one.error_refit < other.error_refit
 
 
-def test_the_error_after_it_alone_is_no_error_of_the_cut() -> None:
-    """Where no MLP is refit: before the gap nothing is, behind it the mixer."""
+def test_the_error_after_the_mixer_alone_is_an_error_of_the_refit() -> None:
+    """Without an MLP to refit nothing is refit before the gap, and after it only the token mixer."""
     records, _, _, _ = _prune("mixtral")
     assert [(record.error_cut is None, record.error_refit is None) for record in records[:2]] == [
         (False, True),
@@ -154,22 +154,22 @@ def test_the_error_after_it_alone_is_no_error_of_the_cut() -> None:
 
 
 def test_files_hold_what_memory_does(tmp_path: Path) -> None:
-    """What the dense mixer wrote may lie in a file."""
+    """The dense outputs of the token mixer may be in a file."""
     first, tensors, _, _ = _prune("llama")
     second, same, _, _ = _prune("llama", store=HiddenStateStore(0, tmp_path))
     assert first == second
     assert all(torch.equal(tensors[new][name], same[new][name]) for new in tensors for name in tensors[new])
 
 
-def test_the_last_layers_gone_leave_mixers_alone() -> None:
-    """Nothing stands behind that gap."""
+def test_without_the_last_layers_no_mixer_is_refit() -> None:
+    """No layer follows that gap."""
     records, _, _, _ = _prune("llama", gone=3)
     assert all(record.mixer_held_out is None for record in records)
     assert records[-1].held_out is not None
 
 
-def test_the_page_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a column of its own."""
+def test_the_page_has_a_column_for_the_mixer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The held-out error of the token mixer is in a column of its own."""
     verify_here(monkeypatch)
     save_model(tmp_path / "model")
     write_text(tmp_path / "text.txt")
@@ -180,7 +180,7 @@ def test_the_page_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize(("family", "layers"), [("mamba", "its layers have"), ("nemotron_h", "have")])
 def test_the_plan_says_what_is_refit_without_an_mlp(family: str, layers: str, tmp_path: Path) -> None:
-    """And that what a dense mixer writes needs memory."""
+    """The plan names the refit projections of models without an MLP, and counts memory for the dense outputs."""
     tiny_model(family).config.save_pretrained(tmp_path)
     text = f"{{model: {{id: '{tmp_path}', dtype: float32}}, calibration: {{dataset: x.txt}}, depth: {{layers: [1]}}"
     plan, without = structure_of(Recipe.parse(text + "}")), structure_of(Recipe.parse(text + ", refit: false}"))
