@@ -1,4 +1,4 @@
-"""Scores of a tiny model's neurons, and recipes that ask for them: what the tests of width criteria share."""
+"""Scores of tiny models by criteria, and recipes that ask for them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IDS = torch.randint(3, VOCABULARY, (6, 12), generator=torch.Generator().manual_s
 
 
 def store_in(folder: Path) -> HiddenStateStore:
-    """Room for what the walk leaves behind."""
+    """Store in memory with a cache of hidden states in a folder."""
     return HiddenStateStore(None, folder, HiddenStateCache(folder / "trail", "key"))
 
 
@@ -51,7 +51,7 @@ def ablation_scores(
 
 
 def recipe_of(model: str | Path, width: dict[str, Any], **calibration: Any) -> Recipe:
-    """Two windows of 24 tokens, and this width."""
+    """Recipe with two windows of 24 tokens and this width section."""
     text = {"dataset": "text.txt", "samples": 2, "sequence_length": 24, **calibration}
     return Recipe.parse(f"model: {{id: '{model}'}}\ncalibration: {_yaml(text)}\nwidth: {_yaml(width)}\n")
 

@@ -31,7 +31,7 @@ def _normal(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_block_influence_is_one_minus_the_mean_cosine() -> None:
     """Batches of any size add up to the definition over all tokens."""
     before, after = _normal(6, 5, 8), _normal(6, 5, 8, seed=1)
-    accumulator = BlockInfluence().open(torch.device("cpu"))
+    accumulator = BlockInfluence().make_accumulator(torch.device("cpu"))
     for part in (slice(0, 4), slice(4, 6)):
         accumulator.update(before[part], after[part])
     expected = 1 - torch.nn.functional.cosine_similarity(before, after, dim=-1).mean()
@@ -42,7 +42,7 @@ def test_a_layer_that_changes_nothing_has_no_influence() -> None:
     """The identity scores 0, a reversal scores 2."""
     hidden = _normal(2, 3, 4)
     for output, expected in ((hidden, 0.0), (-hidden, 2.0)):
-        accumulator = BlockInfluence().open(torch.device("cpu"))
+        accumulator = BlockInfluence().make_accumulator(torch.device("cpu"))
         accumulator.update(hidden, output)
         assert float(accumulator.score()) == pytest.approx(expected, abs=1e-6)
 
@@ -50,7 +50,7 @@ def test_a_layer_that_changes_nothing_has_no_influence() -> None:
 def test_activation_score_is_the_energy_that_a_neuron_writes() -> None:
     """Mean square of the activation times the squared norm of the neuron's output column."""
     weight_DF, activation_BLF = _normal(3, 5), _normal(2, 7, 5, seed=1)
-    accumulator = Activation().open(weight_DF)
+    accumulator = Activation().make_accumulator(weight_DF)
     accumulator.update(activation_BLF[:1])
     accumulator.update(activation_BLF[1:])
     written = activation_BLF.flatten(0, 1)[:, None, :] * weight_DF  # [T, D, F]

@@ -111,7 +111,7 @@ def test_costs_are_told_which_layers_are_removed() -> None:
 
 @pytest.mark.parametrize("cost", [math.nan, math.inf, -math.inf])
 def test_a_layer_without_a_finite_cost_is_never_chosen(cost: float) -> None:
-    """It stays, and unless a later round finds its cost, the run ends with its number and the criterion."""
+    """It is kept, and unless a later round finds its cost, an error names the layer and the criterion."""
     scores_N = ranked({0: cost, 1: 2.0, 2: 1.0, 3: 3.0}, {0: 5.0, 1: 2.0, 3: 3.0})
     assert choose_layers(scores_N, 2) == (0, 3)
     with pytest.raises(NumericalError, match=r"criterion divergence: the cost of the model without layer 0 is not"):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.commands import verify_here
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -88,8 +89,9 @@ def test_a_calibration_without_halves_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "scores.safetensors").exists()
 
 
-def test_ablation_reads_the_same_share_of_a_half(tmp_path: Path) -> None:
+def test_ablation_reads_the_same_share_of_a_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A criterion that refits on windows of its own has some in each half."""
+    verify_here(monkeypatch)
     depth = {"remove": 1, "criterion": {"kind": "residual", "windows": 8}}
     report = run(_recipe(tmp_path, 12, depth), tmp_path / "run", calibration_check=True)
     assert report.stability is not None
@@ -98,8 +100,11 @@ def test_ablation_reads_the_same_share_of_a_half(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("depth", [{"remove": 1}, {"layers": [1]}])
-def test_a_run_says_how_far_the_halves_agree(depth: dict[str, object], tmp_path: Path) -> None:
+def test_a_run_says_how_far_the_halves_agree(
+    depth: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With the option, the report has the overlaps and the sentences about them, and finished steps are reused."""
+    verify_here(monkeypatch)
     MODEL.save_pretrained(tmp_path / "model")
     torch.manual_seed(0)
     save_file({"t": torch.randint(0, 60, (4, 16))}, tmp_path / "tokens.safetensors")

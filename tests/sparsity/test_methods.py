@@ -9,7 +9,6 @@ from torch import Tensor
 from llmprune.checkpoint.verify import SparseClaim
 from llmprune.checkpoint.verify_worker import counts
 from llmprune.common.errors import NumericalError
-from llmprune.common.linalg.cross_validated_ridge import NormalEquations
 from llmprune.common.linalg.masked_least_squares import output_energy, solve_on_support
 from llmprune.recipe.sparsity import Sparsity
 from llmprune.sparsity.method import SparsityMethod
@@ -168,27 +167,6 @@ def test_rounds_go_from_few_weights_to_all() -> None:
     assert [str(step) for step in Sparsity(pattern="2:4", rounds=2).steps()] == ["3:4", "2:4"]
     with pytest.raises(ValueError, match="at most 2 rounds"):
         Sparsity(pattern="2:4", rounds=3)
-
-
-def test_sums_of_targets_become_sums_of_residuals() -> None:
-    """Subtracting XW₀ᵀ from the sums of Y gives the solution that the sums of Y − XW₀ᵀ give."""
-    generator = torch.Generator().manual_seed(0)
-    input_TF = torch.randn(600, 12, generator=generator)
-    weight_DF = torch.randn(5, 12, generator=generator)
-    wanted_TD = input_TF @ (weight_DF + 0.3 * torch.randn(5, 12, generator=generator)).T
-    wanted_TD += torch.randn(600, 5, generator=generator)
-    of_wanted, of_missing = NormalEquations(None, 2), NormalEquations(None, 2)
-    for fold, rows in enumerate((slice(0, 300), slice(300, 600))):
-        of_wanted.update(input_TF[rows], None, inherited_TD=wanted_TD[rows], fold=fold)
-        of_missing.update(input_TF[rows], None, inherited_TD=wanted_TD[rows] - input_TF[rows] @ weight_DF.T, fold=fold)
-    gram_FF = of_wanted.subtract_current_output(weight_DF)
-    assert torch.allclose(gram_FF, input_TF.T @ input_TF, rtol=1e-4, atol=1e-3)
-    found, expected = of_wanted.solve(), of_missing.solve()
-    assert found.ridge == expected.ridge
-    assert found.held_out == pytest.approx(expected.held_out, rel=1e-3)
-    assert found.delta_DF is not None
-    assert expected.delta_DF is not None
-    assert torch.allclose(found.delta_DF, expected.delta_DF, rtol=1e-2, atol=1e-4)
 
 
 def test_a_file_that_breaks_the_pattern_is_found() -> None:

@@ -43,8 +43,8 @@ class Residual(AblationCriterion):
         """Raise CalibrationError where the divergence is measured on all samples, so that none is left to refit on."""
         if samples <= self.windows:
             raise CalibrationError(
-                f"depth.criterion residual evaluates on {samples} of {samples} calibration samples, which leaves none to "
-                "refit on; lower depth.criterion.windows or raise calibration.samples"
+                f"depth.criterion residual evaluates on {samples} of {samples} calibration samples, which leaves none "
+                "to refit on; lower depth.criterion.windows or raise calibration.samples"
             )
 
     def stream_bytes(self, size: ScoringSize) -> int:
