@@ -73,6 +73,11 @@ def blocks_in(language: str) -> list[Block]:
     return [block for block in dict.fromkeys(blocks()) if block.language == language]
 
 
+def block_name(block: Block) -> str:
+    """Page and a digest of the text: the same in every process."""
+    return f"{block.page}-{crc32(block.text.encode()) % 1000}"
+
+
 def test_readme_is_short() -> None:
     """A person reads the README in five minutes."""
     assert len(README.read_text(encoding="utf-8").splitlines()) <= 150
@@ -99,7 +104,7 @@ def test_make_verbs_exist() -> None:
     assert used <= targets
 
 
-@pytest.mark.parametrize("block", blocks_in("yaml"), ids=lambda block: f"{block.page}-{crc32(block.text.encode()) % 1000}")
+@pytest.mark.parametrize("block", blocks_in("yaml"), ids=block_name)
 def test_a_recipe_is_valid(block: Block) -> None:
     """A recipe, or a part of one on top of a small recipe, is accepted."""
     part = yaml.safe_load(block.text)
@@ -107,7 +112,7 @@ def test_a_recipe_is_valid(block: Block) -> None:
     Recipe.parse(yaml.safe_dump({**yaml.safe_load(BASE), **part}))
 
 
-@pytest.mark.parametrize("block", blocks_in("python"), ids=lambda block: f"{block.page}-{crc32(block.text.encode()) % 1000}")
+@pytest.mark.parametrize("block", blocks_in("python"), ids=block_name)
 def test_python_compiles_and_imports(block: Block) -> None:
     """A Python block has no syntax error, and what it imports of llmprune is public."""
     for node in ast.walk(ast.parse(block.text)):
