@@ -73,6 +73,11 @@ def blocks_in(language: str) -> list[Block]:
     return [block for block in dict.fromkeys(blocks()) if block.language == language]
 
 
+def block_name(block: Block) -> str:
+    """Page and a digest of the text: the same in every process."""
+    return f"{block.page}-{crc32(block.text.encode()) % 1000}"
+
+
 def test_readme_is_short() -> None:
     """A person reads the README in five minutes."""
     assert len(README.read_text(encoding="utf-8").splitlines()) <= 150
