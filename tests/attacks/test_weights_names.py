@@ -17,7 +17,7 @@ from helpers.small_disks import files_of
 from huggingface_hub import constants
 from safetensors import safe_open
 
-from llmprune.checkpoint.download import _as_named
+from llmprune.checkpoint.download import _has_its_hash
 from llmprune.checkpoint.file_references import INDEX
 from llmprune.checkpoint.loading import load_config, load_model, load_tokenizer
 from llmprune.common.errors import CheckpointError, LLMPruneError, ModelError
@@ -198,9 +198,9 @@ def test_a_shared_blob_is_checked_by_the_name_that_its_repository_gives_it(tmp_p
     store.write_bytes(b"abc")
     blob.symlink_to(store.name)
     file.symlink_to(blob.name)
-    assert _as_named(file)
+    assert _has_its_hash(file)
     store.write_bytes(b"abd")
-    assert not _as_named(file)
+    assert not _has_its_hash(file)
 
 
 @pytest.mark.parametrize(
