@@ -90,7 +90,7 @@ def test_no_text_is_more_than_a_wrong_recipe() -> None:
     [
         (
             "!!float ''",
-            "line 1, column 1: not valid YAML: '' does not fit its tag !!float; correct it or leave the tag",
+            "line 1, column 1: not valid YAML: '' does not fit its tag !!float; correct it or remove the tag",
         ),
         ("a: !!bool x", "line 1, column 4: not valid YAML: 'x' does not fit its tag !!bool"),
         ("!!timestamp ''", "the tag '!!timestamp' is not supported on a value of a recipe; leave it out"),
