@@ -104,9 +104,7 @@ def test_make_verbs_exist() -> None:
     assert used <= targets
 
 
-@pytest.mark.parametrize(
-    "block", blocks_in("yaml"), ids=lambda block: f"{block.page}-{crc32(block.text.encode()) % 1000}"
-)
+@pytest.mark.parametrize("block", blocks_in("yaml"), ids=block_name)
 def test_a_recipe_is_valid(block: Block) -> None:
     """A recipe, or a part of one on top of a small recipe, is accepted."""
     part = yaml.safe_load(block.text)
@@ -114,9 +112,7 @@ def test_a_recipe_is_valid(block: Block) -> None:
     Recipe.parse(yaml.safe_dump({**yaml.safe_load(BASE), **part}))
 
 
-@pytest.mark.parametrize(
-    "block", blocks_in("python"), ids=lambda block: f"{block.page}-{crc32(block.text.encode()) % 1000}"
-)
+@pytest.mark.parametrize("block", blocks_in("python"), ids=block_name)
 def test_python_compiles_and_imports(block: Block) -> None:
     """A Python block has no syntax error, and what it imports of llmprune is public."""
     for node in ast.walk(ast.parse(block.text)):
