@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -61,6 +62,7 @@ MOST_ROOMS, MOST_FILES_BESIDE = 20, 6
 HEAVY = {"torch", "transformers", "datasets", "lm_eval", "accelerate", "numpy"}
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Every module of the package by its dotted name, the face itself left out."""
     found: dict[str, Path] = {}

@@ -13,7 +13,7 @@ from helpers.commands import command, perplexity_of, verify_here, write_recipe
 def done(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a finished run, made under umask 027; no test changes it.
 
-    Its parent has ``recipe.yaml``, and ``printed.txt`` with the output of the command.
+    Its parent has ``recipe.yaml``, and ``printed.txt`` and ``logged.txt`` with the output of the command.
     """
     folder: Path = tmp_path_factory.mktemp("evaluated-run")
     text = workspace / "text.txt"
@@ -28,4 +28,5 @@ def done(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             os.umask(before)
     assert outcome.code == 0, outcome.err
     (folder / "printed.txt").write_text(outcome.out)
+    (folder / "logged.txt").write_text(outcome.err)
     return folder / "done"

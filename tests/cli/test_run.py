@@ -63,6 +63,11 @@ def test_run_prints_dense_against_pruned(done: Path) -> None:
         assert word in printed
 
 
+def test_a_run_alone_does_not_name_its_processes(done: Path) -> None:
+    """Without a launcher there is nothing to say about processes."""
+    assert "running in" not in (done.parent / "logged.txt").read_text()
+
+
 def test_result_is_an_ordinary_checkpoint(done: Path) -> None:
     """Plain transformers load it, with the sizes that the plan said."""
     from transformers import AutoModelForCausalLM
