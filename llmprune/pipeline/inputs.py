@@ -19,12 +19,7 @@ from llmprune.anatomy.types import Anatomy
 from llmprune.checkpoint.loading import dense_decoder, load_model
 from llmprune.checkpoint.location import folder_of, headers_of, hub_commit, identity
 from llmprune.checkpoint.stored_dtypes import Dtypes, FileNames, Originals
-from llmprune.common.distributed import (
-    broadcast_from_first,
-    is_first_process,
-    rank,
-    world_size,
-)
+from llmprune.common.distributed import broadcast_from_first, is_first_process, rank, world_size
 from llmprune.data.sources import commit_of
 from llmprune.data.windows import fingerprint_tokens
 from llmprune.layerwise.decoder import Decoder

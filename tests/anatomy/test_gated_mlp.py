@@ -9,7 +9,7 @@ import torch
 
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.gated_mlp import find_up
-from llmprune.anatomy.selection import strand_rows
+from llmprune.anatomy.selection import slice_rows
 from llmprune.anatomy.types import FusedSlice, MlpUnit, PrunableDim
 from llmprune.testing import tiny_model
 
@@ -62,7 +62,7 @@ def test_slices_partition_the_rows() -> None:
     """Each row of a fused dimension is in one slice, in either layout."""
     for parts in ((1,), (1, 1), (2,)):
         cut = PrunableDim("x", 0, parts)
-        rows = [strand_rows(12, FusedSlice(cut, entry)) for entry in range(sum(parts))]
+        rows = [slice_rows(12, FusedSlice(cut, entry)) for entry in range(sum(parts))]
         assert torch.cat(rows).sort().values.tolist() == list(range(12))
-    assert strand_rows(6, FusedSlice(PrunableDim("x", 0, (1, 1)), 1)).tolist() == [3, 4, 5]
-    assert strand_rows(6, FusedSlice(PrunableDim("x", 0, (2,)), 1)).tolist() == [1, 3, 5]
+    assert slice_rows(6, FusedSlice(PrunableDim("x", 0, (1, 1)), 1)).tolist() == [3, 4, 5]
+    assert slice_rows(6, FusedSlice(PrunableDim("x", 0, (2,)), 1)).tolist() == [1, 3, 5]

@@ -16,12 +16,12 @@ import uvicorn
 
 from helpers.service import RECIPE, YAML, settings_in
 from llmprune.service.api.app import create_app
-from llmprune.service.connections import LimitedProtocol, Patience, Register
+from llmprune.service.connections import LimitedProtocol, Register, Timeouts
 
-CALM = Patience(headers=60, body=60, reading=60)
+CALM = Timeouts(headers=60, body=60, reading=60)
 
 
-HURRY = Patience(headers=0.5, body=0.5, reading=0.8)
+HURRY = Timeouts(headers=0.5, body=0.5, reading=0.8)
 
 
 UNFINISHED = b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: application/yaml\r\nContent-Length: 9\r\n\r\n"
@@ -64,9 +64,9 @@ class Live:
 
 
 @contextlib.contextmanager
-def running(folder: Path, patience: Patience) -> Iterator[Live]:
+def running(folder: Path, timeouts: Timeouts) -> Iterator[Live]:
     """A server on which an address may have 4 silent connections, behind a line that holds little."""
-    register = Register(patience=patience, most_waiting=4, most=30)
+    register = Register(timeouts=timeouts, max_waiting=4, max_connections=30)
     app = create_app(settings_in(folder, streams=3, requests=8))
     config = uvicorn.Config(app, http=partial(LimitedProtocol, register), log_config=None, lifespan="off")
     server = uvicorn.Server(config)

@@ -23,7 +23,7 @@ import httpx2 as httpx
 
 from llmprune.common.errors import OutputError, RecipeError, did_you_mean
 from llmprune.common.hub.errors import retry_after_seconds
-from llmprune.common.paths import is_plain_path
+from llmprune.common.paths import is_inside, is_plain_path
 from llmprune.common.waiting import announce_wait
 from llmprune.service.cli.answers import (
     Answer,
@@ -189,7 +189,7 @@ class Client:
             raise RecipeError(f"job {job} has no {', '.join(missing)}; it has: {', '.join(sizes) or 'nothing yet'}")
         wanted = list(names or sizes)
         for name in wanted:
-            if not is_plain_path(name) or not lies_inside(folder / name, folder):
+            if not is_plain_path(name) or not is_inside(folder / name, folder):
                 raise ServiceError(f"the service named the file {name!r}, which is outside {folder}")
         keep = claim(folder, job, finished=finished, names=wanted)
         return [self._download(job, name, size=sizes[name], folder=folder, keep=keep) for name in wanted]
