@@ -9,7 +9,7 @@ import pytest
 from helpers.hub.published import files_of
 from helpers.hub.server import Hub
 from helpers.named_files import ELSEWHERE, WEIGHTS, edit, index
-from llmprune.service.jobs.recipe_policy import admit
+from llmprune.service.recipe_policy.policy import admit
 
 from llmprune.checkpoint.download import _as_named
 from llmprune.checkpoint.file_references import INDEX
