@@ -9,13 +9,13 @@ import pytest
 from helpers.hub.published import files_of
 from helpers.hub.server import Hub
 from helpers.named_files import ELSEWHERE, WEIGHTS, edit, index
-from llmprune.service.recipe_policy.policy import admit
 
-from llmprune.checkpoint.download import _as_named
+from llmprune.checkpoint.download import _has_its_hash
 from llmprune.checkpoint.file_references import INDEX
 from llmprune.checkpoint.loading import load_config, load_model, load_tokenizer
 from llmprune.common.errors import CheckpointError, ModelError
 from llmprune.recipe.model import ModelSource
+from llmprune.service.recipe_policy.policy import admit
 from llmprune.service.settings import Settings
 
 
@@ -139,6 +139,6 @@ def test_a_shared_blob_is_checked_by_the_name_that_its_repository_gives_it(tmp_p
     store.write_bytes(b"abc")
     blob.symlink_to(store.name)
     file.symlink_to(blob.name)
-    assert _as_named(file)
+    assert _has_its_hash(file)
     store.write_bytes(b"abd")
-    assert not _as_named(file)
+    assert not _has_its_hash(file)
