@@ -31,13 +31,13 @@ def test_an_index_names_files_of_its_own_folder(
     (model / INDEX).write_bytes(spoilt)
     hub.add_repo("org/thief", files_of(model))
     recipe = "model: {id: model}\ncalibration: {dataset: org/text}\n"
-    admitted, overrides = admit(recipe, (), settings=Settings(data_dir=tmp_path / "data", allow_roots=(model.parent,)))
-    assert overrides == [f'model.id="{model}"']
+    admitted = admit(recipe, (), settings=Settings(data_dir=tmp_path / "data", allow_roots=(model.parent,)))
+    assert admitted.overrides == [f'model.id="{model}"']
     for place in (str(model), "org/thief"):
-        with pytest.raises(CheckpointError, match=r"no file of that model's own folder; .* get a whole checkpoint"):
+        with pytest.raises(CheckpointError, match=r"no file of that model's own folder; weights are read only from there"):
             load_model(ModelSource(id=place))
     assert opened == []
-    assert admitted.model.id == "model"
+    assert admitted.recipe.model.id == "model"
 
 
 def test_an_index_beside_whole_weights_is_held_to_the_same_rule(model: Path) -> None:
@@ -87,7 +87,7 @@ def test_an_index_lies_beside_the_config(model: Path, tmp_path: Path, opened: li
     shutil.move(model / WEIGHTS, private / "x.safetensors")
     (model / "d").symlink_to(private)
     edit(model / "config.json", lambda data: data.update(transformers_weights="sub/x.safetensors.index.json"))
-    with pytest.raises(ModelError, match=r"an index in a folder of its own.*put the index beside config\.json"):
+    with pytest.raises(ModelError, match=r"an index in a subfolder.*put the index beside config\.json"):
         load_model(ModelSource(id=str(model)))
     (model / "sub" / "x.safetensors.index.json").rename(model / "x.safetensors.index.json")
     edit(model / "config.json", lambda data: data.update(transformers_weights="x.safetensors.index.json"))
