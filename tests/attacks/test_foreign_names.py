@@ -99,7 +99,9 @@ def test_a_recipe_from_the_hub_opens_nothing_here(
         inner = inner.setdefault(section, {})
     inner[last] = value
     hub.add_repo("org/pruned", record(recipe, {}))
-    with pytest.raises(RecipeError, match=f"{key}: .* opens nothing but hub ids here, .*; give it with --set {key}="):
+    with pytest.raises(
+        RecipeError, match=f"{key}: a recipe from the hub may only name hub ids, not .*; set it with --set {key}="
+    ):
         recorded_recipe("hub://org/pruned")
     recorded_recipe("hub://org/pruned", [f"{key}={json.dumps(value)}"])
 
@@ -123,5 +125,5 @@ def test_a_recipe_from_the_hub_names_no_backend_and_no_tokens(hub: Hub) -> None:
 def test_a_record_lists_files_of_its_repository(hub: Hub) -> None:
     """Another file would be read to compare its SHA-256."""
     hub.add_repo("org/pruned", record(RECIPE, {"../../secret.safetensors": "0"}))
-    with pytest.raises(HubError, match=r"it lists the file '../../secret\.safetensors', which is no path"):
+    with pytest.raises(HubError, match=r"it lists the file '../../secret\.safetensors', which is not a path"):
         fetch_record("org/pruned")

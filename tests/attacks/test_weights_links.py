@@ -34,7 +34,9 @@ def test_an_index_names_files_of_its_own_folder(
     admitted = admit(recipe, (), settings=Settings(data_dir=tmp_path / "data", allow_roots=(model.parent,)))
     assert admitted.overrides == [f'model.id="{model}"']
     for place in (str(model), "org/thief"):
-        with pytest.raises(CheckpointError, match=r"no file of that model's own folder; weights are read only from there"):
+        with pytest.raises(
+            CheckpointError, match=r"no file of that model's own folder; weights are read only from there"
+        ):
             load_model(ModelSource(id=place))
     assert opened == []
     assert admitted.recipe.model.id == "model"

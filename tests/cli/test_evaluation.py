@@ -57,7 +57,7 @@ def test_gate_decides_the_exit_code(workspace: Path, tmp_path: Path, monkeypatch
         )
         return TaskResults(tasks=(task,))
 
-    monkeypatch.setattr(evaluate, "ask", ask)
+    monkeypatch.setattr(evaluate, "evaluate_tasks", ask)
     asked = {"tasks": ["llmprune_agreement"], "include_path": str(TASKS), "limit": 4}
     recipe = write_recipe(
         tmp_path / "gated.yaml",
@@ -108,7 +108,7 @@ def test_reevaluate_asks_more_samples_and_prunes_nothing(
     fewer = command("run", recipe, "--output", out)
     assert (fewer.code, "add --set evaluation.limit=12" in fewer.err, report_in(out)) == (2, True, after), fewer.err
     refused = command("reevaluate", out, "--limit", 12)
-    assert (refused.code, "12 samples a task were asked already" in refused.err) == (2, True)
+    assert (refused.code, "12 samples per task are evaluated already" in refused.err) == (2, True)
     for text in ("{", None):
         (out / "evaluation.json").unlink() if text is None else (out / "evaluation.json").write_text(text)
         refused = command("reevaluate", out, "--limit", 14)

@@ -30,7 +30,7 @@ def test_plan_is_for_people_and_machines(done: Path) -> None:
     """``plan`` prints a table; with ``--json`` the same as one JSON object, the one that a run keeps."""
     table = command("plan", done.parent / "recipe.yaml")
     assert table.code == 0
-    assert "Layers: 2 go" in table.out
+    assert "Layers: 2 to be removed" in table.out
     assert f"{report_in(done)['dense']['parameters']:,}" in table.out
     plan = json.loads(command("plan", done.parent / "recipe.yaml", "--json").out)
     assert plan == json.loads((done / "plan.json").read_text())

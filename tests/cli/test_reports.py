@@ -88,7 +88,7 @@ def test_compare_leaves_out_what_is_no_finished_run(done: Path, tmp_path: Path) 
     assert f"left out: {service} has no report.json; give the folder of a run" in outcome.err
     assert f"left out: {stray} cannot be read" in outcome.err
     alone = command("compare", first, service)
-    assert (alone.code, "of 2 folders 1 is a finished run" in alone.err, str(service) in alone.err) == (2, True, True)
+    assert (alone.code, "1 finished run in 2 folders" in alone.err, str(service) in alone.err) == (2, True, True)
     nowhere = command("compare", done, first, tmp_path / "nowhere")
     assert (nowhere.code, "does not exist" in nowhere.err) == (2, True)
 

@@ -115,7 +115,7 @@ def test_insufficient_text(tmp_path: Path, content: str, settings: dict[str, Any
     ("dataset", "message"),
     [
         ("absent.txt", ["absent.txt does not exist", "check the path"]),
-        ("present.csv", ["present.csv", "not read here", ".txt, .jsonl"]),
+        ("present.csv", ["present.csv", "cannot be read", ".txt, .jsonl"]),
         ("package://absent_module/texts", ["No module named 'absent_module'", "package://MODULE/NAME"]),
         ("package://pydoc_data.topics/absent", ["no attribute 'absent'", "package://MODULE/NAME"]),
         ("package://math/pi", ["math/pi", "not a non-empty mapping or list of texts"]),
@@ -146,8 +146,8 @@ UNREADABLE: list[tuple[str, bytes, str]] = [
     ("lists.jsonl", b'[1]\n[2]\n', 'line 1 is a list; each line must be an object, such as {"text": "…"}'),
     ("array.json", b'[{"text": "a"},\n {"text": }]', "line 2, column 11: not valid JSON (Expecting value)"),
     ("lines.json", b'{"text": "a"}\n{"text": "b"\n', "line 2, column 13: not valid JSON"),
-    ("words.parquet", b"only words", "is no Parquet file, whatever its name says"),
-    ("short.parquet", b"PAR1 and then no more", "is a Parquet file without its end: it was cut off; copy it again"),
+    ("words.parquet", b"only words", "is no Parquet file in spite of its name"),
+    ("short.parquet", b"PAR1 and then no more", "is a truncated Parquet file; copy it again"),
     ("text.txt.gz", b"\x1f\x8b", "is compressed; unpack it first (gunzip text.txt.gz), then name the file in it"),
     ("folder.txt", b"", "is a folder; give a file in it"),
 ]  # fmt: skip

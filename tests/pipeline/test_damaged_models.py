@@ -69,7 +69,7 @@ def test_model_that_cannot_be_pruned(
         (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 99), ["weights file", "fetch it again"]),
         (lambda folder: (folder / "model.safetensors").unlink(), ["lacks a safetensors weights file"]),
         (without_a_shard, ["model-00002-of-00003.safetensors", "fetch the missing file"]),
-        (with_tensors(lambda tensors: tensors.pop(UP_PROJECTION)), ["1 missing", UP_PROJECTION, "whole checkpoint"]),
+        (with_tensors(lambda tensors: tensors.pop(UP_PROJECTION)), ["1 missing", UP_PROJECTION, "complete checkpoint"]),
         (with_tensors(lambda tensors: tensors.update(more=torch.zeros(2))), ["1 unexpected: more"]),
         (
             with_tensors(lambda tensors: tensors.update({UP_PROJECTION: torch.zeros(5, 32)})),

@@ -32,7 +32,7 @@ def test_output_that_cannot_be_used(workspace: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "thesis.tex").write_text("mine")
     for options in ([], ["--fresh"]):
         outcome = command("run", tmp_path / "recipe.yaml", "--output", tmp_path / "out", *options)
-        assert_refused(outcome, 2, "not empty and is no llmprune run", "new or an empty folder")
+        assert_refused(outcome, 2, "not empty and is not the folder of a run", "new or empty folder")
     assert states(tmp_path / "out") == {"thesis.tex": b"mine"}
     through = tmp_path / "out" / "thesis.tex" / "deeper"
     assert_refused(command("run", tmp_path / "recipe.yaml", "--output", through), 2, "cannot be used", "another --out")

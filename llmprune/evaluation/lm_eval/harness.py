@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmprune.checkpoint.location import folder_of
 from llmprune.common.errors import EvaluationError, NumericalError, RecipeError
 from llmprune.evaluation.lm_eval.results import Answer, Sample, TaskResult, TaskResults
 from llmprune.evaluation.lm_eval.store import ResultStore, baselines_folder
@@ -56,7 +55,7 @@ def evaluated_model(
     """
     import torch
 
-    from llmprune.checkpoint.location import hub_commit, identity
+    from llmprune.checkpoint.location import folder_of, hub_commit, identity
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     identity_text = json.dumps([identity(source), source.dtype, device])
