@@ -194,9 +194,10 @@ def test_every_environment_variable_is_explained() -> None:
     """Each variable that the package reads by name is in the table."""
     page = (ROOT / "docs/reference/exit-codes-and-environment.md").read_text(encoding="utf-8")
     read = r"""os\.environ(?:\.get\(|\[)"([A-Z_]+)"|"([A-Z_]+)" in os\.environ"""
+    read += r'''|envvar="([A-Z_]+)"'''
     sources = [path.read_text(encoding="utf-8") for path in (ROOT / "llmprune").rglob("*.py")]
-    names = {one or other for source in sources for one, other in re.findall(read, source)}
-    assert "LLMPRUNE_TOKEN" in names
+    names = {"".join(found) for source in sources for found in re.findall(read, source)}
+    assert {"LLMPRUNE_TOKEN", "LLMPRUNE_SERVER"} <= names
     assert not [name for name in names if f"`{name}`" not in page]
 
 
