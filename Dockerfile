@@ -22,10 +22,10 @@ RUN --mount=type=cache,target=/root/.cache/uv \
     && uv pip install --python /opt/llmprune/bin/python --constraint constraints.txt \
        --requirements pyproject.toml --extra demo
 
-COPY README.md LICENSE mkdocs.yml ./
+COPY README.md CHANGELOG.md LICENSE mkdocs.yml ./
 COPY llmprune llmprune
 
-# The documentation, which the service serves: its tools stay out of the image. It shows recorded results and the
+# The documentation, which the service serves: its tools are not part of the image. It shows recorded results and the
 # table of the import test.
 COPY docs docs
 COPY eval/benchmarks/results eval/benchmarks/results

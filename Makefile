@@ -18,8 +18,8 @@ quickstart: $(READY)  ## set everything up, then prune a real model
 serve: $(READY)  ## set everything up, then serve pruning jobs on http://127.0.0.1:8321
 	$(BIN)/llmprune serve --allow-tasks eval/tasks
 
-# The rooms whose tests need no process of their own and no model hub.
-QUICK := $(wildcard $(addprefix tests/,recipe data criteria sparsity score results figures report) tests/test_*.py)
+# The rooms whose tests are short and need no service and no model hub; together they take about a minute.
+QUICK := $(addprefix tests/,recipe data criteria sparsity layerwise score cut prune results report) $(wildcard tests/test_*.py)
 
 check: lint types  ## lint, types and the quick tests: what you run while you work
 	$(BIN)/python -m pytest -n auto --dist loadfile $(QUICK)

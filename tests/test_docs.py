@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import pkgutil
 import re
 import runpy
 import shlex
@@ -153,26 +154,6 @@ def test_the_readme_has_recorded_results() -> None:
         assert f"| {peer} |" in line
 
 
-def test_the_planned_run_is_planned_so(tmp_path: Path) -> None:
-    """The sizes and memory that *plan your run* shows are those of the plan of the ready recipe."""
-    from helpers.tiny import structure_of
-    from transformers import LlamaConfig
-
-    from llmprune.common.schema import format_count, format_size
-
-    LlamaConfig(
-        architectures=["LlamaForCausalLM"], dtype="bfloat16", hidden_size=4096, intermediate_size=14336,
-        num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, vocab_size=128256,
-        max_position_embeddings=131072,
-    ).save_pretrained(tmp_path)  # fmt: skip
-    plan = structure_of(Recipe.load(ROOT / "recipes/llama-3.1-8b.yaml", [f"model.id={tmp_path}"]))
-    page = (ROOT / "docs/plan-your-run.md").read_text(encoding="utf-8")
-    for size in (plan.dense, plan.pruned):
-        assert format_count(size.parameters) in page
-        assert format_size(size.bytes) in page
-    assert f"about {format_size(plan.memory.total)} in all" in page
-
-
 def sections(model: type[BaseModel]) -> list[type[BaseModel]]:
     """A section and all those inside it."""
     inner = [one for field in model.model_fields.values() for one in models_in(field.annotation)]
@@ -213,10 +194,20 @@ def test_every_environment_variable_is_explained() -> None:
     """Each variable that the package reads by name is in the table."""
     page = (ROOT / "docs/reference/exit-codes-and-environment.md").read_text(encoding="utf-8")
     read = r"""os\.environ(?:\.get\(|\[)"([A-Z_]+)"|"([A-Z_]+)" in os\.environ"""
+    read += r'''|envvar="([A-Z_]+)"'''
     sources = [path.read_text(encoding="utf-8") for path in (ROOT / "llmprune").rglob("*.py")]
-    names = {one or other for source in sources for one, other in re.findall(read, source)}
-    assert "LLMPRUNE_TOKEN" in names
+    names = {"".join(found) for source in sources for found in re.findall(read, source)}
+    assert {"LLMPRUNE_TOKEN", "LLMPRUNE_SERVER"} <= names
     assert not [name for name in names if f"`{name}`" not in page]
+
+
+def test_documented_modules_exist() -> None:
+    """What mkdocstrings shows by ``::: NAME`` can be imported, so that the strict build finds it."""
+    named = {
+        name for page in PAGES for name in re.findall(r"^::: (\S+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert "llmprune.testing" in named
+    assert all(pkgutil.resolve_name(name) for name in named)
 
 
 def test_generated_parts_are_used_and_known() -> None:

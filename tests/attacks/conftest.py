@@ -11,6 +11,7 @@ import pytest
 import transformers.modeling_utils
 from helpers.commands import save_model
 from helpers.live_server import CALM, HURRY, Live, running
+from helpers.service import PROXY, ServiceHarness
 from safetensors import safe_open
 
 
@@ -51,3 +52,10 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
     monkeypatch.setattr(transformers.modeling_utils, "safe_open", watch)
     return found
+
+
+@pytest.fixture
+def closed(tmp_path: Path) -> tuple[ServiceHarness, str]:
+    """A service behind a proxy, and a user's token."""
+    harness = ServiceHarness(tmp_path, trusted_proxies=(PROXY,))
+    return harness, harness.service.tokens.create("ann", "user")

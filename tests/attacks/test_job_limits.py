@@ -164,3 +164,12 @@ def test_a_job_that_prints_without_end_is_ended(tmp_path: Path) -> None:
     assert ended["state"] == "failed"
     assert "it wrote a log of 2 MB and the limit is 1 MB" in ended["error"]
     assert (harness.settings.log(job).stat().st_size, processes_of_job(job)) == (MB // 2, [])
+
+
+def test_an_owner_has_a_number_of_jobs(tmp_path: Path) -> None:
+    """Jobs that are submitted and cancelled again do not fill the table; what to do is said."""
+    harness = ServiceHarness(tmp_path, max_jobs=3)
+    for _ in range(3):
+        harness.http.post(f"/v1/jobs/{harness.submit()['id']}/cancel")
+    answer = harness.http.post("/v1/jobs", content=RECIPE, headers=YAML)
+    assert (answer.status_code, "3 are kept; delete some" in answer.text) == (429, True)

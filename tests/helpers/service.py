@@ -27,11 +27,17 @@ FAKE = (sys.executable, str(Path(__file__).with_name("fake_run.py")))
 RECIPE = "model: {id: org/model}\ncalibration: {dataset: org/text}\ndepth: {remove: 1}\n"
 YAML = {"Content-Type": "application/yaml"}
 BASE = "http://127.0.0.1:8321"
+PROXY, OTHER = "10.0.0.1", "10.9.9.9"  # addresses of a trusted proxy and of a client
 
 
 def settings_in(folder: Path, **changes: Any) -> Settings:
     """Return settings of a service in a folder; its jobs are fake runs."""
     return Settings(**{"data_dir": folder / "data", "command": FAKE, "grace": 0.5} | changes)
+
+
+def from_address(harness: ServiceHarness, address: str) -> TestClient:
+    """Return a client at an address."""
+    return TestClient(harness.app, base_url=BASE, client=(address, 50_000), follow_redirects=False)
 
 
 def recipe(**behaviour: object) -> str:

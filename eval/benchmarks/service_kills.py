@@ -1,0 +1,229 @@
+"""The service under kills: SIGKILL at random instants, then every job and every result is checked."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import random
+import subprocess
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from common import finish, record, run, write_recipe
+from helpers.service import free_port, kill, start, supervisor_of
+from safetensors.torch import save_file
+from service_requests import submit_under, wait_for
+
+from llmprune.service.cli.answers import ServiceError
+from llmprune.service.cli.client import ENDED, Client
+from llmprune.service.settings import Settings
+from llmprune.service.supervisor.processes import MARK, processes_of_job
+from llmprune.testing import tiny_model
+
+VICTIMS = ("service", "supervisor", "run", "keeper", "everything")  # the last: as where the machine loses its power
+KEEPER = "llmprune.service.supervisor.job_runner"
+
+
+def tiny_recipes(folder: Path) -> list[Path]:
+    """Three different runs of a few seconds beside their imports."""
+    model = folder / "base"
+    sizes = {"num_hidden_layers": 12, "hidden_size": 256, "intermediate_size": 1024}
+    tiny_model("llama", **sizes).save_pretrained(model)
+    windows = torch.randint(128, (48, 64), generator=torch.Generator().manual_seed(0))
+    save_file({"tokens": windows}, folder / "tokens.safetensors")
+    calibration = {"tokens": str(folder / "tokens.safetensors"), "key": "tokens"}
+    asked: list[dict[str, Any]] = [{"depth": {"remove": 3}}, {"width": {"mlp": 0.5}}]
+    asked.append({"depth": {"remove": 2}, "width": {"mlp": 0.75}})
+    return [
+        write_recipe(folder / f"recipe-{number}.yaml", {"id": str(model)}, calibration, **sections)
+        for number, sections in enumerate(asked)
+    ]
+
+
+def results(run_folder: Path) -> str:
+    """SHA-256 over the names and bytes of a run's cut and checkpoint."""
+    digest = hashlib.sha256()
+    for path in (run_folder / "cut.json", *sorted((run_folder / "model").iterdir())):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+@dataclass
+class Census:
+    """Counts the processes of every job, again and again, on a thread of its own."""
+
+    most: Counter[tuple[str, str]] = field(default_factory=Counter)  # by job and by what kind of process it is
+    looks: int = 0
+    over: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> Census:
+        threading.Thread(target=self._count, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+
+    def _count(self) -> None:
+        while not self.over.wait(0.05):
+            found: dict[int, tuple[int, str, str]] = {}
+            for process in psutil.process_iter():
+                with contextlib.suppress(psutil.Error, OSError):
+                    if kind := kind_of(process.cmdline()):
+                        found[process.pid] = process.ppid(), process.environ().get(MARK, ""), kind
+            # a run that is about to start a program is there twice for an instant, as its own child
+            now = Counter((job, kind) for parent, job, kind in found.values() if found.get(parent, ("",))[-1] != kind)
+            self.most |= now
+            self.looks += 1
+
+
+def kind_of(command: list[str]) -> str | None:
+    """True for the command of a job's runner or of the run itself."""
+    if KEEPER in command:
+        return "keeper"
+    return "run" if command[1:4] == ["-m", "llmprune", "run"] else None
+
+
+@dataclass
+class Ordeal:
+    """A service that is killed again and again while jobs come in."""
+
+    settings: Settings
+    recipes: list[str]
+    chance: random.Random
+    client: Client
+    server: subprocess.Popen[bytes]
+    jobs: dict[str, int] = field(default_factory=dict)  # which recipe each is
+    interrupted: Counter[str] = field(default_factory=Counter)  # how often each job lost its processes
+    wrong: list[str] = field(default_factory=list)
+    over: threading.Event = field(default_factory=threading.Event)
+
+    def submit_on(self) -> None:
+        """Submit a job whenever fewer than four are under way, also while no service answers."""
+        with Client(self.client.server) as client:
+            while not self.over.wait(self.chance.uniform(0.0, 2.0)):
+                try:
+                    counts = client.jobs(limit=1)["counts"]
+                except ServiceError:
+                    continue
+                if counts["queued"] + counts["running"] < 4:
+                    which = len(self.jobs) % len(self.recipes)
+                    self.jobs[self._submit(client, which)] = which
+
+    def _submit(self, client: Client, which: int) -> str:
+        """Under one key until there is an answer, as a person's script would."""
+        key = f"job {len(self.jobs)}"
+        while True:
+            with contextlib.suppress(ServiceError):
+                return submit_under(client, key, self.recipes[which])
+
+    def strike(self, victim: str) -> dict[str, Any]:
+        """Kill one; bring back what does not come back by itself."""
+        processes = wait_for(self._processes) if victim not in ("service", "supervisor") else []
+        job = processes[0].environ()[MARK] if processes else None
+        doing = self.client.job(job)["step"] if job else None
+        struck = {"victim": victim, "doing": doing}
+        if victim in ("run", "keeper"):
+            (*_, target) = (one for one in processes if kind_of(one.cmdline()) == victim)
+            self.interrupted[str(job)] += 1
+            kill(target.pid)
+            return struck | {"then": self._fails_and_is_tried_again(str(job))}
+        if victim in ("supervisor", "everything"):
+            kill(supervisor_of(self.server.pid))
+        if victim in ("service", "everything"):
+            kill(self.server.pid)
+            self.server.wait()
+        if victim == "everything":
+            for one in self.jobs:
+                left = processes_of_job(one)
+                self.interrupted[one] += bool(left)
+                for process in left:
+                    kill(process.pid)
+        if victim != "supervisor":
+            time.sleep(self.chance.uniform(0.0, 2.0))
+            self.server = start(self.settings)
+        return struck | {"then": "goes on"}
+
+    def _processes(self) -> list[psutil.Process]:
+        """The keeper and the run of one running job."""
+        running = [job["id"] for job in self.client.jobs(state=["running"])["jobs"]]
+        for job in self.chance.sample(running, len(running)):
+            with contextlib.suppress(psutil.Error):
+                found = [process for process in processes_of_job(job) if kind_of(process.cmdline())]
+                if {kind_of(process.cmdline()) for process in found} == {"keeper", "run"}:
+                    return found
+        return []
+
+    def _fails_and_is_tried_again(self, job: str) -> str:
+        """A job whose process is killed fails and says why, unless it was faster."""
+        ended = wait_for(lambda: found if (found := self.client.job(job))["state"] in ENDED else None)
+        if ended["state"] == "succeeded":
+            return "had ended"
+        if ended["state"] != "failed" or "was killed" not in ended["error"]:
+            self.wrong.append(f"job {job} is {ended['state']} after a kill: {ended['error']}")
+        self.client.retry(job)
+        return "failed, tried again"
+
+    def judge(self, expected: list[str], census: Census) -> dict[str, Any]:
+        """Hold every job against what it must have come to."""
+        known = {job["id"]: job for job in self.client.jobs(limit=500)["jobs"]}
+        ended = {job: known.get(job, {"state": "lost"})["state"] for job in self.jobs}
+        logs = [(self.settings.folder(job) / "log.txt").read_text() for job in self.jobs]
+        equal = [results(self.settings.run_folder(job)) == expected[which] for job, which in self.jobs.items()]
+        too_often = [job for job in self.jobs if known[job]["attempts"] > 1 + self.interrupted[job]]
+        keepers, runs = (max(n for (_, one), n in census.most.items() if one == kind) for kind in ("keeper", "run"))
+        well = {*ended.values()} == {"succeeded"} and all(equal) and not (self.wrong or too_often)
+        return {
+            "jobs": len(self.jobs),
+            "ended": dict(Counter(ended.values())),
+            "strangers": len(known.keys() - self.jobs.keys()),
+            "attempts": sum(known[job]["attempts"] for job in self.jobs),
+            "more_attempts_than_interruptions": len(too_often),
+            "looks_at_processes": census.looks,
+            "most_keepers_of_a_job_at_once": keepers,
+            "most_runs_of_a_job_at_once": runs,
+            "refused_by_the_run_folders_lock": sum("another run is using" in log for log in logs),
+            "wrong_states": self.wrong,
+            "results_equal": f"{sum(equal)} of {len(equal)}",
+            "all_well": well and (keepers, runs) == (1, 1),
+        }
+
+
+def measure_kills(folder: Path, arguments: argparse.Namespace) -> None:
+    """SIGKILL at random instants of whoever takes part: every job must end well, once, with the same bytes."""
+    recipes = tiny_recipes(folder)
+    expected = []
+    for number, recipe in enumerate(recipes):
+        finish(run(recipe, folder / f"whole-{number}"))
+        expected.append(results(folder / f"whole-{number}"))
+    settings = Settings(data_dir=folder / "data", port=free_port(), slots=2, allow_roots=(folder,))
+    chance = random.Random(0)
+    victims = [VICTIMS[number % len(VICTIMS)] for number in range(arguments.times)]
+    chance.shuffle(victims)
+    begin = time.monotonic()
+    with Client(f"http://127.0.0.1:{settings.port}") as client, Census() as census:
+        ordeal = Ordeal(settings, [path.read_text() for path in recipes], chance, client, start(settings))
+        submitting = threading.Thread(target=ordeal.submit_on)
+        submitting.start()
+        try:
+            kills = []
+            for victim in victims:
+                time.sleep(chance.uniform(2.0, 24.0))
+                kills.append({"after_seconds": round(time.monotonic() - begin, 1)} | ordeal.strike(victim))
+                print(kills[-1], flush=True)
+            ordeal.over.set()
+            submitting.join()
+            wait_for(lambda: not any(client.jobs()["counts"][state] for state in ("queued", "running")), 1800)
+            figures = ordeal.judge(expected, census)
+        finally:
+            ordeal.over.set()
+            ordeal.server.terminate()
+            ordeal.server.wait()
+        figures["processes_left"] = sum(len(processes_of_job(job)) for job in ordeal.jobs)
+    record("service-kills", {"seconds": round(time.monotonic() - begin), "kills": kills} | figures)

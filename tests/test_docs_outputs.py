@@ -1,0 +1,126 @@
+"""Output that README and documentation show is what the commands print."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+from generate.results import quickstart
+from helpers.reports import sample_report, summary
+from helpers.tiny import structure_of
+from rich.console import Console
+from transformers import LlamaConfig
+
+from llmprune.planning.plan import Plan
+from llmprune.recipe.recipe import Recipe
+from llmprune.report.plan_table import print_plan
+from llmprune.results.evaluation_figures import (
+    BarFigures,
+    DivergenceFigures,
+    FreeText,
+    GateFigures,
+    GenerationFigures,
+    Interval,
+    PerplexityFigures,
+    RetentionFigures,
+    SpeedFigures,
+    TaskFigures,
+)
+from llmprune.results.schema import Report, Size
+from llmprune.results.sentences import describe_verdict
+
+ROOT = Path(__file__).parents[1]
+INTERVAL = Interval(low=0.768, high=0.904, confidence=0.95)
+
+
+def size(*, parameters: int, layers: int, width: int) -> Size:
+    """Return the size of a SmolLM2-135M in float32."""
+    widths = {"intermediate_size": width}
+    kv_bytes = 2 * layers * 192 * 4
+    return Size(
+        parameters=parameters, bytes=4 * parameters, layers=layers, widths=widths, experts=None,
+        kv_bytes_per_token=kv_bytes,
+    )  # fmt: skip
+
+
+def free_text(repetition: float, loops: float) -> FreeText:
+    """Return statistics of free text."""
+    return FreeText(repetition=repetition, loops=loops, empty=0.0, tokens=48.0)
+
+
+def quickstart_report() -> Report:
+    """Return a report with the recorded figures of the quickstart."""
+    retention = 0.75 / 0.9
+    task = TaskFigures(
+        task="llmprune_agreement", metric="acc", dense=0.9, pruned=0.75, retention=retention, interval=INTERVAL,
+        samples=200, lost=None, gained=None, p_value=None,
+    )  # fmt: skip
+    mean = RetentionFigures(
+        retention=retention, interval=INTERVAL, counted=("llmprune_agreement",), left_out=(), samples=200
+    )
+    folder = "runs/quickstart"
+    return sample_report(
+        dense=size(parameters=134_515_008, layers=30, width=1536),
+        pruned=size(parameters=108_855_360, layers=28, width=1152),
+        perplexity=PerplexityFigures(dense=12.89, cut=19.58, pruned=15.43, tokens=3072, source="text"),
+        divergence=DivergenceFigures(mean=0.2, quantiles={"0.5": 0.16}, same_first=0.8, tokens=3072),
+        tasks=(task,),
+        mean_retention=retention,
+        retention=mean,
+        generation=GenerationFigures(
+            dense=free_text(0.633, 0.625), pruned=free_text(0.544, 0.375), text=free_text(0.0, 0.0), samples=8,
+            prompt_tokens=32, new_tokens=48, examples=(),
+        ),
+        speed=SpeedFigures(
+            dense=15.954, pruned=19.226, ratio=1.205, ratio_low=1.2, ratio_high=1.21, batch_size=1, prompt_tokens=64,
+            new_tokens=32, repeats=5, device="cpu",
+        ),
+        gate=None,
+        warnings=(),
+        files={"model": f"{folder}/model", "report": f"{folder}/report.html", "figures": f"{folder}/report.json"},
+    )  # fmt: skip
+
+
+def lines(text: str) -> list[str]:
+    """Return the lines that are not empty, without trailing spaces."""
+    return [line.rstrip() for line in text.splitlines() if line.strip()]
+
+
+def printed(plan: Plan) -> str:
+    """Return the plan as a terminal of 80 columns prints it."""
+    console = Console(file=io.StringIO(), width=80)
+    print_plan(plan, console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_the_quickstart_prints_the_table_of_the_readme() -> None:
+    """Labels, columns and order are those of a finished run."""
+    assert lines(summary(quickstart_report())) == lines(quickstart().replace("```", ""))
+
+
+def test_the_planned_run_is_planned_so(tmp_path: Path) -> None:
+    """*Plan your run* shows what ``llmprune plan`` prints for the ready recipe, but the notes on this folder."""
+    LlamaConfig(
+        architectures=["LlamaForCausalLM"], dtype="bfloat16", hidden_size=4096, intermediate_size=14336,
+        num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, vocab_size=128256,
+        max_position_embeddings=131072,
+    ).save_pretrained(tmp_path)  # fmt: skip
+    plan = structure_of(Recipe.load(ROOT / "recipes/llama-3.1-8b.yaml", [f"model.id={tmp_path}"]))
+    page = (ROOT / "docs/plan-your-run.md").read_text(encoding="utf-8")
+    shown = page.partition("```\nmeta-llama/Llama-3.1-8B (llama, bfloat16)\n")[2].partition("```")[0]
+    assert lines(shown) == lines(printed(plan).partition("Note:")[0])[1:]
+
+
+def test_the_undecided_gate_is_quoted_in_its_words() -> None:
+    """The guide quotes the message of a gate that needs more samples."""
+    bar = BarFigures(
+        name="mean", min_retention=0.9, retention=0.8207, interval=Interval(low=0.728, high=0.9374, confidence=0.95),
+        verdict="not enough samples", samples=200, samples_needed=885,
+    )  # fmt: skip
+    gate = GateFigures(
+        min_retention=0.9, retention=0.8207, passed=False, confidence=0.95, verdict=bar.verdict, bars=(bar,)
+    )
+    guide = (ROOT / "docs/guides/evaluation-and-gate.md").read_text(encoding="utf-8")
+    assert describe_verdict(gate) in re.sub(r"\s+", " ", guide)
