@@ -28,8 +28,8 @@ from llmprune.prune.pass2 import Pruning
 from llmprune.prune.records import LayerRecord
 from llmprune.prune.snapshots import Snapshots
 from llmprune.recipe.sparsity import Sparsity
+from llmprune.results.report_schema import BaseFiles, Size
 from llmprune.results.run_folder import TRAIL, file_fingerprint, fingerprint
-from llmprune.results.schema import BaseFiles, Size
 from llmprune.sparsity.pattern import ROUNDING
 
 

@@ -16,8 +16,8 @@ from llmprune.layerwise.hidden_states import HiddenStateStore
 from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.recipe.recipe import Recipe
+from llmprune.results.report_schema import Step
 from llmprune.results.run_folder import TRAIL, file_fingerprint, fingerprint
-from llmprune.results.schema import Step
 from llmprune.score.ablation import layer_ablation_scores
 from llmprune.score.forward_pass import score
 from llmprune.score.inputs import CalibrationBatches, DepthTarget, ScoringCriteria

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmprune.common.files import write_atomically
-from llmprune.results.schema import LayerFigures, Report
+from llmprune.results.report_schema import LayerFigures, Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -27,7 +27,7 @@ from llmprune.results.replacing import (
     remove,
     take_over,
 )
-from llmprune.results.schema import Step
+from llmprune.results.report_schema import Step
 
 logger = logging.getLogger(__name__)
 
