@@ -223,7 +223,7 @@ def _targets_of(staged: StagedLayer, writer: ResidualWriter, *, targets: DenseTa
     for batch, input_BLI in staged.inputs(writer.name, keep=True):
         target_BLD = targets.outputs[writer.name][batch].to(device).float()
         if writer.scale is not None:
-            target_BLD = torch.sub(target_BLD, forward.streams[batch].to(device).float(), alpha=1 / writer.scale)
+            target_BLD = torch.sub(target_BLD, forward.hidden_states[batch].to(device).float(), alpha=1 / writer.scale)
         yield _Target(batch, input_BLI.view(*target_BLD.shape[:2], -1), _without_bias(target_BLD, bias_D))
 
 

@@ -177,7 +177,7 @@ def test_outputs_of_experts_add_up_to_the_output_of_their_block(family: str) -> 
 
         module.register_forward_hook(see, with_kwargs=True)
         with activations_of_experts(module, layer.get_parameter(unit.tensors[-1].name), see=note):
-            forward.calls[0][index].run(layer, forward.streams[0])
+            forward.calls[0][index].run(layer, forward.hidden_states[0])
     torch.testing.assert_close(totals[0], wanted[0], rtol=1e-4, atol=1e-5)
     assert tokens == routed
     assert sum(tokens.values()) == IDS.numel() * 2

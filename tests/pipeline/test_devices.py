@@ -23,7 +23,7 @@ from llmprune.criteria.base import WidthCriterion
 from llmprune.criteria.depth.angular import Angular
 from llmprune.criteria.depth.block_influence import BlockInfluence
 from llmprune.criteria.depth.perplexity import Perplexity
-from llmprune.criteria.depth.repaired_divergence import Residual
+from llmprune.criteria.depth.residual import Residual
 from llmprune.criteria.experts.reap import Reap
 from llmprune.criteria.width.activation import Activation
 from llmprune.criteria.width.obs import Obs

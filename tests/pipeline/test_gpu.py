@@ -68,7 +68,7 @@ def test_streams_lie_in_pinned_memory(checkpoint: Path) -> None:
     walk = LayerwiseForward(dense, torch.randint(3, VOCABULARY, (4, 24)), batch_size=2)
     with dense.layer(0) as layer:
         walk.pass_through(0, layer)
-    assert all(hidden_BLD.is_pinned() for hidden_BLD in walk.streams)
+    assert all(hidden_BLD.is_pinned() for hidden_BLD in walk.hidden_states)
 
 
 def test_memory_is_that_of_a_layer() -> None:
