@@ -45,7 +45,7 @@ class LayerSpans:
         self._scores: list[Tensor] = []
 
     def begin(self, device: torch.device) -> LayerSpan | None:
-        """Return the span that ends with the next layer, which is computed on this device; None for the first layers."""
+        """Return the span that ends with the next layer; None for the first layers. ``device``: that of the layer."""
         tokens, first = self.criterion.token_slice, None
         if self.length > 1:
             self._first.append(self.forward.copy(tokens))

@@ -43,7 +43,7 @@ class TokenMixerRefit:
         keep_K: Tensor | None = None
         if attention is not None:
             size = work.weights.uncut[weight.name].shape[weight.dim]
-            keep_K = rows_of(run.cut.heads[work.step.key(attention)], size, cut=weight)
+            keep_K = rows_of(run.cut.heads[work.step.key(attention)], size, prunable=weight)
         equations = self._equations(run, work, mixer=mixer, keep_K=keep_K)
         sum_over_processes(equations.sums())
         repair = work.outcome.mixer = equations.solve(f"layer {work.step.old}, {mixer.name}")
