@@ -39,10 +39,10 @@ class Pass2Context:
     topologies: TopologyCache
     cache: HiddenStateCache | None
 
-    def open_equations(self) -> NormalEquations:
+    def make_equations(self) -> NormalEquations:
         """Return empty normal equations for the refit of one projection."""
         assert self.refit is not None, "layers are refit only with refit in the recipe"
-        return self.refit.open(self.folds.count)
+        return self.refit.make_equations(self.folds.count)
 
 
 @dataclass

@@ -185,7 +185,7 @@ def test_outputs_of_experts_add_up_to_the_output_of_their_block(family: str) -> 
 
 def test_reap_is_the_mean_weighted_norm() -> None:
     """The score of an expert is the mean norm of its weighted outputs; 0 without tokens."""
-    sums = Reap().open(3, torch.device("cpu"))
+    sums = Reap().make_accumulator(3, torch.device("cpu"))
     sums.update(0, torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
     sums.update(0, torch.tensor([[0.0, 0.0]]))
     sums.update(2, torch.tensor([[6.0, 8.0]]))

@@ -80,10 +80,10 @@ def test_a_broken_file_is_not_published(base: Path, tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
-        ({"sparsity": {"pattern": "4:2"}}, "4 of every 2 weights cannot stay"),
+        ({"sparsity": {"pattern": "4:2"}}, "4 of every 2 weights cannot be kept"),
         ({"sparsity": {"pattern": "2:4", "targets": ["q_prj"]}}, "'q_prj' matches no matrix"),
-        ({"sparsity": {"pattern": "2:4", "skip": ["*"]}}, "targets and skip leave none"),
-        ({"sparsity": {"pattern": "3:7"}}, "no multiple of 7"),
+        ({"sparsity": {"pattern": "2:4", "skip": ["*"]}}, "targets and skip select none"),
+        ({"sparsity": {"pattern": "3:7"}}, "not a multiple of 7"),
         ({"sparsity": {"pattern": "2:4", "method": {"kind": "wonda"}}}, "wanda"),
         ({"sparsity": {"pattern": ["2:4", 0.5]}}, "N:M"),
         ({"sparsity": {"pattern": "2:4", "share": 0.5}}, "share"),
@@ -117,7 +117,7 @@ def test_matrices_that_stay_dense_are_listed(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "recipe.yaml", tmp_path / "dense", "-", sparsity={"pattern": "2:4"}, **sections)
     plan = make_plan(Recipe.load(recipe))
     said = " ".join(plan.notes)
-    assert "self_attn.k_proj: hardware takes multiples of 32 outputs and 64 inputs" in said
+    assert "self_attn.k_proj: hardware requires multiples of 32 outputs and 64 inputs" in said
     assert "mlp.experts.down_proj" in said
 
 
@@ -134,7 +134,7 @@ def test_bench_sparse_without_a_gpu_is_refused(base: Path) -> None:
 def test_the_card_says_what_is_sparse(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sentence on the card names pattern, method and number of matrices, and a job's default name the pattern."""
     from llmprune.report.runs import load_report
-    from llmprune.results.formatting import describe_sparsity
+    from llmprune.results.sentences import describe_sparsity
     from llmprune.service.jobs.submission import default_name
 
     verify_here(monkeypatch)

@@ -84,7 +84,7 @@ def _recipe(folder: Path, samples: int, depth: dict[str, object]) -> Recipe:
 
 def test_a_calibration_without_halves_is_refused(tmp_path: Path) -> None:
     """The error comes before scoring, and names the remedy."""
-    with pytest.raises(CalibrationError, match=r"and 1 sample cannot be split into halves .* leave the option out"):
+    with pytest.raises(CalibrationError, match=r"and 1 of them cannot be split into halves .* leave the option out"):
         run(_recipe(tmp_path, 1, {"remove": 1}), tmp_path / "run", calibration_check=True)
     assert not (tmp_path / "run" / "scores.safetensors").exists()
 

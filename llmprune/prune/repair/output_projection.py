@@ -46,7 +46,7 @@ class OutputProjectionRefit:
         unit = work.dense.unit
         if unit is None or not work.step.refits_output:
             return
-        equations, error = run.open_equations(), RelativeError()
+        equations, error = run.make_equations(), RelativeError()
         with _activations(run, work, unit=unit) as activations:
             for one in activations:
                 target_BLD = run.dense.hidden_states[one.batch].to(one.uncut_BLD.device)

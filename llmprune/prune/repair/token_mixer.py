@@ -56,7 +56,7 @@ class TokenMixerRefit:
     def _equations(
         run: Pass2Context, work: LayerWork, *, mixer: ResidualWriter, keep_K: Tensor | None
     ) -> NormalEquations:
-        step, topology, equations = work.step, work.dense.topology, run.open_equations()
+        step, topology, equations = work.step, work.dense.topology, run.make_equations()
         assert topology is not None, "it names the token mixer"
         with run.dense.decoder.layer(step.old, work.weights.uncut) as layer:
             module = layer.get_submodule(mixer.name)
