@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from llmprune.pipeline.run import run
     from llmprune.planning.plan import Plan, make_plan
     from llmprune.recipe.recipe import Recipe
-    from llmprune.results.schema import Report
+    from llmprune.results.report_schema import Report
 
 __version__ = "0.1.0"
 
@@ -58,7 +58,7 @@ __all__ = [
 _HOMES = {
     "Plan": "llmprune.planning.plan",
     "Recipe": "llmprune.recipe.recipe",
-    "Report": "llmprune.results.schema",
+    "Report": "llmprune.results.report_schema",
     "make_plan": "llmprune.planning.plan",
     "run": "llmprune.pipeline.run",
 }

@@ -77,7 +77,7 @@ class Bench:
         self.model = load_model(source)
         self.anatomy = discover(self.model.config)
         self.dense = dense_decoder(self.model)
-        self.store = HiddenStateStore(None, folder, HiddenStateCache(folder / "trail", "bench"))
+        self.store = HiddenStateStore(None, folder, HiddenStateCache(folder / "cache", "bench"))
         self.folder = folder
 
     def row(self, text: str, refit: bool) -> dict[str, Any]:

@@ -212,9 +212,9 @@ class _Pair:
                 continue
             order = torch.randperm(_GROUPS, generator=torch.Generator().manual_seed(index))
             keep, others = order[:_KEPT], order[-_KEPT:]
-            for cut in unit.tensors:
-                name = f"{path}.{index}.{cut.name}"
-                weights.fewer[name] = select_neurons(before[name], cut, keep=keep)
+            for prunable in unit.tensors:
+                name = f"{path}.{index}.{prunable.name}"
+                weights.fewer[name] = select_neurons(before[name], prunable, keep=keep)
             output = unit.tensors[-1]
             name = f"{path}.{index}.{output.name}"
             weights.masked[name] = mask_neurons(before[name], output, keep=keep)

@@ -69,11 +69,11 @@ def _blocks(field: Field, representative: RepresentativeModel) -> Blocks | None:
         holders = {holder_of(change.name) for change in stacks}
         if changes and (len(holders) != 1 or any(change.times != 1 for change in changes)):
             return None
-        blocks.append(ExpertBlock(holders.pop(), _cuts(changes)) if changes else None)
+        blocks.append(ExpertBlock(holders.pop(), _prunable_dims(changes)) if changes else None)
     return tuple(blocks)
 
 
-def _cuts(changes: Sequence[Change]) -> tuple[PrunableDim, ...]:
+def _prunable_dims(changes: Sequence[Change]) -> tuple[PrunableDim, ...]:
     return tuple(PrunableDim(change.name, change.dim) for change in changes)
 
 
@@ -135,12 +135,16 @@ class _BlockProof:
                 f"{self._block.path}: it is not told which experts each token is routed to, or its output is not their "
                 "weighted sum, so they cannot be scored"
             )
-        cuts = [PrunableDim(relative_name(cut.name, run.path), cut.dim) for cut in self._block.tensors]
+        prunables = [
+            PrunableDim(relative_name(prunable.name, run.path), prunable.dim) for prunable in self._block.tensors
+        ]
         order_E = torch.randperm(self._count, generator=torch.Generator().manual_seed(2))
         if torch.equal(order_E, torch.arange(self._count)):  # a random order of two experts may be the identity
             order_E = order_E.flip(0)
         tensors = dict(run.module.state_dict())
-        permuted = {cut.name: select_neurons(tensors[cut.name], cut, keep=order_E) for cut in cuts}
+        permuted = {
+            prunable.name: select_neurons(tensors[prunable.name], prunable, keep=order_E) for prunable in prunables
+        }
         router = {name: tensor for name, tensor in permuted.items() if tensor.ndim < 3 and "expert" not in name}
         if equal_up_to_rounding(run.again(tensors | router), run.output):
             return f"{self._block.path}: its output does not change when the rows of its router alone are permuted"
@@ -156,7 +160,7 @@ class _BlockProof:
         hidden_BLD = torch.randn(1, _TOKENS, self._hidden, generator=torch.Generator().manual_seed(1))
         error: Exception = ValueError("no module contains the experts and their router")
         for path in paths_around(self._block.path):
-            if not all(is_inside(cut.name, path) for cut in self._block.tensors):
+            if not all(is_inside(prunable.name, path) for prunable in self._block.tensors):
                 continue
             module = copy.deepcopy(self._layer.get_submodule(path)).float()
             fill_with_noise(module)
@@ -172,7 +176,7 @@ class _BlockProof:
         raise error
 
     def _fill_buffers(self, module: nn.Module) -> None:
-        names = {cut.name.rpartition(".")[2] for cut in self._block.tensors}
+        names = {prunable.name.rpartition(".")[2] for prunable in self._block.tensors}
         for name, buffer in module.named_buffers():
             if name.rpartition(".")[2] in names and buffer.is_floating_point():
                 buffer.copy_(torch.randn(buffer.shape, generator=torch.Generator().manual_seed(3)) / 10)

@@ -31,11 +31,11 @@ def find_up(unit: MlpUnit, tensors: Tensors, *, activations: Callable[[Tensors],
     """
     before = activations(tensors)
     factors_F = _FACTORS[torch.arange(before.shape[-1]) % len(_FACTORS)]
-    for cut in reversed(unit.tensors[:-1]):
-        if tensors[cut.name].ndim != 2:
+    for prunable in reversed(unit.tensors[:-1]):
+        if tensors[prunable.name].ndim != 2:
             continue
-        for entry in reversed(range(sum(cut.parts))):
-            candidate = FusedSlice(cut, entry)
+        for entry in reversed(range(sum(prunable.parts))):
+            candidate = FusedSlice(prunable, entry)
             after = activations(_scaled(unit, tensors, candidate=candidate, factors_F=factors_F))
             follows = equal_up_to_rounding(after, before * factors_F, tolerance=_TOLERANCE)
             if follows and not equal_up_to_rounding(after, before, tolerance=_TOLERANCE):
@@ -47,9 +47,9 @@ def _scaled(unit: MlpUnit, tensors: Tensors, *, candidate: FusedSlice, factors_F
     """Multiply the candidate's weights, and the biases of its projection, by each neuron's factor."""
     owner = candidate.tensor.name.rpartition(".")[0]
     scaled = dict(tensors)
-    for cut in (cut for cut in unit.tensors[:-1] if cut.name.rpartition(".")[0] == owner):
-        tensor = tensors[cut.name]
-        rows = slice_rows(tensor.shape[cut.dim], FusedSlice(cut, candidate.entry))
-        factors = factors_F.view(-1, *[1] * (tensor.ndim - 1 - cut.dim))
-        scaled[cut.name] = tensor.index_copy(cut.dim, rows, tensor.index_select(cut.dim, rows) * factors)
+    for prunable in (prunable for prunable in unit.tensors[:-1] if prunable.name.rpartition(".")[0] == owner):
+        tensor = tensors[prunable.name]
+        rows = slice_rows(tensor.shape[prunable.dim], FusedSlice(prunable, candidate.entry))
+        factors = factors_F.view(-1, *[1] * (tensor.ndim - 1 - prunable.dim))
+        scaled[prunable.name] = tensor.index_copy(prunable.dim, rows, tensor.index_select(prunable.dim, rows) * factors)
     return scaled

@@ -42,8 +42,10 @@ def sizes_that_change(
 
 def sizes_of_heads(heads: Heads, units: Iterable[AttentionUnit | None], *, kept: int) -> set[tuple[int, int]]:
     """Return (dense, pruned) of every size that follows the number of groups: tensors, their parts, counts of heads."""
-    cuts = [cut for unit in units if unit for cut in unit.tensors]
-    each = {1, *heads.per_group.values()} | {size for cut in cuts for size in (*cut.parts, sum(cut.parts))}
+    prunables = [prunable for unit in units if unit for prunable in unit.tensors]
+    each = {1, *heads.per_group.values()} | {
+        size for prunable in prunables for size in (*prunable.parts, sum(prunable.parts))
+    }
     return {(size * heads.count, size * kept) for size in each}
 
 

@@ -172,7 +172,7 @@ class _Narrowing:
     ``width``, ``kept``: neurons of the wide and of the narrow module; ``times``: multiple of the field's value.
     """
 
-    cuts: tuple[PrunableDim, ...]
+    prunables: tuple[PrunableDim, ...]
     experts: int | None
     width: int
     kept: int
@@ -181,10 +181,10 @@ class _Narrowing:
     @classmethod
     def find(cls, unit: MlpUnit, path: str, *, wide: nn.Module, narrow: nn.Module) -> _Narrowing:
         """Look up the sizes of a unit in the modules at ``path``."""
-        cuts = _within(unit, path).tensors
-        output = tensor_of(wide, cuts[-1].name)
-        width, kept = (tensor_of(module, cuts[-1].name).shape[cuts[-1].dim] for module in (wide, narrow))
-        return cls(cuts, None if unit.experts is None else len(output), width, kept, unit.times)
+        prunables = _within(unit, path).tensors
+        output = tensor_of(wide, prunables[-1].name)
+        width, kept = (tensor_of(module, prunables[-1].name).shape[prunables[-1].dim] for module in (wide, narrow))
+        return cls(prunables, None if unit.experts is None else len(output), width, kept, unit.times)
 
     @property
     def has_proof_sizes(self) -> bool:
@@ -199,20 +199,24 @@ class _Narrowing:
 
     def selected(self, tensors: dict[str, Tensor], keep: Tensor) -> dict[str, Tensor]:
         """Return the unit's tensors with the kept neurons only."""
-        return {cut.name: select_neurons(tensors[cut.name], cut, keep=keep) for cut in self.cuts}
+        return {
+            prunable.name: select_neurons(tensors[prunable.name], prunable, keep=keep) for prunable in self.prunables
+        }
 
     def selected_output(self, tensors: dict[str, Tensor], keep: Tensor) -> dict[str, Tensor]:
         """Return the weight of the output projection with the kept neurons only."""
-        return {self.cuts[-1].name: select_neurons(tensors[self.cuts[-1].name], self.cuts[-1], keep=keep)}
+        return {
+            self.prunables[-1].name: select_neurons(tensors[self.prunables[-1].name], self.prunables[-1], keep=keep)
+        }
 
     def masked(self, tensors: dict[str, Tensor], keep: Tensor) -> dict[str, Tensor]:
         """Return the weight of the output projection with zeros for all but the kept neurons."""
-        return {self.cuts[-1].name: mask_neurons(tensors[self.cuts[-1].name], self.cuts[-1], keep=keep)}
+        return {self.prunables[-1].name: mask_neurons(tensors[self.prunables[-1].name], self.prunables[-1], keep=keep)}
 
 
 def _within(unit: MlpUnit, path: str) -> MlpUnit:
     """Return a unit with its names relative to the module at ``path``."""
-    tensors = tuple(replace(cut, name=relative_name(cut.name, path)) for cut in unit.tensors)
+    tensors = tuple(replace(prunable, name=relative_name(prunable.name, path)) for prunable in unit.tensors)
     return replace(unit, path=relative_name(unit.path, path), tensors=tensors)
 
 

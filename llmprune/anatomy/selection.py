@@ -11,22 +11,22 @@ from torch import Tensor
 from llmprune.anatomy.types import FusedSlice, PrunableDim
 
 
-def select_neurons(tensor: Tensor, cut: PrunableDim, *, keep: Tensor) -> Tensor:
-    """Return a tensor with only the kept neurons (or groups) along the cut's dimension, in the order of ``keep``.
+def select_neurons(tensor: Tensor, prunable: PrunableDim, *, keep: Tensor) -> Tensor:
+    """Return a tensor with only the kept neurons (or groups) along the prunable dimension, in the order of ``keep``.
 
     ``keep``: int64 [K]; [E, K] for a tensor that stacks E experts, each of which keeps its own neurons.
     """
     keep = keep.to(tensor.device)
     if keep.ndim == 2:
-        own = PrunableDim(cut.name, cut.dim - 1, cut.parts)
+        own = PrunableDim(prunable.name, prunable.dim - 1, prunable.parts)
         return torch.stack([select_neurons(part, own, keep=keep_K) for part, keep_K in zip(tensor, keep, strict=True)])
-    return tensor.index_select(cut.dim, rows_of(keep, tensor.shape[cut.dim], cut=cut))
+    return tensor.index_select(prunable.dim, rows_of(keep, tensor.shape[prunable.dim], prunable=prunable))
 
 
-def rows_of(keep_K: Tensor, size: int, *, cut: PrunableDim) -> Tensor:
+def rows_of(keep_K: Tensor, size: int, *, prunable: PrunableDim) -> Tensor:
     """Return the indices of the kept neurons or groups, int64 [R], along a dimension of length ``size``."""
-    count, start, rows = size // sum(cut.parts), 0, []
-    for entries in cut.parts:
+    count, start, rows = size // sum(prunable.parts), 0, []
+    for entries in prunable.parts:
         rows.append(start + (keep_K.unsqueeze(1) * entries + torch.arange(entries, device=keep_K.device)).flatten())
         start += entries * count
     return torch.cat(rows)
@@ -47,18 +47,18 @@ def outputs_first(matrix: Tensor, output: PrunableDim) -> Tensor:
     return matrix if output.dim == 1 else matrix.T
 
 
-def neuron_rows(tensor: Tensor, cut: PrunableDim) -> Tensor:
+def neuron_rows(tensor: Tensor, prunable: PrunableDim) -> Tensor:
     """Return a tensor with one row a neuron [F, …]; gate and up of a fused projection are in the same row."""
-    rows = tensor.movedim(cut.dim, 0)
-    count = len(rows) // sum(cut.parts)
-    blocks = torch.split(rows, [entries * count for entries in cut.parts])
+    rows = tensor.movedim(prunable.dim, 0)
+    count = len(rows) // sum(prunable.parts)
+    blocks = torch.split(rows, [entries * count for entries in prunable.parts])
     return torch.cat([block.reshape(count, -1, *rows.shape[1:]) for block in blocks], dim=1)
 
 
-def mask_neurons(tensor: Tensor, cut: PrunableDim, *, keep: Tensor) -> Tensor:
+def mask_neurons(tensor: Tensor, prunable: PrunableDim, *, keep: Tensor) -> Tensor:
     """Return a tensor with zeros for all but the kept neurons. ``keep``: as in ``select_neurons``."""
     if keep.ndim == 2:
-        own = PrunableDim(cut.name, cut.dim - 1, cut.parts)
+        own = PrunableDim(prunable.name, prunable.dim - 1, prunable.parts)
         return torch.stack([mask_neurons(part, own, keep=keep_K) for part, keep_K in zip(tensor, keep, strict=True)])
-    rows = rows_of(keep, tensor.shape[cut.dim], cut=cut)
-    return torch.zeros_like(tensor).index_copy_(cut.dim, rows, tensor.index_select(cut.dim, rows))
+    rows = rows_of(keep, tensor.shape[prunable.dim], prunable=prunable)
+    return torch.zeros_like(tensor).index_copy_(prunable.dim, rows, tensor.index_select(prunable.dim, rows))

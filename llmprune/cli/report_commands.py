@@ -22,7 +22,7 @@ def report(
     from llmprune.common.files import require_file, write_text
     from llmprune.report.html.page import render_page
     from llmprune.report.run_table import print_summary
-    from llmprune.results.report_file import load_report
+    from llmprune.results.load_report import load_report
 
     found = load_report(run_folder)
     page = output or (run_folder if run_folder.is_dir() else run_folder.parent) / "report.html"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from llmprune.pipeline.finish import FinishedRun
     from llmprune.publish.provenance import Record
     from llmprune.recipe.recipe import Recipe
-    from llmprune.results.schema import Report
+    from llmprune.results.report_schema import Report
 
 
 def plan(recipe: RecipePlace, overrides: Overrides = None, *, as_json: Json = False) -> None:

@@ -94,7 +94,7 @@ def require_space(folder: Path, needed: int, *, written: int = 0) -> None:
     if free < needed - written:
         raise DiskError(
             f"the result needs {format_size(needed - written)} on disk and {existing} has {format_size(free)} free; "
-            "make room, or choose another --output"
+            "free some space, or choose another --output"
         )
 
 
@@ -112,5 +112,5 @@ def disk_errors(folder: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         full = isinstance(error, SafetensorError) or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        remedy = "make room (or choose another --output) and run again" if full else "choose another --output"
+        remedy = "free some space (or choose another --output) and run again" if full else "choose another --output"
         raise DiskError(f"writing in {folder} failed: {error}; {remedy}") from error

@@ -87,7 +87,7 @@ class DepthCriterion(Variant, ABC):
     def require_samples(self, samples: int) -> None:
         """Raise CalibrationError where so many calibration samples are too few for the criterion."""
 
-    def stream_bytes(self, size: ScoringSize) -> int:
+    def hidden_state_bytes(self, size: ScoringSize) -> int:
         """Return the bytes of hidden states kept in addition to the dense and pruned ones of all windows."""
         return 0
 
@@ -101,10 +101,10 @@ class DepthCriterion(Variant, ABC):
 
 
 class HiddenStateCriterion(DepthCriterion):
-    """Scores runs of neighbouring layers from the hidden states before and after them, during pass 1."""
+    """Scores spans of consecutive layers from the hidden states before and after them, during pass 1."""
 
     def horizon(self, remove: int) -> int:
-        """Return the number of neighbouring layers that are scored as one."""
+        """Return the number of consecutive layers that are scored as one."""
         return 1
 
     @property
@@ -112,8 +112,8 @@ class HiddenStateCriterion(DepthCriterion):
         """Tokens of each window that the criterion reads."""
         return slice(None)
 
-    def stream_bytes(self, size: ScoringSize) -> int:
-        """Return the bytes of the hidden states kept from before each layer of a run of several layers."""
+    def hidden_state_bytes(self, size: ScoringSize) -> int:
+        """Return the bytes of the hidden states kept from before each layer of a span of several layers."""
         span = self.horizon(size.remove)
         if span < 2:
             return 0
@@ -122,7 +122,7 @@ class HiddenStateCriterion(DepthCriterion):
 
     @abstractmethod
     def make_accumulator(self, device: torch.device) -> LayerAccumulator:
-        """Return the empty accumulator of one run of layers, the last of which is computed on this device."""
+        """Return the empty accumulator of one span of layers, the last of which is computed on this device."""
 
 
 class AblationCriterion(DepthCriterion):
@@ -147,7 +147,7 @@ class AblationCriterion(DepthCriterion):
         """Return the criterion with as large a share of ``part`` windows as it has of ``whole``."""
         return self.model_copy(update={"windows": scaled(self.windows, part, whole=whole)})
 
-    def stream_bytes(self, size: ScoringSize) -> int:
+    def hidden_state_bytes(self, size: ScoringSize) -> int:
         """Return the bytes of the hidden states of all ablated models, which advance together."""
         return (size.layers + 2) * min(self.windows, size.samples) * size.window_bytes
 

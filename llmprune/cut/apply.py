@@ -88,8 +88,8 @@ def cut_layer(tensors: Tensors, anatomy: Anatomy, *, cut: Cut, layer: int) -> Te
     if block is not None:
         parts.append((block.tensors, cut.experts.get(unit_key(layer, block.path))))
     kept = dict(tensors)
-    for tensor_cuts, keep in parts:
-        for one in tensor_cuts:
+    for prunables, keep in parts:
+        for one in prunables:
             if keep is not None and one.name in kept:
                 kept[one.name] = select_neurons(kept[one.name], one, keep=keep)
     return kept

@@ -95,7 +95,7 @@ class Cut:
             "indices": listed.name if indices else None,
         }
         if indices:
-            write_atomically(listed, lambda beside: save_file(indices, beside))
+            write_atomically(listed, lambda temporary: save_file(indices, temporary))
         write_text(path, json.dumps(text, indent=1) + "\n")
 
     @classmethod

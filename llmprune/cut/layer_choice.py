@@ -44,7 +44,7 @@ def can_keep(kinds: Kinds, left: Collection[int], *, count: int) -> bool:
     return found == count
 
 
-def may_go(anatomy: Anatomy, remove: int, *, keep_pattern: bool) -> Callable[[Collection[int]], bool]:
+def may_remain(anatomy: Anatomy, remove: int, *, keep_pattern: bool) -> Callable[[Collection[int]], bool]:
     """Return a check of the layers that remain while ``remove`` layers are removed one by one.
 
     It is False for those from which no allowed choice can be reached.
@@ -60,7 +60,7 @@ def may_go(anatomy: Anatomy, remove: int, *, keep_pattern: bool) -> Callable[[Co
 
 
 def starts_in_pattern(anatomy: Anatomy, remove: int) -> tuple[int, ...]:
-    """Return the first layers of blocks of ``remove`` consecutive layers whose removal keeps the pattern."""
+    """Return the first layers of the spans of ``remove`` consecutive layers whose removal keeps the pattern."""
     kinds, count = kinds_of(anatomy.patterns, anatomy.num_layers), anatomy.num_layers - remove
     return tuple(start for start in range(count + 1) if kinds[start + remove :] == kinds[start:count])
 

@@ -45,9 +45,9 @@ class LayerwiseBackward:
         token must pass each module once. Raises ModelError if the layer cannot be differentiated.
         """
         self._restore_before(index)
-        for batch, stream_BLD in enumerate(self.forward.streams):
+        for batch, stored_BLD in enumerate(self.forward.hidden_states):
             device = self.forward.decoder.device_of(index)
-            hidden_BLD = stream_BLD.to(device).detach().requires_grad_()
+            hidden_BLD = stored_BLD.to(device).detach().requires_grad_()
             inputs, output_BLD = self._run(batch, index, layer=layer, modules=modules, hidden_BLD=hidden_BLD)
             gradient_BLD = self._gradients[batch].to(device)
             before_BLD, *gradients = torch.autograd.grad(output_BLD, [hidden_BLD, *inputs], gradient_BLD)
@@ -65,7 +65,7 @@ class LayerwiseBackward:
         """Set the hidden states to those before a layer."""
         if not index:
             self.forward.restart()
-        elif not self._cache.restore(index - 1, self.forward.streams):
+        elif not self._cache.restore(index - 1, self.forward.hidden_states):
             raise DiskError(
                 f"the hidden states that pass 1 saved in {self._cache.folder} are missing; run the same command again"
             )
@@ -94,7 +94,9 @@ def _gradient_of_loss(forward: LayerwiseForward, batch: int) -> Tensor:
     """Return ∂loss/∂(hidden states after the last layer) [B, L, D], one window at a time because logits are large."""
     gradients: list[Tensor] = []
     for window, ids_L in enumerate(forward.batches[batch]):
-        hidden_1LD = forward.streams[batch][window : window + 1].to(forward.decoder.device).detach().requires_grad_()
+        hidden_1LD = (
+            forward.hidden_states[batch][window : window + 1].to(forward.decoder.device).detach().requires_grad_()
+        )
         with torch.enable_grad():
             logits_LV = forward.logits_of(ids_L.unsqueeze(0), hidden_1LD)[0, :-1].float()
             loss = nn.functional.cross_entropy(logits_LV, ids_L[1:].to(logits_LV.device), reduction="sum")

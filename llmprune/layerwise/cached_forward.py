@@ -32,8 +32,8 @@ class CachedForward:
     def outputs(self, index: int, layer: nn.Module) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield (batch number, hidden states before, hidden states after the layer), both [B, L, D]."""
         device = self.forward.decoder.device_of(index)
-        for batch, stream_BLD in enumerate(self.forward.streams):
-            hidden_BLD = stream_BLD.to(device)
+        for batch, stored_BLD in enumerate(self.forward.hidden_states):
+            hidden_BLD = stored_BLD.to(device)
             cached = {
                 path: CachedOutput(stored[batch].to(device), self.unchanged[path])
                 for path, stored in self._stored.items()

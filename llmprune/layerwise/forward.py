@@ -23,7 +23,7 @@ from llmprune.layerwise.layer_calls import LayerCall, SharedValues, record_calls
 class LayerwiseForward:
     """A decoder's hidden states for a fixed set of token windows, advanced layer by layer.
 
-    ``streams[b]``: hidden states [B, L, D] of batch b before the next layer. ``calls[b][i]``: arguments of layer i for
+    ``hidden_states[b]``: those of batch b before the next layer [B, L, D]. ``calls[b][i]``: arguments of layer i for
     batch b. ``store`` decides whether hidden states are in memory or in a file.
     """
 
@@ -33,7 +33,7 @@ class LayerwiseForward:
     ) -> None:
         self.decoder = decoder
         self.batches: list[Tensor] = list(torch.split(windows_NL, batch_size))
-        self.streams = HiddenStates()
+        self.hidden_states = HiddenStates()
         self._store = store or HiddenStateStore()
         self.calls: list[list[LayerCall]] = []
         shared = SharedValues()
@@ -41,15 +41,15 @@ class LayerwiseForward:
             shared.start_batch()
             hidden_BLD, calls = self._record(ids_BL, shared)
             if not self.calls:
-                self.streams = self._store.allocate(hidden_BLD, len(windows_NL))
-            self.streams.append(hidden_BLD)
+                self.hidden_states = self._store.allocate(hidden_BLD, len(windows_NL))
+            self.hidden_states.append(hidden_BLD)
             self.calls.append(calls)
 
     @torch.no_grad()
     def restart(self) -> None:
         """Set the hidden states back to those before the first layer."""
         for batch, ids_BL in enumerate(self.batches):
-            self.streams[batch] = self._record(ids_BL, SharedValues())[0]
+            self.hidden_states[batch] = self._record(ids_BL, SharedValues())[0]
 
     def _record(self, ids_BL: Tensor, shared: SharedValues) -> tuple[Tensor, list[LayerCall]]:
         """Return the hidden states before the first layer, and the arguments of every layer."""
@@ -76,20 +76,20 @@ class LayerwiseForward:
     def outputs(self, index: int, layer: nn.Module) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield (batch number, hidden states before, hidden states after) of one layer, both [B, L, D].
 
-        ``streams`` are not changed: ``advance`` sets them. Raises NumericalError on NaN or infinity.
+        ``hidden_states`` are not changed: ``advance`` sets them. Raises NumericalError on NaN or infinity.
         """
-        for batch, stream_BLD in enumerate(self.streams):
-            hidden_BLD = stream_BLD.to(self.decoder.device_of(index))
+        for batch, stored_BLD in enumerate(self.hidden_states):
+            hidden_BLD = stored_BLD.to(self.decoder.device_of(index))
             yield batch, hidden_BLD, self.output(batch, index, layer=layer, hidden_BLD=hidden_BLD)
 
     @torch.no_grad()
     def output(self, batch: int, index: int, *, layer: nn.Module, hidden_BLD: Tensor | None = None) -> Tensor:
         """Return the hidden states [B, L, D] of one batch after a layer.
 
-        ``hidden_BLD``: those before it, by default from ``streams``. Raises NumericalError on NaN or infinity.
+        ``hidden_BLD``: those before it, by default from ``hidden_states``. Raises NumericalError on NaN or infinity.
         """
         if hidden_BLD is None:
-            hidden_BLD = self.streams[batch].to(self.decoder.device_of(index))
+            hidden_BLD = self.hidden_states[batch].to(self.decoder.device_of(index))
         output_BLD = self.calls[batch][index].run(layer, hidden_BLD)
         total = output_BLD.sum(dtype=torch.float32)  # not finite if any value is not
         if not torch.isfinite(total) and not torch.isfinite(output_BLD).all():
@@ -101,12 +101,12 @@ class LayerwiseForward:
 
     def advance(self, batch: int, output_BLD: Tensor) -> None:
         """Set the hidden states of a batch before the next layer."""
-        self.streams[batch] = output_BLD
+        self.hidden_states[batch] = output_BLD
 
     def copy(self, tokens: slice = slice(None)) -> HiddenStates:
         """Copy the current hidden states, or only these tokens of each window, into a new buffer."""
-        copied = self.allocate(self.streams[0][:, tokens])
-        for hidden_BLD in self.streams:
+        copied = self.allocate(self.hidden_states[0][:, tokens])
+        for hidden_BLD in self.hidden_states:
             some_BLD = hidden_BLD[:, tokens]  # a view, which would hold the whole batch
             copied.append(hidden_BLD if some_BLD.shape == hidden_BLD.shape else some_BLD.clone())
         return copied
@@ -142,7 +142,7 @@ class LayerwiseForward:
     @torch.no_grad()
     def logits(self, batch: int) -> Tensor:
         """Return the logits [B, L, V] of a batch whose hidden states are those after the last layer."""
-        return self.logits_of(self.batches[batch], self.streams[batch])
+        return self.logits_of(self.batches[batch], self.hidden_states[batch])
 
     def logits_of(self, ids_BL: Tensor, hidden_BLD: Tensor) -> Tensor:
         """Return the logits [B, L, V] for hidden states after the last layer, with gradients if those are enabled."""

@@ -29,20 +29,20 @@ class HiddenStateCache:
     folder: Path
     key: str
 
-    def keep(self, layer: int, streams: HiddenStates) -> None:
+    def keep(self, layer: int, hidden_states: HiddenStates) -> None:
         """Save the hidden states after a layer; the file appears whole or not at all."""
         path = self._path(layer)
         path.parent.mkdir(exist_ok=True)
         partial = path.with_suffix(".partial")
-        streams.save(partial)
+        hidden_states.save(partial)
         partial.replace(path)
 
-    def restore(self, layer: int, streams: HiddenStates) -> bool:
-        """Load the hidden states after a layer into ``streams``; return False if there is no file."""
+    def restore(self, layer: int, hidden_states: HiddenStates) -> bool:
+        """Load the hidden states after a layer into ``hidden_states``; return False if there is no file."""
         path = self._path(layer)
         if not path.is_file():
             return False
-        streams.load(path)
+        hidden_states.load(path)
         return True
 
     def remove(self) -> None:

@@ -9,8 +9,8 @@ from llmprune.common.errors import GateNotMet
 from llmprune.publish.push import publish_once, refusal
 from llmprune.recipe.recipe import Recipe
 from llmprune.report.html.page import render_page
+from llmprune.results.report_schema import Report
 from llmprune.results.run_folder import RunFolder
-from llmprune.results.schema import Report
 from llmprune.results.sentences import describe_verdict
 
 

@@ -27,7 +27,7 @@ from llmprune.layerwise.hidden_states import HiddenStateCache, HiddenStateStore
 from llmprune.planning.text_inputs import TextInputs
 from llmprune.prune.snapshots import boot
 from llmprune.recipe.recipe import Recipe
-from llmprune.results.run_folder import TRAIL, code_fingerprint, fingerprint
+from llmprune.results.run_folder import HIDDEN_STATES, code_fingerprint, fingerprint
 
 
 class RunInputs:
@@ -142,16 +142,16 @@ class RunInputs:
         key = fingerprint(self.identity, fingerprint_tokens(windows_NL), calibration.batch_size, world_size(), boot())[
             :16
         ]
-        place = folder / TRAIL
+        place = folder / HIDDEN_STATES
         cached = broadcast_from_first(self._fits_on_disk(place, key, size=size) if is_first_process() else False)
         cache = HiddenStateCache(place, f"{key}-{rank()}") if cached else None
         return HiddenStateStore(calibration.stream_memory, folder, cache)
 
     def _fits_on_disk(self, place: Path, key: str, *, size: int) -> bool:
-        """Check whether the disk has room for a cache of ``size`` bytes, the hidden states after every layer.
+        """Check whether the disk has space for a cache of ``size`` bytes, the hidden states after every layer.
 
         The first check leaves a marker file. Later ones find part of the cache, and other files of the run, on the
-        disk already, and only require room for the rest.
+        disk already, and only require space for the rest.
         """
         marker = place / f"{key}.planned"
         free, allowed = shutil.disk_usage(place.parent).free, self.recipe.calibration.stream_disk

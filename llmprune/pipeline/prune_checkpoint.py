@@ -28,8 +28,8 @@ from llmprune.prune.pass2 import Pruning
 from llmprune.prune.records import LayerRecord
 from llmprune.prune.snapshots import Snapshots
 from llmprune.recipe.sparsity import Sparsity
-from llmprune.results.run_folder import TRAIL, file_fingerprint, fingerprint
-from llmprune.results.schema import BaseFiles, Size
+from llmprune.results.report_schema import BaseFiles, Size
+from llmprune.results.run_folder import HIDDEN_STATES, file_fingerprint, fingerprint
 from llmprune.sparsity.pattern import ROUNDING
 
 
@@ -96,7 +96,7 @@ def prune_checkpoint(context: RunContext, cut: Cut) -> PrunedCheckpoint:
     )
     if is_first_process():
         shutil.rmtree(staging, ignore_errors=True)
-        shutil.rmtree(folder.path / TRAIL, ignore_errors=True)
+        shutil.rmtree(folder.path / HIDDEN_STATES, ignore_errors=True)
     folder.take_over()
     return pruned
 

@@ -24,9 +24,9 @@ from llmprune.pipeline.finish import FinishedRun, push_as_requested, write_repor
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.publish.push import MORE_SAMPLES, require_whole
 from llmprune.recipe.recipe import Recipe
-from llmprune.results.report_file import load_report
+from llmprune.results.load_report import load_report
+from llmprune.results.report_schema import Report
 from llmprune.results.run_folder import TASKS, RunFolder
-from llmprune.results.schema import Report
 
 LIMIT = "evaluation.limit"
 

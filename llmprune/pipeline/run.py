@@ -20,15 +20,15 @@ from llmprune.common.progress import quiet_libraries, report_progress
 from llmprune.evaluation.lm_eval.tasks import fetch_tasks
 from llmprune.pipeline.agreement import require_same_everywhere
 from llmprune.pipeline.calibration_check import check_calibration, require_halves
+from llmprune.pipeline.compose_report import (
+    RunResults,
+    compose_report,
+)
 from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.evaluate import evaluate
 from llmprune.pipeline.finish import FinishedRun, push_as_requested, write_report
 from llmprune.pipeline.inputs import RunInputs
 from llmprune.pipeline.prune_checkpoint import prune_checkpoint
-from llmprune.pipeline.report import (
-    RunResults,
-    compose_report,
-)
 from llmprune.pipeline.score_and_select import find_cut, find_scores
 from llmprune.pipeline.step_costs import (
     dense_forward_pass,
@@ -38,8 +38,8 @@ from llmprune.planning.plan import Plan, plan_and_check
 from llmprune.publish.preflight import check_push
 from llmprune.recipe.recipe import Recipe, refuse_tokens
 from llmprune.results.replacing import recipe_of_model
+from llmprune.results.report_schema import Report
 from llmprune.results.run_folder import RunFolder, bytes_at_hand, fingerprint
-from llmprune.results.schema import Report
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from llmprune.layerwise.hidden_states import HiddenStateStore
 from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.recipe.recipe import Recipe
-from llmprune.results.run_folder import TRAIL, file_fingerprint, fingerprint
-from llmprune.results.schema import Step
+from llmprune.results.report_schema import Step
+from llmprune.results.run_folder import HIDDEN_STATES, file_fingerprint, fingerprint
 from llmprune.score.ablation import layer_ablation_scores
 from llmprune.score.forward_pass import score
 from llmprune.score.inputs import CalibrationBatches, DepthTarget, ScoringCriteria
@@ -42,7 +42,9 @@ def find_scores(context: RunContext) -> Scores | None:
 
     def make(path: Path) -> Scores:
         if is_first_process():
-            shutil.rmtree(folder.path / TRAIL, ignore_errors=True)  # left by a killed run; pass 1 writes it anew
+            shutil.rmtree(
+                folder.path / HIDDEN_STATES, ignore_errors=True
+            )  # left by a killed run; pass 1 writes it anew
         store = inputs.hidden_state_store(folder.path)
         scores = compute_scores(context, inputs.windows, store=store, steps=folder.steps)
         if is_first_process():
@@ -88,7 +90,7 @@ def compute_scores(context: RunContext, windows_NL: Tensor, *, store: HiddenStat
         scores = score(inputs.dense, inputs.anatomy, criteria=criteria, calibration=calibration, target=target)
     if not isinstance(criteria.depth, AblationCriterion):
         return scores
-    with measure_step(steps, "trials", tokens=windows_NL.numel()):
+    with measure_step(steps, "ablation", tokens=windows_NL.numel()):
         layers_N = layer_ablation_scores(
             inputs.dense, inputs.anatomy, criterion=criteria.depth, calibration=calibration, target=target
         )

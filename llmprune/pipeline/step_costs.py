@@ -18,7 +18,7 @@ from llmprune.common.distributed import windows_of_process
 from llmprune.common.process_memory import peak_resident, proc_field, reset_peak
 from llmprune.common.progress import report_progress
 from llmprune.pipeline.context import RunContext
-from llmprune.results.schema import Step
+from llmprune.results.report_schema import Step
 
 FORWARD_PASS = "plain forward pass"
 

@@ -46,7 +46,7 @@ def memory_of(
         weights=parameter_bytes(dense),
         layer=_largest(find_layers(dense)[1]) + _largest(find_layers(pruned)[1]),
         streams=2 * samples * bytes_of_window(recipe, dense)
-        + (depth.stream_bytes(size) if depth else 0)
+        + (depth.hidden_state_bytes(size) if depth else 0)
         + _refit_target_bytes(recipe, dense, anatomy=anatomy)
         + _staged_layer_bytes(recipe, dense, pruned=pruned)
         + _up_refit_bytes(recipe, dense, neurons=neurons_of_up_refit(anatomy, widths)),

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llmprune.anatomy.meta_model import find_layers, quiet_transformers
 from llmprune.checkpoint.stored_dtypes import Dtypes, stored_bytes
-from llmprune.results.schema import Size
+from llmprune.results.report_schema import Size
 
 
 def measure_size(

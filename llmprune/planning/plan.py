@@ -50,7 +50,7 @@ from llmprune.planning.tool_compatibility import about_head_size, about_layer_co
 from llmprune.recipe.depth import Depth
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.figures import Figures
-from llmprune.results.schema import BaseFiles, Size
+from llmprune.results.report_schema import BaseFiles, Size
 
 
 class Plan(Figures):

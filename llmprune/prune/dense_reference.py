@@ -15,11 +15,11 @@ from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_states import HiddenStates
 from llmprune.layerwise.staged_layer import StagedLayer
 from llmprune.prune.layer_step import LayerStep
-from llmprune.prune.layer_work import DenseReference, RunContext
+from llmprune.prune.layer_work import DenseReference, Pass2Context
 from llmprune.prune.repair.residual_writers import LayerTopology, ResidualWriter
 
 
-def record_dense(run: RunContext, step: LayerStep) -> DenseReference:
+def record_dense(run: Pass2Context, step: LayerStep) -> DenseReference:
     """Advance the dense hidden states over a kept layer; return what its repairs need of it."""
     if not step.uses_dense:
         return DenseReference()
@@ -30,9 +30,9 @@ def record_dense(run: RunContext, step: LayerStep) -> DenseReference:
     return reference
 
 
-def pass_dense(run: RunContext, index: int) -> None:
+def pass_dense(run: Pass2Context, index: int) -> None:
     """Advance the dense hidden states over a layer, from the cache of pass 1 if they are in it."""
-    if run.cache is not None and run.cache.restore(index, run.dense.streams):
+    if run.cache is not None and run.cache.restore(index, run.dense.hidden_states):
         return
     with run.dense.decoder.layer(index) as layer:
         run.dense.pass_through(index, layer)
@@ -52,7 +52,7 @@ def mixer_writer(step: LayerStep, topology: LayerTopology) -> ResidualWriter | N
     return mixers[-1] if mixers else None
 
 
-def _record_all_writers(run: RunContext, step: LayerStep) -> DenseReference:
+def _record_all_writers(run: Pass2Context, step: LayerStep) -> DenseReference:
     """Record the residual stream after every writer but the last, in one run of the layer."""
     dense, reference = run.dense, DenseReference()
     with dense.decoder.layer(step.old) as layer, ExitStack() as hooks:
@@ -74,11 +74,11 @@ def _record_output(  # noqa: PLR0917 - a callback of outputs_of
     dense: LayerwiseForward, writer: ResidualWriter, outputs: dict[str, HiddenStates], output: Tensor
 ) -> None:
     batch = len(outputs[writer.name]) if writer.name in outputs else 0
-    residual_BLD = writer.residual_after(dense.streams[batch].to(output.device), output)
+    residual_BLD = writer.residual_after(dense.hidden_states[batch].to(output.device), output)
     dense.append(outputs, writer.name, value_BLX=residual_BLD)
 
 
-def _record_mixer(run: RunContext, step: LayerStep) -> DenseReference:
+def _record_mixer(run: Pass2Context, step: LayerStep) -> DenseReference:
     """Record the residual stream after the token mixer, if that is refit, and find the unit to refit after it."""
     reference = DenseReference(unit=step.mlp)
     if not step.needs_topology:
@@ -95,7 +95,7 @@ def _record_mixer(run: RunContext, step: LayerStep) -> DenseReference:
 
 
 def _run_up_to(
-    run: RunContext, step: LayerStep, *, layer: nn.Module, topology: LayerTopology, writer: ResidualWriter
+    run: Pass2Context, step: LayerStep, *, layer: nn.Module, topology: LayerTopology, writer: ResidualWriter
 ) -> HiddenStates:
     """Run the dense layer up to a writer; return the residual stream after that. Hidden states are not advanced."""
     outputs: dict[str, HiddenStates] = {}
@@ -106,7 +106,7 @@ def _run_up_to(
     return outputs[writer.name]
 
 
-def _pass_unit(run: RunContext, step: LayerStep, *, reference: DenseReference) -> None:
+def _pass_unit(run: Pass2Context, step: LayerStep, *, reference: DenseReference) -> None:
     """Advance over the layer; record the outputs of the unit's projection if a norm follows it.
 
     The residual scale of the projection is measured in the first layer of each class.

@@ -1,4 +1,4 @@
-"""Values that the stages of pass 2 share: those of the whole run, and those of the layer under work."""
+"""Values that the stages of pass 2 share: in the whole run, and for the layer under work."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from llmprune.recipe.refit import Refit
 
 
 @dataclass(frozen=True)
-class RunContext:
-    """One run of pass 2.
+class Pass2Context:
+    """Values that all layers of one run of pass 2 share.
 
     ``dense``, ``pruned``: layer-wise forward passes of both models, the dense one ahead by one layer and its gap while
     that layer is repaired. ``folds``: judge ridge regressions; ``held_out``: judge up projections. ``cache``: dense
@@ -39,10 +39,10 @@ class RunContext:
     topologies: TopologyCache
     cache: HiddenStateCache | None
 
-    def open_equations(self) -> NormalEquations:
+    def make_equations(self) -> NormalEquations:
         """Return empty normal equations for the refit of one projection."""
         assert self.refit is not None, "layers are refit only with refit in the recipe"
-        return self.refit.open(self.folds.count)
+        return self.refit.make_equations(self.folds.count)
 
 
 @dataclass
@@ -96,20 +96,20 @@ class LayerOutcome:
 class LayerWork:
     """A kept layer under work.
 
-    ``reached``: dense hidden states after the layer, before its gap. ``runs``: the layer on the pruned hidden states
-    before it, uncut and cut.
+    ``before_gap``: dense hidden states after the layer, before its gap. ``runs``: the layer, uncut and
+    cut, on the pruned hidden states before it.
     """
 
     step: LayerStep
     dense: DenseReference
     weights: LayerWeights
-    reached: HiddenStates
+    before_gap: HiddenStates
     runs: CachedForward
     outcome: LayerOutcome = field(default_factory=LayerOutcome)
 
     def drop_references(self) -> None:
         """Free what only the repairs need of the dense layer."""
         self.weights.drop_uncut()
-        self.reached = HiddenStates()
+        self.before_gap = HiddenStates()
         if not self.step.refits_sparse:
             self.dense.outputs.clear()

@@ -71,8 +71,8 @@ class Snapshots:
 
     def restore(self, dense: HiddenStates, pruned: HiddenStates) -> None:
         """Load the hidden states that belong to the loaded progress."""
-        for streams, path in zip((dense, pruned), self._files(), strict=True):
-            streams.load(path)
+        for hidden_states, path in zip((dense, pruned), self._files(), strict=True):
+            hidden_states.load(path)
 
     def save(self, progress: Progress, dense: HiddenStates, *, pruned: HiddenStates) -> None:
         """Save the progress after one more layer, whose tensors are written, if the last time is long enough ago."""
@@ -80,8 +80,8 @@ class Snapshots:
         if not broadcast_from_first((start - self._saved_at) * self.share >= self._seconds):
             return
         self._slot = 1 - self._slot
-        for streams, path in zip((dense, pruned), self._files(), strict=True):
-            streams.save(path)
+        for hidden_states, path in zip((dense, pruned), self._files(), strict=True):
+            hidden_states.save(path)
         all_agree(True)
         if is_first_process():
             text = self._key | asdict(progress) | {"slot": self._slot}

@@ -163,7 +163,7 @@ class Sparsifier:
     ) -> tuple[Repair, Tensor]:
         """Return the repair of a residual writer, and XᵀX [I, I] of its inputs; the other sums are freed."""
         assert self.refit is not None, "writers are only found for the refit"
-        equations = self.refit.open(self.folds.count)
+        equations = self.refit.make_equations(self.folds.count)
         for one in _targets_of(staged, writer, targets=targets):
             for fold, (input_TI, target_TD) in self.folds.parts(one.batch, one.input_BLI, one.target_BLD):
                 equations.update(input_TI, None, inherited_TD=target_TD, fold=fold)
@@ -223,7 +223,7 @@ def _targets_of(staged: StagedLayer, writer: ResidualWriter, *, targets: DenseTa
     for batch, input_BLI in staged.inputs(writer.name, keep=True):
         target_BLD = targets.outputs[writer.name][batch].to(device).float()
         if writer.scale is not None:
-            target_BLD = torch.sub(target_BLD, forward.streams[batch].to(device).float(), alpha=1 / writer.scale)
+            target_BLD = torch.sub(target_BLD, forward.hidden_states[batch].to(device).float(), alpha=1 / writer.scale)
         yield _Target(batch, input_BLI.view(*target_BLD.shape[:2], -1), _without_bias(target_BLD, bias_D))
 
 

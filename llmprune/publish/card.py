@@ -25,7 +25,7 @@ from llmprune.results.formatting import (
     short_model_name,
     span,
 )
-from llmprune.results.schema import Report, Size
+from llmprune.results.report_schema import Report, Size
 from llmprune.results.sentences import describe_carried, describe_left
 from llmprune.results.size_table import size_rows, width_names
 from llmprune.results.templates import template_environment

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmprune.common.files import write_atomically
-from llmprune.results.schema import LayerFigures, Report
+from llmprune.results.report_schema import LayerFigures, Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,5 +69,5 @@ def _save(path: Path, plot: Callable[[Axes], None]) -> Path:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     # no date or version in the file, so that equal figures give equal bytes
-    write_atomically(path, lambda beside: figure.savefig(beside, format="png", metadata={"Software": None}))
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", metadata={"Software": None}))
     return path

@@ -28,7 +28,7 @@ from llmprune.common.hub.explanations import explain
 from llmprune.common.hub.secrets import redact_error
 from llmprune.common.paths import is_plain_path
 from llmprune.cut.decision import Cut
-from llmprune.results.schema import Report
+from llmprune.results.report_schema import Report
 
 FILE = "llmprune.json"
 SCHEME = "hub://"

@@ -31,9 +31,9 @@ from llmprune.recipe.hub import Hub
 from llmprune.recipe.model import ModelSource
 from llmprune.recipe.recipe import Recipe, validate_arguments
 from llmprune.results.formatting import percent, ranges
-from llmprune.results.report_file import load_report
+from llmprune.results.load_report import load_report
+from llmprune.results.report_schema import Report
 from llmprune.results.run_folder import RunFolder, file_fingerprint, fingerprint
-from llmprune.results.schema import Report
 from llmprune.results.sentences import describe_missed_bars
 
 MORE_SAMPLES = "evaluation of more samples"  # name of the step in a report

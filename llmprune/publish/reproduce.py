@@ -19,7 +19,7 @@ from llmprune.publish.provenance import Record, fetch_record
 from llmprune.recipe.calibration import TokenWindows
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.text_source import FILE_BUILDERS, PACKAGES
-from llmprune.results.schema import Report
+from llmprune.results.report_schema import Report
 
 
 def recorded_recipe(place: str, overrides: Sequence[str] = ()) -> tuple[Recipe, Record]:

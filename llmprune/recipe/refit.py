@@ -42,8 +42,8 @@ class Refit(Section):
         """Return the number of calibration folds whose sums are held at once."""
         return min(max(sources, 2), MOST_FOLDS)
 
-    def open(self, folds: int) -> NormalEquations:
-        """Start the sums of one projection over windows in ``folds`` calibration folds."""
+    def make_equations(self, folds: int) -> NormalEquations:
+        """Return empty normal equations of one projection, over windows in ``folds`` calibration folds."""
         from llmprune.common.linalg.cross_validated_ridge import NormalEquations
 
         return NormalEquations(self.ridge, folds)

@@ -20,7 +20,7 @@ from llmprune.results.formatting import (
     span,
     speedup,
 )
-from llmprune.results.schema import Report
+from llmprune.results.report_schema import Report
 from llmprune.results.sentences import (
     UNMEASURED,
     VERDICT_HEADINGS,

@@ -14,8 +14,8 @@ from rich.text import Text
 
 from llmprune.common.errors import OutputError
 from llmprune.results.formatting import NOTHING, interval_name, number, percent, plural, share, span, speedup, times
-from llmprune.results.report_file import load_report
-from llmprune.results.schema import Report
+from llmprune.results.load_report import load_report
+from llmprune.results.report_schema import Report
 
 
 @dataclass(frozen=True)

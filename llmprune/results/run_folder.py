@@ -27,7 +27,7 @@ from llmprune.results.replacing import (
     remove,
     take_over,
 )
-from llmprune.results.schema import Step
+from llmprune.results.report_schema import Step
 
 logger = logging.getLogger(__name__)
 
@@ -35,13 +35,13 @@ T = TypeVar("T")
 
 JOURNAL = "run.json"
 LOCK = ".lock"
-TRAIL = "dense.partial"  # hidden-state cache that pass 1 writes for pass 2
+HIDDEN_STATES = "dense.partial"  # hidden-state cache that pass 1 writes for pass 2
 TASKS = "tasks"  # results of the pruned model, a file for each finished task
 _FORMAT = 2
 _PRODUCTS = (
     "recipe.yaml", "plan.json", "scores.safetensors", "cut.json", "cut.safetensors", "calibration-check.json",
     "pruning.json", "evaluation.json", "report.json", "report.html", "published.json", "card", "model", "model.partial",
-    TRAIL, TASKS,
+    HIDDEN_STATES, TASKS,
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from llmprune.results.evaluation_figures import BarFigures, GateFigures, SpeedFigures, Verdict
 from llmprune.results.formatting import percent, plural, span, times
-from llmprune.results.schema import BaseFiles, SparsityFigures, StabilityFigures
+from llmprune.results.report_schema import BaseFiles, SparsityFigures, StabilityFigures
 
 UNMEASURED = (
     "Nothing was evaluated, so the loss of quality is unknown. "

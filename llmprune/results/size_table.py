@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from llmprune.results.formatting import byte_size, change, count, number, percent, share
-from llmprune.results.schema import Size
+from llmprune.results.report_schema import Size
 
 
 @dataclass(frozen=True)

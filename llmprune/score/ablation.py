@@ -22,7 +22,7 @@ from llmprune.common.distributed import broadcast_from_first, sum_over_processes
 from llmprune.common.errors import CalibrationError, NumericalError
 from llmprune.common.progress import track
 from llmprune.criteria.base import AblationCriterion
-from llmprune.cut.layer_choice import may_go
+from llmprune.cut.layer_choice import may_remain
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.hidden_states import HiddenStates
 from llmprune.results.formatting import ranges
@@ -65,7 +65,7 @@ def layer_ablation_scores(
         repair = AblationRepair(decoder, anatomy, calibration=solved, ridge=criterion.refit.ridge)
     costs = AblatedModels(decoder, criterion, calibration=replace(calibration, windows_NL=judged_NL), repair=repair)
     rounds = criterion.horizon(target.remove)
-    may_keep = may_go(anatomy, target.remove, keep_pattern=target.keep_pattern and rounds == target.remove)
+    may_keep = may_remain(anatomy, target.remove, keep_pattern=target.keep_pattern and rounds == target.remove)
     return rank_by_cost(costs, len(decoder), rounds=rounds, may_keep=may_keep, kind=criterion.kind)
 
 
@@ -149,9 +149,9 @@ class AblatedModels:
                 if self.repair:
                     self.repair.apply(index, layer)
                 for hidden_states in ablated.values():
-                    self.forward.streams = hidden_states
+                    self.forward.hidden_states = hidden_states
                     self.forward.pass_through(index, layer)
-                self.forward.streams = current
+                self.forward.hidden_states = current
                 if index in candidates:
                     ablated[index] = self.forward.copy()
                 if self.repair:
@@ -175,7 +175,7 @@ class AblatedModels:
         self._removed += 1
 
     def _copy(self, hidden_states: HiddenStates) -> HiddenStates:
-        self.forward.streams = hidden_states
+        self.forward.hidden_states = hidden_states
         return self.forward.copy()
 
     def _mean_costs(self, models: Sequence[HiddenStates], dense: HiddenStates) -> list[float]:

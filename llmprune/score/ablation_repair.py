@@ -70,8 +70,8 @@ class AblationRepair:
 
     def start_round(self) -> None:
         """Go back before the first layer."""
-        self.forward.streams = self._start
-        self.forward.streams = self.forward.copy()
+        self.forward.hidden_states = self._start
+        self.forward.hidden_states = self.forward.copy()
         self.found.clear()
         self._before = None
 
@@ -144,7 +144,7 @@ def _advance(
 
     def keep(name: str, value: Tensor) -> None:
         batch = len(kept[name])
-        value_BLX = value.reshape(*forward.streams[batch].shape[:2], -1)
+        value_BLX = value.reshape(*forward.hidden_states[batch].shape[:2], -1)
         if not batch:
             kept[name] = forward.allocate(value_BLX)
         kept[name].append(value_BLX)

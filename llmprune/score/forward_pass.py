@@ -23,7 +23,7 @@ from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_states import HiddenStateStore
 from llmprune.score.inputs import CalibrationBatches, DepthTarget, ScoringCriteria
-from llmprune.score.layer_runs import LayerRuns
+from llmprune.score.layer_spans import LayerSpans
 from llmprune.score.scorers import NeuronScorer, Scorer, scorers_of
 from llmprune.score.scores import Scores
 
@@ -47,7 +47,7 @@ def score(
         _require_cache(backward, calibration.store)
     forward = calibration.forward(decoder)
     depth = criteria.depth
-    runs = LayerRuns(depth, target.remove, forward=forward) if isinstance(depth, HiddenStateCriterion) else None
+    spans = LayerSpans(depth, target.remove, forward=forward) if isinstance(depth, HiddenStateCriterion) else None
     in_forward = replace(criteria, width=None, heads=None) if backward else criteria
     scores = Scores(None, {})
     for index in track(range(len(decoder)), "pass 1: scoring layers"):
@@ -56,18 +56,18 @@ def score(
                 index,
                 layer,
                 forward=forward,
-                runs=runs,
+                spans=spans,
                 scorers=scorers_of(index, layer, anatomy=anatomy, criteria=in_forward),
                 scores=scores,
             )
             if cache is not None:
-                cache.keep(index, forward.streams)
+                cache.keep(index, forward.hidden_states)
     if backward and cache is not None:
         relative = backward.requires == "relative_activation_times_gradient"
         gradients = LayerwiseBackward(forward, cache, relative=relative)
         _score_by_gradients(gradients, anatomy, criteria=replace(criteria, experts=None), scores=scores)
-    starts = starts_in_pattern(anatomy, runs.span) if runs and target.keep_pattern and runs.span > 1 else None
-    scores = replace(scores, layers=runs.scores(len(decoder), starts) if runs else None)
+    starts = starts_in_pattern(anatomy, spans.length) if spans and target.keep_pattern and spans.length > 1 else None
+    scores = replace(scores, layers=spans.scores(len(decoder), starts) if spans else None)
     _require_finite(scores)
     return scores
 
@@ -77,7 +77,7 @@ def _score_layer(
     layer: nn.Module,
     *,
     forward: LayerwiseForward,
-    runs: LayerRuns | None,
+    spans: LayerSpans | None,
     scorers: Sequence[Scorer],
     scores: Scores,
 ) -> None:
@@ -85,13 +85,13 @@ def _score_layer(
     with ExitStack() as hooks:
         for scorer in scorers:
             scorer.watch(hooks)
-        run = runs.begin(forward.decoder.device_of(index)) if runs else None
+        span = spans.begin(forward.decoder.device_of(index)) if spans else None
         for batch, hidden_BLD, output_BLD in forward.outputs(index, layer):
-            if run:
-                run.update(batch, hidden_BLD, output_BLD=output_BLD)
+            if span:
+                span.update(batch, hidden_BLD, output_BLD=output_BLD)
             forward.advance(batch, output_BLD)
-        if runs and run:
-            runs.end(run)
+        if spans and span:
+            spans.end(span)
         for scorer in scorers:
             scorer.write(scores)
 

@@ -73,7 +73,7 @@ class NeuronScorer(Scorer):
 
     def _input_rows(self, unit: Unit, layer: nn.Module) -> list[Tensor]:
         """Return the weights of the neurons before the output projection, one row a neuron [F, …]."""
-        return [neuron_rows(tensor_of(layer, cut.name), cut) for cut in unit.tensors[:-1]]
+        return [neuron_rows(tensor_of(layer, prunable.name), prunable) for prunable in unit.tensors[:-1]]
 
     def watch(self, hooks: ExitStack) -> None:
         """Read the inputs and outputs of the output projection."""
@@ -119,9 +119,11 @@ class RoutedNeuronScorer(Scorer):
         *inputs, output = unit.tensors
         self.weight = layer.get_parameter(output.name)
         self.weight_EDF = self.weight if output.dim == 2 else self.weight.transpose(1, 2)
-        stacked = [(tensor_of(layer, cut.name), replace(cut, dim=cut.dim - 1)) for cut in inputs]
+        stacked = [(tensor_of(layer, prunable.name), replace(prunable, dim=prunable.dim - 1)) for prunable in inputs]
         self.accumulators: list[UnitAccumulator] = [
-            criterion.make_accumulator(weight_DF, [neuron_rows(tensor[expert], cut) for tensor, cut in stacked])
+            criterion.make_accumulator(
+                weight_DF, [neuron_rows(tensor[expert], prunable) for tensor, prunable in stacked]
+            )
             for expert, weight_DF in enumerate(self.weight_EDF)
         ]
         self.routed_E = torch.zeros(len(self.accumulators))

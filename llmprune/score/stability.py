@@ -17,7 +17,7 @@ from torch import Tensor
 
 from llmprune.anatomy.types import Anatomy, unit_key
 from llmprune.cut.decision import Cut
-from llmprune.results.schema import Overlap, StabilityFigures
+from llmprune.results.report_schema import Overlap, StabilityFigures
 
 
 def halves(windows_NL: Tensor, sources_N: Tensor | None = None) -> tuple[Tensor, Tensor]:

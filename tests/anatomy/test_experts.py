@@ -177,7 +177,7 @@ def test_outputs_of_experts_add_up_to_the_output_of_their_block(family: str) -> 
 
         module.register_forward_hook(see, with_kwargs=True)
         with activations_of_experts(module, layer.get_parameter(unit.tensors[-1].name), see=note):
-            forward.calls[0][index].run(layer, forward.streams[0])
+            forward.calls[0][index].run(layer, forward.hidden_states[0])
     torch.testing.assert_close(totals[0], wanted[0], rtol=1e-4, atol=1e-5)
     assert tokens == routed
     assert sum(tokens.values()) == IDS.numel() * 2
@@ -229,14 +229,14 @@ def test_masked_then_selected_is_selected(parts: tuple[int, ...]) -> None:
     """Masking does not change the kept neurons, of each expert its own, and sets the rest to zero."""
     tensor = torch.randn(2, 12, 5)
     keep = torch.tensor([[0, 2], [1, 3]])
-    cut = PrunableDim("weight", 1, parts)
-    masked = mask_neurons(tensor, cut, keep=keep)
-    assert torch.equal(select_neurons(masked, cut, keep=keep), select_neurons(tensor, cut, keep=keep))
-    assert int((masked != 0).any(-1).sum()) == select_neurons(tensor, cut, keep=keep).shape[1] * 2
+    prunable = PrunableDim("weight", 1, parts)
+    masked = mask_neurons(tensor, prunable, keep=keep)
+    assert torch.equal(select_neurons(masked, prunable, keep=keep), select_neurons(tensor, prunable, keep=keep))
+    assert int((masked != 0).any(-1).sum()) == select_neurons(tensor, prunable, keep=keep).shape[1] * 2
 
 
 def test_other_cuts_are_possible_where_no_expert_can_be_removed() -> None:
-    """Layers and widths of such a model are cut."""
+    """Layers and widths of such a model are prunable."""
     model = tiny_model("llama4_text")
     anatomy = discover(model.config)
     config = cut_config(model.config, anatomy, layers=(0, 2, 3), widths={"intermediate_size": 64}, num_experts=4)

@@ -45,8 +45,8 @@ def test_an_mlp_without_gates_has_none(family: str) -> None:
 def test_an_up_projection_must_enter_the_product_linearly(between: Callable[[torch.Tensor], torch.Tensor]) -> None:
     """Any function of its output counts, even a clamp that small random activations never reach."""
     tensors = {"gate.weight": _normal(8, 4), "up.weight": _normal(8, 4, seed=1), "down.weight": _normal(4, 8, seed=2)}
-    cuts = (*(PrunableDim(f"{name}.weight", 0) for name in ("gate", "up")), PrunableDim("down.weight", 1))
-    unit = MlpUnit("", cuts, 8, "intermediate_size", 1, None, True)
+    prunables = (*(PrunableDim(f"{name}.weight", 0) for name in ("gate", "up")), PrunableDim("down.weight", 1))
+    unit = MlpUnit("", prunables, 8, "intermediate_size", 1, None, True)
     x = _normal(1, 16, 4, seed=3)
 
     def activations(now: dict[str, torch.Tensor], f: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
@@ -61,8 +61,8 @@ def test_an_up_projection_must_enter_the_product_linearly(between: Callable[[tor
 def test_slices_partition_the_rows() -> None:
     """Each row of a fused dimension is in one slice, in either layout."""
     for parts in ((1,), (1, 1), (2,)):
-        cut = PrunableDim("x", 0, parts)
-        rows = [slice_rows(12, FusedSlice(cut, entry)) for entry in range(sum(parts))]
+        prunable = PrunableDim("x", 0, parts)
+        rows = [slice_rows(12, FusedSlice(prunable, entry)) for entry in range(sum(parts))]
         assert torch.cat(rows).sort().values.tolist() == list(range(12))
     assert slice_rows(6, FusedSlice(PrunableDim("x", 0, (1, 1)), 1)).tolist() == [3, 4, 5]
     assert slice_rows(6, FusedSlice(PrunableDim("x", 0, (2,)), 1)).tolist() == [1, 3, 5]

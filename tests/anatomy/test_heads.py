@@ -58,7 +58,7 @@ def test_neurons_and_heads_have_separate_default_criteria(named: str, kinds: tup
 def test_a_group_has_entries_in_every_part(parts: tuple[int, ...], rows: list[int]) -> None:
     """The rows of the last and the first of three groups are adjacent in each of the consecutive parts."""
     keep_K = torch.tensor([2, 0])
-    assert rows_of(keep_K, 3 * sum(parts), cut=PrunableDim("weight", 0, parts)).tolist() == rows
+    assert rows_of(keep_K, 3 * sum(parts), prunable=PrunableDim("weight", 0, parts)).tolist() == rows
 
 
 @pytest.mark.parametrize(

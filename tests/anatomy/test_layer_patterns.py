@@ -25,7 +25,7 @@ from llmprune.criteria.depth.angular import Angular
 from llmprune.criteria.depth.block_influence import BlockInfluence
 from llmprune.criteria.depth.divergence import Divergence
 from llmprune.criteria.depth.perplexity import Perplexity
-from llmprune.criteria.depth.repaired_divergence import Residual
+from llmprune.criteria.depth.residual import Residual
 from llmprune.cut.decision import Cut
 from llmprune.cut.layer_choice import choose_in_pattern, kinds_of, possible_counts
 from llmprune.pipeline.run import run

@@ -1,4 +1,4 @@
-"""Bodies that cost far more than their bytes: the event loop goes on, and one caller has one turn."""
+"""Bodies that cost far more than their bytes: the event loop continues, and one caller has one turn."""
 
 from __future__ import annotations
 

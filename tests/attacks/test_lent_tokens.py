@@ -55,7 +55,7 @@ STUB = '#!/bin/sh\nenv > "$(dirname "$LLMPRUNE_PROGRESS")/environment"\n'
 
 
 def test_the_rule_by_names() -> None:
-    """What looks like a credential goes by its kind; what torch, CUDA, NCCL, proxies and the hub need stays."""
+    """What looks like a credential is removed by its kind; what torch, CUDA, NCCL, proxies and the hub need stays."""
     assert inherited(HUB | OTHERS | HARMLESS, keep_hub=False) == HARMLESS
     assert inherited(HUB | OTHERS | HARMLESS, keep_hub=True) == HARMLESS | HUB
 
@@ -102,7 +102,7 @@ def test_a_job_sees_nothing_of_the_operators(tmp_path: Path, launcher: str) -> N
 
 @pytest.mark.usefixtures("planted")
 def test_only_hub_access_is_lent(tmp_path: Path) -> None:
-    """With --lend-hub-token jobs have the operator's hub variables and no other credential; an own token goes first."""
+    """With --lend-hub-token jobs have the operator's hub variables and no other credential; an own one comes first."""
     harness = ServiceHarness(tmp_path, command=(stub(tmp_path), "x"), lend_hub_token=True)
     plain = harness.submit()["id"]
     own = harness.submit(recipe(n=1), {"X-Hub-Token": "hf_x"})["id"]
@@ -177,7 +177,7 @@ def test_a_private_repository_in_the_operators_cache_cannot_be_had_by_its_commit
 
 
 def test_what_one_user_pulled_with_a_token_nobody_else_has(private: tuple[str, ...], tmp_path: Path) -> None:
-    """The job with a token pulls the repository; its cache goes with it, and the next job finds nothing."""
+    """The job with a token pulls the repository; its cache is deleted with it, and the next job finds nothing."""
     harness = ServiceHarness(tmp_path, command=private, slots=2)
     first = harness.submit(headers={"X-Hub-Token": TOKEN})["id"]
     assert harness.until_ended(first)["state"] == "succeeded", harness.http.get(f"/v1/jobs/{first}/log").text
@@ -251,7 +251,7 @@ def test_a_second_retry_does_not_take_the_token_of_the_first(tmp_path: Path, mon
 
 
 def test_the_shared_cache_gives_way_and_takes_no_model(tmp_path: Path) -> None:
-    """Above the quota because of what was pulled: no model goes, no job starts, and the cache goes when none runs."""
+    """Above the quota by what was pulled: models are kept, no job starts, and the cache is deleted when none runs."""
     harness = ServiceHarness(tmp_path)
     done = harness.submit()["id"]
     harness.until_ended(done)

@@ -74,7 +74,7 @@ def test_connections_leave_files_for_all_else(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_register_counts_by_address() -> None:
-    """Of many connections the longest silent one goes; a trusted proxy may hold more, and a busy one stays."""
+    """Of many connections the longest silent one is closed, and no busy one; a trusted proxy may hold more."""
 
     said: list[str] = []
     register_of: dict[object, Register] = {}

@@ -25,7 +25,7 @@ MB = 10**6
 
 
 def worker(program: str) -> tuple[str, ...]:
-    """A stand-in for the process that makes plans: ``program`` sees each question as ``asked``."""
+    """Process in place of the one that makes plans: ``program`` sees each question as ``asked``."""
     head = "import json, sys, time\nfor line in sys.stdin:\n asked = json.loads(line)['recipe']\n "
     return sys.executable, "-c", head + program.replace("\n", "\n ") + "\n sys.stdout.flush()"
 

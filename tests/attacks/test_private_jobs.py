@@ -84,11 +84,11 @@ def routes_of(routed: Any) -> Iterator[tuple[str, str]]:
 def test_every_route_of_a_private_job_answers_as_if_there_were_none(house: tuple[House, list[str]]) -> None:
     """Status and text are those of an id that nobody has, for each method of each route with a job in its path."""
     service, (done, *_) = house
-    walked = {(method, path) for method, path in routes_of(service.harness.app) if "{job}" in path}
+    routes = {(method, path) for method, path in routes_of(service.harness.app) if "{job}" in path}
     described = service.harness.app.openapi()["paths"]
-    assert {path for path in described if "{job}" in path} <= {path.replace(":path", "") for _, path in walked}
-    assert len(walked) >= 17
-    for method, path in sorted(walked):
+    assert {path for path in described if "{job}" in path} <= {path.replace(":path", "") for _, path in routes}
+    assert len(routes) >= 17
+    for method, path in sorted(routes):
         answers = []
         for job in (done, NOBODYS):
             address = path.replace("{job}", job).replace("{name:path}", "report.json")

@@ -27,7 +27,7 @@ from llmprune.pipeline.run import run
 from llmprune.planning.plan import Plan
 from llmprune.recipe.model import ModelSource
 from llmprune.recipe.recipe import Recipe
-from llmprune.results.schema import Report
+from llmprune.results.report_schema import Report
 from llmprune.testing import VOCABULARY, tiny_model
 
 IN_FLOAT32 = {"qwen3_next": ("A_log", "dt_bias", "gate.weight"), "deepseek_v3": ("e_score_correction_bias", "gate.")}

@@ -120,7 +120,7 @@ def test_an_output_in_a_new_folder(done: Path, tmp_path: Path) -> None:
 
 
 def test_a_write_that_fails_leaves_no_partial_file(tmp_path: Path) -> None:
-    """The file beside goes, and only a full disk gets the advice to make room."""
+    """The temporary file is deleted, and only a full disk gets the advice to free some space."""
     (tmp_path / "taken" / "inside").mkdir(parents=True)
     with pytest.raises(DiskError, match=r"choose another --output$"):
         write(tmp_path / "taken", "text")

@@ -192,7 +192,7 @@ def test_evaluation_follows_what_it_measures(workspace: Path, tmp_path: Path, ch
 
 
 def test_default_output_folder(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without ``--output`` the run goes to ``runs/`` and the recipe's name."""
+    """Without ``--output`` the run folder is ``runs/`` and the recipe's name."""
     monkeypatch.chdir(tmp_path)
     recipe = write_recipe(tmp_path / "mine.yaml", workspace / "base", workspace / "text.txt", width=None, refit=False)
     assert command("run", recipe).code == 0

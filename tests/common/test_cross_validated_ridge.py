@@ -21,7 +21,7 @@ def test_refit_solves_the_formula() -> None:
     """The solution minimises the ridge objective, which is solved here as one stacked least-squares problem."""
     inputs_TF, inherited_TD = _normal(50, 6), _normal(50, 3, seed=2)
     lost_TD = inputs_TF @ _normal(6, 3, seed=3) + _normal(50, 3, seed=1)
-    equations = Refit(ridge=0.3).open(folds=2)
+    equations = Refit(ridge=0.3).make_equations(folds=2)
     equations.update(inputs_TF[:20], lost_TD[:20], inherited_TD=inherited_TD[:20], fold=0)
     equations.update(inputs_TF[20:], lost_TD[20:], inherited_TD=inherited_TD[20:], fold=1)
     strength = (0.3 * inputs_TF.square().sum(0).mean()).sqrt()
@@ -36,7 +36,7 @@ def test_refit_solves_the_formula() -> None:
 def _cross_validated(
     lost_TD: torch.Tensor, inherited_TD: torch.Tensor, inputs_TF: torch.Tensor, ridge: float | None = None
 ) -> Repair:
-    equations = Refit(ridge=ridge).open(folds=3)
+    equations = Refit(ridge=ridge).make_equations(folds=3)
     for fold, rows in enumerate(torch.arange(len(inputs_TF)).chunk(3)):
         equations.update(inputs_TF[rows], lost_TD[rows], inherited_TD=inherited_TD[rows], fold=fold)
     return equations.solve()
@@ -64,7 +64,7 @@ def test_inherited_noise_is_not_fit() -> None:
     inputs_TF, weight_FD, noise_TD = _normal(200, 12), _normal(12, 4, seed=1), 20 * _normal(200, 4, seed=2)
     repair = _cross_validated(inputs_TF @ weight_FD, noise_TD, inputs_TF)
     assert repair.inherited < 0.2
-    together = Refit(ridge=0.01).open(folds=1)
+    together = Refit(ridge=0.01).make_equations(folds=1)
     together.update(inputs_TF, inputs_TF @ weight_FD, inherited_TD=noise_TD)
     naive_DF = together.solve().delta_DF
     assert repair.delta_DF is not None
@@ -83,7 +83,7 @@ def test_sketch_stands_for_all_outputs() -> None:
 
 def test_refit_of_no_error_is_nothing() -> None:
     """Without an error the weights are not changed."""
-    equations = Refit().open(folds=2)
+    equations = Refit().make_equations(folds=2)
     equations.update(_normal(40, 5), None, inherited_TD=torch.zeros(40, 2), fold=0)
     equations.update(_normal(40, 5, seed=1), None, inherited_TD=torch.zeros(40, 2), fold=1)
     delta_DF = equations.solve().delta_DF
@@ -92,7 +92,7 @@ def test_refit_of_no_error_is_nothing() -> None:
 
 def test_one_window_cannot_be_held_out() -> None:
     """With a single fold the default ridge is used, and no held-out error is returned."""
-    equations = Refit().open(folds=1)
+    equations = Refit().make_equations(folds=1)
     equations.update(_normal(40, 5), None, inherited_TD=_normal(40, 2))
     repair = equations.solve()
     assert repair.held_out is None
@@ -101,7 +101,7 @@ def test_one_window_cannot_be_held_out() -> None:
 
 def test_too_few_tokens_are_an_error() -> None:
     """Fewer tokens than inputs without a ridge have no unique solution: the error names the remedy."""
-    equations = Refit(ridge=0).open(folds=1)
+    equations = Refit(ridge=0).make_equations(folds=1)
     equations.update(torch.ones(3, 5), None, inherited_TD=torch.ones(3, 2))
     with pytest.raises(NumericalError, match=r"raise refit\.ridge or calibration\.samples"):
         equations.solve()
@@ -109,7 +109,7 @@ def test_too_few_tokens_are_an_error() -> None:
 
 def _scaled_folds(scales: Sequence[float]) -> NormalEquations:
     """Return sums of two folds of 200 tokens with inputs of these scales, and an error that they explain."""
-    equations = Refit().open(folds=2)
+    equations = Refit().make_equations(folds=2)
     for fold in range(2):
         inputs_TF = _normal(200, len(scales), seed=fold) * torch.tensor(scales)
         equations.update(
@@ -141,7 +141,7 @@ def test_a_solve_over_all_text_that_fails_takes_a_stronger_ridge(monkeypatch: py
     monkeypatch.setattr(
         normal_equations, "_ridge", lambda *given, ridge: None if ridge < 3.0 else real(*given, ridge=ridge)
     )
-    equations = Refit().open(folds=1)
+    equations = Refit().make_equations(folds=1)
     equations.update(_normal(40, 5), None, inherited_TD=_normal(40, 2))
     assert equations.solve().ridge == 3.0
 

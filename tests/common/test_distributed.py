@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_two_processes_equal_one(folder: Path) -> None:
     """The same layers and neurons stay, and the weights differ by float32 rounding only; but where two weights of a row
-    are as good, rounding decides which goes, and what comes behind that row sees it.
+    have equal scores, rounding decides which is pruned, and later rows compensate for that one.
     """
     cuts = [load_file(folder / name / "cut.safetensors") for name in ("one", "two")]
     assert (folder / "one/cut.json").read_text() == (folder / "two/cut.json").read_text()

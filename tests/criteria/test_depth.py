@@ -13,7 +13,7 @@ from llmprune.criteria.depth.angular import Angular
 from llmprune.criteria.depth.block_influence import BlockInfluence
 from llmprune.criteria.depth.divergence import Divergence
 from llmprune.criteria.depth.perplexity import Perplexity
-from llmprune.criteria.depth.repaired_divergence import Residual
+from llmprune.criteria.depth.residual import Residual
 from llmprune.planning.plan import Plan
 from llmprune.recipe.recipe import Recipe
 from llmprune.testing import tiny_model
@@ -37,7 +37,7 @@ def plan_of(folder: Path, criterion: dict[str, object], **sections: object) -> P
 
 
 def test_the_plan_counts_what_criteria_keep(tmp_path: Path) -> None:
-    """For blocks of layers the hidden states before each; for refits a second forward pass, and its time."""
+    """For spans of layers the hidden states before each; for refits a second forward pass, and its time."""
     one, last, every, ablation, repaired = (
         plan_of(tmp_path, criterion)
         for criterion in (

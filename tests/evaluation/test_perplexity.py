@@ -12,7 +12,7 @@ from llmprune.checkpoint.loading import dense_decoder
 from llmprune.common.errors import NumericalError
 from llmprune.common.linalg.kl_divergence import kl_divergence
 from llmprune.criteria.depth.divergence import Divergence
-from llmprune.criteria.depth.repaired_divergence import Residual
+from llmprune.criteria.depth.residual import Residual
 from llmprune.evaluation.perplexity import compare_predictions, perplexity
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.testing import VOCABULARY, tiny_model

@@ -26,7 +26,7 @@ from llmprune.results.evaluation_figures import (
     TaskFigures,
     Verdict,
 )
-from llmprune.results.schema import (
+from llmprune.results.report_schema import (
     LayerFigures,
     Provenance,
     Report,

@@ -23,7 +23,7 @@ IDS = torch.randint(3, VOCABULARY, (6, 12), generator=torch.Generator().manual_s
 
 def store_in(folder: Path) -> HiddenStateStore:
     """Store in memory with a cache of hidden states in a folder."""
-    return HiddenStateStore(None, folder, HiddenStateCache(folder / "trail", "key"))
+    return HiddenStateStore(None, folder, HiddenStateCache(folder / "cache", "key"))
 
 
 def scores_of(model: Any, criterion: WidthCriterion, folder: Path, batch_size: int = 4) -> dict[str, Tensor]:

@@ -17,5 +17,5 @@ def test_a_factor_that_is_not_a_number_is_none() -> None:
     forward = LayerwiseForward(dense_decoder(model), windows_NL, batch_size=2)
     layer = model.model.layers[0]
     assert residual_scale(forward, 0, layer=layer, output=layer.mlp.down_proj) == 1.0
-    forward.streams[0] = torch.zeros_like(forward.streams[0])
+    forward.hidden_states[0] = torch.zeros_like(forward.hidden_states[0])
     assert residual_scale(forward, 0, layer=layer, output=layer.mlp.down_proj) is None

@@ -23,7 +23,7 @@ from llmprune.criteria.base import WidthCriterion
 from llmprune.criteria.depth.angular import Angular
 from llmprune.criteria.depth.block_influence import BlockInfluence
 from llmprune.criteria.depth.perplexity import Perplexity
-from llmprune.criteria.depth.repaired_divergence import Residual
+from llmprune.criteria.depth.residual import Residual
 from llmprune.criteria.experts.reap import Reap
 from llmprune.criteria.width.activation import Activation
 from llmprune.criteria.width.obs import Obs
@@ -135,11 +135,11 @@ def test_computed_buffers_are_where_they_are_needed(family: str, tmp_path: Path)
             dense, IDS[:1], batch_size=1
         )  # visits a layer of each class, whose buffers are on the GPU from then on
         pruned = cut_decoder(dense, model, anatomy=discover(model.config), cut=Cut(4, (0, 1, 3)))
-        walk = LayerwiseForward(pruned, IDS[:1], batch_size=1)
+        forward = LayerwiseForward(pruned, IDS[:1], batch_size=1)
         for index in range(3):
             with pruned.layer(index) as layer:
-                walk.pass_through(index, layer)
-        assert walk.logits(0).is_cuda
+                forward.pass_through(index, layer)
+        assert forward.logits(0).is_cuda
 
 
 def test_an_up_projection_is_changed_on_its_device() -> None:
@@ -183,7 +183,7 @@ def test_criteria_score_on_each_layers_device(criterion: WidthCriterion, llama: 
 
 
 @pytest.mark.parametrize("criterion", [Perplexity(), Residual(windows=2)], ids=lambda one: one.kind)
-def test_trials_run_on_each_layers_device(criterion: Any, llama: Path) -> None:
+def test_ablation_runs_on_each_layers_device(criterion: Any, llama: Path) -> None:
     """Leaving layers out in turn finds on two GPUs what it finds on the CPU."""
     found = []
     for devices in (None, 2):
@@ -242,8 +242,8 @@ def test_arguments_made_of_tokens_leave_the_device(tmp_path: Path) -> None:
     """What Gemma 4 hands each layer of every token is kept on the CPU, but for one batch; shared masks are not."""
     _saved(tmp_path, "gemma4_text")
     with simulated_devices(1):
-        walk = LayerwiseForward(dense_decoder(_load(tmp_path)), IDS, batch_size=2)
-        kept = [[home_of(value).type for call in calls for value in _arguments(call)] for calls in walk.calls]
+        forward = LayerwiseForward(dense_decoder(_load(tmp_path)), IDS, batch_size=2)
+        kept = [[home_of(value).type for call in calls for value in _arguments(call)] for calls in forward.calls]
     assert set(kept[0]) == {"cuda"}
     assert set(kept[1]) == {"cuda", "cpu"}
 

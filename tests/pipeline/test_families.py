@@ -64,10 +64,12 @@ def _prune(family: str, folder: Path) -> Case:
     pruned = cut_decoder(dense, model, anatomy=anatomy, cut=cut)
     writer = CheckpointWriter(folder, pruned.skeleton, layers_path=pruned.layers_path)
     writer.write_rest(tensors_of(pruned.skeleton, skip=pruned.layers_path))
-    _, walk = Pruning(dense, pruned, anatomy=anatomy, cut=cut, refit=Refit(), write=writer.write_layer).run(ids_NL, 4)
+    _, forward = Pruning(dense, pruned, anatomy=anatomy, cut=cut, refit=Refit(), write=writer.write_layer).run(
+        ids_NL, 4
+    )
     writer.finish(max_shard_size=20_000, tokenizer=None)
     save_file({"ids": ids_NL}, folder / "ids.safetensors")
-    return Case(model, anatomy, cut, ids_NL, walk.logits(0), folder)
+    return Case(model, anatomy, cut, ids_NL, forward.logits(0), folder)
 
 
 @pytest.fixture(scope="module")
@@ -180,17 +182,17 @@ def test_walk_equals_forward() -> None:
     model = tiny_model("gemma3_text")
     dense = dense_decoder(model)
     ids_NL = torch.randint(3, VOCABULARY, (5, 40))
-    walk = LayerwiseForward(dense, ids_NL, batch_size=2)
+    forward = LayerwiseForward(dense, ids_NL, batch_size=2)
     for index in range(len(dense)):
         with dense.layer(index) as layer:
-            walk.pass_through(index, layer)
+            forward.pass_through(index, layer)
     with torch.no_grad():
-        for batch, ids_BL in enumerate(walk.batches):
-            assert torch.equal(walk.logits(batch), model(ids_BL, use_cache=False).logits)
+        for batch, ids_BL in enumerate(forward.batches):
+            assert torch.equal(forward.logits(batch), model(ids_BL, use_cache=False).logits)
 
 
 def test_offloaded_equals_resident(tmp_path: Path) -> None:
-    """Layers that accelerate keeps on disk are walked and cut like those in memory, to the bit."""
+    """Layers that accelerate keeps on disk are run and cut like those in memory, to the bit."""
     tiny_model("llama").save_pretrained(tmp_path)
     offloaded_layers = {f"model.layers.{index}": "disk" if index % 2 else "cpu" for index in range(4)}
     placed = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
@@ -203,9 +205,9 @@ def test_offloaded_equals_resident(tmp_path: Path) -> None:
             4, (0, 1, 3), {"intermediate_size": 64}, {unit_key(index, "mlp"): torch.arange(0, 64) for index in range(4)}
         )
         pruned = cut_decoder(dense, model, anatomy=discover(model.config), cut=cut)
-        _, walk = Pruning(
+        _, forward = Pruning(
             dense, pruned, anatomy=discover(model.config), cut=cut, refit=Refit(), write=lambda *_: None
         ).run(ids_NL, 2)
-        logits.append(walk.logits(0))
+        logits.append(forward.logits(0))
     assert next(iter(model.model.layers[1].parameters())).is_meta
     assert torch.equal(logits[0], logits[1])

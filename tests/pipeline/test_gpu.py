@@ -48,8 +48,8 @@ def _pruned_logits(checkpoint: Path, device_map: object, ids_NL: Tensor) -> Tens
     dense, anatomy = dense_decoder(model), discover(model.config)
     cut = Cut(4, (0, 1, 3))
     pruned = cut_decoder(dense, model, anatomy=anatomy, cut=cut)
-    _, walk = Pruning(dense, pruned, anatomy=anatomy, cut=cut, refit=Refit(), write=lambda *_: None).run(ids_NL, 2)
-    return walk.logits(0).cpu()
+    _, forward = Pruning(dense, pruned, anatomy=anatomy, cut=cut, refit=Refit(), write=lambda *_: None).run(ids_NL, 2)
+    return forward.logits(0).cpu()
 
 
 @pytest.mark.parametrize("layers_on_cpu", [0, 2, 4])
@@ -65,10 +65,10 @@ def test_streams_lie_in_pinned_memory(checkpoint: Path) -> None:
     """Hidden states between layers leave the GPU, into memory that it can copy from directly."""
     model = load_model(ModelSource(id=str(checkpoint), device_map="auto"))
     dense = dense_decoder(model)
-    walk = LayerwiseForward(dense, torch.randint(3, VOCABULARY, (4, 24)), batch_size=2)
+    forward = LayerwiseForward(dense, torch.randint(3, VOCABULARY, (4, 24)), batch_size=2)
     with dense.layer(0) as layer:
-        walk.pass_through(0, layer)
-    assert all(hidden_BLD.is_pinned() for hidden_BLD in walk.streams)
+        forward.pass_through(0, layer)
+    assert all(hidden_BLD.is_pinned() for hidden_BLD in forward.hidden_states)
 
 
 def test_memory_is_that_of_a_layer() -> None:

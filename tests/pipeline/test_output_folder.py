@@ -72,7 +72,7 @@ def test_no_space_is_known_beforehand(workspace: Path, tmp_path: Path, monkeypat
         1,
         "the result needs",
         "1 KB free",
-        "make room, or choose another --output",
+        "free some space, or choose another --output",
     )
     assert not (tmp_path / "out").exists()
 
@@ -93,7 +93,7 @@ def test_disk_that_fills_up(workspace: Path, tmp_path: Path, monkeypatch: pytest
         patch.setattr(saver, "save_file", save)
         outcome = prune_workspace(workspace, tmp_path)
     assert any("layer-00000" in path for path in written), "the write failed in the middle"
-    assert_refused(outcome, 1, "No space left on device", "make room", "run again")
+    assert_refused(outcome, 1, "No space left on device", "free some space", "run again")
     assert not (tmp_path / "out" / "model").exists()
     assert not list((tmp_path / "out").rglob("config.json"))
     assert prune_workspace(workspace, tmp_path).code == 0

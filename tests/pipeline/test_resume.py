@@ -49,8 +49,8 @@ def _prune(
     pruning = Pruning(
         dense, cut_decoder(dense, model, anatomy=anatomy, cut=cut), anatomy=anatomy, cut=cut, refit=Refit(), write=write
     )
-    _, walk = pruning.run(WINDOWS, 2, snapshots=snapshots, store=store)
-    return written, walk.logits(0)
+    _, forward = pruning.run(WINDOWS, 2, snapshots=snapshots, store=store)
+    return written, forward.logits(0)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "granite"])
@@ -106,8 +106,8 @@ def test_streams_on_file_equal_streams_in_memory(tmp_path: Path) -> None:
 def test_trail_of_pass_1_equals_walking_again(family: str, tmp_path: Path) -> None:
     """Pass 2 takes the dense streams that pass 1 left, wherever they are whole, and ends with the same weights."""
     model = tiny_model(family, num_hidden_layers=6)
-    trail = HiddenStateCache(tmp_path, "key")
-    store = HiddenStateStore(cache=trail)
+    cache = HiddenStateCache(tmp_path, "key")
+    store = HiddenStateStore(cache=cache)
     score(
         dense_decoder(model),
         discover(model.config),
@@ -124,10 +124,10 @@ def test_trail_of_pass_1_equals_walking_again(family: str, tmp_path: Path) -> No
 
 
 def test_trail_spares_the_dense_walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a whole trail, dense layers run for the first kind of layer only."""
+    """With a whole cache, dense layers run for the first kind of layer only."""
     model = tiny_model("llama", num_hidden_layers=6)
-    trail = HiddenStateCache(tmp_path, "key")
-    store = HiddenStateStore(cache=trail)
+    cache = HiddenStateCache(tmp_path, "key")
+    store = HiddenStateStore(cache=cache)
     score(
         dense_decoder(model),
         discover(model.config),

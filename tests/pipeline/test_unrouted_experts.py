@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from llmprune.pipeline.report import warn_of_unrouted_experts
+from llmprune.pipeline.compose_report import warn_of_unrouted_experts
 from llmprune.score.scores import Scores
 
 

@@ -133,7 +133,7 @@ def test_the_refit_is_the_ridge_solution() -> None:
 
 
 def test_the_error_of_the_hidden_states_falls() -> None:
-    """With the refit of token mixers the error after each layer behind a gap is lower than without it."""
+    """With the refit of token mixers the error after each layer after a gap is lower than without it."""
     records, _, _, _ = _prune("llama")
     without, _, _, _ = _prune("llama", repairs=tuple(one for one in REPAIRS if not isinstance(one, TokenMixerRefit)))
     assert records[0] == without[0]

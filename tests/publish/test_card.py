@@ -12,7 +12,7 @@ from llmprune.publish.card import Base, Loading, read_metadata
 from llmprune.publish.plots import draw
 from llmprune.publish.public_names import public_name, public_sources
 from llmprune.publish.push import _message, refusal
-from llmprune.results.schema import SparsityFigures
+from llmprune.results.report_schema import SparsityFigures
 
 
 def test_metadata_names_base_relation_tags_and_licence() -> None:

@@ -19,7 +19,7 @@ from llmprune.report.runs import Run, print_runs
 from llmprune.report.task_table import table_of_two
 from llmprune.results.bench_figures import BenchFigures, BenchPoint, BenchSize, Pair, Spread
 from llmprune.results.evaluation_figures import Interval, SpeedFigures, TaskFigures
-from llmprune.results.schema import Report
+from llmprune.results.report_schema import Report
 
 
 def words(text: str) -> str:

@@ -11,7 +11,7 @@ from helpers.reports import bare_report, gate, sample_layers, sample_report, sum
 
 from llmprune.report.html.page import render_page
 from llmprune.results.evaluation_figures import Example, PerplexityFigures, Verdict
-from llmprune.results.schema import Report
+from llmprune.results.report_schema import Report
 
 
 class PageOutline(HTMLParser):

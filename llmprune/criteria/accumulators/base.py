@@ -21,7 +21,7 @@ class Accumulator(ABC):
 
 
 class LayerAccumulator(Accumulator):
-    """Score of one decoder layer, or of a run of neighbouring layers, from the hidden states before and after it."""
+    """Score of one decoder layer, or of a span of consecutive layers, from the hidden states before and after it."""
 
     @abstractmethod
     def update(self, hidden_BLD: Tensor, output_BLD: Tensor) -> None:

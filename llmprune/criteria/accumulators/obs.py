@@ -38,8 +38,8 @@ from llmprune.criteria.accumulators.base import UnitAccumulator
 _TOGETHER = 64  # removals in one block
 
 
-class Surgeon(UnitAccumulator):
-    """Gram matrix XᵀX [F, F] of one unit, summed over tokens in float32."""
+class ObsAccumulator(UnitAccumulator):
+    """Scores of the neurons of one unit from its Gram matrix XᵀX [F, F], summed over tokens in float32."""
 
     def __init__(self, output_DF: Tensor, ridge: float, *, shrinkage: float) -> None:
         self.output_DF, self.ridge, self.shrinkage = output_DF, ridge, shrinkage

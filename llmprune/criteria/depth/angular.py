@@ -1,9 +1,9 @@
-"""Angular distance of blocks of layers: The Unreasonable Ineffectiveness of the Deeper Layers, arXiv 2403.17887.
+"""Angular distance of spans of layers: The Unreasonable Ineffectiveness of the Deeper Layers, arXiv 2403.17887.
 
     d(l, n) = mean over sequences of arccos( cos( hidden before layer l, hidden before layer l + n ) ) / π
 
-of the last token, as in the paper, or of all tokens. The n neighbouring layers that rotate the hidden states least
-are removed together.
+of the last token, as in the paper, or of all tokens. The n consecutive layers that rotate the hidden states
+least are removed together.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Angular(HiddenStateCriterion):
     tokens: Literal["last", "all"] = Field("last", description="Tokens of each window whose angle is measured.")
 
     def horizon(self, remove: int) -> int:
-        """Return the size of the block: all layers to remove."""
+        """Return the length of the span: all layers to remove."""
         return max(remove, 1)
 
     @property
@@ -38,7 +38,7 @@ class Angular(HiddenStateCriterion):
         return slice(-1, None) if self.tokens == "last" else slice(None)
 
     def make_accumulator(self, device: torch.device) -> LayerAccumulator:
-        """Return the empty accumulator of one block."""
+        """Return the empty accumulator of one span."""
         return _Angles(device)
 
 

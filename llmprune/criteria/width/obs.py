@@ -51,9 +51,9 @@ class Obs(WidthCriterion):
 
     def make_accumulator(self, output_DF: Tensor, inputs: Sequence[Tensor] = ()) -> UnitAccumulator:
         """Return the empty accumulator of one unit with this output projection."""
-        from llmprune.criteria.accumulators.obs import Surgeon
+        from llmprune.criteria.accumulators.obs import ObsAccumulator
 
-        return Surgeon(output_DF, self.ridge, shrinkage=self.shrinkage)
+        return ObsAccumulator(output_DF, self.ridge, shrinkage=self.shrinkage)
 
     def operations(self, width: int) -> int:
         """Return the float64 operations of the inverse and of all removals."""

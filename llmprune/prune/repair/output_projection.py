@@ -18,7 +18,7 @@ from torch import Tensor
 
 from llmprune.anatomy.types import Unit
 from llmprune.common.distributed import sum_over_processes
-from llmprune.prune.layer_work import LayerWork, RunContext
+from llmprune.prune.layer_work import LayerWork, Pass2Context
 from llmprune.prune.relative_error import RelativeError
 from llmprune.prune.repair.activations import (
     LayerActivations,
@@ -41,15 +41,15 @@ class OutputProjectionRefit:
 
     stage = Stage.AFTER_GAP
 
-    def apply(self, run: RunContext, work: LayerWork) -> None:
+    def apply(self, run: Pass2Context, work: LayerWork) -> None:
         """Refit the projection on the cut layer's activations."""
         unit = work.dense.unit
         if unit is None or not work.step.refits_output:
             return
-        equations, error = run.open_equations(), RelativeError()
+        equations, error = run.make_equations(), RelativeError()
         with _activations(run, work, unit=unit) as activations:
             for one in activations:
-                target_BLD = run.dense.streams[one.batch].to(one.uncut_BLD.device)
+                target_BLD = run.dense.hidden_states[one.batch].to(one.uncut_BLD.device)
                 error.update(target_BLD - one.cut_BLD, target_BLD)
                 missing = _missing(work, one, unit=unit, target_BLD=target_BLD)
                 parts = run.folds.parts(one.batch, one.input_BLK, missing.lost_BLD, missing.inherited_BLD)
@@ -64,7 +64,7 @@ class OutputProjectionRefit:
 
 
 @contextmanager
-def _activations(run: RunContext, work: LayerWork, *, unit: Unit) -> Iterator[Iterator[LayerActivations]]:
+def _activations(run: Pass2Context, work: LayerWork, *, unit: Unit) -> Iterator[Iterator[LayerActivations]]:
     """Run the uncut layer alone where the cut layer's activations follow from its own, else both.
 
     They do not follow where more than neurons of the unit is cut, a norm follows the projection, or the up projection
@@ -83,11 +83,11 @@ def _activations(run: RunContext, work: LayerWork, *, unit: Unit) -> Iterator[It
 
 def _missing(work: LayerWork, one: LayerActivations, *, unit: Unit, target_BLD: Tensor) -> _Missing:
     device, scale = one.uncut_BLD.device, work.dense.scale
-    reached_BLD = work.reached[one.batch].to(device)
+    before_gap_BLD = work.before_gap[one.batch].to(device)
     if scale is not None:
         return _Missing(
-            lost_BLD=(one.uncut_BLD - one.cut_BLD + target_BLD - reached_BLD) / scale,
-            inherited_BLD=(reached_BLD - one.uncut_BLD) / scale,
+            lost_BLD=(one.uncut_BLD - one.cut_BLD + target_BLD - before_gap_BLD) / scale,
+            inherited_BLD=(before_gap_BLD - one.uncut_BLD) / scale,
         )
     assert one.projection is not None, "both layers were run"
     # a norm follows the projection: match its own dense output instead

@@ -101,7 +101,7 @@ class TopologyCache:
 
         The last writer is measured with the layer as it is, earlier ones with later writers and experts zeroed.
         """
-        *_, hidden = shape = forward.streams[0].shape
+        *_, hidden = shape = forward.hidden_states[0].shape
         if len(shape) != 3:  # several streams of hidden states, which the layer mixes
             return ()
         sized = {one.name: one for one in projections_of(layer) if one.outputs == hidden}

@@ -19,7 +19,7 @@ from llmprune.anatomy.selection import outputs_first, rows_of
 from llmprune.common.distributed import sum_over_processes
 from llmprune.common.linalg.cross_validated_ridge import NormalEquations
 from llmprune.layerwise.staged_layer import StagedLayer
-from llmprune.prune.layer_work import LayerWork, RunContext
+from llmprune.prune.layer_work import LayerWork, Pass2Context
 from llmprune.prune.repair.activations import removed_rows
 from llmprune.prune.repair.base import Stage
 from llmprune.prune.repair.residual_writers import ResidualWriter
@@ -30,7 +30,7 @@ class TokenMixerRefit:
 
     stage = Stage.BEFORE_GAP
 
-    def apply(self, run: RunContext, work: LayerWork) -> None:
+    def apply(self, run: Pass2Context, work: LayerWork) -> None:
         """Refit the projection on the inputs that the uncut layer gets from the pruned hidden states.
 
         If none of its inputs are removed, the uncut layer gets the repair too: it is then valid for both.
@@ -43,7 +43,7 @@ class TokenMixerRefit:
         keep_K: Tensor | None = None
         if attention is not None:
             size = work.weights.uncut[weight.name].shape[weight.dim]
-            keep_K = rows_of(run.cut.heads[work.step.key(attention)], size, cut=weight)
+            keep_K = rows_of(run.cut.heads[work.step.key(attention)], size, prunable=weight)
         equations = self._equations(run, work, mixer=mixer, keep_K=keep_K)
         sum_over_processes(equations.sums())
         repair = work.outcome.mixer = equations.solve(f"layer {work.step.old}, {mixer.name}")
@@ -54,9 +54,9 @@ class TokenMixerRefit:
 
     @staticmethod
     def _equations(
-        run: RunContext, work: LayerWork, *, mixer: ResidualWriter, keep_K: Tensor | None
+        run: Pass2Context, work: LayerWork, *, mixer: ResidualWriter, keep_K: Tensor | None
     ) -> NormalEquations:
-        step, topology, equations = work.step, work.dense.topology, run.open_equations()
+        step, topology, equations = work.step, work.dense.topology, run.make_equations()
         assert topology is not None, "it names the token mixer"
         with run.dense.decoder.layer(step.old, work.weights.uncut) as layer:
             module = layer.get_submodule(mixer.name)
@@ -64,7 +64,7 @@ class TokenMixerRefit:
             removed_R, weight_RD = removed_rows(weight_DF, keep_K)
             staged = StagedLayer(run.pruned, step.new, layer=layer, order=topology.order)
             for batch, input_BLF in staged.inputs(mixer.name):
-                hidden_BLD = run.pruned.streams[batch].to(input_BLF.device)
+                hidden_BLD = run.pruned.hidden_states[batch].to(input_BLF.device)
                 residual_BLD = mixer.residual_after(hidden_BLD, module(input_BLF))
                 dense_BLD = work.dense.outputs[mixer.name][batch].to(residual_BLD.device)
                 inherited_BLD = dense_BLD.float() - residual_BLD.float()

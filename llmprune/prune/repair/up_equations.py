@@ -137,8 +137,8 @@ class UpEquations:
         inputs, gates, missing, moved = self._kept
         gradient_FI = self.down_DF.new_zeros(gates[0].shape[-1], inputs[0].shape[-1])
         for batch in range(len(inputs)):
-            behind_BLD, moved_BLD = (kept[batch].to(self.down_DF.device) for kept in (missing, moved))
-            missing[batch] = behind_BLD - length * moved_BLD
+            missing_BLD, moved_BLD = (kept[batch].to(self.down_DF.device) for kept in (missing, moved))
+            missing[batch] = missing_BLD - length * moved_BLD
             for fold, (input_TI, gates_TF, missing_TD) in self._parts(batch, inputs, gates, missing):
                 if fold == 0:
                     gradient_FI.addmm_((missing_TD @ self.down_DF).mul_(gates_TF).T, input_TI)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from llmprune.anatomy.selection import outputs_first
 from llmprune.anatomy.types import MlpUnit
 from llmprune.common.distributed import sum_over_processes
-from llmprune.prune.layer_work import LayerWork, RunContext
+from llmprune.prune.layer_work import LayerWork, Pass2Context
 from llmprune.prune.relative_error import RelativeError
 from llmprune.prune.repair.activations import run_gated
 from llmprune.prune.repair.base import Stage
@@ -23,7 +23,7 @@ class UpProjectionRefit:
 
     stage = Stage.AFTER_GAP
 
-    def apply(self, run: RunContext, work: LayerWork) -> None:
+    def apply(self, run: Pass2Context, work: LayerWork) -> None:
         """Refit the up projection; also measures the error of the layer before it."""
         step, unit = work.step, work.dense.unit
         if not step.refits_up or not isinstance(unit, MlpUnit) or unit.up is None or not step.narrows(unit):
@@ -37,14 +37,14 @@ class UpProjectionRefit:
             work.weights.add_to_slice(unit.up, repair.delta_FI)
 
     @staticmethod
-    def _solve(run: RunContext, work: LayerWork, *, unit: MlpUnit, error: RelativeError) -> UpRepair:
+    def _solve(run: Pass2Context, work: LayerWork, *, unit: MlpUnit, error: RelativeError) -> UpRepair:
         scale, output = work.dense.scale, unit.tensors[-1]
         with run.pruned.decoder.layer(work.step.new, work.weights.cut) as layer:
             down_DF = outputs_first(layer.get_parameter(output.name), output)
             equations = UpEquations(down_DF, run.held_out, allocate=run.pruned.allocate)
             for batch, one in enumerate(run_gated(work.runs, work.step.new, cut=layer, unit=unit)):
                 written_BLD = one.written_BLD.float()
-                target_BLD = run.dense.streams[batch].to(written_BLD)
+                target_BLD = run.dense.hidden_states[batch].to(written_BLD)
                 missing_BLD = target_BLD - one.output_BLD.float()
                 error.update(missing_BLD, target_BLD)
                 if scale is not None:

@@ -23,7 +23,7 @@ from llmprune.results.formatting import (
     speedup,
     times,
 )
-from llmprune.results.schema import LayerFigures, Report
+from llmprune.results.report_schema import LayerFigures, Report
 from llmprune.results.sentences import UNMEASURED, VERDICT_HEADINGS, describe_agreement, describe_speedup
 from llmprune.results.size_table import size_rows
 from llmprune.results.templates import template_environment

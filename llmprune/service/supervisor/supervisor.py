@@ -261,7 +261,7 @@ class Supervisor:
         except LLMPruneError as error:
             self._fail(started, 1, error=str(error))
         except OSError as error:
-            self._fail(started, 1, error=f"its folder cannot be written: {error}; make room and retry")
+            self._fail(started, 1, error=f"its folder cannot be written: {error}; free some space and retry")
 
     def _launcher(self, job: Job) -> Launcher:
         """Return the launcher of a job. Raises LLMPruneError where the service no longer offers it."""

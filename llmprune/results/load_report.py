@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from llmprune.common.errors import OutputError
 from llmprune.results.figures import SCHEMA_VERSION
-from llmprune.results.schema import Report
+from llmprune.results.report_schema import Report
 
 
 def load_report(folder: Path) -> Report:

@@ -47,11 +47,11 @@ class Residual(AblationCriterion):
                 "to refit on; lower depth.criterion.windows or raise calibration.samples"
             )
 
-    def stream_bytes(self, size: ScoringSize) -> int:
+    def hidden_state_bytes(self, size: ScoringSize) -> int:
         """Return the bytes of hidden states, with the refit's own windows and the inputs of two output projections."""
         judged, solved = self._windows_of_each(size.samples)
         values = 3 * solved * size.hidden + (judged + solved) * 2 * size.inputs
-        return super().stream_bytes(size) + values * size.length * size.itemsize
+        return super().hidden_state_bytes(size) + values * size.length * size.itemsize
 
     def statistics_bytes(self, size: ScoringSize) -> int:
         """Return the bytes of one refit's sums and factor, and of the solutions that a round keeps for all layers."""

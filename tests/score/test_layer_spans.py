@@ -1,4 +1,4 @@
-"""Runs of neighbouring layers scored by the hidden states before and after them."""
+"""Spans of consecutive layers scored by the hidden states before and after them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from llmprune.score.inputs import CalibrationBatches, DepthTarget, ScoringCriter
 
 
 @pytest.mark.parametrize("tokens", ["last", "all"])
-def test_angular_removes_the_block_that_rotates_least(tokens: str, model: PreTrainedModel, windows: Tensor) -> None:
-    """The removed layers are the neighbours between which the angle is smallest."""
+def test_angular_removes_the_span_that_rotates_least(tokens: str, model: PreTrainedModel, windows: Tensor) -> None:
+    """The removed layers are the span over which the angle is smallest."""
     layers = model.config.num_hidden_layers
     hidden = model(input_ids=windows, output_hidden_states=True, use_cache=False).hidden_states
     chosen = slice(-1, None) if tokens == "last" else slice(None)
@@ -52,6 +52,6 @@ def test_only_the_tokens_that_are_read_are_kept(model: PreTrainedModel, windows:
     """A copy of the last tokens takes no more memory than these."""
     forward = LayerwiseForward(dense_decoder(model), windows, batch_size=2)
     copied = forward.copy(slice(-1, None))
-    for part_BLD, whole_BLD in zip(copied, forward.streams, strict=True):
+    for part_BLD, whole_BLD in zip(copied, forward.hidden_states, strict=True):
         assert torch.equal(part_BLD, whole_BLD[:, -1:])
         assert part_BLD.untyped_storage().nbytes() == part_BLD.numel() * part_BLD.element_size()

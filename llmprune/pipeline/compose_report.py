@@ -24,7 +24,7 @@ from llmprune.planning.tool_compatibility import settle_patterns
 from llmprune.prune.records import LayerRecord
 from llmprune.recipe.sparsity import Sparsity
 from llmprune.results.formatting import plural
-from llmprune.results.schema import (
+from llmprune.results.report_schema import (
     BaseFiles,
     LayerFigures,
     MatrixFigures,

@@ -1,0 +1,72 @@
+"""Scores of spans of consecutive layers, from the hidden states before the first and after the last of a span.
+
+Shapes: N layers, B batch, L sequence length, D hidden size, S spans.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llmprune.common.distributed import sum_over_processes
+from llmprune.criteria.accumulators.base import LayerAccumulator
+from llmprune.criteria.base import HiddenStateCriterion
+from llmprune.layerwise.forward import LayerwiseForward
+from llmprune.layerwise.hidden_states import HiddenStates
+
+
+@dataclass(frozen=True)
+class LayerSpan:
+    """One span during the forward pass of its last layer.
+
+    ``first``: hidden states of ``tokens`` before its first layer; None for a span of a single layer.
+    """
+
+    accumulator: LayerAccumulator
+    tokens: slice
+    first: HiddenStates | None
+
+    def update(self, batch: int, hidden_BLD: Tensor, *, output_BLD: Tensor) -> None:
+        """Add a batch: hidden states before and after the last layer."""
+        first_BLD = hidden_BLD[:, self.tokens] if self.first is None else self.first[batch].to(output_BLD.device)
+        self.accumulator.update(first_BLD, output_BLD[:, self.tokens])
+
+
+class LayerSpans:
+    """Every span of ``length`` consecutive layers, each scored when the forward pass reaches its end."""
+
+    def __init__(self, criterion: HiddenStateCriterion, remove: int, *, forward: LayerwiseForward) -> None:
+        self.criterion, self.length, self.forward = criterion, criterion.horizon(remove), forward
+        self._first: deque[HiddenStates] = deque(maxlen=self.length)  # before each of the last layers
+        self._scores: list[Tensor] = []
+
+    def begin(self, device: torch.device) -> LayerSpan | None:
+        """Return the span that ends with the next layer; None for the first layers. ``device``: that of the layer."""
+        tokens, first = self.criterion.token_slice, None
+        if self.length > 1:
+            self._first.append(self.forward.copy(tokens))
+            if len(self._first) < self.length:
+                return None
+            first = self._first[0]
+        return LayerSpan(self.criterion.make_accumulator(device), tokens, first)
+
+    def end(self, span: LayerSpan) -> None:
+        """Record the score of a span after all batches."""
+        sum_over_processes(span.accumulator.reducible_state())
+        self._scores.append(span.accumulator.score().cpu())
+
+    def scores(self, layers: int, starts: Sequence[int] | None = None) -> Tensor:
+        """Return for each layer the best score of the spans that contain it, float32 [N].
+
+        ``starts``: first layers of the spans that count; the others get the score of the worst span.
+        """
+        spans_S = torch.stack(self._scores)
+        if starts is not None:
+            counts_S = torch.zeros(len(spans_S), dtype=torch.bool).index_fill_(0, torch.tensor(starts), True)
+            spans_S = spans_S.where(counts_S, spans_S.max())
+        each = [spans_S[max(0, index - self.length + 1) : index + 1].min() for index in range(layers)]
+        return torch.stack(each)
