@@ -6,7 +6,7 @@ Shapes: B batch, L sequence length, D hidden size, F inputs of a projection.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from functools import partial
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -15,11 +15,11 @@ from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_states import HiddenStates
 from llmprune.layerwise.staged_layer import StagedLayer
 from llmprune.prune.layer_step import LayerStep
-from llmprune.prune.layer_work import DenseReference, RunContext
+from llmprune.prune.layer_work import DenseReference, Pass2Context
 from llmprune.prune.repair.residual_writers import LayerTopology, ResidualWriter
 
 
-def record_dense(run: RunContext, step: LayerStep) -> DenseReference:
+def record_dense(run: Pass2Context, step: LayerStep) -> DenseReference:
     """Advance the dense hidden states over a kept layer; return what its repairs need of it."""
     if not step.uses_dense:
         return DenseReference()
@@ -30,7 +30,7 @@ def record_dense(run: RunContext, step: LayerStep) -> DenseReference:
     return reference
 
 
-def pass_dense(run: RunContext, index: int) -> None:
+def pass_dense(run: Pass2Context, index: int) -> None:
     """Advance the dense hidden states over a layer, from the cache of pass 1 if they are in it."""
     if run.cache is not None and run.cache.restore(index, run.dense.streams):
         return
@@ -52,15 +52,15 @@ def mixer_writer(step: LayerStep, topology: LayerTopology) -> ResidualWriter | N
     return mixers[-1] if mixers else None
 
 
-def _record_all_writers(run: RunContext, step: LayerStep) -> DenseReference:
+def _record_all_writers(run: Pass2Context, step: LayerStep) -> DenseReference:
     """Record the residual stream after every writer but the last, in one run of the layer."""
     dense, reference = run.dense, DenseReference()
     with dense.decoder.layer(step.old) as layer, ExitStack() as hooks:
         reference.topology = topology = run.topologies.topology(dense, step.old, layer=layer, old=step.old)
         for writer in topology.writers:
             if not writer.is_last:
-                record = partial(_record_output, dense, writer, reference.outputs)
-                hooks.enter_context(outputs_of(layer.get_submodule(writer.name), record))
+                recorder = _Recorder(dense, writer, reference.outputs)
+                hooks.enter_context(outputs_of(layer.get_submodule(writer.name), recorder.add))
         dense.pass_through(step.old, layer)
     mixer = mixer_writer(step, topology)
     reference.mixer = mixer if mixer is not None and not mixer.is_last else None
@@ -70,15 +70,23 @@ def _record_all_writers(run: RunContext, step: LayerStep) -> DenseReference:
     return reference
 
 
-def _record_output(  # noqa: PLR0917 - a callback of outputs_of
-    dense: LayerwiseForward, writer: ResidualWriter, outputs: dict[str, HiddenStates], output: Tensor
-) -> None:
-    batch = len(outputs[writer.name]) if writer.name in outputs else 0
-    residual_BLD = writer.residual_after(dense.streams[batch].to(output.device), output)
-    dense.append(outputs, writer.name, value_BLX=residual_BLD)
+@dataclass(frozen=True)
+class _Recorder:
+    """Residual streams after one writer, which it appends to ``outputs`` batch by batch."""
+
+    dense: LayerwiseForward
+    writer: ResidualWriter
+    outputs: dict[str, HiddenStates]
+
+    def add(self, output: Tensor) -> None:
+        """Add the output of the writer's projection for the next batch."""
+        name = self.writer.name
+        batch = len(self.outputs[name]) if name in self.outputs else 0
+        residual_BLD = self.writer.residual_after(self.dense.streams[batch].to(output.device), output)
+        self.dense.append(self.outputs, name, value_BLX=residual_BLD)
 
 
-def _record_mixer(run: RunContext, step: LayerStep) -> DenseReference:
+def _record_mixer(run: Pass2Context, step: LayerStep) -> DenseReference:
     """Record the residual stream after the token mixer, if that is refit, and find the unit to refit after it."""
     reference = DenseReference(unit=step.mlp)
     if not step.needs_topology:
@@ -95,18 +103,18 @@ def _record_mixer(run: RunContext, step: LayerStep) -> DenseReference:
 
 
 def _run_up_to(
-    run: RunContext, step: LayerStep, *, layer: nn.Module, topology: LayerTopology, writer: ResidualWriter
+    run: Pass2Context, step: LayerStep, *, layer: nn.Module, topology: LayerTopology, writer: ResidualWriter
 ) -> HiddenStates:
     """Run the dense layer up to a writer; return the residual stream after that. Hidden states are not advanced."""
     outputs: dict[str, HiddenStates] = {}
-    module = layer.get_submodule(writer.name)
+    module, recorder = layer.get_submodule(writer.name), _Recorder(run.dense, writer, outputs)
     staged = StagedLayer(run.dense, step.old, layer=layer, order=topology.order)
     for _, input_BLF in staged.inputs(writer.name):
-        _record_output(run.dense, writer, outputs, module(input_BLF))
+        recorder.add(module(input_BLF))
     return outputs[writer.name]
 
 
-def _pass_unit(run: RunContext, step: LayerStep, *, reference: DenseReference) -> None:
+def _pass_unit(run: Pass2Context, step: LayerStep, *, reference: DenseReference) -> None:
     """Advance over the layer; record the outputs of the unit's projection if a norm follows it.
 
     The residual scale of the projection is measured in the first layer of each class.

@@ -21,7 +21,7 @@ from llmprune.recipe.refit import Refit
 
 
 @dataclass(frozen=True)
-class RunContext:
+class Pass2Context:
     """One run of pass 2.
 
     ``dense``, ``pruned``: layer-wise forward passes of both models, the dense one ahead by one layer and its gap while

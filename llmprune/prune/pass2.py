@@ -38,7 +38,7 @@ from llmprune.layerwise.staged_layer import StagedLayer
 from llmprune.prune.dense_reference import pass_dense, record_dense
 from llmprune.prune.layer_step import LayerStep, steps_of
 from llmprune.prune.layer_weights import LayerWeights
-from llmprune.prune.layer_work import LayerWork, RunContext
+from llmprune.prune.layer_work import LayerWork, Pass2Context
 from llmprune.prune.records import LayerRecord
 from llmprune.prune.relative_error import RelativeError
 from llmprune.prune.repair.base import LayerRepair, Stage
@@ -92,7 +92,7 @@ class Pruning:
         require_same_calls(dense, pruned, layers=self.cut.layers)
         progress = snapshots.load() if snapshots else Progress()
         records, scales = list(progress.records), ResidualScales(progress.scales)
-        context = RunContext(
+        run = Pass2Context(
             cut=self.cut,
             refit=self.refit,
             dense=dense,
@@ -107,14 +107,14 @@ class Pruning:
             snapshots.restore(dense.streams, pruned.streams)
         elif steps[0].uses_dense:
             for index in range(steps[0].old):
-                pass_dense(context, index)
+                pass_dense(run, index)
         for new in track(range(len(records), len(steps)), "pass 2: cut and refit"):
-            records.append(self._prune_layer(context, steps[new]))
+            records.append(self._prune_layer(run, steps[new]))
             if snapshots:
                 snapshots.save(Progress(records, scales.known), dense.streams, pruned=pruned.streams)
         return records, pruned
 
-    def _prune_layer(self, run: RunContext, step: LayerStep) -> LayerRecord:
+    def _prune_layer(self, run: Pass2Context, step: LayerStep) -> LayerRecord:
         """Take one kept layer through all stages."""
         reference = record_dense(run, step)
         weights = LayerWeights.cut_out(step, self.dense, pruned=self.pruned)
@@ -132,7 +132,7 @@ class Pruning:
             self._write(step, tensors_of(layer))
         return work.outcome.record(step.old)
 
-    def _pass_untouched(self, run: RunContext, step: LayerStep, *, weights: LayerWeights) -> None:
+    def _pass_untouched(self, run: Pass2Context, step: LayerStep, *, weights: LayerWeights) -> None:
         """Write a layer before the first cut; its hidden states are the dense ones."""
         self._write(step, weights.cut)
         if self.dense.rounds_differently(step.old):
@@ -142,7 +142,7 @@ class Pruning:
         for batch, hidden_BLD in enumerate(run.dense.streams):
             run.pruned.advance(batch, hidden_BLD)
 
-    def _repair(self, run: RunContext, work: LayerWork, *, stage: Stage) -> None:
+    def _repair(self, run: Pass2Context, work: LayerWork, *, stage: Stage) -> None:
         """Make the repairs of one stage in their order."""
         if not work.step.is_refit:
             return
@@ -150,7 +150,7 @@ class Pruning:
             if repair.stage is stage:
                 repair.apply(run, work)
 
-    def _pass_gap(self, run: RunContext, work: LayerWork) -> None:
+    def _pass_gap(self, run: Pass2Context, work: LayerWork) -> None:
         """Advance the dense hidden states over the removed layers after this one; those before them are kept for the
         refit of the output projection.
         """
@@ -166,7 +166,7 @@ class Pruning:
         for index in step.gap:
             pass_dense(run, index)
 
-    def _runs(self, run: RunContext, work: LayerWork) -> CachedForward:
+    def _runs(self, run: Pass2Context, work: LayerWork) -> CachedForward:
         """Return runs of the layer, uncut and cut, on the pruned hidden states.
 
         If it loses neurons of one unit only, the modules before that unit run once.
@@ -178,7 +178,7 @@ class Pruning:
             order = run.topologies.order(run.pruned, step.new, layer=layer)
         return CachedForward(run.pruned, order.before(unit.output, [tensor.name for tensor in unit.tensors]))
 
-    def _sparsify(self, run: RunContext, work: LayerWork, *, layer: nn.Module) -> Iterator[tuple[int, Tensor]]:
+    def _sparsify(self, run: Pass2Context, work: LayerWork, *, layer: nn.Module) -> Iterator[tuple[int, Tensor]]:
         """Make the layer's matrices sparse if asked for; return (batch number, hidden states after the layer)."""
         step, sparsity = work.step, self.sparsity
         if sparsity is None:
@@ -196,7 +196,7 @@ class Pruning:
             work.outcome.output = sparse.repair
         return staged.outputs()
 
-    def _advance(self, run: RunContext, work: LayerWork, *, outputs: Iterator[tuple[int, Tensor]]) -> None:
+    def _advance(self, run: Pass2Context, work: LayerWork, *, outputs: Iterator[tuple[int, Tensor]]) -> None:
         """Advance the pruned hidden states, and measure their error where there are dense ones."""
         error = RelativeError()
         for batch, output_BLD in outputs:
@@ -205,7 +205,7 @@ class Pruning:
                 error.update(dense_BLD.to(output_BLD.device) - output_BLD, dense_BLD)
             run.pruned.advance(batch, output_BLD)
         if work.step.uses_dense:
-            sum_over_processes(error.sums())
+            sum_over_processes(error.reducible_state())
             work.outcome.error = error.value()
 
     def _write(self, step: LayerStep, tensors: Tensors) -> None:

@@ -9,13 +9,13 @@ import pytest
 from helpers.hub.published import files_of
 from helpers.hub.server import Hub
 from helpers.named_files import ELSEWHERE, WEIGHTS, edit, index
-from llmprune.service.recipe_policy.policy import admit
 
 from llmprune.checkpoint.download import _as_named
 from llmprune.checkpoint.file_references import INDEX
 from llmprune.checkpoint.loading import load_config, load_model, load_tokenizer
 from llmprune.common.errors import CheckpointError, ModelError
 from llmprune.recipe.model import ModelSource
+from llmprune.service.recipe_policy.policy import admit
 from llmprune.service.settings import Settings
 
 

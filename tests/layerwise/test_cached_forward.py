@@ -15,7 +15,7 @@ from llmprune.cut.apply import cut_decoder
 from llmprune.layerwise.cached_forward import CachedForward
 from llmprune.layerwise.decoder import Tensors
 from llmprune.layerwise.hidden_states import HiddenStateStore
-from llmprune.prune.layer_work import LayerWork, RunContext
+from llmprune.prune.layer_work import LayerWork, Pass2Context
 from llmprune.prune.pass2 import Pruning
 from llmprune.recipe.refit import Refit
 from llmprune.score.forward_pass import score
@@ -30,7 +30,7 @@ LAST = 3  # index in the pruned model, after a gap
 class _WithoutReuse(Pruning):
     """Pass 2 that runs every module again in each run of a layer."""
 
-    def _runs(self, run: RunContext, work: LayerWork) -> CachedForward:
+    def _runs(self, run: Pass2Context, work: LayerWork) -> CachedForward:
         return CachedForward(run.pruned, {})
 
 

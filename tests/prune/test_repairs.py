@@ -14,7 +14,7 @@ from llmprune.cut.decision import Cut
 from llmprune.layerwise.decoder import Tensors
 from llmprune.prune.layer_step import steps_of
 from llmprune.prune.layer_weights import LayerWeights
-from llmprune.prune.layer_work import LayerWork, RunContext
+from llmprune.prune.layer_work import LayerWork, Pass2Context
 from llmprune.prune.pass2 import Pruning
 from llmprune.prune.repair.base import LayerRepair, Stage
 from llmprune.prune.repair.output_projection import OutputProjectionRefit
@@ -35,7 +35,7 @@ class ScaledOutput:
     layers: list[int] = field(default_factory=list)
     refit: list[bool] = field(default_factory=list)
 
-    def apply(self, run: RunContext, work: LayerWork) -> None:
+    def apply(self, run: Pass2Context, work: LayerWork) -> None:
         """Multiply the weight of ``mlp.down_proj``."""
         self.layers.append(work.step.old)
         self.refit.append(work.outcome.output is not None)

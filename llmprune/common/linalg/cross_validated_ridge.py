@@ -110,7 +110,7 @@ class NormalEquations:
             lost_FS = input_TF.new_zeros(width, sketched) if lost else None
             self._folds.append(_Fold(gram_FF, inherited_FS, input_TF.new_zeros((), dtype=torch.float64), lost_FS))
 
-    def sums(self) -> list[Tensor]:
+    def reducible_state(self) -> list[Tensor]:
         """Return the running sums themselves: adding to them in place adds to the equations."""
         assert self._folds, "summed after at least one batch"
         by_fold = [tensor for fold in self._folds for tensor in fold]

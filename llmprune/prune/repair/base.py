@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Protocol
 
-from llmprune.prune.layer_work import LayerWork, RunContext
+from llmprune.prune.layer_work import LayerWork, Pass2Context
 
 
 class Stage(Enum):
@@ -27,5 +27,5 @@ class LayerRepair(Protocol):
 
     stage: Stage
 
-    def apply(self, run: RunContext, work: LayerWork) -> None:
+    def apply(self, run: Pass2Context, work: LayerWork) -> None:
         """Repair ``work.weights`` and note the result in ``work.outcome``; do nothing where there is nothing to do."""

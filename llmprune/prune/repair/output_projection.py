@@ -18,7 +18,7 @@ from torch import Tensor
 
 from llmprune.anatomy.types import Unit
 from llmprune.common.distributed import sum_over_processes
-from llmprune.prune.layer_work import LayerWork, RunContext
+from llmprune.prune.layer_work import LayerWork, Pass2Context
 from llmprune.prune.relative_error import RelativeError
 from llmprune.prune.repair.activations import (
     LayerActivations,
@@ -41,7 +41,7 @@ class OutputProjectionRefit:
 
     stage = Stage.AFTER_GAP
 
-    def apply(self, run: RunContext, work: LayerWork) -> None:
+    def apply(self, run: Pass2Context, work: LayerWork) -> None:
         """Refit the projection on the cut layer's activations."""
         unit = work.dense.unit
         if unit is None or not work.step.refits_output:
@@ -55,7 +55,7 @@ class OutputProjectionRefit:
                 parts = run.folds.parts(one.batch, one.input_BLK, missing.lost_BLD, missing.inherited_BLD)
                 for fold, (input_TK, lost_TD, inherited_TD) in parts:
                     equations.update(input_TK, lost_TD, inherited_TD=inherited_TD, fold=fold)
-        sum_over_processes([*equations.sums(), *error.sums()])
+        sum_over_processes([*equations.reducible_state(), *error.reducible_state()])
         repair = work.outcome.output = equations.solve(f"layer {work.step.old}, {unit.output}")
         if work.outcome.error_cut is None:  # else the refit of the up projection measured it
             work.outcome.error_cut = error.value()
@@ -64,7 +64,7 @@ class OutputProjectionRefit:
 
 
 @contextmanager
-def _activations(run: RunContext, work: LayerWork, *, unit: Unit) -> Iterator[Iterator[LayerActivations]]:
+def _activations(run: Pass2Context, work: LayerWork, *, unit: Unit) -> Iterator[Iterator[LayerActivations]]:
     """Run the uncut layer alone where the cut layer's activations follow from its own, else both.
 
     They do not follow where more than neurons of the unit is cut, a norm follows the projection, or the up projection

@@ -19,7 +19,7 @@ from llmprune.anatomy.selection import outputs_first, rows_of
 from llmprune.common.distributed import sum_over_processes
 from llmprune.common.linalg.cross_validated_ridge import NormalEquations
 from llmprune.layerwise.staged_layer import StagedLayer
-from llmprune.prune.layer_work import LayerWork, RunContext
+from llmprune.prune.layer_work import LayerWork, Pass2Context
 from llmprune.prune.repair.activations import removed_rows
 from llmprune.prune.repair.base import Stage
 from llmprune.prune.repair.residual_writers import ResidualWriter
@@ -30,7 +30,7 @@ class TokenMixerRefit:
 
     stage = Stage.BEFORE_GAP
 
-    def apply(self, run: RunContext, work: LayerWork) -> None:
+    def apply(self, run: Pass2Context, work: LayerWork) -> None:
         """Refit the projection on the inputs that the uncut layer gets from the pruned hidden states.
 
         If none of its inputs are removed, the uncut layer gets the repair too: it is then valid for both.
@@ -45,7 +45,7 @@ class TokenMixerRefit:
             size = work.weights.uncut[weight.name].shape[weight.dim]
             keep_K = rows_of(run.cut.heads[work.step.key(attention)], size, cut=weight)
         equations = self._equations(run, work, mixer=mixer, keep_K=keep_K)
-        sum_over_processes(equations.sums())
+        sum_over_processes(equations.reducible_state())
         repair = work.outcome.mixer = equations.solve(f"layer {work.step.old}, {mixer.name}")
         if repair.delta_DF is not None:
             work.weights.add_to_projection(weight, repair.delta_DF)
@@ -54,7 +54,7 @@ class TokenMixerRefit:
 
     @staticmethod
     def _equations(
-        run: RunContext, work: LayerWork, *, mixer: ResidualWriter, keep_K: Tensor | None
+        run: Pass2Context, work: LayerWork, *, mixer: ResidualWriter, keep_K: Tensor | None
     ) -> NormalEquations:
         step, topology, equations = work.step, work.dense.topology, run.open_equations()
         assert topology is not None, "it names the token mixer"
