@@ -145,14 +145,14 @@ def choose_highest(scores: Tensor, keep: int) -> Tensor:
     return scores.topk(keep).indices.sort().values
 
 
-def kept_share(scores: Tensor, keep: Tensor, *, adds_up: bool = True) -> float:
+def kept_share(scores: Tensor, keep: Tensor, *, is_additive: bool = True) -> float:
     """Return the share of the total score that kept neurons or groups have: scores [F], [E, F]; indices [K], [E, K].
 
     Scores that do not add up are cumulative, each the loss of all units removed up to that one: the highest removed
     score is then the total that is lost.
     """
     scores = scores.double()
-    if not adds_up:
+    if not is_additive:
         removed = scores.scatter(-1, keep, 0.0).amax(-1).sum()
         return float(1 - removed / scores.amax(-1).sum()) if scores.any() else 1.0
     total = scores.sum()

@@ -10,10 +10,10 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from llmprune.anatomy.hooks import outputs_of
-from llmprune.layerwise.forward import LayerwiseForward
+from llmprune.layerwise.forward import LayerOutput, LayerwiseForward
 from llmprune.layerwise.hidden_states import HiddenStates
 from llmprune.layerwise.hooks import CachedOutput, return_cached
 
@@ -29,8 +29,8 @@ class CachedForward:
         self.forward, self.unchanged = forward, unchanged
         self._stored: dict[str, HiddenStates] = {}
 
-    def outputs(self, index: int, layer: nn.Module) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Yield (batch number, hidden states before, hidden states after the layer), both [B, L, D]."""
+    def outputs(self, index: int, layer: nn.Module) -> Iterator[LayerOutput]:
+        """Yield the hidden states before and after the layer, batch by batch."""
         device = self.forward.decoder.device_of(index)
         for batch, stored_BLD in enumerate(self.forward.hidden_states):
             hidden_BLD = stored_BLD.to(device)
@@ -44,7 +44,7 @@ class CachedForward:
                 for path in self.unchanged.keys() - cached.keys():
                     hooks.enter_context(outputs_of(layer.get_submodule(path), partial(self._store, path)))
                 output_BLD = self.forward.output(batch, index, layer=layer, hidden_BLD=hidden_BLD)
-            yield batch, hidden_BLD, output_BLD
+            yield LayerOutput(batch, hidden_BLD, output_BLD)
 
     def _store(self, path: str, value: Any) -> None:
         self.forward.append(self._stored, path, value_BLX=value[0] if self.unchanged[path] else value)

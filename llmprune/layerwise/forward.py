@@ -8,7 +8,8 @@ Shapes: N windows, B batch, L sequence length, D hidden size, V vocabulary, X an
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from copy import copy
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,15 @@ from llmprune.anatomy.hooks import outputs_of
 from llmprune.common.errors import ModelError, NumericalError
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.hidden_states import HiddenStates, HiddenStateStore
-from llmprune.layerwise.layer_calls import LayerCall, SharedValues, record_calls, run_tail, same_value
+from llmprune.layerwise.layer_calls import LayerCall, ReceivedCall, SharedValues, record_calls, run_tail, same_value
+
+
+class LayerOutput(NamedTuple):
+    """Hidden states [B, L, D] of one batch before and after a layer."""
+
+    batch: int
+    hidden_BLD: Tensor
+    output_BLD: Tensor
 
 
 class LayerwiseForward:
@@ -64,23 +73,23 @@ class LayerwiseForward:
             items_returned=decoder.items_returned,
         )
 
-    def _run_layer(self, index: int, call: LayerCall, hidden_BLD: Tensor) -> Any:  # noqa: PLR0917 - a callback
+    def _run_layer(self, index: int, received: ReceivedCall) -> Any:
         recorder = self.decoder.layers[index].__dict__.pop("forward")  # this once the layer's own forward runs
         try:
             with self.decoder.layer(index) as layer:
-                return call.returned(layer, hidden_BLD.to(self.decoder.device_of(index)))
+                return received.call.returned(layer, received.hidden_BLD.to(self.decoder.device_of(index)))
         finally:
             self.decoder.layers[index].forward = recorder
 
     @torch.no_grad()
-    def outputs(self, index: int, layer: nn.Module) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Yield (batch number, hidden states before, hidden states after) of one layer, both [B, L, D].
+    def outputs(self, index: int, layer: nn.Module) -> Iterator[LayerOutput]:
+        """Yield the hidden states before and after one layer, batch by batch.
 
         ``hidden_states`` are not changed: ``advance`` sets them. Raises NumericalError on NaN or infinity.
         """
-        for batch, stored_BLD in enumerate(self.hidden_states):
-            hidden_BLD = stored_BLD.to(self.decoder.device_of(index))
-            yield batch, hidden_BLD, self.output(batch, index, layer=layer, hidden_BLD=hidden_BLD)
+        for batch, stream_BLD in enumerate(self.hidden_states):
+            hidden_BLD = stream_BLD.to(self.decoder.device_of(index))
+            yield LayerOutput(batch, hidden_BLD, self.output(batch, index, layer=layer, hidden_BLD=hidden_BLD))
 
     @torch.no_grad()
     def output(self, batch: int, index: int, *, layer: nn.Module, hidden_BLD: Tensor | None = None) -> Tensor:
@@ -102,6 +111,12 @@ class LayerwiseForward:
     def advance(self, batch: int, output_BLD: Tensor) -> None:
         """Set the hidden states of a batch before the next layer."""
         self.hidden_states[batch] = output_BLD
+
+    def on(self, streams: HiddenStates) -> LayerwiseForward:
+        """Return a forward pass through the same decoder that advances other hidden states of the same windows."""
+        other = copy(self)
+        other.hidden_states = streams
+        return other
 
     def copy(self, tokens: slice = slice(None)) -> HiddenStates:
         """Copy the current hidden states, or only these tokens of each window, into a new buffer."""

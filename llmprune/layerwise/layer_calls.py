@@ -40,6 +40,22 @@ class LayerCall:
         return output if isinstance(output, Tensor) else output[0]
 
 
+@dataclass(frozen=True)
+class ReceivedCall:
+    """All that one layer receives for one batch: the hidden states before it [B, L, D], and its other arguments."""
+
+    hidden_BLD: Tensor
+    call: LayerCall
+
+    @classmethod
+    def split(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ReceivedCall:
+        """Take the hidden states, which are the first argument or the one of that name, out of the arguments."""
+        if args:
+            return cls(args[0], LayerCall(args[1:], kwargs))
+        rest = dict(kwargs)
+        return cls(rest.pop("hidden_states"), LayerCall((), rest))
+
+
 class SharedValues:
     """Single copies of equal tensors: masks and rotary embeddings repeat over layers and batches.
 
@@ -98,12 +114,12 @@ def record_calls(
     *,
     ids_BL: Tensor,
     shared: SharedValues,
-    run_layer: Callable[[int, LayerCall, Tensor], Any],
+    run_layer: Callable[[int, ReceivedCall], Any],
     items_returned: dict[type, int],
 ) -> tuple[Tensor, list[LayerCall]]:
     """Return the hidden states before the first layer [B, L, D] and the arguments of every layer.
 
-    ``run_layer(index, call, hidden_BLD)`` runs a real layer, once for every class of layer, to find how many values it
+    ``run_layer(index, received)`` runs a real layer, once for every class of layer, to find how many values it
     returns; ``items_returned`` gets that number, 0 for a tensor alone. Raises ModelError for a model whose layers are
     not simply called one after the other on the same hidden states.
     """
@@ -112,8 +128,8 @@ def record_calls(
     extras: dict[type, tuple[Any, ...]] = {}  # by class of layer: values returned after the hidden states
     extra_ids: set[int] = set()  # ids of tensors in ``extras`` that were not arguments of the layer
 
-    def record(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: PLR0917 - a callback of _replaced_forwards
-        hidden_BLD, args, kwargs = _split_hidden(args, kwargs)
+    def record(index: int, received: ReceivedCall) -> Any:
+        hidden_BLD, args, kwargs = received.hidden_BLD, received.call.args, received.call.kwargs
         if index != len(calls) or (hiddens and not _equal(hiddens[0], hidden_BLD)):
             raise _not_layerwise(model, "does something between its layers, or runs them out of order", index=index)
         if hidden_BLD.shape[-1] != text_config(model.config).hidden_size:
@@ -124,7 +140,7 @@ def record_calls(
         calls.append(LayerCall(shared.share(args), shared.share(kwargs)))
         kind = type(layers[index])
         if kind not in items_returned:
-            returned = run_layer(index, calls[-1], hidden_BLD)
+            returned = run_layer(index, ReceivedCall(hidden_BLD, calls[-1]))
             extras[kind] = () if isinstance(returned, Tensor) else tuple(returned[1:])
             items_returned[kind] = 0 if isinstance(returned, Tensor) else len(returned)
             given = _tensors((calls[-1].args, calls[-1].kwargs))
@@ -151,8 +167,8 @@ def run_tail(
 ) -> Tensor:
     """Return the logits [B, L, V] that the model's own code computes from the last layer's hidden states."""
 
-    def pass_on(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: PLR0917 - a callback of _replaced_forwards
-        passed_BLD = hidden_BLD if index == len(layers) - 1 else _split_hidden(args, kwargs)[0]
+    def pass_on(index: int, received: ReceivedCall) -> Any:
+        passed_BLD = hidden_BLD if index == len(layers) - 1 else received.hidden_BLD
         return _as_returned(passed_BLD, items_returned[type(layers[index])])
 
     with _replaced_forwards(layers, pass_on):
@@ -161,11 +177,9 @@ def run_tail(
 
 
 @contextmanager
-def _replaced_forwards(
-    layers: nn.ModuleList, forward: Callable[[int, tuple[Any, ...], dict[str, Any]], Any]
-) -> Iterator[None]:
+def _replaced_forwards(layers: nn.ModuleList, forward: Callable[[int, ReceivedCall], Any]) -> Iterator[None]:
     def make(index: int) -> Callable[..., Any]:
-        return lambda *args, **kwargs: forward(index, args, kwargs)
+        return lambda *args, **kwargs: forward(index, ReceivedCall.split(args, kwargs))
 
     try:
         for index, layer in enumerate(layers):
@@ -181,13 +195,6 @@ def _as_returned(hidden_BLD: Tensor, items: int, *, extras: tuple[Any, ...] = ()
     if not items:
         return hidden_BLD
     return (hidden_BLD, *(extras or [None] * (max(items, 2) - 1)))
-
-
-def _split_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
-    if args:
-        return args[0], args[1:], kwargs
-    rest = dict(kwargs)
-    return rest.pop("hidden_states"), (), rest
 
 
 def _not_layerwise(model: PreTrainedModel, what: str, *, index: int) -> ModelError:

@@ -120,8 +120,8 @@ def _layer_figures(context: RunContext, results: RunResults) -> tuple[LayerFigur
         scores=results.scores,
         cut=cut,
         records={record.layer: record for record in results.pruned.records},
-        neuron_scores_add_up=width.neuron_criterion.is_additive if width else True,
-        head_scores_add_up=width.head_criterion.is_additive if width else True,
+        are_neurons_additive=width.neuron_criterion.is_additive if width else True,
+        are_heads_additive=width.head_criterion.is_additive if width else True,
     )
     return tuple(rows.row(index) for index in range(cut.num_layers))
 
@@ -134,8 +134,8 @@ class _LayerRows:
     scores: Scores | None
     cut: Cut
     records: Mapping[int, LayerRecord]
-    neuron_scores_add_up: bool
-    head_scores_add_up: bool
+    are_neurons_additive: bool
+    are_heads_additive: bool
 
     def row(self, index: int) -> LayerFigures:
         """Return the figures of one layer of the dense model."""
@@ -155,7 +155,7 @@ class _LayerRows:
             kv_groups_kept=None if keep_G is None else tuple(keep_G.tolist()),
             kv_groups_share=None
             if keep_G is None or scores is None
-            else kept_share(scores.heads[heads], keep_G, adds_up=self.head_scores_add_up),
+            else kept_share(scores.heads[heads], keep_G, is_additive=self.are_heads_additive),
             score_share=None if removed or scores is None else self._score_share(index, scores),
             error_cut=record.error_cut if record else None,
             error_refit=record.error_refit if record else None,
@@ -177,7 +177,7 @@ class _LayerRows:
         """Mean share of the neurons' score that is kept, over the layer's units that lost neurons."""
         keys = [unit_key(index, unit.path) for unit in self.anatomy.units[index]]
         shares = [
-            kept_share(scores.neurons[key], self.cut.neurons[key], adds_up=self.neuron_scores_add_up)
+            kept_share(scores.neurons[key], self.cut.neurons[key], is_additive=self.are_neurons_additive)
             for key in keys
             if key in self.cut.neurons
         ]

@@ -78,7 +78,7 @@ def _staged_layer_bytes(recipe: Recipe, dense: PreTrainedModel, *, pruned: PreTr
     These are the inputs of an output projection, its output and that of the previous output projection, and with a
     refit also the dense layer's output.
     """
-    if recipe.sparsity is None or _required_sums(recipe) == "nothing":
+    if recipe.sparsity is None or recipe.sparsity.required_moments(recipe.refit is not None) == "nothing":
         return 0
     outputs = 3 if recipe.refit and recipe.sparsity.method.refits else 2
     widest = max(one.inputs for layer in find_layers(pruned)[1] for one in projections_of(layer))
@@ -110,16 +110,10 @@ def _up_refit_bytes(recipe: Recipe, dense: PreTrainedModel, *, neurons: int) -> 
     return samples * length * each
 
 
-def _required_sums(recipe: Recipe) -> str:
-    """Name the sums over inputs that the sparsity method needs: nothing, norms or gram."""
-    assert recipe.sparsity is not None
-    return recipe.sparsity.method.required_moments(recipe.refit is not None and recipe.sparsity.method.refits)
-
-
 def _sparse_statistics(recipe: Recipe, pruned: PreTrainedModel) -> int:
     """Bytes of XᵀX, its factor, and the candidate weights, for the largest projection that is made sparse."""
     sparsity = recipe.sparsity
-    if sparsity is None or _required_sums(recipe) != "gram":
+    if sparsity is None or sparsity.required_moments(recipe.refit is not None) != "gram":
         return 0
     projections = [one for layer in find_layers(pruned)[1] for one in projections_of(layer)]
     return max(4 * one.inputs * (2 * one.inputs + 6 * one.outputs) for one in projections if sparsity.names(one))

@@ -11,6 +11,7 @@ from llmprune.anatomy.types import Anatomy
 from llmprune.checkpoint.prediction_heads import about_heads
 from llmprune.common.errors import RecipeError
 from llmprune.common.schema import format_size
+from llmprune.criteria.base import AblationCost, DepthCriterion
 from llmprune.planning.memory import neurons_of_up_refit
 from llmprune.planning.sparsity import SparsityPlan
 from llmprune.planning.tool_compatibility import about_depth
@@ -57,7 +58,9 @@ def about_scores(recipe: Recipe, anatomy: Anatomy, *, keep: Sequence[int]) -> li
     notes = []
     if recipe.depth:
         if recipe.depth.layers is None:
-            notes += _about_ablation(recipe, anatomy.num_layers, remove=anatomy.num_layers - len(keep))
+            criterion, (samples, _) = recipe.depth.criterion, recipe.calibration.shape()
+            cost = criterion.ablation_cost(anatomy.num_layers, remove=anatomy.num_layers - len(keep), samples=samples)
+            notes += _about_ablation(criterion, cost) if cost else []
         named, kept = recipe.depth.layers is not None, recipe.depth.keep_pattern
         notes += about_depth(anatomy, keep, named=named, keep_pattern=kept)
     return notes + _about_width_criterion(recipe, anatomy)
@@ -122,13 +125,8 @@ def _about_up_refit(anatomy: Anatomy, widths: dict[str, int], *, samples: int) -
     return ["refit.up: pass 2 costs about 5 more forward passes in float32 over the calibration tokens"]
 
 
-def _about_ablation(recipe: Recipe, layers: int, *, remove: int) -> list[str]:
+def _about_ablation(criterion: DepthCriterion, cost: AblationCost) -> list[str]:
     """Return a note on the cost of a depth criterion that runs the model without each layer."""
-    assert recipe.depth is not None
-    criterion, (samples, _) = recipe.depth.criterion, recipe.calibration.shape()
-    cost = criterion.ablation_cost(layers, remove=remove, samples=samples)
-    if cost is None:
-        return []
     refit = ", and a refit of every layer in each round" if cost.refits else ""
     return [
         f"depth.criterion {criterion.kind}: {plural(cost.rounds, 'round')} of ablation on "

@@ -171,20 +171,15 @@ def _require_complete(recipe: Recipe, base: _Base) -> None:
 def _planned_cut(recipe: Recipe, anatomy: Anatomy, *, errors: ErrorCollector) -> PlannedCut | None:
     """Return the layers and units that the recipe keeps; None where an error was collected."""
     model = "model"
-    layers, keep = errors.attempt("depth", ("depth", model), work=lambda: planned_layers(recipe.depth, anatomy))
-    neurons, widths = errors.attempt("width", ("width", model), work=lambda: planned_widths(recipe.width, anatomy))
+    _, keep = errors.attempt("depth", ("depth", model), work=lambda: planned_layers(recipe.depth, anatomy))
+    _, widths = errors.attempt("width", ("width", model), work=lambda: planned_widths(recipe.width, anatomy))
     mixtures, kept_experts = errors.attempt(
         "experts", ("experts", model), work=lambda: planned_experts(recipe.experts, anatomy)
     )
-    heads, kept_heads = errors.attempt(
-        "width.heads", ("width", model), work=lambda: planned_heads(recipe.width, anatomy)
-    )
-    if not (layers and neurons and mixtures and heads):
+    _, kept_heads = errors.attempt("width.heads", ("width", model), work=lambda: planned_heads(recipe.width, anatomy))
+    if keep is None or widths is None or kept_heads is None or not mixtures:
         return None
-    assert keep is not None, "layers are planned"
-    assert widths is not None, "widths are planned"
-    assert kept_heads is not None, "heads are planned"
-    return PlannedCut(tuple(keep), widths, kept_experts, kept_heads)
+    return PlannedCut(keep, widths, kept_experts, kept_heads)
 
 
 def _plan(recipe: Recipe, base: _Base, *, planned: PlannedCut) -> Plan:

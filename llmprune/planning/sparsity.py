@@ -58,7 +58,7 @@ def planned_sparsity(
     if not chosen:
         reasons = "; ".join(refused) or "targets and skip select none"
         raise RecipeError(f"sparsity: no matrix of this model can have the pattern {sparsity.parsed}: {reasons}")
-    if sparsity.method.required_moments(refit and sparsity.method.refits) == "gram":
+    if sparsity.required_moments(refit) == "gram":
         _require_tokens(max(one.inputs for one in chosen), calibration)
     weights = sum(one.outputs * one.inputs for one in chosen)
     zeros = sum(one.outputs * (one.inputs - sparsity.parsed.kept_inputs(one.inputs)) for one in chosen)

@@ -6,7 +6,7 @@ Shapes: B batch, L sequence length, D hidden size, F inputs of a projection.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from functools import partial
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -59,8 +59,8 @@ def _record_all_writers(run: Pass2Context, step: LayerStep) -> DenseReference:
         reference.topology = topology = run.topologies.topology(dense, step.old, layer=layer, old=step.old)
         for writer in topology.writers:
             if not writer.is_last:
-                record = partial(_record_output, dense, writer, reference.outputs)
-                hooks.enter_context(outputs_of(layer.get_submodule(writer.name), record))
+                recorder = _Recorder(dense, writer, reference.outputs)
+                hooks.enter_context(outputs_of(layer.get_submodule(writer.name), recorder.add))
         dense.pass_through(step.old, layer)
     mixer = mixer_writer(step, topology)
     reference.mixer = mixer if mixer is not None and not mixer.is_last else None
@@ -70,12 +70,20 @@ def _record_all_writers(run: Pass2Context, step: LayerStep) -> DenseReference:
     return reference
 
 
-def _record_output(  # noqa: PLR0917 - a callback of outputs_of
-    dense: LayerwiseForward, writer: ResidualWriter, outputs: dict[str, HiddenStates], output: Tensor
-) -> None:
-    batch = len(outputs[writer.name]) if writer.name in outputs else 0
-    residual_BLD = writer.residual_after(dense.hidden_states[batch].to(output.device), output)
-    dense.append(outputs, writer.name, value_BLX=residual_BLD)
+@dataclass(frozen=True)
+class _Recorder:
+    """Residual streams after one writer, which it appends to ``outputs`` batch by batch."""
+
+    dense: LayerwiseForward
+    writer: ResidualWriter
+    outputs: dict[str, HiddenStates]
+
+    def add(self, output: Tensor) -> None:
+        """Add the output of the writer's projection for the next batch."""
+        name = self.writer.name
+        batch = len(self.outputs[name]) if name in self.outputs else 0
+        residual_BLD = self.writer.residual_after(self.dense.hidden_states[batch].to(output.device), output)
+        self.dense.append(self.outputs, name, value_BLX=residual_BLD)
 
 
 def _record_mixer(run: Pass2Context, step: LayerStep) -> DenseReference:
@@ -99,10 +107,10 @@ def _run_up_to(
 ) -> HiddenStates:
     """Run the dense layer up to a writer; return the residual stream after that. Hidden states are not advanced."""
     outputs: dict[str, HiddenStates] = {}
-    module = layer.get_submodule(writer.name)
+    module, recorder = layer.get_submodule(writer.name), _Recorder(run.dense, writer, outputs)
     staged = StagedLayer(run.dense, step.old, layer=layer, order=topology.order)
     for _, input_BLF in staged.inputs(writer.name):
-        _record_output(run.dense, writer, outputs, module(input_BLF))
+        recorder.add(module(input_BLF))
     return outputs[writer.name]
 
 

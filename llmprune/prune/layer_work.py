@@ -22,7 +22,7 @@ from llmprune.recipe.refit import Refit
 
 @dataclass(frozen=True)
 class Pass2Context:
-    """Values that all layers of one run of pass 2 share.
+    """One run of pass 2.
 
     ``dense``, ``pruned``: layer-wise forward passes of both models, the dense one ahead by one layer and its gap while
     that layer is repaired. ``folds``: judge ridge regressions; ``held_out``: judge up projections. ``cache``: dense

@@ -92,7 +92,7 @@ class Pruning:
         require_same_calls(dense, pruned, layers=self.cut.layers)
         progress = snapshots.load() if snapshots else Progress()
         records, scales = list(progress.records), ResidualScales(progress.scales)
-        context = Pass2Context(
+        run = Pass2Context(
             cut=self.cut,
             refit=self.refit,
             dense=dense,
@@ -107,9 +107,9 @@ class Pruning:
             snapshots.restore(dense.hidden_states, pruned.hidden_states)
         elif steps[0].uses_dense:
             for index in range(steps[0].old):
-                pass_dense(context, index)
+                pass_dense(run, index)
         for new in track(range(len(records), len(steps)), "pass 2: cut and refit"):
-            records.append(self._prune_layer(context, steps[new]))
+            records.append(self._prune_layer(run, steps[new]))
             if snapshots:
                 snapshots.save(Progress(records, scales.known), dense.hidden_states, pruned=pruned.hidden_states)
         return records, pruned
@@ -205,7 +205,7 @@ class Pruning:
                 error.update(dense_BLD.to(output_BLD.device) - output_BLD, dense_BLD)
             run.pruned.advance(batch, output_BLD)
         if work.step.uses_dense:
-            sum_over_processes(error.sums())
+            sum_over_processes(error.reducible_state())
             work.outcome.error = error.value()
 
     def _write(self, step: LayerStep, tensors: Tensors) -> None:

@@ -17,7 +17,7 @@ class RelativeError:
     def __init__(self) -> None:
         self._total_and_tokens = torch.zeros(2, dtype=torch.float64)
 
-    def sums(self) -> list[Tensor]:
+    def reducible_state(self) -> list[Tensor]:
         """Return the running sums themselves, which several processes add up in place."""
         return [self._total_and_tokens]
 

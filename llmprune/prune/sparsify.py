@@ -167,7 +167,7 @@ class Sparsifier:
         for one in _targets_of(staged, writer, targets=targets):
             for fold, (input_TI, target_TD) in self.folds.parts(one.batch, one.input_BLI, one.target_BLD):
                 equations.update(input_TI, None, inherited_TD=target_TD, fold=fold)
-        sum_over_processes(equations.sums())
+        sum_over_processes(equations.reducible_state())
         gram_II = equations.subtract_current_output(weight_OI)
         return equations.solve(f"layer {staged.index}, {writer.name}"), gram_II
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from llmprune.common.schema import Section
-from llmprune.sparsity.method import SparsityMethod
+from llmprune.sparsity.method import InputMoments, SparsityMethod
 from llmprune.sparsity.methods.alps import Alps
 from llmprune.sparsity.pattern import Pattern
 
@@ -75,6 +75,10 @@ class Sparsity(Section):
                 for done, part in enumerate(parts, start=1)
             ]
         return [self.parsed.towards(part) for part in parts]
+
+    def required_moments(self, refit: bool) -> InputMoments:
+        """Return the moments of the inputs that pass 2 sums; ``refit``: True where the recipe refits."""
+        return self.method.required_moments(refit and self.method.refits)
 
     def names(self, projection: Projection) -> bool:
         """Check that ``targets`` and ``skip`` select this projection."""

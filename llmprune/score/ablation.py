@@ -24,6 +24,7 @@ from llmprune.common.progress import track
 from llmprune.criteria.base import AblationCriterion
 from llmprune.cut.layer_choice import may_remain
 from llmprune.layerwise.decoder import Decoder
+from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_states import HiddenStates
 from llmprune.results.formatting import ranges
 from llmprune.score.ablation_repair import AblationRepair
@@ -132,34 +133,34 @@ class AblatedModels:
         repair: AblationRepair | None = None,
     ) -> None:
         self.decoder, self.criterion, self.repair = decoder, criterion, repair
-        self.forward = calibration.forward(decoder)
-        self._start = self.forward.copy()
+        self._start = calibration.forward(decoder)  # before the first layer; copies of it advance
         self._dense: HiddenStates | None = None  # after the last layer; known after the first round
         self._removed = 0
 
     @torch.no_grad()
     def without_each(self, kept: Sequence[int], candidates: Collection[int]) -> dict[int, float]:
         """Return the mean cost of a token without each of the candidates, less that of the dense model."""
-        ablated: dict[int, HiddenStates] = {}
-        current = self._copy(self._start)
+        ablated: dict[int, LayerwiseForward] = {}
+        current = self._start.on(self._start.copy())
         if self.repair:
             self.repair.start_round()
         for index in track(kept, "ablation: leaving layers out"):
             with self.decoder.layer(index) as layer:
                 if self.repair:
                     self.repair.apply(index, layer)
-                for hidden_states in ablated.values():
-                    self.forward.hidden_states = hidden_states
-                    self.forward.pass_through(index, layer)
-                self.forward.hidden_states = current
+                for without in ablated.values():
+                    without.pass_through(index, layer)
                 if index in candidates:
-                    ablated[index] = self.forward.copy()
+                    ablated[index] = current.on(current.copy())
                 if self.repair:
-                    self.repair.follow(index, layer, judged=self.forward, ablated=ablated.get(index))
+                    skipped = ablated[index].hidden_states if index in ablated else None
+                    self.repair.follow(index, layer, judged=current, ablated=skipped)
                 else:
-                    self.forward.pass_through(index, layer)
-        self._dense = self._dense or current
-        *costs, own = self._mean_costs([*ablated.values(), self._dense], self._dense)
+                    current.pass_through(index, layer)
+        self._dense = self._dense or current.hidden_states
+        *costs, own = self._mean_costs(
+            [*(without.hidden_states for without in ablated.values()), self._dense], self._dense
+        )
         return broadcast_from_first({layer: cost - own for layer, cost in zip(ablated, costs, strict=True)})
 
     def remove(self, layer: int) -> None:
@@ -174,17 +175,13 @@ class AblatedModels:
             self.repair.accept(layer)
         self._removed += 1
 
-    def _copy(self, hidden_states: HiddenStates) -> HiddenStates:
-        self.forward.hidden_states = hidden_states
-        return self.forward.copy()
-
     def _mean_costs(self, models: Sequence[HiddenStates], dense: HiddenStates) -> list[float]:
         """Return the mean cost of a token of each model, from its hidden states after the last layer."""
         totals_M = torch.zeros(len(models) + 1, dtype=torch.float64)  # the last one counts tokens
-        for batch, ids_BL in enumerate(self.forward.batches):
-            dense_BLV = self.forward.logits_of(ids_BL, dense[batch])
+        for batch, ids_BL in enumerate(self._start.batches):
+            dense_BLV = self._start.logits_of(ids_BL, dense[batch])
             for number, hidden_states in enumerate(models):
-                logits_BLV = self.forward.logits_of(ids_BL, hidden_states[batch])
+                logits_BLV = self._start.logits_of(ids_BL, hidden_states[batch])
                 cost_BL = self.criterion.token_costs(logits_BLV, dense_BLV, ids_BL=ids_BL.to(dense_BLV.device))
                 totals_M[number] += float(cost_BL.sum(dtype=torch.float64))
             totals_M[-1] += cost_BL.numel()

@@ -61,17 +61,16 @@ class AblationRepair:
         agree: Callable[[float | None], float | None] = broadcast_from_first,
     ) -> None:
         self.anatomy, self.ridge = anatomy, ridge
-        self.forward = calibration.forward(decoder)
         self.found: dict[int, _Refit] = {}
         self._measure, self._agree = measure, agree
-        self._start = self.forward.copy()
+        self._start = calibration.forward(decoder)  # before the first layer; copies of it advance
+        self._current = self._start  # replaced by a copy at the start of a round
         self._accepted: dict[int, Tensor] = {}  # Δ [D, F] of the layers before those that were removed
         self._before: _RefitLayer | None = None
 
     def start_round(self) -> None:
         """Go back before the first layer."""
-        self.forward.hidden_states = self._start
-        self.forward.hidden_states = self.forward.copy()
+        self._current = self._start.on(self._start.copy())
         self.found.clear()
         self._before = None
 
@@ -90,9 +89,9 @@ class AblationRepair:
         output, scale = None, None
         if unit:  # collective: every process takes this branch
             output = layer.get_submodule(unit.output)
-            scale = self._agree(self._measure(self.forward, index, layer=layer, output=output))
+            scale = self._agree(self._measure(self._current, index, layer=layer, output=output))
         refit_output = output if scale else None
-        solved = _advance(self.forward, index, layer=layer, output=refit_output, keep_added=True)
+        solved = _advance(self._current, index, layer=layer, output=refit_output, keep_added=True)
         seen = _advance(judged, index, layer=layer, output=refit_output)
         if ablated is not None and self._before is not None:
             delta_DF = self._solve(self._before, solved.added)
@@ -112,11 +111,11 @@ class AblationRepair:
     def _solve(self, before: _RefitLayer, added: HiddenStates) -> Tensor:
         """Return Δ [D, F] for the layer before from what a layer ``added`` to the hidden states."""
         equations = NormalEquations(self.ridge, 1)
-        device = self.forward.decoder.device_of(before.number)
+        device = self._start.decoder.device_of(before.number)
         for input_BLF, added_BLD in zip(before.solved, added, strict=True):
             input_TF, added_TD = (value.to(device).flatten(0, -2) for value in (input_BLF, added_BLD))
             equations.update(input_TF, None, inherited_TD=added_TD / before.scale)
-        sum_over_processes(equations.sums())
+        sum_over_processes(equations.reducible_state())
         where = f"layer {before.number} in the ablation of the next"
         delta_DF = equations.solve(where, setting="depth.criterion.ridge").delta_DF
         assert delta_DF is not None, "one fold cannot be held out"

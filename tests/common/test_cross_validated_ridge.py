@@ -151,7 +151,7 @@ def test_a_solve_over_all_text_that_fails_takes_a_stronger_ridge(monkeypatch: py
 def test_a_refit_without_any_stable_solution_says_where(fold: int, value: float) -> None:
     """NaN or infinity in either fold fails every ridge: the error names the projection and the remedy."""
     equations = _scaled_folds((1.0, 2.0, 3.0))
-    equations._folds[fold].gram_FF[0, 0] = value
+    equations._sums.folds[fold].gram_FF[0, 0] = value
     with pytest.raises(NumericalError, match=r"refit of layer 3, mlp.down_proj has no stable .* any ridge up to 10"):
         equations.solve("layer 3, mlp.down_proj")
 

@@ -30,7 +30,7 @@ def test_neurons_with_the_highest_scores_are_kept() -> None:
     kept = choose_highest(scores.neurons["0.mlp"], 2)
     assert kept.tolist() == [0, 2]
     assert kept_share(scores.neurons["0.mlp"], kept) == pytest.approx(0.7)
-    assert kept_share(scores.neurons["0.mlp"], kept, adds_up=False) == pytest.approx(1 - 2 / 4)
+    assert kept_share(scores.neurons["0.mlp"], kept, is_additive=False) == pytest.approx(1 - 2 / 4)
 
 
 def test_cut_is_saved_and_loaded_whole(tmp_path: Path) -> None:

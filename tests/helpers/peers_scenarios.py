@@ -75,7 +75,7 @@ def one_cannot_solve() -> tuple[float | None, float]:
     for fold in range(3):
         input_TF, noise_TD = torch.randn(50, 8, generator=drawn), torch.randn(50, 6, generator=drawn)
         equations.update(input_TF, None, inherited_TD=input_TF[:, :6] + noise_TD / 10, fold=fold)
-    processes.sum_over_processes(equations.sums())
+    processes.sum_over_processes(equations.reducible_state())
     repair = equations.solve("layer 3")
     assert repair.delta_DF is not None
     return repair.ridge, float(repair.delta_DF.norm())

@@ -10,7 +10,7 @@ import pytest
 from helpers.service import RECIPE, YAML, ServiceHarness, recipe
 
 from llmprune.service.settings import Settings
-from llmprune.service.supervisor.launchers import LAUNCHERS, remote_launchers
+from llmprune.service.supervisor.launchers import LAUNCHERS, offered_launchers, remote_launchers
 from llmprune.service.supervisor.launchers.base import GONE, AttemptState, Launch, Launcher
 
 
@@ -68,10 +68,12 @@ def test_a_new_launcher_runs_jobs(inline: ServiceHarness) -> None:
 
 def test_a_new_launcher_is_offered_everywhere(inline: ServiceHarness) -> None:
     """The queue lists it, the page for a new job has it, and the message about an unknown one names it."""
-    assert inline.http.get("/v1/queue").json()["launchers"] == ["local", "torchrun", "inline"]
+    offered = list(offered_launchers(inline.settings))
+    assert "inline" in offered
+    assert inline.http.get("/v1/queue").json()["launchers"] == offered
     assert "<option>inline</option>" in inline.http.get("/submit", headers={"Accept": "text/html"}).text
     wrong = inline.http.post("/v1/jobs", content=RECIPE, params={"launcher": "slurm"}, headers=YAML)
-    assert wrong.json()["problems"] == ["launcher: 'slurm' is not offered; choose local, torchrun, inline"]
+    assert wrong.json()["problems"] == [f"launcher: 'slurm' is not offered; choose {', '.join(offered)}"]
 
 
 def test_the_api_describes_every_launcher(tmp_path: Path) -> None:

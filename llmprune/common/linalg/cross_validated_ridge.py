@@ -34,7 +34,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,12 +41,12 @@ from torch import Tensor
 from llmprune.common.distributed import all_agree, broadcast_from_first
 from llmprune.common.errors import NumericalError
 from llmprune.common.linalg.cholesky import factorize, mean_diagonal
-from llmprune.common.linalg.gram import add_gram, mirror
+from llmprune.common.linalg.fold_sums import Fold, FoldSums
+from llmprune.common.linalg.gram import mirror
 
 _RIDGES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # from strong to weak
 _MIN_RELATIVE_GAIN = 1e-3  # of the held-out squared error; less may be chance
 _DEFAULT_RIDGE = 1.0  # where no fold can be held out; the value that most projections selected in our experiments
-_SKETCHED = 64  # outputs of the sketch
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class NormalEquations:
 
     def __init__(self, ridge: float | None, folds: int) -> None:
         self.ridge, self.folds = ridge, folds
-        self._folds: list[_Fold] = []
+        self._begun: FoldSums | None = None  # sized by the first batch
 
     def update(self, input_TF: Tensor, lost_TD: Tensor | None, *, inherited_TD: Tensor, fold: int = 0) -> None:
         """Add inputs of the projection and both parts L and I of the error.
@@ -81,56 +80,34 @@ class NormalEquations:
         ``lost_TD`` is None in all batches or in none. ``fold``: number of the fold, taken modulo the number of folds.
         """
         input_TF, inherited_TD = input_TF.float(), inherited_TD.float()
-        if not self._folds:
-            self._start(input_TF, inherited_TD, lost=lost_TD is not None)
-        sums = self._folds[fold % self.folds]
-        add_gram(sums.gram_FF, input_TF)
-        self._inherited_FD.addmm_(input_TF.T, inherited_TD)
-        wanted_TS = inherited_TS = inherited_TD @ self._sketch_DS
-        sums.inherited_FS.addmm_(input_TF.T, inherited_TS)
-        if lost_TD is not None:
-            assert self._lost_FD is not None, "given in the first batch too"
-            assert sums.lost_FS is not None
-            lost_TD = lost_TD.float()
-            self._lost_FD.addmm_(input_TF.T, lost_TD)
-            lost_TS = lost_TD @ self._sketch_DS
-            sums.lost_FS.addmm_(input_TF.T, lost_TS)
-            wanted_TS = inherited_TS + lost_TS
-        sums.energy.add_(wanted_TS.square().sum(dtype=torch.float64))
+        if self._begun is None:
+            self._begun = FoldSums.zeros(input_TF, inherited_TD, folds=self.folds, lost=lost_TD is not None)
+        self._begun.add(input_TF, lost_TD, inherited_TD=inherited_TD, fold=fold % self.folds)
 
-    def _start(self, input_TF: Tensor, error_TD: Tensor, *, lost: bool) -> None:
-        width, hidden = input_TF.shape[1], error_TD.shape[1]
-        sketched = min(hidden, _SKETCHED)
-        sketch_DS = torch.randn(hidden, sketched, generator=torch.Generator().manual_seed(0)) / sketched**0.5
-        self._sketch_DS = sketch_DS.to(input_TF.device)
-        self._inherited_FD = input_TF.new_zeros(width, hidden)
-        self._lost_FD = input_TF.new_zeros(width, hidden) if lost else None
-        for _ in range(self.folds):
-            gram_FF, inherited_FS = input_TF.new_zeros(width, width), input_TF.new_zeros(width, sketched)
-            lost_FS = input_TF.new_zeros(width, sketched) if lost else None
-            self._folds.append(_Fold(gram_FF, inherited_FS, input_TF.new_zeros((), dtype=torch.float64), lost_FS))
+    @property
+    def _sums(self) -> FoldSums:
+        assert self._begun is not None, "used after at least one batch"
+        return self._begun
 
-    def sums(self) -> list[Tensor]:
+    def reducible_state(self) -> list[Tensor]:
         """Return the running sums themselves: adding to them in place adds to the equations."""
-        assert self._folds, "summed after at least one batch"
-        by_fold = [tensor for fold in self._folds for tensor in fold]
-        return [tensor for tensor in (self._lost_FD, self._inherited_FD, *by_fold) if tensor is not None]
+        return self._sums.tensors()
 
     def subtract_current_output(self, weight_DF: Tensor) -> Tensor:
         """Turn the sums of Y, given to ``update`` as inherited error, into those of Y − X W₀ᵀ; return XᵀX [F, F].
 
         To be called once, before ``solve``. It costs one product of small matrices instead of one a token.
         """
-        total_FF = torch.zeros_like(self._folds[0].gram_FF)
-        sketched_FS = weight_DF.T @ self._sketch_DS
-        for fold in self._folds:
+        total_FF = torch.zeros_like(self._sums.folds[0].gram_FF)
+        sketched_FS = weight_DF.T @ self._sums.sketch_DS
+        for fold in self._sums.folds:
             mirror(fold.gram_FF)
             total_FF += fold.gram_FF
             written_FS = fold.gram_FF @ sketched_FS
             energy = (written_FS * sketched_FS).sum() - 2 * (sketched_FS * fold.inherited_FS).sum()
             fold.energy.add_(energy).clamp_(min=0)
             fold.inherited_FS.sub_(written_FS)
-        self._inherited_FD.addmm_(total_FF, weight_DF.T, alpha=-1)
+        self._sums.inherited_FD.addmm_(total_FF, weight_DF.T, alpha=-1)
         return total_FF
 
     def solve(self, where: str = "", *, setting: str = "refit.ridge") -> Repair:
@@ -138,12 +115,11 @@ class NormalEquations:
 
         ``where`` is the name of the projection and ``setting`` the place of the ridge in the recipe, for that error.
         """
-        assert self._folds, "solved after at least one batch"
         repair = broadcast_from_first(
             self._cross_validated()
         )  # rounding may make devices choose differently among equal ridges
         if repair is not None and repair.ridge is not None:
-            repair = self._solved(for_all_folds(repair, len(self._folds)))
+            repair = self._solved(for_all_folds(repair, len(self._sums.folds)))
         if repair is None:
             raise self._unstable(where, setting)
         return repair
@@ -153,11 +129,11 @@ class NormalEquations:
 
         Return None where there is none.
         """
-        moment_FD = self._inherited_FD.mul_(found.inherited)
-        if self._lost_FD is not None:
-            moment_FD += self._lost_FD
+        moment_FD = self._sums.inherited_FD.mul_(found.inherited)
+        if self._sums.lost_FD is not None:
+            moment_FD += self._sums.lost_FD
         for ridge in self._strengths(found):
-            solved_FD = _ridge(_total([fold.gram_FF for fold in self._folds]), moment_FD, ridge=ridge)
+            solved_FD = _ridge(_total([fold.gram_FF for fold in self._sums.folds]), moment_FD, ridge=ridge)
             if all_agree(solved_FD is not None):
                 assert solved_FD is not None, "all have a solution"
                 return replace(found, ridge=ridge, delta_DF=solved_FD.T)
@@ -173,7 +149,7 @@ class NormalEquations:
     def _unstable(self, where: str, setting: str) -> NumericalError:
         tried = f"ridge {self.ridge:g}" if self.ridge is not None else f"any ridge up to {_RIDGES[0]:g}"
         return NumericalError(
-            f"the refit{f' of {where}' if where else ''} has no stable solution: {self._folds[0].gram_FF.shape[0]} "
+            f"the refit{f' of {where}' if where else ''} has no stable solution: {len(self._sums.inherited_FD)} "
             f"inputs and too few or too similar calibration tokens for {tried}, or sums that are not finite; "
             f"raise {setting} or calibration.samples"
         )
@@ -184,9 +160,9 @@ class NormalEquations:
         No ridge where none reduces the error; None where none has a stable solution.
         """
         ridges, best = (_RIDGES, _RIDGES.index(_DEFAULT_RIDGE)) if self.ridge is None else ((self.ridge,), 0)
-        if len(self._folds) < 2 or any(not float(fold.energy) for fold in self._folds):
+        if len(self._sums.folds) < 2 or any(not float(fold.energy) for fold in self._sums.folds):
             return Repair(None, ridges[best], 1.0, None)  # a fold without tokens or error: nothing can be held out
-        for fold in self._folds:
+        for fold in self._sums.folds:
             mirror(fold.gram_FF)
         tried: dict[int, tuple[float, float]] = {}
 
@@ -212,7 +188,7 @@ class NormalEquations:
         The change is infinity where the equations have no stable solution.
         """
         products = torch.zeros(5, dtype=torch.float64)
-        held_out = self._folds if len(self._folds) > 2 else self._folds[1:]
+        held_out = self._sums.folds if len(self._sums.folds) > 2 else self._sums.folds[1:]
         for held in held_out:
             found = self._products_on(held, ridge=ridge)
             if found is None:
@@ -226,13 +202,13 @@ class NormalEquations:
         change -= 2 * (lost_wanted + share * inherited_wanted)
         return share, change if math.isfinite(change) else math.inf
 
-    def _products_on(self, held: _Fold, *, ridge: float) -> Tensor | None:
+    def _products_on(self, held: Fold, *, ridge: float) -> Tensor | None:
         """Solve for L and for I without one fold; return the five coefficients of its error as a polynomial in α.
 
         float64 [5]: the products of the outputs for L and for I with each other and with the target. None where the
         equations have no stable solution.
         """
-        others = [fold for fold in self._folds if fold is not held]
+        others = [fold for fold in self._sums.folds if fold is not held]
         gram_FF = _total([fold.gram_FF for fold in others])
         inherited_FS, wanted_FS = _sum([fold.inherited_FS for fold in others]), held.inherited_FS
         lost_FS = inherited_FS[:, :0]
@@ -262,13 +238,6 @@ def for_all_folds(repair: Repair, folds: int) -> Repair:
     noise = (folds - 1) / folds
     alpha = repair.inherited
     return replace(repair, ridge=repair.ridge * noise, inherited=alpha / (alpha + (1 - alpha) * noise))
-
-
-class _Fold(NamedTuple):
-    gram_FF: Tensor  # upper triangle
-    inherited_FS: Tensor
-    energy: Tensor
-    lost_FS: Tensor | None  # None where the whole error is inherited
 
 
 def _sum(parts: list[Tensor]) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from llmprune.anatomy.hooks import inputs_of, outputs_of
 from llmprune.anatomy.selection import outputs_first, slice_rows
-from llmprune.anatomy.types import MlpUnit, Unit
+from llmprune.anatomy.types import FusedSlice, Unit
 from llmprune.layerwise.cached_forward import CachedForward
 
 
@@ -87,21 +87,22 @@ class GatedActivations:
     written_BLD: Tensor
 
 
-def run_gated(runs: CachedForward, new: int, *, cut: nn.Module, unit: MlpUnit) -> Iterator[GatedActivations]:
+def run_gated(
+    runs: CachedForward, new: int, *, cut: nn.Module, output: str, up: FusedSlice
+) -> Iterator[GatedActivations]:
     """Run the cut layer. The gate of a neuron is its activation divided by the output of its up projection."""
-    assert unit.up is not None, "gated"
-    name = unit.up.tensor.name
+    name = up.tensor.name
     ups: list[Tensor] = []
     inputs: list[Tensor] = []
     activations: list[Tensor] = []
     written: list[Tensor] = []
-    rows_F = slice_rows(cut.get_parameter(name).shape[unit.up.tensor.dim], unit.up)
+    rows_F = slice_rows(cut.get_parameter(name).shape[up.tensor.dim], up)
     with ExitStack() as hooks:
-        up, output = cut.get_submodule(name.rpartition(".")[0]), cut.get_submodule(unit.output)
-        hooks.enter_context(inputs_of(up, inputs.append))
-        hooks.enter_context(outputs_of(up, ups.append))
-        hooks.enter_context(inputs_of(output, activations.append))
-        hooks.enter_context(outputs_of(output, written.append))
+        up_module, output_module = cut.get_submodule(name.rpartition(".")[0]), cut.get_submodule(output)
+        hooks.enter_context(inputs_of(up_module, inputs.append))
+        hooks.enter_context(outputs_of(up_module, ups.append))
+        hooks.enter_context(inputs_of(output_module, activations.append))
+        hooks.enter_context(outputs_of(output_module, written.append))
         for _, hidden_BLD, output_BLD in runs.outputs(new, cut):
             tokens = hidden_BLD.shape[:2]
             up_BLF = ups.pop().view(*tokens, -1)[..., rows_F]

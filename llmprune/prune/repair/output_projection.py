@@ -55,7 +55,7 @@ class OutputProjectionRefit:
                 parts = run.folds.parts(one.batch, one.input_BLK, missing.lost_BLD, missing.inherited_BLD)
                 for fold, (input_TK, lost_TD, inherited_TD) in parts:
                     equations.update(input_TK, lost_TD, inherited_TD=inherited_TD, fold=fold)
-        sum_over_processes([*equations.sums(), *error.sums()])
+        sum_over_processes([*equations.reducible_state(), *error.reducible_state()])
         repair = work.outcome.output = equations.solve(f"layer {work.step.old}, {unit.output}")
         if work.outcome.error_cut is None:  # else the refit of the up projection measured it
             work.outcome.error_cut = error.value()

@@ -45,7 +45,7 @@ class TokenMixerRefit:
             size = work.weights.uncut[weight.name].shape[weight.dim]
             keep_K = rows_of(run.cut.heads[work.step.key(attention)], size, prunable=weight)
         equations = self._equations(run, work, mixer=mixer, keep_K=keep_K)
-        sum_over_processes(equations.sums())
+        sum_over_processes(equations.reducible_state())
         repair = work.outcome.mixer = equations.solve(f"layer {work.step.old}, {mixer.name}")
         if repair.delta_DF is not None:
             work.weights.add_to_projection(weight, repair.delta_DF)

@@ -35,6 +35,7 @@ from torch import Tensor
 
 from llmprune.common.distributed import broadcast_from_first, sum_over_processes
 from llmprune.common.errors import NumericalError
+from llmprune.common.linalg.cholesky import factorize
 from llmprune.common.linalg.gram import add_gram, mirror
 from llmprune.layerwise.hidden_states import HiddenStates
 from llmprune.prune.repair.folds import Folds
@@ -174,12 +175,13 @@ class _Metric:
     def __init__(self, scale_F: Tensor, gram_II: Tensor) -> None:
         self.scale_F1, self.gram_II = scale_F[:, None], gram_II
         self.shape = len(scale_F), len(gram_II)
-        self._factor_II, failed = torch.linalg.cholesky_ex(gram_II)
-        if int(failed) or not torch.isfinite(scale_F).all():
+        factor_II = factorize(gram_II)
+        if factor_II is None or not torch.isfinite(scale_F).all():
             raise NumericalError(
                 f"the up projection cannot be refit: XᵀX of its {len(gram_II)} inputs is not finite or has no "
                 "inverse; raise calibration.samples or set refit.up to false"
             )
+        self._factor_II = factor_II
 
     def times(self, value_FI: Tensor) -> Tensor:
         """Return H P."""

@@ -8,14 +8,24 @@ Shapes: B batch, L sequence length, D hidden size.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from llmprune.anatomy.selection import outputs_first
-from llmprune.anatomy.types import MlpUnit
+from llmprune.anatomy.types import FusedSlice, MlpUnit
 from llmprune.common.distributed import sum_over_processes
 from llmprune.prune.layer_work import LayerWork, Pass2Context
 from llmprune.prune.relative_error import RelativeError
 from llmprune.prune.repair.activations import run_gated
 from llmprune.prune.repair.base import Stage
 from llmprune.prune.repair.up_equations import UpEquations, UpRepair
+
+
+@dataclass(frozen=True)
+class _Solved:
+    """Repair of the up projection, and the error of the layer before it in this process."""
+
+    repair: UpRepair
+    error: RelativeError
 
 
 class UpProjectionRefit:
@@ -28,21 +38,22 @@ class UpProjectionRefit:
         step, unit = work.step, work.dense.unit
         if not step.refits_up or not isinstance(unit, MlpUnit) or unit.up is None or not step.narrows(unit):
             return
-        error = RelativeError()
-        repair = work.outcome.up = self._solve(run, work, unit=unit, error=error)
-        sum_over_processes(error.sums())
+        solved = self._solve(run, work, unit=unit, up=unit.up)
+        work.outcome.up = solved.repair
+        sum_over_processes(solved.error.reducible_state())
         if step.refits_output:
-            work.outcome.error_cut = error.value()
-        if repair.delta_FI is not None:
-            work.weights.add_to_slice(unit.up, repair.delta_FI)
+            work.outcome.error_cut = solved.error.value()
+        if solved.repair.delta_FI is not None:
+            work.weights.add_to_slice(unit.up, solved.repair.delta_FI)
 
     @staticmethod
-    def _solve(run: Pass2Context, work: LayerWork, *, unit: MlpUnit, error: RelativeError) -> UpRepair:
-        scale, output = work.dense.scale, unit.tensors[-1]
+    def _solve(run: Pass2Context, work: LayerWork, *, unit: MlpUnit, up: FusedSlice) -> _Solved:
+        scale, output, error = work.dense.scale, unit.tensors[-1], RelativeError()
         with run.pruned.decoder.layer(work.step.new, work.weights.cut) as layer:
             down_DF = outputs_first(layer.get_parameter(output.name), output)
             equations = UpEquations(down_DF, run.held_out, allocate=run.pruned.allocate)
-            for batch, one in enumerate(run_gated(work.runs, work.step.new, cut=layer, unit=unit)):
+            activations = run_gated(work.runs, work.step.new, cut=layer, output=unit.output, up=up)
+            for batch, one in enumerate(activations):
                 written_BLD = one.written_BLD.float()
                 target_BLD = run.dense.hidden_states[batch].to(written_BLD)
                 missing_BLD = target_BLD - one.output_BLD.float()
@@ -53,4 +64,4 @@ class UpProjectionRefit:
                     target_BLD = work.dense.outputs[unit.output][batch].to(written_BLD)
                     missing_BLD = target_BLD - written_BLD
                 equations.update(one.input_BLI, one.gates_BLF, missing_BLD=missing_BLD, target_BLD=target_BLD)
-            return equations.solve()
+            return _Solved(equations.solve(), error)
