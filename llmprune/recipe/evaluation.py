@@ -75,7 +75,7 @@ class Evaluation(Section):
         {}, description="Metric by task, such as acc_norm or exact_match,strict-match; default: the task's first."
     )
     include_path: str | None = Field(None, description="Folder of more lm-eval task files; they may run code.")
-    limit: int | None = Field(None, gt=0, description="Maximum samples a task; null: all.")
+    limit: int | None = Field(None, gt=0, description="Maximum samples per task; null: all.")
     num_fewshot: int | None = Field(None, ge=0, description="Examples before each question; null: the task's own.")
     batch_size: int = Field(8, gt=0, description="Requests in a batch.")
     seed: int | None = Field(None, ge=0, lt=2**32, description="Seed of the few-shot choice; null: lm-eval's own.")
