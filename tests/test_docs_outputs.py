@@ -9,7 +9,6 @@ from pathlib import Path
 from generate.results import quickstart
 from helpers.reports import sample_report, summary
 from helpers.tiny import structure_of
-from llmprune.results.schema import Report, Size
 from rich.console import Console
 from transformers import LlamaConfig
 
@@ -28,6 +27,7 @@ from llmprune.results.evaluation_figures import (
     SpeedFigures,
     TaskFigures,
 )
+from llmprune.results.report_schema import Report, Size
 from llmprune.results.sentences import describe_verdict
 
 ROOT = Path(__file__).parents[1]

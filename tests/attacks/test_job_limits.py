@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,10 @@ def test_mapped_weights_do_not_count(tmp_path: Path) -> None:
         assert mapped.find(b"x") == -1  # every page is read
         assert memory_of([here]) - before < 20 * MB
         kept = bytearray(b"x") * (60 * MB)
-        assert memory_of([here]) - before > 50 * MB
+        deadline = time.monotonic() + 20
+        while memory_of([here]) - before <= 50 * MB:  # some kernels count a busy process's pages with a delay
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
     del kept
 
 
