@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import mmap
+import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -132,18 +131,30 @@ def test_the_processes_are_scanned_once_a_round(tmp_path: Path, monkeypatch: pyt
 
 def test_mapped_weights_do_not_count(tmp_path: Path) -> None:
     """Pages of a file can be dropped at any time; memory that a process wrote cannot."""
-    here = psutil.Process()
     (tmp_path / "weights").write_bytes(bytes(60 * MB))
-    before = memory_of([here])
-    with (tmp_path / "weights").open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        assert mapped.find(b"x") == -1  # every page is read
-        assert memory_of([here]) - before < 20 * MB
-        kept = bytearray(b"x") * (60 * MB)
-        deadline = time.monotonic() + 20
-        while memory_of([here]) - before <= 50 * MB:  # some kernels count a busy process's pages with a delay
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-    del kept
+    steps = (
+        "import mmap, sys; print(flush=True); input();"
+        "mapped = mmap.mmap(open(sys.argv[1], 'rb').fileno(), 0, access=mmap.ACCESS_READ);"
+        "print(mapped.find(b'x'), flush=True); input();"  # every page is read
+        f"kept = bytearray(b'x') * {60 * MB}; print(flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", steps, str(tmp_path / "weights")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=0,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        measured = []
+        for _ in range(3):
+            process.stdout.readline()
+            measured.append(memory_of([psutil.Process(process.pid)]))
+            process.stdin.write("\n")
+    start, mapped, kept = measured
+    assert mapped - start < 20 * MB
+    assert kept - mapped > 50 * MB
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has it")
