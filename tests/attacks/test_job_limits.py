@@ -134,7 +134,7 @@ def test_mapped_weights_do_not_count(tmp_path: Path) -> None:
     (tmp_path / "weights").write_bytes(bytes(60 * MB))
     steps = (
         "import mmap, sys; print(flush=True); input();"
-        "mapped = mmap.mmap(open(sys.argv[1], 'rb').fileno(), 0, access=mmap.ACCESS_READ);"
+        "file = open(sys.argv[1], 'rb'); mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ);"
         "print(mapped.find(b'x'), flush=True); input();"  # every page is read
         f"kept = bytearray(b'x') * {60 * MB}; print(flush=True); input()"
     )
@@ -143,7 +143,7 @@ def test_mapped_weights_do_not_count(tmp_path: Path) -> None:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        bufsize=0,
+        bufsize=1,
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
