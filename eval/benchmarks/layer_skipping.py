@@ -22,13 +22,13 @@ def compare_with_skipping(model: PreTrainedModel, ids_BL: torch.Tensor) -> str:
     count = len(layers)
     generator = random.Random(0)
     removals = [*({index} for index in range(count)), set(generator.sample(range(count), count // 2))]
-    blueprint = build_meta_model(model.config)
+    dense = build_meta_model(model.config)
     for removed in removals:
         keep = [index for index in range(count) if index not in removed]
         try:
             config = edit_config(model.config, keep, widths={})
             pruned = build_meta_model(config, torch.float32)
-            check_layer_equivalence(blueprint, pruned, keep=keep, changing=set())
+            check_layer_equivalence(dense, pruned, keep=keep, changing=set())
         except ModelError:  # refused: nothing is saved
             continue
         renamed = {f"{path}.{old}.": f"{path}.{new}." for new, old in enumerate(keep)}

@@ -75,7 +75,7 @@ class ErrorCollector:
 
 @dataclass(frozen=True)
 class Check:
-    """One check.
+    """Check of a recipe that plan and run make before weights are read.
 
     ``place``: the key that its message is about; ``reads``: the keys that it depends on; ``after``: names of checks
     that must have passed, because otherwise it would repeat their messages.

@@ -29,7 +29,7 @@ class DivergenceFigures(Figures):
 
 
 class Interval(Figures):
-    """Confidence interval."""
+    """Two-sided confidence interval of a retention; ``confidence``: its level, such as 0.95."""
 
     low: float
     high: float
@@ -116,7 +116,7 @@ class SpeedFigures(Figures):
 
 
 class BarFigures(Figures):
-    """One bar of the gate."""
+    """Bar of the gate: the least retention of the mean, a task or a group, and its verdict."""
 
     name: str  # task or group, or "mean"
     min_retention: float

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.checkpoints import prune_and_save
 from helpers.commands import command, save_model, verify_here, write_recipe, write_text
 from helpers.families import MIXTURES, RELOAD
 from safetensors.torch import load_file, save_file
@@ -19,8 +20,7 @@ from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.expert_hooks import activations_of_experts, outputs_of_experts
 from llmprune.anatomy.selection import mask_neurons, select_neurons
 from llmprune.anatomy.types import Anatomy, PrunableDim, unit_key
-from llmprune.checkpoint.loading import dense_decoder, tensors_of
-from llmprune.checkpoint.saving import CheckpointWriter
+from llmprune.checkpoint.loading import dense_decoder
 from llmprune.common.errors import ModelError
 from llmprune.criteria.depth.block_influence import BlockInfluence
 from llmprune.criteria.experts.reap import Reap
@@ -29,8 +29,6 @@ from llmprune.cut.apply import cut_config, cut_decoder
 from llmprune.cut.decision import Cut
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.forward import LayerwiseForward
-from llmprune.prune.pass2 import Pruning
-from llmprune.recipe.refit import Refit
 from llmprune.score.forward_pass import score
 from llmprune.score.inputs import CalibrationBatches, ScoringCriteria
 from llmprune.score.scores import Scores
@@ -80,13 +78,7 @@ def fewer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Anatomy, 
         model, anatomy, dense, scores = _scored(family)
         widths = {field: width // 3 * 2 for field, width in anatomy.widths.items()}
         cut = choose_cut(anatomy, scores, sizes=PlannedSizes(None, 3, widths=widths, num_experts=3))
-        pruned = cut_decoder(dense, model, anatomy=anatomy, cut=cut)
-        writer = CheckpointWriter(folder, pruned.skeleton, layers_path=pruned.layers_path)
-        writer.write_rest(tensors_of(pruned.skeleton, skip=pruned.layers_path))
-        _, forward = Pruning(dense, pruned, anatomy=anatomy, cut=cut, refit=Refit(), write=writer.write_layer).run(
-            IDS, 4
-        )
-        writer.finish(max_shard_size=20_000, tokenizer=None)
+        _, forward = prune_and_save(model, anatomy, dense=dense, cut=cut, ids_NL=IDS, folder=folder)
         save_file({"ids": IDS}, folder / "ids.safetensors")
         made[family] = (anatomy, cut, forward.logits(0), folder)
     folders = [str(folder) for _, _, _, folder in made.values()]

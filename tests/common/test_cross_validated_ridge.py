@@ -119,7 +119,7 @@ def _scaled_folds(scales: Sequence[float]) -> NormalEquations:
 
 
 @pytest.mark.parametrize("failing", [(1.0,), (1.0, 3.0), (0.3,)])
-def test_a_ridge_without_a_stable_solution_is_a_failed_trial(
+def test_a_ridge_without_a_stable_solution_is_not_chosen(
     monkeypatch: pytest.MonkeyPatch, failing: tuple[float, ...]
 ) -> None:
     """A ridge at which the matrix is not positive definite is skipped, whichever of them it is."""

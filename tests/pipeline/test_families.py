@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.checkpoints import prune_and_save
 from helpers.families import DEPTH_AND_WIDTH, DEPTH_ONLY, KEPT_LAYERS, KEPT_WIDTHS, MIXTURES, RELOAD, WHOLE_HEADS
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -19,8 +20,7 @@ from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.meta_model import text_config
 from llmprune.anatomy.selection import mask_neurons
 from llmprune.anatomy.types import Anatomy, unit_key
-from llmprune.checkpoint.loading import dense_decoder, load_model, tensors_of
-from llmprune.checkpoint.saving import CheckpointWriter
+from llmprune.checkpoint.loading import dense_decoder, load_model
 from llmprune.criteria.depth.block_influence import BlockInfluence
 from llmprune.criteria.width.activation import Activation
 from llmprune.cut.apply import cut_decoder
@@ -61,13 +61,7 @@ def _prune(family: str, folder: Path) -> Case:
     widths = {field: KEPT_WIDTHS[width] for field, width in anatomy.widths.items()}
     kv_groups = anatomy.heads.count // 2 if anatomy.heads and anatomy.heads.refusal is None else None
     cut = choose_cut(anatomy, scores, sizes=PlannedSizes(None, KEPT_LAYERS, widths=widths, kv_groups=kv_groups))
-    pruned = cut_decoder(dense, model, anatomy=anatomy, cut=cut)
-    writer = CheckpointWriter(folder, pruned.skeleton, layers_path=pruned.layers_path)
-    writer.write_rest(tensors_of(pruned.skeleton, skip=pruned.layers_path))
-    _, forward = Pruning(dense, pruned, anatomy=anatomy, cut=cut, refit=Refit(), write=writer.write_layer).run(
-        ids_NL, 4
-    )
-    writer.finish(max_shard_size=20_000, tokenizer=None)
+    _, forward = prune_and_save(model, anatomy, dense=dense, cut=cut, ids_NL=ids_NL, folder=folder)
     save_file({"ids": ids_NL}, folder / "ids.safetensors")
     return Case(model, anatomy, cut, ids_NL, forward.logits(0), folder)
 
@@ -165,19 +159,15 @@ def test_cutting_nothing_changes_nothing(family: str, tmp_path: Path) -> None:
     anatomy = discover(model.config)
     dense = dense_decoder(model)
     cut = Cut(len(dense), tuple(range(len(dense))))
-    pruned = cut_decoder(dense, model, anatomy=anatomy, cut=cut)
-    writer = CheckpointWriter(tmp_path, pruned.skeleton, layers_path=pruned.layers_path)
-    writer.write_rest(tensors_of(pruned.skeleton, skip=pruned.layers_path))
     ids_NL = torch.randint(3, VOCABULARY, (4, 16))
-    Pruning(dense, pruned, anatomy=anatomy, cut=cut, refit=Refit(), write=writer.write_layer).run(ids_NL, 2)
-    writer.finish(10**9, None)
+    prune_and_save(model, anatomy, dense=dense, cut=cut, ids_NL=ids_NL, folder=tmp_path, max_shard_size=10**9)
     model.save_pretrained(tmp_path / "dense")
     written, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("checkpoint", "dense"))
     assert written.keys() == expected.keys()
     assert all(torch.equal(written[name], expected[name]) for name in expected)
 
 
-def test_walk_equals_forward() -> None:
+def test_layerwise_forward_equals_forward() -> None:
     """Walking layer by layer gives the logits of the model's own forward, to the bit."""
     model = tiny_model("gemma3_text")
     dense = dense_decoder(model)

@@ -103,7 +103,7 @@ def test_streams_on_file_equal_streams_in_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_trail_of_pass_1_equals_walking_again(family: str, tmp_path: Path) -> None:
+def test_cached_hidden_states_equal_a_second_pass(family: str, tmp_path: Path) -> None:
     """Pass 2 takes the dense streams that pass 1 left, wherever they are whole, and ends with the same weights."""
     model = tiny_model(family, num_hidden_layers=6)
     cache = HiddenStateCache(tmp_path, "key")
@@ -123,7 +123,7 @@ def test_trail_of_pass_1_equals_walking_again(family: str, tmp_path: Path) -> No
         assert all(torch.equal(tensor, whole[index][name]) for name, tensor in tensors.items())
 
 
-def test_trail_spares_the_dense_walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_hidden_states_spare_the_dense_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a whole cache, dense layers run for the first kind of layer only."""
     model = tiny_model("llama", num_hidden_layers=6)
     cache = HiddenStateCache(tmp_path, "key")

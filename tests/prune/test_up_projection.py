@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.checkpoints import prune_and_save
 from helpers.commands import command, save_model, verify_here
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.types import MlpUnit
-from llmprune.checkpoint.loading import dense_decoder, tensors_of
-from llmprune.checkpoint.saving import CheckpointWriter
+from llmprune.checkpoint.loading import dense_decoder
 from llmprune.criteria.depth.block_influence import BlockInfluence
 from llmprune.criteria.width.activation import Activation
 from llmprune.cut.apply import cut_decoder
@@ -45,13 +45,17 @@ def _prune(
     )
     widths = {unit.field: unit.width // unit.times // 2 for units in anatomy.units for unit in units if unit.refit}
     cut = choose_cut(anatomy, scores, sizes=PlannedSizes(None, 3, widths=widths))
-    pruned = cut_decoder(dense, model, anatomy=anatomy, cut=cut)
-    writer = CheckpointWriter(folder, pruned.skeleton, layers_path=pruned.layers_path)
-    writer.write_rest(tensors_of(pruned.skeleton, skip=pruned.layers_path))
-    records, forward = Pruning(
-        dense, pruned, anatomy=anatomy, cut=cut, refit=Refit(up=up), write=writer.write_layer
-    ).run(ids_NL, 4, store=store)
-    writer.finish(max_shard_size=10_000_000, tokenizer=None)
+    records, forward = prune_and_save(
+        model,
+        anatomy,
+        dense=dense,
+        cut=cut,
+        ids_NL=ids_NL,
+        folder=folder,
+        refit=Refit(up=up),
+        store=store,
+        max_shard_size=10_000_000,
+    )
     return records, forward.logits(0), [unit for layer in cut.layers for unit in anatomy.units[layer] if unit.refit]
 
 

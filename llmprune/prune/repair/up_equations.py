@@ -184,9 +184,9 @@ class _Metric:
         self._factor_II = factor_II
 
     def times(self, value_FI: Tensor) -> Tensor:
-        """Return H P."""
+        """Return H P, the product of the Hessian with a matrix [F, I]."""
         return (value_FI @ self.gram_II).mul_(self.scale_F1)
 
     def solve(self, value_FI: Tensor) -> Tensor:
-        """Return H⁻¹ P."""
+        """Return H⁻¹ P, the solution for a right-hand side [F, I]."""
         return torch.cholesky_solve((value_FI / self.scale_F1).T, self._factor_II).T

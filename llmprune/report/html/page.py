@@ -31,7 +31,7 @@ from llmprune.results.templates import template_environment
 
 @dataclass(frozen=True)
 class Tile:
-    """Headline figure."""
+    """Headline figure on top of the page, with its name and a note below it."""
 
     name: str
     figure: str
