@@ -181,9 +181,10 @@ class AblatedModels:
         totals = DeviceSums(len(models) + 1)  # the last one counts tokens
         for batch, ids_BL in enumerate(self._start.batches):
             dense_BLV = self._start.logits_of(ids_BL, dense[batch])
+            ids_BL = ids_BL.to(dense_BLV.device)
             for number, hidden_states in enumerate(models):
                 logits_BLV = self._start.logits_of(ids_BL, hidden_states[batch])
-                cost_BL = self.criterion.token_costs(logits_BLV, dense_BLV, ids_BL=ids_BL.to(dense_BLV.device))
+                cost_BL = self.criterion.token_costs(logits_BLV, dense_BLV, ids_BL=ids_BL)
                 totals.add(number, cost_BL)
             totals.count(-1, cost_BL.numel())
         (total_M,) = totals.reducible_state()

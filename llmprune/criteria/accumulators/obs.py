@@ -136,7 +136,7 @@ def group_order(gram_FF: Tensor, output_DF: Tensor, *, ridge: float, size: int) 
 
 def _group_costs(inverse_FF: Tensor, weight_DF: Tensor, *, inputs_RS: Tensor) -> Tensor:
     """Return tr(W_B K W_Bᵀ) of each group [R]."""
-    weight_RSD = weight_DF.T[inputs_RS]
+    weight_RSD = weight_DF[:, inputs_RS].transpose(0, 1).contiguous().transpose(1, 2)
     solved_RSD = _solve(inverse_FF[inputs_RS[:, :, None], inputs_RS[:, None]], weight_RSD)
     return (weight_RSD * solved_RSD).sum((1, 2))
 
