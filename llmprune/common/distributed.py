@@ -172,7 +172,7 @@ def sum_over_processes(tensors: Iterable[Tensor]) -> None:
         return
     shapes = Counter(tuple(part.shape) for part in parts)
     _meet(f"a sum of {', '.join(f'{count} tensors of shape {shape}' for shape, count in shapes.items())}")
-    device, small = _state().device, dict[torch.dtype, list[Tensor]]()
+    device, small = _exchange_device(), dict[torch.dtype, list[Tensor]]()
     for part in parts:
         if part.numel() >= _SUMMED_IN_PLACE and part.is_contiguous() and part.device == device:
             torch.distributed.all_reduce(part)
@@ -184,6 +184,12 @@ def sum_over_processes(tensors: Iterable[Tensor]) -> None:
         torch.distributed.all_reduce(flat)
         for part, total in zip(own, torch.split(flat, sizes), strict=True):
             part.copy_(total.view(part.shape))
+
+
+def _exchange_device() -> torch.device:
+    """Return the device that the process group exchanges tensors of; accelerate numbers the CPU too."""
+    device: torch.device = _state().device
+    return torch.device("cpu") if device.type == "cpu" else device
 
 
 def broadcast_from_first(value: T) -> T:
