@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.decoders import dense_decoder
 from helpers.random_inputs import windows
 from torch.overrides import TorchFunctionMode
 
 from llmprune.anatomy.discovery import discover
-from llmprune.checkpoint.loading import dense_decoder
 from llmprune.common.linalg.precision import exact_products, float64_device, float64_matrix_device
 from llmprune.cut.apply import cut_decoder
 from llmprune.cut.decision import Cut
@@ -125,7 +125,7 @@ def test_sums_and_solves_are_exact_and_layers_are_the_users() -> None:
     dense, anatomy = dense_decoder(model), discover(model.config)
     neurons = {f"{layer}.mlp": torch.arange(64) for layer in (0, 2, 3)}
     cut = Cut(4, (0, 2, 3), {"intermediate_size": 64}, neurons)
-    pruned = cut_decoder(dense, model, anatomy=anatomy, cut=cut)
+    pruned = cut_decoder(dense, anatomy=anatomy, cut=cut)
     torch.set_float32_matmul_precision("high")
     with _Recorder() as recorder:
         for sparsity in (None, Sparsity(pattern=0.5), Sparsity(pattern="4:8", method=SparseGPT())):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from llmprune.anatomy.discovery import discover
-from llmprune.checkpoint.loading import dense_decoder
+from llmprune.checkpoint.open_decoder import open_decoder
 from llmprune.common import distributed as processes
 from llmprune.common import peers
 from llmprune.common.errors import NumericalError
@@ -21,6 +22,7 @@ from llmprune.common.linalg import cross_validated_ridge as normal_equations
 from llmprune.criteria.depth.block_influence import BlockInfluence
 from llmprune.criteria.experts.reap import Reap
 from llmprune.criteria.width.activation import Activation
+from llmprune.recipe.model import ModelSource
 from llmprune.score.forward_pass import score
 from llmprune.score.inputs import CalibrationBatches, ScoringCriteria
 from llmprune.testing import tiny_model
@@ -111,12 +113,17 @@ def pass_1_exchanges_once_a_layer() -> dict[str, Any]:
     """Score the layers, neurons, heads and experts of a tiny mixture."""
     peers._SILENCE = 60.0  # a busy machine may keep a process that computes from its heartbeat
     _exchanged()
-    model = tiny_model("mixtral")
     criteria = ScoringCriteria(depth=BlockInfluence(), width=Activation(), heads=Activation(), experts=Reap())
     ids_NL = torch.arange(3, 51).view(4, 12)
-    scores = score(
-        dense_decoder(model), discover(model.config), criteria=criteria, calibration=CalibrationBatches(ids_NL, 1)
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        tiny_model("mixtral").save_pretrained(folder)
+        dense = open_decoder(ModelSource(id=folder))
+        scores = score(
+            dense,
+            discover(dense.skeleton.config),
+            criteria=criteria,
+            calibration=CalibrationBatches(ids_NL, 1),
+        )
     exchanges = _exchanged()
     total = sum(
         float(part.double().sum()) for kind in (scores.neurons, scores.heads, scores.experts) for part in kind.values()

@@ -13,7 +13,7 @@ from helpers.devices import CopyKind, SimulatedDevices, simulated_devices
 from helpers.scored import store_in
 
 from llmprune.anatomy.discovery import discover
-from llmprune.checkpoint.loading import dense_decoder, load_model
+from llmprune.checkpoint.open_decoder import open_decoder
 from llmprune.criteria.depth.angular import Angular
 from llmprune.criteria.depth.divergence import Divergence
 from llmprune.criteria.depth.residual import Residual
@@ -22,6 +22,7 @@ from llmprune.criteria.width.flap import Flap
 from llmprune.criteria.width.taylor import Taylor
 from llmprune.cut.apply import cut_decoder
 from llmprune.cut.decision import Cut
+from llmprune.layerwise.decoder import Decoder
 from llmprune.prune.pass2 import Pruning
 from llmprune.recipe.model import ModelSource
 from llmprune.recipe.refit import Refit
@@ -33,7 +34,7 @@ from llmprune.testing import VOCABULARY, tiny_model
 
 IDS = torch.randint(3, VOCABULARY, (16, 12), generator=torch.Generator().manual_seed(0))
 LAYERS = 4
-Act = Callable[[Any, int], Any]  # from a model and a batch size
+Act = Callable[[Decoder, int], None]  # from a model and a batch size
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +49,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _seen(folder: Path, act: Act, batches: int) -> SimulatedDevices:
     """Waits and copies of a run on a GPU in so many batches, that of loading the model left out."""
     with simulated_devices(1) as devices:
-        model = load_model(ModelSource(id=str(folder), device_map="auto"))
+        dense = open_decoder(ModelSource(id=str(folder)))
         for counter in (devices.waits, devices.copies):
             counter.clear()
-        act(model, len(IDS) // batches)
+        act(dense, len(IDS) // batches)
     return devices
 
 
@@ -62,12 +63,12 @@ def _growing(few: Counter[str], many: Counter[str], *rooms: str) -> dict[str, in
 
 
 def _score(**criteria: Any) -> Act:
-    def act(model: Any, batch_size: int) -> None:
+    def act(dense: Decoder, batch_size: int) -> None:
         calibration = CalibrationBatches(IDS, batch_size, criteria.get("store") or CalibrationBatches(IDS, 1).store)
         wanted = ScoringCriteria(**{name: one for name, one in criteria.items() if name != "store"})
         score(
-            dense_decoder(model),
-            discover(model.config),
+            dense,
+            discover(dense.skeleton.config),
             criteria=wanted,
             calibration=calibration,
             target=DepthTarget(2),
@@ -77,10 +78,10 @@ def _score(**criteria: Any) -> Act:
 
 
 def _ablate(criterion: Any) -> Act:
-    def act(model: Any, batch_size: int) -> None:
+    def act(dense: Decoder, batch_size: int) -> None:
         layer_ablation_scores(
-            dense_decoder(model),
-            discover(model.config),
+            dense,
+            discover(dense.skeleton.config),
             criterion=criterion,
             calibration=CalibrationBatches(IDS, batch_size),
             target=DepthTarget(1),
@@ -90,13 +91,13 @@ def _ablate(criterion: Any) -> Act:
 
 
 def _prune(sparsity: Sparsity | None = None) -> Act:
-    def act(model: Any, batch_size: int) -> None:
-        dense, anatomy = dense_decoder(model), discover(model.config)
+    def act(dense: Decoder, batch_size: int) -> None:
+        anatomy = discover(dense.skeleton.config)
         assert anatomy.heads is not None
         neurons = {f"{layer}.mlp": torch.arange(64) for layer in (0, 1, 3)}
         heads = {f"{layer}.self_attn": torch.tensor([1]) for layer in (0, 1, 3)}
         cut = Cut(LAYERS, (0, 1, 3), {"intermediate_size": 64}, neurons, kv_groups=1, heads=heads)
-        pruned = cut_decoder(dense, model, anatomy=anatomy, cut=cut)
+        pruned = cut_decoder(dense, anatomy=anatomy, cut=cut)
         settings = Pruning(
             dense,
             pruned,
