@@ -115,9 +115,9 @@ def pass_1_exchanges_once_a_layer() -> dict[str, Any]:
     _exchanged()
     criteria = ScoringCriteria(depth=BlockInfluence(), width=Activation(), heads=Activation(), experts=Reap())
     ids_NL = torch.arange(3, 51).view(4, 12)
-    with tempfile.TemporaryDirectory() as folder:
-        tiny_model("mixtral").save_pretrained(folder)
-        dense = open_decoder(ModelSource(id=folder))
+    with tempfile.TemporaryDirectory() as own:
+        tiny_model("mixtral").save_pretrained(own)
+        dense = open_decoder(ModelSource(id=processes.broadcast_from_first(own)))
         scores = score(
             dense,
             discover(dense.skeleton.config),
