@@ -47,7 +47,8 @@ def require_devices(recipe: Recipe) -> None:
 
 def _places_layers(model: ModelSource) -> bool:
     """Check whether a recipe spreads the layers over the GPUs, which one process does."""
-    return isinstance(model.device_map, dict) or model.device_map == "balanced" or model.max_memory is not None
+    limits_gpus = any(device not in ("cpu", "disk") for device in model.max_memory or ())
+    return isinstance(model.device_map, dict) or model.device_map == "balanced" or limits_gpus
 
 
 def _absent(key: str, named: Any, *, chosen: int) -> Iterator[str]:

@@ -10,6 +10,7 @@ import torch
 from llmprune.common.errors import RecipeError
 from llmprune.planning.devices import count_processes, require_devices
 from llmprune.recipe.recipe import Recipe
+from llmprune.results.replacing import recipe_of_model
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +34,7 @@ def _recipe(samples: int = 128, devices: Any = "all", **model: Any) -> Recipe:
         (_recipe(device_map="cpu"), 4),
         (_recipe(device_map="balanced"), 1),
         (_recipe(device_map={"": 2}), 1),
+        (_recipe(max_memory={"cpu": "64GiB"}), 4),
         (_recipe(max_memory={0: "20GiB", "cpu": "64GiB"}), 1),
     ],
 )
@@ -72,3 +74,8 @@ def test_the_cpu_has_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     require_devices(_recipe(device_map={"": "cpu"}, max_memory={"cpu": "1GB"}))
     with pytest.raises(RecipeError, match=r"names GPU 0; torch sees no GPU.*, and this run computes on the CPU"):
         require_devices(_recipe(device_map={"": 0}))
+
+
+def test_the_devices_do_not_make_another_model() -> None:
+    """A finished run is continued or replaced whatever GPUs it ran on."""
+    assert recipe_of_model(_recipe(devices=2)) == recipe_of_model(_recipe())
