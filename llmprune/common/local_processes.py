@@ -25,10 +25,10 @@ from llmprune.common.printing import printable
 _RUN_ID = "llmprune"
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _TELLING = {RecipeError.exit_code, GateNotMet.exit_code}  # exit codes that tell more than that a run failed
-# Seconds after which the others are asked to end, from the failure of one, and then killed. Each ends by itself when it
-# has read the message of the one that failed (``peers``).
-_PATIENCE = 20.0
-_MERCY = 90.0
+# Seconds from the failure of one process until the others are asked to end, and from then until they are killed. Each
+# ends by itself when it has read the message of the one that failed; ``peers`` gives it 60 s for that.
+_PATIENCE = 75.0
+_MERCY = 60.0
 _POLL = 0.05
 _SHOWN = 40  # lines
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from llmprune.common.device_errors import device_errors
+from llmprune.common.distributed import synchronized
 from llmprune.common.errors import DeviceError
 
 FULL = (
@@ -57,6 +58,12 @@ def test_errors_of_cuda_have_a_remedy(reported: str, remedy: str) -> None:
     assert said.startswith(f"the GPU reports: {reported.rstrip('.')}; ")
     assert remedy in said
     assert "\n" not in said
+
+
+def test_a_run_explains_them() -> None:
+    """The block that all commands and the Python API work in raises the explained error."""
+    with pytest.raises(DeviceError, match="GPU 1 is out of memory"), synchronized():
+        raise torch.OutOfMemoryError(FULL)
 
 
 def test_other_errors_pass() -> None:
