@@ -92,6 +92,13 @@ def one_cannot_solve() -> tuple[float | None, float]:
     return repair.ridge, float(repair.delta_DF.norm())
 
 
+def both_raise() -> None:
+    """Raise the same error in both, the first process a little later."""
+    if RANK == 0:
+        time.sleep(0.3)
+    raise NumericalError("layer 3 puts out NaN")
+
+
 def sums_travel_together() -> dict[str, Any]:
     """Sum tensors of two types and of many shapes, one without neighbouring values and one too large for a buffer."""
     tensors = [
@@ -157,5 +164,5 @@ def one_is_killed() -> None:
 if __name__ == "__main__":
     torch.distributed.all_reduce = _counted
     survived = everything_matches, one_raises, one_goes_elsewhere, other_values, one_is_done, one_cannot_solve
-    for act in (*survived, sums_travel_together, pass_1_exchanges_once_a_layer, one_is_killed):
+    for act in (*survived, both_raise, sums_travel_together, pass_1_exchanges_once_a_layer, one_is_killed):
         scenario(act)
