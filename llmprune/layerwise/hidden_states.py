@@ -173,8 +173,8 @@ class ResidentHiddenStates(HiddenStates):
 class _HostHiddenStates(HiddenStates):
     """Hidden states in host memory of their own, which is overwritten when a batch is replaced.
 
-    A CUDA device copies to and from it without making the host wait; the copies of a batch occur in the order in which
-    they are asked for, whatever their devices.
+    A CUDA device copies to and from it without making the host wait. Copies occur in the order in which they are asked
+    for, whatever their devices.
     """
 
     def __init__(self, copies: CopyStreams) -> None:
@@ -244,21 +244,20 @@ class PinnedHiddenStates(_HostHiddenStates):
         super().__init__(copies)
         self._left = size
         self._block = torch.empty(0, dtype=torch.uint8)
-        self._copied: list[Event | None] = []  # by batch, the end of its last copy
-        self._latest: dict[torch.device, Event] = {}  # by device, the end of the last copy of any batch
+        self._copied: dict[torch.device, Event] = {}  # by device, the end of its last copy of any batch
 
     def __getitem__(self, batch: int) -> Tensor:
-        copied = self._copied[batch]
-        if copied is not None:
-            copied.synchronize()
+        self._settle()
         return self._batches[batch]
 
     def __iter__(self) -> Iterator[Tensor]:
-        for copied in self._latest.values():
-            copied.synchronize()
-        self._latest.clear()
-        self._copied = [None] * len(self)
+        self._settle()
         return iter(self._batches)
+
+    def _settle(self) -> None:
+        for copied in self._copied.values():
+            copied.synchronize()
+        self._copied.clear()
 
     def _memory(self, hidden_BLD: Tensor) -> Tensor:
         size = hidden_BLD.numel() * hidden_BLD.element_size()
@@ -267,18 +266,20 @@ class PinnedHiddenStates(_HostHiddenStates):
             self._block = torch.empty(batches * size, dtype=torch.uint8, pin_memory=True)
         memory, self._block = self._block[:size], self._block[size:]
         self._left -= size
-        self._copied.append(None)
         return memory.view(hidden_BLD.dtype).view(hidden_BLD.shape)
 
     def _bring(self, batch: int, device: torch.device) -> Arriving:
-        arriving = self._copies.on(device).bring(self._batches[batch], after=self._copied[batch])
-        self._copied[batch] = self._latest[device] = arriving.copied
+        arriving = self._copies.on(device).bring(self._batches[batch], after=self._copied_by_others(device))
+        self._copied[device] = arriving.copied
         return arriving
 
     def _send(self, batch: int, hidden_BLD: Tensor) -> None:
-        stream = self._copies.on(hidden_BLD.device)
-        copied = stream.send(hidden_BLD, self._batches[batch], after=self._copied[batch])
-        self._copied[batch] = self._latest[hidden_BLD.device] = copied
+        device = hidden_BLD.device
+        after = self._copied_by_others(device)
+        self._copied[device] = self._copies.on(device).send(hidden_BLD, self._batches[batch], after=after)
+
+    def _copied_by_others(self, device: torch.device) -> list[Event]:
+        return [copied for other, copied in self._copied.items() if other != device]
 
 
 class MappedHiddenStates(_HostHiddenStates):

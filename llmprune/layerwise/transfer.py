@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -104,19 +105,18 @@ class CopyStream:
         self.stream = torch.cuda.Stream(device)
         self._incoming, self._outgoing = Staging(), Staging()
         self._leaving: deque[tuple[Tensor, Event]] = deque()
+        weakref.finalize(self, _release, self._leaving, keep=0).atexit = False
 
-    def bring(self, pinned: Tensor, *, after: Event | None = None) -> Arriving:
-        """Copy from pinned memory to the device, ``after`` an event of another device or copy."""
+    def bring(self, pinned: Tensor, *, after: Sequence[Event] = ()) -> Arriving:
+        """Copy from pinned memory to the device, ``after`` events of other devices."""
         value = torch.empty(pinned.shape, dtype=pinned.dtype, device=self.device)
         return Arriving(value, self._copy(pinned, value, after=after))
 
-    def send(self, value: Tensor, pinned: Tensor, *, after: Event | None = None) -> Event:
-        """Copy to pinned memory, ``after`` an event of another device or copy; return the event of the copy's end."""
+    def send(self, value: Tensor, pinned: Tensor, *, after: Sequence[Event] = ()) -> Event:
+        """Copy to pinned memory, ``after`` events of other devices; return the event of the copy's end."""
         copied = self._copy(value, pinned, after=after)
         self._leaving.append((value, copied))
-        if len(self._leaving) > LEAVING:
-            torch.cuda.current_stream(self.device).wait_event(self._leaving[0][1])  # before its memory is reused
-            self._leaving.popleft()
+        _release(self._leaving, keep=LEAVING)
         return copied
 
     def bring_pageable(self, memory: Tensor) -> Arriving:
@@ -136,13 +136,20 @@ class CopyStream:
         """Complete a copy to this pageable memory."""
         self._outgoing.settle(memory)
 
-    def _copy(self, source: Tensor, target: Tensor, *, after: Event | None) -> Event:
+    def _copy(self, source: Tensor, target: Tensor, *, after: Sequence[Event]) -> Event:
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
-        if after is not None:
-            self.stream.wait_event(after)
+        for event in after:
+            self.stream.wait_event(event)
         with torch.cuda.stream(self.stream):
             target.copy_(source, non_blocking=True)
             return self.stream.record_event()
+
+
+def _release(leaving: deque[tuple[Tensor, Event]], *, keep: int) -> None:
+    """Release all but the last tensors; the compute stream waits for their copies before it reuses their memory."""
+    while len(leaving) > keep:
+        _wait_on_device(*leaving[0])
+        leaving.popleft()
 
 
 class CopyStreams:
