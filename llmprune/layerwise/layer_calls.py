@@ -158,7 +158,7 @@ def _to_host(tensor: Tensor) -> Tensor:
     """Copy a tensor to host memory; that of a CUDA device without waiting, so that only its stream may use it."""
     if tensor.device.type != "cuda":
         return tensor.cpu()
-    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor.contiguous(), non_blocking=True)
 
 
 def same_value(first: Any, second: Any, *, known: dict[tuple[int, int], bool]) -> bool:
