@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llmprune.common.files import disk_errors
-from llmprune.layerwise.transfer import Arriving, CopyStreams, Event
+from llmprune.layerwise.transfer import Arriving, CopyStream, CopyStreams, Event
 
 
 @dataclass(frozen=True)
@@ -202,12 +202,16 @@ class _HostHiddenStates(HiddenStates):
         """Return a batch on a device. Batches that are asked for in order arrive one ahead."""
         if device.type != "cuda":
             return self[batch].to(device)
-        ahead, self._ahead = self._ahead, None
-        arriving = ahead[1] if ahead and ahead[0] == batch and ahead[1].device == device else self._bring(batch, device)
-        hidden_BLD = arriving.tensor()
+        stream = self._copies.on(device)
+        if self._ahead is not None and self._ahead[0] == batch and self._ahead[1].device == device:
+            hidden_BLD = self._ahead[1].tensor()
+            self._ahead = None
+        else:
+            hidden_BLD = self._bring(batch, stream).tensor()
         following = batch + 1
-        if batch == (self._last + 1) % len(self) and following < len(self):
-            self._ahead = (following, self._bring(following, device))
+        in_order = batch == (self._last + 1) % len(self)
+        if in_order and following < len(self) and self._ahead is None and stream.has_room:
+            self._ahead = (following, self._bring(following, stream))
         self._last = batch
         return hidden_BLD
 
@@ -227,7 +231,7 @@ class _HostHiddenStates(HiddenStates):
         """Return host memory for a batch like this."""
         raise NotImplementedError
 
-    def _bring(self, batch: int, device: torch.device) -> Arriving:
+    def _bring(self, batch: int, stream: CopyStream) -> Arriving:
         raise NotImplementedError
 
     def _send(self, batch: int, hidden_BLD: Tensor) -> None:
@@ -268,9 +272,9 @@ class PinnedHiddenStates(_HostHiddenStates):
         self._left -= size
         return memory.view(hidden_BLD.dtype).view(hidden_BLD.shape)
 
-    def _bring(self, batch: int, device: torch.device) -> Arriving:
-        arriving = self._copies.on(device).bring(self._batches[batch], after=self._copied_by_others(device))
-        self._copied[device] = arriving.copied
+    def _bring(self, batch: int, stream: CopyStream) -> Arriving:
+        arriving = stream.bring(self._batches[batch], after=self._copied_by_others(stream.device))
+        self._copied[stream.device] = arriving.copied
         return arriving
 
     def _send(self, batch: int, hidden_BLD: Tensor) -> None:
@@ -308,8 +312,8 @@ class MappedHiddenStates(_HostHiddenStates):
         self._used += hidden_BLD.numel() * hidden_BLD.element_size()
         return mapped.view(hidden_BLD.shape)
 
-    def _bring(self, batch: int, device: torch.device) -> Arriving:
-        return self._copies.on(device).bring_pageable(self[batch])
+    def _bring(self, batch: int, stream: CopyStream) -> Arriving:
+        return stream.bring_pageable(self[batch])
 
     def _send(self, batch: int, hidden_BLD: Tensor) -> None:
         self._copies.on(hidden_BLD.device).send_pageable(hidden_BLD, self[batch])

@@ -25,6 +25,7 @@ from torch import Tensor
 
 Event = torch.cuda.Event
 
+ARRIVING = 4  # tensors that may lie on a device before they are asked for
 LEAVING = 2  # tensors on their way to the host that are held on a device at a time
 
 
@@ -104,13 +105,21 @@ class CopyStream:
         self.device = device
         self.stream = torch.cuda.Stream(device)
         self._incoming, self._outgoing = Staging(), Staging()
+        self._arriving: weakref.WeakSet[Arriving] = weakref.WeakSet()
         self._leaving: deque[tuple[Tensor, Event]] = deque()
         weakref.finalize(self, _release, self._leaving, keep=0).atexit = False
 
     def bring(self, pinned: Tensor, *, after: Sequence[Event] = ()) -> Arriving:
         """Copy from pinned memory to the device, ``after`` events of other devices."""
         value = torch.empty(pinned.shape, dtype=pinned.dtype, device=self.device)
-        return Arriving(value, self._copy(pinned, value, after=after))
+        arriving = Arriving(value, self._copy(pinned, value, after=after))
+        self._arriving.add(arriving)
+        return arriving
+
+    @property
+    def has_room(self) -> bool:
+        """Check that a tensor may be brought before it is asked for."""
+        return len(self._arriving) < ARRIVING
 
     def send(self, value: Tensor, pinned: Tensor, *, after: Sequence[Event] = ()) -> Event:
         """Copy to pinned memory, ``after`` events of other devices; return the event of the copy's end."""
