@@ -6,7 +6,7 @@ The host never waits for a copy from or to pinned memory. Events order the copie
 - the compute stream waits for a tensor that arrives before it uses it (``Arriving.tensor``);
 - a tensor that leaves is held until the compute stream waits for its copy, so that its memory is not reused before.
 
-Tensors are allocated on the compute stream and are safe to free without ``record_stream``, which would keep their
+Hidden states are allocated on the compute stream and are safe to free without ``record_stream``, which would keep their
 memory from being reused while the host is ahead of the device. Pageable memory (memory-mapped files) is copied through
 two pinned buffers in turn; there the host waits for the copy two before.
 
@@ -25,6 +25,7 @@ from torch import Tensor
 
 Event = torch.cuda.Event
 
+CHUNK = 64 << 20  # bytes of a pinned buffer for layers
 ARRIVING = 4  # tensors that may lie on a device before they are asked for
 LEAVING = 2  # tensors on their way to the host that are held on a device at a time
 
@@ -159,6 +160,56 @@ def _release(leaving: deque[tuple[Tensor, Event]], *, keep: int) -> None:
     while len(leaving) > keep:
         _wait_on_device(*leaving[0])
         leaving.popleft()
+
+
+@dataclass(frozen=True)
+class ArrivingLayer:
+    """Tensors of a layer by name, on a device whose copy stream has their content when ``copied`` occurs."""
+
+    tensors: dict[str, Tensor]
+    copied: Event
+
+    def on_compute_stream(self, device: torch.device) -> dict[str, Tensor]:
+        """Return the tensors for use on this thread's current stream of the device, which waits for the copies."""
+        compute = torch.cuda.current_stream(device)
+        compute.wait_event(self.copied)
+        for tensor in self.tensors.values():
+            tensor.record_stream(compute)
+        return self.tensors
+
+
+class LayerCopies:
+    """Copies of whole layers from pageable memory to one CUDA device, which a thread of their own may make.
+
+    Files are read into two pinned buffers in turn, while the copy from the other one is on its way: ``CHUNK`` bytes at a
+    time. Layers are allocated on the copy stream, because on the compute stream a copy would wait for all batches of
+    the layer before it. So they need ``record_stream``; the event that ``bring`` waits for lets their memory be reused.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+        self._staging = Staging()
+
+    def bring(self, tensors: dict[str, Tensor], *, after: Event | None) -> ArrivingLayer:
+        """Copy the tensors of a layer. The calling thread waits for ``after``, the end of the use of an earlier layer."""
+        if after is not None:
+            after.synchronize()
+        with torch.cuda.stream(self._stream):
+            brought = {name: self._bring(tensor) for name, tensor in tensors.items()}
+            return ArrivingLayer(brought, self._stream.record_event())
+
+    def _bring(self, tensor: Tensor) -> Tensor:
+        if tensor.device.type != "cpu":
+            return tensor.to(self._device)
+        brought = torch.empty(tensor.shape, dtype=tensor.dtype, device=self._device)
+        size = max(CHUNK // tensor.element_size(), 1)
+        pairs = zip(brought.view(-1).split(size), tensor.contiguous().view(-1).split(size), strict=True)
+        for target, source in pairs:
+            buffer = self._staging.take()
+            target.copy_(buffer.like(source).copy_(source), non_blocking=True)
+            buffer.copied = self._stream.record_event()
+        return brought
 
 
 class CopyStreams:
