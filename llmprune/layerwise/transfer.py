@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 
 Event = torch.cuda.Event
+Stream = torch.cuda.Stream
+Leaving = deque[tuple[Tensor, Event, Stream]]
 
 CHUNK = 64 << 20  # bytes of a pinned buffer for layers
 ARRIVING = 4  # tensors that may lie on a device before they are asked for
@@ -31,22 +33,22 @@ LEAVING = 2  # tensors on their way to the host that are held on a device at a t
 
 
 class Arriving:
-    """Tensor on a device whose content is being copied; ``copied`` occurs when it is there."""
+    """Tensor of the stream ``compute`` whose content is being copied; ``copied`` occurs when it is there."""
 
-    def __init__(self, value: Tensor, copied: Event) -> None:
+    def __init__(self, value: Tensor, copied: Event, *, compute: Stream) -> None:
         self.device, self.copied = value.device, copied
-        self._arrive = weakref.finalize(self, _wait_on_device, value, copied)  # its memory is in use even if nobody is
+        self._arrive = weakref.finalize(self, _wait, value, copied, compute)  # also before an unused one is freed
         self._arrive.atexit = False
 
     def tensor(self) -> Tensor:
-        """Return the tensor for use on the current stream, which waits for the copy. To be called once."""
+        """Return the tensor for use on its stream, which waits for the copy. To be called once."""
         value = self._arrive()
         assert value is not None, "a tensor arrives once"
         return value
 
 
-def _wait_on_device(value: Tensor, copied: Event) -> Tensor:
-    torch.cuda.current_stream(value.device).wait_event(copied)
+def _wait(value: Tensor, copied: Event, compute: Stream) -> Tensor:
+    compute.wait_event(copied)
     return value
 
 
@@ -107,13 +109,14 @@ class CopyStream:
         self.stream = torch.cuda.Stream(device)
         self._incoming, self._outgoing = Staging(), Staging()
         self._arriving: weakref.WeakSet[Arriving] = weakref.WeakSet()
-        self._leaving: deque[tuple[Tensor, Event]] = deque()
+        self._leaving: Leaving = deque()
         weakref.finalize(self, _release, self._leaving, keep=0).atexit = False
 
     def bring(self, pinned: Tensor, *, after: Sequence[Event] = ()) -> Arriving:
         """Copy from pinned memory to the device, ``after`` events of other devices."""
         value = torch.empty(pinned.shape, dtype=pinned.dtype, device=self.device)
-        arriving = Arriving(value, self._copy(pinned, value, after=after))
+        compute = torch.cuda.current_stream(self.device)
+        arriving = Arriving(value, self._copy(pinned, value, after=after), compute=compute)
         self._arriving.add(arriving)
         return arriving
 
@@ -125,7 +128,7 @@ class CopyStream:
     def send(self, value: Tensor, pinned: Tensor, *, after: Sequence[Event] = ()) -> Event:
         """Copy to pinned memory, ``after`` events of other devices; return the event of the copy's end."""
         copied = self._copy(value, pinned, after=after)
-        self._leaving.append((value, copied))
+        self._leaving.append((value, copied, torch.cuda.current_stream(self.device)))
         _release(self._leaving, keep=LEAVING)
         return copied
 
@@ -155,10 +158,10 @@ class CopyStream:
             return self.stream.record_event()
 
 
-def _release(leaving: deque[tuple[Tensor, Event]], *, keep: int) -> None:
+def _release(leaving: Leaving, *, keep: int) -> None:
     """Release all but the last tensors; the compute stream waits for their copies before it reuses their memory."""
     while len(leaving) > keep:
-        _wait_on_device(*leaving[0])
+        _wait(*leaving[0])
         leaving.popleft()
 
 
@@ -181,13 +184,13 @@ class ArrivingLayer:
 class LayerCopies:
     """Copies of whole layers from pageable memory to one CUDA device, which a thread of their own may make.
 
-    Files are read into two pinned buffers in turn, while the copy from the other one is on its way: ``CHUNK`` bytes at a
+    Files are read into two pinned buffers in turn, while the copy from the other one is on its way: ``chunk`` bytes at a
     time. Layers are allocated on the copy stream, because on the compute stream a copy would wait for all batches of
     the layer before it. So they need ``record_stream``; the event that ``bring`` waits for lets their memory be reused.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, *, chunk: int = CHUNK) -> None:
+        self._device, self._chunk = device, chunk
         self._stream = torch.cuda.Stream(device)
         self._staging = Staging()
 
@@ -203,7 +206,7 @@ class LayerCopies:
         if tensor.device.type != "cpu":
             return tensor.to(self._device)
         brought = torch.empty(tensor.shape, dtype=tensor.dtype, device=self._device)
-        size = max(CHUNK // tensor.element_size(), 1)
+        size = max(self._chunk // tensor.element_size(), 1)
         pairs = zip(brought.view(-1).split(size), tensor.contiguous().view(-1).split(size), strict=True)
         for target, source in pairs:
             buffer = self._staging.take()
