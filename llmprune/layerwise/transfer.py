@@ -23,33 +23,41 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-Event = torch.cuda.Event
+Event = torch.cuda.Event  # for annotations
 Stream = torch.cuda.Stream
-Leaving = deque[tuple[Tensor, Event, Stream]]
 
 CHUNK = 64 << 20  # bytes of a pinned buffer for layers
 ARRIVING = 4  # tensors that may lie on a device before they are asked for
 LEAVING = 2  # tensors on their way to the host that are held on a device at a time
 
 
-class Arriving:
-    """Tensor of the stream ``compute`` whose content is being copied; ``copied`` occurs when it is there."""
+@dataclass(frozen=True)
+class _Copying:
+    """Tensor of the stream ``compute``, which a copy reads or writes until ``copied`` occurs."""
 
-    def __init__(self, value: Tensor, copied: Event, *, compute: Stream) -> None:
-        self.device, self.copied = value.device, copied
-        self._arrive = weakref.finalize(self, _wait, value, copied, compute)  # also before an unused one is freed
-        self._arrive.atexit = False
+    value: Tensor
+    copied: Event
+    compute: Stream
+
+    def wait(self) -> Tensor:
+        """Return the tensor; its stream waits for the copy before it uses the tensor, or its memory, again."""
+        self.compute.wait_event(self.copied)
+        return self.value
+
+
+class Arriving:
+    """Tensor on a device whose content is being copied; ``copied`` occurs when it is there."""
+
+    def __init__(self, copying: _Copying) -> None:
+        self.device, self.copied = copying.value.device, copying.copied
+        self._copying = copying
+        self._unused = weakref.finalize(self, copying.wait)
+        self._unused.atexit = False
 
     def tensor(self) -> Tensor:
-        """Return the tensor for use on its stream, which waits for the copy. To be called once."""
-        value = self._arrive()
-        assert value is not None, "a tensor arrives once"
-        return value
-
-
-def _wait(value: Tensor, copied: Event, compute: Stream) -> Tensor:
-    compute.wait_event(copied)
-    return value
+        """Return the tensor for use on the compute stream, which waits for the copy."""
+        self._unused.detach()
+        return self._copying.wait()
 
 
 @dataclass
@@ -77,7 +85,7 @@ class _Buffer:
 
 
 class Staging:
-    """Two pinned buffers in host memory that are used in turn; each is made once, and again only for a larger tensor."""
+    """Two pinned buffers in host memory that are used in turn. Each is made again only for a larger tensor."""
 
     def __init__(self) -> None:
         self._buffers = (_Buffer(), _Buffer())
@@ -106,17 +114,16 @@ class CopyStream:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.stream = torch.cuda.Stream(device)
+        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._incoming, self._outgoing = Staging(), Staging()
         self._arriving: weakref.WeakSet[Arriving] = weakref.WeakSet()
-        self._leaving: Leaving = deque()
+        self._leaving: deque[_Copying] = deque()
         weakref.finalize(self, _release, self._leaving, keep=0).atexit = False
 
     def bring(self, pinned: Tensor, *, after: Sequence[Event] = ()) -> Arriving:
         """Copy from pinned memory to the device, ``after`` events of other devices."""
         value = torch.empty(pinned.shape, dtype=pinned.dtype, device=self.device)
-        compute = torch.cuda.current_stream(self.device)
-        arriving = Arriving(value, self._copy(pinned, value, after=after), compute=compute)
+        arriving = Arriving(self._copying(value, self._copy(pinned, value, after=after)))
         self._arriving.add(arriving)
         return arriving
 
@@ -128,7 +135,7 @@ class CopyStream:
     def send(self, value: Tensor, pinned: Tensor, *, after: Sequence[Event] = ()) -> Event:
         """Copy to pinned memory, ``after`` events of other devices; return the event of the copy's end."""
         copied = self._copy(value, pinned, after=after)
-        self._leaving.append((value, copied, torch.cuda.current_stream(self.device)))
+        self._leaving.append(self._copying(value, copied))
         _release(self._leaving, keep=LEAVING)
         return copied
 
@@ -155,13 +162,17 @@ class CopyStream:
             self.stream.wait_event(event)
         with torch.cuda.stream(self.stream):
             target.copy_(source, non_blocking=True)
-            return self.stream.record_event()
+            copied: Event = self.stream.record_event()
+        return copied
+
+    def _copying(self, value: Tensor, copied: Event) -> _Copying:
+        return _Copying(value, copied, torch.cuda.current_stream(self.device))
 
 
-def _release(leaving: Leaving, *, keep: int) -> None:
+def _release(leaving: deque[_Copying], *, keep: int) -> None:
     """Release all but the last tensors; the compute stream waits for their copies before it reuses their memory."""
     while len(leaving) > keep:
-        _wait(*leaving[0])
+        leaving[0].wait()
         leaving.popleft()
 
 
@@ -184,18 +195,18 @@ class ArrivingLayer:
 class LayerCopies:
     """Copies of whole layers from pageable memory to one CUDA device, which a thread of their own may make.
 
-    Files are read into two pinned buffers in turn, while the copy from the other one is on its way: ``chunk`` bytes at a
-    time. Layers are allocated on the copy stream, because on the compute stream a copy would wait for all batches of
-    the layer before it. So they need ``record_stream``; the event that ``bring`` waits for lets their memory be reused.
+    Files are read into two pinned buffers in turn, ``chunk`` bytes at a time, while the other buffer is copied. Layers
+    are allocated on the copy stream, because on the compute stream a copy would wait for all batches of the layer
+    before it. So they need ``record_stream``; the event that ``bring`` waits for lets their memory be reused.
     """
 
     def __init__(self, device: torch.device, *, chunk: int = CHUNK) -> None:
         self._device, self._chunk = device, chunk
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._staging = Staging()
 
     def bring(self, tensors: dict[str, Tensor], *, after: Event | None) -> ArrivingLayer:
-        """Copy the tensors of a layer. The calling thread waits for ``after``, the end of the use of an earlier layer."""
+        """Copy the tensors of a layer. The calling thread waits for ``after``, the end of use of an earlier layer."""
         if after is not None:
             after.synchronize()
         with torch.cuda.stream(self._stream):
@@ -207,8 +218,8 @@ class LayerCopies:
             return tensor.to(self._device)
         brought = torch.empty(tensor.shape, dtype=tensor.dtype, device=self._device)
         size = max(self._chunk // tensor.element_size(), 1)
-        pairs = zip(brought.view(-1).split(size), tensor.contiguous().view(-1).split(size), strict=True)
-        for target, source in pairs:
+        targets, sources = torch.split(brought.view(-1), size), torch.split(tensor.contiguous().view(-1), size)
+        for target, source in zip(targets, sources, strict=True):
             buffer = self._staging.take()
             target.copy_(buffer.like(source).copy_(source), non_blocking=True)
             buffer.copied = self._stream.record_event()

@@ -56,7 +56,9 @@ def _everything(decoder: Decoder, store: HiddenStateStore) -> list[Tensor]:
     forward.restart()
     with decoder.layer(0) as layer:
         again = [output_BLD for *_, output_BLD in forward.outputs(0, layer)]
-    return [one.cpu() for one in (*[batch for copy in copies for batch in copy], *forward.hidden_states, *again, logits)]
+    return [
+        one.cpu() for one in (*[batch for copy in copies for batch in copy], *forward.hidden_states, *again, logits)
+    ]
 
 
 @pytest.mark.parametrize("store", STORES.values(), ids=STORES.keys())
@@ -158,13 +160,13 @@ def test_saved_streams_are_loaded(store: HiddenStateStore, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])
 def test_an_output_that_is_not_finite_is_named(device: str) -> None:
-    """The first batch with NaN, and the layer, are named before ``pass_through`` returns, after one wait of the host."""
+    """The first batch with NaN, and the layer, are named after all batches and one wait of the host."""
     with simulated_devices(1) if device != "cpu" else nullcontext() as devices:
         decoder = dense_decoder(tiny_model("llama").to(device))
         forward = LayerwiseForward(decoder, IDS, batch_size=2)
         forward.hidden_states[3] = torch.full((2, 8, 32), torch.nan, device=device)
         forward.hidden_states[4] = torch.full((2, 8, 32), torch.inf, device=device)
-        with decoder.layer(1) as layer, pytest.raises(NumericalError, match="layer 1 .* calibration batch 3"):
+        with decoder.layer(1) as layer, pytest.raises(NumericalError, match=r"layer 1 .* calibration batch 3"):
             forward.pass_through(1, layer)
         if devices is not None:
             assert sum(count for line, count in devices.waits.items() if "finite_outputs" in line) == 1

@@ -151,7 +151,9 @@ class UpEquations:
         for batch in range(len(inputs)):
             input_BLI, gates_BLF = (kept.at(batch, self.down_DF.device).float() for kept in (inputs, gates))
             moved_BLD = (input_BLI @ direction_FI.T).mul_(gates_BLF) @ self.down_DF.T
-            for fold, (moved_TD, missing_TD) in self.held_out.parts(batch, moved_BLD, missing.at(batch, moved_BLD.device).to(moved_BLD.dtype)):
+            for fold, (moved_TD, missing_TD) in self.held_out.parts(
+                batch, moved_BLD, missing.at(batch, moved_BLD.device).to(moved_BLD.dtype)
+            ):
                 if fold == 0:
                     sums.add(0, moved_TD.square())
                 else:
