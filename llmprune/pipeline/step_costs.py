@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from llmprune.common.devices import input_device
 from llmprune.common.distributed import windows_of_process
-from llmprune.common.process_memory import peak_resident, proc_field, reset_peak
+from llmprune.common.process_memory import peak_resident, proc_field, reset_peak, trim
 from llmprune.common.progress import report_progress
 from llmprune.layerwise.decoder import Decoder
 from llmprune.pipeline.context import RunContext
@@ -31,7 +31,7 @@ _LONG_WAIT = 10.0  # seconds; less is not worth a warning
 def measure_step(
     steps: list[Step], name: str, *, tokens: int | None = None, decoder: Decoder | None = None
 ) -> Iterator[None]:
-    """Measure a block and append its Step to ``steps``.
+    """Measure a block and append its Step to ``steps``; then return the memory that it freed to the system.
 
     ``tokens``: number of tokens that pass through the model. ``decoder``: reads layers from the disk.
     """
@@ -54,6 +54,7 @@ def measure_step(
             peak_device=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
         )
     )
+    trim()
 
 
 def warn_of_slow_disk(steps: Sequence[Step]) -> list[str]:
