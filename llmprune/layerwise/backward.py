@@ -45,11 +45,11 @@ class LayerwiseBackward:
         token must pass each module once. Raises ModelError if the layer cannot be differentiated.
         """
         self._restore_before(index)
-        for batch, stored_BLD in enumerate(self.forward.hidden_states):
-            device = self.forward.decoder.device_of(index)
-            hidden_BLD = stored_BLD.to(device).detach().requires_grad_()
+        device = self.forward.decoder.device_of(index)
+        for batch in range(len(self.forward.batches)):
+            hidden_BLD = self.forward.hidden_states.at(batch, device).detach().requires_grad_()
             inputs, output_BLD = self._run(batch, index, layer=layer, modules=modules, hidden_BLD=hidden_BLD)
-            gradient_BLD = self._gradients[batch].to(device)
+            gradient_BLD = self._gradients.at(batch, device)
             before_BLD, *gradients = torch.autograd.grad(output_BLD, [hidden_BLD, *inputs], gradient_BLD)
             shape = hidden_BLD.shape[:2]
             pairs = zip(inputs, gradients, strict=True)
@@ -93,10 +93,9 @@ class LayerwiseBackward:
 def _gradient_of_loss(forward: LayerwiseForward, batch: int) -> Tensor:
     """Return ∂loss/∂(hidden states after the last layer) [B, L, D], one window at a time because logits are large."""
     gradients: list[Tensor] = []
+    hidden_BLD = forward.hidden_states.at(batch, forward.decoder.device)
     for window, ids_L in enumerate(forward.batches[batch]):
-        hidden_1LD = (
-            forward.hidden_states[batch][window : window + 1].to(forward.decoder.device).detach().requires_grad_()
-        )
+        hidden_1LD = hidden_BLD[window : window + 1].detach().requires_grad_()
         with torch.enable_grad():
             logits_LV = forward.logits_of(ids_L.unsqueeze(0), hidden_1LD)[0, :-1].float()
             loss = nn.functional.cross_entropy(logits_LV, ids_L[1:].to(logits_LV.device), reduction="sum")

@@ -6,6 +6,7 @@ layer by layer.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 
 from llmprune.anatomy.meta_model import find_layers
 from llmprune.layerwise.emulated_matmul import is_emulated, quick_products
+from llmprune.layerwise.transfer import ArrivingLayer, Event, LayerCopies
 
 Tensors = dict[str, Tensor]
 
@@ -36,6 +38,7 @@ class Decoder:
     in the layer. ``placement``: devices of the layers. ``fetch_ahead``: read the next layer in the background.
     ``quick``: layers may round differently from the model's own forward where that is much faster.
     ``items_returned``: number of values that a layer of each class returns, 0 for a tensor alone; found while running.
+    ``waited_seconds``: time that the host has waited for layers to be read.
     """
 
     def __init__(
@@ -53,9 +56,11 @@ class Decoder:
         self.items_returned = {} if items_returned is None else items_returned
         self._fetch, self._quick = fetch, quick
         self.placement = placement
+        self.waited_seconds = 0.0
         self._resident: dict[int, Tensors | None] = dict.fromkeys(placement.resident)
+        self._copies: dict[torch.device, LayerCopies] = {}
         self._held: tuple[int, Tensors] | None = None
-        self._ahead: tuple[int, Future[Tensors]] | None = None
+        self._ahead: tuple[int, Future[Tensors | ArrivingLayer]] | None = None
         self._reader = ThreadPoolExecutor(1, "fetch") if fetch_ahead else None
 
     def __len__(self) -> int:
@@ -81,11 +86,15 @@ class Decoder:
             return dict(self._held[1])
         following = index - 1 if self._held is not None and index == self._held[0] - 1 else index + 1
         self._held = None
-        ahead, self._ahead = self._ahead, None
-        tensors = ahead[1].result() if ahead and ahead[0] == index else self._bring(index)
+        start = time.perf_counter()
+        brought = self._brought(index)
+        tensors = brought.on_compute_stream(self.device_of(index)) if isinstance(brought, ArrivingLayer) else brought
+        if index in self._resident:
+            self._resident[index] = tensors
+        self.waited_seconds += time.perf_counter() - start
         self._held = (index, tensors)
         if self._reader is not None and following in range(len(self)):
-            self._ahead = (following, self._reader.submit(self._bring, following))
+            self._ahead = (following, self._reader.submit(self._bring, following, self._end_of_use(following)))
         return dict(tensors)
 
     def rounds_differently(self, index: int) -> bool:
@@ -96,15 +105,30 @@ class Decoder:
         """Drop the tensors of the held layer."""
         self._held = None
 
-    def _bring(self, index: int) -> Tensors:
+    def _brought(self, index: int) -> Tensors | ArrivingLayer:
+        """Return a layer that was read ahead, or read it now: in the reader's thread too, which owns its buffers."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] == index:
+            return ahead[1].result()
+        if self._reader is None:
+            return self._bring(index, self._end_of_use(index))
+        return self._reader.submit(self._bring, index, self._end_of_use(index)).result()
+
+    def _end_of_use(self, index: int) -> Event | None:
+        """Return an event after all computation so far on the device of a layer; None on other devices than CUDA's."""
+        device = self.device_of(index)
+        return torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+
+    def _bring(self, index: int, after: Event | None) -> Tensors | ArrivingLayer:
         kept = self._resident.get(index)
         if kept is not None:
             return kept
         device = self.device_of(index)
-        tensors = {name: tensor.to(device) for name, tensor in self._fetch(index).items()}
-        if index in self._resident:
-            self._resident[index] = tensors
-        return tensors
+        if device.type != "cuda":
+            return {name: tensor.to(device) for name, tensor in self._fetch(index).items()}
+        if device not in self._copies:
+            self._copies[device] = LayerCopies(device)
+        return self._copies[device].bring(self._fetch(index), after=after)
 
     @contextmanager
     def layer(self, index: int, tensors: Mapping[str, Tensor] | None = None) -> Iterator[nn.Module]:

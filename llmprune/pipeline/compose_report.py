@@ -19,7 +19,7 @@ from llmprune.evaluation.retention import CONFIDENCE, compare
 from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.prune_checkpoint import PrunedCheckpoint
 from llmprune.pipeline.score_and_select import ChosenCut
-from llmprune.pipeline.step_costs import with_forward_ratios
+from llmprune.pipeline.step_costs import warn_of_slow_disk, with_forward_ratios
 from llmprune.planning.tool_compatibility import settle_patterns
 from llmprune.prune.records import LayerRecord
 from llmprune.recipe.sparsity import Sparsity
@@ -94,7 +94,7 @@ def compose_report(context: RunContext, results: RunResults) -> Report:
 def _warnings(context: RunContext, results: RunResults) -> tuple[str, ...]:
     chosen, left_heads = results.chosen, results.pruned.left_heads
     unrouted = warn_of_unrouted_experts(results.scores) if results.scores is not None else []
-    warnings = [*context.plan.notes, *unrouted, *chosen.warnings]
+    warnings = [*context.plan.notes, *unrouted, *chosen.warnings, *warn_of_slow_disk(context.folder.steps)]
     settled = settle_patterns(warnings, context.inputs.anatomy.patterns, keep=chosen.cut.layers)
     return (*settled, *([describe_heads(left_heads)] if left_heads else []))
 

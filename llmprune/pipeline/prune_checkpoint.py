@@ -150,7 +150,7 @@ class _CheckpointStep:
             write=self._write_layer,
             sparsity=recipe.sparsity,
         )
-        with measure_step(folder.steps, "pass 2", tokens=inputs.windows.numel()):
+        with measure_step(folder.steps, "pass 2", tokens=inputs.windows.numel(), decoder=inputs.dense):
             return pruning.run(
                 inputs.windows,
                 recipe.calibration.batch_size,

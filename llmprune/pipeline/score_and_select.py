@@ -86,11 +86,11 @@ def compute_scores(context: RunContext, windows_NL: Tensor, *, store: HiddenStat
     recipe, inputs, criteria = context.recipe, context.inputs, _criteria_of(context.recipe)
     calibration = CalibrationBatches(windows_NL, recipe.calibration.batch_size, store)
     target = DepthTarget(context.plan.dense.layers - context.plan.keep_layers, _keeps_pattern(recipe))
-    with measure_step(steps, "pass 1", tokens=windows_NL.numel()):
+    with measure_step(steps, "pass 1", tokens=windows_NL.numel(), decoder=inputs.dense):
         scores = score(inputs.dense, inputs.anatomy, criteria=criteria, calibration=calibration, target=target)
     if not isinstance(criteria.depth, AblationCriterion):
         return scores
-    with measure_step(steps, "ablation", tokens=windows_NL.numel()):
+    with measure_step(steps, "ablation", tokens=windows_NL.numel(), decoder=inputs.dense):
         layers_N = layer_ablation_scores(
             inputs.dense, inputs.anatomy, criterion=criteria.depth, calibration=calibration, target=target
         )

@@ -17,20 +17,27 @@ from llmprune.common.devices import input_device
 from llmprune.common.distributed import windows_of_process
 from llmprune.common.process_memory import peak_resident, proc_field, reset_peak, trim
 from llmprune.common.progress import report_progress
+from llmprune.layerwise.decoder import Decoder
 from llmprune.pipeline.context import RunContext
 from llmprune.results.report_schema import Step
 
 FORWARD_PASS = "plain forward pass"
 
+_LARGE_WAIT = 0.3  # share of a step's time
+_LONG_WAIT = 10.0  # seconds; less is not worth a warning
+
 
 @contextmanager
-def measure_step(steps: list[Step], name: str, *, tokens: int | None = None) -> Iterator[None]:
+def measure_step(
+    steps: list[Step], name: str, *, tokens: int | None = None, decoder: Decoder | None = None
+) -> Iterator[None]:
     """Measure a block and append its Step to ``steps``; then return the memory that it freed to the system.
 
-    ``tokens``: number of tokens that pass through the model.
+    ``tokens``: number of tokens that pass through the model. ``decoder``: reads layers from the disk.
     """
     report_progress(name)
     reset_peak()
+    waited = decoder.waited_seconds if decoder else 0.0
     read, start = proc_field("io", "read_bytes:"), time.perf_counter()
     yield
     seconds = time.perf_counter() - start
@@ -41,12 +48,24 @@ def measure_step(steps: list[Step], name: str, *, tokens: int | None = None) -> 
             seconds=round(seconds, 3),
             reused=False,
             tokens_per_second=round(tokens / seconds, 1) if tokens else None,
+            seconds_waited=round(decoder.waited_seconds - waited, 3) if decoder else None,
             bytes_read=after - read if read is not None and after is not None else None,
             peak_resident=peak_resident(),
             peak_device=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
         )
     )
     trim()
+
+
+def warn_of_slow_disk(steps: Sequence[Step]) -> list[str]:
+    """Return a warning for each step that waited for layers for a large share of its time."""
+    slow = [(step, step.seconds_waited or 0.0) for step in steps if (step.seconds_waited or 0.0) >= _LONG_WAIT]
+    return [
+        f"{step.name} waited {waited:.0f} s of {step.seconds:.0f} s for layers to be read: the disk is slower than the "
+        "computation; put the model on a faster disk, or free memory so that its files stay cached"
+        for step, waited in slow
+        if waited > _LARGE_WAIT * step.seconds
+    ]
 
 
 @torch.no_grad()

@@ -218,16 +218,17 @@ def _targets_of(staged: StagedLayer, writer: ResidualWriter, *, targets: DenseTa
     if writer.is_last:
         assert writer.scale is not None, "no norm follows the last writer"
         for one in staged.without(writer.name, keep=True):
-            target_BLD = targets.after[one.batch].to(device).float() - one.output_BLD.float()
+            target_BLD = targets.after.at(one.batch, device).float() - one.output_BLD.float()
             if writer.scale != 1:
                 target_BLD /= writer.scale
             input_BLI = one.input_BLI.view(*target_BLD.shape[:2], -1)
             yield _Target(one.batch, input_BLI, _without_bias(target_BLD, bias_D))
         return
     for batch, input_BLI in staged.inputs(writer.name, keep=True):
-        target_BLD = targets.outputs[writer.name][batch].to(device).float()
+        target_BLD = targets.outputs[writer.name].at(batch, device).float()
         if writer.scale is not None:
-            target_BLD = torch.sub(target_BLD, forward.hidden_states[batch].to(device).float(), alpha=1 / writer.scale)
+            hidden_BLD = forward.hidden_states.at(batch, device)
+            target_BLD = torch.sub(target_BLD, hidden_BLD.float(), alpha=1 / writer.scale)
         yield _Target(batch, input_BLI.view(*target_BLD.shape[:2], -1), _without_bias(target_BLD, bias_D))
 
 

@@ -108,6 +108,7 @@ class Step(Figures):
     seconds: float  # of the computation, also if an earlier run did it
     reused: bool  # an earlier run's product was still valid
     tokens_per_second: float | None = None  # calibration tokens, if the step runs the model on them
+    seconds_waited: float | None = None  # for layers to be read from the disk, in steps that run them
     bytes_read: int | None = None  # from disk, without reads from the page cache
     peak_resident: int | None = None  # bytes of memory, mapped files included
     peak_device: int | None = None  # bytes on the GPU

@@ -178,13 +178,13 @@ class AblatedModels:
 
     def _mean_costs(self, models: Sequence[HiddenStates], dense: HiddenStates) -> list[float]:
         """Return the mean cost of a token of each model, from its hidden states after the last layer."""
+        device = self.decoder.device
         totals = DeviceSums(len(models) + 1)  # the last one counts tokens
         for batch, ids_BL in enumerate(self._start.batches):
-            dense_BLV = self._start.logits_of(ids_BL, dense[batch])
-            ids_BL = ids_BL.to(dense_BLV.device)
+            dense_BLV = self._start.logits_of(ids_BL, dense.at(batch, device))
             for number, hidden_states in enumerate(models):
-                logits_BLV = self._start.logits_of(ids_BL, hidden_states[batch])
-                cost_BL = self.criterion.token_costs(logits_BLV, dense_BLV, ids_BL=ids_BL)
+                logits_BLV = self._start.logits_of(ids_BL, hidden_states.at(batch, device))
+                cost_BL = self.criterion.token_costs(logits_BLV, dense_BLV, ids_BL=ids_BL.to(dense_BLV.device))
                 totals.add(number, cost_BL)
             totals.count(-1, cost_BL.numel())
         (total_M,) = totals.reducible_state()

@@ -31,7 +31,7 @@ class LayerSpan:
 
     def update(self, batch: int, hidden_BLD: Tensor, *, output_BLD: Tensor) -> None:
         """Add a batch: hidden states before and after the last layer."""
-        first_BLD = hidden_BLD[:, self.tokens] if self.first is None else self.first[batch].to(output_BLD.device)
+        first_BLD = hidden_BLD[:, self.tokens] if self.first is None else self.first.at(batch, output_BLD.device)
         self.accumulator.update(first_BLD, output_BLD[:, self.tokens])
 
 

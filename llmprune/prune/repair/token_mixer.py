@@ -65,9 +65,9 @@ class TokenMixerRefit:
             keep_K = None if keep_K is None else keep_K.to(weight_DF.device)
             staged = StagedLayer(run.pruned, step.new, layer=layer, order=topology.order)
             for batch, input_BLF in staged.inputs(mixer.name):
-                hidden_BLD = run.pruned.hidden_states[batch].to(input_BLF.device)
+                hidden_BLD = run.pruned.hidden_states.at(batch, input_BLF.device)
                 residual_BLD = mixer.residual_after(hidden_BLD, module(input_BLF))
-                dense_BLD = work.dense.outputs[mixer.name][batch].to(residual_BLD.device)
+                dense_BLD = work.dense.outputs[mixer.name].at(batch, residual_BLD.device)
                 inherited_BLD = dense_BLD.float() - residual_BLD.float()
                 input_BLF = input_BLF.view(*residual_BLD.shape[:2], -1)
                 parts = [input_BLF, inherited_BLD]

@@ -136,7 +136,7 @@ class UpEquations:
         inputs, gates, missing, moved = self._kept
         gradient_FI = self.down_DF.new_zeros(gates[0].shape[-1], inputs[0].shape[-1])
         for batch in range(len(inputs)):
-            missing_BLD, moved_BLD = (kept[batch].to(self.down_DF.device) for kept in (missing, moved))
+            missing_BLD, moved_BLD = (kept.at(batch, self.down_DF.device) for kept in (missing, moved))
             missing[batch] = missing_BLD - length * moved_BLD
             for fold, (input_TI, gates_TF, missing_TD) in self._parts(batch, inputs, gates, missing):
                 if fold == 0:
@@ -149,9 +149,11 @@ class UpEquations:
         inputs, gates, missing, moved = self._kept
         sums = DeviceSums(3)
         for batch in range(len(inputs)):
-            input_BLI, gates_BLF = (kept[batch].to(self.down_DF.device).float() for kept in (inputs, gates))
+            input_BLI, gates_BLF = (kept.at(batch, self.down_DF.device).float() for kept in (inputs, gates))
             moved_BLD = (input_BLI @ direction_FI.T).mul_(gates_BLF) @ self.down_DF.T
-            for fold, (moved_TD, missing_TD) in self.held_out.parts(batch, moved_BLD, missing[batch].to(moved_BLD)):
+            for fold, (moved_TD, missing_TD) in self.held_out.parts(
+                batch, moved_BLD, missing.at(batch, moved_BLD.device).to(moved_BLD.dtype)
+            ):
                 if fold == 0:
                     sums.add(0, moved_TD.square())
                 else:
@@ -162,7 +164,7 @@ class UpEquations:
         return _Moved(*sums.read())
 
     def _parts(self, batch: int, *kept: HiddenStates) -> Iterator[tuple[int, list[Tensor]]]:
-        values = [one[batch].to(self.down_DF.device).float() for one in kept]
+        values = [one.at(batch, self.down_DF.device).float() for one in kept]
         return self.held_out.parts(batch, *values)
 
 

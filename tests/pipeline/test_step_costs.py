@@ -1,0 +1,32 @@
+"""Costs of steps: the wait for layers to be read is recorded, and a long one is a warning."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from llmprune.pipeline.step_costs import measure_step, warn_of_slow_disk
+from llmprune.results.report_schema import Step
+
+
+def test_a_slow_disk_is_a_warning() -> None:
+    """A step that waited for more than 30 % of its time is named with both times; short waits are not worth it."""
+    steps = [
+        Step(name="pass 1", seconds=100, reused=False, seconds_waited=41.4),
+        Step(name="pass 2", seconds=100, reused=False, seconds_waited=29.0),
+        Step(name="ablation", seconds=8, reused=False, seconds_waited=7.0),
+        Step(name="saving", seconds=100, reused=False),
+    ]
+    (warning,) = warn_of_slow_disk(steps)
+    assert warning.startswith("pass 1 waited 41 s of 100 s for layers to be read")
+
+
+def test_a_step_records_the_wait_of_its_own() -> None:
+    """Only what the decoder waited during the step counts; a step without a decoder has no such figure."""
+    steps: list[Step] = []
+    decoder: Any = SimpleNamespace(waited_seconds=5.0)
+    with measure_step(steps, "pass 1", decoder=decoder):
+        decoder.waited_seconds += 2.5
+    with measure_step(steps, "saving"):
+        pass
+    assert [step.seconds_waited for step in steps] == [2.5, None]
