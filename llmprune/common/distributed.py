@@ -160,6 +160,29 @@ def require_agreement(what: str, value: str) -> None:
     _meet(what, value)
 
 
+def meet_at_end(step: str) -> None:
+    """Wait until every process has completed a step. Raises PeerOutOfMemoryError where one ran out of memory in it."""
+    _meet(f"the end of {step}")
+
+
+def report_out_of_memory(message: str) -> dict[int, str]:
+    """Tell the other processes that this one ran out of memory; return the messages of all that did, by process.
+
+    The others get PeerOutOfMemoryError at their next exchange. Afterwards all processes are at the same step.
+    """
+    return {rank(): message} if _peers is None else _peers.report_shortage(message)
+
+
+def least_over_processes(number: int) -> int:
+    """Return the least of the numbers of all processes."""
+    if world_size() == 1:
+        return number
+    numbers_P = torch.zeros(world_size(), dtype=torch.int64)
+    numbers_P[rank()] = number
+    sum_over_processes([numbers_P])
+    return int(numbers_P.min())
+
+
 def sum_over_processes(tensors: Iterable[Tensor]) -> None:
     """Sum each tensor over the processes, in place."""
     if world_size() == 1:
