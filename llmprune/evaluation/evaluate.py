@@ -102,6 +102,7 @@ def _measure_predictions(
     settings: Perplexity, decoders: Decoders, *, held_out_NL: Tensor
 ) -> tuple[PerplexityFigures, DivergenceFigures]:
     batch_size, cut = settings.batch_size, None
+    assert isinstance(batch_size, int), "chosen before the evaluation"
     if decoders.cut is not None:
         cut = perplexity(decoders.cut, held_out_NL, batch_size=batch_size, name="cut")
     compared = compare_predictions(decoders.dense, decoders.pruned, windows_NL=held_out_NL, batch_size=batch_size)

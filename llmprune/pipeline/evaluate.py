@@ -14,6 +14,7 @@ from llmprune.evaluation.lm_eval.harness import evaluated_model
 from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.publish.push import refuse_fewer_samples
+from llmprune.recipe.evaluation import Evaluation
 from llmprune.recipe.model import ModelSource
 from llmprune.results.run_folder import TASKS, file_fingerprint, fingerprint
 
@@ -58,9 +59,16 @@ def _measure(context: RunContext, cut: Cut) -> Measured:
         cut_only = cut_decoder(inputs.dense, inputs.model, anatomy=inputs.anatomy, cut=cut)
     decoders = Decoders(inputs.dense, cut_only, dense_decoder(pruned))
     with measure_step(folder.steps, "evaluation"):
-        return measure(
-            recipe.evaluation, dense_subject, pruned=pruned_subject, decoders=decoders, held_out_NL=inputs.held_out
-        )
+        settings = _in_batches_of(context.batches.held_out.number, recipe.evaluation)
+        return measure(settings, dense_subject, pruned=pruned_subject, decoders=decoders, held_out_NL=inputs.held_out)
+
+
+def _in_batches_of(number: int, evaluation: Evaluation) -> Evaluation:
+    """Return the settings with this number of held-out windows at a time."""
+    if evaluation.perplexity is None:
+        return evaluation
+    perplexity = evaluation.perplexity.model_copy(update={"batch_size": number})
+    return evaluation.model_copy(update={"perplexity": perplexity})
 
 
 def pruned_source(base: ModelSource, folder: Path) -> ModelSource:

@@ -130,8 +130,15 @@ class RunInputs:
         libraries = torch.__version__, transformers.__version__
         return fingerprint(base, self.recipe.model.dtype, *libraries, code_fingerprint())
 
-    def hidden_state_store(self, folder: Path, windows_NL: Tensor | None = None) -> HiddenStateStore:
-        """Return the store for hidden states of the calibration windows, or of ``windows_NL``.
+    def release(self) -> None:
+        """Drop the weights of the layer that was computed last, before a step is tried again with less memory."""
+        if "dense" in self.__dict__:  # it is not loaded for that
+            self.dense.forget()
+
+    def hidden_state_store(
+        self, folder: Path, batch_size: int, *, windows_NL: Tensor | None = None
+    ) -> HiddenStateStore:
+        """Return the store for hidden states of the calibration windows, or of ``windows_NL``, in batches.
 
         It has a cache on disk below ``folder`` where the disk is large enough; every process of the run decides alike.
         """
@@ -139,9 +146,7 @@ class RunInputs:
         calibration, length = self.recipe.calibration, windows_NL.shape[1]
         hidden = text_config(self.config).hidden_size * self.model.dtype.itemsize
         size = self.anatomy.num_layers * len(windows_NL) * length * hidden
-        key = fingerprint(self.identity, fingerprint_tokens(windows_NL), calibration.batch_size, world_size(), boot())[
-            :16
-        ]
+        key = fingerprint(self.identity, fingerprint_tokens(windows_NL), batch_size, world_size(), boot())[:16]
         place = folder / HIDDEN_STATES
         cached = broadcast_from_first(self._fits_on_disk(place, key, size=size) if is_first_process() else False)
         cache = HiddenStateCache(place, f"{key}-{rank()}") if cached else None

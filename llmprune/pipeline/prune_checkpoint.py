@@ -20,7 +20,6 @@ from llmprune.common.files import replace_folder
 from llmprune.cut.apply import cut_config, cut_decoder, restore_layer
 from llmprune.cut.decision import Cut
 from llmprune.layerwise.decoder import Decoder, Tensors
-from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.planning.model_size import measure_size
@@ -117,11 +116,15 @@ class _CheckpointStep:
         )
 
     def run(self) -> PrunedCheckpoint:
-        """Prune, save and verify; every process returns the same value."""
-        records, forward = self._prune()
+        """Prune, save and verify; every process returns the same value.
+
+        Where a device runs out of memory, pass 2 continues from its last snapshot with half the batch.
+        """
+        steps, tokens = self.context.folder.steps, self.context.inputs.windows.numel()
+        with measure_step(steps, "pass 2", tokens=tokens):
+            records, probe = self.context.batches.calibration.run("pass 2", self._prune, release=self._release)
         verified = None
-        if is_first_process():
-            probe = Probe.take(forward)
+        if probe is not None:
             with measure_step(self.context.folder.steps, "saving"):
                 self._save()
             with measure_step(self.context.folder.steps, "verification"):
@@ -137,8 +140,8 @@ class _CheckpointStep:
             base_files=BaseFiles(carried=selection.copied, left=selection.left_out),
         )
 
-    def _prune(self) -> tuple[list[LayerRecord], LayerwiseForward]:
-        """Run pass 2; return a record for each kept layer, and the forward pass through the pruned model."""
+    def _prune(self, batch_size: int) -> tuple[list[LayerRecord], Probe | None]:
+        """Run pass 2; return a record for each kept layer, and in the first process the pruned model's logits."""
         recipe, inputs, folder = self.context.recipe, self.context.inputs, self.context.folder
         pruning = Pruning(
             inputs.dense,
@@ -149,14 +152,18 @@ class _CheckpointStep:
             write=self._write_layer,
             sparsity=recipe.sparsity,
         )
-        with measure_step(folder.steps, "pass 2", tokens=inputs.windows.numel()):
-            return pruning.run(
-                inputs.windows,
-                recipe.calibration.batch_size,
-                snapshots=self.snapshots,
-                store=inputs.hidden_state_store(folder.path),
-                sources_N=inputs.sources,
-            )
+        records, forward = pruning.run(
+            inputs.windows,
+            batch_size,
+            snapshots=self.snapshots,
+            store=inputs.hidden_state_store(folder.path, batch_size),
+            sources_N=inputs.sources,
+        )
+        return records, Probe.take(forward) if is_first_process() else None
+
+    def _release(self) -> None:
+        self.pruned.forget()
+        self.context.inputs.release()
 
     def _write_layer(self, index: int, tensors: Tensors) -> None:
         """Write a pruned layer, with untouched tensors in the types of the base's files."""

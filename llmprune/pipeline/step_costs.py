@@ -57,7 +57,7 @@ def time_dense_forward_pass(context: RunContext) -> None:
     """Record the cost of a forward pass over the calibration windows as a step of the run."""
     windows_NL = context.inputs.windows
     with measure_step(context.folder.steps, FORWARD_PASS, tokens=windows_NL.numel()):
-        dense_forward_pass(context.inputs.model, windows_NL, batch_size=context.recipe.calibration.batch_size)
+        dense_forward_pass(context.inputs.model, windows_NL, batch_size=context.batches.calibration.number)
 
 
 def with_forward_ratios(steps: Sequence[Step]) -> tuple[Step, ...]:
