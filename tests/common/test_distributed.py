@@ -149,6 +149,27 @@ def test_a_refit_takes_a_ridge_that_every_process_can_solve_with(met: Met) -> No
     assert found[0][0] == 3.0
 
 
+def test_processes_retry_together_where_one_runs_out_of_memory(met: Met) -> None:
+    """The other leaves the step where it waits for that one, in its middle or at its end; both begin it again with half
+    the batch, until a batch fits.
+    """
+    places = "cuda:1 of process 1"
+    sentences = [
+        f"pass 1 ran out of memory on {places} with batches of 4 windows; it was repeated with 2",
+        f"pass 2 ran out of memory on {places} with batches of 2 windows; it was repeated with 1",
+    ]
+    for lines in met[0]:
+        assert lines[6]["value"] == [4.0, 4.0, 1, 2, sentences]
+
+
+def test_both_processes_say_that_a_single_window_does_not_fit(met: Met) -> None:
+    """With the device, the allocation that failed and what to do; one of them may say that the other ended."""
+    for lines in met[0]:
+        assert lines[7]["error"] in ("LLMPruneError", "PeerError")
+        assert "pass 1: cuda:1 of process 1 has too little memory for batches of one" in lines[7]["said"]
+        assert "Tried to allocate 2 GiB" in lines[7]["said"]
+
+
 def test_a_process_that_is_gone_ends_the_other(met: Met) -> None:
     """Killed without a word, it is noticed by its silence; the other ends even in the middle of something, and says how
     the run continues: not with ``--fresh``.
