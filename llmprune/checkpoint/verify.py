@@ -21,6 +21,8 @@ from transformers import AutoConfig
 from llmprune.anatomy.meta_model import auto_class
 from llmprune.common.errors import VerificationError
 from llmprune.layerwise.forward import LayerwiseForward
+from llmprune.layerwise.layer_calls import takes_positions
+from llmprune.layerwise.logits import logits_in_chunks
 
 # Largest accepted difference of logits, relative to the largest logit. The same code on the same device gives 0; other
 # kernels (of a GPU, or of a layer that was split over devices) round differently.
@@ -40,11 +42,21 @@ class Probe:
 
     @classmethod
     def take(cls, forward: LayerwiseForward) -> Probe:
-        """Take the first batch of a layer-wise forward pass that has passed the last layer."""
-        ids_BL = forward.batches[0]
-        positions_P = torch.linspace(0, ids_BL.shape[1] - 1, min(_PROBED_POSITIONS, ids_BL.shape[1])).long()
-        logits_BLV = forward.logits(0)
-        return cls(ids_BL, positions_P, logits_BLV[:, positions_P].float().cpu())
+        """Take the first batch of a layer-wise forward pass that has passed the last layer.
+
+        Logits are computed at the probed positions only. For a model that computes them at all positions, only as
+        many windows are taken as have ``MAX_LOGITS`` logits, at least one.
+        """
+        ids_BL, hidden_BLD = forward.batches[0], forward.hidden_states[0]
+        length, skeleton = ids_BL.shape[1], forward.decoder.skeleton
+        positions_P = torch.linspace(0, length - 1, min(_PROBED_POSITIONS, length)).long()
+        with torch.no_grad():
+            if takes_positions(skeleton):
+                logits_BPV = forward.logits_of(ids_BL, hidden_BLD, positions_P=positions_P)
+            else:
+                chunk = next(logits_in_chunks(forward, ids_BL, hidden_BLD=hidden_BLD))
+                ids_BL, logits_BPV = ids_BL[chunk.windows], chunk.logits_BPV[:, positions_P]
+        return cls(ids_BL, positions_P, logits_BPV.float().cpu())
 
 
 @dataclass(frozen=True)
