@@ -53,7 +53,7 @@ def perplexity(
         forward = _completed_forward(decoder, share, name=name, store=store)
         for batch in range(len(forward.batches)):
             for chunk, logits_BPV, targets_BP in _next_token_logits(forward, batch):
-                share.put(losses_NT, batch, chunk, values_BP=_losses(logits_BPV, targets_BP))
+                share.put(losses_NT, _losses(logits_BPV, targets_BP), batch=batch, chunk=chunk)
     return _exp_mean(share.gather(losses_NT), name=name)
 
 
@@ -81,7 +81,7 @@ def compare_predictions(
                     (divergences_NT, kl_divergence(dense_BPV, compared_BPV)),
                     (same_first_NT, dense_BPV.argmax(-1) == compared_BPV.argmax(-1)),
                 ):
-                    share.put(values_NT, batch, chunk, values_BP=values_BP)
+                    share.put(values_NT, values_BP, batch=batch, chunk=chunk)
     return ComparedPredictions(
         _exp_mean(share.gather(dense_losses_NT), name="dense"),
         _exp_mean(share.gather(pruned_losses_NT), name="pruned"),
@@ -109,7 +109,7 @@ class _Share:
         """Return zeros for a value of every predicted token of this process, on the decoder's device."""
         return torch.zeros(len(self._rows_n), self._shape_NL[1] - 1, device=decoder.device)
 
-    def put(self, values_nT: Tensor, batch: int, chunk: LogitsChunk, *, values_BP: Tensor) -> None:
+    def put(self, values_nT: Tensor, values_BP: Tensor, *, batch: int, chunk: LogitsChunk) -> None:
         """Put the values of a chunk's predicted tokens in their places."""
         first = batch * self.batch_size
         values_nT[first + chunk.windows.start : first + chunk.windows.stop, chunk.positions] = values_BP

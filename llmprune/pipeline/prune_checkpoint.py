@@ -13,7 +13,7 @@ from llmprune.checkpoint.config_file import ConfigChange
 from llmprune.checkpoint.loading import load_config, tensors_of
 from llmprune.checkpoint.location import folder_of
 from llmprune.checkpoint.saving import CheckpointWriter
-from llmprune.checkpoint.verify import Probe, SparseClaim, Verified, verify
+from llmprune.checkpoint.verify import Loading, Probe, SparseClaim, Verified, verify
 from llmprune.common.distributed import broadcast_from_first, is_first_process
 from llmprune.common.errors import ModelError
 from llmprune.common.files import replace_folder
@@ -181,7 +181,7 @@ class _CheckpointStep:
             probe,
             parameters=self.size.parameters,
             dtype=self.context.inputs.model.dtype,
-            trust_remote_code=recipe.model.trust_remote_code,
+            loading=Loading(None, recipe.model.trust_remote_code),
             claim=_sparse_claim(recipe.sparsity, self.pruned, records=records) if recipe.sparsity else None,
         )
 

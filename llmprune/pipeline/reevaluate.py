@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from llmprune.checkpoint.loading import load_model, load_tokenizer
+from llmprune.checkpoint.loading import load_tokenizer
 from llmprune.common.distributed import broadcast_from_first, is_first_process, synchronized
 from llmprune.common.errors import OutputError
 from llmprune.common.hub.client import resolve_revision
@@ -97,11 +97,16 @@ def _measure(folder: RunFolder, recipe: Recipe, *, old: Report, earlier: int | N
     tokenizer = load_tokenizer(base)
     evaluation = recipe.evaluation
     with measure_step(folder.steps, MORE_SAMPLES):
-        dense_subject = evaluated_model(base, tokenizer, load=lambda: load_model(base))
-        dense_tasks = evaluate_tasks(dense_subject, "dense", evaluation=evaluation, earlier=earlier)
-        pruned_subject = evaluated_model(pruned, tokenizer, load=lambda: load_model(pruned), folder=folder.path / TASKS)
-        pruned_tasks = evaluate_tasks(pruned_subject, "pruned", evaluation=evaluation, earlier=earlier)
-    return known.model_copy(update={"dense_tasks": dense_tasks, "pruned_tasks": pruned_tasks})
+        subjects = {
+            "dense": evaluated_model(base, tokenizer),
+            "pruned": evaluated_model(pruned, tokenizer, folder=folder.path / TASKS),
+        }
+        tasks = {}
+        for side, subject in subjects.items():
+            tasks[f"{side}_tasks"] = evaluate_tasks(subject, side, evaluation=evaluation, earlier=earlier)
+            subject.whole.release()
+    reductions = [sentence for subject in subjects.values() for sentence in subject.whole.reductions]
+    return known.model_copy(update=tasks | {"warnings": tuple(reductions)})
 
 
 def _new_report(old: Report, recipe: Recipe, *, measured: Measured, folder: RunFolder) -> Report:
@@ -121,5 +126,6 @@ def _new_report(old: Report, recipe: Recipe, *, measured: Measured, folder: RunF
             "retention": comparison.mean,
             "gate": judge(gate, comparison),
             "steps": old.steps + tuple(folder.steps),
+            "warnings": tuple(dict.fromkeys((*old.warnings, *measured.warnings))),
         }
     )
