@@ -24,7 +24,7 @@ from llmprune.anatomy.meta_model import auto_class
 from llmprune.common.errors import VerificationError
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.layer_calls import takes_positions
-from llmprune.layerwise.logits import logits_in_chunks
+from llmprune.layerwise.logits import token_chunks
 
 # Largest accepted difference of logits, relative to the largest logit. The same code on the same device gives 0; other
 # kernels (of a GPU, or of a layer that was split over devices) round differently.
@@ -58,8 +58,9 @@ class Probe:
             if takes_positions(skeleton):
                 logits_BPV = forward.logits_of(ids_BL, hidden_BLD, positions_P=positions_P)
             else:
-                chunk = next(logits_in_chunks(forward, ids_BL, hidden_BLD=hidden_BLD))
-                ids_BL, logits_BPV = ids_BL[chunk.windows], chunk.logits_BPV[:, positions_P]
+                chunk = next(token_chunks(forward, ids_BL))
+                logits_BPV = chunk.logits(forward, ids_BL, hidden_BLD=hidden_BLD)[:, positions_P]
+                ids_BL = ids_BL[chunk.windows]
         return cls(ids_BL, positions_P, logits_BPV.float().cpu())
 
 

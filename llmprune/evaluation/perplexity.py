@@ -9,7 +9,6 @@ positions of a chunk, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +22,7 @@ from llmprune.common.progress import track
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_states import HiddenStateStore
-from llmprune.layerwise.logits import LogitsChunk, logits_in_chunks
+from llmprune.layerwise.logits import TokenChunk, token_chunks
 from llmprune.results.evaluation_figures import DivergenceFigures
 
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
@@ -51,9 +50,11 @@ def perplexity(
     losses_NT = share.empty(decoder)
     if share:
         forward = _completed_forward(decoder, share, name=name, store=store)
-        for batch in range(len(forward.batches)):
-            for chunk, logits_BPV, targets_BP in _next_token_logits(forward, batch):
-                share.put(losses_NT, _losses(logits_BPV, targets_BP), batch=batch, chunk=chunk)
+        for batch, ids_BL in enumerate(forward.batches):
+            hidden_BLD = forward.hidden_states[batch].to(decoder.device)
+            for chunk in token_chunks(forward, ids_BL):
+                logits_BPV = chunk.next_token_logits(forward, ids_BL, hidden_BLD=hidden_BLD)
+                share.put(losses_NT, _losses(logits_BPV, chunk.targets(ids_BL)), batch=batch, chunk=chunk)
     return _exp_mean(share.gather(losses_NT), name=name)
 
 
@@ -71,10 +72,13 @@ def compare_predictions(
     if share:
         first = _completed_forward(dense, share, name="dense", store=store)
         second = _completed_forward(pruned, share, name="pruned", store=store)
-        for batch in range(len(first.batches)):
-            pairs = zip(_next_token_logits(first, batch), _next_token_logits(second, batch), strict=True)
-            for (chunk, dense_BPV, targets_BP), (_, pruned_BPV, _) in pairs:
-                compared_BPV = pruned_BPV.to(dense_BPV.device)
+        for batch, ids_BL in enumerate(first.batches):
+            before_BLD = first.hidden_states[batch].to(dense.device)
+            after_BLD = second.hidden_states[batch].to(pruned.device)
+            for chunk in token_chunks(first, ids_BL):
+                targets_BP = chunk.targets(ids_BL)
+                dense_BPV = chunk.next_token_logits(first, ids_BL, hidden_BLD=before_BLD)
+                compared_BPV = chunk.next_token_logits(second, ids_BL, hidden_BLD=after_BLD).to(dense_BPV.device)
                 for values_NT, values_BP in (
                     (dense_losses_NT, _losses(dense_BPV, targets_BP)),
                     (pruned_losses_NT, _losses(compared_BPV, targets_BP)),
@@ -109,7 +113,7 @@ class _Share:
         """Return zeros for a value of every predicted token of this process, on the decoder's device."""
         return torch.zeros(len(self._rows_n), self._shape_NL[1] - 1, device=decoder.device)
 
-    def put(self, values_nT: Tensor, values_BP: Tensor, *, batch: int, chunk: LogitsChunk) -> None:
+    def put(self, values_nT: Tensor, values_BP: Tensor, *, batch: int, chunk: TokenChunk) -> None:
         """Put the values of a chunk's predicted tokens in their places."""
         first = batch * self.batch_size
         values_nT[first + chunk.windows.start : first + chunk.windows.stop, chunk.positions] = values_BP
@@ -145,16 +149,10 @@ def _completed_forward(
     return forward
 
 
-def _next_token_logits(forward: LayerwiseForward, batch: int) -> Iterator[tuple[LogitsChunk, Tensor, Tensor]]:
-    """Yield the chunks of a batch's logits, with those that predict a token [B, P, V] and these tokens [B, P]."""
-    ids_BL = forward.batches[batch]
-    for chunk in logits_in_chunks(forward, ids_BL, hidden_BLD=forward.hidden_states[batch]):
-        yield chunk, *chunk.next_tokens(ids_BL)
-
-
 def _losses(logits_BPV: Tensor, targets_BP: Tensor) -> Tensor:
     """Return next-token cross entropies, float32 [B, P]; infinity only for tokens that the model masks."""
-    losses_T = cross_entropy(logits_BPV.flatten(0, 1).float(), targets_BP.flatten(), reduction="none")
+    targets_T = targets_BP.flatten().to(logits_BPV.device)
+    losses_T = cross_entropy(logits_BPV.flatten(0, 1).float(), targets_T, reduction="none")
     return losses_T.view(targets_BP.shape)
 
 

@@ -24,7 +24,7 @@ from llmprune.anatomy.hooks import inputs_of
 from llmprune.common.errors import DiskError, ModelError
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_states import HiddenStateCache
-from llmprune.layerwise.logits import logits_in_chunks
+from llmprune.layerwise.logits import token_chunks
 
 
 class LayerwiseBackward:
@@ -104,9 +104,10 @@ def _gradient_of_loss(forward: LayerwiseForward, batch: int) -> Tensor:
         hidden_1LD = forward.hidden_states[batch][window : window + 1].to(device).detach().requires_grad_()
         gradient_1LD: Tensor | None = None
         with torch.enable_grad():
-            for chunk in logits_in_chunks(forward, ids_1L, hidden_BLD=hidden_1LD):
-                logits_1PV, targets_1P = chunk.next_tokens(ids_1L)
-                loss = nn.functional.cross_entropy(logits_1PV[0].float(), targets_1P[0], reduction="sum")
+            for chunk in token_chunks(forward, ids_1L):
+                logits_PV = chunk.next_token_logits(forward, ids_1L, hidden_BLD=hidden_1LD)[0].float()
+                targets_P = chunk.targets(ids_1L)[0].to(device)
+                loss = nn.functional.cross_entropy(logits_PV, targets_P, reduction="sum")
                 (part_1LD,) = torch.autograd.grad(loss, hidden_1LD)
                 gradient_1LD = part_1LD if gradient_1LD is None else gradient_1LD + part_1LD
         assert gradient_1LD is not None, "every window has a token"

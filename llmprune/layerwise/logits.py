@@ -22,40 +22,48 @@ MAX_LOGITS = 2**26
 
 
 @dataclass(frozen=True)
-class LogitsChunk:
-    """Logits [B, P, V] of some windows of a batch at some of their positions."""
+class TokenChunk:
+    """Tokens of a batch whose logits are computed together: some positions of some windows.
+
+    ``all_positions``: the model computes the logits of whole windows.
+    """
 
     windows: slice
     positions: slice
-    logits_BPV: Tensor
+    all_positions: bool
 
-    def next_tokens(self, ids_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the logits [B, P, V] that predict a token of the batch ``ids_BL``, and these tokens [B, P].
+    def logits(self, forward: LayerwiseForward, ids_BL: Tensor, *, hidden_BLD: Tensor) -> Tensor:
+        """Return the logits [B, P, V] for hidden states of the batch after the last layer.
 
-        The last position of a window predicts none.
+        They have gradients if those are enabled.
         """
-        targets_BP = ids_BL[self.windows, 1:][:, self.positions].to(self.logits_BPV.device)
-        return self.logits_BPV[:, : targets_BP.shape[1]], targets_BP
+        positions_P = None if self.all_positions else arange(self.positions.start, self.positions.stop)
+        return forward.logits_of(ids_BL[self.windows], hidden_BLD[self.windows], positions_P=positions_P)
+
+    def next_token_logits(self, forward: LayerwiseForward, ids_BL: Tensor, *, hidden_BLD: Tensor) -> Tensor:
+        """Return the logits that predict a token: all but those at the last position of a window."""
+        last = ids_BL.shape[1] - 1
+        return self.logits(forward, ids_BL, hidden_BLD=hidden_BLD)[:, : last - self.positions.start]
+
+    def targets(self, ids_BL: Tensor) -> Tensor:
+        """Return the tokens [B, P] of the batch that ``next_token_logits`` predict."""
+        return ids_BL[self.windows, 1:][:, self.positions]
 
 
-def logits_in_chunks(forward: LayerwiseForward, ids_BL: Tensor, *, hidden_BLD: Tensor) -> Iterator[LogitsChunk]:
-    """Yield the logits for hidden states after the last layer, with gradients if those are enabled.
+def token_chunks(forward: LayerwiseForward, ids_BL: Tensor) -> Iterator[TokenChunk]:
+    """Yield the chunks of a batch. Windows are whole where they fit: a small batch is one chunk.
 
     A chunk has at most ``MAX_LOGITS`` logits, but at least one token of one window, or one window of a model whose
-    forward does not take the positions of the logits. Windows are whole where they fit: a small batch is one chunk.
+    forward does not take the positions of the logits.
     """
     skeleton = forward.decoder.skeleton
     count, length = ids_BL.shape
-    hidden_BLD = hidden_BLD.to(forward.decoder.device)  # once, not for every chunk
     vocabulary: int = text_config(skeleton.config).vocab_size
     at_once = max(MAX_LOGITS // (length * vocabulary), 1)
     whole = length * vocabulary <= MAX_LOGITS or not takes_positions(skeleton)
     positions = length if whole else max(MAX_LOGITS // vocabulary, 1)
     for first in range(0, count, at_once):
-        windows = slice(first, min(first + at_once, count))
         for start in range(0, length, positions):
-            part = slice(start, min(start + positions, length))
-            positions_P = None if whole else arange(part.start, part.stop)
-            yield LogitsChunk(
-                windows, part, forward.logits_of(ids_BL[windows], hidden_BLD[windows], positions_P=positions_P)
+            yield TokenChunk(
+                slice(first, min(first + at_once, count)), slice(start, min(start + positions, length)), whole
             )

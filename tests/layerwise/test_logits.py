@@ -15,7 +15,7 @@ from llmprune.criteria.width.taylor import Taylor
 from llmprune.layerwise import logits
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.layer_calls import takes_positions
-from llmprune.layerwise.logits import logits_in_chunks
+from llmprune.layerwise.logits import token_chunks
 from llmprune.testing import VOCABULARY, tiny_model
 
 IDS = torch.randint(3, VOCABULARY, (5, 12), generator=torch.Generator().manual_seed(0))
@@ -39,8 +39,9 @@ def test_chunks_make_up_the_logits_of_the_batch(family: str, monkeypatch: pytest
         monkeypatch.setattr(logits, "MAX_LOGITS", tokens * forward.decoder.skeleton.config.get_text_config().vocab_size)
         found_BLV, number = torch.zeros_like(whole_BLV), 0
         with torch.no_grad():
-            for chunk in logits_in_chunks(forward, IDS, hidden_BLD=forward.hidden_states[0]):
-                found_BLV[chunk.windows, chunk.positions] = chunk.logits_BPV
+            for chunk in token_chunks(forward, IDS):
+                logits_BPV = chunk.logits(forward, IDS, hidden_BLD=forward.hidden_states[0])
+                found_BLV[chunk.windows, chunk.positions] = logits_BPV
                 number += 1
         assert number == chunks
         if chunks == 1:
@@ -62,8 +63,10 @@ def test_a_model_without_positions_is_run_window_by_window(monkeypatch: pytest.M
     forward.decoder.skeleton.__class__ = OwnForward
     monkeypatch.setattr(logits, "MAX_LOGITS", VOCABULARY)
     with torch.no_grad():
-        chunks = list(logits_in_chunks(forward, IDS, hidden_BLD=forward.hidden_states[0]))
-    assert [chunk.logits_BPV.shape for chunk in chunks] == [(1, 12, VOCABULARY)] * 5
+        logits_of = [
+            chunk.logits(forward, IDS, hidden_BLD=forward.hidden_states[0]) for chunk in token_chunks(forward, IDS)
+        ]
+    assert [logits_1LV.shape for logits_1LV in logits_of] == [(1, 12, VOCABULARY)] * 5
 
 
 def test_gradients_in_chunks_are_those_of_the_whole_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
