@@ -85,7 +85,8 @@ def measure_models(
             texts[side] = continue_windows(
                 model.whole.get(), held_out_NL, settings=settings.generation, side=side, reductions=reductions
             )
-        if not together and not (side == "pruned" and settings.speed):
+        timed_next = together or (side == "pruned" and settings.speed is not None)
+        if settings.backend or not timed_next:  # a backend needs the device
             model.whole.release()
     measured = None
     if is_first_process():

@@ -96,6 +96,11 @@ class RunInputs:
         """Decoder of the dense model, for layer-wise passes."""
         return dense_decoder(self.model)
 
+    def release(self) -> None:
+        """Drop the dense model and its decoder; they are loaded again where a later step needs them."""
+        for name in ("model", "dense"):
+            self.__dict__.pop(name, None)
+
     @cached_property
     def _file_names(self) -> FileNames:
         """Map from each tensor of the model to the tensors of the base's files that it is made of."""

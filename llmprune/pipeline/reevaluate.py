@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from llmprune.checkpoint.loading import load_tokenizer
+from llmprune.checkpoint.pruned_source import pruned_source
 from llmprune.common.distributed import broadcast_from_first, is_first_process, synchronized
 from llmprune.common.errors import OutputError
 from llmprune.common.hub.client import resolve_revision
@@ -19,7 +20,6 @@ from llmprune.evaluation.lm_eval.harness import evaluate_tasks, evaluated_model
 from llmprune.evaluation.lm_eval.tasks import check_tasks
 from llmprune.evaluation.more_samples import next_limit
 from llmprune.evaluation.retention import CONFIDENCE, compare
-from llmprune.pipeline.evaluate import pruned_source
 from llmprune.pipeline.finish import FinishedRun, push_as_requested, write_report
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.publish.push import MORE_SAMPLES, require_whole
@@ -93,7 +93,9 @@ def _measure(folder: RunFolder, recipe: Recipe, *, old: Report, earlier: int | N
     base = recipe.model
     if old.provenance.commit:
         base = base.model_copy(update={"revision": old.provenance.commit})
-    pruned = pruned_source(recipe.model, folder.path / "model")
+    pruned = pruned_source(
+        recipe.model, folder.path / "model", layers=[row.layer for row in old.layers if not row.removed]
+    )
     tokenizer = load_tokenizer(base)
     evaluation = recipe.evaluation
     with measure_step(folder.steps, MORE_SAMPLES):
