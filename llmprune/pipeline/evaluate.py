@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llmprune.checkpoint.loading import dense_decoder, load_model
+from llmprune.checkpoint.open_decoder import open_decoder
 from llmprune.checkpoint.pruned_source import pruned_source
 from llmprune.common.distributed import is_first_process
 from llmprune.common.out_of_memory import free_cached_memory
@@ -72,8 +72,8 @@ def _measure_predictions(context: RunContext, cut: Cut, *, source: ModelSource) 
         return {}
     cut_only = None
     if (recipe.refit or recipe.sparsity) and not cut.is_empty:
-        cut_only = cut_decoder(inputs.dense, inputs.model, anatomy=inputs.anatomy, cut=cut)
-    decoders = Decoders(inputs.dense, cut_only, dense_decoder(load_model(source)))
+        cut_only = cut_decoder(inputs.dense, anatomy=inputs.anatomy, cut=cut)
+    decoders = Decoders(inputs.dense, cut_only, open_decoder(source))
     store = HiddenStateStore(recipe.calibration.stream_memory, context.folder.path)
     perplexity, divergence = measure_predictions(settings, decoders, held_out_NL=held_out_NL, store=store)
     inputs.release()

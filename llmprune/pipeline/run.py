@@ -31,7 +31,6 @@ from llmprune.pipeline.inputs import RunInputs
 from llmprune.pipeline.prune_checkpoint import prune_checkpoint
 from llmprune.pipeline.score_and_select import find_cut, find_scores
 from llmprune.pipeline.step_costs import (
-    dense_forward_pass,
     time_dense_forward_pass,
 )
 from llmprune.planning.plan import Plan, plan_and_check
@@ -114,8 +113,6 @@ def _run_steps(context: RunContext, options: RunOptions) -> Report:
     require_same_everywhere(context)
     _begin_folder(context)
     if options.measure_forward:
-        # the first pass reads the weights from disk and is not timed
-        dense_forward_pass(context.inputs.model, context.inputs.windows[: world_size()], batch_size=1)
         time_dense_forward_pass(context)
     scores = find_scores(context)
     chosen = find_cut(context, scores)

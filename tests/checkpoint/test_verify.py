@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from llmprune.checkpoint.loading import dense_decoder
+from helpers.decoders import dense_decoder
 from llmprune.checkpoint.verify import Loading, Probe, SparseClaim, SparseCounts, Verified, verify
 from llmprune.common.errors import VerificationError
 from llmprune.layerwise.forward import LayerwiseForward

@@ -10,7 +10,7 @@ import torch
 from helpers.families import DEPTH_AND_WIDTH, MIXTURES
 from helpers.scored import scores_of
 
-from llmprune.checkpoint.loading import dense_decoder
+from helpers.decoders import dense_decoder
 from llmprune.criteria.width.taylor import Taylor
 from llmprune.layerwise import logits
 from llmprune.layerwise.forward import LayerwiseForward
