@@ -96,7 +96,7 @@ def _warnings(context: RunContext, results: RunResults) -> tuple[str, ...]:
     unrouted = warn_of_unrouted_experts(results.scores) if results.scores is not None else []
     warnings = [*context.plan.notes, *context.batches.reductions, *unrouted, *chosen.warnings]
     settled = settle_patterns(warnings, context.inputs.anatomy.patterns, keep=chosen.cut.layers)
-    return (*settled, *([describe_heads(left_heads)] if left_heads else []))
+    return (*settled, *([describe_heads(left_heads)] if left_heads else []), *results.measured.warnings)
 
 
 def warn_of_unrouted_experts(scores: Scores) -> list[str]:

@@ -6,6 +6,7 @@ A run that reuses all its products loads no weights.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from llmprune.data.sources import commit_of
 from llmprune.data.windows import fingerprint_tokens
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.hidden_states import HiddenStateCache, HiddenStateStore
+from llmprune.planning.device_memory import DeviceMemory
 from llmprune.planning.text_inputs import TextInputs
 from llmprune.prune.snapshots import boot
 from llmprune.recipe.recipe import Recipe
@@ -33,13 +35,26 @@ from llmprune.results.run_folder import HIDDEN_STATES, code_fingerprint, fingerp
 
 
 class RunInputs:
-    """The dense model and the token windows of one recipe. ``reserve``: bytes of disk that the result needs."""
+    """The dense model and the token windows of one recipe.
 
-    def __init__(self, recipe: Recipe, anatomy: Anatomy, *, inputs: TextInputs, reserve: int = 0) -> None:
+    ``reserve``: bytes of disk that the result needs; ``devices``: planned memory of the devices.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        anatomy: Anatomy,
+        *,
+        inputs: TextInputs,
+        reserve: int = 0,
+        devices: Sequence[DeviceMemory] = (),
+    ) -> None:
         self.recipe = recipe
         self.anatomy = anatomy
         self.inputs = inputs
         self.reserve = reserve
+        self.devices = devices
+        self._evicted = False  # True after a device ran out of memory
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
@@ -101,7 +116,28 @@ class RunInputs:
     @cached_property
     def dense(self) -> Decoder:
         """Decoder of the dense model, whose layers are read from the files."""
-        return open_decoder(self.recipe.model, self._reader)
+        return open_decoder(self.recipe.model, self._reader, working=self._working())
+
+    def _working(self) -> dict[int, int]:
+        """Return the bytes of each GPU that layers may not take, by its number."""
+        return {
+            gpu.index: gpu.total if self._evicted else gpu.free - gpu.outside - gpu.resident
+            for gpu in self.devices
+            if gpu.index is not None
+        }
+
+    def release(self) -> None:
+        """Drop the dense model and its decoder; they are opened again where a later step needs them."""
+        if "dense" in self.__dict__:
+            self.dense.release()  # decoders of a cut read from it
+        for name in ("model", "dense", "_reader"):
+            self.__dict__.pop(name, None)
+
+    def evict(self) -> None:
+        """Have no layer stay on its device any more, after a device ran out of memory."""
+        self._evicted = True
+        if "dense" in self.__dict__:  # it is not opened for that
+            self.dense.evict()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -132,11 +168,6 @@ class RunInputs:
         base = identity(self.recipe.model)
         libraries = torch.__version__, transformers.__version__
         return fingerprint(base, self.recipe.model.dtype, *libraries, code_fingerprint())
-
-    def release(self) -> None:
-        """Drop the weights of the layer that was computed last, before a step is tried again with less memory."""
-        if "dense" in self.__dict__:  # it is not loaded for that
-            self.dense.forget()
 
     def hidden_state_store(
         self, folder: Path, batch_size: int, *, windows_NL: Tensor | None = None

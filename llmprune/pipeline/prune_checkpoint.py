@@ -12,12 +12,15 @@ from llmprune.anatomy.projections import projections_of
 from llmprune.checkpoint.config_file import ConfigChange
 from llmprune.checkpoint.loading import load_config
 from llmprune.checkpoint.location import folder_of
+from llmprune.checkpoint.placement import device_map_of
+from llmprune.checkpoint.pruned_source import pruned_source
 from llmprune.checkpoint.saving import CheckpointWriter
 from llmprune.checkpoint.skeleton import tensors_of
-from llmprune.checkpoint.verify import Probe, SparseClaim, Verified, verify
+from llmprune.checkpoint.verify import Loading, Probe, SparseClaim, Verified, verify
 from llmprune.common.distributed import broadcast_from_first, is_first_process
 from llmprune.common.errors import ModelError
 from llmprune.common.files import replace_folder
+from llmprune.common.out_of_memory import free_cached_memory
 from llmprune.cut.apply import cut_config, cut_decoder, restore_layer
 from llmprune.cut.decision import Cut
 from llmprune.layerwise.decoder import Decoder, Tensors
@@ -123,11 +126,13 @@ class _CheckpointStep:
         """
         steps, tokens = self.context.folder.steps, self.context.inputs.windows.numel()
         with measure_step(steps, "pass 2", tokens=tokens):
-            records, probe = self.context.batches.calibration.run("pass 2", self._prune, release=self._release)
+            records, probe = self.context.batches.calibration.run("pass 2", self._prune, release=self._evict)
         verified = None
-        if probe is not None:
+        if is_first_process():
             with measure_step(self.context.folder.steps, "saving"):
                 self._save()
+        self._free_devices()
+        if probe is not None:
             with measure_step(self.context.folder.steps, "verification"):
                 verified = self._verify(probe, records)
         verified = broadcast_from_first(verified)
@@ -142,7 +147,7 @@ class _CheckpointStep:
         )
 
     def _prune(self, batch_size: int) -> tuple[list[LayerRecord], Probe | None]:
-        """Run pass 2; return a record for each kept layer, and in the first process the pruned model's logits."""
+        """Run pass 2; return a record for each kept layer, and in the first process the pruned model's probe."""
         recipe, inputs, folder = self.context.recipe, self.context.inputs, self.context.folder
         pruning = Pruning(
             inputs.dense,
@@ -162,9 +167,16 @@ class _CheckpointStep:
         )
         return records, Probe.take(forward) if is_first_process() else None
 
-    def _release(self) -> None:
-        self.pruned.forget()
+    def _evict(self) -> None:
+        """Drop the layers of both models before another attempt."""
+        self.pruned.release()
+        self.context.inputs.evict()
+
+    def _free_devices(self) -> None:
+        """Drop the layers of both models, because the process that verifies needs the devices of all processes."""
+        self.pruned.release()
         self.context.inputs.release()
+        free_cached_memory()
 
     def _write_layer(self, index: int, tensors: Tensors) -> None:
         """Write a pruned layer, with untouched tensors in the types of the base's files."""
@@ -184,12 +196,13 @@ class _CheckpointStep:
     def _verify(self, probe: Probe, records: Sequence[LayerRecord]) -> Verified:
         """Load the checkpoint in a fresh process and compare it with what was computed."""
         recipe = self.context.recipe
+        source = pruned_source(recipe.model, self.writer.folder, layers=self.cut.layers)
         return verify(
             self.writer.folder,
             probe,
             parameters=self.size.parameters,
             dtype=self.context.inputs.dtype,
-            trust_remote_code=recipe.model.trust_remote_code,
+            loading=Loading(device_map_of(source, self.pruned.skeleton), recipe.model.trust_remote_code),
             claim=_sparse_claim(recipe.sparsity, self.pruned, records=records) if recipe.sparsity else None,
         )
 

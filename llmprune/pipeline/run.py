@@ -33,7 +33,6 @@ from llmprune.pipeline.inputs import RunInputs
 from llmprune.pipeline.prune_checkpoint import prune_checkpoint
 from llmprune.pipeline.score_and_select import find_cut, find_scores
 from llmprune.pipeline.step_costs import (
-    dense_forward_pass,
     time_dense_forward_pass,
 )
 from llmprune.planning.plan import Plan, plan_and_check
@@ -88,7 +87,7 @@ def run_to_report(recipe: Recipe, output: Path, *, options: RunOptions) -> Finis
         if is_first_process():
             _check_requirements(recipe, plan, output=output, options=options)
         folder = RunFolder.open(output, options.fresh, model=recipe.model.id, recipe=recipe_of_model(recipe))
-        inputs = RunInputs(recipe, anatomy, inputs=surveyed.inputs, reserve=_disk_needed(plan))
+        inputs = RunInputs(recipe, anatomy, inputs=surveyed.inputs, reserve=_disk_needed(plan), devices=plan.devices)
         try:
             context = RunContext(recipe, plan, inputs, folder, Batches.planned(plan.batch_sizes))
             report = _run_steps(context, options)
@@ -120,8 +119,6 @@ def _run_steps(context: RunContext, options: RunOptions) -> Report:
     _begin_folder(context)
     context.batches.settle(context.recipe, context.folder, most=context.plan.batch_sizes.largest)
     if options.measure_forward:
-        # the first pass reads the weights from disk and is not timed
-        dense_forward_pass(context.inputs.model, context.inputs.windows[: world_size()], batch_size=1)
         time_dense_forward_pass(context)
     scores = find_scores(context)
     chosen = find_cut(context, scores)

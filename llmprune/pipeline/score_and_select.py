@@ -94,7 +94,7 @@ def compute_scores(context: RunContext, windows_NL: Tensor, *, steps: list[Step]
             return score(inputs.dense, inputs.anatomy, criteria=criteria, calibration=calibration, target=target)
 
     with measure_step(steps, "pass 1", tokens=windows_NL.numel()):
-        scores = context.batches.calibration.run("pass 1", run_pass1, release=inputs.release)
+        scores = context.batches.calibration.run("pass 1", run_pass1, release=inputs.evict)
     depth = criteria.depth
     if not isinstance(depth, AblationCriterion):
         return scores
@@ -106,7 +106,7 @@ def compute_scores(context: RunContext, windows_NL: Tensor, *, steps: list[Step]
             )
 
     with measure_step(steps, "ablation", tokens=windows_NL.numel()):
-        layers_N = context.batches.calibration.run("ablation", run_ablation, release=inputs.release)
+        layers_N = context.batches.calibration.run("ablation", run_ablation, release=inputs.evict)
     return replace(scores, layers=layers_N)
 
 

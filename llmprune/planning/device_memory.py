@@ -38,6 +38,12 @@ class DeviceMemory(Figures):
     resident: int = 0  # layers that can stay here between the passes
 
     @property
+    def index(self) -> int | None:
+        """Number of a GPU; None for the main memory."""
+        _, _, number = self.device.partition(":")
+        return int(number) if number else None
+
+    @property
     def working(self) -> int:
         """Bytes that the run needs here besides the layers that can stay."""
         return self.outside + self.layers + self.statistics + self.activations + self.streams

@@ -32,7 +32,8 @@ def _launch(folder: Path, output: str, *launcher: str) -> subprocess.CompletedPr
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One recipe, run into ``one`` by accelerate's launcher, which starts one process, and by two into ``two``."""
     root = tmp_path_factory.mktemp("processes")
-    tasks = {"tasks": ["llmprune_agreement"], "include_path": str(TASKS), "limit": 5}
+    held_out = {"dataset": "text.txt", "samples": 5, "sequence_length": 24, "batch_size": 2}
+    tasks = {"tasks": ["llmprune_agreement"], "include_path": str(TASKS), "limit": 5, "perplexity": held_out}
     sections = {"evaluation": tasks, "sparsity": {"pattern": "4:8"}, "refit": {"up": True}}
     write_recipe(root / "recipe.yaml", save_model(root / "dense"), write_text(root / "text.txt"), **sections)
     launchers = {
@@ -60,6 +61,13 @@ def test_two_processes_equal_one(folder: Path) -> None:
         rows, others = (each.reshape(each.shape[0], -1) for each in (tensor, two[key]))
         apart = (rows - others).norm(dim=1) / rows.norm(dim=1).clamp_min(1e-30)
         assert float(apart.median()) <= 1e-3, key
+
+
+def test_held_out_text_is_shared(folder: Path) -> None:
+    """Each process takes some of the batches, and the dense model's perplexity is one process's to the bit."""
+    one, two = (json.loads((folder / name / "report.json").read_text())["perplexity"] for name in ("one", "two"))
+    assert one["dense"] == two["dense"]
+    assert two["pruned"] == pytest.approx(one["pruned"], rel=0.01)
 
 
 def test_number_of_processes_is_said(folder: Path) -> None:
