@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -31,6 +32,7 @@ T = TypeVar("T")
 
 _COLLECTIVE_TIMEOUT = timedelta(hours=6)  # of torch's collectives; only those of lm-eval do not follow a rendezvous
 _START_TIMEOUT = timedelta(minutes=5)  # until all processes must have started
+_SUMMED_IN_PLACE = 2**22  # values from which a tensor is summed without a copy
 _STOPPED = "it was stopped"
 _runs = 0  # of this process so far; each has its own keys in the store
 _peers: Peers | None = None
@@ -184,15 +186,29 @@ def least_over_processes(number: int) -> int:
 
 
 def sum_over_processes(tensors: Iterable[Tensor]) -> None:
-    """Sum each tensor over the processes, in place."""
-    if world_size() == 1:
-        return
-    from accelerate.utils import reduce
+    """Sum each tensor over the processes, in place: in one exchange, of one buffer for each type of number.
 
+    Large contiguous tensors on the device of the exchange are summed where they are, which takes no memory.
+    """
     parts = list(tensors)
-    _meet(f"a sum of {len(parts)} tensors of shapes {', '.join(str(tuple(part.shape)) for part in parts)}")
-    for tensor in parts:
-        tensor.copy_(reduce(tensor.to(_state().device), reduction="sum"))
+    if world_size() == 1 or not parts:
+        return
+    shapes = Counter(tuple(part.shape) for part in parts)
+    device, small = _state().device, dict[torch.dtype, list[Tensor]]()
+    large = []
+    for part in parts:
+        if part.numel() >= _SUMMED_IN_PLACE and part.is_contiguous() and part.device == device:
+            large.append(part)
+        else:
+            small.setdefault(part.dtype, []).append(part)
+    # allocated before the processes meet: one that runs out of memory later would leave the others in the sum
+    flats = [torch.cat([part.reshape(-1).to(device) for part in own]) for own in small.values()]
+    _meet(f"a sum of {', '.join(f'{count} tensors of shape {shape}' for shape, count in shapes.items())}")
+    for summed in (*large, *flats):
+        torch.distributed.all_reduce(summed)
+    for own, flat in zip(small.values(), flats, strict=True):
+        for part, total in zip(own, torch.split(flat, [part.numel() for part in own]), strict=True):
+            part.copy_(total.view(part.shape))
 
 
 def broadcast_from_first(value: T) -> T:

@@ -45,12 +45,6 @@ class Decoders:
     cut: Decoder | None  # after the cut, before any refit; None if nothing is refit
     pruned: Decoder
 
-    def evict(self) -> None:
-        """Drop the layers of all of them; none stays on its device any more."""
-        for decoder in (self.dense, self.cut, self.pruned):
-            if decoder is not None:
-                decoder.evict()
-
 
 def measure_predictions(
     settings: Perplexity, decoders: Decoders, *, held_out_NL: Tensor, batch_size: int, store: HiddenStateStore

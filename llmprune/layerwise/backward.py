@@ -47,11 +47,11 @@ class LayerwiseBackward:
         token must pass each module once. Raises ModelError if the layer cannot be differentiated.
         """
         self._restore_before(index)
-        for batch, stored_BLD in enumerate(self.forward.hidden_states):
-            device = self.forward.decoder.device_of(index)
-            hidden_BLD = stored_BLD.to(device).detach().requires_grad_()
+        device = self.forward.decoder.device_of(index)
+        for batch in range(len(self.forward.batches)):
+            hidden_BLD = self.forward.hidden_states.at(batch, device).detach().requires_grad_()
             inputs, output_BLD = self._run(batch, index, layer=layer, modules=modules, hidden_BLD=hidden_BLD)
-            gradient_BLD = self._gradients[batch].to(device)
+            gradient_BLD = self._gradients.at(batch, device)
             before_BLD, *gradients = torch.autograd.grad(output_BLD, [hidden_BLD, *inputs], gradient_BLD)
             shape = hidden_BLD.shape[:2]
             pairs = zip(inputs, gradients, strict=True)
@@ -99,9 +99,10 @@ def _gradient_of_loss(forward: LayerwiseForward, batch: int) -> Tensor:
     those of one chunk are zero at the tokens of the others.
     """
     device, gradients = forward.decoder.device, []
+    hidden_BLD = forward.hidden_states.at(batch, device)
     for window, ids_L in enumerate(forward.batches[batch]):
         ids_1L = ids_L.unsqueeze(0)
-        hidden_1LD = forward.hidden_states[batch][window : window + 1].to(device).detach().requires_grad_()
+        hidden_1LD = hidden_BLD[window : window + 1].detach().requires_grad_()
         gradient_1LD: Tensor | None = None
         with torch.enable_grad():
             for chunk in token_chunks(forward, ids_1L):

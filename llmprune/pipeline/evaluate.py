@@ -74,12 +74,19 @@ def _measure_predictions(context: RunContext, cut: Cut, *, source: ModelSource) 
     cut_only = None
     if (recipe.refit or recipe.sparsity) and not cut.is_empty:
         cut_only = cut_decoder(inputs.dense, anatomy=inputs.anatomy, cut=cut)
-    decoders = Decoders(inputs.dense, cut_only, open_decoder(source))
-    store = HiddenStateStore(recipe.calibration.stream_memory, context.folder.path)
+    decoders = Decoders(inputs.dense, cut_only, open_decoder(source, working=inputs.whole_devices))
+    memory, folder = recipe.calibration.stream_memory, context.folder.path
 
     def measure(batch_size: int) -> tuple[PerplexityFigures, DivergenceFigures]:
+        store = HiddenStateStore(memory, folder, device_bytes=inputs.stream_bytes)
         return measure_predictions(settings, decoders, held_out_NL=held_out_NL, batch_size=batch_size, store=store)
 
-    perplexity, divergence = context.batches.held_out.run("held-out text", measure, release=decoders.evict)
+    def evict() -> None:
+        inputs.evict()
+        for decoder in (decoders.cut, decoders.pruned):
+            if decoder is not None:
+                decoder.release()
+
+    perplexity, divergence = context.batches.held_out.run("held-out text", measure, release=evict)
     inputs.release()
     return {"perplexity": perplexity, "divergence": divergence}

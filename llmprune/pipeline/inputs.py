@@ -116,15 +116,13 @@ class RunInputs:
     @cached_property
     def dense(self) -> Decoder:
         """Decoder of the dense model, whose layers are read from the files."""
-        return open_decoder(self.recipe.model, self._reader, working=self._working())
+        planned = {gpu.index: gpu.free - gpu.outside - gpu.resident for gpu in self.devices if gpu.index is not None}
+        return open_decoder(self.recipe.model, self._reader, working=self.whole_devices if self._evicted else planned)
 
-    def _working(self) -> dict[int, int]:
-        """Return the bytes of each GPU that layers may not take, by its number."""
-        return {
-            gpu.index: gpu.total if self._evicted else gpu.free - gpu.outside - gpu.resident
-            for gpu in self.devices
-            if gpu.index is not None
-        }
+    @property
+    def whole_devices(self) -> dict[int, int]:
+        """Memory of each GPU by its number: to be left free by a decoder of which no layer is to stay."""
+        return {gpu.index: gpu.total for gpu in self.devices if gpu.index is not None}
 
     def release(self) -> None:
         """Drop the dense model and its decoder; they are opened again where a later step needs them."""
@@ -184,7 +182,13 @@ class RunInputs:
         place = folder / HIDDEN_STATES
         cached = broadcast_from_first(self._fits_on_disk(place, key, size=size) if is_first_process() else False)
         cache = HiddenStateCache(place, f"{key}-{rank()}") if cached else None
-        return HiddenStateStore(calibration.stream_memory, folder, cache)
+        return HiddenStateStore(calibration.stream_memory, folder, cache, self.stream_bytes)
+
+    @property
+    def stream_bytes(self) -> int:
+        """Bytes of hidden states that stay on the devices together; none after a device ran out of memory."""
+        planned = [gpu.streams for gpu in self.devices if gpu.index is not None]
+        return 0 if self._evicted else min(planned, default=0)
 
     def _fits_on_disk(self, place: Path, key: str, *, size: int) -> bool:
         """Check whether the disk has space for a cache of ``size`` bytes, the hidden states after every layer.

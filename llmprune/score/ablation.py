@@ -21,6 +21,7 @@ from torch import Tensor
 from llmprune.anatomy.types import Anatomy
 from llmprune.common.distributed import broadcast_from_first, sum_over_processes
 from llmprune.common.errors import CalibrationError, NumericalError
+from llmprune.common.linalg.device_sums import DeviceSums
 from llmprune.common.progress import track
 from llmprune.criteria.base import AblationCriterion
 from llmprune.cut.layer_choice import may_remain
@@ -179,15 +180,17 @@ class AblatedModels:
 
     def _mean_costs(self, models: Sequence[HiddenStates], dense: HiddenStates) -> list[float]:
         """Return the mean cost of a token of each model, from its hidden states after the last layer."""
-        totals_M = torch.zeros(len(models) + 1, dtype=torch.float64)  # the last one counts tokens
+        device = self.decoder.device
+        totals = DeviceSums(len(models) + 1)  # the last one counts tokens
         for batch, ids_BL in enumerate(self._start.batches):
             for chunk in token_chunks(self._start, ids_BL):
-                dense_BPV = chunk.next_token_logits(self._start, ids_BL, hidden_BLD=dense[batch])
+                dense_BPV = chunk.next_token_logits(self._start, ids_BL, hidden_BLD=dense.at(batch, device))
                 targets_BP = chunk.targets(ids_BL).to(dense_BPV.device)
                 for number, hidden_states in enumerate(models):
-                    logits_BPV = chunk.next_token_logits(self._start, ids_BL, hidden_BLD=hidden_states[batch])
-                    cost_BP = self.criterion.token_costs(logits_BPV, dense_BPV, targets_BP=targets_BP)
-                    totals_M[number] += float(cost_BP.sum(dtype=torch.float64))
-                totals_M[-1] += targets_BP.numel()
-        sum_over_processes([totals_M])
-        return (totals_M[:-1] / totals_M[-1]).tolist()
+                    hidden_BLD = hidden_states.at(batch, device)
+                    logits_BPV = chunk.next_token_logits(self._start, ids_BL, hidden_BLD=hidden_BLD)
+                    totals.add(number, self.criterion.token_costs(logits_BPV, dense_BPV, targets_BP=targets_BP))
+                totals.count(-1, targets_BP.numel())
+        (total_M,) = totals.reducible_state()
+        sum_over_processes([total_M])
+        return (total_M[:-1] / total_M[-1]).tolist()
