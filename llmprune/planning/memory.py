@@ -22,15 +22,10 @@ from llmprune.results.figures import Figures
 class Memory(Figures):
     """Estimated peak of the two passes, in bytes."""
 
-    weights: int  # the dense model, wherever the device map puts it
+    weights: int  # the dense model, in its files
     layer: int  # the largest layer, dense and cut
     streams: int  # hidden states of all calibration tokens, dense and pruned
     statistics: int  # sums of one layer for its refit or for its scores, whichever is larger
-
-    @property
-    def total(self) -> int:
-        """Sum of the parts."""
-        return self.weights + self.layer + self.streams + self.statistics
 
 
 def memory_of(

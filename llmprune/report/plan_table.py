@@ -61,13 +61,7 @@ def _cut_lines(plan: Plan) -> Iterator[str]:
 
 def _requirements(plan: Plan) -> Iterator[str]:
     windows, length = plan.calibration
-    memory = plan.memory
     yield f"Calibration: {plural(windows, 'window')} of {plural(length, 'token')}"
-    yield (
-        f"Memory: about {format_size(memory.total)} in total: weights {format_size(memory.weights)} on the devices of "
-        f"the device map, one layer {format_size(memory.layer)}, hidden states {format_size(memory.streams)}, "
-        f"refit {format_size(memory.statistics)}"
-    )
     yield f"Disk: {format_size(plan.disk)} for the result, twice that while it is written"
     if plan.base_files.carried:
         yield f"Files of the base model that are copied unchanged: {describe_carried(plan.base_files)}"
@@ -81,16 +75,18 @@ def _device_lines(plan: Plan) -> Iterator[str]:
     held_out = f", of held-out text {chosen.held_out}" if chosen.held_out != chosen.calibration else ""
     yield f"Batches: {plural(chosen.calibration, 'window')} at a time{held_out}"
     for device in plan.devices:
+        computes = device is plan.devices[0] or device.device != "cpu"
+        ahead = " and the next one" if device.device != "cpu" else ""
         parts = {
             "embeddings and head": device.outside,
-            "one layer dense, cut and the next" if device.device != "cpu" else "layers": device.layers,
+            f"one layer dense and cut{ahead}" if computes else "layers on their way": device.layers,
             "statistics": device.statistics,
             "a batch": device.activations,
             "hidden states": device.streams,
         }
         listed = ", ".join(f"{name} {format_size(size)}" for name, size in parts.items() if size)
-        stay = f"; layers that stay on it {format_size(device.resident)}" if device.resident else ""
+        resident = f"; layers that stay there {format_size(device.resident)}" if device.resident else ""
         yield (
-            f"{'Main memory' if device.device == 'cpu' else device.device}: {format_size(device.working)} of "
-            f"{format_size(device.free)} free: {listed}{stay}"
+            f"Memory on {device.device}: about {format_size(device.working)} of {format_size(device.free)} free: "
+            f"{listed}{resident}"
         )
