@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from generate.results import quickstart
-from helpers.reports import sample_report, summary
 from helpers.devices import simulated_devices
+from helpers.reports import sample_report, summary
 from helpers.tiny import structure_of
 from rich.console import Console
 from transformers import LlamaConfig
@@ -103,7 +103,7 @@ def test_the_quickstart_prints_the_table_of_the_readme() -> None:
 
 
 def test_the_planned_run_is_planned_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """*Plan your run* shows what ``llmprune plan`` prints for the ready recipe on a GPU, but the notes on this folder."""
+    """*Plan your run* shows what ``llmprune plan`` prints for the ready recipe on a GPU, but its notes."""
     monkeypatch.chdir(tmp_path)  # a short name: the first line must not be broken
     LlamaConfig(
         architectures=["LlamaForCausalLM"], dtype="bfloat16", hidden_size=4096, intermediate_size=14336,

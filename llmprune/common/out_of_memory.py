@@ -14,8 +14,9 @@ from typing import TypeVar
 
 import torch
 
+from llmprune.common.device_errors import explain_full_memory
 from llmprune.common.distributed import meet_at_end, rank, report_out_of_memory, world_size
-from llmprune.common.errors import LLMPruneError
+from llmprune.common.errors import DeviceError
 from llmprune.common.peers import PeerOutOfMemoryError
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class BatchSize:
         """Return ``work(number)``; where a device runs out of memory, release and try again with half the number.
 
         Every process of the run calls this at the same place, and all have completed the step when it returns.
-        ``release`` drops what earlier steps left in memory. Raises LLMPruneError where a single window does not fit.
+        ``release`` drops what earlier steps left in memory. Raises DeviceError where a single window does not fit.
         """
         while True:
             try:
@@ -59,7 +60,7 @@ class BatchSize:
             release()
             free_cached_memory()
             if self.number == 1:
-                raise _too_large(step, self.unit, messages=messages)
+                raise _too_large(step, self.unit.removesuffix("s"), messages=messages)
             self._halve(step, messages)
 
     def _halve(self, step: str, messages: dict[int, str]) -> None:
@@ -80,10 +81,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def describe_shortage(error: BaseException) -> str:
-    """Return the device that is full and the first sentences of the error: ``cuda:0``, a line break, the sentences."""
+    """Return the device that is full and the error's text: ``cuda:0``, a line break, the text in one line."""
     found = _GPU.search(str(error))
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return f"cuda:{found[1] if found else _current_device()}\n{lines[0]}"
+    return f"cuda:{found[1] if found else _current_device()}\n{' '.join(str(error).split())}"
 
 
 def free_cached_memory() -> None:
@@ -105,10 +105,7 @@ def _places(messages: dict[int, str]) -> str:
     return ", ".join(f"{device} of process {process}" for process, device in named.items())
 
 
-def _too_large(step: str, unit: str, *, messages: dict[int, str]) -> LLMPruneError:
-    cause = next(iter(messages.values())).partition("\n")[2]
-    return LLMPruneError(
-        f"{step}: {_places(messages)} has too little memory for batches of one of the {unit} ({cause}); end other "
-        "programs that use the device, lower sequence_length, choose a criterion or a refit with smaller statistics "
-        "(llmprune plan shows them), or hide the device with CUDA_VISIBLE_DEVICES= to compute on the CPU"
-    )
+def _too_large(step: str, unit: str, *, messages: dict[int, str]) -> DeviceError:
+    """Return the error for a device that a single window fills, with the cause in the first process concerned."""
+    cause = explain_full_memory(messages[min(messages)].partition("\n")[2])
+    return DeviceError(f"{step}, a single {unit} at a time, on {_places(messages)}: {cause}")

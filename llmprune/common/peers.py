@@ -80,10 +80,12 @@ class Peers:
     def _exchange(self, own: str) -> dict[int, str]:
         """Publish the text of the next step; return those of the other processes."""
         number, self._steps = self._steps, self._steps + 1
-        self._store.set(f"{number}/{self.rank}", own)
+        with suppress(RuntimeError):  # the watcher reports a store that is gone
+            self._store.set(f"{number}/{self.rank}", own)
         theirs = {other: self._read(f"{number}/{other}") for other in range(self.count) if other != self.rank}
         if number > 1:  # all processes are at the next step, so they have read it
-            self._store.delete_key(f"{number - 2}/{self.rank}")
+            with suppress(RuntimeError):
+                self._store.delete_key(f"{number - 2}/{self.rank}")
         return theirs
 
     def fail(self, message: str) -> list[int]:

@@ -21,6 +21,7 @@ from rich.progress import (
 )
 
 from llmprune.common.console import PlainConsole
+from llmprune.common.local_processes import is_own_process
 from llmprune.common.printing import printable
 
 PROGRESS_FILE = "LLMPRUNE_PROGRESS"  # environment variable with the path of the file
@@ -85,9 +86,10 @@ def lines_without_terminal() -> Iterator[None]:
 def announce_imports(*, always: bool) -> None:
     """Print that slow imports begin, which take 10 s and more from a cold disk.
 
-    ``always``: even where standard error is no terminal.
+    ``always``: even where standard error is no terminal. The process that starts several prints it for them.
     """
-    if "torch" not in sys.modules and _is_first() and (always or sys.stderr.isatty()):
+    said = "torch" in sys.modules or is_own_process()
+    if not said and _is_first() and (always or sys.stderr.isatty()):
         print("Starting: loading torch and transformers", file=sys.stderr, flush=True)
 
 

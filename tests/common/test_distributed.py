@@ -157,6 +157,12 @@ def test_a_refit_takes_a_ridge_that_every_process_can_solve_with(met: Met) -> No
     assert found[0][0] == 3.0
 
 
+def test_an_error_of_both_is_each_ones_own(met: Met) -> None:
+    """Where all processes have the same error, such as one in the recipe, each raises it as a single process does."""
+    for lines in met[0]:
+        assert (lines[8]["error"], lines[8]["said"]) == ("NumericalError", "layer 3 puts out NaN")
+
+
 def test_processes_retry_together_where_one_runs_out_of_memory(met: Met) -> None:
     """The other leaves the step where it waits for that one, in its middle or at its end; both begin it again with half
     the batch, until a batch fits.
@@ -173,9 +179,9 @@ def test_processes_retry_together_where_one_runs_out_of_memory(met: Met) -> None
 def test_both_processes_say_that_a_single_window_does_not_fit(met: Met) -> None:
     """With the device, the allocation that failed and what to do; one of them may say that the other ended."""
     for lines in met[0]:
-        assert lines[7]["error"] in ("LLMPruneError", "PeerError")
-        assert "pass 1: cuda:1 of process 1 has too little memory for batches of one" in lines[7]["said"]
-        assert "Tried to allocate 2 GiB" in lines[7]["said"]
+        assert lines[7]["error"] in ("DeviceError", "PeerError")
+        assert "pass 1, a single window at a time, on cuda:1 of process 1: GPU 1 is out of memory" in lines[7]["said"]
+        assert "2 GiB more were needed" in lines[7]["said"]
 
 
 def test_a_process_that_is_gone_ends_the_other(met: Met) -> None:

@@ -112,6 +112,13 @@ def one_window_does_not_fit() -> None:
     BatchSize(2).run("pass 1", partial(_in_batches, most=0, early=True), release=lambda: None)
 
 
+def both_raise() -> None:
+    """Raise the same error in both, the first process a little later."""
+    if RANK == 0:
+        time.sleep(0.3)
+    raise NumericalError("layer 3 puts out NaN")
+
+
 def one_is_killed() -> None:
     """Kill the second process while the first is in a computation that does not end."""
     if RANK == 1:
@@ -123,5 +130,5 @@ def one_is_killed() -> None:
 if __name__ == "__main__":
     survived = everything_matches, one_raises, one_goes_elsewhere, other_values, one_is_done, one_cannot_solve
     full = one_runs_out_of_memory, one_window_does_not_fit
-    for act in (*survived, *full, one_is_killed):
+    for act in (*survived, *full, both_raise, one_is_killed):
         scenario(act)
