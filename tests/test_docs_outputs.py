@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from generate.results import quickstart
+from helpers.devices import simulated_devices
 from helpers.reports import sample_report, summary
 from helpers.tiny import structure_of
 from rich.console import Console
@@ -102,14 +103,17 @@ def test_the_quickstart_prints_the_table_of_the_readme() -> None:
 
 
 def test_the_planned_run_is_planned_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """*Plan your run* shows what ``llmprune plan`` prints for the ready recipe, but the notes on this folder."""
+    """*Plan your run* shows what ``llmprune plan`` prints for the ready recipe on a GPU, but its notes."""
     monkeypatch.chdir(tmp_path)  # a short name: the first line must not be broken
     LlamaConfig(
         architectures=["LlamaForCausalLM"], dtype="bfloat16", hidden_size=4096, intermediate_size=14336,
         num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, vocab_size=128256,
         max_position_embeddings=131072,
     ).save_pretrained("llama")  # fmt: skip
-    plan = structure_of(Recipe.load(ROOT / "recipes/llama-3.1-8b.yaml", ["model.id=llama"]))
+    with simulated_devices(1, memory=80 * 10**9):
+        plan = structure_of(Recipe.load(ROOT / "recipes/llama-3.1-8b.yaml", ["model.id=llama"]))
+    gpu, host = plan.devices
+    plan = plan.model_copy(update={"devices": (gpu, host.model_copy(update={"free": 256 * 10**9}))})
     page = (ROOT / "docs/plan-your-run.md").read_text(encoding="utf-8")
     shown = page.partition("```\nmeta-llama/Llama-3.1-8B (llama, bfloat16)\n")[2].partition("```")[0]
     assert lines(shown) == lines(printed(plan).partition("Note:")[0])[1:]

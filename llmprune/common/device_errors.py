@@ -38,14 +38,14 @@ def device_errors() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise DeviceError(_explain_full_memory(str(error))) from error
+        raise DeviceError(explain_full_memory(str(error))) from error
     except RuntimeError as error:
         if re.search(r"\bCUDA error\b|\bHIP error\b|\bNCCL\b|NVIDIA driver", str(error)) is None:
             raise
         raise DeviceError(_explain(str(error))) from error
 
 
-def _explain_full_memory(message: str) -> str:
+def explain_full_memory(message: str) -> str:
     """Return a sentence for torch's message of a full device: the device, what was needed and free, and who has it."""
     device = re.search(r"\b(?:GPU |cuda:|device )(\d+)", message)
     wanted = re.search(rf"[Tt]ried to allocate {_AMOUNT}", message)

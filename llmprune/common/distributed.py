@@ -166,6 +166,29 @@ def require_agreement(what: str, value: str) -> None:
     _meet(what, value)
 
 
+def meet_at_end(step: str) -> None:
+    """Wait until every process has completed a step. Raises PeerOutOfMemoryError where one ran out of memory in it."""
+    _meet(f"the end of {step}")
+
+
+def report_out_of_memory(message: str) -> dict[int, str]:
+    """Tell the other processes that this one ran out of memory; return the messages of all that did, by process.
+
+    The others get PeerOutOfMemoryError at their next exchange. Afterwards all processes are at the same step.
+    """
+    return {rank(): message} if _peers is None else _peers.report_shortage(message)
+
+
+def least_over_processes(number: int) -> int:
+    """Return the least of the numbers of all processes."""
+    if world_size() == 1:
+        return number
+    numbers_P = torch.zeros(world_size(), dtype=torch.int64)
+    numbers_P[rank()] = number
+    sum_over_processes([numbers_P])
+    return int(numbers_P.min())
+
+
 def sum_over_processes(tensors: Iterable[Tensor]) -> None:
     """Sum each tensor over the processes, in place: in one exchange, of one buffer for each type of number.
 
@@ -175,18 +198,20 @@ def sum_over_processes(tensors: Iterable[Tensor]) -> None:
     if world_size() == 1 or not parts:
         return
     shapes = Counter(tuple(part.shape) for part in parts)
-    _meet(f"a sum of {', '.join(f'{count} tensors of shape {shape}' for shape, count in shapes.items())}")
     device, small = _exchange_device(), dict[torch.dtype, list[Tensor]]()
+    large = []
     for part in parts:
         if part.numel() >= _SUMMED_IN_PLACE and part.is_contiguous() and part.device == device:
-            torch.distributed.all_reduce(part)
+            large.append(part)
         else:
             small.setdefault(part.dtype, []).append(part)
-    for own in small.values():
-        sizes = [part.numel() for part in own]
-        flat = torch.cat([part.reshape(-1).to(device) for part in own])
-        torch.distributed.all_reduce(flat)
-        for part, total in zip(own, torch.split(flat, sizes), strict=True):
+    # allocated before the processes meet: one that runs out of memory later would leave the others in the sum
+    flats = [torch.cat([part.reshape(-1).to(device) for part in own]) for own in small.values()]
+    _meet(f"a sum of {', '.join(f'{count} tensors of shape {shape}' for shape, count in shapes.items())}")
+    for summed in (*large, *flats):
+        torch.distributed.all_reduce(summed)
+    for own, flat in zip(small.values(), flats, strict=True):
+        for part, total in zip(own, torch.split(flat, [part.numel() for part in own]), strict=True):
             part.copy_(total.view(part.shape))
 
 

@@ -2,7 +2,8 @@
 
 Between layers only hidden states are kept, in a ``HiddenStateStore``.
 
-Shapes: N windows, B batch, L sequence length, D hidden size, V vocabulary, X any features.
+Shapes: N windows, B batch, L sequence length, D hidden size, P some positions, V vocabulary,
+X any features.
 """
 
 from __future__ import annotations
@@ -163,8 +164,11 @@ class LayerwiseForward:
         """Return the logits [B, L, V] of a batch whose hidden states are those after the last layer."""
         return self.logits_of(self.batches[batch], self.hidden_states.at(batch, self.decoder.device))
 
-    def logits_of(self, ids_BL: Tensor, hidden_BLD: Tensor) -> Tensor:
-        """Return the logits [B, L, V] for hidden states after the last layer, with gradients if those are enabled."""
+    def logits_of(self, ids_BL: Tensor, hidden_BLD: Tensor, *, positions_P: Tensor | None = None) -> Tensor:
+        """Return the logits [B, L, V] for hidden states after the last layer, with gradients if those are enabled.
+
+        ``positions_P``: only those at these positions, [B, P, V]; the model must take them (``takes_positions``).
+        """
         decoder = self.decoder
         return run_tail(
             decoder.skeleton,
@@ -172,6 +176,7 @@ class LayerwiseForward:
             ids_BL=ids_BL.to(decoder.device, non_blocking=True),
             hidden_BLD=hidden_BLD.to(decoder.device),
             items_returned=decoder.items_returned,
+            positions_P=positions_P,
         )
 
 

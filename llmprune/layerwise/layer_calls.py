@@ -3,7 +3,7 @@
 The model's own code runs once, with the forward of every layer replaced by a recorder that notes its arguments and
 returns the hidden states unchanged. So arguments are recorded without knowledge of the model family.
 
-Shapes: B batch, L sequence length, D hidden size.
+Shapes: B batch, L sequence length, P some positions, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -242,16 +243,26 @@ def run_tail(
     ids_BL: Tensor,
     hidden_BLD: Tensor,
     items_returned: dict[type, int],
+    positions_P: Tensor | None = None,
 ) -> Tensor:
-    """Return the logits [B, L, V] that the model's own code computes from the last layer's hidden states."""
+    """Return the logits [B, L, V] that the model's own code computes from the last layer's hidden states.
+
+    ``positions_P``: only those at these positions [B, P, V], of a model that takes them (``takes_positions``).
+    """
+    kept = {} if positions_P is None else {"logits_to_keep": positions_P.to(ids_BL.device)}
 
     def pass_on(index: int, received: ReceivedCall) -> Any:
         passed_BLD = hidden_BLD if index == len(layers) - 1 else received.hidden_BLD
         return _as_returned(passed_BLD, items_returned[type(layers[index])])
 
     with _replaced_forwards(layers, pass_on):
-        logits_BLV: Tensor = model(input_ids=ids_BL, use_cache=False).logits
+        logits_BLV: Tensor = model(input_ids=ids_BL, use_cache=False, **kept).logits
     return logits_BLV
+
+
+def takes_positions(model: PreTrainedModel) -> bool:
+    """Check whether the model's forward computes logits at given positions only."""
+    return "logits_to_keep" in signature(type(model).forward).parameters
 
 
 @contextmanager

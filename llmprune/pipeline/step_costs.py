@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmprune.common.devices import input_device
-from llmprune.common.distributed import windows_of_process
+from llmprune.common.distributed import windows_of_process, world_size
 from llmprune.common.process_memory import peak_resident, proc_field, reset_peak, trim
 from llmprune.common.progress import report_progress
 from llmprune.layerwise.decoder import Decoder
@@ -79,8 +79,10 @@ def dense_forward_pass(model: PreTrainedModel, windows_NL: Tensor, *, batch_size
 def time_dense_forward_pass(context: RunContext) -> None:
     """Record the cost of a forward pass over the calibration windows as a step of the run."""
     windows_NL = context.inputs.windows
+    # the first pass reads the weights from disk and is not timed
+    dense_forward_pass(context.inputs.model, windows_NL[: world_size()], batch_size=1)
     with measure_step(context.folder.steps, FORWARD_PASS, tokens=windows_NL.numel()):
-        dense_forward_pass(context.inputs.model, windows_NL, batch_size=context.recipe.calibration.batch_size)
+        dense_forward_pass(context.inputs.model, windows_NL, batch_size=context.batches.calibration.number)
 
 
 def with_forward_ratios(steps: Sequence[Step]) -> tuple[Step, ...]:

@@ -25,8 +25,10 @@ def print_plan(plan: Plan, console: Console) -> None:
     console.print()
     console.print(_sizes(plan))
     console.print()
-    for line in (*_cut_lines(plan), *_requirements(plan)):
+    for line in (*_cut_lines(plan), *_requirements(plan), *_device_lines(plan)):
         console.print(Text(line))
+    if plan.shortage:
+        console.print(Text.assemble(("Too little memory here: ", "red"), plan.shortage))
     for note in plan.notes:
         console.print(Text.assemble(("Note: ", "yellow"), note))
 
@@ -59,15 +61,32 @@ def _cut_lines(plan: Plan) -> Iterator[str]:
 
 def _requirements(plan: Plan) -> Iterator[str]:
     windows, length = plan.calibration
-    memory = plan.memory
     yield f"Calibration: {plural(windows, 'window')} of {plural(length, 'token')}"
-    yield (
-        f"Memory: about {format_size(memory.total)} in total: weights {format_size(memory.weights)} on the devices of "
-        f"the device map, one layer {format_size(memory.layer)}, hidden states {format_size(memory.streams)}, "
-        f"refit {format_size(memory.statistics)}"
-    )
     yield f"Disk: {format_size(plan.disk)} for the result, twice that while it is written"
     if plan.base_files.carried:
         yield f"Files of the base model that are copied unchanged: {describe_carried(plan.base_files)}"
     if plan.base_files.left:
         yield f"Files of the base model that are not copied: {describe_left(plan.base_files)}"
+
+
+def _device_lines(plan: Plan) -> Iterator[str]:
+    """Yield the number of windows in a batch, and for each device what the run plans to keep on it."""
+    chosen = plan.batch_sizes
+    held_out = f", of held-out text {chosen.held_out}" if chosen.held_out != chosen.calibration else ""
+    yield f"Batches: {plural(chosen.calibration, 'window')} at a time{held_out}"
+    for device in plan.devices:
+        computes = device is plan.devices[0] or device.device != "cpu"
+        ahead = " and the next one" if device.device != "cpu" else ""
+        parts = {
+            "embeddings and head": device.outside,
+            f"one layer dense and cut{ahead}" if computes else "layers on their way": device.layers,
+            "statistics": device.statistics,
+            "a batch": device.activations,
+            "hidden states": device.streams,
+        }
+        listed = ", ".join(f"{name} {format_size(size)}" for name, size in parts.items() if size)
+        resident = f"; layers that stay there {format_size(device.resident)}" if device.resident else ""
+        yield (
+            f"Memory on {device.device}: about {format_size(device.working)} of {format_size(device.free)} free: "
+            f"{listed}{resident}"
+        )

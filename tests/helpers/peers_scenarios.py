@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from llmprune.common import distributed as processes
 from llmprune.common import peers
 from llmprune.common.errors import NumericalError
 from llmprune.common.linalg import cross_validated_ridge as normal_equations
+from llmprune.common.out_of_memory import BatchSize
 from llmprune.criteria.depth.block_influence import BlockInfluence
 from llmprune.criteria.experts.reap import Reap
 from llmprune.criteria.width.activation import Activation
@@ -90,6 +92,35 @@ def one_cannot_solve() -> tuple[float | None, float]:
     repair = equations.solve("layer 3")
     assert repair.delta_DF is not None
     return repair.ridge, float(repair.delta_DF.norm())
+
+
+def _in_batches(number: int, *, most: int, early: bool) -> float:
+    """Exchange a sum before and after the second process runs out of memory with batches of more than ``most``."""
+    total = torch.ones(1)
+    processes.sum_over_processes([total])
+    if not early:
+        processes.sum_over_processes([total])
+    if RANK == 1 and number > most:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 1 has a capacity of 1 GiB")
+    if early:
+        processes.sum_over_processes([total])
+    return float(total)
+
+
+def one_runs_out_of_memory() -> list[Any]:
+    """Let the second process have memory for one window of four, in the middle of a step and at its end."""
+    batch = BatchSize(4)
+    released: list[None] = []
+    values = []
+    for number, most, early in ((1, 2, True), (2, 1, False)):
+        work = partial(_in_batches, most=most, early=early)
+        values.append(batch.run(f"pass {number}", work, release=lambda: released.append(None)))
+    return [*values, batch.number, len(released), batch.reductions]
+
+
+def one_window_does_not_fit() -> None:
+    """Let the second process have no memory for a single window."""
+    BatchSize(2).run("pass 1", partial(_in_batches, most=0, early=True), release=lambda: None)
 
 
 def both_raise() -> None:
@@ -164,5 +195,7 @@ def one_is_killed() -> None:
 if __name__ == "__main__":
     torch.distributed.all_reduce = _counted
     survived = everything_matches, one_raises, one_goes_elsewhere, other_values, one_is_done, one_cannot_solve
-    for act in (*survived, both_raise, sums_travel_together, pass_1_exchanges_once_a_layer, one_is_killed):
+    full = one_runs_out_of_memory, one_window_does_not_fit
+    exchanges = sums_travel_together, pass_1_exchanges_once_a_layer
+    for act in (*survived, *full, both_raise, *exchanges, one_is_killed):
         scenario(act)
