@@ -68,6 +68,7 @@ def device_map_of(
         except ValueError as error:
             raise RecipeError(f"model.device_map: {error}; name every part, or set it to auto") from error
         return source.device_map
+    limits: dict[Any, int] | None
     if source.device_map == "cpu" or not torch.cuda.is_available():
         limits = _limit_of_ram(source, model)
         if limits is None:
@@ -94,7 +95,7 @@ def device_map_of_whole(source: ModelSource, model: PreTrainedModel) -> DeviceMa
     return device_map_of(source, model, working={gpu: int(size * (1 - FOR_WEIGHTS)) for gpu, size in free.items()})
 
 
-def _limit_of_ram(source: ModelSource, model: PreTrainedModel) -> dict[int | str, int] | None:
+def _limit_of_ram(source: ModelSource, model: PreTrainedModel) -> dict[Any, int] | None:
     """Return the limit of RAM for a model on the CPU, beyond which it is on disk; None where it needs none."""
     if source.max_memory and "cpu" in source.max_memory:
         return {"cpu": source.max_memory["cpu"]}
