@@ -4,7 +4,13 @@ Experts are stacked in one tensor, so there is no module of one expert to hook. 
 (transformers' own eager implementation), and the products with the output projection are intercepted: the other operand
 holds the activations of the expert's neurons.
 
-Shapes in names: E experts, T tokens, K experts that a token is routed to, D hidden size, F neurons of an expert.
+How many tokens an expert has depends on the routing, and the shapes of its products on that number. So where experts
+are observed the host waits for the device in every batch: here once, for the numbers of all experts, and a few times
+for each expert inside transformers' eager implementation. Runs that observe no expert use the model's own
+implementation, which need not wait.
+
+Shapes in names: E experts, T tokens, K experts that a token is routed to, S = T · K choices, D hidden size, F neurons
+of an expert.
 """
 
 from __future__ import annotations
@@ -12,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -63,8 +70,10 @@ class _Products(TorchFunctionMode):
         if part.ndim == 2:
             self.see((part.data_ptr() - self.weight.data_ptr()) // self.expert_bytes, activation.flatten(0, -2))
         elif part.shape[0] == activation.shape[0] == self.weight.shape[0]:
-            for expert, activation_TF in enumerate(activation):
-                self.see(expert, activation_TF[activation_TF.any(-1)])  # tokens that are not routed there are zeros
+            routed_ET = activation.any(-1)  # tokens that are not routed to an expert are zeros
+            first_ET = routed_ET.byte().argsort(dim=1, descending=True, stable=True)
+            for expert, count in enumerate(routed_ET.sum(1).tolist()):
+                self.see(expert, activation[expert][first_ET[expert, :count]])
 
 
 @contextmanager
@@ -123,10 +132,13 @@ def outputs_of_experts(
     """
     choice = choice_in(args, kwargs)
     assert choice is not None, "discovery has seen the routing"
-    for expert in range(count):
-        token_T, place_T = torch.where(choice.index_TK == expert)
-        if not len(token_T):
+    top_k = choice.index_TK.shape[1]
+    expert_S, choice_S = choice.index_TK.flatten().sort(stable=True)
+    ends = torch.searchsorted(expert_S, torch.arange(count).to(expert_S), right=True).tolist()
+    for expert, (start, end) in enumerate(pairwise([0, *ends])):
+        if start == end:
             continue
+        token_T, place_T = choice_S[start:end] // top_k, choice_S[start:end] % top_k
         own = {
             id(choice.hidden_TD): choice.hidden_TD[token_T],
             id(choice.index_TK): choice.index_TK[token_T, place_T].unsqueeze(1),

@@ -6,9 +6,11 @@ Shapes in names: B batch, L sequence length, P probed positions, V vocabulary.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +23,15 @@ from transformers import AutoConfig
 from llmprune.anatomy.meta_model import auto_class
 from llmprune.common.errors import VerificationError
 from llmprune.layerwise.forward import LayerwiseForward
+from llmprune.layerwise.layer_calls import takes_positions
+from llmprune.layerwise.logits import token_chunks
 
 # Largest accepted difference of logits, relative to the largest logit. The same code on the same device gives 0; other
 # kernels (of a GPU, or of a layer that was split over devices) round differently.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
+# Variables with which launchers number their processes: the fresh process is none of them.
+_OF_LAUNCHERS = {"WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
 _WORKER = Path(__file__).with_name("verify_worker.py")
 _PROBED_POSITIONS = 16
 
@@ -40,11 +46,22 @@ class Probe:
 
     @classmethod
     def take(cls, forward: LayerwiseForward) -> Probe:
-        """Take the first batch of a layer-wise forward pass that has passed the last layer."""
-        ids_BL = forward.batches[0]
-        positions_P = torch.linspace(0, ids_BL.shape[1] - 1, min(_PROBED_POSITIONS, ids_BL.shape[1])).long()
-        logits_BLV = forward.logits(0)
-        return cls(ids_BL, positions_P, logits_BLV[:, positions_P].float().cpu())
+        """Take the first batch of a layer-wise forward pass that has passed the last layer.
+
+        Logits are computed at the probed positions only. For a model that computes them at all positions, only as
+        many windows are taken as have ``MAX_LOGITS`` logits, at least one.
+        """
+        ids_BL, hidden_BLD = forward.batches[0], forward.hidden_states[0]
+        length, skeleton = ids_BL.shape[1], forward.decoder.skeleton
+        positions_P = torch.linspace(0, length - 1, min(_PROBED_POSITIONS, length)).long()
+        with torch.no_grad():
+            if takes_positions(skeleton):
+                logits_BPV = forward.logits_of(ids_BL, hidden_BLD, positions_P=positions_P)
+            else:
+                chunk = next(token_chunks(forward, ids_BL))
+                logits_BPV = chunk.logits(forward, ids_BL, hidden_BLD=hidden_BLD)[:, positions_P]
+                ids_BL = ids_BL[chunk.windows]
+        return cls(ids_BL, positions_P, logits_BPV.float().cpu())
 
 
 @dataclass(frozen=True)
@@ -92,6 +109,14 @@ class SparseClaim:
 
 
 @dataclass(frozen=True)
+class Loading:
+    """Options of the fresh process. ``device_map``: device of each module by path; None: all are on the CPU."""
+
+    device_map: Mapping[str, int | str] | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
 class Verified:
     """Measurements of the fresh process."""
 
@@ -114,17 +139,18 @@ def verify(
     *,
     parameters: int,
     dtype: torch.dtype,
-    trust_remote_code: bool = False,
+    loading: Loading | None = None,
     claim: SparseClaim | None = None,
 ) -> Verified:
     """Load a checkpoint with a plain ``from_pretrained`` in a fresh process and compare it with the run.
 
-    ``parameters``: the plan's count; ``dtype``: of the computation; ``claim``: None for a dense model. Raises
+    ``parameters``: the plan's count; ``dtype``: of the computation; ``loading``: None for plain loading to the CPU;
+    ``claim``: None for a dense model. The caller has freed the devices that the process needs. Raises
     VerificationError for missing or unexpected tensors, other logits, a broken key-value cache, another parameter
     count, or a sparse matrix that breaks the pattern.
     """
     claim = claim or SparseClaim()
-    found = _ask_worker(checkpoint, probe, trust_remote_code=trust_remote_code, claim=claim)
+    found = _ask_worker(checkpoint, probe, loading=loading or Loading(), claim=claim)
     problems = []
     if found["keys"]:
         listed = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(keys[:3])}" for kind, keys in found["keys"].items())
@@ -152,18 +178,26 @@ def verify(
     )
 
 
-def _ask_worker(checkpoint: Path, probe: Probe, *, trust_remote_code: bool, claim: SparseClaim) -> dict[str, Any]:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "probe.safetensors"
+def _ask_worker(checkpoint: Path, probe: Probe, *, loading: Loading, claim: SparseClaim) -> dict[str, Any]:
+    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=loading.trust_remote_code)
+    with tempfile.TemporaryDirectory(prefix="verify-", dir=checkpoint.parent) as name:
+        folder = Path(name)
         tensors = {"ids": probe.ids_BL, "positions": probe.positions_P, "logits": probe.logits_BPV}
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-        command = [sys.executable, "-P", str(_WORKER), str(checkpoint), str(path)]
-        config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=trust_remote_code)
-        sparse = Path(folder) / "sparse.json"
-        sparse.write_text(json.dumps({"matrices": claim.matrices, "kept": claim.kept, "of": claim.of}))
-        command += [device, "yes" if trust_remote_code else "no", auto_class(config).__name__, str(sparse)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "probe.safetensors")
+        job = {
+            "checkpoint": str(checkpoint),
+            "auto_class": auto_class(config).__name__,
+            "trust_remote_code": loading.trust_remote_code,
+            "device_map": None if loading.device_map is None else dict(loading.device_map),
+            "offload_folder": str(folder / "offload"),
+            "probe": str(folder / "probe.safetensors"),
+            "matrices": claim.matrices,
+            "pattern": claim.of and [claim.kept, claim.of],
+        }
+        (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
+        command = [sys.executable, "-P", str(_WORKER), str(folder / "job.json")]
+        alone = {name: value for name, value in os.environ.items() if name not in _OF_LAUNCHERS}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=alone)
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
         raise VerificationError(

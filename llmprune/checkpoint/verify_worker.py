@@ -1,27 +1,45 @@
 """Script that ``verify`` runs in a fresh process, with plain transformers and no llmprune.
 
-    python -P verify_worker.py CHECKPOINT PROBE.safetensors DEVICE yes|no AutoModelForCausalLM SPARSE.json
+    python -P verify_worker.py JOB.json
 
-PROBE has ids [B, L], positions [P] and logits [B, P, V]. SPARSE has the names of sparse matrices, each with true if it
-is stored [inputs, outputs], and the pattern: at most ``kept`` inputs of every group of ``of`` are not zero (null: no
-groups). Prints one JSON object.
+JOB names the ``checkpoint``, its ``auto_class`` and ``trust_remote_code``; the ``device_map`` of its modules (null: all
+on the CPU) and the ``offload_folder`` for what is left on disk in another form than in the files; the ``probe``, a
+safetensors file with ids [B, L], positions [P] and logits [B, P, V]; and the sparse ``matrices``, each with true if it
+is stored [inputs, outputs], with their ``pattern``: at most the first number of every group of the second number of
+inputs are not zero (null: no groups). Prints one JSON object.
 """
 
 import json
 import sys
+from inspect import signature
 
 import torch
 import transformers
+from accelerate.utils import align_module_device
 from safetensors.torch import load_file
 
 
-def counts(weight: torch.Tensor, transposed: bool, *, kept: int, of: int | None) -> list[int]:
+def counts(model: torch.nn.Module, name: str, *, transposed: bool, pattern: list[int] | None) -> list[int]:
     """Count zeros, groups, and groups with more weights than the pattern allows, of one matrix."""
-    zeros = int((weight == 0).sum())
-    if of is None:
-        return [zeros, 0, 0]
-    present = (weight.T if transposed else weight).ne(0).reshape(-1, of).sum(1)
-    return [zeros, len(present), int((present > kept).sum())]
+    module = model.get_submodule(name)
+    with align_module_device(module):  # reads an offloaded weight from the files
+        weight = module.get_parameter("weight")
+        zeros = int((weight == 0).sum())
+        if pattern is None:
+            return [zeros, 0, 0]
+        kept, of = pattern
+        present = (weight.T if transposed else weight).ne(0).reshape(-1, of).sum(1)
+        return [zeros, len(present), int((present > kept).sum())]
+
+
+def logits_at(model: torch.nn.Module, ids_BL: torch.Tensor, *, positions_P: torch.Tensor) -> torch.Tensor:
+    """Return the logits [B, P, V] at some positions, of which the model computes no others where it can."""
+    positions_P = positions_P.to(ids_BL.device)
+    if "logits_to_keep" in signature(type(model).forward).parameters:
+        logits_BPV = model(input_ids=ids_BL, use_cache=False, logits_to_keep=positions_P).logits
+    else:
+        logits_BPV = model(input_ids=ids_BL, use_cache=False).logits[:, positions_P]
+    return logits_BPV.float().cpu()
 
 
 def generate(model: transformers.PreTrainedModel, ids_BL: torch.Tensor, *, use_cache: bool) -> list[list[int]]:
@@ -35,28 +53,24 @@ def generate(model: transformers.PreTrainedModel, ids_BL: torch.Tensor, *, use_c
     return tokens
 
 
-def main(  # noqa: PLR0917 - its arguments are those of the process
-    checkpoint: str, probe_path: str, device: str, trust_remote_code: str, auto_class: str, sparse_path: str
-) -> None:
+def main(job_path: str) -> None:
     """Load the model, compare its logits, count zeros, generate; print the results."""
-    with open(sparse_path, encoding="utf-8") as file:
-        sparse = json.load(file)
-    probe = load_file(probe_path)
-    model, info = getattr(transformers, auto_class).from_pretrained(
-        checkpoint,
+    with open(job_path, encoding="utf-8") as file:
+        job = json.load(file)
+    probe = load_file(job["probe"])
+    model, info = getattr(transformers, job["auto_class"]).from_pretrained(
+        job["checkpoint"],
         dtype="auto",
         use_safetensors=True,
-        trust_remote_code=trust_remote_code == "yes",
+        trust_remote_code=job["trust_remote_code"],
         output_loading_info=True,
+        device_map=job["device_map"],
+        offload_folder=job["offload_folder"],
     )
-    counted = [
-        counts(model.get_submodule(name).weight.detach(), transposed, kept=sparse["kept"], of=sparse["of"])
-        for name, transposed in sparse["matrices"]
-    ]
-    model = model.eval().to(device)
+    model = model.eval()
+    ids_BL = probe["ids"].to("cpu" if model.device.type == "meta" else model.device)  # meta: a part is offloaded
     with torch.inference_mode():
-        ids_BL = probe["ids"].to(device)
-        logits_BPV = model(input_ids=ids_BL, use_cache=False).logits[:, probe["positions"]].float().cpu()
+        logits_BPV = logits_at(model, ids_BL, positions_P=probe["positions"])
         generations = [generate(model, ids_BL[:1, :16], use_cache=use_cache) for use_cache in (True, False)]
     kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
     found = {
@@ -65,7 +79,9 @@ def main(  # noqa: PLR0917 - its arguments are those of the process
         "scale": probe["logits"].abs().max().item(),
         "cached_generation_equal": generations[0] == generations[1],
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "sparse": counted,
+        "sparse": [
+            counts(model, name, transposed=transposed, pattern=job["pattern"]) for name, transposed in job["matrices"]
+        ],
         "llmprune_imported": "llmprune" in sys.modules,
     }
     print(json.dumps(found))

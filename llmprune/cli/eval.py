@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llmprune.checkpoint.loading import load_model, load_tokenizer
+from llmprune.checkpoint.loading import load_tokenizer
 from llmprune.common.distributed import is_first_process, synchronized
 from llmprune.common.errors import EvaluationError, GateNotMet, OutputError, RecipeError
 from llmprune.common.files import write_text
@@ -72,6 +72,7 @@ def _evaluate(
     with _errors_with_option_names():
         fetch_tasks(settings)
         results = evaluate_tasks(judged, "pruned", evaluation=settings)
+    judged.whole.release()
     found: dict[str, Any] = {
         "model": model.id,
         "settings": settings.model_dump(mode="json"),
@@ -109,9 +110,7 @@ def _show(table: Table, found: dict[str, Any], *, output: Path | None, console: 
 def _subject(source: ModelSource, output: Path | None = None) -> EvaluatedModel:
     """Return a model to evaluate; its weights are read when the first task needs them."""
     tokenizer = load_tokenizer(source)
-    return evaluated_model(
-        source, tokenizer, load=lambda: load_model(source), folder=output / "tasks" if output else None
-    )
+    return evaluated_model(source, tokenizer, folder=output / "tasks" if output else None)
 
 
 @contextmanager

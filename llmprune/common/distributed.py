@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -31,6 +32,7 @@ T = TypeVar("T")
 
 _COLLECTIVE_TIMEOUT = timedelta(hours=6)  # of torch's collectives; only those of lm-eval do not follow a rendezvous
 _START_TIMEOUT = timedelta(minutes=5)  # until all processes must have started
+_SUMMED_IN_PLACE = 2**22  # values from which a tensor is summed without a copy
 _STOPPED = "it was stopped"
 _runs = 0  # of this process so far; each has its own keys in the store
 _peers: Peers | None = None
@@ -160,16 +162,53 @@ def require_agreement(what: str, value: str) -> None:
     _meet(what, value)
 
 
-def sum_over_processes(tensors: Iterable[Tensor]) -> None:
-    """Sum each tensor over the processes, in place."""
-    if world_size() == 1:
-        return
-    from accelerate.utils import reduce
+def meet_at_end(step: str) -> None:
+    """Wait until every process has completed a step. Raises PeerOutOfMemoryError where one ran out of memory in it."""
+    _meet(f"the end of {step}")
 
+
+def report_out_of_memory(message: str) -> dict[int, str]:
+    """Tell the other processes that this one ran out of memory; return the messages of all that did, by process.
+
+    The others get PeerOutOfMemoryError at their next exchange. Afterwards all processes are at the same step.
+    """
+    return {rank(): message} if _peers is None else _peers.report_shortage(message)
+
+
+def least_over_processes(number: int) -> int:
+    """Return the least of the numbers of all processes."""
+    if world_size() == 1:
+        return number
+    numbers_P = torch.zeros(world_size(), dtype=torch.int64)
+    numbers_P[rank()] = number
+    sum_over_processes([numbers_P])
+    return int(numbers_P.min())
+
+
+def sum_over_processes(tensors: Iterable[Tensor]) -> None:
+    """Sum each tensor over the processes, in place: in one exchange, of one buffer for each type of number.
+
+    Large contiguous tensors on the device of the exchange are summed where they are, which takes no memory.
+    """
     parts = list(tensors)
-    _meet(f"a sum of {len(parts)} tensors of shapes {', '.join(str(tuple(part.shape)) for part in parts)}")
-    for tensor in parts:
-        tensor.copy_(reduce(tensor.to(_state().device), reduction="sum"))
+    if world_size() == 1 or not parts:
+        return
+    shapes = Counter(tuple(part.shape) for part in parts)
+    device, small = _state().device, dict[torch.dtype, list[Tensor]]()
+    large = []
+    for part in parts:
+        if part.numel() >= _SUMMED_IN_PLACE and part.is_contiguous() and part.device == device:
+            large.append(part)
+        else:
+            small.setdefault(part.dtype, []).append(part)
+    # allocated before the processes meet: one that runs out of memory later would leave the others in the sum
+    flats = [torch.cat([part.reshape(-1).to(device) for part in own]) for own in small.values()]
+    _meet(f"a sum of {', '.join(f'{count} tensors of shape {shape}' for shape, count in shapes.items())}")
+    for summed in (*large, *flats):
+        torch.distributed.all_reduce(summed)
+    for own, flat in zip(small.values(), flats, strict=True):
+        for part, total in zip(own, torch.split(flat, [part.numel() for part in own]), strict=True):
+            part.copy_(total.view(part.shape))
 
 
 def broadcast_from_first(value: T) -> T:

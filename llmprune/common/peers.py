@@ -30,6 +30,18 @@ _SILENCE = 180.0  # without a heartbeat, after which a process counts as dead
 _GRACE = 60.0  # until this process is killed after another has failed
 _LINGER = 10.0  # until all have read this process's message or have ended themselves
 _LONGEST_PAUSE = 0.05
+_OUT_OF_MEMORY = "out of memory\n"  # start of what a process publishes in place of its next step
+
+
+class PeerOutOfMemoryError(Exception):
+    """Other processes ran out of memory in the block that they share; it is to be tried again with smaller batches.
+
+    ``messages``: by process. It never leaves ``out_of_memory.BatchSize.run``, so it is no error for people.
+    """
+
+    def __init__(self, messages: dict[int, str]) -> None:
+        self.messages = messages
+        super().__init__("; ".join(messages.values()))
 
 
 class Peers:
@@ -47,16 +59,32 @@ class Peers:
     def meet(self, step: str, value: str = "") -> None:
         """Wait until every process is at ``step`` with the same ``value``.
 
-        Raises PeerError where a process has failed, is at another step or has another value.
+        Raises PeerError where a process has failed, is at another step or has another value, and PeerOutOfMemoryError
+        where a process ran out of memory before this step.
         """
-        number, self._steps = self._steps, self._steps + 1
         own = f"{step}\n{value}"
+        theirs = self._exchange(own)
+        if messages := _shortages(theirs):
+            raise PeerOutOfMemoryError(messages)
+        for other, published in theirs.items():
+            self._compare(other, own, theirs=published)
+
+    def report_shortage(self, message: str) -> dict[int, str]:
+        """Publish, in place of the next step, that this process ran out of memory; wait for the other processes.
+
+        Returns the messages of all processes that ran out, by process. The others get them from ``meet``, so that all
+        are at the same step afterwards.
+        """
+        return {self.rank: message} | _shortages(self._exchange(_OUT_OF_MEMORY + message))
+
+    def _exchange(self, own: str) -> dict[int, str]:
+        """Publish the text of the next step; return those of the other processes."""
+        number, self._steps = self._steps, self._steps + 1
         self._store.set(f"{number}/{self.rank}", own)
-        for other in range(self.count):
-            if other != self.rank:
-                self._compare(other, own, theirs=self._read(f"{number}/{other}"))
+        theirs = {other: self._read(f"{number}/{other}") for other in range(self.count) if other != self.rank}
         if number > 1:  # all processes are at the next step, so they have read it
             self._store.delete_key(f"{number - 2}/{self.rank}")
+        return theirs
 
     def fail(self, message: str) -> list[int]:
         """Publish why this process ends; return the processes that did not read it in time, which are gone."""
@@ -132,6 +160,15 @@ class Peers:
             sys.stderr.write(f"llmprune: {self.failure}\n")
             sys.stderr.flush()
             os._exit(PeerError.exit_code)
+
+
+def _shortages(published: dict[int, str]) -> dict[int, str]:
+    """Return the messages of the processes that ran out of memory, of what the processes published."""
+    return {
+        process: text.removeprefix(_OUT_OF_MEMORY)
+        for process, text in published.items()
+        if text.startswith(_OUT_OF_MEMORY)
+    }
 
 
 def _failure(store: Store, rank: int, *, count: int) -> str | None:

@@ -158,8 +158,11 @@ class AblationCriterion(DepthCriterion):
         return AblationCost(rounds, windows, passes)
 
     @abstractmethod
-    def token_costs(self, logits_BLV: Tensor, dense_BLV: Tensor, *, ids_BL: Tensor) -> Tensor:
-        """Return the cost of each token's prediction, float32 [B, L-1]; ``dense_BLV``: the dense model's logits."""
+    def token_costs(self, logits_BPV: Tensor, dense_BPV: Tensor, *, targets_BP: Tensor) -> Tensor:
+        """Return the cost of the prediction of each token in ``targets_BP``, float32 [B, P].
+
+        ``dense_BPV``: the dense model's logits.
+        """
 
 
 def scaled(windows: int, part: int, *, whole: int) -> int:

@@ -1,19 +1,24 @@
-"""Evaluation of dense and pruned model with the same settings: perplexity, tasks, free generation, speed."""
+"""Evaluation of dense and pruned model with the same settings: perplexity, tasks, free generation, speed.
+
+Held-out text is measured layer by layer. Whole models are loaded for the rest, one after the other; both are in memory
+together only for alternate timing, where they fit.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from llmprune.checkpoint.room import fit_together
 from llmprune.common.distributed import broadcast_from_first, is_first_process
 from llmprune.evaluation.bench.generation_speed import compare_speed
-from llmprune.evaluation.generation import compare_generation
+from llmprune.evaluation.generation import Continuations, compare_generation, continue_windows
 from llmprune.evaluation.lm_eval.harness import EvaluatedModel, evaluate_tasks
 from llmprune.evaluation.lm_eval.results import TaskResults
 from llmprune.evaluation.perplexity import compare_predictions, perplexity
 from llmprune.layerwise.decoder import Decoder
+from llmprune.layerwise.hidden_states import HiddenStateStore
 from llmprune.recipe.calibration import TokenWindows
 from llmprune.recipe.evaluation import Evaluation, Perplexity
 from llmprune.results.evaluation_figures import DivergenceFigures, GenerationFigures, PerplexityFigures, SpeedFigures
@@ -29,6 +34,7 @@ class Measured(Figures):
     pruned_tasks: TaskResults = TaskResults(tasks=())
     generation: GenerationFigures | None = None
     speed: SpeedFigures | None = None
+    warnings: tuple[str, ...] = ()  # batches that were halved for want of memory
 
 
 @dataclass(frozen=True)
@@ -40,71 +46,16 @@ class Decoders:
     pruned: Decoder
 
 
-def measure(
-    settings: Evaluation,
-    dense: EvaluatedModel,
-    *,
-    pruned: EvaluatedModel,
-    decoders: Decoders,
-    held_out_NL: Tensor | None,
-) -> Measured:
-    """Measure everything that the recipe's evaluation section names.
-
-    With several processes all share the tasks, the first measures the rest, and all return the same value.
-    """
-    tasks = (
-        [
-            evaluate_tasks(dense, "dense", evaluation=settings),
-            evaluate_tasks(pruned, "pruned", evaluation=settings),
-        ]
-        if settings.tasks
-        else []
-    )
-    models = dense.load(), pruned.load()
-    measured = None
-    if is_first_process():
-        measured = _measure_in_first(
-            settings, models, tokenizer=dense.tokenizer, decoders=decoders, held_out_NL=held_out_NL
-        )
-    measured = broadcast_from_first(measured)
-    assert measured is not None, "the first process measures or raises"
-    return measured.model_copy(update={"dense_tasks": tasks[0], "pruned_tasks": tasks[1]}) if tasks else measured
-
-
-def describe_source(windows: TokenWindows) -> str:
-    """Return the texts or the file of token windows, as ``PLACE (SPLIT), PLACE (SPLIT)``."""
-    if windows.tokens is not None:
-        return f"{windows.tokens} ({windows.key})"
-    return ", ".join(f"{source.dataset} ({source.split})" for source in windows.text_sources())
-
-
-def _measure_in_first(
-    settings: Evaluation,
-    models: tuple[PreTrainedModel, PreTrainedModel],
-    *,
-    tokenizer: PreTrainedTokenizerBase | None,
-    decoders: Decoders,
-    held_out_NL: Tensor | None,
-) -> Measured:
-    dense, pruned = models
-    figures, divergence, generation = None, None, None
-    if settings.perplexity is not None and held_out_NL is not None:
-        figures, divergence = _measure_predictions(settings.perplexity, decoders, held_out_NL=held_out_NL)
-        if settings.generation:
-            generation = compare_generation(
-                dense, pruned, tokenizer=tokenizer, windows_NL=held_out_NL, settings=settings.generation
-            )
-    speed = compare_speed(dense, pruned, settings=settings.speed) if settings.speed else None
-    return Measured(perplexity=figures, divergence=divergence, generation=generation, speed=speed)
-
-
-def _measure_predictions(
-    settings: Perplexity, decoders: Decoders, *, held_out_NL: Tensor
+def measure_predictions(
+    settings: Perplexity, decoders: Decoders, *, held_out_NL: Tensor, batch_size: int, store: HiddenStateStore
 ) -> tuple[PerplexityFigures, DivergenceFigures]:
-    batch_size, cut = settings.batch_size, None
+    """Measure perplexity and divergence on held-out text. Processes share its batches and return the same values."""
+    cut = None
     if decoders.cut is not None:
-        cut = perplexity(decoders.cut, held_out_NL, batch_size=batch_size, name="cut")
-    compared = compare_predictions(decoders.dense, decoders.pruned, windows_NL=held_out_NL, batch_size=batch_size)
+        cut = perplexity(decoders.cut, held_out_NL, batch_size=batch_size, name="cut", store=store)
+    compared = compare_predictions(
+        decoders.dense, decoders.pruned, windows_NL=held_out_NL, batch_size=batch_size, store=store
+    )
     figures = PerplexityFigures(
         dense=compared.dense_perplexity,
         cut=cut,
@@ -113,3 +64,50 @@ def _measure_predictions(
         source=describe_source(settings),
     )
     return figures, compared.divergence
+
+
+def measure_models(
+    settings: Evaluation, dense: EvaluatedModel, *, pruned: EvaluatedModel, held_out_NL: Tensor | None
+) -> Measured:
+    """Measure tasks, free generation and speed, as the recipe's evaluation section asks.
+
+    A model is loaded only where something is left to measure on it. With several processes all share the tasks, the
+    first measures the rest, and all return the same value.
+    """
+    together = settings.speed is not None and is_first_process() and fit_together([dense.source, pruned.source])
+    tasks: dict[str, TaskResults] = {}
+    texts: dict[str, list[list[int]]] = {}
+    for side, model in (("dense", dense), ("pruned", pruned)):
+        if settings.tasks:
+            tasks[side] = evaluate_tasks(model, side, evaluation=settings)
+        if settings.generation and held_out_NL is not None and is_first_process():
+            reductions = model.whole.reductions
+            texts[side] = continue_windows(
+                model.whole.get(), held_out_NL, settings=settings.generation, side=side, reductions=reductions
+            )
+        timed_next = together or (side == "pruned" and settings.speed is not None)
+        if settings.backend or not timed_next:  # a backend needs the device
+            model.whole.release()
+    measured = None
+    if is_first_process():
+        generation, speed = None, None
+        if settings.generation and held_out_NL is not None:
+            generation = compare_generation(
+                Continuations(**texts), held_out_NL, tokenizer=dense.tokenizer, settings=settings.generation
+            )
+        if settings.speed:
+            speed = compare_speed(dense.whole, pruned.whole, settings=settings.speed, together=together)
+        warnings = (*dense.whole.reductions, *pruned.whole.reductions)
+        measured = Measured(generation=generation, speed=speed, warnings=warnings)
+    for model in (dense, pruned):
+        model.whole.release()
+    measured = broadcast_from_first(measured)
+    assert measured is not None, "the first process measures or raises"
+    return measured.model_copy(update={f"{side}_tasks": results for side, results in tasks.items()})
+
+
+def describe_source(windows: TokenWindows) -> str:
+    """Return the texts or the file of token windows, as ``PLACE (SPLIT), PLACE (SPLIT)``."""
+    if windows.tokens is not None:
+        return f"{windows.tokens} ({windows.key})"
+    return ", ".join(f"{source.dataset} ({source.split})" for source in windows.text_sources())

@@ -10,6 +10,7 @@ Shapes: N prompts, B batch, P prompt tokens, L all tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ import torch
 
 from llmprune.common.errors import RecipeError
 from llmprune.evaluation.decoding import Greedy, end_tokens, generate
+from llmprune.evaluation.whole_model import with_smaller_batches
 from llmprune.recipe.evaluation import Generation
 from llmprune.results.evaluation_figures import Example, FreeText, GenerationFigures
 
@@ -29,23 +31,50 @@ _MAX_PERIOD, _MIN_REPEATS = 16, 3  # tokens of a loop, and how often it occurs
 _EXAMPLES = 4  # shown in the report
 
 
-def compare_generation(
-    dense: PreTrainedModel,
-    pruned: PreTrainedModel,
-    *,
-    tokenizer: PreTrainedTokenizerBase | None,
-    windows_NL: Tensor,
-    settings: Generation,
-) -> GenerationFigures:
-    """Continue the beginnings of held-out windows with both models, greedily.
+@dataclass(frozen=True)
+class Continuations:
+    """New token ids of each prompt by both models, up to the first end token."""
 
-    Raises RecipeError if the windows are too few or too short.
+    dense: list[list[int]]
+    pruned: list[list[int]]
+
+
+def continue_windows(
+    model: PreTrainedModel, windows_NL: Tensor, *, settings: Generation, side: str, reductions: list[str]
+) -> list[list[int]]:
+    """Continue the beginnings of held-out windows, greedily; return the new token ids up to the first end token.
+
+    ``reductions`` gets a sentence where a device runs out of memory and the batch is halved. Raises RecipeError if the
+    windows are too few or too short.
     """
     require_windows(settings, (windows_NL.shape[0], windows_NL.shape[1]))
     prompts_NP = windows_NL[: settings.samples, : settings.prompt_tokens]
+    ends = end_tokens(model)
+    greedy = Greedy(settings.new_tokens, ends)
+
+    def work(batch_size: int) -> list[list[int]]:
+        texts = []
+        for ids_BP in torch.split(prompts_NP, batch_size):
+            output_BL = generate(model, ids_BP, settings=greedy)
+            texts += [_until(row, ends) for row in output_BL[:, ids_BP.shape[1] :].tolist()]
+        return texts
+
+    step = f"free generation of the {side} model"
+    return with_smaller_batches(work, settings.batch_size, step=step, reductions=reductions)
+
+
+def compare_generation(
+    continued: Continuations,
+    windows_NL: Tensor,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None,
+    settings: Generation,
+) -> GenerationFigures:
+    """Compare the continuations of the windows' beginnings by both models, and by the text itself."""
+    prompts_NP = windows_NL[: settings.samples, : settings.prompt_tokens]
     texts = {
-        "dense": _continue(dense, prompts_NP, settings=settings),
-        "pruned": _continue(pruned, prompts_NP, settings=settings),
+        "dense": continued.dense,
+        "pruned": continued.pruned,
         "text": windows_NL[: settings.samples, settings.prompt_tokens :][:, : settings.new_tokens].tolist(),
     }
     assert tokenizer is not None, "loaded with the run's inputs"
@@ -100,17 +129,6 @@ def ends_in_loop(ids: Sequence[int]) -> bool:
         len(ids) >= period * _MIN_REPEATS and list(ids[-period * _MIN_REPEATS :]) == list(ids[-period:]) * _MIN_REPEATS
         for period in range(1, _MAX_PERIOD + 1)
     )
-
-
-def _continue(model: PreTrainedModel, prompts_NP: Tensor, *, settings: Generation) -> list[list[int]]:
-    """Return the new token ids of each prompt, up to its first end token."""
-    ends = end_tokens(model)
-    greedy = Greedy(settings.new_tokens, ends)
-    texts = []
-    for ids_BP in torch.split(prompts_NP, settings.batch_size):
-        output_BL = generate(model, ids_BP, settings=greedy)
-        texts += [_until(row, ends) for row in output_BL[:, ids_BP.shape[1] :].tolist()]
-    return texts
 
 
 def _until(ids: list[int], ends: frozenset[int]) -> list[int]:

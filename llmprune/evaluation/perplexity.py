@@ -1,8 +1,9 @@
 """Perplexity and divergence of next-token distributions on held-out text, by layer-wise forward passes.
 
-Memory: one layer, the hidden states of two models, and the logits of one batch.
+Memory: one layer, the hidden states of two models, and one chunk of their logits (``layerwise.logits``).
 
-Shapes: N windows, B batch, L sequence length, V vocabulary, T predicted tokens of a batch.
+Shapes: N windows, n those of this process, B batch, L sequence length, T = L - 1 predicted tokens of a window, P
+positions of a chunk, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from llmprune.common.distributed import rank, sum_over_processes, world_size
 from llmprune.common.errors import NumericalError
 from llmprune.common.linalg.kl_divergence import kl_divergence
 from llmprune.common.progress import track
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.forward import LayerwiseForward
+from llmprune.layerwise.hidden_states import HiddenStateStore
+from llmprune.layerwise.logits import TokenChunk, token_chunks
 from llmprune.results.evaluation_figures import DivergenceFigures
 
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
@@ -33,43 +37,93 @@ class ComparedPredictions:
     divergence: DivergenceFigures
 
 
-def perplexity(decoder: Decoder, windows_NL: Tensor, *, batch_size: int, name: str) -> float:
+@torch.no_grad()
+def perplexity(
+    decoder: Decoder, windows_NL: Tensor, *, batch_size: int, name: str, store: HiddenStateStore | None = None
+) -> float:
     """Return exp of the mean next-token cross entropy over all windows; infinity if that overflows.
 
-    ``name`` identifies the model in messages. Raises NumericalError if logits are NaN or infinite.
+    ``name`` identifies the model in messages. With several processes each takes some of the batches, and all return
+    the value that one process would. Raises NumericalError if logits are NaN or infinite.
     """
-    forward = _completed_forward(decoder, windows_NL, batch_size=batch_size, name=name)
-    losses = [
-        _losses(_next_token_logits(forward, batch), ids_BL, name=name) for batch, ids_BL in enumerate(forward.batches)
-    ]
-    return _exp_mean(losses)
+    share = _Share(windows_NL, batch_size)
+    losses_NT = share.empty(decoder)
+    if share:
+        forward = _completed_forward(decoder, share, name=name, store=store)
+        for batch, ids_BL in enumerate(forward.batches):
+            hidden_BLD = forward.hidden_states[batch].to(decoder.device)
+            for chunk in token_chunks(forward, ids_BL):
+                logits_BPV = chunk.next_token_logits(forward, ids_BL, hidden_BLD=hidden_BLD)
+                share.put(losses_NT, _losses(logits_BPV, chunk.targets(ids_BL)), batch=batch, chunk=chunk)
+    return _exp_mean(share.gather(losses_NT), name=name)
 
 
-def compare_predictions(dense: Decoder, pruned: Decoder, *, windows_NL: Tensor, batch_size: int) -> ComparedPredictions:
+@torch.no_grad()
+def compare_predictions(
+    dense: Decoder, pruned: Decoder, *, windows_NL: Tensor, batch_size: int, store: HiddenStateStore | None = None
+) -> ComparedPredictions:
     """Return the perplexity of both models, and KL(dense ‖ pruned) over all next-token distributions.
 
-    Raises NumericalError if logits of either model are NaN or infinite.
+    Processes share the batches as in ``perplexity``. Raises NumericalError if logits of either model are NaN or
+    infinite.
     """
-    decoders = {"dense": dense, "pruned": pruned}
-    forwards = {
-        name: _completed_forward(decoder, windows_NL, batch_size=batch_size, name=name)
-        for name, decoder in decoders.items()
-    }
-    losses: dict[str, list[Tensor]] = {name: [] for name in forwards}
-    divergences, same_first = [], 0
-    for batch, ids_BL in enumerate(forwards["dense"].batches):
-        logits = {name: _next_token_logits(forward, batch) for name, forward in forwards.items()}
-        for name, logits_TV in logits.items():
-            losses[name].append(_losses(logits_TV, ids_BL, name=name))
-        dense_TV = logits["dense"]
-        pruned_TV = logits["pruned"].to(dense_TV.device)
-        divergences.append(kl_divergence(dense_TV, pruned_TV).cpu())
-        same_first += int((dense_TV.argmax(-1) == pruned_TV.argmax(-1)).sum())
+    share = _Share(windows_NL, batch_size)
+    dense_losses_NT, pruned_losses_NT, divergences_NT, same_first_NT = (share.empty(dense) for _ in range(4))
+    if share:
+        first = _completed_forward(dense, share, name="dense", store=store)
+        second = _completed_forward(pruned, share, name="pruned", store=store)
+        for batch, ids_BL in enumerate(first.batches):
+            before_BLD = first.hidden_states[batch].to(dense.device)
+            after_BLD = second.hidden_states[batch].to(pruned.device)
+            for chunk in token_chunks(first, ids_BL):
+                targets_BP = chunk.targets(ids_BL)
+                dense_BPV = chunk.next_token_logits(first, ids_BL, hidden_BLD=before_BLD)
+                compared_BPV = chunk.next_token_logits(second, ids_BL, hidden_BLD=after_BLD).to(dense_BPV.device)
+                for values_NT, values_BP in (
+                    (dense_losses_NT, _losses(dense_BPV, targets_BP)),
+                    (pruned_losses_NT, _losses(compared_BPV, targets_BP)),
+                    (divergences_NT, kl_divergence(dense_BPV, compared_BPV)),
+                    (same_first_NT, dense_BPV.argmax(-1) == compared_BPV.argmax(-1)),
+                ):
+                    share.put(values_NT, values_BP, batch=batch, chunk=chunk)
     return ComparedPredictions(
-        _exp_mean(losses["dense"]),
-        _exp_mean(losses["pruned"]),
-        _divergence_figures(torch.cat(divergences).double(), same_first),
+        _exp_mean(share.gather(dense_losses_NT), name="dense"),
+        _exp_mean(share.gather(pruned_losses_NT), name="pruned"),
+        _divergence_figures(share.gather(divergences_NT).flatten().double(), int(share.gather(same_first_NT).sum())),
     )
+
+
+class _Share:
+    """Held-out windows of this process: every ``world_size``-th batch, so that batches are those of one process.
+
+    Values of tokens stay on the device until ``gather``, which is the only wait. A process has no window where there
+    are fewer batches than processes.
+    """
+
+    def __init__(self, windows_NL: Tensor, batch_size: int) -> None:
+        batches = torch.arange(len(windows_NL)).split(batch_size)[rank() :: world_size()]
+        self.batch_size = batch_size
+        self._rows_n = torch.cat(batches) if batches else torch.zeros(0, dtype=torch.int64)
+        self.windows_nL, self._shape_NL = windows_NL[self._rows_n], windows_NL.shape
+
+    def __bool__(self) -> bool:
+        return len(self._rows_n) > 0
+
+    def empty(self, decoder: Decoder) -> Tensor:
+        """Return zeros for a value of every predicted token of this process, on the decoder's device."""
+        return torch.zeros(len(self._rows_n), self._shape_NL[1] - 1, device=decoder.device)
+
+    def put(self, values_nT: Tensor, values_BP: Tensor, *, batch: int, chunk: TokenChunk) -> None:
+        """Put the values of a chunk's predicted tokens in their places."""
+        first = batch * self.batch_size
+        values_nT[first + chunk.windows.start : first + chunk.windows.stop, chunk.positions] = values_BP
+
+    def gather(self, values_nT: Tensor) -> Tensor:
+        """Return the values of all processes on the CPU, in the order of the windows, float32 [N, L - 1]."""
+        gathered_NT = torch.zeros(self._shape_NL[0], self._shape_NL[1] - 1)
+        gathered_NT[self._rows_n] = values_nT.cpu()
+        sum_over_processes([gathered_NT])  # exact: all but one summand are zero
+        return gathered_NT
 
 
 def _divergence_figures(divergences_T: Tensor, same_first: int) -> DivergenceFigures:
@@ -84,34 +138,29 @@ def _divergence_figures(divergences_T: Tensor, same_first: int) -> DivergenceFig
     )
 
 
-@torch.no_grad()
-def _completed_forward(decoder: Decoder, windows_NL: Tensor, *, batch_size: int, name: str) -> LayerwiseForward:
+def _completed_forward(
+    decoder: Decoder, share: _Share, *, name: str, store: HiddenStateStore | None
+) -> LayerwiseForward:
     """Return a layer-wise forward pass that has completed all layers."""
-    forward = LayerwiseForward(decoder, windows_NL, batch_size=batch_size)
+    forward = LayerwiseForward(decoder, share.windows_nL, batch_size=share.batch_size, store=store)
     for index in track(range(len(decoder)), f"held-out text: {name}"):
         with decoder.layer(index) as layer:
             forward.pass_through(index, layer)
     return forward
 
 
-@torch.no_grad()
-def _next_token_logits(forward: LayerwiseForward, batch: int) -> Tensor:
-    """Return the logits of a batch at all positions but the last, [T, V]."""
-    return forward.logits(batch)[:, :-1].flatten(0, 1)
+def _losses(logits_BPV: Tensor, targets_BP: Tensor) -> Tensor:
+    """Return next-token cross entropies, float32 [B, P]; infinity only for tokens that the model masks."""
+    targets_T = targets_BP.flatten().to(logits_BPV.device)
+    losses_T = cross_entropy(logits_BPV.flatten(0, 1).float(), targets_T, reduction="none")
+    return losses_T.view(targets_BP.shape)
 
 
-def _losses(logits_TV: Tensor, ids_BL: Tensor, *, name: str) -> Tensor:
-    """Return next-token cross entropies, float32 [T]; infinity only for tokens that the model masks."""
-    targets_T = ids_BL[:, 1:].flatten().to(logits_TV.device)
-    losses_T = cross_entropy(logits_TV.float(), targets_T, reduction="none").cpu()
-    if losses_T.isnan().any():
+def _exp_mean(losses_NT: Tensor, *, name: str) -> float:
+    if losses_NT.isnan().any():
         raise NumericalError(
             f"held-out text, {name} model: its logits are NaN or infinite; try model.dtype: float32 or bfloat16, and "
             "check the checkpoint's weights"
         )
-    return losses_T
-
-
-def _exp_mean(losses: list[Tensor]) -> float:
-    mean = float(torch.cat(losses).double().mean())
+    mean = float(losses_NT.flatten().double().mean())
     return math.exp(mean) if mean < 700 else math.inf

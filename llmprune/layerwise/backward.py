@@ -7,7 +7,8 @@ a model is differentiated with the memory of one layer and one batch; weights ge
 The loss is the next-token cross entropy, summed over the tokens of a window: not the mean, so that small gradients of
 long windows do not underflow in half precision.
 
-Shapes: B batch, L sequence length, D hidden size, F inputs of a projection, V vocabulary.
+Shapes: B batch, L sequence length, D hidden size, F inputs of a projection, P positions of a
+chunk, V vocabulary.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from llmprune.anatomy.hooks import inputs_of
 from llmprune.common.errors import DiskError, ModelError
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_states import HiddenStateCache
+from llmprune.layerwise.logits import token_chunks
 
 
 class LayerwiseBackward:
@@ -45,11 +47,11 @@ class LayerwiseBackward:
         token must pass each module once. Raises ModelError if the layer cannot be differentiated.
         """
         self._restore_before(index)
-        for batch, stored_BLD in enumerate(self.forward.hidden_states):
-            device = self.forward.decoder.device_of(index)
-            hidden_BLD = stored_BLD.to(device).detach().requires_grad_()
+        device = self.forward.decoder.device_of(index)
+        for batch in range(len(self.forward.batches)):
+            hidden_BLD = self.forward.hidden_states.at(batch, device).detach().requires_grad_()
             inputs, output_BLD = self._run(batch, index, layer=layer, modules=modules, hidden_BLD=hidden_BLD)
-            gradient_BLD = self._gradients[batch].to(device)
+            gradient_BLD = self._gradients.at(batch, device)
             before_BLD, *gradients = torch.autograd.grad(output_BLD, [hidden_BLD, *inputs], gradient_BLD)
             shape = hidden_BLD.shape[:2]
             pairs = zip(inputs, gradients, strict=True)
@@ -91,14 +93,24 @@ class LayerwiseBackward:
 
 
 def _gradient_of_loss(forward: LayerwiseForward, batch: int) -> Tensor:
-    """Return ∂loss/∂(hidden states after the last layer) [B, L, D], one window at a time because logits are large."""
-    gradients: list[Tensor] = []
+    """Return ∂loss/∂(hidden states after the last layer) [B, L, D], one window at a time because logits are large.
+
+    The logits of a large vocabulary are computed in chunks of tokens, and the gradients of the chunks are added up:
+    those of one chunk are zero at the tokens of the others.
+    """
+    device, gradients = forward.decoder.device, []
+    hidden_BLD = forward.hidden_states.at(batch, device)
     for window, ids_L in enumerate(forward.batches[batch]):
-        hidden_1LD = (
-            forward.hidden_states[batch][window : window + 1].to(forward.decoder.device).detach().requires_grad_()
-        )
+        ids_1L = ids_L.unsqueeze(0)
+        hidden_1LD = hidden_BLD[window : window + 1].detach().requires_grad_()
+        gradient_1LD: Tensor | None = None
         with torch.enable_grad():
-            logits_LV = forward.logits_of(ids_L.unsqueeze(0), hidden_1LD)[0, :-1].float()
-            loss = nn.functional.cross_entropy(logits_LV, ids_L[1:].to(logits_LV.device), reduction="sum")
-        gradients += torch.autograd.grad(loss, hidden_1LD)
+            for chunk in token_chunks(forward, ids_1L):
+                logits_PV = chunk.next_token_logits(forward, ids_1L, hidden_BLD=hidden_1LD)[0].float()
+                targets_P = chunk.targets(ids_1L)[0].to(device)
+                loss = nn.functional.cross_entropy(logits_PV, targets_P, reduction="sum")
+                (part_1LD,) = torch.autograd.grad(loss, hidden_1LD)
+                gradient_1LD = part_1LD if gradient_1LD is None else gradient_1LD + part_1LD
+        assert gradient_1LD is not None, "every window has a token"
+        gradients.append(gradient_1LD)
     return torch.cat(gradients)

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from llmprune.anatomy.hooks import outputs_of
+from llmprune.layerwise.finite_outputs import FiniteOutputs
 from llmprune.layerwise.forward import LayerOutput, LayerwiseForward
 from llmprune.layerwise.hidden_states import HiddenStates
 from llmprune.layerwise.hooks import CachedOutput, return_cached
@@ -30,12 +31,16 @@ class CachedForward:
         self._stored: dict[str, HiddenStates] = {}
 
     def outputs(self, index: int, layer: nn.Module) -> Iterator[LayerOutput]:
-        """Yield the hidden states before and after the layer, batch by batch."""
+        """Yield the hidden states before and after the layer, batch by batch.
+
+        Raises NumericalError after the last batch if there was NaN or infinity in any.
+        """
         device = self.forward.decoder.device_of(index)
-        for batch, stored_BLD in enumerate(self.forward.hidden_states):
-            hidden_BLD = stored_BLD.to(device)
+        finite = FiniteOutputs(index)
+        for batch in range(len(self.forward.batches)):
+            hidden_BLD = self.forward.hidden_states.at(batch, device)
             cached = {
-                path: CachedOutput(stored[batch].to(device), self.unchanged[path])
+                path: CachedOutput(stored.at(batch, device), self.unchanged[path])
                 for path, stored in self._stored.items()
                 if batch < len(stored)
             }
@@ -44,7 +49,9 @@ class CachedForward:
                 for path in self.unchanged.keys() - cached.keys():
                     hooks.enter_context(outputs_of(layer.get_submodule(path), partial(self._store, path)))
                 output_BLD = self.forward.output(batch, index, layer=layer, hidden_BLD=hidden_BLD)
+            finite.add(output_BLD)
             yield LayerOutput(batch, hidden_BLD, output_BLD)
+        finite.require()
 
     def _store(self, path: str, value: Any) -> None:
         self.forward.append(self._stored, path, value_BLX=value[0] if self.unchanged[path] else value)

@@ -96,6 +96,18 @@ class Decoder:
         """Drop the tensors of the held layer."""
         self._held = None
 
+    def release(self) -> None:
+        """Drop the tensors of all layers, those that stay on their device too; later visits bring them again."""
+        if self._ahead is not None:
+            self._ahead[1].exception()  # waits for it: it may add to the resident layers
+        self._held = self._ahead = None
+        self._resident = dict.fromkeys(self._resident)
+
+    def evict(self) -> None:
+        """Drop the tensors of all layers; none stays on its device any more, so that its memory is free for others."""
+        self.release()
+        self._resident = {}
+
     def _bring(self, index: int) -> Tensors:
         kept = self._resident.get(index)
         if kept is not None:

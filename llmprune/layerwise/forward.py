@@ -2,7 +2,8 @@
 
 Between layers only hidden states are kept, in a ``HiddenStateStore``.
 
-Shapes: N windows, B batch, L sequence length, D hidden size, V vocabulary, X any features.
+Shapes: N windows, B batch, L sequence length, D hidden size, P some positions, V vocabulary,
+X any features.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from llmprune.anatomy.hooks import outputs_of
-from llmprune.common.errors import ModelError, NumericalError
+from llmprune.common.errors import ModelError
 from llmprune.layerwise.decoder import Decoder
+from llmprune.layerwise.finite_outputs import FiniteOutputs
 from llmprune.layerwise.hidden_states import HiddenStates, HiddenStateStore
 from llmprune.layerwise.layer_calls import LayerCall, ReceivedCall, SharedValues, record_calls, run_tail, same_value
 
@@ -41,37 +43,38 @@ class LayerwiseForward:
         self, decoder: Decoder, windows_NL: Tensor, *, batch_size: int, store: HiddenStateStore | None = None
     ) -> None:
         self.decoder = decoder
-        self.batches: list[Tensor] = list(torch.split(windows_NL, batch_size))
+        on_gpu = decoder.device.type == "cuda"
+        self.batches: list[Tensor] = list(torch.split(windows_NL.pin_memory() if on_gpu else windows_NL, batch_size))
         self.hidden_states = HiddenStates()
         self._store = store or HiddenStateStore()
         self.calls: list[list[LayerCall]] = []
         shared = SharedValues()
         for ids_BL in self.batches:
-            shared.start_batch()
-            hidden_BLD, calls = self._record(ids_BL, shared)
+            hidden_BLD, calls = self._record(ids_BL)
             if not self.calls:
                 self.hidden_states = self._store.allocate(hidden_BLD, len(windows_NL))
             self.hidden_states.append(hidden_BLD)
-            self.calls.append(calls)
+            self.calls.append(shared.share(calls))
+        if on_gpu:
+            torch.cuda.current_stream(decoder.device).synchronize()  # other devices may use arguments in host memory
 
     @torch.no_grad()
     def restart(self) -> None:
         """Set the hidden states back to those before the first layer."""
         for batch, ids_BL in enumerate(self.batches):
-            self.hidden_states[batch] = self._record(ids_BL, SharedValues())[0]
+            self.hidden_states[batch] = self._record(ids_BL)[0]
 
-    def _record(self, ids_BL: Tensor, shared: SharedValues) -> tuple[Tensor, list[LayerCall]]:
+    def _record(self, ids_BL: Tensor) -> tuple[Tensor, list[LayerCall]]:
         """Return the hidden states before the first layer, and the arguments of every layer."""
         decoder = self.decoder
-        ids_BL = ids_BL.to(decoder.device)
-        return record_calls(
+        hidden_BLD, calls = record_calls(
             decoder.skeleton,
             decoder.layers,
-            ids_BL=ids_BL,
-            shared=shared,
+            ids_BL=ids_BL.to(decoder.device, non_blocking=True),
             run_layer=self._run_layer,
             items_returned=decoder.items_returned,
         )
+        return hidden_BLD.to(decoder.device_of(0)), calls
 
     def _run_layer(self, index: int, received: ReceivedCall) -> Any:
         recorder = self.decoder.layers[index].__dict__.pop("forward")  # this once the layer's own forward runs
@@ -85,28 +88,26 @@ class LayerwiseForward:
     def outputs(self, index: int, layer: nn.Module) -> Iterator[LayerOutput]:
         """Yield the hidden states before and after one layer, batch by batch.
 
-        ``hidden_states`` are not changed: ``advance`` sets them. Raises NumericalError on NaN or infinity.
+        ``hidden_states`` are not changed: ``advance`` sets them. Raises NumericalError after the last batch if there
+        was NaN or infinity in any.
         """
-        for batch, stream_BLD in enumerate(self.hidden_states):
-            hidden_BLD = stream_BLD.to(self.decoder.device_of(index))
-            yield LayerOutput(batch, hidden_BLD, self.output(batch, index, layer=layer, hidden_BLD=hidden_BLD))
+        finite = FiniteOutputs(index)
+        for batch in range(len(self.batches)):
+            hidden_BLD = self.hidden_states.at(batch, self.decoder.device_of(index))
+            output_BLD = self.output(batch, index, layer=layer, hidden_BLD=hidden_BLD)
+            finite.add(output_BLD)
+            yield LayerOutput(batch, hidden_BLD, output_BLD)
+        finite.require()
 
     @torch.no_grad()
     def output(self, batch: int, index: int, *, layer: nn.Module, hidden_BLD: Tensor | None = None) -> Tensor:
-        """Return the hidden states [B, L, D] of one batch after a layer.
+        """Return the hidden states [B, L, D] of one batch after a layer, which are not checked (``FiniteOutputs``).
 
-        ``hidden_BLD``: those before it, by default from ``hidden_states``. Raises NumericalError on NaN or infinity.
+        ``hidden_BLD``: those before it, by default from ``hidden_states``.
         """
         if hidden_BLD is None:
-            hidden_BLD = self.hidden_states[batch].to(self.decoder.device_of(index))
-        output_BLD = self.calls[batch][index].run(layer, hidden_BLD)
-        total = output_BLD.sum(dtype=torch.float32)  # not finite if any value is not
-        if not torch.isfinite(total) and not torch.isfinite(output_BLD).all():
-            raise NumericalError(
-                f"layer {index} returns NaN or infinity for calibration batch {batch}; "
-                "try model.dtype: float32 or bfloat16, and check the checkpoint's weights"
-            )
-        return output_BLD
+            hidden_BLD = self.hidden_states.at(batch, self.decoder.device_of(index))
+        return self.calls[batch][index].run(layer, hidden_BLD)
 
     def advance(self, batch: int, output_BLD: Tensor) -> None:
         """Set the hidden states of a batch before the next layer."""
@@ -120,9 +121,13 @@ class LayerwiseForward:
 
     def copy(self, tokens: slice = slice(None)) -> HiddenStates:
         """Copy the current hidden states, or only these tokens of each window, into a new buffer."""
-        copied = self.allocate(self.hidden_states[0][:, tokens])
-        for hidden_BLD in self.hidden_states:
+        device = self.hidden_states.device
+        copied = HiddenStates()
+        for batch in range(len(self.batches)):
+            hidden_BLD = self.hidden_states.at(batch, device)
             some_BLD = hidden_BLD[:, tokens]  # a view, which would hold the whole batch
+            if not batch:
+                copied = self.allocate(some_BLD)
             copied.append(hidden_BLD if some_BLD.shape == hidden_BLD.shape else some_BLD.clone())
         return copied
 
@@ -157,26 +162,31 @@ class LayerwiseForward:
     @torch.no_grad()
     def logits(self, batch: int) -> Tensor:
         """Return the logits [B, L, V] of a batch whose hidden states are those after the last layer."""
-        return self.logits_of(self.batches[batch], self.hidden_states[batch])
+        return self.logits_of(self.batches[batch], self.hidden_states.at(batch, self.decoder.device))
 
-    def logits_of(self, ids_BL: Tensor, hidden_BLD: Tensor) -> Tensor:
-        """Return the logits [B, L, V] for hidden states after the last layer, with gradients if those are enabled."""
+    def logits_of(self, ids_BL: Tensor, hidden_BLD: Tensor, *, positions_P: Tensor | None = None) -> Tensor:
+        """Return the logits [B, L, V] for hidden states after the last layer, with gradients if those are enabled.
+
+        ``positions_P``: only those at these positions, [B, P, V]; the model must take them (``takes_positions``).
+        """
         decoder = self.decoder
         return run_tail(
             decoder.skeleton,
             decoder.layers,
-            ids_BL=ids_BL.to(decoder.device),
+            ids_BL=ids_BL.to(decoder.device, non_blocking=True),
             hidden_BLD=hidden_BLD.to(decoder.device),
             items_returned=decoder.items_returned,
+            positions_P=positions_P,
         )
 
 
 def require_same_calls(dense: LayerwiseForward, pruned: LayerwiseForward, *, layers: Sequence[int]) -> None:
     """Raise ModelError unless each kept layer gets the same arguments (masks, rotary embeddings) in both models."""
+    known: dict[tuple[int, int], bool] = {}
     for dense_calls, calls in zip(dense.calls, pruned.calls, strict=True):
         for new, old in enumerate(layers):
             before, now = dense_calls[old], calls[new]
-            if not same_value((before.args, before.kwargs), (now.args, now.kwargs)):
+            if not same_value((before.args, before.kwargs), (now.args, now.kwargs), known=known):
                 raise ModelError(
                     f"layer {old} would become layer {new} and be called with other arguments there (a mask or "
                     "positions); the model's config cannot express this cut"

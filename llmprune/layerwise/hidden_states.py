@@ -1,14 +1,19 @@
-"""Hidden states between layers: in memory, or in a memory-mapped file where they exceed a limit.
+"""Hidden states between layers: on the device that computes, in host memory, or in a memory-mapped file.
+
+On a CPU they are the tensors that layers return. Those of a CUDA device stay on it as far as a budget allows; others
+are copied to and from the host while the device computes, one batch ahead.
 
 Shapes: B batch, L sequence length, D hidden size.
 """
 
 from __future__ import annotations
 
+import math
 import mmap
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+import weakref
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llmprune.common.files import disk_errors
+from llmprune.layerwise.transfer import Arriving, CopyStream, CopyStreams, Event
 
 
 @dataclass(frozen=True)
@@ -54,28 +60,51 @@ class HiddenStateCache:
         return self.folder / f"{self.key}-{layer:05}.safetensors"
 
 
+@dataclass
+class _Budget:
+    """Bytes that live buffers take."""
+
+    used: int = 0
+
+    def release(self, size: int) -> None:
+        """Give back the bytes of a buffer."""
+        self.used -= size
+
+
 @dataclass(frozen=True)
 class HiddenStateStore:
     """Settings for where hidden states are stored.
 
-    A buffer of up to ``limit`` bytes is in memory, a larger one in a file in ``folder``; without a limit all are in
-    memory. ``cache``: the dense hidden states of pass 1, if they are saved.
+    Buffers of a CUDA device that together take up to ``device_bytes`` stay on it; a buffer that is freed gives its
+    bytes back. Of the others one of up to ``limit`` bytes is in host memory, pinned if it is a CUDA device's, and a
+    larger one in a file in ``folder``; without a limit all are in memory. ``cache``: the dense hidden states of pass 1,
+    if they are saved.
     """
 
     limit: int | None = None
     folder: Path | None = None
     cache: HiddenStateCache | None = None
+    device_bytes: int = 0
+    _on_device: _Budget = field(default_factory=_Budget, repr=False, compare=False)
+    _copies: CopyStreams = field(default_factory=CopyStreams, repr=False, compare=False)
 
     def allocate(self, first_BLD: Tensor, windows: int) -> HiddenStates:
-        """Return an empty buffer for this many windows, each shaped like those of ``first_BLD``."""
+        """Return an empty buffer for this many windows, each shaped like those of ``first_BLD``, on whose device they
+        are computed.
+        """
         size = first_BLD[0].numel() * first_BLD.element_size() * windows
-        if self.limit is None or size <= self.limit:
-            return HiddenStates()
-        return MappedHiddenStates(size, self.folder)
+        if first_BLD.device.type == "cuda" and self._on_device.used + size <= self.device_bytes:
+            resident = ResidentHiddenStates(self._copies)
+            self._on_device.used += size
+            weakref.finalize(resident, self._on_device.release, size)
+            return resident
+        if self.limit is not None and size > self.limit:
+            return MappedHiddenStates(size, self.folder, copies=self._copies)
+        return PinnedHiddenStates(size, self._copies) if first_BLD.device.type == "cuda" else HiddenStates()
 
 
 class HiddenStates:
-    """Hidden states [B, L, D] by batch, in (pinned) memory."""
+    """Hidden states [B, L, D] by batch: the tensors that were stored, on their devices."""
 
     def __init__(self) -> None:
         self._batches: list[Tensor] = []
@@ -84,23 +113,31 @@ class HiddenStates:
         return len(self._batches)
 
     def __getitem__(self, batch: int) -> Tensor:
+        """Return a batch where it is stored. The host waits for copies to it; ``at`` does not make it wait."""
         return self._batches[batch]
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter(self._batches)
 
     def __setitem__(self, batch: int, hidden_BLD: Tensor) -> None:
-        self._batches[batch] = _to_memory(hidden_BLD)
+        self._batches[batch] = hidden_BLD
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the batch that was stored last, before it was copied to the host."""
+        return self._batches[-1].device
+
+    def at(self, batch: int, device: torch.device) -> Tensor:
+        """Return a batch on a device. Batches that are asked for in order arrive one ahead."""
+        return self._batches[batch].to(device)
 
     def append(self, hidden_BLD: Tensor) -> None:
         """Add the hidden states of the next batch."""
-        self._batches.append(_to_memory(hidden_BLD))
+        self._batches.append(hidden_BLD)
 
     def save(self, path: Path) -> None:
         """Write all batches to a safetensors file."""
-        tensors = {f"{batch:06}": hidden_BLD.contiguous() for batch, hidden_BLD in enumerate(self)}
-        with disk_errors(path.parent):
-            save_file(tensors, path)
+        _save(self, path)
 
     def load(self, path: Path) -> None:
         """Replace all batches by those that ``save`` wrote."""
@@ -109,26 +146,190 @@ class HiddenStates:
                 self[batch] = file.get_tensor(name).clone()
 
 
-class MappedHiddenStates(HiddenStates):
-    """Hidden states in a memory-mapped, unlinked temporary file of ``size`` bytes."""
+class ResidentHiddenStates(HiddenStates):
+    """Hidden states on the CUDA device that computed them."""
 
-    def __init__(self, size: int, folder: Path | None) -> None:
+    def __init__(self, copies: CopyStreams) -> None:
         super().__init__()
+        self._copies = copies
+
+    def save(self, path: Path) -> None:
+        """Write all batches to a safetensors file."""
+        on_host = [torch.empty(hidden_BLD.shape, dtype=hidden_BLD.dtype) for hidden_BLD in self]
+        for hidden_BLD, memory in zip(self, on_host, strict=True):
+            self._copies.on(hidden_BLD.device).send_pageable(hidden_BLD, memory)
+        for memory in on_host:
+            self._copies.settle(memory)
+        _save(on_host, path)
+
+    def load(self, path: Path) -> None:
+        """Replace all batches by those that ``save`` wrote."""
+        copies = self._copies.on(self.device)
+        with safe_open(path, framework="pt") as file:
+            for batch, name in enumerate(sorted(file.keys())):
+                self[batch] = copies.bring_pageable(file.get_tensor(name)).tensor()
+
+
+class _HostHiddenStates(HiddenStates):
+    """Hidden states in host memory of their own, which is overwritten when a batch is replaced.
+
+    A CUDA device copies to and from it without making the host wait. Copies occur in the order in which they are asked
+    for, whatever their devices.
+    """
+
+    def __init__(self, copies: CopyStreams) -> None:
+        super().__init__()
+        self._copies = copies
+        self._device = torch.device("cpu")
+        self._ahead: tuple[int, Arriving] | None = None
+        self._last = -1
+
+    def __setitem__(self, batch: int, hidden_BLD: Tensor) -> None:
+        if self._ahead is not None and self._ahead[0] == batch:
+            self._ahead = None
+        self._device = hidden_BLD.device
+        if self._device.type == "cuda":
+            self._send(batch, hidden_BLD)
+        else:
+            self[batch].copy_(hidden_BLD)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the batch that was stored last, before it was copied to the host."""
+        return self._device
+
+    def at(self, batch: int, device: torch.device) -> Tensor:
+        """Return a batch on a device. Batches that are asked for in order arrive one ahead."""
+        if device.type != "cuda":
+            return self[batch].to(device)
+        stream = self._copies.on(device)
+        if self._ahead is not None and self._ahead[0] == batch and self._ahead[1].device == device:
+            hidden_BLD = self._ahead[1].tensor()
+            self._ahead = None
+        else:
+            hidden_BLD = self._bring(batch, stream).tensor()
+        following = batch + 1
+        in_order = batch == (self._last + 1) % len(self)
+        if in_order and following < len(self) and self._ahead is None and stream.has_room:
+            self._ahead = (following, self._bring(following, stream))
+        self._last = batch
+        return hidden_BLD
+
+    def append(self, hidden_BLD: Tensor) -> None:
+        """Add the hidden states of the next batch."""
+        self._batches.append(self._memory(hidden_BLD))
+        self[len(self) - 1] = hidden_BLD
+
+    def load(self, path: Path) -> None:
+        """Replace all batches by those that ``save`` wrote."""
+        self._ahead = None
+        with safe_open(path, framework="pt") as file:
+            for hidden_BLD, name in zip(self, sorted(file.keys()), strict=True):
+                hidden_BLD.copy_(file.get_tensor(name))
+
+    def _memory(self, hidden_BLD: Tensor) -> Tensor:
+        """Return host memory for a batch like this."""
+        raise NotImplementedError
+
+    def _bring(self, batch: int, stream: CopyStream) -> Arriving:
+        raise NotImplementedError
+
+    def _send(self, batch: int, hidden_BLD: Tensor) -> None:
+        raise NotImplementedError
+
+
+class PinnedHiddenStates(_HostHiddenStates):
+    """Hidden states of a CUDA device in pinned host memory, ``size`` bytes in all.
+
+    The memory is allocated once, in blocks of several batches: torch rounds each block up to a power of two.
+    """
+
+    def __init__(self, size: int, copies: CopyStreams) -> None:
+        super().__init__(copies)
+        self._left = size
+        self._block = torch.empty(0, dtype=torch.uint8)
+        self._copied: dict[torch.device, Event] = {}  # by device, the end of its last copy of any batch
+
+    def __getitem__(self, batch: int) -> Tensor:
+        self._settle()
+        return self._batches[batch]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        self._settle()
+        return iter(self._batches)
+
+    def _settle(self) -> None:
+        for copied in self._copied.values():
+            copied.synchronize()
+        self._copied.clear()
+
+    def _memory(self, hidden_BLD: Tensor) -> Tensor:
+        size = hidden_BLD.numel() * hidden_BLD.element_size()
+        if self._block.numel() < size:
+            batches = min(_batches_in_block(size), math.ceil(self._left / size))
+            self._block = torch.empty(batches * size, dtype=torch.uint8, pin_memory=True)
+        memory, self._block = self._block[:size], self._block[size:]
+        self._left -= size
+        return memory.view(hidden_BLD.dtype).view(hidden_BLD.shape)
+
+    def _bring(self, batch: int, stream: CopyStream) -> Arriving:
+        arriving = stream.bring(self._batches[batch], after=self._copied_by_others(stream.device))
+        self._copied[stream.device] = arriving.copied
+        return arriving
+
+    def _send(self, batch: int, hidden_BLD: Tensor) -> None:
+        device = hidden_BLD.device
+        after = self._copied_by_others(device)
+        self._copied[device] = self._copies.on(device).send(hidden_BLD, self._batches[batch], after=after)
+
+    def _copied_by_others(self, device: torch.device) -> list[Event]:
+        return [copied for other, copied in self._copied.items() if other != device]
+
+
+class MappedHiddenStates(_HostHiddenStates):
+    """Hidden states in a memory-mapped, unlinked temporary file of ``size`` bytes.
+
+    A CUDA device copies through pinned buffers, where the host waits for the copy two batches before.
+    """
+
+    def __init__(self, size: int, folder: Path | None, *, copies: CopyStreams) -> None:
+        super().__init__(copies)
         with disk_errors(folder or Path(tempfile.gettempdir())):
             self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # open as long as the hidden states are used
             self._file.truncate(size)
             self._map = mmap.mmap(self._file.fileno(), size)
         self._used = 0
 
-    def __setitem__(self, batch: int, hidden_BLD: Tensor) -> None:
-        self._batches[batch].copy_(hidden_BLD)
+    def __getitem__(self, batch: int) -> Tensor:
+        self._copies.settle(self._batches[batch])
+        return self._batches[batch]
 
-    def append(self, hidden_BLD: Tensor) -> None:
-        """Add the hidden states of the next batch."""
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[batch] for batch in range(len(self)))
+
+    def _memory(self, hidden_BLD: Tensor) -> Tensor:
         mapped = torch.frombuffer(self._map, dtype=hidden_BLD.dtype, count=hidden_BLD.numel(), offset=self._used)
         self._used += hidden_BLD.numel() * hidden_BLD.element_size()
-        self._batches.append(mapped.view(hidden_BLD.shape).copy_(hidden_BLD))
+        return mapped.view(hidden_BLD.shape)
+
+    def _bring(self, batch: int, stream: CopyStream) -> Arriving:
+        return stream.bring_pageable(self[batch])
+
+    def _send(self, batch: int, hidden_BLD: Tensor) -> None:
+        self._copies.on(hidden_BLD.device).send_pageable(hidden_BLD, self[batch])
 
 
-def _to_memory(hidden_BLD: Tensor) -> Tensor:
-    return hidden_BLD.cpu().pin_memory() if hidden_BLD.is_cuda else hidden_BLD
+def _save(batches: Iterable[Tensor], path: Path) -> None:
+    tensors = {f"{batch:06}": hidden_BLD.contiguous() for batch, hidden_BLD in enumerate(batches)}
+    with disk_errors(path.parent):
+        save_file(tensors, path)
+
+
+def _batches_in_block(size: int) -> int:
+    """Return the number of batches of this many bytes whose block wastes the least when rounded to a power of two."""
+
+    def waste(batches: int) -> float:
+        block = batches * size
+        return float(1 << (block - 1).bit_length()) / block
+
+    return min(range(1, 17), key=waste)

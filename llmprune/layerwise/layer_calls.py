@@ -3,18 +3,19 @@
 The model's own code runs once, with the forward of every layer replaced by a recorder that notes its arguments and
 returns the hidden states unchanged. So arguments are recorded without knowledge of the model family.
 
-Shapes: B batch, L sequence length, D hidden size.
+Shapes: B batch, L sequence length, P some positions, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
+from accelerate.utils import recursively_apply, send_to_device
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -22,16 +23,44 @@ from llmprune.anatomy.meta_model import text_config
 from llmprune.common.errors import ModelError
 
 
+class DeviceCopies:
+    """Tensors on the devices that need them. Tensors given to ``keep`` are copied to each device once."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, Tensor] = {}  # by id
+        self._copies: dict[tuple[int, torch.device], Tensor] = {}
+
+    def keep(self, tensor: Tensor) -> None:
+        """Copy a tensor to each device once: it is used again and again."""
+        self._kept[id(tensor)] = tensor
+
+    def on(self, value: Any, device: torch.device) -> Any:
+        """Return a value with all tensors in it on a device."""
+        return recursively_apply(self._tensor_on, value, device)
+
+    def _tensor_on(self, tensor: Tensor, device: torch.device) -> Tensor:
+        if tensor.device == device:
+            return tensor
+        if id(tensor) not in self._kept:
+            return tensor.to(device, non_blocking=device.type == "cuda")
+        key = (id(tensor), device)
+        if key not in self._copies:
+            self._copies[key] = tensor.to(device)
+        return self._copies[key]
+
+
 @dataclass(frozen=True)
 class LayerCall:
-    """Arguments of one layer for one batch, without the hidden states."""
+    """Arguments of one layer for one batch, without the hidden states. ``copies``: of tensors that calls share."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    copies: DeviceCopies | None = None
 
     def returned(self, layer: nn.Module, hidden_BLD: Tensor) -> Any:
         """Run the layer and return everything that it returns."""
-        args, kwargs = send_to_device((self.args, self.kwargs), hidden_BLD.device)
+        move = self.copies.on if self.copies else send_to_device
+        args, kwargs = move((self.args, self.kwargs), hidden_BLD.device)
         return layer(hidden_BLD, *args, **kwargs)
 
     def run(self, layer: nn.Module, hidden_BLD: Tensor) -> Tensor:
@@ -59,45 +88,96 @@ class ReceivedCall:
 class SharedValues:
     """Single copies of equal tensors: masks and rotary embeddings repeat over layers and batches.
 
-    Tensors of the first batch are kept on their device. Tensors that differ in a later batch (computed from its tokens,
-    such as Gemma 4's per-layer inputs) are kept in CPU memory, so that GPU memory does not grow with the batches.
+    Tensors of the first batch are kept on their device. A tensor of a later batch is compared with the first batch's
+    at the same place. Those that differ (computed from tokens, such as Gemma 4's per-layer inputs) are kept in host
+    memory, so that GPU memory does not grow with the batches. The host waits for a device once a batch.
     """
 
     def __init__(self) -> None:
-        self._first: list[tuple[Tensor, Tensor]] = []  # first batch: (the model's tensor, the kept one)
-        self._own: list[tuple[Tensor, Tensor]] | None = None  # current batch, unless it is the first
+        self._first: dict[int, Tensor] = {}  # the first batch's tensors by their place in the calls
+        self._copies = DeviceCopies()
 
-    def start_batch(self) -> None:
-        """Start recording the next batch."""
-        self._own = [] if self._first else None
+    def share(self, calls: Sequence[LayerCall]) -> list[LayerCall]:
+        """Return the calls of one batch with each tensor in them replaced by an equal one that is already kept."""
+        tensors = _tensors([(call.args, call.kwargs) for call in calls])
+        own = {id(tensor): (place, tensor) for place, tensor in reversed(list(enumerate(tensors)))}
+        kept = self._share_with_first(own) if self._first else _share_among(list(own.values()))
+        if not self._first:
+            self._first = {place: kept[id(tensor)] for place, tensor in enumerate(tensors)}
+            for tensor in kept.values():
+                self._copies.keep(tensor)
+        return [
+            LayerCall(_replaced(call.args, kept), _replaced(call.kwargs, kept), copies=self._copies) for call in calls
+        ]
 
-    def share(self, value: Any) -> Any:
-        """Return the value with each tensor in it replaced by an equal one that is already kept."""
-        if isinstance(value, Tensor):
-            own = self._first if self._own is None else self._own
-            for made, kept in (*self._first, *(self._own or ())):
-                if made is value or (made.shape == value.shape and made.dtype == value.dtype and _equal(made, value)):
-                    return kept
-            own.append((value, value if own is self._first else value.cpu()))
-            return own[-1][1]
-        if type(value) in (tuple, list):
-            return type(value)(self.share(item) for item in value)
-        if type(value) is dict:
-            return {key: self.share(item) for key, item in value.items()}
-        return value
+    def _share_with_first(self, own: Mapping[int, tuple[int, Tensor]]) -> dict[int, Tensor]:
+        pairs = [(tensor, self._first.get(place, tensor)) for place, tensor in own.values()]
+        return {
+            key: first if first is not tensor and equal else _to_host(tensor)
+            for key, (tensor, first), equal in zip(own, pairs, _are_equal(pairs), strict=True)
+        }
 
 
-def same_value(first: Any, second: Any) -> bool:
+def _share_among(own: Sequence[tuple[int, Tensor]]) -> dict[int, Tensor]:
+    tensors = [tensor for _, tensor in sorted(own, key=lambda one: one[0])]
+    pairs = [(first, second) for number, second in enumerate(tensors) for first in tensors[:number]]
+    kept = {id(tensor): tensor for tensor in tensors}
+    for (first, second), equal in zip(pairs, _are_equal(pairs), strict=True):
+        if equal and kept[id(second)] is second:
+            kept[id(second)] = kept[id(first)]
+    return kept
+
+
+def _are_equal(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[bool]:
+    """Compare pairs of tensors, also by shape, type and device; the host waits for each device once."""
+    equal = [False] * len(pairs)
+    flags: dict[torch.device, dict[int, Tensor]] = {}
+    for number, (first, second) in enumerate(pairs):
+        if (first.shape, first.dtype, first.device) != (second.shape, second.dtype, second.device):
+            continue
+        if first is second or first.device.type == "cpu":
+            equal[number] = _equal(first, second)
+        else:
+            flags.setdefault(first.device, {})[number] = (first == second).all()
+    for found in flags.values():
+        for number, flag in zip(found, torch.stack(list(found.values())).tolist(), strict=True):
+            equal[number] = flag
+    return equal
+
+
+def _replaced(value: Any, kept: Mapping[int, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return kept[id(value)]
+    if type(value) in (tuple, list):
+        return type(value)(_replaced(item, kept) for item in value)
+    if type(value) is dict:
+        return {key: _replaced(item, kept) for key, item in value.items()}
+    return value
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    """Copy a tensor to host memory; that of a CUDA device without waiting, so that only its stream may use it."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu()
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor.contiguous(), non_blocking=True)
+
+
+def same_value(first: Any, second: Any, *, known: dict[tuple[int, int], bool]) -> bool:
     """Check that two arguments are equal: tensors, numbers and strings by value, also in lists, tuples and dicts.
 
-    Of any other objects only the types are compared.
+    Of any other objects only the types are compared. ``known``: results by the ids of two tensors; new ones are added.
     """
     if isinstance(first, Tensor) and isinstance(second, Tensor):
-        return first.shape == second.shape and _equal(first, second)
+        key = (id(first), id(second))
+        if key not in known:
+            known[key] = first.shape == second.shape and _equal(first, second)
+        return known[key]
     if isinstance(first, list | tuple) and isinstance(second, list | tuple):
-        return len(first) == len(second) and all(map(same_value, first, second))
+        return len(first) == len(second) and all(
+            same_value(one, other, known=known) for one, other in zip(first, second, strict=True)
+        )
     if isinstance(first, dict) and isinstance(second, dict):
-        return first.keys() == second.keys() and all(same_value(first[key], second[key]) for key in first)
+        return first.keys() == second.keys() and all(same_value(first[key], second[key], known=known) for key in first)
     if isinstance(first, bool | int | float | str):
         return bool(first == second)
     return type(first) is type(second)
@@ -113,7 +193,6 @@ def record_calls(
     layers: nn.ModuleList,
     *,
     ids_BL: Tensor,
-    shared: SharedValues,
     run_layer: Callable[[int, ReceivedCall], Any],
     items_returned: dict[type, int],
 ) -> tuple[Tensor, list[LayerCall]]:
@@ -137,7 +216,7 @@ def record_calls(
         if not extra_ids.isdisjoint(map(id, _tensors((args, kwargs)))):
             raise _not_layerwise(model, "hands more than hidden states from layer to layer", index=index)
         hiddens.append(hidden_BLD)
-        calls.append(LayerCall(shared.share(args), shared.share(kwargs)))
+        calls.append(LayerCall(args, kwargs))
         kind = type(layers[index])
         if kind not in items_returned:
             returned = run_layer(index, ReceivedCall(hidden_BLD, calls[-1]))
@@ -164,16 +243,26 @@ def run_tail(
     ids_BL: Tensor,
     hidden_BLD: Tensor,
     items_returned: dict[type, int],
+    positions_P: Tensor | None = None,
 ) -> Tensor:
-    """Return the logits [B, L, V] that the model's own code computes from the last layer's hidden states."""
+    """Return the logits [B, L, V] that the model's own code computes from the last layer's hidden states.
+
+    ``positions_P``: only those at these positions [B, P, V], of a model that takes them (``takes_positions``).
+    """
+    kept = {} if positions_P is None else {"logits_to_keep": positions_P.to(ids_BL.device)}
 
     def pass_on(index: int, received: ReceivedCall) -> Any:
         passed_BLD = hidden_BLD if index == len(layers) - 1 else received.hidden_BLD
         return _as_returned(passed_BLD, items_returned[type(layers[index])])
 
     with _replaced_forwards(layers, pass_on):
-        logits_BLV: Tensor = model(input_ids=ids_BL, use_cache=False).logits
+        logits_BLV: Tensor = model(input_ids=ids_BL, use_cache=False, **kept).logits
     return logits_BLV
+
+
+def takes_positions(model: PreTrainedModel) -> bool:
+    """Check whether the model's forward computes logits at given positions only."""
+    return "logits_to_keep" in signature(type(model).forward).parameters
 
 
 @contextmanager

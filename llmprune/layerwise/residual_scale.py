@@ -18,7 +18,7 @@ def residual_scale(forward: LayerwiseForward, index: int, *, layer: nn.Module, o
     Found by adding noise to the output of the projection ``output`` in a run of the first batch. Returns None if the
     hidden states do not depend on it linearly (a norm follows) or hardly at all.
     """
-    hidden_BLD = forward.hidden_states[0].to(forward.decoder.device_of(index))
+    hidden_BLD = forward.hidden_states.at(0, forward.decoder.device_of(index))
     call = forward.calls[0][index]
     before_BLD = call.run(layer, hidden_BLD).float()
     noise_BLD = torch.randn(before_BLD.shape, generator=torch.Generator().manual_seed(0)).to(before_BLD)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from llmprune.anatomy.hooks import inputs_of, outputs_of
 from llmprune.common.errors import ModelError
+from llmprune.layerwise.finite_outputs import FiniteOutputs
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_states import HiddenStates
 from llmprune.layerwise.hooks import CachedOutput, return_cached, zero_output
@@ -100,13 +101,19 @@ class StagedLayer:
             yield batch, self._keep(name, batch, input_BLI=seen.pop(), keep=keep)
 
     def without(self, name: str, keep: bool = False) -> Iterator[ProjectionInput]:
-        """Yield, batch by batch, the input of a projection and the layer's output if the projection returned zeros."""
+        """Yield, batch by batch, the input of a projection and the layer's output if the projection returned zeros.
+
+        Raises NumericalError after the last batch if there was NaN or infinity in any output.
+        """
+        finite = FiniteOutputs(self.index)
         for batch in range(len(self.forward.batches)):
             seen: list[Tensor] = []
             module = self.layer.get_submodule(name)
             with inputs_of(module, seen.append), zero_output([module]):
                 output_BLD = self._run(batch)
+            finite.add(output_BLD)
             yield ProjectionInput(batch, self._keep(name, batch, input_BLI=seen.pop(), keep=keep), output_BLD)
+        finite.require()
 
     def finish(self, name: str) -> None:
         """Compute a projection with its final weights, so that its owner need not run again."""
@@ -114,19 +121,26 @@ class StagedLayer:
         if inputs is None:
             return
         module = self.layer.get_submodule(name)
-        for input_BLI in inputs:
-            output_BLD = module(input_BLI.to(self.forward.decoder.device_of(self.index)))
+        for batch in range(len(inputs)):
+            output_BLD = module(inputs.at(batch, self.forward.decoder.device_of(self.index)))
             self.forward.append(self._outputs, self.order.owners[name].path, value_BLX=output_BLD)
 
     def outputs(self) -> Iterator[tuple[int, Tensor]]:
-        """Yield (batch number, hidden states [B, L, D] after the layer)."""
+        """Yield (batch number, hidden states [B, L, D] after the layer).
+
+        Raises NumericalError after the last batch if there was NaN or infinity in any.
+        """
+        finite = FiniteOutputs(self.index)
         for batch in range(len(self.forward.batches)):
-            yield batch, self._run(batch)
+            output_BLD = self._run(batch)
+            finite.add(output_BLD)
+            yield batch, output_BLD
+        finite.require()
 
     def _run(self, batch: int) -> Tensor:
         items = {owner.path: owner.items for owner in self.order.owners.values()}
         device = self.forward.decoder.device_of(self.index)
-        cached = {path: CachedOutput(outputs[batch].to(device), items[path]) for path, outputs in self._outputs.items()}
+        cached = {path: CachedOutput(outputs.at(batch, device), items[path]) for path, outputs in self._outputs.items()}
         with return_cached(self.layer, cached):
             return self.forward.output(batch, self.index, layer=self.layer)
 
@@ -151,6 +165,9 @@ def probe(forward: LayerwiseForward, index: int, *, layer: nn.Module, names: Seq
             elif path:
                 hooks.enter_context(outputs_of(module, partial(seen.add_return, path)))
         output_BLD = forward.output(0, index, layer=layer)
+    finite = FiniteOutputs(index)
+    finite.add(output_BLD)
+    finite.require()
 
     def is_replaceable(owner: Owner) -> bool:
         output_BLX = seen.returned[owner.path]

@@ -64,10 +64,7 @@ def _cut_selected_by(context: RunContext, windows_NL: Tensor) -> Cut:
         criterion = depth.criterion.scaled(len(windows_NL), len(inputs.windows))
         depth = depth.model_copy(update={"criterion": criterion})
         on_half = replace(context, recipe=context.recipe.model_copy(update={"depth": depth}))
-    store = inputs.hidden_state_store(context.folder.path, windows_NL)
-    scores = compute_scores(on_half, windows_NL, store=store, steps=[])
-    if store.cache:
-        store.cache.remove()  # pass 2 needs the hidden states of all windows, not of a half
+    scores = compute_scores(on_half, windows_NL, steps=[])
     return choose_cut(inputs.anatomy, scores, sizes=planned_sizes(context))
 
 

@@ -94,9 +94,9 @@ def compose_report(context: RunContext, results: RunResults) -> Report:
 def _warnings(context: RunContext, results: RunResults) -> tuple[str, ...]:
     chosen, left_heads = results.chosen, results.pruned.left_heads
     unrouted = warn_of_unrouted_experts(results.scores) if results.scores is not None else []
-    warnings = [*context.plan.notes, *unrouted, *chosen.warnings]
+    warnings = [*context.plan.notes, *context.batches.reductions, *unrouted, *chosen.warnings]
     settled = settle_patterns(warnings, context.inputs.anatomy.patterns, keep=chosen.cut.layers)
-    return (*settled, *([describe_heads(left_heads)] if left_heads else []))
+    return (*settled, *([describe_heads(left_heads)] if left_heads else []), *results.measured.warnings)
 
 
 def warn_of_unrouted_experts(scores: Scores) -> list[str]:
@@ -220,5 +220,6 @@ def _provenance(context: RunContext) -> Provenance:
         trust_remote_code=recipe.model.trust_remote_code,
         device=inputs.device,
         processes=world_size(),
+        batch_size=context.batches.calibration.number,
         versions=versions(),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llmprune.pipeline.batches import Batches
 from llmprune.pipeline.inputs import RunInputs
 from llmprune.planning.plan import Plan
 from llmprune.recipe.recipe import Recipe
@@ -12,9 +13,10 @@ from llmprune.results.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class RunContext:
-    """Recipe, plan, inputs and run folder of one run."""
+    """Recipe, plan, inputs, run folder and batch sizes of one run."""
 
     recipe: Recipe
     plan: Plan
     inputs: RunInputs
     folder: RunFolder
+    batches: Batches

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 
-from llmprune.checkpoint.loading import load_model
 from llmprune.checkpoint.open_decoder import open_decoder
+from llmprune.checkpoint.pruned_source import pruned_source
 from llmprune.common.distributed import is_first_process
+from llmprune.common.out_of_memory import free_cached_memory
 from llmprune.cut.apply import cut_decoder
 from llmprune.cut.decision import Cut
 from llmprune.data.windows import fingerprint_tokens
-from llmprune.evaluation.evaluate import Decoders, Measured, measure
+from llmprune.evaluation.evaluate import Decoders, Measured, measure_models, measure_predictions
 from llmprune.evaluation.lm_eval.harness import evaluated_model
+from llmprune.layerwise.hidden_states import HiddenStateStore
 from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.publish.push import refuse_fewer_samples
 from llmprune.recipe.model import ModelSource
+from llmprune.results.evaluation_figures import DivergenceFigures, PerplexityFigures
+from llmprune.results.figures import Figures
 from llmprune.results.run_folder import TASKS, file_fingerprint, fingerprint
 
 
@@ -51,20 +54,39 @@ def evaluate(context: RunContext, cut: Cut) -> Measured:
 
 def _measure(context: RunContext, cut: Cut) -> Measured:
     recipe, inputs, folder = context.recipe, context.inputs, context.folder
-    source = pruned_source(recipe.model, folder.path / "model")
-    pruned = cache(lambda: load_model(source))
-    dense_subject = evaluated_model(recipe.model, inputs.tokenizer, load=lambda: inputs.model)
-    pruned_subject = evaluated_model(source, inputs.tokenizer, load=pruned, folder=folder.path / TASKS)
-    cut_only = None
-    if (recipe.refit or recipe.sparsity) and not cut.is_empty and recipe.evaluation.perplexity:
-        cut_only = cut_decoder(inputs.dense, anatomy=inputs.anatomy, cut=cut)
-    decoders = Decoders(inputs.dense, cut_only, open_decoder(source))
+    source = pruned_source(recipe.model, folder.path / "model", layers=cut.layers)
+    dense = evaluated_model(recipe.model, inputs.tokenizer)
+    pruned = evaluated_model(source, inputs.tokenizer, folder=folder.path / TASKS)
+    inputs.release()
     with measure_step(folder.steps, "evaluation"):
-        return measure(
-            recipe.evaluation, dense_subject, pruned=pruned_subject, decoders=decoders, held_out_NL=inputs.held_out
-        )
+        found = _measure_predictions(context, cut, source=source)
+        free_cached_memory()
+        measured = measure_models(recipe.evaluation, dense, pruned=pruned, held_out_NL=inputs.held_out)
+    return measured.model_copy(update=found)
 
 
-def pruned_source(base: ModelSource, folder: Path) -> ModelSource:
-    """Return the checkpoint in ``folder`` as a model source with the loading options of its base."""
-    return base.model_copy(update={"id": str(folder.absolute()), "revision": ModelSource(id=str(folder)).revision})
+def _measure_predictions(context: RunContext, cut: Cut, *, source: ModelSource) -> dict[str, Figures]:
+    """Return perplexity and divergence on held-out text, by the names of their fields; none where not asked for."""
+    recipe, inputs = context.recipe, context.inputs
+    settings, held_out_NL = recipe.evaluation.perplexity, inputs.held_out
+    if settings is None or held_out_NL is None:
+        return {}
+    cut_only = None
+    if (recipe.refit or recipe.sparsity) and not cut.is_empty:
+        cut_only = cut_decoder(inputs.dense, anatomy=inputs.anatomy, cut=cut)
+    decoders = Decoders(inputs.dense, cut_only, open_decoder(source, working=inputs.whole_devices))
+    memory, folder = recipe.calibration.stream_memory, context.folder.path
+
+    def measure(batch_size: int) -> tuple[PerplexityFigures, DivergenceFigures]:
+        store = HiddenStateStore(memory, folder, device_bytes=inputs.stream_bytes)
+        return measure_predictions(settings, decoders, held_out_NL=held_out_NL, batch_size=batch_size, store=store)
+
+    def evict() -> None:
+        inputs.evict()
+        for decoder in (decoders.cut, decoders.pruned):
+            if decoder is not None:
+                decoder.release()
+
+    perplexity, divergence = context.batches.held_out.run("held-out text", measure, release=evict)
+    inputs.release()
+    return {"perplexity": perplexity, "divergence": divergence}

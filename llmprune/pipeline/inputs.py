@@ -6,6 +6,7 @@ A run that reuses all its products loads no weights.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from llmprune.data.sources import commit_of
 from llmprune.data.windows import fingerprint_tokens
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.hidden_states import HiddenStateCache, HiddenStateStore
+from llmprune.planning.device_memory import DeviceMemory
 from llmprune.planning.text_inputs import TextInputs
 from llmprune.prune.snapshots import boot
 from llmprune.recipe.recipe import Recipe
@@ -33,13 +35,26 @@ from llmprune.results.run_folder import HIDDEN_STATES, code_fingerprint, fingerp
 
 
 class RunInputs:
-    """The dense model and the token windows of one recipe. ``reserve``: bytes of disk that the result needs."""
+    """The dense model and the token windows of one recipe.
 
-    def __init__(self, recipe: Recipe, anatomy: Anatomy, *, inputs: TextInputs, reserve: int = 0) -> None:
+    ``reserve``: bytes of disk that the result needs; ``devices``: planned memory of the devices.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        anatomy: Anatomy,
+        *,
+        inputs: TextInputs,
+        reserve: int = 0,
+        devices: Sequence[DeviceMemory] = (),
+    ) -> None:
         self.recipe = recipe
         self.anatomy = anatomy
         self.inputs = inputs
         self.reserve = reserve
+        self.devices = devices
+        self._evicted = False  # True after a device ran out of memory
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
@@ -101,7 +116,26 @@ class RunInputs:
     @cached_property
     def dense(self) -> Decoder:
         """Decoder of the dense model, whose layers are read from the files."""
-        return open_decoder(self.recipe.model, self._reader)
+        planned = {gpu.index: gpu.free - gpu.outside - gpu.resident for gpu in self.devices if gpu.index is not None}
+        return open_decoder(self.recipe.model, self._reader, working=self.whole_devices if self._evicted else planned)
+
+    @property
+    def whole_devices(self) -> dict[int, int]:
+        """Memory of each GPU by its number: to be left free by a decoder of which no layer is to stay."""
+        return {gpu.index: gpu.total for gpu in self.devices if gpu.index is not None}
+
+    def release(self) -> None:
+        """Drop the dense model and its decoder; they are opened again where a later step needs them."""
+        if "dense" in self.__dict__:
+            self.dense.release()  # decoders of a cut read from it
+        for name in ("model", "dense", "_reader"):
+            self.__dict__.pop(name, None)
+
+    def evict(self) -> None:
+        """Have no layer stay on its device any more, after a device ran out of memory."""
+        self._evicted = True
+        if "dense" in self.__dict__:  # it is not opened for that
+            self.dense.evict()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -133,8 +167,10 @@ class RunInputs:
         libraries = torch.__version__, transformers.__version__
         return fingerprint(base, self.recipe.model.dtype, *libraries, code_fingerprint())
 
-    def hidden_state_store(self, folder: Path, windows_NL: Tensor | None = None) -> HiddenStateStore:
-        """Return the store for hidden states of the calibration windows, or of ``windows_NL``.
+    def hidden_state_store(
+        self, folder: Path, batch_size: int, *, windows_NL: Tensor | None = None
+    ) -> HiddenStateStore:
+        """Return the store for hidden states of the calibration windows, or of ``windows_NL``, in batches.
 
         It has a cache on disk below ``folder`` where the disk is large enough; every process of the run decides alike.
         """
@@ -142,13 +178,17 @@ class RunInputs:
         calibration, length = self.recipe.calibration, windows_NL.shape[1]
         hidden = text_config(self.config).hidden_size * self.dtype.itemsize
         size = self.anatomy.num_layers * len(windows_NL) * length * hidden
-        key = fingerprint(self.identity, fingerprint_tokens(windows_NL), calibration.batch_size, world_size(), boot())[
-            :16
-        ]
+        key = fingerprint(self.identity, fingerprint_tokens(windows_NL), batch_size, world_size(), boot())[:16]
         place = folder / HIDDEN_STATES
         cached = broadcast_from_first(self._fits_on_disk(place, key, size=size) if is_first_process() else False)
         cache = HiddenStateCache(place, f"{key}-{rank()}") if cached else None
-        return HiddenStateStore(calibration.stream_memory, folder, cache)
+        return HiddenStateStore(calibration.stream_memory, folder, cache, self.stream_bytes)
+
+    @property
+    def stream_bytes(self) -> int:
+        """Bytes of hidden states that stay on the devices together; none after a device ran out of memory."""
+        planned = [gpu.streams for gpu in self.devices if gpu.index is not None]
+        return 0 if self._evicted else min(planned, default=0)
 
     def _fits_on_disk(self, place: Path, key: str, *, size: int) -> bool:
         """Check whether the disk has space for a cache of ``size`` bytes, the hidden states after every layer.

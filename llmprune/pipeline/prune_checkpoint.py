@@ -12,16 +12,18 @@ from llmprune.anatomy.projections import projections_of
 from llmprune.checkpoint.config_file import ConfigChange
 from llmprune.checkpoint.loading import load_config
 from llmprune.checkpoint.location import folder_of
+from llmprune.checkpoint.placement import device_map_of
+from llmprune.checkpoint.pruned_source import pruned_source
 from llmprune.checkpoint.saving import CheckpointWriter
 from llmprune.checkpoint.skeleton import tensors_of
-from llmprune.checkpoint.verify import Probe, SparseClaim, Verified, verify
+from llmprune.checkpoint.verify import Loading, Probe, SparseClaim, Verified, verify
 from llmprune.common.distributed import broadcast_from_first, is_first_process
 from llmprune.common.errors import ModelError
 from llmprune.common.files import replace_folder
+from llmprune.common.out_of_memory import free_cached_memory
 from llmprune.cut.apply import cut_config, cut_decoder, restore_layer
 from llmprune.cut.decision import Cut
 from llmprune.layerwise.decoder import Decoder, Tensors
-from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.planning.model_size import measure_size
@@ -118,13 +120,19 @@ class _CheckpointStep:
         )
 
     def run(self) -> PrunedCheckpoint:
-        """Prune, save and verify; every process returns the same value."""
-        records, forward = self._prune()
+        """Prune, save and verify; every process returns the same value.
+
+        Where a device runs out of memory, pass 2 continues from its last snapshot with half the batch.
+        """
+        steps, tokens = self.context.folder.steps, self.context.inputs.windows.numel()
+        with measure_step(steps, "pass 2", tokens=tokens):
+            records, probe = self.context.batches.calibration.run("pass 2", self._prune, release=self._evict)
         verified = None
         if is_first_process():
-            probe = Probe.take(forward)
             with measure_step(self.context.folder.steps, "saving"):
                 self._save()
+        self._free_devices()
+        if probe is not None:
             with measure_step(self.context.folder.steps, "verification"):
                 verified = self._verify(probe, records)
         verified = broadcast_from_first(verified)
@@ -138,8 +146,8 @@ class _CheckpointStep:
             base_files=BaseFiles(carried=selection.copied, left=selection.left_out),
         )
 
-    def _prune(self) -> tuple[list[LayerRecord], LayerwiseForward]:
-        """Run pass 2; return a record for each kept layer, and the forward pass through the pruned model."""
+    def _prune(self, batch_size: int) -> tuple[list[LayerRecord], Probe | None]:
+        """Run pass 2; return a record for each kept layer, and in the first process the pruned model's probe."""
         recipe, inputs, folder = self.context.recipe, self.context.inputs, self.context.folder
         pruning = Pruning(
             inputs.dense,
@@ -150,14 +158,25 @@ class _CheckpointStep:
             write=self._write_layer,
             sparsity=recipe.sparsity,
         )
-        with measure_step(folder.steps, "pass 2", tokens=inputs.windows.numel()):
-            return pruning.run(
-                inputs.windows,
-                recipe.calibration.batch_size,
-                snapshots=self.snapshots,
-                store=inputs.hidden_state_store(folder.path),
-                sources_N=inputs.sources,
-            )
+        records, forward = pruning.run(
+            inputs.windows,
+            batch_size,
+            snapshots=self.snapshots,
+            store=inputs.hidden_state_store(folder.path, batch_size),
+            sources_N=inputs.sources,
+        )
+        return records, Probe.take(forward) if is_first_process() else None
+
+    def _evict(self) -> None:
+        """Drop the layers of both models before another attempt."""
+        self.pruned.release()
+        self.context.inputs.evict()
+
+    def _free_devices(self) -> None:
+        """Drop the layers of both models, because the process that verifies needs the devices of all processes."""
+        self.pruned.release()
+        self.context.inputs.release()
+        free_cached_memory()
 
     def _write_layer(self, index: int, tensors: Tensors) -> None:
         """Write a pruned layer, with untouched tensors in the types of the base's files."""
@@ -177,12 +196,13 @@ class _CheckpointStep:
     def _verify(self, probe: Probe, records: Sequence[LayerRecord]) -> Verified:
         """Load the checkpoint in a fresh process and compare it with what was computed."""
         recipe = self.context.recipe
+        source = pruned_source(recipe.model, self.writer.folder, layers=self.cut.layers)
         return verify(
             self.writer.folder,
             probe,
             parameters=self.size.parameters,
             dtype=self.context.inputs.dtype,
-            trust_remote_code=recipe.model.trust_remote_code,
+            loading=Loading(device_map_of(source, self.pruned.skeleton), recipe.model.trust_remote_code),
             claim=_sparse_claim(recipe.sparsity, self.pruned, records=records) if recipe.sparsity else None,
         )
 

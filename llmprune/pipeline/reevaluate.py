@@ -6,7 +6,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from llmprune.checkpoint.loading import load_model, load_tokenizer
+from llmprune.checkpoint.loading import load_tokenizer
+from llmprune.checkpoint.pruned_source import pruned_source
 from llmprune.common.distributed import broadcast_from_first, is_first_process, synchronized
 from llmprune.common.errors import OutputError
 from llmprune.common.hub.client import resolve_revision
@@ -19,7 +20,6 @@ from llmprune.evaluation.lm_eval.harness import evaluate_tasks, evaluated_model
 from llmprune.evaluation.lm_eval.tasks import check_tasks
 from llmprune.evaluation.more_samples import next_limit
 from llmprune.evaluation.retention import CONFIDENCE, compare
-from llmprune.pipeline.evaluate import pruned_source
 from llmprune.pipeline.finish import FinishedRun, push_as_requested, write_report
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.publish.push import MORE_SAMPLES, require_whole
@@ -93,15 +93,22 @@ def _measure(folder: RunFolder, recipe: Recipe, *, old: Report, earlier: int | N
     base = recipe.model
     if old.provenance.commit:
         base = base.model_copy(update={"revision": old.provenance.commit})
-    pruned = pruned_source(recipe.model, folder.path / "model")
+    pruned = pruned_source(
+        recipe.model, folder.path / "model", layers=[row.layer for row in old.layers if not row.removed]
+    )
     tokenizer = load_tokenizer(base)
     evaluation = recipe.evaluation
     with measure_step(folder.steps, MORE_SAMPLES):
-        dense_subject = evaluated_model(base, tokenizer, load=lambda: load_model(base))
-        dense_tasks = evaluate_tasks(dense_subject, "dense", evaluation=evaluation, earlier=earlier)
-        pruned_subject = evaluated_model(pruned, tokenizer, load=lambda: load_model(pruned), folder=folder.path / TASKS)
-        pruned_tasks = evaluate_tasks(pruned_subject, "pruned", evaluation=evaluation, earlier=earlier)
-    return known.model_copy(update={"dense_tasks": dense_tasks, "pruned_tasks": pruned_tasks})
+        subjects = {
+            "dense": evaluated_model(base, tokenizer),
+            "pruned": evaluated_model(pruned, tokenizer, folder=folder.path / TASKS),
+        }
+        tasks = {}
+        for side, subject in subjects.items():
+            tasks[f"{side}_tasks"] = evaluate_tasks(subject, side, evaluation=evaluation, earlier=earlier)
+            subject.whole.release()
+    reductions = [sentence for subject in subjects.values() for sentence in subject.whole.reductions]
+    return known.model_copy(update=tasks | {"warnings": tuple(reductions)})
 
 
 def _new_report(old: Report, recipe: Recipe, *, measured: Measured, folder: RunFolder) -> Report:
@@ -121,5 +128,6 @@ def _new_report(old: Report, recipe: Recipe, *, measured: Measured, folder: RunF
             "retention": comparison.mean,
             "gate": judge(gate, comparison),
             "steps": old.steps + tuple(folder.steps),
+            "warnings": tuple(dict.fromkeys((*old.warnings, *measured.warnings))),
         }
     )

@@ -14,11 +14,14 @@ from llmprune.common.distributed import (
     synchronized,
     world_size,
 )
+from llmprune.common.errors import ModelError
 from llmprune.common.files import folder_size, require_space
 from llmprune.common.hub.secrets import redact_logs
+from llmprune.common.process_memory import keep_freed_memory
 from llmprune.common.progress import quiet_libraries, report_progress
 from llmprune.evaluation.lm_eval.tasks import fetch_tasks
 from llmprune.pipeline.agreement import require_same_everywhere
+from llmprune.pipeline.batches import Batches
 from llmprune.pipeline.calibration_check import check_calibration, require_halves
 from llmprune.pipeline.compose_report import (
     RunResults,
@@ -31,7 +34,6 @@ from llmprune.pipeline.inputs import RunInputs
 from llmprune.pipeline.prune_checkpoint import prune_checkpoint
 from llmprune.pipeline.score_and_select import find_cut, find_scores
 from llmprune.pipeline.step_costs import (
-    dense_forward_pass,
     time_dense_forward_pass,
 )
 from llmprune.planning.plan import Plan, plan_and_check
@@ -79,6 +81,7 @@ def run_to_report(recipe: Recipe, output: Path, *, options: RunOptions) -> Finis
     """Run a recipe and return its report whether or not the gate is passed. Raises subclasses of LLMPruneError."""
     quiet_libraries()
     redact_logs()
+    keep_freed_memory()
     with synchronized():
         refuse_tokens(recipe.text, recipe.overrides, source="recipe")
         surveyed = plan_and_check(recipe)
@@ -86,16 +89,19 @@ def run_to_report(recipe: Recipe, output: Path, *, options: RunOptions) -> Finis
         if is_first_process():
             _check_requirements(recipe, plan, output=output, options=options)
         folder = RunFolder.open(output, options.fresh, model=recipe.model.id, recipe=recipe_of_model(recipe))
-        inputs = RunInputs(recipe, anatomy, inputs=surveyed.inputs, reserve=_disk_needed(plan))
+        inputs = RunInputs(recipe, anatomy, inputs=surveyed.inputs, reserve=_disk_needed(plan), devices=plan.devices)
         try:
-            report = _run_steps(RunContext(recipe, plan, inputs, folder), options)
+            context = RunContext(recipe, plan, inputs, folder, Batches.planned(plan.batch_sizes))
+            report = _run_steps(context, options)
         finally:
             folder.close()
     return FinishedRun(report, recipe, folder.path)
 
 
 def _check_requirements(recipe: Recipe, plan: Plan, *, output: Path, options: RunOptions) -> None:
-    """Check access to the hub, calibration halves, evaluation tasks and free disk before any expensive work."""
+    """Check memory, access to the hub, calibration halves, evaluation tasks and free disk before any expensive work."""
+    if plan.shortage:
+        raise ModelError(plan.shortage)
     if recipe.hub:
         check_push(recipe.hub)
     if options.calibration_check:
@@ -113,9 +119,8 @@ def _run_steps(context: RunContext, options: RunOptions) -> Report:
     context.inputs.read_texts()
     require_same_everywhere(context)
     _begin_folder(context)
+    context.batches.settle(context.recipe, context.folder, most=context.plan.batch_sizes.largest)
     if options.measure_forward:
-        # the first pass reads the weights from disk and is not timed
-        dense_forward_pass(context.inputs.model, context.inputs.windows[: world_size()], batch_size=1)
         time_dense_forward_pass(context)
     scores = find_scores(context)
     chosen = find_cut(context, scores)

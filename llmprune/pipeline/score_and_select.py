@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +14,6 @@ from llmprune.common.distributed import is_first_process
 from llmprune.common.files import write_atomically
 from llmprune.criteria.base import AblationCriterion
 from llmprune.cut.decision import Cut
-from llmprune.layerwise.hidden_states import HiddenStateStore
 from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.recipe.recipe import Recipe
@@ -45,8 +46,7 @@ def find_scores(context: RunContext) -> Scores | None:
             shutil.rmtree(
                 folder.path / HIDDEN_STATES, ignore_errors=True
             )  # left by a killed run; pass 1 writes it anew
-        store = inputs.hidden_state_store(folder.path)
-        scores = compute_scores(context, inputs.windows, store=store, steps=folder.steps)
+        scores = compute_scores(context, inputs.windows, steps=folder.steps)
         if is_first_process():
             write_atomically(path, scores.save)
         return scores
@@ -81,20 +81,49 @@ def find_cut(context: RunContext, scores: Scores | None) -> ChosenCut:
     return ChosenCut(cut, (warning,))
 
 
-def compute_scores(context: RunContext, windows_NL: Tensor, *, store: HiddenStateStore, steps: list[Step]) -> Scores:
-    """Score layers, neurons, heads and experts on ``windows_NL`` as the recipe says; append the costs to ``steps``."""
-    recipe, inputs, criteria = context.recipe, context.inputs, _criteria_of(context.recipe)
-    calibration = CalibrationBatches(windows_NL, recipe.calibration.batch_size, store)
-    target = DepthTarget(context.plan.dense.layers - context.plan.keep_layers, _keeps_pattern(recipe))
+def compute_scores(context: RunContext, windows_NL: Tensor, *, steps: list[Step]) -> Scores:
+    """Score layers, neurons, heads and experts on ``windows_NL`` as the recipe says; append the costs to ``steps``.
+
+    Where a device runs out of memory, a step is repeated with half the batch.
+    """
+    inputs, criteria = context.inputs, _criteria_of(context.recipe)
+    target = DepthTarget(context.plan.dense.layers - context.plan.keep_layers, _keeps_pattern(context.recipe))
+
+    def run_pass1(batch_size: int) -> Scores:
+        with _batches(context, windows_NL, batch_size=batch_size) as calibration:
+            return score(inputs.dense, inputs.anatomy, criteria=criteria, calibration=calibration, target=target)
+
     with measure_step(steps, "pass 1", tokens=windows_NL.numel()):
-        scores = score(inputs.dense, inputs.anatomy, criteria=criteria, calibration=calibration, target=target)
-    if not isinstance(criteria.depth, AblationCriterion):
+        scores = context.batches.calibration.run("pass 1", run_pass1, release=inputs.evict)
+    depth = criteria.depth
+    if not isinstance(depth, AblationCriterion):
         return scores
+
+    def run_ablation(batch_size: int) -> Tensor:
+        with _batches(context, windows_NL, batch_size=batch_size) as calibration:
+            return layer_ablation_scores(
+                inputs.dense, inputs.anatomy, criterion=depth, calibration=calibration, target=target
+            )
+
     with measure_step(steps, "ablation", tokens=windows_NL.numel()):
-        layers_N = layer_ablation_scores(
-            inputs.dense, inputs.anatomy, criterion=criteria.depth, calibration=calibration, target=target
-        )
+        layers_N = context.batches.calibration.run("ablation", run_ablation, release=inputs.evict)
     return replace(scores, layers=layers_N)
+
+
+@contextmanager
+def _batches(context: RunContext, windows_NL: Tensor, *, batch_size: int) -> Iterator[CalibrationBatches]:
+    """Yield the batches for one attempt of a step.
+
+    The cache of hidden states is kept for pass 2, but not that of a failed attempt, nor of a part of the windows.
+    """
+    store = context.inputs.hidden_state_store(context.folder.path, batch_size, windows_NL=windows_NL)
+    for_pass2 = False
+    try:
+        yield CalibrationBatches(windows_NL, batch_size, store)
+        for_pass2 = len(windows_NL) == len(context.inputs.windows)
+    finally:
+        if store.cache is not None and not for_pass2:
+            store.cache.remove()
 
 
 def origin_of_scores(context: RunContext) -> str | None:

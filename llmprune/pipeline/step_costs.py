@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmprune.common.devices import input_device
-from llmprune.common.distributed import windows_of_process
-from llmprune.common.process_memory import peak_resident, proc_field, reset_peak
+from llmprune.common.distributed import windows_of_process, world_size
+from llmprune.common.process_memory import peak_resident, proc_field, reset_peak, trim
 from llmprune.common.progress import report_progress
 from llmprune.pipeline.context import RunContext
 from llmprune.results.report_schema import Step
@@ -25,7 +25,10 @@ FORWARD_PASS = "plain forward pass"
 
 @contextmanager
 def measure_step(steps: list[Step], name: str, *, tokens: int | None = None) -> Iterator[None]:
-    """Measure a block and append its Step to ``steps``. ``tokens``: number of tokens that pass through the model."""
+    """Measure a block and append its Step to ``steps``; then return the memory that it freed to the system.
+
+    ``tokens``: number of tokens that pass through the model.
+    """
     report_progress(name)
     reset_peak()
     read, start = proc_field("io", "read_bytes:"), time.perf_counter()
@@ -43,6 +46,7 @@ def measure_step(steps: list[Step], name: str, *, tokens: int | None = None) -> 
             peak_device=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
         )
     )
+    trim()
 
 
 @torch.no_grad()
@@ -56,8 +60,10 @@ def dense_forward_pass(model: PreTrainedModel, windows_NL: Tensor, *, batch_size
 def time_dense_forward_pass(context: RunContext) -> None:
     """Record the cost of a forward pass over the calibration windows as a step of the run."""
     windows_NL = context.inputs.windows
+    # the first pass reads the weights from disk and is not timed
+    dense_forward_pass(context.inputs.model, windows_NL[: world_size()], batch_size=1)
     with measure_step(context.folder.steps, FORWARD_PASS, tokens=windows_NL.numel()):
-        dense_forward_pass(context.inputs.model, windows_NL, batch_size=context.recipe.calibration.batch_size)
+        dense_forward_pass(context.inputs.model, windows_NL, batch_size=context.batches.calibration.number)
 
 
 def with_forward_ratios(steps: Sequence[Step]) -> tuple[Step, ...]:

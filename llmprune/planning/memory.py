@@ -1,4 +1,4 @@
-"""Estimate the memory of a run from models without weights."""
+"""Estimate the memory of a run from models without weights: the parts that do not depend on the machine."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from llmprune.anatomy.meta_model import find_layers, text_config
 from llmprune.anatomy.projections import projections_of
 from llmprune.anatomy.types import Anatomy
 from llmprune.criteria.base import DepthCriterion, ScoringSize
+from llmprune.planning.activations import token_activations
+from llmprune.planning.device_memory import MemoryPlanner, Windows, WorkingSet
+from llmprune.planning.machine import Machine
+from llmprune.recipe.calibration import TokenWindows
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.figures import Figures
 
@@ -56,6 +60,47 @@ def memory_of(
             depth.statistics_bytes(size) if depth else 0,
         ),
     )
+
+
+def memory_planner(
+    recipe: Recipe,
+    dense: PreTrainedModel,
+    *,
+    pruned: PreTrainedModel,
+    anatomy: Anatomy,
+    memory: Memory,
+    machine: Machine,
+) -> MemoryPlanner:
+    """Return the planner of a machine's devices. The models may be without weights; ``memory``: of the same run."""
+    layers, samples = find_layers(dense)[1], recipe.calibration.shape()[0]
+    model = sum(map(parameter_bytes, layers))
+    calibration = _windows(recipe.calibration, recipe.calibration.shape(), processes=machine.processes)
+    text = recipe.evaluation.perplexity
+    held_out = _windows(text, text.shape(), processes=machine.processes) if text else None
+    working = WorkingSet(
+        outside=parameter_bytes(dense) - model,
+        model=model,
+        layer=_largest(layers),
+        cut=_largest(find_layers(pruned)[1]),
+        statistics=memory.statistics,
+        streams=memory.streams * calibration.number // samples,
+        buffer=calibration.number * bytes_of_window(recipe, dense),
+    )
+    activations = token_activations(
+        dense,
+        anatomy,
+        length=max(calibration.length, held_out.length if held_out else 0),
+        gradients=bool(recipe.width and recipe.width.neuron_criterion.needs_gradients),
+        refits=recipe.refit is not None or recipe.sparsity is not None,
+    )
+    return MemoryPlanner(machine, working, activations, calibration, held_out, recipe.calibration.stream_memory)
+
+
+def _windows(settings: TokenWindows, shape: tuple[int, int], *, processes: int) -> Windows:
+    """Return the windows of one of so many processes that share them."""
+    number, length = shape
+    chosen = None if settings.batch_size == "auto" else settings.batch_size
+    return Windows(-(-number // processes), length, chosen)
 
 
 def _refit_target_bytes(recipe: Recipe, dense: PreTrainedModel, *, anatomy: Anatomy) -> int:

@@ -26,7 +26,9 @@ from llmprune.common.errors import RecipeError
 from llmprune.common.hub.client import resolve_revision
 from llmprune.cut.apply import cut_config
 from llmprune.planning.checks import ErrorCollector, run_checks
-from llmprune.planning.memory import Memory, bytes_of_window, memory_of, parameter_bytes
+from llmprune.planning.device_memory import BatchSizes, DeviceMemory
+from llmprune.planning.machine import this_machine
+from llmprune.planning.memory import Memory, bytes_of_window, memory_of, memory_planner, parameter_bytes
 from llmprune.planning.model_size import measure_size
 from llmprune.planning.notes import (
     about_base,
@@ -70,6 +72,9 @@ class Plan(Figures):
     sparsity: SparsityPlan | None = None
     calibration: tuple[int, int]  # windows, tokens in each
     memory: Memory
+    batch_sizes: BatchSizes
+    devices: tuple[DeviceMemory, ...]  # those that compute; the main memory last
+    shortage: str | None = None  # why a run on this machine is refused
     disk: int  # bytes of the result
     base_files: BaseFiles = BaseFiles()
     notes: tuple[str, ...]
@@ -201,6 +206,11 @@ def _plan(recipe: Recipe, base: _Base, *, planned: PlannedCut) -> Plan:
     size = measure_size(
         pruned, anatomy.widths | widths, experts=planned.experts, kv_groups=kv_groups, stored=saved, layers=keep
     )
+    memory = memory_of(recipe, dense, pruned=pruned, anatomy=anatomy, widths=widths)
+    planner = memory_planner(
+        recipe, dense, pruned=pruned, anatomy=anatomy, memory=memory, machine=this_machine(recipe.model)
+    )
+    batches = planner.batch_sizes()
     return Plan(
         model=recipe.model.id,
         model_type=base.config.model_type,
@@ -215,7 +225,10 @@ def _plan(recipe: Recipe, base: _Base, *, planned: PlannedCut) -> Plan:
         keep_kv_groups=kv_groups,
         sparsity=sparsity,
         calibration=recipe.calibration.shape(),
-        memory=memory_of(recipe, dense, pruned=pruned, anatomy=anatomy, widths=widths),
+        memory=memory,
+        batch_sizes=batches,
+        devices=planner.devices(batches),
+        shortage=planner.shortage(),
         disk=size.bytes,
         base_files=BaseFiles(carried=files.copied, left=files.left_out),
         notes=tuple(notes),

@@ -82,7 +82,7 @@ class _Recorder:
         """Add the output of the writer's projection for the next batch."""
         name = self.writer.name
         batch = len(self.outputs[name]) if name in self.outputs else 0
-        residual_BLD = self.writer.residual_after(self.dense.hidden_states[batch].to(output.device), output)
+        residual_BLD = self.writer.residual_after(self.dense.hidden_states.at(batch, output.device), output)
         self.dense.append(self.outputs, name, value_BLX=residual_BLD)
 
 

@@ -139,8 +139,9 @@ class Pruning:
             with self.pruned.layer(step.new, weights.cut) as layer:
                 run.pruned.pass_through(step.new, layer)
             return
-        for batch, hidden_BLD in enumerate(run.dense.hidden_states):
-            run.pruned.advance(batch, hidden_BLD)
+        dense = run.dense.hidden_states
+        for batch in range(len(dense)):
+            run.pruned.advance(batch, dense.at(batch, dense.device))
 
     def _repair(self, run: Pass2Context, work: LayerWork, *, stage: Stage) -> None:
         """Make the repairs of one stage in their order."""
@@ -201,8 +202,8 @@ class Pruning:
         error = RelativeError()
         for batch, output_BLD in outputs:
             if work.step.uses_dense:
-                dense_BLD = run.dense.hidden_states[batch]
-                error.update(dense_BLD.to(output_BLD.device) - output_BLD, dense_BLD)
+                dense_BLD = run.dense.hidden_states.at(batch, output_BLD.device)
+                error.update(dense_BLD - output_BLD, dense_BLD)
             run.pruned.advance(batch, output_BLD)
         if work.step.uses_dense:
             sum_over_processes(error.reducible_state())

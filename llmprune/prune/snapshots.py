@@ -13,7 +13,11 @@ import math
 import shutil
 import time
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
+
+import torch
+from safetensors import safe_open
 
 from llmprune.common.distributed import all_agree, broadcast_from_first, is_first_process, rank, world_size
 from llmprune.common.files import write_text
@@ -70,9 +74,9 @@ class Snapshots:
         return saved.progress
 
     def restore(self, dense: HiddenStates, pruned: HiddenStates) -> None:
-        """Load the hidden states that belong to the loaded progress."""
+        """Load the hidden states that belong to the loaded progress, which may have been saved in other batches."""
         for hidden_states, path in zip((dense, pruned), self._files(), strict=True):
-            hidden_states.load(path)
+            _load(path, hidden_states)
 
     def save(self, progress: Progress, dense: HiddenStates, *, pruned: HiddenStates) -> None:
         """Save the progress after one more layer, whose tensors are written, if the last time is long enough ago."""
@@ -111,3 +115,12 @@ class Snapshots:
         except TypeError:  # written by another version of llmprune
             return None
         return _Saved(Progress(records, text["scales"]), text["slot"])
+
+
+def _load(path: Path, hidden_states: HiddenStates) -> None:
+    """Replace all batches [B, L, D] by the saved windows in their order."""
+    with safe_open(path, framework="pt") as file:
+        saved = (file.get_tensor(name) for name in sorted(file.keys()))
+        windows = (window_1LD for saved_BLD in saved for window_1LD in saved_BLD.split(1))
+        for batch in range(len(hidden_states)):
+            hidden_states[batch] = torch.cat([*islice(windows, len(hidden_states[batch]))])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -36,7 +36,11 @@ class TokenWindows(Section):
         "each window holds one document, and documents shorter than a window are left out.",
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the document shuffle.")
-    batch_size: int = Field(4, gt=0, description="Windows that a layer processes at a time.")
+    batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
+        "auto",
+        description="Windows that a layer processes at a time; auto: on a GPU as many as its memory holds, up to about "
+        "16,000 tokens, on the CPU 4. Where a GPU's memory is full, half as many are tried.",
+    )
 
     @field_validator("split")
     @classmethod

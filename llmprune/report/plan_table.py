@@ -25,8 +25,10 @@ def print_plan(plan: Plan, console: Console) -> None:
     console.print()
     console.print(_sizes(plan))
     console.print()
-    for line in (*_cut_lines(plan), *_requirements(plan)):
+    for line in (*_cut_lines(plan), *_requirements(plan), *_device_lines(plan)):
         console.print(Text(line))
+    if plan.shortage:
+        console.print(Text.assemble(("Too little memory here: ", "red"), plan.shortage))
     for note in plan.notes:
         console.print(Text.assemble(("Note: ", "yellow"), note))
 
@@ -71,3 +73,24 @@ def _requirements(plan: Plan) -> Iterator[str]:
         yield f"Files of the base model that are copied unchanged: {describe_carried(plan.base_files)}"
     if plan.base_files.left:
         yield f"Files of the base model that are not copied: {describe_left(plan.base_files)}"
+
+
+def _device_lines(plan: Plan) -> Iterator[str]:
+    """Yield the number of windows in a batch, and for each device what the run plans to keep on it."""
+    chosen = plan.batch_sizes
+    held_out = f", of held-out text {chosen.held_out}" if chosen.held_out != chosen.calibration else ""
+    yield f"Batches: {plural(chosen.calibration, 'window')} at a time{held_out}"
+    for device in plan.devices:
+        parts = {
+            "embeddings and head": device.outside,
+            "one layer dense, cut and the next" if device.device != "cpu" else "layers": device.layers,
+            "statistics": device.statistics,
+            "a batch": device.activations,
+            "hidden states": device.streams,
+        }
+        listed = ", ".join(f"{name} {format_size(size)}" for name, size in parts.items() if size)
+        stay = f"; layers that stay on it {format_size(device.resident)}" if device.resident else ""
+        yield (
+            f"{'Main memory' if device.device == 'cpu' else device.device}: {format_size(device.working)} of "
+            f"{format_size(device.free)} free: {listed}{stay}"
+        )

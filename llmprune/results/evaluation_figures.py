@@ -97,7 +97,7 @@ class GenerationFigures(Figures):
 
 
 class SpeedFigures(Figures):
-    """Generation speed in tokens per second: medians of alternating runs in one process.
+    """Generation speed in tokens per second: medians of runs in one process.
 
     The speedup shown to people is the ratio of these medians (``formatting.speedup``). It lies between ``ratio_low``
     and ``ratio_high``.
@@ -113,6 +113,9 @@ class SpeedFigures(Figures):
     new_tokens: int
     repeats: int
     device: str
+    alternating: bool = (
+        True  # both models took turns; else all runs of one came first, because both do not fit in memory
+    )
 
 
 class BarFigures(Figures):

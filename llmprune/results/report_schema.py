@@ -128,6 +128,7 @@ class Provenance(Figures):
     trust_remote_code: bool
     device: str
     processes: int
+    batch_size: int | None = None  # calibration windows that a layer processed at a time
     versions: dict[str, str]
 
 

@@ -35,13 +35,14 @@ T = TypeVar("T")
 
 JOURNAL = "run.json"
 LOCK = ".lock"
+BATCH_SIZES = "batch-sizes.json"  # that a resumed run takes
 HIDDEN_STATES = "dense.partial"  # hidden-state cache that pass 1 writes for pass 2
 TASKS = "tasks"  # results of the pruned model, a file for each finished task
 _FORMAT = 2
 _PRODUCTS = (
-    "recipe.yaml", "plan.json", "scores.safetensors", "cut.json", "cut.safetensors", "calibration-check.json",
-    "pruning.json", "evaluation.json", "report.json", "report.html", "published.json", "card", "model", "model.partial",
-    HIDDEN_STATES, TASKS,
+    "recipe.yaml", "plan.json", BATCH_SIZES, "scores.safetensors", "cut.json", "cut.safetensors",
+    "calibration-check.json", "pruning.json", "evaluation.json", "report.json", "report.html", "published.json", "card",
+    "model", "model.partial", HIDDEN_STATES, TASKS,
 )  # fmt: skip
 
 

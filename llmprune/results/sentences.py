@@ -93,8 +93,9 @@ def describe_agreement(stability: StabilityFigures) -> list[str]:
 
 
 def describe_speedup(speed: SpeedFigures) -> str:
-    """Return the range of the speedup: ``1.15–1.27× over 3 pairs of runs``."""
-    return f"{speed.ratio_low:.2f}–{times(speed.ratio_high)} over {plural(speed.repeats, 'pair')} of runs"
+    """Return the range of the speedup: ``1.15–1.27× over 3 pairs of runs``, and whether the pairs alternated."""
+    apart = "" if speed.alternating else ", all of one model before the other, because both do not fit in memory"
+    return f"{speed.ratio_low:.2f}–{times(speed.ratio_high)} over {plural(speed.repeats, 'pair')} of runs{apart}"
 
 
 def describe_carried(files: BaseFiles) -> str:

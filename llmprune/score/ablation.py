@@ -4,7 +4,8 @@ All ablated models of one round advance together. Up to the layer it lacks, an a
 it starts as a copy of the hidden states there: a round over N layers takes N² / 2 layer passes instead of N², and every
 layer's weights are loaded once.
 
-Shapes: N windows or layers, B batch, L sequence length, D hidden size, V vocabulary.
+Shapes: N windows or layers, B batch, L sequence length, D hidden size, P positions of a
+chunk, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from torch import Tensor
 from llmprune.anatomy.types import Anatomy
 from llmprune.common.distributed import broadcast_from_first, sum_over_processes
 from llmprune.common.errors import CalibrationError, NumericalError
+from llmprune.common.linalg.device_sums import DeviceSums
 from llmprune.common.progress import track
 from llmprune.criteria.base import AblationCriterion
 from llmprune.cut.layer_choice import may_remain
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_states import HiddenStates
+from llmprune.layerwise.logits import token_chunks
 from llmprune.results.formatting import ranges
 from llmprune.score.ablation_repair import AblationRepair
 from llmprune.score.inputs import CalibrationBatches, DepthTarget
@@ -177,13 +180,17 @@ class AblatedModels:
 
     def _mean_costs(self, models: Sequence[HiddenStates], dense: HiddenStates) -> list[float]:
         """Return the mean cost of a token of each model, from its hidden states after the last layer."""
-        totals_M = torch.zeros(len(models) + 1, dtype=torch.float64)  # the last one counts tokens
+        device = self.decoder.device
+        totals = DeviceSums(len(models) + 1)  # the last one counts tokens
         for batch, ids_BL in enumerate(self._start.batches):
-            dense_BLV = self._start.logits_of(ids_BL, dense[batch])
-            for number, hidden_states in enumerate(models):
-                logits_BLV = self._start.logits_of(ids_BL, hidden_states[batch])
-                cost_BL = self.criterion.token_costs(logits_BLV, dense_BLV, ids_BL=ids_BL.to(dense_BLV.device))
-                totals_M[number] += float(cost_BL.sum(dtype=torch.float64))
-            totals_M[-1] += cost_BL.numel()
-        sum_over_processes([totals_M])
-        return (totals_M[:-1] / totals_M[-1]).tolist()
+            for chunk in token_chunks(self._start, ids_BL):
+                dense_BPV = chunk.next_token_logits(self._start, ids_BL, hidden_BLD=dense.at(batch, device))
+                targets_BP = chunk.targets(ids_BL).to(dense_BPV.device)
+                for number, hidden_states in enumerate(models):
+                    hidden_BLD = hidden_states.at(batch, device)
+                    logits_BPV = chunk.next_token_logits(self._start, ids_BL, hidden_BLD=hidden_BLD)
+                    totals.add(number, self.criterion.token_costs(logits_BPV, dense_BPV, targets_BP=targets_BP))
+                totals.count(-1, targets_BP.numel())
+        (total_M,) = totals.reducible_state()
+        sum_over_processes([total_M])
+        return (total_M[:-1] / total_M[-1]).tolist()

@@ -112,8 +112,8 @@ class AblationRepair:
         """Return Δ [D, F] for the layer before from what a layer ``added`` to the hidden states."""
         equations = NormalEquations(self.ridge, 1)
         device = self._start.decoder.device_of(before.number)
-        for input_BLF, added_BLD in zip(before.solved, added, strict=True):
-            input_TF, added_TD = (value.to(device).flatten(0, -2) for value in (input_BLF, added_BLD))
+        for batch in range(len(added)):
+            input_TF, added_TD = (kept.at(batch, device).flatten(0, -2) for kept in (before.solved, added))
             equations.update(input_TF, None, inherited_TD=added_TD / before.scale)
         sum_over_processes(equations.reducible_state())
         where = f"layer {before.number} in the ablation of the next"
@@ -124,10 +124,11 @@ class AblationRepair:
 
 def _add_refit(hidden_states: HiddenStates, layer: _RefitLayer, *, delta_DF: Tensor) -> None:
     """Add the change of a layer's output to hidden states after it."""
-    for batch, input_BLF in enumerate(layer.judged):
-        input_BLF = input_BLF.to(delta_DF.device).float()
-        added_BLD = (layer.scale * (input_BLF @ delta_DF.T)).to(hidden_states[batch].dtype)
-        hidden_states[batch] = hidden_states[batch] + added_BLD.to(hidden_states[batch].device)
+    device = delta_DF.device
+    for batch in range(len(hidden_states)):
+        hidden_BLD = hidden_states.at(batch, device)
+        added_BLD = layer.scale * (layer.judged.at(batch, device).float() @ delta_DF.T)
+        hidden_states[batch] = hidden_BLD + added_BLD.to(hidden_BLD.dtype)
 
 
 class _LayerPass(NamedTuple):
@@ -143,7 +144,7 @@ def _advance(
 
     def keep(name: str, value: Tensor) -> None:
         batch = len(kept[name])
-        value_BLX = value.reshape(*forward.hidden_states[batch].shape[:2], -1)
+        value_BLX = value.reshape(*forward.batches[batch].shape, -1)
         if not batch:
             kept[name] = forward.allocate(value_BLX)
         kept[name].append(value_BLX)

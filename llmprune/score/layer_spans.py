@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llmprune.common.distributed import sum_over_processes
 from llmprune.criteria.accumulators.base import LayerAccumulator
 from llmprune.criteria.base import HiddenStateCriterion
 from llmprune.layerwise.forward import LayerwiseForward
@@ -32,7 +31,7 @@ class LayerSpan:
 
     def update(self, batch: int, hidden_BLD: Tensor, *, output_BLD: Tensor) -> None:
         """Add a batch: hidden states before and after the last layer."""
-        first_BLD = hidden_BLD[:, self.tokens] if self.first is None else self.first[batch].to(output_BLD.device)
+        first_BLD = hidden_BLD[:, self.tokens] if self.first is None else self.first.at(batch, output_BLD.device)
         self.accumulator.update(first_BLD, output_BLD[:, self.tokens])
 
 
@@ -55,8 +54,7 @@ class LayerSpans:
         return LayerSpan(self.criterion.make_accumulator(device), tokens, first)
 
     def end(self, span: LayerSpan) -> None:
-        """Record the score of a span after all batches."""
-        sum_over_processes(span.accumulator.reducible_state())
+        """Record the score of a span after all batches, from the sums of all processes."""
         self._scores.append(span.accumulator.score().cpu())
 
     def scores(self, layers: int, starts: Sequence[int] | None = None) -> Tensor:

@@ -12,8 +12,10 @@ import pytest
 from helpers.commands import command
 from helpers.service import RECIPE, YAML, ServiceHarness, recipe
 
-from llmprune.service import memory, server
-from llmprune.service.memory import machine_memory, memory_of, memory_per_job
+from llmprune.common import machine_memory as machine
+from llmprune.common.machine_memory import machine_memory
+from llmprune.service import server
+from llmprune.service.memory import memory_of, memory_per_job
 from llmprune.service.settings import Settings
 from llmprune.service.supervisor import devices, overuse, supervisor
 from llmprune.service.supervisor.processes import processes_of_job
@@ -80,7 +82,7 @@ def test_a_container_s_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     limits = [tmp_path / name for name in ("max", "small", "missing")]
     limits[0].write_text("max\n")
     limits[1].write_text("3000000\n")
-    monkeypatch.setattr(memory, "_limit_files", lambda: limits)
+    monkeypatch.setattr(machine, "_limit_files", lambda: limits)
     assert (machine_memory(), memory_per_job(3)) == (3 * MB, 800_000)
 
 

@@ -17,6 +17,7 @@ from helpers.commands import (
     write_recipe,
 )
 
+from llmprune.checkpoint import room
 from llmprune.evaluation import evaluate
 
 pytestmark = pytest.mark.usefixtures("in_one_process")
@@ -134,6 +135,16 @@ def test_bench_prints_and_writes(done: Path, workspace: Path, tmp_path: Path) ->
     assert found["model_size"]["disk"] == (done / "model" / "model.safetensors").stat().st_size
     assert found["model_size"]["joules"] < found["base_size"]["joules"]
     assert found["points"][0]["context"] == 8
+
+
+def test_bench_says_what_two_models_need(done: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models that do not fit in memory together are not loaded; the error states both sizes and what is free."""
+    monkeypatch.setattr(room, "free_memory", lambda: 100_000)
+    forbid_weights(monkeypatch)
+    refused = command("bench", done / "model", "--against", workspace / "base")
+    assert refused.code == 2
+    assert "in memory together" in refused.err
+    assert "90 KB are free" in " ".join(refused.err.split())
 
 
 def test_evaluation_has_a_gate_and_continues(

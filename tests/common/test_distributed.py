@@ -32,7 +32,8 @@ def _launch(folder: Path, output: str, *launcher: str) -> subprocess.CompletedPr
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One recipe, run into ``one`` by accelerate's launcher, which starts one process, and by two into ``two``."""
     root = tmp_path_factory.mktemp("processes")
-    tasks = {"tasks": ["llmprune_agreement"], "include_path": str(TASKS), "limit": 5}
+    held_out = {"dataset": "text.txt", "samples": 5, "sequence_length": 24, "batch_size": 2}
+    tasks = {"tasks": ["llmprune_agreement"], "include_path": str(TASKS), "limit": 5, "perplexity": held_out}
     sections = {"evaluation": tasks, "sparsity": {"pattern": "4:8"}, "refit": {"up": True}}
     write_recipe(root / "recipe.yaml", save_model(root / "dense"), write_text(root / "text.txt"), **sections)
     launchers = {
@@ -60,6 +61,13 @@ def test_two_processes_equal_one(folder: Path) -> None:
         rows, others = (each.reshape(each.shape[0], -1) for each in (tensor, two[key]))
         apart = (rows - others).norm(dim=1) / rows.norm(dim=1).clamp_min(1e-30)
         assert float(apart.median()) <= 1e-3, key
+
+
+def test_held_out_text_is_shared(folder: Path) -> None:
+    """Each process takes some of the batches, and the dense model's perplexity is one process's to the bit."""
+    one, two = (json.loads((folder / name / "report.json").read_text())["perplexity"] for name in ("one", "two"))
+    assert one["dense"] == two["dense"]
+    assert two["pruned"] == pytest.approx(one["pruned"], rel=0.01)
 
 
 def test_number_of_processes_is_said(folder: Path) -> None:
@@ -147,6 +155,27 @@ def test_a_refit_takes_a_ridge_that_every_process_can_solve_with(met: Met) -> No
     found = [lines[5]["value"] for lines in met[0]]
     assert found[0] == found[1]
     assert found[0][0] == 3.0
+
+
+def test_processes_retry_together_where_one_runs_out_of_memory(met: Met) -> None:
+    """The other leaves the step where it waits for that one, in its middle or at its end; both begin it again with half
+    the batch, until a batch fits.
+    """
+    places = "cuda:1 of process 1"
+    sentences = [
+        f"pass 1 ran out of memory on {places} with batches of 4 windows; it was repeated with 2",
+        f"pass 2 ran out of memory on {places} with batches of 2 windows; it was repeated with 1",
+    ]
+    for lines in met[0]:
+        assert lines[6]["value"] == [4.0, 4.0, 1, 2, sentences]
+
+
+def test_both_processes_say_that_a_single_window_does_not_fit(met: Met) -> None:
+    """With the device, the allocation that failed and what to do; one of them may say that the other ended."""
+    for lines in met[0]:
+        assert lines[7]["error"] in ("LLMPruneError", "PeerError")
+        assert "pass 1: cuda:1 of process 1 has too little memory for batches of one" in lines[7]["said"]
+        assert "Tried to allocate 2 GiB" in lines[7]["said"]
 
 
 def test_a_process_that_is_gone_ends_the_other(met: Met) -> None:

@@ -8,9 +8,10 @@ from copy import deepcopy
 import pytest
 from helpers.lm_eval_tasks import tiny_llama
 from helpers.random_inputs import windows
+from helpers.whole_models import timed
 
 from llmprune.common.errors import EvaluationError, RecipeError
-from llmprune.evaluation.bench.generation_speed import compare_speed, time_generation
+from llmprune.evaluation.bench.generation_speed import time_generation
 from llmprune.evaluation.bench.speed_and_memory import (
     BenchModel,
     BenchSettings,
@@ -28,7 +29,7 @@ def test_speed_is_measured_pair_by_pair(capfd: pytest.CaptureFixture[str]) -> No
     dense, pruned = tiny_llama(layers=12), tiny_llama(layers=1)
     dense.generation_config.temperature, dense.generation_config.do_sample = 0.3, True
     before = deepcopy(dense.generation_config)
-    figures = compare_speed(dense, pruned, settings=Speed(batch_size=2, prompt_tokens=8, new_tokens=8, repeats=3))
+    figures = timed(dense, pruned, Speed(batch_size=2, prompt_tokens=8, new_tokens=8, repeats=3))
     assert figures.ratio > 1
     assert figures.ratio_low <= figures.ratio <= figures.ratio_high
     assert (figures.repeats, figures.new_tokens) == (3, 8)
@@ -41,7 +42,7 @@ def test_speed_needs_positions() -> None:
     """Prompt and new tokens that exceed the model's positions are refused with the limit."""
     model = tiny_llama(layers=1)
     with pytest.raises(RecipeError, match="exceed the model's 64 positions"):
-        compare_speed(model, model, settings=Speed(prompt_tokens=60, new_tokens=8))
+        timed(model, model, Speed(prompt_tokens=60, new_tokens=8))
 
 
 def test_generation_that_stops_early_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +51,7 @@ def test_generation_that_stops_early_is_an_error(monkeypatch: pytest.MonkeyPatch
     original = model.generate
     monkeypatch.setattr(model, "generate", lambda *given, **more: original(*given, **more)[:, :-1])
     with pytest.raises(EvaluationError, match="LlamaForCausalLM generated 3 tokens instead of 4"):
-        compare_speed(model, model, settings=Speed(prompt_tokens=8, new_tokens=4))
+        timed(model, model, Speed(prompt_tokens=8, new_tokens=4))
 
 
 def size() -> BenchSize:

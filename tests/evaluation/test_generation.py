@@ -8,11 +8,12 @@ import pytest
 import torch
 from helpers.random_inputs import windows
 from helpers.tiny import tiny_tokenizer
+from helpers.whole_models import side_by_side
 
 from llmprune.checkpoint.verify_worker import generate
 from llmprune.common.errors import RecipeError
 from llmprune.evaluation.bench.generation_speed import time_generation
-from llmprune.evaluation.generation import compare_generation, ends_in_loop, repetition
+from llmprune.evaluation.generation import ends_in_loop, repetition
 from llmprune.recipe.evaluation import Generation
 from llmprune.testing import tiny_model
 
@@ -41,7 +42,7 @@ def test_generation_side_by_side() -> None:
     text = "All happy families are alike; each unhappy family is unhappy in its own way. " * 3
     ids = torch.tensor(tiny_tokenizer()(text)["input_ids"])[:200].view(5, 40)
     settings = Generation(samples=5, prompt_tokens=8, new_tokens=16, batch_size=2)
-    figures = compare_generation(dense, pruned, tokenizer=tiny_tokenizer(), windows_NL=ids, settings=settings)
+    figures = side_by_side(dense, pruned, tokenizer=tiny_tokenizer(), windows_NL=ids, settings=settings)
     assert figures.text.tokens == 16
     assert 0 <= figures.dense.repetition <= 1
     assert figures.dense.tokens <= 16
@@ -55,7 +56,7 @@ def test_empty_texts_are_counted() -> None:
     silent.generation_config.eos_token_id = list(range(260))
     ids = torch.randint(250, (4, 40), generator=torch.Generator().manual_seed(0))
     settings = Generation(samples=4, prompt_tokens=8, new_tokens=16)
-    figures = compare_generation(
+    figures = side_by_side(
         tiny_model("llama", vocab_size=260), silent, tokenizer=tiny_tokenizer(), windows_NL=ids, settings=settings
     )
     assert (figures.pruned.empty, figures.pruned.tokens) == (1.0, 0.0)
@@ -72,7 +73,7 @@ def test_empty_texts_are_counted() -> None:
 def test_generation_needs_text(settings: Generation, said: str) -> None:
     """More prompts than windows, or windows that are too short, are refused with the limit."""
     with pytest.raises(RecipeError, match=said):
-        compare_generation(
+        side_by_side(
             tiny_model("llama"),
             tiny_model("llama"),
             tokenizer=tiny_tokenizer(),
@@ -93,7 +94,7 @@ def test_a_models_own_generation_settings_are_ignored(own: dict[str, Any]) -> No
     before = model.generation_config
     windows_NL = torch.arange(24).reshape(1, 24)
     settings = Generation(samples=1, prompt_tokens=8, new_tokens=8)
-    found = compare_generation(plain, model, tokenizer=tiny_tokenizer(), windows_NL=windows_NL, settings=settings)
+    found = side_by_side(plain, model, tokenizer=tiny_tokenizer(), windows_NL=windows_NL, settings=settings)
     assert found.dense == found.pruned
     time_generation(model, windows_NL, new_tokens=4)
     assert model.generation_config is before

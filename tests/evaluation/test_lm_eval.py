@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from helpers.lm_eval_tasks import AGREEMENT, CHOICE, TASKS, WRITTEN, evaluated, tiny_llama, write_tasks
+from helpers.whole_models import timed
 
-from llmprune.evaluation.bench.generation_speed import compare_speed
 from llmprune.recipe.evaluation import Evaluation, Speed
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def test_an_offloaded_model_gives_the_same_results(tokenizer: PreTrainedTokenize
     offloaded = cpu_offload(model, execution_device=torch.device("cpu"))
     assert offloaded.device.type == "meta"
     assert evaluated(offloaded, tokenizer, AGREEMENT) == resident
-    assert compare_speed(offloaded, offloaded, settings=Speed(prompt_tokens=4, new_tokens=2, repeats=1)).ratio > 0
+    assert timed(offloaded, offloaded, Speed(prompt_tokens=4, new_tokens=2, repeats=1)).ratio > 0
 
 
 def test_ignored_fewshot_is_a_warning(tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture) -> None:

@@ -13,7 +13,9 @@ from llmprune.common.errors import NumericalError
 from llmprune.common.linalg.kl_divergence import kl_divergence
 from llmprune.criteria.depth.divergence import Divergence
 from llmprune.criteria.depth.residual import Residual
-from llmprune.evaluation.perplexity import compare_predictions, perplexity
+from llmprune.evaluation import perplexity as measured
+from llmprune.evaluation.perplexity import ComparedPredictions, compare_predictions, perplexity
+from llmprune.layerwise import logits
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.testing import VOCABULARY, tiny_model
 
@@ -45,9 +47,11 @@ def test_divergence_is_that_of_the_distributions() -> None:
 def test_the_criteria_and_the_held_out_text_agree() -> None:
     """Both depth criteria compute the divergence of the evaluation, masked entries included."""
     dense, other = logits_of(0, slice(60, 64)), logits_of(1, slice(60, 64))
-    expected = kl_divergence(dense[:, :-1], other[:, :-1])
+    expected = kl_divergence(dense, other)
     for criterion in (Divergence(), Residual()):
-        assert torch.equal(criterion.token_costs(other, dense, ids_BL=torch.zeros(3, 5, dtype=torch.int64)), expected)
+        assert torch.equal(
+            criterion.token_costs(other, dense, targets_BP=torch.zeros(3, 5, dtype=torch.int64)), expected
+        )
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -66,12 +70,45 @@ def test_logits_that_are_not_finite_end_the_evaluation(value: float) -> None:
 def test_tokens_that_a_model_masks_are_infinitely_perplexing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A vocabulary entry at −inf is not an error, and does not affect other tokens."""
     decoder = dense_decoder(tiny_model("llama"))
-    original = LayerwiseForward.logits
+    original = LayerwiseForward.logits_of
     ids, masked = windows() % 32, torch.zeros(VOCABULARY)
     masked[32:] = -math.inf
-    monkeypatch.setattr(LayerwiseForward, "logits", lambda forward, batch: original(forward, batch) + masked)
+    monkeypatch.setattr(LayerwiseForward, "logits_of", lambda *args, **kwargs: original(*args, **kwargs) + masked)
     compared = compare_predictions(decoder, decoder, windows_NL=ids, batch_size=2)
     assert (compared.divergence.mean, compared.divergence.same_first) == (0.0, 1.0)
     assert math.isfinite(compared.dense_perplexity)
     assert compared.dense_perplexity == compared.pruned_perplexity
     assert perplexity(decoder, ids + 32, batch_size=2, name="alone") == math.inf
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_processes_share_the_batches(batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three processes, the last without a window where there is one batch, give one process's figures to the bit."""
+    decoders = dense_decoder(tiny_model("llama")), dense_decoder(tiny_model("llama", seed=1))
+
+    def compare() -> ComparedPredictions:
+        return compare_predictions(*decoders, windows_NL=windows(), batch_size=batch_size)
+
+    alone, sums = compare(), dict[int, list[torch.Tensor]]()
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for process in range(3):
+        monkeypatch.setenv("RANK", str(process))
+        monkeypatch.setattr(
+            measured, "sum_over_processes", lambda parts, process=process: sums.setdefault(process, []).extend(parts)
+        )
+        compare()
+    totals = iter([torch.stack(parts).sum(0) for parts in zip(*sums.values(), strict=True)])
+    monkeypatch.setattr(measured, "sum_over_processes", lambda parts: [part.copy_(next(totals)) for part in parts])
+    assert compare() == alone
+
+
+def test_figures_do_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large vocabulary's logits are computed for some tokens at a time, with the same figures."""
+    dense, pruned = dense_decoder(tiny_model("llama")), dense_decoder(tiny_model("llama", seed=1))
+    whole = compare_predictions(dense, pruned, windows_NL=windows(), batch_size=2)
+    monkeypatch.setattr(logits, "MAX_LOGITS", 7 * VOCABULARY)
+    chunks = compare_predictions(dense, pruned, windows_NL=windows(), batch_size=2)
+    assert chunks.dense_perplexity == pytest.approx(whole.dense_perplexity, rel=1e-6)
+    assert chunks.pruned_perplexity == pytest.approx(whole.pruned_perplexity, rel=1e-6)
+    assert chunks.divergence.mean == pytest.approx(whole.divergence.mean, rel=1e-5)
+    assert chunks.divergence.same_first == whole.divergence.same_first

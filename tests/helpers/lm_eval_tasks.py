@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmprune.evaluation.lm_eval.harness import lm_eval_model, run_tasks
+from helpers.whole_models import lm_of
+from llmprune.evaluation.lm_eval.harness import run_tasks
 from llmprune.evaluation.lm_eval.results import TaskResults
 from llmprune.recipe.evaluation import Evaluation
 
@@ -57,7 +58,7 @@ def tiny_llama(layers: int, seed: int = 0) -> LlamaForCausalLM:
 
 def evaluated(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, evaluation: Evaluation) -> TaskResults:
     """Evaluate a model in memory."""
-    return run_tasks(lambda: lm_eval_model(model, tokenizer, batch_size=evaluation.batch_size), evaluation)
+    return run_tasks(lambda: lm_of(model, tokenizer, evaluation.batch_size), evaluation)
 
 
 def write_tasks(folder: Path, **tasks: str) -> Path:
@@ -85,7 +86,7 @@ class CountingLoader:
     def __call__(self) -> Any:
         """Load the model."""
         self.loads += 1
-        lm = lm_eval_model(tiny_llama(layers=1), self._tokenizer, batch_size=2)
+        lm = lm_of(tiny_llama(layers=1), self._tokenizer, 2)
         original = lm.loglikelihood
 
         def counted(requests: Any, **more: Any) -> Any:

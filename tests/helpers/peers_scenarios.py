@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from llmprune.common import distributed as processes
 from llmprune.common import peers
 from llmprune.common.errors import NumericalError
 from llmprune.common.linalg import cross_validated_ridge as normal_equations
+from llmprune.common.out_of_memory import BatchSize
 
 RANK = int(os.environ["RANK"])
 peers._HEARTBEAT, peers._SILENCE, peers._GRACE, peers._LINGER = 0.05, 2.0, 30.0, 1.0
@@ -81,6 +83,35 @@ def one_cannot_solve() -> tuple[float | None, float]:
     return repair.ridge, float(repair.delta_DF.norm())
 
 
+def _in_batches(number: int, *, most: int, early: bool) -> float:
+    """Exchange a sum before and after the second process runs out of memory with batches of more than ``most``."""
+    total = torch.ones(1)
+    processes.sum_over_processes([total])
+    if not early:
+        processes.sum_over_processes([total])
+    if RANK == 1 and number > most:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 1 has a capacity of 1 GiB")
+    if early:
+        processes.sum_over_processes([total])
+    return float(total)
+
+
+def one_runs_out_of_memory() -> list[Any]:
+    """Let the second process have memory for one window of four, in the middle of a step and at its end."""
+    batch = BatchSize(4)
+    released: list[None] = []
+    values = []
+    for number, most, early in ((1, 2, True), (2, 1, False)):
+        work = partial(_in_batches, most=most, early=early)
+        values.append(batch.run(f"pass {number}", work, release=lambda: released.append(None)))
+    return [*values, batch.number, len(released), batch.reductions]
+
+
+def one_window_does_not_fit() -> None:
+    """Let the second process have no memory for a single window."""
+    BatchSize(2).run("pass 1", partial(_in_batches, most=0, early=True), release=lambda: None)
+
+
 def one_is_killed() -> None:
     """Kill the second process while the first is in a computation that does not end."""
     if RANK == 1:
@@ -91,5 +122,6 @@ def one_is_killed() -> None:
 
 if __name__ == "__main__":
     survived = everything_matches, one_raises, one_goes_elsewhere, other_values, one_is_done, one_cannot_solve
-    for act in (*survived, one_is_killed):
+    full = one_runs_out_of_memory, one_window_does_not_fit
+    for act in (*survived, *full, one_is_killed):
         scenario(act)

@@ -12,12 +12,12 @@ from helpers.commands import TASKS, Outcome, command, report_in, save_model, ver
 from helpers.devices import simulated_devices
 from helpers.placements import spread
 from helpers.tiny import tiny_tokenizer
+from helpers.whole_models import side_by_side
 from torch import Tensor
 
 from llmprune.checkpoint.loading import load_model
 from llmprune.checkpoint.open_decoder import open_decoder
 from llmprune.evaluation.bench.generation_speed import time_generation
-from llmprune.evaluation.generation import compare_generation
 from llmprune.evaluation.perplexity import compare_predictions
 from llmprune.pipeline.step_costs import dense_forward_pass
 from llmprune.recipe.evaluation import Generation
@@ -107,7 +107,7 @@ def test_prompts_are_on_the_models_device_before_generation(llama: Path, monkeyp
             model, "generate", lambda ids, **rest: places.append(ids.device.type) or generate(ids, **rest)
         )
         settings = Generation(samples=2, prompt_tokens=2, new_tokens=8)
-        compare_generation(model, model, tokenizer=tiny_tokenizer(), windows_NL=IDS, settings=settings)
+        side_by_side(model, model, tokenizer=tiny_tokenizer(), windows_NL=IDS, settings=settings)
         time_generation(model, IDS[:1], new_tokens=2)
     assert places == ["cuda"] * 3
 

@@ -18,6 +18,7 @@ from llmprune.criteria.base import AblationCriterion
 from llmprune.criteria.depth.divergence import Divergence
 from llmprune.criteria.depth.perplexity import Perplexity
 from llmprune.cut.decision import choose_layers
+from llmprune.layerwise import logits
 from llmprune.score.ablation import evenly_spaced_subset, rank_by_cost
 
 
@@ -38,7 +39,8 @@ def mean_cost(criterion: AblationCriterion, model: PreTrainedModel, removed: set
     """Growth of the criterion's mean cost, by whole forward passes."""
     dense_NLV, other_NLV = (logits_without(model, without, windows_NL) for without in (set[int](), removed))
     cost, own = (
-        criterion.token_costs(logits_NLV, dense_NLV, ids_BL=windows_NL).mean() for logits_NLV in (other_NLV, dense_NLV)
+        criterion.token_costs(logits_NLV[:, :-1], dense_NLV[:, :-1], targets_BP=windows_NL[:, 1:]).mean()
+        for logits_NLV in (other_NLV, dense_NLV)
     )
     return float(cost - own)
 
@@ -134,7 +136,17 @@ def test_ablation_leaves_one_of_the_needed_layers(model: PreTrainedModel, window
 
 def test_the_dense_model_costs_what_its_text_does(model: PreTrainedModel, windows: Tensor) -> None:
     """The divergence of a model from itself is 0, its cross entropy that of the text."""
-    dense_NLV = logits_without(model, set(), windows)
-    assert float(Divergence().token_costs(dense_NLV, dense_NLV, ids_BL=windows).abs().max()) < 1e-5
-    expected = nn.functional.cross_entropy(dense_NLV[:, :-1].flatten(0, 1), windows[:, 1:].flatten())
-    torch.testing.assert_close(Perplexity().token_costs(dense_NLV, dense_NLV, ids_BL=windows).mean(), expected)
+    dense_NTV, targets_NT = logits_without(model, set(), windows)[:, :-1], windows[:, 1:]
+    assert float(Divergence().token_costs(dense_NTV, dense_NTV, targets_BP=targets_NT).abs().max()) < 1e-5
+    expected = nn.functional.cross_entropy(dense_NTV.flatten(0, 1), targets_NT.flatten())
+    torch.testing.assert_close(Perplexity().token_costs(dense_NTV, dense_NTV, targets_BP=targets_NT).mean(), expected)
+
+
+@pytest.mark.parametrize("criterion", [Perplexity(windows=3), Divergence(windows=3)], ids=lambda one: one.kind)
+def test_costs_in_chunks_are_those_of_whole_batches(
+    model: PreTrainedModel, windows: Tensor, monkeypatch: pytest.MonkeyPatch, criterion: AblationCriterion
+) -> None:
+    """A large vocabulary's logits are computed for some tokens at a time, with the same scores."""
+    whole_N = ablation_scores(model, criterion, windows, remove=2)
+    monkeypatch.setattr(logits, "MAX_LOGITS", 5 * model.config.vocab_size)
+    torch.testing.assert_close(ablation_scores(model, criterion, windows, remove=2), whole_N, rtol=1e-5, atol=1e-6)

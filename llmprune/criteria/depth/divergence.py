@@ -22,6 +22,6 @@ class Divergence(AblationCriterion):
 
     kind: Literal["divergence"] = "divergence"
 
-    def token_costs(self, logits_BLV: Tensor, dense_BLV: Tensor, *, ids_BL: Tensor) -> Tensor:
-        """Return the divergence at each token but the last, as many as there are next tokens."""
-        return kl_divergence(dense_BLV[:, :-1], logits_BLV[:, :-1])
+    def token_costs(self, logits_BPV: Tensor, dense_BPV: Tensor, *, targets_BP: Tensor) -> Tensor:
+        """Return the divergence of the distributions of each next token."""
+        return kl_divergence(dense_BPV, logits_BPV)

@@ -21,8 +21,8 @@ class Perplexity(AblationCriterion):
 
     kind: Literal["perplexity"] = "perplexity"
 
-    def token_costs(self, logits_BLV: Tensor, dense_BLV: Tensor, *, ids_BL: Tensor) -> Tensor:
+    def token_costs(self, logits_BPV: Tensor, dense_BPV: Tensor, *, targets_BP: Tensor) -> Tensor:
         """Return the cross entropy of each next token."""
         from torch.nn.functional import cross_entropy
 
-        return cross_entropy(logits_BLV[:, :-1].float().transpose(1, 2), ids_BL[:, 1:], reduction="none")
+        return cross_entropy(logits_BPV.float().transpose(1, 2), targets_BP, reduction="none")

@@ -69,6 +69,6 @@ class Residual(AblationCriterion):
         judged = min(self.windows, samples)
         return judged, min(self.refit_windows, samples - judged)
 
-    def token_costs(self, logits_BLV: Tensor, dense_BLV: Tensor, *, ids_BL: Tensor) -> Tensor:
-        """Return the divergence at each token but the last."""
-        return kl_divergence(dense_BLV[:, :-1], logits_BLV[:, :-1])
+    def token_costs(self, logits_BPV: Tensor, dense_BPV: Tensor, *, targets_BP: Tensor) -> Tensor:
+        """Return the divergence of the distributions of each next token."""
+        return kl_divergence(dense_BPV, logits_BPV)

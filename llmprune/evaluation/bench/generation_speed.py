@@ -1,5 +1,7 @@
 """Generation speed of dense and pruned model, timed alternately so that drift of the machine affects both.
 
+Where both do not fit in memory together, they are timed one after the other.
+
 Shapes: B prompts, L prompt tokens.
 """
 
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from llmprune.common.devices import device_names, input_device
 from llmprune.common.errors import EvaluationError, RecipeError
 from llmprune.evaluation.decoding import Greedy, generate
+from llmprune.evaluation.whole_model import WholeModel
 from llmprune.recipe.evaluation import Speed
 from llmprune.results.evaluation_figures import SpeedFigures
 
@@ -40,24 +43,29 @@ def require_positions(settings: Speed, config: PretrainedConfig) -> None:
         )
 
 
-def compare_speed(dense: PreTrainedModel, pruned: PreTrainedModel, *, settings: Speed) -> SpeedFigures:
+def compare_speed(dense: WholeModel, pruned: WholeModel, *, settings: Speed, together: bool) -> SpeedFigures:
     """Time greedy generation after random prompts, in new tokens per second of prefill and decoding together.
 
-    Each model has one warm-up run. Raises RecipeError if a model has too few positions.
+    Each model has one warm-up run. ``together``: both fit in memory, and are timed alternately; otherwise the pruned
+    model is timed and released before the dense one is loaded. Raises RecipeError if a model has too few positions.
     """
-    models = (dense, pruned)
-    for model in models:
-        require_positions(settings, model.config)
-    prompts_BL = random_prompts(models, settings.batch_size, length=settings.prompt_tokens)
-    for model in models:
-        time_generation(model, prompts_BL, new_tokens=settings.new_tokens)
-    pairs = [
-        [_rate(model, prompts_BL, new_tokens=settings.new_tokens) for model in models] for _ in range(settings.repeats)
-    ]
-    ratios = [after / before for before, after in pairs]
+    if together:
+        models = dense.get(), pruned.get()
+        prompts_BL = _prompts_of(models, settings)
+        rates = _rates(models, prompts_BL, settings=settings)
+        device = device_names(models)
+    else:
+        found = []
+        for whole in (pruned, dense):  # the pruned one is loaded already
+            prompts_BL = _prompts_of((whole.get(),), settings)
+            found.append((*_rates((whole.get(),), prompts_BL, settings=settings), device_names((whole.get(),))))
+            whole.release()
+        rates = found[1][0], found[0][0]
+        device = " and ".join(sorted({name for _, name in found}))
+    ratios = [after / before for before, after in zip(*rates, strict=True)]
     return SpeedFigures(
-        dense=median(before for before, _ in pairs),
-        pruned=median(after for _, after in pairs),
+        dense=median(rates[0]),
+        pruned=median(rates[1]),
         ratio=median(ratios),
         ratio_low=min(ratios),
         ratio_high=max(ratios),
@@ -65,8 +73,25 @@ def compare_speed(dense: PreTrainedModel, pruned: PreTrainedModel, *, settings: 
         prompt_tokens=settings.prompt_tokens,
         new_tokens=settings.new_tokens,
         repeats=settings.repeats,
-        device=device_names(models),
+        device=device,
+        alternating=together,
     )
+
+
+def _prompts_of(models: tuple[PreTrainedModel, ...], settings: Speed) -> Tensor:
+    for model in models:
+        require_positions(settings, model.config)
+    return random_prompts(models, settings.batch_size, length=settings.prompt_tokens)
+
+
+def _rates(models: tuple[PreTrainedModel, ...], prompts_BL: Tensor, *, settings: Speed) -> tuple[list[float], ...]:
+    """Return the rates of each model, which take turns after a warm-up of each, in new tokens per second."""
+    for model in models:
+        time_generation(model, prompts_BL, new_tokens=settings.new_tokens)
+    rounds = [
+        [_rate(model, prompts_BL, new_tokens=settings.new_tokens) for model in models] for _ in range(settings.repeats)
+    ]
+    return tuple(map(list, zip(*rounds, strict=True)))
 
 
 def random_prompts(models: tuple[PreTrainedModel, ...], batch_size: int, *, length: int) -> Tensor:

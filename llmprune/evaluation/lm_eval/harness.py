@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import math
@@ -22,10 +21,11 @@ from llmprune.evaluation.lm_eval.tasks import (
     task_fingerprint,
 )
 from llmprune.evaluation.more_samples import can_continue, join_results
+from llmprune.evaluation.whole_model import WholeModel
 from llmprune.recipe.evaluation import Evaluation
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from llmprune.recipe.model import ModelSource
 
@@ -36,18 +36,15 @@ _ANSWERS = 3  # kept of each generative task as examples
 class EvaluatedModel:
     """Model to be evaluated, loaded when the first task needs it."""
 
-    load: Callable[[], PreTrainedModel]
+    source: ModelSource
     tokenizer: PreTrainedTokenizerBase | None  # needed by tasks only
     place: str  # folder or hub id, for a backend
     store: ResultStore  # of finished tasks
+    whole: WholeModel
 
 
 def evaluated_model(
-    source: ModelSource,
-    tokenizer: PreTrainedTokenizerBase | None,
-    *,
-    load: Callable[[], PreTrainedModel],
-    folder: Path | None = None,
+    source: ModelSource, tokenizer: PreTrainedTokenizerBase | None, *, folder: Path | None = None
 ) -> EvaluatedModel:
     """Return a model with its result store, which distinguishes files, commit, dtype and device.
 
@@ -55,6 +52,7 @@ def evaluated_model(
     """
     import torch
 
+    from llmprune.checkpoint.loading import load_model
     from llmprune.checkpoint.location import folder_of, hub_commit, identity
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
@@ -65,7 +63,7 @@ def evaluated_model(
         else ResultStore(folder, identity_text)
     )
     place = source.id if hub_commit(source) else str(folder_of(source, "weights"))
-    return EvaluatedModel(load, tokenizer, place, store)
+    return EvaluatedModel(source, tokenizer, place, store, WholeModel(lambda: load_model(source)))
 
 
 def evaluate_tasks(
@@ -94,8 +92,16 @@ def evaluate_tasks(
         return found
 
     def load_lm() -> Any:
+        from llmprune.evaluation.lm_eval.model_in_memory import ModelInMemory
+
         assert model.tokenizer is not None, "tasks need a tokenizer"
-        return lm_eval_model(model.load(), model.tokenizer, batch_size=evaluation.batch_size)
+        return ModelInMemory(
+            model.whole.get(),
+            model.tokenizer,
+            batch_size=evaluation.batch_size,
+            side=side,
+            reductions=model.whole.reductions,
+        )
 
     return run_tasks(load_lm, evaluation, store=model.store, earlier=earlier)
 
@@ -134,21 +140,6 @@ def run_tasks(
                     store.put(result, key)
             results.append(result)
     return TaskResults(tasks=tuple(results))
-
-
-def lm_eval_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int) -> Any:
-    """Wrap a loaded model for lm-eval; with several processes each evaluates its share of the samples."""
-    from lm_eval.models.huggingface import HFLM
-
-    from llmprune.common.devices import input_device
-    from llmprune.common.distributed import rank, shared_accelerator, world_size
-
-    # HFLM adds a padding token to the tokenizer, which must not be saved with the checkpoint.
-    lm: Any = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
-    lm._device = input_device(model)  # HFLM would move the inputs of an offloaded model to "meta"
-    if world_size() > 1:  # for a loaded model, HFLM leaves the distribution to its caller
-        lm.accelerator, lm._rank, lm._world_size = shared_accelerator(), rank(), world_size()
-    return lm
 
 
 def _stored_before(

@@ -49,7 +49,7 @@ class OutputProjectionRefit:
         equations, error = run.make_equations(), RelativeError()
         with _activations(run, work, unit=unit) as activations:
             for one in activations:
-                target_BLD = run.dense.hidden_states[one.batch].to(one.uncut_BLD.device)
+                target_BLD = run.dense.hidden_states.at(one.batch, one.uncut_BLD.device)
                 error.update(target_BLD - one.cut_BLD, target_BLD)
                 missing = _missing(work, one, unit=unit, target_BLD=target_BLD)
                 parts = run.folds.parts(one.batch, one.input_BLK, missing.lost_BLD, missing.inherited_BLD)
@@ -83,7 +83,7 @@ def _activations(run: Pass2Context, work: LayerWork, *, unit: Unit) -> Iterator[
 
 def _missing(work: LayerWork, one: LayerActivations, *, unit: Unit, target_BLD: Tensor) -> _Missing:
     device, scale = one.uncut_BLD.device, work.dense.scale
-    before_gap_BLD = work.before_gap[one.batch].to(device)
+    before_gap_BLD = work.before_gap.at(one.batch, device)
     if scale is not None:
         return _Missing(
             lost_BLD=(one.uncut_BLD - one.cut_BLD + target_BLD - before_gap_BLD) / scale,
@@ -93,5 +93,5 @@ def _missing(work: LayerWork, one: LayerActivations, *, unit: Unit, target_BLD: 
     # a norm follows the projection: match its own dense output instead
     return _Missing(
         lost_BLD=one.projection.uncut_BLD - one.projection.cut_BLD,
-        inherited_BLD=work.dense.outputs[unit.output][one.batch].to(device) - one.projection.uncut_BLD,
+        inherited_BLD=work.dense.outputs[unit.output].at(one.batch, device) - one.projection.uncut_BLD,
     )

@@ -62,11 +62,12 @@ class TokenMixerRefit:
             module = layer.get_submodule(mixer.name)
             weight_DF = outputs_first(module.get_parameter("weight"), mixer.unit.tensors[-1])
             removed_R, weight_RD = removed_rows(weight_DF, keep_K)
+            keep_K = None if keep_K is None else keep_K.to(weight_DF.device)
             staged = StagedLayer(run.pruned, step.new, layer=layer, order=topology.order)
             for batch, input_BLF in staged.inputs(mixer.name):
-                hidden_BLD = run.pruned.hidden_states[batch].to(input_BLF.device)
+                hidden_BLD = run.pruned.hidden_states.at(batch, input_BLF.device)
                 residual_BLD = mixer.residual_after(hidden_BLD, module(input_BLF))
-                dense_BLD = work.dense.outputs[mixer.name][batch].to(residual_BLD.device)
+                dense_BLD = work.dense.outputs[mixer.name].at(batch, residual_BLD.device)
                 inherited_BLD = dense_BLD.float() - residual_BLD.float()
                 input_BLF = input_BLF.view(*residual_BLD.shape[:2], -1)
                 parts = [input_BLF, inherited_BLD]

@@ -22,7 +22,7 @@ from llmprune.prune.repair.up_equations import UpEquations, UpRepair
 
 @dataclass(frozen=True)
 class _Solved:
-    """Repair of the up projection, and the error of the layer before it in this process."""
+    """Repair of the up projection, and the error of the layer before it."""
 
     repair: UpRepair
     error: RelativeError
@@ -40,7 +40,6 @@ class UpProjectionRefit:
             return
         solved = self._solve(run, work, unit=unit, up=unit.up)
         work.outcome.up = solved.repair
-        sum_over_processes(solved.error.reducible_state())
         if step.refits_output:
             work.outcome.error_cut = solved.error.value()
         if solved.repair.delta_FI is not None:
@@ -55,13 +54,14 @@ class UpProjectionRefit:
             activations = run_gated(work.runs, work.step.new, cut=layer, output=unit.output, up=up)
             for batch, one in enumerate(activations):
                 written_BLD = one.written_BLD.float()
-                target_BLD = run.dense.hidden_states[batch].to(written_BLD)
+                target_BLD = run.dense.hidden_states.at(batch, written_BLD.device).to(written_BLD.dtype)
                 missing_BLD = target_BLD - one.output_BLD.float()
                 error.update(missing_BLD, target_BLD)
                 if scale is not None:
                     missing_BLD = missing_BLD / scale
                 else:  # a norm follows the output projection: match its own dense output instead
-                    target_BLD = work.dense.outputs[unit.output][batch].to(written_BLD)
+                    target_BLD = work.dense.outputs[unit.output].at(batch, written_BLD.device).to(written_BLD.dtype)
                     missing_BLD = target_BLD - written_BLD
                 equations.update(one.input_BLI, one.gates_BLF, missing_BLD=missing_BLD, target_BLD=target_BLD)
+            sum_over_processes([*equations.reducible_state(), *error.reducible_state()])
             return _Solved(equations.solve(), error)

@@ -1,0 +1,114 @@
+"""Retries of a step with half the batch, where a device runs out of memory.
+
+All processes of a run retry together. A process that runs out publishes that in place of its next exchange, where the
+others wait for it or arrive later (``Peers.report_shortage``); they leave the step there, and all begin it again.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import re
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from llmprune.common.distributed import meet_at_end, rank, report_out_of_memory, world_size
+from llmprune.common.errors import LLMPruneError
+from llmprune.common.peers import PeerOutOfMemoryError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_GPU = re.compile(r"\bGPU (\d+)\b")
+# Libraries that allocate without torch's allocator report that as RuntimeError.
+_FAILED_ALLOCATIONS = re.compile(r"CU(BLAS|SOLVER|SPARSE|DNN)_STATUS_ALLOC_FAILED|CUDA error: out of memory")
+
+
+class BatchSize:
+    """Number of windows (``unit``) that a layer processes at a time, halved where a device runs out of memory.
+
+    ``reductions``: a sentence for each time that it was halved, for the report. ``on_reduction`` is called then.
+    """
+
+    def __init__(self, number: int, unit: str = "windows") -> None:
+        self.number, self.unit = number, unit
+        self.reductions: list[str] = []
+        self.on_reduction: Callable[[], None] | None = None
+
+    def run(self, step: str, work: Callable[[int], T], *, release: Callable[[], None]) -> T:
+        """Return ``work(number)``; where a device runs out of memory, release and try again with half the number.
+
+        Every process of the run calls this at the same place, and all have completed the step when it returns.
+        ``release`` drops what earlier steps left in memory. Raises LLMPruneError where a single window does not fit.
+        """
+        while True:
+            try:
+                done = work(self.number)
+                meet_at_end(step)
+                return done
+            except PeerOutOfMemoryError as error:
+                messages = error.messages
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                messages = report_out_of_memory(describe_shortage(error))
+            # here the traceback, which holds the tensors of the failed attempt, is gone
+            release()
+            free_cached_memory()
+            if self.number == 1:
+                raise _too_large(step, self.unit, messages=messages)
+            self._halve(step, messages)
+
+    def _halve(self, step: str, messages: dict[int, str]) -> None:
+        before, self.number = self.number, self.number // 2
+        sentence = (
+            f"{step} ran out of memory on {_places(messages)} with batches of {before} {self.unit}; it was repeated "
+            f"with {self.number}"
+        )
+        self.reductions.append(sentence)
+        logger.warning("%s", sentence)
+        if self.on_reduction is not None:
+            self.on_reduction()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Check whether an error says that a device's memory is full."""
+    return isinstance(error, torch.OutOfMemoryError) or bool(_FAILED_ALLOCATIONS.search(str(error)))
+
+
+def describe_shortage(error: BaseException) -> str:
+    """Return the device that is full and the first sentences of the error: ``cuda:0``, a line break, the sentences."""
+    found = _GPU.search(str(error))
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"cuda:{found[1] if found else _current_device()}\n{lines[0]}"
+
+
+def free_cached_memory() -> None:
+    """Give memory that nothing uses any more back to the devices."""
+    gc.collect()  # exceptions and the frames that they name may form cycles
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _current_device() -> int:
+    return int(torch.cuda.current_device()) if torch.cuda.is_available() else 0
+
+
+def _places(messages: dict[int, str]) -> str:
+    """Return the devices that are full, with the process of each where there are several."""
+    named = {process: message.partition("\n")[0] for process, message in sorted(messages.items())}
+    if world_size() == 1:
+        return named[rank()]
+    return ", ".join(f"{device} of process {process}" for process, device in named.items())
+
+
+def _too_large(step: str, unit: str, *, messages: dict[int, str]) -> LLMPruneError:
+    cause = next(iter(messages.values())).partition("\n")[2]
+    return LLMPruneError(
+        f"{step}: {_places(messages)} has too little memory for batches of one of the {unit} ({cause}); end other "
+        "programs that use the device, lower sequence_length, choose a criterion or a refit with smaller statistics "
+        "(llmprune plan shows them), or hide the device with CUDA_VISIBLE_DEVICES= to compute on the CPU"
+    )

@@ -1,0 +1,179 @@
+"""Copies between host memory and CUDA devices that overlap with computation, on a stream of their own.
+
+The host never waits for a copy from or to pinned memory. Events order the copies and the computation:
+
+- a copy begins after all work that the compute stream had when it was asked for, so it overlaps with later work;
+- the compute stream waits for a tensor that arrives before it uses it (``Arriving.tensor``);
+- a tensor that leaves is held until the compute stream waits for its copy, so that its memory is not reused before.
+
+Tensors are allocated on the compute stream and are safe to free without ``record_stream``, which would keep their
+memory from being reused while the host is ahead of the device. Pageable memory (memory-mapped files) is copied through
+two pinned buffers in turn; there the host waits for the copy two before.
+
+Streams: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-streams
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+Event = torch.cuda.Event
+
+ARRIVING = 4  # tensors that may lie on a device before they are asked for
+LEAVING = 2  # tensors on their way to the host that are held on a device at a time
+
+
+class Arriving:
+    """Tensor on a device whose content is being copied; ``copied`` occurs when it is there."""
+
+    def __init__(self, value: Tensor, copied: Event) -> None:
+        self.device, self.copied = value.device, copied
+        self._arrive = weakref.finalize(self, _wait_on_device, value, copied)  # its memory is in use even if nobody is
+        self._arrive.atexit = False
+
+    def tensor(self) -> Tensor:
+        """Return the tensor for use on the current stream, which waits for the copy. To be called once."""
+        value = self._arrive()
+        assert value is not None, "a tensor arrives once"
+        return value
+
+
+def _wait_on_device(value: Tensor, copied: Event) -> Tensor:
+    torch.cuda.current_stream(value.device).wait_event(copied)
+    return value
+
+
+@dataclass
+class _Buffer:
+    """Pinned buffer; ``target``: pageable memory that gets its content once ``copied`` has occurred."""
+
+    memory: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
+    copied: Event | None = None
+    target: Tensor | None = None
+
+    def settle(self) -> None:
+        """Wait for the copy from or to the buffer, and write its content to the target."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        if self.target is not None:
+            self.target.copy_(self.like(self.target))
+        self.copied = self.target = None
+
+    def like(self, value: Tensor) -> Tensor:
+        """Return the buffer's memory in the shape and type of a tensor; it grows if that is larger."""
+        size = value.numel() * value.element_size()
+        if self.memory.numel() < size:
+            self.memory = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        return self.memory[:size].view(value.dtype).view(value.shape)
+
+
+class Staging:
+    """Two pinned buffers in host memory that are used in turn; each is made once, and again only for a larger tensor."""
+
+    def __init__(self) -> None:
+        self._buffers = (_Buffer(), _Buffer())
+        self._turn = 0
+
+    def take(self) -> _Buffer:
+        """Return the next buffer. The host waits for the copy that used it last."""
+        self._turn = 1 - self._turn
+        buffer = self._buffers[self._turn]
+        buffer.settle()
+        return buffer
+
+    def settle(self, target: Tensor) -> None:
+        """Write content to this target that is still on its way there."""
+        for buffer in self._buffers:
+            if buffer.target is target:
+                buffer.settle()
+
+
+class CopyStream:
+    """Copies of one device, in the order in which they are asked for, on a stream of their own.
+
+    One stream serves both directions: a copy to the host waits for the computation before it anyway, and copies of
+    hidden states take less time than a layer's computation on them.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device)
+        self._incoming, self._outgoing = Staging(), Staging()
+        self._arriving: weakref.WeakSet[Arriving] = weakref.WeakSet()
+        self._leaving: deque[tuple[Tensor, Event]] = deque()
+        weakref.finalize(self, _release, self._leaving, keep=0).atexit = False
+
+    def bring(self, pinned: Tensor, *, after: Sequence[Event] = ()) -> Arriving:
+        """Copy from pinned memory to the device, ``after`` events of other devices."""
+        value = torch.empty(pinned.shape, dtype=pinned.dtype, device=self.device)
+        arriving = Arriving(value, self._copy(pinned, value, after=after))
+        self._arriving.add(arriving)
+        return arriving
+
+    @property
+    def has_room(self) -> bool:
+        """Check that a tensor may be brought before it is asked for."""
+        return len(self._arriving) < ARRIVING
+
+    def send(self, value: Tensor, pinned: Tensor, *, after: Sequence[Event] = ()) -> Event:
+        """Copy to pinned memory, ``after`` events of other devices; return the event of the copy's end."""
+        copied = self._copy(value, pinned, after=after)
+        self._leaving.append((value, copied))
+        _release(self._leaving, keep=LEAVING)
+        return copied
+
+    def bring_pageable(self, memory: Tensor) -> Arriving:
+        """Copy from pageable memory to the device. The host waits for the copy from pageable memory two before."""
+        buffer = self._incoming.take()
+        arriving = self.bring(buffer.like(memory).copy_(memory))
+        buffer.copied = arriving.copied
+        return arriving
+
+    def send_pageable(self, value: Tensor, memory: Tensor) -> None:
+        """Copy to pageable memory, which ``settle`` completes. The host waits for the copy two before."""
+        buffer = self._outgoing.take()
+        buffer.copied = self.send(value, buffer.like(memory))
+        buffer.target = memory
+
+    def settle(self, memory: Tensor) -> None:
+        """Complete a copy to this pageable memory."""
+        self._outgoing.settle(memory)
+
+    def _copy(self, source: Tensor, target: Tensor, *, after: Sequence[Event]) -> Event:
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        for event in after:
+            self.stream.wait_event(event)
+        with torch.cuda.stream(self.stream):
+            target.copy_(source, non_blocking=True)
+            return self.stream.record_event()
+
+
+def _release(leaving: deque[tuple[Tensor, Event]], *, keep: int) -> None:
+    """Release all but the last tensors; the compute stream waits for their copies before it reuses their memory."""
+    while len(leaving) > keep:
+        _wait_on_device(*leaving[0])
+        leaving.popleft()
+
+
+class CopyStreams:
+    """The copy streams of all devices, each made when it is first used."""
+
+    def __init__(self) -> None:
+        self._streams: dict[torch.device, CopyStream] = {}
+
+    def on(self, device: torch.device) -> CopyStream:
+        """Return the copy stream of a CUDA device."""
+        if device not in self._streams:
+            self._streams[device] = CopyStream(device)
+        return self._streams[device]
+
+    def settle(self, memory: Tensor) -> None:
+        """Complete copies to this pageable memory, from whichever device."""
+        for stream in self._streams.values():
+            stream.settle(memory)
