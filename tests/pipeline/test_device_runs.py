@@ -57,6 +57,12 @@ def _run(root: Path, name: str, device_map: Any) -> dict[str, Any]:
         root / "dense",
         text,
         model={"id": str(root / "dense"), "device_map": device_map},
+        calibration={
+            "dataset": str(text),
+            "samples": 6,
+            "sequence_length": 32,
+            "batch_size": 2,
+        },  # auto has the device's
         width={"neurons": 64, "heads": 1},
         sparsity={"pattern": "2:4"},
         refit={},

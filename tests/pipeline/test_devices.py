@@ -7,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import accelerate.utils
 import pytest
 import torch
 from helpers.devices import home_of, simulated_devices
@@ -168,14 +167,17 @@ def _compare_with_itself(dense: Any, ids_NL: Tensor) -> None:
 
 @pytest.mark.parametrize("use", [_prune_half, _compare_with_itself])
 def test_memory_on_a_device_does_not_grow_with_the_windows(use: Callable[[Any, Tensor], None], tmp_path: Path) -> None:
-    """Twice the windows take no more of the GPU, in a model where norms follow the output projections too."""
+    """Twice the windows take no more of the GPU than four figures for each token, and a hidden state has 32.
+
+    In a model where norms follow the output projections too.
+    """
     _saved(tmp_path, "gemma2")
     peaks = []
     for windows in (8, 16):
         with simulated_devices(1) as devices:
             use(_load(tmp_path), IDS[:1].repeat(windows, 1))
             peaks.append(devices.peak["cuda:0"])
-    assert peaks[0] == peaks[1]
+    assert peaks[1] - peaks[0] <= 8 * IDS.shape[1] * 4 * torch.float32.itemsize
 
 
 def test_arguments_made_of_tokens_leave_the_device(tmp_path: Path) -> None:
@@ -192,7 +194,8 @@ def test_sums_are_exchanged_by_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """NCCL adds up nothing that is on the CPU; the total comes back to where the sum was."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(processes, "_state", lambda: SimpleNamespace(device=torch.device("cuda:0")))
-    monkeypatch.setattr(accelerate.utils, "reduce", lambda tensor, reduction: tensor * 2 if tensor.is_cuda else tensor)
+    monkeypatch.setattr(processes, "_meet", lambda step: None)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.mul_(2 if tensor.is_cuda else 1))
     own = torch.ones(3)
     with simulated_devices(1):
         processes.sum_over_processes([own])
