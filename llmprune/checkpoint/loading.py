@@ -28,7 +28,7 @@ from llmprune.checkpoint.download import names_of
 from llmprune.checkpoint.file_references import unread_fields
 from llmprune.checkpoint.gguf import cache_folder, gguf_location
 from llmprune.checkpoint.location import folder_of, headers_of
-from llmprune.checkpoint.placement import device_map_of
+from llmprune.checkpoint.placement import device_map_of_whole
 from llmprune.checkpoint.stored_dtypes import require_fitting
 from llmprune.checkpoint.weight_headers import Headers, main_dtype
 from llmprune.common.errors import CheckpointError, ModelError
@@ -86,7 +86,7 @@ def load_model(source: ModelSource) -> PreTrainedModel:
     config = load_config(source)
     dtype = compute_dtype(source, config, found=headers_of(source))
     empty = build_meta_model(config, dtype, trust_remote_code=source.trust_remote_code)
-    device_map = device_map_of(source, empty)
+    device_map = device_map_of_whole(source, empty)
     offloaded = offload_folder() if device_map is not None and "disk" in device_map.values() else None
     model, info = _from_pretrained(
         auto_class(config),

@@ -18,9 +18,11 @@ from transformers import PreTrainedModel
 from llmprune.anatomy.meta_model import find_layers
 from llmprune.common.distributed import local_device, world_size
 from llmprune.common.errors import RecipeError
+from llmprune.common.machine_memory import free_memory
 from llmprune.layerwise.decoder import LayerPlacement
 from llmprune.recipe.model import ModelSource
 
+FOR_WEIGHTS = 0.9  # share of free memory for whole models; the rest is for activations and the key-value cache
 DeviceMap = Mapping[str, Any]  # path of a module to a GPU's number, "cpu" or "disk", as in accelerate
 
 
@@ -66,10 +68,13 @@ def device_map_of(
         except ValueError as error:
             raise RecipeError(f"model.device_map: {error}; name every part, or set it to auto") from error
         return source.device_map
-    has_gpu = torch.cuda.is_available()
-    if source.device_map == "cpu" or (not has_gpu and not source.max_memory):
-        return None
-    limits = get_max_memory(dict(source.max_memory) if source.max_memory else None)
+    limits: dict[Any, int] | None
+    if source.device_map == "cpu" or not torch.cuda.is_available():
+        limits = _limit_of_ram(source, model)
+        if limits is None:
+            return None
+    else:
+        limits = get_max_memory(dict(source.max_memory) if source.max_memory else None)
     if world_size() > 1 and not source.max_memory:
         limits = {place: size for place, size in limits.items() if place in (local_device().index, "cpu")}
     limits = {place: max(0, size - (working or {}).get(place, 0)) for place, size in limits.items()}
@@ -77,6 +82,25 @@ def device_map_of(
     balanced = get_balanced_memory(model, max_memory=limits, no_split_module_classes=whole)
     found: DeviceMap = infer_auto_device_map(model, max_memory=balanced, no_split_module_classes=whole)
     return found
+
+
+def device_map_of_whole(source: ModelSource, model: PreTrainedModel) -> DeviceMap | None:
+    """Return the device of every part of a model that is loaded whole, as ``device_map_of`` does.
+
+    Where the recipe limits no memory, a part of every GPU is left for activations and the key-value cache.
+    """
+    if source.max_memory or not torch.cuda.is_available():
+        return device_map_of(source, model)
+    free = {gpu: torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count())}
+    return device_map_of(source, model, working={gpu: int(size * (1 - FOR_WEIGHTS)) for gpu, size in free.items()})
+
+
+def _limit_of_ram(source: ModelSource, model: PreTrainedModel) -> dict[Any, int] | None:
+    """Return the limit of RAM for a model on the CPU, beyond which it is on disk; None where it needs none."""
+    if source.max_memory and "cpu" in source.max_memory:
+        return {"cpu": source.max_memory["cpu"]}
+    size, room = sum(each.numel() * each.itemsize for each in model.parameters()), int(free_memory() * FOR_WEIGHTS)
+    return None if size <= room else {"cpu": room}
 
 
 def _gpu_of(path: str, module: nn.Module, *, devices: DeviceMap) -> torch.device | None:

@@ -9,12 +9,11 @@ import torch
 
 from llmprune.checkpoint.loading import compute_dtype, load_config
 from llmprune.checkpoint.location import bytes_on_disk, headers_of
+from llmprune.checkpoint.placement import FOR_WEIGHTS
 from llmprune.checkpoint.weight_headers import DTYPES
 from llmprune.common.distributed import local_device, world_size
 from llmprune.common.machine_memory import free_memory
 from llmprune.recipe.model import ModelSource
-
-_FOR_WEIGHTS = 0.9  # share of free memory for weights; the rest is for activations and the key-value cache
 
 
 def fit_together(sources: Sequence[ModelSource]) -> bool:
@@ -42,9 +41,9 @@ def room_for_models(source: ModelSource) -> int:
     limits, gpus = source.max_memory, _gpus_of(source)
     if not gpus:
         free = free_memory()
-        return int(_FOR_WEIGHTS * (min(free, limits.get("cpu", free)) if limits else free))
+        return int(FOR_WEIGHTS * (min(free, limits.get("cpu", free)) if limits else free))
     free_on = {gpu: torch.cuda.mem_get_info(gpu)[0] for gpu in gpus}
-    return int(_FOR_WEIGHTS * sum(min(free, limits.get(gpu, 0)) if limits else free for gpu, free in free_on.items()))
+    return int(FOR_WEIGHTS * sum(min(free, limits.get(gpu, 0)) if limits else free for gpu, free in free_on.items()))
 
 
 def _gpus_of(source: ModelSource) -> list[int]:

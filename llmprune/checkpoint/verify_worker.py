@@ -36,7 +36,7 @@ def logits_at(model: torch.nn.Module, ids_BL: torch.Tensor, *, positions_P: torc
     """Return the logits [B, P, V] at some positions, of which the model computes no others where it can."""
     positions_P = positions_P.to(ids_BL.device)
     if "logits_to_keep" in signature(type(model).forward).parameters:
-        logits_BPV = model(input_ids=ids_BL, use_cache=False, logits_to_keep=positions_P).logits
+        logits_BPV: torch.Tensor = model(input_ids=ids_BL, use_cache=False, logits_to_keep=positions_P).logits
     else:
         logits_BPV = model(input_ids=ids_BL, use_cache=False).logits[:, positions_P]
     return logits_BPV.float().cpu()

@@ -102,7 +102,7 @@ class _Share:
     """
 
     def __init__(self, windows_NL: Tensor, batch_size: int) -> None:
-        batches = torch.arange(len(windows_NL)).split(batch_size)[rank() :: world_size()]
+        batches = torch.split(torch.arange(len(windows_NL)), batch_size)[rank() :: world_size()]
         self.batch_size = batch_size
         self._rows_n = torch.cat(batches) if batches else torch.zeros(0, dtype=torch.int64)
         self.windows_nL, self._shape_NL = windows_NL[self._rows_n], windows_NL.shape

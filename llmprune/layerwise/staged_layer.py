@@ -176,6 +176,8 @@ def probe(forward: LayerwiseForward, index: int, *, layer: nn.Module, names: Seq
         try:
             with return_cached(layer, {owner.path: CachedOutput(output_BLX, owner.items)}):
                 return torch.equal(forward.output(0, index, layer=layer), output_BLD)
+        except torch.OutOfMemoryError:
+            raise
         except Exception:  # whatever a model does with None: it needs the other values, such as a router's
             return False
 

@@ -12,7 +12,7 @@ from llmprune.anatomy.projections import projections_of
 from llmprune.checkpoint.config_file import ConfigChange
 from llmprune.checkpoint.loading import load_config
 from llmprune.checkpoint.location import folder_of
-from llmprune.checkpoint.placement import device_map_of
+from llmprune.checkpoint.placement import device_map_of_whole
 from llmprune.checkpoint.pruned_source import pruned_source
 from llmprune.checkpoint.saving import CheckpointWriter
 from llmprune.checkpoint.skeleton import tensors_of
@@ -202,7 +202,7 @@ class _CheckpointStep:
             probe,
             parameters=self.size.parameters,
             dtype=self.context.inputs.dtype,
-            loading=Loading(device_map_of(source, self.pruned.skeleton), recipe.model.trust_remote_code),
+            loading=Loading(device_map_of_whole(source, self.pruned.skeleton), recipe.model.trust_remote_code),
             claim=_sparse_claim(recipe.sparsity, self.pruned, records=records) if recipe.sparsity else None,
         )
 

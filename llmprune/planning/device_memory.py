@@ -176,7 +176,8 @@ class MemoryPlanner:
             return memory.model_copy(update={"streams": self._in_memory(working.streams)})
         left = max(int(_SHARE * device.free) - memory.working, 0)
         streams = min(working.streams, left)
-        return memory.model_copy(update={"streams": streams, "resident": min(working.model, left - streams)})
+        resident = min(working.model, left - streams) if self.machine.keeps_layers else 0
+        return memory.model_copy(update={"streams": streams, "resident": resident})
 
     def _in_memory(self, streams: int) -> int:
         """Return the bytes of hidden states in main memory; buffers above the recipe's limit are in a file."""

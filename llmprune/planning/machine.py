@@ -31,12 +31,14 @@ class Machine:
     """Devices that compute this process's layers, and its share of the main memory.
 
     ``host``: main memory, divided by the processes on this machine; the only device where there is no GPU.
-    ``processes``: number that share the calibration windows, on all machines.
+    ``processes``: number that share the calibration windows, on all machines. ``keeps_layers``: False where the recipe
+    leaves all layers to the CPU, so that a GPU only computes them.
     """
 
     devices: tuple[Device, ...]
     host: Device
     processes: int = 1
+    keeps_layers: bool = True
 
     @property
     def has_gpu(self) -> bool:
@@ -49,7 +51,7 @@ def this_machine(source: ModelSource) -> Machine:
     on_machine = int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size())))
     host = Device("cpu", machine_memory() // on_machine, free_memory() // on_machine)
     gpus = tuple(_gpu(index) for index in _gpus_of(source)) if torch.cuda.is_available() else ()
-    return Machine(gpus or (host,), host, world_size())
+    return Machine(gpus or (host,), host, world_size(), keeps_layers=source.device_map != "cpu")
 
 
 def _gpus_of(source: ModelSource) -> list[int]:

@@ -52,22 +52,18 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _run(root: Path, name: str, device_map: Any) -> dict[str, Any]:
     """The report of a whole run with every measure, without times."""
     text = root / "text.txt"
+    held_out = {"dataset": str(text), "samples": 4, "sequence_length": 32, "batch_size": 2}
     recipe = write_recipe(
         root / f"{name}.yaml",
         root / "dense",
         text,
         model={"id": str(root / "dense"), "device_map": device_map},
-        calibration={
-            "dataset": str(text),
-            "samples": 6,
-            "sequence_length": 32,
-            "batch_size": 2,
-        },  # auto has the device's
+        calibration={"dataset": str(text), "samples": 6, "sequence_length": 32, "batch_size": 4},  # auto depends on it
         width={"neurons": 64, "heads": 1},
         sparsity={"pattern": "2:4"},
         refit={},
         evaluation={
-            "perplexity": {"dataset": str(text), "samples": 4, "sequence_length": 32},
+            "perplexity": held_out,
             "generation": {"samples": 2, "prompt_tokens": 8, "new_tokens": 8},
             "speed": {"prompt_tokens": 4, "new_tokens": 2, "repeats": 1},
             "tasks": ["llmprune_agreement"],

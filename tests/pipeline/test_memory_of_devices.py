@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers.commands import Outcome, command, perplexity_of, report_in, save_model, verify_here, write_recipe, write_text
+from helpers.commands import (
+    Outcome,
+    command,
+    report_in,
+    save_model,
+    verify_here,
+    write_recipe,
+    write_text,
+)
 from helpers.devices import simulated_devices
 from safetensors.torch import load_file
 from transformers import modeling_utils
+
+from llmprune.planning.device_memory import DeviceMemory
 
 
 def _run(folder: Path, base: Path, text: Path, **sections: Any) -> Outcome:
@@ -30,21 +41,78 @@ def small_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(modeling_utils, "caching_allocator_warmup", lambda *_: None)
 
 
+# What fills the device first: pass 2 by its refit, pass 1 where it has a backward pass.
+FIRST_FULL = {
+    "pass 2": {},
+    "pass 1": {"width": {"mlp": 0.5, "criterion": {"kind": "taylor_share"}}, "refit": False},
+}
+
+
 @pytest.mark.usefixtures("small_devices")
-def test_a_step_that_fills_the_device_is_repeated_with_half_the_batch(tmp_path: Path) -> None:
-    """The result is that of the smaller batch from the start, to the bit; the report says what was repeated, also that
-    of a resumed run.
+@pytest.mark.parametrize("step", FIRST_FULL)
+def test_a_step_that_fills_the_device_is_repeated_with_half_the_batch(step: str, tmp_path: Path) -> None:
+    """The result is that of the smaller batch from the start, to the bit. The report says what was repeated, that of a
+    resumed run too, which repeats nothing.
     """
     base, text = save_model(tmp_path / "dense"), write_text(tmp_path / "text.txt")
     texts = {"dataset": str(text), "samples": 8, "sequence_length": 128}
     limit = 64 << 30
-    for name, batch_size in (("small", 4), ("full", 8)):
-        with simulated_devices(1, memory=limit) as devices:
-            done = _run(tmp_path / name, base, text, calibration=texts | {"batch_size": batch_size})
+    for name, batch_size in (("small", 4), ("full", 8), ("full", 8)):
+        calibration = texts | {"batch_size": batch_size}
+        with simulated_devices(1, memory=limit):
+            done = _run(tmp_path / name, base, text, calibration=calibration, **FIRST_FULL[step])
         assert done.code == 0, done.err
-        limit = devices.peak["cuda:0"]
-    said = "pass 2 ran out of memory on cuda:0 with batches of 8 windows; it was repeated with 4"
-    assert said in report_in(tmp_path / "full")["warnings"]
-    assert said in done.err
+        report = report_in(tmp_path / name)
+        limit = min(limit, max(one["peak_device"] or 0 for one in report["steps"]))
+    said = f"{step} ran out of memory on cuda:0 with batches of 8 windows; it was repeated with 4"
+    assert [warning for warning in report["warnings"] if "ran out" in warning] == [said]
+    assert report["provenance"]["batch_size"] == 4
+    assert all(one["reused"] for one in report["steps"])
     small, full = (_weights(tmp_path / name) for name in ("small", "full"))
     assert all(torch.equal(small[name], full[name]) for name in small)
+
+
+@pytest.mark.usefixtures("small_devices")
+def test_a_resumed_run_keeps_its_batch_size(tmp_path: Path) -> None:
+    """A run that began on a GPU and continues on the CPU computes with the number that was chosen for the GPU."""
+    base, text = save_model(tmp_path / "dense"), write_text(tmp_path / "text.txt")
+    texts = {"dataset": str(text), "samples": 20, "sequence_length": 32}
+    with simulated_devices(1):
+        assert _run(tmp_path / "out", base, text, calibration=texts).code == 0
+    first = report_in(tmp_path / "out")
+    assert _run(tmp_path / "out", base, text, calibration=texts).code == 0
+    again = report_in(tmp_path / "out")
+    assert [report["provenance"]["batch_size"] for report in (first, again)] == [32, 32]
+    assert all(one["reused"] for one in again["steps"])
+
+
+FAMILIES = {
+    "llama": {"intermediate_size": 384},
+    "gemma2": {"intermediate_size": 384, "head_dim": 16},  # attention scores are stored
+    "mixtral": {"intermediate_size": 192},
+}
+
+
+@pytest.mark.usefixtures("small_devices")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_plan_is_near_the_memory_that_a_run_takes(family: str, tmp_path: Path) -> None:
+    """At least what the passes, held-out text included, take of the device, and at most twice as much."""
+    fields = {"hidden_size": 96, "num_attention_heads": 6, "num_key_value_heads": 3} | FAMILIES[family]
+    base, text = save_model(tmp_path / "dense", family, **fields), write_text(tmp_path / "text.txt", 300)
+    texts = {"dataset": str(text), "samples": 8, "sequence_length": 128, "batch_size": 4}
+    with simulated_devices(1):
+        done = _run(
+            tmp_path / "out",
+            base,
+            text,
+            model={"id": str(base), "device_map": "cpu"},
+            calibration=texts,
+            width={"mlp": 0.5},
+            evaluation={"perplexity": texts},
+        )
+    assert done.code == 0, done.err
+    plan = json.loads((tmp_path / "out/plan.json").read_text())
+    planned = DeviceMemory(**plan["devices"][0])
+    steps = {step["name"]: step["peak_device"] for step in report_in(tmp_path / "out")["steps"]}
+    measured = max(steps[name] for name in ("pass 1", "pass 2", "evaluation"))
+    assert measured <= planned.working <= 2 * measured

@@ -50,22 +50,16 @@ def compare_speed(dense: WholeModel, pruned: WholeModel, *, settings: Speed, tog
     model is timed and released before the dense one is loaded. Raises RecipeError if a model has too few positions.
     """
     if together:
-        models = dense.get(), pruned.get()
-        prompts_BL = _prompts_of(models, settings)
-        rates = _rates(models, prompts_BL, settings=settings)
-        device = device_names(models)
-    else:
-        found = []
-        for whole in (pruned, dense):  # the pruned one is loaded already
-            prompts_BL = _prompts_of((whole.get(),), settings)
-            found.append((*_rates((whole.get(),), prompts_BL, settings=settings), device_names((whole.get(),))))
-            whole.release()
-        rates = found[1][0], found[0][0]
-        device = " and ".join(sorted({name for _, name in found}))
-    ratios = [after / before for before, after in zip(*rates, strict=True)]
+        (before, after), devices = _time((dense, pruned), settings)
+    else:  # the pruned model is loaded already
+        (after,), devices = _time((pruned,), settings)
+        pruned.release()
+        (before,), others = _time((dense,), settings)
+        devices = " and ".join(sorted({devices, others}))
+    ratios = [new / old for old, new in zip(before, after, strict=True)]
     return SpeedFigures(
-        dense=median(rates[0]),
-        pruned=median(rates[1]),
+        dense=median(before),
+        pruned=median(after),
         ratio=median(ratios),
         ratio_low=min(ratios),
         ratio_high=max(ratios),
@@ -73,25 +67,26 @@ def compare_speed(dense: WholeModel, pruned: WholeModel, *, settings: Speed, tog
         prompt_tokens=settings.prompt_tokens,
         new_tokens=settings.new_tokens,
         repeats=settings.repeats,
-        device=device,
+        device=devices,
         alternating=together,
     )
 
 
-def _prompts_of(models: tuple[PreTrainedModel, ...], settings: Speed) -> Tensor:
+def _time(wholes: tuple[WholeModel, ...], settings: Speed) -> tuple[list[list[float]], str]:
+    """Return the rates of models that take turns after a warm-up of each, and the names of their devices.
+
+    Rates are new tokens per second.
+    """
+    models = tuple(whole.get() for whole in wholes)
     for model in models:
         require_positions(settings, model.config)
-    return random_prompts(models, settings.batch_size, length=settings.prompt_tokens)
-
-
-def _rates(models: tuple[PreTrainedModel, ...], prompts_BL: Tensor, *, settings: Speed) -> tuple[list[float], ...]:
-    """Return the rates of each model, which take turns after a warm-up of each, in new tokens per second."""
+    prompts_BL = random_prompts(models, settings.batch_size, length=settings.prompt_tokens)
     for model in models:
         time_generation(model, prompts_BL, new_tokens=settings.new_tokens)
     rounds = [
         [_rate(model, prompts_BL, new_tokens=settings.new_tokens) for model in models] for _ in range(settings.repeats)
     ]
-    return tuple(map(list, zip(*rounds, strict=True)))
+    return [list(rates) for rates in zip(*rounds, strict=True)], device_names(models)
 
 
 def random_prompts(models: tuple[PreTrainedModel, ...], batch_size: int, *, length: int) -> Tensor:

@@ -1,0 +1,88 @@
+"""The memory of each device in a plan, and the batch size that it allows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from helpers.commands import command, save_model, write_recipe, write_text
+from helpers.devices import simulated_devices
+from helpers.tiny import structure_of
+
+from llmprune.planning.plan import Plan
+from llmprune.recipe.recipe import Recipe
+
+GB = 10**9
+LLAMA_31_8B = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "torch_dtype": "bfloat16",
+}
+
+
+def _plan(folder: Path, *overrides: str) -> Plan:
+    (folder / "config.json").write_text(json.dumps(LLAMA_31_8B))
+    text = (
+        f"model: {{id: '{folder}'}}\ncalibration: {{dataset: text.txt}}\ndepth: {{remove: 4}}\nwidth: {{mlp: 0.75}}\n"
+    )
+    return structure_of(Recipe.parse(text, overrides))
+
+
+@pytest.mark.parametrize(("memory", "batch"), [(80 * GB, 8), (16 * GB, 8), (11 * GB, 4), (9 * GB, 2), (7 * GB, 1)])
+def test_the_batch_is_the_largest_that_fits(memory: int, batch: int, tmp_path: Path) -> None:
+    """Of 2048 tokens at most 8 windows, and fewer on a small GPU; all that the run needs fits in what is free."""
+    with simulated_devices(1, memory=memory):
+        plan = _plan(tmp_path)
+    gpu, host = plan.devices
+    assert plan.batch_sizes.calibration == batch
+    assert (gpu.device, host.device) == ("cuda:0", "cpu")
+    assert gpu.working + gpu.resident <= gpu.free == memory
+
+
+def test_the_cpu_has_four_windows_and_the_recipe_decides(tmp_path: Path) -> None:
+    """A number in the recipe is taken as it is."""
+    assert _plan(tmp_path).batch_sizes.calibration == 4
+    with simulated_devices(1):
+        assert _plan(tmp_path, "calibration.batch_size=3").batch_sizes.calibration == 3
+
+
+def test_memory_of_other_programs_is_not_planned_with(tmp_path: Path) -> None:
+    """A GPU that another program fills has room for fewer windows."""
+    with simulated_devices(1, memory=16 * GB) as devices:
+        devices.used["cuda:0"] = 6 * GB
+        plan = _plan(tmp_path)
+    gpu = plan.devices[0]
+    assert (plan.batch_sizes.calibration, gpu.free, gpu.total) == (4, 10 * GB, 16 * GB)
+    assert gpu.working <= gpu.free
+
+
+def test_hidden_states_come_before_layers(tmp_path: Path) -> None:
+    """They are copied for every layer, layers once a pass: a device keeps layers when it has all hidden states."""
+    found = []
+    for memory in (24 * GB, 32 * GB, 80 * GB):
+        with simulated_devices(1, memory=memory):
+            plan = _plan(tmp_path)
+        found.append((plan.devices[0].streams == plan.memory.streams, plan.devices[0].resident > 0))
+    assert found == [(False, False), (True, True), (True, True)]
+
+
+def test_a_run_is_refused_where_no_batch_fits(tmp_path: Path) -> None:
+    """The plan says so too, with the sizes and the remedy; on a larger machine the same recipe may run."""
+    with simulated_devices(1, memory=4 * GB):
+        plan = _plan(tmp_path)
+    assert plan.shortage is not None
+    assert "cuda:0 has 4 GB, and one layer needs " in plan.shortage
+    assert "CUDA_VISIBLE_DEVICES=" in plan.shortage
+    recipe = write_recipe(tmp_path / "recipe.yaml", save_model(tmp_path / "dense"), write_text(tmp_path / "text.txt"))
+    with simulated_devices(1, memory=2**16):
+        shown, done = command("plan", recipe), command("run", recipe, "--output", tmp_path / "out")
+    assert shown.code == 0
+    assert "Too little memory here: cuda:0 has 65.5 KB" in shown.out.replace("\n", " ")
+    assert done.code == 2
+    assert "cuda:0 has 65.5 KB, and one layer needs" in done.err
