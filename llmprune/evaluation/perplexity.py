@@ -50,8 +50,8 @@ def perplexity(
     losses_NT = share.empty(decoder)
     if share:
         forward = _completed_forward(decoder, share, name=name, store=store)
-        for batch, ids_BL in enumerate(forward.batches):
-            hidden_BLD = forward.hidden_states[batch].to(decoder.device)
+        for batch in range(len(forward.batches)):
+            ids_BL, hidden_BLD = forward.token_ids(batch), forward.hidden_states.at(batch, decoder.device)
             for chunk in token_chunks(forward, ids_BL):
                 logits_BPV = chunk.next_token_logits(forward, ids_BL, hidden_BLD=hidden_BLD)
                 share.put(losses_NT, _losses(logits_BPV, chunk.targets(ids_BL)), batch=batch, chunk=chunk)
@@ -72,13 +72,14 @@ def compare_predictions(
     if share:
         first = _completed_forward(dense, share, name="dense", store=store)
         second = _completed_forward(pruned, share, name="pruned", store=store)
-        for batch, ids_BL in enumerate(first.batches):
-            before_BLD = first.hidden_states[batch].to(dense.device)
-            after_BLD = second.hidden_states[batch].to(pruned.device)
+        for batch in range(len(first.batches)):
+            ids_BL, other_ids_BL = first.token_ids(batch), second.token_ids(batch)
+            before_BLD = first.hidden_states.at(batch, dense.device)
+            after_BLD = second.hidden_states.at(batch, pruned.device)
             for chunk in token_chunks(first, ids_BL):
                 targets_BP = chunk.targets(ids_BL)
                 dense_BPV = chunk.next_token_logits(first, ids_BL, hidden_BLD=before_BLD)
-                compared_BPV = chunk.next_token_logits(second, ids_BL, hidden_BLD=after_BLD).to(dense_BPV.device)
+                compared_BPV = chunk.next_token_logits(second, other_ids_BL, hidden_BLD=after_BLD).to(dense_BPV.device)
                 for values_NT, values_BP in (
                     (dense_losses_NT, _losses(dense_BPV, targets_BP)),
                     (pruned_losses_NT, _losses(compared_BPV, targets_BP)),

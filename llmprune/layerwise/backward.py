@@ -100,14 +100,14 @@ def _gradient_of_loss(forward: LayerwiseForward, batch: int) -> Tensor:
     """
     device, gradients = forward.decoder.device, []
     hidden_BLD = forward.hidden_states.at(batch, device)
-    for window, ids_L in enumerate(forward.batches[batch]):
+    for window, ids_L in enumerate(forward.token_ids(batch)):
         ids_1L = ids_L.unsqueeze(0)
         hidden_1LD = hidden_BLD[window : window + 1].detach().requires_grad_()
         gradient_1LD: Tensor | None = None
         with torch.enable_grad():
             for chunk in token_chunks(forward, ids_1L):
                 logits_PV = chunk.next_token_logits(forward, ids_1L, hidden_BLD=hidden_1LD)[0].float()
-                targets_P = chunk.targets(ids_1L)[0].to(device)
+                targets_P = chunk.targets(ids_1L)[0]
                 loss = nn.functional.cross_entropy(logits_PV, targets_P, reduction="sum")
                 (part_1LD,) = torch.autograd.grad(loss, hidden_1LD)
                 gradient_1LD = part_1LD if gradient_1LD is None else gradient_1LD + part_1LD

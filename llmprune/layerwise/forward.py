@@ -159,10 +159,14 @@ class LayerwiseForward:
                 self.advance(batch, output_BLD)
         return kept
 
+    def token_ids(self, batch: int) -> Tensor:
+        """Return the tokens [B, L] of a batch on the device of the embeddings and the logits, without a wait for it."""
+        return self.batches[batch].to(self.decoder.device, non_blocking=True)
+
     @torch.no_grad()
     def logits(self, batch: int) -> Tensor:
         """Return the logits [B, L, V] of a batch whose hidden states are those after the last layer."""
-        return self.logits_of(self.batches[batch], self.hidden_states.at(batch, self.decoder.device))
+        return self.logits_of(self.token_ids(batch), self.hidden_states.at(batch, self.decoder.device))
 
     def logits_of(self, ids_BL: Tensor, hidden_BLD: Tensor, *, positions_P: Tensor | None = None) -> Tensor:
         """Return the logits [B, L, V] for hidden states after the last layer, with gradients if those are enabled.

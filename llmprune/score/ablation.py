@@ -182,10 +182,11 @@ class AblatedModels:
         """Return the mean cost of a token of each model, from its hidden states after the last layer."""
         device = self.decoder.device
         totals = DeviceSums(len(models) + 1)  # the last one counts tokens
-        for batch, ids_BL in enumerate(self._start.batches):
+        for batch in range(len(self._start.batches)):
+            ids_BL = self._start.token_ids(batch)
             for chunk in token_chunks(self._start, ids_BL):
                 dense_BPV = chunk.next_token_logits(self._start, ids_BL, hidden_BLD=dense.at(batch, device))
-                targets_BP = chunk.targets(ids_BL).to(dense_BPV.device)
+                targets_BP = chunk.targets(ids_BL)
                 for number, hidden_states in enumerate(models):
                     hidden_BLD = hidden_states.at(batch, device)
                     logits_BPV = chunk.next_token_logits(self._start, ids_BL, hidden_BLD=hidden_BLD)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers.commands import TASKS, Outcome, command, save_model, verify_here, write_recipe, write_text
+from helpers.commands import TASKS, Outcome, command, report_in, save_model, verify_here, write_recipe, write_text
 from helpers.devices import simulated_devices
+from helpers.placements import spread
 from helpers.tiny import tiny_tokenizer
 from helpers.whole_models import side_by_side
 from torch import Tensor
@@ -39,14 +39,25 @@ def _load(folder: Path, device_map: Any = "auto") -> Any:
     return load_model(ModelSource(id=str(folder), device_map=device_map))
 
 
-def _run(folder: Path, base: Path, text: Path, device_map: str) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama with its tokenizer and text, and ``cpu``, the run of it on the CPU."""
+    root = tmp_path_factory.mktemp("runs")
+    save_model(root / "dense")
+    write_text(root / "text.txt")
+    _run(root, "cpu", "cpu")
+    return root
+
+
+def _run(root: Path, name: str, device_map: Any) -> dict[str, Any]:
     """The report of a whole run with every measure, without times."""
+    text = root / "text.txt"
     held_out = {"dataset": str(text), "samples": 4, "sequence_length": 32, "batch_size": 2}
     recipe = write_recipe(
-        folder.with_suffix(".yaml"),
-        base,
+        root / f"{name}.yaml",
+        root / "dense",
         text,
-        model={"id": str(base), "device_map": device_map},
+        model={"id": str(root / "dense"), "device_map": device_map},
         calibration={"dataset": str(text), "samples": 6, "sequence_length": 32, "batch_size": 4},  # auto depends on it
         width={"neurons": 64, "heads": 1},
         sparsity={"pattern": "2:4"},
@@ -60,22 +71,26 @@ def _run(folder: Path, base: Path, text: Path, device_map: str) -> dict[str, Any
             "limit": 4,
         },
     )
-    done: Outcome = command("run", recipe, "--output", folder, "--measure-forward", "--calibration-check")
+    with pytest.MonkeyPatch.context() as here:
+        verify_here(here)
+        done: Outcome = command("run", recipe, "--output", root / name, "--measure-forward", "--calibration-check")
     assert done.code == 0, done.err
-    report: dict[str, Any] = json.loads((folder / "report.json").read_text())
-    return report
+    return report_in(root / name)
 
 
-def test_a_whole_run_does_not_depend_on_the_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scores, refit, sparsity, verification, tasks and free generation on a GPU: the figures of the CPU."""
-    verify_here(monkeypatch)
-    base, text = save_model(tmp_path / "dense"), write_text(tmp_path / "text.txt")
-    on_cpu = _run(tmp_path / "cpu", base, text, "cpu")
-    with simulated_devices(1):  # over several, accelerate's hooks would move what the code forgets
-        found = _run(tmp_path / "gpu", base, text, "auto")
-    for name in ("layers", "perplexity", "generation", "tasks", "sparsity", "verification"):
-        assert found[name] == on_cpu[name], name
-    assert found["provenance"]["device"] == "simulated"
+@pytest.mark.parametrize(("devices", "name"), [(1, "auto"), (2, "split")])
+def test_a_whole_run_does_not_depend_on_the_devices(devices: int, name: str, workspace: Path) -> None:
+    """Scores, refit, sparsity, verification, tasks and free generation: the figures of the CPU.
+
+    On one GPU, where no hook of accelerate moves what the code forgets; and with layers on two, on the CPU and on disk.
+    """
+    device_map = "auto" if devices == 1 else spread(workspace / "dense")
+    with simulated_devices(devices):
+        found = _run(workspace, name, device_map)
+    on_cpu = report_in(workspace / "cpu")
+    for part in ("layers", "perplexity", "generation", "tasks", "sparsity", "verification"):
+        assert found[part] == on_cpu[part], part
+    assert "simulated" in found["provenance"]["device"]
 
 
 def test_the_plain_forward_runs_where_the_model_is(llama: Path) -> None:

@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import accelerate.utils
 import pytest
 import torch
 from helpers.devices import home_of, simulated_devices
-from helpers.scored import store_in
 from torch import Tensor
 
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.types import FusedSlice, PrunableDim
 from llmprune.checkpoint.open_decoder import open_decoder
 from llmprune.common import distributed as processes
-from llmprune.criteria.base import WidthCriterion
-from llmprune.criteria.depth.angular import Angular
 from llmprune.criteria.depth.block_influence import BlockInfluence
-from llmprune.criteria.depth.perplexity import Perplexity
-from llmprune.criteria.depth.residual import Residual
 from llmprune.criteria.experts.reap import Reap
 from llmprune.criteria.width.activation import Activation
-from llmprune.criteria.width.obs import Obs
-from llmprune.criteria.width.taylor_share import TaylorShare
 from llmprune.cut.apply import add_to_slice, cut_decoder
 from llmprune.cut.decision import Cut
 from llmprune.evaluation.perplexity import compare_predictions
@@ -37,9 +28,8 @@ from llmprune.prune.pass2 import Pruning
 from llmprune.recipe.model import ModelSource
 from llmprune.recipe.refit import Refit
 from llmprune.recipe.sparsity import Sparsity
-from llmprune.score.ablation import layer_ablation_scores
 from llmprune.score.forward_pass import score
-from llmprune.score.inputs import CalibrationBatches, DepthTarget, ScoringCriteria
+from llmprune.score.inputs import CalibrationBatches, ScoringCriteria
 from llmprune.score.select import PlannedSizes, choose_cut
 from llmprune.testing import VOCABULARY, tiny_model
 
@@ -150,56 +140,6 @@ def test_an_up_projection_is_changed_on_its_device() -> None:
         assert changed.sum(1).tolist() == [0, 0, 0, 4, 4, 4]
 
 
-def test_layers_may_be_anywhere(llama: Path) -> None:
-    """On another GPU than the embeddings, in memory, and on disk: results are those of the CPU."""
-    layers = {f"model.layers.{index}": place for index, place in enumerate((1, "cpu", 0, "disk"))}
-    ends = {"model.embed_tokens": 0, "model.norm": 0, "model.rotary_emb": 0, "lm_head": 0}
-    on_cpu = list(_everything(llama, "cpu"))
-    with simulated_devices(2):
-        found = [value.cpu() for value in _everything(llama, ends | layers)]
-    assert all(map(torch.equal, found, on_cpu))
-
-
-@pytest.mark.parametrize("criterion", [Obs(), TaylorShare()], ids=lambda criterion: criterion.kind)
-def test_criteria_score_on_each_layers_device(criterion: WidthCriterion, llama: Path, tmp_path: Path) -> None:
-    """A model split over two GPUs gets the scores that it gets on the CPU."""
-    found = []
-    for devices in (None, 2):
-        with simulated_devices(devices) if devices else nullcontext():
-            dense = _load(llama, "auto" if devices else "cpu")
-            anatomy, store = discover(dense.skeleton.config), store_in(tmp_path / str(devices))
-            (tmp_path / str(devices)).mkdir()
-            depth = Angular()
-            scores = score(
-                dense,
-                anatomy,
-                criteria=ScoringCriteria(depth=depth, width=criterion, heads=criterion),
-                calibration=CalibrationBatches(IDS, 2, store),
-                target=DepthTarget(2),
-            )
-            found.append([scores.layers, *scores.neurons.values(), *scores.heads.values()])
-    assert all(map(torch.equal, *found))
-
-
-@pytest.mark.parametrize("criterion", [Perplexity(), Residual(windows=2)], ids=lambda one: one.kind)
-def test_ablation_runs_on_each_layers_device(criterion: Any, llama: Path) -> None:
-    """Leaving layers out in turn finds on two GPUs what it finds on the CPU."""
-    found = []
-    for devices in (None, 2):
-        with simulated_devices(devices) if devices else nullcontext():
-            dense = _load(llama, "auto" if devices else "cpu")
-            found.append(
-                layer_ablation_scores(
-                    dense,
-                    discover(dense.skeleton.config),
-                    criterion=criterion,
-                    calibration=CalibrationBatches(IDS, 2),
-                    target=DepthTarget(2),
-                )
-            )
-    assert torch.equal(*found)
-
-
 def _prune_half(dense: Any, ids_NL: Tensor) -> None:
     anatomy = discover(dense.skeleton.config)
     scores = score(
@@ -227,14 +167,17 @@ def _compare_with_itself(dense: Any, ids_NL: Tensor) -> None:
 
 @pytest.mark.parametrize("use", [_prune_half, _compare_with_itself])
 def test_memory_on_a_device_does_not_grow_with_the_windows(use: Callable[[Any, Tensor], None], tmp_path: Path) -> None:
-    """Half as many windows more take no more of the GPU, in a model where norms follow the output projections too."""
+    """Twice the windows take no more of the GPU than four figures for each token, and a hidden state has 32.
+
+    In a model where norms follow the output projections too.
+    """
     _saved(tmp_path, "gemma2")
     peaks = []
     for windows in (8, 12):
         with simulated_devices(1) as devices:
             use(_load(tmp_path), IDS[:1].repeat(windows, 1))
             peaks.append(devices.peak["cuda:0"])
-    assert peaks[0] == peaks[1]
+    assert peaks[1] - peaks[0] <= 8 * IDS.shape[1] * 4 * torch.float32.itemsize
 
 
 def test_arguments_made_of_tokens_leave_the_device(tmp_path: Path) -> None:
@@ -251,7 +194,8 @@ def test_sums_are_exchanged_by_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """NCCL adds up nothing that is on the CPU; the total comes back to where the sum was."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(processes, "_state", lambda: SimpleNamespace(device=torch.device("cuda:0")))
-    monkeypatch.setattr(accelerate.utils, "reduce", lambda tensor, reduction: tensor * 2 if tensor.is_cuda else tensor)
+    monkeypatch.setattr(processes, "_meet", lambda step: None)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.mul_(2 if tensor.is_cuda else 1))
     own = torch.ones(3)
     with simulated_devices(1):
         processes.sum_over_processes([own])

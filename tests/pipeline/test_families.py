@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.checkpoints import prune_and_save
+from helpers.commands import states
 from helpers.decoders import dense_decoder
+from helpers.devices import simulated_devices
 from helpers.families import DEPTH_AND_WIDTH, DEPTH_ONLY, KEPT_LAYERS, KEPT_WIDTHS, MIXTURES, RELOAD, WHOLE_HEADS
+from helpers.placements import spread
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -27,6 +30,7 @@ from llmprune.criteria.depth.block_influence import BlockInfluence
 from llmprune.criteria.width.activation import Activation
 from llmprune.cut.apply import cut_decoder
 from llmprune.cut.decision import Cut
+from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.prune.pass2 import Pruning
 from llmprune.recipe.model import ModelSource
@@ -49,11 +53,9 @@ class Case:
     folder: Path
 
 
-def _prune(family: str, folder: Path) -> Case:
-    model = tiny_model(family)
+def _prune(model: PreTrainedModel, dense: Decoder, folder: Path) -> Case:
     anatomy = discover(model.config)
     ids_NL = torch.randint(3, VOCABULARY, (4, 24), generator=torch.Generator().manual_seed(0))
-    dense = dense_decoder(model)
     scores = score(
         dense,
         anatomy,
@@ -63,6 +65,7 @@ def _prune(family: str, folder: Path) -> Case:
     widths = {field: KEPT_WIDTHS[width] for field, width in anatomy.widths.items()}
     kv_groups = anatomy.heads.count // 2 if anatomy.heads and anatomy.heads.refusal is None else None
     cut = choose_cut(anatomy, scores, sizes=PlannedSizes(None, KEPT_LAYERS, widths=widths, kv_groups=kv_groups))
+    folder.mkdir()
     _, forward = prune_and_save(model, anatomy, dense=dense, cut=cut, ids_NL=ids_NL, folder=folder)
     save_file({"ids": ids_NL}, folder / "ids.safetensors")
     return Case(model, anatomy, cut, ids_NL, forward.logits(0), folder)
@@ -74,8 +77,8 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     root = tmp_path_factory.mktemp("families")
     made = {}
     for family in DEPTH_AND_WIDTH + MIXTURES + DEPTH_ONLY:
-        (root / family).mkdir()
-        made[family] = _prune(family, root / family)
+        model = tiny_model(family)
+        made[family] = _prune(model, dense_decoder(model), root / family)
     folders = [str(root / family) for family in made]
     done = subprocess.run([sys.executable, "-P", "-c", RELOAD, *folders], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -91,6 +94,22 @@ def test_reload_equals_memory(family: str, cases: dict[str, Case]) -> None:
     assert reloaded["keys"] == {}
     assert torch.equal(logits_NLV, case.logits_NLV)
     assert reloaded["cached"] == reloaded["uncached"]
+
+
+@pytest.mark.parametrize("family", DEPTH_AND_WIDTH + MIXTURES + DEPTH_ONLY)
+def test_a_split_model_is_pruned_alike(family: str, cases: dict[str, Case], tmp_path: Path) -> None:
+    """Of layers on two devices, on the CPU and on disk the cut, the logits and all files are those of the CPU."""
+    case = cases[family]
+    case.model.save_pretrained(tmp_path / "base")
+    with simulated_devices(2):
+        dense = open_decoder(ModelSource(id=str(tmp_path / "base"), device_map=spread(tmp_path / "base")))
+        found = _prune(case.model, dense, tmp_path / "split")
+        assert {dense.device_of(index).index for index in range(len(dense))} == {0, 1}
+        assert found.logits_NLV.is_cuda
+        assert torch.equal(found.logits_NLV.cpu(), case.logits_NLV)
+    files, expected = (states(folder / "checkpoint") for folder in (found.folder, case.folder))
+    assert files.keys() == expected.keys()
+    assert [name for name in files if files[name] != expected[name]] == []
 
 
 @pytest.mark.parametrize("family", DEPTH_AND_WIDTH + MIXTURES)
