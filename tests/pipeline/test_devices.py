@@ -8,7 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import accelerate.utils
 import pytest
 import torch
 from helpers.devices import home_of, simulated_devices
@@ -251,7 +250,7 @@ def test_sums_are_exchanged_by_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """NCCL adds up nothing that is on the CPU; the total comes back to where the sum was."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(processes, "_state", lambda: SimpleNamespace(device=torch.device("cuda:0")))
-    monkeypatch.setattr(accelerate.utils, "reduce", lambda tensor, reduction: tensor * 2 if tensor.is_cuda else tensor)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.mul_(2) if tensor.is_cuda else None)
     own = torch.ones(3)
     with simulated_devices(1):
         processes.sum_over_processes([own])
