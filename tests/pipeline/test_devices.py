@@ -173,7 +173,7 @@ def test_memory_on_a_device_does_not_grow_with_the_windows(use: Callable[[Any, T
     """
     _saved(tmp_path, "gemma2")
     peaks = []
-    for windows in (8, 12):
+    for windows in (8, 16):
         with simulated_devices(1) as devices:
             use(_load(tmp_path), IDS[:1].repeat(windows, 1))
             peaks.append(devices.peak["cuda:0"])
