@@ -41,12 +41,13 @@ def _load(folder: Path, device_map: Any = "auto") -> Any:
 
 def _run(folder: Path, base: Path, text: Path, device_map: str) -> dict[str, Any]:
     """The report of a whole run with every measure, without times."""
-    held_out = {"dataset": str(text), "samples": 4, "sequence_length": 32}
+    held_out = {"dataset": str(text), "samples": 4, "sequence_length": 32, "batch_size": 4}
     recipe = write_recipe(
         folder.with_suffix(".yaml"),
         base,
         text,
         model={"id": str(base), "device_map": device_map},
+        calibration=held_out | {"samples": 6},
         width={"neurons": 64, "heads": 1},
         sparsity={"pattern": "2:4"},
         refit={},
