@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmprune.common.distributed import broadcast_from_first, is_first_process
+from llmprune.common.progress import report_progress
 from llmprune.evaluation.bench.generation_speed import compare_speed
 from llmprune.evaluation.generation import compare_generation
 from llmprune.evaluation.lm_eval.harness import EvaluatedModel, evaluate_tasks
@@ -91,10 +92,14 @@ def _measure_in_first(
     if settings.perplexity is not None and held_out_NL is not None:
         figures, divergence = _measure_predictions(settings.perplexity, decoders, held_out_NL=held_out_NL)
         if settings.generation:
+            report_progress("free generation")
             generation = compare_generation(
                 dense, pruned, tokenizer=tokenizer, windows_NL=held_out_NL, settings=settings.generation
             )
-    speed = compare_speed(dense, pruned, settings=settings.speed) if settings.speed else None
+    speed = None
+    if settings.speed:
+        report_progress("speed")
+        speed = compare_speed(dense, pruned, settings=settings.speed)
     return Measured(perplexity=figures, divergence=divergence, generation=generation, speed=speed)
 
 

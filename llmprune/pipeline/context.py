@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmprune.pipeline.inputs import RunInputs
+from llmprune.planning.duration.estimate import Durations
 from llmprune.planning.plan import Plan
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.run_folder import RunFolder
@@ -12,9 +13,13 @@ from llmprune.results.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class RunContext:
-    """Recipe, plan, inputs and run folder of one run."""
+    """Recipe, plan, inputs and run folder of one run.
+
+    ``durations``: estimates of its parts, in the first process.
+    """
 
     recipe: Recipe
     plan: Plan
     inputs: RunInputs
     folder: RunFolder
+    durations: Durations | None = None

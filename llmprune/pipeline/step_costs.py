@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from llmprune.common.devices import input_device
 from llmprune.common.distributed import windows_of_process
 from llmprune.common.process_memory import peak_resident, proc_field, reset_peak
-from llmprune.common.progress import report_progress
+from llmprune.common.progress import estimated_seconds, report_progress
 from llmprune.pipeline.context import RunContext
 from llmprune.results.report_schema import Step
 
@@ -36,6 +36,7 @@ def measure_step(steps: list[Step], name: str, *, tokens: int | None = None) -> 
         Step(
             name=name,
             seconds=round(seconds, 3),
+            estimated_seconds=estimated_seconds(name),
             reused=False,
             tokens_per_second=round(tokens / seconds, 1) if tokens else None,
             bytes_read=after - read if read is not None and after is not None else None,

@@ -26,6 +26,8 @@ from llmprune.common.errors import RecipeError
 from llmprune.common.hub.client import resolve_revision
 from llmprune.cut.apply import cut_config
 from llmprune.planning.checks import ErrorCollector, run_checks
+from llmprune.planning.duration.estimate import Durations, run_work
+from llmprune.planning.duration.parts import PlannedModels, RunWork
 from llmprune.planning.memory import Memory, bytes_of_window, memory_of, parameter_bytes
 from llmprune.planning.model_size import measure_size
 from llmprune.planning.notes import (
@@ -71,6 +73,8 @@ class Plan(Figures):
     calibration: tuple[int, int]  # windows, tokens in each
     memory: Memory
     disk: int  # bytes of the result
+    work: RunWork  # operations and bytes of each part of the run
+    durations: Durations | None = None  # estimated from the work; None where the device's rates are not known
     base_files: BaseFiles = BaseFiles()
     notes: tuple[str, ...]
 
@@ -217,6 +221,7 @@ def _plan(recipe: Recipe, base: _Base, *, planned: PlannedCut) -> Plan:
         calibration=recipe.calibration.shape(),
         memory=memory_of(recipe, dense, pruned=pruned, anatomy=anatomy, widths=widths),
         disk=size.bytes,
+        work=run_work(recipe, PlannedModels(dense, pruned, anatomy, planned, size.bytes)),
         base_files=BaseFiles(carried=files.copied, left=files.left_out),
         notes=tuple(notes),
     )
