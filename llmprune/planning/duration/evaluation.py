@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from llmprune.anatomy.meta_model import text_config
 from llmprune.planning.duration.operations import LayerCost, Work, head_operations
 from llmprune.planning.duration.parts import Part, PlannedModels, Tokens, forward_work, visited
@@ -83,4 +85,4 @@ def _decoding(models: PlannedModels, costs: tuple[LayerCost, ...], *, steps: int
 
 def _plain(work: Work) -> Work:
     """Return the same work done by transformers' own model."""
-    return work.model_copy(update={"products": 0.0, "plain_products": work.products + work.plain_products})
+    return replace(work, products=0.0, plain_products=work.products + work.plain_products)

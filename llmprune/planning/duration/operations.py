@@ -7,8 +7,8 @@ Shapes in names: D hidden size, F inputs of a projection, O outputs, V vocabular
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 from llmprune.anatomy.meta_model import find_layers, text_config
 from llmprune.anatomy.types import Anatomy
 from llmprune.recipe.refit import Refit
-from llmprune.results.figures import Figures
 
 GRAM = 1.25  # operations of XᵀX for each token, in units of F²: 10 of 16 blocks are computed
 _SKETCHED = 64  # outputs that cross-validation solves for
@@ -25,7 +24,8 @@ _OPERATIONS_OF_MODULE = 5  # operations that a module without parts starts: a no
 _SCORES = 4  # operations of attention for each pair of tokens and each dimension: QKᵀ and the sum of the values
 
 
-class Work(Figures):
+@dataclass(frozen=True)
+class Work:
     """Operations and bytes of a part of a run, those of all processes together."""
 
     products: float = 0.0  # operations of matrix products in the type that the layers compute in
@@ -40,14 +40,16 @@ class Work(Figures):
 
     def __add__(self, other: Work) -> Work:
         """Return both together."""
-        return self._each(lambda name: getattr(self, name) + getattr(other, name))
+        return Work(*(mine + theirs for mine, theirs in zip(self.amounts, other.amounts, strict=True)))
 
     def __mul__(self, factor: float) -> Work:
         """Return as many of them, with fractions."""
-        return self._each(lambda name: getattr(self, name) * factor)
+        return Work(*(amount * factor for amount in self.amounts))
 
-    def _each(self, value: Callable[[str], float]) -> Work:
-        return Work(**{name: value(name) for name in type(self).model_fields})
+    @property
+    def amounts(self) -> tuple[float, ...]:
+        """All amounts, in their order."""
+        return tuple(vars(self).values())
 
     @staticmethod
     def total(parts: Iterable[Work]) -> Work:
@@ -60,14 +62,20 @@ class LayerCost:
     """Cost of a forward pass of one layer.
 
     ``mixer``, ``mlp``: operations for each token, of the token mixer (with norms and router) and of the MLPs.
-    ``stream``: bytes of activations for each token. ``bytes``: of its weights. ``calls``: operations started a batch.
+    ``scores``: operations of attention for each pair of tokens, which ``at`` adds to the mixer's. ``stream``: bytes of
+    activations for each token. ``bytes``: of its weights. ``calls``: operations started for each batch.
     """
 
     mixer: float
     mlp: float
+    scores: float
     stream: float
     bytes: int
     calls: int
+
+    def at(self, length: int) -> LayerCost:
+        """Return the cost in windows of ``length`` tokens."""
+        return replace(self, mixer=self.mixer + self.scores * length, scores=0.0)
 
     def run(self, tokens: float, batches: float, *, mixer: bool = True, mlp: bool = True) -> Work:
         """Return the work of a pass over so many tokens; ``mixer``, ``mlp``: whether these parts run."""
@@ -78,8 +86,8 @@ class LayerCost:
         )
 
 
-def costs_of(model: PreTrainedModel, anatomy: Anatomy, *, layers: Iterable[int], length: int) -> tuple[LayerCost, ...]:
-    """Return the cost of each layer of a model without weights, for windows of ``length`` tokens.
+def costs_of(model: PreTrainedModel, anatomy: Anatomy, *, layers: Iterable[int]) -> tuple[LayerCost, ...]:
+    """Return the cost of each layer of a model without weights.
 
     ``layers``: indices of its layers in the dense model, which ``anatomy`` describes.
     """
@@ -88,18 +96,18 @@ def costs_of(model: PreTrainedModel, anatomy: Anatomy, *, layers: Iterable[int],
     heads = getattr(config, "num_attention_heads", None) or 0
     size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
     return tuple(
-        _cost_of(module, anatomy, index=index, attention=heads * size * length * _SCORES, hidden=config.hidden_size)
+        _cost_of(module, anatomy, index=index, scores=heads * size * _SCORES, hidden=config.hidden_size)
         for index, module in zip(layers, modules, strict=True)
     )
 
 
-def _cost_of(module: nn.Module, anatomy: Anatomy, *, index: int, attention: int, hidden: int) -> LayerCost:
-    """Return the cost of one layer. ``attention``: operations of the scores for each token, where it has attention."""
+def _cost_of(module: nn.Module, anatomy: Anatomy, *, index: int, scores: int, hidden: int) -> LayerCost:
+    """Return the cost of one layer. ``scores``: operations of attention for each pair of tokens."""
     block, experts = anatomy.blocks[index], anatomy.experts
     stacked = {tensor.name for tensor in block.tensors} if block else set()
     share = (experts.top_k or experts.count) / experts.count if experts else 1.0
     in_mlp = {tensor.name for unit in anatomy.units[index] for tensor in unit.tensors} | stacked
-    mixer, mlp, stream, size = float(attention), 0.0, 0.0, 0
+    mixer, mlp, stream, size = 0.0, 0.0, 0.0, 0
     for name, parameter in module.named_parameters():
         size += parameter.numel() * parameter.itemsize
         if parameter.ndim < 2:
@@ -114,7 +122,8 @@ def _cost_of(module: nn.Module, anatomy: Anatomy, *, index: int, attention: int,
             mixer += operations
     parameter = next(module.parameters())
     leaves = sum(1 for part in module.modules() if not any(part.children()))
-    return LayerCost(mixer, mlp, stream + 8 * hidden * parameter.itemsize, size, leaves * _OPERATIONS_OF_MODULE)
+    stream += 8 * hidden * parameter.itemsize
+    return LayerCost(mixer, mlp, scores, stream, size, leaves * _OPERATIONS_OF_MODULE)
 
 
 def head_operations(model: PreTrainedModel) -> float:

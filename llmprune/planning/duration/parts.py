@@ -6,10 +6,12 @@ Parts have the names that reports of progress use, in the order of the run.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
+from torch import nn
 from transformers import PreTrainedModel
 
-from llmprune.anatomy.meta_model import text_config
+from llmprune.anatomy.meta_model import find_layers, text_config
 from llmprune.anatomy.types import Anatomy
 from llmprune.criteria.base import DepthCriterion
 from llmprune.planning.duration.operations import LayerCost, Work, costs_of
@@ -64,11 +66,24 @@ class PlannedModels:
 
     def dense_costs(self, length: int) -> tuple[LayerCost, ...]:
         """Return the cost of each dense layer, for windows of ``length`` tokens."""
-        return costs_of(self.dense, self.anatomy, layers=range(self.anatomy.num_layers), length=length)
+        return tuple(cost.at(length) for cost in self._dense_costs)
 
     def pruned_costs(self, length: int) -> tuple[LayerCost, ...]:
         """Return the cost of each layer that is kept, as it will be."""
-        return costs_of(self.pruned, self.anatomy, layers=self.planned.layers, length=length)
+        return tuple(cost.at(length) for cost in self._pruned_costs)
+
+    @cached_property
+    def pruned_layers(self) -> nn.ModuleList:
+        """Layers of the pruned model."""
+        return find_layers(self.pruned)[1]
+
+    @cached_property
+    def _dense_costs(self) -> tuple[LayerCost, ...]:
+        return costs_of(self.dense, self.anatomy, layers=range(self.anatomy.num_layers))
+
+    @cached_property
+    def _pruned_costs(self) -> tuple[LayerCost, ...]:
+        return costs_of(self.pruned, self.anatomy, layers=self.planned.layers)
 
 
 @dataclass(frozen=True)

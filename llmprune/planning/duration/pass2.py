@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from llmprune.anatomy.meta_model import find_layers
 from llmprune.anatomy.projections import Projection, projections_of
 from llmprune.anatomy.types import MlpUnit
 from llmprune.planning.duration.operations import GRAM, LayerCost, Work, refit_work, up_refit_work
@@ -152,7 +151,7 @@ class Pass2Count:
 
     def _sparsified(self, new: int, sparsity: Sparsity) -> Work:
         """Return the work of making a layer's matrices sparse: sums of their inputs, and the method."""
-        layer = find_layers(self.models.pruned)[1][new]
+        layer = self.models.pruned_layers[new]
         chosen = select(projections_of(layer), sparsity, experts=self.models.planned.experts).chosen
         moments = sparsity.required_moments(self.recipe.refit is not None)
         tokens, hidden = self.tokens.count, self.models.hidden
