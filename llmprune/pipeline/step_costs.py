@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from llmprune.common.devices import input_device
 from llmprune.common.distributed import windows_of_process
-from llmprune.common.process_memory import peak_resident, proc_field, reset_peak
+from llmprune.common.process_memory import peak_resident, proc_field, reset_peak, trim
 from llmprune.common.progress import estimated_seconds, report_progress
 from llmprune.pipeline.context import RunContext
 from llmprune.results.report_schema import Step
@@ -25,7 +25,10 @@ FORWARD_PASS = "plain forward pass"
 
 @contextmanager
 def measure_step(steps: list[Step], name: str, *, tokens: int | None = None) -> Iterator[None]:
-    """Measure a block and append its Step to ``steps``. ``tokens``: number of tokens that pass through the model."""
+    """Measure a block and append its Step to ``steps``; then return the memory that it freed to the system.
+
+    ``tokens``: number of tokens that pass through the model.
+    """
     report_progress(name)
     reset_peak()
     read, start = proc_field("io", "read_bytes:"), time.perf_counter()
@@ -44,6 +47,7 @@ def measure_step(steps: list[Step], name: str, *, tokens: int | None = None) -> 
             peak_device=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
         )
     )
+    trim()
 
 
 @torch.no_grad()
