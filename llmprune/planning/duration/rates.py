@@ -1,5 +1,7 @@
 """Rates of a device: how fast it multiplies, reads and copies, measured once in half a second and kept.
 
+They are those of a machine that does nothing else.
+
 The products are measured on the path that the layers take: types that the CPU emulates go through float32
 (``layerwise.emulated_matmul``).
 """
@@ -27,9 +29,9 @@ from llmprune.results.figures import Figures
 
 _SMALLEST, _LARGEST = 256, 2048  # rows and columns of the matrix that is multiplied with
 _LEAST_TOKENS, _MOST_TOKENS = 64, 8192
-_LONG_ENOUGH = 0.03  # seconds of one measurement
+_LONG_ENOUGH = 0.02  # seconds of one measurement
 _REPEATS = 3
-_STREAM_BYTES, _FILE_BYTES = 2**25, 2**23
+_STREAM_BYTES, _FILE_BYTES = 2**26, 2**23
 _MOST_KEPT = 100  # devices in the file
 
 
@@ -155,18 +157,25 @@ def _call(device: torch.device) -> float:
             result = layer(result)
         return result
 
-    return _seconds(device, several) / repeats
+    return _seconds(device, several, threads=1) / repeats
 
 
-def _seconds(device: torch.device, compute: Callable[[], object]) -> float:
-    """Return the shortest time of a computation after a warm-up, in seconds: other programs only lengthen it."""
+def _seconds(device: torch.device, compute: Callable[[], object], *, threads: int | None = None) -> float:
+    """Return the shortest time of a computation after a warm-up, in seconds, as on a machine that does nothing else.
+
+    On a CPU the time that other programs take is left out: the processor time of this process, divided by its threads,
+    is then below the time that passed. ``threads``: that compute; None for all of torch's.
+    """
+    divided = torch.get_num_threads() if threads is None else threads
 
     def timed() -> float:
-        began = time.perf_counter()
+        began, used = time.perf_counter(), time.process_time()
         compute()
         if device.type != "cpu":
             torch.accelerator.synchronize(device)
-        return time.perf_counter() - began
+            return time.perf_counter() - began
+        passed, used = time.perf_counter() - began, time.process_time() - used
+        return min(passed, used / divided)
 
     timed()
     return min(timed() for _ in range(_REPEATS))
