@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 _WEIGHT = 0.05  # w, in units of the whole estimate
 _MAX_PACE = 10.0  # the pace lies between its inverse and this
@@ -67,6 +68,10 @@ class _Seen:
     reported: float = 0.0
 
 
+def _step_of(part: ExpectedPart) -> str:
+    return part.step
+
+
 @dataclass
 class Forecast:
     """Time left of a run whose ``parts`` begin in this order. ``clock``: seconds, never decreasing."""
@@ -101,9 +106,13 @@ class Forecast:
         self._reused.add(step)
 
     def estimate(self, step: str) -> float | None:
-        """Return the estimated seconds of a step; None where a part of it has no estimate, or it is not expected."""
-        seconds = [part.seconds for part in self.parts if part.step == step]
-        return None if not seconds or None in seconds else sum(one for one in seconds if one is not None)
+        """Return the estimated seconds of a step; None where a part of it has no estimate, or it is not expected.
+
+        A step that comes twice takes as long each time.
+        """
+        times = ([part.seconds for part in parts] for name, parts in groupby(self.parts, _step_of) if name == step)
+        seconds = next(times, [None])
+        return None if None in seconds else sum(one for one in seconds if one is not None)
 
     def left(self) -> TimeLeft | None:
         """Return the time left; None where nothing of the rest has an estimate."""

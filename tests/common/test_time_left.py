@@ -128,6 +128,14 @@ def test_a_part_without_an_estimate_makes_the_time_left_a_lower_bound() -> None:
     assert Forecast((tasks,), clock).left() is None
 
 
+def test_the_estimate_of_a_step_is_that_of_its_parts() -> None:
+    """Parts that follow each other add up; a step that comes again, such as a plain forward pass, counts once."""
+    parts = [ExpectedPart("forward", "forward", 5.0), *PARTS, ExpectedPart("forward", "forward", 5.0)]
+    more = [*parts, ExpectedPart("evaluation", "text", 3.0), ExpectedPart("evaluation", "speed", 4.0)]
+    forecast, _ = _forecast(*more)
+    assert [forecast.estimate(step) for step in ("forward", "pass 2", "evaluation", "other")] == [5, 60, 7, None]
+
+
 def test_reports_of_other_work_belong_to_the_part_under_way() -> None:
     """The calibration check runs pass 1 again; what its bars say is not the part's own progress."""
     forecast, clock = _forecast(PARTS[0], ExpectedPart("calibration check", "calibration check", 40.0), PARTS[2])
