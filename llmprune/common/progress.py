@@ -70,7 +70,7 @@ class _Lines:
 
 _lines: _Lines | None = None
 _forecast: Forecast | None = None
-_imports_began: float | None = None  # time.monotonic()
+_imports_began: float | None = None  # time.process_time()
 
 
 @contextmanager
@@ -127,14 +127,14 @@ def announce_imports(*, always: bool) -> None:
     global _imports_began
     if "torch" in sys.modules:
         return
-    _imports_began = time.monotonic()
+    _imports_began = time.process_time()
     if _is_first() and (always or sys.stderr.isatty()):
         print("Starting: loading torch and transformers", file=sys.stderr, flush=True)
 
 
 def seconds_of_imports() -> float | None:
-    """Return the seconds since the slow imports began, to be called when they have ended; None where none began."""
-    return None if _imports_began is None else time.monotonic() - _imports_began
+    """Return the processor time since the slow imports began, to be called when they have ended; None without them."""
+    return None if _imports_began is None else time.process_time() - _imports_began
 
 
 def report_progress(
