@@ -1,10 +1,16 @@
 """Observe activations and outputs of each expert of a mixture, in any model family.
 
-Experts are stacked in one tensor, so there is no module of one expert to hook. Their block is run expert by expert
-(transformers' own eager implementation), and the products with the output projection are intercepted: the other operand
-holds the activations of the expert's neurons.
+Experts are stacked in one tensor, so there is no module of one expert to hook. For their activations the block is run
+expert by expert (transformers' own eager implementation), and the products with the output projection are intercepted:
+the other operand holds the activations of the expert's neurons. Outputs of single experts need no loop: the block is
+run, in the model's own implementation, on every choice of an expert as if it were a token with that choice alone.
 
-Shapes in names: E experts, T tokens, K experts that a token is routed to, D hidden size, F neurons of an expert.
+How many tokens an expert has depends on the routing, and so do the shapes of what is observed. The host therefore waits
+for the device in every batch that is observed: once for the outputs of all experts; for their activations a few times
+for each expert, inside transformers' eager implementation. Runs that observe no expert do not wait.
+
+Shapes in names: E experts, T tokens, K experts that a token is routed to, S = T · K choices, D hidden size, F neurons
+of an expert.
 """
 
 from __future__ import annotations
@@ -12,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -63,8 +70,10 @@ class _Products(TorchFunctionMode):
         if part.ndim == 2:
             self.see((part.data_ptr() - self.weight.data_ptr()) // self.expert_bytes, activation.flatten(0, -2))
         elif part.shape[0] == activation.shape[0] == self.weight.shape[0]:
-            for expert, activation_TF in enumerate(activation):
-                self.see(expert, activation_TF[activation_TF.any(-1)])  # tokens that are not routed there are zeros
+            routed_ET = activation.any(-1)  # tokens that are not routed to an expert are zeros
+            first_ET = routed_ET.byte().argsort(dim=1, descending=True, stable=True)
+            for expert, count in enumerate(routed_ET.sum(1).tolist()):
+                self.see(expert, activation[expert][first_ET[expert, :count]])
 
 
 @contextmanager
@@ -117,22 +126,24 @@ def choice_in(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ExpertChoice 
 def outputs_of_experts(
     module: nn.Module, args: tuple[Any, ...], *, kwargs: Mapping[str, Any], count: int
 ) -> Iterator[ExpertOutput]:
-    """Run an experts module for one expert at a time; yield the output of every expert that has tokens.
+    """Run an experts module with every choice as a token of its own; yield the output of every expert that has tokens.
 
     ``args`` and ``kwargs``: of the module's call; ``count``: the number of experts.
     """
     choice = choice_in(args, kwargs)
     assert choice is not None, "discovery has seen the routing"
-    for expert in range(count):
-        token_T, place_T = torch.where(choice.index_TK == expert)
-        if not len(token_T):
-            continue
-        own = {
-            id(choice.hidden_TD): choice.hidden_TD[token_T],
-            id(choice.index_TK): choice.index_TK[token_T, place_T].unsqueeze(1),
-            id(choice.weight_TK): choice.weight_TK[token_T, place_T].unsqueeze(1),
-        }
-        own_args = [own.get(id(value), value) for value in args]
-        own_kwargs = {name: own.get(id(value), value) for name, value in kwargs.items()}
-        with _expert_by_expert(module):
-            yield ExpertOutput(expert, token_T, type(module).forward(module, *own_args, **own_kwargs))
+    top_k = choice.index_TK.shape[1]
+    alone = {
+        id(choice.hidden_TD): choice.hidden_TD.repeat_interleave(top_k, 0),
+        id(choice.index_TK): choice.index_TK.reshape(-1, 1),
+        id(choice.weight_TK): choice.weight_TK.reshape(-1, 1),
+    }
+    own_args = [alone.get(id(value), value) for value in args]
+    own_kwargs = {name: alone.get(id(value), value) for name, value in kwargs.items()}
+    output_SD = type(module).forward(module, *own_args, **own_kwargs)
+    expert_S, choice_S = choice.index_TK.flatten().sort(stable=True)
+    each_E = torch.arange(count, dtype=expert_S.dtype, device=expert_S.device)
+    ends = torch.searchsorted(expert_S, each_E, right=True).tolist()
+    for expert, (start, end) in enumerate(pairwise([0, *ends])):
+        if start < end:
+            yield ExpertOutput(expert, choice_S[start:end] // top_k, output_SD[choice_S[start:end]])

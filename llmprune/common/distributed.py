@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
+from llmprune.common.device_errors import device_errors
 from llmprune.common.errors import CalibrationError, LLMPruneError, PeerError, to_continue
 from llmprune.common.hub.secrets import redact
 from llmprune.common.peers import Peers
@@ -31,6 +33,7 @@ T = TypeVar("T")
 
 _COLLECTIVE_TIMEOUT = timedelta(hours=6)  # of torch's collectives; only those of lm-eval do not follow a rendezvous
 _START_TIMEOUT = timedelta(minutes=5)  # until all processes must have started
+_SUMMED_IN_PLACE = 2**22  # values from which a tensor is summed without a copy
 _STOPPED = "it was stopped"
 _runs = 0  # of this process so far; each has its own keys in the store
 _peers: Peers | None = None
@@ -92,17 +95,19 @@ def require_windows_for_all(samples: int) -> None:
 def synchronized() -> Iterator[None]:
     """Run a block in all processes; an error of one process ends it in all of them, with a message.
 
-    Raises PeerError where another process failed, died, or is at another step.
+    Raises PeerError where another process failed, died, or is at another step; DeviceError for an error of a GPU.
     """
     global _peers, _runs
     if world_size() == 1 or _peers is not None:
-        yield
+        with device_errors():
+            yield
         return
     _runs += 1
     _peers = peers = _meet_peers(f"run {_runs}")
     try:
         peers.meet("start")
-        yield
+        with device_errors():
+            yield
         peers.end()
     except BaseException as error:
         failure = peers.failure
@@ -114,7 +119,8 @@ def synchronized() -> Iterator[None]:
                 f"process {gone[0]} of {peers.count} is gone: it was killed, or its own output says why it ended; "
                 f"{to_continue()}"
             )
-        if failure is not None and not isinstance(error, PeerError) and not failure.endswith(_STOPPED):
+        same = failure is not None and failure.endswith((_STOPPED, _describe(error)))  # each process explains it itself
+        if failure is not None and not isinstance(error, PeerError) and not same:
             raise PeerError(failure) from error  # the error here is a consequence of that failure
         raise
     finally:
@@ -161,15 +167,33 @@ def require_agreement(what: str, value: str) -> None:
 
 
 def sum_over_processes(tensors: Iterable[Tensor]) -> None:
-    """Sum each tensor over the processes, in place."""
-    if world_size() == 1:
-        return
-    from accelerate.utils import reduce
+    """Sum each tensor over the processes, in place: in one exchange, of one buffer for each type of number.
 
+    Large contiguous tensors on the device of the exchange are summed where they are, which takes no memory.
+    """
     parts = list(tensors)
-    _meet(f"a sum of {len(parts)} tensors of shapes {', '.join(str(tuple(part.shape)) for part in parts)}")
-    for tensor in parts:
-        tensor.copy_(reduce(tensor.to(_state().device), reduction="sum"))
+    if world_size() == 1 or not parts:
+        return
+    shapes = Counter(tuple(part.shape) for part in parts)
+    _meet(f"a sum of {', '.join(f'{count} tensors of shape {shape}' for shape, count in shapes.items())}")
+    device, small = _exchange_device(), dict[torch.dtype, list[Tensor]]()
+    for part in parts:
+        if part.numel() >= _SUMMED_IN_PLACE and part.is_contiguous() and part.device == device:
+            torch.distributed.all_reduce(part)
+        else:
+            small.setdefault(part.dtype, []).append(part)
+    for own in small.values():
+        sizes = [part.numel() for part in own]
+        flat = torch.cat([part.reshape(-1).to(device) for part in own])
+        torch.distributed.all_reduce(flat)
+        for part, total in zip(own, torch.split(flat, sizes), strict=True):
+            part.copy_(total.view(part.shape))
+
+
+def _exchange_device() -> torch.device:
+    """Return the device that the process group exchanges tensors of; accelerate numbers the CPU too."""
+    device: torch.device = _state().device
+    return torch.device("cpu") if device.type == "cpu" else device
 
 
 def broadcast_from_first(value: T) -> T:

@@ -24,6 +24,7 @@ from rich.progress import (
 from rich.text import Text
 
 from llmprune.common.console import PlainConsole
+from llmprune.common.local_processes import is_own_process
 from llmprune.common.printing import printable
 from llmprune.common.time_left import ExpectedPart, Forecast, TimeLeft, rough_duration
 
@@ -122,13 +123,13 @@ def lines_without_terminal() -> Iterator[None]:
 def announce_imports(*, always: bool) -> None:
     """Print that slow imports begin, which take 10 s and more from a cold disk.
 
-    ``always``: even where standard error is no terminal.
+    ``always``: even where standard error is no terminal. The process that starts several prints it for them.
     """
     global _imports_began
     if "torch" in sys.modules:
         return
     _imports_began = time.process_time()
-    if _is_first() and (always or sys.stderr.isatty()):
+    if not is_own_process() and _is_first() and (always or sys.stderr.isatty()):
         print("Starting: loading torch and transformers", file=sys.stderr, flush=True)
 
 

@@ -30,6 +30,7 @@ from llmprune.common.errors import NumericalError
 from llmprune.common.linalg.cross_validated_ridge import Repair
 from llmprune.common.linalg.gram import add_gram, mirror
 from llmprune.common.linalg.masked_least_squares import output_energy, solve_on_support
+from llmprune.common.linalg.precision import exact_products
 from llmprune.layerwise.hidden_states import HiddenStates
 from llmprune.layerwise.staged_layer import StagedLayer
 from llmprune.prune.records import MatrixRecord
@@ -171,6 +172,7 @@ class Sparsifier:
         gram_II = equations.subtract_current_output(weight_OI)
         return equations.solve(f"layer {staged.index}, {writer.name}"), gram_II
 
+    @exact_products()
     def _write(
         self,
         staged: StagedLayer,
@@ -194,16 +196,18 @@ class Sparsifier:
                 f"sparsity.method {self.sparsity.method.kind}: weights of {names} in layer {staged.index} are not "
                 "finite; check the checkpoint's weights, or leave the matrix out with sparsity.skip"
             )
-        outputs, errors = [one.outputs for one in projections], None
+        outputs = [one.outputs for one in projections]
+        errors: Sequence[float | None] = [None] * len(projections)
         if sums is not None and sums.ndim == 2:
             error_O = output_energy(sparse_OI - target_OI, sums) if error_O is None else error_O
             errors = _relative(error_O, output_energy(target_OI, sums), outputs=outputs)
-        records = []
-        for place, (one, part_OI) in enumerate(zip(projections, torch.split(sparse_OI, outputs), strict=True)):
+        parts = torch.split(sparse_OI, outputs)
+        for one, part_OI in zip(projections, parts, strict=True):
             set_weight(staged.layer, one, weight_OI=part_OI)
-            kept = float((part_OI != 0).float().mean())
-            records.append(MatrixRecord(one.name, kept, errors[place] if errors else None))
-        return records
+        shares = torch.stack([(part_OI != 0).float().mean() for part_OI in parts]).tolist()
+        return [
+            MatrixRecord(one.name, kept, error) for one, kept, error in zip(projections, shares, errors, strict=True)
+        ]
 
 
 def _targets_of(staged: StagedLayer, writer: ResidualWriter, *, targets: DenseTargets) -> Iterator[_Target]:
@@ -227,10 +231,12 @@ def _targets_of(staged: StagedLayer, writer: ResidualWriter, *, targets: DenseTa
         yield _Target(batch, input_BLI.view(*target_BLD.shape[:2], -1), _without_bias(target_BLD, bias_D))
 
 
-def _relative(error_O: Tensor, energy_O: Tensor, *, outputs: list[int]) -> list[float]:
+def _relative(error_O: Tensor, energy_O: Tensor, *, outputs: list[int]) -> Sequence[float | None]:
     """Return ‖X (W − W*)ᵀ‖ / ‖X W*ᵀ‖ of each matrix of a group, from the squares by output."""
     pairs = zip(torch.split(error_O, outputs), torch.split(energy_O, outputs), strict=True)
-    return [float((error.sum() / energy.sum().clamp_min(1e-30)).clamp_min(0).sqrt()) for error, energy in pairs]
+    found = [(error.sum() / energy.sum().clamp_min(1e-30)).clamp_min(0).sqrt() for error, energy in pairs]
+    errors: list[float | None] = torch.stack(found).tolist()
+    return errors
 
 
 def _without_bias(output_BLD: Tensor, bias_D: Tensor | None) -> Tensor:

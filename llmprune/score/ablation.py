@@ -20,6 +20,7 @@ from torch import Tensor
 from llmprune.anatomy.types import Anatomy
 from llmprune.common.distributed import broadcast_from_first, sum_over_processes
 from llmprune.common.errors import CalibrationError, NumericalError
+from llmprune.common.linalg.device_sums import DeviceSums
 from llmprune.common.progress import track
 from llmprune.criteria.base import AblationCriterion
 from llmprune.cut.layer_choice import may_remain
@@ -177,13 +178,15 @@ class AblatedModels:
 
     def _mean_costs(self, models: Sequence[HiddenStates], dense: HiddenStates) -> list[float]:
         """Return the mean cost of a token of each model, from its hidden states after the last layer."""
-        totals_M = torch.zeros(len(models) + 1, dtype=torch.float64)  # the last one counts tokens
+        totals = DeviceSums(len(models) + 1)  # the last one counts tokens
         for batch, ids_BL in enumerate(self._start.batches):
             dense_BLV = self._start.logits_of(ids_BL, dense[batch])
+            ids_BL = ids_BL.to(dense_BLV.device)
             for number, hidden_states in enumerate(models):
                 logits_BLV = self._start.logits_of(ids_BL, hidden_states[batch])
-                cost_BL = self.criterion.token_costs(logits_BLV, dense_BLV, ids_BL=ids_BL.to(dense_BLV.device))
-                totals_M[number] += float(cost_BL.sum(dtype=torch.float64))
-            totals_M[-1] += cost_BL.numel()
-        sum_over_processes([totals_M])
-        return (totals_M[:-1] / totals_M[-1]).tolist()
+                cost_BL = self.criterion.token_costs(logits_BLV, dense_BLV, ids_BL=ids_BL)
+                totals.add(number, cost_BL)
+            totals.count(-1, cost_BL.numel())
+        (total_M,) = totals.reducible_state()
+        sum_over_processes([total_M])
+        return (total_M[:-1] / total_M[-1]).tolist()

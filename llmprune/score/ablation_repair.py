@@ -126,8 +126,8 @@ def _add_refit(hidden_states: HiddenStates, layer: _RefitLayer, *, delta_DF: Ten
     """Add the change of a layer's output to hidden states after it."""
     for batch, input_BLF in enumerate(layer.judged):
         input_BLF = input_BLF.to(delta_DF.device).float()
-        added_BLD = (layer.scale * (input_BLF @ delta_DF.T)).to(hidden_states[batch].dtype)
-        hidden_states[batch] = hidden_states[batch] + added_BLD.to(hidden_states[batch].device)
+        hidden_BLD = hidden_states[batch].to(delta_DF.device)
+        hidden_states[batch] = hidden_BLD + (layer.scale * (input_BLF @ delta_DF.T)).to(hidden_BLD.dtype)
 
 
 class _LayerPass(NamedTuple):

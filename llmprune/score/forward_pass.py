@@ -14,6 +14,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from llmprune.anatomy.types import Anatomy
+from llmprune.common.distributed import sum_over_processes
 from llmprune.common.errors import CalibrationError, NumericalError
 from llmprune.common.progress import track
 from llmprune.criteria.base import HiddenStateCriterion, WidthCriterion
@@ -90,10 +91,16 @@ def _score_layer(
             if span:
                 span.update(batch, hidden_BLD, output_BLD=output_BLD)
             forward.advance(batch, output_BLD)
+        in_span = span.accumulator.reducible_state() if span else []
+        sum_over_processes([*in_span, *_sums_of(scorers)])
         if spans and span:
             spans.end(span)
         for scorer in scorers:
             scorer.write(scores)
+
+
+def _sums_of(scorers: Sequence[Scorer]) -> list[Tensor]:
+    return [tensor for scorer in scorers for tensor in scorer.reducible_state()]
 
 
 def _require_cache(criterion: WidthCriterion, store: HiddenStateStore) -> None:
@@ -117,6 +124,7 @@ def _score_by_gradients(
             for effects in backward.effects(index, layer, modules=[scorer.output for scorer in scorers]):
                 for scorer, effect_BLF in zip(scorers, effects, strict=True):
                     scorer.accumulator.update(effect_BLF)
+            sum_over_processes(_sums_of(scorers))
             for scorer in scorers:
                 scorer.write(scores)
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llmprune.common.distributed import sum_over_processes
 from llmprune.criteria.accumulators.base import LayerAccumulator
 from llmprune.criteria.base import HiddenStateCriterion
 from llmprune.layerwise.forward import LayerwiseForward
@@ -55,8 +54,7 @@ class LayerSpans:
         return LayerSpan(self.criterion.make_accumulator(device), tokens, first)
 
     def end(self, span: LayerSpan) -> None:
-        """Record the score of a span after all batches."""
-        sum_over_processes(span.accumulator.reducible_state())
+        """Record the score of a span after all batches, from the sums of all processes."""
         self._scores.append(span.accumulator.score().cpu())
 
     def scores(self, layers: int, starts: Sequence[int] | None = None) -> Tensor:

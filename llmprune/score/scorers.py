@@ -8,7 +8,6 @@ Shapes: T tokens, D hidden size, F neurons of a unit, E experts.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -19,8 +18,7 @@ from llmprune.anatomy.expert_hooks import activations_of_experts, outputs_of_exp
 from llmprune.anatomy.names import tensor_of
 from llmprune.anatomy.selection import neuron_rows, outputs_first
 from llmprune.anatomy.types import Anatomy, AttentionUnit, ExpertBlock, MlpUnit, Unit, unit_key
-from llmprune.common.distributed import sum_over_processes
-from llmprune.criteria.accumulators.base import Accumulator, ExpertAccumulator, UnitAccumulator
+from llmprune.criteria.accumulators.base import ExpertAccumulator, UnitAccumulator
 from llmprune.criteria.base import ExpertCriterion, WidthCriterion
 from llmprune.score.inputs import ScoringCriteria
 from llmprune.score.scores import Scores
@@ -36,8 +34,12 @@ class Scorer(ABC):
         """Read the part's activations until the hooks are removed."""
 
     @abstractmethod
+    def reducible_state(self) -> list[Tensor]:
+        """Return the running sums themselves, which several processes add up in place before ``write``."""
+
+    @abstractmethod
     def write(self, scores: Scores) -> None:
-        """Add up the sums of all processes, and write the part's scores."""
+        """Write the part's scores from the sums of all processes."""
 
 
 def scorers_of(index: int, layer: nn.Module, *, anatomy: Anatomy, criteria: ScoringCriteria) -> list[Scorer]:
@@ -83,9 +85,12 @@ class NeuronScorer(Scorer):
         bias = getattr(module, "bias", None)
         self.accumulator.update_with(args[0], output if bias is None else output - bias)
 
+    def reducible_state(self) -> list[Tensor]:
+        """Return the sums of the criterion."""
+        return self.accumulator.reducible_state()
+
     def write(self, scores: Scores) -> None:
         """Write the scores of the neurons."""
-        sum_over_processes(self.accumulator.reducible_state())
         scores.neurons[self.key] = self.accumulator.scores().float().cpu()
 
 
@@ -104,7 +109,6 @@ class KeyValueGroupScorer(NeuronScorer):
 
     def write(self, scores: Scores) -> None:
         """Write the scores of the groups."""
-        sum_over_processes(self.accumulator.reducible_state())
         scores.heads[self.key] = self.accumulator.group_scores(self.inputs).float().cpu()
 
 
@@ -136,10 +140,12 @@ class RoutedNeuronScorer(Scorer):
         self.accumulators[expert].update(activation_TF)
         self.routed_E[expert] += len(activation_TF)
 
+    def reducible_state(self) -> list[Tensor]:
+        """Return the sums of the criterion for every expert, and the tokens routed to each."""
+        return [*(part for one in self.accumulators for part in one.reducible_state()), self.routed_E]
+
     def write(self, scores: Scores) -> None:
         """Write the scores of the neurons, and the number of tokens routed to each expert."""
-        _sum_all_over_processes(self.accumulators)
-        sum_over_processes([self.routed_E])
         energy_EF = self.weight_EDF.float().square().sum(1)
         scored_EF = torch.stack([accumulator.scores().float() for accumulator in self.accumulators])
         known_E1 = scored_EF.any(1, keepdim=True)
@@ -165,16 +171,10 @@ class ExpertScorer(Scorer):
         for one in outputs_of_experts(module, args, kwargs=kwargs, count=self.count):
             self.accumulator.update(one.expert, one.output_TD)
 
+    def reducible_state(self) -> list[Tensor]:
+        """Return the sums of the criterion."""
+        return self.accumulator.reducible_state()
+
     def write(self, scores: Scores) -> None:
         """Write the scores of the experts."""
-        sum_over_processes(self.accumulator.reducible_state())
         scores.experts[self.key] = self.accumulator.scores().float().cpu()
-
-
-def _sum_all_over_processes(accumulators: Sequence[Accumulator]) -> None:
-    """Add up the sums of many accumulators of one class, each kind of sum in one exchange."""
-    for own in zip(*(accumulator.reducible_state() for accumulator in accumulators), strict=True):
-        stacked = torch.stack(own)
-        sum_over_processes([stacked])
-        for part, total in zip(own, stacked, strict=True):
-            part.copy_(total)

@@ -149,6 +149,31 @@ def test_a_refit_takes_a_ridge_that_every_process_can_solve_with(met: Met) -> No
     assert found[0][0] == 3.0
 
 
+def test_an_error_of_both_is_each_ones_own(met: Met) -> None:
+    """Where all processes have the same error, such as one in the recipe, each raises it as a single process does."""
+    for lines in met[0]:
+        assert (lines[6]["error"], lines[6]["said"]) == ("NumericalError", "layer 3 puts out NaN")
+
+
+def test_sums_of_one_type_travel_in_one_buffer(met: Met) -> None:
+    """Every shape gets its sum; large tensors are exchanged where they are."""
+    for lines in met[0]:
+        found = lines[7]["value"]
+        assert found["values"] == [[6.0], [10.0], [14.0], [], [9.0]]
+        assert found["exchanges"] == [
+            {"torch.float32": 1, "torch.float64": 1},
+            {"torch.float32": 2, "torch.float64": 1},
+        ]
+
+
+def test_pass_1_exchanges_once_a_layer(met: Met) -> None:
+    """All scorers of a layer together, in a buffer for each type of number, and both processes get the same scores."""
+    found = [lines[8]["value"] for lines in met[0]]
+    assert found[0] == found[1]
+    assert found[0]["exchanges"] == {"torch.float32": 4, "torch.float64": 4}
+    assert found[0]["routed"] == 4 * 12 * 2 * 4  # windows, tokens, experts a token, layers
+
+
 def test_a_process_that_is_gone_ends_the_other(met: Met) -> None:
     """Killed without a word, it is noticed by its silence; the other ends even in the middle of something, and says how
     the run continues: not with ``--fresh``.

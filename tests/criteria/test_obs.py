@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.devices import simulated_devices
 from helpers.unit import HIDDEN, Unit, normal
 from torch import Tensor
 
@@ -125,3 +126,35 @@ def test_removal_errors_rise() -> None:
     """The error after a removal is at least that before it."""
     scores = Unit().scores(Obs()).sort().values.tolist()
     assert all(before <= after for before, after in pairwise(scores))
+
+
+def _scores_on_a_device(width: int) -> tuple[Tensor, Tensor]:
+    """Scores of the neurons of a unit on the current device, and of its groups of four."""
+    found = []
+    for score in (lambda sums: sums.scores(), lambda sums: sums.group_scores(4)):
+        sums = Obs(shrinkage=0.1).make_accumulator(normal(HIDDEN, width, seed=1).to("cuda"))
+        sums.update(normal(2, 3 * width, width, seed=2).to("cuda"))
+        found.append(score(sums).cpu())
+    return found[0], found[1]
+
+
+def test_removals_do_not_wait_for_the_device() -> None:
+    """The order of any number of neurons takes the same number of waits."""
+    seen = []
+    for width in (16, 200):
+        with simulated_devices(1) as devices:
+            _scores_on_a_device(width)
+        assert devices.float64
+        seen.append(devices.waits)
+    assert seen[0] == seen[1]
+
+
+def test_float64_matrices_avoid_devices_that_are_slow_at_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a gaming GPU the order is found on the CPU in float64, and is the same."""
+    with simulated_devices(1):
+        expected = _scores_on_a_device(40)
+    with simulated_devices(1) as devices:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 9))
+        found = _scores_on_a_device(40)
+    assert not devices.float64
+    assert all(map(torch.equal, found, expected))

@@ -69,7 +69,7 @@ def test_accumulators_are_freed_with_their_layer(monkeypatch: pytest.MonkeyPatch
         left.append(sum(accumulator() is not None for accumulator in made))
         return dict(dense.tensors(index))
 
-    decoder = Decoder(dense.skeleton, fetch, device_of=dense.device_of)
+    decoder = Decoder(dense.skeleton, fetch, placement=dense.placement)
     score(
         decoder, discover(model.config), criteria=ScoringCriteria(width=Share()), calibration=CalibrationBatches(IDS, 2)
     )

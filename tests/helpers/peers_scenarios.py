@@ -5,16 +5,27 @@ from __future__ import annotations
 import json
 import os
 import signal
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from llmprune.anatomy.discovery import discover
+from llmprune.checkpoint.open_decoder import open_decoder
 from llmprune.common import distributed as processes
 from llmprune.common import peers
 from llmprune.common.errors import NumericalError
 from llmprune.common.linalg import cross_validated_ridge as normal_equations
+from llmprune.criteria.depth.block_influence import BlockInfluence
+from llmprune.criteria.experts.reap import Reap
+from llmprune.criteria.width.activation import Activation
+from llmprune.recipe.model import ModelSource
+from llmprune.score.forward_pass import score
+from llmprune.score.inputs import CalibrationBatches, ScoringCriteria
+from llmprune.testing import tiny_model
 
 RANK = int(os.environ["RANK"])
 peers._HEARTBEAT, peers._SILENCE, peers._GRACE, peers._LINGER = 0.05, 2.0, 30.0, 1.0
@@ -81,15 +92,77 @@ def one_cannot_solve() -> tuple[float | None, float]:
     return repair.ridge, float(repair.delta_DF.norm())
 
 
+def both_raise() -> None:
+    """Raise the same error in both, the first process a little later."""
+    if RANK == 0:
+        time.sleep(0.3)
+    raise NumericalError("layer 3 puts out NaN")
+
+
+def sums_travel_together() -> dict[str, Any]:
+    """Sum tensors of two types and of many shapes, one without neighbouring values and one too large for a buffer."""
+    tensors = [
+        torch.full((3, 2), RANK + 1.0),
+        torch.full((), RANK + 2.0, dtype=torch.float64),
+        torch.full((4, 6), RANK + 3.0)[:, 1:3],
+        torch.zeros(0),
+        torch.full((2**22,), RANK + 4.0),
+    ]
+    _exchanged()
+    processes.sum_over_processes(tensors[:4])
+    exchanges = _exchanged()
+    processes.sum_over_processes(tensors)
+    processes.sum_over_processes([])
+    return {"values": [sorted(set(one.flatten().tolist())) for one in tensors], "exchanges": [exchanges, _exchanged()]}
+
+
+def pass_1_exchanges_once_a_layer() -> dict[str, Any]:
+    """Score the layers, neurons, heads and experts of a tiny mixture."""
+    peers._SILENCE = 60.0  # a busy machine may keep a process that computes from its heartbeat
+    _exchanged()
+    criteria = ScoringCriteria(depth=BlockInfluence(), width=Activation(), heads=Activation(), experts=Reap())
+    ids_NL = torch.arange(3, 51).view(4, 12)
+    with tempfile.TemporaryDirectory() as own:
+        tiny_model("mixtral").save_pretrained(own)
+        dense = open_decoder(ModelSource(id=processes.broadcast_from_first(own)))
+        scores = score(
+            dense,
+            discover(dense.skeleton.config),
+            criteria=criteria,
+            calibration=CalibrationBatches(ids_NL, 1),
+        )
+    exchanges = _exchanged()
+    total = sum(
+        float(part.double().sum()) for kind in (scores.neurons, scores.heads, scores.experts) for part in kind.values()
+    )
+    return {"exchanges": exchanges, "total": total, "routed": float(sum(part.sum() for part in scores.routed.values()))}
+
+
+_all_reduce, _calls = torch.distributed.all_reduce, list[str]()
+
+
+def _counted(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    _calls.append(str(tensor.dtype))
+    return _all_reduce(tensor, *args, **kwargs)
+
+
+def _exchanged() -> dict[str, int]:
+    """Return the number of exchanges since the last call, by type of number."""
+    counts = dict(Counter(_calls))
+    _calls.clear()
+    return counts
+
+
 def one_is_killed() -> None:
     """Kill the second process while the first is in a computation that does not end."""
     if RANK == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    peers._GRACE = 0.3
+    peers._GRACE, peers._SILENCE = 0.3, 2.0
     time.sleep(60)
 
 
 if __name__ == "__main__":
+    torch.distributed.all_reduce = _counted
     survived = everything_matches, one_raises, one_goes_elsewhere, other_values, one_is_done, one_cannot_solve
-    for act in (*survived, one_is_killed):
+    for act in (*survived, both_raise, sums_travel_together, pass_1_exchanges_once_a_layer, one_is_killed):
         scenario(act)

@@ -23,14 +23,25 @@ def factorize(matrix_II: Tensor, *, upper: bool = False, in_place: bool = False)
 
     ``upper``: the upper factor; only that triangle is read. ``in_place``: the factor replaces the matrix.
     """
+    if in_place:
+        factor_II, failed = factorize_in_place(matrix_II, upper=upper)
+    else:
+        import torch
+
+        factor_II, failed = torch.linalg.cholesky_ex(matrix_II, upper=upper)
+    return None if int(failed) else factor_II
+
+
+def factorize_in_place(matrix_II: Tensor, *, upper: bool) -> tuple[Tensor, Tensor]:
+    """Replace a symmetric matrix by its Cholesky factor; return that, and a scalar that is not 0 where it has none.
+
+    Nothing waits for the device.
+    """
     import torch
 
-    if not in_place:
-        factor_II, failed = torch.linalg.cholesky_ex(matrix_II, upper=upper)
-        return None if int(failed) else factor_II
     failed = torch.zeros((), dtype=torch.int32, device=matrix_II.device)
     torch.linalg.cholesky_ex(matrix_II, upper=upper, out=(matrix_II, failed))
-    return None if int(failed) else matrix_II
+    return matrix_II, failed
 
 
 def inverse(gram_II: Tensor, shift: float | Tensor, *, setting: str) -> Tensor:

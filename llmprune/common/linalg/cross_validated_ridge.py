@@ -40,9 +40,10 @@ from torch import Tensor
 
 from llmprune.common.distributed import all_agree, broadcast_from_first
 from llmprune.common.errors import NumericalError
-from llmprune.common.linalg.cholesky import factorize, mean_diagonal
+from llmprune.common.linalg.cholesky import factorize_in_place, mean_diagonal
 from llmprune.common.linalg.fold_sums import Fold, FoldSums
 from llmprune.common.linalg.gram import mirror
+from llmprune.common.linalg.precision import exact_products, float64_sum, in_float64
 
 _RIDGES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # from strong to weak
 _MIN_RELATIVE_GAIN = 1e-3  # of the held-out squared error; less may be chance
@@ -93,6 +94,7 @@ class NormalEquations:
         """Return the running sums themselves: adding to them in place adds to the equations."""
         return self._sums.tensors()
 
+    @exact_products()
     def subtract_current_output(self, weight_DF: Tensor) -> Tensor:
         """Turn the sums of Y, given to ``update`` as inherited error, into those of Y − X W₀ᵀ; return XᵀX [F, F].
 
@@ -105,11 +107,12 @@ class NormalEquations:
             total_FF += fold.gram_FF
             written_FS = fold.gram_FF @ sketched_FS
             energy = (written_FS * sketched_FS).sum() - 2 * (sketched_FS * fold.inherited_FS).sum()
-            fold.energy.add_(energy).clamp_(min=0)
+            fold.energy.add_(in_float64(energy)).clamp_(min=0)
             fold.inherited_FS.sub_(written_FS)
         self._sums.inherited_FD.addmm_(total_FF, weight_DF.T, alpha=-1)
         return total_FF
 
+    @exact_products()
     def solve(self, where: str = "", *, setting: str = "refit.ridge") -> Repair:
         """Return the solution; overwrites the sums. Raises NumericalError where no ridge has a stable solution.
 
@@ -160,7 +163,8 @@ class NormalEquations:
         No ridge where none reduces the error; None where none has a stable solution.
         """
         ridges, best = (_RIDGES, _RIDGES.index(_DEFAULT_RIDGE)) if self.ridge is None else ((self.ridge,), 0)
-        if len(self._sums.folds) < 2 or any(not float(fold.energy) for fold in self._sums.folds):
+        energies = torch.stack([fold.energy for fold in self._sums.folds]).tolist()
+        if len(energies) < 2 or not all(energies):
             return Repair(None, ridges[best], 1.0, None)  # a fold without tokens or error: nothing can be held out
         for fold in self._sums.folds:
             mirror(fold.gram_FF)
@@ -187,14 +191,14 @@ class NormalEquations:
 
         The change is infinity where the equations have no stable solution.
         """
-        products = torch.zeros(5, dtype=torch.float64)
         held_out = self._sums.folds if len(self._sums.folds) > 2 else self._sums.folds[1:]
+        products = held_out[0].energy.new_zeros(5)
         for held in held_out:
-            found = self._products_on(held, ridge=ridge)
-            if found is None:
-                return 0.0, math.inf
-            products += (found / held.energy.clamp_min(1e-30) / len(held_out)).cpu()
-        lost_lost, lost_inherited, inherited_inherited, lost_wanted, inherited_wanted = products.tolist()
+            products += self._products_on(held, ridge=ridge) / held.energy.clamp_min(1e-30) / len(held_out)
+        found = products.tolist()  # the only wait for the device at this ridge
+        if not all(map(math.isfinite, found)):
+            return 0.0, math.inf
+        lost_lost, lost_inherited, inherited_inherited, lost_wanted, inherited_wanted = found
         share = 0.0
         if inherited_inherited > 0:
             share = min(max((inherited_wanted - lost_inherited) / inherited_inherited, 0.0), 1.0)
@@ -202,11 +206,11 @@ class NormalEquations:
         change -= 2 * (lost_wanted + share * inherited_wanted)
         return share, change if math.isfinite(change) else math.inf
 
-    def _products_on(self, held: Fold, *, ridge: float) -> Tensor | None:
+    def _products_on(self, held: Fold, *, ridge: float) -> Tensor:
         """Solve for L and for I without one fold; return the five coefficients of its error as a polynomial in α.
 
-        float64 [5]: the products of the outputs for L and for I with each other and with the target. None where the
-        equations have no stable solution.
+        float64 [5]: the products of the outputs for L and for I with each other and with the target. Not finite where
+        the equations have no stable solution.
         """
         others = [fold for fold in self._sums.folds if fold is not held]
         gram_FF = _total([fold.gram_FF for fold in others])
@@ -216,9 +220,7 @@ class NormalEquations:
             lost_FS = _sum([fold.lost_FS for fold in others if fold.lost_FS is not None])
             wanted_FS = held.lost_FS + held.inherited_FS
         widths = [lost_FS.shape[1], inherited_FS.shape[1]]
-        solved_FS = _ridge(gram_FF, torch.cat([lost_FS, inherited_FS], dim=1), ridge=ridge)
-        if solved_FS is None:
-            return None
+        solved_FS = _ridge_or_nan(gram_FF, torch.cat([lost_FS, inherited_FS], dim=1), ridge=ridge)
         by_lost_FS, by_inherited_FS = torch.split(solved_FS, widths, dim=1)
         output_lost_FS, output_inherited_FS = torch.split(held.gram_FF @ solved_FS, widths, dim=1)
         pairs = [
@@ -228,7 +230,7 @@ class NormalEquations:
             (by_lost_FS, wanted_FS),
             (by_inherited_FS, wanted_FS),
         ]
-        return torch.stack([(a * b[:, : a.shape[1]]).sum(dtype=torch.float64) for a, b in pairs])
+        return torch.stack([float64_sum(a * b[:, : a.shape[1]]) for a, b in pairs])
 
 
 def for_all_folds(repair: Repair, folds: int) -> Repair:
@@ -254,13 +256,16 @@ def _total(grams: Sequence[Tensor]) -> Tensor:
 
 
 def _ridge(gram_FF: Tensor, moment_FD: Tensor, *, ridge: float) -> Tensor | None:
-    """Return (XᵀX + μI)⁻¹ moment, or None where the matrix is not positive definite or the solution not finite.
+    """Return (XᵀX + μI)⁻¹ moment, or None where the matrix is not positive definite or the solution not finite."""
+    solved_FD = _ridge_or_nan(gram_FF, moment_FD, ridge=ridge)
+    return solved_FD if torch.isfinite(solved_FD).all() else None
+
+
+def _ridge_or_nan(gram_FF: Tensor, moment_FD: Tensor, *, ridge: float) -> Tensor:
+    """Return (XᵀX + μI)⁻¹ moment, NaN where the matrix is not positive definite; nothing waits for the device.
 
     Only the upper triangle of the Gram matrix is read; its factor overwrites it.
     """
     gram_FF.diagonal().add_(mean_diagonal(gram_FF, ridge))
-    factor_FF = factorize(gram_FF, upper=True, in_place=True)
-    if factor_FF is None:
-        return None
-    solved_FD = torch.cholesky_solve(moment_FD, factor_FF, upper=True)
-    return solved_FD if torch.isfinite(solved_FD).all() else None
+    factor_FF, failed = factorize_in_place(gram_FF, upper=True)
+    return torch.cholesky_solve(moment_FD, factor_FF, upper=True).masked_fill_(failed != 0, torch.nan)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from llmprune.common.linalg.gram import add_gram
+from llmprune.common.linalg.precision import exact_products, float64_device, float64_sum
 
 _SKETCHED = 64  # outputs of the sketch
 
@@ -44,12 +45,13 @@ class FoldSums(NamedTuple):
         width, hidden = input_TF.shape[1], error_TD.shape[1]
         size, new = min(hidden, _SKETCHED), input_TF.new_zeros
         sketch_DS = torch.randn(hidden, size, generator=torch.Generator().manual_seed(0)) / size**0.5
+        energies = torch.zeros(folds, dtype=torch.float64, device=float64_device(input_TF.device))
         parts = tuple(
-            Fold(new(width, width), new(width, size), new((), dtype=torch.float64), new(width, size) if lost else None)
-            for _ in range(folds)
+            Fold(new(width, width), new(width, size), energy, new(width, size) if lost else None) for energy in energies
         )
         return cls(sketch_DS.to(input_TF.device), new(width, hidden), new(width, hidden) if lost else None, parts)
 
+    @exact_products()
     def add(self, input_TF: Tensor, lost_TD: Tensor | None, *, inherited_TD: Tensor, fold: int) -> None:
         """Add a batch of one fold; ``lost_TD`` is None in all batches or in none."""
         part = self.folds[fold]
@@ -65,7 +67,7 @@ class FoldSums(NamedTuple):
             lost_TS = lost_TD @ self.sketch_DS
             part.lost_FS.addmm_(input_TF.T, lost_TS)
             wanted_TS = inherited_TS + lost_TS
-        part.energy.add_(wanted_TS.square().sum(dtype=torch.float64))
+        part.energy.add_(float64_sum(wanted_TS.square()))
 
     def tensors(self) -> list[Tensor]:
         """Return the sums themselves: adding to them in place adds to the equations."""

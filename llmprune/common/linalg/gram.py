@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from llmprune.common.linalg.precision import exact_products
+
 _BLOCKS = 4  # of rows and of columns: 10 of the 16 blocks are computed
 
 
+@exact_products()
 def add_gram(gram_FF: Tensor, input_TF: Tensor) -> None:
     """Add XᵀX to the blocks of ``gram_FF`` that contain its upper triangle, in place."""
     width = gram_FF.shape[0]

@@ -15,10 +15,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from llmprune.common.linalg.precision import exact_products
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 
+@exact_products()
 def solve_on_support(
     weight_OI: Tensor, mask_OI: Tensor, *, gram_II: Tensor, wanted_OI: Tensor, steps: int
 ) -> tuple[Tensor, Tensor]:
@@ -48,6 +51,7 @@ def solve_on_support(
     return weight_OI, error_O.clamp_min_(0)
 
 
+@exact_products()
 def output_energy(weight_OI: Tensor, gram_II: Tensor) -> Tensor:
     """Return the squared norm ‖X wᵀ‖² of each output [O], from XᵀX alone."""
     return (weight_OI @ gram_II).mul_(weight_OI).sum(1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from llmprune.common.linalg.precision import float64_device, float64_sum
 from llmprune.criteria.accumulators.base import Accumulator
 
 if TYPE_CHECKING:
@@ -20,8 +21,7 @@ class MeanOverTokens(Accumulator):
     def __init__(self, device: torch.device, quantities: int = 1) -> None:
         import torch
 
-        self.total_N = torch.zeros(quantities, dtype=torch.float64, device=device)
-        self.tokens_N = torch.zeros(quantities, dtype=torch.float64, device=device)
+        self.total_N, self.tokens_N = torch.zeros(2, quantities, dtype=torch.float64, device=float64_device(device))
 
     def reducible_state(self) -> list[Tensor]:
         """Return the sums and the numbers of tokens, float64 [N] each."""
@@ -29,12 +29,13 @@ class MeanOverTokens(Accumulator):
 
     def add(self, value_BL: Tensor, quantity: int = 0) -> None:
         """Add one value of a quantity for each token."""
-        self.total_N[quantity] += value_BL.double().sum()
+        self.total_N[quantity] += float64_sum(value_BL)
         self.tokens_N[quantity] += value_BL.numel()
 
     def means(self) -> Tensor:
         """Return the mean of each quantity, float64 [N]; 0 before its first token."""
-        return self.total_N / self.tokens_N.clamp_min(1)
+        means_N: Tensor = self.total_N / self.tokens_N.clamp_min(1)
+        return means_N
 
 
 def cosine(one_BLD: Tensor, other_BLD: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from llmprune.common.linalg.precision import in_float64
 from llmprune.criteria.accumulators.base import LayerAccumulator
 from llmprune.criteria.accumulators.mean_over_tokens import MeanOverTokens, cosine
 from llmprune.criteria.base import HiddenStateCriterion
@@ -44,7 +45,7 @@ class Angular(HiddenStateCriterion):
 
 class _Angles(MeanOverTokens, LayerAccumulator):
     def update(self, hidden_BLD: Tensor, output_BLD: Tensor) -> None:
-        cosine_BL = cosine(hidden_BLD.double(), output_BLD.double())
+        cosine_BL = cosine(in_float64(hidden_BLD), in_float64(output_BLD))
         self.add(cosine_BL.clamp(-1, 1).acos() / math.pi)
 
     def score(self) -> Tensor:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from llmprune.common.linalg.precision import in_float64
 from llmprune.criteria.accumulators.base import UnitAccumulator
 from llmprune.criteria.base import WidthCriterion
 
@@ -34,7 +35,7 @@ class Flap(WidthCriterion):
 class _Fluctuation(UnitAccumulator):
     def __init__(self, column_energy_F: Tensor) -> None:
         self.column_energy_F = column_energy_F
-        self.sum_F, self.square_F = column_energy_F.double().new_zeros(2, len(column_energy_F))
+        self.sum_F, self.square_F = in_float64(column_energy_F).new_zeros(2, len(column_energy_F))
         self.tokens = self.sum_F.new_zeros(1)
 
     def reducible_state(self) -> list[Tensor]:
@@ -46,7 +47,7 @@ class _Fluctuation(UnitAccumulator):
         values_TF = values_BLF.flatten(0, -2).float()
         if not len(values_TF):
             return
-        variance_F, mean_F = (part.double() for part in torch.var_mean(values_TF, dim=0, correction=0))
+        variance_F, mean_F = (in_float64(part) for part in torch.var_mean(values_TF, dim=0, correction=0))
         self.sum_F += mean_F * len(values_TF)
         self.square_F += (variance_F + mean_F.square()) * len(values_TF)
         self.tokens += len(values_TF)
@@ -54,5 +55,5 @@ class _Fluctuation(UnitAccumulator):
     def scores(self) -> Tensor:
         tokens = self.tokens.clamp_min(1)
         variance_F = self.square_F / tokens - (self.sum_F / tokens).square()
-        scores_F: Tensor = variance_F.clamp_min(0).float() * self.column_energy_F
+        scores_F: Tensor = variance_F.clamp_min(0).float().to(self.column_energy_F.device) * self.column_energy_F
         return scores_F

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from llmprune.common.linalg.precision import in_float64
 from llmprune.criteria.accumulators.base import UnitAccumulator
 from llmprune.criteria.base import UnitInput, WidthCriterion
 
@@ -50,7 +51,7 @@ class Taylor(WidthCriterion):
 class _LossChange(UnitAccumulator):
     def __init__(self, absolute: Absolute, output_DF: Tensor) -> None:
         self.absolute = absolute
-        self.sum_F = output_DF.new_zeros(output_DF.shape[1]).double()
+        self.sum_F = in_float64(output_DF.new_zeros(output_DF.shape[1]))
         self.tokens = self.sum_F.new_zeros(1)
 
     def reducible_state(self) -> list[Tensor]:
@@ -63,7 +64,7 @@ class _LossChange(UnitAccumulator):
         change_BF = change_BLF.sum(1)
         if self.absolute == "window":
             change_BF = change_BF.abs()
-        self.sum_F += change_BF.double().sum(0)
+        self.sum_F += in_float64(change_BF).sum(0)
         self.tokens += values_BLF.shape[:-1].numel()
 
     def scores(self) -> Tensor:

@@ -48,6 +48,7 @@ def run_uncut(
     output = unit.tensors[-1]
     weight_DF = outputs_first(uncut.get_parameter(output.name), output)
     removed_R, weight_RD = removed_rows(weight_DF, keep_K)
+    keep_K = None if keep_K is None else keep_K.to(weight_DF.device)
     seen: list[Tensor] = []
     with inputs_of(uncut.get_submodule(unit.output), seen.append):
         for batch, hidden_BLD, uncut_BLD in runs.outputs(new, uncut):
@@ -96,7 +97,8 @@ def run_gated(
     inputs: list[Tensor] = []
     activations: list[Tensor] = []
     written: list[Tensor] = []
-    rows_F = slice_rows(cut.get_parameter(name).shape[up.tensor.dim], up)
+    weight = cut.get_parameter(name)
+    rows_F = slice_rows(weight.shape[up.tensor.dim], up).to(weight.device)
     with ExitStack() as hooks:
         up_module, output_module = cut.get_submodule(name.rpartition(".")[0]), cut.get_submodule(output)
         hooks.enter_context(inputs_of(up_module, inputs.append))
@@ -112,8 +114,11 @@ def run_gated(
 
 
 def removed_rows(weight_DF: Tensor, keep_K: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the indices [R] of a projection's removed inputs, and their rows [R, D] of its transposed weight."""
+    """Return the indices [R] of a projection's removed inputs, and their rows [R, D] of its transposed weight.
+
+    Both are on the weight's device: indices on another are copied for every batch.
+    """
     removed_F = torch.ones(weight_DF.shape[1], dtype=torch.bool)
     removed_F[keep_K if keep_K is not None else slice(None)] = False
-    removed_R = removed_F.nonzero().squeeze(1)
+    removed_R = removed_F.nonzero().squeeze(1).to(weight_DF.device)
     return removed_R, weight_DF[:, removed_R].T

@@ -62,6 +62,7 @@ class TokenMixerRefit:
             module = layer.get_submodule(mixer.name)
             weight_DF = outputs_first(module.get_parameter("weight"), mixer.unit.tensors[-1])
             removed_R, weight_RD = removed_rows(weight_DF, keep_K)
+            keep_K = None if keep_K is None else keep_K.to(weight_DF.device)
             staged = StagedLayer(run.pruned, step.new, layer=layer, order=topology.order)
             for batch, input_BLF in staged.inputs(mixer.name):
                 hidden_BLD = run.pruned.hidden_states[batch].to(input_BLF.device)

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,7 +37,9 @@ from torch import Tensor
 from llmprune.common.distributed import broadcast_from_first, sum_over_processes
 from llmprune.common.errors import NumericalError
 from llmprune.common.linalg.cholesky import factorize
+from llmprune.common.linalg.device_sums import DeviceSums
 from llmprune.common.linalg.gram import add_gram, mirror
+from llmprune.common.linalg.precision import exact_products
 from llmprune.layerwise.hidden_states import HiddenStates
 from llmprune.prune.repair.folds import Folds
 
@@ -77,7 +80,8 @@ class UpEquations:
     def __init__(self, down_DF: Tensor, held_out: Folds, *, allocate: Callable[[Tensor], HiddenStates]) -> None:
         self.down_DF, self.held_out, self.allocate = down_DF.float(), held_out, allocate
         self._kept: list[HiddenStates] = []  # X, S, R, and the output change M of the last step's direction
-        self._energy = torch.zeros(2, dtype=torch.float64)  # ‖R‖² of the tokens solved on, and of those held out
+        self._energy = DeviceSums(2)  # ‖R‖² of the tokens solved on, and of those held out
+        self._metric_sums: _MetricSums | None = None  # sized by the first batch
 
     def update(self, input_BLI: Tensor, gates_BLF: Tensor, *, missing_BLD: Tensor, target_BLD: Tensor) -> None:
         """Add the next batch. ``missing_BLD``: R; ``target_BLD``: dense values, by whose RMS tokens are normalised."""
@@ -89,16 +93,28 @@ class UpEquations:
             if len(self._kept) <= place:
                 self._kept.append(self.allocate(value))
             self._kept[place].append(value)
-        for fold, (missing_TD,) in self.held_out.parts(len(self._kept[0]) - 1, missing_BLD):
-            self._energy[fold] += float(missing_TD.square().sum(dtype=torch.float64))
+        if self._metric_sums is None:
+            self._metric_sums = _MetricSums.zeros(input_BLI.shape[-1], gates_BLF.shape[-1], like=self.down_DF)
+        parts = self.held_out.parts(len(self._kept[0]) - 1, missing_BLD, input_BLI, gates_BLF)
+        for fold, (missing_TD, input_TI, gates_TF) in parts:
+            self._energy.add(fold, missing_TD.square())
+            if fold == 0 and self.held_out.count > 1:
+                self._metric_sums.add(input_TI.float(), gates_TF.float())
+
+    def reducible_state(self) -> list[Tensor]:
+        """Return the running sums themselves, which several processes add up in place before ``solve``."""
+        assert self._metric_sums is not None, "used after at least one batch"
+        return [*self._energy.reducible_state(), *self._metric_sums]
 
     @torch.no_grad()
+    @exact_products()
     def solve(self) -> UpRepair:
         """Return the repair; the stored batches are overwritten. Raises NumericalError if XᵀX has no inverse."""
-        sum_over_processes([self._energy])
-        if self.held_out.count < 2 or not float(self._energy.min()):
+        (energy_2,) = self._energy.reducible_state()
+        if self.held_out.count < 2 or not float(energy_2.min()):
             return UpRepair(None, None)
-        metric = self._metric()
+        assert self._metric_sums is not None, "every fold has energy"
+        metric, held_out_energy = self._metric_sums.metric(self.down_DF), float(energy_2[1])
         delta_FI = direction_FI = self.down_DF.new_zeros(metric.shape)
         steepness, change, length = 0.0, 0.0, 0.0
         for _ in range(_STEPS):
@@ -108,30 +124,12 @@ class UpEquations:
             direction_FI = scaled_FI + direction_FI * (steepness / before if before else 0.0)
             moved = self._move(direction_FI)
             length = steepness / max(moved.solved + float((direction_FI * metric.times(direction_FI)).sum()), 1e-30)
-            gain = (length**2 * moved.held_out - 2 * length * moved.held_out_missing) / float(self._energy[1])
+            gain = (length**2 * moved.held_out - 2 * length * moved.held_out_missing) / held_out_energy
             if not broadcast_from_first(gain <= -_MIN_RELATIVE_GAIN * (1 + change)):
                 break
             change += gain
             delta_FI = delta_FI + direction_FI * length
         return UpRepair(delta_FI if change else None, change)
-
-    def _metric(self) -> _Metric:
-        """Return H of the tokens solved on."""
-        inputs, gates, *_ = self._kept
-        width, neurons = inputs[0].shape[-1], gates[0].shape[-1]
-        gram_II, squares_F = self.down_DF.new_zeros(width, width), self.down_DF.new_zeros(neurons)
-        tokens = self.down_DF.new_zeros(1)
-        for batch in range(len(inputs)):
-            for fold, (input_TI, gates_TF) in self._parts(batch, inputs, gates):
-                if fold == 0:
-                    add_gram(gram_II, input_TI)
-                    squares_F += gates_TF.square().sum(0)
-                    tokens += len(input_TI)
-        sum_over_processes([gram_II, squares_F, tokens])
-        mirror(gram_II)
-        gram_II.diagonal().add_(_RIDGE * gram_II.diagonal().mean())
-        scale_F = squares_F / tokens * self.down_DF.square().sum(0)
-        return _Metric(scale_F + (_SHRINKAGE * scale_F.mean()).clamp_min(1e-30), gram_II)
 
     def _gradient(self, length: float) -> Tensor:
         """Subtract the last step from R, then return (R D ∘ S)ᵀ X summed over the tokens solved on."""
@@ -149,24 +147,49 @@ class UpEquations:
     def _move(self, direction_FI: Tensor) -> _Moved:
         """Store M = ((X Qᵀ) ∘ S) Dᵀ for a direction Q; return what it does to the output."""
         inputs, gates, missing, moved = self._kept
-        sums = torch.zeros(3, dtype=torch.float64)
+        sums = DeviceSums(3)
         for batch in range(len(inputs)):
             input_BLI, gates_BLF = (kept[batch].to(self.down_DF.device).float() for kept in (inputs, gates))
             moved_BLD = (input_BLI @ direction_FI.T).mul_(gates_BLF) @ self.down_DF.T
             for fold, (moved_TD, missing_TD) in self.held_out.parts(batch, moved_BLD, missing[batch].to(moved_BLD)):
-                square = float(moved_TD.square().sum(dtype=torch.float64))
                 if fold == 0:
-                    sums[0] += square
+                    sums.add(0, moved_TD.square())
                 else:
-                    sums[1] += float((moved_TD * missing_TD).sum(dtype=torch.float64))
-                    sums[2] += square
+                    sums.add(1, moved_TD * missing_TD)
+                    sums.add(2, moved_TD.square())
             moved[batch] = moved_BLD
-        sum_over_processes([sums])
-        return _Moved(*sums.tolist())
+        sum_over_processes(sums.reducible_state())
+        return _Moved(*sums.read())
 
     def _parts(self, batch: int, *kept: HiddenStates) -> Iterator[tuple[int, list[Tensor]]]:
         values = [one[batch].to(self.down_DF.device).float() for one in kept]
         return self.held_out.parts(batch, *values)
+
+
+class _MetricSums(NamedTuple):
+    """Sums over the tokens solved on: XᵀX, of which only the upper triangle is computed, squared gates, and tokens."""
+
+    gram_II: Tensor
+    squares_F: Tensor
+    tokens_1: Tensor
+
+    @classmethod
+    def zeros(cls, width: int, neurons: int, *, like: Tensor) -> _MetricSums:
+        """Return empty sums, of the type and on the device of a tensor."""
+        return cls(like.new_zeros(width, width), like.new_zeros(neurons), like.new_zeros(1))
+
+    def add(self, input_TI: Tensor, gates_TF: Tensor) -> None:
+        """Add a batch."""
+        add_gram(self.gram_II, input_TI)
+        self.squares_F.add_(gates_TF.square().sum(0))
+        self.tokens_1.add_(len(input_TI))
+
+    def metric(self, down_DF: Tensor) -> _Metric:
+        """Return H; overwrites the sums."""
+        mirror(self.gram_II)
+        self.gram_II.diagonal().add_(_RIDGE * self.gram_II.diagonal().mean())
+        scale_F = self.squares_F / self.tokens_1 * down_DF.square().sum(0)
+        return _Metric(scale_F + (_SHRINKAGE * scale_F.mean()).clamp_min(1e-30), self.gram_II)
 
 
 class _Metric:

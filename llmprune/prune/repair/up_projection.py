@@ -22,7 +22,7 @@ from llmprune.prune.repair.up_equations import UpEquations, UpRepair
 
 @dataclass(frozen=True)
 class _Solved:
-    """Repair of the up projection, and the error of the layer before it in this process."""
+    """Repair of the up projection, and the error of the layer before it."""
 
     repair: UpRepair
     error: RelativeError
@@ -40,7 +40,6 @@ class UpProjectionRefit:
             return
         solved = self._solve(run, work, unit=unit, up=unit.up)
         work.outcome.up = solved.repair
-        sum_over_processes(solved.error.reducible_state())
         if step.refits_output:
             work.outcome.error_cut = solved.error.value()
         if solved.repair.delta_FI is not None:
@@ -64,4 +63,5 @@ class UpProjectionRefit:
                     target_BLD = work.dense.outputs[unit.output][batch].to(written_BLD)
                     missing_BLD = target_BLD - written_BLD
                 equations.update(one.input_BLI, one.gates_BLF, missing_BLD=missing_BLD, target_BLD=target_BLD)
+            sum_over_processes([*equations.reducible_state(), *error.reducible_state()])
             return _Solved(equations.solve(), error)
