@@ -27,6 +27,7 @@ def plan(recipe: RecipePlace, overrides: Overrides = None, *, as_json: Json = Fa
     """Show what a recipe would do: sizes, memory, time, and everything that a run would refuse. Reads no weights."""
     parsed, _ = _load_recipe(recipe, overrides)
     announce_imports(always=False)
+    from llmprune.planning.devices import count_processes
     from llmprune.planning.plan import plan_and_check
     from llmprune.planning.timing import with_durations
     from llmprune.report.plan_table import print_plan
@@ -34,7 +35,8 @@ def plan(recipe: RecipePlace, overrides: Overrides = None, *, as_json: Json = Fa
     loading = seconds_of_imports()
     found = plan_and_check(parsed)
     if found.plan is not None:  # sizes are useful even where text or tokenizer are missing
-        timed = with_durations(found.plan, loading=loading)
+        processes = 1 if found.errors.listed() else count_processes(parsed, halves=False)[0]
+        timed = with_durations(found.plan, processes=processes, loading=loading)
         if as_json:
             typer.echo(json.dumps(timed.model_dump(mode="json"), indent=1))
         else:

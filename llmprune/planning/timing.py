@@ -29,9 +29,20 @@ def estimate_durations(
     )
 
 
-def with_durations(plan: Plan, *, loading: float | None = None) -> Plan:
-    """Return the plan with its durations; measures the device's rates where they are not kept."""
-    return plan.model_copy(update={"durations": estimate_durations(plan, loading=loading)})
+def with_durations(plan: Plan, *, processes: int = 1, loading: float | None = None) -> Plan:
+    """Return the plan with its durations; measures the device's rates where they are not kept.
+
+    ``processes``: number that the run will start; under a launcher there are as many as it started.
+    """
+    device = local_device()
+    found = durations(
+        plan.work.parts,
+        rates_of(device, _dtype(plan), hidden=plan.work.hidden),
+        device=device_name(device),
+        processes=max(processes, world_size()),
+        loading=loading,
+    )
+    return plan.model_copy(update={"durations": found})
 
 
 def with_known_durations(plan: Plan) -> Plan:
