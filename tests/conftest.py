@@ -115,8 +115,11 @@ class Clock:
 
 @pytest.fixture(autouse=True)
 def _own_base_results(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep cached results of base models in the test, apart from those of the user."""
+    """Keep cached results of base models, and the rates of this machine, apart from those of the user."""
     from llmprune.evaluation.lm_eval import harness
+    from llmprune.planning.duration import rates
 
     folder: Path = tmp_path_factory.mktemp("baselines", numbered=True)
     monkeypatch.setattr(harness, "baselines_folder", lambda: folder)
+    kept = tmp_path_factory.getbasetemp() / "rates.json"  # measured once for all tests
+    monkeypatch.setattr(rates, "rates_file", lambda: kept)

@@ -34,7 +34,7 @@ ROOMS: dict[str, set[str]] = {
     "prune": {"common", "anatomy", "layerwise", "recipe", "checkpoint", "cut"},
     "evaluation": {"common", "anatomy", "sparsity", "layerwise", "recipe", "results", "checkpoint"},
     "planning": {
-        *("common", "anatomy", "criteria", "recipe", "data", "results", "checkpoint", "cut"),
+        *("common", "anatomy", "criteria", "layerwise", "recipe", "data", "results", "checkpoint", "cut"),
         "evaluation",
     },
     "publish": {"common", "anatomy", "recipe", "results", "checkpoint", "cut"},
@@ -53,6 +53,7 @@ ROOMS: dict[str, set[str]] = {
 # What a room takes of another beyond the table: one module of one module.
 WINDOWS = {
     ("service.planner.worker", "planning.plan"),  # a process of its own, which imports torch
+    ("service.planner.worker", "planning.timing"),
     ("service.jobs.submission", "evaluation.more_samples"),
     ("service.jobs.job", "publish.published"),
     ("service.supervisor.progress", "publish.published"),

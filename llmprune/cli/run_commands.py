@@ -12,7 +12,7 @@ import typer
 from llmprune.cli.options import CommandLine, FinishedFolder, Json, Overrides, RecipePlace, console
 from llmprune.common.errors import RecipeError
 from llmprune.common.printing import printable
-from llmprune.common.progress import announce_imports, lines_without_terminal
+from llmprune.common.progress import announce_imports, lines_without_terminal, seconds_of_imports
 
 if TYPE_CHECKING:
     from llmprune.pipeline.finish import FinishedRun
@@ -24,17 +24,23 @@ logger = logging.getLogger(__name__)
 
 
 def plan(recipe: RecipePlace, overrides: Overrides = None, *, as_json: Json = False) -> None:
-    """Show what a recipe would do: sizes, memory, and everything that a run would refuse. Reads no weights."""
+    """Show what a recipe would do: sizes, memory, time, and everything that a run would refuse. Reads no weights."""
     parsed, _ = _load_recipe(recipe, overrides)
     announce_imports(always=False)
+    from llmprune.planning.devices import count_processes
     from llmprune.planning.plan import plan_and_check
+    from llmprune.planning.timing import with_durations
     from llmprune.report.plan_table import print_plan
 
+    loading = seconds_of_imports()
     found = plan_and_check(parsed)
-    if found.plan is not None and as_json:  # sizes are useful even where text or tokenizer are missing
-        typer.echo(json.dumps(found.plan.model_dump(mode="json"), indent=1))
-    elif found.plan is not None:
-        print_plan(found.plan, console())
+    if found.plan is not None:  # sizes are useful even where text or tokenizer are missing
+        processes = 1 if found.errors.listed() else count_processes(parsed, halves=False)[0]
+        timed = with_durations(found.plan, processes=processes, loading=loading)
+        if as_json:
+            typer.echo(json.dumps(timed.model_dump(mode="json"), indent=1))
+        else:
+            print_plan(timed, console())
     found.require(recipe)
 
 

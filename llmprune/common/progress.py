@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,17 +15,22 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from llmprune.common.console import PlainConsole
 from llmprune.common.local_processes import is_own_process
 from llmprune.common.printing import printable
+from llmprune.common.time_left import ExpectedPart, Forecast, TimeLeft, rough_duration
 
 PROGRESS_FILE = "LLMPRUNE_PROGRESS"  # environment variable with the path of the file
 _REPEAT_EVERY = 180.0  # seconds
+_WORTH_SAYING = 60.0  # seconds that a run must have left for its new steps to say so
 
 
 class _Lines:
@@ -46,7 +51,9 @@ class _Lines:
                 self._step, self._began = step, time.monotonic()
             self._done, self._total, self._left = done, total, left
             if new:
-                self._print(f", {total} to do" if total else "")
+                whole = time_left()
+                long = whole is not None and whole.seconds >= _WORTH_SAYING
+                self._print((f", {total} to do" if total else "") + (_in_all(whole) if long else ""))
 
     def repeat(self, stop: threading.Event) -> None:
         """Print the progress every few minutes until ``stop`` is set."""
@@ -54,7 +61,8 @@ class _Lines:
             with self._lock:
                 done = f", {self._done} of {self._total} done" if self._done is not None and self._total else ""
                 left = f", about {_minutes(self._left)} left" if self._left is not None else ""
-                self._print(f"{done}, for {_minutes(time.monotonic() - self._began)} now{left}")
+                whole = _in_all(time_left())
+                self._print(f"{done}, for {_minutes(time.monotonic() - self._began)} now{left}{whole}")
 
     def _print(self, details: str) -> None:
         with suppress(OSError, ValueError):  # a run must not end because standard error is closed
@@ -62,6 +70,35 @@ class _Lines:
 
 
 _lines: _Lines | None = None
+_forecast: Forecast | None = None
+_imports_began: float | None = None  # time.process_time()
+
+
+@contextmanager
+def expecting(parts: Sequence[ExpectedPart]) -> Iterator[Forecast]:
+    """Report the time left of the whole run, which has these parts in this order, while the context lasts."""
+    global _forecast
+    before, _forecast = _forecast, Forecast(parts)
+    try:
+        yield _forecast
+    finally:
+        _forecast = before
+
+
+def time_left() -> TimeLeft | None:
+    """Return the time left of the whole run; None where nothing is expected."""
+    return _forecast.left() if _forecast is not None else None
+
+
+def estimated_seconds(step: str) -> float | None:
+    """Return the estimated seconds of a step of the run under way; None where there is no estimate."""
+    return _forecast.estimate(step) if _forecast is not None else None
+
+
+def report_reused(step: str) -> None:
+    """Report that the result of a step exists, so that the step takes no time."""
+    if _forecast is not None:
+        _forecast.reuse(step)
 
 
 @contextmanager
@@ -88,9 +125,17 @@ def announce_imports(*, always: bool) -> None:
 
     ``always``: even where standard error is no terminal. The process that starts several prints it for them.
     """
-    said = "torch" in sys.modules or is_own_process()
-    if not said and _is_first() and (always or sys.stderr.isatty()):
+    global _imports_began
+    if "torch" in sys.modules:
+        return
+    _imports_began = time.process_time()
+    if not is_own_process() and _is_first() and (always or sys.stderr.isatty()):
         print("Starting: loading torch and transformers", file=sys.stderr, flush=True)
+
+
+def seconds_of_imports() -> float | None:
+    """Return the processor time since the slow imports began, to be called when they have ended; None without them."""
+    return None if _imports_began is None else time.process_time() - _imports_began
 
 
 def report_progress(
@@ -102,6 +147,8 @@ def report_progress(
     """
     if not _is_first():
         return
+    if _forecast is not None:
+        _forecast.note(step, done, total=total, since=since)
     seconds = time.monotonic() - since if since is not None else None
     if _lines is not None:
         _lines.note(
@@ -110,9 +157,17 @@ def report_progress(
     path = os.environ.get(PROGRESS_FILE)
     if not path:
         return
+    whole = time_left()
+    content = {
+        "step": step,
+        "done": done,
+        "total": total,
+        "seconds": seconds,
+        "run_seconds_left": round(whole.seconds, 1) if whole is not None and whole.is_complete else None,
+    }
     with suppress(OSError):  # a full disk must not end the run here
         temporary = Path(f"{path}.partial")
-        temporary.write_text(json.dumps({"step": step, "done": done, "total": total, "seconds": seconds}))
+        temporary.write_text(json.dumps(content))
         temporary.replace(path)
 
 
@@ -131,9 +186,18 @@ def track(items: Iterable[int], what: str) -> Iterator[int]:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
+        _LeftInAll(),
     )
     with Progress(*columns, console=console) as progress:
         yield from progress.track(reported, total=total, description=what)
+
+
+class _LeftInAll(ProgressColumn):
+    """Time left of the whole run, where it is known."""
+
+    def render(self, task: Task) -> Text:
+        """Return the text of the column."""
+        return Text(_in_all(time_left()).removeprefix(", "))
 
 
 def _reported(items: Iterable[int], what: str, *, total: int | None) -> Iterator[int]:
@@ -164,3 +228,10 @@ def _is_first() -> bool:
 
 def _minutes(seconds: float) -> str:
     return f"{max(1, round(seconds / 60))} min"
+
+
+def _in_all(left: TimeLeft | None) -> str:
+    """Return the time left of the whole run as the end of a line, such as ``, about 12 min left in all``."""
+    if left is None:
+        return ""
+    return f", {'about' if left.is_complete else 'at least'} {rough_duration(left.seconds)} left in all"

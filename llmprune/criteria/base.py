@@ -204,6 +204,10 @@ class WidthCriterion(Variant, ABC):
         """Return the float64 operations that scoring a unit of this width takes, where they are many."""
         return 0
 
+    def token_operations(self, width: int, hidden: int) -> float:
+        """Return the operations that scoring a unit of this width takes for each token, where they are many."""
+        return 0.0
+
     def memory(self, width: int) -> int:
         """Return the most bytes that scoring a unit of this width takes in addition to the layer, where it is much."""
         return 0

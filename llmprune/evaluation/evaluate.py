@@ -12,6 +12,7 @@ from torch import Tensor
 
 from llmprune.checkpoint.room import fit_together
 from llmprune.common.distributed import broadcast_from_first, is_first_process
+from llmprune.common.progress import report_progress
 from llmprune.evaluation.bench.generation_speed import compare_speed
 from llmprune.evaluation.generation import Continuations, compare_generation, continue_windows
 from llmprune.evaluation.lm_eval.harness import EvaluatedModel, evaluate_tasks
@@ -81,6 +82,7 @@ def measure_models(
         if settings.tasks:
             tasks[side] = evaluate_tasks(model, side, evaluation=settings)
         if settings.generation and held_out_NL is not None and is_first_process():
+            report_progress("free generation")
             reductions = model.whole.reductions
             texts[side] = continue_windows(
                 model.whole.get(), held_out_NL, settings=settings.generation, side=side, reductions=reductions
@@ -96,6 +98,7 @@ def measure_models(
                 Continuations(**texts), held_out_NL, tokenizer=dense.tokenizer, settings=settings.generation
             )
         if settings.speed:
+            report_progress("speed")
             speed = compare_speed(dense.whole, pruned.whole, settings=settings.speed, together=together)
         warnings = (*dense.whole.reductions, *pruned.whole.reductions)
         measured = Measured(generation=generation, speed=speed, warnings=warnings)

@@ -20,7 +20,7 @@ from llmprune.common.files import folder_size, require_space
 from llmprune.common.hub.secrets import redact_logs
 from llmprune.common.local_processes import is_own_process
 from llmprune.common.process_memory import keep_freed_memory
-from llmprune.common.progress import quiet_libraries, report_progress
+from llmprune.common.progress import expecting, quiet_libraries, report_progress, seconds_of_imports
 from llmprune.evaluation.lm_eval.tasks import fetch_tasks
 from llmprune.pipeline.agreement import require_same_everywhere
 from llmprune.pipeline.batches import Batches
@@ -38,7 +38,9 @@ from llmprune.pipeline.score_and_select import find_cut, find_scores
 from llmprune.pipeline.step_costs import (
     time_dense_forward_pass,
 )
+from llmprune.planning.duration.estimate import Durations
 from llmprune.planning.plan import Plan, plan_and_check
+from llmprune.planning.timing import estimate_durations
 from llmprune.publish.preflight import check_push
 from llmprune.recipe.recipe import Recipe, refuse_tokens
 from llmprune.results.replacing import recipe_of_model
@@ -82,6 +84,7 @@ def run(
 
 def run_to_report(recipe: Recipe, output: Path, *, options: RunOptions) -> FinishedRun:
     """Run a recipe and return its report whether or not the gate is passed. Raises subclasses of LLMPruneError."""
+    loading = seconds_of_imports()
     quiet_libraries()
     redact_logs()
     keep_freed_memory()
@@ -96,12 +99,26 @@ def run_to_report(recipe: Recipe, output: Path, *, options: RunOptions) -> Finis
             _check_requirements(recipe, plan, output=output, options=options)
         folder = RunFolder.open(output, options.fresh, model=recipe.model.id, recipe=recipe_of_model(recipe))
         inputs = RunInputs(recipe, anatomy, inputs=surveyed.inputs, reserve=_disk_needed(plan), devices=plan.devices)
+        batches, durations = Batches.planned(plan.batch_sizes), _estimated(plan, options, loading=loading)
+        context = RunContext(recipe, plan, inputs, folder, batches, durations)
         try:
-            context = RunContext(recipe, plan, inputs, folder, Batches.planned(plan.batch_sizes))
-            report = _run_steps(context, options)
+            with expecting(durations.expected() if durations else ()):
+                report = _run_steps(context, options)
         finally:
             folder.close()
     return FinishedRun(report, recipe, folder.path)
+
+
+def _estimated(plan: Plan, options: RunOptions, *, loading: float | None) -> Durations | None:
+    """Return the durations of the run, in the first process only, which reports them."""
+    if not is_first_process():
+        return None
+    return estimate_durations(
+        plan,
+        loading=loading,
+        measures_forward=options.measure_forward,
+        checks_calibration=options.calibration_check,
+    )
 
 
 def _check_requirements(recipe: Recipe, plan: Plan, *, output: Path, options: RunOptions) -> None:
@@ -156,7 +173,8 @@ def _begin_folder(context: RunContext) -> None:
     if is_first_process() and folder.path != folder.home:  # the finished run is kept until the new one is complete
         require_space(folder.home, _disk_needed(context.plan), written=folder_size(folder.path))
     folder.write("recipe.yaml", recipe.text)
-    folder.write("plan.json", context.plan.model_dump_json(indent=1) + "\n")
+    plan = context.plan.model_copy(update={"durations": context.durations})
+    folder.write("plan.json", plan.model_dump_json(indent=1) + "\n")
 
 
 def _disk_needed(plan: Plan) -> int:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from llmprune.common.devices import input_device
 from llmprune.common.distributed import windows_of_process, world_size
 from llmprune.common.process_memory import peak_resident, proc_field, reset_peak, trim
-from llmprune.common.progress import report_progress
+from llmprune.common.progress import estimated_seconds, report_progress
 from llmprune.layerwise.decoder import Decoder
 from llmprune.pipeline.context import RunContext
 from llmprune.results.report_schema import Step
@@ -46,6 +46,7 @@ def measure_step(
         Step(
             name=name,
             seconds=round(seconds, 3),
+            estimated_seconds=estimated_seconds(name),
             reused=False,
             tokens_per_second=round(tokens / seconds, 1) if tokens else None,
             seconds_waited=round(decoder.waited_seconds - waited, 3) if decoder else None,

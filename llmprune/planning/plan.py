@@ -27,6 +27,8 @@ from llmprune.common.hub.client import resolve_revision
 from llmprune.cut.apply import cut_config
 from llmprune.planning.checks import ErrorCollector, run_checks
 from llmprune.planning.device_memory import BatchSizes, DeviceMemory
+from llmprune.planning.duration.estimate import Durations, run_work
+from llmprune.planning.duration.parts import PlannedModels, RunWork
 from llmprune.planning.machine import this_machine
 from llmprune.planning.memory import Memory, bytes_of_window, memory_of, memory_planner, parameter_bytes
 from llmprune.planning.model_size import measure_size
@@ -76,6 +78,8 @@ class Plan(Figures):
     devices: tuple[DeviceMemory, ...]  # those that compute; the main memory last
     shortage: str | None = None  # why a run on this machine is refused
     disk: int  # bytes of the result
+    work: RunWork  # operations and bytes of each part of the run
+    durations: Durations | None = None  # estimated from the work; None where the device's rates are not known
     base_files: BaseFiles = BaseFiles()
     notes: tuple[str, ...]
 
@@ -233,6 +237,7 @@ def _plan(recipe: Recipe, base: _Base, *, planned: PlannedCut) -> Plan:
         devices=planner.devices(batches),
         shortage=planner.shortage(),
         disk=size.bytes,
+        work=run_work(recipe, PlannedModels(dense, pruned, anatomy, planned, size.bytes, batches)),
         base_files=BaseFiles(carried=files.copied, left=files.left_out),
         notes=tuple(notes),
     )

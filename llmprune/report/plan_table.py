@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmprune.common.schema import format_count, format_size
+from llmprune.common.time_left import rough_duration
 from llmprune.results.formatting import plural, ranges
 from llmprune.results.sentences import describe_carried, describe_left
 from llmprune.results.size_table import size_rows
@@ -25,7 +26,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     console.print()
     console.print(_sizes(plan))
     console.print()
-    for line in (*_cut_lines(plan), *_requirements(plan), *_device_lines(plan)):
+    for line in (*_cut_lines(plan), *_requirements(plan), *_device_lines(plan), *_time_lines(plan)):
         console.print(Text(line))
     if plan.shortage:
         console.print(Text.assemble(("Too little memory here: ", "red"), plan.shortage))
@@ -90,3 +91,22 @@ def _device_lines(plan: Plan) -> Iterator[str]:
             f"Memory on {device.device}: about {format_size(device.working)} of {format_size(device.free)} free: "
             f"{listed}{resident}"
         )
+
+
+def _time_lines(plan: Plan) -> Iterator[str]:
+    """Yield the estimated time of each step, and what the estimate is made of."""
+    found = plan.durations
+    if found is None or found.dominant is None:
+        return
+    steps = found.by_step()
+    unknown = " and the tasks of the evaluation, whose number of requests is not known yet" if found.unknown else ""
+    listed = ", ".join(f"{step} {rough_duration(seconds)}" for step, seconds in steps.items())
+    yield (
+        f"Time: about {rough_duration(found.total)}{unknown}; {found.dominant} takes longest "
+        f"({steps[found.dominant] / found.total:.0%}): {listed}"
+    )
+    among = "one process" if found.processes == 1 else f"{found.processes} processes"
+    yield (
+        f"The time is an estimate, from the operations of each step and the measured speed of {found.device} "
+        f"({format_count(found.rates.products)} operations/s), for {among} and files in the page cache"
+    )

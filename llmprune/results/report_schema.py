@@ -107,6 +107,7 @@ class Step(Figures):
     name: str
     seconds: float  # of the computation, also if an earlier run did it
     reused: bool  # an earlier run's product was still valid
+    estimated_seconds: float | None = None  # by the plan, for the device and processes of the run; None if unknown
     tokens_per_second: float | None = None  # calibration tokens, if the step runs the model on them
     seconds_waited: float | None = None  # for layers to be read from the disk, in steps that run them
     bytes_read: int | None = None  # from disk, without reads from the page cache

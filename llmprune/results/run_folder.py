@@ -18,6 +18,7 @@ from typing import IO, Any, TypeVar
 from llmprune.common.distributed import broadcast_from_first, is_first_process
 from llmprune.common.errors import LLMPruneError, OutputError
 from llmprune.common.files import folder_size, write_text
+from llmprune.common.progress import report_reused
 from llmprune.results.replacing import (
     NEXT,
     complete_swap,
@@ -192,7 +193,10 @@ class RunFolder:
         except Exception as error:  # errors of pydantic, json and safetensors have no common base
             logger.warning("%s is damaged (%s) and will be made again", path, error)
             return False, None
-        self.steps += [Step(**step | {"reused": True}) for step in recorded["steps"]]
+        reused = [Step(**step | {"reused": True}) for step in recorded["steps"]]
+        self.steps += reused
+        for step in reused:
+            report_reused(step.name)
         return True, value
 
     def forget(self, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import pty
@@ -55,6 +56,14 @@ def test_a_run_without_a_terminal_says_each_step(workspace: Path, tmp_path: Path
     assert len(said) == len(lines), outcome.err
     for step in ("reading text", "pass 1: scoring layers, 4 to do", "pass 2: cut and refit, 2 to do", "saving"):
         assert said.count(step) == 1, said
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    expected = [part["name"] for part in plan["durations"]["parts"]]
+    reported = [next((name for name in expected if line.startswith(name)), None) for line in said]
+    assert list(filter(None, reported)) == expected, "the plan's parts begin in their order, under these names"
+    steps_of_report = json.loads((tmp_path / "out" / "report.json").read_text())["steps"]
+    assert [step["name"] for step in steps_of_report if step["estimated_seconds"]] == [
+        *("pass 1", "pass 2", "saving", "verification")
+    ]
 
 
 def test_a_long_step_is_said_again(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

@@ -59,6 +59,10 @@ class Obs(WidthCriterion):
         """Return the float64 operations of the inverse and of all removals."""
         return 4 * width**3
 
+    def token_operations(self, width: int, hidden: int) -> float:
+        """Return the operations of XᵀX, of which 10 of 16 blocks are computed."""
+        return 1.25 * width**2
+
     def memory(self, width: int) -> int:
         """Return the bytes of the float32 sums and of four float64 matrices of the removals."""
         return width**2 * (4 + 4 * 8)

@@ -38,6 +38,10 @@ class Share(WidthCriterion):
         """Return the empty accumulator of one unit with this output projection."""
         return _Share(output_DF)
 
+    def token_operations(self, width: int, hidden: int) -> float:
+        """Return the operations of the product with the output projection."""
+        return 2.0 * width * hidden
+
 
 class _Share(MeanSquare):
     """Products are rounded as those of the layer itself; everything computed from them is float32."""

@@ -89,6 +89,7 @@ class Event(_Answered):
     total: int | None
     fraction: float
     seconds_left: float | None = None
+    run_seconds_left: float | None = None
 
 
 class File(_Answered):

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from llmprune.common.console import PlainConsole
 from llmprune.common.printing import printable, printable_message
+from llmprune.common.time_left import rough_duration
 from llmprune.results.formatting import duration, percent
 
 STYLES = {
@@ -44,6 +45,8 @@ def doing(job: dict[str, Any]) -> str:
         parts.append(f"layer {job['done'] + 1} of {job['total']}")
     if job.get("seconds_left"):
         parts.append(f"about {duration(round(job['seconds_left'])).replace('.0 s', ' s')} left in this step")
+    if job.get("run_seconds_left"):
+        parts.append(f"about {rough_duration(job['run_seconds_left'])} left in all")
     return ", ".join(parts)
 
 

@@ -131,6 +131,9 @@ class JobSummary(_Value):
     total: int | None = Field(description="Layers of the step in all.")
     fraction: float = Field(description="Fraction of the whole run that is done, roughly.")
     seconds_left: float | None = Field(description="Estimated seconds left in the step.")
+    run_seconds_left: float | None = Field(
+        description="Estimated seconds left of the whole run; null: unknown, as before the tasks of the evaluation end."
+    )
     launcher: str
     gpus: int
     devices: tuple[str, ...]

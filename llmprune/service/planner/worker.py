@@ -15,6 +15,7 @@ import sys
 from llmprune.common.errors import LLMPruneError, RecipeError
 from llmprune.common.progress import quiet_libraries
 from llmprune.planning.plan import plan_and_check
+from llmprune.planning.timing import with_known_durations
 from llmprune.recipe.recipe import Recipe
 from llmprune.service.memory import let_kernel_end_first
 
@@ -36,7 +37,7 @@ def _answer(text: str, overrides: list[str], *, wrong: list[str]) -> dict[str, o
         found = plan_and_check(Recipe.parse(text, overrides), wrong=wrong, elsewhere=True)
         if wrong:  # the service has reported these keys: the plan reports only problems of the rest
             return {"problems": found.errors.listed()}
-        return {"plan": found.require()[0].model_dump(mode="json")}
+        return {"plan": with_known_durations(found.require()[0]).model_dump(mode="json")}
     except RecipeError as error:
         return {"problems": error.problems}
     except LLMPruneError as error:

@@ -31,7 +31,11 @@ _MAX_PROGRESS = 10_000  # bytes of the file; a step takes about a hundred
 
 
 class _Progress(BaseModel):
-    """Contents of the progress file; ``done`` and ``total`` count layers, ``seconds`` are those of the step so far."""
+    """Contents of the progress file.
+
+    ``done`` and ``total`` count layers, ``seconds`` are those of the step so far, ``run_seconds_left`` those that the
+    whole run still takes, None where the run cannot tell.
+    """
 
     model_config = ConfigDict(allow_inf_nan=False)
 
@@ -39,10 +43,11 @@ class _Progress(BaseModel):
     done: int | None = Field(ge=0, le=10**9)
     total: int | None = Field(ge=0, le=10**9)
     seconds: float | None = Field(ge=0, le=1e9)
+    run_seconds_left: float | None = Field(None, ge=0, le=1e9)
 
 
 def read_progress(folder: Path, fraction: float) -> dict[str, Any]:
-    """Return the columns step, done, total, fraction and seconds_left; empty where the file cannot be read.
+    """Return the columns step, done, total, fraction, seconds_left and run_seconds_left; empty if unreadable.
 
     ``fraction`` is the last known one: it never decreases, and does not change in a step of unknown share.
     """
@@ -61,6 +66,7 @@ def read_progress(folder: Path, fraction: float) -> dict[str, Any]:
         "total": total,
         "fraction": round(max(fraction, known), 4),
         "seconds_left": round(left, 1) if left is not None else None,
+        "run_seconds_left": progress.run_seconds_left,
     }
 
 

@@ -60,3 +60,7 @@ class Alps(SparsityMethod):
             sparse_OI = shifted_OI * mask_OI
             dual_OI = shifted_OI.sub_(sparse_OI)
         return sparse_OI / scale_I, mask_OI
+
+    def operations(self, outputs: int, inputs: int) -> float:
+        """Return the operations of the inverse and of one product in each step."""
+        return inputs**3 + 2.0 * _STEPS * outputs * inputs**2

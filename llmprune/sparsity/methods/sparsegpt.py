@@ -49,6 +49,10 @@ class SparseGPT(SparsityMethod):
         with one_thread():
             return self._in_order(weight_OI, factor_II, pattern=pattern)
 
+    def operations(self, outputs: int, inputs: int) -> float:
+        """Return the operations of the inverse, of its factor, and of the compensations."""
+        return 4 / 3 * inputs**3 + 1.0 * outputs * inputs**2
+
     def _in_order(self, weight_OI: Tensor, factor_II: Tensor, *, pattern: Pattern) -> tuple[Tensor, Tensor]:
         weight_IO = weight_OI.T.float().contiguous()
         mask_IO = weight_IO.new_empty(weight_IO.shape).bool()

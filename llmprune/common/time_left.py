@@ -1,0 +1,173 @@
+"""Time left of a whole run, from estimates of its parts and the time that the finished parts took.
+
+    left = Σ over the parts to come of estimate × pace        pace = (elapsed + w) / (estimate of the finished part + w)
+
+The pace compares what was measured with what was estimated. w is a twentieth of the whole estimate, so that the first
+seconds of a run do not decide. Parts without an estimate are left out, and the result is then a lower bound.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+_WEIGHT = 0.05  # w, in units of the whole estimate
+_MAX_PACE = 10.0  # the pace lies between its inverse and this
+
+
+def rough_duration(seconds: float) -> str:
+    """Format an estimate: ``49 s``, ``12 min``, ``2 h 5 min``, ``3 days``."""
+    if seconds < 100:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    hours = round(minutes / 60)
+    return (
+        f"{minutes // 60} h {minutes % 60} min"
+        if hours < 10
+        else f"{hours} h"
+        if hours < 100
+        else f"{hours // 24} days"
+    )
+
+
+@dataclass(frozen=True)
+class ExpectedPart:
+    """Part of a run, as its plan expects it.
+
+    ``step``: name of the step in the report; ``name``: beginning of the part's name in reports of progress.
+    ``seconds``: estimate, None where there is none. ``items``: number that its progress counts to, such as layers; None
+    where its progress starts over within the part.
+    """
+
+    step: str
+    name: str
+    seconds: float | None
+    items: int | None = None
+
+
+@dataclass(frozen=True)
+class TimeLeft:
+    """Seconds left of a run; ``is_complete``: False where a part to come has no estimate, so that it takes longer."""
+
+    seconds: float
+    is_complete: bool
+
+
+@dataclass
+class _Seen:
+    """Progress of the current part: items done when it was last reported, and how many it has here."""
+
+    began: float
+    done: int | None = None
+    total: int | None = None
+    left: float | None = None  # seconds of its items, at their own speed
+    reported: float = 0.0
+
+
+def _step_of(part: ExpectedPart) -> str:
+    return part.step
+
+
+@dataclass
+class Forecast:
+    """Time left of a run whose ``parts`` begin in this order. ``clock``: seconds, never decreasing."""
+
+    parts: Sequence[ExpectedPart]
+    clock: Callable[[], float] = time.monotonic
+    _current: int = -1  # index of the part under way
+    _seen: _Seen | None = None
+    _elapsed: float = 0.0  # of finished parts with an estimate, in seconds
+    _estimated: float = 0.0  # the same parts, as estimated
+    _reused: set[str] = field(default_factory=set)
+
+    def note(self, name: str, done: int | None = None, *, total: int | None = None, since: float | None = None) -> None:
+        """Record a report of progress. Reports of parts that are not to come are counted to the current part.
+
+        ``since``: the clock when the first of ``total`` items began.
+        """
+        now = self.clock()
+        index = self._index_of(name)
+        if index is None:
+            return
+        if index != self._current:
+            self._finish(now)
+            self._current, self._seen = index, _Seen(now)
+        seen, items = self._seen, self.parts[index].items
+        if seen is not None and items is not None and total:
+            seen.done, seen.total, seen.reported = done or 0, total, now
+            seen.left = (now - since) / done * (total - done) if done and since is not None else None
+
+    def reuse(self, step: str) -> None:
+        """Record that a step needs no time because its result exists."""
+        self._reused.add(step)
+
+    def estimate(self, step: str) -> float | None:
+        """Return the estimated seconds of a step; None where a part of it has no estimate, or it is not expected.
+
+        A step that comes twice takes as long each time.
+        """
+        times = ([part.seconds for part in parts] for name, parts in groupby(self.parts, _step_of) if name == step)
+        seconds = next(times, [None])
+        return None if None in seconds else sum(one for one in seconds if one is not None)
+
+    def left(self) -> TimeLeft | None:
+        """Return the time left; None where nothing of the rest has an estimate."""
+        rest = [part for part in self.parts[max(self._current, 0) :] if part.step not in self._reused]
+        known = [part for part in rest if part.seconds is not None]
+        if not known:
+            return None
+        now, pace = self.clock(), self._pace()
+        ahead = sum((part.seconds or 0.0) * pace for part in rest if part is not self._part)
+        seconds = ahead + self._left_of_current(now, pace)
+        return TimeLeft(max(seconds, 0.0), is_complete=len(known) == len(rest))
+
+    @property
+    def _part(self) -> ExpectedPart | None:
+        return self.parts[self._current] if self._current >= 0 else None
+
+    def _index_of(self, name: str) -> int | None:
+        """Return the index of the part, the current one or a later one, that a reported name belongs to."""
+        for index in range(max(self._current, 0), len(self.parts)):
+            part = self.parts[index]
+            if name == part.step or name.startswith(part.name):
+                return index
+        return None
+
+    def _finish(self, now: float) -> None:
+        """Count the current part as finished."""
+        part, seen = self._part, self._seen
+        if part is not None and seen is not None and part.seconds is not None:
+            self._elapsed += now - seen.began
+            self._estimated += part.seconds * self._share_here(part, seen)
+
+    @staticmethod
+    def _share_here(part: ExpectedPart, seen: _Seen) -> float:
+        """Return the share of a part's items that this run has to do: a resumed part has fewer."""
+        return min(seen.total / part.items, 1.0) if seen.total and part.items else 1.0
+
+    def _pace(self) -> float:
+        """Return measured / estimated time of finished parts and of finished items of the current one; 1 at first."""
+        elapsed, estimated = self._elapsed, self._estimated
+        part, seen = self._part, self._seen
+        if part is not None and part.seconds is not None and seen is not None and seen.done and seen.total:
+            elapsed += seen.reported - seen.began
+            estimated += part.seconds * self._share_here(part, seen) * seen.done / seen.total
+        weight = _WEIGHT * sum(one.seconds or 0.0 for one in self.parts)
+        if not estimated + weight:
+            return 1.0
+        return min(max((elapsed + weight) / (estimated + weight), 1 / _MAX_PACE), _MAX_PACE)
+
+    def _left_of_current(self, now: float, pace: float) -> float:
+        """Return the seconds left of the current part; below 0 where it takes longer than expected."""
+        part, seen = self._part, self._seen
+        if part is None or seen is None:
+            return 0.0
+        if seen.left is not None:
+            return seen.left - (now - seen.reported)
+        if part.seconds is None or part.step in self._reused:
+            return 0.0
+        return part.seconds * self._share_here(part, seen) * pace - (now - seen.began)

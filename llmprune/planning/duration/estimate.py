@@ -1,0 +1,135 @@
+"""Durations of a run's parts, estimated from their operations and bytes and from the measured rates of the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llmprune.common.time_left import ExpectedPart
+from llmprune.planning.duration.evaluation import evaluation_parts, verification_work
+from llmprune.planning.duration.operations import Work
+from llmprune.planning.duration.parts import Part, PlannedModels, RunWork, Tokens, forward_work, visited
+from llmprune.planning.duration.pass2 import pass2_part
+from llmprune.planning.duration.rates import Rates
+from llmprune.planning.duration.scoring import scoring_parts
+from llmprune.recipe.recipe import Recipe
+from llmprune.results.figures import Figures
+
+LOADING = 10.0  # seconds in which a process loads torch and transformers, where it was not measured
+
+
+class PartDuration(Figures):
+    """Estimated duration of one part of a run."""
+
+    step: str  # of the report
+    name: str  # in reports of progress
+    seconds: float | None  # None: not known before the run
+    items: int | None = None  # layers that its progress counts
+
+
+class Durations(Figures):
+    """Estimated durations of a run's parts, in their order, and the device that they were estimated for."""
+
+    parts: tuple[PartDuration, ...]
+    total: float  # seconds of all parts that have an estimate
+    dominant: str | None  # the step that takes longest of those with an estimate
+    device: str
+    processes: int
+    rates: Rates
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """Names of the parts without an estimate."""
+        return tuple(part.name for part in self.parts if part.seconds is None)
+
+    def by_step(self) -> dict[str, float]:
+        """Return the seconds of each step, without the parts that have no estimate."""
+        return _by_step(self.parts)
+
+    def expected(self) -> tuple[ExpectedPart, ...]:
+        """Return the parts for the forecast of the time left."""
+        return tuple(ExpectedPart(part.step, part.name, part.seconds, part.items) for part in self.parts)
+
+
+def _by_step(parts: Sequence[PartDuration]) -> dict[str, float]:
+    """Return the seconds of each step, without the parts that have no estimate."""
+    steps: dict[str, float] = {}
+    for part in parts:
+        if part.seconds is not None:
+            steps[part.step] = steps.get(part.step, 0.0) + part.seconds
+    return steps
+
+
+def run_work(recipe: Recipe, models: PlannedModels) -> RunWork:
+    """Return the work of a recipe's run."""
+    tokens = Tokens.of(recipe, models)
+    costs = models.dense_costs(tokens.length)
+    outside = models.pruned_bytes - sum(cost.bytes for cost in models.pruned_costs(tokens.length))
+    saving = Work(files=models.pruned_bytes + max(outside, 0))
+    return RunWork(
+        hidden=models.hidden,
+        forward=forward_work(costs, tokens) + visited(costs),
+        parts=(
+            *scoring_parts(recipe, models),
+            pass2_part(recipe, models),
+            Part(step="saving", name="saving", work=saving),
+            Part(step="verification", name="verification", work=verification_work(models, tokens)),
+            *evaluation_parts(recipe, models),
+        ),
+    )
+
+
+def parts_with(work: RunWork, *, measures_forward: bool, checks_calibration: bool) -> tuple[Part, ...]:
+    """Return the parts of a run with those that the options of the command add."""
+    scoring = [part for part in work.parts if part.step in ("pass 1", "ablation")]
+    evaluation = [part for part in work.parts if part.step == "evaluation"]
+    pruning = [part for part in work.parts if part not in scoring and part not in evaluation]
+    forward, check = [], []
+    if measures_forward:
+        forward = [Part(step="plain forward pass", name="plain forward pass", work=work.forward, shared=True)]
+    if checks_calibration and scoring:  # once on each half of the windows
+        both = Work.total(part.work for part in scoring if part.work is not None)
+        check = [Part(step="calibration check", name="calibration check", work=both, shared=True)]
+    return (*forward, *scoring, *check, *pruning, *forward, *evaluation)
+
+
+def durations(
+    parts: Sequence[Part], rates: Rates, *, device: str, processes: int, loading: float | None = None
+) -> Durations:
+    """Return the durations of the parts of a run.
+
+    ``loading``: seconds in which a process loads the libraries, None where it was not measured.
+    """
+    loading = LOADING if loading is None else loading
+    found = tuple(
+        PartDuration(
+            step=part.step,
+            name=part.name,
+            seconds=None
+            if part.work is None
+            else round(seconds_of(part.work, rates, processes=processes if part.shared else 1, loading=loading), 3),
+            items=part.items,
+        )
+        for part in parts
+    )
+    steps = _by_step(found)
+    return Durations(
+        parts=found,
+        total=round(sum(steps.values()), 3),
+        dominant=max(steps, key=steps.__getitem__, default=None),
+        device=device,
+        processes=processes,
+        rates=rates,
+    )
+
+
+def seconds_of(work: Work, rates: Rates, *, processes: int, loading: float) -> float:
+    """Return the seconds that a part takes where so many processes divide its tokens."""
+    divided = (
+        work.products / rates.products
+        + work.plain_products / rates.plain_products
+        + work.sums / rates.sums
+        + work.stream / rates.stream
+        + work.calls * rates.call
+    )
+    alone = work.solves / rates.sums + work.weights / rates.copies + work.files / rates.files
+    return divided / processes + alone + work.starts * loading

@@ -1,0 +1,88 @@
+"""Work of the verification and of the evaluation: held-out text, free generation, speed. That of tasks is not known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from llmprune.anatomy.meta_model import text_config
+from llmprune.planning.duration.operations import LayerCost, Work, head_operations
+from llmprune.planning.duration.parts import Part, PlannedModels, Tokens, forward_work, visited
+from llmprune.recipe.recipe import Recipe
+
+_PROBE_TOKENS, _PROBE_CONTEXT = 16, 24  # tokens that the verification generates, cached and uncached, and their context
+_CALLS_OF_GENERATE = 200  # operations that generating one token starts outside the layers
+_LOGIT_PASSES = 8  # float32 reads and writes of the logits for cross entropy and divergence
+
+
+def verification_work(models: PlannedModels, tokens: Tokens) -> Work:
+    """Return the work of the fresh process: it loads the model, runs one batch and generates some tokens."""
+    batch = Tokens(min(tokens.batch_size, tokens.windows), tokens.length, tokens.batch_size)
+    work = Work(starts=1, weights=2 * models.pruned_bytes)
+    work += _plain(forward_work(models.pruned_costs(tokens.length), batch))
+    work += Work(plain_products=head_operations(models.pruned) * batch.count)
+    return work + _decoding(models, models.pruned_costs(_PROBE_CONTEXT), steps=_PROBE_TOKENS, prompts=Tokens(1, 1, 1))
+
+
+def evaluation_parts(recipe: Recipe, models: PlannedModels) -> list[Part]:
+    """Return the parts of the evaluation, in the order in which they begin."""
+    evaluation, step = recipe.evaluation, "evaluation"
+    loaded = Work(weights=models.pruned_bytes)
+    parts: list[Part] = []
+    if evaluation.tasks:
+        parts.append(Part(step=step, name=step, work=None))
+    if evaluation.perplexity:
+        shape = evaluation.perplexity.shape()
+        text = Tokens(*shape, models.batches.held_out)
+        kept = _held_out(models, models.pruned_costs(text.length), text=text)
+        items = len(models.planned.layers)
+        is_repaired = bool(recipe.refit or recipe.sparsity)
+        if is_repaired and (recipe.depth or recipe.width or recipe.experts):
+            parts.append(Part(step=step, name="held-out text: cut", work=kept, items=items))
+        dense = _held_out(models, models.dense_costs(text.length), text=text)
+        parts.append(Part(step=step, name="held-out text: dense", work=dense, items=models.anatomy.num_layers))
+        parts.append(Part(step=step, name="held-out text: pruned", work=kept + loaded, items=items))
+    if evaluation.generation:
+        generation = evaluation.generation
+        prompts = Tokens(generation.samples, generation.prompt_tokens, generation.batch_size)
+        work = _generating(models, prompts, steps=generation.new_tokens)
+        parts.append(Part(step=step, name="free generation", work=work))
+    if evaluation.speed:
+        speed = evaluation.speed
+        prompts = Tokens(speed.batch_size, speed.prompt_tokens, speed.batch_size)
+        once = _generating(models, prompts, steps=speed.new_tokens)
+        parts.append(Part(step=step, name="speed", work=once * (speed.repeats + 1)))
+    return parts
+
+
+def _held_out(models: PlannedModels, costs: tuple[LayerCost, ...], *, text: Tokens) -> Work:
+    """Return the work of one model on held-out text: a layer-wise pass, and its logits."""
+    vocabulary = text_config(models.dense.config).vocab_size
+    logits = Work(
+        plain_products=head_operations(models.dense) * text.count,
+        stream=4.0 * _LOGIT_PASSES * vocabulary * text.count,
+    )
+    return forward_work(costs, text) + visited(costs) + logits
+
+
+def _generating(models: PlannedModels, prompts: Tokens, *, steps: int) -> Work:
+    """Return the work of greedy generation by both models: the prompts, then token by token."""
+    length, work = prompts.length + steps, Work()
+    for costs in (models.dense_costs(length), models.pruned_costs(length)):
+        work += _plain(forward_work(costs, prompts)) + _decoding(models, costs, steps=steps, prompts=prompts)
+    return work
+
+
+def _decoding(models: PlannedModels, costs: tuple[LayerCost, ...], *, steps: int, prompts: Tokens) -> Work:
+    """Return the work of ``steps`` new tokens after each prompt: every step of a batch reads the weights.
+
+    One value is read for every two operations on a token.
+    """
+    head, token = head_operations(models.dense), Tokens(prompts.windows, 1, prompts.batch_size)
+    read = (sum(cost.mixer + cost.mlp for cost in costs) + head) / 2 * models.itemsize
+    one = _plain(forward_work(costs, token)) + Work(plain_products=head * token.count)
+    return (one + Work(stream=token.batches * read, calls=token.batches * _CALLS_OF_GENERATE)) * steps
+
+
+def _plain(work: Work) -> Work:
+    """Return the same work done by transformers' own model."""
+    return replace(work, products=0.0, plain_products=work.products + work.plain_products)

@@ -1,0 +1,96 @@
+"""Work of pass 1: the forward pass, the criteria's sums, the backward pass, and ablation."""
+
+from __future__ import annotations
+
+from llmprune.anatomy.meta_model import text_config
+from llmprune.anatomy.types import Unit
+from llmprune.criteria.base import AblationCriterion, HiddenStateCriterion, WidthCriterion
+from llmprune.planning.duration.operations import Work, head_operations, refit_work
+from llmprune.planning.duration.parts import (
+    Part,
+    PlannedModels,
+    Tokens,
+    depth_criterion,
+    forward_work,
+    is_cached,
+    is_scored,
+    visited,
+)
+from llmprune.recipe.recipe import Recipe
+from llmprune.recipe.refit import Refit
+
+
+def scoring_parts(recipe: Recipe, models: PlannedModels) -> list[Part]:
+    """Return the parts of pass 1; none where nothing is scored."""
+    depth = depth_criterion(recipe)
+    if not is_scored(recipe):
+        return []
+    tokens, anatomy = Tokens.of(recipe, models), models.anatomy
+    costs = models.dense_costs(tokens.length)
+    layers = len(costs)
+    stored = 2 * tokens.count * models.hidden * models.itemsize * layers if is_cached(recipe, models) else 0
+    compared = 6 * 4 * models.hidden * tokens.count * layers if isinstance(depth, HiddenStateCriterion) else 0
+    forward = forward_work(costs, tokens) + visited(costs) + Work(stream=stored + compared)
+    criteria = _unit_scoring(recipe, models, tokens=tokens)
+    by_gradients = bool(recipe.width and recipe.width.neuron_criterion.needs_gradients)
+    if recipe.experts:  # each expert is run once more, alone
+        forward += Work.total(cost.run(tokens.count, tokens.batches, mixer=False) for cost in costs)
+    scoring = forward if by_gradients else forward + criteria
+    parts = [Part(step="pass 1", name="pass 1: scoring layers", work=scoring, items=layers, shared=True)]
+    if by_gradients:
+        head = Work(products=2 * head_operations(models.dense) * tokens.count)
+        back = forward_work(costs, tokens) * 2 + visited(costs) + head + criteria
+        back += Work(stream=6 * 4 * text_config(models.dense.config).vocab_size * tokens.count)
+        parts.append(Part(step="pass 1", name="pass 1: gradients", work=back, items=layers, shared=True))
+    if isinstance(depth, AblationCriterion):
+        remove = anatomy.num_layers - len(models.planned.layers)
+        work = _ablation(depth, models, tokens=tokens, remove=remove)
+        parts.append(Part(step="ablation", name="ablation: leaving layers out", work=work, shared=True))
+    return parts
+
+
+def _unit_scoring(recipe: Recipe, models: PlannedModels, *, tokens: Tokens) -> Work:
+    """Return the work of scoring neurons and heads, in addition to the passes."""
+    if recipe.width is None:
+        return Work()
+    anatomy, experts = models.anatomy, models.anatomy.experts
+    work = Work()
+    if recipe.width.cuts_mlp:
+        for unit in (unit for units in anatomy.units for unit in units):
+            routed = (experts.top_k or experts.count) if unit.experts and experts else 1
+            work += _scoring_of(recipe.width.neuron_criterion, unit, hidden=models.hidden) * (tokens.count * routed)
+            work += Work(solves=2 * recipe.width.neuron_criterion.operations(unit.width) * (unit.experts or 1))
+    if recipe.width.heads is not None:
+        for attention in filter(None, anatomy.attention):
+            work += _scoring_of(recipe.width.head_criterion, attention, hidden=models.hidden) * tokens.count
+            work += Work(solves=2 * recipe.width.head_criterion.operations(attention.width))
+    return work
+
+
+def _scoring_of(criterion: WidthCriterion, unit: Unit, *, hidden: int) -> Work:
+    """Return the work of scoring a unit on one token: the criterion's products, and float32 copies of activations."""
+    return Work(products=criterion.token_operations(unit.width, hidden), stream=4 * 4 * unit.width)
+
+
+def _ablation(criterion: AblationCriterion, models: PlannedModels, *, tokens: Tokens, remove: int) -> Work:
+    """Return the work of all rounds of ablation: layer passes, logits of every model, and refits."""
+    layers = models.anatomy.num_layers
+    cost = criterion.ablation_cost(layers, remove=remove, samples=tokens.windows)
+    costs = models.dense_costs(tokens.length)
+    judged, vocabulary = cost.windows * tokens.length, text_config(models.dense.config).vocab_size
+    compared = sum(layers - done + 1 for done in range(cost.rounds))  # models, and the dense one
+    work = forward_work(costs, tokens) * cost.forward_passes + visited(costs) * cost.rounds
+    work += Work(
+        products=compared * judged * head_operations(models.dense),
+        stream=compared * judged * vocabulary * 4 * 8,
+    )
+    if criterion.refit:
+        windows = min(criterion.refit.windows, tokens.windows - cost.windows)
+        units = [next((unit for unit in units if unit.refit), None) for units in models.anatomy.units]
+        rounds = sum((layers - done) / layers for done in range(cost.rounds))
+        refit, solved = Refit(ridge=criterion.refit.ridge), windows * tokens.length
+        refits = (
+            refit_work(unit.width, models.hidden, tokens=solved, refit=refit, folds=1) for unit in filter(None, units)
+        )
+        work += Work.total(refits) * rounds
+    return work

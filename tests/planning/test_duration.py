@@ -1,0 +1,194 @@
+"""Estimated durations: operations counted by hand on small models, rates that are given, and rates that are kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.tiny import structure_of
+
+from llmprune.common.console import PlainConsole
+from llmprune.planning import timing
+from llmprune.planning.duration import rates
+from llmprune.planning.duration.estimate import Durations, durations, parts_with
+from llmprune.planning.duration.operations import Work
+from llmprune.planning.duration.parts import Part
+from llmprune.planning.duration.rates import Rates
+from llmprune.planning.plan import Plan
+from llmprune.recipe.recipe import Recipe
+from llmprune.report.plan_table import print_plan
+from llmprune.testing import tiny_config
+
+# The tiny Llama: hidden size 32, 4 heads of 8, 2 key-value heads, MLPs of 96 neurons, 4 layers, vocabulary 128.
+TOKENS = 6 * 32
+ATTENTION = 2 * (32 * 32 * 2 + 32 * 16 * 2) + 4 * 32 * 32  # four projections; scores and sums over 32 tokens
+MLP, CUT_MLP = 2 * 3 * 32 * 96, 2 * 3 * 32 * 64
+GIVEN = Rates(products=2e9, plain_products=1e9, sums=5e8, stream=1e10, copies=1e9, files=1e8, call=1e-6)
+NOTHING = "refit: false\ndepth: {layers: [3]}\n"
+
+
+def _plan(folder: Path, sections: str, family: str = "llama", **config: Any) -> Plan:
+    tiny_config(family, **config).save_pretrained(folder)
+    calibration = "{dataset: text.txt, samples: 6, sequence_length: 32, batch_size: 2}"
+    text = f"model: {{id: '{folder}', dtype: float32}}\ncalibration: {calibration}\n{sections}\n"
+    return structure_of(Recipe.parse(text))
+
+
+def _work(plan: Plan, name: str) -> Work:
+    work = next(part.work for part in plan.work.parts if part.name == name)
+    assert work is not None
+    return work
+
+
+def _timed(plan: Plan, processes: int = 1, **options: bool) -> Durations:
+    flags = {"measures_forward": False, "checks_calibration": False} | options
+    return durations(parts_with(plan.work, **flags), GIVEN, device="one", processes=processes, loading=7.0)
+
+
+def test_a_forward_pass_counts_matrices_and_attention(tmp_path: Path) -> None:
+    """Two operations for each entry of a matrix and token, and attention over the tokens of a window."""
+    plan = _plan(tmp_path, "depth: {remove: 1}")
+    assert plan.work.forward.products == TOKENS * 4 * (ATTENTION + MLP)
+    assert _work(plan, "pass 1: scoring layers").products == plan.work.forward.products
+    assert plan.work.forward.weights == 4 * 4 * (3072 + 9216 + 64)  # norms too, in float32
+
+
+def test_criteria_add_their_own_products(tmp_path: Path) -> None:
+    """``share`` multiplies once more by the output projection; gradients take a backward pass and the head."""
+    share = _plan(tmp_path, "width: {neurons: 64}")
+    assert _work(share, "pass 1: scoring layers").products == TOKENS * 4 * (ATTENTION + MLP + 2 * 96 * 32)
+    taylor = _plan(tmp_path, "width: {neurons: 64, criterion: {kind: taylor}}")
+    assert _work(taylor, "pass 1: scoring layers").products == taylor.work.forward.products
+    head = TOKENS * 2 * 2 * 32 * 128
+    assert _work(taylor, "pass 1: gradients").products == 2 * taylor.work.forward.products + head
+    obs = _plan(tmp_path, "width: {neurons: 64, criterion: {kind: obs}}")
+    assert _work(obs, "pass 1: scoring layers").solves == 4 * 2 * 4 * 96**3
+
+
+def test_of_a_mixture_only_active_experts_are_counted(tmp_path: Path) -> None:
+    """Each token passes through two of four experts, and through the router."""
+    plan = _plan(tmp_path, "depth: {remove: 1}", "qwen3_moe", decoder_sparse_step=1, mlp_only_layers=[])
+    experts, router = 2 * 2 * 3 * 32 * 48, 2 * 4 * 32
+    assert plan.work.forward.products == TOKENS * 4 * (ATTENTION + experts + router)
+
+
+def test_ablation_counts_its_rounds(tmp_path: Path) -> None:
+    """Two rounds over 4 and 3 layers on 3 of 6 windows, in each the logits of every model and of the dense one."""
+    plan = _plan(tmp_path, "depth: {remove: 2, criterion: {kind: divergence, windows: 3}}")
+    passes = (4 / 2 + 1 + 3 / 2 + 1) * 3 / 6
+    head = 2 * 32 * 128 * (3 * 32) * (5 + 4)
+    assert _work(plan, "ablation: leaving layers out").products == passes * plan.work.forward.products + head
+
+
+def test_pass_2_of_narrower_layers(tmp_path: Path) -> None:
+    """With dense hidden states from pass 1 a layer runs once uncut, and its MLP once more; one Gram matrix each."""
+    plan = _plan(tmp_path, "width: {neurons: 64}")
+    work = _work(plan, "pass 2: cut and refit")
+    assert work.products == pytest.approx(TOKENS * 4 * (ATTENTION + MLP + CUT_MLP))
+    gram, moments, sketches = 1.25 * 64**2, 2 * 2 * 64 * 32, 2 * 2 * (64 * 32 + 32 * 32)
+    assert work.sums == TOKENS * 4 * (gram + moments + sketches)
+    final, tried = 64**3 / 3 + 2 * 64**2 * 32, 4 * (64**3 / 3 + 4 * 2 * 64**2 * 32)
+    assert work.solves == pytest.approx(4 * (final + tried))
+
+
+def test_pass_2_without_a_refit_and_without_stored_states(tmp_path: Path) -> None:
+    """Layers before the first cut run once, the one before the gap in both streams, the removed one as dense."""
+    plan = _plan(tmp_path, NOTHING)
+    assert [part.name for part in plan.work.parts] == ["pass 2: cut and refit", "saving", "verification"]
+    assert _work(plan, "pass 2: cut and refit").products == pytest.approx(TOKENS * 5 * (ATTENTION + MLP))
+
+
+def test_more_settings_take_longer(tmp_path: Path) -> None:
+    """Refits of up projections and heads add runs and sums, and sparsity adds solutions."""
+
+    def pass_2(sections: str) -> Work:
+        return _work(_plan(tmp_path, f"width: {{neurons: 64{sections}"), "pass 2: cut and refit")
+
+    plain = pass_2("}")
+    up, heads = pass_2("}\nrefit: {up: true}"), pass_2(", heads: 1}")
+    assert min(up.products, heads.products) > 1.2 * plain.products
+    assert min(up.sums, heads.sums) > 1.2 * plain.sums
+    sparse = pass_2("}\nsparsity: {pattern: '2:4'}\nrefit: false")  # an inverse and five products a matrix
+    assert sparse.solves == 4 * (64**3 + 10 * 64**2 * 32), "only the down projection is large enough"
+
+
+def test_rates_turn_work_into_seconds(tmp_path: Path) -> None:
+    """Each kind of work has its rate; processes divide tokens, not solutions, files and the evaluation."""
+    work = Work(products=2e9, sums=1e9, solves=5e8, stream=1e10, weights=1e9, files=2e8, calls=1e6, starts=1)
+    parts = [Part(step="one", name="one", work=work, shared=True), Part(step="two", name="two", work=work)]
+    alone = durations(parts, GIVEN, device="cpu", processes=1, loading=7.0)
+    assert alone.by_step() == {"one": 16.0, "two": 16.0}
+    shared = durations(parts, GIVEN, device="cpu", processes=2, loading=7.0)
+    assert shared.by_step() == {"one": 13.5, "two": 16.0}
+    assert (shared.total, shared.dominant) == (29.5, "two")
+    assert _timed(_plan(tmp_path, NOTHING)).by_step()["verification"] > 7
+
+
+def test_tasks_have_no_estimate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The number of requests is not known before the tasks are loaded; the table says so, and what takes longest."""
+    text = "{dataset: text.txt, samples: 4, sequence_length: 32}"
+    plan = _plan(tmp_path, f"depth: {{remove: 1}}\nevaluation: {{tasks: [arc_easy], perplexity: {text}, speed: {{}}}}")
+    found = _timed(plan)
+    assert found.unknown == ("evaluation",)
+    assert found.by_step().keys() == {"pass 1", "pass 2", "saving", "verification", "evaluation"}
+    names = [part.name for part in found.parts]
+    assert names[-4:] == ["held-out text: cut", "held-out text: dense", "held-out text: pruned", "speed"]
+    print_plan(plan.model_copy(update={"durations": found}), PlainConsole())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "and the tasks of the evaluation, whose number of requests is not known yet" in said
+    assert "verification takes longest" in said
+    assert "an estimate, from the operations of each step and the measured speed of one (2 B operations/s)" in said
+    print_plan(plan, PlainConsole())
+    assert "Time:" not in capsys.readouterr().out
+
+
+def test_options_of_the_command_add_parts(tmp_path: Path) -> None:
+    """The calibration check takes as long as scoring, and plain forward passes run before and after pruning."""
+    plan = _plan(tmp_path, "depth: {remove: 1}")
+    found = _timed(plan, measures_forward=True, checks_calibration=True)
+    order = ["plain forward pass", "pass 1", "calibration check", "pass 2", "saving", "verification"]
+    assert [part.step for part in found.parts] == [*order, "plain forward pass"]
+    assert found.by_step()["calibration check"] == found.by_step()["pass 1"]
+
+
+def test_rates_are_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file has them for the next command; another type is measured again; a damaged file is replaced."""
+    file, cpu = tmp_path / "cache" / "rates.json", torch.device("cpu")
+    measured: list[torch.dtype] = []
+
+    def measure(device: torch.device, dtype: torch.dtype, *, size: int) -> Rates:
+        measured.append(dtype)
+        return GIVEN
+
+    monkeypatch.setattr(rates, "rates_file", lambda: file)
+    monkeypatch.setattr(rates, "measure", measure)
+    assert rates.known_rates(cpu, torch.float32, hidden=32) is None
+    for dtype in (torch.float32, torch.float32, torch.bfloat16, torch.float32):
+        assert rates.rates_of(cpu, dtype, hidden=32) == GIVEN
+    assert measured == [torch.float32, torch.bfloat16]
+    assert rates.known_rates(cpu, torch.float32, hidden=40) == GIVEN  # the same matrix is measured for it
+    assert len(json.loads(file.read_text())) == 2
+    file.write_text('{"one": 3}')
+    assert rates.rates_of(cpu, torch.float32, hidden=32) == GIVEN
+    assert len(measured) == 3
+
+
+def test_measured_rates_are_positive() -> None:
+    """The measurement itself gives a rate of every kind, for a type that many CPUs emulate as well."""
+    found = rates.measure(torch.device("cpu"), torch.bfloat16, size=256)
+    assert all(value > 0 for value in found.model_dump().values())
+
+
+def test_a_plan_of_the_service_measures_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no durations until a run has measured the device, then those of the kept rates."""
+    plan = _plan(tmp_path, "depth: {remove: 1}")
+    monkeypatch.setattr(rates, "rates_file", lambda: tmp_path / "rates.json")
+    assert timing.with_known_durations(plan).durations is None
+    assert not (tmp_path / "rates.json").exists()
+    timed = timing.with_durations(plan)
+    assert timed.durations is not None
+    assert timing.with_known_durations(plan).durations == timed.durations
+    assert Plan.model_validate_json(timed.model_dump_json()) == timed
