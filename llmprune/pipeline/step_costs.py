@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 from transformers import PreTrainedModel
 
 from llmprune.common.devices import input_device
@@ -25,11 +26,15 @@ FORWARD_PASS = "plain forward pass"
 
 @contextmanager
 def measure_step(steps: list[Step], name: str, *, tokens: int | None = None) -> Iterator[None]:
-    """Measure a block and append its Step to ``steps``. ``tokens``: number of tokens that pass through the model."""
+    """Measure a block and append its Step to ``steps``. ``tokens``: number of tokens that pass through the model.
+
+    The block appears under ``name`` in a profile of torch.profiler.
+    """
     report_progress(name)
     reset_peak()
     read, start = proc_field("io", "read_bytes:"), time.perf_counter()
-    yield
+    with record_function(name):
+        yield
     seconds = time.perf_counter() - start
     after = proc_field("io", "read_bytes:")
     steps.append(
