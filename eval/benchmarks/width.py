@@ -23,7 +23,8 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from llmprune.anatomy.discovery import discover
-from llmprune.checkpoint.loading import dense_decoder, load_model, load_tokenizer
+from llmprune.checkpoint.loading import load_tokenizer
+from llmprune.checkpoint.open_decoder import open_decoder
 from llmprune.criteria.base import WidthCriterion
 from llmprune.cut.apply import cut_decoder
 from llmprune.data.windows import load_windows
@@ -74,9 +75,8 @@ class Bench:
         for name, text in _texts(data).items():
             judge = Calibration.model_validate({"split": "train[80%:]", **text, **shape, "samples": 8})
             self.judges[name] = load_windows(judge, tokenizer, default_shape=judge.shape()).windows_NL
-        self.model = load_model(source)
-        self.anatomy = discover(self.model.config)
-        self.dense = dense_decoder(self.model)
+        self.dense = open_decoder(source)
+        self.anatomy = discover(self.dense.skeleton.config)
         self.store = HiddenStateStore(None, folder, HiddenStateCache(folder / "cache", "bench"))
         self.folder = folder
 
@@ -94,7 +94,7 @@ class Bench:
         width = Recipe.parse("{model: {id: x}, calibration: {dataset: x}, width: {mlp: 0.5}}").width
         widths = planned_widths(width, self.anatomy).kept
         cut = choose_cut(self.anatomy, scores, sizes=PlannedSizes((), self.anatomy.num_layers, widths=widths))
-        pruned = cut_decoder(self.dense, self.model, anatomy=self.anatomy, cut=cut)
+        pruned = cut_decoder(self.dense, anatomy=self.anatomy, cut=cut)
         layers: dict[int, Tensors] = {}
         pruning = Pruning(
             self.dense,
@@ -106,7 +106,11 @@ class Bench:
         )
         pruning.run(self.windows_NL, BATCH, store=self.store)
         ended = time.perf_counter()
-        result = Decoder(pruned.skeleton, layers.__getitem__, device_of=pruned.device_of)
+        result = Decoder(
+            pruned.skeleton,
+            layers.__getitem__,
+            placement=pruned.placement,
+        )
         return {
             "criterion": text,
             "refit": refit,

@@ -1,4 +1,4 @@
-"""Load a model: its config, its tokenizer, its weights, and the decoder for layer-wise passes."""
+"""Load a model: its config, its tokenizer, its weights."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import align_module_device
 from safetensors import SafetensorError
-from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmprune.anatomy.meta_model import (
@@ -30,11 +28,10 @@ from llmprune.checkpoint.download import names_of
 from llmprune.checkpoint.file_references import unread_fields
 from llmprune.checkpoint.gguf import cache_folder, gguf_location
 from llmprune.checkpoint.location import folder_of, headers_of
+from llmprune.checkpoint.placement import device_map_of
 from llmprune.checkpoint.stored_dtypes import require_fitting
 from llmprune.checkpoint.weight_headers import Headers, main_dtype
-from llmprune.common.distributed import local_device, world_size
 from llmprune.common.errors import CheckpointError, ModelError
-from llmprune.layerwise.decoder import Decoder, Tensors
 from llmprune.recipe.model import ModelSource
 from llmprune.recipe.text_source import PACKAGE_SCHEME
 
@@ -86,20 +83,17 @@ def load_model(source: ModelSource) -> PreTrainedModel:
     ones with random numbers.
     """
     place = str(folder_of(source, "weights"))
-    device_map: Any = source.device_map
-    nothing_to_spread_over = device_map == "auto" and not torch.cuda.is_available() and not source.max_memory
-    each_process_has_its_device = world_size() > 1 and not isinstance(device_map, dict) and not source.max_memory
-    if device_map == "cpu" or nothing_to_spread_over or each_process_has_its_device:
-        device_map = None
     config = load_config(source)
-    offloaded = offload_folder() if device_map is not None else None
+    dtype = compute_dtype(source, config, found=headers_of(source))
+    empty = build_meta_model(config, dtype, trust_remote_code=source.trust_remote_code)
+    device_map = device_map_of(source, empty)
+    offloaded = offload_folder() if device_map is not None and "disk" in device_map.values() else None
     model, info = _from_pretrained(
         auto_class(config),
         source,
         place=place,
-        dtype=compute_dtype(source, config, found=headers_of(source)),
-        device_map=device_map,
-        max_memory=source.max_memory,
+        dtype=dtype,
+        device_map=None if device_map is None else dict(device_map),
         offload_folder=offloaded,
         use_safetensors=True,
         output_loading_info=True,
@@ -136,68 +130,6 @@ def _key(found: str | tuple[str, torch.Size, torch.Size]) -> str:
     return f"{name} ({list(stored)}, not {list(wanted)})"
 
 
-def dense_decoder(model: PreTrainedModel) -> Decoder:
-    """Make a decoder over a loaded model, whose layers stay on their devices until a layer-wise pass needs them."""
-    _, layers = find_layers(model)
-    skeleton = build_skeleton(model.config, model)
-    devices = [_running_device(layer) for layer in layers]
-    lie_elsewhere = any(parameter.device != devices[0] for parameter in layers.parameters())
-    return Decoder(
-        skeleton,
-        lambda index: tensors_of(layers[index]),
-        device_of=lambda index: devices[index],
-        fetch_ahead=lie_elsewhere,
-        quick=True,
-    )
-
-
-def build_skeleton(config: Config, model: PreTrainedModel) -> PreTrainedModel:
-    """Build a model of a config without layer weights; all other tensors are those of ``model``."""
-    runs_own_code = not type(model).__module__.startswith("transformers.")
-    skeleton = build_meta_model(config, model.dtype, trust_remote_code=runs_own_code)
-    path, _ = find_layers(skeleton)
-    tensors = tensors_of(model, skip=path)
-    device = _running_device(model.get_input_embeddings())
-    skeleton.load_state_dict({name: tensor.to(device) for name, tensor in tensors.items()}, strict=False, assign=True)
-    skeleton.tie_weights()
-    skeleton.requires_grad_(False)
-    for module_path, module in skeleton.named_modules():
-        if not f"{module_path}.".startswith(f"{path}."):
-            for name, buffer in list(module.named_buffers(recurse=False)):
-                setattr(module, name, buffer.to(device))
-    skeleton.generation_config = model.generation_config
-    skeleton.config.name_or_path = model.config.name_or_path
-    conversions = getattr(model, "_weight_conversions", None)
-    if conversions is not None:
-        skeleton._weight_conversions = conversions  # from the model's tensors to those of its files, for saving
-    return skeleton
-
-
-def tensors_of(module: nn.Module, skip: str | None = None) -> Tensors:
-    """Return a module's parameters and persistent buffers by name, loaded where they are offloaded.
-
-    ``skip``: path of a module inside whose tensors are left out.
-    """
-    tensors: Tensors = {}
-    for path, part in module.named_modules():
-        if skip is not None and f"{path}.".startswith(f"{skip}."):
-            continue
-        dot = f"{path}." if path else ""
-        with align_module_device(part):
-            for name, value in [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]:
-                if name not in part._non_persistent_buffers_set:
-                    tensors[dot + name] = value.detach()
-    return tensors
-
-
-def _running_device(module: nn.Module) -> torch.device:
-    """Return the device that a module computes on: its own GPU, or for offloaded weights the process's device."""
-    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-    if device.type in ("cpu", "meta"):
-        return local_device()
-    return device
-
-
 def _from_pretrained(auto: Any, source: ModelSource, *, place: str, **options: Any) -> Any:
     check_config_file(Path(place) / "config.json", source.id)
     try:
@@ -230,14 +162,19 @@ def _explained(auto: Any, source: ModelSource, *, place: str, error: Exception) 
     if part == "tokenizer" and not any(Path(place).glob("tokenizer*")):
         return _no_tokenizer(source)
     if part == "weights" and "safetensors" in cause:
-        return CheckpointError(
-            f"{source.id} lacks a safetensors weights file ({cause}); only safetensors are read, never pickles: "
-            "fetch the missing file, or convert the checkpoint to safetensors"
-        )
+        return no_weights(source, cause)
     kind = CheckpointError if part == "weights" and isinstance(error, ValueError | KeyError) else ModelError
     placed = isinstance(error, RuntimeError) and source.device_map not in ("auto", "cpu")
     remedy = "check model.device_map" if placed else "correct that, or fetch the folder's files again"
     return kind(f"the {part} of {source.id} cannot be loaded: {cause}; {remedy}")
+
+
+def no_weights(source: ModelSource, cause: str) -> CheckpointError:
+    """Return the error for a checkpoint without safetensors weights."""
+    return CheckpointError(
+        f"{source.id} lacks a safetensors weights file ({cause}); only safetensors are read, never pickles: "
+        "fetch the missing file, or convert the checkpoint to safetensors"
+    )
 
 
 def _no_tokenizer(source: ModelSource) -> ModelError:

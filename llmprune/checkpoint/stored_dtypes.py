@@ -10,13 +10,10 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from functools import cached_property, reduce
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -37,6 +34,7 @@ class FileNames:
 
     def __init__(self, model: PreTrainedModel, headers: Headers) -> None:
         rules = get_model_conversion_mapping(model)
+        self._rules = rules
         self.model, self.headers = model, headers
         self._renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
         self._converters = {
@@ -69,6 +67,15 @@ class FileNames:
     def sources(self, name: str) -> list[str]:
         """Return the tensors of the files that a tensor of the model is made from; empty for a tied tensor."""
         return [source for source, _ in self._sources.get(self._first.get(name, ""), [])]
+
+    def has(self, name: str) -> bool:
+        """Check that the files have what a tensor of the model is made from."""
+        return name in self._first
+
+    @property
+    def used_rules(self) -> list[Any]:
+        """The rules of transformers that apply to these files, for the way back from the model's tensors."""
+        return [rule for rule in self._rules if rule.was_used()]
 
     def missing(self) -> list[str]:
         """Return the parameters that the files do not have, except tied ones and those that may be missing."""
@@ -107,31 +114,33 @@ class FileNames:
                 found[name] = reduce(torch.promote_types, known)
         return found
 
-    def read(self, folder: Path, names: Iterable[str]) -> Tensors:
-        """Read tensors of the model from the files, converted as transformers does, in the files' types."""
+    def compute_dtypes(self, dtype: torch.dtype) -> Dtypes:
+        """Return the types in which transformers loads parameters and buffers for a computation in ``dtype``."""
+        plan = self.model._get_dtype_plan(dtype)
+        patterns = {re.compile(pattern.replace("*", ".*")): kept for pattern, kept in plan.items()}
+        return {
+            name: next((kept for pattern, kept in patterns.items() if pattern.search(name)), tensor.dtype)
+            for name, tensor in self._own.items()
+        }
+
+    def convert(self, names: Iterable[str], tensor_of: Callable[[str], Tensor], *, dtypes: Dtypes | None) -> Tensors:
+        """Return tensors of the model by name, made as transformers makes them from those of the files.
+
+        ``tensor_of``: reads a tensor of the files. ``dtypes``: types of the results, None for those of the files.
+        """
         wanted = set(names)
         made: Tensors = {}
-        with ExitStack() as stack:
-            opened: dict[str, Any] = {}
-
-            def tensor_of(source: str) -> Tensor:
-                file = self.headers[source].file
-                if file not in opened:
-                    opened[file] = stack.enter_context(safe_open(folder / file, framework="pt"))
-                tensor: Tensor = opened[file].get_tensor(source)
-                return tensor
-
-            for first in dict.fromkeys(self._first[name] for name in sorted(wanted)):
-                made |= self._convert(first, tensor_of)
+        for first in dict.fromkeys(self._first[name] for name in sorted(wanted)):
+            made |= self._convert(first, tensor_of, dtype=dtypes[first] if dtypes is not None else None)
         return {name: made[name] for name in wanted}
 
-    def _convert(self, first: str, tensor_of: Callable[[str], Tensor]) -> Tensors:
+    def _convert(self, first: str, tensor_of: Callable[[str], Tensor], *, dtype: torch.dtype | None) -> Tensors:
         sources = self._sources[first]
         pattern = sources[0][1]
         tensors = [tensor_of(name) for name, _ in sources]
         if pattern is None:
-            return {first: tensors[0]}
-        dtype = reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
+            return {first: tensors[0] if dtype is None else tensors[0].to(dtype)}
+        dtype = dtype or reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
         rule = copy.deepcopy(self._converters[pattern])
         for (name, one), tensor in zip(sources, tensors, strict=True):
             assert one is not None, "one rule makes all parts of a tensor"
@@ -141,10 +150,13 @@ class FileNames:
 
 
 class Originals:
-    """The base's tensors in the types of its files, to save where a run computes in another type."""
+    """The base's tensors in the types of its files, to save where a run computes in another type.
 
-    def __init__(self, names: FileNames, folder: Path) -> None:
-        self._names, self._folder, self._dtypes = names, folder, names.dtypes
+    ``read``: returns tensors of the model, by name, in these types.
+    """
+
+    def __init__(self, read: Callable[[Iterable[str]], Tensors], dtypes: Dtypes) -> None:
+        self._read, self._dtypes = read, dtypes
 
     def restore(self, tensors: Tensors, prefix: str, *, cut: Callable[[Tensors], Tensors]) -> Tensors:
         """Return tensors for saving, in the types of the base's files.
@@ -159,7 +171,7 @@ class Originals:
         }
         if not other:
             return tensors
-        read = self._names.read(self._folder, [prefix + name for name in other])
+        read = self._read(prefix + name for name in other)
         originals = cut({name.removeprefix(prefix): tensor for name, tensor in read.items()})
         restored = dict(tensors)
         for name, dtype in other.items():
@@ -176,12 +188,8 @@ def kept_dtypes(names: FileNames, dtype: torch.dtype, *, keep: bool) -> Dtypes:
     """
     if keep:
         return names.dtypes
-    plan = names.model._get_dtype_plan(dtype)
-    patterns = {re.compile(pattern.replace("*", ".*")): kept for pattern, kept in plan.items()}
-    return {
-        name: next((kept for pattern, kept in patterns.items() if pattern.search(name)), parameter.dtype)
-        for name, parameter in names.model.named_parameters()
-    }
+    loaded = names.compute_dtypes(dtype)
+    return {name: loaded[name] for name, _ in names.model.named_parameters()}
 
 
 def stored_bytes(model: PreTrainedModel, dtypes: Dtypes, *, layers: Sequence[int] | None = None) -> int:

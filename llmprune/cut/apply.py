@@ -6,18 +6,17 @@ from collections.abc import Mapping
 from functools import partial
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from llmprune.anatomy.config_edits import edit_config
 from llmprune.anatomy.layer_equivalence import check_layer_equivalence, sizes_that_change
 from llmprune.anatomy.meta_model import Config
 from llmprune.anatomy.selection import outputs_first, select_neurons, slice_rows
 from llmprune.anatomy.types import NO_HEADS, Anatomy, FusedSlice, PrunableDim, Unit, unit_key
-from llmprune.checkpoint.loading import build_skeleton
+from llmprune.checkpoint.skeleton import build_skeleton
 from llmprune.checkpoint.stored_dtypes import Originals
 from llmprune.common.errors import ModelError
 from llmprune.cut.decision import Cut
-from llmprune.layerwise.decoder import Decoder, Tensors
+from llmprune.layerwise.decoder import Decoder, LayerPlacement, Tensors
 
 
 def cut_config(
@@ -49,26 +48,26 @@ def cut_config(
     return edit_config(config, layers, widths=fields)
 
 
-def cut_decoder(dense: Decoder, model: PreTrainedModel, *, anatomy: Anatomy, cut: Cut) -> Decoder:
+def cut_decoder(dense: Decoder, *, anatomy: Anatomy, cut: Cut) -> Decoder:
     """Return the pruned model as a decoder that cuts each layer out of its dense layer when that is visited.
 
     Raises ModelError if a kept layer would compute something else at its new index.
     """
     config = cut_config(
-        model.config,
+        dense.skeleton.config,
         anatomy,
         layers=cut.layers,
         widths=cut.widths,
         num_experts=cut.num_experts,
         kv_groups=cut.kv_groups,
     )
-    skeleton = build_skeleton(config, model)
+    skeleton = build_skeleton(config, dense.skeleton, device=dense.device)
     changing = sizes_that_change(anatomy, cut.widths, experts=cut.num_experts, kv_groups=cut.kv_groups)
     check_layer_equivalence(dense.skeleton, skeleton, keep=cut.layers, changing=changing)
     return Decoder(
         skeleton,
         lambda new: cut_layer(dense.tensors(cut.layers[new]), anatomy, cut=cut, layer=cut.layers[new]),
-        device_of=lambda new: dense.device_of(cut.layers[new]),
+        placement=LayerPlacement(tuple(map(dense.device_of, cut.layers))),
         items_returned=dense.items_returned,
     )
 

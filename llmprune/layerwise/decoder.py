@@ -9,23 +9,31 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llmprune.anatomy.meta_model import find_layers
-from llmprune.common.process_memory import trim
 from llmprune.layerwise.emulated_matmul import is_emulated, quick_products
 
 Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class LayerPlacement:
+    """Devices that compute the layers. ``resident``: layers that stay on their device after their first visit."""
+
+    devices: tuple[torch.device, ...]
+    resident: frozenset[int] = frozenset()
 
 
 class Decoder:
     """A causal decoder whose layers get their weights only while they are visited.
 
     ``skeleton``: the model without layer weights but with all others. ``fetch(i)``: tensors of layer i by their names
-    in the layer. ``device_of(i)``: device that layer i runs on. ``fetch_ahead``: read the next layer in the background.
+    in the layer. ``placement``: devices of the layers. ``fetch_ahead``: read the next layer in the background.
     ``quick``: layers may round differently from the model's own forward where that is much faster.
     ``items_returned``: number of values that a layer of each class returns, 0 for a tensor alone; found while running.
     """
@@ -35,22 +43,27 @@ class Decoder:
         skeleton: PreTrainedModel,
         fetch: Callable[[int], Tensors],
         *,
-        device_of: Callable[[int], torch.device],
+        placement: LayerPlacement,
         fetch_ahead: bool = False,
         quick: bool = False,
         items_returned: dict[type, int] | None = None,
     ) -> None:
         self.skeleton = skeleton
         self.layers_path, self.layers = find_layers(skeleton)
-        self.device_of = device_of
         self.items_returned = {} if items_returned is None else items_returned
         self._fetch, self._quick = fetch, quick
+        self.placement = placement
+        self._resident: dict[int, Tensors | None] = dict.fromkeys(placement.resident)
         self._held: tuple[int, Tensors] | None = None
         self._ahead: tuple[int, Future[Tensors]] | None = None
         self._reader = ThreadPoolExecutor(1, "fetch") if fetch_ahead else None
 
     def __len__(self) -> int:
         return len(self.layers)
+
+    def device_of(self, index: int) -> torch.device:
+        """Return the device that computes a layer."""
+        return self.placement.devices[index]
 
     @property
     def device(self) -> torch.device:
@@ -68,8 +81,6 @@ class Decoder:
             return dict(self._held[1])
         following = index - 1 if self._held is not None and index == self._held[0] - 1 else index + 1
         self._held = None
-        if self._reader is not None:
-            trim()
         ahead, self._ahead = self._ahead, None
         tensors = ahead[1].result() if ahead and ahead[0] == index else self._bring(index)
         self._held = (index, tensors)
@@ -86,8 +97,14 @@ class Decoder:
         self._held = None
 
     def _bring(self, index: int) -> Tensors:
+        kept = self._resident.get(index)
+        if kept is not None:
+            return kept
         device = self.device_of(index)
-        return {name: tensor.to(device) for name, tensor in self._fetch(index).items()}
+        tensors = {name: tensor.to(device) for name, tensor in self._fetch(index).items()}
+        if index in self._resident:
+            self._resident[index] = tensors
+        return tensors
 
     @contextmanager
     def layer(self, index: int, tensors: Mapping[str, Tensor] | None = None) -> Iterator[nn.Module]:

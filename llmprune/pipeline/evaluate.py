@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
-from llmprune.checkpoint.loading import dense_decoder, load_model
+from llmprune.checkpoint.loading import load_model
+from llmprune.checkpoint.open_decoder import open_decoder
 from llmprune.common.distributed import is_first_process
 from llmprune.cut.apply import cut_decoder
 from llmprune.cut.decision import Cut
@@ -50,13 +52,13 @@ def evaluate(context: RunContext, cut: Cut) -> Measured:
 def _measure(context: RunContext, cut: Cut) -> Measured:
     recipe, inputs, folder = context.recipe, context.inputs, context.folder
     source = pruned_source(recipe.model, folder.path / "model")
-    pruned = load_model(source)
+    pruned = cache(lambda: load_model(source))
     dense_subject = evaluated_model(recipe.model, inputs.tokenizer, load=lambda: inputs.model)
-    pruned_subject = evaluated_model(source, inputs.tokenizer, load=lambda: pruned, folder=folder.path / TASKS)
+    pruned_subject = evaluated_model(source, inputs.tokenizer, load=pruned, folder=folder.path / TASKS)
     cut_only = None
     if (recipe.refit or recipe.sparsity) and not cut.is_empty and recipe.evaluation.perplexity:
-        cut_only = cut_decoder(inputs.dense, inputs.model, anatomy=inputs.anatomy, cut=cut)
-    decoders = Decoders(inputs.dense, cut_only, dense_decoder(pruned))
+        cut_only = cut_decoder(inputs.dense, anatomy=inputs.anatomy, cut=cut)
+    decoders = Decoders(inputs.dense, cut_only, open_decoder(source))
     with measure_step(folder.steps, "evaluation"):
         return measure(
             recipe.evaluation, dense_subject, pruned=pruned_subject, decoders=decoders, held_out_NL=inputs.held_out

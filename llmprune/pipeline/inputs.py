@@ -14,11 +14,13 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llmprune.anatomy.meta_model import Config, build_meta_model, text_config
+from llmprune.anatomy.meta_model import Config, text_config
 from llmprune.anatomy.types import Anatomy
-from llmprune.checkpoint.loading import dense_decoder, load_model
-from llmprune.checkpoint.location import folder_of, headers_of, hub_commit, identity
-from llmprune.checkpoint.stored_dtypes import Dtypes, FileNames, Originals
+from llmprune.checkpoint.loading import load_model
+from llmprune.checkpoint.location import hub_commit, identity
+from llmprune.checkpoint.open_decoder import open_decoder, open_reader
+from llmprune.checkpoint.stored_dtypes import Dtypes, Originals, kept_dtypes
+from llmprune.checkpoint.weights_reader import WeightsReader
 from llmprune.common.distributed import broadcast_from_first, is_first_process, rank, world_size
 from llmprune.data.sources import commit_of
 from llmprune.data.windows import fingerprint_tokens
@@ -88,35 +90,36 @@ class RunInputs:
 
     @cached_property
     def model(self) -> PreTrainedModel:
-        """Dense model, placed by the device map."""
+        """Whole dense model, placed by the device map: for what cannot be done layer by layer."""
         return load_model(self.recipe.model)
 
     @cached_property
+    def _reader(self) -> WeightsReader:
+        """Reader of the base's weights files."""
+        return open_reader(self.recipe.model)
+
+    @cached_property
     def dense(self) -> Decoder:
-        """Decoder of the dense model, for layer-wise passes."""
-        return dense_decoder(self.model)
+        """Decoder of the dense model, whose layers are read from the files."""
+        return open_decoder(self.recipe.model, self._reader)
 
-    @cached_property
-    def _file_names(self) -> FileNames:
-        """Map from each tensor of the model to the tensors of the base's files that it is made of."""
-        meta_model = build_meta_model(
-            self.config, self.model.dtype, trust_remote_code=self.recipe.model.trust_remote_code
-        )
-        return FileNames(meta_model, headers_of(self.recipe.model) or {})
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the computation."""
+        dtype: torch.dtype = self._reader.names.model.dtype
+        return dtype
 
-    @cached_property
+    @property
     def originals(self) -> Originals | None:
         """Tensors of the base in the types of its files; None where the recipe converts all to another type."""
         if self.recipe.model.dtype != "auto":
             return None
-        return Originals(self._file_names, folder_of(self.recipe.model, "weights"))
+        return Originals(self._reader.read, self._reader.names.dtypes)
 
     @cached_property
     def saved_dtypes(self) -> Dtypes:
         """Types of the result's tensors, by their names in the dense model."""
-        if self.recipe.model.dtype != "auto":
-            return {name: parameter.dtype for name, parameter in self.model.named_parameters()}
-        return self._file_names.dtypes
+        return kept_dtypes(self._reader.names, self.dtype, keep=self.recipe.model.dtype == "auto")
 
     @property
     def commit(self) -> str | None:
@@ -137,7 +140,7 @@ class RunInputs:
         """
         windows_NL = self.windows if windows_NL is None else windows_NL
         calibration, length = self.recipe.calibration, windows_NL.shape[1]
-        hidden = text_config(self.config).hidden_size * self.model.dtype.itemsize
+        hidden = text_config(self.config).hidden_size * self.dtype.itemsize
         size = self.anatomy.num_layers * len(windows_NL) * length * hidden
         key = fingerprint(self.identity, fingerprint_tokens(windows_NL), calibration.batch_size, world_size(), boot())[
             :16

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from llmprune.anatomy.projections import projections_of
 from llmprune.checkpoint.config_file import ConfigChange
-from llmprune.checkpoint.loading import load_config, tensors_of
+from llmprune.checkpoint.loading import load_config
 from llmprune.checkpoint.location import folder_of
 from llmprune.checkpoint.saving import CheckpointWriter
+from llmprune.checkpoint.skeleton import tensors_of
 from llmprune.checkpoint.verify import Probe, SparseClaim, Verified, verify
 from llmprune.common.distributed import broadcast_from_first, is_first_process
 from llmprune.common.errors import ModelError
@@ -107,7 +108,7 @@ class _CheckpointStep:
     def __init__(self, context: RunContext, cut: Cut, *, snapshots: Snapshots) -> None:
         self.context, self.cut, self.snapshots = context, cut, snapshots
         inputs = context.inputs
-        self.pruned = cut_decoder(inputs.dense, inputs.model, anatomy=inputs.anatomy, cut=cut)
+        self.pruned = cut_decoder(inputs.dense, anatomy=inputs.anatomy, cut=cut)
         self.size = _measure_size(context, cut, pruned=self.pruned)
         self.writer = CheckpointWriter(
             snapshots.folder,
@@ -180,7 +181,7 @@ class _CheckpointStep:
             self.writer.folder,
             probe,
             parameters=self.size.parameters,
-            dtype=self.context.inputs.model.dtype,
+            dtype=self.context.inputs.dtype,
             trust_remote_code=recipe.model.trust_remote_code,
             claim=_sparse_claim(recipe.sparsity, self.pruned, records=records) if recipe.sparsity else None,
         )

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from llmprune.anatomy.types import Anatomy
-from llmprune.checkpoint.loading import tensors_of
+from llmprune.checkpoint.skeleton import tensors_of
 from llmprune.common.distributed import is_first_process, sum_over_processes, windows_of_process
 from llmprune.common.progress import track
 from llmprune.cut.decision import Cut

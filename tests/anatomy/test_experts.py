@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers.checkpoints import prune_and_save
 from helpers.commands import command, save_model, verify_here, write_recipe, write_text
+from helpers.decoders import dense_decoder
 from helpers.families import MIXTURES, RELOAD
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -20,7 +21,6 @@ from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.expert_hooks import activations_of_experts, outputs_of_experts
 from llmprune.anatomy.selection import mask_neurons, select_neurons
 from llmprune.anatomy.types import Anatomy, PrunableDim, unit_key
-from llmprune.checkpoint.loading import dense_decoder
 from llmprune.common.errors import ModelError
 from llmprune.criteria.depth.block_influence import BlockInfluence
 from llmprune.criteria.experts.reap import Reap
@@ -105,11 +105,11 @@ def test_depth_width_and_experts_reload_exactly(
 @pytest.mark.parametrize("family", CHOSEN_ALONE)
 def test_a_removed_expert_equals_one_that_is_never_chosen(family: str) -> None:
     """A model without an expert computes the same as one whose router cannot choose it."""
-    model, anatomy, dense, scores = _scored(family)
+    _, anatomy, dense, scores = _scored(family)
     cut = choose_cut(anatomy, scores, sizes=PlannedSizes((), anatomy.num_layers, num_experts=3))
     cut = Cut(cut.num_layers, cut.layers, {}, {}, 3, cut.experts)
     removed, masked = (
-        LayerwiseForward(cut_decoder(dense, model, anatomy=anatomy, cut=cut), IDS, batch_size=4),
+        LayerwiseForward(cut_decoder(dense, anatomy=anatomy, cut=cut), IDS, batch_size=4),
         LayerwiseForward(dense, IDS, batch_size=4),
     )
     for index in range(anatomy.num_layers):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.decoders import dense_decoder
 from helpers.tiny import structure_of
 from safetensors.torch import save_file
 
@@ -14,7 +15,6 @@ from llmprune import Recipe, run
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.selection import rows_of
 from llmprune.anatomy.types import PrunableDim, unit_key
-from llmprune.checkpoint.loading import dense_decoder
 from llmprune.common.errors import ModelError, RecipeError
 from llmprune.criteria.width.activation import Activation
 from llmprune.cut.apply import cut_config

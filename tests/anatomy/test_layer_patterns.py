@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.commands import verify_here
+from helpers.decoders import dense_decoder
 from helpers.tiny import structure_of
 from safetensors.torch import save_file
 from torch import Tensor
@@ -18,7 +19,6 @@ from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.heads import count_heads
 from llmprune.anatomy.meta_model import build_meta_model
 from llmprune.anatomy.types import Anatomy
-from llmprune.checkpoint.loading import dense_decoder
 from llmprune.common.errors import RecipeError
 from llmprune.criteria.base import AblationCriterion, DepthCriterion
 from llmprune.criteria.depth.angular import Angular

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.decoders import dense_decoder
 from helpers.tiny import tiny_tokenizer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -22,8 +23,9 @@ from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.meta_model import auto_class
 from llmprune.anatomy.types import unit_key
 from llmprune.checkpoint.config_file import ConfigChange
-from llmprune.checkpoint.loading import dense_decoder, load_config, load_model, tensors_of
+from llmprune.checkpoint.loading import load_config, load_model
 from llmprune.checkpoint.saving import CheckpointWriter
+from llmprune.checkpoint.skeleton import tensors_of
 from llmprune.cut.apply import cut_config, cut_decoder
 from llmprune.cut.decision import Cut
 from llmprune.recipe.model import ModelSource
@@ -158,7 +160,7 @@ def _prune(base: Path, folder: Path) -> None:
         for unit in units
     }
     cut = Cut(len(anatomy.units), LAYERS, widths, neurons)
-    pruned = cut_decoder(dense_decoder(model), model, anatomy=anatomy, cut=cut)
+    pruned = cut_decoder(dense_decoder(model), anatomy=anatomy, cut=cut)
     change = ConfigChange(
         base, config, cut_config(config, anatomy, layers=cut.layers, widths=cut.widths), cut.layers, False
     )

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.commands import verify_here
+from helpers.decoders import dense_decoder
 from helpers.families import MIXTURES
 from helpers.hub.published import files_of
 from helpers.hub.server import Hub
@@ -20,9 +21,10 @@ from torch import Tensor
 
 from llmprune.anatomy.meta_model import build_meta_model
 from llmprune.checkpoint.disk_offload import offload_folder
-from llmprune.checkpoint.loading import dense_decoder, load_model
+from llmprune.checkpoint.loading import load_model
 from llmprune.checkpoint.stored_dtypes import FileNames
 from llmprune.checkpoint.weight_headers import headers_of_folder
+from llmprune.checkpoint.weights_reader import WeightsReader
 from llmprune.pipeline.run import run
 from llmprune.planning.plan import Plan
 from llmprune.recipe.model import ModelSource
@@ -150,7 +152,7 @@ def test_tensors_of_the_files_are_found_for_every_family(family: str, tmp_path: 
     loaded = {name: tensor for name, tensor in model.state_dict().items() if names.sources(name)}
     untied = {name for name, _ in model.named_parameters()}
     assert untied - loaded.keys() <= model.all_tied_weights_keys.keys()
-    read = names.read(tmp_path, loaded)
+    read = WeightsReader(names, tmp_path, shown=family).read(loaded)
     assert all(_same(read[name], tensor) for name, tensor in loaded.items())
 
 

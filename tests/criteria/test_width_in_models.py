@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.decoders import dense_decoder
 from helpers.scored import IDS, recipe_of, scores_of
 from helpers.tiny import structure_of
 from torch import Tensor
@@ -21,7 +22,6 @@ from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.hooks import inputs_of
 from llmprune.anatomy.selection import neuron_rows
 from llmprune.anatomy.types import PrunableDim, unit_key
-from llmprune.checkpoint.loading import dense_decoder
 from llmprune.common.errors import RecipeError
 from llmprune.criteria.accumulators.base import UnitAccumulator
 from llmprune.criteria.base import WidthCriterion

@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
+from helpers.decoders import dense_decoder
 from helpers.random_inputs import logits_of, windows
 
-from llmprune.checkpoint.loading import dense_decoder
 from llmprune.common.errors import NumericalError
 from llmprune.common.linalg.kl_divergence import kl_divergence
 from llmprune.criteria.depth.divergence import Divergence

@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmprune.anatomy.types import Anatomy
-from llmprune.checkpoint.loading import tensors_of
 from llmprune.checkpoint.saving import CheckpointWriter
+from llmprune.checkpoint.skeleton import tensors_of
 from llmprune.cut.apply import cut_decoder
 from llmprune.cut.decision import Cut
 from llmprune.layerwise.decoder import Decoder
@@ -35,7 +35,7 @@ def prune_and_save(
     max_shard_size: int = 20_000,
 ) -> tuple[list[LayerRecord], LayerwiseForward]:
     """Run pass 2 into ``folder/checkpoint``; return the layers' records, and the pruned model after its last layer."""
-    pruned = cut_decoder(dense, model, anatomy=anatomy, cut=cut)
+    pruned = cut_decoder(dense, anatomy=anatomy, cut=cut)
     writer = CheckpointWriter(folder, pruned.skeleton, layers_path=pruned.layers_path)
     writer.write_rest(tensors_of(pruned.skeleton, skip=pruned.layers_path))
     pruning = Pruning(dense, pruned, anatomy=anatomy, cut=cut, refit=refit, write=writer.write_layer)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from helpers.decoders import dense_decoder
 from llmprune.anatomy.discovery import discover
-from llmprune.checkpoint.loading import dense_decoder
 from llmprune.criteria.base import AblationCriterion, WidthCriterion
 from llmprune.layerwise.hidden_states import HiddenStateCache, HiddenStateStore
 from llmprune.recipe.recipe import Recipe

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.decoders import dense_decoder
 from helpers.scored import IDS, recipe_of, scores_of, store_in
 from helpers.tiny import structure_of
 from torch import Tensor
 
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.hooks import inputs_of, outputs_of
-from llmprune.checkpoint.loading import dense_decoder
 from llmprune.common.errors import CalibrationError, ModelError, RecipeError
 from llmprune.criteria.base import WidthCriterion
 from llmprune.criteria.width.taylor import Taylor
@@ -105,7 +105,7 @@ def test_layers_are_fetched_ahead_in_either_direction(order: list[int]) -> None:
         fetched.append(index)
         return dict(dense.tensors(index))
 
-    decoder = Decoder(dense.skeleton, fetch, device_of=dense.device_of, fetch_ahead=True)
+    decoder = Decoder(dense.skeleton, fetch, placement=dense.placement, fetch_ahead=True)
     for index in order:
         decoder.tensors(index)
     assert fetched == order

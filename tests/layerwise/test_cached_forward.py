@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.decoders import dense_decoder
 from helpers.families import DEPTH_AND_WIDTH, KEPT_WIDTHS, MIXTURES
 
 from llmprune.anatomy.discovery import discover
-from llmprune.checkpoint.loading import dense_decoder
 from llmprune.criteria.width.activation import Activation
 from llmprune.cut.apply import cut_decoder
 from llmprune.layerwise.cached_forward import CachedForward
@@ -57,7 +57,7 @@ def _prune(
         scores,
         sizes=PlannedSizes((1,), len(dense) - 1, widths=widths if narrow else {}, kv_groups=1 if heads else None),
     )
-    pruned = cut_decoder(dense, model, anatomy=anatomy, cut=cut)
+    pruned = cut_decoder(dense, anatomy=anatomy, cut=cut)
     written: Tensors = {}
 
     def write(index: int, tensors: Tensors) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from helpers.decoders import dense_decoder
 
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.meta_model import find_layers
-from llmprune.checkpoint.loading import dense_decoder
 from llmprune.cut.apply import cut_decoder
 from llmprune.cut.decision import Cut
 from llmprune.layerwise.emulated_matmul import is_emulated, quick_products
@@ -44,7 +44,7 @@ def test_pruned_hidden_states_are_those_of_a_reload(emulated: bool) -> None:
     model = tiny_model("llama").to(torch.bfloat16)
     dense, anatomy, cut = dense_decoder(model), discover(model.config), Cut(4, (0, 1, 3))
     ids_NL = torch.randint(3, VOCABULARY, (2, 16))
-    pruned = cut_decoder(dense, model, anatomy=anatomy, cut=cut)
+    pruned = cut_decoder(dense, anatomy=anatomy, cut=cut)
     written = {}
     _, end = Pruning(dense, pruned, anatomy=anatomy, cut=cut, refit=Refit(), write=written.__setitem__).run(ids_NL, 2)
     again = pruned.skeleton

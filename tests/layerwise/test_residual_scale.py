@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
+from helpers.decoders import dense_decoder
 
-from llmprune.checkpoint.loading import dense_decoder
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.residual_scale import residual_scale
 from llmprune.testing import VOCABULARY, tiny_model

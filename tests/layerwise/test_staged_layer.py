@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.decoders import dense_decoder
 
 from llmprune.anatomy.projections import projections_of
-from llmprune.checkpoint.loading import dense_decoder
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.staged_layer import StagedLayer, probe
 from llmprune.testing import VOCABULARY, tiny_model

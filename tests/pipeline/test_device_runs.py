@@ -14,7 +14,8 @@ from helpers.devices import simulated_devices
 from helpers.tiny import tiny_tokenizer
 from torch import Tensor
 
-from llmprune.checkpoint.loading import dense_decoder, load_model
+from llmprune.checkpoint.loading import load_model
+from llmprune.checkpoint.open_decoder import open_decoder
 from llmprune.evaluation.bench.generation_speed import time_generation
 from llmprune.evaluation.generation import compare_generation
 from llmprune.evaluation.perplexity import compare_predictions
@@ -104,7 +105,9 @@ def test_predictions_of_models_on_two_devices_are_compared(llama: Path) -> None:
         with simulated_devices(devices) if devices else nullcontext():
             found.append(
                 compare_predictions(
-                    *(dense_decoder(_load(llama, place)) for place in places), windows_NL=IDS, batch_size=2
+                    *(open_decoder(ModelSource(id=str(llama), device_map=place)) for place in places),
+                    windows_NL=IDS,
+                    batch_size=2,
                 )
             )
     assert found[0] == found[1]

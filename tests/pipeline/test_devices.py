@@ -17,7 +17,7 @@ from torch import Tensor
 
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.types import FusedSlice, PrunableDim
-from llmprune.checkpoint.loading import dense_decoder, load_model
+from llmprune.checkpoint.open_decoder import open_decoder
 from llmprune.common import distributed as processes
 from llmprune.criteria.base import WidthCriterion
 from llmprune.criteria.depth.angular import Angular
@@ -60,15 +60,15 @@ def _saved(folder: Path, family: str, **fields: Any) -> Path:
 
 
 def _load(folder: Path, device_map: Any = "auto") -> Any:
-    return load_model(ModelSource(id=str(folder), device_map=device_map))
+    return open_decoder(ModelSource(id=str(folder), device_map=device_map))
 
 
 def _everything(folder: Path, device_map: Any = "auto", store: HiddenStateStore | None = None) -> Iterator[Tensor]:
     """Scores of a model, and its layers and logits after two cuts with a refit: without its heads, and with them and
     sparse.
     """
-    model = _load(folder, device_map)
-    dense, anatomy = dense_decoder(model), discover(model.config)
+    dense = _load(folder, device_map)
+    anatomy = discover(dense.skeleton.config)
     width, experts = Activation() if anatomy.widths else None, Reap() if anatomy.experts else None
     scores = score(
         dense,
@@ -87,7 +87,7 @@ def _everything(folder: Path, device_map: Any = "auto", store: HiddenStateStore 
         cut = choose_cut(
             anatomy, scores, sizes=PlannedSizes((2,), 3, widths=widths, num_experts=experts_kept, kv_groups=heads)
         )
-        pruned = cut_decoder(dense, model, anatomy=anatomy, cut=cut)
+        pruned = cut_decoder(dense, anatomy=anatomy, cut=cut)
         run = Pruning(
             dense,
             pruned,
@@ -129,12 +129,11 @@ def test_computed_buffers_are_where_they_are_needed(family: str, tmp_path: Path)
     """Of a model on a GPU a cut is proven against layers that are built on the CPU, and the pruned model runs."""
     _saved(tmp_path, family)
     with simulated_devices(1):
-        model = _load(tmp_path)
-        dense = dense_decoder(model)
+        dense = _load(tmp_path)
         LayerwiseForward(
             dense, IDS[:1], batch_size=1
         )  # visits a layer of each class, whose buffers are on the GPU from then on
-        pruned = cut_decoder(dense, model, anatomy=discover(model.config), cut=Cut(4, (0, 1, 3)))
+        pruned = cut_decoder(dense, anatomy=discover(dense.skeleton.config), cut=Cut(4, (0, 1, 3)))
         forward = LayerwiseForward(pruned, IDS[:1], batch_size=1)
         for index in range(3):
             with pruned.layer(index) as layer:
@@ -167,12 +166,12 @@ def test_criteria_score_on_each_layers_device(criterion: WidthCriterion, llama: 
     found = []
     for devices in (None, 2):
         with simulated_devices(devices) if devices else nullcontext():
-            model = _load(llama, "auto" if devices else "cpu")
-            anatomy, store = discover(model.config), store_in(tmp_path / str(devices))
+            dense = _load(llama, "auto" if devices else "cpu")
+            anatomy, store = discover(dense.skeleton.config), store_in(tmp_path / str(devices))
             (tmp_path / str(devices)).mkdir()
             depth = Angular()
             scores = score(
-                dense_decoder(model),
+                dense,
                 anatomy,
                 criteria=ScoringCriteria(depth=depth, width=criterion, heads=criterion),
                 calibration=CalibrationBatches(IDS, 2, store),
@@ -188,11 +187,11 @@ def test_ablation_runs_on_each_layers_device(criterion: Any, llama: Path) -> Non
     found = []
     for devices in (None, 2):
         with simulated_devices(devices) if devices else nullcontext():
-            model = _load(llama, "auto" if devices else "cpu")
+            dense = _load(llama, "auto" if devices else "cpu")
             found.append(
                 layer_ablation_scores(
-                    dense_decoder(model),
-                    discover(model.config),
+                    dense,
+                    discover(dense.skeleton.config),
                     criterion=criterion,
                     calibration=CalibrationBatches(IDS, 2),
                     target=DepthTarget(2),
@@ -201,8 +200,8 @@ def test_ablation_runs_on_each_layers_device(criterion: Any, llama: Path) -> Non
     assert torch.equal(*found)
 
 
-def _prune_half(model: Any, ids_NL: Tensor) -> None:
-    dense, anatomy = dense_decoder(model), discover(model.config)
+def _prune_half(dense: Any, ids_NL: Tensor) -> None:
+    anatomy = discover(dense.skeleton.config)
     scores = score(
         dense,
         anatomy,
@@ -214,7 +213,7 @@ def _prune_half(model: Any, ids_NL: Tensor) -> None:
     )
     Pruning(
         dense,
-        cut_decoder(dense, model, anatomy=anatomy, cut=cut),
+        cut_decoder(dense, anatomy=anatomy, cut=cut),
         anatomy=anatomy,
         cut=cut,
         refit=Refit(up=True),
@@ -222,8 +221,8 @@ def _prune_half(model: Any, ids_NL: Tensor) -> None:
     ).run(ids_NL, 2)
 
 
-def _compare_with_itself(model: Any, ids_NL: Tensor) -> None:
-    compare_predictions(dense_decoder(model), dense_decoder(model), windows_NL=ids_NL, batch_size=2)
+def _compare_with_itself(dense: Any, ids_NL: Tensor) -> None:
+    compare_predictions(dense, dense, windows_NL=ids_NL, batch_size=2)
 
 
 @pytest.mark.parametrize("use", [_prune_half, _compare_with_itself])
@@ -242,7 +241,7 @@ def test_arguments_made_of_tokens_leave_the_device(tmp_path: Path) -> None:
     """What Gemma 4 hands each layer of every token is kept on the CPU, but for one batch; shared masks are not."""
     _saved(tmp_path, "gemma4_text")
     with simulated_devices(1):
-        forward = LayerwiseForward(dense_decoder(_load(tmp_path)), IDS, batch_size=2)
+        forward = LayerwiseForward(_load(tmp_path), IDS, batch_size=2)
         kept = [[home_of(value).type for call in calls for value in _arguments(call)] for calls in forward.calls]
     assert set(kept[0]) == {"cuda"}
     assert set(kept[1]) == {"cuda", "cpu"}

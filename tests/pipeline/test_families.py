@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.checkpoints import prune_and_save
+from helpers.decoders import dense_decoder
 from helpers.families import DEPTH_AND_WIDTH, DEPTH_ONLY, KEPT_LAYERS, KEPT_WIDTHS, MIXTURES, RELOAD, WHOLE_HEADS
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -20,7 +21,8 @@ from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.meta_model import text_config
 from llmprune.anatomy.selection import mask_neurons
 from llmprune.anatomy.types import Anatomy, unit_key
-from llmprune.checkpoint.loading import dense_decoder, load_model
+from llmprune.checkpoint.loading import load_model
+from llmprune.checkpoint.open_decoder import open_decoder
 from llmprune.criteria.depth.block_influence import BlockInfluence
 from llmprune.criteria.width.activation import Activation
 from llmprune.cut.apply import cut_decoder
@@ -96,7 +98,7 @@ def test_cut_equals_mask(family: str, cases: dict[str, Case]) -> None:
     """Neurons and heads removed or zeroed, layers removed or skipped: the logits are the same."""
     case = cases[family]
     dense = dense_decoder(case.model)
-    cut = cut_decoder(dense, case.model, anatomy=case.anatomy, cut=case.cut)
+    cut = cut_decoder(dense, anatomy=case.anatomy, cut=case.cut)
     removed, masked = (
         LayerwiseForward(cut, case.ids_NL, batch_size=4),
         LayerwiseForward(dense, case.ids_NL, batch_size=4),
@@ -181,23 +183,21 @@ def test_layerwise_forward_equals_forward() -> None:
             assert torch.equal(forward.logits(batch), model(ids_BL, use_cache=False).logits)
 
 
-def test_offloaded_equals_resident(tmp_path: Path) -> None:
-    """Layers that accelerate keeps on disk are run and cut like those in memory, to the bit."""
-    tiny_model("llama").save_pretrained(tmp_path)
-    offloaded_layers = {f"model.layers.{index}": "disk" if index % 2 else "cpu" for index in range(4)}
-    placed = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_layers_in_files_equal_those_in_memory(family: str, tmp_path: Path) -> None:
+    """Layers that are read from the files when they are visited are run and cut like those in memory, to the bit."""
+    tiny_model(family).save_pretrained(tmp_path)
+    source = ModelSource(id=str(tmp_path))
     ids_NL = torch.randint(3, VOCABULARY, (4, 16))
     logits = []
-    for device_map in ("cpu", placed | offloaded_layers):
-        model = load_model(ModelSource(id=str(tmp_path), device_map=device_map))
-        dense = dense_decoder(model)
-        cut = Cut(
-            4, (0, 1, 3), {"intermediate_size": 64}, {unit_key(index, "mlp"): torch.arange(0, 64) for index in range(4)}
+    for dense in (dense_decoder(load_model(source)), open_decoder(source)):
+        anatomy = discover(dense.skeleton.config)
+        unit = anatomy.units[0][0]
+        kept = torch.arange(64) if unit.experts is None else torch.arange(64).repeat(unit.experts, 1)
+        cut = Cut(4, (0, 1, 3), {unit.field: 64}, {unit_key(index, unit.path): kept for index in range(4)})
+        pruned = cut_decoder(dense, anatomy=anatomy, cut=cut)
+        _, forward = Pruning(dense, pruned, anatomy=anatomy, cut=cut, refit=Refit(), write=lambda *_: None).run(
+            ids_NL, 2
         )
-        pruned = cut_decoder(dense, model, anatomy=discover(model.config), cut=cut)
-        _, forward = Pruning(
-            dense, pruned, anatomy=discover(model.config), cut=cut, refit=Refit(), write=lambda *_: None
-        ).run(ids_NL, 2)
         logits.append(forward.logits(0))
-    assert next(iter(model.model.layers[1].parameters())).is_meta
     assert torch.equal(logits[0], logits[1])

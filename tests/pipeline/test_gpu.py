@@ -11,7 +11,7 @@ from helpers.commands import command
 from torch import Tensor
 
 from llmprune.anatomy.discovery import discover
-from llmprune.checkpoint.loading import dense_decoder, load_model
+from llmprune.checkpoint.open_decoder import open_decoder
 from llmprune.criteria.depth.block_influence import BlockInfluence
 from llmprune.criteria.width.activation import Activation
 from llmprune.cut.apply import cut_decoder
@@ -44,10 +44,10 @@ def _split(layers_on_cpu: int) -> dict[str, str | int]:
 
 
 def _pruned_logits(checkpoint: Path, device_map: object, ids_NL: Tensor) -> Tensor:
-    model = load_model(ModelSource.model_validate({"id": str(checkpoint), "device_map": device_map}))
-    dense, anatomy = dense_decoder(model), discover(model.config)
+    dense = open_decoder(ModelSource.model_validate({"id": str(checkpoint), "device_map": device_map}))
+    anatomy = discover(dense.skeleton.config)
     cut = Cut(4, (0, 1, 3))
-    pruned = cut_decoder(dense, model, anatomy=anatomy, cut=cut)
+    pruned = cut_decoder(dense, anatomy=anatomy, cut=cut)
     _, forward = Pruning(dense, pruned, anatomy=anatomy, cut=cut, refit=Refit(), write=lambda *_: None).run(ids_NL, 2)
     return forward.logits(0).cpu()
 
@@ -63,26 +63,26 @@ def test_placement_does_not_change_the_result(layers_on_cpu: int, checkpoint: Pa
 
 def test_streams_lie_in_pinned_memory(checkpoint: Path) -> None:
     """Hidden states between layers leave the GPU, into memory that it can copy from directly."""
-    model = load_model(ModelSource(id=str(checkpoint), device_map="auto"))
-    dense = dense_decoder(model)
+    dense = open_decoder(ModelSource(id=str(checkpoint), device_map="auto"))
     forward = LayerwiseForward(dense, torch.randint(3, VOCABULARY, (4, 24)), batch_size=2)
     with dense.layer(0) as layer:
         forward.pass_through(0, layer)
     assert all(hidden_BLD.is_pinned() for hidden_BLD in forward.hidden_states)
 
 
-def test_memory_is_that_of_a_layer() -> None:
-    """Twice the layers, offloaded to the CPU, take no more of the GPU while they are scored."""
+def test_memory_is_that_of_a_layer(tmp_path: Path) -> None:
+    """Twice the layers, read from files at every visit, take no more of the GPU while they are scored."""
     peaks = []
     for layers in (4, 8):
-        model = tiny_model("llama", num_hidden_layers=layers, hidden_size=256, intermediate_size=2048)
-        dense = dense_decoder(model)
+        folder = tmp_path / str(layers)
+        tiny_model("llama", num_hidden_layers=layers, hidden_size=256, intermediate_size=2048).save_pretrained(folder)
+        dense = open_decoder(ModelSource(id=str(folder), device_map="cpu"))
         ids_NL = torch.randint(3, VOCABULARY, (4, 24))
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         score(
             dense,
-            discover(model.config),
+            discover(dense.skeleton.config),
             criteria=ScoringCriteria(depth=BlockInfluence(), width=Activation()),
             calibration=CalibrationBatches(ids_NL, 2),
         )

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.decoders import dense_decoder
 
 from llmprune.anatomy.discovery import discover
-from llmprune.checkpoint.loading import dense_decoder
 from llmprune.criteria.depth.block_influence import BlockInfluence
 from llmprune.cut.apply import cut_decoder
 from llmprune.cut.decision import Cut
@@ -47,7 +47,7 @@ def _prune(
         written[index] = {name: tensor.clone() for name, tensor in tensors.items()}
 
     pruning = Pruning(
-        dense, cut_decoder(dense, model, anatomy=anatomy, cut=cut), anatomy=anatomy, cut=cut, refit=Refit(), write=write
+        dense, cut_decoder(dense, anatomy=anatomy, cut=cut), anatomy=anatomy, cut=cut, refit=Refit(), write=write
     )
     _, forward = pruning.run(WINDOWS, 2, snapshots=snapshots, store=store)
     return written, forward.logits(0)

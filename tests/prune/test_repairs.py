@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+from helpers.decoders import dense_decoder
 
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.types import PrunableDim
-from llmprune.checkpoint.loading import dense_decoder
 from llmprune.cut.apply import cut_decoder
 from llmprune.cut.decision import Cut
 from llmprune.layerwise.decoder import Tensors
@@ -46,7 +46,7 @@ def _run(repairs: tuple[LayerRepair, ...], refit: Refit | None) -> dict[int, Ten
     model = tiny_model("llama")
     anatomy, dense = discover(model.config), dense_decoder(model)
     written: dict[int, Tensors] = {}
-    pruned = cut_decoder(dense, model, anatomy=anatomy, cut=CUT)
+    pruned = cut_decoder(dense, anatomy=anatomy, cut=CUT)
     write = written.__setitem__
     Pruning(dense, pruned, anatomy=anatomy, cut=CUT, refit=refit, write=write, repairs=repairs).run(IDS, 2)
     return written
@@ -80,7 +80,7 @@ def test_weights_under_work_belong_to_no_decoder() -> None:
     """A repair survives other visits of either decoder, and the dense model does not see it."""
     model = tiny_model("llama")
     anatomy, dense = discover(model.config), dense_decoder(model)
-    pruned = cut_decoder(dense, model, anatomy=anatomy, cut=CUT)
+    pruned = cut_decoder(dense, anatomy=anatomy, cut=CUT)
     step = steps_of(CUT, anatomy, refit=Refit(), sparsity=None)[1]
     weights = LayerWeights.cut_out(step, dense, pruned=pruned)
     before = dense.tensors(1)["mlp.down_proj.weight"].clone()

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.decoders import dense_decoder
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.projections import projections_of
-from llmprune.checkpoint.loading import dense_decoder
 from llmprune.common.errors import NumericalError
 from llmprune.cut.apply import cut_decoder
 from llmprune.cut.decision import Cut
@@ -56,7 +56,7 @@ def _prune(
             raise _Stopped
         written[index] = {name: tensor.clone() for name, tensor in tensors.items()}
 
-    pruned = cut_decoder(dense, model, anatomy=anatomy, cut=cut)
+    pruned = cut_decoder(dense, anatomy=anatomy, cut=cut)
     pruning = Pruning(
         dense, pruned, anatomy=anatomy, cut=cut, refit=refit, write=write, sparsity=Sparsity.model_validate(sparsity)
     )

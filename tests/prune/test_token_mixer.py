@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from helpers.commands import command, save_model, verify_here, write_recipe, write_text
+from helpers.decoders import dense_decoder
 from helpers.tiny import structure_of
 from torch import Tensor, nn
 
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.hooks import inputs_of
-from llmprune.checkpoint.loading import dense_decoder
 from llmprune.cut.apply import cut_decoder
 from llmprune.cut.decision import Cut
 from llmprune.layerwise.decoder import Tensors
@@ -46,7 +46,7 @@ def _prune(
     written: dict[int, Tensors] = {}
     pruning = Pruning(
         dense,
-        cut_decoder(dense, model, anatomy=anatomy, cut=cut),
+        cut_decoder(dense, anatomy=anatomy, cut=cut),
         anatomy=anatomy,
         cut=cut,
         refit=refit or Refit(),

@@ -10,12 +10,12 @@ import pytest
 import torch
 from helpers.checkpoints import prune_and_save
 from helpers.commands import command, save_model, verify_here
+from helpers.decoders import dense_decoder
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.types import MlpUnit
-from llmprune.checkpoint.loading import dense_decoder
 from llmprune.criteria.depth.block_influence import BlockInfluence
 from llmprune.criteria.width.activation import Activation
 from llmprune.cut.apply import cut_decoder
@@ -99,7 +99,7 @@ def test_up_projections_of_layers_that_lose_no_neurons_are_not_refit() -> None:
     written: list[dict[int, dict[str, torch.Tensor]]] = []
     for refit in (Refit(up=True), Refit()):
         written.append({})
-        pruned = cut_decoder(dense, model, anatomy=anatomy, cut=cut)
+        pruned = cut_decoder(dense, anatomy=anatomy, cut=cut)
         records, _ = Pruning(dense, pruned, anatomy=anatomy, cut=cut, refit=refit, write=written[-1].__setitem__).run(
             ids_NL, 4
         )

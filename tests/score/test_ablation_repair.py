@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.decoders import dense_decoder
 from helpers.scored import ablation_scores
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmprune.anatomy.discovery import discover
-from llmprune.checkpoint.loading import dense_decoder
 from llmprune.common.errors import CalibrationError
 from llmprune.criteria.base import AblationCriterion
 from llmprune.criteria.depth.divergence import Divergence

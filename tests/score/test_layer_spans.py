@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
+from helpers.decoders import dense_decoder
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llmprune.anatomy.discovery import discover
-from llmprune.checkpoint.loading import dense_decoder
 from llmprune.criteria.depth.angular import Angular
 from llmprune.cut.decision import choose_layers
 from llmprune.layerwise.forward import LayerwiseForward

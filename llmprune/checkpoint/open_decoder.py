@@ -1,0 +1,93 @@
+"""Open a model as a decoder whose layers come from the files, whatever the size of the model.
+
+No layer is loaded before a layer-wise pass reaches it. Then its tensors are read from the memory-mapped files,
+converted as transformers converts them, and brought to the device that computes. A process holds one layer, and the
+pages of the files are shared by all processes of the machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from transformers import PreTrainedModel
+
+from llmprune.anatomy.meta_model import build_meta_model, find_layers
+from llmprune.checkpoint.loading import compute_dtype, load_config, no_weights
+from llmprune.checkpoint.location import folder_of
+from llmprune.checkpoint.placement import place
+from llmprune.checkpoint.skeleton import fill_rest
+from llmprune.checkpoint.stored_dtypes import FileNames, Tensors, require_all
+from llmprune.checkpoint.weight_headers import SINGLE, headers_of_folder
+from llmprune.checkpoint.weights_reader import WeightsReader
+from llmprune.layerwise.decoder import Decoder
+from llmprune.recipe.model import ModelSource
+
+
+def open_reader(source: ModelSource) -> WeightsReader:
+    """Open the weights files of a model.
+
+    Raises ModelError where there is no such model, CheckpointError where its files do not have the tensors of its
+    config: transformers would fill missing ones with random numbers.
+    """
+    folder = folder_of(source, "weights")
+    config, headers = load_config(source), headers_of_folder(folder, source.id)
+    if not headers:
+        raise no_weights(source, f"no {SINGLE} in {folder}")
+    dtype = compute_dtype(source, config, found=headers)
+    model = build_meta_model(config, dtype, trust_remote_code=source.trust_remote_code)
+    model.config.name_or_path = str(folder)  # the text part of a config may have another path
+    names = FileNames(model, headers)
+    require_all(names, source.id)
+    return WeightsReader(names, folder, shown=source.id)
+
+
+def open_decoder(
+    source: ModelSource, reader: WeightsReader | None = None, *, working: Mapping[int, int] | None = None
+) -> Decoder:
+    """Return a model as a decoder: its modules outside the layers loaded, its layers read when they are visited.
+
+    ``reader``: of the model's files, by default opened here; its model without weights becomes the decoder's skeleton.
+    ``working``: bytes to leave free on each GPU for
+    everything but weights that stay there. Raises as ``open_reader``, and RecipeError where the device map does not
+    fit the model.
+    """
+    reader = reader or open_reader(source)
+    skeleton = reader.names.model
+    placement = place(source, skeleton, working=working)
+    layers = _LayersInFiles(skeleton, reader)
+    rest = layers.rest()
+    absent = [name for name in skeleton.state_dict() if name not in rest and not name.startswith(f"{layers.path}.")]
+    fill_rest(skeleton, rest, device=placement.rest, missing=absent)
+    skeleton._weight_conversions = reader.names.used_rules or None
+    return Decoder(
+        skeleton,
+        layers.read,
+        placement=placement.layers,
+        fetch_ahead=True,
+        quick=True,
+    )
+
+
+class _LayersInFiles:
+    """The layers of a model in its weights files."""
+
+    def __init__(self, skeleton: PreTrainedModel, reader: WeightsReader) -> None:
+        self.path, self._layers = find_layers(skeleton)
+        self._reader = reader
+        self._dtypes = reader.names.compute_dtypes(skeleton.dtype)
+
+    def read(self, index: int) -> Tensors:
+        """Return the tensors of a layer by their names in it; buffers that no file has are the model's own."""
+        prefix = f"{self.path}.{index}."
+        own = self._layers[index].state_dict()
+        found = self._read(prefix + name for name in own)
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+        return {name: tensors.get(name, value) for name, value in own.items()}
+
+    def rest(self) -> Tensors:
+        """Return all tensors outside the layers that the files have."""
+        return self._read(name for name in self._dtypes if not name.startswith(f"{self.path}."))
+
+    def _read(self, names: Iterable[str]) -> Tensors:
+        wanted = [name for name in names if self._reader.names.has(name)]
+        return self._reader.read(wanted, dtypes=self._dtypes)

@@ -1,0 +1,90 @@
+"""Placement of a model: the device that computes each layer, and the layers whose tensors stay on their device.
+
+Layers that no GPU has room for are read from the files at every visit, whether the device map says CPU or disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import infer_auto_device_map
+from accelerate.utils import check_device_map, get_balanced_memory, get_max_memory
+from torch import nn
+from transformers import PreTrainedModel
+
+from llmprune.anatomy.meta_model import find_layers
+from llmprune.common.distributed import local_device, world_size
+from llmprune.common.errors import RecipeError
+from llmprune.layerwise.decoder import LayerPlacement
+from llmprune.recipe.model import ModelSource
+
+DeviceMap = Mapping[str, Any]  # path of a module to a GPU's number, "cpu" or "disk", as in accelerate
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Devices of a model's layers, and of its modules outside them."""
+
+    layers: LayerPlacement
+    rest: torch.device
+
+
+def place(source: ModelSource, model: PreTrainedModel, *, working: Mapping[int, int] | None = None) -> Placement:
+    """Place a model without weights by the recipe's device map.
+
+    ``working``: bytes to leave free on each GPU for everything but resident weights. Raises RecipeError where the
+    device map does not fit the model.
+    """
+    found = device_map_of(source, model, working=working) or {"": "cpu"}
+    path, layers = find_layers(model)
+    on_gpu = [_gpu_of(f"{path}.{index}", layer, devices=found) for index, layer in enumerate(layers)]
+    embedding = model.get_input_embeddings()
+    name = next(name for name, module in model.named_modules() if module is embedding)
+    return Placement(
+        LayerPlacement(
+            tuple(device or local_device() for device in on_gpu),
+            frozenset(index for index, device in enumerate(on_gpu) if device is not None),
+        ),
+        rest=_gpu_of(name, embedding, devices=found) or local_device(),
+    )
+
+
+def device_map_of(
+    source: ModelSource, model: PreTrainedModel, *, working: Mapping[int, int] | None = None
+) -> DeviceMap | None:
+    """Return the device of every part of a model, which may be without weights; None where all is on the CPU.
+
+    Of several processes each has one GPU, unless the recipe names devices itself. ``working``: as for ``place``. Raises
+    RecipeError where the device map does not fit the model.
+    """
+    if isinstance(source.device_map, dict):
+        try:
+            check_device_map(model, source.device_map)
+        except ValueError as error:
+            raise RecipeError(f"model.device_map: {error}; name every part, or set it to auto") from error
+        return source.device_map
+    has_gpu = torch.cuda.is_available()
+    if source.device_map == "cpu" or (not has_gpu and not source.max_memory):
+        return None
+    limits = get_max_memory(dict(source.max_memory) if source.max_memory else None)
+    if world_size() > 1 and not source.max_memory:
+        limits = {place: size for place, size in limits.items() if place in (local_device().index, "cpu")}
+    limits = {place: max(0, size - (working or {}).get(place, 0)) for place, size in limits.items()}
+    whole = sorted({*(model._no_split_modules or ()), *(type(layer).__name__ for layer in find_layers(model)[1])})
+    balanced = get_balanced_memory(model, max_memory=limits, no_split_module_classes=whole)
+    found: DeviceMap = infer_auto_device_map(model, max_memory=balanced, no_split_module_classes=whole)
+    return found
+
+
+def _gpu_of(path: str, module: nn.Module, *, devices: DeviceMap) -> torch.device | None:
+    """Return the GPU of a module's first parameter; None where that is on the CPU or on disk."""
+    first = next((name for name, _ in module.named_parameters()), "")
+    parts = [*path.split("."), *first.split(".")]
+    prefixes = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
+    named = next((devices[prefix] for prefix in prefixes if prefix in devices), devices.get("", "cpu"))
+    if named in ("cpu", "disk"):
+        return None
+    return torch.device("cuda", named) if isinstance(named, int) else torch.device(named)
