@@ -98,7 +98,8 @@ def import_libraries(*, announced: bool) -> None:
         print("Starting: loading torch and transformers", file=sys.stderr, flush=True)
     gc.disable()
     try:
-        importlib.import_module("transformers.modeling_utils")
+        for name in ("torch", "transformers.modeling_utils"):
+            importlib.import_module(name)
     finally:
         gc.enable()
     gc.freeze()
