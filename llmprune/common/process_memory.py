@@ -1,4 +1,4 @@
-"""Memory of this process: peaks, and return of free heap memory to the system.
+"""Memory of this process: peaks, and what the heap does with memory that is freed.
 
 Peaks come from Linux or CUDA; other systems report none.
 """
@@ -6,6 +6,7 @@ Peaks come from Linux or CUDA; other systems report none.
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from contextlib import suppress
 from functools import lru_cache
@@ -17,16 +18,37 @@ import torch
 _PROC = Path("/proc/self")
 
 
-@lru_cache(maxsize=1)
-def _malloc_trim() -> Any:
-    return getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+# Parameters of mallopt(3).
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
+_LARGE = 2**31 - 1  # bytes; the largest value that mallopt takes
+
+
+def keep_freed_memory() -> None:
+    """Let the heap keep large blocks that are freed, so that the next tensor of their size gets the same pages.
+
+    By default glibc gives blocks of 32 MB and more back to the system at once, which clears every page again when the
+    next tensor needs them. One heap serves all threads, because those of other threads hold no large blocks. Settings
+    of the user in the environment win; other C libraries are left as they are. ``trim`` gives the memory back.
+    """
+    set_by_user = any(name.startswith("MALLOC_") for name in os.environ) or "GLIBC_TUNABLES" in os.environ
+    mallopt = getattr(_libc(), "mallopt", None)
+    if mallopt is None or set_by_user:
+        return
+    mallopt(_MMAP_THRESHOLD, _LARGE)
+    mallopt(_TRIM_THRESHOLD, _LARGE)
+    mallopt(_ARENA_MAX, 1)
 
 
 def trim() -> None:
-    """Return free heap memory to the system: glibc keeps freed blocks below 32 MB, which add up over layers."""
-    malloc_trim = _malloc_trim()
+    """Return free heap memory to the system."""
+    malloc_trim = getattr(_libc(), "malloc_trim", None)
     if malloc_trim is not None:
         malloc_trim(0)
+
+
+@lru_cache(maxsize=1)
+def _libc() -> Any:
+    return ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def reset_peak() -> int:

@@ -16,6 +16,7 @@ from llmprune.common.distributed import (
 )
 from llmprune.common.files import folder_size, require_space
 from llmprune.common.hub.secrets import redact_logs
+from llmprune.common.process_memory import keep_freed_memory
 from llmprune.common.progress import quiet_libraries, report_progress
 from llmprune.evaluation.lm_eval.tasks import fetch_tasks
 from llmprune.pipeline.agreement import require_same_everywhere
@@ -80,6 +81,7 @@ def run_to_report(recipe: Recipe, output: Path, *, options: RunOptions) -> Finis
     report_progress("planning")
     quiet_libraries()
     redact_logs()
+    keep_freed_memory()
     with synchronized():
         refuse_tokens(recipe.text, recipe.overrides, source="recipe")
         surveyed = plan_and_check(recipe)

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from llmprune.common.devices import input_device
 from llmprune.common.distributed import windows_of_process
-from llmprune.common.process_memory import peak_resident, proc_field, reset_peak
+from llmprune.common.process_memory import peak_resident, proc_field, reset_peak, trim
 from llmprune.common.progress import report_progress
 from llmprune.pipeline.context import RunContext
 from llmprune.results.report_schema import Step
@@ -26,9 +26,9 @@ FORWARD_PASS = "plain forward pass"
 
 @contextmanager
 def measure_step(steps: list[Step], name: str, *, tokens: int | None = None) -> Iterator[None]:
-    """Measure a block and append its Step to ``steps``. ``tokens``: number of tokens that pass through the model.
+    """Measure a block and append its Step to ``steps``; then return the memory that it freed to the system.
 
-    The block appears under ``name`` in a profile of torch.profiler.
+    ``tokens``: number of tokens that pass through the model. In a profile of torch.profiler the block has this name.
     """
     report_progress(name)
     reset_peak()
@@ -48,6 +48,7 @@ def measure_step(steps: list[Step], name: str, *, tokens: int | None = None) -> 
             peak_device=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
         )
     )
+    trim()
 
 
 @torch.no_grad()
