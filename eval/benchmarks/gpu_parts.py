@@ -159,8 +159,9 @@ def run_profile(folder: Path, scale: Scale, seconds: float, small: Small | None)
     for step, figures in shares.items():
         figures["waits_per_layer"] = round(figures["wait_calls"] / layers[step], 2)
     peaks = {step.name: step.peak_device for step in report.steps if step.name in _PASSES}
-    batches = scale.windows // recipe.calibration.batch_size
-    return {"layers": scale.profiled_layers, "layer_bytes": saved.layer_bytes, "batches": batches} | {
+    return {
+        "layers": scale.profiled_layers,
+        "layer_bytes": saved.layer_bytes,
         "shares": shares,
         "peak_device": peaks,
     }

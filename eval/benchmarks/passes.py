@@ -99,7 +99,9 @@ def measure_memory(folder: Path, arguments: argparse.Namespace) -> None:
     for billions in arguments.billions:
         layers = round(billions * 1e9 / _PER_LAYER[shape])
         saved = save_random(shape(layers), folder / "model")
-        recipe = random_recipe(folder, saved, samples=samples, batch_size=1, depth={"remove": max(layers // 5, 1)}, **cuts)
+        recipe = random_recipe(
+            folder, saved, samples=samples, batch_size=1, depth={"remove": max(layers // 5, 1)}, **cuts
+        )
         process = run(recipe, folder / "run", "--fresh")
         peak = peak_of(process)
         finish(process)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers.commands import TASKS, Outcome, command, save_model, verify_here, write_recipe, write_text
+from helpers.commands import command, save_model, verify_here, write_text
 from helpers.devices import simulated_devices
 from helpers.tiny import tiny_tokenizer
+from helpers.whole_runs import run_with_every_measure
 from torch import Tensor
 
 from llmprune.checkpoint.loading import load_model
@@ -39,39 +39,13 @@ def _load(folder: Path, device_map: Any = "auto") -> Any:
     return load_model(ModelSource(id=str(folder), device_map=device_map))
 
 
-def _run(folder: Path, base: Path, text: Path, device_map: str) -> dict[str, Any]:
-    """The report of a whole run with every measure, without times."""
-    held_out = {"dataset": str(text), "samples": 4, "sequence_length": 32}
-    recipe = write_recipe(
-        folder.with_suffix(".yaml"),
-        base,
-        text,
-        model={"id": str(base), "device_map": device_map},
-        width={"neurons": 64, "heads": 1},
-        sparsity={"pattern": "2:4"},
-        refit={},
-        evaluation={
-            "perplexity": held_out,
-            "generation": {"samples": 2, "prompt_tokens": 8, "new_tokens": 8},
-            "speed": {"prompt_tokens": 4, "new_tokens": 2, "repeats": 1},
-            "tasks": ["llmprune_agreement"],
-            "include_path": str(TASKS),
-            "limit": 4,
-        },
-    )
-    done: Outcome = command("run", recipe, "--output", folder, "--measure-forward", "--calibration-check")
-    assert done.code == 0, done.err
-    report: dict[str, Any] = json.loads((folder / "report.json").read_text())
-    return report
-
-
 def test_a_whole_run_does_not_depend_on_the_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores, refit, sparsity, verification, tasks and free generation on a GPU: the figures of the CPU."""
     verify_here(monkeypatch)
     base, text = save_model(tmp_path / "dense"), write_text(tmp_path / "text.txt")
-    on_cpu = _run(tmp_path / "cpu", base, text, "cpu")
+    on_cpu = run_with_every_measure(tmp_path / "cpu", base, text, "cpu")
     with simulated_devices(1):  # over several, accelerate's hooks would move what the code forgets
-        found = _run(tmp_path / "gpu", base, text, "auto")
+        found = run_with_every_measure(tmp_path / "gpu", base, text, "auto")
     for name in ("layers", "perplexity", "generation", "tasks", "sparsity", "verification"):
         assert found[name] == on_cpu[name], name
     assert found["provenance"]["device"] == "simulated"
