@@ -23,8 +23,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,8 @@ def run_part(name: str, scale: Scale, *, budget: Budget, small: Small | None, he
             _work(*arguments)
         else:
             process = multiprocessing.get_context("spawn").Process(target=_work_in_group, args=arguments)
-            process.start()
+            with _first_gpu() if name != "tests" else nullcontext():  # tests also use a second one
+                process.start()
             process.join(max(budget.left, 1))
             if process.is_alive():
                 assert process.pid is not None
@@ -75,11 +76,22 @@ def run_part(name: str, scale: Scale, *, budget: Budget, small: Small | None, he
         return {"seconds": round(time.monotonic() - began, 1)} | figures
 
 
+@contextmanager
+def _first_gpu() -> Iterator[None]:
+    """Show only the first GPU to the processes that start; their libraries look while they are imported."""
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = (before or "0").split(",")[0]
+    try:
+        yield
+    finally:
+        os.environ.pop("CUDA_VISIBLE_DEVICES")
+        if before is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
+
+
 def _work_in_group(name: str, scale: Scale, folder: Path, seconds: float, small: Small | None) -> None:
-    """Run a part as the leader of a process group, which its own processes are in, on the first GPU."""
+    """Run a part as the leader of a process group, which its own processes are in."""
     os.setsid()
-    if name != "tests":  # these also use a second one
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     _work(name, scale, folder, seconds, small)
 
 

@@ -88,13 +88,14 @@ class Small:
 
     @classmethod
     def of(cls, figures: Figures) -> Small:
-        """Read them from the part's figures."""
-        by_token = sum(step["seconds"] for step in figures["steps"] if step["tokens_per_second"])
-        by_byte = figures["save_seconds"] + sum(
-            step["seconds"] for step in figures["steps"] if not step["tokens_per_second"]
-        )
+        """Read them from the part's figures. Verification starts a process of its own, as the part does."""
+        steps = [(step["name"], step["seconds"], bool(step["tokens_per_second"])) for step in figures["steps"]]
+        by_token = sum(seconds for _, seconds, has_tokens in steps if has_tokens)
+        others = figures["save_seconds"] + sum(seconds for _, seconds, has_tokens in steps if not has_tokens)
+        start = max(figures["seconds"] - by_token - others, 0)
+        second_start = min(start, sum(seconds for name, seconds, _ in steps if name == "verification"))
         tokens = figures["windows"] * figures["length"]
-        return cls(tokens, figures["bytes"], by_token, by_byte, max(figures["seconds"] - by_token - by_byte, 0))
+        return cls(tokens, figures["bytes"], by_token, others - second_start, start + second_start)
 
     def predict(self, tokens: int, size: int) -> float:
         """Return the seconds that a model of ``size`` bytes would take for this many tokens."""
