@@ -70,11 +70,11 @@ def llama_tiny(layers: int = 4, *, mlp: int = 128) -> LlamaConfig:
 
 
 def mixture(layers: int) -> MixtralConfig:
-    """Mixture of eight experts, two for each token, with 140 million parameters in a layer."""
+    """Mixture of eight experts, two for each token; with Mixtral's 32 layers it has 2.85 billion parameters."""
     return MixtralConfig(
         vocab_size=32000,
         hidden_size=2048,
-        intermediate_size=2688,
+        intermediate_size=1536,
         num_hidden_layers=layers,
         num_attention_heads=32,
         num_key_value_heads=4,
