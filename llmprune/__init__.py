@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from llmprune.common.errors import (
         CalibrationError,
         CheckpointError,
+        DeviceError,
         DiskError,
         EvaluationError,
         GateNotMet,
@@ -37,6 +38,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CalibrationError",
     "CheckpointError",
+    "DeviceError",
     "DiskError",
     "EvaluationError",
     "GateNotMet",

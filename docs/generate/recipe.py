@@ -31,7 +31,7 @@ def recipe_reference() -> str:
     parts = []
     for name, field in Recipe.model_fields.items():
         required = " Required." if field.is_required() else ""
-        rows = _rows(_fields_in(field), "", section=name, seen=seen)
+        rows = _rows(_fields_in(field) or {name: field}, "", section=name, seen=seen)
         table = "\n".join(["| key | value | default | meaning |", "|---|---|---|---|", *rows])
         parts.append(f"## `{name}`\n\n{field.description}{required}\n\n{table}")
     return "\n\n".join(parts)

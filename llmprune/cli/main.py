@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from llmprune import __version__
 from llmprune.cli.hub_commands import inspect, push
 from llmprune.cli.model_commands import anatomy, bench, evaluate
+from llmprune.cli.options import CommandLine
 from llmprune.cli.report_commands import compare, report
 from llmprune.cli.run_commands import plan, reevaluate, run
 from llmprune.common.errors import LLMPruneError, to_continue
@@ -29,6 +30,7 @@ class _Terminated(KeyboardInterrupt):
 
 
 def _terminate(number: int, frame: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a service and a launcher both send it
     raise _Terminated
 
 
@@ -104,10 +106,16 @@ def _log_to_stderr(level: int) -> None:
     logger.setLevel(level)
 
 
+def _command_line() -> CommandLine | None:
+    """Return the command line of this process; None where another program calls ``main`` with its own arguments."""
+    given = sys.argv[1:]
+    return CommandLine((sys.executable, *sys.orig_argv[1:])) if sys.orig_argv[-len(given) :] == given else None
+
+
 def main() -> None:
     """Run the command line; errors for people become one message and an exit code."""
     try:
-        app()
+        app(obj=_command_line())
     except LLMPruneError as error:
         typer.echo(f"llmprune: {printable_message(redact(str(error)))}", err=True)
         sys.exit(error.exit_code)

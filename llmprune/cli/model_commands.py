@@ -94,12 +94,13 @@ def bench(
     base = None if against is None else model_source(against, dtype=dtype)
     import_libraries(announced=True)
     from llmprune.cli.bench import bench_models, bench_sparse
+    from llmprune.common.device_errors import device_errors
     from llmprune.evaluation.bench.speed_and_memory import BenchSettings
 
     settings = BenchSettings(
         tuple(batches), tuple(lengths), new_tokens=new_tokens, repeats=repeats, static_cache=static_cache
     )
-    with lines_without_terminal():
+    with lines_without_terminal(), device_errors():
         if base is None:
             bench_sparse(source, settings=settings, output=output, console=console())
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +25,16 @@ Overrides = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 FinishedFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id or folder.")]
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """The command line that started this process, for processes that share its work.
+
+    A command has none where another program calls it.
+    """
+
+    words: tuple[str, ...]
 
 
 def console() -> Console:

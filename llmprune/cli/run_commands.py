@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmprune.cli.options import FinishedFolder, Json, Overrides, RecipePlace, console
+from llmprune.cli.options import CommandLine, FinishedFolder, Json, Overrides, RecipePlace, console
 from llmprune.common.errors import RecipeError
 from llmprune.common.printing import printable
 from llmprune.common.progress import import_libraries, lines_without_terminal
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from llmprune.publish.provenance import Record
     from llmprune.recipe.recipe import Recipe
     from llmprune.results.report_schema import Report
+
+logger = logging.getLogger(__name__)
 
 
 def plan(recipe: RecipePlace, overrides: Overrides = None, *, as_json: Json = False) -> None:
@@ -41,6 +44,7 @@ def run(
         Path | None, typer.Option("--output", "-o", help="Run folder; default: runs/NAME-OF-THE-RECIPE.")
     ] = None,
     *,
+    context: typer.Context,
     overrides: Overrides = None,
     fresh: Annotated[
         bool,
@@ -64,6 +68,8 @@ def run(
     parsed, record = _load_recipe(recipe, overrides)
     folder = output or Path("runs") / (Path(recipe).stem if record is None else recipe.split("@")[0].rsplit("/")[-1])
     import_libraries(announced=True)
+    if context.obj is not None and _run_on_every_gpu(context.obj, parsed, halves=calibration_check):
+        return
     from llmprune.common.distributed import is_first_process, leave_process_group
     from llmprune.pipeline.run import RunOptions, run_to_report
 
@@ -74,6 +80,32 @@ def run(
     if record is not None and is_first_process():
         _print_repeated(recipe, record, report=report, folder=folder)
     leave_process_group()
+
+
+def _run_on_every_gpu(command: CommandLine, recipe: Recipe, *, halves: bool) -> bool:
+    """Run the command in a process for each chosen GPU; return False where this process does the work itself.
+
+    Then only the chosen GPUs are visible to it. Raises typer.Exit with the processes' exit code, and RecipeError for
+    absent GPUs.
+    """
+    from llmprune.common.devices import choose_gpus, use_gpus, visibility
+    from llmprune.common.distributed import has_launcher
+    from llmprune.common.local_processes import run_processes
+    from llmprune.planning.devices import count_processes
+
+    if has_launcher():
+        return False
+    count, note = count_processes(recipe, halves=halves)
+    if note:
+        logger.warning(note)
+    gpus = choose_gpus(recipe.devices)
+    if count == 1:
+        use_gpus(recipe.devices)
+        return False
+    code = run_processes(command.words, count, environment=visibility(gpus[:count]))
+    if code:
+        raise typer.Exit(code)
+    return True
 
 
 def reevaluate(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
+from llmprune.common.device_errors import device_errors
 from llmprune.common.errors import CalibrationError, LLMPruneError, PeerError, to_continue
 from llmprune.common.hub.secrets import redact
 from llmprune.common.peers import Peers
@@ -92,17 +93,19 @@ def require_windows_for_all(samples: int) -> None:
 def synchronized() -> Iterator[None]:
     """Run a block in all processes; an error of one process ends it in all of them, with a message.
 
-    Raises PeerError where another process failed, died, or is at another step.
+    Raises PeerError where another process failed, died, or is at another step; DeviceError for an error of a GPU.
     """
     global _peers, _runs
     if world_size() == 1 or _peers is not None:
-        yield
+        with device_errors():
+            yield
         return
     _runs += 1
     _peers = peers = _meet_peers(f"run {_runs}")
     try:
         peers.meet("start")
-        yield
+        with device_errors():
+            yield
         peers.end()
     except BaseException as error:
         failure = peers.failure
@@ -114,7 +117,8 @@ def synchronized() -> Iterator[None]:
                 f"process {gone[0]} of {peers.count} is gone: it was killed, or its own output says why it ended; "
                 f"{to_continue()}"
             )
-        if failure is not None and not isinstance(error, PeerError) and not failure.endswith(_STOPPED):
+        same = failure is not None and failure.endswith((_STOPPED, _describe(error)))  # each process explains it itself
+        if failure is not None and not isinstance(error, PeerError) and not same:
             raise PeerError(failure) from error  # the error here is a consequence of that failure
         raise
     finally:

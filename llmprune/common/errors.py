@@ -11,6 +11,7 @@
     ├── VerificationError    exit 1   the saved model differs from the computed one
     ├── HubError             exit 1   the hub refused the request or cannot be reached
     ├── EvaluationError      exit 1   a task could not be evaluated
+    ├── DeviceError          exit 1   a GPU is out of memory, or failed
     ├── PeerError            exit 1   another process of the run failed, or is at another step
     └── GateNotMet           exit 3   the retention is below the gate, or not certain to reach it
 
@@ -92,6 +93,10 @@ class EvaluationError(LLMPruneError):
 
 class HubError(LLMPruneError):
     """The hub refused a push or a read, or cannot be reached."""
+
+
+class DeviceError(LLMPruneError):
+    """A GPU is out of memory, or failed."""
 
 
 class PeerError(LLMPruneError):

@@ -51,12 +51,14 @@ class Peers:
         """
         number, self._steps = self._steps, self._steps + 1
         own = f"{step}\n{value}"
-        self._store.set(f"{number}/{self.rank}", own)
+        with suppress(RuntimeError):  # the watcher reports a store that is gone
+            self._store.set(f"{number}/{self.rank}", own)
         for other in range(self.count):
             if other != self.rank:
                 self._compare(other, own, theirs=self._read(f"{number}/{other}"))
         if number > 1:  # all processes are at the next step, so they have read it
-            self._store.delete_key(f"{number - 2}/{self.rank}")
+            with suppress(RuntimeError):
+                self._store.delete_key(f"{number - 2}/{self.rank}")
 
     def fail(self, message: str) -> list[int]:
         """Publish why this process ends; return the processes that did not read it in time, which are gone."""

@@ -24,6 +24,7 @@ from rich.progress import (
 )
 
 from llmprune.common.console import PlainConsole
+from llmprune.common.local_processes import is_own_process
 from llmprune.common.printing import printable
 
 PROGRESS_FILE = "LLMPRUNE_PROGRESS"  # environment variable with the path of the file
@@ -90,11 +91,11 @@ def import_libraries(*, announced: bool) -> None:
 
     No garbage is collected meanwhile, and what was imported is never searched for garbage: the imports make hardly any,
     and the searches take a fifth of the time to the first layer. ``announced``: print even where standard error is no
-    terminal.
+    terminal; the process that starts several prints it for them.
     """
     if "torch" in sys.modules:
         return
-    if _is_first() and (announced or sys.stderr.isatty()):
+    if _is_first() and not is_own_process() and (announced or sys.stderr.isatty()):
         print("Starting: loading torch and transformers", file=sys.stderr, flush=True)
     gc.disable()
     try:

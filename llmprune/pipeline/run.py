@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmprune.common.devices import describe_gpus, use_gpus
 from llmprune.common.distributed import (
     broadcast_from_first,
     has_launcher,
@@ -16,6 +17,7 @@ from llmprune.common.distributed import (
 )
 from llmprune.common.files import folder_size, require_space
 from llmprune.common.hub.secrets import redact_logs
+from llmprune.common.local_processes import is_own_process
 from llmprune.common.process_memory import keep_freed_memory
 from llmprune.common.progress import quiet_libraries, report_progress
 from llmprune.evaluation.lm_eval.tasks import fetch_tasks
@@ -69,8 +71,9 @@ def run(
 ) -> Report:
     """Prune a model as the recipe says into the run folder ``output``, and reuse the products that are there.
 
-    Under torchrun every process calls this function and gets the report. See ``RunOptions`` for the options.
-    Raises subclasses of LLMPruneError; GateNotMet only after the report is written.
+    One process does the work, with the layers placed over the GPUs that ``recipe.devices`` chooses. These stay the only
+    ones that it sees. Under torchrun every process calls this function and gets the report. See ``RunOptions`` for the
+    options. Raises subclasses of LLMPruneError; GateNotMet only after the report is written.
     """
     options = RunOptions(fresh=fresh, measure_forward=measure_forward, calibration_check=calibration_check)
     return run_to_report(recipe, Path(output), options=options).require_gate()
@@ -82,6 +85,7 @@ def run_to_report(recipe: Recipe, output: Path, *, options: RunOptions) -> Finis
     quiet_libraries()
     redact_logs()
     keep_freed_memory()
+    use_gpus(recipe.devices)
     with synchronized():
         refuse_tokens(recipe.text, recipe.overrides, source="recipe")
         surveyed = plan_and_check(recipe)
@@ -105,10 +109,20 @@ def _check_requirements(recipe: Recipe, plan: Plan, *, output: Path, options: Ru
         require_halves(recipe)
     fetch_tasks(recipe.evaluation)
     require_space(output, _disk_needed(plan), written=bytes_at_hand(output, fresh=options.fresh))
+    _log_devices(recipe)
+
+
+def _log_devices(recipe: Recipe) -> None:
+    """Log the number of processes and their devices, and a choice of devices that the launcher overrides."""
     # visible by default under a launcher: accelerate launch --cpu --num_processes 2 silently starts one process
     level = logging.WARNING if has_launcher() else logging.INFO
+    gpus, smallest = describe_gpus() if local_device().type == "cuda" else ("", "")
     plural = "" if world_size() == 1 else "es"
-    logger.log(level, "running in %d process%s on %s", world_size(), plural, local_device())
+    logger.log(level, "running in %d process%s on %s", world_size(), plural, gpus or local_device())
+    if smallest:
+        logger.warning(smallest)
+    if recipe.devices != "all" and has_launcher() and not is_own_process():
+        logger.warning("devices: not used, because the launcher of this process has chosen its GPU")
 
 
 def _run_steps(context: RunContext, options: RunOptions) -> Report:

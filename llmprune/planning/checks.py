@@ -21,6 +21,7 @@ from llmprune.data.windows import require_shares
 from llmprune.evaluation.bench.generation_speed import require_positions
 from llmprune.evaluation.generation import require_windows
 from llmprune.evaluation.lm_eval.tasks import check_tasks
+from llmprune.planning.devices import require_devices
 from llmprune.planning.text_inputs import TextInputs
 from llmprune.recipe.calibration import TokenWindows
 from llmprune.recipe.recipe import Recipe
@@ -88,9 +89,15 @@ class Check:
     after: tuple[str, ...] = ()
 
 
-def run_checks(inputs: TextInputs, errors: ErrorCollector) -> None:
-    """Run every check of a recipe, and collect the errors."""
+def run_checks(inputs: TextInputs, errors: ErrorCollector, *, elsewhere: bool) -> None:
+    """Run every check of a recipe, and collect the errors.
+
+    ``elsewhere``: the run will have other GPUs than this process, so that devices are not checked.
+    """
     passed: set[str] = set()
+    if not elsewhere:
+        placed = ("devices", "model.device_map", "model.max_memory")
+        errors.attempt("devices", placed, work=lambda: require_devices(inputs.recipe))
     for check in checks_of(inputs):
         ready = all(name in passed for name in check.after)
         if ready and errors.attempt(check.place, check.reads, work=check.run)[0]:

@@ -97,16 +97,19 @@ def make_plan(recipe: Recipe) -> Plan:
     return plan_and_check(recipe).require()[0]
 
 
-def plan_and_check(recipe: Recipe, *, wrong: Iterable[str] = (), problems: Iterable[str] = ()) -> PlanningOutcome:
+def plan_and_check(
+    recipe: Recipe, *, wrong: Iterable[str] = (), problems: Iterable[str] = (), elsewhere: bool = False
+) -> PlanningOutcome:
     """Plan a recipe and run every check, even after earlier ones have failed.
 
     ``wrong``: keys that were removed from the recipe because their values are wrong; ``problems``: a sentence for each.
+    ``elsewhere``: the run will have other GPUs than this process.
     """
     resolve_revision.cache_clear()
     errors = ErrorCollector(wrong, problems)
     inputs = TextInputs(recipe)
     plan, anatomy = plan_structure(recipe, errors)
-    run_checks(inputs, errors)
+    run_checks(inputs, errors, elsewhere=elsewhere)
     return PlanningOutcome(plan, anatomy, inputs, errors)
 
 

@@ -77,10 +77,12 @@ def _windows(recipe: Recipe) -> Iterator[tuple[str, TokenWindows]]:
 
 
 def _pins(record: Record) -> list[str]:
-    """Return overrides that pin model and datasets to the recorded commits, disable the push and remote code."""
+    """Return overrides that pin model and datasets to the recorded commits, without push, remote code and devices."""
     provenance = record.report.get("provenance") or {}
     recipe = Recipe.parse(record.recipe, record.overrides)
     pins = ["hub=null"]
+    if recipe.devices != "all":  # GPUs of the author's machine
+        pins.append("devices=all")
     if recipe.model.trust_remote_code:  # the author of a recipe must not decide this; the user may, with --set
         pins.append("model.trust_remote_code=false")
     if provenance.get("commit"):

@@ -21,6 +21,7 @@ from llmprune.common.schema import Section
 from llmprune.common.text_files import utf8
 from llmprune.recipe.calibration import Calibration
 from llmprune.recipe.depth import Depth
+from llmprune.recipe.devices import DeviceChoice
 from llmprune.recipe.evaluation import Evaluation
 from llmprune.recipe.experts import Experts
 from llmprune.recipe.export import Export
@@ -44,6 +45,11 @@ class Recipe(Section):
     """Settings of a run. Sections may come in any order."""
 
     model: ModelSource = Field(description="The model to prune.")
+    devices: DeviceChoice = Field(
+        "all",
+        description="GPUs of this machine that the run uses: all, a number of them, or a list such as [0, 2]. "
+        "`llmprune run` starts a process for each; without a GPU, `all` computes on the CPU.",
+    )
     calibration: Calibration = Field(description="The text that scores and refits are computed on.")
     depth: Depth | None = Field(None, description="Layers to remove; left out: none.")
     width: Width | None = Field(None, description="MLP neurons and attention heads to keep; left out: all.")

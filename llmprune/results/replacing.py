@@ -35,7 +35,7 @@ def has_model(home: Path) -> bool:
 def recipe_of_model(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe's values that determine the model, by dotted path: all but evaluation, hub and hardware."""
     hardware = {"model": {"device_map", "max_memory"}, "calibration": {"stream_memory", "stream_disk"}}
-    values = recipe.model_dump(mode="json", exclude={"evaluation": True, "hub": True, **hardware})
+    values = recipe.model_dump(mode="json", exclude={"evaluation": True, "hub": True, "devices": True, **hardware})
     return dict(_flat(values, ""))
 
 

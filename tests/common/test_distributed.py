@@ -149,6 +149,12 @@ def test_a_refit_takes_a_ridge_that_every_process_can_solve_with(met: Met) -> No
     assert found[0][0] == 3.0
 
 
+def test_an_error_of_both_is_each_ones_own(met: Met) -> None:
+    """Where all processes have the same error, such as one in the recipe, each raises it as a single process does."""
+    for lines in met[0]:
+        assert (lines[6]["error"], lines[6]["said"]) == ("NumericalError", "layer 3 puts out NaN")
+
+
 def test_a_process_that_is_gone_ends_the_other(met: Met) -> None:
     """Killed without a word, it is noticed by its silence; the other ends even in the middle of something, and says how
     the run continues: not with ``--fresh``.

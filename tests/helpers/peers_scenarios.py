@@ -81,6 +81,13 @@ def one_cannot_solve() -> tuple[float | None, float]:
     return repair.ridge, float(repair.delta_DF.norm())
 
 
+def both_raise() -> None:
+    """Raise the same error in both, the first process a little later."""
+    if RANK == 0:
+        time.sleep(0.3)
+    raise NumericalError("layer 3 puts out NaN")
+
+
 def one_is_killed() -> None:
     """Kill the second process while the first is in a computation that does not end."""
     if RANK == 1:
@@ -91,5 +98,5 @@ def one_is_killed() -> None:
 
 if __name__ == "__main__":
     survived = everything_matches, one_raises, one_goes_elsewhere, other_values, one_is_done, one_cannot_solve
-    for act in (*survived, one_is_killed):
+    for act in (*survived, both_raise, one_is_killed):
         scenario(act)

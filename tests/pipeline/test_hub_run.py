@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.commands import TASKS, Outcome, command, write_text
 from helpers.hub.faults import Fault
 from helpers.hub.published import ROWS, draw_nothing, hub_recipe, publish_model, publish_text
@@ -166,13 +167,17 @@ def test_what_is_no_record(hub: Hub, content: bytes | None, said: str) -> None:
         assert said.replace("org/other", arguments[1] if content else "org/other") in outcome.err
 
 
-def test_a_strangers_recipe_runs_no_code(hub: Hub, folder: Path) -> None:
-    """A record whose recipe trusts its model's code is repeated without that trust, unless the person says so."""
+def test_a_strangers_recipe_runs_no_code(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record whose recipe trusts its model's code is repeated without that trust, unless the person says so, and on
+    the GPUs of this machine.
+    """
     from llmprune.publish.reproduce import recorded_recipe
 
-    assert start(folder, hub=PUSHED, model={"id": "org/base", "trust_remote_code": True}).code == 0
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert start(folder, hub=PUSHED, model={"id": "org/base", "trust_remote_code": True}, devices=2).code == 0
     recipe, _ = recorded_recipe("hub://org/pruned")
     assert not recipe.model.trust_remote_code
+    assert recipe.devices == "all"
     assert recipe.hub is None
     trusted, _ = recorded_recipe("hub://org/pruned", ["model.trust_remote_code=true"])
     assert trusted.model.trust_remote_code

@@ -27,9 +27,9 @@ dept: {remove: 3}
 Depth: {remove: 3}
     Depth: unknown key; did you mean 'depth'?
 zzz: 1
-    zzz: unknown key; valid keys: model, calibration, depth, width, experts, sparsity, refit, evaluation, export
+    zzz: unknown key; valid keys: model, devices, calibration, depth, width, experts, sparsity, refit, evaluation,
 7: 1
-    7: unknown key; valid keys: model, calibration, depth, width, experts, sparsity, refit, evaluation, export
+    7: unknown key; valid keys: model, devices, calibration, depth, width, experts, sparsity, refit, evaluation,
 depth: {remove: 3, kep: 2}
     depth.kep: unknown key; did you mean 'keep'?
 depth: {remove: 3, int: 2}
@@ -125,6 +125,14 @@ model: {id: x, device_map: gpu}
     model.device_map: must be 'auto', 'cpu' or 'balanced' or a mapping
 model: {id: x, device_map: {model.norm: 1.5}}
     model.device_map.'model.norm': must be a whole number or text
+devices: 0
+    devices: a number of GPUs is at least 1; [0] is the first GPU
+devices: [0, 0]
+    devices: a GPU is named twice
+devices: [0, -1]
+    devices: a list holds the numbers of GPUs
+devices: some
+    devices: must be 'all' or a whole number or a list, not 'some'
 model: {id: x, max_memory: {0: lots}}
     model.max_memory.0: a size is a number with a unit, such as 5GB
 evaluation: {tasks: hellaswag}

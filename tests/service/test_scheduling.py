@@ -102,6 +102,9 @@ def test_default_is_one_gpu_where_there_is_one(tmp_path: Path) -> None:
     assert harness.submit()["gpus"] == 1
     answer = harness.http.post("/v1/jobs", content=RECIPE, params={"gpus": 2}, headers=YAML)
     assert (answer.status_code, "this machine has 1" in answer.json()["problems"][0]) == (422, True)
+    answer = harness.http.post("/v1/jobs", content=f"devices: [1]\n{RECIPE}", headers=YAML)
+    said = "devices: needs 2 GPUs and the job has 1; leave devices out or raise gpus"
+    assert (answer.status_code, answer.json()["problems"]) == (422, [said])
 
 
 @pytest.mark.parametrize("asked", [{}, {"states": ("failed",)}, {"owner": "ann"}, {"source": "0" * 12}, {"before": 9}])

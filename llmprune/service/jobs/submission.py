@@ -230,6 +230,12 @@ def _job_request(submission: Submission, recipe: Recipe, *, caller: Caller, sett
         problems.append(f"launcher: {submission.launcher!r} is not offered; choose {', '.join(offered)}")
     elif launcher.on_this_machine and gpus > len(settings.gpus):
         problems.append(f"gpus: {gpus} asked and {launcher.gpu_host} has {len(settings.gpus)}; ask for fewer")
+    named = recipe.devices
+    needed = 0 if named == "all" else named if isinstance(named, int) else max(named) + 1
+    if needed > gpus:
+        problems.append(
+            f"devices: needs {plural(needed, 'GPU')} and the job has {gpus}; leave devices out or raise gpus"
+        )
     if submission.priority > 0 and caller.role != "admin":
         problems.append("priority: only admins may give more than 0; give 0 or less")
     limits = [limit for limit in (submission.time_limit, settings.time_limit) if limit is not None]

@@ -33,7 +33,7 @@ def main() -> None:
 
 def _answer(text: str, overrides: list[str], *, wrong: list[str]) -> dict[str, object]:
     try:
-        found = plan_and_check(Recipe.parse(text, overrides), wrong=wrong)
+        found = plan_and_check(Recipe.parse(text, overrides), wrong=wrong, elsewhere=True)
         if wrong:  # the service has reported these keys: the plan reports only problems of the rest
             return {"problems": found.errors.listed()}
         return {"plan": found.require()[0].model_dump(mode="json")}

@@ -1,0 +1,73 @@
+"""Errors of GPUs as people read them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from llmprune.common.device_errors import device_errors
+from llmprune.common.distributed import synchronized
+from llmprune.common.errors import DeviceError
+
+FULL = (
+    "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 1 has a total capacity of 79.15 GiB of which 1.19 GiB is free."
+    " Process 4711 has 70.20 GiB memory in use. Including non-PyTorch memory, this process has 7.75 GiB memory in use. "
+    "Of the allocated memory 7.01 GiB is allocated by PyTorch, and 0 bytes is reserved by PyTorch but unallocated."
+)
+
+
+def _said(error: Exception) -> str:
+    with pytest.raises(DeviceError) as found, device_errors():
+        raise error
+    assert found.value.__cause__ is error
+    return str(found.value)
+
+
+def test_a_full_gpu_is_explained() -> None:
+    """The sentence has the GPU, what was needed and free, who holds the rest, and what to do."""
+    said = _said(torch.OutOfMemoryError(FULL))
+    assert said.startswith(
+        "GPU 1 is out of memory: 2.50 GiB more were needed, and 1.19 GiB of 79.15 GiB are free (this process has "
+        "7.75 GiB, process 4711 has 70.20 GiB); end the other processes on this GPU, or choose other GPUs with devices"
+    )
+    assert said.endswith("and run the same command again to continue")
+    alone = _said(torch.OutOfMemoryError(FULL.replace("Process 4711 has 70.20 GiB memory in use. ", "")))
+    assert "; lower calibration.batch_size or calibration.sequence_length" in alone
+    assert _said(torch.OutOfMemoryError("simulated")).startswith("a GPU is out of memory; lower")
+
+
+@pytest.mark.parametrize(
+    ("reported", "remedy"),
+    [
+        (
+            "CUDA error: no kernel image is available for execution on the device",
+            "install a build of torch for this GPU",
+        ),
+        ("CUDA error: device-side assert triggered", "CUDA_LAUNCH_BLOCKING=1"),
+        ("CUDA error: all CUDA-capable devices are busy or unavailable", "choose other GPUs with devices"),
+        ("CUDA error: unspecified launch failure", "dmesg"),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "lower calibration.batch_size"),
+        ("The NVIDIA driver on your system is too old (found version 11040).", "update the driver"),
+        ("NCCL error in: ProcessGroupNCCL.cpp:1, remote process exited", "NCCL_DEBUG=INFO"),
+        ("CUDA error: something new", "run the same command again to continue"),
+    ],
+)
+def test_errors_of_cuda_have_a_remedy(reported: str, remedy: str) -> None:
+    """The first line of what the GPU reports stays, without its advice for programmers, and a remedy follows."""
+    said = _said(RuntimeError(f"{reported}\nCUDA kernel errors might be asynchronously reported"))
+    assert said.startswith(f"the GPU reports: {reported.rstrip('.')}; ")
+    assert remedy in said
+    assert "\n" not in said
+
+
+def test_a_run_explains_them() -> None:
+    """The block that all commands and the Python API work in raises the explained error."""
+    with pytest.raises(DeviceError, match="GPU 1 is out of memory"), synchronized():
+        raise torch.OutOfMemoryError(FULL)
+
+
+def test_other_errors_pass() -> None:
+    """An error that no GPU reports keeps its class."""
+    with pytest.raises(RuntimeError, match="shape") as found, device_errors():
+        raise RuntimeError("shape mismatch")
+    assert not isinstance(found.value, DeviceError)
