@@ -167,7 +167,8 @@ def quiet_libraries() -> None:
 
     transformers.utils.logging.disable_progress_bar()
     disable_progress_bars()
-    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # read when datasets is imported, which not every run needs
+    # datasets reads it when it is imported, which not every run does
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if "datasets" in sys.modules:
         sys.modules["datasets"].disable_progress_bars()
 
