@@ -7,7 +7,7 @@ OLDER_READY := $(OLDER)/.ready
 SITE := llmprune/service/web/site
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart serve check test lint types docs pytest older wheel wheel-test release constraints clean
+.PHONY: help quickstart serve check test lint types docs pytest bench-gpu older wheel wheel-test release constraints clean
 
 help:  ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -45,6 +45,9 @@ PYTEST_ARGS ?= -n $(shell $(PYTHON) -c 'import os; print(1 + (os.cpu_count() or 
 
 pytest: $(READY) $(OLDER_READY)  ## run all tests; PYTEST_ARGS="-x tests/recipe" chooses
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench-gpu: $(READY)  ## on a machine with a GPU: its tests and benchmarks, in at most 8 minutes; BENCH_ARGS="--minutes 4"
+	$(BIN)/python eval/benchmarks/gpu.py $(BENCH_ARGS)
 
 # uv installs torch in seconds where pip takes minutes, so pip only brings uv.
 $(READY): pyproject.toml constraints.txt

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -47,13 +48,33 @@ def report_of(output: Path) -> dict[str, Any]:
     return report
 
 
-def record(name: str, figures: dict[str, Any]) -> None:
-    """Print the figures, and write them with their machine into results/NAME.json."""
+def record(name: str, figures: dict[str, Any], folder: Path = RESULTS) -> None:
+    """Print the figures, and write them with their machine into results/NAME.json, or into another folder."""
+    write_record(name, figures, folder)
+    print(json.dumps(figures, indent=1))
+
+
+def write_record(name: str, figures: dict[str, Any], folder: Path) -> None:
+    """Write the figures with their machine into FOLDER/NAME.json."""
     cpu = next(
         (line.split(": ")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ""
     )
-    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
-    machine = {"cpu": cpu, "cores": os.cpu_count(), "gpu": gpu, "system": platform.system(), "versions": versions()}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps({"figures": figures, "machine": machine}, indent=1) + "\n")
-    print(json.dumps(figures, indent=1))
+    machine = {"cpu": cpu, "cores": os.cpu_count(), **_gpu(), "system": platform.system(), "versions": versions()}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps({"figures": figures, "machine": machine}, indent=1) + "\n")
+
+
+def _gpu() -> dict[str, Any]:
+    """Name, memory, compute capability, driver and CUDA version of the first GPU; ``{"gpu": None}`` without one."""
+    if not torch.cuda.is_available():
+        return {"gpu": None}
+    properties = torch.cuda.get_device_properties(0)
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    driver = subprocess.run(query, capture_output=True, text=True).stdout.split() if shutil.which(query[0]) else []
+    return {
+        "gpu": properties.name,
+        "gpu_memory": properties.total_memory,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "driver": driver[0] if driver else None,
+        "cuda": torch.version.cuda,
+    }

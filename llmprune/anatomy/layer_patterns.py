@@ -42,6 +42,17 @@ def find_patterns(model: PreTrainedModel) -> tuple[LayerPattern, ...]:
     return tuple(found.values())
 
 
+def first_like_each(model: PreTrainedModel) -> tuple[int, ...]:
+    """Return for each layer the index of the first layer like it: itself, or one that differs in its index alone.
+
+    Layers are alike with the same classes, sizes and plain attributes, and the same entries in the config's lists.
+    """
+    _, layers = find_layers(model)
+    listed = [kinds for _, kinds in _listed(text_config(model.config).to_dict(), len(layers))]
+    kinds = [(_attributes(layer), [kind[index] for kind in listed]) for index, layer in enumerate(layers)]
+    return tuple(kinds.index(kind) for kind in kinds)
+
+
 def _names_a_period(name: str) -> bool:
     return any(word in name for word in _PERIOD_WORDS)
 

@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 from contextlib import nullcontext, redirect_stderr
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,9 +49,16 @@ def cache_folder(model_id: str) -> Path:
     from huggingface_hub.constants import HF_HOME
 
     path = gguf_location(model_id)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
+    state = path.stat()
+    digest = _digest(path, size=state.st_size, modified=state.st_mtime_ns)
     return Path(HF_HOME) / "llmprune" / f"{path.stem}-{digest}-{_CONVERSION}"
+
+
+@lru_cache
+def _digest(path: Path, *, size: int, modified: int) -> str:
+    """Hash a file's content, once for each of its states: ``size`` in bytes, ``modified`` in nanoseconds."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
 def converted_folder(model_id: str) -> Path:

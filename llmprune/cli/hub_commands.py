@@ -10,7 +10,7 @@ import typer
 
 from llmprune.cli.options import FinishedFolder, Json, console
 from llmprune.common.printing import printable
-from llmprune.common.progress import announce_imports
+from llmprune.common.progress import import_libraries
 
 
 def push(
@@ -36,7 +36,7 @@ def push(
 ) -> None:
     """Push the model of a finished run to the hub, with its card and provenance."""
     settings = {"repo_id": repo_id, "private": private, "branch": branch, "create_pr": create_pr}
-    announce_imports(always=False)
+    import_libraries(announced=False)
     from llmprune.common.files import require_file, write_text
     from llmprune.publish.push import push_run
 
@@ -53,7 +53,7 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Print the origin of a pushed model, and check its files against its record."""
-    announce_imports(always=False)
+    import_libraries(announced=False)
     from llmprune.publish.provenance import differing_files, fetch_record, parse_hub_address
     from llmprune.publish.show import print_record
 

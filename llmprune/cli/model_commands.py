@@ -10,7 +10,7 @@ import typer
 
 from llmprune.cli.options import Json, Model, console, model_source, parse_assignments, parse_counts
 from llmprune.common.errors import RecipeError
-from llmprune.common.progress import announce_imports, lines_without_terminal
+from llmprune.common.progress import import_libraries, lines_without_terminal
 
 if TYPE_CHECKING:
     from llmprune.recipe.evaluation import Evaluation
@@ -59,7 +59,7 @@ def evaluate(
         gate={"min_retention": min_retention} if min_retention is not None else None,
     )
     judged, base = model_source(model), None if against is None else model_source(against)
-    announce_imports(always=True)
+    import_libraries(announced=True)
     from llmprune.cli.eval import evaluate_models
     from llmprune.common.distributed import leave_process_group
 
@@ -92,7 +92,7 @@ def bench(
         raise RecipeError("bench: give a base model with --against, or --sparse to time the model against itself")
     source = model_source(model, dtype=dtype)
     base = None if against is None else model_source(against, dtype=dtype)
-    announce_imports(always=True)
+    import_libraries(announced=True)
     from llmprune.cli.bench import bench_models, bench_sparse
     from llmprune.common.device_errors import device_errors
     from llmprune.evaluation.bench.speed_and_memory import BenchSettings
@@ -115,7 +115,7 @@ def anatomy(
     as_json: Json = False,
 ) -> None:
     """Show what can be pruned in a model, and why the rest cannot."""
-    announce_imports(always=False)
+    import_libraries(announced=False)
     source = model_source(model)
     from llmprune.anatomy.discovery import discover
     from llmprune.checkpoint.loading import load_config

@@ -12,7 +12,7 @@ import typer
 from llmprune.cli.options import CommandLine, FinishedFolder, Json, Overrides, RecipePlace, console
 from llmprune.common.errors import RecipeError
 from llmprune.common.printing import printable
-from llmprune.common.progress import announce_imports, lines_without_terminal, seconds_of_imports
+from llmprune.common.progress import import_libraries, lines_without_terminal, seconds_of_imports
 
 if TYPE_CHECKING:
     from llmprune.pipeline.finish import FinishedRun
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 def plan(recipe: RecipePlace, overrides: Overrides = None, *, as_json: Json = False) -> None:
     """Show what a recipe would do: sizes, memory, time, and everything that a run would refuse. Reads no weights."""
     parsed, _ = _load_recipe(recipe, overrides)
-    announce_imports(always=False)
+    import_libraries(announced=False)
     from llmprune.planning.devices import count_processes
     from llmprune.planning.plan import plan_and_check
     from llmprune.planning.timing import with_durations
@@ -73,7 +73,7 @@ def run(
     """Prune a model as a recipe says. Run again on the same folder to continue."""
     parsed, record = _load_recipe(recipe, overrides)
     folder = output or Path("runs") / (Path(recipe).stem if record is None else recipe.split("@")[0].rsplit("/")[-1])
-    announce_imports(always=True)
+    import_libraries(announced=True)
     if context.obj is not None and _run_on_every_gpu(context.obj, parsed, halves=calibration_check):
         return
     from llmprune.common.distributed import is_first_process, leave_process_group
@@ -121,7 +121,7 @@ def reevaluate(
     ] = None,
 ) -> None:
     """Evaluate more samples of a finished run's model: nothing is pruned, and earlier answers are kept."""
-    announce_imports(always=True)
+    import_libraries(announced=True)
     from llmprune.common.distributed import leave_process_group
     from llmprune.pipeline.reevaluate import reevaluate as evaluate_more_samples
 
@@ -148,14 +148,14 @@ def _load_recipe(place: str, overrides: list[str] | None) -> tuple[Recipe, Recor
     if not place.startswith("hub://"):
         reading = Recipe.read_file(place, overrides or ())
         if reading.problems and reading.recipe is not None:
-            announce_imports(always=False)
+            import_libraries(announced=False)
             from llmprune.planning.plan import plan_and_check
 
             plan_and_check(reading.recipe, wrong=reading.wrong, problems=reading.problems).require(place)
         if reading.recipe is None:
             raise RecipeError(reading.problems, place)
         return reading.recipe, None
-    announce_imports(always=False)
+    import_libraries(announced=False)
     from llmprune.publish.reproduce import recorded_recipe
 
     return recorded_recipe(place, overrides or ())

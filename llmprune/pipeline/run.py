@@ -85,6 +85,7 @@ def run(
 def run_to_report(recipe: Recipe, output: Path, *, options: RunOptions) -> FinishedRun:
     """Run a recipe and return its report whether or not the gate is passed. Raises subclasses of LLMPruneError."""
     loading = seconds_of_imports()
+    report_progress("planning")
     quiet_libraries()
     redact_logs()
     keep_freed_memory()

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 from transformers import PreTrainedModel
 
 from llmprune.common.devices import input_device
@@ -33,13 +34,15 @@ def measure_step(
 ) -> Iterator[None]:
     """Measure a block and append its Step to ``steps``; then return the memory that it freed to the system.
 
-    ``tokens``: number of tokens that pass through the model. ``decoder``: reads layers from the disk.
+    ``tokens``: number of tokens that pass through the model. ``decoder``: reads layers from the disk. In a profile of
+    torch.profiler the block has this name.
     """
     report_progress(name)
     reset_peak()
     waited = decoder.waited_seconds if decoder else 0.0
     read, start = proc_field("io", "read_bytes:"), time.perf_counter()
-    yield
+    with record_function(name):
+        yield
     seconds = time.perf_counter() - start
     after = proc_field("io", "read_bytes:")
     steps.append(

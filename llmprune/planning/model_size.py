@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from llmprune.anatomy.layer_patterns import first_like_each
 from llmprune.anatomy.meta_model import find_layers, quiet_transformers
 from llmprune.checkpoint.stored_dtypes import Dtypes, stored_bytes
 from llmprune.results.report_schema import Size
@@ -54,10 +58,48 @@ def _cache_bytes_per_token(model: PreTrainedModel) -> int | None:
 
 @torch.no_grad()
 def _cache_bytes(shapes: PreTrainedModel, length: int) -> int:
-    cache = shapes(input_ids=torch.ones(1, length, dtype=torch.long), use_cache=True).past_key_values
-    return sum(
-        value.numel() * value.itemsize
-        for layer in cache.layers
-        for value in vars(layer).values()
-        if isinstance(value, torch.Tensor) and value.ndim > 1
-    )
+    """Return the bytes of the cache after ``length`` tokens. Of layers that are alike only the first one runs."""
+    first = first_like_each(shapes)
+    with _repeated_outputs(find_layers(shapes)[1], first):
+        layers = _run(shapes, length)
+    if len(layers) > len(first):  # a cache that has another number of layers than the model
+        first, layers = tuple(range(len(layers))), _run(shapes, length)
+    sizes = [
+        sum(
+            value.numel() * value.itemsize
+            for value in vars(layer).values()
+            if isinstance(value, torch.Tensor) and value.ndim > 1
+        )
+        for layer in layers
+    ]
+    return sum(sizes[index] for index in first)
+
+
+def _run(shapes: PreTrainedModel, length: int) -> Sequence[object]:
+    """Return the layers of the key-value cache after ``length`` tokens."""
+    layers: Sequence[object] = shapes(
+        input_ids=torch.ones(1, length, dtype=torch.long), use_cache=True
+    ).past_key_values.layers
+    return layers
+
+
+@contextmanager
+def _repeated_outputs(layers: nn.ModuleList, first: Sequence[int]) -> Iterator[None]:
+    """Let each layer return what the first layer like it returned, which on the meta device is only a shape."""
+    outputs: dict[int, Any] = {}
+
+    def make(index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run_or_repeat(*args: Any, **kwargs: Any) -> Any:
+            if first[index] == index:
+                outputs[index] = forward(*args, **kwargs)
+            return outputs[first[index]]
+
+        return run_or_repeat
+
+    try:
+        for index, layer in enumerate(layers):
+            layer.forward = make(index, layer.forward)
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward

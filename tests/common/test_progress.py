@@ -88,7 +88,7 @@ def test_other_processes_of_a_launcher_say_nothing(
     monkeypatch.setenv("RANK", "1")
     with progress.lines_without_terminal():
         progress.report_progress("pass 1")
-        progress.announce_imports(always=True)
+        progress.import_libraries(announced=True)
     assert capfd.readouterr().err == ""
 
 

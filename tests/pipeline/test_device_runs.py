@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.commands import TASKS, Outcome, command, report_in, save_model, verify_here, write_recipe, write_text
+from helpers.commands import command, report_in, save_model, write_text
 from helpers.devices import simulated_devices
 from helpers.placements import spread
 from helpers.tiny import tiny_tokenizer
 from helpers.whole_models import side_by_side
+from helpers.whole_runs import run_with_every_measure
 from torch import Tensor
 
 from llmprune.checkpoint.loading import load_model
@@ -45,37 +46,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("runs")
     save_model(root / "dense")
     write_text(root / "text.txt")
-    _run(root, "cpu", "cpu")
+    run_with_every_measure(root, "cpu", device_map="cpu")
     return root
-
-
-def _run(root: Path, name: str, device_map: Any) -> dict[str, Any]:
-    """The report of a whole run with every measure, without times."""
-    text = root / "text.txt"
-    held_out = {"dataset": str(text), "samples": 4, "sequence_length": 32, "batch_size": 2}
-    recipe = write_recipe(
-        root / f"{name}.yaml",
-        root / "dense",
-        text,
-        model={"id": str(root / "dense"), "device_map": device_map},
-        calibration={"dataset": str(text), "samples": 6, "sequence_length": 32, "batch_size": 4},  # auto depends on it
-        width={"neurons": 64, "heads": 1},
-        sparsity={"pattern": "2:4"},
-        refit={},
-        evaluation={
-            "perplexity": held_out,
-            "generation": {"samples": 2, "prompt_tokens": 8, "new_tokens": 8},
-            "speed": {"prompt_tokens": 4, "new_tokens": 2, "repeats": 1},
-            "tasks": ["llmprune_agreement"],
-            "include_path": str(TASKS),
-            "limit": 4,
-        },
-    )
-    with pytest.MonkeyPatch.context() as here:
-        verify_here(here)
-        done: Outcome = command("run", recipe, "--output", root / name, "--measure-forward", "--calibration-check")
-    assert done.code == 0, done.err
-    return report_in(root / name)
 
 
 @pytest.mark.parametrize(("devices", "name"), [(1, "auto"), (2, "split")])
@@ -86,7 +58,7 @@ def test_a_whole_run_does_not_depend_on_the_devices(devices: int, name: str, wor
     """
     device_map = "auto" if devices == 1 else spread(workspace / "dense")
     with simulated_devices(devices):
-        found = _run(workspace, name, device_map)
+        found = run_with_every_measure(workspace, name, device_map=device_map)
     on_cpu = report_in(workspace / "cpu")
     for part in ("layers", "perplexity", "generation", "tasks", "sparsity", "verification"):
         assert found[part] == on_cpu[part], part

@@ -1,13 +1,18 @@
-"""Runs on a CUDA device: layer-wise passes, models split over GPU and CPU, and their memory."""
+"""Runs on a CUDA device: passes on every placement, whole runs, memory limits, 2:4 kernels, a process for each GPU."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.commands import command
+from helpers.commands import command, report_in, save_model, write_recipe, write_text
+from helpers.whole_runs import run_with_every_measure
 from torch import Tensor
 
 from llmprune.anatomy.discovery import discover
@@ -30,12 +35,32 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama on disk."""
+@pytest.fixture(scope="module", params=["llama", "gemma2", "mixtral"])
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model on disk."""
     folder = tmp_path_factory.mktemp("checkpoint")
-    tiny_model("llama").save_pretrained(folder)
+    tiny_model(request.param).save_pretrained(folder)
     return folder
+
+
+@contextmanager
+def _without_gpu() -> Iterator[None]:
+    """Compute on the CPU, in this process and in those that it starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        yield
+
+
+@contextmanager
+def _device_memory(limit: int) -> Iterator[None]:
+    """Let this process use ``limit`` bytes of the GPU."""
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory, 0)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, 0)
 
 
 def _split(layers_on_cpu: int) -> dict[str, str | int]:
@@ -56,7 +81,8 @@ def _pruned_logits(checkpoint: Path, device_map: object, ids_NL: Tensor) -> Tens
 def test_placement_does_not_change_the_result(layers_on_cpu: int, checkpoint: Path) -> None:
     """On the GPU, split over GPU and CPU, and offloaded to the CPU: the pruned model is that of the CPU."""
     ids_NL = torch.randint(3, VOCABULARY, (4, 24), generator=torch.Generator().manual_seed(0))
-    on_cpu = _pruned_logits(checkpoint, "cpu", ids_NL)
+    with _without_gpu():
+        on_cpu = _pruned_logits(checkpoint, "cpu", ids_NL)
     placed = _pruned_logits(checkpoint, _split(layers_on_cpu), ids_NL)
     torch.testing.assert_close(placed, on_cpu, rtol=1e-3, atol=1e-3)
 
@@ -107,3 +133,62 @@ def test_sparse_bench_measures_what_it_runs(tmp_path: Path) -> None:
     assert all(one["difference"] < 0.01 and one["dense"] > 0 and one["sparse"] > 0 for one in figures["products"])
     assert figures["model_size"]["weights"] < figures["base_size"]["weights"]
     assert len(figures["points"]) == 2
+
+
+def test_a_whole_run_gives_the_figures_of_the_cpu(tmp_path: Path) -> None:
+    """Heads, 2:4 sparsity, verification in a fresh process, tasks and generation: on the GPU as on the CPU."""
+    save_model(tmp_path / "dense")
+    write_text(tmp_path / "text.txt")
+    with _without_gpu():
+        on_cpu = run_with_every_measure(tmp_path, "cpu", device_map="cpu", here=False)
+    on_gpu = run_with_every_measure(tmp_path, "gpu", device_map="auto", here=False)
+    assert on_gpu["sparsity"]["violations"] == 0
+    assert on_gpu["provenance"]["device"] == torch.cuda.get_device_name(0)
+    assert all(step["peak_device"] > 0 for step in on_gpu["steps"] if step["name"] in ("pass 1", "pass 2"))
+    for side in ("dense", "pruned"):
+        assert on_gpu["perplexity"][side] == pytest.approx(on_cpu["perplexity"][side], rel=0.02)
+
+
+def test_a_run_ends_with_less_memory_than_it_took(tmp_path: Path) -> None:
+    """With 60 % of the memory that it took at first, a run divides its batches and ends with an equally good model."""
+    sizes = {"hidden_size": 256, "intermediate_size": 2048, "max_position_embeddings": 256}
+    base, text = save_model(tmp_path / "dense", **sizes), write_text(tmp_path / "text.txt", paragraphs=1000)
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml",
+        base,
+        text,
+        calibration={"dataset": str(text), "samples": 64, "sequence_length": 256, "batch_size": 64},
+        width={"neurons": 1024},
+    )
+    reports = []
+    peak = 0
+    for limit in (None, 0.6):
+        with _device_memory(int(limit * peak) if limit else torch.cuda.get_device_properties(0).total_memory):
+            done = command("run", recipe, "--output", tmp_path / "out", "--fresh")
+        assert done.code == 0, done.err
+        reports.append(report_in(tmp_path / "out"))
+        peak = max(step["peak_device"] for step in reports[-1]["steps"] if step["name"] in ("pass 1", "pass 2"))
+    errors = [[layer["error_refit"] for layer in report["layers"] if not layer["removed"]] for report in reports]
+    assert errors[1] == pytest.approx(errors[0], rel=0.05)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_a_run_starts_a_process_for_each_gpu(tmp_path: Path) -> None:
+    """One command works on every GPU, and its model is as good as that of one GPU."""
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml",
+        save_model(tmp_path / "dense"),
+        write_text(tmp_path / "text.txt"),
+        calibration={"dataset": str(tmp_path / "text.txt"), "samples": 16, "sequence_length": 32},
+    )
+    errors = []
+    for name, devices in (("all", "all"), ("one", 1)):
+        options = ["--output", str(tmp_path / name), "--set", f"devices={devices}"]
+        done = subprocess.run(
+            [sys.executable, "-m", "llmprune", "run", str(recipe), *options], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        report = report_in(tmp_path / name)
+        assert report["provenance"]["processes"] == (torch.cuda.device_count() if devices == "all" else 1)
+        errors.append([layer["error_refit"] for layer in report["layers"] if not layer["removed"]])
+    assert errors[0] == pytest.approx(errors[1], rel=0.01)
