@@ -47,9 +47,8 @@ def open_decoder(
     """Return a model as a decoder: its modules outside the layers loaded, its layers read when they are visited.
 
     ``reader``: of the model's files, by default opened here; its model without weights becomes the decoder's skeleton.
-    ``working``: bytes to leave free on each GPU for
-    everything but weights that stay there. Raises as ``open_reader``, and RecipeError where the device map does not
-    fit the model.
+    ``working``: bytes to leave free on each GPU for everything but weights that stay there. Raises as ``open_reader``,
+    and RecipeError where the device map does not fit the model.
     """
     reader = reader or open_reader(source)
     skeleton = reader.names.model
@@ -63,7 +62,7 @@ def open_decoder(
         skeleton,
         layers.read,
         placement=placement.layers,
-        fetch_ahead=True,
+        load=layers.load,
         quick=True,
     )
 
@@ -84,10 +83,14 @@ class _LayersInFiles:
         tensors = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
         return {name: tensors.get(name, value) for name, value in own.items()}
 
+    def load(self, index: int) -> None:
+        """Load the files' pages with a layer's tensors from the disk."""
+        prefix = f"{self.path}.{index}."
+        self._reader.load(prefix + name for name in self._layers[index].state_dict())
+
     def rest(self) -> Tensors:
         """Return all tensors outside the layers that the files have."""
         return self._read(name for name in self._dtypes if not name.startswith(f"{self.path}."))
 
     def _read(self, names: Iterable[str]) -> Tensors:
-        wanted = [name for name in names if self._reader.names.has(name)]
-        return self._reader.read(wanted, dtypes=self._dtypes)
+        return self._reader.read(filter(self._reader.names.has, names), dtypes=self._dtypes)

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     Tensors = dict[str, Tensor]
 
 
+_GROUP = 128 << 20  # bytes of one part, which is what writing a layer takes in addition to it
+
+
 class CheckpointWriter:
     """Writer of the parts of a checkpoint in ``folder``/parts, which are joined in ``folder``/checkpoint.
 
@@ -64,13 +67,14 @@ class CheckpointWriter:
         from safetensors.torch import save_file
         from transformers.core_model_loading import revert_weight_conversion
 
-        # some families fuse tensors in memory that are separate in their files
+        # some families fuse tensors in memory that are separate in their files: views, which are copied group by group
         stored = revert_weight_conversion(self.skeleton, tensors)
-        path = self.parts / f"{name}.safetensors"
         with disk_errors(self.parts):
             self.parts.mkdir(parents=True, exist_ok=True)
-            save_file({key: tensor.contiguous() for key, tensor in stored.items()}, path, {"format": "pt"})
-            fsync(path)
+            for number, group in enumerate(_groups(stored)):
+                path = self.parts / f"{name}-{number:05}.safetensors"
+                save_file({key: tensor.contiguous() for key, tensor in group.items()}, path, {"format": "pt"})
+                fsync(path)
 
     def finish(self, max_shard_size: int, tokenizer: PreTrainedTokenizerBase | None) -> None:
         """Join the parts into shards of at most ``max_shard_size`` bytes, and add tokenizer and configs.
@@ -146,6 +150,17 @@ class CheckpointWriter:
         }
         path = self.folder / "model.safetensors.index.json"
         path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _groups(tensors: Tensors) -> Iterator[Tensors]:
+    """Divide tensors into groups of at most ``_GROUP`` bytes, larger ones each for itself."""
+    group: Tensors = {}
+    for name, tensor in tensors.items():
+        if group and _bytes(group) + tensor.nbytes > _GROUP:
+            yield group
+            group = {}
+        group[name] = tensor
+    yield group
 
 
 def _bytes(tensors: Tensors) -> int:

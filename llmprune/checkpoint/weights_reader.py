@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,22 @@ class WeightsReader:
         The tensors must not be changed in place. Raises CheckpointError where a file has changed since it was opened,
         is damaged or is missing.
         """
+        self._require_unchanged()
+        return self.names.convert(names, self._tensor, dtypes=dtypes)
+
+    def load(self, names: Iterable[str]) -> None:
+        """Read one byte of every page that tensors of the model are made from, so that the pages are in memory.
+
+        Tensors that no file has are left out. Raises as ``read``.
+        """
+        self._require_unchanged()
+        for source in {source for name in names for source in self.names.sources(name)}:
+            tensor = self._tensor(source)
+            tensor.view(-1).view(torch.uint8)[:: mmap.PAGESIZE].sum()
+
+    def _require_unchanged(self) -> None:
         for file in self._opened.values():
             file.require_unchanged(self.shown)
-        return self.names.convert(names, self._tensor, dtypes=dtypes)
 
     def _tensor(self, source: str) -> Tensor:
         name = self.names.headers[source].file

@@ -35,10 +35,11 @@ class Decoder:
     """A causal decoder whose layers get their weights only while they are visited.
 
     ``skeleton``: the model without layer weights but with all others. ``fetch(i)``: tensors of layer i by their names
-    in the layer. ``placement``: devices of the layers. ``fetch_ahead``: read the next layer in the background.
+    in the layer. ``placement``: devices of the layers. ``load(i)``: brings layer i from the disk into the page cache;
+    with it the next layer is prepared in the background: loaded, and for a GPU copied there as well.
     ``quick``: layers may round differently from the model's own forward where that is much faster.
     ``items_returned``: number of values that a layer of each class returns, 0 for a tensor alone; found while running.
-    ``waited_seconds``: time that the host has waited for layers to be read.
+    ``waited_seconds``: time that the host has waited for layers to be prepared.
     """
 
     def __init__(
@@ -47,21 +48,21 @@ class Decoder:
         fetch: Callable[[int], Tensors],
         *,
         placement: LayerPlacement,
-        fetch_ahead: bool = False,
+        load: Callable[[int], None] | None = None,
         quick: bool = False,
         items_returned: dict[type, int] | None = None,
     ) -> None:
         self.skeleton = skeleton
         self.layers_path, self.layers = find_layers(skeleton)
         self.items_returned = {} if items_returned is None else items_returned
-        self._fetch, self._quick = fetch, quick
+        self._fetch, self._load, self._quick = fetch, load, quick
         self.placement = placement
         self.waited_seconds = 0.0
         self._resident: dict[int, Tensors | None] = dict.fromkeys(placement.resident)
         self._copies: dict[torch.device, LayerCopies] = {}
         self._held: tuple[int, Tensors] | None = None
-        self._ahead: tuple[int, Future[Tensors | ArrivingLayer]] | None = None
-        self._reader = ThreadPoolExecutor(1, "fetch") if fetch_ahead else None
+        self._ahead: tuple[int, Future[Tensors | ArrivingLayer | None]] | None = None
+        self._reader = ThreadPoolExecutor(1, "layers") if load else None
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -79,22 +80,20 @@ class Decoder:
     def tensors(self, index: int) -> Tensors:
         """Return a layer's tensors on its device, in a dict of the caller's own.
 
-        The tensors of the last layer asked for are held until another layer is asked for, or ``forget``. With
-        ``fetch_ahead`` the next layer, in the direction of the visits, is read in the background.
+        The tensors of the last layer asked for are held until another layer is asked for, or ``forget``. With ``load``
+        the next layer, in the direction of the visits, is prepared in the background.
         """
         if self._held is not None and self._held[0] == index:
             return dict(self._held[1])
         following = index - 1 if self._held is not None and index == self._held[0] - 1 else index + 1
         self._held = None
-        start = time.perf_counter()
         brought = self._brought(index)
         tensors = brought.on_compute_stream(self.device_of(index)) if isinstance(brought, ArrivingLayer) else brought
         if index in self._resident:
             self._resident[index] = tensors
-        self.waited_seconds += time.perf_counter() - start
         self._held = (index, tensors)
         if self._reader is not None and following in range(len(self)):
-            self._ahead = (following, self._reader.submit(self._bring, following, self._end_of_use(following)))
+            self._ahead = (following, self._reader.submit(self._prepare, following, self._end_of_use(following)))
         return dict(tensors)
 
     def rounds_differently(self, index: int) -> bool:
@@ -105,11 +104,15 @@ class Decoder:
         """Drop the tensors of the held layer."""
         self._held = None
 
+    def rest(self) -> None:
+        """Drop the tensors of the held layer and of the next one, because no layer is visited for some time."""
+        if self._ahead is not None:
+            self._ahead[1].exception()  # waits for it
+        self._held = self._ahead = None
+
     def release(self) -> None:
         """Drop the tensors of all layers, those that stay on their device too; later visits bring them again."""
-        if self._ahead is not None:
-            self._ahead[1].exception()  # waits for it: it may add to the resident layers
-        self._held = self._ahead = None
+        self.rest()
         self._resident = dict.fromkeys(self._resident)
 
     def evict(self) -> None:
@@ -118,13 +121,24 @@ class Decoder:
         self._resident = {}
 
     def _brought(self, index: int) -> Tensors | ArrivingLayer:
-        """Return a layer that was read ahead, or read it now: in the reader's thread too, which owns its buffers."""
+        """Return a layer that was prepared, or prepare it now: in the reader's thread too, which owns its buffers."""
         ahead, self._ahead = self._ahead, None
-        if ahead is not None and ahead[0] == index:
-            return ahead[1].result()
         if self._reader is None:
             return self._bring(index, self._end_of_use(index))
-        return self._reader.submit(self._bring, index, self._end_of_use(index)).result()
+        if ahead is None or ahead[0] != index:
+            ahead = (index, self._reader.submit(self._prepare, index, self._end_of_use(index)))
+        start = time.perf_counter()
+        prepared = ahead[1].result()
+        self.waited_seconds += time.perf_counter() - start
+        return self._bring(index, None) if prepared is None else prepared
+
+    def _prepare(self, index: int, after: Event | None) -> Tensors | ArrivingLayer | None:
+        """Bring a layer to its GPU; for the CPU only load it, because converting it now would take a second layer."""
+        if self.device_of(index).type == "cuda":
+            return self._bring(index, after)
+        if self._load is not None:
+            self._load(index)
+        return None
 
     def _end_of_use(self, index: int) -> Event | None:
         """Return an event after all computation so far on the device of a layer; None on other devices than CUDA's."""

@@ -13,16 +13,21 @@ from llmprune.planning.plan import Plan
 
 def estimate_durations(
     plan: Plan, *, loading: float | None = None, measures_forward: bool = False, checks_calibration: bool = False
-) -> Durations:
+) -> Durations | None:
     """Return the durations of a planned run; measures the device's rates where they are not kept.
+
+    None where the device's memory is too full for that.
 
     ``loading``: seconds in which this process loaded the libraries, None where that was not measured.
     ``measures_forward``, ``checks_calibration``: options of the run.
     """
     device = local_device()
+    rates = rates_of(device, _dtype(plan), hidden=plan.work.hidden)
+    if rates is None:
+        return None
     return durations(
         parts_with(plan.work, measures_forward=measures_forward, checks_calibration=checks_calibration),
-        rates_of(device, _dtype(plan), hidden=plan.work.hidden),
+        rates,
         device=device_name(device),
         processes=world_size(),
         loading=loading,
@@ -35,9 +40,12 @@ def with_durations(plan: Plan, *, processes: int = 1, loading: float | None = No
     ``processes``: number that the run will start; under a launcher there are as many as it started.
     """
     device = local_device()
+    rates = rates_of(device, _dtype(plan), hidden=plan.work.hidden)
+    if rates is None:
+        return plan
     found = durations(
         plan.work.parts,
-        rates_of(device, _dtype(plan), hidden=plan.work.hidden),
+        rates,
         device=device_name(device),
         processes=max(processes, world_size()),
         loading=loading,

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("in_one_process")
 
 PRODUCTS = {
     "recipe.yaml", "plan.json", "scores.safetensors", "cut.json", "cut.safetensors", "pruning.json", "evaluation.json",
-    "report.json", "report.html", "run.json", "model", ".lock",
+    "report.json", "report.html", "run.json", "batch-sizes.json", "model", ".lock",
 }  # fmt: skip
 
 

@@ -187,7 +187,7 @@ def test_both_processes_say_that_a_single_window_does_not_fit(met: Met) -> None:
 def test_sums_of_one_type_travel_in_one_buffer(met: Met) -> None:
     """Every shape gets its sum; large tensors are exchanged where they are."""
     for lines in met[0]:
-        found = lines[7]["value"]
+        found = lines[9]["value"]
         assert found["values"] == [[6.0], [10.0], [14.0], [], [9.0]]
         assert found["exchanges"] == [
             {"torch.float32": 1, "torch.float64": 1},
@@ -197,7 +197,7 @@ def test_sums_of_one_type_travel_in_one_buffer(met: Met) -> None:
 
 def test_pass_1_exchanges_once_a_layer(met: Met) -> None:
     """All scorers of a layer together, in a buffer for each type of number, and both processes get the same scores."""
-    found = [lines[8]["value"] for lines in met[0]]
+    found = [lines[10]["value"] for lines in met[0]]
     assert found[0] == found[1]
     assert found[0]["exchanges"] == {"torch.float32": 4, "torch.float64": 4}
     assert found[0]["routed"] == 4 * 12 * 2 * 4  # windows, tokens, experts a token, layers

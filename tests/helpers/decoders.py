@@ -21,7 +21,6 @@ def dense_decoder(model: PreTrainedModel) -> Decoder:
         build_skeleton(model.config, model, device=device),
         lambda index: tensors_of(layers[index]),
         placement=LayerPlacement(devices),
-        fetch_ahead=any(parameter.device != devices[0] for parameter in layers.parameters()),
         quick=True,
     )
 

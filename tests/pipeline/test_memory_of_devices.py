@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.commands import (
+    TASKS,
     Outcome,
     command,
     report_in,
@@ -116,3 +117,31 @@ def test_the_plan_is_near_the_memory_that_a_run_takes(family: str, tmp_path: Pat
     steps = {step["name"]: step["peak_device"] for step in report_in(tmp_path / "out")["steps"]}
     measured = max(steps[name] for name in ("pass 1", "pass 2", "evaluation"))
     assert measured <= planned.working <= 2 * measured
+
+
+@pytest.mark.usefixtures("small_devices")
+def test_a_gpu_of_a_third_of_the_model_runs_every_step(tmp_path: Path) -> None:
+    """On 0.3 times the model's bytes scores, cut, refit, verification and the whole evaluation end as on the CPU."""
+    base = save_model(tmp_path / "dense", num_hidden_layers=24, hidden_size=128, intermediate_size=256)
+    text = write_text(tmp_path / "text.txt")
+    size = (base / "model.safetensors").stat().st_size
+    held_out = {"dataset": str(text), "samples": 4, "sequence_length": 32, "batch_size": 2}
+    evaluation = {
+        "perplexity": held_out,
+        "generation": {"samples": 2, "prompt_tokens": 8, "new_tokens": 8},
+        "speed": {"prompt_tokens": 4, "new_tokens": 2, "repeats": 1},
+        "tasks": ["llmprune_agreement"],
+        "include_path": str(TASKS),
+        "limit": 4,
+        "batch_size": 2,
+    }
+    sections = {"calibration": held_out, "width": {"mlp": 0.5}, "depth": {"remove": 4}, "evaluation": evaluation}
+    assert _run(tmp_path / "cpu", base, text, **sections).code == 0
+    with simulated_devices(1, memory=int(0.3 * size)) as devices:
+        done = _run(tmp_path / "gpu", base, text, **sections)
+    assert done.code == 0, done.err
+    found, on_cpu = report_in(tmp_path / "gpu"), report_in(tmp_path / "cpu")
+    assert 0.15 * size < devices.peak["cuda:0"] <= 0.3 * size
+    for part in ("layers", "perplexity", "generation", "tasks", "verification"):
+        assert found[part] == on_cpu[part], part
+    assert not [warning for warning in found["warnings"] if "ran out" in warning]

@@ -39,7 +39,7 @@ def test_impossible_targets(workspace: Path, tmp_path: Path, sections: dict[str,
     outcome = prune_workspace(workspace, tmp_path, **sections)
     assert_refused(outcome, 2, *said)
     assert not (tmp_path / "out").exists()
-    assert command("plan", tmp_path / "recipe.yaml").err == outcome.err
+    assert command("plan", tmp_path / "recipe.yaml").err.splitlines()[-1] == outcome.err.splitlines()[-1]
 
 
 @pytest.mark.usefixtures("no_weights")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmprune.checkpoint.verify import SparseClaim
 from llmprune.checkpoint.verify_worker import counts
@@ -173,11 +173,21 @@ def test_a_file_that_breaks_the_pattern_is_found() -> None:
     """One weight too many in one group of a saved matrix is counted in both layouts, and refused."""
     weight_OI = Wanda().prune(*problem(), pattern=Pattern(2, 4))[0]
     claim = SparseClaim((("a", False), ("b", True)), 2 * weight_OI.numel(), 2, 4)
-    whole = [counts(weight_OI, False, kept=2, of=4), counts(weight_OI.T.contiguous(), True, kept=2, of=4)]
+
+    def counted(weight: Tensor, *, transposed: bool = False, pattern: list[int] | None) -> list[int]:
+        holder = nn.Module()
+        holder.register_module("saved", nn.Linear(1, 1))
+        holder.get_submodule("saved").weight = nn.Parameter(weight)
+        return counts(holder, "saved", transposed=transposed, pattern=pattern)
+
+    whole = [
+        counted(weight_OI, pattern=[2, 4]),
+        counted(weight_OI.T.contiguous(), transposed=True, pattern=[2, 4]),
+    ]
     assert claim.problem(whole) is None
     assert whole[0] == whole[1] == [weight_OI.numel() // 2, weight_OI.numel() // 4, 0]
     weight_OI[0, (weight_OI[0] == 0).nonzero()[0]] = 1.0
-    broken = [counts(weight_OI, False, kept=2, of=4), whole[1]]
+    broken = [counted(weight_OI, pattern=[2, 4]), whole[1]]
     assert "1 matrices break the pattern 2:4: a (1 groups)" in str(claim.problem(broken))
     share = SparseClaim((("a", False),), weight_OI.numel(), zeros=weight_OI.numel() // 2)
-    assert "asks for" in str(share.problem([counts(weight_OI, False, kept=0, of=None)]))
+    assert "asks for" in str(share.problem([counted(weight_OI, pattern=None)]))

@@ -52,13 +52,19 @@ def known_rates(device: torch.device, dtype: torch.dtype, *, hidden: int) -> Rat
     return _read().get(_key(device, dtype, size=_size(hidden)))
 
 
-def rates_of(device: torch.device, dtype: torch.dtype, *, hidden: int) -> Rates:
-    """Return the rates of a device, kept or measured now. ``hidden``: the model's hidden size."""
+def rates_of(device: torch.device, dtype: torch.dtype, *, hidden: int) -> Rates | None:
+    """Return the rates of a device, kept or measured now; None where its memory is too full to measure them.
+
+    ``hidden``: the model's hidden size.
+    """
     known = known_rates(device, dtype, hidden=hidden)
     if known is not None:
         return known
     size = _size(hidden)
-    rates = measure(device, dtype, size=size)
+    try:
+        rates = measure(device, dtype, size=size)
+    except torch.OutOfMemoryError:
+        return None
     kept = {_key(device, dtype, size=size): rates} | _read()
     content = {name: kept[name].model_dump() for name in list(kept)[:_MOST_KEPT]}
     with suppress(DiskError, OSError):  # a cache that cannot be written is measured again
