@@ -21,6 +21,8 @@ _PROC = Path("/proc/self")
 # Parameters of mallopt(3).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 _LARGE = 2**31 - 1  # bytes; the largest value that mallopt takes
+_MOST_FREE = 256 << 20  # bytes that the heap may keep from one layer to the next
+_outside_heap: int | None = None  # anonymous bytes of the process that were not the heap's; None: nothing is kept
 
 
 def keep_freed_memory() -> None:
@@ -28,15 +30,19 @@ def keep_freed_memory() -> None:
 
     By default glibc gives blocks of 32 MB and more back to the system at once, which clears every page again when the
     next tensor needs them. One heap serves all threads, because those of other threads hold no large blocks. Settings
-    of the user in the environment win; other C libraries are left as they are. ``trim`` gives the memory back.
+    of the user in the environment win; other C libraries are left as they are. ``trim`` and ``trim_much`` give the
+    memory back: a heap that is never trimmed grows with the layers, because the next tensor need not lie where the last
+    one was.
     """
+    global _outside_heap
     set_by_user = any(name.startswith("MALLOC_") for name in os.environ) or "GLIBC_TUNABLES" in os.environ
-    mallopt = getattr(_libc(), "mallopt", None)
-    if mallopt is None or set_by_user:
+    mallopt, in_use = getattr(_libc(), "mallopt", None), _heap_in_use()
+    if mallopt is None or in_use is None or set_by_user:
         return
     mallopt(_MMAP_THRESHOLD, _LARGE)
     mallopt(_TRIM_THRESHOLD, _LARGE)
     mallopt(_ARENA_MAX, 1)
+    _outside_heap = _anonymous() - in_use
 
 
 def trim() -> None:
@@ -44,6 +50,40 @@ def trim() -> None:
     malloc_trim = getattr(_libc(), "malloc_trim", None)
     if malloc_trim is not None:
         malloc_trim(0)
+
+
+def trim_much() -> None:
+    """Return free heap memory to the system if the heap keeps more of it than it may from one layer to the next."""
+    in_use = _heap_in_use()
+    if _outside_heap is not None and in_use is not None and _anonymous() - in_use - _outside_heap > _MOST_FREE:
+        trim()
+
+
+def _anonymous() -> int:
+    """Return the bytes of this process in memory that no file backs."""
+    return proc_field("status", "RssAnon:", unit=1024) or 0
+
+
+def _heap_in_use() -> int | None:
+    """Return the bytes that the heap has given out; None where the C library does not say."""
+    mallinfo = getattr(_libc(), "mallinfo2", None)
+    if mallinfo is None:
+        return None
+    mallinfo.restype = _HeapState
+    state = mallinfo()
+    return int(state.uordblks + state.hblkhd)
+
+
+class _HeapState(ctypes.Structure):
+    """Result of mallinfo2(3). ``uordblks``, ``hblkhd``: bytes in use in the heap, and in blocks of their own."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    )
 
 
 @lru_cache(maxsize=1)
