@@ -71,10 +71,14 @@ def _requirements(plan: Plan) -> Iterator[str]:
 
 
 def _device_lines(plan: Plan) -> Iterator[str]:
-    """Yield the number of windows in a batch, and for each device what the run plans to keep on it."""
+    """Yield the number of windows in a batch, and for each device what the run plans to keep on it.
+
+    Of several processes each has a share of the main memory.
+    """
     chosen = plan.batch_sizes
     held_out = f", of held-out text {chosen.held_out}" if chosen.held_out != chosen.calibration else ""
-    yield f"Batches: {plural(chosen.calibration, 'window')} at a time{held_out}"
+    batch = min(chosen.calibration, plan.calibration[0])
+    yield f"Batches: {plural(batch, 'window')} at a time{held_out}"
     for device in plan.devices:
         computes = device is plan.devices[0] or device.device != "cpu"
         ahead = " and the next one" if device.device != "cpu" else ""
@@ -87,9 +91,10 @@ def _device_lines(plan: Plan) -> Iterator[str]:
         }
         listed = ", ".join(f"{name} {format_size(size)}" for name, size in parts.items() if size)
         resident = f"; layers that stay there {format_size(device.resident)}" if device.resident else ""
+        share = f", for each of {plan.processes} processes" if plan.processes > 1 and device.device == "cpu" else ""
         yield (
-            f"Memory on {device.device}: about {format_size(device.working)} of {format_size(device.free)} free: "
-            f"{listed}{resident}"
+            f"Memory on {device.device}{share}: about {format_size(device.working)} of {format_size(device.free)} "
+            f"free: {listed}{resident}"
         )
 
 
