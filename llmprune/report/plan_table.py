@@ -84,7 +84,7 @@ def _device_lines(plan: Plan) -> Iterator[str]:
         ahead = " and the next one" if device.device != "cpu" else ""
         parts = {
             "embeddings and head": device.outside,
-            f"one layer dense and cut{ahead}" if computes else "layers on their way": device.layers,
+            f"one layer dense and cut{ahead}" if computes else "buffers for layers": device.layers,
             "statistics": device.statistics,
             "a batch": device.activations,
             "hidden states": device.streams,
@@ -92,10 +92,9 @@ def _device_lines(plan: Plan) -> Iterator[str]:
         listed = ", ".join(f"{name} {format_size(size)}" for name, size in parts.items() if size)
         resident = f"; layers that stay there {format_size(device.resident)}" if device.resident else ""
         share = f", for each of {plan.processes} processes" if plan.processes > 1 and device.device == "cpu" else ""
-        yield (
-            f"Memory on {device.device}{share}: about {format_size(device.working)} of {format_size(device.free)} "
-            f"free: {listed}{resident}"
-        )
+        needed, free = format_size(device.working), f"{format_size(device.free)} free"
+        amount = f"{needed} of {free}" if device.working <= device.free else f"{needed}, more than the {free}"
+        yield f"Memory on {device.device}{share}: about {amount}: {listed}{resident}"
 
 
 def _time_lines(plan: Plan) -> Iterator[str]:

@@ -82,9 +82,11 @@ def test_processes_share_windows_and_main_memory(tmp_path: Path) -> None:
     assert plan.devices[1].streams == alone.devices[1].streams // 2
     assert plan.devices[2].total == alone.devices[2].total // 2
     recipe = write_recipe(tmp_path / "recipe.yaml", save_model(tmp_path / "dense"), write_text(tmp_path / "text.txt"))
-    with simulated_devices(2):
+    with simulated_devices(2) as devices:
+        devices.used["cuda:1"] = devices.memory[1] - 2**16
         shown = command("plan", recipe)
     assert "Memory on cuda:1: about" in shown.out
+    assert "more than the 65.5 KB free: embeddings" in shown.out.replace("\n", " ")
     assert "Memory on cpu, for each of 2 processes: about" in shown.out
     assert "for 2 processes and files" in shown.out.replace("\n", " ")
 
