@@ -21,7 +21,8 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from llmprune.anatomy.meta_model import auto_class
-from llmprune.common.errors import VerificationError
+from llmprune.common.device_errors import explain_full_memory
+from llmprune.common.errors import DeviceError, VerificationError
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.layer_calls import takes_positions
 from llmprune.layerwise.logits import token_chunks
@@ -147,7 +148,7 @@ def verify(
     ``parameters``: the plan's count; ``dtype``: of the computation; ``loading``: None for plain loading to the CPU;
     ``claim``: None for a dense model. The caller has freed the devices that the process needs. Raises
     VerificationError for missing or unexpected tensors, other logits, a broken key-value cache, another parameter
-    count, or a sparse matrix that breaks the pattern.
+    count, or a sparse matrix that breaks the pattern; DeviceError where a device is too full for a single window.
     """
     claim = claim or SparseClaim()
     found = _ask_worker(checkpoint, probe, loading=loading or Loading(), claim=claim)
@@ -200,6 +201,9 @@ def _ask_worker(checkpoint: Path, probe: Probe, *, loading: Loading, claim: Spar
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=alone)
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+        if "OutOfMemoryError" in last[0]:
+            remedy = "give less memory to the weights with model.max_memory, or choose other GPUs with devices"
+            raise DeviceError(f"verification: {explain_full_memory(last[0], remedy)}")
         raise VerificationError(
             f"plain transformers cannot load the saved model in {checkpoint}: {last[0]} (exit code {done.returncode})"
         )

@@ -42,6 +42,19 @@ def logits_at(model: torch.nn.Module, ids_BL: torch.Tensor, *, positions_P: torc
     return logits_BPV.float().cpu()
 
 
+def logits_in_batches(model: torch.nn.Module, ids_BL: torch.Tensor, *, positions_P: torch.Tensor) -> torch.Tensor:
+    """Return the same for all windows at once; for half as many where a device runs out of memory."""
+    size = len(ids_BL)
+    while True:
+        try:
+            return torch.cat([logits_at(model, part, positions_P=positions_P) for part in torch.split(ids_BL, size)])
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+        size //= 2  # the traceback, which holds the tensors of the failed attempt, is gone
+        torch.cuda.empty_cache()
+
+
 def generate(model: transformers.PreTrainedModel, ids_BL: torch.Tensor, *, use_cache: bool) -> list[list[int]]:
     """Generate eight greedy tokens, without the search or penalties of the model's own settings."""
     model.generation_config = transformers.GenerationConfig()
@@ -70,7 +83,7 @@ def main(job_path: str) -> None:
     model = model.eval()
     ids_BL = probe["ids"].to("cpu" if model.device.type == "meta" else model.device)  # meta: a part is offloaded
     with torch.inference_mode():
-        logits_BPV = logits_at(model, ids_BL, positions_P=probe["positions"])
+        logits_BPV = logits_in_batches(model, ids_BL, positions_P=probe["positions"])
         generations = [generate(model, ids_BL[:1, :16], use_cache=use_cache) for use_cache in (True, False)]
     kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
     found = {

@@ -100,7 +100,10 @@ def bench(
     settings = BenchSettings(
         tuple(batches), tuple(lengths), new_tokens=new_tokens, repeats=repeats, static_cache=static_cache
     )
-    with lines_without_terminal(), device_errors():
+    with (
+        lines_without_terminal(),
+        device_errors("give lower --batch-sizes or --contexts, or use a GPU with more memory"),
+    ):
         if base is None:
             bench_sparse(source, settings=settings, output=output, console=console())
         else:

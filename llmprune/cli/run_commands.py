@@ -27,16 +27,17 @@ def plan(recipe: RecipePlace, overrides: Overrides = None, *, as_json: Json = Fa
     """Show what a recipe would do: sizes, memory, time, and everything that a run would refuse. Reads no weights."""
     parsed, _ = _load_recipe(recipe, overrides)
     import_libraries(announced=False)
-    from llmprune.planning.devices import count_processes
+    from llmprune.common.device_errors import device_errors
     from llmprune.planning.plan import plan_and_check
     from llmprune.planning.timing import with_durations
     from llmprune.report.plan_table import print_plan
 
     loading = seconds_of_imports()
-    found = plan_and_check(parsed)
-    if found.plan is not None:  # sizes are useful even where text or tokenizer are missing
-        processes = 1 if found.errors.listed() else count_processes(parsed, halves=False)[0]
-        timed = with_durations(found.plan, processes=processes, loading=loading)
+    with device_errors():
+        processes = _processes_to_start(parsed)
+        found = plan_and_check(parsed, starts=processes)
+        timed = found.plan and with_durations(found.plan, processes=processes, loading=loading)
+    if timed is not None:  # sizes are useful even where text or tokenizer are missing
         if as_json:
             typer.echo(json.dumps(timed.model_dump(mode="json"), indent=1))
         else:
@@ -86,6 +87,27 @@ def run(
     if record is not None and is_first_process():
         _print_repeated(recipe, record, report=report, folder=folder)
     leave_process_group()
+
+
+def _processes_to_start(recipe: Recipe) -> int:
+    """Return the number of processes that a run would start here, and leave only its GPUs visible to this process.
+
+    Where a GPU of the recipe is absent, which the plan reports, it is 1.
+    """
+    from llmprune.common.devices import use_gpus
+    from llmprune.common.distributed import has_launcher
+    from llmprune.planning.devices import count_processes
+
+    if has_launcher():
+        return 1
+    try:
+        count, note = count_processes(recipe, halves=False)
+        use_gpus(recipe.devices)
+    except RecipeError:
+        return 1
+    if note:
+        logger.warning(note)
+    return count
 
 
 def _run_on_every_gpu(command: CommandLine, recipe: Recipe, *, halves: bool) -> bool:

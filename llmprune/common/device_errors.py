@@ -32,21 +32,29 @@ _MEANINGS = {
 }
 
 
+_LESS_AT_ONCE = (
+    "lower the batch_size or the length of the text of this step, or choose GPUs with more memory with devices"
+)
+
+
 @contextmanager
-def device_errors() -> Iterator[None]:
-    """Raise DeviceError in place of a GPU's error that the block raises."""
+def device_errors(remedy: str = _LESS_AT_ONCE) -> Iterator[None]:
+    """Raise DeviceError in place of a GPU's error that the block raises. ``remedy``: for full memory."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise DeviceError(explain_full_memory(str(error))) from error
+        raise DeviceError(explain_full_memory(str(error), remedy)) from error
     except RuntimeError as error:
         if re.search(r"\bCUDA error\b|\bHIP error\b|\bNCCL\b|NVIDIA driver", str(error)) is None:
             raise
         raise DeviceError(_explain(str(error))) from error
 
 
-def explain_full_memory(message: str) -> str:
-    """Return a sentence for torch's message of a full device: the device, what was needed and free, and who has it."""
+def explain_full_memory(message: str, remedy: str) -> str:
+    """Return a sentence for torch's message of a full device: the device, what was needed and free, and who has it.
+
+    ``remedy``: what to do where no other process is to be ended.
+    """
     device = re.search(r"\b(?:GPU |cuda:|device )(\d+)", message)
     wanted = re.search(rf"[Tt]ried to allocate {_AMOUNT}", message)
     there = re.search(rf"total capacity of {_AMOUNT} of which {_AMOUNT} is free", message)
@@ -58,7 +66,6 @@ def explain_full_memory(message: str) -> str:
     holders = [*([f"this process has {own[1]}"] if own else []), *(f"process {pid} has {size}" for pid, size in others)]
     if holders:
         parts.append(", ".join(holders))
-    remedy = "lower calibration.batch_size or calibration.sequence_length, or choose GPUs with more memory with devices"
     if others:
         remedy = f"end the other processes on this GPU, or choose other GPUs with devices; else {remedy}"
     return f"{': '.join(parts[:2])}{f' ({parts[2]})' if parts[2:] else ''}; {remedy}, and {to_continue()}"

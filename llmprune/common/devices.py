@@ -32,7 +32,8 @@ def device_name(device: torch.device) -> str:
 
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
-    return f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' * (threads != 1)}" if device.type == "cpu" else device.type
 
 
 def device_names(models: tuple[PreTrainedModel, ...]) -> str:
@@ -57,7 +58,7 @@ def choose_gpus(devices: Devices) -> tuple[int, ...]:
     absent = [gpu for gpu in chosen if gpu >= present]
     if absent:
         number = f"{devices} GPU{'s' * (devices != 1)}" if isinstance(devices, int) else ""
-        asked = number or f"GPU {', '.join(map(str, absent))}"
+        asked = number or f"GPU{'s' * (len(absent) > 1)} {', '.join(map(str, absent))}"
         raise RecipeError(
             f"devices: {asked} asked, and torch sees {visible_gpus()}; {'name these' if present else 'leave it out'}, "
             "or write devices: all, which uses what is there"

@@ -107,5 +107,6 @@ def _places(messages: dict[int, str]) -> str:
 
 def _too_large(step: str, unit: str, *, messages: dict[int, str]) -> DeviceError:
     """Return the error for a device that a single window fills, with the cause in the first process concerned."""
-    cause = explain_full_memory(messages[min(messages)].partition("\n")[2])
+    remedy = f"shorten each {unit} with sequence_length, or choose GPUs with more memory with devices"
+    cause = explain_full_memory(messages[min(messages)].partition("\n")[2], remedy)
     return DeviceError(f"{step}, a single {unit} at a time, on {_places(messages)}: {cause}")

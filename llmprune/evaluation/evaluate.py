@@ -80,9 +80,10 @@ def measure_models(
     texts: dict[str, list[list[int]]] = {}
     for side, model in (("dense", dense), ("pruned", pruned)):
         if settings.tasks:
+            report_progress(f"tasks: {side}")
             tasks[side] = evaluate_tasks(model, side, evaluation=settings)
         if settings.generation and held_out_NL is not None and is_first_process():
-            report_progress("free generation")
+            report_progress(f"free generation: {side}")
             reductions = model.whole.reductions
             texts[side] = continue_windows(
                 model.whole.get(), held_out_NL, settings=settings.generation, side=side, reductions=reductions

@@ -47,6 +47,7 @@ def with_smaller_batches(work: Callable[[int], T], batch_size: int, *, step: str
 
     Each halving is logged and appended to ``reductions``. Raises EvaluationError where a batch of one does not fit.
     """
+    from llmprune.common.device_errors import explain_full_memory
     from llmprune.common.out_of_memory import describe_shortage, free_cached_memory, is_out_of_memory
 
     while True:
@@ -59,11 +60,8 @@ def with_smaller_batches(work: Callable[[int], T], batch_size: int, *, step: str
         # here the traceback, which holds the tensors of the failed attempt, is gone
         free_cached_memory()
         if batch_size == 1:
-            raise EvaluationError(
-                f"{step}: {device} has too little memory for a batch of one ({cause}); end other programs that use "
-                "the device, or lower its share of the weights with model.max_memory, which leaves the rest to "
-                "activations"
-            )
+            remedy = "give less memory to the weights with model.max_memory, or choose other GPUs with devices"
+            raise EvaluationError(f"{step}, with batches of 1, on {device}: {explain_full_memory(cause, remedy)}")
         batch_size //= 2
         sentence = f"{step} ran out of memory on {device}; it was repeated with batches of {batch_size}"
         reductions.append(sentence)

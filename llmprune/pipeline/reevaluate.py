@@ -12,7 +12,7 @@ from llmprune.common.distributed import broadcast_from_first, is_first_process, 
 from llmprune.common.errors import OutputError
 from llmprune.common.hub.client import resolve_revision
 from llmprune.common.hub.secrets import redact_logs
-from llmprune.common.progress import quiet_libraries
+from llmprune.common.progress import quiet_libraries, report_progress
 from llmprune.common.versions import now
 from llmprune.evaluation.evaluate import Measured
 from llmprune.evaluation.gate import judge
@@ -105,6 +105,7 @@ def _measure(folder: RunFolder, recipe: Recipe, *, old: Report, earlier: int | N
         }
         tasks = {}
         for side, subject in subjects.items():
+            report_progress(f"tasks: {side}")
             tasks[f"{side}_tasks"] = evaluate_tasks(subject, side, evaluation=evaluation, earlier=earlier)
             subject.whole.release()
     reductions = [sentence for subject in subjects.values() for sentence in subject.whole.reductions]

@@ -89,8 +89,8 @@ def run_to_report(recipe: Recipe, output: Path, *, options: RunOptions) -> Finis
     quiet_libraries()
     redact_logs()
     keep_freed_memory()
-    use_gpus(recipe.devices)
     with synchronized():
+        use_gpus(recipe.devices)
         refuse_tokens(recipe.text, recipe.overrides, source="recipe")
         surveyed = plan_and_check(recipe)
         plan, anatomy = surveyed.require()

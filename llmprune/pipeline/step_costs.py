@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from llmprune.common.devices import input_device
 from llmprune.common.distributed import windows_of_process, world_size
+from llmprune.common.out_of_memory import free_cached_memory
 from llmprune.common.process_memory import peak_resident, proc_field, reset_peak, trim
 from llmprune.common.progress import estimated_seconds, report_progress
 from llmprune.layerwise.decoder import Decoder
@@ -81,12 +82,17 @@ def dense_forward_pass(model: PreTrainedModel, windows_NL: Tensor, *, batch_size
 
 
 def time_dense_forward_pass(context: RunContext) -> None:
-    """Record the cost of a forward pass over the calibration windows as a step of the run."""
+    """Record the cost of a forward pass over the calibration windows as a step of the run.
+
+    The whole model is dropped afterwards, because the plan of the devices' memory has no room for it.
+    """
     windows_NL = context.inputs.windows
     # the first pass reads the weights from disk and is not timed
     dense_forward_pass(context.inputs.model, windows_NL[: world_size()], batch_size=1)
     with measure_step(context.folder.steps, FORWARD_PASS, tokens=windows_NL.numel()):
         dense_forward_pass(context.inputs.model, windows_NL, batch_size=context.batches.calibration.number)
+    context.inputs.release()
+    free_cached_memory()
 
 
 def with_forward_ratios(steps: Sequence[Step]) -> tuple[Step, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,23 +47,32 @@ class Machine:
         return self.devices[0].is_gpu
 
 
-def this_machine(source: ModelSource) -> Machine:
-    """Return the devices that compute the layers of a model in this process, with their free memory."""
-    on_machine = int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size())))
+def this_machine(source: ModelSource, *, starts: int = 1) -> Machine:
+    """Return the devices that compute the layers of a model in this process, with their free memory.
+
+    ``starts``: number of processes that will do the work in place of this one, each on a GPU of its own; the devices
+    are then those of all of them.
+    """
+    on_machine = starts if starts > 1 else int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size())))
     host = Device("cpu", machine_memory() // on_machine, free_memory() // on_machine)
-    gpus = tuple(_gpu(index) for index in _gpus_of(source)) if torch.cuda.is_available() else ()
-    return Machine(gpus or (host,), host, world_size(), keeps_layers=source.device_map != "cpu")
+    indices = range(starts) if starts > 1 else _gpus_of(source)
+    gpus = tuple(map(_gpu, indices)) if torch.cuda.is_available() else ()
+    processes = starts if starts > 1 else world_size()
+    return Machine(gpus or (host,), host, processes, keeps_layers=source.device_map != "cpu")
 
 
-def _gpus_of(source: ModelSource) -> list[int]:
-    """Return the indices of the GPUs that compute: this process's own, those of the device map, or all."""
-    named = source.device_map
+def _gpus_of(source: ModelSource) -> Sequence[int]:
+    """Return the indices of the GPUs that compute: this process's own, those of the device map, or all.
+
+    GPUs that the device map names and that are absent are left out: the plan reports them.
+    """
+    named, own = source.device_map, local_device().index or 0
     if isinstance(named, dict):
-        placed = {device for device in named.values() if device not in ("cpu", "disk")}
-        return sorted({torch.device(device).index or 0 for device in placed} or {local_device().index or 0})
+        present = {name: gpu for gpu in range(torch.cuda.device_count()) for name in (gpu, f"cuda:{gpu}")} | {"cuda": 0}
+        return sorted({present[device] for device in named.values() if device in present} or {own})
     if world_size() > 1 or named == "cpu":
-        return [local_device().index or 0]
-    return list(range(torch.cuda.device_count()))
+        return [own]
+    return range(torch.cuda.device_count())
 
 
 def _gpu(index: int) -> Device:

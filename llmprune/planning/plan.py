@@ -74,8 +74,9 @@ class Plan(Figures):
     sparsity: SparsityPlan | None = None
     calibration: tuple[int, int]  # windows, tokens in each
     memory: Memory
+    processes: int  # that share the windows, on all machines
     batch_sizes: BatchSizes
-    devices: tuple[DeviceMemory, ...]  # those that compute; the main memory last
+    devices: tuple[DeviceMemory, ...]  # those that compute; the main memory last, of which each process has a share
     shortage: str | None = None  # why a run on this machine is refused
     disk: int  # bytes of the result
     work: RunWork  # operations and bytes of each part of the run
@@ -107,23 +108,32 @@ def make_plan(recipe: Recipe) -> Plan:
 
 
 def plan_and_check(
-    recipe: Recipe, *, wrong: Iterable[str] = (), problems: Iterable[str] = (), elsewhere: bool = False
+    recipe: Recipe,
+    *,
+    wrong: Iterable[str] = (),
+    problems: Iterable[str] = (),
+    elsewhere: bool = False,
+    starts: int = 1,
 ) -> PlanningOutcome:
     """Plan a recipe and run every check, even after earlier ones have failed.
 
     ``wrong``: keys that were removed from the recipe because their values are wrong; ``problems``: a sentence for each.
-    ``elsewhere``: the run will have other GPUs than this process.
+    ``elsewhere``: the run will have other GPUs than this process. ``starts``: number of processes that the run will
+    start in place of this one.
     """
     resolve_revision.cache_clear()
     errors = ErrorCollector(wrong, problems)
     inputs = TextInputs(recipe)
-    plan, anatomy = plan_structure(recipe, errors)
+    plan, anatomy = plan_structure(recipe, errors, starts=starts)
     run_checks(inputs, errors, elsewhere=elsewhere)
     return PlanningOutcome(plan, anatomy, inputs, errors)
 
 
-def plan_structure(recipe: Recipe, errors: ErrorCollector) -> tuple[Plan | None, Anatomy | None]:
-    """Return plan and anatomy, from the model's config and headers; None in place of one that an error prevents."""
+def plan_structure(recipe: Recipe, errors: ErrorCollector, *, starts: int = 1) -> tuple[Plan | None, Anatomy | None]:
+    """Return plan and anatomy, from the model's config and headers; None in place of one that an error prevents.
+
+    ``starts``: number of processes that the run will start in place of this one.
+    """
     model = ("model",)
     _, config = errors.attempt("model", model, work=lambda: load_config(recipe.model))
     if config is None:
@@ -137,7 +147,8 @@ def plan_structure(recipe: Recipe, errors: ErrorCollector) -> tuple[Plan | None,
     if planned is None or not complete:
         return None, base.anatomy
     reads = ("model", "depth", "width", "experts", "sparsity", "refit", "calibration")
-    return errors.attempt("model", reads, work=lambda: _plan(recipe, base, planned=planned))[1], base.anatomy
+    _, plan = errors.attempt("model", reads, work=lambda: _plan(recipe, base, planned=planned, starts=starts))
+    return plan, base.anatomy
 
 
 @dataclass(frozen=True)
@@ -194,7 +205,7 @@ def _planned_cut(recipe: Recipe, anatomy: Anatomy, *, errors: ErrorCollector) ->
     return PlannedCut(keep, widths, kept_experts, kept_heads)
 
 
-def _plan(recipe: Recipe, base: _Base, *, planned: PlannedCut) -> Plan:
+def _plan(recipe: Recipe, base: _Base, *, planned: PlannedCut, starts: int) -> Plan:
     """Return the plan of a cut. Raises ModelError and RecipeError where the cut is not possible."""
     dense, anatomy, dtype = base.dense, base.anatomy, base.dense.dtype
     keep, widths, kv_groups = planned.layers, planned.widths.kept, planned.heads.kv_groups
@@ -214,9 +225,8 @@ def _plan(recipe: Recipe, base: _Base, *, planned: PlannedCut) -> Plan:
         pruned, anatomy.widths | widths, experts=planned.experts, kv_groups=kv_groups, stored=saved, layers=keep
     )
     memory = memory_of(recipe, dense, pruned=pruned, anatomy=anatomy, widths=widths)
-    planner = memory_planner(
-        recipe, dense, pruned=pruned, anatomy=anatomy, memory=memory, machine=this_machine(recipe.model)
-    )
+    machine = this_machine(recipe.model, starts=starts)
+    planner = memory_planner(recipe, dense, pruned=pruned, anatomy=anatomy, memory=memory, machine=machine)
     batches = planner.batch_sizes()
     return Plan(
         model=recipe.model.id,
@@ -233,6 +243,7 @@ def _plan(recipe: Recipe, base: _Base, *, planned: PlannedCut) -> Plan:
         sparsity=sparsity,
         calibration=recipe.calibration.shape(),
         memory=memory,
+        processes=machine.processes,
         batch_sizes=batches,
         devices=planner.devices(batches),
         shortage=planner.shortage(),

@@ -23,7 +23,7 @@ class Perplexity(TokenWindows):
 
 
 class Speed(Section):
-    """Generation speed of the dense and the pruned model, measured alternately in one process."""
+    """Generation speed of the dense and the pruned model, measured alternately where both fit in memory."""
 
     batch_size: int = Field(1, gt=0, description="Prompts in a batch.")
     prompt_tokens: int = Field(64, gt=0, description="Tokens of each prompt.")

@@ -28,7 +28,9 @@ class ModelSource(Section):
         "tensor in the type that it has in its file.",
     )
     device_map: Literal["auto", "cpu", "balanced"] | dict[str, Device] = Field(
-        "auto", description="Placement of the layers on devices, as in accelerate."
+        "auto",
+        description="Placement of the layers on devices, as in accelerate; a mapping has a device for each part, as "
+        "{'': 0}: all on the first GPU.",
     )
     max_memory: dict[Device, Size] | None = Field(
         None, description="Maximum memory on each device, such as {0: 20GiB, cpu: 64GiB}."

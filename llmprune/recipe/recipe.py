@@ -48,7 +48,8 @@ class Recipe(Section):
     devices: DeviceChoice = Field(
         "all",
         description="GPUs of this machine that the run uses: all, a number of them, or a list such as [0, 2]. "
-        "`llmprune run` starts a process for each; without a GPU, `all` computes on the CPU.",
+        "`llmprune run` starts a process for each. Without a GPU, or where `CUDA_VISIBLE_DEVICES=` hides all, the CPU "
+        "computes.",
     )
     calibration: Calibration = Field(description="The text that scores and refits are computed on.")
     depth: Depth | None = Field(None, description="Layers to remove; left out: none.")

@@ -71,26 +71,30 @@ def _requirements(plan: Plan) -> Iterator[str]:
 
 
 def _device_lines(plan: Plan) -> Iterator[str]:
-    """Yield the number of windows in a batch, and for each device what the run plans to keep on it."""
+    """Yield the number of windows in a batch, and for each device what the run plans to keep on it.
+
+    Of several processes each has a share of the main memory.
+    """
     chosen = plan.batch_sizes
     held_out = f", of held-out text {chosen.held_out}" if chosen.held_out != chosen.calibration else ""
-    yield f"Batches: {plural(chosen.calibration, 'window')} at a time{held_out}"
+    batch = min(chosen.calibration, plan.calibration[0])
+    yield f"Batches: {plural(batch, 'window')} at a time{held_out}"
     for device in plan.devices:
         computes = device is plan.devices[0] or device.device != "cpu"
         ahead = " and the next one" if device.device != "cpu" else ""
         parts = {
             "embeddings and head": device.outside,
-            f"one layer dense and cut{ahead}" if computes else "layers on their way": device.layers,
+            f"one layer dense and cut{ahead}" if computes else "buffers for layers": device.layers,
             "statistics": device.statistics,
             "a batch": device.activations,
             "hidden states": device.streams,
         }
         listed = ", ".join(f"{name} {format_size(size)}" for name, size in parts.items() if size)
         resident = f"; layers that stay there {format_size(device.resident)}" if device.resident else ""
-        yield (
-            f"Memory on {device.device}: about {format_size(device.working)} of {format_size(device.free)} free: "
-            f"{listed}{resident}"
-        )
+        share = f", for each of {plan.processes} processes" if plan.processes > 1 and device.device == "cpu" else ""
+        needed, free = format_size(device.working), f"{format_size(device.free)} free"
+        amount = f"{needed} of {free}" if device.working <= device.free else f"{needed}, more than the {free}"
+        yield f"Memory on {device.device}{share}: about {amount}: {listed}{resident}"
 
 
 def _time_lines(plan: Plan) -> Iterator[str]:

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.commands import verify_here
 from helpers.decoders import dense_decoder
-from transformers import PreTrainedModel
+from helpers.devices import simulated_devices
+from transformers import PreTrainedModel, modeling_utils
 
 from llmprune.checkpoint.verify import Loading, Probe, SparseClaim, SparseCounts, Verified, verify
-from llmprune.common.errors import VerificationError
+from llmprune.common.errors import DeviceError, VerificationError
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.testing import VOCABULARY, tiny_model
 
@@ -66,3 +68,20 @@ def test_other_weights_on_disk_are_refused(tmp_path: Path) -> None:
     ) as raised:
         _verified(model, folder, probe, loading=Loading(ON_DISK), claim=claim)
     assert "parameters" not in str(raised.value)
+
+
+def test_a_full_gpu_verifies_fewer_windows_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The saved model is not blamed for memory that another program has taken; the run can be continued."""
+    verify_here(monkeypatch)
+    monkeypatch.setattr(modeling_utils, "caching_allocator_warmup", lambda *_: None)  # takes a gigabyte ahead
+    model, folder, probe = _saved(tmp_path, "llama")
+    on_gpu = Loading({"": 0})
+    with simulated_devices(1) as devices:
+        all_at_once = _verified(model, folder, probe, loading=on_gpu)
+    needed = devices.peak["cuda:0"]
+    with simulated_devices(1, memory=needed - 1) as devices:
+        assert _verified(model, folder, probe, loading=on_gpu) == all_at_once
+    assert devices.peak["cuda:0"] < needed
+    weights = 4 * model.num_parameters()
+    with simulated_devices(1, memory=weights + 2**12), pytest.raises(DeviceError, match=r"^verification: .*max_memory"):
+        _verified(model, folder, probe, loading=on_gpu)

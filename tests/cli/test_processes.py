@@ -51,6 +51,6 @@ def test_absent_devices_are_refused(
     monkeypatch.chdir(tmp_path)
     outcome = command(name, workspace / "recipe.yaml", "--set", "devices=[0, 7]")
     assert outcome.code == 2
-    assert "devices: GPU 0, 7 asked, and torch sees no GPU" in outcome.err
+    assert "devices: GPUs 0, 7 asked, and torch sees no GPU" in outcome.err
     assert ("KV cache" in outcome.out) == (name == "plan")
     assert not any(tmp_path.iterdir())

@@ -32,7 +32,7 @@ def test_a_full_gpu_is_explained() -> None:
     )
     assert said.endswith("and run the same command again to continue")
     alone = _said(torch.OutOfMemoryError(FULL.replace("Process 4711 has 70.20 GiB memory in use. ", "")))
-    assert "; lower calibration.batch_size or calibration.sequence_length" in alone
+    assert "; lower the batch_size or the length of the text of this step" in alone
     assert _said(torch.OutOfMemoryError("simulated")).startswith("a GPU is out of memory; lower")
 
 

@@ -46,7 +46,7 @@ def test_absent_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         RecipeError, match=r"devices: 8 GPUs asked, and torch sees GPUs 0 to 3 \(CUDA_VISIBLE_DEVICES=4,5"
     ):
         choose_gpus(8)
-    with pytest.raises(RecipeError, match=r"devices: GPU 7, 9 asked"):
+    with pytest.raises(RecipeError, match=r"devices: GPUs 7, 9 asked"):
         choose_gpus((0, 7, 9))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert choose_gpus("all") == ()

@@ -113,9 +113,9 @@ def test_a_resumed_pass_counts_the_layers_that_are_left() -> None:
 
 def test_a_part_without_an_estimate_makes_the_time_left_a_lower_bound() -> None:
     """While the tasks are to come or run, the known rest is stated as incomplete; after them it is complete."""
-    tasks, text = ExpectedPart("evaluation", "evaluation", None), ExpectedPart("evaluation", "held-out text", 20.0)
-    forecast, clock = _forecast(PARTS[2], tasks, text)
-    told = (("saving", 10, 30, False), ("evaluation", 500, 20, False), ("held-out text: dense", 0, 20, True))
+    tasks, speed = ExpectedPart("evaluation", "tasks: dense", None), ExpectedPart("evaluation", "speed", 20.0)
+    forecast, clock = _forecast(PARTS[2], tasks, speed)
+    told = (("saving", 10, 30, False), ("tasks: dense", 500, 20, False), ("speed", 0, 20, True))
     for name, takes, seconds, complete in told:
         forecast.note(name)
         left = forecast.left()

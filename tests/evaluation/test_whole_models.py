@@ -135,11 +135,17 @@ def test_a_batch_of_one_that_does_not_fit_is_explained() -> None:
     """The error names the device and what can be done; other errors pass."""
 
     def full(_: int) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. GPU 1 is full.")
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2 GiB. GPU 1 is full. See the manual of torch"
+        )
 
     sentences: list[str] = []
-    with pytest.raises(EvaluationError, match=r"tasks: cuda:1 has too little memory for a batch of one .*max_memory"):
+    with pytest.raises(EvaluationError) as found:
         with_smaller_batches(full, 4, step="tasks", reductions=sentences)
+    said = str(found.value)
+    assert said.startswith("tasks, with batches of 1, on cuda:1: GPU 1 is out of memory: 2 GiB more were needed; give")
+    assert "model.max_memory" in said
+    assert "manual" not in said
     assert len(sentences) == 2
 
     def wrong(_: int) -> None:

@@ -62,7 +62,8 @@ PROVENANCE = Provenance(
     seed=0,
     trust_remote_code=False,
     device="cpu, 2 threads",
-    processes=1,
+    processes=2,
+    batch_size=8,
     versions={"llmprune": "0.1.0", "torch": "2.11.0", "transformers": "5.17.0"},
 )
 DENSE = Size(
@@ -128,7 +129,7 @@ VERIFICATION = VerificationFigures(
 STEPS = (
     Step(name="plan", seconds=0.83, reused=False),
     Step(name="score", seconds=74.2, reused=True),
-    Step(name="prune", seconds=192.6, reused=False),
+    Step(name="prune", seconds=192.6, reused=False, estimated_seconds=181.0, peak_device=3 * 10**9),
     Step(name="verify", seconds=14.1, reused=False),
     Step(name="evaluate", seconds=605.0, reused=False),
 )

@@ -87,6 +87,21 @@ def test_a_resumed_run_keeps_its_batch_size(tmp_path: Path) -> None:
     assert all(one["reused"] for one in again["steps"])
 
 
+@pytest.mark.usefixtures("small_devices")
+def test_plain_forward_passes_leave_the_device_to_the_passes(tmp_path: Path) -> None:
+    """The whole model that ``--measure-forward`` times is not on the GPU any more when a pass runs."""
+    base, text = save_model(tmp_path / "dense"), write_text(tmp_path / "text.txt")
+    recipe = write_recipe(tmp_path / "recipe.yaml", base, text)
+    peaks = []
+    for name, options in (("plain", []), ("measured", ["--measure-forward"])):
+        with simulated_devices(1):
+            done = command("run", recipe, "--output", tmp_path / name, *options)
+        assert done.code == 0, done.err
+        steps = {step["name"]: step["peak_device"] for step in report_in(tmp_path / name)["steps"]}
+        peaks.append([steps["pass 1"], steps["pass 2"]])
+    assert peaks[0] == peaks[1]
+
+
 FAMILIES = {
     "llama": {"intermediate_size": 384},
     "gemma2": {"intermediate_size": 384, "head_dim": 16},  # attention scores are stored
@@ -136,7 +151,11 @@ def test_a_gpu_of_a_third_of_the_model_runs_every_step(tmp_path: Path) -> None:
         "batch_size": 2,
     }
     sections = {"calibration": held_out, "width": {"mlp": 0.5}, "depth": {"remove": 4}, "evaluation": evaluation}
-    assert _run(tmp_path / "cpu", base, text, **sections).code == 0
+    plain = _run(tmp_path / "cpu", base, text, **sections)
+    assert plain.code == 0, plain.err
+    parts = [part["name"] for part in json.loads((tmp_path / "cpu/plan.json").read_text())["work"]["parts"]]
+    said = [plain.err.index(f" {name}") for name in parts]
+    assert said == sorted(said), "the run reports its parts in the order that the time left is computed for"
     with simulated_devices(1, memory=int(0.3 * size)) as devices:
         done = _run(tmp_path / "gpu", base, text, **sections)
     assert done.code == 0, done.err

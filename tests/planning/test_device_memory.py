@@ -26,12 +26,12 @@ LLAMA_31_8B = {
 }
 
 
-def _plan(folder: Path, *overrides: str) -> Plan:
+def _plan(folder: Path, *overrides: str, starts: int = 1) -> Plan:
     (folder / "config.json").write_text(json.dumps(LLAMA_31_8B))
     text = (
         f"model: {{id: '{folder}'}}\ncalibration: {{dataset: text.txt}}\ndepth: {{remove: 4}}\nwidth: {{mlp: 0.75}}\n"
     )
-    return structure_of(Recipe.parse(text, overrides))
+    return structure_of(Recipe.parse(text, overrides), starts=starts)
 
 
 @pytest.mark.parametrize(("memory", "batch"), [(80 * GB, 8), (16 * GB, 8), (11 * GB, 4), (9 * GB, 2), (7 * GB, 1)])
@@ -70,6 +70,36 @@ def test_hidden_states_come_before_layers(tmp_path: Path) -> None:
             plan = _plan(tmp_path)
         found.append((plan.devices[0].streams == plan.memory.streams, plan.devices[0].resident > 0))
     assert found == [(False, False), (True, True), (True, True)]
+
+
+def test_processes_share_windows_and_main_memory(tmp_path: Path) -> None:
+    """Each GPU has the hidden states of its process's windows; of the main memory the share of one is stated."""
+    with simulated_devices(2, memory=80 * GB):
+        alone = _plan(tmp_path)
+        plan = _plan(tmp_path, starts=2)
+    assert (alone.processes, plan.processes) == (1, 2)
+    assert [gpu.device for gpu in plan.devices] == ["cuda:0", "cuda:1", "cpu"]
+    assert plan.devices[1].streams == alone.devices[1].streams // 2
+    assert plan.devices[2].total == alone.devices[2].total // 2
+    recipe = write_recipe(tmp_path / "recipe.yaml", save_model(tmp_path / "dense"), write_text(tmp_path / "text.txt"))
+    with simulated_devices(2) as devices:
+        devices.used["cuda:1"] = devices.memory[1] - 2**16
+        shown = command("plan", recipe)
+    assert "Memory on cuda:1: about" in shown.out
+    assert "more than the 65.5 KB free: embeddings" in shown.out.replace("\n", " ")
+    assert "Memory on cpu, for each of 2 processes: about" in shown.out
+    assert "for 2 processes and files" in shown.out.replace("\n", " ")
+
+
+@pytest.mark.parametrize("device_map", ["{'': 7}", "{'': 'cuda:7'}", "{'': tpu}"])
+def test_a_device_that_is_absent_is_a_problem_of_the_plan(device_map: str, tmp_path: Path) -> None:
+    """Sizes are shown all the same, and the device that the recipe names is refused with a sentence."""
+    recipe = write_recipe(tmp_path / "recipe.yaml", save_model(tmp_path / "dense"), write_text(tmp_path / "text.txt"))
+    with simulated_devices(1):
+        shown = command("plan", recipe, "--set", f"model.device_map={device_map}")
+    assert shown.code == 2
+    assert "Memory on cuda:0: about" in shown.out
+    assert shown.err.startswith("llmprune: model.device_map: ")
 
 
 def test_a_run_is_refused_where_no_batch_fits(tmp_path: Path) -> None:

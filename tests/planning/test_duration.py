@@ -130,12 +130,15 @@ def test_rates_turn_work_into_seconds(tmp_path: Path) -> None:
 def test_tasks_have_no_estimate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The number of requests is not known before the tasks are loaded; the table says so, and what takes longest."""
     text = "{dataset: text.txt, samples: 4, sequence_length: 32}"
-    plan = _plan(tmp_path, f"depth: {{remove: 1}}\nevaluation: {{tasks: [arc_easy], perplexity: {text}, speed: {{}}}}")
+    sections = f"{{tasks: [arc_easy], perplexity: {text}, generation: {{samples: 4, new_tokens: 8}}, speed: {{}}}}"
+    plan = _plan(tmp_path, f"depth: {{remove: 1}}\nevaluation: {sections}")
     found = _timed(plan)
-    assert found.unknown == ("evaluation",)
+    assert found.unknown == ("tasks: dense", "tasks: pruned")
     assert found.by_step().keys() == {"pass 1", "pass 2", "saving", "verification", "evaluation"}
-    names = [part.name for part in found.parts]
-    assert names[-4:] == ["held-out text: cut", "held-out text: dense", "held-out text: pruned", "speed"]
+    assert [part.name for part in found.parts if part.step == "evaluation"] == [
+        *("held-out text: cut", "held-out text: dense", "held-out text: pruned"),
+        *("tasks: dense", "free generation: dense", "tasks: pruned", "free generation: pruned", "speed"),
+    ]
     print_plan(plan.model_copy(update={"durations": found}), PlainConsole())
     said = " ".join(capsys.readouterr().out.split())
     assert "and the tasks of the evaluation, whose number of requests is not known yet" in said

@@ -28,8 +28,6 @@ def evaluation_parts(recipe: Recipe, models: PlannedModels) -> list[Part]:
     evaluation, step = recipe.evaluation, "evaluation"
     loaded = Work(weights=models.pruned_bytes)
     parts: list[Part] = []
-    if evaluation.tasks:
-        parts.append(Part(step=step, name=step, work=None))
     if evaluation.perplexity:
         shape = evaluation.perplexity.shape()
         text = Tokens(*shape, models.batches.held_out)
@@ -41,16 +39,24 @@ def evaluation_parts(recipe: Recipe, models: PlannedModels) -> list[Part]:
         dense = _held_out(models, models.dense_costs(text.length), text=text)
         parts.append(Part(step=step, name="held-out text: dense", work=dense, items=models.anatomy.num_layers))
         parts.append(Part(step=step, name="held-out text: pruned", work=kept + loaded, items=items))
-    if evaluation.generation:
-        generation = evaluation.generation
-        prompts = Tokens(generation.samples, generation.prompt_tokens, generation.batch_size)
-        work = _generating(models, prompts, steps=generation.new_tokens)
-        parts.append(Part(step=step, name="free generation", work=work))
-    if evaluation.speed:
-        speed = evaluation.speed
+    sides = {"dense": models.dense_costs, "pruned": models.pruned_costs}
+    for side, costs_of in sides.items():
+        if evaluation.tasks:
+            parts.append(Part(step=step, name=f"tasks: {side}", work=None))
+        if generation := evaluation.generation:
+            prompts = Tokens(generation.samples, generation.prompt_tokens, generation.batch_size)
+            costs = costs_of(generation.prompt_tokens + generation.new_tokens)
+            work = _generating(models, costs, steps=generation.new_tokens, prompts=prompts)
+            parts.append(Part(step=step, name=f"free generation: {side}", work=work))
+    if speed := evaluation.speed:
         prompts = Tokens(speed.batch_size, speed.prompt_tokens, speed.batch_size)
-        once = _generating(models, prompts, steps=speed.new_tokens)
-        parts.append(Part(step=step, name="speed", work=once * (speed.repeats + 1)))
+        both = Work.total(
+            _generating(
+                models, costs_of(speed.prompt_tokens + speed.new_tokens), steps=speed.new_tokens, prompts=prompts
+            )
+            for costs_of in sides.values()
+        )
+        parts.append(Part(step=step, name="speed", work=both * (speed.repeats + 1)))
     return parts
 
 
@@ -64,12 +70,9 @@ def _held_out(models: PlannedModels, costs: tuple[LayerCost, ...], *, text: Toke
     return forward_work(costs, text) + visited(costs) + logits
 
 
-def _generating(models: PlannedModels, prompts: Tokens, *, steps: int) -> Work:
-    """Return the work of greedy generation by both models: the prompts, then token by token."""
-    length, work = prompts.length + steps, Work()
-    for costs in (models.dense_costs(length), models.pruned_costs(length)):
-        work += _plain(forward_work(costs, prompts)) + _decoding(models, costs, steps=steps, prompts=prompts)
-    return work
+def _generating(models: PlannedModels, costs: tuple[LayerCost, ...], *, steps: int, prompts: Tokens) -> Work:
+    """Return the work of greedy generation by one model: the prompts, then token by token."""
+    return _plain(forward_work(costs, prompts)) + _decoding(models, costs, steps=steps, prompts=prompts)
 
 
 def _decoding(models: PlannedModels, costs: tuple[LayerCost, ...], *, steps: int, prompts: Tokens) -> Work:

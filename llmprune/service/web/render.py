@@ -12,7 +12,6 @@ from jinja2 import Environment
 
 from llmprune import __version__
 from llmprune.common.printing import printable
-from llmprune.common.time_left import rough_duration
 from llmprune.results.formatting import plural, short_model_name
 from llmprune.results.templates import template_environment
 from llmprune.service.cli.terminal import doing, state_words
@@ -76,13 +75,7 @@ def moment(seconds: float) -> str:
 def _environment() -> Environment:
     environment = template_environment("llmprune.service.web", "templates")
     environment.filters.update(
-        ago=ago,
-        clock=clock,
-        model_name=model_name,
-        moment=moment,
-        printable=printable,
-        rough_duration=rough_duration,
-        state_words=state_words,
+        ago=ago, clock=clock, model_name=model_name, moment=moment, printable=printable, state_words=state_words
     )
     environment.tests["in_model"] = lambda name: name.startswith("model/")
     environment.globals.update(
