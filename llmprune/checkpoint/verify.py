@@ -150,12 +150,13 @@ def verify(
     count, or a sparse matrix that breaks the pattern.
     """
     claim = claim or SparseClaim()
-    found = _ask_worker(checkpoint, probe, loading=loading or Loading(), claim=claim)
+    tolerance = TOLERANCE.get(dtype, 1e-4)
+    found = _ask_worker(checkpoint, probe, loading=loading or Loading(), claim=claim, tolerance=tolerance)
     problems = []
     if found["keys"]:
         listed = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(keys[:3])}" for kind, keys in found["keys"].items())
         problems.append(f"the checkpoint's tensors do not fit its config ({listed})")
-    limit = TOLERANCE.get(dtype, 1e-4) * max(found["scale"], 1.0)
+    limit = tolerance * max(found["scale"], 1.0)
     if not found["difference"] <= limit:
         problems.append(f"its logits differ by {found['difference']:.3g} from the run's (limit {limit:.3g})")
     if not found["cached_generation_equal"]:
@@ -178,7 +179,9 @@ def verify(
     )
 
 
-def _ask_worker(checkpoint: Path, probe: Probe, *, loading: Loading, claim: SparseClaim) -> dict[str, Any]:
+def _ask_worker(
+    checkpoint: Path, probe: Probe, *, loading: Loading, claim: SparseClaim, tolerance: float
+) -> dict[str, Any]:
     config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=loading.trust_remote_code)
     with tempfile.TemporaryDirectory(prefix="verify-", dir=checkpoint.parent) as name:
         folder = Path(name)
@@ -193,6 +196,7 @@ def _ask_worker(checkpoint: Path, probe: Probe, *, loading: Loading, claim: Spar
             "probe": str(folder / "probe.safetensors"),
             "matrices": claim.matrices,
             "pattern": claim.of and [claim.kept, claim.of],
+            "tolerance": tolerance,
         }
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
         command = [sys.executable, "-P", str(_WORKER), str(folder / "job.json")]
