@@ -55,13 +55,16 @@ def this_machine(source: ModelSource) -> Machine:
 
 
 def _gpus_of(source: ModelSource) -> list[int]:
-    """Return the indices of the GPUs that compute: this process's own, those of the device map, or all."""
-    named = source.device_map
+    """Return the indices of the GPUs that compute: this process's own, those of the device map, or all.
+
+    What a device map leaves to the CPU or the disk is computed on the process's own.
+    """
+    named, own = source.device_map, local_device().index or 0
     if isinstance(named, dict):
-        placed = {device for device in named.values() if device not in ("cpu", "disk")}
-        return sorted({torch.device(device).index or 0 for device in placed} or {local_device().index or 0})
+        gpus = {own if device in ("cpu", "disk") else torch.device(device).index or 0 for device in named.values()}
+        return sorted(gpus)
     if world_size() > 1 or named == "cpu":
-        return [local_device().index or 0]
+        return [own]
     return list(range(torch.cuda.device_count()))
 
 
