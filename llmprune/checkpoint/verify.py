@@ -6,7 +6,6 @@ Shapes in names: B batch, L sequence length, P probed positions, V vocabulary.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from llmprune.anatomy.meta_model import auto_class
+from llmprune.common.distributed import environment_of_one
 from llmprune.common.errors import VerificationError
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.layer_calls import takes_positions
@@ -30,8 +30,6 @@ from llmprune.layerwise.logits import token_chunks
 # kernels (of a GPU, or of a layer that was split over devices) round differently.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
-# Variables with which launchers number their processes: the fresh process is none of them.
-_OF_LAUNCHERS = {"WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
 _WORKER = Path(__file__).with_name("verify_worker.py")
 _PROBED_POSITIONS = 16
 
@@ -200,8 +198,7 @@ def _ask_worker(
         }
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
         command = [sys.executable, "-P", str(_WORKER), str(folder / "job.json")]
-        alone = {name: value for name, value in os.environ.items() if name not in _OF_LAUNCHERS}
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=alone)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment_of_one())
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
         raise VerificationError(
