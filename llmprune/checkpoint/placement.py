@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from llmprune.anatomy.meta_model import find_layers
-from llmprune.common.distributed import local_device, world_size
+from llmprune.common.distributed import local_device, processes_on_machine, world_size
 from llmprune.common.errors import RecipeError
 from llmprune.common.machine_memory import free_memory
 from llmprune.layerwise.decoder import LayerPlacement
@@ -76,7 +76,7 @@ def device_map_of(
     elif source.max_memory or world_size() == 1:
         limits = get_max_memory(dict(source.max_memory) if source.max_memory else None)
     else:
-        limits = _free_on_own_gpu() | {"cpu": free_memory()}
+        limits = _free_on_own_gpu() | {"cpu": free_memory() // processes_on_machine()}
     limits = {place: max(0, size - (working or {}).get(place, 0)) for place, size in limits.items()}
     whole = sorted({*(model._no_split_modules or ()), *(type(layer).__name__ for layer in find_layers(model)[1])})
     balanced = get_balanced_memory(model, max_memory=limits, no_split_module_classes=whole)

@@ -54,6 +54,11 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def processes_on_machine() -> int:
+    """Return the number of processes on this machine that share the work, and so its main memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size())))
+
+
 def has_launcher() -> bool:
     """Check whether torchrun or accelerate's launcher started this process, alone or with others."""
     return "WORLD_SIZE" in os.environ or any(name.startswith("ACCELERATE_") for name in os.environ)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import torch
 
-from llmprune.common.distributed import local_device, world_size
+from llmprune.common.distributed import local_device, processes_on_machine, world_size
 from llmprune.common.machine_memory import free_memory, machine_memory
 from llmprune.recipe.model import ModelSource
 
@@ -48,7 +47,7 @@ class Machine:
 
 def this_machine(source: ModelSource) -> Machine:
     """Return the devices that compute the layers of a model in this process, with their free memory."""
-    on_machine = int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size())))
+    on_machine = processes_on_machine()
     host = Device("cpu", machine_memory() // on_machine, free_memory() // on_machine)
     gpus = tuple(_gpu(index) for index in _gpus_of(source)) if torch.cuda.is_available() else ()
     return Machine(gpus or (host,), host, world_size(), keeps_layers=source.device_map != "cpu")
