@@ -71,7 +71,7 @@ def same_up_to_rounding(
     before_1L = torch.tensor([first[:differing]], device=input_device(model))
     logits_V = model(input_ids=before_1L, use_cache=False).logits[0, -1].float()
     apart = (logits_V[first[differing]] - logits_V[second[differing]]).abs().item()
-    return apart <= tolerance * max(logits_V.abs().max().item(), 1.0)
+    return bool(apart <= tolerance * max(logits_V.abs().max().item(), 1.0))
 
 
 def input_device(model: transformers.PreTrainedModel) -> torch.device:
