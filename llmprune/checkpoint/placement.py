@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from llmprune.anatomy.meta_model import find_layers
-from llmprune.common.distributed import local_device, world_size
+from llmprune.common.distributed import local_device, processes_on_machine, world_size
 from llmprune.common.errors import RecipeError
 from llmprune.common.machine_memory import free_memory
 from llmprune.layerwise.decoder import LayerPlacement
@@ -73,10 +73,10 @@ def device_map_of(
         limits = _limit_of_ram(source, model)
         if limits is None:
             return None
-    else:
+    elif source.max_memory or world_size() == 1:
         limits = get_max_memory(dict(source.max_memory) if source.max_memory else None)
-    if world_size() > 1 and not source.max_memory:
-        limits = {place: size for place, size in limits.items() if place in (local_device().index, "cpu")}
+    else:
+        limits = _free_on_own_gpu() | {"cpu": free_memory() // processes_on_machine()}
     limits = {place: max(0, size - (working or {}).get(place, 0)) for place, size in limits.items()}
     whole = sorted({*(model._no_split_modules or ()), *(type(layer).__name__ for layer in find_layers(model)[1])})
     balanced = get_balanced_memory(model, max_memory=limits, no_split_module_classes=whole)
@@ -91,8 +91,19 @@ def device_map_of_whole(source: ModelSource, model: PreTrainedModel) -> DeviceMa
     """
     if source.max_memory or not torch.cuda.is_available():
         return device_map_of(source, model)
-    free = {gpu: torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count())}
+    one_process = world_size() == 1
+    free = {gpu: _free_on(gpu) for gpu in range(torch.cuda.device_count())} if one_process else _free_on_own_gpu()
     return device_map_of(source, model, working={gpu: int(size * (1 - FOR_WEIGHTS)) for gpu, size in free.items()})
+
+
+def _free_on_own_gpu() -> dict[int, int]:
+    """Return the free bytes of the GPU of this process, one of several: asking others would take memory on them."""
+    index = local_device().index
+    return {index: _free_on(index)}
+
+
+def _free_on(gpu: int) -> int:
+    return int(torch.cuda.mem_get_info(gpu)[0])
 
 
 def _limit_of_ram(source: ModelSource, model: PreTrainedModel) -> dict[Any, int] | None:
@@ -111,4 +122,5 @@ def _gpu_of(path: str, module: nn.Module, *, devices: DeviceMap) -> torch.device
     named = next((devices[prefix] for prefix in prefixes if prefix in devices), devices.get("", "cpu"))
     if named in ("cpu", "disk"):
         return None
-    return torch.device("cuda", named) if isinstance(named, int) else torch.device(named)
+    device = torch.device("cuda", named) if isinstance(named, int) else torch.device(named)
+    return local_device() if device.type == "cuda" and device.index is None else device

@@ -6,7 +6,6 @@ Shapes in names: B batch, L sequence length, P probed positions, V vocabulary.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from transformers import AutoConfig
 
 from llmprune.anatomy.meta_model import auto_class
 from llmprune.common.device_errors import explain_full_memory
+from llmprune.common.distributed import environment_of_one
 from llmprune.common.errors import DeviceError, VerificationError
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.layer_calls import takes_positions
@@ -31,8 +31,6 @@ from llmprune.layerwise.logits import token_chunks
 # kernels (of a GPU, or of a layer that was split over devices) round differently.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
-# Variables with which launchers number their processes: the fresh process is none of them.
-_OF_LAUNCHERS = {"WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
 _WORKER = Path(__file__).with_name("verify_worker.py")
 _PROBED_POSITIONS = 16
 
@@ -151,12 +149,13 @@ def verify(
     count, or a sparse matrix that breaks the pattern; DeviceError where a device is too full for a single window.
     """
     claim = claim or SparseClaim()
-    found = _ask_worker(checkpoint, probe, loading=loading or Loading(), claim=claim)
+    tolerance = TOLERANCE.get(dtype, 1e-4)
+    found = _ask_worker(checkpoint, probe, loading=loading or Loading(), claim=claim, tolerance=tolerance)
     problems = []
     if found["keys"]:
         listed = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(keys[:3])}" for kind, keys in found["keys"].items())
         problems.append(f"the checkpoint's tensors do not fit its config ({listed})")
-    limit = TOLERANCE.get(dtype, 1e-4) * max(found["scale"], 1.0)
+    limit = tolerance * max(found["scale"], 1.0)
     if not found["difference"] <= limit:
         problems.append(f"its logits differ by {found['difference']:.3g} from the run's (limit {limit:.3g})")
     if not found["cached_generation_equal"]:
@@ -179,7 +178,9 @@ def verify(
     )
 
 
-def _ask_worker(checkpoint: Path, probe: Probe, *, loading: Loading, claim: SparseClaim) -> dict[str, Any]:
+def _ask_worker(
+    checkpoint: Path, probe: Probe, *, loading: Loading, claim: SparseClaim, tolerance: float
+) -> dict[str, Any]:
     config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=loading.trust_remote_code)
     with tempfile.TemporaryDirectory(prefix="verify-", dir=checkpoint.parent) as name:
         folder = Path(name)
@@ -194,11 +195,11 @@ def _ask_worker(checkpoint: Path, probe: Probe, *, loading: Loading, claim: Spar
             "probe": str(folder / "probe.safetensors"),
             "matrices": claim.matrices,
             "pattern": claim.of and [claim.kept, claim.of],
+            "tolerance": tolerance,
         }
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
         command = [sys.executable, "-P", str(_WORKER), str(folder / "job.json")]
-        alone = {name: value for name, value in os.environ.items() if name not in _OF_LAUNCHERS}
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=alone)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment_of_one())
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
         if "OutOfMemoryError" in last[0]:

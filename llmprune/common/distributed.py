@@ -35,6 +35,9 @@ _COLLECTIVE_TIMEOUT = timedelta(hours=6)  # of torch's collectives; only those o
 _START_TIMEOUT = timedelta(minutes=5)  # until all processes must have started
 _SUMMED_IN_PLACE = 2**22  # values from which a tensor is summed without a copy
 _STOPPED = "it was stopped"
+# Variables by which launchers number their processes, and let these find each other.
+_NUMBERS = {f"{group}{of}" for group in ("", "LOCAL_", "GROUP_", "ROLE_") for of in ("RANK", "WORLD_SIZE")}
+_OF_LAUNCHERS = _NUMBERS | {"MASTER_ADDR", "MASTER_PORT"}
 _runs = 0  # of this process so far; each has its own keys in the store
 _peers: Peers | None = None
 
@@ -51,9 +54,23 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def processes_on_machine() -> int:
+    """Return the number of processes on this machine that share the work, and so its main memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size())))
+
+
 def has_launcher() -> bool:
     """Check whether torchrun or accelerate's launcher started this process, alone or with others."""
     return "WORLD_SIZE" in os.environ or any(name.startswith("ACCELERATE_") for name in os.environ)
+
+
+def environment_of_one() -> dict[str, str]:
+    """Return this process's environment for a program that is none of several processes, whatever this one is."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _OF_LAUNCHERS and not name.startswith("TORCHELASTIC_")
+    }
 
 
 def rank() -> int:

@@ -25,7 +25,9 @@ T = TypeVar("T")
 
 _GPU = re.compile(r"\bGPU (\d+)\b")
 # Libraries that allocate without torch's allocator report that as RuntimeError.
-_FAILED_ALLOCATIONS = re.compile(r"CU(BLAS|SOLVER|SPARSE|DNN)_STATUS_ALLOC_FAILED|CUDA error: out of memory")
+_FAILED_ALLOCATIONS = re.compile(
+    r"(CU|HIP|ROC)(BLAS|SOLVER|SPARSE|DNN)_STATUS_ALLOC_FAILED|(CUDA|HIP) error: out of memory", re.IGNORECASE
+)
 
 
 class BatchSize:

@@ -99,7 +99,8 @@ def reset_peak() -> int:
     with suppress(OSError):
         (_PROC / "clear_refs").write_text("5")  # resets VmHWM, see proc(5)
     if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+        for gpu in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(gpu)
         return torch.cuda.memory_allocated()
     return proc_field("status", "VmRSS:", unit=1024) or 0
 
@@ -109,6 +110,12 @@ def peak_memory() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return peak_resident() or 0
+
+
+def peak_device() -> int | None:
+    """Return the maximum bytes in use on any GPU since ``reset_peak``; None without a GPU."""
+    gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    return max(map(torch.cuda.max_memory_allocated, gpus), default=None)
 
 
 def peak_resident() -> int | None:

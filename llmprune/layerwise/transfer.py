@@ -10,6 +10,9 @@ Hidden states are allocated on the compute stream and are safe to free without `
 memory from being reused while the host is ahead of the device. Pageable memory (memory-mapped files) is copied through
 two pinned buffers in turn; there the host waits for the copy two before.
 
+A stream is used within ``torch.cuda.device``: on its own, ``torch.cuda.stream`` ends by choosing the thread's device
+before it, which makes a context of half a gigabyte on GPU 0 in every process and thread that computes on another.
+
 Streams: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-streams
 """
 
@@ -160,7 +163,7 @@ class CopyStream:
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
         for event in after:
             self.stream.wait_event(event)
-        with torch.cuda.stream(self.stream):
+        with torch.cuda.device(self.device), torch.cuda.stream(self.stream):
             target.copy_(source, non_blocking=True)
             copied: Event = self.stream.record_event()
         return copied
@@ -209,7 +212,7 @@ class LayerCopies:
         """Copy the tensors of a layer. The calling thread waits for ``after``, the end of use of an earlier layer."""
         if after is not None:
             after.synchronize()
-        with torch.cuda.stream(self._stream):
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             brought = {name: self._bring(tensor) for name, tensor in tensors.items()}
             return ArrivingLayer(brought, self._stream.record_event())
 

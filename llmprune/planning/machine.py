@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from llmprune.common.distributed import local_device, world_size
+from llmprune.common.distributed import local_device, processes_on_machine, world_size
 from llmprune.common.machine_memory import free_memory, machine_memory
 from llmprune.recipe.model import ModelSource
 
@@ -53,7 +52,7 @@ def this_machine(source: ModelSource, *, starts: int = 1) -> Machine:
     ``starts``: number of processes that will do the work in place of this one, each on a GPU of its own; the devices
     are then those of all of them.
     """
-    on_machine = starts if starts > 1 else int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size())))
+    on_machine = starts if starts > 1 else processes_on_machine()
     host = Device("cpu", machine_memory() // on_machine, free_memory() // on_machine)
     indices = range(starts) if starts > 1 else _gpus_of(source)
     gpus = tuple(map(_gpu, indices)) if torch.cuda.is_available() else ()
@@ -64,11 +63,13 @@ def this_machine(source: ModelSource, *, starts: int = 1) -> Machine:
 def _gpus_of(source: ModelSource) -> Sequence[int]:
     """Return the indices of the GPUs that compute: this process's own, those of the device map, or all.
 
-    GPUs that the device map names and that are absent are left out: the plan reports them.
+    What a device map leaves to the CPU or the disk is computed on the process's own. GPUs that the device map names and
+    that are absent are left out: the plan reports them.
     """
     named, own = source.device_map, local_device().index or 0
     if isinstance(named, dict):
-        present = {name: gpu for gpu in range(torch.cuda.device_count()) for name in (gpu, f"cuda:{gpu}")} | {"cuda": 0}
+        present = {name: gpu for gpu in range(torch.cuda.device_count()) for name in (gpu, f"cuda:{gpu}")}
+        present |= {"cuda": 0, "cpu": own, "disk": own}
         return sorted({present[device] for device in named.values() if device in present} or {own})
     if world_size() > 1 or named == "cpu":
         return [own]

@@ -118,9 +118,10 @@ class Snapshots:
 
 
 def _load(path: Path, hidden_states: HiddenStates) -> None:
-    """Replace all batches [B, L, D] by the saved windows in their order."""
+    """Replace all batches [B, L, D] by the saved windows in their order, on the device that computed them."""
+    device = hidden_states.device
     with safe_open(path, framework="pt") as file:
         saved = (file.get_tensor(name) for name in sorted(file.keys()))
         windows = (window_1LD for saved_BLD in saved for window_1LD in saved_BLD.split(1))
         for batch in range(len(hidden_states)):
-            hidden_states[batch] = torch.cat([*islice(windows, len(hidden_states[batch]))])
+            hidden_states[batch] = torch.cat([*islice(windows, len(hidden_states[batch]))]).to(device)

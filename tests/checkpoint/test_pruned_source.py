@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from helpers.devices import simulated_devices
 
+from llmprune.checkpoint.placement import device_map_of_whole
 from llmprune.checkpoint.pruned_source import pruned_source
 from llmprune.checkpoint.room import fit_together, room_for_models, whole_model_bytes
 from llmprune.recipe.model import ModelSource
@@ -78,3 +81,20 @@ def test_models_fit_together_where_the_map_puts_them(llama: Path) -> None:
         full = torch.ones(1, device="cuda:0")
         assert room_for_models(ModelSource(id=str(llama), device_map={"": 0})) < torch.cuda.mem_get_info(0)[1]
         del full
+
+
+@pytest.mark.parametrize(("on_machine", "on_disk"), [("1", False), ("2", True)])
+def test_processes_of_a_machine_share_its_memory(
+    on_machine: str, on_disk: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole model that fits the main memory, but not twice, is partly read from disk by two processes."""
+    model = tiny_model("llama")
+    model.save_pretrained(tmp_path)
+    available = SimpleNamespace(total=1 << 40, available=model.num_parameters() * 4 * 3 // 2)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: available)
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": on_machine}.items():
+        monkeypatch.setenv(name, value)
+    with simulated_devices(2, memory=1):
+        devices = device_map_of_whole(ModelSource(id=str(tmp_path)), model)
+    assert devices is not None
+    assert ("disk" in devices.values()) == on_disk

@@ -12,9 +12,12 @@ from helpers.decoders import dense_decoder
 from helpers.devices import simulated_devices
 from transformers import PreTrainedModel, modeling_utils
 
+from llmprune.checkpoint.loading import load_model
 from llmprune.checkpoint.verify import Loading, Probe, SparseClaim, SparseCounts, Verified, verify
+from llmprune.checkpoint.verify_worker import logits_at, same_up_to_rounding
 from llmprune.common.errors import DeviceError, VerificationError
 from llmprune.layerwise.forward import LayerwiseForward
+from llmprune.recipe.model import ModelSource
 from llmprune.testing import VOCABULARY, tiny_model
 
 IDS = torch.randint(3, VOCABULARY, (3, 24), generator=torch.Generator().manual_seed(0))
@@ -85,3 +88,37 @@ def test_a_full_gpu_verifies_fewer_windows_at_a_time(tmp_path: Path, monkeypatch
     weights = 4 * model.num_parameters()
     with simulated_devices(1, memory=weights + 2**12), pytest.raises(DeviceError, match=r"^verification: .*max_memory"):
         _verified(model, folder, probe, loading=on_gpu)
+
+
+def test_heads_on_the_last_of_several_gpus_give_logits(tmp_path: Path) -> None:
+    """Positions are read where the hidden states are, which is not where the tokens are."""
+    model = tiny_model("llama")
+    model.save_pretrained(tmp_path)
+    positions_P = torch.tensor([0, 5, 23])
+    expected = logits_at(model, IDS, positions_P=positions_P)
+    devices = {"model.embed_tokens": 0, "model.rotary_emb": 0, "model.norm": 1, "lm_head": 1} | {
+        f"model.layers.{index}": index // 2 for index in range(4)
+    }
+    with simulated_devices(2), torch.inference_mode():
+        spread = load_model(ModelSource(id=str(tmp_path), device_map=devices))
+        found = logits_at(spread, IDS.to("cuda:0"), positions_P=positions_P)
+    assert torch.equal(found, expected)
+
+
+def test_rounding_may_decide_between_equally_likely_tokens() -> None:
+    """With and without a cache a model may choose either of two such tokens, but no other."""
+    model = tiny_model("llama")
+    ids = IDS[:1].tolist()[0]
+    with torch.no_grad():
+        best = int(model(input_ids=IDS[:1]).logits[0, -1].argmax())
+        worst = int(model(input_ids=IDS[:1]).logits[0, -1].argmin())
+        model.lm_head.weight[worst + 1 - 2 * (worst == VOCABULARY - 1)] = model.lm_head.weight[best]
+    twin = worst + 1 - 2 * (worst == VOCABULARY - 1)
+
+    def same(one: int, other: int) -> bool:
+        return same_up_to_rounding(model, [[[*ids, one, 7]], [[*ids, other, 9]]], tolerance=1e-4)
+
+    with torch.no_grad():
+        assert same(best, best) is False  # the tokens after it
+        assert same(best, twin) is True
+        assert same(best, worst) is False

@@ -8,6 +8,7 @@ import torch
 from llmprune.common.device_errors import device_errors
 from llmprune.common.distributed import synchronized
 from llmprune.common.errors import DeviceError
+from llmprune.common.out_of_memory import is_out_of_memory
 
 FULL = (
     "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 1 has a total capacity of 79.15 GiB of which 1.19 GiB is free."
@@ -71,3 +72,18 @@ def test_other_errors_pass() -> None:
     with pytest.raises(RuntimeError, match="shape") as found, device_errors():
         raise RuntimeError("shape mismatch")
     assert not isinstance(found.value, DeviceError)
+
+
+@pytest.mark.parametrize(
+    ("reported", "full"),
+    [
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("CUDA error: hipblasStatus: HIPBLAS_STATUS_ALLOC_FAILED when calling `hipblasCreate(handle)`", True),
+        ("HIP error: out of memory", True),
+        ("CUDA error: out of memory", True),
+        ("CUDA error: unspecified launch failure", False),
+    ],
+)
+def test_libraries_report_full_memory_in_their_own_words(reported: str, full: bool) -> None:
+    """A step is tried again with smaller batches for errors of libraries that allocate without torch, ROCm's too."""
+    assert is_out_of_memory(RuntimeError(reported)) == full

@@ -62,8 +62,13 @@ class _Endpoint(BaseHTTPRequestHandler):
         """Log nothing."""
 
 
-def test_tasks_by_an_endpoint(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    """lm-eval's client evaluates an OpenAI-style endpoint in its own process; nothing is stored."""
+def test_tasks_by_an_endpoint(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """lm-eval's client evaluates an OpenAI-style endpoint in its own process, which is none of a run's several.
+
+    Nothing is stored.
+    """
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     tasks = write_tasks(tmp_path / "tasks", one=CHOICE)  # near has id 5, key has id 3: both odd
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Endpoint)
@@ -82,6 +87,13 @@ def test_tasks_by_an_endpoint(tokenizer: PreTrainedTokenizerFast, tmp_path: Path
     (tasks / "one.yaml").write_text(text.replace("[near, key]", "[the, cabinet]"))  # ids 6 and 7: the first is likelier
     evaluation = Evaluation(tasks=("one",), include_path=str(tasks), backend=backend)
     store = ResultStore(tmp_path / "store", "model")
+    for name, value in {
+        "WORLD_SIZE": "2",
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }.items():
+        monkeypatch.setenv(name, value)
     (task,) = run_backend("unused", "pruned", evaluation=evaluation, store=store).tasks
     assert (task.value, len(task.samples)) == (1.0, 3)
     assert not (tmp_path / "store").exists()

@@ -12,6 +12,7 @@ from helpers.devices import CopyKind, simulated_devices
 from torch import Tensor
 
 from llmprune.checkpoint.open_decoder import open_decoder
+from llmprune.checkpoint.placement import device_map_of_whole
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.transfer import ARRIVING, LEAVING, CopyStream, LayerCopies, Staging
@@ -163,3 +164,21 @@ def test_the_wait_for_layers_is_measured() -> None:
         slow.tensors(index)
         slow.tensors(index)
     assert slow.waited_seconds >= 0.05
+
+
+def test_a_process_of_several_leaves_the_other_gpus_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither its placement nor its copies make a context on a GPU of another process."""
+    tiny_model("llama").save_pretrained(tmp_path)
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    for device_map in ("auto", "cpu"):
+        source = ModelSource(id=str(tmp_path), device_map=device_map)
+        with simulated_devices(2) as devices:
+            decoder = open_decoder(source)
+            device_map_of_whole(source, decoder.skeleton)
+            forward = LayerwiseForward(decoder, IDS, batch_size=2)
+            for index in range(len(decoder)):
+                with decoder.layer(index) as layer:
+                    forward.pass_through(index, layer)
+            assert forward.logits(0).device == torch.device("cuda", 1)
+        assert devices.contexts == {1}

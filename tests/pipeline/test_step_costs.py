@@ -5,6 +5,9 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+from helpers.devices import simulated_devices
+
 from llmprune.pipeline.step_costs import measure_step, warn_of_slow_disk
 from llmprune.results.report_schema import Step
 
@@ -30,3 +33,17 @@ def test_a_step_records_the_wait_of_its_own() -> None:
     with measure_step(steps, "saving"):
         pass
     assert [step.seconds_waited for step in steps] == [2.5, None]
+
+
+def test_a_step_records_the_memory_of_the_fullest_gpu() -> None:
+    """Only what was in use during the step counts, on whichever GPU."""
+    steps: list[Step] = []
+    with simulated_devices(2):
+        before = torch.zeros(900, dtype=torch.uint8, device="cuda:1")
+        del before
+        with measure_step(steps, "pass 1"):
+            held = [torch.zeros(100 * gpu, dtype=torch.uint8, device=f"cuda:{gpu}") for gpu in (1, 0)]
+        del held
+    with measure_step(steps, "saving"):
+        pass
+    assert [step.peak_device for step in steps] == [100, None]

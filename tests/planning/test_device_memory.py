@@ -116,3 +116,11 @@ def test_a_run_is_refused_where_no_batch_fits(tmp_path: Path) -> None:
     assert "Too little memory here: cuda:0 has 65.5 KB" in shown.out.replace("\n", " ")
     assert done.code == 2
     assert "cuda:0 has 65.5 KB, and one layer needs" in done.err
+
+
+def test_what_a_device_map_leaves_to_the_cpu_is_planned_on_the_first_gpu(tmp_path: Path) -> None:
+    """Layers and embeddings on the CPU or on disk are computed there, beside the GPU that the map names."""
+    devices = {"model": "cpu", "lm_head": "disk", "model.layers.3": 1}
+    with simulated_devices(2, memory=80 * GB):
+        plan = _plan(tmp_path, f"model.device_map={json.dumps(devices)}")
+    assert [device.device for device in plan.devices] == ["cuda:0", "cuda:1", "cpu"]

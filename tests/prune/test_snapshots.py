@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.devices import simulated_devices
 
-from llmprune.layerwise.hidden_states import HiddenStates
+from llmprune.layerwise.hidden_states import HiddenStates, HiddenStateStore
 from llmprune.prune.records import LayerRecord
 from llmprune.prune.snapshots import Progress, Snapshots
 
@@ -34,3 +35,32 @@ def test_a_run_continues_in_other_batches(batch_size: int, tmp_path: Path) -> No
     for hidden_states, windows_NLD in zip(found, (dense_NLD, pruned_NLD), strict=True):
         assert [len(batch_BLD) for batch_BLD in hidden_states] == [len(part) for part in windows_NLD.split(batch_size)]
         assert torch.equal(torch.cat(list(hidden_states)), windows_NLD)
+
+
+@pytest.mark.parametrize("device_bytes", [0, 1 << 20], ids=["host", "device"])
+def test_a_run_continues_on_a_gpu(device_bytes: int, tmp_path: Path) -> None:
+    """Restored hidden states are the GPU's: those that pass 1 saved replace them, and do not change copies of them."""
+    with simulated_devices(1):
+        values = [torch.full((2, 3, 4), float(number), device="cuda:0") for number in range(3)]
+        store = HiddenStateStore(device_bytes=device_bytes)
+        found = [store.allocate(values[0], 6) for _ in range(2)]
+        for hidden_states in found:
+            for value_BLD in values:
+                hidden_states.append(value_BLD)
+        found[0].save(tmp_path / "pass-1")
+        saved = Snapshots(tmp_path / "state", "same")
+        saved.load()
+        for batch in range(3):
+            found[0][batch] = values[batch] + 10
+        saved.save(Progress([LayerRecord(0, 0.0, None)]), found[0], pruned=found[1])
+        later = Snapshots(tmp_path / "state", "same")
+        later.load()
+        later.restore(*found)
+        device = found[0].device
+        assert device == torch.device("cuda", 0)
+        copy = store.allocate(found[0].at(0, device), 6)
+        for batch in range(3):
+            copy.append(found[0].at(batch, device))
+        found[0].load(tmp_path / "pass-1")
+        assert [float(value_BLD.mean()) for value_BLD in copy] == [10, 11, 12]
+        assert [float(found[0].at(batch, device).mean()) for batch in range(3)] == [0, 1, 2]

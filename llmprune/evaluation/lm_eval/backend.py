@@ -30,6 +30,8 @@ def run_backend(
 
     Raises EvaluationError with the last line of the backend's output if it fails.
     """
+    from llmprune.common.distributed import environment_of_one
+
     assert evaluation.backend is not None
     with tempfile.TemporaryDirectory(prefix="llmprune-") as folder:
         job, result = Path(folder) / "job.json", Path(folder) / "results.json"
@@ -44,7 +46,14 @@ def run_backend(
         }
         job.write_text(json.dumps(content), encoding="utf-8")
         command = [sys.executable, "-m", WORKER, str(job)]
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env=environment_of_one(),
+        )
         if done.returncode or not result.is_file():
             raise EvaluationError(failure_message(evaluation.backend.name, done.returncode, stderr=done.stderr))
         return TaskResults.from_json(result.read_text(encoding="utf-8"))

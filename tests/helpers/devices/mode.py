@@ -51,8 +51,9 @@ class SimulatedDevices(TorchFunctionMode):
     """Simulated devices, and what happened on them.
 
     ``memory``: bytes of each device; may be changed. ``used``, ``peak``: bytes of live storages by device, now and at
-    most. By line of the code: ``waits`` of the host for a device; ``copies`` and their ``bytes_copied``, by kind too;
-    ``float64`` operations on tensors with dimensions; ``pins`` of memory of the CPU.
+    most. ``contexts``: devices that this process uses in any way. By line of the code: ``waits`` of the host for a
+    device; ``copies`` and their ``bytes_copied``, by kind too; ``float64`` operations on tensors with dimensions;
+    ``pins`` of memory of the CPU.
     """
 
     def __init__(self, memory: Iterable[int], *, has_float64: bool = True) -> None:
@@ -62,6 +63,7 @@ class SimulatedDevices(TorchFunctionMode):
         self.has_float64 = has_float64
         self.used: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
+        self.contexts: set[int] = set()
         self.waits: Counter[str] = Counter()
         self.float64: Counter[str] = Counter()
         self.pins: Counter[str] = Counter()
@@ -169,6 +171,11 @@ class SimulatedDevices(TorchFunctionMode):
     @current.setter
     def current(self, index: int) -> None:
         self._thread.index = index
+        self.contexts.add(index)
+
+    def leave(self, before: int) -> None:
+        """Make the device before the thread's current one again, without a context on it."""
+        self._thread.index = before
 
     def place(self, tensor: Tensor, device: torch.device) -> Tensor:
         """Place a new tensor on a device, and count its bytes until its storage is freed.
@@ -190,6 +197,7 @@ class SimulatedDevices(TorchFunctionMode):
 
     def _take(self, size: int, device: torch.device) -> None:
         name, memory = str(device), self.memory[device.index]
+        self.contexts.add(device.index)
         with self._lock:
             if self.used[name] + size > memory:
                 raise torch.OutOfMemoryError(

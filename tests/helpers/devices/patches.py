@@ -104,7 +104,11 @@ def _functions(devices: SimulatedDevices) -> dict[str, Any]:
         try:
             yield
         finally:
-            devices.current = before
+            devices.leave(before)
+
+    def free_and_all(device: Any = None) -> tuple[int, int]:
+        devices.contexts.add(devices.named("cuda" if device is None else device).index)
+        return memory_of(device) - devices.used[named(device)], memory_of(device)
 
     return {
         "is_available": lambda: True,
@@ -116,7 +120,7 @@ def _functions(devices: SimulatedDevices) -> dict[str, Any]:
         "get_device_name": lambda device=None: "simulated",
         "get_device_capability": lambda device=None: (9, 0),
         "get_device_properties": properties,
-        "mem_get_info": lambda device=None: (memory_of(device) - devices.used[named(device)], memory_of(device)),
+        "mem_get_info": free_and_all,
         "memory_allocated": bytes_on(devices.used),
         "memory_reserved": bytes_on(devices.used),
         "max_memory_allocated": bytes_on(devices.peak),
@@ -137,11 +141,23 @@ def _stream_functions(devices: SimulatedDevices) -> dict[str, Any]:
         if stream is not None:
             timeline.choose(stream)
 
+    @contextmanager
+    def use_stream(stream: SimulatedStream | None) -> Iterator[None]:
+        before = devices.current
+        if stream is not None:
+            devices.current = stream.device.index
+        try:
+            with timeline.use(stream):
+                yield
+        finally:
+            if stream is not None:
+                devices.current = before  # torch chooses the device before, which makes a context there
+
     return {
         "Stream": SimulatedStream,
         "Event": SimulatedEvent,
-        "stream": timeline.use,
-        "StreamContext": timeline.use,
+        "stream": use_stream,
+        "StreamContext": use_stream,
         "set_stream": set_stream,
         "current_stream": lambda device=None: timeline.current(named(device)),
         "default_stream": lambda device=None: timeline.default(named(device)),
