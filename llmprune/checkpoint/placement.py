@@ -95,6 +95,19 @@ def device_map_of_whole(source: ModelSource, model: PreTrainedModel) -> DeviceMa
     return device_map_of(source, model, working={gpu: int(size * (1 - FOR_WEIGHTS)) for gpu, size in free.items()})
 
 
+def gpus_of(source: ModelSource) -> list[int]:
+    """Return the numbers of the GPUs that a model's layers may stay on: those of the device map, else all.
+
+    Of several processes each has one GPU, unless the recipe names devices itself.
+    """
+    if source.device_map == "cpu" or not torch.cuda.is_available():
+        return []
+    if isinstance(source.device_map, dict):
+        named = {torch.device(place) for place in source.device_map.values() if place not in ("cpu", "disk")}
+        return sorted({device.index or 0 for device in named})
+    return list(range(torch.cuda.device_count())) if world_size() == 1 else [local_device().index or 0]
+
+
 def _limit_of_ram(source: ModelSource, model: PreTrainedModel) -> dict[Any, int] | None:
     """Return the limit of RAM for a model on the CPU, beyond which it is on disk; None where it needs none."""
     if source.max_memory and "cpu" in source.max_memory:

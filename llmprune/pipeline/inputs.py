@@ -22,7 +22,8 @@ from llmprune.checkpoint.location import hub_commit, identity
 from llmprune.checkpoint.open_decoder import open_decoder, open_reader
 from llmprune.checkpoint.stored_dtypes import Dtypes, Originals, kept_dtypes
 from llmprune.checkpoint.weights_reader import WeightsReader
-from llmprune.common.distributed import broadcast_from_first, is_first_process, rank, world_size
+from llmprune.common.devices import device_name
+from llmprune.common.distributed import broadcast_from_first, is_first_process, local_device, rank, world_size
 from llmprune.data.sources import commit_of
 from llmprune.data.windows import fingerprint_tokens
 from llmprune.layerwise.decoder import Decoder
@@ -209,4 +210,4 @@ class RunInputs:
     @property
     def device(self) -> str:
         """Name of the hardware that computes."""
-        return torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+        return device_name(local_device())

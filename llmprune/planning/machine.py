@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from llmprune.checkpoint.placement import gpus_of
 from llmprune.common.distributed import local_device, world_size
 from llmprune.common.machine_memory import free_memory, machine_memory
 from llmprune.recipe.model import ModelSource
@@ -47,22 +48,15 @@ class Machine:
 
 
 def this_machine(source: ModelSource) -> Machine:
-    """Return the devices that compute the layers of a model in this process, with their free memory."""
+    """Return the devices that compute the layers of a model in this process, with their free memory.
+
+    Layers that stay on no GPU are computed on the process's own, if it has one.
+    """
     on_machine = int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size())))
     host = Device("cpu", machine_memory() // on_machine, free_memory() // on_machine)
-    gpus = tuple(_gpu(index) for index in _gpus_of(source)) if torch.cuda.is_available() else ()
+    own = [local_device().index or 0] if torch.cuda.is_available() else []
+    gpus = tuple(map(_gpu, gpus_of(source) or own))
     return Machine(gpus or (host,), host, world_size(), keeps_layers=source.device_map != "cpu")
-
-
-def _gpus_of(source: ModelSource) -> list[int]:
-    """Return the indices of the GPUs that compute: this process's own, those of the device map, or all."""
-    named = source.device_map
-    if isinstance(named, dict):
-        placed = {device for device in named.values() if device not in ("cpu", "disk")}
-        return sorted({torch.device(device).index or 0 for device in placed} or {local_device().index or 0})
-    if world_size() > 1 or named == "cpu":
-        return [local_device().index or 0]
-    return list(range(torch.cuda.device_count()))
 
 
 def _gpu(index: int) -> Device:
