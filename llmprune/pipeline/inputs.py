@@ -136,7 +136,7 @@ class RunInputs:
         """Have no layer stay on its device any more, after a device ran out of memory."""
         self._evicted = True
         if "dense" in self.__dict__:  # it is not opened for that
-            self.dense.evict()
+            self.dense.release()
 
     @property
     def dtype(self) -> torch.dtype:

@@ -156,9 +156,11 @@ def test_a_buffer_grows_for_a_larger_tensor_only() -> None:
 
 
 def test_the_wait_for_layers_is_measured() -> None:
-    """A decoder adds up the time in which layers were loaded from the disk and nothing else was done."""
+    """A decoder adds up the time in which layers were brought from the disk and nothing else was done."""
     decoder = dense_decoder(tiny_model("llama"))
-    slow = Decoder(decoder.skeleton, decoder.tensors, placement=decoder.placement, load=lambda index: time.sleep(0.02))
+    slow = Decoder(
+        decoder.skeleton, decoder.tensors, placement=decoder.placement, prefetch=lambda index: time.sleep(0.02)
+    )
     for index in range(3):
         slow.tensors(index)
         slow.tensors(index)
