@@ -1,6 +1,6 @@
 """Placement of a model: the device that computes each layer, and the layers whose tensors stay on their device.
 
-Layers that no GPU has room for are read from the files at every visit, whether the device map says CPU or disk.
+Layers that fit on no GPU are read from the files at every visit, whether the device map says CPU or disk.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ def _limit_of_ram(source: ModelSource, model: PreTrainedModel) -> dict[Any, int]
     """Return the limit of RAM for a model on the CPU, beyond which it is on disk; None where it needs none."""
     if source.max_memory and "cpu" in source.max_memory:
         return {"cpu": source.max_memory["cpu"]}
-    size, room = sum(each.numel() * each.itemsize for each in model.parameters()), int(free_memory() * FOR_WEIGHTS)
-    return None if size <= room else {"cpu": room}
+    size, free = sum(each.numel() * each.itemsize for each in model.parameters()), int(free_memory() * FOR_WEIGHTS)
+    return None if size <= free else {"cpu": free}
 
 
 def _gpu_of(path: str, module: nn.Module, *, devices: DeviceMap) -> torch.device | None:

@@ -210,7 +210,7 @@ class _HostHiddenStates(HiddenStates):
             hidden_BLD = self._bring(batch, stream).tensor()
         following = batch + 1
         in_order = batch == (self._last + 1) % len(self)
-        if in_order and following < len(self) and self._ahead is None and stream.has_room:
+        if in_order and following < len(self) and self._ahead is None and stream.may_bring_ahead:
             self._ahead = (following, self._bring(following, stream))
         self._last = batch
         return hidden_BLD

@@ -114,11 +114,11 @@ def test_what_leaves_or_arrives_is_bounded() -> None:
             stream.send(torch.ones(256, device=GPU), row)
         assert devices.used["cuda:0"] == LEAVING * 1024
         arriving = []
-        while stream.has_room:
+        while stream.may_bring_ahead:
             arriving.append(stream.bring(pinned[0]))
         assert len(arriving) == ARRIVING
         arriving.pop().tensor()
-        assert stream.has_room
+        assert stream.may_bring_ahead
 
 
 def test_a_tensor_that_nobody_takes_does_not_free_memory_in_use() -> None:

@@ -17,7 +17,7 @@ from llmprune.recipe.model import ModelSource
 
 def fit_together(sources: Sequence[ModelSource]) -> bool:
     """Check whether whole models, none of them loaded yet, fit in the memory of their devices together."""
-    return sum(map(whole_model_bytes, sources)) <= min(map(room_for_models, sources))
+    return sum(map(whole_model_bytes, sources)) <= min(map(memory_for_models, sources))
 
 
 def whole_model_bytes(source: ModelSource) -> int:
@@ -32,7 +32,7 @@ def whole_model_bytes(source: ModelSource) -> int:
     )
 
 
-def room_for_models(source: ModelSource) -> int:
+def memory_for_models(source: ModelSource) -> int:
     """Return the free bytes for weights on the devices of a model: on GPUs where it is computed there, else of RAM.
 
     Of several processes each has one GPU. Limits of ``model.max_memory`` apply.
