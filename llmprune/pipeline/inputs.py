@@ -27,7 +27,8 @@ from llmprune.common.distributed import broadcast_from_first, is_first_process, 
 from llmprune.data.sources import commit_of
 from llmprune.data.windows import fingerprint_tokens
 from llmprune.layerwise.decoder import Decoder
-from llmprune.layerwise.hidden_states import HiddenStateCache, HiddenStateStore
+from llmprune.layerwise.hidden_state_files import HiddenStateCache
+from llmprune.layerwise.hidden_states import HiddenStateStore
 from llmprune.planning.device_memory import DeviceMemory
 from llmprune.planning.text_inputs import TextInputs
 from llmprune.prune.snapshots import boot

@@ -24,7 +24,8 @@ from llmprune.criteria.base import WidthCriterion
 from llmprune.criteria.width.taylor import Taylor
 from llmprune.criteria.width.taylor_share import TaylorShare
 from llmprune.layerwise.decoder import Decoder
-from llmprune.layerwise.hidden_states import HiddenStateCache, HiddenStateStore
+from llmprune.layerwise.hidden_state_files import HiddenStateCache
+from llmprune.layerwise.hidden_states import HiddenStateStore
 from llmprune.score.forward_pass import score
 from llmprune.score.inputs import CalibrationBatches, ScoringCriteria
 from llmprune.testing import tiny_model
