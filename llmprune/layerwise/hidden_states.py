@@ -53,8 +53,9 @@ class HiddenStateStore:
     _copies: CopyStreams = field(default_factory=CopyStreams, repr=False, compare=False)
 
     def allocate(self, first_BLD: Tensor, windows: int) -> HiddenStates:
-        """Return an empty buffer for this many windows, each shaped like those of ``first_BLD``, on whose device they
-        are computed.
+        """Return an empty buffer for this many windows, each shaped like those of ``first_BLD``.
+
+        They are computed on the device of ``first_BLD``.
         """
         size = first_BLD[0].numel() * first_BLD.element_size() * windows
         if first_BLD.device.type == "cuda" and self._on_device.used + size <= self.device_bytes:

@@ -64,7 +64,7 @@ def _everything(decoder: Decoder, store: HiddenStateStore) -> list[Tensor]:
 
 @pytest.mark.parametrize("make_store", STORES.values(), ids=STORES.keys())
 @pytest.mark.parametrize("device_map", [ONE_GPU, TWO_GPUS], ids=["one GPU", "two GPUs"])
-def test_streams_equal_those_of_the_cpu(
+def test_hidden_states_equal_those_of_the_cpu(
     device_map: object, make_store: Callable[[], HiddenStateStore], llama: Path
 ) -> None:
     """On the device, in pinned memory and in files, also where layers alternate between GPUs."""
@@ -107,7 +107,7 @@ def test_pinned_memory_is_made_once(llama: Path) -> None:
         assert not devices.pins
 
 
-def test_resident_streams_are_not_copied() -> None:
+def test_resident_hidden_states_are_not_copied() -> None:
     """Hidden states within the budget cross no bus."""
     with simulated_devices(1) as devices:
         decoder = dense_decoder(tiny_model("llama").to("cuda:0"))
@@ -134,31 +134,31 @@ def test_a_batch_that_is_replaced_is_not_read_ahead(make_store: Callable[[], Hid
     """A batch replaced after the one before it was read, in order, is read as replaced; on another GPU too."""
     with simulated_devices(2):
         values = [torch.full((2, 3, 4), float(number), device=GPU) for number in range(5)]
-        streams = make_store().allocate(values[0], 8)
+        kept = make_store().allocate(values[0], 8)
         for value in values[:4]:
-            streams.append(value)
-        assert streams.at(0, GPU).sum() == 0
-        streams[1] = values[4]
-        assert streams.at(1, GPU).sum() == 4 * 24
-        streams[2] = values[4].to(OTHER_GPU) * 2
-        assert streams.at(2, OTHER_GPU).sum() == 8 * 24
-        assert streams.at(3, OTHER_GPU).sum() == 3 * 24
-        assert [float(value.sum()) / 24 for value in streams] == [0, 4, 8, 3]
+            kept.append(value)
+        assert kept.at(0, GPU).sum() == 0
+        kept[1] = values[4]
+        assert kept.at(1, GPU).sum() == 4 * 24
+        kept[2] = values[4].to(OTHER_GPU) * 2
+        assert kept.at(2, OTHER_GPU).sum() == 8 * 24
+        assert kept.at(3, OTHER_GPU).sum() == 3 * 24
+        assert [float(value.sum()) / 24 for value in kept] == [0, 4, 8, 3]
 
 
 @pytest.mark.parametrize("make_store", STORES.values(), ids=STORES.keys())
-def test_saved_streams_are_loaded(make_store: Callable[[], HiddenStateStore], tmp_path: Path) -> None:
+def test_saved_hidden_states_are_loaded(make_store: Callable[[], HiddenStateStore], tmp_path: Path) -> None:
     """Batches on their way to the host are saved whole; loaded ones replace them, and are then read on the device."""
     with simulated_devices(1):
         values = [torch.full((2, 3, 4), float(number), device=GPU) for number in range(4)]
-        streams = make_store().allocate(values[0], 8)
+        kept = make_store().allocate(values[0], 8)
         for value in values:
-            streams.append(value)
-        streams.save(tmp_path / "streams")
+            kept.append(value)
+        kept.save(tmp_path / "kept")
         for batch in range(4):
-            streams[batch] = streams.at(batch, GPU) + 10
-        streams.load(tmp_path / "streams")
-        assert [float(streams.at(batch, GPU).sum()) / 24 for batch in range(4)] == [0, 1, 2, 3]
+            kept[batch] = kept.at(batch, GPU) + 10
+        kept.load(tmp_path / "kept")
+        assert [float(kept.at(batch, GPU).sum()) / 24 for batch in range(4)] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])
