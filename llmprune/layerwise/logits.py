@@ -37,7 +37,8 @@ class TokenChunk:
 
         They have gradients if those are enabled.
         """
-        positions_P = None if self.all_positions else arange(self.positions.start, self.positions.stop)
+        device = forward.decoder.device
+        positions_P = None if self.all_positions else arange(self.positions.start, self.positions.stop, device=device)
         return forward.logits_of(ids_BL[self.windows], hidden_BLD[self.windows], positions_P=positions_P)
 
     def next_token_logits(self, forward: LayerwiseForward, ids_BL: Tensor, *, hidden_BLD: Tensor) -> Tensor:

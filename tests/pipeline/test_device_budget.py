@@ -9,16 +9,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from helpers.anatomies import anatomy_of
 from helpers.devices import CopyKind, simulated_devices
 from helpers.placements import alternating
 from helpers.scored import store_in
 from torch import Tensor
 
-from llmprune.anatomy.discovery import discover
 from llmprune.checkpoint.open_decoder import open_decoder
 from llmprune.criteria.base import AblationCriterion
 from llmprune.criteria.depth.angular import Angular
@@ -58,23 +57,23 @@ OVERLAPPED = {CopyKind.TO_DEVICE, CopyKind.TO_HOST, CopyKind.BETWEEN}
 
 def _score(dense: Decoder, windows_NL: Tensor, folder: Path) -> None:
     criteria = ScoringCriteria(depth=BlockInfluence(), width=Flap(), heads=Activation())
-    score(dense, _anatomy(dense), criteria=criteria, calibration=CalibrationBatches(windows_NL, BATCH))
+    score(dense, anatomy_of(dense), criteria=criteria, calibration=CalibrationBatches(windows_NL, BATCH))
 
 
 def _score_by_gram(dense: Decoder, windows_NL: Tensor, folder: Path) -> None:
     criteria = ScoringCriteria(depth=Angular(), width=Obs(), heads=Obs())
-    score(dense, _anatomy(dense), criteria=criteria, calibration=CalibrationBatches(windows_NL, BATCH))
+    score(dense, anatomy_of(dense), criteria=criteria, calibration=CalibrationBatches(windows_NL, BATCH))
 
 
 def _score_by_gradients(dense: Decoder, windows_NL: Tensor, folder: Path) -> None:
     calibration = CalibrationBatches(windows_NL, BATCH, store_in(folder))
     criteria = ScoringCriteria(width=TaylorShare(), heads=Taylor())
-    score(dense, _anatomy(dense), criteria=criteria, calibration=calibration)
+    score(dense, anatomy_of(dense), criteria=criteria, calibration=calibration)
 
 
 def _ablate(dense: Decoder, windows_NL: Tensor, criterion: AblationCriterion) -> None:
     calibration = CalibrationBatches(windows_NL, BATCH)
-    layer_ablation_scores(dense, _anatomy(dense), criterion=criterion, calibration=calibration, target=DepthTarget(1))
+    layer_ablation_scores(dense, anatomy_of(dense), criterion=criterion, calibration=calibration, target=DepthTarget(1))
 
 
 def _ablate_all(dense: Decoder, windows_NL: Tensor, folder: Path) -> None:
@@ -88,7 +87,7 @@ def _ablate_and_repair(dense: Decoder, windows_NL: Tensor, folder: Path) -> None
 def _prune(
     dense: Decoder, windows_NL: Tensor, folder: Path, sparsity: Sparsity | None = None, ridge: float | None = None
 ) -> None:
-    anatomy = _anatomy(dense)
+    anatomy = anatomy_of(dense)
     criteria = ScoringCriteria(depth=BlockInfluence(), width=Activation(), heads=Activation())
     scores = score(dense, anatomy, criteria=criteria, calibration=CalibrationBatches(FEW[:2], BATCH))
     sizes = PlannedSizes((2,), 3, widths=dict.fromkeys(anatomy.widths, 64), kv_groups=1)
@@ -149,7 +148,7 @@ def test_the_host_waits_for_the_routing_once_a_batch(mixtral: Path, tmp_path: Pa
 
     def score_experts(dense: Decoder, windows_NL: Tensor, folder: Path) -> None:
         calibration = CalibrationBatches(windows_NL, BATCH)
-        score(dense, _anatomy(dense), criteria=ScoringCriteria(experts=Reap()), calibration=calibration)
+        score(dense, anatomy_of(dense), criteria=ScoringCriteria(experts=Reap()), calibration=calibration)
 
     few, many = (
         _counted(score_experts, mixtral, windows_NL, tmp_path / str(len(windows_NL)))[0] for windows_NL in (FEW, MANY)
@@ -170,10 +169,6 @@ def _counted(
         devices.copies.clear()
         step(dense, windows_NL, folder)
         return Counter(devices.waits), Counter(devices.copies)
-
-
-def _anatomy(dense: Decoder) -> Any:
-    return discover(dense.skeleton.config)
 
 
 @pytest.fixture(scope="module")
