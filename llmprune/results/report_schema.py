@@ -112,7 +112,7 @@ class Step(Figures):
     seconds_waited: float | None = None  # for layers to be read from the disk, in steps that run them
     bytes_read: int | None = None  # from disk, without reads from the page cache
     peak_resident: int | None = None  # bytes of memory, mapped files included
-    peak_device: int | None = None  # bytes on the GPU
+    peak_device: int | None = None  # bytes on the GPU, of several on that with the most
     forward_ratio: float | None = None  # seconds / seconds of a plain forward pass, with --measure-forward
 
 

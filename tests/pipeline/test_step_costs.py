@@ -5,6 +5,9 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+from helpers.devices import simulated_devices
+
 from llmprune.pipeline.step_costs import measure_step, warn_of_slow_disk
 from llmprune.results.report_schema import Step
 
@@ -30,3 +33,15 @@ def test_a_step_records_the_wait_of_its_own() -> None:
     with measure_step(steps, "saving"):
         pass
     assert [step.seconds_waited for step in steps] == [2.5, None]
+
+
+def test_the_peak_is_that_of_the_fullest_gpu() -> None:
+    """A model may be split over several; a later step does not count what an earlier one has freed."""
+    steps: list[Step] = []
+    with simulated_devices(2):
+        for place, numbers in ((1, 1000), (0, 500)):
+            with measure_step(steps, "pass 1"):
+                torch.ones(numbers, device=f"cuda:{place}")
+    with measure_step(steps, "saving"):
+        pass
+    assert [step.peak_device for step in steps] == [4000, 2000, None]
