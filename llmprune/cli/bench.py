@@ -13,7 +13,7 @@ from llmprune.checkpoint.location import bytes_on_disk
 from llmprune.checkpoint.model_memory import fit_together, memory_for_models, whole_model_bytes
 from llmprune.common.errors import ModelError
 from llmprune.common.files import require_file, write_text
-from llmprune.common.progress import quiet_libraries
+from llmprune.common.libraries import quiet_libraries
 from llmprune.common.schema import format_size
 from llmprune.evaluation.bench.sparse_kernels import (
     converted,
