@@ -22,8 +22,7 @@ from llmprune.checkpoint.location import hub_commit, identity
 from llmprune.checkpoint.open_decoder import open_decoder, open_reader
 from llmprune.checkpoint.stored_dtypes import Dtypes, Originals, kept_dtypes
 from llmprune.checkpoint.weights_reader import WeightsReader
-from llmprune.common.devices import device_name
-from llmprune.common.distributed import broadcast_from_first, is_first_process, local_device, rank, world_size
+from llmprune.common.distributed import broadcast_from_first, is_first_process, rank, world_size
 from llmprune.data.sources import commit_of
 from llmprune.data.windows import fingerprint_tokens
 from llmprune.layerwise.decoder import Decoder
@@ -207,8 +206,3 @@ class RunInputs:
         place.mkdir(exist_ok=True)
         marker.touch()
         return True
-
-    @property
-    def device(self) -> str:
-        """Name of the hardware that computes."""
-        return device_name(local_device())
