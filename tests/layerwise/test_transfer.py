@@ -68,6 +68,7 @@ def test_layers_of_a_run_are_copied_from_pinned_memory(tmp_path: Path) -> None:
         with simulated_devices(1) as devices:
             decoder = open_decoder(ModelSource(id=str(tmp_path), device_map="cpu"))
             forward = LayerwiseForward(decoder, IDS[:windows], batch_size=2)
+            decoder.drop_held_and_next()
             devices.copies.clear()
             for index in range(len(decoder)):
                 with decoder.layer(index) as layer:
