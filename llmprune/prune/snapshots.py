@@ -119,6 +119,6 @@ class Snapshots:
 
 def _load(path: Path, hidden_states: HiddenStates) -> None:
     """Replace all batches [B, L, D] by the saved windows in their order."""
-    windows = (window_1LD for saved_BLD in saved_batches(path) for window_1LD in saved_BLD.split(1))
+    windows = (window_1LD for saved_BLD in saved_batches(path) for window_1LD in torch.split(saved_BLD, 1))
     for batch in range(len(hidden_states)):
         hidden_states[batch] = torch.cat([*islice(windows, len(hidden_states[batch]))])
