@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 _BARE = """
-from llmprune.common.progress import import_libraries
+from llmprune.common.libraries import import_libraries
 import_libraries(announced=False)
 import datasets
 import llmprune.pipeline.run

@@ -30,7 +30,8 @@ from llmprune.cut.apply import cut_decoder
 from llmprune.data.windows import load_windows
 from llmprune.evaluation.perplexity import perplexity
 from llmprune.layerwise.decoder import Decoder, Tensors
-from llmprune.layerwise.hidden_states import HiddenStateCache, HiddenStateStore
+from llmprune.layerwise.hidden_state_files import HiddenStateCache
+from llmprune.layerwise.hidden_states import HiddenStateStore
 from llmprune.planning.planned_sizes import planned_widths
 from llmprune.prune.pass2 import Pruning
 from llmprune.recipe.calibration import Calibration

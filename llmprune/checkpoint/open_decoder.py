@@ -54,7 +54,7 @@ def open_decoder(
     skeleton = reader.names.model
     placement = place(source, skeleton, working=working)
     layers = _LayersInFiles(skeleton, reader)
-    rest = layers.rest()
+    rest = layers.read_rest()
     absent = [name for name in skeleton.state_dict() if name not in rest and not name.startswith(f"{layers.path}.")]
     fill_rest(skeleton, rest, device=placement.rest, missing=absent)
     skeleton._weight_conversions = reader.names.used_rules or None
@@ -62,7 +62,7 @@ def open_decoder(
         skeleton,
         layers.read,
         placement=placement.layers,
-        load=layers.load,
+        prefetch=layers.prefetch,
         quick=True,
     )
 
@@ -83,12 +83,12 @@ class _LayersInFiles:
         tensors = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
         return {name: tensors.get(name, value) for name, value in own.items()}
 
-    def load(self, index: int) -> None:
-        """Load the files' pages with a layer's tensors from the disk."""
+    def prefetch(self, index: int) -> None:
+        """Bring the files' pages with a layer's tensors from the disk into the page cache."""
         prefix = f"{self.path}.{index}."
-        self._reader.load(prefix + name for name in self._layers[index].state_dict())
+        self._reader.prefetch(prefix + name for name in self._layers[index].state_dict())
 
-    def rest(self) -> Tensors:
+    def read_rest(self) -> Tensors:
         """Return all tensors outside the layers that the files have."""
         return self._read(name for name in self._dtypes if not name.startswith(f"{self.path}."))
 

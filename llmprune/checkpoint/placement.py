@@ -1,6 +1,6 @@
 """Placement of a model: the device that computes each layer, and the layers whose tensors stay on their device.
 
-Layers that no GPU has room for are read from the files at every visit, whether the device map says CPU or disk.
+Layers that fit on no GPU are read from the files at every visit, whether the device map says CPU or disk.
 """
 
 from __future__ import annotations
@@ -106,12 +106,26 @@ def _free_on(gpu: int) -> int:
     return int(torch.cuda.mem_get_info(gpu)[0])
 
 
+def gpus_of(source: ModelSource) -> list[int]:
+    """Return the numbers of the GPUs that a model's layers may stay on: those of the device map, else all.
+
+    Of several processes each has one GPU, unless the recipe names devices itself. Absent ones that it names are left
+    out: the plan reports them.
+    """
+    if source.device_map == "cpu" or not torch.cuda.is_available():
+        return []
+    if isinstance(source.device_map, dict):
+        present = {name: gpu for gpu in range(torch.cuda.device_count()) for name in (gpu, f"cuda:{gpu}")} | {"cuda": 0}
+        return sorted({present[device] for device in source.device_map.values() if device in present})
+    return list(range(torch.cuda.device_count())) if world_size() == 1 else [local_device().index or 0]
+
+
 def _limit_of_ram(source: ModelSource, model: PreTrainedModel) -> dict[Any, int] | None:
     """Return the limit of RAM for a model on the CPU, beyond which it is on disk; None where it needs none."""
     if source.max_memory and "cpu" in source.max_memory:
         return {"cpu": source.max_memory["cpu"]}
-    size, room = sum(each.numel() * each.itemsize for each in model.parameters()), int(free_memory() * FOR_WEIGHTS)
-    return None if size <= room else {"cpu": room}
+    size, free = sum(each.numel() * each.itemsize for each in model.parameters()), int(free_memory() * FOR_WEIGHTS)
+    return None if size <= free else {"cpu": free}
 
 
 def _gpu_of(path: str, module: nn.Module, *, devices: DeviceMap) -> torch.device | None:

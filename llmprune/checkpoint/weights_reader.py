@@ -35,7 +35,7 @@ class WeightsReader:
         self._require_unchanged()
         return self.names.convert(names, self._tensor, dtypes=dtypes)
 
-    def load(self, names: Iterable[str]) -> None:
+    def prefetch(self, names: Iterable[str]) -> None:
         """Read one byte of every page that tensors of the model are made from, so that the pages are in memory.
 
         Tensors that no file has are left out. Raises as ``read``.

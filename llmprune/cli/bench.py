@@ -10,10 +10,10 @@ from transformers import PreTrainedModel
 
 from llmprune.checkpoint.loading import load_config, load_model
 from llmprune.checkpoint.location import bytes_on_disk
-from llmprune.checkpoint.room import fit_together, room_for_models, whole_model_bytes
+from llmprune.checkpoint.model_memory import fit_together, memory_for_models, whole_model_bytes
 from llmprune.common.errors import ModelError
 from llmprune.common.files import require_file, write_text
-from llmprune.common.progress import quiet_libraries
+from llmprune.common.libraries import quiet_libraries
 from llmprune.common.schema import format_size
 from llmprune.evaluation.bench.sparse_kernels import (
     converted,
@@ -38,7 +38,7 @@ def bench_models(
         require_file(output, option="--output", example="bench.json")
     for source in (against, model):
         load_config(source)
-    _require_room(against, model)
+    _require_memory(against, model)
     base, other = _bench_model(against), _bench_model(model)
     _show(run_bench(base, other, settings=settings), output, console=console)
 
@@ -50,7 +50,7 @@ def bench_sparse(model: ModelSource, *, settings: BenchSettings, output: Path | 
         require_file(output, option="--output", example="bench.json")
     require_gpu()
     on_one = model.model_copy(update={"device_map": {"": 0}})  # split over several it could not be copied
-    _require_room(on_one, on_one)
+    _require_memory(on_one, on_one)
     dense = load_model(on_one)
     projections = sparse_projections(dense)
     tokens = sorted(
@@ -73,15 +73,15 @@ def bench_sparse(model: ModelSource, *, settings: BenchSettings, output: Path | 
     _show(figures.model_copy(update={"products": products}), output, console=console)
 
 
-def _require_room(base: ModelSource, other: ModelSource) -> None:
+def _require_memory(base: ModelSource, other: ModelSource) -> None:
     """Raise ModelError where both models do not fit in memory together: parts on disk would be timed instead."""
     if fit_together([base, other]):
         return
     sizes = [format_size(whole_model_bytes(source)) for source in (base, other)]
-    room = format_size(min(map(room_for_models, (base, other))))
+    free = format_size(min(map(memory_for_models, (base, other))))
     raise ModelError(
         f"bench times two models that are in memory together: {base.id} needs {sizes[0]} and {other.id} {sizes[1]}, "
-        f"and {room} are free for weights; give --dtype bfloat16 if they are in float32, end other programs, or use a "
+        f"and {free} are free for weights; give --dtype bfloat16 if they are in float32, end other programs, or use a "
         "machine with more memory"
     )
 

@@ -16,7 +16,7 @@ from llmprune.checkpoint.loading import load_tokenizer
 from llmprune.common.distributed import is_first_process, synchronized
 from llmprune.common.errors import EvaluationError, GateNotMet, OutputError, RecipeError
 from llmprune.common.files import write_text
-from llmprune.common.progress import quiet_libraries
+from llmprune.common.libraries import quiet_libraries
 from llmprune.common.versions import versions
 from llmprune.evaluation.gate import judge
 from llmprune.evaluation.lm_eval.harness import EvaluatedModel, evaluate_tasks, evaluated_model

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from llmprune.cli.options import FinishedFolder, Json, console
+from llmprune.common.libraries import import_libraries
 from llmprune.common.printing import printable
-from llmprune.common.progress import import_libraries
 
 
 def push(

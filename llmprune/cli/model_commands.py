@@ -10,7 +10,8 @@ import typer
 
 from llmprune.cli.options import Json, Model, console, model_source, parse_assignments, parse_counts
 from llmprune.common.errors import RecipeError
-from llmprune.common.progress import import_libraries, lines_without_terminal
+from llmprune.common.libraries import import_libraries
+from llmprune.common.progress import lines_without_terminal
 
 if TYPE_CHECKING:
     from llmprune.recipe.evaluation import Evaluation

@@ -11,8 +11,9 @@ import typer
 
 from llmprune.cli.options import CommandLine, FinishedFolder, Json, Overrides, RecipePlace, console
 from llmprune.common.errors import RecipeError
+from llmprune.common.libraries import import_libraries, seconds_of_imports
 from llmprune.common.printing import printable
-from llmprune.common.progress import import_libraries, lines_without_terminal, seconds_of_imports
+from llmprune.common.progress import lines_without_terminal
 
 if TYPE_CHECKING:
     from llmprune.pipeline.finish import FinishedRun

@@ -38,6 +38,11 @@ def is_own_process() -> bool:
     return os.environ.get("TORCHELASTIC_RUN_ID") == _RUN_ID
 
 
+def is_first_of_launcher() -> bool:
+    """Check whether this is the first of a launcher's processes, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @dataclass
 class _Process:
     """One of the processes. ``output``: file with what it wrote; None for the first, which writes to the terminal."""

@@ -92,30 +92,31 @@ def _libc() -> Any:
 
 
 def reset_peak() -> int:
-    """Reset the peak to the bytes in use now and return them: GPU memory where there is a GPU, else resident memory.
+    """Reset the peak to the bytes in use now and return them: memory of all GPUs, or resident memory without one.
 
     Returns 0 where the system does not report memory.
     """
     with suppress(OSError):
         (_PROC / "clear_refs").write_text("5")  # resets VmHWM, see proc(5)
-    if torch.cuda.is_available():
-        for gpu in range(torch.cuda.device_count()):
-            torch.cuda.reset_peak_memory_stats(gpu)
-        return torch.cuda.memory_allocated()
+    for gpu in _gpus():
+        torch.cuda.reset_peak_memory_stats(gpu)
+    if _gpus():
+        return sum(map(torch.cuda.memory_allocated, _gpus()))
     return proc_field("status", "VmRSS:", unit=1024) or 0
 
 
 def peak_memory() -> int:
     """Return the maximum bytes in use since ``reset_peak``; 0 where the system does not report memory."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return peak_resident() or 0
+    return sum(map(torch.cuda.max_memory_allocated, _gpus())) if _gpus() else peak_resident() or 0
 
 
-def peak_device() -> int | None:
-    """Return the maximum bytes in use on any GPU since ``reset_peak``; None without a GPU."""
-    gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
-    return max(map(torch.cuda.max_memory_allocated, gpus), default=None)
+def peak_of_gpus() -> int | None:
+    """Return the maximum bytes in use since ``reset_peak`` on the GPU that had the most; None without a GPU."""
+    return max(map(torch.cuda.max_memory_allocated, _gpus()), default=None)
+
+
+def _gpus() -> range:
+    return range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
 
 
 def peak_resident() -> int | None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import gc
-import importlib
 import json
 import os
 import sys
@@ -27,7 +24,7 @@ from rich.progress import (
 from rich.text import Text
 
 from llmprune.common.console import PlainConsole
-from llmprune.common.local_processes import is_own_process
+from llmprune.common.local_processes import is_first_of_launcher
 from llmprune.common.printing import printable
 from llmprune.common.time_left import ExpectedPart, Forecast, TimeLeft, rough_duration
 
@@ -74,7 +71,6 @@ class _Lines:
 
 _lines: _Lines | None = None
 _forecast: Forecast | None = None
-_imports_began: float | None = None  # time.process_time()
 
 
 @contextmanager
@@ -108,7 +104,7 @@ def report_reused(step: str) -> None:
 def lines_without_terminal() -> Iterator[None]:
     """Print a line for each step, and its progress every few minutes, unless standard error is a terminal."""
     global _lines
-    if PlainConsole(stderr=True).is_terminal or not _is_first():
+    if PlainConsole(stderr=True).is_terminal or not is_first_of_launcher():
         yield
         return
     stop = threading.Event()
@@ -123,34 +119,6 @@ def lines_without_terminal() -> Iterator[None]:
         thread.join()
 
 
-def import_libraries(*, announced: bool) -> None:
-    """Import torch and transformers, and print that this begins: it takes 10 s and more from a cold disk.
-
-    No garbage is collected meanwhile, and what was imported is never searched for garbage: the imports make hardly any,
-    and the searches take a fifth of the time to the first layer. ``announced``: print even where standard error is no
-    terminal; the process that starts several prints it for them.
-    """
-    global _imports_began
-    if "torch" in sys.modules:
-        return
-    _imports_began = time.process_time()
-    if _is_first() and not is_own_process() and (announced or sys.stderr.isatty()):
-        print("Starting: loading torch and transformers", file=sys.stderr, flush=True)
-    gc.disable()
-    try:
-        for name in ("torch", "transformers.modeling_utils"):
-            importlib.import_module(name)
-    finally:
-        gc.enable()
-    gc.freeze()
-    atexit.register(gc.unfreeze)  # objects that are left at the exit are reported as leaks by triton
-
-
-def seconds_of_imports() -> float | None:
-    """Return the processor time since the slow imports began, to be called when they have ended; None without them."""
-    return None if _imports_began is None else time.process_time() - _imports_began
-
-
 def report_progress(
     step: str, done: int | None = None, *, total: int | None = None, since: float | None = None
 ) -> None:
@@ -158,7 +126,7 @@ def report_progress(
 
     ``since``: time.monotonic() when the step began. Only the first of several processes reports.
     """
-    if not _is_first():
+    if not is_first_of_launcher():
         return
     if _forecast is not None:
         _forecast.note(step, done, total=total, since=since)
@@ -219,26 +187,6 @@ def _reported(items: Iterable[int], what: str, *, total: int | None) -> Iterator
     for done, item in enumerate(items):
         report_progress(what, done, total=total, since=since)
         yield item
-
-
-def quiet_libraries() -> None:
-    """Disable the progress bars of libraries unless standard error is a terminal."""
-    if PlainConsole(stderr=True).is_terminal:
-        return
-    import transformers.utils.logging
-    from huggingface_hub.utils import disable_progress_bars
-
-    transformers.utils.logging.disable_progress_bar()
-    disable_progress_bars()
-    # datasets reads it when it is imported, which not every run does
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    if "datasets" in sys.modules:
-        sys.modules["datasets"].disable_progress_bars()
-
-
-def _is_first() -> bool:
-    """Check whether this is the first of a launcher's processes, without torch."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _minutes(seconds: float) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from llmprune.checkpoint.room import fit_together
+from llmprune.checkpoint.model_memory import fit_together
 from llmprune.common.distributed import broadcast_from_first, is_first_process
 from llmprune.common.progress import report_progress
 from llmprune.evaluation.bench.generation_speed import compare_speed

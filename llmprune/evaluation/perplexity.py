@@ -147,7 +147,7 @@ def _completed_forward(
     for index in track(range(len(decoder)), f"held-out text: {name}"):
         with decoder.layer(index) as layer:
             forward.pass_through(index, layer)
-    decoder.rest()
+    decoder.drop_held_and_next()
     return forward
 
 

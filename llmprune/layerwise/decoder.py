@@ -36,8 +36,8 @@ class Decoder:
     """A causal decoder whose layers get their weights only while they are visited.
 
     ``skeleton``: the model without layer weights but with all others. ``fetch(i)``: tensors of layer i by their names
-    in the layer. ``placement``: devices of the layers. ``load(i)``: brings layer i from the disk into the page cache;
-    with it the next layer is prepared in the background: loaded, and for a GPU copied there as well.
+    in the layer. ``placement``: devices of the layers. ``prefetch(i)``: brings layer i from the disk into the page
+    cache; with it the next layer is prepared in the background: prefetched, or for a GPU copied there.
     ``quick``: layers may round differently from the model's own forward where that is much faster.
     ``items_returned``: number of values that a layer of each class returns, 0 for a tensor alone; found while running.
     ``waited_seconds``: time that the host has waited for layers to be prepared.
@@ -49,21 +49,21 @@ class Decoder:
         fetch: Callable[[int], Tensors],
         *,
         placement: LayerPlacement,
-        load: Callable[[int], None] | None = None,
+        prefetch: Callable[[int], None] | None = None,
         quick: bool = False,
         items_returned: dict[type, int] | None = None,
     ) -> None:
         self.skeleton = skeleton
         self.layers_path, self.layers = find_layers(skeleton)
         self.items_returned = {} if items_returned is None else items_returned
-        self._fetch, self._load, self._quick = fetch, load, quick
+        self._fetch, self._prefetch, self._quick = fetch, prefetch, quick
         self.placement = placement
         self.waited_seconds = 0.0
         self._resident: dict[int, Tensors | None] = dict.fromkeys(placement.resident)
         self._copies: dict[torch.device, LayerCopies] = {}
         self._held: tuple[int, Tensors] | None = None
         self._ahead: tuple[int, Future[Tensors | ArrivingLayer | None]] | None = None
-        self._reader = ThreadPoolExecutor(1, "layers") if load else None
+        self._reader = ThreadPoolExecutor(1, "layers") if prefetch else None
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -81,8 +81,8 @@ class Decoder:
     def tensors(self, index: int) -> Tensors:
         """Return a layer's tensors on its device, in a dict of the caller's own.
 
-        The tensors of the last layer asked for are held until another layer is asked for, or ``forget``. With ``load``
-        the next layer, in the direction of the visits, is prepared in the background.
+        The tensors of the last layer asked for are held until another layer is asked for, or ``drop_held``. With
+        ``prefetch`` the next layer, in the direction of the visits, is prepared in the background.
         """
         if self._held is not None and self._held[0] == index:
             return dict(self._held[1])
@@ -102,24 +102,19 @@ class Decoder:
         """Check that a layer's products are computed faster than, and rounded differently from, the model's own."""
         return self._quick and self.device_of(index).type == "cpu" and is_emulated(self.skeleton.dtype)
 
-    def forget(self) -> None:
+    def drop_held(self) -> None:
         """Drop the tensors of the held layer."""
         self._held = None
 
-    def rest(self) -> None:
+    def drop_held_and_next(self) -> None:
         """Drop the tensors of the held layer and of the next one, because no layer is visited for some time."""
         if self._ahead is not None:
             self._ahead[1].exception()  # waits for it
         self._held = self._ahead = None
 
     def release(self) -> None:
-        """Drop the tensors of all layers, those that stay on their device too; later visits bring them again."""
-        self.rest()
-        self._resident = dict.fromkeys(self._resident)
-
-    def evict(self) -> None:
-        """Drop the tensors of all layers; none stays on its device any more, so that its memory is free for others."""
-        self.release()
+        """Drop the tensors of all layers; none stays on its device any more, and later visits bring them again."""
+        self.drop_held_and_next()
         self._resident = {}
 
     def _brought(self, index: int) -> Tensors | ArrivingLayer:
@@ -135,11 +130,11 @@ class Decoder:
         return self._bring(index, None) if prepared is None else prepared
 
     def _prepare(self, index: int, after: Event | None) -> Tensors | ArrivingLayer | None:
-        """Bring a layer to its GPU; for the CPU only load it, because converting it now would take a second layer."""
+        """Bring a layer to its GPU; for the CPU only prefetch it, for converting it now would take a second layer."""
         if self.device_of(index).type == "cuda":
             return self._bring(index, after)
-        if self._load is not None:
-            self._load(index)
+        if self._prefetch is not None:
+            self._prefetch(index)
         return None
 
     def _end_of_use(self, index: int) -> Event | None:
@@ -172,10 +167,10 @@ class Decoder:
             with quick_products() if self.rounds_differently(index) else nullcontext():
                 yield layer
         finally:
-            release(layer)
+            _drop_tensors(layer)
 
 
-def release(module: nn.Module) -> None:
+def _drop_tensors(module: nn.Module) -> None:
     """Move every parameter back to the meta device."""
     for owner in module.modules():
         for name, parameter in list(owner.named_parameters(recurse=False)):

@@ -20,7 +20,8 @@ from llmprune.common.errors import ModelError
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.finite_outputs import FiniteOutputs
 from llmprune.layerwise.hidden_states import HiddenStates, HiddenStateStore
-from llmprune.layerwise.layer_calls import LayerCall, ReceivedCall, SharedValues, record_calls, run_tail, same_value
+from llmprune.layerwise.layer_calls import LayerCall, ReceivedCall, record_calls, run_tail, same_value
+from llmprune.layerwise.shared_values import SharedValues
 
 
 class LayerOutput(NamedTuple):

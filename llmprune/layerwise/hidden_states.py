@@ -12,52 +12,16 @@ import math
 import mmap
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from llmprune.common.files import disk_errors
+from llmprune.layerwise.hidden_state_files import HiddenStateCache, save_batches, saved_batches
 from llmprune.layerwise.transfer import Arriving, CopyStream, CopyStreams, Event
-
-
-@dataclass(frozen=True)
-class HiddenStateCache:
-    """Dense hidden states after every layer, which pass 1 saves in files for pass 2. Losing a file changes no result.
-
-    ``key`` is part of the files' names and stands for everything that the hidden states depend on.
-    """
-
-    folder: Path
-    key: str
-
-    def keep(self, layer: int, hidden_states: HiddenStates) -> None:
-        """Save the hidden states after a layer; the file appears whole or not at all."""
-        path = self._path(layer)
-        path.parent.mkdir(exist_ok=True)
-        partial = path.with_suffix(".partial")
-        hidden_states.save(partial)
-        partial.replace(path)
-
-    def restore(self, layer: int, hidden_states: HiddenStates) -> bool:
-        """Load the hidden states after a layer into ``hidden_states``; return False if there is no file."""
-        path = self._path(layer)
-        if not path.is_file():
-            return False
-        hidden_states.load(path)
-        return True
-
-    def remove(self) -> None:
-        """Delete all files of the cache."""
-        for path in self.folder.glob(f"{self.key}-*"):
-            path.unlink(missing_ok=True)
-
-    def _path(self, layer: int) -> Path:
-        return self.folder / f"{self.key}-{layer:05}.safetensors"
 
 
 @dataclass
@@ -89,8 +53,9 @@ class HiddenStateStore:
     _copies: CopyStreams = field(default_factory=CopyStreams, repr=False, compare=False)
 
     def allocate(self, first_BLD: Tensor, windows: int) -> HiddenStates:
-        """Return an empty buffer for this many windows, each shaped like those of ``first_BLD``, on whose device they
-        are computed.
+        """Return an empty buffer for this many windows, each shaped like those of ``first_BLD``.
+
+        They are computed on the device of ``first_BLD``.
         """
         size = first_BLD[0].numel() * first_BLD.element_size() * windows
         if first_BLD.device.type == "cuda" and self._on_device.used + size <= self.device_bytes:
@@ -137,13 +102,12 @@ class HiddenStates:
 
     def save(self, path: Path) -> None:
         """Write all batches to a safetensors file."""
-        _save(self, path)
+        save_batches(self, path)
 
     def load(self, path: Path) -> None:
         """Replace all batches by those that ``save`` wrote."""
-        with safe_open(path, framework="pt") as file:
-            for batch, name in enumerate(sorted(file.keys())):
-                self[batch] = file.get_tensor(name).clone()
+        for batch, saved_BLD in enumerate(saved_batches(path)):
+            self[batch] = saved_BLD.clone()
 
 
 class ResidentHiddenStates(HiddenStates):
@@ -160,14 +124,13 @@ class ResidentHiddenStates(HiddenStates):
             self._copies.on(hidden_BLD.device).send_pageable(hidden_BLD, memory)
         for memory in on_host:
             self._copies.settle(memory)
-        _save(on_host, path)
+        save_batches(on_host, path)
 
     def load(self, path: Path) -> None:
         """Replace all batches by those that ``save`` wrote."""
         copies = self._copies.on(self.device)
-        with safe_open(path, framework="pt") as file:
-            for batch, name in enumerate(sorted(file.keys())):
-                self[batch] = copies.bring_pageable(file.get_tensor(name)).tensor()
+        for batch, saved_BLD in enumerate(saved_batches(path)):
+            self[batch] = copies.bring_pageable(saved_BLD).tensor()
 
 
 class _HostHiddenStates(HiddenStates):
@@ -210,7 +173,7 @@ class _HostHiddenStates(HiddenStates):
             hidden_BLD = self._bring(batch, stream).tensor()
         following = batch + 1
         in_order = batch == (self._last + 1) % len(self)
-        if in_order and following < len(self) and self._ahead is None and stream.has_room:
+        if in_order and following < len(self) and self._ahead is None and stream.may_bring_ahead:
             self._ahead = (following, self._bring(following, stream))
         self._last = batch
         return hidden_BLD
@@ -223,9 +186,8 @@ class _HostHiddenStates(HiddenStates):
     def load(self, path: Path) -> None:
         """Replace all batches by those that ``save`` wrote."""
         self._ahead = None
-        with safe_open(path, framework="pt") as file:
-            for hidden_BLD, name in zip(self, sorted(file.keys()), strict=True):
-                hidden_BLD.copy_(file.get_tensor(name))
+        for hidden_BLD, saved_BLD in zip(self, saved_batches(path), strict=True):
+            hidden_BLD.copy_(saved_BLD)
 
     def _memory(self, hidden_BLD: Tensor) -> Tensor:
         """Return host memory for a batch like this."""
@@ -317,12 +279,6 @@ class MappedHiddenStates(_HostHiddenStates):
 
     def _send(self, batch: int, hidden_BLD: Tensor) -> None:
         self._copies.on(hidden_BLD.device).send_pageable(hidden_BLD, self[batch])
-
-
-def _save(batches: Iterable[Tensor], path: Path) -> None:
-    tensors = {f"{batch:06}": hidden_BLD.contiguous() for batch, hidden_BLD in enumerate(batches)}
-    with disk_errors(path.parent):
-        save_file(tensors, path)
 
 
 def _batches_in_block(size: int) -> int:

@@ -8,14 +8,14 @@ Shapes: B batch, L sequence length, P some positions, D hidden size, V vocabular
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
 
 import torch
-from accelerate.utils import recursively_apply, send_to_device
+from accelerate.utils import recursively_apply
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -55,12 +55,11 @@ class LayerCall:
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    copies: DeviceCopies | None = None
+    copies: DeviceCopies = field(default_factory=DeviceCopies)
 
     def returned(self, layer: nn.Module, hidden_BLD: Tensor) -> Any:
         """Run the layer and return everything that it returns."""
-        move = self.copies.on if self.copies else send_to_device
-        args, kwargs = move((self.args, self.kwargs), hidden_BLD.device)
+        args, kwargs = self.copies.on((self.args, self.kwargs), hidden_BLD.device)
         return layer(hidden_BLD, *args, **kwargs)
 
     def run(self, layer: nn.Module, hidden_BLD: Tensor) -> Tensor:
@@ -85,83 +84,6 @@ class ReceivedCall:
         return cls(rest.pop("hidden_states"), LayerCall((), rest))
 
 
-class SharedValues:
-    """Single copies of equal tensors: masks and rotary embeddings repeat over layers and batches.
-
-    Tensors of the first batch are kept on their device. A tensor of a later batch is compared with the first batch's
-    at the same place. Those that differ (computed from tokens, such as Gemma 4's per-layer inputs) are kept in host
-    memory, so that GPU memory does not grow with the batches. The host waits for a device once a batch.
-    """
-
-    def __init__(self) -> None:
-        self._first: dict[int, Tensor] = {}  # the first batch's tensors by their place in the calls
-        self._copies = DeviceCopies()
-
-    def share(self, calls: Sequence[LayerCall]) -> list[LayerCall]:
-        """Return the calls of one batch with each tensor in them replaced by an equal one that is already kept."""
-        tensors = _tensors([(call.args, call.kwargs) for call in calls])
-        own = {id(tensor): (place, tensor) for place, tensor in reversed(list(enumerate(tensors)))}
-        kept = self._share_with_first(own) if self._first else _share_among(list(own.values()))
-        if not self._first:
-            self._first = {place: kept[id(tensor)] for place, tensor in enumerate(tensors)}
-            for tensor in kept.values():
-                self._copies.keep(tensor)
-        return [
-            LayerCall(_replaced(call.args, kept), _replaced(call.kwargs, kept), copies=self._copies) for call in calls
-        ]
-
-    def _share_with_first(self, own: Mapping[int, tuple[int, Tensor]]) -> dict[int, Tensor]:
-        pairs = [(tensor, self._first.get(place, tensor)) for place, tensor in own.values()]
-        return {
-            key: first if first is not tensor and equal else _to_host(tensor)
-            for key, (tensor, first), equal in zip(own, pairs, _are_equal(pairs), strict=True)
-        }
-
-
-def _share_among(own: Sequence[tuple[int, Tensor]]) -> dict[int, Tensor]:
-    tensors = [tensor for _, tensor in sorted(own, key=lambda one: one[0])]
-    pairs = [(first, second) for number, second in enumerate(tensors) for first in tensors[:number]]
-    kept = {id(tensor): tensor for tensor in tensors}
-    for (first, second), equal in zip(pairs, _are_equal(pairs), strict=True):
-        if equal and kept[id(second)] is second:
-            kept[id(second)] = kept[id(first)]
-    return kept
-
-
-def _are_equal(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[bool]:
-    """Compare pairs of tensors, also by shape, type and device; the host waits for each device once."""
-    equal = [False] * len(pairs)
-    flags: dict[torch.device, dict[int, Tensor]] = {}
-    for number, (first, second) in enumerate(pairs):
-        if (first.shape, first.dtype, first.device) != (second.shape, second.dtype, second.device):
-            continue
-        if first is second or first.device.type == "cpu":
-            equal[number] = _equal(first, second)
-        else:
-            flags.setdefault(first.device, {})[number] = (first == second).all()
-    for found in flags.values():
-        for number, flag in zip(found, torch.stack(list(found.values())).tolist(), strict=True):
-            equal[number] = flag
-    return equal
-
-
-def _replaced(value: Any, kept: Mapping[int, Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        return kept[id(value)]
-    if type(value) in (tuple, list):
-        return type(value)(_replaced(item, kept) for item in value)
-    if type(value) is dict:
-        return {key: _replaced(item, kept) for key, item in value.items()}
-    return value
-
-
-def _to_host(tensor: Tensor) -> Tensor:
-    """Copy a tensor to host memory; that of a CUDA device without waiting, so that only its stream may use it."""
-    if tensor.device.type != "cuda":
-        return tensor.cpu()
-    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor.contiguous(), non_blocking=True)
-
-
 def same_value(first: Any, second: Any, *, known: dict[tuple[int, int], bool]) -> bool:
     """Check that two arguments are equal: tensors, numbers and strings by value, also in lists, tuples and dicts.
 
@@ -170,7 +92,7 @@ def same_value(first: Any, second: Any, *, known: dict[tuple[int, int], bool]) -
     if isinstance(first, Tensor) and isinstance(second, Tensor):
         key = (id(first), id(second))
         if key not in known:
-            known[key] = first.shape == second.shape and _equal(first, second)
+            known[key] = first.shape == second.shape and are_equal(first, second)
         return known[key]
     if isinstance(first, list | tuple) and isinstance(second, list | tuple):
         return len(first) == len(second) and all(
@@ -209,11 +131,11 @@ def record_calls(
 
     def record(index: int, received: ReceivedCall) -> Any:
         hidden_BLD, args, kwargs = received.hidden_BLD, received.call.args, received.call.kwargs
-        if index != len(calls) or (hiddens and not _equal(hiddens[0], hidden_BLD)):
+        if index != len(calls) or (hiddens and not are_equal(hiddens[0], hidden_BLD)):
             raise _not_layerwise(model, "does something between its layers, or runs them out of order", index=index)
         if hidden_BLD.shape[-1] != text_config(model.config).hidden_size:
             raise _not_layerwise(model, "passes on several streams of hidden states side by side", index=index)
-        if not extra_ids.isdisjoint(map(id, _tensors((args, kwargs)))):
+        if not extra_ids.isdisjoint(map(id, tensors_in((args, kwargs)))):
             raise _not_layerwise(model, "hands more than hidden states from layer to layer", index=index)
         hiddens.append(hidden_BLD)
         calls.append(LayerCall(args, kwargs))
@@ -222,8 +144,8 @@ def record_calls(
             returned = run_layer(index, ReceivedCall(hidden_BLD, calls[-1]))
             extras[kind] = () if isinstance(returned, Tensor) else tuple(returned[1:])
             items_returned[kind] = 0 if isinstance(returned, Tensor) else len(returned)
-            given = _tensors((calls[-1].args, calls[-1].kwargs))
-            extra_ids.update({*map(id, _tensors(extras[kind]))} - {*map(id, given)})
+            given = tensors_in((calls[-1].args, calls[-1].kwargs))
+            extra_ids.update({*map(id, tensors_in(extras[kind]))} - {*map(id, given)})
         if index == len(layers) - 1:
             raise _AllCalledError
         return _as_returned(hidden_BLD, items_returned[kind], extras=extras.get(kind, ()))
@@ -290,12 +212,14 @@ def _not_layerwise(model: PreTrainedModel, what: str, *, index: int) -> ModelErr
     return ModelError(f"{type(model).__name__} {what} (at layer {index}); such a model cannot be run layer by layer")
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def tensors_in(value: Any) -> list[Tensor]:
+    """Return the tensors in a value, also in lists, tuples and dicts."""
     if isinstance(value, Tensor):
         return [value]
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return [tensor for item in items for tensor in _tensors(item)]
+    return [tensor for item in items for tensor in tensors_in(item)]
 
 
-def _equal(first: Tensor, second: Tensor) -> bool:
+def are_equal(first: Tensor, second: Tensor) -> bool:
+    """Check that two tensors have the same shape and values; the host waits for their device."""
     return first is second or torch.equal(first, second)

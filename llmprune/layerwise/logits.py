@@ -37,8 +37,8 @@ class TokenChunk:
 
         They have gradients if those are enabled.
         """
-        first, end = self.positions.start, self.positions.stop
-        positions_P = None if self.all_positions else arange(first, end, device=ids_BL.device)  # copying them waits
+        device = forward.decoder.device
+        positions_P = None if self.all_positions else arange(self.positions.start, self.positions.stop, device=device)
         return forward.logits_of(ids_BL[self.windows], hidden_BLD[self.windows], positions_P=positions_P)
 
     def next_token_logits(self, forward: LayerwiseForward, ids_BL: Tensor, *, hidden_BLD: Tensor) -> Tensor:

@@ -131,7 +131,7 @@ class CopyStream:
         return arriving
 
     @property
-    def has_room(self) -> bool:
+    def may_bring_ahead(self) -> bool:
         """Check that a tensor may be brought before it is asked for."""
         return len(self._arriving) < ARRIVING
 

@@ -35,8 +35,10 @@ class Batches:
         return self.calibration.reductions + self.held_out.reductions
 
     def settle(self, recipe: Recipe, folder: RunFolder, *, most: int) -> None:
-        """Take the sizes in the run folder, which a resumed run began with, unless more than ``most`` windows no longer
-        fit; then, and where the recipe asks for others, those planned. With several processes the least counts.
+        """Take the batch sizes in the run folder, which a resumed run began with.
+
+        Those planned are taken where the recipe asks for others than before, and in place of more than ``most``
+        windows, which no longer fit. Of several processes the least counts.
         """
         asked, most = _asked(recipe), least_over_processes(most)
         stored = broadcast_from_first(_read(folder, asked) if is_first_process() else {})

@@ -10,7 +10,8 @@ from torch import Tensor
 from llmprune.anatomy.types import Anatomy, MlpUnit, unit_key
 from llmprune.checkpoint.prediction_heads import describe_heads
 from llmprune.checkpoint.verify import SparseCounts, Verified
-from llmprune.common.distributed import world_size
+from llmprune.common.devices import device_name
+from llmprune.common.distributed import local_device, world_size
 from llmprune.common.versions import now, versions
 from llmprune.cut.decision import Cut, kept_share
 from llmprune.evaluation.evaluate import Measured
@@ -219,7 +220,7 @@ def _provenance(context: RunContext) -> Provenance:
         datasets=inputs.dataset_commits,
         seed=recipe.calibration.seed,
         trust_remote_code=recipe.model.trust_remote_code,
-        device=inputs.device,
+        device=device_name(local_device()),
         processes=world_size(),
         batch_size=context.batches.calibration.number,
         versions=versions(),

@@ -22,12 +22,12 @@ from llmprune.checkpoint.location import hub_commit, identity
 from llmprune.checkpoint.open_decoder import open_decoder, open_reader
 from llmprune.checkpoint.stored_dtypes import Dtypes, Originals, kept_dtypes
 from llmprune.checkpoint.weights_reader import WeightsReader
-from llmprune.common.devices import device_name
-from llmprune.common.distributed import broadcast_from_first, is_first_process, local_device, rank, world_size
+from llmprune.common.distributed import broadcast_from_first, is_first_process, rank, world_size
 from llmprune.data.sources import commit_of
 from llmprune.data.windows import fingerprint_tokens
 from llmprune.layerwise.decoder import Decoder
-from llmprune.layerwise.hidden_states import HiddenStateCache, HiddenStateStore
+from llmprune.layerwise.hidden_state_files import HiddenStateCache
+from llmprune.layerwise.hidden_states import HiddenStateStore
 from llmprune.planning.device_memory import DeviceMemory
 from llmprune.planning.text_inputs import TextInputs
 from llmprune.prune.snapshots import boot
@@ -136,7 +136,7 @@ class RunInputs:
         """Have no layer stay on its device any more, after a device ran out of memory."""
         self._evicted = True
         if "dense" in self.__dict__:  # it is not opened for that
-            self.dense.evict()
+            self.dense.release()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -206,8 +206,3 @@ class RunInputs:
         place.mkdir(exist_ok=True)
         marker.touch()
         return True
-
-    @property
-    def device(self) -> str:
-        """Name of the hardware that computes."""
-        return device_name(local_device())

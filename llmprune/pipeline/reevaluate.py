@@ -12,7 +12,8 @@ from llmprune.common.distributed import broadcast_from_first, is_first_process, 
 from llmprune.common.errors import OutputError
 from llmprune.common.hub.client import resolve_revision
 from llmprune.common.hub.secrets import redact_logs
-from llmprune.common.progress import quiet_libraries, report_progress
+from llmprune.common.libraries import quiet_libraries
+from llmprune.common.progress import report_progress
 from llmprune.common.versions import now
 from llmprune.evaluation.evaluate import Measured
 from llmprune.evaluation.gate import judge

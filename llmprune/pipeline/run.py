@@ -18,9 +18,10 @@ from llmprune.common.distributed import (
 from llmprune.common.errors import ModelError
 from llmprune.common.files import folder_size, require_space
 from llmprune.common.hub.secrets import redact_logs
+from llmprune.common.libraries import quiet_libraries, seconds_of_imports
 from llmprune.common.local_processes import is_own_process
 from llmprune.common.process_memory import keep_freed_memory
-from llmprune.common.progress import expecting, quiet_libraries, report_progress, seconds_of_imports
+from llmprune.common.progress import expecting, report_progress
 from llmprune.evaluation.lm_eval.tasks import fetch_tasks
 from llmprune.pipeline.agreement import require_same_everywhere
 from llmprune.pipeline.batches import Batches

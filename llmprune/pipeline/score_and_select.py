@@ -153,7 +153,7 @@ def planned_sizes(context: RunContext) -> PlannedSizes:
 def _criteria_of(recipe: Recipe) -> ScoringCriteria:
     width = recipe.width
     return ScoringCriteria(
-        depth=recipe.depth.criterion if recipe.depth and recipe.depth.layers is None else None,
+        depth=recipe.layer_criterion,
         width=width.neuron_criterion if width and width.cuts_mlp else None,
         heads=width.head_criterion if width and width.heads is not None else None,
         experts=recipe.experts.criterion if recipe.experts else None,

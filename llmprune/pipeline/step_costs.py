@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from llmprune.common.devices import input_device
 from llmprune.common.distributed import windows_of_process, world_size
 from llmprune.common.out_of_memory import free_cached_memory
-from llmprune.common.process_memory import peak_device, peak_resident, proc_field, reset_peak, trim
+from llmprune.common.process_memory import peak_of_gpus, peak_resident, proc_field, reset_peak, trim
 from llmprune.common.progress import estimated_seconds, report_progress
 from llmprune.layerwise.decoder import Decoder
 from llmprune.pipeline.context import RunContext
@@ -56,7 +56,7 @@ def measure_step(
             seconds_waited=round(decoder.waited_seconds - waited, 3) if decoder else None,
             bytes_read=after - read if read is not None and after is not None else None,
             peak_resident=peak_resident(),
-            peak_device=peak_device(),
+            peak_device=peak_of_gpus(),
         )
     )
     trim()

@@ -7,7 +7,7 @@ mixers), H the attention heads and V the vocabulary:
     a run of the layer:     R = s · (10 D + max(3 F, 2 Q)), and H · L · (2 s + 4) where attention scores are stored
     pass 1:                 R + 4 F; with gradients, for which the layer's values are kept, 2 R + 8 F
     pass 2:                 R + 4 · (3 F + 4 D)
-    logits:                 8 copies in float32, of as many tokens as ``LOGITS`` bytes hold
+    logits:                 8 copies in float32, of at most ``layerwise.logits.MAX_LOGITS`` values each
 
 These are bytes a token; a batch takes B · L times as much. The factors are measured on tiny models of several families
 and rounded up: under no_grad the values of a layer are freed while it runs, and the widest point is in its MLP or in
@@ -25,8 +25,8 @@ from transformers import PreTrainedModel
 from llmprune.anatomy.meta_model import find_layers, text_config
 from llmprune.anatomy.projections import projections_of
 from llmprune.anatomy.types import Anatomy, MlpUnit
+from llmprune.layerwise.logits import MAX_LOGITS
 
-LOGITS = 256 * 2**20  # bytes of float32 logits that are computed at once
 _LOGIT_COPIES = 8  # of dense and pruned model: logits, in float32, log-probabilities, their products
 _RESIDUALS, _MLP_VALUES, _MIXER_VALUES = 10, 3, 2  # D, F and Q in a run of a layer
 _FLOAT32 = 4
@@ -51,7 +51,7 @@ class TokenActivations:
 
     def held_out(self, tokens: int) -> int:
         """Return the bytes of a batch of so many tokens of held-out text: of a layer, or of the head."""
-        return max(self.run * tokens, min(self.logits * tokens, _LOGIT_COPIES * LOGITS))
+        return max(self.run * tokens, min(self.logits * tokens, _LOGIT_COPIES * _FLOAT32 * MAX_LOGITS))
 
 
 def token_activations(

@@ -115,8 +115,8 @@ def checks_of(inputs: TextInputs) -> list[Check]:
         found += _text_checks("evaluation.perplexity", inputs)
     samples = _keys("calibration", "samples", "tokens", "key")
     found.append(Check("processes", "calibration.samples", samples, lambda: _require_windows(recipe)))
-    if recipe.depth and recipe.depth.layers is None:
-        enough = partial(recipe.depth.criterion.require_samples, recipe.calibration.shape()[0])
+    if recipe.layer_criterion:
+        enough = partial(recipe.layer_criterion.require_samples, recipe.calibration.shape()[0])
         found.append(Check("depth samples", "depth.criterion", ("depth", *samples), enough))
     if evaluation.speed:
         fits = partial(require_positions, evaluation.speed)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from llmprune.checkpoint.placement import gpus_of
 from llmprune.common.distributed import local_device, processes_on_machine, world_size
 from llmprune.common.machine_memory import free_memory, machine_memory
 from llmprune.recipe.model import ModelSource
@@ -49,31 +50,22 @@ class Machine:
 def this_machine(source: ModelSource, *, starts: int = 1) -> Machine:
     """Return the devices that compute the layers of a model in this process, with their free memory.
 
-    ``starts``: number of processes that will do the work in place of this one, each on a GPU of its own; the devices
-    are then those of all of them.
+    Layers that stay on no GPU are computed on the process's own, if it has one. ``starts``: number of processes that
+    will do the work in place of this one, each on a GPU of its own; the devices are then those of all of them.
     """
     on_machine = starts if starts > 1 else processes_on_machine()
     host = Device("cpu", machine_memory() // on_machine, free_memory() // on_machine)
-    indices = range(starts) if starts > 1 else _gpus_of(source)
+    indices = range(starts) if starts > 1 else _computing_gpus(source)
     gpus = tuple(map(_gpu, indices)) if torch.cuda.is_available() else ()
     processes = starts if starts > 1 else world_size()
     return Machine(gpus or (host,), host, processes, keeps_layers=source.device_map != "cpu")
 
 
-def _gpus_of(source: ModelSource) -> Sequence[int]:
-    """Return the indices of the GPUs that compute: this process's own, those of the device map, or all.
-
-    What a device map leaves to the CPU or the disk is computed on the process's own. GPUs that the device map names and
-    that are absent are left out: the plan reports them.
-    """
-    named, own = source.device_map, local_device().index or 0
-    if isinstance(named, dict):
-        present = {name: gpu for gpu in range(torch.cuda.device_count()) for name in (gpu, f"cuda:{gpu}")}
-        present |= {"cuda": 0, "cpu": own, "disk": own}
-        return sorted({present[device] for device in named.values() if device in present} or {own})
-    if world_size() > 1 or named == "cpu":
-        return [own]
-    return range(torch.cuda.device_count())
+def _computing_gpus(source: ModelSource) -> Sequence[int]:
+    """Return the numbers of the GPUs that layers stay on, and the process's own where some stay on none."""
+    staying, own = gpus_of(source), local_device().index or 0
+    devices = source.device_map.values() if isinstance(source.device_map, dict) else ()
+    return sorted({*staying, own}) if not staying or {"cpu", "disk"} & set(devices) else staying
 
 
 def _gpu(index: int) -> Device:

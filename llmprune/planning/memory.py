@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from llmprune.anatomy.meta_model import find_layers, text_config
 from llmprune.anatomy.projections import projections_of
 from llmprune.anatomy.types import Anatomy
-from llmprune.criteria.base import DepthCriterion, ScoringSize
+from llmprune.criteria.base import ScoringSize
 from llmprune.planning.activations import token_activations
 from llmprune.planning.device_memory import MemoryPlanner, Windows, WorkingSet
 from llmprune.planning.machine import Machine
@@ -39,7 +39,7 @@ def memory_of(
     inputs = inputs if recipe.refit else 0
     sparse = _sparse_statistics(recipe, pruned)
     size = _scoring_size(recipe, dense, anatomy=anatomy, keep_layers=len(find_layers(pruned)[1]))
-    depth = _depth_criterion(recipe)
+    depth = recipe.layer_criterion
     folds = recipe.refit.folds(len(recipe.calibration.text_sources())) if recipe.refit else 1
     return Memory(
         weights=parameter_bytes(dense),
@@ -177,11 +177,6 @@ def _scoring_size(recipe: Recipe, dense: PreTrainedModel, *, anatomy: Anatomy, k
         inputs=max((unit.times * anatomy.widths[unit.field] for units in anatomy.units for unit in units), default=0),
         itemsize=dense.dtype.itemsize,
     )
-
-
-def _depth_criterion(recipe: Recipe) -> DepthCriterion | None:
-    """Return the criterion that layers are scored by; None where none are."""
-    return recipe.depth.criterion if recipe.depth and recipe.depth.layers is None else None
 
 
 def _largest(layers: Sequence[torch.nn.Module] | torch.nn.ModuleList) -> int:

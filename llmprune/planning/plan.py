@@ -7,24 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 
-import torch
 from transformers import PreTrainedModel
 
-from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.layer_equivalence import check_layer_equivalence, sizes_that_change
-from llmprune.anatomy.meta_model import Config, build_meta_model, find_layers
+from llmprune.anatomy.meta_model import build_meta_model, find_layers
 from llmprune.anatomy.types import Anatomy
 from llmprune.checkpoint.base_files import planned_files, require_expressible
-from llmprune.checkpoint.language_model_check import require_language_model
-from llmprune.checkpoint.loading import compute_dtype, load_config
-from llmprune.checkpoint.location import headers_of, raw_config
-from llmprune.checkpoint.stored_dtypes import FileNames, describe_types, kept_dtypes, require_all
-from llmprune.checkpoint.weight_headers import Headers
+from llmprune.checkpoint.loading import load_config
+from llmprune.checkpoint.location import raw_config
+from llmprune.checkpoint.stored_dtypes import kept_dtypes
 from llmprune.common.errors import RecipeError
 from llmprune.common.hub.client import resolve_revision
 from llmprune.cut.apply import cut_config
+from llmprune.planning.base import Base, describe_base, dtype_name, require_complete
 from llmprune.planning.checks import ErrorCollector, run_checks
 from llmprune.planning.device_memory import BatchSizes, DeviceMemory
 from llmprune.planning.duration.estimate import Durations, run_work
@@ -37,7 +33,6 @@ from llmprune.planning.notes import (
     about_refit,
     about_scores,
     about_sparsity,
-    about_unread_weights,
     require_disk_for_hidden_states,
 )
 from llmprune.planning.planned_sizes import (
@@ -139,56 +134,16 @@ def plan_structure(recipe: Recipe, errors: ErrorCollector, *, starts: int = 1) -
     if config is None:
         errors.wrong += model  # every check that needs the config would repeat this error
         return None, None
-    _, base = errors.attempt("model", model, work=lambda: _described(recipe, config))
+    _, base = errors.attempt("model", model, work=lambda: describe_base(recipe, config))
     if base is None:
         return None, None
-    complete, _ = errors.attempt("model", model, work=lambda: _require_complete(recipe, base))
+    complete, _ = errors.attempt("model", model, work=lambda: require_complete(recipe, base))
     planned = _planned_cut(recipe, base.anatomy, errors=errors)
     if planned is None or not complete:
         return None, base.anatomy
     reads = ("model", "depth", "width", "experts", "sparsity", "refit", "calibration")
     _, plan = errors.attempt("model", reads, work=lambda: _plan(recipe, base, planned=planned, starts=starts))
     return plan, base.anatomy
-
-
-@dataclass(frozen=True)
-class _Base:
-    """The dense model without its weights. ``headers``: of its weights files; None where they are not available."""
-
-    config: Config
-    headers: Headers | None
-    dense: PreTrainedModel
-    anatomy: Anatomy
-
-    @cached_property
-    def names(self) -> FileNames:
-        """The mapping from the model's tensors to those of the files."""
-        return FileNames(self.dense, self.headers or {})
-
-    @property
-    def size(self) -> Size:
-        """Sizes of the dense model."""
-        return measure_size(
-            self.dense,
-            self.anatomy.widths,
-            experts=self.anatomy.experts.count if self.anatomy.experts else None,
-            kv_groups=self.anatomy.heads.count if self.anatomy.heads else None,
-            stored=self.names.dtypes,
-        )
-
-
-def _described(recipe: Recipe, config: Config) -> _Base:
-    headers, trust = headers_of(recipe.model), recipe.model.trust_remote_code
-    require_language_model(recipe.model, headers)
-    anatomy = discover(config, trust)
-    dtype = compute_dtype(recipe.model, config, found=headers)
-    return _Base(config, headers, build_meta_model(config, dtype, trust_remote_code=trust), anatomy)
-
-
-def _require_complete(recipe: Recipe, base: _Base) -> None:
-    """Raise CheckpointError where the files lack tensors of the model, or have others."""
-    if base.headers:
-        require_all(base.names, recipe.model.id)
 
 
 def _planned_cut(recipe: Recipe, anatomy: Anatomy, *, errors: ErrorCollector) -> PlannedCut | None:
@@ -205,7 +160,7 @@ def _planned_cut(recipe: Recipe, anatomy: Anatomy, *, errors: ErrorCollector) ->
     return PlannedCut(keep, widths, kept_experts, kept_heads)
 
 
-def _plan(recipe: Recipe, base: _Base, *, planned: PlannedCut, starts: int) -> Plan:
+def _plan(recipe: Recipe, base: Base, *, planned: PlannedCut, starts: int) -> Plan:
     """Return the plan of a cut. Raises ModelError and RecipeError where the cut is not possible."""
     dense, anatomy, dtype = base.dense, base.anatomy, base.dense.dtype
     keep, widths, kv_groups = planned.layers, planned.widths.kept, planned.heads.kv_groups
@@ -231,7 +186,7 @@ def _plan(recipe: Recipe, base: _Base, *, planned: PlannedCut, starts: int) -> P
     return Plan(
         model=recipe.model.id,
         model_type=base.config.model_type,
-        dtype=_name_of(dtype),
+        dtype=dtype_name(dtype),
         dense=base.size,
         pruned=size,
         parameters_exact=_is_exact(recipe.depth, dense),
@@ -254,7 +209,7 @@ def _plan(recipe: Recipe, base: _Base, *, planned: PlannedCut, starts: int) -> P
     )
 
 
-def _pruned_meta_model(recipe: Recipe, base: _Base, *, planned: PlannedCut) -> PreTrainedModel:
+def _pruned_meta_model(recipe: Recipe, base: Base, *, planned: PlannedCut) -> PreTrainedModel:
     """Build the pruned model without weights, and check that its layers are those of the dense model but for the cut.
 
     Raises ModelError where no config, or not the base's own config file, can express the cut.
@@ -271,7 +226,7 @@ def _pruned_meta_model(recipe: Recipe, base: _Base, *, planned: PlannedCut) -> P
 
 
 def _notes(
-    recipe: Recipe, base: _Base, *, planned: PlannedCut, pruned: PreTrainedModel, sparsity: SparsityPlan | None
+    recipe: Recipe, base: Base, *, planned: PlannedCut, pruned: PreTrainedModel, sparsity: SparsityPlan | None
 ) -> list[str]:
     """Return the notes of a plan. Raises RecipeError where rounding leaves the whole recipe without effect."""
     idle = settings_without_effect(recipe, base.anatomy, planned=planned, sparsity=sparsity)
@@ -281,14 +236,14 @@ def _notes(
     return [
         *planned.notes,
         *idle,
-        *_about_types(recipe, base),
+        *base.about_types(recipe),
         *([] if _is_exact(recipe.depth, base.dense) else [inexact]),
         *about_sparsity(sparsity, pruned),
         *_about_cut(recipe, base, planned=planned, pruned=pruned),
     ]
 
 
-def _about_cut(recipe: Recipe, base: _Base, *, planned: PlannedCut, pruned: PreTrainedModel) -> list[str]:
+def _about_cut(recipe: Recipe, base: Base, *, planned: PlannedCut, pruned: PreTrainedModel) -> list[str]:
     """Return notes on the cost and the assumptions of refit and scores, and on sizes that other tools derive."""
     config, anatomy = base.config, base.anatomy
     raw = raw_config(recipe.model) or config.to_dict()
@@ -299,18 +254,6 @@ def _about_cut(recipe: Recipe, base: _Base, *, planned: PlannedCut, pruned: PreT
         *about_head_size(config, raw, heads=anatomy.heads, kept=planned.heads.kv_groups),
         *about_base(recipe, config),
     ]
-
-
-def _about_types(recipe: Recipe, base: _Base) -> list[str]:
-    """Return notes on the types of the result's tensors."""
-    dtype = base.dense.dtype
-    if base.headers:
-        return describe_types(base.names, dtype, keep=recipe.model.dtype == "auto")
-    return [about_unread_weights(recipe, _name_of(dtype), none=base.headers is not None)]
-
-
-def _name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _is_exact(depth: Depth | None, dense: PreTrainedModel) -> bool:

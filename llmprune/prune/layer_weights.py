@@ -31,8 +31,8 @@ class LayerWeights:
     def cut_out(cls, step: LayerStep, dense: Decoder, *, pruned: Decoder) -> LayerWeights:
         """Cut a layer of the pruned model out of its dense layer; neither decoder holds the tensors afterwards."""
         weights = cls(dense.tensors(step.old), pruned.tensors(step.new))
-        dense.forget()
-        pruned.forget()
+        dense.drop_held()
+        pruned.drop_held()
         return weights
 
     def add_to_projection(self, weight: PrunableDim, delta_DF: Tensor) -> None:

@@ -9,7 +9,8 @@ from llmprune.common.linalg.cross_validated_ridge import NormalEquations, Repair
 from llmprune.cut.decision import Cut
 from llmprune.layerwise.cached_forward import CachedForward
 from llmprune.layerwise.forward import LayerwiseForward
-from llmprune.layerwise.hidden_states import HiddenStateCache, HiddenStates
+from llmprune.layerwise.hidden_state_files import HiddenStateCache
+from llmprune.layerwise.hidden_states import HiddenStates
 from llmprune.prune.layer_step import LayerStep
 from llmprune.prune.layer_weights import LayerWeights
 from llmprune.prune.records import LayerRecord, MatrixRecord

@@ -17,10 +17,10 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from llmprune.common.distributed import all_agree, broadcast_from_first, is_first_process, rank, world_size
 from llmprune.common.files import write_text
+from llmprune.layerwise.hidden_state_files import saved_batches
 from llmprune.layerwise.hidden_states import HiddenStates
 from llmprune.prune.records import LayerRecord
 
@@ -120,8 +120,6 @@ class Snapshots:
 def _load(path: Path, hidden_states: HiddenStates) -> None:
     """Replace all batches [B, L, D] by the saved windows in their order, on the device that computed them."""
     device = hidden_states.device
-    with safe_open(path, framework="pt") as file:
-        saved = (file.get_tensor(name) for name in sorted(file.keys()))
-        windows = (window_1LD for saved_BLD in saved for window_1LD in saved_BLD.split(1))
-        for batch in range(len(hidden_states)):
-            hidden_states[batch] = torch.cat([*islice(windows, len(hidden_states[batch]))]).to(device)
+    windows = (window_1LD for saved_BLD in saved_batches(path) for window_1LD in torch.split(saved_BLD, 1))
+    for batch in range(len(hidden_states)):
+        hidden_states[batch] = torch.cat([*islice(windows, len(hidden_states[batch]))]).to(device)

@@ -19,6 +19,7 @@ from llmprune.common.errors import RecipeError
 from llmprune.common.hub.secrets import has_token
 from llmprune.common.schema import Section
 from llmprune.common.text_files import utf8
+from llmprune.criteria.base import DepthCriterion
 from llmprune.recipe.calibration import Calibration
 from llmprune.recipe.depth import Depth
 from llmprune.recipe.devices import DeviceChoice
@@ -135,6 +136,11 @@ class Recipe(Section):
     def overrides(self) -> tuple[str, ...]:
         """The ``--set`` texts that were applied to the YAML."""
         return self._overrides
+
+    @property
+    def layer_criterion(self) -> DepthCriterion | None:
+        """Criterion that layers are scored by; None where none are."""
+        return self.depth.criterion if self.depth and self.depth.layers is None else None
 
     def fingerprint(self, sections: Iterable[str]) -> str:
         """SHA-256 of the named sections' values, defaults included."""

@@ -10,9 +10,9 @@ import pytest
 import torch
 from helpers.devices import simulated_devices
 
+from llmprune.checkpoint.model_memory import fit_together, memory_for_models, whole_model_bytes
 from llmprune.checkpoint.placement import device_map_of_whole
 from llmprune.checkpoint.pruned_source import pruned_source
-from llmprune.checkpoint.room import fit_together, room_for_models, whole_model_bytes
 from llmprune.recipe.model import ModelSource
 from llmprune.testing import tiny_model
 
@@ -79,7 +79,7 @@ def test_models_fit_together_where_the_map_puts_them(llama: Path) -> None:
         assert not fits(max_memory={0: size, "cpu": 10 * size})
         assert fits(device_map="cpu", max_memory={0: size, "cpu": 10 * size})
         full = torch.ones(1, device="cuda:0")
-        assert room_for_models(ModelSource(id=str(llama), device_map={"": 0})) < torch.cuda.mem_get_info(0)[1]
+        assert memory_for_models(ModelSource(id=str(llama), device_map={"": 0})) < torch.cuda.mem_get_info(0)[1]
         del full
 
 

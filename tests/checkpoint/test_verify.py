@@ -46,8 +46,10 @@ def _verified(model: PreTrainedModel, folder: Path, probe: Probe, **options: Any
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
-def test_layers_on_disk_give_the_same_logits(tmp_path: Path, family: str) -> None:
+def test_layers_on_disk_give_the_same_logits(tmp_path: Path, family: str, request: pytest.FixtureRequest) -> None:
     """Layers that stay on disk give the run's logits, zeros and parameters, converted experts and tied heads too."""
+    if family != "llama":  # one fresh process is enough
+        request.getfixturevalue("in_one_process")
     model, folder, probe = _saved(tmp_path, family, tie_word_embeddings=family == "llama")
     weight = model.model.layers[1].self_attn.o_proj.weight
     zeros = int((weight == 0).sum())
@@ -59,6 +61,7 @@ def test_layers_on_disk_give_the_same_logits(tmp_path: Path, family: str) -> Non
     assert list(tmp_path.iterdir()) == [folder]
 
 
+@pytest.mark.usefixtures("in_one_process")
 def test_other_weights_on_disk_are_refused(tmp_path: Path) -> None:
     """The logits and the pattern are those of the files, not of the run."""
     model, folder, probe = _saved(tmp_path, "llama")

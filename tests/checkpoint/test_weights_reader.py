@@ -37,7 +37,7 @@ def test_a_file_that_changes_after_it_was_opened_is_refused(change: Callable[[Pa
     decoder.tensors(0)
     path = sorted(llama.glob("*.safetensors"))[0]
     change(path)
-    decoder.forget()
+    decoder.drop_held()
     with pytest.raises(CheckpointError, match=rf"changed while it was used: {path.name}.*fetch it again"):
         [decoder.tensors(index) for index in range(4)]
 

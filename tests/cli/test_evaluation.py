@@ -17,7 +17,7 @@ from helpers.commands import (
     write_recipe,
 )
 
-from llmprune.checkpoint import room
+from llmprune.checkpoint import model_memory
 from llmprune.evaluation import evaluate
 
 pytestmark = pytest.mark.usefixtures("in_one_process")
@@ -139,7 +139,7 @@ def test_bench_prints_and_writes(done: Path, workspace: Path, tmp_path: Path) ->
 
 def test_bench_says_what_two_models_need(done: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Models that do not fit in memory together are not loaded; the error states both sizes and what is free."""
-    monkeypatch.setattr(room, "free_memory", lambda: 100_000)
+    monkeypatch.setattr(model_memory, "free_memory", lambda: 100_000)
     forbid_weights(monkeypatch)
     refused = command("bench", done / "model", "--against", workspace / "base")
     assert refused.code == 2

@@ -11,11 +11,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers.commands import command, write_recipe
 
-from llmprune.common import progress
+from llmprune.common import libraries, progress
 
 # llmprune with the arguments given, in a process where torch cannot be imported
 _NO_TORCH = """
@@ -88,8 +89,25 @@ def test_other_processes_of_a_launcher_say_nothing(
     monkeypatch.setenv("RANK", "1")
     with progress.lines_without_terminal():
         progress.report_progress("pass 1")
-        progress.import_libraries(announced=True)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_the_first_process_announces_the_imports(
+    rank: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A person sees that something happens; of several processes one says so."""
+    imported: list[str] = []
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setattr(libraries, "_imports_began", None)
+    monkeypatch.setattr(libraries, "importlib", SimpleNamespace(import_module=imported.append))
+    for name in ("disable", "enable", "freeze"):
+        monkeypatch.setattr(libraries.gc, name, lambda: None)
+    libraries.import_libraries(announced=True)
+    assert imported[0] == "torch"
+    assert libraries.seconds_of_imports() is not None
+    assert capfd.readouterr().err == ("" if rank == "1" else "Starting: loading torch and transformers\n")
 
 
 @pytest.mark.parametrize("place", [0, 1, 2, 3])

@@ -24,7 +24,8 @@ from llmprune.criteria.base import WidthCriterion
 from llmprune.criteria.width.taylor import Taylor
 from llmprune.criteria.width.taylor_share import TaylorShare
 from llmprune.layerwise.decoder import Decoder
-from llmprune.layerwise.hidden_states import HiddenStateCache, HiddenStateStore
+from llmprune.layerwise.hidden_state_files import HiddenStateCache
+from llmprune.layerwise.hidden_states import HiddenStateStore
 from llmprune.score.forward_pass import score
 from llmprune.score.inputs import CalibrationBatches, ScoringCriteria
 from llmprune.testing import tiny_model
@@ -96,20 +97,20 @@ def test_relative_effects_weigh_tokens_equally(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0]])
-def test_layers_are_loaded_ahead_in_either_direction(order: list[int]) -> None:
-    """In either direction of visits each layer is loaded from the disk once, the following one in advance."""
+def test_layers_are_prefetched_in_either_direction(order: list[int]) -> None:
+    """In either direction of visits each layer is brought from the disk once, the following one in advance."""
     dense = dense_decoder(tiny_model("llama"))
     fetched: list[int] = []
-    loaded: list[int] = []
+    prefetched: list[int] = []
 
     def fetch(index: int) -> dict[str, Tensor]:
         fetched.append(index)
         return dict(dense.tensors(index))
 
-    decoder = Decoder(dense.skeleton, fetch, placement=dense.placement, load=loaded.append)
+    decoder = Decoder(dense.skeleton, fetch, placement=dense.placement, prefetch=prefetched.append)
     for index in order:
         decoder.tensors(index)
-    assert loaded == fetched == order
+    assert prefetched == fetched == order
 
 
 def test_the_backward_pass_needs_disk_space(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.decoders import dense_decoder
+from helpers.devices import simulated_devices
 from helpers.families import DEPTH_AND_WIDTH, MIXTURES
 from helpers.scored import scores_of
 
@@ -67,6 +68,20 @@ def test_a_model_without_positions_is_run_window_by_window(monkeypatch: pytest.M
             chunk.logits(forward, IDS, hidden_BLD=forward.hidden_states[0]) for chunk in token_chunks(forward, IDS)
         ]
     assert [logits_1LV.shape for logits_1LV in logits_of] == [(1, 12, VOCABULARY)] * 5
+
+
+def test_chunks_copy_nothing_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The positions of each chunk are made where the logits are computed."""
+    with simulated_devices(1) as devices:
+        forward = _completed(tiny_model("llama").to("cuda:0"))
+        ids_BL, hidden_BLD = forward.token_ids(0), forward.hidden_states.at(0, forward.decoder.device)
+        monkeypatch.setattr(logits, "MAX_LOGITS", 5 * VOCABULARY)
+        devices.copies.clear()
+        chunks = list(token_chunks(forward, ids_BL))
+        with torch.no_grad():
+            assert all(chunk.logits(forward, ids_BL, hidden_BLD=hidden_BLD).is_cuda for chunk in chunks)
+        assert len(chunks) == 15
+        assert not devices.copies
 
 
 def test_gradients_in_chunks_are_those_of_the_whole_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

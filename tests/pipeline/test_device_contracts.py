@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.anatomies import anatomy_of
 from helpers.devices import simulated_devices
 from helpers.placements import spread
 from helpers.scored import store_in
 from torch import Tensor
 
-from llmprune.anatomy.discovery import discover
 from llmprune.checkpoint.open_decoder import open_decoder
 from llmprune.criteria.base import AblationCriterion, ExpertCriterion, HiddenStateCriterion, WidthCriterion
 from llmprune.criteria.depth.block_influence import BlockInfluence
@@ -64,16 +64,12 @@ def _open(model: Path, device_map: Any) -> Decoder:
 def _scores(dense: Decoder, folder: Path, criteria: ScoringCriteria) -> Iterator[Tensor]:
     folder.mkdir()
     calibration, target = CalibrationBatches(IDS, 2, store_in(folder)), DepthTarget(2)
-    found = score(dense, _anatomy(dense), criteria=criteria, calibration=calibration, target=target)
+    found = score(dense, anatomy_of(dense), criteria=criteria, calibration=calibration, target=target)
     for values in (found.neurons, found.heads, found.experts, found.routed):
         assert not any(value.is_cuda for value in values.values())  # they are chosen from on the CPU
         yield from values.values()
     if found.layers is not None:
         yield found.layers
-
-
-def _anatomy(dense: Decoder) -> Any:
-    return discover(dense.skeleton.config)
 
 
 @pytest.mark.parametrize("kind", WidthCriterion.kinds(), ids=lambda kind: kind.__name__)
@@ -103,7 +99,7 @@ def test_layers_are_ablated(kind: type[AblationCriterion], models: Path, tmp_pat
     def ablate(dense: Decoder, folder: Path) -> Iterator[Tensor]:
         yield layer_ablation_scores(
             dense,
-            _anatomy(dense),
+            anatomy_of(dense),
             criterion=kind(windows=2),
             calibration=CalibrationBatches(IDS, 2),
             target=DepthTarget(2),
@@ -121,7 +117,7 @@ def _pruned(
     stop_at: int | None = None,
 ) -> Iterator[Tensor]:
     """Layers and logits of a model with two layers fewer, half the neurons and heads; stop before one layer."""
-    anatomy = _anatomy(dense)
+    anatomy = anatomy_of(dense)
     criteria = ScoringCriteria(depth=BlockInfluence(), width=Activation(), heads=Activation())
     scores = score(dense, anatomy, criteria=criteria, calibration=CalibrationBatches(IDS, 2))
     sizes = PlannedSizes((2,), 3, widths=dict.fromkeys(anatomy.widths, 64), kv_groups=1)
@@ -170,7 +166,7 @@ def test_predictions_are_compared(models: Path, tmp_path: Path) -> None:
     """Perplexity and divergence of a model and of the same without a layer."""
 
     def evaluate(dense: Decoder, folder: Path) -> Iterator[Tensor]:
-        pruned = cut_decoder(dense, anatomy=_anatomy(dense), cut=Cut(4, (0, 1, 3)))
+        pruned = cut_decoder(dense, anatomy=anatomy_of(dense), cut=Cut(4, (0, 1, 3)))
         found = compare_predictions(dense, pruned, windows_NL=IDS, batch_size=2)
         yield torch.tensor([found.dense_perplexity, found.pruned_perplexity, found.divergence.mean])
         yield torch.tensor(perplexity(pruned, IDS, batch_size=2, name="pruned"))

@@ -53,8 +53,7 @@ class Case:
     folder: Path
 
 
-def _prune(model: PreTrainedModel, dense: Decoder, folder: Path) -> Case:
-    anatomy = discover(model.config)
+def _prune(model: PreTrainedModel, anatomy: Anatomy, *, dense: Decoder, folder: Path) -> Case:
     ids_NL = torch.randint(3, VOCABULARY, (4, 24), generator=torch.Generator().manual_seed(0))
     scores = score(
         dense,
@@ -78,7 +77,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     made = {}
     for family in DEPTH_AND_WIDTH + MIXTURES + DEPTH_ONLY:
         model = tiny_model(family)
-        made[family] = _prune(model, dense_decoder(model), root / family)
+        made[family] = _prune(model, discover(model.config), dense=dense_decoder(model), folder=root / family)
     folders = [str(root / family) for family in made]
     done = subprocess.run([sys.executable, "-P", "-c", RELOAD, *folders], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -103,7 +102,7 @@ def test_a_split_model_is_pruned_alike(family: str, cases: dict[str, Case], tmp_
     case.model.save_pretrained(tmp_path / "base")
     with simulated_devices(2):
         dense = open_decoder(ModelSource(id=str(tmp_path / "base"), device_map=spread(tmp_path / "base")))
-        found = _prune(case.model, dense, tmp_path / "split")
+        found = _prune(case.model, case.anatomy, dense=dense, folder=tmp_path / "split")
         assert {dense.device_of(index).index for index in range(len(dense))} == {0, 1}
         assert found.logits_NLV.is_cuda
         assert torch.equal(found.logits_NLV.cpu(), case.logits_NLV)

@@ -87,7 +87,7 @@ def test_placement_does_not_change_the_result(layers_on_cpu: int, checkpoint: Pa
     torch.testing.assert_close(placed, on_cpu, rtol=1e-3, atol=1e-3)
 
 
-def test_streams_lie_in_pinned_memory(checkpoint: Path) -> None:
+def test_hidden_states_lie_in_pinned_memory(checkpoint: Path) -> None:
     """Hidden states between layers leave the GPU, into memory that it can copy from directly."""
     dense = open_decoder(ModelSource(id=str(checkpoint), device_map="auto"))
     forward = LayerwiseForward(dense, torch.randint(3, VOCABULARY, (4, 24)), batch_size=2)

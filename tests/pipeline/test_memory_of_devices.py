@@ -137,7 +137,7 @@ def test_the_plan_is_near_the_memory_that_a_run_takes(family: str, tmp_path: Pat
 @pytest.mark.usefixtures("small_devices")
 def test_a_gpu_of_a_third_of_the_model_runs_every_step(tmp_path: Path) -> None:
     """On 0.3 times the model's bytes scores, cut, refit, verification and the whole evaluation end as on the CPU."""
-    base = save_model(tmp_path / "dense", num_hidden_layers=24, hidden_size=128, intermediate_size=256)
+    base = save_model(tmp_path / "dense", num_hidden_layers=20, hidden_size=128, intermediate_size=256)
     text = write_text(tmp_path / "text.txt")
     size = (base / "model.safetensors").stat().st_size
     held_out = {"dataset": str(text), "samples": 4, "sequence_length": 32, "batch_size": 2}
@@ -147,7 +147,7 @@ def test_a_gpu_of_a_third_of_the_model_runs_every_step(tmp_path: Path) -> None:
         "speed": {"prompt_tokens": 4, "new_tokens": 2, "repeats": 1},
         "tasks": ["llmprune_agreement"],
         "include_path": str(TASKS),
-        "limit": 4,
+        "limit": 2,
         "batch_size": 2,
     }
     sections = {"calibration": held_out, "width": {"mlp": 0.5}, "depth": {"remove": 4}, "evaluation": evaluation}

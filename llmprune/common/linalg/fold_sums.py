@@ -13,7 +13,7 @@ from torch import Tensor
 from llmprune.common.linalg.gram import add_gram
 from llmprune.common.linalg.precision import exact_products, float64_device, float64_sum
 
-_SKETCHED = 64  # outputs of the sketch
+SKETCHED = 64  # outputs of the sketch
 
 
 class Fold(NamedTuple):
@@ -43,7 +43,7 @@ class FoldSums(NamedTuple):
     def zeros(cls, input_TF: Tensor, error_TD: Tensor, *, folds: int, lost: bool) -> FoldSums:
         """Return empty sums for inputs and errors of this size, on their device."""
         width, hidden = input_TF.shape[1], error_TD.shape[1]
-        size, new = min(hidden, _SKETCHED), input_TF.new_zeros
+        size, new = min(hidden, SKETCHED), input_TF.new_zeros
         sketch_DS = torch.randn(hidden, size, generator=torch.Generator().manual_seed(0)) / size**0.5
         energies = torch.zeros(folds, dtype=torch.float64, device=float64_device(input_TF.device))
         parts = tuple(

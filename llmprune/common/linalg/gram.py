@@ -5,9 +5,12 @@ Shapes: T tokens, F inputs of a projection.
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from llmprune.common.linalg.precision import exact_products
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _BLOCKS = 4  # of rows and of columns: 10 of the 16 blocks are computed
 
@@ -20,6 +23,11 @@ def add_gram(gram_FF: Tensor, input_TF: Tensor) -> None:
     for start in range(0, width, step):
         rows = slice(start, start + step)
         gram_FF[rows, start:].addmm_(input_TF[:, rows].T, input_TF[:, start:])
+
+
+def gram_operations(width: int) -> float:
+    """Return the operations of adding one token to XᵀX [F, F]: 2 F² for all blocks, of which some are computed."""
+    return (_BLOCKS + 1) / _BLOCKS * width**2
 
 
 def mirror(gram_FF: Tensor) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from llmprune.common.linalg.gram import gram_operations
 from llmprune.criteria.accumulators.base import UnitAccumulator
 from llmprune.criteria.base import WidthCriterion
 
@@ -60,8 +61,8 @@ class Obs(WidthCriterion):
         return 4 * width**3
 
     def token_operations(self, width: int, hidden: int) -> float:
-        """Return the operations of XᵀX, of which 10 of 16 blocks are computed."""
-        return 1.25 * width**2
+        """Return the operations of XᵀX."""
+        return gram_operations(width)
 
     def memory(self, width: int) -> int:
         """Return the bytes of the float32 sums and of four float64 matrices of the removals."""

@@ -15,10 +15,10 @@ from transformers import PreTrainedModel
 
 from llmprune.anatomy.meta_model import find_layers, text_config
 from llmprune.anatomy.types import Anatomy
+from llmprune.common.linalg.fold_sums import SKETCHED
+from llmprune.common.linalg.gram import gram_operations
 from llmprune.recipe.refit import Refit
 
-GRAM = 1.25  # operations of XᵀX for each token, in units of F²: 10 of 16 blocks are computed
-_SKETCHED = 64  # outputs that cross-validation solves for
 _TRIED = 4  # ridge strengths that cross-validation tries, about
 _OPERATIONS_OF_MODULE = 5  # operations that a module without parts starts: a norm 6, a projection 1, attention 10
 _SCORES = 4  # operations of attention for each pair of tokens and each dimension: QKᵀ and the sum of the values
@@ -137,8 +137,8 @@ def refit_work(inputs: int, outputs: int, *, tokens: float, refit: Refit, folds:
 
     ``parts``: number of parts that the regression target has.
     """
-    sketched = min(outputs, _SKETCHED)
-    for_token = GRAM * inputs**2 + 2 * parts * (inputs * outputs + inputs * sketched + outputs * sketched)
+    sketched = min(outputs, SKETCHED)
+    for_token = gram_operations(inputs) + 2 * parts * (inputs * outputs + inputs * sketched + outputs * sketched)
     final = inputs**3 / 3 + 2 * inputs**2 * outputs
     one_try = inputs**3 / 3 + 4 * parts * inputs**2 * sketched
     tried = 0 if folds < 2 else (1 if refit.ridge is not None else _TRIED) * (1 if folds == 2 else folds)
@@ -156,7 +156,7 @@ def up_refit_work(inputs: int, neurons: int, *, outputs: int, tokens: float) -> 
     for_step = 4 * neurons * (inputs + outputs)  # a step's output and the next gradient
     metric = 6 * neurons * inputs**2
     return Work(
-        sums=tokens * (GRAM * inputs**2 + steps * for_step),
+        sums=tokens * (gram_operations(inputs) + steps * for_step),
         solves=inputs**3 / 3 + steps * metric,
         stream=tokens * steps * 4 * (4 * neurons + 2 * inputs + 6 * outputs),
     )

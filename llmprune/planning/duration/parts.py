@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 
 from llmprune.anatomy.meta_model import find_layers, text_config
 from llmprune.anatomy.types import Anatomy
-from llmprune.criteria.base import DepthCriterion
 from llmprune.planning.device_memory import BatchSizes
 from llmprune.planning.duration.operations import LayerCost, Work, costs_of
 from llmprune.planning.planned_sizes import PlannedCut
@@ -124,12 +123,7 @@ def visited(costs: tuple[LayerCost, ...]) -> Work:
 
 def is_scored(recipe: Recipe) -> bool:
     """Check whether pass 1 runs."""
-    return bool(depth_criterion(recipe) or recipe.width or recipe.experts)
-
-
-def depth_criterion(recipe: Recipe) -> DepthCriterion | None:
-    """Return the criterion that layers are scored by; None where none are."""
-    return recipe.depth.criterion if recipe.depth and recipe.depth.layers is None else None
+    return bool(recipe.layer_criterion or recipe.width or recipe.experts)
 
 
 def is_cached(recipe: Recipe, models: PlannedModels) -> bool:

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-from torch import nn
-
 from llmprune.anatomy.projections import Projection, projections_of
 from llmprune.anatomy.types import MlpUnit
-from llmprune.planning.duration.operations import GRAM, LayerCost, Work, refit_work, up_refit_work
+from llmprune.common.linalg.gram import gram_operations
+from llmprune.planning.duration.operations import LayerCost, Work, refit_work, up_refit_work
 from llmprune.planning.duration.parts import Part, PlannedModels, Tokens, is_cached
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.refit import Refit
@@ -157,12 +156,12 @@ class Pass2Count:
         tokens, hidden = self.tokens.count, self.models.hidden
         work = Work(stream=2 * self.models.itemsize * tokens * sum(one.inputs for one in projections_of(layer)))
         writers = self._writers(self.models.planned.layers[new])
-        for together in _by_input(layer, chosen, writers=writers):
+        for together in _by_input(chosen, writers):
             inputs, outputs = together[0].inputs, sum(one.outputs for one in together)
             if self.refits_sparse and self.refit is not None and together[0].name in writers:
                 work += refit_work(inputs, hidden, tokens=tokens, refit=self.refit, folds=2)
             elif moments == "gram":
-                work += Work(sums=tokens * GRAM * inputs**2, stream=tokens * 8 * inputs)
+                work += Work(sums=tokens * gram_operations(inputs), stream=tokens * 8 * inputs)
             elif moments == "squares":
                 work += Work(stream=tokens * 8 * inputs)
             support = 2 * _SUPPORT_PRODUCTS * outputs * inputs**2 if self.refits_sparse else 0
@@ -175,7 +174,7 @@ class Pass2Count:
         return {unit.output for unit in (*self.models.anatomy.units[old], *([attention] if attention else []))}
 
 
-def _by_input(layer: nn.Module, chosen: tuple[Projection, ...], *, writers: set[str]) -> list[list[Projection]]:
+def _by_input(chosen: tuple[Projection, ...], writers: set[str]) -> list[list[Projection]]:
     """Group projections that read the same input: those of one module with as many inputs, output projections alone."""
     groups: dict[tuple[str, int], list[Projection]] = defaultdict(list)
     for one in chosen:

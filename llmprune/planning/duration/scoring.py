@@ -10,7 +10,6 @@ from llmprune.planning.duration.parts import (
     Part,
     PlannedModels,
     Tokens,
-    depth_criterion,
     forward_work,
     is_cached,
     is_scored,
@@ -22,7 +21,7 @@ from llmprune.recipe.refit import Refit
 
 def scoring_parts(recipe: Recipe, models: PlannedModels) -> list[Part]:
     """Return the parts of pass 1; none where nothing is scored."""
-    depth = depth_criterion(recipe)
+    depth = recipe.layer_criterion
     if not is_scored(recipe):
         return []
     tokens, anatomy = Tokens.of(recipe, models), models.anatomy

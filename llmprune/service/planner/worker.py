@@ -13,7 +13,7 @@ import os
 import sys
 
 from llmprune.common.errors import LLMPruneError, RecipeError
-from llmprune.common.progress import quiet_libraries
+from llmprune.common.libraries import quiet_libraries
 from llmprune.planning.plan import plan_and_check
 from llmprune.planning.timing import with_known_durations
 from llmprune.recipe.recipe import Recipe

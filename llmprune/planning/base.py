@@ -1,0 +1,75 @@
+"""The dense model of a plan, without its weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from transformers import PreTrainedModel
+
+from llmprune.anatomy.discovery import discover
+from llmprune.anatomy.meta_model import Config, build_meta_model
+from llmprune.anatomy.types import Anatomy
+from llmprune.checkpoint.language_model_check import require_language_model
+from llmprune.checkpoint.loading import compute_dtype
+from llmprune.checkpoint.location import headers_of
+from llmprune.checkpoint.stored_dtypes import FileNames, describe_types, require_all
+from llmprune.checkpoint.weight_headers import Headers
+from llmprune.planning.model_size import measure_size
+from llmprune.planning.notes import about_unread_weights
+from llmprune.recipe.recipe import Recipe
+from llmprune.results.report_schema import Size
+
+
+@dataclass(frozen=True)
+class Base:
+    """The dense model without its weights. ``headers``: of its weights files; None where they are not available."""
+
+    config: Config
+    headers: Headers | None
+    dense: PreTrainedModel
+    anatomy: Anatomy
+
+    @cached_property
+    def names(self) -> FileNames:
+        """The mapping from the model's tensors to those of the files."""
+        return FileNames(self.dense, self.headers or {})
+
+    @property
+    def size(self) -> Size:
+        """Sizes of the dense model."""
+        return measure_size(
+            self.dense,
+            self.anatomy.widths,
+            experts=self.anatomy.experts.count if self.anatomy.experts else None,
+            kv_groups=self.anatomy.heads.count if self.anatomy.heads else None,
+            stored=self.names.dtypes,
+        )
+
+    def about_types(self, recipe: Recipe) -> list[str]:
+        """Return notes on the types of the result's tensors."""
+        dtype = self.dense.dtype
+        if self.headers:
+            return describe_types(self.names, dtype, keep=recipe.model.dtype == "auto")
+        return [about_unread_weights(recipe, dtype_name(dtype), none=self.headers is not None)]
+
+
+def describe_base(recipe: Recipe, config: Config) -> Base:
+    """Return the dense model of a recipe. Raises ModelError where it is no language model or cannot be pruned."""
+    headers, trust = headers_of(recipe.model), recipe.model.trust_remote_code
+    require_language_model(recipe.model, headers)
+    anatomy = discover(config, trust)
+    dtype = compute_dtype(recipe.model, config, found=headers)
+    return Base(config, headers, build_meta_model(config, dtype, trust_remote_code=trust), anatomy)
+
+
+def require_complete(recipe: Recipe, base: Base) -> None:
+    """Raise CheckpointError where the files lack tensors of the model, or have others."""
+    if base.headers:
+        require_all(base.names, recipe.model.id)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name of a type as a recipe has it, such as ``bfloat16``."""
+    return str(dtype).removeprefix("torch.")
