@@ -122,14 +122,14 @@ def describe_gpus() -> tuple[str, str]:
     import torch
 
     each = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    names = [f"{one.name} ({format_size(one.total_memory)})" for one in each]
-    described = ", ".join(f"{count} × {name}" for name, count in Counter(names).items())
+    names = [(one.name, format_size(one.total_memory)) for one in each]
+    described = ", ".join(f"{count} × {name} ({size})" for (name, size), count in Counter(names).items())
     sizes = [one.total_memory for one in each]
     smallest = sizes.index(min(sizes))
     # equal cards differ by a few MB: the driver keeps more of the one with a display
     if max(sizes) - sizes[smallest] < max(sizes) / 50:
         return described, ""
-    return described, f"GPU {smallest}, a {names[smallest]}, has the least memory of them: it limits what fits on each"
+    return described, f"GPU {smallest} ({', '.join(names[smallest])}) has the least memory of them: it limits what fits"
 
 
 def _visibility_variables() -> tuple[str, ...]:

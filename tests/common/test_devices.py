@@ -94,4 +94,4 @@ def test_the_smallest_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes.append(24 * 10**9)
     described, note = describe_gpus()
     assert described == "1 × A100 (80 GB), 1 × A100 (79.9 GB), 1 × A100 (24 GB)"
-    assert note == "GPU 2, a A100 (24 GB), has the least memory of them: it limits what fits on each"
+    assert note == "GPU 2 (A100, 24 GB) has the least memory of them: it limits what fits"

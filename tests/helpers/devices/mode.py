@@ -164,7 +164,7 @@ class SimulatedDevices(TorchFunctionMode):
 
     @property
     def current(self) -> int:
-        """This thread's current device."""
+        """Index of the current device of this thread."""
         index: int = getattr(self._thread, "index", 0)
         return index
 
