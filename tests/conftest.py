@@ -25,6 +25,15 @@ from helpers.hub.server import Hub  # noqa: E402  # after the address of the hub
 from helpers.hub.state import TOKEN, User  # noqa: E402  # after the address of the hub
 
 
+# Files of minutes with few tests: they begin first, so that no process of several works alone on one at the end.
+_LONGEST = ("test_real", "test_browser", "test_distributed", "test_families", "test_hub_real", "test_ray", "test_live")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the longest files first."""
+    items.sort(key=lambda item: item.path.stem not in _LONGEST)
+
+
 @pytest.fixture(scope="session")
 def hub_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     """One server for all tests of this process, on the socket in HF_ENDPOINT."""
