@@ -17,7 +17,6 @@ import torch
 
 _PROC = Path("/proc/self")
 
-
 # Parameters of mallopt(3).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 _LARGE = 2**31 - 1  # bytes; the largest value that mallopt takes
@@ -30,9 +29,9 @@ def keep_freed_memory() -> None:
 
     By default glibc gives blocks of 32 MB and more back to the system at once, which clears every page again when the
     next tensor needs them. One heap serves all threads, because those of other threads hold no large blocks. Settings
-    of the user in the environment win; other C libraries are left as they are. ``trim`` and ``trim_much`` give the
-    memory back: a heap that is never trimmed grows with the layers, because the next tensor need not lie where the last
-    one was.
+    of the user in the environment win; other C libraries are left as they are. ``trim`` and ``trim_if_large``
+    give the memory back: a heap that is never trimmed grows with the layers, because the next tensor need not lie where
+    the last one was.
     """
     global _outside_heap
     set_by_user = any(name.startswith("MALLOC_") for name in os.environ) or "GLIBC_TUNABLES" in os.environ
@@ -52,7 +51,7 @@ def trim() -> None:
         malloc_trim(0)
 
 
-def trim_much() -> None:
+def trim_if_large() -> None:
     """Return free heap memory to the system if the heap keeps more of it than it may from one layer to the next."""
     in_use = _heap_in_use()
     if _outside_heap is not None and in_use is not None and _anonymous() - in_use - _outside_heap > _MOST_FREE:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llmprune.anatomy.meta_model import find_layers
-from llmprune.common.process_memory import trim_much
+from llmprune.common.process_memory import trim_if_large
 from llmprune.layerwise.emulated_matmul import is_emulated, quick_products
 from llmprune.layerwise.transfer import ArrivingLayer, Event, LayerCopies
 
@@ -88,7 +88,7 @@ class Decoder:
             return dict(self._held[1])
         following = index - 1 if self._held is not None and index == self._held[0] - 1 else index + 1
         self._held = None
-        trim_much()
+        trim_if_large()
         brought = self._brought(index)
         tensors = brought.on_compute_stream(self.device_of(index)) if isinstance(brought, ArrivingLayer) else brought
         if index in self._resident:

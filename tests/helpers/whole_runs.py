@@ -10,6 +10,17 @@ import pytest
 from helpers.commands import TASKS, Outcome, command, report_in, verify_here, write_recipe
 
 
+def every_measure(held_out: dict[str, Any]) -> dict[str, Any]:
+    """Return an evaluation section with every measure, each as short as it can be."""
+    return {
+        "perplexity": held_out,
+        "generation": {"samples": 2, "prompt_tokens": 8, "new_tokens": 8},
+        "speed": {"prompt_tokens": 4, "new_tokens": 2, "repeats": 1},
+        "tasks": ["llmprune_agreement"],
+        "include_path": str(TASKS),
+    }
+
+
 def run_with_every_measure(root: Path, name: str, *, device_map: Any, here: bool = True) -> dict[str, Any]:
     """Run a recipe with heads, 2:4 sparsity and every measure into ``root/name``, and return its report.
 
@@ -27,14 +38,7 @@ def run_with_every_measure(root: Path, name: str, *, device_map: Any, here: bool
         width={"neurons": 64, "heads": 1},
         sparsity={"pattern": "2:4"},
         refit={},
-        evaluation={
-            "perplexity": held_out,
-            "generation": {"samples": 2, "prompt_tokens": 8, "new_tokens": 8},
-            "speed": {"prompt_tokens": 4, "new_tokens": 2, "repeats": 1},
-            "tasks": ["llmprune_agreement"],
-            "include_path": str(TASKS),
-            "limit": 4,
-        },
+        evaluation=every_measure(held_out) | {"limit": 4},
     )
     with pytest.MonkeyPatch.context() as patch:
         if here:

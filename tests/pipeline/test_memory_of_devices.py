@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from helpers.commands import (
-    TASKS,
     Outcome,
     command,
     report_in,
@@ -19,6 +18,7 @@ from helpers.commands import (
     write_text,
 )
 from helpers.devices import simulated_devices
+from helpers.whole_runs import every_measure
 from safetensors.torch import load_file
 from transformers import modeling_utils
 
@@ -141,15 +141,7 @@ def test_a_gpu_of_a_third_of_the_model_runs_every_step(tmp_path: Path) -> None:
     text = write_text(tmp_path / "text.txt")
     size = (base / "model.safetensors").stat().st_size
     held_out = {"dataset": str(text), "samples": 4, "sequence_length": 32, "batch_size": 2}
-    evaluation = {
-        "perplexity": held_out,
-        "generation": {"samples": 2, "prompt_tokens": 8, "new_tokens": 8},
-        "speed": {"prompt_tokens": 4, "new_tokens": 2, "repeats": 1},
-        "tasks": ["llmprune_agreement"],
-        "include_path": str(TASKS),
-        "limit": 2,
-        "batch_size": 2,
-    }
+    evaluation = every_measure(held_out) | {"limit": 2, "batch_size": 2}
     sections = {"calibration": held_out, "width": {"mlp": 0.5}, "depth": {"remove": 4}, "evaluation": evaluation}
     plain = _run(tmp_path / "cpu", base, text, **sections)
     assert plain.code == 0, plain.err

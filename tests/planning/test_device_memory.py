@@ -8,22 +8,13 @@ from pathlib import Path
 import pytest
 from helpers.commands import command, save_model, write_recipe, write_text
 from helpers.devices import simulated_devices
+from helpers.public_configs import LLAMA_31_8B
 from helpers.tiny import structure_of
 
 from llmprune.planning.plan import Plan
 from llmprune.recipe.recipe import Recipe
 
 GB = 10**9
-LLAMA_31_8B = {
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
-    "torch_dtype": "bfloat16",
-}
 
 
 def _plan(folder: Path, *overrides: str, starts: int = 1) -> Plan:

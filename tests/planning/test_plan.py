@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.public_configs import LLAMA_31_8B
 from helpers.tiny import structure_of
 from transformers import AutoModelForCausalLM
 
@@ -27,16 +28,6 @@ LLAMA_2_70B = {
     "num_key_value_heads": 8,
     "vocab_size": 32000,
     "torch_dtype": "float16",
-}
-LLAMA_31_8B = {
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
-    "torch_dtype": "bfloat16",
 }
 QWEN3_8B = {
     "model_type": "qwen3",

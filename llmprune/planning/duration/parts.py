@@ -57,7 +57,7 @@ class PlannedModels:
 
     @property
     def hidden(self) -> int:
-        """Hidden size."""
+        """Hidden size of both models."""
         return int(text_config(self.dense.config).hidden_size)
 
     @property
