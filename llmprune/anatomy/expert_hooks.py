@@ -15,15 +15,18 @@ of an expert.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from llmprune.common.errors import CalibrationError
 
 _PRODUCTS = ("linear", "matmul", "__matmul__", "mm", "bmm")
 
@@ -39,11 +42,15 @@ class ExpertChoice:
 
 @dataclass(frozen=True)
 class ExpertOutput:
-    """Output of one expert: its tokens' indices [T], and its weighted output for each of them [T, D]."""
+    """Output of one expert: its tokens' indices [T], and its weighted output for each of them [T, D].
+
+    ``group``: that of the tokens, where groups are told apart.
+    """
 
     expert: int
     token_T: Tensor
     output_TD: Tensor
+    group: int = 0
 
 
 class _Products(TorchFunctionMode):
@@ -110,6 +117,45 @@ def activations_of_experts(module: nn.Module, weight: Tensor, *, see: Callable[[
         del module.forward
 
 
+@contextmanager
+def activations_by_group(
+    module: nn.Module,
+    weight: Tensor,
+    *,
+    see: Callable[[int, int, Tensor], None],
+    tokens: Callable[[torch.device], Sequence[tuple[int, Tensor]]],
+) -> Iterator[None]:
+    """As ``activations_of_experts``, but run the module on each group of tokens alone.
+
+    ``see(group, expert, activation_TF)`` is called for each expert and group of tokens.
+    ``tokens``: from the device to the groups of a run with their tokens' indices [T], which have every token once.
+    Raises CalibrationError where the routing is not in the module's arguments, so that tokens cannot be told apart.
+    """
+    forward = module.forward
+
+    def observed(*args: Any, **kwargs: Any) -> Any:
+        choice = choice_in(args, kwargs)
+        if choice is None:
+            raise CalibrationError(
+                "neurons of routed experts cannot be scored by source: this model's experts do not get the tokens one "
+                "by one; set calibration.combine to pooled"
+            )
+        values = (choice.hidden_TD, choice.index_TK, choice.weight_TK)
+        output_TD = torch.empty_like(choice.hidden_TD)
+        for group, token_T in tokens(choice.hidden_TD.device):
+            own = {id(value): value.index_select(0, token_T) for value in values}
+            with _expert_by_expert(module), _Products(weight, partial(see, group)):
+                part_TD = forward(*_replaced(args, own), **_replaced_by_name(kwargs, own))
+            output_TD.index_copy_(0, token_T, part_TD)
+        return output_TD
+
+    module.forward = observed
+    try:
+        yield
+    finally:
+        del module.forward
+
+
 def choice_in(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ExpertChoice | None:
     """Return the routing in the arguments of an experts module; None where they are of another form."""
     values = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
@@ -124,11 +170,17 @@ def choice_in(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ExpertChoice 
 
 
 def outputs_of_experts(
-    module: nn.Module, args: tuple[Any, ...], *, kwargs: Mapping[str, Any], count: int
+    module: nn.Module,
+    args: tuple[Any, ...],
+    *,
+    kwargs: Mapping[str, Any],
+    count: int,
+    of_group: tuple[Tensor, int] | None = None,
 ) -> Iterator[ExpertOutput]:
     """Run an experts module with every choice as a token of its own; yield the output of every expert that has tokens.
 
-    ``args`` and ``kwargs``: of the module's call; ``count``: the number of experts.
+    ``args`` and ``kwargs``: of the module's call; ``count``: the number of experts. ``of_group``: the group of each
+    token [T] and the number of groups, to yield the outputs of each group's tokens apart.
     """
     choice = choice_in(args, kwargs)
     assert choice is not None, "discovery has seen the routing"
@@ -138,12 +190,24 @@ def outputs_of_experts(
         id(choice.index_TK): choice.index_TK.reshape(-1, 1),
         id(choice.weight_TK): choice.weight_TK.reshape(-1, 1),
     }
-    own_args = [alone.get(id(value), value) for value in args]
-    own_kwargs = {name: alone.get(id(value), value) for name, value in kwargs.items()}
-    output_SD = type(module).forward(module, *own_args, **own_kwargs)
-    expert_S, choice_S = choice.index_TK.flatten().sort(stable=True)
-    each_E = torch.arange(count, dtype=expert_S.dtype, device=expert_S.device)
+    output_SD = type(module).forward(module, *_replaced(args, alone), **_replaced_by_name(kwargs, alone))
+    index_S, groups = choice.index_TK.flatten(), 1
+    if of_group:
+        groups_T, groups = of_group
+        index_S = index_S + groups_T.to(index_S).repeat_interleave(top_k) * count
+    expert_S, choice_S = index_S.sort(stable=True)
+    each_E = torch.arange(groups * count, dtype=expert_S.dtype, device=expert_S.device)
     ends = torch.searchsorted(expert_S, each_E, right=True).tolist()
-    for expert, (start, end) in enumerate(pairwise([0, *ends])):
+    for number, (start, end) in enumerate(pairwise([0, *ends])):
         if start < end:
-            yield ExpertOutput(expert, choice_S[start:end] // top_k, output_SD[choice_S[start:end]])
+            group, expert = divmod(number, count)
+            yield ExpertOutput(expert, choice_S[start:end] // top_k, output_SD[choice_S[start:end]], group)
+
+
+def _replaced(args: Sequence[Any], values: Mapping[int, Tensor]) -> list[Any]:
+    """Return arguments with those replaced whose ``id`` is in ``values``."""
+    return [values.get(id(value), value) for value in args]
+
+
+def _replaced_by_name(kwargs: Mapping[str, Any], values: Mapping[int, Tensor]) -> dict[str, Any]:
+    return {name: values.get(id(value), value) for name, value in kwargs.items()}

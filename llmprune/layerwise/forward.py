@@ -36,7 +36,8 @@ class LayerwiseForward:
     """A decoder's hidden states for a fixed set of token windows, advanced layer by layer.
 
     ``hidden_states[b]``: those of batch b before the next layer [B, L, D]. ``calls[b][i]``: arguments of layer i for
-    batch b. ``store`` decides whether hidden states are in memory or in a file.
+    batch b. ``store`` decides whether hidden states are in memory or in a file. ``running``: the batch that a layer ran
+    last, for hooks.
     """
 
     @torch.no_grad()
@@ -47,6 +48,7 @@ class LayerwiseForward:
         on_gpu = decoder.device.type == "cuda"
         self.batches: list[Tensor] = list(torch.split(windows_NL.pin_memory() if on_gpu else windows_NL, batch_size))
         self.hidden_states = HiddenStates()
+        self.running = 0
         self._store = store or HiddenStateStore()
         self.calls: list[list[LayerCall]] = []
         shared = SharedValues()
@@ -108,6 +110,7 @@ class LayerwiseForward:
         """
         if hidden_BLD is None:
             hidden_BLD = self.hidden_states.at(batch, self.decoder.device_of(index))
+        self.running = batch
         return self.calls[batch][index].run(layer, hidden_BLD)
 
     def advance(self, batch: int, output_BLD: Tensor) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from llmprune.common.distributed import windows_of_process
 from llmprune.criteria.base import DepthCriterion, ExpertCriterion, WidthCriterion
+from llmprune.criteria.combine import Combine
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_states import HiddenStateStore
@@ -40,12 +41,15 @@ class ScoringCriteria:
 class CalibrationBatches:
     """Calibration windows int64 [N, L], the same in every process, and how they are passed through a model.
 
-    ``batch_size``: windows a forward call. ``store``: where hidden states are kept.
+    ``batch_size``: windows a forward call. ``store``: where hidden states are kept. ``sources_N``: the source of each
+    window, where scores are summed by source and then combined by ``combine``; None: all windows together.
     """
 
     windows_NL: Tensor
     batch_size: int
     store: HiddenStateStore = field(default_factory=HiddenStateStore)
+    sources_N: Tensor | None = None
+    combine: Combine = "pooled"
 
     def forward(self, decoder: Decoder) -> LayerwiseForward:
         """Begin a layer-wise forward pass over this process's share of the windows."""

@@ -5,11 +5,14 @@ Shapes: N layers of the dense model, F neurons of a unit, G key-value groups, E 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from llmprune.criteria.combine import Combine, combine_scores
 
 _LAYERS = "layers"
 _KINDS = ("neurons", "experts", "routed", "heads")
@@ -21,6 +24,8 @@ class Scores:
 
     ``layers``: [N], or None where layers are not scored. ``neurons``: [F], of routed experts [E, F]. ``experts``: [E].
     ``routed``: number of tokens routed to each expert [E], of units of routed experts. ``heads``: [G].
+    ``by_source``: the scores by each source of text alone, where the others are combined from them; empty where sources
+    are not told apart.
     """
 
     layers: Tensor | None
@@ -28,21 +33,53 @@ class Scores:
     experts: dict[str, Tensor] = field(default_factory=dict)
     routed: dict[str, Tensor] = field(default_factory=dict)
     heads: dict[str, Tensor] = field(default_factory=dict)
+    by_source: tuple[Scores, ...] = ()
 
     def save(self, path: Path) -> None:
         """Write as safetensors."""
+        tensors = self._tensors()
+        for source, scores in enumerate(self.by_source):
+            tensors |= {f"{source}:{name}": value.clone() for name, value in scores._tensors().items()}
+        save_file(tensors, path)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Return the scores by all text, by the names that they have in a file."""
         tensors = {} if self.layers is None else {_LAYERS: self.layers}
         for kind in _KINDS:
             tensors |= {f"{kind}.{key}": value.contiguous() for key, value in getattr(self, kind).items()}
-        save_file(tensors, path)
+        return tensors
 
     @classmethod
     def load(cls, path: Path) -> Scores:
         """Read what ``save`` wrote."""
-        tensors = load_file(path)
+        parts: dict[int | None, dict[str, Tensor]] = {None: {}}
+        for name, value in load_file(path).items():
+            source, colon, own = name.partition(":")
+            parts.setdefault(int(source) if colon else None, {})[own if colon else name] = value
+        together = cls._of(parts.pop(None))
+        return replace(together, by_source=tuple(cls._of(parts[source]) for source in sorted(parts)))
+
+    @classmethod
+    def _of(cls, tensors: dict[str, Tensor]) -> Scores:
+        """Return the scores from the tensors of ``_tensors``."""
         layers_N = tensors.pop(_LAYERS, None)
         kinds: dict[str, dict[str, Tensor]] = {kind: {} for kind in _KINDS}
         for name, value in tensors.items():
             kind, _, key = name.partition(".")
             kinds[kind][key] = value
         return cls(layers_N, **kinds)
+
+
+def combine_sources(by_source: Sequence[Scores], rule: Combine) -> Scores:
+    """Return the scores that several sources give together, without those of layers; a single source's are returned."""
+    if len(by_source) == 1:
+        return by_source[0]
+    first = by_source[0]
+    combined: dict[str, dict[str, Tensor]] = {
+        kind: {
+            key: combine_scores([getattr(one, kind)[key] for one in by_source], rule) for key in getattr(first, kind)
+        }
+        for kind in ("neurons", "experts", "heads")
+    }
+    routed = {key: sum((one.routed[key] for one in by_source[1:]), start) for key, start in first.routed.items()}
+    return Scores(None, routed=routed, by_source=tuple(by_source), **combined)
