@@ -15,6 +15,7 @@ from torch import Tensor
 from llmprune.criteria.combine import Combine, combine_scores
 
 _LAYERS = "layers"
+_OF = ":"  # between the number of a source and the name of its scores
 _KINDS = ("neurons", "experts", "routed", "heads")
 
 
@@ -39,7 +40,7 @@ class Scores:
         """Write as safetensors."""
         tensors = self._tensors()
         for source, scores in enumerate(self.by_source):
-            tensors |= {f"{source}:{name}": value.clone() for name, value in scores._tensors().items()}
+            tensors |= {f"{source}{_OF}{name}": value.clone() for name, value in scores._tensors().items()}
         save_file(tensors, path)
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -52,12 +53,12 @@ class Scores:
     @classmethod
     def load(cls, path: Path) -> Scores:
         """Read what ``save`` wrote."""
-        parts: dict[int | None, dict[str, Tensor]] = {None: {}}
+        together: dict[str, Tensor] = {}
+        by_source: dict[int, dict[str, Tensor]] = {}
         for name, value in load_file(path).items():
-            source, colon, own = name.partition(":")
-            parts.setdefault(int(source) if colon else None, {})[own if colon else name] = value
-        together = cls._of(parts.pop(None))
-        return replace(together, by_source=tuple(cls._of(parts[source]) for source in sorted(parts)))
+            source, _, own = name.rpartition(_OF)
+            (by_source.setdefault(int(source), {}) if source else together)[own] = value
+        return replace(cls._of(together), by_source=tuple(cls._of(by_source[source]) for source in sorted(by_source)))
 
     @classmethod
     def _of(cls, tensors: dict[str, Tensor]) -> Scores:
@@ -75,11 +76,9 @@ def combine_sources(by_source: Sequence[Scores], rule: Combine) -> Scores:
     if len(by_source) == 1:
         return by_source[0]
     first = by_source[0]
-    combined: dict[str, dict[str, Tensor]] = {
-        kind: {
-            key: combine_scores([getattr(one, kind)[key] for one in by_source], rule) for key in getattr(first, kind)
-        }
+    neurons, experts, heads = (
+        {key: combine_scores([getattr(one, kind)[key] for one in by_source], rule) for key in getattr(first, kind)}
         for kind in ("neurons", "experts", "heads")
-    }
+    )
     routed = {key: sum((one.routed[key] for one in by_source[1:]), start) for key, start in first.routed.items()}
-    return Scores(None, routed=routed, by_source=tuple(by_source), **combined)
+    return Scores(None, neurons, experts, routed, heads, tuple(by_source))

@@ -40,10 +40,8 @@ class SourceParts:
             )
         of_windows = [value.view(len(ids_BL), -1, value.shape[-1]) for value in values]
         for source, parts in self._groups.parts(batch, *of_windows):
-            yield (
-                source,
-                [part.unflatten(0, (-1, value.shape[1])) for part, value in zip(parts, of_windows, strict=True)],
-            )
+            pairs = zip(parts, of_windows, strict=True)
+            yield source, [part.view(-1, *value.shape[1:]) for part, value in pairs]
 
     def of_running(self, *values: Tensor) -> Iterator[tuple[int, Sequence[Tensor]]]:
         """Yield the parts of values in the batch that a layer is running, for hooks."""
