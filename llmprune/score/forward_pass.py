@@ -58,7 +58,7 @@ def score(
                 layer,
                 forward=forward,
                 spans=spans,
-                scorers=scorers_of(index, layer, anatomy=anatomy, criteria=in_forward),
+                scorers=scorers_of(index, layer, forward=forward, anatomy=anatomy, criteria=in_forward),
                 scores=scores,
             )
             if cache is not None:
@@ -119,7 +119,7 @@ def _score_by_gradients(
     decoder = backward.forward.decoder
     for index in track(range(len(decoder) - 1, -1, -1), "pass 1: gradients"):
         with decoder.layer(index) as layer:
-            found = scorers_of(index, layer, anatomy=anatomy, criteria=criteria)
+            found = scorers_of(index, layer, forward=backward.forward, anatomy=anatomy, criteria=criteria)
             scorers = [scorer for scorer in found if isinstance(scorer, NeuronScorer)]
             for effects in backward.effects(index, layer, modules=[scorer.output for scorer in scorers]):
                 for scorer, effect_BLF in zip(scorers, effects, strict=True):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llmprune.criteria.accumulators.base import LayerAccumulator
 from llmprune.criteria.base import HiddenStateCriterion
+from llmprune.layerwise.counted_positions import CountedPositions
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_states import HiddenStates
 
@@ -22,17 +23,20 @@ from llmprune.layerwise.hidden_states import HiddenStates
 class LayerSpan:
     """One span during the forward pass of its last layer.
 
-    ``first``: hidden states of ``tokens`` before its first layer; None for a span of a single layer.
+    ``first``: hidden states of ``tokens`` before its first layer; None for a span of a single layer. ``counted``: those
+    of ``tokens`` that are scored.
     """
 
     accumulator: LayerAccumulator
     tokens: slice
+    counted: CountedPositions
     first: HiddenStates | None
 
     def update(self, batch: int, hidden_BLD: Tensor, *, output_BLD: Tensor) -> None:
         """Add a batch: hidden states before and after the last layer."""
         first_BLD = hidden_BLD[:, self.tokens] if self.first is None else self.first.at(batch, output_BLD.device)
-        self.accumulator.update(first_BLD, output_BLD[:, self.tokens])
+        pair = (self.counted.select(batch, value_BLD) for value_BLD in (first_BLD, output_BLD[:, self.tokens]))
+        self.accumulator.update(*pair)
 
 
 class LayerSpans:
@@ -40,6 +44,7 @@ class LayerSpans:
 
     def __init__(self, criterion: HiddenStateCriterion, remove: int, *, forward: LayerwiseForward) -> None:
         self.criterion, self.length, self.forward = criterion, criterion.horizon(remove), forward
+        self._counted = forward.counted.within(criterion.token_slice)
         self._first: deque[HiddenStates] = deque(maxlen=self.length)  # before each of the last layers
         self._scores: list[Tensor] = []
 
@@ -51,7 +56,7 @@ class LayerSpans:
             if len(self._first) < self.length:
                 return None
             first = self._first[0]
-        return LayerSpan(self.criterion.make_accumulator(device), tokens, first)
+        return LayerSpan(self.criterion.make_accumulator(device), tokens, self._counted, first)
 
     def end(self, span: LayerSpan) -> None:
         """Record the score of a span after all batches, from the sums of all processes."""

@@ -14,12 +14,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from llmprune.anatomy.expert_hooks import activations_of_experts, outputs_of_experts
+from llmprune.anatomy.expert_hooks import SomeTokens, activations_of_experts, outputs_of_experts
 from llmprune.anatomy.names import tensor_of
 from llmprune.anatomy.selection import neuron_rows, outputs_first
-from llmprune.anatomy.types import Anatomy, AttentionUnit, ExpertBlock, MlpUnit, Unit, unit_key
+from llmprune.anatomy.types import Anatomy, AttentionUnit, MlpUnit, Unit, unit_key
 from llmprune.criteria.accumulators.base import ExpertAccumulator, UnitAccumulator
 from llmprune.criteria.base import ExpertCriterion, WidthCriterion
+from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.score.inputs import ScoringCriteria
 from llmprune.score.scores import Scores
 
@@ -42,21 +43,25 @@ class Scorer(ABC):
         """Write the part's scores from the sums of all processes."""
 
 
-def scorers_of(index: int, layer: nn.Module, *, anatomy: Anatomy, criteria: ScoringCriteria) -> list[Scorer]:
-    """Return the scorers of the parts of a layer that the criteria score."""
+def scorers_of(
+    index: int, layer: nn.Module, *, forward: LayerwiseForward, anatomy: Anatomy, criteria: ScoringCriteria
+) -> list[Scorer]:
+    """Return the scorers of the parts of a layer that the criteria score, for the batches of a forward pass."""
     scorers: list[Scorer] = []
     for unit in anatomy.units[index]:
         if criteria.width and _can_score(criteria.width, unit):
             kind = NeuronScorer if unit.experts is None else RoutedNeuronScorer
-            scorers.append(kind(unit_key(index, unit.path), unit, layer=layer, criterion=criteria.width))
+            scored = kind(unit_key(index, unit.path), unit, layer=layer, criterion=criteria.width, forward=forward)
+            scorers.append(scored)
     attention = anatomy.attention[index]
     if criteria.heads and attention:
         key = unit_key(index, attention.path)
-        scorers.append(KeyValueGroupScorer(key, attention, layer=layer, criterion=criteria.heads))
+        scorers.append(KeyValueGroupScorer(key, attention, layer=layer, criterion=criteria.heads, forward=forward))
     block = anatomy.blocks[index]
     if criteria.experts and block and anatomy.experts:
         key, count = unit_key(index, block.path), anatomy.experts.count
-        scorers.append(ExpertScorer(key, block, count=count, layer=layer, criterion=criteria.experts))
+        module = layer.get_submodule(block.path)
+        scorers.append(ExpertScorer(key, module, count=count, criterion=criteria.experts, forward=forward))
     return scorers
 
 
@@ -67,8 +72,11 @@ def _can_score(criterion: WidthCriterion, unit: MlpUnit) -> bool:
 class NeuronScorer(Scorer):
     """Scores the neurons of one MLP that every token passes through."""
 
-    def __init__(self, key: str, unit: Unit, *, layer: nn.Module, criterion: WidthCriterion) -> None:
+    def __init__(
+        self, key: str, unit: Unit, *, layer: nn.Module, criterion: WidthCriterion, forward: LayerwiseForward
+    ) -> None:
         output = unit.tensors[-1]
+        self._forward = forward
         self.key, self.output = key, layer.get_submodule(unit.output)
         weight_DF = outputs_first(layer.get_parameter(output.name), output)
         self.accumulator: UnitAccumulator = criterion.make_accumulator(weight_DF, self._input_rows(unit, layer))
@@ -83,7 +91,9 @@ class NeuronScorer(Scorer):
 
     def _see(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: PLR0917 - torch calls it
         bias = getattr(module, "bias", None)
-        self.accumulator.update_with(args[0], output if bias is None else output - bias)
+        written = output if bias is None else output - bias
+        counted, batch = self._forward.counted, self._forward.running
+        self.accumulator.update_with(counted.select(batch, args[0]), counted.select(batch, written))
 
     def reducible_state(self) -> list[Tensor]:
         """Return the sums of the criterion."""
@@ -100,8 +110,10 @@ class KeyValueGroupScorer(NeuronScorer):
     Of the weights only those of the output projection are read.
     """
 
-    def __init__(self, key: str, unit: AttentionUnit, *, layer: nn.Module, criterion: WidthCriterion) -> None:
-        super().__init__(key, unit, layer=layer, criterion=criterion)
+    def __init__(
+        self, key: str, unit: AttentionUnit, *, layer: nn.Module, criterion: WidthCriterion, forward: LayerwiseForward
+    ) -> None:
+        super().__init__(key, unit, layer=layer, criterion=criterion, forward=forward)
         self.inputs = sum(unit.tensors[-1].parts)  # of each group, next to each other
 
     def _input_rows(self, unit: Unit, layer: nn.Module) -> list[Tensor]:
@@ -118,8 +130,10 @@ class RoutedNeuronScorer(Scorer):
     Where all neurons of an expert score 0, as without tokens, their scores are the norms of their output weights.
     """
 
-    def __init__(self, key: str, unit: MlpUnit, *, layer: nn.Module, criterion: WidthCriterion) -> None:
-        self.key, self._holder = key, layer.get_submodule(unit.path)
+    def __init__(
+        self, key: str, unit: MlpUnit, *, layer: nn.Module, criterion: WidthCriterion, forward: LayerwiseForward
+    ) -> None:
+        self.key, self._holder, self._forward = key, layer.get_submodule(unit.path), forward
         *inputs, output = unit.tensors
         self.weight = layer.get_parameter(output.name)
         self.weight_EDF = self.weight if output.dim == 2 else self.weight.transpose(1, 2)
@@ -134,7 +148,12 @@ class RoutedNeuronScorer(Scorer):
 
     def watch(self, hooks: ExitStack) -> None:
         """Read the activations of each expert's neurons."""
-        hooks.enter_context(activations_of_experts(self._holder, self.weight, see=self._update))
+        hooks.enter_context(activations_of_experts(self._holder, self.weight, see=self._update, tokens=self._counted))
+
+    def _counted(self) -> SomeTokens | None:
+        counted, batch, device = self._forward.counted, self._forward.running, self.weight.device
+        rows_T = counted.rows(batch, device)
+        return None if rows_T is None else SomeTokens(rows_T, counted.others(batch, device))
 
     def _update(self, expert: int, activation_TF: Tensor) -> None:
         self.accumulators[expert].update(activation_TF)
@@ -154,21 +173,22 @@ class RoutedNeuronScorer(Scorer):
 
 
 class ExpertScorer(Scorer):
-    """Scores the experts of one layer."""
+    """Scores the experts of one layer, which ``module`` holds."""
 
     def __init__(
-        self, key: str, block: ExpertBlock, *, count: int, layer: nn.Module, criterion: ExpertCriterion
+        self, key: str, module: nn.Module, *, count: int, criterion: ExpertCriterion, forward: LayerwiseForward
     ) -> None:
-        self.key, self.count, self._module = key, count, layer.get_submodule(block.path)
-        device = next(self._module.parameters()).device
-        self.accumulator: ExpertAccumulator = criterion.make_accumulator(count, device)
+        self.key, self.count, self._module, self._forward = key, count, module, forward
+        self._device = next(module.parameters()).device
+        self.accumulator: ExpertAccumulator = criterion.make_accumulator(count, self._device)
 
     def watch(self, hooks: ExitStack) -> None:
         """Read what each expert adds to the hidden states."""
         hooks.callback(self._module.register_forward_pre_hook(self._see, with_kwargs=True).remove)
 
     def _see(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:  # noqa: PLR0917 - torch calls it
-        for one in outputs_of_experts(module, args, kwargs=kwargs, count=self.count):
+        rows_T = self._forward.counted.rows(self._forward.running, self._device)
+        for one in outputs_of_experts(module, args, kwargs=kwargs, count=self.count, rows_T=rows_T):
             self.accumulator.update(one.expert, one.output_TD)
 
     def reducible_state(self) -> list[Tensor]:
