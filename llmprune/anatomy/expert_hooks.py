@@ -15,7 +15,7 @@ of an expert.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -39,6 +39,28 @@ class ExpertChoice:
     index_TK: Tensor
     weight_TK: Tensor
 
+    def at(self, rows_T: Tensor) -> ExpertChoice:
+        """Return the routing of some of the tokens, by their indices."""
+        return ExpertChoice(*(value.index_select(0, rows_T) for value in self._values))
+
+    def each_alone(self) -> ExpertChoice:
+        """Return every choice of an expert as if it were a token with that choice alone, S tokens in all."""
+        hidden_SD = self.hidden_TD.repeat_interleave(self.index_TK.shape[1], 0)
+        return ExpertChoice(hidden_SD, self.index_TK.reshape(-1, 1), self.weight_TK.reshape(-1, 1))
+
+    def run(
+        self, forward: Callable[..., Any], args: tuple[Any, ...], *, kwargs: Mapping[str, Any], replaced: ExpertChoice
+    ) -> Any:
+        """Run an experts module with another routing in place of this one, which its arguments contain."""
+        pairs = zip(self._values, replaced._values, strict=True)
+        others = {id(old): new for old, new in pairs}
+        own_args = [others.get(id(value), value) for value in args]
+        return forward(*own_args, **{name: others.get(id(value), value) for name, value in kwargs.items()})
+
+    @property
+    def _values(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.hidden_TD, self.index_TK, self.weight_TK
+
 
 @dataclass(frozen=True)
 class ExpertOutput:
@@ -54,11 +76,14 @@ class ExpertOutput:
 
 
 class _Products(TorchFunctionMode):
-    """Mode that calls ``see(expert, activation_TF)`` for every product with one expert's part of a stacked weight."""
+    """Mode that calls ``see(expert, activation_TF)`` for every product with one expert's part of a stacked weight.
 
-    def __init__(self, weight: Tensor, see: Callable[[int, Tensor], None]) -> None:
+    ``rows``: of a product with all experts, the tokens to see; None: all.
+    """
+
+    def __init__(self, weight: Tensor, see: Callable[[int, Tensor], None], *, rows: Tensor | None) -> None:
         super().__init__()
-        self.weight, self.see = weight, see
+        self.weight, self.see, self.rows = weight, see, rows
         self.expert_bytes = weight.stride(0) * weight.itemsize
 
     def __torch_function__(  # noqa: PLR0917 - torch calls it
@@ -77,6 +102,8 @@ class _Products(TorchFunctionMode):
         if part.ndim == 2:
             self.see((part.data_ptr() - self.weight.data_ptr()) // self.expert_bytes, activation.flatten(0, -2))
         elif part.shape[0] == activation.shape[0] == self.weight.shape[0]:
+            if self.rows is not None:
+                activation = activation.index_select(1, self.rows)
             routed_ET = activation.any(-1)  # tokens that are not routed to an expert are zeros
             first_ET = routed_ET.byte().argsort(dim=1, descending=True, stable=True)
             for expert, count in enumerate(routed_ET.sum(1).tolist()):
@@ -98,17 +125,48 @@ def _expert_by_expert(module: nn.Module) -> Iterator[None]:
         config._experts_implementation = before
 
 
+@dataclass(frozen=True)
+class SomeTokens:
+    """Indices of the tokens to observe, and of the others; together all tokens of one run."""
+
+    seen_T: Tensor
+    others_T: Tensor
+
+
+@dataclass(frozen=True)
+class TokenGroups:
+    """Indices of the tokens to observe by their group, and of the others; together all tokens of one run."""
+
+    seen: tuple[tuple[int, Tensor], ...]
+    others_T: Tensor
+
+
 @contextmanager
-def activations_of_experts(module: nn.Module, weight: Tensor, *, see: Callable[[int, Tensor], None]) -> Iterator[None]:
+def activations_of_experts(
+    module: nn.Module,
+    weight: Tensor,
+    *,
+    see: Callable[[int, Tensor], None],
+    tokens: Callable[[], SomeTokens | None] = lambda: None,
+) -> Iterator[None]:
     """Call ``see(expert, activation_TF)`` in every run of a module that holds experts, while the context lasts.
 
-    ``weight``: the stacked output projection [E, …].
+    ``weight``: the stacked output projection [E, …]. ``tokens``: those of the current run that are seen; None: all. The
+    others pass the module apart from them, if its arguments are an ``ExpertChoice``.
     """
     forward = module.forward
 
     def observed(*args: Any, **kwargs: Any) -> Any:
-        with _expert_by_expert(module), _Products(weight, see):
-            return forward(*args, **kwargs)
+        some = tokens()
+        choice = None if some is None or not len(some.others_T) else choice_in(args, kwargs)
+        if some is None or choice is None:
+            with _expert_by_expert(module), _Products(weight, see, rows=some and some.seen_T):
+                return forward(*args, **kwargs)
+        with _expert_by_expert(module), _Products(weight, see, rows=None):
+            seen_TD = choice.run(forward, args, kwargs=kwargs, replaced=choice.at(some.seen_T))
+        others_TD = choice.run(forward, args, kwargs=kwargs, replaced=choice.at(some.others_T))
+        order_T = torch.cat([some.seen_T, some.others_T])
+        return torch.empty_like(choice.hidden_TD).index_copy_(0, order_T, torch.cat([seen_TD, others_TD]))
 
     module.forward = observed
     try:
@@ -123,31 +181,31 @@ def activations_by_group(
     weight: Tensor,
     *,
     see: Callable[[int, int, Tensor], None],
-    tokens: Callable[[torch.device], Sequence[tuple[int, Tensor]]],
+    tokens: Callable[[], TokenGroups],
 ) -> Iterator[None]:
-    """As ``activations_of_experts``, but run the module on each group of tokens alone.
+    """As ``activations_of_experts``, but run the module on each group of tokens apart.
 
-    ``see(group, expert, activation_TF)`` is called for each expert and group of tokens.
-    ``tokens``: from the device to the groups of a run with their tokens' indices [T], which have every token once.
-    Raises CalibrationError where the routing is not in the module's arguments, so that tokens cannot be told apart.
+    ``see(group, expert, activation_TF)`` is called for each expert and group. Raises CalibrationError where the
+    arguments are no ``ExpertChoice``, so that tokens cannot be told apart.
     """
     forward = module.forward
 
     def observed(*args: Any, **kwargs: Any) -> Any:
-        choice = choice_in(args, kwargs)
+        groups, choice = tokens(), choice_in(args, kwargs)
         if choice is None:
             raise CalibrationError(
                 "neurons of routed experts cannot be scored by source: this model's experts do not get the tokens one "
                 "by one; set calibration.combine to pooled"
             )
-        values = (choice.hidden_TD, choice.index_TK, choice.weight_TK)
-        output_TD = torch.empty_like(choice.hidden_TD)
-        for group, token_T in tokens(choice.hidden_TD.device):
-            own = {id(value): value.index_select(0, token_T) for value in values}
-            with _expert_by_expert(module), _Products(weight, partial(see, group)):
-                part_TD = forward(*_replaced(args, own), **_replaced_by_name(kwargs, own))
-            output_TD.index_copy_(0, token_T, part_TD)
-        return output_TD
+        indices, outputs = [], []
+        if len(groups.others_T):
+            indices.append(groups.others_T)
+            outputs.append(choice.run(forward, args, kwargs=kwargs, replaced=choice.at(groups.others_T)))
+        for group, token_T in groups.seen:
+            with _expert_by_expert(module), _Products(weight, partial(see, group), rows=None):
+                outputs.append(choice.run(forward, args, kwargs=kwargs, replaced=choice.at(token_T)))
+            indices.append(token_T)
+        return torch.empty_like(choice.hidden_TD).index_copy_(0, torch.cat(indices), torch.cat(outputs))
 
     module.forward = observed
     try:
@@ -175,22 +233,21 @@ def outputs_of_experts(
     *,
     kwargs: Mapping[str, Any],
     count: int,
+    rows_T: Tensor | None = None,
     of_group: tuple[Tensor, int] | None = None,
 ) -> Iterator[ExpertOutput]:
     """Run an experts module with every choice as a token of its own; yield the output of every expert that has tokens.
 
-    ``args`` and ``kwargs``: of the module's call; ``count``: the number of experts. ``of_group``: the group of each
-    token [T] and the number of groups, to yield the outputs of each group's tokens apart.
+    ``args`` and ``kwargs``: of the module's call; ``count``: the number of experts. ``rows_T``: the tokens to run, in
+    place of all; ``token_T`` then counts in them. ``of_group``: the group of each of these tokens [T] and the number of
+    groups, to yield the outputs of each group's tokens apart.
     """
-    choice = choice_in(args, kwargs)
-    assert choice is not None, "discovery has seen the routing"
+    given = choice_in(args, kwargs)
+    assert given is not None, "discovery has seen the routing"
+    choice = given if rows_T is None else given.at(rows_T)
     top_k = choice.index_TK.shape[1]
-    alone = {
-        id(choice.hidden_TD): choice.hidden_TD.repeat_interleave(top_k, 0),
-        id(choice.index_TK): choice.index_TK.reshape(-1, 1),
-        id(choice.weight_TK): choice.weight_TK.reshape(-1, 1),
-    }
-    output_SD = type(module).forward(module, *_replaced(args, alone), **_replaced_by_name(kwargs, alone))
+    forward = partial(type(module).forward, module)
+    output_SD = given.run(forward, args, kwargs=kwargs, replaced=choice.each_alone())
     index_S, groups = choice.index_TK.flatten(), 1
     if of_group:
         groups_T, groups = of_group
@@ -202,12 +259,3 @@ def outputs_of_experts(
         if start < end:
             group, expert = divmod(number, count)
             yield ExpertOutput(expert, choice_S[start:end] // top_k, output_SD[choice_S[start:end]], group)
-
-
-def _replaced(args: Sequence[Any], values: Mapping[int, Tensor]) -> list[Any]:
-    """Return arguments with those replaced whose ``id`` is in ``values``."""
-    return [values.get(id(value), value) for value in args]
-
-
-def _replaced_by_name(kwargs: Mapping[str, Any], values: Mapping[int, Tensor]) -> dict[str, Any]:
-    return {name: values.get(id(value), value) for name, value in kwargs.items()}

@@ -48,20 +48,34 @@ class Decoders:
 
 
 def measure_predictions(
-    settings: Perplexity, decoders: Decoders, *, held_out_NL: Tensor, batch_size: int, store: HiddenStateStore
+    settings: Perplexity,
+    decoders: Decoders,
+    *,
+    held_out_NL: Tensor,
+    batch_size: int,
+    store: HiddenStateStore,
+    begin_id: int | None = None,
 ) -> tuple[PerplexityFigures, DivergenceFigures]:
-    """Measure perplexity and divergence on held-out text. Processes share its batches and return the same values."""
+    """Measure perplexity and divergence on held-out text. Processes share its batches and return the same values.
+
+    Predictions at and of ``begin_id``, the begin-of-text token, do not count.
+    """
     cut = None
     if decoders.cut is not None:
-        cut = perplexity(decoders.cut, held_out_NL, batch_size=batch_size, name="cut", store=store)
+        cut = perplexity(decoders.cut, held_out_NL, batch_size=batch_size, name="cut", store=store, begin_id=begin_id)
     compared = compare_predictions(
-        decoders.dense, decoders.pruned, windows_NL=held_out_NL, batch_size=batch_size, store=store
+        decoders.dense,
+        decoders.pruned,
+        windows_NL=held_out_NL,
+        batch_size=batch_size,
+        store=store,
+        begin_id=begin_id,
     )
     figures = PerplexityFigures(
         dense=compared.dense_perplexity,
         cut=cut,
         pruned=compared.pruned_perplexity,
-        tokens=held_out_NL[:, 1:].numel(),
+        tokens=compared.divergence.tokens,
         source=describe_source(settings),
     )
     return figures, compared.divergence

@@ -3,7 +3,7 @@
 Memory: one layer, the hidden states of two models, and one chunk of their logits (``layerwise.logits``).
 
 Shapes: N windows, n those of this process, B batch, L sequence length, T = L - 1 predicted tokens of a window, P
-positions of a chunk, V vocabulary.
+positions of a chunk, C predictions that count, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from llmprune.common.distributed import rank, sum_over_processes, world_size
 from llmprune.common.errors import NumericalError
 from llmprune.common.linalg.kl_divergence import kl_divergence
 from llmprune.common.progress import track
+from llmprune.layerwise.counted_positions import counted_in, counted_predictions
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_states import HiddenStateStore
@@ -39,14 +40,21 @@ class ComparedPredictions:
 
 @torch.no_grad()
 def perplexity(
-    decoder: Decoder, windows_NL: Tensor, *, batch_size: int, name: str, store: HiddenStateStore | None = None
+    decoder: Decoder,
+    windows_NL: Tensor,
+    *,
+    batch_size: int,
+    name: str,
+    store: HiddenStateStore | None = None,
+    begin_id: int | None = None,
 ) -> float:
     """Return exp of the mean next-token cross entropy over all windows; infinity if that overflows.
 
-    ``name`` identifies the model in messages. With several processes each takes some of the batches, and all return
-    the value that one process would. Raises NumericalError if logits are NaN or infinite.
+    ``name`` identifies the model in messages. Predictions at and of ``begin_id``, the begin-of-text token, do not
+    count. With several processes each takes some of the batches, and all return the value that one process would.
+    Raises NumericalError if logits are NaN or infinite.
     """
-    share = _Share(windows_NL, batch_size)
+    share = _Share(windows_NL, batch_size, begin_id=begin_id)
     losses_NT = share.empty(decoder)
     if share:
         forward = _completed_forward(decoder, share, name=name, store=store)
@@ -60,14 +68,20 @@ def perplexity(
 
 @torch.no_grad()
 def compare_predictions(
-    dense: Decoder, pruned: Decoder, *, windows_NL: Tensor, batch_size: int, store: HiddenStateStore | None = None
+    dense: Decoder,
+    pruned: Decoder,
+    *,
+    windows_NL: Tensor,
+    batch_size: int,
+    store: HiddenStateStore | None = None,
+    begin_id: int | None = None,
 ) -> ComparedPredictions:
-    """Return the perplexity of both models, and KL(dense ‖ pruned) over all next-token distributions.
+    """Return the perplexity of both models, and KL(dense ‖ pruned) over all next-token distributions that count.
 
-    Processes share the batches as in ``perplexity``. Raises NumericalError if logits of either model are NaN or
-    infinite.
+    Processes share the batches, and ``begin_id`` is left out, as in ``perplexity``. Raises NumericalError if logits of
+    either model are NaN or infinite.
     """
-    share = _Share(windows_NL, batch_size)
+    share = _Share(windows_NL, batch_size, begin_id=begin_id)
     dense_losses_NT, pruned_losses_NT, divergences_NT, same_first_NT = (share.empty(dense) for _ in range(4))
     if share:
         first = _completed_forward(dense, share, name="dense", store=store)
@@ -90,7 +104,7 @@ def compare_predictions(
     return ComparedPredictions(
         _exp_mean(share.gather(dense_losses_NT), name="dense"),
         _exp_mean(share.gather(pruned_losses_NT), name="pruned"),
-        _divergence_figures(share.gather(divergences_NT).flatten().double(), int(share.gather(same_first_NT).sum())),
+        _divergence_figures(share.gather(divergences_NT).double(), int(share.gather(same_first_NT).sum())),
     )
 
 
@@ -101,7 +115,9 @@ class _Share:
     are fewer batches than processes.
     """
 
-    def __init__(self, windows_NL: Tensor, batch_size: int) -> None:
+    def __init__(self, windows_NL: Tensor, batch_size: int, *, begin_id: int | None) -> None:
+        counted_NL = counted_in(windows_NL, begin_id)
+        self._counted_NT = None if counted_NL is None else counted_predictions(counted_NL)
         batches = torch.split(torch.arange(len(windows_NL)), batch_size)[rank() :: world_size()]
         self.batch_size = batch_size
         self._rows_n = torch.cat(batches) if batches else torch.zeros(0, dtype=torch.int64)
@@ -120,22 +136,22 @@ class _Share:
         values_nT[first + chunk.windows.start : first + chunk.windows.stop, chunk.positions] = values_BP
 
     def gather(self, values_nT: Tensor) -> Tensor:
-        """Return the values of all processes on the CPU, in the order of the windows, float32 [N, L - 1]."""
+        """Return the values that count of all processes on the CPU, in the order of the windows, float32 [C]."""
         gathered_NT = torch.zeros(self._shape_NL[0], self._shape_NL[1] - 1)
         gathered_NT[self._rows_n] = values_nT.cpu()
         sum_over_processes([gathered_NT])  # exact: all but one summand are zero
-        return gathered_NT
+        return gathered_NT.flatten() if self._counted_NT is None else gathered_NT[self._counted_NT]
 
 
-def _divergence_figures(divergences_T: Tensor, same_first: int) -> DivergenceFigures:
+def _divergence_figures(divergences_C: Tensor, same_first: int) -> DivergenceFigures:
     # torch.quantile accepts at most 16 million values
-    sorted_T = divergences_T.sort().values
-    indices = {str(share): min(math.ceil(share * len(sorted_T)), len(sorted_T)) - 1 for share in QUANTILES}
+    sorted_C = divergences_C.sort().values
+    indices = {str(share): min(math.ceil(share * len(sorted_C)), len(sorted_C)) - 1 for share in QUANTILES}
     return DivergenceFigures(
-        mean=float(divergences_T.mean()),
-        quantiles={share: float(sorted_T[index]) for share, index in indices.items()},
-        same_first=same_first / len(divergences_T),
-        tokens=len(divergences_T),
+        mean=float(divergences_C.mean()),
+        quantiles={share: float(sorted_C[index]) for share, index in indices.items()},
+        same_first=same_first / len(divergences_C),
+        tokens=len(divergences_C),
     )
 
 
@@ -158,11 +174,11 @@ def _losses(logits_BPV: Tensor, targets_BP: Tensor) -> Tensor:
     return losses_T.view(targets_BP.shape)
 
 
-def _exp_mean(losses_NT: Tensor, *, name: str) -> float:
-    if losses_NT.isnan().any():
+def _exp_mean(losses_C: Tensor, *, name: str) -> float:
+    if losses_C.isnan().any():
         raise NumericalError(
             f"held-out text, {name} model: its logits are NaN or infinite; try model.dtype: float32 or bfloat16, and "
             "check the checkpoint's weights"
         )
-    mean = float(losses_NT.flatten().double().mean())
+    mean = float(losses_C.double().mean())
     return math.exp(mean) if mean < 700 else math.inf

@@ -46,6 +46,7 @@ def evaluate(context: RunContext, cut: Cut) -> Measured:
         file_fingerprint(folder.path / "pruning.json"),
         evaluation.model_dump_json(),
         fingerprint_tokens(inputs.held_out) if inputs.held_out is not None else None,
+        inputs.begin_id,
     )
     if is_first_process():
         refuse_fewer_samples(folder.path, evaluation.limit)
@@ -79,7 +80,14 @@ def _measure_predictions(context: RunContext, cut: Cut, *, source: ModelSource) 
 
     def measure(batch_size: int) -> tuple[PerplexityFigures, DivergenceFigures]:
         store = HiddenStateStore(memory, folder, device_bytes=inputs.stream_bytes)
-        return measure_predictions(settings, decoders, held_out_NL=held_out_NL, batch_size=batch_size, store=store)
+        return measure_predictions(
+            settings,
+            decoders,
+            held_out_NL=held_out_NL,
+            batch_size=batch_size,
+            store=store,
+            begin_id=inputs.begin_id,
+        )
 
     def evict() -> None:
         inputs.evict()

@@ -68,6 +68,11 @@ class RunInputs:
         return self.inputs.windows
 
     @property
+    def begin_id(self) -> int | None:
+        """The begin-of-text token, whose positions count in no statistics; None where the tokenizer adds none."""
+        return self.inputs.begin_id
+
+    @property
     def crossings(self) -> int | None:
         """Number of calibration windows with parts of several documents; None for ready tokens."""
         return self.inputs.crossings

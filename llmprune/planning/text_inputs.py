@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from llmprune.anatomy.meta_model import Config, text_config
 from llmprune.checkpoint.loading import load_config, load_tokenizer
 from llmprune.common.errors import CalibrationError, ModelError
+from llmprune.data.begin_of_text import begin_token
 from llmprune.data.windows import TextWindows, load_windows, sources_of_windows
 from llmprune.recipe.recipe import Recipe
 
@@ -42,6 +43,11 @@ class TextInputs:
                 raise
             logger.warning("no tokenizer is loaded: %s", error)
             return None
+
+    @cached_property
+    def begin_id(self) -> int | None:
+        """The begin-of-text token, whose positions count in no statistics; None where the tokenizer adds none."""
+        return None if self.tokenizer is None else begin_token(self.tokenizer)
 
     @property
     def windows(self) -> Tensor:

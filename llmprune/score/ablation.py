@@ -184,14 +184,20 @@ class AblatedModels:
         totals = DeviceSums(len(models) + 1)  # the last one counts tokens
         for batch in range(len(self._start.batches)):
             ids_BL = self._start.token_ids(batch)
+            counted_BT = self._start.counted.predictions(batch, device)
             for chunk in token_chunks(self._start, ids_BL):
+                counted_BP = None if counted_BT is None else counted_BT[chunk.windows, chunk.positions]
                 dense_BPV = chunk.next_token_logits(self._start, ids_BL, hidden_BLD=dense.at(batch, device))
                 targets_BP = chunk.targets(ids_BL)
                 for number, hidden_states in enumerate(models):
                     hidden_BLD = hidden_states.at(batch, device)
                     logits_BPV = chunk.next_token_logits(self._start, ids_BL, hidden_BLD=hidden_BLD)
-                    totals.add(number, self.criterion.token_costs(logits_BPV, dense_BPV, targets_BP=targets_BP))
-                totals.count(-1, targets_BP.numel())
+                    costs_BP = self.criterion.token_costs(logits_BPV, dense_BPV, targets_BP=targets_BP)
+                    totals.add(number, costs_BP if counted_BP is None else costs_BP.where(counted_BP, 0))
+                if counted_BP is None:
+                    totals.count(-1, targets_BP.numel())
+                else:
+                    totals.add(-1, counted_BP)
         (total_M,) = totals.reducible_state()
         sum_over_processes([total_M])
         return (total_M[:-1] / total_M[-1]).tolist()

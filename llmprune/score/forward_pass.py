@@ -49,7 +49,7 @@ def score(
     if backward:
         _require_cache(backward, calibration.store)
     forward = calibration.forward(decoder)
-    depth, parts = criteria.depth, SourceParts(forward, calibration)
+    depth, parts = criteria.depth, SourceParts(forward, calibration.sources_N, batch_size=calibration.batch_size)
     spans = LayerSpans(depth, target.remove, parts=parts) if isinstance(depth, HiddenStateCriterion) else None
     in_forward = replace(criteria, width=None, heads=None) if backward else criteria
     scores = [Scores(None, {}) for _ in range(parts.count)]
@@ -135,7 +135,7 @@ def _score_by_gradients(
             scorers = [scorer for scorer in found if isinstance(scorer, NeuronScorer)]
             for batch, effects in enumerate(backward.effects(index, layer, modules=[one.output for one in scorers])):
                 for scorer, effect_BLF in zip(scorers, effects, strict=True):
-                    for source, (part_RLF,) in parts.of(batch, effect_BLF):
+                    for source, part_RLF in parts.windows(batch, effect_BLF):
                         scorer.accumulators[source].update(part_RLF)
             sum_over_processes(_sums_of(scorers))
             for scorer in scorers:

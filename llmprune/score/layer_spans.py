@@ -46,7 +46,8 @@ class LayerSpans:
     """Every span of ``length`` consecutive layers, each scored when the forward pass reaches its end."""
 
     def __init__(self, criterion: HiddenStateCriterion, remove: int, *, parts: SourceParts) -> None:
-        self.criterion, self.length, self.parts = criterion, criterion.horizon(remove), parts
+        self.criterion, self.length = criterion, criterion.horizon(remove)
+        self.parts = parts.within(criterion.token_slice)
         self._first: deque[HiddenStates] = deque(maxlen=self.length)  # before each of the last layers
         self._scores: list[list[Tensor]] = [[] for _ in range(parts.count)]
 

@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from llmprune.anatomy.expert_hooks import activations_by_group, activations_of_experts, outputs_of_experts
+from llmprune.anatomy.expert_hooks import SomeTokens, activations_by_group, activations_of_experts, outputs_of_experts
 from llmprune.anatomy.names import tensor_of
 from llmprune.anatomy.selection import neuron_rows, outputs_first
 from llmprune.anatomy.types import Anatomy, AttentionUnit, MlpUnit, Unit, unit_key
@@ -156,11 +156,16 @@ class RoutedNeuronScorer(Scorer):
     def watch(self, hooks: ExitStack) -> None:
         """Read the activations of each expert's neurons."""
         if self._parts.count == 1:
-            observed = activations_of_experts(self._holder, self.weight, see=partial(self._update, 0))
+            see = partial(self._update, 0)
+            observed = activations_of_experts(self._holder, self.weight, see=see, tokens=self._counted)
         else:
-            tokens = self._parts.tokens_of_running
+            tokens = partial(self._parts.tokens_of_running, self.weight.device)
             observed = activations_by_group(self._holder, self.weight, see=self._update, tokens=tokens)
         hooks.enter_context(observed)
+
+    def _counted(self) -> SomeTokens | None:
+        rows_T = self._parts.counted_of_running(self.weight.device)
+        return None if rows_T is None else SomeTokens(rows_T, self._parts.others_of_running(self.weight.device))
 
     def _update(self, source: int, expert: int, activation_TF: Tensor) -> None:  # noqa: PLR0917 - hooks call it
         self.accumulators[source][expert].update(activation_TF)
@@ -187,9 +192,9 @@ class ExpertScorer(Scorer):
         self, key: str, module: nn.Module, *, count: int, criterion: ExpertCriterion, parts: SourceParts
     ) -> None:
         self.key, self.count, self._module, self._parts = key, count, module, parts
-        device = next(module.parameters()).device
+        self._device = next(module.parameters()).device
         self.accumulators: list[ExpertAccumulator] = [
-            criterion.make_accumulator(count, device) for _ in range(parts.count)
+            criterion.make_accumulator(count, self._device) for _ in range(parts.count)
         ]
 
     def watch(self, hooks: ExitStack) -> None:
@@ -199,8 +204,9 @@ class ExpertScorer(Scorer):
     def _see(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:  # noqa: PLR0917 - torch calls it
         of_group = None
         if self._parts.count > 1:
-            of_group = self._parts.source_of_tokens(next(module.parameters()).device), self._parts.count
-        for one in outputs_of_experts(module, args, kwargs=kwargs, count=self.count, of_group=of_group):
+            of_group = self._parts.source_of_counted(self._device), self._parts.count
+        rows_T = self._parts.counted_of_running(self._device)
+        for one in outputs_of_experts(module, args, kwargs=kwargs, count=self.count, rows_T=rows_T, of_group=of_group):
             self.accumulators[one.group].update(one.expert, one.output_TD)
 
     def reducible_state(self) -> list[Tensor]:
