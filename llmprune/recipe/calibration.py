@@ -97,8 +97,8 @@ class Calibration(TokenWindows):
     combine: Combine = Field(
         "pooled",
         description="How the scores by several sources become one, for layers, neurons, heads and experts: pooled sums "
-        "over all tokens; rank_mean takes the mean of the ranks by each source; worst the highest of them, so that what "
-        "any source needs is kept.",
+        "over all tokens; rank_mean takes the mean of the ranks by each source; worst the highest of them, so that "
+        "what any source needs is kept.",
     )
 
     stream_memory: Size = Field(

@@ -5,7 +5,7 @@ Shapes: N windows, L sequence length.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -52,6 +52,11 @@ class CalibrationBatches:
     begin_id: int | None = None
     sources_N: Tensor | None = None
     combine: Combine = "pooled"
+
+    def at(self, numbers_N: Tensor) -> CalibrationBatches:
+        """Return the batches of some of the windows, by their numbers."""
+        sources_N = None if self.sources_N is None else self.sources_N[numbers_N]
+        return replace(self, windows_NL=self.windows_NL[numbers_N], sources_N=sources_N)
 
     def forward(self, decoder: Decoder) -> LayerwiseForward:
         """Begin a layer-wise forward pass over this process's share of the windows."""

@@ -14,10 +14,13 @@ from torch import Tensor
 
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.types import Anatomy
-from llmprune.criteria.base import DepthCriterion, HiddenStateCriterion, WidthCriterion
+from llmprune.common.errors import CalibrationError
+from llmprune.criteria.base import AblationCriterion, DepthCriterion, HiddenStateCriterion, WidthCriterion
 from llmprune.criteria.combine import combine_scores
+from llmprune.criteria.depth.divergence import Divergence
 from llmprune.criteria.experts.reap import Reap
 from llmprune.layerwise.decoder import Decoder
+from llmprune.score.ablation import layer_ablation_scores
 from llmprune.score.forward_pass import score
 from llmprune.score.inputs import CalibrationBatches, DepthTarget, ScoringCriteria
 from llmprune.score.scores import Scores
@@ -118,3 +121,30 @@ def test_saved_scores_keep_the_sources_apart(tmp_path: Path) -> None:
     for one, other in zip((found, *found.by_source), (read, *read.by_source), strict=True):
         assert tensors_of(one).keys() == tensors_of(other).keys()
         assert all(torch.equal(value, tensors_of(other)[name]) for name, value in tensors_of(one).items())
+
+
+@pytest.mark.parametrize("kind", ["divergence", "residual"])
+def test_ablation_ranks_layers_by_each_source(kind: str) -> None:
+    """One round's ranks are those of the costs on the source's own windows, whatever the batch size."""
+    criterion = next(one for one in DepthCriterion.kinds() if one().kind == kind)(windows=4, greedy=False)
+    assert isinstance(criterion, AblationCriterion)
+    windows, sources_N = IDS.repeat(2, 1), SOURCES.repeat(2)
+    found = []
+    for batch_size in (1, 3):
+        calibration = CalibrationBatches(windows, batch_size, sources_N=sources_N, combine="worst")
+        found.append(
+            layer_ablation_scores(
+                *decoder_of(LLAMA), criterion=criterion, calibration=calibration, target=DepthTarget(1)
+            )
+        )
+    assert torch.equal(found[0], found[1])
+    assert found[0].min() >= 0
+    assert found[0].max() <= len(decoder_of(LLAMA)[0])
+
+
+def test_ablation_needs_a_window_of_every_source() -> None:
+    """The error names the remedy."""
+    criterion = Divergence(windows=1)
+    calibration = CalibrationBatches(IDS, 2, sources_N=SOURCES, combine="worst")
+    with pytest.raises(CalibrationError, match=r"1 windows, which have none of 1 source .* raise depth"):
+        layer_ablation_scores(*decoder_of(LLAMA), criterion=criterion, calibration=calibration, target=DepthTarget(1))
