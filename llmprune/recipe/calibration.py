@@ -116,10 +116,13 @@ class Calibration(TokenWindows):
     @model_validator(mode="after")
     def _several_to_combine(self) -> Self:
         if self.combine != "pooled" and len(self.text_sources()) < 2:
-            raise ValueError(
-                f"combine: {self.combine} needs several sources of text; list them in sources, or remove it"
-            )
+            raise ValueError(f"combine: {self.combine} needs several sources of text; list them, or remove combine")
         return self
+
+    @property
+    def scored_sources(self) -> int:
+        """Number of sources whose scores are summed apart."""
+        return 1 if self.combine == "pooled" else len(self.text_sources())
 
     def shape(self) -> tuple[int, int]:
         """Return (N, L): the recipe's, else the tokens file's, else 128 windows of 2048 tokens."""

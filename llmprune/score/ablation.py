@@ -56,7 +56,8 @@ def layer_ablation_scores(
     """Return the score of every layer, float32 [N]; the lowest are removed first.
 
     A score is the mean cost of a token without the layer and all layers with lower scores, less that of the dense
-    model; where sources are told apart, the layers' ranks by each of them in a round are combined. Layers that the model needs, or with ``target.keep_pattern`` its pattern, are not ablated.
+    model; where sources are told apart, the layers' ranks by each of them in a round are combined. Layers that
+    the model needs, or with ``target.keep_pattern`` its pattern, are not ablated.
     Raises NumericalError where the cost without a kept layer is not finite: such a layer is never chosen. Raises
     CalibrationError where the criterion cannot refit: for want of windows, or of layers that can be refit.
     """

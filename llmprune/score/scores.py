@@ -68,7 +68,7 @@ class Scores:
         for name, value in tensors.items():
             kind, _, key = name.partition(".")
             kinds[kind][key] = value
-        return cls(layers_N, **kinds)
+        return cls(layers_N, kinds["neurons"], kinds["experts"], kinds["routed"], kinds["heads"])
 
 
 def combine_sources(by_source: Sequence[Scores], rule: Combine) -> Scores:
