@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import cached_property
+from pathlib import Path
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -45,6 +46,11 @@ class TextInputs:
                 raise
             logger.warning("no tokenizer is loaded: %s", error)
             return None
+
+    @property
+    def has_own_tokenizer(self) -> bool:
+        """True if the tokenizer is on this machine: a plan downloads only the config from the hub."""
+        return Path(self.recipe.model.id).expanduser().is_dir()
 
     @property
     def windows(self) -> Tensor:
