@@ -5,7 +5,7 @@ those before it with autograd on, which turns the gradient of the loss after the
 a model is differentiated with the memory of one layer and one batch; weights get no gradients.
 
 The loss is the next-token cross entropy, summed over the tokens of a window: not the mean, so that small gradients of
-long windows do not underflow in half precision. Predictions at and of the begin-of-text token do not count in it.
+long windows do not underflow in half precision. The prediction of a begin-of-text token does not count in it.
 
 Shapes: B batch, L sequence length, D hidden size, F inputs of a projection, P positions of a
 chunk, V vocabulary.
@@ -104,7 +104,7 @@ def _gradient_of_loss(forward: LayerwiseForward, batch: int) -> Tensor:
     those of one chunk are zero at the tokens of the others.
     """
     device, gradients = forward.decoder.device, []
-    counted_BT = forward.counted.predictions(batch, device)
+    counted_BT = forward.counted.targets(batch, device)
     hidden_BLD = forward.hidden_states.at(batch, device)
     for window, ids_L in enumerate(forward.token_ids(batch)):
         ids_1L = ids_L.unsqueeze(0)

@@ -3,8 +3,7 @@
 The hidden state of the begin-of-text token is a sink of attention (arXiv 2309.17453) with a norm hundreds of times
 those of other tokens (arXiv 2402.17762). It takes part in attention as any other position, and in no sum over tokens.
 
-Shapes: N windows, B windows of a batch, L sequence length, T counted tokens of a batch, X any features, P positions of
-a chunk.
+Shapes: N windows, B windows of a batch, L sequence length, T counted tokens of a batch, X any features.
 """
 
 from __future__ import annotations
@@ -29,20 +28,20 @@ class CopiedOnce:
             tensors = self._by_device[_CPU]
             flat = torch.cat([tensor.flatten() for tensor in tensors]).to(device) if tensors else torch.empty(0)
             parts = torch.split(flat, [tensor.numel() for tensor in tensors])
-            self._by_device[device] = [part.view_as(like) for part, like in zip(parts, tensors, strict=True)]
+            self._by_device[device] = [part.view(like.shape) for part, like in zip(parts, tensors, strict=True)]
         return self._by_device[device]
 
 
 class CountedPositions:
     """Counted positions of windows int64 [N, L], in batches of ``batch_size``.
 
-    ``begin_id``: the begin-of-text token; None where all positions count. Where all of them do, every method returns
+    ``begin``: the ids of the begin-of-text tokens; without any all positions count. Where all do, every method returns
     its argument itself and nothing is copied to a device.
     """
 
-    def __init__(self, windows_NL: Tensor, batch_size: int, *, begin_id: int | None = None) -> None:
-        self._windows_NL, self._batch_size, self._begin_id = windows_NL, batch_size, begin_id
-        counted_NL = counted_in(windows_NL, begin_id)
+    def __init__(self, windows_NL: Tensor, batch_size: int, *, begin: tuple[int, ...] = ()) -> None:
+        self._windows_NL, self._batch_size, self._begin = windows_NL, batch_size, begin
+        counted_NL = _counted_in(windows_NL, begin)
         masks = () if counted_NL is None else torch.split(counted_NL, batch_size)
         self.masks: tuple[Tensor, ...] | None = None if counted_NL is None else tuple(masks)  # bool [B, L], on the CPU
         self._on_devices = CopiedOnce(masks)
@@ -53,7 +52,7 @@ class CountedPositions:
         """Return the counted positions among these tokens of each window."""
         if self.masks is None or tokens == slice(None):
             return self
-        return CountedPositions(self._windows_NL[:, tokens], self._batch_size, begin_id=self._begin_id)
+        return CountedPositions(self._windows_NL[:, tokens], self._batch_size, begin=self._begin)
 
     def rows(self, batch: int, device: torch.device) -> Tensor | None:
         """Return the counted positions of a batch as indices [T] into its B · L tokens; None where all count."""
@@ -82,26 +81,19 @@ class CountedPositions:
             return value_BLX
         return value_BLX.where(self._on_devices.on(value_BLX.device)[batch][..., None], 0)
 
-    def predictions(self, batch: int, device: torch.device) -> Tensor | None:
-        """Return for each position but the last if its prediction of the next token counts, bool [B, L - 1].
+    def targets(self, batch: int, device: torch.device) -> Tensor | None:
+        """Return for each token but the first of a window if its prediction counts, bool [B, L - 1]; None where all do.
 
-        It does where both tokens do. None where all count.
+        The prediction of the token after a begin-of-text token counts, that of the latter does not.
         """
-        return None if self.masks is None else counted_predictions(self._on_devices.on(device)[batch])
+        return None if self.masks is None else self._on_devices.on(device)[batch][:, 1:]
 
 
 def _true_in(mask_BL: Tensor) -> Tensor:
     return mask_BL.flatten().nonzero().squeeze(1)
 
 
-def counted_in(windows_NL: Tensor, begin_id: int | None) -> Tensor | None:
+def _counted_in(windows_NL: Tensor, begin: tuple[int, ...]) -> Tensor | None:
     """Return the positions that count, bool [N, L]; None where all of them do."""
-    if begin_id is None:
-        return None
-    counted_NL = windows_NL != begin_id
+    counted_NL = torch.isin(windows_NL, windows_NL.new_tensor(begin), invert=True)
     return None if bool(counted_NL.all()) else counted_NL
-
-
-def counted_predictions(counted_NL: Tensor) -> Tensor:
-    """Return for each position but the last if it and the next one count, bool [N, L - 1]."""
-    return counted_NL[:, :-1] & counted_NL[:, 1:]

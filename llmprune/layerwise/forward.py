@@ -38,7 +38,7 @@ class LayerwiseForward:
 
     ``hidden_states[b]``: those of batch b before the next layer [B, L, D]. ``calls[b][i]``: arguments of layer i for
     batch b. ``store`` decides whether hidden states are in memory or in a file. ``counted``: the positions that count
-    in statistics, all but those of ``begin_id``, the begin-of-text token. ``running``: the batch that a layer ran last,
+    in statistics, all but those of ``begin``, the begin-of-text ids. ``running``: the batch that a layer ran last,
     for hooks.
     """
 
@@ -50,10 +50,10 @@ class LayerwiseForward:
         *,
         batch_size: int,
         store: HiddenStateStore | None = None,
-        begin_id: int | None = None,
+        begin: tuple[int, ...] = (),
     ) -> None:
         self.decoder = decoder
-        self.counted = CountedPositions(windows_NL, batch_size, begin_id=begin_id)
+        self.counted = CountedPositions(windows_NL, batch_size, begin=begin)
         self.running = 0
         on_gpu = decoder.device.type == "cuda"
         self.batches: list[Tensor] = list(torch.split(windows_NL.pin_memory() if on_gpu else windows_NL, batch_size))

@@ -119,7 +119,7 @@ def _batches(context: RunContext, windows_NL: Tensor, *, batch_size: int) -> Ite
     store = context.inputs.hidden_state_store(context.folder.path, batch_size, windows_NL=windows_NL)
     for_pass2 = False
     try:
-        yield CalibrationBatches(windows_NL, batch_size, store, context.inputs.begin_id)
+        yield CalibrationBatches(windows_NL, batch_size, store, context.inputs.calibration_text.begin)
         for_pass2 = len(windows_NL) == len(context.inputs.windows)
     finally:
         if store.cache is not None and not for_pass2:
@@ -134,8 +134,7 @@ def origin_of_scores(context: RunContext) -> str | None:
     if not any(parts):
         return None
     horizon = criteria.depth.horizon(plan.dense.layers - plan.keep_layers) if criteria.depth else None
-    text = inputs.windows_fingerprint, inputs.begin_id
-    return fingerprint(inputs.identity, *text, horizon, _keeps_pattern(recipe), *parts)
+    return fingerprint(inputs.identity, inputs.windows_fingerprint, horizon, _keeps_pattern(recipe), *parts)
 
 
 def planned_sizes(context: RunContext) -> PlannedSizes:

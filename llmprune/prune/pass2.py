@@ -57,8 +57,8 @@ class Pruning:
     """Settings of a run of pass 2.
 
     ``write(new, tensors)`` gets every finished layer under its index in the pruned model. ``repairs``: those made in
-    each layer where ``refit`` is set, in this order. ``begin_id``: the begin-of-text token, whose positions count in no
-    sum over tokens; None: all count.
+    each layer where ``refit`` is set, in this order. ``begin``: the begin-of-text ids, whose positions count in no sum
+    over tokens.
     """
 
     dense: Decoder
@@ -69,7 +69,7 @@ class Pruning:
     refit: Refit | None
     write: Callable[[int, Tensors], None]
     sparsity: Sparsity | None = None
-    begin_id: int | None = None
+    begin: tuple[int, ...] = ()
     repairs: tuple[LayerRepair, ...] = REPAIRS
 
     @torch.no_grad()
@@ -90,7 +90,7 @@ class Pruning:
         steps = steps_of(self.cut, self.anatomy, refit=self.refit, sparsity=self.sparsity)
         mine_NL = windows_of_process(windows_NL)
         dense, pruned = (
-            LayerwiseForward(one, mine_NL, batch_size=batch_size, store=store, begin_id=self.begin_id)
+            LayerwiseForward(one, mine_NL, batch_size=batch_size, store=store, begin=self.begin)
             for one in (self.dense, self.pruned)
         )
         require_same_calls(dense, pruned, layers=self.cut.layers)

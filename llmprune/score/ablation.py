@@ -184,7 +184,7 @@ class AblatedModels:
         totals = DeviceSums(len(models) + 1)  # the last one counts tokens
         for batch in range(len(self._start.batches)):
             ids_BL = self._start.token_ids(batch)
-            counted_BT = self._start.counted.predictions(batch, device)
+            counted_BT = self._start.counted.targets(batch, device)
             for chunk in token_chunks(self._start, ids_BL):
                 counted_BP = None if counted_BT is None else counted_BT[chunk.windows, chunk.positions]
                 dense_BPV = chunk.next_token_logits(self._start, ids_BL, hidden_BLD=dense.at(batch, device))

@@ -40,14 +40,14 @@ class ScoringCriteria:
 class CalibrationBatches:
     """Calibration windows int64 [N, L], the same in every process, and how they are passed through a model.
 
-    ``batch_size``: windows a forward call. ``store``: where hidden states are kept. ``begin_id``: the begin-of-text
-    token, whose positions do not count in scores; None: all count.
+    ``batch_size``: windows a forward call. ``store``: where hidden states are kept. ``begin``: the begin-of-text ids,
+    whose positions do not count in scores.
     """
 
     windows_NL: Tensor
     batch_size: int
     store: HiddenStateStore = field(default_factory=HiddenStateStore)
-    begin_id: int | None = None
+    begin: tuple[int, ...] = ()
 
     def forward(self, decoder: Decoder) -> LayerwiseForward:
         """Begin a layer-wise forward pass over this process's share of the windows."""
@@ -56,7 +56,7 @@ class CalibrationBatches:
             windows_of_process(self.windows_NL),
             batch_size=self.batch_size,
             store=self.store,
-            begin_id=self.begin_id,
+            begin=self.begin,
         )
 
 

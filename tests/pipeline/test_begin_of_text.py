@@ -56,8 +56,8 @@ def _made(folder: Path) -> Path:
 
 
 def _batches(windows_NL: Tensor, folder: Path, batch_size: int = 4) -> CalibrationBatches:
-    begin_id = BEGIN if windows_NL is WITH else None
-    return CalibrationBatches(windows_NL, batch_size, store_in(_made(folder)), begin_id)
+    begin = (BEGIN,) if windows_NL is WITH else ()
+    return CalibrationBatches(windows_NL, batch_size, store_in(_made(folder)), begin)
 
 
 def _score(model: PreTrainedModel, windows_NL: Tensor, folder: Path, batch_size: int = 4, **criteria: Any) -> Scores:
@@ -123,7 +123,7 @@ def _prune(windows_NL: Tensor, tmp_path: Path, **settings: Any) -> tuple[dict[in
         anatomy=anatomy,
         cut=cut,
         write=written.__setitem__,
-        begin_id=BEGIN if windows_NL is WITH else None,
+        begin=(BEGIN,) if windows_NL is WITH else (),
         **settings,
     )
     records, _ = pruning.run(windows_NL, 4, sources_N=torch.arange(8) % 2)
@@ -160,7 +160,7 @@ def test_batches_and_processes_do_not_matter(tmp_path: Path) -> None:
     windows_NL[:, 0] = windows_NL[3, 7] = BEGIN
     found = []
     for batch_size in (1, 8):
-        calibration = CalibrationBatches(windows_NL, batch_size, store_in(_made(tmp_path / str(batch_size))), BEGIN)
+        calibration = CalibrationBatches(windows_NL, batch_size, store_in(_made(tmp_path / str(batch_size))), (BEGIN,))
         criteria = ScoringCriteria(depth=DEPTH["block_influence"](), width=WIDTH["share"]())
         model = _model()
         found.append(
@@ -172,7 +172,7 @@ def test_batches_and_processes_do_not_matter(tmp_path: Path) -> None:
 def test_held_out_predictions() -> None:
     """Perplexity and divergence are those of the text alone, and so is the number of tokens."""
     dense, other = dense_decoder(_model()), dense_decoder(tiny_model("llama", seed=1))
-    with_token = compare_predictions(dense, other, windows_NL=WITH, batch_size=4, begin_id=BEGIN)
+    with_token = compare_predictions(dense, other, windows_NL=WITH, batch_size=4, begin=(BEGIN,))
     without = compare_predictions(dense, other, windows_NL=WITHOUT, batch_size=4)
     assert with_token.divergence.tokens == without.divergence.tokens == WITHOUT[:, 1:].numel()
     assert math.isclose(with_token.dense_perplexity, without.dense_perplexity, rel_tol=1e-4)
