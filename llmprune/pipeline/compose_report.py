@@ -32,6 +32,7 @@ from llmprune.results.report_schema import (
     MatrixFigures,
     Provenance,
     Report,
+    SourceFigures,
     SparsityFigures,
     StabilityFigures,
     VerificationFigures,
@@ -46,6 +47,7 @@ class RunResults:
     scores: Scores | None
     chosen: ChosenCut
     stability: StabilityFigures | None
+    sources: SourceFigures | None
     pruned: PrunedCheckpoint
     measured: Measured
 
@@ -69,6 +71,7 @@ def compose_report(context: RunContext, results: RunResults) -> Report:
         layers=_layer_figures(context, results),
         sparsity=_sparsity_figures(recipe.sparsity, skipped, counts=pruned.verified.sparse),
         stability=results.stability,
+        sources=results.sources,
         perplexity=measured.perplexity,
         divergence=measured.divergence,
         tasks=comparison.tasks,
@@ -157,9 +160,9 @@ class _LayerRows:
             experts_kept=None if keep_E is None or removed else tuple(keep_E.tolist()),
             kv_groups_kept=None if keep_G is None else tuple(keep_G.tolist()),
             kv_groups_share=None
-            if keep_G is None or scores is None
+            if keep_G is None or scores is None or scores.by_source
             else kept_share(scores.heads[heads], keep_G, is_additive=self.are_heads_additive),
-            score_share=None if removed or scores is None else self._score_share(index, scores),
+            score_share=None if removed or scores is None or scores.by_source else self._score_share(index, scores),
             error_cut=record.error_cut if record else None,
             error_refit=record.error_refit if record else None,
             ridge=record.ridge if record else None,

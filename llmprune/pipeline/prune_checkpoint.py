@@ -157,7 +157,6 @@ class _CheckpointStep:
             refit=recipe.refit,
             write=self._write_layer,
             sparsity=recipe.sparsity,
-            begin=inputs.calibration_text.begin,
         )
         records, forward = pruning.run(
             inputs.windows,

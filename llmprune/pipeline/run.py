@@ -36,6 +36,7 @@ from llmprune.pipeline.finish import FinishedRun, push_as_requested, write_repor
 from llmprune.pipeline.inputs import RunInputs
 from llmprune.pipeline.prune_checkpoint import prune_checkpoint
 from llmprune.pipeline.score_and_select import find_cut, find_scores
+from llmprune.pipeline.source_check import check_sources, has_sources
 from llmprune.pipeline.step_costs import (
     time_dense_forward_pass,
 )
@@ -157,12 +158,13 @@ def _run_steps(context: RunContext, options: RunOptions) -> Report:
         time_dense_forward_pass(context)
     scores = find_scores(context)
     chosen = find_cut(context, scores)
-    stability = check_calibration(context) if options.calibration_check else None
+    stability = check_calibration(context) if options.calibration_check and not has_sources(context) else None
+    sources = check_sources(context, scores, cut=chosen.cut, asked=options.calibration_check)
     pruned = prune_checkpoint(context, chosen.cut)
     if options.measure_forward:
         time_dense_forward_pass(context)  # a second time, because the speed of a machine drifts
     measured = evaluate(context, chosen.cut)
-    results = RunResults(scores, chosen, stability, pruned, measured)
+    results = RunResults(scores, chosen, stability, sources, pruned, measured)
     report = broadcast_from_first(compose_report(context, results))
     write_report(context.folder, report)
     return push_as_requested(context.recipe, context.folder, report=report)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
 from llmprune.anatomy.types import Unit
 from llmprune.common.linalg.cross_validated_ridge import NormalEquations, Repair
 from llmprune.cut.decision import Cut
@@ -13,10 +11,10 @@ from llmprune.layerwise.cached_forward import CachedForward
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_state_files import HiddenStateCache
 from llmprune.layerwise.hidden_states import HiddenStates
+from llmprune.layerwise.window_groups import WindowGroups
 from llmprune.prune.layer_step import LayerStep
 from llmprune.prune.layer_weights import LayerWeights
 from llmprune.prune.records import LayerRecord, MatrixRecord
-from llmprune.prune.repair.folds import Folds
 from llmprune.prune.repair.residual_scales import ResidualScales
 from llmprune.prune.repair.residual_writers import LayerTopology, ResidualWriter, TopologyCache
 from llmprune.prune.repair.up_equations import UpRepair
@@ -36,15 +34,11 @@ class Pass2Context:
     refit: Refit | None
     dense: LayerwiseForward
     pruned: LayerwiseForward
-    folds: Folds
-    held_out: Folds
+    folds: WindowGroups
+    held_out: WindowGroups
     scales: ResidualScales
     topologies: TopologyCache
     cache: HiddenStateCache | None
-
-    def select(self, batch: int, *values_BLX: Tensor) -> list[Tensor]:
-        """Return each of the values of a batch at the positions that count."""
-        return [self.dense.counted.select(batch, value_BLX) for value_BLX in values_BLX]
 
     def make_equations(self) -> NormalEquations:
         """Return empty normal equations for the refit of one projection."""

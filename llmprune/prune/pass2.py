@@ -35,6 +35,7 @@ from llmprune.layerwise.decoder import Decoder, Tensors
 from llmprune.layerwise.forward import LayerwiseForward, require_same_calls
 from llmprune.layerwise.hidden_states import HiddenStateStore
 from llmprune.layerwise.staged_layer import StagedLayer
+from llmprune.layerwise.window_groups import WindowGroups
 from llmprune.prune.dense_reference import pass_dense, record_dense
 from llmprune.prune.layer_step import LayerStep, steps_of
 from llmprune.prune.layer_weights import LayerWeights
@@ -42,7 +43,7 @@ from llmprune.prune.layer_work import LayerWork, Pass2Context
 from llmprune.prune.records import LayerRecord
 from llmprune.prune.relative_error import RelativeError
 from llmprune.prune.repair.base import LayerRepair, Stage
-from llmprune.prune.repair.folds import Folds, every_eighth, folds_of
+from llmprune.prune.repair.folds import every_eighth, folds_of
 from llmprune.prune.repair.registry import REPAIRS
 from llmprune.prune.repair.residual_scales import ResidualScales
 from llmprune.prune.repair.residual_writers import LayerTopology, TopologyCache
@@ -57,8 +58,7 @@ class Pruning:
     """Settings of a run of pass 2.
 
     ``write(new, tensors)`` gets every finished layer under its index in the pruned model. ``repairs``: those made in
-    each layer where ``refit`` is set, in this order. ``begin``: the begin-of-text ids, whose positions count in no sum
-    over tokens.
+    each layer where ``refit`` is set, in this order.
     """
 
     dense: Decoder
@@ -69,7 +69,6 @@ class Pruning:
     refit: Refit | None
     write: Callable[[int, Tensors], None]
     sparsity: Sparsity | None = None
-    begin: tuple[int, ...] = ()
     repairs: tuple[LayerRepair, ...] = REPAIRS
 
     @torch.no_grad()
@@ -89,10 +88,8 @@ class Pruning:
         """
         steps = steps_of(self.cut, self.anatomy, refit=self.refit, sparsity=self.sparsity)
         mine_NL = windows_of_process(windows_NL)
-        dense, pruned = (
-            LayerwiseForward(one, mine_NL, batch_size=batch_size, store=store, begin=self.begin)
-            for one in (self.dense, self.pruned)
-        )
+        dense = LayerwiseForward(self.dense, mine_NL, batch_size=batch_size, store=store)
+        pruned = LayerwiseForward(self.pruned, mine_NL, batch_size=batch_size, store=store)
         require_same_calls(dense, pruned, layers=self.cut.layers)
         progress = snapshots.load() if snapshots else Progress()
         records, scales = list(progress.records), ResidualScales(progress.scales)
@@ -101,8 +98,8 @@ class Pruning:
             refit=self.refit,
             dense=dense,
             pruned=pruned,
-            folds=Folds(folds_of(len(windows_NL), sources_N), batch_size, counted=dense.counted),
-            held_out=Folds(every_eighth(len(windows_NL)), batch_size, counted=dense.counted),
+            folds=WindowGroups(folds_of(len(windows_NL), sources_N), batch_size),
+            held_out=WindowGroups(every_eighth(len(windows_NL)), batch_size),
             scales=scales,
             topologies=TopologyCache(self.anatomy, scales),
             cache=store.cache if store else None,
@@ -207,7 +204,7 @@ class Pruning:
         for batch, output_BLD in outputs:
             if work.step.uses_dense:
                 dense_BLD = run.dense.hidden_states.at(batch, output_BLD.device)
-                error.update(*run.select(batch, dense_BLD - output_BLD, dense_BLD))
+                error.update(dense_BLD - output_BLD, dense_BLD)
             run.pruned.advance(batch, output_BLD)
         if work.step.uses_dense:
             sum_over_processes(error.reducible_state())

@@ -33,8 +33,8 @@ from llmprune.common.linalg.masked_least_squares import output_energy, solve_on_
 from llmprune.common.linalg.precision import exact_products
 from llmprune.layerwise.hidden_states import HiddenStates
 from llmprune.layerwise.staged_layer import StagedLayer
+from llmprune.layerwise.window_groups import WindowGroups
 from llmprune.prune.records import MatrixRecord
-from llmprune.prune.repair.folds import Folds
 from llmprune.prune.repair.residual_writers import LayerTopology, ResidualWriter
 from llmprune.recipe.refit import Refit
 from llmprune.recipe.sparsity import Sparsity, select
@@ -79,7 +79,7 @@ class Sparsifier:
     sparsity: Sparsity
     refit: Refit | None
     experts: int | None
-    folds: Folds
+    folds: WindowGroups
 
     @torch.no_grad()
     def prune(self, staged: StagedLayer, topology: LayerTopology, *, targets: DenseTargets) -> SparseLayer:
@@ -121,8 +121,8 @@ class Sparsifier:
         if needs == "nothing":
             return None
         sums: Tensor | None = None
-        for batch, input_BLI in staged.inputs(name, keep=True):
-            input_TI = staged.forward.counted.select(batch, input_BLI).flatten(0, -2).float()
+        for _, input_BLI in staged.inputs(name, keep=True):
+            input_TI = input_BLI.flatten(0, -2).float()
             if sums is None:
                 sums = input_TI.new_zeros((inputs, inputs) if needs == "gram" else inputs)
             if needs == "gram":
