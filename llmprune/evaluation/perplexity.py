@@ -2,8 +2,11 @@
 
 Memory: one layer, the hidden states of two models, and one chunk of their logits (``layerwise.logits``).
 
+A begin-of-text token is an input and never a target, because a model is not asked to predict where a text begins: the
+prediction of the one in front of a document inside a window is left out of every figure. The token after it counts.
+
 Shapes: N windows, n those of this process, B batch, L sequence length, T = L - 1 predicted tokens of a window, P
-positions of a chunk, C predictions that count, V vocabulary.
+positions of a chunk, V vocabulary, C predicted tokens that count.
 """
 
 from __future__ import annotations
@@ -19,7 +22,6 @@ from llmprune.common.distributed import rank, sum_over_processes, world_size
 from llmprune.common.errors import NumericalError
 from llmprune.common.linalg.kl_divergence import kl_divergence
 from llmprune.common.progress import track
-from llmprune.layerwise.counted_positions import counted_in, counted_predictions
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_states import HiddenStateStore
@@ -46,15 +48,15 @@ def perplexity(
     batch_size: int,
     name: str,
     store: HiddenStateStore | None = None,
-    begin_id: int | None = None,
+    begin: tuple[int, ...] = (),
 ) -> float:
     """Return exp of the mean next-token cross entropy over all windows; infinity if that overflows.
 
-    ``name`` identifies the model in messages. Predictions at and of ``begin_id``, the begin-of-text token, do not
-    count. With several processes each takes some of the batches, and all return the value that one process would.
-    Raises NumericalError if logits are NaN or infinite.
+    ``name`` identifies the model in messages; ``begin``: ids that are no targets. With several processes each takes
+    some of the batches, and all return the value that one process would. Raises NumericalError if logits are NaN or
+    infinite.
     """
-    share = _Share(windows_NL, batch_size, begin_id=begin_id)
+    share = _Share(windows_NL, batch_size, begin=begin)
     losses_NT = share.empty(decoder)
     if share:
         forward = _completed_forward(decoder, share, name=name, store=store)
@@ -74,14 +76,14 @@ def compare_predictions(
     windows_NL: Tensor,
     batch_size: int,
     store: HiddenStateStore | None = None,
-    begin_id: int | None = None,
+    begin: tuple[int, ...] = (),
 ) -> ComparedPredictions:
-    """Return the perplexity of both models, and KL(dense ‖ pruned) over all next-token distributions that count.
+    """Return the perplexity of both models, and KL(dense ‖ pruned) over all next-token distributions.
 
-    Processes share the batches, and ``begin_id`` is left out, as in ``perplexity``. Raises NumericalError if logits of
+    Processes share the batches, and ``begin`` is left out, as in ``perplexity``. Raises NumericalError if logits of
     either model are NaN or infinite.
     """
-    share = _Share(windows_NL, batch_size, begin_id=begin_id)
+    share = _Share(windows_NL, batch_size, begin=begin)
     dense_losses_NT, pruned_losses_NT, divergences_NT, same_first_NT = (share.empty(dense) for _ in range(4))
     if share:
         first = _completed_forward(dense, share, name="dense", store=store)
@@ -112,16 +114,16 @@ class _Share:
     """Held-out windows of this process: every ``world_size``-th batch, so that batches are those of one process.
 
     Values of tokens stay on the device until ``gather``, which is the only wait. A process has no window where there
-    are fewer batches than processes.
+    are fewer batches than processes. ``begin``: ids whose prediction does not count.
     """
 
-    def __init__(self, windows_NL: Tensor, batch_size: int, *, begin_id: int | None) -> None:
-        counted_NL = counted_in(windows_NL, begin_id)
-        self._counted_NT = None if counted_NL is None else counted_predictions(counted_NL)
+    def __init__(self, windows_NL: Tensor, batch_size: int, *, begin: tuple[int, ...]) -> None:
         batches = torch.split(torch.arange(len(windows_NL)), batch_size)[rank() :: world_size()]
         self.batch_size = batch_size
         self._rows_n = torch.cat(batches) if batches else torch.zeros(0, dtype=torch.int64)
         self.windows_nL, self._shape_NL = windows_NL[self._rows_n], windows_NL.shape
+        targets_NT = windows_NL[:, 1:]
+        self._counts_NT = torch.isin(targets_NT, targets_NT.new_tensor(begin), invert=True)
 
     def __bool__(self) -> bool:
         return len(self._rows_n) > 0
@@ -136,11 +138,11 @@ class _Share:
         values_nT[first + chunk.windows.start : first + chunk.windows.stop, chunk.positions] = values_BP
 
     def gather(self, values_nT: Tensor) -> Tensor:
-        """Return the values that count of all processes on the CPU, in the order of the windows, float32 [C]."""
+        """Return the values that count, of all processes, on the CPU and in the order of the windows, float32 [C]."""
         gathered_NT = torch.zeros(self._shape_NL[0], self._shape_NL[1] - 1)
         gathered_NT[self._rows_n] = values_nT.cpu()
         sum_over_processes([gathered_NT])  # exact: all but one summand are zero
-        return gathered_NT.flatten() if self._counted_NT is None else gathered_NT[self._counted_NT]
+        return gathered_NT[self._counts_NT]
 
 
 def _divergence_figures(divergences_C: Tensor, same_first: int) -> DivergenceFigures:

@@ -5,7 +5,7 @@ those before it with autograd on, which turns the gradient of the loss after the
 a model is differentiated with the memory of one layer and one batch; weights get no gradients.
 
 The loss is the next-token cross entropy, summed over the tokens of a window: not the mean, so that small gradients of
-long windows do not underflow in half precision. Predictions at and of the begin-of-text token do not count in it.
+long windows do not underflow in half precision. The prediction of a begin-of-text token does not count in it.
 
 Shapes: B batch, L sequence length, D hidden size, F inputs of a projection, P positions of a
 chunk, V vocabulary.
@@ -45,7 +45,6 @@ class LayerwiseBackward:
     def effects(self, index: int, layer: nn.Module, *, modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
         """Yield by batch the effects x · ∂loss/∂x at the input x of each module, float32 [B, L, F].
 
-        They are zero at positions that do not count.
 
         To be called for every layer from the last to the first: it computes the gradients before the layer. Every
         token must pass each module once. Raises ModelError if the layer cannot be differentiated.
@@ -64,7 +63,6 @@ class LayerwiseBackward:
                 norm_BL1 = gradient_BLD.float().norm(dim=-1, keepdim=True)
                 norm_BL1 = norm_BL1.where(norm_BL1 > 0, math.inf)  # tokens with zero gradient contribute nothing
                 effects = [effect_BLF.div_(norm_BL1) for effect_BLF in effects]
-            effects = [self.forward.counted.zero_others(batch, effect_BLF) for effect_BLF in effects]
             self._gradients[batch] = before_BLD  # overwrites gradient_BLD if the buffer is a file
             yield effects
 
@@ -104,7 +102,7 @@ def _gradient_of_loss(forward: LayerwiseForward, batch: int) -> Tensor:
     those of one chunk are zero at the tokens of the others.
     """
     device, gradients = forward.decoder.device, []
-    counted_BT = forward.counted.predictions(batch, device)
+    counted_BT = forward.targets.of(batch, device)
     hidden_BLD = forward.hidden_states.at(batch, device)
     for window, ids_L in enumerate(forward.token_ids(batch)):
         ids_1L = ids_L.unsqueeze(0)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from llmprune.anatomy.hooks import outputs_of
 from llmprune.common.errors import ModelError
-from llmprune.layerwise.counted_positions import CountedPositions
+from llmprune.layerwise.counted_targets import CountedTargets
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.finite_outputs import FiniteOutputs
 from llmprune.layerwise.hidden_states import HiddenStates, HiddenStateStore
@@ -37,9 +37,9 @@ class LayerwiseForward:
     """A decoder's hidden states for a fixed set of token windows, advanced layer by layer.
 
     ``hidden_states[b]``: those of batch b before the next layer [B, L, D]. ``calls[b][i]``: arguments of layer i for
-    batch b. ``store`` decides whether hidden states are in memory or in a file. ``counted``: the positions that count
-    in statistics, all but those of ``begin_id``, the begin-of-text token. ``running``: the batch that a layer ran last,
-    for hooks.
+    batch b. ``store`` decides whether hidden states are in memory or in a file. ``targets``: the tokens
+    whose prediction counts in a loss, all but those of ``begin``, the begin-of-text ids. ``running``: the batch that a
+    layer ran last, for hooks.
     """
 
     @torch.no_grad()
@@ -50,15 +50,14 @@ class LayerwiseForward:
         *,
         batch_size: int,
         store: HiddenStateStore | None = None,
-        begin_id: int | None = None,
+        begin: tuple[int, ...] = (),
     ) -> None:
         self.decoder = decoder
-        self.counted = CountedPositions(windows_NL, batch_size, begin_id=begin_id)
+        self.targets = CountedTargets(windows_NL, batch_size, begin=begin)
         self.running = 0
         on_gpu = decoder.device.type == "cuda"
         self.batches: list[Tensor] = list(torch.split(windows_NL.pin_memory() if on_gpu else windows_NL, batch_size))
         self.hidden_states = HiddenStates()
-        self.running = 0
         self._store = store or HiddenStateStore()
         self.calls: list[list[LayerCall]] = []
         shared = SharedValues()

@@ -22,16 +22,15 @@ def residual_scale(forward: LayerwiseForward, index: int, *, layer: nn.Module, o
     call = forward.calls[0][index]
     before_BLD = call.run(layer, hidden_BLD).float()
     noise_BLD = torch.randn(before_BLD.shape, generator=torch.Generator().manual_seed(0)).to(before_BLD)
-    noise_BLD *= forward.counted.select(0, before_BLD).norm() / noise_BLD.norm()
+    noise_BLD *= before_BLD.norm() / noise_BLD.norm()
 
     def add_noise(value: Tensor) -> Tensor:
         return value + noise_BLD.to(value.dtype).view(value.shape)
 
     with changed_output(output, add_noise):
         change_BLD = call.run(layer, hidden_BLD).float() - before_BLD
-    change, noise = (forward.counted.select(0, value_BLD) for value_BLD in (change_BLD, noise_BLD))
-    scale = float((change * noise).sum() / noise.square().sum())
-    nonlinear = float((change - scale * noise).norm() / noise.norm())
+    scale = float((change_BLD * noise_BLD).sum() / noise_BLD.square().sum())
+    nonlinear = float((change_BLD - scale * noise_BLD).norm() / noise_BLD.norm())
     if not (abs(scale) >= 1e-3 and nonlinear <= 0.05 * abs(scale)):  # also for NaN, which hidden states of zeros give
         return None
     return 1.0 if abs(scale - 1) < 0.01 else scale

@@ -83,7 +83,7 @@ def prune_checkpoint(context: RunContext, cut: Cut) -> PrunedCheckpoint:
     staging = folder.path / "model.partial"
     cut_files = file_fingerprint(folder.path / "cut.json", folder.path / "cut.safetensors")
     settings = recipe.calibration.batch_size, recipe.sparsity, recipe.refit, recipe.export
-    origin = fingerprint(inputs.identity, inputs.windows_fingerprint, inputs.begin_id, cut_files, *settings)
+    origin = fingerprint(inputs.identity, inputs.windows_fingerprint, cut_files, *settings)
 
     def make(path: Path) -> PrunedCheckpoint:
         made = _CheckpointStep(context, cut, snapshots=Snapshots(staging, origin)).run()
@@ -157,7 +157,6 @@ class _CheckpointStep:
             refit=recipe.refit,
             write=self._write_layer,
             sparsity=recipe.sparsity,
-            begin_id=inputs.begin_id,
         )
         records, forward = pruning.run(
             inputs.windows,

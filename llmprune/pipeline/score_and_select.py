@@ -136,8 +136,8 @@ def _batches(context: RunContext, scored: ScoredWindows, *, batch_size: int) -> 
     store = context.inputs.hidden_state_store(context.folder.path, batch_size, windows_NL=windows_NL)
     for_pass2 = False
     try:
-        sources = scored.sources_N, scored.combine
-        yield CalibrationBatches(windows_NL, batch_size, store, context.inputs.begin_id, *sources)
+        sources, begin = (scored.sources_N, scored.combine), context.inputs.calibration_text.begin
+        yield CalibrationBatches(windows_NL, batch_size, store, begin, *sources)
         for_pass2 = len(windows_NL) == len(context.inputs.windows)
     finally:
         if store.cache is not None and not for_pass2:
@@ -152,9 +152,9 @@ def origin_of_scores(context: RunContext) -> str | None:
     if not any(parts):
         return None
     horizon = criteria.depth.horizon(plan.dense.layers - plan.keep_layers) if criteria.depth else None
-    scored, text = scored_windows(context), (inputs.windows_fingerprint, inputs.begin_id)
+    scored, text = scored_windows(context), inputs.windows_fingerprint
     by_source = () if scored.sources_N is None else (scored.combine, scored.sources_N.tolist())
-    return fingerprint(inputs.identity, *text, horizon, _keeps_pattern(recipe), *parts, *by_source)
+    return fingerprint(inputs.identity, text, horizon, _keeps_pattern(recipe), *parts, *by_source)
 
 
 def planned_sizes(context: RunContext) -> PlannedSizes:

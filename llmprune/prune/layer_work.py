@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
 from llmprune.anatomy.types import Unit
 from llmprune.common.linalg.cross_validated_ridge import NormalEquations, Repair
 from llmprune.cut.decision import Cut
@@ -41,10 +39,6 @@ class Pass2Context:
     scales: ResidualScales
     topologies: TopologyCache
     cache: HiddenStateCache | None
-
-    def select(self, batch: int, *values_BLX: Tensor) -> list[Tensor]:
-        """Return each of the values of a batch at the positions that count."""
-        return [self.dense.counted.select(batch, value_BLX) for value_BLX in values_BLX]
 
     def make_equations(self) -> NormalEquations:
         """Return empty normal equations for the refit of one projection."""

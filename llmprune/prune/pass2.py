@@ -58,8 +58,7 @@ class Pruning:
     """Settings of a run of pass 2.
 
     ``write(new, tensors)`` gets every finished layer under its index in the pruned model. ``repairs``: those made in
-    each layer where ``refit`` is set, in this order. ``begin_id``: the begin-of-text token, whose positions count in no
-    sum over tokens; None: all count.
+    each layer where ``refit`` is set, in this order.
     """
 
     dense: Decoder
@@ -70,7 +69,6 @@ class Pruning:
     refit: Refit | None
     write: Callable[[int, Tensors], None]
     sparsity: Sparsity | None = None
-    begin_id: int | None = None
     repairs: tuple[LayerRepair, ...] = REPAIRS
 
     @torch.no_grad()
@@ -90,10 +88,8 @@ class Pruning:
         """
         steps = steps_of(self.cut, self.anatomy, refit=self.refit, sparsity=self.sparsity)
         mine_NL = windows_of_process(windows_NL)
-        dense, pruned = (
-            LayerwiseForward(one, mine_NL, batch_size=batch_size, store=store, begin_id=self.begin_id)
-            for one in (self.dense, self.pruned)
-        )
+        dense = LayerwiseForward(self.dense, mine_NL, batch_size=batch_size, store=store)
+        pruned = LayerwiseForward(self.pruned, mine_NL, batch_size=batch_size, store=store)
         require_same_calls(dense, pruned, layers=self.cut.layers)
         progress = snapshots.load() if snapshots else Progress()
         records, scales = list(progress.records), ResidualScales(progress.scales)
@@ -102,8 +98,8 @@ class Pruning:
             refit=self.refit,
             dense=dense,
             pruned=pruned,
-            folds=WindowGroups(folds_of(len(windows_NL), sources_N), batch_size, counted=dense.counted),
-            held_out=WindowGroups(every_eighth(len(windows_NL)), batch_size, counted=dense.counted),
+            folds=WindowGroups(folds_of(len(windows_NL), sources_N), batch_size),
+            held_out=WindowGroups(every_eighth(len(windows_NL)), batch_size),
             scales=scales,
             topologies=TopologyCache(self.anatomy, scales),
             cache=store.cache if store else None,
@@ -208,7 +204,7 @@ class Pruning:
         for batch, output_BLD in outputs:
             if work.step.uses_dense:
                 dense_BLD = run.dense.hidden_states.at(batch, output_BLD.device)
-                error.update(*run.select(batch, dense_BLD - output_BLD, dense_BLD))
+                error.update(dense_BLD - output_BLD, dense_BLD)
             run.pruned.advance(batch, output_BLD)
         if work.step.uses_dense:
             sum_over_processes(error.reducible_state())

@@ -23,7 +23,7 @@ class RelativeError:
         return self._total_and_tokens.reducible_state()
 
     def update(self, difference_BLD: Tensor, reference_BLD: Tensor) -> None:
-        """Add the tokens of a batch, [B, L, D] or [T, D]."""
+        """Add the tokens of a batch."""
         reference_BL = reference_BLD.to(difference_BLD.device).float().square().sum(-1).clamp_min(1e-30)
         ratio_BL = difference_BLD.float().square().sum(-1) / reference_BL
         self._total_and_tokens.add(0, ratio_BL)

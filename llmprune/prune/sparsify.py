@@ -121,8 +121,8 @@ class Sparsifier:
         if needs == "nothing":
             return None
         sums: Tensor | None = None
-        for batch, input_BLI in staged.inputs(name, keep=True):
-            input_TI = staged.forward.counted.select(batch, input_BLI).flatten(0, -2).float()
+        for _, input_BLI in staged.inputs(name, keep=True):
+            input_TI = input_BLI.flatten(0, -2).float()
             if sums is None:
                 sums = input_TI.new_zeros((inputs, inputs) if needs == "gram" else inputs)
             if needs == "gram":

@@ -248,7 +248,7 @@ class AblatedModels:
     def _judged(self, batch: int) -> list[Tensor | None]:
         """Return for each source the predictions of a batch that count, bool [B, L - 1]; None where all do."""
         device, ids_BL = self.decoder.device, self._start.batches[batch]
-        counted_BT = self._start.counted.predictions(batch, device)
+        counted_BT = self._start.targets.of(batch, device)
         if self._groups is None:
             return [counted_BT]
         if counted_BT is None:

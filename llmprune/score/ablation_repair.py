@@ -113,8 +113,7 @@ class AblationRepair:
         equations = NormalEquations(self.ridge, 1)
         device = self._start.decoder.device_of(before.number)
         for batch in range(len(added)):
-            pair = (self._start.counted.select(batch, kept.at(batch, device)) for kept in (before.solved, added))
-            input_TF, added_TD = (value.flatten(0, -2) for value in pair)
+            input_TF, added_TD = (kept.at(batch, device).flatten(0, -2) for kept in (before.solved, added))
             equations.update(input_TF, None, inherited_TD=added_TD / before.scale)
         sum_over_processes(equations.reducible_state())
         where = f"layer {before.number} in the ablation of the next"

@@ -41,15 +41,15 @@ class ScoringCriteria:
 class CalibrationBatches:
     """Calibration windows int64 [N, L], the same in every process, and how they are passed through a model.
 
-    ``batch_size``: windows a forward call. ``store``: where hidden states are kept. ``begin_id``: the begin-of-text
-    token, whose positions do not count in scores; None: all count. ``sources_N``: the source of each window, where
-    scores are summed by source and then combined by ``combine``; None: all windows together.
+    ``batch_size``: windows a forward call. ``store``: where hidden states are kept. ``begin``: the begin-of-text ids,
+    whose prediction counts in no loss. ``sources_N``: the source of each window, where scores are summed by source and
+    then combined by ``combine``; None: all windows together.
     """
 
     windows_NL: Tensor
     batch_size: int
     store: HiddenStateStore = field(default_factory=HiddenStateStore)
-    begin_id: int | None = None
+    begin: tuple[int, ...] = ()
     sources_N: Tensor | None = None
     combine: Combine = "pooled"
 
@@ -65,7 +65,7 @@ class CalibrationBatches:
             windows_of_process(self.windows_NL),
             batch_size=self.batch_size,
             store=self.store,
-            begin_id=self.begin_id,
+            begin=self.begin,
         )
 
 

@@ -47,7 +47,7 @@ class LayerSpans:
 
     def __init__(self, criterion: HiddenStateCriterion, remove: int, *, parts: SourceParts) -> None:
         self.criterion, self.length = criterion, criterion.horizon(remove)
-        self.parts = parts.within(criterion.token_slice)
+        self.parts = parts
         self._first: deque[HiddenStates] = deque(maxlen=self.length)  # before each of the last layers
         self._scores: list[list[Tensor]] = [[] for _ in range(parts.count)]
 

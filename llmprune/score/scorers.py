@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from llmprune.anatomy.expert_hooks import SomeTokens, activations_by_group, activations_of_experts, outputs_of_experts
+from llmprune.anatomy.expert_hooks import activations_by_group, activations_of_experts, outputs_of_experts
 from llmprune.anatomy.names import tensor_of
 from llmprune.anatomy.selection import neuron_rows, outputs_first
 from llmprune.anatomy.types import Anatomy, AttentionUnit, MlpUnit, Unit, unit_key
@@ -157,15 +157,11 @@ class RoutedNeuronScorer(Scorer):
         """Read the activations of each expert's neurons."""
         if self._parts.count == 1:
             see = partial(self._update, 0)
-            observed = activations_of_experts(self._holder, self.weight, see=see, tokens=self._counted)
+            observed = activations_of_experts(self._holder, self.weight, see=see)
         else:
             tokens = partial(self._parts.tokens_of_running, self.weight.device)
             observed = activations_by_group(self._holder, self.weight, see=self._update, tokens=tokens)
         hooks.enter_context(observed)
-
-    def _counted(self) -> SomeTokens | None:
-        rows_T = self._parts.counted_of_running(self.weight.device)
-        return None if rows_T is None else SomeTokens(rows_T, self._parts.others_of_running(self.weight.device))
 
     def _update(self, source: int, expert: int, activation_TF: Tensor) -> None:  # noqa: PLR0917 - hooks call it
         self.accumulators[source][expert].update(activation_TF)
@@ -204,9 +200,8 @@ class ExpertScorer(Scorer):
     def _see(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:  # noqa: PLR0917 - torch calls it
         of_group = None
         if self._parts.count > 1:
-            of_group = self._parts.source_of_counted(self._device), self._parts.count
-        rows_T = self._parts.counted_of_running(self._device)
-        for one in outputs_of_experts(module, args, kwargs=kwargs, count=self.count, rows_T=rows_T, of_group=of_group):
+            of_group = self._parts.source_of_running(self._device), self._parts.count
+        for one in outputs_of_experts(module, args, kwargs=kwargs, count=self.count, of_group=of_group):
             self.accumulators[one.group].update(one.expert, one.output_TD)
 
     def reducible_state(self) -> list[Tensor]:

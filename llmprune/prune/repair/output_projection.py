@@ -50,7 +50,7 @@ class OutputProjectionRefit:
         with _activations(run, work, unit=unit) as activations:
             for one in activations:
                 target_BLD = run.dense.hidden_states.at(one.batch, one.uncut_BLD.device)
-                error.update(*run.select(one.batch, target_BLD - one.cut_BLD, target_BLD))
+                error.update(target_BLD - one.cut_BLD, target_BLD)
                 missing = _missing(work, one, unit=unit, target_BLD=target_BLD)
                 parts = run.folds.parts(one.batch, one.input_BLK, missing.lost_BLD, missing.inherited_BLD)
                 for fold, (input_TK, lost_TD, inherited_TD) in parts:

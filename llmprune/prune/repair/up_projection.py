@@ -56,7 +56,7 @@ class UpProjectionRefit:
                 written_BLD = one.written_BLD.float()
                 target_BLD = run.dense.hidden_states.at(batch, written_BLD.device).to(written_BLD.dtype)
                 missing_BLD = target_BLD - one.output_BLD.float()
-                error.update(*run.select(batch, missing_BLD, target_BLD))
+                error.update(missing_BLD, target_BLD)
                 if scale is not None:
                     missing_BLD = missing_BLD / scale
                 else:  # a norm follows the output projection: match its own dense output instead
