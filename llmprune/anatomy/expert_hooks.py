@@ -15,15 +15,18 @@ of an expert.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from llmprune.common.errors import CalibrationError
 
 _PRODUCTS = ("linear", "matmul", "__matmul__", "mm", "bmm")
 
@@ -36,14 +39,40 @@ class ExpertChoice:
     index_TK: Tensor
     weight_TK: Tensor
 
+    def at(self, rows_T: Tensor) -> ExpertChoice:
+        """Return the routing of some of the tokens, by their indices."""
+        return ExpertChoice(*(value.index_select(0, rows_T) for value in self._values))
+
+    def each_alone(self) -> ExpertChoice:
+        """Return every choice of an expert as if it were a token with that choice alone, S tokens in all."""
+        hidden_SD = self.hidden_TD.repeat_interleave(self.index_TK.shape[1], 0)
+        return ExpertChoice(hidden_SD, self.index_TK.reshape(-1, 1), self.weight_TK.reshape(-1, 1))
+
+    def run(
+        self, forward: Callable[..., Any], args: tuple[Any, ...], *, kwargs: Mapping[str, Any], replaced: ExpertChoice
+    ) -> Any:
+        """Run an experts module with another routing in place of this one, which its arguments contain."""
+        pairs = zip(self._values, replaced._values, strict=True)
+        others = {id(old): new for old, new in pairs}
+        own_args = [others.get(id(value), value) for value in args]
+        return forward(*own_args, **{name: others.get(id(value), value) for name, value in kwargs.items()})
+
+    @property
+    def _values(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.hidden_TD, self.index_TK, self.weight_TK
+
 
 @dataclass(frozen=True)
 class ExpertOutput:
-    """Output of one expert: its tokens' indices [T], and its weighted output for each of them [T, D]."""
+    """Output of one expert: its tokens' indices [T], and its weighted output for each of them [T, D].
+
+    ``group``: that of the tokens, where groups are told apart.
+    """
 
     expert: int
     token_T: Tensor
     output_TD: Tensor
+    group: int = 0
 
 
 class _Products(TorchFunctionMode):
@@ -110,6 +139,43 @@ def activations_of_experts(module: nn.Module, weight: Tensor, *, see: Callable[[
         del module.forward
 
 
+@contextmanager
+def activations_by_group(
+    module: nn.Module,
+    weight: Tensor,
+    *,
+    see: Callable[[int, int, Tensor], None],
+    tokens: Callable[[], Iterable[tuple[int, Tensor]]],
+) -> Iterator[None]:
+    """As ``activations_of_experts``, but run the module on each group of tokens apart.
+
+    ``see(group, expert, activation_TF)`` is called for each expert and group. ``tokens``: each group of the current
+    run, and the indices [T] of its tokens; together all tokens. Raises CalibrationError where the arguments are no
+    ``ExpertChoice``, so that tokens cannot be told apart.
+    """
+    forward = module.forward
+
+    def observed(*args: Any, **kwargs: Any) -> Any:
+        choice = choice_in(args, kwargs)
+        if choice is None:
+            raise CalibrationError(
+                "neurons of routed experts cannot be scored by source: this model's experts do not get the tokens one "
+                "by one; set calibration.combine to pooled"
+            )
+        indices, outputs = [], []
+        for group, token_T in tokens():
+            with _expert_by_expert(module), _Products(weight, partial(see, group)):
+                outputs.append(choice.run(forward, args, kwargs=kwargs, replaced=choice.at(token_T)))
+            indices.append(token_T)
+        return torch.empty_like(choice.hidden_TD).index_copy_(0, torch.cat(indices), torch.cat(outputs))
+
+    module.forward = observed
+    try:
+        yield
+    finally:
+        del module.forward
+
+
 def choice_in(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ExpertChoice | None:
     """Return the routing in the arguments of an experts module; None where they are of another form."""
     values = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
@@ -124,26 +190,31 @@ def choice_in(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ExpertChoice 
 
 
 def outputs_of_experts(
-    module: nn.Module, args: tuple[Any, ...], *, kwargs: Mapping[str, Any], count: int
+    module: nn.Module,
+    args: tuple[Any, ...],
+    *,
+    kwargs: Mapping[str, Any],
+    count: int,
+    of_group: tuple[Tensor, int] | None = None,
 ) -> Iterator[ExpertOutput]:
     """Run an experts module with every choice as a token of its own; yield the output of every expert that has tokens.
 
-    ``args`` and ``kwargs``: of the module's call; ``count``: the number of experts.
+    ``args`` and ``kwargs``: of the module's call; ``count``: the number of experts. ``of_group``: the group of each
+    token [T] and the number of groups, to yield the outputs of each group's tokens apart.
     """
     choice = choice_in(args, kwargs)
     assert choice is not None, "discovery has seen the routing"
     top_k = choice.index_TK.shape[1]
-    alone = {
-        id(choice.hidden_TD): choice.hidden_TD.repeat_interleave(top_k, 0),
-        id(choice.index_TK): choice.index_TK.reshape(-1, 1),
-        id(choice.weight_TK): choice.weight_TK.reshape(-1, 1),
-    }
-    own_args = [alone.get(id(value), value) for value in args]
-    own_kwargs = {name: alone.get(id(value), value) for name, value in kwargs.items()}
-    output_SD = type(module).forward(module, *own_args, **own_kwargs)
-    expert_S, choice_S = choice.index_TK.flatten().sort(stable=True)
-    each_E = torch.arange(count, dtype=expert_S.dtype, device=expert_S.device)
+    forward = partial(type(module).forward, module)
+    output_SD = choice.run(forward, args, kwargs=kwargs, replaced=choice.each_alone())
+    index_S, groups = choice.index_TK.flatten(), 1
+    if of_group:
+        groups_T, groups = of_group
+        index_S = index_S + groups_T.to(index_S).repeat_interleave(top_k) * count
+    expert_S, choice_S = index_S.sort(stable=True)
+    each_E = torch.arange(groups * count, dtype=expert_S.dtype, device=expert_S.device)
     ends = torch.searchsorted(expert_S, each_E, right=True).tolist()
-    for expert, (start, end) in enumerate(pairwise([0, *ends])):
+    for number, (start, end) in enumerate(pairwise([0, *ends])):
         if start < end:
-            yield ExpertOutput(expert, choice_S[start:end] // top_k, output_SD[choice_S[start:end]])
+            group, expert = divmod(number, count)
+            yield ExpertOutput(expert, choice_S[start:end] // top_k, output_SD[choice_S[start:end]], group)

@@ -68,7 +68,8 @@ def run(
         bool,
         typer.Option(
             "--calibration-check",
-            help="Repeat the choice on each half of the calibration text and report how far they agree.",
+            help="Repeat the choice on each source of the calibration text, or on each half of a single one, and "
+            "report how far they agree.",
         ),
     ] = False,
 ) -> None:

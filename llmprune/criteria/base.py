@@ -208,8 +208,11 @@ class WidthCriterion(Variant, ABC):
         """Return the operations that scoring a unit of this width takes for each token, where they are many."""
         return 0.0
 
-    def memory(self, width: int) -> int:
-        """Return the most bytes that scoring a unit of this width takes in addition to the layer, where it is much."""
+    def memory(self, width: int, sources: int = 1) -> int:
+        """Return the most bytes that scoring a unit of this width takes in addition to the layer, where it is much.
+
+        ``sources``: number of text sources whose sums are kept apart.
+        """
         return 0
 
 

@@ -5,6 +5,10 @@ not overlap. A window may hold parts of several documents, which then attend to 
 and ``documents: separate`` avoids them. Text that gives fewer windows than were asked for is an error; no document is
 repeated.
 
+Where the tokenizer begins a text with a begin-of-text token, or the recipe asks for one, each window begins with it,
+and so does each document after an end-of-text token. Documents that are joined by a blank line are one text, which
+begins once. The token counts in L.
+
 Shapes in names: N windows, L sequence length.
 """
 
@@ -18,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmprune.common.errors import CalibrationError, did_you_mean
+from llmprune.data.begin_of_text import begins, required_begin, with_begin
 from llmprune.data.sources import read_documents
 from llmprune.recipe.calibration import TokenWindows
 from llmprune.recipe.text_source import TextSource
@@ -32,10 +37,24 @@ class TextWindows:
     """Token windows, int64 [N, L].
 
     ``crossings``: the number of windows that hold parts of several documents; None for ready tokens.
+    ``begin``: the begin-of-text ids that windows and documents begin with; empty where they have none.
+    ``lacking``: the ids that the tokenizer puts in front of a text and that some of the ready windows lack.
     """
 
     windows_NL: Tensor
     crossings: int | None
+    begin: tuple[int, ...] = ()
+    lacking: tuple[int, ...] = ()
+
+    @property
+    def begin_id(self) -> int | None:
+        """The first begin-of-text id; None where windows have none."""
+        return next(iter(self.begin), None)
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of shape and token ids; also of the begin-of-text ids, which a run treats apart."""
+        tokens = fingerprint_tokens(self.windows_NL)
+        return hashlib.sha256(f"{tokens} {list(self.begin)}".encode()).hexdigest() if self.begin else tokens
 
 
 def load_windows(
@@ -44,22 +63,28 @@ def load_windows(
     """Read the windows of a recipe's section.
 
     ``tokenizer``: may be None for ready tokens; ``default_shape``: (N, L) where the recipe gives neither samples nor
-    sequence_length. Raises CalibrationError where the text cannot be read or is too short.
+    sequence_length. Raises CalibrationError where the text cannot be read or is too short, and where the recipe asks
+    for a begin-of-text token that the tokenizer does not have.
     """
+    begin = required_begin(windows.bos, tokenizer)
     if windows.tokens is not None:
-        return TextWindows(_ready_windows(windows), None)
+        return _ready(windows, begin)
     import torch
 
     assert tokenizer is not None, "text needs a tokenizer"
     samples = windows.samples or default_shape[0]
     length = windows.sequence_length or default_shape[1]
+    separator = _separator(windows, tokenizer)
+    separator = (
+        [] if separator == list(begin) else separator
+    )  # of OPT, whose documents begin with the end-of-text token
     sources = windows.text_sources()
     parts = [
-        _pack(source, tokenizer, shape=(count, length), windows=windows)
+        _pack(source, tokenizer, packing=_Packing(count, length, begin, separator), windows=windows)
         for source, count in zip(sources, _share(samples, sources), strict=True)
     ]
     windows_NL = torch.cat([part for part, _ in parts])[_order(samples, windows.seed)]
-    return TextWindows(windows_NL, sum(crossings for _, crossings in parts))
+    return TextWindows(windows_NL, sum(crossings for _, crossings in parts), begin)
 
 
 def sources_of_windows(windows: TokenWindows, default_shape: tuple[int, int]) -> Tensor | None:
@@ -109,6 +134,18 @@ def _share(samples: int, sources: Sequence[TextSource]) -> list[int]:
     return counts
 
 
+def _ready(windows: TokenWindows, begin: tuple[int, ...]) -> TextWindows:
+    """Return the windows of a file as they are, or, with ``bos: true``, all with the begin-of-text ids in front."""
+    windows_NL = _ready_windows(windows)
+    if not begin:
+        return TextWindows(windows_NL, None)
+    if windows.bos is True:
+        windows_NL = with_begin(windows_NL, begin)
+    present = bool((windows_NL == begin[0]).any())
+    lacking = () if begins(windows_NL, begin).all() else begin
+    return TextWindows(windows_NL, None, begin if present else (), lacking)
+
+
 def _ready_windows(windows: TokenWindows) -> Tensor:
     import torch
 
@@ -155,29 +192,64 @@ def _read_tensor(path: Path, key: str) -> Tensor:
     )
 
 
+@dataclass(frozen=True)
+class _Packing:
+    """Layout of the windows of one source: ``begin`` and ``separator`` are token ids, empty for none."""
+
+    samples: int
+    length: int
+    begin: tuple[int, ...]
+    separator: list[int]
+
+    @property
+    def content(self) -> int:
+        """Number of a window's tokens that follow the begin-of-text ids."""
+        return self.length - len(self.begin)
+
+    def append(self, ids: list[int], tokens: list[int], *, new_text: bool) -> None:
+        """Append the tokens of a document and its separator to windows that are laid out one after another.
+
+        ``begin`` goes in front of each window, and of the document where it is a text of its own (``new_text``).
+        """
+        run, place = tokens + self.separator, 0
+        while place < len(run):
+            room = self.length - len(ids) % self.length
+            if self.begin and room == self.length and place == len(tokens):
+                return  # the separator alone would stand between two begin-of-text tokens
+            if room == self.length or new_text:
+                ids += self.begin[:room]
+                room -= len(self.begin[:room])
+                new_text = False  # without room for more, the document begins with the next window, which has its own
+            ids += run[place : place + room]
+            place += room
+
+
 def _pack(
-    source: TextSource, tokenizer: PreTrainedTokenizerBase, *, shape: tuple[int, int], windows: TokenWindows
+    source: TextSource, tokenizer: PreTrainedTokenizerBase, *, packing: _Packing, windows: TokenWindows
 ) -> tuple[Tensor, int]:
     """Return windows of one source, int64 [samples, L], and the number of those with parts of several documents."""
     import torch
 
-    samples, length = shape
-    separate, separator = windows.documents == "separate", _separator(windows, tokenizer)
+    length, begin = packing.length, list(packing.begin)
+    size, separate = packing.samples * length, windows.documents == "separate"
     ids: list[int] = []
     starts: list[int] = []  # of the documents that are used, in ``ids``
     read = 0
     for text in read_documents(source, tokenizer, seed=windows.seed):
         tokens = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         read += bool(tokens)
-        used = tokens[: len(tokens) // length * length] if separate else tokens
+        begun = bool(begin) and tokens[: len(begin)] == begin  # by a chat template, or in the text
+        tokens = tokens[len(begin) :] if begun else tokens
+        used = tokens[: len(tokens) // packing.content * packing.content] if separate else tokens
         if used:
             starts.append(len(ids))
-            ids += used + separator
-        if len(ids) >= samples * length:
+            packing.append(ids, used, new_text=begun or windows.documents != "blank_line")
+        if len(ids) >= size:
             break
-    _require_enough(source, read, tokens=len(ids), shape=shape, separate=separate)
-    crossed = {start // length for start in starts if start % length and start < samples * length}
-    return torch.tensor(ids[: samples * length], dtype=torch.int64).view(samples, length), len(crossed)
+    _require_enough(source, read, tokens=len(ids), shape=(packing.samples, length), separate=separate)
+    inside = range(1, length - len(begin))  # a document that starts later has no token of its own in the window
+    crossed = {start // length for start in starts if start % length in inside and start < size}
+    return torch.tensor(ids[:size], dtype=torch.int64).view(packing.samples, length), len(crossed)
 
 
 def _separator(windows: TokenWindows, tokenizer: PreTrainedTokenizerBase) -> list[int]:

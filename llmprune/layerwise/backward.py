@@ -5,7 +5,7 @@ those before it with autograd on, which turns the gradient of the loss after the
 a model is differentiated with the memory of one layer and one batch; weights get no gradients.
 
 The loss is the next-token cross entropy, summed over the tokens of a window: not the mean, so that small gradients of
-long windows do not underflow in half precision.
+long windows do not underflow in half precision. The prediction of a begin-of-text token does not count in it.
 
 Shapes: B batch, L sequence length, D hidden size, F inputs of a projection, P positions of a
 chunk, V vocabulary.
@@ -26,6 +26,8 @@ from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_state_files import HiddenStateCache
 from llmprune.layerwise.logits import token_chunks
 
+_IGNORED = -100  # a target without a loss
+
 
 class LayerwiseBackward:
     """Gradients of the loss with respect to the hidden states, from the last layer to the first.
@@ -42,6 +44,7 @@ class LayerwiseBackward:
 
     def effects(self, index: int, layer: nn.Module, *, modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
         """Yield by batch the effects x · ∂loss/∂x at the input x of each module, float32 [B, L, F].
+
 
         To be called for every layer from the last to the first: it computes the gradients before the layer. Every
         token must pass each module once. Raises ModelError if the layer cannot be differentiated.
@@ -99,6 +102,7 @@ def _gradient_of_loss(forward: LayerwiseForward, batch: int) -> Tensor:
     those of one chunk are zero at the tokens of the others.
     """
     device, gradients = forward.decoder.device, []
+    counted_BT = forward.targets.of(batch, device)
     hidden_BLD = forward.hidden_states.at(batch, device)
     for window, ids_L in enumerate(forward.token_ids(batch)):
         ids_1L = ids_L.unsqueeze(0)
@@ -108,7 +112,9 @@ def _gradient_of_loss(forward: LayerwiseForward, batch: int) -> Tensor:
             for chunk in token_chunks(forward, ids_1L):
                 logits_PV = chunk.next_token_logits(forward, ids_1L, hidden_BLD=hidden_1LD)[0].float()
                 targets_P = chunk.targets(ids_1L)[0]
-                loss = nn.functional.cross_entropy(logits_PV, targets_P, reduction="sum")
+                if counted_BT is not None:
+                    targets_P = targets_P.where(counted_BT[window, chunk.positions], _IGNORED)
+                loss = nn.functional.cross_entropy(logits_PV, targets_P, reduction="sum", ignore_index=_IGNORED)
                 (part_1LD,) = torch.autograd.grad(loss, hidden_1LD)
                 gradient_1LD = part_1LD if gradient_1LD is None else gradient_1LD + part_1LD
         assert gradient_1LD is not None, "every window has a token"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from llmprune.anatomy.hooks import outputs_of
 from llmprune.common.errors import ModelError
+from llmprune.layerwise.counted_targets import CountedTargets
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.finite_outputs import FiniteOutputs
 from llmprune.layerwise.hidden_states import HiddenStates, HiddenStateStore
@@ -36,14 +37,24 @@ class LayerwiseForward:
     """A decoder's hidden states for a fixed set of token windows, advanced layer by layer.
 
     ``hidden_states[b]``: those of batch b before the next layer [B, L, D]. ``calls[b][i]``: arguments of layer i for
-    batch b. ``store`` decides whether hidden states are in memory or in a file.
+    batch b. ``store`` decides whether hidden states are in memory or in a file. ``targets``: the tokens
+    whose prediction counts in a loss, all but those of ``begin``, the begin-of-text ids. ``running``: the batch that a
+    layer ran last, for hooks.
     """
 
     @torch.no_grad()
     def __init__(
-        self, decoder: Decoder, windows_NL: Tensor, *, batch_size: int, store: HiddenStateStore | None = None
+        self,
+        decoder: Decoder,
+        windows_NL: Tensor,
+        *,
+        batch_size: int,
+        store: HiddenStateStore | None = None,
+        begin: tuple[int, ...] = (),
     ) -> None:
         self.decoder = decoder
+        self.targets = CountedTargets(windows_NL, batch_size, begin=begin)
+        self.running = 0
         on_gpu = decoder.device.type == "cuda"
         self.batches: list[Tensor] = list(torch.split(windows_NL.pin_memory() if on_gpu else windows_NL, batch_size))
         self.hidden_states = HiddenStates()
@@ -108,6 +119,7 @@ class LayerwiseForward:
         """
         if hidden_BLD is None:
             hidden_BLD = self.hidden_states.at(batch, self.decoder.device_of(index))
+        self.running = batch
         return self.calls[batch][index].run(layer, hidden_BLD)
 
     def advance(self, batch: int, output_BLD: Tensor) -> None:

@@ -11,7 +11,7 @@ from llmprune.common.distributed import world_size
 from llmprune.common.errors import CalibrationError
 from llmprune.cut.decision import Cut
 from llmprune.pipeline.context import RunContext
-from llmprune.pipeline.score_and_select import compute_scores, origin_of_scores, planned_sizes
+from llmprune.pipeline.score_and_select import ScoredWindows, compute_scores, origin_of_scores, planned_sizes
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.report_schema import StabilityFigures
@@ -35,7 +35,6 @@ def check_calibration(context: RunContext) -> StabilityFigures | None:
                 inputs.windows,
                 anatomy=inputs.anatomy,
                 named=named,
-                sources_N=inputs.sources,
             )
         folder.write(path.name, found.model_dump_json(indent=1) + "\n")
         return found
@@ -64,7 +63,7 @@ def _cut_selected_by(context: RunContext, windows_NL: Tensor) -> Cut:
         criterion = depth.criterion.scaled(len(windows_NL), len(inputs.windows))
         depth = depth.model_copy(update={"criterion": criterion})
         on_half = replace(context, recipe=context.recipe.model_copy(update={"depth": depth}))
-    scores = compute_scores(on_half, windows_NL, steps=[])
+    scores = compute_scores(on_half, ScoredWindows(windows_NL), steps=[])
     return choose_cut(inputs.anatomy, scores, sizes=planned_sizes(context))
 
 

@@ -14,6 +14,7 @@ from llmprune.common.devices import device_name
 from llmprune.common.distributed import local_device, world_size
 from llmprune.common.versions import now, versions
 from llmprune.cut.decision import Cut, kept_share
+from llmprune.data.begin_of_text import describe_begin
 from llmprune.evaluation.evaluate import Measured
 from llmprune.evaluation.gate import judge
 from llmprune.evaluation.retention import CONFIDENCE, compare
@@ -31,6 +32,7 @@ from llmprune.results.report_schema import (
     MatrixFigures,
     Provenance,
     Report,
+    SourceFigures,
     SparsityFigures,
     StabilityFigures,
     VerificationFigures,
@@ -45,6 +47,7 @@ class RunResults:
     scores: Scores | None
     chosen: ChosenCut
     stability: StabilityFigures | None
+    sources: SourceFigures | None
     pruned: PrunedCheckpoint
     measured: Measured
 
@@ -68,6 +71,7 @@ def compose_report(context: RunContext, results: RunResults) -> Report:
         layers=_layer_figures(context, results),
         sparsity=_sparsity_figures(recipe.sparsity, skipped, counts=pruned.verified.sparse),
         stability=results.stability,
+        sources=results.sources,
         perplexity=measured.perplexity,
         divergence=measured.divergence,
         tasks=comparison.tasks,
@@ -156,9 +160,9 @@ class _LayerRows:
             experts_kept=None if keep_E is None or removed else tuple(keep_E.tolist()),
             kv_groups_kept=None if keep_G is None else tuple(keep_G.tolist()),
             kv_groups_share=None
-            if keep_G is None or scores is None
+            if keep_G is None or scores is None or scores.by_source
             else kept_share(scores.heads[heads], keep_G, is_additive=self.are_heads_additive),
-            score_share=None if removed or scores is None else self._score_share(index, scores),
+            score_share=None if removed or scores is None or scores.by_source else self._score_share(index, scores),
             error_cut=record.error_cut if record else None,
             error_refit=record.error_refit if record else None,
             ridge=record.ridge if record else None,
@@ -210,13 +214,15 @@ def _verification_figures(verified: Verified) -> VerificationFigures:
 def _provenance(context: RunContext) -> Provenance:
     """Return the origin of the result: model, data, seed, machine and versions."""
     recipe, inputs = context.recipe, context.inputs
+    text = inputs.calibration_text
     return Provenance(
         model=recipe.model.id,
         revision=recipe.model.revision if inputs.commit else None,
         commit=inputs.commit,
         calibration_fingerprint=inputs.windows_fingerprint,
         calibration_tokens=inputs.windows.numel(),
-        calibration_crossings=inputs.crossings,
+        calibration_crossings=text.crossings,
+        begin_of_text=describe_begin(text.begin, inputs.tokenizer),
         datasets=inputs.dataset_commits,
         seed=recipe.calibration.seed,
         trust_remote_code=recipe.model.trust_remote_code,

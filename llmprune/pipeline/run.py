@@ -36,6 +36,7 @@ from llmprune.pipeline.finish import FinishedRun, push_as_requested, write_repor
 from llmprune.pipeline.inputs import RunInputs
 from llmprune.pipeline.prune_checkpoint import prune_checkpoint
 from llmprune.pipeline.score_and_select import find_cut, find_scores
+from llmprune.pipeline.source_check import check_sources, has_sources
 from llmprune.pipeline.step_costs import (
     time_dense_forward_pass,
 )
@@ -101,7 +102,8 @@ def run_to_report(recipe: Recipe, output: Path, *, options: RunOptions) -> Finis
             _check_requirements(recipe, plan, output=output, options=options)
         folder = RunFolder.open(output, options.fresh, model=recipe.model.id, recipe=recipe_of_model(recipe))
         inputs = RunInputs(recipe, anatomy, inputs=surveyed.inputs, reserve=_disk_needed(plan), devices=plan.devices)
-        batches, durations = Batches.planned(plan.batch_sizes), _estimated(plan, options, loading=loading)
+        batches, by_source = Batches.planned(plan.batch_sizes), recipe.calibration.scored_sources > 1
+        durations = _estimated(plan, options, loading=loading, by_source=by_source)
         context = RunContext(recipe, plan, inputs, folder, batches, durations)
         try:
             with expecting(durations.expected() if durations else ()):
@@ -111,15 +113,18 @@ def run_to_report(recipe: Recipe, output: Path, *, options: RunOptions) -> Finis
     return FinishedRun(report, recipe, folder.path)
 
 
-def _estimated(plan: Plan, options: RunOptions, *, loading: float | None) -> Durations | None:
-    """Return the durations of the run, in the first process only, which reports them."""
+def _estimated(plan: Plan, options: RunOptions, *, loading: float | None, by_source: bool) -> Durations | None:
+    """Return the durations of the run, in the first process only, which reports them.
+
+    ``by_source``: pass 1 scores by source, so that the calibration check costs nothing.
+    """
     if not is_first_process():
         return None
     return estimate_durations(
         plan,
         loading=loading,
         measures_forward=options.measure_forward,
-        checks_calibration=options.calibration_check,
+        checks_calibration=options.calibration_check and not by_source,
     )
 
 
@@ -157,12 +162,13 @@ def _run_steps(context: RunContext, options: RunOptions) -> Report:
         time_dense_forward_pass(context)
     scores = find_scores(context)
     chosen = find_cut(context, scores)
-    stability = check_calibration(context) if options.calibration_check else None
+    stability = check_calibration(context) if options.calibration_check and not has_sources(context) else None
+    sources = check_sources(context, scores, cut=chosen.cut, asked=options.calibration_check)
     pruned = prune_checkpoint(context, chosen.cut)
     if options.measure_forward:
         time_dense_forward_pass(context)  # a second time, because the speed of a machine drifts
     measured = evaluate(context, chosen.cut)
-    results = RunResults(scores, chosen, stability, pruned, measured)
+    results = RunResults(scores, chosen, stability, sources, pruned, measured)
     report = broadcast_from_first(compose_report(context, results))
     write_report(context.folder, report)
     return push_as_requested(context.recipe, context.folder, report=report)

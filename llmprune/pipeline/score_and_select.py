@@ -13,6 +13,7 @@ from torch import Tensor
 from llmprune.common.distributed import is_first_process
 from llmprune.common.files import write_atomically
 from llmprune.criteria.base import AblationCriterion
+from llmprune.criteria.combine import Combine
 from llmprune.cut.decision import Cut
 from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.step_costs import measure_step
@@ -39,14 +40,14 @@ def find_scores(context: RunContext) -> Scores | None:
     origin = origin_of_scores(context)
     if origin is None:
         return None
-    inputs, folder = context.inputs, context.folder
+    folder = context.folder
 
     def make(path: Path) -> Scores:
         if is_first_process():
             shutil.rmtree(
                 folder.path / HIDDEN_STATES, ignore_errors=True
             )  # left by a killed run; pass 1 writes it anew
-        scores = compute_scores(context, inputs.windows, steps=folder.steps)
+        scores = compute_scores(context, scored_windows(context), steps=folder.steps)
         if is_first_process():
             write_atomically(path, scores.save)
         return scores
@@ -81,16 +82,31 @@ def find_cut(context: RunContext, scores: Scores | None) -> ChosenCut:
     return ChosenCut(cut, (warning,))
 
 
-def compute_scores(context: RunContext, windows_NL: Tensor, *, steps: list[Step]) -> Scores:
-    """Score layers, neurons, heads and experts on ``windows_NL`` as the recipe says; append the costs to ``steps``.
+@dataclass(frozen=True)
+class ScoredWindows:
+    """Windows [N, L] to score on; ``sources_N``: the source of each, from 0, whose scores ``combine`` combines."""
+
+    windows_NL: Tensor
+    sources_N: Tensor | None = None
+    combine: Combine = "pooled"
+
+
+def scored_windows(context: RunContext) -> ScoredWindows:
+    """Return all calibration windows, and their sources where their scores are combined."""
+    inputs, combine = context.inputs, context.recipe.calibration.combine
+    return ScoredWindows(inputs.windows, None if combine == "pooled" else inputs.sources, combine)
+
+
+def compute_scores(context: RunContext, scored: ScoredWindows, *, steps: list[Step]) -> Scores:
+    """Score layers, neurons, heads and experts as the recipe says; append the costs to ``steps``.
 
     Where a device runs out of memory, a step is repeated with half the batch.
     """
-    inputs, criteria = context.inputs, _criteria_of(context.recipe)
+    inputs, criteria, windows_NL = context.inputs, _criteria_of(context.recipe), scored.windows_NL
     target = DepthTarget(context.plan.dense.layers - context.plan.keep_layers, _keeps_pattern(context.recipe))
 
     def run_pass1(batch_size: int) -> Scores:
-        with _batches(context, windows_NL, batch_size=batch_size) as calibration:
+        with _batches(context, scored, batch_size=batch_size) as calibration:
             return score(inputs.dense, inputs.anatomy, criteria=criteria, calibration=calibration, target=target)
 
     with measure_step(steps, "pass 1", tokens=windows_NL.numel(), decoder=inputs.dense):
@@ -100,7 +116,7 @@ def compute_scores(context: RunContext, windows_NL: Tensor, *, steps: list[Step]
         return scores
 
     def run_ablation(batch_size: int) -> Tensor:
-        with _batches(context, windows_NL, batch_size=batch_size) as calibration:
+        with _batches(context, scored, batch_size=batch_size) as calibration:
             return layer_ablation_scores(
                 inputs.dense, inputs.anatomy, criterion=depth, calibration=calibration, target=target
             )
@@ -111,15 +127,17 @@ def compute_scores(context: RunContext, windows_NL: Tensor, *, steps: list[Step]
 
 
 @contextmanager
-def _batches(context: RunContext, windows_NL: Tensor, *, batch_size: int) -> Iterator[CalibrationBatches]:
+def _batches(context: RunContext, scored: ScoredWindows, *, batch_size: int) -> Iterator[CalibrationBatches]:
     """Yield the batches for one attempt of a step.
 
     The cache of hidden states is kept for pass 2, but not that of a failed attempt, nor of a part of the windows.
     """
+    windows_NL = scored.windows_NL
     store = context.inputs.hidden_state_store(context.folder.path, batch_size, windows_NL=windows_NL)
     for_pass2 = False
     try:
-        yield CalibrationBatches(windows_NL, batch_size, store)
+        sources, begin = (scored.sources_N, scored.combine), context.inputs.calibration_text.begin
+        yield CalibrationBatches(windows_NL, batch_size, store, begin, *sources)
         for_pass2 = len(windows_NL) == len(context.inputs.windows)
     finally:
         if store.cache is not None and not for_pass2:
@@ -134,7 +152,9 @@ def origin_of_scores(context: RunContext) -> str | None:
     if not any(parts):
         return None
     horizon = criteria.depth.horizon(plan.dense.layers - plan.keep_layers) if criteria.depth else None
-    return fingerprint(inputs.identity, inputs.windows_fingerprint, horizon, _keeps_pattern(recipe), *parts)
+    scored, text = scored_windows(context), inputs.windows_fingerprint
+    by_source = () if scored.sources_N is None else (scored.combine, scored.sources_N.tolist())
+    return fingerprint(inputs.identity, text, horizon, _keeps_pattern(recipe), *parts, *by_source)
 
 
 def planned_sizes(context: RunContext) -> PlannedSizes:

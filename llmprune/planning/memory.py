@@ -51,7 +51,7 @@ def memory_of(
         + _up_refit_bytes(recipe, dense, neurons=neurons_of_up_refit(anatomy, widths)),
         statistics=max(
             4 * inputs * (inputs * (folds + 1) + hidden * 4) + sparse,
-            recipe.width.neuron_criterion.memory(size.inputs) if recipe.width else 0,
+            recipe.width.neuron_criterion.memory(size.inputs, recipe.calibration.scored_sources) if recipe.width else 0,
             depth.statistics_bytes(size) if depth else 0,
         ),
     )

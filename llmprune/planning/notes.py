@@ -143,7 +143,7 @@ def _about_width_criterion(recipe: Recipe, anatomy: Anatomy) -> list[str]:
     widths = [
         unit.times * anatomy.widths[unit.field] for units in anatomy.units for unit in units if recipe.width.cuts_mlp
     ]
-    operations = sum(criterion.operations(width) for width in widths)
+    operations = recipe.calibration.scored_sources * sum(criterion.operations(width) for width in widths)
     figure = f": about {operations:.1e} operations in float64 in all" if operations else ""
     notes = [f"width.criterion {criterion.kind} {criterion.cost_note}{figure}"] if criterion.cost_note else []
     if criterion.assumes_refit and recipe.refit is None:

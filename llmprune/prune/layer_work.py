@@ -11,10 +11,10 @@ from llmprune.layerwise.cached_forward import CachedForward
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_state_files import HiddenStateCache
 from llmprune.layerwise.hidden_states import HiddenStates
+from llmprune.layerwise.window_groups import WindowGroups
 from llmprune.prune.layer_step import LayerStep
 from llmprune.prune.layer_weights import LayerWeights
 from llmprune.prune.records import LayerRecord, MatrixRecord
-from llmprune.prune.repair.folds import Folds
 from llmprune.prune.repair.residual_scales import ResidualScales
 from llmprune.prune.repair.residual_writers import LayerTopology, ResidualWriter, TopologyCache
 from llmprune.prune.repair.up_equations import UpRepair
@@ -34,8 +34,8 @@ class Pass2Context:
     refit: Refit | None
     dense: LayerwiseForward
     pruned: LayerwiseForward
-    folds: Folds
-    held_out: Folds
+    folds: WindowGroups
+    held_out: WindowGroups
     scales: ResidualScales
     topologies: TopologyCache
     cache: HiddenStateCache | None

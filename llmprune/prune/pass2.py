@@ -35,6 +35,7 @@ from llmprune.layerwise.decoder import Decoder, Tensors
 from llmprune.layerwise.forward import LayerwiseForward, require_same_calls
 from llmprune.layerwise.hidden_states import HiddenStateStore
 from llmprune.layerwise.staged_layer import StagedLayer
+from llmprune.layerwise.window_groups import WindowGroups
 from llmprune.prune.dense_reference import pass_dense, record_dense
 from llmprune.prune.layer_step import LayerStep, steps_of
 from llmprune.prune.layer_weights import LayerWeights
@@ -42,7 +43,7 @@ from llmprune.prune.layer_work import LayerWork, Pass2Context
 from llmprune.prune.records import LayerRecord
 from llmprune.prune.relative_error import RelativeError
 from llmprune.prune.repair.base import LayerRepair, Stage
-from llmprune.prune.repair.folds import Folds, every_eighth, folds_of
+from llmprune.prune.repair.folds import every_eighth, folds_of
 from llmprune.prune.repair.registry import REPAIRS
 from llmprune.prune.repair.residual_scales import ResidualScales
 from llmprune.prune.repair.residual_writers import LayerTopology, TopologyCache
@@ -97,8 +98,8 @@ class Pruning:
             refit=self.refit,
             dense=dense,
             pruned=pruned,
-            folds=Folds(folds_of(len(windows_NL), sources_N), batch_size),
-            held_out=Folds(every_eighth(len(windows_NL)), batch_size),
+            folds=WindowGroups(folds_of(len(windows_NL), sources_N), batch_size),
+            held_out=WindowGroups(every_eighth(len(windows_NL)), batch_size),
             scales=scales,
             topologies=TopologyCache(self.anatomy, scales),
             cache=store.cache if store else None,

@@ -33,8 +33,8 @@ from llmprune.common.linalg.masked_least_squares import output_energy, solve_on_
 from llmprune.common.linalg.precision import exact_products
 from llmprune.layerwise.hidden_states import HiddenStates
 from llmprune.layerwise.staged_layer import StagedLayer
+from llmprune.layerwise.window_groups import WindowGroups
 from llmprune.prune.records import MatrixRecord
-from llmprune.prune.repair.folds import Folds
 from llmprune.prune.repair.residual_writers import LayerTopology, ResidualWriter
 from llmprune.recipe.refit import Refit
 from llmprune.recipe.sparsity import Sparsity, select
@@ -79,7 +79,7 @@ class Sparsifier:
     sparsity: Sparsity
     refit: Refit | None
     experts: int | None
-    folds: Folds
+    folds: WindowGroups
 
     @torch.no_grad()
     def prune(self, staged: StagedLayer, topology: LayerTopology, *, targets: DenseTargets) -> SparseLayer:

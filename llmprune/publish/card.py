@@ -192,6 +192,7 @@ def _template() -> Template:
     environment = template_environment("llmprune.publish", ".", escape=False)
     environment.filters.update(
         cell=_cell,
+        code=_code,
         carried=lambda files: _code(describe_carried(files)),
         left=lambda files: _code(describe_left(files)),
     )

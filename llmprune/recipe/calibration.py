@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from llmprune.common.schema import Section, Size
+from llmprune.criteria.combine import Combine
 from llmprune.recipe.text_source import TextSource, readable_split
 
 
@@ -34,6 +35,12 @@ class TokenWindows(Section):
         "end_of_text",
         description="Separator between the documents of a window: the end-of-text token or a blank line; or separate: "
         "each window holds one document, and documents shorter than a window are left out.",
+    )
+    bos: bool | Literal["auto"] = Field(
+        "auto",
+        description="Begin-of-text token in front of each window, and of each document after an end-of-text token; "
+        "auto: where the tokenizer puts one in front of a text. Only true changes ready tokens: windows without the "
+        "token get it in front and lose their last token.",
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the document shuffle.")
     batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
@@ -93,6 +100,13 @@ class TokenWindows(Section):
 class Calibration(TokenWindows):
     """The text that scores and refits are computed on."""
 
+    combine: Combine = Field(
+        "pooled",
+        description="How the scores by several sources become one, for layers, neurons, heads and experts: pooled sums "
+        "over all tokens; rank_mean takes the mean of the ranks by each source; worst the highest of them, so that "
+        "what any source needs is kept.",
+    )
+
     stream_memory: Size = Field(
         16 * 2**30,
         description="Maximum memory for the hidden states of all tokens, for dense and pruned each, and for each other "
@@ -104,6 +118,17 @@ class Calibration(TokenWindows):
         description="Maximum disk for the dense hidden states after every layer, which pass 1 stores so that pass 2 "
         "need not compute them again; they are deleted after pass 2.",
     )
+
+    @model_validator(mode="after")
+    def _several_to_combine(self) -> Self:
+        if self.combine != "pooled" and len(self.text_sources()) < 2:
+            raise ValueError(f"combine: {self.combine} needs several sources of text; list them, or remove combine")
+        return self
+
+    @property
+    def scored_sources(self) -> int:
+        """Number of sources whose scores are summed apart."""
+        return 1 if self.combine == "pooled" else len(self.text_sources())
 
     def shape(self) -> tuple[int, int]:
         """Return (N, L): the recipe's, else the tokens file's, else 128 windows of 2048 tokens."""

@@ -62,7 +62,8 @@ def _cut_lines(plan: Plan) -> Iterator[str]:
 
 def _requirements(plan: Plan) -> Iterator[str]:
     windows, length = plan.calibration
-    yield f"Calibration: {plural(windows, 'window')} of {plural(length, 'token')}"
+    begin = f", each begins with {plan.begin_of_text}" if plan.begin_of_text else ""
+    yield f"Calibration: {plural(windows, 'window')} of {plural(length, 'token')}{begin}"
     yield f"Disk: {format_size(plan.disk)} for the result, twice that while it is written"
     if plan.base_files.carried:
         yield f"Files of the base model that are copied unchanged: {describe_carried(plan.base_files)}"

@@ -26,6 +26,7 @@ from llmprune.results.sentences import (
     VERDICT_HEADINGS,
     describe_agreement,
     describe_bar,
+    describe_sources,
     describe_sparsity,
 )
 from llmprune.results.size_table import size_rows
@@ -58,6 +59,8 @@ def print_summary(report: Report, console: Console) -> None:
         console.print(_labelled(Text("Sparsity", "bold"), Text(describe_sparsity(report.sparsity))))
     for sentence in describe_agreement(report.stability) if report.stability else ():
         console.print(_labelled(Text("Calibration check", "bold"), Text(sentence)))
+    for sentence in describe_sources(report.sources) if report.sources else ():
+        console.print(_labelled(Text("Sources", "bold"), Text(sentence)))
     for warning in report.warnings:
         console.print(_labelled(Text("Warning", "bold yellow"), Text(warning)))
     if report.files and (report.gate or report.warnings):

@@ -62,7 +62,7 @@ class LayerFigures(Figures):
     experts_kept: tuple[int, ...] | None = None  # indices of the kept experts, if any were removed
     kv_groups_kept: tuple[int, ...] | None = None  # indices of the kept key-value groups, if any were removed
     kv_groups_share: float | None = None  # share of the layer's head scores in the kept groups
-    score_share: float | None  # share of the layer's neuron scores in the kept neurons (``kept_share``)
+    score_share: float | None  # share of the layer's neuron scores in the kept neurons (``kept_share``); None for ranks
     error_cut: float | None  # relative error of the hidden states after the layer, cut but before its own refit
     error_refit: float | None  # relative error of the hidden states after the layer as saved
     ridge: float | None = None  # of its refit; None if no refit reduced the error on the calibration fold
@@ -90,6 +90,21 @@ class StabilityFigures(Figures):
     neurons: Overlap | None
     heads: Overlap | None  # key-value groups
     experts: Overlap | None
+
+
+class SourceFigures(Figures):
+    """Cuts that the sources of the calibration text would choose, each alone.
+
+    ``neurons``, ``heads`` and ``experts``: by layer of the dense model, the share of the kept ones that every source
+    would keep; None for a layer that lost none. Empty where the run cuts none.
+    """
+
+    names: tuple[str, ...]
+    windows: tuple[int, ...]  # of each source
+    removed_layers: tuple[tuple[int, ...], ...]  # by each source; empty where layers have no scores by source
+    neurons: tuple[float | None, ...]
+    heads: tuple[float | None, ...]  # key-value groups
+    experts: tuple[float | None, ...]
 
 
 class VerificationFigures(Figures):
@@ -125,6 +140,7 @@ class Provenance(Figures):
     calibration_fingerprint: str | None
     calibration_tokens: int | None
     calibration_crossings: int | None = None  # windows with parts of several documents; None for ready-made tokens
+    begin_of_text: str | None = None  # that the calibration windows begin with, as ``<bos> (2)``
     datasets: dict[str, str] = Field({})  # commit of each hub dataset that was read
     seed: int
     trust_remote_code: bool
@@ -158,7 +174,8 @@ class Report(Figures):
     dense: Size
     pruned: Size
     layers: tuple[LayerFigures, ...]
-    stability: StabilityFigures | None = None  # with --calibration-check
+    stability: StabilityFigures | None = None  # with --calibration-check and one source of text
+    sources: SourceFigures | None = None  # where scores are summed by source, or with --calibration-check
     sparsity: SparsityFigures | None = None
     perplexity: PerplexityFigures | None
     divergence: DivergenceFigures | None = None

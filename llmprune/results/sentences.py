@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from llmprune.results.evaluation_figures import BarFigures, GateFigures, SpeedFigures, Verdict
-from llmprune.results.formatting import percent, plural, span, times
-from llmprune.results.report_schema import BaseFiles, SparsityFigures, StabilityFigures
+from llmprune.results.formatting import percent, plural, ranges, span, times
+from llmprune.results.report_schema import BaseFiles, SourceFigures, SparsityFigures, StabilityFigures
 
 UNMEASURED = (
     "Nothing was evaluated, so the loss of quality is unknown. "
@@ -90,6 +90,30 @@ def describe_agreement(stability: StabilityFigures) -> list[str]:
         for kind, overlap in kinds.items()
         if overlap is not None
     ]
+
+
+def describe_sources(found: SourceFigures) -> list[str]:
+    """Return sentences about what each source of the calibration text alone would keep and remove."""
+    kinds = {"neurons": found.neurons, "attention heads": found.heads, "experts": found.experts}
+    sentences = []
+    for kind, shares in kinds.items():
+        known = {layer: share for layer, share in enumerate(shares) if share is not None}
+        if known:
+            least = min(known, key=known.__getitem__)
+            mean = sum(known.values()) / len(known)
+            sentences.append(
+                f"of the {kind} that are kept, each source of text alone would keep {percent(mean)} too "
+                f"(minimum: {percent(known[least])}, in layer {least})"
+            )
+    by_choice: dict[tuple[int, ...], list[str]] = {}
+    for name, removed in zip(found.names, found.removed_layers, strict=False):
+        by_choice.setdefault(removed, []).append(name)
+    if len(by_choice) == 1:
+        sentences.append(f"each source alone would remove layers {ranges(*by_choice)}")
+    elif by_choice:
+        parts = [f"layers {ranges(removed)} by {' and '.join(names)}" for removed, names in by_choice.items()]
+        sentences.append(f"removed by one source alone: {', '.join(parts)}")
+    return sentences
 
 
 def describe_speedup(speed: SpeedFigures) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -24,12 +23,14 @@ from llmprune.common.errors import CalibrationError, NumericalError
 from llmprune.common.linalg.device_sums import DeviceSums
 from llmprune.common.progress import track
 from llmprune.criteria.base import AblationCriterion
+from llmprune.criteria.combine import Combine, combine_scores
 from llmprune.cut.layer_choice import may_remain
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_states import HiddenStates
 from llmprune.layerwise.logits import token_chunks
-from llmprune.results.formatting import ranges
+from llmprune.layerwise.window_groups import WindowGroups
+from llmprune.results.formatting import plural, ranges
 from llmprune.score.ablation_repair import AblationRepair
 from llmprune.score.inputs import CalibrationBatches, DepthTarget
 
@@ -55,19 +56,21 @@ def layer_ablation_scores(
     """Return the score of every layer, float32 [N]; the lowest are removed first.
 
     A score is the mean cost of a token without the layer and all layers with lower scores, less that of the dense
-    model. Layers that the model needs, or with ``target.keep_pattern`` its pattern, are not ablated.
+    model; where sources are told apart, the layers' ranks by each of them in a round are combined. Layers that
+    the model needs, or with ``target.keep_pattern`` its pattern, are not ablated.
     Raises NumericalError where the cost without a kept layer is not finite: such a layer is never chosen. Raises
     CalibrationError where the criterion cannot refit: for want of windows, or of layers that can be refit.
     """
-    windows_NL = calibration.windows_NL
-    judged_NL, rest_NL = evenly_spaced_subset(windows_NL, criterion.windows)
+    spread_N = _spread_over_sources(calibration)
+    judged_N, rest_N = evenly_spaced_subset(spread_N, criterion.windows)
     repair = None
     if criterion.refit:
-        criterion.require_samples(len(windows_NL))
-        solved_NL, _ = evenly_spaced_subset(rest_NL, criterion.refit.windows)
-        solved = replace(calibration, windows_NL=solved_NL)
-        repair = AblationRepair(decoder, anatomy, calibration=solved, ridge=criterion.refit.ridge)
-    costs = AblatedModels(decoder, criterion, calibration=replace(calibration, windows_NL=judged_NL), repair=repair)
+        criterion.require_samples(len(spread_N))
+        solved_N, _ = evenly_spaced_subset(rest_N, criterion.refit.windows)
+        repair = AblationRepair(decoder, anatomy, calibration=calibration.at(solved_N), ridge=criterion.refit.ridge)
+    judged = calibration.at(judged_N)
+    _require_all_sources(criterion, calibration, judged=judged)
+    costs = AblatedModels(decoder, criterion, calibration=judged, repair=repair)
     rounds = criterion.horizon(target.remove)
     may_keep = may_remain(anatomy, target.remove, keep_pattern=target.keep_pattern and rounds == target.remove)
     return rank_by_cost(costs, len(decoder), rounds=rounds, may_keep=may_keep, kind=criterion.kind)
@@ -113,6 +116,37 @@ def _no_cost(kind: str, layers: list[int]) -> NumericalError:
     )
 
 
+def _spread_over_sources(calibration: CalibrationBatches) -> Tensor:
+    """Return the numbers of the windows, int64 [N]; those of a source together where sources are told apart."""
+    if calibration.sources_N is None:
+        return torch.arange(len(calibration.windows_NL))
+    return calibration.sources_N.argsort(stable=True)
+
+
+def _require_all_sources(
+    criterion: AblationCriterion, calibration: CalibrationBatches, *, judged: CalibrationBatches
+) -> None:
+    """Raise CalibrationError where the judged windows lack a source whose costs are to be told apart."""
+    if calibration.sources_N is None or judged.sources_N is None:
+        return
+    missing = len(set(calibration.sources_N.tolist()) - set(judged.sources_N.tolist()))
+    if missing:
+        raise CalibrationError(
+            f"depth.criterion {criterion.kind} evaluates on {len(judged.windows_NL)} windows, which have none of "
+            f"{plural(missing, 'source')} of the calibration text; raise depth.criterion.windows, or set "
+            "calibration.combine to pooled"
+        )
+
+
+def _combined(costs_SC: Tensor, rule: Combine) -> Tensor:
+    """Return one cost of each candidate [C] from those by each source; not finite where any of them is not."""
+    if len(costs_SC) == 1:
+        return costs_SC[0]
+    known_SC = costs_SC.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
+    ranks_C = combine_scores(list(known_SC), rule).double()
+    return ranks_C.where(costs_SC.isfinite().all(0), math.inf)
+
+
 def evenly_spaced_subset(windows_NL: Tensor, number: int) -> tuple[Tensor, Tensor]:
     """Return ``number`` windows, or all, evenly spaced over the calibration and so over its sources; and the others."""
     number = min(number, len(windows_NL))
@@ -139,6 +173,8 @@ class AblatedModels:
         self._start = calibration.forward(decoder)  # before the first layer; copies of it advance
         self._dense: HiddenStates | None = None  # after the last layer; known after the first round
         self._removed = 0
+        self._combine, sources_N = calibration.combine, calibration.sources_N
+        self._groups = None if sources_N is None else WindowGroups(sources_N, calibration.batch_size)
 
     @torch.no_grad()
     def without_each(self, kept: Sequence[int], candidates: Collection[int]) -> dict[int, float]:
@@ -161,10 +197,10 @@ class AblatedModels:
                 else:
                     current.pass_through(index, layer)
         self._dense = self._dense or current.hidden_states
-        *costs, own = self._mean_costs(
-            [*(without.hidden_states for without in ablated.values()), self._dense], self._dense
-        )
-        return broadcast_from_first({layer: cost - own for layer, cost in zip(ablated, costs, strict=True)})
+        models = [*(without.hidden_states for without in ablated.values()), self._dense]
+        costs_SM = self._mean_costs(models, self._dense)
+        costs_C = _combined(costs_SM[:, :-1] - costs_SM[:, -1:], self._combine)
+        return broadcast_from_first(dict(zip(ablated, costs_C.tolist(), strict=True)))
 
     def remove(self, layer: int) -> None:
         """Remove a layer for good, and keep the refit for it."""
@@ -178,20 +214,46 @@ class AblatedModels:
             self.repair.accept(layer)
         self._removed += 1
 
-    def _mean_costs(self, models: Sequence[HiddenStates], dense: HiddenStates) -> list[float]:
-        """Return the mean cost of a token of each model, from its hidden states after the last layer."""
-        device = self.decoder.device
-        totals = DeviceSums(len(models) + 1)  # the last one counts tokens
+    def _mean_costs(self, models: Sequence[HiddenStates], dense: HiddenStates) -> Tensor:
+        """Return the mean cost of a token of each source and model, from its hidden states after the last layer.
+
+        Float64 [S, M].
+        """
+        device, own = self.decoder.device, len(models) + 1  # sums of a source, the last of which counts tokens
+        sources = self._groups.count if self._groups else 1
+        totals = DeviceSums(sources * own)
         for batch in range(len(self._start.batches)):
             ids_BL = self._start.token_ids(batch)
+            judged = self._judged(batch)
             for chunk in token_chunks(self._start, ids_BL):
+                parts = [mask_BT if mask_BT is None else mask_BT[chunk.windows, chunk.positions] for mask_BT in judged]
                 dense_BPV = chunk.next_token_logits(self._start, ids_BL, hidden_BLD=dense.at(batch, device))
                 targets_BP = chunk.targets(ids_BL)
                 for number, hidden_states in enumerate(models):
                     hidden_BLD = hidden_states.at(batch, device)
                     logits_BPV = chunk.next_token_logits(self._start, ids_BL, hidden_BLD=hidden_BLD)
-                    totals.add(number, self.criterion.token_costs(logits_BPV, dense_BPV, targets_BP=targets_BP))
-                totals.count(-1, targets_BP.numel())
-        (total_M,) = totals.reducible_state()
-        sum_over_processes([total_M])
-        return (total_M[:-1] / total_M[-1]).tolist()
+                    costs_BP = self.criterion.token_costs(logits_BPV, dense_BPV, targets_BP=targets_BP)
+                    for source, mask_BP in enumerate(parts):
+                        totals.add(source * own + number, costs_BP if mask_BP is None else costs_BP.where(mask_BP, 0))
+                for source, mask_BP in enumerate(parts):
+                    if mask_BP is None:
+                        totals.count(source * own + len(models), targets_BP.numel())
+                    else:
+                        totals.add(source * own + len(models), mask_BP)
+        (total_N,) = totals.reducible_state()
+        sum_over_processes([total_N])
+        total_SM = total_N.view(sources, own)
+        return (total_SM[:, :-1] / total_SM[:, -1:]).cpu()
+
+    def _judged(self, batch: int) -> list[Tensor | None]:
+        """Return for each source the predictions of a batch that count, bool [B, L - 1]; None where all do."""
+        device, ids_BL = self.decoder.device, self._start.batches[batch]
+        counted_BT = self._start.targets.of(batch, device)
+        if self._groups is None:
+            return [counted_BT]
+        if counted_BT is None:
+            counted_BT = torch.ones(len(ids_BL), ids_BL.shape[1] - 1, dtype=torch.bool, device=device)
+        of_SB = torch.zeros(self._groups.count, len(ids_BL), dtype=torch.bool, device=device)
+        for source, (window_R,) in self._groups.parts(batch, torch.arange(len(ids_BL), device=device).unsqueeze(1)):
+            of_SB[source].index_fill_(0, window_R, True)
+        return list(of_SB[:, :, None] & counted_BT)

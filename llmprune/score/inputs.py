@@ -5,12 +5,13 @@ Shapes: N windows, L sequence length.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from llmprune.common.distributed import windows_of_process
 from llmprune.criteria.base import DepthCriterion, ExpertCriterion, WidthCriterion
+from llmprune.criteria.combine import Combine
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_states import HiddenStateStore
@@ -40,17 +41,31 @@ class ScoringCriteria:
 class CalibrationBatches:
     """Calibration windows int64 [N, L], the same in every process, and how they are passed through a model.
 
-    ``batch_size``: windows a forward call. ``store``: where hidden states are kept.
+    ``batch_size``: windows a forward call. ``store``: where hidden states are kept. ``begin``: the begin-of-text ids,
+    whose prediction counts in no loss. ``sources_N``: the source of each window, where scores are summed by source and
+    then combined by ``combine``; None: all windows together.
     """
 
     windows_NL: Tensor
     batch_size: int
     store: HiddenStateStore = field(default_factory=HiddenStateStore)
+    begin: tuple[int, ...] = ()
+    sources_N: Tensor | None = None
+    combine: Combine = "pooled"
+
+    def at(self, numbers_N: Tensor) -> CalibrationBatches:
+        """Return the batches of some of the windows, by their numbers."""
+        sources_N = None if self.sources_N is None else self.sources_N[numbers_N]
+        return replace(self, windows_NL=self.windows_NL[numbers_N], sources_N=sources_N)
 
     def forward(self, decoder: Decoder) -> LayerwiseForward:
         """Begin a layer-wise forward pass over this process's share of the windows."""
         return LayerwiseForward(
-            decoder, windows_of_process(self.windows_NL), batch_size=self.batch_size, store=self.store
+            decoder,
+            windows_of_process(self.windows_NL),
+            batch_size=self.batch_size,
+            store=self.store,
+            begin=self.begin,
         )
 
 

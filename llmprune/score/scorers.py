@@ -8,20 +8,23 @@ Shapes: T tokens, D hidden size, F neurons of a unit, E experts.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from llmprune.anatomy.expert_hooks import activations_of_experts, outputs_of_experts
+from llmprune.anatomy.expert_hooks import activations_by_group, activations_of_experts, outputs_of_experts
 from llmprune.anatomy.names import tensor_of
 from llmprune.anatomy.selection import neuron_rows, outputs_first
-from llmprune.anatomy.types import Anatomy, AttentionUnit, ExpertBlock, MlpUnit, Unit, unit_key
+from llmprune.anatomy.types import Anatomy, AttentionUnit, MlpUnit, Unit, unit_key
 from llmprune.criteria.accumulators.base import ExpertAccumulator, UnitAccumulator
 from llmprune.criteria.base import ExpertCriterion, WidthCriterion
 from llmprune.score.inputs import ScoringCriteria
 from llmprune.score.scores import Scores
+from llmprune.score.source_parts import SourceParts
 
 
 class Scorer(ABC):
@@ -38,25 +41,28 @@ class Scorer(ABC):
         """Return the running sums themselves, which several processes add up in place before ``write``."""
 
     @abstractmethod
-    def write(self, scores: Scores) -> None:
-        """Write the part's scores from the sums of all processes."""
+    def write(self, scores: Sequence[Scores]) -> None:
+        """Write the part's scores by each source from the sums of all processes."""
 
 
-def scorers_of(index: int, layer: nn.Module, *, anatomy: Anatomy, criteria: ScoringCriteria) -> list[Scorer]:
+def scorers_of(
+    index: int, layer: nn.Module, *, anatomy: Anatomy, criteria: ScoringCriteria, parts: SourceParts
+) -> list[Scorer]:
     """Return the scorers of the parts of a layer that the criteria score."""
     scorers: list[Scorer] = []
     for unit in anatomy.units[index]:
         if criteria.width and _can_score(criteria.width, unit):
             kind = NeuronScorer if unit.experts is None else RoutedNeuronScorer
-            scorers.append(kind(unit_key(index, unit.path), unit, layer=layer, criterion=criteria.width))
+            scorers.append(kind(unit_key(index, unit.path), unit, layer=layer, criterion=criteria.width, parts=parts))
     attention = anatomy.attention[index]
     if criteria.heads and attention:
         key = unit_key(index, attention.path)
-        scorers.append(KeyValueGroupScorer(key, attention, layer=layer, criterion=criteria.heads))
+        scorers.append(KeyValueGroupScorer(key, attention, layer=layer, criterion=criteria.heads, parts=parts))
     block = anatomy.blocks[index]
     if criteria.experts and block and anatomy.experts:
         key, count = unit_key(index, block.path), anatomy.experts.count
-        scorers.append(ExpertScorer(key, block, count=count, layer=layer, criterion=criteria.experts))
+        module = layer.get_submodule(block.path)
+        scorers.append(ExpertScorer(key, module, count=count, criterion=criteria.experts, parts=parts))
     return scorers
 
 
@@ -67,11 +73,15 @@ def _can_score(criterion: WidthCriterion, unit: MlpUnit) -> bool:
 class NeuronScorer(Scorer):
     """Scores the neurons of one MLP that every token passes through."""
 
-    def __init__(self, key: str, unit: Unit, *, layer: nn.Module, criterion: WidthCriterion) -> None:
+    def __init__(
+        self, key: str, unit: Unit, *, layer: nn.Module, criterion: WidthCriterion, parts: SourceParts
+    ) -> None:
         output = unit.tensors[-1]
-        self.key, self.output = key, layer.get_submodule(unit.output)
-        weight_DF = outputs_first(layer.get_parameter(output.name), output)
-        self.accumulator: UnitAccumulator = criterion.make_accumulator(weight_DF, self._input_rows(unit, layer))
+        self.key, self.output, self.parts = key, layer.get_submodule(unit.output), parts
+        weight_DF, rows = outputs_first(layer.get_parameter(output.name), output), self._input_rows(unit, layer)
+        self.accumulators: list[UnitAccumulator] = [
+            criterion.make_accumulator(weight_DF, rows) for _ in range(parts.count)
+        ]
 
     def _input_rows(self, unit: Unit, layer: nn.Module) -> list[Tensor]:
         """Return the weights of the neurons before the output projection, one row a neuron [F, …]."""
@@ -83,15 +93,18 @@ class NeuronScorer(Scorer):
 
     def _see(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: PLR0917 - torch calls it
         bias = getattr(module, "bias", None)
-        self.accumulator.update_with(args[0], output if bias is None else output - bias)
+        written = output if bias is None else output - bias
+        for source, (values, own) in self.parts.of_running(args[0], written):
+            self.accumulators[source].update_with(values, own)
 
     def reducible_state(self) -> list[Tensor]:
-        """Return the sums of the criterion."""
-        return self.accumulator.reducible_state()
+        """Return the sums of the criterion by each source."""
+        return [tensor for accumulator in self.accumulators for tensor in accumulator.reducible_state()]
 
-    def write(self, scores: Scores) -> None:
+    def write(self, scores: Sequence[Scores]) -> None:
         """Write the scores of the neurons."""
-        scores.neurons[self.key] = self.accumulator.scores().float().cpu()
+        for one, accumulator in zip(scores, self.accumulators, strict=True):
+            one.neurons[self.key] = accumulator.scores().float().cpu()
 
 
 class KeyValueGroupScorer(NeuronScorer):
@@ -100,16 +113,19 @@ class KeyValueGroupScorer(NeuronScorer):
     Of the weights only those of the output projection are read.
     """
 
-    def __init__(self, key: str, unit: AttentionUnit, *, layer: nn.Module, criterion: WidthCriterion) -> None:
-        super().__init__(key, unit, layer=layer, criterion=criterion)
+    def __init__(
+        self, key: str, unit: AttentionUnit, *, layer: nn.Module, criterion: WidthCriterion, parts: SourceParts
+    ) -> None:
+        super().__init__(key, unit, layer=layer, criterion=criterion, parts=parts)
         self.inputs = sum(unit.tensors[-1].parts)  # of each group, next to each other
 
     def _input_rows(self, unit: Unit, layer: nn.Module) -> list[Tensor]:
         return []
 
-    def write(self, scores: Scores) -> None:
+    def write(self, scores: Sequence[Scores]) -> None:
         """Write the scores of the groups."""
-        scores.heads[self.key] = self.accumulator.group_scores(self.inputs).float().cpu()
+        for one, accumulator in zip(scores, self.accumulators, strict=True):
+            one.heads[self.key] = accumulator.group_scores(self.inputs).float().cpu()
 
 
 class RoutedNeuronScorer(Scorer):
@@ -118,63 +134,81 @@ class RoutedNeuronScorer(Scorer):
     Where all neurons of an expert score 0, as without tokens, their scores are the norms of their output weights.
     """
 
-    def __init__(self, key: str, unit: MlpUnit, *, layer: nn.Module, criterion: WidthCriterion) -> None:
-        self.key, self._holder = key, layer.get_submodule(unit.path)
+    def __init__(
+        self, key: str, unit: MlpUnit, *, layer: nn.Module, criterion: WidthCriterion, parts: SourceParts
+    ) -> None:
+        self.key, self._holder, self._parts = key, layer.get_submodule(unit.path), parts
         *inputs, output = unit.tensors
         self.weight = layer.get_parameter(output.name)
         self.weight_EDF = self.weight if output.dim == 2 else self.weight.transpose(1, 2)
         stacked = [(tensor_of(layer, prunable.name), replace(prunable, dim=prunable.dim - 1)) for prunable in inputs]
-        self.accumulators: list[UnitAccumulator] = [
-            criterion.make_accumulator(
-                weight_DF, [neuron_rows(tensor[expert], prunable) for tensor, prunable in stacked]
-            )
-            for expert, weight_DF in enumerate(self.weight_EDF)
+        self.accumulators: list[list[UnitAccumulator]] = [
+            [
+                criterion.make_accumulator(
+                    weight_DF, [neuron_rows(tensor[expert], prunable) for tensor, prunable in stacked]
+                )
+                for expert, weight_DF in enumerate(self.weight_EDF)
+            ]
+            for _ in range(parts.count)
         ]
-        self.routed_E = torch.zeros(len(self.accumulators))
+        self.routed_SE = torch.zeros(parts.count, len(self.weight_EDF))
 
     def watch(self, hooks: ExitStack) -> None:
         """Read the activations of each expert's neurons."""
-        hooks.enter_context(activations_of_experts(self._holder, self.weight, see=self._update))
+        if self._parts.count == 1:
+            see = partial(self._update, 0)
+            observed = activations_of_experts(self._holder, self.weight, see=see)
+        else:
+            tokens = partial(self._parts.tokens_of_running, self.weight.device)
+            observed = activations_by_group(self._holder, self.weight, see=self._update, tokens=tokens)
+        hooks.enter_context(observed)
 
-    def _update(self, expert: int, activation_TF: Tensor) -> None:
-        self.accumulators[expert].update(activation_TF)
-        self.routed_E[expert] += len(activation_TF)
+    def _update(self, source: int, expert: int, activation_TF: Tensor) -> None:  # noqa: PLR0917 - hooks call it
+        self.accumulators[source][expert].update(activation_TF)
+        self.routed_SE[source, expert] += len(activation_TF)
 
     def reducible_state(self) -> list[Tensor]:
         """Return the sums of the criterion for every expert, and the tokens routed to each."""
-        return [*(part for one in self.accumulators for part in one.reducible_state()), self.routed_E]
+        return [*(part for own in self.accumulators for one in own for part in one.reducible_state()), self.routed_SE]
 
-    def write(self, scores: Scores) -> None:
+    def write(self, scores: Sequence[Scores]) -> None:
         """Write the scores of the neurons, and the number of tokens routed to each expert."""
         energy_EF = self.weight_EDF.float().square().sum(1)
-        scored_EF = torch.stack([accumulator.scores().float() for accumulator in self.accumulators])
-        known_E1 = scored_EF.any(1, keepdim=True)
-        scores.neurons[self.key] = torch.where(known_E1, scored_EF, energy_EF).cpu()
-        scores.routed[self.key] = self.routed_E
+        for one, accumulators, routed_E in zip(scores, self.accumulators, self.routed_SE, strict=True):
+            scored_EF = torch.stack([accumulator.scores().float() for accumulator in accumulators])
+            known_E1 = scored_EF.any(1, keepdim=True)
+            one.neurons[self.key] = torch.where(known_E1, scored_EF, energy_EF).cpu()
+            one.routed[self.key] = routed_E
 
 
 class ExpertScorer(Scorer):
-    """Scores the experts of one layer."""
+    """Scores the experts of one layer; ``module`` holds ``count`` of them."""
 
     def __init__(
-        self, key: str, block: ExpertBlock, *, count: int, layer: nn.Module, criterion: ExpertCriterion
+        self, key: str, module: nn.Module, *, count: int, criterion: ExpertCriterion, parts: SourceParts
     ) -> None:
-        self.key, self.count, self._module = key, count, layer.get_submodule(block.path)
-        device = next(self._module.parameters()).device
-        self.accumulator: ExpertAccumulator = criterion.make_accumulator(count, device)
+        self.key, self.count, self._module, self._parts = key, count, module, parts
+        self._device = next(module.parameters()).device
+        self.accumulators: list[ExpertAccumulator] = [
+            criterion.make_accumulator(count, self._device) for _ in range(parts.count)
+        ]
 
     def watch(self, hooks: ExitStack) -> None:
         """Read what each expert adds to the hidden states."""
         hooks.callback(self._module.register_forward_pre_hook(self._see, with_kwargs=True).remove)
 
     def _see(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:  # noqa: PLR0917 - torch calls it
-        for one in outputs_of_experts(module, args, kwargs=kwargs, count=self.count):
-            self.accumulator.update(one.expert, one.output_TD)
+        of_group = None
+        if self._parts.count > 1:
+            of_group = self._parts.source_of_running(self._device), self._parts.count
+        for one in outputs_of_experts(module, args, kwargs=kwargs, count=self.count, of_group=of_group):
+            self.accumulators[one.group].update(one.expert, one.output_TD)
 
     def reducible_state(self) -> list[Tensor]:
-        """Return the sums of the criterion."""
-        return self.accumulator.reducible_state()
+        """Return the sums of the criterion by each source."""
+        return [tensor for accumulator in self.accumulators for tensor in accumulator.reducible_state()]
 
-    def write(self, scores: Scores) -> None:
+    def write(self, scores: Sequence[Scores]) -> None:
         """Write the scores of the experts."""
-        scores.experts[self.key] = self.accumulator.scores().float().cpu()
+        for one, accumulator in zip(scores, self.accumulators, strict=True):
+            one.experts[self.key] = accumulator.scores().float().cpu()

@@ -5,13 +5,17 @@ Shapes: N layers of the dense model, F neurons of a unit, G key-value groups, E 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from llmprune.criteria.combine import Combine, combine_scores
+
 _LAYERS = "layers"
+_OF = ":"  # between the number of a source and the name of its scores
 _KINDS = ("neurons", "experts", "routed", "heads")
 
 
@@ -21,6 +25,8 @@ class Scores:
 
     ``layers``: [N], or None where layers are not scored. ``neurons``: [F], of routed experts [E, F]. ``experts``: [E].
     ``routed``: number of tokens routed to each expert [E], of units of routed experts. ``heads``: [G].
+    ``by_source``: the scores by each source of text alone, where the others are combined from them; empty where sources
+    are not told apart.
     """
 
     layers: Tensor | None
@@ -28,21 +34,51 @@ class Scores:
     experts: dict[str, Tensor] = field(default_factory=dict)
     routed: dict[str, Tensor] = field(default_factory=dict)
     heads: dict[str, Tensor] = field(default_factory=dict)
+    by_source: tuple[Scores, ...] = ()
 
     def save(self, path: Path) -> None:
         """Write as safetensors."""
+        tensors = self._tensors()
+        for source, scores in enumerate(self.by_source):
+            tensors |= {f"{source}{_OF}{name}": value.clone() for name, value in scores._tensors().items()}
+        save_file(tensors, path)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Return the scores by all text, by the names that they have in a file."""
         tensors = {} if self.layers is None else {_LAYERS: self.layers}
         for kind in _KINDS:
             tensors |= {f"{kind}.{key}": value.contiguous() for key, value in getattr(self, kind).items()}
-        save_file(tensors, path)
+        return tensors
 
     @classmethod
     def load(cls, path: Path) -> Scores:
         """Read what ``save`` wrote."""
-        tensors = load_file(path)
+        together: dict[str, Tensor] = {}
+        by_source: dict[int, dict[str, Tensor]] = {}
+        for name, value in load_file(path).items():
+            source, _, own = name.rpartition(_OF)
+            (by_source.setdefault(int(source), {}) if source else together)[own] = value
+        return replace(cls._of(together), by_source=tuple(cls._of(by_source[source]) for source in sorted(by_source)))
+
+    @classmethod
+    def _of(cls, tensors: dict[str, Tensor]) -> Scores:
+        """Return the scores from the tensors of ``_tensors``."""
         layers_N = tensors.pop(_LAYERS, None)
         kinds: dict[str, dict[str, Tensor]] = {kind: {} for kind in _KINDS}
         for name, value in tensors.items():
             kind, _, key = name.partition(".")
             kinds[kind][key] = value
-        return cls(layers_N, **kinds)
+        return cls(layers_N, kinds["neurons"], kinds["experts"], kinds["routed"], kinds["heads"])
+
+
+def combine_sources(by_source: Sequence[Scores], rule: Combine) -> Scores:
+    """Return the scores that several sources give together, without those of layers; a single source's are returned."""
+    if len(by_source) == 1:
+        return by_source[0]
+    first = by_source[0]
+    neurons, experts, heads = (
+        {key: combine_scores([getattr(one, kind)[key] for one in by_source], rule) for key in getattr(first, kind)}
+        for kind in ("neurons", "experts", "heads")
+    )
+    routed = {key: sum((one.routed[key] for one in by_source[1:]), start) for key, start in first.routed.items()}
+    return Scores(None, neurons, experts, routed, heads, tuple(by_source))

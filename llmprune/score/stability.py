@@ -20,13 +20,8 @@ from llmprune.cut.decision import Cut
 from llmprune.results.report_schema import Overlap, StabilityFigures
 
 
-def halves(windows_NL: Tensor, sources_N: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return two halves of the windows [N, L] with equal shares of every source: every other window of each source.
-
-    ``sources_N``: number of the source of each window; None: one source.
-    """
-    if sources_N is not None:
-        windows_NL = windows_NL[sources_N.argsort(stable=True)]
+def halves(windows_NL: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two halves of the windows [N, L]: every other window."""
     return windows_NL[::2], windows_NL[1::2]
 
 
@@ -36,13 +31,12 @@ def compare(
     *,
     anatomy: Anatomy,
     named: bool = False,
-    sources_N: Tensor | None = None,
 ) -> StabilityFigures:
     """Return how far the cuts chosen on each half of the windows agree.
 
     ``choose``: from windows to a cut. ``named``: the recipe names the layers, so that no half chooses them.
     """
-    parts = halves(windows_NL, sources_N)
+    parts = halves(windows_NL)
     one, other = (choose(half_NL) for half_NL in parts)
     chosen = one.removed and not named
     layers = [_shared(torch.tensor(one.layers), torch.tensor(other.layers), total=one.num_layers)] if chosen else []

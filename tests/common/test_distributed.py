@@ -13,7 +13,15 @@ from typing import Any
 import pytest
 import torch
 from helpers.commands import TASKS, save_model, write_recipe, write_text
+from helpers.decoders import dense_decoder
 from safetensors.torch import load_file
+
+from llmprune.anatomy.discovery import discover
+from llmprune.criteria.depth.block_influence import BlockInfluence
+from llmprune.criteria.width.activation import Activation
+from llmprune.score.forward_pass import score
+from llmprune.score.inputs import CalibrationBatches, ScoringCriteria
+from llmprune.testing import tiny_model
 
 
 def _launch(folder: Path, output: str, *launcher: str) -> subprocess.CompletedProcess[str]:
@@ -110,7 +118,8 @@ def met() -> Met:
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
     both = [
         subprocess.Popen(
-            [sys.executable, Path(__file__).parents[1] / "helpers" / "peers_scenarios.py", "--fresh"],
+            [sys.executable, "-m", "helpers.peers_scenarios", "--fresh"],
+            cwd=Path(__file__).parents[1],
             env=os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -196,11 +205,26 @@ def test_sums_of_one_type_travel_in_one_buffer(met: Met) -> None:
 
 
 def test_pass_1_exchanges_once_a_layer(met: Met) -> None:
-    """All scorers of a layer together, in a buffer for each type of number, and both processes get the same scores."""
+    """All scorers of a layer together, in a buffer for each type of number, and both processes get the same scores.
+
+    So do sources of which a process has no window, and one process that has all.
+    """
     found = [lines[10]["value"] for lines in met[0]]
     assert found[0] == found[1]
     assert found[0]["exchanges"] == {"torch.float32": 4, "torch.float64": 4}
     assert found[0]["routed"] == 4 * 12 * 2 * 4  # windows, tokens, experts a token, layers
+    model, ids_NL = tiny_model("mixtral"), torch.arange(3, 51).view(4, 12)
+    criteria = ScoringCriteria(depth=BlockInfluence(), heads=Activation())
+    for own, windows_NL in zip(found[0]["own"], (ids_NL[:1], ids_NL[1:]), strict=True):
+        one = score(
+            dense_decoder(model),
+            discover(model.config),
+            criteria=criteria,
+            calibration=CalibrationBatches(windows_NL, 4),
+        )
+        assert one.layers is not None
+        for values, wanted in zip(own, (one.layers, *one.heads.values()), strict=True):
+            torch.testing.assert_close(torch.tensor(values), wanted, rtol=1e-4, atol=1e-6)
 
 
 def test_a_process_that_is_gone_ends_the_other(met: Met) -> None:

@@ -132,6 +132,8 @@ def test_the_plan_counts_the_memory_of_a_solve(tmp_path: Path) -> None:
         for kind in ("activation", "obs")
     ]
     assert memory[0] < memory[1] == Obs().memory(96)
+    sources = Obs().memory(96, 4) - Obs().memory(96)
+    assert sources == 3 * 96**2 * 4  # one more float32 sum for each further source
 
 
 def test_the_plan_counts_what_a_refit_keeps_of_all_windows(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def sums_travel_together() -> dict[str, Any]:
 
 
 def pass_1_exchanges_once_a_layer() -> dict[str, Any]:
-    """Score the layers, neurons, heads and experts of a tiny mixture."""
+    """Score the layers, neurons, heads and experts of a tiny mixture by two sources of text."""
     peers._SILENCE = 60.0  # a busy machine may keep a process that computes from its heartbeat
     _exchanged()
     criteria = ScoringCriteria(depth=BlockInfluence(), width=Activation(), heads=Activation(), experts=Reap())
@@ -160,13 +160,15 @@ def pass_1_exchanges_once_a_layer() -> dict[str, Any]:
             dense,
             discover(dense.skeleton.config),
             criteria=criteria,
-            calibration=CalibrationBatches(ids_NL, 1),
+            calibration=CalibrationBatches(ids_NL, 1, sources_N=torch.tensor([0, 1, 1, 1]), combine="worst"),
         )
     exchanges = _exchanged()
     total = sum(
         float(part.double().sum()) for kind in (scores.neurons, scores.heads, scores.experts) for part in kind.values()
     )
-    return {"exchanges": exchanges, "total": total, "routed": float(sum(part.sum() for part in scores.routed.values()))}
+    routed = float(sum(part.sum() for part in scores.routed.values()))
+    own = [[one.layers.tolist(), *(part.tolist() for part in one.heads.values())] for one in scores.by_source]
+    return {"exchanges": exchanges, "total": total, "routed": routed, "own": own}
 
 
 _all_reduce, _calls = torch.distributed.all_reduce, list[str]()

@@ -44,7 +44,9 @@ from llmprune.score.select import PlannedSizes, choose_cut
 from llmprune.testing import VOCABULARY, tiny_model
 
 BATCH = 2
+BEGIN = 1  # the begin-of-text token, also within windows
 FEW = torch.randint(3, VOCABULARY, (8, 12), generator=torch.Generator().manual_seed(0))
+FEW[:, 0] = FEW[:, 6] = BEGIN
 MANY = FEW.repeat(3, 1)
 MORE_BATCHES = (len(MANY) - len(FEW)) // BATCH
 # Waits where a model's own forward runs for its embeddings or head: transformers looks for packed sequences, and the
@@ -66,13 +68,13 @@ def _score_by_gram(dense: Decoder, windows_NL: Tensor, folder: Path) -> None:
 
 
 def _score_by_gradients(dense: Decoder, windows_NL: Tensor, folder: Path) -> None:
-    calibration = CalibrationBatches(windows_NL, BATCH, store_in(folder))
+    calibration = CalibrationBatches(windows_NL, BATCH, store_in(folder), (BEGIN,))
     criteria = ScoringCriteria(width=TaylorShare(), heads=Taylor())
     score(dense, anatomy_of(dense), criteria=criteria, calibration=calibration)
 
 
 def _ablate(dense: Decoder, windows_NL: Tensor, criterion: AblationCriterion) -> None:
-    calibration = CalibrationBatches(windows_NL, BATCH)
+    calibration = CalibrationBatches(windows_NL, BATCH, begin=(BEGIN,))
     layer_ablation_scores(dense, anatomy_of(dense), criterion=criterion, calibration=calibration, target=DepthTarget(1))
 
 

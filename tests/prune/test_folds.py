@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
-from helpers.devices import CopyKind, simulated_devices
 
-from llmprune.prune.repair.folds import Folds, every_eighth, folds_of
+from llmprune.prune.repair.folds import every_eighth, folds_of
 
 
 def test_folds_are_sources_or_halves() -> None:
@@ -20,25 +19,3 @@ def test_every_eighth_window_is_held_out() -> None:
     assert every_eighth(17).nonzero().flatten().tolist() == [7, 15]
     assert every_eighth(3).tolist() == [0, 0, 1]
     assert every_eighth(1).tolist() == [0]
-
-
-def test_each_fold_gets_its_windows_of_a_batch() -> None:
-    """A batch of windows of two folds is divided, one of a single fold is handed on as it is."""
-    values_NLD = torch.arange(24.0).view(6, 2, 2)
-    folds = Folds(torch.tensor([0, 1, 0, 1, 1, 1]), 3)
-    first, second = (dict(folds.parts(batch, values_NLD[3 * batch :][:3])) for batch in (0, 1))
-    assert torch.equal(first[0][0], values_NLD[[0, 2]].flatten(0, 1))
-    assert torch.equal(first[1][0], values_NLD[[1]].flatten(0, 1))
-    assert second.keys() == {1}
-    assert second[1][0].data_ptr() == values_NLD[3:].data_ptr()
-
-
-def test_indices_are_copied_to_a_device_once() -> None:
-    """However often a layer's batches are divided, the device gets the indices of all of them in one copy."""
-    folds = Folds(torch.arange(8) % 2, 2)
-    with simulated_devices(1) as devices:
-        value_BLD = torch.ones(2, 3, 4, device="cuda")
-        for batch in (0, 1, 2, 3, 0, 1):
-            assert all(parts[0].is_cuda for _, parts in folds.parts(batch, value_BLD))
-    assert [count for (kind, _), count in devices.copies.items() if kind is CopyKind.TO_DEVICE_PAGEABLE] == [1]
-    assert not devices.waits

@@ -7,7 +7,8 @@ import torch
 
 from llmprune.common.errors import NumericalError
 from llmprune.layerwise.hidden_states import HiddenStates
-from llmprune.prune.repair.folds import Folds, every_eighth
+from llmprune.layerwise.window_groups import WindowGroups
+from llmprune.prune.repair.folds import every_eighth
 from llmprune.prune.repair.up_equations import UpEquations, UpRepair
 
 WINDOWS, LENGTH, INPUTS, NEURONS, HIDDEN = 16, 24, 6, 8, 5
@@ -38,7 +39,7 @@ def _solve(missing_NLD: torch.Tensor, batch_size: int = 4, wanted_NLD: torch.Ten
     windows = len(missing_NLD)
     wanted_NLD = torch.ones_like(missing_NLD) if wanted_NLD is None else wanted_NLD
     allocate = lambda _: HiddenStates()  # noqa: E731  # as a layer-wise forward pass does
-    equations = UpEquations(_down(), Folds(every_eighth(windows), batch_size), allocate=allocate)
+    equations = UpEquations(_down(), WindowGroups(every_eighth(windows), batch_size), allocate=allocate)
     for rows in torch.split(torch.arange(windows), batch_size):
         equations.update(
             _inputs()[rows], _gates()[rows], missing_BLD=missing_NLD[rows].clone(), target_BLD=wanted_NLD[rows]
@@ -108,7 +109,7 @@ def test_nothing_to_learn_from() -> None:
 def test_inputs_that_are_not_finite_are_refused() -> None:
     """The error names the setting to change."""
     allocate = lambda _: HiddenStates()  # noqa: E731  # as a layer-wise forward pass does
-    equations = UpEquations(_down(), Folds(every_eighth(8), 8), allocate=allocate)
+    equations = UpEquations(_down(), WindowGroups(every_eighth(8), 8), allocate=allocate)
     missing_NLD = _normal(8, LENGTH, HIDDEN)
     equations.update(_inputs()[:8] * torch.inf, _gates()[:8], missing_BLD=missing_NLD, target_BLD=missing_NLD)
     with pytest.raises(NumericalError, match=r"refit\.up to false"):

@@ -66,15 +66,6 @@ def test_halves_share_no_window_and_leave_none_out() -> None:
     assert sorted([*one[:, 0].tolist(), *other[:, 0].tolist()]) == [0, 1, 2, 3, 4]
 
 
-def test_halves_have_their_share_of_every_source() -> None:
-    """The order of the windows of the sources does not matter."""
-    sources_N = torch.tensor([0, 1, 0, 1, 0, 1, 0, 1, 2, 2])
-    windows_NL = (10 * sources_N + torch.arange(10)).unsqueeze(1)
-    one, other = halves(windows_NL, sources_N)
-    assert [(half_NL // 10).flatten().bincount().tolist() for half_NL in (one, other)] == [[2, 2, 1], [2, 2, 1]]
-    assert sorted([*one.flatten().tolist(), *other.flatten().tolist()]) == sorted(windows_NL.flatten().tolist())
-
-
 def _recipe(folder: Path, samples: int, depth: dict[str, object]) -> Recipe:
     tiny_model("llama", num_hidden_layers=4).save_pretrained(folder / "model")
     save_file({"t": torch.randint(0, 60, (samples, 16))}, folder / "tokens.safetensors")

@@ -64,6 +64,6 @@ class Obs(WidthCriterion):
         """Return the operations of XᵀX."""
         return gram_operations(width)
 
-    def memory(self, width: int) -> int:
-        """Return the bytes of the float32 sums and of four float64 matrices of the removals."""
-        return width**2 * (4 + 4 * 8)
+    def memory(self, width: int, sources: int = 1) -> int:
+        """Return the bytes of each source's float32 sums and of four float64 matrices of the removals."""
+        return width**2 * (4 * sources + 4 * 8)

@@ -52,17 +52,17 @@ def _unit_scoring(recipe: Recipe, models: PlannedModels, *, tokens: Tokens) -> W
     """Return the work of scoring neurons and heads, in addition to the passes."""
     if recipe.width is None:
         return Work()
-    anatomy, experts = models.anatomy, models.anatomy.experts
+    anatomy, experts, orders = models.anatomy, models.anatomy.experts, 2 * recipe.calibration.scored_sources
     work = Work()
     if recipe.width.cuts_mlp:
         for unit in (unit for units in anatomy.units for unit in units):
             routed = (experts.top_k or experts.count) if unit.experts and experts else 1
             work += _scoring_of(recipe.width.neuron_criterion, unit, hidden=models.hidden) * (tokens.count * routed)
-            work += Work(solves=2 * recipe.width.neuron_criterion.operations(unit.width) * (unit.experts or 1))
+            work += Work(solves=orders * recipe.width.neuron_criterion.operations(unit.width) * (unit.experts or 1))
     if recipe.width.heads is not None:
         for attention in filter(None, anatomy.attention):
             work += _scoring_of(recipe.width.head_criterion, attention, hidden=models.hidden) * tokens.count
-            work += Work(solves=2 * recipe.width.head_criterion.operations(attention.width))
+            work += Work(solves=orders * recipe.width.head_criterion.operations(attention.width))
     return work
 
 

@@ -2,50 +2,15 @@
 
 A fold has the windows of one source, or half of all windows, or every eighth.
 
-Shapes: N windows, B batch, L sequence length, T tokens, R windows of a fold in a batch.
+Shapes: N windows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
-from llmprune.common.distributed import windows_of_process
 from llmprune.recipe.refit import MOST_FOLDS
-
-
-class Folds:
-    """Folds of this process's windows, batch by batch. ``folds_N``: the fold of each window of all processes."""
-
-    def __init__(self, folds_N: Tensor, batch_size: int) -> None:
-        self.count = int(folds_N.max()) + 1
-        batches = torch.split(windows_of_process(folds_N), batch_size)
-        self._rows = {torch.device("cpu"): [_rows_of_folds(folds_B) for folds_B in batches]}
-
-    def parts(self, batch: int, *values: Tensor) -> Iterator[tuple[int, list[Tensor]]]:
-        """Yield each fold that has windows in the batch, and its tokens [T, …] of values [B, L, …] on one device."""
-        for fold, rows_R in self._rows_on(values[0].device)[batch].items():
-            parts = values if rows_R is None else [value.index_select(0, rows_R) for value in values]
-            yield fold, [part.flatten(0, 1) for part in parts]
-
-    def _rows_on(self, device: torch.device) -> list[dict[int, Tensor | None]]:
-        """Return the rows of each fold of each batch as indices on a device, copied there once, all together."""
-        if device not in self._rows:
-            batches = self._rows[torch.device("cpu")]
-            mixed = [rows_R for folds in batches for rows_R in folds.values() if rows_R is not None]
-            copied = iter(torch.split(torch.cat(mixed).to(device), [*map(len, mixed)]) if mixed else ())
-            self._rows[device] = [
-                {fold: None if rows_R is None else next(copied) for fold, rows_R in folds.items()} for folds in batches
-            ]
-        return self._rows[device]
-
-
-def _rows_of_folds(folds_B: Tensor) -> dict[int, Tensor | None]:
-    """Return the rows [R] of each fold in a batch, by fold; None where all are of one, so that nothing is copied."""
-    found = sorted(set(folds_B.tolist()))
-    return {fold: (folds_B == fold).nonzero().squeeze(1) if len(found) > 1 else None for fold in found}
 
 
 def folds_of(windows: int, sources_N: Tensor | None) -> Tensor:

@@ -41,7 +41,7 @@ from llmprune.common.linalg.device_sums import DeviceSums
 from llmprune.common.linalg.gram import add_gram, mirror
 from llmprune.common.linalg.precision import exact_products
 from llmprune.layerwise.hidden_states import HiddenStates
-from llmprune.prune.repair.folds import Folds
+from llmprune.layerwise.window_groups import WindowGroups
 
 _STEPS = 16
 _RIDGE = 0.1  # μ, in units of the mean of diag(XᵀX)
@@ -77,7 +77,7 @@ class UpEquations:
     an empty buffer for values of every batch, given those of the first.
     """
 
-    def __init__(self, down_DF: Tensor, held_out: Folds, *, allocate: Callable[[Tensor], HiddenStates]) -> None:
+    def __init__(self, down_DF: Tensor, held_out: WindowGroups, *, allocate: Callable[[Tensor], HiddenStates]) -> None:
         self.down_DF, self.held_out, self.allocate = down_DF.float(), held_out, allocate
         self._kept: list[HiddenStates] = []  # X, S, R, and the output change M of the last step's direction
         self._energy = DeviceSums(2)  # ‖R‖² of the tokens solved on, and of those held out

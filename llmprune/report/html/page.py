@@ -24,7 +24,13 @@ from llmprune.results.formatting import (
     times,
 )
 from llmprune.results.report_schema import LayerFigures, Report
-from llmprune.results.sentences import UNMEASURED, VERDICT_HEADINGS, describe_agreement, describe_speedup
+from llmprune.results.sentences import (
+    UNMEASURED,
+    VERDICT_HEADINGS,
+    describe_agreement,
+    describe_sources,
+    describe_speedup,
+)
 from llmprune.results.size_table import size_rows
 from llmprune.results.templates import template_environment
 
@@ -68,6 +74,7 @@ def render_page(report: Report) -> str:
             columns=_layer_columns(report.layers),
             matrices=_matrix_table(report.layers),
             agreement=describe_agreement(report.stability) if report.stability else [],
+            sources=describe_sources(report.sources) if report.sources else [],
             perplexity=_perplexity_bars(report.perplexity) if report.perplexity else None,
             speed=_speed_bars(report.speed) if report.speed else None,
             retention=retention_chart(_whiskers(report)),

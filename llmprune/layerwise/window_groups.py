@@ -1,0 +1,46 @@
+"""Groups of the calibration windows that statistics are kept apart for: the sources of text, or folds of a solve.
+
+Shapes: N windows, B batch, L sequence length, T tokens, R windows of a group in a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from llmprune.common.distributed import windows_of_process
+
+
+class WindowGroups:
+    """Groups of this process's windows, batch by batch. ``groups_N``: the group of each window of all processes."""
+
+    def __init__(self, groups_N: Tensor, batch_size: int) -> None:
+        self.count = int(groups_N.max()) + 1
+        batches = torch.split(windows_of_process(groups_N), batch_size)
+        self._rows = {torch.device("cpu"): [_windows_of_groups(groups_B) for groups_B in batches]}
+
+    def parts(self, batch: int, *values: Tensor) -> Iterator[tuple[int, list[Tensor]]]:
+        """Yield each group that has windows in the batch, and its tokens [T, …] of values [B, L, …] on one device."""
+        for group, rows_R in self._rows_on(values[0].device)[batch].items():
+            parts = values if rows_R is None else [value.index_select(0, rows_R) for value in values]
+            yield group, [part.flatten(0, 1) for part in parts]
+
+    def _rows_on(self, device: torch.device) -> list[dict[int, Tensor | None]]:
+        """Return the rows of each group of each batch as indices on a device, copied there once, all together."""
+        if device not in self._rows:
+            batches = self._rows[torch.device("cpu")]
+            mixed = [rows_R for groups in batches for rows_R in groups.values() if rows_R is not None]
+            copied = iter(torch.split(torch.cat(mixed).to(device), [*map(len, mixed)]) if mixed else ())
+            self._rows[device] = [
+                {group: None if rows_R is None else next(copied) for group, rows_R in groups.items()}
+                for groups in batches
+            ]
+        return self._rows[device]
+
+
+def _windows_of_groups(groups_B: Tensor) -> dict[int, Tensor | None]:
+    """Return the windows [R] of each group in a batch; None where all are of one, so that nothing is copied."""
+    found = sorted(set(groups_B.tolist()))
+    return {group: (groups_B == group).nonzero().squeeze(1) if len(found) > 1 else None for group in found}

@@ -1,0 +1,71 @@
+"""Agreement of the sources of the calibration text: the selection by each of them alone, compared with the cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from llmprune.cut.decision import Cut
+from llmprune.pipeline.context import RunContext
+from llmprune.pipeline.score_and_select import ScoredWindows, compute_scores, origin_of_scores, planned_sizes
+from llmprune.pipeline.step_costs import measure_step
+from llmprune.results.report_schema import SourceFigures
+from llmprune.results.run_folder import fingerprint
+from llmprune.score.scores import Scores
+from llmprune.score.select import choose_cut
+from llmprune.score.source_agreement import compare_sources
+
+
+def has_sources(context: RunContext) -> bool:
+    """Check whether the calibration text has several sources."""
+    return len(context.recipe.calibration.text_sources()) > 1
+
+
+def check_sources(context: RunContext, scores: Scores | None, *, cut: Cut, asked: bool) -> SourceFigures | None:
+    """Compare the cuts that sources would choose alone with the cut; None where scores are not summed by source.
+
+    ``asked``: scores that are not are then computed anew by source, in one more pass.
+    """
+    if scores is None or not has_sources(context):
+        return None
+    if scores.by_source:
+        return _figures(context, scores, cut=cut, by_source=scores.by_source)
+    return _compute(context, scores, cut=cut) if asked else None
+
+
+def _compute(context: RunContext, scores: Scores, *, cut: Cut) -> SourceFigures:
+    """Score by source, and compare."""
+    inputs, folder = context.inputs, context.folder
+
+    def make(path: Path) -> SourceFigures:
+        with measure_step(folder.steps, "calibration check", tokens=inputs.windows.numel()):
+            scored = ScoredWindows(inputs.windows, inputs.sources, "rank_mean")  # only ``by_source`` is read
+            by_source = compute_scores(context, scored, steps=[]).by_source
+        found = _figures(context, scores, cut=cut, by_source=by_source)
+        folder.write(path.name, found.model_dump_json(indent=1) + "\n")
+        return found
+
+    def load(path: Path) -> SourceFigures:
+        return SourceFigures.model_validate_json(path.read_text(encoding="utf-8"))
+
+    assert inputs.sources is not None
+    return folder.produce(
+        "calibration check",
+        fingerprint(origin_of_scores(context), planned_sizes(context), inputs.sources.tolist(), cut.layers),
+        file="source-check.json",
+        load=load,
+        make=make,
+        together=True,
+    )
+
+
+def _figures(context: RunContext, scores: Scores, *, cut: Cut, by_source: Sequence[Scores]) -> SourceFigures:
+    inputs, sizes = context.inputs, planned_sizes(context)
+    assert inputs.sources is not None
+    found = compare_sources(
+        by_source, cut, choose=lambda one: choose_cut(inputs.anatomy, one, sizes=sizes), layers_N=scores.layers
+    )
+    names = tuple(source.dataset for source in context.recipe.calibration.text_sources())
+    windows = tuple(inputs.sources.bincount(minlength=len(names)).tolist())
+    removed = () if sizes.removed_layers is not None else found.removed_layers
+    return found.model_copy(update={"names": names, "windows": windows, "removed_layers": removed})

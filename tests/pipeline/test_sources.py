@@ -1,0 +1,95 @@
+"""Runs on several sources of text: scores combined, and the report of their agreement."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.commands import report_in, reused_steps, save_model, verify_here, write_text
+from helpers.recipes import problems
+
+from llmprune import Recipe, run
+from llmprune.results.sentences import describe_sources
+from llmprune.score.scores import Scores
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of four layers, and two texts of different kinds."""
+    folder = tmp_path_factory.mktemp("sources")
+    save_model(folder / "base")
+    write_text(folder / "prose.txt")
+    (folder / "numbers.txt").write_text("\n\n".join(" ".join(str(n * k) for k in range(40)) for n in range(100)))
+    return folder
+
+
+def _run(base: Path, output: Path, *, combine: str, **options: bool) -> dict[str, Any]:
+    sources = [{"dataset": str(base / name)} for name in ("prose.txt", "numbers.txt")]
+    recipe = {
+        "model": {"id": str(base / "base")},
+        "calibration": {"sources": sources, "samples": 6, "sequence_length": 32, "combine": combine},
+        "depth": {"remove": 1},
+        "width": {"neurons": 64},
+    }
+    run(Recipe.model_validate(recipe), output, **options)
+    return report_in(output)
+
+
+def test_combined_scores_say_how_far_the_sources_agree(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The report has the agreement without an option, also where an earlier run's scores are used again."""
+    verify_here(monkeypatch)
+    report = _run(base, tmp_path / "run", combine="worst")
+    found = report["sources"]
+    assert found["windows"] == [3, 3]
+    assert [len(removed) for removed in found["removed_layers"]] == [1, 1]
+    kept = [layer["layer"] for layer in report["layers"] if not layer["removed"]]
+    assert [layer for layer, share in enumerate(found["neurons"]) if share is not None] == kept
+    assert all(0 < found["neurons"][layer] <= 1 for layer in kept)
+    assert all(layer["score_share"] is None for layer in report["layers"])  # ranks do not add up
+    assert len(Scores.load(tmp_path / "run" / "scores.safetensors").by_source) == 2
+    assert "kept by every source" in (tmp_path / "run" / "report.html").read_text()
+    assert _run(base, tmp_path / "run", combine="worst")["sources"] == found
+    assert reused_steps(tmp_path / "run")["pass 1"]
+    _run(base, tmp_path / "run", combine="rank_mean")
+    assert not reused_steps(tmp_path / "run")["pass 1"]
+
+
+def test_the_calibration_check_compares_sources(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With several sources it compares them, not halves, and leaves the pooled cut as it is."""
+    verify_here(monkeypatch)
+    plain = _run(base, tmp_path / "run", combine="pooled")
+    cut = json.loads((tmp_path / "run" / "cut.json").read_text())
+    checked = _run(base, tmp_path / "run", combine="pooled", calibration_check=True)
+    assert plain["sources"] is None
+    assert checked["sources"] is not None
+    assert checked["stability"] is None
+    assert checked["layers"] == plain["layers"]
+    assert json.loads((tmp_path / "run" / "cut.json").read_text()) == cut
+
+
+def test_a_single_source_cannot_be_combined() -> None:
+    """The recipe says so before anything happens."""
+    found = problems("{model: {id: x}, calibration: {dataset: y, combine: worst}, width: {mlp: 0.5}}")
+    assert found == ["calibration: combine: worst needs several sources of text; list them, or remove combine"]
+
+
+def test_sentences_name_the_layers_that_each_source_would_remove() -> None:
+    """Sources that agree are named together."""
+    from llmprune.results.report_schema import SourceFigures
+
+    found = SourceFigures(
+        names=("news", "code", "talk"),
+        windows=(2, 2, 2),
+        removed_layers=((3,), (4,), (3,)),
+        neurons=(None, 0.5, 0.75),
+        heads=(),
+        experts=(),
+    )
+    assert describe_sources(found) == [
+        "of the neurons that are kept, each source of text alone would keep 62.5% too (minimum: 50.0%, in layer 1)",
+        "removed by one source alone: layers 3 by news and talk, layers 4 by code",
+    ]
