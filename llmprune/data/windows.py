@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from llmprune.common.errors import CalibrationError, did_you_mean
 from llmprune.data.begin_of_text import begins, required_begin, with_begin
-from llmprune.data.sources import read_documents
+from llmprune.data.packing import Packing, pack, separator_ids
 from llmprune.recipe.calibration import TokenWindows
 from llmprune.recipe.text_source import TextSource
 
@@ -74,13 +74,10 @@ def load_windows(
     assert tokenizer is not None, "text needs a tokenizer"
     samples = windows.samples or default_shape[0]
     length = windows.sequence_length or default_shape[1]
-    separator = _separator(windows, tokenizer)
-    separator = (
-        [] if separator == list(begin) else separator
-    )  # of OPT, whose documents begin with the end-of-text token
+    separator = separator_ids(windows, tokenizer, begin=begin)
     sources = windows.text_sources()
     parts = [
-        _pack(source, tokenizer, packing=_Packing(count, length, begin, separator), windows=windows)
+        pack(source, tokenizer, packing=Packing(count, length, begin, separator), windows=windows)
         for source, count in zip(sources, _share(samples, sources), strict=True)
     ]
     windows_NL = torch.cat([part for part, _ in parts])[_order(samples, windows.seed)]
@@ -190,88 +187,3 @@ def _read_tensor(path: Path, key: str) -> Tensor:
     raise CalibrationError(
         f"{path} has no tensor {key!r}{did_you_mean(key, names)}; set key to one of: {listed or 'none'}"
     )
-
-
-@dataclass(frozen=True)
-class _Packing:
-    """Layout of the windows of one source: ``begin`` and ``separator`` are token ids, empty for none."""
-
-    samples: int
-    length: int
-    begin: tuple[int, ...]
-    separator: list[int]
-
-    @property
-    def content(self) -> int:
-        """Number of a window's tokens that follow the begin-of-text ids."""
-        return self.length - len(self.begin)
-
-    def append(self, ids: list[int], tokens: list[int], *, new_text: bool) -> None:
-        """Append the tokens of a document and its separator to windows that are laid out one after another.
-
-        ``begin`` goes in front of each window, and of the document where it is a text of its own (``new_text``).
-        """
-        run, place = tokens + self.separator, 0
-        while place < len(run):
-            room = self.length - len(ids) % self.length
-            if self.begin and room == self.length and place == len(tokens):
-                return  # the separator alone would stand between two begin-of-text tokens
-            if room == self.length or new_text:
-                ids += self.begin[:room]
-                room -= len(self.begin[:room])
-                new_text = False  # without room for more, the document begins with the next window, which has its own
-            ids += run[place : place + room]
-            place += room
-
-
-def _pack(
-    source: TextSource, tokenizer: PreTrainedTokenizerBase, *, packing: _Packing, windows: TokenWindows
-) -> tuple[Tensor, int]:
-    """Return windows of one source, int64 [samples, L], and the number of those with parts of several documents."""
-    import torch
-
-    length, begin = packing.length, list(packing.begin)
-    size, separate = packing.samples * length, windows.documents == "separate"
-    ids: list[int] = []
-    starts: list[int] = []  # of the documents that are used, in ``ids``
-    read = 0
-    for text in read_documents(source, tokenizer, seed=windows.seed):
-        tokens = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        read += bool(tokens)
-        begun = bool(begin) and tokens[: len(begin)] == begin  # by a chat template, or in the text
-        tokens = tokens[len(begin) :] if begun else tokens
-        used = tokens[: len(tokens) // packing.content * packing.content] if separate else tokens
-        if used:
-            starts.append(len(ids))
-            packing.append(ids, used, new_text=begun or windows.documents != "blank_line")
-        if len(ids) >= size:
-            break
-    _require_enough(source, read, tokens=len(ids), shape=(packing.samples, length), separate=separate)
-    inside = range(1, length - len(begin))  # a document that starts later has no token of its own in the window
-    crossed = {start // length for start in starts if start % length in inside and start < size}
-    return torch.tensor(ids[:size], dtype=torch.int64).view(packing.samples, length), len(crossed)
-
-
-def _separator(windows: TokenWindows, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the token ids between two documents."""
-    if windows.documents == "separate":
-        return []
-    if windows.documents == "blank_line":
-        ids: list[int] = tokenizer("\n\n", add_special_tokens=False)["input_ids"]
-        return ids
-    return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-
-
-def _require_enough(source: TextSource, documents: int, *, tokens: int, shape: tuple[int, int], separate: bool) -> None:
-    samples, length = shape
-    if not documents:
-        raise CalibrationError(f"{source.dataset} ({source.split}) has no text at all; give a source with text")
-    if tokens < samples * length:
-        fit = tokens // length
-        fewer = f"ask for at most {fit} samples, shorten" if fit else "shorten"
-        whole = " in windows of one document each" if separate else ""
-        join = ", join documents" if separate else ""
-        raise CalibrationError(
-            f"{source.dataset} ({source.split}) has {tokens:,} tokens{whole} in {documents:,} documents; "
-            f"{samples} samples of {length} need {samples * length:,}: {fewer} sequence_length{join}, or add text"
-        )
