@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_WITHOUT_HUB = "; text of this machine needs no hub: dataset: texts.txt, .jsonl or .parquet"
 SHUFFLE_BUFFER = 10_000  # rows of a streamed data set that are shuffled at a time; the order of shards too
 
 
@@ -140,11 +141,15 @@ def _text_of(row: dict[str, Any], source: TextSource, *, tokenizer: PreTrainedTo
 
 
 def _rendered(messages: Any, source: TextSource, *, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a conversation as text: by the model's chat template, or without one as paragraphs ``role: content``."""
     if not tokenizer.chat_template:
-        raise CalibrationError(
-            f"the tokenizer has no chat template for {source.messages_field!r} of {source.dataset}; "
-            "use a column of plain text with text_field, or a chat model"
-        )
+        try:
+            return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
+        except (KeyError, TypeError) as error:
+            raise CalibrationError(
+                f"{source.messages_field!r} of {source.dataset} holds no lists of {{role: …, content: …}}; set "
+                "text_field to a column of texts"
+            ) from error
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False))
     except Exception as error:  # a template is a program of the model's author and may raise anything
@@ -213,6 +218,7 @@ def _explained(source: TextSource) -> Iterator[None]:
         redact_error(error)
         message = redact(" ".join(str(cause).split()))
         why = explain(error) if is_hub_error(error) else f"{type(cause).__name__}: {message}; check {remedy}"
+        why += _WITHOUT_HUB if is_unreachable(error) else ""
         raise CalibrationError(
             f"the data set {source.dataset!r} ({source.config or 'default'}, {source.split}) cannot be read: {why}"
         ) from error

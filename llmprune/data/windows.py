@@ -14,12 +14,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmprune.common.errors import CalibrationError, did_you_mean
 from llmprune.data.sources import read_documents
-from llmprune.recipe.calibration import TokenWindows
+from llmprune.recipe.calibration import Calibration, TokenWindows
 from llmprune.recipe.text_source import TextSource
 
 if TYPE_CHECKING:
@@ -27,51 +28,93 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+SELF_GENERATED = "self_generated"  # name of the source of windows that the dense model wrote itself
+
+
 @dataclass(frozen=True)
 class TextWindows:
     """Token windows, int64 [N, L].
 
-    ``crossings``: the number of windows that hold parts of several documents; None for ready tokens.
+    ``crossings``: the number of windows that hold parts of several documents; ``documents``: the number of documents
+    in the windows of each source. None for ready tokens.
     """
 
     windows_NL: Tensor
     crossings: int | None
+    documents: tuple[int, ...] | None = None
 
 
 def load_windows(
     windows: TokenWindows, tokenizer: PreTrainedTokenizerBase | None, *, default_shape: tuple[int, int]
 ) -> TextWindows:
-    """Read the windows of a recipe's section.
+    """Read the windows of a recipe's section, without those that the dense model writes itself.
 
     ``tokenizer``: may be None for ready tokens; ``default_shape``: (N, L) where the recipe gives neither samples nor
     sequence_length. Raises CalibrationError where the text cannot be read or is too short.
     """
     if windows.tokens is not None:
-        return TextWindows(_ready_windows(windows), None)
+        windows_NL = _ready_windows(windows)
+        if isinstance(windows, Calibration) and windows.source_key is not None:
+            _require_sources(
+                windows, stored=_read_tensor(Path(windows.tokens), windows.source_key, named_by="source_key")
+            )
+        return TextWindows(windows_NL, None)
     import torch
 
     assert tokenizer is not None, "text needs a tokenizer"
-    samples = windows.samples or default_shape[0]
+    samples = windows.text_samples(default_shape[0])
     length = windows.sequence_length or default_shape[1]
     sources = windows.text_sources()
     parts = [
         _pack(source, tokenizer, shape=(count, length), windows=windows)
         for source, count in zip(sources, _share(samples, sources), strict=True)
     ]
-    windows_NL = torch.cat([part for part, _ in parts])[_order(samples, windows.seed)]
-    return TextWindows(windows_NL, sum(crossings for _, crossings in parts))
+    windows_NL = torch.cat([part.windows_NL for part in parts])[_order(samples, windows.seed)]
+    return TextWindows(windows_NL, sum(part.crossings for part in parts), tuple(part.documents for part in parts))
 
 
-def sources_of_windows(windows: TokenWindows, default_shape: tuple[int, int]) -> Tensor | None:
-    """Return the index of the source of each window of ``load_windows``, int64 [N]; None for ready tokens."""
+def sources_of_windows(windows: Calibration, default_shape: tuple[int, int]) -> Tensor | None:
+    """Return the index in ``source_names`` of the source of each calibration window, int64 [N].
+
+    The windows are those of ``load_windows`` and ``with_generated``. None where they have no known sources: for ready
+    tokens without a readable ``source_key``.
+    """
     import torch
 
-    sources = windows.text_sources()
-    if not sources:
+    sources, stored = windows.text_sources(), windows.stored_sources()
+    samples = windows.text_samples(default_shape[0])
+    if sources:
+        counts = torch.tensor(_share(samples, sources))
+        read_N = torch.arange(len(sources)).repeat_interleave(counts)[_order(samples, windows.seed)]
+    elif stored is not None:
+        read_N = torch.unique(torch.tensor(stored[:samples]), return_inverse=True)[1]
+    elif windows.self_generated:
+        read_N = torch.zeros(samples, dtype=torch.int64)
+    else:
         return None
-    samples = windows.samples or default_shape[0]
-    counts = torch.tensor(_share(samples, sources))
-    return torch.arange(len(sources)).repeat_interleave(counts)[_order(samples, windows.seed)]
+    own_N = torch.full((windows.self_generated,), int(read_N.max()) + 1)
+    return with_generated(read_N, own_N, seed=windows.seed)
+
+
+def source_names(windows: Calibration, default_shape: tuple[int, int]) -> tuple[str, ...]:
+    """Return the names of the sources: of text as the recipe names it, of ready tokens their numbers, such as 0, 1."""
+    stored = windows.stored_sources()
+    numbers = sorted(set((stored or [])[: windows.text_samples(default_shape[0])]))
+    names = [source.name or source.dataset for source in windows.text_sources()] or [str(number) for number in numbers]
+    names = names or [str(windows.tokens)]
+    return (*names, SELF_GENERATED) if windows.self_generated else tuple(names)
+
+
+def with_generated(read_N: Tensor, generated_N: Tensor, *, seed: int) -> Tensor:
+    """Return what was read and what the model generated in one shuffled order; unchanged where it generated nothing.
+
+    Both are windows [N, L], or another value for each window [N].
+    """
+    import torch
+
+    if not len(generated_N):
+        return read_N
+    return torch.cat([read_N, generated_N])[_order(len(read_N) + len(generated_N), seed)]
 
 
 def _order(samples: int, seed: int) -> Tensor:
@@ -87,9 +130,9 @@ def fingerprint_tokens(windows_NL: Tensor) -> str:
 
 
 def require_shares(windows: TokenWindows, samples: int) -> None:
-    """Raise CalibrationError where a source would get none of ``samples`` windows."""
+    """Raise CalibrationError where a source would get none of ``samples`` windows in all."""
     if windows.text_sources():
-        _share(samples, windows.text_sources())
+        _share(windows.text_samples(samples), windows.text_sources())
 
 
 def _share(samples: int, sources: Sequence[TextSource]) -> list[int]:
@@ -100,11 +143,12 @@ def _share(samples: int, sources: Sequence[TextSource]) -> list[int]:
     by_remainder = sorted(range(len(exact)), key=lambda index: counts[index] - exact[index])
     for index in by_remainder[: samples - sum(counts)]:
         counts[index] += 1
-    left_out = [source.dataset for source, count in zip(sources, counts, strict=True) if not count]
+    left_out = [source.name or source.dataset for source, count in zip(sources, counts, strict=True) if not count]
     if left_out:
+        needed = ceil(total / min(source.weight for source in sources))
         raise CalibrationError(
             f"{', '.join(left_out)} would get none of the {samples} samples; "
-            "ask for more samples, raise its weight, or remove it from sources"
+            f"ask for more samples ({needed} give each source one), raise its weight, or remove it from sources"
         )
     return counts
 
@@ -120,7 +164,7 @@ def _ready_windows(windows: TokenWindows) -> Tensor:
             f"{key!r} in {path} is {tokens_NL.dtype} {list(tokens_NL.shape)}; "
             "token windows are integers [N, L] with at least one window"
         )
-    samples = windows.samples or tokens_NL.shape[0]
+    samples = tokens_NL.shape[0] if windows.samples is None else windows.text_samples(windows.samples)
     length = windows.sequence_length or tokens_NL.shape[1]
     if samples > tokens_NL.shape[0] or length > tokens_NL.shape[1]:
         raise CalibrationError(
@@ -136,7 +180,18 @@ def _ready_windows(windows: TokenWindows) -> Tensor:
     return tokens_NL
 
 
-def _read_tensor(path: Path, key: str) -> Tensor:
+def _require_sources(windows: Calibration, *, stored: Tensor) -> None:
+    """Raise CalibrationError where the tensor of sources is no list of whole numbers, one for each stored window."""
+    shape, listed = windows.stored_shape(), windows.stored_sources()
+    if listed is None or shape is None or len(listed) != shape[0]:
+        needed = f"[{shape[0]}]" if shape else "[N]"
+        raise CalibrationError(
+            f"{windows.source_key!r} in {windows.tokens} is {stored.dtype} {list(stored.shape)}; the sources of the "
+            f"windows are integers {needed}, one for each window of {windows.key!r}"
+        )
+
+
+def _read_tensor(path: Path, key: str, *, named_by: str = "key") -> Tensor:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -151,14 +206,23 @@ def _read_tensor(path: Path, key: str) -> Tensor:
         ) from error
     listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     raise CalibrationError(
-        f"{path} has no tensor {key!r}{did_you_mean(key, names)}; set key to one of: {listed or 'none'}"
+        f"{path} has no tensor {key!r}{did_you_mean(key, names)}; set {named_by} to one of: {listed or 'none'}"
     )
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """Windows of one source [samples, L]; how many hold parts of several documents; documents in all of them."""
+
+    windows_NL: Tensor
+    crossings: int
+    documents: int
 
 
 def _pack(
     source: TextSource, tokenizer: PreTrainedTokenizerBase, *, shape: tuple[int, int], windows: TokenWindows
-) -> tuple[Tensor, int]:
-    """Return windows of one source, int64 [samples, L], and the number of those with parts of several documents."""
+) -> _Packed:
+    """Return windows of one source, int64 [samples, L]. Raises CalibrationError where its text is too short."""
     import torch
 
     samples, length = shape
@@ -176,8 +240,10 @@ def _pack(
         if len(ids) >= samples * length:
             break
     _require_enough(source, read, tokens=len(ids), shape=shape, separate=separate)
-    crossed = {start // length for start in starts if start % length and start < samples * length}
-    return torch.tensor(ids[: samples * length], dtype=torch.int64).view(samples, length), len(crossed)
+    starts = [start for start in starts if start < samples * length]
+    crossed = {start // length for start in starts if start % length}
+    windows_NL = torch.tensor(ids[: samples * length], dtype=torch.int64).view(samples, length)
+    return _Packed(windows_NL, len(crossed), len(starts))
 
 
 def _separator(windows: TokenWindows, tokenizer: PreTrainedTokenizerBase) -> list[int]:

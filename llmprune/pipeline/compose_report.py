@@ -217,6 +217,7 @@ def _provenance(context: RunContext) -> Provenance:
         calibration_fingerprint=inputs.windows_fingerprint,
         calibration_tokens=inputs.windows.numel(),
         calibration_crossings=inputs.crossings,
+        calibration_sources=inputs.calibration_sources,
         datasets=inputs.dataset_commits,
         seed=recipe.calibration.seed,
         trust_remote_code=recipe.model.trust_remote_code,

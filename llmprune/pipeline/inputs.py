@@ -28,10 +28,12 @@ from llmprune.data.windows import fingerprint_tokens
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.hidden_state_files import HiddenStateCache
 from llmprune.layerwise.hidden_states import HiddenStateStore
+from llmprune.planning.calibration_sources import calibration_sources
 from llmprune.planning.device_memory import DeviceMemory
 from llmprune.planning.text_inputs import TextInputs
 from llmprune.prune.snapshots import boot
 from llmprune.recipe.recipe import Recipe
+from llmprune.results.calibration_sources import CalibrationSource
 from llmprune.results.run_folder import HIDDEN_STATES, code_fingerprint, fingerprint
 
 
@@ -92,6 +94,12 @@ class RunInputs:
         return self.windows, self.held_out
 
     @property
+    def calibration_sources(self) -> tuple[CalibrationSource, ...]:
+        """Sources of the calibration windows, with windows, documents and commits."""
+        documents = self.inputs.documents or ()
+        return calibration_sources(self.recipe.calibration, documents=documents, commits=self.dataset_commits)
+
+    @cached_property
     def dataset_commits(self) -> dict[str, str]:
         """Commit of each hub data set that calibration and perplexity are read from."""
         windows = (self.recipe.calibration, self.recipe.evaluation.perplexity)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from functools import cached_property
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from llmprune.anatomy.meta_model import Config, text_config
 from llmprune.checkpoint.loading import load_config, load_tokenizer
 from llmprune.common.errors import CalibrationError, ModelError
-from llmprune.data.windows import TextWindows, load_windows, sources_of_windows
+from llmprune.data.windows import TextWindows, load_windows, source_names, sources_of_windows, with_generated
 from llmprune.recipe.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -22,6 +23,7 @@ class TextInputs:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
+        self._generated_NL = torch.empty(0, dtype=torch.int64)
 
     @property
     def needs_tokenizer(self) -> bool:
@@ -44,14 +46,30 @@ class TextInputs:
             return None
 
     @property
-    def windows(self) -> Tensor:
-        """Calibration tokens, int64 [N, L]: all in the model's vocabulary, and no window longer than its positions."""
+    def text_windows(self) -> Tensor:
+        """Calibration tokens that are read, int64 [N, L]; they fit the model's vocabulary and positions."""
         return self._calibration.windows_NL
+
+    @property
+    def windows(self) -> Tensor:
+        """All calibration tokens, int64 [N, L], once the windows that the model writes itself were added."""
+        calibration = self.recipe.calibration
+        assert calibration.self_generated == len(self._generated_NL), "they are generated first"
+        return with_generated(self.text_windows, self._generated_NL, seed=calibration.seed)
+
+    def add_generated(self, generated_NL: Tensor) -> None:
+        """Add the windows that the dense model wrote itself."""
+        self._generated_NL = generated_NL
 
     @property
     def crossings(self) -> int | None:
         """The number of calibration windows that hold parts of several documents; None for ready tokens."""
         return self._calibration.crossings
+
+    @property
+    def documents(self) -> tuple[int, ...] | None:
+        """The number of documents in the windows of each source of text; None for ready tokens."""
+        return self._calibration.documents
 
     @cached_property
     def _calibration(self) -> TextWindows:
@@ -62,8 +80,13 @@ class TextInputs:
 
     @property
     def sources(self) -> Tensor | None:
-        """Index of the source of each calibration window, int64 [N]; None for ready tokens."""
+        """Index of the source of each calibration window, int64 [N]; None where they have no known sources."""
         return sources_of_windows(self.recipe.calibration, self.recipe.calibration.shape())
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """Names of the sources that ``sources`` counts."""
+        return source_names(self.recipe.calibration, self.recipe.calibration.shape())
 
     @cached_property
     def held_out(self) -> Tensor | None:

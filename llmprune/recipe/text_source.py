@@ -38,11 +38,17 @@ class TextSource(Section):
     revision: str | None = Field(None, description="Branch, tag or commit of a hub data set; default: main.")
     text_field: str | None = Field(None, description="Column that holds the text; default: text.")
     messages_field: str | None = Field(
-        None, description="Column of chat messages, rendered with the model's chat template."
+        None,
+        description="Column of chat messages, rendered with the model's chat template; without a template as "
+        "paragraphs `role: content`.",
     )
     weight: float = Field(
         1.0, gt=0, description="Weight of this source: its share of the windows, relative to the other sources."
     )
+    name: str | None = Field(
+        None, min_length=1, description="Name of this source in plan and report, such as web or code; default: dataset."
+    )
+    licence: str | None = Field(None, min_length=1, description="Licence of the text, for plan, report and model card.")
 
     @field_validator("split")
     @classmethod

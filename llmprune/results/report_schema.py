@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
+from llmprune.results.calibration_sources import CalibrationSource
 from llmprune.results.evaluation_figures import (
     DivergenceFigures,
     GateFigures,
@@ -125,6 +126,7 @@ class Provenance(Figures):
     calibration_fingerprint: str | None
     calibration_tokens: int | None
     calibration_crossings: int | None = None  # windows with parts of several documents; None for ready-made tokens
+    calibration_sources: tuple[CalibrationSource, ...] = ()
     datasets: dict[str, str] = Field({})  # commit of each hub dataset that was read
     seed: int
     trust_remote_code: bool

@@ -194,8 +194,11 @@ def test_an_unreachable_hub_names_the_remedies(hub: Hub, monkeypatch: pytest.Mon
         load(dataset="org/text")
 
 
-def test_a_tokenizer_without_chat_template(tmp_path: Path) -> None:
-    """The error for messages without a chat template has the remedy: a column of plain text, or a chat model."""
+def test_messages_without_a_chat_template(tmp_path: Path) -> None:
+    """A tokenizer without a chat template gets conversations as paragraphs that begin with the role."""
     path = write_rows(tmp_path / "chat.jsonl", [CHAT], "messages")
-    with pytest.raises(CalibrationError, match=r"no chat template for 'messages' .* or a chat model"):
-        load(chat=False, dataset=path, messages_field="messages")
+    windows_NL = load(chat=False, dataset=path, messages_field="messages", samples=1, sequence_length=36)
+    assert decoded(windows_NL) == ["user: two plus two?\n\nassistant: four"]
+    wrong = write_rows(tmp_path / "wrong.jsonl", ["no messages"], "messages")
+    with pytest.raises(CalibrationError, match=r"'messages' of .* holds no lists of .* set text_field"):
+        load(chat=False, dataset=wrong, messages_field="messages")
