@@ -91,7 +91,7 @@ class RunInputs:
 
     def read_texts(self) -> tuple[Tensor, Tensor | None]:
         """Read calibration and held-out text, so that missing text ends the run before the expensive work."""
-        return self.windows, self.held_out
+        return self.inputs.text_windows, self.held_out
 
     @property
     def calibration_sources(self) -> tuple[CalibrationSource, ...]:
@@ -111,6 +111,11 @@ class RunInputs:
     def windows_fingerprint(self) -> str:
         """Fingerprint of the calibration tokens."""
         return fingerprint_tokens(self.windows)
+
+    @cached_property
+    def text_fingerprint(self) -> str:
+        """Fingerprint of the calibration tokens that are read, without those that the dense model writes itself."""
+        return fingerprint_tokens(self.inputs.text_windows)
 
     @cached_property
     def model(self) -> PreTrainedModel:

@@ -142,7 +142,7 @@ def _text_checks(place: str, inputs: TextInputs) -> list[Check]:
     shape = inputs.recipe.evaluation.perplexity.shape() if held_out and inputs.recipe.evaluation.perplexity else None
     samples, length = shape or inputs.recipe.calibration.shape()
     files, size = f"{place} files", f"{place} length"
-    origin = _keys(place, "dataset", "sources", "mix", "split", "tokens", "key")
+    origin = _keys(place, "dataset", "sources", "split", "tokens", "key", *([] if held_out else ["mix", "source_key"]))
 
     def read() -> object:
         return inputs.held_out if held_out else inputs.text_windows
