@@ -64,7 +64,7 @@ def _generated(inputs: RunInputs, *, warnings: list[str]) -> Tensor:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             settings = Sampling(length - prompts_NP.shape[1])
-            parts = [generate(model, ids_BP, settings=settings).cpu() for ids_BP in prompts_NP.split(batch_size)]
+            parts = [generate(model, ids_BP, settings=settings).cpu() for ids_BP in torch.split(prompts_NP, batch_size)]
         return torch.cat(parts)
 
     windows_NL = with_smaller_batches(work, min(_BATCH, len(prompts_NP)), step=_STEP, reductions=warnings)
