@@ -32,7 +32,7 @@ ROOMS: dict[str, set[str]] = {
     "cut": {"common", "anatomy", "layerwise", "checkpoint"},
     "score": {"common", "anatomy", "criteria", "layerwise", "cut", "results"},
     "prune": {"common", "anatomy", "layerwise", "recipe", "checkpoint", "cut"},
-    "evaluation": {"common", "anatomy", "sparsity", "layerwise", "recipe", "results", "checkpoint"},
+    "evaluation": {"common", "anatomy", "sparsity", "layerwise", "recipe", "data", "results", "checkpoint"},
     "planning": {
         *("common", "anatomy", "criteria", "layerwise", "recipe", "data", "results", "checkpoint", "cut"),
         "evaluation",

@@ -5,6 +5,10 @@ not overlap. A window may hold parts of several documents, which then attend to 
 and ``documents: separate`` avoids them. Text that gives fewer windows than were asked for is an error; no document is
 repeated.
 
+Where the tokenizer begins a text with a begin-of-text token, or the recipe asks for one, each window begins with it,
+and so does each document after an end-of-text token. Documents that are joined by a blank line are one text, which
+begins once. The token counts in L.
+
 Shapes in names: N windows, L sequence length.
 """
 
@@ -12,14 +16,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmprune.common.errors import CalibrationError, did_you_mean
+from llmprune.data.begin_of_text import begins, required_begin, with_begin
 from llmprune.data.sources import read_documents
+from llmprune.data.window_sources import order_of, share_by_weight
 from llmprune.recipe.calibration import Calibration, TokenWindows
 from llmprune.recipe.text_source import TextSource
 
@@ -28,20 +32,31 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-SELF_GENERATED = "self_generated"  # name of the source of windows that the dense model wrote itself
-
-
 @dataclass(frozen=True)
 class TextWindows:
     """Token windows, int64 [N, L].
 
     ``crossings``: the number of windows that hold parts of several documents; ``documents``: the number of documents
     in the windows of each source. None for ready tokens.
+    ``begin``: the begin-of-text ids that windows and documents begin with; empty where they have none.
+    ``lacking``: the ids that the tokenizer puts in front of a text and that some of the ready windows lack.
     """
 
     windows_NL: Tensor
     crossings: int | None
+    begin: tuple[int, ...] = ()
+    lacking: tuple[int, ...] = ()
     documents: tuple[int, ...] | None = None
+
+    @property
+    def begin_id(self) -> int | None:
+        """The first begin-of-text id; None where windows have none."""
+        return next(iter(self.begin), None)
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of shape and token ids; also of the begin-of-text ids, which a run treats apart."""
+        tokens = fingerprint_tokens(self.windows_NL)
+        return hashlib.sha256(f"{tokens} {list(self.begin)}".encode()).hexdigest() if self.begin else tokens
 
 
 def load_windows(
@@ -50,77 +65,33 @@ def load_windows(
     """Read the windows of a recipe's section, without those that the dense model writes itself.
 
     ``tokenizer``: may be None for ready tokens; ``default_shape``: (N, L) where the recipe gives neither samples nor
-    sequence_length. Raises CalibrationError where the text cannot be read or is too short.
+    sequence_length. Raises CalibrationError where the text cannot be read or is too short, and where the recipe asks
+    for a begin-of-text token that the tokenizer does not have.
     """
+    begin = required_begin(windows.bos, tokenizer)
     if windows.tokens is not None:
-        windows_NL = _ready_windows(windows)
         if isinstance(windows, Calibration) and windows.source_key is not None:
             _require_sources(
                 windows, stored=_read_tensor(Path(windows.tokens), windows.source_key, named_by="source_key")
             )
-        return TextWindows(windows_NL, None)
+        return _ready(windows, begin)
     import torch
 
     assert tokenizer is not None, "text needs a tokenizer"
     samples = windows.text_samples(default_shape[0])
     length = windows.sequence_length or default_shape[1]
+    separator = _separator(windows, tokenizer)
+    separator = (
+        [] if separator == list(begin) else separator
+    )  # of OPT, whose documents begin with the end-of-text token
     sources = windows.text_sources()
     parts = [
-        _pack(source, tokenizer, shape=(count, length), windows=windows)
-        for source, count in zip(sources, _share(samples, sources), strict=True)
+        _pack(source, tokenizer, packing=_Packing(count, length, begin, separator), windows=windows)
+        for source, count in zip(sources, share_by_weight(samples, sources), strict=True)
     ]
-    windows_NL = torch.cat([part.windows_NL for part in parts])[_order(samples, windows.seed)]
-    return TextWindows(windows_NL, sum(part.crossings for part in parts), tuple(part.documents for part in parts))
-
-
-def sources_of_windows(windows: Calibration, default_shape: tuple[int, int]) -> Tensor | None:
-    """Return the index in ``source_names`` of the source of each calibration window, int64 [N].
-
-    The windows are those of ``load_windows`` and ``with_generated``. None where they have no known sources: for ready
-    tokens without a readable ``source_key``.
-    """
-    import torch
-
-    sources, stored = windows.text_sources(), windows.stored_sources()
-    samples = windows.text_samples(default_shape[0])
-    if sources:
-        counts = torch.tensor(_share(samples, sources))
-        read_N = torch.arange(len(sources)).repeat_interleave(counts)[_order(samples, windows.seed)]
-    elif stored is not None:
-        read_N = torch.unique(torch.tensor(stored[:samples]), return_inverse=True)[1]
-    elif windows.self_generated:
-        read_N = torch.zeros(samples, dtype=torch.int64)
-    else:
-        return None
-    own_N = torch.full((windows.self_generated,), int(read_N.max()) + 1)
-    return with_generated(read_N, own_N, seed=windows.seed)
-
-
-def source_names(windows: Calibration, default_shape: tuple[int, int]) -> tuple[str, ...]:
-    """Return the names of the sources: of text as the recipe names it, of ready tokens their numbers, such as 0, 1."""
-    stored = windows.stored_sources()
-    numbers = sorted(set((stored or [])[: windows.text_samples(default_shape[0])]))
-    names = [source.name or source.dataset for source in windows.text_sources()] or [str(number) for number in numbers]
-    names = names or [str(windows.tokens)]
-    return (*names, SELF_GENERATED) if windows.self_generated else tuple(names)
-
-
-def with_generated(read_N: Tensor, generated_N: Tensor, *, seed: int) -> Tensor:
-    """Return what was read and what the model generated in one shuffled order; unchanged where it generated nothing.
-
-    Both are windows [N, L], or another value for each window [N].
-    """
-    import torch
-
-    if not len(generated_N):
-        return read_N
-    return torch.cat([read_N, generated_N])[_order(len(read_N) + len(generated_N), seed)]
-
-
-def _order(samples: int, seed: int) -> Tensor:
-    import torch
-
-    return torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
+    windows_NL = torch.cat([part.windows_NL for part in parts])[order_of(samples, windows.seed)]
+    crossings, documents = sum(part.crossings for part in parts), tuple(part.documents for part in parts)
+    return TextWindows(windows_NL, crossings, begin, documents=documents)
 
 
 def fingerprint_tokens(windows_NL: Tensor) -> str:
@@ -129,28 +100,16 @@ def fingerprint_tokens(windows_NL: Tensor) -> str:
     return hashlib.sha256(head + windows_NL.numpy().astype("<i8").tobytes()).hexdigest()
 
 
-def require_shares(windows: TokenWindows, samples: int) -> None:
-    """Raise CalibrationError where a source would get none of ``samples`` windows in all."""
-    if windows.text_sources():
-        _share(windows.text_samples(samples), windows.text_sources())
-
-
-def _share(samples: int, sources: Sequence[TextSource]) -> list[int]:
-    """Split a number of windows by weight, the largest remainders rounded up."""
-    total = sum(source.weight for source in sources)
-    exact = [samples * source.weight / total for source in sources]
-    counts = [int(value) for value in exact]
-    by_remainder = sorted(range(len(exact)), key=lambda index: counts[index] - exact[index])
-    for index in by_remainder[: samples - sum(counts)]:
-        counts[index] += 1
-    left_out = [source.name or source.dataset for source, count in zip(sources, counts, strict=True) if not count]
-    if left_out:
-        needed = ceil(total / min(source.weight for source in sources))
-        raise CalibrationError(
-            f"{', '.join(left_out)} would get none of the {samples} samples; "
-            f"ask for more samples ({needed} give each source one), raise its weight, or remove it from sources"
-        )
-    return counts
+def _ready(windows: TokenWindows, begin: tuple[int, ...]) -> TextWindows:
+    """Return the windows of a file as they are, or, with ``bos: true``, all with the begin-of-text ids in front."""
+    windows_NL = _ready_windows(windows)
+    if not begin:
+        return TextWindows(windows_NL, None)
+    if windows.bos is True:
+        windows_NL = with_begin(windows_NL, begin)
+    present = bool((windows_NL == begin[0]).any())
+    lacking = () if begins(windows_NL, begin).all() else begin
+    return TextWindows(windows_NL, None, begin if present else (), lacking)
 
 
 def _ready_windows(windows: TokenWindows) -> Tensor:
@@ -219,30 +178,65 @@ class _Packed:
     documents: int
 
 
+@dataclass(frozen=True)
+class _Packing:
+    """Layout of the windows of one source: ``begin`` and ``separator`` are token ids, empty for none."""
+
+    samples: int
+    length: int
+    begin: tuple[int, ...]
+    separator: list[int]
+
+    @property
+    def content(self) -> int:
+        """Number of a window's tokens that follow the begin-of-text ids."""
+        return self.length - len(self.begin)
+
+    def append(self, ids: list[int], tokens: list[int], *, new_text: bool) -> None:
+        """Append the tokens of a document and its separator to windows that are laid out one after another.
+
+        ``begin`` goes in front of each window, and of the document where it is a text of its own (``new_text``).
+        """
+        run, place = tokens + self.separator, 0
+        while place < len(run):
+            room = self.length - len(ids) % self.length
+            if self.begin and room == self.length and place == len(tokens):
+                return  # the separator alone would stand between two begin-of-text tokens
+            if room == self.length or new_text:
+                ids += self.begin[:room]
+                room -= len(self.begin[:room])
+                new_text = False  # without room for more, the document begins with the next window, which has its own
+            ids += run[place : place + room]
+            place += room
+
+
 def _pack(
-    source: TextSource, tokenizer: PreTrainedTokenizerBase, *, shape: tuple[int, int], windows: TokenWindows
+    source: TextSource, tokenizer: PreTrainedTokenizerBase, *, packing: _Packing, windows: TokenWindows
 ) -> _Packed:
     """Return windows of one source, int64 [samples, L]. Raises CalibrationError where its text is too short."""
     import torch
 
-    samples, length = shape
-    separate, separator = windows.documents == "separate", _separator(windows, tokenizer)
+    length, begin = packing.length, list(packing.begin)
+    size, separate = packing.samples * length, windows.documents == "separate"
     ids: list[int] = []
     starts: list[int] = []  # of the documents that are used, in ``ids``
     read = 0
     for text in read_documents(source, tokenizer, seed=windows.seed):
         tokens = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         read += bool(tokens)
-        used = tokens[: len(tokens) // length * length] if separate else tokens
+        begun = bool(begin) and tokens[: len(begin)] == begin  # by a chat template, or in the text
+        tokens = tokens[len(begin) :] if begun else tokens
+        used = tokens[: len(tokens) // packing.content * packing.content] if separate else tokens
         if used:
             starts.append(len(ids))
-            ids += used + separator
-        if len(ids) >= samples * length:
+            packing.append(ids, used, new_text=begun or windows.documents != "blank_line")
+        if len(ids) >= size:
             break
-    _require_enough(source, read, tokens=len(ids), shape=shape, separate=separate)
-    starts = [start for start in starts if start < samples * length]
-    crossed = {start // length for start in starts if start % length}
-    windows_NL = torch.tensor(ids[: samples * length], dtype=torch.int64).view(samples, length)
+    _require_enough(source, read, tokens=len(ids), shape=(packing.samples, length), separate=separate)
+    starts = [start for start in starts if start < size]
+    inside = range(1, length - len(begin))  # a document that starts later has no token of its own in the window
+    crossed = {start // length for start in starts if start % length in inside}
+    windows_NL = torch.tensor(ids[:size], dtype=torch.int64).view(packing.samples, length)
     return _Packed(windows_NL, len(crossed), len(starts))
 
 

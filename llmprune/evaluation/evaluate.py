@@ -13,6 +13,7 @@ from torch import Tensor
 from llmprune.checkpoint.model_memory import fit_together
 from llmprune.common.distributed import broadcast_from_first, is_first_process
 from llmprune.common.progress import report_progress
+from llmprune.data.windows import TextWindows
 from llmprune.evaluation.bench.generation_speed import compare_speed
 from llmprune.evaluation.generation import Continuations, compare_generation, continue_windows
 from llmprune.evaluation.lm_eval.harness import EvaluatedModel, evaluate_tasks
@@ -48,20 +49,20 @@ class Decoders:
 
 
 def measure_predictions(
-    settings: Perplexity, decoders: Decoders, *, held_out_NL: Tensor, batch_size: int, store: HiddenStateStore
+    settings: Perplexity, decoders: Decoders, *, held_out: TextWindows, batch_size: int, store: HiddenStateStore
 ) -> tuple[PerplexityFigures, DivergenceFigures]:
     """Measure perplexity and divergence on held-out text. Processes share its batches and return the same values."""
-    cut = None
+    cut, windows_NL, begin = None, held_out.windows_NL, held_out.begin
     if decoders.cut is not None:
-        cut = perplexity(decoders.cut, held_out_NL, batch_size=batch_size, name="cut", store=store)
+        cut = perplexity(decoders.cut, windows_NL, batch_size=batch_size, name="cut", store=store, begin=begin)
     compared = compare_predictions(
-        decoders.dense, decoders.pruned, windows_NL=held_out_NL, batch_size=batch_size, store=store
+        decoders.dense, decoders.pruned, windows_NL=windows_NL, batch_size=batch_size, store=store, begin=begin
     )
     figures = PerplexityFigures(
         dense=compared.dense_perplexity,
         cut=cut,
         pruned=compared.pruned_perplexity,
-        tokens=held_out_NL[:, 1:].numel(),
+        tokens=compared.divergence.tokens,
         source=describe_source(settings),
     )
     return figures, compared.divergence

@@ -2,8 +2,11 @@
 
 Memory: one layer, the hidden states of two models, and one chunk of their logits (``layerwise.logits``).
 
+A begin-of-text token is an input and never a target, because a model is not asked to predict where a text begins: the
+prediction of the one in front of a document inside a window is left out of every figure. The token after it counts.
+
 Shapes: N windows, n those of this process, B batch, L sequence length, T = L - 1 predicted tokens of a window, P
-positions of a chunk, V vocabulary.
+positions of a chunk, V vocabulary, C predicted tokens that count.
 """
 
 from __future__ import annotations
@@ -39,14 +42,21 @@ class ComparedPredictions:
 
 @torch.no_grad()
 def perplexity(
-    decoder: Decoder, windows_NL: Tensor, *, batch_size: int, name: str, store: HiddenStateStore | None = None
+    decoder: Decoder,
+    windows_NL: Tensor,
+    *,
+    batch_size: int,
+    name: str,
+    store: HiddenStateStore | None = None,
+    begin: tuple[int, ...] = (),
 ) -> float:
     """Return exp of the mean next-token cross entropy over all windows; infinity if that overflows.
 
-    ``name`` identifies the model in messages. With several processes each takes some of the batches, and all return
-    the value that one process would. Raises NumericalError if logits are NaN or infinite.
+    ``name`` identifies the model in messages; ``begin``: ids that are no targets. With several processes each takes
+    some of the batches, and all return the value that one process would. Raises NumericalError if logits are NaN or
+    infinite.
     """
-    share = _Share(windows_NL, batch_size)
+    share = _Share(windows_NL, batch_size, begin=begin)
     losses_NT = share.empty(decoder)
     if share:
         forward = _completed_forward(decoder, share, name=name, store=store)
@@ -60,14 +70,20 @@ def perplexity(
 
 @torch.no_grad()
 def compare_predictions(
-    dense: Decoder, pruned: Decoder, *, windows_NL: Tensor, batch_size: int, store: HiddenStateStore | None = None
+    dense: Decoder,
+    pruned: Decoder,
+    *,
+    windows_NL: Tensor,
+    batch_size: int,
+    store: HiddenStateStore | None = None,
+    begin: tuple[int, ...] = (),
 ) -> ComparedPredictions:
     """Return the perplexity of both models, and KL(dense ‖ pruned) over all next-token distributions.
 
-    Processes share the batches as in ``perplexity``. Raises NumericalError if logits of either model are NaN or
-    infinite.
+    Processes share the batches, and ``begin`` is left out, as in ``perplexity``. Raises NumericalError if logits of
+    either model are NaN or infinite.
     """
-    share = _Share(windows_NL, batch_size)
+    share = _Share(windows_NL, batch_size, begin=begin)
     dense_losses_NT, pruned_losses_NT, divergences_NT, same_first_NT = (share.empty(dense) for _ in range(4))
     if share:
         first = _completed_forward(dense, share, name="dense", store=store)
@@ -90,7 +106,7 @@ def compare_predictions(
     return ComparedPredictions(
         _exp_mean(share.gather(dense_losses_NT), name="dense"),
         _exp_mean(share.gather(pruned_losses_NT), name="pruned"),
-        _divergence_figures(share.gather(divergences_NT).flatten().double(), int(share.gather(same_first_NT).sum())),
+        _divergence_figures(share.gather(divergences_NT).double(), int(share.gather(same_first_NT).sum())),
     )
 
 
@@ -98,14 +114,16 @@ class _Share:
     """Held-out windows of this process: every ``world_size``-th batch, so that batches are those of one process.
 
     Values of tokens stay on the device until ``gather``, which is the only wait. A process has no window where there
-    are fewer batches than processes.
+    are fewer batches than processes. ``begin``: ids whose prediction does not count.
     """
 
-    def __init__(self, windows_NL: Tensor, batch_size: int) -> None:
+    def __init__(self, windows_NL: Tensor, batch_size: int, *, begin: tuple[int, ...]) -> None:
         batches = torch.split(torch.arange(len(windows_NL)), batch_size)[rank() :: world_size()]
         self.batch_size = batch_size
         self._rows_n = torch.cat(batches) if batches else torch.zeros(0, dtype=torch.int64)
         self.windows_nL, self._shape_NL = windows_NL[self._rows_n], windows_NL.shape
+        targets_NT = windows_NL[:, 1:]
+        self._counts_NT = torch.isin(targets_NT, targets_NT.new_tensor(begin), invert=True)
 
     def __bool__(self) -> bool:
         return len(self._rows_n) > 0
@@ -120,22 +138,22 @@ class _Share:
         values_nT[first + chunk.windows.start : first + chunk.windows.stop, chunk.positions] = values_BP
 
     def gather(self, values_nT: Tensor) -> Tensor:
-        """Return the values of all processes on the CPU, in the order of the windows, float32 [N, L - 1]."""
+        """Return the values that count, of all processes, on the CPU and in the order of the windows, float32 [C]."""
         gathered_NT = torch.zeros(self._shape_NL[0], self._shape_NL[1] - 1)
         gathered_NT[self._rows_n] = values_nT.cpu()
         sum_over_processes([gathered_NT])  # exact: all but one summand are zero
-        return gathered_NT
+        return gathered_NT[self._counts_NT]
 
 
-def _divergence_figures(divergences_T: Tensor, same_first: int) -> DivergenceFigures:
+def _divergence_figures(divergences_C: Tensor, same_first: int) -> DivergenceFigures:
     # torch.quantile accepts at most 16 million values
-    sorted_T = divergences_T.sort().values
-    indices = {str(share): min(math.ceil(share * len(sorted_T)), len(sorted_T)) - 1 for share in QUANTILES}
+    sorted_C = divergences_C.sort().values
+    indices = {str(share): min(math.ceil(share * len(sorted_C)), len(sorted_C)) - 1 for share in QUANTILES}
     return DivergenceFigures(
-        mean=float(divergences_T.mean()),
-        quantiles={share: float(sorted_T[index]) for share, index in indices.items()},
-        same_first=same_first / len(divergences_T),
-        tokens=len(divergences_T),
+        mean=float(divergences_C.mean()),
+        quantiles={share: float(sorted_C[index]) for share, index in indices.items()},
+        same_first=same_first / len(divergences_C),
+        tokens=len(divergences_C),
     )
 
 
@@ -158,11 +176,11 @@ def _losses(logits_BPV: Tensor, targets_BP: Tensor) -> Tensor:
     return losses_T.view(targets_BP.shape)
 
 
-def _exp_mean(losses_NT: Tensor, *, name: str) -> float:
-    if losses_NT.isnan().any():
+def _exp_mean(losses_C: Tensor, *, name: str) -> float:
+    if losses_C.isnan().any():
         raise NumericalError(
             f"held-out text, {name} model: its logits are NaN or infinite; try model.dtype: float32 or bfloat16, and "
             "check the checkpoint's weights"
         )
-    mean = float(losses_NT.flatten().double().mean())
+    mean = float(losses_C.double().mean())
     return math.exp(mean) if mean < 700 else math.inf

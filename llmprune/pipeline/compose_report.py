@@ -14,6 +14,7 @@ from llmprune.common.devices import device_name
 from llmprune.common.distributed import local_device, world_size
 from llmprune.common.versions import now, versions
 from llmprune.cut.decision import Cut, kept_share
+from llmprune.data.begin_of_text import describe_begin
 from llmprune.evaluation.evaluate import Measured
 from llmprune.evaluation.gate import judge
 from llmprune.evaluation.retention import CONFIDENCE, compare
@@ -210,13 +211,15 @@ def _verification_figures(verified: Verified) -> VerificationFigures:
 def _provenance(context: RunContext) -> Provenance:
     """Return the origin of the result: model, data, seed, machine and versions."""
     recipe, inputs = context.recipe, context.inputs
+    text = inputs.calibration_text
     return Provenance(
         model=recipe.model.id,
         revision=recipe.model.revision if inputs.commit else None,
         commit=inputs.commit,
         calibration_fingerprint=inputs.windows_fingerprint,
         calibration_tokens=inputs.windows.numel(),
-        calibration_crossings=inputs.crossings,
+        calibration_crossings=text.crossings,
+        begin_of_text=describe_begin(text.begin, inputs.tokenizer),
         calibration_sources=inputs.calibration_sources,
         datasets=inputs.dataset_commits,
         seed=recipe.calibration.seed,

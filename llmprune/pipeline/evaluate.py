@@ -10,7 +10,7 @@ from llmprune.common.distributed import is_first_process
 from llmprune.common.out_of_memory import free_cached_memory
 from llmprune.cut.apply import cut_decoder
 from llmprune.cut.decision import Cut
-from llmprune.data.windows import fingerprint_tokens
+from llmprune.data.begin_of_text import describe_begin
 from llmprune.evaluation.evaluate import Decoders, Measured, measure_models, measure_predictions
 from llmprune.evaluation.lm_eval.harness import evaluated_model
 from llmprune.layerwise.hidden_states import HiddenStateStore
@@ -45,7 +45,7 @@ def evaluate(context: RunContext, cut: Cut) -> Measured:
         inputs.identity,
         file_fingerprint(folder.path / "pruning.json"),
         evaluation.model_dump_json(),
-        fingerprint_tokens(inputs.held_out) if inputs.held_out is not None else None,
+        inputs.held_out_text.fingerprint() if inputs.held_out_text else None,
     )
     if is_first_process():
         refuse_fewer_samples(folder.path, evaluation.limit)
@@ -68,8 +68,8 @@ def _measure(context: RunContext, cut: Cut) -> Measured:
 def _measure_predictions(context: RunContext, cut: Cut, *, source: ModelSource) -> dict[str, Figures]:
     """Return perplexity and divergence on held-out text, by the names of their fields; none where not asked for."""
     recipe, inputs = context.recipe, context.inputs
-    settings, held_out_NL = recipe.evaluation.perplexity, inputs.held_out
-    if settings is None or held_out_NL is None:
+    settings, held_out = recipe.evaluation.perplexity, inputs.held_out_text
+    if settings is None or held_out is None:
         return {}
     cut_only = None
     if (recipe.refit or recipe.sparsity) and not cut.is_empty:
@@ -79,7 +79,7 @@ def _measure_predictions(context: RunContext, cut: Cut, *, source: ModelSource) 
 
     def measure(batch_size: int) -> tuple[PerplexityFigures, DivergenceFigures]:
         store = HiddenStateStore(memory, folder, device_bytes=inputs.stream_bytes)
-        return measure_predictions(settings, decoders, held_out_NL=held_out_NL, batch_size=batch_size, store=store)
+        return measure_predictions(settings, decoders, held_out=held_out, batch_size=batch_size, store=store)
 
     def evict() -> None:
         inputs.evict()
@@ -89,4 +89,5 @@ def _measure_predictions(context: RunContext, cut: Cut, *, source: ModelSource) 
 
     perplexity, divergence = context.batches.held_out.run("held-out text", measure, release=evict)
     inputs.release()
+    perplexity = perplexity.model_copy(update={"begin_of_text": describe_begin(held_out.begin, inputs.tokenizer)})
     return {"perplexity": perplexity, "divergence": divergence}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from llmprune.checkpoint.stored_dtypes import Dtypes, Originals, kept_dtypes
 from llmprune.checkpoint.weights_reader import WeightsReader
 from llmprune.common.distributed import broadcast_from_first, is_first_process, rank, world_size
 from llmprune.data.sources import commit_of
-from llmprune.data.windows import fingerprint_tokens
+from llmprune.data.windows import TextWindows, fingerprint_tokens
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.hidden_state_files import HiddenStateCache
 from llmprune.layerwise.hidden_states import HiddenStateStore
@@ -70,9 +71,9 @@ class RunInputs:
         return self.inputs.windows
 
     @property
-    def crossings(self) -> int | None:
-        """Number of calibration windows with parts of several documents; None for ready tokens."""
-        return self.inputs.crossings
+    def calibration_text(self) -> TextWindows:
+        """Calibration windows with their begin-of-text id."""
+        return replace(self.inputs.calibration_text, windows_NL=self.windows)
 
     @property
     def sources(self) -> Tensor | None:
@@ -83,6 +84,11 @@ class RunInputs:
     def held_out(self) -> Tensor | None:
         """Held-out tokens for perplexity, int64 [N, L]; None where the recipe measures none."""
         return self.inputs.held_out
+
+    @property
+    def held_out_text(self) -> TextWindows | None:
+        """Held-out windows with their begin-of-text id; None where the recipe measures none."""
+        return self.inputs.held_out_text
 
     @property
     def config(self) -> Config:
@@ -109,13 +115,13 @@ class RunInputs:
 
     @cached_property
     def windows_fingerprint(self) -> str:
-        """Fingerprint of the calibration tokens."""
-        return fingerprint_tokens(self.windows)
+        """Fingerprint of the calibration windows."""
+        return self.calibration_text.fingerprint()
 
     @cached_property
     def text_fingerprint(self) -> str:
         """Fingerprint of the calibration tokens that are read, without those that the dense model writes itself."""
-        return fingerprint_tokens(self.inputs.text_windows)
+        return self.inputs.calibration_text.fingerprint()
 
     @cached_property
     def model(self) -> PreTrainedModel:

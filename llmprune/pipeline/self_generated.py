@@ -1,8 +1,8 @@
 """Calibration windows that the dense model writes itself, sampled at temperature 1.
 
-They have the text that the model's own training gave it, without any data set (LLM-QAT, arXiv 2305.17888). Each begins
-with the tokenizer's begin-of-text token, or where it adds none with the first tokens of a window that was read. An
-end-of-text token does not end a window: the next document follows, as in packed text.
+They show what the model learned, without any data set (LLM-QAT, arXiv 2305.17888). Each begins with the begin-of-text
+ids, as the windows that are read; where these have none, with the first tokens of one of them. An end-of-text token does
+not end a window: the next document follows, as in packed text.
 
 Shapes: N windows, B batch, P prompt tokens, L sequence length.
 """
@@ -17,7 +17,6 @@ from torch import Tensor
 
 from llmprune.checkpoint.loading import load_model
 from llmprune.common.devices import input_device
-from llmprune.data.begin_of_text import begin_tokens
 from llmprune.evaluation.decoding import Sampling, generate
 from llmprune.evaluation.whole_model import WholeModel, with_smaller_batches
 from llmprune.pipeline.context import RunContext
@@ -75,7 +74,7 @@ def _generated(inputs: RunInputs, *, warnings: list[str]) -> Tensor:
 def _openings(inputs: RunInputs) -> Tensor:
     """Return the tokens that the generated windows begin with, int64 [N, P]."""
     count, text_NL = inputs.recipe.calibration.self_generated, inputs.inputs.text_windows
-    begin = begin_tokens(inputs.tokenizer) if inputs.tokenizer else ()
+    begin = inputs.inputs.calibration_text.begin
     if begin:
         return torch.tensor([begin]).repeat(count, 1)
     opening = min(_OPENING, text_NL.shape[1] // 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from llmprune.data.windows import source_names, sources_of_windows
+from llmprune.data.window_sources import source_names, sources_of_windows
 from llmprune.recipe.calibration import Calibration
 from llmprune.results.calibration_sources import CalibrationSource
 

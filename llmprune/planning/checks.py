@@ -16,8 +16,9 @@ from typing import TypeVar
 from llmprune.checkpoint.loading import require_tokenizer
 from llmprune.common.distributed import require_windows_for_all
 from llmprune.common.errors import LLMPruneError, RecipeError
+from llmprune.data.begin_of_text import required_begin
 from llmprune.data.sources import local_bytes, require_present
-from llmprune.data.windows import require_shares
+from llmprune.data.window_sources import require_shares
 from llmprune.evaluation.bench.generation_speed import require_positions
 from llmprune.evaluation.generation import require_windows
 from llmprune.evaluation.lm_eval.tasks import check_tasks
@@ -61,9 +62,13 @@ class ErrorCollector:
         """Raise a single error as it is, several as one RecipeError; return where there is none."""
         if len(self._errors) == 1 and not self.problems:
             raise self._errors[0]
-        found = [*self.problems, *self.listed()]
-        if found:
-            raise RecipeError(found, source)
+        if self.found:
+            raise RecipeError([*self.problems, *self.listed()], source)
+
+    @property
+    def found(self) -> bool:
+        """True if there is any problem."""
+        return bool(self.problems or self._errors)
 
     def listed(self) -> list[str]:
         """Return a sentence for each problem that the checks found."""
@@ -152,10 +157,19 @@ def _text_checks(place: str, inputs: TextInputs) -> list[Check]:
         reads = (*_keys(place, "sequence_length", "tokens", "key"), "model")
         fits = partial(inputs.require_positions, length)
         found.append(Check(size, f"{place}.sequence_length", reads, fits, ("config",)))
+    needed = [] if windows.tokens and windows.bos is not True else ["tokenizer"]
+    if windows.bos is True and inputs.has_own_tokenizer:
+        reads = (*_keys(place, "bos"), "model")
+        has_begin = partial(_require_begin, windows, inputs)
+        found.append(Check(f"{place} begin", f"{place}.bos", reads, has_begin, ("config", *needed)))
     if _readable(windows, inputs):
-        after = ["config", *(check.name for check in found), *([] if windows.tokens else ["tokenizer"])]
+        after = ["config", *(check.name for check in found), *needed]
         found.append(Check(f"{place} text", place, (place, "model"), read, tuple(after)))
     return found
+
+
+def _require_begin(windows: TokenWindows, inputs: TextInputs) -> None:
+    required_begin(windows.bos, inputs.tokenizer)
 
 
 def _length_is_known(windows: TokenWindows) -> bool:
@@ -184,12 +198,7 @@ def _readable(windows: TokenWindows, inputs: TextInputs) -> bool:
         return True
     sizes = [local_bytes(source) for source in windows.text_sources()]
     local = [size for size in sizes if size is not None]
-    return len(local) == len(sizes) and sum(local) <= READ_WHOLE and _has_own_tokenizer(inputs.recipe)
-
-
-def _has_own_tokenizer(recipe: Recipe) -> bool:
-    """Check that the tokenizer is on this machine: a plan downloads only the config from the hub."""
-    return Path(recipe.model.id).expanduser().is_dir()
+    return len(local) == len(sizes) and sum(local) <= READ_WHOLE and inputs.has_own_tokenizer
 
 
 def _require_windows(recipe: Recipe) -> None:

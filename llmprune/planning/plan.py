@@ -21,6 +21,7 @@ from llmprune.common.errors import RecipeError
 from llmprune.common.hub.client import resolve_revision
 from llmprune.cut.apply import cut_config
 from llmprune.planning.base import Base, describe_base, dtype_name, require_complete
+from llmprune.planning.begin_of_text import about_begin, planned_begin
 from llmprune.planning.calibration_sources import calibration_sources
 from llmprune.planning.checks import ErrorCollector, run_checks
 from llmprune.planning.device_memory import BatchSizes, DeviceMemory
@@ -71,6 +72,7 @@ class Plan(Figures):
     sparsity: SparsityPlan | None = None
     calibration: tuple[int, int]  # windows, tokens in each
     calibration_sources: tuple[CalibrationSource, ...] = ()
+    begin_of_text: str | None = None  # that windows begin with; None for none, and where the tokenizer is not here yet
     memory: Memory
     processes: int  # that share the windows, on all machines
     batch_sizes: BatchSizes
@@ -124,6 +126,9 @@ def plan_and_check(
     inputs = TextInputs(recipe)
     plan, anatomy = plan_structure(recipe, errors, starts=starts)
     run_checks(inputs, errors, elsewhere=elsewhere)
+    if plan and not errors.found:
+        notes = (*plan.notes, *about_begin(inputs))
+        plan = plan.model_copy(update={"begin_of_text": planned_begin(inputs), "notes": notes})
     return PlanningOutcome(plan, anatomy, inputs, errors)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,14 +13,18 @@ from transformers import PreTrainedTokenizerBase
 from llmprune.anatomy.meta_model import Config, text_config
 from llmprune.checkpoint.loading import load_config, load_tokenizer
 from llmprune.common.errors import CalibrationError, ModelError
-from llmprune.data.windows import TextWindows, load_windows, source_names, sources_of_windows, with_generated
+from llmprune.data.window_sources import source_names, sources_of_windows, with_generated
+from llmprune.data.windows import TextWindows, load_windows
 from llmprune.recipe.recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
 
 class TextInputs:
-    """Tokenizer, calibration windows and held-out windows of one recipe, each read when first needed."""
+    """Tokenizer, calibration windows and held-out windows of one recipe, each read when first needed.
+
+    All token ids of windows are in the model's vocabulary, and no window is longer than the model's positions.
+    """
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -31,7 +36,7 @@ class TextInputs:
         evaluation = self.recipe.evaluation
         texts = [self.recipe.calibration, evaluation.perplexity]
         return bool(evaluation.tasks or evaluation.generation) or any(
-            windows is not None and windows.tokens is None for windows in texts
+            windows is not None and (windows.tokens is None or windows.bos is True) for windows in texts
         )
 
     @cached_property
@@ -46,9 +51,14 @@ class TextInputs:
             return None
 
     @property
+    def has_own_tokenizer(self) -> bool:
+        """True if the tokenizer is on this machine: a plan downloads only the config from the hub."""
+        return Path(self.recipe.model.id).expanduser().is_dir()
+
+    @property
     def text_windows(self) -> Tensor:
         """Calibration tokens that are read, int64 [N, L]; they fit the model's vocabulary and positions."""
-        return self._calibration.windows_NL
+        return self.calibration_text.windows_NL
 
     @property
     def windows(self) -> Tensor:
@@ -62,21 +72,15 @@ class TextInputs:
         self._generated_NL = generated_NL
 
     @property
-    def crossings(self) -> int | None:
-        """The number of calibration windows that hold parts of several documents; None for ready tokens."""
-        return self._calibration.crossings
-
-    @property
     def documents(self) -> tuple[int, ...] | None:
         """The number of documents in the windows of each source of text; None for ready tokens."""
-        return self._calibration.documents
+        return self.calibration_text.documents
 
     @cached_property
-    def _calibration(self) -> TextWindows:
+    def calibration_text(self) -> TextWindows:
+        """Calibration windows that are read, without those that the model writes itself."""
         calibration = self.recipe.calibration
-        loaded = load_windows(calibration, self.tokenizer, default_shape=calibration.shape())
-        self._require_fitting(loaded.windows_NL)
-        return loaded
+        return self._fitting(load_windows(calibration, self.tokenizer, default_shape=calibration.shape()))
 
     @property
     def sources(self) -> Tensor | None:
@@ -88,15 +92,18 @@ class TextInputs:
         """Names of the sources that ``sources`` counts."""
         return source_names(self.recipe.calibration, self.recipe.calibration.shape())
 
-    @cached_property
+    @property
     def held_out(self) -> Tensor | None:
         """Tokens for perplexity, int64 [N, L]; None where the recipe does not measure it."""
+        return self.held_out_text.windows_NL if self.held_out_text else None
+
+    @cached_property
+    def held_out_text(self) -> TextWindows | None:
+        """Windows for perplexity; None where the recipe does not measure it."""
         settings = self.recipe.evaluation.perplexity
         if settings is None:
             return None
-        windows_NL = load_windows(settings, self.tokenizer, default_shape=settings.shape()).windows_NL
-        self._require_fitting(windows_NL)
-        return windows_NL
+        return self._fitting(load_windows(settings, self.tokenizer, default_shape=settings.shape()))
 
     @cached_property
     def config(self) -> Config:
@@ -112,8 +119,9 @@ class TextInputs:
                 f"set sequence_length to at most {positions}"
             )
 
-    def _require_fitting(self, windows_NL: Tensor) -> None:
-        """Raise CalibrationError for token ids without an embedding, and for windows beyond the model's positions."""
+    def _fitting(self, text: TextWindows) -> TextWindows:
+        """Return ``text``. Raises CalibrationError for ids without an embedding, and windows beyond all positions."""
+        windows_NL = text.windows_NL
         vocabulary = text_config(self.config).vocab_size
         largest, least = int(windows_NL.max()), int(windows_NL.min())
         if largest >= vocabulary or least < 0:
@@ -122,3 +130,4 @@ class TextInputs:
                 "tokenise the text with this model's tokenizer"
             )
         self.require_positions(windows_NL.shape[1])
+        return text

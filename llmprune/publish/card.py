@@ -194,6 +194,7 @@ def _template() -> Template:
         public=public_name,
         public_texts=public_sources,
         cell=_cell,
+        code=_code,
         carried=lambda files: _code(describe_carried(files)),
         left=lambda files: _code(describe_left(files)),
     )

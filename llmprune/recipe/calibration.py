@@ -40,6 +40,12 @@ class TokenWindows(Section):
         description="Separator between the documents of a window: the end-of-text token or a blank line; or separate: "
         "each window holds one document, and documents shorter than a window are left out.",
     )
+    bos: bool | Literal["auto"] = Field(
+        "auto",
+        description="Begin-of-text token in front of each window, and of each document after an end-of-text token; "
+        "auto: where the tokenizer puts one in front of a text. Only true changes ready tokens: windows without the "
+        "token get it in front and lose their last token.",
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the document shuffle.")
     batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
         "auto",

@@ -65,7 +65,8 @@ def _requirements(plan: Plan) -> Iterator[str]:
     windows, length = plan.calibration
     sources = plan.calibration_sources
     single = f" from {describe_text(sources[0])}" if len(sources) == 1 else ""
-    yield f"Calibration: {plural(windows, 'window')} of {plural(length, 'token')}{single}"
+    begin = f", each begins with {plan.begin_of_text}" if plan.begin_of_text else ""
+    yield f"Calibration: {plural(windows, 'window')} of {plural(length, 'token')}{single}{begin}"
     for source in sources if len(sources) > 1 else ():
         licence = f", {source.licence}" if source.licence else ""
         yield f"  {source.name}: {plural(source.windows, 'window')}, {describe_text(source)}{licence}"

@@ -17,6 +17,7 @@ class PerplexityFigures(Figures):
     pruned: float
     tokens: int
     source: str
+    begin_of_text: str | None = None  # that the windows begin with, as ``<bos> (2)``
 
 
 class DivergenceFigures(Figures):

@@ -127,6 +127,7 @@ class Provenance(Figures):
     calibration_tokens: int | None
     calibration_crossings: int | None = None  # windows with parts of several documents; None for ready-made tokens
     calibration_sources: tuple[CalibrationSource, ...] = ()
+    begin_of_text: str | None = None  # that the calibration windows begin with, as ``<bos> (2)``
     datasets: dict[str, str] = Field({})  # commit of each hub dataset that was read
     seed: int
     trust_remote_code: bool

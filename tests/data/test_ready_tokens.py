@@ -11,7 +11,7 @@ from helpers.windows import load
 from safetensors.torch import save_file
 
 from llmprune.common.errors import CalibrationError
-from llmprune.data.windows import source_names, sources_of_windows
+from llmprune.data.window_sources import source_names, sources_of_windows
 from llmprune.recipe.calibration import Calibration
 
 

@@ -11,7 +11,8 @@ from helpers.tiny import tiny_tokenizer
 from helpers.windows import decoded, load, write_rows
 
 from llmprune.common.errors import CalibrationError
-from llmprune.data.windows import fingerprint_tokens, load_windows, source_names, sources_of_windows, with_generated
+from llmprune.data.window_sources import source_names, sources_of_windows, with_generated
+from llmprune.data.windows import fingerprint_tokens, load_windows
 from llmprune.recipe.calibration import Calibration
 
 

@@ -112,3 +112,20 @@ def test_figures_do_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) ->
     assert chunks.pruned_perplexity == pytest.approx(whole.pruned_perplexity, rel=1e-6)
     assert chunks.divergence.mean == pytest.approx(whole.divergence.mean, rel=1e-5)
     assert chunks.divergence.same_first == whole.divergence.same_first
+
+
+def test_a_begin_of_text_token_is_no_target() -> None:
+    """Predictions of a begin-of-text token inside a window count in no figure; the token after it does."""
+    dense, pruned = tiny_model("llama"), tiny_model("llama", seed=1)
+    decoders, ids_NL, begin = (dense_decoder(dense), dense_decoder(pruned)), windows() % 32 + 8, 3
+    ids_NL[:, 0] = begin
+    ids_NL[:3, 10] = begin
+    counted = (ids_NL[:, 1:] != begin).flatten()
+    log_p, log_q = (model(ids_NL).logits[:, :-1].double().log_softmax(-1).flatten(0, 1) for model in (dense, pruned))
+    losses = torch.nn.functional.nll_loss(log_p, ids_NL[:, 1:].flatten(), reduction="none")[counted]
+    every = torch.nn.functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)[counted]
+    found = compare_predictions(*decoders, windows_NL=ids_NL, batch_size=2, begin=(begin,))
+    assert found.dense_perplexity == pytest.approx(math.exp(losses.mean()), rel=1e-5)
+    assert found.dense_perplexity == perplexity(decoders[0], ids_NL, batch_size=2, name="dense", begin=(begin,))
+    assert found.divergence.mean == pytest.approx(float(every.mean()), rel=1e-4)
+    assert found.divergence.tokens == 5 * 23 - 3

@@ -51,8 +51,8 @@ def test_a_recipe_that_can_be_run_passes(shared: Path) -> None:
     """Every check passes, and the texts that the checks read are stored for the run."""
     found = plan_and_check(recipe_in(shared, lambda *_: None))
     found.require()
-    assert "_calibration" in vars(found.inputs)
-    assert "held_out" in vars(found.inputs)
+    assert "calibration_text" in vars(found.inputs)
+    assert "held_out_text" in vars(found.inputs)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +70,10 @@ def test_a_recipe_that_can_be_run_passes(shared: Path) -> None:
         (lambda data, _: data["calibration"].update(dataset="package://pydoc_data.topics/gone"), "calibration: .*gone"),
         (lambda data, _: data["calibration"].update(samples=10_000), "calibration: .* need 320,000"),
         (lambda data, _: data["calibration"].update(text_field="body"), "calibration: .* has no column 'body'"),
+        (lambda data, _: data["calibration"].update(bos=True), r"calibration\.bos: the tokenizer has no begin-of-text"),
+        (lambda data, shared: data["evaluation"].update(
+            perplexity={"tokens": str(shared / "ids.safetensors"), "key": "ok", "bos": True}),
+         r"evaluation\.perplexity\.bos: the tokenizer has no begin-of-text"),
         (lambda data, shared: data.update(calibration={"tokens": str(shared / "gone.safetensors"), "key": "x"}),
          "calibration: the tokens file .* does not exist"),
         (lambda data, shared: data.update(calibration={"tokens": str(shared / "ids.safetensors"), "key": "ids"}),

@@ -123,7 +123,7 @@ def task_fingerprint(task: LoadedTask, evaluation: Evaluation) -> str:
         data,
         settings,
         evaluation.metrics.get(task.name),
-        evaluation.backend.model_dump(mode="json") if evaluation.backend else None,
+        {**evaluation.backend.model_dump(mode="json"), "begin": "as the tokenizer"} if evaluation.backend else None,
         [version(library) for library in ("lm-eval", "transformers", "torch", "datasets")],
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
