@@ -1,8 +1,8 @@
 """Calibration windows that the dense model writes itself, sampled at temperature 1.
 
 They show what the model learned, without any data set (LLM-QAT, arXiv 2305.17888). Each begins with the begin-of-text
-ids, as the windows that are read; where these have none, with the first tokens of one of them. An end-of-text token does
-not end a window: the next document follows, as in packed text.
+ids, as the windows that are read; where these have none, with the first tokens of one of them. An end-of-text token
+does not end a window: the next document follows, as in packed text.
 
 Shapes: N windows, B batch, P prompt tokens, L sequence length.
 """
