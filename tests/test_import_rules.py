@@ -181,7 +181,7 @@ def test_imports_have_no_circle() -> None:
         (["run", "--help"], 0, "--fresh"),
         (["--version"], 0, llmprune.__version__),
         (["plan", "recipe.yaml"], 2, "model: is missing"),
-        (["run", "recipe.yaml", "--set", "model.id=x"], 2, "calibration: is missing"),
+        (["run", "recipe.yaml", "--set", "calibration.samples=0"], 2, "calibration.samples: must be"),
         (["eval", "model", "--tasks", "a,a"], 2, "named twice"),
     ],
 )

@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 
 from llmprune.common.schema import Size, format_size
 from llmprune.common.variants import Variant
+from llmprune.recipe.mixes import mix_names, read_mix
 from llmprune.recipe.model import Device
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.validation_messages import models_in, short
@@ -34,7 +35,20 @@ def recipe_reference() -> str:
         rows = _rows(_fields_in(field) or {name: field}, "", section=name, seen=seen)
         table = "\n".join(["| key | value | default | meaning |", "|---|---|---|---|", *rows])
         parts.append(f"## `{name}`\n\n{field.description}{required}\n\n{table}")
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *map(_mix, mix_names())])
+
+
+def _mix(name: str) -> str:
+    """Section with the table of a mix's sources."""
+    sources = read_mix(name)
+    total = sum(source.weight for source in sources)
+    rows = [
+        f"| {source.name} | `{source.dataset}` | {', '.join(filter(None, (source.config, source.split)))} | "
+        f"{source.weight / total:.1%} | {source.licence} | `{source.revision}` |"
+        for source in sources
+    ]
+    head = ["| name | data set | config and split | share | licence | commit |", "|---|---|---|---|---|---|"]
+    return f"## Mix `{name}`\n\nThe text of `calibration: {{mix: {name}}}`.\n\n" + "\n".join([*head, *rows])
 
 
 def _rows(fields: dict[str, FieldInfo], prefix: str, *, section: str, seen: Seen) -> Iterator[str]:

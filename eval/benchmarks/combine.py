@@ -30,7 +30,8 @@ from llmprune.criteria.depth.block_influence import BlockInfluence
 from llmprune.criteria.width.share import Share
 from llmprune.cut.apply import cut_decoder
 from llmprune.cut.decision import Cut
-from llmprune.data.windows import load_windows, sources_of_windows
+from llmprune.data.window_sources import sources_of_windows
+from llmprune.data.windows import load_windows
 from llmprune.evaluation.perplexity import perplexity
 from llmprune.layerwise.decoder import Decoder, Tensors
 from llmprune.layerwise.hidden_states import HiddenStateStore

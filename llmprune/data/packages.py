@@ -1,4 +1,4 @@
-"""Find text in installed packages: files of a package, or a mapping of texts in a module."""
+"""Find text in installed packages: files of a package, one or many, or a mapping of texts in a module."""
 
 from __future__ import annotations
 
@@ -22,16 +22,33 @@ def package_folder(module_name: str) -> Path | None:
     return Path(places[0]) if places else None
 
 
-def package_texts(source: TextSource) -> list[str]:
-    """Return the texts of the mapping or list that a package source names. The module is imported.
+def is_pattern(name: str) -> bool:
+    """Check that the name in a package source is a pattern of files, such as ``**/README.md``."""
+    return "*" in name
 
-    Raises CalibrationError where there is none.
+
+def package_files(source: TextSource) -> list[Path]:
+    """Return the files of an installed package that a source's pattern matches, sorted; links are left out."""
+    module_name, _, pattern = source.dataset.removeprefix(PACKAGE_SCHEME).partition("/")
+    folder = package_folder(module_name)
+    return sorted(path for path in folder.glob(pattern) if path.is_file() and not path.is_symlink()) if folder else []
+
+
+def package_texts(source: TextSource) -> list[str]:
+    """Return the texts that a package source names: files by a pattern with ``*``, or a module's mapping or list.
+
+    A module is imported, a pattern's package is not. Raises CalibrationError where there is none.
     """
     module_name, _, name = source.dataset.removeprefix(PACKAGE_SCHEME).partition("/")
     if not is_plain_path(name):
         raise CalibrationError(
             f"{source.dataset} does not name a part of a package; give package://MODULE/NAME of an installed module"
         )
+    if is_pattern(name):
+        found = [path.read_text(encoding="utf-8", errors="replace") for path in package_files(source)]
+        if not any(found):
+            raise CalibrationError(f"{source.dataset} matches no file with text; check package and pattern")
+        return found
     try:
         texts = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError, ValueError) as error:

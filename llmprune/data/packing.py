@@ -1,6 +1,6 @@
 """Pack the documents of one source into token windows.
 
-Shapes in names: L sequence length.
+Shapes in names: N windows, L sequence length.
 """
 
 from __future__ import annotations
@@ -50,10 +50,17 @@ class Packing:
             place += room
 
 
-def pack(
-    source: TextSource, tokenizer: PreTrainedTokenizerBase, *, packing: Packing, windows: TokenWindows
-) -> tuple[Tensor, int]:
-    """Return windows of one source, int64 [samples, L], and the number of those with parts of several documents."""
+@dataclass(frozen=True)
+class Packed:
+    """Windows of one source, int64 [N, L]; how many hold parts of several documents; documents in all of them."""
+
+    windows_NL: Tensor
+    crossings: int
+    documents: int
+
+
+def pack(source: TextSource, tokenizer: PreTrainedTokenizerBase, *, packing: Packing, windows: TokenWindows) -> Packed:
+    """Return the windows of one source. Raises CalibrationError where its text is too short."""
     import torch
 
     length, begin = packing.length, list(packing.begin)
@@ -73,9 +80,11 @@ def pack(
         if len(ids) >= size:
             break
     _require_enough(source, read, tokens=len(ids), shape=(packing.samples, length), separate=separate)
+    starts = [start for start in starts if start < size]
     inside = range(1, length - len(begin))  # a document that starts later has no token of its own in the window
-    crossed = {start // length for start in starts if start % length in inside and start < size}
-    return torch.tensor(ids[:size], dtype=torch.int64).view(packing.samples, length), len(crossed)
+    crossed = {start // length for start in starts if start % length in inside}
+    windows_NL = torch.tensor(ids[:size], dtype=torch.int64).view(packing.samples, length)
+    return Packed(windows_NL, len(crossed), len(starts))
 
 
 def separator_ids(windows: TokenWindows, tokenizer: PreTrainedTokenizerBase, *, begin: tuple[int, ...]) -> list[int]:

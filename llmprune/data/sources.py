@@ -19,7 +19,7 @@ from llmprune.common.hub.secrets import redact, redact_error
 from llmprune.common.paths import is_plain_path
 from llmprune.common.text_files import fault_of, require_text_file, unread_kind
 from llmprune.data.dataset_cards import archives_refused, require_own_data, without_media
-from llmprune.data.packages import package_folder, package_texts
+from llmprune.data.packages import is_pattern, package_files, package_folder, package_texts
 from llmprune.recipe.text_source import FILE_BUILDERS, PACKAGE_SCHEME, TextSource, is_local
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_WITHOUT_HUB = "; text of this machine needs no hub: dataset: texts.txt, .jsonl or .parquet"
 SHUFFLE_BUFFER = 10_000  # rows of a streamed data set that are shuffled at a time; the order of shards too
 
 
@@ -70,7 +71,8 @@ def require_present(source: TextSource) -> None:
     if source.dataset.startswith(PACKAGE_SCHEME):
         module, _, name = source.dataset.removeprefix(PACKAGE_SCHEME).partition("/")
         folder = package_folder(module)
-        if folder is not None and is_plain_path(name) and Path(name).suffix in FILE_BUILDERS:
+        a_file = is_plain_path(name) and not is_pattern(name) and Path(name).suffix in FILE_BUILDERS
+        if folder is not None and a_file:
             require_text_file(folder / name)
         else:
             package_texts(source)
@@ -84,6 +86,8 @@ def local_bytes(source: TextSource) -> int | None:
     """Return the size of a source in bytes; None for data that is not in one local file or package."""
     if source.dataset.startswith(PACKAGE_SCHEME):
         module, _, name = source.dataset.removeprefix(PACKAGE_SCHEME).partition("/")
+        if is_pattern(name):
+            return sum(file.stat().st_size for file in package_files(source))
         path = (package_folder(module) or Path()) / name
         return path.stat().st_size if is_plain_path(name) and path.is_file() else 0
     path = Path(source.dataset)
@@ -140,11 +144,15 @@ def _text_of(row: dict[str, Any], source: TextSource, *, tokenizer: PreTrainedTo
 
 
 def _rendered(messages: Any, source: TextSource, *, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a conversation as text: by the model's chat template, or without one as paragraphs ``role: content``."""
     if not tokenizer.chat_template:
-        raise CalibrationError(
-            f"the tokenizer has no chat template for {source.messages_field!r} of {source.dataset}; "
-            "use a column of plain text with text_field, or a chat model"
-        )
+        try:
+            return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
+        except (KeyError, TypeError) as error:
+            raise CalibrationError(
+                f"{source.messages_field!r} of {source.dataset} holds no lists of {{role: …, content: …}}; set "
+                "text_field to a column of texts"
+            ) from error
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False))
     except Exception as error:  # a template is a program of the model's author and may raise anything
@@ -165,12 +173,12 @@ def _file_text(path: Path, source: TextSource) -> Dataset:
 
 
 def _package_text(source: TextSource) -> Dataset:
-    """Return the rows of ``package://MODULE/NAME``: NAME is a file of the package, or a mapping or list of texts."""
+    """Return the rows of ``package://MODULE/NAME``: NAME is a file, a pattern of files, or a mapping of texts."""
     import datasets
 
     module_name, _, name = source.dataset.removeprefix(PACKAGE_SCHEME).partition("/")
     folder = package_folder(module_name)
-    if is_plain_path(name) and folder is not None and Path(name).suffix in FILE_BUILDERS:
+    if is_plain_path(name) and not is_pattern(name) and folder is not None and Path(name).suffix in FILE_BUILDERS:
         return _file_text(folder / name, source)
     rows = package_texts(source)
     return _sliced(datasets.Dataset.from_dict({source.text_field or "text": rows}), source)
@@ -213,6 +221,7 @@ def _explained(source: TextSource) -> Iterator[None]:
         redact_error(error)
         message = redact(" ".join(str(cause).split()))
         why = explain(error) if is_hub_error(error) else f"{type(cause).__name__}: {message}; check {remedy}"
+        why += _WITHOUT_HUB if is_unreachable(error) else ""
         raise CalibrationError(
             f"the data set {source.dataset!r} ({source.config or 'default'}, {source.split}) cannot be read: {why}"
         ) from error

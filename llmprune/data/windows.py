@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,8 +23,8 @@ from typing import TYPE_CHECKING
 from llmprune.common.errors import CalibrationError, did_you_mean
 from llmprune.data.begin_of_text import begins, required_begin, with_begin
 from llmprune.data.packing import Packing, pack, separator_ids
-from llmprune.recipe.calibration import TokenWindows
-from llmprune.recipe.text_source import TextSource
+from llmprune.data.window_sources import order_of, share_by_weight
+from llmprune.recipe.calibration import Calibration, TokenWindows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +35,8 @@ if TYPE_CHECKING:
 class TextWindows:
     """Token windows, int64 [N, L].
 
-    ``crossings``: the number of windows that hold parts of several documents; None for ready tokens.
+    ``crossings``: the number of windows that hold parts of several documents; ``documents``: the number of documents
+    in the windows of each source. None for ready tokens.
     ``begin``: the begin-of-text ids that windows and documents begin with; empty where they have none.
     ``lacking``: the ids that the tokenizer puts in front of a text and that some of the ready windows lack.
     """
@@ -45,11 +45,7 @@ class TextWindows:
     crossings: int | None
     begin: tuple[int, ...] = ()
     lacking: tuple[int, ...] = ()
-
-    @property
-    def begin_id(self) -> int | None:
-        """The first begin-of-text id; None where windows have none."""
-        return next(iter(self.begin), None)
+    documents: tuple[int, ...] | None = None
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of shape and token ids; also of the begin-of-text ids, which a run treats apart."""
@@ -60,7 +56,7 @@ class TextWindows:
 def load_windows(
     windows: TokenWindows, tokenizer: PreTrainedTokenizerBase | None, *, default_shape: tuple[int, int]
 ) -> TextWindows:
-    """Read the windows of a recipe's section.
+    """Read the windows of a recipe's section, without those that the dense model writes itself.
 
     ``tokenizer``: may be None for ready tokens; ``default_shape``: (N, L) where the recipe gives neither samples nor
     sequence_length. Raises CalibrationError where the text cannot be read or is too short, and where the recipe asks
@@ -68,67 +64,31 @@ def load_windows(
     """
     begin = required_begin(windows.bos, tokenizer)
     if windows.tokens is not None:
+        if isinstance(windows, Calibration) and windows.source_key is not None:
+            _require_sources(
+                windows, stored=_read_tensor(Path(windows.tokens), windows.source_key, named_by="source_key")
+            )
         return _ready(windows, begin)
     import torch
 
     assert tokenizer is not None, "text needs a tokenizer"
-    samples = windows.samples or default_shape[0]
+    samples = windows.text_samples(default_shape[0])
     length = windows.sequence_length or default_shape[1]
     separator = separator_ids(windows, tokenizer, begin=begin)
     sources = windows.text_sources()
     parts = [
         pack(source, tokenizer, packing=Packing(count, length, begin, separator), windows=windows)
-        for source, count in zip(sources, _share(samples, sources), strict=True)
+        for source, count in zip(sources, share_by_weight(samples, sources), strict=True)
     ]
-    windows_NL = torch.cat([part for part, _ in parts])[_order(samples, windows.seed)]
-    return TextWindows(windows_NL, sum(crossings for _, crossings in parts), begin)
-
-
-def sources_of_windows(windows: TokenWindows, default_shape: tuple[int, int]) -> Tensor | None:
-    """Return the index of the source of each window of ``load_windows``, int64 [N]; None for ready tokens."""
-    import torch
-
-    sources = windows.text_sources()
-    if not sources:
-        return None
-    samples = windows.samples or default_shape[0]
-    counts = torch.tensor(_share(samples, sources))
-    return torch.arange(len(sources)).repeat_interleave(counts)[_order(samples, windows.seed)]
-
-
-def _order(samples: int, seed: int) -> Tensor:
-    import torch
-
-    return torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
+    windows_NL = torch.cat([part.windows_NL for part in parts])[order_of(samples, windows.seed)]
+    crossings, documents = sum(part.crossings for part in parts), tuple(part.documents for part in parts)
+    return TextWindows(windows_NL, crossings, begin, documents=documents)
 
 
 def fingerprint_tokens(windows_NL: Tensor) -> str:
     """Return the SHA-256 of shape and token ids."""
     head = json.dumps(list(windows_NL.shape)).encode()
     return hashlib.sha256(head + windows_NL.numpy().astype("<i8").tobytes()).hexdigest()
-
-
-def require_shares(windows: TokenWindows, samples: int) -> None:
-    """Raise CalibrationError where a source would get none of ``samples`` windows."""
-    if windows.text_sources():
-        _share(samples, windows.text_sources())
-
-
-def _share(samples: int, sources: Sequence[TextSource]) -> list[int]:
-    """Split a number of windows by weight, the largest remainders rounded up."""
-    total = sum(source.weight for source in sources)
-    exact = [samples * source.weight / total for source in sources]
-    counts = [int(value) for value in exact]
-    by_remainder = sorted(range(len(exact)), key=lambda index: counts[index] - exact[index])
-    for index in by_remainder[: samples - sum(counts)]:
-        counts[index] += 1
-    left_out = [source.dataset for source, count in zip(sources, counts, strict=True) if not count]
-    if left_out:
-        raise CalibrationError(
-            f"{', '.join(left_out)} would get none of the {samples} samples; "
-            "ask for more samples, raise its weight, or remove it from sources"
-        )
-    return counts
 
 
 def _ready(windows: TokenWindows, begin: tuple[int, ...]) -> TextWindows:
@@ -154,7 +114,7 @@ def _ready_windows(windows: TokenWindows) -> Tensor:
             f"{key!r} in {path} is {tokens_NL.dtype} {list(tokens_NL.shape)}; "
             "token windows are integers [N, L] with at least one window"
         )
-    samples = windows.samples or tokens_NL.shape[0]
+    samples = tokens_NL.shape[0] if windows.samples is None else windows.text_samples(windows.samples)
     length = windows.sequence_length or tokens_NL.shape[1]
     if samples > tokens_NL.shape[0] or length > tokens_NL.shape[1]:
         raise CalibrationError(
@@ -170,7 +130,18 @@ def _ready_windows(windows: TokenWindows) -> Tensor:
     return tokens_NL
 
 
-def _read_tensor(path: Path, key: str) -> Tensor:
+def _require_sources(windows: Calibration, *, stored: Tensor) -> None:
+    """Raise CalibrationError where the tensor of sources is no list of whole numbers, one for each stored window."""
+    shape, listed = windows.stored_shape(), windows.stored_sources()
+    if listed is None or shape is None or len(listed) != shape[0]:
+        needed = f"[{shape[0]}]" if shape else "[N]"
+        raise CalibrationError(
+            f"{windows.source_key!r} in {windows.tokens} is {stored.dtype} {list(stored.shape)}; the sources of the "
+            f"windows are integers {needed}, one for each window of {windows.key!r}"
+        )
+
+
+def _read_tensor(path: Path, key: str, *, named_by: str = "key") -> Tensor:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -185,5 +156,5 @@ def _read_tensor(path: Path, key: str) -> Tensor:
         ) from error
     listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     raise CalibrationError(
-        f"{path} has no tensor {key!r}{did_you_mean(key, names)}; set key to one of: {listed or 'none'}"
+        f"{path} has no tensor {key!r}{did_you_mean(key, names)}; set {named_by} to one of: {listed or 'none'}"
     )

@@ -1,4 +1,4 @@
-"""Greedy decoding that ignores the model's own generation settings."""
+"""Greedy decoding and sampling that ignore the model's own generation settings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,18 @@ class Greedy:
     static_cache: bool = False  # preallocate the key-value cache; transformers then compiles the decoding on CUDA
 
 
-def generate(model: PreTrainedModel, prompts_BP: Tensor, *, settings: Greedy, streamer: Any = None) -> Tensor:
+@dataclass(frozen=True)
+class Sampling:
+    """Settings of a generation that draws from the model's own distribution, at temperature 1 and without an end."""
+
+    new_tokens: int  # per prompt; end tokens do not end it
+    end_tokens: frozenset[int] = frozenset()
+    static_cache: bool = False
+
+
+def generate(
+    model: PreTrainedModel, prompts_BP: Tensor, *, settings: Greedy | Sampling, streamer: Any = None
+) -> Tensor:
     """Return prompts and new tokens [B, P + new] on the model's device, padded after the end token.
 
     ``streamer`` receives the prompts and each step's tokens on the CPU, by its methods ``put`` and ``end``.
@@ -34,7 +45,7 @@ def generate(model: PreTrainedModel, prompts_BP: Tensor, *, settings: Greedy, st
     config = GenerationConfig(
         max_new_tokens=settings.new_tokens,
         min_new_tokens=None if settings.end_tokens else settings.new_tokens,
-        do_sample=False,
+        **({"do_sample": True, "top_k": 0} if isinstance(settings, Sampling) else {"do_sample": False}),
         num_beams=1,
         use_cache=True,
         cache_implementation="static" if settings.static_cache else None,

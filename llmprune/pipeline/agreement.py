@@ -18,4 +18,4 @@ def require_same_everywhere(context: RunContext) -> None:
     require_agreement("the base model", fingerprint(inputs.commit, inputs.config.to_json_string()))
     own = {"memory", "batch_sizes", "devices", "shortage", "durations", "notes"}  # these depend on each process's GPU
     require_agreement("the plan", fingerprint(context.plan.model_dump_json(exclude=own)))
-    require_agreement("the calibration tokens", inputs.windows_fingerprint)
+    require_agreement("the calibration tokens", inputs.text_fingerprint)

@@ -223,6 +223,7 @@ def _provenance(context: RunContext) -> Provenance:
         calibration_tokens=inputs.windows.numel(),
         calibration_crossings=text.crossings,
         begin_of_text=describe_begin(text.begin, inputs.tokenizer),
+        calibration_sources=inputs.calibration_sources,
         datasets=inputs.dataset_commits,
         seed=recipe.calibration.seed,
         trust_remote_code=recipe.model.trust_remote_code,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -28,10 +29,12 @@ from llmprune.data.windows import TextWindows, fingerprint_tokens
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.hidden_state_files import HiddenStateCache
 from llmprune.layerwise.hidden_states import HiddenStateStore
+from llmprune.planning.calibration_sources import calibration_sources
 from llmprune.planning.device_memory import DeviceMemory
 from llmprune.planning.text_inputs import TextInputs
 from llmprune.prune.snapshots import boot
 from llmprune.recipe.recipe import Recipe
+from llmprune.results.calibration_sources import CalibrationSource
 from llmprune.results.run_folder import HIDDEN_STATES, code_fingerprint, fingerprint
 
 
@@ -70,7 +73,7 @@ class RunInputs:
     @property
     def calibration_text(self) -> TextWindows:
         """Calibration windows with their begin-of-text id."""
-        return self.inputs.calibration_text
+        return replace(self.inputs.calibration_text, windows_NL=self.windows)
 
     @property
     def sources(self) -> Tensor | None:
@@ -94,9 +97,15 @@ class RunInputs:
 
     def read_texts(self) -> tuple[Tensor, Tensor | None]:
         """Read calibration and held-out text, so that missing text ends the run before the expensive work."""
-        return self.windows, self.held_out
+        return self.inputs.text_windows, self.held_out
 
     @property
+    def calibration_sources(self) -> tuple[CalibrationSource, ...]:
+        """Sources of the calibration windows, with windows, documents and commits."""
+        documents = self.inputs.documents or ()
+        return calibration_sources(self.recipe.calibration, documents=documents, commits=self.dataset_commits)
+
+    @cached_property
     def dataset_commits(self) -> dict[str, str]:
         """Commit of each hub data set that calibration and perplexity are read from."""
         windows = (self.recipe.calibration, self.recipe.evaluation.perplexity)
@@ -108,6 +117,11 @@ class RunInputs:
     def windows_fingerprint(self) -> str:
         """Fingerprint of the calibration windows."""
         return self.calibration_text.fingerprint()
+
+    @cached_property
+    def text_fingerprint(self) -> str:
+        """Fingerprint of the calibration tokens that are read, without those that the dense model writes itself."""
+        return self.inputs.calibration_text.fingerprint()
 
     @cached_property
     def model(self) -> PreTrainedModel:

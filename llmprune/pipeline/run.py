@@ -36,6 +36,7 @@ from llmprune.pipeline.finish import FinishedRun, push_as_requested, write_repor
 from llmprune.pipeline.inputs import RunInputs
 from llmprune.pipeline.prune_checkpoint import prune_checkpoint
 from llmprune.pipeline.score_and_select import find_cut, find_scores
+from llmprune.pipeline.self_generated import add_self_generated
 from llmprune.pipeline.source_check import check_sources, has_sources
 from llmprune.pipeline.step_costs import (
     time_dense_forward_pass,
@@ -157,6 +158,7 @@ def _run_steps(context: RunContext, options: RunOptions) -> Report:
     context.inputs.read_texts()
     require_same_everywhere(context)
     _begin_folder(context)
+    add_self_generated(context)
     context.batches.settle(context.recipe, context.folder, most=context.plan.batch_sizes.largest)
     if options.measure_forward:
         time_dense_forward_pass(context)
@@ -177,7 +179,7 @@ def _run_steps(context: RunContext, options: RunOptions) -> Report:
 def _begin_folder(context: RunContext) -> None:
     """Record the run's origin, recipe and plan in its folder. Raises DiskError where its replacement does not fit."""
     recipe, inputs, folder = context.recipe, context.inputs, context.folder
-    folder.begin(recipe_of_model(recipe), fingerprint(inputs.identity, inputs.windows_fingerprint))
+    folder.begin(recipe_of_model(recipe), fingerprint(inputs.identity, inputs.text_fingerprint))
     if is_first_process() and folder.path != folder.home:  # the finished run is kept until the new one is complete
         require_space(folder.home, _disk_needed(context.plan), written=folder_size(folder.path))
     folder.write("recipe.yaml", recipe.text)

@@ -18,7 +18,7 @@ from llmprune.score.source_agreement import compare_sources
 
 def has_sources(context: RunContext) -> bool:
     """Check whether the calibration text has several sources."""
-    return len(context.recipe.calibration.text_sources()) > 1
+    return context.recipe.calibration.number_of_sources() > 1
 
 
 def check_sources(context: RunContext, scores: Scores | None, *, cut: Cut, asked: bool) -> SourceFigures | None:
@@ -65,7 +65,7 @@ def _figures(context: RunContext, scores: Scores, *, cut: Cut, by_source: Sequen
     found = compare_sources(
         by_source, cut, choose=lambda one: choose_cut(inputs.anatomy, one, sizes=sizes), layers_N=scores.layers
     )
-    names = tuple(source.dataset for source in context.recipe.calibration.text_sources())
+    names = inputs.inputs.source_names
     windows = tuple(inputs.sources.bincount(minlength=len(names)).tolist())
     removed = () if sizes.removed_layers is not None else found.removed_layers
     return found.model_copy(update={"names": names, "windows": windows, "removed_layers": removed})

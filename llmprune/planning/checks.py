@@ -18,7 +18,7 @@ from llmprune.common.distributed import require_windows_for_all
 from llmprune.common.errors import LLMPruneError, RecipeError
 from llmprune.data.begin_of_text import required_begin
 from llmprune.data.sources import local_bytes, require_present
-from llmprune.data.windows import require_shares
+from llmprune.data.window_sources import require_shares
 from llmprune.evaluation.bench.generation_speed import require_positions
 from llmprune.evaluation.generation import require_windows
 from llmprune.evaluation.lm_eval.tasks import check_tasks
@@ -147,10 +147,10 @@ def _text_checks(place: str, inputs: TextInputs) -> list[Check]:
     shape = inputs.recipe.evaluation.perplexity.shape() if held_out and inputs.recipe.evaluation.perplexity else None
     samples, length = shape or inputs.recipe.calibration.shape()
     files, size = f"{place} files", f"{place} length"
-    origin = _keys(place, "dataset", "sources", "split", "tokens", "key")
+    origin = _keys(place, "dataset", "sources", "split", "tokens", "key", *([] if held_out else ["mix", "source_key"]))
 
     def read() -> object:
-        return inputs.held_out if held_out else inputs.windows
+        return inputs.held_out if held_out else inputs.text_windows
 
     found = [Check(files, place, origin, lambda: _require_files(windows, samples))]
     if _length_is_known(windows):

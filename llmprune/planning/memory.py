@@ -40,7 +40,7 @@ def memory_of(
     sparse = _sparse_statistics(recipe, pruned)
     size = _scoring_size(recipe, dense, anatomy=anatomy, keep_layers=len(find_layers(pruned)[1]))
     depth = recipe.layer_criterion
-    folds = recipe.refit.folds(len(recipe.calibration.text_sources())) if recipe.refit else 1
+    folds = recipe.refit.folds(recipe.calibration.number_of_sources()) if recipe.refit else 1
     return Memory(
         weights=parameter_bytes(dense),
         layer=_largest(find_layers(dense)[1]) + _largest(find_layers(pruned)[1]),

@@ -22,6 +22,7 @@ from llmprune.common.hub.client import resolve_revision
 from llmprune.cut.apply import cut_config
 from llmprune.planning.base import Base, describe_base, dtype_name, require_complete
 from llmprune.planning.begin_of_text import about_begin, planned_begin
+from llmprune.planning.calibration_sources import calibration_sources
 from llmprune.planning.checks import ErrorCollector, run_checks
 from llmprune.planning.device_memory import BatchSizes, DeviceMemory
 from llmprune.planning.duration.estimate import Durations, run_work
@@ -49,6 +50,7 @@ from llmprune.planning.text_inputs import TextInputs
 from llmprune.planning.tool_compatibility import about_head_size, about_layer_count
 from llmprune.recipe.depth import Depth
 from llmprune.recipe.recipe import Recipe
+from llmprune.results.calibration_sources import CalibrationSource
 from llmprune.results.figures import Figures
 from llmprune.results.report_schema import BaseFiles, Size
 
@@ -69,6 +71,7 @@ class Plan(Figures):
     keep_kv_groups: int | None  # of attention heads, in each layer
     sparsity: SparsityPlan | None = None
     calibration: tuple[int, int]  # windows, tokens in each
+    calibration_sources: tuple[CalibrationSource, ...] = ()
     begin_of_text: str | None = None  # that windows begin with; None for none, and where the tokenizer is not here yet
     memory: Memory
     processes: int  # that share the windows, on all machines
@@ -202,6 +205,7 @@ def _plan(recipe: Recipe, base: Base, *, planned: PlannedCut, starts: int) -> Pl
         keep_kv_groups=kv_groups,
         sparsity=sparsity,
         calibration=recipe.calibration.shape(),
+        calibration_sources=calibration_sources(recipe.calibration),
         memory=memory,
         processes=machine.processes,
         batch_sizes=batches,

@@ -6,13 +6,15 @@ import logging
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from llmprune.anatomy.meta_model import Config, text_config
 from llmprune.checkpoint.loading import load_config, load_tokenizer
 from llmprune.common.errors import CalibrationError, ModelError
-from llmprune.data.windows import TextWindows, load_windows, sources_of_windows
+from llmprune.data.window_sources import source_names, sources_of_windows, with_generated
+from llmprune.data.windows import TextWindows, load_windows
 from llmprune.recipe.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -26,6 +28,7 @@ class TextInputs:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
+        self._generated_NL = torch.empty(0, dtype=torch.int64)
 
     @property
     def needs_tokenizer(self) -> bool:
@@ -53,20 +56,41 @@ class TextInputs:
         return Path(self.recipe.model.id).expanduser().is_dir()
 
     @property
-    def windows(self) -> Tensor:
-        """Calibration tokens, int64 [N, L]."""
+    def text_windows(self) -> Tensor:
+        """Calibration tokens that are read, int64 [N, L]; they fit the model's vocabulary and positions."""
         return self.calibration_text.windows_NL
+
+    @property
+    def windows(self) -> Tensor:
+        """All calibration tokens, int64 [N, L], once the windows that the model writes itself were added."""
+        calibration = self.recipe.calibration
+        assert calibration.self_generated == len(self._generated_NL), "they are generated first"
+        return with_generated(self.text_windows, self._generated_NL, seed=calibration.seed)
+
+    def add_generated(self, generated_NL: Tensor) -> None:
+        """Add the windows that the dense model wrote itself."""
+        self._generated_NL = generated_NL
+
+    @property
+    def documents(self) -> tuple[int, ...] | None:
+        """The number of documents in the windows of each source of text; None for ready tokens."""
+        return self.calibration_text.documents
 
     @cached_property
     def calibration_text(self) -> TextWindows:
-        """Calibration windows."""
+        """Calibration windows that are read, without those that the model writes itself."""
         calibration = self.recipe.calibration
         return self._fitting(load_windows(calibration, self.tokenizer, default_shape=calibration.shape()))
 
     @property
     def sources(self) -> Tensor | None:
-        """Index of the source of each calibration window, int64 [N]; None for ready tokens."""
+        """Index of the source of each calibration window, int64 [N]; None where they have no known sources."""
         return sources_of_windows(self.recipe.calibration, self.recipe.calibration.shape())
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """Names of the sources that ``sources`` counts."""
+        return source_names(self.recipe.calibration, self.recipe.calibration.shape())
 
     @property
     def held_out(self) -> Tensor | None:

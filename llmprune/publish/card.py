@@ -191,6 +191,8 @@ def _fence(text: str) -> str:
 def _template() -> Template:
     environment = template_environment("llmprune.publish", ".", escape=False)
     environment.filters.update(
+        public=public_name,
+        public_texts=public_sources,
         cell=_cell,
         code=_code,
         carried=lambda files: _code(describe_carried(files)),

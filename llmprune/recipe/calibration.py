@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from llmprune.common.schema import Section, Size
 from llmprune.criteria.combine import Combine
+from llmprune.recipe.mixes import DEFAULT_MIX, read_mix
 from llmprune.recipe.text_source import TextSource, readable_split
+
+_SAMPLES, _LENGTH = 128, 2048  # calibration windows and their tokens, where the recipe gives none
 
 
 class TokenWindows(Section):
     """Token windows [samples, sequence_length] from one source, from several, or from a file of ready tokens."""
+
+    _ORIGINS: ClassVar[str] = "exactly one of dataset, sources or tokens"
 
     dataset: str | None = Field(None, min_length=1, description=TextSource.model_fields["dataset"].description)
     config: str | None = Field(None, description=TextSource.model_fields["config"].description)
@@ -59,7 +64,7 @@ class TokenWindows(Section):
     def _different(cls, sources: tuple[TextSource, ...] | None) -> tuple[TextSource, ...] | None:
         seen: set[str] = set()
         for source in sources or ():
-            rows = source.model_dump_json(exclude={"weight"})
+            rows = source.model_dump_json(exclude={"weight", "name", "licence"})
             if rows in seen:
                 raise ValueError(f"{source.dataset} is listed twice with the same rows; raise its weight instead")
             seen.add(rows)
@@ -67,9 +72,9 @@ class TokenWindows(Section):
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        given = [name for name in ("dataset", "sources", "tokens") if getattr(self, name) is not None]
+        given = self._origins()
         if len(given) != 1:
-            raise ValueError(f"needs exactly one of dataset, sources or tokens; {' and '.join(given) or 'none'} given")
+            raise ValueError(f"needs {self._ORIGINS}; {' and '.join(given) or 'none'} given")
         if self.tokens is None and self.key is not None:
             raise ValueError("key belongs to a tokens file; remove it")
         if self.tokens is not None and self.key is None:
@@ -82,6 +87,14 @@ class TokenWindows(Section):
         if self.dataset is not None:
             self.text_sources()
         return self
+
+    def _origins(self) -> list[str]:
+        """Return the keys that say where the windows come from; valid with exactly one."""
+        return [name for name in ("dataset", "sources", "tokens") if getattr(self, name) is not None]
+
+    def text_samples(self, default: int) -> int:
+        """Return the number of windows that are read; ``default``: of all windows where the recipe gives no samples."""
+        return self.samples or default
 
     def stored_shape(self) -> tuple[int, int] | None:
         """Return (N, L) of ready tokens; None for text, and where the file cannot be read, which loading reports."""
@@ -98,7 +111,28 @@ class TokenWindows(Section):
 
 
 class Calibration(TokenWindows):
-    """The text that scores and refits are computed on."""
+    """The text that scores and refits are computed on; without dataset, sources, tokens and mix: ``mix: general``."""
+
+    _ORIGINS: ClassVar[str] = "at most one of dataset, sources, tokens or mix"
+
+    mix: str | None = Field(
+        None,
+        description="Name of a ready mix of hub data sets, listed at the end of this page; default: general, where "
+        "neither dataset, sources nor tokens is given.",
+    )
+
+    source_key: str | None = Field(
+        None,
+        description="Name of an integer tensor [N] in the tokens file, with the number of the source of each window. "
+        "Cross-validation then holds out whole sources, and combine tells them apart.",
+    )
+
+    self_generated: int = Field(
+        0,
+        ge=0,
+        description="Number of the samples that the dense model writes itself, sampled at temperature 1; a source of "
+        "its own. The others are read.",
+    )
 
     combine: Combine = Field(
         "pooled",
@@ -119,21 +153,83 @@ class Calibration(TokenWindows):
         "need not compute them again; they are deleted after pass 2.",
     )
 
+    @field_validator("mix")
+    @classmethod
+    def _known(cls, mix: str | None) -> str | None:
+        if mix is not None:
+            read_mix(mix)
+        return mix
+
+    @model_validator(mode="after")
+    def _valid_sources(self) -> Self:
+        if self.source_key is not None and self.tokens is None:
+            raise ValueError("source_key belongs to a tokens file; remove it")
+        samples = self.samples or _SAMPLES
+        if self.self_generated >= samples and (self.samples or self.tokens is None):
+            raise ValueError(
+                f"self_generated: {self.self_generated} of the {samples} samples leave none to read; lower it, or "
+                "raise samples"
+            )
+        return self
+
     @model_validator(mode="after")
     def _several_to_combine(self) -> Self:
-        if self.combine != "pooled" and len(self.text_sources()) < 2:
+        unread = self.source_key is not None and self.stored_sources() is None  # loading reports it
+        if self.combine != "pooled" and self.number_of_sources() < 2 and not unread:
             raise ValueError(f"combine: {self.combine} needs several sources of text; list them, or remove combine")
         return self
+
+    def _origins(self) -> list[str]:
+        given = super()._origins()
+        return given if given and self.mix is None else [*given, "mix"]
+
+    @property
+    def mix_name(self) -> str | None:
+        """Name of the mix that the text comes from; None where the recipe names its text or tokens."""
+        return (self.mix or DEFAULT_MIX) if "mix" in self._origins() else None
+
+    def text_sources(self) -> tuple[TextSource, ...]:
+        """Return the sources of text, those of the mix included; empty for ready tokens."""
+        return read_mix(self.mix_name) if self.mix_name else super().text_sources()
+
+    def shape(self) -> tuple[int, int]:
+        """Return (N, L): the recipe's, else the tokens file's, else 128 windows of 2048 tokens."""
+        stored = self.stored_shape()
+        samples, length = (stored[0] + self.self_generated, stored[1]) if stored else (_SAMPLES, _LENGTH)
+        return self.samples or samples, self.sequence_length or length
+
+    def text_samples(self, default: int) -> int:
+        """Return the number of windows that are read: all but those that the dense model writes itself."""
+        return (self.samples or default) - self.self_generated
+
+    def stored_sources(self) -> list[int] | None:
+        """Return the source of each window of ready tokens; None without ``source_key`` or a readable tensor."""
+        if self.tokens is None or self.source_key is None:
+            return None
+        return _stored_sources(self.tokens, self.source_key)
+
+    def number_of_sources(self) -> int:
+        """Return the number of sources that are told apart, the text that the dense model writes itself included."""
+        stored = (self.stored_sources() or [0])[: self.text_samples(self.shape()[0])]
+        read = len(self.text_sources()) or len(set(stored))
+        return read + bool(self.self_generated)
 
     @property
     def scored_sources(self) -> int:
         """Number of sources whose scores are summed apart."""
-        return 1 if self.combine == "pooled" else len(self.text_sources())
+        return 1 if self.combine == "pooled" else self.number_of_sources()
 
-    def shape(self) -> tuple[int, int]:
-        """Return (N, L): the recipe's, else the tokens file's, else 128 windows of 2048 tokens."""
-        samples, length = self.stored_shape() or (128, 2048)
-        return self.samples or samples, self.sequence_length or length
+
+def _stored_sources(path: str, key: str) -> list[int] | None:
+    """Return an integer tensor [N] of a file as a list; None where it cannot be read, which loading reports."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            sources = file.get_tensor(key)
+    except (OSError, SafetensorError, TypeError):
+        return None
+    return [int(source) for source in sources] if sources.ndim == 1 and sources.dtype.kind in "iu" else None
 
 
 def _stored_shape(path: str, key: str) -> tuple[int, int] | None:

@@ -52,7 +52,9 @@ class Recipe(Section):
         "`llmprune run` starts a process for each. Without a GPU, or where `CUDA_VISIBLE_DEVICES=` hides all, the CPU "
         "computes.",
     )
-    calibration: Calibration = Field(description="The text that scores and refits are computed on.")
+    calibration: Calibration = Field(
+        Calibration(), description="The text that scores and refits are computed on; left out: `mix: general`."
+    )
     depth: Depth | None = Field(None, description="Layers to remove; left out: none.")
     width: Width | None = Field(None, description="MLP neurons and attention heads to keep; left out: all.")
     experts: Experts | None = Field(None, description="Experts to remove; left out: none.")
@@ -95,7 +97,7 @@ class Recipe(Section):
             raise RecipeError(error.problems, source) from None
         data, problems = document.data, document.repeated
         if not isinstance(data, dict):
-            raise RecipeError("a recipe is a mapping of sections, at least model and calibration", source)
+            raise RecipeError("a recipe is a mapping of sections, at least model", source)
         for override in overrides:
             try:
                 apply_override(data, override)
@@ -110,7 +112,7 @@ class Recipe(Section):
 
     @classmethod
     def _without_wrong_keys(cls, data: dict[str, Any], problems: list[str]) -> PartialRecipe[Self]:
-        """Remove wrong keys until the rest is a recipe; no recipe where the model or the calibration text is wrong."""
+        """Remove wrong keys until the rest is a recipe; no recipe where the model is wrong."""
         data = copy.deepcopy(data)
         wrong: list[str] = []
         while True:
@@ -118,7 +120,7 @@ class Recipe(Section):
                 return PartialRecipe(cls.model_validate(data), problems, tuple(wrong), data)
             except ValidationError as error:
                 places = [place for place in wrong_places(error, data) if _remove(data, place)]
-            if not places or not {"model", "calibration"} <= data.keys():
+            if not places or "model" not in data:
                 return PartialRecipe(None, problems, tuple(wrong), data)
             wrong += [".".join(map(str, place)) for place in places]
 

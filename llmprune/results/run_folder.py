@@ -41,7 +41,8 @@ HIDDEN_STATES = "dense.partial"  # hidden-state cache that pass 1 writes for pas
 TASKS = "tasks"  # results of the pruned model, a file for each finished task
 _FORMAT = 2
 _PRODUCTS = (
-    "recipe.yaml", "plan.json", BATCH_SIZES, "scores.safetensors", "cut.json", "cut.safetensors",
+    "recipe.yaml", "plan.json", BATCH_SIZES, "self-generated.safetensors",
+    "scores.safetensors", "cut.json", "cut.safetensors",
     "calibration-check.json", "pruning.json", "evaluation.json", "report.json", "report.html", "published.json", "card",
     "model", "model.partial", HIDDEN_STATES, TASKS,
 )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from llmprune.common.time_left import rough_duration
+from llmprune.results.calibration_sources import describe_text
 from llmprune.results.formatting import (
     byte_size,
     change,
@@ -50,7 +51,7 @@ def template_environment(package: str, folder: str = "", *, escape: bool = True)
         bar=describe_bar, carried=describe_carried, count=count, duration=duration, fixed=fixed, left=describe_left,
         metric=metric_name, number=number, percent=percent, plural=plural, probability=probability, ranges=ranges,
         rough_duration=rough_duration, short_model_name=short_model_name, size=byte_size, span=span,
-        sparsity=describe_sparsity, speedup=speedup, times=times, varies=describe_speedup,
+        sparsity=describe_sparsity, speedup=speedup, text=describe_text, times=times, varies=describe_speedup,
     )  # fmt: skip
     environment.globals.update(change=change, share=share)
     return environment

@@ -74,7 +74,6 @@ def test_windows_begin_as_the_tokenizer_begins_a_text(numbered: str, name: str, 
     text = loaded(name, dataset=numbered, documents=documents)
     begin, (eos,) = ids_of(name, *SHAPES[name].begins), ids_of(name, SHAPES[name].eos)
     assert text.begin == tuple(begin)
-    assert text.begin_id == begin[0]
     assert text.windows_NL.shape == (20, 32)
     rows = in_order_of_text(text.windows_NL).tolist()
     for row in rows:
@@ -106,7 +105,7 @@ def test_windows_of_other_tokenizers_are_the_plain_tokens(numbered: str, name: s
     stream = [token for part in read for token in [*tokenizer(part)["input_ids"], tokenizer.eos_token_id]]
     assert torch.equal(in_order_of_text(text.windows_NL), torch.tensor(stream[: 20 * 32]).view(20, 32))
     assert text.fingerprint() == fingerprint_tokens(text.windows_NL)
-    assert text.begin_id is None
+    assert text.begin == ()
 
 
 def test_a_document_begins_once_where_its_template_begins_it(tmp_path: Path) -> None:
@@ -131,7 +130,7 @@ def test_a_window_counts_that_has_tokens_of_several_documents(tmp_path: Path, le
     """A begin-of-text token at the end of a window is no part of the document that it announces."""
     path = write_rows(tmp_path / "equal.jsonl", [f"{row:02d}" * 28 for row in range(40)])  # 56 tokens
     text = loaded("llama3", dataset=path, sequence_length=length)
-    inside = (text.windows_NL[:, 1:-1] == text.begin_id).any(1)
+    inside = (text.windows_NL[:, 1:-1] == text.begin[0]).any(1)
     assert text.crossings == int(inside.sum())
     assert bool(text.crossings) == (length == 40)  # a window of 59 ends with the token of the next document
 
@@ -139,11 +138,11 @@ def test_a_window_counts_that_has_tokens_of_several_documents(tmp_path: Path, le
 def test_the_recipe_decides(numbered: str) -> None:
     """``bos: false`` leaves the token out; ``true`` adds one that the tokenizer only defines, or is refused."""
     without = loaded("gemma3", dataset=numbered, bos=False)
-    assert without.begin_id is None
+    assert without.begin == ()
     assert not (without.windows_NL == begin_token(shaped_tokenizer("gemma3"))).any()
     (start,) = ids_of("smollm2", "<|im_start|>")
     forced = loaded("smollm2", dataset=numbered, bos=True)
-    assert forced.begin_id == start
+    assert forced.begin == (start,)
     assert (forced.windows_NL[:, 0] == start).all()
     with pytest.raises(CalibrationError, match=r"no begin-of-text token .* set bos to auto or false"):
         loaded("qwen", dataset=numbered, bos=True)
@@ -160,7 +159,7 @@ def test_ready_tokens(tmp_path: Path) -> None:
     assert torch.equal(as_is.windows_NL, tokens_NL)
     assert torch.equal(off.windows_NL, tokens_NL)
     assert [text.lacking for text in (as_is, forced, off)] == [(begin,), (), ()]
-    assert [text.begin_id for text in (as_is, forced, off)] == [begin, begin, None]
+    assert [text.begin for text in (as_is, forced, off)] == [(begin,), (begin,), ()]
     assert as_is.fingerprint() != off.fingerprint()
     expected_NL = torch.cat([torch.full((4, 1), begin), tokens_NL[:, :-1]], 1)
     expected_NL[1] = tokens_NL[1]

@@ -11,6 +11,8 @@ from helpers.windows import load
 from safetensors.torch import save_file
 
 from llmprune.common.errors import CalibrationError
+from llmprune.data.window_sources import source_names, sources_of_windows
+from llmprune.recipe.calibration import Calibration
 
 
 def test_ready_tokens(tmp_path: Path) -> None:
@@ -21,6 +23,37 @@ def test_ready_tokens(tmp_path: Path) -> None:
     assert torch.equal(load(tokens=file, key="calibration"), tokens_NL.to(torch.int64))
     cut_NL = load(tokens=file, key="calibration", samples=2, sequence_length=8)
     assert torch.equal(cut_NL, tokens_NL[:2, :8].to(torch.int64))
+
+
+def test_ready_tokens_with_sources(tmp_path: Path) -> None:
+    """A tensor beside the windows numbers their sources, which count from zero and keep their numbers as names."""
+    file = str(tmp_path / "tokens.safetensors")
+    save_file({"windows": torch.arange(60).view(6, 10), "kinds": torch.tensor([5, 2, 5, 2, 9, 9])}, file)
+    settings = Calibration(tokens=file, key="windows", source_key="kinds")
+    assert len(load(tokens=file, key="windows", source_key="kinds")) == 6
+    sources_N = sources_of_windows(settings, settings.shape())
+    assert sources_N is not None
+    assert sources_N.tolist() == [1, 0, 1, 0, 2, 2]
+    assert source_names(settings, settings.shape()) == ("2", "5", "9")
+    fewer = settings.model_copy(update={"samples": 4})
+    assert (fewer.number_of_sources(), source_names(fewer, fewer.shape())) == (2, ("2", "5"))
+
+
+@pytest.mark.parametrize(
+    ("kinds", "message"),
+    [
+        (torch.zeros(5, dtype=torch.int64), r"'kinds' in .* is torch.int64 \[5\]; .* integers \[6\]"),
+        (torch.zeros(6), r"is torch.float32 \[6\]; the sources of the windows are integers"),
+        (torch.zeros(6, 1, dtype=torch.int64), r"is torch.int64 \[6, 1\]"),
+        (None, "has no tensor 'kinds'.*; set source_key to one of: windows"),
+    ],
+)
+def test_sources_that_do_not_fit_the_windows(tmp_path: Path, kinds: torch.Tensor | None, message: str) -> None:
+    """Sources that are not one whole number for each window are an error with what is needed."""
+    tensors = {"windows": torch.arange(60).view(6, 10)} | ({} if kinds is None else {"kinds": kinds})
+    save_file(tensors, tmp_path / "tokens.safetensors")
+    with pytest.raises(CalibrationError, match=message):
+        load(tokens=str(tmp_path / "tokens.safetensors"), key="windows", source_key="kinds")
 
 
 BAD_TENSORS = {

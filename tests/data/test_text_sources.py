@@ -119,6 +119,7 @@ def test_insufficient_text(tmp_path: Path, content: str, settings: dict[str, Any
         ("package://absent_module/texts", ["No module named 'absent_module'", "package://MODULE/NAME"]),
         ("package://pydoc_data.topics/absent", ["no attribute 'absent'", "package://MODULE/NAME"]),
         ("package://math/pi", ["math/pi", "not a non-empty mapping or list of texts"]),
+        ("package://asyncio/*.absent", ["matches no file with text; check package and pattern"]),
         ("package://pydoc_data/absent.txt", ["absent.txt does not exist"]),
     ],
 )
@@ -194,8 +195,18 @@ def test_an_unreachable_hub_names_the_remedies(hub: Hub, monkeypatch: pytest.Mon
         load(dataset="org/text")
 
 
-def test_a_tokenizer_without_chat_template(tmp_path: Path) -> None:
-    """The error for messages without a chat template has the remedy: a column of plain text, or a chat model."""
+def test_messages_without_a_chat_template(tmp_path: Path) -> None:
+    """A tokenizer without a chat template gets conversations as paragraphs that begin with the role."""
     path = write_rows(tmp_path / "chat.jsonl", [CHAT], "messages")
-    with pytest.raises(CalibrationError, match=r"no chat template for 'messages' .* or a chat model"):
-        load(chat=False, dataset=path, messages_field="messages")
+    windows_NL = load(chat=False, dataset=path, messages_field="messages", samples=1, sequence_length=36)
+    assert decoded(windows_NL) == ["user: two plus two?\n\nassistant: four"]
+    wrong = write_rows(tmp_path / "wrong.jsonl", ["no messages"], "messages")
+    with pytest.raises(CalibrationError, match=r"'messages' of .* holds no lists of .* set text_field"):
+        load(chat=False, dataset=wrong, messages_field="messages")
+
+
+def test_a_pattern_of_files_in_a_package() -> None:
+    """Each file that the pattern matches is a document."""
+    (text,) = decoded(load(dataset="package://asyncio/*_events.py", samples=1, sequence_length=64))
+    assert text.isprintable() or "\n" in text
+    assert len(load_text(TextSource(dataset="package://asyncio/*_events.py"))) == 5

@@ -11,6 +11,7 @@ from helpers.tiny import tiny_tokenizer
 from helpers.windows import decoded, load, write_rows
 
 from llmprune.common.errors import CalibrationError
+from llmprune.data.window_sources import source_names, sources_of_windows, with_generated
 from llmprune.data.windows import fingerprint_tokens, load_windows
 from llmprune.recipe.calibration import Calibration
 
@@ -115,3 +116,31 @@ def test_streamed_rows_are_shuffled_by_the_seed(tmp_path: Path, numbered: str) -
     first, again, other = (load(dataset=str(folder), seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_every_window_knows_its_source(tmp_path: Path) -> None:
+    """Sources follow the windows into the mixed order, and have the names that the recipe gives them."""
+    sources = [
+        {"dataset": write_rows(tmp_path / f"{letter}.jsonl", [letter * 31] * 50), "name": name}
+        for letter, name in (("a", "first"), ("b", None))
+    ]
+    settings = Calibration.model_validate({"sources": sources, "samples": 8, "sequence_length": 32})
+    loaded = load_windows(settings, tiny_tokenizer(), default_shape=settings.shape())
+    sources_N = sources_of_windows(settings, settings.shape())
+    assert sources_N is not None
+    assert [text[0] for text in decoded(loaded.windows_NL)] == ["ab"[source] for source in sources_N]
+    assert source_names(settings, settings.shape()) == ("first", str(tmp_path / "b.jsonl"))
+    assert loaded.documents == (4, 4)
+
+
+def test_windows_of_the_model_itself_are_a_source(numbered: str) -> None:
+    """Of the samples the model writes some; they are shuffled with the others, and are the last source."""
+    settings = Calibration(dataset=numbered, samples=10, sequence_length=32, self_generated=4)
+    read_NL = load_windows(settings, tiny_tokenizer(), default_shape=settings.shape()).windows_NL
+    assert len(read_NL) == 6
+    windows_NL = with_generated(read_NL, torch.full((4, 32), 7), seed=settings.seed)
+    sources_N = sources_of_windows(settings, settings.shape())
+    assert sources_N is not None
+    assert torch.equal((windows_NL == 7).all(1), sources_N == 1)
+    assert sources_N[-4:].sum() < 4
+    assert source_names(settings, settings.shape()) == (numbered, "self_generated")

@@ -12,6 +12,7 @@ from rich.console import Console
 from helpers.hub.repositories import wrong_metadata
 from llmprune.publish.card import Base, Loading, write_card
 from llmprune.report.run_table import print_summary
+from llmprune.results.calibration_sources import CalibrationSource
 from llmprune.results.evaluation_figures import (
     BarFigures,
     DivergenceFigures,
@@ -59,6 +60,20 @@ PROVENANCE = Provenance(
     commit=COMMIT,
     calibration_fingerprint="5be1c7a09d2f4e83b6c0",
     calibration_tokens=131072,
+    calibration_sources=(
+        CalibrationSource(
+            name="web",
+            text="allenai/c4",
+            config="en",
+            split="train",
+            commit=COMMIT,
+            licence="ODC-By 1.0",
+            windows=48,
+            tokens=98304,
+            documents=210,
+        ),
+        CalibrationSource(name="self_generated", windows=16, tokens=32768),
+    ),
     seed=0,
     trust_remote_code=False,
     device="cpu, 2 threads",
@@ -239,6 +254,7 @@ def bare_report() -> Report:
     bare = sample_report()
     unknown = {"widths": {}, "kv_bytes_per_token": None}
     nothing = {"revision": None, "commit": None, "calibration_fingerprint": None, "calibration_tokens": None}
+    nothing["calibration_sources"] = ()
     return sample_report(
         overrides=(),
         provenance=bare.provenance.model_copy(update={**nothing, "versions": {}}),

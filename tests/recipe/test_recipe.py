@@ -145,8 +145,18 @@ evaluation: {gate: {min_retention: 95}}
     evaluation.gate.min_retention: must be at most 1.0, not 95
 export: {max_shard_size: -5}
     export.max_shard_size: a size must be above zero
-calibration: {}
-    calibration: needs exactly one of dataset, sources or tokens; none given
+calibration: {mix: genral}
+    calibration.mix: there is no mix 'genral'; did you mean 'general'?; mixes: general
+calibration: {mix: general, dataset: x}
+    calibration: needs at most one of dataset, sources, tokens or mix; dataset and mix given
+calibration: {split: test}
+    calibration: split belongs to dataset, not to mix
+calibration: {dataset: x, source_key: z}
+    calibration: source_key belongs to a tokens file
+calibration: {dataset: x, samples: 4, self_generated: 4}
+    calibration: self_generated: 4 of the 4 samples leave none to read
+evaluation: {perplexity: {samples: 4}}
+    evaluation.perplexity: needs exactly one of dataset, sources or tokens; none given
 calibration: {dataset: x, sequence_length: 4}
     calibration.sequence_length: must be at least 8, not 4
 calibration: {dataset: x, seed: 4294967296}
@@ -158,7 +168,7 @@ calibration: {dataset: x, split: 'train[:120%]'}
 calibration: {dataset: x.txt, config: en}
     calibration: config belongs to a hub data set, not to x.txt
 calibration: {dataset: x, tokens: y, key: z}
-    calibration: needs exactly one of dataset, sources or tokens
+    calibration: needs at most one of dataset, sources, tokens or mix
 calibration: {dataset: x, key: z}
     calibration: key belongs to a tokens file
 calibration: {tokens: x}
@@ -204,10 +214,10 @@ def test_wrong_values(section: str, message: str) -> None:
 
 
 def test_all_problems_at_once() -> None:
-    """One read reports every mistake: a repeated key, a bad override, wrong values, missing sections."""
-    text = "model: {dtype: fp16}\nwidth: {mlp: 2, mlp: 3}\ndept: 1\n"
+    """One read reports every mistake: a repeated key, a bad override, wrong values, missing keys."""
+    text = "model: {dtype: fp16}\nwidth: {mlp: 2, mlp: 3}\ncalibration: {samples: 0}\ndept: 1\n"
     found = problems(text, ["nonsense", "depth.remove=-1"])
-    starts = ["line 2: 'mlp'", "--set 'nonsense'", "model.id", "model.dtype", "calibration: is missing",
+    starts = ["line 2: 'mlp'", "--set 'nonsense'", "model.id", "model.dtype", "calibration.samples",
               "depth.remove", "width.mlp", "dept"]  # fmt: skip
     assert [next(s for s in starts if problem.startswith(s)) for problem in found] == starts
     with pytest.raises(RecipeError, match=r"^mine\.yaml: 8 problems\n  - line 2"):
@@ -215,7 +225,7 @@ def test_all_problems_at_once() -> None:
 
 
 NOT_A_RECIPE = [
-    ("", "a recipe is a mapping of sections, at least model and calibration"),
+    ("", "a recipe is a mapping of sections, at least model"),
     ("[1, 2]", "a recipe is a mapping"),
     ("model:\n\tid: x", "line 2, column 1: not valid YAML: found character '\\t' that cannot start any"),
     ("model: [", "line 1, column 9: not valid YAML"),

@@ -68,6 +68,7 @@ def test_the_page_of_a_full_report_has_every_section() -> None:
         "Generation speed",
         "Verification",
         "Steps",
+        "Calibration text",
         "Recipe",
         "Provenance",
         "Files",

@@ -123,7 +123,7 @@ class Pass2Count:
         """Return the work of a layer's refits: runs on the pruned hidden states, sums, solutions."""
         anatomy, hidden, tokens = self.models.anatomy, self.models.hidden, self.tokens.count
         dense, cut, unit = self.dense[old], self.cut[new], self._unit(old)
-        folds = refit.folds(len(self.recipe.calibration.text_sources())) if self.tokens.windows > 1 else 1
+        folds = refit.folds(self.recipe.calibration.number_of_sources()) if self.tokens.windows > 1 else 1
         attention, heads = anatomy.attention[old], anatomy.heads
         loses_heads = bool(attention and heads and self.models.planned.heads.kv_groups != heads.count)
         work = Work()

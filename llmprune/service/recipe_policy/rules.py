@@ -13,6 +13,7 @@ _REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9][\w./-]{0,120}", re.ASCII)
 _WORD = re.compile(r"(?!.*\.\.)[\w.+:,-]{1,120}", re.ASCII)
 _TASK = re.compile(r"(?!.*\.ya?ml$)[\w+-][\w.+-]{0,119}", re.ASCII)  # no path and no glob: lm-eval would load both
 _COLUMN = re.compile(r"[^/\\\x00-\x1f]{1,120}")
+_LABEL = re.compile(r"[^/\\\x00-\x1f]{1,120}")  # of a source, for people
 _PATTERN = re.compile(r"\d{1,4}:\d{1,4}", re.ASCII)
 _MATRIX = re.compile(r"[\w.*?-]{1,120}", re.ASCII)  # matched against a few dozen names
 _SPLIT = re.compile(r"[\w.\[\]:%()+ -]{1,120}", re.ASCII)
@@ -44,6 +45,7 @@ _word = _matches(_WORD, "give a plain word")
 _revision = _matches(_REVISION, "give a branch, tag or commit")
 _column = _matches(_COLUMN, "give the name of a column")
 _matrix = _matches(_MATRIX, "give the name of a matrix, or a pattern with * and ?")
+_tensor = _matches(_COLUMN, "give the name of a tensor")
 _TEXT: dict[str, Rule] = {
     "dataset": hub_id_or_path,
     "revision": _revision,
@@ -52,12 +54,16 @@ _TEXT: dict[str, Rule] = {
     "text_field": _column,
     "messages_field": _column,
     "tokens": tokens_file,
-    "key": _matches(_COLUMN, "give the name of a tensor"),
+    "key": _tensor,
+    "name": _matches(_LABEL, "give a name of up to 120 characters, without a path"),
+    "licence": _matches(_LABEL, "give the licence in up to 120 characters, without a path"),
 }
 RULES: dict[str, Rule] = {
     "model.id": hub_id_or_path,
     "model.revision": _revision,
     "model.device_map": _word,
+    "calibration.mix": _word,
+    "calibration.source_key": _tensor,
     "sparsity.pattern": _matches(_PATTERN, 'give N:M, such as "2:4"'),
     "sparsity.targets[]": _matrix,
     "sparsity.skip[]": _matrix,

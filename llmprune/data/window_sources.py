@@ -1,0 +1,97 @@
+"""Sources of calibration windows: their shares, their order and their names.
+
+Shapes in names: N windows, L sequence length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil
+from typing import TYPE_CHECKING
+
+from llmprune.common.errors import CalibrationError
+from llmprune.recipe.calibration import Calibration, TokenWindows
+from llmprune.recipe.text_source import TextSource
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SELF_GENERATED = "self_generated"  # name of the source of windows that the dense model wrote itself
+
+
+def sources_of_windows(windows: Calibration, default_shape: tuple[int, int]) -> Tensor | None:
+    """Return the index in ``source_names`` of the source of each calibration window, int64 [N].
+
+    The windows are those of ``load_windows`` and ``with_generated``. None where they have no known sources: for ready
+    tokens without a readable ``source_key``.
+    """
+    import torch
+
+    sources, stored = windows.text_sources(), windows.stored_sources()
+    samples = windows.text_samples(default_shape[0])
+    if sources:
+        counts = torch.tensor(share_by_weight(samples, sources))
+        read_N = torch.arange(len(sources)).repeat_interleave(counts)[order_of(samples, windows.seed)]
+    elif stored is not None:
+        read_N = torch.unique(torch.tensor(stored[:samples]), return_inverse=True)[1]
+    elif windows.self_generated:
+        read_N = torch.zeros(samples, dtype=torch.int64)
+    else:
+        return None
+    own_N = torch.full((windows.self_generated,), int(read_N.max()) + 1)
+    return with_generated(read_N, own_N, seed=windows.seed)
+
+
+def source_names(windows: Calibration, default_shape: tuple[int, int]) -> tuple[str, ...]:
+    """Return the names of the sources: of text as the recipe names it, of ready tokens their numbers, such as 0, 1."""
+    stored = windows.stored_sources()
+    numbers = sorted(set((stored or [])[: windows.text_samples(default_shape[0])]))
+    names = [source.name or source.dataset for source in windows.text_sources()] or [str(number) for number in numbers]
+    names = names or [str(windows.tokens)]
+    return (*names, SELF_GENERATED) if windows.self_generated else tuple(names)
+
+
+def with_generated(read_N: Tensor, generated_N: Tensor, *, seed: int) -> Tensor:
+    """Return what was read and what the model generated in one shuffled order; unchanged where it generated nothing.
+
+    Both are windows [N, L], or another value for each window [N].
+    """
+    import torch
+
+    if not len(generated_N):
+        return read_N
+    return torch.cat([read_N, generated_N])[order_of(len(read_N) + len(generated_N), seed)]
+
+
+def order_of(samples: int, seed: int) -> Tensor:
+    """Return the shuffled order of windows, int64 [samples]."""
+    import torch
+
+    return torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
+
+
+def require_shares(windows: TokenWindows, samples: int) -> None:
+    """Raise CalibrationError where a source would get none of ``samples`` windows in all."""
+    if windows.text_sources():
+        share_by_weight(windows.text_samples(samples), windows.text_sources())
+
+
+def share_by_weight(samples: int, sources: Sequence[TextSource]) -> list[int]:
+    """Split a number of windows by weight, the largest remainders rounded up.
+
+    Raises CalibrationError where a source would get none.
+    """
+    total = sum(source.weight for source in sources)
+    exact = [samples * source.weight / total for source in sources]
+    counts = [int(value) for value in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda index: counts[index] - exact[index])
+    for index in by_remainder[: samples - sum(counts)]:
+        counts[index] += 1
+    left_out = [source.name or source.dataset for source, count in zip(sources, counts, strict=True) if not count]
+    if left_out:
+        needed = ceil(total / min(source.weight for source in sources))
+        raise CalibrationError(
+            f"{', '.join(left_out)} would get none of the {samples} samples; "
+            f"ask for more samples ({needed} give each source one), raise its weight, or remove it from sources"
+        )
+    return counts

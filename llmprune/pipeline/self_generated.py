@@ -1,0 +1,81 @@
+"""Calibration windows that the dense model writes itself, sampled at temperature 1.
+
+They show what the model learned, without any data set (LLM-QAT, arXiv 2305.17888). Each begins with the begin-of-text
+ids, as the windows that are read; where these have none, with the first tokens of one of them. An end-of-text token
+does not end a window: the next document follows, as in packed text.
+
+Shapes: N windows, B batch, P prompt tokens, L sequence length.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from llmprune.checkpoint.loading import load_model
+from llmprune.common.devices import input_device
+from llmprune.evaluation.decoding import Sampling, generate
+from llmprune.evaluation.whole_model import WholeModel, with_smaller_batches
+from llmprune.pipeline.context import RunContext
+from llmprune.pipeline.inputs import RunInputs
+from llmprune.pipeline.step_costs import measure_step
+from llmprune.results.run_folder import fingerprint
+
+_STEP = "self-generated windows"
+_OPENING = 8  # tokens of a read window that a generated one begins with, where there is no begin-of-text token
+_BATCH = 16  # windows that are generated at a time
+_KEY = "windows"
+
+
+def add_self_generated(context: RunContext) -> None:
+    """Generate the windows of ``calibration.self_generated``, or load them from the run folder, and add them."""
+    inputs, folder = context.inputs, context.folder
+    calibration = context.recipe.calibration
+    if not calibration.self_generated:
+        return
+
+    def make(path: Path) -> Tensor:
+        with measure_step(folder.steps, _STEP):
+            windows_NL = _generated(inputs, warnings=context.batches.calibration.reductions)
+        save_file({_KEY: windows_NL}, path)
+        return windows_NL
+
+    def load(path: Path) -> Tensor:
+        return load_file(path)[_KEY]
+
+    origin = fingerprint(inputs.identity, inputs.text_fingerprint, calibration.self_generated, calibration.seed)
+    windows_NL = folder.produce(_STEP, origin, file="self-generated.safetensors", load=load, make=make)
+    inputs.inputs.add_generated(windows_NL)
+
+
+def _generated(inputs: RunInputs, *, warnings: list[str]) -> Tensor:
+    """Sample windows int64 [N, L] from the whole dense model; halve the batch where a device's memory is full."""
+    prompts_NP = _openings(inputs)
+    seed, length = inputs.recipe.calibration.seed, inputs.inputs.text_windows.shape[1]
+    whole = WholeModel(lambda: load_model(inputs.recipe.model))
+
+    def work(batch_size: int) -> Tensor:
+        model = whole.get()
+        device = input_device(model)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            settings = Sampling(length - prompts_NP.shape[1])
+            parts = [generate(model, ids_BP, settings=settings).cpu() for ids_BP in torch.split(prompts_NP, batch_size)]
+        return torch.cat(parts)
+
+    windows_NL = with_smaller_batches(work, min(_BATCH, len(prompts_NP)), step=_STEP, reductions=warnings)
+    whole.release()
+    return windows_NL
+
+
+def _openings(inputs: RunInputs) -> Tensor:
+    """Return the tokens that the generated windows begin with, int64 [N, P]."""
+    count, text_NL = inputs.recipe.calibration.self_generated, inputs.inputs.text_windows
+    begin = inputs.inputs.calibration_text.begin
+    if begin:
+        return torch.tensor([begin]).repeat(count, 1)
+    opening = min(_OPENING, text_NL.shape[1] // 2)
+    return text_NL[torch.arange(count) % len(text_NL), :opening]

@@ -1,0 +1,36 @@
+"""Sources of a recipe's calibration windows, with the number of windows from each. No text is read here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from llmprune.data.window_sources import source_names, sources_of_windows
+from llmprune.recipe.calibration import Calibration
+from llmprune.results.calibration_sources import CalibrationSource
+
+
+def calibration_sources(
+    calibration: Calibration, *, documents: Sequence[int] = (), commits: Mapping[str, str] | None = None
+) -> tuple[CalibrationSource, ...]:
+    """Return each source with its windows.
+
+    ``documents``: number of documents of each source of text, once it is read; ``commits``: of each hub data set.
+    Raises CalibrationError where a source would get no window.
+    """
+    shape = calibration.shape()
+    sources_N = sources_of_windows(calibration, shape)
+    counts = [shape[0]] if sources_N is None else sources_N.bincount().tolist()
+    texts = calibration.text_sources()
+    found = []
+    for index, (name, windows) in enumerate(zip(source_names(calibration, shape), counts, strict=True)):
+        source = CalibrationSource(name=name, windows=windows, tokens=windows * shape[1])
+        if index < len(texts):
+            text = texts[index]
+            update = {"text": text.dataset, "config": text.config, "split": text.split, "licence": text.licence}
+            update["commit"] = (commits or {}).get(text.dataset)
+            read = {"documents": documents[index]} if documents else {}
+            source = source.model_copy(update=update | read)
+        elif not (calibration.self_generated and index == len(counts) - 1):
+            source = source.model_copy(update={"text": calibration.tokens})
+        found.append(source)
+    return tuple(found)

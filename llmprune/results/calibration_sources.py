@@ -1,0 +1,27 @@
+"""Sources of the calibration text, with their share of the windows, for plan, report and model card."""
+
+from __future__ import annotations
+
+from llmprune.results.figures import Figures
+
+
+class CalibrationSource(Figures):
+    """Source of some calibration windows. Fields are None where they are unknown or do not apply."""
+
+    name: str
+    text: str | None = None  # hub id, file or package; None for text that the dense model wrote itself
+    config: str | None = None  # configuration of a hub data set
+    split: str | None = None
+    commit: str | None = None  # of a hub data set
+    licence: str | None = None  # as the recipe or its mix states it
+    windows: int
+    tokens: int
+    documents: int | None = None  # that the windows hold, whole or in part; None in a plan
+
+
+def describe_text(source: CalibrationSource) -> str:
+    """Return the place of a source's text, as ``PLACE (CONFIG, SPLIT)``; for text of the model itself a sentence."""
+    if source.text is None:
+        return "sampled from the dense model"
+    details = ", ".join(part for part in (source.config, source.split) if part)
+    return f"{source.text} ({details})" if details else source.text

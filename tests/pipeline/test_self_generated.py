@@ -1,0 +1,39 @@
+"""Calibration windows that the dense model writes itself: in the report, in the run folder, and after a stop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.commands import command, report_in, save_model, verify_here, write_recipe, write_text
+from safetensors.torch import load_file
+
+FILE = "self-generated.safetensors"
+
+
+def test_the_model_writes_some_of_its_calibration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Generated windows are a source of the run, differ from each other, and are written once."""
+    verify_here(monkeypatch)
+    text = write_text(tmp_path / "text.txt")
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml",
+        save_model(tmp_path / "dense"),
+        text,
+        calibration={"dataset": str(text), "samples": 6, "sequence_length": 32, "self_generated": 3},
+        evaluation={},
+    )
+    done = command("run", recipe, "--output", tmp_path / "run")
+    assert done.code == 0, done.err
+    report = report_in(tmp_path / "run")
+    sources = report["provenance"]["calibration_sources"]
+    assert [(source["name"], source["windows"]) for source in sources] == [(str(text), 3), ("self_generated", 3)]
+    assert report["provenance"]["calibration_tokens"] == 6 * 32
+    windows_NL = load_file(tmp_path / "run" / FILE)["windows"]
+    assert windows_NL.shape == (3, 32)
+    assert len(torch.unique(windows_NL, dim=0)) == 3
+    before = (tmp_path / "run" / FILE).stat().st_mtime_ns
+    assert command("run", recipe, "--output", tmp_path / "run").code == 0
+    steps = {step["name"]: step["reused"] for step in report_in(tmp_path / "run")["steps"]}
+    assert steps["self-generated windows"]
+    assert (tmp_path / "run" / FILE).stat().st_mtime_ns == before
