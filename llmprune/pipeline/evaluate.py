@@ -51,7 +51,7 @@ def evaluate(context: RunContext, cut: Cut) -> Measured:
         fingerprint_tokens(inputs.held_out) if inputs.held_out is not None else None,
     )
     if is_first_process():
-        refuse_fewer_samples(folder.path, evaluation.limit)
+        refuse_fewer_samples(folder.path, evaluation.largest_limit)
     return folder.produce("evaluation", origin, file="evaluation.json", load=load, make=make, together=True)
 
 

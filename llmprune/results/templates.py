@@ -50,7 +50,8 @@ def template_environment(package: str, folder: str = "", *, escape: bool = True)
     environment.filters.update(
         bar=describe_bar, carried=describe_carried, count=count, duration=duration, fixed=fixed,
         greedy_agreement=describe_greedy_agreement, left=describe_left, metric=metric_name, number=number,
-        percent=percent, plural=plural, probability=probability, ranges=ranges, rough_duration=rough_duration, short_model_name=short_model_name,
+        percent=percent, plural=plural, probability=probability, ranges=ranges,
+        rough_duration=rough_duration, short_model_name=short_model_name,
         size=byte_size, span=span, sparsity=describe_sparsity, speedup=speedup, times=times, varies=describe_speedup,
     )  # fmt: skip
     environment.globals.update(change=change, share=share)

@@ -57,9 +57,9 @@ def check_tasks(evaluation: Evaluation) -> None:
     with quiet():
         missing = set(names)
         if folder is not None:
-            missing -= set(_manager(folder).all_tasks)
+            missing -= set(manager_of(folder).all_tasks)
         if missing:
-            missing -= _named_in_defaults(missing)
+            missing -= set(defaults_that_name(frozenset(missing)).all_tasks)
         if not missing:
             return
         known = _all_tasks(folder).all_tasks
@@ -93,7 +93,7 @@ def load_tasks(evaluation: Evaluation) -> tuple[LoadedTask, ...]:
     limit_waits()
     seed_everything(evaluation.seed)
     folder = _include_folder(evaluation)
-    manager = _manager(folder) if folder else None
+    manager = manager_of(folder) if folder else None
     if manager is None or not all(_lies_within(manager, name) for name in evaluation.task_names):
         manager = _all_tasks(folder)  # a tag or a group may include tasks of lm-eval's own folders
     loaded: dict[str, LoadedTask] = {}
@@ -212,7 +212,7 @@ def _state(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _manager(*folders: Path) -> Any:
+def manager_of(*folders: Path) -> Any:
     """Return lm-eval's index of these folders only, which takes milliseconds."""
     from lm_eval.tasks import TaskManager
 
@@ -237,10 +237,11 @@ def _all_tasks(folder: Path | None) -> Any:
     return TaskManager(include_path=folder)
 
 
-def _named_in_defaults(names: set[str]) -> set[str]:
-    """Return the names that lm-eval's own folders define; names defined by inclusion may be missed.
+@lru_cache(maxsize=4)
+def defaults_that_name(names: frozenset[str]) -> Any:
+    """Return lm-eval's index of its own folders that define some of these names.
 
-    Searches the files' text first and parses only the folders with a match.
+    Searches the files' text first and parses only the folders with a match. Names defined by inclusion may be missed.
     """
     import lm_eval.tasks
 
@@ -248,10 +249,15 @@ def _named_in_defaults(names: set[str]) -> set[str]:
     defined = re.compile(rf"^\s*(?:-|(?:task|group|tag)\s*:)\s*['\"]?(?:{either})['\"]?\s*$".encode(), re.MULTILINE)
     files = Path(lm_eval.tasks.__file__).parent.rglob("*.yaml")
     folders = {file.parent for file in files if defined.search(file.read_bytes())}
-    return names & set(_manager(*sorted(folders)).all_tasks)
+    return manager_of(*sorted(folders))
 
 
 def _unreachable(name: str, manager: Any, *, error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return (
+            f"the task {name!r} needs the module {error.name}, which is not installed; install it, for tasks of "
+            "evaluation.suite with pip install 'llmprune[suites]', or leave the task out"
+        )
     entry = manager.task_index.get(name)
     data = (entry.cfg or {}).get("dataset_path") if entry else None
     return (
