@@ -17,7 +17,7 @@ def may_generate(evaluation: Evaluation) -> bool:
     folder = Path(evaluation.include_path).expanduser() if evaluation.include_path else None
     with quiet():
         own = manager_of(folder).task_index if folder and folder.is_dir() else {}
-        others = frozenset(evaluation.task_names) - own.keys()
+        others = frozenset(name for name in evaluation.task_names if name not in own)
         index = (defaults_that_name(others).task_index if others else {}) | own
     return _any_generates(evaluation.task_names, index)
 
