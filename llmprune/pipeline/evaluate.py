@@ -72,17 +72,23 @@ def _measure(context: RunContext, cut: Cut) -> Measured:
 def _prompts(context: RunContext) -> tuple[Prompts | None, list[str]]:
     """Return the prompts of the generation check, and why it is left out where it is the default and not possible.
 
-    A model that fits neither on its devices nor in RAM is read from the disk for every token of an answer.
+    A model that fits neither on its devices nor in RAM would be read from the disk for every token of an answer; a
+    server of models may have left no memory for another.
     """
     prompts, evaluation = context.inputs.prompts, context.recipe.evaluation
     if isinstance(prompts, str):
         return None, [prompts]
-    if prompts and not evaluation.requires_generation and not fits_in_memory(context.recipe.model):
-        return None, [
-            "the answers of both models were not compared: the model does not fit in memory, so that every token of an "
-            "answer would read it from the disk; set evaluation.generation to {} to compare them nevertheless"
-        ]
-    return prompts, []
+    if prompts is None or evaluation.requires_generation:
+        return prompts, []
+    reason = None
+    if evaluation.backend and evaluation.backend.serves_elsewhere:
+        reason = "the models of evaluation.backend may hold the devices' memory"
+    elif not fits_in_memory(context.recipe.model):
+        reason = "the model does not fit in memory, so that every token of an answer would read it from the disk"
+    if reason is None:
+        return prompts, []
+    remedy = "set evaluation.generation to {} to compare them nevertheless"
+    return None, [f"the answers of both models were not compared: {reason}; {remedy}"]
 
 
 def _measure_predictions(context: RunContext, cut: Cut, *, source: ModelSource) -> dict[str, Figures]:

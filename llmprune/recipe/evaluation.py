@@ -60,6 +60,11 @@ class Backend(Section):
     dense: dict[str, Argument] = Field({}, description="Arguments for the dense model alone, such as its base_url.")
     pruned: dict[str, Argument] = Field({}, description="Arguments for the pruned model alone.")
 
+    @property
+    def serves_elsewhere(self) -> bool:
+        """True if the models are behind an address, possibly on the GPUs of this machine."""
+        return any("base_url" in given for given in (self.args, self.dense, self.pruned))
+
 
 class Gate(Section):
     """The quality that the pruned model must reach; otherwise the run ends with exit code 3."""
