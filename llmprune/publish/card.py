@@ -96,7 +96,9 @@ def write_card(
         smaller=report.pruned.parameters < report.dense.parameters,
         fence=_fence(report.recipe_text),
         mean_interval=span(report.retention.interval if report.retention else None),
-        interval_name=interval_name([*(task.interval for task in report.tasks), agreement and agreement.interval]),
+        interval_name=interval_name(
+            [*(task.interval for task in report.tasks), agreement.interval if agreement else None]
+        ),
         inverted=any(not task.higher_is_better for task in report.tasks),
     )
     card = ModelCard(f"---\n{_metadata(repo_id, report, base=base, loading=loading)}\n---\n\n{body}")
