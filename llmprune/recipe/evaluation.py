@@ -69,12 +69,16 @@ class Backend(Section):
 class Gate(Section):
     """The quality that the pruned model must reach; otherwise the run ends with exit code 3."""
 
-    min_retention: Bar | None = Field(
+    min_retention: float | None = Field(
         None,
+        gt=0,
+        le=1,
         description="Minimum mean over tasks of pruned metric / dense metric; the interval's lower end must reach it.",
     )
-    min_greedy_agreement: Bar | None = Field(
+    min_greedy_agreement: float | None = Field(
         None,
+        gt=0,
+        le=1,
         description="Minimum share of the tokens of the dense model's greedy answers that the pruned model also ranks "
         "first; the interval's lower end must reach it.",
     )
@@ -124,7 +128,7 @@ class Evaluation(Section):
     seed: int | None = Field(None, ge=0, lt=2**32, description="Seed of the few-shot choice; null: lm-eval's own.")
     backend: Backend | None = Field(None, description="lm-eval backend for the tasks; null: the model in memory.")
     speed: Speed | None = Field(None, description="Generation speed.")
-    gate: Gate | None = Field(None, description="Required retention, which decides the exit code.")
+    gate: Gate | None = Field(None, description="Required quality, which decides the exit code.")
 
     @field_validator("tasks")
     @classmethod
