@@ -232,7 +232,7 @@ def test_recipe_reference_says_types_limits_and_defaults() -> None:
     """A row has the path, the type in words with its limits, the default and the meaning."""
     text = recipe_reference()
     assert "| `mlp` | number above 0, at most 1 | none | " in text
-    assert "| `gate.min_retention` | number above 0, at most 1 | required |" in text
+    assert "| `gate.min_retention` | number above 0, at most 1 | none |" in text
     assert "| `max_shard_size` | size, such as `5GB` | `5GB` |" in text
     assert "| `perplexity` | the keys of `calibration` | none |" in text
     assert "| `sources[].weight` | number above 0 | `1.0` |" in text

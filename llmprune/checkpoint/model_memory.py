@@ -20,6 +20,12 @@ def fit_together(sources: Sequence[ModelSource]) -> bool:
     return sum(map(whole_model_bytes, sources)) <= min(map(memory_for_models, sources))
 
 
+def fits_in_memory(source: ModelSource) -> bool:
+    """Check whether a whole model, not loaded yet, fits in the memory of its devices and RAM together."""
+    ram = int(FOR_WEIGHTS * free_memory()) if gpus_of(source) else 0  # without GPUs RAM is the device
+    return whole_model_bytes(source) <= memory_for_models(source) + ram
+
+
 def whole_model_bytes(source: ModelSource) -> int:
     """Return the bytes of a model's weights in the type that it is computed in. Raises ModelError, CheckpointError."""
     headers = headers_of(source)

@@ -33,10 +33,16 @@ class Sampling:
 
 
 def generate(
-    model: PreTrainedModel, prompts_BP: Tensor, *, settings: Greedy | Sampling, streamer: Any = None
+    model: PreTrainedModel,
+    prompts_BP: Tensor,
+    *,
+    settings: Greedy | Sampling,
+    mask_BP: Tensor | None = None,
+    streamer: Any = None,
 ) -> Tensor:
     """Return prompts and new tokens [B, P + new] on the model's device, padded after the end token.
 
+    ``mask_BP``: 0 for the padding before shorter prompts, else 1; None: no padding.
     ``streamer`` receives the prompts and each step's tokens on the CPU, by its methods ``put`` and ``end``.
     """
     import torch
@@ -53,7 +59,7 @@ def generate(
         pad_token_id=min(settings.end_tokens, default=0),
     )
     inputs_BP = prompts_BP.to(input_device(model))
-    mask_BP = torch.ones_like(inputs_BP)
+    mask_BP = torch.ones_like(inputs_BP) if mask_BP is None else mask_BP.to(inputs_BP.device)
     with torch.no_grad(), _default_generation_settings(model):
         output: Tensor = model.generate(inputs_BP, attention_mask=mask_BP, generation_config=config, streamer=streamer)
     return output

@@ -8,22 +8,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from llmprune.checkpoint.model_memory import fit_together
 from llmprune.common.distributed import broadcast_from_first, is_first_process
 from llmprune.common.progress import report_progress
 from llmprune.data.windows import TextWindows
 from llmprune.evaluation.bench.generation_speed import compare_speed
-from llmprune.evaluation.generation import Continuations, compare_generation, continue_windows
+from llmprune.evaluation.generation import answer_prompts, compare_generation
+from llmprune.evaluation.greedy_agreement import follow_answers
 from llmprune.evaluation.lm_eval.harness import EvaluatedModel, evaluate_tasks
 from llmprune.evaluation.lm_eval.results import TaskResults
 from llmprune.evaluation.perplexity import compare_predictions, perplexity
+from llmprune.evaluation.prompts import Prompts
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.hidden_states import HiddenStateStore
 from llmprune.recipe.calibration import TokenWindows
 from llmprune.recipe.evaluation import Evaluation, Perplexity
-from llmprune.results.evaluation_figures import DivergenceFigures, GenerationFigures, PerplexityFigures, SpeedFigures
+from llmprune.results.evaluation_figures import (
+    Answer,
+    AnswerAgreement,
+    DivergenceFigures,
+    GenerationFigures,
+    PerplexityFigures,
+    SpeedFigures,
+)
 from llmprune.results.figures import Figures
 
 
@@ -35,6 +42,7 @@ class Measured(Figures):
     dense_tasks: TaskResults = TaskResults(tasks=())
     pruned_tasks: TaskResults = TaskResults(tasks=())
     generation: GenerationFigures | None = None
+    agreement: tuple[AnswerAgreement, ...] = ()  # along each of the dense model's greedy answers
     speed: SpeedFigures | None = None
     warnings: tuple[str, ...] = ()  # batches that were halved for want of memory
 
@@ -69,41 +77,47 @@ def measure_predictions(
 
 
 def measure_models(
-    settings: Evaluation, dense: EvaluatedModel, *, pruned: EvaluatedModel, held_out_NL: Tensor | None
+    settings: Evaluation, dense: EvaluatedModel, *, pruned: EvaluatedModel, prompts: Prompts | None
 ) -> Measured:
-    """Measure tasks, free generation and speed, as the recipe's evaluation section asks.
+    """Measure tasks, generation and speed, as the recipe's evaluation section asks; ``prompts``: None: no generation.
 
     A model is loaded only where something is left to measure on it. With several processes all share the tasks, the
     first measures the rest, and all return the same value.
     """
     together = settings.speed is not None and is_first_process() and fit_together([dense.source, pruned.source])
     tasks: dict[str, TaskResults] = {}
-    texts: dict[str, list[list[int]]] = {}
+    answers: dict[str, tuple[Answer, ...]] = {}
+    agreement: tuple[AnswerAgreement, ...] = ()
     for side, model in (("dense", dense), ("pruned", pruned)):
-        if settings.tasks:
+        if settings.task_names:
             report_progress(f"tasks: {side}")
             tasks[side] = evaluate_tasks(model, side, evaluation=settings)
-        if settings.generation and held_out_NL is not None and is_first_process():
+        if settings.generation and prompts and is_first_process():
             report_progress(f"free generation: {side}")
-            reductions = model.whole.reductions
-            texts[side] = continue_windows(
-                model.whole.get(), held_out_NL, settings=settings.generation, side=side, reductions=reductions
-            )
+            answers[side] = answer_prompts(model, side, prompts=prompts, settings=settings.generation)
+            if side == "pruned":
+                agreement = follow_answers(
+                    model.whole.get(),
+                    prompts,
+                    answers=answers["dense"],
+                    batch_size=settings.generation.batch_size,
+                    reductions=model.whole.reductions,
+                )
         timed_next = together or (side == "pruned" and settings.speed is not None)
         if settings.backend or not timed_next:  # a backend needs the device
             model.whole.release()
     measured = None
     if is_first_process():
         generation, speed = None, None
-        if settings.generation and held_out_NL is not None:
+        if prompts and answers:
             generation = compare_generation(
-                Continuations(**texts), held_out_NL, tokenizer=dense.tokenizer, settings=settings.generation
+                answers["dense"], answers["pruned"], prompts=prompts, tokenizer=dense.tokenizer
             )
         if settings.speed:
             report_progress("speed")
             speed = compare_speed(dense.whole, pruned.whole, settings=settings.speed, together=together)
         warnings = (*dense.whole.reductions, *pruned.whole.reductions)
-        measured = Measured(generation=generation, speed=speed, warnings=warnings)
+        measured = Measured(generation=generation, agreement=agreement, speed=speed, warnings=warnings)
     for model in (dense, pruned):
         model.whole.release()
     measured = broadcast_from_first(measured)

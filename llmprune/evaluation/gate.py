@@ -1,18 +1,44 @@
-"""Gate: verdict on the retention, with the recipe's confidence."""
+"""Gate: verdict on retention and greedy agreement, with the recipe's confidence."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from llmprune.evaluation.retention import Comparison
 from llmprune.evaluation.statistics import samples_needed
 from llmprune.recipe.evaluation import Gate
-from llmprune.results.evaluation_figures import BarFigures, GateFigures, RetentionFigures, TaskFigures, Verdict
+from llmprune.results.evaluation_figures import (
+    AgreementFigures,
+    BarFigures,
+    GateFigures,
+    Interval,
+    RetentionFigures,
+    TaskFigures,
+    Verdict,
+)
 from llmprune.results.formatting import plural
 
-MEAN = "mean"
+MEAN, GREEDY_AGREEMENT = "mean", "greedy agreement"
 _NAMED = 3  # tasks listed with their reasons
 
 
-def judge(gate: Gate | None, comparison: Comparison) -> GateFigures | None:
+@dataclass(frozen=True)
+class _Found:
+    """Measured value of a bar: a retention, or the greedy agreement."""
+
+    value: float | None
+    interval: Interval | None
+    samples: int
+
+    @classmethod
+    def retention_of(cls, figures: TaskFigures | RetentionFigures | None) -> _Found | None:
+        """Return the retention of a task, a group or the mean."""
+        return cls(figures.retention, figures.interval, figures.samples) if figures else None
+
+
+def judge(
+    gate: Gate | None, comparison: Comparison, *, agreement: AgreementFigures | None = None
+) -> GateFigures | None:
     """Return the gate's verdict; None without a gate.
 
     A bar is passed if the lower end of the interval reaches it, and failed if the upper end does not; otherwise there
@@ -21,22 +47,34 @@ def judge(gate: Gate | None, comparison: Comparison) -> GateFigures | None:
     """
     if gate is None:
         return None
-    bars = [
-        _judge_bar(
-            MEAN,
-            gate.min_retention,
-            found=comparison.mean,
-            confidence=gate.confidence,
-            no_interval=_why_no_mean(comparison),
+    bars = []
+    if gate.min_retention is not None:
+        bars.append(
+            _judge_bar(
+                MEAN,
+                gate.min_retention,
+                found=_Found.retention_of(comparison.mean),
+                confidence=gate.confidence,
+                no_interval=_why_no_mean(comparison),
+            )
         )
-    ]
+    if gate.min_greedy_agreement is not None:
+        found = _Found(agreement.share, agreement.interval, agreement.samples) if agreement else None
+        bar = _judge_bar(
+            GREEDY_AGREEMENT,
+            gate.min_greedy_agreement,
+            found=found,
+            confidence=gate.confidence,
+            no_interval="it was not measured",
+        )
+        bars.append(bar.model_copy(update={"kind": GREEDY_AGREEMENT}))
     for name, min_retention in gate.per_task.items():
         task = comparison.named(name)
         bars.append(
             _judge_bar(
                 name,
                 min_retention,
-                found=task,
+                found=_Found.retention_of(task),
                 confidence=gate.confidence,
                 no_interval=_why_no_interval(name, task, comparison=comparison),
             )
@@ -58,7 +96,7 @@ def _judge_bar(
     name: str,
     min_retention: float,
     *,
-    found: TaskFigures | RetentionFigures | None,
+    found: _Found | None,
     confidence: float,
     no_interval: str,
 ) -> BarFigures:
@@ -66,7 +104,7 @@ def _judge_bar(
     bar = BarFigures(
         name=name,
         min_retention=min_retention,
-        retention=found.retention if found else None,
+        retention=found.value if found else None,
         interval=found.interval if found else None,
         verdict="no interval",
         samples=found.samples if found else 0,

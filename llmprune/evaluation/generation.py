@@ -4,23 +4,27 @@ Repetition is the share of tokens that complete a repeated 4-gram (rep-n of Well
 a text that ends with the same sequence of at most 16 tokens at least three times. Small models also loop when dense, so
 the dense model and the text's own continuation are measured for comparison.
 
-Shapes: N prompts, B batch, P prompt tokens, L all tokens.
+Shapes: B prompts of a batch, P tokens of the longest, L all tokens.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from importlib.metadata import version
 from statistics import fmean
 from typing import TYPE_CHECKING
 
 import torch
 
-from llmprune.common.errors import RecipeError
 from llmprune.evaluation.decoding import Greedy, end_tokens, generate
+from llmprune.evaluation.lm_eval.harness import EvaluatedModel
+from llmprune.evaluation.prompts import Ids, Prompts
 from llmprune.evaluation.whole_model import with_smaller_batches
 from llmprune.recipe.evaluation import Generation
-from llmprune.results.evaluation_figures import Example, FreeText, GenerationFigures
+from llmprune.results.evaluation_figures import Answer, Example, FreeText, GenerationFigures
+from llmprune.results.figures import Figures
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,80 +35,71 @@ _MAX_PERIOD, _MIN_REPEATS = 16, 3  # tokens of a loop, and how often it occurs
 _EXAMPLES = 4  # shown in the report
 
 
-@dataclass(frozen=True)
-class Continuations:
-    """New token ids of each prompt by both models, up to the first end token."""
+class Answers(Figures):
+    """Greedy answers of one model, one for each prompt."""
 
-    dense: list[list[int]]
-    pruned: list[list[int]]
+    answers: tuple[Answer, ...]
 
 
-def continue_windows(
-    model: PreTrainedModel, windows_NL: Tensor, *, settings: Generation, side: str, reductions: list[str]
-) -> list[list[int]]:
-    """Continue the beginnings of held-out windows, greedily; return the new token ids up to the first end token.
+def answer_prompts(model: EvaluatedModel, side: str, *, prompts: Prompts, settings: Generation) -> tuple[Answer, ...]:
+    """Return the greedy answers of a model, from its result store or generated now. ``side``: dense or pruned."""
+    parts = prompts.ids, prompts.new_tokens, settings.batch_size, [version(name) for name in ("torch", "transformers")]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    known = model.store.load("greedy answers", key, kind=Answers)
+    if known is None:
+        written = continue_prompts(
+            model.whole.get(), prompts, batch_size=settings.batch_size, side=side, reductions=model.whole.reductions
+        )
+        known = Answers(answers=written)
+        model.store.save("greedy answers", known, fingerprint=key)
+    return known.answers
 
-    ``reductions`` gets a sentence where a device runs out of memory and the batch is halved. Raises RecipeError if the
-    windows are too few or too short.
+
+def continue_prompts(
+    model: PreTrainedModel, prompts: Prompts, *, batch_size: int, side: str, reductions: list[str]
+) -> tuple[Answer, ...]:
+    """Continue prompts greedily up to the first end token.
+
+    ``reductions`` gets a sentence where a device runs out of memory and the batch is halved.
     """
-    require_windows(settings, (windows_NL.shape[0], windows_NL.shape[1]))
-    prompts_NP = windows_NL[: settings.samples, : settings.prompt_tokens]
     ends = end_tokens(model)
-    greedy = Greedy(settings.new_tokens, ends)
+    greedy = Greedy(prompts.new_tokens, ends)
 
-    def work(batch_size: int) -> list[list[int]]:
-        texts = []
-        for ids_BP in torch.split(prompts_NP, batch_size):
-            output_BL = generate(model, ids_BP, settings=greedy)
-            texts += [_until(row, ends) for row in output_BL[:, ids_BP.shape[1] :].tolist()]
-        return texts
+    def work(size: int) -> tuple[Answer, ...]:
+        answers: list[Answer] = []
+        for start in range(0, len(prompts.ids), size):
+            ids_BP, mask_BP = _padded(prompts.ids[start : start + size])
+            output_BL = generate(model, ids_BP, settings=greedy, mask_BP=mask_BP)
+            answers += [_until_end(row, ends) for row in output_BL[:, ids_BP.shape[1] :].tolist()]
+        return tuple(answers)
 
-    step = f"free generation of the {side} model"
-    return with_smaller_batches(work, settings.batch_size, step=step, reductions=reductions)
+    return with_smaller_batches(work, batch_size, step=f"free generation of the {side} model", reductions=reductions)
 
 
 def compare_generation(
-    continued: Continuations,
-    windows_NL: Tensor,
+    dense: Sequence[Answer],
+    pruned: Sequence[Answer],
     *,
+    prompts: Prompts,
     tokenizer: PreTrainedTokenizerBase | None,
-    settings: Generation,
 ) -> GenerationFigures:
-    """Compare the continuations of the windows' beginnings by both models, and by the text itself."""
-    prompts_NP = windows_NL[: settings.samples, : settings.prompt_tokens]
-    texts = {
-        "dense": continued.dense,
-        "pruned": continued.pruned,
-        "text": windows_NL[: settings.samples, settings.prompt_tokens :][:, : settings.new_tokens].tolist(),
-    }
-    assert tokenizer is not None, "loaded with the run's inputs"
-    written = {name: tokenizer.batch_decode(ids, skip_special_tokens=True) for name, ids in texts.items()}
-    prompts = tokenizer.batch_decode(prompts_NP, skip_special_tokens=True)
+    """Compare the answers of both models, and the text itself where the prompts are beginnings of one."""
+    assert tokenizer is not None, "without one there are no prompts"
+    texts = {"dense": [answer.ids for answer in dense], "pruned": [answer.ids for answer in pruned]}
+    written = {name: _decoded(tokenizer, ids) for name, ids in texts.items()}
+    asked = _decoded(tokenizer, prompts.ids)
     return GenerationFigures(
         **{name: describe(ids, written[name]) for name, ids in texts.items()},
-        samples=len(prompts),
-        prompt_tokens=settings.prompt_tokens,
-        new_tokens=settings.new_tokens,
+        text=describe(prompts.text, _decoded(tokenizer, prompts.text)) if prompts.text else None,
+        source=prompts.source,
+        samples=len(asked),
+        prompt_tokens=max(map(len, prompts.ids)),
+        new_tokens=prompts.new_tokens,
         examples=tuple(
-            Example(prompt=prompts[index], dense=written["dense"][index], pruned=written["pruned"][index])
-            for index in range(min(_EXAMPLES, len(prompts)))
+            Example(prompt=asked[index], dense=written["dense"][index], pruned=written["pruned"][index])
+            for index in range(min(_EXAMPLES, len(asked)))
         ),
     )
-
-
-def require_windows(settings: Generation, shape: tuple[int, int]) -> None:
-    """Raise RecipeError if held-out text of this shape (windows, tokens) has too few prompts or continuations."""
-    count, length = shape
-    if settings.samples > count:
-        raise RecipeError(
-            f"evaluation.generation: {settings.samples} prompts, and the held-out text has {count} windows; "
-            "lower generation.samples or raise perplexity.samples"
-        )
-    if settings.prompt_tokens + settings.new_tokens > length:
-        raise RecipeError(
-            f"evaluation.generation: prompt_tokens {settings.prompt_tokens} + new_tokens {settings.new_tokens} "
-            f"exceed the {length} tokens of a held-out window; shorten one, or raise perplexity.sequence_length"
-        )
 
 
 def describe(ids: Sequence[Sequence[int]], texts: Sequence[str]) -> FreeText:
@@ -131,5 +126,19 @@ def ends_in_loop(ids: Sequence[int]) -> bool:
     )
 
 
-def _until(ids: list[int], ends: frozenset[int]) -> list[int]:
-    return next((ids[:index] for index, token in enumerate(ids) if token in ends), ids)
+def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[Ids]) -> list[str]:
+    return list(tokenizer.batch_decode(list(map(list, ids)), skip_special_tokens=True))
+
+
+def _padded(prompts: Sequence[Ids]) -> tuple[Tensor, Tensor]:
+    """Return token ids and mask, int64 [B, P] each, with padding before shorter prompts."""
+    length = max(map(len, prompts))
+    missing = [length - len(ids) for ids in prompts]
+    rows = [[0] * count + list(ids) for count, ids in zip(missing, prompts, strict=True)]
+    masks = [[0] * count + [1] * len(ids) for count, ids in zip(missing, prompts, strict=True)]
+    return torch.tensor(rows), torch.tensor(masks)
+
+
+def _until_end(ids: Sequence[int], ends: frozenset[int]) -> Answer:
+    place = next((index for index, token in enumerate(ids) if token in ends), None)
+    return Answer(ids=tuple(ids[:place]), end=None if place is None else ids[place])

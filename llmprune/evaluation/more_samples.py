@@ -38,9 +38,13 @@ def next_limit(
 
 
 def _needed(gate: GateFigures | None, limit: int) -> int:
-    undecided = [bar for bar in (gate.bars if gate else ()) if bar.verdict == "not enough samples"]
+    undecided = [
+        bar for bar in (gate.bars if gate else ()) if bar.verdict == "not enough samples" and bar.kind == "retention"
+    ]
     if not undecided:
-        raise RecipeError("the gate does not need more samples; give --limit to evaluate more nevertheless")
+        raise RecipeError(
+            "the gate does not need more samples of the tasks; give --limit to evaluate more nevertheless"
+        )
     needed = [bar.samples_needed / bar.samples for bar in undecided if bar.samples_needed]
     if len(needed) < len(undecided):
         raise RecipeError(

@@ -49,18 +49,47 @@ def ratio_draws(dense_N: Floats, pruned_N: Floats, *, name: str, draws: int = DR
     """
     import numpy as np
 
-    pairs_K2, counts_K = np.unique(np.stack([dense_N, pruned_N], axis=1), axis=0, return_counts=True)
-    best = max(pairs_K2.max(), 1e-300)
+    best = max(dense_N.max(), pruned_N.max(), 1e-300)
     corners = np.array([[0.0, 0.0], [0.0, best], [best, 0.0], [best, best]])
+    return _smoothed_draws(np.stack([dense_N, pruned_N], axis=1), corners, name=name, draws=draws)
+
+
+def share_draws(same_N: Floats, tokens_N: Floats, *, name: str, draws: int = DRAWS) -> Floats:
+    """Return bootstrap draws of (sum of same) / (sum of tokens), float64 [B], over texts drawn as a whole.
+
+    The resampled distribution is smoothed by half a text without any equal token, and half a text with equal tokens
+    only. ``name``: seed of the draws.
+    """
+    import numpy as np
+
+    longest = tokens_N.max()
+    corners = np.array([[longest, 0.0], [longest, longest]])
+    return _smoothed_draws(np.stack([tokens_N, same_N], axis=1), corners, name=name, draws=draws)
+
+
+def mean_and_median_draws(values_N: Floats, *, name: str, draws: int = DRAWS) -> tuple[Floats, Floats]:
+    """Return plain bootstrap draws of the mean and of the median, float64 [B] each. ``name``: seed of the draws."""
+    import numpy as np
+
+    generator = np.random.default_rng(zlib.crc32(name.encode()))
+    drawn_BN = values_N[generator.integers(len(values_N), size=(draws, len(values_N)))]
+    return drawn_BN.mean(axis=1), np.median(drawn_BN, axis=1)
+
+
+def _smoothed_draws(pairs_N2: Floats, corners: Floats, *, name: str, draws: int) -> Floats:
+    """Return bootstrap draws of (sum of second) / (sum of first), with half a pair more in each corner."""
+    import numpy as np
+
+    pairs_K2, counts_K = np.unique(pairs_N2, axis=0, return_counts=True)
     pairs_K2 = np.concatenate([pairs_K2, corners])
-    half_K = np.concatenate([np.zeros(len(counts_K)), np.full(4, 0.5)])
-    smooth_K = np.concatenate([counts_K, np.zeros(4)]) + half_K
+    half_K = np.concatenate([np.zeros(len(counts_K)), np.full(len(corners), 0.5)])
+    smooth_K = np.concatenate([counts_K, np.zeros(len(corners))]) + half_K
     generator = np.random.default_rng(zlib.crc32(name.encode()))
     parts = []
     at_once = max(_MAX_CELLS // len(pairs_K2), 1)
     for start in range(0, draws, at_once):
         size = min(at_once, draws - start)
-        drawn_BK = generator.multinomial(len(dense_N), smooth_K / smooth_K.sum(), size=size) + half_K
+        drawn_BK = generator.multinomial(len(pairs_N2), smooth_K / smooth_K.sum(), size=size) + half_K
         sums_B2 = drawn_BK @ pairs_K2
         parts.append(sums_B2[:, 1] / sums_B2[:, 0])
     ratios: Floats = np.concatenate(parts)

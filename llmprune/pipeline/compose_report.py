@@ -17,6 +17,7 @@ from llmprune.cut.decision import Cut, kept_share
 from llmprune.data.begin_of_text import describe_begin
 from llmprune.evaluation.evaluate import Measured
 from llmprune.evaluation.gate import judge
+from llmprune.evaluation.greedy_agreement import estimate_agreement
 from llmprune.evaluation.retention import CONFIDENCE, compare
 from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.prune_checkpoint import PrunedCheckpoint
@@ -56,9 +57,10 @@ def compose_report(context: RunContext, results: RunResults) -> Report:
     """Put the results of all steps together into the report."""
     recipe, plan, folder = context.recipe, context.plan, context.folder
     pruned, measured, gate = results.pruned, results.measured, context.recipe.evaluation.gate
-    comparison = compare(
-        measured.dense_tasks, measured.pruned_tasks, confidence=gate.confidence if gate else CONFIDENCE
-    )
+    confidence = gate.confidence if gate else CONFIDENCE
+    comparison = compare(measured.dense_tasks, measured.pruned_tasks, confidence=confidence)
+    agreement = estimate_agreement(measured.agreement, confidence=confidence)
+    generation = measured.generation
     skipped = plan.sparsity.skipped if plan.sparsity else ()
     return Report(
         created=now(),
@@ -78,9 +80,9 @@ def compose_report(context: RunContext, results: RunResults) -> Report:
         groups=comparison.groups,
         mean_retention=comparison.mean.retention if comparison.mean else None,
         retention=comparison.mean,
-        generation=measured.generation,
+        generation=generation.model_copy(update={"agreement": agreement}) if generation else None,
         speed=measured.speed,
-        gate=judge(gate, comparison),
+        gate=judge(gate, comparison, agreement=agreement),
         verification=_verification_figures(pruned.verified),
         steps=with_forward_ratios(folder.steps),
         warnings=_warnings(context, results),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from llmprune.checkpoint.model_memory import fits_in_memory
 from llmprune.checkpoint.open_decoder import open_decoder
 from llmprune.checkpoint.pruned_source import pruned_source
 from llmprune.common.distributed import is_first_process
@@ -13,6 +14,7 @@ from llmprune.cut.decision import Cut
 from llmprune.data.begin_of_text import describe_begin
 from llmprune.evaluation.evaluate import Decoders, Measured, measure_models, measure_predictions
 from llmprune.evaluation.lm_eval.harness import evaluated_model
+from llmprune.evaluation.prompts import Prompts
 from llmprune.layerwise.hidden_states import HiddenStateStore
 from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.step_costs import measure_step
@@ -30,7 +32,7 @@ def evaluate(context: RunContext, cut: Cut) -> Measured:
     """
     inputs, folder = context.inputs, context.folder
     evaluation = context.recipe.evaluation.model_copy(update={"gate": None})
-    if not (evaluation.perplexity or evaluation.tasks or evaluation.speed):
+    if not (evaluation.perplexity or evaluation.generation or evaluation.task_names or evaluation.speed):
         return Measured()
 
     def make(path: Path) -> Measured:
@@ -45,10 +47,11 @@ def evaluate(context: RunContext, cut: Cut) -> Measured:
         inputs.identity,
         file_fingerprint(folder.path / "pruning.json"),
         evaluation.model_dump_json(),
+        context.recipe.evaluation.requires_generation,
         inputs.held_out_text.fingerprint() if inputs.held_out_text else None,
     )
     if is_first_process():
-        refuse_fewer_samples(folder.path, evaluation.limit)
+        refuse_fewer_samples(folder.path, evaluation.largest_limit)
     return folder.produce("evaluation", origin, file="evaluation.json", load=load, make=make, together=True)
 
 
@@ -61,8 +64,31 @@ def _measure(context: RunContext, cut: Cut) -> Measured:
     with measure_step(folder.steps, "evaluation"):
         found = _measure_predictions(context, cut, source=source)
         free_cached_memory()
-        measured = measure_models(recipe.evaluation, dense, pruned=pruned, held_out_NL=inputs.held_out)
-    return measured.model_copy(update=found)
+        prompts, left_out = _prompts(context)
+        measured = measure_models(recipe.evaluation, dense, pruned=pruned, prompts=prompts)
+    return measured.model_copy(update=found | {"warnings": (*measured.warnings, *left_out)})
+
+
+def _prompts(context: RunContext) -> tuple[Prompts | None, list[str]]:
+    """Return the prompts of the generation check, and why it is left out where it is the default and not possible.
+
+    A model that fits neither on its devices nor in RAM would be read from the disk for every token of an answer; a
+    server of models may have left no memory for another.
+    """
+    prompts, evaluation = context.inputs.prompts, context.recipe.evaluation
+    if isinstance(prompts, str):
+        return None, [prompts]
+    if prompts is None or evaluation.requires_generation:
+        return prompts, []
+    reason = None
+    if evaluation.backend and evaluation.backend.serves_elsewhere:
+        reason = "the models of evaluation.backend may hold the devices' memory"
+    elif not fits_in_memory(context.recipe.model):
+        reason = "the model does not fit in memory, so that every token of an answer would read it from the disk"
+    if reason is None:
+        return prompts, []
+    remedy = "set evaluation.generation to {} to compare them nevertheless"
+    return None, [f"the answers of both models were not compared: {reason}; {remedy}"]
 
 
 def _measure_predictions(context: RunContext, cut: Cut, *, source: ModelSource) -> dict[str, Figures]:

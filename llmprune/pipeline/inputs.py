@@ -26,6 +26,7 @@ from llmprune.checkpoint.weights_reader import WeightsReader
 from llmprune.common.distributed import broadcast_from_first, is_first_process, rank, world_size
 from llmprune.data.sources import commit_of
 from llmprune.data.windows import TextWindows, fingerprint_tokens
+from llmprune.evaluation.prompts import Prompts
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.hidden_state_files import HiddenStateCache
 from llmprune.layerwise.hidden_states import HiddenStateStore
@@ -91,12 +92,18 @@ class RunInputs:
         return self.inputs.held_out_text
 
     @property
+    def prompts(self) -> Prompts | str | None:
+        """Prompts of the generation check; a sentence why it is left out; None where the recipe turns it off."""
+        return self.inputs.prompts
+
+    @property
     def config(self) -> Config:
         """Config of the dense model."""
         return self.inputs.config
 
     def read_texts(self) -> tuple[Tensor, Tensor | None]:
-        """Read calibration and held-out text, so that missing text ends the run before the expensive work."""
+        """Read texts and prompts, so that missing text ends the run before the expensive work; return the texts."""
+        self.inputs.prompts  # noqa: B018  # read for its errors
         return self.inputs.text_windows, self.held_out
 
     @property

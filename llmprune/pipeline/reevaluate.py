@@ -17,6 +17,7 @@ from llmprune.common.progress import report_progress
 from llmprune.common.versions import now
 from llmprune.evaluation.evaluate import Measured
 from llmprune.evaluation.gate import judge
+from llmprune.evaluation.greedy_agreement import estimate_agreement
 from llmprune.evaluation.lm_eval.harness import evaluate_tasks, evaluated_model
 from llmprune.evaluation.lm_eval.tasks import check_tasks
 from llmprune.evaluation.more_samples import next_limit
@@ -57,7 +58,7 @@ def _evaluate_again(folder: RunFolder, limit: int | None) -> tuple[Report, Recip
     old, known = found
     before = Recipe.parse(old.recipe_text, old.overrides, source=str(folder.path / "recipe.yaml"))
     documents = [task.documents for task in old.tasks]
-    samples = next_limit(old.gate, before.evaluation.limit, documents=documents, wanted=limit)
+    samples = next_limit(old.gate, before.evaluation.largest_limit, documents=documents, wanted=limit)
     overrides = [one for one in old.overrides if one.partition("=")[0].strip() != LIMIT]
     recipe = Recipe.parse(old.recipe_text, [*overrides, f"{LIMIT}={samples}"])
     if is_first_process():
@@ -116,9 +117,9 @@ def _measure(folder: RunFolder, recipe: Recipe, *, old: Report, earlier: int | N
 def _new_report(old: Report, recipe: Recipe, *, measured: Measured, folder: RunFolder) -> Report:
     """Return the old report with the new tasks, retention and verdict, and the costs of the evaluation."""
     gate = recipe.evaluation.gate
-    comparison = compare(
-        measured.dense_tasks, measured.pruned_tasks, confidence=gate.confidence if gate else CONFIDENCE
-    )
+    confidence = gate.confidence if gate else CONFIDENCE
+    comparison = compare(measured.dense_tasks, measured.pruned_tasks, confidence=confidence)
+    agreement = estimate_agreement(measured.agreement, confidence=confidence)
     return old.model_copy(
         update={
             "created": now(),
@@ -128,7 +129,7 @@ def _new_report(old: Report, recipe: Recipe, *, measured: Measured, folder: RunF
             "groups": comparison.groups,
             "mean_retention": comparison.mean.retention if comparison.mean else None,
             "retention": comparison.mean,
-            "gate": judge(gate, comparison),
+            "gate": judge(gate, comparison, agreement=agreement),
             "steps": old.steps + tuple(folder.steps),
             "warnings": tuple(dict.fromkeys((*old.warnings, *measured.warnings))),
         }

@@ -20,8 +20,8 @@ from llmprune.data.begin_of_text import required_begin
 from llmprune.data.sources import local_bytes, require_present
 from llmprune.data.window_sources import require_shares
 from llmprune.evaluation.bench.generation_speed import require_positions
-from llmprune.evaluation.generation import require_windows
 from llmprune.evaluation.lm_eval.tasks import check_tasks
+from llmprune.evaluation.prompts import require_windows
 from llmprune.planning.devices import require_devices
 from llmprune.planning.text_inputs import TextInputs
 from llmprune.recipe.calibration import TokenWindows
@@ -127,14 +127,16 @@ def checks_of(inputs: TextInputs) -> list[Check]:
         fits = partial(require_positions, evaluation.speed)
         reads: tuple[str, ...] = ("evaluation.speed", *model)
         found.append(Check("speed", "evaluation.speed", reads, lambda: fits(inputs.config), ("config",)))
-    if evaluation.generation and evaluation.perplexity and _length_is_known(evaluation.perplexity):
-        windows = partial(require_windows, evaluation.generation, evaluation.perplexity.shape())
+    generation = evaluation.generation
+    continues_text = generation is not None and generation.prompts == "held_out"
+    if generation and continues_text and evaluation.perplexity and _length_is_known(evaluation.perplexity):
+        windows = partial(require_windows, generation, evaluation.perplexity.shape())
         reads = ("evaluation.generation", *_keys("evaluation.perplexity", "samples", "sequence_length", "tokens"))
         found.append(Check("generation", "evaluation.generation", reads, windows))
-    tasks = ("evaluation.tasks", "evaluation.include_path", "evaluation.backend")
+    tasks = ("evaluation.tasks", "evaluation.suite", "evaluation.include_path", "evaluation.backend")
     found.append(Check("tasks", "evaluation", tasks, lambda: check_tasks(evaluation)))
-    if evaluation.gate and not evaluation.tasks:
-        reads = ("evaluation.gate", "evaluation.tasks")
+    if evaluation.gate and evaluation.gate.needs_tasks and not evaluation.task_names:
+        reads = ("evaluation.gate", "evaluation.tasks", "evaluation.suite")
         found.append(Check("judged", "evaluation.gate", reads, _refuse_gate_without_tasks))
     return found
 
@@ -206,7 +208,9 @@ def _require_windows(recipe: Recipe) -> None:
 
 
 def _refuse_gate_without_tasks() -> None:
-    raise RecipeError("evaluation.gate: there is no task to judge by; name lm-eval tasks in evaluation.tasks")
+    raise RecipeError(
+        "evaluation.gate: there is no task to judge by; name lm-eval tasks in evaluation.tasks, or set evaluation.suite"
+    )
 
 
 def _keys(place: str, *names: str) -> tuple[str, ...]:

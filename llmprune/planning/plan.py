@@ -32,6 +32,7 @@ from llmprune.planning.memory import Memory, bytes_of_window, memory_of, memory_
 from llmprune.planning.model_size import measure_size
 from llmprune.planning.notes import (
     about_base,
+    about_judgement,
     about_refit,
     about_scores,
     about_sparsity,
@@ -53,6 +54,13 @@ from llmprune.recipe.recipe import Recipe
 from llmprune.results.calibration_sources import CalibrationSource
 from llmprune.results.figures import Figures
 from llmprune.results.report_schema import BaseFiles, Size
+
+
+class PlannedTask(Figures):
+    """An lm-eval task or group, and the maximum number of samples of each task (None: all)."""
+
+    name: str
+    limit: int | None
 
 
 class Plan(Figures):
@@ -82,6 +90,7 @@ class Plan(Figures):
     work: RunWork  # operations and bytes of each part of the run
     durations: Durations | None = None  # estimated from the work; None where the device's rates are not known
     base_files: BaseFiles = BaseFiles()
+    tasks: tuple[PlannedTask, ...] = ()  # of the evaluation
     notes: tuple[str, ...]
 
 
@@ -188,7 +197,7 @@ def _plan(recipe: Recipe, base: Base, *, planned: PlannedCut, starts: int) -> Pl
         pruned, anatomy.widths | widths, experts=planned.experts, kv_groups=kv_groups, stored=saved, layers=keep
     )
     memory = memory_of(recipe, dense, pruned=pruned, anatomy=anatomy, widths=widths)
-    machine = this_machine(recipe.model, starts=starts)
+    machine, evaluation = this_machine(recipe.model, starts=starts), recipe.evaluation
     planner = memory_planner(recipe, dense, pruned=pruned, anatomy=anatomy, memory=memory, machine=machine)
     batches = planner.batch_sizes()
     return Plan(
@@ -214,6 +223,7 @@ def _plan(recipe: Recipe, base: Base, *, planned: PlannedCut, starts: int) -> Pl
         disk=size.bytes,
         work=run_work(recipe, PlannedModels(dense, pruned, anatomy, planned, size.bytes, batches)),
         base_files=BaseFiles(carried=files.copied, left=files.left_out),
+        tasks=tuple(PlannedTask(name=name, limit=evaluation.limit_of(name)) for name in evaluation.task_names),
         notes=tuple(notes),
     )
 
@@ -262,6 +272,7 @@ def _about_cut(recipe: Recipe, base: Base, *, planned: PlannedCut, pruned: PreTr
         *about_layer_count(base.dense, pruned),
         *about_head_size(config, raw, heads=anatomy.heads, kept=planned.heads.kv_groups),
         *about_base(recipe, config),
+        *about_judgement(recipe, anatomy, keep=planned.layers),
     ]
 
 

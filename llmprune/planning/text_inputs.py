@@ -12,9 +12,11 @@ from transformers import PreTrainedTokenizerBase
 
 from llmprune.anatomy.meta_model import Config, text_config
 from llmprune.checkpoint.loading import load_config, load_tokenizer
-from llmprune.common.errors import CalibrationError, ModelError
+from llmprune.common.errors import CalibrationError, ModelError, RecipeError
+from llmprune.data.begin_of_text import required_begin
 from llmprune.data.window_sources import source_names, sources_of_windows, with_generated
 from llmprune.data.windows import TextWindows, load_windows
+from llmprune.evaluation.prompts import ModelLimits, Prompts, make_prompts
 from llmprune.recipe.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -35,7 +37,7 @@ class TextInputs:
         """True if the recipe reads or writes text; files of ready tokens alone need no tokenizer."""
         evaluation = self.recipe.evaluation
         texts = [self.recipe.calibration, evaluation.perplexity]
-        return bool(evaluation.tasks or evaluation.generation) or any(
+        return bool(evaluation.task_names or evaluation.requires_generation) or any(
             windows is not None and (windows.tokens is None or windows.bos is True) for windows in texts
         )
 
@@ -104,6 +106,27 @@ class TextInputs:
         if settings is None:
             return None
         return self._fitting(load_windows(settings, self.tokenizer, default_shape=settings.shape()))
+
+    @cached_property
+    def prompts(self) -> Prompts | str | None:
+        """Prompts of the generation check; a sentence why it is left out; None where the recipe turns it off.
+
+        Raises RecipeError where the recipe asks for the check itself and there can be no prompts.
+        """
+        evaluation, config = self.recipe.evaluation, text_config(self.config)
+        if evaluation.generation is None:
+            return None
+        bos = (evaluation.perplexity or self.recipe.calibration).bos
+        begin = None if bos == "auto" else required_begin(bos, self.tokenizer)
+        limits = ModelLimits(getattr(config, "max_position_embeddings", None), config.vocab_size)
+        try:
+            return make_prompts(
+                evaluation.generation, self.tokenizer, held_out_NL=self.held_out, begin=begin, limits=limits
+            )
+        except RecipeError as error:
+            if evaluation.requires_generation:
+                raise
+            return f"the answers of both models were not compared: {error}"
 
     @cached_property
     def config(self) -> Config:

@@ -75,6 +75,7 @@ def write_card(
     """
     from huggingface_hub import ModelCard
 
+    agreement = report.generation.agreement if report.generation else None
     body = _template().render(
         repo_id=repo_id,
         report=report,
@@ -86,6 +87,7 @@ def write_card(
         sizes=size_rows(report.dense, report.pruned),
         speed=report.speed,
         perplexity=report.perplexity,
+        agreement=agreement,
         source=public_sources(report.perplexity.source) if report.perplexity else "",
         tasks=[_task_row(task) for task in report.tasks],
         removed=ranges(report.removed_layers),
@@ -94,7 +96,9 @@ def write_card(
         smaller=report.pruned.parameters < report.dense.parameters,
         fence=_fence(report.recipe_text),
         mean_interval=span(report.retention.interval if report.retention else None),
-        interval_name=interval_name([task.interval for task in report.tasks]),
+        interval_name=interval_name(
+            [*(task.interval for task in report.tasks), agreement.interval if agreement else None]
+        ),
         inverted=any(not task.higher_is_better for task in report.tasks),
     )
     card = ModelCard(f"---\n{_metadata(repo_id, report, base=base, loading=loading)}\n---\n\n{body}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from llmprune.common.errors import did_you_mean
 from llmprune.common.schema import Section
 from llmprune.recipe.calibration import TokenWindows
+from llmprune.recipe.suites import suites
 
 Bar = Annotated[float, Field(gt=0, le=1)]
 Argument = str | int | float | bool
@@ -32,14 +34,18 @@ class Speed(Section):
 
 
 class Generation(Section):
-    """Greedy continuation of held-out text, checked for loops, early ends and empty answers."""
+    """Greedy answers of both models to the same prompts: agreement, loops, early ends and empty answers."""
 
-    samples: int = Field(
-        16, gt=0, description="Number of prompts, each the beginning of a window of evaluation.perplexity."
+    prompts: Literal["auto", "held_out", "questions"] = Field(
+        "auto",
+        description="held_out: beginnings of the windows of evaluation.perplexity; questions: llmprune's own, through "
+        "the chat template where the tokenizer has one; auto: questions where it has one, otherwise held_out if these "
+        "windows suffice, else questions.",
     )
-    prompt_tokens: int = Field(32, gt=0, description="Tokens of each prompt.")
+    samples: int = Field(32, gt=0, description="Number of prompts; of questions at most 64.")
+    prompt_tokens: int = Field(32, gt=0, description="Tokens of each prompt from held-out text.")
     new_tokens: int = Field(64, gt=7, description="Maximum tokens generated after each prompt.")
-    batch_size: int = Field(8, gt=0, description="Prompts in a batch.")
+    batch_size: int = Field(16, gt=0, description="Prompts in a batch.")
 
 
 class Backend(Section):
@@ -54,34 +60,75 @@ class Backend(Section):
     dense: dict[str, Argument] = Field({}, description="Arguments for the dense model alone, such as its base_url.")
     pruned: dict[str, Argument] = Field({}, description="Arguments for the pruned model alone.")
 
+    @property
+    def serves_elsewhere(self) -> bool:
+        """True if the models are behind an address, possibly on the GPUs of this machine."""
+        return any("base_url" in given for given in (self.args, self.dense, self.pruned))
+
 
 class Gate(Section):
-    """The retention that the pruned model must reach; otherwise the run ends with exit code 3."""
+    """The quality that the pruned model must reach; otherwise the run ends with exit code 3."""
 
-    min_retention: Bar = Field(
-        description="Minimum mean over tasks of pruned metric / dense metric; the interval's lower end must reach it."
+    min_retention: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Minimum mean over tasks of pruned metric / dense metric; the interval's lower end must reach it.",
+    )
+    min_greedy_agreement: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Minimum share of the tokens of the dense model's greedy answers that the pruned model also ranks "
+        "first; the interval's lower end must reach it.",
     )
     confidence: float = Field(0.95, ge=0.5, lt=1, description="Confidence level of the two-sided interval.")
     per_task: dict[str, Bar] = Field({}, description="Minimum retention of single tasks or groups, by name.")
+
+    @property
+    def needs_tasks(self) -> bool:
+        """True if a bar is about the retention of tasks."""
+        return self.min_retention is not None or bool(self.per_task)
+
+    @model_validator(mode="after")
+    def _has_a_bar(self) -> Self:
+        if not self.needs_tasks and self.min_greedy_agreement is None:
+            raise ValueError("a gate needs a bar: min_retention, min_greedy_agreement or per_task")
+        return self
+
+
+def _settings_or_false(value: Any) -> Any:
+    if value is True:
+        raise ValueError("leave generation out for the default, give settings such as {samples: 48}, or write false")
+    return None if value is False else value
 
 
 class Evaluation(Section):
     """Measurements of the dense and of the pruned model, with the same settings."""
 
     perplexity: Perplexity | None = Field(None, description="Held-out text for perplexity.")
-    generation: Generation | None = Field(None, description="Check of greedy generation; needs perplexity's text.")
+    generation: Annotated[Generation | None, BeforeValidator(_settings_or_false)] = Field(
+        Generation(), description="Greedy answers of both models, which every run compares; false: none."
+    )
+    suite: str | None = Field(
+        None,
+        description="Set of lm-eval tasks with limits: general, which takes about an hour on one GPU for a model of "
+        "8 B parameters. `tasks` are evaluated besides.",
+    )
     tasks: tuple[str, ...] = Field((), strict=False, description="lm-eval task or group names.")
     metrics: dict[str, str] = Field(
         {}, description="Metric by task, such as acc_norm or exact_match,strict-match; default: the task's first."
     )
     include_path: str | None = Field(None, description="Folder of more lm-eval task files; they may run code.")
-    limit: int | None = Field(None, gt=0, description="Maximum samples per task; null: all.")
+    limit: int | None = Field(
+        None, gt=0, description="Maximum samples per task; null: the suite's own limits, else all."
+    )
     num_fewshot: int | None = Field(None, ge=0, description="Examples before each question; null: the task's own.")
     batch_size: int = Field(8, gt=0, description="Requests in a batch.")
     seed: int | None = Field(None, ge=0, lt=2**32, description="Seed of the few-shot choice; null: lm-eval's own.")
     backend: Backend | None = Field(None, description="lm-eval backend for the tasks; null: the model in memory.")
     speed: Speed | None = Field(None, description="Generation speed.")
-    gate: Gate | None = Field(None, description="Required retention, which decides the exit code.")
+    gate: Gate | None = Field(None, description="Required quality, which decides the exit code.")
 
     @field_validator("tasks")
     @classmethod
@@ -91,10 +138,46 @@ class Evaluation(Section):
             raise ValueError(f"{', '.join(repeated)} named twice; name each task once")
         return tasks
 
+    @field_validator("suite")
+    @classmethod
+    def _known(cls, suite: str | None) -> str | None:
+        if suite is not None and suite not in suites():
+            near = did_you_mean(suite, list(suites()))
+            raise ValueError(f"there is no suite {suite!r}{near}; there is: {', '.join(suites())}")
+        return suite
+
     @model_validator(mode="after")
     def _generation_has_text(self) -> Self:
-        if self.generation and not self.perplexity:
+        if self.generation and self.generation.prompts == "held_out" and not self.perplexity:
             raise ValueError(
-                "generation continues the held-out text of perplexity; add that section, or remove generation"
+                "generation.prompts: held_out continues the held-out text of perplexity; add that section, or choose "
+                "questions"
             )
+        if self.gate and self.gate.min_greedy_agreement is not None and self.generation is None:
+            raise ValueError("gate.min_greedy_agreement is measured by generation; do not set that to false")
         return self
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """Names of all tasks and groups: the suite's, then the others."""
+        return tuple(dict.fromkeys((*self._suite_limits, *self.tasks)))
+
+    def limit_of(self, name: str) -> int | None:
+        """Return the maximum number of samples of a task, or of each task of a group; None: all."""
+        return self._suite_limits.get(name) if self.limit is None else self.limit
+
+    @property
+    def largest_limit(self) -> int | None:
+        """Maximum number of samples of any task; None: all of some task."""
+        limits = [self.limit_of(name) for name in self.task_names]
+        return max((limit for limit in limits if limit is not None), default=None) if None not in limits else None
+
+    @property
+    def requires_generation(self) -> bool:
+        """True if the recipe asks for generation itself: then it is an error if it cannot be measured."""
+        asked = "generation" in self.model_fields_set or (self.gate and self.gate.min_greedy_agreement is not None)
+        return self.generation is not None and bool(asked)
+
+    @property
+    def _suite_limits(self) -> dict[str, int]:
+        return suites()[self.suite] if self.suite else {}

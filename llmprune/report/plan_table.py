@@ -27,7 +27,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     console.print()
     console.print(_sizes(plan))
     console.print()
-    for line in (*_cut_lines(plan), *_requirements(plan), *_device_lines(plan), *_time_lines(plan)):
+    for line in (*_cut_lines(plan), *_requirements(plan), *_task_lines(plan), *_device_lines(plan), *_time_lines(plan)):
         console.print(Text(line))
     if plan.shortage:
         console.print(Text.assemble(("Too little memory here: ", "red"), plan.shortage))
@@ -75,6 +75,12 @@ def _requirements(plan: Plan) -> Iterator[str]:
         yield f"Files of the base model that are copied unchanged: {describe_carried(plan.base_files)}"
     if plan.base_files.left:
         yield f"Files of the base model that are not copied: {describe_left(plan.base_files)}"
+
+
+def _task_lines(plan: Plan) -> Iterator[str]:
+    if plan.tasks:
+        listed = ", ".join(f"{task.name} ({task.limit or 'all'})" for task in plan.tasks)
+        yield f"Tasks, with the maximum number of samples of each: {listed}"
 
 
 def _device_lines(plan: Plan) -> Iterator[str]:

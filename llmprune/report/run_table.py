@@ -117,7 +117,15 @@ def _evaluation_rows(report: Report) -> list[_Row]:
 
 def _generation_rows(free: GenerationFigures) -> list[_Row]:
     dense, pruned = free.dense, free.pruned
+    agreement = []
+    if found := free.agreement:
+        agreement = [
+            _Row("greedy agreement", of_dense=percent(found.share)),
+            *_interval_rows(found.interval),
+            _Row("  tokens before a difference, median", pruned=number(found.first_median)),
+        ]
     return [
+        *agreement,
         _Row("repetition", dense=percent(dense.repetition), pruned=percent(pruned.repetition)),
         _Row("texts that loop", dense=percent(dense.loops), pruned=percent(pruned.loops)),
     ]

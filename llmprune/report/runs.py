@@ -70,7 +70,7 @@ def warnings_of(runs: Sequence[Run]) -> tuple[str, ...]:
 def _evaluation_settings(report: Report) -> dict[str, object]:
     """Return the settings that the scores depend on."""
     evaluation = report.recipe.get("evaluation") or {}
-    kept = ("tasks", "metrics", "include_path", "limit", "num_fewshot", "seed", "backend", "perplexity")
+    kept = ("suite", "tasks", "metrics", "include_path", "limit", "num_fewshot", "seed", "backend", "perplexity")
     return {name: evaluation.get(name) for name in kept}
 
 

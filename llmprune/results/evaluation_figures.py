@@ -85,14 +85,54 @@ class FreeText(Figures):
     tokens: float  # length of a text in tokens
 
 
+class Answer(Figures):
+    """Greedy answer of a model: token ids before the first end token, and that token (None: the limit was reached)."""
+
+    ids: tuple[int, ...]
+    end: int | None
+
+    @property
+    def written(self) -> tuple[int, ...]:
+        """All token ids of the answer, the end token included."""
+        return self.ids if self.end is None else (*self.ids, self.end)
+
+
+class AnswerAgreement(Figures):
+    """Next tokens of the pruned model along one greedy answer of the dense model."""
+
+    same: int  # tokens that the pruned model also ranks first
+    tokens: int  # of the answer, its end token included
+    first: int  # tokens before the first difference; all tokens if there is none
+
+
+class AgreementFigures(Figures):
+    """Greedy agreement: next tokens of the pruned model along the dense model's greedy answers.
+
+    Intervals are those of prompts drawn as a whole. The tokens before the first difference are at most those of an
+    answer, so that their mean and median are lower bounds where many answers have no difference.
+    """
+
+    share: float  # of all tokens that the pruned model also ranks first
+    interval: Interval
+    first_mean: float  # tokens before the first difference
+    first_mean_interval: Interval
+    first_median: float
+    first_median_interval: Interval
+    whole: float  # share of the answers without a difference
+    tokens: int  # of all answers
+    samples: int  # answers
+
+
 class GenerationFigures(Figures):
     """Free greedy generation of both models after the same prompts; ``text`` is the held-out text's continuation."""
 
     dense: FreeText
     pruned: FreeText
-    text: FreeText
+    text: FreeText | None  # None for prompts that are no held-out text
+    agreement: AgreementFigures | None = None  # along the dense model's answers
+    source: str = "held-out text"  # of the prompts
     samples: int
-    prompt_tokens: int
+    prompt_tokens: int  # of the longest prompt
     new_tokens: int
     examples: tuple[Example, ...]
 
@@ -120,9 +160,13 @@ class SpeedFigures(Figures):
 
 
 class BarFigures(Figures):
-    """Bar of the gate: the least retention of the mean, a task or a group, and its verdict."""
+    """Bar of the gate: the least retention of the mean, a task or a group, or the least greedy agreement.
 
-    name: str  # task or group, or "mean"
+    For greedy agreement ``min_retention``, ``retention`` and ``interval`` are shares of tokens, ``samples`` answers.
+    """
+
+    kind: Literal["retention", "greedy agreement"] = "retention"
+    name: str  # task or group, "mean", or "greedy agreement"
     min_retention: float
     retention: float | None
     interval: Interval | None
@@ -135,7 +179,7 @@ class BarFigures(Figures):
 class GateFigures(Figures):
     """Verdict of the gate over all bars; ``min_retention`` and ``retention`` are those of the mean."""
 
-    min_retention: float
+    min_retention: float | None  # None if the gate has no bar for the mean
     retention: float | None  # None if no task has a retention
     passed: bool
     confidence: float

@@ -201,5 +201,5 @@ class Report(Figures):
 
     @property
     def measures_quality(self) -> bool:
-        """Check that the quality of the pruned model was measured, by tasks or by perplexity."""
-        return bool(self.tasks) or self.perplexity is not None
+        """Check that the quality of the pruned model was measured: by tasks, perplexity or greedy agreement."""
+        return bool(self.tasks) or self.perplexity is not None or self.generation is not None

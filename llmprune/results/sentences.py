@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from llmprune.results.evaluation_figures import BarFigures, GateFigures, SpeedFigures, Verdict
-from llmprune.results.formatting import percent, plural, ranges, span, times
+from llmprune.results.evaluation_figures import AgreementFigures, BarFigures, GateFigures, SpeedFigures, Verdict
+from llmprune.results.formatting import number, percent, plural, ranges, span, times
 from llmprune.results.report_schema import BaseFiles, SourceFigures, SparsityFigures, StabilityFigures
 
 UNMEASURED = (
     "Nothing was evaluated, so the loss of quality is unknown. "
-    "Add evaluation.perplexity or evaluation.tasks to the recipe to measure it."
+    "Add evaluation.perplexity, evaluation.tasks or evaluation.generation to the recipe to measure it."
 )
 _MOST_FILES = 30  # listed in one sentence
 
@@ -37,17 +37,23 @@ _REMEDIES: dict[Verdict, str] = {
     "(evaluation.metrics), or tasks with a dense score above zero, or remove the bar",
     "pass": "",
 }
+_FEW_ANSWERS = ("not enough samples", {"greedy agreement"})  # the only undecided bar
+_MORE_ANSWERS = (
+    "compare more answers (raise evaluation.generation.samples and run the recipe again, which only evaluates), or "
+    "lower the bar"
+)
 
 
 def describe_bar(bar: BarFigures, digits: int = 1) -> str:
     """Return ``mean retention 93.1% (90.2–95.9%), required: at least 95.0%``, and why it is undecided if it is."""
-    name = "mean retention" if bar.name == "mean" else f"{bar.name} retention"
+    name = bar.name if bar.kind == "greedy agreement" else f"{bar.name} retention"
     interval = f" ({span(bar.interval, digits)})" if bar.interval else ""
     retention = "unknown" if bar.retention is None else percent(bar.retention, digits)
     text = f"{name} {retention}{interval}, required: at least {percent(bar.min_retention, digits)}"
     if bar.verdict == "not enough samples":
+        kind = "answer" if bar.kind == "greedy agreement" else "sample"
         needed = f"about {bar.samples_needed:,} are needed" if bar.samples_needed else "no feasible number suffices"
-        return f"{text}: {plural(bar.samples, 'sample')} cannot decide, {needed}"
+        return f"{text}: {plural(bar.samples, kind)} cannot decide, {needed}"
     if bar.verdict == "no interval":
         return f"{text}: {bar.reason or 'it has no interval'}"
     return text
@@ -61,7 +67,9 @@ def describe_missed_bars(gate: GateFigures) -> str:
 def describe_verdict(gate: GateFigures) -> str:
     """Return the bars that were not passed, and the remedy."""
     head = "the gate is not met" if gate.verdict == "fail" else "the gate is undecided"
-    return f"{head}: {describe_missed_bars(gate)}; {_REMEDIES[gate.verdict]}"
+    kinds = {bar.kind for bar in gate.bars if bar.verdict == gate.verdict}
+    remedy = _MORE_ANSWERS if (gate.verdict, kinds) == _FEW_ANSWERS else _REMEDIES[gate.verdict]
+    return f"{head}: {describe_missed_bars(gate)}; {remedy}"
 
 
 def describe_sparsity(found: SparsityFigures) -> str:
@@ -73,6 +81,16 @@ def describe_sparsity(found: SparsityFigures) -> str:
     if found.groups:
         text += f"; all {found.groups:,} groups were counted in the saved file, {found.violations:,} break the pattern"
     return f"{text}. Zeros are stored: the file is not smaller, and only kernels for the pattern run it faster."
+
+
+def describe_greedy_agreement(found: AgreementFigures) -> str:
+    """Return how often, and how far, the pruned model follows the dense model's greedy answers."""
+    return (
+        f"along {plural(found.samples, 'answer')} of the dense model ({plural(found.tokens, 'token')}) the pruned "
+        f"model ranks the same token first for {percent(found.share)} ({span(found.interval)}); it first differs after "
+        f"{number(found.first_median)} tokens in the median, {number(found.first_mean)} on average; "
+        f"{percent(found.whole, 0)} of the answers have no difference"
+    )
 
 
 def describe_agreement(stability: StabilityFigures) -> list[str]:

@@ -27,6 +27,7 @@ from llmprune.results.formatting import (
 from llmprune.results.sentences import (
     describe_bar,
     describe_carried,
+    describe_greedy_agreement,
     describe_left,
     describe_sparsity,
     describe_speedup,
@@ -48,10 +49,11 @@ def template_environment(package: str, folder: str = "", *, escape: bool = True)
         keep_trailing_newline=not escape,
     )
     environment.filters.update(
-        bar=describe_bar, carried=describe_carried, count=count, duration=duration, fixed=fixed, left=describe_left,
-        metric=metric_name, number=number, percent=percent, plural=plural, probability=probability, ranges=ranges,
-        rough_duration=rough_duration, short_model_name=short_model_name, size=byte_size, span=span,
-        sparsity=describe_sparsity, speedup=speedup, text=describe_text, times=times, varies=describe_speedup,
+        bar=describe_bar, carried=describe_carried, count=count, duration=duration, fixed=fixed,
+        greedy_agreement=describe_greedy_agreement, left=describe_left, metric=metric_name, number=number,
+        percent=percent, plural=plural, probability=probability, ranges=ranges, rough_duration=rough_duration,
+        short_model_name=short_model_name, size=byte_size, span=span, sparsity=describe_sparsity, speedup=speedup,
+        text=describe_text, times=times, varies=describe_speedup,
     )  # fmt: skip
     environment.globals.update(change=change, share=share)
     return environment

@@ -7,9 +7,10 @@ from helpers.task_results import answers, result, together, worse
 from pydantic import ValidationError
 
 from llmprune.evaluation.gate import judge
+from llmprune.evaluation.greedy_agreement import estimate_agreement
 from llmprune.evaluation.retention import Comparison, compare
 from llmprune.recipe.evaluation import Gate
-from llmprune.results.evaluation_figures import GateFigures
+from llmprune.results.evaluation_figures import AnswerAgreement, GateFigures
 from llmprune.results.sentences import describe_verdict
 
 
@@ -110,3 +111,25 @@ def test_impossible_gates_are_refused(wrong: dict[str, object]) -> None:
     """Retention and confidence outside their ranges are refused."""
     with pytest.raises(ValidationError):
         Gate.model_validate({"min_retention": 0.9} | wrong)
+
+
+@pytest.mark.parametrize(("least", "verdict"), [(0.5, "pass"), (0.75, "not enough samples"), (0.95, "fail")])
+def test_a_bar_of_greedy_agreement(least: float, verdict: str) -> None:
+    """The interval over answers decides, without any task; the remedy of too few answers is more answers."""
+    counts = [AnswerAgreement(same=same, tokens=60, first=same) for same in (30, 45, 60) * 10]
+    agreement = estimate_agreement(counts, confidence=0.95)
+    figures = judge(Gate(min_greedy_agreement=least), Comparison(), agreement=agreement)
+    assert figures is not None
+    assert (figures.verdict, figures.min_retention) == (verdict, None)
+    if verdict != "pass":
+        said = describe_verdict(figures)
+        assert "greedy agreement 75.00% (" in said
+        assert ("raise evaluation.generation.samples" in said) is (verdict == "not enough samples")
+
+
+def test_a_missing_agreement_leaves_the_gate_undecided() -> None:
+    """Where the answers were not compared, the bar has no interval, with the reason."""
+    figures = judge(Gate(min_greedy_agreement=0.5), Comparison())
+    assert figures is not None
+    assert figures.verdict == "no interval"
+    assert "greedy agreement unknown, required: at least 50.00%: it was not measured" in describe_verdict(figures)

@@ -41,8 +41,9 @@ def test_generation_side_by_side() -> None:
     dense, pruned = tiny_model("llama", vocab_size=260), tiny_model("llama", vocab_size=260, seed=1)
     text = "All happy families are alike; each unhappy family is unhappy in its own way. " * 3
     ids = torch.tensor(tiny_tokenizer()(text)["input_ids"])[:200].view(5, 40)
-    settings = Generation(samples=5, prompt_tokens=8, new_tokens=16, batch_size=2)
+    settings = Generation(prompts="held_out", samples=5, prompt_tokens=8, new_tokens=16, batch_size=2)
     figures = side_by_side(dense, pruned, tokenizer=tiny_tokenizer(), windows_NL=ids, settings=settings)
+    assert figures.text is not None
     assert figures.text.tokens == 16
     assert 0 <= figures.dense.repetition <= 1
     assert figures.dense.tokens <= 16
@@ -55,7 +56,7 @@ def test_empty_texts_are_counted() -> None:
     silent = tiny_model("llama", vocab_size=260)
     silent.generation_config.eos_token_id = list(range(260))
     ids = torch.randint(250, (4, 40), generator=torch.Generator().manual_seed(0))
-    settings = Generation(samples=4, prompt_tokens=8, new_tokens=16)
+    settings = Generation(prompts="held_out", samples=4, prompt_tokens=8, new_tokens=16)
     figures = side_by_side(
         tiny_model("llama", vocab_size=260), silent, tokenizer=tiny_tokenizer(), windows_NL=ids, settings=settings
     )
@@ -66,8 +67,14 @@ def test_empty_texts_are_counted() -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (Generation(samples=9, prompt_tokens=4, new_tokens=8), "9 prompts, and the held-out text has 5 windows"),
-        (Generation(samples=2, prompt_tokens=20, new_tokens=8), "exceed the 24 tokens of a held-out window"),
+        (
+            Generation(prompts="held_out", samples=9, prompt_tokens=4, new_tokens=8),
+            "9 prompts, and the held-out text has 5 windows",
+        ),
+        (
+            Generation(prompts="held_out", samples=2, prompt_tokens=20, new_tokens=8),
+            "exceed the 24 tokens of a held-out window",
+        ),
     ],
 )
 def test_generation_needs_text(settings: Generation, said: str) -> None:

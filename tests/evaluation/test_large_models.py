@@ -14,19 +14,23 @@ from transformers import PreTrainedModel, modeling_utils
 
 from llmprune.checkpoint import placement
 from llmprune.checkpoint.loading import load_model
-from llmprune.evaluation.generation import continue_windows
-from llmprune.recipe.evaluation import Generation
+from llmprune.evaluation.generation import continue_prompts
+from llmprune.evaluation.greedy_agreement import follow_answers
+from llmprune.evaluation.prompts import Prompts
 from llmprune.recipe.model import ModelSource
+from llmprune.results.evaluation_figures import Answer, AnswerAgreement
 from llmprune.testing import tiny_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-SETTINGS = Generation(samples=3, prompt_tokens=8, new_tokens=8, batch_size=2)
+PROMPTS = Prompts(ids=tuple(map(tuple, windows()[:3, :8].tolist())), new_tokens=8, source="here")
 
 
-def _texts(model: PreTrainedModel) -> list[list[int]]:
-    return continue_windows(model, windows(), settings=SETTINGS, side="dense", reductions=[])
+def _texts(model: PreTrainedModel) -> tuple[tuple[Answer, ...], tuple[AnswerAgreement, ...]]:
+    """Return a model's answers, and how it follows them when it reads them."""
+    answers = continue_prompts(model, PROMPTS, batch_size=2, side="dense", reductions=[])
+    return answers, follow_answers(model, PROMPTS, answers=answers, batch_size=2, reductions=[])
 
 
 def _bytes_on(model: PreTrainedModel, device: str) -> int:

@@ -18,6 +18,7 @@ from helpers.whole_models import side_by_side, timed
 from llmprune.common.errors import EvaluationError
 from llmprune.evaluation import evaluate as evaluation
 from llmprune.evaluation.lm_eval.harness import EvaluatedModel, evaluate_tasks, evaluated_model
+from llmprune.evaluation.prompts import Prompts
 from llmprune.evaluation.whole_model import WholeModel, with_smaller_batches
 from llmprune.recipe.evaluation import Generation, Speed
 from llmprune.recipe.model import ModelSource
@@ -53,9 +54,10 @@ class Loads:
         return subject
 
 
+PROMPTS = Prompts(ids=((1, 2, 3, 4), (5, 6, 7)), new_tokens=8, source="here")
 EVERYTHING = AGREEMENT.model_copy(
     update={
-        "generation": Generation(samples=2, prompt_tokens=4, new_tokens=8),
+        "generation": Generation(),
         "speed": Speed(prompt_tokens=4, new_tokens=2, repeats=2),
     }
 )
@@ -69,13 +71,14 @@ def test_one_model_is_in_memory_at_a_time(
     monkeypatch.setattr(evaluation, "fit_together", lambda _: together)
     loads = Loads()
     dense, pruned = (loads.subject(name, tmp_path, tokenizer) for name in ("dense", "pruned"))
-    measured = evaluation.measure_models(EVERYTHING, dense, pruned=pruned, held_out_NL=windows() % 32)
+    measured = evaluation.measure_models(EVERYTHING, dense, pruned=pruned, prompts=PROMPTS)
     assert loads.most == (2 if together else 1)
     assert loads.loads == {"dense": 1 if together else 2, "pruned": 1}
     assert measured.speed is not None
     assert measured.speed.alternating is together
     assert measured.generation is not None
     assert measured.generation.dense == measured.generation.pruned
+    assert [count.same for count in measured.agreement] == [count.tokens for count in measured.agreement]
     assert measured.dense_tasks.tasks[0].samples == measured.pruned_tasks.tasks[0].samples
     assert measured.warnings == ()
 
@@ -85,7 +88,7 @@ def test_a_model_with_stored_results_is_not_loaded(tmp_path: Path, tokenizer: Pr
     evaluate_tasks(Loads().subject("dense", tmp_path, tokenizer), "dense", evaluation=AGREEMENT)
     loads = Loads()
     dense, pruned = (loads.subject(name, tmp_path, tokenizer) for name in ("dense", "pruned"))
-    evaluation.measure_models(AGREEMENT, dense, pruned=pruned, held_out_NL=None)
+    evaluation.measure_models(AGREEMENT, dense, pruned=pruned, prompts=None)
     assert loads.loads == {"pruned": 1}
 
 
@@ -123,7 +126,7 @@ def test_tasks_are_repeated_with_smaller_batches(
 
 def test_texts_are_repeated_with_smaller_batches() -> None:
     """Free generation halves its batches too."""
-    settings = Generation(samples=4, prompt_tokens=4, new_tokens=8, batch_size=4)
+    settings = Generation(prompts="held_out", samples=4, prompt_tokens=4, new_tokens=8, batch_size=4)
     model, device = tiny_model("llama", vocab_size=260), _SmallDevice(1)
     expected = side_by_side(model, model, tokenizer=tiny_tokenizer(), windows_NL=windows(), settings=settings)
     model.register_forward_pre_hook(device, with_kwargs=True)

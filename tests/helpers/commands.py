@@ -74,13 +74,19 @@ def write_text(path: Path, paragraphs: int = 100) -> Path:
 
 
 def write_recipe(path: Path, base: Path | str, text: Path | str, **sections: Any) -> Path:
-    """Write a recipe that removes two of four layers and a third of the neurons; ``sections`` replace these."""
+    """Write a recipe that removes two of four layers and a third of the neurons; ``sections`` replace these.
+
+    The models' answers are compared only where ``sections`` ask for it.
+    """
     recipe = {
         "model": {"id": str(base)},
         "calibration": {"dataset": str(text), "samples": 6, "sequence_length": 32},
         "depth": {"remove": 2},
         "width": {"neurons": 64},
     }
+    recipe["evaluation"] = {"generation": False}
+    if isinstance(evaluation := sections.get("evaluation"), dict):
+        sections["evaluation"] = {"generation": False} | evaluation
     named = {name: value for name, value in (recipe | sections).items() if value is not None}
     path.write_text(yaml.safe_dump(named, sort_keys=False))
     return path

@@ -25,16 +25,23 @@ def side_by_side(
     pruned: PreTrainedModel,
     *,
     tokenizer: PreTrainedTokenizerBase,
-    windows_NL: Tensor,
+    windows_NL: Tensor | None,
     settings: Generation,
 ) -> GenerationFigures:
-    """Continue windows with two models in memory."""
-    from llmprune.evaluation.generation import Continuations, compare_generation, continue_windows
+    """Answer prompts with two models in memory, and compare the answers."""
+    from llmprune.evaluation.generation import compare_generation, continue_prompts
+    from llmprune.evaluation.greedy_agreement import estimate_agreement, follow_answers
+    from llmprune.evaluation.prompts import ModelLimits, make_prompts
 
-    both = Continuations(
-        *(continue_windows(model, windows_NL, settings=settings, side="", reductions=[]) for model in (dense, pruned))
+    config, size = dense.config, settings.batch_size
+    limits = ModelLimits(config.max_position_embeddings, config.vocab_size)
+    prompts = make_prompts(settings, tokenizer, held_out_NL=windows_NL, limits=limits)
+    answers, others = (
+        continue_prompts(model, prompts, batch_size=size, side="", reductions=[]) for model in (dense, pruned)
     )
-    return compare_generation(both, windows_NL, tokenizer=tokenizer, settings=settings)
+    counts = follow_answers(pruned, prompts, answers=answers, batch_size=size, reductions=[])
+    figures = compare_generation(answers, others, prompts=prompts, tokenizer=tokenizer)
+    return figures.model_copy(update={"agreement": estimate_agreement(counts, confidence=0.95)})
 
 
 def lm_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> Any:

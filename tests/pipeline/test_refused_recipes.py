@@ -95,7 +95,7 @@ def test_unknown_task(workspace: Path, tmp_path: Path, monkeypatch: pytest.Monke
     """A task that lm-eval does not know is refused before anything is made, with the nearest name."""
     from llmprune.evaluation.lm_eval import tasks
 
-    own = tasks._manager(TASKS)  # lm-eval's full index takes 13 s
+    own = tasks.manager_of(TASKS)  # lm-eval's full index takes 13 s
     monkeypatch.setattr(tasks, "_all_tasks", lambda folder: own)
     asked = {"tasks": ["llmprune_agrement"], "include_path": str(TASKS)}
     assert_refused(

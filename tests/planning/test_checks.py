@@ -38,6 +38,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+LONG_ANSWERS = {"prompts": "held_out", "samples": 2, "prompt_tokens": 30, "new_tokens": 8}
+
+
 def recipe_in(shared: Path, change: Change) -> Recipe:
     """Return a valid recipe, changed by ``change``."""
     text = {"dataset": str(shared / "text.txt"), "samples": 4, "sequence_length": 32}
@@ -84,11 +87,11 @@ def test_a_recipe_that_can_be_run_passes(shared: Path) -> None:
         (lambda data, _: data["evaluation"].update(tasks=["llmprune_nonsense"], include_path=TASKS),
          "evaluation.tasks: .*llmprune_nonsense"),
         (lambda data, _: data["evaluation"].update(include_path="/nowhere/at/all"), "evaluation.include_path: "),
-        (lambda data, _: data["evaluation"].update(generation={"samples": 2, "prompt_tokens": 30, "new_tokens": 8}),
+        (lambda data, _: data["evaluation"].update(generation=LONG_ANSWERS),
          "evaluation.generation: .*exceed the 32 tokens"),
         (lambda data, shared: data["evaluation"].update(
             perplexity={"tokens": str(shared / "ids.safetensors"), "key": "ok"},
-            generation={"samples": 2, "prompt_tokens": 30, "new_tokens": 8}), "evaluation.generation: .*exceed the 32"),
+            generation=LONG_ANSWERS), "evaluation.generation: .*exceed the 32"),
         (lambda data, _: data["evaluation"].update(speed={"prompt_tokens": 60, "new_tokens": 8}), "evaluation.speed: "),
         (lambda data, _: data["evaluation"].update(gate={"min_retention": 0.9}), "evaluation.gate: .*no task to judge"),
         (lambda data, _: data["depth"].update(criterion={"kind": "residual", "windows": 8}),
@@ -102,7 +105,7 @@ def test_plan_and_run_refuse_the_same(
     from llmprune.evaluation.lm_eval import tasks
     from llmprune.pipeline.run import run
 
-    own = tasks._manager(Path(TASKS))  # lm-eval's full index takes seconds
+    own = tasks.manager_of(Path(TASKS))  # lm-eval's full index takes seconds
     monkeypatch.setattr(tasks, "_all_tasks", lambda folder: own)
     recipe = recipe_in(shared, change)
     with pytest.raises(LLMPruneError, match=message) as planned:

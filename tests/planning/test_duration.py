@@ -27,7 +27,7 @@ TOKENS = 6 * 32
 ATTENTION = 2 * (32 * 32 * 2 + 32 * 16 * 2) + 4 * 32 * 32  # four projections; scores and sums over 32 tokens
 MLP, CUT_MLP = 2 * 3 * 32 * 96, 2 * 3 * 32 * 64
 GIVEN = Rates(products=2e9, plain_products=1e9, sums=5e8, stream=1e10, copies=1e9, files=1e8, call=1e-6)
-NOTHING = "refit: false\ndepth: {layers: [3]}\n"
+NOTHING = "refit: false\ndepth: {layers: [3]}\nevaluation: {generation: false}\n"
 
 
 def _plan(folder: Path, sections: str, family: str = "llama", **config: Any) -> Plan:
@@ -150,7 +150,7 @@ def test_tasks_have_no_estimate(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_options_of_the_command_add_parts(tmp_path: Path) -> None:
     """The calibration check takes as long as scoring, and plain forward passes run before and after pruning."""
-    plan = _plan(tmp_path, "depth: {remove: 1}")
+    plan = _plan(tmp_path, "depth: {remove: 1}\nevaluation: {generation: false}")
     found = _timed(plan, measures_forward=True, checks_calibration=True)
     order = ["plain forward pass", "pass 1", "calibration check", "pass 2", "saving", "verification"]
     assert [part.step for part in found.parts] == [*order, "plain forward pass"]

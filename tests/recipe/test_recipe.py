@@ -140,7 +140,7 @@ evaluation: {tasks: hellaswag}
 evaluation: {tasks: [a, a]}
     evaluation.tasks: a named twice
 evaluation: {gate: {}}
-    evaluation.gate.min_retention: is missing; add it (Minimum mean
+    evaluation.gate: a gate needs a bar: min_retention,
 evaluation: {gate: {min_retention: 95}}
     evaluation.gate.min_retention: must be at most 1.0, not 95
 export: {max_shard_size: -5}

@@ -63,7 +63,7 @@ def test_the_page_of_a_full_report_has_every_section() -> None:
         "Size",
         "Layers",
         "Tasks",
-        "Free generation",
+        "Generated answers",
         "Perplexity",
         "Generation speed",
         "Verification",

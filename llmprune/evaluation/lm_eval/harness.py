@@ -149,7 +149,9 @@ def _stored_before(
     if earlier is None:
         return None
     found = store.get(task.name, task_fingerprint(task, evaluation.model_copy(update={"limit": earlier})))
-    remaining = found is not None and len(found.samples) < min(evaluation.limit or math.inf, len(task.task.eval_docs))
+    remaining = found is not None and len(found.samples) < min(
+        task.limit(evaluation) or math.inf, len(task.task.eval_docs)
+    )
     return found if found is not None and remaining and can_continue(task.task, found) else None
 
 
@@ -160,8 +162,8 @@ def _run(lm: Any, task: LoadedTask, *, evaluation: Evaluation, before: TaskResul
     from lm_eval import evaluate
 
     seed_everything(evaluation.seed)
-    documents = len(task.task.eval_docs)
-    wanted = range(len(before.samples) if before else 0, min(documents, evaluation.limit or documents))
+    documents, limit = len(task.task.eval_docs), task.limit(evaluation)
+    wanted = range(len(before.samples) if before else 0, min(documents, limit or documents))
     own = lm._rank, lm._world_size
     if len(wanted) < lm._world_size:  # some processes would get no document, so each evaluates all
         lm._rank, lm._world_size = 0, 1
@@ -169,7 +171,7 @@ def _run(lm: Any, task: LoadedTask, *, evaluation: Evaluation, before: TaskResul
         found = evaluate(
             lm=lm,
             task_dict={"tasks": {task.name: task.task}},
-            limit=None if before else evaluation.limit,
+            limit=None if before else limit,
             samples={task.name: wanted} if before else None,
             bootstrap_iters=0,
             log_samples=True,

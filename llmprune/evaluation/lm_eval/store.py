@@ -1,4 +1,4 @@
-"""Results of finished tasks on disk, a file each, to continue evaluations and to evaluate a base model once.
+"""Results of finished tasks, and greedy answers, in a file each: a base model is evaluated once.
 
 Each file records the fingerprint of its model, task files, data and settings. A result is reused only with the same
 fingerprint, so results of different models or settings are never mixed.
@@ -12,14 +12,17 @@ import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from llmprune.common.errors import DiskError
 from llmprune.common.files import write_text
 from llmprune.evaluation.lm_eval.results import TaskResult
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -32,27 +35,35 @@ class ResultStore:
 
     def get(self, task: str, fingerprint: str) -> TaskResult | None:
         """Return the task's result if it is stored with this fingerprint and can be read."""
-        path = self._path(task, fingerprint)
+        return self.load(task, fingerprint, kind=TaskResult)
+
+    def put(self, result: TaskResult, fingerprint: str) -> None:
+        """Store a finished task. If the folder cannot be written, log a warning and continue."""
+        self.save(result.task, result, fingerprint=fingerprint)
+
+    def load(self, name: str, fingerprint: str, *, kind: type[T]) -> T | None:
+        """Return the result ``name`` if it is stored with this fingerprint and can be read."""
+        path = self._path(name, fingerprint)
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             if found["fingerprint"] != self._whole(fingerprint):
                 return None
-            return TaskResult.model_validate(found["result"])
+            return kind.model_validate(found["result"])
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
             logger.warning("%s cannot be used (%s): the task is evaluated again", path, error)
             return None
 
-    def put(self, result: TaskResult, fingerprint: str) -> None:
-        """Store a finished task. If the folder cannot be written, log a warning and continue."""
-        path = self._path(result.task, fingerprint)
+    def save(self, name: str, result: BaseModel, *, fingerprint: str) -> None:
+        """Store the result ``name``. If the folder cannot be written, log a warning and continue."""
+        path = self._path(name, fingerprint)
         content = {"fingerprint": self._whole(fingerprint), "result": result.model_dump(mode="json")}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(content) + "\n")
         except (OSError, DiskError) as error:
-            logger.warning("the result of %s cannot be stored for reuse: %s", result.task, error)
+            logger.warning("the result of %s cannot be stored for reuse: %s", name, error)
 
     def _whole(self, fingerprint: str) -> str:
         return hashlib.sha256(f"{self.identity} {fingerprint}".encode()).hexdigest()

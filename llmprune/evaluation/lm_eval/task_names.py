@@ -43,7 +43,7 @@ def _wrong_metrics(evaluation: Evaluation, loaded: Mapping[str, LoadedTask], *, 
 
 def _not_judged(name: str, evaluation: Evaluation, *, known: Sequence[str]) -> str:
     """Return why the gate cannot judge a task or group."""
-    if name in evaluation.tasks:  # a tag, or a group whose tasks another group includes already
+    if name in evaluation.task_names:  # a tag, or a group whose tasks another group includes already
         return f"has no score of its own; name single tasks, such as {_some(known)}"
     return f"is not evaluated{did_you_mean(name, known)}; name one of evaluation.tasks"
 

@@ -38,6 +38,10 @@ class LoadedTask:
     task: Any
     group: str | None  # group in the recipe that includes this task
 
+    def limit(self, evaluation: Evaluation) -> int | None:
+        """Return the maximum number of samples; None: all."""
+        return evaluation.limit_of(self.group or self.name)
+
 
 def check_tasks(evaluation: Evaluation) -> None:
     """Raise RecipeError if the include folder, a task, group or tag, or the backend does not exist.
@@ -47,18 +51,19 @@ def check_tasks(evaluation: Evaluation) -> None:
     folder = _include_folder(evaluation)
     if evaluation.backend:
         _check_backend(evaluation.backend)
-    if not evaluation.tasks:
+    names = evaluation.task_names
+    if not names:
         return
     with quiet():
-        missing = set(evaluation.tasks)
+        missing = set(names)
         if folder is not None:
-            missing -= set(_manager(folder).all_tasks)
+            missing -= set(manager_of(folder).all_tasks)
         if missing:
-            missing -= _named_in_defaults(missing)
+            missing -= set(defaults_that_name(frozenset(missing)).all_tasks)
         if not missing:
             return
         known = _all_tasks(folder).all_tasks
-    unknown = [name for name in evaluation.tasks if name in missing and name not in known]
+    unknown = [name for name in names if name in missing and name not in known]
     if unknown:
         searched = f"neither lm-eval nor {folder} has a" if folder else "lm-eval has no"
         remedy = "correct the name" if folder else "correct it, or set evaluation.include_path to its folder"
@@ -75,7 +80,7 @@ def fetch_tasks(evaluation: Evaluation) -> None:
 
     Raises EvaluationError if they cannot be loaded, RecipeError if gate or metrics do not fit the tasks.
     """
-    if evaluation.tasks:
+    if evaluation.task_names:
         with quiet_unless_watched():
             load_tasks(evaluation)
 
@@ -88,11 +93,11 @@ def load_tasks(evaluation: Evaluation) -> tuple[LoadedTask, ...]:
     limit_waits()
     seed_everything(evaluation.seed)
     folder = _include_folder(evaluation)
-    manager = _manager(folder) if folder else None
-    if manager is None or not all(_lies_within(manager, name) for name in evaluation.tasks):
+    manager = manager_of(folder) if folder else None
+    if manager is None or not all(_lies_within(manager, name) for name in evaluation.task_names):
         manager = _all_tasks(folder)  # a tag or a group may include tasks of lm-eval's own folders
     loaded: dict[str, LoadedTask] = {}
-    for wanted in evaluation.tasks:
+    for wanted in evaluation.task_names:
         try:
             found = manager.load([wanted])
         except Exception as error:  # datasets, the hub client and task code raise many types
@@ -114,7 +119,8 @@ def task_fingerprint(task: LoadedTask, evaluation: Evaluation) -> str:
     """Return the fingerprint of all inputs of a task's result except the model: files, data, settings, harness."""
     splits = getattr(task.task, "dataset", None) or {}
     data = {str(split): getattr(rows, "_fingerprint", repr(rows)) for split, rows in dict(splits).items()}
-    settings = evaluation.model_dump(mode="json", include={"limit", "num_fewshot", "batch_size", "seed"})
+    settings = evaluation.model_dump(mode="json", include={"num_fewshot", "batch_size", "seed"})
+    settings["limit"] = task.limit(evaluation)
     parts = [
         task.name,
         task.group,
@@ -206,7 +212,7 @@ def _state(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _manager(*folders: Path) -> Any:
+def manager_of(*folders: Path) -> Any:
     """Return lm-eval's index of these folders only, which takes milliseconds."""
     from lm_eval.tasks import TaskManager
 
@@ -231,10 +237,11 @@ def _all_tasks(folder: Path | None) -> Any:
     return TaskManager(include_path=folder)
 
 
-def _named_in_defaults(names: set[str]) -> set[str]:
-    """Return the names that lm-eval's own folders define; names defined by inclusion may be missed.
+@lru_cache(maxsize=4)
+def defaults_that_name(names: frozenset[str]) -> Any:
+    """Return lm-eval's index of its own folders that define some of these names.
 
-    Searches the files' text first and parses only the folders with a match.
+    Searches the files' text first and parses only the folders with a match. Names defined by inclusion may be missed.
     """
     import lm_eval.tasks
 
@@ -242,10 +249,15 @@ def _named_in_defaults(names: set[str]) -> set[str]:
     defined = re.compile(rf"^\s*(?:-|(?:task|group|tag)\s*:)\s*['\"]?(?:{either})['\"]?\s*$".encode(), re.MULTILINE)
     files = Path(lm_eval.tasks.__file__).parent.rglob("*.yaml")
     folders = {file.parent for file in files if defined.search(file.read_bytes())}
-    return names & set(_manager(*sorted(folders)).all_tasks)
+    return manager_of(*sorted(folders))
 
 
 def _unreachable(name: str, manager: Any, *, error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return (
+            f"the task {name!r} needs the module {error.name}, which is not installed; install it, for tasks of "
+            "evaluation.suite with pip install 'llmprune[suites]', or leave the task out"
+        )
     entry = manager.task_index.get(name)
     data = (entry.cfg or {}).get("dataset_path") if entry else None
     return (

@@ -7,6 +7,7 @@ from dataclasses import replace
 from llmprune.anatomy.meta_model import text_config
 from llmprune.planning.duration.operations import LayerCost, Work, head_operations
 from llmprune.planning.duration.parts import Part, PlannedModels, Tokens, forward_work, visited
+from llmprune.recipe.evaluation import Generation
 from llmprune.recipe.recipe import Recipe
 
 _PROBE_TOKENS, _PROBE_CONTEXT = 16, 24  # tokens that the verification generates, cached and uncached, and their context
@@ -41,12 +42,14 @@ def evaluation_parts(recipe: Recipe, models: PlannedModels) -> list[Part]:
         parts.append(Part(step=step, name="held-out text: pruned", work=kept + loaded, items=items))
     sides = {"dense": models.dense_costs, "pruned": models.pruned_costs}
     for side, costs_of in sides.items():
-        if evaluation.tasks:
+        if evaluation.task_names:
             parts.append(Part(step=step, name=f"tasks: {side}", work=None))
         if generation := evaluation.generation:
             prompts = Tokens(generation.samples, generation.prompt_tokens, generation.batch_size)
             costs = costs_of(generation.prompt_tokens + generation.new_tokens)
             work = _generating(models, costs, steps=generation.new_tokens, prompts=prompts)
+            if side == "pruned":
+                work += _along_answers(models, costs, generation=generation)
             parts.append(Part(step=step, name=f"free generation: {side}", work=work))
     if speed := evaluation.speed:
         prompts = Tokens(speed.batch_size, speed.prompt_tokens, speed.batch_size)
@@ -73,6 +76,14 @@ def _held_out(models: PlannedModels, costs: tuple[LayerCost, ...], *, text: Toke
 def _generating(models: PlannedModels, costs: tuple[LayerCost, ...], *, steps: int, prompts: Tokens) -> Work:
     """Return the work of greedy generation by one model: the prompts, then token by token."""
     return _plain(forward_work(costs, prompts)) + _decoding(models, costs, steps=steps, prompts=prompts)
+
+
+def _along_answers(models: PlannedModels, costs: tuple[LayerCost, ...], *, generation: Generation) -> Work:
+    """Return the work of one forward pass over prompts and the dense model's answers, with its logits."""
+    length = generation.prompt_tokens + generation.new_tokens
+    texts = Tokens(generation.samples, length, generation.batch_size)
+    head = Work(plain_products=head_operations(models.dense) * texts.count)
+    return _plain(forward_work(costs, texts)) + head
 
 
 def _decoding(models: PlannedModels, costs: tuple[LayerCost, ...], *, steps: int, prompts: Tokens) -> Work:

@@ -36,11 +36,18 @@ def figures_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
             "parameters": run.report.pruned.parameters,
             "retention": run.report.retention.model_dump(mode="json") if run.report.retention else None,
             "perplexity": run.report.perplexity.model_dump(mode="json") if run.report.perplexity else None,
+            "greedy_agreement": _greedy_agreement(run),
             "speed": run.report.speed.model_dump(mode="json") if run.report.speed else None,
             "verdict": run.report.gate.verdict if run.report.gate else None,
         }
         for run in runs
     ]
+
+
+def _greedy_agreement(run: Run) -> dict[str, Any] | None:
+    generation = run.report.generation
+    found = generation.agreement if generation else None
+    return found.model_dump(mode="json") if found else None
 
 
 def _relative_size(run: Run) -> float:

@@ -137,6 +137,9 @@ def _tiles(report: Report) -> list[Tile]:
         interval = f"{span(report.retention.interval)}, " if report.retention else ""
         counted = len(report.retention.counted) if report.retention else len(report.tasks)
         tiles.append(Tile("mean retention", percent(report.mean_retention), f"{interval}{plural(counted, 'task')}"))
+    if report.generation and (agreement := report.generation.agreement):
+        note = f"{span(agreement.interval)}, {plural(agreement.samples, 'answer')} of the dense model"
+        tiles.append(Tile("greedy agreement", percent(agreement.share), note))
     if perplexity := report.perplexity:
         tiles.append(Tile("perplexity", number(perplexity.pruned), f"dense {number(perplexity.dense)}"))
     return tiles

@@ -68,6 +68,7 @@ RULES: dict[str, Rule] = {
     "sparsity.targets[]": _matrix,
     "sparsity.skip[]": _matrix,
     "evaluation.tasks[]": _matches(_TASK, "give the name of an lm-eval task"),
+    "evaluation.suite": _word,
     "evaluation.include_path": task_folder,
 } | {
     f"{section}{entry}.{name}": rule
