@@ -80,7 +80,10 @@ def device_map_of(
     limits = {place: max(0, size - (working or {}).get(place, 0)) for place, size in limits.items()}
     whole = sorted({*(model._no_split_modules or ()), *(type(layer).__name__ for layer in find_layers(model)[1])})
     balanced = get_balanced_memory(model, max_memory=limits, no_split_module_classes=whole)
-    found: DeviceMap = infer_auto_device_map(model, max_memory=balanced, no_split_module_classes=whole)
+    # offload_buffers does not change the map, only silences a warning about buffers that our layers bring along
+    found: DeviceMap = infer_auto_device_map(
+        model, max_memory=balanced, no_split_module_classes=whole, offload_buffers=True
+    )
     return found
 
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from llmprune.common.errors import RecipeError
+from llmprune.common.out_of_memory import BatchSize
 from llmprune.evaluation.decoding import Greedy, end_tokens, generate
-from llmprune.evaluation.whole_model import with_smaller_batches
 from llmprune.recipe.evaluation import Generation
 from llmprune.results.evaluation_figures import Example, FreeText, GenerationFigures
 
@@ -59,8 +59,8 @@ def continue_windows(
             texts += [_until(row, ends) for row in output_BL[:, ids_BP.shape[1] :].tolist()]
         return texts
 
-    step = f"free generation of the {side} model"
-    return with_smaller_batches(work, settings.batch_size, step=step, reductions=reductions)
+    batch = BatchSize(settings.batch_size, "prompts", alone=True, reductions=reductions)
+    return batch.run(f"free generation of the {side} model", work)
 
 
 def compare_generation(

@@ -152,7 +152,7 @@ def _run_steps(context: RunContext, options: RunOptions) -> Report:
     context.inputs.read_texts()
     require_same_everywhere(context)
     _begin_folder(context)
-    context.batches.settle(context.recipe, context.folder, most=context.plan.batch_sizes.largest)
+    context.batches.settle(context.recipe, context.folder, sizes=context.plan.batch_sizes)
     if options.measure_forward:
         time_dense_forward_pass(context)
     scores = find_scores(context)

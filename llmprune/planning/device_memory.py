@@ -50,11 +50,15 @@ class DeviceMemory(Figures):
 
 
 class BatchSizes(Figures):
-    """Windows that a layer processes at a time. ``largest``: the most of the calibration that fit every device."""
+    """Windows that a layer processes at a time, of the calibration and of the held-out text.
+
+    ``largest``, ``largest_held_out``: the most that fit every device.
+    """
 
     calibration: int
     held_out: int
     largest: int
+    largest_held_out: int
 
 
 @dataclass(frozen=True)
@@ -118,11 +122,16 @@ class MemoryPlanner:
         """Return the recipe's batch sizes, and for those to be chosen the most windows that fit every device."""
         largest = self._largest(self.calibration, self.activations.calibration)
         chosen = self.calibration.batch_size or (largest if self.machine.has_gpu else ON_CPU)
-        later = chosen
+        later, fitting = chosen, largest
         if self.held_out is not None:
             fitting = self._largest(self.held_out, self.activations.held_out)
             later = self.held_out.batch_size or (fitting if self.machine.has_gpu else ON_CPU)
-        return BatchSizes(calibration=chosen, held_out=later, largest=max(largest, ON_CPU))
+        return BatchSizes(
+            calibration=chosen,
+            held_out=later,
+            largest=max(largest, ON_CPU),
+            largest_held_out=max(fitting, ON_CPU),
+        )
 
     def devices(self, batches: BatchSizes) -> tuple[DeviceMemory, ...]:
         """Return the memory of each device that computes, and where these are GPUs the main memory beside them."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import accelerate
 import pytest
 import torch
 
+from llmprune.common import distributed
 from llmprune.common.device_errors import device_errors
 from llmprune.common.distributed import synchronized
 from llmprune.common.errors import DeviceError
@@ -59,6 +63,18 @@ def test_errors_of_cuda_have_a_remedy(reported: str, remedy: str) -> None:
     assert said.startswith(f"the GPU reports: {reported.rstrip('.')}; ")
     assert remedy in said
     assert "\n" not in said
+
+
+def test_gpus_that_cannot_copy_directly_have_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """accelerate refuses RTX 4000 cards with an old driver; a launcher's environment makes them work."""
+
+    def refuse(**_: Any) -> None:
+        raise NotImplementedError("Using RTX 4000 series doesn't support faster communication broadband via P2P or IB.")
+
+    monkeypatch.setattr(accelerate, "PartialState", refuse)
+    distributed._state.cache_clear()
+    with pytest.raises(DeviceError, match="set NCCL_P2P_DISABLE=1 and NCCL_IB_DISABLE=1"):
+        distributed.shared_accelerator()
 
 
 def test_a_run_explains_them() -> None:

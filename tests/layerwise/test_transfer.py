@@ -168,10 +168,10 @@ def test_the_wait_for_layers_is_measured() -> None:
         decoder.skeleton, decoder.tensors, placement=decoder.placement, prefetch=lambda index: time.sleep(0.05)
     )
     slow.tensors(0)
-    waited = slow.waited_seconds
+    waited = slow.waits.seconds
     assert waited > 0.02
     slow.tensors(0)
-    assert slow.waited_seconds == waited
+    assert slow.waits.seconds == waited
 
 
 def test_a_process_of_several_leaves_the_other_gpus_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
