@@ -41,7 +41,8 @@ class ModelInMemory(HFLM):  # type: ignore[misc]  # lm-eval has no types
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         """Return the tensors of all processes, which their GPUs exchange also where this model has no part on one."""
-        return super().all_gather(tensor.to(self.accelerator.device))
+        gathered: Tensor = super().all_gather(tensor.to(self.accelerator.device))
+        return gathered
 
     def _loglikelihood_tokens(self, *args: Any, **kwargs: Any) -> Any:
         return self._run(lambda: super(ModelInMemory, self)._loglikelihood_tokens(*args, **kwargs))
