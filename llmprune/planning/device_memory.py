@@ -18,7 +18,11 @@ from llmprune.results.figures import Figures
 
 ON_CPU = 4  # windows at a time on the CPU, where more are no faster
 _MOST_WINDOWS, _MOST_TOKENS = 64, 2**14  # of a batch: more would not keep a GPU busier
-_SHARE = 0.9  # of the free memory, that is planned with: the allocator splits some, and the estimates have errors
+# Share of the free memory that is planned with. The rest is for what the estimates leave out: fragments of the
+# allocator, kernels that are loaded at first use, NCCL's buffers, and workspaces of cuBLAS, of which torch gives each
+# thread that multiplies 32 MiB on Hopper and 8 MiB on others (aten/src/ATen/cuda/CublasHandlePool.cpp). The context
+# itself is not in the free memory, because asking for that makes it.
+_SHARE = 0.9
 
 
 class DeviceMemory(Figures):
