@@ -48,9 +48,10 @@ class BatchSize:
         """Return ``work(number)``; where a device runs out of memory, release and try again with half the number.
 
         Unless it works alone, every process of the run calls this at the same place, and all have completed the step
-        when it returns. ``release`` drops what earlier steps left in memory. Raises DeviceError where a single window
-        does not fit.
+        when it returns. ``release`` drops what earlier steps left in memory, and makes the next attempt need less.
+        Raises DeviceError where a single window does not fit even then.
         """
+        released = self.alone
         while True:
             try:
                 done = work(self.number)
@@ -67,15 +68,17 @@ class BatchSize:
             # here the traceback, which holds the tensors of the failed attempt, is gone
             release()
             free_cached_memory()
-            if self.number == 1:
+            if self.number == 1 and released:
                 raise self._too_large(step, messages)
+            released = True
             self._halve(step, messages)
 
     def _halve(self, step: str, messages: dict[int, str]) -> None:
-        before, self.number = self.number, self.number // 2
+        before, self.number = self.number, max(self.number // 2, 1)
+        how = f"with {self.number}" if before > 1 else "with no layer kept there, nor copied ahead"
         sentence = (
             f"{step} ran out of memory on {_places(messages)} with batches of {before} {self.unit}; it was repeated "
-            f"with {self.number}"
+            f"{how}"
         )
         self.reductions.append(sentence)
         logger.warning("%s", sentence)

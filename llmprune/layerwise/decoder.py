@@ -65,6 +65,7 @@ class Decoder:
         self._held: tuple[int, Tensors] | None = None
         self._ahead: tuple[int, Future[Tensors | ArrivingLayer | None]] | None = None
         self._reader = ThreadPoolExecutor(1, "layers") if prefetch else None
+        self._copies_ahead = True
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -95,7 +96,7 @@ class Decoder:
         if index in self._resident:
             self._resident[index] = tensors
         self._held = (index, tensors)
-        if self._reader is not None and following in range(len(self)):
+        if self._reader is not None and following in range(len(self)) and self._may_prepare(following):
             self._ahead = (following, self._reader.submit(self._prepare, following, self._end_of_use(following)))
         return dict(tensors)
 
@@ -120,6 +121,14 @@ class Decoder:
         """
         self.drop_held_and_next()
         self._resident, self._copies = {}, {}
+
+    def save_memory(self) -> None:
+        """Drop the tensors of all layers, and from now on copy none to a GPU before it is visited."""
+        self.release()
+        self._copies_ahead = False
+
+    def _may_prepare(self, index: int) -> bool:
+        return self._copies_ahead or self.device_of(index).type != "cuda"
 
     def _brought(self, index: int) -> Tensors | ArrivingLayer:
         """Return a layer that was prepared, or prepare it now: in the reader's thread too, which owns its buffers."""

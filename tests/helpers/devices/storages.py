@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from dataclasses import dataclass, field
 
@@ -96,13 +97,15 @@ class PinnedMemory:
     limit: int | None = None
     used: int = 0
     kept: int = 0
+    _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
     def take(self, storage: torch.UntypedStorage) -> None:
         """Count a storage until it is freed. Raises RuntimeError, in the words of CUDA, where it is too large."""
         size = storage.nbytes()
         if self.limit is not None and self.used + size > self.limit:
             raise RuntimeError("CUDA error: out of memory (simulated)")
-        self.used += size
+        with self._lock:
+            self.used += size
         weakref.finalize(storage, self._free, size).atexit = False
 
     def empty_cache(self) -> None:
@@ -110,8 +113,9 @@ class PinnedMemory:
         self.kept = 0
 
     def _free(self, size: int) -> None:
-        self.used -= size
-        self.kept += size
+        with self._lock:
+            self.used -= size
+            self.kept += size
 
 
 def state_of(tensor: Tensor) -> Placed | None:
