@@ -188,21 +188,3 @@ def test_a_gpu_of_a_third_of_the_model_runs_every_step(tmp_path: Path) -> None:
     for part in ("layers", "perplexity", "generation", "tasks", "verification"):
         assert found[part] == on_cpu[part], part
     assert not [warning for warning in found["warnings"] if "ran out" in warning]
-
-
-@pytest.mark.usefixtures("small_devices")
-def test_a_single_window_is_tried_again_with_nothing_else_on_the_device(tmp_path: Path) -> None:
-    """After the device was full, no layer or hidden states stay there and none is copied ahead, which makes room."""
-    base, text = save_model(tmp_path / "dense"), write_text(tmp_path / "text.txt")
-    texts = {"dataset": str(text), "samples": 8, "sequence_length": 128, "batch_size": 1}
-    limit = 64 << 30
-    for name in ("whole", "full"):
-        with simulated_devices(1, memory=limit):
-            done = _run(tmp_path / name, base, text, calibration=texts)
-        assert done.code == 0, done.err
-        report = report_in(tmp_path / name)
-        limit = max(one["peak_device"] or 0 for one in report["steps"]) - 1
-    (said,) = (warning for warning in report["warnings"] if "ran out" in warning)
-    assert said.endswith("with batches of 1 windows; it was repeated with no layer kept there, nor copied ahead")
-    whole, full = (_weights(tmp_path / name) for name in ("whole", "full"))
-    assert all(torch.equal(whole[name], full[name]) for name in whole)
