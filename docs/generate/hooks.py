@@ -33,6 +33,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "half width": results.half_width,
     "forward passes": results.forward_passes,
     "memory": results.memory,
+    "processes memory": results.processes_memory,
+    "start up": results.start_up,
     "intervals": results.intervals,
     "service": results.service,
     "faults": results.faults,

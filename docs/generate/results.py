@@ -114,11 +114,49 @@ def _spread(recorded: Row, name: str) -> list[str]:
 def memory() -> str:
     """Peak memory of pruning from disk against the size of the model."""
     rows = []
-    for name, what in (("passes-memory", "depth and width"), ("passes-memory-sparse", "2:4 sparsity")):
+    recorded = (
+        ("passes-memory", "depth and width"),
+        ("passes-memory-mixture", "depth and width of a mixture"),
+        ("passes-memory-sparse", "2:4 sparsity"),
+    )
+    for name, what in recorded:
         for run in figures(name)["runs"]:
             sizes = (run[key] / 1e9 for key in ("model_bytes", "layer_bytes", "peak_anonymous"))
             rows.append([what, str(run["layers"]), *(f"{size:.2f} GB" for size in sizes)])
     return _table(["removed", "layers", "model", "one layer", "peak memory"], rows)
+
+
+def processes_memory() -> str:
+    """Private memory of each of two processes, above that of an interpreter with the libraries."""
+    rows = [
+        [
+            {"auto": "bfloat16, as in the files", "float32": "float32, converted"}[run["dtype"]],
+            *(f"{size / 1e9:.2f} GB" for size in (run["planned"]["weights"], run["layer_bytes"])),
+            " and ".join(f"{size / 1e9:.2f}" for size in run["above_bare"]) + " GB",
+        ]
+        for run in figures("passes-private-memory")["runs"]
+    ]
+    return _table(["computed in", "model", "one layer", "private memory of each process"], rows)
+
+
+def start_up() -> str:
+    """Seconds from the command to the first layer, and what they are for."""
+    recorded = figures("passes-startup")
+    names = {
+        "imports": "libraries",
+        "plan": "plan",
+        "texts": "calibration text",
+        "model": "opening the model",
+    }
+    rows = [
+        [names[part], f"{recorded['medians'][part]:.1f} s", *_least_most(recorded["parts"][part])] for part in names
+    ]
+    whole = ["all", f"{recorded['median']:.1f} s", *_least_most(recorded["seconds"])]
+    return _table(["part", "median", "least – most"], [*rows, whole])
+
+
+def _least_most(seconds: Sequence[float]) -> list[str]:
+    return [f"{min(seconds):.1f} – {max(seconds):.1f} s"]
 
 
 def intervals() -> str:

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from llmprune.anatomy.meta_model import find_layers
-from llmprune.common.distributed import local_device, processes_on_machine, world_size
+from llmprune.common.distributed import local_device, processes_on_machine, rank, sum_over_processes, world_size
 from llmprune.common.errors import RecipeError
 from llmprune.common.machine_memory import free_memory
 from llmprune.layerwise.decoder import LayerPlacement
@@ -55,12 +55,17 @@ def place(source: ModelSource, model: PreTrainedModel, *, working: Mapping[int, 
 
 
 def device_map_of(
-    source: ModelSource, model: PreTrainedModel, *, working: Mapping[int, int] | None = None
+    source: ModelSource,
+    model: PreTrainedModel,
+    *,
+    working: Mapping[int, int] | None = None,
+    free: Mapping[int, int] | None = None,
 ) -> DeviceMap | None:
     """Return the device of every part of a model, which may be without weights; None where all is on the CPU.
 
-    Of several processes each has one GPU, unless the recipe names devices itself. ``working``: as for ``place``. Raises
-    RecipeError where the device map does not fit the model.
+    Of several processes each has one GPU, unless the recipe names devices itself. ``working``: as for ``place``.
+    ``free``: free bytes of the GPUs, None for those that this process has. Raises RecipeError where the device map does
+    not fit the model.
     """
     if isinstance(source.device_map, dict):
         try:
@@ -73,33 +78,51 @@ def device_map_of(
         limits = _limit_of_ram(source, model)
         if limits is None:
             return None
-    elif source.max_memory or world_size() == 1:
-        limits = get_max_memory(dict(source.max_memory) if source.max_memory else None)
+    elif source.max_memory:
+        limits = get_max_memory(dict(source.max_memory))
     else:
-        limits = _free_on_own_gpu() | {"cpu": free_memory() // processes_on_machine()}
+        limits = {**(free or _free_on_own_gpus()), "cpu": free_memory() // processes_on_machine()}
     limits = {place: max(0, size - (working or {}).get(place, 0)) for place, size in limits.items()}
     whole = sorted({*(model._no_split_modules or ()), *(type(layer).__name__ for layer in find_layers(model)[1])})
     balanced = get_balanced_memory(model, max_memory=limits, no_split_module_classes=whole)
-    found: DeviceMap = infer_auto_device_map(model, max_memory=balanced, no_split_module_classes=whole)
+    # offload_buffers does not change the map, only silences a warning about buffers that our layers bring along
+    found: DeviceMap = infer_auto_device_map(
+        model, max_memory=balanced, no_split_module_classes=whole, offload_buffers=True
+    )
     return found
 
 
-def device_map_of_whole(source: ModelSource, model: PreTrainedModel) -> DeviceMap | None:
+def device_map_of_whole(
+    source: ModelSource, model: PreTrainedModel, *, free: Mapping[int, int] | None = None
+) -> DeviceMap | None:
     """Return the device of every part of a model that is loaded whole, as ``device_map_of`` does.
 
-    Where the recipe limits no memory, a part of every GPU is left for activations and the key-value cache.
+    Where the recipe limits no memory, a part of every GPU is left for activations and the key-value cache. ``free``:
+    as for ``device_map_of``.
     """
     if source.max_memory or not torch.cuda.is_available():
         return device_map_of(source, model)
-    one_process = world_size() == 1
-    free = {gpu: _free_on(gpu) for gpu in range(torch.cuda.device_count())} if one_process else _free_on_own_gpu()
-    return device_map_of(source, model, working={gpu: int(size * (1 - FOR_WEIGHTS)) for gpu, size in free.items()})
+    free = free or _free_on_own_gpus()
+    working = {gpu: int(size * (1 - FOR_WEIGHTS)) for gpu, size in free.items()}
+    return device_map_of(source, model, working=working, free=free)
 
 
-def _free_on_own_gpu() -> dict[int, int]:
-    """Return the free bytes of the GPU of this process, one of several: asking others would take memory on them."""
-    index = local_device().index
-    return {index: _free_on(index)}
+def free_on_all_gpus() -> dict[int, int]:
+    """Return the free bytes of the GPUs of this machine's processes, by number. Every process of the run calls this."""
+    if world_size() == 1 or local_device().type != "cuda":
+        return _free_on_own_gpus() if torch.cuda.is_available() else {}
+    gpu = local_device().index
+    free_P = torch.zeros(world_size(), dtype=torch.int64)
+    free_P[rank()] = _free_on(gpu)
+    sum_over_processes([free_P])
+    first = rank() - gpu  # of the processes on this machine
+    return dict(enumerate(free_P[first : first + processes_on_machine()].tolist()))
+
+
+def _free_on_own_gpus() -> dict[int, int]:
+    """Return the free bytes of the GPUs of this process: asking those of others would take memory on them."""
+    gpus = range(torch.cuda.device_count()) if world_size() == 1 else [local_device().index]
+    return {gpu: _free_on(gpu) for gpu in gpus}
 
 
 def _free_on(gpu: int) -> int:

@@ -6,11 +6,13 @@ Shapes in names: B batch, L sequence length, P probed positions, V vocabulary.
 from __future__ import annotations
 
 import json
+import logging
+import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,13 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from llmprune.anatomy.meta_model import auto_class
-from llmprune.common.device_errors import explain_full_memory
 from llmprune.common.distributed import environment_of_one
-from llmprune.common.errors import DeviceError, VerificationError
+from llmprune.common.errors import VerificationError
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.layer_calls import takes_positions
 from llmprune.layerwise.logits import token_chunks
+
+logger = logging.getLogger(__name__)
 
 # Largest accepted difference of logits, relative to the largest logit. The same code on the same device gives 0; other
 # kernels (of a GPU, or of a layer that was split over devices) round differently.
@@ -33,6 +36,8 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 _WORKER = Path(__file__).with_name("verify_worker.py")
 _PROBED_POSITIONS = 16
+_RAISED = re.compile(r"[\w.]+(Error|Exception|Interrupt)\b")  # first line of an error below a traceback
+_OF_GPU = re.compile(r"OutOfMemoryError|\b(CUDA|HIP) error|NVIDIA driver|(CU|HIP|ROC)\w+_STATUS_\w+")
 
 
 @dataclass(frozen=True)
@@ -109,10 +114,20 @@ class SparseClaim:
 
 @dataclass(frozen=True)
 class Loading:
-    """Options of the fresh process. ``device_map``: device of each module by path; None: all are on the CPU."""
+    """Options of the fresh process.
+
+    ``device_map``: device of each module by path; None: all are on the CPU. ``on_cpu``: the same without GPUs, where
+    these cannot be used.
+    """
 
     device_map: Mapping[str, int | str] | None = None
     trust_remote_code: bool = False
+    on_cpu: Mapping[str, int | str] | None = None
+
+    @property
+    def uses_gpu(self) -> bool:
+        """True where the device map names a GPU."""
+        return bool({*(self.device_map or {}).values()} - {"cpu", "disk"})
 
 
 @dataclass(frozen=True)
@@ -146,11 +161,18 @@ def verify(
     ``parameters``: the plan's count; ``dtype``: of the computation; ``loading``: None for plain loading to the CPU;
     ``claim``: None for a dense model. The caller has freed the devices that the process needs. Raises
     VerificationError for missing or unexpected tensors, other logits, a broken key-value cache, another parameter
-    count, or a sparse matrix that breaks the pattern; DeviceError where a device is too full for a single window.
+    count, or a sparse matrix that breaks the pattern. Where a GPU is too full for a single window, or takes no second
+    process, the process is started again on the CPU.
     """
     claim = claim or SparseClaim()
     tolerance = TOLERANCE.get(dtype, 1e-4)
-    found = _ask_worker(checkpoint, probe, loading=loading or Loading(), claim=claim, tolerance=tolerance)
+    loading = loading or Loading()
+    try:
+        found = _ask_worker(checkpoint, probe, loading=loading, claim=claim, tolerance=tolerance)
+    except _GpuRefused as error:
+        logger.warning("verification: %s; it is repeated on the CPU", error)
+        loading = replace(loading, device_map=loading.on_cpu)
+        found = _ask_worker(checkpoint, probe, loading=loading, claim=claim, tolerance=tolerance)
     problems = []
     if found["keys"]:
         listed = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(keys[:3])}" for kind, keys in found["keys"].items())
@@ -178,6 +200,16 @@ def verify(
     )
 
 
+class _GpuRefused(Exception):  # not an error for people
+    """The fresh process could not use a GPU."""
+
+
+def _message(stderr: str) -> str:
+    """Return the first line of the error that ended a process: CUDA's errors have several; else its last line."""
+    lines = stderr.strip().splitlines() or ["no message"]
+    return next((line for line in reversed(lines) if _RAISED.match(line)), lines[-1])
+
+
 def _ask_worker(
     checkpoint: Path, probe: Probe, *, loading: Loading, claim: SparseClaim, tolerance: float
 ) -> dict[str, Any]:
@@ -199,14 +231,14 @@ def _ask_worker(
         }
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
         command = [sys.executable, "-P", str(_WORKER), str(folder / "job.json")]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment_of_one())
+        hidden = {} if loading.uses_gpu else {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment_of_one() | hidden)
     if done.returncode != 0:
-        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        if "OutOfMemoryError" in last[0]:
-            remedy = "give less memory to the weights with model.max_memory, or choose other GPUs with devices"
-            raise DeviceError(f"verification: {explain_full_memory(last[0], remedy)}")
+        message = _message(done.stderr)
+        if loading.uses_gpu and _OF_GPU.search(message):
+            raise _GpuRefused(message)
         raise VerificationError(
-            f"plain transformers cannot load the saved model in {checkpoint}: {last[0]} (exit code {done.returncode})"
+            f"plain transformers cannot load the saved model in {checkpoint}: {message} (exit code {done.returncode})"
         )
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     assert not found["llmprune_imported"], "the fresh process imports no llmprune"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmprune.cli.options import Json, Model, console, model_source, parse_assignments, parse_counts
+from llmprune.cli.options import Gpus, Json, Model, console, model_source, parse_assignments, parse_counts, use_gpus
 from llmprune.common.errors import RecipeError
 from llmprune.common.libraries import import_libraries
 from llmprune.common.progress import lines_without_terminal
@@ -39,6 +39,7 @@ def evaluate(
     min_retention: Annotated[
         float | None, typer.Option(help="Gate: exit with 3 unless the interval's lower end reaches it.")
     ] = None,
+    devices: Gpus = "all",
     output: Annotated[
         Path | None, typer.Option(help="Folder for evaluation.json and for finished tasks, to continue from.")
     ] = None,
@@ -64,6 +65,7 @@ def evaluate(
     from llmprune.cli.eval import evaluate_models
     from llmprune.common.distributed import leave_process_group
 
+    use_gpus(devices)
     with lines_without_terminal():
         evaluate_models(judged, base, settings=settings, output=output, console=console())
     leave_process_group()
@@ -85,6 +87,7 @@ def bench(
         bool,
         typer.Option("--static-cache", help="Allocate the key-value cache once; on CUDA also compile decoding."),
     ] = False,
+    devices: Gpus = "all",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File for the figures as JSON.")] = None,
 ) -> None:
     """Measure speed and memory of a model against its base, in turn on this machine."""
@@ -98,6 +101,7 @@ def bench(
     from llmprune.common.device_errors import device_errors
     from llmprune.evaluation.bench.speed_and_memory import BenchSettings
 
+    use_gpus(devices)
     settings = BenchSettings(
         tuple(batches), tuple(lengths), new_tokens=new_tokens, repeats=repeats, static_cache=static_cache
     )

@@ -23,6 +23,10 @@ Overrides = Annotated[
     typer.Option("--set", metavar="A.B=C", help="Override a key of the recipe; may be repeated."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Gpus = Annotated[
+    str,
+    typer.Option("--devices", help="GPUs to use: all, a number of them, or their indices, such as 0,2 or [0]."),
+]
 FinishedFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id or folder.")]
 
@@ -63,6 +67,24 @@ def parse_assignments(option: str, texts: list[str] | None) -> dict[str, Any]:
             raise RecipeError(f"{option} {text!r}: the form is NAME=VALUE")
         found[name.strip()] = read_value(value)
     return found
+
+
+def use_gpus(text: str) -> None:
+    """Leave only the GPUs that ``--devices`` names visible to this process. Raises RecipeError."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from llmprune.common import devices
+    from llmprune.recipe.devices import DeviceChoice
+    from llmprune.recipe.yaml_reader import read_value
+
+    value = read_value(f"[{text}]" if "," in text and "[" not in text else text)
+    try:
+        chosen = TypeAdapter(DeviceChoice).validate_python(value, strict=True)
+    except ValidationError as error:
+        raise RecipeError(
+            f"--devices {text!r}: give all, a number of GPUs above 0, or their indices, such as 0,2 or [0]"
+        ) from error
+    devices.use_gpus(chosen)
 
 
 def parse_counts(option: str, text: str) -> list[int]:

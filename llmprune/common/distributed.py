@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from llmprune.common.device_errors import device_errors
-from llmprune.common.errors import CalibrationError, LLMPruneError, PeerError, to_continue
+from llmprune.common.errors import CalibrationError, DeviceError, LLMPruneError, PeerError, to_continue
 from llmprune.common.hub.secrets import redact
 from llmprune.common.peers import Peers
 from llmprune.common.printing import printable
@@ -46,7 +46,13 @@ _peers: Peers | None = None
 def _state() -> Any:
     from accelerate import PartialState
 
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=_COLLECTIVE_TIMEOUT)
+    try:
+        return PartialState(cpu=not torch.cuda.is_available(), timeout=_COLLECTIVE_TIMEOUT)
+    except NotImplementedError as error:  # accelerate refuses RTX 4000 cards whose driver lets NCCL try direct copies
+        raise DeviceError(
+            "with this driver these GPUs cannot exchange data directly, and NCCL would try it; update the driver, or "
+            f"set NCCL_P2P_DISABLE=1 and NCCL_IB_DISABLE=1, and {to_continue()}"
+        ) from error
 
 
 def world_size() -> int:

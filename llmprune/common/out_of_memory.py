@@ -31,50 +31,69 @@ _FAILED_ALLOCATIONS = re.compile(
 
 
 class BatchSize:
-    """Number of windows (``unit``) that a layer processes at a time, halved where a device runs out of memory.
+    """Number of windows (``unit``) that are processed at a time, halved where a device runs out of memory.
 
-    ``reductions``: a sentence for each time that it was halved, for the report. ``on_reduction`` is called then.
+    ``alone``: this process works by itself, and the others are not told. ``reductions``: a sentence for each time that
+    it was halved, for the report. ``on_reduction`` is called then.
     """
 
-    def __init__(self, number: int, unit: str = "windows") -> None:
-        self.number, self.unit = number, unit
-        self.reductions: list[str] = []
+    def __init__(
+        self, number: int, unit: str = "windows", *, alone: bool = False, reductions: list[str] | None = None
+    ) -> None:
+        self.number, self.unit, self.alone = number, unit, alone
+        self.reductions: list[str] = [] if reductions is None else reductions
         self.on_reduction: Callable[[], None] | None = None
 
-    def run(self, step: str, work: Callable[[int], T], *, release: Callable[[], None]) -> T:
+    def run(self, step: str, work: Callable[[int], T], *, release: Callable[[], None] = lambda: None) -> T:
         """Return ``work(number)``; where a device runs out of memory, release and try again with half the number.
 
-        Every process of the run calls this at the same place, and all have completed the step when it returns.
-        ``release`` drops what earlier steps left in memory. Raises DeviceError where a single window does not fit.
+        Unless it works alone, every process of the run calls this at the same place, and all have completed the step
+        when it returns. ``release`` drops what earlier steps left in memory, and makes the next attempt need less.
+        Raises DeviceError where a single window does not fit even then.
         """
+        released = self.alone
         while True:
             try:
                 done = work(self.number)
-                meet_at_end(step)
+                if not self.alone:
+                    meet_at_end(step)
                 return done
             except PeerOutOfMemoryError as error:
                 messages = error.messages
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-                messages = report_out_of_memory(describe_shortage(error))
+                own = describe_shortage(error)
+                messages = {rank(): own} if self.alone else report_out_of_memory(own)
             # here the traceback, which holds the tensors of the failed attempt, is gone
             release()
             free_cached_memory()
-            if self.number == 1:
-                raise _too_large(step, self.unit.removesuffix("s"), messages=messages)
+            if self.number == 1 and released:
+                raise self._too_large(step, messages)
+            released = True
             self._halve(step, messages)
 
     def _halve(self, step: str, messages: dict[int, str]) -> None:
-        before, self.number = self.number, self.number // 2
+        before, self.number = self.number, max(self.number // 2, 1)
+        how = f"with {self.number}" if before > 1 else "with no layer kept there, nor copied ahead"
         sentence = (
             f"{step} ran out of memory on {_places(messages)} with batches of {before} {self.unit}; it was repeated "
-            f"with {self.number}"
+            f"{how}"
         )
         self.reductions.append(sentence)
         logger.warning("%s", sentence)
         if self.on_reduction is not None:
             self.on_reduction()
+
+    def _too_large(self, step: str, messages: dict[int, str]) -> DeviceError:
+        """Return the error for a device that a single window fills, with the cause in the first process concerned."""
+        one = self.unit.removesuffix("s")
+        first = "give less memory to the weights with model.max_memory"
+        first = first if self.alone else f"shorten each {one} with sequence_length"
+        cause = explain_full_memory(
+            messages[min(messages)].partition("\n")[2], f"{first}, or choose GPUs with more memory with devices"
+        )
+        return DeviceError(f"{step}, a single {one} at a time, on {_places(messages)}: {cause}")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -89,10 +108,13 @@ def describe_shortage(error: BaseException) -> str:
 
 
 def free_cached_memory() -> None:
-    """Give memory that nothing uses any more back to the devices."""
+    """Give memory that nothing uses any more back to the devices, and pinned memory to the host."""
     gc.collect()  # exceptions and the frames that they name may form cycles
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+        empty_host_cache = getattr(torch.accelerator, "empty_host_cache", None)  # torch 2.11 has none
+        if empty_host_cache is not None:
+            empty_host_cache()
 
 
 def _current_device() -> int:
@@ -105,10 +127,3 @@ def _places(messages: dict[int, str]) -> str:
     if world_size() == 1:
         return named[rank()]
     return ", ".join(f"{device} of process {process}" for process, device in named.items())
-
-
-def _too_large(step: str, unit: str, *, messages: dict[int, str]) -> DeviceError:
-    """Return the error for a device that a single window fills, with the cause in the first process concerned."""
-    remedy = f"shorten each {unit} with sequence_length, or choose GPUs with more memory with devices"
-    cause = explain_full_memory(messages[min(messages)].partition("\n")[2], remedy)
-    return DeviceError(f"{step}, a single {unit} at a time, on {_places(messages)}: {cause}")

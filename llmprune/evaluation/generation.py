@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from llmprune.common.out_of_memory import BatchSize
 from llmprune.evaluation.decoding import Greedy, end_tokens, generate
 from llmprune.evaluation.lm_eval.harness import EvaluatedModel
 from llmprune.evaluation.prompts import Ids, Prompts
-from llmprune.evaluation.whole_model import with_smaller_batches
 from llmprune.recipe.evaluation import Generation
 from llmprune.results.evaluation_figures import Answer, Example, FreeText, GenerationFigures
 from llmprune.results.figures import Figures
@@ -73,7 +73,8 @@ def continue_prompts(
             answers += [_until_end(row, ends) for row in output_BL[:, ids_BP.shape[1] :].tolist()]
         return tuple(answers)
 
-    return with_smaller_batches(work, batch_size, step=f"free generation of the {side} model", reductions=reductions)
+    batch = BatchSize(batch_size, "prompts", alone=True, reductions=reductions)
+    return batch.run(f"free generation of the {side} model", work)
 
 
 def compare_generation(

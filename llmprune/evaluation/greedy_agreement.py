@@ -18,9 +18,9 @@ from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from llmprune.common.devices import input_device
+from llmprune.common.out_of_memory import BatchSize
 from llmprune.evaluation.prompts import Ids, Prompts
 from llmprune.evaluation.statistics import interval, mean_and_median_draws, share_draws
-from llmprune.evaluation.whole_model import with_smaller_batches
 from llmprune.results.evaluation_figures import AgreementFigures, Answer, AnswerAgreement, Interval
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ def follow_answers(
         batches = [sequences[start : start + size] for start in range(0, len(sequences), size)]
         return tuple(counted for batch in batches for counted in _follow(model, batch))
 
-    return with_smaller_batches(work, batch_size, step="greedy agreement of the pruned model", reductions=reductions)
+    batch = BatchSize(batch_size, "answers", alone=True, reductions=reductions)
+    return batch.run("greedy agreement of the pruned model", work)
 
 
 def estimate_agreement(counts: Sequence[AnswerAgreement], *, confidence: float) -> AgreementFigures | None:

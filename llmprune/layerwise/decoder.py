@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from llmprune.anatomy.meta_model import find_layers
 from llmprune.common.process_memory import trim_if_large
+from llmprune.layerwise.disk_waits import DiskWaits
 from llmprune.layerwise.emulated_matmul import is_emulated, quick_products
 from llmprune.layerwise.transfer import ArrivingLayer, Event, LayerCopies
 
@@ -40,7 +41,7 @@ class Decoder:
     cache; with it the next layer is prepared in the background: prefetched, or for a GPU copied there.
     ``quick``: layers may round differently from the model's own forward where that is much faster.
     ``items_returned``: number of values that a layer of each class returns, 0 for a tensor alone; found while running.
-    ``waited_seconds``: time that the host has waited for layers to be prepared.
+    ``waits``: time that the host has waited for layers to be prepared.
     """
 
     def __init__(
@@ -58,12 +59,13 @@ class Decoder:
         self.items_returned = {} if items_returned is None else items_returned
         self._fetch, self._prefetch, self._quick = fetch, prefetch, quick
         self.placement = placement
-        self.waited_seconds = 0.0
+        self.waits = DiskWaits()
         self._resident: dict[int, Tensors | None] = dict.fromkeys(placement.resident)
         self._copies: dict[torch.device, LayerCopies] = {}
         self._held: tuple[int, Tensors] | None = None
         self._ahead: tuple[int, Future[Tensors | ArrivingLayer | None]] | None = None
         self._reader = ThreadPoolExecutor(1, "layers") if prefetch else None
+        self._copies_ahead = True
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -94,7 +96,7 @@ class Decoder:
         if index in self._resident:
             self._resident[index] = tensors
         self._held = (index, tensors)
-        if self._reader is not None and following in range(len(self)):
+        if self._reader is not None and following in range(len(self)) and self._may_prepare(following):
             self._ahead = (following, self._reader.submit(self._prepare, following, self._end_of_use(following)))
         return dict(tensors)
 
@@ -113,9 +115,20 @@ class Decoder:
         self._held = self._ahead = None
 
     def release(self) -> None:
-        """Drop the tensors of all layers; none stays on its device any more, and later visits bring them again."""
+        """Drop the tensors of all layers, and the buffers that they are copied through.
+
+        None stays on its device any more, and later visits bring them again.
+        """
         self.drop_held_and_next()
-        self._resident = {}
+        self._resident, self._copies = {}, {}
+
+    def save_memory(self) -> None:
+        """Drop the tensors of all layers, and from now on copy none to a GPU before it is visited."""
+        self.release()
+        self._copies_ahead = False
+
+    def _may_prepare(self, index: int) -> bool:
+        return self._copies_ahead or self.device_of(index).type != "cuda"
 
     def _brought(self, index: int) -> Tensors | ArrivingLayer:
         """Return a layer that was prepared, or prepare it now: in the reader's thread too, which owns its buffers."""
@@ -126,7 +139,7 @@ class Decoder:
             ahead = (index, self._reader.submit(self._prepare, index, self._end_of_use(index)))
         start = time.perf_counter()
         prepared = ahead[1].result()
-        self.waited_seconds += time.perf_counter() - start
+        self.waits.add(time.perf_counter() - start)
         return self._bring(index, None) if prepared is None else prepared
 
     def _prepare(self, index: int, after: Event | None) -> Tensors | ArrivingLayer | None:

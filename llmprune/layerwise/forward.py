@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from llmprune.anatomy.hooks import outputs_of
 from llmprune.common.errors import ModelError
+from llmprune.common.pinned_memory import pinning
 from llmprune.layerwise.counted_targets import CountedTargets
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.finite_outputs import FiniteOutputs
@@ -56,7 +57,9 @@ class LayerwiseForward:
         self.targets = CountedTargets(windows_NL, batch_size, begin=begin)
         self.running = 0
         on_gpu = decoder.device.type == "cuda"
-        self.batches: list[Tensor] = list(torch.split(windows_NL.pin_memory() if on_gpu else windows_NL, batch_size))
+        with pinning():
+            windows_NL = windows_NL.pin_memory() if on_gpu else windows_NL
+        self.batches: list[Tensor] = list(torch.split(windows_NL, batch_size))
         self.hidden_states = HiddenStates()
         self._store = store or HiddenStateStore()
         self.calls: list[list[LayerCall]] = []

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from llmprune.common.files import disk_errors
+from llmprune.common.pinned_memory import pinning
 from llmprune.layerwise.hidden_state_files import HiddenStateCache, save_batches, saved_batches
 from llmprune.layerwise.transfer import Arriving, CopyStream, CopyStreams, Event
 
@@ -229,7 +230,8 @@ class PinnedHiddenStates(_HostHiddenStates):
         size = hidden_BLD.numel() * hidden_BLD.element_size()
         if self._block.numel() < size:
             batches = min(_batches_in_block(size), math.ceil(self._left / size))
-            self._block = torch.empty(batches * size, dtype=torch.uint8, pin_memory=True)
+            with pinning():
+                self._block = torch.empty(batches * size, dtype=torch.uint8, pin_memory=True)
         memory, self._block = self._block[:size], self._block[size:]
         self._left -= size
         return memory.view(hidden_BLD.dtype).view(hidden_BLD.shape)

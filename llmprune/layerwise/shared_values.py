@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmprune.common.pinned_memory import pinning
 from llmprune.layerwise.layer_calls import DeviceCopies, LayerCall, are_equal, tensors_in
 
 
@@ -85,4 +86,6 @@ def _to_host(tensor: Tensor) -> Tensor:
     """Copy a tensor to host memory; that of a CUDA device without waiting, so that only its stream may use it."""
     if tensor.device.type != "cuda":
         return tensor.cpu()
-    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor.contiguous(), non_blocking=True)
+    with pinning():
+        pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return pinned.copy_(tensor.contiguous(), non_blocking=True)

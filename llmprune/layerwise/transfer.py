@@ -26,6 +26,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from llmprune.common.pinned_memory import pinning
+
 Event = torch.cuda.Event  # for annotations
 Stream = torch.cuda.Stream
 
@@ -83,7 +85,8 @@ class _Buffer:
         """Return the buffer's memory in the shape and type of a tensor; it grows if that is larger."""
         size = value.numel() * value.element_size()
         if self.memory.numel() < size:
-            self.memory = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+            with pinning():
+                self.memory = torch.empty(size, dtype=torch.uint8, pin_memory=True)
         return self.memory[:size].view(value.dtype).view(value.shape)
 
 

@@ -34,19 +34,20 @@ class Batches:
         """A sentence for each time that a device ran out of memory."""
         return self.calibration.reductions + self.held_out.reductions
 
-    def settle(self, recipe: Recipe, folder: RunFolder, *, most: int) -> None:
+    def settle(self, recipe: Recipe, folder: RunFolder, *, sizes: BatchSizes) -> None:
         """Take the batch sizes in the run folder, which a resumed run began with.
 
-        Those planned are taken where the recipe asks for others than before, and in place of more than ``most``
-        windows, which no longer fit. Of several processes the least counts.
+        Those planned are taken where the recipe asks for others than before, and in place of more windows than the
+        plan's ``sizes`` say that fit now. Of several processes the least counts.
         """
-        asked, most = _asked(recipe), least_over_processes(most)
+        asked, fitting = _asked(recipe), {"calibration": sizes.largest, "held_out": sizes.largest_held_out}
         stored = broadcast_from_first(_read(folder, asked) if is_first_process() else {})
         for name, batch in self._named.items():
             batch.number = least_over_processes(batch.number)
+            most = max(least_over_processes(fitting[name]), batch.number)
             if name in stored:
                 before, batch.reductions = stored[name]["number"], stored[name]["reductions"]
-                batch.number = before if before <= max(most, batch.number) else batch.number
+                batch.number = before if before <= most else batch.number
             batch.on_reduction = partial(self._write, folder, asked)
         self._write(folder, asked)
 

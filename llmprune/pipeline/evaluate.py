@@ -111,7 +111,7 @@ def _measure_predictions(context: RunContext, cut: Cut, *, source: ModelSource) 
         inputs.evict()
         for decoder in (decoders.cut, decoders.pruned):
             if decoder is not None:
-                decoder.release()
+                decoder.save_memory()
 
     perplexity, divergence = context.batches.held_out.run("held-out text", measure, release=evict)
     inputs.release()

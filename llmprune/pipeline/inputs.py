@@ -144,7 +144,11 @@ class RunInputs:
     def dense(self) -> Decoder:
         """Decoder of the dense model, whose layers are read from the files."""
         planned = {gpu.index: gpu.free - gpu.outside - gpu.resident for gpu in self.devices if gpu.index is not None}
-        return open_decoder(self.recipe.model, self._reader, working=self.whole_devices if self._evicted else planned)
+        working = self.whole_devices if self._evicted else planned
+        decoder = open_decoder(self.recipe.model, self._reader, working=working)
+        if self._evicted:
+            decoder.save_memory()
+        return decoder
 
     @property
     def whole_devices(self) -> dict[int, int]:
@@ -159,10 +163,10 @@ class RunInputs:
             self.__dict__.pop(name, None)
 
     def evict(self) -> None:
-        """Have no layer stay on its device any more, after a device ran out of memory."""
+        """Have no layer on its device but the one that is visited, after a device ran out of memory."""
         self._evicted = True
         if "dense" in self.__dict__:  # it is not opened for that
-            self.dense.release()
+            self.dense.save_memory()
 
     @property
     def dtype(self) -> torch.dtype:

@@ -12,7 +12,7 @@ from llmprune.anatomy.projections import projections_of
 from llmprune.checkpoint.config_file import ConfigChange
 from llmprune.checkpoint.loading import load_config
 from llmprune.checkpoint.location import folder_of
-from llmprune.checkpoint.placement import device_map_of_whole
+from llmprune.checkpoint.placement import device_map_of, device_map_of_whole, free_on_all_gpus
 from llmprune.checkpoint.pruned_source import pruned_source
 from llmprune.checkpoint.saving import CheckpointWriter
 from llmprune.checkpoint.skeleton import tensors_of
@@ -132,9 +132,10 @@ class _CheckpointStep:
             with measure_step(steps, "saving"):
                 self._save()
         self._free_devices()
+        free = free_on_all_gpus()
         if probe is not None:
             with measure_step(steps, "verification"):
-                verified = self._verify(probe, records)
+                verified = self._verify(probe, records, free=free)
         verified = broadcast_from_first(verified)
         assert verified is not None, "the first process verifies or raises"
         selection = self.writer.selection
@@ -193,8 +194,11 @@ class _CheckpointStep:
         self.writer.write_rest(inputs.originals.restore(rest, "", cut=lambda read: read) if inputs.originals else rest)
         self.writer.finish(self.context.recipe.export.max_shard_size, inputs.tokenizer)
 
-    def _verify(self, probe: Probe, records: Sequence[LayerRecord]) -> Verified:
-        """Load the checkpoint in a fresh process and compare it with what was computed."""
+    def _verify(self, probe: Probe, records: Sequence[LayerRecord], *, free: dict[int, int]) -> Verified:
+        """Load the checkpoint in a fresh process and compare it with what was computed.
+
+        ``free``: bytes of the GPUs that it may use.
+        """
         recipe = self.context.recipe
         source = pruned_source(recipe.model, self.writer.folder, layers=self.cut.layers)
         return verify(
@@ -202,7 +206,11 @@ class _CheckpointStep:
             probe,
             parameters=self.size.parameters,
             dtype=self.context.inputs.dtype,
-            loading=Loading(device_map_of_whole(source, self.pruned.skeleton), recipe.model.trust_remote_code),
+            loading=Loading(
+                device_map_of_whole(source, self.pruned.skeleton, free=free),
+                recipe.model.trust_remote_code,
+                on_cpu=device_map_of(source.model_copy(update={"device_map": "cpu"}), self.pruned.skeleton),
+            ),
             claim=_sparse_claim(recipe.sparsity, self.pruned, records=records) if recipe.sparsity else None,
         )
 

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from llmprune.checkpoint.loading import load_tokenizer
 from llmprune.checkpoint.pruned_source import pruned_source
+from llmprune.common.devices import use_gpus
 from llmprune.common.distributed import broadcast_from_first, is_first_process, synchronized
 from llmprune.common.errors import OutputError
 from llmprune.common.hub.client import resolve_revision
@@ -37,7 +38,7 @@ def reevaluate(path: Path, limit: int | None = None) -> FinishedRun:
     """Evaluate dense and pruned model on ``limit`` samples of each task; None: as many as the gate needs.
 
     Nothing is pruned. Answers that the run folder or the cache of base models holds are reused where the task allows
-    it. Raises subclasses of LLMPruneError.
+    it. Uses the GPUs of the recipe's ``devices``, like the run. Raises subclasses of LLMPruneError.
     """
     quiet_libraries()
     redact_logs()
@@ -57,6 +58,7 @@ def _evaluate_again(folder: RunFolder, limit: int | None) -> tuple[Report, Recip
     assert found is not None, "the first process reads it or raises"
     old, known = found
     before = Recipe.parse(old.recipe_text, old.overrides, source=str(folder.path / "recipe.yaml"))
+    use_gpus(before.devices)
     documents = [task.documents for task in old.tasks]
     samples = next_limit(old.gate, before.evaluation.largest_limit, documents=documents, wanted=limit)
     overrides = [one for one in old.overrides if one.partition("=")[0].strip() != LIMIT]

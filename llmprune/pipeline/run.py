@@ -159,7 +159,7 @@ def _run_steps(context: RunContext, options: RunOptions) -> Report:
     require_same_everywhere(context)
     _begin_folder(context)
     add_self_generated(context)
-    context.batches.settle(context.recipe, context.folder, most=context.plan.batch_sizes.largest)
+    context.batches.settle(context.recipe, context.folder, sizes=context.plan.batch_sizes)
     if options.measure_forward:
         time_dense_forward_pass(context)
     scores = find_scores(context)

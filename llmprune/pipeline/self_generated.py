@@ -17,8 +17,9 @@ from torch import Tensor
 
 from llmprune.checkpoint.loading import load_model
 from llmprune.common.devices import input_device
+from llmprune.common.out_of_memory import BatchSize
 from llmprune.evaluation.decoding import Sampling, generate
-from llmprune.evaluation.whole_model import WholeModel, with_smaller_batches
+from llmprune.evaluation.whole_model import WholeModel
 from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.inputs import RunInputs
 from llmprune.pipeline.step_costs import measure_step
@@ -66,7 +67,7 @@ def _generated(inputs: RunInputs, *, warnings: list[str]) -> Tensor:
             parts = [generate(model, ids_BP, settings=settings).cpu() for ids_BP in torch.split(prompts_NP, batch_size)]
         return torch.cat(parts)
 
-    windows_NL = with_smaller_batches(work, min(_BATCH, len(prompts_NP)), step=_STEP, reductions=warnings)
+    windows_NL = BatchSize(min(_BATCH, len(prompts_NP)), alone=True, reductions=warnings).run(_STEP, work)
     whole.release()
     return windows_NL
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -20,13 +20,11 @@ from llmprune.common.out_of_memory import free_cached_memory
 from llmprune.common.process_memory import peak_of_gpus, peak_resident, proc_field, reset_peak, trim
 from llmprune.common.progress import estimated_seconds, report_progress
 from llmprune.layerwise.decoder import Decoder
+from llmprune.layerwise.disk_waits import REMEDY, is_long
 from llmprune.pipeline.context import RunContext
 from llmprune.results.report_schema import Step
 
 FORWARD_PASS = "plain forward pass"
-
-_LARGE_WAIT = 0.3  # share of a step's time
-_LONG_WAIT = 10.0  # seconds; less is not worth a warning
 
 
 @contextmanager
@@ -40,9 +38,9 @@ def measure_step(
     """
     report_progress(name)
     reset_peak()
-    waited = decoder.waited_seconds if decoder else 0.0
+    waited = decoder.waits.seconds if decoder else 0.0
     read, start = proc_field("io", "read_bytes:"), time.perf_counter()
-    with record_function(name):
+    with record_function(name), decoder.waits.watch(name) if decoder else nullcontext():
         yield
     seconds = time.perf_counter() - start
     after = proc_field("io", "read_bytes:")
@@ -53,7 +51,7 @@ def measure_step(
             estimated_seconds=estimated_seconds(name),
             reused=False,
             tokens_per_second=round(tokens / seconds, 1) if tokens else None,
-            seconds_waited=round(decoder.waited_seconds - waited, 3) if decoder else None,
+            seconds_waited=round(decoder.waits.seconds - waited, 3) if decoder else None,
             bytes_read=after - read if read is not None and after is not None else None,
             peak_resident=peak_resident(),
             peak_device=peak_of_gpus(),
@@ -64,12 +62,11 @@ def measure_step(
 
 def warn_of_slow_disk(steps: Sequence[Step]) -> list[str]:
     """Return a warning for each step that waited for layers for a large share of its time."""
-    slow = [(step, step.seconds_waited or 0.0) for step in steps if (step.seconds_waited or 0.0) >= _LONG_WAIT]
     return [
-        f"{step.name} waited {waited:.0f} s of {step.seconds:.0f} s for layers to be read: the disk is slower than the "
-        "computation; put the model on a faster disk, or free memory so that its files stay cached"
-        for step, waited in slow
-        if waited > _LARGE_WAIT * step.seconds
+        f"{step.name} waited {step.seconds_waited:.0f} s of {step.seconds:.0f} s for layers to be read: the disk is "
+        f"slower than the computation; {REMEDY}"
+        for step in steps
+        if is_long(step.seconds_waited or 0.0, step.seconds)
     ]
 
 

@@ -18,7 +18,11 @@ from llmprune.results.figures import Figures
 
 ON_CPU = 4  # windows at a time on the CPU, where more are no faster
 _MOST_WINDOWS, _MOST_TOKENS = 64, 2**14  # of a batch: more would not keep a GPU busier
-_SHARE = 0.9  # of the free memory, that is planned with: the allocator splits some, and the estimates have errors
+# Share of the free memory that is planned with. The rest is for what the estimates leave out: fragments of the
+# allocator, kernels that are loaded at first use, NCCL's buffers, and workspaces of cuBLAS, of which torch gives each
+# thread that multiplies 32 MiB on Hopper and 8 MiB on others (aten/src/ATen/cuda/CublasHandlePool.cpp). The context
+# itself is not in the free memory, because asking for that makes it.
+_SHARE = 0.9
 
 
 class DeviceMemory(Figures):
@@ -50,11 +54,15 @@ class DeviceMemory(Figures):
 
 
 class BatchSizes(Figures):
-    """Windows that a layer processes at a time. ``largest``: the most of the calibration that fit every device."""
+    """Windows that a layer processes at a time, of the calibration and of the held-out text.
+
+    ``largest``, ``largest_held_out``: the most that fit every device.
+    """
 
     calibration: int
     held_out: int
     largest: int
+    largest_held_out: int
 
 
 @dataclass(frozen=True)
@@ -118,11 +126,16 @@ class MemoryPlanner:
         """Return the recipe's batch sizes, and for those to be chosen the most windows that fit every device."""
         largest = self._largest(self.calibration, self.activations.calibration)
         chosen = self.calibration.batch_size or (largest if self.machine.has_gpu else ON_CPU)
-        later = chosen
+        later, fitting = chosen, largest
         if self.held_out is not None:
             fitting = self._largest(self.held_out, self.activations.held_out)
             later = self.held_out.batch_size or (fitting if self.machine.has_gpu else ON_CPU)
-        return BatchSizes(calibration=chosen, held_out=later, largest=max(largest, ON_CPU))
+        return BatchSizes(
+            calibration=chosen,
+            held_out=later,
+            largest=max(largest, ON_CPU),
+            largest_held_out=max(fitting, ON_CPU),
+        )
 
     def devices(self, batches: BatchSizes) -> tuple[DeviceMemory, ...]:
         """Return the memory of each device that computes, and where these are GPUs the main memory beside them."""

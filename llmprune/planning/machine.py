@@ -47,16 +47,18 @@ class Machine:
         return self.devices[0].is_gpu
 
 
-def this_machine(source: ModelSource, *, starts: int = 1) -> Machine:
+def this_machine(source: ModelSource, *, starts: int = 1, elsewhere: bool = False) -> Machine:
     """Return the devices that compute the layers of a model in this process, with their free memory.
 
     Layers that stay on no GPU are computed on the process's own, if it has one. ``starts``: number of processes that
     will do the work in place of this one, each on a GPU of its own; the devices are then those of all of them.
+    ``elsewhere``: the work will be done later, by another process; all memory of a GPU then counts as free, because
+    asking for what is free takes memory on it.
     """
     on_machine = starts if starts > 1 else processes_on_machine()
     host = Device("cpu", machine_memory() // on_machine, free_memory() // on_machine)
     indices = range(starts) if starts > 1 else _computing_gpus(source)
-    gpus = tuple(map(_gpu, indices)) if torch.cuda.is_available() else ()
+    gpus = tuple(_gpu(index, elsewhere=elsewhere) for index in indices) if torch.cuda.is_available() else ()
     processes = starts if starts > 1 else world_size()
     return Machine(gpus or (host,), host, processes, keeps_layers=source.device_map != "cpu")
 
@@ -68,6 +70,9 @@ def _computing_gpus(source: ModelSource) -> Sequence[int]:
     return sorted({*staying, own}) if not staying or {"cpu", "disk"} & set(devices) else staying
 
 
-def _gpu(index: int) -> Device:
+def _gpu(index: int, *, elsewhere: bool) -> Device:
+    if elsewhere:
+        size = torch.cuda.get_device_properties(index).total_memory
+        return Device(f"cuda:{index}", size, size)
     free, total = torch.cuda.mem_get_info(index)
     return Device(f"cuda:{index}", total, free)

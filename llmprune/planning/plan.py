@@ -27,7 +27,7 @@ from llmprune.planning.checks import ErrorCollector, run_checks
 from llmprune.planning.device_memory import BatchSizes, DeviceMemory
 from llmprune.planning.duration.estimate import Durations, run_work
 from llmprune.planning.duration.parts import PlannedModels, RunWork
-from llmprune.planning.machine import this_machine
+from llmprune.planning.machine import Machine, this_machine
 from llmprune.planning.memory import Memory, bytes_of_window, memory_of, memory_planner, parameter_bytes
 from llmprune.planning.model_size import measure_size
 from llmprune.planning.notes import (
@@ -133,7 +133,7 @@ def plan_and_check(
     resolve_revision.cache_clear()
     errors = ErrorCollector(wrong, problems)
     inputs = TextInputs(recipe)
-    plan, anatomy = plan_structure(recipe, errors, starts=starts)
+    plan, anatomy = plan_structure(recipe, errors, starts=starts, elsewhere=elsewhere)
     run_checks(inputs, errors, elsewhere=elsewhere)
     if plan and not errors.found:
         notes = (*plan.notes, *about_begin(inputs))
@@ -141,10 +141,13 @@ def plan_and_check(
     return PlanningOutcome(plan, anatomy, inputs, errors)
 
 
-def plan_structure(recipe: Recipe, errors: ErrorCollector, *, starts: int = 1) -> tuple[Plan | None, Anatomy | None]:
+def plan_structure(
+    recipe: Recipe, errors: ErrorCollector, *, starts: int = 1, elsewhere: bool = False
+) -> tuple[Plan | None, Anatomy | None]:
     """Return plan and anatomy, from the model's config and headers; None in place of one that an error prevents.
 
-    ``starts``: number of processes that the run will start in place of this one.
+    ``starts``: number of processes that the run will start in place of this one. ``elsewhere``: as in
+    ``plan_and_check``.
     """
     model = ("model",)
     _, config = errors.attempt("model", model, work=lambda: load_config(recipe.model))
@@ -159,7 +162,12 @@ def plan_structure(recipe: Recipe, errors: ErrorCollector, *, starts: int = 1) -
     if planned is None or not complete:
         return None, base.anatomy
     reads = ("model", "depth", "width", "experts", "sparsity", "refit", "calibration")
-    _, plan = errors.attempt("model", reads, work=lambda: _plan(recipe, base, planned=planned, starts=starts))
+
+    def plan_on_machine() -> Plan:
+        machine = this_machine(recipe.model, starts=starts, elsewhere=elsewhere)
+        return _plan(recipe, base, planned=planned, machine=machine)
+
+    _, plan = errors.attempt("model", reads, work=plan_on_machine)
     return plan, base.anatomy
 
 
@@ -177,7 +185,7 @@ def _planned_cut(recipe: Recipe, anatomy: Anatomy, *, errors: ErrorCollector) ->
     return PlannedCut(keep, widths, kept_experts, kept_heads)
 
 
-def _plan(recipe: Recipe, base: Base, *, planned: PlannedCut, starts: int) -> Plan:
+def _plan(recipe: Recipe, base: Base, *, planned: PlannedCut, machine: Machine) -> Plan:
     """Return the plan of a cut. Raises ModelError and RecipeError where the cut is not possible."""
     dense, anatomy, dtype = base.dense, base.anatomy, base.dense.dtype
     keep, widths, kv_groups = planned.layers, planned.widths.kept, planned.heads.kv_groups
@@ -197,7 +205,7 @@ def _plan(recipe: Recipe, base: Base, *, planned: PlannedCut, starts: int) -> Pl
         pruned, anatomy.widths | widths, experts=planned.experts, kv_groups=kv_groups, stored=saved, layers=keep
     )
     memory = memory_of(recipe, dense, pruned=pruned, anatomy=anatomy, widths=widths)
-    machine, evaluation = this_machine(recipe.model, starts=starts), recipe.evaluation
+    evaluation = recipe.evaluation
     planner = memory_planner(recipe, dense, pruned=pruned, anatomy=anatomy, memory=memory, machine=machine)
     batches = planner.batch_sizes()
     return Plan(

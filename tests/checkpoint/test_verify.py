@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,10 +14,11 @@ from helpers.decoders import dense_decoder
 from helpers.devices import simulated_devices
 from transformers import PreTrainedModel, modeling_utils
 
+from llmprune.checkpoint import verify as verify_module
 from llmprune.checkpoint.loading import load_model
 from llmprune.checkpoint.verify import Loading, Probe, SparseClaim, SparseCounts, Verified, verify
 from llmprune.checkpoint.verify_worker import logits_at, same_up_to_rounding
-from llmprune.common.errors import DeviceError, VerificationError
+from llmprune.common.errors import VerificationError
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.recipe.model import ModelSource
 from llmprune.testing import VOCABULARY, tiny_model
@@ -76,8 +79,10 @@ def test_other_weights_on_disk_are_refused(tmp_path: Path) -> None:
     assert "parameters" not in str(raised.value)
 
 
-def test_a_full_gpu_verifies_fewer_windows_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The saved model is not blamed for memory that another program has taken; the run can be continued."""
+def test_a_full_gpu_verifies_fewer_windows_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The saved model is not blamed for memory that another program has taken; at last the CPU verifies."""
     verify_here(monkeypatch)
     monkeypatch.setattr(modeling_utils, "caching_allocator_warmup", lambda *_: None)  # takes a gigabyte ahead
     model, folder, probe = _saved(tmp_path, "llama")
@@ -89,8 +94,36 @@ def test_a_full_gpu_verifies_fewer_windows_at_a_time(tmp_path: Path, monkeypatch
         assert _verified(model, folder, probe, loading=on_gpu) == all_at_once
     assert devices.peak["cuda:0"] < needed
     weights = 4 * model.num_parameters()
-    with simulated_devices(1, memory=weights + 2**12), pytest.raises(DeviceError, match=r"^verification: .*max_memory"):
-        _verified(model, folder, probe, loading=on_gpu)
+    assert "repeated" not in caplog.text
+    with simulated_devices(1, memory=weights + 2**12) as devices:
+        assert _verified(model, folder, probe, loading=on_gpu) == all_at_once
+    assert devices.peak["cuda:0"] >= weights
+    assert "verification: OutOfMemoryError: CUDA out of memory" in caplog.text
+    assert "it is repeated on the CPU" in caplog.text
+
+
+def test_a_gpu_that_takes_no_second_process_leaves_verification_to_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In exclusive mode the run's own process has it. CUDA's error has several lines, of which the first is said."""
+    busy = (
+        "Traceback (most recent call last):\n  File x\ntorch.AcceleratorError: CUDA error: all CUDA-capable devices "
+        "are busy or unavailable\nCompile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.\n"
+    )
+    verify_here(monkeypatch)
+    here, seen = verify_module.subprocess.run, []
+
+    def run(arguments: list[str], **options: Any) -> Any:
+        seen.append((json.loads(Path(arguments[3]).read_text())["device_map"], options["env"]["CUDA_VISIBLE_DEVICES"]))
+        return SimpleNamespace(returncode=1, stdout="", stderr=busy) if len(seen) == 1 else here(arguments, **options)
+
+    monkeypatch.setattr(verify_module, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    model, folder, probe = _saved(tmp_path, "llama")
+    verified = _verified(model, folder, probe, loading=Loading({"": 0}, on_cpu=ON_DISK))
+    assert verified.largest_logit_difference == 0.0
+    assert seen == [({"": 0}, "3"), (ON_DISK, "")]
+    assert "CUDA error: all CUDA-capable devices are busy or unavailable; it is repeated on the CPU" in caplog.text
 
 
 def test_heads_on_the_last_of_several_gpus_give_logits(tmp_path: Path) -> None:

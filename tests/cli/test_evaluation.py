@@ -10,6 +10,7 @@ import pytest
 from helpers.commands import (
     TASKS,
     command,
+    copy_of,
     forbid_weights,
     report_in,
     reused_steps,
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("in_one_process")
 
 def test_evaluation_alone_and_against_the_base(done: Path, workspace: Path, tmp_path: Path) -> None:
     """``eval`` prints one model's figures, or two side by side, and writes them where asked."""
-    options = ["--tasks", "llmprune_agreement", "--include-path", TASKS, "--limit", "4"]
+    options = ["--tasks", "llmprune_agreement", "--include-path", str(TASKS), "--limit", "4"]
     model = done / "model"
     alone = command("eval", model, *options, "--output", tmp_path / "alone")
     assert alone.code == 0, alone.err
@@ -123,6 +124,37 @@ def test_reevaluate_needs_tasks(limit: tuple[str | int, ...], done: Path) -> Non
     assert (refused.code, "evaluated no task" in refused.err) == (2, True), refused.err
 
 
+def test_evaluation_uses_the_chosen_gpus(done: Path, workspace: Path, tmp_path: Path) -> None:
+    """``--devices`` of ``eval`` and ``bench`` chooses as a recipe does, and absent GPUs are refused; ``reevaluate``
+    takes the recipe's.
+    """
+    model, tasks = done / "model", ["--tasks", "llmprune_agreement", "--include-path", str(TASKS), "--limit", "2"]
+    for devices, said in (("3", "3 GPUs asked"), ("0,2", "GPUs 0, 2 asked"), ("[1]", "GPU 1 asked")):
+        refused = command("eval", model, *tasks, "--devices", devices)
+        assert (refused.code, f"devices: {said}, and torch sees no GPU" in refused.err) == (2, True), refused.err
+    wrong = command("bench", model, "--against", workspace / "base", "--devices", "two")
+    assert (wrong.code, "--devices 'two': give all, a number" in wrong.err) == (2, True), wrong.err
+    again = copy_of(done, tmp_path)
+    report = report_in(again)
+    report["overrides"] = ["devices=2"]
+    report["tasks"] = [
+        {
+            "task": "t",
+            "metric": "acc",
+            "dense": 1.0,
+            "pruned": 1.0,
+            "retention": 1.0,
+            "samples": 2,
+            "lost": 0,
+            "gained": 0,
+        }
+    ]
+    (again / "report.json").write_text(json.dumps(report))
+    (again / "evaluation.json").write_text("{}")
+    refused = command("reevaluate", again, "--limit", "4")
+    assert (refused.code, "devices: 2 GPUs asked" in refused.err) == (2, True), refused.err
+
+
 def test_bench_prints_and_writes(done: Path, workspace: Path, tmp_path: Path) -> None:
     """``bench`` says sizes, times and the estimate for what it is, and writes the same as JSON."""
     options = ["--batch-sizes", "1", "--contexts", "8", "--new-tokens", "4", "--repeats", "1"]
@@ -151,7 +183,16 @@ def test_evaluation_has_a_gate_and_continues(
     done: Path, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``eval --min-retention`` exits with 3 where the interval does not clear it; again, no weights are read."""
-    options = ["--tasks", "llmprune_agreement", "--include-path", TASKS, "--limit", "4", "--output", tmp_path / "out"]
+    options = [
+        "--tasks",
+        "llmprune_agreement",
+        "--include-path",
+        str(TASKS),
+        "--limit",
+        "4",
+        "--output",
+        tmp_path / "out",
+    ]
     model = done / "model"
     arguments = ["eval", model, "--against", workspace / "base", *options]
     first = command(*arguments, "--min-retention", "0.99")

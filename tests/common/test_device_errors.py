@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import accelerate
 import pytest
 import torch
 
+from llmprune.common import distributed
 from llmprune.common.device_errors import device_errors
 from llmprune.common.distributed import synchronized
 from llmprune.common.errors import DeviceError
-from llmprune.common.out_of_memory import is_out_of_memory
+from llmprune.common.out_of_memory import BatchSize, is_out_of_memory
 
 FULL = (
     "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 1 has a total capacity of 79.15 GiB of which 1.19 GiB is free."
@@ -61,6 +65,18 @@ def test_errors_of_cuda_have_a_remedy(reported: str, remedy: str) -> None:
     assert "\n" not in said
 
 
+def test_gpus_that_cannot_copy_directly_have_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """accelerate refuses RTX 4000 cards with an old driver; a launcher's environment makes them work."""
+
+    def refuse(**_: Any) -> None:
+        raise NotImplementedError("Using RTX 4000 series doesn't support faster communication broadband via P2P or IB.")
+
+    monkeypatch.setattr(accelerate, "PartialState", refuse)
+    distributed._state.cache_clear()
+    with pytest.raises(DeviceError, match="set NCCL_P2P_DISABLE=1 and NCCL_IB_DISABLE=1"):
+        distributed.shared_accelerator()
+
+
 def test_a_run_explains_them() -> None:
     """The block that all commands and the Python API work in raises the explained error."""
     with pytest.raises(DeviceError, match="GPU 1 is out of memory"), synchronized():
@@ -87,3 +103,28 @@ def test_other_errors_pass() -> None:
 def test_libraries_report_full_memory_in_their_own_words(reported: str, full: bool) -> None:
     """A step is tried again with smaller batches for errors of libraries that allocate without torch, ROCm's too."""
     assert is_out_of_memory(RuntimeError(reported)) == full
+
+
+def test_a_single_window_is_tried_again_after_a_release() -> None:
+    """It needs less once nothing else is on the device; where it does not fit even then, the error says so."""
+    events: list[str] = []
+
+    def work(number: int) -> int:
+        events.append(f"window {number}")
+        if len(events) < 2:
+            raise torch.OutOfMemoryError(FULL)
+        return number
+
+    batch = BatchSize(1)
+    assert batch.run("pass 1", work, release=lambda: events.append("released")) == 1
+    assert events == ["window 1", "released", "window 1"]
+    assert batch.reductions == [
+        "pass 1 ran out of memory on cuda:1 with batches of 1 windows; it was repeated with no layer kept there, nor "
+        "copied ahead"
+    ]
+
+    def full(_: int) -> None:
+        raise torch.OutOfMemoryError(FULL)
+
+    with pytest.raises(DeviceError, match="pass 1, a single window at a time, on cuda:1: GPU 1 is out of memory"):
+        batch.run("pass 1", full)

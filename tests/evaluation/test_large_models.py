@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, modeling_utils
 
 from llmprune.checkpoint import placement
 from llmprune.checkpoint.loading import load_model
+from llmprune.checkpoint.placement import device_map_of_whole
 from llmprune.evaluation.generation import continue_prompts
 from llmprune.evaluation.greedy_agreement import follow_answers
 from llmprune.evaluation.prompts import Prompts
@@ -74,6 +75,21 @@ def test_a_model_larger_than_a_gpu_answers_the_same(
         resident = devices.used["cuda:0"]
         assert 0 < resident <= 0.72 * size
         assert _texts(parts) == expected
+
+
+def test_the_gpus_of_all_processes_hold_a_model_that_one_does_not(tmp_path: Path) -> None:
+    """Of several processes each has one GPU; what is free on the others is told to the one that verifies."""
+    model = tiny_model("llama")
+    model.save_pretrained(tmp_path)
+    size, source = model.num_parameters() * 4, ModelSource(id=str(tmp_path))
+    with simulated_devices(2, memory=size) as devices, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORLD_SIZE", "2")
+        own = device_map_of_whole(source, model)
+        assert devices.contexts == {0}
+        together = device_map_of_whole(source, model, free={0: size, 1: size})
+        assert devices.contexts == {0}
+    assert {*(own or {}).values()} == {0, "cpu"}
+    assert {*(together or {}).values()} == {0, 1}
 
 
 def test_tasks_are_the_same_with_layers_on_disk(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

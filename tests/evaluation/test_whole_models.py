@@ -15,11 +15,12 @@ from helpers.random_inputs import windows
 from helpers.tiny import tiny_tokenizer
 from helpers.whole_models import side_by_side, timed
 
-from llmprune.common.errors import EvaluationError
+from llmprune.common.errors import DeviceError
+from llmprune.common.out_of_memory import BatchSize
 from llmprune.evaluation import evaluate as evaluation
 from llmprune.evaluation.lm_eval.harness import EvaluatedModel, evaluate_tasks, evaluated_model
 from llmprune.evaluation.prompts import Prompts
-from llmprune.evaluation.whole_model import WholeModel, with_smaller_batches
+from llmprune.evaluation.whole_model import WholeModel
 from llmprune.recipe.evaluation import Generation, Speed
 from llmprune.recipe.model import ModelSource
 from llmprune.testing import tiny_model
@@ -121,7 +122,10 @@ def test_tasks_are_repeated_with_smaller_batches(
     ]
     assert device.batches[1:3] == [4, 2]  # half of 8, and half of that
     assert set(device.batches[2:]) <= {1, 2}
-    assert "of the dense model's tasks ran out of memory on cuda:0; it was repeated with batches of 2" in caplog.text
+    assert (
+        "of the dense model's tasks ran out of memory on cuda:0 with batches of 4 requests; it was repeated with 2"
+        in caplog.text
+    )
 
 
 def test_texts_are_repeated_with_smaller_batches() -> None:
@@ -144,10 +148,13 @@ def test_a_batch_of_one_that_does_not_fit_is_explained() -> None:
         )
 
     sentences: list[str] = []
-    with pytest.raises(EvaluationError) as found:
-        with_smaller_batches(full, 4, step="tasks", reductions=sentences)
+    batch = BatchSize(4, "prompts", alone=True, reductions=sentences)
+    with pytest.raises(DeviceError) as found:
+        batch.run("tasks", full)
     said = str(found.value)
-    assert said.startswith("tasks, with batches of 1, on cuda:1: GPU 1 is out of memory: 2 GiB more were needed; give")
+    assert said.startswith(
+        "tasks, a single prompt at a time, on cuda:1: GPU 1 is out of memory: 2 GiB more were needed; give"
+    )
     assert "model.max_memory" in said
     assert "manual" not in said
     assert len(sentences) == 2
@@ -156,7 +163,7 @@ def test_a_batch_of_one_that_does_not_fit_is_explained() -> None:
         raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        with_smaller_batches(wrong, 4, step="tasks", reductions=sentences)
+        batch.run("tasks", wrong)
 
 
 def test_models_that_do_not_fit_together_are_timed_apart() -> None:

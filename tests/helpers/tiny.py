@@ -23,10 +23,10 @@ def tiny_tokenizer(chat: bool = True) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def structure_of(recipe: Recipe, *, starts: int = 1) -> Plan:
-    """The plan from the config alone, wherever text and tokenizer are; ``starts`` as in ``plan_structure``."""
+def structure_of(recipe: Recipe, *, starts: int = 1, elsewhere: bool = False) -> Plan:
+    """The plan from the config alone, wherever text and tokenizer are; other options as in ``plan_structure``."""
     errors = ErrorCollector()
-    plan, _ = plan_structure(recipe, errors, starts=starts)
+    plan, _ = plan_structure(recipe, errors, starts=starts, elsewhere=elsewhere)
     errors.raise_all()
     assert plan is not None
     return plan

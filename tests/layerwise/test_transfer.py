@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llmprune.checkpoint.open_decoder import open_decoder
 from llmprune.checkpoint.placement import device_map_of_whole
-from llmprune.layerwise.decoder import Decoder
+from llmprune.layerwise.decoder import Decoder, LayerPlacement
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.transfer import ARRIVING, LEAVING, CopyStream, LayerCopies, Staging
 from llmprune.recipe.model import ModelSource
@@ -168,10 +168,10 @@ def test_the_wait_for_layers_is_measured() -> None:
         decoder.skeleton, decoder.tensors, placement=decoder.placement, prefetch=lambda index: time.sleep(0.05)
     )
     slow.tensors(0)
-    waited = slow.waited_seconds
+    waited = slow.waits.seconds
     assert waited > 0.02
     slow.tensors(0)
-    assert slow.waited_seconds == waited
+    assert slow.waits.seconds == waited
 
 
 def test_a_process_of_several_leaves_the_other_gpus_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,3 +190,23 @@ def test_a_process_of_several_leaves_the_other_gpus_alone(tmp_path: Path, monkey
                     forward.pass_through(index, layer)
             assert forward.logits(0).device == torch.device("cuda", 1)
         assert devices.contexts == {1}
+
+
+def test_a_decoder_that_saves_memory_copies_no_layer_ahead() -> None:
+    """Else the next layer is on its way to the GPU while one computes."""
+    fetched: list[int] = []
+    dense = dense_decoder(tiny_model("llama"))
+
+    def fetch(index: int) -> dict[str, Tensor]:
+        fetched.append(index)
+        return dense.tensors(index)
+
+    with simulated_devices(1):
+        gpu = LayerPlacement((torch.device("cuda:0"),) * len(dense))
+        decoder = Decoder(dense.skeleton, fetch, placement=gpu, prefetch=lambda index: None)
+        decoder.tensors(0)
+        decoder.save_memory()
+        assert fetched == [0, 1]
+        decoder.tensors(1)
+        decoder.drop_held_and_next()
+    assert fetched == [0, 1, 1]

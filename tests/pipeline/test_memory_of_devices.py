@@ -22,6 +22,7 @@ from helpers.whole_runs import every_measure
 from safetensors.torch import load_file
 from transformers import modeling_utils
 
+from llmprune.pipeline import prune_checkpoint
 from llmprune.planning.device_memory import DeviceMemory
 
 
@@ -40,6 +41,31 @@ def small_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Verification in this process; transformers allocates more than a gigabyte ahead, which tiny devices lack."""
     verify_here(monkeypatch)
     monkeypatch.setattr(modeling_utils, "caching_allocator_warmup", lambda *_: None)
+
+
+@pytest.mark.usefixtures("small_devices")
+def test_pinned_memory_is_returned_and_its_lack_is_not_the_gpus(tmp_path: Path) -> None:
+    """Verification and evaluation find the main memory that copies needed; where that is full, the error says so."""
+    base, text = save_model(tmp_path / "dense"), write_text(tmp_path / "text.txt")
+    texts = {"dataset": str(text), "samples": 8, "sequence_length": 128}
+    kept = []
+
+    def verify(*args: Any, **options: Any) -> Any:
+        kept.append((devices.pinned.kept, devices.pinned.used))
+        return verified(*args, **options)
+
+    verified = prune_checkpoint.verify
+    with simulated_devices(1) as devices, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prune_checkpoint, "verify", verify)
+        assert _run(tmp_path / "all", base, text, calibration=texts).code == 0
+    assert kept == [(0, 8 * 128 * 8)], "the tokens that verification compares"
+    assert sum(devices.pins.values()) > 2
+    with simulated_devices(1) as devices:
+        devices.pinned.limit = 2**14
+        full = _run(tmp_path / "full", base, text, calibration=texts)
+    assert full.code == 1
+    assert "the main memory is full, not the GPU" in full.err
+    assert "repeated" not in full.err
 
 
 # What fills the device first: pass 2 by its refit, pass 1 where it has a backward pass.
@@ -75,15 +101,21 @@ def test_a_step_that_fills_the_device_is_repeated_with_half_the_batch(step: str,
 
 @pytest.mark.usefixtures("small_devices")
 def test_a_resumed_run_keeps_its_batch_size(tmp_path: Path) -> None:
-    """A run that began on a GPU and continues on the CPU computes with the number that was chosen for the GPU."""
+    """A run that began on a GPU and continues on the CPU computes with the numbers that were chosen for the GPU: of
+    the held-out text too, of which more windows fit than of the calibration.
+    """
     base, text = save_model(tmp_path / "dense"), write_text(tmp_path / "text.txt")
     texts = {"dataset": str(text), "samples": 20, "sequence_length": 32}
+    sections = {"calibration": texts, "evaluation": {"perplexity": texts | {"samples": 40}}}
+    chosen = []
     with simulated_devices(1):
-        assert _run(tmp_path / "out", base, text, calibration=texts).code == 0
-    first = report_in(tmp_path / "out")
-    assert _run(tmp_path / "out", base, text, calibration=texts).code == 0
-    again = report_in(tmp_path / "out")
-    assert [report["provenance"]["batch_size"] for report in (first, again)] == [32, 32]
+        assert _run(tmp_path / "out", base, text, **sections).code == 0
+    for _ in range(2):
+        again = report_in(tmp_path / "out")
+        numbers = json.loads((tmp_path / "out/batch-sizes.json").read_text())
+        chosen.append((again["provenance"]["batch_size"], numbers["held_out"]["number"]))
+        assert _run(tmp_path / "out", base, text, **sections).code == 0
+    assert chosen == [(32, 64), (32, 64)]
     assert all(one["reused"] for one in again["steps"])
 
 

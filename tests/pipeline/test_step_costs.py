@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from helpers.devices import simulated_devices
 
+from llmprune.layerwise.disk_waits import DiskWaits
 from llmprune.pipeline.step_costs import measure_step, warn_of_slow_disk
 from llmprune.results.report_schema import Step
 
@@ -27,12 +30,26 @@ def test_a_slow_disk_is_a_warning() -> None:
 def test_a_step_records_the_wait_of_its_own() -> None:
     """Only what the decoder waited during the step counts; a step without a decoder has no such figure."""
     steps: list[Step] = []
-    decoder: Any = SimpleNamespace(waited_seconds=5.0)
+    decoder: Any = SimpleNamespace(waits=DiskWaits())
+    decoder.waits.add(5.0)
     with measure_step(steps, "pass 1", decoder=decoder):
-        decoder.waited_seconds += 2.5
+        decoder.waits.add(2.5)
     with measure_step(steps, "saving"):
         pass
     assert [step.seconds_waited for step in steps] == [2.5, None]
+
+
+def test_a_slow_disk_is_said_while_the_step_runs(caplog: pytest.LogCaptureFixture) -> None:
+    """Once a step, as soon as it has waited for long; waits before the step do not count."""
+    decoder: Any = SimpleNamespace(waits=DiskWaits())
+    decoder.waits.add(90.0)
+    with caplog.at_level(logging.WARNING, logger="llmprune"), measure_step([], "pass 1", decoder=decoder):
+        decoder.waits.add(4.0)
+        assert not caplog.records
+        decoder.waits.add(8.0)
+        decoder.waits.add(8.0)
+        (warning,) = caplog.messages
+    assert warning.startswith("pass 1 has waited 12 of its 0 s for layers to be read")
 
 
 def test_the_peak_is_that_of_the_fullest_gpu() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.commands import command, save_model, write_recipe, write_text
@@ -17,12 +18,12 @@ from llmprune.recipe.recipe import Recipe
 GB = 10**9
 
 
-def _plan(folder: Path, *overrides: str, starts: int = 1) -> Plan:
+def _plan(folder: Path, *overrides: str, **options: Any) -> Plan:
     (folder / "config.json").write_text(json.dumps(LLAMA_31_8B))
     text = (
         f"model: {{id: '{folder}'}}\ncalibration: {{dataset: text.txt}}\ndepth: {{remove: 4}}\nwidth: {{mlp: 0.75}}\n"
     )
-    return structure_of(Recipe.parse(text, overrides), starts=starts)
+    return structure_of(Recipe.parse(text, overrides), **options)
 
 
 @pytest.mark.parametrize(("memory", "batch"), [(80 * GB, 8), (16 * GB, 8), (11 * GB, 4), (9 * GB, 2), (7 * GB, 1)])
@@ -51,6 +52,15 @@ def test_memory_of_other_programs_is_not_planned_with(tmp_path: Path) -> None:
     gpu = plan.devices[0]
     assert (plan.batch_sizes.calibration, gpu.free, gpu.total) == (4, 10 * GB, 16 * GB)
     assert gpu.working <= gpu.free
+
+
+def test_a_plan_for_another_process_takes_no_memory_on_the_gpus(tmp_path: Path) -> None:
+    """A service plans beside the runs that have the GPUs; a run that will have one finds all of its memory."""
+    with simulated_devices(2, memory=16 * GB) as devices:
+        devices.used["cuda:0"] = 6 * GB
+        plan = _plan(tmp_path, elsewhere=True)
+    assert devices.contexts == set()
+    assert [gpu.free for gpu in plan.devices[:2]] == [16 * GB, 16 * GB]
 
 
 def test_hidden_states_come_before_layers(tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ from lm_eval.models.huggingface import HFLM
 
 from llmprune.common.devices import input_device
 from llmprune.common.distributed import rank, shared_accelerator, world_size
-from llmprune.evaluation.whole_model import with_smaller_batches
+from llmprune.common.out_of_memory import BatchSize
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -33,10 +34,15 @@ class ModelInMemory(HFLM):  # type: ignore[misc]  # lm-eval has no types
     ) -> None:
         # HFLM adds a padding token to the tokenizer, which must not be saved with the checkpoint.
         super().__init__(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
-        self._side, self._reductions = side, reductions
+        self._side, self._batch = side, BatchSize(batch_size, "requests", alone=True, reductions=reductions)
         self._device = input_device(model)  # HFLM would move the inputs of an offloaded model to "meta"
         if world_size() > 1:  # for a loaded model, HFLM leaves the distribution to its caller
             self.accelerator, self._rank, self._world_size = shared_accelerator(), rank(), world_size()
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """Return the tensors of all processes, which their GPUs exchange also where this model has no part on one."""
+        gathered: Tensor = super().all_gather(tensor.to(self.accelerator.device))
+        return gathered
 
     def _loglikelihood_tokens(self, *args: Any, **kwargs: Any) -> Any:
         return self._run(lambda: super(ModelInMemory, self)._loglikelihood_tokens(*args, **kwargs))
@@ -50,9 +56,4 @@ class ModelInMemory(HFLM):  # type: ignore[misc]  # lm-eval has no types
             self.batch_size_per_gpu = batch_size
             return work()
 
-        return with_smaller_batches(
-            with_batches_of,
-            self.batch_size_per_gpu,
-            step=f"evaluation of the {self._side} model's tasks",
-            reductions=self._reductions,
-        )
+        return self._batch.run(f"evaluation of the {self._side} model's tasks", with_batches_of)

@@ -25,7 +25,7 @@ from helpers.devices.operations import (
     waits,
     written_by,
 )
-from helpers.devices.storages import CPU, Placed, home_of, pin, raise_reused, state_of
+from helpers.devices.storages import CPU, PinnedMemory, Placed, home_of, pin, raise_reused, state_of
 from helpers.devices.streams import Timeline
 
 
@@ -53,7 +53,7 @@ class SimulatedDevices(TorchFunctionMode):
     ``memory``: bytes of each device; may be changed. ``used``, ``peak``: bytes of live storages by device, now and at
     most. ``contexts``: devices that this process uses in any way. By line of the code: ``waits`` of the host for a
     device; ``copies`` and their ``bytes_copied``, by kind too; ``float64`` operations on tensors with dimensions;
-    ``pins`` of memory of the CPU.
+    ``pins`` of memory of the CPU. ``pinned``: the bytes of these.
     """
 
     def __init__(self, memory: Iterable[int], *, has_float64: bool = True) -> None:
@@ -67,6 +67,7 @@ class SimulatedDevices(TorchFunctionMode):
         self.waits: Counter[str] = Counter()
         self.float64: Counter[str] = Counter()
         self.pins: Counter[str] = Counter()
+        self.pinned = PinnedMemory()
         self.copies: Counter[tuple[CopyKind, str]] = Counter()
         self.bytes_copied: Counter[tuple[CopyKind, str]] = Counter()
         self.timeline = Timeline(lambda: self._count(self.waits, current_line()))
@@ -212,8 +213,7 @@ class SimulatedDevices(TorchFunctionMode):
         state.note_freed(self.timeline.host)
 
     def _make_pinned(self, func: Any, args: Any, *, kwargs: dict[str, Any]) -> Tensor:
-        self._count(self.pins, current_line())
-        return pin(func(*args, **kwargs | {"pin_memory": False}))
+        return self._pin(func(*args, **kwargs | {"pin_memory": False}))
 
     def pin_memory(self, tensor: Tensor, *_: Any) -> Tensor:
         """Return a copy in pinned memory, or the tensor if it is pinned."""
@@ -222,8 +222,12 @@ class SimulatedDevices(TorchFunctionMode):
         state = state_of(tensor)
         if state is not None:
             return tensor
+        return self._pin(tensor.clone())
+
+    def _pin(self, tensor: Tensor) -> Tensor:
         self._count(self.pins, current_line())
-        return pin(tensor.clone())
+        self.pinned.take(tensor.untyped_storage())
+        return pin(tensor)
 
     def note_copy(self, kind: CopyKind, line: str, size: int) -> None:
         """Count a copy of a kind by the line that asked for it."""

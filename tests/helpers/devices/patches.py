@@ -70,6 +70,7 @@ def simulated_devices(
         accelerator = _stream_functions(devices)
         for name in ("current_stream", "set_stream", "synchronize"):
             undo.enter_context(patch.object(torch.accelerator, name, accelerator[name]))
+        undo.enter_context(patch.object(torch.accelerator, "empty_host_cache", devices.pinned.empty_cache, create=True))
         undo.enter_context(patch.object(torch, "Stream", SimulatedStream))
         undo.enter_context(patch.object(torch, "Event", SimulatedEvent))
         undo.enter_context(patch.object(Tensor, "record_stream", _record_stream))

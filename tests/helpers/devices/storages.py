@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from dataclasses import dataclass, field
 
 import torch
@@ -83,6 +85,37 @@ class Placed:
         copied = f"; it was copied at {self.line}" if self.line else ""
         where = "pinned memory" if self.pinned else str(self.device)
         return RuntimeError(f"{current_line()}: {use} a tensor in {where} {when}{copied} (simulated)")
+
+
+@dataclass
+class PinnedMemory:
+    """Bytes of pinned memory: ``used`` by live storages, and ``kept`` of freed ones for later ones.
+
+    ``limit``: of those used; None for no limit.
+    """
+
+    limit: int | None = None
+    used: int = 0
+    kept: int = 0
+    _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
+
+    def take(self, storage: torch.UntypedStorage) -> None:
+        """Count a storage until it is freed. Raises RuntimeError, in the words of CUDA, where it is too large."""
+        size = storage.nbytes()
+        if self.limit is not None and self.used + size > self.limit:
+            raise RuntimeError("CUDA error: out of memory (simulated)")
+        with self._lock:
+            self.used += size
+        weakref.finalize(storage, self._free, size).atexit = False
+
+    def empty_cache(self) -> None:
+        """Return the memory that is kept to the system."""
+        self.kept = 0
+
+    def _free(self, size: int) -> None:
+        with self._lock:
+            self.used -= size
+            self.kept += size
 
 
 def state_of(tensor: Tensor) -> Placed | None:
