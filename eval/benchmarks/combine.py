@@ -61,7 +61,7 @@ class Bench:
         kinds.append({"dataset": str(data / "arc_easy_train.jsonl"), "text_field": "question"})
         calibration = Calibration.model_validate({"sources": kinds, "samples": 64, "sequence_length": LENGTH})
         self.windows_NL = load_windows(calibration, self.tokenizer, default_shape=calibration.shape()).windows_NL
-        self.sources_N = sources_of_windows(calibration, calibration.shape())
+        self.sources_N = sources_of_windows(calibration)
         judges: dict[str, dict[str, Any]] = {
             "manual": TOPICS,
             **{name: {"dataset": path} for name, path in texts.items()},

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SELF_GENERATED = "self_generated"  # name of the source of windows that the dense model wrote itself
 
 
-def sources_of_windows(windows: Calibration, default_shape: tuple[int, int]) -> Tensor | None:
+def sources_of_windows(windows: Calibration) -> Tensor | None:
     """Return the index in ``source_names`` of the source of each calibration window, int64 [N].
 
     The windows are those of ``load_windows`` and ``with_generated``. None where they have no known sources: for ready
@@ -28,27 +28,27 @@ def sources_of_windows(windows: Calibration, default_shape: tuple[int, int]) -> 
     import torch
 
     sources, stored = windows.text_sources(), windows.stored_sources()
-    samples = windows.text_samples(default_shape[0])
+    samples = windows.read_shape()[0]
     if sources:
         counts = torch.tensor(share_by_weight(samples, sources))
         read_N = torch.arange(len(sources)).repeat_interleave(counts)[order_of(samples, windows.seed)]
     elif stored is not None:
         read_N = torch.unique(torch.tensor(stored[:samples]), return_inverse=True)[1]
-    elif windows.self_generated:
+    elif windows.generated:
         read_N = torch.zeros(samples, dtype=torch.int64)
     else:
         return None
-    own_N = torch.full((windows.self_generated,), int(read_N.max()) + 1)
+    own_N = torch.full((windows.generated,), int(read_N.max()) + 1)
     return with_generated(read_N, own_N, seed=windows.seed)
 
 
-def source_names(windows: Calibration, default_shape: tuple[int, int]) -> tuple[str, ...]:
+def source_names(windows: Calibration) -> tuple[str, ...]:
     """Return the names of the sources: of text as the recipe names it, of ready tokens their numbers, such as 0, 1."""
     stored = windows.stored_sources()
-    numbers = sorted(set((stored or [])[: windows.text_samples(default_shape[0])]))
+    numbers = sorted(set((stored or [])[: windows.read_shape()[0]]))
     names = [source.name or source.dataset for source in windows.text_sources()] or [str(number) for number in numbers]
     names = names or [str(windows.tokens)]
-    return (*names, SELF_GENERATED) if windows.self_generated else tuple(names)
+    return (*names, SELF_GENERATED) if windows.generated else tuple(names)
 
 
 def with_generated(read_N: Tensor, generated_N: Tensor, *, seed: int) -> Tensor:
@@ -71,9 +71,9 @@ def order_of(samples: int, seed: int) -> Tensor:
 
 
 def require_shares(windows: TokenWindows, samples: int) -> None:
-    """Raise CalibrationError where a source would get none of ``samples`` windows in all."""
+    """Raise CalibrationError where a source would get none of ``samples`` windows that are read."""
     if windows.text_sources():
-        share_by_weight(windows.text_samples(samples), windows.text_sources())
+        share_by_weight(samples, windows.text_sources())
 
 
 def share_by_weight(samples: int, sources: Sequence[TextSource]) -> list[int]:

@@ -72,7 +72,7 @@ def load_windows(
     import torch
 
     assert tokenizer is not None, "text needs a tokenizer"
-    samples = windows.text_samples(default_shape[0])
+    samples = windows.samples or default_shape[0]
     length = windows.sequence_length or default_shape[1]
     separator = separator_ids(windows, tokenizer, begin=begin)
     sources = windows.text_sources()
@@ -114,7 +114,7 @@ def _ready_windows(windows: TokenWindows) -> Tensor:
             f"{key!r} in {path} is {tokens_NL.dtype} {list(tokens_NL.shape)}; "
             "token windows are integers [N, L] with at least one window"
         )
-    samples = tokens_NL.shape[0] if windows.samples is None else windows.text_samples(windows.samples)
+    samples = windows.samples or tokens_NL.shape[0]
     length = windows.sequence_length or tokens_NL.shape[1]
     if samples > tokens_NL.shape[0] or length > tokens_NL.shape[1]:
         raise CalibrationError(

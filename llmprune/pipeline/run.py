@@ -96,7 +96,7 @@ def run_to_report(recipe: Recipe, output: Path, *, options: RunOptions) -> Finis
         use_gpus(recipe.devices)
         refuse_tokens(recipe.text, recipe.overrides, source="recipe")
         surveyed = plan_and_check(recipe)
-        plan, anatomy = surveyed.require()
+        (plan, anatomy), recipe = surveyed.require(), surveyed.inputs.recipe
         if plan.shortage:
             raise ModelError(plan.shortage)
         if is_first_process():

@@ -18,16 +18,16 @@ from torch import Tensor
 from llmprune.checkpoint.loading import load_model
 from llmprune.common.devices import input_device
 from llmprune.common.out_of_memory import BatchSize
+from llmprune.common.progress import report_progress
 from llmprune.evaluation.decoding import Sampling, generate
 from llmprune.evaluation.whole_model import WholeModel
 from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.inputs import RunInputs
 from llmprune.pipeline.step_costs import measure_step
+from llmprune.planning.duration.generating import GENERATED_AT_A_TIME, SELF_GENERATED
 from llmprune.results.run_folder import fingerprint
 
-_STEP = "self-generated windows"
 _OPENING = 8  # tokens of a read window that a generated one begins with, where there is no begin-of-text token
-_BATCH = 16  # windows that are generated at a time
 _KEY = "windows"
 
 
@@ -35,11 +35,12 @@ def add_self_generated(context: RunContext) -> None:
     """Generate the windows of ``calibration.self_generated``, or load them from the run folder, and add them."""
     inputs, folder = context.inputs, context.folder
     calibration = context.recipe.calibration
-    if not calibration.self_generated:
+    if not calibration.generated:
         return
 
     def make(path: Path) -> Tensor:
-        with measure_step(folder.steps, _STEP):
+        report_progress(SELF_GENERATED)
+        with measure_step(folder.steps, SELF_GENERATED):
             windows_NL = _generated(inputs, warnings=context.batches.calibration.reductions)
         save_file({_KEY: windows_NL}, path)
         return windows_NL
@@ -47,8 +48,8 @@ def add_self_generated(context: RunContext) -> None:
     def load(path: Path) -> Tensor:
         return load_file(path)[_KEY]
 
-    origin = fingerprint(inputs.identity, inputs.text_fingerprint, calibration.self_generated, calibration.seed)
-    windows_NL = folder.produce(_STEP, origin, file="self-generated.safetensors", load=load, make=make)
+    origin = fingerprint(inputs.identity, inputs.text_fingerprint, calibration.generated, calibration.seed)
+    windows_NL = folder.produce(SELF_GENERATED, origin, file="self-generated.safetensors", load=load, make=make)
     inputs.inputs.add_generated(windows_NL)
 
 
@@ -67,14 +68,15 @@ def _generated(inputs: RunInputs, *, warnings: list[str]) -> Tensor:
             parts = [generate(model, ids_BP, settings=settings).cpu() for ids_BP in torch.split(prompts_NP, batch_size)]
         return torch.cat(parts)
 
-    windows_NL = BatchSize(min(_BATCH, len(prompts_NP)), alone=True, reductions=warnings).run(_STEP, work)
+    batch_size = BatchSize(min(GENERATED_AT_A_TIME, len(prompts_NP)), alone=True, reductions=warnings)
+    windows_NL = batch_size.run(SELF_GENERATED, work)
     whole.release()
     return windows_NL
 
 
 def _openings(inputs: RunInputs) -> Tensor:
     """Return the tokens that the generated windows begin with, int64 [N, P]."""
-    count, text_NL = inputs.recipe.calibration.self_generated, inputs.inputs.text_windows
+    count, text_NL = inputs.recipe.calibration.generated, inputs.inputs.text_windows
     begin = inputs.inputs.calibration_text.begin
     if begin:
         return torch.tensor([begin]).repeat(count, 1)

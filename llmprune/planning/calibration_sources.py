@@ -18,11 +18,11 @@ def calibration_sources(
     Raises CalibrationError where a source would get no window.
     """
     shape = calibration.shape()
-    sources_N = sources_of_windows(calibration, shape)
+    sources_N = sources_of_windows(calibration)
     counts = [shape[0]] if sources_N is None else sources_N.bincount().tolist()
     texts = calibration.text_sources()
     found = []
-    for index, (name, windows) in enumerate(zip(source_names(calibration, shape), counts, strict=True)):
+    for index, (name, windows) in enumerate(zip(source_names(calibration), counts, strict=True)):
         source = CalibrationSource(name=name, windows=windows, tokens=windows * shape[1])
         if index < len(texts):
             text = texts[index]
@@ -30,7 +30,7 @@ def calibration_sources(
             update["commit"] = (commits or {}).get(text.dataset)
             read = {"documents": documents[index]} if documents else {}
             source = source.model_copy(update=update | read)
-        elif not (calibration.self_generated and index == len(counts) - 1):
+        elif not (calibration.generated and index == len(counts) - 1):
             source = source.model_copy(update={"text": calibration.tokens})
         found.append(source)
     return tuple(found)

@@ -147,7 +147,7 @@ def _text_checks(place: str, inputs: TextInputs) -> list[Check]:
     windows: TokenWindows | None = inputs.recipe.evaluation.perplexity if held_out else inputs.recipe.calibration
     assert windows is not None, "the section is there"
     shape = inputs.recipe.evaluation.perplexity.shape() if held_out and inputs.recipe.evaluation.perplexity else None
-    samples, length = shape or inputs.recipe.calibration.shape()
+    samples, length = shape or inputs.recipe.calibration.read_shape()
     files, size = f"{place} files", f"{place} length"
     origin = _keys(place, "dataset", "sources", "split", "tokens", "key", *([] if held_out else ["mix", "source_key"]))
 

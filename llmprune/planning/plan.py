@@ -45,6 +45,7 @@ from llmprune.planning.planned_sizes import (
     planned_layers,
     planned_widths,
 )
+from llmprune.planning.self_generated import about_self_generated, settle_self_generated
 from llmprune.planning.settings_without_effect import settings_without_effect
 from llmprune.planning.sparsity import SparsityPlan, planned_sparsity
 from llmprune.planning.text_inputs import TextInputs
@@ -96,7 +97,10 @@ class Plan(Figures):
 
 @dataclass(frozen=True)
 class PlanningOutcome:
-    """All that is known of a recipe before weights are read. ``plan`` is None only if ``errors`` has some."""
+    """All that is known of a recipe before weights are read. ``plan`` is None only if ``errors`` has some.
+
+    ``inputs.recipe``: the recipe with the choices made that it leaves to the plan.
+    """
 
     plan: Plan | None
     anatomy: Anatomy | None
@@ -132,11 +136,12 @@ def plan_and_check(
     """
     resolve_revision.cache_clear()
     errors = ErrorCollector(wrong, problems)
+    asked, recipe = recipe, recipe if elsewhere else settle_self_generated(recipe)
     inputs = TextInputs(recipe)
     plan, anatomy = plan_structure(recipe, errors, starts=starts, elsewhere=elsewhere)
     run_checks(inputs, errors, elsewhere=elsewhere)
     if plan and not errors.found:
-        notes = (*plan.notes, *about_begin(inputs))
+        notes = (*plan.notes, *about_begin(inputs), *about_self_generated(asked, recipe))
         plan = plan.model_copy(update={"begin_of_text": planned_begin(inputs), "notes": notes})
     return PlanningOutcome(plan, anatomy, inputs, errors)
 

@@ -66,7 +66,7 @@ class TextInputs:
     def windows(self) -> Tensor:
         """All calibration tokens, int64 [N, L], once the windows that the model writes itself were added."""
         calibration = self.recipe.calibration
-        assert calibration.self_generated == len(self._generated_NL), "they are generated first"
+        assert calibration.generated == len(self._generated_NL), "they are generated first"
         return with_generated(self.text_windows, self._generated_NL, seed=calibration.seed)
 
     def add_generated(self, generated_NL: Tensor) -> None:
@@ -82,17 +82,17 @@ class TextInputs:
     def calibration_text(self) -> TextWindows:
         """Calibration windows that are read, without those that the model writes itself."""
         calibration = self.recipe.calibration
-        return self._fitting(load_windows(calibration, self.tokenizer, default_shape=calibration.shape()))
+        return self._fitting(load_windows(calibration, self.tokenizer, default_shape=calibration.read_shape()))
 
     @property
     def sources(self) -> Tensor | None:
         """Index of the source of each calibration window, int64 [N]; None where they have no known sources."""
-        return sources_of_windows(self.recipe.calibration, self.recipe.calibration.shape())
+        return sources_of_windows(self.recipe.calibration)
 
     @property
     def source_names(self) -> tuple[str, ...]:
         """Names of the sources that ``sources`` counts."""
-        return source_names(self.recipe.calibration, self.recipe.calibration.shape())
+        return source_names(self.recipe.calibration)
 
     @property
     def held_out(self) -> Tensor | None:

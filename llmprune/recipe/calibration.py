@@ -12,6 +12,7 @@ from llmprune.recipe.mixes import DEFAULT_MIX, read_mix
 from llmprune.recipe.text_source import TextSource, readable_split
 
 _SAMPLES, _LENGTH = 128, 2048  # calibration windows and their tokens, where the recipe gives none
+_AUTO_SHARE = 4  # windows that are read to one that the dense model writes itself
 
 
 class TokenWindows(Section):
@@ -92,10 +93,6 @@ class TokenWindows(Section):
         """Return the keys that say where the windows come from; valid with exactly one."""
         return [name for name in ("dataset", "sources", "tokens") if getattr(self, name) is not None]
 
-    def text_samples(self, default: int) -> int:
-        """Return the number of windows that are read; ``default``: of all windows where the recipe gives no samples."""
-        return self.samples or default
-
     def stored_shape(self) -> tuple[int, int] | None:
         """Return (N, L) of ready tokens; None for text, and where the file cannot be read, which loading reports."""
         return _stored_shape(self.tokens, str(self.key)) if self.tokens else None
@@ -127,11 +124,10 @@ class Calibration(TokenWindows):
         "Cross-validation then holds out whole sources, and combine tells them apart.",
     )
 
-    self_generated: int = Field(
-        0,
-        ge=0,
-        description="Number of the samples that the dense model writes itself, sampled at temperature 1; a source of "
-        "its own. The others are read.",
+    self_generated: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto",
+        description="Number of windows that the dense model writes itself, in addition to the samples: a source of its "
+        "own, sampled at temperature 1. auto: a quarter of the samples, where the devices hold the whole model.",
     )
 
     combine: Combine = Field(
@@ -164,12 +160,6 @@ class Calibration(TokenWindows):
     def _valid_sources(self) -> Self:
         if self.source_key is not None and self.tokens is None:
             raise ValueError("source_key belongs to a tokens file; remove it")
-        samples = self.samples or _SAMPLES
-        if self.self_generated >= samples and (self.samples or self.tokens is None):
-            raise ValueError(
-                f"self_generated: {self.self_generated} of the {samples} samples leave none to read; lower it, or "
-                "raise samples"
-            )
         return self
 
     @model_validator(mode="after")
@@ -192,15 +182,20 @@ class Calibration(TokenWindows):
         """Return the sources of text, those of the mix included; empty for ready tokens."""
         return read_mix(self.mix_name) if self.mix_name else super().text_sources()
 
-    def shape(self) -> tuple[int, int]:
-        """Return (N, L): the recipe's, else the tokens file's, else 128 windows of 2048 tokens."""
-        stored = self.stored_shape()
-        samples, length = (stored[0] + self.self_generated, stored[1]) if stored else (_SAMPLES, _LENGTH)
+    def read_shape(self) -> tuple[int, int]:
+        """Return (N, L) of the windows that are read: the recipe's, the tokens file's, or (128, 2048)."""
+        samples, length = self.stored_shape() or (_SAMPLES, _LENGTH)
         return self.samples or samples, self.sequence_length or length
 
-    def text_samples(self, default: int) -> int:
-        """Return the number of windows that are read: all but those that the dense model writes itself."""
-        return (self.samples or default) - self.self_generated
+    @property
+    def generated(self) -> int:
+        """Number of windows that the dense model writes itself."""
+        return self.read_shape()[0] // _AUTO_SHARE if self.self_generated == "auto" else self.self_generated
+
+    def shape(self) -> tuple[int, int]:
+        """Return (N, L) of all windows: those that are read and those that the dense model writes itself."""
+        samples, length = self.read_shape()
+        return samples + self.generated, length
 
     def stored_sources(self) -> list[int] | None:
         """Return the source of each window of ready tokens; None without ``source_key`` or a readable tensor."""
@@ -210,9 +205,9 @@ class Calibration(TokenWindows):
 
     def number_of_sources(self) -> int:
         """Return the number of sources that are told apart, the text that the dense model writes itself included."""
-        stored = (self.stored_sources() or [0])[: self.text_samples(self.shape()[0])]
+        stored = (self.stored_sources() or [0])[: self.read_shape()[0]]
         read = len(self.text_sources()) or len(set(stored))
-        return read + bool(self.self_generated)
+        return read + bool(self.generated)
 
     @property
     def scored_sources(self) -> int:

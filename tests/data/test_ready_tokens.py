@@ -31,12 +31,12 @@ def test_ready_tokens_with_sources(tmp_path: Path) -> None:
     save_file({"windows": torch.arange(60).view(6, 10), "kinds": torch.tensor([5, 2, 5, 2, 9, 9])}, file)
     settings = Calibration(tokens=file, key="windows", source_key="kinds")
     assert len(load(tokens=file, key="windows", source_key="kinds")) == 6
-    sources_N = sources_of_windows(settings, settings.shape())
+    sources_N = sources_of_windows(settings)
     assert sources_N is not None
     assert sources_N.tolist() == [1, 0, 1, 0, 2, 2]
-    assert source_names(settings, settings.shape()) == ("2", "5", "9")
+    assert source_names(settings) == ("2", "5", "9")
     fewer = settings.model_copy(update={"samples": 4})
-    assert (fewer.number_of_sources(), source_names(fewer, fewer.shape())) == (2, ("2", "5"))
+    assert (fewer.number_of_sources(), source_names(fewer)) == (2, ("2", "5"))
 
 
 @pytest.mark.parametrize(

@@ -126,21 +126,21 @@ def test_every_window_knows_its_source(tmp_path: Path) -> None:
     ]
     settings = Calibration.model_validate({"sources": sources, "samples": 8, "sequence_length": 32})
     loaded = load_windows(settings, tiny_tokenizer(), default_shape=settings.shape())
-    sources_N = sources_of_windows(settings, settings.shape())
+    sources_N = sources_of_windows(settings)
     assert sources_N is not None
     assert [text[0] for text in decoded(loaded.windows_NL)] == ["ab"[source] for source in sources_N]
-    assert source_names(settings, settings.shape()) == ("first", str(tmp_path / "b.jsonl"))
+    assert source_names(settings) == ("first", str(tmp_path / "b.jsonl"))
     assert loaded.documents == (4, 4)
 
 
 def test_windows_of_the_model_itself_are_a_source(numbered: str) -> None:
-    """Of the samples the model writes some; they are shuffled with the others, and are the last source."""
+    """The model's own windows come in addition to the samples, in shuffled order, as the last source."""
     settings = Calibration(dataset=numbered, samples=10, sequence_length=32, self_generated=4)
-    read_NL = load_windows(settings, tiny_tokenizer(), default_shape=settings.shape()).windows_NL
-    assert len(read_NL) == 6
+    read_NL = load_windows(settings, tiny_tokenizer(), default_shape=settings.read_shape()).windows_NL
+    assert (len(read_NL), settings.shape()) == (10, (14, 32))
     windows_NL = with_generated(read_NL, torch.full((4, 32), 7), seed=settings.seed)
-    sources_N = sources_of_windows(settings, settings.shape())
+    sources_N = sources_of_windows(settings)
     assert sources_N is not None
     assert torch.equal((windows_NL == 7).all(1), sources_N == 1)
     assert sources_N[-4:].sum() < 4
-    assert source_names(settings, settings.shape()) == (numbered, "self_generated")
+    assert source_names(settings) == (numbered, "self_generated")

@@ -76,7 +76,7 @@ def write_text(path: Path, paragraphs: int = 100) -> Path:
 def write_recipe(path: Path, base: Path | str, text: Path | str, **sections: Any) -> Path:
     """Write a recipe that removes two of four layers and a third of the neurons; ``sections`` replace these.
 
-    The models' answers are compared only where ``sections`` ask for it.
+    The models' answers are compared, and the dense model writes windows, only where ``sections`` ask for it.
     """
     recipe = {
         "model": {"id": str(base)},
@@ -87,6 +87,8 @@ def write_recipe(path: Path, base: Path | str, text: Path | str, **sections: Any
     recipe["evaluation"] = {"generation": False}
     if isinstance(evaluation := sections.get("evaluation"), dict):
         sections["evaluation"] = {"generation": False} | evaluation
+    if isinstance(calibration := (recipe | sections)["calibration"], dict):
+        sections["calibration"] = {"self_generated": 0} | calibration
     named = {name: value for name, value in (recipe | sections).items() if value is not None}
     path.write_text(yaml.safe_dump(named, sort_keys=False))
     return path

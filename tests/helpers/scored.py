@@ -53,7 +53,7 @@ def ablation_scores(
 
 def recipe_of(model: str | Path, width: dict[str, Any], **calibration: Any) -> Recipe:
     """Recipe with two windows of 24 tokens and this width section."""
-    text = {"dataset": "text.txt", "samples": 2, "sequence_length": 24, **calibration}
+    text = {"dataset": "text.txt", "samples": 2, "sequence_length": 24, "self_generated": 0, **calibration}
     return Recipe.parse(f"model: {{id: '{model}'}}\ncalibration: {_yaml(text)}\nwidth: {_yaml(width)}\n")
 
 

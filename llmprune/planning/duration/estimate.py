@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from llmprune.common.time_left import ExpectedPart
 from llmprune.planning.duration.evaluation import evaluation_parts, verification_work
+from llmprune.planning.duration.generating import SELF_GENERATED, self_generated_parts
 from llmprune.planning.duration.operations import Work
 from llmprune.planning.duration.parts import Part, PlannedModels, RunWork, Tokens, forward_work, visited
 from llmprune.planning.duration.pass2 import pass2_part
@@ -69,6 +70,7 @@ def run_work(recipe: Recipe, models: PlannedModels) -> RunWork:
         hidden=models.hidden,
         forward=forward_work(costs, tokens) + visited(costs),
         parts=(
+            *self_generated_parts(recipe, models),
             *scoring_parts(recipe, models),
             pass2_part(recipe, models),
             Part(step="saving", name="saving", work=saving),
@@ -82,14 +84,15 @@ def parts_with(work: RunWork, *, measures_forward: bool, checks_calibration: boo
     """Return the parts of a run with those that the options of the command add."""
     scoring = [part for part in work.parts if part.step in ("pass 1", "ablation")]
     evaluation = [part for part in work.parts if part.step == "evaluation"]
-    pruning = [part for part in work.parts if part not in scoring and part not in evaluation]
+    written = [part for part in work.parts if part.step == SELF_GENERATED]
+    pruning = [part for part in work.parts if part not in (*written, *scoring, *evaluation)]
     forward, check = [], []
     if measures_forward:
         forward = [Part(step="plain forward pass", name="plain forward pass", work=work.forward, shared=True)]
     if checks_calibration and scoring:  # once on each half of the windows
         both = Work.total(part.work for part in scoring if part.work is not None)
         check = [Part(step="calibration check", name="calibration check", work=both, shared=True)]
-    return (*forward, *scoring, *check, *pruning, *forward, *evaluation)
+    return (*written, *forward, *scoring, *check, *pruning, *forward, *evaluation)
 
 
 def durations(

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from llmprune.anatomy.meta_model import text_config
+from llmprune.planning.duration.generating import decoding, generating, plain
 from llmprune.planning.duration.operations import LayerCost, Work, head_operations
 from llmprune.planning.duration.parts import Part, PlannedModels, Tokens, forward_work, visited
 from llmprune.recipe.evaluation import Generation
 from llmprune.recipe.recipe import Recipe
 
 _PROBE_TOKENS, _PROBE_CONTEXT = 16, 24  # tokens that the verification generates, cached and uncached, and their context
-_CALLS_OF_GENERATE = 200  # operations that generating one token starts outside the layers
 _LOGIT_PASSES = 8  # float32 reads and writes of the logits for cross entropy and divergence
 
 
@@ -19,9 +17,9 @@ def verification_work(models: PlannedModels, tokens: Tokens) -> Work:
     """Return the work of the fresh process: it loads the model, runs one batch and generates some tokens."""
     batch = Tokens(min(tokens.batch_size, tokens.windows), tokens.length, tokens.batch_size)
     work = Work(starts=1, weights=2 * models.pruned_bytes)
-    work += _plain(forward_work(models.pruned_costs(tokens.length), batch))
+    work += plain(forward_work(models.pruned_costs(tokens.length), batch))
     work += Work(plain_products=head_operations(models.pruned) * batch.count)
-    return work + _decoding(models, models.pruned_costs(_PROBE_CONTEXT), steps=_PROBE_TOKENS, prompts=Tokens(1, 1, 1))
+    return work + decoding(models, models.pruned_costs(_PROBE_CONTEXT), steps=_PROBE_TOKENS, prompts=Tokens(1, 1, 1))
 
 
 def evaluation_parts(recipe: Recipe, models: PlannedModels) -> list[Part]:
@@ -47,14 +45,14 @@ def evaluation_parts(recipe: Recipe, models: PlannedModels) -> list[Part]:
         if generation := evaluation.generation:
             prompts = Tokens(generation.samples, generation.prompt_tokens, generation.batch_size)
             costs = costs_of(generation.prompt_tokens + generation.new_tokens)
-            work = _generating(models, costs, steps=generation.new_tokens, prompts=prompts)
+            work = generating(models, costs, steps=generation.new_tokens, prompts=prompts)
             if side == "pruned":
                 work += _along_answers(models, costs, generation=generation)
             parts.append(Part(step=step, name=f"free generation: {side}", work=work))
     if speed := evaluation.speed:
         prompts = Tokens(speed.batch_size, speed.prompt_tokens, speed.batch_size)
         both = Work.total(
-            _generating(
+            generating(
                 models, costs_of(speed.prompt_tokens + speed.new_tokens), steps=speed.new_tokens, prompts=prompts
             )
             for costs_of in sides.values()
@@ -73,30 +71,9 @@ def _held_out(models: PlannedModels, costs: tuple[LayerCost, ...], *, text: Toke
     return forward_work(costs, text) + visited(costs) + logits
 
 
-def _generating(models: PlannedModels, costs: tuple[LayerCost, ...], *, steps: int, prompts: Tokens) -> Work:
-    """Return the work of greedy generation by one model: the prompts, then token by token."""
-    return _plain(forward_work(costs, prompts)) + _decoding(models, costs, steps=steps, prompts=prompts)
-
-
 def _along_answers(models: PlannedModels, costs: tuple[LayerCost, ...], *, generation: Generation) -> Work:
     """Return the work of one forward pass over prompts and the dense model's answers, with its logits."""
     length = generation.prompt_tokens + generation.new_tokens
     texts = Tokens(generation.samples, length, generation.batch_size)
     head = Work(plain_products=head_operations(models.dense) * texts.count)
-    return _plain(forward_work(costs, texts)) + head
-
-
-def _decoding(models: PlannedModels, costs: tuple[LayerCost, ...], *, steps: int, prompts: Tokens) -> Work:
-    """Return the work of ``steps`` new tokens after each prompt: every step of a batch reads the weights.
-
-    One value is read for every two operations on a token.
-    """
-    head, token = head_operations(models.dense), Tokens(prompts.windows, 1, prompts.batch_size)
-    read = (sum(cost.mixer + cost.mlp for cost in costs) + head) / 2 * models.itemsize
-    one = _plain(forward_work(costs, token)) + Work(plain_products=head * token.count)
-    return (one + Work(stream=token.batches * read, calls=token.batches * _CALLS_OF_GENERATE)) * steps
-
-
-def _plain(work: Work) -> Work:
-    """Return the same work done by transformers' own model."""
-    return replace(work, products=0.0, plain_products=work.products + work.plain_products)
+    return plain(forward_work(costs, texts)) + head

@@ -1,0 +1,45 @@
+"""Work of generating text with transformers' own model: evaluation, verification, and windows of the model itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from llmprune.planning.duration.operations import LayerCost, Work, head_operations
+from llmprune.planning.duration.parts import Part, PlannedModels, Tokens, forward_work
+from llmprune.recipe.recipe import Recipe
+
+SELF_GENERATED = "self-generated windows"  # the step
+GENERATED_AT_A_TIME = 16  # windows
+
+_CALLS_OF_GENERATE = 200  # operations that generating one token starts outside the layers
+
+
+def self_generated_parts(recipe: Recipe, models: PlannedModels) -> list[Part]:
+    """Return the part in which the first process has the dense model write windows; none where it writes none."""
+    count, length = recipe.calibration.generated, recipe.calibration.shape()[1]
+    if not count:
+        return []
+    prompts = Tokens(count, 1, min(count, GENERATED_AT_A_TIME))
+    work = generating(models, models.dense_costs(length), steps=length, prompts=prompts)
+    return [Part(step=SELF_GENERATED, name=SELF_GENERATED, work=work)]
+
+
+def generating(models: PlannedModels, costs: tuple[LayerCost, ...], *, steps: int, prompts: Tokens) -> Work:
+    """Return the work of greedy generation by one model: the prompts, then token by token."""
+    return plain(forward_work(costs, prompts)) + decoding(models, costs, steps=steps, prompts=prompts)
+
+
+def decoding(models: PlannedModels, costs: tuple[LayerCost, ...], *, steps: int, prompts: Tokens) -> Work:
+    """Return the work of ``steps`` new tokens after each prompt: every step of a batch reads the weights.
+
+    One value is read for every two operations on a token.
+    """
+    head, token = head_operations(models.dense), Tokens(prompts.windows, 1, prompts.batch_size)
+    read = (sum(cost.mixer + cost.mlp for cost in costs) + head) / 2 * models.itemsize
+    one = plain(forward_work(costs, token)) + Work(plain_products=head * token.count)
+    return (one + Work(stream=token.batches * read, calls=token.batches * _CALLS_OF_GENERATE)) * steps
+
+
+def plain(work: Work) -> Work:
+    """Return the same work done by transformers' own model."""
+    return replace(work, products=0.0, plain_products=work.products + work.plain_products)

@@ -1,0 +1,36 @@
+"""How many calibration windows the dense model writes itself, where the recipe leaves it to the plan."""
+
+from __future__ import annotations
+
+from llmprune.checkpoint.model_memory import fit_together
+from llmprune.common.distributed import broadcast_from_first
+from llmprune.common.errors import LLMPruneError
+from llmprune.recipe.recipe import Recipe
+
+
+def settle_self_generated(recipe: Recipe) -> Recipe:
+    """Return the recipe with a number in place of ``self_generated: auto``: 0 where the devices cannot hold the model.
+
+    Every generated token would then read the layers anew. A recipe whose model cannot be read stays as it is: the plan
+    reports that.
+    """
+    calibration = recipe.calibration
+    if calibration.self_generated != "auto":
+        return recipe
+    try:
+        fits = broadcast_from_first(fit_together((recipe.model,)))
+    except LLMPruneError:
+        return recipe
+    settled = calibration.model_copy(update={"self_generated": calibration.generated if fits else 0})
+    return recipe.model_copy(update={"calibration": settled})
+
+
+def about_self_generated(recipe: Recipe, settled: Recipe) -> list[str]:
+    """Return a note where the model would write windows itself but is too large for that."""
+    wanted = recipe.calibration.generated
+    if not wanted or settled.calibration.generated:
+        return []
+    return [
+        "the dense model writes no calibration windows itself, because its devices cannot hold all of it; "
+        f"calibration.self_generated: {wanted} has it write them nevertheless, slowly"
+    ]
