@@ -49,6 +49,7 @@ def score(
     forward = calibration.forward(decoder)
     depth = criteria.depth
     spans = LayerSpans(depth, target.remove, forward=forward) if isinstance(depth, HiddenStateCriterion) else None
+    criteria = criteria.for_tokens(calibration.windows_NL.numel())
     in_forward = replace(criteria, width=None, heads=None) if backward else criteria
     scores = Scores(None, {})
     for index in track(range(len(decoder)), "pass 1: scoring layers"):

@@ -5,7 +5,7 @@ Shapes: N windows, L sequence length.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -30,6 +30,11 @@ class ScoringCriteria:
         """Criterion of neurons and key-value groups, where it needs a backward pass."""
         criterion = self.width or self.heads
         return criterion if criterion and criterion.needs_gradients else None
+
+    def for_tokens(self, tokens: int) -> ScoringCriteria:
+        """Return the criteria for so many calibration tokens."""
+        width, heads = (one and one.for_tokens(tokens) for one in (self.width, self.heads))
+        return replace(self, width=width, heads=heads)
 
     def __bool__(self) -> bool:
         """Return True where anything is scored."""

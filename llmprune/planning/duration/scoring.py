@@ -57,11 +57,15 @@ def _unit_scoring(recipe: Recipe, models: PlannedModels, *, tokens: Tokens) -> W
     if recipe.width.cuts_mlp:
         for unit in (unit for units in anatomy.units for unit in units):
             routed = (experts.top_k or experts.count) if unit.experts and experts else 1
-            work += _scoring_of(recipe.width.neuron_criterion, unit, hidden=models.hidden) * (tokens.count * routed)
+            criterion = recipe.width.neuron_criterion
+            if unit.experts is None:
+                criterion = criterion.for_tokens(tokens.count)
+            work += _scoring_of(criterion, unit, hidden=models.hidden) * (tokens.count * routed)
             work += Work(solves=2 * recipe.width.neuron_criterion.operations(unit.width) * (unit.experts or 1))
     if recipe.width.heads is not None:
         for attention in filter(None, anatomy.attention):
-            work += _scoring_of(recipe.width.head_criterion, attention, hidden=models.hidden) * tokens.count
+            criterion = recipe.width.head_criterion.for_tokens(tokens.count)
+            work += _scoring_of(criterion, attention, hidden=models.hidden) * tokens.count
             work += Work(solves=2 * recipe.width.head_criterion.operations(attention.width))
     return work
 
