@@ -146,10 +146,11 @@ class RoutedNeuronScorer(Scorer):
 
     def write(self, scores: Scores) -> None:
         """Write the scores of the neurons, and the number of tokens routed to each expert."""
-        energy_EF = self.weight_EDF.float().square().sum(1)
-        scored_EF = torch.stack([accumulator.scores().float() for accumulator in self.accumulators])
-        known_E1 = scored_EF.any(1, keepdim=True)
-        scores.neurons[self.key] = torch.where(known_E1, scored_EF, energy_EF).cpu()
+        scored_EF = torch.stack([accumulator.scores().float() for accumulator in self.accumulators]).cpu()
+        for expert, known in enumerate(scored_EF.any(1).tolist()):
+            if not known:
+                scored_EF[expert] = self.weight_EDF[expert].float().square().sum(0)
+        scores.neurons[self.key] = scored_EF
         scores.routed[self.key] = self.routed_E
 
 
