@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from llmprune.anatomy.types import Anatomy
 from llmprune.checkpoint.skeleton import tensors_of
 from llmprune.common.distributed import is_first_process, sum_over_processes, windows_of_process
+from llmprune.common.process_memory import trim_if_large
 from llmprune.common.progress import track
 from llmprune.cut.decision import Cut
 from llmprune.layerwise.cached_forward import CachedForward
@@ -128,6 +129,7 @@ class Pruning:
         self._pass_gap(run, work)
         self._repair(run, work, stage=Stage.AFTER_GAP)
         work.drop_references()
+        trim_if_large()  # of what the repairs freed, before the tensors to be written are made
         with self.pruned.layer(step.new, work.weights.cut) as layer:
             outputs = self._sparsify(run, work, layer=layer)
             self._advance(run, work, outputs=outputs)
