@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from llmprune.anatomy.types import FusedSlice, PrunableDim
+from llmprune.common.process_memory import empty_outside_heap
 
 
 def select_neurons(tensor: Tensor, prunable: PrunableDim, *, keep: Tensor) -> Tensor:
@@ -18,9 +19,21 @@ def select_neurons(tensor: Tensor, prunable: PrunableDim, *, keep: Tensor) -> Te
     """
     keep = keep.to(tensor.device)
     if keep.ndim == 2:
-        own = PrunableDim(prunable.name, prunable.dim - 1, prunable.parts)
-        return torch.stack([select_neurons(part, own, keep=keep_K) for part, keep_K in zip(tensor, keep, strict=True)])
+        return _select_of_each(tensor, prunable, keep_EK=keep)
     return tensor.index_select(prunable.dim, rows_of(keep, tensor.shape[prunable.dim], prunable=prunable))
+
+
+def _select_of_each(tensor: Tensor, prunable: PrunableDim, *, keep_EK: Tensor) -> Tensor:
+    """Return a stacked tensor with the kept neurons of each expert, which are copied to the result once."""
+    own = PrunableDim(prunable.name, prunable.dim - 1, prunable.parts)
+    shape = list(tensor.shape)
+    shape[prunable.dim] = keep_EK.shape[1] * sum(prunable.parts)
+    on_cpu = tensor.device.type == "cpu"
+    kept = empty_outside_heap(shape, tensor.dtype) if on_cpu else tensor.new_empty(shape)
+    for part, kept_part, keep_K in zip(tensor, kept, keep_EK, strict=True):
+        rows_R = rows_of(keep_K, part.shape[own.dim], prunable=own)
+        torch.index_select(part, own.dim, rows_R, out=kept_part)
+    return kept
 
 
 def rows_of(keep_K: Tensor, size: int, *, prunable: PrunableDim) -> Tensor:

@@ -20,6 +20,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from llmprune.anatomy.meta_model import find_layers
+from llmprune.checkpoint.merged_experts import groups_to_merge, merge
 from llmprune.checkpoint.weight_headers import Headers, main_dtype
 from llmprune.common.errors import CheckpointError
 
@@ -141,9 +142,14 @@ class FileNames:
         if pattern is None:
             return {first: tensors[0] if dtype is None else tensors[0].to(dtype)}
         dtype = dtype or reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
-        rule = copy.deepcopy(self._converters[pattern])
-        for (name, one), tensor in zip(sources, tensors, strict=True):
-            assert one is not None, "one rule makes all parts of a tensor"
+        patterns = [one for _, one in sources if one is not None]
+        assert len(patterns) == len(sources), "one rule makes all parts of a tensor"
+        rule = self._converters[pattern]
+        groups = groups_to_merge(rule, zip(patterns, tensors, strict=True))
+        if groups is not None:
+            return {first: merge(rule, groups, dtype=dtype)}
+        rule = copy.deepcopy(rule)
+        for (name, _), one, tensor in zip(sources, patterns, tensors, strict=True):
             rule.add_tensor(first, name, one, tensor.to(dtype))
         made = rule.convert(first, model=self.model, config=self.model.config)
         return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}

@@ -6,14 +6,18 @@ Peaks come from Linux or CUDA; other systems report none.
 from __future__ import annotations
 
 import ctypes
+import math
+import mmap
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _PROC = Path("/proc/self")
 
@@ -21,6 +25,9 @@ _PROC = Path("/proc/self")
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 _LARGE = 2**31 - 1  # bytes; the largest value that mallopt takes
 _MOST_FREE = 256 << 20  # bytes that the heap may keep from one layer to the next
+_LARGE_TENSOR = 16 << 20  # bytes
+# Settings of oneDNN and of torch's cache before it: numbers of shapes whose half-precision products stay compiled.
+_KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "LRU_CACHE_CAPACITY": "32"}
 _outside_heap: int | None = None  # anonymous bytes of the process that were not the heap's; None: nothing is kept
 
 
@@ -42,6 +49,30 @@ def keep_freed_memory() -> None:
     mallopt(_TRIM_THRESHOLD, _LARGE)
     mallopt(_ARENA_MAX, 1)
     _outside_heap = _anonymous() - in_use
+
+
+def bound_kernel_caches() -> None:
+    """Bound the code that oneDNN keeps of products on the CPU; it must be called before the first product.
+
+    oneDNN compiles a product for every shape of its operands and keeps 1024 of them, of 0.6 MB each. Every expert of a
+    mixture has another number of tokens in every batch, so that the cache grows by 20 MB and more a layer. A layer that
+    all tokens pass has few shapes, the same in all layers. Settings of the user in the environment win.
+    """
+    for name, capacity in _KERNEL_CACHES.items():
+        os.environ.setdefault(name, capacity)
+
+
+def empty_outside_heap(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Return a tensor for the CPU whose pages, if it is large, go back to the system when it is freed.
+
+    In the heap a large tensor that lives as long as a layer leaves a gap that the tensors of the next layer need not
+    fill. The content is undefined.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size < _LARGE_TENSOR or sys.platform == "win32":
+        return torch.empty(*shape, dtype=dtype, device="cpu")
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=dtype).view(*shape)
 
 
 def trim() -> None:

@@ -200,6 +200,10 @@ class WidthCriterion(Variant, ABC):
         ``inputs``: the unit's other tensors, one row a neuron [F, …], for criteria that read all its weights.
         """
 
+    def for_tokens(self, tokens: int) -> Self:
+        """Return the criterion for so many calibration tokens; one that computes less of each of many may differ."""
+        return self
+
     def operations(self, width: int) -> int:
         """Return the float64 operations that scoring a unit of this width takes, where they are many."""
         return 0

@@ -117,13 +117,17 @@ class StagedLayer:
 
     def finish(self, name: str) -> None:
         """Compute a projection with its final weights, so that its owner need not run again."""
-        inputs = self._inputs.pop(name, None)
+        inputs = self.take_inputs(name)
         if inputs is None:
             return
         module = self.layer.get_submodule(name)
         for batch in range(len(inputs)):
             output_BLD = module(inputs.at(batch, self.forward.decoder.device_of(self.index)))
             self.forward.append(self._outputs, self.order.owners[name].path, value_BLX=output_BLD)
+
+    def take_inputs(self, name: str) -> HiddenStates | None:
+        """Return the kept inputs of a projection, which ``finish`` then has no more; None where none were kept."""
+        return self._inputs.pop(name, None)
 
     def outputs(self) -> Iterator[tuple[int, Tensor]]:
         """Yield (batch number, hidden states [B, L, D] after the layer).

@@ -20,7 +20,7 @@ from llmprune.common.files import folder_size, require_space
 from llmprune.common.hub.secrets import redact_logs
 from llmprune.common.libraries import quiet_libraries, seconds_of_imports
 from llmprune.common.local_processes import is_own_process
-from llmprune.common.process_memory import keep_freed_memory
+from llmprune.common.process_memory import bound_kernel_caches, keep_freed_memory
 from llmprune.common.progress import expecting, report_progress
 from llmprune.evaluation.lm_eval.tasks import fetch_tasks
 from llmprune.pipeline.agreement import require_same_everywhere
@@ -91,6 +91,7 @@ def run_to_report(recipe: Recipe, output: Path, *, options: RunOptions) -> Finis
     report_progress("planning")
     quiet_libraries()
     redact_logs()
+    bound_kernel_caches()
     keep_freed_memory()
     with synchronized():
         use_gpus(recipe.devices)

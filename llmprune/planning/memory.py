@@ -46,7 +46,7 @@ def memory_of(
         layer=_largest(find_layers(dense)[1]) + _largest(find_layers(pruned)[1]),
         streams=2 * samples * bytes_of_window(recipe, dense)
         + (depth.hidden_state_bytes(size) if depth else 0)
-        + _refit_target_bytes(recipe, dense, anatomy=anatomy)
+        + _refit_bytes(recipe, dense, anatomy=anatomy, inputs=inputs)
         + _staged_layer_bytes(recipe, dense, pruned=pruned)
         + _up_refit_bytes(recipe, dense, neurons=neurons_of_up_refit(anatomy, widths)),
         statistics=max(
@@ -98,18 +98,21 @@ def _windows(settings: TokenWindows, shape: tuple[int, int], *, processes: int) 
     return Windows(-(-number // processes), length, chosen)
 
 
-def _refit_target_bytes(recipe: Recipe, dense: PreTrainedModel, *, anatomy: Anatomy) -> int:
-    """Bytes of the outputs that a refit stores for all windows.
+def _refit_bytes(recipe: Recipe, dense: PreTrainedModel, *, anatomy: Anatomy, inputs: int) -> int:
+    """Bytes of the activations that a refit stores for all windows. ``inputs``: of the widest output projection.
 
     These are the output of the token mixer (first the dense layer's, then the pruned layer's), the output of the dense
     MLP's output projection where a norm follows it, and the dense hidden states before a gap. One mixer and one MLP a
-    layer are counted, and a norm in every model, because only the weights show whether there is one.
+    layer are counted, and a norm in every model, because only the weights show whether there is one. Without sparsity
+    the inputs of the MLP's output projection are stored too.
     """
     if not (recipe.refit and (recipe.depth or recipe.width or recipe.experts)):
         return 0
     has_mlp = any(unit.refit for units in anatomy.units for unit in units)
-    streams = 1 + has_mlp + (recipe.depth is not None)
-    return streams * recipe.calibration.shape()[0] * bytes_of_window(recipe, dense)
+    values = (1 + has_mlp + (recipe.depth is not None)) * text_config(dense.config).hidden_size
+    values += inputs if recipe.sparsity is None else 0
+    samples, length = recipe.calibration.shape()
+    return int(samples * length * values * dense.dtype.itemsize)
 
 
 def _staged_layer_bytes(recipe: Recipe, dense: PreTrainedModel, *, pruned: PreTrainedModel) -> int:

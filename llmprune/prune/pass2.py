@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from llmprune.anatomy.types import Anatomy
 from llmprune.checkpoint.skeleton import tensors_of
 from llmprune.common.distributed import is_first_process, sum_over_processes, windows_of_process
+from llmprune.common.process_memory import trim_if_large
 from llmprune.common.progress import track
 from llmprune.cut.decision import Cut
 from llmprune.layerwise.cached_forward import CachedForward
@@ -123,10 +124,12 @@ class Pruning:
             self._pass_untouched(run, step, weights=weights)
             return LayerRecord(step.old, 0.0, None)
         work = LayerWork(step, reference, weights, run.dense.hidden_states, CachedForward(run.pruned, {}))
+        work.runs = self._runs(run, work)
         self._repair(run, work, stage=Stage.BEFORE_GAP)
         self._pass_gap(run, work)
         self._repair(run, work, stage=Stage.AFTER_GAP)
         work.drop_references()
+        trim_if_large()  # of what the repairs freed, before the tensors to be written are made
         with self.pruned.layer(step.new, work.weights.cut) as layer:
             outputs = self._sparsify(run, work, layer=layer)
             self._advance(run, work, outputs=outputs)
@@ -157,14 +160,10 @@ class Pruning:
         refit of the output projection.
         """
         step, reference = work.step, work.dense
-        if step.refits_output and reference.mixer is not None:
-            del reference.outputs[reference.mixer.name]  # for all windows, and no longer needed
-        if step.refits_output and reference.unit is not None:
-            work.runs = self._runs(run, work)
-            if step.gap:
-                work.before_gap = run.dense.copy()
-        else:
+        if not step.refits_output or reference.unit is None:
             work.weights.drop_uncut()
+        elif step.gap:
+            work.before_gap = run.dense.copy()
         for index in step.gap:
             pass_dense(run, index)
 
@@ -174,17 +173,21 @@ class Pruning:
         If it loses neurons of one unit only, the modules before that unit run once.
         """
         step, unit = work.step, work.dense.unit
-        if unit is None or not step.cuts_only(unit) or self.dense.rounds_differently(step.old) or step.is_sparse:
+        once = step.refits_output and not self.dense.rounds_differently(step.old) and not step.is_sparse
+        if unit is None or not once:
             return CachedForward(run.pruned, {})
         with self.dense.layer(step.old, work.weights.uncut) as layer:
             order = run.topologies.order(run.pruned, step.new, layer=layer)
-        return CachedForward(run.pruned, order.before(unit.output, [tensor.name for tensor in unit.tensors]))
+        unchanged: dict[str, int] = {}
+        if step.cuts_only(unit):
+            unchanged = order.before(unit.output, [tensor.name for tensor in unit.tensors])
+        return CachedForward(run.pruned, unchanged, last=order.owners.get(unit.output))
 
     def _sparsify(self, run: Pass2Context, work: LayerWork, *, layer: nn.Module) -> Iterator[tuple[int, Tensor]]:
         """Make the layer's matrices sparse if asked for; return (batch number, hidden states after the layer)."""
         step, sparsity = work.step, self.sparsity
         if sparsity is None:
-            return ((batch, output_BLD) for batch, _, output_BLD in work.runs.outputs(step.new, layer))
+            return ((batch, output_BLD) for batch, _, output_BLD in work.runs.final_outputs(step.new, layer))
         topology = work.dense.topology if step.refits_sparse else None
         if topology is None:
             topology = LayerTopology(run.topologies.agreed_order(run.pruned, step.new, layer=layer))

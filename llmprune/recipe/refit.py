@@ -12,7 +12,10 @@ from pydantic import Field
 from llmprune.common.schema import Section
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from llmprune.common.linalg.cross_validated_ridge import NormalEquations
+    from llmprune.common.linalg.cut_equations import CutEquations
 
 
 MOST_FOLDS = 4  # each needs memory for a Gram matrix
@@ -47,3 +50,9 @@ class Refit(Section):
         from llmprune.common.linalg.cross_validated_ridge import NormalEquations
 
         return NormalEquations(self.ridge, folds)
+
+    def make_cut_equations(self, folds: int, *, removed_RD: Tensor) -> CutEquations:
+        """Return empty normal equations of a projection from which the rows [R, D] of its transposed weight are cut."""
+        from llmprune.common.linalg.cut_equations import CutEquations
+
+        return CutEquations(self.ridge, folds, removed_RD=removed_RD)

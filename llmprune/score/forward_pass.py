@@ -51,6 +51,7 @@ def score(
     forward = calibration.forward(decoder)
     depth, parts = criteria.depth, SourceParts(forward, calibration.sources_N, batch_size=calibration.batch_size)
     spans = LayerSpans(depth, target.remove, parts=parts) if isinstance(depth, HiddenStateCriterion) else None
+    criteria = criteria.for_tokens(calibration.tokens_of_smallest_source)
     in_forward = replace(criteria, width=None, heads=None) if backward else criteria
     scores = [Scores(None, {}) for _ in range(parts.count)]
     for index in track(range(len(decoder)), "pass 1: scoring layers"):

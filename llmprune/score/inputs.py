@@ -32,6 +32,11 @@ class ScoringCriteria:
         criterion = self.width or self.heads
         return criterion if criterion and criterion.needs_gradients else None
 
+    def for_tokens(self, tokens: int) -> ScoringCriteria:
+        """Return the criteria for so many calibration tokens."""
+        width, heads = (one and one.for_tokens(tokens) for one in (self.width, self.heads))
+        return replace(self, width=width, heads=heads)
+
     def __bool__(self) -> bool:
         """Return True where anything is scored."""
         return any((self.depth, self.width, self.heads, self.experts))
@@ -52,6 +57,12 @@ class CalibrationBatches:
     begin: tuple[int, ...] = ()
     sources_N: Tensor | None = None
     combine: Combine = "pooled"
+
+    @property
+    def tokens_of_smallest_source(self) -> int:
+        """Number of tokens of the smallest source; of all windows where sources are not told apart."""
+        windows = len(self.windows_NL) if self.sources_N is None else int(self.sources_N.bincount().min())
+        return windows * self.windows_NL.shape[1]
 
     def at(self, numbers_N: Tensor) -> CalibrationBatches:
         """Return the batches of some of the windows, by their numbers."""

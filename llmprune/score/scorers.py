@@ -173,11 +173,12 @@ class RoutedNeuronScorer(Scorer):
 
     def write(self, scores: Sequence[Scores]) -> None:
         """Write the scores of the neurons, and the number of tokens routed to each expert."""
-        energy_EF = self.weight_EDF.float().square().sum(1)
         for one, accumulators, routed_E in zip(scores, self.accumulators, self.routed_SE, strict=True):
-            scored_EF = torch.stack([accumulator.scores().float() for accumulator in accumulators])
-            known_E1 = scored_EF.any(1, keepdim=True)
-            one.neurons[self.key] = torch.where(known_E1, scored_EF, energy_EF).cpu()
+            scored_EF = torch.stack([accumulator.scores().float() for accumulator in accumulators]).cpu()
+            for expert, known in enumerate(scored_EF.any(1).tolist()):
+                if not known:
+                    scored_EF[expert] = self.weight_EDF[expert].float().square().sum(0)
+            one.neurons[self.key] = scored_EF
             one.routed[self.key] = routed_E
 
 

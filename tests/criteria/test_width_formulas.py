@@ -56,6 +56,25 @@ def test_tokens_that_get_nothing_give_no_share() -> None:
     torch.testing.assert_close(unit.scores(Share()), half_F / 2)
 
 
+def test_share_computes_the_angles_of_some_of_many_tokens() -> None:
+    """Every n-th token's are enough for nearly the same scores, whatever the batches; the energy is that of all."""
+    unit, tokens = Unit(), 16 * 2048
+    values_TF = normal(tokens, NEURONS) * torch.linspace(0.1, 3, NEURONS)
+    written_TD = values_TF @ unit.output_DF.T
+
+    def scored(criterion: Share, batch: int) -> torch.Tensor:
+        accumulator = criterion.make_accumulator(unit.output_DF)
+        for values_SF, written_SD in zip(values_TF.split(batch), written_TD.split(batch), strict=True):
+            accumulator.update_with(values_SF, written_SD)
+        return accumulator.scores()
+
+    some = Share().for_tokens(tokens)
+    assert some.token_operations(96, 32) == Share().token_operations(96, 32) / 16
+    torch.testing.assert_close(scored(some, 1000), scored(Share(), 1000), rtol=0.1, atol=0)
+    torch.testing.assert_close(scored(some, 1000), scored(some, 333), rtol=1e-4, atol=0)
+    assert torch.equal(scored(Share().for_tokens(4095), 333), scored(Share(), 333)), "few tokens: all are taken"
+
+
 def test_flap_is_the_variance_of_what_a_neuron_writes() -> None:
     """Variance over all tokens of the neuron's contribution, summed over outputs."""
     unit = Unit()

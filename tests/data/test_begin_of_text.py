@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.shaped_tokenizers import ADDING, SHAPES, shaped_tokenizer
 from helpers.tiny import tiny_tokenizer
-from helpers.tokenizers import ADDING, SHAPES, shaped_tokenizer
 from helpers.windows import write_rows
 from safetensors.torch import save_file
 from tokenizers import processors

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from helpers.lm_eval_tasks import tiny_llama
-from helpers.tokenizers import SHAPES, shaped_tokenizer
+from helpers.shaped_tokenizers import SHAPES, shaped_tokenizer
 from helpers.whole_models import lm_of
 
 from llmprune.data.begin_of_text import begin_tokens

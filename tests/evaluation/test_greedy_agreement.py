@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.random_inputs import windows
+from helpers.shaped_tokenizers import shaped_tokenizer
 from helpers.tiny import tiny_tokenizer
-from helpers.tokenizers import shaped_tokenizer
 from helpers.whole_models import side_by_side
 
 from llmprune.common.errors import RecipeError

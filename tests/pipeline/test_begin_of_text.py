@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.commands import command, perplexity_of, report_in, save_model, write_recipe, write_text
-from helpers.tokenizers import shaped_tokenizer
+from helpers.shaped_tokenizers import shaped_tokenizer
 from safetensors.torch import save_file
 
 from llmprune.planning.plan import make_plan

@@ -22,7 +22,7 @@ from helpers.hub.state import User
 from huggingface_hub import ModelCard
 
 from llmprune.checkpoint.loading import load_model, load_tokenizer
-from llmprune.evaluation.lm_eval import harness
+from llmprune.evaluation.lm_eval import tasks
 from llmprune.recipe.model import ModelSource
 
 pytestmark = pytest.mark.real
@@ -82,7 +82,8 @@ def test_the_whole_use_case(hub: Hub, tmp_path: Path, monkeypatch: pytest.Monkey
     verify_here(monkeypatch)
     draw_nothing(monkeypatch)
     folder = Path(lm_eval.tasks.__file__).parent / "arc"  # lm-eval's own task files, of 14,000 those that are asked for
-    monkeypatch.setattr(harness, "_all_tasks", lambda _: harness._manager(folder), raising=False)
+    own = tasks.manager_of(folder)
+    monkeypatch.setattr(tasks, "_all_tasks", lambda _: own)
     hub.users[os.environ["HF_TOKEN"]] = User("ann", orgs=dict.fromkeys(("org", "HuggingFaceTB", "allenai"), "write"))
     commit = publish_everything(hub)
     recipe = tmp_path / "recipe.yaml"
@@ -92,7 +93,7 @@ def test_the_whole_use_case(hub: Hub, tmp_path: Path, monkeypatch: pytest.Monkey
             "calibration": {"dataset": TEXT, "samples": 4, "sequence_length": 64},
             "depth": {"keep": 8},
             "width": {"mlp": 0.75},
-            "evaluation": {"tasks": ["arc_easy"], "limit": 4},
+            "evaluation": {"tasks": ["arc_easy"], "limit": 4, "generation": {"samples": 2, "new_tokens": 8}},
             "hub": {"repo_id": "org/SmolLM2-pruned"},
         })
     )  # fmt: skip

@@ -47,6 +47,7 @@ from llmprune.common.linalg.precision import exact_products, float64_sum, in_flo
 
 _RIDGES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # from strong to weak
 _MIN_RELATIVE_GAIN = 1e-3  # of the held-out squared error; less may be chance
+_LEAST_INHERITED = 1e-9  # of the held-out squared error, what the solution for I predicts; less is rounding
 _DEFAULT_RIDGE = 1.0  # where no fold can be held out; the value that most projections selected in our experiments
 
 
@@ -81,9 +82,14 @@ class NormalEquations:
         ``lost_TD`` is None in all batches or in none. ``fold``: number of the fold, taken modulo the number of folds.
         """
         input_TF, inherited_TD = input_TF.float(), inherited_TD.float()
+        sums = self._begin(input_TF, inherited_TD, lost=lost_TD is not None)
+        sums.add(input_TF, lost_TD, inherited_TD=inherited_TD, fold=fold % self.folds)
+
+    def _begin(self, input_TF: Tensor, error_TD: Tensor, *, lost: bool) -> FoldSums:
+        """Return the sums, which the first batch allocates."""
         if self._begun is None:
-            self._begun = FoldSums.zeros(input_TF, inherited_TD, folds=self.folds, lost=lost_TD is not None)
-        self._begun.add(input_TF, lost_TD, inherited_TD=inherited_TD, fold=fold % self.folds)
+            self._begun = FoldSums.zeros(input_TF, error_TD, folds=self.folds, lost=lost)
+        return self._begun
 
     @property
     def _sums(self) -> FoldSums:
@@ -200,7 +206,7 @@ class NormalEquations:
             return 0.0, math.inf
         lost_lost, lost_inherited, inherited_inherited, lost_wanted, inherited_wanted = found
         share = 0.0
-        if inherited_inherited > 0:
+        if inherited_inherited > _LEAST_INHERITED:
             share = min(max((inherited_wanted - lost_inherited) / inherited_inherited, 0.0), 1.0)
         change = lost_lost + 2 * share * lost_inherited + share**2 * inherited_inherited
         change -= 2 * (lost_wanted + share * inherited_wanted)

@@ -150,6 +150,18 @@ def refit_work(inputs: int, outputs: int, *, tokens: float, refit: Refit, folds:
     )
 
 
+def cut_refit_work(inputs: int, outputs: int, *, removed: int, tokens: float, refit: Refit, folds: int) -> Work:
+    """Return the same of a projection that lost ``removed`` inputs which are known (``common.linalg.cut_equations``).
+
+    The products of kept with removed inputs replace the second part of the target.
+    """
+    sketched = min(outputs, SKETCHED)
+    second = inputs * outputs + outputs * sketched
+    products = inputs * removed + removed * sketched
+    both = refit_work(inputs, outputs, tokens=tokens, refit=refit, folds=folds, parts=2)
+    return both + Work(sums=2 * tokens * (products - second))
+
+
 def up_refit_work(inputs: int, neurons: int, *, outputs: int, tokens: float) -> Work:
     """Return the sums of the refit of an up projection: 8 steps of conjugate gradients, as most layers take."""
     steps = 8

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from llmprune.anatomy.projections import Projection, projections_of
 from llmprune.anatomy.types import MlpUnit
 from llmprune.common.linalg.gram import gram_operations
-from llmprune.planning.duration.operations import LayerCost, Work, refit_work, up_refit_work
+from llmprune.planning.duration.operations import LayerCost, Work, cut_refit_work, refit_work, up_refit_work
 from llmprune.planning.duration.parts import Part, PlannedModels, Tokens, is_cached
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.refit import Refit
@@ -95,9 +95,17 @@ class Pass2Count:
             return work
         if self.refit is not None and not self.refits_sparse:
             work += self._refits(new, old, refit=self.refit)
-        runs_mixer = not (self.refit is not None and self._shares_mixer(old))
-        work += self.run(cut, mixer=runs_mixer)
+        work += self._final_run(new, old)
         return work + (self._sparsified(new, sparsity) if sparsity is not None else Work())
+
+    def _final_run(self, new: int, old: int) -> Work:
+        """Return the work of the layer's final outputs; of an MLP that was refit only its last product is computed."""
+        unit = self._unit(old)
+        if self.refit is None or unit is None or self.recipe.sparsity is not None:
+            return self.run(self.cut[new])
+        width, hidden, tokens = self._kept_width(unit), self.models.hidden, self.tokens.count
+        kept = Work(products=2 * width * hidden * tokens, stream=2 * self.models.itemsize * width * tokens)
+        return kept + self.run(self.cut[new], mixer=not self._shares_mixer(old), mlp=False)
 
     def _dense_passes(self, old: int, gap: range) -> Work:
         """Return the work of advancing the dense hidden states over a layer and its gap, and of comparing them."""
@@ -117,7 +125,7 @@ class Pass2Count:
 
     def _shares_mixer(self, old: int) -> bool:
         """Check whether the token mixer runs once for the uncut and the cut layer."""
-        return self._unit(old) is not None and self.cuts_neurons_only and self.recipe.sparsity is None
+        return self._follows(old) and self.recipe.sparsity is None
 
     def _refits(self, new: int, old: int, *, refit: Refit) -> Work:
         """Return the work of a layer's refits: runs on the pruned hidden states, sums, solutions."""
@@ -126,21 +134,29 @@ class Pass2Count:
         folds = refit.folds(self.recipe.calibration.number_of_sources()) if self.tokens.windows > 1 else 1
         attention, heads = anatomy.attention[old], anatomy.heads
         loses_heads = bool(attention and heads and self.models.planned.heads.kv_groups != heads.count)
+        shares, refits_mixer = self._shares_mixer(old), new != old or loses_heads
         work = Work()
-        if new != old or loses_heads:  # the token mixer's output projection
+        if refits_mixer:  # the token mixer's output projection
             inputs = attention.width if attention else hidden
             groups = (self.models.planned.heads.kv_groups or 0) / heads.count if heads and attention else 1
             parts = 2 if loses_heads else 1
             work += self.run(dense, mlp=False) * 2
             work += refit_work(int(inputs * groups), hidden, tokens=tokens, refit=refit, folds=folds, parts=parts)
+            if shares:
+                work += Work(products=2 * inputs * hidden * tokens)
         if unit is None:
             return work
-        width, shares = self._kept_width(unit), self._shares_mixer(old)
+        width, is_mixer_known = self._kept_width(unit), shares and refits_mixer
         if refit.up and unit.up and width < unit.width:
-            work += self.run(cut) + up_refit_work(hidden, width, outputs=hidden, tokens=tokens)
+            work += self.run(cut, mixer=not is_mixer_known)
+            work += up_refit_work(hidden, width, outputs=hidden, tokens=tokens)
             work += self.run(dense, mixer=not shares) + self.run(cut, mixer=not shares)
+        elif self._follows(old):  # of the output projection only the product with kept inputs is computed
+            removed = unit.width - width
+            work += self.run(dense, mixer=not is_mixer_known) + Work(products=-2 * removed * hidden * tokens)
+            return work + cut_refit_work(width, hidden, removed=removed, tokens=tokens, refit=refit, folds=folds)
         else:
-            work += self.run(dense) + (Work() if self._follows(old) else self.run(cut))
+            work += self.run(dense) + self.run(cut)
         return work + refit_work(width, hidden, tokens=tokens, refit=refit, folds=folds, parts=2)
 
     def _follows(self, old: int) -> bool:

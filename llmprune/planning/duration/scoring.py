@@ -5,6 +5,7 @@ from __future__ import annotations
 from llmprune.anatomy.meta_model import text_config
 from llmprune.anatomy.types import Unit
 from llmprune.criteria.base import AblationCriterion, HiddenStateCriterion, WidthCriterion
+from llmprune.data.window_sources import sources_of_windows
 from llmprune.planning.duration.operations import Work, head_operations, refit_work
 from llmprune.planning.duration.parts import (
     Part,
@@ -53,17 +54,28 @@ def _unit_scoring(recipe: Recipe, models: PlannedModels, *, tokens: Tokens) -> W
     if recipe.width is None:
         return Work()
     anatomy, experts, orders = models.anatomy, models.anatomy.experts, 2 * recipe.calibration.scored_sources
-    work = Work()
+    work, fewest = Work(), _tokens_of_smallest_source(recipe, tokens)
     if recipe.width.cuts_mlp:
         for unit in (unit for units in anatomy.units for unit in units):
             routed = (experts.top_k or experts.count) if unit.experts and experts else 1
-            work += _scoring_of(recipe.width.neuron_criterion, unit, hidden=models.hidden) * (tokens.count * routed)
+            criterion = recipe.width.neuron_criterion
+            if unit.experts is None:
+                criterion = criterion.for_tokens(fewest)
+            work += _scoring_of(criterion, unit, hidden=models.hidden) * (tokens.count * routed)
             work += Work(solves=orders * recipe.width.neuron_criterion.operations(unit.width) * (unit.experts or 1))
     if recipe.width.heads is not None:
         for attention in filter(None, anatomy.attention):
-            work += _scoring_of(recipe.width.head_criterion, attention, hidden=models.hidden) * tokens.count
+            criterion = recipe.width.head_criterion.for_tokens(fewest)
+            work += _scoring_of(criterion, attention, hidden=models.hidden) * tokens.count
             work += Work(solves=orders * recipe.width.head_criterion.operations(attention.width))
     return work
+
+
+def _tokens_of_smallest_source(recipe: Recipe, tokens: Tokens) -> int:
+    """Return the tokens of the smallest of the sources whose scores are summed apart; of one source all."""
+    calibration = recipe.calibration
+    sources_N = sources_of_windows(calibration, calibration.shape()) if calibration.scored_sources > 1 else None
+    return tokens.count if sources_N is None else int(sources_N.bincount().min()) * tokens.length
 
 
 def _scoring_of(criterion: WidthCriterion, unit: Unit, *, hidden: int) -> Work:

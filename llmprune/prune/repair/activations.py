@@ -17,6 +17,38 @@ from llmprune.anatomy.hooks import inputs_of, outputs_of
 from llmprune.anatomy.selection import outputs_first, slice_rows
 from llmprune.anatomy.types import FusedSlice, Unit
 from llmprune.layerwise.cached_forward import CachedForward
+from llmprune.layerwise.hooks import computed_by
+
+
+@dataclass(frozen=True)
+class CutActivations:
+    """One batch: kept and removed inputs of the cut unit's output projection, and the output of the cut layer."""
+
+    batch: int
+    input_BLK: Tensor
+    removed_BLR: Tensor
+    output_BLD: Tensor
+
+
+def run_cut(
+    runs: CachedForward, new: int, *, uncut: nn.Module, cut: nn.Module, unit: Unit, keep_K: Tensor | None
+) -> Iterator[CutActivations]:
+    """Run the uncut layer with the output projection of the cut one on the inputs that are kept."""
+    weight = unit.tensors[-1]
+    removed_R, _ = removed_rows(outputs_first(uncut.get_parameter(weight.name), weight), keep_K)
+    keep_K = None if keep_K is None else keep_K.to(removed_R.device)
+    projection, seen = cut.get_submodule(unit.output), list[tuple[Tensor, Tensor]]()
+
+    def compute(input_BLF: Tensor) -> Tensor:
+        input_BLK = input_BLF if keep_K is None else input_BLF[..., keep_K]
+        seen.append((input_BLK, input_BLF[..., removed_R]))
+        output: Tensor = projection(input_BLK)
+        return output
+
+    with computed_by(uncut.get_submodule(unit.output), compute):
+        for batch, hidden_BLD, output_BLD in runs.outputs(new, uncut):
+            input_BLK, removed_BLR = (value.view(*hidden_BLD.shape[:2], -1) for value in seen.pop())
+            yield CutActivations(batch, input_BLK, removed_BLR, output_BLD)
 
 
 @dataclass(frozen=True)
@@ -29,35 +61,13 @@ class ProjectionOutputs:
 
 @dataclass(frozen=True)
 class LayerActivations:
-    """One batch: inputs of the cut unit's output projection, and outputs of the layer uncut and cut.
-
-    ``projection``: outputs of the projection itself, if they were recorded.
-    """
+    """One batch: inputs of the cut unit's output projection, and outputs of the layer and of it, uncut and cut."""
 
     batch: int
     input_BLK: Tensor
     uncut_BLD: Tensor
     cut_BLD: Tensor
-    projection: ProjectionOutputs | None = None
-
-
-def run_uncut(
-    runs: CachedForward, new: int, *, uncut: nn.Module, unit: Unit, keep_K: Tensor | None, scale: float
-) -> Iterator[LayerActivations]:
-    """Run the uncut layer alone: the cut layer's output is that less ``scale`` × what the removed neurons write."""
-    output = unit.tensors[-1]
-    weight_DF = outputs_first(uncut.get_parameter(output.name), output)
-    removed_R, weight_RD = removed_rows(weight_DF, keep_K)
-    keep_K = None if keep_K is None else keep_K.to(weight_DF.device)
-    seen: list[Tensor] = []
-    with inputs_of(uncut.get_submodule(unit.output), seen.append):
-        for batch, hidden_BLD, uncut_BLD in runs.outputs(new, uncut):
-            input_BLF = seen.pop().view(*hidden_BLD.shape[:2], -1)
-            if keep_K is None:
-                yield LayerActivations(batch, input_BLF, uncut_BLD, uncut_BLD)
-                continue
-            cut_BLD = uncut_BLD - scale * (input_BLF[..., removed_R] @ weight_RD)
-            yield LayerActivations(batch, input_BLF[..., keep_K], uncut_BLD, cut_BLD)
+    projection: ProjectionOutputs
 
 
 def run_both(

@@ -10,21 +10,18 @@ Shapes: B batch, L sequence length, D hidden size, K inputs of the projection ke
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from llmprune.anatomy.selection import outputs_first
 from llmprune.anatomy.types import Unit
 from llmprune.common.distributed import sum_over_processes
+from llmprune.common.linalg.cross_validated_ridge import NormalEquations
+from llmprune.common.linalg.cut_equations import CutTokens
 from llmprune.prune.layer_work import LayerWork, Pass2Context
 from llmprune.prune.relative_error import RelativeError
-from llmprune.prune.repair.activations import (
-    LayerActivations,
-    run_both,
-    run_uncut,
-)
+from llmprune.prune.repair.activations import LayerActivations, removed_rows, run_both, run_cut
 from llmprune.prune.repair.base import Stage
 
 
@@ -46,15 +43,8 @@ class OutputProjectionRefit:
         unit = work.dense.unit
         if unit is None or not work.step.refits_output:
             return
-        equations, error = run.make_equations(), RelativeError()
-        with _activations(run, work, unit=unit) as activations:
-            for one in activations:
-                target_BLD = run.dense.hidden_states.at(one.batch, one.uncut_BLD.device)
-                error.update(target_BLD - one.cut_BLD, target_BLD)
-                missing = _missing(work, one, unit=unit, target_BLD=target_BLD)
-                parts = run.folds.parts(one.batch, one.input_BLK, missing.lost_BLD, missing.inherited_BLD)
-                for fold, (input_TK, lost_TD, inherited_TD) in parts:
-                    equations.update(input_TK, lost_TD, inherited_TD=inherited_TD, fold=fold)
+        sums_of = _cut_sums if self.runs_once(work, unit) else _sums
+        equations, error = sums_of(run, work, unit=unit)
         sum_over_processes([*equations.reducible_state(), *error.reducible_state()])
         repair = work.outcome.output = equations.solve(f"layer {work.step.old}, {unit.output}")
         if work.outcome.error_cut is None:  # else the refit of the up projection measured it
@@ -62,23 +52,60 @@ class OutputProjectionRefit:
         if repair.delta_DF is not None:
             work.weights.add_to_projection(unit.tensors[-1], repair.delta_DF)
 
+    def runs_once(self, work: LayerWork, unit: Unit) -> bool:
+        """Check that the cut layer's activations follow from those of the uncut layer alone.
 
-@contextmanager
-def _activations(run: Pass2Context, work: LayerWork, *, unit: Unit) -> Iterator[Iterator[LayerActivations]]:
-    """Run the uncut layer alone where the cut layer's activations follow from its own, else both.
+        They do not follow where more than neurons of the unit is cut, a norm follows the projection, or the up
+        projection was refit. What that refit repaired of inherited errors then counts as lost by the cut, with the
+        opposite sign.
+        """
+        up = work.outcome.up
+        return work.dense.scale is not None and work.step.cuts_only(unit) and (up is None or up.delta_FI is None)
 
-    They do not follow where more than neurons of the unit is cut, a norm follows the projection, or the up projection
-    was refit. What that refit repaired of inherited errors then counts as lost by the cut, with the opposite sign.
-    """
-    step, up, scale = work.step, work.outcome.up, work.dense.scale
-    is_up_refit = up is not None and up.delta_FI is not None
-    with run.dense.decoder.layer(step.old, work.weights.uncut) as uncut:
-        if scale is not None and step.cuts_only(unit) and not is_up_refit:
-            keep_K = run.cut.neurons.get(step.key(unit))
-            yield run_uncut(work.runs, step.new, uncut=uncut, unit=unit, keep_K=keep_K, scale=scale)
-            return
-        with run.pruned.decoder.layer(step.new, work.weights.cut) as cut:
-            yield run_both(work.runs, step.new, uncut=uncut, cut=cut, unit=unit)
+
+def _cut_sums(run: Pass2Context, work: LayerWork, *, unit: Unit) -> tuple[NormalEquations, RelativeError]:
+    """Return the equations, and the error of the cut layer, from one run of the uncut layer."""
+    step, scale, error, weight = work.step, work.dense.scale, RelativeError(), unit.tensors[-1]
+    assert scale is not None, "no norm follows"
+    assert run.refit is not None, "layers are refit only with refit in the recipe"
+    keep_K = run.cut.neurons.get(step.key(unit))
+    with (
+        run.dense.decoder.layer(step.old, work.weights.uncut) as uncut,
+        run.pruned.decoder.layer(step.new, work.weights.cut) as cut,
+    ):
+        _, removed_RD = removed_rows(outputs_first(uncut.get_parameter(weight.name), weight), keep_K)
+        equations = run.refit.make_cut_equations(run.folds.count, removed_RD=removed_RD)
+        for one in run_cut(work.runs, step.new, uncut=uncut, cut=cut, unit=unit, keep_K=keep_K):
+            target_BLD = run.dense.hidden_states.at(one.batch, one.output_BLD.device)
+            missing_BLD = target_BLD.float() - one.output_BLD.float()
+            error.update(missing_BLD, target_BLD)
+            work.runs.keep_input(unit.output, one.input_BLK)
+            values = [one.input_BLK, one.removed_BLR, missing_BLD / scale]
+            if step.gap:
+                before_gap_BLD = work.before_gap.at(one.batch, target_BLD.device)
+                values.append((target_BLD.float() - before_gap_BLD.float()) / scale)
+            for fold, (kept_TK, removed_TR, error_TD, *gap) in run.folds.parts(one.batch, *values):
+                tokens = CutTokens(kept_TK, removed_TR, error_TD, gap[0] if gap else None)
+                equations.update_cut(tokens, fold=fold)
+    return equations, error
+
+
+def _sums(run: Pass2Context, work: LayerWork, *, unit: Unit) -> tuple[NormalEquations, RelativeError]:
+    """Return the equations, and the error of the cut layer, from runs of the uncut and of the cut layer."""
+    step, equations, error = work.step, run.make_equations(), RelativeError()
+    with (
+        run.dense.decoder.layer(step.old, work.weights.uncut) as uncut,
+        run.pruned.decoder.layer(step.new, work.weights.cut) as cut,
+    ):
+        for one in run_both(work.runs, step.new, uncut=uncut, cut=cut, unit=unit):
+            target_BLD = run.dense.hidden_states.at(one.batch, one.uncut_BLD.device)
+            error.update(target_BLD - one.cut_BLD, target_BLD)
+            work.runs.keep_input(unit.output, one.input_BLK)
+            missing = _missing(work, one, unit=unit, target_BLD=target_BLD)
+            parts = run.folds.parts(one.batch, one.input_BLK, missing.lost_BLD, missing.inherited_BLD)
+            for fold, (input_TK, lost_TD, inherited_TD) in parts:
+                equations.update(input_TK, lost_TD, inherited_TD=inherited_TD, fold=fold)
+    return equations, error
 
 
 def _missing(work: LayerWork, one: LayerActivations, *, unit: Unit, target_BLD: Tensor) -> _Missing:
@@ -89,7 +116,6 @@ def _missing(work: LayerWork, one: LayerActivations, *, unit: Unit, target_BLD: 
             lost_BLD=(one.uncut_BLD - one.cut_BLD + target_BLD - before_gap_BLD) / scale,
             inherited_BLD=(before_gap_BLD - one.uncut_BLD) / scale,
         )
-    assert one.projection is not None, "both layers were run"
     # a norm follows the projection: match its own dense output instead
     return _Missing(
         lost_BLD=one.projection.uncut_BLD - one.projection.cut_BLD,

@@ -13,16 +13,28 @@ Shapes: B batch, L sequence length, D hidden size, F inputs of the projection, K
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from llmprune.anatomy.selection import outputs_first, rows_of
 from llmprune.common.distributed import sum_over_processes
-from llmprune.common.linalg.cross_validated_ridge import NormalEquations
+from llmprune.common.linalg.cross_validated_ridge import Repair
+from llmprune.layerwise.hidden_states import HiddenStates
 from llmprune.layerwise.staged_layer import StagedLayer
 from llmprune.prune.layer_work import LayerWork, Pass2Context
 from llmprune.prune.repair.activations import removed_rows
 from llmprune.prune.repair.base import Stage
 from llmprune.prune.repair.residual_writers import ResidualWriter
+
+
+@dataclass(frozen=True)
+class _Solved:
+    """Repair of the projection; its inputs, where they were kept, and the path of the module that it ends."""
+
+    repair: Repair
+    inputs: HiddenStates | None
+    owner: str
 
 
 class TokenMixerRefit:
@@ -44,27 +56,31 @@ class TokenMixerRefit:
         if attention is not None:
             size = work.weights.uncut[weight.name].shape[weight.dim]
             keep_K = rows_of(run.cut.heads[work.step.key(attention)], size, prunable=weight)
-        equations = self._equations(run, work, mixer=mixer, keep_K=keep_K)
-        sum_over_processes(equations.reducible_state())
-        repair = work.outcome.mixer = equations.solve(f"layer {work.step.old}, {mixer.name}")
-        if repair.delta_DF is not None:
-            work.weights.add_to_projection(weight, repair.delta_DF)
+        solved = self._solve(run, work, mixer=mixer, keep_K=keep_K)
+        if solved.repair.delta_DF is not None:
+            work.weights.add_to_projection(weight, solved.repair.delta_DF)
             if keep_K is None:
                 work.weights.uncut[weight.name] = work.weights.cut[weight.name]
+        work.outcome.mixer = solved.repair
+        if solved.inputs is not None:
+            with run.dense.decoder.layer(work.step.old, work.weights.uncut) as layer:
+                module = layer.get_submodule(mixer.name)
+                work.runs.add_unchanged(solved.owner, module, inputs=solved.inputs, index=work.step.new)
 
     @staticmethod
-    def _equations(
-        run: Pass2Context, work: LayerWork, *, mixer: ResidualWriter, keep_K: Tensor | None
-    ) -> NormalEquations:
+    def _solve(run: Pass2Context, work: LayerWork, *, mixer: ResidualWriter, keep_K: Tensor | None) -> _Solved:
+        """Solve for the projection; keep its inputs if its module is not run again for the cut layer."""
         step, topology, equations = work.step, work.dense.topology, run.make_equations()
         assert topology is not None, "it names the token mixer"
+        owner = topology.order.owners.get(mixer.name)
+        keep_inputs = owner is not None and owner.path in work.runs.unchanged
         with run.dense.decoder.layer(step.old, work.weights.uncut) as layer:
             module = layer.get_submodule(mixer.name)
             weight_DF = outputs_first(module.get_parameter("weight"), mixer.unit.tensors[-1])
             removed_R, weight_RD = removed_rows(weight_DF, keep_K)
             keep_K = None if keep_K is None else keep_K.to(weight_DF.device)
             staged = StagedLayer(run.pruned, step.new, layer=layer, order=topology.order)
-            for batch, input_BLF in staged.inputs(mixer.name):
+            for batch, input_BLF in staged.inputs(mixer.name, keep=keep_inputs):
                 hidden_BLD = run.pruned.hidden_states.at(batch, input_BLF.device)
                 residual_BLD = mixer.residual_after(hidden_BLD, module(input_BLF))
                 dense_BLD = work.dense.outputs[mixer.name].at(batch, residual_BLD.device)
@@ -76,4 +92,8 @@ class TokenMixerRefit:
                     parts = [input_BLF[..., keep_K], inherited_BLD, lost_BLD]
                 for fold, (input_TK, inherited_TD, *lost) in run.folds.parts(batch, *parts):
                     equations.update(input_TK, lost[0] if lost else None, inherited_TD=inherited_TD, fold=fold)
-        return equations
+        if step.refits_output:
+            del work.dense.outputs[mixer.name]  # for all windows, and no longer needed
+        sum_over_processes(equations.reducible_state())
+        repair = equations.solve(f"layer {step.old}, {mixer.name}")
+        return _Solved(repair, staged.take_inputs(mixer.name), owner.path if owner else "")
