@@ -29,7 +29,7 @@ def test_ready_tokens_with_sources(tmp_path: Path) -> None:
     """A tensor beside the windows numbers their sources, which count from zero and keep their numbers as names."""
     file = str(tmp_path / "tokens.safetensors")
     save_file({"windows": torch.arange(60).view(6, 10), "kinds": torch.tensor([5, 2, 5, 2, 9, 9])}, file)
-    settings = Calibration(tokens=file, key="windows", source_key="kinds")
+    settings = Calibration(tokens=file, key="windows", source_key="kinds", self_generated=0)
     assert len(load(tokens=file, key="windows", source_key="kinds")) == 6
     sources_N = sources_of_windows(settings)
     assert sources_N is not None

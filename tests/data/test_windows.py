@@ -124,8 +124,10 @@ def test_every_window_knows_its_source(tmp_path: Path) -> None:
         {"dataset": write_rows(tmp_path / f"{letter}.jsonl", [letter * 31] * 50), "name": name}
         for letter, name in (("a", "first"), ("b", None))
     ]
-    settings = Calibration.model_validate({"sources": sources, "samples": 8, "sequence_length": 32})
-    loaded = load_windows(settings, tiny_tokenizer(), default_shape=settings.shape())
+    settings = Calibration.model_validate(
+        {"sources": sources, "samples": 8, "sequence_length": 32, "self_generated": 0}
+    )
+    loaded = load_windows(settings, tiny_tokenizer(), default_shape=settings.read_shape())
     sources_N = sources_of_windows(settings)
     assert sources_N is not None
     assert [text[0] for text in decoded(loaded.windows_NL)] == ["ab"[source] for source in sources_N]

@@ -13,7 +13,7 @@ FILE = "self-generated.safetensors"
 
 
 def test_the_model_writes_some_of_its_calibration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Generated windows are a source of the run, differ from each other, and are written once."""
+    """Generated windows come in addition, as a source of their own, differ from each other, and are written once."""
     verify_here(monkeypatch)
     text = write_text(tmp_path / "text.txt")
     recipe = write_recipe(
@@ -27,8 +27,8 @@ def test_the_model_writes_some_of_its_calibration(tmp_path: Path, monkeypatch: p
     assert done.code == 0, done.err
     report = report_in(tmp_path / "run")
     sources = report["provenance"]["calibration_sources"]
-    assert [(source["name"], source["windows"]) for source in sources] == [(str(text), 3), ("self_generated", 3)]
-    assert report["provenance"]["calibration_tokens"] == 6 * 32
+    assert [(source["name"], source["windows"]) for source in sources] == [(str(text), 6), ("self_generated", 3)]
+    assert report["provenance"]["calibration_tokens"] == 9 * 32
     windows_NL = load_file(tmp_path / "run" / FILE)["windows"]
     assert windows_NL.shape == (3, 32)
     assert len(torch.unique(windows_NL, dim=0)) == 3

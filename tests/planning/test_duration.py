@@ -32,7 +32,7 @@ NOTHING = "refit: false\ndepth: {layers: [3]}\nevaluation: {generation: false}\n
 
 def _plan(folder: Path, sections: str, family: str = "llama", **config: Any) -> Plan:
     tiny_config(family, **config).save_pretrained(folder)
-    calibration = "{dataset: text.txt, samples: 6, sequence_length: 32, batch_size: 2}"
+    calibration = "{dataset: text.txt, samples: 6, sequence_length: 32, batch_size: 2, self_generated: 0}"
     text = f"model: {{id: '{folder}', dtype: float32}}\ncalibration: {calibration}\n{sections}\n"
     return structure_of(Recipe.parse(text))
 

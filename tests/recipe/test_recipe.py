@@ -153,8 +153,8 @@ calibration: {split: test}
     calibration: split belongs to dataset, not to mix
 calibration: {dataset: x, source_key: z}
     calibration: source_key belongs to a tokens file
-calibration: {dataset: x, samples: 4, self_generated: 4}
-    calibration: self_generated: 4 of the 4 samples leave none to read
+calibration: {dataset: x, self_generated: some}
+    calibration.self_generated: must be
 evaluation: {perplexity: {samples: 4}}
     evaluation.perplexity: needs exactly one of dataset, sources or tokens; none given
 calibration: {dataset: x, sequence_length: 4}
