@@ -1,8 +1,8 @@
 """Calibration windows that the dense model writes itself, sampled at temperature 1.
 
 They show what the model learned, of which a data set is only a part (LLM-QAT, arXiv 2305.17888). Each begins with the
-begin-of-text ids, as the windows that are read. Where these have none, half of them begin with the first tokens of one
-of them, and half with a token drawn from the vocabulary. An end-of-text token does not end a window: the next document
+begin-of-text ids, as the windows that are read. Where these have none, half of them begin with a token drawn from
+them, and half with one drawn from the vocabulary. An end-of-text token does not end a window: the next document
 follows, as in packed text.
 
 Shapes: N windows, B batch, P prompt tokens, L sequence length.
@@ -29,7 +29,6 @@ from llmprune.pipeline.step_costs import measure_step
 from llmprune.planning.duration.generating import GENERATED_AT_A_TIME, SELF_GENERATED
 from llmprune.results.run_folder import fingerprint
 
-_OPENING = 4  # tokens of a read window that a generated one begins with
 _KEY = "windows"
 
 
@@ -57,7 +56,7 @@ def add_self_generated(context: RunContext) -> None:
 
 def _generated(inputs: RunInputs, *, warnings: list[str]) -> Tensor:
     """Sample windows int64 [N, L] from the whole dense model; halve the batch where a device's memory is full."""
-    openings, count = _openings(inputs), inputs.recipe.calibration.generated
+    prompts_NP = _openings(inputs)
     seed, length = inputs.recipe.calibration.seed, inputs.inputs.text_windows.shape[1]
     whole = WholeModel(lambda: load_model(inputs.recipe.model))
 
@@ -66,32 +65,36 @@ def _generated(inputs: RunInputs, *, warnings: list[str]) -> Tensor:
         device = input_device(model)
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
-            batches = [ids_BP for ids_NP in openings for ids_BP in torch.split(ids_NP, batch_size)]
-            parts = [generate(model, ids_BP, settings=Sampling(length - ids_BP.shape[1])) for ids_BP in batches]
+            settings = Sampling(length - prompts_NP.shape[1])
+            parts = [generate(model, ids_BP, settings=settings) for ids_BP in torch.split(prompts_NP, batch_size)]
         return torch.cat(parts).cpu()
 
-    batch_size = BatchSize(min(GENERATED_AT_A_TIME, count), alone=True, reductions=warnings)
+    batch_size = BatchSize(min(GENERATED_AT_A_TIME, len(prompts_NP)), alone=True, reductions=warnings)
     windows_NL = batch_size.run(SELF_GENERATED, work)
     whole.release()
     return windows_NL
 
 
-def _openings(inputs: RunInputs) -> list[Tensor]:
-    """Return the tokens that the generated windows begin with, in groups of one length, each int64 [N, P]."""
+def _openings(inputs: RunInputs) -> Tensor:
+    """Return the tokens that the generated windows begin with, int64 [N, P]."""
     calibration, text = inputs.recipe.calibration, inputs.inputs.calibration_text
     count = calibration.generated
     if text.begin:
-        return [torch.tensor([text.begin]).repeat(count, 1)]
-    drawn = count // 2
-    read_NP = text.windows_NL[torch.arange(count - drawn) % len(text.windows_NL), :_OPENING]
-    return [read_NP, _drawn(inputs, drawn)] if drawn else [read_NP]
+        return torch.tensor([text.begin]).repeat(count, 1)
+    random = torch.Generator().manual_seed(calibration.seed)
+    of_text = _draw(text.windows_NL.flatten(), count - count // 2, random=random)
+    return torch.cat([of_text, _draw(_words(inputs), count // 2, random=random)])[:, None]
 
 
-def _drawn(inputs: RunInputs, count: int) -> Tensor:
-    """Draw single tokens of the vocabulary that are not special, int64 [N, 1]."""
-    tokenizer, seed = inputs.tokenizer, inputs.recipe.calibration.seed
-    size = text_config(inputs.config).vocab_size
-    ids = torch.arange(size if tokenizer is None else min(len(tokenizer), size))
-    if tokenizer is not None:
-        ids = ids[~torch.isin(ids, torch.tensor(tokenizer.all_special_ids, dtype=ids.dtype))]
-    return ids[torch.randint(len(ids), (count, 1), generator=torch.Generator().manual_seed(seed))]
+def _draw(ids: Tensor, count: int, *, random: torch.Generator) -> Tensor:
+    """Draw some of the ids [T], each as likely as the others."""
+    return ids[torch.randint(len(ids), (count,), generator=random)]
+
+
+def _words(inputs: RunInputs) -> Tensor:
+    """Return the tokens of the vocabulary that are not special, int64 [V]."""
+    tokenizer, size = inputs.tokenizer, text_config(inputs.config).vocab_size
+    if tokenizer is None:
+        return torch.arange(size)
+    ids = torch.arange(min(len(tokenizer), size))
+    return ids[~torch.isin(ids, torch.tensor(tokenizer.all_special_ids, dtype=ids.dtype))]
