@@ -49,6 +49,7 @@ def evaluate(context: RunContext, cut: Cut) -> Measured:
         evaluation.model_dump_json(),
         context.recipe.evaluation.requires_generation,
         inputs.held_out_text.fingerprint() if inputs.held_out_text else None,
+        inputs.prompts,
     )
     if is_first_process():
         refuse_fewer_samples(folder.path, evaluation.largest_limit)
