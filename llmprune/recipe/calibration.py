@@ -224,7 +224,10 @@ def _stored_sources(path: str, key: str) -> list[int] | None:
             sources = file.get_tensor(key)
     except (OSError, SafetensorError, TypeError):
         return None
-    return [int(source) for source in sources] if sources.ndim == 1 and sources.dtype.kind in "iu" else None
+    if sources.ndim != 1 or not sources.size or sources.dtype.kind not in "iu":
+        return None
+    listed = [int(source) for source in sources]
+    return listed if max(listed) < 2**63 else None
 
 
 def _stored_shape(path: str, key: str) -> tuple[int, int] | None:
