@@ -90,6 +90,6 @@ def test_sentences_name_the_layers_that_each_source_would_remove() -> None:
         experts=(),
     )
     assert describe_sources(found) == [
-        "of the neurons that are kept, each source of text alone would keep 62.5% too (minimum: 50.0%, in layer 1)",
+        "62.5% of the neurons that are kept would be kept by every source of text alone (minimum: 50.0%, in layer 1)",
         "removed by one source alone: layers 3 by news and talk, layers 4 by code",
     ]
