@@ -20,15 +20,27 @@ def test_the_model_writes_some_of_its_calibration(tmp_path: Path, monkeypatch: p
         tmp_path / "recipe.yaml",
         save_model(tmp_path / "dense"),
         text,
-        calibration={"dataset": str(text), "samples": 6, "sequence_length": 32, "self_generated": 3},
+        calibration={
+            "dataset": str(text),
+            "samples": 6,
+            "sequence_length": 32,
+            "self_generated": 3,
+            "combine": "worst",
+        },
         evaluation={},
     )
     done = command("run", recipe, "--output", tmp_path / "run")
     assert done.code == 0, done.err
     report = report_in(tmp_path / "run")
     sources = report["provenance"]["calibration_sources"]
+<<<<<<< HEAD
     assert [(source["name"], source["windows"]) for source in sources] == [(str(text), 6), ("self_generated", 3)]
     assert report["provenance"]["calibration_tokens"] == 9 * 32
+=======
+    assert [(source["name"], source["windows"]) for source in sources] == [(str(text), 3), ("self_generated", 3)]
+    assert report["sources"]["names"] == [str(text), "self_generated"]
+    assert report["provenance"]["calibration_tokens"] == 6 * 32
+>>>>>>> m25
     windows_NL = load_file(tmp_path / "run" / FILE)["windows"]
     assert windows_NL.shape == (3, 32)
     assert len(torch.unique(windows_NL, dim=0)) == 3
