@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,6 +58,7 @@ def measure(model: JudgedModel, target: str, overrides: Sequence[str], folder: P
     """Prune to one target in a folder, and measure the checkpoint."""
     source = {"id": str(model.folder), "dtype": "float32"}
     recipe = write_recipe(folder / "recipe.yaml", source, model.calibration, **TARGETS[target])
+    shutil.rmtree(folder / "run" / "model", ignore_errors=True)  # of other settings; the folder's scores serve again
     run(Recipe.load(recipe, overrides), folder / "run")
     report = report_of(folder / "run")
     found = {kind: perplexity(folder / "run" / "model", ids_NL, exact=True) for kind, ids_NL in model.windows.items()}

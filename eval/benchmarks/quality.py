@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,8 @@ def measure(
     """Prune to one target and measure the checkpoint. ``judge``: folder of texts to judge on too."""
     called, section = calibration
     recipe = write_recipe(folder / "recipe.yaml", {"id": SMOLLM2, "dtype": "float32"}, section, **TARGETS[target])
-    options = ["--measure-forward"] if timed else []  # never --fresh: without refit the folder's scores serve again
+    options = ["--measure-forward"] if timed else []
+    shutil.rmtree(folder / "run" / "model", ignore_errors=True)  # of other settings; the folder's scores serve again
     finish(run(recipe, folder / "run", *options, *(part for text in overrides for part in ("--set", text))))
     report = report_of(folder / "run")
     model = folder / "run" / "model"

@@ -8,7 +8,9 @@ layers, 4,096 tokens, windows of 256. DATA is a folder of texts (``texts.py``); 
 with its tokenizer and ``training.json``, the losses by kind of text. ``quality.py DATA --model OUTPUT`` prunes it.
 
 AdamW in bfloat16 autocast. The learning rate is a cosine over the minutes of processor time, or over the wall-clock
-minutes of ``--within`` where those pass sooner: a slow machine takes fewer steps, and the schedule still ends. Shapes in names: B batch, N windows, L sequence length, T tokens of the training text.
+minutes of ``--within`` where those pass sooner: a slow machine takes fewer steps, and the schedule still ends.
+
+Shapes in names: B batch, N windows, L sequence length, T tokens of the training text.
 """
 
 from __future__ import annotations
@@ -105,7 +107,7 @@ def train(model: Gemma3ForCausalLM, stream_T: Tensor, schedule: Schedule) -> int
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     generator = torch.Generator().manual_seed(0)
     begin_B1 = torch.full((schedule.batch, 1), SPECIAL.index("<bos>"))
-    started, step, done = (time.process_time(), time.monotonic()), 0, 0.0
+    processor, clock, step, done = time.process_time(), time.monotonic(), 0, 0.0
     model.train()
     while done < 1:
         rate = schedule.rate * min(done / schedule.warmup, (1 + math.cos(math.pi * done)) / 2)
@@ -119,7 +121,7 @@ def train(model: Gemma3ForCausalLM, stream_T: Tensor, schedule: Schedule) -> int
         optimizer.step()
         optimizer.zero_grad()
         step += 1
-        spent, passed = time.process_time() - started[0], time.monotonic() - started[1]
+        spent, passed = time.process_time() - processor, time.monotonic() - clock
         done = max(spent / schedule.minutes, passed / schedule.within) / 60
         if step % 50 == 0:
             print(f"step {step}, {done:.0%} of the schedule: loss {loss.item():.3f}", flush=True)
