@@ -20,8 +20,8 @@ WORDS = "The river bends where the old mill stood, and nobody remembers who buil
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a little text of each kind."""
     folder = tmp_path_factory.mktemp("texts")
-    question = {"question": WORDS, "answer": "12 + 30 = 42", "answerKey": "B"}
-    question["choices"] = {"text": ["a mill", "a river"], "label": ["A", "B"]}  # type: ignore[assignment]
+    choices = {"text": ["a mill", "a river"], "label": ["A", "B"]}
+    question = {"answer": "12 + 30 = 42", "answerKey": "B", "choices": choices}
     for name in ("c4_en", "wikipedia", "gsm8k_train", "gsm8k_test", "arc_easy_train"):
         rows = [{**question, "question": f"{index}. {WORDS}", "text": f"{index}. {WORDS * 10}"} for index in range(40)]
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")

@@ -90,8 +90,8 @@ def measure_targets(model: JudgedModel, targets: Sequence[str], settings: Sequen
 
 
 def _rows_of(path: Path, dense: dict[str, float]) -> list[Row]:
-    figures = json.loads(path.read_text())["figures"] if path.is_file() else {"dense": dense, "rows": []}
-    return figures["rows"] if figures["dense"] == dense else []
+    figures: dict[str, Any] = json.loads(path.read_text())["figures"] if path.is_file() else {}
+    return figures["rows"] if figures.get("dense") == dense else []
 
 
 def _described(calibration: dict[str, Any]) -> str:

@@ -116,7 +116,7 @@ def train(model: Gemma3ForCausalLM, stream_T: Tensor, schedule: Schedule) -> int
         starts_B = torch.randint(len(stream_T) - LENGTH + 1, (schedule.batch,), generator=generator)
         ids_BL = torch.cat([begin_B1, stream_T[starts_B[:, None] + torch.arange(LENGTH - 1)]], 1)
         loss = _loss(model, ids_BL)
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -133,7 +133,7 @@ def losses(model: Gemma3ForCausalLM, windows: dict[str, Tensor]) -> dict[str, fl
     """Return the mean cross entropy of the next token of each kind's windows [N, L], in nats."""
     model.eval()
     return {
-        kind: round(sum(_loss(model, ids_1L).item() for ids_1L in windows_NL.split(1)) / len(windows_NL), 3)
+        kind: round(sum(_loss(model, ids_1L).item() for ids_1L in torch.split(windows_NL, 1)) / len(windows_NL), 3)
         for kind, windows_NL in windows.items()
     }
 
