@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llmprune.checkpoint.location import headers_of
 from llmprune.checkpoint.model_memory import fit_together
 from llmprune.common.distributed import broadcast_from_first
 from llmprune.common.errors import LLMPruneError
@@ -11,14 +12,15 @@ from llmprune.recipe.recipe import Recipe
 def settle_self_generated(recipe: Recipe) -> Recipe:
     """Return the recipe with a number in place of ``self_generated: auto``: 0 where the devices cannot hold the model.
 
-    Every generated token would then read the layers anew. A recipe whose model cannot be read stays as it is: the plan
-    reports that.
+    Every generated token would then read the layers anew. A model of unknown size is taken to fit. A recipe whose model
+    cannot be read stays as it is: the plan reports that.
     """
     calibration = recipe.calibration
     if calibration.self_generated != "auto":
         return recipe
     try:
-        fits = broadcast_from_first(fit_together((recipe.model,)))
+        known = headers_of(recipe.model)  # a plan reads no weights to find their size
+        fits = broadcast_from_first(not known or fit_together((recipe.model,)))
     except LLMPruneError:
         return recipe
     settled = calibration.model_copy(update={"self_generated": calibration.generated if fits else 0})
