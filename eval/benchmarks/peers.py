@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from common import RESULTS, SMOLLM2, record
 from optipfair import prune_model
-from quality import perplexity, unseen
+from quality import unseen
 from safetensors.torch import load_file
+from texts import perplexity
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from llmprune.checkpoint.location import folder_of

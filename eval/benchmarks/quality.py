@@ -2,6 +2,7 @@
 
     python eval/benchmarks/quality.py BENCH [TARGET …] [--set refit=false] [--float32] [--time]
                                       [--data DATA [--mixture four] | --judge DATA] [--unrepaired]
+    python eval/benchmarks/quality.py DATA [TARGET …] --model FOLDER [--set refit=false] [--unrepaired]
 
 BENCH is a folder with the protocol: tokens.safetensors (calibration and evaluation windows) and peers.json (what the
 peers' own code got on them). Each target is pruned by ``llmprune run`` with the default criteria, reloaded by plain
@@ -14,6 +15,9 @@ WikiText, and blank lines between documents). ``--judge`` judges on these two wi
 calibration tokens first, and records how many of those pruning took: for a quiet machine. Rows of results/quality.json
 are replaced by target and settings.
 Excess is ln(perplexity / dense perplexity); lower is better.
+
+``--model`` prunes another model instead, for example that of ``second_model.py``, calibrated and judged on the texts of
+a folder (``model_quality.py``).
 """
 
 from __future__ import annotations
@@ -21,15 +25,17 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import tempfile
 from pathlib import Path
-from pydoc_data.topics import topics
 from typing import Any
 
+import model_quality
 import torch
 from common import RESULTS, SMOLLM2, finish, record, report_of, run, write_recipe
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from texts import perplexity, unlike_documents, windows_of
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 TARGETS: dict[str, dict[str, Any]] = {
     "dense": {},
@@ -42,22 +48,6 @@ TARGETS: dict[str, dict[str, Any]] = {
     "2:4": {"sparsity": {"pattern": "2:4"}},
 }
 UNSEEN = 8  # windows of each text
-
-
-@torch.inference_mode()
-def perplexity(folder: Path, windows_NL: torch.Tensor, exact: bool) -> float:
-    """exp of the mean next-token cross entropy, two windows at a time."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    total = count = 0.0
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not exact):
-        for ids_BL in torch.split(windows_NL, 2):
-            logits_BLV = model(input_ids=ids_BL, use_cache=False).logits[:, :-1].float()
-            wanted = ids_BL[:, 1:]
-            total += torch.nn.functional.cross_entropy(
-                logits_BLV.flatten(0, 1), wanted.flatten(), reduction="sum"
-            ).item()
-            count += wanted.numel()
-    return math.exp(total / count)
 
 
 def mixed(data: Path, mixture: str) -> tuple[str, dict[str, Any]]:
@@ -76,16 +66,10 @@ def mixed(data: Path, mixture: str) -> tuple[str, dict[str, Any]]:
 
 def unseen(data: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
     """8 × 512 tokens of each kind of text that no calibration here has."""
-    rows = [json.loads(line) for line in (data / "gsm8k_test.jsonl").read_text(encoding="utf-8").splitlines()]
-    texts = {
-        "gsm8k": [f"{row['question']}\n{row['answer']}\n\n" for row in rows],
-        "pydoc": [topics[key] for key in sorted(topics)],
+    return {
+        name: windows_of(documents, tokenizer, count=UNSEEN, length=512)
+        for name, documents in unlike_documents(data).items()
     }
-    found = {}
-    for name, documents in texts.items():
-        ids = tokenizer("".join(documents[: 8 * UNSEEN]), add_special_tokens=False, verbose=False)["input_ids"]
-        found[name] = torch.tensor(ids[: UNSEEN * 512]).view(UNSEEN, 512)
-    return found
 
 
 def measure(
@@ -101,7 +85,8 @@ def measure(
     """Prune to one target and measure the checkpoint. ``judge``: folder of texts to judge on too."""
     called, section = calibration
     recipe = write_recipe(folder / "recipe.yaml", {"id": SMOLLM2, "dtype": "float32"}, section, **TARGETS[target])
-    options = ["--measure-forward"] if timed else []  # never --fresh: without refit the folder's scores serve again
+    options = ["--measure-forward"] if timed else []
+    shutil.rmtree(folder / "run" / "model", ignore_errors=True)  # of other settings; the folder's scores serve again
     finish(run(recipe, folder / "run", *options, *(part for text in overrides for part in ("--set", text))))
     report = report_of(folder / "run")
     model = folder / "run" / "model"
@@ -151,36 +136,19 @@ def beside_peers(rows: list[dict[str, Any]], peers: list[dict[str, Any]]) -> str
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Measure the targets that are named, or all."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bench", type=Path)
-    parser.add_argument("targets", nargs="*", help=f"of {', '.join(TARGETS)}; default: all")
-    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="A.B=C")
-    parser.add_argument("--data", type=Path, help="folder of texts to calibrate on instead")
-    parser.add_argument("--mixture", choices=("three", "four"), help="which of them; default: three")
-    parser.add_argument("--judge", type=Path, help="folder of texts to judge on too")
-    parser.add_argument("--unrepaired", action="store_true", help="measure the same choice without refit too")
-    parser.add_argument("--time", action="store_true", help="measure a plain forward pass too")
-    parser.add_argument("--float32", action="store_true", help="measure in exact float32")
-    arguments = parser.parse_intermixed_args()
-    unknown = set(arguments.targets) - TARGETS.keys()
-    if unknown:
-        parser.error(f"unknown targets {sorted(unknown)}; there are {', '.join(TARGETS)}")
+def measure_protocol(arguments: argparse.Namespace, settings: list[list[str]]) -> None:
+    """Measure SmolLM2 on the protocol, and print its rows beside the peers'."""
     recorded = RESULTS / "quality.json"
-    peers = json.loads((arguments.bench / "peers.json").read_text())["rows"]
-    calibration = "the peers', 32 x 512", {"tokens": str(arguments.bench / "tokens.safetensors"), "key": "calibration"}
+    peers = json.loads((arguments.folder / "peers.json").read_text())["rows"]
+    tokens = str(arguments.folder / "tokens.safetensors")
+    calibration = "the peers', 32 x 512", {"tokens": tokens, "key": "calibration"}
     if arguments.data:
         calibration = mixed(arguments.data, arguments.mixture or "three")
-    elif arguments.mixture:
-        parser.error("--mixture says which texts of --data; give that too")
-    without = [text for text in arguments.overrides if not text.startswith("refit")] + ["refit=false"]
-    settings = [arguments.overrides, *([without] if arguments.unrepaired else [])]
     for target in arguments.targets or TARGETS:
         with tempfile.TemporaryDirectory() as folder:
             for overrides in settings:
                 row = measure(
-                    arguments.bench,
+                    arguments.folder,
                     target,
                     overrides,
                     arguments.float32,
@@ -191,6 +159,40 @@ def main() -> None:
                 )
                 rows = keep(recorded, row)
     print(beside_peers(rows, peers))
+
+
+def main() -> None:
+    """Measure the targets that are named, or all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="BENCH, the protocol; with --model DATA, texts")
+    parser.add_argument("targets", nargs="*", help=f"of {', '.join(TARGETS)}; default: all")
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="A.B=C")
+    parser.add_argument("--data", type=Path, help="folder of texts to calibrate on instead")
+    parser.add_argument("--mixture", choices=("three", "four"), help="which of them; default: three")
+    parser.add_argument("--judge", type=Path, help="folder of texts to judge on too")
+    parser.add_argument("--unrepaired", action="store_true", help="measure the same choice without refit too")
+    parser.add_argument("--time", action="store_true", help="measure a plain forward pass too")
+    parser.add_argument("--float32", action="store_true", help="measure in exact float32")
+    parser.add_argument("--model", type=Path, help=f"checkpoint; targets: {', '.join(model_quality.TARGETS)}")
+    parser.add_argument("--windows", type=int, nargs=2, default=(128, 32), help="of --model: calibrated, judged a text")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="of --model: folder of the record")
+    arguments = parser.parse_intermixed_args()
+    known = model_quality.TARGETS if arguments.model else TARGETS
+    unknown = set(arguments.targets) - known.keys()
+    if unknown:
+        parser.error(f"unknown targets {sorted(unknown)}; there are {', '.join(known)}")
+    if arguments.mixture and not arguments.data:
+        parser.error("--mixture says which texts of --data; give that too")
+    without = [text for text in arguments.overrides if not text.startswith("refit")] + ["refit=false"]
+    settings = [arguments.overrides, *([without] if arguments.unrepaired else [])]
+    if not arguments.model:
+        measure_protocol(arguments, settings)
+        return
+    if arguments.data or arguments.judge or arguments.time:
+        parser.error("--model takes no --data, --judge or --time; its texts are the first argument")
+    samples, judged = arguments.windows
+    model = model_quality.judged_model(arguments.model, arguments.folder, samples=samples, judged=judged)
+    model_quality.measure_targets(model, arguments.targets, settings, arguments.output)
 
 
 if __name__ == "__main__":

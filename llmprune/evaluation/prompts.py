@@ -110,6 +110,11 @@ def _of_questions(
     ids = [write(tokenizer, text) for text in texts[: settings.samples]]
     if begin is not None:
         ids = [_begun(row, begin, own=begin_tokens(tokenizer)) for row in ids]
+    if not all(ids):
+        raise RecipeError(
+            "evaluation.generation: the tokenizer or its chat template makes nothing of a question; save the model's "
+            "own tokenizer beside it, or set evaluation.generation to false"
+        )
     if max(map(max, ids)) >= limits.vocabulary:
         raise RecipeError(
             f"evaluation.generation: the tokenizer gives ids up to {max(map(max, ids))} and the model knows 0 to "

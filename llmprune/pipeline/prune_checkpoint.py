@@ -83,8 +83,8 @@ def prune_checkpoint(context: RunContext, cut: Cut) -> PrunedCheckpoint:
     staging = folder.path / "model.partial"
     cut_files = file_fingerprint(folder.path / "cut.json", folder.path / "cut.safetensors")
     settings = recipe.calibration.batch_size, recipe.sparsity, recipe.refit, recipe.export
-    sources = None if inputs.sources is None else inputs.sources.tolist()  # folds of the repairs
-    origin = fingerprint(inputs.identity, inputs.windows_fingerprint, cut_files, sources, *settings)
+    folds = inputs.sources.tolist() if recipe.refit and inputs.sources is not None else None
+    origin = fingerprint(inputs.identity, inputs.windows_fingerprint, folds, cut_files, *settings)
 
     def make(path: Path) -> PrunedCheckpoint:
         made = _CheckpointStep(context, cut, snapshots=Snapshots(staging, origin)).run()

@@ -174,7 +174,7 @@ def test_many_problems_are_shortened_in_linear_work() -> None:
     said = describe_problems(caught.value, Recipe, data=data)
     assert len(said) == MOST_PROBLEMS + 1
     assert said[0] == "model: is missing; add it (The model to prune)"
-    assert said[-1] == "and 19,982 more problems"
+    assert said[-1] == "and 19,981 more problems"
     error = RecipeError([f"problem {n}" for n in range(1_000)], "recipe")
     assert (len(error.problems), error.problems[-1]) == (MOST_PROBLEMS + 1, "and 980 more problems")
     assert RecipeError(error.problems).problems == error.problems, "raised again, nothing is cut anew"

@@ -137,13 +137,13 @@ def test_the_plan_counts_the_memory_of_a_solve(tmp_path: Path) -> None:
 
 
 def test_the_plan_counts_what_a_refit_keeps_of_all_windows(tmp_path: Path) -> None:
-    """A refit keeps outputs of the dense token mixer and of the dense MLP: two times the hidden states."""
+    """A refit keeps outputs of the dense token mixer and of the dense MLP, and what the kept neurons write."""
     tiny_model("gemma2").config.save_pretrained(tmp_path)
     recipe = recipe_of(tmp_path, {"neurons": 32})
     kept = [
         structure_of(recipe.model_copy(update={"refit": refit})).memory.streams for refit in (None, Refit(up=False))
     ]
-    assert kept[1] - kept[0] == 2 * 2 * 24 * 32 * 4  # streams, windows, tokens, hidden size, bytes
+    assert kept[1] - kept[0] == 2 * 24 * (2 * 32 + 32) * 4  # windows, tokens, two hidden sizes and neurons, bytes
 
 
 def test_the_plan_says_what_a_criterion_costs_and_misses(tmp_path: Path) -> None:

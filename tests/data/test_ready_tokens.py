@@ -36,6 +36,7 @@ def test_ready_tokens_with_sources(tmp_path: Path) -> None:
     assert sources_N.tolist() == [1, 0, 1, 0, 2, 2]
     assert source_names(settings) == ("2", "5", "9")
     fewer = settings.model_copy(update={"samples": 4})
+    assert Calibration(**settings.model_dump(exclude_unset=True), combine="worst").scored_sources == 3
     assert (fewer.number_of_sources(), source_names(fewer)) == (2, ("2", "5"))
 
 

@@ -189,5 +189,8 @@ def test_a_broken_chat_template_is_named() -> None:
     tokenizer.chat_template = "{{ raise_exception('only tools') }}"
     with pytest.raises(RecipeError, match=r"cannot write a question \(only tools\); set generation.prompts"):
         make_prompts(Generation(), tokenizer, held_out_NL=None, limits=LIMITS)
+    tokenizer.chat_template = "{# nothing #}"
+    with pytest.raises(RecipeError, match="makes nothing of a question"):
+        make_prompts(Generation(), tokenizer, held_out_NL=None, limits=LIMITS)
     with pytest.raises(RecipeError, match="has no tokenizer"):
         make_prompts(Generation(), None, held_out_NL=None, limits=LIMITS)

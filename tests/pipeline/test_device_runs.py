@@ -80,7 +80,7 @@ def test_prompts_are_on_the_models_device_before_generation(llama: Path, monkeyp
         monkeypatch.setattr(
             model, "generate", lambda ids, **rest: places.append(ids.device.type) or generate(ids, **rest)
         )
-        settings = Generation(samples=2, prompt_tokens=2, new_tokens=8)
+        settings = Generation(prompts="held_out", samples=2, prompt_tokens=2, new_tokens=8)
         side_by_side(model, model, tokenizer=tiny_tokenizer(), windows_NL=IDS, settings=settings)
         time_generation(model, IDS[:1], new_tokens=2)
     assert places == ["cuda"] * 3

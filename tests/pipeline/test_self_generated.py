@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,13 @@ def test_the_model_writes_some_of_its_calibration(tmp_path: Path, monkeypatch: p
         tmp_path / "recipe.yaml",
         save_model(tmp_path / "dense"),
         text,
-        calibration={"dataset": str(text), "samples": 6, "sequence_length": 32, "self_generated": 3},
+        calibration={
+            "dataset": str(text),
+            "samples": 6,
+            "sequence_length": 32,
+            "self_generated": 3,
+            "combine": "worst",
+        },
         evaluation={},
     )
     done = command("run", recipe, "--output", tmp_path / "run")
@@ -28,6 +35,7 @@ def test_the_model_writes_some_of_its_calibration(tmp_path: Path, monkeypatch: p
     report = report_in(tmp_path / "run")
     sources = report["provenance"]["calibration_sources"]
     assert [(source["name"], source["windows"]) for source in sources] == [(str(text), 6), ("self_generated", 3)]
+    assert report["sources"]["names"] == [str(text), "self_generated"]
     assert report["provenance"]["calibration_tokens"] == 9 * 32
     windows_NL = load_file(tmp_path / "run" / FILE)["windows"]
     assert windows_NL.shape == (3, 32)
@@ -37,6 +45,25 @@ def test_the_model_writes_some_of_its_calibration(tmp_path: Path, monkeypatch: p
     steps = {step["name"]: step["reused"] for step in report_in(tmp_path / "run")["steps"]}
     assert steps["self-generated windows"]
     assert (tmp_path / "run" / FILE).stat().st_mtime_ns == before
+
+
+def test_by_default_the_model_writes_a_quarter_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan says so, and the run writes them; where no device holds the whole model there are none, with a note."""
+    verify_here(monkeypatch)
+    text = write_text(tmp_path / "text.txt")
+    calibration = {"dataset": str(text), "samples": 8, "sequence_length": 32, "self_generated": "auto"}
+    base = save_model(tmp_path / "dense")
+    recipe = write_recipe(tmp_path / "recipe.yaml", base, text, calibration=calibration)
+    planned = command("plan", recipe, "--json")
+    assert json.loads(planned.out)["calibration"] == [10, 32]
+    assert command("run", recipe, "--output", tmp_path / "run").code == 0
+    assert load_file(tmp_path / "run" / FILE)["windows"].shape == (2, 32)
+    model = {"id": str(base), "max_memory": {"cpu": "1KB"}, "device_map": "auto"}
+    large = command(
+        "plan", write_recipe(tmp_path / "large.yaml", base, text, calibration=calibration, model=model), "--json"
+    )
+    assert json.loads(large.out)["calibration"] == [8, 32]
+    assert "writes no calibration windows itself" in " ".join(json.loads(large.out)["notes"])
 
 
 def test_a_run_keeps_its_windows_where_memory_got_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers.commands import report_in, reused_steps, save_model, verify_here, write_text
 from helpers.recipes import problems
+from safetensors.torch import save_file
 
 from llmprune import Recipe, run
 from llmprune.results.sentences import describe_sources
 from llmprune.score.scores import Scores
+from llmprune.testing import VOCABULARY
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +30,17 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _run(base: Path, output: Path, *, combine: str, **options: bool) -> dict[str, Any]:
     sources = [{"dataset": str(base / name)} for name in ("prose.txt", "numbers.txt")]
+    calibration = {"sources": sources, "samples": 6, "sequence_length": 32, "combine": combine}
+    return _run_on(calibration, base, output, **options)
+
+
+def _run_on(calibration: dict[str, Any], base: Path, output: Path, **options: bool) -> dict[str, Any]:
     recipe = {
         "model": {"id": str(base / "base")},
-        "calibration": {"sources": sources, "samples": 6, "sequence_length": 32, "combine": combine},
+        "calibration": calibration,
         "depth": {"remove": 1},
         "width": {"neurons": 64},
+        "evaluation": {"generation": False},
     }
     run(Recipe.model_validate(recipe), output, **options)
     return report_in(output)
@@ -69,6 +78,21 @@ def test_the_calibration_check_compares_sources(base: Path, tmp_path: Path, monk
     assert checked["stability"] is None
     assert checked["layers"] == plain["layers"]
     assert json.loads((tmp_path / "run" / "cut.json").read_text()) == cut
+
+
+def test_other_sources_of_the_same_tokens_repeat_the_repairs(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pooled scores are those of all tokens; the repairs are judged on sources that their solution has not seen."""
+    verify_here(monkeypatch)
+    windows_NL = torch.randint(3, VOCABULARY, (6, 32), generator=torch.Generator().manual_seed(0))
+    kinds = {"halves": torch.tensor([0, 0, 0, 1, 1, 1]), "thirds": torch.tensor([0, 1, 2, 0, 1, 2])}
+    save_file({"windows": windows_NL, **kinds}, tmp_path / "tokens.safetensors")
+    tokens = {"tokens": str(tmp_path / "tokens.safetensors"), "key": "windows"}
+    for kind, expected in (("halves", False), ("halves", True), ("thirds", False)):
+        _run_on(tokens | {"source_key": kind}, base, tmp_path / "run")
+        assert reused_steps(tmp_path / "run")["pass 2"] == expected
+    assert reused_steps(tmp_path / "run")["pass 1"]
 
 
 def test_a_single_source_cannot_be_combined() -> None:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
 import pytest
 from helpers.recipes import BASE, problems, table
-from pydantic import Field, ValidationError
 
 from llmprune.common.errors import RecipeError
-from llmprune.common.schema import Section
 from llmprune.recipe.recipe import Recipe
-from llmprune.recipe.validation_messages import describe_problems
 
 
 def with_section(section: str) -> str:
@@ -281,28 +277,3 @@ def test_files_that_cannot_be_read(tmp_path: Path, content: bytes | None, messag
     with pytest.raises(RecipeError) as caught:
         Recipe.load(path)
     assert str(caught.value) == f"{path}: {message}"
-
-
-def test_criteria_with_different_keys() -> None:
-    """A wrong kind is answered with all kinds and the nearest one, a wrong key with the keys of its kind."""
-
-    class Plain(Section):
-        kind: Literal["plain"] = "plain"
-
-    class Damped(Section):
-        kind: Literal["damped"] = "damped"
-        damping: float = 1.0
-
-    class Holder(Section):
-        criterion: Annotated[Plain | Damped, Field(discriminator="kind")]
-
-    def message(**criterion: Any) -> str:
-        with pytest.raises(ValidationError) as caught:
-            Holder.model_validate({"criterion": criterion})
-        return describe_problems(caught.value, Holder, data={"criterion": criterion})[0]
-
-    assert message(kind="dampd") == "criterion.kind: must be 'plain', 'damped', not 'dampd'; did you mean 'damped'?"
-    assert message(kind="sharp") == "criterion.kind: must be 'plain', 'damped', not 'sharp'"
-    assert message(kind="damped", dampin=1) == "criterion.dampin: unknown key; did you mean 'damping'?"
-    assert message(kind="plain", dampin=1) == "criterion.dampin: unknown key; valid keys: kind"
-    assert message() == "criterion: must be a mapping with 'kind', not {}"
