@@ -14,7 +14,7 @@ def every_measure(held_out: dict[str, Any]) -> dict[str, Any]:
     """Return an evaluation section with every measure, each as short as it can be."""
     return {
         "perplexity": held_out,
-        "generation": {"samples": 2, "prompt_tokens": 8, "new_tokens": 8},
+        "generation": {"prompts": "held_out", "samples": 2, "prompt_tokens": 8, "new_tokens": 8},
         "speed": {"prompt_tokens": 4, "new_tokens": 2, "repeats": 1},
         "tasks": ["llmprune_agreement"],
         "include_path": str(TASKS),

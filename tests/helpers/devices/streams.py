@@ -25,7 +25,7 @@ class Clock(dict[int, int]):
 
     def merge(self, other: Clock) -> None:
         """Order everything that ``other`` knows before what comes next here."""
-        for number, tick in other.items():
+        for number, tick in tuple(other.items()):  # other threads add to it
             if tick > self.get(number, 0):
                 self[number] = tick
 
