@@ -30,7 +30,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _run(base: Path, output: Path, *, combine: str, **options: bool) -> dict[str, Any]:
     sources = [{"dataset": str(base / name)} for name in ("prose.txt", "numbers.txt")]
-    calibration = {"sources": sources, "samples": 6, "sequence_length": 32, "combine": combine}
+    calibration = {"sources": sources, "samples": 6, "sequence_length": 32, "combine": combine, "self_generated": 0}
     return _run_on(calibration, base, output, **options)
 
 
