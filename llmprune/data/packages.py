@@ -28,10 +28,19 @@ def is_pattern(name: str) -> bool:
 
 
 def package_files(source: TextSource) -> list[Path]:
-    """Return the files of an installed package that a source's pattern matches, sorted; links are left out."""
+    """Return the files of an installed package that a source's pattern matches, sorted; links are left out.
+
+    None match a pattern that is no pattern of files below the package, such as ``**.py`` or ``../*``.
+    """
     module_name, _, pattern = source.dataset.removeprefix(PACKAGE_SCHEME).partition("/")
     folder = package_folder(module_name)
-    return sorted(path for path in folder.glob(pattern) if path.is_file() and not path.is_symlink()) if folder else []
+    if folder is None or not is_plain_path(pattern):
+        return []
+    try:
+        found = list(folder.glob(pattern))
+    except ValueError:  # ** together with other characters, before Python 3.13
+        return []
+    return sorted(path for path in found if path.is_file() and not path.is_symlink())
 
 
 def package_texts(source: TextSource) -> list[str]:
@@ -47,7 +56,10 @@ def package_texts(source: TextSource) -> list[str]:
     if is_pattern(name):
         found = [path.read_text(encoding="utf-8", errors="replace") for path in package_files(source)]
         if not any(found):
-            raise CalibrationError(f"{source.dataset} matches no file with text; check package and pattern")
+            raise CalibrationError(
+                f"{source.dataset} matches no file with text; check package and pattern, "
+                "such as *.py, or **/*.py for all folders below"
+            )
         return found
     try:
         texts = getattr(importlib.import_module(module_name), name)

@@ -52,6 +52,7 @@ def generate(
         max_new_tokens=settings.new_tokens,
         min_new_tokens=None if settings.end_tokens else settings.new_tokens,
         **({"do_sample": True, "top_k": 0} if isinstance(settings, Sampling) else {"do_sample": False}),
+        remove_invalid_values=isinstance(settings, Sampling),  # drawing from NaN would break a GPU's context
         num_beams=1,
         use_cache=True,
         cache_implementation="static" if settings.static_cache else None,

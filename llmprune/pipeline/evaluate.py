@@ -48,8 +48,8 @@ def evaluate(context: RunContext, cut: Cut) -> Measured:
         file_fingerprint(folder.path / "pruning.json"),
         evaluation.model_dump_json(),
         context.recipe.evaluation.requires_generation,
-        context.recipe.calibration.bos,  # without held-out text it decides for prompts
         inputs.held_out_text.fingerprint() if inputs.held_out_text else None,
+        inputs.prompts,
     )
     if is_first_process():
         refuse_fewer_samples(folder.path, evaluation.largest_limit)

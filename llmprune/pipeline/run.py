@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llmprune.common.devices import describe_gpus, use_gpus
 from llmprune.common.distributed import (
@@ -36,7 +38,7 @@ from llmprune.pipeline.finish import FinishedRun, push_as_requested, write_repor
 from llmprune.pipeline.inputs import RunInputs
 from llmprune.pipeline.prune_checkpoint import prune_checkpoint
 from llmprune.pipeline.score_and_select import find_cut, find_scores
-from llmprune.pipeline.self_generated import add_self_generated
+from llmprune.pipeline.self_generated import add_self_generated, as_in_folder
 from llmprune.pipeline.source_check import check_sources, has_sources
 from llmprune.pipeline.step_costs import (
     time_dense_forward_pass,
@@ -48,7 +50,7 @@ from llmprune.publish.preflight import check_push
 from llmprune.recipe.recipe import Recipe, refuse_tokens
 from llmprune.results.replacing import recipe_of_model
 from llmprune.results.report_schema import Report
-from llmprune.results.run_folder import RunFolder, bytes_at_hand, fingerprint
+from llmprune.results.run_folder import PLAN, RunFolder, bytes_at_hand, fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -96,20 +98,21 @@ def run_to_report(recipe: Recipe, output: Path, *, options: RunOptions) -> Finis
     with synchronized():
         use_gpus(recipe.devices)
         refuse_tokens(recipe.text, recipe.overrides, source="recipe")
-        surveyed = plan_and_check(recipe)
+        asked = recipe_of_model(recipe)
+        surveyed = plan_and_check(recipe if options.fresh else as_in_folder(recipe, output))
         (plan, anatomy), recipe = surveyed.require(), surveyed.inputs.recipe
         if plan.shortage:
             raise ModelError(plan.shortage)
         if is_first_process():
             _check_requirements(recipe, plan, output=output, options=options)
-        folder = RunFolder.open(output, options.fresh, model=recipe.model.id, recipe=recipe_of_model(recipe))
+        folder = RunFolder.open(output, options.fresh, model=recipe.model.id, recipe=asked)
         inputs = RunInputs(recipe, anatomy, inputs=surveyed.inputs, reserve=_disk_needed(plan), devices=plan.devices)
         batches, by_source = Batches.planned(plan.batch_sizes), recipe.calibration.scored_sources > 1
         durations = _estimated(plan, options, loading=loading, by_source=by_source)
         context = RunContext(recipe, plan, inputs, folder, batches, durations)
         try:
             with expecting(durations.expected() if durations else ()):
-                report = _run_steps(context, options)
+                report = _run_steps(context, options, asked=asked)
         finally:
             folder.close()
     return FinishedRun(report, recipe, folder.path)
@@ -154,11 +157,12 @@ def _log_devices(recipe: Recipe) -> None:
         logger.warning("devices: not used, because the launcher of this process has chosen its GPU")
 
 
-def _run_steps(context: RunContext, options: RunOptions) -> Report:
+def _run_steps(context: RunContext, options: RunOptions, *, asked: Mapping[str, Any]) -> Report:
+    """Make every product. ``asked``: the recipe's own values, before the plan chose what it leaves open."""
     report_progress("reading text")
     context.inputs.read_texts()
     require_same_everywhere(context)
-    _begin_folder(context)
+    _begin_folder(context, asked)
     add_self_generated(context)
     context.batches.settle(context.recipe, context.folder, sizes=context.plan.batch_sizes)
     if options.measure_forward:
@@ -177,15 +181,15 @@ def _run_steps(context: RunContext, options: RunOptions) -> Report:
     return push_as_requested(context.recipe, context.folder, report=report)
 
 
-def _begin_folder(context: RunContext) -> None:
+def _begin_folder(context: RunContext, asked: Mapping[str, Any]) -> None:
     """Record the run's origin, recipe and plan in its folder. Raises DiskError where its replacement does not fit."""
     recipe, inputs, folder = context.recipe, context.inputs, context.folder
-    folder.begin(recipe_of_model(recipe), fingerprint(inputs.identity, inputs.text_fingerprint))
+    folder.begin(asked, fingerprint(inputs.identity, inputs.text_fingerprint))
     if is_first_process() and folder.path != folder.home:  # the finished run is kept until the new one is complete
         require_space(folder.home, _disk_needed(context.plan), written=folder_size(folder.path))
     folder.write("recipe.yaml", recipe.text)
     plan = context.plan.model_copy(update={"durations": context.durations})
-    folder.write("plan.json", plan.model_dump_json(indent=1) + "\n")
+    folder.write(PLAN, plan.model_dump_json(indent=1) + "\n")
 
 
 def _disk_needed(plan: Plan) -> int:

@@ -10,7 +10,10 @@ Shapes: N windows, B batch, P prompt tokens, L sequence length.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,6 +22,7 @@ from torch import Tensor
 from llmprune.anatomy.meta_model import text_config
 from llmprune.checkpoint.loading import load_model
 from llmprune.common.devices import input_device
+from llmprune.common.distributed import broadcast_from_first, is_first_process
 from llmprune.common.out_of_memory import BatchSize
 from llmprune.common.progress import report_progress
 from llmprune.evaluation.decoding import Sampling, generate
@@ -27,9 +31,44 @@ from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.inputs import RunInputs
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.planning.duration.generating import GENERATED_AT_A_TIME, SELF_GENERATED
-from llmprune.results.run_folder import fingerprint
+from llmprune.recipe.recipe import Recipe
+from llmprune.results.replacing import NEXT, recipe_of_model
+from llmprune.results.run_folder import JOURNAL, PLAN, fingerprint
 
 _KEY = "windows"
+
+
+def as_in_folder(recipe: Recipe, output: Path) -> Recipe:
+    """Return the recipe with the number of windows that the run folder's run has, in place of ``auto``.
+
+    The memory that is free now must not change the windows of a run that is continued or repeated. The recipe stays as
+    it is where ``output`` has no run with this calibration, or the model was to write windows and has not.
+    """
+    calibration = recipe.calibration
+    if calibration.self_generated != "auto":
+        return recipe
+    number = broadcast_from_first(_number_in(output, recipe) if is_first_process() else None)
+    if number is None:
+        return recipe
+    return recipe.model_copy(update={"calibration": calibration.model_copy(update={"self_generated": number})})
+
+
+def _number_in(output: Path, recipe: Recipe) -> int | None:
+    wanted, calibration = _calibration_of(recipe_of_model(recipe)), recipe.calibration
+    for folder in (output / NEXT, output):
+        try:
+            journal, plan = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (JOURNAL, PLAN))
+            number = int(plan["calibration"][0]) - calibration.read_shape()[0]
+            made = [0, calibration.generated] if SELF_GENERATED in journal["products"] else [0]
+            if number in made and _calibration_of(journal["recipe"]) == wanted:
+                return number
+        except (OSError, ValueError, KeyError, TypeError):  # not there, or damaged, which opening the folder reports
+            continue
+    return None
+
+
+def _calibration_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key.startswith(("model.", "calibration."))}
 
 
 def add_self_generated(context: RunContext) -> None:

@@ -136,7 +136,7 @@ def plan_and_check(
     """
     resolve_revision.cache_clear()
     errors = ErrorCollector(wrong, problems)
-    asked, recipe = recipe, recipe if elsewhere else settle_self_generated(recipe)
+    asked, recipe = recipe, recipe if elsewhere else settle_self_generated(recipe, starts=starts)
     inputs = TextInputs(recipe)
     plan, anatomy = plan_structure(recipe, errors, starts=starts, elsewhere=elsewhere)
     run_checks(inputs, errors, elsewhere=elsewhere)

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from llmprune.checkpoint.location import headers_of
-from llmprune.checkpoint.model_memory import fit_together
+from llmprune.checkpoint.model_memory import memory_for_models, whole_model_bytes
 from llmprune.common.distributed import broadcast_from_first
 from llmprune.common.errors import LLMPruneError
 from llmprune.recipe.recipe import Recipe
 
 
-def settle_self_generated(recipe: Recipe) -> Recipe:
+def settle_self_generated(recipe: Recipe, *, starts: int = 1) -> Recipe:
     """Return the recipe with a number in place of ``self_generated: auto``: 0 where the devices cannot hold the model.
 
-    Every generated token would then read the layers anew. A model of unknown size is taken to fit. A recipe whose model
-    cannot be read stays as it is: the plan reports that.
+    Every generated token would then read the layers anew. ``starts``: number of processes that the run will start in
+    place of this one; the one that writes then has its share of the memory. A model of unknown size is taken to fit. A
+    recipe whose model cannot be read stays as it is: the plan reports that.
     """
     calibration = recipe.calibration
     if calibration.self_generated != "auto":
         return recipe
     try:
         known = headers_of(recipe.model)  # a plan reads no weights to find their size
-        fits = broadcast_from_first(not known or fit_together((recipe.model,)))
+        fits = not known or whole_model_bytes(recipe.model) <= memory_for_models(recipe.model) // starts
+        fits = broadcast_from_first(fits)
     except LLMPruneError:
         return recipe
     settled = calibration.model_copy(update={"self_generated": calibration.generated if fits else 0})

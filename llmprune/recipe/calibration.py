@@ -164,8 +164,10 @@ class Calibration(TokenWindows):
 
     @model_validator(mode="after")
     def _several_to_combine(self) -> Self:
-        unread = self.source_key is not None and self.stored_sources() is None  # loading reports it
-        if self.combine != "pooled" and self.number_of_sources() < 2 and not unread:
+        if self.combine == "pooled" or (self.source_key is not None and self.stored_sources() is None):
+            return self  # loading reports sources that cannot be read
+        uncertain = self.self_generated == "auto" and self.generated  # none are written where memory is short
+        if self.number_of_sources() - bool(uncertain) < 2:
             raise ValueError(f"combine: {self.combine} needs several sources of text; list them, or remove combine")
         return self
 
@@ -228,7 +230,10 @@ def _stored_sources(path: str, key: str) -> list[int] | None:
             sources = file.get_tensor(key)
     except (OSError, SafetensorError, TypeError):
         return None
-    return [int(source) for source in sources] if sources.ndim == 1 and sources.dtype.kind in "iu" else None
+    if sources.ndim != 1 or not sources.size or sources.dtype.kind not in "iu":
+        return None
+    listed = [int(source) for source in sources]
+    return listed if max(listed) < 2**63 else None
 
 
 def _stored_shape(path: str, key: str) -> tuple[int, int] | None:

@@ -25,6 +25,8 @@ _NAMES_SHOWN = 4
 
 # Recipe keys that locate the model and the text. Their contents are compared by fingerprints.
 _LOCATIONS = ("model.id", "model.revision", "calibration.")
+# Keys of the calibration that change the model although the text that is read stays the same.
+_TREATMENTS = frozenset(f"calibration.{key}" for key in ("batch_size", "combine", "self_generated", "source_key"))
 
 
 def has_model(home: Path) -> bool:
@@ -45,7 +47,7 @@ def refuse_other_recipe(home: Path, recorded: Mapping[str, Any], *, wanted: Mapp
     ``locations``: also refuse another location of the model or the text.
     """
     paths = [path for path in {**wanted, **recorded} if recorded.get(path) != wanted.get(path)]
-    if not any(locations or path == "calibration.batch_size" or not path.startswith(_LOCATIONS) for path in paths):
+    if not any(locations or path in _TREATMENTS or not path.startswith(_LOCATIONS) for path in paths):
         return
     listed = [
         f"{path}: {_shown(recorded, path)} in the folder, {_shown(wanted, path)} in this recipe"

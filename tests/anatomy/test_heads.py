@@ -174,7 +174,7 @@ def test_the_refit_restores_the_output_of_removed_heads(tmp_path: Path) -> None:
     save_file({"ids": torch.randint(0, 64, (8, 32))}, tmp_path / "ids.safetensors")
     recipe = {
         "model": {"id": str(tmp_path / "model")},
-        "calibration": {"tokens": str(tmp_path / "ids.safetensors"), "key": "ids"},
+        "calibration": {"tokens": str(tmp_path / "ids.safetensors"), "key": "ids", "self_generated": 0},
         "width": {"heads": 1},
     }
     repaired = run(Recipe.model_validate(recipe | {"refit": {"ridge": 1e-6}}), tmp_path / "repaired")

@@ -46,15 +46,21 @@ def test_ready_tokens_with_sources(tmp_path: Path) -> None:
         (torch.zeros(5, dtype=torch.int64), r"'kinds' in .* is torch.int64 \[5\]; .* integers \[6\]"),
         (torch.zeros(6), r"is torch.float32 \[6\]; the sources of the windows are integers"),
         (torch.zeros(6, 1, dtype=torch.int64), r"is torch.int64 \[6, 1\]"),
+        (torch.zeros(0, dtype=torch.int64), r"is torch.int64 \[0\]"),
+        (torch.full((6,), 2**63, dtype=torch.uint64), r"is torch.uint64 \[6\]"),
         (None, "has no tensor 'kinds'.*; set source_key to one of: windows"),
     ],
 )
 def test_sources_that_do_not_fit_the_windows(tmp_path: Path, kinds: torch.Tensor | None, message: str) -> None:
-    """Sources that are not one whole number for each window are an error with what is needed."""
+    """Sources that are not one whole number for each window are an error of loading, and none of planning."""
     tensors = {"windows": torch.arange(60).view(6, 10)} | ({} if kinds is None else {"kinds": kinds})
-    save_file(tensors, tmp_path / "tokens.safetensors")
+    file = str(tmp_path / "tokens.safetensors")
+    save_file(tensors, file)
+    settings = Calibration(tokens=file, key="windows", source_key="kinds")
+    assert len(source_names(settings)) == settings.number_of_sources()
+    sources_of_windows(settings)
     with pytest.raises(CalibrationError, match=message):
-        load(tokens=str(tmp_path / "tokens.safetensors"), key="windows", source_key="kinds")
+        load(tokens=file, key="windows", source_key="kinds")
 
 
 BAD_TENSORS = {

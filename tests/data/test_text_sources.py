@@ -15,7 +15,7 @@ from helpers.tiny import tiny_tokenizer
 from helpers.windows import decoded, load, write_rows
 
 from llmprune.common.errors import CalibrationError
-from llmprune.data.sources import load_text, read_documents
+from llmprune.data.sources import load_text, local_bytes, read_documents, require_present
 from llmprune.recipe.text_source import TextSource
 
 CHAT = [{"role": "user", "content": "two plus two?"}, {"role": "assistant", "content": "four"}]
@@ -210,3 +210,12 @@ def test_a_pattern_of_files_in_a_package() -> None:
     (text,) = decoded(load(dataset="package://asyncio/*_events.py", samples=1, sequence_length=64))
     assert text.isprintable() or "\n" in text
     assert len(load_text(TextSource(dataset="package://asyncio/*_events.py"))) == 5
+
+
+@pytest.mark.parametrize("pattern", ["**.py", "/*", "../*.py", "*.absent"])
+def test_a_pattern_that_matches_no_file(pattern: str) -> None:
+    """It is an error of the text, also where it is no pattern of files below the package."""
+    source = TextSource(dataset=f"package://asyncio/{pattern}")
+    assert local_bytes(source) == 0
+    with pytest.raises(CalibrationError, match=r"package and pattern|package://MODULE/NAME"):
+        require_present(source)

@@ -113,9 +113,10 @@ def test_hub_out_of_reach(
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_not_a_number_in_activations(workspace: Path, tmp_path: Path, value: float) -> None:
-    """A weight that makes a layer put out NaN or infinity ends pass 1 and names the layer."""
+    """A weight that makes a layer put out NaN or infinity ends pass 1 and names the layer, not the model's own text."""
     spoil = with_tensors(lambda tensors: tensors[UP_PROJECTION].view(-1)[0].fill_(value))
-    outcome = prune_workspace(workspace, tmp_path, broken(workspace, tmp_path, spoil))
+    text = {"dataset": str(workspace / "text.txt"), "samples": 6, "sequence_length": 32, "self_generated": 2}
+    outcome = prune_workspace(workspace, tmp_path, broken(workspace, tmp_path, spoil), calibration=text)
     assert_refused(outcome, 1, "layer 3", "NaN or infinity", "model.dtype")
     assert not (tmp_path / "out" / "model").exists()
 

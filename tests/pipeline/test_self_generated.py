@@ -64,3 +64,24 @@ def test_by_default_the_model_writes_a_quarter_more(tmp_path: Path, monkeypatch:
     )
     assert json.loads(large.out)["calibration"] == [8, 32]
     assert "writes no calibration windows itself" in " ".join(json.loads(large.out)["notes"])
+
+
+def test_a_run_keeps_its_windows_where_memory_got_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``auto`` decides once: a run that is repeated with too little memory for the model reuses all its products."""
+    verify_here(monkeypatch)
+    text, model = write_text(tmp_path / "text.txt"), save_model(tmp_path / "dense")
+    settings = {"dataset": str(text), "samples": 8, "sequence_length": 32, "self_generated": "auto"}
+
+    def run(*options: str, **model_keys: object) -> dict[str, bool]:
+        named = {"id": str(model)} | model_keys
+        recipe = write_recipe(tmp_path / "recipe.yaml", model, text, calibration=settings, model=named)
+        done = command("run", recipe, "--output", tmp_path / "run", *options)
+        assert done.code == 0, done.err
+        return {step["name"]: step["reused"] for step in report_in(tmp_path / "run")["steps"]}
+
+    assert not run()["self-generated windows"]
+    short = {"max_memory": {"cpu": "10KB"}}
+    assert all(
+        reused for name, reused in run(**short).items() if name in ("self-generated windows", "pass 1", "pass 2")
+    )
+    assert "self-generated windows" not in run("--fresh", **short)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from helpers.recipes import problems
 from safetensors.torch import save_file
 
 from llmprune import Recipe, run
+from llmprune.common.errors import OutputError
 from llmprune.results.sentences import describe_sources
 from llmprune.score.scores import Scores
 from llmprune.testing import VOCABULARY
@@ -63,6 +65,9 @@ def test_combined_scores_say_how_far_the_sources_agree(
     assert "kept by every source" in (tmp_path / "run" / "report.html").read_text()
     assert _run(base, tmp_path / "run", combine="worst")["sources"] == found
     assert reused_steps(tmp_path / "run")["pass 1"]
+    with pytest.raises(OutputError, match=r"calibration.combine: 'worst' in the folder, 'rank_mean'"):
+        _run(base, tmp_path / "run", combine="rank_mean")
+    shutil.rmtree(tmp_path / "run" / "model")
     _run(base, tmp_path / "run", combine="rank_mean")
     assert not reused_steps(tmp_path / "run")["pass 1"]
 
@@ -80,7 +85,7 @@ def test_the_calibration_check_compares_sources(base: Path, tmp_path: Path, monk
     assert json.loads((tmp_path / "run" / "cut.json").read_text()) == cut
 
 
-def test_other_sources_of_the_same_tokens_repeat_the_repairs(
+def test_other_sources_of_the_same_tokens_are_another_recipe(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pooled scores are those of all tokens; the repairs are judged on sources that their solution has not seen."""
@@ -89,9 +94,13 @@ def test_other_sources_of_the_same_tokens_repeat_the_repairs(
     kinds = {"halves": torch.tensor([0, 0, 0, 1, 1, 1]), "thirds": torch.tensor([0, 1, 2, 0, 1, 2])}
     save_file({"windows": windows_NL, **kinds}, tmp_path / "tokens.safetensors")
     tokens = {"tokens": str(tmp_path / "tokens.safetensors"), "key": "windows"}
-    for kind, expected in (("halves", False), ("halves", True), ("thirds", False)):
-        _run_on(tokens | {"source_key": kind}, base, tmp_path / "run")
+    for expected in (False, True):
+        _run_on(tokens | {"source_key": "halves"}, base, tmp_path / "run")
         assert reused_steps(tmp_path / "run")["pass 2"] == expected
+    with pytest.raises(OutputError, match=r"calibration.source_key: 'halves' in the folder, 'thirds'"):
+        _run_on(tokens | {"source_key": "thirds"}, base, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "model")
+    _run_on(tokens | {"source_key": "thirds"}, base, tmp_path / "run")
     assert reused_steps(tmp_path / "run")["pass 1"]
 
 
@@ -114,6 +123,6 @@ def test_sentences_name_the_layers_that_each_source_would_remove() -> None:
         experts=(),
     )
     assert describe_sources(found) == [
-        "of the neurons that are kept, each source of text alone would keep 62.5% too (minimum: 50.0%, in layer 1)",
+        "62.5% of the neurons that are kept would be kept by every source of text alone (minimum: 50.0%, in layer 1)",
         "removed by one source alone: layers 3 by news and talk, layers 4 by code",
     ]

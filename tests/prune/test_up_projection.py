@@ -114,7 +114,7 @@ def _recipe(folder: Path, family: str, **sections: Any) -> Path:
     save_file({"calibration": tokens}, folder / "tokens.safetensors")
     recipe = {
         "model": {"id": str(folder / "model")},
-        "calibration": {"tokens": str(folder / "tokens.safetensors"), "key": "calibration"},
+        "calibration": {"tokens": str(folder / "tokens.safetensors"), "key": "calibration", "self_generated": 0},
         "refit": {"up": True},
     }
     (folder / "recipe.yaml").write_text(json.dumps(recipe | (sections or {"width": {"mlp": 0.5}})))

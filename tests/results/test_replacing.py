@@ -94,6 +94,16 @@ def test_other_text_is_another_recipe(workspace: Path, tmp_path: Path, finished:
     assert contents(finished)["model/model.safetensors"] == before["model/model.safetensors"]
 
 
+def test_other_generated_text_is_another_recipe(workspace: Path, tmp_path: Path, finished: Path) -> None:
+    """A recipe that reads the same text and has the model write more of it does not replace the finished run."""
+    before = contents(finished)
+    text = {"dataset": str(workspace / "text.txt"), "samples": 6, "sequence_length": 32, "self_generated": 2}
+    outcome = run(workspace, tmp_path, calibration=text)
+    assert outcome.code == 2
+    assert "calibration.self_generated: 0 in the folder, 2 in this recipe" in outcome.err
+    assert contents(finished) == before
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

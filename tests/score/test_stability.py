@@ -102,7 +102,7 @@ def test_a_run_says_how_far_the_halves_agree(
     recipe = Recipe.model_validate(
         {
             "model": {"id": str(tmp_path / "model")},
-            "calibration": {"tokens": str(tmp_path / "tokens.safetensors"), "key": "t"},
+            "calibration": {"tokens": str(tmp_path / "tokens.safetensors"), "key": "t", "self_generated": 0},
             "depth": depth,
             "experts": {"remove": 1},
         }
