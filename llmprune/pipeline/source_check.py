@@ -17,8 +17,9 @@ from llmprune.score.source_agreement import compare_sources
 
 
 def has_sources(context: RunContext) -> bool:
-    """Check whether the calibration text has several sources."""
-    return context.recipe.calibration.number_of_sources() > 1
+    """Check whether the text that is read has several sources, or scores are summed by source."""
+    calibration = context.recipe.calibration
+    return calibration.read_sources > 1 or calibration.scored_sources > 1
 
 
 def check_sources(context: RunContext, scores: Scores | None, *, cut: Cut, asked: bool) -> SourceFigures | None:

@@ -207,9 +207,13 @@ class Calibration(TokenWindows):
 
     def number_of_sources(self) -> int:
         """Return the number of sources that are told apart, the text that the dense model writes itself included."""
+        return self.read_sources + bool(self.generated)
+
+    @property
+    def read_sources(self) -> int:
+        """Number of sources of the windows that are read; 1 for ready tokens without ``source_key``."""
         stored = (self.stored_sources() or [0])[: self.read_shape()[0]]
-        read = len(self.text_sources()) or len(set(stored))
-        return read + bool(self.generated)
+        return len(self.text_sources()) or len(set(stored))
 
     @property
     def scored_sources(self) -> int:

@@ -210,7 +210,9 @@ def test_the_report_states_how_the_scores_broke_the_pattern(tmp_path: Path, monk
             parameter.data.fill_(-0.999)  # Gemma's norms scale by 1 + weight: this layer adds least, so it is removed
     model.save_pretrained(tmp_path / "base")
     save_file({"input_ids": IDS}, tmp_path / "ids.safetensors")
-    tokens = f"{{tokens: '{tmp_path}/ids.safetensors', key: input_ids, samples: 4, sequence_length: 24}}"
+    tokens = (
+        f"{{tokens: '{tmp_path}/ids.safetensors', key: input_ids, samples: 4, sequence_length: 24, self_generated: 0}}"
+    )
     report = run(
         Recipe.parse(
             f"model: {{id: '{tmp_path}/base'}}\ncalibration: {tokens}\nevaluation: {{perplexity: null}}\nrefit: false\n"

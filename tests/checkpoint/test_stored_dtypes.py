@@ -53,7 +53,8 @@ def _mixed(folder: Path, family: str, wide: Callable[[str], bool], **fields: Any
 def _recipe(folder: Path, sections: str = "", model: str = "") -> Recipe:
     ids = torch.randint(3, VOCABULARY, (4, 24), generator=torch.Generator().manual_seed(0))
     save_file({"input_ids": ids}, folder.parent / "ids.safetensors")
-    tokens = f"{{tokens: '{folder.parent}/ids.safetensors', key: input_ids, samples: 4, sequence_length: 24}}"
+    shape = "samples: 4, sequence_length: 24, self_generated: 0"
+    tokens = f"{{tokens: '{folder.parent}/ids.safetensors', key: input_ids, {shape}}}"
     text = f"model: {{id: '{folder}'{model}}}\ncalibration: {tokens}\nevaluation: {{perplexity: null}}\n{sections}"
     return Recipe.parse(text)
 

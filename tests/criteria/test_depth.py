@@ -28,7 +28,7 @@ def plan_of(folder: Path, criterion: dict[str, object], **sections: object) -> P
         Recipe.model_validate(
             {
                 "model": {"id": str(folder)},
-                "calibration": {"dataset": "text.txt", "samples": 32, "sequence_length": 16},
+                "calibration": {"dataset": "text.txt", "samples": 32, "sequence_length": 16, "self_generated": 0},
                 "depth": {"remove": 2, "criterion": criterion},
             }
             | sections

@@ -21,7 +21,8 @@ GB = 10**9
 def _plan(folder: Path, *overrides: str, **options: Any) -> Plan:
     (folder / "config.json").write_text(json.dumps(LLAMA_31_8B))
     text = (
-        f"model: {{id: '{folder}'}}\ncalibration: {{dataset: text.txt}}\ndepth: {{remove: 4}}\nwidth: {{mlp: 0.75}}\n"
+        f"model: {{id: '{folder}'}}\ncalibration: {{dataset: text.txt, self_generated: 0}}\n"
+        "depth: {remove: 4}\nwidth: {mlp: 0.75}\n"
     )
     return structure_of(Recipe.parse(text, overrides), **options)
 

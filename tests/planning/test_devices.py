@@ -21,7 +21,7 @@ def _four_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _recipe(samples: int = 128, devices: Any = "all", **model: Any) -> Recipe:
-    calibration = {"dataset": "text.txt", "samples": samples}
+    calibration = {"dataset": "text.txt", "samples": samples, "self_generated": 0}
     return Recipe.model_validate({"model": {"id": "base"} | model, "calibration": calibration, "devices": devices})
 
 

@@ -69,7 +69,7 @@ def test_halves_share_no_window_and_leave_none_out() -> None:
 def _recipe(folder: Path, samples: int, depth: dict[str, object]) -> Recipe:
     tiny_model("llama", num_hidden_layers=4).save_pretrained(folder / "model")
     save_file({"t": torch.randint(0, 60, (samples, 16))}, folder / "tokens.safetensors")
-    tokens = {"tokens": str(folder / "tokens.safetensors"), "key": "t"}
+    tokens = {"tokens": str(folder / "tokens.safetensors"), "key": "t", "self_generated": 0}
     return Recipe.model_validate({"model": {"id": str(folder / "model")}, "calibration": tokens, "depth": depth})
 
 
