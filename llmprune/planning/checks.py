@@ -127,18 +127,32 @@ def checks_of(inputs: TextInputs) -> list[Check]:
         fits = partial(require_positions, evaluation.speed)
         reads: tuple[str, ...] = ("evaluation.speed", *model)
         found.append(Check("speed", "evaluation.speed", reads, lambda: fits(inputs.config), ("config",)))
-    generation = evaluation.generation
-    continues_text = generation is not None and generation.prompts == "held_out"
-    if generation and continues_text and evaluation.perplexity and _length_is_known(evaluation.perplexity):
-        windows = partial(require_windows, generation, evaluation.perplexity.shape())
-        reads = ("evaluation.generation", *_keys("evaluation.perplexity", "samples", "sequence_length", "tokens"))
-        found.append(Check("generation", "evaluation.generation", reads, windows))
+    found += _prompt_checks(inputs)
     tasks = ("evaluation.tasks", "evaluation.suite", "evaluation.include_path", "evaluation.backend")
     found.append(Check("tasks", "evaluation", tasks, lambda: check_tasks(evaluation)))
     if evaluation.gate and evaluation.gate.needs_tasks and not evaluation.task_names:
         reads = ("evaluation.gate", "evaluation.tasks", "evaluation.suite")
         found.append(Check("judged", "evaluation.gate", reads, _refuse_gate_without_tasks))
     return found
+
+
+def _prompt_checks(inputs: TextInputs) -> list[Check]:
+    """Return the check that there are as many prompts as the recipe asks for, where a plan can know that."""
+    evaluation, place = inputs.recipe.evaluation, "evaluation.generation"
+    generation, held_out = evaluation.generation, evaluation.perplexity
+    if generation is None:
+        return []
+    if generation.prompts == "held_out":
+        if held_out is None or not _length_is_known(held_out):
+            return []
+        reads = (place, *_keys("evaluation.perplexity", "samples", "sequence_length", "tokens"))
+        return [Check("generation", place, reads, partial(require_windows, generation, held_out.shape()))]
+    if not (evaluation.requires_generation and inputs.has_own_tokenizer) or (
+        held_out and not _readable(held_out, inputs)
+    ):
+        return []
+    after = ("config", "tokenizer", *(["evaluation.perplexity text"] if held_out else []))
+    return [Check("generation", place, (place, "model"), lambda: inputs.prompts, after)]
 
 
 def _text_checks(place: str, inputs: TextInputs) -> list[Check]:

@@ -12,6 +12,7 @@ from helpers.tiny import structure_of
 from llmprune.common.console import PlainConsole
 from llmprune.common.errors import ModelError, RecipeError
 from llmprune.evaluation.prompts import Prompts
+from llmprune.planning.checks import checks_of
 from llmprune.planning.plan import Plan
 from llmprune.planning.text_inputs import TextInputs
 from llmprune.recipe.recipe import Recipe
@@ -75,3 +76,11 @@ def test_every_recipe_has_prompts(tmp_path: Path) -> None:
     found = TextInputs(recipe_of(save_model(tmp_path / "model"))).prompts
     assert isinstance(found, Prompts)
     assert len(found.ids) == 32
+
+
+def test_a_plan_refuses_more_questions_than_there_are(tmp_path: Path) -> None:
+    """The number is known before a run where the tokenizer decides that the models answer questions."""
+    recipe = recipe_of(save_model(tmp_path / "model"), evaluation={"generation": {"samples": 65}})
+    checked = {check.name: check for check in checks_of(TextInputs(recipe))}
+    with pytest.raises(RecipeError, match="65 prompts, and there are 64 questions"):
+        checked["generation"].run()
