@@ -74,7 +74,7 @@ def _unit_scoring(recipe: Recipe, models: PlannedModels, *, tokens: Tokens) -> W
 def _tokens_of_smallest_source(recipe: Recipe, tokens: Tokens) -> int:
     """Return the tokens of the smallest of the sources whose scores are summed apart; of one source all."""
     calibration = recipe.calibration
-    sources_N = sources_of_windows(calibration, calibration.shape()) if calibration.scored_sources > 1 else None
+    sources_N = sources_of_windows(calibration) if calibration.scored_sources > 1 else None
     return tokens.count if sources_N is None else int(sources_N.bincount().min()) * tokens.length
 
 
