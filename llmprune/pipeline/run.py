@@ -37,7 +37,7 @@ from llmprune.pipeline.inputs import RunInputs
 from llmprune.pipeline.prune_checkpoint import prune_checkpoint
 from llmprune.pipeline.score_and_select import find_cut, find_scores
 from llmprune.pipeline.self_generated import add_self_generated
-from llmprune.pipeline.source_check import check_sources, has_sources
+from llmprune.pipeline.source_check import check_sources, compares_sources
 from llmprune.pipeline.step_costs import (
     time_dense_forward_pass,
 )
@@ -165,7 +165,7 @@ def _run_steps(context: RunContext, options: RunOptions) -> Report:
         time_dense_forward_pass(context)
     scores = find_scores(context)
     chosen = find_cut(context, scores)
-    stability = check_calibration(context) if options.calibration_check and not has_sources(context) else None
+    stability = check_calibration(context) if options.calibration_check and not compares_sources(context) else None
     sources = check_sources(context, scores, cut=chosen.cut, asked=options.calibration_check)
     pruned = prune_checkpoint(context, chosen.cut)
     if options.measure_forward:

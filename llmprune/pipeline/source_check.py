@@ -7,7 +7,13 @@ from pathlib import Path
 
 from llmprune.cut.decision import Cut
 from llmprune.pipeline.context import RunContext
-from llmprune.pipeline.score_and_select import ScoredWindows, compute_scores, origin_of_scores, planned_sizes
+from llmprune.pipeline.score_and_select import (
+    ScoredWindows,
+    compute_pass1,
+    is_scored_in_pass1,
+    origin_of_scores,
+    planned_sizes,
+)
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.results.report_schema import SourceFigures
 from llmprune.results.run_folder import fingerprint
@@ -16,9 +22,9 @@ from llmprune.score.select import choose_cut
 from llmprune.score.source_agreement import compare_sources
 
 
-def has_sources(context: RunContext) -> bool:
-    """Check whether the calibration text has several sources."""
-    return context.recipe.calibration.number_of_sources() > 1
+def compares_sources(context: RunContext) -> bool:
+    """Check whether the calibration text has several sources, and pass 1 scores something by each of them."""
+    return context.recipe.calibration.number_of_sources() > 1 and is_scored_in_pass1(context)
 
 
 def check_sources(context: RunContext, scores: Scores | None, *, cut: Cut, asked: bool) -> SourceFigures | None:
@@ -26,7 +32,7 @@ def check_sources(context: RunContext, scores: Scores | None, *, cut: Cut, asked
 
     ``asked``: scores that are not are then computed anew by source, in one more pass.
     """
-    if scores is None or not has_sources(context):
+    if scores is None or not compares_sources(context):
         return None
     if scores.by_source:
         return _figures(context, scores, cut=cut, by_source=scores.by_source)
@@ -40,7 +46,7 @@ def _compute(context: RunContext, scores: Scores, *, cut: Cut) -> SourceFigures:
     def make(path: Path) -> SourceFigures:
         with measure_step(folder.steps, "calibration check", tokens=inputs.windows.numel()):
             scored = ScoredWindows(inputs.windows, inputs.sources, "rank_mean")  # only ``by_source`` is read
-            by_source = compute_scores(context, scored, steps=[]).by_source
+            by_source = compute_pass1(context, scored, steps=[]).by_source
         found = _figures(context, scores, cut=cut, by_source=by_source)
         folder.write(path.name, found.model_dump_json(indent=1) + "\n")
         return found

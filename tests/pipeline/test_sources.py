@@ -11,6 +11,8 @@ from helpers.commands import report_in, reused_steps, save_model, verify_here, w
 from helpers.recipes import problems
 
 from llmprune import Recipe, run
+from llmprune.common.errors import CalibrationError
+from llmprune.planning.plan import plan_and_check
 from llmprune.results.sentences import describe_sources
 from llmprune.score.scores import Scores
 
@@ -25,14 +27,15 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _run(base: Path, output: Path, *, combine: str, **options: bool) -> dict[str, Any]:
+def _recipe(base: Path, *, combine: str = "pooled", **sections: Any) -> dict[str, Any]:
     sources = [{"dataset": str(base / name)} for name in ("prose.txt", "numbers.txt")]
-    recipe = {
-        "model": {"id": str(base / "base")},
-        "calibration": {"sources": sources, "samples": 6, "sequence_length": 32, "combine": combine},
-        "depth": {"remove": 1},
-        "width": {"neurons": 64},
-    }
+    shape = {"samples": 6, "sequence_length": 32, "self_generated": 0}
+    calibration = {"sources": sources, "combine": combine, **shape}
+    return {"model": {"id": str(base / "base")}, "calibration": calibration, **sections}
+
+
+def _run(base: Path, output: Path, *, combine: str, **options: bool) -> dict[str, Any]:
+    recipe = _recipe(base, combine=combine, depth={"remove": 1}, width={"neurons": 64})
     run(Recipe.model_validate(recipe), output, **options)
     return report_in(output)
 
@@ -71,9 +74,31 @@ def test_the_calibration_check_compares_sources(base: Path, tmp_path: Path, monk
     assert json.loads((tmp_path / "run" / "cut.json").read_text()) == cut
 
 
+@pytest.mark.parametrize("sections", [{}, {"width": {"neurons": 64}}])
+def test_the_calibration_check_ablates_no_layers_by_source(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sections: dict[str, Any]
+) -> None:
+    """Neurons are compared by source; where only ablated layers are scored, halves of the windows are compared."""
+    verify_here(monkeypatch)
+    depth = {"remove": 1, "criterion": {"kind": "perplexity", "windows": 1}}
+    run(Recipe.model_validate(_recipe(base, depth=depth, **sections)), tmp_path / "run", calibration_check=True)
+    report = report_in(tmp_path / "run")
+    assert bool(report["sources"]) == bool(sections)
+    assert bool(report["stability"]) != bool(sections)
+
+
+def test_ablation_that_lacks_a_source_is_refused_before_the_run(base: Path) -> None:
+    """A plan finds that the windows of the criterion have none of a source."""
+    depth = {"remove": 1, "criterion": {"kind": "perplexity", "windows": 1}}
+    with pytest.raises(CalibrationError, match=r"1 of 6 calibration windows, which have none of 1 of its 2 sources"):
+        plan_and_check(Recipe.model_validate(_recipe(base, combine="worst", depth=depth))).require()
+
+
 def test_a_single_source_cannot_be_combined() -> None:
     """The recipe says so before anything happens."""
-    found = problems("{model: {id: x}, calibration: {dataset: y, combine: worst}, width: {mlp: 0.5}}")
+    found = problems(
+        "{model: {id: x}, calibration: {dataset: y, self_generated: 0, combine: worst}, width: {mlp: 0.5}}"
+    )
     assert found == ["calibration: combine: worst needs several sources of text; list them, or remove combine"]
 
 
