@@ -58,8 +58,8 @@ class RunOptions:
     """Options of a run that do not change the pruned model.
 
     ``fresh`` makes every product anew. ``measure_forward`` times plain forward passes of the dense model over the
-    calibration tokens, for comparison. ``calibration_check`` repeats the selection on each half of the calibration
-    windows and reports how far the cuts agree.
+    calibration tokens, for comparison. ``calibration_check`` repeats the selection on each source of the calibration
+    text, or on each half of a single one, and reports how far the cuts agree.
     """
 
     fresh: bool = False

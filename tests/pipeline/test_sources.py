@@ -115,6 +115,7 @@ def test_sentences_name_the_layers_that_each_source_would_remove() -> None:
         experts=(),
     )
     assert describe_sources(found) == [
-        "of the neurons that are kept, each source of text alone would keep 62.5% too (minimum: 50.0%, in layer 1)",
+        "of the neurons that are kept, 62.5% would be kept by each source of text alone too "
+        "(minimum: 50.0%, in layer 1)",
         "removed by one source alone: layers 3 by news and talk, layers 4 by code",
     ]
