@@ -59,7 +59,9 @@ class Bench:
             {"dataset": str(data / name)} for name in ("c4_en.jsonl", "wikipedia.jsonl", "wikitext2_valid_unk.txt")
         ]
         kinds.append({"dataset": str(data / "arc_easy_train.jsonl"), "text_field": "question"})
-        calibration = Calibration.model_validate({"sources": kinds, "samples": 64, "sequence_length": LENGTH})
+        calibration = Calibration.model_validate(
+            {"sources": kinds, "samples": 64, "sequence_length": LENGTH, "self_generated": 0}
+        )
         self.windows_NL = load_windows(calibration, self.tokenizer, default_shape=calibration.shape()).windows_NL
         self.sources_N = sources_of_windows(calibration)
         judges: dict[str, dict[str, Any]] = {

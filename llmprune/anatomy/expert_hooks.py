@@ -167,7 +167,8 @@ def activations_by_group(
             with _expert_by_expert(module), _Products(weight, partial(see, group)):
                 outputs.append(choice.run(forward, args, kwargs=kwargs, replaced=choice.at(token_T)))
             indices.append(token_T)
-        return torch.empty_like(choice.hidden_TD).index_copy_(0, torch.cat(indices), torch.cat(outputs))
+        output_TD = torch.cat(outputs)
+        return torch.empty_like(output_TD).index_copy_(0, torch.cat(indices), output_TD)
 
     module.forward = observed
     try:

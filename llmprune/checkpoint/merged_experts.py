@@ -32,12 +32,23 @@ def groups_to_merge(rule: WeightConverter, parts: Iterable[tuple[str, Tensor]]) 
     expected = [MergeModulelist] if len(groups) == 1 else [MergeModulelist, Concatenate]
     plain = kinds == expected and len(rule.target_patterns) == 1 and rule.operations[0].dim == 0
     alike = all(len({tensor.shape for tensor in group}) == 1 for group in groups)
-    return groups if plain and alike else None
+    return groups if plain and alike and _fit(rule, groups) else None
+
+
+def _fit(rule: WeightConverter, groups: Groups) -> bool:
+    """Check that the stacks differ only in the dimension that they are concatenated in: files may lack a tensor."""
+    shapes, dim = [(len(group), *group[0].shape) for group in groups], _dim(rule, groups)
+    return len({(*shape[:dim], *shape[dim + 1 :]) for shape in shapes}) == 1
+
+
+def _dim(rule: WeightConverter, groups: Groups) -> int:
+    dim: int = rule.operations[1].dim if len(groups) > 1 else 0
+    return dim
 
 
 def merge(rule: WeightConverter, groups: Groups, *, dtype: torch.dtype) -> Tensor:
     """Return the stacks [E, X] of all groups, concatenated as the rule says, in a type."""
-    dim = rule.operations[1].dim if len(groups) > 1 else 0
+    dim = _dim(rule, groups)
     shapes = [[len(group), *group[0].shape] for group in groups]
     sizes = [shape[dim] for shape in shapes]
     shape = shapes[0]

@@ -12,10 +12,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field
 
+from llmprune.common.errors import CalibrationError
 from llmprune.common.variants import Variant
 
 if TYPE_CHECKING:
@@ -87,6 +89,9 @@ class DepthCriterion(Variant, ABC):
     def require_samples(self, samples: int) -> None:
         """Raise CalibrationError where so many calibration samples are too few for the criterion."""
 
+    def require_sources(self, windows: Sequence[int]) -> None:
+        """Raise CalibrationError where a source, of so many windows each, has none that the criterion evaluates on."""
+
     def hidden_state_bytes(self, size: ScoringSize) -> int:
         """Return the bytes of hidden states kept in addition to the dense and pruned ones of all windows."""
         return 0
@@ -147,6 +152,20 @@ class AblationCriterion(DepthCriterion):
         """Return the criterion with as large a share of ``part`` windows as it has of ``whole``."""
         return self.model_copy(update={"windows": scaled(self.windows, part, whole=whole)})
 
+    def require_sources(self, windows: Sequence[int]) -> None:
+        """Raise CalibrationError where the windows that models are evaluated on lack a source.
+
+        They are evenly spaced over all windows, of which those of a source are together.
+        """
+        judged = set(evenly_spaced(min(self.windows, sum(windows)), sum(windows)))
+        missing = sum(judged.isdisjoint(range(*ends)) for ends in pairwise([0, *accumulate(windows)]))
+        if missing:
+            raise CalibrationError(
+                f"depth.criterion evaluates on {len(judged)} of {sum(windows)} calibration windows, which have none of "
+                f"{missing} of its {len(windows)} sources; raise depth.criterion.windows, or set calibration.combine "
+                "to pooled"
+            )
+
     def hidden_state_bytes(self, size: ScoringSize) -> int:
         """Return the bytes of the hidden states of all ablated models, which advance together."""
         return (size.layers + 2) * min(self.windows, size.samples) * size.window_bytes
@@ -163,6 +182,11 @@ class AblationCriterion(DepthCriterion):
 
         ``dense_BPV``: the dense model's logits.
         """
+
+
+def evenly_spaced(number: int, samples: int) -> list[int]:
+    """Return the indices of ``number`` of the samples, evenly spaced."""
+    return [index * samples // number for index in range(number)]
 
 
 def scaled(windows: int, part: int, *, whole: int) -> int:

@@ -45,7 +45,6 @@ class LayerwiseBackward:
     def effects(self, index: int, layer: nn.Module, *, modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
         """Yield by batch the effects x · ∂loss/∂x at the input x of each module, float32 [B, L, F].
 
-
         To be called for every layer from the last to the first: it computes the gradients before the layer. Every
         token must pass each module once. Raises ModelError if the layer cannot be differentiated.
         """

@@ -38,9 +38,9 @@ class LayerwiseForward:
     """A decoder's hidden states for a fixed set of token windows, advanced layer by layer.
 
     ``hidden_states[b]``: those of batch b before the next layer [B, L, D]. ``calls[b][i]``: arguments of layer i for
-    batch b. ``store`` decides whether hidden states are in memory or in a file. ``targets``: the tokens
-    whose prediction counts in a loss, all but those of ``begin``, the begin-of-text ids. ``running``: the batch that a
-    layer ran last, for hooks.
+    batch b. ``store`` decides whether hidden states are in memory or in a file. ``targets``: the tokens whose
+    prediction counts in a loss, all but those of ``begin``, the begin-of-text ids. ``running``: the batch that a layer
+    ran last, for hooks.
     """
 
     @torch.no_grad()

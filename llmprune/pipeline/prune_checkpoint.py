@@ -29,6 +29,7 @@ from llmprune.pipeline.step_costs import measure_step
 from llmprune.planning.model_size import measure_size
 from llmprune.prune.pass2 import Pruning
 from llmprune.prune.records import LayerRecord
+from llmprune.prune.repair.folds import folds_of
 from llmprune.prune.snapshots import Snapshots
 from llmprune.recipe.sparsity import Sparsity
 from llmprune.results.report_schema import BaseFiles, Size
@@ -83,7 +84,7 @@ def prune_checkpoint(context: RunContext, cut: Cut) -> PrunedCheckpoint:
     staging = folder.path / "model.partial"
     cut_files = file_fingerprint(folder.path / "cut.json", folder.path / "cut.safetensors")
     settings = recipe.calibration.batch_size, recipe.sparsity, recipe.refit, recipe.export
-    folds = inputs.sources.tolist() if recipe.refit and inputs.sources is not None else None
+    folds = folds_of(len(inputs.windows), inputs.sources).tolist() if recipe.refit else None
     origin = fingerprint(inputs.identity, inputs.windows_fingerprint, folds, cut_files, *settings)
 
     def make(path: Path) -> PrunedCheckpoint:

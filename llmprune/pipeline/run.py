@@ -39,7 +39,7 @@ from llmprune.pipeline.inputs import RunInputs
 from llmprune.pipeline.prune_checkpoint import prune_checkpoint
 from llmprune.pipeline.score_and_select import find_cut, find_scores
 from llmprune.pipeline.self_generated import add_self_generated, as_in_folder
-from llmprune.pipeline.source_check import check_sources, has_sources
+from llmprune.pipeline.source_check import check_sources, compares_sources
 from llmprune.pipeline.step_costs import (
     time_dense_forward_pass,
 )
@@ -60,8 +60,8 @@ class RunOptions:
     """Options of a run that do not change the pruned model.
 
     ``fresh`` makes every product anew. ``measure_forward`` times plain forward passes of the dense model over the
-    calibration tokens, for comparison. ``calibration_check`` repeats the selection on each half of the calibration
-    windows and reports how far the cuts agree.
+    calibration tokens, for comparison. ``calibration_check`` repeats the selection on each source of the calibration
+    text, or on each half of a single one, and reports how far the cuts agree.
     """
 
     fresh: bool = False
@@ -169,7 +169,7 @@ def _run_steps(context: RunContext, options: RunOptions, *, asked: Mapping[str, 
         time_dense_forward_pass(context)
     scores = find_scores(context)
     chosen = find_cut(context, scores)
-    stability = check_calibration(context) if options.calibration_check and not has_sources(context) else None
+    stability = check_calibration(context) if options.calibration_check and not compares_sources(context) else None
     sources = check_sources(context, scores, cut=chosen.cut, asked=options.calibration_check)
     pruned = prune_checkpoint(context, chosen.cut)
     if options.measure_forward:

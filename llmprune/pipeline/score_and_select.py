@@ -102,16 +102,8 @@ def compute_scores(context: RunContext, scored: ScoredWindows, *, steps: list[St
 
     Where a device runs out of memory, a step is repeated with half the batch.
     """
-    inputs, criteria, windows_NL = context.inputs, _criteria_of(context.recipe), scored.windows_NL
-    target = DepthTarget(context.plan.dense.layers - context.plan.keep_layers, _keeps_pattern(context.recipe))
-
-    def run_pass1(batch_size: int) -> Scores:
-        with _batches(context, scored, batch_size=batch_size) as calibration:
-            return score(inputs.dense, inputs.anatomy, criteria=criteria, calibration=calibration, target=target)
-
-    with measure_step(steps, "pass 1", tokens=windows_NL.numel(), decoder=inputs.dense):
-        scores = context.batches.calibration.run("pass 1", run_pass1, release=inputs.evict)
-    depth = criteria.depth
+    inputs, depth, target = context.inputs, context.recipe.layer_criterion, _depth_target(context)
+    scores = compute_pass1(context, scored, steps=steps)
     if not isinstance(depth, AblationCriterion):
         return scores
 
@@ -121,9 +113,28 @@ def compute_scores(context: RunContext, scored: ScoredWindows, *, steps: list[St
                 inputs.dense, inputs.anatomy, criterion=depth, calibration=calibration, target=target
             )
 
-    with measure_step(steps, "ablation", tokens=windows_NL.numel(), decoder=inputs.dense):
+    with measure_step(steps, "ablation", tokens=scored.windows_NL.numel(), decoder=inputs.dense):
         layers_N = context.batches.calibration.run("ablation", run_ablation, release=inputs.evict)
     return replace(scores, layers=layers_N)
+
+
+def compute_pass1(context: RunContext, scored: ScoredWindows, *, steps: list[Step]) -> Scores:
+    """Score in pass 1 as ``compute_scores`` does; layers have no scores where their criterion ablates them."""
+    inputs, criteria, target = context.inputs, _criteria_of(context.recipe), _depth_target(context)
+
+    def run_pass1(batch_size: int) -> Scores:
+        with _batches(context, scored, batch_size=batch_size) as calibration:
+            return score(inputs.dense, inputs.anatomy, criteria=criteria, calibration=calibration, target=target)
+
+    with measure_step(steps, "pass 1", tokens=scored.windows_NL.numel(), decoder=inputs.dense):
+        return context.batches.calibration.run("pass 1", run_pass1, release=inputs.evict)
+
+
+def is_scored_in_pass1(context: RunContext) -> bool:
+    """Check whether pass 1 scores anything: layers that are not ablated, neurons, heads or experts."""
+    criteria = _criteria_of(context.recipe)
+    depth = None if isinstance(criteria.depth, AblationCriterion) else criteria.depth
+    return bool(replace(criteria, depth=depth))
 
 
 @contextmanager
@@ -178,6 +189,10 @@ def _criteria_of(recipe: Recipe) -> ScoringCriteria:
         heads=width.head_criterion if width and width.heads is not None else None,
         experts=recipe.experts.criterion if recipe.experts else None,
     )
+
+
+def _depth_target(context: RunContext) -> DepthTarget:
+    return DepthTarget(context.plan.dense.layers - context.plan.keep_layers, _keeps_pattern(context.recipe))
 
 
 def _keeps_pattern(recipe: Recipe) -> bool:

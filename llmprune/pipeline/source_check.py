@@ -7,7 +7,13 @@ from pathlib import Path
 
 from llmprune.cut.decision import Cut
 from llmprune.pipeline.context import RunContext
-from llmprune.pipeline.score_and_select import ScoredWindows, compute_scores, origin_of_scores, planned_sizes
+from llmprune.pipeline.score_and_select import (
+    ScoredWindows,
+    compute_pass1,
+    is_scored_in_pass1,
+    origin_of_scores,
+    planned_sizes,
+)
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.results.report_schema import SourceFigures
 from llmprune.results.run_folder import fingerprint
@@ -16,10 +22,10 @@ from llmprune.score.select import choose_cut
 from llmprune.score.source_agreement import compare_sources
 
 
-def has_sources(context: RunContext) -> bool:
-    """Check whether the text that is read has several sources, or scores are summed by source."""
+def compares_sources(context: RunContext) -> bool:
+    """Check whether pass 1 scores something by each of several sources, or can do so because several are read."""
     calibration = context.recipe.calibration
-    return calibration.read_sources > 1 or calibration.scored_sources > 1
+    return max(calibration.read_sources, calibration.scored_sources) > 1 and is_scored_in_pass1(context)
 
 
 def check_sources(context: RunContext, scores: Scores | None, *, cut: Cut, asked: bool) -> SourceFigures | None:
@@ -27,7 +33,7 @@ def check_sources(context: RunContext, scores: Scores | None, *, cut: Cut, asked
 
     ``asked``: scores that are not are then computed anew by source, in one more pass.
     """
-    if scores is None or not has_sources(context):
+    if scores is None or not compares_sources(context):
         return None
     if scores.by_source:
         return _figures(context, scores, cut=cut, by_source=scores.by_source)
@@ -41,7 +47,7 @@ def _compute(context: RunContext, scores: Scores, *, cut: Cut) -> SourceFigures:
     def make(path: Path) -> SourceFigures:
         with measure_step(folder.steps, "calibration check", tokens=inputs.windows.numel()):
             scored = ScoredWindows(inputs.windows, inputs.sources, "rank_mean")  # only ``by_source`` is read
-            by_source = compute_scores(context, scored, steps=[]).by_source
+            by_source = compute_pass1(context, scored, steps=[]).by_source
         found = _figures(context, scores, cut=cut, by_source=by_source)
         folder.write(path.name, found.model_dump_json(indent=1) + "\n")
         return found

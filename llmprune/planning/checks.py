@@ -16,15 +16,16 @@ from typing import TypeVar
 from llmprune.checkpoint.loading import require_tokenizer
 from llmprune.common.distributed import require_windows_for_all
 from llmprune.common.errors import LLMPruneError, RecipeError
+from llmprune.criteria.base import DepthCriterion
 from llmprune.data.begin_of_text import required_begin
 from llmprune.data.sources import local_bytes, require_present
-from llmprune.data.window_sources import require_shares
+from llmprune.data.window_sources import require_shares, sources_of_windows
 from llmprune.evaluation.bench.generation_speed import require_positions
 from llmprune.evaluation.lm_eval.tasks import check_tasks
 from llmprune.evaluation.prompts import require_windows
 from llmprune.planning.devices import require_devices
 from llmprune.planning.text_inputs import TextInputs
-from llmprune.recipe.calibration import TokenWindows
+from llmprune.recipe.calibration import Calibration, TokenWindows
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.validation_messages import models_in
 
@@ -123,9 +124,13 @@ def checks_of(inputs: TextInputs) -> list[Check]:
     if recipe.layer_criterion:
         enough = partial(recipe.layer_criterion.require_samples, recipe.calibration.shape()[0])
         found.append(Check("depth samples", "depth.criterion", ("depth", *samples), enough))
+        if recipe.calibration.scored_sources > 1:
+            by_source = partial(_require_all_sources, recipe.layer_criterion, recipe.calibration)
+            reads: tuple[str, ...] = ("depth", "calibration")
+            found.append(Check("depth sources", "depth.criterion", reads, by_source, ("calibration files",)))
     if evaluation.speed:
         fits = partial(require_positions, evaluation.speed)
-        reads: tuple[str, ...] = ("evaluation.speed", *model)
+        reads = ("evaluation.speed", *model)
         found.append(Check("speed", "evaluation.speed", reads, lambda: fits(inputs.config), ("config",)))
     found += _prompt_checks(inputs)
     tasks = ("evaluation.tasks", "evaluation.suite", "evaluation.include_path", "evaluation.backend")
@@ -219,6 +224,13 @@ def _readable(windows: TokenWindows, inputs: TextInputs) -> bool:
 
 def _require_windows(recipe: Recipe) -> None:
     require_windows_for_all(recipe.calibration.shape()[0])
+
+
+def _require_all_sources(criterion: DepthCriterion, calibration: Calibration) -> None:
+    """Raise CalibrationError where a criterion of layers does not see every source that is scored apart."""
+    sources_N = sources_of_windows(calibration)
+    if sources_N is not None:
+        criterion.require_sources(sources_N.bincount().tolist())
 
 
 def _refuse_gate_without_tasks() -> None:

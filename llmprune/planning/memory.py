@@ -35,8 +35,9 @@ def memory_of(
     samples, _ = recipe.calibration.shape()
     hidden = text_config(dense.config).hidden_size
     kept = anatomy.widths | widths
-    inputs = max((unit.times * kept[unit.field] for units in anatomy.units for unit in units if unit.refit), default=0)
-    inputs = inputs if recipe.refit else 0
+    units = [unit for of_layer in anatomy.units for unit in of_layer if unit.refit and recipe.refit]
+    inputs = max((unit.times * kept[unit.field] for unit in units), default=0)
+    removed = max((unit.times * (anatomy.widths[unit.field] - kept[unit.field]) for unit in units), default=0)
     sparse = _sparse_statistics(recipe, pruned)
     size = _scoring_size(recipe, dense, anatomy=anatomy, keep_layers=len(find_layers(pruned)[1]))
     depth = recipe.layer_criterion
@@ -50,7 +51,7 @@ def memory_of(
         + _staged_layer_bytes(recipe, dense, pruned=pruned)
         + _up_refit_bytes(recipe, dense, neurons=neurons_of_up_refit(anatomy, widths)),
         statistics=max(
-            4 * inputs * (inputs * (folds + 1) + hidden * 4) + sparse,
+            4 * inputs * (inputs * folds + max(inputs, removed) + hidden * 4) + sparse,
             recipe.width.neuron_criterion.memory(size.inputs, recipe.calibration.scored_sources) if recipe.width else 0,
             depth.statistics_bytes(size) if depth else 0,
         ),

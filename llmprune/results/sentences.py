@@ -120,7 +120,7 @@ def describe_sources(found: SourceFigures) -> list[str]:
             least = min(known, key=known.__getitem__)
             mean = sum(known.values()) / len(known)
             sentences.append(
-                f"{percent(mean)} of the {kind} that are kept would be kept by every source of text alone "
+                f"of the {kind} that are kept, {percent(mean)} would be kept by each source of text alone too "
                 f"(minimum: {percent(known[least])}, in layer {least})"
             )
     by_choice: dict[tuple[int, ...], list[str]] = {}

@@ -22,7 +22,7 @@ from llmprune.common.distributed import broadcast_from_first, sum_over_processes
 from llmprune.common.errors import CalibrationError, NumericalError
 from llmprune.common.linalg.device_sums import DeviceSums
 from llmprune.common.progress import track
-from llmprune.criteria.base import AblationCriterion
+from llmprune.criteria.base import AblationCriterion, evenly_spaced
 from llmprune.criteria.combine import Combine, combine_scores
 from llmprune.cut.layer_choice import may_remain
 from llmprune.layerwise.decoder import Decoder
@@ -30,7 +30,7 @@ from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_states import HiddenStates
 from llmprune.layerwise.logits import token_chunks
 from llmprune.layerwise.window_groups import WindowGroups
-from llmprune.results.formatting import plural, ranges
+from llmprune.results.formatting import ranges
 from llmprune.score.ablation_repair import AblationRepair
 from llmprune.score.inputs import CalibrationBatches, DepthTarget
 
@@ -68,9 +68,9 @@ def layer_ablation_scores(
         criterion.require_samples(len(spread_N))
         solved_N, _ = evenly_spaced_subset(rest_N, criterion.refit.windows)
         repair = AblationRepair(decoder, anatomy, calibration=calibration.at(solved_N), ridge=criterion.refit.ridge)
-    judged = calibration.at(judged_N)
-    _require_all_sources(criterion, calibration, judged=judged)
-    costs = AblatedModels(decoder, criterion, calibration=judged, repair=repair)
+    if calibration.sources_N is not None:
+        criterion.require_sources(calibration.sources_N.bincount().tolist())
+    costs = AblatedModels(decoder, criterion, calibration=calibration.at(judged_N), repair=repair)
     rounds = criterion.horizon(target.remove)
     may_keep = may_remain(anatomy, target.remove, keep_pattern=target.keep_pattern and rounds == target.remove)
     return rank_by_cost(costs, len(decoder), rounds=rounds, may_keep=may_keep, kind=criterion.kind)
@@ -123,21 +123,6 @@ def _spread_over_sources(calibration: CalibrationBatches) -> Tensor:
     return calibration.sources_N.argsort(stable=True)
 
 
-def _require_all_sources(
-    criterion: AblationCriterion, calibration: CalibrationBatches, *, judged: CalibrationBatches
-) -> None:
-    """Raise CalibrationError where the judged windows lack a source whose costs are to be told apart."""
-    if calibration.sources_N is None or judged.sources_N is None:
-        return
-    missing = len(set(calibration.sources_N.tolist()) - set(judged.sources_N.tolist()))
-    if missing:
-        raise CalibrationError(
-            f"depth.criterion {criterion.kind} evaluates on {len(judged.windows_NL)} windows, which have none of "
-            f"{plural(missing, 'source')} of the calibration text; raise depth.criterion.windows, or set "
-            "calibration.combine to pooled"
-        )
-
-
 def _combined(costs_SC: Tensor, rule: Combine) -> Tensor:
     """Return one cost of each candidate [C] from those by each source; not finite where any of them is not."""
     if len(costs_SC) == 1:
@@ -149,9 +134,8 @@ def _combined(costs_SC: Tensor, rule: Combine) -> Tensor:
 
 def evenly_spaced_subset(windows_NL: Tensor, number: int) -> tuple[Tensor, Tensor]:
     """Return ``number`` windows, or all, evenly spaced over the calibration and so over its sources; and the others."""
-    number = min(number, len(windows_NL))
     chosen_N = torch.zeros(len(windows_NL), dtype=torch.bool)
-    chosen_N[torch.arange(number) * len(windows_NL) // max(number, 1)] = True
+    chosen_N[evenly_spaced(min(number, len(windows_NL)), len(windows_NL))] = True
     return windows_NL[chosen_N], windows_NL[~chosen_N]
 
 

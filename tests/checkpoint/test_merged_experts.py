@@ -48,9 +48,13 @@ def test_merged_tensors_equal_those_of_transformers(
 
 
 def test_other_rules_are_left_to_transformers() -> None:
-    """Transposed tensors, another dimension of the stack, and experts of different shapes are not merged here."""
+    """Transposed tensors, another dimension of the stack, and experts that differ or are missing in the files."""
     stacked, parts = MergeModulelist(0), _parts(GATE, UP)
     assert groups_to_merge(_rule([GATE, UP], stacked, Concatenate(1), Transpose(1, 2)), parts) is None
     assert groups_to_merge(_rule([GATE], MergeModulelist(1)), _parts(GATE)) is None
     assert groups_to_merge(_rule([GATE], stacked), [*_parts(GATE), *_parts(GATE, rows=2)]) is None
-    assert groups_to_merge(_rule([GATE, UP], stacked, Concatenate(1)), _parts(GATE)) is None
+    both = _rule([GATE, UP], stacked, Concatenate(1))
+    assert groups_to_merge(both, _parts(GATE)) is None
+    assert groups_to_merge(both, parts[:-1]) is None
+    narrow = [(UP, tensor[:, :1]) for _, tensor in _parts(UP)]
+    assert groups_to_merge(both, [*_parts(GATE), *narrow]) is None

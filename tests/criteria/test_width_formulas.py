@@ -75,6 +75,18 @@ def test_share_computes_the_angles_of_some_of_many_tokens() -> None:
     assert torch.equal(scored(Share().for_tokens(4095), 333), scored(Share(), 333)), "few tokens: all are taken"
 
 
+def test_a_neuron_that_is_nearly_inactive_where_angles_are_computed_gets_the_mean_angle() -> None:
+    """The few values there would be scaled beyond float32."""
+    unit, tokens = Unit(), 2 * 2048
+    values_TF = normal(tokens, NEURONS)
+    values_TF[::2, 0] = 1e-20
+    accumulator = Share().for_tokens(tokens).make_accumulator(unit.output_DF)
+    accumulator.update_with(values_TF, values_TF @ unit.output_DF.T)
+    whole = Share().make_accumulator(unit.output_DF)
+    whole.update(values_TF)
+    torch.testing.assert_close(accumulator.scores(), whole.scores(), rtol=0.3, atol=0)
+
+
 def test_flap_is_the_variance_of_what_a_neuron_writes() -> None:
     """Variance over all tokens of the neuron's contribution, summed over outputs."""
     unit = Unit()

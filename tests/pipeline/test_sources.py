@@ -14,10 +14,13 @@ from helpers.recipes import problems
 from safetensors.torch import save_file
 
 from llmprune import Recipe, run
-from llmprune.common.errors import OutputError
+from llmprune.common.errors import CalibrationError, OutputError
+from llmprune.planning.plan import plan_and_check
 from llmprune.results.sentences import describe_sources
 from llmprune.score.scores import Scores
 from llmprune.testing import VOCABULARY
+
+CUTS: dict[str, Any] = {"depth": {"remove": 1}, "width": {"neurons": 64}}
 
 
 @pytest.fixture(scope="module")
@@ -30,22 +33,21 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _run(base: Path, output: Path, *, combine: str, **options: bool) -> dict[str, Any]:
+def _recipe(base: Path, *, combine: str = "pooled", **sections: Any) -> dict[str, Any]:
     sources = [{"dataset": str(base / name)} for name in ("prose.txt", "numbers.txt")]
-    calibration = {"sources": sources, "samples": 6, "sequence_length": 32, "combine": combine, "self_generated": 0}
-    return _run_on(calibration, base, output, **options)
+    shape = {"samples": 6, "sequence_length": 32, "self_generated": 0}
+    calibration = {"sources": sources, "combine": combine, **shape}
+    given = {"calibration": calibration, "evaluation": {"generation": False}} | sections
+    return {"model": {"id": str(base / "base")}, **given}
 
 
-def _run_on(calibration: dict[str, Any], base: Path, output: Path, **options: bool) -> dict[str, Any]:
-    recipe = {
-        "model": {"id": str(base / "base")},
-        "calibration": calibration,
-        "depth": {"remove": 1},
-        "width": {"neurons": 64},
-        "evaluation": {"generation": False},
-    }
-    run(Recipe.model_validate(recipe), output, **options)
+def _run(base: Path, output: Path, *, combine: str, **options: bool) -> dict[str, Any]:
+    run(Recipe.model_validate(_recipe(base, combine=combine, **CUTS)), output, **options)
     return report_in(output)
+
+
+def _run_on(base: Path, output: Path, *, calibration: dict[str, Any]) -> None:
+    run(Recipe.model_validate(_recipe(base, calibration=calibration, **CUTS)), output)
 
 
 def test_combined_scores_say_how_far_the_sources_agree(
@@ -95,18 +97,40 @@ def test_other_sources_of_the_same_tokens_are_another_recipe(
     save_file({"windows": windows_NL, **kinds}, tmp_path / "tokens.safetensors")
     tokens = {"tokens": str(tmp_path / "tokens.safetensors"), "key": "windows"}
     for expected in (False, True):
-        _run_on(tokens | {"source_key": "halves"}, base, tmp_path / "run")
+        _run_on(base, tmp_path / "run", calibration=tokens | {"source_key": "halves"})
         assert reused_steps(tmp_path / "run")["pass 2"] == expected
     with pytest.raises(OutputError, match=r"calibration.source_key: 'halves' in the folder, 'thirds'"):
-        _run_on(tokens | {"source_key": "thirds"}, base, tmp_path / "run")
+        _run_on(base, tmp_path / "run", calibration=tokens | {"source_key": "thirds"})
     shutil.rmtree(tmp_path / "run" / "model")
-    _run_on(tokens | {"source_key": "thirds"}, base, tmp_path / "run")
+    _run_on(base, tmp_path / "run", calibration=tokens | {"source_key": "thirds"})
     assert reused_steps(tmp_path / "run")["pass 1"]
+
+
+@pytest.mark.parametrize("sections", [{}, {"width": {"neurons": 64}}])
+def test_the_calibration_check_ablates_no_layers_by_source(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sections: dict[str, Any]
+) -> None:
+    """Neurons are compared by source; where only ablated layers are scored, halves of the windows are compared."""
+    verify_here(monkeypatch)
+    depth = {"remove": 1, "criterion": {"kind": "perplexity", "windows": 1}}
+    run(Recipe.model_validate(_recipe(base, depth=depth, **sections)), tmp_path / "run", calibration_check=True)
+    report = report_in(tmp_path / "run")
+    assert bool(report["sources"]) == bool(sections)
+    assert bool(report["stability"]) != bool(sections)
+
+
+def test_ablation_that_lacks_a_source_is_refused_before_the_run(base: Path) -> None:
+    """A plan finds that the windows of the criterion have none of a source."""
+    depth = {"remove": 1, "criterion": {"kind": "perplexity", "windows": 1}}
+    with pytest.raises(CalibrationError, match=r"1 of 6 calibration windows, which have none of 1 of its 2 sources"):
+        plan_and_check(Recipe.model_validate(_recipe(base, combine="worst", depth=depth))).require()
 
 
 def test_a_single_source_cannot_be_combined() -> None:
     """The recipe says so before anything happens."""
-    found = problems("{model: {id: x}, calibration: {dataset: y, combine: worst}, width: {mlp: 0.5}}")
+    found = problems(
+        "{model: {id: x}, calibration: {dataset: y, self_generated: 0, combine: worst}, width: {mlp: 0.5}}"
+    )
     assert found == ["calibration: combine: worst needs several sources of text; list them, or remove combine"]
 
 
@@ -123,6 +147,7 @@ def test_sentences_name_the_layers_that_each_source_would_remove() -> None:
         experts=(),
     )
     assert describe_sources(found) == [
-        "62.5% of the neurons that are kept would be kept by every source of text alone (minimum: 50.0%, in layer 1)",
+        "of the neurons that are kept, 62.5% would be kept by each source of text alone too "
+        "(minimum: 50.0%, in layer 1)",
         "removed by one source alone: layers 3 by news and talk, layers 4 by code",
     ]

@@ -45,6 +45,13 @@ def test_the_cpu_has_four_windows_and_the_recipe_decides(tmp_path: Path) -> None
         assert _plan(tmp_path, "calibration.batch_size=3").batch_sizes.calibration == 3
 
 
+def test_the_products_of_kept_and_removed_neurons_are_planned_with(tmp_path: Path) -> None:
+    """Where most neurons go, they are larger than another matrix of those that are kept."""
+    kept, width, hidden, folds = 14336 // 4, 14336, 4096, 2
+    statistics = _plan(tmp_path, "width.mlp=0.25").memory.statistics
+    assert statistics >= 4 * kept * (folds * kept + (width - kept) + 4 * hidden)
+
+
 def test_memory_of_other_programs_is_not_planned_with(tmp_path: Path) -> None:
     """A GPU that another program fills has room for fewer windows."""
     with simulated_devices(1, memory=16 * GB) as devices:

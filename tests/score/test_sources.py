@@ -146,5 +146,7 @@ def test_ablation_needs_a_window_of_every_source() -> None:
     """The error names the remedy."""
     criterion = Divergence(windows=1)
     calibration = CalibrationBatches(IDS, 2, sources_N=SOURCES, combine="worst")
-    with pytest.raises(CalibrationError, match=r"1 windows, which have none of 1 source .* raise depth"):
+    with pytest.raises(
+        CalibrationError, match=r"1 of \d+ calibration windows, which have none of 1 of its 2 sources; raise depth"
+    ):
         layer_ablation_scores(*decoder_of(LLAMA), criterion=criterion, calibration=calibration, target=DepthTarget(1))

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _STRIP = 512  # tokens at a time: their intermediate values stay in the processor's cache
 _ANGLES = 2048  # tokens whose angles are enough: the chosen neurons then vary less than with the calibration windows
+_LEAST_SEEN = 1e-9  # of the sum of the first factor over all tokens: less is no basis for an angle
 
 
 class Share(WidthCriterion):
@@ -97,7 +98,8 @@ class _Share(MeanSquare):
     def scores(self) -> Tensor:
         share_F = self.along_F * (self.sum_F / self.compared_F) / self.tokens.clamp_min(1)
         mean_angle = self.along_F.sum() / self.compared_F.sum().clamp_min(1e-30)
-        share_F = share_F.where(self.compared_F > 0, self.mean() * mean_angle)  # not active where angles are computed
+        is_seen_F = self.compared_F > _LEAST_SEEN * self.sum_F  # active where angles are computed
+        share_F = share_F.where(is_seen_F, self.mean() * mean_angle)
         return share_F * self.weight_factor_F
 
 
