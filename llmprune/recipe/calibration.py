@@ -166,8 +166,8 @@ class Calibration(TokenWindows):
     def _several_to_combine(self) -> Self:
         if self.combine == "pooled" or (self.source_key is not None and self.stored_sources() is None):
             return self  # loading reports sources that cannot be read
-        uncertain = self.self_generated == "auto" and self.generated  # none are written where memory is short
-        if self.number_of_sources() - bool(uncertain) < 2:
+        generates = self.self_generated not in {"auto", 0}  # auto writes none where memory is short
+        if self.read_sources + generates < 2:
             raise ValueError(f"combine: {self.combine} needs several sources of text; list them, or remove combine")
         return self
 
