@@ -90,7 +90,7 @@ def test_the_whole_use_case(hub: Hub, tmp_path: Path, monkeypatch: pytest.Monkey
     recipe.write_text(
         yaml.safe_dump({
             "model": {"id": MODEL, "dtype": "float32"},
-            "calibration": {"dataset": TEXT, "samples": 4, "sequence_length": 64},
+            "calibration": {"dataset": TEXT, "samples": 4, "sequence_length": 64, "self_generated": 0},
             "depth": {"keep": 8},
             "width": {"mlp": 0.75},
             "evaluation": {"tasks": ["arc_easy"], "limit": 4, "generation": {"samples": 2, "new_tokens": 8}},
