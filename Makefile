@@ -40,8 +40,8 @@ docs: $(READY)  ## build the documentation, which the service serves at /docs
 	@echo "Documentation: $(SITE)/index.html"
 
 # Every process takes whole files, so that what a file's tests share is made once, in the order of collection
-# (tests/conftest.py). Two processes more than there are cores, for many tests wait for processes of their own.
-PYTEST_ARGS ?= -n $(shell $(PYTHON) -c 'import os; print(2 + (os.cpu_count() or 1))') --dist loadfile --no-loadscope-reorder
+# (tests/conftest.py). One process more than there are cores, for many tests wait for processes of their own.
+PYTEST_ARGS ?= -n $(shell $(PYTHON) -c 'import os; print(1 + (os.cpu_count() or 1))') --dist loadfile --no-loadscope-reorder
 
 pytest: $(READY) $(OLDER_READY)  ## run all tests; PYTEST_ARGS="-x tests/recipe" chooses
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
