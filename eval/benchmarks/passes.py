@@ -38,7 +38,7 @@ _ENDS = {"imports": "planning", "plan": "reading text", "texts": "pass 1", "mode
 def windows(arguments: argparse.Namespace) -> dict[str, Any]:
     """32 windows of 512 tokens, of the file that was given or of Python's manual."""
     tokens = {"tokens": arguments.tokens, "key": arguments.key} if arguments.tokens else TOPICS
-    return {**tokens, "samples": 32, "sequence_length": 512}
+    return {**tokens, "samples": 32, "sequence_length": 512, "self_generated": 0}
 
 
 def measure_sparsity(folder: Path, arguments: argparse.Namespace) -> None:
@@ -124,7 +124,7 @@ def measure_memory(folder: Path, arguments: argparse.Namespace) -> None:
 def random_recipe(folder: Path, saved: SavedModel, *, samples: int, dtype: str = "auto", **sections: Any) -> Path:
     """Write a recipe for a random model, calibrated on windows of 256 random tokens; it returns the recipe's path."""
     save_file({"calibration": torch.randint(0, 32000, (samples, 256))}, folder / "tokens.safetensors")
-    calibration = {"tokens": str(folder / "tokens.safetensors"), "key": "calibration"}
+    calibration = {"tokens": str(folder / "tokens.safetensors"), "key": "calibration", "self_generated": 0}
     batch_size = sections.pop("batch_size", None)
     return write_recipe(
         folder / "recipe.yaml",
@@ -191,7 +191,7 @@ def measure_processes(folder: Path, _: argparse.Namespace) -> None:
     recipe = write_recipe(
         folder / "recipe.yaml",
         {"id": SMOLLM2, "dtype": "float32"},
-        {**TOPICS, "samples": 16, "sequence_length": 256},
+        {**TOPICS, "samples": 16, "sequence_length": 256, "self_generated": 0},
         depth={"remove": 6},
         width={"mlp": 0.75},
     )
