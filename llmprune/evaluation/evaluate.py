@@ -12,9 +12,8 @@ from llmprune.checkpoint.model_memory import fit_together
 from llmprune.common.distributed import broadcast_from_first, is_first_process
 from llmprune.common.progress import report_progress
 from llmprune.data.windows import TextWindows
+from llmprune.evaluation.answers import GreedyAnswers
 from llmprune.evaluation.bench.generation_speed import compare_speed
-from llmprune.evaluation.generation import answer_prompts, compare_generation
-from llmprune.evaluation.greedy_agreement import follow_answers
 from llmprune.evaluation.lm_eval.harness import EvaluatedModel, evaluate_tasks
 from llmprune.evaluation.lm_eval.results import TaskResults
 from llmprune.evaluation.perplexity import compare_predictions, perplexity
@@ -24,7 +23,6 @@ from llmprune.layerwise.hidden_states import HiddenStateStore
 from llmprune.recipe.calibration import TokenWindows
 from llmprune.recipe.evaluation import Evaluation, Perplexity
 from llmprune.results.evaluation_figures import (
-    Answer,
     AnswerAgreement,
     DivergenceFigures,
     GenerationFigures,
@@ -44,7 +42,7 @@ class Measured(Figures):
     generation: GenerationFigures | None = None
     agreement: tuple[AnswerAgreement, ...] = ()  # along each of the dense model's greedy answers
     speed: SpeedFigures | None = None
-    warnings: tuple[str, ...] = ()  # batches that were halved for want of memory
+    warnings: tuple[str, ...] = ()  # batches that were halved for want of memory, and answers that were left out
 
 
 @dataclass(frozen=True)
@@ -86,38 +84,24 @@ def measure_models(
     """
     together = settings.speed is not None and is_first_process() and fit_together([dense.source, pruned.source])
     tasks: dict[str, TaskResults] = {}
-    answers: dict[str, tuple[Answer, ...]] = {}
-    agreement: tuple[AnswerAgreement, ...] = ()
+    answers = GreedyAnswers(settings, prompts)
     for side, model in (("dense", dense), ("pruned", pruned)):
         if settings.task_names:
             report_progress(f"tasks: {side}")
             tasks[side] = evaluate_tasks(model, side, evaluation=settings)
-        if settings.generation and prompts and is_first_process():
-            report_progress(f"free generation: {side}")
-            answers[side] = answer_prompts(model, side, prompts=prompts, settings=settings.generation)
-            if side == "pruned":
-                agreement = follow_answers(
-                    model.whole.get(),
-                    prompts,
-                    answers=answers["dense"],
-                    batch_size=settings.generation.batch_size,
-                    reductions=model.whole.reductions,
-                )
+        if is_first_process():
+            answers.add(side, model)
         timed_next = together or (side == "pruned" and settings.speed is not None)
         if settings.backend or not timed_next:  # a backend needs the device
             model.whole.release()
     measured = None
     if is_first_process():
-        generation, speed = None, None
-        if prompts and answers:
-            generation = compare_generation(
-                answers["dense"], answers["pruned"], prompts=prompts, tokenizer=dense.tokenizer
-            )
+        generation, speed = answers.figures(dense.tokenizer), None
         if settings.speed:
             report_progress("speed")
             speed = compare_speed(dense.whole, pruned.whole, settings=settings.speed, together=together)
-        warnings = (*dense.whole.reductions, *pruned.whole.reductions)
-        measured = Measured(generation=generation, agreement=agreement, speed=speed, warnings=warnings)
+        warnings = (*dense.whole.reductions, *pruned.whole.reductions, *answers.left_out)
+        measured = Measured(generation=generation, agreement=answers.agreement, speed=speed, warnings=warnings)
     for model in (dense, pruned):
         model.whole.release()
     measured = broadcast_from_first(measured)

@@ -23,7 +23,7 @@ from llmprune.evaluation.decoding import Greedy, end_tokens, generate
 from llmprune.evaluation.lm_eval.harness import EvaluatedModel
 from llmprune.evaluation.prompts import Ids, Prompts
 from llmprune.recipe.evaluation import Generation
-from llmprune.results.evaluation_figures import Answer, Example, FreeText, GenerationFigures
+from llmprune.results.evaluation_figures import Example, FreeText, GenerationFigures, GreedyAnswer
 from llmprune.results.figures import Figures
 
 if TYPE_CHECKING:
@@ -38,10 +38,12 @@ _EXAMPLES = 4  # shown in the report
 class Answers(Figures):
     """Greedy answers of one model, one for each prompt."""
 
-    answers: tuple[Answer, ...]
+    answers: tuple[GreedyAnswer, ...]
 
 
-def answer_prompts(model: EvaluatedModel, side: str, *, prompts: Prompts, settings: Generation) -> tuple[Answer, ...]:
+def answer_prompts(
+    model: EvaluatedModel, side: str, *, prompts: Prompts, settings: Generation
+) -> tuple[GreedyAnswer, ...]:
     """Return the greedy answers of a model, from its result store or generated now. ``side``: dense or pruned."""
     parts = prompts.ids, prompts.new_tokens, settings.batch_size, [version(name) for name in ("torch", "transformers")]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -57,7 +59,7 @@ def answer_prompts(model: EvaluatedModel, side: str, *, prompts: Prompts, settin
 
 def continue_prompts(
     model: PreTrainedModel, prompts: Prompts, *, batch_size: int, side: str, reductions: list[str]
-) -> tuple[Answer, ...]:
+) -> tuple[GreedyAnswer, ...]:
     """Continue prompts greedily up to the first end token.
 
     ``reductions`` gets a sentence where a device runs out of memory and the batch is halved.
@@ -65,8 +67,8 @@ def continue_prompts(
     ends = end_tokens(model)
     greedy = Greedy(prompts.new_tokens, ends)
 
-    def work(size: int) -> tuple[Answer, ...]:
-        answers: list[Answer] = []
+    def work(size: int) -> tuple[GreedyAnswer, ...]:
+        answers: list[GreedyAnswer] = []
         for start in range(0, len(prompts.ids), size):
             ids_BP, mask_BP = _padded(prompts.ids[start : start + size])
             output_BL = generate(model, ids_BP, settings=greedy, mask_BP=mask_BP)
@@ -78,8 +80,8 @@ def continue_prompts(
 
 
 def compare_generation(
-    dense: Sequence[Answer],
-    pruned: Sequence[Answer],
+    dense: Sequence[GreedyAnswer],
+    pruned: Sequence[GreedyAnswer],
     *,
     prompts: Prompts,
     tokenizer: PreTrainedTokenizerBase | None,
@@ -140,6 +142,6 @@ def _padded(prompts: Sequence[Ids]) -> tuple[Tensor, Tensor]:
     return torch.tensor(rows), torch.tensor(masks)
 
 
-def _until_end(ids: Sequence[int], ends: frozenset[int]) -> Answer:
+def _until_end(ids: Sequence[int], ends: frozenset[int]) -> GreedyAnswer:
     place = next((index for index, token in enumerate(ids) if token in ends), None)
-    return Answer(ids=tuple(ids[:place]), end=None if place is None else ids[place])
+    return GreedyAnswer(ids=tuple(ids[:place]), end=None if place is None else ids[place])

@@ -21,7 +21,7 @@ from llmprune.common.devices import input_device
 from llmprune.common.out_of_memory import BatchSize
 from llmprune.evaluation.prompts import Ids, Prompts
 from llmprune.evaluation.statistics import interval, mean_and_median_draws, share_draws
-from llmprune.results.evaluation_figures import AgreementFigures, Answer, AnswerAgreement, Interval
+from llmprune.results.evaluation_figures import AgreementFigures, AnswerAgreement, GreedyAnswer, Interval
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,7 +39,7 @@ def follow_answers(
     model: PreTrainedModel,
     prompts: Prompts,
     *,
-    answers: Sequence[Answer],
+    answers: Sequence[GreedyAnswer],
     batch_size: int,
     reductions: list[str],
 ) -> tuple[AnswerAgreement, ...]:

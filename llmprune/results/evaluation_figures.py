@@ -85,7 +85,7 @@ class FreeText(Figures):
     tokens: float  # length of a text in tokens
 
 
-class Answer(Figures):
+class GreedyAnswer(Figures):
     """Greedy answer of a model: token ids before the first end token, and that token (None: the limit was reached)."""
 
     ids: tuple[int, ...]

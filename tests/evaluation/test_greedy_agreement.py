@@ -13,15 +13,16 @@ from helpers.shaped_tokenizers import shaped_tokenizer
 from helpers.tiny import tiny_tokenizer
 from helpers.whole_models import side_by_side
 
-from llmprune.common.errors import RecipeError
+from llmprune.common.errors import DeviceError, RecipeError
 from llmprune.data.begin_of_text import begin_tokens
+from llmprune.evaluation.answers import GreedyAnswers
 from llmprune.evaluation.generation import answer_prompts, continue_prompts
 from llmprune.evaluation.greedy_agreement import estimate_agreement, follow_answers
 from llmprune.evaluation.lm_eval.harness import EvaluatedModel
 from llmprune.evaluation.lm_eval.store import ResultStore
 from llmprune.evaluation.prompts import ModelLimits, Prompts, make_prompts
 from llmprune.evaluation.whole_model import WholeModel
-from llmprune.recipe.evaluation import Generation
+from llmprune.recipe.evaluation import Evaluation, Generation
 from llmprune.recipe.model import ModelSource
 from llmprune.results.evaluation_figures import AnswerAgreement
 from llmprune.testing import tiny_model
@@ -48,6 +49,29 @@ def test_a_model_agrees_with_itself() -> None:
     assert (found.share, found.whole, found.interval.high, found.samples) == (1.0, 1.0, 1.0, 5)
     assert 0.5 < found.interval.low < 1
     assert found.first_mean == found.tokens / 5
+
+
+@pytest.mark.parametrize("evaluation", [Evaluation(), Evaluation(generation=Generation())])
+def test_answers_by_default_do_not_end_a_run(evaluation: Evaluation, tmp_path: Path) -> None:
+    """Where a device has no memory for one they are left out with the reason, unless the recipe asks for them."""
+    model = tiny_model("llama", vocab_size=260)
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has no more.")
+
+    model.forward = full
+    subject = EvaluatedModel(
+        ModelSource(id="here"), None, "here", ResultStore(tmp_path, "model"), WholeModel(lambda: model)
+    )
+    answers = GreedyAnswers(evaluation, PROMPTS)
+    if evaluation.requires_generation:
+        with pytest.raises(DeviceError, match="free generation of the dense model, a single prompt at a time"):
+            answers.add("dense", subject)
+        return
+    answers.add("dense", subject)
+    answers.add("pruned", subject)
+    assert answers.figures(tiny_tokenizer()) is None
+    assert "a single prompt at a time" in answers.left_out[0]
 
 
 def test_counts_are_those_of_reading_token_by_token() -> None:

@@ -19,7 +19,7 @@ from llmprune.evaluation.generation import continue_prompts
 from llmprune.evaluation.greedy_agreement import follow_answers
 from llmprune.evaluation.prompts import Prompts
 from llmprune.recipe.model import ModelSource
-from llmprune.results.evaluation_figures import Answer, AnswerAgreement
+from llmprune.results.evaluation_figures import AnswerAgreement, GreedyAnswer
 from llmprune.testing import tiny_model
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 PROMPTS = Prompts(ids=tuple(map(tuple, windows()[:3, :8].tolist())), new_tokens=8, source="here")
 
 
-def _texts(model: PreTrainedModel) -> tuple[tuple[Answer, ...], tuple[AnswerAgreement, ...]]:
+def _texts(model: PreTrainedModel) -> tuple[tuple[GreedyAnswer, ...], tuple[AnswerAgreement, ...]]:
     """Return a model's answers, and how it follows them when it reads them."""
     answers = continue_prompts(model, PROMPTS, batch_size=2, side="dense", reductions=[])
     return answers, follow_answers(model, PROMPTS, answers=answers, batch_size=2, reductions=[])
