@@ -20,6 +20,7 @@ from typing import Any, get_args
 
 import torch
 from common import SMOLLM2, TOPICS, record
+from in_memory import BATCH, prune_in_memory
 from torch import Tensor
 
 from llmprune.anatomy.discovery import discover
@@ -28,23 +29,20 @@ from llmprune.checkpoint.open_decoder import open_decoder
 from llmprune.criteria.combine import Combine
 from llmprune.criteria.depth.block_influence import BlockInfluence
 from llmprune.criteria.width.share import Share
-from llmprune.cut.apply import cut_decoder
 from llmprune.cut.decision import Cut
 from llmprune.data.window_sources import sources_of_windows
 from llmprune.data.windows import load_windows
 from llmprune.evaluation.perplexity import perplexity
-from llmprune.layerwise.decoder import Decoder, Tensors
+from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.hidden_states import HiddenStateStore
-from llmprune.prune.pass2 import Pruning
 from llmprune.recipe.calibration import Calibration
 from llmprune.recipe.model import ModelSource
-from llmprune.recipe.refit import Refit
 from llmprune.score.forward_pass import score
 from llmprune.score.inputs import CalibrationBatches, DepthTarget, ScoringCriteria
 from llmprune.score.scores import Scores
 from llmprune.score.select import PlannedSizes, choose_cut
 
-LENGTH, BATCH = 512, 4
+LENGTH = 512
 TARGETS = {"a quarter of each MLP": (0.75, 0), "half of each MLP": (0.5, 0), "3 layers": (1.0, 3)}
 
 
@@ -96,19 +94,8 @@ class Bench:
 
     def pruned(self, cut: Cut, *, refit: bool) -> Decoder:
         """The model of a cut, refit or not."""
-        pruned = cut_decoder(self.dense, anatomy=self.anatomy, cut=cut)
-        layers: dict[int, Tensors] = {}
-        pruning = Pruning(
-            self.dense,
-            pruned,
-            anatomy=self.anatomy,
-            cut=cut,
-            refit=Refit() if refit else None,
-            write=layers.__setitem__,
-        )
-        windows_NL = self.windows_NL if refit else self.windows_NL[:1]
-        pruning.run(windows_NL, BATCH, store=self.store, sources_N=self.sources_N if refit else None)
-        return Decoder(pruned.skeleton, layers.__getitem__, placement=pruned.placement)
+        windows = (self.windows_NL, self.sources_N) if refit else (self.windows_NL[:1], None)
+        return prune_in_memory(self.dense, cut, anatomy=self.anatomy, refit=refit, windows=windows, store=self.store)
 
     def cut(self, rule: Combine, target: str) -> Cut:
         """The cut to a target that the scores by a rule choose."""

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from common import RESULTS, SMOLLM2, record
+from in_memory import BATCH, prune_in_memory
 from pydantic import TypeAdapter
 from torch import Tensor
 
@@ -26,24 +27,21 @@ from llmprune.anatomy.discovery import discover
 from llmprune.checkpoint.loading import load_tokenizer
 from llmprune.checkpoint.open_decoder import open_decoder
 from llmprune.criteria.base import WidthCriterion
-from llmprune.cut.apply import cut_decoder
 from llmprune.data.windows import load_windows
 from llmprune.evaluation.perplexity import perplexity
-from llmprune.layerwise.decoder import Decoder, Tensors
+from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.hidden_state_files import HiddenStateCache
 from llmprune.layerwise.hidden_states import HiddenStateStore
 from llmprune.planning.planned_sizes import planned_widths
-from llmprune.prune.pass2 import Pruning
 from llmprune.recipe.calibration import Calibration
 from llmprune.recipe.model import ModelSource
 from llmprune.recipe.recipe import Recipe
-from llmprune.recipe.refit import Refit
 from llmprune.score.forward_pass import score
 from llmprune.score.inputs import CalibrationBatches, ScoringCriteria
 from llmprune.score.select import PlannedSizes, choose_cut
 
 KINDS = ("activation", "flap", "magnitude", "obs", "share", "taylor", "taylor_share", "wanda")
-LENGTH, BATCH = 512, 4
+LENGTH = 512
 
 
 def parse(text: str) -> WidthCriterion:
@@ -95,23 +93,10 @@ class Bench:
         width = Recipe.parse("{model: {id: x}, calibration: {dataset: x}, width: {mlp: 0.5}}").width
         widths = planned_widths(width, self.anatomy).kept
         cut = choose_cut(self.anatomy, scores, sizes=PlannedSizes((), self.anatomy.num_layers, widths=widths))
-        pruned = cut_decoder(self.dense, anatomy=self.anatomy, cut=cut)
-        layers: dict[int, Tensors] = {}
-        pruning = Pruning(
-            self.dense,
-            pruned,
-            anatomy=self.anatomy,
-            cut=cut,
-            refit=Refit() if refit else None,
-            write=layers.__setitem__,
+        result = prune_in_memory(
+            self.dense, cut, anatomy=self.anatomy, refit=refit, windows=(self.windows_NL, None), store=self.store
         )
-        pruning.run(self.windows_NL, BATCH, store=self.store)
         ended = time.perf_counter()
-        result = Decoder(
-            pruned.skeleton,
-            layers.__getitem__,
-            placement=pruned.placement,
-        )
         return {
             "criterion": text,
             "refit": refit,
