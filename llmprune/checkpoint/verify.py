@@ -173,6 +173,23 @@ def verify(
         logger.warning("verification: %s; it is repeated on the CPU", error)
         loading = replace(loading, device_map=loading.on_cpu)
         found = _ask_worker(checkpoint, probe, loading=loading, claim=claim, tolerance=tolerance)
+    problems = _problems(found, parameters=parameters, tolerance=tolerance, claim=claim)
+    if problems:
+        raise VerificationError(
+            f"the saved model was loaded in a fresh process and refused: {'; '.join(problems)}. "
+            f"It is left in {checkpoint} for inspection and is not published"
+        )
+    return Verified(
+        found["parameters"],
+        found["difference"],
+        found["cached_generation_equal"],
+        probe.logits_BPV.shape[:2].numel(),
+        claim.counted(found["sparse"]),
+    )
+
+
+def _problems(found: dict[str, Any], *, parameters: int, tolerance: float, claim: SparseClaim) -> list[str]:
+    """Return a sentence for everything in which the checkpoint differs from the run."""
     problems = []
     if found["keys"]:
         listed = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(keys[:3])}" for kind, keys in found["keys"].items())
@@ -186,18 +203,7 @@ def verify(
         problems.append(f"it has {found['parameters']:,} parameters and the plan has {parameters:,}")
     if broken := claim.problem(found["sparse"]):
         problems.append(broken)
-    if problems:
-        raise VerificationError(
-            f"the saved model was loaded in a fresh process and refused: {'; '.join(problems)}. "
-            f"It is left in {checkpoint} for inspection and is not published"
-        )
-    return Verified(
-        found["parameters"],
-        found["difference"],
-        found["cached_generation_equal"],
-        probe.logits_BPV.shape[:2].numel(),
-        claim.counted(found["sparse"]),
-    )
+    return problems
 
 
 class _GpuRefused(Exception):  # not an error for people

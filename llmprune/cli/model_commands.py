@@ -45,13 +45,10 @@ def evaluate(
     ] = None,
 ) -> None:
     """Evaluate a model with lm-eval, alone or against its base."""
-    names = _task_names(tasks)
-    if min_retention is not None and against is None:
-        raise RecipeError("--min-retention compares with a base; name it with --against")
-    if backend_arg and not backend:
-        raise RecipeError("--backend-arg belongs to a backend; name it with --backend")
+    _require(against, "--against", where=min_retention is not None, why="--min-retention compares with a base")
+    _require(backend, "--backend", where=bool(backend_arg), why="--backend-arg belongs to a backend")
     settings = _evaluation(
-        tasks=names,
+        tasks=_task_names(tasks),
         include_path=str(include_path) if include_path else None,
         limit=limit,
         num_fewshot=num_fewshot,
@@ -60,7 +57,7 @@ def evaluate(
         backend={"name": backend, "args": parse_assignments("--backend-arg", backend_arg)} if backend else None,
         gate={"min_retention": min_retention} if min_retention is not None else None,
     )
-    judged, base = model_source(model), None if against is None else model_source(against)
+    judged, base = model_source(model), model_source(against) if against else None
     import_libraries(announced=True)
     from llmprune.cli.eval import evaluate_models
     from llmprune.common.distributed import leave_process_group
@@ -69,6 +66,12 @@ def evaluate(
     with lines_without_terminal():
         evaluate_models(judged, base, settings=settings, output=output, console=console())
     leave_process_group()
+
+
+def _require(value: str | None, option: str, *, where: bool, why: str) -> None:
+    """Raise RecipeError where another option needs this one and it is not given."""
+    if where and not value:
+        raise RecipeError(f"{why}; name it with {option}")
 
 
 def bench(

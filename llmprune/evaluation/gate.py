@@ -47,6 +47,22 @@ def judge(
     """
     if gate is None:
         return None
+    bars = _bars(gate, comparison, agreement=agreement)
+    verdicts = {bar.verdict for bar in bars}
+    worst: tuple[Verdict, ...] = ("fail", "no interval", "not enough samples", "pass")
+    verdict = next(candidate for candidate in worst if candidate in verdicts)
+    return GateFigures(
+        min_retention=gate.min_retention,
+        retention=comparison.mean.retention if comparison.mean else None,
+        confidence=gate.confidence,
+        passed=verdict == "pass",
+        verdict=verdict,
+        bars=tuple(bars),
+    )
+
+
+def _bars(gate: Gate, comparison: Comparison, *, agreement: AgreementFigures | None) -> list[BarFigures]:
+    """Return the gate's bars with their verdicts: mean retention, greedy agreement, tasks."""
     bars = []
     if gate.min_retention is not None:
         bars.append(
@@ -79,17 +95,7 @@ def judge(
                 no_interval=_why_no_interval(name, task, comparison=comparison),
             )
         )
-    verdicts = {bar.verdict for bar in bars}
-    worst: tuple[Verdict, ...] = ("fail", "no interval", "not enough samples", "pass")
-    verdict = next(candidate for candidate in worst if candidate in verdicts)
-    return GateFigures(
-        min_retention=gate.min_retention,
-        retention=comparison.mean.retention if comparison.mean else None,
-        confidence=gate.confidence,
-        passed=verdict == "pass",
-        verdict=verdict,
-        bars=tuple(bars),
-    )
+    return bars
 
 
 def _judge_bar(
