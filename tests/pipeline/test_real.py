@@ -16,9 +16,10 @@ SHORT = (
     "calibration.sequence_length=128",
     "calibration.self_generated=0",
     "evaluation.perplexity.samples=4",
+    "evaluation.perplexity.sequence_length=128",
     "evaluation.generation.samples=2",
     "evaluation.generation.new_tokens=8",
-    "evaluation.limit=40",
+    "evaluation.limit=10",
     f"evaluation.include_path={ROOT / 'eval/tasks'}",
     "evaluation.speed.new_tokens=4",
     "evaluation.speed.repeats=1",
@@ -71,7 +72,7 @@ def test_tasks_and_speed_are_measured(pruned: tuple[Report, Path]) -> None:
     """Dense and pruned were asked the same questions, and both were timed."""
     report, _ = pruned
     (task,) = report.tasks
-    assert (task.task, task.samples) == ("llmprune_agreement", 40)
+    assert (task.task, task.samples) == ("llmprune_agreement", 10)
     assert task.dense > 0.7
     assert report.speed is not None
     assert report.speed.dense > 0
