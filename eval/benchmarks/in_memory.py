@@ -10,6 +10,7 @@ from llmprune.cut.decision import Cut
 from llmprune.layerwise.decoder import Decoder, Tensors
 from llmprune.layerwise.hidden_states import HiddenStateStore
 from llmprune.prune.pass2 import Pruning
+from llmprune.prune.repair.folds import Folds
 from llmprune.recipe.refit import Refit
 
 BATCH = 4  # windows
@@ -29,5 +30,5 @@ def prune_in_memory(
     refits = Refit() if refit else None
     pruning = Pruning(dense, pruned, anatomy=anatomy, cut=cut, refit=refits, write=layers.__setitem__)
     windows_NL, sources_N = windows
-    pruning.run(windows_NL, BATCH, store=store, sources_N=sources_N)
+    pruning.run(windows_NL, BATCH, store=store, folds=Folds.of(len(windows_NL), sources_N))
     return Decoder(pruned.skeleton, layers.__getitem__, placement=pruned.placement)

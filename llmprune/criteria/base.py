@@ -217,6 +217,25 @@ class WidthCriterion(Variant, ABC):
         """True where pass 1 needs a backward pass."""
         return self.requires != "activations"
 
+    @property
+    def forward_criterion(self) -> WidthCriterion | None:
+        """Criterion that scores in pass 1's forward pass; None where all scores come from the backward pass.
+
+        One that needs gradients as well does without them where there are none.
+        """
+        return None if self.needs_gradients else self
+
+    def windows_for_gradients(self, windows: int, generated: int) -> int:
+        """Return the number of calibration windows that have a backward pass.
+
+        ``windows``: all of them; ``generated``: those that the dense model writes itself.
+        """
+        return windows if self.needs_gradients else 0
+
+    def blended(self, forward_F: Tensor, gradient_F: Tensor) -> Tensor:
+        """Return the scores of a unit from those of its forward and of its backward pass, where it has both."""
+        raise NotImplementedError
+
     @abstractmethod
     def make_accumulator(self, output_DF: Tensor, inputs: Sequence[Tensor] = ()) -> UnitAccumulator:
         """Return the empty accumulator of one unit with this output projection.

@@ -42,6 +42,16 @@ def sources_of_windows(windows: Calibration) -> Tensor | None:
     return with_generated(read_N, own_N, seed=windows.seed)
 
 
+def generated_windows(windows: Calibration) -> Tensor | None:
+    """Return True for each window that the dense model writes itself, bool [N]; None where it writes none."""
+    import torch
+
+    if not windows.generated:
+        return None
+    read_N = torch.zeros(windows.read_shape()[0], dtype=torch.bool)
+    return with_generated(read_N, torch.ones(windows.generated, dtype=torch.bool), seed=windows.seed)
+
+
 def source_names(windows: Calibration) -> tuple[str, ...]:
     """Return the names of the sources: of text as the recipe names it, of ready tokens their numbers, such as 0, 1."""
     stored = windows.stored_sources()

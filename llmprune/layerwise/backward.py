@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -29,24 +30,38 @@ from llmprune.layerwise.logits import token_chunks
 _IGNORED = -100  # a target without a loss
 
 
+@dataclass(frozen=True)
+class Effects:
+    """One batch: the effects x · ∂loss/∂x at the input x of each module, float32 [B, L, F].
+
+    ``norm_BL1``: the norm of each token's gradient after the layer, infinite where it is zero.
+    """
+
+    values: list[Tensor]
+    norm_BL1: Tensor
+
+
+class NotDifferentiableError(ModelError):
+    """A layer through which no gradient passes."""
+
+
 class LayerwiseBackward:
     """Gradients of the loss with respect to the hidden states, from the last layer to the first.
 
-    ``forward`` has passed the last layer, and ``cache`` has its hidden states after every layer. ``relative``: effects
-    are divided by the norm of the token's gradient after the layer.
+    ``forward`` has passed the last layer, and ``cache`` has its hidden states after every layer.
     """
 
-    def __init__(self, forward: LayerwiseForward, cache: HiddenStateCache, *, relative: bool = False) -> None:
-        self.forward, self._cache, self._relative = forward, cache, relative
+    def __init__(self, forward: LayerwiseForward, cache: HiddenStateCache) -> None:
+        self.forward, self._cache = forward, cache
         self._gradients = forward.copy()
         for batch in range(len(forward.batches)):
             self._gradients[batch] = _gradient_of_loss(forward, batch)
 
-    def effects(self, index: int, layer: nn.Module, *, modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-        """Yield by batch the effects x · ∂loss/∂x at the input x of each module, float32 [B, L, F].
+    def effects(self, index: int, layer: nn.Module, *, modules: Sequence[nn.Module]) -> Iterator[Effects]:
+        """Yield by batch the effects at the inputs of the modules.
 
         To be called for every layer from the last to the first: it computes the gradients before the layer. Every
-        token must pass each module once. Raises ModelError if the layer cannot be differentiated.
+        token must pass each module once. Raises NotDifferentiableError if the layer cannot be differentiated.
         """
         self._restore_before(index)
         device = self.forward.decoder.device_of(index)
@@ -57,13 +72,11 @@ class LayerwiseBackward:
             before_BLD, *gradients = torch.autograd.grad(output_BLD, [hidden_BLD, *inputs], gradient_BLD)
             shape = hidden_BLD.shape[:2]
             pairs = zip(inputs, gradients, strict=True)
-            effects = [(value.detach().float() * gradient.float()).view(*shape, -1) for value, gradient in pairs]
-            if self._relative:
-                norm_BL1 = gradient_BLD.float().norm(dim=-1, keepdim=True)
-                norm_BL1 = norm_BL1.where(norm_BL1 > 0, math.inf)  # tokens with zero gradient contribute nothing
-                effects = [effect_BLF.div_(norm_BL1) for effect_BLF in effects]
+            values = [(value.detach().float() * gradient.float()).view(*shape, -1) for value, gradient in pairs]
+            norm_BL1 = gradient_BLD.float().norm(dim=-1, keepdim=True)
+            norm_BL1 = norm_BL1.where(norm_BL1 > 0, math.inf)  # tokens with zero gradient contribute nothing
             self._gradients[batch] = before_BLD  # overwrites gradient_BLD if the buffer is a file
-            yield effects
+            yield Effects(values, norm_BL1)
 
     def _restore_before(self, index: int) -> None:
         """Set the hidden states to those before a layer."""
@@ -87,7 +100,7 @@ class LayerwiseBackward:
             output_BLD = self.forward.calls[batch][index].run(layer, hidden_BLD.clone())
         inputs = [value for own in seen for value in own]
         if any(len(own) != 1 for own in seen) or not all(value.requires_grad for value in (*inputs, output_BLD)):
-            raise ModelError(
+            raise NotDifferentiableError(
                 f"layer {index} ({type(layer).__name__}) cannot be differentiated; choose a width.criterion that "
                 "needs no gradients, such as activation"
             )

@@ -5,7 +5,7 @@ Shapes: N windows, B batch, L sequence length, T tokens, R windows of a group in
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -14,17 +14,26 @@ from llmprune.common.distributed import windows_of_process
 
 
 class WindowGroups:
-    """Groups of this process's windows, batch by batch. ``groups_N``: the group of each window of all processes."""
+    """Groups of this process's windows, batch by batch. ``groups_N``: the group of each window of all processes.
 
-    def __init__(self, groups_N: Tensor, batch_size: int) -> None:
+    ``weights``: of each group's windows, in sums of products of two values; none: all the same.
+    """
+
+    def __init__(self, groups_N: Tensor, batch_size: int, *, weights: Sequence[float] = ()) -> None:
         self.count = int(groups_N.max()) + 1
+        self._factors = [weight**0.5 for weight in weights] or [1.0] * self.count
         batches = torch.split(windows_of_process(groups_N), batch_size)
         self._rows = {torch.device("cpu"): [_windows_of_groups(groups_B) for groups_B in batches]}
 
     def parts(self, batch: int, *values: Tensor) -> Iterator[tuple[int, list[Tensor]]]:
-        """Yield each group that has windows in the batch, and its tokens [T, …] of values [B, L, …] on one device."""
+        """Yield each group that has windows in the batch, and its tokens [T, …] of values [B, L, …] on one device.
+
+        Values are multiplied by the square root of the group's weight.
+        """
         for group, rows_R in self._rows_on(values[0].device)[batch].items():
             parts = values if rows_R is None else [value.index_select(0, rows_R) for value in values]
+            if self._factors[group] != 1:
+                parts = [part * self._factors[group] for part in parts]
             yield group, [part.flatten(0, 1) for part in parts]
 
     def _rows_on(self, device: torch.device) -> list[dict[int, Tensor | None]]:

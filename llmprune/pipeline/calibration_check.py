@@ -11,7 +11,7 @@ from llmprune.common.distributed import world_size
 from llmprune.common.errors import CalibrationError
 from llmprune.cut.decision import Cut
 from llmprune.pipeline.context import RunContext
-from llmprune.pipeline.score_and_select import ScoredWindows, compute_scores, origin_of_scores, planned_sizes
+from llmprune.pipeline.score_and_select import compute_scores, origin_of_scores, planned_sizes, scored_windows
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.report_schema import StabilityFigures
@@ -31,8 +31,8 @@ def check_calibration(context: RunContext) -> StabilityFigures | None:
         with measure_step(folder.steps, "calibration check", tokens=inputs.windows.numel()):
             named = context.plan.removed_layers is not None
             found = compare(
-                lambda windows_NL: _cut_selected_by(context, windows_NL),
-                inputs.windows,
+                lambda numbers_N: _cut_selected_by(context, numbers_N),
+                len(inputs.windows),
                 anatomy=inputs.anatomy,
                 named=named,
             )
@@ -52,18 +52,18 @@ def check_calibration(context: RunContext) -> StabilityFigures | None:
     )
 
 
-def _cut_selected_by(context: RunContext, windows_NL: Tensor) -> Cut:
-    """Score one half of the calibration windows and select a cut.
+def _cut_selected_by(context: RunContext, numbers_N: Tensor) -> Cut:
+    """Score one half of the calibration windows, given by their numbers, and select a cut.
 
     A depth criterion that ablates layers uses the same share of a half as of all windows.
     """
     inputs, depth = context.inputs, context.recipe.depth
     on_half = context
     if depth:
-        criterion = depth.criterion.scaled(len(windows_NL), len(inputs.windows))
+        criterion = depth.criterion.scaled(len(numbers_N), len(inputs.windows))
         depth = depth.model_copy(update={"criterion": criterion})
         on_half = replace(context, recipe=context.recipe.model_copy(update={"depth": depth}))
-    scores = compute_scores(on_half, ScoredWindows(windows_NL), steps=[])
+    scores = compute_scores(on_half, scored_windows(context).at(numbers_N), steps=[])
     return choose_cut(inputs.anatomy, scores, sizes=planned_sizes(context))
 
 

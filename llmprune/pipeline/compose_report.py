@@ -102,7 +102,8 @@ def _warnings(context: RunContext, results: RunResults) -> tuple[str, ...]:
     chosen, left_heads = results.chosen, results.pruned.left_heads
     unrouted = warn_of_unrouted_experts(results.scores) if results.scores is not None else []
     slow_disk = warn_of_slow_disk(context.folder.steps)
-    warnings = [*context.plan.notes, *context.batches.reductions, *unrouted, *chosen.warnings, *slow_disk]
+    scored = results.scores.notes if results.scores is not None else ()
+    warnings = [*context.plan.notes, *context.batches.reductions, *scored, *unrouted, *chosen.warnings, *slow_disk]
     settled = settle_patterns(warnings, context.inputs.anatomy.patterns, keep=chosen.cut.layers)
     return (*settled, *([describe_heads(left_heads)] if left_heads else []), *results.measured.warnings)
 

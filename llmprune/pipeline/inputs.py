@@ -25,6 +25,7 @@ from llmprune.checkpoint.stored_dtypes import Dtypes, Originals, kept_dtypes
 from llmprune.checkpoint.weights_reader import WeightsReader
 from llmprune.common.distributed import broadcast_from_first, is_first_process, rank, world_size
 from llmprune.data.sources import commit_of
+from llmprune.data.window_sources import generated_windows
 from llmprune.data.windows import TextWindows, fingerprint_tokens
 from llmprune.evaluation.prompts import Prompts
 from llmprune.layerwise.decoder import Decoder
@@ -80,6 +81,11 @@ class RunInputs:
     def sources(self) -> Tensor | None:
         """Index of the source of each calibration window, int64 [N]; None for ready tokens."""
         return self.inputs.sources
+
+    @property
+    def generated(self) -> Tensor | None:
+        """True for calibration windows that the dense model writes itself, bool [N]; None where it writes none."""
+        return generated_windows(self.recipe.calibration)
 
     @property
     def held_out(self) -> Tensor | None:

@@ -29,7 +29,7 @@ from llmprune.pipeline.step_costs import measure_step
 from llmprune.planning.model_size import measure_size
 from llmprune.prune.pass2 import Pruning
 from llmprune.prune.records import LayerRecord
-from llmprune.prune.repair.folds import folds_of
+from llmprune.prune.repair.folds import Folds
 from llmprune.prune.snapshots import Snapshots
 from llmprune.recipe.sparsity import Sparsity
 from llmprune.results.report_schema import BaseFiles, Size
@@ -84,8 +84,9 @@ def prune_checkpoint(context: RunContext, cut: Cut) -> PrunedCheckpoint:
     staging = folder.path / "model.partial"
     cut_files = file_fingerprint(folder.path / "cut.json", folder.path / "cut.safetensors")
     settings = recipe.calibration.batch_size, recipe.sparsity, recipe.refit, recipe.export
-    folds = folds_of(len(inputs.windows), inputs.sources).tolist() if recipe.refit else None
-    origin = fingerprint(inputs.identity, inputs.windows_fingerprint, folds, cut_files, *settings)
+    folds = _folds(context)
+    judged = (folds.of_windows_N.tolist(), folds.weights) if recipe.refit else None
+    origin = fingerprint(inputs.identity, inputs.windows_fingerprint, judged, cut_files, *settings)
 
     def make(path: Path) -> PrunedCheckpoint:
         made = _CheckpointStep(context, cut, snapshots=Snapshots(staging, origin)).run()
@@ -104,6 +105,11 @@ def prune_checkpoint(context: RunContext, cut: Cut) -> PrunedCheckpoint:
         shutil.rmtree(folder.path / HIDDEN_STATES, ignore_errors=True)
     folder.take_over()
     return pruned
+
+
+def _folds(context: RunContext) -> Folds:
+    inputs = context.inputs
+    return Folds.of(len(inputs.windows), inputs.sources, generated_N=inputs.generated)
 
 
 class _CheckpointStep:
@@ -166,7 +172,7 @@ class _CheckpointStep:
             batch_size,
             snapshots=self.snapshots,
             store=inputs.hidden_state_store(folder.path, batch_size),
-            sources_N=inputs.sources,
+            folds=_folds(self.context),
         )
         return records, Probe.take(forward) if is_first_process() else None
 

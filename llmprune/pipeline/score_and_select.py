@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from llmprune.common.distributed import is_first_process
@@ -22,6 +23,7 @@ from llmprune.results.report_schema import Step
 from llmprune.results.run_folder import HIDDEN_STATES, file_fingerprint, fingerprint
 from llmprune.score.ablation import layer_ablation_scores
 from llmprune.score.forward_pass import score
+from llmprune.score.gradients import windows_for_gradients
 from llmprune.score.inputs import CalibrationBatches, DepthTarget, ScoringCriteria
 from llmprune.score.scores import Scores
 from llmprune.score.select import PlannedSizes, choose_cut
@@ -84,17 +86,32 @@ def find_cut(context: RunContext, scores: Scores | None) -> ChosenCut:
 
 @dataclass(frozen=True)
 class ScoredWindows:
-    """Windows [N, L] to score on; ``sources_N``: the source of each, from 0, whose scores ``combine`` combines."""
+    """Windows [N, L] to score on; ``sources_N``: the source of each, from 0, whose scores ``combine`` combines.
+
+    Where they are pooled, source 0 is the text that was read, and 1 what the dense model wrote itself. ``generated_N``:
+    True for the latter, bool [N].
+    """
 
     windows_NL: Tensor
     sources_N: Tensor | None = None
     combine: Combine = "pooled"
+    generated_N: Tensor | None = None
+
+    def at(self, numbers_N: Tensor) -> ScoredWindows:
+        """Return some of the windows, by their numbers; sources without any are not counted."""
+        sources_N = None
+        if self.sources_N is not None:
+            sources_N = torch.unique(self.sources_N[numbers_N], return_inverse=True)[1]
+        generated_N = None if self.generated_N is None else self.generated_N[numbers_N]
+        return ScoredWindows(self.windows_NL[numbers_N], sources_N, self.combine, generated_N)
 
 
 def scored_windows(context: RunContext) -> ScoredWindows:
     """Return all calibration windows, and their sources where their scores are combined."""
-    inputs, combine = context.inputs, context.recipe.calibration.combine
-    return ScoredWindows(inputs.windows, None if combine == "pooled" else inputs.sources, combine)
+    inputs, combine, sources_N = context.inputs, context.recipe.calibration.combine, context.inputs.sources
+    if combine == "pooled":
+        sources_N = None if inputs.generated is None else inputs.generated.long()
+    return ScoredWindows(inputs.windows, sources_N, combine, inputs.generated)
 
 
 def compute_scores(context: RunContext, scored: ScoredWindows, *, steps: list[Step]) -> Scores:
@@ -106,9 +123,10 @@ def compute_scores(context: RunContext, scored: ScoredWindows, *, steps: list[St
     scores = compute_pass1(context, scored, steps=steps)
     if not isinstance(depth, AblationCriterion):
         return scores
+    apart = replace(scored, sources_N=None) if scored.combine == "pooled" else scored
 
     def run_ablation(batch_size: int) -> Tensor:
-        with _batches(context, scored, batch_size=batch_size) as calibration:
+        with _batches(context, apart, batch_size=batch_size) as calibration:
             return layer_ablation_scores(
                 inputs.dense, inputs.anatomy, criterion=depth, calibration=calibration, target=target
             )
@@ -121,9 +139,16 @@ def compute_scores(context: RunContext, scored: ScoredWindows, *, steps: list[St
 def compute_pass1(context: RunContext, scored: ScoredWindows, *, steps: list[Step]) -> Scores:
     """Score in pass 1 as ``compute_scores`` does; layers have no scores where their criterion ablates them."""
     inputs, criteria, target = context.inputs, _criteria_of(context.recipe), _depth_target(context)
+    own_N = windows_for_gradients(criteria, len(scored.windows_NL), generated_N=scored.generated_N)
+    if not len(own_N):
+        criteria = criteria.in_forward
 
     def run_pass1(batch_size: int) -> Scores:
-        with _batches(context, scored, batch_size=batch_size) as calibration:
+        with (
+            _batches(context, scored, batch_size=batch_size) as calibration,
+            _batches_for_gradients(context, scored, numbers_N=own_N, batch_size=batch_size) as gradients,
+        ):
+            calibration = replace(calibration, gradients=gradients)
             return score(inputs.dense, inputs.anatomy, criteria=criteria, calibration=calibration, target=target)
 
     with measure_step(steps, "pass 1", tokens=scored.windows_NL.numel(), decoder=inputs.dense):
@@ -153,6 +178,21 @@ def _batches(context: RunContext, scored: ScoredWindows, *, batch_size: int) -> 
     finally:
         if store.cache is not None and not for_pass2:
             store.cache.remove()
+
+
+@contextmanager
+def _batches_for_gradients(
+    context: RunContext, scored: ScoredWindows, *, numbers_N: Tensor, batch_size: int
+) -> Iterator[CalibrationBatches | None]:
+    """Yield the batches of the backward pass, whose hidden states are not kept; None where it has all windows or none.
+
+    ``numbers_N``: the numbers of its windows.
+    """
+    if len(numbers_N) in (0, len(scored.windows_NL)):
+        yield None
+        return
+    with _batches(context, ScoredWindows(scored.windows_NL[numbers_N]), batch_size=batch_size) as batches:
+        yield batches
 
 
 def origin_of_scores(context: RunContext) -> str | None:

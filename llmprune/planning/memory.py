@@ -52,7 +52,7 @@ def memory_of(
         + _up_refit_bytes(recipe, dense, neurons=neurons_of_up_refit(anatomy, widths)),
         statistics=max(
             4 * inputs * (inputs * folds + max(inputs, removed) + hidden * 4) + sparse,
-            recipe.width.neuron_criterion.memory(size.inputs, recipe.calibration.scored_sources) if recipe.width else 0,
+            recipe.width.neuron_criterion.memory(size.inputs, recipe.calibration.summed_sources) if recipe.width else 0,
             depth.statistics_bytes(size) if depth else 0,
         ),
     )
@@ -86,10 +86,17 @@ def memory_planner(
         dense,
         anatomy,
         length=max(calibration.length, held_out.length if held_out else 0),
-        gradients=bool(recipe.width and recipe.width.neuron_criterion.needs_gradients),
+        gradients=_has_backward_pass(recipe),
         refits=recipe.refit is not None or recipe.sparsity is not None,
     )
     return MemoryPlanner(machine, working, activations, calibration, held_out, recipe.calibration.stream_memory)
+
+
+def _has_backward_pass(recipe: Recipe) -> bool:
+    if recipe.width is None:
+        return False
+    shape, generated = recipe.calibration.shape(), recipe.calibration.generated
+    return recipe.width.neuron_criterion.windows_for_gradients(shape[0], generated) > 0
 
 
 def _windows(settings: TokenWindows, shape: tuple[int, int], *, processes: int) -> Windows:

@@ -173,7 +173,7 @@ def require_disk_for_hidden_states(recipe: Recipe, window_bytes: int) -> None:
     ``window_bytes``: of the dense hidden states of one calibration window after every layer.
     """
     allowed, needed = recipe.calibration.stream_disk, window_bytes * recipe.calibration.shape()[0]
-    if recipe.width and recipe.width.neuron_criterion.needs_gradients and needed > allowed:
+    if recipe.width and recipe.width.neuron_criterion.forward_criterion is None and needed > allowed:
         raise RecipeError(
             f"calibration.stream_disk: the backward pass of width.criterion {recipe.width.neuron_criterion.kind} needs "
             f"the hidden states after every layer, {format_size(needed)}, and {format_size(allowed)} are allowed; "

@@ -44,7 +44,7 @@ from llmprune.prune.layer_work import LayerWork, Pass2Context
 from llmprune.prune.records import LayerRecord
 from llmprune.prune.relative_error import RelativeError
 from llmprune.prune.repair.base import LayerRepair, Stage
-from llmprune.prune.repair.folds import every_eighth, folds_of
+from llmprune.prune.repair.folds import Folds, every_eighth
 from llmprune.prune.repair.registry import REPAIRS
 from llmprune.prune.repair.residual_scales import ResidualScales
 from llmprune.prune.repair.residual_writers import LayerTopology, TopologyCache
@@ -80,13 +80,14 @@ class Pruning:
         *,
         snapshots: Snapshots | None = None,
         store: HiddenStateStore | None = None,
-        sources_N: Tensor | None = None,
+        folds: Folds | None = None,
     ) -> tuple[list[LayerRecord], LayerwiseForward]:
         """Prune every kept layer; return their records, and the pruned model after its last layer.
 
-        With ``snapshots``, layers that an earlier run finished are not done again. ``sources_N``: the text source of
-        each window.
+        With ``snapshots``, layers that an earlier run finished are not done again. ``folds``: those of the
+        windows that judge ridge regressions; None: both halves.
         """
+        folds = folds or Folds.of(len(windows_NL), None)
         steps = steps_of(self.cut, self.anatomy, refit=self.refit, sparsity=self.sparsity)
         mine_NL = windows_of_process(windows_NL)
         dense = LayerwiseForward(self.dense, mine_NL, batch_size=batch_size, store=store)
@@ -99,7 +100,7 @@ class Pruning:
             refit=self.refit,
             dense=dense,
             pruned=pruned,
-            folds=WindowGroups(folds_of(len(windows_NL), sources_N), batch_size),
+            folds=WindowGroups(folds.of_windows_N, batch_size, weights=folds.weights),
             held_out=WindowGroups(every_eighth(len(windows_NL)), batch_size),
             scales=scales,
             topologies=TopologyCache(self.anatomy, scales),

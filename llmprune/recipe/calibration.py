@@ -220,6 +220,11 @@ class Calibration(TokenWindows):
         """Number of sources whose scores are summed apart."""
         return 1 if self.combine == "pooled" else self.number_of_sources()
 
+    @property
+    def summed_sources(self) -> int:
+        """Number of sources whose sums are kept apart: where they are pooled, what was read and what was generated."""
+        return 1 + bool(self.generated) if self.combine == "pooled" else self.number_of_sources()
+
 
 def _stored_sources(path: str, key: str) -> list[int] | None:
     """Return an integer tensor [N] of a file as a list; None where it cannot be read, which loading reports."""

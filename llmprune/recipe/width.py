@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from llmprune.common.schema import Positive, Section, exactly_one
 from llmprune.criteria.base import WidthCriterion
 from llmprune.criteria.width.activation import Activation
-from llmprune.criteria.width.share import Share
+from llmprune.criteria.width.share_taylor import ShareTaylor
 
 
 class Width(Section):
@@ -26,7 +26,7 @@ class Width(Section):
     )
     criterion: WidthCriterion | None = Field(
         None,
-        description="How neurons and heads are scored; default: neurons by share, heads by activation.",
+        description="How neurons and heads are scored; default: neurons by share_taylor, heads by activation.",
     )
 
     @model_validator(mode="after")
@@ -40,7 +40,7 @@ class Width(Section):
     @property
     def neuron_criterion(self) -> WidthCriterion:
         """The criterion that scores neurons."""
-        return self.criterion or Share()
+        return self.criterion or ShareTaylor()
 
     @property
     def head_criterion(self) -> WidthCriterion:

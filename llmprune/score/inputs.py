@@ -15,6 +15,7 @@ from llmprune.criteria.combine import Combine
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_states import HiddenStateStore
+from llmprune.score.source_parts import SourceParts
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,28 @@ class ScoringCriteria:
     experts: ExpertCriterion | None = None
 
     @property
-    def by_gradients(self) -> WidthCriterion | None:
-        """Criterion of neurons and key-value groups, where it needs a backward pass."""
-        criterion = self.width or self.heads
-        return criterion if criterion and criterion.needs_gradients else None
+    def in_forward(self) -> ScoringCriteria:
+        """Those that score in the forward pass."""
+        width, heads = (one and one.forward_criterion for one in (self.width, self.heads))
+        return replace(self, width=width, heads=heads)
+
+    @property
+    def in_backward(self) -> ScoringCriteria:
+        """Those that score in the backward pass; none where nothing needs gradients."""
+        width, heads = (one if one and one.needs_gradients else None for one in (self.width, self.heads))
+        return ScoringCriteria(width=width, heads=heads)
+
+    @property
+    def requires_gradients(self) -> WidthCriterion | None:
+        """The criterion that does not score without gradients."""
+        return next((one for one in (self.width, self.heads) if one and one.forward_criterion is None), None)
+
+    def windows_for_gradients(self, windows: int, generated: int) -> int:
+        """Return the number of calibration windows that have a backward pass.
+
+        ``windows``: all of them; ``generated``: those that the dense model writes itself.
+        """
+        return max(one.windows_for_gradients(windows, generated) if one else 0 for one in (self.width, self.heads))
 
     def for_tokens(self, tokens: int) -> ScoringCriteria:
         """Return the criteria for so many calibration tokens."""
@@ -48,7 +67,8 @@ class CalibrationBatches:
 
     ``batch_size``: windows a forward call. ``store``: where hidden states are kept. ``begin``: the begin-of-text ids,
     whose prediction counts in no loss. ``sources_N``: the source of each window, where scores are summed by source and
-    then combined by ``combine``; None: all windows together.
+    then combined by ``combine``; None: all windows together. Where they are pooled, each source has the same weight.
+    ``gradients``: the windows of the backward pass; None: all.
     """
 
     windows_NL: Tensor
@@ -57,12 +77,22 @@ class CalibrationBatches:
     begin: tuple[int, ...] = ()
     sources_N: Tensor | None = None
     combine: Combine = "pooled"
+    gradients: CalibrationBatches | None = None
+
+    @property
+    def is_pooled(self) -> bool:
+        """True where the sums of several sources are added up before scores are made of them."""
+        return self.sources_N is not None and self.combine == "pooled"
 
     @property
     def tokens_of_smallest_source(self) -> int:
         """Number of tokens of the smallest source; of all windows where sources are not told apart."""
         windows = len(self.windows_NL) if self.sources_N is None else int(self.sources_N.bincount().min())
         return windows * self.windows_NL.shape[1]
+
+    def parts(self, forward: LayerwiseForward) -> SourceParts:
+        """Return the parts by source of the batches of a forward pass over the windows."""
+        return SourceParts(forward, self.sources_N, batch_size=self.batch_size, is_pooled=self.is_pooled)
 
     def at(self, numbers_N: Tensor) -> CalibrationBatches:
         """Return the batches of some of the windows, by their numbers."""

@@ -49,7 +49,7 @@ class LayerSpans:
         self.criterion, self.length = criterion, criterion.horizon(remove)
         self.parts = parts
         self._first: deque[HiddenStates] = deque(maxlen=self.length)  # before each of the last layers
-        self._scores: list[list[Tensor]] = [[] for _ in range(parts.count)]
+        self._scores: list[list[Tensor]] = [[] for _ in range(parts.scored)]
 
     def begin(self, device: torch.device) -> LayerSpan | None:
         """Return the span that ends with the next layer; None for the first layers. ``device``: that of the layer."""
@@ -64,7 +64,7 @@ class LayerSpans:
 
     def end(self, span: LayerSpan) -> None:
         """Record the score of a span after all batches, from the sums of all processes."""
-        for scores, accumulator in zip(self._scores, span.accumulators, strict=True):
+        for scores, accumulator in zip(self._scores, self.parts.merged(span.accumulators), strict=True):
             scores.append(accumulator.score().cpu())
 
     def by_source(self) -> list[Tensor]:

@@ -66,6 +66,11 @@ def scorers_of(
     return scorers
 
 
+def sums_of(scorers: Sequence[Scorer]) -> list[Tensor]:
+    """Return the running sums of scorers, which several processes add up together."""
+    return [tensor for scorer in scorers for tensor in scorer.reducible_state()]
+
+
 def _can_score(criterion: WidthCriterion, unit: MlpUnit) -> bool:
     return unit.refit or criterion.routed_refusal is None
 
@@ -78,6 +83,7 @@ class NeuronScorer(Scorer):
     ) -> None:
         output = unit.tensors[-1]
         self.key, self.output, self.parts = key, layer.get_submodule(unit.output), parts
+        self.is_relative = criterion.requires == "relative_activation_times_gradient"
         weight_DF, rows = outputs_first(layer.get_parameter(output.name), output), self._input_rows(unit, layer)
         self.accumulators: list[UnitAccumulator] = [
             criterion.make_accumulator(weight_DF, rows) for _ in range(parts.count)
@@ -103,7 +109,7 @@ class NeuronScorer(Scorer):
 
     def write(self, scores: Sequence[Scores]) -> None:
         """Write the scores of the neurons."""
-        for one, accumulator in zip(scores, self.accumulators, strict=True):
+        for one, accumulator in zip(scores, self.parts.merged(self.accumulators), strict=True):
             one.neurons[self.key] = accumulator.scores().float().cpu()
 
 
@@ -124,7 +130,7 @@ class KeyValueGroupScorer(NeuronScorer):
 
     def write(self, scores: Sequence[Scores]) -> None:
         """Write the scores of the groups."""
-        for one, accumulator in zip(scores, self.accumulators, strict=True):
+        for one, accumulator in zip(scores, self.parts.merged(self.accumulators), strict=True):
             one.heads[self.key] = accumulator.group_scores(self.inputs).float().cpu()
 
 
@@ -173,7 +179,9 @@ class RoutedNeuronScorer(Scorer):
 
     def write(self, scores: Sequence[Scores]) -> None:
         """Write the scores of the neurons, and the number of tokens routed to each expert."""
-        for one, accumulators, routed_E in zip(scores, self.accumulators, self.routed_SE, strict=True):
+        of_experts = [self._parts.merged(own) for own in zip(*self.accumulators, strict=True)]
+        routed_SE = self.routed_SE.sum(0, keepdim=True) if self._parts.is_pooled else self.routed_SE
+        for one, accumulators, routed_E in zip(scores, zip(*of_experts, strict=True), routed_SE, strict=True):
             scored_EF = torch.stack([accumulator.scores().float() for accumulator in accumulators]).cpu()
             for expert, known in enumerate(scored_EF.any(1).tolist()):
                 if not known:
@@ -211,5 +219,5 @@ class ExpertScorer(Scorer):
 
     def write(self, scores: Sequence[Scores]) -> None:
         """Write the scores of the experts."""
-        for one, accumulator in zip(scores, self.accumulators, strict=True):
+        for one, accumulator in zip(scores, self._parts.merged(self.accumulators), strict=True):
             one.experts[self.key] = accumulator.scores().float().cpu()

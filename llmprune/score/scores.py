@@ -5,10 +5,12 @@ Shapes: N layers of the dense model, F neurons of a unit, G key-value groups, E 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -16,6 +18,7 @@ from llmprune.criteria.combine import Combine, combine_scores
 
 _LAYERS = "layers"
 _OF = ":"  # between the number of a source and the name of its scores
+_NOTES = "notes"
 _KINDS = ("neurons", "experts", "routed", "heads")
 
 
@@ -26,7 +29,7 @@ class Scores:
     ``layers``: [N], or None where layers are not scored. ``neurons``: [F], of routed experts [E, F]. ``experts``: [E].
     ``routed``: number of tokens routed to each expert [E], of units of routed experts. ``heads``: [G].
     ``by_source``: the scores by each source of text alone, where the others are combined from them; empty where sources
-    are not told apart.
+    are not told apart. ``notes``: what a report says about them.
     """
 
     layers: Tensor | None
@@ -35,13 +38,14 @@ class Scores:
     routed: dict[str, Tensor] = field(default_factory=dict)
     heads: dict[str, Tensor] = field(default_factory=dict)
     by_source: tuple[Scores, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def save(self, path: Path) -> None:
         """Write as safetensors."""
         tensors = self._tensors()
         for source, scores in enumerate(self.by_source):
             tensors |= {f"{source}{_OF}{name}": value.clone() for name, value in scores._tensors().items()}
-        save_file(tensors, path)
+        save_file(tensors, path, metadata={_NOTES: json.dumps(self.notes)})
 
     def _tensors(self) -> dict[str, Tensor]:
         """Return the scores by all text, by the names that they have in a file."""
@@ -58,7 +62,10 @@ class Scores:
         for name, value in load_file(path).items():
             source, _, own = name.rpartition(_OF)
             (by_source.setdefault(int(source), {}) if source else together)[own] = value
-        return replace(cls._of(together), by_source=tuple(cls._of(by_source[source]) for source in sorted(by_source)))
+        of_sources = tuple(cls._of(by_source[source]) for source in sorted(by_source))
+        with safe_open(path, framework="pt") as file:
+            notes = tuple(json.loads(file.metadata()[_NOTES]))
+        return replace(cls._of(together), by_source=of_sources, notes=notes)
 
     @classmethod
     def _of(cls, tensors: dict[str, Tensor]) -> Scores:
@@ -81,4 +88,4 @@ def combine_sources(by_source: Sequence[Scores], rule: Combine) -> Scores:
         for kind in ("neurons", "experts", "heads")
     )
     routed = {key: sum((one.routed[key] for one in by_source[1:]), start) for key, start in first.routed.items()}
-    return Scores(None, neurons, experts, routed, heads, tuple(by_source))
+    return Scores(None, neurons, experts, routed, heads, tuple(by_source), first.notes)

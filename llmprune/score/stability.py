@@ -20,24 +20,26 @@ from llmprune.cut.decision import Cut
 from llmprune.results.report_schema import Overlap, StabilityFigures
 
 
-def halves(windows_NL: Tensor) -> tuple[Tensor, Tensor]:
-    """Return two halves of the windows [N, L]: every other window."""
-    return windows_NL[::2], windows_NL[1::2]
+def halves(windows: int) -> tuple[Tensor, Tensor]:
+    """Return the numbers of the windows in each of two halves, int64: every other window."""
+    numbers_N = torch.arange(windows)
+    return numbers_N[::2], numbers_N[1::2]
 
 
 def compare(
     choose: Callable[[Tensor], Cut],
-    windows_NL: Tensor,
+    windows: int,
     *,
     anatomy: Anatomy,
     named: bool = False,
 ) -> StabilityFigures:
     """Return how far the cuts chosen on each half of the windows agree.
 
-    ``choose``: from windows to a cut. ``named``: the recipe names the layers, so that no half chooses them.
+    ``choose``: from the numbers of windows to a cut. ``named``: the recipe names the layers, so that no half chooses
+    them.
     """
-    parts = halves(windows_NL)
-    one, other = (choose(half_NL) for half_NL in parts)
+    parts = halves(windows)
+    one, other = (choose(half_N) for half_N in parts)
     chosen = one.removed and not named
     layers = [_shared(torch.tensor(one.layers), torch.tensor(other.layers), total=one.num_layers)] if chosen else []
     widths = {unit_key(index, unit.path): unit.width for index, units in enumerate(anatomy.units) for unit in units}

@@ -5,6 +5,7 @@ Shapes: B batch, L sequence length, D hidden size, F neurons.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,13 +22,16 @@ from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.hooks import inputs_of, outputs_of
 from llmprune.common.errors import CalibrationError, ModelError, RecipeError
 from llmprune.criteria.base import WidthCriterion
+from llmprune.criteria.width.share import Share
+from llmprune.criteria.width.share_taylor import ShareTaylor
 from llmprune.criteria.width.taylor import Taylor
-from llmprune.criteria.width.taylor_share import TaylorShare
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.hidden_state_files import HiddenStateCache
 from llmprune.layerwise.hidden_states import HiddenStateStore
 from llmprune.score.forward_pass import score
+from llmprune.score.gradients import windows_for_gradients
 from llmprune.score.inputs import CalibrationBatches, ScoringCriteria
+from llmprune.score.scores import Scores
 from llmprune.testing import tiny_model
 
 
@@ -57,7 +61,7 @@ def test_layerwise_gradients_are_those_of_the_whole_model(
         torch.testing.assert_close(scores[key], wanted_F, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("criterion", [Taylor(), TaylorShare()], ids=lambda criterion: criterion.kind)
+@pytest.mark.parametrize("criterion", [Taylor(), ShareTaylor()], ids=lambda criterion: criterion.kind)
 def test_scores_do_not_depend_on_the_batch_size(tmp_path: Path, criterion: WidthCriterion) -> None:
     """Scores are the same for one window at a time and several, with hidden states in memory or in a file."""
     model = tiny_model("llama")
@@ -77,7 +81,7 @@ def test_scores_do_not_depend_on_the_batch_size(tmp_path: Path, criterion: Width
 def test_relative_effects_weigh_tokens_equally(tmp_path: Path) -> None:
     """Effects are divided by the norm of each token's gradient; the last token of a window has no gradient."""
     model = tiny_model("llama")
-    found = scores_of(model, TaylorShare(), tmp_path)
+    found, shares = (scores_of(model, criterion, tmp_path) for criterion in (ShareTaylor(), Share()))
     activations: list[Tensor] = []
     written: list[Tensor] = []
     with ExitStack() as hooks:
@@ -92,7 +96,8 @@ def test_relative_effects_weigh_tokens_equally(tmp_path: Path) -> None:
         assert not gradient_BLD[:, -1].any()
         direction_BLD = torch.nn.functional.normalize(gradient_BLD, dim=-1)
         effect_BLF = activations[index] * (direction_BLD @ model.model.layers[index].mlp.down_proj.weight)
-        wanted_F = effect_BLF.abs().mean((0, 1)).detach()
+        effect_F, share_F = effect_BLF.square().mean((0, 1)).detach(), shares[f"{index}.mlp"]
+        wanted_F = (effect_F / effect_F.mean() + share_F / share_F.mean()) / 2
         torch.testing.assert_close(found[f"{index}.mlp"], wanted_F, rtol=1e-3, atol=1e-6)
 
 
@@ -133,15 +138,78 @@ def test_the_backward_pass_needs_disk_space(tmp_path: Path) -> None:
 
 def test_a_layer_that_cannot_be_differentiated_is_named(tmp_path: Path) -> None:
     """A layer that detaches its input is an error that names the layer and the remedy."""
+    with pytest.raises(ModelError, match=r"layer 2 \(LlamaDecoderLayer\) cannot be differentiated; choose"):
+        _score_without_gradients_in_layer_2(ScoringCriteria(width=Taylor()), tmp_path)
+
+
+def test_layers_without_gradients_are_scored_by_the_forward_pass(tmp_path: Path) -> None:
+    """The default criterion then scores by ``share``, those after the layer by both; the scores say so, saved too."""
+    found = _score_without_gradients_in_layer_2(ScoringCriteria(width=ShareTaylor()), tmp_path)
+    model = tiny_model("llama")
+    shares, both = (scores_of(model, criterion, tmp_path) for criterion in (Share(), ShareTaylor()))
+    for layer in range(4):
+        wanted = both if layer == 3 else shares
+        torch.testing.assert_close(found.neurons[f"{layer}.mlp"], wanted[f"{layer}.mlp"], rtol=1e-4, atol=1e-7)
+    assert re.search(r"scored without gradients: layers 0 to 2: layer 2 \(\w+\) cannot be", found.notes[0])
+    found.save(tmp_path / "scores.safetensors")
+    assert Scores.load(tmp_path / "scores.safetensors").notes == found.notes
+
+
+def _score_without_gradients_in_layer_2(criteria: ScoringCriteria, folder: Path) -> Scores:
     model = tiny_model("llama")
     decoder = dense_decoder(model)
     mlp = decoder.layers[2].mlp
     forward = mlp.forward
     mlp.forward = lambda hidden: forward(hidden.detach())
-    with pytest.raises(ModelError, match=r"layer 2 \(LlamaDecoderLayer\) cannot be differentiated; choose"):
-        score(
-            decoder,
-            discover(model.config),
-            criteria=ScoringCriteria(width=Taylor()),
-            calibration=CalibrationBatches(IDS, 4, store_in(tmp_path)),
-        )
+    calibration = CalibrationBatches(IDS, 4, store_in(folder))
+    return score(decoder, discover(model.config), criteria=criteria, calibration=calibration)
+
+
+def test_the_default_criterion_needs_no_disk_space(tmp_path: Path) -> None:
+    """Without space for hidden states it scores by ``share``, and the scores say why."""
+    model = tiny_model("llama")
+    found = score(
+        dense_decoder(model),
+        discover(model.config),
+        criteria=ScoringCriteria(width=ShareTaylor()),
+        calibration=CalibrationBatches(IDS, 4),
+    )
+    wanted = scores_of(model, Share(), tmp_path)
+    assert all(torch.equal(found.neurons[key], scores_F) for key, scores_F in wanted.items())
+    assert "no space" in found.notes[0]
+
+
+def test_gradients_are_of_the_windows_that_the_model_wrote(tmp_path: Path) -> None:
+    """Some of them have a backward pass for the default criterion, and all windows for one that requires it."""
+    criteria, generated_N = ScoringCriteria(width=ShareTaylor(gradient_windows=2)), torch.arange(12) % 3 == 1
+    assert windows_for_gradients(criteria, 12, generated_N=generated_N).tolist() == [1, 7]
+    assert not len(windows_for_gradients(criteria, 12, generated_N=None))
+    required = ScoringCriteria(width=Taylor())
+    assert windows_for_gradients(required, 12, generated_N=generated_N).tolist() == list(range(12))
+    assert not len(windows_for_gradients(ScoringCriteria(width=Share()), 12, generated_N=generated_N))
+    model = tiny_model("llama")
+    own = CalibrationBatches(IDS[[0, 3]], 1, store_in(tmp_path / "own"))
+    (tmp_path / "own").mkdir()
+    found = score(
+        dense_decoder(model),
+        discover(model.config),
+        criteria=criteria,
+        calibration=CalibrationBatches(IDS, 4, gradients=own),
+    )
+    on_own = _scores_on(model, IDS[[0, 3]], tmp_path)
+    shares, own_shares = scores_of(model, Share(), tmp_path), _scores_on(model, IDS[[0, 3]], tmp_path, Share())
+    for key, score_F in found.neurons.items():
+        effect_F = 2 * on_own[key] - own_shares[key] / own_shares[key].mean()
+        wanted_F = (effect_F + shares[key] / shares[key].mean()) / 2
+        torch.testing.assert_close(score_F, wanted_F, rtol=1e-3, atol=1e-4)
+
+
+def _scores_on(
+    model: Any, windows_NL: Tensor, folder: Path, criterion: WidthCriterion | None = None
+) -> dict[str, Tensor]:
+    return score(
+        dense_decoder(model),
+        discover(model.config),
+        criteria=ScoringCriteria(width=criterion or ShareTaylor()),
+        calibration=CalibrationBatches(windows_NL, 4, store_in(folder)),
+    ).neurons

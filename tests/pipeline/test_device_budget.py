@@ -28,8 +28,8 @@ from llmprune.criteria.experts.reap import Reap
 from llmprune.criteria.width.activation import Activation
 from llmprune.criteria.width.flap import Flap
 from llmprune.criteria.width.obs import Obs
+from llmprune.criteria.width.share_taylor import ShareTaylor
 from llmprune.criteria.width.taylor import Taylor
-from llmprune.criteria.width.taylor_share import TaylorShare
 from llmprune.cut.apply import cut_decoder
 from llmprune.evaluation.perplexity import compare_predictions
 from llmprune.layerwise.decoder import Decoder
@@ -69,7 +69,7 @@ def _score_by_gram(dense: Decoder, windows_NL: Tensor, folder: Path) -> None:
 
 def _score_by_gradients(dense: Decoder, windows_NL: Tensor, folder: Path) -> None:
     calibration = CalibrationBatches(windows_NL, BATCH, store_in(folder), (BEGIN,))
-    criteria = ScoringCriteria(width=TaylorShare(), heads=Taylor())
+    criteria = ScoringCriteria(width=ShareTaylor(), heads=Taylor())
     score(dense, anatomy_of(dense), criteria=criteria, calibration=calibration)
 
 

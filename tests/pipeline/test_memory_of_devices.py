@@ -71,7 +71,7 @@ def test_pinned_memory_is_returned_and_its_lack_is_not_the_gpus(tmp_path: Path) 
 # What fills the device first: pass 2 by its refit, pass 1 where it has a backward pass.
 FIRST_FULL = {
     "pass 2": {},
-    "pass 1": {"width": {"mlp": 0.5, "criterion": {"kind": "taylor_share"}}, "refit": False},
+    "pass 1": {"width": {"mlp": 0.5, "criterion": {"kind": "taylor"}}, "refit": False},
 }
 
 

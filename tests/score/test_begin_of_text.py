@@ -18,7 +18,6 @@ from llmprune.criteria.base import AblationCriterion, WidthCriterion
 from llmprune.criteria.depth.divergence import Divergence
 from llmprune.criteria.depth.perplexity import Perplexity
 from llmprune.criteria.width.taylor import Taylor
-from llmprune.criteria.width.taylor_share import TaylorShare
 from llmprune.score.ablation import layer_ablation_scores
 from llmprune.score.forward_pass import score
 from llmprune.score.inputs import CalibrationBatches, DepthTarget, ScoringCriteria
@@ -54,15 +53,14 @@ def test_ablation_does_not_judge_the_prediction_of_the_token(criterion: Ablation
     torch.testing.assert_close(with_token, without, **CLOSE)
 
 
-@pytest.mark.parametrize("criterion", [Taylor(), TaylorShare()], ids=lambda criterion: criterion.kind)
-def test_the_loss_of_gradients_leaves_the_token_out(criterion: WidthCriterion, tmp_path: Path) -> None:
+def test_the_loss_of_gradients_leaves_the_token_out(tmp_path: Path) -> None:
     """Scores of neurons are those of the text alone, but for a mean over one position more."""
     model = tiny_model("llama")
     with_token, without = (
         score(
             dense_decoder(model),
             discover(model.config),
-            criteria=ScoringCriteria(width=criterion),
+            criteria=ScoringCriteria(width=Taylor()),
             calibration=_batches(windows_NL, tmp_path),
         ).neurons
         for windows_NL in (WITH, WITHOUT)

@@ -88,7 +88,7 @@ def test_each_source_scores_experts_and_their_neurons_as_if_alone(tmp_path: Path
     require_each_alone(ScoringCriteria(width=width, experts=Reap()), tmp_path, model=MIXTRAL)
 
 
-@pytest.mark.parametrize("kind", ["activation", "share", "taylor", "taylor_share"])
+@pytest.mark.parametrize("kind", ["activation", "share", "taylor"])
 def test_sums_by_source_add_up_to_pooled_ones(kind: str, tmp_path: Path) -> None:
     """Means over the tokens of all sources are the means of the sources, weighted by their windows."""
     criterion = next(criterion for criterion in WIDTHS if criterion.kind == kind)
@@ -97,6 +97,33 @@ def test_sums_by_source_add_up_to_pooled_ones(kind: str, tmp_path: Path) -> None
     for key, scores_F in pooled.neurons.items():
         total_F = (2 * by_source[0].neurons[key] + 4 * by_source[1].neurons[key]) / 6
         torch.testing.assert_close(scores_F, total_F, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("criterion", WIDTHS, ids=lambda criterion: criterion.kind)
+def test_pooled_sources_have_the_same_weight(criterion: WidthCriterion, tmp_path: Path) -> None:
+    """Two windows of one source count as much as four of the other: as if each of the two were there twice."""
+    criteria = ScoringCriteria(depth=DEPTHS[0], width=criterion, heads=criterion)
+    twice = torch.cat([IDS, IDS[SOURCES == 0]])
+    wanted = scores_of(criteria, tmp_path, windows=twice)
+    for batch_size in (1, 4):
+        calibration = CalibrationBatches(IDS, batch_size, store_in(tmp_path / "pooled"), sources_N=1 - SOURCES)
+        (tmp_path / "pooled").mkdir(exist_ok=True)
+        found = score(*decoder_of(LLAMA), criteria=criteria, calibration=calibration, target=DepthTarget(2))
+        assert not found.by_source
+        torch.testing.assert_close(tensors_of(found), tensors_of(wanted), rtol=2e-3, atol=1e-6)
+
+
+def test_pooled_sources_have_the_same_weight_in_experts(tmp_path: Path) -> None:
+    """Scores of experts and of their neurons likewise; tokens are counted as they are."""
+    width = next(criterion for criterion in WIDTHS if criterion.kind == "activation")
+    criteria = ScoringCriteria(width=width, experts=Reap())
+    wanted = scores_of(criteria, tmp_path, model=MIXTRAL, windows=torch.cat([IDS, IDS[SOURCES == 0]]))
+    found = score(
+        *decoder_of(MIXTRAL), criteria=criteria, calibration=CalibrationBatches(IDS, 4, sources_N=1 - SOURCES)
+    )
+    torch.testing.assert_close(found.neurons, wanted.neurons, rtol=2e-3, atol=1e-6)
+    torch.testing.assert_close(found.experts, wanted.experts, rtol=2e-3, atol=1e-6)
+    assert all(float(tokens_E.sum()) == 2 * IDS.numel() for tokens_E in found.routed.values())
 
 
 def test_one_source_is_not_ranked(tmp_path: Path) -> None:

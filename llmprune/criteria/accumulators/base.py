@@ -6,7 +6,8 @@ Shapes: B batch, L sequence length, T tokens, D hidden size, F neurons of a unit
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,6 +19,18 @@ class Accumulator(ABC):
     @abstractmethod
     def reducible_state(self) -> list[Tensor]:
         """Return the running sums themselves: adding to them in place adds to the accumulator."""
+
+
+A = TypeVar("A", bound=Accumulator)
+
+
+def pooled(accumulators: Sequence[A], weights: Sequence[float]) -> list[A]:
+    """Add the sums of all to those of the first, each times its weight, of which the first is 1; return it alone."""
+    first, *others = accumulators
+    for other, weight in zip(others, weights[1:], strict=True):
+        for total, own in zip(first.reducible_state(), other.reducible_state(), strict=True):
+            total.add_(own, alpha=weight)
+    return [first]
 
 
 class LayerAccumulator(Accumulator):

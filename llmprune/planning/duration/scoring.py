@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from llmprune.anatomy.meta_model import text_config
 from llmprune.anatomy.types import Unit
 from llmprune.criteria.base import AblationCriterion, HiddenStateCriterion, WidthCriterion
@@ -32,21 +34,37 @@ def scoring_parts(recipe: Recipe, models: PlannedModels) -> list[Part]:
     compared = 6 * 4 * models.hidden * tokens.count * layers if isinstance(depth, HiddenStateCriterion) else 0
     forward = forward_work(costs, tokens) + visited(costs) + Work(stream=stored + compared)
     criteria = _unit_scoring(recipe, models, tokens=tokens)
-    by_gradients = bool(recipe.width and recipe.width.neuron_criterion.needs_gradients)
+    criterion = recipe.width.neuron_criterion if recipe.width else None
     if recipe.experts:  # each expert is run once more, alone
         forward += Work.total(cost.run(tokens.count, tokens.batches, mixer=False) for cost in costs)
+    by_gradients = criterion is not None and criterion.forward_criterion is None
     scoring = forward if by_gradients else forward + criteria
     parts = [Part(step="pass 1", name="pass 1: scoring layers", work=scoring, items=layers, shared=True)]
-    if by_gradients:
-        head = Work(products=2 * head_operations(models.dense) * tokens.count)
-        back = forward_work(costs, tokens) * 2 + visited(costs) + head + criteria
-        back += Work(stream=6 * 4 * text_config(models.dense.config).vocab_size * tokens.count)
-        parts.append(Part(step="pass 1", name="pass 1: gradients", work=back, items=layers, shared=True))
+    if criterion:
+        own = criterion.windows_for_gradients(tokens.windows, recipe.calibration.generated)
+        parts += _gradient_parts(own, models, tokens=tokens, scoring=criteria) if own else []
     if isinstance(depth, AblationCriterion):
         remove = anatomy.num_layers - len(models.planned.layers)
         work = _ablation(depth, models, tokens=tokens, remove=remove)
         parts.append(Part(step="ablation", name="ablation: leaving layers out", work=work, shared=True))
     return parts
+
+
+def _gradient_parts(windows: int, models: PlannedModels, *, tokens: Tokens, scoring: Work) -> list[Part]:
+    """Return the parts of a backward pass over some windows: a forward pass, if it has not all of them, and itself.
+
+    ``scoring``: work of scoring the units on all tokens.
+    """
+    own = replace(tokens, windows=windows)
+    costs, vocabulary = models.dense_costs(tokens.length), text_config(models.dense.config).vocab_size
+    parts, layers = [], len(costs)
+    if own.windows < tokens.windows:
+        stored = Work(stream=2 * own.count * models.hidden * models.itemsize * layers)
+        work, name = forward_work(costs, own) + visited(costs) + stored, "pass 1: hidden states for gradients"
+        parts.append(Part(step="pass 1", name=name, work=work, items=layers, shared=True))
+    head = Work(products=2 * head_operations(models.dense) * own.count, stream=6 * 4 * vocabulary * own.count)
+    back = forward_work(costs, own) * 2 + visited(costs) + head + scoring * (own.windows / tokens.windows)
+    return [*parts, Part(step="pass 1", name="pass 1: gradients", work=back, items=layers, shared=True)]
 
 
 def _unit_scoring(recipe: Recipe, models: PlannedModels, *, tokens: Tokens) -> Work:
