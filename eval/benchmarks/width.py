@@ -40,7 +40,7 @@ from llmprune.score.forward_pass import score
 from llmprune.score.inputs import CalibrationBatches, ScoringCriteria
 from llmprune.score.select import PlannedSizes, choose_cut
 
-KINDS = ("activation", "flap", "magnitude", "obs", "share", "taylor", "taylor_share", "wanda")
+KINDS = ("activation", "flap", "magnitude", "obs", "share", "share_taylor", "taylor", "wanda")
 LENGTH = 512
 
 
