@@ -145,7 +145,7 @@ def write_report(folder: Path, behaviour: dict[str, str], samples: int, code: st
     }
     report |= {"mean_retention": 0.9, "gate": gate if "verdict" in behaviour or code == "3" else None}
     report |= {"files": {"report": behaviour.get("page", "")}}
-    report |= {"recipe": {"evaluation": {"limit": samples}}, "tasks": [{"documents": 1000}]}
+    report |= {"recipe": {"evaluation": {"limit": samples}}, "tasks": [{"task": "one", "documents": 1000}]}
     (folder / "report.json").write_text(behaviour.get("report", json.dumps(report)))
 
 
