@@ -38,7 +38,7 @@ from llmprune.pipeline.finish import FinishedRun, push_as_requested, write_repor
 from llmprune.pipeline.inputs import RunInputs
 from llmprune.pipeline.prune_checkpoint import prune_checkpoint
 from llmprune.pipeline.score_and_select import find_cut, find_scores
-from llmprune.pipeline.self_generated import add_self_generated, as_in_folder
+from llmprune.pipeline.self_generated import add_self_generated, generated_in_folder
 from llmprune.pipeline.source_check import check_sources, compares_sources
 from llmprune.pipeline.step_costs import (
     time_dense_forward_pass,
@@ -99,7 +99,7 @@ def run_to_report(recipe: Recipe, output: Path, *, options: RunOptions) -> Finis
         use_gpus(recipe.devices)
         refuse_tokens(recipe.text, recipe.overrides, source="recipe")
         asked = recipe_of_model(recipe)
-        surveyed = plan_and_check(recipe if options.fresh else as_in_folder(recipe, output))
+        surveyed = plan_and_check(recipe, generated=None if options.fresh else generated_in_folder(recipe, output))
         (plan, anatomy), recipe = surveyed.require(), surveyed.inputs.recipe
         if plan.shortage:
             raise ModelError(plan.shortage)

@@ -38,19 +38,15 @@ from llmprune.results.run_folder import JOURNAL, PLAN, fingerprint
 _KEY = "windows"
 
 
-def as_in_folder(recipe: Recipe, output: Path) -> Recipe:
-    """Return the recipe with the number of windows that the run folder's run has, in place of ``auto``.
+def generated_in_folder(recipe: Recipe, output: Path) -> int | None:
+    """Return the number of windows that the run folder's run chose for ``self_generated: auto``.
 
-    The memory that is free now must not change the windows of a run that is continued or repeated. The recipe stays as
-    it is where ``output`` has no run with this calibration, or the model was to write windows and has not.
+    The memory that is free now must not change the windows of a run that is continued or repeated. None where the
+    recipe gives a number, ``output`` has no run with this calibration, or the model was to write windows and has not.
     """
-    calibration = recipe.calibration
-    if calibration.self_generated != "auto":
-        return recipe
-    number = broadcast_from_first(_number_in(output, recipe) if is_first_process() else None)
-    if number is None:
-        return recipe
-    return recipe.model_copy(update={"calibration": calibration.model_copy(update={"self_generated": number})})
+    if recipe.calibration.self_generated != "auto":
+        return None
+    return broadcast_from_first(_number_in(output, recipe) if is_first_process() else None)
 
 
 def _number_in(output: Path, recipe: Recipe) -> int | None:
