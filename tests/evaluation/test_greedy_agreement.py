@@ -93,6 +93,17 @@ def test_counts_are_those_of_reading_token_by_token() -> None:
     assert 0 < sum(count.same for count in found) < sum(count.tokens for count in found)
 
 
+def test_logits_of_prompts_are_not_computed() -> None:
+    """The head sees the answers, and of the prompts only what a batch of different lengths needs."""
+    model = tiny_model("llama", vocab_size=64)
+    prompts = Prompts(ids=(tuple(range(1, 31)), tuple(range(1, 29))), new_tokens=8, source="here")
+    answers = continue_prompts(model, prompts, batch_size=2, side="dense", reductions=[])
+    seen: list[int] = []
+    model.get_output_embeddings().register_forward_hook(lambda _, __, logits: seen.append(logits.shape[1]))
+    follow_answers(model, prompts, answers=answers, batch_size=2, reductions=[])
+    assert seen == [8 + 30 - 28]
+
+
 def test_prompts_of_different_lengths_are_answered_as_each_alone() -> None:
     """Padding before shorter prompts changes no answer."""
     model = tiny_model("llama", vocab_size=64)
