@@ -107,9 +107,8 @@ def run_to_report(recipe: Recipe, output: Path, *, options: RunOptions) -> Finis
             _check_requirements(recipe, plan, output=output, options=options)
         folder = RunFolder.open(output, options.fresh, model=recipe.model.id, recipe=asked)
         inputs = RunInputs(recipe, anatomy, inputs=surveyed.inputs, reserve=_disk_needed(plan), devices=plan.devices)
-        batches, by_source = Batches.planned(plan.batch_sizes), recipe.calibration.scored_sources > 1
-        durations = _estimated(plan, options, loading=loading, by_source=by_source)
-        context = RunContext(recipe, plan, inputs, folder, batches, durations)
+        durations = _estimated(plan, options, loading=loading)
+        context = RunContext(recipe, plan, inputs, folder, Batches.planned(plan.batch_sizes), durations)
         try:
             with expecting(durations.expected() if durations else ()):
                 report = _run_steps(context, options, asked=asked)
@@ -118,18 +117,15 @@ def run_to_report(recipe: Recipe, output: Path, *, options: RunOptions) -> Finis
     return FinishedRun(report, recipe, folder.path)
 
 
-def _estimated(plan: Plan, options: RunOptions, *, loading: float | None, by_source: bool) -> Durations | None:
-    """Return the durations of the run, in the first process only, which reports them.
-
-    ``by_source``: pass 1 scores by source, so that the calibration check costs nothing.
-    """
+def _estimated(plan: Plan, options: RunOptions, *, loading: float | None) -> Durations | None:
+    """Return the durations of the run, in the first process only, which reports them."""
     if not is_first_process():
         return None
     return estimate_durations(
         plan,
         loading=loading,
         measures_forward=options.measure_forward,
-        checks_calibration=options.calibration_check and not by_source,
+        checks_calibration=options.calibration_check,
     )
 
 
