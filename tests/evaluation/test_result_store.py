@@ -71,7 +71,7 @@ def test_tasks_whose_samples_depend_on_each_other_are_evaluated_again(
 
 def test_how_many_samples_a_gate_needs() -> None:
     """The bar that needs most decides, up to the number of documents; useless numbers are refused."""
-    bar = {"name": "mean", "min_retention": 0.9, "retention": 0.95, "interval": None, "verdict": "not enough samples"}
+    bar = {"name": "mean", "minimum": 0.9, "measured": 0.95, "interval": None, "verdict": "not enough samples"}
     gate = GateFigures(
         min_retention=0.9,
         confidence=0.95,
@@ -100,7 +100,7 @@ def test_limits_of_tasks_grow_in_proportion() -> None:
     """Each limit of its own grows by the gate's factor up to the task's documents; tasks without one stay whole."""
     before = Evaluation(tasks=("a", "b", "whole"), limit={"a": 400, "b": 20})
     bar = BarFigures(
-        name="mean", min_retention=0.9, retention=0.95, interval=None, verdict="not enough samples",
+        name="mean", minimum=0.9, measured=0.95, interval=None, verdict="not enough samples",
         samples=100, samples_needed=320,
     )  # fmt: skip
     gate = GateFigures(
