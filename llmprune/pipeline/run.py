@@ -57,16 +57,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Options of a run that do not change the pruned model.
+    """Options of a run that no recipe has.
 
     ``fresh`` makes every product anew. ``measure_forward`` times plain forward passes of the dense model over the
     calibration tokens, for comparison. ``calibration_check`` repeats the selection on each source of the calibration
-    text, or on each half of a single one, and reports how far the cuts agree.
+    text, or on each half of a single one, and reports how far the cuts agree. ``generated`` is the file of windows that
+    a published run's dense model wrote, for a run that repeats it.
     """
 
     fresh: bool = False
     measure_forward: bool = False
     calibration_check: bool = False
+    generated: Path | None = None
 
 
 def run(
@@ -159,7 +161,7 @@ def _run_steps(context: RunContext, options: RunOptions, *, asked: Mapping[str, 
     context.inputs.read_texts()
     require_same_everywhere(context)
     _begin_folder(context, asked)
-    add_self_generated(context)
+    add_self_generated(context, options.generated)
     context.batches.settle(context.recipe, context.folder, sizes=context.plan.batch_sizes)
     if options.measure_forward:
         time_dense_forward_pass(context)

@@ -23,6 +23,7 @@ from llmprune.common.hub.explanations import endpoint
 from llmprune.common.versions import now
 from llmprune.cut.decision import Cut
 from llmprune.publish.card import Base, Loading, read_metadata, write_card
+from llmprune.publish.generated_windows import GENERATED, write_generated
 from llmprune.publish.plots import draw
 from llmprune.publish.provenance import FILE, Record, describe_cut, portable_figures
 from llmprune.publish.public_names import public_name
@@ -35,7 +36,7 @@ from llmprune.recipe.recipe import Recipe, validate_arguments
 from llmprune.results.formatting import percent, ranges
 from llmprune.results.load_report import load_report
 from llmprune.results.report_schema import Report
-from llmprune.results.run_folder import RunFolder, file_fingerprint, fingerprint
+from llmprune.results.run_folder import GENERATED_WINDOWS, RunFolder, file_fingerprint, fingerprint
 from llmprune.results.sentences import describe_missed_bars
 
 MORE_SAMPLES = "evaluation of more samples"  # name of the step in a report
@@ -94,6 +95,9 @@ def publish_run(folder: RunFolder, recipe: Recipe, *, hub: Hub, report: Report) 
     files = {path.relative_to(model).as_posix(): path for path in model.rglob("*") if path.is_file()}
     files = {name: path for name, path in files.items() if name not in ("README.md", FILE)}
     files |= {f"plots/{path.name}": path for path in plots.values()}
+    if any(source.text is None for source in report.provenance.calibration_sources):  # the dense model wrote some
+        write_generated(folder.path / GENERATED_WINDOWS, card / GENERATED)
+        files[GENERATED] = card / GENERATED
     operations = additions(files)
     record = Record(
         created=now(),
