@@ -134,7 +134,7 @@ def test_the_planned_run_is_planned_so(tmp_path: Path, monkeypatch: pytest.Monke
 def test_the_undecided_gate_is_quoted_in_its_words() -> None:
     """The guide quotes the message of a gate that needs more samples."""
     bar = BarFigures(
-        name="mean", min_retention=0.9, retention=0.8207, interval=Interval(low=0.728, high=0.9374, confidence=0.95),
+        name="mean", minimum=0.9, measured=0.8207, interval=Interval(low=0.728, high=0.9374, confidence=0.95),
         verdict="not enough samples", samples=200, samples_needed=885,
     )  # fmt: skip
     gate = GateFigures(

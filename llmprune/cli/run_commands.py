@@ -81,8 +81,14 @@ def run(
         return
     from llmprune.common.distributed import is_first_process, leave_process_group
     from llmprune.pipeline.run import RunOptions, run_to_report
+    from llmprune.publish.generated_windows import fetch_generated
 
-    options = RunOptions(fresh=fresh, measure_forward=measure_forward, calibration_check=calibration_check)
+    options = RunOptions(
+        fresh=fresh,
+        measure_forward=measure_forward,
+        calibration_check=calibration_check,
+        generated=None if record is None else fetch_generated(recipe, record),
+    )
     with lines_without_terminal():
         finished = run_to_report(parsed, folder, options=options)
     report = _show_and_require_gate(finished)

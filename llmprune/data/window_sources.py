@@ -16,6 +16,7 @@ from llmprune.recipe.text_source import TextSource
 if TYPE_CHECKING:
     from torch import Tensor
 
+_TELLING = ("config", "split", "revision", "text_field", "messages_field")
 SELF_GENERATED = "self_generated"  # name of the source of windows that the dense model wrote itself
 
 
@@ -53,12 +54,32 @@ def generated_windows(windows: Calibration) -> Tensor | None:
 
 
 def source_names(windows: Calibration) -> tuple[str, ...]:
-    """Return the names of the sources: of text as the recipe names it, of ready tokens their numbers, such as 0, 1."""
+    """Return the names of the sources: of text as the recipe names it, of ready tokens their numbers, such as 0, 1.
+
+    Names are distinct: sources of one data set, or of one name, get what they differ in too, as ``wiki (config de)``
+    and ``wiki (config fr)``, and a number where that is not enough.
+    """
     stored = windows.stored_sources()
     numbers = sorted(set((stored or [])[: windows.read_shape()[0]]))
-    names = [source.name or source.dataset for source in windows.text_sources()] or [str(number) for number in numbers]
+    names = _distinct_names(windows.text_sources()) or [str(number) for number in numbers]
     names = names or [str(windows.tokens)]
     return (*names, SELF_GENERATED) if windows.generated else tuple(names)
+
+
+def _distinct_names(sources: Sequence[TextSource]) -> list[str]:
+    names = [source.name or source.dataset for source in sources]
+    alike = [[other for other, same in zip(sources, names, strict=True) if same == name] for name in names]
+    told = [
+        f"{name} ({details})" if (details := _differences(source, group)) else name
+        for source, name, group in zip(sources, names, alike, strict=True)
+    ]
+    return [f"{name} (number {place})" if told.count(name) > 1 else name for place, name in enumerate(told, start=1)]
+
+
+def _differences(source: TextSource, group: Sequence[TextSource]) -> str:
+    """Return the keys of a source that tell it from the others of its name, with their values."""
+    told = [key for key in _TELLING if len({getattr(other, key) for other in group}) > 1]
+    return ", ".join(f"{key} {getattr(source, key)}" for key in told if getattr(source, key) is not None)
 
 
 def with_generated(read_N: Tensor, generated_N: Tensor, *, seed: int) -> Tensor:

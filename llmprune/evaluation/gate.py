@@ -100,7 +100,7 @@ def _bars(gate: Gate, comparison: Comparison, *, agreement: AgreementFigures | N
 
 def _judge_bar(
     name: str,
-    min_retention: float,
+    minimum: float,
     *,
     found: _Found | None,
     confidence: float,
@@ -109,20 +109,20 @@ def _judge_bar(
     """Return a bar with its verdict. ``no_interval``: reason if there is no interval."""
     bar = BarFigures(
         name=name,
-        min_retention=min_retention,
-        retention=found.value if found else None,
+        minimum=minimum,
+        measured=found.value if found else None,
         interval=found.interval if found else None,
         verdict="no interval",
         samples=found.samples if found else 0,
     )
-    if bar.retention is None or bar.interval is None:
+    if bar.measured is None or bar.interval is None:
         return bar.model_copy(update={"reason": no_interval})
-    if bar.interval.low >= min_retention:
+    if bar.interval.low >= minimum:
         return bar.model_copy(update={"verdict": "pass"})
-    if bar.interval.high < min_retention:
+    if bar.interval.high < minimum:
         return bar.model_copy(update={"verdict": "fail"})
-    edge = bar.interval.low if bar.retention > min_retention else bar.interval.high
-    needed = samples_needed(bar.samples, bar.retention, edge=edge, bar=min_retention, confidence=confidence)
+    edge = bar.interval.low if bar.measured > minimum else bar.interval.high
+    needed = samples_needed(bar.samples, bar.measured, edge=edge, bar=minimum, confidence=confidence)
     return bar.model_copy(update={"verdict": "not enough samples", "samples_needed": needed})
 
 

@@ -7,7 +7,7 @@ the pruned model would write itself.
 Answers that a model computes in a lower precision than float32, token by token, can differ from its own teacher-forced
 choices where two tokens are almost equally likely: agreement of 1 is then not reached even without a cut.
 
-Shapes: B sequences of a batch, L their longest, V vocabulary.
+Shapes: B sequences of a batch, P positions from the end of the shortest prompt on, V vocabulary.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from llmprune.common.devices import input_device
 from llmprune.common.out_of_memory import BatchSize
 from llmprune.evaluation.prompts import Ids, Prompts
 from llmprune.evaluation.statistics import interval, mean_and_median_draws, share_draws
+from llmprune.layerwise.layer_calls import takes_positions
 from llmprune.results.evaluation_figures import AgreementFigures, AnswerAgreement, GreedyAnswer, Interval
 
 if TYPE_CHECKING:
@@ -89,17 +90,24 @@ def estimate_agreement(counts: Sequence[AnswerAgreement], *, confidence: float) 
 
 
 def _follow(model: PreTrainedModel, batch: Sequence[_Sequence]) -> list[AnswerAgreement]:
-    """Return the counts of one batch. Padding comes last, where no token before it can attend to it."""
+    """Return the counts of one batch. Padding comes last, where no token before it can attend to it.
+
+    Logits are computed from the end of the shortest prompt on, if the model's forward can leave out the others: those
+    of long prompts and a large vocabulary take gigabytes.
+    """
     import torch
 
     length = max(len(sequence.ids) for sequence in batch) - 1
     rows = [[*sequence.ids[:-1], *[0] * (length + 1 - len(sequence.ids))] for sequence in batch]
+    shortest = min(sequence.start for sequence in batch)
+    positions = length + 1 - shortest
+    kept = {"logits_to_keep": positions} if takes_positions(model) else {}
     with torch.no_grad():
-        logits_BLV = model(input_ids=torch.tensor(rows, device=input_device(model)), use_cache=False).logits
-    first_BL = logits_BLV.argmax(-1).tolist()
+        output = model(input_ids=torch.tensor(rows, device=input_device(model)), use_cache=False, **kept)
+    first_BP = output.logits[:, -positions:].argmax(-1).tolist()
     return [
-        _count(sequence.ids[sequence.start :], first[sequence.start - 1 :])
-        for sequence, first in zip(batch, first_BL, strict=True)
+        _count(sequence.ids[sequence.start :], first[sequence.start - shortest :])
+        for sequence, first in zip(batch, first_BP, strict=True)
     ]
 
 

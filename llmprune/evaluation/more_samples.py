@@ -8,36 +8,52 @@ first document.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from statistics import fmean
 from typing import Any
 
 from llmprune.common.errors import RecipeError
 from llmprune.evaluation.lm_eval.results import TaskResult
+from llmprune.recipe.evaluation import Evaluation
 from llmprune.results.evaluation_figures import GateFigures
+
+Documents = Iterable[tuple[str, int | None]]  # task or group in the recipe, and the documents of one of its tasks
 
 
 def next_limit(
-    gate: GateFigures | None, limit: int | None, *, documents: Sequence[int | None], wanted: int | None
-) -> int:
-    """Return the number of samples per task for the next evaluation; ``limit`` is that of the last one.
+    gate: GateFigures | None, evaluation: Evaluation, *, documents: Documents, wanted: int | None
+) -> int | dict[str, int]:
+    """Return ``evaluation.limit`` for the next evaluation: a number where the last one had one for all tasks.
 
-    ``documents``: number of documents of each task. ``wanted``: the number that the user chose; without it, the number
-    that the gate's verdict needs. Raises RecipeError if all documents are evaluated already, if ``wanted`` is not more,
-    or if more samples cannot decide the gate.
+    Otherwise these are numbers by task or group, for those that had a limit of their own. ``evaluation``: settings of
+    the last one. ``wanted``: the least number for each task, chosen by the user; without it every limit grows by the
+    factor that the gate's verdict needs. Raises RecipeError if all documents are evaluated already, if ``wanted`` is
+    not more, or if more samples cannot decide the gate.
     """
-    most = max((count for count in documents if count is not None), default=None)
-    if limit is None or (most is not None and limit >= most):
+    single = isinstance(evaluation.limit, int)
+    documents = list(documents)
+    names = dict.fromkeys((*evaluation.task_names, *(name for name, _ in documents)))
+    limits = {name: limit for name in names if (limit := evaluation.limit_of(name)) is not None}
+    counts = [(name, count) for name, count in documents if count is not None]
+    most = {name: max((count for of, count in counts if single or of == name), default=math.inf) for name in limits}
+    open_limits = {name: limit for name, limit in limits.items() if limit < most[name]}
+    if not open_limits:
         raise RecipeError(
             "every document of the tasks is evaluated already; add tasks (evaluation.tasks), or prune less"
         )
-    if wanted is not None and wanted <= limit:
-        raise RecipeError(f"--limit {wanted}: {limit} samples per task are evaluated already; give a larger number")
-    samples = wanted or _needed(gate, limit)
-    return samples if most is None else min(samples, most)
+    least = min(open_limits.values())
+    if wanted is not None and wanted <= least:
+        raise RecipeError(f"--limit {wanted}: {least} samples per task are evaluated already; give a larger number")
+    factor = 1.0 if wanted is not None else _factor(gate)
+    larger = {
+        name: int(min(most[name], max(limit, wanted or math.ceil(limit * factor))))
+        for name, limit in open_limits.items()
+    }
+    return max(larger.values()) if single else limits | larger
 
 
-def _needed(gate: GateFigures | None, limit: int) -> int:
+def _factor(gate: GateFigures | None) -> float:
+    """Return how many times the samples of the last evaluation decide the gate."""
     undecided = [
         bar for bar in (gate.bars if gate else ()) if bar.verdict == "not enough samples" and bar.kind == "retention"
     ]
@@ -51,7 +67,7 @@ def _needed(gate: GateFigures | None, limit: int) -> int:
             "no feasible number of samples can decide the gate, because the retention equals its bar; give --limit to "
             "evaluate more nevertheless"
         )
-    return math.ceil(limit * max(needed))
+    return max(needed)
 
 
 def can_continue(task: Any, before: TaskResult) -> bool:

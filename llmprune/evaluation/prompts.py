@@ -50,7 +50,9 @@ def make_prompts(
 ) -> Prompts:
     """Return the prompts that the settings ask for; see the recipe key ``prompts``.
 
-    ``begin``: the ids that questions begin with, empty for none; None: as the tokenizer or its chat template begins.
+    ``begin``: the ids that questions begin with, empty for none; None: those that the tokenizer puts in front of a
+    text. A question has them once, whether or not the chat template writes them, as in llama.cpp and lm-eval;
+    ``vllm serve`` adds none to what the template writes.
     Raises RecipeError where held-out text has too few windows, or they are too short, or there is no tokenizer.
     """
     if tokenizer is None:
@@ -108,8 +110,8 @@ def _of_questions(
     has_template = bool(tokenizer.chat_template)
     write = _in_chat if has_template else _plain
     ids = [write(tokenizer, text) for text in texts[: settings.samples]]
-    if begin is not None:
-        ids = [_begun(row, begin, own=begin_tokens(tokenizer)) for row in ids]
+    own = begin_tokens(tokenizer)
+    ids = [_begun(row, own if begin is None else begin, own=own) for row in ids]
     if not all(ids):
         raise RecipeError(
             "evaluation.generation: the tokenizer or its chat template makes nothing of a question; save the model's "
@@ -133,7 +135,7 @@ def _questions() -> tuple[str, ...]:
 
 
 def _in_chat(tokenizer: PreTrainedTokenizerBase, text: str) -> Ids:
-    """Return a question as a conversation; the template writes the begin-of-text token where the model has one."""
+    """Return a question as a conversation, with the special tokens that the template writes and no others."""
     from jinja2 import TemplateError
 
     try:

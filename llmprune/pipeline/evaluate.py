@@ -52,7 +52,7 @@ def evaluate(context: RunContext, cut: Cut) -> Measured:
         inputs.prompts,
     )
     if is_first_process():
-        refuse_fewer_samples(folder.path, evaluation.largest_limit)
+        refuse_fewer_samples(folder.path, evaluation)
     return folder.produce("evaluation", origin, file="evaluation.json", load=load, make=make, together=True)
 
 

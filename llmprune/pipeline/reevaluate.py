@@ -26,19 +26,20 @@ from llmprune.evaluation.retention import CONFIDENCE, compare
 from llmprune.pipeline.finish import FinishedRun, push_as_requested, write_report
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.publish.push import MORE_SAMPLES, require_whole
+from llmprune.recipe.evaluation import LIMIT, Evaluation, limit_override
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.load_report import load_report
 from llmprune.results.report_schema import Report
 from llmprune.results.run_folder import TASKS, RunFolder
 
-LIMIT = "evaluation.limit"
-
 
 def reevaluate(path: Path, limit: int | None = None) -> FinishedRun:
     """Evaluate dense and pruned model on ``limit`` samples of each task; None: as many as the gate needs.
 
-    Nothing is pruned. Answers that the run folder or the cache of base models holds are reused where the task allows
-    it. Uses the GPUs of the recipe's ``devices``, like the run. Raises subclasses of LLMPruneError.
+    Where tasks have limits of their own, as those of a suite, these grow in proportion to what the gate needs, and
+    ``limit`` is the least number for each. Nothing is pruned. Answers that the run folder or the cache of base models
+    holds are reused where the task allows it. Uses the GPUs of the recipe's ``devices``, like the run. Raises
+    subclasses of LLMPruneError.
     """
     quiet_libraries()
     redact_logs()
@@ -59,19 +60,24 @@ def _evaluate_again(folder: RunFolder, limit: int | None) -> tuple[Report, Recip
     old, known = found
     before = Recipe.parse(old.recipe_text, old.overrides, source=str(folder.path / "recipe.yaml"))
     use_gpus(before.devices)
-    documents = [task.documents for task in old.tasks]
-    samples = next_limit(old.gate, before.evaluation.largest_limit, documents=documents, wanted=limit)
-    overrides = [one for one in old.overrides if one.partition("=")[0].strip() != LIMIT]
-    recipe = Recipe.parse(old.recipe_text, [*overrides, f"{LIMIT}={samples}"])
+    documents = [(task.group or task.task, task.documents) for task in old.tasks]
+    samples = next_limit(old.gate, before.evaluation, documents=documents, wanted=limit)
+    overrides = [one for one in old.overrides if not _sets_limit(one)]
+    recipe = Recipe.parse(old.recipe_text, [*overrides, limit_override(samples)])
     if is_first_process():
         check_tasks(recipe.evaluation)
         require_whole(folder.path / "model", old.pruned.parameters)
-    measured = _measure(folder, recipe, old=old, earlier=before.evaluation.limit, known=known)
+    measured = _measure(folder, recipe, old=old, earlier=before.evaluation, known=known)
     report = _new_report(old, recipe, measured=measured, folder=folder)
     folder.forget("evaluation")
     folder.write("evaluation.json", measured.model_dump_json(indent=1) + "\n")
     write_report(folder, report)
     return push_as_requested(recipe, folder, report=report), recipe
+
+
+def _sets_limit(override: str) -> bool:
+    key = override.partition("=")[0].strip()
+    return key == LIMIT or key.startswith(f"{LIMIT}.")
 
 
 def _read_finished(path: Path) -> tuple[Report, Measured]:
@@ -89,10 +95,10 @@ def _read_finished(path: Path) -> tuple[Report, Measured]:
         raise OutputError(f"{measured} cannot be read; run the recipe again, which evaluates anew") from error
 
 
-def _measure(folder: RunFolder, recipe: Recipe, *, old: Report, earlier: int | None, known: Measured) -> Measured:
+def _measure(folder: RunFolder, recipe: Recipe, *, old: Report, earlier: Evaluation, known: Measured) -> Measured:
     """Return the measurements with the tasks evaluated again; the base model is loaded at the commit that was pruned.
 
-    ``earlier``: number of samples that were evaluated before.
+    ``earlier``: settings of the evaluation before.
     """
     base = recipe.model
     if old.provenance.commit:

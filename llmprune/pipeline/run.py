@@ -38,7 +38,7 @@ from llmprune.pipeline.finish import FinishedRun, push_as_requested, write_repor
 from llmprune.pipeline.inputs import RunInputs
 from llmprune.pipeline.prune_checkpoint import prune_checkpoint
 from llmprune.pipeline.score_and_select import find_cut, find_scores
-from llmprune.pipeline.self_generated import add_self_generated, as_in_folder
+from llmprune.pipeline.self_generated import add_self_generated, generated_in_folder
 from llmprune.pipeline.source_check import check_sources, compares_sources
 from llmprune.pipeline.step_costs import (
     time_dense_forward_pass,
@@ -57,16 +57,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Options of a run that do not change the pruned model.
+    """Options of a run that no recipe has.
 
     ``fresh`` makes every product anew. ``measure_forward`` times plain forward passes of the dense model over the
     calibration tokens, for comparison. ``calibration_check`` repeats the selection on each source of the calibration
-    text, or on each half of a single one, and reports how far the cuts agree.
+    text, or on each half of a single one, and reports how far the cuts agree. ``generated`` is the file of windows that
+    a published run's dense model wrote, for a run that repeats it.
     """
 
     fresh: bool = False
     measure_forward: bool = False
     calibration_check: bool = False
+    generated: Path | None = None
 
 
 def run(
@@ -99,7 +101,7 @@ def run_to_report(recipe: Recipe, output: Path, *, options: RunOptions) -> Finis
         use_gpus(recipe.devices)
         refuse_tokens(recipe.text, recipe.overrides, source="recipe")
         asked = recipe_of_model(recipe)
-        surveyed = plan_and_check(recipe if options.fresh else as_in_folder(recipe, output))
+        surveyed = plan_and_check(recipe, generated=None if options.fresh else generated_in_folder(recipe, output))
         (plan, anatomy), recipe = surveyed.require(), surveyed.inputs.recipe
         if plan.shortage:
             raise ModelError(plan.shortage)
@@ -107,9 +109,8 @@ def run_to_report(recipe: Recipe, output: Path, *, options: RunOptions) -> Finis
             _check_requirements(recipe, plan, output=output, options=options)
         folder = RunFolder.open(output, options.fresh, model=recipe.model.id, recipe=asked)
         inputs = RunInputs(recipe, anatomy, inputs=surveyed.inputs, reserve=_disk_needed(plan), devices=plan.devices)
-        batches, by_source = Batches.planned(plan.batch_sizes), recipe.calibration.scored_sources > 1
-        durations = _estimated(plan, options, loading=loading, by_source=by_source)
-        context = RunContext(recipe, plan, inputs, folder, batches, durations)
+        durations = _estimated(plan, options, loading=loading)
+        context = RunContext(recipe, plan, inputs, folder, Batches.planned(plan.batch_sizes), durations)
         try:
             with expecting(durations.expected() if durations else ()):
                 report = _run_steps(context, options, asked=asked)
@@ -118,18 +119,15 @@ def run_to_report(recipe: Recipe, output: Path, *, options: RunOptions) -> Finis
     return FinishedRun(report, recipe, folder.path)
 
 
-def _estimated(plan: Plan, options: RunOptions, *, loading: float | None, by_source: bool) -> Durations | None:
-    """Return the durations of the run, in the first process only, which reports them.
-
-    ``by_source``: pass 1 scores by source, so that the calibration check costs nothing.
-    """
+def _estimated(plan: Plan, options: RunOptions, *, loading: float | None) -> Durations | None:
+    """Return the durations of the run, in the first process only, which reports them."""
     if not is_first_process():
         return None
     return estimate_durations(
         plan,
         loading=loading,
         measures_forward=options.measure_forward,
-        checks_calibration=options.calibration_check and not by_source,
+        checks_calibration=options.calibration_check,
     )
 
 
@@ -163,7 +161,7 @@ def _run_steps(context: RunContext, options: RunOptions, *, asked: Mapping[str, 
     context.inputs.read_texts()
     require_same_everywhere(context)
     _begin_folder(context, asked)
-    add_self_generated(context)
+    add_self_generated(context, options.generated)
     context.batches.settle(context.recipe, context.folder, sizes=context.plan.batch_sizes)
     if options.measure_forward:
         time_dense_forward_pass(context)

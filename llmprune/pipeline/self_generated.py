@@ -11,6 +11,7 @@ Shapes: N windows, B batch, P prompt tokens, L sequence length.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,26 +32,23 @@ from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.inputs import RunInputs
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.planning.duration.generating import GENERATED_AT_A_TIME, SELF_GENERATED
+from llmprune.publish.generated_windows import KEY, read_generated
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.replacing import NEXT, recipe_of_model
-from llmprune.results.run_folder import JOURNAL, PLAN, fingerprint
+from llmprune.results.run_folder import GENERATED_WINDOWS, JOURNAL, PLAN, file_fingerprint, fingerprint
 
-_KEY = "windows"
+logger = logging.getLogger(__name__)
 
 
-def as_in_folder(recipe: Recipe, output: Path) -> Recipe:
-    """Return the recipe with the number of windows that the run folder's run has, in place of ``auto``.
+def generated_in_folder(recipe: Recipe, output: Path) -> int | None:
+    """Return the number of windows that the run folder's run chose for ``self_generated: auto``.
 
-    The memory that is free now must not change the windows of a run that is continued or repeated. The recipe stays as
-    it is where ``output`` has no run with this calibration, or the model was to write windows and has not.
+    The memory that is free now must not change the windows of a run that is continued or repeated. None where the
+    recipe gives a number, ``output`` has no run with this calibration, or the model was to write windows and has not.
     """
-    calibration = recipe.calibration
-    if calibration.self_generated != "auto":
-        return recipe
-    number = broadcast_from_first(_number_in(output, recipe) if is_first_process() else None)
-    if number is None:
-        return recipe
-    return recipe.model_copy(update={"calibration": calibration.model_copy(update={"self_generated": number})})
+    if recipe.calibration.self_generated != "auto":
+        return None
+    return broadcast_from_first(_number_in(output, recipe) if is_first_process() else None)
 
 
 def _number_in(output: Path, recipe: Recipe) -> int | None:
@@ -71,8 +69,11 @@ def _calibration_of(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key.startswith(("model.", "calibration."))}
 
 
-def add_self_generated(context: RunContext) -> None:
-    """Generate the windows of ``calibration.self_generated``, or load them from the run folder, and add them."""
+def add_self_generated(context: RunContext, published: Path | None = None) -> None:
+    """Generate the windows of ``calibration.self_generated``, or load them from the run folder, and add them.
+
+    ``published``: file of the windows of a published run, which are taken if their number and length are the recipe's.
+    """
     inputs, folder = context.inputs, context.folder
     calibration = context.recipe.calibration
     if not calibration.generated:
@@ -80,17 +81,34 @@ def add_self_generated(context: RunContext) -> None:
 
     def make(path: Path) -> Tensor:
         report_progress(SELF_GENERATED)
-        with measure_step(folder.steps, SELF_GENERATED):
-            windows_NL = _generated(inputs, warnings=context.batches.calibration.reductions)
-        save_file({_KEY: windows_NL}, path)
+        windows_NL = _published(inputs, published) if published else None
+        if windows_NL is None:
+            with measure_step(folder.steps, SELF_GENERATED):
+                windows_NL = _generated(inputs, warnings=context.batches.calibration.reductions)
+        save_file({KEY: windows_NL}, path)
         return windows_NL
 
     def load(path: Path) -> Tensor:
-        return load_file(path)[_KEY]
+        return load_file(path)[KEY]
 
-    origin = fingerprint(inputs.identity, inputs.text_fingerprint, calibration.generated, calibration.seed)
-    windows_NL = folder.produce(SELF_GENERATED, origin, file="self-generated.safetensors", load=load, make=make)
+    given = [file_fingerprint(published)] if published else []
+    origin = fingerprint(inputs.identity, inputs.text_fingerprint, calibration.generated, calibration.seed, *given)
+    windows_NL = folder.produce(SELF_GENERATED, origin, file=GENERATED_WINDOWS, load=load, make=make)
     inputs.inputs.add_generated(windows_NL)
+
+
+def _published(inputs: RunInputs, path: Path) -> Tensor | None:
+    """Return the windows of a published run; None, with a warning, where the recipe wants others."""
+    windows_NL = read_generated(path, vocabulary=text_config(inputs.config).vocab_size)
+    wanted = (inputs.recipe.calibration.generated, inputs.inputs.text_windows.shape[1])
+    if tuple(windows_NL.shape) == wanted:
+        return windows_NL
+    logger.warning(
+        "the dense model writes %d windows of %d tokens anew, because the published ones are %d of %d",
+        *wanted,
+        *windows_NL.shape,
+    )
+    return None
 
 
 def _generated(inputs: RunInputs, *, warnings: list[str]) -> Tensor:

@@ -25,7 +25,7 @@ from llmprune.evaluation.lm_eval.tasks import check_tasks
 from llmprune.evaluation.prompts import require_windows
 from llmprune.planning.devices import require_devices
 from llmprune.planning.text_inputs import TextInputs
-from llmprune.recipe.calibration import Calibration, TokenWindows
+from llmprune.recipe.calibration import NEEDS_SEVERAL, Calibration, TokenWindows
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.validation_messages import models_in
 
@@ -117,6 +117,9 @@ def checks_of(inputs: TextInputs) -> list[Check]:
     found = [Check("config", "model", model, lambda: inputs.config), *_text_checks("calibration", inputs)]
     if inputs.needs_tokenizer:
         found.insert(1, Check("tokenizer", "model", model, lambda: require_tokenizer(recipe.model), ("config",)))
+    if recipe.calibration.source_key is not None:
+        keys, several = ("calibration",), partial(_require_several, recipe.calibration)
+        found.append(Check("sources", "calibration", keys, several, ("calibration files",)))
     if evaluation.perplexity:
         found += _text_checks("evaluation.perplexity", inputs)
     samples = _keys("calibration", "samples", "tokens", "key")
@@ -224,6 +227,12 @@ def _readable(windows: TokenWindows, inputs: TextInputs) -> bool:
 
 def _require_windows(recipe: Recipe) -> None:
     require_windows_for_all(recipe.calibration.shape()[0])
+
+
+def _require_several(calibration: Calibration) -> None:
+    """Raise RecipeError where ready tokens have a single source and scores by source are to be combined."""
+    if calibration.stored_sources() is not None and not calibration.combines_several(calibration.read_sources):
+        raise RecipeError(f"calibration: combine: {calibration.combine} {NEEDS_SEVERAL}")
 
 
 def _require_all_sources(criterion: DepthCriterion, calibration: Calibration) -> None:

@@ -127,16 +127,18 @@ def plan_and_check(
     problems: Iterable[str] = (),
     elsewhere: bool = False,
     starts: int = 1,
+    generated: int | None = None,
 ) -> PlanningOutcome:
     """Plan a recipe and run every check, even after earlier ones have failed.
 
     ``wrong``: keys that were removed from the recipe because their values are wrong; ``problems``: a sentence for each.
     ``elsewhere``: the run will have other GPUs than this process. ``starts``: number of processes that the run will
-    start in place of this one.
+    start in place of this one. ``generated``: the number that an earlier part of the run chose for
+    ``self_generated: auto``.
     """
     resolve_revision.cache_clear()
     errors = ErrorCollector(wrong, problems)
-    asked, recipe = recipe, recipe if elsewhere else settle_self_generated(recipe, starts=starts)
+    asked, recipe = recipe, recipe if elsewhere else settle_self_generated(recipe, starts=starts, chosen=generated)
     inputs = TextInputs(recipe)
     plan, anatomy = plan_structure(recipe, errors, starts=starts, elsewhere=elsewhere)
     run_checks(inputs, errors, elsewhere=elsewhere)

@@ -99,6 +99,9 @@ def write_card(
         interval_name=interval_name(
             [*(task.interval for task in report.tasks), agreement.interval if agreement else None]
         ),
+        suite=report.recipe.get("evaluation", {}).get("suite"),
+        limited=any(task.documents is not None and task.samples < task.documents for task in report.tasks),
+        generated=any(source.text is None for source in report.provenance.calibration_sources),
         inverted=any(not task.higher_is_better for task in report.tasks),
     )
     card = ModelCard(f"---\n{_metadata(repo_id, report, base=base, loading=loading)}\n---\n\n{body}")

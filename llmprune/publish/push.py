@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,18 +23,20 @@ from llmprune.common.hub.explanations import endpoint
 from llmprune.common.versions import now
 from llmprune.cut.decision import Cut
 from llmprune.publish.card import Base, Loading, read_metadata, write_card
+from llmprune.publish.generated_windows import GENERATED, write_generated
 from llmprune.publish.plots import draw
 from llmprune.publish.provenance import FILE, Record, describe_cut, portable_figures
 from llmprune.publish.public_names import public_name
 from llmprune.publish.published import Published
 from llmprune.publish.upload import additions, upload
+from llmprune.recipe.evaluation import Evaluation, limit_override, recorded_tasks
 from llmprune.recipe.hub import Hub
 from llmprune.recipe.model import ModelSource
 from llmprune.recipe.recipe import Recipe, validate_arguments
 from llmprune.results.formatting import percent, ranges
 from llmprune.results.load_report import load_report
 from llmprune.results.report_schema import Report
-from llmprune.results.run_folder import RunFolder, file_fingerprint, fingerprint
+from llmprune.results.run_folder import GENERATED_WINDOWS, RunFolder, file_fingerprint, fingerprint
 from llmprune.results.sentences import describe_missed_bars
 
 MORE_SAMPLES = "evaluation of more samples"  # name of the step in a report
@@ -92,6 +95,9 @@ def publish_run(folder: RunFolder, recipe: Recipe, *, hub: Hub, report: Report) 
     files = {path.relative_to(model).as_posix(): path for path in model.rglob("*") if path.is_file()}
     files = {name: path for name, path in files.items() if name not in ("README.md", FILE)}
     files |= {f"plots/{path.name}": path for path in plots.values()}
+    if any(source.text is None for source in report.provenance.calibration_sources):  # the dense model wrote some
+        write_generated(folder.path / GENERATED_WINDOWS, card / GENERATED)
+        files[GENERATED] = card / GENERATED
     operations = additions(files)
     record = Record(
         created=now(),
@@ -126,17 +132,25 @@ def require_whole(model: Path, parameters: int) -> None:
         )
 
 
-def refuse_fewer_samples(path: Path, limit: int | None) -> None:
-    """Raise OutputError if ``llmprune reevaluate`` evaluated this model on more samples per task than ``limit``."""
+def refuse_fewer_samples(path: Path, evaluation: Evaluation) -> None:
+    """Raise OutputError if ``llmprune reevaluate`` evaluated this model on more samples of a task than these settings.
+
+    Tasks that the settings do not name are not compared.
+    """
     written = path / "report.json"
-    if limit is None or not written.is_file() or written.stat().st_mtime < (path / "pruning.json").stat().st_mtime:
+    if not written.is_file() or written.stat().st_mtime < (path / "pruning.json").stat().st_mtime:
         return
     report = load_report(path)
-    evaluated = report.recipe["evaluation"]["limit"]
-    if any(step.name == MORE_SAMPLES for step in report.steps) and (evaluated is None or evaluated > limit):
+    if not any(step.name == MORE_SAMPLES for step in report.steps):
+        return
+    earlier = recorded_tasks(report.recipe["evaluation"])
+    had, wanted = earlier.limits, {name: limit for name, limit in evaluation.limits.items() if limit is not None}
+    fewer = [name for name, limit in wanted.items() if name in had and (had[name] or math.inf) > limit]
+    if fewer:
         raise OutputError(
-            f"the report in {path} is based on {evaluated} samples per task (llmprune reevaluate), and this run would "
-            f"replace it by one on {limit}; add --set evaluation.limit={evaluated}, or give another --output"
+            f"the report in {path} is based on {had[fewer[0]] or 'all'} samples of {fewer[0]} (llmprune reevaluate), "
+            f"and this run would replace it by one on {wanted[fewer[0]]}; add --set "
+            f"{shlex.quote(limit_override(earlier.limit))}, or give another --output"
         )
 
 

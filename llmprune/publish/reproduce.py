@@ -1,7 +1,7 @@
 """Reproduction of a pushed model from its provenance file: ``llmprune run hub://org/name@rev``.
 
-Model and data are pinned to the recorded commits, and nothing is pushed. The new result is compared with the recorded
-one.
+Model and data are pinned to the recorded commits, windows that the dense model wrote itself are those that were
+published (``generated_windows``), and nothing is pushed. The new result is compared with the recorded one.
 """
 
 from __future__ import annotations
@@ -85,6 +85,9 @@ def _pins(record: Record) -> list[str]:
         pins.append("devices=all")
     if recipe.model.trust_remote_code:  # the author of a recipe must not decide this; the user may, with --set
         pins.append("model.trust_remote_code=false")
+    own = [source["windows"] for source in provenance.get("calibration_sources", ()) if source["text"] is None]
+    if recipe.calibration.self_generated == "auto" and provenance.get("calibration_sources"):  # else the memory decides
+        pins.append(f"calibration.self_generated={sum(own)}")
     if provenance.get("commit"):
         pins.append(f"model.revision={_quoted(provenance['commit'])}")
     commits: dict[str, str] = provenance.get("datasets") or {}

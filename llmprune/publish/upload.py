@@ -17,6 +17,7 @@ from llmprune.common.hub.client import with_retries
 from llmprune.common.hub.errors import status_of
 from llmprune.common.hub.explanations import explain
 from llmprune.common.hub.secrets import redact, redact_error
+from llmprune.publish.generated_windows import GENERATED
 from llmprune.publish.preflight import RepoState, check_push, require_private
 from llmprune.publish.provenance import FILE
 from llmprune.publish.published import Published
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Weights of an earlier push under other names: a loader would prefer them or mix them in.
-_REPLACED = ("model*.safetensors", "*.safetensors.index.json", "pytorch_model*", "adapter_*", "plots/*.png")
+# Of an earlier push: a loader would prefer its weights under other names or mix them in.
+_REPLACED = ("model*.safetensors", "*.safetensors.index.json", "pytorch_model*", "adapter_*", "plots/*.png", GENERATED)
 
 
 def additions(files: Mapping[str, Path]) -> list[CommitOperationAdd]:
@@ -97,7 +98,7 @@ def _upload(hub: Hub, state: RepoState, *, operations: list[CommitOperationAdd],
 
 
 def _is_replaced(name: str) -> bool:
-    """Check that a file is of an earlier push: weights in the root folder, or a chart."""
+    """Check that a file is of an earlier push: weights or generated windows in the root folder, or a chart."""
     path = PurePosixPath(name)
     return path.parent.as_posix() in (".", "plots") and any(fnmatch(name, kind) for kind in _REPLACED)
 

@@ -12,6 +12,7 @@ from llmprune.recipe.mixes import DEFAULT_MIX, read_mix
 from llmprune.recipe.text_source import TextSource, readable_split
 
 _SAMPLES, _LENGTH = 128, 2048  # calibration windows and their tokens, where the recipe gives none
+NEEDS_SEVERAL = "needs several sources of text; list them, or remove combine"
 _AUTO_SHARE = 4  # windows that are read to one that the dense model writes itself
 
 
@@ -164,12 +165,16 @@ class Calibration(TokenWindows):
 
     @model_validator(mode="after")
     def _several_to_combine(self) -> Self:
-        if self.combine == "pooled" or (self.source_key is not None and self.stored_sources() is None):
-            return self  # loading reports sources that cannot be read
-        generates = self.self_generated not in {"auto", 0}  # auto writes none where memory is short
-        if self.read_sources + generates < 2:
-            raise ValueError(f"combine: {self.combine} needs several sources of text; list them, or remove combine")
+        if self.source_key is None and not self.combines_several(len(self.text_sources()) or 1):
+            raise ValueError(
+                f"combine: {self.combine} {NEEDS_SEVERAL}"
+            )  # a recipe opens no file: a plan reads its keys
         return self
+
+    def combines_several(self, read: int) -> bool:
+        """Check that there are several sources to combine, ``read`` of them being read, or nothing to combine."""
+        generates = self.self_generated not in {"auto", 0}  # auto writes none where memory is short
+        return self.combine == "pooled" or read + generates > 1
 
     def _origins(self) -> list[str]:
         given = super()._origins()

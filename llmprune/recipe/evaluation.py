@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from llmprune.common.errors import did_you_mean
-from llmprune.common.schema import Section
+from llmprune.common.schema import Positive, Section
 from llmprune.recipe.calibration import TokenWindows
 from llmprune.recipe.suites import suites
 
 Bar = Annotated[float, Field(gt=0, le=1)]
 Argument = str | int | float | bool
+LIMIT = "evaluation.limit"
 
 
 class Perplexity(TokenWindows):
@@ -120,8 +122,10 @@ class Evaluation(Section):
         {}, description="Metric by task, such as acc_norm or exact_match,strict-match; default: the task's first."
     )
     include_path: str | None = Field(None, description="Folder of more lm-eval task files; they may run code.")
-    limit: int | None = Field(
-        None, gt=0, description="Maximum samples per task; null: the suite's own limits, else all."
+    limit: Positive | dict[str, Positive] | None = Field(
+        None,
+        description="Maximum samples per task: a number for all, or numbers by task or group, such as {gsm8k: 400}; "
+        "for others, and with null: the suite's own limits, else all.",
     )
     num_fewshot: int | None = Field(None, ge=0, description="Examples before each question; null: the task's own.")
     batch_size: int = Field(8, gt=0, description="Requests in a batch.")
@@ -147,6 +151,16 @@ class Evaluation(Section):
         return suite
 
     @model_validator(mode="after")
+    def _limits_of_own_tasks(self) -> Self:
+        others = sorted(self.limit.keys() - set(self.task_names)) if isinstance(self.limit, dict) else []
+        if others:
+            raise ValueError(
+                f"limit names {', '.join(others)}, which the recipe does not evaluate; it evaluates: "
+                f"{', '.join(self.task_names) or 'no task'}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _generation_has_text(self) -> Self:
         if self.generation and self.generation.prompts == "held_out" and not self.perplexity:
             raise ValueError(
@@ -164,13 +178,12 @@ class Evaluation(Section):
 
     def limit_of(self, name: str) -> int | None:
         """Return the maximum number of samples of a task, or of each task of a group; None: all."""
-        return self._suite_limits.get(name) if self.limit is None else self.limit
+        return self.limit if isinstance(self.limit, int) else (self._suite_limits | (self.limit or {})).get(name)
 
     @property
-    def largest_limit(self) -> int | None:
-        """Maximum number of samples of any task; None: all of some task."""
-        limits = [self.limit_of(name) for name in self.task_names]
-        return max((limit for limit in limits if limit is not None), default=None) if None not in limits else None
+    def limits(self) -> dict[str, int | None]:
+        """Maximum number of samples by the name of a task or group; None: all."""
+        return {name: self.limit_of(name) for name in self.task_names}
 
     @property
     def requires_generation(self) -> bool:
@@ -181,3 +194,17 @@ class Evaluation(Section):
     @property
     def _suite_limits(self) -> dict[str, int]:
         return suites()[self.suite] if self.suite else {}
+
+
+def recorded_tasks(recorded: Mapping[str, Any]) -> Evaluation:
+    """Return the tasks and limits of an evaluation section in a report."""
+    return Evaluation.model_validate(
+        {name: recorded[name] for name in ("suite", "tasks", "limit") if name in recorded}, strict=False
+    )
+
+
+def limit_override(limit: int | Mapping[str, int] | None) -> str:
+    """Return the override of ``evaluation.limit``, as for ``--set``."""
+    if isinstance(limit, Mapping):
+        return f"{LIMIT}={{{', '.join(f'{name}: {number}' for name, number in limit.items())}}}"
+    return f"{LIMIT}={'null' if limit is None else limit}"

@@ -162,13 +162,13 @@ class SpeedFigures(Figures):
 class BarFigures(Figures):
     """Bar of the gate: the least retention of the mean, a task or a group, or the least greedy agreement.
 
-    For greedy agreement ``min_retention``, ``retention`` and ``interval`` are shares of tokens, ``samples`` answers.
+    For greedy agreement ``minimum``, ``measured`` and ``interval`` are shares of tokens, and ``samples`` are answers.
     """
 
     kind: Literal["retention", "greedy agreement"] = "retention"
     name: str  # task or group, "mean", or "greedy agreement"
-    min_retention: float
-    retention: float | None
+    minimum: float  # that the interval's lower end must reach
+    measured: float | None  # None where it was not measured, or two scores have no ratio
     interval: Interval | None
     verdict: Verdict
     samples: int

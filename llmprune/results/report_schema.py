@@ -164,7 +164,8 @@ class Report(Figures):
 
     ``schema_version`` counts up when a field is renamed, removed or changes its meaning; new fields may appear without
     a new version. 2: intervals, groups, verdicts in words, divergence and free generation. 3: ``mixer_held_out`` of
-    layers in place of ``heads_held_out``.
+    layers in place of ``heads_held_out``. 4: ``minimum`` and ``measured`` of a bar in place of ``min_retention`` and
+    ``retention``, because it may be about greedy agreement.
     """
 
     schema_version: int = SCHEMA_VERSION

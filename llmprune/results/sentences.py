@@ -48,8 +48,8 @@ def describe_bar(bar: BarFigures, digits: int = 1) -> str:
     """Return ``mean retention 93.1% (90.2–95.9%), required: at least 95.0%``, and why it is undecided if it is."""
     name = bar.name if bar.kind == "greedy agreement" else f"{bar.name} retention"
     interval = f" ({span(bar.interval, digits)})" if bar.interval else ""
-    retention = "unknown" if bar.retention is None else percent(bar.retention, digits)
-    text = f"{name} {retention}{interval}, required: at least {percent(bar.min_retention, digits)}"
+    measured = "unknown" if bar.measured is None else percent(bar.measured, digits)
+    text = f"{name} {measured}{interval}, required: at least {percent(bar.minimum, digits)}"
     if bar.verdict == "not enough samples":
         kind = "answer" if bar.kind == "greedy agreement" else "sample"
         needed = f"about {bar.samples_needed:,} are needed" if bar.samples_needed else "no feasible number suffices"

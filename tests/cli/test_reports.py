@@ -38,8 +38,8 @@ def test_report_is_built_again(done: Path, tmp_path: Path) -> None:
         (None, "the run is not finished: run it again"),
         ("{", "cannot be read"),
         ("[]", "has schema None"),
-        ('{"schema_version": 1}', "has schema 1, and this version of llmprune reads 3"),
-        ('{"schema_version": 3, "created": 3}', "fields are wrong"),
+        ('{"schema_version": 1}', "has schema 1, and this version of llmprune reads 4"),
+        ('{"schema_version": 4, "created": 3}', "fields are wrong"),
     ],
 )
 def test_report_that_cannot_be_read(done: Path, tmp_path: Path, text: str | None, said: str) -> None:

@@ -135,6 +135,19 @@ def test_every_window_knows_its_source(tmp_path: Path) -> None:
     assert loaded.documents == (4, 4)
 
 
+def test_sources_of_one_data_set_have_distinct_names() -> None:
+    """A name says what tells its source from the others of the same data set or name."""
+    wiki = {"dataset": "org/wiki"}
+    sources = [
+        wiki | {"config": "de"}, wiki | {"config": "fr"}, wiki, {"dataset": "org/web"},
+        {"dataset": "org/a", "name": "code"}, {"dataset": "org/b", "name": "code"},
+    ]  # fmt: skip
+    settings = Calibration.model_validate({"sources": sources, "samples": 8, "self_generated": 0})
+    assert source_names(settings) == (
+        "org/wiki (config de)", "org/wiki (config fr)", "org/wiki", "org/web", "code (number 5)", "code (number 6)",
+    )  # fmt: skip
+
+
 def test_windows_of_the_model_itself_are_a_source(numbered: str) -> None:
     """The model's own windows come in addition to the samples, in shuffled order, as the last source."""
     settings = Calibration(dataset=numbered, samples=10, sequence_length=32, self_generated=4)

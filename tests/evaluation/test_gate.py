@@ -82,7 +82,7 @@ def test_a_bar_for_a_group_of_one_task_judges_that_task() -> None:
     gate = judge(Gate(min_retention=0.5, per_task={"g": 0.9}), compare(dense, pruned))
     assert gate is not None
     assert [(bar.name, bar.verdict) for bar in gate.bars] == [("mean", "pass"), ("g", "fail")]
-    assert gate.bars[1].retention == pytest.approx(0.8, abs=0.01)
+    assert gate.bars[1].measured == pytest.approx(0.8, abs=0.01)
 
 
 def test_a_bar_that_has_no_interval_says_why() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from helpers.lm_eval_tasks import AGREEMENT, CHOICE, CountingLoader, write_tasks
@@ -13,7 +13,8 @@ from llmprune.common.errors import RecipeError
 from llmprune.evaluation.lm_eval.harness import run_tasks
 from llmprune.evaluation.lm_eval.store import ResultStore
 from llmprune.evaluation.more_samples import next_limit
-from llmprune.recipe.evaluation import Evaluation
+from llmprune.recipe.evaluation import Evaluation, limit_override
+from llmprune.recipe.overrides import apply_override
 from llmprune.results.evaluation_figures import BarFigures, GateFigures
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def test_more_samples_continue_after_the_earlier_ones(tokenizer: PreTrainedToken
     store = ResultStore(tmp_path / "store", "model")
     first = run_tasks(CountingLoader(tokenizer), AGREEMENT, store=store).tasks[0]
     further = CountingLoader(tokenizer)
-    continued = run_tasks(further, whole, store=store, earlier=8)
+    continued = run_tasks(further, whole, store=store, earlier=AGREEMENT)
     assert continued == run_tasks(CountingLoader(tokenizer), whole)
     assert continued.tasks[0].samples[:8] == first.samples
     assert further.requests == 2 * (24 - 8)  # two choices of each document
@@ -64,13 +65,13 @@ def test_tasks_whose_samples_depend_on_each_other_are_evaluated_again(
     store = ResultStore(tmp_path / "store", "model")
     run_tasks(CountingLoader(tokenizer), short, store=store)
     again = CountingLoader(tokenizer)
-    assert run_tasks(again, long, store=store, earlier=2) == run_tasks(CountingLoader(tokenizer), long)
+    assert run_tasks(again, long, store=store, earlier=short) == run_tasks(CountingLoader(tokenizer), long)
     assert again.requests == 2 * 3
 
 
 def test_how_many_samples_a_gate_needs() -> None:
     """The bar that needs most decides, up to the number of documents; useless numbers are refused."""
-    bar = {"name": "mean", "min_retention": 0.9, "retention": 0.95, "interval": None, "verdict": "not enough samples"}
+    bar = {"name": "mean", "minimum": 0.9, "measured": 0.95, "interval": None, "verdict": "not enough samples"}
     gate = GateFigures(
         min_retention=0.9,
         confidence=0.95,
@@ -79,9 +80,10 @@ def test_how_many_samples_a_gate_needs() -> None:
         verdict="not enough samples",
         bars=tuple(BarFigures(**bar | {"samples": 100, "samples_needed": needed}) for needed in (250, 320)),
     )
-    assert next_limit(gate, 50, documents=[1000, None], wanted=None) == 160
-    assert next_limit(gate, 50, documents=[120], wanted=None) == 120
-    assert next_limit(None, 50, documents=[120], wanted=80) == 80
+    some = Evaluation(tasks=("a", "b"), limit=50)
+    assert next_limit(gate, some, documents=[("a", 1000), ("b", None)], wanted=None) == 160
+    assert next_limit(gate, some, documents=[("a", 120)], wanted=None) == 120
+    assert next_limit(None, some, documents=[("a", 120)], wanted=80) == 80
     infeasible = gate.model_copy(update={"bars": (gate.bars[0].model_copy(update={"samples_needed": None}),)})
     for figures, limit, wanted, said in (
         (gate, None, 80, "every document"),
@@ -91,7 +93,32 @@ def test_how_many_samples_a_gate_needs() -> None:
         (infeasible, 50, None, "no feasible number"),
     ):
         with pytest.raises(RecipeError, match=said):
-            next_limit(figures, limit, documents=[120], wanted=wanted)
+            next_limit(figures, Evaluation(tasks=("a",), limit=limit), documents=[("a", 120)], wanted=wanted)
+
+
+def test_limits_of_tasks_grow_in_proportion() -> None:
+    """Each limit of its own grows by the gate's factor up to the task's documents; tasks without one stay whole."""
+    before = Evaluation(tasks=("a", "b", "whole"), limit={"a": 400, "b": 20})
+    bar = BarFigures(
+        name="mean", minimum=0.9, measured=0.95, interval=None, verdict="not enough samples",
+        samples=100, samples_needed=320,
+    )  # fmt: skip
+    gate = GateFigures(
+        min_retention=0.9, confidence=0.95, retention=0.95, passed=False, verdict="not enough samples", bars=(bar,)
+    )  # fmt: skip
+    documents = [("a", 1000), ("b", 100), ("b", 300), ("whole", 50)]
+    larger = next_limit(gate, before, documents=documents, wanted=None)
+    assert larger == {"a": 1000, "b": 64}
+    assert next_limit(None, before, documents=documents, wanted=200) == {"a": 400, "b": 200}
+    again = before.model_copy(update={"limit": larger})
+    assert next_limit(None, again, documents=documents, wanted=10**6) == {"a": 1000, "b": 300}
+    with pytest.raises(RecipeError, match="20 samples per task are evaluated already"):
+        next_limit(None, before, documents=documents, wanted=20)
+    override = limit_override(larger)
+    assert override == "evaluation.limit={a: 1000, b: 64}"
+    data: dict[str, Any] = {}
+    apply_override(data, override)
+    assert data == {"evaluation": {"limit": larger}}
 
 
 def test_results_of_another_model_setting_or_file_are_not_reused(

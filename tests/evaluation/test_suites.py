@@ -37,9 +37,13 @@ def test_limits_of_a_suite() -> None:
     evaluation = Evaluation(suite="general", tasks=("blimp", "gsm8k"))
     assert evaluation.task_names == (*suites()["general"], "blimp")
     assert evaluation.limit_of("gsm8k") == suites()["general"]["gsm8k"]
-    assert evaluation.limit_of("blimp") is evaluation.largest_limit is None
-    assert Evaluation(suite="general").largest_limit == max(suites()["general"].values())
+    assert evaluation.limit_of("blimp") is None
+    assert Evaluation(suite="general").limits == suites()["general"]
     assert {Evaluation(suite="general", limit=7).limit_of(name) for name in suites()["general"]} == {7}
+    some = Evaluation(suite="general", tasks=("blimp",), limit={"mmlu": 40, "blimp": 9})
+    assert some.limits == suites()["general"] | {"mmlu": 40, "blimp": 9}
+    with pytest.raises(ValidationError, match="limit names pig, which the recipe does not evaluate; it evaluates: cow"):
+        Evaluation(tasks=("cow",), limit={"pig": 4})
 
 
 def test_an_unknown_suite_is_refused() -> None:

@@ -133,7 +133,7 @@ def write_report(folder: Path, behaviour: dict[str, str], samples: int, code: st
     perplexity = {"dense": 10.0, "pruned": behaviour.get("figure", 11.0)}
     report = {"dense": size, "pruned": smaller, "perplexity": perplexity, "speed": None}
     verdict = "pass" if code == "0" else behaviour.get("verdict", "fail")
-    bar = {"name": "mean", "min_retention": 0.9, "retention": 0.9, "interval": None, "verdict": verdict}
+    bar = {"name": "mean", "minimum": 0.9, "measured": 0.9, "interval": None, "verdict": verdict}
     bar |= {"samples": samples, "samples_needed": 4 * samples if verdict == "not enough samples" else None}
     gate = {
         "min_retention": 0.9,
@@ -145,7 +145,7 @@ def write_report(folder: Path, behaviour: dict[str, str], samples: int, code: st
     }
     report |= {"mean_retention": 0.9, "gate": gate if "verdict" in behaviour or code == "3" else None}
     report |= {"files": {"report": behaviour.get("page", "")}}
-    report |= {"recipe": {"evaluation": {"limit": samples}}, "tasks": [{"documents": 1000}]}
+    report |= {"recipe": {"evaluation": {"limit": samples}}, "tasks": [{"task": "one", "documents": 1000}]}
     (folder / "report.json").write_text(behaviour.get("report", json.dumps(report)))
 
 

@@ -216,8 +216,8 @@ def gate(least: float, verdict: Verdict = "pass", needed: int | None = None) -> 
     """Return a gate with one bar, for the mean."""
     bar = BarFigures(
         name="mean",
-        min_retention=least,
-        retention=0.9483,
+        minimum=least,
+        measured=0.9483,
         interval=Interval(low=0.9214, high=0.9741, confidence=0.95),
         verdict=verdict,
         samples=1000,

@@ -24,8 +24,8 @@ def test_the_gate_judges_the_greedy_agreement(workspace: Path, tmp_path: Path) -
     assert report["gate"]["bars"][0] | {"interval": None} == {
         "kind": "greedy agreement",
         "name": "greedy agreement",
-        "min_retention": 1.0,
-        "retention": agreement["share"],
+        "minimum": 1.0,
+        "measured": agreement["share"],
         "interval": None,
         "verdict": "fail",
         "samples": 8,

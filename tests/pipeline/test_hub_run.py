@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.commands import TASKS, Outcome, command, write_text
+from helpers.commands import TASKS, Outcome, command, report_in, write_text
 from helpers.hub.faults import Fault
 from helpers.hub.published import ROWS, draw_nothing, hub_recipe, publish_model, publish_text
 from helpers.hub.server import Hub
@@ -80,6 +80,24 @@ def test_pull_prune_push_inspect_repeat(hub: Hub, folder: Path) -> None:
     other = command("run", "hub://org/pruned", "--output", folder / "other", "--set", "depth.remove=1")
     assert other.code == 0, other.err
     assert "llmprune: not as recorded in hub://org/pruned: parameters: 35232 recorded, " in other.err
+
+
+def test_windows_that_the_model_wrote_are_published(hub: Hub, folder: Path) -> None:
+    """A repeated run reads them and samples none; where it wants others they are sampled, which a line says."""
+    calibration = {"dataset": "org/text", "samples": 8, "sequence_length": 32, "self_generated": "auto"}
+    assert start(folder, hub=PUSHED, calibration=calibration).code == 0
+    published = json.loads(hub.content(hub.repo("org/pruned"), "self-generated.json"))
+    assert [len(ids) for ids in published["windows"]] == [32, 32]
+    again = command("run", "hub://org/pruned", "--output", folder / "again")
+    assert again.code == 0, again.err
+    assert "repeated: the weights equal those of hub://org/pruned to the bit" in again.out
+    assert "self-generated windows" not in {step["name"] for step in report_in(folder / "again")["steps"]}
+    other = command("run", "hub://org/pruned", "-o", folder / "other", "--set", "calibration.self_generated=3")
+    assert "3 windows of 32 tokens anew, because the published ones are 2 of 32" in other.err
+    newer(hub, "org/pruned", "self-generated.json", b'{"windows": [[1, 2]]}')
+    remote.resolve_revision.cache_clear()
+    refused = command("run", "hub://org/pruned", "-o", folder / "third")
+    assert (refused.code, "has another SHA-256 than its record" in refused.err) == (1, True), refused.err
 
 
 def newer(hub: Hub, name: str, path: str, content: bytes) -> None:

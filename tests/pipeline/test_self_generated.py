@@ -85,3 +85,5 @@ def test_a_run_keeps_its_windows_where_memory_got_short(tmp_path: Path, monkeypa
         reused for name, reused in run(**short).items() if name in ("self-generated windows", "pass 1", "pass 2")
     )
     assert "self-generated windows" not in run("--fresh", **short)
+    run()
+    assert "writes no calibration windows itself" in " ".join(report_in(tmp_path / "run")["warnings"])

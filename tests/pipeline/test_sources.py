@@ -14,7 +14,7 @@ from helpers.recipes import problems
 from safetensors.torch import save_file
 
 from llmprune import Recipe, run
-from llmprune.common.errors import CalibrationError, OutputError
+from llmprune.common.errors import CalibrationError, OutputError, RecipeError
 from llmprune.planning.plan import plan_and_check
 from llmprune.results.sentences import describe_sources
 from llmprune.score.scores import Scores
@@ -124,6 +124,16 @@ def test_ablation_that_lacks_a_source_is_refused_before_the_run(base: Path) -> N
     depth = {"remove": 1, "criterion": {"kind": "perplexity", "windows": 1}}
     with pytest.raises(CalibrationError, match=r"1 of 6 calibration windows, which have none of 1 of its 2 sources"):
         plan_and_check(Recipe.model_validate(_recipe(base, combine="worst", depth=depth))).require()
+
+
+def test_ready_tokens_of_a_single_source_cannot_be_combined(base: Path, tmp_path: Path) -> None:
+    """A plan, which reads the file, says so."""
+    tokens = {"tokens": str(tmp_path / "tokens.safetensors"), "key": "windows", "source_key": "kind"}
+    windows_NL = torch.arange(4 * 32).reshape(4, 32) % VOCABULARY
+    save_file({"windows": windows_NL, "kind": torch.zeros(4, dtype=torch.int64)}, tokens["tokens"])
+    values = {"model": {"id": str(base / "base")}, "calibration": tokens | {"combine": "worst", "self_generated": 0}}
+    with pytest.raises(RecipeError, match="calibration: combine: worst needs several sources"):
+        plan_and_check(Recipe.model_validate(values | {"width": {"neurons": 64}})).require()
 
 
 def test_a_single_source_cannot_be_combined() -> None:

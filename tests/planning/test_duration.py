@@ -30,10 +30,13 @@ GIVEN = Rates(products=2e9, plain_products=1e9, sums=5e8, stream=1e10, copies=1e
 NOTHING = "refit: false\ndepth: {layers: [3]}\nevaluation: {generation: false}\n"
 
 
-def _plan(folder: Path, sections: str, family: str = "llama", **config: Any) -> Plan:
+def _plan(
+    folder: Path, sections: str, family: str = "llama", *, calibration: dict[str, Any] | None = None, **config: Any
+) -> Plan:
     tiny_config(family, **config).save_pretrained(folder)
-    calibration = "{dataset: text.txt, samples: 6, sequence_length: 32, batch_size: 2, self_generated: 0}"
-    text = f"model: {{id: '{folder}', dtype: float32}}\ncalibration: {calibration}\n{sections}\n"
+    shape = {"dataset": "text.txt", "samples": 6, "sequence_length": 32, "batch_size": 2, "self_generated": 0}
+    calibration = shape | (calibration or {})
+    text = f"model: {{id: '{folder}', dtype: float32}}\ncalibration: {json.dumps(calibration)}\n{sections}\n"
     return structure_of(Recipe.parse(text))
 
 
@@ -155,6 +158,20 @@ def test_options_of_the_command_add_parts(tmp_path: Path) -> None:
     order = ["plain forward pass", "pass 1", "calibration check", "pass 2", "saving", "verification"]
     assert [part.step for part in found.parts] == [*order, "plain forward pass"]
     assert found.by_step()["calibration check"] == found.by_step()["pass 1"]
+
+
+def test_the_calibration_check_scores_each_source(tmp_path: Path) -> None:
+    """Its criteria are solved once for each of several sources, and cost nothing where pass 1 scores by source."""
+    sources = {"dataset": None, "sources": [{"dataset": "a.txt"}, {"dataset": "b.txt"}]}
+    found = {}
+    for name, changed in (("halves", {}), ("pooled", sources), ("combined", sources | {"combine": "worst"})):
+        plan = _plan(tmp_path, "width: {neurons: 64, criterion: {kind: obs}}", calibration=changed)
+        found[name] = plan.work.check, _work(plan, "pass 1: scoring layers")
+    for name, solves in (("halves", 1), ("pooled", 2)):
+        check, scoring = found[name]
+        assert check is not None
+        assert (check.products, check.solves) == (scoring.products, solves * scoring.solves)
+    assert found["combined"][0] is None
 
 
 def test_rates_are_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

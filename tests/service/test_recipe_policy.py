@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -96,6 +97,14 @@ def test_ready_tokens_and_further_sources_are_held_to_the_same_rules(tmp_path: P
     tokens = {"tokens": "/root/x.safetensors", "key": "k"}
     with pytest.raises(RecipeError, match=r"calibration\.tokens"):
         admit(yaml.safe_dump({"model": {"id": "a/b"}, "calibration": tokens}), (), settings=settings)
+
+
+def test_no_file_is_opened_before_it_is_allowed(tmp_path: Path) -> None:
+    """A named pipe that nobody writes to would stop the service for ever; the recipe is refused at once."""
+    os.mkfifo(tmp_path / "pipe")
+    tokens = {"tokens": str(tmp_path / "pipe"), "key": "x", "source_key": "y", "combine": "worst"}
+    with pytest.raises(RecipeError, match=r"calibration\.tokens: '.*pipe' is not allowed here"):
+        admit(with_values(calibration=tokens), (), settings=Settings(data_dir=tmp_path / "data"))
 
 
 def test_paths_under_an_allowed_root(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ ERROR_PREFIX = "llmprune: "  # of the line on stderr with an LLMPruneError of th
 
 
 def run_backend(
-    place: str, side: str, *, evaluation: Evaluation, store: ResultStore, earlier: int | None = None
+    place: str, side: str, *, evaluation: Evaluation, store: ResultStore, earlier: Evaluation | None = None
 ) -> TaskResults:
     """Evaluate the model at ``place`` on every task; ``side`` and ``earlier`` as in ``evaluate_tasks``.
 
@@ -37,11 +37,11 @@ def run_backend(
         job, result = Path(folder) / "job.json", Path(folder) / "results.json"
         given = arguments(evaluation.backend, side, place=place)
         content: dict[str, Any] = {
-            "evaluation": evaluation.model_dump(mode="json", exclude={"perplexity", "generation", "speed"}),
+            "evaluation": _tasks_of(evaluation),
             "arguments": given,
             # the model behind an endpoint may change, so its results are not stored
             "store": None if "base_url" in given else [str(store.folder.absolute()), store.identity, store.shared],
-            "earlier": earlier,
+            "earlier": _tasks_of(earlier) if earlier else None,
             "results": str(result),
         }
         job.write_text(json.dumps(content), encoding="utf-8")
@@ -57,6 +57,10 @@ def run_backend(
         if done.returncode or not result.is_file():
             raise EvaluationError(failure_message(evaluation.backend.name, done.returncode, stderr=done.stderr))
         return TaskResults.from_json(result.read_text(encoding="utf-8"))
+
+
+def _tasks_of(evaluation: Evaluation) -> dict[str, Any]:
+    return evaluation.model_dump(mode="json", exclude={"perplexity", "generation", "speed"})
 
 
 def arguments(backend: Backend, side: str, *, place: str) -> dict[str, Argument]:

@@ -67,12 +67,12 @@ def evaluated_model(
 
 
 def evaluate_tasks(
-    model: EvaluatedModel, side: str, *, evaluation: Evaluation, earlier: int | None = None
+    model: EvaluatedModel, side: str, *, evaluation: Evaluation, earlier: Evaluation | None = None
 ) -> TaskResults:
     """Evaluate a model on every task, by the recipe's backend or in memory.
 
     ``side``: dense or pruned, which selects the backend's arguments.
-    ``earlier``: limit of an earlier evaluation, whose stored answers are reused.
+    ``earlier``: settings of an evaluation with smaller limits, whose stored answers are reused.
 
     Equal settings give two models exactly the same requests. With several processes all take part. Raises
     EvaluationError if a task or its data cannot be loaded, NumericalError if a metric is not finite.
@@ -111,11 +111,11 @@ def run_tasks(
     evaluation: Evaluation,
     *,
     store: ResultStore | None = None,
-    earlier: int | None = None,
+    earlier: Evaluation | None = None,
 ) -> TaskResults:
     """Evaluate one lm-eval model on every task. Stored results are reused; ``load_lm`` is called if one is missing.
 
-    ``earlier``: smaller limit, whose stored answers are extended if the task allows it.
+    ``earlier``: settings with smaller limits, whose stored answers are extended if the task allows it.
 
     Sets the global random seeds. Shows lm-eval's progress on a terminal only.
     """
@@ -143,12 +143,12 @@ def run_tasks(
 
 
 def _stored_before(
-    task: LoadedTask, evaluation: Evaluation, *, store: ResultStore, earlier: int | None
+    task: LoadedTask, evaluation: Evaluation, *, store: ResultStore, earlier: Evaluation | None
 ) -> TaskResult | None:
-    """Return the stored result for a smaller limit, if the remaining documents can be evaluated separately."""
+    """Return the stored result of the earlier settings, if the remaining documents can be evaluated separately."""
     if earlier is None:
         return None
-    found = store.get(task.name, task_fingerprint(task, evaluation.model_copy(update={"limit": earlier})))
+    found = store.get(task.name, task_fingerprint(task, earlier))
     remaining = found is not None and len(found.samples) < min(
         task.limit(evaluation) or math.inf, len(task.task.eval_docs)
     )

@@ -37,10 +37,11 @@ class LoadedTask:
     name: str
     task: Any
     group: str | None  # group in the recipe that includes this task
+    named: str  # in the recipe: the task, or a group or tag that includes it
 
     def limit(self, evaluation: Evaluation) -> int | None:
         """Return the maximum number of samples; None: all."""
-        return evaluation.limit_of(self.group or self.name)
+        return evaluation.limit_of(self.named)
 
 
 def check_tasks(evaluation: Evaluation) -> None:
@@ -104,7 +105,7 @@ def load_tasks(evaluation: Evaluation) -> tuple[LoadedTask, ...]:
             raise EvaluationError(_unreachable(wanted, manager, error=error)) from error
         group = wanted if wanted in found["groups"] else None
         for name, lm_eval_task in found["tasks"].items():
-            loaded.setdefault(name, LoadedTask(name, lm_eval_task, group))
+            loaded.setdefault(name, LoadedTask(name, lm_eval_task, group, wanted))
     for task in loaded.values():
         if getattr(task.task, "UNSAFE_CODE", False):
             raise EvaluationError(

@@ -22,7 +22,9 @@ def main(job: str) -> None:
     from lm_eval.api.registry import get_model
 
     content = json.loads(Path(job).read_text(encoding="utf-8"))
-    evaluation = Evaluation.model_validate(content["evaluation"], strict=False)
+    evaluation, earlier = (
+        content[name] and Evaluation.model_validate(content[name], strict=False) for name in ("evaluation", "earlier")
+    )
     stored = content["store"]
     store = ResultStore(Path(stored[0]), *stored[1:]) if stored else None
 
@@ -35,7 +37,7 @@ def main(job: str) -> None:
         return lm
 
     try:
-        results = run_tasks(load_lm, evaluation, store=store, earlier=content["earlier"])
+        results = run_tasks(load_lm, evaluation, store=store, earlier=earlier)
     except LLMPruneError as error:
         sys.exit(ERROR_PREFIX + " ".join(str(error).splitlines()))
     Path(content["results"]).write_text(results.to_json(), encoding="utf-8")

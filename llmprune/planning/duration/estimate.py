@@ -11,7 +11,7 @@ from llmprune.planning.duration.operations import Work
 from llmprune.planning.duration.parts import Part, PlannedModels, RunWork, Tokens, forward_work, visited
 from llmprune.planning.duration.pass2 import pass2_part
 from llmprune.planning.duration.rates import Rates
-from llmprune.planning.duration.scoring import scoring_parts
+from llmprune.planning.duration.scoring import calibration_check_work, scoring_parts
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.figures import Figures
 
@@ -69,6 +69,7 @@ def run_work(recipe: Recipe, models: PlannedModels) -> RunWork:
     return RunWork(
         hidden=models.hidden,
         forward=forward_work(costs, tokens) + visited(costs),
+        check=calibration_check_work(recipe, models),
         parts=(
             *self_generated_parts(recipe, models),
             *scoring_parts(recipe, models),
@@ -89,9 +90,8 @@ def parts_with(work: RunWork, *, measures_forward: bool, checks_calibration: boo
     forward, check = [], []
     if measures_forward:
         forward = [Part(step="plain forward pass", name="plain forward pass", work=work.forward, shared=True)]
-    if checks_calibration and scoring:  # once on each half of the windows
-        both = Work.total(part.work for part in scoring if part.work is not None)
-        check = [Part(step="calibration check", name="calibration check", work=both, shared=True)]
+    if checks_calibration and work.check is not None:
+        check = [Part(step="calibration check", name="calibration check", work=work.check, shared=True)]
     return (*written, *forward, *scoring, *check, *pruning, *forward, *evaluation)
 
 

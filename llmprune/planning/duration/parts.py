@@ -33,11 +33,12 @@ class Part(Figures):
 class RunWork(Figures):
     """Work of a run, part by part in their order, and of one forward pass over the calibration tokens.
 
-    ``hidden``: hidden size, which the rates depend on.
+    ``hidden``: hidden size, which the rates depend on. ``check``: of the calibration check; None where it adds nothing.
     """
 
     hidden: int
     forward: Work
+    check: Work | None = None
     parts: tuple[Part, ...]
 
 

@@ -67,6 +67,23 @@ def _gradient_parts(windows: int, models: PlannedModels, *, tokens: Tokens, scor
     return [*parts, Part(step="pass 1", name="pass 1: gradients", work=back, items=layers, shared=True)]
 
 
+def calibration_check_work(recipe: Recipe, models: PlannedModels) -> Work | None:
+    """Return the work of the option ``--calibration-check``; None where it has nothing to compute.
+
+    Several sources are scored apart in one more pass 1, unless pass 1 does so already. Of a single source each half of
+    the windows is scored, together as much as all of them.
+    """
+    depth, calibration = recipe.layer_criterion, recipe.calibration
+    scores_in_pass1 = bool(recipe.width or recipe.experts or (depth and not isinstance(depth, AblationCriterion)))
+    by_source = scores_in_pass1 and max(calibration.read_sources, calibration.scored_sources) > 1
+    if not is_scored(recipe) or (by_source and calibration.scored_sources > 1):
+        return None
+    if by_source:
+        recipe = recipe.model_copy(update={"calibration": calibration.model_copy(update={"combine": "rank_mean"})})
+    parts = scoring_parts(recipe, models)
+    return Work.total(part.work for part in parts if part.work and not (by_source and part.step == "ablation"))
+
+
 def _unit_scoring(recipe: Recipe, models: PlannedModels, *, tokens: Tokens) -> Work:
     """Return the work of scoring neurons and heads, in addition to the passes."""
     if recipe.width is None:

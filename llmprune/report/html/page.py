@@ -148,7 +148,7 @@ def _tiles(report: Report) -> list[Tile]:
 def _whiskers(report: Report) -> list[Whisker]:
     """Return the rows of the retention chart: the mean of several, groups, and tasks that are in no group."""
     rows = []
-    bars = {bar.name: bar.min_retention for bar in report.gate.bars} if report.gate else {}
+    bars = {bar.name: bar.minimum for bar in report.gate.bars if bar.kind == "retention"} if report.gate else {}
     alone = report.retention is not None and len(report.retention.counted) == 1
     if (mean := report.retention) and not alone:
         rows.append(

@@ -38,6 +38,7 @@ VERDICTS: dict[Verdict, State] = {
 _STRINGS = {"type": "string", "enum": ["Infinity", "-Infinity", "NaN"]}
 Number = Annotated[float, WithJsonSchema({"anyOf": [{"type": "number"}, _STRINGS]})]
 JOB_ID = "[0-9a-f]{12}"
+BY_TASK = 0  # samples of an evaluation in which each task has a limit of its own, as many as the gate needs
 
 
 class _Value(BaseModel):
@@ -150,7 +151,8 @@ class JobSummary(_Value):
     source: str | None = Field(description="Id of the job whose model it pushes to the hub; null: it is no push.")
     published: Published | None = Field(description="The commit that the push made on the hub.")
     reevaluate: int | None = Field(
-        description="Samples for each task in the evaluation of more samples; null: it runs its recipe."
+        description="Samples for each task in the evaluation of more samples; 0: as many as the gate needs, in "
+        "proportion to the limits of each task; null: it runs its recipe."
     )
     created: float = Field(description="Seconds since 1970, as are started and finished.")
     started: float | None

@@ -18,13 +18,14 @@ from pydantic import ValidationError
 from llmprune.common.errors import RecipeError
 from llmprune.common.printing import printable
 from llmprune.evaluation.more_samples import next_limit
+from llmprune.recipe.evaluation import recorded_tasks
 from llmprune.recipe.hub import Hub
 from llmprune.recipe.recipe import Recipe, refuse_tokens
 from llmprune.recipe.width import Width
 from llmprune.results.evaluation_figures import GateFigures
 from llmprune.results.formatting import plural, short_model_name
 from llmprune.service.jobs.hub_token import drop_token, keep_token
-from llmprune.service.jobs.job import FINISHED, Job, JobRequest, NewJob, State
+from llmprune.service.jobs.job import BY_TASK, FINISHED, Job, JobRequest, NewJob, State
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.store_reads import Conflict
 from llmprune.service.jobs.tokens import Caller
@@ -147,20 +148,24 @@ def can_reevaluate(job: Job, settings: Settings) -> bool:
 
 
 def _samples(job: Job, limit: int | None, *, settings: Settings) -> int:
-    """Return the samples for each task that an evaluation of more samples uses. Raises RecipeError and Conflict."""
+    """Return the samples for each task that an evaluation of more samples uses, or BY_TASK.
+
+    Raises RecipeError and Conflict.
+    """
     try:
         report = json.loads((settings.run_folder(job.id) / "report.json").read_text(encoding="utf-8"))
         gate = GateFigures.model_validate(report["gate"], strict=False) if report["gate"] else None
-        documents = [task.get("documents") for task in report["tasks"]]
-        had = report["recipe"]["evaluation"]["limit"]
+        documents = [(task.get("group") or task["task"], task.get("documents")) for task in report["tasks"]]
+        had = recorded_tasks(report["recipe"]["evaluation"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
         raise Conflict(f"the report of job {job.id} cannot be read; submit its recipe as a new job") from error
     if not documents:
         raise RecipeError("the recipe names no tasks, so there are no samples to evaluate", "evaluation")
     try:
-        return next_limit(gate, had, documents=documents, wanted=limit)
+        samples = next_limit(gate, had, documents=documents, wanted=limit)
     except RecipeError as error:
         raise RecipeError([problem.replace("--limit", "limit") for problem in error.problems], "evaluation") from error
+    return samples if isinstance(samples, int) else limit or BY_TASK
 
 
 def _queue_again(

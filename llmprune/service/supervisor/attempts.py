@@ -7,7 +7,7 @@ from pathlib import Path
 from llmprune.recipe.hub import Hub
 from llmprune.service.environment import hub_variables
 from llmprune.service.jobs.hub_token import has_token, own_hub
-from llmprune.service.jobs.job import Job
+from llmprune.service.jobs.job import BY_TASK, Job
 from llmprune.service.settings import Settings
 from llmprune.service.supervisor.launchers.base import Launch
 from llmprune.service.supervisor.progress import PROGRESS, PUBLISHED
@@ -37,7 +37,8 @@ def launch_of(job: Job, settings: Settings) -> Launch:
 
 def _run(job: Job, folder: Path) -> tuple[str, ...]:
     if job.reevaluate is not None:
-        return ("reevaluate", str(folder / "run"), "--limit", str(job.reevaluate))
+        limit = () if job.reevaluate == BY_TASK else ("--limit", str(job.reevaluate))
+        return ("reevaluate", str(folder / "run"), *limit)
     sets = [part for override in job.overrides for part in ("--set", override)]
     return ("run", str(folder / "recipe.yaml"), "--output", str(folder / "run"), *sets)
 
