@@ -163,23 +163,10 @@ def test_folds_take_memory_that_the_plan_knows() -> None:
 
 
 def test_strengths_found_with_a_fold_left_out_are_scaled_to_all_folds() -> None:
-    """Ridge and odds against the inherited error shrink by the share of tokens, as the noise of the solution does."""
+    """Ridge and odds against the inherited error shrink by (n − 1)/n, as the noise of the solution does."""
     found = Repair(None, 1.0, 0.5, -0.1)
-    for_all = for_all_folds(found, 0.5)
+    for_all = for_all_folds(found, 2)
     assert (for_all.ridge, for_all.inherited) == (0.5, pytest.approx(2 / 3))
-    assert for_all_folds(Repair(None, 1.0, 1.0, -0.1), 0.75).inherited == 1.0
-    assert for_all_folds(Repair(None, 1.0, 0.0, -0.1), 0.75) == Repair(None, 0.75, 0.0, -0.1)
-    assert for_all_folds(found, 1.0) == found
-
-
-def test_of_two_folds_the_share_is_that_of_the_first() -> None:
-    """A small second fold leaves most tokens to the solutions that it judges, so that little is scaled."""
-    inputs_TF, weight_FD = _normal(500, 8), _normal(8, 4, seed=1)
-    target_TD = inputs_TF @ weight_FD
-    ridges = []
-    for first in (400, 250):
-        equations = Refit().make_equations(folds=2)
-        for fold, rows in enumerate((slice(0, first), slice(first, 500))):
-            equations.update(inputs_TF[rows], target_TD[rows], inherited_TD=torch.zeros(500, 4)[rows], fold=fold)
-        ridges.append(equations.solve().ridge)
-    assert ridges == [pytest.approx(0.8 * 0.01), pytest.approx(0.5 * 0.01)]
+    assert for_all_folds(Repair(None, 1.0, 1.0, -0.1), 4).inherited == 1.0
+    assert for_all_folds(Repair(None, 1.0, 0.0, -0.1), 4) == Repair(None, 0.75, 0.0, -0.1)
+    assert for_all_folds(found, 1) == found

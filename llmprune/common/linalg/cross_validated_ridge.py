@@ -21,9 +21,8 @@ first as well takes twice the time and hardly changes the choice. Where no λ ma
 projection keeps its sliced weights. A λ without a stable solution is skipped, and a stronger one is tried. Choosing two
 numbers does not need all D outputs: S random combinations of them are used.
 
-Both numbers were found with one fold left out, on a share s of the tokens. Over all folds the noise of the solution is
-s times as large, so λ and the odds (1 − α)/α are scaled by s: (n − 1)/n on average over n held-out folds, and the first
-fold's share where only the second of two is held out. A λ given by the user is the only one tried, and is not scaled.
+Both numbers were found with one of n folds left out. Over all folds the noise of the solution is (n − 1)/n as large,
+so λ and the odds (1 − α)/α are scaled by that factor. A λ given by the user is the only one tried, and is not scaled.
 
 Memory: one F × F matrix a fold and one more while solving.
 
@@ -129,7 +128,7 @@ class NormalEquations:
             self._cross_validated()
         )  # rounding may make devices choose differently among equal ridges
         if repair is not None and repair.ridge is not None:
-            repair = self._solved(for_all_folds(repair, self._share_without_fold()))
+            repair = self._solved(for_all_folds(repair, len(self._sums.folds)))
         if repair is None:
             raise self._unstable(where, setting)
         return repair
@@ -148,12 +147,6 @@ class NormalEquations:
                 assert solved_FD is not None, "all have a solution"
                 return replace(found, ridge=ridge, delta_DF=solved_FD.T)
         return None
-
-    def _share_without_fold(self) -> float:
-        """Return the share of the tokens that is left with one fold held out, on average over those held out."""
-        count = len(self._sums.folds)
-        tokens = [int(fold.tokens) for fold in self._sums.folds] if count == 2 else []
-        return tokens[0] / sum(tokens) if all(tokens) and tokens else max(count - 1, 1) / count
 
     def _strengths(self, found: Repair) -> list[float]:
         """Return the ridge to solve with and the stronger ones to try after it; only itself where the user gave it."""
@@ -246,12 +239,13 @@ class NormalEquations:
         return torch.stack([float64_sum(a * b[:, : a.shape[1]]) for a, b in pairs])
 
 
-def for_all_folds(repair: Repair, share: float) -> Repair:
-    """Return ridge and fraction that were found on a share of the tokens, scaled to the sums over all of them."""
-    if repair.ridge is None:
+def for_all_folds(repair: Repair, folds: int) -> Repair:
+    """Return the ridge and the fraction found with one fold left out, scaled to the sums over all folds."""
+    if folds < 2 or repair.ridge is None:
         return repair
+    noise = (folds - 1) / folds
     alpha = repair.inherited
-    return replace(repair, ridge=repair.ridge * share, inherited=alpha / (alpha + (1 - alpha) * share))
+    return replace(repair, ridge=repair.ridge * noise, inherited=alpha / (alpha + (1 - alpha) * noise))
 
 
 def _sum(parts: list[Tensor]) -> Tensor:

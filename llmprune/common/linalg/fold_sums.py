@@ -19,14 +19,12 @@ SKETCHED = 64  # outputs of the sketch
 class Fold(NamedTuple):
     """Sums of one fold: XᵀX, of which only the upper triangle is computed, and sketches of XᵀI and XᵀL.
 
-    ``energy``: squares of the sketched error, float64. ``tokens``: their number, float64. ``lost_FS``: None where the
-    whole error is inherited.
+    ``energy``: squares of the sketched error, float64. ``lost_FS``: None where the whole error is inherited.
     """
 
     gram_FF: Tensor
     inherited_FS: Tensor
     energy: Tensor
-    tokens: Tensor
     lost_FS: Tensor | None
 
 
@@ -47,10 +45,9 @@ class FoldSums(NamedTuple):
         width, hidden = input_TF.shape[1], error_TD.shape[1]
         size, new = min(hidden, SKETCHED), input_TF.new_zeros
         sketch_DS = torch.randn(hidden, size, generator=torch.Generator().manual_seed(0)) / size**0.5
-        scalars = torch.zeros(folds, 2, dtype=torch.float64, device=float64_device(input_TF.device))
+        energies = torch.zeros(folds, dtype=torch.float64, device=float64_device(input_TF.device))
         parts = tuple(
-            Fold(new(width, width), new(width, size), energy, tokens, new(width, size) if lost else None)
-            for energy, tokens in scalars
+            Fold(new(width, width), new(width, size), energy, new(width, size) if lost else None) for energy in energies
         )
         return cls(sketch_DS.to(input_TF.device), new(width, hidden), new(width, hidden) if lost else None, parts)
 
@@ -71,7 +68,6 @@ class FoldSums(NamedTuple):
             part.lost_FS.addmm_(input_TF.T, lost_TS)
             wanted_TS = inherited_TS + lost_TS
         part.energy.add_(float64_sum(wanted_TS.square()))
-        part.tokens.add_(len(input_TF))
 
     def tensors(self) -> list[Tensor]:
         """Return the sums themselves: adding to them in place adds to the equations."""
