@@ -101,7 +101,7 @@ def test_scaled_layers_cancel_a_scaled_embedding(dense: PreTrainedModel, monkeyp
 
 
 def test_a_linear_map_brings_the_stream_nearer(dense: PreTrainedModel) -> None:
-    """Behind the replaced block, hidden states on the calibration text are nearer to the dense ones than without map."""
+    """Behind the replaced block, hidden states on the calibration text are nearer to the dense ones than without it."""
     from peer_methods.base import trace
     from peer_methods.surgery import remove_layers
 

@@ -4,10 +4,10 @@
     python eval/benchmarks/peers.py DATA [TARGET …] --model FOLDER [--tool NAME …] [--judged 32]
 
 ``peer_methods`` has the methods. The first form prunes SmolLM2-135M-Instruct on the protocol's calibration tokens and
-on the four kinds of text of ``quality.py --mixture four``, and judges on WikiText's test text, the held-out part of C4,
-GSM8K and Python's manual. The second prunes any checkpoint shaped like Llama or Gemma 3, calibrated and judged as by
-``quality.py --model``. Where layers and neurons go, a depth method comes first and a width method prunes what it leaves,
-with statistics of its own.
+on the four kinds of text of ``quality.py --mixture four``. It judges on WikiText's test text, the held-out part of C4,
+GSM8K and Python's manual. The second form prunes any checkpoint shaped like Llama or Gemma 3, calibrated and judged as
+by ``quality.py --model``. Where layers and neurons go, a depth method comes first and a width method prunes what it
+leaves, with statistics of its own.
 
 Rows of results/peers.json are told apart by model, tool, target, calibration and judged windows. Those that are there
 are not measured again; an interrupted run continues. A row says whether plain transformers loads the checkpoint.

@@ -14,8 +14,8 @@ answers, and Python's manual.
 WikiText, and blank lines between documents). ``--judge`` judges on these texts with the protocol's calibration.
 ``--unrepaired`` measures the same choice without refit too. ``--time`` also runs a plain forward pass over the
 calibration tokens first, and records how many of those pruning took: for a quiet machine. ``--judged`` takes fewer
-windows of each text, as ``peers.py`` does. Rows of results/quality.json are replaced by target, settings, calibration and
-judged windows.
+windows of each text, as ``peers.py`` does. Rows of results/quality.json are replaced by target, settings, calibration
+and judged windows.
 Excess is ln(perplexity / dense perplexity); lower is better.
 
 ``--model`` prunes another model instead, for example that of ``second_model.py``, calibrated and judged on the texts of
@@ -78,9 +78,7 @@ def judged_windows(
     windows = {"wikitext": load_file(bench / "tokens.safetensors")["evaluation"].long()[:count]}
     if data:
         documents = judging_documents(data)
-        windows |= {
-            kind: windows_of(documents[kind], tokenizer, count=count or JUDGED, length=512) for kind in UNSEEN
-        }
+        windows |= {kind: windows_of(documents[kind], tokenizer, count=count or JUDGED, length=512) for kind in UNSEEN}
     return windows
 
 

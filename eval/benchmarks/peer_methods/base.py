@@ -9,13 +9,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 BATCH = 2  # windows of a forward pass
+DecoderLayer = Any  # shaped like Llama's or Gemma 3's, with ``mlp`` and ``self_attn``
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Peer(ABC):
         """``amounts``: the numbers of layers, or of neurons of each MLP, that ``prune`` will be asked to remove."""
         self.amounts = tuple(amounts)
 
-    def observe(self, trace: Trace) -> None:
+    def observe(self, trace: Trace) -> None:  # noqa: B027 - peers without statistics leave it
         """Add a batch to the statistics."""
 
     @property
@@ -57,7 +58,7 @@ class Peer(ABC):
         """Prune the model in place; returns the layers that were removed."""
 
 
-def residual_writer(layer: nn.Module) -> nn.Module:
+def residual_writer(layer: DecoderLayer) -> nn.Module:
     """Return the module whose output the layer adds to the residual stream last: its MLP, or the norm behind it."""
     writer: nn.Module = getattr(layer, "post_feedforward_layernorm", layer.mlp)
     return writer

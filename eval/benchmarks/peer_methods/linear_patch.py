@@ -69,7 +69,7 @@ def hadamard(size: int) -> Tensor:
     matrix = torch.ones(1, 1) if seeds[0] == 1 else _paley(seeds[0] - 1)
     while len(matrix) < size:
         matrix = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), matrix)
-    return matrix / size**0.5
+    return matrix.div(size**0.5)
 
 
 def _prime(number: int) -> bool:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from peer_methods.base import BATCH, Peer, residual_writer
+from peer_methods.base import BATCH, DecoderLayer, Peer, residual_writer
 from peer_methods.layer_calls import layer_keywords
 from peer_methods.surgery import keep_neurons_of_layer, set_width
 
@@ -38,8 +38,11 @@ class OSSCAR(Peer):
                 lambda _module, inputs, seen=neurons_BLF: seen.append(inputs[0])
             ):
                 stream = [layer(hidden_BLD, **arguments) for hidden_BLD in stream]
-            gram_FF = sum(batch_BLF.flatten(0, 1).T @ batch_BLF.flatten(0, 1) for batch_BLF in neurons_BLF)
-            kept_K, weight_DK = reconstruct(layer.mlp.down_proj.weight, gram_FF, amount)
+            weight_DF = layer.mlp.down_proj.weight
+            gram_FF = torch.zeros(weight_DF.shape[1], weight_DF.shape[1])
+            for batch_BLF in neurons_BLF:
+                gram_FF += batch_BLF.flatten(0, 1).T @ batch_BLF.flatten(0, 1)
+            kept_K, weight_DK = reconstruct(weight_DF, gram_FF, amount)
             for hidden_BLD, batch_BLF in zip(stream, neurons_BLF, strict=True):
                 hidden_BLD -= _written(layer, batch_BLF)
             keep_neurons_of_layer(layer, kept_K)
@@ -70,7 +73,7 @@ def reconstruct(weight_DF: Tensor, gram_FF: Tensor, amount: int) -> tuple[Tensor
     return kept_K, solved_KD.T.float().contiguous()
 
 
-def _written(layer: nn.Module, neurons_BLF: Tensor) -> Tensor:
+def _written(layer: DecoderLayer, neurons_BLF: Tensor) -> Tensor:
     """Return what the MLP adds to the residual stream."""
     output_BLD: Tensor = layer.mlp.down_proj(neurons_BLF)
     writer = residual_writer(layer)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from peer_methods.base import Peer, Trace, residual_writer
+from peer_methods.base import DecoderLayer, Peer, Trace, residual_writer
 from peer_methods.similarity import SpanDistances, cosine_distance, nearest_block
 from peer_methods.surgery import map_output, remove_layers
 
@@ -51,12 +51,13 @@ class ReplaceMe(Peer):
         start = nearest_block(distances, [at for at in distances if at > 0])
         gram_DD, change_DD = self._grams[start], self._changes[start, amount]
         map_DD = (torch.eye(len(gram_DD), dtype=torch.float64) + torch.linalg.solve(gram_DD, change_DD)).T
-        layer = model.model.layers[start - 1]
-        if residual_writer(layer) is layer.mlp:
-            down = layer.mlp.down_proj
+        layer: DecoderLayer = model.model.layers[start - 1]
+        writer = residual_writer(layer)
+        if writer is layer.mlp:
+            down: nn.Linear = writer.down_proj
             down.weight = nn.Parameter((map_DD @ down.weight.detach().double()).float())
         else:
-            map_output(residual_writer(layer), map_DD)
+            map_output(writer, map_DD)
         removed = list(range(start, start + amount))
         remove_layers(model, removed)
         return removed

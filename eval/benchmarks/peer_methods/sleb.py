@@ -61,6 +61,4 @@ def _best_without(
 def _loss(model: PreTrainedModel, hidden_BLD: Tensor, ids_BL: Tensor) -> float:
     """Return the sum of the next-token cross entropy."""
     logits_BLV = model.lm_head(model.model.norm(hidden_BLD[:, :-1]))
-    return torch.nn.functional.cross_entropy(
-        logits_BLV.flatten(0, 1), ids_BL[:, 1:].flatten(), reduction="sum"
-    ).item()
+    return torch.nn.functional.cross_entropy(logits_BLV.flatten(0, 1), ids_BL[:, 1:].flatten(), reduction="sum").item()

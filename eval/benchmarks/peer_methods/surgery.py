@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from peer_methods.base import DecoderLayer
+
 
 def remove_layers(model: PreTrainedModel, removed: Collection[int]) -> None:
     """Remove layers, and their entries of the configuration."""
@@ -32,7 +34,7 @@ def keep_neurons(model: PreTrainedModel, kept: Sequence[Tensor]) -> None:
     set_width(model, len(kept[0]))
 
 
-def keep_neurons_of_layer(layer: nn.Module, kept_K: Tensor) -> None:
+def keep_neurons_of_layer(layer: DecoderLayer, kept_K: Tensor) -> None:
     """Keep some neurons of a layer's MLP."""
     for linear in (layer.mlp.gate_proj, layer.mlp.up_proj):
         linear.weight = nn.Parameter(linear.weight.detach()[kept_K])
@@ -68,7 +70,7 @@ def _mapped(module: Any, _inputs: Any, output: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def scale_written(layer: nn.Module, factor: float) -> None:
+def scale_written(layer: DecoderLayer, factor: float) -> None:
     """Multiply what attention and MLP add to the residual stream: norms behind them, or else their output projections.
 
     Some norms store their gain minus one; with a weight of zero those pass their input on.
