@@ -18,7 +18,7 @@ from peer_methods.base import BATCH, Peer, evenly_spaced
 from peer_methods.layer_calls import layer_keywords
 from peer_methods.surgery import remove_layers
 
-WINDOWS = 4  # of the trials: as many forward passes as there are layers, for each layer that is removed
+WINDOWS = 4  # of a trial; every removal tries all layers that are left
 
 
 class SLEB(Peer):
