@@ -10,7 +10,8 @@ by ``quality.py --model``. Where layers and neurons go, a depth method comes fir
 leaves, with statistics of its own.
 
 Rows of results/peers.json are told apart by model, tool, target, calibration and judged windows. Those that are there
-are not measured again; an interrupted run continues. A row says whether plain transformers loads the checkpoint.
+are not measured again, unless the dense model changed; an interrupted run continues. A row says whether plain
+transformers loads the checkpoint.
 """
 
 from __future__ import annotations
@@ -84,17 +85,27 @@ class Bench:
         key = self.key(tool, target, calibration)
         return not any(all(row[name] == value for name, value in key.items()) for row in self.rows)
 
+    def perplexity(self, model: PreTrainedModel) -> dict[str, float]:
+        """Return the perplexity on each text."""
+        return {kind: round(perplexity_of(model, ids_NL, self.exact), 3) for kind, ids_NL in self.judged.items()}
+
+    def measure_dense(self) -> None:
+        """Measure the dense model, and drop rows of another one under its name."""
+        key, found = self.key("dense", "dense", None), self.perplexity(self.dense)
+        if not any(row["perplexity"] == found for row in self.rows if all(row[name] == key[name] for name in key)):
+            self.rows = [row for row in self.rows if any(row[name] != key[name] for name in ("model", "judged"))]
+            self.measure(self.dense, (), key)
+
     def measure(self, model: PreTrainedModel, removed: Sequence[int], key: Row) -> None:
         """Measure a model and record its row."""
         with tempfile.TemporaryDirectory() as folder:
             plain = loads_plain(model, Path(folder))
-        found = {kind: perplexity_of(model, ids_NL, self.exact) for kind, ids_NL in self.judged.items()}
         row = key | {
             "arithmetic": "float32" if self.exact else "bf16 autocast",
             "parameters": model.num_parameters(),
             "loads_plain": plain,
             "removed": list(removed),
-            "perplexity": {kind: round(value, 3) for kind, value in found.items()},
+            "perplexity": self.perplexity(model),
         }
         self.rows.append(row)
         write_record("peers", {"rows": self.rows}, self.results)
@@ -231,8 +242,7 @@ def main() -> None:
         parser.error(f"unknown targets {sorted(unknown)}; there are {', '.join(bench.targets)}")
     recorded = bench.results / "peers.json"
     bench.rows = json.loads(recorded.read_text())["figures"]["rows"] if recorded.is_file() else []
-    if bench.lacks("dense", "dense", None):
-        bench.measure(bench.dense, (), bench.key("dense", "dense", None))
+    bench.measure_dense()
     targets = arguments.targets or list(bench.targets)
     for calibration in bench.calibrations:
         measure_single(bench, calibration, targets, arguments.tool)
