@@ -61,3 +61,16 @@ def test_a_model_is_trained_and_its_cuts_are_judged(
     assert all(row["excess"].keys() == kinds for row in figures["rows"])
     assert figures["dense"].keys() == kinds
     assert "dense, perplexity" in capsys.readouterr().out
+
+    peers = ("peers.py", texts, "mlp-25", "depth-1 and mlp-25", "--model", trained, "--output", tmp_path)
+    few = ("--samples", "8", "--judged", "2")
+    _script(monkeypatch, *peers, *few, "--tool", "ShortGPT", "FLAP")
+    _script(monkeypatch, *peers, *few, "--tool", "ShortGPT", "FLAP", "PruneMe")  # only what is not there yet
+    rows = json.loads((tmp_path / "peers.json").read_text())["figures"]["rows"]
+    assert [(row["tool"], row["target"]) for row in rows] == [
+        ("dense", "dense"),
+        ("FLAP", "mlp-25"),
+        ("ShortGPT, then FLAP", "depth-1 and mlp-25"),
+    ]
+    assert [len(row["removed"]) for row in rows] == [0, 0, 1]
+    assert all(row["perplexity"].keys() == kinds and row["judged"] == 2 for row in rows)

@@ -15,7 +15,7 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]  # this package, and llmprune
 
-from generate import architecture, commands, environment, http_api, recipe, report_schema, results  # noqa: E402
+from generate import architecture, commands, environment, http_api, peer_results, recipe, report_schema, results  # noqa: E402
 
 PARTS: dict[str, Callable[[], str]] = {
     "changelog": lambda: (architecture.ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
@@ -28,6 +28,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "fixed limits": environment.fixed_limits,
     "machine": results.machine,
     "quality": results.quality,
+    "peers": peer_results.peers,
     "calibrations": results.calibrations,
     "criteria": results.criteria,
     "half width": results.half_width,

@@ -44,7 +44,7 @@ def machine() -> str:
 
 def quality() -> str:
     """Default settings against the peers: perplexity on WikiText, GSM8K and Python's manual."""
-    peers = {row["target"]: row for row in figures("peers")["rows"]}
+    peers = {row["target"]: row for row in figures("peers")["rows"] if row["judged"] is None}
     rows = []
     for target, name in TARGETS.items():
         own, up, cut = (_find(target, settings) for settings in ([], ["refit.up=true"], ["refit=false"]))
@@ -52,19 +52,19 @@ def quality() -> str:
         rows.append([name, _texts(own), _texts(up), _texts(cut), f"{_texts(peer)} ({peer['tool']})" if peer else ""])
     dense = peers["dense"]
     head = ["removed", "llmprune", "with `refit: {up: true}`", "cut without refit", "peer"]
-    return _table(head, [["nothing (dense model)", _texts(dense), "", "", ""], *rows])
+    return as_table(head, [["nothing (dense model)", _texts(dense), "", "", ""], *rows])
 
 
 def calibrations() -> str:
     """Cuts calibrated on more kinds of text."""
     rows = []
     for row in figures("quality")["rows"]:
-        if row["calibration"] != ONE_KIND:
+        if row["calibration"] != ONE_KIND and row["judged"] is None:
             settings = ", ".join(f"`{setting}`" for setting in row["settings"]) or "defaults"
             rows.append([TARGETS[row["target"]], row["calibration"].replace(" x ", " × "), settings, _texts(row)])
     order = {name: index for index, name in enumerate(TARGETS.values())}
     rows.sort(key=lambda row: (row[1], order[row[0]], row[2]))
-    return _table(["removed", "calibration", "settings", "WikiText / GSM8K / manual"], rows)
+    return as_table(["removed", "calibration", "settings", "WikiText / GSM8K / manual"], rows)
 
 
 def criteria() -> str:
@@ -74,7 +74,7 @@ def criteria() -> str:
         for kind in _kinds(target, section=section, default=default):
             chosen = [] if kind == default else [f"{section}.criterion.kind={kind}"]
             rows.append([TARGETS[target], f"`{kind}`", *(_texts(_find(target, chosen + more)) for more in ([], _CUT))])
-    return _table(["removed", "criterion", "with refit", "without"], rows)
+    return as_table(["removed", "criterion", "with refit", "without"], rows)
 
 
 _CUT = ["refit=false"]
@@ -95,7 +95,7 @@ def half_width() -> str:
         for row in recorded["rows"]
     ]
     dense = ["dense model", "", *(f"{value:,.1f}" for value in recorded["dense"].values())]
-    return _table(["criterion", "refit", *recorded["dense"]], [dense, *rows])
+    return as_table(["criterion", "refit", *recorded["dense"]], [dense, *rows])
 
 
 def forward_passes() -> str:
@@ -103,7 +103,7 @@ def forward_passes() -> str:
     speed, sparse = figures("passes-speed"), figures("passes-sparsity")
     rows = [[f"depth and width: {name}", *_spread(speed, name)] for name in speed["ratios"]]
     rows += [[f"2:4 sparsity: {name}", *_spread(sparse, name)] for name in sparse["ratios"]]
-    return _table(["step", "forward passes, median", "least – most"], rows)
+    return as_table(["step", "forward passes, median", "least – most"], rows)
 
 
 def _spread(recorded: Row, name: str) -> list[str]:
@@ -123,7 +123,7 @@ def memory() -> str:
         for run in figures(name)["runs"]:
             sizes = (run[key] / 1e9 for key in ("model_bytes", "layer_bytes", "peak_anonymous"))
             rows.append([what, str(run["layers"]), *(f"{size:.2f} GB" for size in sizes)])
-    return _table(["removed", "layers", "model", "one layer", "peak memory"], rows)
+    return as_table(["removed", "layers", "model", "one layer", "peak memory"], rows)
 
 
 def processes_memory() -> str:
@@ -136,7 +136,7 @@ def processes_memory() -> str:
         ]
         for run in figures("passes-private-memory")["runs"]
     ]
-    return _table(["computed in", "model", "one layer", "private memory of each process"], rows)
+    return as_table(["computed in", "model", "one layer", "private memory of each process"], rows)
 
 
 def start_up() -> str:
@@ -152,7 +152,7 @@ def start_up() -> str:
         [names[part], f"{recorded['medians'][part]:.1f} s", *_least_most(recorded["parts"][part])] for part in names
     ]
     whole = ["all", f"{recorded['median']:.1f} s", *_least_most(recorded["seconds"])]
-    return _table(["part", "median", "least – most"], [*rows, whole])
+    return as_table(["part", "median", "least – most"], [*rows, whole])
 
 
 def _least_most(seconds: Sequence[float]) -> list[str]:
@@ -167,7 +167,7 @@ def intervals() -> str:
         [documents, *(f"{row[name]['mean']:.1%} ({row[name]['least']:.1%} in the worst case)" for name in methods)]
         for documents, row in summary.items()
     ]
-    return _table(["documents", *methods], rows)
+    return as_table(["documents", *methods], rows)
 
 
 def service() -> str:
@@ -182,7 +182,7 @@ def service() -> str:
     rows = [
         [name.replace("_", " "), f"{one['median_ms']} ms", f"{one['p95_ms']} ms"] for name, one in load["alone"].items()
     ]
-    return f"{sentence}\n\n{_table(['request', 'median', '95th percentile'], rows)}"
+    return f"{sentence}\n\n{as_table(['request', 'median', '95th percentile'], rows)}"
 
 
 def faults() -> str:
@@ -206,7 +206,8 @@ def _find(target: str, settings: Sequence[str]) -> Row | None:
     """The recorded row of a target on the peers' tokens; numbers of windows do not count as settings."""
     for row in figures("quality")["rows"]:
         told = [setting for setting in row["settings"] if not setting.startswith("depth.criterion.windows=")]
-        if (row["target"], row["calibration"], told) == (target, ONE_KIND, list(settings)):
+        key = row["target"], row["calibration"], row["judged"], told
+        if key == (target, ONE_KIND, None, list(settings)):
             found: Row = row
             return found
     return None
@@ -216,15 +217,15 @@ def _texts(row: Row | None) -> str:
     """Perplexities on WikiText, GSM8K and the manual; only the first where the others were not measured."""
     if row is None:
         return ""
-    others = row.get("unseen", row)
-    first = row.get("perplexity", row.get("wikitext"))
-    return " / ".join(_short(value) for value in (first, others.get("gsm8k"), others.get("pydoc")) if value)
+    others = row["perplexity"] if "tool" in row else {"wikitext": row["perplexity"], **row["unseen"]}
+    return " / ".join(_short(value) for value in map(others.get, ("wikitext", "gsm8k", "pydoc")) if value)
 
 
 def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 100 else f"{value:.2f}"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def as_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table."""
     lines = ["| " + " | ".join(row) + " |" for row in (head, *rows)]
     return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])

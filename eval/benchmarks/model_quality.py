@@ -43,15 +43,22 @@ class JudgedModel:
 
 def judged_model(folder: Path, data: Path, *, samples: int, judged: int) -> JudgedModel:
     """Measure the dense model. ``samples``: calibration windows; ``judged``: windows of each kind of text."""
+    windows, calibration = judged_texts(folder, data, samples=samples, judged=judged)
+    dense = {kind: perplexity(folder, windows_NL, exact=True) for kind, windows_NL in windows.items()}
+    return JudgedModel(folder, windows, dense, calibration)
+
+
+def judged_texts(
+    folder: Path, data: Path, *, samples: int, judged: int
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return windows of each kind of text to judge a checkpoint on, and the section of its calibration."""
     length = min(512, AutoConfig.from_pretrained(folder).max_position_embeddings)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     windows = {
         kind: windows_of(documents, tokenizer, count=judged, length=length)
         for kind, documents in judging_documents(data).items()
     }
-    dense = {kind: perplexity(folder, windows_NL, exact=True) for kind, windows_NL in windows.items()}
-    calibration = {"samples": samples, "sequence_length": length, "sources": calibration_sources(data)}
-    return JudgedModel(folder, windows, dense, calibration)
+    return windows, {"samples": samples, "sequence_length": length, "sources": calibration_sources(data)}
 
 
 def measure(model: JudgedModel, target: str, overrides: Sequence[str], folder: Path) -> Row:
@@ -85,7 +92,7 @@ def measure_targets(model: JudgedModel, targets: Sequence[str], settings: Sequen
             for overrides in settings:
                 row = measure(model, target, overrides, Path(folder))
                 rows = [old for old in rows if (old["target"], old["settings"]) != (target, row["settings"])] + [row]
-                record(name, {"dense": dense, "calibration": _described(model.calibration), "rows": rows}, results)
+                record(name, {"dense": dense, "calibration": described(model.calibration), "rows": rows}, results)
     print(_table(dense, rows))
 
 
@@ -94,7 +101,8 @@ def _rows_of(path: Path, dense: dict[str, float]) -> list[Row]:
     return figures["rows"] if figures.get("dense") == dense else []
 
 
-def _described(calibration: dict[str, Any]) -> str:
+def described(calibration: dict[str, Any]) -> str:
+    """Return the name of a calibration."""
     return f"C4, Wikipedia and ARC's questions, {calibration['samples']} x {calibration['sequence_length']}"
 
 

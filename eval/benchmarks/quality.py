@@ -8,12 +8,14 @@ BENCH is a folder with the protocol: tokens.safetensors (calibration and evaluat
 peers' own code got on them). Each target is pruned by ``llmprune run`` with the default criteria, reloaded by plain
 transformers and measured in bf16 autocast over float32 weights, as the peers were; ``--float32`` measures in exact
 float32, 0.1 % away and many times faster on a CPU without bf16. ``--data`` calibrates on texts in a folder, and also
-judges on two that the calibration never saw: GSM8K's test questions with their answers, and Python's manual.
+judges on the held-out part of C4 and on two texts that the calibration never saw: GSM8K's test questions with their
+answers, and Python's manual.
 ``--mixture`` says on which texts: three kinds (WikiText, C4, Wikipedia), or four (with ARC's questions, half of it
-WikiText, and blank lines between documents). ``--judge`` judges on these two with the protocol's calibration.
+WikiText, and blank lines between documents). ``--judge`` judges on these texts with the protocol's calibration.
 ``--unrepaired`` measures the same choice without refit too. ``--time`` also runs a plain forward pass over the
-calibration tokens first, and records how many of those pruning took: for a quiet machine. Rows of results/quality.json
-are replaced by target and settings.
+calibration tokens first, and records how many of those pruning took: for a quiet machine. ``--judged`` takes fewer
+windows of each text, as ``peers.py`` does. Rows of results/quality.json are replaced by target, settings, calibration
+and judged windows.
 Excess is ln(perplexity / dense perplexity); lower is better.
 
 ``--model`` prunes another model instead, for example that of ``second_model.py``, calibrated and judged on the texts of
@@ -34,7 +36,7 @@ import model_quality
 import torch
 from common import RESULTS, SMOLLM2, finish, record, report_of, run, write_recipe
 from safetensors.torch import load_file
-from texts import perplexity, unlike_documents, windows_of
+from texts import judging_documents, perplexity, windows_of
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 TARGETS: dict[str, dict[str, Any]] = {
@@ -47,7 +49,9 @@ TARGETS: dict[str, dict[str, Any]] = {
     "heads-33": {"width": {"heads": 2}},
     "2:4": {"sparsity": {"pattern": "2:4"}},
 }
-UNSEEN = 8  # windows of each text
+ONE_KIND = "the peers', 32 x 512"  # name of the protocol's calibration
+UNSEEN = ("c4", "gsm8k", "pydoc")
+JUDGED = 8  # windows of each of these; of WikiText all that the protocol has
 
 
 def mixed(data: Path, mixture: str) -> tuple[str, dict[str, Any]]:
@@ -64,12 +68,18 @@ def mixed(data: Path, mixture: str) -> tuple[str, dict[str, Any]]:
     return "four kinds of text, 64 x 512", {**shape, "sources": sources}
 
 
-def unseen(data: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
-    """8 × 512 tokens of each kind of text that no calibration here has."""
-    return {
-        name: windows_of(documents, tokenizer, count=UNSEEN, length=512)
-        for name, documents in unlike_documents(data).items()
-    }
+def judged_windows(
+    bench: Path, data: Path | None, tokenizer: PreTrainedTokenizerBase, count: int | None
+) -> dict[str, torch.Tensor]:
+    """Return windows of 512 tokens by kind of text: WikiText's test text, and with ``data`` the texts of UNSEEN.
+
+    ``count``: windows of each; without, all of WikiText and JUDGED of the others.
+    """
+    windows = {"wikitext": load_file(bench / "tokens.safetensors")["evaluation"].long()[:count]}
+    if data:
+        documents = judging_documents(data)
+        windows |= {kind: windows_of(documents[kind], tokenizer, count=count or JUDGED, length=512) for kind in UNSEEN}
+    return windows
 
 
 def measure(
@@ -80,9 +90,13 @@ def measure(
     timed: bool,
     calibration: tuple[str, dict[str, Any]],
     judge: Path | None,
+    judged: int | None,
     folder: Path,
 ) -> dict[str, Any]:
-    """Prune to one target and measure the checkpoint. ``judge``: folder of texts to judge on too."""
+    """Prune to one target and measure the checkpoint.
+
+    ``judge``: folder of texts to judge on too; ``judged``: windows of each text.
+    """
     called, section = calibration
     recipe = write_recipe(folder / "recipe.yaml", {"id": SMOLLM2, "dtype": "float32"}, section, **TARGETS[target])
     options = ["--measure-forward"] if timed else []
@@ -90,27 +104,28 @@ def measure(
     finish(run(recipe, folder / "run", *options, *(part for text in overrides for part in ("--set", text))))
     report = report_of(folder / "run")
     model = folder / "run" / "model"
-    windows_NL = load_file(bench / "tokens.safetensors")["evaluation"].long()
-    texts = unseen(judge, AutoTokenizer.from_pretrained(model)) if judge else {}
+    texts = judged_windows(bench, judge, AutoTokenizer.from_pretrained(model), judged)
+    found = {kind: round(perplexity(model, ids_NL, exact), 3) for kind, ids_NL in texts.items()}
     return {
         "target": target,
         "calibration": called,
         "settings": overrides,
+        "judged": judged,
         "parameters": report["pruned"]["parameters"],
         "removed": [layer["layer"] for layer in report["layers"] if layer["removed"]],
         "arithmetic": "float32" if exact else "bf16 autocast",
-        "perplexity": round(perplexity(model, windows_NL, exact), 3),
+        "perplexity": found.pop("wikitext"),
         "forward_passes": sum(s["forward_ratio"] for s in report["steps"] if s["name"].startswith("pass "))
         if timed
         else None,
-        "unseen": {name: round(perplexity(model, ids_NL, exact), 3) for name, ids_NL in texts.items()},
+        "unseen": found,
     }
 
 
 def keep(recorded: Path, row: dict[str, Any]) -> list[dict[str, Any]]:
     """Record a row in the place of its like; returns all of them."""
     rows = json.loads(recorded.read_text())["figures"]["rows"] if recorded.is_file() else []
-    key = ("target", "settings", "calibration")
+    key = ("target", "settings", "calibration", "judged")
     same = [old for old in rows if all(old[name] == row[name] for name in key)]
     row["unseen"] = row["unseen"] or next((old["unseen"] for old in same), {})
     rows = [old for old in rows if old not in same] + [row]
@@ -141,7 +156,7 @@ def measure_protocol(arguments: argparse.Namespace, settings: list[list[str]]) -
     recorded = RESULTS / "quality.json"
     peers = json.loads((arguments.folder / "peers.json").read_text())["rows"]
     tokens = str(arguments.folder / "tokens.safetensors")
-    calibration = "the peers', 32 x 512", {"tokens": tokens, "key": "calibration"}
+    calibration = ONE_KIND, {"tokens": tokens, "key": "calibration"}
     if arguments.data:
         calibration = mixed(arguments.data, arguments.mixture or "three")
     for target in arguments.targets or TARGETS:
@@ -155,6 +170,7 @@ def measure_protocol(arguments: argparse.Namespace, settings: list[list[str]]) -
                     arguments.time,
                     calibration,
                     arguments.judge or arguments.data,
+                    arguments.judged,
                     Path(folder),
                 )
                 rows = keep(recorded, row)
@@ -174,6 +190,7 @@ def main() -> None:
     parser.add_argument("--time", action="store_true", help="measure a plain forward pass too")
     parser.add_argument("--float32", action="store_true", help="measure in exact float32")
     parser.add_argument("--model", type=Path, help=f"checkpoint; targets: {', '.join(model_quality.TARGETS)}")
+    parser.add_argument("--judged", type=int, help="windows of each text; default: 40 of WikiText, 8 of the others")
     parser.add_argument("--windows", type=int, nargs=2, default=(128, 32), help="of --model: calibrated, judged a text")
     parser.add_argument("--output", type=Path, default=RESULTS, help="of --model: folder of the record")
     arguments = parser.parse_intermixed_args()
@@ -188,8 +205,8 @@ def main() -> None:
     if not arguments.model:
         measure_protocol(arguments, settings)
         return
-    if arguments.data or arguments.judge or arguments.time:
-        parser.error("--model takes no --data, --judge or --time; its texts are the first argument")
+    if arguments.data or arguments.judge or arguments.judged or arguments.time:
+        parser.error("--model takes no --data, --judge, --judged or --time; its texts are the first argument")
     samples, judged = arguments.windows
     model = model_quality.judged_model(arguments.model, arguments.folder, samples=samples, judged=judged)
     model_quality.measure_targets(model, arguments.targets, settings, arguments.output)

@@ -17,17 +17,21 @@ from pydoc_data.topics import topics
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmprune.data.begin_of_text import begin_tokens
 
 HELD_OUT = 10  # percent of the documents of C4 and of Wikipedia, the last ones
 
 
-@torch.inference_mode()
 def perplexity(folder: Path, windows_NL: torch.Tensor, exact: bool) -> float:
+    """Perplexity of a checkpoint. ``exact``: in float32; otherwise in bf16 autocast."""
+    return perplexity_of(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), windows_NL, exact)
+
+
+@torch.no_grad()
+def perplexity_of(model: PreTrainedModel, windows_NL: torch.Tensor, exact: bool) -> float:
     """exp of the mean next-token cross entropy, two windows at a time."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     total = count = 0.0
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not exact):
         for ids_BL in torch.split(windows_NL, 2):
