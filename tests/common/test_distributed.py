@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ import torch
 from accelerate.commands import launch
 from helpers.commands import TASKS, command, save_model, verify_here, write_recipe, write_text
 from helpers.decoders import dense_decoder
+from huggingface_hub import constants
 from safetensors.torch import load_file
 
 from llmprune.anatomy.discovery import discover
@@ -31,19 +31,22 @@ def _run_in_one(folder: Path) -> str:
 
     The launcher would start one process with this environment, which takes twenty seconds of imports.
     """
-    started: list[dict[str, str]] = []
+    environments: list[dict[str, str]] = []
     arguments = ["--cpu", "--num_processes", "2", "-m", "llmprune"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            launch.subprocess,
-            "Popen",
-            lambda _, env: started.append(env) or SimpleNamespace(wait=lambda: 0, returncode=0),
+            launch,
+            "simple_launcher",
+            lambda given: environments.append(launch.prepare_simple_launcher_cmd_env(given)[1]),
         )
         launch.launch_command(launch.launch_command_parser().parse_args(arguments))
-    (environment,) = started
+    (environment,) = environments
     with pytest.MonkeyPatch.context() as patch:
-        for name in environment.keys() - os.environ.keys():
-            patch.setenv(name, environment[name])
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        patch.setattr(torch.cuda, "device_count", lambda: 0)
+        patch.setattr(constants, "HF_HOME", str(folder / "home-one"))
         patch.chdir(folder)
         verify_here(patch)
         done = command("run", "recipe.yaml", "--output", "one")
@@ -60,7 +63,7 @@ def _run_in_two(folder: Path) -> str:
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HOME": str(folder / "home")},
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HOME": str(folder / "home-two")},
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout + done.stderr
