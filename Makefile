@@ -32,8 +32,6 @@ lint: $(READY)  ## check style and format
 
 types: $(READY)  ## check types
 	$(BIN)/mypy
-	$(BIN)/mypy eval/benchmarks
-	$(BIN)/mypy docs/generate .ci/release.py
 
 docs: $(READY)  ## build the documentation, which the service serves at /docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import os
 import shutil
 import socket
@@ -11,6 +13,9 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
+
+# The imports of all tests make hardly any garbage; until they are done none is collected.
+gc.disable()
 
 # Read when huggingface_hub is imported. Nothing listens there until a test uses the hub, so that an accidental
 # request is refused at once and does not reach the network.
@@ -26,6 +31,17 @@ from helpers.hub.state import TOKEN, User  # noqa: E402  # after the address of 
 
 # Files of minutes with few tests: they begin first, so that no process of several works alone on one at the end.
 _LONGEST = ("test_real", "test_browser", "test_distributed", "test_families", "test_hub_real", "test_ray", "test_live")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of every search for garbage, which would take a third of the time of a short run."""
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_sessionfinish() -> None:
+    """Let the end of the process free what was imported: triton reports objects that are left as leaks."""
+    gc.unfreeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -121,13 +137,17 @@ class Clock:
         return getattr(time, name)
 
 
+_FOLDERS = itertools.count()
+
+
 @pytest.fixture(autouse=True)
 def _own_base_results(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep cached results of base models, and the rates of this machine, apart from those of the user."""
     from llmprune.evaluation.lm_eval import harness
     from llmprune.planning.duration import rates
 
-    folder: Path = tmp_path_factory.mktemp("baselines", numbered=True)
+    root = tmp_path_factory.getbasetemp()
+    folder = root / f"baselines-{next(_FOLDERS)}"  # made by the few tests that keep results
     monkeypatch.setattr(harness, "baselines_folder", lambda: folder)
-    kept = tmp_path_factory.getbasetemp() / "rates.json"  # measured once for all tests
+    kept = root / "rates.json"  # measured once for all tests
     monkeypatch.setattr(rates, "rates_file", lambda: kept)

@@ -161,6 +161,7 @@ def test_the_score_of_a_group_is_the_sum_over_its_inputs_of_the_output_projectio
     assert torch.equal(cut.heads[unit_key(2, "self_attn")], best_K)
 
 
+@pytest.mark.usefixtures("in_one_process")
 def test_the_refit_restores_the_output_of_removed_heads(tmp_path: Path) -> None:
     """With duplicate groups the refit removes the error of the cut; without it the error is large."""
     model = tiny_model("llama", **FOUR_GROUPS)

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.commands import TASKS, save_model, write_recipe, write_text
+from accelerate.commands import launch
+from helpers.commands import TASKS, command, save_model, verify_here, write_recipe, write_text
 from helpers.decoders import dense_decoder
+from huggingface_hub import constants
 from safetensors.torch import load_file
 
 from llmprune.anatomy.discovery import discover
@@ -24,34 +26,59 @@ from llmprune.score.inputs import CalibrationBatches, ScoringCriteria
 from llmprune.testing import tiny_model
 
 
-def _launch(folder: Path, output: str, *launcher: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *launcher, "-m", "llmprune", "run", "recipe.yaml", "--output", output]
-    return subprocess.run(
-        command,
+def _run_in_one(folder: Path) -> str:
+    """Run the recipe into ``one`` in the environment of accelerate's launcher, and return what was printed.
+
+    The launcher would start one process with this environment, which takes twenty seconds of imports.
+    """
+    environments: list[dict[str, str]] = []
+    arguments = ["--cpu", "--num_processes", "2", "-m", "llmprune"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            launch,
+            "simple_launcher",
+            lambda given: environments.append(launch.prepare_simple_launcher_cmd_env(given)[1]),
+        )
+        launch.launch_command(launch.launch_command_parser().parse_args(arguments))
+    (environment,) = environments
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        patch.setattr(torch.cuda, "device_count", lambda: 0)
+        patch.setattr(constants, "HF_HOME", str(folder / "home-one"))
+        patch.chdir(folder)
+        verify_here(patch)
+        done = command("run", "recipe.yaml", "--output", "one")
+    assert done.code == 0, done.err
+    return done.out + done.err
+
+
+def _run_in_two(folder: Path) -> str:
+    """Run the recipe into ``two`` by torchrun, and return what was printed."""
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "llmprune")
+    done = subprocess.run(
+        [sys.executable, *launcher, "run", "recipe.yaml", "--output", "two"],
         cwd=folder,
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HOME": str(folder / f"home-{output}")},
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HOME": str(folder / "home-two")},
     )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One recipe, run into ``one`` by accelerate's launcher, which starts one process, and by two into ``two``."""
+    """One recipe, run into ``one`` as accelerate's launcher starts it, and into ``two`` by two processes."""
     root = tmp_path_factory.mktemp("processes")
     held_out = {"dataset": "text.txt", "samples": 5, "sequence_length": 24, "batch_size": 2}
     tasks = {"tasks": ["llmprune_agreement"], "include_path": str(TASKS), "limit": 5, "perplexity": held_out}
     sections = {"evaluation": tasks, "sparsity": {"pattern": "4:8"}, "refit": {"up": True}}
     write_recipe(root / "recipe.yaml", save_model(root / "dense"), write_text(root / "text.txt"), **sections)
-    launchers = {
-        "one": ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"),
-        "two": ("-m", "torch.distributed.run", "--nproc-per-node", "2"),
-    }
-    for output, launcher in launchers.items():
-        done = _launch(root, output, *launcher)
-        assert done.returncode == 0, done.stderr[-2000:]
-        (root / f"{output}.log").write_text(done.stdout + done.stderr)
+    (root / "one.log").write_text(_run_in_one(root))
+    (root / "two.log").write_text(_run_in_two(root))
     return root
 
 

@@ -25,6 +25,7 @@ def base(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("in_one_process")
 def test_a_run_says_what_windows_begin_with(base: Path, tmp_path: Path) -> None:
     """Plan, report and its page name the token."""
     text = tmp_path / "text.txt"

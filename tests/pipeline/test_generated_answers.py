@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from helpers.commands import prune_workspace, report_in, reused_steps
 
 
+@pytest.mark.usefixtures("in_one_process")
 def test_the_gate_judges_the_greedy_agreement(workspace: Path, tmp_path: Path) -> None:
     """A run reports the agreement and fails a high bar; a lower bar is judged on the same measurement."""
 
