@@ -15,6 +15,7 @@ from llmprune.layerwise.window_groups import WindowGroups
 from llmprune.prune.layer_step import LayerStep
 from llmprune.prune.layer_weights import LayerWeights
 from llmprune.prune.records import LayerRecord, MatrixRecord
+from llmprune.prune.repair.following_norm import FollowingNorm, FollowingNorms
 from llmprune.prune.repair.residual_scales import ResidualScales
 from llmprune.prune.repair.residual_writers import LayerTopology, ResidualWriter, TopologyCache
 from llmprune.prune.repair.up_equations import UpRepair
@@ -38,6 +39,7 @@ class Pass2Context:
     held_out: WindowGroups
     scales: ResidualScales
     topologies: TopologyCache
+    norms: FollowingNorms
     cache: HiddenStateCache | None
 
     def make_equations(self) -> NormalEquations:
@@ -51,13 +53,15 @@ class DenseReference:
     """Activations of the dense layer that repairs use as regression targets.
 
     ``unit``: the unit whose output projection is refit after the token mixer: the MLP, or the layer's last writer;
-    ``scale``: its residual scale. ``mixer``: the token mixer's output projection, if that is refit. ``outputs``: by
-    projection, the residual stream after it in units of its scale (``ResidualWriter.residual_after``).
+    ``scale``: its residual scale; ``norm``: the norm that follows it in place of one. ``mixer``: the token mixer's
+    output projection, if that is refit. ``outputs``: by projection, the residual stream after it in units of its scale
+    (``ResidualWriter.residual_after``).
     """
 
     topology: LayerTopology | None = None
     unit: Unit | None = None
     scale: float | None = None
+    norm: FollowingNorm | None = None
     mixer: ResidualWriter | None = None
     outputs: dict[str, HiddenStates] = field(default_factory=dict)
 

@@ -45,6 +45,7 @@ from llmprune.prune.records import LayerRecord
 from llmprune.prune.relative_error import RelativeError
 from llmprune.prune.repair.base import LayerRepair, Stage
 from llmprune.prune.repair.folds import Folds, every_eighth
+from llmprune.prune.repair.following_norm import FollowingNorms
 from llmprune.prune.repair.registry import REPAIRS
 from llmprune.prune.repair.residual_scales import ResidualScales
 from llmprune.prune.repair.residual_writers import LayerTopology, TopologyCache
@@ -104,6 +105,7 @@ class Pruning:
             held_out=WindowGroups(every_eighth(len(windows_NL)), batch_size),
             scales=scales,
             topologies=TopologyCache(self.anatomy, scales),
+            norms=FollowingNorms(scales),
             cache=store.cache if store else None,
         )
         if snapshots and records:

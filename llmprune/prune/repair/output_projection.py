@@ -27,8 +27,9 @@ from llmprune.prune.repair.base import Stage
 
 @dataclass(frozen=True)
 class _Missing:
-    """Regression targets of one batch: the error that this layer's cut caused, and that of earlier layers."""
+    """Inputs and targets of one batch: the error that this layer's cut caused, and that of earlier layers."""
 
+    input_BLK: Tensor
     lost_BLD: Tensor
     inherited_BLD: Tensor
 
@@ -50,7 +51,8 @@ class OutputProjectionRefit:
         if work.outcome.error_cut is None:  # else the refit of the up projection measured it
             work.outcome.error_cut = error.value()
         if repair.delta_DF is not None:
-            work.weights.add_to_projection(unit.tensors[-1], repair.delta_DF)
+            norm, delta_DF = work.dense.norm, repair.delta_DF
+            work.weights.add_to_projection(unit.tensors[-1], norm.for_projection(delta_DF) if norm else delta_DF)
 
     def runs_once(self, work: LayerWork, unit: Unit) -> bool:
         """Check that the cut layer's activations follow from those of the uncut layer alone.
@@ -102,7 +104,7 @@ def _sums(run: Pass2Context, work: LayerWork, *, unit: Unit) -> tuple[NormalEqua
             error.update(target_BLD - one.cut_BLD, target_BLD)
             work.runs.keep_input(unit.output, one.input_BLK)
             missing = _missing(work, one, unit=unit, target_BLD=target_BLD)
-            parts = run.folds.parts(one.batch, one.input_BLK, missing.lost_BLD, missing.inherited_BLD)
+            parts = run.folds.parts(one.batch, missing.input_BLK, missing.lost_BLD, missing.inherited_BLD)
             for fold, (input_TK, lost_TD, inherited_TD) in parts:
                 equations.update(input_TK, lost_TD, inherited_TD=inherited_TD, fold=fold)
     return equations, error
@@ -113,11 +115,19 @@ def _missing(work: LayerWork, one: LayerActivations, *, unit: Unit, target_BLD: 
     before_gap_BLD = work.before_gap.at(one.batch, device)
     if scale is not None:
         return _Missing(
+            one.input_BLK,
             lost_BLD=(one.uncut_BLD - one.cut_BLD + target_BLD - before_gap_BLD) / scale,
             inherited_BLD=(before_gap_BLD - one.uncut_BLD) / scale,
         )
-    # a norm follows the projection: match its own dense output instead
+    norm, cut_BLD = work.dense.norm, one.projection.cut_BLD
+    if norm is not None:
+        factor_BL1, contribution_BLD = norm.token_factor(cut_BLD), norm.contribution(cut_BLD)
+        wanted_BLD = norm.wanted(contribution_BLD, target_BLD.float() - one.cut_BLD.float())
+        lost_BLD = norm.contribution(one.projection.uncut_BLD) - contribution_BLD
+        return _Missing(one.input_BLK * factor_BL1, lost_BLD, wanted_BLD - lost_BLD)
+    # another norm follows the projection: match its own dense output instead
     return _Missing(
+        one.input_BLK,
         lost_BLD=one.projection.uncut_BLD - one.projection.cut_BLD,
         inherited_BLD=work.dense.outputs[unit.output].at(one.batch, device) - one.projection.uncut_BLD,
     )
