@@ -35,7 +35,7 @@ def _plan(folder: Path, width: str, family: str = "llama", **overrides: Any) -> 
 
 
 @pytest.mark.parametrize(
-    ("named", "kinds"), [("", ("share", "activation")), (", criterion: {kind: flap}", ("flap",) * 2)]
+    ("named", "kinds"), [("", ("share_taylor", "activation")), (", criterion: {kind: flap}", ("flap",) * 2)]
 )
 def test_neurons_and_heads_have_separate_default_criteria(named: str, kinds: tuple[str, str]) -> None:
     """A criterion in the recipe scores both."""
