@@ -36,9 +36,9 @@ from llmprune.results.sentences import describe_verdict
 ROOT = Path(__file__).parents[1]
 INTERVAL = Interval(low=0.740, high=0.876, confidence=0.95)
 AGREEMENT = AgreementFigures(
-    share=0.524, interval=Interval(low=0.377, high=0.662, confidence=0.95),
-    first_mean=1.0, first_mean_interval=Interval(low=0.0, high=2.5, confidence=0.95),
-    first_median=0.0, first_median_interval=Interval(low=0.0, high=4.0, confidence=0.95),
+    share=0.546, interval=Interval(low=0.388, high=0.673, confidence=0.95),
+    first_mean=0.5, first_mean_interval=Interval(low=0.0, high=1.5, confidence=0.95),
+    first_median=0.0, first_median_interval=Interval(low=0.0, high=0.0, confidence=0.95),
     whole=0.0, tokens=357, samples=8,
 )  # fmt: skip
 NO_ANSWERS = (
@@ -77,17 +77,17 @@ def quickstart_report() -> Report:
     return sample_report(
         dense=size(parameters=134_515_008, layers=30, width=1536),
         pruned=size(parameters=108_855_360, layers=28, width=1152),
-        perplexity=PerplexityFigures(dense=18.362, cut=35.361, pruned=27.655, tokens=3060, source="text"),
-        divergence=DivergenceFigures(mean=0.473, quantiles={"0.5": 0.259}, same_first=0.709, tokens=3060),
+        perplexity=PerplexityFigures(dense=18.362, cut=39.671, pruned=28.442, tokens=3060, source="text"),
+        divergence=DivergenceFigures(mean=0.494, quantiles={"0.5": 0.264}, same_first=0.701, tokens=3060),
         tasks=(task,),
         mean_retention=retention,
         retention=mean,
         generation=GenerationFigures(
-            dense=free_text(0.057, 0.0), pruned=free_text(0.128, 0.125), text=None, agreement=AGREEMENT,
+            dense=free_text(0.057, 0.0), pruned=free_text(0.204, 0.125), text=None, agreement=AGREEMENT,
             source="questions in the chat template", samples=8, prompt_tokens=61, new_tokens=48, examples=(),
         ),
         speed=SpeedFigures(
-            dense=15.996, pruned=19.239, ratio=1.143, ratio_low=1.094, ratio_high=1.234, batch_size=1, prompt_tokens=64,
+            dense=15.103, pruned=17.737, ratio=1.174, ratio_low=1.150, ratio_high=1.210, batch_size=1, prompt_tokens=64,
             new_tokens=32, repeats=3, device="cpu",
         ),
         gate=None,

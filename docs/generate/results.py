@@ -18,6 +18,7 @@ TARGETS = {
     "2:4": "2:4 in every matrix of the layers",
 }
 ONE_KIND = "the peers', 32 x 512"
+NO_WINDOWS = "calibration.self_generated=0"  # of most rows; the pages say so once
 Row = dict[str, Any]
 
 
@@ -60,7 +61,8 @@ def calibrations() -> str:
     rows = []
     for row in figures("quality")["rows"]:
         if row["calibration"] != ONE_KIND and row["judged"] is None:
-            settings = ", ".join(f"`{setting}`" for setting in row["settings"]) or "defaults"
+            told = [f"`{setting}`" for setting in row["settings"] if setting != NO_WINDOWS]
+            settings = ", ".join(told) or "defaults"
             rows.append([TARGETS[row["target"]], row["calibration"].replace(" x ", " × "), settings, _texts(row)])
     order = {name: index for index, name in enumerate(TARGETS.values())}
     rows.sort(key=lambda row: (row[1], order[row[0]], row[2]))
@@ -203,9 +205,13 @@ def model_support() -> str:
 
 
 def _find(target: str, settings: Sequence[str]) -> Row | None:
-    """The recorded row of a target on the peers' tokens; numbers of windows do not count as settings."""
+    """The recorded row of a target on the peers' tokens, without generated windows.
+
+    Neither that nor numbers of windows count as settings.
+    """
     for row in figures("quality")["rows"]:
-        told = [setting for setting in row["settings"] if not setting.startswith("depth.criterion.windows=")]
+        left_out = ("depth.criterion.windows=", NO_WINDOWS)
+        told = [setting for setting in row["settings"] if not setting.startswith(left_out)]
         key = row["target"], row["calibration"], row["judged"], told
         if key == (target, ONE_KIND, None, list(settings)):
             found: Row = row

@@ -174,7 +174,13 @@ def getattr_origin(annotation: Any) -> Any:
 
 def test_every_text_of_a_recipe_has_a_rule() -> None:
     """Every free text of today's schema has a rule, so that a new key is noticed."""
-    known = {"width.neurons", "model.max_memory", "evaluation.gate.per_task", "evaluation.limit", *MAPPING_RULES}  # numbers, by names
+    known = {
+        "width.neurons",
+        "model.max_memory",
+        "evaluation.gate.per_task",
+        "evaluation.limit",
+        *MAPPING_RULES,
+    }  # numbers, by names
     assert [
         place
         for place in free_texts(Recipe)
