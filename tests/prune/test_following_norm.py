@@ -71,6 +71,24 @@ def test_an_error_that_the_projection_can_repair_is_repaired() -> None:
     assert left_BLD.norm() < 0.1 * missing_BLD.norm()
 
 
+def test_the_wanted_contribution_is_the_nearest_that_the_norm_can_give() -> None:
+    """Also where the norm's weights differ by factors of hundreds: no contribution of that length is nearer."""
+    random = torch.Generator().manual_seed(0)
+    norm = FollowingNorm(torch.logspace(-2, 1, 64), 1.0)
+    contribution_BLD = norm.contribution(torch.randn(2, 3, 64, generator=random))
+    missing_BLD = 2 * torch.randn(2, 3, 64, generator=random)
+    target_BLD = contribution_BLD + missing_BLD
+    found_BLD = contribution_BLD + norm.wanted(contribution_BLD, missing_BLD)
+    error_BL = (found_BLD - target_BLD).norm(dim=-1)
+    direction_BLD = found_BLD / norm.weight_D
+    for size in (1e-3, 1e-2, 0.1, 1.0):
+        for _ in range(20):
+            moved_BLD = direction_BLD + size * torch.randn(2, 3, 64, generator=random)
+            other_BLD = norm.contribution(moved_BLD)
+            assert ((other_BLD - target_BLD).norm(dim=-1) >= error_BL * (1 - 1e-4)).all()
+    assert (error_BL < missing_BLD.norm(dim=-1)).all()
+
+
 def test_a_missing_contribution_is_as_long_as_the_norm_makes_it() -> None:
     """However much the stream lacks, the wanted contribution has the length that every one has."""
     norm = norm_of("gemma3_text")

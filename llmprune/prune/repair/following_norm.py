@@ -5,8 +5,12 @@ Families such as Gemma 3, OLMo 2 and GLM-4 add c = norm(y) to the hidden states,
     c = s · g ⊙ y        s = √D / ‖ y ‖ for each token, g the norm's weight
 
 The norm fixes the length of c / g, so that the hidden states can only be led towards those of the dense model by the
-direction of y. Where the stream lacks E, the wanted contribution is the one in the direction of c + E that has that
-length, c* = g ⊙ √D · u / ‖ u ‖ with u = (c + E) / g. In the unit of c the repair is linear again:
+direction of y. Where the stream lacks E, the wanted contribution is the nearest that the norm can give:
+
+    c* = g ⊙ u        u minimises ‖ g ⊙ u − (c + E) ‖² where ‖ u ‖ = √D,  so  u = g ⊙ (c + E) / (g² + μ)
+
+with the μ ≥ 0 at which u has its length; where it is too short without μ, it is scaled. In the unit of c the repair is
+linear again:
 
     minimise over Δ   Σ over tokens ‖ g ⊙ (s x Δᵀ) − (c* − c) ‖²
 
@@ -21,6 +25,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +38,7 @@ from llmprune.prune.repair.residual_scales import ResidualScales
 
 _LEAST = 1e-20  # of what is divided by
 _CLOSE = 0.02  # of the norm's output, between it and what the formula gives
+_STEPS = 8  # more change nothing
 _LEAST_WEIGHT = 1e-3  # of the mean size of g; smaller ones are no divisors
 
 
@@ -56,10 +62,19 @@ class FollowingNorm:
 
     def wanted(self, contribution_BLD: Tensor, missing_BLD: Tensor) -> Tensor:
         """Return c* − c where the stream lacks E, float32 [B, L, D]."""
-        divisor_D = self._divisor
-        direction_BLD = (contribution_BLD + missing_BLD.float() / self.scale) / divisor_D
-        direction_BLD = direction_BLD * self.token_factor(direction_BLD)
-        return direction_BLD.mul_(divisor_D).sub_(contribution_BLD)
+        weight_D, length = self._divisor, contribution_BLD.shape[-1] ** 0.5
+        product_BLD = weight_D * (contribution_BLD + missing_BLD.float() / self.scale)
+        square_D = weight_D.square()
+        multiplier_BL1 = product_BLD.new_zeros(*product_BLD.shape[:-1], 1)
+        for _ in range(_STEPS):  # Newton's method for 1 / ‖u‖ = 1 / √D, which rises to the solution
+            divisor_BLD = square_D + multiplier_BL1
+            direction_BLD = product_BLD / divisor_BLD
+            norm_BL1 = direction_BLD.norm(dim=-1, keepdim=True)
+            slope_BL1 = (direction_BLD.square() / divisor_BLD).sum(-1, keepdim=True).clamp_min(_LEAST)
+            step_BL1 = (norm_BL1 / length - 1) * norm_BL1.square() / slope_BL1
+            multiplier_BL1 = (multiplier_BL1 + step_BL1).clamp_min(0)
+        direction_BLD = product_BLD / (square_D + multiplier_BL1)
+        return weight_D * direction_BLD * self.token_factor(direction_BLD) - contribution_BLD
 
     def for_projection(self, delta_DF: Tensor) -> Tensor:
         """Return the change of the projection's weight from the solution in the unit of c."""
@@ -97,14 +112,18 @@ class FollowingNorms:
 def _find(forward: LayerwiseForward, index: int, *, layer: nn.Module, output: str) -> str | None:
     """Return the path of the norm after a projection, found in a run of the first batch."""
     written: list[Tensor] = []
-    seen: dict[str, list[Tensor]] = {}
+    names: list[str] = []
+
+    def see(value: Tensor, name: str) -> None:
+        if written and value is written[0]:
+            names.append(name)
+
     with ExitStack() as hooks:
         hooks.enter_context(outputs_of(layer.get_submodule(output), written.append))
         for name, module in layer.named_modules():
             if name and not any(module.children()):
-                hooks.enter_context(inputs_of(module, seen.setdefault(name, []).append))
+                hooks.enter_context(inputs_of(module, partial(see, name=name)))
         forward.calls[0][index].run(layer, forward.hidden_states.at(0, forward.decoder.device_of(index)))
-    names = [name for name, values in seen.items() if any(value is written[0] for value in values)]
     if len(names) != 1:
         return None
     module, output_BLD = layer.get_submodule(names[0]), written[0]
