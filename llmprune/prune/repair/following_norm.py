@@ -30,7 +30,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from llmprune.anatomy.hooks import inputs_of, outputs_of
+from llmprune.anatomy.hooks import outputs_of
 from llmprune.anatomy.projections import outputs_of_projection
 from llmprune.common.distributed import broadcast_from_first
 from llmprune.layerwise.forward import LayerwiseForward
@@ -114,15 +114,15 @@ def _find(forward: LayerwiseForward, index: int, *, layer: nn.Module, output: st
     written: list[Tensor] = []
     names: list[str] = []
 
-    def see(value: Tensor, name: str) -> None:
-        if written and value is written[0]:
+    def see(_: nn.Module, args: tuple[object, ...], name: str) -> None:
+        if written and args and args[0] is written[0]:
             names.append(name)
 
     with ExitStack() as hooks:
         hooks.enter_context(outputs_of(layer.get_submodule(output), written.append))
         for name, module in layer.named_modules():
             if name and not any(module.children()):
-                hooks.enter_context(inputs_of(module, partial(see, name=name)))
+                hooks.callback(module.register_forward_pre_hook(partial(see, name=name)).remove)
         forward.calls[0][index].run(layer, forward.hidden_states.at(0, forward.decoder.device_of(index)))
     if len(names) != 1:
         return None
