@@ -9,6 +9,7 @@ from generate.results import RESULTS, TARGETS, Row, as_table, figures
 
 PROTOCOL = "SmolLM2-135M-Instruct"
 UNSEEN = ("gsm8k", "pydoc")  # of no calibration's kind; for other models WikiText is not either
+MODELS = {"second": "A Gemma-3-shaped model of `second_model.py`, trained for 25 minutes of processor time"}
 KINDS = {"wikitext": "WikiText", "c4": "C4", "wikipedia": "Wikipedia", "gsm8k": "GSM8K", "pydoc": "manual"}
 NAMES = {**TARGETS, "depth-1": "1 layer", "depth-1 and mlp-25": "1 layer and a quarter of each MLP"}
 
@@ -44,7 +45,7 @@ def _table_of(dense: Row, rows: list[Row]) -> str:
         lines.append([name, calibration.replace(" x ", " × "), tool, *cells, mean, f"{parameters / 1e6:.1f} M"])
     head = ["removed", "calibration", "method", *(KINDS[kind] for kind in kinds), "mean of unseen", "parameters"]
     return (
-        f"{dense['model']}, judged on {dense['judged']} windows of each text ({dense['arithmetic']}):\n\n"
+        f"{MODELS.get(dense['model'], dense['model'])}, judged on {dense['judged']} windows of each text ({dense['arithmetic']}):\n\n"
         f"{as_table(head, lines)}"
     )
 
