@@ -44,9 +44,9 @@ def _table_of(dense: Row, rows: list[Row]) -> str:
         name = NAMES[target]
         lines.append([name, calibration.replace(" x ", " × "), tool, *cells, mean, f"{parameters / 1e6:.1f} M"])
     head = ["removed", "calibration", "method", *(KINDS[kind] for kind in kinds), "mean of unseen", "parameters"]
+    model = MODELS.get(dense["model"], dense["model"])
     return (
-        f"{MODELS.get(dense['model'], dense['model'])}, judged on {dense['judged']} windows of each text ({dense['arithmetic']}):\n\n"
-        f"{as_table(head, lines)}"
+        f"{model}, judged on {dense['judged']} windows of each text ({dense['arithmetic']}):\n\n{as_table(head, lines)}"
     )
 
 
