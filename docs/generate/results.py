@@ -212,6 +212,8 @@ def _find(target: str, settings: Sequence[str]) -> Row | None:
     for row in figures("quality")["rows"]:
         left_out = ("depth.criterion.windows=", NO_WINDOWS)
         told = [setting for setting in row["settings"] if not setting.startswith(left_out)]
+        if NO_WINDOWS not in row["settings"]:
+            continue
         key = row["target"], row["calibration"], row["judged"], told
         if key == (target, ONE_KIND, None, list(settings)):
             found: Row = row

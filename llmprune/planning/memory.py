@@ -68,7 +68,7 @@ def memory_planner(
     machine: Machine,
 ) -> MemoryPlanner:
     """Return the planner of a machine's devices. The models may be without weights; ``memory``: of the same run."""
-    layers, samples = find_layers(dense)[1], recipe.calibration.shape()[0]
+    layers, samples, generated = find_layers(dense)[1], recipe.calibration.shape()[0], recipe.calibration.generated
     model = sum(map(parameter_bytes, layers))
     calibration = _windows(recipe.calibration, recipe.calibration.shape(), processes=machine.processes)
     text = recipe.evaluation.perplexity
@@ -86,17 +86,10 @@ def memory_planner(
         dense,
         anatomy,
         length=max(calibration.length, held_out.length if held_out else 0),
-        gradients=_has_backward_pass(recipe),
+        gradients=recipe.width is not None and recipe.width.windows_for_gradients(samples, generated) > 0,
         refits=recipe.refit is not None or recipe.sparsity is not None,
     )
     return MemoryPlanner(machine, working, activations, calibration, held_out, recipe.calibration.stream_memory)
-
-
-def _has_backward_pass(recipe: Recipe) -> bool:
-    if recipe.width is None:
-        return False
-    shape, generated = recipe.calibration.shape(), recipe.calibration.generated
-    return recipe.width.neuron_criterion.windows_for_gradients(shape[0], generated) > 0
 
 
 def _windows(settings: TokenWindows, shape: tuple[int, int], *, processes: int) -> Windows:

@@ -27,8 +27,8 @@ class Pass2Context:
     """One run of pass 2.
 
     ``dense``, ``pruned``: layer-wise forward passes of both models, the dense one ahead by one layer and its gap while
-    that layer is repaired. ``folds``: judge ridge regressions; ``held_out``: judge up projections. ``cache``: dense
-    hidden states of pass 1, if they were saved.
+    that layer is repaired. ``folds``: judge ridge regressions; ``held_out``: judge up projections. ``norms``:
+    those that follow projections. ``cache``: dense hidden states of pass 1, if they were saved.
     """
 
     cut: Cut

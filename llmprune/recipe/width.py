@@ -47,6 +47,11 @@ class Width(Section):
         """The criterion that scores heads. With ``share``, SmolLM2 retained less on each of three texts."""
         return self.criterion or Activation()
 
+    def windows_for_gradients(self, windows: int, generated: int) -> int:
+        """Return the number of calibration windows that have a backward pass: of all, and of those generated."""
+        used = (self.cuts_mlp and self.neuron_criterion, self.heads is not None and self.head_criterion)
+        return max(one.windows_for_gradients(windows, generated) if one else 0 for one in used)
+
     @property
     def cuts_mlp(self) -> bool:
         """True where the section sets the number of MLP neurons."""

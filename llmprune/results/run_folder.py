@@ -42,10 +42,9 @@ HIDDEN_STATES = "dense.partial"  # hidden-state cache that pass 1 writes for pas
 TASKS = "tasks"  # results of the pruned model, a file for each finished task
 _FORMAT = 2
 _PRODUCTS = (
-    "recipe.yaml", PLAN, BATCH_SIZES, GENERATED_WINDOWS,
-    "scores.safetensors", "cut.json", "cut.safetensors", "source-check.json",
-    "calibration-check.json", "pruning.json", "evaluation.json", "report.json", "report.html", "published.json", "card",
-    "model", "model.partial", HIDDEN_STATES, TASKS,
+    "recipe.yaml", PLAN, BATCH_SIZES, GENERATED_WINDOWS, "scores.safetensors", "cut.json", "cut.safetensors",
+    "source-check.json", "calibration-check.json", "pruning.json", "evaluation.json", "report.json", "report.html",
+    "published.json", "card", "model", "model.partial", HIDDEN_STATES, TASKS,
 )  # fmt: skip
 
 
@@ -67,8 +66,8 @@ class RunFolder:
     ) -> RunFolder:
         """Create or continue a run folder.
 
-        ``fresh``: discard an unfinished run; a finished one remains until the new run has a model.
-        ``model``: the model that the run reads.
+        ``fresh``: discard an unfinished run; a finished one remains until the new run has a model. ``model``: the model
+        that the run reads.
         ``recipe``: values that determine the pruned model; None opens the folder for reading.
         Raises OutputError if the path is a file, holds other files or the finished run of another recipe, is in use, or
         if the result would replace ``model``.

@@ -71,6 +71,19 @@ def test_criteria_add_their_own_products(tmp_path: Path) -> None:
     assert _work(obs, "pass 1: scoring layers").solves == 4 * 2 * 4 * 96**3
 
 
+def test_the_default_criterion_has_a_backward_pass_over_generated_windows(tmp_path: Path) -> None:
+    """Its windows pass forward once more, and back; none do where only heads are cut, or nothing is generated."""
+    two = {"self_generated": 2}
+    plan = _plan(tmp_path, "width: {neurons: 64}", calibration=two)
+    forward = 2 * 32 * 4 * (ATTENTION + MLP)
+    assert _work(plan, "pass 1: hidden states for gradients").products == forward
+    assert _work(plan, "pass 1: gradients").products > 2 * forward
+    for sections, calibration in (("width: {heads: 1}", two), ("width: {neurons: 64}", {})):
+        names = [part.name for part in _plan(tmp_path, sections, calibration=calibration).work.parts]
+        assert "pass 1: scoring layers" in names
+        assert not any("gradients" in name for name in names)
+
+
 def test_of_a_mixture_only_active_experts_are_counted(tmp_path: Path) -> None:
     """Each token passes through two of four experts, and through the router."""
     plan = _plan(tmp_path, "depth: {remove: 1}", "qwen3_moe", decoder_sparse_step=1, mlp_only_layers=[])

@@ -34,15 +34,13 @@ def scoring_parts(recipe: Recipe, models: PlannedModels) -> list[Part]:
     compared = 6 * 4 * models.hidden * tokens.count * layers if isinstance(depth, HiddenStateCriterion) else 0
     forward = forward_work(costs, tokens) + visited(costs) + Work(stream=stored + compared)
     criteria = _unit_scoring(recipe, models, tokens=tokens)
-    criterion = recipe.width.neuron_criterion if recipe.width else None
     if recipe.experts:  # each expert is run once more, alone
         forward += Work.total(cost.run(tokens.count, tokens.batches, mixer=False) for cost in costs)
-    by_gradients = criterion is not None and criterion.forward_criterion is None
+    by_gradients = recipe.width is not None and recipe.width.neuron_criterion.forward_criterion is None
     scoring = forward if by_gradients else forward + criteria
     parts = [Part(step="pass 1", name="pass 1: scoring layers", work=scoring, items=layers, shared=True)]
-    if criterion:
-        own = criterion.windows_for_gradients(tokens.windows, recipe.calibration.generated)
-        parts += _gradient_parts(own, models, tokens=tokens, scoring=criteria) if own else []
+    if recipe.width and (own := recipe.width.windows_for_gradients(tokens.windows, recipe.calibration.generated)):
+        parts += _gradient_parts(own, models, tokens=tokens, scoring=criteria)
     if isinstance(depth, AblationCriterion):
         remove = anatomy.num_layers - len(models.planned.layers)
         work = _ablation(depth, models, tokens=tokens, remove=remove)
@@ -107,8 +105,10 @@ def _unit_scoring(recipe: Recipe, models: PlannedModels, *, tokens: Tokens) -> W
 
 
 def _tokens_of_smallest_source(recipe: Recipe, tokens: Tokens) -> int:
-    """Return the tokens of the smallest of the sources whose scores are summed apart; of one source all."""
-    calibration = recipe.calibration
+    """Return the tokens of the smallest of the sources whose sums are kept apart; of one source all."""
+    calibration, generated = recipe.calibration, recipe.calibration.generated
+    if calibration.combine == "pooled":
+        return min(tokens.windows - generated, generated or tokens.windows) * tokens.length
     sources_N = sources_of_windows(calibration) if calibration.scored_sources > 1 else None
     return tokens.count if sources_N is None else int(sources_N.bincount().min()) * tokens.length
 
