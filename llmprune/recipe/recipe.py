@@ -29,6 +29,7 @@ from llmprune.recipe.export import Export
 from llmprune.recipe.hub import Hub
 from llmprune.recipe.model import ModelSource
 from llmprune.recipe.overrides import apply_override
+from llmprune.recipe.recover import Recover
 from llmprune.recipe.refit import Refit
 from llmprune.recipe.sparsity import Sparsity
 from llmprune.recipe.validation_messages import describe_problems, wrong_places
@@ -62,6 +63,7 @@ class Recipe(Section):
     refit: Annotated[Refit | None, BeforeValidator(_settings_or_false)] = Field(
         Refit(), description="Closed-form repair of the cut; false: none."
     )
+    recover: Recover | None = Field(None, description="Training of the pruned model; left out: none.")
     evaluation: Evaluation = Field(Evaluation(), description="Measurements of the dense and the pruned model.")
     export: Export = Field(Export(), description="Files of the result.")
     hub: Hub | None = Field(None, description="Repository that the result is pushed to; left out: none.")
