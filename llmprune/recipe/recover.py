@@ -118,8 +118,8 @@ class Recover(Section):
         0.0,
         ge=0,
         description="Weight of a second loss: relative squared error of the hidden states after each kept layer, "
-        "against those of the dense model after that layer and the removed ones behind it. Needs the dense model beside the "
-        "pruned one.",
+        "against those of the dense model after that layer and the removed ones behind it. Needs the dense "
+        "model beside the pruned one.",
     )
     data: RecoveryText = Field(RecoveryText(), description="Text to train on; left out: the calibration's sources.")
     learning_rate: float | Literal["auto"] = Field(
