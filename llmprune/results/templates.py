@@ -31,6 +31,7 @@ from llmprune.results.sentences import (
     describe_left,
     describe_sparsity,
     describe_speedup,
+    describe_training,
 )
 
 
@@ -53,7 +54,7 @@ def template_environment(package: str, folder: str = "", *, escape: bool = True)
         greedy_agreement=describe_greedy_agreement, left=describe_left, metric=metric_name, number=number,
         percent=percent, plural=plural, probability=probability, ranges=ranges, rough_duration=rough_duration,
         short_model_name=short_model_name, size=byte_size, span=span, sparsity=describe_sparsity, speedup=speedup,
-        text=describe_text, times=times, varies=describe_speedup,
+        text=describe_text, times=times, training=describe_training, varies=describe_speedup,
     )  # fmt: skip
     environment.globals.update(change=change, share=share)
     return environment
