@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from llmprune.common.distributed import sum_over_processes
 from llmprune.layerwise.decoder import Tensors
 
-_RATE = 0.01  # highest learning rate, in units of a tensor's RMS
+_RATE = 0.002  # highest learning rate, in units of a tensor's RMS
 _BETAS = (0.9, 0.95)  # as is usual for few steps; Adam's 0.999 would average over more of them than there are
 _WARMUP = 8  # steps in which the learning rate rises
 _NO_DERIVATIVE = ("derivative for", "not implemented", "inplace operation", "in-place operation")  # autograd's words
