@@ -188,7 +188,7 @@ def test_processes_share_the_windows_of_every_step(monkeypatch: pytest.MonkeyPat
             monkeypatch.setenv("RANK", str(number))
             own = TrainingWindows([], folds, batch_size=2, seed=0).of_layer(3)
             found.append([list(own.shares(windows_S)) for windows_S in own.steps()])
-        return [sorted(sum(parts, [])) for parts in zip(*found, strict=True)]
+        return [sorted(one for part in parts for one in part) for parts in zip(*found, strict=True)]
 
     assert steps(1) == steps(2)
     assert all(sum(share for _, share in step) == pytest.approx(1) for step in steps(2))
