@@ -81,7 +81,7 @@ class Student:
         return [(one, local(one.detach()) == 0) for name, one in self.trained.items() if name in sparse]
 
     def logits(self, ids_BL: Tensor, *, quick: bool = True) -> Tensor:
-        """Return the logits [B, L, V] of some windows. ``quick``: with products in bfloat16 if the training has them."""
+        """Return the logits [B, L, V] of some windows. ``quick``: with the products of the training."""
         device = self.arithmetic.device
         quick = quick and self.arithmetic.quick and not isinstance(next(iter(self.trained.values())), DTensor)
         with torch.autocast(device.type, torch.bfloat16) if quick else nullcontext():
