@@ -33,7 +33,7 @@ from llmprune.recover.save import RecoveredWriter, probe_of
 from llmprune.recover.state import Progress, StateFolder
 from llmprune.recover.student import Student
 from llmprune.recover.teacher import StoredPredictions, TeacherSettings, store_predictions
-from llmprune.recover.training import Training
+from llmprune.recover.training import TRAINING, Training
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,10 @@ class Recovery:
         Raises KeyboardInterrupt after Ctrl-C, with the state saved.
         """
         windows = self.windows
-        predictions = self._predictions(windows.held_out_NL, "held-out windows")
+        predictions = self._predictions(windows.held_out_NL, "held-out windows", quick=False)
         held_out = HeldOut(predictions, windows.held_out_sources_N, windows.names, windows.begin)
         lessons, course = self._lessons()
-        found = self.micro_batch.run("recovery", lambda size: self._train(held_out, lessons, course=course, size=size))
+        found = self.micro_batch.run(TRAINING, lambda size: self._train(held_out, lessons, course=course, size=size))
         if found.folder is None:
             return found
         before, after = (self._measure_file(held_out, folder) for folder in (None, found.folder))
@@ -95,16 +95,20 @@ class Recovery:
         own_NL, own_SW = windows_of_this_process(windows.train_NL, course.order_SW)
         if settings.loss == "language_model":
             return Lessons(own_NL, own_SW, None), course
-        predictions = self._predictions(own_NL, "training windows", temperature=settings.temperature)
+        predictions = self._predictions(own_NL, "training windows", quick=True)
         return Lessons(own_NL, own_SW, predictions, settings.temperature), course
 
-    def _predictions(self, windows_NL: Tensor, name: str, *, temperature: float = 1.0) -> StoredPredictions:
-        def work(batch_size: int) -> StoredPredictions:
-            settings = TeacherSettings(self.settings.top_k, temperature, batch_size)
-            folder = self.folder / self.origin[:16] / name.replace(" ", "-")
-            return store_predictions(self.dense(), windows_NL, folder=folder, settings=settings, name=name)
+    def _predictions(self, windows_NL: Tensor, name: str, *, quick: bool) -> StoredPredictions:
+        """Return the dense model's predictions, at temperature 1 and exact unless ``quick``."""
+        temperature = self.settings.temperature if quick else 1.0
+        quick = quick and Arithmetic.here(self.settings.precision).quick
 
-        return self.batch.run(f"dense predictions: {name}", work, release=lambda: self.dense().save_memory())
+        def work(batch_size: int) -> StoredPredictions:
+            settings = TeacherSettings(self.settings.top_k, temperature, batch_size, quick)
+            folder = self.folder / self.origin[:16] / name.replace(" ", "-")
+            return store_predictions(self.dense(), windows_NL, folder=folder, settings=settings)
+
+        return self.batch.run(f"recovery: predictions for {name}", work, release=lambda: self.dense().save_memory())
 
     def _train(self, held_out: HeldOut, lessons: Lessons, *, course: Course, size: int) -> Recovered:
         """Train with micro-batches of ``size`` windows, and write the best weights."""

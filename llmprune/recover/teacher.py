@@ -10,6 +10,7 @@ Shapes: N windows, n windows of a part, L sequence length, B batch, P positions 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,19 +30,21 @@ from llmprune.layerwise.hidden_states import HiddenStateStore
 from llmprune.layerwise.logits import token_chunks
 from llmprune.recover.loss import Targets
 
+PREDICTIONS = "recovery: dense predictions"  # in progress and in the durations of a plan
 _PART = 2**18  # tokens of a part: hidden states of 2 GB in bfloat16 at a hidden size of 4,096
 
 
 @dataclass(frozen=True)
 class TeacherSettings:
-    """What is stored of the dense model's distributions, at this temperature, and how it is computed.
+    """What is stored of the dense model's distributions, and how it is computed.
 
-    ``store``: where hidden states are kept.
+    ``quick``: products in bfloat16; ``store``: where hidden states are kept.
     """
 
     top_k: int
-    temperature: float = 1.0
-    batch_size: int = 4
+    temperature: float
+    batch_size: int
+    quick: bool
     store: HiddenStateStore | None = None
 
 
@@ -69,19 +72,18 @@ class StoredPredictions:
 
 
 def store_predictions(
-    dense: Decoder, windows_NL: Tensor, *, folder: Path, settings: TeacherSettings, name: str
+    dense: Decoder, windows_NL: Tensor, *, folder: Path, settings: TeacherSettings
 ) -> StoredPredictions:
-    """Compute the predictions for the windows into ``folder``, and return them. ``name``: in progress.
+    """Compute the predictions for the windows into ``folder``, and return them.
 
     Raises DiskError where the disk is full, NumericalError where the dense model returns NaN or infinity.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts = torch.split(windows_NL, _rows_of_part(windows_NL))
     paths = [folder / f"part-{number:05}.safetensors" for number in range(len(parts))]
-    for number, (part_nL, path) in enumerate(zip(parts, paths, strict=True)):
+    for part_nL, path in zip(parts, paths, strict=True):
         if not _is_whole(path):
-            of = f" {number + 1} of {len(parts)}" if len(parts) > 1 else ""
-            tensors = _predictions(dense, part_nL, settings=settings, name=f"dense predictions{of}: {name}")
+            tensors = _predictions(dense, part_nL, settings=settings)
             with disk_errors(folder):
                 write_atomically(path, partial(save_file, tensors))
     return StoredPredictions(windows_NL, paths)
@@ -100,17 +102,18 @@ def _is_whole(path: Path) -> bool:
 
 
 @torch.no_grad()
-def _predictions(dense: Decoder, windows_nL: Tensor, *, settings: TeacherSettings, name: str) -> dict[str, Tensor]:
+def _predictions(dense: Decoder, windows_nL: Tensor, *, settings: TeacherSettings) -> dict[str, Tensor]:
     """Return the tensors of a part: ``log_p`` and ``ids`` [n, L, K], ``log_r`` [n, L], ``losses`` [n, L - 1]."""
-    forward = LayerwiseForward(dense, windows_nL, batch_size=settings.batch_size, store=settings.store)
-    for index in track(range(len(dense)), name):
-        with dense.layer(index) as layer:
-            forward.pass_through(index, layer)
-    dense.drop_held_and_next()
     made: dict[str, list[Tensor]] = {"log_p": [], "ids": [], "log_r": [], "losses": []}
-    for batch in range(len(forward.batches)):
-        for key, value in _of_batch(forward, batch, settings=settings).items():
-            made[key].append(value)
+    with torch.autocast(dense.device.type, torch.bfloat16) if settings.quick else nullcontext():
+        forward = LayerwiseForward(dense, windows_nL, batch_size=settings.batch_size, store=settings.store)
+        for index in track(range(len(dense)), PREDICTIONS):
+            with dense.layer(index) as layer:
+                forward.pass_through(index, layer)
+        dense.drop_held_and_next()
+        for batch in range(len(forward.batches)):
+            for key, value in _of_batch(forward, batch, settings=settings).items():
+                made[key].append(value)
     return {key: torch.cat(values) for key, values in made.items()}
 
 

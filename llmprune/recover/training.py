@@ -27,7 +27,7 @@ from llmprune.results.recovery_figures import RecoveryCheck
 
 logger = logging.getLogger(__name__)
 
-PART = "recovery"  # in progress and in the durations of a plan
+TRAINING = "recovery: training"  # in progress and in the durations of a plan
 LARGEST_NORM = 1.0  # of the gradients of a step
 MOST_SETBACKS = 5
 _MEMORY = 0.9  # of the moving mean of the loss
@@ -65,7 +65,7 @@ class Training:
 
     def _train(self, interrupts: Interrupts) -> None:
         """Make steps until the end or the next setback."""
-        for step in track(range(self.progress.step, self.course.steps), PART):
+        for step in track(range(self.progress.step, self.course.steps), TRAINING):
             begin = time.perf_counter()
             loss = self._step(step)
             self._note(loss, seconds=time.perf_counter() - begin)
