@@ -129,9 +129,7 @@ def arrange(
     shuffled_N = order_of(len(pool_NL), seed)[:number]
     held_out_NL = torch.cat([source.held_out_HL for source in sources])
     held_out_N = torch.cat([torch.full((len(sources[index].held_out_HL),), index) for index in indices])
-    epochs = number / len(shuffled_N)
-    if epochs > 1:
-        notes.append(_about_epochs(epochs, number=len(shuffled_N), tokens=shuffled_N.numel() * pool_NL.shape[1]))
+    notes += about_epochs(number, available=len(pool_NL), length=pool_NL.shape[1])
     return RecoveryWindows(
         pool_NL[shuffled_N],
         pool_N[shuffled_N],
@@ -153,11 +151,17 @@ def _order(windows: int, places: int, *, seed: int) -> Tensor:
     return torch.cat(epochs)[:places]
 
 
-def _about_epochs(epochs: float, *, number: int, tokens: int) -> str:
-    note = f"the text for recover has {number} windows ({tokens:,} tokens), which are repeated {epochs:.1f} times"
-    if epochs <= MOST_EPOCHS:
-        return note
-    return f"{note}; more than {MOST_EPOCHS} epochs add little: add text to recover.data, or train on fewer tokens"
+def about_epochs(number: int, *, available: int, length: int) -> list[str]:
+    """Return a note where a training takes more windows than there are, so that they are repeated."""
+    if number <= available:
+        return []
+    note = (
+        f"recover: the text has {available} windows ({available * length:,} tokens) to train on, and each is taken "
+        f"{number / available:.1f} times"
+    )
+    if number <= MOST_EPOCHS * available:
+        return [note]
+    return [f"{note}; more than {MOST_EPOCHS} times adds little: add text to recover.data, or lower recover.tokens"]
 
 
 def _ready(

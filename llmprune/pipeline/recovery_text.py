@@ -85,7 +85,7 @@ def _generated(context: RunContext) -> Tensor:
         report_progress(RECOVERY_GENERATED)
         parts = folder.path / RECOVERY_GENERATED_PARTS
         with measure_step(folder.steps, RECOVERY_GENERATED, tokens=writing.number * writing.length):
-            windows_NL = _write(inputs, writing, parts=parts / origin[:16])
+            windows_NL = write_windows(inputs, writing, parts=parts / origin[:16])
         save_file({KEY: windows_NL}, path)
         shutil.rmtree(parts)
         return windows_NL
@@ -118,7 +118,7 @@ def _writing(inputs: RunInputs, asked: SelfGenerated) -> Writing:
     return Writing(asked.samples, text.sequence_length, asked.temperature, seed, turns)
 
 
-def _write(inputs: RunInputs, writing: Writing, *, parts: Path) -> Tensor:
+def write_windows(inputs: RunInputs, writing: Writing, *, parts: Path) -> Tensor:
     """Generate the batches that are not in the folder ``parts`` yet; return all, int64 [N, L]."""
     parts.mkdir(parents=True, exist_ok=True)
     prompts_NP = openings(inputs, writing.number, seed=writing.seed)

@@ -194,5 +194,5 @@ def _begin_folder(context: RunContext, asked: Mapping[str, Any]) -> None:
 
 
 def _disk_needed(plan: Plan) -> int:
-    """Bytes of disk that a run needs: the checkpoint in parts and joined, and snapshots of the hidden states."""
-    return 2 * plan.disk + 2 * plan.memory.streams
+    """Bytes of disk that a run needs: checkpoint in parts and joined, snapshots of hidden states, training files."""
+    return 2 * plan.disk + 2 * plan.memory.streams + (plan.recovery.disk if plan.recovery else 0)

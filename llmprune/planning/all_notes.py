@@ -11,6 +11,7 @@ from llmprune.planning.base import Base
 from llmprune.planning.memory import parameter_bytes
 from llmprune.planning.notes import about_base, about_judgement, about_refit, about_scores, about_sparsity
 from llmprune.planning.planned_sizes import PlannedCut
+from llmprune.planning.recovery_notes import about_recovery
 from llmprune.planning.settings_without_effect import settings_without_effect
 from llmprune.planning.sparsity import SparsityPlan
 from llmprune.planning.tool_compatibility import about_head_size, about_layer_count
@@ -23,7 +24,8 @@ def notes_of(
 ) -> list[str]:
     """Return the notes of a plan. Raises RecipeError where rounding leaves the whole recipe without effect."""
     idle = settings_without_effect(recipe, base.anatomy, planned=planned, sparsity=sparsity)
-    if idle and parameter_bytes(base.dense) == parameter_bytes(pruned) and not (sparsity and sparsity.zeros):
+    is_cut = parameter_bytes(base.dense) != parameter_bytes(pruned) or bool(sparsity and sparsity.zeros)
+    if idle and not is_cut:
         raise RecipeError(idle)
     inexact = "layers differ in size: the sizes are those of a cut from the middle, until the scores are known"
     return [
@@ -33,6 +35,7 @@ def notes_of(
         *([] if is_exact(recipe.depth, base.dense) else [inexact]),
         *about_sparsity(sparsity, pruned),
         *_about_cut(recipe, base, planned=planned, pruned=pruned),
+        *about_recovery(recipe, is_cut=is_cut),
     ]
 
 

@@ -26,6 +26,7 @@ from llmprune.planning.checks import ErrorCollector, run_checks
 from llmprune.planning.device_memory import BatchSizes, DeviceMemory
 from llmprune.planning.duration.estimate import Durations, run_work
 from llmprune.planning.duration.parts import PlannedModels, RunWork
+from llmprune.planning.duration.recovering import recovery_parts
 from llmprune.planning.machine import Machine, this_machine
 from llmprune.planning.memory import Memory, bytes_of_window, memory_of, memory_planner
 from llmprune.planning.model_size import measure_size
@@ -39,6 +40,7 @@ from llmprune.planning.planned_sizes import (
     planned_layers,
     planned_widths,
 )
+from llmprune.planning.recovery import RecoveryPlan, plan_recovery, recovery_shortage
 from llmprune.planning.self_generated import NOTHING_CHOSEN, ChosenNumbers, about_self_generated, settle_self_generated
 from llmprune.planning.sparsity import SparsityPlan, planned_sparsity
 from llmprune.planning.text_inputs import TextInputs
@@ -70,6 +72,7 @@ class Plan(Figures):
     keep_experts: int | None
     keep_kv_groups: int | None  # of attention heads, in each layer
     sparsity: SparsityPlan | None = None
+    recovery: RecoveryPlan | None = None  # the training after the cut
     calibration: tuple[int, int]  # windows, tokens in each
     calibration_sources: tuple[CalibrationSource, ...] = ()
     begin_of_text: str | None = None  # that windows begin with; None for none, and where the tokenizer is not here yet
@@ -134,7 +137,7 @@ def plan_and_check(
     plan, anatomy = plan_structure(recipe, errors, starts=starts, elsewhere=elsewhere)
     run_checks(inputs, errors, elsewhere=elsewhere)
     if plan and not errors.found:
-        notes = (*plan.notes, *about_begin(inputs), *about_self_generated(asked, recipe))
+        notes = (*plan.notes, *about_begin(inputs), *about_self_generated(asked, recipe), *inputs.recovery_notes)
         plan = plan.model_copy(update={"begin_of_text": planned_begin(inputs), "notes": notes})
     return PlanningOutcome(plan, anatomy, inputs, errors)
 
@@ -159,7 +162,7 @@ def plan_structure(
     planned = _planned_cut(recipe, base.anatomy, errors=errors)
     if planned is None or not complete:
         return None, base.anatomy
-    reads = ("model", "depth", "width", "experts", "sparsity", "refit", "calibration")
+    reads = ("model", "depth", "width", "experts", "sparsity", "refit", "calibration", "recover")
 
     def plan_on_machine() -> Plan:
         machine = this_machine(recipe.model, starts=starts, elsewhere=elsewhere)
@@ -206,6 +209,9 @@ def _plan(recipe: Recipe, base: Base, *, planned: PlannedCut, machine: Machine) 
     evaluation = recipe.evaluation
     planner = memory_planner(recipe, dense, pruned=pruned, anatomy=anatomy, memory=memory, machine=machine)
     batches = planner.batch_sizes()
+    models = PlannedModels(dense, pruned, anatomy, planned, size.bytes, batches)
+    recovery = plan_recovery(recipe, models, machine=machine)
+    training = recovery_parts(recipe.recover, recovery, models=models, on_gpu=machine.has_gpu)
     return Plan(
         model=recipe.model.id,
         model_type=base.config.model_type,
@@ -225,9 +231,10 @@ def _plan(recipe: Recipe, base: Base, *, planned: PlannedCut, machine: Machine) 
         processes=machine.processes,
         batch_sizes=batches,
         devices=planner.devices(batches),
-        shortage=planner.shortage(),
+        recovery=recovery,
+        shortage=planner.shortage() or recovery_shortage(recipe, models, machine=machine),
         disk=size.bytes,
-        work=run_work(recipe, PlannedModels(dense, pruned, anatomy, planned, size.bytes, batches)),
+        work=run_work(recipe, models, recovery=training),
         base_files=BaseFiles(carried=files.copied, left=files.left_out),
         tasks=tuple(PlannedTask(name=name, limit=evaluation.limit_of(name)) for name in evaluation.task_names),
         notes=tuple(notes),

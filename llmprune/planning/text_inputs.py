@@ -14,7 +14,7 @@ from llmprune.anatomy.meta_model import Config, text_config
 from llmprune.checkpoint.loading import load_config, load_tokenizer
 from llmprune.common.errors import CalibrationError, ModelError, RecipeError
 from llmprune.data.begin_of_text import required_begin
-from llmprune.data.recovery_windows import RecoveryText, UsedText, load_recovery_text
+from llmprune.data.recovery_windows import RecoveryText, UsedText, about_epochs, load_recovery_text
 from llmprune.data.window_sources import source_names, sources_of_windows, with_generated
 from llmprune.data.windows import TextWindows, load_windows
 from llmprune.evaluation.prompts import ModelLimits, Prompts, make_prompts
@@ -145,6 +145,20 @@ class TextInputs:
                 self._require_fitting(torch.cat([source.train_NL, source.held_out_HL]))
             self._recovery = number, text
         return self._recovery[1]
+
+    @property
+    def recovery_notes(self) -> tuple[str, ...]:
+        """Notes on the training's text, where it has been read for all its windows."""
+        recover = self.recipe.recover
+        if recover is None or recover.tokens is None or self._recovery is None:
+            return ()
+        number, text = self._recovery
+        if number != self.recovery_number():
+            return ()
+        length = self.recovery_settings.sequence_length or 0
+        of_model = number - recover.windows_of_text(number, length)
+        available = sum(len(source.train_NL) for source in text.sources) + of_model
+        return (*text.notes, *about_epochs(number, available=available, length=length))
 
     @cached_property
     def prompts(self) -> Prompts | str | None:

@@ -107,7 +107,7 @@ class RecoveryText(TokenWindows):
         own = {key: getattr(self, key) for key in self._SHARED if key in self.model_fields_set}
         shared = {key: getattr(calibration, key) for key in self._SHARED}
         shared["sequence_length"] = (self.stored_shape() or calibration.read_shape())[1]
-        return TokenWindows.model_validate(read | shared | own)
+        return TokenWindows.model_construct(**read | shared | own)
 
 
 class Lora(Section):
