@@ -20,6 +20,7 @@ from llmprune.data.packing import Packed, Packing, Position, Unused, pack_rest, 
 from llmprune.data.window_sources import SELF_GENERATED, distinct_names, order_of, shares
 from llmprune.data.windows import TextWindows, load_windows
 from llmprune.recipe.calibration import TokenWindows
+from llmprune.recipe.recover import Recover
 from llmprune.recipe.text_source import TextSource
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MOST_EPOCHS = 4  # that are worth about as much as new text
-_MOST_HELD_OUT = 4  # of a source with little text, one window in so many is held out
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,6 @@ class UsedText:
 
     settings: TokenWindows
     text: TextWindows
-
-
-@dataclass(frozen=True)
-class Amounts:
-    """Windows to read: ``training`` of all sources together, ``held_out`` of each."""
-
-    training: int
-    held_out: int
 
 
 @dataclass(frozen=True)
@@ -83,55 +75,65 @@ class RecoveryWindows:
 
 
 def load_recovery_text(
-    windows: TokenWindows, tokenizer: PreTrainedTokenizerBase | None, *, amounts: Amounts, used: Sequence[UsedText]
+    windows: TokenWindows,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    number: int,
+    settings: Recover,
+    used: Sequence[UsedText],
 ) -> RecoveryText:
-    """Read windows for the training that are in none of the texts ``used``; fewer than asked for where text is short.
+    """Read ``number`` windows for the training that are in none of the texts ``used``, and held-out windows.
 
-    ``windows``: the section with its sequence length, as resolved by the calibration. ``tokenizer``: may be None for
-    ready tokens. Raises CalibrationError where no window is left to train on, or text cannot be read.
+    These are fewer where the text is short. ``windows``: the section with its sequence length, as resolved by the
+    calibration. ``tokenizer``: may be None for ready tokens. Raises CalibrationError where no window is left to train
+    on, or text cannot be read.
     """
     if windows.tokens is not None:
         ready = _ready(windows, tokenizer, used=used)
-        begin, taken = ready.begin, {windows.tokens: ready.windows_NL[: amounts.training + amounts.held_out]}
+        begin, names, wanted = ready.begin, [windows.tokens], [number]
+        read = [ready.windows_NL[: number + settings.held_out]]
     else:
         assert tokenizer is not None, "text needs a tokenizer"
         assert windows.sequence_length is not None, "the section is resolved"
         begin = required_begin(windows.bos, tokenizer)
         packing = Packing(0, windows.sequence_length, begin, separator_ids(windows, tokenizer, begin=begin))
+        names = distinct_names(windows.text_sources())
+        wanted = shares(number, [source.weight for source in windows.text_sources()])
         reader = _Reader(windows, tokenizer, packing, tuple(used))
-        taken = dict(zip(distinct_names(windows.text_sources()), reader.read_all(amounts), strict=True))
+        read = reader.read_all([count + settings.held_out for count in wanted])
     seen = {row for one in used for row in _rows(one.text.windows_NL)}
-    sources, notes = _divided({name: _unseen(rows_NL, seen) for name, rows_NL in taken.items()}, amounts.held_out)
-    if not any(len(source.train_NL) for source in sources):
-        raise CalibrationError(_nothing_left(sources, used=used, length=next(iter(taken.values())).shape[1]))
+    found = {name: _unseen(rows_NL, seen) for name, rows_NL in zip(names, read, strict=True)}
+    sources, notes = _divided(found, settings, wanted=dict(zip(names, wanted, strict=True)))
+    if number and not any(len(source.train_NL) for source in sources):
+        raise CalibrationError(_nothing_left(sources, used=used, length=read[0].shape[1]))
     return RecoveryText(sources, begin, notes)
 
 
-def arrange(text: RecoveryText, generated_NL: Tensor | None, *, amounts: Amounts, seed: int) -> RecoveryWindows:
-    """Return the windows of a training on text and on windows that the dense model wrote, in their order.
+def arrange(
+    text: RecoveryText, generated_NL: Tensor | None, *, number: int, settings: Recover, seed: int
+) -> RecoveryWindows:
+    """Return ``number`` windows of a training on text and on windows that the dense model wrote, in their order.
 
-    ``generated_NL``: int64 [G, L], of which ``amounts.held_out``, at most a quarter, are held out.
+    ``generated_NL``: int64 [G, L], of which as many are held out as of another source.
     """
     import torch
 
     sources, notes = list(text.sources), list(text.notes)
     if generated_NL is not None and len(generated_NL):
-        own, told = _divided({SELF_GENERATED: generated_NL}, amounts.held_out)
+        own, told = _divided({SELF_GENERATED: generated_NL}, settings, wanted={})
         sources += own
         notes += told
     indices = range(len(sources))
     pool_NL = torch.cat([source.train_NL for source in sources])
     pool_N = torch.cat([torch.full((len(sources[index].train_NL),), index) for index in indices])
-    shuffled_N = order_of(len(pool_NL), seed)[: amounts.training]
+    shuffled_N = order_of(len(pool_NL), seed)[:number]
     held_out_NL = torch.cat([source.held_out_HL for source in sources])
     held_out_N = torch.cat([torch.full((len(sources[index].held_out_HL),), index) for index in indices])
-    epochs = amounts.training / len(shuffled_N)
-    if epochs > 1:
-        notes.append(_about_epochs(epochs, number=len(shuffled_N), tokens=shuffled_N.numel() * pool_NL.shape[1]))
+    notes += about_epochs(number, available=len(pool_NL), length=pool_NL.shape[1])
     return RecoveryWindows(
         pool_NL[shuffled_N],
         pool_N[shuffled_N],
-        _order(len(shuffled_N), amounts.training, seed=seed),
+        _order(len(shuffled_N), number, seed=seed),
         held_out_NL,
         held_out_N,
         tuple(source.name for source in sources),
@@ -149,11 +151,17 @@ def _order(windows: int, places: int, *, seed: int) -> Tensor:
     return torch.cat(epochs)[:places]
 
 
-def _about_epochs(epochs: float, *, number: int, tokens: int) -> str:
-    note = f"the text for recover has {number} windows ({tokens:,} tokens), which are repeated {epochs:.1f} times"
-    if epochs <= MOST_EPOCHS:
-        return note
-    return f"{note}; more than {MOST_EPOCHS} epochs add little: add text to recover.data, or train on fewer tokens"
+def about_epochs(number: int, *, available: int, length: int) -> list[str]:
+    """Return a note where a training takes more windows than there are, so that they are repeated."""
+    if number <= available:
+        return []
+    note = (
+        f"recover: the text has {available} windows ({available * length:,} tokens) to train on, and each is taken "
+        f"{number / available:.1f} times"
+    )
+    if number <= MOST_EPOCHS * available:
+        return [note]
+    return [f"{note}; more than {MOST_EPOCHS} times adds little: add text to recover.data, or lower recover.tokens"]
 
 
 def _ready(
@@ -168,16 +176,24 @@ def _ready(
     return replace(text, windows_NL=text.windows_NL[first:])
 
 
-def _divided(found: Mapping[str, Tensor], held_out: int) -> tuple[tuple[SourceWindows, ...], tuple[str, ...]]:
-    """Return the windows of each source, the first of them held out, and notes on sources that have too few."""
+def _divided(
+    found: Mapping[str, Tensor], settings: Recover, *, wanted: Mapping[str, int]
+) -> tuple[tuple[SourceWindows, ...], tuple[str, ...]]:
+    """Return the windows of each source, the first of them held out, and notes on sources that have too few.
+
+    ``wanted``: windows of each source for the training, of which a source may have fewer.
+    """
     sources, notes = [], []
     for name, rows_NL in found.items():
-        held = min(held_out, ceil(len(rows_NL) / _MOST_HELD_OUT))
+        enough = name in wanted and len(rows_NL) >= wanted[name] + settings.held_out
+        held = settings.held_out if enough else settings.held_out_of(len(rows_NL))
         if not held:
             notes.append(f"recover.data: {name} has no window that calibration and perplexity did not see; left out")
             continue
-        if held < held_out:
+        if held < settings.held_out:
             notes.append(f"recover.data: {name} has {len(rows_NL)} windows, of which {held} are held out")
+        elif enough and not wanted[name]:
+            notes.append(f"recover.data: {name} is not trained on: its share of the windows is below one")
         sources.append(SourceWindows(name, rows_NL[held:], rows_NL[:held]))
     return tuple(sources), tuple(notes)
 
@@ -211,30 +227,24 @@ class _Reader:
     packing: Packing
     used: tuple[UsedText, ...]
 
-    def read_all(self, amounts: Amounts) -> list[Tensor]:
-        """Return the windows of each source, int64 [N, L]; where one has too few, the others give more."""
+    def read_all(self, wanted: Sequence[int]) -> list[Tensor]:
+        """Return so many windows of each source, int64 [N, L]; where one has too few, the others give more."""
         import torch
 
         sources = self.windows.text_sources()
-        weights = [source.weight for source in sources]
-        wanted = shares(amounts.training, weights)
         parts = [self._unused(source) for source in sources]
         found: list[list[Tensor]] = [[] for _ in sources]
-        open_ = list(range(len(sources)))
-        asked = {index: wanted[index] + amounts.held_out for index in open_}
-        while open_:
-            for index in open_:
-                packed = self._read(sources[index], asked[index], part=parts[index])
+        asked = dict(enumerate(wanted))
+        while asked:
+            missing, whole = 0, []
+            for index, count in asked.items():
+                packed = self._read(sources[index], count, part=parts[index])
                 found[index].append(packed.windows_NL)
-                parts[index] = Unused(packed.end, parts[index].without)
-            short = {index for index in open_ if len(found[index][-1]) < asked[index]}
-            missing = sum(asked[index] - len(found[index][-1]) for index in short)
-            open_ = [index for index in open_ if index not in short]
-            if not missing or not open_:
-                break
-            more = shares(missing, [weights[index] for index in open_])
-            asked = {index: count for index, count in zip(open_, more, strict=True) if count}
-            open_ = list(asked)
+                parts[index] = replace(parts[index], start=packed.end)
+                missing += count - len(packed.windows_NL)
+                whole += [index] * (count == len(packed.windows_NL))
+            more = shares(missing, [sources[index].weight for index in whole]) if whole else []
+            asked = {index: count for index, count in zip(whole, more, strict=True) if count}
         return [torch.cat(of_source) for of_source in found]
 
     def _read(self, source: TextSource, samples: int, *, part: Unused) -> Packed:

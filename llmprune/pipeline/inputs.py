@@ -110,6 +110,8 @@ class RunInputs:
     def read_texts(self) -> tuple[Tensor, Tensor | None]:
         """Read texts and prompts, so that missing text ends the run before the expensive work; return the texts."""
         self.inputs.prompts  # noqa: B018  # read for its errors
+        if self.recipe.recover is not None and self.recipe.recover.tokens is not None:
+            self.inputs.recovery_text(self.inputs.recovery_number())
         return self.inputs.text_windows, self.held_out
 
     @property
@@ -120,8 +122,9 @@ class RunInputs:
 
     @cached_property
     def dataset_commits(self) -> dict[str, str]:
-        """Commit of each hub data set that calibration and perplexity are read from."""
-        windows = (self.recipe.calibration, self.recipe.evaluation.perplexity)
+        """Commit of each hub data set that calibration, perplexity and recovery are read from."""
+        recovery = self.inputs.recovery_settings if self.recipe.recover else None
+        windows = (self.recipe.calibration, self.recipe.evaluation.perplexity, recovery)
         sources = [source for part in windows if part is not None for source in part.text_sources()]
         commits = {source.dataset: commit_of(source) for source in sources}
         return {name: commit for name, commit in commits.items() if commit}

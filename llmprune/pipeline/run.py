@@ -45,6 +45,7 @@ from llmprune.pipeline.step_costs import (
 )
 from llmprune.planning.duration.estimate import Durations
 from llmprune.planning.plan import Plan, plan_and_check
+from llmprune.planning.self_generated import ChosenNumbers
 from llmprune.planning.timing import estimate_durations
 from llmprune.publish.preflight import check_push
 from llmprune.recipe.recipe import Recipe, refuse_tokens
@@ -101,7 +102,9 @@ def run_to_report(recipe: Recipe, output: Path, *, options: RunOptions) -> Finis
         use_gpus(recipe.devices)
         refuse_tokens(recipe.text, recipe.overrides, source="recipe")
         asked = recipe_of_model(recipe)
-        surveyed = plan_and_check(recipe, generated=None if options.fresh else generated_in_folder(recipe, output))
+        surveyed = plan_and_check(
+            recipe, generated=ChosenNumbers() if options.fresh else generated_in_folder(recipe, output)
+        )
         (plan, anatomy), recipe = surveyed.require(), surveyed.inputs.recipe
         if plan.shortage:
             raise ModelError(plan.shortage)
@@ -191,5 +194,5 @@ def _begin_folder(context: RunContext, asked: Mapping[str, Any]) -> None:
 
 
 def _disk_needed(plan: Plan) -> int:
-    """Bytes of disk that a run needs: the checkpoint in parts and joined, and snapshots of the hidden states."""
-    return 2 * plan.disk + 2 * plan.memory.streams
+    """Bytes of disk that a run needs: checkpoint in parts and joined, snapshots of hidden states, training files."""
+    return 2 * plan.disk + 2 * plan.memory.streams + (plan.recovery.disk if plan.recovery else 0)

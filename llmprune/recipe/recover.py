@@ -19,6 +19,8 @@ from llmprune.recipe.text_source import TextSource
 
 _COUNTS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 _MOST_TOKENS = 10**13
+_MOST_GENERATED, _GENERATED_AN_HOUR = 512, 64  # windows that the dense model writes by itself
+_HELD_OUT_SHARE = 4  # of few windows, one in so many is held out
 _RATE, _RATE_WIDTH, _LORA_RATE = 3e-4, 576, 2e-4  # of AdamW, at this hidden size; LoRA's does not depend on it
 
 
@@ -65,7 +67,8 @@ class RecoveryText(TokenWindows):
     self_generated: SelfGenerated | Literal["auto", False] = Field(
         "auto",
         description="Windows that the dense model writes itself, such as {samples: 512}: a source of its own. "
-        "auto: half of the tokens, where the devices hold the whole model, at most 512 windows; false: none.",
+        "auto: half of the tokens, of `hours` 64 windows an hour, at most 512 windows, where the devices hold the "
+        "whole model; false: none.",
     )
 
     @field_validator("mix")
@@ -104,7 +107,7 @@ class RecoveryText(TokenWindows):
         own = {key: getattr(self, key) for key in self._SHARED if key in self.model_fields_set}
         shared = {key: getattr(calibration, key) for key in self._SHARED}
         shared["sequence_length"] = (self.stored_shape() or calibration.read_shape())[1]
-        return TokenWindows.model_validate(read | shared | own)
+        return TokenWindows.model_construct(**read | shared | own)
 
 
 class Lora(Section):
@@ -213,6 +216,28 @@ class Recover(Section):
     def windows(self, tokens: int, length: int) -> int:
         """Return the windows of all steps, which are whole: at least ``tokens`` tokens."""
         return self.steps(tokens, length) * self.windows_of_step(tokens, length)
+
+    def held_out_of(self, windows: int) -> int:
+        """Return how many of a source's windows are held out: ``held_out``, at most a quarter of them."""
+        return min(self.held_out, math.ceil(windows / _HELD_OUT_SHARE))
+
+    def generated(self, length: int) -> int:
+        """Return the windows of ``length`` that the dense model writes itself, those that are held out included."""
+        chosen = self.data.self_generated
+        if chosen is False:
+            return 0
+        if chosen != "auto":
+            return chosen.samples
+        if self.tokens is None:
+            assert self.hours is not None, "one of them is given"
+            return min(math.ceil(_GENERATED_AN_HOUR * self.hours), _MOST_GENERATED)
+        trained = self.windows(self.tokens, length) // 2
+        return min(trained + min(self.held_out, math.ceil(trained / (_HELD_OUT_SHARE - 1))), _MOST_GENERATED)
+
+    def windows_of_text(self, windows: int, length: int) -> int:
+        """Return how many of a training's windows are read, beside those that the dense model writes itself."""
+        generated = self.generated(length)
+        return max(windows - (generated - self.held_out_of(generated)), 0)
 
     def steps_between_checks(self, steps: int) -> int:
         """Return the number of steps between two measurements on held-out windows."""

@@ -40,11 +40,14 @@ BATCH_SIZES = "batch-sizes.json"  # that a resumed run takes
 GENERATED_WINDOWS = "self-generated.safetensors"  # calibration windows that the dense model wrote itself
 RECOVERY, REPAIRED = "recovery.json", "repaired"  # figures of the training, and the checkpoint from before it
 RECOVERY_STATE = "recover.partial"  # of an unfinished training
+RECOVERY_GENERATED = "recover-generated.safetensors"  # windows for the training after the cut, of the same kind
+RECOVERY_GENERATED_PARTS = "recover-generated.partial"  # the batches of an unfinished one
 HIDDEN_STATES = "dense.partial"  # hidden-state cache that pass 1 writes for pass 2
 TASKS = "tasks"  # results of the pruned model, a file for each finished task
 _FORMAT = 2
 _PRODUCTS = (
-    "recipe.yaml", PLAN, BATCH_SIZES, GENERATED_WINDOWS, "scores.safetensors", "cut.json", "cut.safetensors",
+    "recipe.yaml", PLAN, BATCH_SIZES, GENERATED_WINDOWS, RECOVERY_GENERATED, RECOVERY_GENERATED_PARTS,
+    "scores.safetensors", "cut.json", "cut.safetensors",
     "source-check.json", "calibration-check.json", "pruning.json", "evaluation.json", "report.json", "report.html",
     "published.json", "card", "model", "model.partial", REPAIRED, RECOVERY, RECOVERY_STATE,
     HIDDEN_STATES, TASKS,
