@@ -208,7 +208,7 @@ def trained(before: dict[str, float], *, after: dict[str, float], best: int = 2,
     """Return a training of three checks, of which check ``best`` was saved; ``before``, ``after``: KL by source."""
     checks = []
     for number in range(3):
-        divergence = {name: before[name] + (after[name] - before[name]) * number / 2 for name in before}
+        divergence = {name: (before[name], (before[name] + after[name]) / 2, after[name])[number] for name in before}
         perplexity = {name: 20 * math.exp(min(value, 50)) for name, value in divergence.items()}
         loss = None if number == 0 else 0.5 - 0.1 * number
         checks.append(
