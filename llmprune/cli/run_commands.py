@@ -81,13 +81,13 @@ def run(
         return
     from llmprune.common.distributed import is_first_process, leave_process_group
     from llmprune.pipeline.run import RunOptions, run_to_report
-    from llmprune.publish.generated_windows import fetch_generated
+    from llmprune.publish.generated_windows import fetch_all_generated
 
     options = RunOptions(
         fresh=fresh,
         measure_forward=measure_forward,
         calibration_check=calibration_check,
-        generated=None if record is None else fetch_generated(recipe, record),
+        generated={} if record is None else fetch_all_generated(recipe, record),
     )
     with lines_without_terminal():
         finished = run_to_report(parsed, folder, options=options)

@@ -93,7 +93,7 @@ def _generated(context: RunContext) -> Tensor:
     return folder.produce(
         RECOVERY_GENERATED,
         origin,
-        file=run_folder.RECOVERY_GENERATED,
+        file=run_folder.RECOVERY_WINDOWS,
         load=lambda path: load_file(path)[KEY],
         make=make,
     )

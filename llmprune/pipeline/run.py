@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ from llmprune.planning.duration.estimate import Durations
 from llmprune.planning.plan import Plan, plan_and_check
 from llmprune.planning.self_generated import ChosenNumbers
 from llmprune.planning.timing import estimate_durations
+from llmprune.publish.generated_windows import GENERATED
 from llmprune.publish.preflight import check_push
 from llmprune.recipe.recipe import Recipe, refuse_tokens
 from llmprune.results.replacing import recipe_of_model
@@ -62,14 +63,14 @@ class RunOptions:
 
     ``fresh`` makes every product anew. ``measure_forward`` times plain forward passes of the dense model over the
     calibration tokens, for comparison. ``calibration_check`` repeats the selection on each source of the calibration
-    text, or on each half of a single one, and reports how far the cuts agree. ``generated`` is the file of windows that
-    a published run's dense model wrote, for a run that repeats it.
+    text, or on each half of a single one, and reports how far the cuts agree. ``generated``: files of windows that a
+    published run's dense model wrote, by their names in its repository, for a run that repeats it.
     """
 
     fresh: bool = False
     measure_forward: bool = False
     calibration_check: bool = False
-    generated: Path | None = None
+    generated: Mapping[str, Path] = field(default_factory=dict)
 
 
 def run(
@@ -164,7 +165,7 @@ def _run_steps(context: RunContext, options: RunOptions, *, asked: Mapping[str, 
     context.inputs.read_texts()
     require_same_everywhere(context)
     _begin_folder(context, asked)
-    add_self_generated(context, options.generated)
+    add_self_generated(context, options.generated.get(GENERATED))
     context.batches.settle(context.recipe, context.folder, sizes=context.plan.batch_sizes)
     if options.measure_forward:
         time_dense_forward_pass(context)
