@@ -27,10 +27,11 @@ from llmprune.pipeline.step_costs import warn_of_slow_disk, with_forward_ratios
 from llmprune.planning.tool_compatibility import settle_patterns
 from llmprune.prune.records import LayerRecord
 from llmprune.recipe.sparsity import Sparsity
-from llmprune.results.formatting import plural
+from llmprune.results.formatting import plural, ranges
 from llmprune.results.recovery_figures import RecoveryFigures, RecoveryScores
 from llmprune.results.report_schema import (
     BaseFiles,
+    BlockFigures,
     LayerFigures,
     MatrixFigures,
     Provenance,
@@ -116,7 +117,9 @@ def _warnings(context: RunContext, results: RunResults) -> tuple[str, ...]:
     unrouted = warn_of_unrouted_experts(results.scores) if results.scores is not None else []
     slow_disk = warn_of_slow_disk(context.folder.steps)
     scored = results.scores.notes if results.scores is not None else ()
+    untrained = warn_of_untrained_layers(results.pruned.records)
     warnings = [*context.plan.notes, *context.batches.reductions, *scored, *unrouted, *chosen.warnings, *slow_disk]
+    warnings += untrained
     settled = settle_patterns(warnings, context.inputs.anatomy.patterns, keep=chosen.cut.layers)
     return (*settled, *([describe_heads(left_heads)] if left_heads else []), *results.measured.warnings)
 
@@ -131,6 +134,17 @@ def warn_of_unrouted_experts(scores: Scores) -> list[str]:
     return [
         f"{plural(sum(unrouted.values()), 'expert')} in {plural(len(places), 'layer')} ({named}) got no calibration "
         "token: scored by the norm of their output weights; more calibration text would reach them"
+    ]
+
+
+def warn_of_untrained_layers(records: Sequence[LayerRecord]) -> list[str]:
+    """Return a warning where ``refit.block`` could not train some layers."""
+    layers = [record.layer for record in records if record.block is not None and record.block.steps is None]
+    if not layers:
+        return []
+    return [
+        f"refit.block: layers {ranges(layers)} were not trained, for they cannot be differentiated; they keep their "
+        "closed-form repair"
     ]
 
 
@@ -186,6 +200,7 @@ class _LayerRows:
             held_out=record.held_out if record else None,
             mixer_held_out=record.mixer_held_out if record else None,
             up_held_out=record.up_held_out if record else None,
+            block=BlockFigures(**asdict(record.block)) if record and record.block else None,
             matrices=tuple(MatrixFigures(**asdict(one)) for one in record.matrices) if record else (),
         )
 

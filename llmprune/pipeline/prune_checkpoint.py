@@ -166,6 +166,7 @@ class _CheckpointStep:
             refit=recipe.refit,
             write=self._write_layer,
             sparsity=recipe.sparsity,
+            seed=recipe.calibration.seed,
         )
         records, forward = pruning.run(
             inputs.windows,

@@ -35,7 +35,7 @@ from llmprune.planning.duration.generating import GENERATED_AT_A_TIME, RECOVERY_
 from llmprune.publish.generated_windows import KEY
 from llmprune.recipe.recover import SelfGenerated
 from llmprune.results import run_folder
-from llmprune.results.run_folder import RECOVERY_GENERATED_PARTS, fingerprint
+from llmprune.results.run_folder import RECOVERY_WINDOWS_PARTS, fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def _generated(context: RunContext) -> Tensor:
 
     def make(path: Path) -> Tensor:
         report_progress(RECOVERY_GENERATED)
-        parts = folder.path / RECOVERY_GENERATED_PARTS
+        parts = folder.path / RECOVERY_WINDOWS_PARTS
         with measure_step(folder.steps, RECOVERY_GENERATED, tokens=writing.number * writing.length):
             windows_NL = write_windows(inputs, writing, parts=parts / origin[:16])
         save_file({KEY: windows_NL}, path)

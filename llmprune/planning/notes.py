@@ -16,7 +16,7 @@ from llmprune.planning.memory import neurons_of_up_refit
 from llmprune.planning.sparsity import SparsityPlan
 from llmprune.planning.tool_compatibility import about_depth
 from llmprune.recipe.recipe import Recipe
-from llmprune.recipe.refit import Refit
+from llmprune.recipe.refit import EPOCHS, Refit
 from llmprune.recipe.text_source import PACKAGE_SCHEME
 from llmprune.results.formatting import plural, ranges
 
@@ -40,7 +40,7 @@ def about_sparsity(sparsity: SparsityPlan | None, pruned: PreTrainedModel) -> li
 
 
 def about_refit(recipe: Recipe, anatomy: Anatomy, *, widths: dict[str, int]) -> list[str]:
-    """Return notes on units without a refit and on its cost. Raises RecipeError where ``refit.up`` has no effect."""
+    """Return notes on units without a refit and on its cost. Raises RecipeError where the recipe's have no effect."""
     if recipe.refit is None:
         return []
     samples = recipe.calibration.shape()[0]
@@ -50,6 +50,8 @@ def about_refit(recipe: Recipe, anatomy: Anatomy, *, widths: dict[str, int]) -> 
         notes += _about_missing_folds(recipe.refit, samples)
     if recipe.refit.up:
         notes += _about_up_refit(anatomy, widths, samples=samples)
+    if recipe.refit.block:
+        notes += _about_training(samples)
     return notes
 
 
@@ -153,6 +155,19 @@ def _about_up_refit(anatomy: Anatomy, widths: dict[str, int], *, samples: int) -
             "remove the key"
         )
     return ["refit.up: pass 2 costs about 5 more forward passes in float32 over the calibration tokens"]
+
+
+def _about_training(samples: int) -> list[str]:
+    """Return a note on the cost of ``refit.block``. Raises RecipeError where no window is left to judge it."""
+    if samples < 2:
+        raise RecipeError(
+            "refit.block: 1 calibration sample leaves no other to judge the training on; raise calibration.samples, or "
+            "remove the key"
+        )
+    return [
+        f"refit.block: pass 2 trains every layer for at most {EPOCHS} epochs, each as long as 3 forward passes over "
+        "the calibration tokens"
+    ]
 
 
 def _about_ablation(criterion: DepthCriterion, cost: AblationCost) -> list[str]:

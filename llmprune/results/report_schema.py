@@ -53,6 +53,14 @@ class SparsityFigures(Figures):
     skipped: tuple[str, ...]  # matrices that the recipe selects and that remain dense, with the reason
 
 
+class BlockFigures(Figures):
+    """Training of one layer: relative error of its output on held-out windows, before it and with the weights kept."""
+
+    before: float
+    after: float
+    steps: int | None  # of the weights kept; 0: those of the closed form, None: the layer cannot be differentiated
+
+
 class LayerFigures(Figures):
     """Outcome for one layer of the dense model."""
 
@@ -72,6 +80,7 @@ class LayerFigures(Figures):
     held_out: float | None = None  # relative change of the squared error on the calibration fold, by this refit
     mixer_held_out: float | None = None  # as held_out, for the hidden states after the token mixer, by its refit
     up_held_out: float | None = None  # for the layer output, by the up projection's refit, on every eighth window
+    block: BlockFigures | None = None  # its training after the closed form
     matrices: tuple[MatrixFigures, ...] = ()  # sparse matrices
 
 

@@ -37,6 +37,7 @@ from llmprune.results.sentences import (
     describe_left,
     describe_sparsity,
     describe_speedup,
+    describe_training,
 )
 
 
@@ -61,7 +62,7 @@ def template_environment(package: str, folder: str = "", *, escape: bool = True)
         recovery_divergence=describe_divergence, recovery_gain=describe_gain,
         recovery_problems=describe_recovery_problems, rough_duration=rough_duration,
         short_model_name=short_model_name, size=byte_size, span=span, sparsity=describe_sparsity, speedup=speedup,
-        text=describe_text, times=times, varies=describe_speedup,
+        text=describe_text, times=times, training=describe_training, varies=describe_speedup,
     )  # fmt: skip
     environment.globals.update(change=change, share=share)
     return environment

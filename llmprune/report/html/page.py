@@ -177,7 +177,7 @@ def _layer_columns(layers: tuple[LayerFigures, ...]) -> dict[str, bool]:
         name: any(getattr(layer, name) is not None for layer in layers)
         for name in (
             *("importance", "width", "kv_groups_kept", "kv_groups_share", "experts_kept", "score_share"),
-            *("error_cut", "error_refit", "held_out", "mixer_held_out", "up_held_out"),
+            *("error_cut", "error_refit", "held_out", "mixer_held_out", "up_held_out", "block"),
         )
     }
 

@@ -1,0 +1,157 @@
+"""Training of whole layers in pass 2, after their closed-form repairs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.decoders import dense_decoder
+
+from llmprune.anatomy.discovery import discover
+from llmprune.anatomy.types import Anatomy
+from llmprune.cut.apply import cut_decoder
+from llmprune.cut.decision import Cut
+from llmprune.layerwise.decoder import Tensors
+from llmprune.layerwise.forward import LayerwiseForward
+from llmprune.prune.pass2 import Pruning
+from llmprune.prune.records import LayerRecord
+from llmprune.prune.repair.folds import Folds
+from llmprune.prune.repair.layer_trainer import cloned
+from llmprune.prune.snapshots import Snapshots
+from llmprune.recipe.refit import Refit
+from llmprune.testing import VOCABULARY, tiny_model
+
+WINDOWS = torch.randint(3, VOCABULARY, (32, 32), generator=torch.Generator().manual_seed(0))
+
+
+class _Stopped(Exception):
+    pass
+
+
+def _without(anatomy: Anatomy) -> Cut:
+    """Remove the second layer from the end."""
+    removed = anatomy.num_layers - 2
+    return Cut(anatomy.num_layers, tuple(index for index in range(anatomy.num_layers) if index != removed))
+
+
+def _prune(
+    family: str,
+    *,
+    block: bool = True,
+    dtype: torch.dtype = torch.float32,
+    cut: Cut | None = None,
+    snapshots: Snapshots | None = None,
+    stop_at: int | None = None,
+    detached: bool = False,
+) -> tuple[dict[int, Tensors], list[LayerRecord], LayerwiseForward]:
+    """Return the layers that this run wrote, the records of all, and the pruned model after its last layer.
+
+    ``detached``: no gradient passes the layers.
+    """
+    model = tiny_model(family).to(dtype)
+    anatomy = discover(model.config)
+    dense = dense_decoder(model)
+    cut = cut or _without(anatomy)
+    written: dict[int, Tensors] = {}
+
+    def write(index: int, tensors: Tensors) -> None:
+        if index == stop_at:
+            raise _Stopped
+        written[index] = {name: tensor.clone() for name, tensor in tensors.items()}
+
+    pruned = cut_decoder(dense, anatomy=anatomy, cut=cut)
+    for layer in pruned.layers if detached else ():
+        layer.register_forward_hook(lambda _, __, output: output.detach())
+    pruning = Pruning(dense, pruned, anatomy=anatomy, cut=cut, refit=Refit(block=block), write=write)
+    records, forward = pruning.run(WINDOWS, 8, snapshots=snapshots)
+    return written, records, forward
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen2_moe", "lfm2", "mamba"])
+def test_training_lowers_the_held_out_error(family: str) -> None:
+    """Every kind of layer can be trained; what is kept is better on windows that the training did not see."""
+    _, records, _ = _prune(family)
+    _, plain, _ = _prune(family, block=False)
+    trained = [record.block for record in records if record.block is not None]
+    assert trained
+    assert all(block.after <= block.before for block in trained)
+    assert any(block.steps and block.after < block.before for block in trained)
+    assert all(record.block is None for record in plain)
+    assert records[-1].error_refit is not None
+    assert plain[-1].error_refit is not None
+    assert records[-1].error_refit < plain[-1].error_refit
+
+
+def test_layers_before_the_first_cut_are_not_trained() -> None:
+    """A layer that gets and gives the dense hidden states is written as it was."""
+    trained, records, _ = _prune("llama")
+    plain, _, _ = _prune("llama", block=False)
+    untouched = [new for new, record in enumerate(records) if record.block is None]
+    assert untouched
+    for new in untouched:
+        assert all(torch.equal(trained[new][name], plain[new][name]) for name in plain[new])
+
+
+def test_all_weights_of_a_layer_are_trained() -> None:
+    """Norms, attention and MLP change."""
+    trained, records, _ = _prune("llama")
+    plain, _, _ = _prune("llama", block=False)
+    new = next(new for new, record in enumerate(records) if record.block and record.block.steps)
+    assert not any(torch.equal(trained[new][name], plain[new][name]) for name in plain[new])
+
+
+def test_half_precision_is_trained_in_float32() -> None:
+    """Layers in bfloat16 are trained on float32 copies of their weights, and written in bfloat16."""
+    trained, records, _ = _prune("llama", dtype=torch.bfloat16)
+    assert any(record.block and record.block.steps for record in records)
+    assert all(tensor.dtype is torch.bfloat16 for tensors in trained.values() for tensor in tensors.values())
+
+
+def test_a_layer_that_meets_its_target_keeps_its_weights() -> None:
+    """Where nothing is lost there is nothing to train."""
+    model = tiny_model("llama")
+    anatomy = discover(model.config)
+    key = f"0.{anatomy.units[0][0].path}"
+    width = anatomy.units[0][0].width
+    whole = Cut(anatomy.num_layers, tuple(range(anatomy.num_layers)), neurons={key: torch.arange(width)})
+    trained, records, _ = _prune("llama", cut=whole)
+    assert {record.block.steps for record in records if record.block} == {0}
+    weights = dense_decoder(model).tensors(0)
+    assert all(torch.equal(trained[0][name], weights[name]) for name in weights)
+
+
+def test_continued_equals_uninterrupted(tmp_path: Path) -> None:
+    """A run that was stopped in the middle writes the same weights as one that was not."""
+    whole, records, _ = _prune("llama")
+    with pytest.raises(_Stopped):
+        _prune("llama", snapshots=Snapshots(tmp_path, "same", share=1e9), stop_at=len(whole) - 1)
+    rest, continued, _ = _prune("llama", snapshots=Snapshots(tmp_path, "same", share=1e9))
+    assert sorted(rest) == [len(whole) - 1]
+    assert continued == records
+    assert all(torch.equal(tensor, whole[index][name]) for index in rest for name, tensor in rest[index].items())
+
+
+def test_tensors_that_share_memory_still_do() -> None:
+    """Copies of a layer's tensors share memory where the originals do."""
+    shared = torch.ones(2)
+    copies = cloned({"first": shared, "second": shared, "other": torch.ones(2)})
+    assert copies["first"] is copies["second"]
+    assert copies["first"].data_ptr() != copies["other"].data_ptr() != shared.data_ptr()
+
+
+def test_a_layer_without_gradients_keeps_its_closed_form() -> None:
+    """A layer through which no gradient passes is not trained, its record says so, and the run goes on."""
+    _, records, _ = _prune("llama", detached=True)
+    assert {record.block.steps for record in records if record.block} == {None}
+
+
+def test_windows_that_judge_are_not_trained_on() -> None:
+    """They are half of the model's own windows, or a source in turn, or every eighth window of a single source."""
+    sources_N = torch.tensor([0, 1, 0, 1, 2, 2])
+    generated = Folds.of(6, sources_N, generated_N=sources_N == 2)
+    assert generated.judging(0).tolist() == generated.judging(1).tolist() == [False] * 4 + [True, False]
+    several = Folds.of(6, sources_N)
+    judging = [several.judging(layer).nonzero().flatten().tolist() for layer in range(4)]
+    assert judging == [[0, 2], [1, 3], [4, 5], [0, 2]]
+    assert Folds.of(16, None).judging(0).nonzero().flatten().tolist() == [7, 15]
