@@ -8,8 +8,6 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from torch import Tensor
-
 from llmprune.checkpoint.open_decoder import open_decoder
 from llmprune.checkpoint.placement import free_on_all_gpus
 from llmprune.checkpoint.pruned_source import pruned_source
@@ -19,20 +17,30 @@ from llmprune.common.energy import EnergyMeter
 from llmprune.common.files import replace_folder
 from llmprune.common.out_of_memory import BatchSize, free_cached_memory
 from llmprune.cut.decision import Cut
-from llmprune.data.recovery_windows import RecoveryWindows, arrange
+from llmprune.data.recovery_windows import RecoveryWindows
+from llmprune.data.window_sources import SELF_GENERATED, distinct_names
 from llmprune.data.windows import fingerprint_tokens
 from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.prune_checkpoint import PrunedCheckpoint
+from llmprune.pipeline.recovery_text import recovery_windows
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.pipeline.verify_saved import SavedModel, verify_saved
-from llmprune.planning.recovery_sources import recovery_sources
 from llmprune.recipe.model import ModelSource
 from llmprune.recipe.recover import Recover
 from llmprune.recover.arithmetic import Arithmetic
 from llmprune.recover.recovery import Recovered, Recovery
+from llmprune.recover.timing import windows_in
 from llmprune.recover.training import MOST_SETBACKS
+from llmprune.results.calibration_sources import CalibrationSource
 from llmprune.results.recovery_figures import RecoveryFigures
-from llmprune.results.run_folder import RECOVERY, RECOVERY_STATE, REPAIRED, file_fingerprint, fingerprint
+from llmprune.results.run_folder import (
+    RECOVERY,
+    RECOVERY_LENGTH,
+    RECOVERY_STATE,
+    REPAIRED,
+    file_fingerprint,
+    fingerprint,
+)
 
 
 @dataclass(frozen=True)
@@ -53,21 +61,28 @@ class RecoveredCheckpoint:
         return cls(RecoveryFigures.model_validate(values["figures"]), Verified.from_dict(values["verified"]))
 
 
-def recover_checkpoint(context: RunContext, cut: Cut, *, repaired: PrunedCheckpoint) -> RecoveredCheckpoint | None:
+def recover_checkpoint(
+    context: RunContext, cut: Cut, *, repaired: PrunedCheckpoint, windows: RecoveryWindows | None
+) -> RecoveredCheckpoint | None:
     """Train the run's ``repaired`` checkpoint into its ``model`` and verify it; or reuse the one in the run folder.
 
-    None without ``recover`` in the recipe. Raises KeyboardInterrupt after Ctrl-C, with the state of the training
-    saved; VerificationError where the saved model differs from the trained one.
+    None without ``recover`` in the recipe. ``windows``: to train on; None where the recipe gives hours, from which
+    their number follows. Raises KeyboardInterrupt after Ctrl-C, with the state of the training saved;
+    VerificationError where the saved model differs from the trained one.
     """
     recipe, inputs, folder = context.recipe, context.inputs, context.folder
     if recipe.recover is None:
         return None
-    windows = _windows(context, recipe.recover)
-    tokens = [fingerprint_tokens(part) for part in (windows.train_NL[windows.order_M], windows.held_out_NL)]
     before = file_fingerprint(folder.path / "pruning.json")
+    source = pruned_source(recipe.model, folder.path / REPAIRED, layers=cut.layers)
+    if windows is None:
+        windows = recovery_windows(
+            context, most=_windows_in_hours(context, source, fingerprint(inputs.identity, before))
+        )
+    tokens = [fingerprint_tokens(part) for part in (windows.train_NL[windows.order_M], windows.held_out_NL)]
     settings = recipe.recover.model_dump_json(exclude={"data", "hours"})
     origin = fingerprint(inputs.identity, before, settings, *tokens, recipe.export)
-    step = _RecoveryStep(context, cut, repaired, recipe.recover, windows, origin)
+    step = _RecoveryStep(context, cut, repaired, recipe.recover, windows, origin, source)
 
     if is_first_process() and not (folder.path / "model" / "config.json").is_file():
         (folder.path / RECOVERY).unlink(missing_ok=True)
@@ -80,13 +95,27 @@ def recover_checkpoint(context: RunContext, cut: Cut, *, repaired: PrunedCheckpo
     return recovered
 
 
-def _windows(context: RunContext, settings: Recover) -> RecoveryWindows:
-    """Return the windows of the training, those included that the dense model wrote."""
-    inputs = context.inputs.inputs
-    number = inputs.recovery_number()
-    generated_NL: Tensor | None = inputs.recovery_generated
-    text = inputs.recovery_text(number)
-    return arrange(text, generated_NL, number=number, settings=settings, seed=inputs.recovery_settings.seed)
+def _windows_in_hours(context: RunContext, source: ModelSource, *, before: str) -> int:
+    """Return how many windows can be trained on in the recipe's hours; measured once, and kept for a continued run."""
+    settings, inputs = context.recipe.recover, context.inputs
+    assert settings is not None
+    assert settings.hours is not None, "without tokens there are hours"
+    hours, length = settings.hours, inputs.inputs.recovery_settings.sequence_length or 0
+    sample_NL = inputs.inputs.text_windows[:, :length]
+
+    def make(path: Path) -> int:
+        number = windows_in(hours, source, settings=settings, sample_NL=sample_NL)
+        context.folder.write(path.name, f"{number}\n")
+        return number
+
+    return context.folder.produce(
+        "recovery length",
+        fingerprint(before, settings.model_dump_json()),
+        file=RECOVERY_LENGTH,
+        load=lambda path: int(path.read_text(encoding="ascii")),
+        make=make,
+        together=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -99,6 +128,7 @@ class _RecoveryStep:
     settings: Recover
     windows: RecoveryWindows
     origin: str
+    source: ModelSource
 
     def make(self, path: Path) -> RecoveredCheckpoint:
         """Train, verify and write everything."""
@@ -116,16 +146,13 @@ class _RecoveryStep:
             folder.write(path.name, made.to_json())
         return made
 
-    def _source(self) -> ModelSource:
-        return pruned_source(self.context.recipe.model, self.context.folder.path / REPAIRED, layers=self.cut.layers)
-
     def _recovery(self) -> Recovery:
         context, windows = self.context, self.windows
         arithmetic = Arithmetic.here(self.settings.precision)
         asked = self.settings.data.batch_size
         size = arithmetic.windows_at_once(windows.train_NL.shape[1]) if asked == "auto" else asked
         return Recovery(
-            self._source(),
+            self.source,
             lambda: context.inputs.dense,
             windows,
             self.settings,
@@ -144,7 +171,7 @@ class _RecoveryStep:
         if is_first_process():
             with measure_step(self.context.folder.steps, "verification of the trained model"):
                 parameters, records = self.repaired.size.parameters, self.repaired.records
-                saved = SavedModel(found.folder, found.probe, open_decoder(self._source()), parameters, records)
+                saved = SavedModel(found.folder, found.probe, open_decoder(self.source), parameters, records)
                 verified = verify_saved(self.context, self.cut, saved=saved, free=free)
         verified = broadcast_from_first(verified)
         assert verified is not None, "the first process verifies or raises"
@@ -170,7 +197,7 @@ class _RecoveryStep:
             tokens=progress.step * step_tokens,
             batch_tokens=step_tokens,
             learning_rate=found.course.rate,
-            sources=recovery_sources(self.context.recipe, self._trained_windows()),
+            sources=self._sources(),
             dense_perplexity=found.dense_perplexity,
             checks=progress.checks,
             best_step=progress.best_step if found.folder else 0,
@@ -180,10 +207,24 @@ class _RecoveryStep:
             notes=(*windows.notes, *_notes(found)),
         )
 
-    def _trained_windows(self) -> dict[str, int]:
-        """Return the windows that were trained on by name of their source, repeated ones each time."""
-        sources = self.windows.train_sources_N[self.windows.order_M].tolist()
-        return {self.windows.names[source]: number for source, number in sorted(Counter(sources).items())}
+    def _sources(self) -> tuple[CalibrationSource, ...]:
+        """Return the sources that were trained on; windows that are repeated count each time."""
+        windows, settings = self.windows, self.context.inputs.inputs.recovery_settings
+        texts = settings.text_sources()
+        known = dict(zip(distinct_names(texts), texts, strict=True))
+        commits, length = self.context.inputs.dataset_commits, windows.train_NL.shape[1]
+        counted = Counter(windows.train_sources_N[windows.order_M].tolist())
+        found = []
+        for index, name in enumerate(windows.names):
+            source = CalibrationSource(name=name, windows=counted[index], tokens=counted[index] * length)
+            if name in known:
+                text = known[name]
+                update = {"text": text.dataset, "config": text.config, "split": text.split, "licence": text.licence}
+                source = source.model_copy(update=update | {"commit": commits.get(text.dataset)})
+            elif name != SELF_GENERATED:
+                source = source.model_copy(update={"text": settings.tokens})
+            found.append(source)
+        return tuple(found)
 
 
 def _notes(found: Recovered) -> list[str]:

@@ -164,9 +164,10 @@ def _training_bytes(recipe: Recipe, pruned: PreTrainedModel) -> int:
     """
     if not (recipe.refit and recipe.refit.block):
         return 0
-    itemsize = pruned.dtype.itemsize
+    itemsize: int = pruned.dtype.itemsize
     of_each = 2 * itemsize + 4 * 4 if itemsize == 4 else 3 * itemsize + 4 * 4
-    return max(sum(one.numel() for one in layer.parameters()) for layer in find_layers(pruned)[1]) * of_each
+    weights: int = max(sum(one.numel() for one in layer.parameters()) for layer in find_layers(pruned)[1])
+    return weights * of_each
 
 
 def _sparse_statistics(recipe: Recipe, pruned: PreTrainedModel) -> int:

@@ -17,6 +17,8 @@ Shapes: L sequence length, D hidden size, S windows of a step.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -106,4 +108,4 @@ class _Training:
         for window, share in own.shares(own.held_out_S):
             error += float(self._error(window)) * share
         sum_over_processes([error])
-        return float(error) ** 0.5
+        return math.sqrt(float(error))

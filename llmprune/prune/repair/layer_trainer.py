@@ -42,7 +42,7 @@ def add_gradients(losses: Iterator[Tensor]) -> bool:
         for loss in losses:
             if not loss.requires_grad:
                 return False
-            loss.backward()
+            torch.autograd.backward(loss)
     except RuntimeError as error:  # of autograd: it has no class of its own for an operation without a derivative
         if not any(words in str(error) for words in _NO_DERIVATIVE):
             raise
@@ -79,12 +79,13 @@ class LayerTrainer:
         shared: dict[tuple[int, torch.Size, tuple[int, ...]], list[nn.Parameter]] = {}
         for parameter in layer.parameters():
             if parameter.is_floating_point():
-                shared.setdefault(_memory(parameter), []).append(parameter.requires_grad_())
+                parameter.requires_grad_()
+                shared.setdefault(_memory(parameter), []).append(parameter)
         self._weights = [_Weight(own[0].detach().float(), own) for own in shared.values()]
         masters = [weight.master for weight in self._weights]
         least = _LEAST_RMS * _rms(masters)
-        groups = [{"params": [master], "lr": _RATE * max(_rms([master]), least)} for master in masters]
-        self._groups, self._factor = groups, 1.0
+        self._rates = [_RATE * max(_rms([master]), least) for master in masters]
+        self._masters, self._factor = masters, 1.0
         self._adam = self._optimizer()
 
     def go_back(self, parameters: Tensors) -> None:
@@ -98,7 +99,7 @@ class LayerTrainer:
         self._adam = self._optimizer()
 
     def _optimizer(self) -> torch.optim.Adam:
-        return torch.optim.Adam([dict(group) for group in self._groups], betas=_BETAS, fused=True)
+        return torch.optim.Adam([{"params": [master]} for master in self._masters], betas=_BETAS, fused=True)
 
     def step(self) -> None:
         """Take a step along the gradients that backward passes of all processes have left in the parameters."""
@@ -106,8 +107,8 @@ class LayerTrainer:
             weight.take_gradient()
         sum_over_processes([weight.master.grad for weight in self._weights if weight.master.grad is not None])
         factor = min(1.0, (self._done + 1) / _WARMUP) * (1 + math.cos(math.pi * self._done / self._steps)) / 2
-        for group, own in zip(self._adam.param_groups, self._groups, strict=True):
-            group["lr"] = own["lr"] * factor * self._factor
+        for group, rate in zip(self._adam.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor * self._factor
         self._adam.step()
         self._done += 1
         with torch.no_grad():
