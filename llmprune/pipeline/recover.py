@@ -76,9 +76,8 @@ def recover_checkpoint(
     before = file_fingerprint(folder.path / "pruning.json")
     source = pruned_source(recipe.model, folder.path / REPAIRED, layers=cut.layers)
     if windows is None:
-        windows = recovery_windows(
-            context, most=_windows_in_hours(context, source, fingerprint(inputs.identity, before))
-        )
+        number = _windows_in_hours(context, source, before=fingerprint(inputs.identity, before))
+        windows = recovery_windows(context, most=number)
     tokens = [fingerprint_tokens(part) for part in (windows.train_NL[windows.order_M], windows.held_out_NL)]
     settings = recipe.recover.model_dump_json(exclude={"data", "hours"})
     origin = fingerprint(inputs.identity, before, settings, *tokens, recipe.export)
