@@ -62,7 +62,7 @@ def _measure(context: RunContext, cut: Cut) -> Measured:
     before = None
     if recipe.recover and recipe.evaluation.before_recovery:
         before = pruned_source(recipe.model, folder.path / REPAIRED, layers=cut.layers)
-    dense = evaluated_model(recipe.model, inputs.tokenizer)
+    dense = evaluated_model(recipe.reference, inputs.tokenizer)
     pruned = evaluated_model(source, inputs.tokenizer, folder=folder.path / TASKS)
     repaired = evaluated_model(before, inputs.tokenizer, folder=folder.path / TASKS / REPAIRED) if before else None
     inputs.release()
@@ -111,7 +111,7 @@ def _measure_predictions(
     if (recipe.refit or recipe.sparsity) and not cut.is_empty:
         cut_only = cut_decoder(inputs.dense, anatomy=inputs.anatomy, cut=cut)
     repaired = open_decoder(before, working=inputs.whole_devices) if before else None
-    decoders = Decoders(inputs.dense, cut_only, repaired, open_decoder(source, working=inputs.whole_devices))
+    decoders = Decoders(inputs.reference, cut_only, repaired, open_decoder(source, working=inputs.whole_devices))
     memory, folder = recipe.calibration.stream_memory, context.folder.path
 
     def measure(batch_size: int) -> tuple[PerplexityFigures, DivergenceFigures]:

@@ -152,7 +152,7 @@ class _RecoveryStep:
         size = arithmetic.windows_at_once(windows.train_NL.shape[1]) if asked == "auto" else asked
         return Recovery(
             self.source,
-            lambda: context.inputs.dense,
+            lambda: context.inputs.reference,
             windows,
             self.settings,
             context.folder.path / RECOVERY_STATE,
@@ -190,6 +190,7 @@ class _RecoveryStep:
         progress, windows = found.progress, self.windows
         step_tokens = found.course.order_SW.shape[1] * windows.train_NL.shape[1]
         return RecoveryFigures(
+            against=self.settings.against,
             method=self.settings.method,
             loss=self.settings.loss,
             steps=progress.step,

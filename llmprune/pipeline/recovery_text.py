@@ -136,7 +136,7 @@ def write_windows(inputs: RunInputs, writing: Writing, *, parts: Path) -> Tensor
     """Generate the batches that are not in the folder ``parts`` yet; return all, int64 [N, L]."""
     parts.mkdir(parents=True, exist_ok=True)
     prompts_NP = openings(inputs, writing.number, seed=writing.seed)
-    whole = WholeModel(lambda: load_model(inputs.recipe.model))
+    whole = WholeModel(lambda: load_model(inputs.recipe.reference))
     batch_size = BatchSize(min(GENERATED_AT_A_TIME, writing.number), alone=True)
     done, batches = [], writing.batches()
     for index, batch in enumerate(batches):

@@ -101,8 +101,8 @@ def _measure(folder: RunFolder, recipe: Recipe, *, old: Report, earlier: Evaluat
 
     ``earlier``: settings of the evaluation before.
     """
-    base = recipe.model
-    if old.provenance.commit:
+    base = recipe.reference
+    if old.provenance.commit and base == recipe.model:
         base = base.model_copy(update={"revision": old.provenance.commit})
     layers = [row.layer for row in old.layers if not row.removed]
     pruned = pruned_source(recipe.model, folder.path / "model", layers=layers)

@@ -145,6 +145,13 @@ class Recover(Section):
         "against those of the dense model after that layer and the removed ones behind it. Needs the dense "
         "model beside the pruned one.",
     )
+    against: str | None = Field(
+        None,
+        min_length=1,
+        description="Hub id or folder of the dense model, where `model` is already pruned; left out: `model` itself. "
+        "Scores, perplexity and answers are then compared with this model's.",
+    )
+    against_revision: str = Field("main", description="Branch, tag or commit of the hub model `against`.")
     data: RecoveryText = Field(RecoveryText(), description="Text to train on; left out: the calibration's sources.")
     learning_rate: float | Literal["auto"] = Field(
         "auto",

@@ -89,8 +89,9 @@ def _recovery_lines(plan: Plan) -> Iterator[str]:
     found = plan.recovery
     if found is None:
         return
-    length = f"for {found.hours:g} h"
-    if found.tokens is not None and found.steps is not None:
+    if found.tokens is None or found.steps is None:
+        length = f"for {found.hours:g} h"
+    else:
         length = (
             f"on {format_count(found.tokens)} tokens, in {plural(found.steps, 'step')} of {found.windows_of_step} × "
             f"{found.sequence_length} tokens"

@@ -28,6 +28,7 @@ class RecoveryCheck(Figures):
 class RecoveryFigures(Figures):
     """Training after the cut."""
 
+    against: str | None = None  # the dense model, where it is another than the model that was pruned
     method: str
     loss: str
     steps: int

@@ -53,3 +53,35 @@ def test_a_run_trains_what_it_repaired(tmp_path: Path, monkeypatch: pytest.Monke
     shutil.rmtree(run / "model")
     assert command("run", recipe, "--output", run).code == 0
     assert (run / "model").is_dir()
+
+
+def test_any_checkpoint_is_trained_against_its_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``llmprune recover`` trains a model that was pruned before, and compares it with the model it was pruned from."""
+    verify_here(monkeypatch)
+    recipe = recipe_of(tmp_path, recover=None)
+    assert command("run", recipe, "--output", tmp_path / "run").code == 0
+    done = command(
+        *("recover", tmp_path / "run" / "model", "--against", tmp_path / "dense", "--tokens", str(24 * 32)),
+        *("--recipe", recipe, "--output", tmp_path / "trained", "--set", "recover.data.self_generated=false"),
+        *("--set", f"recover.batch_tokens={4 * 32}"),
+    )
+    assert done.code == 0, done.err
+    report = report_in(tmp_path / "trained")
+    checks = report["recovery"]["checks"]
+    assert sum(checks[-1]["divergence"].values()) < sum(checks[0]["divergence"].values())
+    assert report["recovery"]["against"] == str(tmp_path / "dense")
+    assert report["dense"]["layers"] == 4
+    assert report["pruned"]["layers"] == 2
+    assert not any(
+        torch.equal(weights(tmp_path / "trained")[name], value) for name, value in weights(tmp_path / "run").items()
+    )
+
+
+def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    """A dense model with another vocabulary cannot teach; the message says what to give."""
+    recipe = recipe_of(tmp_path)
+    other = save_model(tmp_path / "other", vocab_size=64)
+    refused = command("plan", recipe, "--set", f"recover.against={other}")
+    assert refused.code != 0
+    assert "64" in refused.err
+    assert "pruned from" in refused.err
