@@ -164,10 +164,10 @@ def _training_bytes(recipe: Recipe, pruned: PreTrainedModel) -> int:
     """
     if not (recipe.refit and recipe.refit.block):
         return 0
-    itemsize: int = pruned.dtype.itemsize
+    itemsize = pruned.dtype.itemsize
     of_each = 2 * itemsize + 4 * 4 if itemsize == 4 else 3 * itemsize + 4 * 4
-    weights: int = max(sum(one.numel() for one in layer.parameters()) for layer in find_layers(pruned)[1])
-    return weights * of_each
+    entries = max(sum(one.numel() for one in layer.parameters()) for layer in find_layers(pruned)[1])
+    return int(entries * of_each)
 
 
 def _sparse_statistics(recipe: Recipe, pruned: PreTrainedModel) -> int:

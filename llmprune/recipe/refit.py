@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 MOST_FOLDS = 4  # each needs memory for a Gram matrix
-EPOCHS = 8  # passes over the training windows of ``block``, at most
+EPOCHS = 4  # passes over the training windows of ``block``, at most
 WINDOWS_OF_STEP = 4  # of ``block``, in all processes together
 
 
@@ -45,8 +45,9 @@ class Refit(Section):
 
     block: bool = Field(
         False,
-        description="After these solves, train all weights of each layer towards the dense hidden states: much more "
-        "quality is retained, at the cost of up to 40 more forward passes over the calibration tokens.",
+        description="After these solves, train all weights of each layer towards the dense hidden states, on the "
+        "hidden states that it gets in the pruned model, at the cost of about 12 more forward passes over the "
+        "calibration tokens.",
     )
 
     def folds(self, sources: int) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from llmprune.common.distributed import sum_over_processes
 from llmprune.layerwise.decoder import Tensors
 
-_RATE = 0.01  # highest learning rate, in units of a tensor's RMS
+_RATE = 0.002  # highest learning rate, in units of a tensor's RMS
 _BETAS = (0.9, 0.95)  # as is usual for few steps; Adam's 0.999 would average over more of them than there are
 _WARMUP = 8  # steps in which the learning rate rises
 _NO_DERIVATIVE = ("derivative for", "not implemented", "inplace operation", "in-place operation")  # autograd's words
@@ -55,7 +55,7 @@ class _Weight:
     """A trained tensor in float32, and the layer's parameters that hold it, in the layer's own type."""
 
     master: Tensor
-    parameters: list[nn.Parameter]
+    parameters: list[Tensor]
 
     def take_gradient(self) -> None:
         """Move the gradient of the parameters to the master: zero where the loss does not depend on them."""
@@ -76,16 +76,14 @@ class LayerTrainer:
 
     def __init__(self, layer: nn.Module, *, steps: int) -> None:
         self.layer, self._steps, self._done = layer, steps, 0
-        shared: dict[tuple[int, torch.Size, tuple[int, ...]], list[nn.Parameter]] = {}
+        shared: dict[tuple[int, torch.Size, tuple[int, ...]], list[Tensor]] = {}
         for parameter in layer.parameters():
             if parameter.is_floating_point():
-                parameter.requires_grad_()
-                shared.setdefault(_memory(parameter), []).append(parameter)
+                shared.setdefault(_memory(parameter), []).append(parameter.requires_grad_())
         self._weights = [_Weight(own[0].detach().float(), own) for own in shared.values()]
         masters = [weight.master for weight in self._weights]
         least = _LEAST_RMS * _rms(masters)
-        self._rates = [_RATE * max(_rms([master]), least) for master in masters]
-        self._masters, self._factor = masters, 1.0
+        self._rates, self._factor = [_RATE * max(_rms([master]), least) for master in masters], 1.0
         self._adam = self._optimizer()
 
     def go_back(self, parameters: Tensors) -> None:
@@ -99,7 +97,8 @@ class LayerTrainer:
         self._adam = self._optimizer()
 
     def _optimizer(self) -> torch.optim.Adam:
-        return torch.optim.Adam([{"params": [master]} for master in self._masters], betas=_BETAS, fused=True)
+        groups = [{"params": [weight.master]} for weight in self._weights]
+        return torch.optim.Adam(groups, betas=_BETAS, fused=True)
 
     def step(self) -> None:
         """Take a step along the gradients that backward passes of all processes have left in the parameters."""
