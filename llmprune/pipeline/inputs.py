@@ -210,6 +210,12 @@ class RunInputs:
         return hub_commit(self.recipe.model)
 
     @cached_property
+    def reference_identity(self) -> str:
+        """Fingerprint of the model that the pruned one is trained towards, the arithmetic, libraries and code."""
+        libraries = torch.__version__, transformers.__version__
+        return fingerprint(identity(self.recipe.reference), self.recipe.model.dtype, *libraries, code_fingerprint())
+
+    @cached_property
     def identity(self) -> str:
         """Fingerprint of what every product depends on: the base model, the arithmetic, libraries and code."""
         bases = {identity(source): None for source in (self.recipe.model, self.recipe.reference)}

@@ -153,6 +153,7 @@ class _RecoveryStep:
         return Recovery(
             self.source,
             lambda: context.inputs.reference,
+            context.inputs.reference_identity,
             windows,
             self.settings,
             context.folder.path / RECOVERY_STATE,

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 _AT_ONCE = 2**23  # logits that are in memory in float32 at once
-_LEAST = 1e-12  # of a probability that is divided by
+_LEAST = 1e-6  # of a probability that is divided by: smaller ones are lost in the rounding of a sum
 
 
 class Targets(NamedTuple):
@@ -45,8 +45,7 @@ class Targets(NamedTuple):
         """Return the ``top_k`` most likely tokens of some logits; all where the vocabulary has no more."""
         log_p_TV = (logits_TV.float() / temperature).log_softmax(-1)
         log_p_TK, ids_TK = log_p_TV.topk(min(top_k, log_p_TV.shape[-1]), dim=-1)
-        others_TV = log_p_TV.scatter(-1, ids_TK, -torch.inf)
-        return cls(log_p_TK, ids_TK, others_TV.logsumexp(-1))
+        return cls(log_p_TK, ids_TK, (1 - log_p_TK.exp().sum(-1)).clamp_min(0.0).log())
 
 
 def distillation_loss(logits_TV: Tensor, targets: Targets, *, temperature: float = 1.0) -> Tensor:
@@ -91,7 +90,7 @@ def _of_rows(z_TV: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
     log_pi_TK = log_pi_TV.gather(-1, ids_TK)
     pi_TV = log_pi_TV.exp_()
     pi_TK = pi_TV.gather(-1, ids_TK)
-    rho_T = pi_TV.scatter(-1, ids_TK, 0.0).sum(-1).clamp_min(_LEAST)
+    rho_T = (1 - pi_TK.sum(-1)).clamp_min(_LEAST)
     loss_T = (p_TK * (log_p_TK - log_pi_TK)).sum(-1)
     loss_T += torch.where(r_T > 0, r_T * (log_r_T - rho_T.log()), 0.0)
     gradient_TV = pi_TV.mul_((1 - r_T / rho_T)[:, None])

@@ -54,13 +54,14 @@ class Recovered:
 class Recovery:
     """A recovery of the checkpoint ``repaired`` towards a dense model.
 
-    ``dense``: opens the dense model; ``folder``, ``origin``: for the work files, and the fingerprint of what they
-    depend on; ``batch``: windows of a layer-wise pass; ``micro_batch``: windows whose activations are in memory
-    together.
+    ``dense``: opens the dense model, which ``dense_identity`` names. ``folder``, ``origin``: for the work files, and
+    the fingerprint of what the training depends on. ``batch``: windows of a layer-wise pass. ``micro_batch``: windows
+    whose activations are in memory together.
     """
 
     repaired: ModelSource
     dense: Callable[[], Decoder]
+    dense_identity: str
     windows: RecoveryWindows
     settings: Recover
     folder: Path
@@ -105,7 +106,7 @@ class Recovery:
 
         def work(batch_size: int) -> StoredPredictions:
             settings = TeacherSettings(self.settings.top_k, temperature, batch_size, quick)
-            folder = self.folder / self.origin[:16] / name.replace(" ", "-")
+            folder = self.folder / "predictions" / settings.fingerprint(self.dense_identity, windows_NL)[:16]
             return store_predictions(self.dense(), windows_NL, folder=folder, settings=settings)
 
         return self.batch.run(f"recovery: predictions for {name}", work, release=lambda: self.dense().save_memory())

@@ -9,6 +9,8 @@ Shapes: N windows, n windows of a part, L sequence length, B batch, P positions 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from torch.nn.functional import cross_entropy
 
 from llmprune.common.files import disk_errors, write_atomically
 from llmprune.common.progress import track
+from llmprune.data.windows import fingerprint_tokens
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_states import HiddenStateStore
@@ -46,6 +49,11 @@ class TeacherSettings:
     batch_size: int
     quick: bool
     store: HiddenStateStore | None = None
+
+    def fingerprint(self, dense: str, windows_NL: Tensor) -> str:
+        """Return the fingerprint of the predictions for some windows. ``dense``: that of the dense model."""
+        stored = dense, self.top_k, self.temperature, self.quick, fingerprint_tokens(windows_NL)
+        return hashlib.sha256(json.dumps(stored).encode()).hexdigest()
 
 
 class StoredPredictions:

@@ -56,6 +56,7 @@ def recovery(
     return Recovery(
         repaired,
         open_dense,
+        "dense",
         windows=windows or random_windows(),
         settings=Recover(**asked | settings),
         folder=folder,
