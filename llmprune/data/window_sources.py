@@ -61,12 +61,13 @@ def source_names(windows: Calibration) -> tuple[str, ...]:
     """
     stored = windows.stored_sources()
     numbers = sorted(set((stored or [])[: windows.read_shape()[0]]))
-    names = _distinct_names(windows.text_sources()) or [str(number) for number in numbers]
+    names = distinct_names(windows.text_sources()) or [str(number) for number in numbers]
     names = names or [str(windows.tokens)]
     return (*names, SELF_GENERATED) if windows.generated else tuple(names)
 
 
-def _distinct_names(sources: Sequence[TextSource]) -> list[str]:
+def distinct_names(sources: Sequence[TextSource]) -> list[str]:
+    """Return a name for each source, the recipe's where these differ."""
     names = [source.name or source.dataset for source in sources]
     alike = [[other for other, same in zip(sources, names, strict=True) if same == name] for name in names]
     told = [
@@ -112,17 +113,23 @@ def share_by_weight(samples: int, sources: Sequence[TextSource]) -> list[int]:
 
     Raises CalibrationError where a source would get none.
     """
-    total = sum(source.weight for source in sources)
-    exact = [samples * source.weight / total for source in sources]
-    counts = [int(value) for value in exact]
-    by_remainder = sorted(range(len(exact)), key=lambda index: counts[index] - exact[index])
-    for index in by_remainder[: samples - sum(counts)]:
-        counts[index] += 1
+    counts = shares(samples, [source.weight for source in sources])
     left_out = [source.name or source.dataset for source, count in zip(sources, counts, strict=True) if not count]
     if left_out:
-        needed = ceil(total / min(source.weight for source in sources))
+        needed = ceil(sum(source.weight for source in sources) / min(source.weight for source in sources))
         raise CalibrationError(
             f"{', '.join(left_out)} would get none of the {samples} samples; "
             f"ask for more samples ({needed} give each source one), raise its weight, or remove it from sources"
         )
+    return counts
+
+
+def shares(number: int, weights: Sequence[float]) -> list[int]:
+    """Split a number in proportion to weights, the largest remainders rounded up."""
+    total = sum(weights)
+    exact = [number * weight / total for weight in weights]
+    counts = [int(value) for value in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda index: counts[index] - exact[index])
+    for index in by_remainder[: number - sum(counts)]:
+        counts[index] += 1
     return counts

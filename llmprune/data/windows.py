@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from llmprune.common.errors import CalibrationError, did_you_mean
 from llmprune.data.begin_of_text import begins, required_begin, with_begin
-from llmprune.data.packing import Packing, pack, separator_ids
+from llmprune.data.packing import Packed, Packing, pack, separator_ids
 from llmprune.data.window_sources import order_of, share_by_weight
 from llmprune.recipe.calibration import Calibration, TokenWindows
 
@@ -36,7 +36,7 @@ class TextWindows:
     """Token windows, int64 [N, L].
 
     ``crossings``: the number of windows that hold parts of several documents; ``documents``: the number of documents
-    in the windows of each source. None for ready tokens.
+    in the windows of each source. None for ready tokens. ``parts``: the windows of each source of text, as packed.
     ``begin``: the begin-of-text ids that windows and documents begin with; empty where they have none.
     ``lacking``: the ids that the tokenizer puts in front of a text and that some of the ready windows lack.
     """
@@ -46,6 +46,7 @@ class TextWindows:
     begin: tuple[int, ...] = ()
     lacking: tuple[int, ...] = ()
     documents: tuple[int, ...] | None = None
+    parts: tuple[Packed, ...] = ()
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of shape and token ids; also of the begin-of-text ids, which a run treats apart."""
@@ -82,7 +83,7 @@ def load_windows(
     ]
     windows_NL = torch.cat([part.windows_NL for part in parts])[order_of(samples, windows.seed)]
     crossings, documents = sum(part.crossings for part in parts), tuple(part.documents for part in parts)
-    return TextWindows(windows_NL, crossings, begin, documents=documents)
+    return TextWindows(windows_NL, crossings, begin, documents=documents, parts=tuple(parts))
 
 
 def fingerprint_tokens(windows_NL: Tensor) -> str:

@@ -25,11 +25,13 @@ class Greedy:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings of a generation that draws from the model's own distribution, at temperature 1 and without an end."""
+    """Settings of a generation that draws from the model's own distribution, by default without an end."""
 
-    new_tokens: int  # per prompt; end tokens do not end it
+    new_tokens: int  # per prompt; fewer only where an end token comes first
     end_tokens: frozenset[int] = frozenset()
     static_cache: bool = False
+    temperature: float = 1.0
+    least_tokens: int = 0  # before an end token
 
 
 def generate(
@@ -50,8 +52,7 @@ def generate(
 
     config = GenerationConfig(
         max_new_tokens=settings.new_tokens,
-        min_new_tokens=None if settings.end_tokens else settings.new_tokens,
-        **({"do_sample": True, "top_k": 0} if isinstance(settings, Sampling) else {"do_sample": False}),
+        **_choice_of_tokens(settings),
         remove_invalid_values=isinstance(settings, Sampling),  # drawing from NaN would break a GPU's context
         num_beams=1,
         use_cache=True,
@@ -64,6 +65,14 @@ def generate(
     with torch.no_grad(), _default_generation_settings(model):
         output: Tensor = model.generate(inputs_BP, attention_mask=mask_BP, generation_config=config, streamer=streamer)
     return output
+
+
+def _choice_of_tokens(settings: Greedy | Sampling) -> dict[str, Any]:
+    """Return how each token is chosen, and the least number of them."""
+    if isinstance(settings, Greedy):
+        return {"do_sample": False, "min_new_tokens": None if settings.end_tokens else settings.new_tokens}
+    least = settings.least_tokens or None if settings.end_tokens else settings.new_tokens
+    return {"do_sample": True, "top_k": 0, "temperature": settings.temperature, "min_new_tokens": least}
 
 
 def end_tokens(model: PreTrainedModel) -> frozenset[int]:

@@ -111,7 +111,7 @@ def _of_questions(
     write = _in_chat if has_template else _plain
     ids = [write(tokenizer, text) for text in texts[: settings.samples]]
     own = begin_tokens(tokenizer)
-    ids = [_begun(row, own if begin is None else begin, own=own) for row in ids]
+    ids = [begun(row, own if begin is None else begin, own=own) for row in ids]
     if not all(ids):
         raise RecipeError(
             "evaluation.generation: the tokenizer or its chat template makes nothing of a question; save the model's "
@@ -150,8 +150,8 @@ def _in_chat(tokenizer: PreTrainedTokenizerBase, text: str) -> Ids:
     return tuple(tokenizer(written, add_special_tokens=False)["input_ids"])
 
 
-def _begun(ids: Ids, begin: Ids, *, own: Ids) -> Ids:
-    """Return a question that begins with ``begin``, once, in place of the ids ``own`` of the tokenizer."""
+def begun(ids: Ids, begin: Ids, *, own: Ids) -> Ids:
+    """Return a prompt that begins with ``begin``, once, in place of the ids ``own`` of the tokenizer."""
     written = next((start for start in (begin, own) if start and ids[: len(start)] == start), ())
     return begin + ids[len(written) :]
 

@@ -18,6 +18,7 @@ from llmprune.data.begin_of_text import describe_begin
 from llmprune.evaluation.evaluate import Measured
 from llmprune.evaluation.gate import judge
 from llmprune.evaluation.greedy_agreement import estimate_agreement
+from llmprune.evaluation.recovery_scores import compare_recovery
 from llmprune.evaluation.retention import CONFIDENCE, compare
 from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.prune_checkpoint import PrunedCheckpoint
@@ -27,6 +28,7 @@ from llmprune.planning.tool_compatibility import settle_patterns
 from llmprune.prune.records import LayerRecord
 from llmprune.recipe.sparsity import Sparsity
 from llmprune.results.formatting import plural, ranges
+from llmprune.results.recovery_figures import RecoveryFigures, RecoveryScores
 from llmprune.results.report_schema import (
     BaseFiles,
     BlockFigures,
@@ -52,6 +54,7 @@ class RunResults:
     sources: SourceFigures | None
     pruned: PrunedCheckpoint
     measured: Measured
+    recovery: RecoveryFigures | None = None
 
 
 def compose_report(context: RunContext, results: RunResults) -> Report:
@@ -75,6 +78,8 @@ def compose_report(context: RunContext, results: RunResults) -> Report:
         sparsity=_sparsity_figures(recipe.sparsity, skipped, counts=pruned.verified.sparse),
         stability=results.stability,
         sources=results.sources,
+        recovery=results.recovery,
+        recovery_scores=recovery_scores(measured, confidence=confidence),
         perplexity=measured.perplexity,
         divergence=measured.divergence,
         tasks=comparison.tasks,
@@ -97,6 +102,14 @@ def compose_report(context: RunContext, results: RunResults) -> Report:
             "figures": str(folder.path / "report.json"),
         },
     )
+
+
+def recovery_scores(measured: Measured, *, confidence: float) -> RecoveryScores | None:
+    """Return the scores before and after the training; None where no task was evaluated before it."""
+    if measured.repaired_tasks is None:
+        return None
+    before, after = measured.repaired_tasks, measured.pruned_tasks
+    return compare_recovery(measured.dense_tasks, before, after=after, confidence=confidence)
 
 
 def _warnings(context: RunContext, results: RunResults) -> tuple[str, ...]:

@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from llmprune.anatomy.meta_model import text_config
 from llmprune.checkpoint.loading import load_model
@@ -32,6 +35,8 @@ from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.inputs import RunInputs
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.planning.duration.generating import GENERATED_AT_A_TIME, SELF_GENERATED
+from llmprune.planning.duration.generating import RECOVERY_GENERATED as RECOVERY_STEP
+from llmprune.planning.self_generated import ChosenNumbers
 from llmprune.publish.generated_windows import KEY, read_generated
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.replacing import NEXT, recipe_of_model
@@ -40,33 +45,41 @@ from llmprune.results.run_folder import GENERATED_WINDOWS, JOURNAL, PLAN, file_f
 logger = logging.getLogger(__name__)
 
 
-def generated_in_folder(recipe: Recipe, output: Path) -> int | None:
-    """Return the number of windows that the run folder's run chose for ``self_generated: auto``.
+def generated_in_folder(recipe: Recipe, output: Path) -> ChosenNumbers:
+    """Return the numbers of windows that the run folder's run chose for ``self_generated: auto``.
 
-    The memory that is free now must not change the windows of a run that is continued or repeated. None where the
-    recipe gives a number, ``output`` has no run with this calibration, or the model was to write windows and has not.
+    The memory that is free now must not change the windows of a run that is continued or repeated. A number is None
+    where the recipe gives one, ``output`` has no run with the same sections, or the model was to write windows and has
+    not.
     """
-    if recipe.calibration.self_generated != "auto":
-        return None
-    return broadcast_from_first(_number_in(output, recipe) if is_first_process() else None)
+    recover = recipe.recover
+    asked = recipe.calibration.self_generated, recover.data.self_generated if recover else False
+    if "auto" not in asked:
+        return ChosenNumbers()
+    found = broadcast_from_first(_numbers_in(output, recipe) if is_first_process() else ChosenNumbers())
+    return ChosenNumbers(*(n if one == "auto" else None for one, n in zip(asked, astuple(found), strict=True)))
 
 
-def _number_in(output: Path, recipe: Recipe) -> int | None:
-    wanted, calibration = _calibration_of(recipe_of_model(recipe)), recipe.calibration
+def _numbers_in(output: Path, recipe: Recipe) -> ChosenNumbers:
+    wanted, calibration = recipe_of_model(recipe), recipe.calibration
     for folder in (output / NEXT, output):
         try:
             journal, plan = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (JOURNAL, PLAN))
-            number = int(plan["calibration"][0]) - calibration.read_shape()[0]
-            made = [0, calibration.generated] if SELF_GENERATED in journal["products"] else [0]
-            if number in made and _calibration_of(journal["recipe"]) == wanted:
-                return number
+            if _sections(journal["recipe"], "model.", "calibration.") != _sections(wanted, "model.", "calibration."):
+                continue
+            products, number = journal["products"], int(plan["calibration"][0]) - calibration.read_shape()[0]
+            if number not in ([0, calibration.generated] if SELF_GENERATED in products else [0]):
+                continue
+            own = int(plan["recovery"]["generated"]) if plan.get("recovery") else 0
+            same = _sections(journal["recipe"], "recover.") == _sections(wanted, "recover.")
+            return ChosenNumbers(number, own if same and (not own or RECOVERY_STEP in products) else None)
         except (OSError, ValueError, KeyError, TypeError):  # not there, or damaged, which opening the folder reports
             continue
-    return None
+    return ChosenNumbers()
 
 
-def _calibration_of(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if key.startswith(("model.", "calibration."))}
+def _sections(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key.startswith(names)}
 
 
 def add_self_generated(context: RunContext, published: Path | None = None) -> None:
@@ -81,7 +94,8 @@ def add_self_generated(context: RunContext, published: Path | None = None) -> No
 
     def make(path: Path) -> Tensor:
         report_progress(SELF_GENERATED)
-        windows_NL = _published(inputs, published) if published else None
+        shape = calibration.generated, inputs.inputs.text_windows.shape[1]
+        windows_NL = published_if_fitting(inputs, published, shape=shape) if published else None
         if windows_NL is None:
             with measure_step(folder.steps, SELF_GENERATED):
                 windows_NL = _generated(inputs, warnings=context.batches.calibration.reductions)
@@ -97,15 +111,14 @@ def add_self_generated(context: RunContext, published: Path | None = None) -> No
     inputs.inputs.add_generated(windows_NL)
 
 
-def _published(inputs: RunInputs, path: Path) -> Tensor | None:
-    """Return the windows of a published run; None, with a warning, where the recipe wants others."""
+def published_if_fitting(inputs: RunInputs, path: Path, *, shape: tuple[int, int]) -> Tensor | None:
+    """Return the windows of a published run; None, with a warning, where the recipe wants another number or length."""
     windows_NL = read_generated(path, vocabulary=text_config(inputs.config).vocab_size)
-    wanted = (inputs.recipe.calibration.generated, inputs.inputs.text_windows.shape[1])
-    if tuple(windows_NL.shape) == wanted:
+    if tuple(windows_NL.shape) == shape:
         return windows_NL
     logger.warning(
         "the dense model writes %d windows of %d tokens anew, because the published ones are %d of %d",
-        *wanted,
+        *shape,
         *windows_NL.shape,
     )
     return None
@@ -113,16 +126,14 @@ def _published(inputs: RunInputs, path: Path) -> Tensor | None:
 
 def _generated(inputs: RunInputs, *, warnings: list[str]) -> Tensor:
     """Sample windows int64 [N, L] from the whole dense model; halve the batch where a device's memory is full."""
-    prompts_NP = _openings(inputs)
-    seed, length = inputs.recipe.calibration.seed, inputs.inputs.text_windows.shape[1]
+    calibration = inputs.recipe.calibration
+    prompts_NP = openings(inputs, calibration.generated, seed=calibration.seed)
+    settings = Sampling(inputs.inputs.text_windows.shape[1] - prompts_NP.shape[1])
     whole = WholeModel(lambda: load_model(inputs.recipe.model))
 
     def work(batch_size: int) -> Tensor:
         model = whole.get()
-        device = input_device(model)
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            settings = Sampling(length - prompts_NP.shape[1])
+        with seeded(model, calibration.seed):
             parts = [generate(model, ids_BP, settings=settings) for ids_BP in torch.split(prompts_NP, batch_size)]
         return torch.cat(parts).cpu()
 
@@ -132,13 +143,21 @@ def _generated(inputs: RunInputs, *, warnings: list[str]) -> Tensor:
     return windows_NL
 
 
-def _openings(inputs: RunInputs) -> Tensor:
-    """Return the tokens that the generated windows begin with, int64 [N, P]."""
-    calibration, text = inputs.recipe.calibration, inputs.inputs.calibration_text
-    count = calibration.generated
+@contextmanager
+def seeded(model: PreTrainedModel, seed: int) -> Iterator[None]:
+    """Draw random numbers from ``seed`` on the model's device, and leave those of the process as they were."""
+    device = input_device(model)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def openings(inputs: RunInputs, count: int, *, seed: int) -> Tensor:
+    """Return the tokens that ``count`` generated windows begin with, int64 [N, P]."""
+    text = inputs.inputs.calibration_text
     if text.begin:
         return torch.tensor([text.begin]).repeat(count, 1)
-    random = torch.Generator().manual_seed(calibration.seed)
+    random = torch.Generator().manual_seed(seed)
     of_text = _draw(text.windows_NL.flatten(), count - count // 2, random=random)
     return torch.cat([of_text, _draw(_words(inputs), count // 2, random=random)])[:, None]
 

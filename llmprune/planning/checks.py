@@ -8,31 +8,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 from llmprune.checkpoint.loading import require_tokenizer
 from llmprune.common.distributed import require_windows_for_all
 from llmprune.common.errors import LLMPruneError, RecipeError
 from llmprune.criteria.base import DepthCriterion
-from llmprune.data.begin_of_text import required_begin
-from llmprune.data.sources import local_bytes, require_present
-from llmprune.data.window_sources import require_shares, sources_of_windows
+from llmprune.data.window_sources import sources_of_windows
 from llmprune.evaluation.bench.generation_speed import require_positions
 from llmprune.evaluation.lm_eval.tasks import check_tasks
 from llmprune.evaluation.prompts import require_windows
 from llmprune.planning.devices import require_devices
+from llmprune.planning.reference import require_same_tokens
+from llmprune.planning.text_checks import Check, is_readable, keys_in, length_is_known, recovery_checks, text_checks
 from llmprune.planning.text_inputs import TextInputs
-from llmprune.recipe.calibration import NEEDS_SEVERAL, Calibration, TokenWindows
+from llmprune.recipe.calibration import NEEDS_SEVERAL, Calibration
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.validation_messages import models_in
 
 T = TypeVar("T")
-
-# A plan reads local text up to this size, and so finds too little text, a missing column or a wrong encoding.
-READ_WHOLE = 32 * 10**6  # bytes of all sources together
 
 
 class ErrorCollector:
@@ -80,21 +75,6 @@ class ErrorCollector:
         ]
 
 
-@dataclass(frozen=True)
-class Check:
-    """Check of a recipe that plan and run make before weights are read.
-
-    ``place``: the key that its message is about; ``reads``: the keys that it depends on; ``after``: names of checks
-    that must have passed, because otherwise it would repeat their messages.
-    """
-
-    name: str
-    place: str
-    reads: tuple[str, ...]
-    run: Callable[[], object]
-    after: tuple[str, ...] = ()
-
-
 def run_checks(inputs: TextInputs, errors: ErrorCollector, *, elsewhere: bool) -> None:
     """Run every check of a recipe, and collect the errors.
 
@@ -114,15 +94,19 @@ def checks_of(inputs: TextInputs) -> list[Check]:
     """Return the checks for a recipe, ordered so that each follows the checks in its ``after``."""
     recipe, evaluation = inputs.recipe, inputs.recipe.evaluation
     model = ("model",)
-    found = [Check("config", "model", model, lambda: inputs.config), *_text_checks("calibration", inputs)]
+    found = [Check("config", "model", model, lambda: inputs.config), *text_checks("calibration", inputs)]
     if inputs.needs_tokenizer:
         found.insert(1, Check("tokenizer", "model", model, lambda: require_tokenizer(recipe.model), ("config",)))
     if recipe.calibration.source_key is not None:
         keys, several = ("calibration",), partial(_require_several, recipe.calibration)
         found.append(Check("sources", "calibration", keys, several, ("calibration files",)))
     if evaluation.perplexity:
-        found += _text_checks("evaluation.perplexity", inputs)
-    samples = _keys("calibration", "samples", "tokens", "key")
+        found += text_checks("evaluation.perplexity", inputs)
+    found += recovery_checks(inputs)
+    if recipe.reference != recipe.model:
+        against = ("recover.against", "recover.against_revision", *model)
+        found.append(Check("against", "recover.against", against, lambda: require_same_tokens(recipe), ("config",)))
+    samples = keys_in("calibration", "samples", "tokens", "key")
     found.append(Check("processes", "calibration.samples", samples, lambda: _require_windows(recipe)))
     if recipe.layer_criterion:
         enough = partial(recipe.layer_criterion.require_samples, recipe.calibration.shape()[0])
@@ -151,78 +135,16 @@ def _prompt_checks(inputs: TextInputs) -> list[Check]:
     if generation is None:
         return []
     if generation.prompts == "held_out":
-        if held_out is None or not _length_is_known(held_out):
+        if held_out is None or not length_is_known(held_out):
             return []
-        reads = (place, *_keys("evaluation.perplexity", "samples", "sequence_length", "tokens"))
+        reads = (place, *keys_in("evaluation.perplexity", "samples", "sequence_length", "tokens"))
         return [Check("generation", place, reads, partial(require_windows, generation, held_out.shape()))]
     if not (evaluation.requires_generation and inputs.has_own_tokenizer) or (
-        held_out and not _readable(held_out, inputs)
+        held_out and not is_readable(held_out, inputs)
     ):
         return []
     after = ("config", "tokenizer", *(["evaluation.perplexity text"] if held_out else []))
     return [Check("generation", place, (place, "model"), lambda: inputs.prompts, after)]
-
-
-def _text_checks(place: str, inputs: TextInputs) -> list[Check]:
-    """Return the checks of one section of text: that its files exist, its windows fit, and its content suffices."""
-    held_out = place != "calibration"
-    windows: TokenWindows | None = inputs.recipe.evaluation.perplexity if held_out else inputs.recipe.calibration
-    assert windows is not None, "the section is there"
-    shape = inputs.recipe.evaluation.perplexity.shape() if held_out and inputs.recipe.evaluation.perplexity else None
-    samples, length = shape or inputs.recipe.calibration.read_shape()
-    files, size = f"{place} files", f"{place} length"
-    origin = _keys(place, "dataset", "sources", "split", "tokens", "key", *([] if held_out else ["mix", "source_key"]))
-
-    def read() -> object:
-        return inputs.held_out if held_out else inputs.text_windows
-
-    found = [Check(files, place, origin, lambda: _require_files(windows, samples))]
-    if _length_is_known(windows):
-        reads = (*_keys(place, "sequence_length", "tokens", "key"), "model")
-        fits = partial(inputs.require_positions, length)
-        found.append(Check(size, f"{place}.sequence_length", reads, fits, ("config",)))
-    needed = [] if windows.tokens and windows.bos is not True else ["tokenizer"]
-    if windows.bos is True and inputs.has_own_tokenizer:
-        reads = (*_keys(place, "bos"), "model")
-        has_begin = partial(_require_begin, windows, inputs)
-        found.append(Check(f"{place} begin", f"{place}.bos", reads, has_begin, ("config", *needed)))
-    if _readable(windows, inputs):
-        after = ["config", *(check.name for check in found), *needed]
-        found.append(Check(f"{place} text", place, (place, "model"), read, tuple(after)))
-    return found
-
-
-def _require_begin(windows: TokenWindows, inputs: TextInputs) -> None:
-    required_begin(windows.bos, inputs.tokenizer)
-
-
-def _length_is_known(windows: TokenWindows) -> bool:
-    """Check that the recipe or a readable file of tokens determines the length of the windows."""
-    return not windows.tokens or windows.sequence_length is not None or windows.stored_shape() is not None
-
-
-def _require_files(windows: TokenWindows, samples: int) -> None:
-    """Raise RecipeError for local files that do not exist, CalibrationError for sources that would get no window."""
-    problems = []
-    for source in windows.text_sources():
-        try:
-            require_present(source)
-        except LLMPruneError as error:
-            problems.append(str(error))
-    if windows.tokens and not Path(windows.tokens).is_file():
-        problems.append(f"the tokens file {windows.tokens} does not exist (looked in {Path.cwd()}); check the path")
-    if problems:
-        raise RecipeError(problems)
-    require_shares(windows, samples)
-
-
-def _readable(windows: TokenWindows, inputs: TextInputs) -> bool:
-    """Check that text and tokenizer are on this machine, and the text is small enough for a plan to read it."""
-    if windows.tokens:
-        return True
-    sizes = [local_bytes(source) for source in windows.text_sources()]
-    local = [size for size in sizes if size is not None]
-    return len(local) == len(sizes) and sum(local) <= READ_WHOLE and inputs.has_own_tokenizer
 
 
 def _require_windows(recipe: Recipe) -> None:
@@ -246,10 +168,6 @@ def _refuse_gate_without_tasks() -> None:
     raise RecipeError(
         "evaluation.gate: there is no task to judge by; name lm-eval tasks in evaluation.tasks, or set evaluation.suite"
     )
-
-
-def _keys(place: str, *names: str) -> tuple[str, ...]:
-    return tuple(f"{place}.{name}" for name in names)
 
 
 def _overlap(one: str, other: str) -> bool:

@@ -15,11 +15,10 @@ from llmprune.anatomy.meta_model import build_meta_model, find_layers
 from llmprune.anatomy.types import Anatomy
 from llmprune.checkpoint.base_files import planned_files, require_expressible
 from llmprune.checkpoint.loading import load_config
-from llmprune.checkpoint.location import raw_config
 from llmprune.checkpoint.stored_dtypes import kept_dtypes
-from llmprune.common.errors import RecipeError
 from llmprune.common.hub.client import resolve_revision
 from llmprune.cut.apply import cut_config
+from llmprune.planning.all_notes import is_exact, notes_of
 from llmprune.planning.base import Base, describe_base, dtype_name, require_complete
 from llmprune.planning.begin_of_text import about_begin, planned_begin
 from llmprune.planning.calibration_sources import calibration_sources
@@ -27,15 +26,11 @@ from llmprune.planning.checks import ErrorCollector, run_checks
 from llmprune.planning.device_memory import BatchSizes, DeviceMemory
 from llmprune.planning.duration.estimate import Durations, run_work
 from llmprune.planning.duration.parts import PlannedModels, RunWork
+from llmprune.planning.duration.recovering import recovery_parts
 from llmprune.planning.machine import Machine, this_machine
-from llmprune.planning.memory import Memory, bytes_of_window, memory_of, memory_planner, parameter_bytes
+from llmprune.planning.memory import Memory, bytes_of_window, memory_of, memory_planner
 from llmprune.planning.model_size import measure_size
 from llmprune.planning.notes import (
-    about_base,
-    about_judgement,
-    about_refit,
-    about_scores,
-    about_sparsity,
     require_disk_for_hidden_states,
 )
 from llmprune.planning.planned_sizes import (
@@ -45,12 +40,11 @@ from llmprune.planning.planned_sizes import (
     planned_layers,
     planned_widths,
 )
-from llmprune.planning.self_generated import about_self_generated, settle_self_generated
-from llmprune.planning.settings_without_effect import settings_without_effect
+from llmprune.planning.recovery import RecoveryPlan, plan_recovery, recovery_shortage
+from llmprune.planning.reference import size_of_reference
+from llmprune.planning.self_generated import NOTHING_CHOSEN, ChosenNumbers, about_self_generated, settle_self_generated
 from llmprune.planning.sparsity import SparsityPlan, planned_sparsity
 from llmprune.planning.text_inputs import TextInputs
-from llmprune.planning.tool_compatibility import about_head_size, about_layer_count
-from llmprune.recipe.depth import Depth
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.calibration_sources import CalibrationSource
 from llmprune.results.figures import Figures
@@ -79,6 +73,7 @@ class Plan(Figures):
     keep_experts: int | None
     keep_kv_groups: int | None  # of attention heads, in each layer
     sparsity: SparsityPlan | None = None
+    recovery: RecoveryPlan | None = None  # the training after the cut
     calibration: tuple[int, int]  # windows, tokens in each
     calibration_sources: tuple[CalibrationSource, ...] = ()
     begin_of_text: str | None = None  # that windows begin with; None for none, and where the tokenizer is not here yet
@@ -127,13 +122,13 @@ def plan_and_check(
     problems: Iterable[str] = (),
     elsewhere: bool = False,
     starts: int = 1,
-    generated: int | None = None,
+    generated: ChosenNumbers = NOTHING_CHOSEN,
 ) -> PlanningOutcome:
     """Plan a recipe and run every check, even after earlier ones have failed.
 
     ``wrong``: keys that were removed from the recipe because their values are wrong; ``problems``: a sentence for each.
     ``elsewhere``: the run will have other GPUs than this process. ``starts``: number of processes that the run will
-    start in place of this one. ``generated``: the number that an earlier part of the run chose for
+    start in place of this one. ``generated``: the numbers that an earlier part of the run chose for
     ``self_generated: auto``.
     """
     resolve_revision.cache_clear()
@@ -143,7 +138,7 @@ def plan_and_check(
     plan, anatomy = plan_structure(recipe, errors, starts=starts, elsewhere=elsewhere)
     run_checks(inputs, errors, elsewhere=elsewhere)
     if plan and not errors.found:
-        notes = (*plan.notes, *about_begin(inputs), *about_self_generated(asked, recipe))
+        notes = (*plan.notes, *about_begin(inputs), *about_self_generated(asked, recipe), *inputs.recovery_notes)
         plan = plan.model_copy(update={"begin_of_text": planned_begin(inputs), "notes": notes})
     return PlanningOutcome(plan, anatomy, inputs, errors)
 
@@ -168,7 +163,7 @@ def plan_structure(
     planned = _planned_cut(recipe, base.anatomy, errors=errors)
     if planned is None or not complete:
         return None, base.anatomy
-    reads = ("model", "depth", "width", "experts", "sparsity", "refit", "calibration")
+    reads = ("model", "depth", "width", "experts", "sparsity", "refit", "calibration", "recover")
 
     def plan_on_machine() -> Plan:
         machine = this_machine(recipe.model, starts=starts, elsewhere=elsewhere)
@@ -204,7 +199,7 @@ def _plan(recipe: Recipe, base: Base, *, planned: PlannedCut, machine: Machine) 
         calibration=recipe.calibration.shape(),
         refit=recipe.refit is not None,
     )
-    notes = _notes(recipe, base, planned=planned, pruned=pruned, sparsity=sparsity)
+    notes = notes_of(recipe, base, planned=planned, pruned=pruned, sparsity=sparsity)
     require_disk_for_hidden_states(recipe, anatomy.num_layers * bytes_of_window(recipe, dense))
     files = planned_files(recipe.model)
     saved = kept_dtypes(base.names, dtype, keep=recipe.model.dtype == "auto")
@@ -215,13 +210,16 @@ def _plan(recipe: Recipe, base: Base, *, planned: PlannedCut, machine: Machine) 
     evaluation = recipe.evaluation
     planner = memory_planner(recipe, dense, pruned=pruned, anatomy=anatomy, memory=memory, machine=machine)
     batches = planner.batch_sizes()
+    models = PlannedModels(dense, pruned, anatomy, planned, size.bytes, batches)
+    recovery = plan_recovery(recipe, models, machine=machine)
+    training = recovery_parts(recipe.recover, recovery, models=models, on_gpu=machine.has_gpu)
     return Plan(
         model=recipe.model.id,
         model_type=base.config.model_type,
         dtype=dtype_name(dtype),
-        dense=base.size,
+        dense=base.size if recipe.reference == recipe.model else size_of_reference(recipe),
         pruned=size,
-        parameters_exact=_is_exact(recipe.depth, dense),
+        parameters_exact=is_exact(recipe.depth, dense),
         removed_layers=recipe.depth.layers if recipe.depth else (),
         keep_layers=len(keep),
         keep_widths=widths,
@@ -234,9 +232,10 @@ def _plan(recipe: Recipe, base: Base, *, planned: PlannedCut, machine: Machine) 
         processes=machine.processes,
         batch_sizes=batches,
         devices=planner.devices(batches),
-        shortage=planner.shortage(),
+        recovery=recovery,
+        shortage=planner.shortage() or recovery_shortage(recipe, models, machine=machine),
         disk=size.bytes,
-        work=run_work(recipe, PlannedModels(dense, pruned, anatomy, planned, size.bytes, batches)),
+        work=run_work(recipe, models, recovery=training),
         base_files=BaseFiles(carried=files.copied, left=files.left_out),
         tasks=tuple(PlannedTask(name=name, limit=evaluation.limit_of(name)) for name in evaluation.task_names),
         notes=tuple(notes),
@@ -257,42 +256,3 @@ def _pruned_meta_model(recipe: Recipe, base: Base, *, planned: PlannedCut) -> Pr
     changing = sizes_that_change(base.anatomy, widths, experts=planned.experts, kv_groups=kv_groups)
     check_layer_equivalence(base.dense, pruned, keep=keep, changing=changing)
     return pruned
-
-
-def _notes(
-    recipe: Recipe, base: Base, *, planned: PlannedCut, pruned: PreTrainedModel, sparsity: SparsityPlan | None
-) -> list[str]:
-    """Return the notes of a plan. Raises RecipeError where rounding leaves the whole recipe without effect."""
-    idle = settings_without_effect(recipe, base.anatomy, planned=planned, sparsity=sparsity)
-    if idle and parameter_bytes(base.dense) == parameter_bytes(pruned) and not (sparsity and sparsity.zeros):
-        raise RecipeError(idle)
-    inexact = "layers differ in size: the sizes are those of a cut from the middle, until the scores are known"
-    return [
-        *planned.notes,
-        *idle,
-        *base.about_types(recipe),
-        *([] if _is_exact(recipe.depth, base.dense) else [inexact]),
-        *about_sparsity(sparsity, pruned),
-        *_about_cut(recipe, base, planned=planned, pruned=pruned),
-    ]
-
-
-def _about_cut(recipe: Recipe, base: Base, *, planned: PlannedCut, pruned: PreTrainedModel) -> list[str]:
-    """Return notes on the cost and the assumptions of refit and scores, and on sizes that other tools derive."""
-    config, anatomy = base.config, base.anatomy
-    raw = raw_config(recipe.model) or config.to_dict()
-    return [
-        *about_refit(recipe, anatomy, widths=planned.widths.kept),
-        *about_scores(recipe, anatomy, keep=planned.layers),
-        *about_layer_count(base.dense, pruned),
-        *about_head_size(config, raw, heads=anatomy.heads, kept=planned.heads.kv_groups),
-        *about_base(recipe, config),
-        *about_judgement(recipe, anatomy, keep=planned.layers),
-    ]
-
-
-def _is_exact(depth: Depth | None, dense: PreTrainedModel) -> bool:
-    """Check that the number of parameters does not depend on which layers the scores choose."""
-    _, layers = find_layers(dense)
-    sizes = {sum(parameter.numel() for parameter in layer.parameters()) for layer in layers}
-    return depth is None or depth.layers is not None or len(sizes) == 1

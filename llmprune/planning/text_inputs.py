@@ -14,9 +14,11 @@ from llmprune.anatomy.meta_model import Config, text_config
 from llmprune.checkpoint.loading import load_config, load_tokenizer
 from llmprune.common.errors import CalibrationError, ModelError, RecipeError
 from llmprune.data.begin_of_text import required_begin
+from llmprune.data.recovery_windows import RecoveryText, UsedText, about_epochs, load_recovery_text
 from llmprune.data.window_sources import source_names, sources_of_windows, with_generated
 from llmprune.data.windows import TextWindows, load_windows
 from llmprune.evaluation.prompts import ModelLimits, Prompts, make_prompts
+from llmprune.recipe.calibration import TokenWindows
 from llmprune.recipe.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -31,12 +33,14 @@ class TextInputs:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self._generated_NL = torch.empty(0, dtype=torch.int64)
+        self._recovery: tuple[int, RecoveryText] | None = None  # windows of the training, and their text
 
     @property
     def needs_tokenizer(self) -> bool:
         """True if the recipe reads or writes text; files of ready tokens alone need no tokenizer."""
         evaluation = self.recipe.evaluation
-        texts = [self.recipe.calibration, evaluation.perplexity]
+        recovery = self.recovery_settings if self.recipe.recover else None
+        texts = [self.recipe.calibration, evaluation.perplexity, recovery]
         return bool(evaluation.task_names or evaluation.requires_generation) or any(
             windows is not None and (windows.tokens is None or windows.bos is True) for windows in texts
         )
@@ -108,6 +112,55 @@ class TextInputs:
         return self._fitting(load_windows(settings, self.tokenizer, default_shape=settings.shape()))
 
     @cached_property
+    def recovery_settings(self) -> TokenWindows:
+        """The text of the training after the cut, as it is read."""
+        assert self.recipe.recover is not None, "the recipe has the section"
+        return self.recipe.recover.data.resolved(self.recipe.calibration)
+
+    def recovery_number(self, most: int | None = None) -> int:
+        """Return the windows that the training takes. ``most``: their number where the recipe gives ``hours``."""
+        recover, length = self.recipe.recover, self.recovery_settings.sequence_length
+        assert recover is not None, "the recipe has the section"
+        assert length is not None, "resolved windows have a length"
+        if recover.tokens is not None:
+            return recover.windows(recover.tokens, length)
+        assert most is not None, "a time does not give the number"
+        return most
+
+    def recovery_text(self, number: int) -> RecoveryText:
+        """Return the windows of text for a training on ``number`` windows, the dense model's own left out.
+
+        Raises CalibrationError where there is none that calibration and perplexity do not see.
+        """
+        if self._recovery is None or self._recovery[0] != number:
+            recover, settings = self.recipe.recover, self.recovery_settings
+            assert recover is not None, "the recipe has the section"
+            assert settings.sequence_length is not None, "resolved windows have a length"
+            used = [UsedText(self.recipe.calibration, self.calibration_text)]
+            if self.recipe.evaluation.perplexity is not None and self.held_out_text is not None:
+                used.append(UsedText(self.recipe.evaluation.perplexity, self.held_out_text))
+            of_text = recover.windows_of_text(number, settings.sequence_length)
+            text = load_recovery_text(settings, self.tokenizer, number=of_text, settings=recover, used=used)
+            for source in text.sources:
+                self._require_fitting(torch.cat([source.train_NL, source.held_out_HL]))
+            self._recovery = number, text
+        return self._recovery[1]
+
+    @property
+    def recovery_notes(self) -> tuple[str, ...]:
+        """Notes on the training's text, where it has been read for all its windows."""
+        recover = self.recipe.recover
+        if recover is None or recover.tokens is None or self._recovery is None:
+            return ()
+        number, text = self._recovery
+        if number != self.recovery_number():
+            return ()
+        length = self.recovery_settings.sequence_length or 0
+        of_model = number - recover.windows_of_text(number, length)
+        available = sum(len(source.train_NL) for source in text.sources) + of_model
+        return (*text.notes, *about_epochs(number, available=available, length=length))
+
+    @cached_property
     def prompts(self) -> Prompts | str | None:
         """Prompts of the generation check; a sentence why it is left out; None where the recipe turns it off.
 
@@ -144,7 +197,10 @@ class TextInputs:
 
     def _fitting(self, text: TextWindows) -> TextWindows:
         """Return ``text``. Raises CalibrationError for ids without an embedding, and windows beyond all positions."""
-        windows_NL = text.windows_NL
+        self._require_fitting(text.windows_NL)
+        return text
+
+    def _require_fitting(self, windows_NL: Tensor) -> None:
         vocabulary = text_config(self.config).vocab_size
         largest, least = int(windows_NL.max()), int(windows_NL.min())
         if largest >= vocabulary or least < 0:
@@ -153,4 +209,3 @@ class TextInputs:
                 "tokenise the text with this model's tokenizer"
             )
         self.require_positions(windows_NL.shape[1])
-        return text

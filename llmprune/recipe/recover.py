@@ -13,11 +13,14 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from llmprune.common.schema import Section
-from llmprune.recipe.calibration import TokenWindows
+from llmprune.recipe.calibration import Calibration, TokenWindows
 from llmprune.recipe.mixes import read_mix
 from llmprune.recipe.text_source import TextSource
 
 _COUNTS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
+_MOST_TOKENS = 10**13
+_MOST_GENERATED, _GENERATED_AN_HOUR = 512, 64  # windows that the dense model writes by itself
+_HELD_OUT_SHARE = 4  # of few windows, one in so many is held out
 _RATE, _RATE_WIDTH, _LORA_RATE = 3e-4, 576, 2e-4  # of AdamW, at this hidden size; LoRA's does not depend on it
 
 
@@ -32,6 +35,8 @@ def parse_count(value: Any) -> int:
         count = round(float(match[1]) * _COUNTS[match[2]])
     if count <= 0:
         raise ValueError("a number of tokens must be above zero, such as 500K or 20M")
+    if count > _MOST_TOKENS:
+        raise ValueError("a number of tokens is at most 10000B")
     return count
 
 
@@ -52,6 +57,7 @@ class RecoveryText(TokenWindows):
     """Text that the model is trained on; windows that calibration saw are left out."""
 
     _ORIGINS: ClassVar[str] = "at most one of dataset, sources, tokens or mix"
+    _SHARED: ClassVar[tuple[str, ...]] = ("sequence_length", "documents", "bos", "seed")  # with the calibration
 
     mix: str | None = Field(
         None,
@@ -61,7 +67,8 @@ class RecoveryText(TokenWindows):
     self_generated: SelfGenerated | Literal["auto", False] = Field(
         "auto",
         description="Windows that the dense model writes itself, such as {samples: 512}: a source of its own. "
-        "auto: half of the tokens, where the devices hold the whole model, at most 512 windows; false: none.",
+        "auto: half of the tokens, of `hours` 64 windows an hour, at most 512 windows, where the devices hold the "
+        "whole model; false: none.",
     )
 
     @field_validator("mix")
@@ -70,6 +77,12 @@ class RecoveryText(TokenWindows):
         if mix is not None:
             read_mix(mix)
         return mix
+
+    @model_validator(mode="after")
+    def _no_samples(self) -> Self:
+        if self.samples is not None:
+            raise ValueError("samples belongs to calibration: recover.tokens says how much is trained on; remove it")
+        return self
 
     def _origins(self) -> list[str]:
         given = super()._origins()
@@ -85,12 +98,23 @@ class RecoveryText(TokenWindows):
         """Return the sources of text, those of the mix included; empty for ready tokens and the calibration's text."""
         return read_mix(self.mix) if self.mix else super().text_sources()
 
+    def resolved(self, calibration: Calibration) -> TokenWindows:
+        """Return the text as it is read: what is left out is the calibration's, window length and seed included."""
+        origin: TokenWindows = calibration if self.is_calibrations else self
+        read: dict[str, Any] = {"tokens": origin.tokens, "key": origin.key}
+        if not origin.tokens:
+            read = {"sources": origin.text_sources()}
+        own = {key: getattr(self, key) for key in self._SHARED if key in self.model_fields_set}
+        shared = {key: getattr(calibration, key) for key in self._SHARED}
+        shared["sequence_length"] = (self.stored_shape() or calibration.read_shape())[1]
+        return TokenWindows.model_construct(**read | shared | own)
+
 
 class Lora(Section):
     """Settings of ``method: lora``; the adapters are merged into the weights at the end (arXiv 2106.09685)."""
 
     rank: int = Field(32, gt=0, description="Rank of the adapters.")
-    alpha: float = Field(64.0, gt=0, description="Scale of the adapters, in units of the rank.")
+    alpha: int = Field(64, gt=0, description="The adapters are multiplied by alpha / rank.")
 
 
 class Recover(Section):
@@ -121,6 +145,13 @@ class Recover(Section):
         "against those of the dense model after that layer and the removed ones behind it. Needs the dense "
         "model beside the pruned one.",
     )
+    against: str | None = Field(
+        None,
+        min_length=1,
+        description="Hub id or folder of the dense model, where `model` is already pruned; left out: `model` itself. "
+        "Scores, perplexity and answers are then compared with this model's.",
+    )
+    against_revision: str = Field("main", description="Branch, tag or commit of the hub model `against`.")
     data: RecoveryText = Field(RecoveryText(), description="Text to train on; left out: the calibration's sources.")
     learning_rate: float | Literal["auto"] = Field(
         "auto",
@@ -140,6 +171,11 @@ class Recover(Section):
         "auto", description="Steps between two measurements on held-out windows; auto: a tenth of all steps."
     )
     held_out: int = Field(8, gt=0, description="Windows of each source that are not trained on and judge the training.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="Type of the products; trained weights are float32 in any case. auto: bfloat16 where the device "
+        "has instructions for it.",
+    )
     rounds: int = Field(
         1,
         gt=0,
@@ -183,6 +219,32 @@ class Recover(Section):
     def steps(self, tokens: int, length: int) -> int:
         """Return the number of optimiser steps for ``tokens`` in windows of ``length``; at least 1."""
         return max(math.ceil(tokens / (self.windows_of_step(tokens, length) * length)), 1)
+
+    def windows(self, tokens: int, length: int) -> int:
+        """Return the windows of all steps, which are whole: at least ``tokens`` tokens."""
+        return self.steps(tokens, length) * self.windows_of_step(tokens, length)
+
+    def held_out_of(self, windows: int) -> int:
+        """Return how many of a source's windows are held out: ``held_out``, at most a quarter of them."""
+        return min(self.held_out, math.ceil(windows / _HELD_OUT_SHARE))
+
+    def generated(self, length: int) -> int:
+        """Return the windows of ``length`` that the dense model writes itself, those that are held out included."""
+        chosen = self.data.self_generated
+        if chosen is False:
+            return 0
+        if chosen != "auto":
+            return chosen.samples
+        if self.tokens is None:
+            assert self.hours is not None, "one of them is given"
+            return min(math.ceil(_GENERATED_AN_HOUR * self.hours), _MOST_GENERATED)
+        trained = self.windows(self.tokens, length) // 2
+        return min(trained + min(self.held_out, math.ceil(trained / (_HELD_OUT_SHARE - 1))), _MOST_GENERATED)
+
+    def windows_of_text(self, windows: int, length: int) -> int:
+        """Return how many of a training's windows are read, beside those that the dense model writes itself."""
+        generated = self.generated(length)
+        return max(windows - (generated - self.held_out_of(generated)), 0)
 
     def steps_between_checks(self, steps: int) -> int:
         """Return the number of steps between two measurements on held-out windows."""

@@ -27,7 +27,14 @@ def print_plan(plan: Plan, console: Console) -> None:
     console.print()
     console.print(_sizes(plan))
     console.print()
-    for line in (*_cut_lines(plan), *_requirements(plan), *_task_lines(plan), *_device_lines(plan), *_time_lines(plan)):
+    for line in (
+        *_cut_lines(plan),
+        *_requirements(plan),
+        *_recovery_lines(plan),
+        *_task_lines(plan),
+        *_device_lines(plan),
+        *_time_lines(plan),
+    ):
         console.print(Text(line))
     if plan.shortage:
         console.print(Text.assemble(("Too little memory here: ", "red"), plan.shortage))
@@ -75,6 +82,35 @@ def _requirements(plan: Plan) -> Iterator[str]:
         yield f"Files of the base model that are copied unchanged: {describe_carried(plan.base_files)}"
     if plan.base_files.left:
         yield f"Files of the base model that are not copied: {describe_left(plan.base_files)}"
+
+
+def _recovery_lines(plan: Plan) -> Iterator[str]:
+    """Yield the length of the training after the cut, its text, and the memory and disk that it needs."""
+    found = plan.recovery
+    if found is None:
+        return
+    if found.tokens is None or found.steps is None:
+        length = f"for {found.hours:g} h"
+    else:
+        length = (
+            f"on {format_count(found.tokens)} tokens, in {plural(found.steps, 'step')} of {found.windows_of_step} × "
+            f"{found.sequence_length} tokens"
+        )
+    yield (
+        f"Recovery: trained {length} ({found.method}, {found.loss.replace('_', ' ')}, learning rate up to "
+        f"{found.learning_rate:.2g})"
+    )
+    of_windows = [f"{one.name} {one.windows}" for one in found.sources if one.windows]
+    if found.generated:
+        of_windows.append(f"{found.generated} that the dense model writes itself")
+    if of_windows:
+        yield f"  Windows: {', '.join(of_windows)}; {found.held_out} of each source are held out"
+    memory = found.memory
+    yield (
+        f"  Memory: about {format_size(memory.total)}: weights {format_size(memory.weights)}, gradients and optimiser "
+        f"{format_size(memory.optimiser)}, activations of one window {format_size(memory.activations)}; disk about "
+        f"{format_size(found.disk)}"
+    )
 
 
 def _task_lines(plan: Plan) -> Iterator[str]:

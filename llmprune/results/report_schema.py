@@ -17,6 +17,7 @@ from llmprune.results.evaluation_figures import (
     TaskFigures,
 )
 from llmprune.results.figures import SCHEMA_VERSION, Figures
+from llmprune.results.recovery_figures import RecoveryFigures, RecoveryScores
 
 
 class Size(Figures):
@@ -189,6 +190,8 @@ class Report(Figures):
     stability: StabilityFigures | None = None  # with --calibration-check and one source of text
     sources: SourceFigures | None = None  # where scores are summed by source, or with --calibration-check
     sparsity: SparsityFigures | None = None
+    recovery: RecoveryFigures | None = None  # training after the cut
+    recovery_scores: RecoveryScores | None = None
     perplexity: PerplexityFigures | None
     divergence: DivergenceFigures | None = None
     tasks: tuple[TaskFigures, ...]

@@ -60,8 +60,8 @@ def _by_step(parts: Sequence[PartDuration]) -> dict[str, float]:
     return steps
 
 
-def run_work(recipe: Recipe, models: PlannedModels) -> RunWork:
-    """Return the work of a recipe's run."""
+def run_work(recipe: Recipe, models: PlannedModels, *, recovery: Sequence[Part] = ()) -> RunWork:
+    """Return the work of a recipe's run. ``recovery``: the parts of the training after the cut."""
     tokens = Tokens.of(recipe, models)
     costs = models.dense_costs(tokens.length)
     outside = models.pruned_bytes - sum(cost.bytes for cost in models.pruned_costs(tokens.length))
@@ -75,6 +75,7 @@ def run_work(recipe: Recipe, models: PlannedModels) -> RunWork:
             *scoring_parts(recipe, models),
             pass2_part(recipe, models),
             Part(step="saving", name="saving", work=saving),
+            *recovery,
             Part(step="verification", name="verification", work=verification_work(models, tokens)),
             *evaluation_parts(recipe, models),
         ),
@@ -135,4 +136,4 @@ def seconds_of(work: Work, rates: Rates, *, processes: int, loading: float) -> f
         + work.calls * rates.call
     )
     alone = work.solves / rates.sums + work.weights / rates.copies + work.files / rates.files
-    return divided / processes + alone + work.starts * loading
+    return divided / processes + alone + work.starts * loading + work.seconds

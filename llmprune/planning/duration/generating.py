@@ -9,6 +9,7 @@ from llmprune.planning.duration.parts import Part, PlannedModels, Tokens, forwar
 from llmprune.recipe.recipe import Recipe
 
 SELF_GENERATED = "self-generated windows"  # the step
+RECOVERY_GENERATED = "self-generated windows for recover"  # the step
 GENERATED_AT_A_TIME = 16  # windows
 
 _CALLS_OF_GENERATE = 200  # operations that generating one token starts outside the layers
@@ -17,11 +18,15 @@ _CALLS_OF_GENERATE = 200  # operations that generating one token starts outside 
 def self_generated_parts(recipe: Recipe, models: PlannedModels) -> list[Part]:
     """Return the part in which the first process has the dense model write windows; none where it writes none."""
     count, length = recipe.calibration.generated, recipe.calibration.shape()[1]
-    if not count:
-        return []
+    return [writing_part(SELF_GENERATED, models, count=count, length=length)] if count else []
+
+
+def writing_part(step: str, models: PlannedModels, *, count: int, length: int) -> Part:
+    """Return the part in which the dense model writes ``count`` windows of ``length`` tokens."""
     prompts = Tokens(count, 1, min(count, GENERATED_AT_A_TIME))
-    work = generating(models, models.dense_costs(length), steps=length, prompts=prompts)
-    return [Part(step=SELF_GENERATED, name=SELF_GENERATED, work=work)]
+    return Part(
+        step=step, name=step, work=generating(models, models.dense_costs(length), steps=length, prompts=prompts)
+    )
 
 
 def generating(models: PlannedModels, costs: tuple[LayerCost, ...], *, steps: int, prompts: Tokens) -> Work:

@@ -37,6 +37,7 @@ class Work:
     files: float = 0.0  # bytes written to files
     calls: float = 0.0  # operations started
     starts: float = 0.0  # fresh processes that load the libraries
+    seconds: float = 0.0  # that are given, whatever the device
 
     def __add__(self, other: Work) -> Work:
         """Return both together."""

@@ -64,6 +64,7 @@ RULES: dict[str, Rule] = {
     "model.device_map": _word,
     "calibration.mix": _word,
     "calibration.source_key": _tensor,
+    "recover.data.mix": _word,
     "sparsity.pattern": _matches(_PATTERN, 'give N:M, such as "2:4"'),
     "sparsity.targets[]": _matrix,
     "sparsity.skip[]": _matrix,
@@ -72,7 +73,7 @@ RULES: dict[str, Rule] = {
     "evaluation.include_path": task_folder,
 } | {
     f"{section}{entry}.{name}": rule
-    for section in ("calibration", "evaluation.perplexity")
+    for section in ("calibration", "evaluation.perplexity", "recover.data")
     for entry in ("", ".sources[]")
     for name, rule in _TEXT.items()
 }

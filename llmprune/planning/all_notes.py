@@ -1,0 +1,60 @@
+"""All notes of a plan, in their order."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel
+
+from llmprune.anatomy.meta_model import find_layers
+from llmprune.checkpoint.location import raw_config
+from llmprune.common.errors import RecipeError
+from llmprune.planning.base import Base
+from llmprune.planning.memory import parameter_bytes
+from llmprune.planning.notes import about_base, about_judgement, about_refit, about_scores, about_sparsity
+from llmprune.planning.planned_sizes import PlannedCut
+from llmprune.planning.recovery_notes import about_recovery
+from llmprune.planning.settings_without_effect import settings_without_effect
+from llmprune.planning.sparsity import SparsityPlan
+from llmprune.planning.tool_compatibility import about_head_size, about_layer_count
+from llmprune.recipe.depth import Depth
+from llmprune.recipe.recipe import Recipe
+
+
+def notes_of(
+    recipe: Recipe, base: Base, *, planned: PlannedCut, pruned: PreTrainedModel, sparsity: SparsityPlan | None
+) -> list[str]:
+    """Return the notes of a plan. Raises RecipeError where rounding leaves the whole recipe without effect."""
+    idle = settings_without_effect(recipe, base.anatomy, planned=planned, sparsity=sparsity)
+    is_cut = parameter_bytes(base.dense) != parameter_bytes(pruned) or bool(sparsity and sparsity.zeros)
+    if idle and not is_cut:
+        raise RecipeError(idle)
+    inexact = "layers differ in size: the sizes are those of a cut from the middle, until the scores are known"
+    return [
+        *planned.notes,
+        *idle,
+        *base.about_types(recipe),
+        *([] if is_exact(recipe.depth, base.dense) else [inexact]),
+        *about_sparsity(sparsity, pruned),
+        *_about_cut(recipe, base, planned=planned, pruned=pruned),
+        *about_recovery(recipe, is_cut=is_cut),
+    ]
+
+
+def _about_cut(recipe: Recipe, base: Base, *, planned: PlannedCut, pruned: PreTrainedModel) -> list[str]:
+    """Return notes on the cost and the assumptions of refit and scores, and on sizes that other tools derive."""
+    config, anatomy = base.config, base.anatomy
+    raw = raw_config(recipe.model) or config.to_dict()
+    return [
+        *about_refit(recipe, anatomy, widths=planned.widths.kept),
+        *about_scores(recipe, anatomy, keep=planned.layers),
+        *about_layer_count(base.dense, pruned),
+        *about_head_size(config, raw, heads=anatomy.heads, kept=planned.heads.kv_groups),
+        *about_base(recipe, config),
+        *about_judgement(recipe, anatomy, keep=planned.layers),
+    ]
+
+
+def is_exact(depth: Depth | None, dense: PreTrainedModel) -> bool:
+    """Check that the number of parameters does not depend on which layers the scores choose."""
+    _, layers = find_layers(dense)
+    sizes = {sum(parameter.numel() for parameter in layer.parameters()) for layer in layers}
+    return depth is None or depth.layers is not None or len(sizes) == 1
