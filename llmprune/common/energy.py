@@ -91,7 +91,7 @@ def _power_sensor(gpu: int) -> Meter:
     def joules(seconds: float) -> float:
         import torch
 
-        return float(torch.cuda.power_draw(gpu)) / 1000 * seconds  # type: ignore[no-untyped-call]
+        return float(torch.cuda.power_draw(gpu)) / 1000 * seconds
 
     return joules
 
