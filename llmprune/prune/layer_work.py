@@ -54,8 +54,8 @@ class DenseReference:
 
     ``unit``: the unit whose output projection is refit after the token mixer: the MLP, or the layer's last writer;
     ``scale``: its residual scale; ``norm``: the norm that follows it in place of one. ``mixer``: the token mixer's
-    output projection, if that is refit. ``outputs``: by projection, the residual stream after it in units of its scale
-    (``ResidualWriter.residual_after``).
+    output projection, if that is refit; ``mixer_norm``: the norm that follows it. ``outputs``: by projection, the
+    residual stream after it in units of its scale (``ResidualWriter.residual_after``), or after ``mixer_norm``.
     """
 
     topology: LayerTopology | None = None
@@ -63,6 +63,7 @@ class DenseReference:
     scale: float | None = None
     norm: FollowingNorm | None = None
     mixer: ResidualWriter | None = None
+    mixer_norm: FollowingNorm | None = None
     outputs: dict[str, HiddenStates] = field(default_factory=dict)
 
 

@@ -96,6 +96,7 @@ class Pruning:
         require_same_calls(dense, pruned, layers=self.cut.layers)
         progress = snapshots.load() if snapshots else Progress()
         records, scales = list(progress.records), ResidualScales(progress.scales)
+        norms = FollowingNorms(scales)
         run = Pass2Context(
             cut=self.cut,
             refit=self.refit,
@@ -104,8 +105,8 @@ class Pruning:
             folds=WindowGroups(folds.of_windows_N, batch_size, weights=folds.weights),
             held_out=WindowGroups(every_eighth(len(windows_NL)), batch_size),
             scales=scales,
-            topologies=TopologyCache(self.anatomy, scales),
-            norms=FollowingNorms(scales),
+            topologies=TopologyCache(self.anatomy, scales, norms=norms),
+            norms=norms,
             cache=store.cache if store else None,
         )
         if snapshots and records:
