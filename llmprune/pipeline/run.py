@@ -192,4 +192,4 @@ def _begin_folder(context: RunContext, asked: Mapping[str, Any]) -> None:
 
 def _disk_needed(plan: Plan) -> int:
     """Bytes of disk that a run needs: the checkpoint in parts and joined, and snapshots of the hidden states."""
-    return 2 * plan.disk + 2 * plan.memory.streams
+    return 2 * plan.disk + 2 * plan.memory.hidden_states

@@ -204,4 +204,4 @@ def test_the_plan_says_what_is_refit_without_an_mlp(family: str, layers: str, tm
         f"{layers} no MLP that every token reaches: where layers or heads are removed, other" in note
         for note in plan.notes
     )
-    assert plan.memory.streams > without.memory.streams
+    assert plan.memory.hidden_states > without.memory.hidden_states
