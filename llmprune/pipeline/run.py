@@ -204,4 +204,4 @@ def _begin_folder(context: RunContext, asked: Mapping[str, Any]) -> None:
 
 def _disk_needed(plan: Plan) -> int:
     """Bytes of disk that a run needs: checkpoint in parts and joined, snapshots of hidden states, training files."""
-    return 2 * plan.disk + 2 * plan.memory.streams + (plan.recovery.disk if plan.recovery else 0)
+    return 2 * plan.disk + 2 * plan.memory.hidden_states + (plan.recovery.disk if plan.recovery else 0)

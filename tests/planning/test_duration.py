@@ -112,7 +112,7 @@ def test_pass_2_of_narrower_layers(tmp_path: Path) -> None:
 
 
 def test_pass_2_without_a_refit_and_without_stored_states(tmp_path: Path) -> None:
-    """Layers before the first cut run once, the one before the gap in both streams, the removed one as dense."""
+    """Layers before the first cut run once, the one before the gap in both models, the removed one as dense."""
     plan = _plan(tmp_path, NOTHING)
     assert [part.name for part in plan.work.parts] == ["pass 2: cut and refit", "saving", "verification"]
     assert _work(plan, "pass 2: cut and refit").products == pytest.approx(TOKENS * 5 * (ATTENTION + MLP))
