@@ -49,7 +49,10 @@ class SourceWindows:
 
 @dataclass(frozen=True)
 class RecoverySources:
-    """Windows of each source of text, and notes on sources that have too few. ``begin``: the begin-of-text ids that they begin with."""
+    """Windows of each source of text, and notes on sources that have too few.
+
+    ``begin``: the begin-of-text ids that windows begin with.
+    """
 
     sources: tuple[SourceWindows, ...]
     begin: tuple[int, ...]
