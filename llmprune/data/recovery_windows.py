@@ -48,8 +48,11 @@ class SourceWindows:
 
 
 @dataclass(frozen=True)
-class RecoveryText:
-    """Windows of each source of text. ``begin``: the begin-of-text ids that they begin with."""
+class RecoverySources:
+    """Windows of each source of text, and notes on sources that have too few.
+
+    ``begin``: the begin-of-text ids that windows begin with.
+    """
 
     sources: tuple[SourceWindows, ...]
     begin: tuple[int, ...]
@@ -81,7 +84,7 @@ def load_recovery_text(
     number: int,
     settings: Recover,
     used: Sequence[UsedText],
-) -> RecoveryText:
+) -> RecoverySources:
     """Read ``number`` windows for the training that are in none of the texts ``used``, and held-out windows.
 
     These are fewer where the text is short. ``windows``: the section with its sequence length, as resolved by the
@@ -106,11 +109,11 @@ def load_recovery_text(
     sources, notes = _divided(found, settings, wanted=dict(zip(names, wanted, strict=True)))
     if number and not any(len(source.train_NL) for source in sources):
         raise CalibrationError(_nothing_left(sources, used=used, length=read[0].shape[1]))
-    return RecoveryText(sources, begin, notes)
+    return RecoverySources(sources, begin, notes)
 
 
 def arrange(
-    text: RecoveryText, generated_NL: Tensor | None, *, number: int, settings: Recover, seed: int
+    text: RecoverySources, generated_NL: Tensor | None, *, number: int, settings: Recover, seed: int
 ) -> RecoveryWindows:
     """Return ``number`` windows of a training on text and on windows that the dense model wrote, in their order.
 
