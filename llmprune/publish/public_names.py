@@ -34,7 +34,7 @@ def public_sources(description: str) -> str:
 
 
 def public_recovery(found: RecoveryFigures) -> RecoveryFigures:
-    """Return the figures of a training with each source of its checks under its public name, numbered where two agree."""
+    """Return the figures of a training with the public names of its sources, numbered where two agree."""
     names: dict[str, str] = {}
     for source in found.before.divergence:
         name = public_sources(source)
