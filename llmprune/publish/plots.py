@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from llmprune.common.files import write_atomically
 from llmprune.common.schema import format_count
+from llmprune.publish.public_names import public_recovery
 from llmprune.results.recovery_figures import RecoveryFigures
 from llmprune.results.report_schema import LayerFigures, Report
 
@@ -30,7 +31,7 @@ def draw(report: Report, folder: Path) -> dict[str, Path]:
     if any(layer.error_refit is not None for layer in report.layers):
         plots["error"] = lambda axes: _errors(axes, report.layers)
     if (found := report.recovery) and found.steps:
-        plots["recovery"] = lambda axes: _recovery(axes, found)
+        plots["recovery"] = lambda axes: _recovery(axes, public_recovery(found))
     return {name: _save(folder / f"{name}.png", plot) for name, plot in plots.items()}
 
 
