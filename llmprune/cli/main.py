@@ -17,6 +17,7 @@ from llmprune import __version__
 from llmprune.cli.hub_commands import inspect, push
 from llmprune.cli.model_commands import anatomy, bench, evaluate
 from llmprune.cli.options import CommandLine
+from llmprune.cli.recover_commands import recover
 from llmprune.cli.report_commands import compare, report
 from llmprune.cli.run_commands import plan, reevaluate, run
 from llmprune.common.errors import LLMPruneError, to_continue
@@ -83,6 +84,7 @@ def _root(
 _COMMANDS: dict[str, Callable[..., None]] = {
     "plan": plan,
     "run": run,
+    "recover": recover,
     "push": push,
     "inspect": inspect,
     "reevaluate": reevaluate,

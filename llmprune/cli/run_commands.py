@@ -17,6 +17,7 @@ from llmprune.common.progress import lines_without_terminal
 
 if TYPE_CHECKING:
     from llmprune.pipeline.finish import FinishedRun
+    from llmprune.pipeline.run import RunOptions
     from llmprune.publish.provenance import Record
     from llmprune.recipe.recipe import Recipe
     from llmprune.results.report_schema import Report
@@ -80,21 +81,40 @@ def run(
     if context.obj is not None and _run_on_every_gpu(context.obj, parsed, halves=calibration_check):
         return
     from llmprune.common.distributed import is_first_process, leave_process_group
-    from llmprune.pipeline.run import RunOptions, run_to_report
-    from llmprune.publish.generated_windows import fetch_generated
+    from llmprune.pipeline.run import RunOptions
+    from llmprune.publish.generated_windows import fetch_all_generated
 
     options = RunOptions(
         fresh=fresh,
         measure_forward=measure_forward,
         calibration_check=calibration_check,
-        generated=None if record is None else fetch_generated(recipe, record),
+        generated={} if record is None else fetch_all_generated(recipe, record),
     )
-    with lines_without_terminal():
-        finished = run_to_report(parsed, folder, options=options)
-    report = _show_and_require_gate(finished)
+    report = _run_here(parsed, folder, options=options)
     if record is not None and is_first_process():
         _print_repeated(recipe, record, report=report, folder=folder)
     leave_process_group()
+
+
+def run_recipe(context: typer.Context, recipe: Recipe, *, folder: Path, fresh: bool) -> None:
+    """Run a recipe that a command has composed, in a process for each chosen GPU."""
+    import_libraries(announced=True)
+    if context.obj is not None and _run_on_every_gpu(context.obj, recipe, halves=False):
+        return
+    from llmprune.common.distributed import leave_process_group
+    from llmprune.pipeline.run import RunOptions
+
+    _run_here(recipe, folder, options=RunOptions(fresh=fresh))
+    leave_process_group()
+
+
+def _run_here(recipe: Recipe, folder: Path, *, options: RunOptions) -> Report:
+    """Run a recipe in this process, and show its report. Raises GateNotMet."""
+    from llmprune.pipeline.run import run_to_report
+
+    with lines_without_terminal():
+        finished = run_to_report(recipe, folder, options=options)
+    return _show_and_require_gate(finished)
 
 
 def _processes_to_start(recipe: Recipe) -> int:

@@ -12,6 +12,7 @@
     ├── HubError             exit 1   the hub refused the request or cannot be reached
     ├── EvaluationError      exit 1   a task could not be evaluated
     ├── DeviceError          exit 1   a GPU is out of memory, or failed
+    │   └── DeviceMemoryError  exit 1  a single window does not fit into a GPU's memory
     ├── PeerError            exit 1   another process of the run failed, or is at another step
     └── GateNotMet           exit 3   the retention is below the gate, or not certain to reach it
 
@@ -97,6 +98,10 @@ class HubError(LLMPruneError):
 
 class DeviceError(LLMPruneError):
     """A GPU is out of memory, or failed."""
+
+
+class DeviceMemoryError(DeviceError):
+    """A single window does not fit into a GPU's memory."""
 
 
 class PeerError(LLMPruneError):

@@ -16,7 +16,7 @@ import torch
 
 from llmprune.common.device_errors import explain_full_memory
 from llmprune.common.distributed import meet_at_end, rank, report_out_of_memory, world_size
-from llmprune.common.errors import DeviceError
+from llmprune.common.errors import DeviceMemoryError
 from llmprune.common.peers import PeerOutOfMemoryError
 
 logger = logging.getLogger(__name__)
@@ -44,12 +44,18 @@ class BatchSize:
         self.reductions: list[str] = [] if reductions is None else reductions
         self.on_reduction: Callable[[], None] | None = None
 
+    def of_part(self) -> BatchSize:
+        """Return the batch size of a part of a step, which is halved without that of the step; both report together."""
+        part = BatchSize(self.number, self.unit, alone=self.alone, reductions=self.reductions)
+        part.on_reduction = self.on_reduction
+        return part
+
     def run(self, step: str, work: Callable[[int], T], *, release: Callable[[], None] = lambda: None) -> T:
         """Return ``work(number)``; where a device runs out of memory, release and try again with half the number.
 
         Unless it works alone, every process of the run calls this at the same place, and all have completed the step
         when it returns. ``release`` drops what earlier steps left in memory, and makes the next attempt need less.
-        Raises DeviceError where a single window does not fit even then.
+        Raises DeviceMemoryError where a single window does not fit even then, in every process.
         """
         released = self.alone
         while True:
@@ -80,12 +86,13 @@ class BatchSize:
             f"{step} ran out of memory on {_places(messages)} with batches of {before} {self.unit}; it was repeated "
             f"{how}"
         )
-        self.reductions.append(sentence)
+        if sentence not in self.reductions:  # it is in those of a stopped run that repeats the step
+            self.reductions.append(sentence)
         logger.warning("%s", sentence)
         if self.on_reduction is not None:
             self.on_reduction()
 
-    def _too_large(self, step: str, messages: dict[int, str]) -> DeviceError:
+    def _too_large(self, step: str, messages: dict[int, str]) -> DeviceMemoryError:
         """Return the error for a device that a single window fills, with the cause in the first process concerned."""
         one = self.unit.removesuffix("s")
         first = "give less memory to the weights with model.max_memory"
@@ -93,7 +100,7 @@ class BatchSize:
         cause = explain_full_memory(
             messages[min(messages)].partition("\n")[2], f"{first}, or choose GPUs with more memory with devices"
         )
-        return DeviceError(f"{step}, a single {one} at a time, on {_places(messages)}: {cause}")
+        return DeviceMemoryError(f"{step}, a single {one} at a time, on {_places(messages)}: {cause}")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -39,6 +39,7 @@ class Measured(Figures):
     divergence: DivergenceFigures | None = None
     dense_tasks: TaskResults = TaskResults(tasks=())
     pruned_tasks: TaskResults = TaskResults(tasks=())
+    repaired_tasks: TaskResults | None = None  # of the model before the training
     generation: GenerationFigures | None = None
     agreement: tuple[AnswerAgreement, ...] = ()  # along each of the dense model's greedy answers
     speed: SpeedFigures | None = None
@@ -51,22 +52,32 @@ class Decoders:
 
     dense: Decoder
     cut: Decoder | None  # after the cut, before any refit; None if nothing is refit
+    repaired: Decoder | None  # before the training; None if it is not measured
     pruned: Decoder
+
+    @property
+    def of_files(self) -> tuple[Decoder, ...]:
+        """Decoders other than the dense one."""
+        return tuple(one for one in (self.cut, self.repaired, self.pruned) if one is not None)
 
 
 def measure_predictions(
     settings: Perplexity, decoders: Decoders, *, held_out: TextWindows, batch_size: int, store: HiddenStateStore
 ) -> tuple[PerplexityFigures, DivergenceFigures]:
     """Measure perplexity and divergence on held-out text. Processes share its batches and return the same values."""
-    cut, windows_NL, begin = None, held_out.windows_NL, held_out.begin
-    if decoders.cut is not None:
-        cut = perplexity(decoders.cut, windows_NL, batch_size=batch_size, name="cut", store=store, begin=begin)
+    windows_NL, begin = held_out.windows_NL, held_out.begin
+    alone = {
+        name: perplexity(decoder, windows_NL, batch_size=batch_size, name=name, store=store, begin=begin)
+        for name, decoder in (("cut", decoders.cut), ("repaired", decoders.repaired))
+        if decoder is not None
+    }
     compared = compare_predictions(
         decoders.dense, decoders.pruned, windows_NL=windows_NL, batch_size=batch_size, store=store, begin=begin
     )
     figures = PerplexityFigures(
         dense=compared.dense_perplexity,
-        cut=cut,
+        cut=alone.get("cut"),
+        repaired=alone.get("repaired"),
         pruned=compared.pruned_perplexity,
         tokens=compared.divergence.tokens,
         source=describe_source(settings),
@@ -75,16 +86,26 @@ def measure_predictions(
 
 
 def measure_models(
-    settings: Evaluation, dense: EvaluatedModel, *, pruned: EvaluatedModel, prompts: Prompts | None
+    settings: Evaluation,
+    dense: EvaluatedModel,
+    *,
+    pruned: EvaluatedModel,
+    repaired: EvaluatedModel | None = None,
+    prompts: Prompts | None,
 ) -> Measured:
     """Measure tasks, generation and speed, as the recipe's evaluation section asks; ``prompts``: None: no generation.
 
+    ``repaired``: the model before the training, of which only the tasks are measured.
     A model is loaded only where something is left to measure on it. With several processes all share the tasks, the
     first measures the rest, and all return the same value.
     """
     together = settings.speed is not None and is_first_process() and fit_together([dense.source, pruned.source])
     tasks: dict[str, TaskResults] = {}
     answers = GreedyAnswers(settings, prompts)
+    if repaired is not None and settings.task_names:
+        report_progress("tasks: repaired")
+        tasks["repaired"] = evaluate_tasks(repaired, "repaired", evaluation=settings)
+        repaired.whole.release()
     for side, model in (("dense", dense), ("pruned", pruned)):
         if settings.task_names:
             report_progress(f"tasks: {side}")
@@ -100,7 +121,8 @@ def measure_models(
         if settings.speed:
             report_progress("speed")
             speed = compare_speed(dense.whole, pruned.whole, settings=settings.speed, together=together)
-        warnings = (*dense.whole.reductions, *pruned.whole.reductions, *answers.left_out)
+        reduced = [one for model in (dense, repaired, pruned) if model for one in model.whole.reductions]
+        warnings = (*reduced, *answers.left_out)
         measured = Measured(generation=generation, agreement=answers.agreement, speed=speed, warnings=warnings)
     for model in (dense, pruned):
         model.whole.release()

@@ -129,6 +129,11 @@ class LayerwiseForward:
         """Set the hidden states of a batch before the next layer."""
         self.hidden_states[batch] = output_BLD
 
+    def release(self) -> None:
+        """Drop the hidden states and the arguments of the layers: nothing can be computed any more."""
+        self.hidden_states = HiddenStates()
+        self.calls = []
+
     def on(self, streams: HiddenStates) -> LayerwiseForward:
         """Return a forward pass through the same decoder that advances other hidden states of the same windows."""
         other = copy(self)

@@ -18,6 +18,7 @@ from llmprune.data.begin_of_text import describe_begin
 from llmprune.evaluation.evaluate import Measured
 from llmprune.evaluation.gate import judge
 from llmprune.evaluation.greedy_agreement import estimate_agreement
+from llmprune.evaluation.recovery_scores import compare_recovery
 from llmprune.evaluation.retention import CONFIDENCE, compare
 from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.prune_checkpoint import PrunedCheckpoint
@@ -26,9 +27,11 @@ from llmprune.pipeline.step_costs import warn_of_slow_disk, with_forward_ratios
 from llmprune.planning.tool_compatibility import settle_patterns
 from llmprune.prune.records import LayerRecord
 from llmprune.recipe.sparsity import Sparsity
-from llmprune.results.formatting import plural
+from llmprune.results.formatting import plural, ranges
+from llmprune.results.recovery_figures import RecoveryFigures, RecoveryScores
 from llmprune.results.report_schema import (
     BaseFiles,
+    BlockFigures,
     LayerFigures,
     MatrixFigures,
     Provenance,
@@ -51,6 +54,7 @@ class RunResults:
     sources: SourceFigures | None
     pruned: PrunedCheckpoint
     measured: Measured
+    recovery: RecoveryFigures | None = None
 
 
 def compose_report(context: RunContext, results: RunResults) -> Report:
@@ -74,6 +78,8 @@ def compose_report(context: RunContext, results: RunResults) -> Report:
         sparsity=_sparsity_figures(recipe.sparsity, skipped, counts=pruned.verified.sparse),
         stability=results.stability,
         sources=results.sources,
+        recovery=results.recovery,
+        recovery_scores=recovery_scores(measured, confidence=confidence),
         perplexity=measured.perplexity,
         divergence=measured.divergence,
         tasks=comparison.tasks,
@@ -98,12 +104,22 @@ def compose_report(context: RunContext, results: RunResults) -> Report:
     )
 
 
+def recovery_scores(measured: Measured, *, confidence: float) -> RecoveryScores | None:
+    """Return the scores before and after the training; None where no task was evaluated before it."""
+    if measured.repaired_tasks is None:
+        return None
+    before, after = measured.repaired_tasks, measured.pruned_tasks
+    return compare_recovery(measured.dense_tasks, before, after=after, confidence=confidence)
+
+
 def _warnings(context: RunContext, results: RunResults) -> tuple[str, ...]:
     chosen, left_heads = results.chosen, results.pruned.left_heads
     unrouted = warn_of_unrouted_experts(results.scores) if results.scores is not None else []
     slow_disk = warn_of_slow_disk(context.folder.steps)
     scored = results.scores.notes if results.scores is not None else ()
+    untrained = warn_of_untrained_layers(results.pruned.records)
     warnings = [*context.plan.notes, *context.batches.reductions, *scored, *unrouted, *chosen.warnings, *slow_disk]
+    warnings += untrained
     settled = settle_patterns(warnings, context.inputs.anatomy.patterns, keep=chosen.cut.layers)
     return (*settled, *([describe_heads(left_heads)] if left_heads else []), *results.measured.warnings)
 
@@ -118,6 +134,17 @@ def warn_of_unrouted_experts(scores: Scores) -> list[str]:
     return [
         f"{plural(sum(unrouted.values()), 'expert')} in {plural(len(places), 'layer')} ({named}) got no calibration "
         "token: scored by the norm of their output weights; more calibration text would reach them"
+    ]
+
+
+def warn_of_untrained_layers(records: Sequence[LayerRecord]) -> list[str]:
+    """Return a warning where ``refit.block`` could not train some layers."""
+    layers = [record.layer for record in records if record.block is not None and record.block.steps is None]
+    if not layers:
+        return []
+    return [
+        f"refit.block: layers {ranges(layers)} were not trained, for they cannot be differentiated; they keep their "
+        "closed-form repair"
     ]
 
 
@@ -173,6 +200,7 @@ class _LayerRows:
             held_out=record.held_out if record else None,
             mixer_held_out=record.mixer_held_out if record else None,
             up_held_out=record.up_held_out if record else None,
+            block=BlockFigures(**asdict(record.block)) if record and record.block else None,
             matrices=tuple(MatrixFigures(**asdict(one)) for one in record.matrices) if record else (),
         )
 

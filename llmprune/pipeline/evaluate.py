@@ -1,4 +1,4 @@
-"""Evaluation of a run: the dense model, the cut without refit, and the saved checkpoint."""
+"""Evaluation of a run: the dense model, the cut without refit, the model before the training, the saved checkpoint."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from llmprune.publish.push import refuse_fewer_samples
 from llmprune.recipe.model import ModelSource
 from llmprune.results.evaluation_figures import DivergenceFigures, PerplexityFigures
 from llmprune.results.figures import Figures
-from llmprune.results.run_folder import TASKS, file_fingerprint, fingerprint
+from llmprune.results.run_folder import RECOVERY, REPAIRED, TASKS, file_fingerprint, fingerprint
 
 
 def evaluate(context: RunContext, cut: Cut) -> Measured:
@@ -45,7 +45,7 @@ def evaluate(context: RunContext, cut: Cut) -> Measured:
 
     origin = fingerprint(
         inputs.identity,
-        file_fingerprint(folder.path / "pruning.json"),
+        file_fingerprint(folder.path / "pruning.json", folder.path / RECOVERY),
         evaluation.model_dump_json(),
         context.recipe.evaluation.requires_generation,
         inputs.held_out_text.fingerprint() if inputs.held_out_text else None,
@@ -59,14 +59,18 @@ def evaluate(context: RunContext, cut: Cut) -> Measured:
 def _measure(context: RunContext, cut: Cut) -> Measured:
     recipe, inputs, folder = context.recipe, context.inputs, context.folder
     source = pruned_source(recipe.model, folder.path / "model", layers=cut.layers)
-    dense = evaluated_model(recipe.model, inputs.tokenizer)
+    before = None
+    if recipe.recover and recipe.evaluation.before_recovery:
+        before = pruned_source(recipe.model, folder.path / REPAIRED, layers=cut.layers)
+    dense = evaluated_model(recipe.reference, inputs.tokenizer)
     pruned = evaluated_model(source, inputs.tokenizer, folder=folder.path / TASKS)
+    repaired = evaluated_model(before, inputs.tokenizer, folder=folder.path / TASKS / REPAIRED) if before else None
     inputs.release()
     with measure_step(folder.steps, "evaluation"):
-        found = _measure_predictions(context, cut, source=source)
+        found = _measure_predictions(context, cut, source=source, before=before)
         free_cached_memory()
         prompts, left_out = _prompts(context)
-        measured = measure_models(recipe.evaluation, dense, pruned=pruned, prompts=prompts)
+        measured = measure_models(recipe.evaluation, dense, pruned=pruned, repaired=repaired, prompts=prompts)
     return measured.model_copy(update=found | {"warnings": (*measured.warnings, *left_out)})
 
 
@@ -92,8 +96,13 @@ def _prompts(context: RunContext) -> tuple[Prompts | None, list[str]]:
     return None, [f"the answers of both models were not compared: {reason}; {remedy}"]
 
 
-def _measure_predictions(context: RunContext, cut: Cut, *, source: ModelSource) -> dict[str, Figures]:
-    """Return perplexity and divergence on held-out text, by the names of their fields; none where not asked for."""
+def _measure_predictions(
+    context: RunContext, cut: Cut, *, source: ModelSource, before: ModelSource | None
+) -> dict[str, Figures]:
+    """Return perplexity and divergence on held-out text, by the names of their fields; none where not asked for.
+
+    ``before``: the model from before the training, if it is measured.
+    """
     recipe, inputs = context.recipe, context.inputs
     settings, held_out = recipe.evaluation.perplexity, inputs.held_out_text
     if settings is None or held_out is None:
@@ -101,7 +110,8 @@ def _measure_predictions(context: RunContext, cut: Cut, *, source: ModelSource) 
     cut_only = None
     if (recipe.refit or recipe.sparsity) and not cut.is_empty:
         cut_only = cut_decoder(inputs.dense, anatomy=inputs.anatomy, cut=cut)
-    decoders = Decoders(inputs.dense, cut_only, open_decoder(source, working=inputs.whole_devices))
+    repaired = open_decoder(before, working=inputs.whole_devices) if before else None
+    decoders = Decoders(inputs.reference, cut_only, repaired, open_decoder(source, working=inputs.whole_devices))
     memory, folder = recipe.calibration.stream_memory, context.folder.path
 
     def measure(batch_size: int) -> tuple[PerplexityFigures, DivergenceFigures]:
@@ -110,9 +120,8 @@ def _measure_predictions(context: RunContext, cut: Cut, *, source: ModelSource) 
 
     def evict() -> None:
         inputs.evict()
-        for decoder in (decoders.cut, decoders.pruned):
-            if decoder is not None:
-                decoder.save_memory()
+        for decoder in decoders.of_files:
+            decoder.save_memory()
 
     perplexity, divergence = context.batches.held_out.run("held-out text", measure, release=evict)
     inputs.release()

@@ -160,6 +160,15 @@ class RunInputs:
         return decoder
 
     @property
+    def reference(self) -> Decoder:
+        """Decoder of the model that the pruned one is trained towards and compared with: mostly the dense one."""
+        return self.dense if self.recipe.reference == self.recipe.model else self._other_reference
+
+    @cached_property
+    def _other_reference(self) -> Decoder:
+        return open_decoder(self.recipe.reference, working=self.whole_devices)
+
+    @property
     def whole_devices(self) -> dict[int, int]:
         """Memory of each GPU by its number: to be left free by a decoder of which no layer is to stay."""
         return {gpu.index: gpu.total for gpu in self.devices if gpu.index is not None}
@@ -168,7 +177,7 @@ class RunInputs:
         """Drop the dense model and its decoder; they are opened again where a later step needs them."""
         if "dense" in self.__dict__:
             self.dense.release()  # decoders of a cut read from it
-        for name in ("model", "dense", "_reader"):
+        for name in ("model", "dense", "_reader", "_other_reference"):
             self.__dict__.pop(name, None)
 
     def evict(self) -> None:
@@ -201,11 +210,17 @@ class RunInputs:
         return hub_commit(self.recipe.model)
 
     @cached_property
+    def reference_identity(self) -> str:
+        """Fingerprint of the model that the pruned one is trained towards, the arithmetic, libraries and code."""
+        libraries = torch.__version__, transformers.__version__
+        return fingerprint(identity(self.recipe.reference), self.recipe.model.dtype, *libraries, code_fingerprint())
+
+    @cached_property
     def identity(self) -> str:
         """Fingerprint of what every product depends on: the base model, the arithmetic, libraries and code."""
-        base = identity(self.recipe.model)
+        bases = {identity(source): None for source in (self.recipe.model, self.recipe.reference)}
         libraries = torch.__version__, transformers.__version__
-        return fingerprint(base, self.recipe.model.dtype, *libraries, code_fingerprint())
+        return fingerprint(*bases, self.recipe.model.dtype, *libraries, code_fingerprint())
 
     def hidden_state_store(
         self, folder: Path, batch_size: int, *, windows_NL: Tensor | None = None

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from llmprune.anatomy.projections import projections_of
 from llmprune.checkpoint.config_file import ConfigChange
 from llmprune.checkpoint.loading import load_config
 from llmprune.checkpoint.location import folder_of
-from llmprune.checkpoint.placement import device_map_of, device_map_of_whole, free_on_all_gpus
-from llmprune.checkpoint.pruned_source import pruned_source
+from llmprune.checkpoint.placement import free_on_all_gpus
 from llmprune.checkpoint.saving import CheckpointWriter
 from llmprune.checkpoint.skeleton import tensors_of
-from llmprune.checkpoint.verify import Loading, Probe, SparseClaim, Verified, verify
+from llmprune.checkpoint.verify import Probe, Verified
 from llmprune.common.distributed import broadcast_from_first, is_first_process
-from llmprune.common.errors import ModelError
 from llmprune.common.files import replace_folder
 from llmprune.common.out_of_memory import free_cached_memory
 from llmprune.cut.apply import cut_config, cut_decoder, restore_layer
@@ -26,15 +22,14 @@ from llmprune.cut.decision import Cut
 from llmprune.layerwise.decoder import Decoder, Tensors
 from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.step_costs import measure_step
+from llmprune.pipeline.verify_saved import SavedModel, verify_saved
 from llmprune.planning.model_size import measure_size
 from llmprune.prune.pass2 import Pruning
 from llmprune.prune.records import LayerRecord
 from llmprune.prune.repair.folds import Folds
 from llmprune.prune.snapshots import Snapshots
-from llmprune.recipe.sparsity import Sparsity
 from llmprune.results.report_schema import BaseFiles, Size
-from llmprune.results.run_folder import HIDDEN_STATES, file_fingerprint, fingerprint
-from llmprune.sparsity.pattern import ROUNDING
+from llmprune.results.run_folder import HIDDEN_STATES, REPAIRED, file_fingerprint, fingerprint
 
 
 @dataclass(frozen=True)
@@ -76,7 +71,9 @@ class PrunedCheckpoint:
 
 
 def prune_checkpoint(context: RunContext, cut: Cut) -> PrunedCheckpoint:
-    """Run pass 2, save the checkpoint as ``model`` and verify it; or reuse the one in the run folder.
+    """Run pass 2, save the checkpoint and verify it; or reuse the one in the run folder.
+
+    It is the run's ``model``, or with ``recover`` in the recipe the ``repaired`` model, which is trained next.
 
     Raises ModelError where no matrix can be made sparse, VerificationError where the saved model differs.
     """
@@ -84,6 +81,7 @@ def prune_checkpoint(context: RunContext, cut: Cut) -> PrunedCheckpoint:
     staging = folder.path / "model.partial"
     cut_files = file_fingerprint(folder.path / "cut.json", folder.path / "cut.safetensors")
     settings = recipe.calibration.batch_size, recipe.sparsity, recipe.refit, recipe.export
+    result = folder.path / (REPAIRED if recipe.recover else "model")
     folds = _folds(context)
     judged = (folds.of_windows_N.tolist(), folds.weights) if recipe.refit else None
     origin = fingerprint(inputs.identity, inputs.windows_fingerprint, judged, cut_files, *settings)
@@ -91,11 +89,11 @@ def prune_checkpoint(context: RunContext, cut: Cut) -> PrunedCheckpoint:
     def make(path: Path) -> PrunedCheckpoint:
         made = _CheckpointStep(context, cut, snapshots=Snapshots(staging, origin)).run()
         if is_first_process():
-            replace_folder(staging / "checkpoint", folder.path / "model")
+            replace_folder(staging / "checkpoint", result)
             folder.write(path.name, made.to_json())
         return made
 
-    if is_first_process() and not (folder.path / "model" / "config.json").is_file():
+    if is_first_process() and not (result / "config.json").is_file():
         (folder.path / "pruning.json").unlink(missing_ok=True)
     pruned = folder.produce(
         "model", origin, file="pruning.json", load=PrunedCheckpoint.from_json, make=make, together=True
@@ -103,7 +101,8 @@ def prune_checkpoint(context: RunContext, cut: Cut) -> PrunedCheckpoint:
     if is_first_process():
         shutil.rmtree(staging, ignore_errors=True)
         shutil.rmtree(folder.path / HIDDEN_STATES, ignore_errors=True)
-    folder.take_over()
+    if not recipe.recover:
+        folder.take_over()
     return pruned
 
 
@@ -143,7 +142,8 @@ class _CheckpointStep:
         free = free_on_all_gpus()
         if probe is not None:
             with measure_step(steps, "verification"):
-                verified = self._verify(probe, records, free=free)
+                saved = SavedModel(self.writer.folder, probe, self.pruned, self.size.parameters, tuple(records))
+                verified = verify_saved(self.context, self.cut, saved=saved, free=free)
         verified = broadcast_from_first(verified)
         assert verified is not None, "the first process verifies or raises"
         selection = self.writer.selection
@@ -166,6 +166,7 @@ class _CheckpointStep:
             refit=recipe.refit,
             write=self._write_layer,
             sparsity=recipe.sparsity,
+            seed=recipe.calibration.seed,
         )
         records, forward = pruning.run(
             inputs.windows,
@@ -202,26 +203,6 @@ class _CheckpointStep:
         self.writer.write_rest(inputs.originals.restore(rest, "", cut=lambda read: read) if inputs.originals else rest)
         self.writer.finish(self.context.recipe.export.max_shard_size, inputs.tokenizer)
 
-    def _verify(self, probe: Probe, records: Sequence[LayerRecord], *, free: dict[int, int]) -> Verified:
-        """Load the checkpoint in a fresh process and compare it with what was computed.
-
-        ``free``: bytes of the GPUs that it may use.
-        """
-        recipe = self.context.recipe
-        source = pruned_source(recipe.model, self.writer.folder, layers=self.cut.layers)
-        return verify(
-            self.writer.folder,
-            probe,
-            parameters=self.size.parameters,
-            dtype=self.context.inputs.dtype,
-            loading=Loading(
-                device_map_of_whole(source, self.pruned.skeleton, free=free),
-                recipe.model.trust_remote_code,
-                on_cpu=device_map_of(source.model_copy(update={"device_map": "cpu"}), self.pruned.skeleton),
-            ),
-            claim=_sparse_claim(recipe.sparsity, self.pruned, records=records) if recipe.sparsity else None,
-        )
-
 
 def _measure_size(context: RunContext, cut: Cut, *, pruned: Decoder) -> Size:
     anatomy = context.inputs.anatomy
@@ -248,20 +229,3 @@ def _config_change(context: RunContext, cut: Cut) -> ConfigChange:
         kv_groups=cut.kv_groups,
     )
     return ConfigChange(folder_of(source, "weights"), before, after, cut.layers, source.trust_remote_code)
-
-
-def _sparse_claim(sparsity: Sparsity, pruned: Decoder, *, records: Sequence[LayerRecord]) -> SparseClaim:
-    """Return the zeros that the saved file must hold. Raises ModelError where no matrix could be made sparse."""
-    matrices = []
-    weights = 0
-    for index, record in enumerate(records):
-        projections = {projection.name: projection for projection in projections_of(pruned.layers[index])}
-        for matrix in record.matrices:
-            projection = projections[matrix.name]
-            matrices.append((f"{pruned.layers_path}.{index}.{projection.name}", projection.transposed))
-            weights += projection.outputs * projection.inputs
-    if not matrices:
-        raise ModelError("no matrix was made sparse: this model calls none of them exactly once; remove sparsity")
-    pattern = sparsity.parsed
-    least = 0 if pattern.of else int(weights * (pattern.share - ROUNDING))
-    return SparseClaim(tuple(matrices), weights, pattern.kept, pattern.of, least)

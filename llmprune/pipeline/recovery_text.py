@@ -29,28 +29,35 @@ from llmprune.evaluation.decoding import Sampling, generate
 from llmprune.evaluation.whole_model import WholeModel
 from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.inputs import RunInputs
-from llmprune.pipeline.self_generated import openings, seeded
+from llmprune.pipeline.self_generated import openings, published_if_fitting, seeded
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.planning.duration.generating import GENERATED_AT_A_TIME, RECOVERY_GENERATED
 from llmprune.publish.generated_windows import KEY
 from llmprune.recipe.recover import SelfGenerated
 from llmprune.results import run_folder
-from llmprune.results.run_folder import RECOVERY_GENERATED_PARTS, fingerprint
+from llmprune.results.run_folder import RECOVERY_WINDOWS_PARTS, file_fingerprint, fingerprint
 
 logger = logging.getLogger(__name__)
 
 
-def recovery_windows(context: RunContext, *, most: int | None = None) -> RecoveryWindows:
+def windows_of_tokens(context: RunContext, published: Path | None = None) -> RecoveryWindows | None:
+    """Return the windows of the recipe's ``recover``; None where it has none, or gives hours."""
+    recover = context.recipe.recover
+    return recovery_windows(context, published=published) if recover and recover.tokens is not None else None
+
+
+def recovery_windows(context: RunContext, *, most: int | None = None, published: Path | None = None) -> RecoveryWindows:
     """Return the windows of the recipe's ``recover``, those of the dense model generated now or loaded.
 
-    ``most``: number of windows to train on at most, where the recipe gives ``hours``. Every process calls this. Raises
-    CalibrationError where no text is left.
+    ``most``: number of windows to train on at most, where the recipe gives ``hours``. ``published``: file of the
+    windows that a published run's dense model wrote, taken if the recipe asks for as many of their length. Every
+    process calls this. Raises CalibrationError where no text is left.
     """
     settings, inputs = context.recipe.recover, context.inputs.inputs
     assert settings is not None, "the recipe has the section"
     number = inputs.recovery_number(most)
     text = inputs.recovery_text(number)
-    generated_NL = _generated(context) if settings.data.self_generated else None
+    generated_NL = _generated(context, published) if settings.data.self_generated else None
     return arrange(text, generated_NL, number=number, settings=settings, seed=inputs.recovery_settings.seed)
 
 
@@ -72,18 +79,25 @@ class Writing:
         ]
 
 
-def _generated(context: RunContext) -> Tensor:
+def _generated(context: RunContext, published: Path | None) -> Tensor:
     """Return the windows that the dense model writes for the training, int64 [N, L]."""
     inputs, folder = context.inputs, context.folder
     recover = context.recipe.recover
     assert recover is not None
     assert isinstance(recover.data.self_generated, SelfGenerated), "the plan has chosen a number"
     writing = _writing(inputs, recover.data.self_generated)
-    origin = fingerprint(inputs.identity, inputs.text_fingerprint, writing)
+    given = [file_fingerprint(published)] if published else []
+    origin = fingerprint(inputs.identity, inputs.text_fingerprint, writing, *given)
 
     def make(path: Path) -> Tensor:
         report_progress(RECOVERY_GENERATED)
-        parts, reductions = folder.path / RECOVERY_GENERATED_PARTS, context.batches.calibration.reductions
+        taken_NL = (
+            published_if_fitting(inputs, published, shape=(writing.number, writing.length)) if published else None
+        )
+        if taken_NL is not None:
+            save_file({KEY: taken_NL}, path)
+            return taken_NL
+        parts, reductions = folder.path / RECOVERY_WINDOWS_PARTS, context.batches.calibration.reductions
         with measure_step(folder.steps, RECOVERY_GENERATED, tokens=writing.number * writing.length):
             windows_NL = write_windows(inputs, writing, parts=parts / origin[:16], reductions=reductions)
         save_file({KEY: windows_NL}, path)
@@ -93,7 +107,7 @@ def _generated(context: RunContext) -> Tensor:
     return folder.produce(
         RECOVERY_GENERATED,
         origin,
-        file=run_folder.RECOVERY_GENERATED,
+        file=run_folder.RECOVERY_WINDOWS,
         load=lambda path: load_file(path)[KEY],
         make=make,
     )
@@ -125,7 +139,7 @@ def write_windows(inputs: RunInputs, writing: Writing, *, parts: Path, reduction
     """
     parts.mkdir(parents=True, exist_ok=True)
     prompts_NP = openings(inputs, writing.number, seed=writing.seed)
-    whole = WholeModel(lambda: load_model(inputs.recipe.model))
+    whole = WholeModel(lambda: load_model(inputs.recipe.reference))
     batch_size = BatchSize(min(GENERATED_AT_A_TIME, writing.number), alone=True, reductions=reductions)
     done, batches = [], writing.batches()
     for index, batch in enumerate(batches):

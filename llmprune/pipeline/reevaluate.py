@@ -23,6 +23,7 @@ from llmprune.evaluation.lm_eval.harness import evaluate_tasks, evaluated_model
 from llmprune.evaluation.lm_eval.tasks import check_tasks
 from llmprune.evaluation.more_samples import next_limit
 from llmprune.evaluation.retention import CONFIDENCE, compare
+from llmprune.pipeline.compose_report import recovery_scores
 from llmprune.pipeline.finish import FinishedRun, push_as_requested, write_report
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.publish.push import MORE_SAMPLES, require_whole
@@ -30,7 +31,7 @@ from llmprune.recipe.evaluation import LIMIT, Evaluation, limit_override
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.load_report import load_report
 from llmprune.results.report_schema import Report
-from llmprune.results.run_folder import TASKS, RunFolder
+from llmprune.results.run_folder import REPAIRED, TASKS, RunFolder
 
 
 def reevaluate(path: Path, limit: int | None = None) -> FinishedRun:
@@ -100,12 +101,11 @@ def _measure(folder: RunFolder, recipe: Recipe, *, old: Report, earlier: Evaluat
 
     ``earlier``: settings of the evaluation before.
     """
-    base = recipe.model
-    if old.provenance.commit:
+    base = recipe.reference
+    if old.provenance.commit and base == recipe.model:
         base = base.model_copy(update={"revision": old.provenance.commit})
-    pruned = pruned_source(
-        recipe.model, folder.path / "model", layers=[row.layer for row in old.layers if not row.removed]
-    )
+    layers = [row.layer for row in old.layers if not row.removed]
+    pruned = pruned_source(recipe.model, folder.path / "model", layers=layers)
     tokenizer = load_tokenizer(base)
     evaluation = recipe.evaluation
     with measure_step(folder.steps, MORE_SAMPLES):
@@ -113,6 +113,9 @@ def _measure(folder: RunFolder, recipe: Recipe, *, old: Report, earlier: Evaluat
             "dense": evaluated_model(base, tokenizer),
             "pruned": evaluated_model(pruned, tokenizer, folder=folder.path / TASKS),
         }
+        if known.repaired_tasks is not None:
+            before = pruned_source(recipe.model, folder.path / REPAIRED, layers=layers)
+            subjects["repaired"] = evaluated_model(before, tokenizer, folder=folder.path / TASKS / REPAIRED)
         tasks = {}
         for side, subject in subjects.items():
             report_progress(f"tasks: {side}")
@@ -137,6 +140,7 @@ def _new_report(old: Report, recipe: Recipe, *, measured: Measured, folder: RunF
             "groups": comparison.groups,
             "mean_retention": comparison.mean.retention if comparison.mean else None,
             "retention": comparison.mean,
+            "recovery_scores": recovery_scores(measured, confidence=confidence),
             "gate": judge(gate, comparison, agreement=agreement),
             "steps": old.steps + tuple(folder.steps),
             "warnings": tuple(dict.fromkeys((*old.warnings, *measured.warnings))),

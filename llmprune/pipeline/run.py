@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ from llmprune.pipeline.evaluate import evaluate
 from llmprune.pipeline.finish import FinishedRun, push_as_requested, write_report
 from llmprune.pipeline.inputs import RunInputs
 from llmprune.pipeline.prune_checkpoint import prune_checkpoint
+from llmprune.pipeline.recover import recover_checkpoint
+from llmprune.pipeline.recovery_text import windows_of_tokens
 from llmprune.pipeline.score_and_select import find_cut, find_scores
 from llmprune.pipeline.self_generated import add_self_generated, generated_in_folder
 from llmprune.pipeline.source_check import check_sources, compares_sources
@@ -47,6 +49,7 @@ from llmprune.planning.duration.estimate import Durations
 from llmprune.planning.plan import Plan, plan_and_check
 from llmprune.planning.self_generated import ChosenNumbers
 from llmprune.planning.timing import estimate_durations
+from llmprune.publish.generated_windows import GENERATED, GENERATED_FOR_RECOVERY
 from llmprune.publish.preflight import check_push
 from llmprune.recipe.recipe import Recipe, refuse_tokens
 from llmprune.results.replacing import recipe_of_model
@@ -62,14 +65,14 @@ class RunOptions:
 
     ``fresh`` makes every product anew. ``measure_forward`` times plain forward passes of the dense model over the
     calibration tokens, for comparison. ``calibration_check`` repeats the selection on each source of the calibration
-    text, or on each half of a single one, and reports how far the cuts agree. ``generated`` is the file of windows that
-    a published run's dense model wrote, for a run that repeats it.
+    text, or on each half of a single one, and reports how far the cuts agree. ``generated``: files of windows that a
+    published run's dense model wrote, by their names in its repository, for a run that repeats it.
     """
 
     fresh: bool = False
     measure_forward: bool = False
     calibration_check: bool = False
-    generated: Path | None = None
+    generated: Mapping[str, Path] = field(default_factory=dict)
 
 
 def run(
@@ -164,7 +167,8 @@ def _run_steps(context: RunContext, options: RunOptions, *, asked: Mapping[str, 
     context.inputs.read_texts()
     require_same_everywhere(context)
     _begin_folder(context, asked)
-    add_self_generated(context, options.generated)
+    add_self_generated(context, options.generated.get(GENERATED))
+    lessons = windows_of_tokens(context, options.generated.get(GENERATED_FOR_RECOVERY))
     context.batches.settle(context.recipe, context.folder, sizes=context.plan.batch_sizes)
     if options.measure_forward:
         time_dense_forward_pass(context)
@@ -173,10 +177,15 @@ def _run_steps(context: RunContext, options: RunOptions, *, asked: Mapping[str, 
     stability = check_calibration(context) if options.calibration_check and not compares_sources(context) else None
     sources = check_sources(context, scores, cut=chosen.cut, asked=options.calibration_check)
     pruned = prune_checkpoint(context, chosen.cut)
+    recovered = recover_checkpoint(context, chosen.cut, repaired=pruned, windows=lessons)
     if options.measure_forward:
         time_dense_forward_pass(context)  # a second time, because the speed of a machine drifts
     measured = evaluate(context, chosen.cut)
-    results = RunResults(scores, chosen, stability, sources, pruned, measured)
+    if recovered is not None:
+        pruned = replace(pruned, verified=recovered.verified)
+    results = RunResults(
+        scores, chosen, stability, sources, pruned, measured, recovery=recovered.figures if recovered else None
+    )
     report = broadcast_from_first(compose_report(context, results))
     write_report(context.folder, report)
     return push_as_requested(context.recipe, context.folder, report=report)

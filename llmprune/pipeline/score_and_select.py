@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -24,9 +25,11 @@ from llmprune.results.run_folder import HIDDEN_STATES, file_fingerprint, fingerp
 from llmprune.score.ablation import layer_ablation_scores
 from llmprune.score.forward_pass import score
 from llmprune.score.gradients import windows_for_gradients
-from llmprune.score.inputs import CalibrationBatches, DepthTarget, ScoringCriteria
+from llmprune.score.inputs import CalibrationBatches, DepthTarget, RunOnBatches, ScoringCriteria
 from llmprune.score.scores import Scores
 from llmprune.score.select import PlannedSizes, choose_cut
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -144,11 +147,8 @@ def compute_pass1(context: RunContext, scored: ScoredWindows, *, steps: list[Ste
         criteria = criteria.in_forward
 
     def run_pass1(batch_size: int) -> Scores:
-        with (
-            _batches(context, scored, batch_size=batch_size) as calibration,
-            _batches_for_gradients(context, scored, numbers_N=own_N, batch_size=batch_size) as gradients,
-        ):
-            calibration = replace(calibration, gradients=gradients)
+        with _batches(context, scored, batch_size=batch_size) as calibration:
+            calibration = replace(calibration, gradients=_on_own_windows(context, scored, numbers_N=own_N))
             return score(inputs.dense, inputs.anatomy, criteria=criteria, calibration=calibration, target=target)
 
     with measure_step(steps, "pass 1", tokens=scored.windows_NL.numel(), decoder=inputs.dense):
@@ -180,19 +180,23 @@ def _batches(context: RunContext, scored: ScoredWindows, *, batch_size: int) -> 
             store.cache.remove()
 
 
-@contextmanager
-def _batches_for_gradients(
-    context: RunContext, scored: ScoredWindows, *, numbers_N: Tensor, batch_size: int
-) -> Iterator[CalibrationBatches | None]:
-    """Yield the batches of the backward pass, whose hidden states are not kept; None where it has all windows or none.
+def _on_own_windows(context: RunContext, scored: ScoredWindows, *, numbers_N: Tensor) -> RunOnBatches | None:
+    """Return how the backward pass is run on windows of its own, by their numbers; None where it has all or none.
 
-    ``numbers_N``: the numbers of its windows.
+    Its batches are halved by themselves, and their hidden states are not kept.
     """
     if len(numbers_N) in (0, len(scored.windows_NL)):
-        yield None
-        return
-    with _batches(context, ScoredWindows(scored.windows_NL[numbers_N]), batch_size=batch_size) as batches:
-        yield batches
+        return None
+
+    def run(work: Callable[[CalibrationBatches], T]) -> T:
+        def run_gradients(batch_size: int) -> T:
+            with _batches(context, ScoredWindows(scored.windows_NL[numbers_N]), batch_size=batch_size) as batches:
+                return work(batches)
+
+        part = context.batches.calibration.of_part()
+        return part.run("pass 1: gradients", run_gradients, release=context.inputs.evict)
+
+    return run
 
 
 def origin_of_scores(context: RunContext) -> str | None:

@@ -94,7 +94,8 @@ def add_self_generated(context: RunContext, published: Path | None = None) -> No
 
     def make(path: Path) -> Tensor:
         report_progress(SELF_GENERATED)
-        windows_NL = _published(inputs, published) if published else None
+        shape = calibration.generated, inputs.inputs.text_windows.shape[1]
+        windows_NL = published_if_fitting(inputs, published, shape=shape) if published else None
         if windows_NL is None:
             with measure_step(folder.steps, SELF_GENERATED):
                 windows_NL = _generated(inputs, warnings=context.batches.calibration.reductions)
@@ -110,15 +111,14 @@ def add_self_generated(context: RunContext, published: Path | None = None) -> No
     inputs.inputs.add_generated(windows_NL)
 
 
-def _published(inputs: RunInputs, path: Path) -> Tensor | None:
-    """Return the windows of a published run; None, with a warning, where the recipe wants others."""
+def published_if_fitting(inputs: RunInputs, path: Path, *, shape: tuple[int, int]) -> Tensor | None:
+    """Return the windows of a published run; None, with a warning, where the recipe wants another number or length."""
     windows_NL = read_generated(path, vocabulary=text_config(inputs.config).vocab_size)
-    wanted = (inputs.recipe.calibration.generated, inputs.inputs.text_windows.shape[1])
-    if tuple(windows_NL.shape) == wanted:
+    if tuple(windows_NL.shape) == shape:
         return windows_NL
     logger.warning(
         "the dense model writes %d windows of %d tokens anew, because the published ones are %d of %d",
-        *wanted,
+        *shape,
         *windows_NL.shape,
     )
     return None

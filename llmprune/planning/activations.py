@@ -6,7 +6,7 @@ mixers), H the attention heads and V the vocabulary:
 
     a run of the layer:     R = s · (10 D + max(3 F, 2 Q)), and H · L · (2 s + 4) where attention scores are stored
     pass 1:                 R + 4 F; with gradients, for which the layer's values are kept, 2 R + 8 F
-    pass 2:                 R + 4 · (3 F + 4 D)
+    pass 2:                 R + 4 · (3 F + 4 D); where layers are trained at least 2 R + 8 F
     logits:                 8 copies in float32, of at most ``layerwise.logits.MAX_LOGITS`` values each
 
 These are bytes a token; a batch takes B · L times as much. The factors are measured on tiny models of several families
@@ -55,11 +55,12 @@ class TokenActivations:
 
 
 def token_activations(
-    dense: PreTrainedModel, anatomy: Anatomy, *, length: int, gradients: bool, refits: bool
+    dense: PreTrainedModel, anatomy: Anatomy, *, length: int, gradients: bool, refits: bool, trains: bool
 ) -> TokenActivations:
     """Return the activations of a token in windows of ``length`` tokens, from a model without weights.
 
-    ``gradients``: pass 1 has a backward pass. ``refits``: pass 2 computes statistics.
+    ``gradients``: pass 1 has a backward pass. ``refits``: pass 2 computes statistics. ``trains``: it trains layers,
+    on a window at a time.
     """
     text, itemsize = text_config(dense.config), dense.dtype.itemsize
     hidden, layers = text.hidden_size, find_layers(dense)[1]
@@ -70,9 +71,10 @@ def token_activations(
     if getattr(text, "_attn_implementation", None) == "eager":
         run += (getattr(text, "num_attention_heads", None) or 0) * length * (2 * itemsize + _FLOAT32)
     statistics = _FLOAT32 * neurons
+    refit = run + (3 * statistics + 4 * _FLOAT32 * hidden if refits else 0)
     return TokenActivations(
         pass1=2 * (run + statistics) if gradients else run + statistics,
-        pass2=run + (3 * statistics + 4 * _FLOAT32 * hidden if refits else 0),
+        pass2=max(refit, 2 * (run + statistics)) if trains else refit,
         run=run,
         logits=_LOGIT_COPIES * _FLOAT32 * text.vocab_size,
     )

@@ -54,6 +54,7 @@ def memory_of(
             4 * inputs * (inputs * folds + max(inputs, removed) + hidden * 4) + sparse,
             recipe.width.neuron_criterion.memory(size.inputs, recipe.calibration.summed_sources) if recipe.width else 0,
             depth.statistics_bytes(size) if depth else 0,
+            _training_bytes(recipe, pruned),
         ),
     )
 
@@ -88,6 +89,7 @@ def memory_planner(
         length=max(calibration.length, held_out.length if held_out else 0),
         gradients=recipe.width is not None and recipe.width.windows_for_gradients(samples, generated) > 0,
         refits=recipe.refit is not None or recipe.sparsity is not None,
+        trains=recipe.refit is not None and recipe.refit.block,
     )
     return MemoryPlanner(machine, working, activations, calibration, held_out, recipe.calibration.stream_memory)
 
@@ -152,6 +154,20 @@ def _up_refit_bytes(recipe: Recipe, dense: PreTrainedModel, *, neurons: int) -> 
     hidden: int = text_config(dense.config).hidden_size
     each: int = (hidden + neurons) * dense.dtype.itemsize + 2 * 4 * hidden
     return samples * length * each
+
+
+def _training_bytes(recipe: Recipe, pruned: PreTrainedModel) -> int:
+    """Bytes of the training of the largest pruned layer.
+
+    These are its weights under training and the best so far, gradients in both types, and in float32 Adam's two
+    moments and, of other types, the weights.
+    """
+    if not (recipe.refit and recipe.refit.block):
+        return 0
+    itemsize = pruned.dtype.itemsize
+    of_each = 2 * itemsize + 4 * 4 if itemsize == 4 else 3 * itemsize + 4 * 4
+    entries = max(sum(one.numel() for one in layer.parameters()) for layer in find_layers(pruned)[1])
+    return int(entries * of_each)
 
 
 def _sparse_statistics(recipe: Recipe, pruned: PreTrainedModel) -> int:

@@ -16,7 +16,7 @@ from llmprune.planning.memory import neurons_of_up_refit
 from llmprune.planning.sparsity import SparsityPlan
 from llmprune.planning.tool_compatibility import about_depth
 from llmprune.recipe.recipe import Recipe
-from llmprune.recipe.refit import Refit
+from llmprune.recipe.refit import EPOCHS, Refit
 from llmprune.recipe.text_source import PACKAGE_SCHEME
 from llmprune.results.formatting import plural, ranges
 
@@ -40,7 +40,7 @@ def about_sparsity(sparsity: SparsityPlan | None, pruned: PreTrainedModel) -> li
 
 
 def about_refit(recipe: Recipe, anatomy: Anatomy, *, widths: dict[str, int]) -> list[str]:
-    """Return notes on units without a refit and on its cost. Raises RecipeError where ``refit.up`` has no effect."""
+    """Return notes on units without a refit and on its cost. Raises RecipeError where the recipe's have no effect."""
     if recipe.refit is None:
         return []
     samples = recipe.calibration.shape()[0]
@@ -50,6 +50,8 @@ def about_refit(recipe: Recipe, anatomy: Anatomy, *, widths: dict[str, int]) -> 
         notes += _about_missing_folds(recipe.refit, samples)
     if recipe.refit.up:
         notes += _about_up_refit(anatomy, widths, samples=samples)
+    if recipe.refit.block:
+        notes += _about_training(samples)
     return notes
 
 
@@ -67,19 +69,33 @@ def about_scores(recipe: Recipe, anatomy: Anatomy, *, keep: Sequence[int]) -> li
 
 
 def about_judgement(recipe: Recipe, anatomy: Anatomy, *, keep: Sequence[int]) -> list[str]:
-    """Return a note where layers are removed and no task lets the models write their answers."""
+    """Return notes where layers are removed and no task lets the models write, and on ``before_recovery``."""
+    noted = _about_before_recovery(recipe)
     if len(keep) == anatomy.num_layers:
-        return []
+        return noted
     if recipe.evaluation.task_names:
         from llmprune.evaluation.lm_eval.generating_tasks import may_generate
 
         if may_generate(recipe.evaluation):
-            return []
+            return noted
     return [
+        *noted,
         "layers are removed and no task generates answers: without layers generated reasoning breaks long before "
         "multiple choice shows it (published for 32 of 36 layers: MMLU stays at 0.740, GSM8K falls to 0.287); add "
-        "gsm8k or another generating task to evaluation.tasks, or set evaluation.suite to general"
+        "gsm8k or another generating task to evaluation.tasks, or set evaluation.suite to general",
     ]
+
+
+def _about_before_recovery(recipe: Recipe) -> list[str]:
+    """Return a note where the model before the training cannot be evaluated, or nothing of it."""
+    evaluation = recipe.evaluation
+    if not evaluation.before_recovery:
+        return []
+    if recipe.recover is None:
+        return ["evaluation.before_recovery: not used, because nothing is trained; add a section recover, or remove it"]
+    if not evaluation.task_names and evaluation.perplexity is None:
+        return ["evaluation.before_recovery: measures nothing; name tasks, or text for evaluation.perplexity"]
+    return []
 
 
 def about_unread_weights(recipe: Recipe, dtype: str, *, none: bool) -> str:
@@ -139,6 +155,19 @@ def _about_up_refit(anatomy: Anatomy, widths: dict[str, int], *, samples: int) -
             "remove the key"
         )
     return ["refit.up: pass 2 costs about 5 more forward passes in float32 over the calibration tokens"]
+
+
+def _about_training(samples: int) -> list[str]:
+    """Return a note on the cost of ``refit.block``. Raises RecipeError where no window is left to judge it."""
+    if samples < 2:
+        raise RecipeError(
+            "refit.block: 1 calibration sample leaves no other to judge the training on; raise calibration.samples, or "
+            "remove the key"
+        )
+    return [
+        f"refit.block: pass 2 trains every layer for at most {EPOCHS} epochs, each as long as 3 forward passes over "
+        "the calibration tokens"
+    ]
 
 
 def _about_ablation(criterion: DepthCriterion, cost: AblationCost) -> list[str]:

@@ -41,6 +41,7 @@ from llmprune.planning.planned_sizes import (
     planned_widths,
 )
 from llmprune.planning.recovery import RecoveryPlan, plan_recovery, recovery_shortage
+from llmprune.planning.reference import size_of_reference
 from llmprune.planning.self_generated import NOTHING_CHOSEN, ChosenNumbers, about_self_generated, settle_self_generated
 from llmprune.planning.sparsity import SparsityPlan, planned_sparsity
 from llmprune.planning.text_inputs import TextInputs
@@ -216,7 +217,7 @@ def _plan(recipe: Recipe, base: Base, *, planned: PlannedCut, machine: Machine) 
         model=recipe.model.id,
         model_type=base.config.model_type,
         dtype=dtype_name(dtype),
-        dense=base.size,
+        dense=base.size if recipe.reference == recipe.model else size_of_reference(recipe),
         pruned=size,
         parameters_exact=is_exact(recipe.depth, dense),
         removed_layers=recipe.depth.layers if recipe.depth else (),

@@ -32,7 +32,9 @@ def about_recovery(recipe: Recipe, *, is_cut: bool) -> list[str]:
     if recover is None:
         return []
     require_a_step(recover, length=length_of(recover.data.resolved(recipe.calibration)))
-    notes = [] if is_cut else ["recover: nothing is cut, so that the training is plain fine-tuning of the whole model"]
+    notes = []
+    if not (is_cut or recover.against):
+        notes.append("recover: nothing is cut, so that the training is plain fine-tuning of the whole model")
     given = recover.model_fields_set
     if "lora" in given and recover.method != "lora":
         notes.append(f"recover.lora: not used with method: {recover.method}; remove it, or set method: lora")
@@ -40,8 +42,6 @@ def about_recovery(recipe: Recipe, *, is_cut: bool) -> list[str]:
     if unused and recover.loss == "language_model":
         listed = ", ".join(f"recover.{key}" for key in unused)
         notes.append(f"{listed}: not used with loss: language_model; remove, or set loss: distillation")
-    if "batch_size" in recover.data.model_fields_set:
-        notes.append("recover.data.batch_size: not used; recover.batch_tokens sets the tokens of a step")
     return notes + _about_schedule(recover, length=length_of(recover.data.resolved(recipe.calibration)))
 
 

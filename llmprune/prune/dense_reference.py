@@ -16,6 +16,7 @@ from llmprune.layerwise.hidden_states import HiddenStates
 from llmprune.layerwise.staged_layer import StagedLayer
 from llmprune.prune.layer_step import LayerStep
 from llmprune.prune.layer_work import DenseReference, Pass2Context
+from llmprune.prune.repair.following_norm import FollowingNorm
 from llmprune.prune.repair.residual_writers import LayerTopology, ResidualWriter
 
 
@@ -72,17 +73,22 @@ def _record_all_writers(run: Pass2Context, step: LayerStep) -> DenseReference:
 
 @dataclass(frozen=True)
 class _Recorder:
-    """Residual streams after one writer, which it appends to ``outputs`` batch by batch."""
+    """Residual streams after one writer and its norm, which it appends to ``outputs`` batch by batch."""
 
     dense: LayerwiseForward
     writer: ResidualWriter
     outputs: dict[str, HiddenStates]
+    norm: FollowingNorm | None = None
 
     def add(self, output: Tensor) -> None:
         """Add the output of the writer's projection for the next batch."""
         name = self.writer.name
         batch = len(self.outputs[name]) if name in self.outputs else 0
-        residual_BLD = self.writer.residual_after(self.dense.hidden_states.at(batch, output.device), output)
+        hidden_BLD = self.dense.hidden_states.at(batch, output.device)
+        if self.norm is None:
+            residual_BLD = self.writer.residual_after(hidden_BLD, output)
+        else:
+            residual_BLD = self.norm.residual_after(hidden_BLD, output).to(hidden_BLD.dtype)
         self.dense.append(self.outputs, name, value_BLX=residual_BLD)
 
 
@@ -95,23 +101,29 @@ def _record_mixer(run: Pass2Context, step: LayerStep) -> DenseReference:
         topology = run.topologies.topology(run.dense, step.old, layer=layer, old=step.old)
         reference.topology, reference.mixer = topology, mixer_writer(step, topology)
         if reference.mixer is not None:
-            outputs = _run_up_to(run, step, layer=layer, topology=topology, writer=reference.mixer)
-            reference.outputs[reference.mixer.name] = outputs
+            _run_up_to_mixer(run, step, layer=layer, reference=reference)
     if reference.unit is None and topology.last is not None:
         reference.unit = topology.last.unit
     return reference
 
 
-def _run_up_to(
-    run: Pass2Context, step: LayerStep, *, layer: nn.Module, topology: LayerTopology, writer: ResidualWriter
-) -> HiddenStates:
-    """Run the dense layer up to a writer; return the residual stream after that. Hidden states are not advanced."""
-    outputs: dict[str, HiddenStates] = {}
-    module, recorder = layer.get_submodule(writer.name), _Recorder(run.dense, writer, outputs)
-    staged = StagedLayer(run.dense, step.old, layer=layer, order=topology.order)
+def _run_up_to_mixer(run: Pass2Context, step: LayerStep, *, layer: nn.Module, reference: DenseReference) -> None:
+    """Run the dense layer up to its token mixer, and record the residual stream after that.
+
+    Hidden states are not advanced.
+    """
+    writer, topology = reference.mixer, reference.topology
+    assert writer is not None, "the token mixer is refit"
+    assert topology is not None, "it names the token mixer"
+    if writer.scale is None:
+        reference.mixer_norm = run.norms.of(run.dense, step.old, layer=layer, output=writer.name, later=writer.later)
+    recorder = _Recorder(run.dense, writer, reference.outputs, reference.mixer_norm)
+    module, staged = (
+        layer.get_submodule(writer.name),
+        StagedLayer(run.dense, step.old, layer=layer, order=topology.order),
+    )
     for _, input_BLF in staged.inputs(writer.name):
         recorder.add(module(input_BLF))
-    return outputs[writer.name]
 
 
 def _pass_unit(run: Pass2Context, step: LayerStep, *, reference: DenseReference) -> None:

@@ -14,10 +14,11 @@ from llmprune.layerwise.hidden_states import HiddenStates
 from llmprune.layerwise.window_groups import WindowGroups
 from llmprune.prune.layer_step import LayerStep
 from llmprune.prune.layer_weights import LayerWeights
-from llmprune.prune.records import LayerRecord, MatrixRecord
+from llmprune.prune.records import BlockRecord, LayerRecord, MatrixRecord
 from llmprune.prune.repair.following_norm import FollowingNorm, FollowingNorms
 from llmprune.prune.repair.residual_scales import ResidualScales
 from llmprune.prune.repair.residual_writers import LayerTopology, ResidualWriter, TopologyCache
+from llmprune.prune.repair.training_windows import TrainingWindows
 from llmprune.prune.repair.up_equations import UpRepair
 from llmprune.recipe.refit import Refit
 
@@ -28,7 +29,8 @@ class Pass2Context:
 
     ``dense``, ``pruned``: layer-wise forward passes of both models, the dense one ahead by one layer and its gap while
     that layer is repaired. ``folds``: judge ridge regressions; ``held_out``: judge up projections. ``norms``:
-    those that follow projections. ``cache``: dense hidden states of pass 1, if they were saved.
+    those that follow projections. ``cache``: dense hidden states of pass 1, if they were saved. ``training``: the
+    windows of the training of whole layers, if there is one.
     """
 
     cut: Cut
@@ -41,6 +43,7 @@ class Pass2Context:
     topologies: TopologyCache
     norms: FollowingNorms
     cache: HiddenStateCache | None
+    training: TrainingWindows | None
 
     def make_equations(self) -> NormalEquations:
         """Return empty normal equations for the refit of one projection."""
@@ -54,8 +57,8 @@ class DenseReference:
 
     ``unit``: the unit whose output projection is refit after the token mixer: the MLP, or the layer's last writer;
     ``scale``: its residual scale; ``norm``: the norm that follows it in place of one. ``mixer``: the token mixer's
-    output projection, if that is refit. ``outputs``: by projection, the residual stream after it in units of its scale
-    (``ResidualWriter.residual_after``).
+    output projection, if that is refit; ``mixer_norm``: the norm that follows it. ``outputs``: by projection, the
+    residual stream after it in units of its scale (``ResidualWriter.residual_after``), or after ``mixer_norm``.
     """
 
     topology: LayerTopology | None = None
@@ -63,6 +66,7 @@ class DenseReference:
     scale: float | None = None
     norm: FollowingNorm | None = None
     mixer: ResidualWriter | None = None
+    mixer_norm: FollowingNorm | None = None
     outputs: dict[str, HiddenStates] = field(default_factory=dict)
 
 
@@ -77,13 +81,18 @@ class LayerOutcome:
     mixer: Repair | None = None
     up: UpRepair | None = None
     output: Repair | None = None
+    block: BlockRecord | None = None
     error_cut: float | None = None
     error: float | None = None
     matrices: tuple[MatrixRecord, ...] = ()
 
     def record(self, layer: int) -> LayerRecord:
         """Return the record of a layer, given by its index in the dense model."""
-        is_refit = self.output is not None or (self.mixer is not None and self.mixer.delta_DF is not None)
+        is_refit = (
+            self.output is not None
+            or (self.mixer is not None and self.mixer.delta_DF is not None)
+            or (self.block is not None and bool(self.block.steps))
+        )
         return LayerRecord(
             layer,
             self.error_cut if is_refit else self.error,
@@ -93,6 +102,7 @@ class LayerOutcome:
             held_out=self.output.held_out if self.output else None,
             mixer_held_out=self.mixer.held_out if self.mixer else None,
             up_held_out=self.up.held_out if self.up else None,
+            block=self.block,
             matrices=self.matrices,
         )
 

@@ -8,7 +8,7 @@ dense hidden states after the gap. Each kept layer goes through these stages:
     2. cut the layer's weights out of the dense ones (``layer_weights``)
     3. refit the token mixer (``repair``)
     4. advance the dense hidden states over the gap
-    5. refit the up projection, then the output projection (``repair``)
+    5. refit the up projection, then the output projection, then train the whole layer if asked for (``repair``)
     6. make the matrices sparse (``sparsify``)
     7. advance the pruned hidden states, and write the layer
 
@@ -49,6 +49,7 @@ from llmprune.prune.repair.following_norm import FollowingNorms
 from llmprune.prune.repair.registry import REPAIRS
 from llmprune.prune.repair.residual_scales import ResidualScales
 from llmprune.prune.repair.residual_writers import LayerTopology, TopologyCache
+from llmprune.prune.repair.training_windows import TrainingWindows
 from llmprune.prune.snapshots import Progress, Snapshots
 from llmprune.prune.sparsify import DenseTargets, Sparsifier
 from llmprune.recipe.refit import Refit
@@ -60,7 +61,7 @@ class Pruning:
     """Settings of a run of pass 2.
 
     ``write(new, tensors)`` gets every finished layer under its index in the pruned model. ``repairs``: those made in
-    each layer where ``refit`` is set, in this order.
+    each layer where ``refit`` is set, in this order. ``seed``: of the training of whole layers.
     """
 
     dense: Decoder
@@ -72,6 +73,7 @@ class Pruning:
     write: Callable[[int, Tensors], None]
     sparsity: Sparsity | None = None
     repairs: tuple[LayerRepair, ...] = REPAIRS
+    seed: int = 0
 
     @torch.no_grad()
     def run(
@@ -96,6 +98,7 @@ class Pruning:
         require_same_calls(dense, pruned, layers=self.cut.layers)
         progress = snapshots.load() if snapshots else Progress()
         records, scales = list(progress.records), ResidualScales(progress.scales)
+        norms = FollowingNorms(scales)
         run = Pass2Context(
             cut=self.cut,
             refit=self.refit,
@@ -104,9 +107,10 @@ class Pruning:
             folds=WindowGroups(folds.of_windows_N, batch_size, weights=folds.weights),
             held_out=WindowGroups(every_eighth(len(windows_NL)), batch_size),
             scales=scales,
-            topologies=TopologyCache(self.anatomy, scales),
-            norms=FollowingNorms(scales),
+            topologies=TopologyCache(self.anatomy, scales, norms=norms),
+            norms=norms,
             cache=store.cache if store else None,
+            training=self._training_windows(mine_NL, folds, batch_size=batch_size, store=store),
         )
         if snapshots and records:
             snapshots.restore(dense.hidden_states, pruned.hidden_states)
@@ -118,6 +122,15 @@ class Pruning:
             if snapshots:
                 snapshots.save(Progress(records, scales.known), dense.hidden_states, pruned=pruned.hidden_states)
         return records, pruned
+
+    def _training_windows(
+        self, mine_NL: Tensor, folds: Folds, *, batch_size: int, store: HiddenStateStore | None
+    ) -> TrainingWindows | None:
+        """Return the windows that layers are trained on, if they are and some are left to judge it."""
+        if self.refit is None or not self.refit.block or len(folds.of_windows_N) < 2:
+            return None
+        alone = LayerwiseForward(self.pruned, mine_NL, batch_size=1, store=store)
+        return TrainingWindows(alone.calls, folds, batch_size=batch_size, seed=self.seed)
 
     def _prune_layer(self, run: Pass2Context, step: LayerStep) -> LayerRecord:
         """Take one kept layer through all stages."""

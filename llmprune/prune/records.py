@@ -20,6 +20,19 @@ class MatrixRecord:
 
 
 @dataclass(frozen=True)
+class BlockRecord:
+    """Training of a layer: relative error of its output on held-out windows, before it and with the weights kept.
+
+    ``steps``: those after which the weights were kept; 0 where no later ones were better than the closed form, None
+    for a layer that cannot be differentiated.
+    """
+
+    before: float
+    after: float
+    steps: int | None
+
+
+@dataclass(frozen=True)
 class LayerRecord:
     """Relative error of the hidden states after a kept layer (and its gap), before and after its refit.
 
@@ -36,9 +49,12 @@ class LayerRecord:
     held_out: float | None = None
     mixer_held_out: float | None = None  # of the token mixer's output projection, if it was refit
     up_held_out: float | None = None  # of the up projection, on other windows
+    block: BlockRecord | None = None  # of the training of the whole layer, if it was trained
     matrices: tuple[MatrixRecord, ...] = ()
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> LayerRecord:
         """Read back what ``dataclasses.asdict`` wrote to JSON."""
-        return cls(**values | {"matrices": tuple(MatrixRecord(**one) for one in values["matrices"])})
+        block = values["block"] and BlockRecord(**values["block"])
+        matrices = tuple(MatrixRecord(**one) for one in values["matrices"])
+        return cls(**values | {"block": block, "matrices": matrices})

@@ -11,6 +11,7 @@ from typing import Any
 
 from jinja2 import Template
 
+from llmprune.publish.generated_windows import published_windows
 from llmprune.publish.public_names import public_name, public_sources
 from llmprune.results.evaluation_figures import TaskFigures
 from llmprune.results.formatting import (
@@ -25,6 +26,8 @@ from llmprune.results.formatting import (
     short_model_name,
     span,
 )
+from llmprune.results.recovery_figures import RecoveryScore
+from llmprune.results.recovery_sentences import describe_gain
 from llmprune.results.report_schema import Report, Size
 from llmprune.results.sentences import describe_carried, describe_left
 from llmprune.results.size_table import size_rows, width_names
@@ -101,7 +104,11 @@ def write_card(
         ),
         suite=report.recipe.get("evaluation", {}).get("suite"),
         limited=any(task.documents is not None and task.samples < task.documents for task in report.tasks),
-        generated=any(source.text is None for source in report.provenance.calibration_sources),
+        generated=list(published_windows(report)),
+        wrote_calibration=any(source.text is None for source in report.provenance.calibration_sources),
+        recovery=report.recovery,
+        scores=[_score_row(score) for score in report.recovery_scores.scores] if report.recovery_scores else [],
+        gain=describe_gain(report.recovery_scores) if report.recovery_scores else None,
         inverted=any(not task.higher_is_better for task in report.tasks),
     )
     card = ModelCard(f"---\n{_metadata(repo_id, report, base=base, loading=loading)}\n---\n\n{body}")
@@ -176,6 +183,18 @@ def _task_row(task: TaskFigures) -> tuple[str, ...]:
     name = f"{task.task} ({metric_name(task)})"
     figures = fixed(task.dense), fixed(task.pruned), percent(task.retention), span(task.interval)
     return (_cell(name), *figures, str(task.samples), flips)
+
+
+def _score_row(score: RecoveryScore) -> tuple[str, ...]:
+    flips = f"{score.lost} / {score.gained}" if score.lost is not None else NOTHING
+    scores = fixed(score.dense), fixed(score.before), fixed(score.after)
+    return (
+        _cell(f"{score.task} ({metric_name(score)})"),
+        *scores,
+        percent(score.gain),
+        span(score.gain_interval),
+        flips,
+    )
 
 
 def _cell(text: object) -> str:

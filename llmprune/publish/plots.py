@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmprune.common.files import write_atomically
+from llmprune.results.recovery_figures import RecoveryFigures
 from llmprune.results.report_schema import LayerFigures, Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _KEPT, _REMOVED, _CUT = "#3b6ea5", "#c9553d", "#b0863a"
+_DASHES = "-", "--", "-.", ":"  # of ten lines each, which have a colour of their own
 _SIZE = 7.2, 2.8  # inches
 _DPI = 150
 
@@ -21,12 +23,14 @@ _DPI = 150
 def draw(report: Report, folder: Path) -> dict[str, Path]:
     """Write the charts that the report has figures for; return their paths by name, such as ``importance``."""
     folder.mkdir(parents=True, exist_ok=True)
-    drawn: dict[str, Path] = {}
+    plots: dict[str, Callable[[Axes], None]] = {}
     if any(layer.importance is not None for layer in report.layers):
-        drawn["importance"] = _save(folder / "importance.png", lambda axes: _importance(axes, report.layers))
+        plots["importance"] = lambda axes: _importance(axes, report.layers)
     if any(layer.error_refit is not None for layer in report.layers):
-        drawn["error"] = _save(folder / "error.png", lambda axes: _errors(axes, report.layers))
-    return drawn
+        plots["error"] = lambda axes: _errors(axes, report.layers)
+    if (found := report.recovery) and found.steps:
+        plots["recovery"] = lambda axes: _recovery(axes, found)
+    return {name: _save(folder / f"{name}.png", plot) for name, plot in plots.items()}
 
 
 def _importance(axes: Axes, layers: Sequence[LayerFigures]) -> None:
@@ -39,6 +43,7 @@ def _importance(axes: Axes, layers: Sequence[LayerFigures]) -> None:
     if values and max(values) > 8 * sorted(values)[len(values) // 2]:
         axes.set_yscale("log")
     axes.set_ylabel("importance")
+    _label_layers(axes)
 
 
 def _errors(axes: Axes, layers: Sequence[LayerFigures]) -> None:
@@ -53,19 +58,34 @@ def _errors(axes: Axes, layers: Sequence[LayerFigures]) -> None:
             axes.axvspan(layer.layer - 0.5, layer.layer + 0.5, color=_REMOVED, alpha=0.12, linewidth=0)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("relative error")
+    _label_layers(axes)
+
+
+def _recovery(axes: Axes, found: RecoveryFigures) -> None:
+    tokens = [check.tokens for check in found.checks]
+    for place, source in enumerate(found.before.divergence):
+        values = [check.divergence[source] for check in found.checks]
+        axes.plot(tokens, values, marker="o", markersize=3, linestyle=_DASHES[place // 10 % 4], label=source)
+    axes.axvline(found.saved.tokens, color="#555555", linestyle=":", linewidth=1, label="saved")
+    axes.set_xlabel("tokens trained on")
+    axes.set_ylabel("held-out KL divergence")
+
+
+def _label_layers(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel("layer of the dense model")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _save(path: Path, plot: Callable[[Axes], None]) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=_SIZE, dpi=_DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     plot(axes)
-    axes.set_xlabel("layer of the dense model")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     # no date or version in the file, so that equal figures give equal bytes

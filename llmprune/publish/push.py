@@ -23,7 +23,7 @@ from llmprune.common.hub.explanations import endpoint
 from llmprune.common.versions import now
 from llmprune.cut.decision import Cut
 from llmprune.publish.card import Base, Loading, read_metadata, write_card
-from llmprune.publish.generated_windows import GENERATED, write_generated
+from llmprune.publish.generated_windows import published_windows, write_generated
 from llmprune.publish.plots import draw
 from llmprune.publish.provenance import FILE, Record, describe_cut, portable_figures
 from llmprune.publish.public_names import public_name
@@ -33,10 +33,10 @@ from llmprune.recipe.evaluation import Evaluation, limit_override, recorded_task
 from llmprune.recipe.hub import Hub
 from llmprune.recipe.model import ModelSource
 from llmprune.recipe.recipe import Recipe, validate_arguments
-from llmprune.results.formatting import percent, ranges
+from llmprune.results.formatting import count, percent, ranges
 from llmprune.results.load_report import load_report
 from llmprune.results.report_schema import Report
-from llmprune.results.run_folder import GENERATED_WINDOWS, RunFolder, file_fingerprint, fingerprint
+from llmprune.results.run_folder import RECOVERY, RunFolder, file_fingerprint, fingerprint
 from llmprune.results.sentences import describe_missed_bars
 
 MORE_SAMPLES = "evaluation of more samples"  # name of the step in a report
@@ -55,7 +55,7 @@ def publish_once(folder: RunFolder, recipe: Recipe, *, hub: Hub, report: Report)
     def load(path: Path) -> Published:
         return Published.model_validate_json(path.read_text(encoding="utf-8"))
 
-    made = file_fingerprint(folder.path / "pruning.json", folder.path / "evaluation.json")
+    made = file_fingerprint(*(folder.path / name for name in ("pruning.json", RECOVERY, "evaluation.json")))
     origin = fingerprint(made, recipe.text, recipe.overrides, hub.model_dump_json(), endpoint())
     return folder.produce("published", origin, file="published.json", load=load, make=make)
 
@@ -95,9 +95,9 @@ def publish_run(folder: RunFolder, recipe: Recipe, *, hub: Hub, report: Report) 
     files = {path.relative_to(model).as_posix(): path for path in model.rglob("*") if path.is_file()}
     files = {name: path for name, path in files.items() if name not in ("README.md", FILE)}
     files |= {f"plots/{path.name}": path for path in plots.values()}
-    if any(source.text is None for source in report.provenance.calibration_sources):  # the dense model wrote some
-        write_generated(folder.path / GENERATED_WINDOWS, card / GENERATED)
-        files[GENERATED] = card / GENERATED
+    for name, windows in published_windows(report).items():
+        write_generated(folder.path / windows, card / name)
+        files[name] = card / name
     operations = additions(files)
     record = Record(
         created=now(),
@@ -138,7 +138,7 @@ def refuse_fewer_samples(path: Path, evaluation: Evaluation) -> None:
     Tasks that the settings do not name are not compared.
     """
     written = path / "report.json"
-    if not written.is_file() or written.stat().st_mtime < (path / "pruning.json").stat().st_mtime:
+    if not written.is_file() or written.stat().st_mtime < _made_at(path):
         return
     report = load_report(path)
     if not any(step.name == MORE_SAMPLES for step in report.steps):
@@ -152,6 +152,11 @@ def refuse_fewer_samples(path: Path, evaluation: Evaluation) -> None:
             f"and this run would replace it by one on {wanted[fewer[0]]}; add --set "
             f"{shlex.quote(limit_override(earlier.limit))}, or give another --output"
         )
+
+
+def _made_at(path: Path) -> float:
+    """Return the time at which a run's model was written, in seconds since 1970."""
+    return max((path / name).stat().st_mtime for name in ("pruning.json", RECOVERY) if (path / name).is_file())
 
 
 def refusal(report: Report) -> str | None:
@@ -182,5 +187,6 @@ def _message(report: Report) -> str:
     share = report.pruned.parameters / report.dense.parameters
     layers = f", {'layers' if len(report.removed_layers) > 1 else 'layer'} {removed} removed" if removed else ""
     sparse = f", {report.sparsity.pattern} sparse" if report.sparsity else ""
+    trained = f", trained on {count(report.recovery.tokens)} tokens" if report.recovery else ""
     model = public_name(report.provenance.model, local=report.provenance.commit is None)
-    return f"{model} pruned to {percent(share)} of its parameters{layers}{sparse}"
+    return f"{model} pruned to {percent(share)} of its parameters{layers}{sparse}{trained}"

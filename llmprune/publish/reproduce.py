@@ -74,6 +74,8 @@ def _windows(recipe: Recipe) -> Iterator[tuple[str, TokenWindows]]:
     yield "calibration", recipe.calibration
     if recipe.evaluation.perplexity is not None:
         yield "evaluation.perplexity", recipe.evaluation.perplexity
+    if recipe.recover is not None:
+        yield "recover.data", recipe.recover.data
 
 
 def _pins(record: Record) -> list[str]:
@@ -88,6 +90,7 @@ def _pins(record: Record) -> list[str]:
     own = [source["windows"] for source in provenance.get("calibration_sources", ()) if source["text"] is None]
     if recipe.calibration.self_generated == "auto" and provenance.get("calibration_sources"):  # else the memory decides
         pins.append(f"calibration.self_generated={sum(own)}")
+    pins += _recovery_pins(recipe, record.report.get("recovery"))
     if provenance.get("commit"):
         pins.append(f"model.revision={_quoted(provenance['commit'])}")
     commits: dict[str, str] = provenance.get("datasets") or {}
@@ -97,6 +100,23 @@ def _pins(record: Record) -> list[str]:
         for place, source in enumerate(windows.sources or ()):
             if source.dataset in commits:
                 pins.append(f"{section}.sources.{place}.revision={_quoted(commits[source.dataset])}")
+    return pins
+
+
+def _recovery_pins(recipe: Recipe, found: dict[str, Any] | None) -> list[str]:
+    """Return overrides for what the training left open: its length, if it was a time, and the windows that are written.
+
+    ``found``: its recorded figures.
+    """
+    if recipe.recover is None or not found:
+        return []
+    pins = []
+    if recipe.recover.hours is not None:
+        steps = f"recover.tokens={found['steps'] * found['batch_tokens']}"
+        pins += ["recover.hours=null", steps, f"recover.batch_tokens={found['batch_tokens']}"]
+    if recipe.recover.data.self_generated == "auto":  # else the memory decides
+        own = sum(source["windows"] for source in found["sources"] if source["text"] is None)
+        pins.append(f"recover.data.self_generated={f'{{samples: {own}}}' if own else 'false'}")
     return pins
 
 
@@ -126,6 +146,8 @@ _COMPARED = {
     "base commit": ("provenance", "commit"),
     "calibration tokens": ("provenance", "calibration_fingerprint"),
     "parameters": ("pruned", "parameters"),
+    "tokens trained on": ("recovery", "tokens"),
+    "saved step of the training": ("recovery", "best_step"),
     "mean retention": ("mean_retention",),
     "device": ("provenance", "device"),
     "versions": ("provenance", "versions"),

@@ -59,10 +59,19 @@ def _rows(record: Record) -> list[tuple[str, str]]:
         *((name, f"{dense['widths'].get(name)} → {kept}") for name, kept in (cut.get("widths") or {}).items()),
         ("calibration", f"{provenance.get('calibration_tokens')} tokens, {provenance.get('calibration_fingerprint')}"),
         *((f"data set {name}", commit) for name, commit in (provenance.get("datasets") or {}).items()),
+        *_recovery(record.report.get("recovery")),
         ("mean retention", percent(record.report.get("mean_retention"))),
         ("llmprune", ", ".join(f"{name} {version}" for name, version in versions.items())),
     ]
     return [(name, str(value)) for name, value in rows]
+
+
+def _recovery(found: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Return the row of the training after the cut, if there was one."""
+    if not found:
+        return []
+    trained = f"{found.get('method')}, {found.get('loss')}: {count(found.get('tokens'))} tokens"
+    return [("trained after the cut", f"{trained}, step {found.get('best_step')} of {found.get('steps')} saved")]
 
 
 def _tasks(tasks: list[dict[str, Any]]) -> Table:

@@ -17,7 +17,7 @@ from llmprune.common.hub.client import with_retries
 from llmprune.common.hub.errors import status_of
 from llmprune.common.hub.explanations import explain
 from llmprune.common.hub.secrets import redact, redact_error
-from llmprune.publish.generated_windows import GENERATED
+from llmprune.publish.generated_windows import GENERATED, GENERATED_FOR_RECOVERY
 from llmprune.publish.preflight import RepoState, check_push, require_private
 from llmprune.publish.provenance import FILE
 from llmprune.publish.published import Published
@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Of an earlier push: a loader would prefer its weights under other names or mix them in.
-_REPLACED = ("model*.safetensors", "*.safetensors.index.json", "pytorch_model*", "adapter_*", "plots/*.png", GENERATED)
+_REPLACED = (
+    *("model*.safetensors", "*.safetensors.index.json", "pytorch_model*", "adapter_*", "plots/*.png"),
+    *(GENERATED, GENERATED_FOR_RECOVERY),
+)
 
 
 def additions(files: Mapping[str, Path]) -> list[CommitOperationAdd]:

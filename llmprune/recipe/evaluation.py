@@ -132,6 +132,11 @@ class Evaluation(Section):
     seed: int | None = Field(None, ge=0, lt=2**32, description="Seed of the few-shot choice; null: lm-eval's own.")
     backend: Backend | None = Field(None, description="lm-eval backend for the tasks; null: the model in memory.")
     speed: Speed | None = Field(None, description="Generation speed.")
+    before_recovery: bool = Field(
+        False,
+        description="Also evaluate the model from before the training of `recover`, on the tasks and the text of "
+        "perplexity; scores before and after are compared by document.",
+    )
     gate: Gate | None = Field(None, description="Required quality, which decides the exit code.")
 
     @field_validator("tasks")
@@ -169,6 +174,15 @@ class Evaluation(Section):
             )
         if self.gate and self.gate.min_greedy_agreement is not None and self.generation is None:
             raise ValueError("gate.min_greedy_agreement is measured by generation; do not set that to false")
+        return self
+
+    @model_validator(mode="after")
+    def _loads_before_recovery(self) -> Self:
+        if self.before_recovery and self.backend and self.backend.serves_elsewhere:
+            raise ValueError(
+                "before_recovery needs a backend that loads the model from its folder; this one asks base_url, where "
+                "only dense and pruned are served"
+            )
         return self
 
     @property

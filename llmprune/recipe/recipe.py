@@ -142,6 +142,13 @@ class Recipe(Section):
         return self._overrides
 
     @property
+    def reference(self) -> ModelSource:
+        """The dense model that the pruned one is trained towards and compared with: another only by ``against``."""
+        if self.recover is None or self.recover.against is None:
+            return self.model
+        return self.model.model_copy(update={"id": self.recover.against, "revision": self.recover.against_revision})
+
+    @property
     def layer_criterion(self) -> DepthCriterion | None:
         """Criterion that layers are scored by; None where none are."""
         return self.depth.criterion if self.depth and self.depth.layers is None else None

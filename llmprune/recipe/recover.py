@@ -114,7 +114,7 @@ class Lora(Section):
     """Settings of ``method: lora``; the adapters are merged into the weights at the end (arXiv 2106.09685)."""
 
     rank: int = Field(32, gt=0, description="Rank of the adapters.")
-    alpha: float = Field(64.0, gt=0, description="Scale of the adapters, in units of the rank.")
+    alpha: int = Field(64, gt=0, description="The adapters are multiplied by alpha / rank.")
 
 
 class Recover(Section):
@@ -145,6 +145,13 @@ class Recover(Section):
         "against those of the dense model after that layer and the removed ones behind it. Needs the dense "
         "model beside the pruned one.",
     )
+    against: str | None = Field(
+        None,
+        min_length=1,
+        description="Hub id or folder of the dense model, where `model` is already pruned; left out: `model` itself. "
+        "Scores, perplexity and answers are then compared with this model's.",
+    )
+    against_revision: str = Field("main", description="Branch, tag or commit of the hub model `against`.")
     data: RecoveryText = Field(RecoveryText(), description="Text to train on; left out: the calibration's sources.")
     learning_rate: float | Literal["auto"] = Field(
         "auto",
@@ -164,6 +171,11 @@ class Recover(Section):
         "auto", description="Steps between two measurements on held-out windows; auto: a tenth of all steps."
     )
     held_out: int = Field(8, gt=0, description="Windows of each source that are not trained on and judge the training.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="Type of the products; trained weights are float32 in any case. auto: bfloat16 where the device "
+        "has instructions for it.",
+    )
     rounds: int = Field(
         1,
         gt=0,

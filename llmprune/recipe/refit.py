@@ -1,4 +1,4 @@
-"""The recipe's ``refit`` section: settings of the ridge regressions that repair a cut.
+"""The recipe's ``refit`` section: settings of the repair of a cut, by ridge regressions and by training layers.
 
 ``common.linalg.cross_validated_ridge`` has the formula.
 """
@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 
 
 MOST_FOLDS = 4  # each needs memory for a Gram matrix
+EPOCHS = 4  # passes over the training windows of ``block``, at most
+WINDOWS_OF_STEP = 4  # of ``block``, in all processes together
 
 
 class Refit(Section):
-    """Settings of the refit, such as ``refit: {ridge: 0.1, up: true}``.
+    """Settings of the refit, such as ``refit: {ridge: 0.1, up: true, block: true}``.
 
     Without ``ridge``, cross-validation chooses it for each projection. In either case a projection keeps its sliced
     weights where the refit does not help on held-out calibration windows.
@@ -39,6 +41,13 @@ class Refit(Section):
         False,
         description="Also refit the up projections of gated MLPs that lose neurons: more quality is retained, at the "
         "cost of about 5 more forward passes over the calibration tokens.",
+    )
+
+    block: bool = Field(
+        False,
+        description="After these solves, train all weights of each layer towards the dense hidden states, on the "
+        "hidden states that it gets in the pruned model, at the cost of about 12 more forward passes over the "
+        "calibration tokens.",
     )
 
     def folds(self, sources: int) -> int:

@@ -89,11 +89,9 @@ def _recovery_lines(plan: Plan) -> Iterator[str]:
     found = plan.recovery
     if found is None:
         return
-    if found.hours is not None:
+    if found.tokens is None or found.steps is None:
         length = f"for {found.hours:g} h"
     else:
-        assert found.tokens is not None, "a training has tokens or hours"
-        assert found.steps is not None, "the tokens give the steps"
         length = (
             f"on {format_count(found.tokens)} tokens, in {plural(found.steps, 'step')} of {found.windows_of_step} × "
             f"{found.sequence_length} tokens"

@@ -20,6 +20,13 @@ from llmprune.results.formatting import (
     span,
     speedup,
 )
+from llmprune.results.recovery_figures import RecoveryFigures
+from llmprune.results.recovery_sentences import (
+    describe_divergence,
+    describe_gain,
+    describe_recovery,
+    describe_recovery_problems,
+)
 from llmprune.results.report_schema import Report
 from llmprune.results.sentences import (
     UNMEASURED,
@@ -55,6 +62,8 @@ def print_summary(report: Report, console: Console) -> None:
         console.print(_labelled(Text("Quality was not measured", "bold yellow"), Text(UNMEASURED)))
     if report.gate:
         console.print(_verdict(report.gate))
+    if report.recovery:
+        _print_recovery(report, console)
     if report.sparsity:
         console.print(_labelled(Text("Sparsity", "bold"), Text(describe_sparsity(report.sparsity))))
     for sentence in describe_agreement(report.stability) if report.stability else ():
@@ -68,6 +77,37 @@ def print_summary(report: Report, console: Console) -> None:
     longest = max(map(len, report.files), default=0)
     for name, path in report.files.items():  # a path is not wrapped, so that it can be copied
         console.print(Text.assemble((f"{name:<{longest}}  ", "dim"), path), soft_wrap=True)
+
+
+def _print_recovery(report: Report, console: Console) -> None:
+    """Print what was trained, the figures of each source, the scores before, and what went wrong."""
+    found = report.recovery
+    assert found is not None, "called only for a report of a training"
+    sentences = [describe_recovery(found), describe_divergence(found)]
+    if report.recovery_scores and (gain := describe_gain(report.recovery_scores)):
+        sentences.append(gain)
+    console.print(_labelled(Text("Recovery", "bold"), Text("; ".join(sentences))))
+    console.print()
+    console.print(_source_table(found))
+    console.print()
+    for problem in describe_recovery_problems(found):
+        console.print(_labelled(Text("Recovery", "bold yellow"), Text(problem)))
+
+
+def _source_table(found: RecoveryFigures) -> Table:
+    """Return the divergence and perplexity on the held-out windows of each source, before and after."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("held-out windows of", overflow="fold")
+    for head in ("KL before", "saved", "perplexity dense", "before", "saved"):
+        table.add_column(head, justify="right")
+    before, saved = found.before, found.saved
+    for name, divergence in before.divergence.items():
+        figures = fixed(divergence), fixed(saved.divergence[name])
+        texts = found.dense_perplexity[name], before.perplexity[name], saved.perplexity[name]
+        table.add_row(
+            Text(name), *figures, *(fixed(text, 2) for text in texts), style="yellow" if name in found.worse else None
+        )
+    return table
 
 
 def _verdict(gate: GateFigures) -> Table:
@@ -100,10 +140,17 @@ def _evaluation_rows(report: Report) -> list[_Row]:
         cut = "" if found.cut is None else number(found.cut)
         ratio = percent(share(found.dense, found.pruned))
         rows.append(_Row("perplexity", number(found.dense), cut, number(found.pruned), ratio))
+        if found.repaired is not None:
+            ratio = percent(share(found.dense, found.repaired))
+            rows.append(_Row("  before the training", pruned=number(found.repaired), of_dense=ratio))
     if report.divergence:
         rows.append(_Row("KL divergence, median", pruned=fixed(report.divergence.quantiles["0.5"])))
+    before = {score.task: score for score in report.recovery_scores.scores} if report.recovery_scores else {}
     for task in (*report.tasks, *report.groups):
         rows += _task_rows(task)
+        if score := before.get(task.task):
+            kept = percent(score.retention_before)
+            rows.append(_Row("  before the training", pruned=fixed(score.before), of_dense=kept))
     if report.mean_retention is not None:
         rows.append(_Row("mean retention", of_dense=percent(report.mean_retention)))
         rows += _interval_rows(report.retention.interval if report.retention else None)

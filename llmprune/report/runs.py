@@ -13,7 +13,18 @@ from rich.table import Table
 from rich.text import Text
 
 from llmprune.common.errors import OutputError
-from llmprune.results.formatting import NOTHING, interval_name, number, percent, plural, share, span, speedup, times
+from llmprune.results.formatting import (
+    NOTHING,
+    count,
+    interval_name,
+    number,
+    percent,
+    plural,
+    share,
+    span,
+    speedup,
+    times,
+)
 from llmprune.results.load_report import load_report
 from llmprune.results.report_schema import Report
 
@@ -79,10 +90,25 @@ def mean_interval(runs: Sequence[Run]) -> str:
     return interval_name(run.report.retention.interval for run in runs if run.report.retention)
 
 
+def has_trained(runs: Sequence[Run]) -> bool:
+    """Check that any of the models was trained after the cut."""
+    return any(run.report.recovery is not None for run in runs)
+
+
 def print_runs(runs: Sequence[Run], console: Console) -> None:
-    """Print one row per run: size, retention, perplexity, speed, verdict."""
+    """Print one row per run: size, tokens trained on, retention, perplexity, speed, verdict."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for head in ("run", "size", "retained", mean_interval(runs), "perplexity", "speed", "gate"):
+    trained = has_trained(runs)
+    heads = (
+        "run",
+        "size",
+        *(["trained on"] if trained else []),
+        "retained",
+        mean_interval(runs),
+        "perplexity",
+        "speed",
+    )
+    for head in (*heads, "gate"):
         table.add_column(head, justify="left" if head == "run" else "right", overflow="fold")
     for run in runs:
         report = run.report
@@ -90,6 +116,7 @@ def print_runs(runs: Sequence[Run], console: Console) -> None:
         table.add_row(
             Text(run.name),
             percent(share(report.dense.bytes, report.pruned.bytes)),
+            *([f"{count(report.recovery.tokens)} tokens" if report.recovery else NOTHING] if trained else []),
             percent(report.mean_retention),
             span(report.retention.interval if report.retention else None),
             f"{number(report.perplexity.pruned)} ({percent(ratio, 0)})" if report.perplexity else NOTHING,

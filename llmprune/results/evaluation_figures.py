@@ -14,6 +14,7 @@ class PerplexityFigures(Figures):
 
     dense: float
     cut: float | None  # before the refit; None if nothing was refit, for ``pruned`` is then the cut model
+    repaired: float | None = None  # before the training, with ``evaluation: {before_recovery: true}``
     pruned: float
     tokens: int
     source: str

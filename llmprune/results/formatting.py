@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from llmprune.common.schema import format_count, format_size
+from llmprune.common.schema import format_count, format_scaled, format_size
 from llmprune.results.evaluation_figures import Interval, SpeedFigures, TaskFigures
+from llmprune.results.recovery_figures import RecoveryScore
 
 NOTHING = "–"  # placeholder for a missing figure
 
@@ -87,6 +88,11 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def energy(kilowatt_hours: float) -> str:
+    """Format an energy: ``0.71 Wh``, ``1.84 kWh``."""
+    return format_scaled(kilowatt_hours * 1000, ("Wh", "kWh", "MWh"))
+
+
 def ranges(indices: Sequence[int]) -> str:
     """Format indices, runs of three or more as a range: ``3, 20–22``."""
     runs: list[list[int]] = []
@@ -129,7 +135,7 @@ def interval_heading(confidences: Iterable[float]) -> str:
     )
 
 
-def metric_name(task: TaskFigures) -> str:
+def metric_name(task: TaskFigures | RecoveryScore) -> str:
     """Return the metric with its direction: ``acc``; ``wer, lower is better``."""
     return task.metric if task.higher_is_better else f"{task.metric}, lower is better"
 

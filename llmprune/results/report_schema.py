@@ -17,6 +17,7 @@ from llmprune.results.evaluation_figures import (
     TaskFigures,
 )
 from llmprune.results.figures import SCHEMA_VERSION, Figures
+from llmprune.results.recovery_figures import RecoveryFigures, RecoveryScores
 
 
 class Size(Figures):
@@ -52,6 +53,14 @@ class SparsityFigures(Figures):
     skipped: tuple[str, ...]  # matrices that the recipe selects and that remain dense, with the reason
 
 
+class BlockFigures(Figures):
+    """Training of one layer: relative error of its output on held-out windows, before it and with the weights kept."""
+
+    before: float
+    after: float
+    steps: int | None  # of the weights kept; 0: those of the closed form, None: the layer cannot be differentiated
+
+
 class LayerFigures(Figures):
     """Outcome for one layer of the dense model."""
 
@@ -71,6 +80,7 @@ class LayerFigures(Figures):
     held_out: float | None = None  # relative change of the squared error on the calibration fold, by this refit
     mixer_held_out: float | None = None  # as held_out, for the hidden states after the token mixer, by its refit
     up_held_out: float | None = None  # for the layer output, by the up projection's refit, on every eighth window
+    block: BlockFigures | None = None  # its training after the closed form
     matrices: tuple[MatrixFigures, ...] = ()  # sparse matrices
 
 
@@ -180,6 +190,8 @@ class Report(Figures):
     stability: StabilityFigures | None = None  # with --calibration-check and one source of text
     sources: SourceFigures | None = None  # where scores are summed by source, or with --calibration-check
     sparsity: SparsityFigures | None = None
+    recovery: RecoveryFigures | None = None  # training after the cut
+    recovery_scores: RecoveryScores | None = None
     perplexity: PerplexityFigures | None
     divergence: DivergenceFigures | None = None
     tasks: tuple[TaskFigures, ...]

@@ -34,20 +34,21 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-JOURNAL, PLAN = "run.json", "plan.json"
-LOCK = ".lock"
+JOURNAL, PLAN, LOCK = "run.json", "plan.json", ".lock"
 BATCH_SIZES = "batch-sizes.json"  # that a resumed run takes
-GENERATED_WINDOWS = "self-generated.safetensors"  # calibration windows that the dense model wrote itself
-RECOVERY_GENERATED = "recover-generated.safetensors"  # windows for the training after the cut, of the same kind
-RECOVERY_GENERATED_PARTS = "recover-generated.partial"  # the batches of an unfinished one
+GENERATED_WINDOWS, RECOVERY_WINDOWS = "self-generated.safetensors", "recover-generated.safetensors"  # dense model's
+RECOVERY_WINDOWS_PARTS = "recover-generated.partial"  # the batches of an unfinished one
+RECOVERY, REPAIRED = "recovery.json", "repaired"  # figures of the training, and the checkpoint from before it
+RECOVERY_LENGTH = "recover-windows.txt"  # the number to train on, where the recipe gives hours
+RECOVERY_STATE = "recover.partial"  # of an unfinished training
 HIDDEN_STATES = "dense.partial"  # hidden-state cache that pass 1 writes for pass 2
 TASKS = "tasks"  # results of the pruned model, a file for each finished task
 _FORMAT = 2
 _PRODUCTS = (
-    "recipe.yaml", PLAN, BATCH_SIZES, GENERATED_WINDOWS, RECOVERY_GENERATED, RECOVERY_GENERATED_PARTS,
-    "scores.safetensors", "cut.json", "cut.safetensors",
-    "source-check.json", "calibration-check.json", "pruning.json", "evaluation.json", "report.json", "report.html",
-    "published.json", "card", "model", "model.partial", HIDDEN_STATES, TASKS,
+    "recipe.yaml", PLAN, BATCH_SIZES, GENERATED_WINDOWS, RECOVERY_WINDOWS, RECOVERY_WINDOWS_PARTS,
+    "scores.safetensors", "cut.json", "cut.safetensors", "source-check.json", "calibration-check.json", "pruning.json",
+    RECOVERY, "evaluation.json", "report.json", "report.html", "published.json", "card", "model", "model.partial",
+    REPAIRED, RECOVERY_LENGTH, RECOVERY_STATE, HIDDEN_STATES, TASKS,
 )  # fmt: skip
 
 

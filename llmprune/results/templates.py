@@ -24,6 +24,12 @@ from llmprune.results.formatting import (
     speedup,
     times,
 )
+from llmprune.results.recovery_sentences import (
+    describe_divergence,
+    describe_gain,
+    describe_recovery,
+    describe_recovery_problems,
+)
 from llmprune.results.sentences import (
     describe_bar,
     describe_carried,
@@ -31,6 +37,7 @@ from llmprune.results.sentences import (
     describe_left,
     describe_sparsity,
     describe_speedup,
+    describe_training,
 )
 
 
@@ -51,9 +58,11 @@ def template_environment(package: str, folder: str = "", *, escape: bool = True)
     environment.filters.update(
         bar=describe_bar, carried=describe_carried, count=count, duration=duration, fixed=fixed,
         greedy_agreement=describe_greedy_agreement, left=describe_left, metric=metric_name, number=number,
-        percent=percent, plural=plural, probability=probability, ranges=ranges, rough_duration=rough_duration,
+        percent=percent, plural=plural, probability=probability, ranges=ranges, recovery=describe_recovery,
+        recovery_divergence=describe_divergence, recovery_gain=describe_gain,
+        recovery_problems=describe_recovery_problems, rough_duration=rough_duration,
         short_model_name=short_model_name, size=byte_size, span=span, sparsity=describe_sparsity, speedup=speedup,
-        text=describe_text, times=times, varies=describe_speedup,
+        text=describe_text, times=times, training=describe_training, varies=describe_speedup,
     )  # fmt: skip
     environment.globals.update(change=change, share=share)
     return environment

@@ -1,8 +1,8 @@
 """Scores of neurons and key-value groups by gradients of the loss, in a layer-wise backward pass.
 
 A criterion that also scores in the forward pass does without gradients where there are none: where the disk has no
-space for the hidden states that they are computed from, or a layer cannot be differentiated. Its scores are then those
-of the forward pass.
+space for the hidden states that they are computed from, a layer cannot be differentiated, or the backward pass of a
+single window does not fit into a device's memory. Its scores are then those of the forward pass.
 
 Shapes: N windows, B batch, L sequence length, F neurons of a unit.
 """
@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from llmprune.anatomy.types import Anatomy
 from llmprune.common.distributed import sum_over_processes, world_size
-from llmprune.common.errors import CalibrationError
+from llmprune.common.errors import CalibrationError, DeviceMemoryError
 from llmprune.common.progress import track
 from llmprune.criteria.base import WidthCriterion, evenly_spaced
 from llmprune.layerwise.backward import Effects, LayerwiseBackward, NotDifferentiableError
@@ -47,7 +48,7 @@ def windows_for_gradients(criteria: ScoringCriteria, windows: int, *, generated_
 def require_cache(criteria: ScoringCriteria, calibration: CalibrationBatches) -> None:
     """Raise CalibrationError where gradients are required and the disk has no space for the hidden states."""
     criterion = criteria.requires_gradients
-    if criterion and _of_gradients(calibration).store.cache is None:
+    if criterion and calibration.store.cache is None:
         raise CalibrationError(
             f"width.criterion {criterion.kind} needs the hidden states after every layer for its backward pass, and "
             "there is no space for them; free disk in the run folder, raise calibration.stream_disk, or choose another "
@@ -59,25 +60,47 @@ def score_by_gradients(
     forward: LayerwiseForward, anatomy: Anatomy, *, criteria: ScoringCriteria, calibration: CalibrationBatches
 ) -> list[Scores]:
     """Return the scores by each source of the units that every token passes through; some are missing where a layer
-    cannot be differentiated and ``criteria`` do without.
+    cannot be differentiated and ``criteria`` do without, all where the memory or the disk is too small.
 
-    ``forward`` has passed the last layer, with all windows of the calibration. Windows of their own score all sources.
-    Raises NotDifferentiableError where a layer cannot be differentiated and a criterion needs it.
+    ``forward`` has passed the last layer, with all windows of the calibration; where windows of their own have the
+    backward pass, it is released. They score all sources. Raises NotDifferentiableError where a layer cannot be
+    differentiated and a criterion needs it.
     """
-    own, sources = _of_gradients(calibration), calibration.parts(forward).scored
-    scores = [Scores(None, {}) for _ in range(sources)]
+    sources = calibration.parts(forward).scored
     if not criteria:
-        return scores
-    if own.store.cache is None:
+        return _no_scores(sources)
+    if calibration.gradients is None:
+        return _score_batches(calibration, forward=forward, anatomy=anatomy, criteria=criteria)
+    forward.release()
+    score_own = partial(_score_windows, decoder=forward.decoder, anatomy=anatomy, criteria=criteria)
+    try:
+        return calibration.gradients(score_own) * sources
+    except DeviceMemoryError as error:
+        return _with_note(_no_scores(sources), str(error))
+
+
+def _score_windows(
+    calibration: CalibrationBatches, *, decoder: Decoder, anatomy: Anatomy, criteria: ScoringCriteria
+) -> list[Scores]:
+    """Return the scores of windows that no forward pass has stored the hidden states of."""
+    forward = calibration.forward(decoder)
+    if calibration.store.cache is not None:
+        _store(forward, calibration.store.cache)
+    return _score_batches(calibration, forward=forward, anatomy=anatomy, criteria=criteria)
+
+
+def _score_batches(
+    calibration: CalibrationBatches, *, forward: LayerwiseForward, anatomy: Anatomy, criteria: ScoringCriteria
+) -> list[Scores]:
+    """Return the scores by each source from a backward pass along the hidden states that ``forward`` stored."""
+    parts = calibration.parts(forward)
+    scores = _no_scores(parts.scored)
+    if calibration.store.cache is None:
         return _with_note(scores, "the disk has no space for the hidden states that gradients are computed from")
-    if calibration.gradients is not None:
-        forward, scores = _stored(own, forward.decoder, cache=own.store.cache), [scores[0]] * sources
-    backward, parts = LayerwiseBackward(forward, own.store.cache), own.parts(forward)
+    backward = LayerwiseBackward(forward, calibration.store.cache)
     try:
         for index in track(range(len(forward.decoder) - 1, -1, -1), "pass 1: gradients"):
-            _score_layer(
-                backward, index, anatomy=anatomy, criteria=criteria, parts=parts, scores=scores[: parts.scored]
-            )
+            _score_layer(backward, index, anatomy=anatomy, criteria=criteria, parts=parts, scores=scores)
     except NotDifferentiableError as error:
         if criteria.requires_gradients:
             raise
@@ -103,8 +126,8 @@ def _blended(
     return forward | both
 
 
-def _of_gradients(calibration: CalibrationBatches) -> CalibrationBatches:
-    return calibration.gradients or calibration
+def _no_scores(sources: int) -> list[Scores]:
+    return [Scores(None, {}) for _ in range(sources)]
 
 
 def _with_note(scores: Sequence[Scores], why: str) -> list[Scores]:
@@ -112,14 +135,12 @@ def _with_note(scores: Sequence[Scores], why: str) -> list[Scores]:
     return [replace(one, notes=(f"scored without gradients: {why}",)) for one in scores]
 
 
-def _stored(calibration: CalibrationBatches, decoder: Decoder, *, cache: HiddenStateCache) -> LayerwiseForward:
-    """Pass the windows of the backward pass through all layers, and save the hidden states after each."""
-    forward = calibration.forward(decoder)
-    for index in track(range(len(decoder)), "pass 1: hidden states for gradients"):
-        with decoder.layer(index) as layer:
+def _store(forward: LayerwiseForward, cache: HiddenStateCache) -> None:
+    """Pass the windows through all layers, and save the hidden states after each."""
+    for index in track(range(len(forward.decoder)), "pass 1: hidden states for gradients"):
+        with forward.decoder.layer(index) as layer:
             forward.pass_through(index, layer)
         cache.keep(index, forward.hidden_states)
-    return forward
 
 
 def _score_layer(

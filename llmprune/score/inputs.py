@@ -5,7 +5,9 @@ Shapes: N windows, L sequence length.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
@@ -16,6 +18,8 @@ from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_states import HiddenStateStore
 from llmprune.score.source_parts import SourceParts
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,13 @@ class ScoringCriteria:
         return any((self.depth, self.width, self.heads, self.experts))
 
 
+class RunOnBatches(Protocol):
+    """Runs work on batches of some windows, and again with half the batch where a device runs out of memory."""
+
+    def __call__(self, work: Callable[[CalibrationBatches], T]) -> T:
+        """Return the result of the work. Raises DeviceMemoryError where a single window does not fit."""
+
+
 @dataclass(frozen=True)
 class CalibrationBatches:
     """Calibration windows int64 [N, L], the same in every process, and how they are passed through a model.
@@ -68,7 +79,7 @@ class CalibrationBatches:
     ``batch_size``: windows a forward call. ``store``: where hidden states are kept. ``begin``: the begin-of-text ids,
     whose prediction counts in no loss. ``sources_N``: the source of each window, where scores are summed by source and
     then combined by ``combine``; None: all windows together. Where they are pooled, each source has the same weight.
-    ``gradients``: the windows of the backward pass; None: all.
+    ``gradients``: runs the backward pass on windows of its own; None: it is that of all windows.
     """
 
     windows_NL: Tensor
@@ -77,7 +88,7 @@ class CalibrationBatches:
     begin: tuple[int, ...] = ()
     sources_N: Tensor | None = None
     combine: Combine = "pooled"
-    gradients: CalibrationBatches | None = None
+    gradients: RunOnBatches | None = None
 
     @property
     def is_pooled(self) -> bool:

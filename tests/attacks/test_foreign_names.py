@@ -69,7 +69,11 @@ def record(recipe: dict[str, Any], files: dict[str, str]) -> dict[str, bytes]:
     return {"llmprune.json": json.dumps(fields).encode()}
 
 
-RECIPE: dict[str, Any] = {"model": {"id": "org/base"}, "calibration": {"dataset": "org/text"}}
+RECIPE: dict[str, Any] = {
+    "model": {"id": "org/base"},
+    "calibration": {"dataset": "org/text"},
+    "recover": {"tokens": "10K"},
+}
 
 
 @pytest.mark.parametrize(
@@ -81,6 +85,7 @@ RECIPE: dict[str, Any] = {"model": {"id": "org/base"}, "calibration": {"dataset"
         ("calibration.dataset", "secret.txt"),
         ("calibration.dataset", "package://antigravity/x"),
         ("evaluation.perplexity.dataset", "../secret.jsonl"),
+        ("recover.data.dataset", "secret.jsonl"),
         ("evaluation.include_path", "tasks"),
         ("evaluation.tasks", ["/private/evil.yaml"]),
         ("evaluation.tasks", ["arc_easy", "evil.yaml"]),

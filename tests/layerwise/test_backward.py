@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.hooks import inputs_of, outputs_of
-from llmprune.common.errors import CalibrationError, ModelError, RecipeError
+from llmprune.common.errors import CalibrationError, DeviceMemoryError, ModelError, RecipeError
 from llmprune.criteria.base import WidthCriterion
 from llmprune.criteria.width.share import Share
 from llmprune.criteria.width.share_taylor import ShareTaylor
@@ -179,6 +179,24 @@ def test_the_default_criterion_needs_no_disk_space(tmp_path: Path) -> None:
     assert "no space" in found.notes[0]
 
 
+def test_the_default_criterion_needs_no_memory_for_gradients(tmp_path: Path) -> None:
+    """Where a single window's backward pass does not fit, it scores by ``share``, and the scores say why."""
+    model = tiny_model("llama")
+
+    def run_out(_: object) -> NoReturn:
+        raise DeviceMemoryError("pass 1: gradients, a single window at a time, on cuda:0: GPU 0 is out of memory")
+
+    found = score(
+        dense_decoder(model),
+        discover(model.config),
+        criteria=ScoringCriteria(width=ShareTaylor()),
+        calibration=CalibrationBatches(IDS, 4, gradients=run_out),
+    )
+    wanted = scores_of(model, Share(), tmp_path)
+    assert all(torch.equal(found.neurons[key], scores_F) for key, scores_F in wanted.items())
+    assert "a single window at a time, on cuda:0" in found.notes[0]
+
+
 def test_gradients_are_of_the_windows_that_the_model_wrote(tmp_path: Path) -> None:
     """Some of them have a backward pass for the default criterion, and all windows for one that requires it."""
     criteria, generated_N = ScoringCriteria(width=ShareTaylor(gradient_windows=2)), torch.arange(12) % 3 == 1
@@ -194,7 +212,7 @@ def test_gradients_are_of_the_windows_that_the_model_wrote(tmp_path: Path) -> No
         dense_decoder(model),
         discover(model.config),
         criteria=criteria,
-        calibration=CalibrationBatches(IDS, 4, gradients=own),
+        calibration=CalibrationBatches(IDS, 4, gradients=lambda work: work(own)),
     )
     on_own = _scores_on(model, IDS[[0, 3]], tmp_path)
     shares, own_shares = scores_of(model, Share(), tmp_path), _scores_on(model, IDS[[0, 3]], tmp_path, Share())

@@ -100,6 +100,26 @@ def test_a_step_that_fills_the_device_is_repeated_with_half_the_batch(step: str,
 
 
 @pytest.mark.usefixtures("small_devices")
+def test_a_backward_pass_that_never_fits_is_left_out(tmp_path: Path) -> None:
+    """Neurons are scored by ``share`` on a device that has no memory for one window's, and the report says so."""
+    base = save_model(tmp_path / "dense", intermediate_size=384, max_position_embeddings=512, num_hidden_layers=2)
+    text = write_text(tmp_path / "text.txt")
+    texts = {"dataset": str(text), "samples": 2, "sequence_length": 512, "batch_size": 1, "self_generated": 1}
+    limit = 64 << 30
+    for kind in ("share", "share_taylor"):
+        width = {"mlp": 0.5, "criterion": {"kind": kind}}
+        with simulated_devices(1, memory=limit):
+            done = _run(tmp_path / kind, base, text, calibration=texts, depth=None, width=width, refit=False)
+        assert done.code == 0, done.err
+        report = report_in(tmp_path / kind)
+        limit = max(one["peak_device"] or 0 for one in report["steps"])
+    said = "scored without gradients: pass 1: gradients, a single window at a time, on cuda:0: GPU 0 is out of memory"
+    assert [warning for warning in report["warnings"] if warning.startswith(said)]
+    share, both = (_weights(tmp_path / kind) for kind in ("share", "share_taylor"))
+    assert all(torch.equal(share[name], both[name]) for name in share)
+
+
+@pytest.mark.usefixtures("small_devices")
 def test_a_resumed_run_keeps_its_batch_size(tmp_path: Path) -> None:
     """A run that began on a GPU and continues on the CPU computes with the numbers that were chosen for the GPU: of
     the held-out text too, of which more windows fit than of the calibration.

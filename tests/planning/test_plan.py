@@ -62,6 +62,7 @@ READY = {
     "quickstart.yaml": (SMOLLM2_135M, 28, 1152),
     "smollm2-135m.yaml": (SMOLLM2_135M, 27, 1152),
     "llama-3.1-8b.yaml": (LLAMA_31_8B, 28, 10752),
+    "recover-llama-3.1-8b.yaml": (LLAMA_31_8B, 28, 10752),
     "qwen3-8b.yaml": (QWEN3_8B, 32, 9216),
     "llama-2-70b-mlperf.yaml": (LLAMA_2_70B, 32, 14336),
 }

@@ -132,10 +132,13 @@ def test_the_refit_is_the_ridge_solution() -> None:
     torch.testing.assert_close(found_DF, share * whole_DF, rtol=1e-3, atol=1e-4)
 
 
-def test_the_error_of_the_hidden_states_falls() -> None:
-    """With the refit of token mixers the error after each layer after a gap is lower than without it."""
-    records, _, _, _ = _prune("llama")
-    without, _, _, _ = _prune("llama", repairs=tuple(one for one in REPAIRS if not isinstance(one, TokenMixerRefit)))
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "olmo2"])
+def test_the_error_of_the_hidden_states_falls(family: str) -> None:
+    """With the refit of token mixers the error after each layer after a gap is lower than without it, also if a norm
+    follows them.
+    """
+    records, _, _, _ = _prune(family)
+    without, _, _, _ = _prune(family, repairs=tuple(one for one in REPAIRS if not isinstance(one, TokenMixerRefit)))
     assert records[0] == without[0]
     assert all(record.mixer_held_out is None for record in without)
     for one, other in zip(records[1:], without[1:], strict=True):

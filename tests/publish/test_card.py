@@ -6,7 +6,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from helpers.reports import COMMIT, NAME, bare_report, card, gate, sample_layers, sample_report
+from helpers.reports import COMMIT, NAME, bare_report, card, gate, sample_layers, sample_report, trained_report
 
 from llmprune.publish.card import Base, Loading, read_metadata
 from llmprune.publish.plots import draw
@@ -53,6 +53,20 @@ def test_the_body_lists_what_was_removed_and_kept() -> None:
         "| transformers | 5.17.0 |", "Gate: met.", f"llmprune run hub://{NAME}", "licence (apache-2.0) applies",
     )  # fmt: skip
     assert [part for part in parts if part not in text] == []
+
+
+def test_the_body_describes_a_training() -> None:
+    """Tokens, divergence by source, scores before and after, the text with its licence, and the windows' file."""
+    text = card(trained_report(), plots=("recovery",)).text
+    parts = (
+        "then trained on 122,880 tokens", "| code | 0.830 | 0.710 | 20.00 | 45.87 | 40.68 |", "](plots/recovery.png)",
+        "| arc_easy (acc_norm) | 0.586 | 0.514 | 0.544 | 105.2% | 101.3–109.4% | 12 / 27 |",
+        "| training text web | allenai/c4 (en, train): 48 windows, 210 documents, ODC-By 1.0 |",
+        "(recover-generated.json)", "trained on the base model's predictions",
+    )  # fmt: skip
+    assert [part for part in parts if part not in text] == []
+    assert "recover" not in card().text
+    assert "(self-generated.json)" in card().text
 
 
 def test_how_to_load_is_three_lines() -> None:
@@ -166,12 +180,13 @@ def test_commit_message_and_card_describe_the_pruning() -> None:
     assert _message(sparse).endswith("pruned to 100.0% of its parameters, 2:4 sparse")
     assert "), made sparse:" in card(sparse).text
     assert "), made smaller:" in card(report).text
+    assert _message(trained_report()).endswith("20, 21 removed, trained on 122,880 tokens")
 
 
 def test_charts_are_reproducible_pictures(tmp_path: Path) -> None:
     """Each PNG has the expected size, and equal figures give equal bytes."""
-    drawn, again = (draw(sample_report(), tmp_path / name) for name in ("once", "again"))
-    assert list(drawn) == ["importance", "error"]
+    drawn, again = (draw(trained_report(), tmp_path / name) for name in ("once", "again"))
+    assert list(drawn) == ["importance", "error", "recovery"]
     for name, path in drawn.items():
         content = path.read_bytes()
         assert content.startswith(b"\x89PNG\r\n\x1a\n")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from helpers.reports import bare_report, card, sample_report, summary, task, with_confidence
+from helpers.reports import bare_report, card, sample_report, summary, task, trained_report, with_confidence
 from rich.console import Console
 from rich.table import Table
 
@@ -127,3 +127,14 @@ def test_a_report_without_evaluation_states_that_quality_was_not_measured() -> N
     only_text = sample_report(tasks=(), mean_retention=None, retention=None, gate=None, generation=None)
     for report in (sample_report(), only_text):
         assert not [name for name, text in everywhere(report).items() if "uality was not measured" in text]
+
+
+def test_a_training_is_said_everywhere() -> None:
+    """Each view of a run names the tokens of a training after the cut, and none says that nothing was trained."""
+    for name, text in everywhere(trained_report()).items():
+        if name != "tasks":
+            assert "122,880 tokens" in text, name
+        assert "not trained" not in text
+        assert "Nothing was trained" not in text
+    for name in ("compare", "compare page"):
+        assert "trained" not in everywhere(sample_report())[name]

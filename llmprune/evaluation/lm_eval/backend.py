@@ -64,7 +64,7 @@ def _tasks_of(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def arguments(backend: Backend, side: str, *, place: str) -> dict[str, Argument]:
-    """Return the backend's arguments for the model at ``place``; ``side`` is dense or pruned."""
+    """Return the backend's arguments for the model at ``place``; ``side`` as in ``evaluate_tasks``."""
     given = {**backend.args, **(backend.dense if side == "dense" else backend.pruned)}
     if not given.keys() & _MODEL_ARGUMENTS:
         given["pretrained"] = "{model}"

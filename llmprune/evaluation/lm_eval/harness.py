@@ -71,7 +71,7 @@ def evaluate_tasks(
 ) -> TaskResults:
     """Evaluate a model on every task, by the recipe's backend or in memory.
 
-    ``side``: dense or pruned, which selects the backend's arguments.
+    ``side``: dense, pruned or repaired (before the training), which selects the backend's arguments.
     ``earlier``: settings of an evaluation with smaller limits, whose stored answers are reused.
 
     Equal settings give two models exactly the same requests. With several processes all take part. Raises

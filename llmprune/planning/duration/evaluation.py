@@ -26,6 +26,7 @@ def evaluation_parts(recipe: Recipe, models: PlannedModels) -> list[Part]:
     """Return the parts of the evaluation, in the order in which they begin."""
     evaluation, step = recipe.evaluation, "evaluation"
     loaded = Work(weights=models.pruned_bytes)
+    before_recovery = recipe.recover is not None and evaluation.before_recovery
     parts: list[Part] = []
     if evaluation.perplexity:
         shape = evaluation.perplexity.shape()
@@ -35,9 +36,13 @@ def evaluation_parts(recipe: Recipe, models: PlannedModels) -> list[Part]:
         is_repaired = bool(recipe.refit or recipe.sparsity)
         if is_repaired and (recipe.depth or recipe.width or recipe.experts):
             parts.append(Part(step=step, name="held-out text: cut", work=kept, items=items))
+        if before_recovery:
+            parts.append(Part(step=step, name="held-out text: repaired", work=kept + loaded, items=items))
         dense = _held_out(models, models.dense_costs(text.length), text=text)
         parts.append(Part(step=step, name="held-out text: dense", work=dense, items=models.anatomy.num_layers))
         parts.append(Part(step=step, name="held-out text: pruned", work=kept + loaded, items=items))
+    if before_recovery and evaluation.task_names:
+        parts.append(Part(step=step, name="tasks: repaired", work=None))
     sides = {"dense": models.dense_costs, "pruned": models.pruned_costs}
     for side, costs_of in sides.items():
         if evaluation.task_names:

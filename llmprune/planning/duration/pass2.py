@@ -15,9 +15,11 @@ from llmprune.common.linalg.gram import gram_operations
 from llmprune.planning.duration.operations import LayerCost, Work, cut_refit_work, refit_work, up_refit_work
 from llmprune.planning.duration.parts import Part, PlannedModels, Tokens, is_cached
 from llmprune.recipe.recipe import Recipe
-from llmprune.recipe.refit import Refit
+from llmprune.recipe.refit import EPOCHS, WINDOWS_OF_STEP, Refit
 from llmprune.recipe.sparsity import Sparsity, select
 
+_PASSES_OF_TRAINING = 3  # forward passes that take as long as a forward and a backward pass
+_BYTES_OF_STEP = 32.0  # of each weight that a step of Adam reads and writes: itself, its gradient, two moments
 _SUPPORT_PRODUCTS = 3  # products with XᵀX for each matrix that ``masked_least_squares`` solves on its support
 
 
@@ -95,8 +97,18 @@ class Pass2Count:
             return work
         if self.refit is not None and not self.refits_sparse:
             work += self._refits(new, old, refit=self.refit)
-        work += self._final_run(new, old)
+        work += self._final_run(new, old) + self._training(new)
         return work + (self._sparsified(new, sparsity) if sparsity is not None else Work())
+
+    def _training(self, new: int) -> Work:
+        """Return the work of training a layer: forward and backward passes over single windows, and Adam's steps."""
+        if self.refit is None or not self.refit.block:
+            return Work()
+        cut, windows = self.cut[new], self.tokens.windows
+        epoch = cut.run(self.tokens.count, windows) * _PASSES_OF_TRAINING
+        entries = cut.bytes / self.models.itemsize
+        steps = -(-windows // WINDOWS_OF_STEP)
+        return (epoch + Work(stream=steps * entries * _BYTES_OF_STEP)) * EPOCHS
 
     def _final_run(self, new: int, old: int) -> Work:
         """Return the work of the layer's final outputs; of an MLP that was refit only its last product is computed."""

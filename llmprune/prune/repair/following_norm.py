@@ -23,6 +23,7 @@ Shapes: B batch, L sequence length, D hidden size, F inputs of the projection.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -60,6 +61,10 @@ class FollowingNorm:
         """Return c, float32 [B, L, D]."""
         return output_BLD.float() * self.token_factor(output_BLD) * self.weight_D
 
+    def residual_after(self, hidden_BLD: Tensor, output: Tensor) -> Tensor:
+        """Return the residual stream after the norm, float32 [B, L, D]; ``hidden_BLD``: that before the layer."""
+        return hidden_BLD.float() + self.scale * self.contribution(output.view_as(hidden_BLD))
+
     def wanted(self, contribution_BLD: Tensor, missing_BLD: Tensor) -> Tensor:
         """Return c* − c where the stream lacks E, float32 [B, L, D]."""
         weight_D, length = self._divisor, contribution_BLD.shape[-1] ** 0.5
@@ -94,16 +99,19 @@ class FollowingNorms:
         self._scales = scales
         self._paths: dict[tuple[str, str], str | None] = {}
 
-    def of(self, forward: LayerwiseForward, index: int, *, layer: nn.Module, output: str) -> FollowingNorm | None:
+    def of(
+        self, forward: LayerwiseForward, index: int, *, layer: nn.Module, output: str, later: Sequence[str] = ()
+    ) -> FollowingNorm | None:
         """Return the norm that is called with a projection's output in a layer with its weights.
 
-        None where there is none, it computes something else, or the hidden states do not depend linearly on its output.
+        None where there is none, it computes something else, or the hidden states do not depend linearly on its output
+        without the modules that write ``later``.
         """
         key = type(layer).__name__, output
         if key not in self._paths:
             self._paths[key] = broadcast_from_first(_find(forward, index, layer=layer, output=output))
         path = self._paths[key]
-        scale = path and self._scales.measure(forward, index, layer=layer, name=path)
+        scale = path and self._scales.measure(forward, index, layer=layer, name=path, zeroed=later)
         if not path or not scale:
             return None
         return FollowingNorm(_weight_of(layer.get_submodule(path), layer.get_submodule(output)), scale)
@@ -114,21 +122,23 @@ def _find(forward: LayerwiseForward, index: int, *, layer: nn.Module, output: st
     written: list[Tensor] = []
     names: list[str] = []
 
-    def see(_: nn.Module, args: tuple[object, ...], name: str) -> None:
-        if written and args and args[0] is written[0]:
+    def see(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], *, name: str) -> None:
+        if written and len(args) == 1 and not kwargs and args[0] is written[0]:
             names.append(name)
 
     with ExitStack() as hooks:
         hooks.enter_context(outputs_of(layer.get_submodule(output), written.append))
         for name, module in layer.named_modules():
             if name and not any(module.children()):
-                hooks.callback(module.register_forward_pre_hook(partial(see, name=name)).remove)
+                hooks.callback(module.register_forward_pre_hook(partial(see, name=name), with_kwargs=True).remove)
         forward.calls[0][index].run(layer, forward.hidden_states.at(0, forward.decoder.device_of(index)))
     if len(names) != 1:
         return None
     module, output_BLD = layer.get_submodule(names[0]), written[0]
-    norm = FollowingNorm(_weight_of(module, layer.get_submodule(output)), 1.0)
     computed_BLD = module(output_BLD).float()
+    if computed_BLD.shape != output_BLD.shape:
+        return None
+    norm = FollowingNorm(_weight_of(module, layer.get_submodule(output)), 1.0)
     error = (norm.contribution(output_BLD) - computed_BLD).norm() / computed_BLD.norm().clamp_min(_LEAST)
     return names[0] if error <= _CLOSE else None
 

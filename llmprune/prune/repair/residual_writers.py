@@ -5,6 +5,7 @@ Shapes: B batch, L sequence length, D hidden size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from llmprune.anatomy.types import Anatomy, PrunableDim, Unit
 from llmprune.common.distributed import broadcast_from_first
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.staged_layer import Order, probe
+from llmprune.prune.repair.following_norm import FollowingNorms
 from llmprune.prune.repair.residual_scales import ResidualScales
 
 
@@ -24,12 +26,13 @@ class ResidualWriter:
     """An output projection that writes to the residual stream.
 
     ``scale``: factor by which its output is added to the hidden states; None if a norm follows it. ``is_last``: it is
-    the layer's last writer, so that it is refit towards the layer's output.
+    the layer's last writer, so that it is refit towards the layer's output. ``later``: modules that write after it.
     """
 
     unit: Unit
     scale: float | None
     is_last: bool
+    later: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -65,8 +68,8 @@ class LayerTopology:
 class TopologyCache:
     """Topologies of layers, found once for each kind of layer."""
 
-    def __init__(self, anatomy: Anatomy, scales: ResidualScales) -> None:
-        self.anatomy, self.scales = anatomy, scales
+    def __init__(self, anatomy: Anatomy, scales: ResidualScales, *, norms: FollowingNorms) -> None:
+        self.anatomy, self.scales, self.norms = anatomy, scales, norms
         self._orders: dict[Any, Order] = {}
         self._agreed: dict[Any, Order] = {}
         self._known: dict[Any, LayerTopology] = {}
@@ -97,7 +100,7 @@ class TopologyCache:
     def _writers(
         self, forward: LayerwiseForward, index: int, *, layer: nn.Module, order: Order, old: int
     ) -> tuple[ResidualWriter, ...]:
-        """Find projections whose noise reaches the layer's output linearly, and units that a norm follows.
+        """Find projections whose noise reaches the layer's output linearly, and those that a norm follows.
 
         The last writer is measured with the layer as it is, earlier ones with later writers and experts zeroed.
         """
@@ -112,14 +115,18 @@ class TopologyCache:
         def scale_of(name: str, *zeroed: str) -> float | None:
             return self.scales.measure(forward, index, layer=layer, name=name, zeroed=zeroed)
 
+        def has_norm(name: str, later: Sequence[str]) -> bool:
+            return self.norms.of(forward, index, layer=layer, output=name, later=later) is not None
+
         last = next((name for name in reversed(names) if scale_of(name) is not None), None)
         units = (*self.anatomy.units[old], self.anatomy.attention[old])
         normed = {unit.output for unit in units if unit and unit.refit}
         writers = []
         for place, name in enumerate(names):
-            scale = scale_of(name) if name == last else scale_of(name, *names[place + 1 :], *experts)
-            if scale is not None or name in normed:
-                writers.append(ResidualWriter(_unit(sized[name]), scale, name == last))
+            later = () if name == last else (*names[place + 1 :], *experts)
+            scale = scale_of(name, *later)
+            if scale is not None or name in normed or (name in order.owners and has_norm(name, later)):
+                writers.append(ResidualWriter(_unit(sized[name]), scale, name == last, later))
         return tuple(writers)
 
 

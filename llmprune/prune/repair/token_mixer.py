@@ -5,6 +5,8 @@ The regression target has two parts:
     lost:        the outputs of the removed key-value groups
     inherited:   the error of the hidden states between token mixer and MLP, after removed layers
 
+Where a norm follows the projection, both are in the unit of its contribution (``following_norm``).
+
 The MLP is refit after it, on what is left. Where no heads and no earlier layers are removed, the token mixer is not
 changed: with only neurons removed, the refit of the MLPs alone kept as much (SmolLM2 with three quarters of them).
 
@@ -13,7 +15,7 @@ Shapes: B batch, L sequence length, D hidden size, F inputs of the projection, K
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -25,6 +27,7 @@ from llmprune.layerwise.staged_layer import StagedLayer
 from llmprune.prune.layer_work import LayerWork, Pass2Context
 from llmprune.prune.repair.activations import removed_rows
 from llmprune.prune.repair.base import Stage
+from llmprune.prune.repair.following_norm import FollowingNorm
 from llmprune.prune.repair.residual_writers import ResidualWriter
 
 
@@ -35,6 +38,19 @@ class _Solved:
     repair: Repair
     inputs: HiddenStates | None
     owner: str
+
+
+@dataclass(frozen=True)
+class _Written:
+    """One batch of the uncut layer: hidden states before it, and output and kept inputs of the projection.
+
+    ``lost_BLD``: the part of the output from removed inputs; None where none are removed.
+    """
+
+    hidden_BLD: Tensor
+    output_BLD: Tensor
+    input_BLK: Tensor
+    lost_BLD: Tensor | None = None
 
 
 class TokenMixerRefit:
@@ -58,7 +74,8 @@ class TokenMixerRefit:
             keep_K = rows_of(run.cut.heads[work.step.key(attention)], size, prunable=weight)
         solved = self._solve(run, work, mixer=mixer, keep_K=keep_K)
         if solved.repair.delta_DF is not None:
-            work.weights.add_to_projection(weight, solved.repair.delta_DF)
+            norm, delta_DF = work.dense.mixer_norm, solved.repair.delta_DF
+            work.weights.add_to_projection(weight, norm.for_projection(delta_DF) if norm else delta_DF)
             if keep_K is None:
                 work.weights.uncut[weight.name] = work.weights.cut[weight.name]
         work.outcome.mixer = solved.repair
@@ -82,14 +99,14 @@ class TokenMixerRefit:
             staged = StagedLayer(run.pruned, step.new, layer=layer, order=topology.order)
             for batch, input_BLF in staged.inputs(mixer.name, keep=keep_inputs):
                 hidden_BLD = run.pruned.hidden_states.at(batch, input_BLF.device)
-                residual_BLD = mixer.residual_after(hidden_BLD, module(input_BLF))
-                dense_BLD = work.dense.outputs[mixer.name].at(batch, residual_BLD.device)
-                inherited_BLD = dense_BLD.float() - residual_BLD.float()
-                input_BLF = input_BLF.view(*residual_BLD.shape[:2], -1)
-                parts = [input_BLF, inherited_BLD]
+                output_BLD = module(input_BLF).view_as(hidden_BLD)
+                dense_BLD = work.dense.outputs[mixer.name].at(batch, output_BLD.device)
+                input_BLF = input_BLF.view(*hidden_BLD.shape[:2], -1)
+                written = _Written(hidden_BLD, output_BLD, input_BLF)
                 if keep_K is not None:
                     lost_BLD = input_BLF[..., removed_R] @ weight_RD
-                    parts = [input_BLF[..., keep_K], inherited_BLD, lost_BLD]
+                    written = replace(written, input_BLK=input_BLF[..., keep_K], lost_BLD=lost_BLD)
+                parts = _parts(written, dense_BLD, mixer=mixer, norm=work.dense.mixer_norm)
                 for fold, (input_TK, inherited_TD, *lost) in run.folds.parts(batch, *parts):
                     equations.update(input_TK, lost[0] if lost else None, inherited_TD=inherited_TD, fold=fold)
         if step.refits_output:
@@ -97,3 +114,23 @@ class TokenMixerRefit:
         sum_over_processes(equations.reducible_state())
         repair = equations.solve(f"layer {step.old}, {mixer.name}")
         return _Solved(repair, staged.take_inputs(mixer.name), owner.path if owner else "")
+
+
+def _parts(written: _Written, dense_BLD: Tensor, *, mixer: ResidualWriter, norm: FollowingNorm | None) -> list[Tensor]:
+    """Return inputs, inherited and lost targets of the regression, the last only where inputs are removed.
+
+    ``dense_BLD``: the dense residual stream after the token mixer, as it was recorded.
+    """
+    output_BLD, lost_BLD = written.output_BLD, written.lost_BLD
+    if norm is None:
+        inherited_BLD = dense_BLD.float() - mixer.residual_after(written.hidden_BLD, output_BLD).float()
+        parts = [written.input_BLK, inherited_BLD]
+        return parts if lost_BLD is None else [*parts, lost_BLD]
+    cut_BLD = output_BLD if lost_BLD is None else output_BLD - lost_BLD
+    contribution_BLD, input_BLK = norm.contribution(cut_BLD), written.input_BLK * norm.token_factor(cut_BLD)
+    missing_BLD = dense_BLD.float() - norm.residual_after(written.hidden_BLD, cut_BLD)
+    wanted_BLD = norm.wanted(contribution_BLD, missing_BLD)
+    if lost_BLD is None:
+        return [input_BLK, wanted_BLD]
+    lost_BLD = norm.contribution(output_BLD) - contribution_BLD
+    return [input_BLK, wanted_BLD - lost_BLD, lost_BLD]

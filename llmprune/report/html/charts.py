@@ -63,7 +63,7 @@ def importance_chart(layers: Sequence[LayerFigures]) -> Markup | None:
     axis = _bar_axis(values)
     body = [
         _removed_backgrounds(layers, "importance"),
-        _grid(axis, "importance, log scale" if axis.log else "importance"),
+        grid(axis, "importance, log scale" if axis.log else "importance"),
         *(
             _layer_bar(place / len(layers), 1 / len(layers), layer=layer, value=value, axis=axis)
             for place, layer, value in scored
@@ -92,8 +92,8 @@ def error_chart(layers: Sequence[LayerFigures]) -> Markup | None:
     values = [value for points in lines.values() for _, value in points]
     if not values:
         return None
-    axis = _linear_axis(values)
-    body = [_removed_backgrounds(layers, "error"), _grid(axis, "relative error")]
+    axis = linear_axis(values)
+    body = [_removed_backgrounds(layers, "error"), grid(axis, "relative error")]
     body += [_line(points, kind, axis=axis, slots=len(layers)) for kind, points in lines.items()]
     body.append(_layer_numbers(layers))
     names = {"cut": "before its own refit", "pruned": "as saved"}
@@ -183,7 +183,8 @@ def _hatching(name: str) -> Markup:
     ).format(name)
 
 
-def _grid(axis: Axis, heading: str) -> Markup:
+def grid(axis: Axis, heading: str) -> Markup:
+    """Draw a line with its number at each tick, and the heading of the axis."""
     line = Markup('<line class="{}" x1="0" x2="100%" y1="{y}" y2="{y}"/><text class="tick end" x="-8" y="{}">{}</text>')
     rows = [
         line.format("zero" if axis.y(tick) == axis.base else "grid", axis.y(tick) + 4, number(tick), y=axis.y(tick))
@@ -216,11 +217,12 @@ def _bar_axis(values: Sequence[float]) -> Axis:
     """Return a linear axis, or a logarithmic one if the largest value is far above the median."""
     middle = sorted(values)[len(values) // 2]
     if min(values) > 0 and max(values) > 8 * middle:
-        return _log_axis(min(values) * 0.7, max(values) * 1.15)
-    return _linear_axis(values)
+        return log_axis(min(values) * 0.7, max(values) * 1.15)
+    return linear_axis(values)
 
 
-def _linear_axis(values: Sequence[float]) -> Axis:
+def linear_axis(values: Sequence[float]) -> Axis:
+    """Return an axis from zero over all values."""
     low, high = min(*values, 0.0), max(*values, 0.0)
     if high - low < 1e-300:
         high = low + 1
@@ -235,7 +237,8 @@ def linear_ticks(low: float, high: float, *, parts: int) -> tuple[float, ...]:
     return tuple(index * step for index in range(first, max(last, first + 1) + 1))
 
 
-def _log_axis(low: float, high: float) -> Axis:
+def log_axis(low: float, high: float) -> Axis:
+    """Return a logarithmic axis between two positive values, with about six ticks."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for digits in ((1,), (1, 3), (1, 2, 5)):
         ticks = tuple(

@@ -7,7 +7,7 @@ from typing import Any
 
 from llmprune.report.html.interval_charts import Dot, size_chart
 from llmprune.report.html.page import environment
-from llmprune.report.runs import Run, mean_interval, warnings_of
+from llmprune.report.runs import Run, has_trained, mean_interval, warnings_of
 from llmprune.results.formatting import share
 
 
@@ -22,6 +22,7 @@ def render_comparison(runs: Sequence[Run]) -> str:
             chart=size_chart([_dot(run) for run in plotted]),
             warnings=warnings_of(runs),
             interval=mean_interval(runs),
+            trained=has_trained(runs),
             tiles=[],
         )
     )
@@ -34,6 +35,7 @@ def figures_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
             "run": run.name,
             "size": _relative_size(run),
             "parameters": run.report.pruned.parameters,
+            "trained_tokens": run.report.recovery.tokens if run.report.recovery else 0,
             "retention": run.report.retention.model_dump(mode="json") if run.report.retention else None,
             "perplexity": run.report.perplexity.model_dump(mode="json") if run.report.perplexity else None,
             "greedy_agreement": _greedy_agreement(run),

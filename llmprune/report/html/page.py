@@ -11,9 +11,11 @@ from markupsafe import Markup, escape
 from llmprune.common.schema import format_size
 from llmprune.report.html.charts import Bar, bar_chart, error_chart, importance_chart, swatch
 from llmprune.report.html.interval_charts import Whisker, retention_chart
-from llmprune.results.evaluation_figures import PerplexityFigures, SpeedFigures
+from llmprune.report.html.recovery_chart import recovery_chart, series_swatch
+from llmprune.results.evaluation_figures import SpeedFigures
 from llmprune.results.formatting import (
     change,
+    count,
     interval_name,
     number,
     percent,
@@ -75,10 +77,14 @@ def render_page(report: Report) -> str:
             matrices=_matrix_table(report.layers),
             agreement=describe_agreement(report.stability) if report.stability else [],
             sources=describe_sources(report.sources) if report.sources else [],
-            perplexity=_perplexity_bars(report.perplexity) if report.perplexity else None,
+            recovery=recovery_chart(report.recovery) if report.recovery else None,
+            perplexity=_perplexity_bars(report) if report.perplexity else None,
             speed=_speed_bars(report.speed) if report.speed else None,
             retention=retention_chart(_whiskers(report)),
             interval_name=interval_name([task.interval for task in report.tasks]),
+            scores_interval=interval_name(
+                score.gain_interval for score in (report.recovery_scores.scores if report.recovery_scores else ())
+            ),
             verdict=VERDICT_HEADINGS[report.gate.verdict] if report.gate else None,
         )
     )
@@ -89,7 +95,7 @@ def environment() -> Environment:
     """Return the Jinja environment of the report page and the comparison page."""
     environment = template_environment("llmprune.report.html")
     environment.filters["breakable"] = _breakable
-    environment.globals["swatch"] = swatch
+    environment.globals.update(swatch=swatch, series_swatch=series_swatch)
     return environment
 
 
@@ -118,6 +124,8 @@ def _summary_sentence(report: Report) -> str:
     if report.sparsity:
         matrices = plural(report.sparsity.matrices, "matrix", many="matrices")
         parts.append(f"{report.sparsity.pattern} sparsity in {matrices}")
+    if report.recovery:
+        parts.append(f"trained on {count(report.recovery.tokens)} tokens")
     if not parts:
         return "No layer removed, no MLP narrowed."
     return (sentence := ", ".join(parts))[0].upper() + sentence[1:] + "."
@@ -169,7 +177,7 @@ def _layer_columns(layers: tuple[LayerFigures, ...]) -> dict[str, bool]:
         name: any(getattr(layer, name) is not None for layer in layers)
         for name in (
             *("importance", "width", "kv_groups_kept", "kv_groups_share", "experts_kept", "score_share"),
-            *("error_cut", "error_refit", "held_out", "mixer_held_out", "up_held_out"),
+            *("error_cut", "error_refit", "held_out", "mixer_held_out", "up_held_out", "block"),
         )
     }
 
@@ -184,11 +192,16 @@ def _matrix_table(layers: tuple[LayerFigures, ...]) -> MatrixTable:
     return MatrixTable([name.rpartition(".")[2] for name in names], rows)
 
 
-def _perplexity_bars(perplexity: PerplexityFigures) -> Markup:
+def _perplexity_bars(report: Report) -> Markup:
+    perplexity = report.perplexity
+    assert perplexity is not None, "called only for a report with perplexity"
     bars = [Bar("dense", perplexity.dense, "dense")]
     if perplexity.cut is not None:
         bars.append(Bar("cut", perplexity.cut, "cut"))
-    bars.append(Bar("cut and refit" if len(bars) > 1 else "pruned", perplexity.pruned, "pruned"))
+    if perplexity.repaired is not None:
+        bars.append(Bar("before the training", perplexity.repaired, "cut"))
+    last = "trained" if report.recovery else "cut and refit" if perplexity.cut is not None else "pruned"
+    bars.append(Bar(last, perplexity.pruned, "pruned"))
     return bar_chart("perplexity", "Perplexity; lower is better", bars=bars)
 
 

@@ -129,6 +129,8 @@ def _functions(devices: SimulatedDevices) -> dict[str, Any]:
         "reset_peak_memory_stats": reset_peak,
         "empty_cache": lambda: None,
         "manual_seed_all": lambda seed: None,
+        "get_rng_state": lambda device=None: torch.empty(0, dtype=torch.uint8),  # the CPU's numbers are drawn
+        "set_rng_state": lambda state, device=None: None,
     }
 
 

@@ -1,0 +1,47 @@
+"""The command ``recover``: training of a checkpoint that is pruned already, by llmprune or by another tool."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmprune.cli.options import Overrides
+from llmprune.cli.run_commands import run_recipe
+from llmprune.recipe.recipe import Recipe
+
+_SAMPLES = 8  # windows that only check the checkpoint; what is trained on is recover.data
+_LEFT_OUT = ("depth", "width", "experts", "sparsity", "hub")  # of a recipe that pruned
+
+
+def recover(
+    checkpoint: Annotated[str, typer.Argument(help="Folder or hub id of the pruned model.", show_default=False)],
+    against: Annotated[
+        str, typer.Option("--against", metavar="BASE", help="Folder or hub id of the dense model.", show_default=False)
+    ],
+    *,
+    context: typer.Context,
+    tokens: Annotated[str | None, typer.Option(help="Tokens to train on, such as 500K or 20M.")] = None,
+    hours: Annotated[float | None, typer.Option(help="Time to train for, in place of tokens.")] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(help="Recipe with further settings: text, recover, evaluation. Its cuts are left out."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Run folder; default: runs/NAME-recovered.")
+    ] = None,
+    overrides: Overrides = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over.")] = False,
+) -> None:
+    """Train a pruned model on the dense model's predictions. Run again on the same folder to continue."""
+    text = recipe.read_text(encoding="utf-8") if recipe else "model: {}\n"
+    settings = [f"model.id={checkpoint}", f"recover.against={against}", "refit=false", "calibration.self_generated=0"]
+    settings += [f"{name}=null" for name in _LEFT_OUT]
+    settings += [f"recover.tokens={tokens}"] if tokens else []
+    settings += [f"recover.hours={hours}"] if hours else []
+    if recipe is None:
+        settings.append(f"calibration.samples={_SAMPLES}")
+    parsed = Recipe.parse(text, [*settings, *(overrides or [])], source=str(recipe or "arguments"))
+    folder = output or Path("runs") / f"{Path(checkpoint).resolve().name}-recovered"
+    run_recipe(context, parsed, folder=folder, fresh=fresh)

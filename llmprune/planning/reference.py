@@ -1,0 +1,35 @@
+"""The model that a run compares its result with, where that is another than the model that it prunes."""
+
+from __future__ import annotations
+
+from llmprune.anatomy.meta_model import text_config
+from llmprune.checkpoint.loading import load_config, load_tokenizer
+from llmprune.common.errors import RecipeError
+from llmprune.planning.base import describe_base
+from llmprune.recipe.recipe import Recipe
+from llmprune.results.report_schema import Size
+
+_PROBE = "One text, with numbers (12.5) and code: `x = [i for i in range(3)]`.\n\nÜber 日本."
+
+
+def size_of_reference(recipe: Recipe) -> Size:
+    """Return the sizes of the model ``recover.against``. Raises ModelError where it cannot be read."""
+    other = recipe.model_copy(update={"model": recipe.reference})
+    return describe_base(other, load_config(other.model)).size
+
+
+def require_same_tokens(recipe: Recipe) -> None:
+    """Raise RecipeError where the model ``recover.against`` reads other tokens than the model that is trained."""
+    own, other = (text_config(load_config(source)).vocab_size for source in (recipe.model, recipe.reference))
+    if own != other:
+        raise _other_tokens(recipe, f"has {other:,} tokens in its vocabulary, not {own:,}")
+    first, second = (load_tokenizer(source) for source in (recipe.model, recipe.reference))
+    if first.get_vocab() != second.get_vocab() or first(_PROBE)["input_ids"] != second(_PROBE)["input_ids"]:
+        raise _other_tokens(recipe, "has a tokenizer that reads a text as other tokens")
+
+
+def _other_tokens(recipe: Recipe, fault: str) -> RecipeError:
+    return RecipeError(
+        f"{recipe.reference.id} {fault}, and {recipe.model.id} can only be trained on predictions of its own tokens; "
+        "give the model that it was pruned from"
+    )

@@ -1,0 +1,40 @@
+"""The arithmetic of a training on the device of this process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from llmprune.common.distributed import local_device
+
+_TOKENS = {"cpu": 1024, "cuda": 8192}  # of a micro-batch
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How a model is trained on ``device``.
+
+    ``quick``: products in bfloat16. ``save_memory``: activations of a layer are computed again in the backward pass.
+    """
+
+    device: torch.device
+    quick: bool
+    save_memory: bool
+
+    @classmethod
+    def here(cls, precision: Literal["auto", "float32", "bfloat16"]) -> Arithmetic:
+        """Return the arithmetic on this device; ``auto``: bfloat16 where it has instructions for that."""
+        device = local_device()
+        has_instructions = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_is_quick()
+        quick = has_instructions if precision == "auto" else precision == "bfloat16"
+        return cls(device, quick, save_memory=device.type == "cuda")
+
+    def windows_at_once(self, length: int) -> int:
+        """Return the windows of a micro-batch, before any is found to be too large."""
+        return max(_TOKENS[self.device.type] // length, 1)
+
+
+def _cpu_is_quick() -> bool:
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -1,0 +1,43 @@
+"""How many windows can be trained on in a given time, from the time of a few steps.
+
+Shapes: N windows, L sequence length.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from llmprune.checkpoint.open_decoder import open_decoder
+from llmprune.common.distributed import sum_over_processes, world_size
+from llmprune.recipe.model import ModelSource
+from llmprune.recipe.recover import Recover
+from llmprune.recover.arithmetic import Arithmetic
+from llmprune.recover.lessons import Lessons
+from llmprune.recover.student import Student
+
+_TIMED = 3  # windows, after one that is not
+_OF_TEACHER = 1 / 3  # of a training step: a forward pass of the dense model
+
+
+def windows_in(hours: float, repaired: ModelSource, *, settings: Recover, sample_NL: Tensor) -> int:
+    """Return the number of windows of ``sample_NL``'s length that all processes together can train on in so many hours.
+
+    The dense model's predictions are counted in. Nothing is trained.
+    """
+    student = Student(open_decoder(repaired), settings, arithmetic=Arithmetic.here(settings.precision))
+    lessons = Lessons(sample_NL[: _TIMED + 1], torch.arange(min(_TIMED + 1, len(sample_NL)))[None], None)
+    begin = 0.0
+    for row in lessons.order_SW[0].tolist():
+        if row <= 1:
+            begin = time.perf_counter()
+        rows_B = torch.tensor([row])
+        lessons.mean_loss(student.logits(lessons.windows_NL[rows_B]), rows_B).backward()  # type: ignore[no-untyped-call]
+        student.clip_gradients(1.0)
+    each = (time.perf_counter() - begin) / max(len(lessons.windows_NL) - 1, 1)
+    seconds = torch.tensor([each], dtype=torch.float64)
+    sum_over_processes([seconds])
+    of_teacher = _OF_TEACHER if settings.loss == "distillation" else 0.0
+    return max(int(hours * 3600 * world_size() ** 2 / (float(seconds) * (1 + of_teacher))), 1)

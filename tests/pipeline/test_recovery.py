@@ -1,0 +1,87 @@
+"""A run with ``recover``: from the repaired checkpoint to a trained, verified model, with figures in the report."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.commands import command, report_in, save_model, verify_here, write_recipe, write_text
+from safetensors.torch import load_file
+
+
+def recipe_of(folder: Path, **sections: Any) -> Path:
+    """Write a recipe that removes a layer of a tiny model and trains the rest on text of its own."""
+    text = write_text(folder / "text.txt")
+    recover = {"tokens": 24 * 32, "batch_tokens": 4 * 32, "check_every": 2, "data": {"self_generated": False}}
+    return write_recipe(
+        folder / "recipe.yaml",
+        save_model(folder / "dense"),
+        text,
+        calibration={"dataset": str(text), "samples": 4, "sequence_length": 32, "self_generated": 0},
+        evaluation={},
+        **{"recover": recover} | sections,
+    )
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the weights of a run's model."""
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def test_a_run_trains_what_it_repaired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model is nearer to the dense one than the repaired one is, which stays beside it; a second run reuses all."""
+    verify_here(monkeypatch)
+    recipe, run = recipe_of(tmp_path), tmp_path / "run"
+    done = command("run", recipe, "--output", run)
+    assert done.code == 0, done.err
+    recovery = report_in(run)["recovery"]
+    first, last = recovery["checks"][0], recovery["checks"][-1]
+    assert recovery["tokens"] == last["tokens"] == 24 * 32
+    assert last["divergence"].keys() == {str(tmp_path / "text.txt")}
+    assert sum(last["divergence"].values()) < sum(first["divergence"].values())
+    before = load_file(run / "repaired" / "model.safetensors")
+    assert before.keys() == weights(run).keys()
+    assert any(not torch.equal(before[name], tensor) for name, tensor in weights(run).items())
+    assert not (run / "recover.partial").exists()
+    made = (run / "recovery.json").stat().st_mtime_ns
+    assert command("run", recipe, "--output", run).code == 0
+    assert {step["name"]: step["reused"] for step in report_in(run)["steps"]}["recovery"]
+    assert (run / "recovery.json").stat().st_mtime_ns == made
+    shutil.rmtree(run / "model")
+    assert command("run", recipe, "--output", run).code == 0
+    assert (run / "model").is_dir()
+
+
+def test_any_checkpoint_is_trained_against_its_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``llmprune recover`` trains a model that was pruned before, and compares it with the model it was pruned from."""
+    verify_here(monkeypatch)
+    recipe = recipe_of(tmp_path, recover=None)
+    assert command("run", recipe, "--output", tmp_path / "run").code == 0
+    done = command(
+        *("recover", tmp_path / "run" / "model", "--against", tmp_path / "dense", "--tokens", str(24 * 32)),
+        *("--recipe", recipe, "--output", tmp_path / "trained", "--set", "recover.data.self_generated=false"),
+        *("--set", f"recover.batch_tokens={4 * 32}"),
+    )
+    assert done.code == 0, done.err
+    report = report_in(tmp_path / "trained")
+    checks = report["recovery"]["checks"]
+    assert sum(checks[-1]["divergence"].values()) < sum(checks[0]["divergence"].values())
+    assert report["recovery"]["against"] == str(tmp_path / "dense")
+    assert report["dense"]["layers"] == 4
+    assert report["pruned"]["layers"] == 2
+    assert not any(
+        torch.equal(weights(tmp_path / "trained")[name], value) for name, value in weights(tmp_path / "run").items()
+    )
+
+
+def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    """A dense model with another vocabulary cannot teach; the message says what to give."""
+    recipe = recipe_of(tmp_path)
+    other = save_model(tmp_path / "other", vocab_size=64)
+    refused = command("plan", recipe, "--set", f"recover.against={other}")
+    assert refused.code != 0
+    assert "64" in refused.err
+    assert "pruned from" in refused.err
