@@ -191,12 +191,12 @@ def _divided(
         enough = name in wanted and len(rows_NL) >= wanted[name] + settings.held_out
         held = settings.held_out if enough else settings.held_out_of(len(rows_NL))
         if not held:
-            notes.append(f"recover.data: {name} has no window that calibration and perplexity did not see; left out")
+            notes.append(f"{name} has no window that calibration and perplexity did not see, so recover leaves it out")
             continue
         if held < settings.held_out:
-            notes.append(f"recover.data: {name} has {len(rows_NL)} windows, of which {held} are held out")
+            notes.append(f"{name} has {len(rows_NL)} windows for recover, of which {held} are held out")
         elif enough and not wanted[name]:
-            notes.append(f"recover.data: {name} is not trained on: its share of the windows is below one")
+            notes.append(f"{name} is not trained on: its share of the windows for recover is below one")
         sources.append(SourceWindows(name, rows_NL[held:], rows_NL[:held]))
     return tuple(sources), tuple(notes)
 
