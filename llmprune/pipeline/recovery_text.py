@@ -31,7 +31,7 @@ from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.inputs import RunInputs
 from llmprune.pipeline.self_generated import openings, published_if_fitting, seeded
 from llmprune.pipeline.step_costs import measure_step
-from llmprune.planning.duration.generating import GENERATED_AT_A_TIME, RECOVERY_GENERATED
+from llmprune.planning.duration.generating import KEPT_TOGETHER, RECOVERY_GENERATED
 from llmprune.publish.generated_windows import KEY
 from llmprune.recipe.recover import SelfGenerated
 from llmprune.results import run_folder
@@ -73,10 +73,7 @@ class Writing:
 
     def batches(self) -> list[range]:
         """Return the windows of each batch that is kept."""
-        return [
-            range(start, min(start + GENERATED_AT_A_TIME, self.number))
-            for start in range(0, self.number, GENERATED_AT_A_TIME)
-        ]
+        return [range(start, min(start + KEPT_TOGETHER, self.number)) for start in range(0, self.number, KEPT_TOGETHER)]
 
 
 def _generated(context: RunContext, published: Path | None) -> Tensor:
@@ -140,7 +137,7 @@ def write_windows(inputs: RunInputs, writing: Writing, *, parts: Path, reduction
     parts.mkdir(parents=True, exist_ok=True)
     prompts_NP = openings(inputs, writing.number, seed=writing.seed)
     whole = WholeModel(lambda: load_model(inputs.recipe.reference))
-    batch_size = BatchSize(min(GENERATED_AT_A_TIME, writing.number), alone=True, reductions=reductions)
+    batch_size = BatchSize(min(KEPT_TOGETHER, writing.number), alone=True, reductions=reductions)
     done, batches = [], writing.batches()
     for index, batch in enumerate(batches):
         path = parts / f"{index:05d}.safetensors"
