@@ -65,7 +65,7 @@ class Training:
 
     def _train(self, interrupts: Interrupts) -> None:
         """Make steps until the end or the next setback."""
-        for step in track(range(self.progress.step, self.course.steps), TRAINING):
+        for step in track(range(self.progress.step, self.course.steps), TRAINING, detail=self._detail):
             begin = time.perf_counter()
             loss = self._step(step)
             self._note(loss, seconds=time.perf_counter() - begin)
@@ -94,6 +94,19 @@ class Training:
             self.student.optimizer.step()
             return value
         return math.nan
+
+    def _detail(self) -> str:
+        """Return how the training stands, in words."""
+        now, checks = self.progress, self.progress.checks
+        tokens = now.step * self._tokens_of_step
+        loss = f", loss {now.smoothed:.3f}" if now.smoothed is not None else ""
+        divergence = f", held-out divergence {checks[-1].mean_divergence:.3f}"
+        first = f" ({checks[0].mean_divergence:.3f} at first)" if len(checks) > 1 else ""
+        return f"{tokens:,} tokens{loss}{divergence}{first}"
+
+    @property
+    def _tokens_of_step(self) -> int:
+        return self.course.order_SW.shape[1] * self.lessons.windows_NL.shape[1]
 
     def _note(self, loss: float, *, seconds: float) -> None:
         """Record a step."""
@@ -142,7 +155,7 @@ class Training:
         losses, step = self.progress.losses, self.progress.step
         return RecoveryCheck(
             step=step,
-            tokens=step * self.course.order_SW.shape[1] * self.lessons.windows_NL.shape[1],
+            tokens=step * self._tokens_of_step,
             loss=sum(losses) / len(losses) if losses else None,
             divergence=measured.divergence,
             perplexity=measured.perplexity,
