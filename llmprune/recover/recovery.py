@@ -17,8 +17,9 @@ from torch import Tensor
 from llmprune.anatomy.meta_model import text_config
 from llmprune.checkpoint.open_decoder import open_decoder
 from llmprune.checkpoint.verify import Probe
-from llmprune.common.distributed import world_size
-from llmprune.common.out_of_memory import BatchSize
+from llmprune.common.distributed import rank, world_size
+from llmprune.common.errors import DeviceMemoryError, to_continue
+from llmprune.common.out_of_memory import BatchSize, describe_shortage, is_out_of_memory
 from llmprune.common.progress import track
 from llmprune.data.recovery_windows import RecoveryWindows
 from llmprune.layerwise.decoder import Decoder
@@ -73,13 +74,14 @@ class Recovery:
     def run(self) -> Recovered:
         """Train, and write the best weights if they are better than the repaired ones; every process calls it.
 
-        Raises KeyboardInterrupt after Ctrl-C, with the state saved.
+        Raises KeyboardInterrupt after Ctrl-C, with the state saved; DeviceError where several processes run out of
+        memory.
         """
         windows = self.windows
         predictions = self._predictions(windows.held_out_NL, "held-out windows", quick=False)
         held_out = HeldOut(predictions, windows.held_out_sources_N, windows.names, windows.begin)
         lessons, course = self._lessons()
-        found = self.micro_batch.run(TRAINING, lambda size: self._train(held_out, lessons, course=course, size=size))
+        found = self.micro_batch.run(TRAINING, lambda size: self._try(held_out, lessons, course=course, size=size))
         if found.folder is None:
             return found
         before, after = (self._measure_file(held_out, folder) for folder in (None, found.folder))
@@ -106,10 +108,27 @@ class Recovery:
 
         def work(batch_size: int) -> StoredPredictions:
             settings = TeacherSettings(self.settings.top_k, temperature, batch_size, quick)
-            folder = self.folder / "predictions" / settings.fingerprint(self.dense_identity, windows_NL)[:16]
+            part = settings.fingerprint(self.dense_identity, windows_NL)[:16]
+            folder = self.folder / "predictions" / f"{part}-{rank():05}"  # each process writes files of its own
             return store_predictions(self.dense(), windows_NL, folder=folder, settings=settings)
 
         return self.batch.run(f"recovery: predictions for {name}", work, release=lambda: self.dense().save_memory())
+
+    def _try(self, held_out: HeldOut, lessons: Lessons, *, course: Course, size: int) -> Recovered:
+        """Train. Several processes do not repeat it with less memory: FSDP2 has left the others in an exchange."""
+        try:
+            return self._train(held_out, lessons, course=course, size=size)
+        except RuntimeError as error:
+            if world_size() == 1 or not is_out_of_memory(error):
+                raise
+            place, _, cause = describe_shortage(error).partition("\n")
+            fewer = f"set recover.data.batch_size: {size // 2}, which changes the result by rounding only"
+            remedy = fewer if size > 1 else "set recover.method: lora, or a shorter recover.data.sequence_length"
+            windows = "1 window" if size == 1 else f"{size} windows"
+            raise DeviceMemoryError(
+                f"{TRAINING} ran out of memory on {place} of process {rank()} with {windows} at a time ({cause}); "
+                f"{remedy}, and {to_continue()}"
+            ) from error
 
     def _train(self, held_out: HeldOut, lessons: Lessons, *, course: Course, size: int) -> Recovered:
         """Train with micro-batches of ``size`` windows, and write the best weights."""

@@ -67,17 +67,20 @@ class Training:
         """Make steps until the end or the next setback."""
         for step in track(range(self.progress.step, self.course.steps), TRAINING, detail=self._detail):
             begin = time.perf_counter()
-            loss = self._step(step)
+            loss, stopped = self._step(step, interrupts)
             self._note(loss, seconds=time.perf_counter() - begin)
             if self._has_exploded() or (self.course.is_check(step + 1) and not self._check()):
                 return self._go_back()
-            if interrupts.arrived:
+            if stopped:
                 self.state.save(self.progress, self.student)
                 raise KeyboardInterrupt
         return None
 
-    def _step(self, step: int) -> float:
-        """Make one optimiser step; return its loss in nats per token, over the windows of all processes."""
+    def _step(self, step: int, interrupts: Interrupts) -> tuple[float, bool]:
+        """Make one optimiser step; return its loss in nats per token, over the windows of all processes.
+
+        The second value: whether any process was told to stop, so that all stop after the same step.
+        """
         self.student.optimizer.zero_grad(set_to_none=True)
         rows_W = self.lessons.order_SW[step]
         loss = torch.zeros(1, device=self.student.arithmetic.device)
@@ -87,13 +90,14 @@ class Training:
             share.backward()  # type: ignore[no-untyped-call]
             loss += share.detach()
         norm = self.student.clip_gradients(LARGEST_NORM)
-        sum_over_processes([loss])
-        value = float(loss) / world_size()
+        told = torch.tensor([float(interrupts.arrived)])
+        sum_over_processes([loss, told])
+        stopped, value = bool(told), float(loss) / world_size()
         if math.isfinite(value) and math.isfinite(norm):
             self.student.optimizer.param_groups[0]["lr"] = self.course.rate_of(step) * self.progress.scale
             self.student.optimizer.step()
-            return value
-        return math.nan
+            return value, stopped
+        return math.nan, stopped
 
     def _detail(self) -> str:
         """Return how the training stands, in words."""
