@@ -28,6 +28,7 @@ from llmprune.pipeline.verify_saved import SavedModel, verify_saved
 from llmprune.recipe.model import ModelSource
 from llmprune.recipe.recover import Recover
 from llmprune.recover.arithmetic import Arithmetic
+from llmprune.recover.beside import MatchingLayers, layers_after
 from llmprune.recover.recovery import Recovered, Recovery
 from llmprune.recover.timing import windows_in
 from llmprune.recover.training import MOST_SETBACKS
@@ -161,7 +162,16 @@ class _RecoveryStep:
             batch=context.batches.calibration,
             micro_batch=BatchSize(size, reductions=context.batches.calibration.reductions),
             max_shard_size=context.recipe.export.max_shard_size,
+            matching=self._matching(),
         )
+
+    def _matching(self) -> MatchingLayers | None:
+        """Return which layers' hidden states are compared; None where none are."""
+        recipe, weight = self.context.recipe, self.settings.hidden_states
+        if not weight:
+            return None
+        layers = len(self.context.inputs.reference)
+        return MatchingLayers(recipe.reference, layers_after(self.cut.layers, layers), weight)
 
     def _verified(self, found: Recovered) -> Verified:
         """Return the measurements of the fresh process; those of the repaired model where that remains."""

@@ -27,6 +27,7 @@ from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.recipe.model import ModelSource
 from llmprune.recipe.recover import Recover
 from llmprune.recover.arithmetic import Arithmetic
+from llmprune.recover.beside import DenseBeside, MatchingLayers
 from llmprune.recover.course import Course
 from llmprune.recover.held_out import HeldOut, Measured
 from llmprune.recover.lessons import Lessons, windows_of_this_process
@@ -57,7 +58,7 @@ class Recovery:
 
     ``dense``: opens the dense model, which ``dense_identity`` names. ``folder``, ``origin``: for the work files, and
     the fingerprint of what the training depends on. ``batch``: windows of a layer-wise pass. ``micro_batch``: windows
-    whose activations are in memory together.
+    whose activations are in memory together. ``matching``: layers whose hidden states are compared.
     """
 
     repaired: ModelSource
@@ -70,6 +71,7 @@ class Recovery:
     batch: BatchSize
     micro_batch: BatchSize
     max_shard_size: int
+    matching: MatchingLayers | None = None
 
     def run(self) -> Recovered:
         """Train, and write the best weights if they are better than the repaired ones; every process calls it.
@@ -136,7 +138,9 @@ class Recovery:
         arithmetic = Arithmetic.here(self.settings.precision)
         student = Student(open_decoder(self.repaired), self.settings, arithmetic=arithmetic)
         state = StateFolder(self.folder / "state", self.origin)
-        training = Training(student, lessons, held_out, course, state, size)
+        matching = self.matching
+        beside = DenseBeside(matching, arithmetic=arithmetic, sharding=student.sharding) if matching else None
+        training = Training(student, lessons, held_out, course, state, size, beside)
         progress = training.run()
         recovered = Recovered(progress, course, held_out.dense_perplexity())
         if not progress.best_step:

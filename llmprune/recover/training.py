@@ -11,12 +11,15 @@ from __future__ import annotations
 import logging
 import math
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from llmprune.common.distributed import sum_over_processes, world_size
 from llmprune.common.progress import track
+from llmprune.recover.beside import DenseBeside
 from llmprune.recover.course import Course
 from llmprune.recover.held_out import HeldOut, Measured
 from llmprune.recover.interrupts import Interrupts
@@ -35,7 +38,10 @@ _MEMORY = 0.9  # of the moving mean of the loss
 
 @dataclass
 class Training:
-    """One training of a student. ``micro_batch``: windows whose activations are in memory together."""
+    """One training of a student. ``micro_batch``: windows whose activations are in memory together.
+
+    ``beside``: the dense model whose hidden states the student's are trained towards.
+    """
 
     student: Student
     lessons: Lessons
@@ -43,6 +49,7 @@ class Training:
     course: Course
     state: StateFolder
     micro_batch: int
+    beside: DenseBeside | None = None
     progress: Progress = field(default_factory=Progress)
 
     def run(self) -> Progress:
@@ -85,10 +92,7 @@ class Training:
         rows_W = self.lessons.order_SW[step]
         loss = torch.zeros(1, device=self.student.arithmetic.device)
         for rows_B in torch.split(rows_W, self.micro_batch):
-            logits_BLV = self.student.logits(self.lessons.windows_NL[rows_B])
-            share = self.lessons.mean_loss(logits_BLV, rows_B) * (len(rows_B) / len(rows_W))
-            share.backward()  # type: ignore[no-untyped-call]
-            loss += share.detach()
+            loss += self._backward(rows_B, share=len(rows_B) / len(rows_W))
         norm = self.student.clip_gradients(LARGEST_NORM)
         told = torch.tensor([float(interrupts.arrived)])
         sum_over_processes([loss, told])
@@ -98,6 +102,17 @@ class Training:
             self.student.optimizer.step()
             return value, stopped
         return math.nan, stopped
+
+    def _backward(self, rows_B: Tensor, *, share: float) -> Tensor:
+        """Add the gradients of some windows, which are this share of a step; return their share of its loss."""
+        ids_BL = self.lessons.windows_NL[rows_B]
+        nothing: AbstractContextManager[list[Tensor]] = nullcontext([])
+        with self.beside.compared(self.student.layers, ids_BL) if self.beside else nothing as errors:
+            logits_BLV = self.student.logits(ids_BL)
+        loss = self.lessons.mean_loss(logits_BLV, rows_B) * share
+        whole = loss + self.beside.loss(errors) * share if self.beside else loss
+        whole.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
 
     def _detail(self) -> str:
         """Return how the training stands, in words."""

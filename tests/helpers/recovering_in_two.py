@@ -43,6 +43,7 @@ CASES = {
     "lora": Case("zeros", {"method": "lora"}),
     "zeros": Case("zeros"),
     "bfloat16": Case("bfloat16", {"method": "lora"}),
+    "hidden states": Case("llama", {"hidden_states": 0.5}),
     "setback": Case("llama", {"learning_rate": 0.9, "warmup": 0.0}),
 }
 

@@ -44,7 +44,7 @@ def progress(root: Path, name: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("name", ["full", "lora", "zeros", "bfloat16"])
+@pytest.mark.parametrize("name", ["full", "lora", "zeros", "bfloat16", "hidden states"])
 def test_two_processes_equal_one(root: Path, tmp_path: Path, name: str) -> None:
     """Weights, and divergence and training loss at each check, are those of one process up to rounding."""
     one, two = CASES[name].run(root, tmp_path), progress(root, name)
