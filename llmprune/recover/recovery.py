@@ -18,7 +18,7 @@ from llmprune.anatomy.meta_model import text_config
 from llmprune.checkpoint.open_decoder import open_decoder
 from llmprune.checkpoint.verify import Probe
 from llmprune.common.distributed import rank, world_size
-from llmprune.common.errors import DeviceMemoryError, to_continue
+from llmprune.common.errors import DeviceMemoryError, OutputError, to_continue
 from llmprune.common.out_of_memory import BatchSize, describe_shortage, is_out_of_memory
 from llmprune.common.progress import track
 from llmprune.data.recovery_windows import RecoveryWindows
@@ -43,6 +43,7 @@ class Recovered:
     """Outcome of a recovery. ``folder``: the checkpoint; None where the repaired weights are as good.
 
     ``probe``: logits of the trained model in memory; ``dense_perplexity``: on the held-out windows, by source.
+    ``ended``: the training was not to make all of its steps.
     """
 
     progress: Progress
@@ -50,6 +51,7 @@ class Recovered:
     dense_perplexity: dict[str, float]
     folder: Path | None = None
     probe: Probe | None = None
+    ended: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ class Recovery:
 
     ``dense``: opens the dense model, which ``dense_identity`` names. ``folder``, ``origin``: for the work files, and
     the fingerprint of what the training depends on. ``batch``: windows of a layer-wise pass. ``micro_batch``: windows
-    whose activations are in memory together. ``matching``: layers whose hidden states are compared.
+    whose activations are in memory together. ``matching``: layers whose hidden states are compared. ``end``: make no
+    more steps, but take the best weights that an earlier run has found.
     """
 
     repaired: ModelSource
@@ -72,12 +75,13 @@ class Recovery:
     micro_batch: BatchSize
     max_shard_size: int
     matching: MatchingLayers | None = None
+    end: bool = False
 
     def run(self) -> Recovered:
         """Train, and write the best weights if they are better than the repaired ones; every process calls it.
 
-        Raises KeyboardInterrupt after Ctrl-C, with the state saved; DeviceError where several processes run out of
-        memory.
+        Raises TrainingStopped after Ctrl-C, with the state saved; OutputError where a training is to end that was not
+        begun; DeviceError where several processes run out of memory.
         """
         windows = self.windows
         predictions = self._predictions(windows.held_out_NL, "held-out windows", quick=False)
@@ -136,13 +140,19 @@ class Recovery:
         """Train with micro-batches of ``size`` windows, and write the best weights."""
         self.dense().release()
         arithmetic = Arithmetic.here(self.settings.precision)
-        student = Student(open_decoder(self.repaired), self.settings, arithmetic=arithmetic)
         state = StateFolder(self.folder / "state", self.origin)
-        matching = self.matching
+        begun = state.load()
+        if self.end and begun is None:
+            raise OutputError(
+                "--end-recovery takes the best weights of a training, and none was begun with this recipe and this "
+                "number of processes; leave the option out"
+            )
+        student = Student(open_decoder(self.repaired), self.settings, arithmetic=arithmetic)
+        matching = None if self.end else self.matching
         beside = DenseBeside(matching, arithmetic=arithmetic, sharding=student.sharding) if matching else None
         training = Training(student, lessons, held_out, course, state, size, beside)
-        progress = training.run()
-        recovered = Recovered(progress, course, held_out.dense_perplexity())
+        progress = training.end(begun) if self.end and begun else training.run(begun)
+        recovered = Recovered(progress, course, held_out.dense_perplexity(), ended=self.end)
         if not progress.best_step:
             return recovered
         writer = RecoveredWriter(self.repaired, self.folder, max_shard_size=self.max_shard_size)

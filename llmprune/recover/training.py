@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from llmprune.common.distributed import sum_over_processes, world_size
+from llmprune.common.errors import TrainingStopped
 from llmprune.common.progress import track
 from llmprune.recover.beside import DenseBeside
 from llmprune.recover.course import Course
@@ -52,12 +53,11 @@ class Training:
     beside: DenseBeside | None = None
     progress: Progress = field(default_factory=Progress)
 
-    def run(self) -> Progress:
-        """Train to the end, from an earlier run's state where there is one; the student then has the best weights.
+    def run(self, found: Progress | None) -> Progress:
+        """Train to the end, from the state ``found`` of an earlier run; the student then has the best weights.
 
-        Raises KeyboardInterrupt, with the state saved, after the step in which Ctrl-C was pressed.
+        Raises TrainingStopped, with the state saved, after the step in which Ctrl-C was pressed.
         """
-        found = self.state.load()
         if found is None:
             self._check()
         else:
@@ -66,6 +66,14 @@ class Training:
         with Interrupts() as interrupts:
             while self.progress.step < self.course.steps and self.progress.setbacks <= MOST_SETBACKS:
                 self._train(interrupts)
+        return self._with_best()
+
+    def end(self, found: Progress) -> Progress:
+        """Make no more steps after those of an earlier run; the student then has the best weights so far."""
+        self.progress = found
+        return self._with_best()
+
+    def _with_best(self) -> Progress:
         if self.progress.best_step:
             self.state.restore_best(self.progress, self.student)
         return self.progress
@@ -80,7 +88,7 @@ class Training:
                 return self._go_back()
             if stopped:
                 self.state.save(self.progress, self.student)
-                raise KeyboardInterrupt
+                raise TrainingStopped(self.progress.step, self.course.steps, best=self.progress.best_step)
         return None
 
     def _step(self, step: int, interrupts: Interrupts) -> tuple[float, bool]:

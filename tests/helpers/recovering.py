@@ -51,6 +51,7 @@ def recovery(
     folder: Path,
     *,
     windows: RecoveryWindows | None = None,
+    end: bool = False,
     **settings: Any,
 ) -> Recovery:
     """Return a recovery of the pair's second model towards its first."""
@@ -76,6 +77,7 @@ def recovery(
         micro_batch=BatchSize(2),
         max_shard_size=10**9,
         matching=matching(pair[0], chosen.hidden_states) if chosen.hidden_states else None,
+        end=end,
     )
 
 
