@@ -16,7 +16,7 @@ from llmprune.results.run_folder import RunFolder
 class RunContext:
     """Recipe, plan, inputs, run folder and batch sizes of one run.
 
-    ``durations``: estimates of its parts, in the first process.
+    ``durations``: estimates of its parts, in the first process. ``end_recovery``: the training makes no more steps.
     """
 
     recipe: Recipe
@@ -25,3 +25,4 @@ class RunContext:
     folder: RunFolder
     batches: Batches
     durations: Durations | None = None
+    end_recovery: bool = False

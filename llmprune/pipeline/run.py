@@ -37,7 +37,7 @@ from llmprune.pipeline.evaluate import evaluate
 from llmprune.pipeline.finish import FinishedRun, push_as_requested, write_report
 from llmprune.pipeline.inputs import RunInputs
 from llmprune.pipeline.prune_checkpoint import prune_checkpoint
-from llmprune.pipeline.recover import recover_checkpoint
+from llmprune.pipeline.recover import recover_checkpoint, require_begun
 from llmprune.pipeline.recovery_text import windows_of_tokens
 from llmprune.pipeline.score_and_select import find_cut, find_scores
 from llmprune.pipeline.self_generated import add_self_generated, generated_in_folder
@@ -65,13 +65,15 @@ class RunOptions:
 
     ``fresh`` makes every product anew. ``measure_forward`` times plain forward passes of the dense model over the
     calibration tokens, for comparison. ``calibration_check`` repeats the selection on each source of the calibration
-    text, or on each half of a single one, and reports how far the cuts agree. ``generated``: files of windows that a
-    published run's dense model wrote, by their names in its repository, for a run that repeats it.
+    text, or on each half of a single one, and reports how far the cuts agree. ``end_recovery`` takes the best weights
+    of a training that was stopped, and trains no more. ``generated``: files of windows that a published run's dense
+    model wrote, by their names in its repository, for a run that repeats it.
     """
 
     fresh: bool = False
     measure_forward: bool = False
     calibration_check: bool = False
+    end_recovery: bool = False
     generated: Mapping[str, Path] = field(default_factory=dict)
 
 
@@ -116,7 +118,8 @@ def run_to_report(recipe: Recipe, output: Path, *, options: RunOptions) -> Finis
         folder = RunFolder.open(output, options.fresh, model=recipe.model.id, recipe=asked)
         inputs = RunInputs(recipe, anatomy, inputs=surveyed.inputs, reserve=_disk_needed(plan), devices=plan.devices)
         durations = _estimated(plan, options, loading=loading)
-        context = RunContext(recipe, plan, inputs, folder, Batches.planned(plan.batch_sizes), durations)
+        batches = Batches.planned(plan.batch_sizes)
+        context = RunContext(recipe, plan, inputs, folder, batches, durations, options.end_recovery)
         try:
             with expecting(durations.expected() if durations else ()):
                 report = _run_steps(context, options, asked=asked)
@@ -143,6 +146,8 @@ def _check_requirements(recipe: Recipe, plan: Plan, *, output: Path, options: Ru
         check_push(recipe.hub)
     if options.calibration_check:
         require_halves(recipe)
+    if options.end_recovery:
+        require_begun(output)
     fetch_tasks(recipe.evaluation)
     require_space(output, _disk_needed(plan), written=bytes_at_hand(output, fresh=options.fresh))
     _log_devices(recipe)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +115,49 @@ def test_a_sparse_model_stays_sparse(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert report["sparsity"]["violations"] == 0
     assert report["sparsity"]["zeros"] == report["sparsity"]["weights"] // 2
     assert report["recovery"]["best_step"] > 0
+
+
+def test_a_stopped_training_is_continued_or_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C says where the training is; ``--end-recovery`` goes on with its best weights, and the report says so.
+
+    The hidden states after the kept layers are compared too, which keeps no run from being stopped.
+    """
+    verify_here(monkeypatch)
+    recipe, run = recipe_of(tmp_path), tmp_path / "run"
+    arguments = ("run", recipe, "--output", run, "--set", "recover.hidden_states=0.5")
+    refused = command(*arguments, "--end-recovery")
+    assert refused.code == 2
+    assert "none was begun in" in refused.err
+    step = torch.optim.AdamW.step
+
+    def press(self: torch.optim.AdamW, closure: None = None) -> None:
+        signal.raise_signal(signal.SIGINT)
+        monkeypatch.setattr(torch.optim.AdamW, "step", step)
+        step(self, closure)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", press)
+    stopped = command(*arguments)
+    assert stopped.code == 130
+    last = stopped.err.splitlines()[-1]
+    assert last == (
+        "llmprune: stopped at step 2 of 6, best so far step 2; run the same command again to continue; "
+        "--end-recovery takes the best weights so far"
+    )
+    assert not (run / "model").exists()
+    ended = command(*arguments, "--end-recovery")
+    assert ended.code == 0, ended.err
+    recovery = report_in(run)["recovery"]
+    assert (recovery["steps"], recovery["best_step"]) == (2, 2)
+    assert recovery["notes"] == ["the training was ended with --end-recovery after 2 of 6 steps"]
+    assert (run / "model" / "config.json").is_file()
+    assert not (run / "recover.partial").exists()
+
+
+def test_hidden_states_of_unknown_layers_are_refused(tmp_path: Path) -> None:
+    """Where it is not known which layers were removed, both models need equally many."""
+    recipe = recipe_of(tmp_path)
+    other = save_model(tmp_path / "other", num_hidden_layers=6)
+    refused = command("plan", recipe, "--set", f"recover.against={other}", "--set", "recover.hidden_states=0.5")
+    assert refused.code != 0
+    assert "has 4 layers while" in refused.err
+    assert "prune and recover in one run" in refused.err
