@@ -158,23 +158,22 @@ class Training:
         windows_NL = self.held_out.predictions.windows_NL
         measured = self.held_out.measure(lambda row: self.student.logits(windows_NL[row, None])[0])
         checks = self.progress.checks
-        if checks and not measured.mean <= 1.5 * _mean(checks[0]) + 0.2:
+        if checks and not measured.mean <= 1.5 * checks[0].mean_divergence + 0.2:
             return False
-        best = min((_mean(check) for check in checks), default=math.inf)
+        best = min((check.mean_divergence for check in checks), default=math.inf)
         check = self._as_check(measured, kept=measured.mean < best)
         best_step = check.step if check.kept else self.progress.best_step
         self.progress = self.progress.model_copy(
             update={"checks": (*checks, check), "losses": (), "best_step": best_step}
         )
         self.state.save(self.progress, self.student)
-        first = self.progress.checks[0]
         logger.info(
             "recovery: step %d of %d, %s tokens, held-out divergence %.4f (%.4f at the beginning)",
             check.step,
             self.course.steps,
             f"{check.tokens:,}",
             measured.mean,
-            _mean(first),
+            self.progress.checks[0].mean_divergence,
         )
         return True
 
@@ -202,7 +201,3 @@ class Training:
             self.progress.step,
             scale,
         )
-
-
-def _mean(check: RecoveryCheck) -> float:
-    return sum(check.divergence.values()) / len(check.divergence)
