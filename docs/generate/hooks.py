@@ -30,6 +30,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "quality": results.quality,
     "peers": peer_results.peers,
     "calibrations": results.calibrations,
+    "recovery": results.recovery,
     "criteria": results.criteria,
     "half width": results.half_width,
     "forward passes": results.forward_passes,

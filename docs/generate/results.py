@@ -69,6 +69,20 @@ def calibrations() -> str:
     return as_table(["removed", "calibration", "settings", "WikiText / GSM8K / manual"], rows)
 
 
+def recovery() -> str:
+    """Excess before and after a training, by text."""
+    rows = []
+    for row in figures("recovery")["rows"]:
+        settings = "".join(f", `{setting}`" for setting in row["settings"])
+        told = f"{TARGETS[row['target']]}; {row['training']['tokens']:,} tokens{settings}"
+        excess = row["excess"]
+        rows.append(
+            [told, *(f"{excess['repaired'][text]:.3f} → {value:.3f}" for text, value in excess["trained"].items())]
+        )
+    texts = list(figures("recovery")["rows"][0]["excess"]["trained"])
+    return as_table(["removed; trained on", *texts], rows)
+
+
 def criteria() -> str:
     """Each criterion on one target, with and without refit."""
     rows = []
