@@ -161,6 +161,7 @@ class _RecoveryStep:
             batch=context.batches.calibration,
             micro_batch=BatchSize(size, reductions=context.batches.calibration.reductions),
             max_shard_size=context.recipe.export.max_shard_size,
+            predictions=context.predictions,
         )
 
     def _verified(self, found: Recovered) -> Verified:

@@ -39,6 +39,7 @@ from llmprune.pipeline.inputs import RunInputs
 from llmprune.pipeline.prune_checkpoint import prune_checkpoint
 from llmprune.pipeline.recover import recover_checkpoint
 from llmprune.pipeline.recovery_text import windows_of_tokens
+from llmprune.pipeline.rounds import after_earlier_rounds
 from llmprune.pipeline.score_and_select import find_cut, find_scores
 from llmprune.pipeline.self_generated import add_self_generated, generated_in_folder
 from llmprune.pipeline.source_check import check_sources, compares_sources
@@ -46,15 +47,16 @@ from llmprune.pipeline.step_costs import (
     time_dense_forward_pass,
 )
 from llmprune.planning.duration.estimate import Durations
-from llmprune.planning.plan import Plan, plan_and_check
+from llmprune.planning.plan import Plan, PlanningOutcome, plan_and_check
+from llmprune.planning.rounds import has_rounds
 from llmprune.planning.self_generated import ChosenNumbers
 from llmprune.planning.timing import estimate_durations
 from llmprune.publish.generated_windows import GENERATED, GENERATED_FOR_RECOVERY
 from llmprune.publish.preflight import check_push
 from llmprune.recipe.recipe import Recipe, refuse_tokens
-from llmprune.results.replacing import recipe_of_model
+from llmprune.results.replacing import recipe_of_model, remove
 from llmprune.results.report_schema import Report
-from llmprune.results.run_folder import PLAN, RunFolder, bytes_at_hand, fingerprint
+from llmprune.results.run_folder import PLAN, PREDICTIONS, ROUNDS, RunFolder, bytes_at_hand, fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -66,13 +68,15 @@ class RunOptions:
     ``fresh`` makes every product anew. ``measure_forward`` times plain forward passes of the dense model over the
     calibration tokens, for comparison. ``calibration_check`` repeats the selection on each source of the calibration
     text, or on each half of a single one, and reports how far the cuts agree. ``generated``: files of windows that a
-    published run's dense model wrote, by their names in its repository, for a run that repeats it.
+    published run's dense model wrote, by their names in its repository, for a run that repeats it. ``predictions``:
+    folder for the dense model's predictions that several rounds share.
     """
 
     fresh: bool = False
     measure_forward: bool = False
     calibration_check: bool = False
     generated: Mapping[str, Path] = field(default_factory=dict)
+    predictions: Path | None = None
 
 
 def run(
@@ -108,21 +112,57 @@ def run_to_report(recipe: Recipe, output: Path, *, options: RunOptions) -> Finis
         surveyed = plan_and_check(
             recipe, generated=ChosenNumbers() if options.fresh else generated_in_folder(recipe, output)
         )
-        (plan, anatomy), recipe = surveyed.require(), surveyed.inputs.recipe
+        plan = surveyed.require()[0]
         if plan.shortage:
             raise ModelError(plan.shortage)
         if is_first_process():
-            _check_requirements(recipe, plan, output=output, options=options)
-        folder = RunFolder.open(output, options.fresh, model=recipe.model.id, recipe=asked)
+            _check_requirements(surveyed.inputs.recipe, plan, output=output, options=options)
+        return _run_planned(surveyed, output, options, asked=asked, loading=loading)
+
+
+def _run_planned(
+    surveyed: PlanningOutcome, output: Path, options: RunOptions, *, asked: Mapping[str, Any], loading: float | None
+) -> FinishedRun:
+    """Run a recipe that was planned and checked: all its rounds. ``asked``: its values before the plan settled some."""
+    (plan, anatomy), recipe = surveyed.require(), surveyed.inputs.recipe
+    folder = RunFolder.open(output, options.fresh, model=recipe.model.id, recipe=asked)
+    try:
         inputs = RunInputs(recipe, anatomy, inputs=surveyed.inputs, reserve=_disk_needed(plan), devices=plan.devices)
         durations = _estimated(plan, options, loading=loading)
         context = RunContext(recipe, plan, inputs, folder, Batches.planned(plan.batch_sizes), durations)
-        try:
-            with expecting(durations.expected() if durations else ()):
-                report = _run_steps(context, options, asked=asked)
-        finally:
-            folder.close()
-    return FinishedRun(report, recipe, folder.path)
+        context = replace(context, predictions=options.predictions)
+        _begin(context, asked)
+        if has_rounds(recipe):
+            context, options = _after_earlier_rounds(context, options, surveyed=surveyed)
+        with expecting(context.durations.expected() if context.durations else ()):
+            report = _run_steps(context, options)
+        return FinishedRun(report, recipe, folder.path)
+    finally:
+        folder.close()
+
+
+def _after_earlier_rounds(
+    context: RunContext, options: RunOptions, *, surveyed: PlanningOutcome
+) -> tuple[RunContext, RunOptions]:
+    """Run the rounds before the last, and return context and options of the last one."""
+    rounds = context.folder.home / ROUNDS
+    predictions = rounds / PREDICTIONS
+    if options.fresh and is_first_process():
+        remove(rounds)
+
+    def run_round(surveyed: PlanningOutcome, output: Path, generated: Mapping[str, Path]) -> Report:
+        asked = recipe_of_model(surveyed.inputs.recipe)
+        own = RunOptions(generated=generated, predictions=predictions)
+        return _run_planned(surveyed, output, own, asked=asked, loading=None).report
+
+    context, generated = after_earlier_rounds(
+        context, surveyed=surveyed, generated=options.generated, run=run_round
+    )
+    durations = _estimated(context.plan, options, loading=None)
+    return (
+        replace(context, durations=durations, predictions=predictions),
+        replace(options, generated=generated),
+    )
 
 
 def _estimated(plan: Plan, options: RunOptions, *, loading: float | None) -> Durations | None:
@@ -161,12 +201,16 @@ def _log_devices(recipe: Recipe) -> None:
         logger.warning("devices: not used, because the launcher of this process has chosen its GPU")
 
 
-def _run_steps(context: RunContext, options: RunOptions, *, asked: Mapping[str, Any]) -> Report:
-    """Make every product. ``asked``: the recipe's own values, before the plan chose what it leaves open."""
+def _begin(context: RunContext, asked: Mapping[str, Any]) -> None:
+    """Read the texts and begin the run folder. ``asked``: the recipe's own values, before the plan chose some."""
     report_progress("reading text")
     context.inputs.read_texts()
     require_same_everywhere(context)
     _begin_folder(context, asked)
+
+
+def _run_steps(context: RunContext, options: RunOptions) -> Report:
+    """Make every product of one round."""
     add_self_generated(context, options.generated.get(GENERATED))
     lessons = windows_of_tokens(context, options.generated.get(GENERATED_FOR_RECOVERY))
     context.batches.settle(context.recipe, context.folder, sizes=context.plan.batch_sizes)
@@ -188,7 +232,9 @@ def _run_steps(context: RunContext, options: RunOptions, *, asked: Mapping[str, 
     )
     report = broadcast_from_first(compose_report(context, results))
     write_report(context.folder, report)
-    return push_as_requested(context.recipe, context.folder, report=report)
+    if context.earlier and context.predictions and is_first_process():
+        remove(context.predictions)
+    return push_as_requested(context.whole_recipe, context.folder, report=report)
 
 
 def _begin_folder(context: RunContext, asked: Mapping[str, Any]) -> None:
@@ -204,4 +250,5 @@ def _begin_folder(context: RunContext, asked: Mapping[str, Any]) -> None:
 
 def _disk_needed(plan: Plan) -> int:
     """Bytes of disk that a run needs: checkpoint in parts and joined, snapshots of hidden states, training files."""
-    return 2 * plan.disk + 2 * plan.memory.streams + (plan.recovery.disk if plan.recovery else 0)
+    largest = max([plan.disk, *(one.size.bytes for one in plan.rounds)])
+    return 2 * largest + 2 * plan.memory.streams + (plan.recovery.disk if plan.recovery else 0)

@@ -42,6 +42,7 @@ from llmprune.planning.planned_sizes import (
 )
 from llmprune.planning.recovery import RecoveryPlan, plan_recovery, recovery_shortage
 from llmprune.planning.reference import size_of_reference
+from llmprune.planning.rounds import PlannedRound, has_rounds, with_rounds
 from llmprune.planning.self_generated import NOTHING_CHOSEN, ChosenNumbers, about_self_generated, settle_self_generated
 from llmprune.planning.sparsity import SparsityPlan, planned_sparsity
 from llmprune.planning.text_inputs import TextInputs
@@ -74,6 +75,7 @@ class Plan(Figures):
     keep_kv_groups: int | None  # of attention heads, in each layer
     sparsity: SparsityPlan | None = None
     recovery: RecoveryPlan | None = None  # the training after the cut
+    rounds: tuple[PlannedRound, ...] = ()  # of cut and training, where there are several
     calibration: tuple[int, int]  # windows, tokens in each
     calibration_sources: tuple[CalibrationSource, ...] = ()
     begin_of_text: str | None = None  # that windows begin with; None for none, and where the tokenizer is not here yet
@@ -167,7 +169,12 @@ def plan_structure(
 
     def plan_on_machine() -> Plan:
         machine = this_machine(recipe.model, starts=starts, elsewhere=elsewhere)
-        return _plan(recipe, base, planned=planned, machine=machine)
+
+        def plan_one(recipe: Recipe, base: Base, planned: PlannedCut) -> Plan:
+            return _plan(recipe, base, planned=planned, machine=machine)
+
+        plan = plan_one(recipe, base, planned)
+        return with_rounds(plan, recipe, base=base, planned=planned, plan_one=plan_one) if has_rounds(recipe) else plan
 
     _, plan = errors.attempt("model", reads, work=plan_on_machine)
     return plan, base.anatomy
@@ -251,7 +258,8 @@ def _pruned_meta_model(recipe: Recipe, base: Base, *, planned: PlannedCut) -> Pr
     config = cut_config(
         base.config, base.anatomy, layers=keep, widths=widths, num_experts=planned.experts, kv_groups=kv_groups
     )
-    require_expressible(recipe.model, base.config, after=config, layers=keep)
+    if base.has_files:
+        require_expressible(recipe.model, base.config, after=config, layers=keep)
     pruned = build_meta_model(config, base.dense.dtype, trust_remote_code=recipe.model.trust_remote_code)
     changing = sizes_that_change(base.anatomy, widths, experts=planned.experts, kv_groups=kv_groups)
     check_layer_equivalence(base.dense, pruned, keep=keep, changing=changing)

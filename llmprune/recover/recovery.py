@@ -56,7 +56,8 @@ class Recovery:
 
     ``dense``: opens the dense model, which ``dense_identity`` names. ``folder``, ``origin``: for the work files, and
     the fingerprint of what the training depends on. ``batch``: windows of a layer-wise pass. ``micro_batch``: windows
-    whose activations are in memory together.
+    whose activations are in memory together. ``predictions``: folder for the dense model's predictions, which other
+    recoveries share; None: a work folder.
     """
 
     repaired: ModelSource
@@ -69,6 +70,7 @@ class Recovery:
     batch: BatchSize
     micro_batch: BatchSize
     max_shard_size: int
+    predictions: Path | None = None
 
     def run(self) -> Recovered:
         """Train, and write the best weights if they are better than the repaired ones; every process calls it.
@@ -106,7 +108,7 @@ class Recovery:
 
         def work(batch_size: int) -> StoredPredictions:
             settings = TeacherSettings(self.settings.top_k, temperature, batch_size, quick)
-            folder = self.folder / "predictions" / settings.fingerprint(self.dense_identity, windows_NL)[:16]
+            folder = (self.predictions or self.folder / "predictions") / settings.fingerprint(self.dense_identity, windows_NL)[:16]
             return store_predictions(self.dense(), windows_NL, folder=folder, settings=settings)
 
         return self.batch.run(f"recovery: predictions for {name}", work, release=lambda: self.dense().save_memory())

@@ -41,6 +41,8 @@ RECOVERY_WINDOWS_PARTS = "recover-generated.partial"  # the batches of an unfini
 RECOVERY, REPAIRED = "recovery.json", "repaired"  # figures of the training, and the checkpoint from before it
 RECOVERY_LENGTH = "recover-windows.txt"  # the number to train on, where the recipe gives hours
 RECOVERY_STATE = "recover.partial"  # of an unfinished training
+ROUNDS = "rounds"  # runs of the rounds before the last
+PREDICTIONS = "predictions.partial"  # of the dense model, in the folder of the rounds
 HIDDEN_STATES = "dense.partial"  # hidden-state cache that pass 1 writes for pass 2
 TASKS = "tasks"  # results of the pruned model, a file for each finished task
 _FORMAT = 2
@@ -300,5 +302,5 @@ def _lock(path: Path) -> IO[str]:
 
 
 def _clear(path: Path) -> None:
-    for name in (*_PRODUCTS, JOURNAL):  # the journal last: until then the folder is recognised as a run's
+    for name in (ROUNDS, *_PRODUCTS, JOURNAL):  # the journal last: until then the folder is recognised as a run's
         remove(path / name)

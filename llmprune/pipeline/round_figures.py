@@ -1,0 +1,40 @@
+"""Rows of a report for the rounds of cut and training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llmprune.results.composed_layers import compose_layers, layers_left
+from llmprune.results.recovery_figures import RecoveryFigures
+from llmprune.results.report_schema import LayerFigures, Report, RoundFigures, Size
+
+
+@dataclass(frozen=True)
+class Round:
+    """Layers of the model that a round cut, the size of its result, and its training."""
+
+    layers: tuple[LayerFigures, ...]
+    size: Size
+    recovery: RecoveryFigures | None
+
+
+def round_figures(earlier: Sequence[Report], last: Round) -> tuple[RoundFigures, ...]:
+    """Return a row for each round, from the reports of those before the last."""
+    rounds = [*(Round(report.layers, report.pruned, report.recovery) for report in earlier), last]
+    rows, left = [], [row.layer for row in rounds[0].layers]
+    for number, one in enumerate(rounds, start=1):
+        assert one.recovery is not None, "every round trains"
+        after = layers_left(compose_layers([before.layers for before in rounds[:number]]))
+        rows.append(
+            RoundFigures(
+                size=one.size,
+                removed_layers=tuple(layer for layer in left if layer not in after),
+                tokens=one.recovery.tokens,
+                before=one.recovery.before.mean_divergence,
+                after=one.recovery.saved.mean_divergence,
+                seconds=one.recovery.seconds,
+            )
+        )
+        left = after
+    return tuple(rows)
