@@ -83,16 +83,18 @@ class RecoveryWindows:
 
     def part(self, part: Part) -> RecoveryWindows:
         """Return the windows of one of several trainings that follow each other; all have the same held-out windows."""
+        import torch
+
         if part.of == 1:
             return self
         places = len(self.order_M) // part.of
         own_M = self.order_M[(part.number - 1) * places : part.number * places]
-        used_N, order_M = own_M.unique(return_inverse=True)
+        used_N = torch.tensor(sorted(set(own_M.tolist())))
         return replace(
             self,
             train_NL=self.train_NL[used_N],
             train_sources_N=self.train_sources_N[used_N],
-            order_M=order_M,
+            order_M=torch.searchsorted(used_N, own_M),
         )
 
 

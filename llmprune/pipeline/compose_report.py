@@ -126,7 +126,15 @@ def _warnings(context: RunContext, results: RunResults) -> tuple[str, ...]:
     slow_disk = warn_of_slow_disk(context.folder.steps)
     scored = results.scores.notes if results.scores is not None else ()
     untrained = warn_of_untrained_layers(results.pruned.records)
-    warnings = [*context.whole_plan.notes, *_about_rounds(context), *context.batches.reductions, *scored, *unrouted, *chosen.warnings, *slow_disk]
+    warnings = [
+        *context.whole_plan.notes,
+        *_about_rounds(context),
+        *context.batches.reductions,
+        *scored,
+        *unrouted,
+        *chosen.warnings,
+        *slow_disk,
+    ]
     warnings += untrained
     settled = settle_patterns(warnings, context.inputs.anatomy.patterns, keep=chosen.cut.layers)
     return (*settled, *([describe_heads(left_heads)] if left_heads else []), *results.measured.warnings)

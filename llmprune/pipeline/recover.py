@@ -26,7 +26,7 @@ from llmprune.pipeline.recovery_text import recovery_windows
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.pipeline.verify_saved import SavedModel, verify_saved
 from llmprune.recipe.model import ModelSource
-from llmprune.recipe.recover import Recover
+from llmprune.recipe.recover import Recover, SelfGenerated
 from llmprune.recover.arithmetic import Arithmetic
 from llmprune.recover.recovery import Recovered, Recovery
 from llmprune.recover.timing import windows_in
@@ -200,6 +200,7 @@ class _RecoveryStep:
             batch_tokens=step_tokens,
             learning_rate=found.course.rate,
             sources=self._sources(),
+            generated=own.samples if isinstance(own := self.settings.data.self_generated, SelfGenerated) else 0,
             dense_perplexity=found.dense_perplexity,
             checks=progress.checks,
             best_step=progress.best_step if found.folder else 0,

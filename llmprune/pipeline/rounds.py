@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Protocol
 
 from llmprune.checkpoint.pruned_source import pruned_source
 from llmprune.common.distributed import broadcast_from_first, is_first_process
@@ -25,7 +26,8 @@ from llmprune.pipeline.context import EarlierRounds, RunContext
 from llmprune.pipeline.inputs import RunInputs
 from llmprune.planning.checks import ErrorCollector
 from llmprune.planning.plan import PlanningOutcome, plan_structure
-from llmprune.planning.rounds import planned_cut, round_recipes
+from llmprune.planning.round_recipes import round_recipes
+from llmprune.planning.text_inputs import TextInputs
 from llmprune.publish.generated_windows import GENERATED, GENERATED_FOR_RECOVERY
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.load_report import load_report
@@ -40,24 +42,33 @@ from llmprune.results.run_folder import (
     fingerprint,
 )
 
-RunRound = Callable[[PlanningOutcome, Path, Mapping[str, Path]], Report]
+
+class RunRound(Protocol):
+    """Function that runs one round."""
+
+    def __call__(self, surveyed: PlanningOutcome, output: Path, *, generated: Mapping[str, Path]) -> Report:
+        """Run a round in its folder. ``generated``: files of windows that it takes, by their names when published."""
+        ...
+
+
 _LARGE = (REPAIRED, "scores.safetensors")  # that no later round reads
 _WEIGHTS, _MOST_ROUNDS = "*.safetensors", 10
 
 
 def after_earlier_rounds(
-    context: RunContext, *, surveyed: PlanningOutcome, generated: Mapping[str, Path], run: RunRound
+    context: RunContext, text: TextInputs, *, generated: Mapping[str, Path], run: RunRound
 ) -> tuple[RunContext, dict[str, Path]]:
     """Run the rounds before the last; return the last one's context, and the files of windows that it takes.
 
-    ``surveyed``: the plan of the whole recipe; ``generated``: files of windows that the first round takes; ``run``:
-    runs one round in its folder. Every process calls this. Raises what a run raises.
+    ``text``: inputs of the whole recipe, which are read; ``generated``: files of windows that the first round takes.
+    Every process calls this. Raises what a run raises.
     """
-    rounds = _Rounds(context, surveyed, context.folder.home / ROUNDS)
+    rounds = _Rounds(context, text, context.folder.home / ROUNDS)
     reports = rounds.finished()
     for number in range(1, len(rounds.recipes)):
         if number > len(reports):
-            reports.append(rounds.run(number, reports, generated if number == 1 else rounds.generated(), run=run))
+            taken = generated if number == 1 else rounds.generated()
+            reports.append(rounds.run(number, reports, run=partial(run, generated=taken)))
         rounds.tidy(number)
     last = rounds.survey(len(rounds.recipes), reports)
     (plan, anatomy), recipe = last.require(), last.inputs.recipe
@@ -73,14 +84,13 @@ class _Rounds:
     """Rounds of one run. ``folder``: of all of them."""
 
     context: RunContext
-    surveyed: PlanningOutcome
+    text: TextInputs
     folder: Path
 
     @cached_property
     def recipes(self) -> tuple[Recipe, ...]:
         """The recipe of each round, all with the model of the first."""
-        recipe, anatomy = self.context.recipe, self.context.inputs.anatomy
-        return round_recipes(recipe, anatomy, planned_cut(recipe, anatomy))
+        return round_recipes(self.context.recipe, self.context.inputs.anatomy)
 
     @cached_property
     def _origin(self) -> str:
@@ -117,9 +127,7 @@ class _Rounds:
                 break
         return reports if reports and any((self.folder / str(len(reports)) / "model").glob(_WEIGHTS)) else []
 
-    def run(
-        self, number: int, reports: Sequence[Report], generated: Mapping[str, Path], *, run: RunRound
-    ) -> Report:
+    def run(self, number: int, reports: Sequence[Report], *, run: Callable[[PlanningOutcome, Path], Report]) -> Report:
         """Run a round in its folder, or continue it, and record that it is finished."""
         rounds, folder = len(self.recipes), self.folder / str(number)
         survey = self.survey(number, reports)
@@ -130,7 +138,7 @@ class _Rounds:
             self._discard(number, recipe)
             folder.mkdir(parents=True, exist_ok=True)
         report_progress(f"round {number} of {rounds}: to {plan.pruned.layers} layers")
-        report = run(survey, folder, generated)
+        report = run(survey, folder)
         if is_first_process():
             record = {"recipe": recipe_of_model(self.recipes[number - 1]), "origin": self._origin}
             write_text(self._record(number), json.dumps(record, indent=1) + "\n")
@@ -146,7 +154,7 @@ class _Rounds:
         recipe = recipe.derived({"model": model})
         errors = ErrorCollector()
         plan, anatomy = plan_structure(recipe, errors)
-        inputs = self.surveyed.inputs.of_round(recipe, Part(number, len(self.recipes)))
+        inputs = self.text.of_round(recipe, Part(number, len(self.recipes)))
         return PlanningOutcome(plan, anatomy, inputs, errors)
 
     def tidy(self, number: int) -> None:

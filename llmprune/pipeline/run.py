@@ -48,8 +48,9 @@ from llmprune.pipeline.step_costs import (
 )
 from llmprune.planning.duration.estimate import Durations
 from llmprune.planning.plan import Plan, PlanningOutcome, plan_and_check
-from llmprune.planning.rounds import has_rounds
+from llmprune.planning.round_recipes import has_rounds
 from llmprune.planning.self_generated import ChosenNumbers
+from llmprune.planning.text_inputs import TextInputs
 from llmprune.planning.timing import estimate_durations
 from llmprune.publish.generated_windows import GENERATED, GENERATED_FOR_RECOVERY
 from llmprune.publish.preflight import check_push
@@ -117,32 +118,44 @@ def run_to_report(recipe: Recipe, output: Path, *, options: RunOptions) -> Finis
             raise ModelError(plan.shortage)
         if is_first_process():
             _check_requirements(surveyed.inputs.recipe, plan, output=output, options=options)
-        return _run_planned(surveyed, output, options, asked=asked, loading=loading)
+        return _run_planned(_Planned(surveyed, asked, loading), output, options=options)
 
 
-def _run_planned(
-    surveyed: PlanningOutcome, output: Path, options: RunOptions, *, asked: Mapping[str, Any], loading: float | None
-) -> FinishedRun:
-    """Run a recipe that was planned and checked: all its rounds. ``asked``: its values before the plan settled some."""
-    (plan, anatomy), recipe = surveyed.require(), surveyed.inputs.recipe
-    folder = RunFolder.open(output, options.fresh, model=recipe.model.id, recipe=asked)
+@dataclass(frozen=True)
+class _Planned:
+    """A recipe that was planned and checked. ``asked``: its values before the plan settled some."""
+
+    surveyed: PlanningOutcome
+    asked: Mapping[str, Any]
+    loading: float | None = None  # seconds in which this process loaded the libraries; None: not measured
+
+    @classmethod
+    def of_round(cls, surveyed: PlanningOutcome) -> _Planned:
+        """Return the plan of a round, whose recipe leaves nothing open."""
+        return cls(surveyed, recipe_of_model(surveyed.inputs.recipe))
+
+
+def _run_planned(planned: _Planned, output: Path, *, options: RunOptions) -> FinishedRun:
+    """Run all rounds of a recipe in the folder ``output``."""
+    (plan, anatomy), text = planned.surveyed.require(), planned.surveyed.inputs
+    folder = RunFolder.open(output, options.fresh, model=text.recipe.model.id, recipe=planned.asked)
     try:
-        inputs = RunInputs(recipe, anatomy, inputs=surveyed.inputs, reserve=_disk_needed(plan), devices=plan.devices)
-        durations = _estimated(plan, options, loading=loading)
-        context = RunContext(recipe, plan, inputs, folder, Batches.planned(plan.batch_sizes), durations)
-        context = replace(context, predictions=options.predictions)
-        _begin(context, asked)
-        if has_rounds(recipe):
-            context, options = _after_earlier_rounds(context, options, surveyed=surveyed)
+        inputs = RunInputs(text.recipe, anatomy, inputs=text, reserve=_disk_needed(plan), devices=plan.devices)
+        durations = _estimated(plan, options, loading=planned.loading)
+        batches = Batches.planned(plan.batch_sizes)
+        context = RunContext(text.recipe, plan, inputs, folder, batches, durations, predictions=options.predictions)
+        _begin(context, planned.asked)
+        if has_rounds(text.recipe):
+            context, options = _after_earlier_rounds(context, text, options=options)
         with expecting(context.durations.expected() if context.durations else ()):
             report = _run_steps(context, options)
-        return FinishedRun(report, recipe, folder.path)
+        return FinishedRun(report, text.recipe, folder.path)
     finally:
         folder.close()
 
 
 def _after_earlier_rounds(
-    context: RunContext, options: RunOptions, *, surveyed: PlanningOutcome
+    context: RunContext, text: TextInputs, *, options: RunOptions
 ) -> tuple[RunContext, RunOptions]:
     """Run the rounds before the last, and return context and options of the last one."""
     rounds = context.folder.home / ROUNDS
@@ -150,19 +163,13 @@ def _after_earlier_rounds(
     if options.fresh and is_first_process():
         remove(rounds)
 
-    def run_round(surveyed: PlanningOutcome, output: Path, generated: Mapping[str, Path]) -> Report:
-        asked = recipe_of_model(surveyed.inputs.recipe)
+    def run_round(surveyed: PlanningOutcome, output: Path, *, generated: Mapping[str, Path]) -> Report:
         own = RunOptions(generated=generated, predictions=predictions)
-        return _run_planned(surveyed, output, own, asked=asked, loading=None).report
+        return _run_planned(_Planned.of_round(surveyed), output, options=own).report
 
-    context, generated = after_earlier_rounds(
-        context, surveyed=surveyed, generated=options.generated, run=run_round
-    )
+    context, generated = after_earlier_rounds(context, text, generated=options.generated, run=run_round)
     durations = _estimated(context.plan, options, loading=None)
-    return (
-        replace(context, durations=durations, predictions=predictions),
-        replace(options, generated=generated),
-    )
+    return replace(context, durations=durations, predictions=predictions), replace(options, generated=generated)
 
 
 def _estimated(plan: Plan, options: RunOptions, *, loading: float | None) -> Durations | None:

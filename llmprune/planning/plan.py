@@ -42,7 +42,8 @@ from llmprune.planning.planned_sizes import (
 )
 from llmprune.planning.recovery import RecoveryPlan, plan_recovery, recovery_shortage
 from llmprune.planning.reference import size_of_reference
-from llmprune.planning.rounds import PlannedRound, has_rounds, with_rounds
+from llmprune.planning.round_recipes import has_rounds
+from llmprune.planning.rounds import PlannedRound, RoundToPlan, with_rounds
 from llmprune.planning.self_generated import NOTHING_CHOSEN, ChosenNumbers, about_self_generated, settle_self_generated
 from llmprune.planning.sparsity import SparsityPlan, planned_sparsity
 from llmprune.planning.text_inputs import TextInputs
@@ -169,12 +170,14 @@ def plan_structure(
 
     def plan_on_machine() -> Plan:
         machine = this_machine(recipe.model, starts=starts, elsewhere=elsewhere)
+        plan = _plan(recipe, base, planned=planned, machine=machine)
+        if not has_rounds(recipe):
+            return plan
 
-        def plan_one(recipe: Recipe, base: Base, planned: PlannedCut) -> Plan:
-            return _plan(recipe, base, planned=planned, machine=machine)
+        def plan_one(one: RoundToPlan) -> Plan:
+            return _plan(one.recipe, one.base, planned=one.planned, machine=machine)
 
-        plan = plan_one(recipe, base, planned)
-        return with_rounds(plan, recipe, base=base, planned=planned, plan_one=plan_one) if has_rounds(recipe) else plan
+        return with_rounds(plan, recipe, base=base, plan_one=plan_one)
 
     _, plan = errors.attempt("model", reads, work=plan_on_machine)
     return plan, base.anatomy

@@ -108,7 +108,9 @@ class Recovery:
 
         def work(batch_size: int) -> StoredPredictions:
             settings = TeacherSettings(self.settings.top_k, temperature, batch_size, quick)
-            folder = (self.predictions or self.folder / "predictions") / settings.fingerprint(self.dense_identity, windows_NL)[:16]
+            folder = (self.predictions or self.folder / "predictions") / settings.fingerprint(
+                self.dense_identity, windows_NL
+            )[:16]
             return store_predictions(self.dense(), windows_NL, folder=folder, settings=settings)
 
         return self.batch.run(f"recovery: predictions for {name}", work, release=lambda: self.dense().save_memory())

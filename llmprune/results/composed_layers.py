@@ -46,9 +46,10 @@ def compose_sources(found: SourceFigures, left: Sequence[int], *, layers: int) -
 
 
 def _composed(before: LayerFigures, row: LayerFigures) -> LayerFigures:
-    kept = {"experts_kept": None, "kv_groups_kept": None}
+    kept = {}
     if not row.removed:
-        kept = {name: _indices(getattr(before, name), getattr(row, name)) for name in kept}
+        for name in ("experts_kept", "kv_groups_kept"):
+            kept[name] = _indices(getattr(before, name), getattr(row, name))
     scored = {
         name: getattr(row, name) if getattr(row, name) is not None else getattr(before, name)
         for name in ("importance", "score_share", "kv_groups_share")
