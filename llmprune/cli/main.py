@@ -20,10 +20,12 @@ from llmprune.cli.options import CommandLine
 from llmprune.cli.recover_commands import recover
 from llmprune.cli.report_commands import compare, report
 from llmprune.cli.run_commands import plan, reevaluate, run
-from llmprune.common.errors import LLMPruneError, to_continue
+from llmprune.common.errors import LLMPruneError, TrainingStopped, to_continue
 from llmprune.common.hub.secrets import redact, redact_logs
 from llmprune.common.printing import print_lines, printable_message
 from llmprune.service.cli import commands as service_commands
+
+_CONTINUED = ("run", "recover")  # commands that go on where they were stopped
 
 
 class _Terminated(KeyboardInterrupt):
@@ -54,8 +56,10 @@ class _CommandGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
-            again = f"; {to_continue()}" if ctx.invoked_subcommand == "run" else ""
-            typer.echo(f"llmprune: stopped{again}", err=True)
+            again = f"; {to_continue()}" if ctx.invoked_subcommand in _CONTINUED else ""
+            if isinstance(stop, TrainingStopped):
+                again += "; --end-recovery takes the best weights so far"
+            typer.echo(f"llmprune: {stop if isinstance(stop, TrainingStopped) else 'stopped'}{again}", err=True)
             raise typer.Exit(143 if isinstance(stop, _Terminated) else 130) from None
 
 

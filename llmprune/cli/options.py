@@ -27,6 +27,13 @@ Gpus = Annotated[
     str,
     typer.Option("--devices", help="GPUs to use: all, a number of them, or their indices, such as 0,2 or [0]."),
 ]
+EndRecovery = Annotated[
+    bool,
+    typer.Option(
+        "--end-recovery",
+        help="Train no more: take the best weights of the training that was stopped, and go on with them.",
+    ),
+]
 FinishedFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id or folder.")]
 

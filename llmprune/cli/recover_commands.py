@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from llmprune.cli.options import Overrides
+from llmprune.cli.options import EndRecovery, Overrides
 from llmprune.cli.run_commands import run_recipe
 from llmprune.recipe.recipe import Recipe
 
@@ -33,6 +33,7 @@ def recover(
     ] = None,
     overrides: Overrides = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over.")] = False,
+    end_recovery: EndRecovery = False,
 ) -> None:
     """Train a pruned model on the dense model's predictions. Run again on the same folder to continue."""
     text = recipe.read_text(encoding="utf-8") if recipe else "model: {}\n"
@@ -44,4 +45,4 @@ def recover(
         settings.append(f"calibration.samples={_SAMPLES}")
     parsed = Recipe.parse(text, [*settings, *(overrides or [])], source=str(recipe or "arguments"))
     folder = output or Path("runs") / f"{Path(checkpoint).resolve().name}-recovered"
-    run_recipe(context, parsed, folder=folder, fresh=fresh)
+    run_recipe(context, parsed, folder=folder, fresh=fresh, end_recovery=end_recovery)

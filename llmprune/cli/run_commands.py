@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmprune.cli.options import CommandLine, FinishedFolder, Json, Overrides, RecipePlace, console
+from llmprune.cli.options import CommandLine, EndRecovery, FinishedFolder, Json, Overrides, RecipePlace, console
 from llmprune.common.errors import RecipeError
 from llmprune.common.libraries import import_libraries, seconds_of_imports
 from llmprune.common.printing import printable
@@ -73,6 +73,7 @@ def run(
             "report how far they agree.",
         ),
     ] = False,
+    end_recovery: EndRecovery = False,
 ) -> None:
     """Prune a model as a recipe says. Run again on the same folder to continue."""
     parsed, record = _load_recipe(recipe, overrides)
@@ -88,6 +89,7 @@ def run(
         fresh=fresh,
         measure_forward=measure_forward,
         calibration_check=calibration_check,
+        end_recovery=end_recovery,
         generated={} if record is None else fetch_all_generated(recipe, record),
     )
     report = _run_here(parsed, folder, options=options)
@@ -96,7 +98,7 @@ def run(
     leave_process_group()
 
 
-def run_recipe(context: typer.Context, recipe: Recipe, *, folder: Path, fresh: bool) -> None:
+def run_recipe(context: typer.Context, recipe: Recipe, *, folder: Path, fresh: bool, end_recovery: bool) -> None:
     """Run a recipe that a command has composed, in a process for each chosen GPU."""
     import_libraries(announced=True)
     if context.obj is not None and _run_on_every_gpu(context.obj, recipe, halves=False):
@@ -104,7 +106,7 @@ def run_recipe(context: typer.Context, recipe: Recipe, *, folder: Path, fresh: b
     from llmprune.common.distributed import leave_process_group
     from llmprune.pipeline.run import RunOptions
 
-    _run_here(recipe, folder, options=RunOptions(fresh=fresh))
+    _run_here(recipe, folder, options=RunOptions(fresh=fresh, end_recovery=end_recovery))
     leave_process_group()
 
 

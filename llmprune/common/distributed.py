@@ -27,6 +27,7 @@ from llmprune.common.peers import Peers
 from llmprune.common.printing import printable
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.distributed_c10d import Store
 
 T = TypeVar("T")
@@ -254,6 +255,17 @@ def broadcast_from_first(value: T) -> T:
     _state()
     shared: list[T] = broadcast_object_list([value])
     return shared[0]
+
+
+def mesh_of_processes() -> DeviceMesh:
+    """Return the mesh of all processes, in one dimension, for libraries that shard a model over them.
+
+    Their exchanges follow no rendezvous: the processes must come to each in the same order.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+
+    _state()
+    return init_device_mesh(local_device().type, (world_size(),))
 
 
 def shared_accelerator() -> Any:

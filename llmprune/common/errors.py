@@ -108,6 +108,14 @@ class PeerError(LLMPruneError):
     """Another process of this run failed, died, or is at another step."""
 
 
+class TrainingStopped(KeyboardInterrupt):
+    """Ctrl-C in a training, whose state is saved after ``step`` of ``steps``. ``best``: 0 where no step helped."""
+
+    def __init__(self, step: int, steps: int, *, best: int) -> None:
+        found = f"best so far step {best}" if best else "no better so far than before the training"
+        super().__init__(f"stopped at step {step} of {steps}, {found}")
+
+
 class GateNotMet(LLMPruneError):
     """The retention is below the gate, or not certain to reach it. A run raises it after its report is written."""
 

@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -42,14 +42,16 @@ class _Lines:
         self._done: int | None = None
         self._total: int | None = None
         self._left: float | None = None  # seconds
+        self._detail = ""
 
-    def note(self, step: str, done: int | None, *, total: int | None, left: float | None) -> None:
+    def note(self, step: str, done: int | None, *, total: int | None, left: float | None, detail: str | None) -> None:
         """Record the progress of a step, and print a line where it is new. ``left``: seconds."""
         with self._lock:
             new = step != self._step
             if new:
                 self._step, self._began = step, time.monotonic()
             self._done, self._total, self._left = done, total, left
+            self._detail = f", {detail}" if detail else ""
             if new:
                 whole = time_left()
                 long = whole is not None and whole.seconds >= _WORTH_SAYING
@@ -62,7 +64,7 @@ class _Lines:
                 done = f", {self._done} of {self._total} done" if self._done is not None and self._total else ""
                 left = f", about {_minutes(self._left)} left" if self._left is not None else ""
                 whole = _in_all(time_left())
-                self._print(f"{done}, for {_minutes(time.monotonic() - self._began)} now{left}{whole}")
+                self._print(f"{done}{self._detail}, for {_minutes(time.monotonic() - self._began)} now{left}{whole}")
 
     def _print(self, details: str) -> None:
         with suppress(OSError, ValueError):  # a run must not end because standard error is closed
@@ -120,11 +122,17 @@ def lines_without_terminal() -> Iterator[None]:
 
 
 def report_progress(
-    step: str, done: int | None = None, *, total: int | None = None, since: float | None = None
+    step: str,
+    done: int | None = None,
+    *,
+    total: int | None = None,
+    since: float | None = None,
+    detail: str | None = None,
 ) -> None:
     """Report the progress of a step in printed lines and in the progress file, where the environment names one.
 
-    ``since``: time.monotonic() when the step began. Only the first of several processes reports.
+    ``since``: time.monotonic() when the step began; ``detail``: how it stands, in words. Only the
+    first of several processes reports.
     """
     if not is_first_of_launcher():
         return
@@ -132,9 +140,8 @@ def report_progress(
         _forecast.note(step, done, total=total, since=since)
     seconds = time.monotonic() - since if since is not None else None
     if _lines is not None:
-        _lines.note(
-            step, done, total=total, left=seconds / done * (total - done) if seconds and done and total else None
-        )
+        left = seconds / done * (total - done) if seconds and done and total else None
+        _lines.note(step, done, total=total, left=left, detail=detail)
     path = os.environ.get(PROGRESS_FILE)
     if not path:
         return
@@ -144,6 +151,7 @@ def report_progress(
         "done": done,
         "total": total,
         "seconds": seconds,
+        "detail": detail,
         "run_seconds_left": round(whole.seconds, 1) if whole is not None and whole.is_complete else None,
     }
     with suppress(OSError):  # a full disk must not end the run here
@@ -152,11 +160,14 @@ def report_progress(
         temporary.replace(path)
 
 
-def track(items: Iterable[int], what: str) -> Iterator[int]:
-    """Yield layers, with a progress bar that shows how many are done, time spent and time left."""
+def track(items: Iterable[int], what: str, *, detail: Callable[[], str] | None = None) -> Iterator[int]:
+    """Yield layers, with a progress bar that shows how many are done, time spent and time left.
+
+    ``detail``: returns how the work stands, in words.
+    """
     console = PlainConsole(stderr=True)
     total = len(items) if isinstance(items, Sized) else None
-    reported = _reported(items, what, total=total)
+    reported = _reported(items, what, total=total, detail=detail)
     if not console.is_terminal:
         yield from reported
         return
@@ -168,6 +179,7 @@ def track(items: Iterable[int], what: str) -> Iterator[int]:
         TextColumn("left"),
         TimeRemainingColumn(),
         _LeftInAll(),
+        *([] if detail is None else [_Detail(detail)]),
     )
     with Progress(*columns, console=console) as progress:
         yield from progress.track(reported, total=total, description=what)
@@ -181,11 +193,23 @@ class _LeftInAll(ProgressColumn):
         return Text(_in_all(time_left()).removeprefix(", "))
 
 
-def _reported(items: Iterable[int], what: str, *, total: int | None) -> Iterator[int]:
+class _Detail(ProgressColumn):
+    """How the work stands."""
+
+    def __init__(self, detail: Callable[[], str]) -> None:
+        super().__init__()
+        self._detail = detail
+
+    def render(self, task: Task) -> Text:
+        """Return the text of the column."""
+        return Text(self._detail())
+
+
+def _reported(items: Iterable[int], what: str, *, total: int | None, detail: Callable[[], str] | None) -> Iterator[int]:
     """Yield the items and report each when it begins."""
     since = time.monotonic()
     for done, item in enumerate(items):
-        report_progress(what, done, total=total, since=since)
+        report_progress(what, done, total=total, since=since, detail=detail and detail())
         yield item
 
 

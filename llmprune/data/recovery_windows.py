@@ -56,8 +56,11 @@ class SourceWindows:
 
 
 @dataclass(frozen=True)
-class RecoveryText:
-    """Windows of each source of text. ``begin``: the begin-of-text ids that they begin with."""
+class RecoverySources:
+    """Windows of each source of text, and notes on sources that have too few.
+
+    ``begin``: the begin-of-text ids that windows begin with.
+    """
 
     sources: tuple[SourceWindows, ...]
     begin: tuple[int, ...]
@@ -105,7 +108,7 @@ def load_recovery_text(
     number: int,
     settings: Recover,
     used: Sequence[UsedText],
-) -> RecoveryText:
+) -> RecoverySources:
     """Read ``number`` windows for the training that are in none of the texts ``used``, and held-out windows.
 
     These are fewer where the text is short. ``windows``: the section with its sequence length, as resolved by the
@@ -130,11 +133,11 @@ def load_recovery_text(
     sources, notes = _divided(found, settings, wanted=dict(zip(names, wanted, strict=True)))
     if number and not any(len(source.train_NL) for source in sources):
         raise CalibrationError(_nothing_left(sources, used=used, length=read[0].shape[1]))
-    return RecoveryText(sources, begin, notes)
+    return RecoverySources(sources, begin, notes)
 
 
 def arrange(
-    text: RecoveryText, generated_NL: Tensor | None, *, number: int, settings: Recover, seed: int
+    text: RecoverySources, generated_NL: Tensor | None, *, number: int, settings: Recover, seed: int
 ) -> RecoveryWindows:
     """Return ``number`` windows of a training on text and on windows that the dense model wrote, in their order.
 
@@ -212,12 +215,12 @@ def _divided(
         enough = name in wanted and len(rows_NL) >= wanted[name] + settings.held_out
         held = settings.held_out if enough else settings.held_out_of(len(rows_NL))
         if not held:
-            notes.append(f"recover.data: {name} has no window that calibration and perplexity did not see; left out")
+            notes.append(f"{name} has no window that calibration and perplexity did not see, so recover leaves it out")
             continue
         if held < settings.held_out:
-            notes.append(f"recover.data: {name} has {len(rows_NL)} windows, of which {held} are held out")
+            notes.append(f"{name} has {len(rows_NL)} windows for recover, of which {held} are held out")
         elif enough and not wanted[name]:
-            notes.append(f"recover.data: {name} is not trained on: its share of the windows is below one")
+            notes.append(f"{name} is not trained on: its share of the windows for recover is below one")
         sources.append(SourceWindows(name, rows_NL[held:], rows_NL[:held]))
     return tuple(sources), tuple(notes)
 

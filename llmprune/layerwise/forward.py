@@ -134,10 +134,10 @@ class LayerwiseForward:
         self.hidden_states = HiddenStates()
         self.calls = []
 
-    def on(self, streams: HiddenStates) -> LayerwiseForward:
+    def on(self, hidden_states: HiddenStates) -> LayerwiseForward:
         """Return a forward pass through the same decoder that advances other hidden states of the same windows."""
         other = copy(self)
-        other.hidden_states = streams
+        other.hidden_states = hidden_states
         return other
 
     def copy(self, tokens: slice = slice(None)) -> HiddenStates:

@@ -23,13 +23,13 @@ from llmprune.evaluation.recovery_scores import compare_recovery
 from llmprune.evaluation.retention import CONFIDENCE, compare
 from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.prune_checkpoint import PrunedCheckpoint
-from llmprune.pipeline.round_figures import Round, round_figures
+from llmprune.pipeline.round_figures import Round, about_rounds, round_figures, source_figures
 from llmprune.pipeline.score_and_select import ChosenCut
 from llmprune.pipeline.step_costs import warn_of_slow_disk, with_forward_ratios
 from llmprune.planning.tool_compatibility import settle_patterns
 from llmprune.prune.records import LayerRecord
 from llmprune.recipe.sparsity import Sparsity
-from llmprune.results.composed_layers import compose_layers, compose_sources, layers_left
+from llmprune.results.composed_layers import compose_layers
 from llmprune.results.formatting import plural, ranges
 from llmprune.results.recovery_figures import RecoveryFigures, RecoveryScores
 from llmprune.results.report_schema import (
@@ -84,7 +84,7 @@ def compose_report(context: RunContext, results: RunResults) -> Report:
         layers=compose_layers([*(report.layers for report in earlier), layers]),
         sparsity=_sparsity_figures(recipe.sparsity, skipped, counts=pruned.verified.sparse),
         stability=results.stability,
-        sources=_source_figures(context, results.sources),
+        sources=source_figures(earlier, results.sources),
         recovery=recovery,
         rounds=round_figures(earlier, Round(layers, pruned.size, recovery)) if earlier else (),
         recovery_scores=recovery_scores(measured, confidence=confidence),
@@ -128,7 +128,7 @@ def _warnings(context: RunContext, results: RunResults) -> tuple[str, ...]:
     untrained = warn_of_untrained_layers(results.pruned.records)
     warnings = [
         *context.whole_plan.notes,
-        *_about_rounds(context),
+        *about_rounds(context.earlier),
         *context.batches.reductions,
         *scored,
         *unrouted,
@@ -138,24 +138,6 @@ def _warnings(context: RunContext, results: RunResults) -> tuple[str, ...]:
     warnings += untrained
     settled = settle_patterns(warnings, context.inputs.anatomy.patterns, keep=chosen.cut.layers)
     return (*settled, *([describe_heads(left_heads)] if left_heads else []), *results.measured.warnings)
-
-
-def _about_rounds(context: RunContext) -> list[str]:
-    """Return a note on what counts the layers of another model than the first, where there are several rounds."""
-    if context.earlier is None:
-        return []
-    number = len(context.earlier.reports)
-    return [
-        f"cut.json is the cut of the last of {number + 1} rounds, relative to the model of round {number}; the layers "
-        "in this report are those of the first dense model, with the figures of the last round that saw them"
-    ]
-
-
-def _source_figures(context: RunContext, found: SourceFigures | None) -> SourceFigures | None:
-    if found is None or context.earlier is None:
-        return found
-    before = compose_layers([report.layers for report in context.earlier.reports])
-    return compose_sources(found, layers_left(before), layers=len(before))
 
 
 def warn_of_unrouted_experts(scores: Scores) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,11 +25,26 @@ class EarlierRounds:
 
 
 @dataclass(frozen=True)
+class AmongRounds:
+    """Place of one of several rounds: the layers of the first dense model that it begins with.
+
+    ``predictions``: folder for the dense model's predictions that all rounds share.
+    """
+
+    layers: tuple[int, ...]
+    predictions: Path
+
+    def kept(self, layers: Sequence[int]) -> tuple[int, ...]:
+        """Return the indices in the first dense model of layers that a cut of this round keeps."""
+        return tuple(self.layers[index] for index in layers)
+
+
+@dataclass(frozen=True)
 class RunContext:
     """Recipe, plan, inputs, run folder and batch sizes of one run.
 
-    ``durations``: estimates of its parts, in the first process. ``earlier``: rounds before this one, whose recipe and
-    plan are those of the last round. ``predictions``: folder for the dense model's predictions that rounds share.
+    ``durations``: estimates of its parts, in the first process. ``end_recovery``: the training makes no more steps.
+    ``among``: of a run that is one of several rounds; ``earlier``: of the last round, whose recipe and plan are here.
     """
 
     recipe: Recipe
@@ -37,8 +53,9 @@ class RunContext:
     folder: RunFolder
     batches: Batches
     durations: Durations | None = None
+    end_recovery: bool = False
+    among: AmongRounds | None = None
     earlier: EarlierRounds | None = None
-    predictions: Path | None = None
 
     @property
     def whole_recipe(self) -> Recipe:

@@ -115,7 +115,7 @@ def _measure_predictions(
     memory, folder = recipe.calibration.stream_memory, context.folder.path
 
     def measure(batch_size: int) -> tuple[PerplexityFigures, DivergenceFigures]:
-        store = HiddenStateStore(memory, folder, device_bytes=inputs.stream_bytes)
+        store = HiddenStateStore(memory, folder, device_bytes=inputs.hidden_state_bytes)
         return measure_predictions(settings, decoders, held_out=held_out, batch_size=batch_size, store=store)
 
     def evict() -> None:

@@ -237,12 +237,12 @@ class RunInputs:
         place = folder / HIDDEN_STATES
         cached = broadcast_from_first(self._fits_on_disk(place, key, size=size) if is_first_process() else False)
         cache = HiddenStateCache(place, f"{key}-{rank()}") if cached else None
-        return HiddenStateStore(calibration.stream_memory, folder, cache, self.stream_bytes)
+        return HiddenStateStore(calibration.stream_memory, folder, cache, self.hidden_state_bytes)
 
     @property
-    def stream_bytes(self) -> int:
+    def hidden_state_bytes(self) -> int:
         """Bytes of hidden states that stay on the devices together; none after a device ran out of memory."""
-        planned = [gpu.streams for gpu in self.devices if gpu.index is not None]
+        planned = [gpu.hidden_states for gpu in self.devices if gpu.index is not None]
         return 0 if self._evicted else min(planned, default=0)
 
     def _fits_on_disk(self, place: Path, key: str, *, size: int) -> bool:

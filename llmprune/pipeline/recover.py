@@ -14,6 +14,7 @@ from llmprune.checkpoint.pruned_source import pruned_source
 from llmprune.checkpoint.verify import Verified
 from llmprune.common.distributed import broadcast_from_first, is_first_process
 from llmprune.common.energy import EnergyMeter
+from llmprune.common.errors import OutputError
 from llmprune.common.files import replace_folder
 from llmprune.common.out_of_memory import BatchSize, free_cached_memory
 from llmprune.cut.decision import Cut
@@ -28,6 +29,7 @@ from llmprune.pipeline.verify_saved import SavedModel, verify_saved
 from llmprune.recipe.model import ModelSource
 from llmprune.recipe.recover import Recover, SelfGenerated
 from llmprune.recover.arithmetic import Arithmetic
+from llmprune.recover.beside import MatchingLayers, layers_after
 from llmprune.recover.recovery import Recovered, Recovery
 from llmprune.recover.timing import windows_in
 from llmprune.recover.training import MOST_SETBACKS
@@ -38,6 +40,7 @@ from llmprune.results.run_folder import (
     RECOVERY_LENGTH,
     RECOVERY_STATE,
     REPAIRED,
+    ROUNDS,
     file_fingerprint,
     fingerprint,
 )
@@ -67,7 +70,7 @@ def recover_checkpoint(
     """Train the run's ``repaired`` checkpoint into its ``model`` and verify it; or reuse the one in the run folder.
 
     None without ``recover`` in the recipe. ``windows``: to train on; None where the recipe gives hours, from which
-    their number follows. Raises KeyboardInterrupt after Ctrl-C, with the state of the training saved;
+    their number follows. Raises TrainingStopped after Ctrl-C, with the state of the training saved;
     VerificationError where the saved model differs from the trained one.
     """
     recipe, inputs, folder = context.recipe, context.inputs, context.folder
@@ -92,6 +95,20 @@ def recover_checkpoint(
         shutil.rmtree(folder.path / RECOVERY_STATE, ignore_errors=True)
     folder.take_over()
     return recovered
+
+
+def is_begun(folder: Path) -> bool:
+    """Check that a training was begun in a run folder, and not finished."""
+    return (folder / RECOVERY_STATE).is_dir()
+
+
+def require_begun(output: Path) -> None:
+    """Raise OutputError where no training was begun in a run folder, nor in one of its rounds."""
+    if not (any(map(is_begun, (output, *output.glob(f"{ROUNDS}/*")))) or (output / RECOVERY).is_file()):
+        raise OutputError(
+            f"--end-recovery takes the best weights of a training, and none was begun in {output}; leave the option "
+            "out, or name that run's folder with --output"
+        )
 
 
 def _windows_in_hours(context: RunContext, source: ModelSource, *, before: str) -> int:
@@ -161,8 +178,19 @@ class _RecoveryStep:
             batch=context.batches.calibration,
             micro_batch=BatchSize(size, reductions=context.batches.calibration.reductions),
             max_shard_size=context.recipe.export.max_shard_size,
-            predictions=context.predictions,
+            matching=self._matching(),
+            end=context.end_recovery,
+            predictions=context.among.predictions if context.among else None,
         )
+
+    def _matching(self) -> MatchingLayers | None:
+        """Return which layers' hidden states are compared; None where none are."""
+        recipe, among, weight = self.context.recipe, self.context.among, self.settings.hidden_states
+        if not weight:
+            return None
+        layers = len(self.context.inputs.reference)
+        kept = among.kept(self.cut.layers) if among else self.cut.layers
+        return MatchingLayers(recipe.reference, layers_after(kept, layers), weight)
 
     def _verified(self, found: Recovered) -> Verified:
         """Return the measurements of the fresh process; those of the repaired model where that remains."""
@@ -233,6 +261,10 @@ class _RecoveryStep:
 def _notes(found: Recovered) -> list[str]:
     """Return notes on a training that ended early or that helped nothing."""
     notes = []
+    if found.ended and found.progress.step < found.course.steps:
+        notes.append(
+            f"the training was ended with --end-recovery after {found.progress.step:,} of {found.course.steps:,} steps"
+        )
     if found.progress.setbacks > MOST_SETBACKS:
         notes.append(
             f"the loss exploded {found.progress.setbacks} times, at last with {found.progress.scale:g} times the "

@@ -31,7 +31,7 @@ from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.inputs import RunInputs
 from llmprune.pipeline.self_generated import openings, published_if_fitting, seeded
 from llmprune.pipeline.step_costs import measure_step
-from llmprune.planning.duration.generating import GENERATED_AT_A_TIME, RECOVERY_GENERATED
+from llmprune.planning.duration.generating import KEPT_TOGETHER, RECOVERY_GENERATED
 from llmprune.publish.generated_windows import KEY
 from llmprune.recipe.recover import SelfGenerated
 from llmprune.results import run_folder
@@ -74,10 +74,7 @@ class Writing:
 
     def batches(self) -> list[range]:
         """Return the windows of each batch that is kept."""
-        return [
-            range(start, min(start + GENERATED_AT_A_TIME, self.number))
-            for start in range(0, self.number, GENERATED_AT_A_TIME)
-        ]
+        return [range(start, min(start + KEPT_TOGETHER, self.number)) for start in range(0, self.number, KEPT_TOGETHER)]
 
 
 def _generated(context: RunContext, published: Path | None) -> Tensor:
@@ -98,9 +95,9 @@ def _generated(context: RunContext, published: Path | None) -> Tensor:
         if taken_NL is not None:
             save_file({KEY: taken_NL}, path)
             return taken_NL
-        parts = folder.path / RECOVERY_WINDOWS_PARTS
+        parts, reductions = folder.path / RECOVERY_WINDOWS_PARTS, context.batches.calibration.reductions
         with measure_step(folder.steps, RECOVERY_GENERATED, tokens=writing.number * writing.length):
-            windows_NL = write_windows(inputs, writing, parts=parts / origin[:16])
+            windows_NL = write_windows(inputs, writing, parts=parts / origin[:16], reductions=reductions)
         save_file({KEY: windows_NL}, path)
         shutil.rmtree(parts)
         return windows_NL
@@ -133,12 +130,15 @@ def _writing(inputs: RunInputs, asked: SelfGenerated) -> Writing:
     return Writing(asked.samples, text.sequence_length, asked.temperature, seed, turns)
 
 
-def write_windows(inputs: RunInputs, writing: Writing, *, parts: Path) -> Tensor:
-    """Generate the batches that are not in the folder ``parts`` yet; return all, int64 [N, L]."""
+def write_windows(inputs: RunInputs, writing: Writing, *, parts: Path, reductions: list[str] | None = None) -> Tensor:
+    """Generate the batches that are not in the folder ``parts`` yet; return all, int64 [N, L].
+
+    ``reductions``: a sentence for each time that a device's memory was full.
+    """
     parts.mkdir(parents=True, exist_ok=True)
     prompts_NP = openings(inputs, writing.number, seed=writing.seed)
     whole = WholeModel(lambda: load_model(inputs.recipe.reference))
-    batch_size = BatchSize(min(GENERATED_AT_A_TIME, writing.number), alone=True)
+    batch_size = BatchSize(min(KEPT_TOGETHER, writing.number), alone=True, reductions=reductions)
     done, batches = [], writing.batches()
     for index, batch in enumerate(batches):
         path = parts / f"{index:05d}.safetensors"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmprune.results.composed_layers import compose_layers, layers_left
+from llmprune.pipeline.context import EarlierRounds
+from llmprune.results.composed_layers import compose_layers, compose_sources, layers_left
 from llmprune.results.recovery_figures import RecoveryFigures
-from llmprune.results.report_schema import LayerFigures, Report, RoundFigures, Size
+from llmprune.results.report_schema import LayerFigures, Report, RoundFigures, Size, SourceFigures
 
 
 @dataclass(frozen=True)
@@ -38,3 +39,22 @@ def round_figures(earlier: Sequence[Report], last: Round) -> tuple[RoundFigures,
         )
         left = after
     return tuple(rows)
+
+
+def about_rounds(earlier: EarlierRounds | None) -> list[str]:
+    """Return a note on the model whose layers ``cut.json`` counts, where there are several rounds."""
+    if earlier is None:
+        return []
+    number = len(earlier.reports)
+    return [
+        f"cut.json is the cut of the last of {number + 1} rounds, relative to the model of round {number}; the layers "
+        "in this report are those of the first dense model, with the figures of the last round that saw them"
+    ]
+
+
+def source_figures(earlier: Sequence[Report], found: SourceFigures | None) -> SourceFigures | None:
+    """Return the comparison of the sources by the layers of the first dense model."""
+    if found is None or not earlier:
+        return found
+    before = compose_layers([report.layers for report in earlier])
+    return compose_sources(found, layers_left(before), layers=len(before))

@@ -22,7 +22,7 @@ from llmprune.common.progress import report_progress
 from llmprune.data.recovery_windows import Part
 from llmprune.data.windows import fingerprint_tokens
 from llmprune.pipeline.batches import Batches
-from llmprune.pipeline.context import EarlierRounds, RunContext
+from llmprune.pipeline.context import AmongRounds, EarlierRounds, RunContext
 from llmprune.pipeline.inputs import RunInputs
 from llmprune.planning.checks import ErrorCollector
 from llmprune.planning.plan import PlanningOutcome, plan_structure
@@ -30,12 +30,14 @@ from llmprune.planning.round_recipes import round_recipes
 from llmprune.planning.text_inputs import TextInputs
 from llmprune.publish.generated_windows import GENERATED, GENERATED_FOR_RECOVERY
 from llmprune.recipe.recipe import Recipe
+from llmprune.results.composed_layers import compose_layers, layers_left
 from llmprune.results.load_report import load_report
 from llmprune.results.replacing import is_same_recipe, recipe_of_model, remove
 from llmprune.results.report_schema import Report
 from llmprune.results.run_folder import (
     GENERATED_WINDOWS,
     JOURNAL,
+    PREDICTIONS,
     RECOVERY_WINDOWS,
     REPAIRED,
     ROUNDS,
@@ -46,7 +48,9 @@ from llmprune.results.run_folder import (
 class RunRound(Protocol):
     """Function that runs one round."""
 
-    def __call__(self, surveyed: PlanningOutcome, output: Path, *, generated: Mapping[str, Path]) -> Report:
+    def __call__(
+        self, surveyed: PlanningOutcome, output: Path, *, generated: Mapping[str, Path], among: AmongRounds
+    ) -> Report:
         """Run a round in its folder. ``generated``: files of windows that it takes, by their names when published."""
         ...
 
@@ -68,14 +72,16 @@ def after_earlier_rounds(
     for number in range(1, len(rounds.recipes)):
         if number > len(reports):
             taken = generated if number == 1 else rounds.generated()
-            reports.append(rounds.run(number, reports, run=partial(run, generated=taken)))
+            reports.append(rounds.run(number, reports, run=partial(run, generated=taken, among=rounds.among(reports))))
         rounds.tidy(number)
     last = rounds.survey(len(rounds.recipes), reports)
     (plan, anatomy), recipe = last.require(), last.inputs.recipe
     inputs = RunInputs(recipe, anatomy, inputs=last.inputs, reserve=context.inputs.reserve, devices=plan.devices)
     earlier = EarlierRounds(context.recipe, context.plan, tuple(reports))
     batches = Batches.planned(plan.batch_sizes)
-    found = replace(context, recipe=recipe, plan=plan, inputs=inputs, batches=batches, earlier=earlier)
+    found = replace(
+        context, recipe=recipe, plan=plan, inputs=inputs, batches=batches, earlier=earlier, among=rounds.among(reports)
+    )
     return found, rounds.generated()
 
 
@@ -109,6 +115,12 @@ class _Rounds:
         files = {GENERATED: GENERATED_WINDOWS, GENERATED_FOR_RECOVERY: RECOVERY_WINDOWS}
         places = {name: self.folder / "1" / file for name, file in files.items()}
         return {name: path for name, path in places.items() if path.is_file()}
+
+    def among(self, reports: Sequence[Report]) -> AmongRounds:
+        """Return the place of the round that follows those of the reports."""
+        layers = range(self.context.inputs.anatomy.num_layers)
+        left = layers_left(compose_layers([report.layers for report in reports])) if reports else layers
+        return AmongRounds(tuple(left), self.folder / PREDICTIONS)
 
     def finished(self) -> list[Report]:
         """Return the reports of the first rounds that are finished, if the last of these still has its model."""

@@ -32,12 +32,12 @@ from llmprune.pipeline.compose_report import (
     RunResults,
     compose_report,
 )
-from llmprune.pipeline.context import RunContext
+from llmprune.pipeline.context import AmongRounds, RunContext
 from llmprune.pipeline.evaluate import evaluate
 from llmprune.pipeline.finish import FinishedRun, push_as_requested, write_report
 from llmprune.pipeline.inputs import RunInputs
 from llmprune.pipeline.prune_checkpoint import prune_checkpoint
-from llmprune.pipeline.recover import recover_checkpoint
+from llmprune.pipeline.recover import is_begun, recover_checkpoint, require_begun
 from llmprune.pipeline.recovery_text import windows_of_tokens
 from llmprune.pipeline.rounds import after_earlier_rounds
 from llmprune.pipeline.score_and_select import find_cut, find_scores
@@ -57,7 +57,7 @@ from llmprune.publish.preflight import check_push
 from llmprune.recipe.recipe import Recipe, refuse_tokens
 from llmprune.results.replacing import recipe_of_model, remove
 from llmprune.results.report_schema import Report
-from llmprune.results.run_folder import PLAN, PREDICTIONS, ROUNDS, RunFolder, bytes_at_hand, fingerprint
+from llmprune.results.run_folder import PLAN, ROUNDS, RunFolder, bytes_at_hand, fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -68,16 +68,18 @@ class RunOptions:
 
     ``fresh`` makes every product anew. ``measure_forward`` times plain forward passes of the dense model over the
     calibration tokens, for comparison. ``calibration_check`` repeats the selection on each source of the calibration
-    text, or on each half of a single one, and reports how far the cuts agree. ``generated``: files of windows that a
-    published run's dense model wrote, by their names in its repository, for a run that repeats it. ``predictions``:
-    folder for the dense model's predictions that several rounds share.
+    text, or on each half of a single one, and reports how far the cuts agree. ``end_recovery`` takes the best weights
+    of a training that was stopped, and trains no more in its round. ``generated``: files of windows that a published
+    run's dense model wrote, by their names in its repository, for a run that repeats it. ``among``: of a run that is
+    one of several rounds.
     """
 
     fresh: bool = False
     measure_forward: bool = False
     calibration_check: bool = False
+    end_recovery: bool = False
     generated: Mapping[str, Path] = field(default_factory=dict)
-    predictions: Path | None = None
+    among: AmongRounds | None = None
 
 
 def run(
@@ -143,7 +145,7 @@ def _run_planned(planned: _Planned, output: Path, *, options: RunOptions) -> Fin
         inputs = RunInputs(text.recipe, anatomy, inputs=text, reserve=_disk_needed(plan), devices=plan.devices)
         durations = _estimated(plan, options, loading=planned.loading)
         batches = Batches.planned(plan.batch_sizes)
-        context = RunContext(text.recipe, plan, inputs, folder, batches, durations, predictions=options.predictions)
+        context = RunContext(text.recipe, plan, inputs, folder, batches, durations, options.end_recovery, options.among)
         _begin(context, planned.asked)
         if has_rounds(text.recipe):
             context, options = _after_earlier_rounds(context, text, options=options)
@@ -158,18 +160,23 @@ def _after_earlier_rounds(
     context: RunContext, text: TextInputs, *, options: RunOptions
 ) -> tuple[RunContext, RunOptions]:
     """Run the rounds before the last, and return context and options of the last one."""
-    rounds = context.folder.home / ROUNDS
-    predictions = rounds / PREDICTIONS
     if options.fresh and is_first_process():
-        remove(rounds)
+        remove(context.folder.home / ROUNDS)
 
-    def run_round(surveyed: PlanningOutcome, output: Path, *, generated: Mapping[str, Path]) -> Report:
-        own = RunOptions(generated=generated, predictions=predictions)
+    def run_round(
+        surveyed: PlanningOutcome, output: Path, *, generated: Mapping[str, Path], among: AmongRounds
+    ) -> Report:
+        own = RunOptions(end_recovery=_ends(options, output), generated=generated, among=among)
         return _run_planned(_Planned.of_round(surveyed), output, options=own).report
 
     context, generated = after_earlier_rounds(context, text, generated=options.generated, run=run_round)
-    durations = _estimated(context.plan, options, loading=None)
-    return replace(context, durations=durations, predictions=predictions), replace(options, generated=generated)
+    durations, ends = _estimated(context.plan, options, loading=None), _ends(options, context.folder.path)
+    return replace(context, durations=durations, end_recovery=ends), replace(options, generated=generated)
+
+
+def _ends(options: RunOptions, folder: Path) -> bool:
+    """Check that a round's training is to be ended: that which was stopped, and none that follows."""
+    return options.end_recovery and broadcast_from_first(is_begun(folder) if is_first_process() else False)
 
 
 def _estimated(plan: Plan, options: RunOptions, *, loading: float | None) -> Durations | None:
@@ -190,6 +197,8 @@ def _check_requirements(recipe: Recipe, plan: Plan, *, output: Path, options: Ru
         check_push(recipe.hub)
     if options.calibration_check:
         require_halves(recipe)
+    if options.end_recovery:
+        require_begun(output)
     fetch_tasks(recipe.evaluation)
     require_space(output, _disk_needed(plan), written=bytes_at_hand(output, fresh=options.fresh))
     _log_devices(recipe)
@@ -239,8 +248,8 @@ def _run_steps(context: RunContext, options: RunOptions) -> Report:
     )
     report = broadcast_from_first(compose_report(context, results))
     write_report(context.folder, report)
-    if context.earlier and context.predictions and is_first_process():
-        remove(context.predictions)
+    if context.earlier and context.among and is_first_process():
+        remove(context.among.predictions)
     return push_as_requested(context.whole_recipe, context.folder, report=report)
 
 
@@ -258,4 +267,4 @@ def _begin_folder(context: RunContext, asked: Mapping[str, Any]) -> None:
 def _disk_needed(plan: Plan) -> int:
     """Bytes of disk that a run needs: checkpoint in parts and joined, snapshots of hidden states, training files."""
     largest = max([plan.disk, *(one.size.bytes for one in plan.rounds)])
-    return 2 * largest + 2 * plan.memory.streams + (plan.recovery.disk if plan.recovery else 0)
+    return 2 * largest + 2 * plan.memory.hidden_states + (plan.recovery.disk if plan.recovery else 0)

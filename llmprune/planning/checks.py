@@ -20,7 +20,7 @@ from llmprune.evaluation.bench.generation_speed import require_positions
 from llmprune.evaluation.lm_eval.tasks import check_tasks
 from llmprune.evaluation.prompts import require_windows
 from llmprune.planning.devices import require_devices
-from llmprune.planning.reference import require_same_tokens
+from llmprune.planning.reference import require_matching_layers, require_same_tokens
 from llmprune.planning.text_checks import Check, is_readable, keys_in, length_is_known, recovery_checks, text_checks
 from llmprune.planning.text_inputs import TextInputs
 from llmprune.recipe.calibration import NEEDS_SEVERAL, Calibration
@@ -106,6 +106,9 @@ def checks_of(inputs: TextInputs) -> list[Check]:
     if recipe.reference != recipe.model:
         against = ("recover.against", "recover.against_revision", *model)
         found.append(Check("against", "recover.against", against, lambda: require_same_tokens(recipe), ("config",)))
+        hidden = "recover.hidden_states"
+        layers = partial(require_matching_layers, recipe)
+        found.append(Check("hidden states", hidden, (hidden, *against), layers, ("config",)))
     samples = keys_in("calibration", "samples", "tokens", "key")
     found.append(Check("processes", "calibration.samples", samples, lambda: _require_windows(recipe)))
     if recipe.layer_criterion:

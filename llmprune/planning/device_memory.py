@@ -38,7 +38,7 @@ class DeviceMemory(Figures):
     layers: int = 0  # one layer, dense and cut, and the next one
     statistics: int = 0  # of one layer
     activations: int = 0  # of one batch
-    streams: int = 0  # hidden states of all windows that are kept here
+    hidden_states: int = 0  # those of all windows that are kept here
     resident: int = 0  # layers that can stay here between the passes
 
     @property
@@ -50,7 +50,7 @@ class DeviceMemory(Figures):
     @property
     def working(self) -> int:
         """Bytes that the run needs here besides the layers that can stay."""
-        return self.outside + self.layers + self.statistics + self.activations + self.streams
+        return self.outside + self.layers + self.statistics + self.activations + self.hidden_states
 
 
 class BatchSizes(Figures):
@@ -70,7 +70,7 @@ class WorkingSet:
     """Bytes that a run works with on any machine.
 
     ``model``: all dense layers; ``layer``, ``cut``: the largest dense and the largest pruned layer; ``statistics``: of
-    one layer; ``streams``: hidden states of all windows of a process; ``buffer``: one kind of them.
+    one layer; ``hidden_states``: those of all windows of a process; ``buffer``: one kind of them.
     """
 
     outside: int
@@ -78,7 +78,7 @@ class WorkingSet:
     layer: int
     cut: int
     statistics: int
-    streams: int
+    hidden_states: int
     buffer: int
 
     @property
@@ -142,12 +142,12 @@ class MemoryPlanner:
         computing = tuple(self._computing(device, batches) for device in self.machine.devices)
         if not self.machine.has_gpu:
             return computing
-        host, copied = self.machine.host, self.working.streams - min(device.streams for device in computing)
+        host, copied = self.machine.host, self.working.hidden_states - min(device.hidden_states for device in computing)
         staged = 2 * self.working.layer  # buffers that layers are copied from
-        streams = self._in_memory(copied)
+        hidden_states = self._in_memory(copied)
         return (
             *computing,
-            DeviceMemory(device="cpu", total=host.total, free=host.free, layers=staged, streams=streams),
+            DeviceMemory(device="cpu", total=host.total, free=host.free, layers=staged, hidden_states=hidden_states),
         )
 
     def shortage(self) -> str | None:
@@ -186,15 +186,15 @@ class MemoryPlanner:
             activations=activations,
         )
         if not device.is_gpu:
-            return memory.model_copy(update={"streams": self._in_memory(working.streams)})
+            return memory.model_copy(update={"hidden_states": self._in_memory(working.hidden_states)})
         left = max(int(_SHARE * device.free) - memory.working, 0)
-        streams = min(working.streams, left)
-        resident = min(working.model, left - streams) if self.machine.keeps_layers else 0
-        return memory.model_copy(update={"streams": streams, "resident": resident})
+        hidden_states = min(working.hidden_states, left)
+        resident = min(working.model, left - hidden_states) if self.machine.keeps_layers else 0
+        return memory.model_copy(update={"hidden_states": hidden_states, "resident": resident})
 
-    def _in_memory(self, streams: int) -> int:
+    def _in_memory(self, hidden_states: int) -> int:
         """Return the bytes of hidden states in main memory; buffers above the recipe's limit are in a file."""
-        return streams if self.working.buffer <= self.stream_memory else 0
+        return hidden_states if self.working.buffer <= self.stream_memory else 0
 
 
 def _shortage(device: Device, working: WorkingSet) -> str:

@@ -24,7 +24,7 @@ class Memory(Figures):
 
     weights: int  # the dense model, in its files
     layer: int  # the largest layer, dense and cut
-    streams: int  # hidden states of all calibration tokens, dense and pruned
+    hidden_states: int  # those of all calibration tokens, dense and pruned
     statistics: int  # sums of one layer for its refit or for its scores, whichever is larger
 
 
@@ -45,7 +45,7 @@ def memory_of(
     return Memory(
         weights=parameter_bytes(dense),
         layer=_largest(find_layers(dense)[1]) + _largest(find_layers(pruned)[1]),
-        streams=2 * samples * bytes_of_window(recipe, dense)
+        hidden_states=2 * samples * bytes_of_window(recipe, dense)
         + (depth.hidden_state_bytes(size) if depth else 0)
         + _refit_bytes(recipe, dense, anatomy=anatomy, inputs=inputs)
         + _staged_layer_bytes(recipe, dense, pruned=pruned)
@@ -80,7 +80,7 @@ def memory_planner(
         layer=_largest(layers),
         cut=_largest(find_layers(pruned)[1]),
         statistics=memory.statistics,
-        streams=memory.streams * calibration.number // samples,
+        hidden_states=memory.hidden_states * calibration.number // samples,
         buffer=calibration.number * bytes_of_window(recipe, dense),
     )
     activations = token_activations(

@@ -28,6 +28,26 @@ def require_same_tokens(recipe: Recipe) -> None:
         raise _other_tokens(recipe, "has a tokenizer that reads a text as other tokens")
 
 
+def require_matching_layers(recipe: Recipe) -> None:
+    """Raise RecipeError where ``recover.hidden_states`` cannot tell which layers of two models belong together."""
+    if recipe.recover is None or not recipe.recover.hidden_states:
+        return
+    configs = [load_config(source) for source in (recipe.model, recipe.reference)]
+    own, other = describe_base(recipe, configs[0]).size.layers, size_of_reference(recipe).layers
+    if own != other:
+        raise RecipeError(
+            f"recover.hidden_states compares layer by layer, and {recipe.model.id} has {own} layers while "
+            f"{recipe.reference.id} has {other}: which of them were removed is not known; remove "
+            "recover.hidden_states, or prune and recover in one run"
+        )
+    widths = [text_config(config).hidden_size for config in configs]
+    if widths[0] != widths[1]:
+        raise RecipeError(
+            f"recover.hidden_states: the hidden size of {recipe.reference.id} is {widths[1]:,}, not {widths[0]:,}, so "
+            "that hidden states cannot be compared; remove it"
+        )
+
+
 def _other_tokens(recipe: Recipe, fault: str) -> RecipeError:
     return RecipeError(
         f"{recipe.reference.id} {fault}, and {recipe.model.id} can only be trained on predictions of its own tokens; "

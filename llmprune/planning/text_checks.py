@@ -16,7 +16,7 @@ from llmprune.recipe.calibration import TokenWindows
 
 # A plan reads local text up to this size, and so finds too little text, a missing column or a wrong encoding.
 READ_WHOLE = 32 * 10**6  # bytes of all sources together
-READ_TOKENS = 2 * 10**6  # of a training; of a longer one a plan reads a window
+READ_TOKENS = 2 * 10**6  # of a training; of a longer one a plan reads a few windows
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,13 @@ def recovery_checks(inputs: TextInputs) -> list[Check]:
     if all(is_readable(one, inputs) for one in (windows, *others)):
         texts = ["calibration text", *(["evaluation.perplexity text"] if held_out else [])]
         needed = ["tokenizer"] if inputs.needs_tokenizer else []
-        number = inputs.recovery_number(1) if (recover.tokens or 0) <= READ_TOKENS else 1
+        few = recover.generated(windows.sequence_length or 1) + 1
+        number = inputs.recovery_number() if recover.tokens and recover.tokens <= READ_TOKENS else few
         read = partial(inputs.recovery_text, number)
         after = (*(check.name for check in found), *texts, *needed)
-        found.append(Check(f"{place} text", place, ("recover", "calibration", "evaluation.perplexity"), read, after))
+        found.append(
+            Check(f"{place} text", place, ("recover", "calibration", "evaluation.perplexity", "model"), read, after)
+        )
     return found
 
 

@@ -15,7 +15,7 @@ from llmprune.anatomy.meta_model import Config, text_config
 from llmprune.checkpoint.loading import load_config, load_tokenizer
 from llmprune.common.errors import CalibrationError, ModelError, RecipeError
 from llmprune.data.begin_of_text import required_begin
-from llmprune.data.recovery_windows import Part, RecoveryText, UsedText, about_epochs, load_recovery_text
+from llmprune.data.recovery_windows import Part, RecoverySources, UsedText, about_epochs, load_recovery_text
 from llmprune.data.window_sources import source_names, sources_of_windows, with_generated
 from llmprune.data.windows import TextWindows, load_windows
 from llmprune.evaluation.prompts import ModelLimits, Prompts, make_prompts
@@ -34,7 +34,7 @@ class TextInputs:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self._generated_NL = torch.empty(0, dtype=torch.int64)
-        self._recovery: tuple[int, RecoveryText] | None = None  # windows of the training, and their text
+        self._recovery: tuple[int, RecoverySources] | None = None  # windows of the training, and their text
         self.part = Part()  # of the training's text that the recipe trains on
 
     def of_round(self, recipe: Recipe, part: Part) -> TextInputs:
@@ -141,7 +141,7 @@ class TextInputs:
         assert most is not None, "a time does not give the number"
         return most * rounds
 
-    def recovery_text(self, number: int) -> RecoveryText:
+    def recovery_text(self, number: int) -> RecoverySources:
         """Return the windows of text for a training on ``number`` windows, the dense model's own left out.
 
         Raises CalibrationError where there is none that calibration and perplexity do not see.

@@ -118,10 +118,8 @@ def _run_up_to_mixer(run: Pass2Context, step: LayerStep, *, layer: nn.Module, re
     if writer.scale is None:
         reference.mixer_norm = run.norms.of(run.dense, step.old, layer=layer, output=writer.name, later=writer.later)
     recorder = _Recorder(run.dense, writer, reference.outputs, reference.mixer_norm)
-    module, staged = (
-        layer.get_submodule(writer.name),
-        StagedLayer(run.dense, step.old, layer=layer, order=topology.order),
-    )
+    module = layer.get_submodule(writer.name)
+    staged = StagedLayer(run.dense, step.old, layer=layer, order=topology.order)
     for _, input_BLF in staged.inputs(writer.name):
         recorder.add(module(input_BLF))
 

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Template
 
 from llmprune.publish.generated_windows import published_windows
-from llmprune.publish.public_names import public_name, public_sources
+from llmprune.publish.public_names import public_name, public_recovery, public_sources
 from llmprune.results.evaluation_figures import TaskFigures
 from llmprune.results.formatting import (
     NOTHING,
@@ -107,7 +107,7 @@ def write_card(
         limited=any(task.documents is not None and task.samples < task.documents for task in report.tasks),
         generated=list(published_windows(report)),
         wrote_calibration=any(source.text is None for source in report.provenance.calibration_sources),
-        recovery=report.recovery,
+        recovery=public_recovery(report.recovery) if report.recovery else None,
         rounds=round_table(report) if report.rounds else None,
         scores=[_score_row(score) for score in report.recovery_scores.scores] if report.recovery_scores else [],
         gain=describe_gain(report.recovery_scores) if report.recovery_scores else None,

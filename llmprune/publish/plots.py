@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmprune.common.files import write_atomically
+from llmprune.common.schema import format_count
+from llmprune.publish.public_names import public_recovery
 from llmprune.results.recovery_figures import RecoveryFigures
 from llmprune.results.report_schema import LayerFigures, Report
 
@@ -29,7 +31,7 @@ def draw(report: Report, folder: Path) -> dict[str, Path]:
     if any(layer.error_refit is not None for layer in report.layers):
         plots["error"] = lambda axes: _errors(axes, report.layers)
     if (found := report.recovery) and found.steps:
-        plots["recovery"] = lambda axes: _recovery(axes, found)
+        plots["recovery"] = lambda axes: _recovery(axes, public_recovery(found))
     return {name: _save(folder / f"{name}.png", plot) for name, plot in plots.items()}
 
 
@@ -69,6 +71,8 @@ def _recovery(axes: Axes, found: RecoveryFigures) -> None:
     axes.axvline(found.saved.tokens, color="#555555", linestyle=":", linewidth=1, label="saved")
     axes.set_xlabel("tokens trained on")
     axes.set_ylabel("held-out KL divergence")
+    axes.xaxis.set_major_formatter(lambda tokens, _: format_count(tokens))
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
 
 
 def _label_layers(axes: Axes) -> None:
@@ -87,7 +91,8 @@ def _save(path: Path, plot: Callable[[Axes], None]) -> Path:
     axes = figure.add_subplot()
     plot(axes)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    if axes.get_legend() is None:
+        axes.legend(frameon=False)
     # no date or version in the file, so that equal figures give equal bytes
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", metadata={"Software": None}))
     return path

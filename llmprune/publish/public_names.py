@@ -6,6 +6,7 @@ import re
 from pathlib import PurePosixPath
 
 from llmprune.recipe.text_source import FILE_BUILDERS
+from llmprune.results.recovery_figures import RecoveryFigures
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _DRIVE = re.compile(r"[A-Za-z]:")
@@ -30,6 +31,23 @@ def public_sources(description: str) -> str:
     """Return a description of texts, ``PLACE (SPLIT), PLACE (SPLIT)``, with each place under its public name."""
     matches = (_PART.fullmatch(part) for part in re.split(r"(?<=\)), ", description))
     return ", ".join(public_name(found["place"]) + (found["split"] or "") for found in matches if found)
+
+
+def public_recovery(found: RecoveryFigures) -> RecoveryFigures:
+    """Return the figures of a training with the public names of its sources, numbered where two agree."""
+    names: dict[str, str] = {}
+    for source in found.before.divergence:
+        name = public_sources(source)
+        names[source] = name if name not in names.values() else f"{name} ({len(names) + 1})"
+
+    def renamed(values: dict[str, float]) -> dict[str, float]:
+        return {names[source]: value for source, value in values.items()}
+
+    checks = tuple(
+        check.model_copy(update={"divergence": renamed(check.divergence), "perplexity": renamed(check.perplexity)})
+        for check in found.checks
+    )
+    return found.model_copy(update={"checks": checks, "dense_perplexity": renamed(found.dense_perplexity)})
 
 
 def _is_path(place: str, *, local: bool) -> bool:

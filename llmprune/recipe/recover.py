@@ -21,7 +21,7 @@ _COUNTS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 _MOST_TOKENS = 10**13
 _MOST_GENERATED, _GENERATED_AN_HOUR = 512, 64  # windows that the dense model writes by itself
 _HELD_OUT_SHARE = 4  # of few windows, one in so many is held out
-_RATE, _RATE_WIDTH, _LORA_RATE = 3e-4, 576, 2e-4  # of AdamW, at this hidden size; LoRA's does not depend on it
+_RATE, _RATE_WIDTH, _LORA_RATE = 2e-4, 576, 2e-4  # of AdamW, at this hidden size; LoRA's does not depend on it
 
 
 def parse_count(value: Any) -> int:
@@ -155,7 +155,7 @@ class Recover(Section):
     data: RecoveryText = Field(RecoveryText(), description="Text to train on; left out: the calibration's sources.")
     learning_rate: float | Literal["auto"] = Field(
         "auto",
-        description="Highest learning rate; auto: 3e-4 at a hidden size of 576, in inverse proportion to it, and 2e-4 "
+        description="Highest learning rate; auto: 2e-4 at a hidden size of 576, in inverse proportion to it, and 2e-4 "
         "for LoRA.",
     )
     schedule: Literal["cosine", "linear", "constant"] = Field(

@@ -17,8 +17,9 @@ from torch import Tensor
 from llmprune.anatomy.meta_model import text_config
 from llmprune.checkpoint.open_decoder import open_decoder
 from llmprune.checkpoint.verify import Probe
-from llmprune.common.distributed import world_size
-from llmprune.common.out_of_memory import BatchSize
+from llmprune.common.distributed import rank, world_size
+from llmprune.common.errors import DeviceMemoryError, OutputError, to_continue
+from llmprune.common.out_of_memory import BatchSize, describe_shortage, is_out_of_memory
 from llmprune.common.progress import track
 from llmprune.data.recovery_windows import RecoveryWindows
 from llmprune.layerwise.decoder import Decoder
@@ -26,6 +27,7 @@ from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.recipe.model import ModelSource
 from llmprune.recipe.recover import Recover
 from llmprune.recover.arithmetic import Arithmetic
+from llmprune.recover.beside import DenseBeside, MatchingLayers
 from llmprune.recover.course import Course
 from llmprune.recover.held_out import HeldOut, Measured
 from llmprune.recover.lessons import Lessons, windows_of_this_process
@@ -41,6 +43,7 @@ class Recovered:
     """Outcome of a recovery. ``folder``: the checkpoint; None where the repaired weights are as good.
 
     ``probe``: logits of the trained model in memory; ``dense_perplexity``: on the held-out windows, by source.
+    ``ended``: the training was not to make all of its steps.
     """
 
     progress: Progress
@@ -48,6 +51,7 @@ class Recovered:
     dense_perplexity: dict[str, float]
     folder: Path | None = None
     probe: Probe | None = None
+    ended: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,9 @@ class Recovery:
 
     ``dense``: opens the dense model, which ``dense_identity`` names. ``folder``, ``origin``: for the work files, and
     the fingerprint of what the training depends on. ``batch``: windows of a layer-wise pass. ``micro_batch``: windows
-    whose activations are in memory together. ``predictions``: folder for the dense model's predictions, which other
-    recoveries share; None: a work folder.
+    whose activations are in memory together. ``matching``: layers whose hidden states are compared. ``end``: make no
+    more steps, but take the best weights that an earlier run has found. ``predictions``: folder for the dense model's
+    predictions, which other recoveries share; None: a work folder.
     """
 
     repaired: ModelSource
@@ -70,18 +75,21 @@ class Recovery:
     batch: BatchSize
     micro_batch: BatchSize
     max_shard_size: int
+    matching: MatchingLayers | None = None
+    end: bool = False
     predictions: Path | None = None
 
     def run(self) -> Recovered:
         """Train, and write the best weights if they are better than the repaired ones; every process calls it.
 
-        Raises KeyboardInterrupt after Ctrl-C, with the state saved.
+        Raises TrainingStopped after Ctrl-C, with the state saved; OutputError where a training is to end that was not
+        begun; DeviceError where several processes run out of memory.
         """
         windows = self.windows
         predictions = self._predictions(windows.held_out_NL, "held-out windows", quick=False)
         held_out = HeldOut(predictions, windows.held_out_sources_N, windows.names, windows.begin)
         lessons, course = self._lessons()
-        found = self.micro_batch.run(TRAINING, lambda size: self._train(held_out, lessons, course=course, size=size))
+        found = self.micro_batch.run(TRAINING, lambda size: self._try(held_out, lessons, course=course, size=size))
         if found.folder is None:
             return found
         before, after = (self._measure_file(held_out, folder) for folder in (None, found.folder))
@@ -108,22 +116,46 @@ class Recovery:
 
         def work(batch_size: int) -> StoredPredictions:
             settings = TeacherSettings(self.settings.top_k, temperature, batch_size, quick)
-            folder = (self.predictions or self.folder / "predictions") / settings.fingerprint(
-                self.dense_identity, windows_NL
-            )[:16]
+            part = settings.fingerprint(self.dense_identity, windows_NL)[:16]
+            place = self.predictions or self.folder / "predictions"
+            folder = place / f"{part}-{rank():05}"  # each process writes files of its own
             return store_predictions(self.dense(), windows_NL, folder=folder, settings=settings)
 
         return self.batch.run(f"recovery: predictions for {name}", work, release=lambda: self.dense().save_memory())
+
+    def _try(self, held_out: HeldOut, lessons: Lessons, *, course: Course, size: int) -> Recovered:
+        """Train. Several processes do not repeat it with less memory: FSDP2 has left the others in an exchange."""
+        try:
+            return self._train(held_out, lessons, course=course, size=size)
+        except RuntimeError as error:
+            if world_size() == 1 or not is_out_of_memory(error):
+                raise
+            place, _, cause = describe_shortage(error).partition("\n")
+            fewer = f"set recover.data.batch_size: {size // 2}, which changes the result by rounding only"
+            remedy = fewer if size > 1 else "set recover.method: lora, or a shorter recover.data.sequence_length"
+            windows = "1 window" if size == 1 else f"{size} windows"
+            raise DeviceMemoryError(
+                f"{TRAINING} ran out of memory on {place} of process {rank()} with {windows} at a time ({cause}); "
+                f"{remedy}, and {to_continue()}"
+            ) from error
 
     def _train(self, held_out: HeldOut, lessons: Lessons, *, course: Course, size: int) -> Recovered:
         """Train with micro-batches of ``size`` windows, and write the best weights."""
         self.dense().release()
         arithmetic = Arithmetic.here(self.settings.precision)
-        student = Student(open_decoder(self.repaired), self.settings, arithmetic=arithmetic)
         state = StateFolder(self.folder / "state", self.origin)
-        training = Training(student, lessons, held_out, course, state, size)
-        progress = training.run()
-        recovered = Recovered(progress, course, held_out.dense_perplexity())
+        begun = state.load()
+        if self.end and begun is None:
+            raise OutputError(
+                "--end-recovery takes the best weights of a training, and none was begun with this recipe and this "
+                "number of processes; leave the option out"
+            )
+        student = Student(open_decoder(self.repaired), self.settings, arithmetic=arithmetic)
+        matching = None if self.end else self.matching
+        beside = DenseBeside(matching, arithmetic=arithmetic, sharding=student.sharding) if matching else None
+        training = Training(student, lessons, held_out, course, state, size, beside)
+        progress = training.end(begun) if self.end and begun else training.run(begun)
+        recovered = Recovered(progress, course, held_out.dense_perplexity(), ended=self.end)
         if not progress.best_step:
             return recovered
         writer = RecoveredWriter(self.repaired, self.folder, max_shard_size=self.max_shard_size)

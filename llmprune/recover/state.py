@@ -9,6 +9,7 @@ Shapes: X any.
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -18,11 +19,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from llmprune.common.distributed import broadcast_from_first, is_first_process, meet_at_end, rank
+from llmprune.common.distributed import broadcast_from_first, is_first_process, meet_at_end, rank, world_size
 from llmprune.common.files import disk_errors, write_atomically, write_text
-from llmprune.recover.student import Student, local
+from llmprune.recover.sharding import local
+from llmprune.recover.student import Student
 from llmprune.results.figures import Figures
 from llmprune.results.recovery_figures import RecoveryCheck
+
+logger = logging.getLogger(__name__)
 
 _WEIGHT = "weight:"  # before the names of weights; others are of the optimiser
 
@@ -46,15 +50,26 @@ class Progress(Figures):
 
 
 class StateFolder:
-    """Folder of the state of one training. ``origin``: fingerprint of what the training depends on."""
+    """Folder of the state of one training. ``origin``: fingerprint of what the training depends on.
+
+    Another number of processes, which divide the weights and the windows differently, begins again.
+    """
 
     def __init__(self, path: Path, origin: str) -> None:
-        self.path = path / origin[:16]
+        self.path = path / f"{origin[:16]}-{world_size()}"
         self._progress = self.path / "progress.json"
 
     def load(self) -> Progress | None:
         """Return the progress of an earlier run; None where there is none that can be read. All processes agree."""
-        return broadcast_from_first(self._read() if is_first_process() else None)
+        found = broadcast_from_first(self._read() if is_first_process() else None)
+        other = next(self.path.parent.glob(f"{self.path.name.partition('-')[0]}-*/progress.json"), None)
+        if found is None and other is not None and is_first_process():
+            logger.warning(
+                "recovery: the training was begun by %s processes; by %d it begins again",
+                other.parent.name.rpartition("-")[2],
+                world_size(),
+            )
+        return found
 
     def _read(self) -> Progress | None:
         try:
@@ -130,11 +145,9 @@ def _load_weights(student: Student, tensors: dict[str, Tensor]) -> None:
 
 def _like(parameter: Tensor, value_X: Tensor) -> Tensor:
     """Return a value of the optimiser's state as the optimiser holds it: sharded like its parameter, counts whole."""
-    if value_X.ndim == 0:
-        return value_X.clone()
-    value_X = value_X.to(local(parameter).device)
-    if not isinstance(parameter, DTensor):
-        return value_X.clone()
+    value_X = value_X.to(local(parameter).device, copy=True)
+    if value_X.ndim == 0 or not isinstance(parameter, DTensor):
+        return value_X
     sharded: Tensor = DTensor.from_local(
         value_X, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride()
     )

@@ -10,24 +10,21 @@ Shapes: B batch, L sequence length, V vocabulary.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from llmprune.checkpoint.skeleton import tensors_of
-from llmprune.common.distributed import world_size
 from llmprune.layerwise.decoder import Decoder, Tensors
 from llmprune.recipe.recover import Recover
 from llmprune.recover.adapters import add_adapters, merged
 from llmprune.recover.arithmetic import Arithmetic
+from llmprune.recover.resident import fill
+from llmprune.recover.sharding import Sharding, local, whole
 from llmprune.recover.zeros import zeros_of
 
 BETAS = (0.9, 0.95)  # of AdamW
@@ -46,21 +43,12 @@ class Student:
         self.arithmetic, self._has_adapters = arithmetic, settings.method == "lora"
         dtype = self.model.dtype if self._has_adapters else torch.float32
         self._zeros: list[dict[str, Tensor]] = []  # of each layer
-        _move(self.model, dtype, device=arithmetic.device, skip=self.layers_path)
         self.model.requires_grad_(not self._has_adapters)
-        mesh = init_device_mesh(arithmetic.device.type, (world_size(),)) if world_size() > 1 else None
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if arithmetic.quick else None)
+        self.sharding = Sharding()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.data.seed)
-            for index, layer in enumerate(self.layers):
-                layer.load_state_dict(decoder.tensors(index), assign=True)
-                _move(layer, dtype, device=arithmetic.device)
-                self._prepare(layer, settings)
-                if mesh is not None:
-                    fully_shard(layer, mesh=mesh, mp_policy=policy)
-        decoder.drop_held_and_next()
-        if mesh is not None:
-            fully_shard(self.model, mesh=mesh, mp_policy=policy)
+            fill(decoder, dtype, device=arithmetic.device, prepare=lambda layer: self._prepare(layer, settings))
+        self.sharding.shard(self.model)
         self.trained = {name: one for name, one in self.model.named_parameters() if one.requires_grad}
         parameters = list(self.trained.values())
         self.optimizer = torch.optim.AdamW(parameters, betas=BETAS, weight_decay=0.0, fused=True)
@@ -74,6 +62,7 @@ class Student:
             add_adapters(layer, settings.lora, zeros=self._zeros[-1])
         if self.arithmetic.save_memory:
             layer.__dict__["forward"] = partial(checkpoint, layer.forward, use_reentrant=False)
+        self.sharding.shard(layer)
 
     def _zeros_of_trained(self) -> list[tuple[nn.Parameter, Tensor]]:
         """Return the trained sparse matrices, with the zeros of this process's part of each."""
@@ -82,10 +71,8 @@ class Student:
 
     def logits(self, ids_BL: Tensor, *, quick: bool = True) -> Tensor:
         """Return the logits [B, L, V] of some windows. ``quick``: with the products of the training."""
-        device = self.arithmetic.device
-        quick = quick and self.arithmetic.quick and not isinstance(next(iter(self.trained.values())), DTensor)
-        with torch.autocast(device.type, torch.bfloat16) if quick else nullcontext():
-            output: Any = self.model(input_ids=ids_BL.to(device), use_cache=False)
+        with self.sharding.autocast(self.arithmetic.device, quick=quick and self.arithmetic.quick):
+            output: Any = self.model(input_ids=ids_BL.to(self.arithmetic.device), use_cache=False)
         logits_BLV: Tensor = output.logits
         return logits_BLV
 
@@ -95,7 +82,7 @@ class Student:
             if parameter.grad is not None:
                 local(parameter.grad).masked_fill_(zero_X, 0.0)
         norm = nn.utils.clip_grad_norm_(list(self.trained.values()), largest)
-        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        return float(whole(norm))
 
     def layer_tensors(self, index: int) -> Tensors:
         """Return the tensors of a layer by name, whole, merged and on the CPU; every process calls it."""
@@ -110,29 +97,5 @@ class Student:
         return _whole(self.model, skip=self.layers_path)
 
 
-def local(tensor: Tensor) -> Tensor:
-    """Return this process's part of a tensor."""
-    if isinstance(tensor, DTensor):
-        part: Tensor = tensor.to_local()
-        return part
-    return tensor
-
-
 def _whole(module: nn.Module, skip: str | None = None) -> Tensors:
-    return {
-        name: (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
-        for name, value in tensors_of(module, skip=skip).items()
-    }
-
-
-def _move(module: nn.Module, dtype: torch.dtype, *, device: torch.device, skip: str | None = None) -> None:
-    """Give a module parameters of its own, in this type and on this device; parameters that it shares stay shared."""
-    for path, owner in module.named_modules():
-        if skip is not None and f"{path}.".startswith(f"{skip}."):
-            continue
-        for parameter in owner.parameters(recurse=False):
-            if not parameter.is_meta:
-                kept = dtype if parameter.is_floating_point() else parameter.dtype
-                parameter.data = parameter.data.to(device, kept, copy=True)
-        for name, buffer in list(owner.named_buffers(recurse=False)):
-            setattr(owner, name, buffer.to(device))
+    return {name: whole(value).cpu() for name, value in tensors_of(module, skip=skip).items()}

@@ -39,5 +39,5 @@ def windows_in(hours: float, repaired: ModelSource, *, settings: Recover, sample
     each = (time.perf_counter() - begin) / max(len(lessons.windows_NL) - 1, 1)
     seconds = torch.tensor([each], dtype=torch.float64)
     sum_over_processes([seconds])
-    of_teacher = _OF_TEACHER if settings.loss == "distillation" else 0.0
+    of_teacher = _OF_TEACHER * ((settings.loss == "distillation") + (settings.hidden_states > 0))
     return max(int(hours * 3600 * world_size() ** 2 / (float(seconds) * (1 + of_teacher))), 1)

@@ -11,12 +11,16 @@ from __future__ import annotations
 import logging
 import math
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from llmprune.common.distributed import sum_over_processes, world_size
+from llmprune.common.errors import TrainingStopped
 from llmprune.common.progress import track
+from llmprune.recover.beside import DenseBeside
 from llmprune.recover.course import Course
 from llmprune.recover.held_out import HeldOut, Measured
 from llmprune.recover.interrupts import Interrupts
@@ -35,7 +39,10 @@ _MEMORY = 0.9  # of the moving mean of the loss
 
 @dataclass
 class Training:
-    """One training of a student. ``micro_batch``: windows whose activations are in memory together."""
+    """One training of a student. ``micro_batch``: windows whose activations are in memory together.
+
+    ``beside``: the dense model whose hidden states the student's are trained towards.
+    """
 
     student: Student
     lessons: Lessons
@@ -43,14 +50,14 @@ class Training:
     course: Course
     state: StateFolder
     micro_batch: int
+    beside: DenseBeside | None = None
     progress: Progress = field(default_factory=Progress)
 
-    def run(self) -> Progress:
-        """Train to the end, from an earlier run's state where there is one; the student then has the best weights.
+    def run(self, found: Progress | None) -> Progress:
+        """Train to the end, from the state ``found`` of an earlier run; the student then has the best weights.
 
-        Raises KeyboardInterrupt, with the state saved, after the step in which Ctrl-C was pressed.
+        Raises TrainingStopped, with the state saved, after the step in which Ctrl-C was pressed.
         """
-        found = self.state.load()
         if found is None:
             self._check()
         else:
@@ -59,41 +66,74 @@ class Training:
         with Interrupts() as interrupts:
             while self.progress.step < self.course.steps and self.progress.setbacks <= MOST_SETBACKS:
                 self._train(interrupts)
+        return self._with_best()
+
+    def end(self, found: Progress) -> Progress:
+        """Make no more steps after those of an earlier run; the student then has the best weights so far."""
+        self.progress = found
+        return self._with_best()
+
+    def _with_best(self) -> Progress:
         if self.progress.best_step:
             self.state.restore_best(self.progress, self.student)
         return self.progress
 
     def _train(self, interrupts: Interrupts) -> None:
         """Make steps until the end or the next setback."""
-        for step in track(range(self.progress.step, self.course.steps), TRAINING):
+        for step in track(range(self.progress.step, self.course.steps), TRAINING, detail=self._detail):
             begin = time.perf_counter()
-            loss = self._step(step)
+            loss, stopped = self._step(step, interrupts)
             self._note(loss, seconds=time.perf_counter() - begin)
             if self._has_exploded() or (self.course.is_check(step + 1) and not self._check()):
                 return self._go_back()
-            if interrupts.arrived:
+            if stopped:
                 self.state.save(self.progress, self.student)
-                raise KeyboardInterrupt
+                raise TrainingStopped(self.progress.step, self.course.steps, best=self.progress.best_step)
         return None
 
-    def _step(self, step: int) -> float:
-        """Make one optimiser step; return its loss in nats per token, over the windows of all processes."""
+    def _step(self, step: int, interrupts: Interrupts) -> tuple[float, bool]:
+        """Make one optimiser step; return its loss in nats per token, over the windows of all processes.
+
+        The second value: whether any process was told to stop, so that all stop after the same step.
+        """
         self.student.optimizer.zero_grad(set_to_none=True)
         rows_W = self.lessons.order_SW[step]
         loss = torch.zeros(1, device=self.student.arithmetic.device)
         for rows_B in torch.split(rows_W, self.micro_batch):
-            logits_BLV = self.student.logits(self.lessons.windows_NL[rows_B])
-            share = self.lessons.mean_loss(logits_BLV, rows_B) * (len(rows_B) / len(rows_W))
-            share.backward()  # type: ignore[no-untyped-call]
-            loss += share.detach()
+            loss += self._backward(rows_B, share=len(rows_B) / len(rows_W))
         norm = self.student.clip_gradients(LARGEST_NORM)
-        sum_over_processes([loss])
-        value = float(loss) / world_size()
+        told = torch.tensor([float(interrupts.arrived)])
+        sum_over_processes([loss, told])
+        stopped, value = bool(told), float(loss) / world_size()
         if math.isfinite(value) and math.isfinite(norm):
             self.student.optimizer.param_groups[0]["lr"] = self.course.rate_of(step) * self.progress.scale
             self.student.optimizer.step()
-            return value
-        return math.nan
+            return value, stopped
+        return math.nan, stopped
+
+    def _backward(self, rows_B: Tensor, *, share: float) -> Tensor:
+        """Add the gradients of some windows, which are this share of a step; return their share of its loss."""
+        ids_BL = self.lessons.windows_NL[rows_B]
+        nothing: AbstractContextManager[list[Tensor]] = nullcontext([])
+        with self.beside.compared(self.student.layers, ids_BL) if self.beside else nothing as errors:
+            logits_BLV = self.student.logits(ids_BL)
+        loss = self.lessons.mean_loss(logits_BLV, rows_B) * share
+        whole = loss + self.beside.loss(errors) * share if self.beside else loss
+        whole.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def _detail(self) -> str:
+        """Return how the training stands, in words."""
+        now, checks = self.progress, self.progress.checks
+        tokens = now.step * self._tokens_of_step
+        loss = f", loss {now.smoothed:.3f}" if now.smoothed is not None else ""
+        divergence = f", held-out divergence {checks[-1].mean_divergence:.3f}"
+        first = f" ({checks[0].mean_divergence:.3f} at first)" if len(checks) > 1 else ""
+        return f"{tokens:,} tokens{loss}{divergence}{first}"
+
+    @property
+    def _tokens_of_step(self) -> int:
+        return self.course.order_SW.shape[1] * self.lessons.windows_NL.shape[1]
 
     def _note(self, loss: float, *, seconds: float) -> None:
         """Record a step."""
@@ -118,23 +158,22 @@ class Training:
         windows_NL = self.held_out.predictions.windows_NL
         measured = self.held_out.measure(lambda row: self.student.logits(windows_NL[row, None])[0])
         checks = self.progress.checks
-        if checks and not measured.mean <= 1.5 * _mean(checks[0]) + 0.2:
+        if checks and not measured.mean <= 1.5 * checks[0].mean_divergence + 0.2:
             return False
-        best = min((_mean(check) for check in checks), default=math.inf)
+        best = min((check.mean_divergence for check in checks), default=math.inf)
         check = self._as_check(measured, kept=measured.mean < best)
         best_step = check.step if check.kept else self.progress.best_step
         self.progress = self.progress.model_copy(
             update={"checks": (*checks, check), "losses": (), "best_step": best_step}
         )
         self.state.save(self.progress, self.student)
-        first = self.progress.checks[0]
         logger.info(
             "recovery: step %d of %d, %s tokens, held-out divergence %.4f (%.4f at the beginning)",
             check.step,
             self.course.steps,
             f"{check.tokens:,}",
             measured.mean,
-            _mean(first),
+            self.progress.checks[0].mean_divergence,
         )
         return True
 
@@ -142,7 +181,7 @@ class Training:
         losses, step = self.progress.losses, self.progress.step
         return RecoveryCheck(
             step=step,
-            tokens=step * self.course.order_SW.shape[1] * self.lessons.windows_NL.shape[1],
+            tokens=step * self._tokens_of_step,
             loss=sum(losses) / len(losses) if losses else None,
             divergence=measured.divergence,
             perplexity=measured.perplexity,
@@ -162,7 +201,3 @@ class Training:
             self.progress.step,
             scale,
         )
-
-
-def _mean(check: RecoveryCheck) -> float:
-    return sum(check.divergence.values()) / len(check.divergence)

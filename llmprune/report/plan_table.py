@@ -153,7 +153,7 @@ def _device_lines(plan: Plan) -> Iterator[str]:
             f"one layer dense and cut{ahead}" if computes else "buffers for layers": device.layers,
             "statistics": device.statistics,
             "a batch": device.activations,
-            "hidden states": device.streams,
+            "hidden states": device.hidden_states,
         }
         listed = ", ".join(f"{name} {format_size(size)}" for name, size in parts.items() if size)
         resident = f"; layers that stay there {format_size(device.resident)}" if device.resident else ""

@@ -37,14 +37,11 @@ T = TypeVar("T")
 JOURNAL, PLAN, LOCK = "run.json", "plan.json", ".lock"
 BATCH_SIZES = "batch-sizes.json"  # that a resumed run takes
 GENERATED_WINDOWS, RECOVERY_WINDOWS = "self-generated.safetensors", "recover-generated.safetensors"  # dense model's
-RECOVERY_WINDOWS_PARTS = "recover-generated.partial"  # the batches of an unfinished one
 RECOVERY, REPAIRED = "recovery.json", "repaired"  # figures of the training, and the checkpoint from before it
 RECOVERY_LENGTH = "recover-windows.txt"  # the number to train on, where the recipe gives hours
-RECOVERY_STATE = "recover.partial"  # of an unfinished training
-ROUNDS = "rounds"  # runs of the rounds before the last
-PREDICTIONS = "predictions.partial"  # of the dense model, in the folder of the rounds
-HIDDEN_STATES = "dense.partial"  # hidden-state cache that pass 1 writes for pass 2
-TASKS = "tasks"  # results of the pruned model, a file for each finished task
+ROUNDS, PREDICTIONS = "rounds", "predictions.partial"  # earlier rounds; in it, the dense model's predictions
+RECOVERY_WINDOWS_PARTS, RECOVERY_STATE = "recover-generated.partial", "recover.partial"  # unfinished ones
+HIDDEN_STATES, TASKS = "dense.partial", "tasks"  # cache that pass 1 writes for pass 2; results of each finished task
 _FORMAT = 2
 _PRODUCTS = (
     "recipe.yaml", PLAN, BATCH_SIZES, GENERATED_WINDOWS, RECOVERY_WINDOWS, RECOVERY_WINDOWS_PARTS,
@@ -173,9 +170,7 @@ class RunFolder:
         )
         if reused and value is not None:
             return value
-        if (
-            is_first_process() and name in self._journal
-        ):  # a killed process must not leave the new file with the old fingerprint
+        if is_first_process() and name in self._journal:  # a killed process must not leave a new file under the old one
             del self._journal[name]
             self._write_journal()
         before = len(self.steps)

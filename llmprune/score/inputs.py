@@ -68,7 +68,7 @@ class ScoringCriteria:
 class RunOnBatches(Protocol):
     """Runs work on batches of some windows, and again with half the batch where a device runs out of memory."""
 
-    def __call__(self, work: Callable[[CalibrationBatches], T]) -> T:
+    def __call__(self, work: Callable[[CalibrationBatches], T], /) -> T:
         """Return the result of the work. Raises DeviceMemoryError where a single window does not fit."""
 
 

@@ -75,11 +75,28 @@ def test_a_long_step_is_said_again(monkeypatch: pytest.MonkeyPatch, capfd: pytes
         time.sleep(0.05)
         progress.report_progress("pass 2", 3, total=12, since=time.monotonic() - 300)
         time.sleep(0.05)
+        progress.report_progress("training", 4, total=8, since=time.monotonic() - 60, detail="loss 0.412")
+        time.sleep(0.05)
     said = capfd.readouterr().err
+    assert re.search(r" training, 4 of 8 done, loss 0.412, for 1 min now, about 1 min left$", said, re.MULTILINE)
     assert re.search(r"^\d\d:\d\d:\d\d evaluation, for 1 min now$", said, re.MULTILINE)
     assert re.search(r"^\d\d:\d\d:\d\d pass 2, 3 of 12 done, for 1 min now, about 15 min left$", said, re.MULTILINE)
     progress.report_progress("outside")
     assert capfd.readouterr().err == ""
+
+
+def test_each_step_of_a_training_says_how_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The progress file has the words for the step that begins; other work has none."""
+    path = tmp_path / "progress.json"
+    monkeypatch.setenv(progress.PROGRESS_FILE, str(path))
+    words = iter(["8,192 tokens", "16,384 tokens, loss 0.412"])
+    found = [
+        (item, json.loads(path.read_text())["detail"])
+        for item in progress.track(range(2), "training", detail=lambda: next(words))
+    ]
+    assert found == [(0, "8,192 tokens"), (1, "16,384 tokens, loss 0.412")]
+    progress.report_progress("evaluation")
+    assert json.loads(path.read_text())["detail"] is None
 
 
 def test_other_processes_of_a_launcher_say_nothing(

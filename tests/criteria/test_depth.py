@@ -49,10 +49,10 @@ def test_the_plan_counts_what_criteria_keep(tmp_path: Path) -> None:
         )
     )
     window = 16 * 32 * 4  # tokens, hidden size, bytes
-    assert last.memory.streams - one.memory.streams == 2 * 32 * window // 16
-    assert every.memory.streams - one.memory.streams == 2 * 32 * window
-    assert ablation.memory.streams - one.memory.streams == (LAYERS + 2) * 8 * window
-    assert repaired.memory.streams - ablation.memory.streams >= 2 * 16 * window
+    assert last.memory.hidden_states - one.memory.hidden_states == 2 * 32 * window // 16
+    assert every.memory.hidden_states - one.memory.hidden_states == 2 * 32 * window
+    assert ablation.memory.hidden_states - one.memory.hidden_states == (LAYERS + 2) * 8 * window
+    assert repaired.memory.hidden_states - ablation.memory.hidden_states >= 2 * 16 * window
     without_refit = plan_of(tmp_path, {"kind": "residual"}, refit=False).memory.statistics
     assert without_refit >= 4 * 96 * (2 * 96 + LAYERS * 32)  # sums, their factor, and a solution for each layer
     costs = [next(note for note in plan.notes if "depth.criterion" in note) for plan in (ablation, repaired)]

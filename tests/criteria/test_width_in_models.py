@@ -141,7 +141,8 @@ def test_the_plan_counts_what_a_refit_keeps_of_all_windows(tmp_path: Path) -> No
     tiny_model("gemma2").config.save_pretrained(tmp_path)
     recipe = recipe_of(tmp_path, {"neurons": 32})
     kept = [
-        structure_of(recipe.model_copy(update={"refit": refit})).memory.streams for refit in (None, Refit(up=False))
+        structure_of(recipe.model_copy(update={"refit": refit})).memory.hidden_states
+        for refit in (None, Refit(up=False))
     ]
     assert kept[1] - kept[0] == 2 * 24 * (2 * 32 + 32) * 4  # windows, tokens, two hidden sizes and neurons, bytes
 

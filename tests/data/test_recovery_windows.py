@@ -12,7 +12,7 @@ from helpers.windows import write_rows
 from safetensors.torch import save_file
 
 from llmprune.common.errors import CalibrationError
-from llmprune.data.recovery_windows import Part, RecoveryText, UsedText, arrange, load_recovery_text
+from llmprune.data.recovery_windows import Part, RecoverySources, UsedText, arrange, load_recovery_text
 from llmprune.data.windows import load_windows
 from llmprune.recipe import recover
 from llmprune.recipe.calibration import Calibration, TokenWindows
@@ -33,7 +33,7 @@ def _used(**settings: Any) -> UsedText:
 
 def _rest(
     calibration: dict[str, Any], *others: UsedText, amounts: tuple[int, int], data: dict[str, Any] | None = None
-) -> RecoveryText:
+) -> RecoverySources:
     """Return the recovery's text of a calibration, by default its sources."""
     settings = Calibration.model_validate(calibration | {"self_generated": 0})
     text = load_windows(settings, tiny_tokenizer(), default_shape=settings.read_shape())
@@ -48,7 +48,7 @@ def _holding_out(windows: int) -> recover.Recover:
     return recover.Recover(tokens=1000, held_out=windows)
 
 
-def _all(text: RecoveryText) -> list[tuple[int, ...]]:
+def _all(text: RecoverySources) -> list[tuple[int, ...]]:
     parts = [part for source in text.sources for part in (source.held_out_HL, source.train_NL)]
     return [tuple(row) for row in torch.cat(parts).tolist()]
 

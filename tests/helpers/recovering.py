@@ -13,10 +13,11 @@ from llmprune.data.recovery_windows import RecoveryWindows
 from llmprune.layerwise.decoder import Decoder
 from llmprune.recipe.model import ModelSource
 from llmprune.recipe.recover import Recover
+from llmprune.recover.beside import MatchingLayers
 from llmprune.recover.recovery import Recovery
 from llmprune.testing import VOCABULARY, tiny_model
 
-LENGTH, WINDOWS, HELD_OUT = 16, 24, 4
+LENGTH, WINDOWS, HELD_OUT, LAYERS = 16, 24, 4, 4
 
 
 def save_pair(
@@ -40,8 +41,18 @@ def save_pair(
     return folder / "dense", folder / "repaired"
 
 
+def matching(dense: Path, weight: float) -> MatchingLayers:
+    """Return every layer of a dense model, to be compared with the same one of its copy."""
+    return MatchingLayers(ModelSource(id=str(dense)), tuple(range(LAYERS)), weight)
+
+
 def recovery(
-    pair: tuple[Path, Path], folder: Path, *, windows: RecoveryWindows | None = None, **settings: Any
+    pair: tuple[Path, Path],
+    folder: Path,
+    *,
+    windows: RecoveryWindows | None = None,
+    end: bool = False,
+    **settings: Any,
 ) -> Recovery:
     """Return a recovery of the pair's second model towards its first."""
     dense, repaired = (ModelSource(id=str(one)) for one in pair)
@@ -53,17 +64,20 @@ def recovery(
         return opened[0]
 
     asked = {"tokens": 6 * 4 * LENGTH, "batch_tokens": 4 * LENGTH, "check_every": 2, "learning_rate": 3e-3}
+    chosen = Recover(**asked | settings)
     return Recovery(
         repaired,
         open_dense,
         "dense",
         windows=windows or random_windows(),
-        settings=Recover(**asked | settings),
+        settings=chosen,
         folder=folder,
         origin="0" * 64,
         batch=BatchSize(4),
         micro_batch=BatchSize(2),
         max_shard_size=10**9,
+        matching=matching(pair[0], chosen.hidden_states) if chosen.hidden_states else None,
+        end=end,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ from helpers.commands import command, report_in, save_model, verify_here, write_
 from safetensors.torch import load_file
 
 
-def recipe_of(folder: Path, **sections: Any) -> Path:
-    """Write a recipe that removes a layer of a tiny model and trains the rest on text of its own."""
+def recipe_of(folder: Path, *, hidden_size: int = 32, **sections: Any) -> Path:
+    """Write a recipe that removes layers and neurons of a tiny model and trains the rest on other text."""
     text = write_text(folder / "text.txt")
     recover = {"tokens": 24 * 32, "batch_tokens": 4 * 32, "check_every": 2, "data": {"self_generated": False}}
     return write_recipe(
         folder / "recipe.yaml",
-        save_model(folder / "dense"),
+        save_model(folder / "dense", hidden_size=hidden_size, intermediate_size=3 * hidden_size),
         text,
         calibration={"dataset": str(text), "samples": 4, "sequence_length": 32, "self_generated": 0},
         evaluation={},
@@ -85,3 +86,78 @@ def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
     assert refused.code != 0
     assert "64" in refused.err
     assert "pruned from" in refused.err
+
+
+def test_hours_become_tokens_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of windows follows from the first steps, is kept, and is the same when the run is repeated."""
+    verify_here(monkeypatch)
+    recover = {"hours": 0.0002, "batch_tokens": 2 * 32, "data": {"self_generated": False}}
+    recipe, run = recipe_of(tmp_path, recover=recover), tmp_path / "run"
+    assert command("run", recipe, "--output", run).code == 0
+    trained = report_in(run)["recovery"]["tokens"]
+    assert trained > 0
+    assert trained == int((run / "recover-windows.txt").read_text()) // 2 * 2 * 32
+    assert command("run", recipe, "--output", run).code == 0
+    assert report_in(run)["recovery"]["tokens"] == trained
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_sparse_model_stays_sparse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """The pattern is counted in the saved file of the trained model; no group breaks it."""
+    verify_here(monkeypatch)
+    recover = {"tokens": 24 * 32, "batch_tokens": 4 * 32, "method": method, "learning_rate": 3e-3}
+    sparsity = {"pattern": "2:4", "method": {"kind": "magnitude"}}
+    recover["data"] = {"self_generated": False}
+    recipe = recipe_of(tmp_path, recover=recover, sparsity=sparsity, depth=None, width=None, hidden_size=64)
+    done = command("run", recipe, "--output", tmp_path / "run")
+    assert done.code == 0, done.err
+    report = report_in(tmp_path / "run")
+    assert report["sparsity"]["violations"] == 0
+    assert report["sparsity"]["zeros"] == report["sparsity"]["weights"] // 2
+    assert report["recovery"]["best_step"] > 0
+
+
+def test_a_stopped_training_is_continued_or_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C says where the training is; ``--end-recovery`` goes on with its best weights, and the report says so.
+
+    The hidden states after the kept layers are compared too, which keeps no run from being stopped.
+    """
+    verify_here(monkeypatch)
+    recipe, run = recipe_of(tmp_path), tmp_path / "run"
+    arguments = ("run", recipe, "--output", run, "--set", "recover.hidden_states=0.5")
+    refused = command(*arguments, "--end-recovery")
+    assert refused.code == 2
+    assert "none was begun in" in refused.err
+    step = torch.optim.AdamW.step
+
+    def press(self: torch.optim.AdamW, closure: None = None) -> None:
+        signal.raise_signal(signal.SIGINT)
+        monkeypatch.setattr(torch.optim.AdamW, "step", step)
+        step(self, closure)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", press)
+    stopped = command(*arguments)
+    assert stopped.code == 130
+    last = stopped.err.splitlines()[-1]
+    assert last == (
+        "llmprune: stopped at step 2 of 6, best so far step 2; run the same command again to continue; "
+        "--end-recovery takes the best weights so far"
+    )
+    assert not (run / "model").exists()
+    ended = command(*arguments, "--end-recovery")
+    assert ended.code == 0, ended.err
+    recovery = report_in(run)["recovery"]
+    assert (recovery["steps"], recovery["best_step"]) == (2, 2)
+    assert recovery["notes"] == ["the training was ended with --end-recovery after 2 of 6 steps"]
+    assert (run / "model" / "config.json").is_file()
+    assert not (run / "recover.partial").exists()
+
+
+def test_hidden_states_of_unknown_layers_are_refused(tmp_path: Path) -> None:
+    """Where it is not known which layers were removed, both models need equally many."""
+    recipe = recipe_of(tmp_path)
+    other = save_model(tmp_path / "other", num_hidden_layers=6)
+    refused = command("plan", recipe, "--set", f"recover.against={other}", "--set", "recover.hidden_states=0.5")
+    assert refused.code != 0
+    assert "has 4 layers while" in refused.err
+    assert "prune and recover in one run" in refused.err

@@ -52,10 +52,10 @@ def test_the_model_writes_half_of_its_training_text(tmp_path: Path) -> None:
 def test_a_killed_generation_goes_on_where_it_was(tmp_path: Path) -> None:
     """Batches that are in the folder stay; the windows are those of an uninterrupted run."""
     inputs = _context(tmp_path).inputs
-    writing = Writing(20, 32, 1.3, 5, ChatTurns((60, 61), (10,)))
+    writing = Writing(66, 16, 1.3, 5, ChatTurns((60, 61), (10,)))
     whole_NL = write_windows(inputs, writing, parts=tmp_path / "parts")
-    assert whole_NL.shape == (20, 32)
-    assert len(torch.unique(whole_NL, dim=0)) == 20
+    assert whole_NL.shape == (66, 16)
+    assert len(torch.unique(whole_NL, dim=0)) == 66
     first, last = sorted((tmp_path / "parts").iterdir())
     kept = first.stat().st_mtime_ns
     last.unlink()

@@ -1,4 +1,4 @@
-"""Pass 2 stopped and continued, and streams on file: the result is the same to the bit."""
+"""Pass 2 stopped and continued, and hidden states on file: the result is the same to the bit."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_streams_on_file_equal_streams_in_memory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_cached_hidden_states_equal_a_second_pass(family: str, tmp_path: Path) -> None:
-    """Pass 2 takes the dense streams that pass 1 left, wherever they are whole, and ends with the same weights."""
+    """Pass 2 takes the dense hidden states of pass 1 wherever they are whole, and ends with the same weights."""
     model = tiny_model(family, num_hidden_layers=6)
     cache = HiddenStateCache(tmp_path, "key")
     store = HiddenStateStore(cache=cache)

@@ -51,7 +51,7 @@ def least_disk(whole: Path) -> int:
     """Bytes of the smallest disk on which a run begins: the hidden-state cache takes at most half of it."""
     plan = json.loads((whole / "plan.json").read_text())
     cache = LAYERS * 6 * 32 * 64 * 4
-    return max(2 * cache, 2 * plan["disk"] + 2 * plan["memory"]["streams"] + cache)
+    return max(2 * cache, 2 * plan["disk"] + 2 * plan["memory"]["hidden_states"] + cache)
 
 
 @pytest.mark.parametrize("stop", ["gradients", "layer"])

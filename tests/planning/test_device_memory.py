@@ -77,7 +77,7 @@ def test_hidden_states_come_before_layers(tmp_path: Path) -> None:
     for memory in (24 * GB, 32 * GB, 80 * GB):
         with simulated_devices(1, memory=memory):
             plan = _plan(tmp_path)
-        found.append((plan.devices[0].streams == plan.memory.streams, plan.devices[0].resident > 0))
+        found.append((plan.devices[0].hidden_states == plan.memory.hidden_states, plan.devices[0].resident > 0))
     assert found == [(False, False), (True, True), (True, True)]
 
 
@@ -88,7 +88,7 @@ def test_processes_share_windows_and_main_memory(tmp_path: Path) -> None:
         plan = _plan(tmp_path, starts=2)
     assert (alone.processes, plan.processes) == (1, 2)
     assert [gpu.device for gpu in plan.devices] == ["cuda:0", "cuda:1", "cpu"]
-    assert plan.devices[1].streams == alone.devices[1].streams // 2
+    assert plan.devices[1].hidden_states == alone.devices[1].hidden_states // 2
     assert plan.devices[2].total == alone.devices[2].total // 2
     recipe = write_recipe(tmp_path / "recipe.yaml", save_model(tmp_path / "dense"), write_text(tmp_path / "text.txt"))
     with simulated_devices(2) as devices:

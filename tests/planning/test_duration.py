@@ -19,6 +19,7 @@ from llmprune.planning.duration.parts import Part
 from llmprune.planning.duration.rates import Rates
 from llmprune.planning.plan import Plan
 from llmprune.recipe.recipe import Recipe
+from llmprune.recipe.refit import EPOCHS
 from llmprune.report.plan_table import print_plan
 from llmprune.testing import tiny_config
 
@@ -111,7 +112,7 @@ def test_pass_2_of_narrower_layers(tmp_path: Path) -> None:
 
 
 def test_pass_2_without_a_refit_and_without_stored_states(tmp_path: Path) -> None:
-    """Layers before the first cut run once, the one before the gap in both streams, the removed one as dense."""
+    """Layers before the first cut run once, the one before the gap in both models, the removed one as dense."""
     plan = _plan(tmp_path, NOTHING)
     assert [part.name for part in plan.work.parts] == ["pass 2: cut and refit", "saving", "verification"]
     assert _work(plan, "pass 2: cut and refit").products == pytest.approx(TOKENS * 5 * (ATTENTION + MLP))
@@ -129,6 +130,16 @@ def test_more_settings_take_longer(tmp_path: Path) -> None:
     assert min(up.sums, heads.sums) > 1.2 * plain.sums
     sparse = pass_2("}\nsparsity: {pattern: '2:4'}\nrefit: false")  # an inverse and five products a matrix
     assert sparse.solves == 4 * (64**3 + 10 * 64**2 * 32), "only the down projection is large enough"
+
+
+def test_training_takes_epochs_of_three_passes(tmp_path: Path) -> None:
+    """Training adds forward and backward passes of every layer that is cut, and its gradients to the memory."""
+    plans = [_plan(tmp_path, f"width: {{neurons: 64}}\nrefit: {{block: {on}}}") for on in ("false", "true")]
+    plain, trained = (_work(plan, "pass 2: cut and refit") for plan in plans)
+    cut = ATTENTION + MLP * 64 // 96
+    assert trained.products - plain.products == pytest.approx(TOKENS * 4 * cut * 3 * EPOCHS)
+    assert plans[1].memory.statistics > plans[0].memory.statistics
+    assert any("refit.block" in note for note in plans[1].notes)
 
 
 def test_rates_turn_work_into_seconds(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_the_steps_are_whole_and_the_plan_shows_them(shared: Path, capsys: pytes
     assert found.memory.weights + found.memory.optimiser == 16 * plan.pruned.parameters
     print_plan(plan, PlainConsole())
     shown = " ".join(capsys.readouterr().out.split())
-    assert "Recovery: trained on 1.02K tokens, in 8 steps of 4 × 32 tokens (full, distillation" in shown
+    assert "Recovery: trained on 1,024 tokens, in 8 steps of 4 × 32 tokens (full, distillation" in shown
 
 
 def test_adapters_are_all_that_lora_trains(shared: Path) -> None:

@@ -19,6 +19,7 @@ from llmprune.prune.pass2 import Pruning
 from llmprune.prune.records import LayerRecord
 from llmprune.prune.repair.folds import Folds
 from llmprune.prune.repair.layer_trainer import cloned
+from llmprune.prune.repair.training_windows import TrainingWindows
 from llmprune.prune.snapshots import Snapshots
 from llmprune.recipe.refit import Refit
 from llmprune.testing import VOCABULARY, tiny_model
@@ -174,3 +175,20 @@ def test_windows_that_judge_are_not_trained_on() -> None:
     judging = [several.judging(layer).nonzero().flatten().tolist() for layer in range(4)]
     assert judging == [[0, 2], [1, 3], [4, 5], [0, 2]]
     assert Folds.of(16, None).judging(0).nonzero().flatten().tolist() == [7, 15]
+
+
+def test_processes_share_the_windows_of_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each window of a step is one process's, with the share in the loss that one process alone would give it."""
+    folds = Folds.of(10, torch.tensor([0] * 6 + [1] * 4), generated_N=torch.arange(10) >= 6)
+
+    def steps(processes: int) -> list[list[tuple[int, float]]]:
+        monkeypatch.setenv("WORLD_SIZE", str(processes))
+        found = []
+        for number in range(processes):
+            monkeypatch.setenv("RANK", str(number))
+            own = TrainingWindows([], folds, batch_size=2, seed=0).of_layer(3)
+            found.append([list(own.shares(windows_S)) for windows_S in own.steps()])
+        return [sorted(one for part in parts for one in part) for parts in zip(*found, strict=True)]
+
+    assert steps(1) == steps(2)
+    assert all(sum(share for _, share in step) == pytest.approx(1) for step in steps(2))

@@ -6,7 +6,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from helpers.reports import COMMIT, NAME, bare_report, card, gate, sample_layers, sample_report, trained_report
+from helpers.reports import COMMIT, NAME, bare_report, card, gate, sample_layers, sample_report, trained, trained_report
 
 from llmprune.publish.card import Base, Loading, read_metadata
 from llmprune.publish.plots import draw
@@ -67,6 +67,16 @@ def test_the_body_describes_a_training() -> None:
     assert [part for part in parts if part not in text] == []
     assert "recover" not in card().text
     assert "(self-generated.json)" in card().text
+
+
+def test_sources_of_a_training_do_not_reveal_local_folders() -> None:
+    """Files are named without folders, in the table and in sentences; two of one name are told apart."""
+    before = {"/home/ann/a/text.txt": 0.4, "/home/ann/b/text.txt": 0.5}
+    recovery = trained(before, after={"/home/ann/a/text.txt": 0.2, "/home/ann/b/text.txt": 0.6})
+    text = card(trained_report(recovery=recovery)).text
+    assert "/home/ann" not in text
+    assert "| text.txt | 0.400 | 0.200 |" in text
+    assert "Further from the dense model than before the training: text.txt (2) (0.500 → 0.600)." in text
 
 
 def test_how_to_load_is_three_lines() -> None:

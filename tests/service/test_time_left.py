@@ -32,3 +32,12 @@ def test_a_run_of_an_older_version_or_a_wrong_value_is_no_error(tmp_path: Path) 
     """A file without the field is read; one with a negative time is not believed at all."""
     assert _read(tmp_path)["run_seconds_left"] is None
     assert _read(tmp_path, run_seconds_left=-1.0) == {}
+
+
+def test_a_training_shows_how_it_stands(tmp_path: Path) -> None:
+    """It counts steps, and its words stand beside them."""
+    words = "1,024 tokens, loss 0.412, held-out divergence 0.310 (0.620 at first)"
+    job = _read(tmp_path, step="recovery: training", detail=words)
+    assert job["detail"] == words
+    assert doing(job | {"state": "running"}).startswith(f"recovery: training, step 13 of 28, {words}, about 40 s left")
+    assert _read(tmp_path)["detail"] is None

@@ -10,7 +10,8 @@ from llmprune.recipe.recipe import Recipe
 
 SELF_GENERATED = "self-generated windows"  # the step
 RECOVERY_GENERATED = "self-generated windows for recover"  # the step
-GENERATED_AT_A_TIME = 16  # windows
+GENERATED_AT_A_TIME = 16  # windows of the calibration
+KEPT_TOGETHER = 64  # windows for the training after the cut, half of them at a time: a batch of 8 takes as long
 
 _CALLS_OF_GENERATE = 200  # operations that generating one token starts outside the layers
 
@@ -21,9 +22,11 @@ def self_generated_parts(recipe: Recipe, models: PlannedModels) -> list[Part]:
     return [writing_part(SELF_GENERATED, models, count=count, length=length)] if count else []
 
 
-def writing_part(step: str, models: PlannedModels, *, count: int, length: int) -> Part:
+def writing_part(
+    step: str, models: PlannedModels, *, count: int, length: int, at_a_time: int = GENERATED_AT_A_TIME
+) -> Part:
     """Return the part in which the dense model writes ``count`` windows of ``length`` tokens."""
-    prompts = Tokens(count, 1, min(count, GENERATED_AT_A_TIME))
+    prompts = Tokens(count, 1, min(count, at_a_time))
     return Part(
         step=step, name=step, work=generating(models, models.dense_costs(length), steps=length, prompts=prompts)
     )

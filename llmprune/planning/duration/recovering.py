@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmprune.planning.duration.generating import RECOVERY_GENERATED, writing_part
+from llmprune.planning.duration.generating import KEPT_TOGETHER, RECOVERY_GENERATED, writing_part
 from llmprune.planning.duration.operations import Work, head_operations
 from llmprune.planning.duration.parts import Part, PlannedModels, Tokens, forward_work, visited
 from llmprune.planning.recovery import RecoveryPlan
@@ -22,7 +22,9 @@ def recovery_parts(
         return []
     length, parts = plan.sequence_length, []
     if plan.generated:
-        parts.append(writing_part(RECOVERY_GENERATED, models, count=plan.generated, length=length))
+        parts.append(
+            writing_part(RECOVERY_GENERATED, models, count=plan.generated, length=length, at_a_time=KEPT_TOGETHER // 2)
+        )
     if plan.steps is None or plan.tokens is None or plan.windows_of_step is None:
         assert plan.hours is not None, "one of tokens and hours is given"
         parts.append(Part(step=RECOVERY, name=PREDICTIONS, work=None))

@@ -90,6 +90,7 @@ class Event(_Answered):
     fraction: float
     seconds_left: float | None = None
     run_seconds_left: float | None = None
+    detail: str | None = None
 
 
 class File(_Answered):

@@ -42,7 +42,10 @@ def doing(job: dict[str, Any]) -> str:
     """Describe a job's step, as ``pass 2: cut and refit, layer 12 of 28, about 40 s left in this step``."""
     parts = [printable(job["step"] or state_words(job["state"]))]
     if job["total"] and job["done"] is not None:
-        parts.append(f"layer {job['done'] + 1} of {job['total']}")
+        one = "step" if job.get("detail") else "layer"  # of a training, or of the model
+        parts.append(f"{one} {job['done'] + 1} of {job['total']}")
+    if job.get("detail"):
+        parts.append(printable(job["detail"]))
     if job.get("seconds_left"):
         parts.append(f"about {duration(round(job['seconds_left'])).replace('.0 s', ' s')} left in this step")
     if job.get("run_seconds_left"):

@@ -128,8 +128,9 @@ class JobSummary(_Value):
     model: str
     state: State
     step: str | None = Field(description="Current step of the run.")
-    done: int | None = Field(description="Layers that the step has finished.")
-    total: int | None = Field(description="Layers of the step in all.")
+    done: int | None = Field(description="Layers, or steps of a training, that the step has finished.")
+    total: int | None = Field(description="Layers, or steps of a training, in all.")
+    detail: str | None = Field(None, description="How a training stands: tokens, loss, held-out divergence.")
     fraction: float = Field(description="Fraction of the whole run that is done, roughly.")
     seconds_left: float | None = Field(description="Estimated seconds left in the step.")
     run_seconds_left: float | None = Field(

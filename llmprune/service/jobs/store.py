@@ -35,12 +35,13 @@ from llmprune.service.jobs.store_reads import (
     visible,
 )
 
-_NO_TIME_LEFT: dict[str, Any] = {"seconds_left": None, "run_seconds_left": None}
+_NOTHING_LEFT: dict[str, Any] = {"seconds_left": None, "run_seconds_left": None, "detail": None}
 _EVENT_FIELDS = (
     "state",
     "step",
     "done",
     "total",
+    "detail",
     "fraction",
     "seconds_left",
     "run_seconds_left",
@@ -198,7 +199,7 @@ class JobStore:
             if row["state"] not in ACTIVE:
                 return
             ended: dict[str, Any] = {"exit_code": outcome.exit_code, "error": outcome.error, **outcome.results}
-            ended |= {"devices": "[]", **_NO_TIME_LEFT, "finished": time.time()}
+            ended |= {"devices": "[]", **_NOTHING_LEFT, "finished": time.time()}
             if outcome.state in FINISHED:
                 ended |= {"step": None, "done": None, "total": None, "fraction": 1.0, "reevaluate": None}
             if ran_seconds is not None:
@@ -213,14 +214,14 @@ class JobStore:
         """Fail a job that cannot continue, whether it waits or runs."""
         with self.database.write() as connection:
             if row_of(connection, job)["state"] not in ENDED:
-                ended: dict[str, Any] = {"devices": "[]", **_NO_TIME_LEFT, "finished": time.time()}
+                ended: dict[str, Any] = {"devices": "[]", **_NOTHING_LEFT, "finished": time.time()}
                 _change(connection, job, state="failed", exit_code=None, error=error, **ended)
 
     def queue_again(self, job: str) -> None:
         """Queue a running job again whose process ended together with the service."""
         with self.database.write() as connection:
             if row_of(connection, job)["state"] == "running":
-                _change(connection, job, state="queued", devices="[]", **_NO_TIME_LEFT)
+                _change(connection, job, state="queued", devices="[]", **_NOTHING_LEFT)
 
     def cleaned(self, job: str) -> None:
         """Record that the clean-up has deleted a job's model."""
@@ -244,7 +245,7 @@ class JobStore:
 
 _FRESH: dict[str, Any] = {
     "step": None, "done": None, "total": None, "fraction": 0.0, "exit_code": None, "finished": None,
-    **_NO_TIME_LEFT,
+    **_NOTHING_LEFT,
 }  # fmt: skip
 
 

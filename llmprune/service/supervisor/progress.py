@@ -34,7 +34,7 @@ class _Progress(BaseModel):
     """Contents of the progress file.
 
     ``done`` and ``total`` count layers, ``seconds`` are those of the step so far, ``run_seconds_left`` those that the
-    whole run still takes, None where the run cannot tell.
+    whole run still takes, None where the run cannot tell; ``detail`` says how a training stands.
     """
 
     model_config = ConfigDict(allow_inf_nan=False)
@@ -44,10 +44,11 @@ class _Progress(BaseModel):
     total: int | None = Field(ge=0, le=10**9)
     seconds: float | None = Field(ge=0, le=1e9)
     run_seconds_left: float | None = Field(None, ge=0, le=1e9)
+    detail: str | None = Field(None, max_length=300)
 
 
 def read_progress(folder: Path, fraction: float) -> dict[str, Any]:
-    """Return the columns step, done, total, fraction, seconds_left and run_seconds_left; empty if unreadable.
+    """Return the columns step, done, total, detail, fraction and those of time left; empty if unreadable.
 
     ``fraction`` is the last known one: it never decreases, and does not change in a step of unknown share.
     """
@@ -64,6 +65,7 @@ def read_progress(folder: Path, fraction: float) -> dict[str, Any]:
         "step": step,
         "done": done,
         "total": total,
+        "detail": progress.detail,
         "fraction": round(max(fraction, known), 4),
         "seconds_left": round(left, 1) if left is not None else None,
         "run_seconds_left": progress.run_seconds_left,
