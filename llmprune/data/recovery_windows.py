@@ -31,6 +31,14 @@ MOST_EPOCHS = 4  # that are worth about as much as new text
 
 
 @dataclass(frozen=True)
+class Part:
+    """One of several trainings that follow each other on the same text; ``number`` counts from 1."""
+
+    number: int = 1
+    of: int = 1
+
+
+@dataclass(frozen=True)
 class UsedText:
     """Windows of the run that must not be trained on, and the settings that they were read with."""
 
@@ -63,8 +71,8 @@ class RecoverySources:
 class RecoveryWindows:
     """Windows of the training in shuffled order, each once, and held-out windows, with their sources.
 
-    ``order_M``: index in ``train_NL`` of each window that the training takes, one after another; the first N are all
-    of them, later ones repeat them. ``names``: of the sources that the indices count.
+    ``order_M``: index in ``train_NL`` of each window that the training takes, one after another; a window comes again
+    once all others have been taken. ``names``: of the sources that the indices count.
     """
 
     train_NL: Tensor
@@ -75,6 +83,22 @@ class RecoveryWindows:
     names: tuple[str, ...]
     begin: tuple[int, ...]
     notes: tuple[str, ...]
+
+    def part(self, part: Part) -> RecoveryWindows:
+        """Return the windows of one of several trainings that follow each other; all have the same held-out windows."""
+        import torch
+
+        if part.of == 1:
+            return self
+        places = len(self.order_M) // part.of
+        own_M = self.order_M[(part.number - 1) * places : part.number * places]
+        used_N = torch.tensor(sorted(set(own_M.tolist())))
+        return replace(
+            self,
+            train_NL=self.train_NL[used_N],
+            train_sources_N=self.train_sources_N[used_N],
+            order_M=torch.searchsorted(used_N, own_M),
+        )
 
 
 def load_recovery_text(

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from torch import Tensor
 
 from llmprune.anatomy.types import Anatomy, MlpUnit, unit_key
+from llmprune.checkpoint.location import hub_commit
 from llmprune.checkpoint.prediction_heads import describe_heads
 from llmprune.checkpoint.verify import SparseCounts, Verified
 from llmprune.common.devices import device_name
@@ -22,11 +23,13 @@ from llmprune.evaluation.recovery_scores import compare_recovery
 from llmprune.evaluation.retention import CONFIDENCE, compare
 from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.prune_checkpoint import PrunedCheckpoint
+from llmprune.pipeline.round_figures import Round, about_rounds, round_figures, source_figures
 from llmprune.pipeline.score_and_select import ChosenCut
 from llmprune.pipeline.step_costs import warn_of_slow_disk, with_forward_ratios
 from llmprune.planning.tool_compatibility import settle_patterns
 from llmprune.prune.records import LayerRecord
 from llmprune.recipe.sparsity import Sparsity
+from llmprune.results.composed_layers import compose_layers
 from llmprune.results.formatting import plural, ranges
 from llmprune.results.recovery_figures import RecoveryFigures, RecoveryScores
 from llmprune.results.report_schema import (
@@ -59,13 +62,17 @@ class RunResults:
 
 def compose_report(context: RunContext, results: RunResults) -> Report:
     """Put the results of all steps together into the report."""
-    recipe, plan, folder = context.recipe, context.plan, context.folder
+    recipe, plan, folder = context.whole_recipe, context.whole_plan, context.folder
     pruned, measured, gate = results.pruned, results.measured, context.recipe.evaluation.gate
     confidence = gate.confidence if gate else CONFIDENCE
     comparison = compare(measured.dense_tasks, measured.pruned_tasks, confidence=confidence)
     agreement = estimate_agreement(measured.agreement, confidence=confidence)
     generation = measured.generation
+    earlier, recovery = context.earlier.reports if context.earlier else (), results.recovery
+    if recovery is not None and recipe.recover is not None:
+        recovery = recovery.model_copy(update={"against": recipe.recover.against})
     skipped = plan.sparsity.skipped if plan.sparsity else ()
+    layers = _layer_figures(context, results)
     return Report(
         created=now(),
         recipe=recipe.model_dump(mode="json"),
@@ -74,11 +81,12 @@ def compose_report(context: RunContext, results: RunResults) -> Report:
         provenance=_provenance(context),
         dense=plan.dense,
         pruned=pruned.size,
-        layers=_layer_figures(context, results),
+        layers=compose_layers([*(report.layers for report in earlier), layers]),
         sparsity=_sparsity_figures(recipe.sparsity, skipped, counts=pruned.verified.sparse),
         stability=results.stability,
-        sources=results.sources,
-        recovery=results.recovery,
+        sources=source_figures(earlier, results.sources),
+        recovery=recovery,
+        rounds=round_figures(earlier, Round(layers, pruned.size, recovery)) if earlier else (),
         recovery_scores=recovery_scores(measured, confidence=confidence),
         perplexity=measured.perplexity,
         divergence=measured.divergence,
@@ -118,7 +126,15 @@ def _warnings(context: RunContext, results: RunResults) -> tuple[str, ...]:
     slow_disk = warn_of_slow_disk(context.folder.steps)
     scored = results.scores.notes if results.scores is not None else ()
     untrained = warn_of_untrained_layers(results.pruned.records)
-    warnings = [*context.plan.notes, *context.batches.reductions, *scored, *unrouted, *chosen.warnings, *slow_disk]
+    warnings = [
+        *context.whole_plan.notes,
+        *about_rounds(context.earlier),
+        *context.batches.reductions,
+        *scored,
+        *unrouted,
+        *chosen.warnings,
+        *slow_disk,
+    ]
     warnings += untrained
     settled = settle_patterns(warnings, context.inputs.anatomy.patterns, keep=chosen.cut.layers)
     return (*settled, *([describe_heads(left_heads)] if left_heads else []), *results.measured.warnings)
@@ -244,12 +260,13 @@ def _verification_figures(verified: Verified) -> VerificationFigures:
 
 def _provenance(context: RunContext) -> Provenance:
     """Return the origin of the result: model, data, seed, machine and versions."""
-    recipe, inputs = context.recipe, context.inputs
+    recipe, inputs = context.whole_recipe, context.inputs
+    commit = hub_commit(recipe.model)
     text = inputs.calibration_text
     return Provenance(
         model=recipe.model.id,
-        revision=recipe.model.revision if inputs.commit else None,
-        commit=inputs.commit,
+        revision=recipe.model.revision if commit else None,
+        commit=commit,
         calibration_fingerprint=inputs.windows_fingerprint,
         calibration_tokens=inputs.windows.numel(),
         calibration_crossings=text.crossings,

@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from llmprune.pipeline.batches import Batches
 from llmprune.pipeline.inputs import RunInputs
 from llmprune.planning.duration.estimate import Durations
 from llmprune.planning.plan import Plan
 from llmprune.recipe.recipe import Recipe
+from llmprune.results.report_schema import Report
 from llmprune.results.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class EarlierRounds:
+    """Recipe and plan of a run of several rounds, and the reports of those before the last."""
+
+    recipe: Recipe
+    plan: Plan
+    reports: tuple[Report, ...]
+
+
+@dataclass(frozen=True)
+class AmongRounds:
+    """Place of one of several rounds: the layers of the first dense model that it begins with.
+
+    ``predictions``: folder for the dense model's predictions that all rounds share.
+    """
+
+    layers: tuple[int, ...]
+    predictions: Path
+
+    def kept(self, layers: Sequence[int]) -> tuple[int, ...]:
+        """Return the indices in the first dense model of layers that a cut of this round keeps."""
+        return tuple(self.layers[index] for index in layers)
 
 
 @dataclass(frozen=True)
@@ -17,6 +44,7 @@ class RunContext:
     """Recipe, plan, inputs, run folder and batch sizes of one run.
 
     ``durations``: estimates of its parts, in the first process. ``end_recovery``: the training makes no more steps.
+    ``among``: of a run that is one of several rounds; ``earlier``: of the last round, whose recipe and plan are here.
     """
 
     recipe: Recipe
@@ -26,3 +54,15 @@ class RunContext:
     batches: Batches
     durations: Durations | None = None
     end_recovery: bool = False
+    among: AmongRounds | None = None
+    earlier: EarlierRounds | None = None
+
+    @property
+    def whole_recipe(self) -> Recipe:
+        """The recipe of the whole run, with the model of its first round."""
+        return self.earlier.recipe if self.earlier else self.recipe
+
+    @property
+    def whole_plan(self) -> Plan:
+        """The plan of the whole run."""
+        return self.earlier.plan if self.earlier else self.plan

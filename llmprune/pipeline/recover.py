@@ -27,7 +27,7 @@ from llmprune.pipeline.recovery_text import recovery_windows
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.pipeline.verify_saved import SavedModel, verify_saved
 from llmprune.recipe.model import ModelSource
-from llmprune.recipe.recover import Recover
+from llmprune.recipe.recover import Recover, SelfGenerated
 from llmprune.recover.arithmetic import Arithmetic
 from llmprune.recover.beside import MatchingLayers, layers_after
 from llmprune.recover.recovery import Recovered, Recovery
@@ -40,6 +40,7 @@ from llmprune.results.run_folder import (
     RECOVERY_LENGTH,
     RECOVERY_STATE,
     REPAIRED,
+    ROUNDS,
     file_fingerprint,
     fingerprint,
 )
@@ -96,9 +97,14 @@ def recover_checkpoint(
     return recovered
 
 
+def is_begun(folder: Path) -> bool:
+    """Check that a training was begun in a run folder, and not finished."""
+    return (folder / RECOVERY_STATE).is_dir()
+
+
 def require_begun(output: Path) -> None:
-    """Raise OutputError where no training was begun in a run folder."""
-    if not ((output / RECOVERY_STATE).is_dir() or (output / RECOVERY).is_file()):
+    """Raise OutputError where no training was begun in a run folder, nor in one of its rounds."""
+    if not (any(map(is_begun, (output, *output.glob(f"{ROUNDS}/*")))) or (output / RECOVERY).is_file()):
         raise OutputError(
             f"--end-recovery takes the best weights of a training, and none was begun in {output}; leave the option "
             "out, or name that run's folder with --output"
@@ -174,15 +180,17 @@ class _RecoveryStep:
             max_shard_size=context.recipe.export.max_shard_size,
             matching=self._matching(),
             end=context.end_recovery,
+            predictions=context.among.predictions if context.among else None,
         )
 
     def _matching(self) -> MatchingLayers | None:
         """Return which layers' hidden states are compared; None where none are."""
-        recipe, weight = self.context.recipe, self.settings.hidden_states
+        recipe, among, weight = self.context.recipe, self.context.among, self.settings.hidden_states
         if not weight:
             return None
         layers = len(self.context.inputs.reference)
-        return MatchingLayers(recipe.reference, layers_after(self.cut.layers, layers), weight)
+        kept = among.kept(self.cut.layers) if among else self.cut.layers
+        return MatchingLayers(recipe.reference, layers_after(kept, layers), weight)
 
     def _verified(self, found: Recovered) -> Verified:
         """Return the measurements of the fresh process; those of the repaired model where that remains."""
@@ -220,6 +228,7 @@ class _RecoveryStep:
             batch_tokens=step_tokens,
             learning_rate=found.course.rate,
             sources=self._sources(),
+            generated=own.samples if isinstance(own := self.settings.data.self_generated, SelfGenerated) else 0,
             dense_perplexity=found.dense_perplexity,
             checks=progress.checks,
             best_step=progress.best_step if found.folder else 0,

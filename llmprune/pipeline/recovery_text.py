@@ -58,7 +58,8 @@ def recovery_windows(context: RunContext, *, most: int | None = None, published:
     number = inputs.recovery_number(most)
     text = inputs.recovery_text(number)
     generated_NL = _generated(context, published) if settings.data.self_generated else None
-    return arrange(text, generated_NL, number=number, settings=settings, seed=inputs.recovery_settings.seed)
+    windows = arrange(text, generated_NL, number=number, settings=settings, seed=inputs.recovery_settings.seed)
+    return windows.part(inputs.part)
 
 
 @dataclass(frozen=True)

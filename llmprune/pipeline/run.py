@@ -32,13 +32,14 @@ from llmprune.pipeline.compose_report import (
     RunResults,
     compose_report,
 )
-from llmprune.pipeline.context import RunContext
+from llmprune.pipeline.context import AmongRounds, RunContext
 from llmprune.pipeline.evaluate import evaluate
 from llmprune.pipeline.finish import FinishedRun, push_as_requested, write_report
 from llmprune.pipeline.inputs import RunInputs
 from llmprune.pipeline.prune_checkpoint import prune_checkpoint
-from llmprune.pipeline.recover import recover_checkpoint, require_begun
+from llmprune.pipeline.recover import is_begun, recover_checkpoint, require_begun
 from llmprune.pipeline.recovery_text import windows_of_tokens
+from llmprune.pipeline.rounds import after_earlier_rounds
 from llmprune.pipeline.score_and_select import find_cut, find_scores
 from llmprune.pipeline.self_generated import add_self_generated, generated_in_folder
 from llmprune.pipeline.source_check import check_sources, compares_sources
@@ -46,15 +47,17 @@ from llmprune.pipeline.step_costs import (
     time_dense_forward_pass,
 )
 from llmprune.planning.duration.estimate import Durations
-from llmprune.planning.plan import Plan, plan_and_check
+from llmprune.planning.plan import Plan, PlanningOutcome, plan_and_check
+from llmprune.planning.round_recipes import has_rounds
 from llmprune.planning.self_generated import ChosenNumbers
+from llmprune.planning.text_inputs import TextInputs
 from llmprune.planning.timing import estimate_durations
 from llmprune.publish.generated_windows import GENERATED, GENERATED_FOR_RECOVERY
 from llmprune.publish.preflight import check_push
 from llmprune.recipe.recipe import Recipe, refuse_tokens
-from llmprune.results.replacing import recipe_of_model
+from llmprune.results.replacing import recipe_of_model, remove
 from llmprune.results.report_schema import Report
-from llmprune.results.run_folder import PLAN, RunFolder, bytes_at_hand, fingerprint
+from llmprune.results.run_folder import PLAN, ROUNDS, RunFolder, bytes_at_hand, fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +69,9 @@ class RunOptions:
     ``fresh`` makes every product anew. ``measure_forward`` times plain forward passes of the dense model over the
     calibration tokens, for comparison. ``calibration_check`` repeats the selection on each source of the calibration
     text, or on each half of a single one, and reports how far the cuts agree. ``end_recovery`` takes the best weights
-    of a training that was stopped, and trains no more. ``generated``: files of windows that a published run's dense
-    model wrote, by their names in its repository, for a run that repeats it.
+    of a training that was stopped, and trains no more in its round. ``generated``: files of windows that a published
+    run's dense model wrote, by their names in its repository, for a run that repeats it. ``among``: of a run that is
+    one of several rounds.
     """
 
     fresh: bool = False
@@ -75,6 +79,7 @@ class RunOptions:
     calibration_check: bool = False
     end_recovery: bool = False
     generated: Mapping[str, Path] = field(default_factory=dict)
+    among: AmongRounds | None = None
 
 
 def run(
@@ -110,22 +115,68 @@ def run_to_report(recipe: Recipe, output: Path, *, options: RunOptions) -> Finis
         surveyed = plan_and_check(
             recipe, generated=ChosenNumbers() if options.fresh else generated_in_folder(recipe, output)
         )
-        (plan, anatomy), recipe = surveyed.require(), surveyed.inputs.recipe
+        plan = surveyed.require()[0]
         if plan.shortage:
             raise ModelError(plan.shortage)
         if is_first_process():
-            _check_requirements(recipe, plan, output=output, options=options)
-        folder = RunFolder.open(output, options.fresh, model=recipe.model.id, recipe=asked)
-        inputs = RunInputs(recipe, anatomy, inputs=surveyed.inputs, reserve=_disk_needed(plan), devices=plan.devices)
-        durations = _estimated(plan, options, loading=loading)
+            _check_requirements(surveyed.inputs.recipe, plan, output=output, options=options)
+        return _run_planned(_Planned(surveyed, asked, loading), output, options=options)
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """A recipe that was planned and checked. ``asked``: its values before the plan settled some."""
+
+    surveyed: PlanningOutcome
+    asked: Mapping[str, Any]
+    loading: float | None = None  # seconds in which this process loaded the libraries; None: not measured
+
+    @classmethod
+    def of_round(cls, surveyed: PlanningOutcome) -> _Planned:
+        """Return the plan of a round, whose recipe leaves nothing open."""
+        return cls(surveyed, recipe_of_model(surveyed.inputs.recipe))
+
+
+def _run_planned(planned: _Planned, output: Path, *, options: RunOptions) -> FinishedRun:
+    """Run all rounds of a recipe in the folder ``output``."""
+    (plan, anatomy), text = planned.surveyed.require(), planned.surveyed.inputs
+    folder = RunFolder.open(output, options.fresh, model=text.recipe.model.id, recipe=planned.asked)
+    try:
+        inputs = RunInputs(text.recipe, anatomy, inputs=text, reserve=_disk_needed(plan), devices=plan.devices)
+        durations = _estimated(plan, options, loading=planned.loading)
         batches = Batches.planned(plan.batch_sizes)
-        context = RunContext(recipe, plan, inputs, folder, batches, durations, options.end_recovery)
-        try:
-            with expecting(durations.expected() if durations else ()):
-                report = _run_steps(context, options, asked=asked)
-        finally:
-            folder.close()
-    return FinishedRun(report, recipe, folder.path)
+        context = RunContext(text.recipe, plan, inputs, folder, batches, durations, options.end_recovery, options.among)
+        _begin(context, planned.asked)
+        if has_rounds(text.recipe):
+            context, options = _after_earlier_rounds(context, text, options=options)
+        with expecting(context.durations.expected() if context.durations else ()):
+            report = _run_steps(context, options)
+        return FinishedRun(report, text.recipe, folder.path)
+    finally:
+        folder.close()
+
+
+def _after_earlier_rounds(
+    context: RunContext, text: TextInputs, *, options: RunOptions
+) -> tuple[RunContext, RunOptions]:
+    """Run the rounds before the last, and return context and options of the last one."""
+    if options.fresh and is_first_process():
+        remove(context.folder.home / ROUNDS)
+
+    def run_round(
+        surveyed: PlanningOutcome, output: Path, *, generated: Mapping[str, Path], among: AmongRounds
+    ) -> Report:
+        own = RunOptions(end_recovery=_ends(options, output), generated=generated, among=among)
+        return _run_planned(_Planned.of_round(surveyed), output, options=own).report
+
+    context, generated = after_earlier_rounds(context, text, generated=options.generated, run=run_round)
+    durations, ends = _estimated(context.plan, options, loading=None), _ends(options, context.folder.path)
+    return replace(context, durations=durations, end_recovery=ends), replace(options, generated=generated)
+
+
+def _ends(options: RunOptions, folder: Path) -> bool:
+    """Check that a round's training is to be ended: that which was stopped, and none that follows."""
+    return options.end_recovery and broadcast_from_first(is_begun(folder) if is_first_process() else False)
 
 
 def _estimated(plan: Plan, options: RunOptions, *, loading: float | None) -> Durations | None:
@@ -166,12 +217,16 @@ def _log_devices(recipe: Recipe) -> None:
         logger.warning("devices: not used, because the launcher of this process has chosen its GPU")
 
 
-def _run_steps(context: RunContext, options: RunOptions, *, asked: Mapping[str, Any]) -> Report:
-    """Make every product. ``asked``: the recipe's own values, before the plan chose what it leaves open."""
+def _begin(context: RunContext, asked: Mapping[str, Any]) -> None:
+    """Read the texts and begin the run folder. ``asked``: the recipe's own values, before the plan chose some."""
     report_progress("reading text")
     context.inputs.read_texts()
     require_same_everywhere(context)
     _begin_folder(context, asked)
+
+
+def _run_steps(context: RunContext, options: RunOptions) -> Report:
+    """Make every product of one round."""
     add_self_generated(context, options.generated.get(GENERATED))
     lessons = windows_of_tokens(context, options.generated.get(GENERATED_FOR_RECOVERY))
     context.batches.settle(context.recipe, context.folder, sizes=context.plan.batch_sizes)
@@ -193,7 +248,9 @@ def _run_steps(context: RunContext, options: RunOptions, *, asked: Mapping[str, 
     )
     report = broadcast_from_first(compose_report(context, results))
     write_report(context.folder, report)
-    return push_as_requested(context.recipe, context.folder, report=report)
+    if context.earlier and context.among and is_first_process():
+        remove(context.among.predictions)
+    return push_as_requested(context.whole_recipe, context.folder, report=report)
 
 
 def _begin_folder(context: RunContext, asked: Mapping[str, Any]) -> None:
@@ -209,4 +266,5 @@ def _begin_folder(context: RunContext, asked: Mapping[str, Any]) -> None:
 
 def _disk_needed(plan: Plan) -> int:
     """Bytes of disk that a run needs: checkpoint in parts and joined, snapshots of hidden states, training files."""
-    return 2 * plan.disk + 2 * plan.memory.hidden_states + (plan.recovery.disk if plan.recovery else 0)
+    largest = max([plan.disk, *(one.size.bytes for one in plan.rounds)])
+    return 2 * largest + 2 * plan.memory.hidden_states + (plan.recovery.disk if plan.recovery else 0)

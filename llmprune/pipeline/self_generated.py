@@ -40,7 +40,7 @@ from llmprune.planning.self_generated import ChosenNumbers
 from llmprune.publish.generated_windows import KEY, read_generated
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.replacing import NEXT, recipe_of_model
-from llmprune.results.run_folder import GENERATED_WINDOWS, JOURNAL, PLAN, file_fingerprint, fingerprint
+from llmprune.results.run_folder import GENERATED_WINDOWS, JOURNAL, PLAN, ROUNDS, file_fingerprint, fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,8 @@ def _numbers_in(output: Path, recipe: Recipe) -> ChosenNumbers:
             journal, plan = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (JOURNAL, PLAN))
             if _sections(journal["recipe"], "model.", "calibration.") != _sections(wanted, "model.", "calibration."):
                 continue
-            products, number = journal["products"], int(plan["calibration"][0]) - calibration.read_shape()[0]
+            products = journal["products"] | _products_of_round(output)
+            number = int(plan["calibration"][0]) - calibration.read_shape()[0]
             if number not in ([0, calibration.generated] if SELF_GENERATED in products else [0]):
                 continue
             own = int(plan["recovery"]["generated"]) if plan.get("recovery") else 0
@@ -76,6 +77,12 @@ def _numbers_in(output: Path, recipe: Recipe) -> ChosenNumbers:
         except (OSError, ValueError, KeyError, TypeError):  # not there, or damaged, which opening the folder reports
             continue
     return ChosenNumbers()
+
+
+def _products_of_round(output: Path) -> dict[str, Any]:
+    """Return the products of the first round, which writes the windows where there are several rounds."""
+    journal = output / ROUNDS / "1" / JOURNAL
+    return dict(json.loads(journal.read_text(encoding="utf-8"))["products"]) if journal.is_file() else {}
 
 
 def _sections(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
@@ -113,7 +120,10 @@ def add_self_generated(context: RunContext, published: Path | None = None) -> No
 
 def published_if_fitting(inputs: RunInputs, path: Path, *, shape: tuple[int, int]) -> Tensor | None:
     """Return the windows of a published run; None, with a warning, where the recipe wants another number or length."""
-    windows_NL = read_generated(path, vocabulary=text_config(inputs.config).vocab_size)
+    if path.suffix == ".safetensors":  # of another round
+        windows_NL = load_file(path)[KEY]
+    else:
+        windows_NL = read_generated(path, vocabulary=text_config(inputs.config).vocab_size)
     if tuple(windows_NL.shape) == shape:
         return windows_NL
     logger.warning(

@@ -24,12 +24,16 @@ from llmprune.results.report_schema import Size
 
 @dataclass(frozen=True)
 class Base:
-    """The dense model without its weights. ``headers``: of its weights files; None where they are not available."""
+    """The dense model without its weights. ``headers``: of its weights files; None where they are not available.
+
+    ``has_files``: False for a model that a round before will make.
+    """
 
     config: Config
     headers: Headers | None
     dense: PreTrainedModel
     anatomy: Anatomy
+    has_files: bool = True
 
     @cached_property
     def names(self) -> FileNames:

@@ -42,6 +42,8 @@ from llmprune.planning.planned_sizes import (
 )
 from llmprune.planning.recovery import RecoveryPlan, plan_recovery, recovery_shortage
 from llmprune.planning.reference import size_of_reference
+from llmprune.planning.round_recipes import has_rounds
+from llmprune.planning.rounds import PlannedRound, RoundToPlan, with_rounds
 from llmprune.planning.self_generated import NOTHING_CHOSEN, ChosenNumbers, about_self_generated, settle_self_generated
 from llmprune.planning.sparsity import SparsityPlan, planned_sparsity
 from llmprune.planning.text_inputs import TextInputs
@@ -74,6 +76,7 @@ class Plan(Figures):
     keep_kv_groups: int | None  # of attention heads, in each layer
     sparsity: SparsityPlan | None = None
     recovery: RecoveryPlan | None = None  # the training after the cut
+    rounds: tuple[PlannedRound, ...] = ()  # of cut and training, where there are several
     calibration: tuple[int, int]  # windows, tokens in each
     calibration_sources: tuple[CalibrationSource, ...] = ()
     begin_of_text: str | None = None  # that windows begin with; None for none, and where the tokenizer is not here yet
@@ -167,7 +170,14 @@ def plan_structure(
 
     def plan_on_machine() -> Plan:
         machine = this_machine(recipe.model, starts=starts, elsewhere=elsewhere)
-        return _plan(recipe, base, planned=planned, machine=machine)
+        plan = _plan(recipe, base, planned=planned, machine=machine)
+        if not has_rounds(recipe):
+            return plan
+
+        def plan_one(one: RoundToPlan) -> Plan:
+            return _plan(one.recipe, one.base, planned=one.planned, machine=machine)
+
+        return with_rounds(plan, recipe, base=base, plan_one=plan_one)
 
     _, plan = errors.attempt("model", reads, work=plan_on_machine)
     return plan, base.anatomy
@@ -251,7 +261,8 @@ def _pruned_meta_model(recipe: Recipe, base: Base, *, planned: PlannedCut) -> Pr
     config = cut_config(
         base.config, base.anatomy, layers=keep, widths=widths, num_experts=planned.experts, kv_groups=kv_groups
     )
-    require_expressible(recipe.model, base.config, after=config, layers=keep)
+    if base.has_files:
+        require_expressible(recipe.model, base.config, after=config, layers=keep)
     pruned = build_meta_model(config, base.dense.dtype, trust_remote_code=recipe.model.trust_remote_code)
     changing = sizes_that_change(base.anatomy, widths, experts=planned.experts, kv_groups=kv_groups)
     check_layer_equivalence(base.dense, pruned, keep=keep, changing=changing)

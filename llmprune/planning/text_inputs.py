@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from llmprune.anatomy.meta_model import Config, text_config
 from llmprune.checkpoint.loading import load_config, load_tokenizer
 from llmprune.common.errors import CalibrationError, ModelError, RecipeError
 from llmprune.data.begin_of_text import required_begin
-from llmprune.data.recovery_windows import RecoverySources, UsedText, about_epochs, load_recovery_text
+from llmprune.data.recovery_windows import Part, RecoverySources, UsedText, about_epochs, load_recovery_text
 from llmprune.data.window_sources import source_names, sources_of_windows, with_generated
 from llmprune.data.windows import TextWindows, load_windows
 from llmprune.evaluation.prompts import ModelLimits, Prompts, make_prompts
@@ -34,6 +35,15 @@ class TextInputs:
         self.recipe = recipe
         self._generated_NL = torch.empty(0, dtype=torch.int64)
         self._recovery: tuple[int, RecoverySources] | None = None  # windows of the training, and their text
+        self.part = Part()  # of the training's text that the recipe trains on
+
+    def of_round(self, recipe: Recipe, part: Part) -> TextInputs:
+        """Return the inputs of one round of this recipe, with the tokenizer and the texts that were read already."""
+        inputs = copy.copy(self)
+        inputs.recipe, inputs.part = recipe, part
+        for name in ("config", "prompts"):
+            inputs.__dict__.pop(name, None)
+        return inputs
 
     @property
     def needs_tokenizer(self) -> bool:
@@ -118,14 +128,18 @@ class TextInputs:
         return self.recipe.recover.data.resolved(self.recipe.calibration)
 
     def recovery_number(self, most: int | None = None) -> int:
-        """Return the windows that the training takes. ``most``: their number where the recipe gives ``hours``."""
+        """Return the windows that the training takes, in all rounds together.
+
+        ``most``: their number in one round, where the recipe gives ``hours``.
+        """
         recover, length = self.recipe.recover, self.recovery_settings.sequence_length
         assert recover is not None, "the recipe has the section"
         assert length is not None, "resolved windows have a length"
-        if recover.tokens is not None:
-            return recover.windows(recover.tokens, length)
+        own, rounds = recover.of_round, recover.rounds * self.part.of
+        if own.tokens is not None:
+            return own.windows(own.tokens, length) * rounds
         assert most is not None, "a time does not give the number"
-        return most
+        return most * rounds
 
     def recovery_text(self, number: int) -> RecoverySources:
         """Return the windows of text for a training on ``number`` windows, the dense model's own left out.

@@ -29,6 +29,7 @@ from llmprune.results.formatting import (
 from llmprune.results.recovery_figures import RecoveryScore
 from llmprune.results.recovery_sentences import describe_gain
 from llmprune.results.report_schema import Report, Size
+from llmprune.results.round_table import round_table
 from llmprune.results.sentences import describe_carried, describe_left
 from llmprune.results.size_table import size_rows, width_names
 from llmprune.results.templates import template_environment
@@ -107,6 +108,7 @@ def write_card(
         generated=list(published_windows(report)),
         wrote_calibration=any(source.text is None for source in report.provenance.calibration_sources),
         recovery=public_recovery(report.recovery) if report.recovery else None,
+        rounds=round_table(report) if report.rounds else None,
         scores=[_score_row(score) for score in report.recovery_scores.scores] if report.recovery_scores else [],
         gain=describe_gain(report.recovery_scores) if report.recovery_scores else None,
         inverted=any(not task.higher_is_better for task in report.tasks),

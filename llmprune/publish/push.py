@@ -10,6 +10,7 @@ import math
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -36,7 +37,7 @@ from llmprune.recipe.recipe import Recipe, validate_arguments
 from llmprune.results.formatting import count, percent, ranges
 from llmprune.results.load_report import load_report
 from llmprune.results.report_schema import Report
-from llmprune.results.run_folder import RECOVERY, RunFolder, file_fingerprint, fingerprint
+from llmprune.results.run_folder import RECOVERY, ROUNDS, RunFolder, file_fingerprint, fingerprint
 from llmprune.results.sentences import describe_missed_bars
 
 MORE_SAMPLES = "evaluation of more samples"  # name of the step in a report
@@ -103,7 +104,7 @@ def publish_run(folder: RunFolder, recipe: Recipe, *, hub: Hub, report: Report) 
         created=now(),
         recipe=report.recipe_text,
         overrides=report.overrides,
-        cut=describe_cut(Cut.load(folder.path / "cut.json")),
+        cut=_cut_of(folder, rounds=len(report.rounds)),
         fingerprints=folder.fingerprints(),
         files={operation.path_in_repo: operation.upload_info.sha256.hex() for operation in operations},
         refused=refused,
@@ -112,6 +113,13 @@ def publish_run(folder: RunFolder, recipe: Recipe, *, hub: Hub, report: Report) 
     write_text(card / FILE, record.to_json())
     operations += additions({name: card / name for name in ("README.md", FILE)})
     return upload(hub, operations, message=hub.commit_message or _message(report))
+
+
+def _cut_of(folder: RunFolder, *, rounds: int) -> dict[str, Any]:
+    """Return the cut of a run; of several rounds that of the last, with those before it as ``rounds``."""
+    cut = describe_cut(Cut.load(folder.path / "cut.json"))
+    places = [folder.home / ROUNDS / str(number) / "cut.json" for number in range(1, rounds)]
+    return cut | ({"rounds": [describe_cut(Cut.load(path)) for path in places]} if places else {})
 
 
 def require_whole(model: Path, parameters: int) -> None:

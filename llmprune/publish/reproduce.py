@@ -90,7 +90,7 @@ def _pins(record: Record) -> list[str]:
     own = [source["windows"] for source in provenance.get("calibration_sources", ()) if source["text"] is None]
     if recipe.calibration.self_generated == "auto" and provenance.get("calibration_sources"):  # else the memory decides
         pins.append(f"calibration.self_generated={sum(own)}")
-    pins += _recovery_pins(recipe, record.report.get("recovery"))
+    pins += _recovery_pins(recipe, record.report)
     if provenance.get("commit"):
         pins.append(f"model.revision={_quoted(provenance['commit'])}")
     commits: dict[str, str] = provenance.get("datasets") or {}
@@ -103,19 +103,21 @@ def _pins(record: Record) -> list[str]:
     return pins
 
 
-def _recovery_pins(recipe: Recipe, found: dict[str, Any] | None) -> list[str]:
+def _recovery_pins(recipe: Recipe, report: dict[str, Any]) -> list[str]:
     """Return overrides for what the training left open: its length, if it was a time, and the windows that are written.
 
-    ``found``: its recorded figures.
+    ``report``: the recorded figures.
     """
+    found = report.get("recovery")
     if recipe.recover is None or not found:
         return []
     pins = []
     if recipe.recover.hours is not None:
-        steps = f"recover.tokens={found['steps'] * found['batch_tokens']}"
+        in_rounds = sum(one["tokens"] for one in report.get("rounds", ()))
+        steps = f"recover.tokens={in_rounds or found['steps'] * found['batch_tokens']}"
         pins += ["recover.hours=null", steps, f"recover.batch_tokens={found['batch_tokens']}"]
     if recipe.recover.data.self_generated == "auto":  # else the memory decides
-        own = sum(source["windows"] for source in found["sources"] if source["text"] is None)
+        own = found["generated"]
         pins.append(f"recover.data.self_generated={f'{{samples: {own}}}' if own else 'false'}")
     return pins
 
@@ -137,7 +139,7 @@ def differences(record: Record, report: Report, *, model: Path) -> list[str]:
         if _value(before, path) != _value(after, path)
     ]
     removed = record.cut.get("remove_layers"), [layer.layer for layer in report.layers if layer.removed]
-    if removed[0] != removed[1]:
+    if removed[0] != removed[1] and not report.rounds:  # else the recorded ones are those of the last round
         found.append(f"removed layers: {removed[0]} recorded, {removed[1]} now")
     return found or ["weights differ, although model, tokens and cut are the same"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -48,29 +48,36 @@ def _rows(record: Record) -> list[tuple[str, str]]:
     sizes = [record.report.get(which) or {} for which in ("dense", "pruned")]
     dense, pruned = sizes
     versions = provenance.get("versions") or {}
-    cut = record.cut
+    cut, rounds = record.cut, record.report.get("rounds") or ()
+    layers: tuple[Any, Any] = cut.get("num_layers"), len(cut.get("keep_layers") or ())
+    removed = cut.get("remove_layers") or ()
+    if rounds:  # the cut is that of the last
+        layers = dense.get("layers"), pruned.get("layers")
+        removed = sorted(layer for one in rounds for layer in one.get("removed_layers") or ())
     rows = [
         ("pushed", record.created),
         ("base model", f"{provenance.get('model')} @ {provenance.get('commit') or 'no hub commit'}"),
         ("parameters", f"{count(dense.get('parameters'))} → {count(pruned.get('parameters'))}"),
         ("weights", f"{byte_size(dense.get('bytes'))} → {byte_size(pruned.get('bytes'))}"),
-        ("layers", f"{cut.get('num_layers')} → {len(cut.get('keep_layers') or ())}"),
-        ("removed layers", ranges(cut.get("remove_layers") or ()) or "none"),
+        ("layers", f"{layers[0]} → {layers[1]}"),
+        ("removed layers", ranges(removed) or "none"),
         *((name, f"{dense['widths'].get(name)} → {kept}") for name, kept in (cut.get("widths") or {}).items()),
         ("calibration", f"{provenance.get('calibration_tokens')} tokens, {provenance.get('calibration_fingerprint')}"),
         *((f"data set {name}", commit) for name, commit in (provenance.get("datasets") or {}).items()),
-        *_recovery(record.report.get("recovery")),
+        *_recovery(record.report.get("recovery"), rounds=rounds),
         ("mean retention", percent(record.report.get("mean_retention"))),
         ("llmprune", ", ".join(f"{name} {version}" for name, version in versions.items())),
     ]
     return [(name, str(value)) for name, value in rows]
 
 
-def _recovery(found: dict[str, Any] | None) -> list[tuple[str, str]]:
+def _recovery(found: dict[str, Any] | None, *, rounds: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     """Return the row of the training after the cut, if there was one."""
     if not found:
         return []
-    trained = f"{found.get('method')}, {found.get('loss')}: {count(found.get('tokens'))} tokens"
+    tokens = sum(one.get("tokens") or 0 for one in rounds) or found.get("tokens")
+    in_rounds = f" in {len(rounds)} rounds, in the last" if rounds else ""
+    trained = f"{found.get('method')}, {found.get('loss')}: {count(tokens)} tokens{in_rounds}"
     return [("trained after the cut", f"{trained}, step {found.get('best_step')} of {found.get('steps')} saved")]
 
 

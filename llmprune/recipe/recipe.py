@@ -136,6 +136,12 @@ class Recipe(Section):
             values["refit"] = False
         return dump(values)
 
+    def derived(self, update: dict[str, Any]) -> Self:
+        """Return the recipe with other sections; its text is its own YAML then. ``update``: valid sections, by name."""
+        recipe = self.model_copy(update=update)
+        recipe._text, recipe._overrides = "", ()
+        return recipe
+
     @property
     def overrides(self) -> tuple[str, ...]:
         """The ``--set`` texts that were applied to the YAML."""

@@ -205,6 +205,13 @@ class Recover(Section):
             raise ValueError("hidden_states belongs to loss: distillation; remove it")
         return self
 
+    @property
+    def of_round(self) -> Recover:
+        """The training of one of the rounds, which all have equal shares of the tokens or hours."""
+        tokens = None if self.tokens is None else math.ceil(self.tokens / self.rounds)
+        hours = None if self.hours is None else self.hours / self.rounds
+        return self.model_copy(update={"tokens": tokens, "hours": hours, "rounds": 1})
+
     def rate(self, hidden_size: int) -> float:
         """Return the highest learning rate for a model of this hidden size."""
         if self.learning_rate != "auto":

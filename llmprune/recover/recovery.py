@@ -61,7 +61,8 @@ class Recovery:
     ``dense``: opens the dense model, which ``dense_identity`` names. ``folder``, ``origin``: for the work files, and
     the fingerprint of what the training depends on. ``batch``: windows of a layer-wise pass. ``micro_batch``: windows
     whose activations are in memory together. ``matching``: layers whose hidden states are compared. ``end``: make no
-    more steps, but take the best weights that an earlier run has found.
+    more steps, but take the best weights that an earlier run has found. ``predictions``: folder for the dense model's
+    predictions, which other recoveries share; None: a work folder.
     """
 
     repaired: ModelSource
@@ -76,6 +77,7 @@ class Recovery:
     max_shard_size: int
     matching: MatchingLayers | None = None
     end: bool = False
+    predictions: Path | None = None
 
     def run(self) -> Recovered:
         """Train, and write the best weights if they are better than the repaired ones; every process calls it.
@@ -115,7 +117,8 @@ class Recovery:
         def work(batch_size: int) -> StoredPredictions:
             settings = TeacherSettings(self.settings.top_k, temperature, batch_size, quick)
             part = settings.fingerprint(self.dense_identity, windows_NL)[:16]
-            folder = self.folder / "predictions" / f"{part}-{rank():05}"  # each process writes files of its own
+            place = self.predictions or self.folder / "predictions"
+            folder = place / f"{part}-{rank():05}"  # each process writes files of its own
             return store_predictions(self.dense(), windows_NL, folder=folder, settings=settings)
 
         return self.batch.run(f"recovery: predictions for {name}", work, release=lambda: self.dense().save_memory())

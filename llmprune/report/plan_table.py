@@ -14,6 +14,7 @@ from llmprune.common.schema import format_count, format_size
 from llmprune.common.time_left import rough_duration
 from llmprune.results.calibration_sources import describe_text
 from llmprune.results.formatting import plural, ranges
+from llmprune.results.round_table import size_columns
 from llmprune.results.sentences import describe_carried, describe_left
 from llmprune.results.size_table import size_rows
 
@@ -27,6 +28,9 @@ def print_plan(plan: Plan, console: Console) -> None:
     console.print()
     console.print(_sizes(plan))
     console.print()
+    if plan.rounds:
+        console.print(_rounds(plan))
+        console.print()
     for line in (
         *_cut_lines(plan),
         *_requirements(plan),
@@ -51,6 +55,18 @@ def _sizes(plan: Plan) -> Table:
     table.add_column("of dense", justify="right")
     for row in size_rows(plan.dense, plan.pruned):
         table.add_row(row.label, row.dense, f"{about}{row.pruned}", row.of_dense)
+    return table
+
+
+def _rounds(plan: Plan) -> Table:
+    """Return the sizes after each round, and the tokens that it trains on."""
+    sizes = size_columns([plan.dense, *(one.size for one in plan.rounds)])
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for head in (*sizes.heads, "trained on"):
+        table.add_column(head, justify="left" if head == "round" else "right")
+    tokens = [None, *(one.tokens for one in plan.rounds)]
+    for row, number in zip(sizes.rows, tokens, strict=True):
+        table.add_row(*row, "" if number is None else f"{format_count(number)} tokens")
     return table
 
 
@@ -96,8 +112,9 @@ def _recovery_lines(plan: Plan) -> Iterator[str]:
             f"on {format_count(found.tokens)} tokens, in {plural(found.steps, 'step')} of {found.windows_of_step} × "
             f"{found.sequence_length} tokens"
         )
+    rounds = f", in {plural(len(plan.rounds), 'round')}" if plan.rounds else ""
     yield (
-        f"Recovery: trained {length} ({found.method}, {found.loss.replace('_', ' ')}, learning rate up to "
+        f"Recovery: trained {length}{rounds} ({found.method}, {found.loss.replace('_', ' ')}, learning rate up to "
         f"{found.learning_rate:.2g})"
     )
     of_windows = [f"{one.name} {one.windows}" for one in found.sources if one.windows]

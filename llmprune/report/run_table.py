@@ -26,8 +26,10 @@ from llmprune.results.recovery_sentences import (
     describe_gain,
     describe_recovery,
     describe_recovery_problems,
+    describe_rounds,
 )
 from llmprune.results.report_schema import Report
+from llmprune.results.round_table import round_table
 from llmprune.results.sentences import (
     UNMEASURED,
     VERDICT_HEADINGS,
@@ -86,12 +88,28 @@ def _print_recovery(report: Report, console: Console) -> None:
     sentences = [describe_recovery(found), describe_divergence(found)]
     if report.recovery_scores and (gain := describe_gain(report.recovery_scores)):
         sentences.append(gain)
+    if report.rounds:
+        console.print(_labelled(Text("Rounds", "bold"), Text(describe_rounds(report.rounds))))
+        console.print()
+        console.print(_round_table(report))
+        console.print()
     console.print(_labelled(Text("Recovery", "bold"), Text("; ".join(sentences))))
     console.print()
     console.print(_source_table(found))
     console.print()
     for problem in describe_recovery_problems(found):
         console.print(_labelled(Text("Recovery", "bold yellow"), Text(problem)))
+
+
+def _round_table(report: Report) -> Table:
+    """Return the sizes and the held-out divergence of each round."""
+    found = round_table(report)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for head in found.heads:
+        table.add_column(head, justify="left" if head == "round" else "right", overflow="fold")
+    for row in found.rows:
+        table.add_row(*row)
+    return table
 
 
 def _source_table(found: RecoveryFigures) -> Table:

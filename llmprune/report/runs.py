@@ -116,7 +116,7 @@ def print_runs(runs: Sequence[Run], console: Console) -> None:
         table.add_row(
             Text(run.name),
             percent(share(report.dense.bytes, report.pruned.bytes)),
-            *([f"{count(report.recovery.tokens)} tokens" if report.recovery else NOTHING] if trained else []),
+            *([f"{count(report.trained_tokens)} tokens" if report.trained_tokens else NOTHING] if trained else []),
             percent(report.mean_retention),
             span(report.retention.interval if report.retention else None),
             f"{number(report.perplexity.pruned)} ({percent(ratio, 0)})" if report.perplexity else NOTHING,

@@ -36,6 +36,7 @@ class RecoveryFigures(Figures):
     batch_tokens: int
     learning_rate: float  # the highest
     sources: tuple[CalibrationSource, ...]  # trained on
+    generated: int = 0  # windows that the dense model wrote, those that were held out included
     dense_perplexity: dict[str, float]  # of the dense model on the held-out windows, by source
     checks: tuple[RecoveryCheck, ...]  # the first is of step 0
     best_step: int  # whose weights were saved; 0: the repaired weights

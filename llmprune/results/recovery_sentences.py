@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from llmprune.results.formatting import count, duration, energy, fixed, percent, plural, span
 from llmprune.results.recovery_figures import MeanScore, RecoveryFigures, RecoveryScores
+from llmprune.results.report_schema import RoundFigures
 
 _METHODS = {"full": "All weights", "lora": "Low-rank adapters (LoRA, merged into the weights)"}
 _LOSSES = {"distillation": "the dense model's predictions", "language_model": "the text alone"}
@@ -48,6 +51,15 @@ def describe_recovery_problems(found: RecoveryFigures) -> list[str]:
             f"the training diverged and returned to its last good weights {times} with half the learning rate"
         )
     return [*sentences, *found.notes]
+
+
+def describe_rounds(rounds: Sequence[RoundFigures]) -> str:
+    """Return in how many rounds the model was cut and trained, on how much, and for how long."""
+    tokens, seconds = sum(one.tokens for one in rounds), sum(one.seconds for one in rounds)
+    return (
+        f"cut and trained in {plural(len(rounds), 'round')}, on {count(tokens)} tokens in all, {duration(seconds)}; "
+        f"the figures of the recovery are those of round {len(rounds)}"
+    )
 
 
 def describe_gain(found: RecoveryScores) -> str | None:

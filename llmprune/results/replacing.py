@@ -46,9 +46,9 @@ def refuse_other_recipe(home: Path, recorded: Mapping[str, Any], *, wanted: Mapp
 
     ``locations``: also refuse another location of the model or the text.
     """
-    paths = [path for path in {**wanted, **recorded} if recorded.get(path) != wanted.get(path)]
-    if not any(locations or path in _TREATMENTS or not path.startswith(_LOCATIONS) for path in paths):
+    if is_same_recipe(recorded, wanted, locations=locations):
         return
+    paths = _differing(recorded, wanted)
     listed = [
         f"{path}: {_shown(recorded, path)} in the folder, {_shown(wanted, path)} in this recipe"
         for path in paths[:_NAMES_SHOWN]
@@ -59,6 +59,17 @@ def refuse_other_recipe(home: Path, recorded: Mapping[str, Any], *, wanted: Mapp
         f"model {home / 'model'} ({format_size(folder_size(home / 'model'))}); choose another --output to keep both, "
         "give --fresh to replace it once the new model is verified, or delete that model to prune again with its scores"
     )
+
+
+def is_same_recipe(recorded: Mapping[str, Any], wanted: Mapping[str, Any], *, locations: bool) -> bool:
+    """Compare two recipes by their values; ``locations``: with the location of the model and the text."""
+    return not any(
+        locations or path in _TREATMENTS or not path.startswith(_LOCATIONS) for path in _differing(recorded, wanted)
+    )
+
+
+def _differing(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    return [path for path in {**wanted, **recorded} if recorded.get(path) != wanted.get(path)]
 
 
 def take_over(home: Path, products: Iterable[str]) -> None:

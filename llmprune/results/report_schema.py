@@ -127,6 +127,17 @@ class VerificationFigures(Figures):
     positions: int  # token positions whose logits were compared
 
 
+class RoundFigures(Figures):
+    """Outcome of one round of cut and training."""
+
+    size: Size
+    removed_layers: tuple[int, ...]  # in this round, by their indices in the first dense model
+    tokens: int  # trained on
+    before: float  # mean held-out divergence of the repaired weights, in nats per token
+    after: float  # of the weights that were saved
+    seconds: float  # of the training
+
+
 class Step(Figures):
     """Cost of one step of the run."""
 
@@ -190,7 +201,8 @@ class Report(Figures):
     stability: StabilityFigures | None = None  # with --calibration-check and one source of text
     sources: SourceFigures | None = None  # where scores are summed by source, or with --calibration-check
     sparsity: SparsityFigures | None = None
-    recovery: RecoveryFigures | None = None  # training after the cut
+    recovery: RecoveryFigures | None = None  # training after the cut, in the last round
+    rounds: tuple[RoundFigures, ...] = ()  # of cut and training, where there are several
     recovery_scores: RecoveryScores | None = None
     perplexity: PerplexityFigures | None
     divergence: DivergenceFigures | None = None
@@ -211,6 +223,13 @@ class Report(Figures):
     def removed_layers(self) -> tuple[int, ...]:
         """Indices of the removed layers in the dense model."""
         return tuple(layer.layer for layer in self.layers if layer.removed)
+
+    @property
+    def trained_tokens(self) -> int | None:
+        """Tokens that the model was trained on, in all rounds; None without a training."""
+        if self.recovery is None:
+            return None
+        return sum(one.tokens for one in self.rounds) or self.recovery.tokens
 
     @property
     def measures_quality(self) -> bool:

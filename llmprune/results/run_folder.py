@@ -39,6 +39,7 @@ BATCH_SIZES = "batch-sizes.json"  # that a resumed run takes
 GENERATED_WINDOWS, RECOVERY_WINDOWS = "self-generated.safetensors", "recover-generated.safetensors"  # dense model's
 RECOVERY, REPAIRED = "recovery.json", "repaired"  # figures of the training, and the checkpoint from before it
 RECOVERY_LENGTH = "recover-windows.txt"  # the number to train on, where the recipe gives hours
+ROUNDS, PREDICTIONS = "rounds", "predictions.partial"  # earlier rounds; in it, the dense model's predictions
 RECOVERY_WINDOWS_PARTS, RECOVERY_STATE = "recover-generated.partial", "recover.partial"  # unfinished ones
 HIDDEN_STATES, TASKS = "dense.partial", "tasks"  # cache that pass 1 writes for pass 2; results of each finished task
 _FORMAT = 2
@@ -296,5 +297,5 @@ def _lock(path: Path) -> IO[str]:
 
 
 def _clear(path: Path) -> None:
-    for name in (*_PRODUCTS, JOURNAL):  # the journal last: until then the folder is recognised as a run's
+    for name in (ROUNDS, *_PRODUCTS, JOURNAL):  # the journal last: until then the folder is recognised as a run's
         remove(path / name)

@@ -29,6 +29,7 @@ from llmprune.results.recovery_sentences import (
     describe_gain,
     describe_recovery,
     describe_recovery_problems,
+    describe_rounds,
 )
 from llmprune.results.sentences import (
     describe_bar,
@@ -60,7 +61,7 @@ def template_environment(package: str, folder: str = "", *, escape: bool = True)
         greedy_agreement=describe_greedy_agreement, left=describe_left, metric=metric_name, number=number,
         percent=percent, plural=plural, probability=probability, ranges=ranges, recovery=describe_recovery,
         recovery_divergence=describe_divergence, recovery_gain=describe_gain,
-        recovery_problems=describe_recovery_problems, rough_duration=rough_duration,
+        recovery_problems=describe_recovery_problems, rounds=describe_rounds, rough_duration=rough_duration,
         short_model_name=short_model_name, size=byte_size, span=span, sparsity=describe_sparsity, speedup=speedup,
         text=describe_text, times=times, training=describe_training, varies=describe_speedup,
     )  # fmt: skip

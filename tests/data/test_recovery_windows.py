@@ -12,7 +12,7 @@ from helpers.windows import write_rows
 from safetensors.torch import save_file
 
 from llmprune.common.errors import CalibrationError
-from llmprune.data.recovery_windows import RecoverySources, UsedText, arrange, load_recovery_text
+from llmprune.data.recovery_windows import Part, RecoverySources, UsedText, arrange, load_recovery_text
 from llmprune.data.windows import load_windows
 from llmprune.recipe import recover
 from llmprune.recipe.calibration import Calibration, TokenWindows
@@ -140,3 +140,16 @@ def test_the_models_own_windows_are_a_source(numbered: str) -> None:
     assert windows.train_sources_N.bincount().tolist() == [20, 7]
     assert windows.held_out_sources_N.bincount().tolist() == [4, 3]
     assert torch.equal((windows.held_out_NL == 7).all(1), windows.held_out_sources_N == 1)
+
+
+def test_trainings_that_follow_each_other_read_on(numbered: str) -> None:
+    """Three parts have the windows of the whole, in its order, and the same held-out windows; repeats are of each."""
+    text = _rest({"dataset": numbered, "samples": 4, "sequence_length": 16}, amounts=(12, 2))
+    whole = arrange(text, None, number=30, settings=_holding_out(2), seed=0)
+    parts = [whole.part(Part(number, 3)) for number in (1, 2, 3)]
+    taken = [part.train_NL[part.order_M] for part in parts]
+    assert torch.equal(torch.cat(taken), whole.train_NL[whole.order_M])
+    assert all(torch.equal(part.held_out_NL, whole.held_out_NL) for part in parts)
+    first = {tuple(row) for row in taken[0].tolist()}
+    assert len(first) == len(parts[0].train_NL) == 10
+    assert whole.part(Part()) is whole

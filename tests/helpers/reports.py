@@ -235,7 +235,9 @@ def trained(before: dict[str, float], *, after: dict[str, float], best: int = 2,
         "seconds": 903.0,
         "kilowatt_hours": 0.0127,
     }
-    return RecoveryFigures(**values | changes)
+    values |= changes
+    values["generated"] = sum(source.windows for source in values["sources"] if source.text is None)
+    return RecoveryFigures(**values)
 
 
 def trained_report(**changes: Any) -> Report:

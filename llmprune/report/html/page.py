@@ -26,6 +26,7 @@ from llmprune.results.formatting import (
     times,
 )
 from llmprune.results.report_schema import LayerFigures, Report
+from llmprune.results.round_table import round_table
 from llmprune.results.sentences import (
     UNMEASURED,
     VERDICT_HEADINGS,
@@ -78,6 +79,7 @@ def render_page(report: Report) -> str:
             agreement=describe_agreement(report.stability) if report.stability else [],
             sources=describe_sources(report.sources) if report.sources else [],
             recovery=recovery_chart(report.recovery) if report.recovery else None,
+            rounds=round_table(report) if report.rounds else None,
             perplexity=_perplexity_bars(report) if report.perplexity else None,
             speed=_speed_bars(report.speed) if report.speed else None,
             retention=retention_chart(_whiskers(report)),
@@ -124,8 +126,9 @@ def _summary_sentence(report: Report) -> str:
     if report.sparsity:
         matrices = plural(report.sparsity.matrices, "matrix", many="matrices")
         parts.append(f"{report.sparsity.pattern} sparsity in {matrices}")
-    if report.recovery:
-        parts.append(f"trained on {count(report.recovery.tokens)} tokens")
+    if report.trained_tokens:
+        rounds = f" in {plural(len(report.rounds), 'round')}" if report.rounds else ""
+        parts.append(f"trained on {count(report.trained_tokens)} tokens{rounds}")
     if not parts:
         return "No layer removed, no MLP narrowed."
     return (sentence := ", ".join(parts))[0].upper() + sentence[1:] + "."
