@@ -26,6 +26,7 @@ from llmprune.pipeline.prune_checkpoint import PrunedCheckpoint
 from llmprune.pipeline.recovery_text import recovery_windows
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.pipeline.verify_saved import SavedModel, verify_saved
+from llmprune.planning.duration.recovering import VERIFIED_AGAIN
 from llmprune.recipe.model import ModelSource
 from llmprune.recipe.recover import Recover, SelfGenerated
 from llmprune.recover.arithmetic import Arithmetic
@@ -198,7 +199,7 @@ class _RecoveryStep:
         if found.folder is None or found.probe is None:
             return self.repaired.verified
         if is_first_process():
-            with measure_step(self.context.folder.steps, "verification of the trained model"):
+            with measure_step(self.context.folder.steps, VERIFIED_AGAIN):
                 parameters, records = self.repaired.size.parameters, self.repaired.records
                 saved = SavedModel(found.folder, found.probe, open_decoder(self.source), parameters, records)
                 verified = verify_saved(self.context, self.cut, saved=saved, free=free)

@@ -34,8 +34,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-JOURNAL, PLAN, LOCK = "run.json", "plan.json", ".lock"
-BATCH_SIZES = "batch-sizes.json"  # that a resumed run takes
+JOURNAL, PLAN, LOCK, BATCH_SIZES = "run.json", "plan.json", ".lock", "batch-sizes.json"  # the last for a resumed run
 GENERATED_WINDOWS, RECOVERY_WINDOWS = "self-generated.safetensors", "recover-generated.safetensors"  # dense model's
 RECOVERY, REPAIRED = "recovery.json", "repaired"  # figures of the training, and the checkpoint from before it
 RECOVERY_LENGTH = "recover-windows.txt"  # the number to train on, where the recipe gives hours

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 from pathlib import Path
@@ -38,6 +39,8 @@ def test_a_run_trains_what_it_repaired(tmp_path: Path, monkeypatch: pytest.Monke
     recipe, run = recipe_of(tmp_path), tmp_path / "run"
     done = command("run", recipe, "--output", run)
     assert done.code == 0, done.err
+    made, planned = report_in(run)["steps"], json.loads((run / "plan.json").read_text())["work"]["parts"]
+    assert [step["name"] for step in made] == list(dict.fromkeys(part["step"] for part in planned))
     recovery = report_in(run)["recovery"]
     first, last = recovery["checks"][0], recovery["checks"][-1]
     assert recovery["tokens"] == last["tokens"] == 24 * 32

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 from llmprune.common.time_left import ExpectedPart
 from llmprune.planning.duration.evaluation import evaluation_parts, verification_work
-from llmprune.planning.duration.generating import SELF_GENERATED, self_generated_parts
+from llmprune.planning.duration.generating import RECOVERY_GENERATED, SELF_GENERATED, self_generated_parts
 from llmprune.planning.duration.operations import Work
 from llmprune.planning.duration.parts import Part, PlannedModels, RunWork, Tokens, forward_work, visited
 from llmprune.planning.duration.pass2 import pass2_part
 from llmprune.planning.duration.rates import Rates
+from llmprune.planning.duration.recovering import VERIFIED_AGAIN
 from llmprune.planning.duration.scoring import calibration_check_work, scoring_parts
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.figures import Figures
@@ -66,17 +67,23 @@ def run_work(recipe: Recipe, models: PlannedModels, *, recovery: Sequence[Part] 
     costs = models.dense_costs(tokens.length)
     outside = models.pruned_bytes - sum(cost.bytes for cost in models.pruned_costs(tokens.length))
     saving = Work(files=models.pruned_bytes + max(outside, 0))
+    early = recipe.recover is not None and recipe.recover.tokens is not None  # hours are counted after pass 2
+    written = [part for part in recovery if early and part.step == RECOVERY_GENERATED]
+    verified = verification_work(models, tokens)
+    trained = [Part(step=VERIFIED_AGAIN, name=VERIFIED_AGAIN, work=verified)] if recovery else []
     return RunWork(
         hidden=models.hidden,
         forward=forward_work(costs, tokens) + visited(costs),
         check=calibration_check_work(recipe, models),
         parts=(
             *self_generated_parts(recipe, models),
+            *written,
             *scoring_parts(recipe, models),
             pass2_part(recipe, models),
             Part(step="saving", name="saving", work=saving),
-            *recovery,
-            Part(step="verification", name="verification", work=verification_work(models, tokens)),
+            Part(step="verification", name="verification", work=verified),
+            *(part for part in recovery if part not in written),
+            *trained,
             *evaluation_parts(recipe, models),
         ),
     )
@@ -86,7 +93,7 @@ def parts_with(work: RunWork, *, measures_forward: bool, checks_calibration: boo
     """Return the parts of a run with those that the options of the command add."""
     scoring = [part for part in work.parts if part.step in ("pass 1", "ablation")]
     evaluation = [part for part in work.parts if part.step == "evaluation"]
-    written = [part for part in work.parts if part.step == SELF_GENERATED]
+    written = [part for part in work.parts if part.step in (SELF_GENERATED, RECOVERY_GENERATED)]
     pruning = [part for part in work.parts if part not in (*written, *scoring, *evaluation)]
     forward, check = [], []
     if measures_forward:

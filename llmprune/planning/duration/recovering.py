@@ -8,7 +8,7 @@ from llmprune.planning.duration.parts import Part, PlannedModels, Tokens, forwar
 from llmprune.planning.recovery import RecoveryPlan
 from llmprune.recipe.recover import Recover
 
-RECOVERY = "recovery"  # the step
+RECOVERY, VERIFIED_AGAIN = "recovery", "verification of the trained model"  # steps
 PREDICTIONS, TRAINING = "recovery: dense predictions", "recovery: training"
 _PASSES, _CHECKPOINTED = 3, 4  # forward passes that a step is worth: 1 forward, 2 backward; 1 more is repeated
 _STEP_BYTES = 40  # that Adam reads and writes for a parameter in float32: weight, gradient, two moments
