@@ -127,7 +127,8 @@ def test_a_stopped_training_is_continued_or_ended(tmp_path: Path, monkeypatch: p
     """
     verify_here(monkeypatch)
     recipe, run = recipe_of(tmp_path), tmp_path / "run"
-    arguments = ("run", recipe, "--output", run, "--set", "recover.hidden_states=0.5")
+    smaller = ("--set", "recover.hidden_states=0.1", "--set", "recover.learning_rate=1e-3")
+    arguments = ("run", recipe, "--output", run, *smaller)
     refused = command(*arguments, "--end-recovery")
     assert refused.code == 2
     assert "none was begun in" in refused.err
