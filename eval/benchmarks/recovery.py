@@ -64,7 +64,7 @@ def judge(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         for place in ("repaired", "trained")
     }
     trained = report_of(folder)["recovery"]
-    kept = ("tokens", "steps", "batch_tokens", "learning_rate", "best_step", "seconds", "setbacks", "dense_perplexity")
+    kept = ("tokens", "steps", "batch_tokens", "learning_rate", "best_step", "seconds", "setbacks")
     return {
         "target": arguments.target,
         "tokens": arguments.tokens,
@@ -74,7 +74,10 @@ def judge(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "excess": excess,
         "training": {name: trained[name] for name in kept},
         "checks": [
-            {"tokens": check["tokens"], "divergence": {k: round(v, 4) for k, v in check["divergence"].items()}}
+            {
+                "tokens": check["tokens"],
+                "divergence": {Path(name).name: round(value, 4) for name, value in check["divergence"].items()},
+            }
             for check in trained["checks"]
         ],
     }

@@ -45,6 +45,8 @@ def _local_names(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """Yield key and value of everything in a recipe that opens a local file or runs code."""
     if not _is_hub_id(recipe.model.id):
         yield "model.id", recipe.model.id
+    if recipe.recover is not None and recipe.recover.against is not None and not _is_hub_id(recipe.recover.against):
+        yield "recover.against", recipe.recover.against
     for section, windows in _windows(recipe):
         named = {f"{section}.dataset": windows.dataset} | {
             f"{section}.sources.{place}.dataset": source.dataset for place, source in enumerate(windows.sources or ())

@@ -86,6 +86,7 @@ RECIPE: dict[str, Any] = {
         ("calibration.dataset", "package://antigravity/x"),
         ("evaluation.perplexity.dataset", "../secret.jsonl"),
         ("recover.data.dataset", "secret.jsonl"),
+        ("recover.against", "/private/model"),
         ("evaluation.include_path", "tasks"),
         ("evaluation.tasks", ["/private/evil.yaml"]),
         ("evaluation.tasks", ["arc_easy", "evil.yaml"]),

@@ -215,7 +215,7 @@ def test_processes_retry_together_where_one_runs_out_of_memory(met: Met) -> None
 def test_both_processes_say_that_a_single_window_does_not_fit(met: Met) -> None:
     """With the device, the allocation that failed and what to do; one of them may say that the other ended."""
     for lines in met[0]:
-        assert lines[7]["error"] in ("DeviceError", "PeerError")
+        assert lines[7]["error"] in ("DeviceMemoryError", "PeerError")
         assert "pass 1, a single window at a time, on cuda:1 of process 1: GPU 1 is out of memory" in lines[7]["said"]
         assert "2 GiB more were needed; shorten each window with sequence_length, or" in lines[7]["said"]
 

@@ -22,7 +22,7 @@ from helpers.whole_runs import every_measure
 from safetensors.torch import load_file
 from transformers import modeling_utils
 
-from llmprune.pipeline import prune_checkpoint
+from llmprune.pipeline import verify_saved
 from llmprune.planning.device_memory import DeviceMemory
 
 
@@ -54,9 +54,9 @@ def test_pinned_memory_is_returned_and_its_lack_is_not_the_gpus(tmp_path: Path) 
         kept.append((devices.pinned.kept, devices.pinned.used))
         return verified(*args, **options)
 
-    verified = prune_checkpoint.verify
+    verified = verify_saved.verify
     with simulated_devices(1) as devices, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prune_checkpoint, "verify", verify)
+        patch.setattr(verify_saved, "verify", verify)
         assert _run(tmp_path / "all", base, text, calibration=texts).code == 0
     assert kept == [(0, 8 * 128 * 8)], "the tokens that verification compares"
     assert sum(devices.pins.values()) > 2

@@ -61,6 +61,8 @@ _TEXT: dict[str, Rule] = {
 RULES: dict[str, Rule] = {
     "model.id": hub_id_or_path,
     "model.revision": _revision,
+    "recover.against": hub_id_or_path,
+    "recover.against_revision": _revision,
     "model.device_map": _word,
     "calibration.mix": _word,
     "calibration.source_key": _tensor,
