@@ -11,7 +11,9 @@ from llmprune.cli.options import EndRecovery, Overrides
 from llmprune.cli.run_commands import run_recipe
 from llmprune.recipe.recipe import Recipe
 
-_SAMPLES = 8  # windows that only check the checkpoint; what is trained on is recover.data
+_SAMPLES = (
+    16  # windows that only check the checkpoint: each kind of the default mix has one; trained on is recover.data
+)
 _LEFT_OUT = ("depth", "width", "experts", "sparsity", "hub")  # of a recipe that pruned
 
 
@@ -36,13 +38,14 @@ def recover(
     end_recovery: EndRecovery = False,
 ) -> None:
     """Train a pruned model on the dense model's predictions. Run again on the same folder to continue."""
-    text = recipe.read_text(encoding="utf-8") if recipe else "model: {}\n"
     settings = [f"model.id={checkpoint}", f"recover.against={against}", "refit=false", "calibration.self_generated=0"]
     settings += [f"{name}=null" for name in _LEFT_OUT]
     settings += [f"recover.tokens={tokens}"] if tokens else []
     settings += [f"recover.hours={hours}"] if hours else []
     if recipe is None:
         settings.append(f"calibration.samples={_SAMPLES}")
-    parsed = Recipe.parse(text, [*settings, *(overrides or [])], source=str(recipe or "arguments"))
+        parsed = Recipe.parse("model: {}\n", [*settings, *(overrides or [])], source="arguments")
+    else:
+        parsed = Recipe.load(recipe, [*settings, *(overrides or [])])
     folder = output or Path("runs") / f"{Path(checkpoint).resolve().name}-recovered"
     run_recipe(context, parsed, folder=folder, fresh=fresh, end_recovery=end_recovery)
