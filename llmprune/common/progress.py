@@ -194,7 +194,7 @@ class _LeftInAll(ProgressColumn):
 
 
 class _Detail(ProgressColumn):
-    """How the work stands."""
+    """Column of what the work says about itself."""
 
     def __init__(self, detail: Callable[[], str]) -> None:
         super().__init__()

@@ -58,7 +58,7 @@ class RecoveryMemory(Figures):
 
     @property
     def total(self) -> int:
-        """All bytes."""
+        """Sum of all bytes."""
         return self.weights + self.optimiser + self.activations
 
 

@@ -78,7 +78,7 @@ def round_recipes(recipe: Recipe, anatomy: Anatomy) -> tuple[Recipe, ...]:
 
 @dataclass(frozen=True)
 class _Sizes:
-    """What is cut after some rounds, all together. ``named``: indices of removed layers that the recipe names."""
+    """Sum of the cuts of the first rounds. ``named``: indices of removed layers that the recipe names."""
 
     removed: int = 0
     named: tuple[int, ...] = ()

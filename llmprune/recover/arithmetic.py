@@ -14,7 +14,7 @@ _TOKENS = {"cpu": 1024, "cuda": 8192}  # of a micro-batch
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How a model is trained on ``device``.
+    """Arithmetic of a training on ``device``.
 
     ``quick``: products in bfloat16. ``save_memory``: activations of a layer are computed again in the backward pass.
     """

@@ -17,7 +17,7 @@ from llmprune.recover.teacher import StoredPredictions
 
 @dataclass(frozen=True)
 class Lessons:
-    """What this process trains on.
+    """Windows that this process trains on, and their targets.
 
     ``windows_NL``: token ids; ``order_SW``: its windows of each step; ``predictions``: the dense model's for the
     windows, None to train on the text alone; ``temperature``: of these.

@@ -14,7 +14,7 @@ from llmprune.common.distributed import mesh_of_processes, world_size
 
 
 class Sharding:
-    """How the processes of this run divide the parameters of models."""
+    """Division of the parameters of models over the processes of this run."""
 
     def __init__(self) -> None:
         self._mesh = mesh_of_processes() if world_size() > 1 else None

@@ -32,7 +32,7 @@ _WEIGHT = "weight:"  # before the names of weights; others are of the optimiser
 
 
 class Progress(Figures):
-    """How far a training is.
+    """Progress of a training.
 
     ``scale``: factor of the learning rate; ``smoothed``, ``lowest``: moving mean of the training loss and its least
     value, None before the first step; ``losses``: of the steps since the last check.

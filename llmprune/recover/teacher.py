@@ -29,7 +29,6 @@ from llmprune.common.progress import track
 from llmprune.data.windows import fingerprint_tokens
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.forward import LayerwiseForward
-from llmprune.layerwise.hidden_states import HiddenStateStore
 from llmprune.layerwise.logits import token_chunks
 from llmprune.recover.loss import Targets
 
@@ -39,16 +38,15 @@ _PART = 2**18  # tokens of a part: hidden states of 2 GB in bfloat16 at a hidden
 
 @dataclass(frozen=True)
 class TeacherSettings:
-    """What is stored of the dense model's distributions, and how it is computed.
+    """Settings of the stored predictions, and of their computation.
 
-    ``quick``: products in bfloat16; ``store``: where hidden states are kept.
+    ``quick``: products in bfloat16.
     """
 
     top_k: int
     temperature: float
     batch_size: int
     quick: bool
-    store: HiddenStateStore | None = None
 
     def fingerprint(self, dense: str, windows_NL: Tensor) -> str:
         """Return the fingerprint of the predictions for some windows. ``dense``: that of the dense model."""
@@ -114,7 +112,7 @@ def _predictions(dense: Decoder, windows_nL: Tensor, *, settings: TeacherSetting
     """Return the tensors of a part: ``log_p`` and ``ids`` [n, L, K], ``log_r`` [n, L], ``losses`` [n, L - 1]."""
     made: dict[str, list[Tensor]] = {"log_p": [], "ids": [], "log_r": [], "losses": []}
     with torch.autocast(dense.device.type, torch.bfloat16) if settings.quick else nullcontext():
-        forward = LayerwiseForward(dense, windows_nL, batch_size=settings.batch_size, store=settings.store)
+        forward = LayerwiseForward(dense, windows_nL, batch_size=settings.batch_size)
         for index in track(range(len(dense)), PREDICTIONS):
             with dense.layer(index) as layer:
                 forward.pass_through(index, layer)
@@ -128,15 +126,12 @@ def _predictions(dense: Decoder, windows_nL: Tensor, *, settings: TeacherSetting
 def _of_batch(forward: LayerwiseForward, batch: int, *, settings: TeacherSettings) -> dict[str, Tensor]:
     ids_BL = forward.token_ids(batch)
     windows, length = ids_BL.shape
-    chunks = [
-        (targets, losses_BP, chunk_windows)
-        for targets, losses_BP, chunk_windows in _of_chunks(forward, batch, ids_BL=ids_BL, settings=settings)
-    ]
+    chunks = list(_of_chunks(forward, batch, ids_BL=ids_BL, settings=settings))
     top_k = chunks[0][0].ids_TK.shape[-1]
-    log_p = torch.cat([targets.log_p_TK for targets, _, _ in chunks]).view(windows, length, top_k)
-    ids = torch.cat([targets.ids_TK for targets, _, _ in chunks]).view(windows, length, top_k)
-    log_r = torch.cat([targets.log_r_T for targets, _, _ in chunks]).view(windows, length)
-    losses = torch.cat([losses_BP for _, losses_BP, _ in chunks]).view(windows, length)[:, :-1]
+    log_p = torch.cat([targets.log_p_TK for targets, _ in chunks]).view(windows, length, top_k)
+    ids = torch.cat([targets.ids_TK for targets, _ in chunks]).view(windows, length, top_k)
+    log_r = torch.cat([targets.log_r_T for targets, _ in chunks]).view(windows, length)
+    losses = torch.cat([losses_T for _, losses_T in chunks]).view(windows, length)[:, :-1]
     return {
         "log_p": log_p.to(torch.float16),
         "ids": ids.to(torch.int32),
@@ -147,7 +142,7 @@ def _of_batch(forward: LayerwiseForward, batch: int, *, settings: TeacherSetting
 
 def _of_chunks(
     forward: LayerwiseForward, batch: int, *, ids_BL: Tensor, settings: TeacherSettings
-) -> Iterator[tuple[Targets, Tensor, slice]]:
+) -> Iterator[tuple[Targets, Tensor]]:
     """Yield predictions and losses of chunks, flat and in the order of the tokens; a window's last token has loss 0."""
     hidden_BLD = forward.hidden_states.at(batch, forward.decoder.device)
     for chunk in token_chunks(forward, ids_BL):
@@ -158,4 +153,4 @@ def _of_chunks(
             logits_BPV.flatten(0, 1).float(), following_BL[:, chunk.positions].flatten(), reduction="none"
         )
         targets = Targets.of_logits(logits_BPV.flatten(0, 1), settings.top_k, temperature=settings.temperature)
-        yield Targets(*(value.cpu() for value in targets)), losses_T.cpu(), chunk.windows
+        yield Targets(*(value.cpu() for value in targets)), losses_T.cpu()
