@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import asyncio.events
+import gc
 import json
 import threading
 import time
@@ -65,7 +66,10 @@ BODIES = {
 
 @contextmanager
 def watched_loops(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[float, str]]]:
-    """Processor seconds of every callback of every event loop of this process: other processes do not count."""
+    """Processor seconds of every callback of every event loop of this process: other processes do not count.
+
+    Nor does Python's garbage collector, which looks through all that earlier tests left in this process.
+    """
     spans: list[tuple[float, str]] = []
     run = asyncio.events.Handle._run
 
@@ -76,7 +80,11 @@ def watched_loops(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[float,
 
     with monkeypatch.context() as patched:
         patched.setattr(asyncio.events.Handle, "_run", timed)
-        yield spans
+        gc.disable()
+        try:
+            yield spans
+        finally:
+            gc.enable()
 
 
 @pytest.fixture(scope="module")
