@@ -1,0 +1,36 @@
+"""Shape of a pruned model: the number of units of every kind, without a choice which of them they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Numbers of layers, neurons, key-value groups and experts that a pruned model keeps.
+
+    ``widths``: neurons of each config field that sets a width, sorted by field; all of them, cut or not. ``kv_groups``,
+    ``experts``: in each layer; None where the model has none that are counted.
+    """
+
+    layers: int
+    widths: tuple[tuple[str, int], ...] = ()
+    kv_groups: int | None = None
+    experts: int | None = None
+
+    @property
+    def neurons(self) -> dict[str, int]:
+        """Neurons by config field."""
+        return dict(self.widths)
+
+    @property
+    def name(self) -> str:
+        """Name in tables and figures, such as ``26 layers, 1280 neurons, 2 groups``."""
+        parts = [f"{self.layers} layers"]
+        if self.widths:
+            parts.append("/".join(str(width) for _, width in self.widths) + " neurons")
+        if self.kv_groups is not None:
+            parts.append(f"{self.kv_groups} groups")
+        if self.experts is not None:
+            parts.append(f"{self.experts} experts")
+        return ", ".join(parts)

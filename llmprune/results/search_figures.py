@@ -1,0 +1,86 @@
+"""Results of the search for a shape under a budget: the shapes that were tried, and the one that was chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llmprune.results.figures import Figures
+
+
+class TriedShape(Figures):
+    """A shape that the search tried, with its sizes and its divergence from the dense model.
+
+    ``name``: such as ``26 layers, 1280 neurons, 2 groups``. ``removed``: indices of the layers that it lacks.
+    ``speed``: predicted generation speed, times the dense model's. ``divergence``: KL(dense ‖ shape) in nats per token
+    by source, from the last round that the shape took part in. ``rounds``: rounds of the search that it took part in.
+    ``repaired``: its layers were refit before it was judged. ``broken``: the source that it fails on, far beyond its
+    mean.
+    """
+
+    name: str
+    layers: int
+    removed: tuple[int, ...]
+    widths: dict[str, int]
+    kv_groups: int | None
+    experts: int | None
+    parameters: int
+    active_parameters: int
+    bytes: int
+    kv_bytes_per_token: int | None
+    speed: float | None = None
+    divergence: dict[str, float]
+    mean: float  # of the divergence over the sources
+    rounds: int
+    repaired: bool
+    broken: str | None = None
+    size: int = 0  # index of the budget in a family that the shape was tried for
+    further: str | None = None  # the axis in which it goes one step beyond the chosen shape; None for a candidate
+
+
+class ChosenShape(Figures):
+    """The shape chosen for one budget. ``limits``: of the budget, in absolute numbers, by name."""
+
+    name: str  # of a tried shape
+    limits: dict[str, float]
+    candidates: int  # shapes that meet the budget
+    tried: int  # of them
+    measured_speed: float | None = None  # end to end, times the dense model's; None where the budget has no speed
+
+
+class SearchFigures(Figures):
+    """Search for the shapes of one or several budgets.
+
+    ``order``: layers in the order of their removal. ``windows``, ``tokens``: that shapes were judged on.
+    ``forward_passes``: cost, in plain forward passes of the dense model over the calibration tokens.
+    """
+
+    dense_parameters: int
+    dense_bytes: int
+    tried: tuple[TriedShape, ...]
+    chosen: tuple[ChosenShape, ...]  # one for each budget
+    order: tuple[int, ...]
+    sources: tuple[str, ...]
+    windows: int
+    tokens: int
+    forward_passes: float
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+    def shape(self, name: str, *, size: int = 0) -> TriedShape:
+        """Return a tried shape of one of the budgets by its name."""
+        return next(one for one in self.tried if one.name == name and one.size == size)
+
+    @property
+    def frontier(self) -> tuple[TriedShape, ...]:
+        """Tried shapes, from the largest, that no shape of at most their size is better than; only those not broken."""
+        return frontier(self.tried)
+
+
+def frontier(shapes: Sequence[TriedShape]) -> tuple[TriedShape, ...]:
+    """Return the shapes, from the largest, for which no smaller or equal shape has a lower mean divergence."""
+    ordered = sorted((one for one in shapes if one.broken is None), key=lambda one: (one.parameters, one.mean))
+    best: list[TriedShape] = []
+    for one in ordered:  # from the smallest: a larger shape must be better than all before it
+        if not best or one.mean < best[-1].mean:
+            best.append(one)
+    return tuple(reversed(best))
