@@ -62,7 +62,7 @@ class Pruning:
 
     ``write(new, tensors)`` gets every finished layer under its index in the pruned model, in the first process;
     ``follow(new, layer)`` in every process, before the layer is released. ``repairs``: those made in each layer where
-    ``refit`` is set, in this order. ``seed``: of the training of whole layers.
+    ``refit`` is set, in this order. ``seed``: of the training of whole layers. ``title``: of the progress.
     """
 
     dense: Decoder
@@ -76,6 +76,7 @@ class Pruning:
     sparsity: Sparsity | None = None
     repairs: tuple[LayerRepair, ...] = REPAIRS
     seed: int = 0
+    title: str = "pass 2: cut and refit"
 
     @torch.no_grad()
     def run(
@@ -119,7 +120,7 @@ class Pruning:
         elif steps[0].uses_dense:
             for index in range(steps[0].old):
                 pass_dense(run, index)
-        for new in track(range(len(records), len(steps)), "pass 2: cut and refit"):
+        for new in track(range(len(records), len(steps)), self.title):
             records.append(self._prune_layer(run, steps[new]))
             if snapshots:
                 snapshots.save(Progress(records, scales.known), dense.hidden_states, pruned=pruned.hidden_states)

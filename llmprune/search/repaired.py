@@ -20,6 +20,8 @@ from llmprune.prune.repair.folds import Folds
 from llmprune.recipe.refit import Refit
 from llmprune.search.judging import Judge
 
+_TITLE = "search: repaired shape"
+
 
 @dataclass(frozen=True)
 class RepairWindows:
@@ -35,6 +37,8 @@ def repaired_divergence(judge: Judge, anatomy: Anatomy, *, cut: Cut, refit: Refi
     """Return KL(dense ‖ cut and repaired) in nats per token, float64 [S], on the windows of a judge."""
     pruned = cut_decoder(judge.dense, anatomy=anatomy, cut=cut)
     judged = judge.forward(pruned)
-    pruning = Pruning(judge.dense, pruned, anatomy=anatomy, cut=cut, refit=refit, follow=judged.pass_through)
+    pruning = Pruning(
+        judge.dense, pruned, anatomy=anatomy, cut=cut, refit=refit, follow=judged.pass_through, title=_TITLE
+    )
     pruning.run(solved.windows_NL, solved.batch_size, store=solved.store, folds=solved.folds)
     return judge.divergences([judged.hidden_states])[:, 0]
