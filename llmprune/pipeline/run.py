@@ -55,9 +55,10 @@ from llmprune.planning.timing import estimate_durations
 from llmprune.publish.generated_windows import GENERATED, GENERATED_FOR_RECOVERY
 from llmprune.publish.preflight import check_push
 from llmprune.recipe.recipe import Recipe, refuse_tokens
+from llmprune.results.products import PLAN, ROUNDS
 from llmprune.results.replacing import recipe_of_model, remove
 from llmprune.results.report_schema import Report
-from llmprune.results.run_folder import PLAN, ROUNDS, RunFolder, bytes_at_hand, fingerprint
+from llmprune.results.run_folder import RunFolder, bytes_at_hand, fingerprint
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,112 @@
+"""Composition of the figures of a search from the cuts that it tried."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from llmprune.cut.decision import Cut
+from llmprune.cut.shape import Shape
+from llmprune.pipeline.context import RunContext
+from llmprune.planning.budget.candidates import Candidates
+from llmprune.planning.budget.limits import SpeedOf
+from llmprune.planning.budget.space import SearchSpace
+from llmprune.recipe.search_schedule import Schedule
+from llmprune.results.search_figures import ChosenShape, SearchFigures, TriedShape
+from llmprune.search.rounds import Tried
+
+
+@dataclass(frozen=True)
+class SearchedMember:
+    """Search for one budget: its candidates, the tried cuts, best first, and by axis those one step beyond."""
+
+    number: int
+    budget: Candidates
+    tried: tuple[Tried, ...]
+    further: dict[str, Tried]
+
+
+@dataclass(frozen=True)
+class SearchRecord:
+    """Facts about a search as a whole. ``order``: of the removal of layers; ``speed``: predicts that of a shape."""
+
+    context: RunContext
+    space: SearchSpace
+    order: tuple[int, ...]
+    schedule: Schedule
+    speed: SpeedOf | None
+    seconds: float
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the sources that shapes are judged on."""
+        inputs = self.context.inputs
+        if inputs.sources is None or self.context.search is None:
+            return ("text",)
+        numbers = sorted(set(inputs.sources[self.context.search.judged_N].tolist()))
+        return tuple(inputs.inputs.source_names[number] for number in numbers)
+
+
+def shape_of(cut: Cut, space: SearchSpace) -> Shape:
+    """Return the shape of a cut of the space's model."""
+    dense = space.dense
+    widths = tuple((field, cut.widths.get(field, width)) for field, width in dense.widths)
+    kv_groups, experts = cut.kv_groups or dense.kv_groups, cut.num_experts or dense.experts
+    return Shape(len(cut.layers), widths, kv_groups, experts)
+
+
+def compose_figures(record: SearchRecord, members: Sequence[SearchedMember]) -> SearchFigures:
+    """Return the figures of a search for one or several budgets."""
+    schedule, dense = record.schedule, record.space.dense_sizes
+    tried = [_tried(record, one, member=member) for member in members for one in member.tried]
+    beyond = [
+        _tried(record, one, member=member, further=axis) for member in members for axis, one in member.further.items()
+    ]
+    return SearchFigures(
+        dense_parameters=dense.parameters,
+        dense_bytes=dense.bytes,
+        tried=(*tried, *beyond),
+        chosen=tuple(
+            ChosenShape(
+                name=shape_of(member.tried[0].cut, record.space).name,
+                limits=dict(member.budget.limits),
+                candidates=len(member.budget.found),
+                tried=len(member.tried),
+            )
+            for member in members
+        ),
+        order=record.order,
+        sources=record.sources,
+        windows=schedule.judged,
+        tokens=schedule.judged * schedule.judged_tokens,
+        forward_passes=round(schedule.forward_passes([len(m.tried) for m in members], further=len(beyond)), 2),
+        seconds=round(record.seconds, 1),
+        notes=record.space.values.notes,
+    )
+
+
+def _tried(record: SearchRecord, tried: Tried, *, member: SearchedMember, further: str | None = None) -> TriedShape:
+    """Return the figures of a shape that was tried for a budget."""
+    shape = shape_of(tried.cut, record.space)
+    sizes = record.space.counter.sizes(shape, layers=tried.cut.layers)
+    return TriedShape(
+        name=shape.name,
+        layers=shape.layers,
+        removed=tried.cut.removed,
+        widths=shape.neurons,
+        kv_groups=shape.kv_groups,
+        experts=shape.experts,
+        parameters=sizes.parameters,
+        active_parameters=sizes.active_parameters,
+        bytes=sizes.bytes,
+        kv_bytes_per_token=sizes.kv_bytes_per_token,
+        speed=record.speed(shape) if record.speed else None,
+        divergence=dict(zip(record.sources, tried.divergence, strict=True)),
+        mean=fmean(tried.divergence),
+        means=tuple(fmean(one) for one in tried.rounds),
+        repaired=len(tried.rounds) > 1,
+        broken=None if tried.broken is None else record.sources[tried.broken],
+        size=member.number,
+        further=further,
+    )
