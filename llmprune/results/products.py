@@ -9,6 +9,7 @@ RECOVERY_LENGTH = "recover-windows.txt"  # the number to train on, where the rec
 ROUNDS, PREDICTIONS = "rounds", "predictions.partial"  # earlier rounds; in it, the dense model's predictions
 RECOVERY_WINDOWS_PARTS, RECOVERY_STATE = "recover-generated.partial", "recover.partial"  # unfinished ones
 SEARCH, SEARCH_TRIALS, LAYER_ORDER = "search.json", "search.partial", "layer-order.json"  # of a run with a budget
+MEMBERS = "members"  # runs of a family
 HIDDEN_STATES, TASKS = "dense.partial", "tasks"  # cache that pass 1 writes for pass 2; results of each finished task
 PRODUCTS = (
     "recipe.yaml", PLAN, BATCH_SIZES, GENERATED_WINDOWS, RECOVERY_WINDOWS, RECOVERY_WINDOWS_PARTS,
