@@ -32,6 +32,7 @@ ROOMS: dict[str, set[str]] = {
     "cut": {"common", "anatomy", "layerwise", "checkpoint"},
     "score": {"common", "anatomy", "criteria", "layerwise", "cut", "results"},
     "prune": {"common", "anatomy", "layerwise", "recipe", "checkpoint", "cut"},
+    "search": {"common", "anatomy", "layerwise", "recipe", "results", "cut", "score", "prune"},
     "recover": {"common", "anatomy", "layerwise", "recipe", "data", "results", "checkpoint"},
     "evaluation": {"common", "anatomy", "sparsity", "layerwise", "recipe", "data", "results", "checkpoint"},
     "planning": {
@@ -41,7 +42,7 @@ ROOMS: dict[str, set[str]] = {
     "publish": {"common", "anatomy", "recipe", "results", "checkpoint", "cut"},
     "pipeline": {
         *("common", "anatomy", "sparsity", "criteria", "layerwise", "recipe", "data", "results", "report"),
-        *("checkpoint", "cut", "score", "prune", "recover", "evaluation", "planning", "publish"),
+        *("checkpoint", "cut", "score", "prune", "search", "recover", "evaluation", "planning", "publish"),
     },
     "service": {"common", "recipe", "results"},
     "cli": {

@@ -32,7 +32,7 @@ def check_calibration(context: RunContext) -> StabilityFigures | None:
             named = context.plan.removed_layers is not None
             found = compare(
                 lambda numbers_N: _cut_selected_by(context, numbers_N),
-                len(inputs.windows),
+                len(scored_windows(context).windows_NL),
                 anatomy=inputs.anatomy,
                 named=named,
             )
@@ -60,7 +60,7 @@ def _cut_selected_by(context: RunContext, numbers_N: Tensor) -> Cut:
     inputs, depth = context.inputs, context.recipe.depth
     on_half = context
     if depth:
-        criterion = depth.criterion.scaled(len(numbers_N), len(inputs.windows))
+        criterion = depth.criterion.scaled(len(numbers_N), len(scored_windows(context).windows_NL))
         depth = depth.model_copy(update={"criterion": criterion})
         on_half = replace(context, recipe=context.recipe.model_copy(update={"depth": depth}))
     scores = compute_scores(on_half, scored_windows(context).at(numbers_N), steps=[])

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from llmprune.pipeline.batches import Batches
 from llmprune.pipeline.inputs import RunInputs
 from llmprune.planning.duration.estimate import Durations
@@ -13,6 +15,8 @@ from llmprune.planning.plan import Plan
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.report_schema import Report
 from llmprune.results.run_folder import RunFolder
+from llmprune.results.search_figures import SearchFigures
+from llmprune.score.inputs import ScoringCriteria
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,27 @@ class AmongRounds:
 
 
 @dataclass(frozen=True)
+class Search:
+    """Search of a run whose recipe has a budget.
+
+    ``criteria``: of pass 1, which scores every axis at once. ``judged_N``: numbers of the calibration windows that the
+    scores do not see, on which shapes are judged. ``figures``: its result, once it is done. ``member``: index of the
+    budget that this run is for.
+    """
+
+    criteria: ScoringCriteria
+    judged_N: Tensor
+    figures: SearchFigures | None = None
+    member: int = 0
+
+
+@dataclass(frozen=True)
 class RunContext:
     """Recipe, plan, inputs, run folder and batch sizes of one run.
 
     ``durations``: estimates of its parts, in the first process. ``end_recovery``: the training makes no more steps.
     ``among``: of a run that is one of several rounds; ``earlier``: of the last round, whose recipe and plan are here.
+    ``search``: where the recipe has a budget.
     """
 
     recipe: Recipe
@@ -56,6 +76,7 @@ class RunContext:
     end_recovery: bool = False
     among: AmongRounds | None = None
     earlier: EarlierRounds | None = None
+    search: Search | None = None
 
     @property
     def whole_recipe(self) -> Recipe:

@@ -110,11 +110,28 @@ class ScoredWindows:
 
 
 def scored_windows(context: RunContext) -> ScoredWindows:
-    """Return all calibration windows, and their sources where their scores are combined."""
-    inputs, combine, sources_N = context.inputs, context.recipe.calibration.combine, context.inputs.sources
-    if combine == "pooled":
-        sources_N = None if inputs.generated is None else inputs.generated.long()
-    return ScoredWindows(inputs.windows, sources_N, combine, inputs.generated)
+    """Return the calibration windows that scores see, and their sources where their scores are combined.
+
+    They are all, but for those that judge the shapes of a search.
+    """
+    inputs, combine = context.inputs, context.recipe.calibration.combine
+    pooled_N = None if inputs.generated is None else inputs.generated.long()
+    sources_N = pooled_N if combine == "pooled" else inputs.sources
+    return _without_judged(context, ScoredWindows(inputs.windows, sources_N, combine, inputs.generated))
+
+
+def windows_by_source(context: RunContext) -> ScoredWindows:
+    """Return the windows that scores see, with their sources, whose scores are summed apart."""
+    inputs = context.inputs
+    return _without_judged(context, ScoredWindows(inputs.windows, inputs.sources, "rank_mean", inputs.generated))
+
+
+def _without_judged(context: RunContext, windows: ScoredWindows) -> ScoredWindows:
+    if context.search is None:
+        return windows
+    seen_N = torch.ones(len(windows.windows_NL), dtype=torch.bool)
+    seen_N[context.search.judged_N] = False
+    return windows.at(seen_N.nonzero().squeeze(1))
 
 
 def compute_scores(context: RunContext, scored: ScoredWindows, *, steps: list[Step]) -> Scores:
@@ -122,7 +139,7 @@ def compute_scores(context: RunContext, scored: ScoredWindows, *, steps: list[St
 
     Where a device runs out of memory, a step is repeated with half the batch.
     """
-    inputs, depth, target = context.inputs, context.recipe.layer_criterion, _depth_target(context)
+    inputs, depth, target = context.inputs, _criteria_of(context).depth, _depth_target(context)
     scores = compute_pass1(context, scored, steps=steps)
     if not isinstance(depth, AblationCriterion):
         return scores
@@ -141,7 +158,7 @@ def compute_scores(context: RunContext, scored: ScoredWindows, *, steps: list[St
 
 def compute_pass1(context: RunContext, scored: ScoredWindows, *, steps: list[Step]) -> Scores:
     """Score in pass 1 as ``compute_scores`` does; layers have no scores where their criterion ablates them."""
-    inputs, criteria, target = context.inputs, _criteria_of(context.recipe), _depth_target(context)
+    inputs, criteria, target = context.inputs, _criteria_of(context), _depth_target(context)
     own_N = windows_for_gradients(criteria, len(scored.windows_NL), generated_N=scored.generated_N)
     if not len(own_N):
         criteria = criteria.in_forward
@@ -157,7 +174,7 @@ def compute_pass1(context: RunContext, scored: ScoredWindows, *, steps: list[Ste
 
 def is_scored_in_pass1(context: RunContext) -> bool:
     """Check whether pass 1 scores anything: layers that are not ablated, neurons, heads or experts."""
-    criteria = _criteria_of(context.recipe)
+    criteria = _criteria_of(context)
     depth = None if isinstance(criteria.depth, AblationCriterion) else criteria.depth
     return bool(replace(criteria, depth=depth))
 
@@ -202,14 +219,15 @@ def _on_own_windows(context: RunContext, scored: ScoredWindows, *, numbers_N: Te
 def origin_of_scores(context: RunContext) -> str | None:
     """Fingerprint of everything that the scores depend on; None where nothing is scored."""
     recipe, plan, inputs = context.recipe, context.plan, context.inputs
-    criteria = _criteria_of(recipe)
+    criteria = _criteria_of(context)
     parts = (criteria.depth, criteria.width, criteria.heads, criteria.experts)
     if not any(parts):
         return None
     horizon = criteria.depth.horizon(plan.dense.layers - plan.keep_layers) if criteria.depth else None
     scored, text = scored_windows(context), inputs.windows_fingerprint
     by_source = () if scored.sources_N is None else (scored.combine, scored.sources_N.tolist())
-    return fingerprint(inputs.identity, text, horizon, _keeps_pattern(recipe), *parts, *by_source)
+    unseen = () if context.search is None else (context.search.judged_N.tolist(),)
+    return fingerprint(inputs.identity, text, horizon, _keeps_pattern(recipe), *parts, *by_source, *unseen)
 
 
 def planned_sizes(context: RunContext) -> PlannedSizes:
@@ -225,8 +243,10 @@ def planned_sizes(context: RunContext) -> PlannedSizes:
     )
 
 
-def _criteria_of(recipe: Recipe) -> ScoringCriteria:
-    width = recipe.width
+def _criteria_of(context: RunContext) -> ScoringCriteria:
+    if context.search is not None:
+        return context.search.criteria
+    recipe, width = context.recipe, context.recipe.width
     return ScoringCriteria(
         depth=recipe.layer_criterion,
         width=width.neuron_criterion if width and width.cuts_mlp else None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from llmprune.cut.decision import Cut
@@ -13,7 +12,7 @@ from llmprune.pipeline.score_and_select import (
     is_scored_in_pass1,
     origin_of_scores,
     planned_sizes,
-    scored_windows,
+    windows_by_source,
 )
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.results.report_schema import SourceFigures
@@ -47,8 +46,7 @@ def _compute(context: RunContext, scores: Scores, *, cut: Cut) -> SourceFigures:
 
     def make(path: Path) -> SourceFigures:
         with measure_step(folder.steps, "calibration check", tokens=inputs.windows.numel()):
-            scored = replace(scored_windows(context), sources_N=inputs.sources, combine="rank_mean")
-            by_source = compute_pass1(context, scored, steps=[]).by_source  # the rest is not read
+            by_source = compute_pass1(context, windows_by_source(context), steps=[]).by_source  # the rest is not read
         found = _figures(context, scores, cut=cut, by_source=by_source)
         folder.write(path.name, found.model_dump_json(indent=1) + "\n")
         return found

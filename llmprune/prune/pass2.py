@@ -60,8 +60,9 @@ from llmprune.recipe.sparsity import Sparsity
 class Pruning:
     """Settings of a run of pass 2.
 
-    ``write(new, tensors)`` gets every finished layer under its index in the pruned model. ``repairs``: those made in
-    each layer where ``refit`` is set, in this order. ``seed``: of the training of whole layers.
+    ``write(new, tensors)`` gets every finished layer under its index in the pruned model, in the first process;
+    ``follow(new, layer)`` in every process, before the layer is released. ``repairs``: those made in each layer where
+    ``refit`` is set, in this order. ``seed``: of the training of whole layers. ``title``: of the progress.
     """
 
     dense: Decoder
@@ -70,10 +71,12 @@ class Pruning:
     anatomy: Anatomy
     cut: Cut
     refit: Refit | None
-    write: Callable[[int, Tensors], None]
+    write: Callable[[int, Tensors], None] | None = None
+    follow: Callable[[int, nn.Module], None] | None = None
     sparsity: Sparsity | None = None
     repairs: tuple[LayerRepair, ...] = REPAIRS
     seed: int = 0
+    title: str = "pass 2: cut and refit"
 
     @torch.no_grad()
     def run(
@@ -117,7 +120,7 @@ class Pruning:
         elif steps[0].uses_dense:
             for index in range(steps[0].old):
                 pass_dense(run, index)
-        for new in track(range(len(records), len(steps)), "pass 2: cut and refit"):
+        for new in track(range(len(records), len(steps)), self.title):
             records.append(self._prune_layer(run, steps[new]))
             if snapshots:
                 snapshots.save(Progress(records, scales.known), dense.hidden_states, pruned=pruned.hidden_states)
@@ -150,14 +153,21 @@ class Pruning:
             outputs = self._sparsify(run, work, layer=layer)
             self._advance(run, work, outputs=outputs)
             self._write(step, tensors_of(layer))
+            if self.follow is not None:
+                self.follow(step.new, layer)
         return work.outcome.record(step.old)
 
     def _pass_untouched(self, run: Pass2Context, step: LayerStep, *, weights: LayerWeights) -> None:
         """Write a layer before the first cut; its hidden states are the dense ones."""
         self._write(step, weights.cut)
-        if self.dense.rounds_differently(step.old):
+        rounds_differently = self.dense.rounds_differently(step.old)
+        if rounds_differently or self.follow is not None:
             with self.pruned.layer(step.new, weights.cut) as layer:
-                run.pruned.pass_through(step.new, layer)
+                if rounds_differently:
+                    run.pruned.pass_through(step.new, layer)
+                if self.follow is not None:
+                    self.follow(step.new, layer)
+        if rounds_differently:
             return
         dense = run.dense.hidden_states
         for batch in range(len(dense)):
@@ -230,5 +240,5 @@ class Pruning:
             work.outcome.error = error.value()
 
     def _write(self, step: LayerStep, tensors: Tensors) -> None:
-        if is_first_process():
+        if self.write is not None and is_first_process():
             self.write(step.new, tensors)

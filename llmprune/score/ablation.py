@@ -4,8 +4,7 @@ All ablated models of one round advance together. Up to the layer it lacks, an a
 it starts as a copy of the hidden states there: a round over N layers takes N² / 2 layer passes instead of N², and every
 layer's weights are loaded once.
 
-Shapes: N windows or layers, B batch, L sequence length, D hidden size, P positions of a
-chunk, V vocabulary.
+Shapes: N windows or layers, L sequence length, S sources, M models, C candidates.
 """
 
 from __future__ import annotations
@@ -18,9 +17,8 @@ import torch
 from torch import Tensor
 
 from llmprune.anatomy.types import Anatomy
-from llmprune.common.distributed import broadcast_from_first, sum_over_processes
+from llmprune.common.distributed import broadcast_from_first
 from llmprune.common.errors import CalibrationError, NumericalError
-from llmprune.common.linalg.device_sums import DeviceSums
 from llmprune.common.progress import track
 from llmprune.criteria.base import AblationCriterion, evenly_spaced
 from llmprune.criteria.combine import Combine, combine_scores
@@ -28,11 +26,11 @@ from llmprune.cut.layer_choice import may_remain
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_states import HiddenStates
-from llmprune.layerwise.logits import token_chunks
 from llmprune.layerwise.window_groups import WindowGroups
 from llmprune.results.formatting import ranges
 from llmprune.score.ablation_repair import AblationRepair
 from llmprune.score.inputs import CalibrationBatches, DepthTarget
+from llmprune.score.mean_costs import MeanCosts
 
 
 class LayerCosts(Protocol):
@@ -92,7 +90,7 @@ def rank_by_cost(
         found = costs.without_each(kept, candidates)
         finite = {layer: cost for layer, cost in found.items() if math.isfinite(cost)}
         if not finite:
-            raise _no_cost(kind, list(found))
+            raise no_cost(kind, list(found))
         cheapest = min(finite, key=finite.__getitem__)
         reached = max(finite[cheapest], reached)  # not below the scores of the layers removed before
         above = float(torch.tensor(reached).nextafter(torch.tensor(math.inf)))
@@ -103,11 +101,11 @@ def rank_by_cost(
         kept.remove(cheapest)
         costs.remove(cheapest)
     if without_cost := [layer for layer in kept if not math.isfinite(scores_N[layer])]:
-        raise _no_cost(kind, without_cost)
+        raise no_cost(kind, without_cost)
     return scores_N
 
 
-def _no_cost(kind: str, layers: list[int]) -> NumericalError:
+def no_cost(kind: str, layers: list[int]) -> NumericalError:
     """Return the error for layers without which the model has no finite cost."""
     named = f"layer {layers[0]}" if len(layers) == 1 else f"any of layers {ranges(layers)}"
     return NumericalError(
@@ -158,7 +156,8 @@ class AblatedModels:
         self._dense: HiddenStates | None = None  # after the last layer; known after the first round
         self._removed = 0
         self._combine, sources_N = calibration.combine, calibration.sources_N
-        self._groups = None if sources_N is None else WindowGroups(sources_N, calibration.batch_size)
+        groups = None if sources_N is None else WindowGroups(sources_N, calibration.batch_size)
+        self._costs = MeanCosts(self._start, criterion.token_costs, groups)
 
     @torch.no_grad()
     def without_each(self, kept: Sequence[int], candidates: Collection[int]) -> dict[int, float]:
@@ -182,7 +181,7 @@ class AblatedModels:
                     current.pass_through(index, layer)
         self._dense = self._dense or current.hidden_states
         models = [*(without.hidden_states for without in ablated.values()), self._dense]
-        costs_SM = self._mean_costs(models, self._dense)
+        costs_SM = self._costs.of(models, self._dense)
         costs_C = _combined(costs_SM[:, :-1] - costs_SM[:, -1:], self._combine)
         return broadcast_from_first(dict(zip(ablated, costs_C.tolist(), strict=True)))
 
@@ -197,47 +196,3 @@ class AblatedModels:
                 )
             self.repair.accept(layer)
         self._removed += 1
-
-    def _mean_costs(self, models: Sequence[HiddenStates], dense: HiddenStates) -> Tensor:
-        """Return the mean cost of a token of each source and model, from its hidden states after the last layer.
-
-        Float64 [S, M].
-        """
-        device, own = self.decoder.device, len(models) + 1  # sums of a source, the last of which counts tokens
-        sources = self._groups.count if self._groups else 1
-        totals = DeviceSums(sources * own)
-        for batch in range(len(self._start.batches)):
-            ids_BL = self._start.token_ids(batch)
-            judged = self._judged(batch)
-            for chunk in token_chunks(self._start, ids_BL):
-                parts = [mask_BT if mask_BT is None else mask_BT[chunk.windows, chunk.positions] for mask_BT in judged]
-                dense_BPV = chunk.next_token_logits(self._start, ids_BL, hidden_BLD=dense.at(batch, device))
-                targets_BP = chunk.targets(ids_BL)
-                for number, hidden_states in enumerate(models):
-                    hidden_BLD = hidden_states.at(batch, device)
-                    logits_BPV = chunk.next_token_logits(self._start, ids_BL, hidden_BLD=hidden_BLD)
-                    costs_BP = self.criterion.token_costs(logits_BPV, dense_BPV, targets_BP=targets_BP)
-                    for source, mask_BP in enumerate(parts):
-                        totals.add(source * own + number, costs_BP if mask_BP is None else costs_BP.where(mask_BP, 0))
-                for source, mask_BP in enumerate(parts):
-                    if mask_BP is None:
-                        totals.count(source * own + len(models), targets_BP.numel())
-                    else:
-                        totals.add(source * own + len(models), mask_BP)
-        (total_N,) = totals.reducible_state()
-        sum_over_processes([total_N])
-        total_SM = total_N.view(sources, own)
-        return (total_SM[:, :-1] / total_SM[:, -1:]).cpu()
-
-    def _judged(self, batch: int) -> list[Tensor | None]:
-        """Return for each source the predictions of a batch that count, bool [B, L - 1]; None where all do."""
-        device, ids_BL = self.decoder.device, self._start.batches[batch]
-        counted_BT = self._start.targets.of(batch, device)
-        if self._groups is None:
-            return [counted_BT]
-        if counted_BT is None:
-            counted_BT = torch.ones(len(ids_BL), ids_BL.shape[1] - 1, dtype=torch.bool, device=device)
-        of_SB = torch.zeros(self._groups.count, len(ids_BL), dtype=torch.bool, device=device)
-        for source, (window_R,) in self._groups.parts(batch, torch.arange(len(ids_BL), device=device).unsqueeze(1)):
-            of_SB[source].index_fill_(0, window_R, True)
-        return list(of_SB[:, :, None] & counted_BT)

@@ -1,0 +1,72 @@
+"""Schedule of a search: how many shapes each round tries, on how much text, and what that costs.
+
+Successive halving (Jamieson & Talwalkar, arXiv 1502.07943) over shapes and text: all shapes are tried without repair on
+a little text, a few with a repair that is solved on some of the calibration windows, and the last ones with one that is
+solved on twice as many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+
+_JUDGED_PART, _LEAST_OF_SOURCE, _MOST_OF_SOURCE = 8, 2, 8  # windows of a source that judge: every eighth
+_JUDGED_TOKENS = 256  # of each of them, from its beginning
+_REPAIR_TOKENS = 4096  # that a repair of the second round is solved on, at least
+_REPAIR_PART = 10  # one in so many calibration windows, where these are more tokens
+_REPAIRED, _LAST = 10, 3  # shapes of the second and of the last round, for each budget
+_PASSES_OF_REPAIR = 5.0  # that a repair takes over its own windows, its solves included
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Rounds of a search on calibration windows of ``length`` tokens.
+
+    ``windows``: all of them; ``judged``: those that shapes are judged on; ``repair``: those that the repairs of the
+    second round are solved on, and twice as many in the last round.
+    """
+
+    windows: int
+    length: int
+    judged: int
+    repair: int
+
+    @classmethod
+    def of(cls, by_source: Sequence[int], length: int) -> Schedule:
+        """Return the schedule for calibration windows. ``by_source``: number of windows of each source."""
+        windows = sum(by_source)
+        judged = sum(judged_of_source(number) for number in by_source)
+        wanted = max(ceil(_REPAIR_TOKENS / length), windows // _REPAIR_PART)
+        return cls(windows, length, judged, max(min(wanted, windows - judged), 1))
+
+    @property
+    def judged_tokens(self) -> int:
+        """Tokens of a judged window that count."""
+        return min(self.length, _JUDGED_TOKENS)
+
+    @property
+    def rounds(self) -> tuple[int, int]:
+        """Shapes that the second and the last round try for each budget."""
+        return _REPAIRED, _LAST
+
+    @property
+    def last_repair(self) -> int:
+        """Windows that the repairs of the last round are solved on."""
+        return min(2 * self.repair, self.windows - self.judged) or 1
+
+    def forward_passes(self, tried: Sequence[int], *, further: int) -> float:
+        """Return the cost in plain forward passes of the dense model over all calibration tokens.
+
+        ``tried``: shapes of each budget; ``further``: shapes that go one step beyond a chosen one.
+        """
+        judged = self.judged * self.judged_tokens / (self.windows * self.length)
+        second = sum(min(number, _REPAIRED) for number in tried)
+        last = sum(min(number, _LAST) for number in tried)
+        repaired = _PASSES_OF_REPAIR * (self.repair * (second + further) + self.last_repair * last) / self.windows
+        return judged * (1 + sum(tried) + second + further + last) + repaired
+
+
+def judged_of_source(windows: int) -> int:
+    """Return how many of a source's windows judge shapes: every eighth, at least two, and none of a single window."""
+    return min(max(windows // _JUDGED_PART, _LEAST_OF_SOURCE), _MOST_OF_SOURCE, windows // 2)

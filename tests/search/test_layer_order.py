@@ -1,0 +1,58 @@
+"""Order in which a search removes layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+
+import pytest
+
+from llmprune.common.errors import NumericalError
+from llmprune.search.layer_order import removal_order
+
+
+class Costs:
+    """Costs of layers that depend on what is removed already; records the layers that were judged."""
+
+    def __init__(self, alone: list[float], *, together: dict[tuple[int, int], float]) -> None:
+        self.alone, self.together = alone, together
+        self.removed: list[int] = []
+        self.judged: list[list[int]] = []
+
+    def without_each(self, kept: Sequence[int], candidates: Collection[int]) -> dict[int, float]:
+        """Return the cost of each candidate alone, and of each pair with a removed layer."""
+        self.judged.append(list(candidates))
+        return {
+            layer: self.alone[layer] + sum(self.together.get((gone, layer), 0.0) for gone in self.removed)
+            for layer in candidates
+        }
+
+    def remove(self, layer: int) -> None:
+        """Remove a layer."""
+        self.removed.append(layer)
+
+
+def test_neighbours_are_judged_together() -> None:
+    """Layer 2 is the second cheapest alone, but not once layer 1 is gone."""
+    costs = Costs([5, 1, 2, 3, 9], together={(1, 2): 10.0})
+    assert removal_order(costs, 5, rounds=2, tried=4, may_keep=lambda _: True) == (1, 3)
+
+
+def test_only_the_cheapest_are_judged_again() -> None:
+    """After the first round as many layers as asked for are judged, those that cost least so far."""
+    costs = Costs([5, 1, 2, 3, 9], together={})
+    assert removal_order(costs, 5, rounds=3, tried=2, may_keep=lambda _: True) == (1, 2, 3)
+    assert costs.judged == [[0, 1, 2, 3, 4], [2, 3], [0, 3]]
+
+
+def test_layers_that_must_stay_are_not_judged() -> None:
+    """A model that may not consist of the rest is not tried, and the order ends where nothing may go."""
+    costs = Costs([1, 2, 3], together={})
+    assert removal_order(costs, 3, rounds=3, tried=3, may_keep=lambda kept: 0 in kept and len(kept) > 1) == (1,)
+    assert costs.judged[0] == [1, 2]
+
+
+def test_no_finite_cost_is_an_error() -> None:
+    """A model whose divergence is never finite cannot be searched."""
+    with pytest.raises(NumericalError, match="is not finite"):
+        removal_order(Costs([math.nan] * 3, together={}), 3, rounds=1, tried=3, may_keep=lambda _: True)
