@@ -43,22 +43,31 @@ def measure_size(
 
 
 def _cache_bytes_per_token(model: PreTrainedModel) -> int | None:
-    """Return the bytes of one token in the key-value cache, from forward passes without weights; None if they fail."""
+    """Return the bytes of one token in the key-value cache; None where they cannot be counted."""
+    by_layer = cache_bytes_by_layer(model)
+    return None if by_layer is None else sum(by_layer)
+
+
+def cache_bytes_by_layer(model: PreTrainedModel) -> tuple[int, ...] | None:
+    """Return the bytes of one token in each layer of the key-value cache, from forward passes without weights.
+
+    None if these fail. Moves the buffers of a model on the meta device there too.
+    """
     try:
         with quiet_transformers(), torch.device("meta"):
             if all(parameter.is_meta for parameter in model.parameters()):
                 shapes = model.to("meta")  # only buffers are moved, which is cheaper than building the model again
             else:
                 shapes = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype).eval()
-            sizes = [_cache_bytes(shapes, length) for length in (2, 3)]
+            before, after = (_cache_bytes(shapes, length) for length in (2, 3))
     except Exception:  # some models cannot run without weights: they get no such figure
         return None
-    return sizes[1] - sizes[0]
+    return tuple(more - less for less, more in zip(before, after, strict=True))
 
 
 @torch.no_grad()
-def _cache_bytes(shapes: PreTrainedModel, length: int) -> int:
-    """Return the bytes of the cache after ``length`` tokens. Of layers that are alike only the first one runs."""
+def _cache_bytes(shapes: PreTrainedModel, length: int) -> list[int]:
+    """Return the bytes of the cache after ``length`` tokens, by layer. Of layers alike only the first one runs."""
     first = first_like_each(shapes)
     with _repeated_outputs(find_layers(shapes)[1], first):
         layers = _run(shapes, length)
@@ -72,7 +81,7 @@ def _cache_bytes(shapes: PreTrainedModel, length: int) -> int:
         )
         for layer in layers
     ]
-    return sum(sizes[index] for index in first)
+    return [sizes[index] for index in first]
 
 
 def _run(shapes: PreTrainedModel, length: int) -> Sequence[object]:

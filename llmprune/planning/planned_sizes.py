@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llmprune.anatomy.types import NO_HEADS, Anatomy, Heads
 from llmprune.common.errors import RecipeError
+from llmprune.criteria.base import WidthCriterion
 from llmprune.cut.layer_choice import choose_in_pattern, first_break, possible_counts
 from llmprune.planning.width_rounding import round_width, width_step
 from llmprune.recipe.depth import Depth
@@ -140,12 +141,13 @@ def planned_widths(width: Width | None, anatomy: Anatomy) -> PlannedWidths:
         notes += [f"{group.field} is not cut: {group.refusal}" for group in anatomy.groups if group.refusal]
     else:
         wanted = dict(_named_widths(width, anatomy))
-    kept = {field: round_width(value, widths[field]) for field, value in wanted.items()}
+    kept = {field: round_width(value, widths[field], multiple=width.multiple) for field, value in wanted.items()}
     for field, value in wanted.items():
         # a width that is rounded to the dense one is reported by settings_without_effect
         if abs(kept[field] - value) >= 1 and kept[field] < widths[field]:
             notes.append(
-                f"MLP width {value:g} is rounded to {kept[field]}, a multiple of {width_step(widths[field])} "
+                f"MLP width {value:g} is rounded to {kept[field]}, a multiple of "
+                f"{width_step(widths[field], width.multiple)} "
                 f"({kept[field] / widths[field]:.1%} of {widths[field]}, {field})"
             )
     _require_scorable(width, {field for field in kept if kept[field] < widths[field]}, anatomy=anatomy)
@@ -154,14 +156,21 @@ def planned_widths(width: Width | None, anatomy: Anatomy) -> PlannedWidths:
 
 def _require_scorable(width: Width, fields: set[str], *, anatomy: Anatomy) -> None:
     criterion = width.neuron_criterion
-    routed = sorted({unit.field for units in anatomy.units for unit in units if not unit.refit} & fields)
-    if routed and criterion.routed_refusal:
+    routed = unscorable_fields(criterion, fields, anatomy=anatomy)
+    if routed:
         others = ", ".join(field for field in anatomy.widths if field not in routed)
         remedy = f"name another width in width.neurons ({others}) or choose" if others else "choose"
         raise RecipeError(
             f"width.criterion: {criterion.kind} cannot score the neurons of {', '.join(routed)}: "
             f"{criterion.routed_refusal}; {remedy} another kind, such as activation"
         )
+
+
+def unscorable_fields(criterion: WidthCriterion, fields: set[str], *, anatomy: Anatomy) -> list[str]:
+    """Return those of some widths whose neurons belong to routed experts, which a criterion cannot score."""
+    if criterion.routed_refusal is None:
+        return []
+    return sorted({unit.field for units in anatomy.units for unit in units if not unit.refit} & fields)
 
 
 def _named_widths(width: Width, anatomy: Anatomy) -> dict[str, int]:

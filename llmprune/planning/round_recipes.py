@@ -133,8 +133,9 @@ class _Way:
     def _width(self, name: str, goal: int, *, part: float, most: int) -> int:
         """Return a width from which ``goal`` is still a multiple of ``width_step``."""
         dense = self.anatomy.widths[name]
-        step = width_step(dense)
-        fitting = [width for width in range(goal, most + 1, step) if width_step(width) == step]
+        multiple = self.recipe.width.multiple if self.recipe.width else None
+        step = width_step(dense, multiple)
+        fitting = [width for width in range(goal, most + 1, step) if width_step(width, multiple) == step]
         wanted = dense + (goal - dense) * part
         return min({*fitting, goal, most}, key=lambda width: (abs(width - wanted), width))
 
@@ -176,6 +177,7 @@ class _Step:
             "width": recipe.width and self._width(recipe.width),
             "experts": recipe.experts and self._experts(recipe.experts),
             "sparsity": recipe.sparsity and self._sparsity(recipe.sparsity),
+            "budget": None,  # its shape is chosen, and stands in the sections above
         }
 
     def _depth(self, depth: Depth) -> Depth | None:

@@ -43,7 +43,7 @@ def _about_widths(width: Width, kept: Mapping[str, int], *, anatomy: Anatomy) ->
 
 
 def _about_neurons(width: Width, field: str, *, dense: int) -> str | None:
-    step = width_step(dense)
+    step = width_step(dense, width.multiple)
     rounded = f"keeps all {dense:,} ({field}), because widths are rounded to multiples of {step}"
     if width.mlp is not None:
         if width.mlp >= 1:
@@ -54,10 +54,11 @@ def _about_neurons(width: Width, field: str, *, dense: int) -> str | None:
         if number >= dense:
             return None
         asked = f"width.neurons: {number:,} of {dense:,}"
-    if dense == step:
+    if dense <= step:
         return f"{asked} {rounded}: this width cannot be narrowed; leave it out"
-    most = _highest(lambda fraction: round_width(fraction * dense, dense) < dense)
-    return f"{asked} {rounded}: ask for width.mlp {most:.3g} or less, or for width.neurons {dense - step} or less"
+    most = _highest(lambda fraction: round_width(fraction * dense, dense, multiple=width.multiple) < dense)
+    fewer = (dense - 1) // step * step
+    return f"{asked} {rounded}: ask for width.mlp {most:.3g} or less, or for width.neurons {fewer} or less"
 
 
 def _about_heads(wanted: int | float | None, count: int, *, possible: tuple[int, ...]) -> list[str]:

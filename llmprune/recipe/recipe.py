@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Generic, Self, TypeVar
 
-from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
 
 from llmprune.common.errors import RecipeError
 from llmprune.common.hub.secrets import has_token
 from llmprune.common.schema import Section
 from llmprune.common.text_files import utf8
 from llmprune.criteria.base import DepthCriterion
+from llmprune.recipe.budget import Budget
 from llmprune.recipe.calibration import Calibration
 from llmprune.recipe.depth import Depth
 from llmprune.recipe.devices import DeviceChoice
@@ -59,6 +60,11 @@ class Recipe(Section):
     depth: Depth | None = Field(None, description="Layers to remove; left out: none.")
     width: Width | None = Field(None, description="MLP neurons and attention heads to keep; left out: all.")
     experts: Experts | None = Field(None, description="Experts to remove; left out: none.")
+    budget: Budget | None = Field(
+        None,
+        description="Size that the model must reach; the numbers of layers, neurons, heads and experts are searched. "
+        "In place of depth, width and experts.",
+    )
     sparsity: Sparsity | None = Field(None, description="Weights set to zero in the layers that stay; left out: none.")
     refit: Annotated[Refit | None, BeforeValidator(_settings_or_false)] = Field(
         Refit(), description="Closed-form repair of the cut; false: none."
@@ -67,6 +73,24 @@ class Recipe(Section):
     evaluation: Evaluation = Field(Evaluation(), description="Measurements of the dense and the pruned model.")
     export: Export = Field(Export(), description="Files of the result.")
     hub: Hub | None = Field(None, description="Repository that the result is pushed to; left out: none.")
+
+    @field_validator("budget", mode="after")
+    @classmethod
+    def _instead_of_sizes(cls, budget: Budget | None, info: ValidationInfo) -> Budget | None:
+        """Refuse sizes that a user names beside a budget; the run itself adds those that its search has chosen."""
+        given = [name for name in ("depth", "width", "experts") if info.data.get(name) is not None]
+        if budget is not None and given:
+            keys = ", ".join(
+                f"{name}.{key}"
+                for name in given
+                for key in type(info.data[name]).model_fields
+                if key in info.data[name].model_fields_set
+            )
+            raise ValueError(
+                f"chooses the shape, so {keys} cannot be set beside it; remove {' and '.join(given)}, or remove budget "
+                f"and keep {keys} (how an axis is scored stands in budget.axes)"
+            )
+        return budget
 
     _text: str = PrivateAttr("")
     _overrides: tuple[str, ...] = PrivateAttr(())

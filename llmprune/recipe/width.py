@@ -24,9 +24,17 @@ class Width(Section):
         description="Key-value groups of attention heads kept in every layer, each with its query heads: 2 is a "
         "number, 0.5 a fraction.",
     )
+    multiple: Positive | None = Field(
+        None,
+        description="The number of neurons kept is rounded to a multiple of this; default: 128, or the largest power "
+        "of two that divides the width.",
+    )
     criterion: WidthCriterion | None = Field(
         None,
         description="How neurons and heads are scored; default: neurons by share_taylor, heads by activation.",
+    )
+    heads_criterion: WidthCriterion | None = Field(
+        None, description="How heads are scored, where it is not as the neurons; default: criterion."
     )
 
     @model_validator(mode="after")
@@ -35,6 +43,10 @@ class Width(Section):
             exactly_one(self, ("mlp", "neurons"))
         elif self.heads is None:
             raise ValueError("needs at least one of mlp, neurons, heads; none given")
+        if self.multiple is not None and not self.cuts_mlp:
+            raise ValueError("multiple rounds the number of neurons; give mlp or neurons, or remove it")
+        if self.heads_criterion is not None and self.heads is None:
+            raise ValueError("heads_criterion scores heads; give heads, or remove it")
         return self
 
     @property
@@ -45,7 +57,7 @@ class Width(Section):
     @property
     def head_criterion(self) -> WidthCriterion:
         """The criterion that scores heads. With ``share``, SmolLM2 retained less on each of three texts."""
-        return self.criterion or Activation()
+        return self.heads_criterion or self.criterion or Activation()
 
     def windows_for_gradients(self, windows: int, generated: int) -> int:
         """Return the number of calibration windows that have a backward pass: of all, and of those generated."""

@@ -1,0 +1,182 @@
+"""The axes of a search: the numbers of layers, neurons, key-value groups and experts that shapes may have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from llmprune.anatomy.types import NO_HEADS
+from llmprune.common.errors import RecipeError
+from llmprune.cut.layer_choice import possible_counts
+from llmprune.cut.shape import Shape
+from llmprune.planning.budget.sizes import ShapeCounter
+from llmprune.planning.planned_sizes import unscorable_fields
+from llmprune.planning.width_rounding import round_width, width_step
+from llmprune.recipe.budget import Axes, ExpertsAxis, HeadsAxis, LayersAxis, MlpAxis
+from llmprune.results.formatting import ranges
+
+_LEAST_MULTIPLE = 32
+_LARGEST_STEP = 0.01  # of the parameters, for which a multiple is halved
+_MOST_EXPERT_STEPS = 16  # numbers of experts between the dense one and none
+
+Widths = tuple[tuple[str, int], ...]  # of all fields, sorted by field
+
+
+@dataclass(frozen=True)
+class AxisValues:
+    """The values that each axis may have, from the dense one; an axis that gives nothing has that alone.
+
+    ``notes``: why parts of the model that nobody named are not cut.
+    """
+
+    layers: tuple[int, ...]
+    widths: tuple[Widths, ...]
+    kv_groups: tuple[int | None, ...]
+    experts: tuple[int | None, ...]
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+
+def axis_values(axes: Axes | None, counter: ShapeCounter) -> AxisValues:
+    """Return the values of the axes that a recipe names, or of all that the model has.
+
+    Raises RecipeError for a named axis that the model cannot give, with the anatomy's reason, and where no axis can.
+    """
+    finder = _Finder(axes, counter)
+    found = AxisValues(
+        layers=finder.layers(),
+        widths=finder.widths(),
+        kv_groups=finder.kv_groups(),
+        experts=finder.experts(),
+        notes=tuple(finder.notes),
+    )
+    if finder.problems:
+        raise RecipeError(finder.problems)
+    if all(len(values) == 1 for values in (found.layers, found.widths, found.kv_groups, found.experts)):
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in finder.refusals.items())
+        raise RecipeError(f"budget: nothing can be removed from this model: {reasons}")
+    return found
+
+
+class _Finder:
+    """The search for the values of each axis. ``problems``: with named axes; ``refusals``: reasons by axis."""
+
+    def __init__(self, axes: Axes | None, counter: ShapeCounter) -> None:
+        self._axes, self._counter, self._dense = axes, counter, counter.dense
+        self._anatomy = counter.anatomy
+        self.problems: list[str] = []
+        self.refusals: dict[str, str] = {}
+        self.notes: list[str] = []
+
+    def layers(self) -> tuple[int, ...]:
+        """Return the numbers of layers; in a model with patterns of layers those alone that can keep the pattern."""
+        count = self._anatomy.num_layers
+        axis = LayersAxis() if self._axes is None else self._axes.layers
+        if axis is None or self._refused("layers", self._anatomy.depth_refusal):
+            return (count,)
+        least = -(-count // 2) if axis.at_least is None else axis.at_least
+        possible = possible_counts(self._anatomy)
+        values = tuple(one for one in reversed(possible) if least <= one < count)
+        self._require_some("layers", values, kept=f"{least} of {count} layers", possible=possible[:-1])
+        return (count, *values)
+
+    def kv_groups(self) -> tuple[int | None, ...]:
+        """Return the numbers of key-value groups."""
+        heads, dense = self._anatomy.heads, self._dense.kv_groups
+        axis = HeadsAxis() if self._axes is None else self._axes.heads
+        if axis is None or self._refused("heads", NO_HEADS if heads is None else heads.refusal):
+            return (dense,)
+        assert heads is not None, "a model without heads is refused"
+        least = -(-heads.count // 2) if axis.at_least is None else axis.at_least
+        values = tuple(one for one in sorted(heads.possible, reverse=True) if one >= least)
+        self._require_some("heads", values, kept=f"{least} of {heads.count} key-value groups", possible=heads.possible)
+        return (dense, *values)
+
+    def experts(self) -> tuple[int | None, ...]:
+        """Return the numbers of experts, in steps of a sixteenth of them where there are many."""
+        experts, dense = self._anatomy.experts, self._dense.experts
+        axis = ExpertsAxis() if self._axes is None else self._axes.experts
+        none = "it has no mixture of experts"
+        if axis is None or self._refused("experts", none if experts is None else experts.refusal):
+            return (dense,)
+        assert experts is not None, "a model without experts is refused"
+        count, routed = experts.count, max(experts.top_k or 1, 1)
+        least = max(-(-count // 2) if axis.at_least is None else axis.at_least, routed)
+        step = max(count // _MOST_EXPERT_STEPS, 1)
+        values = tuple(range(count - step, least - 1, -step))
+        self._require_some("experts", values, kept=f"{least} of {count} experts", possible=range(routed, count))
+        return (dense, *values)
+
+    def widths(self) -> tuple[Widths, ...]:
+        """Return the widths of all fields: the same fraction of each, in multiples that matrix kernels run fast at."""
+        dense, anatomy = self._dense.widths, self._anatomy
+        axis = MlpAxis() if self._axes is None else self._axes.mlp
+        if axis is None or self._refused("mlp", anatomy.width_refusal):
+            return (dense,)
+        refused = unscorable_fields(axis.criterion, set(anatomy.widths), anatomy=anatomy)
+        reason = f"{axis.criterion.kind} cannot score the neurons of {', '.join(refused)}: "
+        reason += str(axis.criterion.routed_refusal)
+        fields = {name: width for name, width in dense if name not in refused}
+        if refused and (self._axes is not None or not fields):
+            self._refused("mlp", f"{reason}; choose another kind of axes.mlp.criterion, such as activation")
+            return (dense,)
+        if refused:
+            self.notes.append(f"the MLPs keep their {', '.join(refused)}, because {reason}")
+        values = self._narrower(axis, fields)
+        widest = max(fields.values())
+        kept = f"{axis.at_least:g} of {widest} neurons in multiples of {self._multiple(axis, fields)}"
+        self._require_some("mlp", values, kept=kept)
+        return (dense, *values)
+
+    def _narrower(self, axis: MlpAxis, fields: dict[str, int]) -> tuple[Widths, ...]:
+        """Return the widths below the dense ones. ``fields``: that are narrowed; the widest sets the steps."""
+        name, widest = max(fields.items(), key=lambda item: item[1])
+        step = self._multiple(axis, fields)
+        found: list[Widths] = []
+        for width in range((widest - 1) // step * step, 0, -step):
+            if width < axis.at_least * widest:
+                break
+            others = {
+                other: round_width(
+                    width / widest * dense, dense, multiple=axis.multiple or min(step, width_step(dense))
+                )
+                for other, dense in fields.items()
+            }
+            found.append(tuple(sorted({**self._dense.neurons, **others, name: width}.items())))
+        return tuple(found)
+
+    def _multiple(self, axis: MlpAxis, fields: dict[str, int]) -> int:
+        """Return the step of the widest field: as the recipe says, or one that is fine enough for the model."""
+        if axis.multiple is not None:
+            return axis.multiple
+        widest = max(fields.values())
+        step = width_step(widest)
+        whole = self._counter.sizes(self._dense).parameters
+        of_all = whole - self._counter.sizes(self._with_widths(dict.fromkeys(fields, 0))).parameters
+        while step > _LEAST_MULTIPLE and step / widest * of_all > _LARGEST_STEP * whole:
+            step //= 2
+        return step
+
+    def _with_widths(self, widths: dict[str, int]) -> Shape:
+        dense = self._dense
+        neurons = tuple(sorted({**dense.neurons, **widths}.items()))
+        return Shape(dense.layers, neurons, dense.kv_groups, dense.experts)
+
+    def _refused(self, name: str, reason: str | None) -> bool:
+        """Note that an axis cannot give; a problem where the recipe names it."""
+        if reason is not None:
+            self.refusals[name] = reason
+            if self._axes is not None:
+                self.problems.append(f"budget.axes.{name}: this model cannot give it: {reason}; remove the axis")
+        return reason is not None
+
+    def _require_some(self, name: str, values: Sequence[object], *, kept: str, possible: Sequence[int] = ()) -> None:
+        """Note that an axis has no smaller value; a problem where the recipe names it."""
+        if values:
+            return
+        remedy = f"; possible: {ranges(possible)}" if possible else ""
+        self.refusals[name] = f"at least {kept} are kept"
+        if self._axes is not None:
+            self.problems.append(
+                f"budget.axes.{name}: at least {kept} are kept, so that nothing can be removed; lower at_least, or "
+                f"remove the axis{remedy}"
+            )
