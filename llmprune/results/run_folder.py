@@ -38,6 +38,7 @@ JOURNAL, PLAN, LOCK, BATCH_SIZES = "run.json", "plan.json", ".lock", "batch-size
 GENERATED_WINDOWS, RECOVERY_WINDOWS = "self-generated.safetensors", "recover-generated.safetensors"  # dense model's
 RECOVERY, REPAIRED = "recovery.json", "repaired"  # figures of the training, and the checkpoint from before it
 RECOVERY_LENGTH = "recover-windows.txt"  # the number to train on, where the recipe gives hours
+SEARCH, SEARCH_SO_FAR = "search.json", "search-so-far.json"  # figures of the search, and while it runs
 ROUNDS, PREDICTIONS = "rounds", "predictions.partial"  # earlier rounds; in it, the dense model's predictions
 RECOVERY_WINDOWS_PARTS, RECOVERY_STATE = "recover-generated.partial", "recover.partial"  # unfinished ones
 HIDDEN_STATES, TASKS = "dense.partial", "tasks"  # cache that pass 1 writes for pass 2; results of each finished task
@@ -45,8 +46,8 @@ _FORMAT = 2
 _PRODUCTS = (
     "recipe.yaml", PLAN, BATCH_SIZES, GENERATED_WINDOWS, RECOVERY_WINDOWS, RECOVERY_WINDOWS_PARTS,
     "scores.safetensors", "cut.json", "cut.safetensors", "source-check.json", "calibration-check.json", "pruning.json",
-    RECOVERY, "evaluation.json", "report.json", "report.html", "published.json", "card", "model", "model.partial",
-    REPAIRED, RECOVERY_LENGTH, RECOVERY_STATE, HIDDEN_STATES, TASKS,
+    SEARCH, SEARCH_SO_FAR, "frontier.html", RECOVERY, "evaluation.json", "report.json", "report.html", "published.json",
+    "card", "model", "model.partial", REPAIRED, RECOVERY_LENGTH, RECOVERY_STATE, HIDDEN_STATES, TASKS,
 )  # fmt: skip
 
 
