@@ -26,8 +26,13 @@ _LIMITS = {
 def describe_limits(limits: dict[str, float]) -> str:
     """Return ``at most 100.9 M parameters, at least 1.50× the dense model's speed``."""
     return ", ".join(
-        f"at {'least' if name == 'speed' else 'most'} {_LIMITS[name](value)}" for name, value in limits.items()
+        f"at {'least' if name == 'speed' else 'most'} {describe_amount(name, value)}" for name, value in limits.items()
     )
+
+
+def describe_amount(name: str, value: float) -> str:
+    """Return the amount that a limit is about: ``100.9 M parameters``, ``weights of 12 GB``."""
+    return _LIMITS[name](value)
 
 
 def describe_search(found: SearchFigures) -> str:
