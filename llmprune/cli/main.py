@@ -20,12 +20,13 @@ from llmprune.cli.options import CommandLine
 from llmprune.cli.recover_commands import recover
 from llmprune.cli.report_commands import compare, report
 from llmprune.cli.run_commands import plan, reevaluate, run
+from llmprune.cli.search_command import search
 from llmprune.common.errors import LLMPruneError, TrainingStopped, to_continue
 from llmprune.common.hub.secrets import redact, redact_logs
 from llmprune.common.printing import print_lines, printable_message
 from llmprune.service.cli import commands as service_commands
 
-_CONTINUED = ("run", "recover")  # commands that go on where they were stopped
+_CONTINUED = ("run", "search", "recover")  # commands that go on where they were stopped
 
 
 class _Terminated(KeyboardInterrupt):
@@ -87,6 +88,7 @@ def _root(
 
 _COMMANDS: dict[str, Callable[..., None]] = {
     "plan": plan,
+    "search": search,
     "run": run,
     "recover": recover,
     "push": push,

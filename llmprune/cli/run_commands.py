@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 def plan(recipe: RecipePlace, overrides: Overrides = None, *, as_json: Json = False) -> None:
     """Show what a recipe would do: sizes, memory, time, and everything that a run would refuse. Reads no weights."""
-    parsed, _ = _load_recipe(recipe, overrides)
+    parsed, _ = load_recipe(recipe, overrides)
     import_libraries(announced=False)
     from llmprune.common.device_errors import device_errors
     from llmprune.planning.plan import plan_and_check
@@ -76,10 +76,10 @@ def run(
     end_recovery: EndRecovery = False,
 ) -> None:
     """Prune a model as a recipe says. Run again on the same folder to continue."""
-    parsed, record = _load_recipe(recipe, overrides)
-    folder = output or Path("runs") / (Path(recipe).stem if record is None else recipe.split("@")[0].rsplit("/")[-1])
+    parsed, record = load_recipe(recipe, overrides)
+    folder = output or default_folder(recipe)
     import_libraries(announced=True)
-    if context.obj is not None and _run_on_every_gpu(context.obj, parsed, halves=calibration_check):
+    if context.obj is not None and run_on_every_gpu(context.obj, parsed, halves=calibration_check):
         return
     from llmprune.common.distributed import is_first_process, leave_process_group
     from llmprune.pipeline.options import RunOptions
@@ -101,7 +101,7 @@ def run(
 def run_recipe(context: typer.Context, recipe: Recipe, *, folder: Path, fresh: bool, end_recovery: bool) -> None:
     """Run a recipe that a command has composed, in a process for each chosen GPU."""
     import_libraries(announced=True)
-    if context.obj is not None and _run_on_every_gpu(context.obj, recipe, halves=False):
+    if context.obj is not None and run_on_every_gpu(context.obj, recipe, halves=False):
         return
     from llmprune.common.distributed import leave_process_group
     from llmprune.pipeline.options import RunOptions
@@ -140,7 +140,7 @@ def _processes_to_start(recipe: Recipe) -> int:
     return count
 
 
-def _run_on_every_gpu(command: CommandLine, recipe: Recipe, *, halves: bool) -> bool:
+def run_on_every_gpu(command: CommandLine, recipe: Recipe, *, halves: bool) -> bool:
     """Run the command in a process for each chosen GPU; return False where this process does the work itself.
 
     Then only the chosen GPUs are visible to it. Raises typer.Exit with the processes' exit code, and RecipeError for
@@ -193,7 +193,12 @@ def _show_and_require_gate(finished: FinishedRun) -> Report:
     return finished.require_gate()
 
 
-def _load_recipe(place: str, overrides: list[str] | None) -> tuple[Recipe, Record | None]:
+def default_folder(place: str) -> Path:
+    """Return the run folder of a recipe: ``runs`` with the name of its file, or of the model on the hub."""
+    return Path("runs") / (place.split("@")[0].rsplit("/")[-1] if place.startswith("hub://") else Path(place).stem)
+
+
+def load_recipe(place: str, overrides: list[str] | None) -> tuple[Recipe, Record | None]:
     """Return the recipe of a file, or that of a model on the hub together with the model's record."""
     from llmprune.recipe.recipe import Recipe
 

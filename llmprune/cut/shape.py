@@ -26,11 +26,15 @@ class Shape:
     @property
     def name(self) -> str:
         """Name in tables and figures, such as ``26 layers, 1280 neurons, 2 groups``."""
-        parts = [f"{self.layers} layers"]
+        parts = [_counted(self.layers, "layer")]
         if self.widths:
             parts.append("/".join(str(width) for _, width in self.widths) + " neurons")
         if self.kv_groups is not None:
-            parts.append(f"{self.kv_groups} groups")
+            parts.append(_counted(self.kv_groups, "group"))
         if self.experts is not None:
-            parts.append(f"{self.experts} experts")
+            parts.append(_counted(self.experts, "expert"))
         return ", ".join(parts)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

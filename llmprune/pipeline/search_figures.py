@@ -58,7 +58,7 @@ def shape_of(cut: Cut, space: SearchSpace) -> Shape:
 
 def compose_figures(record: SearchRecord, members: Sequence[SearchedMember]) -> SearchFigures:
     """Return the figures of a search for one or several budgets."""
-    schedule, dense = record.schedule, record.space.dense_sizes
+    schedule, dense, whole = record.schedule, record.space.dense_sizes, record.space.dense
     tried = [_tried(record, one, member=member) for member in members for one in member.tried]
     beyond = [
         _tried(record, one, member=member, further=axis) for member in members for axis, one in member.further.items()
@@ -66,6 +66,10 @@ def compose_figures(record: SearchRecord, members: Sequence[SearchedMember]) -> 
     return SearchFigures(
         dense_parameters=dense.parameters,
         dense_bytes=dense.bytes,
+        dense_layers=whole.layers,
+        dense_widths=whole.neurons,
+        dense_kv_groups=whole.kv_groups,
+        dense_experts=whole.experts,
         tried=(*tried, *beyond),
         chosen=tuple(
             ChosenShape(

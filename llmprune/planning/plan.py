@@ -21,6 +21,8 @@ from llmprune.cut.apply import cut_config
 from llmprune.planning.all_notes import is_exact, notes_of
 from llmprune.planning.base import Base, describe_base, dtype_name, require_complete
 from llmprune.planning.begin_of_text import about_begin, planned_begin
+from llmprune.planning.budget.plan import BudgetPlan, plan_budget, with_search
+from llmprune.planning.budget.settle import is_open
 from llmprune.planning.calibration_sources import calibration_sources
 from llmprune.planning.checks import ErrorCollector, run_checks
 from llmprune.planning.device_memory import BatchSizes, DeviceMemory
@@ -74,6 +76,7 @@ class Plan(Figures):
     keep_widths: dict[str, int]  # by config field
     keep_experts: int | None
     keep_kv_groups: int | None  # of attention heads, in each layer
+    budget: BudgetPlan | None = None  # where the shape is not chosen yet; the plan is then that of a nominal one
     sparsity: SparsityPlan | None = None
     recovery: RecoveryPlan | None = None  # the training after the cut
     rounds: tuple[PlannedRound, ...] = ()  # of cut and training, where there are several
@@ -163,23 +166,32 @@ def plan_structure(
     if base is None:
         return None, None
     complete, _ = errors.attempt("model", model, work=lambda: require_complete(recipe, base))
-    planned = _planned_cut(recipe, base.anatomy, errors=errors)
+    opened = None
+    if is_open(recipe):
+        _, opened = errors.attempt("budget", ("budget", *model), work=lambda: plan_budget(recipe, base))
+        if opened is None:
+            return None, base.anatomy
+    own = opened.recipe if opened else recipe
+    planned = _planned_cut(own, base.anatomy, errors=errors)
     if planned is None or not complete:
         return None, base.anatomy
-    reads = ("model", "depth", "width", "experts", "sparsity", "refit", "calibration", "recover")
+    reads = ("model", "depth", "width", "experts", "budget", "sparsity", "refit", "calibration", "recover")
 
     def plan_on_machine() -> Plan:
         machine = this_machine(recipe.model, starts=starts, elsewhere=elsewhere)
-        plan = _plan(recipe, base, planned=planned, machine=machine)
-        if not has_rounds(recipe):
+        plan = _plan(own, base, planned=planned, machine=machine)
+        if not has_rounds(own):
             return plan
 
         def plan_one(one: RoundToPlan) -> Plan:
             return _plan(one.recipe, one.base, planned=one.planned, machine=machine)
 
-        return with_rounds(plan, recipe, base=base, plan_one=plan_one)
+        return with_rounds(plan, own, base=base, plan_one=plan_one)
 
     _, plan = errors.attempt("model", reads, work=plan_on_machine)
+    if plan and opened:
+        work = with_search(plan.work, opened.plan.search)
+        plan = plan.model_copy(update={"budget": opened.plan, "work": work, "notes": (*opened.notes, *plan.notes)})
     return plan, base.anatomy
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from llmprune.report.search_table import search_lines
 from llmprune.results.evaluation_figures import GateFigures, GenerationFigures, Interval, TaskFigures
 from llmprune.results.formatting import (
     fixed,
@@ -64,6 +65,8 @@ def print_summary(report: Report, console: Console) -> None:
         console.print(_labelled(Text("Quality was not measured", "bold yellow"), Text(UNMEASURED)))
     if report.gate:
         console.print(_verdict(report.gate))
+    for sentence in search_lines(report.search) if report.search else ():
+        console.print(_labelled(Text("Search", "bold"), Text(sentence)))
     if report.recovery:
         _print_recovery(report, console)
     if report.sparsity:

@@ -110,6 +110,11 @@ def plural(number_of: int, noun: str, *, many: str | None = None) -> str:
     return f"{number_of:,} {noun if number_of == 1 else many or f'{noun}s'}"
 
 
+def as_sentence(text: str) -> str:
+    """Return a text with a capital letter and a full stop."""
+    return f"{text[:1].upper()}{text[1:]}."
+
+
 def short_model_name(model: str) -> str:
     """Return the last part of a hub id, path or address, without ``.gguf``."""
     return model.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf") or model

@@ -18,6 +18,7 @@ from llmprune.results.evaluation_figures import (
 )
 from llmprune.results.figures import SCHEMA_VERSION, Figures
 from llmprune.results.recovery_figures import RecoveryFigures, RecoveryScores
+from llmprune.results.search_figures import SearchFigures
 
 
 class Size(Figures):
@@ -201,6 +202,7 @@ class Report(Figures):
     stability: StabilityFigures | None = None  # with --calibration-check and one source of text
     sources: SourceFigures | None = None  # where scores are summed by source, or with --calibration-check
     sparsity: SparsityFigures | None = None
+    search: SearchFigures | None = None  # for the shape, under a budget
     recovery: RecoveryFigures | None = None  # training after the cut, in the last round
     rounds: tuple[RoundFigures, ...] = ()  # of cut and training, where there are several
     recovery_scores: RecoveryScores | None = None

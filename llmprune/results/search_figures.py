@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from pydantic import Field
 
 from llmprune.results.figures import Figures
 
@@ -47,6 +49,11 @@ class TriedShape(Figures):
         last = min(self.rounds, other.rounds) - 1
         return self.means[last], other.means[last]
 
+    @property
+    def as_cut(self) -> float:
+        """Mean divergence without repair."""
+        return self.means[0]
+
 
 class ChosenShape(Figures):
     """The shape chosen for one budget. ``limits``: of the budget, in absolute numbers, by name."""
@@ -62,11 +69,16 @@ class SearchFigures(Figures):
     """Search for the shapes of one or several budgets.
 
     ``order``: layers in the order of their removal. ``windows``, ``tokens``: that shapes were judged on.
-    ``forward_passes``: cost, in plain forward passes of the dense model over the calibration tokens.
+    ``forward_passes``: cost, in plain forward passes of the dense model over the calibration tokens. ``member``: index
+    of the budget that the reported model was made for, in the reports of a family.
     """
 
     dense_parameters: int
     dense_bytes: int
+    dense_layers: int
+    dense_widths: dict[str, int] = Field({})  # by config field
+    dense_kv_groups: int | None = None
+    dense_experts: int | None = None
     tried: tuple[TriedShape, ...]
     chosen: tuple[ChosenShape, ...]  # one for each budget
     order: tuple[int, ...]
@@ -76,20 +88,56 @@ class SearchFigures(Figures):
     forward_passes: float
     seconds: float
     notes: tuple[str, ...] = ()
+    member: int | None = None
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Indices of the budgets that are reported: that of the member, or all that have a chosen shape."""
+        return tuple(range(len(self.chosen))) if self.member is None else (self.member,)
 
     def shape(self, name: str, *, size: int = 0) -> TriedShape:
         """Return a tried shape of one of the budgets by its name."""
         return next(one for one in self.tried if one.name == name and one.size == size)
 
+    def chosen_shape(self, size: int) -> TriedShape:
+        """Return the shape chosen for a budget."""
+        return self.shape(self.chosen[size].name, size=size)
+
+    def axes(self, shape: TriedShape) -> tuple[str, ...]:
+        """Return the axes that a shape is smaller in than the dense model: layers, mlp, heads, experts."""
+        smaller = {
+            "layers": shape.layers < self.dense_layers,
+            "mlp": any(shape.widths[field] < width for field, width in self.dense_widths.items()),
+            "heads": shape.kv_groups != self.dense_kv_groups,
+            "experts": shape.experts != self.dense_experts,
+        }
+        return tuple(axis for axis, is_smaller in smaller.items() if is_smaller)
+
     @property
     def frontier(self) -> tuple[TriedShape, ...]:
-        """Tried shapes, from the largest, that no shape of at most their size is better than; only those not broken."""
-        return frontier(self.tried)
+        """Tried shapes, from the largest, that no shape of at most their size is better than; only those not broken.
+
+        Once shapes were repaired, it has repaired shapes only: a shape as cut cannot be compared with them.
+        """
+        return frontier(comparable(self.tried))
+
+    @property
+    def speed_frontier(self) -> tuple[TriedShape, ...]:
+        """Tried shapes, from the slowest, that no shape of at least their speed is better than, as ``frontier``."""
+        timed = [one for one in comparable(self.tried) if one.speed is not None]
+        return frontier(timed, cost=lambda one: -(one.speed or 0.0))
 
 
-def frontier(shapes: Sequence[TriedShape]) -> tuple[TriedShape, ...]:
-    """Return the shapes, from the largest, for which no smaller or equal shape has a lower mean divergence."""
-    ordered = sorted((one for one in shapes if one.broken is None), key=lambda one: (one.parameters, one.mean))
+def comparable(shapes: Sequence[TriedShape]) -> tuple[TriedShape, ...]:
+    """Return the repaired shapes; all of them where none was repaired."""
+    return tuple(one for one in shapes if one.repaired) or tuple(shapes)
+
+
+def frontier(
+    shapes: Sequence[TriedShape], *, cost: Callable[[TriedShape], float] = lambda one: one.parameters
+) -> tuple[TriedShape, ...]:
+    """Return the shapes, from the largest cost, for which none of at most their cost has a lower mean divergence."""
+    ordered = sorted((one for one in shapes if one.broken is None), key=lambda one: (cost(one), one.mean))
     best: list[TriedShape] = []
     for one in ordered:  # from the smallest: a larger shape must be better than all before it
         if not best or one.mean < best[-1].mean:

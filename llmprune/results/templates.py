@@ -7,6 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from llmprune.common.time_left import rough_duration
 from llmprune.results.calibration_sources import describe_text
 from llmprune.results.formatting import (
+    as_sentence,
     byte_size,
     change,
     count,
@@ -62,8 +63,8 @@ def template_environment(package: str, folder: str = "", *, escape: bool = True)
         percent=percent, plural=plural, probability=probability, ranges=ranges, recovery=describe_recovery,
         recovery_divergence=describe_divergence, recovery_gain=describe_gain,
         recovery_problems=describe_recovery_problems, rounds=describe_rounds, rough_duration=rough_duration,
-        short_model_name=short_model_name, size=byte_size, span=span, sparsity=describe_sparsity, speedup=speedup,
-        text=describe_text, times=times, training=describe_training, varies=describe_speedup,
+        sentence=as_sentence, short_model_name=short_model_name, size=byte_size, span=span, sparsity=describe_sparsity,
+        speedup=speedup, text=describe_text, times=times, training=describe_training, varies=describe_speedup,
     )  # fmt: skip
     environment.globals.update(change=change, share=share)
     return environment

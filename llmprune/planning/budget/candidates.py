@@ -22,10 +22,14 @@ from llmprune.planning.budget.unmet import beyond_tolerance, unreachable
 
 @dataclass(frozen=True)
 class Candidate:
-    """A shape with its sizes. ``speed``: generated tokens a second, times the dense model's; None without a table."""
+    """A shape with its sizes, and the number of axes along which it is smaller than the dense model.
+
+    ``speed``: generated tokens a second, times the dense model's; None without a table.
+    """
 
     shape: Shape
     sizes: ShapeSizes
+    cut_axes: int
     speed: float | None = None
 
 
@@ -39,10 +43,11 @@ class Candidates:
 
     @property
     def nominal(self) -> Candidate:
-        """The tried candidate nearest the middle of their numbers of layers; of several the one with most cut axes."""
+        """The tried candidate that cuts most axes, so that a plan of it has the cost of all; nearest the middle."""
+        most = max(one.cut_axes for one in self.tried)
         layers = [one.shape.layers for one in self.tried]
         middle = (min(layers) + max(layers)) / 2
-        return min(self.tried, key=lambda one: (abs(one.shape.layers - middle), one.shape.kv_groups or 0))
+        return min((one for one in self.tried if one.cut_axes == most), key=lambda one: abs(one.shape.layers - middle))
 
 
 def candidates(space: SearchSpace, limits: Limits, *, speed: SpeedOf | None = None) -> Candidates:
@@ -86,7 +91,8 @@ class _Judge:
     def candidate(self, place: Place) -> Candidate:
         """Return the shape at a place with its sizes and its speed."""
         shape = self._space.shape(place)
-        return Candidate(shape, self._space.counter.sizes(shape), self._speed(shape) if self._speed else None)
+        cut = sum(steps > 0 for steps in place)
+        return Candidate(shape, self._space.counter.sizes(shape), cut, self._speed(shape) if self._speed else None)
 
     def used(self, place: Place) -> float:
         """Return the largest part of a limit that a shape uses up; at most 1 where it meets them all."""

@@ -37,12 +37,13 @@ class Axis:
     high: float
     ticks: tuple[float, ...]
     log: bool = False
+    height: int = PLOT  # of the plot in pixels
 
     def y(self, value: float) -> float:
         """Return the distance from the top of the chart in pixels."""
         scale = math.log if self.log else float
         share = (scale(value) - scale(self.low)) / (scale(self.high) - scale(self.low))
-        return round(TOP + PLOT * (1 - share), 1)
+        return round(TOP + self.height * (1 - share), 1)
 
     @property
     def base(self) -> float:

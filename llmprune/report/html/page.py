@@ -10,8 +10,10 @@ from markupsafe import Markup, escape
 
 from llmprune.common.schema import format_size
 from llmprune.report.html.charts import Bar, bar_chart, error_chart, importance_chart, swatch
+from llmprune.report.html.frontier_chart import marker
 from llmprune.report.html.interval_charts import Whisker, retention_chart
 from llmprune.report.html.recovery_chart import recovery_chart, series_swatch
+from llmprune.report.html.search_section import view_search
 from llmprune.results.evaluation_figures import SpeedFigures
 from llmprune.results.formatting import (
     change,
@@ -80,6 +82,7 @@ def render_page(report: Report) -> str:
             sources=describe_sources(report.sources) if report.sources else [],
             recovery=recovery_chart(report.recovery) if report.recovery else None,
             rounds=round_table(report) if report.rounds else None,
+            search=view_search(report.search) if report.search else None,
             perplexity=_perplexity_bars(report) if report.perplexity else None,
             speed=_speed_bars(report.speed) if report.speed else None,
             retention=retention_chart(_whiskers(report)),
@@ -97,7 +100,7 @@ def environment() -> Environment:
     """Return the Jinja environment of the report page and the comparison page."""
     environment = template_environment("llmprune.report.html")
     environment.filters["breakable"] = _breakable
-    environment.globals.update(swatch=swatch, series_swatch=series_swatch)
+    environment.globals.update(marker=marker, swatch=swatch, series_swatch=series_swatch)
     return environment
 
 

@@ -1,0 +1,66 @@
+"""The command ``search``: the shapes that a budget allows, tried and compared, without a cut. Bodies import late."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llmprune.cli.options import Json, Overrides, RecipePlace, console
+from llmprune.cli.run_commands import default_folder, load_recipe, run_on_every_gpu
+from llmprune.common.errors import RecipeError
+from llmprune.common.libraries import import_libraries
+from llmprune.common.progress import lines_without_terminal
+
+if TYPE_CHECKING:
+    from llmprune.results.search_figures import SearchFigures
+
+
+def search(
+    recipe: RecipePlace,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Run folder; default: runs/NAME-OF-THE-RECIPE.")
+    ] = None,
+    *,
+    context: typer.Context,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Find the best shape within a budget and stop: nothing is cut. `llmprune run` on the same folder continues."""
+    parsed, _ = load_recipe(recipe, overrides)
+    if parsed.budget is None:
+        raise RecipeError(
+            "has no section budget, so there is no shape to search for; add one, such as budget: {parameters: 0.75}, "
+            "or prune with llmprune run",
+            recipe,
+        )
+    folder = output or default_folder(recipe)
+    import_libraries(announced=not as_json)
+    if context.obj is not None and run_on_every_gpu(context.obj, parsed, halves=False):
+        return
+    from llmprune.common.distributed import is_first_process, leave_process_group
+    from llmprune.pipeline.run import search_only
+
+    with lines_without_terminal():
+        found = search_only(parsed, folder)
+    if is_first_process():
+        show_search(found, folder, model=parsed.model.id, recipe=recipe, as_json=as_json)
+    leave_process_group()
+
+
+def show_search(found: SearchFigures, folder: Path, *, model: str, recipe: str, as_json: bool) -> None:
+    """Write the page of a search to its run folder, and print its figures and how to continue."""
+    from llmprune.common.files import write_text
+    from llmprune.report.html.frontier_page import render_frontier
+    from llmprune.report.search_table import print_search
+    from llmprune.results.products import FRONTIER
+
+    page = folder / FRONTIER
+    write_text(page, render_frontier(found, model))
+    if as_json:
+        typer.echo(json.dumps(found.model_dump(mode="json"), indent=1))
+    else:
+        print_search(found, console())
+    typer.echo(f"\nchart    {page}\ncontinue llmprune run {recipe} -o {folder}", err=as_json)

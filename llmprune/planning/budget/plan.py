@@ -1,0 +1,181 @@
+"""Plan of a recipe with a budget whose shape is not chosen yet: its candidates, and the cost of the search for one.
+
+Everything else in the plan is that of one candidate, which stands for the shape that the search will choose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llmprune.planning.base import Base
+from llmprune.planning.budget.candidates import Candidate, Candidates, candidates
+from llmprune.planning.budget.cost import SearchCost, search_cost
+from llmprune.planning.budget.limits import Limits, SpeedOf, amount, idle_limits
+from llmprune.planning.budget.settle import settled
+from llmprune.planning.budget.space import SearchSpace, search_space
+from llmprune.planning.duration.parts import Part, RunWork
+from llmprune.recipe.recipe import Recipe
+from llmprune.results.figures import Figures
+from llmprune.results.search_sentences import describe_amount
+
+SEARCH = "search"  # step
+
+
+class PlannedShape(Figures):
+    """A candidate by name, with its sizes."""
+
+    name: str
+    parameters: int
+    active_parameters: int
+    bytes: int
+    kv_bytes_per_token: int | None
+
+
+class AxisRange(Figures):
+    """Smallest and largest value of an axis among the candidates; ``dense``: the dense model's. Of the widest MLP."""
+
+    name: str  # layers, mlp, heads or experts
+    least: int
+    most: int
+    dense: int
+
+
+class BudgetMember(Figures):
+    """One model of the family. ``limits``: in absolute numbers, by name; ``candidates``: shapes that meet them."""
+
+    limits: dict[str, float]
+    candidates: int
+    tried: int
+    axes: tuple[AxisRange, ...]
+    smallest: PlannedShape
+    largest: PlannedShape
+
+
+class BudgetPlan(Figures):
+    """Candidates for each model of the family, the largest first. ``nominal``: the shape that the plan's sizes are of.
+
+    ``exact``: False where layers differ in size, so that the sizes depend on which are removed.
+    """
+
+    members: tuple[BudgetMember, ...]
+    nominal: str
+    exact: bool
+    search: SearchCost
+
+
+@dataclass(frozen=True)
+class OpenBudget:
+    """The planned budget of a recipe. ``recipe``: settled to the nominal shape; ``notes``: on limits and axes."""
+
+    plan: BudgetPlan
+    recipe: Recipe
+    notes: tuple[str, ...]
+
+
+def plan_budget(recipe: Recipe, base: Base, *, speed: SpeedOf | None = None) -> OpenBudget:
+    """Plan the budget of a recipe. Raises RecipeError for a budget that this model cannot meet.
+
+    ``speed``: predicts a shape's speed from a table that was measured before; None without one.
+    """
+    space = search_space(recipe, base)
+    limits = [planned_limits(space, member, has_table=speed is not None) for member in space.members]
+    found = [candidates(space, one, speed=speed) for one in limits]
+    nominal = found[0].nominal
+    plan = BudgetPlan(
+        members=tuple(_member(space, one, asked=asked) for one, asked in zip(found, space.members, strict=True)),
+        nominal=nominal.shape.name,
+        exact=space.counter.is_exact,
+        search=search_cost([len(one.tried) for one in found], recipe.calibration, axes=len(space.axes)),
+    )
+    own = settled(recipe, nominal.shape, anatomy=base.anatomy, removed=None)
+    return OpenBudget(plan, own, tuple(_notes(space, found, has_table=speed is not None)))
+
+
+def planned_limits(space: SearchSpace, limits: Limits, *, has_table: bool) -> Limits:
+    """Return the limits that a plan applies.
+
+    Without a table of times a limit of the speed is left out. Where it is the only one, the speed is assumed to grow as
+    the parameters that a token uses shrink.
+    """
+    if has_table or "speed" not in limits:
+        return limits
+    rest = {name: value for name, value in limits.items() if name != "speed"}
+    if rest:
+        return rest
+    least = space.counter.sizes(space.smallest).active_parameters
+    return {"active_parameters": max(space.dense_sizes.active_parameters / limits["speed"], least)}
+
+
+def with_search(work: RunWork, cost: SearchCost) -> RunWork:
+    """Return the work of a run with that of its search, which comes before pass 2."""
+    part = Part(step=SEARCH, name=SEARCH, work=work.forward * cost.forward_passes, shared=True)
+    index = next(index for index, one in enumerate(work.parts) if one.step == "pass 2")
+    return work.model_copy(update={"parts": (*work.parts[:index], part, *work.parts[index:])})
+
+
+def _member(space: SearchSpace, found: Candidates, *, asked: Limits) -> BudgetMember:
+    by_size = sorted(found.found, key=lambda one: one.sizes.parameters)
+    return BudgetMember(
+        limits=dict(asked),
+        candidates=len(found.found),
+        tried=len(found.tried),
+        axes=_ranges(space, found.found),
+        smallest=_planned(by_size[0]),
+        largest=_planned(by_size[-1]),
+    )
+
+
+def _planned(one: Candidate) -> PlannedShape:
+    sizes = one.sizes
+    return PlannedShape(
+        name=one.shape.name,
+        parameters=sizes.parameters,
+        active_parameters=sizes.active_parameters,
+        bytes=sizes.bytes,
+        kv_bytes_per_token=sizes.kv_bytes_per_token,
+    )
+
+
+def _ranges(space: SearchSpace, found: Sequence[Candidate]) -> tuple[AxisRange, ...]:
+    """Return the range of each axis that can give."""
+    dense = space.dense
+    values: dict[str, tuple[int | None, list[int | None]]] = {
+        "layers": (dense.layers, [one.shape.layers for one in found]),
+        "heads": (dense.kv_groups, [one.shape.kv_groups for one in found]),
+        "experts": (dense.experts, [one.shape.experts for one in found]),
+    }
+    if dense.widths:
+        widest = max(dense.neurons, key=dense.neurons.__getitem__)
+        values["mlp"] = dense.neurons[widest], [one.shape.neurons[widest] for one in found]
+    ranges = []
+    for name in space.axes:
+        whole, numbers = values[name]
+        counted = [number for number in numbers if number is not None]
+        assert whole is not None, "an axis that can give has a number"
+        ranges.append(AxisRange(name=name, least=min(counted), most=max(counted), dense=whole))
+    return tuple(ranges)
+
+
+def _notes(space: SearchSpace, found: Sequence[Candidates], *, has_table: bool) -> list[str]:
+    """Return notes on axes that cannot give all, on limits that decide nothing, and on the speed."""
+    notes = [f"budget: {note}" for note in space.values.notes]
+    dense, budget = space.dense_sizes, space.budget
+    idle = {name for member in space.members for name in idle_limits(member, dense, budget=budget)}
+    notes += [f"budget.{name}: the dense model meets it already; it decides nothing" for name in sorted(idle)]
+    for one in found:
+        for name in one.limits.keys() - idle - {"speed"}:
+            most = max(amount(name, each.sizes, budget=budget) for each in one.found)
+            if len(one.limits) > 1 and most < one.limits[name] * (1 - budget.tolerance):
+                notes.append(
+                    f"budget.{name}: decides nothing beside the other limits: the candidates have at most "
+                    f"{describe_amount(name, most)}, and {describe_amount(name, one.limits[name])} are allowed"
+                )
+    if budget.speed is not None and not has_table:
+        assumed = (
+            "the plan assumes that it grows as the parameters that a token uses shrink"
+            if len(budget.limits) == 1
+            else "the plan's candidates are not limited by it"
+        )
+        notes.append(f"budget.speed: the times of the model's parts are measured in the run, and until then {assumed}")
+    return notes
