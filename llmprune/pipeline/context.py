@@ -59,6 +59,13 @@ class Search:
     figures: SearchFigures | None = None
     member: int = 0
 
+    @property
+    def reported(self) -> SearchFigures | None:
+        """The figures as the report of this run has them: in a family they name the member."""
+        if self.figures is None or len(self.figures.chosen) < 2:
+            return self.figures
+        return self.figures.model_copy(update={"member": self.member})
+
 
 @dataclass(frozen=True)
 class RunContext:

@@ -75,6 +75,8 @@ def after_earlier_rounds(
     found = replace(
         context, recipe=recipe, plan=plan, inputs=inputs, batches=batches, earlier=earlier, among=rounds.among(reports)
     )
+    if context.search is not None:  # its scores are of the model before the first round
+        found = replace(found, search=replace(context.search, scores=None))
     return found, rounds.generated()
 
 

@@ -7,7 +7,6 @@ single trial is kept until the search is done, so that one that is stopped conti
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +19,7 @@ from llmprune.cut.layer_choice import may_remain
 from llmprune.cut.shape import Shape
 from llmprune.pipeline.context import RunContext, Search
 from llmprune.pipeline.score_and_select import criteria_of, find_scores, origin_of_scores
-from llmprune.pipeline.search_figures import SearchedMember, SearchRecord, compose_figures, shape_of
+from llmprune.pipeline.search_figures import Progress, SearchedMember, SearchRecord, shape_of
 from llmprune.pipeline.search_windows import (
     judged_windows,
     judging_batches,
@@ -30,10 +29,11 @@ from llmprune.pipeline.search_windows import (
 )
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.planning.base import describe_base
-from llmprune.planning.budget.candidates import candidates, one_step_further
+from llmprune.planning.budget.candidates import Candidates, candidates, one_step_further
 from llmprune.planning.budget.settle import settled
 from llmprune.planning.budget.space import SearchSpace, search_space
-from llmprune.results.products import LAYER_ORDER, SEARCH, SEARCH_TRIALS
+from llmprune.recipe.search_schedule import Schedule
+from llmprune.results.products import LAYER_ORDER, SEARCH, SEARCH_SO_FAR, SEARCH_TRIALS
 from llmprune.results.replacing import remove
 from llmprune.results.run_folder import fingerprint
 from llmprune.results.search_figures import SearchFigures
@@ -83,7 +83,8 @@ class _Step:
                 found = self.context.batches.calibration.run("search", self._search, release=inputs.evict)
             folder.write(path.name, found.model_dump_json(indent=1) + "\n")
             if is_first_process():
-                remove(folder.path / SEARCH_TRIALS)
+                for name in (SEARCH_TRIALS, SEARCH_SO_FAR):
+                    remove(folder.path / name)
             return found
 
         def load(path: Path) -> SearchFigures:
@@ -102,10 +103,16 @@ class _Step:
         return fingerprint(inputs.identity, inputs.windows_fingerprint, scores, judged, recipe.budget, recipe.refit)
 
     @cached_property
+    def _budgets(self) -> tuple[Candidates, ...]:
+        """Candidates for each budget."""
+        return tuple(candidates(self.space, limits) for limits in self.space.members)
+
+    @cached_property
     def _order(self) -> tuple[int, ...]:
-        """Layers in the order in which shapes lack them: as many as the smallest shape does."""
+        """Layers in the order in which shapes lack them: as many as one of them does."""
         folder, inputs = self.context.folder, self.context.inputs
-        rounds = len(inputs.dense) - self.space.smallest.layers
+        fewest = min(one.shape.layers for budget in self._budgets for one in budget.tried)
+        rounds = self.space.dense.layers - max(fewest - 1, self.space.smallest.layers)  # one step further included
         if not rounds:
             return ()
 
@@ -132,21 +139,28 @@ class _Step:
 
     def _search(self, batch_size: int) -> SearchFigures:
         """Try the shapes of every budget; every process returns the same figures."""
-        since, context, schedule = time.monotonic(), self.context, schedule_of(self.context.inputs)
+        schedule, found = schedule_of(self.context.inputs), Progress(self._record, self.context.folder)
+        rounds = self._rounds(schedule, batch_size)
+        shapes = list(dict.fromkeys(one.shape for budget in self._budgets for one in budget.tried))
+        first = dict(zip(shapes, rounds.first([self._cut(shape) for shape in shapes]), strict=True))
+        for number, budget in enumerate(self._budgets):
+            best: list[Tried] = []
+            for best in rounds.halve([first[one.shape] for one in budget.tried], counts=schedule.rounds):
+                found.note(SearchedMember(number, budget, tuple(best)))
+            found.note(SearchedMember(number, budget, tuple(best), self._further(rounds, best[0])))
+        return found.figures(is_done=True)
+
+    def _rounds(self, schedule: Schedule, batch_size: int) -> Rounds:
+        """Return the settings of the rounds."""
+        context = self.context
         second, last = (repair_windows(context, number, batch_size=batch_size) for number in schedule.repairs)
         judge = Judge(context.inputs.dense, judging_batches(context, batch_size=batch_size))
         trials = Trials(context.folder.path / SEARCH_TRIALS, fingerprint(self._origin, self._order))
-        rounds = Rounds(judge, self.space.anatomy, context.recipe.refit, (second, last), trials)
-        budgets = [candidates(self.space, limits) for limits in self.space.members]
-        shapes = [one.shape for budget in budgets for one in budget.tried]
-        first = dict(zip(shapes, rounds.first([self._cut(shape) for shape in shapes]), strict=True))
-        members = []
-        for number, budget in enumerate(budgets):
-            best = rounds.halve([first[one.shape] for one in budget.tried], counts=schedule.rounds)
-            members.append(SearchedMember(number, budget, tuple(best), self._further(rounds, best[0])))
-        seconds = time.monotonic() - since
-        record = SearchRecord(context, self.space, self._order, schedule, speed=None, seconds=seconds)
-        return compose_figures(record, members)
+        return Rounds(judge, self.space.anatomy, context.recipe.refit, (second, last), trials)
+
+    @property
+    def _record(self) -> SearchRecord:
+        return SearchRecord(self.context, self.space, self._order, schedule_of(self.context.inputs), speed=None)
 
     def _further(self, rounds: Rounds, chosen: Tried) -> dict[str, Tried]:
         """Try the shapes that go one step beyond the chosen one, by axis: in the first rounds, as far as it went."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import fmean
 
 from llmprune.cut.decision import Cut
@@ -13,6 +14,8 @@ from llmprune.planning.budget.candidates import Candidates
 from llmprune.planning.budget.limits import SpeedOf
 from llmprune.planning.budget.space import SearchSpace
 from llmprune.recipe.search_schedule import Schedule
+from llmprune.results.products import SEARCH_SO_FAR
+from llmprune.results.run_folder import RunFolder
 from llmprune.results.search_figures import ChosenShape, SearchFigures, TriedShape
 from llmprune.search.rounds import Tried
 
@@ -24,7 +27,7 @@ class SearchedMember:
     number: int
     budget: Candidates
     tried: tuple[Tried, ...]
-    further: dict[str, Tried]
+    further: Mapping[str, Tried] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class SearchRecord:
     order: tuple[int, ...]
     schedule: Schedule
     speed: SpeedOf | None
-    seconds: float
+    since: float = field(default_factory=time.monotonic)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -56,8 +59,26 @@ def shape_of(cut: Cut, space: SearchSpace) -> Shape:
     return Shape(len(cut.layers), widths, kv_groups, experts)
 
 
-def compose_figures(record: SearchRecord, members: Sequence[SearchedMember]) -> SearchFigures:
-    """Return the figures of a search for one or several budgets."""
+@dataclass(frozen=True)
+class Progress:
+    """Figures of a search, which are written to the run folder after every round."""
+
+    record: SearchRecord
+    folder: RunFolder
+    _members: dict[int, SearchedMember] = field(default_factory=dict)
+
+    def note(self, member: SearchedMember) -> None:
+        """Record the shapes of a budget after one of its rounds."""
+        self._members[member.number] = member
+        self.folder.write(SEARCH_SO_FAR, self.figures(is_done=False).model_dump_json() + "\n")
+
+    def figures(self, *, is_done: bool) -> SearchFigures:
+        """Return the figures. ``is_done``: a shape is chosen for every budget."""
+        return compose_figures(self.record, list(self._members.values()), is_done=is_done)
+
+
+def compose_figures(record: SearchRecord, members: Sequence[SearchedMember], *, is_done: bool) -> SearchFigures:
+    """Return the figures of a search for one or several budgets. ``is_done``: it has chosen a shape for each."""
     schedule, dense, whole = record.schedule, record.space.dense_sizes, record.space.dense
     tried = [_tried(record, one, member=member) for member in members for one in member.tried]
     beyond = [
@@ -78,14 +99,14 @@ def compose_figures(record: SearchRecord, members: Sequence[SearchedMember]) -> 
                 candidates=len(member.budget.found),
                 tried=len(member.tried),
             )
-            for member in members
+            for member in (members if is_done else ())
         ),
         order=record.order,
         sources=record.sources,
         windows=schedule.judged,
         tokens=schedule.judged * schedule.judged_tokens,
         forward_passes=round(schedule.forward_passes([len(m.tried) for m in members], further=len(beyond)), 2),
-        seconds=round(record.seconds, 1),
+        seconds=round(time.monotonic() - record.since, 1),
         notes=record.space.values.notes,
     )
 

@@ -5,7 +5,7 @@ Shapes: N windows, S sources.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -53,16 +53,17 @@ class Rounds:
         found = self.trials.together("first", cuts, judge=lambda some: divergences(self.judge, self.anatomy, cuts=some))
         return [Tried(cut, (one,)) for cut, one in zip(cuts, found, strict=True)]
 
-    def halve(self, tried: Sequence[Tried], *, counts: tuple[int, int]) -> list[Tried]:
-        """Return the cuts of one budget, the best first, after all rounds. ``tried``: those of the first round.
+    def halve(self, tried: Sequence[Tried], *, counts: tuple[int, int]) -> Iterator[list[Tried]]:
+        """Yield the cuts of one budget, the best first, after each round. ``tried``: those of the first round.
 
         ``counts``: cuts that the second and the last round try.
         """
         best_first = _best_first(tried)
+        yield best_first
         for number, count in enumerate(counts if self.refit else ()):
             entering = [self.repaired(one, last=bool(number)) for one in best_first[:count]]
             best_first = _best_first(entering) + best_first[count:]
-        return best_first
+            yield best_first
 
     def repaired(self, tried: Tried, *, last: bool = False) -> Tried:
         """Try a cut with its repair, in the second or the last round."""
