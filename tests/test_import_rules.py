@@ -33,7 +33,7 @@ ROOMS: dict[str, set[str]] = {
     "score": {"common", "anatomy", "criteria", "layerwise", "cut", "results"},
     "prune": {"common", "anatomy", "layerwise", "recipe", "checkpoint", "cut"},
     "recover": {"common", "anatomy", "layerwise", "recipe", "data", "results", "checkpoint"},
-    "evaluation": {"common", "anatomy", "sparsity", "layerwise", "recipe", "data", "results", "checkpoint"},
+    "evaluation": {"common", "anatomy", "sparsity", "layerwise", "recipe", "data", "results", "checkpoint", "cut"},
     "planning": {
         *("common", "anatomy", "criteria", "layerwise", "recipe", "data", "results", "checkpoint", "cut"),
         "evaluation",

@@ -33,12 +33,12 @@ class Timing:
     rest: float  # from the first to the last new token
 
 
-def require_positions(settings: Speed, config: PretrainedConfig) -> None:
-    """Raise RecipeError if prompt and new tokens exceed the model's positions."""
+def require_positions(settings: Speed, config: PretrainedConfig, *, section: str = "evaluation.speed") -> None:
+    """Raise RecipeError if prompt and new tokens exceed the model's positions. ``section``: with the settings."""
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if positions and settings.prompt_tokens + settings.new_tokens > positions:
         raise RecipeError(
-            f"evaluation.speed: prompt_tokens {settings.prompt_tokens} + new_tokens {settings.new_tokens} "
+            f"{section}: prompt_tokens {settings.prompt_tokens} + new_tokens {settings.new_tokens} "
             f"exceed the model's {positions} positions; shorten one of them"
         )
 
