@@ -11,6 +11,7 @@ from llmprune.criteria.base import ExpertCriterion, WidthCriterion
 from llmprune.criteria.experts.reap import Reap
 from llmprune.criteria.width.activation import Activation
 from llmprune.criteria.width.share_taylor import ShareTaylor
+from llmprune.recipe.evaluation import Speed
 from llmprune.recipe.recover import parse_count
 
 
@@ -118,6 +119,13 @@ class Budget(Section):
         return {
             name: value if isinstance(value, tuple) else (value,) for name, value in given.items() if value is not None
         }
+
+    @property
+    def speed_settings(self) -> Speed:
+        """Settings of the measurements of speed; at least five rounds show how far they spread."""
+        return Speed(
+            batch_size=self.batch_size, prompt_tokens=self.prompt_tokens, new_tokens=self.new_tokens, repeats=5
+        )
 
     @model_validator(mode="after")
     def _some_limit(self) -> Self:

@@ -18,10 +18,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmprune.anatomy.meta_model import find_layers
-from llmprune.common.devices import device_name
+from llmprune.common.devices import device_name, input_device
 from llmprune.common.progress import track
 from llmprune.cut.shape import Shape
-from llmprune.evaluation.bench.generation_speed import Timing, random_prompts, require_positions, time_generation
+from llmprune.evaluation.bench.generation_speed import (
+    Timing,
+    clock_of_models_in_memory,
+    random_prompts,
+    require_positions,
+    time_generation,
+)
 from llmprune.evaluation.bench.random_models import meta_model, random_models
 from llmprune.evaluation.bench.speed_prediction import generation_seconds
 from llmprune.evaluation.bench.speed_subject import SpeedSubject
@@ -29,8 +35,8 @@ from llmprune.recipe.evaluation import Speed
 from llmprune.results.speed_table import PartAt, PartTimes, SpeedTable, uncertainty
 
 _FRACTIONS = (0.4, 0.7)  # of the neurons
-_LAYER_BYTES = 2**31  # most bytes of the layers of a timed model
-_MORE_ROUNDS = 3  # times the rounds asked for, where the measurements differ
+LAYER_BYTES = 2**31  # far more than the caches of a CPU
+_MORE_ROUNDS = 2  # times the rounds asked for, where the measurements differ
 _PRECISE = 0.02  # uncertainty of ratios at which no further round is measured
 
 Timer = Callable[[PreTrainedModel, Tensor, int], Timing]  # model, prompts [B, L], new tokens
@@ -56,14 +62,18 @@ class _Points:
         return [self.dense, *([self.half] if self.half else []), *others]
 
 
-def measure_speed_table(subject: SpeedSubject, *, settings: Speed, time: Timer | None = None) -> SpeedTable:
+def measure_speed_table(
+    subject: SpeedSubject, *, settings: Speed, time: Timer | None = None, layer_bytes: int = LAYER_BYTES
+) -> SpeedTable:
     """Measure the times of a model's parts.
 
-    ``settings.repeats``: rounds in which every model generates once; up to three times as many where they differ by
+    ``layer_bytes``: most bytes of the layers of a timed model; of larger ones only some layers are timed.
+
+    ``settings.repeats``: rounds in which every model generates once; up to twice as many where they differ by
     more than 2 %. Raises RecipeError where the model has too few positions, ModelError where the memory is too small.
     """
     require_positions(settings, subject.config, section="budget")
-    points = _points(subject)
+    points = _points(subject, layer_bytes)
     models = dict(zip(points.all, random_models(subject, points.all), strict=True))
     rounds = _Rounds(models, settings, time=time or _time)
     rounds.run()
@@ -89,7 +99,8 @@ def measure_speed_table(subject: SpeedSubject, *, settings: Speed, time: Timer |
 
 
 def _time(model: PreTrainedModel, prompts_BL: Tensor, new_tokens: int) -> Timing:  # noqa: PLR0917 - a Timer
-    return time_generation(model, prompts_BL, new_tokens=new_tokens)
+    clock = clock_of_models_in_memory(input_device(model))
+    return time_generation(model, prompts_BL, new_tokens=new_tokens, clock=clock)
 
 
 class _Rounds:
@@ -216,10 +227,10 @@ class _Parts:
         )
 
 
-def _points(subject: SpeedSubject) -> _Points:
+def _points(subject: SpeedSubject, layer_bytes: int) -> _Points:
     """Return the shapes to be timed: few, and every unit that can be removed in at least two numbers."""
     anatomy, sizes = subject.anatomy, subject.sizes
-    full, half = _depths(subject)
+    full, half = _depths(subject, layer_bytes)
     dense = replace(subject.shape, layers=full)
     shallow = None if half is None else replace(dense, layers=half)
     widths: dict[float, Shape] = {}
@@ -240,7 +251,7 @@ def _points(subject: SpeedSubject) -> _Points:
     return _Points(dense, shallow, widths=widths, groups=groups, experts=experts)
 
 
-def _depths(subject: SpeedSubject) -> tuple[int, int | None]:
+def _depths(subject: SpeedSubject, layer_bytes: int) -> tuple[int, int | None]:
     """Return the layers of the deeper and of the shallower model; None for a model that needs all of its layers.
 
     All layers where their weights are not too large, and about half of them. Whole periods of layers of different kinds
@@ -252,7 +263,7 @@ def _depths(subject: SpeedSubject) -> tuple[int, int | None]:
         return count, None
     _, layers = find_layers(meta_model(subject, subject.shape, layers=range(count)))
     each = sum(weight.numel() * weight.itemsize for weight in layers.parameters()) / count
-    most = max(int(_LAYER_BYTES / each), 2 * period)
+    most = max(int(layer_bytes / each), 2 * period)
     full = count - period * max(math.ceil((count - most) / period), 0)
     return full, full - period * max(full // 2 // period, 1)
 
