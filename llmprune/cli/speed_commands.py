@@ -38,6 +38,7 @@ def speed(
     import_libraries(announced=True)
     from llmprune.common.device_errors import device_errors
     from llmprune.common.files import require_file
+    from llmprune.evaluation.bench.generation_speed import require_positions
     from llmprune.evaluation.bench.speed_prediction import dense_shape, predict
     from llmprune.evaluation.bench.speed_subject import SpeedSubject
     from llmprune.evaluation.bench.speed_table import measure_and_keep, write_table
@@ -52,7 +53,9 @@ def speed(
         lines_without_terminal(),
         device_errors("give a lower --batch-size or --prompt-tokens, or use a GPU with more memory"),
     ):
-        table = measure_and_keep(SpeedSubject.of(source), settings=settings)
+        subject = SpeedSubject.of(source)
+        require_positions(settings, subject.config, section="--prompt-tokens, --new-tokens")
+        table = measure_and_keep(subject, settings=settings)
     print_speed_table(table, predict(table, dense_shape(table.sizes)), console=console())
     write_table(output, table)
     console().print(f"written to {output}", markup=False, highlight=False, soft_wrap=True)

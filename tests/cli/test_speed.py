@@ -24,7 +24,11 @@ def test_speed_prints_and_writes_a_table(workspace: Path, tmp_path: Path, monkey
     assert len(list((tmp_path / "home").rglob("*.json"))) == 1
 
 
-def test_speed_refuses_a_folder_as_its_file(tmp_path: Path) -> None:
-    """Before anything is timed."""
-    refused = command("speed", tmp_path, "-o", tmp_path)
-    assert (refused.code, "is a folder; give a file, such as" in refused.err) == (2, True), refused.err
+def test_speed_refuses_before_anything_is_timed(workspace: Path, tmp_path: Path) -> None:
+    """A folder in place of the file, and more tokens than the model has positions."""
+    for output, options, said in (
+        (tmp_path, (), "is a folder; give a file, such as"),
+        (tmp_path / "table.json", ("--new-tokens", "9000"), "--prompt-tokens, --new-tokens: prompt_tokens 512 + new"),
+    ):
+        refused = command("speed", workspace / "base", *options, "-o", output)
+        assert (refused.code, said in refused.err) == (2, True), refused.err

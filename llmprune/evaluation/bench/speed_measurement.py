@@ -67,10 +67,10 @@ def measure_speed_table(
 ) -> SpeedTable:
     """Measure the times of a model's parts.
 
-    ``layer_bytes``: most bytes of the layers of a timed model; of larger ones only some layers are timed.
-
-    ``settings.repeats``: rounds in which every model generates once; up to twice as many where they differ by
-    more than 2 %. Raises RecipeError where the model has too few positions, ModelError where the memory is too small.
+    ``settings.repeats``: rounds in which every model generates once; up to twice as many where the ratios of their
+    times are less precise than 2 %. ``layer_bytes``: most bytes of the layers of a timed model; of larger ones only
+    some layers are timed. Raises RecipeError where the model has too few positions, ModelError where the memory is too
+    small.
     """
     require_positions(settings, subject.config, section="budget")
     points = _points(subject, layer_bytes)

@@ -41,15 +41,17 @@ def speed_table(
 ) -> SpeedTable:
     """Return the model's speed table; without a file and without one that is kept, it is measured and kept.
 
-    Of several processes the first measures, and all return the same. ``asked``: the speed to be told from 1, times the
-    dense model's; a kept table that cannot tell it is measured again. Raises RecipeError for a wrong file,
+    Of several processes the first reads or measures, and all return the same. ``asked``: the speed to be told from 1,
+    times the dense model's; a kept table that cannot tell it is measured again. Raises RecipeError for a wrong file,
     EvaluationError where the measurements spread too much, ModelError where the memory is too small.
     """
-    table = stored_table(subject, settings=settings, file=file)
-    if file is None and (table is None or not can_tell(table, asked)):
-        measured = measure_and_keep(subject, settings=settings, time=time) if is_first_process() else None
-        table = broadcast_from_first(measured)
-    assert table is not None, "a file is read or refused, and the first process measures"
+    table = None
+    if is_first_process():
+        table = stored_table(subject, settings=settings, file=file)
+        if file is None and (table is None or not can_tell(table, asked)):
+            table = measure_and_keep(subject, settings=settings, time=time)
+    table = broadcast_from_first(table)
+    assert table is not None, "the first process has a table or raises"
     require_telling(table, asked)
     return table
 
