@@ -20,6 +20,7 @@ from llmprune.cut.shape import Shape
 from llmprune.pipeline.context import RunContext, Search
 from llmprune.pipeline.score_and_select import criteria_of, find_scores, origin_of_scores
 from llmprune.pipeline.search_figures import Progress, SearchedMember, SearchRecord, shape_of
+from llmprune.pipeline.search_speed import ShapeSpeeds
 from llmprune.pipeline.search_windows import (
     judged_windows,
     judging_batches,
@@ -30,6 +31,7 @@ from llmprune.pipeline.search_windows import (
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.planning.base import describe_base
 from llmprune.planning.budget.candidates import Candidates, candidates, one_step_further
+from llmprune.planning.budget.limits import SpeedOf
 from llmprune.planning.budget.settle import settled
 from llmprune.planning.budget.space import SearchSpace, search_space
 from llmprune.recipe.search_schedule import Schedule
@@ -62,8 +64,8 @@ def search_shapes(context: RunContext, space: SearchSpace) -> Search:
     smallest = settled(context.recipe, space.smallest, anatomy=space.anatomy, removed=None)
     search = Search(replace(criteria_of(smallest), depth=None), judged_windows(context.inputs))
     scores = find_scores(replace(context, search=search))
-    search = replace(search, scores=scores)
-    return replace(search, figures=_Step(replace(context, search=search), search, space).figures())
+    search, speeds = replace(search, scores=scores), ShapeSpeeds.of(context)
+    return replace(search, figures=_Step(replace(context, search=search), search, space, speeds).figures())
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class _Step:
     context: RunContext
     search: Search
     space: SearchSpace
+    speeds: ShapeSpeeds | None  # where the budget has a speed
 
     def figures(self) -> SearchFigures:
         """Return the result of the search."""
@@ -100,12 +103,19 @@ class _Step:
         """Fingerprint of everything that the search depends on, but for the order of the layers."""
         recipe, inputs = self.context.recipe, self.context.inputs
         judged, scores = self.search.judged_N.tolist(), origin_of_scores(self.context)
-        return fingerprint(inputs.identity, inputs.windows_fingerprint, scores, judged, recipe.budget, recipe.refit)
+        table = self.speeds and self.speeds.table.model_dump_json()
+        parts = inputs.identity, inputs.windows_fingerprint, scores, judged, recipe.budget, recipe.refit, table
+        return fingerprint(*parts)
+
+    @property
+    def _speed(self) -> SpeedOf | None:
+        """Prediction of a shape's speed."""
+        return self.speeds.predicted if self.speeds else None
 
     @cached_property
     def _budgets(self) -> tuple[Candidates, ...]:
         """Candidates for each budget."""
-        return tuple(candidates(self.space, limits) for limits in self.space.members)
+        return tuple(candidates(self.space, limits, speed=self._speed) for limits in self.space.members)
 
     @cached_property
     def _order(self) -> tuple[int, ...]:
@@ -160,13 +170,15 @@ class _Step:
 
     @property
     def _record(self) -> SearchRecord:
-        return SearchRecord(self.context, self.space, self._order, schedule_of(self.context.inputs), speed=None)
+        return SearchRecord(self.context, self.space, self._order, schedule_of(self.context.inputs), self.speeds)
 
     def _further(self, rounds: Rounds, chosen: Tried) -> dict[str, Tried]:
         """Try the shapes that go one step beyond the chosen one, by axis: in the first rounds, as far as it went."""
         found = {}
         shape = shape_of(chosen.cut, self.space)
-        steps = {axis: self._cut(one.shape) for axis, one in one_step_further(self.space, shape).items()}
+        steps = {
+            axis: self._cut(one.shape) for axis, one in one_step_further(self.space, shape, speed=self._speed).items()
+        }
         for axis, tried in zip(steps, rounds.first(list(steps.values())), strict=True):
             found[axis] = rounds.repaired(tried) if rounds.refit else tried
         return found

@@ -10,8 +10,8 @@ from statistics import fmean
 from llmprune.cut.decision import Cut
 from llmprune.cut.shape import Shape
 from llmprune.pipeline.context import RunContext
+from llmprune.pipeline.search_speed import ShapeSpeeds
 from llmprune.planning.budget.candidates import Candidates
-from llmprune.planning.budget.limits import SpeedOf
 from llmprune.planning.budget.space import SearchSpace
 from llmprune.recipe.search_schedule import Schedule
 from llmprune.results.products import SEARCH_SO_FAR
@@ -32,13 +32,13 @@ class SearchedMember:
 
 @dataclass(frozen=True)
 class SearchRecord:
-    """Facts about a search as a whole. ``order``: of the removal of layers; ``speed``: predicts that of a shape."""
+    """Facts about a search as a whole. ``order``: of the removal of layers; ``speeds``: of shapes, if asked for."""
 
     context: RunContext
     space: SearchSpace
     order: tuple[int, ...]
     schedule: Schedule
-    speed: SpeedOf | None
+    speeds: ShapeSpeeds | None
     since: float = field(default_factory=time.monotonic)
 
     @property
@@ -92,15 +92,7 @@ def compose_figures(record: SearchRecord, members: Sequence[SearchedMember], *, 
         dense_kv_groups=whole.kv_groups,
         dense_experts=whole.experts,
         tried=(*tried, *beyond),
-        chosen=tuple(
-            ChosenShape(
-                name=shape_of(member.tried[0].cut, record.space).name,
-                limits=dict(member.budget.limits),
-                candidates=len(member.budget.found),
-                tried=len(member.tried),
-            )
-            for member in (members if is_done else ())
-        ),
+        chosen=tuple(_chosen(record, member) for member in (members if is_done else ())),
         order=record.order,
         sources=record.sources,
         windows=schedule.judged,
@@ -108,6 +100,18 @@ def compose_figures(record: SearchRecord, members: Sequence[SearchedMember], *, 
         forward_passes=round(schedule.forward_passes([len(m.tried) for m in members], further=len(beyond)), 2),
         seconds=round(time.monotonic() - record.since, 1),
         notes=record.space.values.notes,
+    )
+
+
+def _chosen(record: SearchRecord, member: SearchedMember) -> ChosenShape:
+    """Return the choice for a budget; where it has a speed, that of the shape is measured now."""
+    shape = shape_of(member.tried[0].cut, record.space)
+    return ChosenShape(
+        name=shape.name,
+        limits=dict(member.budget.limits),
+        candidates=len(member.budget.found),
+        tried=len(member.tried),
+        measured_speed=record.speeds.measured(shape) if record.speeds else None,
     )
 
 
@@ -126,7 +130,7 @@ def _tried(record: SearchRecord, tried: Tried, *, member: SearchedMember, furthe
         active_parameters=sizes.active_parameters,
         bytes=sizes.bytes,
         kv_bytes_per_token=sizes.kv_bytes_per_token,
-        speed=record.speed(shape) if record.speed else None,
+        speed=record.speeds.predicted(shape) if record.speeds else None,
         divergence=dict(zip(record.sources, tried.divergence, strict=True)),
         mean=fmean(tried.divergence),
         means=tuple(fmean(one) for one in tried.rounds),
