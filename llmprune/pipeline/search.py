@@ -35,7 +35,7 @@ from llmprune.planning.budget.limits import SpeedOf
 from llmprune.planning.budget.settle import settled
 from llmprune.planning.budget.space import SearchSpace, search_space
 from llmprune.recipe.search_schedule import Schedule
-from llmprune.results.products import LAYER_ORDER, SEARCH, SEARCH_SO_FAR, SEARCH_TRIALS
+from llmprune.results.products import HIDDEN_STATES, LAYER_ORDER, SEARCH, SEARCH_SO_FAR, SEARCH_TRIALS
 from llmprune.results.replacing import remove
 from llmprune.results.run_folder import fingerprint
 from llmprune.results.search_figures import SearchFigures
@@ -86,7 +86,7 @@ class _Step:
                 found = self.context.batches.calibration.run("search", self._search, release=inputs.evict)
             folder.write(path.name, found.model_dump_json(indent=1) + "\n")
             if is_first_process():
-                for name in (SEARCH_TRIALS, SEARCH_SO_FAR):
+                for name in (SEARCH_TRIALS, SEARCH_SO_FAR, HIDDEN_STATES):
                     remove(folder.path / name)
             return found
 
