@@ -1,5 +1,8 @@
 """Next-token targets that count in losses: all but begin-of-text tokens, which no model is asked to predict.
 
+Of windows whose second half repeats the first, only targets in the second half count, but for its first token: a model
+can know them from the window alone.
+
 Begin-of-text positions count in every other statistic. Their hidden state is a sink of attention (arXiv 2309.17453)
 with a norm hundreds of times those of others (arXiv 2402.17762), which one layer writes by one or two neurons that are
 inactive elsewhere: without those positions these neurons are the first to go, and a refit moves what they write.
@@ -19,13 +22,25 @@ from torch import Tensor
 class CountedTargets:
     """Targets of windows int64 [N, L] in batches of ``batch_size`` that are none of the ids ``begin``.
 
+    ``repeated_N``: True for windows whose second half repeats the first, bool [N]; None where none does.
+
     They are copied to a device once, for all batches, when they are first needed there; not at all where every target
     counts.
     """
 
-    def __init__(self, windows_NL: Tensor, batch_size: int, *, begin: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        windows_NL: Tensor,
+        batch_size: int,
+        *,
+        begin: tuple[int, ...] = (),
+        repeated_N: Tensor | None = None,
+    ) -> None:
         targets_NT = windows_NL[:, 1:]
         counted_NT = torch.isin(targets_NT, targets_NT.new_tensor(begin), invert=True)
+        if repeated_N is not None:
+            in_first_T = torch.arange(targets_NT.shape[1]) < windows_NL.shape[1] // 2
+            counted_NT &= ~(repeated_N[:, None] & in_first_T)
         self._all_count = bool(counted_NT.all())
         self._batch_size = batch_size
         self._by_device = {torch.device("cpu"): counted_NT}
